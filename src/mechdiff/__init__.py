@@ -1,0 +1,25 @@
+"""mechdiff: what did a fine-tune change inside a language model, where, and does it matter?
+
+    import mechdiff
+    run = mechdiff.run(base="BASE", tuned="TUNED", prompts="prompts.jsonl")
+    run.summary()   # a polars data frame
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mechdiff.api import Run, open_run, run
+    from mechdiff.engine.sites import Site
+    from mechdiff.errors import MechdiffError
+
+_HOME = {"run": "api", "open_run": "api", "Run": "api", "Site": "engine.sites", "MechdiffError": "errors"}
+__all__ = ["MechdiffError", "Run", "Site", "open_run", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"mechdiff.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'mechdiff' has no attribute {name!r}")

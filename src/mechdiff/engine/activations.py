@@ -1,0 +1,109 @@
+"""Look inside a model and write into it. Hooks live here and in replay, nowhere else.
+
+One primitive does both: `edited(model, {site: fn})` runs `fn` on the tensor at each site, in place, while the block computes. Reading is an
+edit that copies and changes nothing; so the place that is read and the place that is written cannot differ.
+
+The residual stream between attention and MLP is edited in place too: the tensor that enters the MLP's norm is the same one that is added
+to the MLP's output afterwards.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mechdiff.engine.models import Model
+from mechdiff.engine.sites import Site
+
+Edit = Callable[[Tensor], None]
+"""Changes a `[batch, pos, d]` tensor in place."""
+
+
+@contextmanager
+def edited(model: Model, edits: Mapping[Site, Edit]) -> Iterator[None]:
+    """While open, every forward pass of `model` runs each edit on the tensor at its site. Hooks are gone afterwards, also after an exception."""
+    handles = []
+    try:
+        for site in sorted(edits):
+            module, end = model.place(site)
+            handles.append(_hook(module, end, edits[site]))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(module: nn.Module, end: str, edit: Edit) -> Any:
+    if end == "input":
+
+        def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            edit(args[0] if args else kwargs["hidden_states"])
+
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+
+    def after(module: nn.Module, args: tuple, output: Any) -> None:
+        edit(output[0] if isinstance(output, tuple) else output)
+
+    return module.register_forward_hook(after)
+
+
+@dataclass(kw_only=True)
+class Clean:
+    """What one unedited forward pass of one prompt gave."""
+
+    logits: Tensor
+    """`[vocab]` at the decision position, float32."""
+    states: dict[Site, Tensor]
+    """`[pos, d]` at the wanted positions, in the model's dtype."""
+    cache: list[tuple[Tensor, Tensor]] | None
+    """Keys and values of every block, each `[1, kv_head, pos, d_head]`, over the whole prompt; None if not asked for."""
+    ids: Tensor
+    """`[pos]`, the whole prompt."""
+
+
+def forward(model: Model, ids: Tensor, **kwargs: Any) -> Any:
+    """One pass of `ids` `[batch, pos]`, with logits for the last position only."""
+    if "logits_to_keep" in signature(model.net.forward).parameters:
+        kwargs.setdefault("logits_to_keep", 1)
+    with torch.inference_mode():
+        return model.net(input_ids=ids, **kwargs)
+
+
+def capture(model: Model, ids: Sequence[int], sites: Sequence[Site], positions: Sequence[int], *, keep_cache: bool = False) -> Clean:
+    """One forward pass of one prompt: its states at `sites` and `positions` (token indices), its last logits, and its cache if asked for."""
+    from transformers import DynamicCache
+
+    states: dict[Site, Tensor] = {}
+    where = torch.tensor(positions, device=model.device)
+
+    def reader(site: Site) -> Edit:
+        def read(tensor: Tensor) -> None:
+            states[site] = tensor[0, where].clone()
+
+        return read
+
+    tokens = torch.tensor([ids], device=model.device)
+    cache = DynamicCache() if keep_cache else None
+    with edited(model, {site: reader(site) for site in sites}):
+        output = forward(model, tokens, use_cache=keep_cache, past_key_values=cache)
+    kept = [(layer.keys, layer.values) for layer in cache.layers] if cache is not None else None
+    return Clean(logits=output.logits[0, -1].float().clone(), states=states, cache=kept, ids=tokens[0])
+
+
+def writer(value: Tensor) -> Edit:
+    """An edit that writes `value` `[pos, d]` over the last positions of every sequence of the batch."""
+
+    def write(tensor: Tensor) -> None:
+        tensor[:, -len(value) :] = value
+
+    return write
+
+
+def full_forward(model: Model, ids: Tensor, edits: Mapping[Site, Edit]) -> Tensor:
+    """Logits `[vocab]` (float32) at the last position of one whole forward pass of `ids` `[pos]` under edits."""
+    with edited(model, edits):
+        return forward(model, ids[None], use_cache=False).logits[0, -1].float()

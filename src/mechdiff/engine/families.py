@@ -1,0 +1,128 @@
+"""One row per architecture: where its blocks are and which module holds each site. No torch here.
+
+To add a family, add a row to `FAMILIES` under the `model_type` of its config and a tiny config to `tests/pico.py`: every test of the
+engine then runs on it. Read the block's `forward` for four facts: the path of the attention's output projection, whether a norm stands
+between that projection (or the MLP) and the residual stream, which module reads the residual stream between attention and MLP, and
+whether both are added in parallel (then nothing does, and `resid_mid` does not exist). A name is never guessed: what the row says must
+be there when a model is loaded, or loading fails.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mechdiff.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Module paths of one architecture; those inside a block are relative to it."""
+
+    blocks: str = "model.layers"
+    projection: str = "self_attn.o_proj"
+    """Attention output projection: its input is the site `z`, its output `attn_proj`."""
+    attn_norm: str | None = None
+    """Norm between the projection and the residual stream, where there is one: its output is `attn_out`."""
+    mid: str | None = "post_attention_layernorm"
+    """The module whose input is the residual stream between attention and MLP (`resid_mid`)."""
+    mlp: str = "mlp"
+    mlp_norm: str | None = None
+    """Norm between the MLP and the residual stream, where there is one: its output is `mlp_out`."""
+    embed: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    head: str = "lm_head"
+    parallel_flag: str | None = None
+    """Config field that, when true, adds attention and MLP in parallel: `resid_mid` then does not exist."""
+
+    def places(self, config: Any) -> dict[str, tuple[str, str]]:
+        """Site kind -> (module path inside the block, "input" or "output"); "" is the block itself."""
+        places = {
+            "resid_pre": ("", "input"),
+            "z": (self.projection, "input"),
+            "attn_proj": (self.projection, "output"),
+            "attn_out": (self.attn_norm or self.projection, "output"),
+            "mlp_out": (self.mlp_norm or self.mlp, "output"),
+            "resid_post": ("", "output"),
+        }
+        if self.mid and not (self.parallel_flag and getattr(config, self.parallel_flag)):
+            places["resid_mid"] = (self.mid, "input")
+        return places
+
+
+_LLAMA = Family()
+_GEMMA = Family(attn_norm="post_attention_layernorm", mid="pre_feedforward_layernorm", mlp_norm="post_feedforward_layernorm")
+
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "gpt2": Family(
+        blocks="transformer.h", projection="attn.c_proj", mid="ln_2", embed="transformer.wte", final_norm="transformer.ln_f"
+    ),
+    "gpt_neox": Family(
+        blocks="gpt_neox.layers", projection="attention.dense", embed="gpt_neox.embed_in", final_norm="gpt_neox.final_layer_norm",
+        parallel_flag="use_parallel_residual",
+    ),
+}  # fmt: skip
+
+
+def family_of(config: Any, ref: str) -> Family:
+    """The table's row for a transformers config; raises ModelError that lists the known families."""
+    kind = config.model_type
+    if kind not in FAMILIES:
+        raise ModelError(
+            f"{ref}: the architecture {kind!r} is not one that mechdiff knows. Known: {', '.join(sorted(FAMILIES))}. "
+            "A new one is one row of mechdiff/engine/families.py, whose first lines say how."
+        )
+    return FAMILIES[kind]
+
+
+def sliding_window(config: Any, layer: int) -> int | None:
+    """How many tokens, itself included, a position of this block attends to; None: all before it."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None or (kinds and kinds[layer] != "sliding_attention"):
+        return None
+    return int(window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The sizes of a model, read from its config."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_mlp: int
+    vocab: int
+    context: int
+    """Most tokens of one prompt."""
+
+    def width(self, kind: str) -> int:
+        """Width of a site kind's states."""
+        return self.n_heads * self.d_head if kind == "z" else self.d_model
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of a gated-MLP transformer of this shape (an estimate: norms and biases left out, embeddings counted once)."""
+        attention = self.d_model * self.d_head * 2 * (self.n_heads + self.n_kv_heads)
+        return self.n_layers * (attention + 3 * self.d_model * self.d_mlp) + self.vocab * self.d_model
+
+
+def shape_of(config: Any) -> Shape:
+    """The sizes that a transformers config states."""
+    heads = config.num_attention_heads
+    return Shape(
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_heads=heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        d_head=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        d_mlp=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size,
+        vocab=config.vocab_size,
+        context=config.max_position_embeddings,
+    )

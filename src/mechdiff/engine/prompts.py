@@ -1,0 +1,133 @@
+"""Prompt sets and their splits. No torch here.
+
+A prompt set is a JSON Lines file, one prompt a line: `text`, and if wanted `id`, `label` and `meta`. What is fitted, what is
+chosen and what is published each have prompts of their own (METHOD B18), and prompts that are near copies of each other, named
+by `meta.cluster`, never stand on both sides of a split.
+"""
+
+import codecs
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mechdiff.errors import PromptError
+
+SPLITS = ("fit", "select", "report")
+"""`fit` for maps and subspaces, `select` for every choice, `report` for every published number."""
+
+_KEYS = ("text", "id", "label", "meta")
+_EXAMPLE = '{"text": "What is 2+2?", "id": "sum-1", "label": "4", "meta": {"cluster": "sums"}}'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One prompt of a set."""
+
+    id: str
+    """Unique within the set; the line's number (`line-7`) where the file gives none."""
+    text: str
+    label: str | None = None
+    """The right answer, where there is one."""
+    meta: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Anything else; prompts with the same `cluster` stay in one split."""
+
+
+def read_prompts(path: Path | str) -> list[Prompt]:
+    """The prompts of a JSON Lines file: `text`, and if wanted `id`, `label` and `meta`. Blank lines are skipped."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise PromptError(f"{path} cannot be read ({error.strerror}). Give a JSON Lines file, one prompt a line: {_EXAMPLE}") from error
+    lines: dict[str, int] = {}
+    prompts = []
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        prompt = _read_line(line, number, f"{path}, line {number}")
+        if prompt.id in lines:
+            raise PromptError(
+                f"{path}: lines {lines[prompt.id]} and {number} have the same id {prompt.id!r}. Give each prompt an id of its own, "
+                "or leave the ids out."
+            )
+        lines[prompt.id] = number
+        prompts.append(prompt)
+    if not prompts:
+        raise PromptError(f"{path} holds no prompts. Write one JSON object a line: {_EXAMPLE}")
+    return prompts
+
+
+def _read_line(line: bytes, number: int, place: str) -> Prompt:
+    """One line of a prompt file, checked; `place` opens every message."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{place}: not UTF-8 (at byte {error.start + 1} of the line). Save the file as UTF-8.") from error
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{place}: half of a surrogate pair (a \\ud800-\\udfff escape without its partner). Write the character."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        reason = str(error).replace("line 1 column", "column")
+        raise PromptError(f"{place}: malformed JSON ({reason}). Write one JSON object a line: {_EXAMPLE}") from error
+    if not isinstance(record, dict):
+        raise PromptError(f"{place}: a JSON {type(record).__name__}, not an object. Write one object a line: {_EXAMPLE}")
+    for key in sorted(record.keys() - set(_KEYS)):
+        near = difflib.get_close_matches(key, _KEYS, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else "Put what else belongs to a prompt into meta."
+        raise PromptError(f"{place}: unknown key {key!r}; known keys: {', '.join(_KEYS)}. {hint}")
+    given = {key: value for key, value in record.items() if value is not None}
+    text, name, label, meta = (given.get(key) for key in _KEYS)
+    if not isinstance(text, str) or not text.strip():
+        raise PromptError(f"{place}: `text` is {text!r}; it must be a string that is not empty. {_EXAMPLE}")
+    if name is not None and (isinstance(name, bool) or not isinstance(name, str | int) or name == ""):
+        raise PromptError(
+            f"{place}: `id` is {name!r}; it must be a string that is not empty, or a whole number. Leave it out to get line-{number}."
+        )
+    if label is not None and not isinstance(label, str):
+        raise PromptError(f"{place}: `label` is {label!r}; it must be a string. Put it in quotes.")
+    if meta is not None and not isinstance(meta, dict):
+        raise PromptError(f"{place}: `meta` is {meta!r}; it must be an object. {_EXAMPLE}")
+    return Prompt(id=f"line-{number}" if name is None else str(name), text=text, label=label, meta=meta or {})
+
+
+def split_prompts(prompts: Sequence[Prompt], seed: int) -> dict[str, list[Prompt]]:
+    """The prompts in three splits, 60/20/20 % of the clusters, each in the order given.
+
+    A cluster is what must not be spread over splits: prompts with the same `meta["cluster"]`, and prompts with the same text.
+    Clusters are put in the order of a hash of seed and content, so that neither the file's order nor the ids matter.
+    """
+    clusters = _clusters(prompts)
+    ranked = sorted(set(clusters), key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
+    if len(ranked) < len(SPLITS):
+        raise PromptError(
+            f"{len(prompts)} prompts in {len(ranked)} clusters (same text or same meta.cluster) cannot fill {', '.join(SPLITS)}. "
+            "Give at least 3 different prompts, or a file for each split."
+        )
+    held_out = round(len(ranked) / 5)
+    split = (
+        dict.fromkeys(ranked, "fit")
+        | dict.fromkeys(ranked[-held_out:], "report")
+        | dict.fromkeys(ranked[-2 * held_out : -held_out], "select")
+    )
+    return {name: [prompt for prompt, cluster in zip(prompts, clusters, strict=True) if split[cluster] == name] for name in SPLITS}
+
+
+def _clusters(prompts: Sequence[Prompt]) -> list[str]:
+    """The cluster of each prompt, named by the first in order of the texts and cluster names that it joins."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    for prompt in prompts:
+        named = "cluster " + str(prompt.meta["cluster"]) if prompt.meta.get("cluster") is not None else "text " + prompt.text
+        first, second = sorted((root("text " + prompt.text), root(named)))
+        parent[second] = first
+    return [root("text " + prompt.text) for prompt in prompts]

@@ -1,0 +1,273 @@
+"""Many counterfactual runs of one prompt in one forward pass.
+
+The question "what would the next token be, had this state been that one?" is asked thousands of times of the same prompt: every layer, site
+and arm is a *variant*. Nothing written at the last position can reach the keys and values of earlier ones. So the prefix is computed once, and
+the variants run as parallel copies of the last token on top of its cache: each copy has the same position, sees the prefix and itself, and is
+edited at its own site alone.
+
+Below the layer that it first edits a variant equals the clean run, so its copy need not exist there (the *staircase*): a pass starts with one
+clean row a prompt, and at the input of each block the variants born there are appended as copies of the clean row. The clean row rides along
+to the end: its distance from the model's own forward pass is the noise floor of every number the pass gives.
+
+Three engines with one signature, `(model, cleans, variants) -> logits [prompt, 1 + variant, vocab]`, row 0 the clean run:
+
+- `replay`: parallel tokens as above; edits at the last `n_pos` positions (a variant is then a block of `n_pos` tokens).
+- `relay`: variants as sequences of a batch, born at the block they first edit; for edits at all positions.
+- `full`: a whole hooked forward pass for each variant. Slow; what the others are tested against.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechdiff.engine.activations import Clean, Edit, edited, forward
+from mechdiff.engine.families import sliding_window
+from mechdiff.engine.models import Model
+from mechdiff.engine.sites import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """What an edit writes at a site, at the last `pos` positions of each prompt."""
+
+    value: Tensor
+    """`[prompt, pos, d]`"""
+    add: bool = False
+    """Add to the state that is there, instead of replacing it."""
+
+
+Variant = Mapping[Site, Write]
+Engine = Callable[[Model, Sequence[Clean], Sequence[Variant]], Tensor]
+
+
+def replay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -> Tensor:
+    """Logits `[prompt, 1 + variant, vocab]` at the decision position, float32; prompts and variants in one pass of parallel tokens.
+
+    Every variant must write the same number of positions; each clean run must hold its cache.
+    """
+    n_pos = next((write.value.shape[1] for variant in variants for write in variant.values()), 1)
+    prefix = _Prefix.of(cleans, n_pos)
+    stairs = _Stairs(variants)
+    n_prompts, n_rows = len(cleans), 1 + len(variants)
+    masks: dict[int | None, Tensor] = {}
+
+    def grow(layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        if born := stairs.born[layer]:
+            hidden = torch.cat([hidden, hidden[:, :n_pos].repeat(1, born, 1)], 1)
+        rows = stairs.rows[layer]
+        window = sliding_window(model.config, layer)
+        if window not in masks:
+            masks[window] = prefix.mask(n_rows, window, model.dtype)
+        kwargs["attention_mask"] = masks[window][:, :, : rows * n_pos, : prefix.longest + rows * n_pos]
+        for name in ("position_ids", "position_embeddings"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = _repeat(kwargs[name], rows)
+        return hidden
+
+    def rows_of(variant: int) -> Callable[[Tensor], Tensor]:
+        start = stairs.row[variant] * n_pos
+        return lambda tensor: tensor[:, start : start + n_pos]
+
+    def decisions(head: Any, args: tuple) -> tuple[Tensor]:
+        return (args[0].reshape(n_prompts, n_rows * n_pos, -1)[:, n_pos - 1 :: n_pos],)
+
+    with _growing(model, grow), edited(model, _edits(variants, rows_of)):
+        handle = model.head.register_forward_pre_hook(decisions)
+        try:
+            output = forward(model, prefix.suffix, logits_to_keep=0, attention_mask=prefix.mask(1, None, model.dtype),
+                             position_ids=prefix.positions, past_key_values=prefix.cache(), use_cache=True)  # fmt: skip
+        finally:
+            handle.remove()
+    return output.logits.reshape(n_prompts, n_rows, -1)[:, stairs.order].float()
+
+
+def relay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -> Tensor:
+    """As `replay`, with whole sequences: edits at any number of last positions, one prompt at a time."""
+    stairs = _Stairs(variants)
+
+    def grow(layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        born = stairs.born[layer]
+        return torch.cat([hidden, hidden[:1].expand(born, -1, -1)]) if born else hidden
+
+    found = []
+    for i, clean in enumerate(cleans):
+
+        def rows_of(variant: int, i: int = i) -> Callable[[Tensor], Tensor]:
+            n_pos = next(iter(variants[variant].values())).value.shape[1]
+            return lambda tensor: tensor[stairs.row[variant], -n_pos:]
+
+        with _growing(model, grow), edited(model, _edits(variants, rows_of, prompt=i)):
+            found.append(forward(model, clean.ids[None], use_cache=False).logits[:, -1].float()[stairs.order])
+    return torch.stack(found)
+
+
+def full(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -> Tensor:
+    """As `replay`, by one whole forward pass for each variant and prompt."""
+
+    def rows_of(variant: int) -> Callable[[Tensor], Tensor]:
+        n_pos = next(iter(variants[variant].values())).value.shape[1]
+        return lambda tensor: tensor[0, -n_pos:]
+
+    found = []
+    for i, clean in enumerate(cleans):
+        for v in (None, *range(len(variants))):
+            edits = {} if v is None else _edits(variants, rows_of, prompt=i, only=v)
+            with edited(model, edits):
+                found.append(forward(model, clean.ids[None], use_cache=False).logits[0, -1].float())
+    return torch.stack(found).reshape(len(cleans), 1 + len(variants), -1)
+
+
+ENGINES: dict[str, Engine] = {"replay": replay, "relay": relay, "full": full}
+
+
+def _edits(
+    variants: Sequence[Variant], rows_of: Callable[[int], Callable[[Tensor], Tensor]], *, prompt: int | None = None, only: int | None = None
+) -> dict[Site, Edit]:
+    """One edit a site, which writes each variant's value into that variant's rows (of one prompt, or of all at once)."""
+    at: dict[Site, list[tuple[Callable[[Tensor], Tensor], Tensor, bool]]] = {}
+    for v, variant in enumerate(variants):
+        if only is not None and v != only:
+            continue
+        for site, write in variant.items():
+            value = write.value if prompt is None else write.value[prompt]
+            at.setdefault(site, []).append((rows_of(v), value, write.add))
+
+    def edit_all(writes: list[tuple[Callable[[Tensor], Tensor], Tensor, bool]]) -> Edit:
+        def edit(tensor: Tensor) -> None:
+            for rows, value, add in writes:
+                if add:
+                    rows(tensor).add_(value.to(tensor.dtype))
+                else:
+                    rows(tensor).copy_(value)
+
+        return edit
+
+    return {site: edit_all(writes) for site, writes in at.items()}
+
+
+class _Stairs:
+    """Which row each variant takes, and how many rows there are at each block. Variants born at one block take neighbouring rows."""
+
+    def __init__(self, variants: Sequence[Variant]) -> None:
+        births = [min(variant).layer for variant in variants]
+        by_birth = sorted(range(len(variants)), key=births.__getitem__)
+        self.row = {variant: 1 + i for i, variant in enumerate(by_birth)}
+        self.order = [0] + [self.row[v] for v in range(len(variants))]
+        self.born = _Counts(births)
+        self.rows = _Totals(births)
+
+
+class _Counts(dict[int, int]):
+    """Block -> variants born there."""
+
+    def __init__(self, births: Sequence[int]) -> None:
+        super().__init__()
+        for layer in births:
+            self[layer] = self.get(layer, 0) + 1
+
+    def __missing__(self, layer: int) -> int:
+        return 0
+
+
+class _Totals(dict[int, int]):
+    """Block -> rows there: the clean one, and every variant born at or below it."""
+
+    def __init__(self, births: Sequence[int]) -> None:
+        super().__init__()
+        self._births = births
+
+    def __missing__(self, layer: int) -> int:
+        self[layer] = 1 + sum(birth <= layer for birth in self._births)
+        return self[layer]
+
+
+def _repeat(value: Any, rows: int) -> Any:
+    """Tables of shape `[prompt, pos, ...]` repeated once for each row."""
+    if isinstance(value, tuple):
+        return tuple(_repeat(part, rows) for part in value)
+    return value.repeat(1, rows, *[1] * (value.ndim - 2))
+
+
+@contextmanager
+def _growing(model: Model, grow: Callable[[int, Tensor, dict[str, Any]], Tensor]) -> Iterator[None]:
+    """While open, `grow(layer, hidden, kwargs)` runs at each block's input, before any edit there, and gives the block's new input."""
+    handles = []
+    try:
+        for layer, block in enumerate(model.blocks):
+            names = list(signature(block.forward).parameters)
+
+            def before(block: Any, args: tuple, kwargs: dict, layer: int = layer, names: list[str] = names) -> tuple[tuple, dict]:
+                named = {**dict(zip(names, args, strict=False)), **kwargs}
+                hidden = grow(layer, named.pop(names[0]), named)
+                return (hidden,), named
+
+            handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prefix:
+    """The caches of several prompts side by side, each without its last positions, padded on the right to the longest."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    lengths: Tensor
+    """`[prompt]`: tokens before the suffix."""
+    longest: int
+    suffix: Tensor
+    """`[prompt, pos]`: the tokens that the variants are copies of."""
+
+    @classmethod
+    def of(cls, cleans: Sequence[Clean], n_pos: int) -> "_Prefix":
+        lengths = [len(clean.ids) - n_pos for clean in cleans]
+        assert min(lengths) >= 0, "a prompt is shorter than the window that is written"
+        caches = [clean.cache for clean in cleans if clean.cache is not None]
+        assert len(caches) == len(cleans), "replay needs clean runs that were captured with keep_cache=True"
+
+        def stacked(layer: int, part: int) -> Tensor:
+            kept = [cache[layer][part][:, :, :length] for cache, length in zip(caches, lengths, strict=True)]
+            return torch.cat([torch.nn.functional.pad(tensor, (0, 0, 0, max(lengths) - tensor.shape[2])) for tensor in kept])
+
+        n_layers = len(caches[0])
+        return cls(
+            keys=[stacked(layer, 0) for layer in range(n_layers)],
+            values=[stacked(layer, 1) for layer in range(n_layers)],
+            lengths=torch.tensor(lengths, device=cleans[0].ids.device),
+            longest=max(lengths),
+            suffix=torch.stack([clean.ids[length:] for clean, length in zip(cleans, lengths, strict=True)]),
+        )
+
+    @property
+    def positions(self) -> Tensor:
+        """`[prompt, pos]`: the suffix tokens' positions."""
+        return self.lengths[:, None] + torch.arange(self.suffix.shape[1], device=self.lengths.device)
+
+    def cache(self) -> Any:
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            cache.update(keys, values, layer)
+        return cache
+
+    def mask(self, n_rows: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """`[prompt, 1, row, key]` to add to attention scores: a row sees its prompt's prefix, its own block up to itself, and nothing else."""
+        device, n_pos = self.lengths.device, self.suffix.shape[1]
+        key = torch.arange(self.longest, device=device)
+        sees_prefix = (key < self.lengths[:, None])[:, None, :].expand(-1, n_pos, -1)
+        step = torch.arange(n_pos, device=device)
+        sees_block = step[:, None] >= step
+        if window is not None:
+            sees_prefix = sees_prefix & (self.positions[:, :, None] - key < window)
+            sees_block = sees_block & (step[:, None] - step < window)
+        own = torch.kron(torch.eye(n_rows, dtype=torch.int8, device=device), sees_block.to(torch.int8)).bool()
+        sees = torch.cat([sees_prefix.repeat(1, n_rows, 1), own.expand(len(self.lengths), -1, -1)], 2)
+        return torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]

@@ -1,0 +1,115 @@
+"""Where does the difference between the two models' states matter for what they say next?
+
+One model runs, and at one place its state at the studied position is replaced (Vig 2020; Meng 2022; across models with the prompt held
+fixed: Prakash 2024, arXiv 2402.14811). With D = KL(p_tuned || p_base), the total effect:
+
+    tuned<-base, breakage   KL(p_tuned || p_tuned[site <- a_base]) / D       is the tuned state there necessary?
+    base<-tuned, recovery   1 - KL(p_tuned || p_base[site <- a_tuned]) / D   is the tuned state there sufficient?
+
+0: the place does not matter. 1: it carries all of the change that reaches this position (after the last block `resid_post` is always near 1).
+The two are not complements: where either of two places suffices, recovery is 1 at both and breakage 0 at both.
+
+**Arms** say how the written state was made; each is a way to guess the tuned model's state:
+
+    identity    the other model's own state on this prompt
+    shift       a_base + (mu_tuned - mu_base): the base's state, moved by the mean difference over the fit split
+    mean        mu_tuned: what the tuned model has on average, the same on every prompt
+    resample    the tuned model's state on another prompt
+    oracle      the running model's own state: changes nothing, to rounding
+
+In `tuned<-base` a guess that is right breaks nothing, so shift far below identity means that the change is mostly one constant vector. In
+`base<-tuned` mean and resample near identity mean that what recovers the tuned behaviour is not about this prompt.
+
+When it misleads: a single place hides behind others that do the same job (self-repair, McGrath 2023), so look at windows of blocks too; an effect
+at one position is not the effect at all of them; and a written state can be one that the running model never has (compare `resample`).
+Logit differences are linear where KL saturates (Heimersheim & Nanda 2024, arXiv 2404.15255), so both are given.
+"""
+
+from collections.abc import Sequence
+
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechdiff.engine.activations import Clean
+from mechdiff.engine.models import Model
+from mechdiff.engine.replay import Engine, Variant, Write
+from mechdiff.engine.sites import Site
+from mechdiff.measures.outcome import outcomes
+from mechdiff.rows import rows
+
+def written_state(
+    arm: str,
+    direction: str,
+    base: Float[Tensor, "layer prompt pos d"],
+    tuned: Float[Tensor, "layer prompt pos d"],
+    *,
+    mean_base: Float[Tensor, "layer pos d"] | None = None,
+    mean_tuned: Float[Tensor, "layer pos d"] | None = None,
+    donor: Float[Tensor, "layer prompt pos d"] | None = None,
+) -> Float[Tensor, "layer prompt pos d"]:
+    """The states that an arm writes; `donor` are the tuned model's states on other prompts, the means those of the fit split."""
+    own, other = (tuned, base) if direction == "tuned<-base" else (base, tuned)
+    if arm == "identity":
+        return other
+    if arm == "oracle":
+        return own
+    if arm == "resample":
+        assert donor is not None
+        return donor
+    assert mean_base is not None
+    assert mean_tuned is not None
+    return base + (mean_tuned - mean_base)[:, None] if arm == "shift" else mean_tuned[:, None].expand_as(tuned)
+
+
+def donors(n_prompts: int, seed: int) -> list[int]:
+    """For each prompt another one whose state stands in for it: a random cycle through all, so none is its own donor. Needs two prompts."""
+    order = torch.randperm(n_prompts, generator=torch.Generator().manual_seed(seed)).tolist()
+    donor = [0] * n_prompts
+    for here, there in zip(order, order[1:] + order[:1], strict=True):
+        donor[here] = there
+    return donor
+
+
+def variants(kind: str, layers: Sequence[int], written: Float[Tensor, "layer prompt pos d"], width: int = 1) -> list[Variant]:
+    """One variant for each of `layers`: `written[block]` at `kind`, at that block and the `width - 1` blocks above it."""
+    return [{Site(layer, kind): Write(value=written[layer]) for layer in range(first, first + width)} for first in layers]
+
+
+def measure(
+    model: Model,
+    engine: Engine,
+    cleans: Sequence[Clean],
+    *,
+    kind: str,
+    layers: Sequence[int],
+    width: int,
+    written: Float[Tensor, "layer prompt pos d"],
+    base_logits: Float[Tensor, "prompt vocab"],
+    tuned_logits: Float[Tensor, "prompt vocab"],
+    prompt_ids: Sequence[str],
+    columns: dict[str, str | None],
+    floor: bool = False,
+) -> pl.DataFrame:
+    """Rows of every metric for each prompt and each of `layers` (the first block of a window); `columns` are the constant key columns.
+
+    `floor` adds the unedited row of the same passes, control `no_op`.
+    """
+    own, other = (tuned_logits, base_logits) if model.side == "tuned" else (base_logits, tuned_logits)
+    logits = engine(model, cleans, variants(kind, layers, written, width))[..., : own.shape[-1]]
+    found = outcomes(logits, own, other, tuned_clean=tuned_logits, base_clean=base_logits)
+    n_prompts, n_layers = len(cleans), len(layers)
+    frames = []
+    for metric, values in found.items():
+        frames.append(
+            rows(
+                values[:, 1:].flatten().numpy(),
+                measure="patching", layer=list(layers) * n_prompts, site=kind, metric=metric,
+                prompt=[prompt for prompt in prompt_ids for _ in range(n_layers)], **columns,
+            )  # fmt: skip
+        )
+        if floor:
+            constant = {"direction": columns["direction"], "split": columns["split"], "control": "no_op"}
+            frames.append(rows(values[:, 0].numpy(), measure="patching", prompt=list(prompt_ids), metric=metric, **constant))
+    return pl.concat(frames)

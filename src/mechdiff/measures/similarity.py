@@ -1,0 +1,272 @@
+"""Where do the two models' states differ, and is the difference more than a change of basis?
+
+X and Y hold the two models' states at one site, a row for each prompt; K = XXᵀ and L = YYᵀ say how alike prompts look to each model.
+
+- `cka`: linear CKA, the cosine of K and L once their own means are taken out. 1: prompts lie alike up to rotation, scale and shift.
+  0: as alike as for unrelated models. **Debiased**: K and L lose their diagonal and are *U-centred* (Székely & Rizzo 2014; Song 2012,
+  Nguyen 2021), which makes the inner product the unbiased HSIC₁. A small negative value is legal and means 0; it is never clipped.
+- `cka_biased`: the same with the diagonals left in, as most papers report it. With fewer prompts than dimensions it is near 1 whatever
+  the models: over random pairings of prompts its mean is exactly √(PR_base · PR_tuned)/(N−1).
+- `participation_ratio_base`, `_tuned`: PR = (Σλ)²/Σλ² over the eigenvalues of the states' sample covariance: how many directions they
+  use, between 1 and N−1. A PR near N says that N, not the model, limits what is seen.
+- `procrustes_distance`: ‖XQ − Y‖ for the best rotation Q, both centred and of unit norm; 0 for the same shape, at most √2. More
+  sensitive than CKA (Ding 2021). Unrelated states are *not* at √2 (N = 150, d = 512: 0.81 with eigenvalues 1/i, 0.38 if
+  isotropic), so read it beside its permuted draws.
+- `mutual_knn`: the share of a prompt's k nearest others (cosine, centred) that both models agree on, averaged; k is 10, or half the other
+  prompts if fewer than 20. Unrelated states share k/(N−1).
+- `same_basis_change`: the mean of ‖y − x‖/‖x‖ over prompts, uncentred, no basis removed: 0 only if every state is the same. A fine-tune
+  shares its base's basis, so this sees what the others forgive; it is the first number to read for a fine-tune.
+- `cka_without_prompt`: `cka` without that prompt, for the jackknife. (Drawing prompts with replacement repeats rows and inflates CKA.)
+- control `permuted#i`: the value with the tuned model's prompts in random order. The same orders serve all sites.
+
+When it misleads: a few extreme rows or dimensions can make all of CKA (Davari 2023); a high value does not mean the same function, and a
+late, small, decisive edit moves it little. A measure that is not defined here (too few prompts, states that do not vary) is NaN;
+`undefined` says why.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import polars as pl
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from mechdiff.engine.sites import Site
+from mechdiff.rows import empty, rows
+
+METRICS = (
+    "cka",
+    "cka_biased",
+    "participation_ratio_base",
+    "participation_ratio_tuned",
+    "procrustes_distance",
+    "mutual_knn",
+    "same_basis_change",
+)
+PROCRUSTES_DRAWS = 5
+"""Random pairings for the Procrustes distance: each costs a singular value decomposition, and they hardly differ."""
+
+_NOISE = 1e-24
+"""A sum of squares below this share of what it is made of is rounding."""
+
+
+def linear_cka(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"], *, debiased: bool = True) -> float:
+    """Linear CKA of the two sets of states; NaN with fewer than 4 prompts, or 2 if biased."""
+    return _cka(geometry(base), geometry(tuned), debiased=debiased)
+
+
+def participation_ratio(states: Float[Tensor, "prompt d"]) -> float:
+    """(Σλ)²/Σλ² over the eigenvalues λ of the sample covariance, from traces of the Gram matrix."""
+    return _participation_ratio(geometry(states))
+
+
+def procrustes_distance(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"]) -> float:
+    """min over rotations Q of ‖XQ − Y‖, both centred and of unit Frobenius norm; the narrower is padded with zeros."""
+    return _procrustes(geometry(base).shape, geometry(tuned).shape)
+
+
+def mutual_knn(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"], k: int | None = None) -> float:
+    """The mean share of common members among each prompt's k nearest others, by cosine after centring."""
+    return _mutual_knn(geometry(base), geometry(tuned), k or neighbourhood(len(base)))
+
+
+def neighbourhood(n_prompts: int) -> int:
+    """The k of `mutual_knn`: 10, or half the other prompts if fewer than 20; 0 if there are no neighbours to choose from."""
+    return min(10, (n_prompts - 1) // 2)
+
+
+def same_basis_change(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"]) -> float:
+    """The mean over prompts of ‖y − x‖/‖x‖; NaN if the widths differ, a base state is zero, or any is not finite."""
+    if base.shape != tuned.shape or not tuned.isfinite().all():
+        return math.nan
+    base, tuned = base.double(), tuned.double()
+    size = base.norm(dim=1)
+    return float(((tuned - base).norm(dim=1) / size.where(size > 0, torch.nan)).mean())
+
+
+def cka_without_each(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"]) -> Float64[Tensor, " prompt"]:
+    """Debiased CKA of all prompts but one, for each prompt left out."""
+    return _cka_without_each(geometry(base).u_centred, geometry(tuned).u_centred)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """How one model's states lie at one site: what every measure here is made of, computed once."""
+
+    gram: Float64[Tensor, "prompt prompt"]
+    """Inner products of the centred states; 0 if the states do not vary beyond their dtype's rounding."""
+    u_centred: Float64[Tensor, "prompt prompt"]
+    """The U-centred inner products; 0 if there are fewer than 4 prompts or all are equally alike."""
+    shape: Float64[Tensor, "prompt axis"]
+    """The centred states at unit norm, in coordinates of at most as many axes as prompts; NaN if the states do not vary."""
+
+
+def geometry(states: Float[Tensor, "prompt d"]) -> Geometry:
+    """The geometry of these states, in float64 on the CPU."""
+    x = states.detach().cpu().double()
+    centred = x - x.mean(0)
+    if centred.norm() <= 16 * torch.finfo(states.dtype).eps * x.norm():
+        centred = torch.zeros_like(centred)
+    n, d = centred.shape
+    shape = torch.linalg.qr(centred.T, mode="r").R.T if n < d and centred.isfinite().all() else centred
+    gram = centred @ centred.T
+    return Geometry(gram=gram, u_centred=u_centred(gram), shape=shape / centred.norm())
+
+
+def u_centred(gram: Float64[Tensor, "prompt prompt"]) -> Float64[Tensor, "prompt prompt"]:
+    """The Gram matrix with zero diagonal and zero row sums: HSIC₁ is (A * B).sum() / (N (N−3)) of two such. 0 where that is rounding."""
+    n = len(gram)
+    if n < 4:
+        return torch.zeros_like(gram)
+    hollow = gram.clone().fill_diagonal_(0)
+    mean = hollow.sum(1) / (n - 2)
+    found = (hollow - mean[:, None] - mean + mean.sum() / (n - 1)).fill_diagonal_(0)
+    return torch.zeros_like(gram) if found.square().sum() <= _NOISE * gram.square().sum() else found
+
+
+def _cka(base: Geometry, tuned: Geometry, *, debiased: bool) -> float:
+    """The cosine of the two Gram matrices, U-centred or merely centred; 0/0 is NaN."""
+    a, b = (base.u_centred, tuned.u_centred) if debiased else (base.gram, tuned.gram)
+    return float((a * b).sum() / (a.norm() * b.norm()))
+
+
+def _participation_ratio(states: Geometry) -> float:
+    return float(states.gram.trace().square() / states.gram.square().sum())
+
+
+def _procrustes(base: Float64[Tensor, "prompt axis_base"], tuned: Float64[Tensor, "prompt axis_tuned"]) -> float:
+    """√(2 − 2‖XᵀY‖_*), or, near 0 where that cancels, the residual of the best rotation itself."""
+    narrow, wide = sorted((base, tuned), key=lambda shape: shape.shape[1])
+    cross = narrow.T @ wide
+    if not cross.isfinite().all():
+        return math.nan
+    square = 2 - 2 * float(torch.linalg.svdvals(cross).sum())
+    if square > 0.01:
+        return math.sqrt(square)
+    u, _, vh = torch.linalg.svd(cross, full_matrices=False)
+    return float((narrow @ (u @ vh) - wide).norm())
+
+
+def _mutual_knn(base: Geometry, tuned: Geometry, k: int) -> float:
+    """Ties are broken by the order of the prompts as `topk` meets them."""
+    if not (k > 0 and base.gram.any() and tuned.gram.any() and base.gram.isfinite().all() and tuned.gram.isfinite().all()):
+        return math.nan
+    return int((_neighbours(base.gram, k) & _neighbours(tuned.gram, k)).sum()) / (k * len(base.gram))
+
+
+def _neighbours(gram: Float64[Tensor, "prompt prompt"], k: int) -> Bool[Tensor, "prompt prompt"]:
+    """Which prompts are among the k nearest of each; a state at the mean has cosine 0 with all."""
+    size = gram.diagonal().sqrt()
+    cosine = (gram / (size[:, None] * size)).nan_to_num(0.0).fill_diagonal_(-torch.inf)
+    return torch.zeros_like(gram, dtype=torch.bool).scatter_(1, cosine.topk(k).indices, True)
+
+
+def _cka_without_each(base: Float64[Tensor, "prompt prompt"], tuned: Float64[Tensor, "prompt prompt"]) -> Float64[Tensor, " prompt"]:
+    """From the U-centred matrices of all N: HSIC₁ without prompt i is a constant times Σ AB − 2 (N−2)/(N−3) Σ_j A_ij B_ij."""
+    n = len(base)
+    if n < 5:
+        return torch.full((n,), torch.nan, dtype=torch.float64)
+    rows_of = torch.stack([base * tuned, base.square(), tuned.square()]).sum(2)
+    total = rows_of.sum(1, keepdim=True)
+    cross, *own = total - 2 * (n - 2) / (n - 3) * rows_of
+    base_size, tuned_size = (size.where(size > 1e-12 * all_of, torch.nan).sqrt() for size, all_of in zip(own, total[1:], strict=True))
+    return cross / (base_size * tuned_size)
+
+
+def pairings(n_prompts: int, draws: int, seed: int) -> Int64[Tensor, "draw prompt"]:
+    """Random orders of the prompts."""
+    generator = torch.Generator().manual_seed(seed)
+    orders = torch.empty(draws, n_prompts, dtype=torch.int64)
+    for order in orders:
+        order.copy_(torch.randperm(n_prompts, generator=generator))
+    return orders
+
+
+def permuted_cka(
+    base: Float64[Tensor, "site prompt prompt"], tuned: Float64[Tensor, "site prompt prompt"], orders: Int64[Tensor, "draw prompt"]
+) -> Float64[Tensor, "draw site"]:
+    """Debiased CKA from U-centred matrices, the tuned model's prompts in each order."""
+    n = base.shape[1]
+    i, j = torch.triu_indices(n, n, 1)
+    pairs = (base / base.norm(dim=(1, 2), keepdim=True))[:, i, j].T.contiguous()
+    table = (tuned / tuned.norm(dim=(1, 2), keepdim=True)).flatten(1).T.contiguous()  # sites side by side: one gather serves all
+    found = torch.empty(len(orders), len(base), dtype=torch.float64)
+    for draw, order in enumerate(orders):
+        found[draw] = 2 * table.index_select(0, order[i] * n + order[j]).mul_(pairs).sum(0)
+    return found
+
+
+def undefined(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"]) -> dict[str, str]:
+    """Why each metric that is NaN for these states is NaN, in words; empty if all are defined."""
+    why: dict[str, str] = {}
+    n, comparisons = len(base), ("cka", "cka_biased", "procrustes_distance", "mutual_knn", "cka_without_prompt")
+    for model, states in (("base", base), ("tuned", tuned)):
+        own, lies = (*comparisons, f"participation_ratio_{model}"), geometry(states)
+        if not states.isfinite().all():
+            why |= dict.fromkeys((*own, "same_basis_change"), f"the {model} model's states hold NaN or infinity")
+        elif not lies.gram.any():
+            said = "there is one prompt" if n == 1 else f"the {model} model's states do not vary with the prompt"
+            why = dict.fromkeys(own, said) | why
+        elif not lies.u_centred.any() and n >= 4:
+            why = dict.fromkeys(("cka", "cka_without_prompt"), f"all prompts are equally alike to the {model} model") | why
+    for metric, least in (("mutual_knn", 3), ("cka", 4), ("cka_without_prompt", 5)):
+        if n < least:
+            why.setdefault(metric, f"{n} prompts, at least {least} are needed")
+    if base.shape != tuned.shape:
+        why.setdefault("same_basis_change", f"the models' states differ in width: {base.shape[1]} and {tuned.shape[1]}")
+    elif not base.any(1).all():
+        why.setdefault("same_basis_change", "the base model's state is zero for some prompt")
+    return why
+
+
+def measure(
+    base: dict[Site, Float[Tensor, "prompt _"]],
+    tuned: dict[Site, Float[Tensor, "prompt _"]],
+    prompt_ids: list[str],
+    split: str,
+    *,
+    permutations: int = 500,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Rows of every site's similarity, its value without each prompt, and its draws under random pairings of the prompts."""
+    assert base.keys() == tuned.keys()
+    n = len(prompt_ids)
+    orders = pairings(n, permutations, seed)
+    together = max(1, min(32, 2**22 // n**2))
+    sites = sorted(base)
+    groups = [sites[start : start + together] for start in range(0, len(sites), together)]
+    frames = [frame for group in groups for frame in _group_rows(group, base, tuned, prompt_ids, orders)]
+    return pl.concat(frames).with_columns(measure=pl.lit("similarity"), split=pl.lit(split)) if frames else empty()
+
+
+def _group_rows(
+    sites: list[Site], base: dict[Site, Tensor], tuned: dict[Site, Tensor], prompt_ids: list[str], orders: Int64[Tensor, "draw prompt"]
+) -> Iterator[pl.DataFrame]:
+    """The rows of a few sites, `measure` and `split` still null."""
+    hollow = []
+    for site in sites:
+        place: dict[str, object] = {"layer": site.layer, "site": site.kind}
+        x, y = geometry(base[site]), geometry(tuned[site])
+        hollow.append((x.u_centred, y.u_centred))
+        whole = {
+            "cka": _cka(x, y, debiased=True),
+            "cka_biased": _cka(x, y, debiased=False),
+            "participation_ratio_base": _participation_ratio(x),
+            "participation_ratio_tuned": _participation_ratio(y),
+            "procrustes_distance": _procrustes(x.shape, y.shape),
+            "mutual_knn": _mutual_knn(x, y, neighbourhood(len(prompt_ids))),
+            "same_basis_change": same_basis_change(base[site], tuned[site]),
+        }
+        yield rows(list(whole.values()), metric=list(whole), **place)
+        yield rows(_cka_without_each(x.u_centred, y.u_centred).numpy(), metric="cka_without_prompt", prompt=prompt_ids, **place)
+        drawn = [_procrustes(x.shape, y.shape[order]) for order in orders[:PROCRUSTES_DRAWS]]
+        yield rows(drawn, metric="procrustes_distance", control=_draw_names(len(drawn)), **place)
+    draws = permuted_cka(torch.stack([a for a, _ in hollow]), torch.stack([b for _, b in hollow]), orders)
+    for site, values in zip(sites, draws.T, strict=True):
+        yield rows(values.numpy(), metric="cka", control=_draw_names(len(orders)), layer=site.layer, site=site.kind)
+
+
+def _draw_names(count: int) -> list[str]:
+    return [f"permuted#{i}" for i in range(count)]

@@ -1,0 +1,266 @@
+"""The numbers that the page talks about, computed from a run's rows and summary: data frames in, data frames and dataclasses out.
+
+Nothing is chosen on the split that is reported where another split was measured: the strongest site is found on `select`
+and its numbers are those of `report`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from mechdiff.engine.sites import KINDS, Site
+from mechdiff.report import intervals, statistics
+
+STREAM = ("resid_pre", "resid_mid", "resid_post")
+"""Sites of the residual stream: a write there carries over everything that happened upstream."""
+
+BREAKAGE, RECOVERY = "tuned<-base", "base<-tuned"
+EFFECTS = {BREAKAGE: "kl_own_nats", RECOVERY: "kl_other_nats"}
+"""The metric whose share of D says what a write does, by direction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How differently the two models continue the prompts of one split."""
+
+    split: str
+    n: int
+    mean: float
+    """D in nats, over prompts."""
+    low: float
+    high: float
+    median: float
+    log_mean: float | None
+    """Geometric mean in nats; None where a prompt has D = 0."""
+    floor: float | None
+    flags: tuple[str, ...]
+    other_token: int | None
+    """On how many prompts the two models' first choices differ."""
+
+    @property
+    def counts(self) -> bool:
+        return "no_effect" not in self.flags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """Where along the residual stream a share of D passes one half for the first time."""
+
+    site: str
+    earliest: str
+    latest: str
+    """Ends of the 95 % set."""
+
+
+def splits(rows: pl.DataFrame, measure: str) -> list[str]:
+    """Splits on which a measure was taken, the one to report first."""
+    order = {"report": 0, "select": 1, "fit": 2}
+    found = rows.filter(pl.col("measure") == measure)["split"].drop_nulls().unique().to_list()
+    return sorted(found, key=lambda split: order.get(split, 3))
+
+
+def d_per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
+    """`prompt d same`, ascending: D in nats and whether both models choose the same token (null if not measured)."""
+    measured = rows.filter(pl.col("measure") == "divergence", pl.col("control").is_null(), pl.col("unit").is_null(), pl.col("prompt").is_not_null())
+    measured = measured.filter(pl.col("split") == (splits(rows, "divergence") or [None])[0])
+    d = measured.filter(pl.col("metric") == "kl_tuned_base_nats").select("prompt", d="value")
+    same = measured.filter(pl.col("metric") == "top1_same").select("prompt", same=pl.col("value") > 0.5)
+    return d.join(same, on="prompt", how="left").sort("d", "prompt")
+
+
+def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
+    """D and its relatives; None where divergence was not measured."""
+    measured = splits(rows, "divergence")
+    found = _plain(summary).filter(pl.col("measure") == "divergence", pl.col("split") == (measured or [None])[0])
+    d = found.filter(pl.col("metric") == "kl_tuned_base_nats")
+    if d.is_empty():
+        return None
+    one = d.row(0, named=True)
+    same = found.filter(pl.col("metric") == "top1_same")
+    return Difference(
+        split=one["split"],
+        n=one["n"] or 0,
+        mean=one["mean"],
+        low=one["mean"] if one["ci_low"] is None else one["ci_low"],
+        high=one["mean"] if one["ci_high"] is None else one["ci_high"],
+        median=one["median"],
+        log_mean=one["log_mean"],
+        floor=one["floor"],
+        flags=tuple((one["flag"] or "").split(";")) if one["flag"] else (),
+        other_token=None if same.is_empty() else round((1 - same["mean"][0]) * same["n"][0]),
+    )
+
+
+def site_shares(rows: pl.DataFrame, summary: pl.DataFrame, *, split: str | None = None, arm: str = "identity", unit: str | None = None) -> pl.DataFrame:
+    """`direction layer site share low high nats floor counts flag`: one row per site written with one arm, both directions.
+
+    `nats` is what the share is of (kl_own, or D - kl_other); `counts` is False under three noise floors. Shares are null
+    where there is no effect to share.
+    """
+    split = split or (splits(rows, "patching") or [None])[0]
+    where = [pl.col("split") == split, pl.col("arm") == arm, pl.col("unit").eq_missing(unit), pl.col("rank").is_null(), pl.col("strength").is_null()]
+    cells = _plain(summary, unit=unit).filter(pl.col("measure") == "patching", *where)
+    parts = []
+    for direction, metric in EFFECTS.items():
+        of_metric = cells.filter(pl.col("direction") == direction, pl.col("metric") == metric)
+        if of_metric.is_empty():
+            continue
+        values = rows.filter(pl.col("measure") == "patching", pl.col("control").is_null(), *where)
+        values = values.filter(pl.col("direction") == direction, pl.col("metric") == metric)
+        parts.append(of_metric.join(_intervals(values, _totals(rows, split), direction), on=["layer", "site"], how="left"))
+    if not parts:
+        return pl.DataFrame(schema=_SHARES)
+    flags = pl.col("flag").fill_null("")
+    joined = pl.concat(parts).with_columns(
+        counts=~flags.str.contains("below_floor|no_effect"), nats=pl.when(pl.col("direction") == BREAKAGE).then("mean").otherwise("gained")
+    )
+    kept = pl.col("share").is_not_null()
+    joined = joined.with_columns(low=pl.when(kept).then("low"), high=pl.when(kept).then("high"))
+    order = pl.col("site").replace_strict({kind: place for place, kind in enumerate(KINDS)}, default=len(KINDS), return_dtype=pl.Int64)
+    return joined.sort(pl.col("direction") != BREAKAGE, "layer", order).select(pl.col(name).cast(kind) for name, kind in _SHARES.items())
+
+
+def ranked_outputs(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
+    """Sites outside the residual stream (all sites if there are none), the strongest first, and the split that ranked them.
+
+    `site breakage breakage_low breakage_high recovery recovery_low recovery_high`: ranked by the mean of the shares there are.
+    """
+    available = splits(rows, "patching")
+    if not available:
+        return pl.DataFrame(), None
+    reported = wide_shares(site_shares(rows, summary, split=available[0]))
+    ranking = "select" if "select" in available else available[0]
+    ranker = wide_shares(site_shares(rows, summary, split=ranking))
+    ranker = ranker.select("name", rank=pl.mean_horizontal(pl.col("^(breakage|recovery)$")))
+    joined = reported.join(ranker, on="name", how="left", maintain_order="left").filter(pl.col("rank").is_not_null())
+    single = joined.filter(~pl.col("site").is_in(STREAM))
+    joined = joined if single.is_empty() else single
+    return joined.sort("rank", descending=True, maintain_order=True), ranking
+
+
+def wide_shares(shares: pl.DataFrame) -> pl.DataFrame:
+    """One row per site, with the columns of both directions side by side, and its `name` such as L26.attn_out."""
+    sides = []
+    for direction, word in ((BREAKAGE, "breakage"), (RECOVERY, "recovery")):
+        side = shares.filter(pl.col("direction") == direction)
+        sides.append(side.select("layer", "site", pl.col("share").alias(word), pl.col("low").alias(f"{word}_low"), pl.col("high").alias(f"{word}_high")))
+    both = sides[0].join(sides[1], on=["layer", "site"], how="full", coalesce=True)
+    return both.with_columns(name=site_name()).sort("layer", "site")
+
+
+def site_name() -> pl.Expr:
+    return pl.format("L{}.{}", "layer", "site")
+
+
+def half_way(rows: pl.DataFrame, direction: str) -> Crossing | None:
+    """The first site of the residual stream, in the order of computation, whose share of D passes one half."""
+    split = (splits(rows, "patching") or [None])[0]
+    written = rows.filter(
+        pl.col("measure") == "patching",
+        pl.col("split") == split,
+        pl.col("direction") == direction,
+        pl.col("metric") == EFFECTS[direction],
+        pl.col("arm") == "identity",
+        pl.col("site").is_in(STREAM),
+        pl.col("unit").is_null() & pl.col("control").is_null() & pl.col("strength").is_null(),
+    )
+    aligned = _aligned(written, _totals(rows, split))
+    if aligned is None:
+        return None
+    names, values, total = aligned
+    order = sorted(range(len(names)), key=lambda i: Site.parse(names[i]))
+    effect = values if direction == BREAKAGE else total[:, None] - values
+    past = intervals.first_past(effect[:, order], total)
+    if past is None:
+        return None
+    point, low, high = (names[order[i]] if i < len(order) else "nowhere" for i in past)
+    return Crossing(site=point, earliest=low, latest=high)
+
+
+def similarity_by_site(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
+    """`layer site cka low high p q flag`, in the order of computation; empty where similarity was not measured."""
+    split = (splits(rows, "similarity") or [None])[0]
+    found = _plain(summary).filter(pl.col("measure") == "similarity", pl.col("metric") == "cka", pl.col("split") == split)
+    order = pl.col("site").replace_strict({kind: place for place, kind in enumerate(KINDS)}, default=len(KINDS), return_dtype=pl.Int64)
+    found = found.filter(pl.col("layer").is_not_null()).sort("layer", order)
+    return found.select("layer", "site", "n", "p", "q", "flag", cka="mean", low="ci_low", high="ci_high").with_columns(name=site_name())
+
+
+def similarity_against_effect(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
+    """`name layer site cka share direction` of every site with both: breakage, or recovery where only that was measured."""
+    shares = site_shares(rows, summary).filter(pl.col("share").is_not_null())
+    direction = BREAKAGE if (shares["direction"] == BREAKAGE).any() else RECOVERY
+    shares = shares.filter(pl.col("direction") == direction)
+    cka = similarity_by_site(rows, summary).filter(pl.col("cka").is_not_nan()).select("name", "layer", "site", "cka")
+    return cka.join(shares.select("layer", "site", "share", "direction"), on=["layer", "site"], maintain_order="left")
+
+
+def null_band(rows: pl.DataFrame) -> pl.DataFrame:
+    """`layer low high draws`: the middle 95 % of CKA with the row pairing permuted, the widest over the sites of a layer."""
+    split = (splits(rows, "similarity") or [None])[0]
+    draws = rows.filter(pl.col("metric") == "cka", pl.col("split") == split, pl.col("control").str.starts_with("permuted#"), pl.col("value").is_not_nan())
+    each = draws.group_by("layer", "site").agg(
+        low=pl.col("value").quantile(0.025, "linear"), high=pl.col("value").quantile(0.975, "linear"), draws=pl.len()
+    )
+    return each.group_by("layer").agg(pl.col("low").min(), pl.col("high").max(), pl.col("draws").min()).sort("layer")
+
+
+def units(rows: pl.DataFrame) -> list[str]:
+    """Units other than one layer's whole site that were patched with the identity arm, such as "window 2"."""
+    found = rows.filter(pl.col("measure") == "patching", pl.col("arm") == "identity", pl.col("unit").is_not_null(), pl.col("layer").is_not_null())
+    return found["unit"].unique().sort().to_list()
+
+
+_SHARES = {
+    "direction": pl.String,
+    "layer": pl.Int64,
+    "site": pl.String,
+    "share": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "nats": pl.Float64,
+    "floor": pl.Float64,
+    "counts": pl.Boolean,
+    "flag": pl.String,
+}
+
+
+def _plain(summary: pl.DataFrame, unit: str | None = None) -> pl.DataFrame:
+    """The real thing: no control, no map."""
+    return summary.filter(pl.col("control").is_null() & pl.col("unit").eq_missing(unit))
+
+
+def _totals(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
+    """`prompt total`: D of each prompt, on shared tokens where it is infinite on any."""
+    d = rows.filter(pl.col("measure") == "divergence", pl.col("split") == split, pl.col("control").is_null(), pl.col("unit").is_null())
+    exact = d.filter(pl.col("metric") == "kl_tuned_base_nats")
+    shared = d.filter(pl.col("metric") == "kl_shared_nats")
+    chosen = exact if exact["value"].is_finite().all() or shared.is_empty() else shared
+    return chosen.filter(pl.col("prompt").is_not_null()).select("prompt", total="value").sort("prompt")
+
+
+def _aligned(values: pl.DataFrame, totals: pl.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray] | None:
+    """Site names, values [prompt, site] and D [prompt] over the prompts that have both; None if there are none."""
+    both = values.with_columns(name=site_name()).join(totals, on="prompt", how="semi")
+    if both.is_empty() or not totals["total"].is_finite().all():
+        return None
+    prompts, names, table = statistics.prompt_matrix(both, by="name")
+    total = totals.filter(pl.col("prompt").is_in(prompts))["total"].to_numpy()
+    if not len(prompts) or total.mean() <= 0:
+        return None
+    return names, table, total
+
+
+def _intervals(values: pl.DataFrame, totals: pl.DataFrame, direction: str) -> pl.DataFrame:
+    """`layer site low high gained` of the share of each site."""
+    aligned = _aligned(values, totals)
+    schema = {"layer": pl.Int64, "site": pl.String, "low": pl.Float64, "high": pl.Float64, "gained": pl.Float64}
+    if aligned is None:
+        return pl.DataFrame(schema=schema)
+    names, table, total = aligned
+    effect = table if direction == BREAKAGE else total[:, None] - table
+    _, low, high = intervals.bca_shares(effect, total)
+    sites = [Site.parse(name) for name in names]
+    content = [[site.layer for site in sites], [site.kind for site in sites], low, high, effect.mean(axis=0)]
+    return pl.DataFrame(dict(zip(schema, content, strict=True)), schema=schema)

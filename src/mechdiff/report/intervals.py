@@ -1,0 +1,176 @@
+"""Intervals from values per prompt: the bootstrap, the jackknife, bands over layers. Arrays in, arrays out.
+
+The unit that is resampled is the prompt: values of different layers, sites and arms on one prompt belong together, so
+every function draws prompts once and uses the draw for all columns. That also makes it fast: the means of B resamples
+of G columns are one matrix product, [B, prompt] counts times [prompt, G] values.
+
+- `bca_means`, `bca_shares`: bias-corrected and accelerated bootstrap (Efron 1987), for a mean and for a ratio of means.
+  At strong skew and few prompts the interval is a little short (CV 3.5, n = 150: 89 % coverage instead of 95 %).
+- `jackknife`: from delete-one values, for numbers such as CKA that a row bootstrap biases upward (duplicated rows).
+- `simultaneous_bands`: the whole profile lies inside with 95 % probability (max-|t| bootstrap), so that peaks and
+  crossings may be read off the curve.
+- `first_past`: the earliest layer whose share passes a threshold, with the 95 % set of that layer.
+
+The same seed gives the same bytes.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from scipy.special import ndtr, ndtri
+from scipy.stats import t as student
+
+RESAMPLES = 2000
+LEVEL = 0.95
+MANY_PROMPTS = 5000
+"""Above this many prompts the bootstrap's law is its own expansion to second order, which costs nothing."""
+BLOCK = 4000
+"""Columns at a time, so that the [column, resample] table stays near 64 MB."""
+
+
+def resample_counts(n_prompts: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Float[ndarray, "resample prompt"]:
+    """How often each prompt is drawn in each resample; rows sum to `n_prompts`."""
+    drawn = np.random.default_rng([seed, n_prompts]).integers(0, n_prompts, size=(resamples, n_prompts))
+    drawn += np.arange(resamples)[:, None] * n_prompts
+    return np.bincount(drawn.ravel(), minlength=resamples * n_prompts).reshape(resamples, n_prompts).astype(float)
+
+
+def bca_means(
+    values: Float[ndarray, "prompt column"], *, seed: int = 0, level: float = LEVEL, resamples: int = RESAMPLES
+) -> tuple[Float[ndarray, " column"], Float[ndarray, " column"]]:
+    """Low and high end of the interval of each column's mean. It always contains the mean; NaN for a single prompt."""
+    n_prompts, n_columns = values.shape
+    if n_prompts < 2:
+        return np.full(n_columns, np.nan), np.full(n_columns, np.nan)
+    mean = values.mean(axis=0)
+    if n_prompts > MANY_PROMPTS:
+        low, high = _second_order(values - mean, level)
+        return np.minimum(mean + low, mean), np.maximum(mean + high, mean)
+    counts = resample_counts(n_prompts, resamples=resamples, seed=seed) / n_prompts
+    ends = []
+    for block in _blocks(n_columns):
+        centred = values[:, block] - mean[block]  # so that small spreads on large means keep their digits
+        low, high = _bca((counts @ centred).T, np.zeros(centred.shape[1]), centred.T, level)
+        ends.append((mean[block] + low, mean[block] + high))
+    return np.concatenate([low for low, _ in ends]), np.concatenate([high for _, high in ends])
+
+
+def bca_shares(
+    values: Float[ndarray, "prompt column"], total: Float[ndarray, " prompt"], *, seed: int = 0, level: float = LEVEL
+) -> tuple[Float[ndarray, " column"], Float[ndarray, " column"], Float[ndarray, " column"]]:
+    """Share, low and high end, where the share of a column is mean(values) / mean(total) over the same prompts."""
+    n_prompts, n_columns = values.shape
+    share = values.mean(axis=0) / total.mean()
+    if n_prompts < 2:
+        return share, np.full(n_columns, np.nan), np.full(n_columns, np.nan)
+    counts = resample_counts(n_prompts, seed=seed) / n_prompts
+    totals = counts @ total
+    ends = []
+    for block in _blocks(n_columns):
+        draws = (counts @ values[:, block] / totals[:, None]).T
+        influence = (values[:, block] - share[block] * total[:, None]).T / total.mean()
+        ends.append(_bca(draws, share[block], influence, level))
+    return share, np.concatenate([low for low, _ in ends]), np.concatenate([high for _, high in ends])
+
+
+def jackknife(value: ndarray, spread: ndarray, n_prompts: ndarray, *, level: float = LEVEL) -> tuple[ndarray, ndarray]:
+    """Interval of a number with delete-one values: `spread` is their standard deviation (ddof 1). Elementwise."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = (n_prompts - 1) / np.sqrt(n_prompts) * spread
+        reach = student.ppf((1 + level) / 2, n_prompts - 1) * error
+    return value - reach, value + reach
+
+
+def pseudo_values(value: Float[ndarray, " layer"], without: Float[ndarray, "prompt layer"]) -> Float[ndarray, "prompt layer"]:
+    """Each prompt's contribution to `value`, from delete-one values; their mean is moved onto `value`."""
+    pseudo = -(len(without) - 1) * without
+    return pseudo - pseudo.mean(axis=0) + value
+
+
+def simultaneous_bands(
+    values: Float[ndarray, "prompt layer"], *, seed: int = 0, level: float = LEVEL
+) -> tuple[Float[ndarray, " layer"], Float[ndarray, " layer"]]:
+    """Low and high ends that cover the means of all layers at once. A layer without spread has a band of no width."""
+    n_prompts = len(values)
+    mean = values.mean(axis=0)
+    error = values.std(axis=0, ddof=1) / np.sqrt(n_prompts)
+    moved = np.abs(resample_counts(n_prompts, seed=seed) / n_prompts @ (values - mean))
+    varies = error > 1e-12 * (np.abs(mean) + 1e-300)
+    if not varies.any():
+        return mean, mean
+    largest = (moved[:, varies] / error[varies]).max(axis=1)
+    reach = np.quantile(largest, level) * error * varies
+    return mean - reach, mean + reach
+
+
+def first_past(
+    values: Float[ndarray, "prompt layer"], total: Float[ndarray, " prompt"], *, threshold: float = 0.5, seed: int = 0, level: float = LEVEL
+) -> tuple[int, int, int] | None:
+    """Index of the first layer whose share of `total` passes the threshold, and the ends of its 95 % set. None if no layer does.
+
+    A resample in which no layer passes counts as one layer after the last.
+    """
+    share = values.mean(axis=0) / total.mean()
+    if not (share > threshold).any():
+        return None
+    counts = resample_counts(len(values), seed=seed)
+    passed = (counts @ values) > threshold * (counts @ total)[:, None]
+    first = np.where(passed.any(axis=1), passed.argmax(axis=1), values.shape[1])
+    point = int((share > threshold).argmax())
+    low = int(np.quantile(first, (1 - level) / 2, method="lower"))
+    high = int(np.quantile(first, (1 + level) / 2, method="higher"))
+    return point, min(low, point), max(high, point)
+
+
+def false_discovery_q(p: Float[ndarray, " test"]) -> Float[ndarray, " test"]:
+    """Benjamini-Hochberg q: the share of false finds to expect among all tests with a q this small."""
+    order = np.argsort(p, kind="stable")
+    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
+    q = np.empty(len(p))
+    q[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(max=1)
+    return q
+
+
+def _blocks(n_columns: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, n_columns, BLOCK))
+
+
+def _bca(
+    draws: Float[ndarray, "column resample"],
+    point: Float[ndarray, " column"],
+    influence: Float[ndarray, "column prompt"],
+    level: float,
+) -> tuple[Float[ndarray, " column"], Float[ndarray, " column"]]:
+    """BCa ends per column; `influence` of each prompt gives the acceleration. Sorts `draws`."""
+    n_columns, resamples = draws.shape
+    below = (draws < point[:, None]).mean(axis=1) + (draws == point[:, None]).mean(axis=1) / 2
+    bias = ndtri(below.clip(1 / resamples, 1 - 1 / resamples))
+    squares = (influence**2).sum(axis=1)
+    acceleration = np.divide((influence**3).sum(axis=1), 6 * squares**1.5, out=np.zeros(n_columns), where=squares > 0)
+    draws = np.sort(draws, axis=1)
+    ends = []
+    for z in (-_z(level), _z(level)):
+        moved = bias + (bias + z) / np.maximum(1 - acceleration * (bias + z), 1e-3)
+        place = ndtr(moved) * (resamples - 1)
+        left = np.floor(place).astype(int)
+        right = np.minimum(left + 1, resamples - 1)
+        columns = np.arange(n_columns)
+        ends.append(draws[columns, left] + (place - left) * (draws[columns, right] - draws[columns, left]))
+    return np.minimum(ends[0], point), np.maximum(ends[1], point)
+
+
+def _second_order(centred: Float[ndarray, "prompt column"], level: float) -> tuple[ndarray, ndarray]:
+    """BCa ends relative to the mean, to second order: z + skew (2 z^2 + 1) / (6 sqrt n), in standard errors (Hall 1992)."""
+    n_prompts, n_columns = centred.shape
+    variance = (centred**2).mean(axis=0)
+    skew = np.divide((centred**3).mean(axis=0), variance**1.5, out=np.zeros(n_columns), where=variance > 0)
+    z = _z(level)
+    lean = skew * (2 * z**2 + 1) / (6 * np.sqrt(n_prompts))
+    error = np.sqrt(variance / n_prompts)
+    return (lean - z) * error, (lean + z) * error
+
+
+def _z(level: float) -> float:
+    return float(ndtri((1 + level) / 2))

@@ -1,0 +1,277 @@
+"""From values per prompt to `summary.parquet`: means, intervals, shares, p values and flags, made in this one place.
+
+Each group of rows that differ only in `prompt` becomes one row: the key without `prompt`, then
+
+| column | meaning |
+|---|---|
+| `n` | prompts with a defined value (for CKA: prompts the states came from) |
+| `mean`, `sd` | over prompts; for a value of the whole set `mean` is the value |
+| `ci_low`, `ci_high` | 95 %: bootstrap over prompts (BCa) for means, delete-one jackknife for CKA |
+| `log_mean` | geometric mean exp(mean log x), in nats: only for `*_nats` metrics that are positive on every prompt |
+| `median` | over prompts |
+| `share` | of D = KL(p_tuned || p_base), as a ratio of means over the same prompts: breakage kl_own/D where the tuned model runs, recovery 1 - kl_other/D where the base runs |
+| `drop` | 1 - kl_own(arm)/kl_own(identity) |
+| `p`, `q` | permutation of the row pairing; Benjamini-Hochberg within measure, metric, direction, split and site |
+| `floor` | the metric's noise floor in that direction: how far an unedited replayed row strays (see `noise_floors`) |
+| `flag` | words of `FLAGS`, joined by ";"; null if there is nothing to say |
+
+No share where D is under three floors, no drop where the identity arm is: a ratio of noise is not a number.
+"""
+
+from collections.abc import Iterator
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from mechdiff.report import intervals
+from mechdiff.rows import KEY, SCHEMA
+
+GROUP = [column for column in KEY if column != "prompt"]
+STATISTICS: dict[str, Any] = {
+    "n": pl.Int64,
+    **dict.fromkeys(["mean", "sd", "ci_low", "ci_high", "log_mean", "median", "share", "drop", "p", "q", "floor"], pl.Float64),
+    "flag": pl.String,
+}
+SUMMARY: dict[str, Any] = {name: SCHEMA[name] for name in GROUP} | STATISTICS
+"""Columns and types of summary.parquet."""
+
+FLOORS = 3
+"""A number counts from three noise floors on."""
+FEW = 10
+
+FLAGS = {
+    "below_floor": "the effect is under three times the noise floor: it cannot be told from rounding",
+    "no_effect": "D is under three times the noise floor: there is nothing to take a share of",
+    "same_top_token": "undefined: both models choose the same token on every prompt",
+    "undefined": "undefined: too few prompts, or states without variance",
+    "infinite": "infinite on at least one prompt: a token that only one model can emit",
+    "shared_tokens": "D is infinite, so the share is of D on the tokens that both models have",
+    "few_prompts": f"fewer than {FEW} prompts: the interval is too short",
+}
+
+LOWER_IS_CLOSER = ("procrustes_distance",)
+HIGHER_IS_CLOSER = ("cka", "cka_biased", "mutual_knn")
+MAPPED = ("patching", "transport", "rank")
+EDITED = (*MAPPED, "steering", "heads")
+
+
+def summarise(rows: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
+    """The summary table of a run's rows. The order of the rows changes no byte of it."""
+    codes = rows.select(pl.col("prompt").unique().drop_nulls().sort()).with_row_index("code")
+    coded = rows.join(codes, on="prompt", how="left", maintain_order="left").sort("code")
+    groups = coded.group_by(GROUP).agg("code", "value").sort(GROUP, nulls_last=True)
+    table = pl.concat([groups.select(GROUP), _per_group(groups, _totals(coded, len(codes)), seed)], how="horizontal")
+    table = _with_floors(table, rows)
+    table = _with_similarity(table, rows)
+    table = _with_drop(_with_share(table))
+    return table.with_columns(flag=_flag()).select([pl.col(name).cast(kind) for name, kind in SUMMARY.items()])
+
+
+def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
+    """How far an unedited replayed row strays: one row per running model, split and metric (`runner split metric floor`).
+
+    For `kl_own_nats` and `js_own_nats` the largest value over prompts. `kl_other_nats` of the running base is not 0 but D,
+    and rounding moves it to first order: its floor is the largest distance from D.
+    """
+    d = rows.filter(pl.col("measure") == "divergence", pl.col("metric") == "kl_tuned_base_nats").select("split", "prompt", d="value")
+    unedited = rows.filter(pl.col("control") == "no_op").join(d, on=["split", "prompt"], how="left", maintain_order="left")
+    recovery = (pl.col("metric") == "kl_other_nats") & (pl.col("runner") == "base")
+    strays = pl.when(pl.col("metric").is_in(["kl_own_nats", "js_own_nats"])).then("value").when(recovery).then((pl.col("value") - pl.col("d")).abs())
+    found = unedited.with_columns(_runner()).with_columns(floor=strays).filter(pl.col("floor").is_finite())
+    return found.group_by("runner", "split", "metric").agg(pl.col("floor").max()).sort("runner", "split", "metric")
+
+
+def share_interval(effect: np.ndarray, total: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
+    """Share of `total` that `effect` makes up, low and high end: both per prompt, over the same prompts, in nats."""
+    share, low, high = intervals.bca_shares(np.asarray(effect, float)[:, None], np.asarray(total, float), seed=seed)
+    return float(share[0]), float(low[0]), float(high[0])
+
+
+def prompt_matrix(rows: pl.DataFrame, by: str = "layer") -> tuple[list[str], list[Any], np.ndarray]:
+    """Prompt ids, the sorted values of `by`, and the table [prompt, by] of `value`; prompts that lack one are left out."""
+    wide = rows.filter(pl.col("value").is_not_nan(), pl.col("prompt").is_not_null()).sort(by, "prompt")
+    names = wide[by].unique(maintain_order=True).to_list()
+    table = wide.select("prompt", "value", by).pivot(on=by, index="prompt", values="value").drop_nulls().sort("prompt")
+    return table["prompt"].to_list(), names, table.drop("prompt").to_numpy()
+
+
+def _totals(coded: pl.DataFrame, n_codes: int) -> dict[tuple[str, str], np.ndarray]:
+    """D of each prompt, by (metric, split): NaN where it was not measured."""
+    found = {}
+    d = coded.filter(
+        pl.col("measure") == "divergence",
+        pl.col("metric").is_in(["kl_tuned_base_nats", "kl_shared_nats"]),
+        pl.col("control").is_null() & pl.col("unit").is_null() & pl.col("code").is_not_null(),
+    )
+    for (metric, split), part in d.group_by("metric", "split"):
+        values = np.full(n_codes, np.nan)
+        values[part["code"].to_numpy()] = part["value"].to_numpy()
+        found[str(metric), str(split)] = values
+    return found
+
+
+def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], seed: int) -> pl.DataFrame:
+    """n, mean, sd, interval, log_mean, median and the mean D over the same prompts, one row per group."""
+    columns = ("n", "mean", "sd", "ci_low", "ci_high", "log_mean", "median", "total", "total_shared")
+    found = {name: np.full(len(groups), np.nan) for name in columns}
+    whole = groups.select(pl.col("code").list.first().is_null()).to_series().to_numpy()
+    found["mean"][whole] = groups.filter(pl.Series(whole))["value"].list.first().to_numpy()
+    splits = groups["split"].to_list()
+    for members, codes, values in _tables(groups, whole):
+        for name, content in _statistics(values, seed).items():
+            found[name][members] = content
+        for name, metric in (("total", "kl_tuned_base_nats"), ("total_shared", "kl_shared_nats")):
+            of_split = {split: d[codes].mean() for (m, split), d in totals.items() if m == metric}
+            found[name][members] = [of_split.get(splits[member], np.nan) for member in members]
+    positive = groups["metric"].str.ends_with("_nats").to_numpy()
+    found["log_mean"][~positive] = np.nan
+    undefined = groups["metric"] == "cka_without_prompt"  # delete-one values are no sample: only their spread is used
+    for name in ("ci_low", "ci_high"):
+        found[name][undefined.to_numpy()] = np.nan
+    return pl.DataFrame(found).with_columns(pl.col("n").fill_nan(None)).with_columns(pl.exclude("mean").fill_nan(None))
+
+
+def _tables(groups: pl.DataFrame, whole: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Groups that share their prompts, as one table: (group indices, prompt codes, values [prompt, group])."""
+    flat = (
+        groups.select("code", "value")
+        .with_row_index("group")
+        .filter(~pl.Series(whole))
+        .explode("code", "value")
+        .filter(pl.col("value").is_not_nan())
+    )
+    group, code, value = (flat[name].to_numpy() for name in ("group", "code", "value"))
+    members, starts, sizes = np.unique(group, return_index=True, return_counts=True)
+    if not len(members):
+        return
+    # The sum of one random 64-bit word per prompt names the set of prompts.
+    words = np.random.default_rng(0).integers(1, 2**63, size=int(code.max()) + 1, dtype=np.uint64)
+    signature = np.add.reduceat(words[code], starts)
+    for key in np.unique(np.stack([sizes.astype(np.uint64), signature]), axis=1).T:
+        same = np.flatnonzero((sizes == key[0]) & (signature == key[1]))
+        places = starts[same][None, :] + np.arange(int(key[0]))[:, None]
+        yield members[same], code[places[:, 0]], value[places]
+
+
+def _statistics(values: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    finite = np.isfinite(values).all(axis=0)
+    positive = (values > 0).all(axis=0) & finite
+    found = {name: np.full(values.shape[1], np.nan) for name in ("sd", "ci_low", "ci_high", "log_mean")}
+    found["n"] = np.full(values.shape[1], len(values))
+    found["median"] = np.median(values, axis=0)
+    found["mean"] = np.where(finite, np.where(finite, values, 0).mean(axis=0), values.max(axis=0))
+    found["ci_low"][finite], found["ci_high"][finite] = intervals.bca_means(values[:, finite], seed=seed)
+    found["log_mean"][positive] = np.exp(np.log(values[:, positive]).mean(axis=0))
+    if len(values) > 1:
+        found["sd"][finite] = values[:, finite].std(axis=0, ddof=1)
+    return found
+
+
+def _runner() -> pl.Expr:
+    """The model that runs: what stands before the arrow of a direction."""
+    return pl.col("direction").str.split("<-").list.first().alias("runner")
+
+
+def _with_floors(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """`floor`, by running model and split; `floor_either`, the larger of both models, for divergences between the two."""
+    floors = noise_floors(rows)
+    table = table.with_columns(_runner(), kl_or_js=pl.col("metric").str.extract("^(kl|js)_") + "_own_nats")
+    of_metric = floors.rename({"floor": "floor_of_metric"})
+    table = table.join(of_metric, on=["runner", "split", "metric"], how="left", maintain_order="left")
+    own = floors.rename({"metric": "kl_or_js", "floor": "floor_own"})
+    table = table.join(own, on=["runner", "split", "kl_or_js"], how="left", maintain_order="left")
+    either = own.group_by("split", "kl_or_js").agg(floor_either=pl.col("floor_own").max())
+    table = table.join(either, on=["split", "kl_or_js"], how="left", maintain_order="left")
+    between = (pl.col("measure") == "divergence") & pl.col("metric").str.contains("^(kl_tuned|kl_base|kl_shared|js_)")
+    return table.with_columns(floor=pl.when(between).then("floor_either").otherwise(pl.coalesce("floor_of_metric", "floor_own")))
+
+
+def _with_similarity(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """CKA's jackknife interval, n of the whole-set values, and p and q where null draws are there."""
+    place = ["split", "layer", "site", "unit"]
+    without = table.filter(pl.col("metric") == "cka_without_prompt").select(*place, n_states="n", spread="sd")
+    table = table.join(without, on=place, how="left", nulls_equal=True, maintain_order="left")
+    table = table.with_columns(n=pl.when(pl.col("measure") == "similarity").then(pl.coalesce("n", "n_states")).otherwise("n"))
+    cka = ((pl.col("metric") == "cka") & pl.col("control").is_null() & pl.col("mean").is_not_nan()).fill_null(False)
+    filled = table.select(pl.col("mean", "spread", "n_states").cast(pl.Float64).fill_null(float("nan")))
+    low, high = intervals.jackknife(*(filled[name].to_numpy() for name in ("mean", "spread", "n_states")))
+    table = table.with_columns(
+        ci_low=pl.when(cka).then(pl.Series(low).fill_nan(None)).otherwise("ci_low"),
+        ci_high=pl.when(cka).then(pl.Series(high).fill_nan(None)).otherwise("ci_high"),
+    )
+    return _with_q(table.join(_permutation_p(rows), on=GROUP, how="left", nulls_equal=True, maintain_order="left"))
+
+
+def _permutation_p(rows: pl.DataFrame) -> pl.DataFrame:
+    """(1 + null draws at least as close as the real pairing) / (1 + draws), one row per group that has draws."""
+    key = [name for name in GROUP if name != "control"]
+    closer = rows.filter(pl.col("metric").is_in([*HIGHER_IS_CLOSER, *LOWER_IS_CLOSER]), pl.col("value").is_not_nan())
+    real = closer.filter(pl.col("control").is_null()).select(*key, real="value")
+    draws = closer.filter(pl.col("control").str.starts_with("permuted#")).join(real, on=key, nulls_equal=True)
+    sign = pl.when(pl.col("metric").is_in(LOWER_IS_CLOSER)).then(-1).otherwise(1)
+    extreme = (sign * pl.col("value") >= sign * pl.col("real")).sum()
+    return draws.group_by(key).agg(p=(1 + extreme) / (1 + pl.len())).with_columns(control=pl.lit(None, pl.String))
+
+
+def _with_q(table: pl.DataFrame) -> pl.DataFrame:
+    p = table["p"].to_numpy()
+    q = np.full(len(table), np.nan)
+    tested = table.with_row_index("place").filter(pl.col("p").is_not_null())
+    for _, family in tested.group_by("measure", "metric", "direction", "split", "site"):
+        places = family["place"].to_numpy()
+        q[places] = intervals.false_discovery_q(p[places])
+    return table.with_columns(q=pl.Series(q).fill_nan(None))
+
+
+def _with_share(table: pl.DataFrame) -> pl.DataFrame:
+    """`share`, and `reduced`: the effect in nats that is held against the floor."""
+    total = pl.when(pl.col("total").is_finite()).then("total").otherwise("total_shared")
+    edited = pl.col("measure").is_in(EDITED)
+    breakage = edited & (pl.col("metric") == "kl_own_nats")
+    recovery = edited & (pl.col("metric") == "kl_other_nats")
+    of_d = (breakage & (pl.col("runner") == "tuned")) | (recovery & (pl.col("runner") == "base"))
+    own = pl.col("metric").is_in(["kl_own_nats", "js_own_nats"]) | (pl.col("measure") == "divergence")
+    effect = pl.when(recovery).then((total - pl.col("mean")).abs()).when(own).then("mean")
+    table = table.with_columns(
+        effect=effect,
+        no_effect=edited & (total < FLOORS * pl.col("floor_own")),
+        on_shared=of_d & pl.col("total").is_infinite() & pl.col("total_shared").is_finite(),
+    )
+    ratio = pl.col("mean") / total
+    share = pl.when(of_d & breakage).then(ratio).when(of_d & recovery).then(1 - ratio)
+    countable = ~pl.col("no_effect").fill_null(False) & (total > 0) & (pl.col("control").is_null() | (pl.col("control") != "no_op"))
+    return table.with_columns(share=pl.when(countable & share.is_finite()).then(share))
+
+
+def _with_drop(table: pl.DataFrame) -> pl.DataFrame:
+    """How much of the identity arm's damage another arm avoids, at the same site."""
+    place = ["direction", "split", "layer", "site", "unit"]
+    own = (pl.col("metric") == "kl_own_nats") & pl.col("measure").is_in(MAPPED)
+    identity = table.filter(own, pl.col("arm") == "identity", pl.col("control").is_null(), pl.col("strength").is_null())
+    counts = pl.col("floor").is_null() | (pl.col("mean") >= FLOORS * pl.col("floor"))
+    identity = identity.filter(counts, pl.col("mean") > 0).sort("measure").unique(place, keep="first", maintain_order=True)
+    table = table.join(identity.select(*place, identity="mean"), on=place, how="left", nulls_equal=True, maintain_order="left")
+    mapped = own & (pl.col("arm") != "identity")
+    return table.with_columns(drop=pl.when(mapped.fill_null(False)).then(1 - pl.col("mean") / pl.col("identity")))
+
+
+def _flag() -> pl.Expr:
+    """The words of FLAGS that hold, joined by ";"."""
+    undefined = pl.col("mean").is_nan()
+    no_token = pl.col("metric") == "logit_diff_divergent"
+    unedited = (pl.col("control") == "no_op").fill_null(False)
+    is_d = (pl.col("measure") == "divergence") & (pl.col("effect") < FLOORS * pl.col("floor"))
+    holds = {
+        "below_floor": (pl.col("effect") < FLOORS * pl.col("floor")) & ~unedited,
+        "no_effect": (pl.col("no_effect") & ~unedited) | is_d,
+        "same_top_token": undefined & no_token,
+        "undefined": undefined & ~no_token,
+        "infinite": pl.col("mean").is_infinite(),
+        "shared_tokens": pl.col("on_shared"),
+        "few_prompts": pl.col("n").is_between(1, FEW - 1),
+    }
+    words = [pl.when(condition.fill_null(False)).then(pl.lit(word)) for word, condition in holds.items()]
+    joined = reduce(lambda left, right: pl.concat_str([left, right], separator=";", ignore_nulls=True), words)
+    return pl.when(joined != "").then(joined)

@@ -1,0 +1,52 @@
+"""The row contract: one value a row, the same thirteen columns for every measure.
+
+The twelve columns before `value` are a unique key. Measures write rows, reports read them, and they agree through
+this file and nothing else. No torch here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+SCHEMA: dict[str, Any] = {
+    "measure": pl.String,
+    "direction": pl.String,  # "tuned<-base": the tuned model runs, the base's state is written
+    "split": pl.String,  # fit, select, report; null for weights
+    "layer": pl.Int64,  # block index from 0
+    "site": pl.String,
+    "unit": pl.String,  # null: the whole site at one layer, at the study's position
+    "arm": pl.String,  # how the written state was made
+    "rank": pl.Int64,
+    "strength": pl.Float64,
+    "control": pl.String,  # null: the real thing
+    "prompt": pl.String,  # null: a value of the whole set
+    "metric": pl.String,  # the unit is in the name
+    "value": pl.Float64,
+}
+COLUMNS = list(SCHEMA)
+KEY = COLUMNS[:-1]
+
+
+def rows(value: Sequence[float] | Any, **columns: Any) -> pl.DataFrame:
+    """Rows with `value`, each other column a scalar (repeated), a sequence of the same length, or absent (null).
+
+    Raises KeyError for a column outside the contract.
+    """
+    unknown = set(columns) - set(SCHEMA)
+    if unknown:
+        raise KeyError(f"no such columns in the row contract: {sorted(unknown)}")
+    frame = pl.DataFrame({"value": pl.Series(value, dtype=pl.Float64)})
+    given: list[pl.Series | pl.Expr] = []
+    for name in KEY:
+        content = columns.get(name)
+        if isinstance(content, (list, tuple)) or hasattr(content, "__array__"):
+            given.append(pl.Series(name, content, dtype=SCHEMA[name]))
+        else:
+            given.append(pl.lit(content, dtype=SCHEMA[name]).alias(name))
+    return frame.with_columns(given).select(COLUMNS)
+
+
+def empty() -> pl.DataFrame:
+    """A table of the contract with no rows."""
+    return pl.DataFrame(schema=SCHEMA)

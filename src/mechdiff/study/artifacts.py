@@ -1,0 +1,299 @@
+"""A run's folder on disk: finished cells, the tables made of them, the record. No torch here.
+
+```
+RUN/study.yaml  manifest.json  rows.parquet  summary.parquet  log.txt     what a reader needs; the manifest comes last
+RUN/cells/study.json  .lock                                               whose folder this is; who writes into it now
+RUN/cells/<hash>/cell.json  rows.parquet  tensors.safetensors             one finished cell under the hash of its key
+```
+A cell is written under a temporary name, flushed to disk, then renamed: it is there whole or not at all. Its record holds
+the SHA-256 of its files and of itself; what does not match is removed and counts as missing. One process writes at a
+time, under a lock that the operating system frees when the process dies. Nothing here depends on the clock.
+"""
+
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import safetensors.numpy
+from filelock import FileLock, Timeout
+
+from mechdiff import rows
+from mechdiff.errors import RunError
+from mechdiff.study.disk import TEMPORARY, canonical, flush_folder, replace, sha256, write_flushed, writing
+from mechdiff.study.record import plain
+
+_ANEW = "The same `mechdiff run` command makes it anew; if it cannot, give another folder."
+_FILES = ("rows.parquet", "tensors.safetensors")  # what a cell can hold
+_TABLES = ("rows.parquet", "summary.parquet")  # what a reader of a run reads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One result of a study's plan."""
+
+    frame: pl.DataFrame  # rows of the contract
+    tensors: dict[str, np.ndarray]
+    record: dict[str, Any]  # key, n_rows, seconds, notes, files (name: SHA-256)
+
+
+def cell_hash(key: Mapping[str, Any]) -> str:
+    """The name of the cell with this key (names to JSON values): equal keys, in whatever order, have equal names."""
+    return sha256(canonical(dict(key)).encode())
+
+
+def _whole_cell(place: Path, name: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
+    """The record and the files of the cell at `place`; None where anything is missing or not as it was written."""
+    try:
+        sealed = json.loads((place / "cell.json").read_bytes())
+        record = sealed["cell"]
+        files = {file: (place / file).read_bytes() for file in _FILES if file in record["files"]}
+        sealed_whole = sealed["sha256"] == sha256(canonical(record).encode()) and cell_hash(record["key"]) == name
+        files_whole = record["files"] == {file: sha256(content) for file, content in files.items()}
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    return (record, files) if sealed_whole and files_whole else None
+
+
+def _parquet(frame: pl.DataFrame) -> bytes:
+    stream = io.BytesIO()
+    frame.write_parquet(stream, compression="zstd")
+    return stream.getvalue()
+
+
+def _tensors(tensors: Mapping[str, np.ndarray]) -> bytes:
+    return safetensors.numpy.save({name: np.asarray(values, order="C") for name, values in tensors.items()})
+
+
+class RunFolder:
+    """A run's folder, open for writing by this process alone. Made by `RunFolder.open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cells = path / "cells"
+        self.warnings: list[str] = []  # damaged cells that were removed
+        self._whole: set[str] = set()  # cells that this process has seen to be whole
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: str | Path, *, config_hash: str, study_text: str) -> Iterator["RunFolder"]:
+        """The folder of the run of this study, made where it is not there, locked and swept."""
+        folder = cls(Path(path))
+        folder._make()
+        lock = FileLock(folder.cells / ".lock", timeout=0, thread_local=False)
+        with writing(folder.path):
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise RunError(f"{path}: another mechdiff run is using this folder. Wait for it to end, or give another folder.") from error
+        try:
+            folder._claim(config_hash, study_text)
+            yield folder
+        finally:
+            lock.release()
+
+    def _make(self) -> None:
+        if os.path.exists(self.path) and not os.path.isdir(self.path):
+            raise RunError(f"{self.path}: given a file, expected a folder for the run. Give another path.")
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            found = {entry.name for entry in self.path.iterdir()}
+            begun = found <= {"cells"} and all(entry.name.startswith(".") for entry in self.path.glob("cells/*"))
+            if not begun and not (self.cells / "study.json").is_file():
+                names = ", ".join(sorted(found)[:3])
+                raise RunError(f"{self.path}: not empty and no mechdiff run (it holds {names}). Give a new or an empty folder.")
+            self.cells.mkdir(exist_ok=True)
+
+    def _claim(self, config_hash: str, study_text: str) -> None:
+        """Under the lock: this folder belongs to this study, and holds nothing half-written."""
+        marker = self.cells / "study.json"
+        with writing(self.path):
+            if marker.is_file():
+                self._same_study(marker, config_hash, study_text)
+            for leftover in [*self.path.glob(f"{TEMPORARY}*"), *self.cells.glob(f"{TEMPORARY}*")]:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            replace(marker, canonical({"config_hash": config_hash, "study": study_text}).encode())
+            replace(self.path / "study.yaml", study_text.encode())
+
+    def _same_study(self, marker: Path, config_hash: str, study_text: str) -> None:
+        """Refuses a folder that was made for another study."""
+        try:
+            owner = _read_json(marker)
+        except RunError:
+            if (self.path / "study.yaml").read_bytes() != study_text.encode():
+                raise
+            self.warnings.append("cells/study.json was damaged on disk: made anew, for study.yaml is this study")
+            return
+        if owner.get("config_hash") == config_hash:
+            return
+        there, here = str(owner.get("study", "")).splitlines(), study_text.splitlines()
+        only_there, only_here = [line for line in there if line not in here], [line for line in here if line not in there]
+        differs = f"only there: {only_there[:3]}; only here: {only_here[:3]}"
+        if not only_there and not only_here:
+            differs = "the two files read the same, so a prompt file, a template or a model has changed since"
+        raise RunError(
+            f"{self.path}: holds the run of another study ({str(owner.get('config_hash'))[:12]}), this one is {config_hash[:12]} "
+            f"({differs}). Give another folder, or the study that this folder was made for."
+        )
+
+    # cells
+
+    def has(self, key: Mapping[str, Any]) -> bool:
+        """Whether the cell is there and whole. A damaged one is named in `warnings`, removed, and counts as missing."""
+        name = cell_hash(key)
+        return name in self._whole or self._read(name) is not None
+
+    def load(self, key: Mapping[str, Any]) -> Cell:
+        """The finished cell; its bytes are held against their hashes on every load."""
+        found = self._read(cell_hash(key))
+        if found is None:
+            raise RunError(f"{self.path}: the cell {canonical(dict(key))} is missing or was damaged. The same command computes it again.")
+        record, files = found
+        tensors = safetensors.numpy.load(files["tensors.safetensors"]) if "tensors.safetensors" in files else {}
+        return Cell(frame=pl.read_parquet(io.BytesIO(files["rows.parquet"])), tensors=tensors, record=record)
+
+    def store(
+        self,
+        key: Mapping[str, Any],
+        frame: pl.DataFrame,
+        tensors: Mapping[str, np.ndarray] | None = None,
+        *,
+        seconds: float = 0.0,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Puts a finished cell on disk, whole or not at all. A whole cell that is there already stays as it is.
+
+        `notes` is what belongs to the result and is neither row nor tensor; it comes back as `record["notes"]`.
+        """
+        assert dict(frame.schema) == rows.SCHEMA, f"a cell's rows must keep the contract, not {frame.schema}"
+        if self.has(key):
+            return
+        name = cell_hash(key)
+        files = {"rows.parquet": _parquet(frame)} | ({"tensors.safetensors": _tensors(tensors)} if tensors else {})
+        hashes = {file: sha256(content) for file, content in files.items()}
+        record = {"key": dict(key), "n_rows": len(frame), "seconds": float(seconds), "notes": plain(notes or {}), "files": hashes}
+        files["cell.json"] = canonical({"cell": record, "sha256": sha256(canonical(record).encode())}).encode()
+        part = self.cells / f"{TEMPORARY}{name}"
+        with writing(self.path):
+            try:
+                part.mkdir()
+                for file, content in files.items():
+                    write_flushed(part / file, content)
+                flush_folder(part)
+                part.rename(self.cells / name)
+                flush_folder(self.cells)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        self._whole.add(name)
+
+    def _read(self, name: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
+        """The record and the files of a whole cell; None where there is none, or where it was damaged and is now removed."""
+        place = self.cells / name
+        with writing(self.path):
+            if found := _whole_cell(place, name):
+                self._whole.add(name)
+                return found
+            self._whole.discard(name)
+            if place.exists():
+                self.warnings.append(f"cell {name} was damaged on disk: removed, to be computed again")
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
+        return None
+
+    # what readers read
+
+    def write_rows(self, frames: Iterable[pl.DataFrame]) -> int:
+        """Writes rows.parquet from the cells' frames, in their order; returns how many. The manifest comes after."""
+        whole = pl.concat([rows.empty(), *frames], rechunk=False)
+        marks = whole.select(rows.KEY).hash_rows(seed=0)  # eight bytes a row; the exact look is for those few that repeat
+        twice = whole.filter(marks.is_duplicated()).select(rows.KEY)
+        assert not len(twice) or not twice.is_duplicated().any(), f"rows repeat a key: {twice.filter(twice.is_duplicated()).row(0)}"
+        assert not whole["value"].null_count(), "a row without a value"
+        with writing(self.path):
+            for outdated in ("manifest.json", "summary.parquet"):
+                (self.path / outdated).unlink(missing_ok=True)
+            replace(self.path / "rows.parquet", _parquet(whole))
+        return len(whole)
+
+    def write_summary(self, frame: pl.DataFrame) -> None:
+        """Writes summary.parquet: after the rows, before the manifest."""
+        with writing(self.path):
+            replace(self.path / "summary.parquet", _parquet(frame))
+
+    def write_tensors(self, name: str, tensors: Mapping[str, np.ndarray]) -> None:
+        """Writes tensors/`name`.safetensors, for readers; `name` is a plain word, not a path."""
+        assert re.fullmatch(r"[\w-]{1,80}", name), f"not a plain word: {name!r}"
+        with writing(self.path):
+            (self.path / "tensors").mkdir(exist_ok=True)
+            replace(self.path / "tensors" / f"{name}.safetensors", _tensors(tensors))
+
+    def write_manifest(self, record: Mapping[str, Any]) -> None:
+        """Writes manifest.json, last: from now on the run counts as finished. Adds the tables' SHA-256 as `files`."""
+        with writing(self.path):
+            assert (self.path / "rows.parquet").is_file(), "the manifest comes last: write_rows first"
+            files = {name: sha256((self.path / name).read_bytes()) for name in _TABLES if (self.path / name).is_file()}
+            replace(self.path / "manifest.json", json.dumps({**plain(record), "files": files}, indent=2, allow_nan=False).encode())
+
+    def log(self, message: str) -> None:
+        """Adds a line to log.txt."""
+        line = f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {plain(message)}\n"
+        with writing(self.path), (self.path / "log.txt").open("a", encoding="utf-8") as stream:
+            stream.write(line)
+
+
+# --- for readers -------------------------------------------------------------------------------------------------------
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """The record of the finished run in the folder `path`."""
+    folder = Path(path)
+    if not os.path.isdir(folder):
+        raise RunError(f"{path}: no such folder. Give the folder of a finished run.")
+    if (folder / "manifest.json").is_file():
+        return _read_json(folder / "manifest.json")
+    if (folder / "cells" / "study.json").is_file():
+        raise RunError(f"{path}: this run is not finished. The same `mechdiff run` command goes on from where it stopped.")
+    raise RunError(f"{path}: no mechdiff run: it holds no manifest.json. Give the folder of a finished run.")
+
+
+def read_rows(path: str | Path) -> pl.DataFrame:
+    """Every row of the finished run in the folder `path`."""
+    table = _read_table(Path(path), "rows.parquet")
+    if table.columns != rows.COLUMNS:
+        raise RunError(f"{path}: rows.parquet has the columns {table.columns}, expected {rows.COLUMNS}. Run it with this version.")
+    return table
+
+
+def read_summary(path: str | Path) -> pl.DataFrame:
+    """The summary of the finished run in the folder `path`: means and intervals, one line a value."""
+    return _read_table(Path(path), "summary.parquet")
+
+
+def _read_table(folder: Path, name: str) -> pl.DataFrame:
+    """A table of a finished run, held against its manifest's hash before anything parses it."""
+    expected = read_manifest(folder).get("files", {}).get(name)
+    try:
+        content = (folder / name).read_bytes()
+        if expected is not None and sha256(content) != expected:
+            raise RunError(f"{folder / name}: not the file that its run wrote. {_ANEW}")
+        return pl.read_parquet(io.BytesIO(content))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise RunError(f"{folder / name}: cannot be read ({error}). {_ANEW}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}: cannot be read ({error}). {_ANEW}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: damaged: expected a JSON object. {_ANEW}")
+    return content

@@ -1,0 +1,84 @@
+"""Does a pair fit? Each finding is said on its own, so that one fault does not hide the next."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mechdiff.engine.families import family_of, shape_of
+from mechdiff.engine.lineage import lineage
+from mechdiff.engine.models import Pair, Side, open_pair
+from mechdiff.engine.selfcheck import self_check
+
+_TEXTS = ("The quick brown fox jumps over the lazy dog.", "How many legs do two spiders and a dog have together? Count them one by one.")
+SIDES: tuple[Side, Side] = ("base", "tuned")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: "ok", "note" (a study runs, with something to know), or "fail" (it does not)."""
+
+    verdict: Literal["ok", "note", "fail"]
+    what: str
+    said: str
+
+
+def check_pair(base: str, tuned: str, *, dtype: str, device: str, memory: str, trusted: tuple[str, ...]) -> Iterator[Finding]:
+    """Findings on files, families, sizes, tokenizers, templates, lineage, and the engine's self-check on both models.
+
+    Raises ModelError where a model cannot be found or loaded at all.
+    """
+    pair = open_pair(base, tuned, dtype=dtype, device=device, memory=memory, trusted=trusted)
+    configs = {side: pair.config(side) for side in SIDES}
+    shapes = {side: shape_of(config) for side, config in configs.items()}
+    for side in SIDES:
+        kinds = family_of(configs[side], pair.source(side).ref).places(configs[side])
+        shape = shapes[side]
+        adapter = ", an adapter on the base" if side == "tuned" and pair.tuned.adapter else ""
+        sizes = f"{shape.n_layers} blocks, d_model {shape.d_model}, {shape.n_heads} heads, {shape.n_kv_heads} key-value heads, vocabulary {shape.vocab}"
+        yield Finding("ok", side, f"{configs[side].model_type}{adapter}: {sizes}; sites {', '.join(kinds)}")
+    same = all(getattr(shapes["base"], size) == getattr(shapes["tuned"], size) for size in ("n_layers", "d_model", "n_heads", "d_head"))
+    yield Finding("ok", "sizes", "equal") if same else Finding("note", "sizes", "they differ in depth or width: no state of one fits into the other, patching is skipped")
+    tokenizers = {side: pair.tokenizer(side) for side in SIDES}
+    yield _vocabularies(tokenizers)
+    yield from _templates(tokenizers)
+    yield from _lineage(pair)
+    yield from _engines(pair, tokenizers)
+
+
+def _vocabularies(tokenizers: dict[Any, Any]) -> Finding:
+    base, tuned = (tokenizers[side].get_vocab() for side in SIDES)
+    if base == tuned:
+        return Finding("ok", "tokenizers", f"one vocabulary of {len(base)} tokens")
+    return Finding("fail", "tokenizers", f"{len(base)} and {len(tuned)} tokens, {len(base.items() ^ tuned.items())} entries differ: next-token laws cannot be compared")
+
+
+def _templates(tokenizers: dict[Any, Any]) -> Iterator[Finding]:
+    base, tuned = (tokenizers[side].chat_template for side in SIDES)
+    if not base and not tuned:
+        yield Finding("note", "templates", "neither model has a chat template: use prompt policy raw, or same_text with a template file")
+    elif not tuned:
+        yield Finding("note", "templates", "only the base has one: use prompt policy same_text with template base, or raw")
+    elif not base:
+        yield Finding("ok", "templates", "only the tuned model has one, and same_text (the default) renders both models' prompts with it")
+    else:
+        said = "equal" if base == tuned else "they differ; same_text (the default) renders both models' prompts with the tuned one's"
+        yield Finding("ok" if base == tuned else "note", "templates", said)
+
+
+def _lineage(pair: Pair) -> Iterator[Finding]:
+    found = lineage(pair.base, pair.tuned)
+    distance = "unknown from the files" if found["relative_distance"] is None else f"{found['relative_distance']:.4f} of the base's size"
+    changed = f"{found['changed_tensors']} tensors changed, {found['equal_tensors']} equal to the bit"
+    others = [f"{len(found[name])} {words}" for name, words in (("only_base", "only in base"), ("only_tuned", "only in tuned"), ("reshaped_tensors", "of other shape")) if found[name]]
+    yield Finding("ok", "lineage", "; ".join([f"weights moved by {distance}", changed, *others]))
+    for warning in found["warnings"]:
+        yield Finding("note", "lineage", warning)
+
+
+def _engines(pair: Pair, tokenizers: dict[Any, Any]) -> Iterator[Finding]:
+    ids = [tokenizers["base"](text)["input_ids"] for text in _TEXTS]
+    for side in SIDES:
+        with pair.use(side) as model:
+            found = self_check(model, ids)
+        yield Finding("ok", "engine", f"{side}: replay; {found.sites} sites written back bit for bit, replay equals full forwards within "
+                      f"{found.replay_nats:.1e} nats (worst {found.worst_site}), floor {found.floor_nats:.1e} nats")  # fmt: skip

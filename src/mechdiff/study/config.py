@@ -1,0 +1,189 @@
+"""What a study asks (`StudyConfig`: hashed into the result's identity) and how it is run (`RunOptions`: never hashed).
+
+A study file is YAML: a pair, prompts, a seed, a dtype and a list of measures, each with a few options that all have
+defaults. It is checked once, here, at the boundary: inside mechdiff a `StudyConfig` is known to be right. No torch here.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+
+from mechdiff.errors import StudyError
+from mechdiff.study.disk import canonical, sha256
+from mechdiff.study.document import Count, Section, Text, explained, listed, nearest, read_yaml, short, wrong
+from mechdiff.study.options import MEASURES, Measures, measures_asked, something_asked
+
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: tuple(listed(given)))]
+
+
+class Shape(Section):
+    """What `plan` uses when the model is not on this machine; it decides no result and is not hashed."""
+
+    n_layers: Count
+    d_model: Count
+    n_heads: Count
+    n_kv_heads: Count
+    d_mlp: Count
+    vocab: Count
+    vocab_tuned: Count | None = None  # where the tuned model's vocabulary is larger or smaller
+
+
+class Pair(Section):
+    """The two models: each a Hub id, a local folder or a GGUF file; tuned may be a PEFT adapter on base."""
+
+    base: Text = Field(description="a Hub id, a model folder or a GGUF file")
+    tuned: Text = Field(description="a Hub id, a model folder, a GGUF file or an adapter")
+    alternatives: Names = ()  # other models that may be nearer to tuned than base is: lineage is held against them too
+    shape: Shape | None = None
+
+
+class Prompts(Section):
+    """Where the prompts are (one file, split by the seed, or a file a split) and how both models see them."""
+
+    file: Text | None = None
+    fit: Text | None = None
+    select: Text | None = None
+    report: Text | None = None
+    policy: Literal["same_text", "native", "raw"] = "same_text"
+    template: Text = "tuned"  # "tuned", "base", or a jinja file
+    position: Literal["decision", "last_user"] = "decision"
+    system: str | None = None
+    date: Text | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Prompts":
+        if self.file and (self.fit or self.select or self.report):
+            raise wrong(sorted(self.sources()), "either file (split by the seed) or fit, select and report, not both")
+        if not self.sources():
+            raise wrong("no prompts", "file: prompts.jsonl, or any of fit, select and report")
+        if self.policy != "same_text" and self.template != "tuned":
+            raise wrong(self.template, f"no template: policy {self.policy} renders with none of its own choice; only same_text has one")
+        if self.policy == "raw" and (self.system is not None or self.date is not None):
+            raise wrong(self.system or self.date, "no system and no date: policy raw renders no template that could print them")
+        return self
+
+    def sources(self) -> dict[str, str]:
+        """The prompt files that are given, by name: {"file": path}, or some of fit, select and report."""
+        given = {"file": self.file, "fit": self.fit, "select": self.select, "report": self.report}
+        return {name: path for name, path in given.items() if path}
+
+
+class StudyConfig(Section):
+    """A study: everything that decides its numbers, and nothing else."""
+
+    pair: Pair = Field(description="{base: ..., tuned: ...}")
+    prompts: Prompts = Field(description="{file: prompts.jsonl}, or {fit: ..., select: ..., report: ...}")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    measures: Annotated[Measures, BeforeValidator(measures_asked), AfterValidator(something_asked)] = Field(
+        default_factory=lambda: Measures.model_validate({name: {} for name in MEASURES})
+    )
+
+
+# --- from a file -------------------------------------------------------------------------------------------------------
+
+
+def load_study(path: str | Path) -> tuple[StudyConfig, str]:
+    """The study in the file `path`, and the file's text. Paths in it count from its folder; `~` is the home folder."""
+    path = Path(path)
+    data, text = read_yaml(path)
+    return make_study(data, name=str(path), folder=path.parent), text
+
+
+def make_study(data: object, *, name: str = "study", folder: Path | None = None) -> StudyConfig:
+    """The study that `data` describes (a mapping as in a file); paths count from `folder`. `name` opens error messages."""
+    if data is None or data == {}:
+        raise StudyError(f"{name}: empty. A study needs at least pair: {{base: ..., tuned: ...}} and prompts: {{file: ...}}.")
+    if not isinstance(data, dict):
+        raise StudyError(f"{name}: given {short(data)}, expected a mapping with pair and prompts.")
+    try:
+        study = StudyConfig.model_validate(data)
+    except ValidationError as error:
+        said = [explained(detail, StudyConfig) for detail in error.errors(include_url=False)]
+        raise StudyError(f"{name}: {said[0]}" if len(said) == 1 else "\n  ".join([f"{name}: {len(said)} faults", *said])) from error
+    return _located(study, Path() if folder is None else folder)
+
+
+def _located(study: StudyConfig, folder: Path) -> StudyConfig:
+    """The study with absolute paths; a model that is no path and no folder beside the study stays a Hub id."""
+
+    def place(path: str) -> str:
+        return os.path.abspath(folder / os.path.expanduser(path))
+
+    def model(reference: str) -> str:
+        return place(reference) if reference.startswith(("~", "/", "./", "../")) or os.path.exists(place(reference)) else reference
+
+    pair, prompts = study.pair, study.prompts
+    files = {name: place(path) for name, path in prompts.sources().items()}
+    template = prompts.template if prompts.template in ("tuned", "base") else place(prompts.template)
+    models = {"base": model(pair.base), "tuned": model(pair.tuned), "alternatives": tuple(map(model, pair.alternatives))}
+    return study.model_copy(
+        update={"pair": pair.model_copy(update=models), "prompts": prompts.model_copy(update={**files, "template": template})}
+    )
+
+
+# --- identity ----------------------------------------------------------------------------------------------------------
+
+
+def content_hashes(study: StudyConfig) -> dict[str, str]:
+    """SHA-256 of every prompt and template file that the study names, by path."""
+    named = {f"prompts.{name}": path for name, path in study.prompts.sources().items()}
+    if study.prompts.template not in ("tuned", "base"):
+        named["prompts.template"] = study.prompts.template
+    found = {}
+    for where, path in named.items():
+        try:
+            found[path] = sha256(Path(path).read_bytes())
+        except (OSError, ValueError) as error:
+            hint = nearest(Path(path).name, ("tuned", "base")) if where.endswith("template") else ""
+            raise StudyError(f"{where}: given {path!r}, expected a file that can be read ({error}).{hint}") from error
+    return found
+
+
+def config_hash(study: StudyConfig, contents: Mapping[str, str]) -> str:
+    """The study's identity: SHA-256 of what it asks, in which each path (or model) named in `contents` counts as its content.
+
+    `contents` is `content_hashes(study)`, to which a caller who has hashed a model's files may add that model. So a study
+    keeps its identity when its files move, and loses it when they change. `pair.shape` is no part of it.
+    """
+    what = study.model_dump(mode="json", exclude={"pair": {"shape"}})
+    for section, names in (("pair", ("base", "tuned")), ("prompts", ("file", "fit", "select", "report", "template"))):
+        for name in names:
+            if (given := what[section][name]) in contents:
+                what[section][name] = f"sha256:{contents[given]}"
+    return sha256(canonical(what).encode())
+
+
+def study_yaml(study: StudyConfig) -> str:
+    """The study as the text of a study file, with every default written out."""
+    return yaml.safe_dump(study.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+# --- how ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a study is run. Nothing here changes what its numbers mean, so nothing here is hashed."""
+
+    out: Path | None = None  # the run's folder; None: chosen from the study's name
+    device: str = "auto"
+    memory: Literal["auto", "both", "one"] = "auto"  # models in memory at a time
+    max_rows: int | None = None  # rows a replayed pass; part of packing, so it is written into the record
+    threads: int | None = None
+    engine: Literal["auto", "full"] = "auto"  # full: the slow twin, one hooked forward a variant
+    quick: bool = False
+    trust_remote_code: tuple[str, ...] = ()  # names of the models whose own code may run
+
+    def __post_init__(self) -> None:
+        for name, given, allowed in (("memory", self.memory, ("auto", "both", "one")), ("engine", self.engine, ("auto", "full"))):
+            if given not in allowed:
+                raise StudyError(f"{name}: given {given!r}, expected one of {', '.join(allowed)}.{nearest(given, allowed)}")
+        for name, count in (("max_rows", self.max_rows), ("threads", self.threads)):
+            if count is not None and count < 1:
+                raise StudyError(f"{name}: given {count}, expected a whole number from 1.")

@@ -1,0 +1,102 @@
+"""What a study will cost, before anything is loaded: the plan's cells, their floating-point operations, and this machine's speed."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mechdiff.engine.families import Shape, family_of, shape_of
+from mechdiff.engine.models import load_config, resolve
+from mechdiff.engine.sites import KINDS
+from mechdiff.errors import ModelError, PromptError
+from mechdiff.study.config import RunOptions, StudyConfig
+from mechdiff.study.plan import MAX_ROWS, Item, Plan, plan
+from mechdiff.study.prepare import prepare, read_splits
+
+_CHARACTERS_A_TOKEN = 3.0
+_TEMPLATE_TOKENS = 30
+_EFFICIENCY = 0.6
+"""Share of the machine's matrix rate that a run reaches: attention, norms, and rows that are few in the lower blocks."""
+_SECONDS_A_LOGIT = 2.5e-8
+"""Softmax and divergences, for each row and vocabulary entry, on two CPU cores."""
+_HALF_PRECISION = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What `mechdiff plan` prints."""
+
+    stages: dict[str, tuple[int, int, float, float]]
+    """Stage -> cells, counterfactual runs, floating-point operations, seconds."""
+    prompts: dict[str, int]
+    tokens_from: str
+    sizes_from: str
+    rate_from: str
+    memory: float
+    memory_one: float
+    disk: float
+    seconds: float
+    skipped: tuple[dict[str, str], ...]
+
+
+def estimate(study: StudyConfig, max_rows: int | None = None) -> Estimate:
+    """Plans with the models' own configs and tokenizers where they are on this machine, else with the study's `pair.shape`.
+
+    Raises ModelError where the sizes are nowhere to be found.
+    """
+    planned, splits, tokens_from, sizes_from, vocab = _planned(study, max_rows or MAX_ROWS)
+    rate = _matrix_rate(study.dtype)
+    stages: dict[str, tuple[int, int, float, float]] = {}
+    for cell in planned.cells:
+        runs = int(cell.key.get("n_variants", 0)) * len(cell.items)
+        seconds = cell.flops / rate / _EFFICIENCY + runs * vocab * _SECONDS_A_LOGIT
+        before = stages.get(cell.stage, (0, 0, 0.0, 0.0))
+        stages[cell.stage] = (before[0] + 1, before[1] + runs, before[2] + cell.flops, before[3] + seconds)
+    working = planned.pass_bytes + planned.states_bytes + (600 << 20)
+    return Estimate(
+        stages=stages,
+        prompts=splits,
+        tokens_from=tokens_from,
+        sizes_from=sizes_from,
+        rate_from=f"at this machine's measured {rate / 1e9:.0f} GFLOP/s ({study.dtype})",
+        memory=planned.weights_bytes + working,
+        memory_one=planned.weights_bytes / 2 + working,
+        disk=planned.states_bytes,
+        seconds=sum(entry[3] for entry in stages.values()),
+        skipped=planned.skipped,
+    )
+
+
+def _planned(study: StudyConfig, max_rows: int) -> tuple[Plan, dict[str, int], str, str, int]:
+    shape = study.pair.shape
+    try:
+        prepared = prepare(study, RunOptions(max_rows=max_rows, device="cpu"))
+    except (ModelError, PromptError):
+        if shape is None:
+            raise
+    else:
+        counts = {split: len(prompts) for split, prompts in prepared.rendered.items()}
+        return prepared.plan, counts, "tokens counted", "from the models' configs", prepared.vocab
+    common = {"n_layers": shape.n_layers, "d_model": shape.d_model, "n_heads": shape.n_heads, "n_kv_heads": shape.n_kv_heads,
+              "d_head": shape.d_model // shape.n_heads, "d_mlp": shape.d_mlp, "context": 1 << 20}  # fmt: skip
+    shapes = {"base": Shape(**common, vocab=shape.vocab), "tuned": Shape(**common, vocab=shape.vocab_tuned or shape.vocab)}
+    splits = read_splits(study)
+    items = {
+        split: [Item(id=p.id, sha256="", tokens=int(len(p.text.encode()) / _CHARACTERS_A_TOKEN) + _TEMPLATE_TOKENS) for p in prompts]
+        for split, prompts in splits.items()
+    }
+    planned = plan(study, shapes, KINDS, items, max_rows=max_rows, bytes_per_weight=_HALF_PRECISION[study.dtype])
+    counts = {split: len(prompts) for split, prompts in splits.items()}
+    return planned, counts, "tokens guessed from the texts' lengths", "from the study's `shape`: the models are not on this machine", shape.vocab
+
+
+def _matrix_rate(dtype: str) -> float:
+    """Floating-point operations a second of one matrix product of a block's size, the best of a few."""
+    left, right = (torch.randn(512, 1536, dtype=getattr(torch, dtype)), torch.randn(1536, 1536, dtype=getattr(torch, dtype)))
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - started)
+    return 2 * 512 * 1536 * 1536 / best

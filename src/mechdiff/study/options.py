@@ -1,0 +1,135 @@
+"""What each measure can be told in a study file: one class of options a measure, all with defaults. No torch here.
+
+Lists come back sorted (sites and arms in their own order, numbers ascending): the order in a file changes no result,
+so it must not change a study's identity either.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from mechdiff.engine.sites import KINDS
+from mechdiff.errors import StudyError
+from mechdiff.study.document import Count, Section, listed, some_of, whole_numbers, wrong
+
+ARMS = ("identity", "shift", "mean", "resample", "oracle")
+"""How a written state can be made: see measures/patching.py."""
+
+DIRECTIONS = ("tuned<-base", "base<-tuned")
+"""The first model runs, a state of the second is written into it."""
+
+
+def _layers(given: object) -> Literal["all"] | tuple[int, ...]:
+    if given == "all":
+        return "all"
+    if not isinstance(given, (list, tuple)) or not given:
+        raise wrong(given, "all, or a list of layer numbers such as [0, 12, 24]", ["all"])
+    return whole_numbers(given, 0)
+
+
+def _directions(given: object) -> tuple[str, ...]:
+    if given == "both":
+        return DIRECTIONS
+    if isinstance(given, str):
+        if given not in DIRECTIONS:
+            raise wrong(given, f"both, {' or '.join(DIRECTIONS)}", ["both", *DIRECTIONS])
+        return (given,)
+    return some_of(DIRECTIONS)(given)
+
+
+def _positions(given: object) -> tuple[str, ...]:
+    for item in (items := listed(given)):
+        if item not in ("decision", "all") and not (isinstance(item, str) and re.fullmatch(r"last_([2-9]|[1-9][0-9]{1,5})", item)):
+            raise wrong(item, "decision, last_2, last_3, ... or all", ["decision", "last_2", "all"])
+    if not items:
+        raise wrong(given, "at least one of decision, last_2, last_3, ... or all")
+    return tuple(sorted(items, key=lambda name: 1 if name == "decision" else float("inf") if name == "all" else int(name[5:])))
+
+
+Kinds = Annotated[tuple[str, ...], BeforeValidator(some_of(KINDS))]
+
+
+class Options(Section):
+    """What a measure can be told."""
+
+
+class DivergenceOptions(Options):
+    """No options."""
+
+
+class LayeredOptions(Options):
+    layers: Annotated[Literal["all"] | tuple[int, ...], BeforeValidator(_layers)] = "all"
+    stride: Count = 1  # with layers: all, every stride-th layer from 0
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> "LayeredOptions":
+        if self.layers != "all" and self.stride != 1:
+            raise wrong(self.stride, "stride only with layers: all")
+        return self
+
+    def layer_numbers(self, n_layers: int) -> tuple[int, ...]:
+        """The layers meant, in a model that has `n_layers`."""
+        if self.layers == "all":
+            return tuple(range(0, n_layers, self.stride))
+        if missing := [layer for layer in self.layers if layer >= n_layers]:
+            raise StudyError(f"layers {missing} are asked for; the model has {n_layers}, numbered 0 to {n_layers - 1}.")
+        return self.layers
+
+
+class SimilarityOptions(LayeredOptions):
+    sites: Kinds = ("attn_out", "mlp_out", "resid_post")
+    permutations: Annotated[int, Field(ge=0, le=1_000_000)] = 500  # null draws a site; 0: none
+
+
+class PatchingOptions(LayeredOptions):
+    sites: Kinds = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+    arms: Annotated[tuple[str, ...], BeforeValidator(some_of(ARMS))] = ("identity", "shift", "mean", "resample")
+    directions: Annotated[tuple[str, ...], BeforeValidator(_directions)] = DIRECTIONS
+    positions: Annotated[tuple[str, ...], BeforeValidator(_positions)] = ("decision",)
+    windows: Annotated[tuple[int, ...], BeforeValidator(lambda given: whole_numbers(given, 2))] = ()  # widths, in layers
+
+
+class Measures(Section):
+    """Every measure there is, in the order in which they run, and its options; None: not asked for."""
+
+    divergence: DivergenceOptions | None = None
+    similarity: SimilarityOptions | None = None
+    patching: PatchingOptions | None = None
+
+    def asked(self) -> dict[str, Options]:
+        """The measures asked for, with their options."""
+        return {name: options for name, options in self if options is not None}
+
+    @model_serializer(mode="wrap")
+    def _as_in_a_file(self, dump: SerializerFunctionWrapHandler) -> list[dict[str, Any]]:
+        return [{name: options} for name, options in dump(self).items() if options is not None]
+
+
+MEASURES = tuple(Measures.model_fields)
+
+
+def measures_asked(given: object) -> object:
+    """A file's list (names, or one-key mappings from a name to its options) as the mapping that `Measures` takes."""
+    if isinstance(given, Measures):
+        return given
+    if not isinstance(given, (list, tuple)) or not given:
+        raise wrong(given, f"a list of some of {', '.join(MEASURES)}, each a name or `name: {{option: value}}`")
+    asked: dict[str, object] = {}
+    for item in given:
+        entry = {item: None} if isinstance(item, str) else item
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise wrong(item, "a measure's name, or one `name: {option: value}` an item")
+        ((name, options),) = entry.items()
+        if name not in MEASURES:
+            raise wrong(name, f"some of {', '.join(MEASURES)}", MEASURES)
+        if name in asked:
+            raise wrong(name, "each measure once")
+        asked[name] = {} if options is None else options
+    return asked
+
+
+def something_asked(measures: Measures) -> Measures:
+    if not measures.asked():
+        raise wrong("none", f"some of {', '.join(MEASURES)}")
+    return measures

@@ -1,0 +1,292 @@
+"""A study as a list of cells: what will be computed, in which order and packing, and what it will cost. No torch here.
+
+A cell is what is stored, and what a killed run can lose at most one of. Its key says *what* it holds (measure, direction, split, site kind,
+arm, which prompts of which models), never how far a run has come: so packing is a function of the plan alone, and a resumed run makes the
+same passes and gives the same bits.
+
+Prompts are packed in *shards*: neighbours in length whose variants run side by side in one pass.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from mechdiff.engine.families import Shape
+from mechdiff.engine.prompts import SPLITS
+from mechdiff.engine.sites import KINDS
+from mechdiff.study.config import StudyConfig
+from mechdiff.study.options import PatchingOptions
+
+MAX_ROWS = 512
+"""Rows of one replayed pass, unless the user says otherwise."""
+
+NEED_FIT = ("shift", "mean")
+NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One prompt as the plan sees it."""
+
+    id: str
+    sha256: str
+    """Of what the models read."""
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One unit of work and of storage."""
+
+    stage: str
+    """Names the function of `run.STAGES` that computes it."""
+    key: dict[str, Any]
+    """What it is: the content address of its result. Every value is also an argument of the stage's function."""
+    items: tuple[Item, ...]
+    side: str | None
+    """The model that must run; None: the captured states are enough."""
+    flops: float
+
+    @property
+    def title(self) -> str:
+        """A few words for a progress bar."""
+        words = [self.stage, self.side if self.stage == "capture" else self.key.get("direction"), self.key.get("kind"), self.key.get("arm")]
+        return " ".join(str(word) for word in words if word)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Cells in the order in which they run, what is left out and why, and what the rest will take."""
+
+    cells: tuple[Cell, ...]
+    skipped: tuple[dict[str, str], ...]
+    weights_bytes: int
+    """Both models."""
+    states_bytes: int
+    """Captured states and logits, on disk and at most in memory."""
+    pass_bytes: int
+    """The largest replayed pass: logits and what is computed on them."""
+
+    @property
+    def replayed(self) -> int:
+        """Counterfactual runs: one edit, one prompt."""
+        return sum(cell.key["n_variants"] * len(cell.items) for cell in self.cells if cell.stage == "patching")
+
+    @property
+    def flops(self) -> float:
+        return sum(cell.flops for cell in self.cells)
+
+
+def shards(items: Sequence[Item], n_variants: int, n_pos: int | None, max_rows: int) -> list[tuple[Item, ...]]:
+    """Prompts sorted by length, in groups whose variants fit into one pass; `n_pos` None (all positions): one prompt each."""
+    by_length = sorted(items, key=lambda item: (item.tokens, item.id))
+    size = 1 if n_pos is None else max(1, max_rows // ((n_variants + 1) * n_pos))
+    n_groups = -(-len(by_length) // size)
+    return [tuple(by_length[i * len(by_length) // n_groups : (i + 1) * len(by_length) // n_groups]) for i in range(n_groups)]
+
+
+def n_positions(position: str) -> int | None:
+    """Positions that a study's word stands for: decision 1, last_4 4, all None."""
+    return None if position == "all" else 1 if position == "decision" else int(position.removeprefix("last_"))
+
+
+def unit_of(position: str, width: int) -> str | None:
+    """The row contract's unit: null for the whole site at the decision position."""
+    words = ([f"window {width}"] if width > 1 else []) + ([] if position == "decision" else ["all_pos" if position == "all" else position])
+    return ", ".join(words) or None
+
+
+def plan(
+    study: StudyConfig,
+    shapes: Mapping[str, Shape],
+    kinds: Sequence[str],
+    splits: Mapping[str, Sequence[Item]],
+    *,
+    identity: str = "",
+    max_rows: int = MAX_ROWS,
+    bytes_per_weight: int = 4,
+    adapter: bool = False,
+) -> Plan:
+    """The cells of a study of two models of `shapes` ("base", "tuned") that have the site `kinds`. `identity` hashes the models and the dtype."""
+    return _Planner(study, shapes, kinds, splits, identity, max_rows).plan(bytes_per_weight, adapter)
+
+
+class _Planner:
+    """Walks through a study's measures; holds what every cell needs."""
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        shapes: Mapping[str, Shape],
+        kinds: Sequence[str],
+        splits: Mapping[str, Sequence[Item]],
+        identity: str,
+        max_rows: int,
+    ) -> None:
+        self.study, self.shape, self.shapes, self.kinds, self.splits = study, shapes["base"], shapes, kinds, splits
+        self.identity, self.max_rows = identity, max_rows
+        self.skipped: list[dict[str, str]] = []
+        self.patching = study.measures.patching
+        self.similarity = study.measures.similarity
+
+    def plan(self, bytes_per_weight: int, adapter: bool) -> Plan:
+        captures = [cell for side in ("base", "tuned") for cell in self._captures(side)]
+        checks = [self._selfcheck(side) for side in ("base", "tuned")]
+        cells = [*checks, *captures, *self._divergence(), *self._similarity(), *self._patching()]
+        weights = [shape.parameters * bytes_per_weight for shape in self.shapes.values()]
+        wide = sum(self.shape.width(kind) for kind in self.wanted)
+        states = sum(2 * 4 * len(cell.items) * self._n_pos(cell) * self.shape.n_layers * wide for cell in captures[: len(captures) // 2])
+        return Plan(
+            cells=tuple(cells),
+            skipped=tuple(self.skipped),
+            weights_bytes=weights[0] if adapter else sum(weights),
+            states_bytes=states + sum(8 * len(items) * self.shape.vocab for items in self.splits.values()),
+            pass_bytes=max((4 * 3 * self.shape.vocab * self._rows(cell) for cell in cells if cell.stage == "patching"), default=0),
+        )
+
+    def _skip(self, what: str, why: str) -> None:
+        entry = {"what": what, "why": why}
+        if entry not in self.skipped:
+            self.skipped.append(entry)
+
+    def _n_pos(self, cell: Cell) -> int:
+        n_pos = n_positions(cell.key["position"])
+        return max(item.tokens for item in cell.items) if n_pos is None else n_pos
+
+    def _rows(self, cell: Cell) -> int:
+        return (1 + int(cell.key["n_variants"])) * len(cell.items)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Site kinds whose states are captured."""
+        asked = {kind for options in (self.patching, self.similarity) if options for kind in options.sites}
+        for kind in sorted(asked - set(self.kinds), key=KINDS.index):
+            self._skip(f"site {kind}", "these models add attention and MLP in parallel: the residual stream has no place between them")
+        return tuple(kind for kind in KINDS if kind in asked and kind in self.kinds)
+
+    def _packed(self, split: str, position: str) -> list[tuple[Item, ...]]:
+        options = self.patching or PatchingOptions()
+        return shards(self.splits[split], len(options.layer_numbers(self.shape.n_layers)), n_positions(position), self.max_rows)
+
+    def _key(self, items: Sequence[Item], **what: Any) -> dict[str, Any]:
+        return {"models": self.identity, "prompts": [item.sha256 for item in items], "ids": [item.id for item in items], **what}
+
+    def _flops(self, tokens: float, decisions: float) -> float:
+        body = self.shape.parameters - self.shape.vocab * self.shape.d_model
+        return 2 * (body * tokens + self.shape.vocab * self.shape.d_model * decisions)
+
+    def _selfcheck(self, side: str) -> Cell:
+        """On one split's prompts: two of them, with every site patched once by each way."""
+        split = next(iter(self.splits))
+        items = tuple(sorted(self.splits[split], key=lambda item: (item.tokens, item.id)))
+        tokens = items[0].tokens * (2 + self.shape.n_layers * len(self.wanted))
+        key = self._key(items, stage="selfcheck", side=side, split=split, kinds=self.wanted)
+        return Cell(stage="selfcheck", key=key, items=items, side=side, flops=self._flops(tokens, 2 * self.shape.n_layers * len(self.wanted)))
+
+    def _captures(self, side: str) -> Iterator[Cell]:
+        for split, position in self._states_needed():
+            for shard in self._packed(split, position):
+                key = self._key(shard, stage="capture", side=side, split=split, position=position, kinds=self.wanted)
+                yield Cell(stage="capture", key=key, items=shard, side=side, flops=self._flops(sum(i.tokens for i in shard), len(shard)))
+
+    def _states_needed(self) -> list[tuple[str, str]]:
+        """(split, position) pairs: the decision position of every split, wider windows where they are patched."""
+        needed = [(split, "decision") for split in SPLITS if split in self.splits]
+        for position in self.patching.positions if self.patching else ():
+            for split in SPLITS if position != "all" else ("report",):
+                if split in self.splits and (split, position) not in needed and split != "select":
+                    needed.append((split, position))
+        return needed
+
+    def _whole(self, split: str) -> tuple[Item, ...]:
+        return tuple(item for shard in self._packed(split, "decision") for item in shard)
+
+    def _divergence(self) -> Iterator[Cell]:
+        for split in SPLITS if self.study.measures.divergence or self.patching else ():
+            if split in self.splits:
+                items = self._whole(split)
+                yield Cell(stage="divergence", key=self._key(items, stage="divergence", split=split), items=items, side=None, flops=0)
+
+    def _similarity(self) -> Iterator[Cell]:
+        if not self.similarity:
+            return
+        if self.shapes["base"].d_model != self.shapes["tuned"].d_model:
+            self._skip("similarity: same_basis_change, procrustes_distance", "the two models' states have different widths")
+        for split in ("select", "report"):
+            if split not in self.splits:
+                self._skip(f"similarity on {split}", f"the study has no {split} prompts")
+                continue
+            items = self._whole(split)
+            if len(items) < 4:
+                self._skip(f"similarity on {split}", f"debiased CKA needs 4 prompts, there are {len(items)}")
+                continue
+            for kind in self.similarity.sites:
+                if kind in self.wanted:
+                    layers = self.similarity.layer_numbers(self.shape.n_layers)
+                    what = {"kind": kind, "layers": layers, "permutations": self.similarity.permutations, "seed": self.study.seed}
+                    yield Cell(
+                        stage="similarity", key=self._key(items, stage="similarity", split=split, **what), items=items, side=None, flops=0
+                    )
+
+    def _patching(self) -> Iterator[Cell]:
+        options = self.patching
+        if not options:
+            return
+        if _sizes(self.shapes["base"]) != _sizes(self.shapes["tuned"]):
+            self._skip("patching", "the two models differ in depth or width: a state of one does not fit into the other")
+            return
+        for split in ("select", "report"):
+            if split not in self.splits:
+                what = "the choice of hot and control layers" if split == "select" else "patching"
+                self._skip(what, f"the study has no {split} prompts")
+        for direction in options.directions:
+            for split in ("select", "report"):
+                for position in options.positions if split == "report" else ("decision",):
+                    if split in self.splits:
+                        yield from self._swept(options, direction, split, position)
+
+    def _swept(self, options: PatchingOptions, direction: str, split: str, position: str) -> Iterator[Cell]:
+        n_pos, layers = n_positions(position), options.layer_numbers(self.shape.n_layers)
+        short = [item for item in self.splits[split] if n_pos and item.tokens < n_pos]
+        if short:
+            self._skip(f"patching at {position}", f"{len(short)} {split} prompts have fewer tokens than that, the first {short[0].id!r}")
+            return
+        published = split == "report"
+        positions = options.positions if published else ("decision",)
+        kinds = [kind for kind in options.sites if kind in self.wanted]
+        arms = [arm for arm in (options.arms if published else ("identity",)) if self._possible(arm, split, position)]
+        for number, shard in enumerate(self._packed(split, position)):
+            for width, kind, arm in product((1, *(options.windows if published else ())), kinds, arms):
+                first = [layer for layer in layers if layer + width <= self.shape.n_layers]
+                what = {"direction": direction, "split": split, "position": position, "kind": kind, "arm": arm, "width": width}
+                what |= {"layers": first, "shard": number, "n_variants": len(first), "seed": self.study.seed}
+                what["floor"] = (position, width, kind, arm) == (positions[0], 1, kinds[0], arms[0])
+                yield self._patch_cell(shard, what, n_pos)
+
+    def _patch_cell(self, shard: tuple[Item, ...], what: dict[str, Any], n_pos: int | None) -> Cell:
+        networks = 1 + sum(self.shape.n_layers - layer for layer in what["layers"]) / self.shape.n_layers  # rows, counted in whole networks
+        tokens = sum(item.tokens if n_pos is None else n_pos for item in shard)
+        others = (self._whole(what["split"]) if what["arm"] == "resample" else ()) + (self._whole("fit") if what["arm"] in NEED_FIT else ())
+        return Cell(
+            stage="patching",
+            key=self._key(shard, stage="patching", states=[item.sha256 for item in others], **what),
+            items=shard,
+            side="tuned" if what["direction"] == "tuned<-base" else "base",
+            flops=self._flops(tokens * networks, len(shard) * (1 + what["n_variants"])),
+        )
+
+    def _possible(self, arm: str, split: str, position: str) -> bool:
+        if arm in NEED_FIT and "fit" not in self.splits:
+            self._skip(f"patching arm {arm}", "the study has no fit prompts, whose mean states this arm writes")
+        elif arm in NEED_COMMON_POSITIONS and position == "all":
+            self._skip(f"patching arm {arm} at all positions", "states of prompts of different lengths have no common positions")
+        elif arm == "resample" and len(self.splits[split]) < 2:
+            self._skip("patching arm resample", "there is only one prompt, and this arm writes the state of another one")
+        else:
+            return True
+        return False
+
+
+def _sizes(shape: Shape) -> tuple[int, int, int]:
+    return shape.n_layers, shape.d_model, shape.n_heads * shape.d_head

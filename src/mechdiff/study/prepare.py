@@ -1,0 +1,119 @@
+"""Everything that is found, read and checked before a model is loaded: files, tokenizers, prompts, and the plan."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mechdiff.engine.families import family_of, shape_of
+from mechdiff.engine.models import Pair, open_pair
+from mechdiff.engine.prompts import SPLITS, Prompt, read_prompts, split_prompts
+from mechdiff.engine.rendering import PromptPolicy, Rendered, render
+from mechdiff.engine.sites import KINDS
+from mechdiff.errors import ModelError, PromptError
+from mechdiff.study.artifacts import cell_hash
+from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes
+from mechdiff.study.plan import MAX_ROWS, Item, Plan, plan
+
+ENGINE_VERSION = 1
+"""Part of every cell's key: raised when the same cell would come out with other bits."""
+
+QUICK = 8
+"""Prompts of each split that a quick run keeps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A pair whose configs fit, its prompts as both models see them, and the plan. Only tokenizers have been loaded."""
+
+    study: StudyConfig
+    options: RunOptions
+    pair: Pair
+    rendered: dict[str, dict[str, Rendered]]
+    """Split -> prompt id -> the prompt."""
+    hashes: dict[str, dict[str, str]]
+    """Side -> file -> sha256."""
+    plan: Plan
+    vocab: int
+    """Tokens that both models' logits cover (padding rows beyond a shared vocabulary are left out)."""
+    identity: str
+    """Hash of the models' files, dtype and engine: part of every cell's key."""
+    config_hash: str
+
+
+def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
+    """Raises MechdiffError for whatever a user can put right: models, templates, prompts, options."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    pair = open_pair(
+        study.pair.base, study.pair.tuned, dtype=study.dtype, device=options.device, memory=options.memory, trusted=options.trust_remote_code
+    )
+    configs = {"base": pair.config("base"), "tuned": pair.config("tuned")}
+    shapes = {side: shape_of(config) for side, config in configs.items()}
+    tokenizers = {"base": pair.tokenizer("base"), "tuned": pair.tokenizer("tuned")}
+    _refuse_other_vocabulary(study, tokenizers)
+    policy = PromptPolicy(**study.prompts.model_dump(include={"policy", "template", "position", "system", "date"}))
+    lengths = {"max_base": shapes["base"].context, "max_tuned": shapes["tuned"].context}
+    rendered = {
+        split: {one.prompt.id: one for one in render(prompts, tokenizers["base"], tokenizers["tuned"], policy, **lengths)}
+        for split, prompts in read_splits(study, quick=options.quick).items()
+    }
+    hashes = {"base": pair.base.files(), "tuned": pair.tuned.files()}
+    identity = cell_hash({"files": hashes, "dtype": study.dtype, "engine": options.engine, "version": ENGINE_VERSION})
+    places = [family_of(config, pair.base.ref).places(config) for config in configs.values()]
+    contents = {study.pair.base: cell_hash(hashes["base"]), study.pair.tuned: cell_hash(hashes["tuned"])}
+    return Prepared(
+        study=study,
+        options=options,
+        pair=pair,
+        rendered=rendered,
+        hashes=hashes,
+        plan=plan(
+            study,
+            shapes,
+            [kind for kind in KINDS if all(kind in place for place in places)],
+            {split: _items(prompts) for split, prompts in rendered.items()},
+            identity=identity,
+            max_rows=options.max_rows or MAX_ROWS,
+            bytes_per_weight=pair.dtype.itemsize,
+            adapter=pair.tuned.adapter is not None,
+        ),
+        vocab=min(shape.vocab for shape in shapes.values()),
+        identity=identity,
+        config_hash=cell_hash({"study": config_hash(study, content_hashes(study) | contents), "quick": options.quick}),
+    )
+
+
+def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Prompt]]:
+    """The study's prompts by split. Raises PromptError where a text stands in two splits: what is chosen on one is reported on the other."""
+    sources = study.prompts.sources()
+    if "file" in sources:
+        found = split_prompts(read_prompts(sources["file"]), study.seed)
+    else:
+        found = {split: read_prompts(sources[split]) for split in SPLITS if split in sources}
+    split_of: dict[str, str] = {}
+    for split, prompts in found.items():
+        for prompt in prompts:
+            if split_of.setdefault(prompt.text, split) != split:
+                raise PromptError(
+                    f"the text of prompt {prompt.id!r} stands in both {split_of[prompt.text]} and {split}: what is chosen on one split would be "
+                    "reported on the same prompt. Take it out of one of them."
+                )
+    return {split: prompts[:QUICK] if quick else prompts for split, prompts in found.items()}
+
+
+def _items(prompts: Mapping[str, Rendered]) -> list[Item]:
+    return [
+        Item(id=name, sha256=one.sha256, tokens=min(len(one.ids_base), len(one.ids_tuned))) for name, one in prompts.items()
+    ]
+
+
+def _refuse_other_vocabulary(study: StudyConfig, tokenizers: Mapping[str, Any]) -> None:
+    base, tuned = tokenizers["base"].get_vocab(), tokenizers["tuned"].get_vocab()
+    if base != tuned:
+        differ = len(base.items() ^ tuned.items())
+        raise ModelError(
+            f"{study.pair.base} has a vocabulary of {len(base)} tokens, {study.pair.tuned} one of {len(tuned)}, and they differ in {differ} entries: "
+            "their next-token laws cannot be compared token by token. Give a pair with one vocabulary."
+        )

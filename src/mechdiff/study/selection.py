@@ -1,0 +1,34 @@
+"""Which layers later measures look at: chosen on the `select` split alone, and carried by name into what is reported."""
+
+from typing import Any
+
+import polars as pl
+
+N_HOT = 3
+
+
+def choose_layers(rows: pl.DataFrame) -> dict[str, Any] | None:
+    """`hot_layers` (largest effect of one component, and lowest CKA), `control_layers` (highest CKA), and why each; None without `select` rows.
+
+    The effect of a layer is the mean KL that patching its attention or MLP output brings (identity arm, both directions), because patching the
+    residual stream grows towards the last layer whatever was changed.
+    """
+    chosen = rows.filter((pl.col("split") == "select") & pl.col("control").is_null() & pl.col("unit").is_null() & pl.col("layer").is_not_null())
+    effect = chosen.filter((pl.col("measure") == "patching") & (pl.col("metric") == "kl_own_nats") & (pl.col("arm") == "identity"))
+    components = effect.filter(pl.col("site").is_in(["attn_out", "mlp_out"]))
+    by_effect = (components if len(components) else effect).group_by("layer", "site", "direction").agg(pl.col("value").mean())
+    by_effect = by_effect.group_by("layer").agg(pl.col("value").max()).sort("value", "layer", descending=[True, False])
+    cka = chosen.filter((pl.col("measure") == "similarity") & (pl.col("metric") == "cka") & pl.col("value").is_not_nan())
+    by_cka = cka.group_by("layer").agg(pl.col("value").min()).sort("value", "layer")
+    if not len(by_effect) and not len(by_cka):
+        return None
+    why = {f"L{layer}": f"effect of patching {value:.3g} nats" for layer, value in by_effect.head(N_HOT).iter_rows()}
+    hot = list(by_effect["layer"].head(N_HOT))
+    if len(by_cka):
+        layer, value = by_cka.row(0)
+        why[f"L{layer}"] = f"{why[f'L{layer}']}; lowest CKA {value:.4f}" if layer in hot else f"lowest CKA {value:.4f}"
+        hot += [layer] if layer not in hot else []
+    control = [layer for layer in by_cka["layer"].reverse() if layer not in hot][:1]
+    why |= {f"L{layer}": f"control: highest CKA {by_cka.filter(pl.col('layer') == layer)['value'][0]:.6f}" for layer in control}
+    candidates = len(set(by_effect["layer"]) | set(by_cka["layer"]))
+    return {"hot_layers": sorted(hot), "control_layers": control, "split": "select", "n_candidates": candidates, "why": why}

@@ -1,0 +1,69 @@
+"""Pico models: two to four random layers of each family, made in code, and pairs of them with planted differences."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mechdiff.engine.models import Model, wrap
+from torch import nn
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig
+from transformers import Qwen2Config, Qwen3Config
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258,
+}  # fmt: skip
+_SPECIAL = {name: SIZES[name] for name in ("vocab_size", "bos_token_id", "eos_token_id")}
+_NEOX = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
+
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaConfig(**SIZES),
+    "mistral": lambda: MistralConfig(**SIZES, sliding_window=8),
+    "qwen2": lambda: Qwen2Config(**SIZES),
+    "qwen2_sliding": lambda: Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=2),
+    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=16),
+    "gemma2": lambda: Gemma2Config(**SIZES, head_dim=16, sliding_window=8),
+    "gemma3": lambda: Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2),
+    "gpt2": lambda: GPT2Config(**_SPECIAL, n_embd=32, n_layer=4, n_head=4, n_positions=128),
+    "neox_parallel": lambda: GPTNeoXConfig(**_NEOX),
+    "neox_sequential": lambda: GPTNeoXConfig(**_NEOX, use_parallel_residual=False),
+}
+
+
+def make_net(config: Any, *, seed: int = 0, attention: str | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A random network whose states and logits have spread enough for effects to be seen."""
+    torch.manual_seed(seed)
+    net = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval().float()
+    for parameter in net.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return net.to(dtype)
+
+
+def pico(name: str, *, seed: int = 0, attention: str | None = None, dtype: torch.dtype = torch.float32) -> Model:
+    """A wrapped random model of a family."""
+    return wrap(make_net(CONFIGS[name](), seed=seed, attention=attention, dtype=dtype), side="base", ref=f"pico {name}")
+
+
+def twin(model: Model, change: Callable[[nn.Module], None] | None = None) -> Model:
+    """A deep copy of a model, with `change` applied to its network."""
+    net = copy.deepcopy(model.net)
+    if change:
+        with torch.no_grad():
+            change(net)
+    return wrap(net, side="tuned", ref=model.ref + ", tuned")
+
+
+def prompts(n: int = 3, *, seed: int = 0, shortest: int = 5, longest: int = 24) -> list[list[int]]:
+    """Random byte sequences of different lengths, each with a BOS in front."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(shortest, longest + 1, (n,), generator=generator).tolist()
+    return [[256, *torch.randint(0, 256, (length - 1,), generator=generator).tolist()] for length in lengths]
+
+
+def save(net: nn.Module, tokenizer: Any, folder: Path) -> Path:
+    """A model folder that `mechdiff run` can take."""
+    net.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
