@@ -45,10 +45,8 @@ def main() -> None:
         sys.exit(130)
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # click's own usage errors bring their message
-            raise
-        _say(f"[bold red]error:[/] {_escaped(error.format_message())}  (mechdiff --help)")
+    except typer.TyperException as error:
+        _say(f"[bold red]error:[/] {_escaped(error.format_message())} (mechdiff --help)")
         sys.exit(2)
 
 

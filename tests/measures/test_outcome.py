@@ -90,11 +90,13 @@ def test_plain_float32_log_softmax_would_have_lost_it() -> None:
     assert abs(float(kl_nats(reference, run)) / kl - 1) < 1e-4
 
 
-def test_kl_grows_as_the_square_of_a_small_edit() -> None:
+def test_property_13_kl_of_a_small_edit_is_half_its_fisher_norm() -> None:
     reference, edit = made(0, 2000), made(1, 2000, scale=1.0)
-    sizes = torch.tensor([1e-3, 1e-2])
-    kl = kl_nats(reference, reference + sizes[:, None] * edit)
-    assert float((kl[1] / kl[0]).log10()) == pytest.approx(2, abs=0.02)
+    p = torch.softmax(reference.double(), -1)
+    fisher = float(p @ edit.double().square() - (p @ edit.double()) ** 2)
+    sizes = torch.tensor([1e-4, 1e-3, 1e-2])
+    kl = kl_nats(reference.double(), reference.double() + sizes[:, None] * edit)
+    torch.testing.assert_close(kl / sizes.double().square(), torch.full((3,), fisher / 2, dtype=torch.float64), rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("scale", [20.0, 60.0, 300.0, 3000.0])

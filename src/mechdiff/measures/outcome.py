@@ -40,7 +40,7 @@ _SMALLEST_PROBABILITY = 1e-37
 _LARGEST_LOG_RATIO = 60.0
 """Below it exp(u) times any probability smaller than that is nothing. exp itself overflows at 88."""
 
-_BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
+_BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Logits handled at a time: on a CPU few enough that the temporaries stay in its cache."""
 
 

@@ -8,6 +8,7 @@ from mechdiff.engine.families import family_of, shape_of
 from mechdiff.engine.lineage import lineage
 from mechdiff.engine.models import Pair, Side, open_pair
 from mechdiff.engine.selfcheck import self_check
+from mechdiff.engine.sites import KINDS
 
 _TEXTS = ("The quick brown fox jumps over the lazy dog.", "How many legs do two spiders and a dog have together? Count them one by one.")
 SIDES: tuple[Side, Side] = ("base", "tuned")
@@ -31,7 +32,8 @@ def check_pair(base: str, tuned: str, *, dtype: str, device: str, memory: str, t
     configs = {side: pair.config(side) for side in SIDES}
     shapes = {side: shape_of(config) for side, config in configs.items()}
     for side in SIDES:
-        kinds = family_of(configs[side], pair.source(side).ref).places(configs[side])
+        places = family_of(configs[side], pair.source(side).ref).places(configs[side])
+        kinds = [kind for kind in KINDS if kind in places]
         shape = shapes[side]
         adapter = ", an adapter on the base" if side == "tuned" and pair.tuned.adapter else ""
         sizes = f"{shape.n_layers} blocks, d_model {shape.d_model}, {shape.n_heads} heads, {shape.n_kv_heads} key-value heads, vocabulary {shape.vocab}"

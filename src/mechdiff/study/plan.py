@@ -132,7 +132,7 @@ class _Planner:
 
     def plan(self, bytes_per_weight: int, adapter: bool) -> Plan:
         captures = [cell for side in ("base", "tuned") for cell in self._captures(side)]
-        checks = [self._selfcheck(side) for side in ("base", "tuned")]
+        checks = [self._selfcheck(side) for side in ("base", "tuned") if self.wanted]
         cells = [*checks, *captures, *self._divergence(), *self._similarity(), *self._patching()]
         weights = [shape.parameters * bytes_per_weight for shape in self.shapes.values()]
         wide = sum(self.shape.width(kind) for kind in self.wanted)

@@ -1,0 +1,31 @@
+"""Shared by all tests: no hub, quiet threads, and a pico pair on disk."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base`, `tuned` (rank 2 on one matrix of block 1) and `prompts.jsonl` (24 prompts)."""
+    import pico
+    import planted
+    from tokenizers_made import CHATML, byte_tokenizer
+
+    folder = tmp_path_factory.mktemp("pair")
+    base = pico.pico("llama")
+    tuned = pico.twin(base, planted.edit_attention)
+    tokenizer = byte_tokenizer(CHATML)
+    pico.save(base.net, tokenizer, folder / "base")
+    pico.save(tuned.net, tokenizer, folder / "tuned")
+    texts = [f"Say something about the number {number * 7919 % 1000}{'!' * (number % 5)}" for number in range(24)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"id": f"p{i}", "text": text}) + "\n" for i, text in enumerate(texts)))
+    return folder
