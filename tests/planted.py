@@ -4,16 +4,17 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pico
 import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+
+import pico
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.models import Model, wrap
 from mechdiff.engine.replay import ENGINES
 from mechdiff.engine.sites import Site
 from mechdiff.measures.outcome import kl_nats
 from mechdiff.measures.patching import variants
-from torch import Tensor, nn
-from transformers import LlamaConfig
 
 N_LAYERS, D_MODEL = 4, 64
 
@@ -79,7 +80,9 @@ class Planted:
         return 1 - kl_nats(self.logits("tuned")[:, None], self.patched("base<-tuned", kind, **how)).mean(0) / self.d_nats.mean()
 
 
-def plant(change: Callable[[nn.Module], None], *, n_prompts: int = 6, seed: int = 0, prepare: Callable[[nn.Module], None] | None = None) -> Planted:
+def plant(
+    change: Callable[[nn.Module], None], *, n_prompts: int = 6, seed: int = 0, prepare: Callable[[nn.Module], None] | None = None
+) -> Planted:
     """The pair base, change(base); `prepare` is applied to both."""
     net = base_net(seed)
     with torch.no_grad():

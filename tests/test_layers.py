@@ -70,7 +70,9 @@ def test_package_files_are_empty() -> None:
         assert not path.read_text().strip(), path
 
 
-@pytest.mark.parametrize("folder", ["study.config", "study.artifacts", "engine.sites", "engine.families", "report.statistics", "cli", "rows"])
+@pytest.mark.parametrize(
+    "folder", ["study.config", "study.artifacts", "engine.sites", "engine.families", "report.statistics", "cli", "rows"]
+)
 def test_no_torch_where_none_is_needed(folder: str) -> None:
     import subprocess
     import sys

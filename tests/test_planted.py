@@ -2,9 +2,10 @@
 
 import math
 
-import planted
 import pytest
 import torch
+
+import planted
 from mechdiff.engine.replay import replay
 from mechdiff.engine.sites import KINDS, Site
 from mechdiff.measures import similarity
@@ -75,7 +76,9 @@ def test_p1_identity_patch_is_worse_than_the_mean(p1: Planted) -> None:
     tuned = p1.states("tuned", "resid_post")
     broken = p1.breakage("resid_post").mean(0)
     written = tuned.mean(1)[:, None, None].expand(-1, len(p1.prompts), 1, -1)
-    mean = kl_nats(p1.logits("tuned")[:, None], replay(p1.tuned, p1.cleans["tuned"], variants("resid_post", range(N_LAYERS), written))[:, 1:]).mean(0)
+    mean = kl_nats(
+        p1.logits("tuned")[:, None], replay(p1.tuned, p1.cleans["tuned"], variants("resid_post", range(N_LAYERS), written))[:, 1:]
+    ).mean(0)
     assert (broken > mean).all()
     assert (broken > 1).all()
 
@@ -90,7 +93,9 @@ def test_p2_p3_all_positions_localise_exactly(name: str, kind: str, request: pyt
 
     def recovered(site: str) -> list[float]:
         exact = pair.recovery(site, positions="all", engine="full")
-        assert pair.recovery(site, positions="all", engine="relay").tolist() == pytest.approx(exact.tolist(), abs=1e-6), "float32 rounding only"
+        assert pair.recovery(site, positions="all", engine="relay").tolist() == pytest.approx(exact.tolist(), abs=1e-6), (
+            "float32 rounding only"
+        )
         return exact.tolist()
 
     assert recovered("resid_pre") == pytest.approx([0, 0, 1, 1], abs=1e-9)

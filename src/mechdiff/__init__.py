@@ -1,8 +1,8 @@
 """mechdiff: what did a fine-tune change inside a language model, where, and does it matter?
 
-    import mechdiff
-    run = mechdiff.run(base="BASE", tuned="TUNED", prompts="prompts.jsonl")
-    run.summary()   # a polars data frame
+import mechdiff
+run = mechdiff.run(base="BASE", tuned="TUNED", prompts="prompts.jsonl")
+run.summary()   # a polars data frame
 """
 
 from importlib import import_module

@@ -16,7 +16,9 @@ app = typer.Typer(
 Study = Annotated[Path | None, typer.Argument(help="A study file (YAML). Or give --base, --tuned and --prompts.", show_default=False)]
 Base = Annotated[str | None, typer.Option(help="Base model: a folder, a .gguf file or a Hub id.", show_default=False)]
 Tuned = Annotated[str | None, typer.Option(help="Tuned model: the same, or a PEFT adapter's folder.", show_default=False)]
-Prompts = Annotated[Path | None, typer.Option(help="JSONL with a `text` in every line; split into fit, select and report by the seed.", show_default=False)]
+Prompts = Annotated[
+    Path | None, typer.Option(help="JSONL, a `text` in every line; split into fit, select, report by the seed.", show_default=False)
+]
 Policy = Annotated[str, typer.Option(help="same_text (one rendered string for both), native (each its own template), raw (the bare text).")]
 Template = Annotated[str, typer.Option(help="For same_text: tuned, base, or a Jinja file.")]
 Measures = Annotated[str | None, typer.Option(help="Comma-separated names; default: all.", show_default=False)]
@@ -29,7 +31,9 @@ MaxRows = Annotated[int | None, typer.Option(help="Counterfactual rows of one pa
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)]
 Engine = Annotated[str, typer.Option(help="auto, or full: one whole forward pass for each counterfactual (slow; the oracle).")]
 Quick = Annotated[bool, typer.Option("--quick", help="Only the first 8 prompts of each split.")]
-Trust = Annotated[list[str] | None, typer.Option("--trust-remote-code", help="Let this model, by name, run its own Python code.", show_default=False)]
+Trust = Annotated[
+    list[str] | None, typer.Option("--trust-remote-code", help="Let this model, by name, run its own Python code.", show_default=False)
+]
 Folder = Annotated[Path, typer.Argument(help="A finished run's folder.", show_default=False)]
 
 
@@ -128,7 +132,13 @@ def _run(study: Any, options: Any) -> None:
 
     from mechdiff import api
 
-    columns = (TextColumn("{task.description:34}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(), TextColumn("left"))
+    columns = (
+        TextColumn("{task.description:34}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+    )
     with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=False), console=Console(stderr=True)) as bar:
         task = bar.add_task("preparing", total=1.0)
         finished = api.run(study, options=options, progress=lambda what, share: bar.update(task, description=what, completed=share))

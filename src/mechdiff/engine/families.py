@@ -68,15 +68,19 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
-def family_of(config: Any, ref: str) -> Family:
-    """The table's row for a transformers config; raises ModelError that lists the known families."""
-    kind = config.model_type
+def family_named(kind: str, ref: str) -> Family:
+    """The table's row for a config's `model_type`; raises ModelError that lists the known families."""
     if kind not in FAMILIES:
         raise ModelError(
             f"{ref}: the architecture {kind!r} is not one that mechdiff knows. Known: {', '.join(sorted(FAMILIES))}. "
             "A new one is one row of mechdiff/engine/families.py, whose first lines say how."
         )
     return FAMILIES[kind]
+
+
+def family_of(config: Any, ref: str) -> Family:
+    """The table's row for a transformers config."""
+    return family_named(config.model_type, ref)
 
 
 def sliding_window(config: Any, layer: int) -> int | None:

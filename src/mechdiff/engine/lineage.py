@@ -1,8 +1,8 @@
 """Is the tuned model a child of this base? The distance of their weights, and what the tuned model's own files say.
 
-A fine-tune moves its weights by a few per cent; two models trained apart are as far from each other as from zero (relative distance near 1.4).
-A study that takes a sibling for the parent publishes the difference of two fine-tunes as one. Weights are streamed from the files, a tensor at
-a time.
+A fine-tune moves its weights by a few per cent; two models trained apart are as far from each other as from zero (relative distance near
+1.4). A study that takes a sibling for the parent publishes the difference of two fine-tunes as one. Weights are streamed from the files, a
+tensor at a time.
 """
 
 import json
@@ -10,31 +10,46 @@ import math
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, float64
+from torch.linalg import vector_norm
 
-from mechdiff.engine.models import Source, stated_base
+from mechdiff.engine.sources import Source
+from mechdiff.errors import ModelError
 
 FAR = 0.5
 """Relative distance of weights beyond which two models are hardly parent and child."""
 
 
 def lineage(base: Source, tuned: Source) -> dict[str, Any]:
-    """`relative_distance` ||W_tuned - W_base|| / ||W_base|| over the tensors that both have (None where it cannot be known from the files), how
-    many tensors changed and how many are equal to the bit, the names that only one has, the base that tuned's files name, and `warnings`."""
-    found = _adapter_distance(base, tuned) if tuned.adapter else _weights_distance(Path(base.load), Path(tuned.load))
+    """How far tuned is from base, and whether it looks like base's child.
+
+    `relative_distance` is ||W_tuned - W_base|| / ||W_base|| over the tensors that both have (None where the files do not tell); then how many
+    of these changed and how many are equal to the bit, those of other shapes, those that only one has, `stated_base`, and `warnings`.
+    """
+    try:
+        found = _adapter_distance(base, tuned) if tuned.adapter else _weights_distance(Path(base.load), Path(tuned.load))
+    except SafetensorError as error:
+        raise ModelError(f"the weights of {base.ref} or {tuned.ref} cannot be read: {error}. Is the download complete?") from error
     named = stated_base(tuned)
+    return {**found, "stated_base": named, "warnings": _warnings(base, tuned, named, found["relative_distance"])}
+
+
+def _warnings(base: Source, tuned: Source, named: str | None, distance: float | None) -> list[str]:
     warnings = []
     if named and _bare(named) != _bare(base.ref):
-        warnings.append(f"{tuned.ref} says that it was made from {named}; the base given is {base.ref}. If that is another model, so are the results.")
-    distance = found["relative_distance"]
+        warnings.append(
+            f"{tuned.ref} says that it was made from {named}; the base given is {base.ref}. If that is another model, so are the results."
+        )
     if distance is not None and distance > FAR:
         warnings.append(
-            f"the weights of tuned and base are {distance:.2f} apart, relative to the base's size: models trained apart are 1.4 apart, a fine-tune "
-            "is usually under 0.1. Is this the right base?"
+            f"the weights of tuned and base are {distance:.2f} apart, relative to the base's size: models trained apart are 1.4 apart, a "
+            "fine-tune is usually under 0.1. Is this the right base?"
         )
     if distance == 0:
         warnings.append("base and tuned have the same weights, bit for bit: there is no change to find")
-    return {**found, "stated_base": named, "warnings": warnings}
+    return warnings
 
 
 def _bare(name: str) -> str:
@@ -42,25 +57,45 @@ def _bare(name: str) -> str:
     return Path(name.rstrip("/")).name.lower().removesuffix(".gguf")
 
 
+def stated_base(source: Source) -> str | None:
+    """The base model that an adapter's config or a model card names (the first, where it names several), or None."""
+    if source.adapter:
+        return json.loads((source.adapter / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    card = Path(source.load) / "README.md"
+    text = card.read_text(errors="replace") if card.is_file() else ""
+    if not text.startswith("---"):
+        return None
+    try:
+        stated = yaml.safe_load(text.split("\n---", 1)[0])
+    except yaml.YAMLError:
+        return None
+    named = stated.get("base_model") if isinstance(stated, dict) else None
+    named = named[0] if isinstance(named, list) and named else named
+    return named if isinstance(named, str) else None
+
+
+# ---- distances ---------------------------------------------------------------------------------------------------------------------
+
+
 def _weights_distance(base: Path, tuned: Path) -> dict[str, Any]:
-    where = {folder: _tensors(folder) for folder in (base, tuned)}
-    common = where[base].keys() & where[tuned].keys()
+    ours, theirs = _tensors(base), _tensors(tuned)
+    common = sorted(ours.keys() & theirs.keys())
     moved, size, equal, reshaped = 0.0, 0.0, 0, []
-    for name in sorted(common):
-        ours, theirs = _read(where[base][name], name).float(), _read(where[tuned][name], name).float()
-        if ours.shape != theirs.shape:
+    for name in common:
+        before, after = _read(ours[name], name).float(), _read(theirs[name], name).float()
+        if before.shape != after.shape:
             reshaped.append(name)
             continue
-        moved += float((theirs - ours).double().square().sum())
-        size += float(ours.double().square().sum())
-        equal += bool((theirs == ours).all())
+        moved += _squared(after - before)
+        size += _squared(before)
+        equal += bool((after == before).all())
     return {
         "relative_distance": math.sqrt(moved / size) if size else None,
         "equal_tensors": equal,
         "changed_tensors": len(common) - equal - len(reshaped),
         "reshaped_tensors": reshaped,
-        "only_base": sorted(where[base].keys() - common),
-        "only_tuned": sorted(where[tuned].keys() - common),
+        "only_base": sorted(ours.keys() - theirs.keys()),
+        "only_tuned": sorted(theirs.keys() - ours.keys()),
     }
 
 
@@ -68,36 +103,41 @@ def _adapter_distance(base: Source, tuned: Source) -> dict[str, Any]:
     """The distance that a LoRA adapter's factors make: ||scale B A|| from the small Gram matrices; other kinds of adapter: unknown."""
     assert tuned.adapter
     config = json.loads((tuned.adapter / "adapter_config.json").read_text())
-    factors = _tensors(tuned.adapter)
+    factors, tensors = _tensors(tuned.adapter), _tensors(Path(base.load))
     names = sorted({key.partition(".lora_A.")[0] for key in factors if ".lora_A." in key})
-    moved = 0.0
+    plain = len(factors) == 2 * len(names) and not config.get("alpha_pattern") and not config.get("use_dora")
+    moved, changed = 0.0, 0
     for name in names:
         a, b = (_read(factors[key], key).double() for key in (f"{name}.lora_A.weight", f"{name}.lora_B.weight"))
-        rank = a.shape[0]
+        rank = len(a)
         scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        moved += float(scale**2 * ((b.T @ b) * (a @ a.T)).sum())
-    plain = len(factors) == 2 * len(names) and not config.get("alpha_pattern") and not config.get("use_dora")
-    tensors = _tensors(Path(base.load))
-    size = sum(float(_read(file, key).double().square().sum()) for key, file in tensors.items()) if plain else 0.0
+        step = float(scale**2 * ((b.T @ b) * (a @ a.T)).sum())
+        moved += step
+        changed += step > 0
+    size = sum(_squared(_read(file, name)) for name, file in tensors.items()) if plain else 0.0
     return {
         "relative_distance": math.sqrt(moved / size) if size else None,
-        "equal_tensors": len(tensors) - len(names),
-        "changed_tensors": len(names),
+        "equal_tensors": len(tensors) - changed,
+        "changed_tensors": changed,
         "reshaped_tensors": [],
         "only_base": [],
         "only_tuned": [],
     }
 
 
+def _squared(tensor: Tensor) -> float:
+    return float(vector_norm(tensor, dtype=float64)) ** 2
+
+
 def _tensors(folder: Path) -> dict[str, Path]:
     """Tensor name -> safetensors file."""
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            found |= {name: path for name in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
+            found |= dict.fromkeys(file.keys(), path)
     return found
 
 
-def _read(path: Path, name: str) -> Any:
+def _read(path: Path, name: str) -> Tensor:
     with safe_open(path, "pt") as file:
         return file.get_tensor(name)

@@ -1,12 +1,8 @@
-"""Load a pair of models: base and tuned, one at a time or both, from directories, Hub ids, GGUF files or a PEFT adapter.
-
-An adapter pair is one loaded base whose adapter is switched on and off, so base and tuned share every weight that they have in common.
+"""Load a pair of models: base and tuned, one at a time or both. An adapter pair is one loaded base whose adapter is switched on and off, so
+base and tuned share every weight that they have in common.
 """
 
 import gc
-import hashlib
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from mechdiff.engine.families import Family, Shape, family_of, shape_of
+from mechdiff.engine.families import Family, Shape, family_named, shape_of
 from mechdiff.engine.sites import KINDS, Site
+from mechdiff.engine.sources import Source, load_config, load_tokenizer, quiet, resolve
 from mechdiff.errors import ModelError
 
 Side = Literal["base", "tuned"]
+SIDES: tuple[Side, Side] = ("base", "tuned")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -57,27 +55,57 @@ class Model:
         """The module of a site, and whether the site is its "input" or "output". ModelError where the model has no such site."""
         places = self.family.places(self.config)
         if site.kind not in places or site.layer >= self.shape.n_layers:
-            raise ModelError(f"{self.ref} has no site {site}: its blocks are 0 to {self.shape.n_layers - 1}, its sites {', '.join(self.kinds())}.")
+            raise ModelError(
+                f"{self.ref} has no site {site}: its blocks are 0 to {self.shape.n_layers - 1}, its sites {', '.join(self.kinds())}."
+            )
         path, end = places[site.kind]
-        block = self.blocks[site.layer]
-        return (block.get_submodule(path) if path else block), end
+        return self.blocks[site.layer].get_submodule(path), end
 
 
-# ---- loading -----------------------------------------------------------------------------------------------------------------------
+def wrap(net: nn.Module, *, side: Side, ref: str) -> Model:
+    """A Model around a loaded network: its family looked up and every module that the family's row names checked to be there."""
+    config: Any = net.config
+    family, shape = family_named(config.model_type, ref), shape_of(config)
+    try:
+        blocks = list(net.get_submodule(family.blocks).children())
+        for path in (family.embed, family.final_norm):
+            net.get_submodule(path)
+        for block in blocks:
+            for path, _ in family.places(config).values():
+                block.get_submodule(path)
+        head = net.get_submodule(family.head)
+    except AttributeError as error:
+        raise ModelError(f"{ref}: its modules are not where the row {config.model_type!r} of the family table says: {error}") from error
+    assert len(blocks) == shape.n_layers, f"{len(blocks)} blocks at {family.blocks}, {shape.n_layers} in the config"
+    return Model(side=side, ref=ref, net=net, family=family, shape=shape, blocks=blocks, head=head)
+
+
+# ---- weights -----------------------------------------------------------------------------------------------------------------------
 
 
 def load_net(source: Source, *, dtype: torch.dtype, device: torch.device, trust: bool = False) -> nn.Module:
-    """The network in evaluation mode, without its adapter. Raises ModelError: unreadable, incomplete, or NaN weights."""
+    """The network in evaluation mode, without its adapter. Raises ModelError: unreadable, incomplete, of other shapes, or NaN weights."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
         with quiet():
-            net, loading = AutoModelForCausalLM.from_pretrained(source.load, dtype=dtype, trust_remote_code=trust, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{source.ref}: the model cannot be loaded: {error}") from error
-    absent = sorted(loading["missing_keys"])
+            net, loading = AutoModelForCausalLM.from_pretrained(
+                source.load, dtype=dtype, trust_remote_code=trust, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{source.ref}: the model cannot be loaded: {error}. Is the download complete?") from error
+    absent, reshaped = sorted(loading["missing_keys"]), sorted(loading["mismatched_keys"])
+    if reshaped:
+        name, found, wanted = reshaped[0]
+        raise ModelError(
+            f"{source.ref}: {len(reshaped)} tensors have other shapes than its config says, the first {name}: {tuple(found)} in the file, "
+            f"{tuple(wanted)} by the config. Take config.json and weights from one model."
+        )
     if absent:
-        raise ModelError(f"{source.ref}: its files lack {len(absent)} of the model's tensors, the first {absent[0]}. Is the download complete?")
+        raise ModelError(
+            f"{source.ref}: its files lack {len(absent)} of the model's tensors, the first {absent[0]}. Is the download complete?"
+        )
     _refuse_nan(net, source.ref)
     return net.to(device).eval()
 
@@ -85,57 +113,61 @@ def load_net(source: Source, *, dtype: torch.dtype, device: torch.device, trust:
 def _refuse_nan(net: nn.Module, ref: str) -> None:
     for name, parameter in net.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise ModelError(f"{ref}: the tensor {name} holds NaN or infinite weights, so every number after it would. Mend the file or take another.")
-
-
-def wrap(net: nn.Module, *, side: Side, ref: str) -> Model:
-    """A Model around a loaded network: its family looked up and every place of the family's row checked to be there."""
-    config: Any = net.config
-    family = family_of(config, ref)
-    try:
-        blocks = list(net.get_submodule(family.blocks).children())
-        head = net.get_submodule(family.head)
-        for block in blocks:
-            for path, _ in family.places(config).values():
-                block.get_submodule(path)
-    except AttributeError as error:
-        raise ModelError(f"{ref}: its modules are not where the row {config.model_type!r} of the family table says: {error}") from error
-    return Model(side=side, ref=ref, net=net, family=family, shape=shape_of(config), blocks=blocks, head=head)
+            raise ModelError(
+                f"{ref}: the tensor {name} holds NaN or infinite weights, so every number after it would. Mend the file or take another."
+            )
 
 
 def attach_adapter(net: nn.Module, adapter: Path) -> nn.Module:
     """A peft model around `net` with the adapter on. Fits by tensor names and shapes; raises ModelError where they do not fit."""
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
+    from safetensors import SafetensorError
+
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{adapter}: adapter_config.json is there and adapter_model.safetensors is not. Is the download complete?")
+    try:
+        _refuse_unswitchable(PeftConfig.from_pretrained(str(adapter)), adapter)
+        _refuse_misfit(net, adapter)
+        adapted = PeftModel.from_pretrained(net, str(adapter)).eval()
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(f"{adapter}: peft cannot put this adapter on the base: {error}") from error
+    _refuse_nan(adapted, str(adapter))
+    return adapted
+
+
+def _refuse_unswitchable(config: Any, adapter: Path) -> None:
+    """Raises ModelError where base and tuned are not the same network with something switched off and on."""
+    if config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None):
+        why = f"is of the kind {config.peft_type.value} that changes the prompt or picks its tokens, not the network"
+    elif getattr(config, "bias", "none") != "none":
+        why = f"trains biases (bias={config.bias!r}), which cannot be switched off to get the base back"
+    else:
+        return
+    raise ModelError(f"{adapter}: this adapter {why}. Where peft can, merge it (merge_and_unload) and give the full model as tuned.")
+
+
+def _refuse_misfit(net: nn.Module, adapter: Path) -> None:
+    """Raises ModelError where a LoRA factor's module is not in the network, or has other sizes."""
     from safetensors import safe_open
 
-    weights = adapter / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise ModelError(f"{adapter}: adapter_config.json is there and adapter_model.safetensors is not. Is the download complete?")
     modules = dict(net.named_modules())
-    with safe_open(weights, "pt") as file:
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
         for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-            name, _, rest = key.removeprefix("base_model.model.").partition(".lora_")
-            if not rest:
+            name, _, factor = key.removeprefix("base_model.model.").partition(".lora_")
+            if not factor:
                 continue
             if name not in modules:
-                raise ModelError(f"{adapter}: this adapter changes {name}, which the base does not have. It was made for another architecture.")
-            have, want = tuple(modules[name].weight.shape), file.get_slice(key).get_shape()
-            if rest.startswith(("A.", "B.")) and want[1 if rest[0] == "A" else 0] not in have:
-                raise ModelError(f"{adapter}: {key} has shape {want}, the base's {name} has {have}. It was made for a model of another size.")
-    try:
-        return PeftModel.from_pretrained(net, str(adapter)).eval()
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise ModelError(f"{adapter}: peft cannot put this adapter on the base: {error}") from error
+                raise ModelError(
+                    f"{adapter}: this adapter changes {name}, which the base does not have. It was made for another architecture."
+                )
+            have, want = tuple(modules[name].weight.shape), tuple(file.get_slice(key).get_shape())
+            if factor.startswith(("A.", "B.")) and want[1 if factor[0] == "A" else 0] not in have:
+                raise ModelError(
+                    f"{adapter}: {key} has shape {want}, the base's {name} has {have}. It was made for a model of another size."
+                )
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a model could take on the device now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable"):
-            return int(line.split()[1]) * 1024
-    return 8 << 30
+# ---- the pair ----------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
@@ -148,6 +180,7 @@ class Pair:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     one_at_a_time: bool = False
     trusted: tuple[str, ...] = ()
+    """References of the models whose own Python code may run (an adapter runs its base's)."""
     _held: dict[Side, Model] = field(default_factory=dict, repr=False)
     _adapted: Any = field(default=None, repr=False)
 
@@ -155,40 +188,45 @@ class Pair:
         return self.base if side == "base" else self.tuned
 
     def config(self, side: Side) -> Any:
-        return load_config(self.source(side), trust=self.source(side).ref in self.trusted)
+        return load_config(self.source(side), trust=self._trusts(side))
 
     def tokenizer(self, side: Side) -> Any:
-        return load_tokenizer(self.source(side), trust=self.source(side).ref in self.trusted)
+        return load_tokenizer(self.source(side), trust=self._trusts(side))
+
+    def _trusts(self, side: Side) -> bool:
+        return (self.base if self.tuned.adapter else self.source(side)).ref in self.trusted
 
     @contextmanager
     def use(self, side: Side) -> Iterator[Model]:
-        """The model of one side, ready to run. Nothing else may run on the pair meanwhile."""
+        """The model of one side, ready to run. Nothing else may run on the pair meanwhile.
+
+        With `one_at_a_time` the other side's weights are gone from memory, also where a caller still holds its Model.
+        """
         if self.tuned.adapter:
-            yield self._toggled(side)
-            return
-        if side not in self._held:
+            self._switch(side, self.tuned.adapter)
+        elif side not in self._held:
             if self.one_at_a_time:
                 self.release()
-            source = self.source(side)
-            net = load_net(source, dtype=self.dtype, device=self.device, trust=source.ref in self.trusted)
-            self._held[side] = wrap(net, side=side, ref=source.ref)
+            self._held[side] = wrap(self._load(side), side=side, ref=self.source(side).ref)
         yield self._held[side]
 
-    def _toggled(self, side: Side) -> Model:
+    def _load(self, side: Side) -> nn.Module:
+        return load_net(self.source(side), dtype=self.dtype, device=self.device, trust=self._trusts(side))
+
+    def _switch(self, side: Side, adapter: Path) -> None:
         if self._adapted is None:
-            assert self.tuned.adapter
-            net = load_net(self.base, dtype=self.dtype, device=self.device, trust=self.base.ref in self.trusted)
-            self._adapted = attach_adapter(net, self.tuned.adapter)
+            self._adapted = attach_adapter(self._load("base"), adapter)
             inner = self._adapted.get_base_model()
-            self._held = {s: wrap(inner, side=s, ref=self.source(s).ref) for s in ("base", "tuned")}
+            self._held = {s: wrap(inner, side=s, ref=self.source(s).ref) for s in SIDES}
         if side == "base":
             self._adapted.base_model.disable_adapter_layers()
         else:
             self._adapted.base_model.enable_adapter_layers()
-        return self._held[side]
 
     def release(self) -> None:
         """Give the memory of loaded models back."""
+        for model in self._held.values():
+            model.net.to("meta")
         self._held.clear()
         self._adapted = None
         gc.collect()
@@ -203,17 +241,34 @@ def open_pair(
 
     Raises ModelError where a model is missing, its family unknown, or the device is not there.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"--device {device}: no CUDA device on this machine. Use --device cpu.")
+    place = _device(device)
     base_source = resolve(base)
     tuned_source = resolve(tuned, base=base_source)
-    pair = Pair(base=base_source, tuned=tuned_source, dtype=DTYPES[dtype], device=torch.device(device), trusted=trusted)
-    bytes_both = 0
-    for side in ("base", "tuned"):
-        config = pair.config(side)  # type: ignore[arg-type]
-        family_of(config, pair.source(side).ref)  # type: ignore[arg-type]
-        bytes_both += shape_of(config).parameters * pair.dtype.itemsize
-    pair.one_at_a_time = memory == "one" or (memory == "auto" and bytes_both * 1.5 > free_memory(pair.device))
+    pair = Pair(base=base_source, tuned=tuned_source, dtype=DTYPES[dtype], device=place, trusted=trusted)
+    weights = sum(shape_of(pair.config(side)).parameters for side in SIDES) * pair.dtype.itemsize
+    pair.one_at_a_time = memory == "one" or (memory == "auto" and weights * 1.5 > free_memory(place))
     return pair
+
+
+def _device(name: str) -> torch.device:
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if n_cuda else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"--device {name}: no such device. Give cpu, cuda, cuda:1 or auto.") from error
+    if device.type == "cuda" and (device.index or 0) >= n_cuda:
+        raise ModelError(
+            f"--device {name}: this machine has {n_cuda or 'no'} CUDA device{'s' * (n_cuda > 1)}. Use --device cpu or another."
+        )
+    return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a model could take on the device now (8 GiB where the system does not say)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.is_file() else []
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), 8 << 30)

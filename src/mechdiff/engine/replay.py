@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -50,10 +51,11 @@ def replay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -
 
     Every variant must write the same number of positions; each clean run must hold its cache.
     """
-    n_pos = next((write.value.shape[1] for variant in variants for write in variant.values()), 1)
+    widths = {write.value.shape[1] for variant in variants for write in variant.values()} or {1}
+    assert len(widths) == 1, "the variants of one pass write one number of positions"
+    n_pos, n_prompts, n_rows = widths.pop(), len(cleans), 1 + len(variants)
     prefix = _Prefix.of(cleans, n_pos)
-    stairs = _Stairs(variants)
-    n_prompts, n_rows = len(cleans), 1 + len(variants)
+    stairs = _Stairs.of(variants, len(model.blocks))
     masks: dict[int | None, Tensor] = {}
 
     def grow(layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -69,9 +71,9 @@ def replay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -
                 kwargs[name] = _repeat(kwargs[name], rows)
         return hidden
 
-    def rows_of(variant: int) -> Callable[[Tensor], Tensor]:
+    def rows_of(tensor: Tensor, variant: int, n_pos: int) -> Tensor:
         start = stairs.row[variant] * n_pos
-        return lambda tensor: tensor[:, start : start + n_pos]
+        return tensor[:, start : start + n_pos]
 
     def decisions(head: Any, args: tuple) -> tuple[Tensor]:
         return (args[0].reshape(n_prompts, n_rows * n_pos, -1)[:, n_pos - 1 :: n_pos],)
@@ -83,41 +85,37 @@ def replay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -
                              position_ids=prefix.positions, past_key_values=prefix.cache(), use_cache=True)  # fmt: skip
         finally:
             handle.remove()
-    return output.logits.reshape(n_prompts, n_rows, -1)[:, stairs.order].float()
+    return output.logits.reshape(n_prompts, n_rows, -1)[:, [0, *stairs.row]].float()
 
 
 def relay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -> Tensor:
     """As `replay`, with whole sequences: edits at any number of last positions, one prompt at a time."""
-    stairs = _Stairs(variants)
+    stairs = _Stairs.of(variants, len(model.blocks))
 
     def grow(layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         born = stairs.born[layer]
         return torch.cat([hidden, hidden[:1].expand(born, -1, -1)]) if born else hidden
 
+    def rows_of(tensor: Tensor, variant: int, n_pos: int) -> Tensor:
+        return tensor[stairs.row[variant], -n_pos:]
+
     found = []
     for i, clean in enumerate(cleans):
-
-        def rows_of(variant: int, i: int = i) -> Callable[[Tensor], Tensor]:
-            n_pos = next(iter(variants[variant].values())).value.shape[1]
-            return lambda tensor: tensor[stairs.row[variant], -n_pos:]
-
         with _growing(model, grow), edited(model, _edits(variants, rows_of, prompt=i)):
-            found.append(forward(model, clean.ids[None], use_cache=False).logits[:, -1].float()[stairs.order])
+            found.append(forward(model, clean.ids[None], use_cache=False).logits[:, -1].float()[[0, *stairs.row]])
     return torch.stack(found)
 
 
 def full(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -> Tensor:
     """As `replay`, by one whole forward pass for each variant and prompt."""
 
-    def rows_of(variant: int) -> Callable[[Tensor], Tensor]:
-        n_pos = next(iter(variants[variant].values())).value.shape[1]
-        return lambda tensor: tensor[0, -n_pos:]
+    def rows_of(tensor: Tensor, variant: int, n_pos: int) -> Tensor:
+        return tensor[0, -n_pos:]
 
     found = []
     for i, clean in enumerate(cleans):
-        for v in (None, *range(len(variants))):
-            edits = {} if v is None else _edits(variants, rows_of, prompt=i, only=v)
-            with edited(model, edits):
+        for variant in ({}, *variants):
+            with edited(model, _edits([variant], rows_of, prompt=i)):
                 found.append(forward(model, clean.ids[None], use_cache=False).logits[0, -1].float())
     return torch.stack(found).reshape(len(cleans), 1 + len(variants), -1)
 
@@ -125,65 +123,47 @@ def full(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -> 
 ENGINES: dict[str, Engine] = {"replay": replay, "relay": relay, "full": full}
 
 
-def _edits(
-    variants: Sequence[Variant], rows_of: Callable[[int], Callable[[Tensor], Tensor]], *, prompt: int | None = None, only: int | None = None
-) -> dict[Site, Edit]:
-    """One edit a site, which writes each variant's value into that variant's rows (of one prompt, or of all at once)."""
-    at: dict[Site, list[tuple[Callable[[Tensor], Tensor], Tensor, bool]]] = {}
-    for v, variant in enumerate(variants):
-        if only is not None and v != only:
-            continue
-        for site, write in variant.items():
-            value = write.value if prompt is None else write.value[prompt]
-            at.setdefault(site, []).append((rows_of(v), value, write.add))
+def _edits(variants: Sequence[Variant], rows_of: Callable[[Tensor, int, int], Tensor], prompt: int | None = None) -> dict[Site, Edit]:
+    """One edit a site, which writes each variant's value (of one prompt, or of all at once) into that variant's rows.
 
-    def edit_all(writes: list[tuple[Callable[[Tensor], Tensor], Tensor, bool]]) -> Edit:
+    `rows_of(tensor, variant, n_pos)` is the view of those rows in the tensor at a site.
+    """
+    at: dict[Site, list[tuple[int, Write]]] = {}
+    for v, variant in enumerate(variants):
+        for site, write in variant.items():
+            at.setdefault(site, []).append((v, write))
+
+    def edit_all(writes: list[tuple[int, Write]]) -> Edit:
         def edit(tensor: Tensor) -> None:
-            for rows, value, add in writes:
-                if add:
-                    rows(tensor).add_(value.to(tensor.dtype))
-                else:
-                    rows(tensor).copy_(value)
+            for v, write in writes:
+                value = (write.value if prompt is None else write.value[prompt]).to(tensor)
+                rows = rows_of(tensor, v, value.shape[-2])
+                rows.copy_(rows + value if write.add else value)
 
         return edit
 
     return {site: edit_all(writes) for site, writes in at.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Stairs:
     """Which row each variant takes, and how many rows there are at each block. Variants born at one block take neighbouring rows."""
 
-    def __init__(self, variants: Sequence[Variant]) -> None:
+    row: list[int]
+    """By variant; row 0 is the clean one."""
+    born: list[int]
+    """By block: variants that are first edited there."""
+    rows: list[int]
+    """By block: the clean row, and every variant born there or below."""
+
+    @classmethod
+    def of(cls, variants: Sequence[Variant], n_layers: int) -> "_Stairs":
         births = [min(variant).layer for variant in variants]
-        by_birth = sorted(range(len(variants)), key=births.__getitem__)
-        self.row = {variant: 1 + i for i, variant in enumerate(by_birth)}
-        self.order = [0] + [self.row[v] for v in range(len(variants))]
-        self.born = _Counts(births)
-        self.rows = _Totals(births)
-
-
-class _Counts(dict[int, int]):
-    """Block -> variants born there."""
-
-    def __init__(self, births: Sequence[int]) -> None:
-        super().__init__()
-        for layer in births:
-            self[layer] = self.get(layer, 0) + 1
-
-    def __missing__(self, layer: int) -> int:
-        return 0
-
-
-class _Totals(dict[int, int]):
-    """Block -> rows there: the clean one, and every variant born at or below it."""
-
-    def __init__(self, births: Sequence[int]) -> None:
-        super().__init__()
-        self._births = births
-
-    def __missing__(self, layer: int) -> int:
-        self[layer] = 1 + sum(birth <= layer for birth in self._births)
-        return self[layer]
+        row = [0] * len(births)
+        for place, variant in enumerate(sorted(range(len(births)), key=births.__getitem__), start=1):
+            row[variant] = place
+        born = [births.count(layer) for layer in range(n_layers)]
+        return cls(row=row, born=born, rows=list(accumulate(born, initial=1))[1:])
 
 
 def _repeat(value: Any, rows: int) -> Any:

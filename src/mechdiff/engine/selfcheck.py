@@ -1,15 +1,18 @@
 """The engine proves itself on the very model that a run is about to study, before any number is computed.
 
-1. *What is read is what is written*: the states of every site, read in one forward pass and written back in a second one, change no bit of
+1. *A site holds what its name says*: in one forward pass, `resid_pre` and `attn_out` add up to `resid_mid`, `resid_mid` and `mlp_out` to
+   `resid_post`, one block's `resid_post` is the next one's `resid_pre`, and `attn_proj` goes through the post-norm to `attn_out`. A row of the
+   family table that names a wrong module fails here.
+2. *What is read is what is written*: the states of every site, read in one forward pass and written back in a second one, change no bit of
    the logits. Where they do, the sites are tried one by one and the first that fails is named.
-2. *Replay is the forward pass*: a foreign state written at every site, once by replay and once by whole hooked forward passes (each sequence
-   of a batch patched at another block), gives the same next-token law. Models whose cache is no plain list of keys and values run through
-   replay without a complaint and are silently wrong; this is what finds them.
+3. *Replay is the forward pass*: the state of another token written at every site, once by replay and once by whole hooked forward passes
+   (each sequence of a batch patched at another block), gives the same next-token law. Models whose cache is no plain list of keys and values
+   run through replay without a complaint and are silently wrong; this is what finds them.
 
-A failure raises SelfCheckError: no number from this model would be worth anything.
+A failure raises SelfCheckError that names the site: no number from this model would be worth anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +26,7 @@ from mechdiff.engine.sites import Site
 from mechdiff.errors import SelfCheckError
 
 TOLERANCE_NATS = {torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 0.3}
-"""Largest mean KL(full forward || replay) over foreign states at one site kind; half precision rounds differently in other matrix shapes."""
+"""Largest KL(full forward || replay) of a foreign state at any site; half precision rounds differently in other matrix shapes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,40 +45,72 @@ class SelfCheck:
         return asdict(self)
 
 
-def self_check(
-    model: Model, prompts: Sequence[Sequence[int]], *, kinds: Sequence[str] | None = None, engine: Engine = replay
-) -> SelfCheck:
-    """Check `model` at the site `kinds` (default: all that it has) on the shortest of `prompts`, with states of the next shortest as foreign ones (and, where some blocks attend to a
-    sliding window, on the longest too). Raises SelfCheckError that names the site."""
-    by_length = sorted(prompts, key=len)
+def self_check(model: Model, prompts: Sequence[Sequence[int]], *, kinds: Sequence[str] | None = None, engine: Engine = replay) -> SelfCheck:
+    """Check `model` at the site `kinds` (default: all that it has) on the shortest of `prompts`, and replay on the longest too where some
+    blocks attend to a sliding window that it outgrows. Raises SelfCheckError that names the site."""
+    ids, longest = min(prompts, key=len), max(prompts, key=len)
     kinds = model.kinds() if kinds is None else kinds
-    sites = [Site(layer, kind) for layer in range(model.shape.n_layers) for kind in kinds]
-    cleans = [capture(model, ids, sites, [len(ids) - 1], keep_cache=True) for ids in by_length[:2]]
-    own, foreign = cleans[0], cleans[-1]
-    _writes_back(model, own, sites)
-    states = {kind: {site: foreign.states[site] for site in sites if site.kind == kind} for kind in kinds}
-    found = [_replays(model, own, states[kind], engine) for kind in kinds]
-    longest = capture(model, by_length[-1], [], [len(by_length[-1]) - 1], keep_cache=True)
-    if getattr(model.config, "sliding_window", None) and len(longest.ids) > model.config.sliding_window:
-        found += [_replays(model, longest, states[kind], engine) for kind in kinds[-1:]]
-    worst, site, _ = max(found)
-    return SelfCheck(sites=len(sites), worst_site=str(site), replay_nats=worst, floor_nats=max(floor for _, _, floor in found))
+    every = [Site(layer, kind) for layer in range(model.shape.n_layers) for kind in model.kinds()]
+    clean = capture(model, ids, every, [len(ids) - 1, len(ids) // 2], keep_cache=True)
+    own, foreign = ({site: clean.states[site][i, None] for site in every} for i in (0, 1))
+    _adds_up(model, own)
+    _writes_back(model, clean, {site: own[site] for site in every if site.kind in kinds})
+    by_kind = [{site: foreign[site] for site in every if site.kind == kind} for kind in kinds]
+    found = [_replays(model, clean, states, engine) for states in by_kind]
+    window = getattr(model.config, "sliding_window", None)
+    if window and len(longest) > window:
+        found.append(_replays(model, capture(model, longest, [], [0], keep_cache=True), by_kind[-1], engine))
+    nats, site, _ = max(found)
+    return SelfCheck(
+        sites=len(kinds) * model.shape.n_layers, worst_site=str(site), replay_nats=nats, floor_nats=max(floor for _, _, floor in found)
+    )
 
 
-def _writes_back(model: Model, clean: Clean, sites: Sequence[Site]) -> None:
+def _adds_up(model: Model, states: dict[Site, Tensor]) -> None:
+    """Raises unless the states of every block are the parts and sums that their names say."""
+    slack = 8 * torch.finfo(model.dtype).eps
+    for site, state in states.items():
+        if state.shape[-1] != model.shape.width(site.kind):
+            raise SelfCheckError(
+                f"{model.ref}: what is read at {site} is {state.shape[-1]} wide, not {model.shape.width(site.kind)}. {_misfit(model)}"
+            )
+    for site, expected, words in _claims(model, states):
+        apart, size = float((states[site] - expected).float().norm()), float(expected.float().norm() + states[site].float().norm())
+        if not apart <= slack * size:
+            raise SelfCheckError(f"{model.ref}: what is read at {site} is not {words} ({apart:.1e} apart, of {size:.1e}). {_misfit(model)}")
+
+
+def _claims(model: Model, states: dict[Site, Tensor]) -> Iterator[tuple[Site, Tensor, str]]:
+    """A site, what its state must be by the other sites' states, and this in words."""
+    norm = model.family.attn_norm
+    for layer, block in enumerate(model.blocks):
+        at = {kind: states[Site(layer, kind)] for kind in model.kinds()}
+        if layer:
+            yield Site(layer, "resid_pre"), states[Site(layer - 1, "resid_post")], "resid_post of the block before"
+        if norm:
+            with torch.inference_mode():
+                yield Site(layer, "attn_out"), block.get_submodule(norm)(at["attn_proj"]), "attn_proj after the post-norm"
+        attended = at["resid_pre"] + at["attn_out"]
+        if "resid_mid" in at:
+            yield Site(layer, "resid_mid"), attended, "resid_pre + attn_out"
+        yield Site(layer, "resid_post"), attended + at["mlp_out"], "resid_pre + attn_out + mlp_out"
+
+
+def _misfit(model: Model) -> str:
+    return f"The row {model.config.model_type!r} of mechdiff/engine/families.py does not fit this model."
+
+
+def _writes_back(model: Model, clean: Clean, states: dict[Site, Tensor]) -> None:
     """Raises unless writing every captured state back leaves the logits as they were, bit for bit."""
 
     def changes(chosen: Sequence[Site]) -> bool:
-        edits: dict[Site, Edit] = {site: writer(clean.states[site]) for site in chosen}
+        edits: dict[Site, Edit] = {site: writer(states[site]) for site in chosen}
         return not torch.equal(full_forward(model, clean.ids, edits), plain)
 
     plain = full_forward(model, clean.ids, {})
-    if changes(sites):
-        guilty = next((site for site in sites if changes([site])), None)
-        raise SelfCheckError(
-            f"{model.ref}: writing a state that was just read at {guilty or 'all sites together'} changes the model's output. The row "
-            f"{model.config.model_type!r} of mechdiff/engine/families.py does not fit this model."
-        )
+    if changes(list(states)):
+        guilty = next((site for site in states if changes([site])), "all sites together")
+        raise SelfCheckError(f"{model.ref}: writing a state that was just read at {guilty} changes the model's output. {_misfit(model)}")
 
 
 def _replays(model: Model, clean: Clean, states: dict[Site, Tensor], engine: Engine) -> tuple[float, Site, float]:
@@ -83,20 +118,22 @@ def _replays(model: Model, clean: Clean, states: dict[Site, Tensor], engine: Eng
     found = engine(model, [clean], [{site: Write(value=state[None])} for site, state in states.items()])[0]
 
     def one_row(row: int, state: Tensor) -> Edit:
-        return lambda tensor: tensor[row, -len(state) :].copy_(state)  # type: ignore[func-returns-value]
+        def edit(tensor: Tensor) -> None:
+            tensor[row, -len(state) :] = state
 
-    edits = {site: one_row(row, state) for row, (site, state) in enumerate(states.items())}
-    with edited(model, edits):
+        return edit
+
+    with edited(model, {site: one_row(row, state) for row, (site, state) in enumerate(states.items())}):
         expected = forward(model, clean.ids.expand(len(states), -1), use_cache=False).logits[:, -1].float()
-    apart = _kl(expected, found[1:])
-    if not torch.isfinite(apart).all() or apart.mean() > TOLERANCE_NATS[model.dtype]:
-        site = list(states)[int(apart.nan_to_num(torch.inf).argmax())]
-        raise SelfCheckError(
-            f"{model.ref}: replay and a whole forward pass disagree at {site} by {float(apart.max()):.1e} nats. This model keeps state that "
-            'parallel tokens share; run it with engine="full" (--engine full).'
-        )
+    apart = _kl(expected, found[1:]).nan_to_num(torch.inf)
     worst = int(apart.argmax())
-    return float(apart[worst]), list(states)[worst], float(_kl(clean.logits, found[0]))
+    nats, site = float(apart[worst]), list(states)[worst]
+    if nats > TOLERANCE_NATS[model.dtype]:
+        raise SelfCheckError(
+            f"{model.ref}: replay and a whole forward pass disagree at {site} by {nats:.1e} nats. This model keeps state that parallel tokens "
+            'share; run it with engine="full" (--engine full).'
+        )
+    return nats, site, float(_kl(clean.logits, found[0]))
 
 
 def _kl(reference: Tensor, logits: Tensor) -> Tensor:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mechdiff.engine.families import family_named
 from mechdiff.errors import ModelError
 
@@ -57,7 +55,9 @@ def resolve(ref: str, *, base: Source | None = None) -> Source:
     folder = path if path.is_dir() else _downloaded(ref)
     if (folder / "adapter_config.json").is_file():
         if base is None or base.adapter:
-            raise ModelError(f"{ref} is an adapter, and an adapter cannot be the base. Give the full model as base and the adapter as tuned.")
+            raise ModelError(
+                f"{ref} is an adapter, and an adapter cannot be the base. Give the full model as base and the adapter as tuned."
+            )
         return Source(ref=ref, load=base.load, adapter=folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{ref}: this folder has no config.json (a model) and no adapter_config.json (an adapter).")
@@ -98,7 +98,7 @@ def _converted(gguf: Path) -> Path:
             return folder
         try:
             with quiet():
-                net = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+                net = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype="float32")
                 tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         except (OSError, ValueError, RuntimeError, KeyError, IndexError, NotImplementedError) as error:
             raise ModelError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error

@@ -39,6 +39,7 @@ from mechdiff.engine.sites import Site
 from mechdiff.measures.outcome import outcomes
 from mechdiff.rows import rows
 
+
 def written_state(
     arm: str,
     direction: str,
@@ -105,9 +106,13 @@ def measure(
         frames.append(
             rows(
                 values[:, 1:].flatten().numpy(),
-                measure="patching", layer=list(layers) * n_prompts, site=kind, metric=metric,
-                prompt=[prompt for prompt in prompt_ids for _ in range(n_layers)], **columns,
-            )  # fmt: skip
+                measure="patching",
+                layer=list(layers) * n_prompts,
+                site=kind,
+                metric=metric,
+                prompt=[prompt for prompt in prompt_ids for _ in range(n_layers)],
+                **columns,
+            )
         )
         if floor:
             constant = {"direction": columns["direction"], "split": columns["split"], "control": "no_op"}

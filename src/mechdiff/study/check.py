@@ -36,10 +36,12 @@ def check_pair(base: str, tuned: str, *, dtype: str, device: str, memory: str, t
         kinds = [kind for kind in KINDS if kind in places]
         shape = shapes[side]
         adapter = ", an adapter on the base" if side == "tuned" and pair.tuned.adapter else ""
-        sizes = f"{shape.n_layers} blocks, d_model {shape.d_model}, {shape.n_heads} heads, {shape.n_kv_heads} key-value heads, vocabulary {shape.vocab}"
+        heads = f"{shape.n_heads} heads, {shape.n_kv_heads} key-value heads"
+        sizes = f"{shape.n_layers} blocks, d_model {shape.d_model}, {heads}, vocabulary {shape.vocab}"
         yield Finding("ok", side, f"{configs[side].model_type}{adapter}: {sizes}; sites {', '.join(kinds)}")
     same = all(getattr(shapes["base"], size) == getattr(shapes["tuned"], size) for size in ("n_layers", "d_model", "n_heads", "d_head"))
-    yield Finding("ok", "sizes", "equal") if same else Finding("note", "sizes", "they differ in depth or width: no state of one fits into the other, patching is skipped")
+    differ = Finding("note", "sizes", "they differ in depth or width: no state of one fits into the other, so patching is skipped")
+    yield Finding("ok", "sizes", "equal") if same else differ
     tokenizers = {side: pair.tokenizer(side) for side in SIDES}
     yield _vocabularies(tokenizers)
     yield from _templates(tokenizers)
@@ -51,7 +53,10 @@ def _vocabularies(tokenizers: dict[Any, Any]) -> Finding:
     base, tuned = (tokenizers[side].get_vocab() for side in SIDES)
     if base == tuned:
         return Finding("ok", "tokenizers", f"one vocabulary of {len(base)} tokens")
-    return Finding("fail", "tokenizers", f"{len(base)} and {len(tuned)} tokens, {len(base.items() ^ tuned.items())} entries differ: next-token laws cannot be compared")
+    differ = len(base.items() ^ tuned.items())
+    return Finding(
+        "fail", "tokenizers", f"{len(base)} and {len(tuned)} tokens, {differ} entries differ: next-token laws cannot be compared"
+    )
 
 
 def _templates(tokenizers: dict[Any, Any]) -> Iterator[Finding]:
@@ -71,7 +76,8 @@ def _lineage(pair: Pair) -> Iterator[Finding]:
     found = lineage(pair.base, pair.tuned)
     distance = "unknown from the files" if found["relative_distance"] is None else f"{found['relative_distance']:.4f} of the base's size"
     changed = f"{found['changed_tensors']} tensors changed, {found['equal_tensors']} equal to the bit"
-    others = [f"{len(found[name])} {words}" for name, words in (("only_base", "only in base"), ("only_tuned", "only in tuned"), ("reshaped_tensors", "of other shape")) if found[name]]
+    oddities = (("only_base", "only in base"), ("only_tuned", "only in tuned"), ("reshaped_tensors", "of other shape"))
+    others = [f"{len(found[name])} {words}" for name, words in oddities if found[name]]
     yield Finding("ok", "lineage", "; ".join([f"weights moved by {distance}", changed, *others]))
     for warning in found["warnings"]:
         yield Finding("note", "lineage", warning)

@@ -2,12 +2,10 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from mechdiff.engine.families import Shape, family_of, shape_of
-from mechdiff.engine.models import load_config, resolve
+from mechdiff.engine.families import Shape
 from mechdiff.engine.sites import KINDS
 from mechdiff.errors import ModelError, PromptError
 from mechdiff.study.config import RunOptions, StudyConfig
@@ -88,7 +86,13 @@ def _planned(study: StudyConfig, max_rows: int) -> tuple[Plan, dict[str, int], s
     }
     planned = plan(study, shapes, KINDS, items, max_rows=max_rows, bytes_per_weight=_HALF_PRECISION[study.dtype])
     counts = {split: len(prompts) for split, prompts in splits.items()}
-    return planned, counts, "tokens guessed from the texts' lengths", "from the study's `shape`: the models are not on this machine", shape.vocab
+    return (
+        planned,
+        counts,
+        "tokens guessed from the texts' lengths",
+        "from the study's `shape`: the models are not on this machine",
+        shape.vocab,
+    )
 
 
 def _matrix_rate(dtype: str) -> float:

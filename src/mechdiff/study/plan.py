@@ -182,7 +182,9 @@ class _Planner:
         items = tuple(sorted(self.splits[split], key=lambda item: (item.tokens, item.id)))
         tokens = items[0].tokens * (2 + self.shape.n_layers * len(self.wanted))
         key = self._key(items, stage="selfcheck", side=side, split=split, kinds=self.wanted)
-        return Cell(stage="selfcheck", key=key, items=items, side=side, flops=self._flops(tokens, 2 * self.shape.n_layers * len(self.wanted)))
+        return Cell(
+            stage="selfcheck", key=key, items=items, side=side, flops=self._flops(tokens, 2 * self.shape.n_layers * len(self.wanted))
+        )
 
     def _captures(self, side: str) -> Iterator[Cell]:
         for split, position in self._states_needed():

@@ -47,7 +47,12 @@ def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
     if options.threads:
         torch.set_num_threads(options.threads)
     pair = open_pair(
-        study.pair.base, study.pair.tuned, dtype=study.dtype, device=options.device, memory=options.memory, trusted=options.trust_remote_code
+        study.pair.base,
+        study.pair.tuned,
+        dtype=study.dtype,
+        device=options.device,
+        memory=options.memory,
+        trusted=options.trust_remote_code,
     )
     configs = {"base": pair.config("base"), "tuned": pair.config("tuned")}
     shapes = {side: shape_of(config) for side, config in configs.items()}
@@ -104,9 +109,7 @@ def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Pr
 
 
 def _items(prompts: Mapping[str, Rendered]) -> list[Item]:
-    return [
-        Item(id=name, sha256=one.sha256, tokens=min(len(one.ids_base), len(one.ids_tuned))) for name, one in prompts.items()
-    ]
+    return [Item(id=name, sha256=one.sha256, tokens=min(len(one.ids_base), len(one.ids_tuned))) for name, one in prompts.items()]
 
 
 def _refuse_other_vocabulary(study: StudyConfig, tokenizers: Mapping[str, Any]) -> None:

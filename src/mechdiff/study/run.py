@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechdiff.engine.activations import Clean, capture
-from mechdiff.engine.lineage import lineage
 from mechdiff.engine.models import Model
 from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import ENGINES
@@ -27,10 +26,9 @@ from mechdiff.errors import RunError, StudyError
 from mechdiff.measures import divergence, patching, similarity
 from mechdiff.rows import empty
 from mechdiff.study.artifacts import RunFolder
+from mechdiff.study.manifest import run_record
 from mechdiff.study.plan import Cell, n_positions, unit_of
 from mechdiff.study.prepare import Prepared
-from mechdiff.study.record import environment
-from mechdiff.study.selection import choose_layers
 
 Progress = Callable[[str, float], None]
 """Called with what is running now, and the share of the whole that is done (0 to 1)."""
@@ -82,7 +80,9 @@ class _Run:
                     done = self._compute(todo, model, done, total)
         rows = pl.concat([self.folder.load(cell.key).frame for cell in self.cells])
         self.folder.write_rows([rows])
-        return rows, self._record(rows)
+        checks = {cell.key["side"]: _decoded(self.folder.load(cell.key).tensors) for cell in self.cells if cell.stage == "selfcheck"}
+        record = run_record(self.prepared, rows, engine=self.engine, selfcheck=checks, seconds=self.seconds, started=self.started)
+        return rows, {**record, "warnings": [*record["warnings"], *self.folder.warnings]}
 
     def _compute(self, cells: Sequence[Cell], model: Model | None, done: float, total: float) -> float:
         for cell in cells:
@@ -105,9 +105,14 @@ class _Run:
         one = self.prompt(cell.key["split"], name)
         return one.ids_base if cell.side == "base" else one.ids_tuned
 
+    def captures(self, side: str, split: str, position: str) -> list[Cell]:
+        """The capture cells of one model on one split, in the order of its shards."""
+        wanted = (side, split, position)
+        return [cell for cell in self.cells if cell.stage == "capture" and (cell.side, cell.key["split"], cell.key["position"]) == wanted]
+
     def states(self, side: str, split: str, position: str, ids: Sequence[str] | None = None) -> States:
         """The captured states of a split (in the order of its shards), or of the one shard that holds just `ids`."""
-        shards = [c for c in self.cells if c.stage == "capture" and (c.key["side"], c.key["split"], c.key["position"]) == (side, split, position)]
+        shards = self.captures(side, split, position)
         if ids is not None:
             return self._joined([cell for cell in shards if cell.key["ids"] == ids])
         if (side, split, position) not in self._states:
@@ -129,56 +134,6 @@ class _Run:
             self._cleans = (wanted, found)
         return self._cleans[1]
 
-    # ---- the record
-
-    def _record(self, rows: pl.DataFrame) -> dict[str, Any]:
-        prepared, study = self.prepared, self.prepared.study
-        found = {cell.key["side"]: _decoded(self.folder.load(cell.key).tensors) for cell in self.cells if cell.stage == "selfcheck"}
-        family = lineage(prepared.pair.base, prepared.pair.tuned)
-        tokens = sorted(item.tokens for cell in self.cells if cell.stage == "divergence" for item in cell.items) or [0]
-        replayed = self.engine == "replay"
-        return {
-            "status": "finished",
-            "config": study.model_dump(mode="json"),
-            "config_hash": prepared.config_hash,
-            "quick": prepared.options.quick,
-            "pair": {side: self._model_record(side) for side in ("base", "tuned")},
-            "lineage": family,
-            "prompts": {
-                **study.prompts.model_dump(mode="json", include={"policy", "template", "position", "system", "date"}),
-                "n": {split: len(prompts) for split, prompts in prepared.rendered.items()},
-                "rendered_sha256": {split: [one.sha256 for one in prompts.values()] for split, prompts in prepared.rendered.items()},
-                "tokens": {"min": tokens[0], "median": tokens[len(tokens) // 2], "max": tokens[-1]},
-            },
-            "engine": {
-                "name": self.engine,
-                "reason": "both models keep plain keys and values, so variants run as parallel tokens" if replayed else "asked for",
-                "packing": {"max_rows": prepared.options.max_rows, "variants": prepared.plan.replayed},
-            },
-            "selfcheck": found,
-            "noise_floor": _noise_floor(rows),
-            "selection": choose_layers(rows),
-            "skipped": list(prepared.plan.skipped),
-            "warnings": [*family["warnings"], *self.folder.warnings],
-            "seconds": {stage: round(spent, 2) for stage, spent in self.seconds.items()},
-            "device": str(prepared.pair.device),
-            "dtype": study.dtype,
-            "threads": torch.get_num_threads(),
-            "seed": study.seed,
-            "started": self.started,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            **environment(),
-        }
-
-    def _model_record(self, side: str) -> dict[str, Any]:
-        from mechdiff.engine.families import shape_of
-
-        source = self.prepared.pair.base if side == "base" else self.prepared.pair.tuned
-        config = self.prepared.pair.config(side)  # type: ignore[arg-type]
-        shape = shape_of(config)
-        sizes = {name: getattr(shape, name) for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "vocab", "parameters")}
-        return {"ref": source.ref, "adapter": source.adapter is not None, "family": config.model_type, "files": self.prepared.hashes[side], **sizes}
-
 
 # ---- what each stage does ----------------------------------------------------------------------------------------------------------
 
@@ -188,7 +143,9 @@ def _selfcheck(run: _Run, cell: Cell, model: Model | None) -> Result:
     if run.engine == "full":
         return empty(), {}
     found = self_check(model, [run.ids(cell, name) for name in cell.key["ids"]], kinds=cell.key["kinds"]).record()
-    return empty(), {name: np.frombuffer(value.encode(), np.uint8) if isinstance(value, str) else np.array(value) for name, value in found.items()}
+    return empty(), {
+        name: np.frombuffer(value.encode(), np.uint8) if isinstance(value, str) else np.array(value) for name, value in found.items()
+    }
 
 
 def _decoded(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -235,9 +192,8 @@ def _divergence(run: _Run, cell: Cell, model: Model | None) -> Result:
 
 def _similarity(run: _Run, cell: Cell, model: Model | None) -> Result:
     split, kind = cell.key["split"], cell.key["kind"]
-    base, tuned = (
-        {Site(layer, kind): run.states(side, split, "decision").kinds[kind][layer, :, 0] for layer in cell.key["layers"]} for side in ("base", "tuned")
-    )
+    states = {side: run.states(side, split, "decision").kinds[kind][:, :, 0] for side in ("base", "tuned")}
+    base, tuned = ({Site(layer, kind): states[side][layer] for layer in cell.key["layers"]} for side in ("base", "tuned"))
     return similarity.measure(base, tuned, cell.key["ids"], split, permutations=cell.key["permutations"], seed=cell.key["seed"]), {}
 
 
@@ -279,7 +235,7 @@ def _arm_states(run: _Run, cell: Cell) -> dict[str, Tensor]:
         means = {side: run.states(side, "fit", key["position"]).kinds[key["kind"]].mean(1) for side in ("base", "tuned")}
         return {"mean_base": means["base"], "mean_tuned": means["tuned"]}
     if key["arm"] == "resample":
-        everyone = [name for c in run.cells if c.stage == "capture" and c.side == "tuned" and (c.key["split"], c.key["position"]) == (key["split"], key["position"]) for name in c.key["ids"]]
+        everyone = [name for shard in run.captures("tuned", key["split"], key["position"]) for name in shard.key["ids"]]
         donor = patching.donors(len(everyone), key["seed"])
         chosen = [donor[everyone.index(name)] for name in key["ids"]]
         return {"donor": run.states("tuned", key["split"], key["position"]).kinds[key["kind"]][:, chosen]}
@@ -304,9 +260,3 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("patching", "tuned"),
     ("patching", "base"),
 )
-
-
-def _noise_floor(rows: pl.DataFrame) -> dict[str, float]:
-    """Direction -> the largest KL of an unedited replayed row against the model's own forward pass."""
-    floor = rows.filter((pl.col("control") == "no_op") & (pl.col("metric") == "kl_own_nats")).group_by("direction").agg(pl.col("value").max())
-    return dict(floor.sort("direction").iter_rows())

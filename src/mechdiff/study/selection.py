@@ -13,7 +13,9 @@ def choose_layers(rows: pl.DataFrame) -> dict[str, Any] | None:
     The effect of a layer is the mean KL that patching its attention or MLP output brings (identity arm, both directions), because patching the
     residual stream grows towards the last layer whatever was changed.
     """
-    chosen = rows.filter((pl.col("split") == "select") & pl.col("control").is_null() & pl.col("unit").is_null() & pl.col("layer").is_not_null())
+    chosen = rows.filter(
+        (pl.col("split") == "select") & pl.col("control").is_null() & pl.col("unit").is_null() & pl.col("layer").is_not_null()
+    )
     effect = chosen.filter((pl.col("measure") == "patching") & (pl.col("metric") == "kl_own_nats") & (pl.col("arm") == "identity"))
     components = effect.filter(pl.col("site").is_in(["attn_out", "mlp_out"]))
     by_effect = (components if len(components) else effect).group_by("layer", "site", "direction").agg(pl.col("value").mean())

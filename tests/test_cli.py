@@ -1,0 +1,201 @@
+"""The command line as a user meets it: what it prints, how it exits, and one clear message for each kind of bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mechdiff import cli
+
+CONTRACT = Path(__file__).parents[2] / "shared" / "rows_contract.py"
+
+
+def call(*words: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `mechdiff WORDS`."""
+    monkeypatch.setattr(sys, "argv", ["mechdiff", *map(str, words)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def mechdiff(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: call(*words, capsys=capsys, monkeypatch=monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of every measure, made by the command line in a process of its own."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    asked = ["--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl", "--out", out]
+    done = subprocess.run([sys.executable, "-m", "mechdiff.cli", "run", *map(str, asked)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(out / "report.html")
+    return out
+
+
+def test_the_run_folder_is_what_the_design_says(finished: Path) -> None:
+    for name in ("study.yaml", "manifest.json", "rows.parquet", "summary.parquet", "report.html", "log.txt"):
+        assert (finished / name).is_file(), name
+    assert list(finished.glob("figures/*.svg"))
+    assert list(finished.glob("figures/*.png"))
+    assert not list(finished.rglob("*.pkl"))
+
+
+@pytest.mark.skipif(not CONTRACT.is_file(), reason="the checker of the row contract is not beside this repository")
+def test_the_rows_keep_the_contract(finished: Path) -> None:
+    done = subprocess.run([sys.executable, str(CONTRACT), str(finished)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_show_and_report(finished: Path, mechdiff) -> None:
+    code, out, _ = mechdiff("show", finished)
+    assert code == 0
+    assert "attn_out" in out
+    (finished / "report.html").unlink()
+    code, out, _ = mechdiff("report", finished)
+    assert (code, out.strip()) == (0, str(finished / "report.html"))
+    assert (finished / "report.html").is_file()
+
+
+def test_plan_loads_nothing_and_counts(pair: Path, mechdiff, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mechdiff.engine import models
+
+    monkeypatch.setattr(models, "load_net", lambda *a, **k: pytest.fail("plan loaded a model"))
+    code, out, _ = mechdiff("plan", "--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl")
+    assert code == 0
+    assert "patching" in out
+    assert "memory" in out
+
+
+@pytest.mark.parametrize("study", sorted((Path(__file__).parents[1] / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_can_be_planned(study: Path, mechdiff) -> None:
+    code, out, err = mechdiff("plan", study)
+    assert code == 0, err
+    assert "counterfactual" in out
+    assert len(study.read_text().splitlines()) <= 25
+
+
+def test_check_says_what_fits(pair: Path, mechdiff) -> None:
+    code, out, _ = mechdiff("check", pair / "base", pair / "tuned")
+    assert code == 0
+    for word in ("llama", "resid_post", "one vocabulary", "templates", "lineage", "1 tensors changed", "written back bit for bit"):
+        assert word in out, word
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_so(pair: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = ["--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl", "--out", out]
+    child = subprocess.Popen([sys.executable, "-m", "mechdiff.cli", "run", *map(str, asked)], stderr=subprocess.PIPE, text=True)
+    while child.poll() is None and len(list(out.glob("cells/*/cell.json"))) < 3:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate()
+    assert child.returncode == 130
+    assert "same command goes on" in err
+    assert len(list(out.glob("cells/*/cell.json"))) >= 3
+
+
+def test_help_is_quick() -> None:
+    code = (
+        "import sys; from mechdiff import cli; sys.exit('torch' in sys.modules or 'polars' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- bad input: exit code, and what the message must say
+
+
+@pytest.fixture
+def broken(pair: Path, tmp_path: Path) -> Path:
+    """A folder of files that are wrong, each in its own way."""
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "malformed.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    (tmp_path / "twice.jsonl").write_text('{"id": "a", "text": "one"}\n{"id": "a", "text": "two"}\n')
+    long = {"id": "long", "text": "x" * 200}
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(p) + "\n" for p in (long, {"text": "short one"}, {"text": "short two"})))
+    (tmp_path / "no_config").mkdir()
+    shutil.copytree(pair / "base", tmp_path / "no_template")
+    for name in ("chat_template.jinja",):
+        (tmp_path / "no_template" / name).unlink(missing_ok=True)
+    settings = json.loads((tmp_path / "no_template" / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (tmp_path / "no_template" / "tokenizer_config.json").write_text(json.dumps(settings))
+    shutil.copytree(pair / "base", tmp_path / "unknown")
+    config = json.loads((tmp_path / "unknown" / "config.json").read_text())
+    (tmp_path / "unknown" / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    (tmp_path / "study.yaml").write_text(f"pair: {{base: {pair / 'base'}, tuned: {pair / 'tuned'}}}\nprompts: {{flie: x.jsonl}}\n")
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "thesis.tex").write_text("do not touch")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"--base": "no/such/model/here"}, ["no such model"]),
+        ({"--base": "no_config"}, ["config.json"]),
+        ({"--tuned": "unknown"}, ["bert", "llama", "gpt2"]),
+        ({"--tuned": "no_template"}, ["template", "raw"]),
+        ({"--prompts": "absent.jsonl"}, ["absent.jsonl"]),
+        ({"--prompts": "empty.jsonl"}, ["empty"]),
+        ({"--prompts": "malformed.jsonl"}, ["malformed.jsonl", "2"]),
+        ({"--prompts": "twice.jsonl"}, ["'a'"]),
+        ({"--prompts": "long.jsonl"}, ["long", "128"]),
+        ({"--measures": "patchin"}, ["patching"]),
+        ({"--dtype": "float31"}, ["float32"]),
+        ({"--device": "cuda:7"}, ["CUDA"]),
+        ({"--out": "occupied"}, ["not empty"]),
+    ],
+    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_bad_input_gets_one_clear_message(changed: dict[str, str], said: list[str], pair: Path, broken: Path, mechdiff) -> None:
+    if changed.get("--device") and __import__("torch").cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    asked = {"--base": pair / "base", "--tuned": pair / "tuned", "--prompts": pair / "prompts.jsonl", "--out": broken / "run"}
+    asked |= {flag: broken / value if (broken / value).exists() else value for flag, value in changed.items()}
+    code, out, err = mechdiff("run", *[word for pair_of in asked.items() for word in pair_of])
+    assert code == 1, err
+    assert not out.strip()
+    assert err.count("error:") == 1
+    assert "Traceback" not in err
+    for word in said:
+        assert word in err, err
+    assert (broken / "occupied" / "thesis.tex").read_text() == "do not touch"
+
+
+def test_an_unknown_key_is_named_with_the_nearest_known_one(broken: Path, mechdiff) -> None:
+    code, _, err = mechdiff("run", broken / "study.yaml")
+    assert code == 1
+    assert "prompts.flie" in err
+    assert "file" in err
+
+
+def test_a_file_and_flags_together_are_refused(broken: Path, mechdiff) -> None:
+    code, _, err = mechdiff("run", broken / "study.yaml", "--base", "x")
+    assert code == 1
+    assert "one or the other" in err
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(pair: Path, tmp_path: Path) -> None:
+    """A file-size limit stands in for the full disk: the write fails, the message says so, the same command goes on."""
+    asked = ["--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl", "--out", tmp_path / "run"]
+    command = [sys.executable, "-m", "mechdiff.cli", "run", *map(str, asked)]
+    code = "import resource, sys, os; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); os.execv(sys.argv[1], sys.argv[1:])"
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    full = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False, env=environment)
+    assert full.returncode == 1, full.stderr
+    assert "error:" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
