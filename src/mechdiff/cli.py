@@ -40,18 +40,16 @@ Folder = Annotated[Path, typer.Argument(help="A finished run's folder.", show_de
 def main() -> None:
     """Entry point: what a user can put right is one message and exit code 1; Ctrl-C says how to go on."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # what a verb returns, or the code of an Exit: 130 after Ctrl-C
     except MechdiffError as error:
         _say(f"[bold red]error:[/] {_escaped(str(error))}")
         sys.exit(1)
-    except (KeyboardInterrupt, typer.Abort):
-        _say("stopped. Finished cells are kept: the same command goes on from here.")
-        sys.exit(130)
-    except typer.Exit as ended:
-        sys.exit(ended.exit_code)
     except typer.TyperException as error:
         _say(f"[bold red]error:[/] {_escaped(error.format_message())} (mechdiff --help)")
         sys.exit(2)
+    if code == 130:
+        _say("stopped. Finished cells are kept: the same command goes on from here.")
+    sys.exit(code or 0)
 
 
 def _escaped(text: str) -> str:

@@ -17,8 +17,8 @@ from mechdiff.engine.models import Model, wrap
 from mechdiff.engine.replay import ENGINES, Variant, Write, full, relay, replay
 from mechdiff.engine.sites import KINDS, Site
 
-LENGTHS = (5, 8, 9, 21)
-"""Shorter than the pico models' sliding window of 8, as long, one longer, much longer."""
+LENGTHS = (5, 9, 21)
+"""Shorter than the pico models' sliding window of 8, one token longer, and much longer."""
 PROMPTS = [random_prompts(1, seed=length, shortest=length, longest=length)[0] for length in LENGTHS]
 N_LAYERS = 4
 FAMILIES = st.sampled_from(sorted(CONFIGS))
@@ -94,12 +94,11 @@ def test_replay_and_relay_are_the_full_forward_pass(name, attention, n_pos):
     torch.testing.assert_close(relay(model, cleans, variants), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("n_pos", [1, 3])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_replay_is_the_full_forward_pass_in_half_precision_within_its_floor(name, n_pos):
+def test_replay_is_the_full_forward_pass_in_half_precision_within_its_floor(name):
     model = loaded(name, None, torch.bfloat16)
     cleans = cleans_of(model)
-    variants = all_sorts_of_variants(model, states_of(foreign(name), n_pos))[::4]
+    variants = all_sorts_of_variants(model, states_of(foreign(name), 3))[::4]
     expected = full(model, cleans, variants)
     for engine in (replay, relay):
         assert kl(expected, engine(model, cleans, variants)).max() < FLOOR_NATS[torch.bfloat16]
@@ -260,8 +259,8 @@ def test_property_5_patches_before_the_first_change_do_nothing(name):
 def test_property_7_patches_compose(name, data):
     """Disjoint sites in any order; one write twice is once; a sum in two parts is the sum; the resid_post of a block is the next's resid_pre."""
     model = loaded(name)
-    cleans = cleans_of(model, PROMPTS[1:3])
-    states = {site: value[1:3] for site, value in states_of(foreign(name)).items()}
+    cleans = cleans_of(model, PROMPTS[:2])
+    states = {site: value[:2] for site, value in states_of(foreign(name)).items()}
     chosen = data.draw(st.lists(st.sampled_from(sites_of(model)), min_size=1, max_size=5, unique=True))
     shuffled = data.draw(st.permutations(chosen))
     layer = data.draw(st.integers(0, N_LAYERS - 2))
@@ -293,7 +292,7 @@ def test_property_19_packing_changes_nothing(name, n_pos, engine, data):
     everything = all_sorts_of_variants(model, states_of(foreign(name), n_pos))
     together = run(model, cleans, everything)
     rows = data.draw(st.lists(st.integers(0, len(everything) - 1), min_size=1, max_size=6, unique=True))
-    prompts = data.draw(st.lists(st.integers(0, len(PROMPTS) - 1), min_size=1, max_size=4, unique=True))
+    prompts = data.draw(st.lists(st.integers(0, len(PROMPTS) - 1), min_size=1, unique=True))
     some: list[Variant] = [
         {site: Write(value=write.value[prompts], add=write.add) for site, write in everything[row].items()} for row in rows
     ]

@@ -108,6 +108,8 @@ def _writes_back(model: Model, clean: Clean, states: dict[Site, Tensor]) -> None
         return not torch.equal(full_forward(model, clean.ids, edits), plain)
 
     plain = full_forward(model, clean.ids, {})
+    if changes([]):
+        raise SelfCheckError(f"{model.ref}: two forward passes of the same tokens give different logits. Is the model in training mode?")
     if changes(list(states)):
         guilty = next((site for site in states if changes([site])), "all sites together")
         raise SelfCheckError(f"{model.ref}: writing a state that was just read at {guilty} changes the model's output. {_misfit(model)}")
