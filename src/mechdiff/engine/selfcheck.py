@@ -3,8 +3,8 @@
 1. *A site holds what its name says*: in one forward pass, `resid_pre` and `attn_out` add up to `resid_mid`, `resid_mid` and `mlp_out` to
    `resid_post`, one block's `resid_post` is the next one's `resid_pre`, and `attn_proj` goes through the post-norm to `attn_out`. A row of the
    family table that names a wrong module fails here.
-2. *What is read is what is written*: the states of every site, read in one forward pass and written back in a second one, change no bit of
-   the logits. Where they do, the sites are tried one by one and the first that fails is named.
+2. *What is read is what is written*: the states of a site, read in one forward pass and written back in a second one, change no bit of the
+   logits, site by site.
 3. *Replay is the forward pass*: the state of another token written at every site, once by replay and once by whole hooked forward passes
    (each sequence of a batch patched at another block), gives the same next-token law. Models whose cache is no plain list of keys and values
    run through replay without a complaint and are silently wrong; this is what finds them.
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechdiff.engine.activations import Clean, Edit, capture, edited, forward, full_forward, writer
+from mechdiff.engine.activations import Clean, Edit, capture, edited, forward
 from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Engine, Write, replay
 from mechdiff.engine.sites import Site
@@ -34,7 +34,7 @@ class SelfCheck:
     """What the check found on one model."""
 
     sites: int
-    """Sites whose states were written back without changing a bit."""
+    """Sites whose states were written back, each on its own, without changing a bit."""
     worst_site: str
     replay_nats: float
     """Largest KL(full || replay) of a foreign state at any site."""
@@ -54,7 +54,7 @@ def self_check(model: Model, prompts: Sequence[Sequence[int]], *, kinds: Sequenc
     clean = capture(model, ids, every, [len(ids) - 1, len(ids) // 2], keep_cache=True)
     own, foreign = ({site: clean.states[site][i, None] for site in every} for i in (0, 1))
     _adds_up(model, own)
-    _writes_back(model, clean, {site: own[site] for site in every if site.kind in kinds})
+    _writes_back(model, clean.ids, kinds)
     by_kind = [{site: foreign[site] for site in every if site.kind == kind} for kind in kinds]
     found = [_replays(model, clean, states, engine) for states in by_kind]
     window = getattr(model.config, "sliding_window", None)
@@ -100,32 +100,48 @@ def _misfit(model: Model) -> str:
     return f"The row {model.config.model_type!r} of mechdiff/engine/families.py does not fit this model."
 
 
-def _writes_back(model: Model, clean: Clean, states: dict[Site, Tensor]) -> None:
-    """Raises unless writing every captured state back leaves the logits as they were, bit for bit."""
+def _writes_back(model: Model, ids: Tensor, kinds: Sequence[str]) -> None:
+    """Raises unless writing back what was read at a site, at all positions, leaves the logits as they were, bit for bit.
 
-    def changes(chosen: Sequence[Site]) -> bool:
-        edits: dict[Site, Edit] = {site: writer(states[site]) for site in chosen}
-        return not torch.equal(full_forward(model, clean.ids, edits), plain)
+    A batch of copies of the prompt, one a block, so that each kind takes one pass. One site a copy: a later site that is written too would
+    hide what the first one did.
+    """
+    states: dict[Site, Tensor] = {}
 
-    plain = full_forward(model, clean.ids, {})
-    if changes([]):
+    def reader(site: Site) -> Edit:
+        def read(tensor: Tensor) -> None:
+            states[site] = tensor[site.layer].clone()
+
+        return read
+
+    def logits(edits: dict[Site, Edit]) -> Tensor:
+        with edited(model, edits):
+            return forward(model, ids.expand(model.shape.n_layers, -1), use_cache=False).logits[:, -1]
+
+    sites = {kind: [Site(layer, kind) for layer in range(model.shape.n_layers)] for kind in kinds}
+    plain = logits({site: reader(site) for kind in kinds for site in sites[kind]})
+    if not torch.equal(logits({}), plain):
         raise SelfCheckError(f"{model.ref}: two forward passes of the same tokens give different logits. Is the model in training mode?")
-    if changes(list(states)):
-        guilty = next((site for site in states if changes([site])), "all sites together")
-        raise SelfCheckError(f"{model.ref}: writing a state that was just read at {guilty} changes the model's output. {_misfit(model)}")
+    for kind in kinds:
+        changed = (logits({site: _row_writer(site.layer, states[site]) for site in sites[kind]}) != plain).any(-1)
+        if changed.any():
+            site = sites[kind][int(changed.int().argmax())]
+            raise SelfCheckError(f"{model.ref}: writing a state that was just read at {site} changes the model's output. {_misfit(model)}")
+
+
+def _row_writer(row: int, value: Tensor) -> Edit:
+    """An edit that writes `value` `[pos, d]` over the last positions of one sequence of the batch."""
+
+    def write(tensor: Tensor) -> None:
+        tensor[row, -len(value) :] = value
+
+    return write
 
 
 def _replays(model: Model, clean: Clean, states: dict[Site, Tensor], engine: Engine) -> tuple[float, Site, float]:
     """Largest KL(full || engine) in nats over foreign `states` (one a block, all of one kind), its site, and the floor of the clean row."""
     found = engine(model, [clean], [{site: Write(value=state[None])} for site, state in states.items()])[0]
-
-    def one_row(row: int, state: Tensor) -> Edit:
-        def edit(tensor: Tensor) -> None:
-            tensor[row, -len(state) :] = state
-
-        return edit
-
-    with edited(model, {site: one_row(row, state) for row, (site, state) in enumerate(states.items())}):
+    with edited(model, {site: _row_writer(row, state) for row, (site, state) in enumerate(states.items())}):
         expected = forward(model, clean.ids.expand(len(states), -1), use_cache=False).logits[:, -1].float()
     apart = _kl(expected, found[1:]).nan_to_num(torch.inf)
     worst = int(apart.argmax())
