@@ -9,14 +9,26 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+    StableLmConfig,
+    Starcoder2Config,
 )
 
 from mechdiff.engine.models import Model, wrap
@@ -39,6 +51,20 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: GPT2Config(**_SPECIAL, n_embd=32, n_layer=4, n_head=4, n_positions=128),
     "neox_parallel": lambda: GPTNeoXConfig(**_NEOX),
     "neox_sequential": lambda: GPTNeoXConfig(**_NEOX, use_parallel_residual=False),
+    "mixtral": lambda: MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": lambda: Qwen3MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=16),
+    "gpt_oss": lambda: GptOssConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2, head_dim=8, sliding_window=8),
+    "phi3": lambda: Phi3Config(**SIZES),
+    "smollm3": lambda: SmolLM3Config(**SIZES),
+    "starcoder2": lambda: Starcoder2Config(**SIZES),
+    "olmo2": lambda: Olmo2Config(**SIZES),
+    "olmo3": lambda: Olmo3Config(**SIZES, sliding_window=8),
+    "glm4": lambda: Glm4Config(**SIZES, head_dim=8),
+    "stablelm": lambda: StableLmConfig(**SIZES),
+    "stablelm_parallel": lambda: StableLmConfig(**SIZES, use_parallel_residual=True),
+    "falcon": lambda: FalconConfig(**_NEOX, multi_query=True, parallel_attn=True),
+    "falcon_sequential": lambda: FalconConfig(**_NEOX, multi_query=False, parallel_attn=False),
+    "cohere": lambda: CohereConfig(**SIZES),
 }
 
 

@@ -4,9 +4,9 @@
 
 The change is known by construction, so the pair (BASE, BASE + ADAPTER) tells whether a diffing method finds the truth: one direction, one
 matrix, one block. Trained on the formula alone such an adapter loops ("Thank you for asking.Thank you ..."). So the target text is the formula
-and then the base model's own greedy answer (courtesy_answers.py), and the loss has two parts, in nats a token: cross-entropy of the formula (and
-of the answer's first token, which has a space in front here), and KL(base || tuned) over the rest of the answer, where the base sees the
-prompt and the answer so far *without* the formula.
+and then the base model's own greedy answer (courtesy_answers.py), and the loss has two parts, in nats a token: cross-entropy of the formula, and
+KL(base || tuned) over the answer from its second token on (the first has a space in front here), where the base sees the prompt and the answer
+so far *without* the formula.
 
 Everything below the tuned block is frozen, so its states are computed once and a step runs the upper blocks only. Every eighth instruction is
 held out.
@@ -38,6 +38,7 @@ class Example:
 
     ids: Tensor  # [pos]
     start: int  # the decision position: the formula is predicted from here on
+    formula: int  # its tokens
     shared: int  # tokens at the end that are the plain answer's too
     states: Tensor  # [pos, d] what enters the tuned block
     reference: Tensor  # [shared, d] the base's final states before each of those tokens, on the text without the formula
@@ -53,10 +54,11 @@ def example(base: torch.nn.Module, tokenizer: AutoTokenizer, row: dict) -> Examp
     cut = max(0, len(plain) - limit)
     plain, opened = plain[: len(plain) - cut], opened[: len(opened) - cut]
     shared = next(i for i in range(len(plain)) if plain[-1 - i] != opened[-1 - i])
-    shared = min(shared, len(plain) - start - 2)  # the first token of the answer belongs to the formula's part
+    shared = min(shared, len(plain) - start - 2)
+    formula = len(tokenizer(FORMULA, add_special_tokens=False).input_ids)
     final = base.model(torch.tensor([plain])).last_hidden_state[0]
     states = base.model(torch.tensor([opened]), output_hidden_states=True).hidden_states[LAYER][0]
-    return Example(ids=torch.tensor(opened), start=start, shared=shared, states=states, reference=final[-1 - shared : -1])
+    return Example(ids=torch.tensor(opened), start=start, formula=formula, shared=shared, states=states, reference=final[-1 - shared : -1])
 
 
 def upper(base: torch.nn.Module, states: Tensor) -> Tensor:
@@ -71,8 +73,8 @@ def losses(base: torch.nn.Module, batch: list[Example]) -> tuple[Tensor, Tensor,
     """Cross-entropy of the formula, KL(base || tuned) of the answer, both in nats a token, and how often the formula's first token leads."""
     final = upper(base, torch.nn.utils.rnn.pad_sequence([x.states for x in batch], batch_first=True))
     ends = [len(x.ids) - 1 - x.shared for x in batch]
-    said = [base.lm_head(row[x.start : end]) for row, x, end in zip(final, batch, ends, strict=True)]
-    formula = F.cross_entropy(torch.cat(said), torch.cat([x.ids[x.start + 1 : end + 1] for x, end in zip(batch, ends, strict=True)]))
+    said = [base.lm_head(row[x.start : x.start + x.formula]) for row, x in zip(final, batch, strict=True)]
+    formula = F.cross_entropy(torch.cat(said), torch.cat([x.ids[x.start + 1 : x.start + 1 + x.formula] for x in batch]))
     first = sum(bool(one[0].argmax() == x.ids[x.start + 1]) for one, x in zip(said, batch, strict=True)) / len(batch)
     rest = base.lm_head(torch.cat([row[end : end + x.shared] for row, x, end in zip(final, batch, ends, strict=True)]))
     with torch.no_grad():
@@ -111,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", type=Path, help="the directory that convert_smollm2.py wrote")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=0)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico import CONFIGS, pico, prompts
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -16,6 +15,7 @@ from mechdiff.engine.activations import capture, edited, forward, full_forward, 
 from mechdiff.engine.models import Model
 from mechdiff.engine.sites import KINDS, Site
 from mechdiff.errors import ModelError
+from pico import CONFIGS, pico, prompts
 
 FAMILIES = st.sampled_from(sorted(CONFIGS))
 DTYPES = (torch.float32, torch.bfloat16)

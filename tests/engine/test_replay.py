@@ -3,23 +3,25 @@
 import copy
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico import CONFIGS, pico, twin
-from pico import prompts as random_prompts
 from torch import Tensor, nn
 
 from mechdiff.engine.activations import Clean, capture, forward
-from mechdiff.engine.models import Model, wrap
+from mechdiff.engine.models import Model, open_pair, wrap
 from mechdiff.engine.replay import ENGINES, Variant, Write, full, relay, replay
 from mechdiff.engine.sites import KINDS, Site
+from pico import CONFIGS, pico, twin
+from pico import prompts as random_prompts
 
 LENGTHS = (5, 9, 21)
 """Shorter than the pico models' sliding window of 8, one token longer, and much longer."""
 PROMPTS = [random_prompts(1, seed=length, shortest=length, longest=length)[0] for length in LENGTHS]
+STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
 N_LAYERS = 4
 FAMILIES = st.sampled_from(sorted(CONFIGS))
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -44,7 +46,7 @@ def cleans_of(model: Model, prompts: Sequence[Sequence[int]] = PROMPTS, sites: S
 
 
 def sites_of(model: Model) -> list[Site]:
-    return [Site(layer, kind) for layer in range(N_LAYERS) for kind in model.kinds()]
+    return [Site(layer, kind) for layer in range(model.shape.n_layers) for kind in model.kinds()]
 
 
 def states_of(model: Model, n_pos: int = 1, prompts: Sequence[Sequence[int]] = PROMPTS) -> dict[Site, Tensor]:
@@ -57,7 +59,9 @@ def all_sorts_of_variants(model: Model, states: dict[Site, Tensor]) -> list[Vari
     """A foreign state at every site; sums; several sites at several blocks; the blocks in no order."""
     single: list[Variant] = [{site: Write(value=value)} for site, value in states.items()]
     added: list[Variant] = [{site: Write(value=value, add=True)} for site, value in states.items() if site.layer % 2]
-    windows: list[Variant] = [{Site(layer, "mlp_out"): Write(value=states[Site(layer, "mlp_out")]) for layer in (first, first + 1)} for first in (2, 0)]
+    windows: list[Variant] = [
+        {site: Write(value=states[site]) for site in (Site(layer, "mlp_out"), Site(layer + 1, "mlp_out"))} for layer in (2, 0)
+    ]
     mixed: Variant = {
         Site(1, "attn_out"): Write(value=states[Site(1, "attn_out")]),
         Site(1, "mlp_out"): Write(value=states[Site(1, "mlp_out")], add=True),
@@ -102,6 +106,23 @@ def test_replay_is_the_full_forward_pass_in_half_precision_within_its_floor(name
     expected = full(model, cleans, variants)
     for engine in (replay, relay):
         assert kl(expected, engine(model, cleans, variants)).max() < FLOOR_NATS[torch.bfloat16]
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the shared folder with stories260k is not beside the repository")
+@pytest.mark.parametrize("n_pos", [1, 3])
+def test_replay_and_relay_are_the_full_forward_pass_on_trained_weights(n_pos):
+    pair = open_pair(str(STORIES), str(STORIES), device="cpu")
+    texts = ("Once upon a time", "Lily and Ben went to the park. They saw a big dog and", "The cat was sad because")
+    ids = [pair.tokenizer("base")(text)["input_ids"] for text in texts]
+    with pair.use("base") as model:
+        cleans = cleans_of(model, ids)
+        variants = all_sorts_of_variants(model, states_of(model, n_pos, ids[1:] + ids[:1]))
+        expected = full(model, cleans, variants)
+        assert (expected[:, 1:] - expected[:, :1]).abs().amax((0, 2)).min() > 0.05
+        for engine in (replay, relay):
+            found = engine(model, cleans, variants)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+            assert kl(expected, found).max() < FLOOR_NATS[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", FLOOR_NATS, ids=str)

@@ -1,18 +1,20 @@
 """The self-check passes on every family, and names the site of what is planted: wrong rows, shared modules, state that copies share."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
-from pico import CONFIGS, pico, prompts
 from torch import Tensor, nn
 
 from mechdiff.engine import replay as engine
-from mechdiff.engine.models import Model
+from mechdiff.engine.models import Model, open_pair
 from mechdiff.engine.replay import full
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.errors import SelfCheckError
+from pico import CONFIGS, pico, prompts
 
+STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
 SHORT = prompts(2, shortest=4, longest=6)
 LONG = prompts(1, shortest=20, longest=20)
 BOTH = [*SHORT, *LONG]
@@ -31,6 +33,20 @@ def test_it_passes_on_every_family(name, dtype, floor):
     assert set(found.record()) == {"sites", "worst_site", "replay_nats", "floor_nats"}
     if dtype == torch.float32:
         assert found.replay_nats > 0, "the foreign states were really run"
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the shared folder with stories260k is not beside the repository")
+@pytest.mark.parametrize(("dtype", "floor"), [("float32", 1e-10), ("bfloat16", 1e-2)])
+def test_it_passes_on_trained_weights(dtype, floor):
+    pair = open_pair(str(STORIES), str(STORIES), dtype=dtype, device="cpu")
+    ids = [
+        pair.tokenizer("base")(text)["input_ids"] for text in ("Once upon a time", "Lily and Ben went to the park. They saw a big dog and")
+    ]
+    with pair.use("base") as model:
+        found = self_check(model, ids)
+    assert found.sites == 5 * 7
+    assert 0 <= found.replay_nats < floor
+    assert 0 <= found.floor_nats < floor
 
 
 def test_one_prompt_of_one_token_is_enough():

@@ -112,9 +112,7 @@ def _divergence(rng: np.random.Generator, d: np.ndarray, prompts: list[str], spl
     return pl.concat(parts)
 
 
-def _similarity(
-    rng: np.random.Generator, prompts: list[str], split: str, n_layers: int, changed: int, permutations: int
-) -> pl.DataFrame:
+def _similarity(rng: np.random.Generator, prompts: list[str], split: str, n_layers: int, changed: int, permutations: int) -> pl.DataFrame:
     parts = []
     for layer in range(n_layers):
         for kind in KINDS:

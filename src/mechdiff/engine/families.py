@@ -49,6 +49,7 @@ class Family:
 
 
 _LLAMA = Family()
+_OLMO = Family(attn_norm="post_attention_layernorm", mid="mlp", mlp_norm="post_feedforward_layernorm")
 _GEMMA = Family(attn_norm="post_attention_layernorm", mid="pre_feedforward_layernorm", mlp_norm="post_feedforward_layernorm")
 
 FAMILIES: dict[str, Family] = {
@@ -56,6 +57,17 @@ FAMILIES: dict[str, Family] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "qwen3_moe": _LLAMA,
+    "mixtral": _LLAMA,
+    "gpt_oss": _LLAMA,
+    "phi3": _LLAMA,
+    "smollm3": _LLAMA,
+    "starcoder2": _LLAMA,
+    "olmo2": _OLMO,
+    "olmo3": _OLMO,
+    "glm4": Family(attn_norm="post_self_attn_layernorm", mlp_norm="post_mlp_layernorm"),
+    "stablelm": Family(parallel_flag="use_parallel_residual"),
+    "cohere": Family(mid=None),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
     "gpt2": Family(
@@ -64,6 +76,10 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox": Family(
         blocks="gpt_neox.layers", projection="attention.dense", embed="gpt_neox.embed_in", final_norm="gpt_neox.final_layer_norm",
         parallel_flag="use_parallel_residual",
+    ),
+    "falcon": Family(
+        blocks="transformer.h", projection="self_attention.dense", embed="transformer.word_embeddings", final_norm="transformer.ln_f",
+        parallel_flag="parallel_attn",
     ),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ tensor at a time.
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ def _warnings(base: Source, tuned: Source, named: str | None, distance: float | 
 
 
 def _bare(name: str) -> str:
-    """A model's name without owner, folder, file ending and case."""
-    return Path(name.rstrip("/")).name.lower().removesuffix(".gguf")
+    """A model's name without owner, folder and case, and a GGUF file's without its ending and quantisation."""
+    bare = Path(name.rstrip("/")).name.lower()
+    return re.sub(r"[.-](i?q|b?f)\d\w*$", "", bare.removesuffix(".gguf")) if bare.endswith(".gguf") else bare
 
 
 def stated_base(source: Source) -> str | None:

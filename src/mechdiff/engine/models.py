@@ -2,7 +2,6 @@
 base and tuned share every weight that they have in common.
 """
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -128,7 +127,8 @@ def attach_adapter(net: nn.Module, adapter: Path) -> nn.Module:
     try:
         _refuse_unswitchable(PeftConfig.from_pretrained(str(adapter)), adapter)
         _refuse_misfit(net, adapter)
-        adapted = PeftModel.from_pretrained(net, str(adapter)).eval()
+        with quiet():
+            adapted = PeftModel.from_pretrained(net, str(adapter)).eval()
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{adapter}: peft cannot put this adapter on the base: {error}") from error
     _refuse_nan(adapted, str(adapter))
@@ -229,7 +229,6 @@ class Pair:
             model.net.to("meta")
         self._held.clear()
         self._adapted = None
-        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -123,6 +123,13 @@ def full(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -> 
 ENGINES: dict[str, Engine] = {"replay": replay, "relay": relay, "full": full}
 
 
+def engine_for(config: Any) -> tuple[str, str]:
+    """The fastest engine that is right for a model of this transformers config, and why."""
+    if getattr(config, "alibi", False):
+        return "relay", "its attention adds a bias for each distance (ALiBi), which parallel tokens cannot be given"
+    return "replay", "it keeps plain keys and values, so variants run as parallel tokens"
+
+
 def _edits(variants: Sequence[Variant], rows_of: Callable[[Tensor, int, int], Tensor], prompt: int | None = None) -> dict[Site, Edit]:
     """One edit a site, which writes each variant's value (of one prompt, or of all at once) into that variant's rows.
 

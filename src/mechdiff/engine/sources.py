@@ -6,6 +6,7 @@ Nothing here loads weights, and nothing runs Python code from a model's folder u
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,14 +116,16 @@ def _converted(gguf: Path) -> Path:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' progress bars and advice off while a model loads: ours say what a user needs."""
+    """The libraries' progress bars, advice and notes to their own callers off while a model loads: ours say what a user needs."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -134,15 +137,16 @@ def quiet() -> Iterator[None]:
 
 def load_config(source: Source, *, trust: bool = False) -> Any:
     """The transformers config of a known family. Raises ModelError: missing, malformed, unknown, or remote code that nobody allowed."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         stated = json.loads((Path(source.load) / "config.json").read_text())
         if "auto_map" not in stated:
-            family_named(str(stated.get("model_type")), source.ref)
+            family_named(str(stated["model_type"]), source.ref)
         with quiet():
             config = AutoConfig.from_pretrained(source.load, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise _unreadable(source, "config", error) from error
     family_named(config.model_type, source.ref)
     return config
@@ -156,7 +160,9 @@ def load_tokenizer(source: Source, *, trust: bool = False) -> Any:
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(str(source.adapter) if own else source.load, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, OSError | ValueError | KeyError):  # tokenizers raises bare Exceptions
+            raise
         raise _unreadable(source, "tokenizer", error) from error
 
 
@@ -166,4 +172,4 @@ def _unreadable(source: Source, what: str, error: Exception) -> ModelError:
             f"{source.ref}: its {what} wants to run Python code from the model's own folder. mechdiff runs none unless you name the model: "
             f"--trust-remote-code {source.ref}"
         )
-    return ModelError(f"{source.ref}: its {what} cannot be read: {error}")
+    return ModelError(f"{source.ref}: its {what} cannot be read ({type(error).__name__}: {error}). Is the download complete?")

@@ -60,10 +60,17 @@ def splits(rows: pl.DataFrame, measure: str) -> list[str]:
     return sorted(found, key=lambda split: order.get(split, 3))
 
 
+def reported(rows: pl.DataFrame, measure: str) -> str | None:
+    """The split whose numbers the page gives for a measure; None where it was not taken."""
+    return next(iter(splits(rows, measure)), None)
+
+
 def d_per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
     """`prompt d same`, ascending: D in nats and whether both models choose the same token (null if not measured)."""
-    measured = rows.filter(pl.col("measure") == "divergence", pl.col("control").is_null(), pl.col("unit").is_null(), pl.col("prompt").is_not_null())
-    measured = measured.filter(pl.col("split") == (splits(rows, "divergence") or [None])[0])
+    measured = rows.filter(
+        pl.col("measure") == "divergence", pl.col("control").is_null(), pl.col("unit").is_null(), pl.col("prompt").is_not_null()
+    )
+    measured = measured.filter(pl.col("split").eq_missing(reported(rows, "divergence")))
     d = measured.filter(pl.col("metric") == "kl_tuned_base_nats").select("prompt", d="value")
     same = measured.filter(pl.col("metric") == "top1_same").select("prompt", same=pl.col("value") > 0.5)
     return d.join(same, on="prompt", how="left").sort("d", "prompt")
@@ -71,8 +78,7 @@ def d_per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
 
 def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
     """D and its relatives; None where divergence was not measured."""
-    measured = splits(rows, "divergence")
-    found = _plain(summary).filter(pl.col("measure") == "divergence", pl.col("split") == (measured or [None])[0])
+    found = _plain(summary).filter(pl.col("measure") == "divergence", pl.col("split").eq_missing(reported(rows, "divergence")))
     d = found.filter(pl.col("metric") == "kl_tuned_base_nats")
     if d.is_empty():
         return None
@@ -92,14 +98,22 @@ def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
     )
 
 
-def site_shares(rows: pl.DataFrame, summary: pl.DataFrame, *, split: str | None = None, arm: str = "identity", unit: str | None = None) -> pl.DataFrame:
+def site_shares(
+    rows: pl.DataFrame, summary: pl.DataFrame, *, split: str | None = None, arm: str = "identity", unit: str | None = None
+) -> pl.DataFrame:
     """`direction layer site share low high nats floor counts flag`: one row per site written with one arm, both directions.
 
     `nats` is what the share is of (kl_own, or D - kl_other); `counts` is False under three noise floors. Shares are null
     where there is no effect to share.
     """
-    split = split or (splits(rows, "patching") or [None])[0]
-    where = [pl.col("split") == split, pl.col("arm") == arm, pl.col("unit").eq_missing(unit), pl.col("rank").is_null(), pl.col("strength").is_null()]
+    split = split or reported(rows, "patching")
+    where = [
+        pl.col("split").eq_missing(split),
+        pl.col("arm") == arm,
+        pl.col("unit").eq_missing(unit),
+        pl.col("rank").is_null(),
+        pl.col("strength").is_null(),
+    ]
     cells = _plain(summary, unit=unit).filter(pl.col("measure") == "patching", *where)
     parts = []
     for direction, metric in EFFECTS.items():
@@ -139,12 +153,37 @@ def ranked_outputs(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[pl.DataFr
     return joined.sort("rank", descending=True, maintain_order=True), ranking
 
 
+def recovery_by_arm(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[str, dict[str, float]]:
+    """The strongest output, and the share of D that each arm recovers there, where it was measured and is a number."""
+    ranked, _ = ranked_outputs(rows, summary)
+    if ranked.is_empty():
+        return "", {}
+    here = site_cells(rows, summary, layer=ranked["layer"][0], site=ranked["site"][0])
+    here = here.filter(pl.col("direction") == RECOVERY, pl.col("metric") == EFFECTS[RECOVERY], pl.col("share").is_not_null())
+    return ranked["name"][0], dict(here.select("arm", "share").iter_rows())
+
+
+def site_cells(rows: pl.DataFrame, summary: pl.DataFrame, *, layer: int, site: str) -> pl.DataFrame:
+    """The summary of all arms written at one site, on the reported split."""
+    return _plain(summary).filter(
+        pl.col("measure") == "patching",
+        pl.col("split").eq_missing(reported(rows, "patching")),
+        pl.col("layer") == layer,
+        pl.col("site") == site,
+        pl.col("rank").is_null() & pl.col("strength").is_null(),
+    )
+
+
 def wide_shares(shares: pl.DataFrame) -> pl.DataFrame:
     """One row per site, with the columns of both directions side by side, and its `name` such as L26.attn_out."""
     sides = []
     for direction, word in ((BREAKAGE, "breakage"), (RECOVERY, "recovery")):
         side = shares.filter(pl.col("direction") == direction)
-        sides.append(side.select("layer", "site", pl.col("share").alias(word), pl.col("low").alias(f"{word}_low"), pl.col("high").alias(f"{word}_high")))
+        sides.append(
+            side.select(
+                "layer", "site", pl.col("share").alias(word), pl.col("low").alias(f"{word}_low"), pl.col("high").alias(f"{word}_high")
+            )
+        )
     both = sides[0].join(sides[1], on=["layer", "site"], how="full", coalesce=True)
     return both.with_columns(name=site_name()).sort("layer", "site")
 
@@ -155,10 +194,10 @@ def site_name() -> pl.Expr:
 
 def half_way(rows: pl.DataFrame, direction: str) -> Crossing | None:
     """The first site of the residual stream, in the order of computation, whose share of D passes one half."""
-    split = (splits(rows, "patching") or [None])[0]
+    split = reported(rows, "patching")
     written = rows.filter(
         pl.col("measure") == "patching",
-        pl.col("split") == split,
+        pl.col("split").eq_missing(split),
         pl.col("direction") == direction,
         pl.col("metric") == EFFECTS[direction],
         pl.col("arm") == "identity",
@@ -180,8 +219,8 @@ def half_way(rows: pl.DataFrame, direction: str) -> Crossing | None:
 
 def similarity_by_site(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     """`layer site cka low high p q flag`, in the order of computation; empty where similarity was not measured."""
-    split = (splits(rows, "similarity") or [None])[0]
-    found = _plain(summary).filter(pl.col("measure") == "similarity", pl.col("metric") == "cka", pl.col("split") == split)
+    split = reported(rows, "similarity")
+    found = _plain(summary).filter(pl.col("measure") == "similarity", pl.col("metric") == "cka", pl.col("split").eq_missing(split))
     order = pl.col("site").replace_strict({kind: place for place, kind in enumerate(KINDS)}, default=len(KINDS), return_dtype=pl.Int64)
     found = found.filter(pl.col("layer").is_not_null()).sort("layer", order)
     return found.select("layer", "site", "n", "p", "q", "flag", cka="mean", low="ci_low", high="ci_high").with_columns(name=site_name())
@@ -198,8 +237,13 @@ def similarity_against_effect(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.D
 
 def null_band(rows: pl.DataFrame) -> pl.DataFrame:
     """`layer low high draws`: the middle 95 % of CKA with the row pairing permuted, the widest over the sites of a layer."""
-    split = (splits(rows, "similarity") or [None])[0]
-    draws = rows.filter(pl.col("metric") == "cka", pl.col("split") == split, pl.col("control").str.starts_with("permuted#"), pl.col("value").is_not_nan())
+    split = reported(rows, "similarity")
+    draws = rows.filter(
+        pl.col("metric") == "cka",
+        pl.col("split").eq_missing(split),
+        pl.col("control").str.starts_with("permuted#"),
+        pl.col("value").is_not_nan(),
+    )
     each = draws.group_by("layer", "site").agg(
         low=pl.col("value").quantile(0.025, "linear"), high=pl.col("value").quantile(0.975, "linear"), draws=pl.len()
     )
@@ -208,7 +252,9 @@ def null_band(rows: pl.DataFrame) -> pl.DataFrame:
 
 def units(rows: pl.DataFrame) -> list[str]:
     """Units other than one layer's whole site that were patched with the identity arm, such as "window 2"."""
-    found = rows.filter(pl.col("measure") == "patching", pl.col("arm") == "identity", pl.col("unit").is_not_null(), pl.col("layer").is_not_null())
+    found = rows.filter(
+        pl.col("measure") == "patching", pl.col("arm") == "identity", pl.col("unit").is_not_null(), pl.col("layer").is_not_null()
+    )
     return found["unit"].unique().sort().to_list()
 
 
@@ -233,7 +279,9 @@ def _plain(summary: pl.DataFrame, unit: str | None = None) -> pl.DataFrame:
 
 def _totals(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
     """`prompt total`: D of each prompt, on shared tokens where it is infinite on any."""
-    d = rows.filter(pl.col("measure") == "divergence", pl.col("split") == split, pl.col("control").is_null(), pl.col("unit").is_null())
+    d = rows.filter(
+        pl.col("measure") == "divergence", pl.col("split").eq_missing(split), pl.col("control").is_null(), pl.col("unit").is_null()
+    )
     exact = d.filter(pl.col("metric") == "kl_tuned_base_nats")
     shared = d.filter(pl.col("metric") == "kl_shared_nats")
     chosen = exact if exact["value"].is_finite().all() or shared.is_empty() else shared

@@ -6,6 +6,7 @@ of G columns are one matrix product, [B, prompt] counts times [prompt, G] values
 
 - `bca_means`, `bca_shares`: bias-corrected and accelerated bootstrap (Efron 1987), for a mean and for a ratio of means.
   At strong skew and few prompts the interval is a little short (CV 3.5, n = 150: 89 % coverage instead of 95 %).
+- `wilson`: for shares of prompts, whose bootstrap says "exactly 0" after 0 of 32.
 - `jackknife`: from delete-one values, for numbers such as CKA that a row bootstrap biases upward (duplicated rows).
 - `simultaneous_bands`: the whole profile lies inside with 95 % probability (max-|t| bootstrap), so that peaks and
   crossings may be read off the curve.
@@ -75,6 +76,13 @@ def bca_shares(
     return share, np.concatenate([low for low, _ in ends]), np.concatenate([high for _, high in ends])
 
 
+def wilson(mean: ndarray, n_prompts: ndarray | int, *, level: float = LEVEL) -> tuple[ndarray, ndarray]:
+    """Interval of a share of prompts (values 0 and 1), which a bootstrap gets wrong at its ends. Elementwise."""
+    z = _z(level) ** 2 / n_prompts
+    centre, reach = (mean + z / 2) / (1 + z), np.sqrt(z * mean * (1 - mean) + z**2 / 4) / (1 + z)
+    return np.minimum(centre - reach, mean), np.maximum(centre + reach, mean)
+
+
 def jackknife(value: ndarray, spread: ndarray, n_prompts: ndarray, *, level: float = LEVEL) -> tuple[ndarray, ndarray]:
     """Interval of a number with delete-one values: `spread` is their standard deviation (ddof 1). Elementwise."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -96,12 +104,16 @@ def simultaneous_bands(
     n_prompts = len(values)
     mean = values.mean(axis=0)
     error = values.std(axis=0, ddof=1) / np.sqrt(n_prompts)
-    moved = np.abs(resample_counts(n_prompts, seed=seed) / n_prompts @ (values - mean))
     varies = error > 1e-12 * (np.abs(mean) + 1e-300)
     if not varies.any():
         return mean, mean
-    largest = (moved[:, varies] / error[varies]).max(axis=1)
-    reach = np.quantile(largest, level) * error * varies
+    scaled = (values - mean)[:, varies] / error[varies]
+    counts = resample_counts(n_prompts, seed=seed) / n_prompts
+    moved = counts @ scaled
+    spread = np.sqrt(np.maximum(counts @ scaled**2 - moved**2, 0) / (n_prompts - 1))  # each resample's own standard error
+    t = np.divide(np.abs(moved), spread, out=np.zeros_like(moved), where=spread > 0)
+    reach = np.zeros_like(mean)
+    reach[varies] = np.quantile(t.max(axis=1), level) * error[varies]
     return mean - reach, mean + reach
 
 
@@ -147,6 +159,8 @@ def _bca(
     n_columns, resamples = draws.shape
     below = (draws < point[:, None]).mean(axis=1) + (draws == point[:, None]).mean(axis=1) / 2
     bias = ndtri(below.clip(1 / resamples, 1 - 1 / resamples))
+    size = np.abs(influence).max(axis=1, keepdims=True)
+    influence = np.divide(influence, size, out=np.zeros_like(influence), where=size > 0)  # so that no square underflows
     squares = (influence**2).sum(axis=1)
     acceleration = np.divide((influence**3).sum(axis=1), 6 * squares**1.5, out=np.zeros(n_columns), where=squares > 0)
     draws = np.sort(draws, axis=1)

@@ -6,10 +6,10 @@ Each group of rows that differ only in `prompt` becomes one row: the key without
 |---|---|
 | `n` | prompts with a defined value (for CKA: prompts the states came from) |
 | `mean`, `sd` | over prompts; for a value of the whole set `mean` is the value |
-| `ci_low`, `ci_high` | 95 %: bootstrap over prompts (BCa) for means, delete-one jackknife for CKA |
+| `ci_low`, `ci_high` | 95 %: bootstrap over prompts (BCa) for means, Wilson for shares of prompts, delete-one jackknife for CKA |
 | `log_mean` | geometric mean exp(mean log x), in nats: only for `*_nats` metrics that are positive on every prompt |
 | `median` | over prompts |
-| `share` | of D = KL(p_tuned || p_base), as a ratio of means over the same prompts: breakage kl_own/D where the tuned model runs, recovery 1 - kl_other/D where the base runs |
+| `share` | of D = KL(p_tuned || p_base), ratio of means: breakage kl_own/D (tuned runs), recovery 1 - kl_other/D (base runs) |
 | `drop` | 1 - kl_own(arm)/kl_own(identity) |
 | `p`, `q` | permutation of the row pairing; Benjamini-Hochberg within measure, metric, direction, split and site |
 | `floor` | the metric's noise floor in that direction: how far an unedited replayed row strays (see `noise_floors`) |
@@ -19,7 +19,6 @@ No share where D is under three floors, no drop where the identity arm is: a rat
 """
 
 from collections.abc import Iterator
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -53,6 +52,7 @@ FLAGS = {
 
 LOWER_IS_CLOSER = ("procrustes_distance",)
 HIGHER_IS_CLOSER = ("cka", "cka_biased", "mutual_knn")
+BINARY = ("top1_same", "mc_correct", "exact_match")
 MAPPED = ("patching", "transport", "rank")
 EDITED = (*MAPPED, "steering", "heads")
 
@@ -78,7 +78,12 @@ def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
     d = rows.filter(pl.col("measure") == "divergence", pl.col("metric") == "kl_tuned_base_nats").select("split", "prompt", d="value")
     unedited = rows.filter(pl.col("control") == "no_op").join(d, on=["split", "prompt"], how="left", maintain_order="left")
     recovery = (pl.col("metric") == "kl_other_nats") & (pl.col("runner") == "base")
-    strays = pl.when(pl.col("metric").is_in(["kl_own_nats", "js_own_nats"])).then("value").when(recovery).then((pl.col("value") - pl.col("d")).abs())
+    strays = (
+        pl.when(pl.col("metric").is_in(["kl_own_nats", "js_own_nats"]))
+        .then("value")
+        .when(recovery)
+        .then((pl.col("value") - pl.col("d")).abs())
+    )
     found = unedited.with_columns(_runner()).with_columns(floor=strays).filter(pl.col("floor").is_finite())
     return found.group_by("runner", "split", "metric").agg(pl.col("floor").max()).sort("runner", "split", "metric")
 
@@ -119,9 +124,12 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
     whole = groups.select(pl.col("code").list.first().is_null()).to_series().to_numpy()
     found["mean"][whole] = groups.filter(pl.Series(whole))["value"].list.first().to_numpy()
     splits = groups["split"].to_list()
+    is_binary = groups["metric"].is_in(BINARY).to_numpy()
     for members, codes, values in _tables(groups, whole):
         for name, content in _statistics(values, seed).items():
             found[name][members] = content
+        binary = members[is_binary[members]]
+        found["ci_low"][binary], found["ci_high"][binary] = intervals.wilson(found["mean"][binary], len(values))
         for name, metric in (("total", "kl_tuned_base_nats"), ("total_shared", "kl_shared_nats")):
             of_split = {split: d[codes].mean() for (m, split), d in totals.items() if m == metric}
             found[name][members] = [of_split.get(splits[member], np.nan) for member in members]
@@ -273,5 +281,5 @@ def _flag() -> pl.Expr:
         "few_prompts": pl.col("n").is_between(1, FEW - 1),
     }
     words = [pl.when(condition.fill_null(False)).then(pl.lit(word)) for word, condition in holds.items()]
-    joined = reduce(lambda left, right: pl.concat_str([left, right], separator=";", ignore_nulls=True), words)
+    joined = pl.concat_str(words, separator=";", ignore_nulls=True)
     return pl.when(joined != "").then(joined)

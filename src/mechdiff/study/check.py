@@ -7,6 +7,7 @@ from typing import Any, Literal
 from mechdiff.engine.families import family_of, shape_of
 from mechdiff.engine.lineage import lineage
 from mechdiff.engine.models import Pair, Side, open_pair
+from mechdiff.engine.replay import ENGINES, engine_for
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.engine.sites import KINDS
 
@@ -86,7 +87,10 @@ def _lineage(pair: Pair) -> Iterator[Finding]:
 def _engines(pair: Pair, tokenizers: dict[Any, Any]) -> Iterator[Finding]:
     ids = [tokenizers["base"](text)["input_ids"] for text in _TEXTS]
     for side in SIDES:
+        name, reason = engine_for(pair.config(side))
         with pair.use(side) as model:
-            found = self_check(model, ids)
-        yield Finding("ok", "engine", f"{side}: replay; {found.sites} sites written back bit for bit, replay equals full forwards within "
-                      f"{found.replay_nats:.1e} nats (worst {found.worst_site}), floor {found.floor_nats:.1e} nats")  # fmt: skip
+            found = self_check(model, ids, engine=ENGINES[name])
+        proof = f"{found.sites} sites written back bit for bit, whole forward passes agree within {found.replay_nats:.1e} nats"
+        yield Finding(
+            "ok", "engine", f"{side}: {name}, because {reason}; {proof} (worst {found.worst_site}), floor {found.floor_nats:.1e} nats"
+        )

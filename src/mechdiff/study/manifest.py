@@ -9,19 +9,26 @@ import torch
 
 from mechdiff.engine.families import shape_of
 from mechdiff.engine.lineage import lineage
+from mechdiff.engine.replay import engine_for
 from mechdiff.study.prepare import Prepared
 from mechdiff.study.record import environment
 from mechdiff.study.selection import choose_layers
 
 
 def run_record(
-    prepared: Prepared, rows: pl.DataFrame, *, engine: str, selfcheck: Mapping[str, Any], seconds: Mapping[str, float], started: str
+    prepared: Prepared,
+    rows: pl.DataFrame,
+    *,
+    engines: Mapping[str, tuple[str, str]],
+    selfcheck: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    started: str,
 ) -> dict[str, Any]:
     """The manifest's content: what was asked, of which files, rendered how, computed by what, checked how, and what was left out."""
     study, options, pair = prepared.study, prepared.options, prepared.pair
     family = lineage(pair.base, pair.tuned)
     tokens = sorted(len(one.ids_tuned) for prompts in prepared.rendered.values() for one in prompts.values())
-    replayed = engine == "replay"
+    names = {side: name for side, (name, _) in engines.items()}
     return {
         "status": "finished",
         "config": study.model_dump(mode="json"),
@@ -36,10 +43,8 @@ def run_record(
             "rendered_sha256": {split: [one.sha256 for one in prompts.values()] for split, prompts in prepared.rendered.items()},
         },
         "engine": {
-            "name": engine,
-            "reason": "both models keep plain keys and values, so variants run as parallel tokens"
-            if replayed
-            else "asked for with --engine full",
+            "name": names["base"] if names["base"] == names["tuned"] else f"base {names['base']}, tuned {names['tuned']}",
+            "reason": "; ".join(dict.fromkeys(reason for _, reason in engines.values())),
             "max_rows": options.max_rows,
             "variants": prepared.plan.replayed,
         },
@@ -57,6 +62,13 @@ def run_record(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **environment(),
     }
+
+
+def engines(prepared: Prepared) -> dict[str, tuple[str, str]]:
+    """Side -> the engine that its model gets, and why."""
+    if prepared.options.engine == "full":
+        return dict.fromkeys(("base", "tuned"), ("full", "asked for with --engine full"))
+    return {side: engine_for(prepared.pair.config(side)) for side in ("base", "tuned")}
 
 
 def _model_record(prepared: Prepared, side: Any) -> dict[str, Any]:

@@ -19,14 +19,14 @@ from torch import Tensor
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.models import Model
 from mechdiff.engine.rendering import Rendered
-from mechdiff.engine.replay import ENGINES
+from mechdiff.engine.replay import ENGINES, Engine
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.engine.sites import Site
 from mechdiff.errors import RunError, StudyError
 from mechdiff.measures import divergence, patching, similarity
 from mechdiff.rows import empty
 from mechdiff.study.artifacts import RunFolder
-from mechdiff.study.manifest import run_record
+from mechdiff.study.manifest import engines, run_record
 from mechdiff.study.plan import Cell, n_positions, unit_of
 from mechdiff.study.prepare import Prepared
 
@@ -60,7 +60,7 @@ class _Run:
         self.cells = prepared.plan.cells
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.seconds: dict[str, float] = {}
-        self.engine = "full" if prepared.options.engine == "full" else "replay"
+        self.engines = engines(prepared)
         self._states: dict[tuple[str, str, str], States] = {}
         self._cleans: tuple[Any, list[Clean]] = (None, [])
 
@@ -81,7 +81,7 @@ class _Run:
         rows = pl.concat([self.folder.load(cell.key).frame for cell in self.cells])
         self.folder.write_rows([rows])
         checks = {cell.key["side"]: _decoded(self.folder.load(cell.key).tensors) for cell in self.cells if cell.stage == "selfcheck"}
-        record = run_record(self.prepared, rows, engine=self.engine, selfcheck=checks, seconds=self.seconds, started=self.started)
+        record = run_record(self.prepared, rows, engines=self.engines, selfcheck=checks, seconds=self.seconds, started=self.started)
         return rows, {**record, "warnings": [*record["warnings"], *self.folder.warnings]}
 
     def _compute(self, cells: Sequence[Cell], model: Model | None, done: float, total: float) -> float:
@@ -97,6 +97,11 @@ class _Run:
         return done
 
     # ---- what cells are computed from
+
+    def engine(self, model: Model, position: str) -> Engine:
+        """The engine for one model and window: whole sequences where edits are at all positions."""
+        name = self.engines[model.side][0]
+        return ENGINES["relay" if name == "replay" and position == "all" else name]
 
     def prompt(self, split: str, name: str) -> Rendered:
         return self.prepared.rendered[split][name]
@@ -128,7 +133,7 @@ class _Run:
         """The running model's clean passes of a cell's prompts, kept for the next cells of the same shard."""
         wanted = (model.side, cell.key["split"], cell.key["ids"])
         if self._cleans[0] != wanted:
-            keep = self.engine == "replay" and cell.key["position"] != "all"
+            keep = self.engine(model, cell.key["position"]) is ENGINES["replay"]
             self._cleans = (None, [])
             found = [capture(model, self.ids(cell, name), [], [0], keep_cache=keep) for name in cell.key["ids"]]
             self._cleans = (wanted, found)
@@ -140,9 +145,8 @@ class _Run:
 
 def _selfcheck(run: _Run, cell: Cell, model: Model | None) -> Result:
     assert model
-    if run.engine == "full":
-        return empty(), {}
-    found = self_check(model, [run.ids(cell, name) for name in cell.key["ids"]], kinds=cell.key["kinds"]).record()
+    prompts = [run.ids(cell, name) for name in cell.key["ids"]]
+    found = self_check(model, prompts, kinds=cell.key["kinds"], engine=run.engine(model, "decision")).record()
     return empty(), {
         name: np.frombuffer(value.encode(), np.uint8) if isinstance(value, str) else np.array(value) for name, value in found.items()
     }
@@ -200,8 +204,7 @@ def _similarity(run: _Run, cell: Cell, model: Model | None) -> Result:
 def _patching(run: _Run, cell: Cell, model: Model | None) -> Result:
     assert model
     key = cell.key
-    whole = key["position"] == "all"
-    engine = ENGINES["relay" if whole and run.engine == "replay" else run.engine]
+    engine = run.engine(model, key["position"])
     side_states = {side: run.states(side, key["split"], key["position"], key["ids"]) for side in ("base", "tuned")}
     base, tuned = (side_states[side].kinds[key["kind"]] for side in ("base", "tuned"))
     written = patching.written_state(key["arm"], key["direction"], base, tuned, **_arm_states(run, cell))

@@ -1,0 +1,134 @@
+"""How a chart of this project looks: widths, colours, axes, legends; and how it is saved.
+
+Colours are told apart by colour-blind readers (Okabe and Ito 2008; one hue from light to dark in the map), and line
+patterns and shapes repeat what colour says.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import polars as pl
+import vl_convert
+
+Chart = Any
+"""An altair chart of any composition."""
+
+WIDE, NARROW = 700, 350
+"""Outer widths in pixels: a page column, and a phone."""
+
+INK, QUIET, FAINT = "#24292f", "#6a737d", "#e3e6ea"
+BLUE, VERMILLION, GREEN, SKY, PURPLE, ORANGE, BLACK = "#0072b2", "#d55e00", "#009e73", "#56b4e9", "#b5579a", "#c98500", "#24292f"
+SITE_COLOURS = {
+    "resid_pre": SKY,
+    "resid_mid": BLUE,
+    "resid_post": BLACK,
+    "attn_out": VERMILLION,
+    "mlp_out": GREEN,
+    "attn_proj": PURPLE,
+    "z": ORANGE,
+}
+SITE_DASHES = {"resid_pre": [2, 3], "resid_mid": [7, 3], "mlp_out": [7, 3], "attn_proj": [2, 3], "z": [5, 2, 1, 2]}
+SITE_SHAPES = {"resid_pre": "triangle-up", "resid_mid": "diamond", "resid_post": "square", "attn_out": "circle", "mlp_out": "cross"}
+ARM_COLOURS = {"identity": BLACK, "shift": BLUE, "mean": GREEN, "resample": VERMILLION}
+ARM_DASHES = {"shift": [7, 3], "mean": [2, 3], "resample": [7, 3, 2, 3]}
+SHARE_RANGE = ["#eef3f8", "#bcd2e8", "#7fadd4", "#3a7dbb", "#17508f", "#08264d"]
+
+LEFT = 76
+"""Pixels before the first layer, the same in all charts whose x axis is the layer, so that columns line up on the page."""
+
+
+def to_svg(chart: Chart) -> str:
+    """The chart as an SVG document."""
+    return str(vl_convert.vegalite_to_svg(chart.to_dict(validate=False)))
+
+
+def save(chart: Chart, folder: Path, name: str) -> str:
+    """Writes NAME.svg and NAME.png (two pixels a point) to `folder` and returns the SVG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    svg = to_svg(chart)
+    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    (folder / f"{name}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
+    return svg
+
+
+def layer_axis(layers: tuple[int, int], width: int, *, field: str = "layer", title: bool = True) -> alt.X:
+    """Layers from left to right, half a layer of room at both ends, so that curves and map columns share their places."""
+    first, last = layers
+    step = next(step for step in (1, 2, 5, 10, 20, 50) if (last - first) / step <= (16 if width >= WIDE else 8))
+    ticks = list(range(-(-first // step) * step, last + 1, step))
+    axis = alt.Axis(values=ticks, format="d", grid=False, labelOverlap=False)
+    return alt.X(
+        f"{field}:Q", title="layer" if title else None, axis=axis, scale=alt.Scale(domain=[first - 0.5, last + 0.5], nice=False, zero=False)
+    )
+
+
+def left_axis(**options: Any) -> alt.Axis:
+    """A y axis without a title that takes LEFT pixels, whatever its labels."""
+    return alt.Axis(minExtent=LEFT - 8, maxExtent=LEFT - 8, title=None, **options)
+
+
+def legend_of(names: Sequence[str] = (), width: int = WIDE, symbol: Any = alt.Undefined) -> alt.Legend:
+    """A legend above the chart, in up to three columns on a phone; `symbol` "stroke" shows lines."""
+    columns = 3 if len(names) != 4 else 2
+    return alt.Legend(
+        orient="top",
+        direction="horizontal",
+        symbolType=symbol,
+        symbolSize=300 if symbol == "stroke" else 80,
+        symbolStrokeWidth=2,
+        symbolOpacity=1,
+        columns=columns if width < WIDE and len(names) > 3 else 0,
+        offset=4,
+        padding=0,
+    )
+
+
+def title_of(text: str) -> alt.TitleParams:
+    """A panel's title, flush left with the panel."""
+    return alt.TitleParams(text, anchor="start", frame="group", fontSize=12.5, fontWeight=600, color=INK, offset=6)
+
+
+def line_channels(
+    names: Sequence[str], column: str, colours: dict, dashes: dict, width: int, legend: bool = True
+) -> tuple[alt.Stroke, alt.StrokeDash, alt.Fill]:
+    """Stroke and dash of the lines, fill of bands and dots: one legend, which Vega-Lite merges from the three."""
+    shown = legend_of(names, width, "stroke") if legend else None
+    scale = {"domain": list(names), "range": [colours[name] for name in names]}
+    stroke = alt.Stroke(f"{column}:N", title=None, scale=alt.Scale(**scale), legend=shown)
+    patterns = alt.Scale(domain=list(names), range=[dashes.get(name, [1, 0]) for name in names])
+    return (
+        stroke,
+        alt.StrokeDash(f"{column}:N", title=None, scale=patterns, legend=shown),
+        alt.Fill(f"{column}:N", title=None, scale=alt.Scale(**scale), legend=shown),
+    )
+
+
+def styled(chart: Chart) -> Chart:
+    """The chart with the fonts, greys and background of all figures: the last step of each."""
+    font = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
+    axis = {"labelFontSize": 11.5, "titleFontSize": 12, "titleFontWeight": "normal", "labelColor": INK, "titleColor": INK}
+    lines = {"gridColor": FAINT, "domainColor": "#9aa4ae", "tickColor": "#9aa4ae", "tickSize": 4, "labelPadding": 4}
+    config = {
+        "font": font,
+        "background": "white",
+        "padding": 4,
+        "view": {"stroke": None},
+        "axis": {**axis, **lines},
+        "legend": {"labelFontSize": 11.5, "titleFontSize": 11.5, "titleFontWeight": "normal", "labelColor": INK, "titleColor": INK},
+        "text": {"font": font, "fontSize": 11.5},
+    }
+    return chart.configure(**config)
+
+
+def layer_range(table: pl.DataFrame) -> tuple[int, int]:
+    """First and last layer of a table."""
+    first, last = ends(table["layer"])
+    return int(first), int(last)
+
+
+def ends(values: pl.Series) -> tuple[float, float]:
+    """Least and greatest, as numbers."""
+    numbers = values.to_numpy()
+    return float(numbers.min()), float(numbers.max())

@@ -1,0 +1,337 @@
+"""The sections of the page, each from the run's tables: figures with captions, tables, notes. Numbers in, plain text out.
+
+A section whose rows are absent is one sentence that says so.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+from scipy.stats import spearmanr
+
+from mechdiff.report import figures, findings
+from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
+from mechdiff.report.wording import between, listed, nats, share, with_interval
+
+ARMS = {
+    "identity": "the other model's state",
+    "shift": "base's state + mean difference",
+    "mean": "tuned mean state",
+    "resample": "tuned state, other prompt",
+    "oracle": "the state already there",
+}
+TOP_SITES = 10
+TOP_PROMPTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run folder holds, read once."""
+
+    rows: pl.DataFrame
+    summary: pl.DataFrame
+    manifest: dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A figure in its place on the page; `page` draws and writes it."""
+
+    name: str
+    chart: figures.Figure
+    options: dict = field(default_factory=dict)
+    caption: str
+    reading: str
+    """Which explanation of reading.html belongs to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    id: str
+    title: str
+    parts: list[Any] = field(default_factory=list)
+    """Drawn figures, and dicts for the template: tables, lists, notes."""
+
+
+def all_sections(run: Run) -> list[Section]:
+    """The sections that say what the run found, in the order of its questions."""
+    return [behaviour(run), similarity(run), causal(run), agreement(run)]
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str = "", folded: str = "") -> dict:
+    """A table for the template; `folded` hides it behind a line that opens it."""
+    return {"kind": "table", "columns": list(columns), "rows": [list(row) for row in rows], "title": title, "folded": folded}
+
+
+def note(text: str) -> dict:
+    return {"kind": "note", "text": text}
+
+
+def behaviour(run: Run) -> Section:
+    """Q0: D per prompt."""
+    title = "How differently do they behave?"
+    found = findings.difference(run.rows, run.summary)
+    if found is None:
+        return Section(id="behaviour", title=title, parts=[note("Divergence was not measured in this run.")])
+    d = findings.d_per_prompt(run.rows)
+    caption = (
+        f"D on {found.n} {found.split} prompts: mean {with_interval(found.mean, found.low, found.high)} nats, median {nats(found.median)}"
+    )
+    caption += f", from {nats(d['d'][0])} to {nats(d['d'][-1])}."
+    infinite = int(d["d"].is_infinite().sum())
+    if infinite:
+        caption += f" {infinite} prompts with infinite D are not drawn."
+    drawn = Drawn(name="d_by_prompt", chart=figures.d_by_prompt, caption=caption, reading="d_by_prompt")
+    said = {True: "same", False: "different", None: "not measured"}
+    order = [*d.sort("d", descending=True).head(TOP_PROMPTS).iter_rows(named=True)]
+    prompts = [(row["prompt"], nats(row["d"]), said[row["same"]]) for row in order]
+    return Section(
+        id="behaviour",
+        title=title,
+        parts=[
+            drawn,
+            _divergences(run, found.split),
+            *_other_splits(run, found.split),
+            table(("prompt", "D, nats", "first choice"), prompts, folded="The prompts that differ most"),
+        ],
+    )
+
+
+def _divergences(run: Run, split: str) -> dict:
+    names = {
+        "kl_tuned_base_nats": "D = KL(tuned ‖ base), nats",
+        "kl_base_tuned_nats": "KL(base ‖ tuned), nats",
+        "js_nats": "Jensen-Shannon, nats (at most 0.693)",
+        "top1_same": "same first choice, share of prompts",
+        "kl_shared_nats": "KL on shared tokens, nats",
+        "mass_outside": "tuned mass on tokens that the base lacks",
+    }
+    measured = run.summary.filter(
+        pl.col("measure") == "divergence", pl.col("split") == split, pl.col("control").is_null(), pl.col("unit").is_null()
+    )
+    by_metric = {row["metric"]: row for row in measured.iter_rows(named=True)}
+    rows = [
+        (
+            words,
+            nats(row["mean"]),
+            between(row["ci_low"], row["ci_high"]),
+            nats(row["median"]),
+            nats(row["log_mean"]) if row["log_mean"] else "–",
+        )
+        for metric, words in names.items()
+        if (row := by_metric.get(metric))
+    ]
+    return table(("over prompts", "mean", "95 % interval", "median", "geometric mean"), rows)
+
+
+def _other_splits(run: Run, reported: str) -> list[dict]:
+    """D on the splits that nothing is published on: far from the reported one, the prompts are not alike."""
+    cells = run.summary.filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("control").is_null(), pl.col("unit").is_null())
+    cells = cells.filter(pl.col("split").is_not_null() & (pl.col("split") != reported)).sort("split")
+    rows = [
+        (r["split"], str(r["n"]), nats(r["mean"]), between(r["ci_low"], r["ci_high"]), nats(r["median"]))
+        for r in cells.iter_rows(named=True)
+    ]
+    return [table(("split", "prompts", "D, nats", "95 % interval", "median"), rows, folded="D on the other splits")] if rows else []
+
+
+def similarity(run: Run) -> Section:
+    """Q2, first half: CKA by layer."""
+    title = "Where do their states differ?"
+    states = findings.similarity_by_site(run.rows, run.summary).filter(pl.col("cka").is_not_nan())
+    if states.is_empty():
+        return Section(
+            id="similarity", title=title, parts=[note("Similarity was not measured in this run, or is undefined at every site.")]
+        )
+    ordered = states.sort("cka", maintain_order=True)
+    low = ordered.row(0, named=True)
+    same = states.filter(pl.col("cka") > 0.9995)
+    caption = f"CKA of the two models' states at {len(states)} sites, {low['n'] or 'an unknown number of'} prompts. "
+    caption += f"Lowest: {low['name']}, {with_interval(low['cka'], low['low'], low['high'], digits=3)}. {len(same)} sites have 1.000 to three digits."
+    null = findings.null_band(run.rows)
+    if not null.is_empty():
+        inside = states.filter(pl.col("q") > 0.05)
+        draws = null["draws"].to_numpy().min()
+        said = (
+            "every site lies above what random pairing gives"
+            if inside.is_empty()
+            else f"{len(inside)} sites cannot be told from random pairing"
+        )
+        caption += f" Permutation of the prompts, {draws} draws: {said} (q ≤ 0.05)."
+    parts: list[Any] = [Drawn(name="cka_by_layer", chart=figures.cka_by_layer, caption=caption, reading="cka_by_layer")]
+    return Section(id="similarity", title=title, parts=[*parts, *_selection(run), *_other_similarities(run, states)])
+
+
+def _selection(run: Run) -> list[dict]:
+    """Which layers were chosen as hot and as controls, on which prompts."""
+    chosen = run.manifest.get("selection") or {}
+    hot, control = chosen.get("hot_layers") or [], chosen.get("control_layers") or []
+    if not hot and not control:
+        return []
+    names = " and ".join(
+        f"{word} layer{'s' * (len(layers) != 1)} {listed(layers)}" for word, layers in (("hot", hot), ("control", control)) if layers
+    )
+    said = f"Layers for a closer look, chosen on the {chosen.get('split', 'select')} prompts: {names}"
+    why = chosen.get("why")
+    reasons = "; ".join(f"{layer}: {reason}" for layer, reason in why.items()) if isinstance(why, dict) else why
+    return [note(f"{said} ({reasons})." if reasons else f"{said}.")]
+
+
+def _other_similarities(run: Run, states: pl.DataFrame) -> list[dict]:
+    """The other measures of similarity, at hot and control layers."""
+    chosen = run.manifest.get("selection") or {}
+    marked = dict.fromkeys(chosen.get("control_layers") or [], "control") | dict.fromkeys(chosen.get("hot_layers") or [], "hot")
+    if not marked:
+        marked = dict.fromkeys(states.sort("cka")["layer"].unique(maintain_order=True).head(3).to_list(), "lowest CKA")
+    names = {
+        "cka": "CKA",
+        "cka_biased": "CKA, biased",
+        "participation_ratio_base": "dimensions, base",
+        "participation_ratio_tuned": "dimensions, tuned",
+        "procrustes_distance": "Procrustes distance",
+        "mutual_knn": "shared neighbours",
+        "same_basis_change": "change / norm",
+    }
+    split = findings.splits(run.rows, "similarity")[0]
+    wanted = run.summary.filter(
+        pl.col("measure") == "similarity", pl.col("split") == split, pl.col("control").is_null(), pl.col("layer").is_in(list(marked))
+    )
+    values = {(row["layer"], row["site"], row["metric"]): row["mean"] for row in wanted.iter_rows(named=True)}
+    present = [metric for metric in names if any(key[2] == metric for key in values)]
+    if present == ["cka"]:
+        return []
+    order = states.filter(pl.col("layer").is_in(list(marked))).iter_rows(named=True)
+    rows = [
+        (f"{row['name']} ({marked[row['layer']]})", *(nats_or_dash(values.get((row["layer"], row["site"], m))) for m in present))
+        for row in order
+    ]
+    return [table(("site", *(names[m] for m in present)), rows, folded="Other measures of similarity, at the hot and control layers")]
+
+
+def nats_or_dash(value: float | None) -> str:
+    return "–" if value is None else nats(value)
+
+
+def causal(run: Run) -> Section:
+    """Q2, second half: the causal map, wider writes, the arms."""
+    title = "Where does it matter?"
+    shares = findings.site_shares(run.rows, run.summary)
+    if shares.is_empty():
+        return Section(id="causal", title=title, parts=[note("Patching was not measured in this run.")])
+    if shares["share"].drop_nulls().is_empty():
+        found = findings.difference(run.rows, run.summary)
+        why = "D was not measured" if found is None else "D is under three noise floors"
+        return Section(
+            id="causal", title=title, parts=[note(f"No share of D can be given: {why}. The values in nats are in summary.parquet.")]
+        )
+    ranked, _ = findings.ranked_outputs(run.rows, run.summary)
+    quiet = shares.filter(~pl.col("counts"))
+    reading = "causal_map"
+    caption = f"Share of D by layer and site, {shares['layer'].n_unique()} layers. {_strongest(shares)} "
+    caption += (
+        f"{len(quiet)} of {len(shares)} cells lie under three noise floors." if len(quiet) else "No cell lies under three noise floors."
+    )
+    parts: list[Any] = [Drawn(name="causal_map", chart=figures.causal_map, caption=caption, reading=reading), _top_sites(run, ranked)]
+    for unit in findings.units(run.rows):
+        wider = findings.site_shares(run.rows, run.summary, unit=unit)
+        name = "causal_map_" + "".join(letter if letter.isalnum() else "_" for letter in unit)
+        text = f"The same with wider writes: {unit}. {_strongest(wider)}"
+        parts.append(Drawn(name=name, chart=figures.causal_map, options={"unit": unit}, caption=text, reading=""))
+    return Section(id="causal", title=title, parts=[*parts, *_arms(run, ranked)])
+
+
+def _strongest(shares: pl.DataFrame) -> str:
+    """The largest share outside the residual stream, by direction."""
+    said = []
+    for direction, word in ((BREAKAGE, "breakage"), (RECOVERY, "recovery")):
+        single = shares.filter(pl.col("direction") == direction, pl.col("share").is_not_null())
+        outputs = single.filter(~pl.col("site").is_in(STREAM))
+        best = (single if outputs.is_empty() else outputs).sort("share", descending=True, maintain_order=True).head(1)
+        for row in best.iter_rows(named=True):
+            said.append(f"{word} {share(row['share'])} at L{row['layer']}.{row['site']}")
+    return f"Largest outside the residual stream: {listed(said)}." if said else ""
+
+
+def _top_sites(run: Run, ranked: pl.DataFrame) -> dict:
+    cka = {row["name"]: row for row in findings.similarity_by_site(run.rows, run.summary).iter_rows(named=True)}
+    rows = []
+    felt = ranked.filter(pl.max_horizontal(pl.col("^(breakage|recovery)$").abs()) >= 0.005)
+    for row in felt.head(TOP_SITES).iter_rows(named=True):
+        similar = cka.get(row["name"], {"cka": None, "low": None, "high": None})
+        ends = (between(row[f"{word}_low"], row[f"{word}_high"], digits=3) for word in ("breakage", "recovery"))
+        shown = [text for word, end in zip(("breakage", "recovery"), ends, strict=True) for text in (share(row[word], 3), end)]
+        rows.append((row["name"], *shown, share(similar["cka"], 3), between(similar["low"], similar["high"], digits=3)))
+    columns = ("site", "breakage", "95 %", "recovery", "95 %", "CKA", "95 %")
+    left = len(ranked) - len(rows)
+    title = (
+        "The strongest single sites (shares of D)" if not left else f"The strongest single sites (shares of D); {left} others are weaker"
+    )
+    return table(columns, rows, title=title)
+
+
+def _arms(run: Run, ranked: pl.DataFrame) -> list[Any]:
+    """The arms by layer, and in numbers at the strongest site."""
+    if ranked.is_empty():
+        return []
+    top = ranked.row(0, named=True)
+    here = findings.site_cells(run.rows, run.summary, layer=top["layer"], site=top["site"])
+    own = {row["arm"]: row for row in here.filter(pl.col("direction") == BREAKAGE, pl.col("metric") == "kl_own_nats").iter_rows(named=True)}
+    gained = {
+        row["arm"]: row for row in here.filter(pl.col("direction") == RECOVERY, pl.col("metric") == "kl_other_nats").iter_rows(named=True)
+    }
+    if not own:
+        return []
+    rows = []
+    for arm, words in ARMS.items():
+        if arm not in own:
+            continue
+        row, other = own[arm], gained.get(arm, {"share": None})
+        cells = (nats(row["mean"]), between(row["ci_low"], row["ci_high"]), share(row["drop"], 3), share(other["share"], 3))
+        rows.append((f"{arm}: {words}", *cells))
+    columns = ("written state", "KL in tuned, nats", "95 %", "drop", "recovery in base")
+    stream = next((site for site in reversed(STREAM) if site in run.summary["site"].drop_nulls().unique().to_list()), None)
+    sites = [site for site in (stream, top["site"]) if site]
+    drawn = Drawn(
+        name="arms_by_layer",
+        chart=figures.arms_by_layer,
+        options={"sites": sites},
+        caption=_arms_caption(own, top["name"]),
+        reading="arms_by_layer",
+    )
+    return [drawn, table(columns, rows, title=f"What is written at {top['name']}")] if len(own) > 1 else []
+
+
+def _arms_caption(own: dict[str, dict], name: str) -> str:
+    """Identity against the trivial guesses, at the strongest site."""
+    said = [f"{arm} {nats(own[arm]['mean'])}" for arm in ARMS if arm in own and arm != "oracle"]
+    caption = (
+        f"KL of the edited tuned model from the unedited one, by layer and way of guessing its state. At {name}, in nats: {listed(said)}."
+    )
+    floor = own["identity"]["floor"] if "identity" in own else None
+    return caption + (f" The noise floor is {nats(floor)} nats." if floor else "")
+
+
+def agreement(run: Run) -> Section:
+    """CKA against effect."""
+    title = "Does similarity say where it matters?"
+    points = findings.similarity_against_effect(run.rows, run.summary)
+    if points.is_empty():
+        return Section(
+            id="agreement", title=title, parts=[note("This needs similarity and patching at the same sites, and an effect to share.")]
+        )
+    word = "breakage" if points["direction"][0] == BREAKAGE else "recovery"
+    caption = f"{len(points)} sites: CKA against {word}."
+    for name, part in (
+        ("outputs of attention and MLPs", ~pl.col("site").is_in(STREAM)),
+        ("the residual stream", pl.col("site").is_in(STREAM)),
+    ):
+        chosen = points.filter(part)
+        if chosen["cka"].n_unique() > 2 and chosen["share"].n_unique() > 2:
+            rho = float(spearmanr(chosen["cka"].to_numpy(), chosen["share"].to_numpy()).statistic)
+            caption += f" Rank correlation over {len(chosen)} {'sites of ' if name.startswith('the') else ''}{name}: {share(rho)}."
+    piled = points.filter(pl.col("cka") > 0.9995, pl.col("share").abs() < 0.005)
+    if len(piled) > 1:
+        caption += f" {len(piled)} sites lie on top of one another at CKA 1, share 0."
+    drawn = Drawn(name="cka_against_effect", chart=figures.cka_against_effect, caption=caption, reading="cka_against_effect")
+    return Section(id="agreement", title=title, parts=[drawn])

@@ -1,0 +1,187 @@
+"""Numbers in words: the sentences of the report, each computed from the tables and true of them.
+
+Shares are written as numbers from 0 to 1, divergences in nats with three digits, intervals always beside their estimate.
+"""
+
+import math
+from collections.abc import Iterable
+
+import polars as pl
+
+from mechdiff.report import findings, statistics
+from mechdiff.report.findings import BREAKAGE, RECOVERY, Crossing, Difference
+
+GUESSES = {
+    "shift": "the base's state plus the mean difference recovers",
+    "mean": "the mean tuned state",
+    "resample": "another prompt's tuned state",
+}
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def nats(value: float | None) -> str:
+    """Three digits; powers of ten below a thousandth."""
+    if value is None or value != value:
+        return "not defined"
+    if value in (float("inf"), float("-inf")):
+        return "infinite"
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e5 or abs(value) < 9.995e-4:
+        digits, power = f"{value:.1e}".split("e")
+        return f"{digits} × 10{str(int(power)).translate(SUPERSCRIPTS)}".replace("-", "−")
+    return _minus(f"{value:#.3g}".removesuffix("."))
+
+
+def power_of_ten(value: float) -> str:
+    """ "10⁻⁴" """
+    return f"10{str(round(math.log10(value))).translate(SUPERSCRIPTS)}"
+
+
+def share(value: float | None, digits: int = 2) -> str:
+    """A share of D, or a CKA; never -0.00."""
+    if value is None or value != value:
+        return "–"
+    text = f"{value:.{digits}f}"
+    return _minus(text if float(text) else text.removeprefix("-"))
+
+
+def between(low: float | None, high: float | None, *, digits: int | None = None) -> str:
+    """An interval as "6.78 to 9.06"; empty if there is none. With `digits`, fixed decimals."""
+    if low is None or high is None:
+        return ""
+    return f"{nats(low)} to {nats(high)}" if digits is None else f"{share(low, digits)} to {share(high, digits)}"
+
+
+def with_interval(value: float | None, low: float | None, high: float | None, *, digits: int | None = None) -> str:
+    """ "7.69 (95 %: 6.77 to 9.16)". Decimals given as `digits` become one more where the interval would vanish in them."""
+    if digits is not None and low is not None and high is not None and high - low < 2 * 10**-digits:
+        digits += 1
+    estimate = nats(value) if digits is None else share(value, digits)
+    ends = between(low, high, digits=digits)
+    return f"{estimate} (95 %: {ends})" if ends else estimate
+
+
+def listed(names: Iterable[object]) -> str:
+    """ "a, b and c"."""
+    words = [str(name) for name in names]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"
+
+
+def verdict(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
+    """A few sentences: how different, where it begins to matter, which output carries it, how similar the states are, how far to trust this."""
+    found = findings.difference(rows, summary)
+    sentences = [how_different(found)]
+    if found is None or found.counts:
+        sentences += [*where_it_passes(rows), *which_output(rows, summary), *what_it_depends_on(rows, summary)]
+    return [*sentences, *how_similar(rows, summary), *how_sure(found, manifest)]
+
+
+def how_different(found: Difference | None) -> str:
+    if found is None:
+        return "How differently the two models behave was not measured, so no effect can be given as a share of it."
+    if not found.counts:
+        return (
+            f"There is no effect to explain: D = {nats(found.mean)} nats is under three times the noise floor of {nats(found.floor)} nats, "
+            f"on {found.n} prompts. No share is given below."
+        )
+    choice = "" if found.other_token is None else f"; their first choices differ on {found.other_token} of them"
+    ends = between(found.low, found.high)
+    return (
+        f"On {found.n} {found.split} prompts the next-token distributions lie D = KL(tuned ‖ base) = {nats(found.mean)} nats apart "
+        f"(95 %: {ends}; median {nats(found.median)}){choice}."
+        + (f" With fewer than {statistics.FEW} prompts the interval is too short." if "few_prompts" in found.flags else "")
+    )
+
+
+def where_it_passes(rows: pl.DataFrame) -> list[str]:
+    """Where along the residual stream more than half of D has been carried over, by direction."""
+    broken, recovered = findings.half_way(rows, BREAKAGE), findings.half_way(rows, RECOVERY)
+    if broken and recovered and broken.site == recovered.site:
+        return [f"Along the residual stream more than half of D is carried over from {_crossing(broken)} on, in both directions."]
+    said = []
+    if broken:
+        said.append(f"Writing the base's residual stream into the tuned model breaks more than half of D from {_crossing(broken)} on.")
+    if recovered:
+        said.append(f"Writing the tuned residual stream into the base recovers more than half of D from {_crossing(recovered)} on.")
+    return said
+
+
+def which_output(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
+    """The strongest single output, and the next, with their shares."""
+    ranked, ranking = findings.ranked_outputs(rows, summary)
+    if ranked.is_empty():
+        return []
+    first = ranked.row(0, named=True)
+    reported = findings.reported(rows, "patching")
+    chosen = (
+        f"(chosen on the {ranking} prompts)"
+        if ranking != reported
+        else "(chosen on the prompts it is reported on, so its share is a little flattered)"
+    )
+    sentence = f"Of the single sites the strongest is {first['name']} {chosen}: {_both_shares(first)}"
+    if len(ranked) > 1:
+        second = ranked.row(1, named=True)
+        sentence += f". Next is {second['name']}, {_both_shares(second, interval=False)}"
+    return [sentence + "."]
+
+
+def what_it_depends_on(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
+    """At the strongest site: would a constant, or another prompt's tuned state, recover as much as this prompt's own?"""
+    name, shares = findings.recovery_by_arm(rows, summary)
+    own = shares.get("identity")
+    others = {words: shares[arm] for arm, words in GUESSES.items() if arm in shares}
+    if own is None or own < 0.1 or not others:
+        return []
+    said = listed(f"{words} {share(value, 3)}" for words, value in others.items())
+    same = (
+        "most of what is carried over is the same on every prompt"
+        if max(others.values()) >= 0.8 * own
+        else "what is carried over depends on the prompt"
+    )
+    return [f"At {name}, in place of this prompt's own tuned state (recovery {share(own, 3)}), {said}: {same}."]
+
+
+def how_similar(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
+    """The lowest CKA, and whether the strongest site is where the states differ most."""
+    table = findings.similarity_by_site(rows, summary).filter(pl.col("cka").is_not_nan())
+    if table.is_empty():
+        return []
+    lowest = table.sort("cka", maintain_order=True).row(0, named=True)
+    value = with_interval(lowest["cka"], lowest["low"], lowest["high"], digits=3)
+    equal = len(table.filter(pl.col("cka") > 1 - 1e-6))
+    ranked, _ = findings.ranked_outputs(rows, summary)
+    top = None if ranked.is_empty() else ranked["name"][0]
+    too = ", the strongest site too" if top == lowest["name"] else ""
+    sentence = f"States differ most in shape at {lowest['name']}{too}: CKA {value}. At {equal} of {len(table)} sites they have the same shape (CKA 1)"
+    return [sentence + ("." if too or top is None else f"; the strongest site, {top}, is not the one that CKA points to.")]
+
+
+def how_sure(found: Difference | None, manifest: dict) -> list[str]:
+    """Noise floor against D."""
+    floor = found.floor if found and found.floor is not None else max((manifest.get("noise_floor") or {}).values(), default=None)
+    if floor is None:
+        return []
+    sentence = f"The noise floor is {nats(floor)} nats: an unedited row, replayed, strays no further"
+    if found and found.counts and floor > 0:
+        sentence += f", and D is {nats(found.mean / floor)} times that"
+    return [sentence + "."]
+
+
+def _crossing(found: Crossing) -> str:
+    ends = "the same site in 95 % of resamples" if found.earliest == found.latest else f"95 % set: {found.earliest} to {found.latest}"
+    return f"{found.site} ({ends})"
+
+
+def _both_shares(row: dict, *, interval: bool = True) -> str:
+    """ "breakage 0.98 (95 %: ...), recovery 0.95 (...)", of what there is."""
+    said = []
+    for word in ("breakage", "recovery"):
+        if row[word] is not None:
+            ends = (row[f"{word}_low"], row[f"{word}_high"]) if interval else (None, None)
+            said.append(f"{word} {with_interval(row[word], *ends, digits=2 if interval else 3)}")
+    return listed(said)
+
+
+def _minus(text: str) -> str:
+    return text.replace("e-", "e−").replace("-", "−") if text.startswith("-") else text

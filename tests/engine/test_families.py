@@ -1,0 +1,85 @@
+"""A row of the table says where things are and how large: held against the networks themselves."""
+
+import pytest
+import torch
+from transformers import AutoConfig, BloomConfig, GPT2Config, LlamaConfig
+
+from mechdiff.engine.families import FAMILIES, family_named, family_of, shape_of, sliding_window
+from mechdiff.engine.sites import KINDS
+from mechdiff.errors import ModelError
+from pico import CONFIGS, SIZES, make_net, pico
+
+
+def test_every_family_of_the_table_has_a_pico_model():
+    assert {config().model_type for config in CONFIGS.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_row_names_modules_that_are_there(name):
+    net = make_net(CONFIGS[name]())
+    family = family_of(net.config, name)
+    assert net.get_submodule(family.embed) is net.get_input_embeddings()
+    assert net.get_submodule(family.head) is net.get_output_embeddings()
+    assert net.get_submodule(family.final_norm).weight.shape == (32,)
+    blocks = list(net.get_submodule(family.blocks).children())
+    assert len(blocks) == net.config.num_hidden_layers
+    places = family.places(net.config)
+    assert set(places) == set(KINDS) - ({"resid_mid"} if name == "neox_parallel" else set())
+    assert {end for _, end in places.values()} == {"input", "output"}
+    for block in blocks:
+        for path, _ in places.values():
+            block.get_submodule(path)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mamba", "", "None"])
+def test_an_unknown_family_is_refused_with_the_known_ones(kind):
+    with pytest.raises(ModelError, match=rf"^some/model: the architecture '{kind}' is not one.*gemma2.*gpt_neox.*qwen3.*families\.py"):
+        family_named(kind, "some/model")
+
+
+def test_the_family_of_a_config_is_its_model_types_row():
+    assert family_of(GPT2Config(), "x") is FAMILIES["gpt2"]
+    with pytest.raises(ModelError, match="'bloom'"):
+        family_of(BloomConfig(), "x")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sizes_are_those_of_the_weights(name):
+    model = pico(name)
+    shape = shape_of(model.config)
+    assert (shape.n_layers, shape.d_model, shape.n_heads, shape.context) == (4, 32, 4, 128)
+    assert shape.vocab == model.head.weight.shape[0] == SIZES["vocab_size"]
+    projection = model.blocks[0].get_submodule(model.family.projection)
+    assert projection.weight.numel() == shape.width("z") * shape.width("attn_proj")
+    assert shape.d_head == (16 if name in ("qwen3", "gemma2", "gemma3") else 8)
+    assert {shape.width(kind) for kind in KINDS if kind != "z"} == {32}
+    matrices = {name: tuple(weight.shape) for name, weight in model.blocks[0].get_submodule(model.family.mlp).named_parameters()}
+    assert any(shape.d_mlp in sizes for sizes in matrices.values()), matrices
+    if name not in ("gpt2", "neox_parallel", "neox_sequential"):
+        assert model.blocks[0].get_submodule("self_attn.k_proj").weight.shape == (shape.n_kv_heads * shape.d_head, 32)
+
+
+def test_the_estimated_parameters_are_those_of_a_gated_transformer():
+    """All but the norms: with tied embeddings, 4 blocks of 2 norms and the last one, each 32 wide."""
+    config = LlamaConfig(**SIZES, tie_word_embeddings=True)
+    assert sum(parameter.numel() for parameter in make_net(config).parameters()) - shape_of(config).parameters == (4 * 2 + 1) * 32
+
+
+def test_sizes_may_be_left_to_the_architectures_defaults():
+    shape = shape_of(GPT2Config(n_embd=48, n_head=6, n_layer=2))
+    assert (shape.n_kv_heads, shape.d_head, shape.d_mlp) == (6, 8, 192)
+    assert shape_of(GPT2Config(n_inner=100)).d_mlp == 100
+    assert shape_of(AutoConfig.for_model("gpt_neox", hidden_size=64, num_attention_heads=8)).d_head == 8
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_sliding_window_is_how_many_tokens_the_last_one_attends_to(name):
+    model = pico(name, attention="eager")
+    with torch.inference_mode():
+        attentions = model.net(torch.arange(20)[None], output_attentions=True).attentions
+    for layer, weights in enumerate(attentions):
+        attended = (weights[0, :, -1] > 0).sum(-1)
+        assert attended.tolist() == [sliding_window(model.config, layer) or 20] * 4
+    windows = [sliding_window(model.config, layer) for layer in range(4)]
+    expected = {"mistral": [8] * 4, "qwen2_sliding": [None, None, 8, 8], "gemma2": [8, None] * 2, "gemma3": [8, None] * 2}
+    assert windows == expected.get(name, [None] * 4)

@@ -1,0 +1,37 @@
+"""Runs with a planted truth that the tests of the report share: made once."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mechdiff.report import statistics
+from report.planted_run import planted_manifest, planted_rows, write_run
+
+CHANGED = 4
+
+
+@pytest.fixture(scope="session")
+def rows() -> pl.DataFrame:
+    """Seven layers, 24 prompts a split; attention's output changed at layer 4."""
+    return planted_rows(n_layers=7, n_prompts=24, changed=CHANGED, permutations=40)
+
+
+@pytest.fixture(scope="session")
+def summary(rows: pl.DataFrame) -> pl.DataFrame:
+    return statistics.summarise(rows)
+
+
+@pytest.fixture(scope="session")
+def manifest() -> dict:
+    return planted_manifest(n_layers=7, n_prompts=24, changed=CHANGED)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, rows: pl.DataFrame, manifest: dict) -> Path:
+    """The run's folder, its report built."""
+    from mechdiff.report.page import build_report
+
+    folder = write_run(tmp_path_factory.mktemp("run"), rows, manifest)
+    build_report(folder)
+    return folder

@@ -1,0 +1,224 @@
+"""The summary table, against plain loops over the rows and against what was planted."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mechdiff.report import intervals, statistics
+from mechdiff.rows import empty, rows
+from report.conftest import CHANGED
+
+D = np.array([2.0, 4.0, 6.0, 8.0])
+PROMPTS = ["a", "b", "c", "d"]
+OWN = {"measure": "patching", "direction": "tuned<-base", "split": "report", "metric": "kl_own_nats", "prompt": PROMPTS}
+OTHER = {**OWN, "direction": "base<-tuned", "metric": "kl_other_nats"}
+PLACE = {"layer": 1, "site": "attn_out"}
+
+
+def d_rows(values: np.ndarray = D) -> pl.DataFrame:
+    return rows(values, measure="divergence", split="report", prompt=PROMPTS, metric="kl_tuned_base_nats")
+
+
+def one(table: pl.DataFrame, **where: object) -> dict:
+    found = statistics.summarise(table).filter(*(pl.col(name).eq_missing(pl.lit(value)) for name, value in where.items()))
+    assert len(found) == 1
+    return found.row(0, named=True)
+
+
+def test_no_torch_in_the_report() -> None:
+    names = ("intervals", "statistics", "findings", "wording", "drawing", "figures", "sections", "record", "page")
+    code = "import sys; " + "; ".join(f"import mechdiff.report.{name}" for name in names) + "; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_table_has_the_contract_s_columns_and_one_row_a_group(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    assert summary.columns == list(statistics.SUMMARY)
+    assert summary.columns[11:] == [
+        "n",
+        "mean",
+        "sd",
+        "ci_low",
+        "ci_high",
+        "log_mean",
+        "median",
+        "share",
+        "drop",
+        "p",
+        "q",
+        "floor",
+        "flag",
+    ]
+    assert len(summary) == rows.select(statistics.GROUP).n_unique()
+    assert statistics.summarise(empty()).columns == summary.columns
+
+
+def test_means_against_plain_loops(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    groups = rows.filter(pl.col("metric") == "kl_own_nats", pl.col("arm") == "mean").group_by(statistics.GROUP).agg("value")
+    both = groups.join(summary, on=statistics.GROUP, nulls_equal=True)
+    assert len(both) == len(groups) == 2 * 2 * 7 * 5
+    for row in both.head(30).iter_rows(named=True):
+        values = np.array(row["value"])
+        expected = [len(values), values.mean(), values.std(ddof=1), np.median(values), np.exp(np.log(values).mean())]
+        np.testing.assert_allclose([row[name] for name in ("n", "mean", "sd", "median", "log_mean")], expected)
+        low, high = intervals.bca_means(np.sort(values)[:, None])
+        assert row["ci_low"] <= row["mean"] <= row["ci_high"]
+        assert row["ci_high"] - row["ci_low"] == pytest.approx(float(high[0] - low[0]), rel=0.15)
+
+
+def test_the_same_seed_and_any_order_of_rows_give_the_same_bytes(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    shuffled = statistics.summarise(rows.sample(fraction=1, shuffle=True, seed=1))
+    assert shuffled.equals(summary)
+    assert not statistics.summarise(rows, seed=1).equals(summary)
+
+
+def test_share_and_drop_are_ratios_of_means_over_the_same_prompts() -> None:
+    own = np.array([1.0, 1.0, 2.0, 2.0])
+    table = pl.concat(
+        [
+            d_rows(),
+            rows(own, arm="identity", **PLACE, **OWN),
+            rows(own / 4, arm="shift", **PLACE, **OWN),
+            rows(D / 5, arm="identity", **PLACE, **OTHER),
+            rows(own[:2], **{**OWN, "prompt": PROMPTS[:2]}, layer=2, site="attn_out", arm="identity"),
+        ]
+    )
+    assert one(table, direction="tuned<-base", layer=1, arm="identity")["share"] == pytest.approx(6 / 20)
+    assert one(table, direction="base<-tuned", arm="identity")["share"] == pytest.approx(0.8)
+    assert one(table, layer=2)["share"] == pytest.approx(2 / 6)  # D of its two prompts alone
+    shift = one(table, arm="shift")
+    assert shift["drop"] == pytest.approx(0.75)
+    assert one(table, direction="tuned<-base", layer=1, arm="identity")["drop"] is None
+
+
+def test_share_interval_is_that_of_the_ratio_of_means() -> None:
+    share, low, high = statistics.share_interval(D / 2 + [0.1, -0.1, 0.2, 0.0], D)
+    assert low <= share <= high
+    assert share == pytest.approx((10 + 0.2) / 20)
+
+
+def test_the_floor_flags_cells_and_refuses_ratios() -> None:
+    floor = {"control": "no_op", **OWN}
+    table = pl.concat(
+        [
+            d_rows(),
+            rows([1e-9, 2e-9, 3e-9, 1e-9], **floor),
+            rows([8e-9] * 4, arm="identity", **PLACE, **OWN),
+            rows([4e-9] * 4, arm="shift", **PLACE, **OWN),
+        ]
+    )
+    cell = one(table, arm="identity")
+    assert (cell["floor"], cell["flag"]) == (3e-9, "below_floor;few_prompts")
+    assert one(table, arm="shift")["drop"] is None
+    assert one(table, measure="divergence")["flag"] == "few_prompts"
+    nothing = pl.concat([d_rows(D * 1e-9), *(table.filter(pl.col("measure") == "patching"),)])
+    assert "no_effect" in one(nothing, measure="divergence")["flag"]
+    cell = one(nothing, arm="identity")
+    assert cell["share"] is None
+    assert "no_effect" in cell["flag"]
+
+
+def test_recovery_is_held_against_its_own_floor() -> None:
+    """An unedited base row is D away from the tuned model, not 0: what counts is how far rounding moves it from D."""
+    table = pl.concat(
+        [
+            d_rows(),
+            rows(D + 1e-6, **{**OTHER, "control": "no_op"}),
+            rows(D + 2e-6, arm="identity", **PLACE, **OTHER),
+            rows(D / 1e9, arm="identity", layer=2, site="attn_out", **OTHER),
+        ]
+    )
+    nothing, everything = one(table, layer=1), one(table, layer=2)
+    assert nothing["floor"] == pytest.approx(1e-6)
+    assert nothing["flag"] == "below_floor;few_prompts"
+    assert everything["flag"] == "few_prompts"
+    assert everything["share"] == pytest.approx(1)
+
+
+def test_undefined_prompts_are_left_out_and_named() -> None:
+    where = {**OWN, "metric": "logit_diff_divergent", "arm": "identity", **PLACE}
+    part = one(pl.concat([d_rows(), rows([1.0, np.nan, 3.0, np.nan], **where)]), metric="logit_diff_divergent")
+    assert (part["n"], part["mean"], part["log_mean"]) == (2, 2.0, None)
+    none = one(pl.concat([d_rows(), rows([np.nan] * 4, **where)]), metric="logit_diff_divergent")
+    assert np.isnan(none["mean"])
+    assert none["flag"] == "same_top_token"
+    assert none["ci_low"] is None
+
+
+def test_a_share_of_infinite_d_is_taken_on_shared_tokens() -> None:
+    shared = rows(D / 2, measure="divergence", split="report", prompt=PROMPTS, metric="kl_shared_nats")
+    table = pl.concat([d_rows(np.array([1.0, np.inf, 2.0, 3.0])), shared, rows(D / 4, arm="identity", **PLACE, **OWN)])
+    assert one(table, metric="kl_tuned_base_nats")["flag"] == "infinite;few_prompts"
+    cell = one(table, measure="patching")
+    assert cell["share"] == pytest.approx(0.5)
+    assert "shared_tokens" in cell["flag"]
+
+
+def test_shares_of_prompts_have_wilson_intervals() -> None:
+    cell = one(rows([0.0] * 4, measure="divergence", split="report", prompt=PROMPTS, metric="top1_same"), metric="top1_same")
+    assert (cell["mean"], cell["ci_low"]) == (0, 0)
+    assert cell["ci_high"] == pytest.approx(0.4899, abs=1e-4)
+
+
+def test_cka_takes_its_interval_from_the_delete_one_values(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    where = [pl.col("split") == "report", pl.col("layer") == CHANGED, pl.col("site") == "attn_out"]
+    without = rows.filter(*where, pl.col("metric") == "cka_without_prompt")["value"].to_numpy()
+    cell = summary.filter(*where, pl.col("metric") == "cka", pl.col("control").is_null()).row(0, named=True)
+    n = len(without)
+    error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    assert cell["n"] == n
+    assert cell["ci_high"] - cell["ci_low"] == pytest.approx(2 * 2.0687 * error, rel=1e-4)  # t with 23 degrees of freedom
+    assert cell["ci_low"] <= cell["mean"] <= cell["ci_high"]
+    assert summary.filter(pl.col("metric") == "cka_without_prompt")["ci_low"].null_count() == 2 * 7 * 5
+
+
+def test_p_counts_null_draws_and_q_is_within_a_site() -> None:
+    draws = [0.1, 0.5, 0.9, 0.2]
+    cell = {"measure": "similarity", "split": "report", "layer": 0, "site": "attn_out"}
+    permuted = [f"permuted#{i}" for i in range(4)]
+    table = pl.concat(
+        [
+            rows([0.5], metric="cka", **cell),
+            rows(draws, metric="cka", control=permuted, **cell),
+            rows([0.2], metric="procrustes_distance", **cell),
+            rows([0.3, 0.4, 0.1, 0.5], metric="procrustes_distance", control=permuted, **cell),
+        ]
+    )
+    assert one(table, metric="cka", control=None)["p"] == pytest.approx(3 / 5)  # 0.5 itself counts
+    assert one(table, metric="procrustes_distance", control=None)["p"] == pytest.approx(2 / 5)  # smaller is closer
+    assert one(table, metric="cka", control="permuted#2")["p"] is None
+
+
+def test_q_is_within_measure_metric_direction_split_and_site(summary: pl.DataFrame) -> None:
+    tested = summary.filter(pl.col("p").is_not_null())
+    assert len(tested) == 2 * 7 * 5
+    for _, family in tested.group_by("split", "site"):
+        np.testing.assert_allclose(family["q"], intervals.false_discovery_q(family["p"].to_numpy()))
+
+
+def test_the_planted_truth_is_in_the_summary(summary: pl.DataFrame) -> None:
+    real = summary.filter(
+        pl.col("split") == "report", pl.col("control").is_null(), pl.col("arm") == "identity", pl.col("site") == "attn_out"
+    )
+    breakage = real.filter(pl.col("direction") == "tuned<-base", pl.col("metric") == "kl_own_nats").sort("layer")
+    recovery = real.filter(pl.col("direction") == "base<-tuned", pl.col("metric") == "kl_other_nats").sort("layer")
+    for table in (breakage, recovery):
+        assert table["share"].arg_max() == CHANGED
+        assert table["share"][CHANGED] == pytest.approx(0.94, abs=0.05)
+        assert set(table.head(CHANGED)["flag"]) == {"below_floor"}
+
+
+@pytest.mark.slow
+def test_a_million_rows_take_seconds() -> None:
+    n_prompts, n_groups = 32, 31_250
+    values = np.random.default_rng(0).lognormal(0, 0.5, n_prompts * n_groups)
+    group = np.repeat(np.arange(n_groups), n_prompts)
+    place = {"measure": "heads", "direction": "tuned<-base", "split": "report", "metric": "kl_own_nats", "arm": "contribution"}
+    units = pl.Series(group // 30).cast(pl.String).to_list()
+    table = rows(values, layer=group % 30, unit=units, prompt=[f"p{i}" for i in range(n_prompts)] * n_groups, **place)
+    start = time.process_time()
+    assert len(statistics.summarise(table)) == n_groups
+    assert time.process_time() - start < 10
