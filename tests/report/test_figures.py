@@ -1,0 +1,71 @@
+"""Each figure draws at both widths, shows every value it should, and is absent where its rows are."""
+
+import re
+
+import polars as pl
+import pytest
+
+from mechdiff.report import drawing, figures, findings
+from report.conftest import CHANGED
+
+ALL = [figures.d_by_prompt, figures.cka_by_layer, figures.causal_map, figures.arms_by_layer, figures.cka_against_effect]
+
+
+@pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
+@pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.__name__)
+def test_figures_are_valid_and_fit_their_width(
+    figure: figures.Figure, width: int, rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
+) -> None:
+    chart = figure(rows, summary, manifest, width=width)
+    chart.to_dict()  # altair checks the specification
+    svg = drawing.to_svg(chart)
+    drawn = int(re.search(r'<svg[^>]* width="(\d+)"', svg)[1])  # type: ignore[index]
+    assert 0.85 * width < drawn <= width + 15
+    assert "NaN" not in svg
+    assert "undefined" not in svg
+    assert svg == drawing.to_svg(figure(rows, summary, manifest, width=width))
+
+
+@pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.__name__)
+def test_a_figure_without_its_rows_is_none(figure: figures.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    only = rows.filter(pl.col("measure") == "weights")
+    assert figure(only, summary.filter(pl.col("measure") == "weights"), {}) is None
+
+
+def descriptions(svg: str, kind: str) -> list[str]:
+    return re.findall(rf'aria-label="([^"]*)" role="graphics-symbol" aria-roledescription="{kind}"', svg)
+
+
+def test_the_map_has_one_cell_for_each_site_and_tells_noise_from_effect(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    svg = drawing.to_svg(figures.causal_map(rows, summary, {}))
+    shares = findings.site_shares(rows, summary)
+    cells, dots = descriptions(svg, "rect mark"), descriptions(svg, "circle")
+    assert len(cells) == shares["counts"].sum()
+    assert len(cells) + len(dots) == len(shares) == 2 * 7 * 5
+    assert any(cell.startswith(f"L{CHANGED}.attn_out: share 0.9") for cell in cells)
+    assert all(dot.endswith("under three noise floors") for dot in dots)
+
+
+def test_every_prompt_has_its_dot(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    svg = drawing.to_svg(figures.d_by_prompt(rows, summary, {}))
+    assert len(descriptions(svg, "circle")) == 24
+
+
+def test_infinite_d_is_left_out_of_the_figure(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    d = (pl.col("metric") == "kl_tuned_base_nats") & (pl.col("split") == "report")
+    some = rows.with_columns(value=pl.when(d, pl.col("prompt") == "r003").then(float("inf")).otherwise("value"))
+    svg = drawing.to_svg(figures.d_by_prompt(some, summary, {}))
+    assert len(descriptions(svg, "circle")) == 23
+
+
+def test_lines_have_a_legend(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> None:
+    for figure, names in ((figures.cka_by_layer, findings.STREAM), (figures.arms_by_layer, drawing.ARM_COLOURS)):
+        svg = drawing.to_svg(figure(rows, summary, manifest))
+        legend = svg[svg.index("role-legend") :]
+        assert all(f">{name}<" in legend for name in names)
+
+
+def test_a_figure_is_saved_as_svg_and_png(tmp_path, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    svg = drawing.save(figures.d_by_prompt(rows, summary, {}), tmp_path / "figures", "d")
+    assert (tmp_path / "figures/d.svg").read_text() == svg
+    assert (tmp_path / "figures/d.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,105 @@
+"""What the page says, against what was planted."""
+
+import polars as pl
+import pytest
+
+from mechdiff.report import findings, statistics, wording
+from mechdiff.report.findings import BREAKAGE, RECOVERY
+from report.conftest import CHANGED
+from report.planted_run import planted_rows
+
+
+def test_d_and_its_relatives(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    found = findings.difference(rows, summary)
+    d = findings.d_per_prompt(rows)
+    assert found
+    assert found.split == "report"
+    assert found.counts
+    assert found.mean == pytest.approx(d["d"].mean())
+    assert found.other_token == d["same"].not_().sum()
+    assert d["d"].is_sorted()
+
+
+def test_every_share_is_the_summary_s_and_lies_in_its_interval(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    shares = findings.site_shares(rows, summary)
+    assert len(shares) == 2 * 7 * 5
+    assert (shares["low"] <= shares["share"] + 1e-12).all()
+    assert (shares["share"] <= shares["high"] + 1e-12).all()
+    cell = shares.filter(pl.col("layer") == CHANGED, pl.col("site") == "attn_out", pl.col("direction") == BREAKAGE).row(0, named=True)
+    d = findings.difference(rows, summary)
+    assert d
+    assert cell["nats"] == pytest.approx(cell["share"] * d.mean)
+
+
+def test_the_strongest_site_is_found_on_select_and_reported_on_report(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    ranked, ranking = findings.ranked_outputs(rows, summary)
+    assert ranking == "select"
+    assert ranked["name"][0] == f"L{CHANGED}.attn_out"
+    assert not set(ranked["site"]) & set(findings.STREAM)
+    spoilt = rows.with_columns(  # another site wins on report: it must not be chosen there
+        value=pl.when(pl.col("split") == "report", pl.col("site") == "mlp_out", pl.col("layer") == 0, pl.col("metric") == "kl_own_nats")
+        .then(20.0)
+        .otherwise("value")
+    )
+    assert findings.ranked_outputs(spoilt, statistics.summarise(spoilt))[0]["name"][0] == f"L{CHANGED}.attn_out"
+
+
+@pytest.mark.parametrize("direction", [BREAKAGE, RECOVERY])
+def test_half_of_d_is_passed_right_after_the_planted_change(rows: pl.DataFrame, direction: str) -> None:
+    crossing = findings.half_way(rows, direction)
+    assert crossing
+    assert crossing.site == crossing.earliest == crossing.latest == f"L{CHANGED}.resid_mid"
+
+
+def test_the_verdict_is_true_of_the_planted_run(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> None:
+    said = " ".join(wording.verdict(rows, summary, manifest))
+    d = findings.difference(rows, summary)
+    assert d
+    assert f"D = KL(tuned ‖ base) = {wording.nats(d.mean)} nats" in said
+    assert f"from L{CHANGED}.resid_mid (the same site in 95 % of resamples) on, in both directions" in said
+    assert f"the strongest is L{CHANGED}.attn_out (chosen on the select prompts)" in said
+    assert f"in shape at L{CHANGED}.attn_out, the strongest site too" in said
+    assert "None" not in said
+    assert "nan" not in said
+
+
+def test_no_effect_is_said_and_no_share_is_given(manifest: dict) -> None:
+    rows = planted_rows(n_layers=5, n_prompts=12, changed=2, permutations=5)
+    real = pl.col("metric").str.starts_with("kl_") & pl.col("control").is_null()
+    rows = rows.with_columns(value=pl.when(real).then(pl.col("value") * 1e-11).otherwise("value"))
+    summary = statistics.summarise(rows)
+    said = wording.verdict(rows, summary, manifest)
+    assert said[0].startswith("There is no effect to explain: D = ")
+    assert not any("breakage" in sentence or "half of D" in sentence for sentence in said)
+    assert findings.site_shares(rows, summary)["share"].null_count() == 2 * 5 * 5
+
+
+def test_absent_measures_leave_nothing_out_of_order(rows: pl.DataFrame) -> None:
+    for measure in ("divergence", "similarity", "patching"):
+        part = rows.filter(pl.col("measure") == measure)
+        assert wording.verdict(part, statistics.summarise(part), {})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (7.686, "7.69"),
+        (10.0, "10.0"),
+        (123.4, "123"),
+        (0.0, "0"),
+        (4.23e-11, "4.2 × 10⁻¹¹"),
+        (-2e-6, "−2.0 × 10⁻⁶"),
+        (-0.5, "−0.500"),
+        (float("inf"), "infinite"),
+        (float("nan"), "not defined"),
+        (2.6e11, "2.6 × 10¹¹"),
+    ],
+)
+def test_nats_in_words(value: float, text: str) -> None:
+    assert wording.nats(value) == text
+
+
+def test_shares_and_lists_in_words() -> None:
+    assert [wording.share(value) for value in (0.974, -0.001, -0.2, None)] == ["0.97", "0.00", "−0.20", "–"]
+    assert wording.with_interval(0.97, 0.966, 0.973, digits=2) == "0.970 (95 %: 0.966 to 0.973)"
+    assert [wording.listed(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["none", "a", "a and b", "a, b and c"]

@@ -1,0 +1,159 @@
+"""The page: one file, true, escaped, whole whatever is missing."""
+
+import json
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mechdiff.errors import RunError
+from mechdiff.report.page import build_report
+from mechdiff.report.record import short_name
+from report.conftest import CHANGED
+from report.planted_run import planted_manifest, planted_rows, write_run
+
+EVIL = "<script>alert(1)</script>\"'&"
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; raises where tags do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page_of(folder: Path) -> Page:
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_whole_and_names_the_planted_site(run: Path) -> None:
+    page = page_of(run)
+    assert page.tags.count("svg") == 2 * 5  # five figures, at two widths
+    assert page.tags.count("h2") == 6
+    assert f"L{CHANGED}.attn_out" in page.text
+    assert "SmolLM2-135M-Instruct" in page.text
+    assert "transport: not asked for by the study" in page.text
+    for name in ("d_by_prompt", "cka_by_layer", "causal_map", "arms_by_layer", "cka_against_effect"):
+        assert (run / f"figures/{name}.svg").is_file()
+        assert (run / f"figures/{name}.png").is_file()
+        assert ("href", f"figures/{name}.svg") in page.attributes
+
+
+def test_the_page_loads_nothing_and_its_policy_says_so(run: Path) -> None:
+    page = page_of(run)
+    links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset", "action")]
+    assert not [link for link in links if link and re.match(r"\w+:|//", link)]
+    assert page.tags.count("script") == page.tags.count("style") == 1
+    assert not [name for name, _ in page.attributes if name == "style" or name.startswith("on")]
+    policy = next(value for _, value in page.attributes if value and "default-src" in value)
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_links_within_the_page_lead_somewhere_and_ids_are_unique(run: Path) -> None:
+    page = page_of(run)
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for name, value in page.attributes if name == "href" and value and value.startswith("#")} <= set(ids)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+
+
+def test_the_same_folder_gives_the_same_bytes_in_time(run: Path) -> None:
+    before = (run / "report.html").read_bytes()
+    start = time.process_time()
+    assert build_report(run) == run / "report.html"
+    assert time.process_time() - start < 20
+    assert (run / "report.html").read_bytes() == before
+    assert not list(run.glob("*.partial"))
+
+
+def test_what_comes_from_prompts_and_models_stays_text(tmp_path: Path) -> None:
+    rows = planted_rows(n_layers=3, n_prompts=6, changed=1, permutations=4)
+    rows = rows.with_columns(prompt=pl.when(pl.col("prompt") == "r002").then(pl.lit(EVIL)).otherwise("prompt"))
+    manifest = planted_manifest(n_layers=3, n_prompts=6, changed=1)
+    manifest["pair"]["tuned"]["ref"] = EVIL
+    manifest["warnings"] = [EVIL]
+    manifest["skipped"] = [{"what": EVIL, "why": EVIL}]
+    manifest["selection"]["why"] = {EVIL: EVIL}
+    manifest["pair"]["base"]["files"] = {EVIL: EVIL}
+    folder = write_run(tmp_path, rows, manifest)
+    (folder / "study.yaml").write_text(EVIL)
+    build_report(folder)
+    page = page_of(folder)
+    assert page.tags.count("script") == 1
+    assert page.text.count(EVIL) > 8
+    assert "<script>alert" not in (folder / "figures/d_by_prompt.svg").read_text()
+
+
+@pytest.mark.parametrize("kept", [["divergence"], ["similarity"], ["patching"], ["divergence", "patching"], []])
+def test_what_was_not_measured_is_a_sentence(kept: list[str], tmp_path: Path, rows: pl.DataFrame) -> None:
+    folder = write_run(tmp_path, rows.filter(pl.col("measure").is_in(kept)), {})
+    page_text = Page(build_report(folder).read_text(encoding="utf-8")).text
+    missing = {"divergence": "Divergence was not", "similarity": "Similarity was not", "patching": "Patching was not"}
+    for measure, sentence in missing.items():
+        assert (sentence in page_text) == (measure not in kept)
+
+
+def test_wider_writes_have_their_own_map(tmp_path: Path) -> None:
+    rows = planted_rows(n_layers=4, n_prompts=6, changed=1, permutations=4)
+    wider = rows.filter(pl.col("measure") == "patching", pl.col("layer").is_not_null()).with_columns(unit=pl.lit("window 2"))
+    folder = write_run(tmp_path, pl.concat([rows, wider]), planted_manifest(n_layers=4, n_prompts=6, changed=1))
+    assert "wider writes: window 2" in Page(build_report(folder).read_text(encoding="utf-8")).text
+    assert (folder / "figures/causal_map_window_2.svg").is_file()
+
+
+def test_a_folder_without_a_finished_run_is_an_error(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(RunError, match="finished run"):
+            build_report(folder)
+
+
+def test_the_real_manifest_s_shapes(tmp_path: Path, rows: pl.DataFrame, manifest: dict) -> None:
+    """What other versions of a run may write: nothing, or other shapes of the same thing."""
+    odd = json.loads(json.dumps(manifest))
+    odd |= {"quick": True, "selection": None, "noise_floor": {}, "selfcheck": {"base": {}, "tuned": {}}, "skipped": [], "warnings": []}
+    folder = write_run(tmp_path, rows, odd)
+    text = Page(build_report(folder).read_text(encoding="utf-8")).text
+    assert "A quick run" in text
+    assert "Nothing that the study asked for was skipped." in text
+
+
+@pytest.mark.parametrize(
+    ("ref", "name"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"),
+        ("/models/llama/", "llama"),
+        ("./x/SmolLM2.Q4_1.gguf", "SmolLM2.Q4_1"),
+        ("courtesy", "courtesy"),
+    ],
+)
+def test_a_model_s_name_in_the_title(ref: str, name: str) -> None:
+    assert short_name({"pair": {"base": {"ref": ref}}}, "base") == name
+    assert short_name({}, "tuned") == "tuned"
