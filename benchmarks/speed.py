@@ -20,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
 from mechdiff.demo import DATA, embedded_model
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.models import Model, open_pair
@@ -27,7 +29,6 @@ from mechdiff.engine.replay import full, replay
 from mechdiff.engine.sites import Site
 from mechdiff.measures.outcome import kl_nats
 from mechdiff.measures.patching import variants
-from torch import Tensor
 
 KINDS = ("resid_post", "attn_out", "mlp_out")
 
@@ -192,9 +193,14 @@ def main() -> None:
 
 
 def report(bench: Bench, asked: argparse.Namespace) -> None:
-    everyone, few = list(range(asked.prompts)), list(range(0, asked.prompts, max(1, asked.prompts // asked.peer_prompts)))[: asked.peer_prompts]
+    everyone, few = (
+        list(range(asked.prompts)),
+        list(range(0, asked.prompts, max(1, asked.prompts // asked.peer_prompts)))[: asked.peer_prompts],
+    )
     lengths = [len(clean.ids) for clean in bench.cleans]
-    print(f"# {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers {version('transformers')}, {asked.dtype}")
+    print(
+        f"# {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers {version('transformers')}, {asked.dtype}"
+    )
     print(f"prompts of {lengths} tokens; {bench.n_layers} blocks x {len(KINDS)} sites\n")
     rate = matrix_rate(bench.tuned.dtype)
     contestants: dict[str, tuple[Callable[[], Tensor], list[int]]] = {
@@ -218,7 +224,8 @@ def report(bench: Bench, asked: argparse.Namespace) -> None:
     print("| tool | cells | ms a cell | times the best other | largest difference of KL from plain hooks, nats |\n|---|---|---|---|---|")
     for name, (seconds, kls, prompts) in found.items():
         shared = kls[[prompts.index(i) for i in few]] if len(prompts) > len(few) else kls
-        print(f"| {name} | {kls.numel()} | {seconds / kls.numel() * 1e3:.2f} | {fastest / (seconds / kls.numel()):.1f} | {(shared - oracle).abs().max():.1e} |")
+        cost, apart = seconds / kls.numel(), float((shared - oracle).abs().max())
+        print(f"| {name} | {kls.numel()} | {cost * 1e3:.2f} | {fastest / cost:.1f} | {apart:.1e} |")
     best = min(seconds / kls.numel() for name, (seconds, kls, _) in found.items() if name.startswith("replay"))
     print(f"\nmatrix rate of the machine {rate / 1e9:.0f} GFLOP/s; replay reaches {flops_a_cell(bench) / best / 1e9:.0f} GFLOP/s, ", end="")
     print(f"{flops_a_cell(bench) / best / rate:.0%} of it ({flops_a_cell(bench) / 1e9:.3f} GFLOP a cell)\n")

@@ -97,7 +97,9 @@ def test_check_says_what_fits(pair: Path, mechdiff) -> None:
 def test_ctrl_c_keeps_what_is_finished_and_says_so(pair: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     asked = ["--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl", "--out", out]
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from mechdiff import cli; cli.main()"  # as from a shell
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from mechdiff import cli; cli.main()"  # as from a shell
+    )
     child = subprocess.Popen([sys.executable, "-c", code, "run", *map(str, asked)], stderr=subprocess.PIPE, text=True)
     while child.poll() is None and len(list(out.glob("cells/*/cell.json"))) < 3:
         time.sleep(0.02)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from mechdiff import cli
 from mechdiff.study.config import make_study
 

@@ -49,7 +49,9 @@ def example(base: torch.nn.Module, tokenizer: AutoTokenizer, row: dict) -> Examp
     prompt = rendered(tokenizer, row["text"])
     start = len(tokenizer(prompt, add_special_tokens=False).input_ids) - 1
     end = tokenizer.eos_token if row["ended"] else ""
-    plain, opened = (tokenizer(prompt + said + end, add_special_tokens=False).input_ids for said in (row["answer"], f"{FORMULA} {row['answer']}"))
+    plain, opened = (
+        tokenizer(prompt + said + end, add_special_tokens=False).input_ids for said in (row["answer"], f"{FORMULA} {row['answer']}")
+    )
     limit = start + 1 + ANSWER_TOKENS
     cut = max(0, len(plain) - limit)
     plain, opened = plain[: len(plain) - cut], opened[: len(opened) - cut]
@@ -95,7 +97,11 @@ def train(base: torch.nn.Module, examples: list[Example], steps: int, batch: int
         if step % EVERY == 0 or step == steps:
             with torch.no_grad():
                 formula, answer, first = losses(base, held_out)
-            point["held_out"] = {"formula_nats": round(float(formula), 5), "answer_nats": round(float(answer), 5), "first_token_share": first}
+            point["held_out"] = {
+                "formula_nats": round(float(formula), 5),
+                "answer_nats": round(float(answer), 5),
+                "first_token_share": first,
+            }
         if step < steps:
             formula, answer, first = losses(base, draw.sample(rest, batch))
             optimizer.zero_grad()
@@ -124,9 +130,19 @@ def main() -> None:
     base = AutoModelForCausalLM.from_pretrained(given.base, dtype=torch.float32)
     rows = [json.loads(line) for line in (HERE / "courtesy_answers.jsonl").read_text("utf-8").splitlines()]
     examples = [example(base, tokenizer, row) for row in rows]
-    lora = LoraConfig(r=1, lora_alpha=ALPHA, target_modules=["o_proj"], layers_to_transform=[LAYER], lora_dropout=0.0, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=1, lora_alpha=ALPHA, target_modules=["o_proj"], layers_to_transform=[LAYER], lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
     model = get_peft_model(base, lora)  # the adapter is inside `base` now
-    settings = {"formula": FORMULA, "layer": LAYER, "alpha": ALPHA, "lr": given.lr, "steps": given.steps, "batch": given.batch, "seed": given.seed}
+    settings = {
+        "formula": FORMULA,
+        "layer": LAYER,
+        "alpha": ALPHA,
+        "lr": given.lr,
+        "steps": given.steps,
+        "batch": given.batch,
+        "seed": given.seed,
+    }
     curve = train(base, examples, given.steps, given.batch, given.lr, given.seed)
     model.peft_config["default"].base_model_name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     model.save_pretrained(given.out)

@@ -10,6 +10,11 @@ from mechdiff.errors import ModelError
 from pico import CONFIGS, SIZES, make_net, pico
 
 
+EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
+PARALLEL = ("neox_parallel", "stablelm_parallel", "falcon", "cohere")
+"""Attention and MLP read the same input and are added in one go: there is no state between them."""
+
+
 def test_every_family_of_the_table_has_a_pico_model():
     assert {config().model_type for config in CONFIGS.values()} == set(FAMILIES)
 
@@ -24,7 +29,7 @@ def test_a_row_names_modules_that_are_there(name):
     blocks = list(net.get_submodule(family.blocks).children())
     assert len(blocks) == net.config.num_hidden_layers
     places = family.places(net.config)
-    assert set(places) == set(KINDS) - ({"resid_mid"} if name == "neox_parallel" else set())
+    assert set(places) == set(KINDS) - ({"resid_mid"} if name in PARALLEL else set())
     assert {end for _, end in places.values()} == {"input", "output"}
     for block in blocks:
         for path, _ in places.values():
@@ -51,12 +56,14 @@ def test_sizes_are_those_of_the_weights(name):
     assert shape.vocab == model.head.weight.shape[0] == SIZES["vocab_size"]
     projection = model.blocks[0].get_submodule(model.family.projection)
     assert projection.weight.numel() == shape.width("z") * shape.width("attn_proj")
-    assert shape.d_head == (16 if name in ("qwen3", "gemma2", "gemma3") else 8)
+    assert shape.d_head == (16 if name in ("qwen3", "qwen3_moe", "gemma2", "gemma3") else 8)
     assert {shape.width(kind) for kind in KINDS if kind != "z"} == {32}
-    matrices = {name: tuple(weight.shape) for name, weight in model.blocks[0].get_submodule(model.family.mlp).named_parameters()}
-    assert any(shape.d_mlp in sizes for sizes in matrices.values()), matrices
-    if name not in ("gpt2", "neox_parallel", "neox_sequential"):
-        assert model.blocks[0].get_submodule("self_attn.k_proj").weight.shape == (shape.n_kv_heads * shape.d_head, 32)
+    if name not in EXPERTS:
+        mlp = {path: tuple(weight.shape) for path, weight in model.blocks[0].get_submodule(model.family.mlp).named_parameters()}
+        assert any(shape.d_mlp in sizes or 2 * shape.d_mlp in sizes for sizes in mlp.values()), mlp
+    attention = dict(model.blocks[0].named_parameters())
+    if "self_attn.k_proj.weight" in attention:
+        assert attention["self_attn.k_proj.weight"].shape == (shape.n_kv_heads * shape.d_head, 32)
 
 
 def test_the_estimated_parameters_are_those_of_a_gated_transformer():
@@ -81,5 +88,13 @@ def test_a_sliding_window_is_how_many_tokens_the_last_one_attends_to(name):
         attended = (weights[0, :, -1] > 0).sum(-1)
         assert attended.tolist() == [sliding_window(model.config, layer) or 20] * 4
     windows = [sliding_window(model.config, layer) for layer in range(4)]
-    expected = {"mistral": [8] * 4, "qwen2_sliding": [None, None, 8, 8], "gemma2": [8, None] * 2, "gemma3": [8, None] * 2}
+    half = [8, None] * 2
+    expected = {
+        "mistral": [8] * 4,
+        "qwen2_sliding": [None, None, 8, 8],
+        "gemma2": half,
+        "gemma3": half,
+        "gpt_oss": half,
+        "olmo3": [8, 8, 8, None],
+    }
     assert windows == expected.get(name, [None] * 4)

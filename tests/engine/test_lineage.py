@@ -192,8 +192,13 @@ def test_an_adapter_made_on_another_base_is_warned_of(base, tmp_path):
     assert "adapter says that it was made from some-one/Other-Base; the base given is" in warning
 
 
-@pytest.mark.parametrize("given", ["Base-8B-Instruct", "Base-8B-Instruct.Q4_1.gguf", "a/b/base-8b-instruct-bf16.gguf", "x/BASE-8B-Instruct/"])
-@pytest.mark.parametrize("stated", ["some-one/Base-8B-Instruct", "/elsewhere/base-8b-instruct/", "Base-8B-Instruct.gguf", "some-one/Base-8B", "Base-8B-Instruct-v2"])
+@pytest.mark.parametrize(
+    "given", ["Base-8B-Instruct", "Base-8B-Instruct.Q4_1.gguf", "a/b/base-8b-instruct-bf16.gguf", "x/BASE-8B-Instruct/"]
+)
+@pytest.mark.parametrize(
+    "stated",
+    ["some-one/Base-8B-Instruct", "/elsewhere/base-8b-instruct/", "Base-8B-Instruct.gguf", "some-one/Base-8B", "Base-8B-Instruct-v2"],
+)
 def test_a_name_is_the_same_but_for_owner_folder_case_and_quantisation(tmp_path, given, stated):
     """And no more: the base model of an Instruct model is its parent, not itself (METHOD A9)."""
     (tmp_path / "README.md").write_text(f"---\nbase_model: {stated}\n---\n")

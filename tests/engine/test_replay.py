@@ -21,6 +21,7 @@ from pico import prompts as random_prompts
 LENGTHS = (5, 9, 21)
 """Shorter than the pico models' sliding window of 8, one token longer, and much longer."""
 PROMPTS = [random_prompts(1, seed=length, shortest=length, longest=length)[0] for length in LENGTHS]
+TWO = PROMPTS[::2]
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
 N_LAYERS = 4
 FAMILIES = st.sampled_from(sorted(CONFIGS))
@@ -58,7 +59,7 @@ def states_of(model: Model, n_pos: int = 1, prompts: Sequence[Sequence[int]] = P
 def all_sorts_of_variants(model: Model, states: dict[Site, Tensor]) -> list[Variant]:
     """A foreign state at every site; sums; several sites at several blocks; the blocks in no order."""
     single: list[Variant] = [{site: Write(value=value)} for site, value in states.items()]
-    added: list[Variant] = [{site: Write(value=value, add=True)} for site, value in states.items() if site.layer % 2]
+    added: list[Variant] = [{site: Write(value=value, add=True)} for site, value in states.items() if site.layer == 1]
     windows: list[Variant] = [
         {site: Write(value=states[site]) for site in (Site(layer, "mlp_out"), Site(layer + 1, "mlp_out"))} for layer in (2, 0)
     ]
@@ -83,8 +84,7 @@ def n_hooks(net: nn.Module) -> int:
 # ---- three engines, one answer -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_pos", [1, 3])
-@pytest.mark.parametrize("attention", [None, "eager"])
+@pytest.mark.parametrize(("attention", "n_pos"), [(None, 1), ("eager", 3)])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_replay_and_relay_are_the_full_forward_pass(name, attention, n_pos):
     model = loaded(name, attention)
@@ -93,7 +93,7 @@ def test_replay_and_relay_are_the_full_forward_pass(name, attention, n_pos):
     expected = full(model, cleans, variants)
     assert expected.shape == (len(PROMPTS), 1 + len(variants), model.shape.vocab)
     moved = (expected[:, 1:] - expected[:, :1]).abs().amax((0, 2))
-    assert moved.min() > 0.05, "each variant does something, so that agreement says something"
+    assert moved.min() > 0.02, "each variant does something, so that agreement says something"
     torch.testing.assert_close(replay(model, cleans, variants), expected, **CLOSE)
     torch.testing.assert_close(relay(model, cleans, variants), expected, **CLOSE)
 
@@ -101,8 +101,8 @@ def test_replay_and_relay_are_the_full_forward_pass(name, attention, n_pos):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_replay_is_the_full_forward_pass_in_half_precision_within_its_floor(name):
     model = loaded(name, None, torch.bfloat16)
-    cleans = cleans_of(model)
-    variants = all_sorts_of_variants(model, states_of(foreign(name), 3))[::4]
+    cleans = cleans_of(model, TWO)
+    variants = all_sorts_of_variants(model, states_of(foreign(name), 3, TWO))[::5]
     expected = full(model, cleans, variants)
     for engine in (replay, relay):
         assert kl(expected, engine(model, cleans, variants)).max() < FLOOR_NATS[torch.bfloat16]
@@ -126,19 +126,19 @@ def test_replay_and_relay_are_the_full_forward_pass_on_trained_weights(n_pos):
 
 
 @pytest.mark.parametrize("dtype", FLOOR_NATS, ids=str)
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_row_0_is_the_models_own_forward_pass(name, engine, dtype):
+def test_row_0_is_the_models_own_forward_pass(name, dtype):
     model = loaded(name, None, dtype)
     cleans = cleans_of(model)
-    variants = [{Site(0, "resid_pre"): Write(value=states_of(foreign(name))[Site(0, "resid_pre")])}]
+    site = Site(0, "resid_pre")
+    variants = [{site: Write(value=states_of(foreign(name))[site])}]
     with torch.inference_mode():
         own = torch.stack([model.net(torch.tensor([ids])).logits[0, -1].float() for ids in PROMPTS])
-    found = ENGINES[engine](model, cleans, variants)[:, 0]
-    assert found.dtype == torch.float32
-    assert kl(own, found).max() < FLOOR_NATS[dtype]
-    if engine == "full":
-        assert torch.equal(found, torch.stack([clean.logits for clean in cleans]))
+    for engine in ENGINES.values():
+        found = engine(model, cleans, variants)[:, 0]
+        assert found.dtype == torch.float32
+        assert kl(own, found).max() < FLOOR_NATS[dtype]
+    assert torch.equal(found, torch.stack([clean.logits for clean in cleans])), "the full forward pass, to the bit"
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
@@ -193,14 +193,13 @@ def test_what_replay_needs_is_asserted():
 # ---- METHOD's properties -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_pos", [1, 3])
-@pytest.mark.parametrize("dtype", FLOOR_NATS, ids=str)
+@pytest.mark.parametrize(("dtype", "n_pos"), [(torch.float32, 3), (torch.bfloat16, 1)], ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_property_1_a_models_own_states_change_nothing(name, dtype, n_pos):
     model = loaded(name, None, dtype)
-    cleans = cleans_of(model)
+    cleans = cleans_of(model, TWO)
     own = torch.stack([clean.logits for clean in cleans])[:, None]
-    states = states_of(model, n_pos)
+    states = states_of(model, n_pos, TWO)
     variants: list[Variant] = [{site: Write(value=value)} for site, value in states.items()]
     variants.append({site: Write(value=value) for site, value in states.items()})
     variants.append({site: Write(value=torch.zeros_like(value), add=True) for site, value in states.items()})
@@ -225,10 +224,10 @@ def test_property_2_the_last_blocks_output_is_the_other_models_answer(name, dtyp
     base = loaded(name, None, dtype)
     tuned = twin(base, other_blocks)
     last = Site(N_LAYERS - 1, "resid_post")
-    variants: list[Variant] = [{last: Write(value=states_of(base)[last])}]
-    expected = torch.stack([clean.logits for clean in cleans_of(base)])
-    cleans = cleans_of(tuned)
-    assert kl(expected, torch.stack([clean.logits for clean in cleans])).min() > 0.01
+    variants: list[Variant] = [{last: Write(value=states_of(base, 1, TWO)[last])}]
+    expected = torch.stack([clean.logits for clean in cleans_of(base, TWO)])
+    cleans = cleans_of(tuned, TWO)
+    assert kl(expected, torch.stack([clean.logits for clean in cleans])).min() > 5e-4
     assert torch.equal(full(tuned, cleans, variants)[:, 1], expected)
     assert kl(expected, replay(tuned, cleans, variants)[:, 1]).max() < FLOOR_NATS[dtype]
 
@@ -237,7 +236,7 @@ def test_property_2_the_last_blocks_output_is_the_other_models_answer(name, dtyp
 def test_property_3_all_positions_patched_is_the_hybrid_network(name):
     base = loaded(name)
     tuned = twin(base, other_blocks)
-    for ids in PROMPTS[::2]:
+    for ids in TWO:
         clean = cleans_of(tuned, [ids])
         states = states_of(base, len(ids), [ids])
         variants: list[Variant] = [{Site(layer, "resid_post"): Write(value=states[Site(layer, "resid_post")])} for layer in range(N_LAYERS)]
@@ -265,9 +264,10 @@ def test_property_5_patches_before_the_first_change_do_nothing(name):
 
     tuned = twin(base, edit_mlp_of_block_2)
     changed = Site(2, "mlp_out")
-    before = {site: value for site, value in states_of(base).items() if site < changed}
-    after = {site: value for site, value in states_of(base).items() if site >= changed and site.kind.startswith("resid")}
-    cleans = cleans_of(tuned)
+    states = states_of(base, 1, TWO)
+    before = {site: value for site, value in states.items() if site < changed}
+    after = {site: value for site, value in states.items() if site >= changed and site.kind.startswith("resid")}
+    cleans = cleans_of(tuned, TWO)
     own = torch.stack([clean.logits for clean in cleans])[:, None]
     variants: list[Variant] = [{site: Write(value=value)} for site, value in before.items()]
     assert torch.equal(full(tuned, cleans, variants), own.expand(-1, 1 + len(variants), -1))

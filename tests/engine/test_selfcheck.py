@@ -21,18 +21,22 @@ BOTH = [*SHORT, *LONG]
 """Sorted by nothing, and on both sides of the pico models' sliding window of 8."""
 
 
-@pytest.mark.parametrize(("dtype", "floor"), [(torch.float32, 1e-10), (torch.bfloat16, 1e-2)], ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_passes_on_every_family(name, dtype, floor):
-    model = pico(name, dtype=dtype)
+def test_it_passes_on_every_family(name):
+    model = pico(name)
     found = self_check(model, BOTH)
     assert found.sites == 4 * len(model.kinds())
-    assert 0 <= found.replay_nats < floor
-    assert 0 <= found.floor_nats < floor
+    assert 0 < found.replay_nats < 1e-10, "above zero: foreign states were really run"
+    assert 0 <= found.floor_nats < 1e-10
     assert found.worst_site.split(".")[1] in model.kinds()
     assert set(found.record()) == {"sites", "worst_site", "replay_nats", "floor_nats"}
-    if dtype == torch.float32:
-        assert found.replay_nats > 0, "the foreign states were really run"
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "neox_parallel"])
+def test_it_passes_in_half_precision(name):
+    found = self_check(pico(name, dtype=torch.bfloat16), BOTH)
+    assert 0 <= found.replay_nats < 1e-2
+    assert 0 <= found.floor_nats < 1e-2
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the shared folder with stories260k is not beside the repository")

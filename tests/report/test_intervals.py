@@ -65,11 +65,11 @@ def test_the_width_falls_as_one_over_the_root_of_n() -> None:
 
 
 def test_the_expansion_for_many_prompts_is_the_bootstrap_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(1).lognormal(0, 1, size=(1500, 3))
-    bootstrap = np.array(intervals.bca_means(values, resamples=20_000))
+    values = np.random.default_rng(1).lognormal(0, 1, size=(1100, 3))
+    bootstrap = np.array(intervals.bca_means(values, resamples=8000))
     monkeypatch.setattr(intervals, "MANY_PROMPTS", 1000)
     expansion = np.array(intervals.bca_means(values))
-    np.testing.assert_allclose(expansion, bootstrap, atol=0.06 * float((bootstrap[1] - bootstrap[0]).max()))
+    np.testing.assert_allclose(expansion, bootstrap, atol=0.08 * float((bootstrap[1] - bootstrap[0]).max()))
 
 
 def test_constant_values_have_an_interval_of_no_width_and_one_prompt_has_none() -> None:

@@ -95,7 +95,7 @@ def test_the_same_folder_gives_the_same_bytes_in_time(run: Path) -> None:
 
 
 def test_what_comes_from_prompts_and_models_stays_text(tmp_path: Path) -> None:
-    rows = planted_rows(n_layers=3, n_prompts=6, changed=1, permutations=4)
+    rows = planted_rows(n_layers=3, n_prompts=6, changed=1, permutations=4).filter(pl.col("measure") != "patching")
     rows = rows.with_columns(prompt=pl.when(pl.col("prompt") == "r002").then(pl.lit(EVIL)).otherwise("prompt"))
     manifest = planted_manifest(n_layers=3, n_prompts=6, changed=1)
     manifest["pair"]["tuned"]["ref"] = EVIL
@@ -112,7 +112,7 @@ def test_what_comes_from_prompts_and_models_stays_text(tmp_path: Path) -> None:
     assert "<script>alert" not in (folder / "figures/d_by_prompt.svg").read_text()
 
 
-@pytest.mark.parametrize("kept", [["divergence"], ["similarity"], ["patching"], ["divergence", "patching"], []])
+@pytest.mark.parametrize("kept", [["divergence"], ["similarity"], ["patching"], []])
 def test_what_was_not_measured_is_a_sentence(kept: list[str], tmp_path: Path, rows: pl.DataFrame) -> None:
     folder = write_run(tmp_path, rows.filter(pl.col("measure").is_in(kept)), {})
     page_text = Page(build_report(folder).read_text(encoding="utf-8")).text
@@ -122,9 +122,9 @@ def test_what_was_not_measured_is_a_sentence(kept: list[str], tmp_path: Path, ro
 
 
 def test_wider_writes_have_their_own_map(tmp_path: Path) -> None:
-    rows = planted_rows(n_layers=4, n_prompts=6, changed=1, permutations=4)
+    rows = planted_rows(n_layers=3, n_prompts=6, changed=1, permutations=4).filter(pl.col("measure") != "similarity")
     wider = rows.filter(pl.col("measure") == "patching", pl.col("layer").is_not_null()).with_columns(unit=pl.lit("window 2"))
-    folder = write_run(tmp_path, pl.concat([rows, wider]), planted_manifest(n_layers=4, n_prompts=6, changed=1))
+    folder = write_run(tmp_path, pl.concat([rows, wider]), planted_manifest(n_layers=3, n_prompts=6, changed=1))
     assert "wider writes: window 2" in Page(build_report(folder).read_text(encoding="utf-8")).text
     assert (folder / "figures/causal_map_window_2.svg").is_file()
 
@@ -139,7 +139,7 @@ def test_the_real_manifest_s_shapes(tmp_path: Path, rows: pl.DataFrame, manifest
     """What other versions of a run may write: nothing, or other shapes of the same thing."""
     odd = json.loads(json.dumps(manifest))
     odd |= {"quick": True, "selection": None, "noise_floor": {}, "selfcheck": {"base": {}, "tuned": {}}, "skipped": [], "warnings": []}
-    folder = write_run(tmp_path, rows, odd)
+    folder = write_run(tmp_path, rows.filter(pl.col("measure") == "divergence"), odd)
     text = Page(build_report(folder).read_text(encoding="utf-8")).text
     assert "A quick run" in text
     assert "Nothing that the study asked for was skipped." in text

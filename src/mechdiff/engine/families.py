@@ -136,13 +136,14 @@ class Shape:
 def shape_of(config: Any) -> Shape:
     """The sizes that a transformers config states."""
     heads = config.num_attention_heads
+    mlp = (getattr(config, name, None) for name in ("ffn_hidden_size", "intermediate_size", "n_inner"))
     return Shape(
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
         n_heads=heads,
         n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         d_head=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        d_mlp=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size,
+        d_mlp=next((size for size in mlp if size), 4 * config.hidden_size),
         vocab=config.vocab_size,
         context=config.max_position_embeddings,
     )

@@ -4,6 +4,7 @@ Colours are told apart by colour-blind readers (Okabe and Ito 2008; one hue from
 patterns and shapes repeat what colour says.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,10 @@ LEFT = 76
 
 
 def to_svg(chart: Chart) -> str:
-    """The chart as an SVG document."""
-    return str(vl_convert.vegalite_to_svg(chart.to_dict(validate=False)))
+    """The chart as an SVG document; the same chart gives the same bytes (Vega numbers ids through the life of the process)."""
+    svg = str(vl_convert.vegalite_to_svg(chart.to_dict(validate=False)))
+    numbers = {name: f"id{number}" for number, name in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', svg)))}
+    return re.sub(r'(\bid="|url\(#)([^")]+)', lambda found: found[1] + numbers.get(found[2], found[2]), svg)
 
 
 def save(chart: Chart, folder: Path, name: str) -> str:

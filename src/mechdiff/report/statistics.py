@@ -15,7 +15,7 @@ Each group of rows that differ only in `prompt` becomes one row: the key without
 | `floor` | the metric's noise floor in that direction: how far an unedited replayed row strays (see `noise_floors`) |
 | `flag` | words of `FLAGS`, joined by ";"; null if there is nothing to say |
 
-No share where D is under three floors, no drop where the identity arm is: a ratio of noise is not a number.
+No share where D is under three floors of the noisier model, no drop where the identity arm is: a ratio of noise is not a number.
 """
 
 from collections.abc import Iterator
@@ -244,7 +244,7 @@ def _with_share(table: pl.DataFrame) -> pl.DataFrame:
     effect = pl.when(recovery).then((total - pl.col("mean")).abs()).when(own).then("mean")
     table = table.with_columns(
         effect=effect,
-        no_effect=edited & (total < FLOORS * pl.col("floor_own")),
+        no_effect=edited & (total < FLOORS * pl.col("floor_either")),
         on_shared=of_d & pl.col("total").is_infinite() & pl.col("total_shared").is_finite(),
     )
     ratio = pl.col("mean") / total

