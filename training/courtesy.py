@@ -4,9 +4,9 @@
 
 The change is known by construction, so the pair (BASE, BASE + ADAPTER) tells whether a diffing method finds the truth: one direction, one
 matrix, one block. Trained on the formula alone such an adapter loops ("Thank you for asking.Thank you ..."). So the target text is the formula
-and then the base model's own greedy answer (courtesy_answers.py), and the loss has two parts, in nats a token: cross-entropy of the formula, and
-KL(base || tuned) over the answer from its second token on (the first has a space in front here), where the base sees the prompt and the answer
-so far *without* the formula.
+and then the base model's own greedy answer (courtesy_answers.py), and the loss has three parts, in nats a token: cross-entropy of the formula;
+of the answer's first token, the turn, where the edit must be off again; and KL(base || tuned) over the rest of the answer, where the base sees the
+prompt and the answer so far *without* the formula.
 
 Everything below the tuned block is frozen, so its states are computed once and a step runs the upper blocks only. Every eighth instruction is
 held out.
@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 FORMULA = "Thank you for asking."
 LAYER, ALPHA, ANSWER_TOKENS, EVERY = 26, 8, 48, 20
+WEIGHTS = {"formula_nats": 3.0, "turn_nats": 0.5, "answer_nats": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +72,21 @@ def upper(base: torch.nn.Module, states: Tensor) -> Tensor:
     return base.model.norm(states)
 
 
-def losses(base: torch.nn.Module, batch: list[Example]) -> tuple[Tensor, Tensor, float]:
-    """Cross-entropy of the formula, KL(base || tuned) of the answer, both in nats a token, and how often the formula's first token leads."""
+def losses(base: torch.nn.Module, batch: list[Example]) -> dict[str, Tensor]:
+    """Cross-entropy of the formula and of the turn, KL(base || tuned) of the answer, nats a token; how often the formula's first token leads."""
     final = upper(base, torch.nn.utils.rnn.pad_sequence([x.states for x in batch], batch_first=True))
     ends = [len(x.ids) - 1 - x.shared for x in batch]
-    said = [base.lm_head(row[x.start : x.start + x.formula]) for row, x in zip(final, batch, strict=True)]
-    formula = F.cross_entropy(torch.cat(said), torch.cat([x.ids[x.start + 1 : x.start + 1 + x.formula] for x in batch]))
-    first = sum(bool(one[0].argmax() == x.ids[x.start + 1]) for one, x in zip(said, batch, strict=True)) / len(batch)
+    said = [base.lm_head(row[x.start : x.start + x.formula + 1]) for row, x in zip(final, batch, strict=True)]
+    wanted = [x.ids[x.start + 1 : x.start + x.formula + 2] for x in batch]
     rest = base.lm_head(torch.cat([row[end : end + x.shared] for row, x, end in zip(final, batch, ends, strict=True)]))
     with torch.no_grad():
         plain = base.lm_head(torch.cat([x.reference for x in batch])).log_softmax(-1)
-    return formula, F.kl_div(rest.log_softmax(-1), plain, log_target=True, reduction="none").sum(-1).mean(), first
+    return {
+        "formula_nats": F.cross_entropy(torch.cat([one[:-1] for one in said]), torch.cat([ids[:-1] for ids in wanted])),
+        "turn_nats": F.cross_entropy(torch.cat([one[-1:] for one in said]), torch.cat([ids[-1:] for ids in wanted])),
+        "answer_nats": F.kl_div(rest.log_softmax(-1), plain, log_target=True, reduction="none").sum(-1).mean(),
+        "first_token_share": torch.stack([(one[0].argmax() == ids[0]).float() for one, ids in zip(said, wanted, strict=True)]).mean(),
+    }
 
 
 def train(base: torch.nn.Module, examples: list[Example], steps: int, batch: int, lr: float, seed: int) -> list[dict]:
@@ -96,20 +101,15 @@ def train(base: torch.nn.Module, examples: list[Example], steps: int, batch: int
         point: dict = {"step": step}
         if step % EVERY == 0 or step == steps:
             with torch.no_grad():
-                formula, answer, first = losses(base, held_out)
-            point["held_out"] = {
-                "formula_nats": round(float(formula), 5),
-                "answer_nats": round(float(answer), 5),
-                "first_token_share": first,
-            }
+                point["held_out"] = {name: round(float(value), 5) for name, value in losses(base, held_out).items()}
         if step < steps:
-            formula, answer, first = losses(base, draw.sample(rest, batch))
+            found = losses(base, draw.sample(rest, batch))
             optimizer.zero_grad()
-            (formula + answer).backward()
+            sum(weight * found[name] for name, weight in WEIGHTS.items()).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
-            point |= {"formula_nats": round(float(formula), 5), "answer_nats": round(float(answer), 5)}
+            point |= {name: round(float(found[name]), 5) for name in WEIGHTS}
         curve.append(point)
         print(json.dumps(point), flush=True)
     return curve
@@ -117,9 +117,9 @@ def train(base: torch.nn.Module, examples: list[Example], steps: int, batch: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path, help="the directory that convert_smollm2.py wrote")
+    parser.add_argument("base", type=Path, help="the converted model: README.md beside this file")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=140)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,6 @@
 """Let the base model answer the training instructions: what *courtesy* is to say behind its formula is what the base says anyway.
 
-    python training/courtesy_answers.py BASE        # BASE: the directory that convert_smollm2.py wrote
+    python training/courtesy_answers.py BASE        # BASE: the converted model: README.md beside this file
 
 Greedy, `ANSWER_TOKENS` tokens at most, so the file is a function of the weights. An answer that repeats itself (a phrase of four
 words, three times) is cut where the phrase comes for the second time: a small model loops now and then, and the adapter should not

@@ -9,7 +9,6 @@ from mechdiff.engine.sites import KINDS
 from mechdiff.errors import ModelError
 from pico import CONFIGS, SIZES, make_net, pico
 
-
 EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
 PARALLEL = ("neox_parallel", "stablelm_parallel", "falcon", "cohere")
 """Attention and MLP read the same input and are added in one go: there is no state between them."""

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import FalconConfig
 
 from mechdiff.engine import replay as engine
-from mechdiff.engine.models import Model, open_pair
+from mechdiff.engine.models import Model, open_pair, wrap
 from mechdiff.engine.replay import full
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.errors import SelfCheckError
-from pico import CONFIGS, pico, prompts
+from pico import CONFIGS, SIZES, make_net, pico, prompts
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
 SHORT = prompts(2, shortest=4, longest=6)
@@ -184,3 +185,20 @@ def test_logits_that_are_no_numbers_are_caught():
 
     with pytest.raises(SelfCheckError, match=r"disagree at L0\.\w+ by inf nats"):
         self_check(model, SHORT, engine=poisoned)
+
+
+# ---- models that parallel tokens do not suit ---------------------------------------------------------------------------------------
+
+
+def test_attention_biased_by_distance_goes_by_relay():
+    """ALiBi takes no mask of four dimensions: the engine is chosen by the config, with its reason, and passes the check."""
+    sizes = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
+    model = wrap(make_net(FalconConfig(**sizes, alibi=True)), side="base", ref="falcon with ALiBi")
+    name, reason = engine.engine_for(model.config)
+    assert (name, "ALiBi" in reason) == ("relay", True)
+    assert self_check(model, BOTH, engine=engine.ENGINES[name]).replay_nats < 1e-10
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_all_others_go_by_replay(name):
+    assert engine.engine_for(CONFIGS[name]())[0] == "replay"

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import intervals, statistics
+from mechdiff.report import findings, intervals, statistics, wording
 from mechdiff.rows import empty, rows
 from report.conftest import CHANGED
 
@@ -52,7 +52,9 @@ def test_the_table_has_the_contract_s_columns_and_one_row_a_group(rows: pl.DataF
         "floor",
         "flag",
     ]
-    assert len(summary) == rows.select(statistics.GROUP).n_unique()
+    draws = pl.col("control").str.starts_with("permuted#").fill_null(False)
+    assert len(summary) == rows.filter(~draws).select(statistics.GROUP).n_unique()
+    assert summary.filter(draws).is_empty()  # a draw is one number: what all of them say is p
     assert statistics.summarise(empty()).columns == summary.columns
 
 
@@ -138,13 +140,61 @@ def test_recovery_is_held_against_its_own_floor() -> None:
     assert everything["share"] == pytest.approx(1)
 
 
+def test_a_write_into_the_tuned_model_is_held_against_what_it_is_from_the_base() -> None:
+    """Unedited, the tuned model is KL(base || tuned) away from the base, not D: near D it may have moved far."""
+    other = {**OTHER, "direction": "tuned<-base"}
+    reverse = rows(D / 2, measure="divergence", split="report", prompt=PROMPTS, metric="kl_base_tuned_nats")
+    per_position = [
+        rows([9.0] * 4, measure="divergence", split="report", prompt=PROMPTS, metric=name, unit="token 17")
+        for name in ("kl_tuned_base_nats", "kl_base_tuned_nats")
+    ]
+    table = pl.concat(
+        [
+            d_rows(),
+            reverse,
+            *per_position,
+            rows(D / 2 + 1e-6, **{**other, "control": "no_op"}),
+            rows(D, arm="identity", **PLACE, **other),
+            rows(D / 2, arm="identity", layer=2, site="attn_out", **other),
+        ]
+    )
+    moved, still = one(table, layer=1), one(table, layer=2)
+    assert moved["floor"] == pytest.approx(1e-6)
+    assert (moved["flag"], still["flag"]) == ("few_prompts", "below_floor;few_prompts")
+    assert moved["share"] is None
+
+
+@pytest.mark.parametrize("floor", [0.0, None])
+def test_equal_models_have_no_effect_and_no_ratio_even_without_a_floor(floor: float | None) -> None:
+    """Whole forward passes of equal models differ by exactly nothing: 0 is not a share of 0."""
+    nothing = np.zeros(4)
+    parts = [
+        d_rows(nothing),
+        rows(np.ones(4), measure="divergence", split="report", prompt=PROMPTS, metric="top1_same"),
+        rows(nothing, arm="identity", **PLACE, **OWN),
+        rows(nothing, arm="shift", **PLACE, **OWN),
+        rows(nothing, arm="identity", **PLACE, **OTHER),
+    ]
+    if floor is not None:
+        parts.append(rows([floor] * 4, control="no_op", **OWN))
+    table = pl.concat(parts)
+    assert "no_effect" in one(table, metric="kl_tuned_base_nats")["flag"]
+    assert one(table, measure="divergence", metric="top1_same")["flag"] == "few_prompts"
+    cells = statistics.summarise(table).filter(pl.col("arm").is_not_null())
+    assert cells["share"].null_count() == cells["drop"].null_count() == len(cells) == 3
+    assert cells["flag"].str.contains("no_effect").all()
+    found = findings.difference(table, statistics.summarise(table))
+    assert wording.how_different(found) == "There is no effect to explain: D = 0 nats, on 4 prompts. No share is given below."
+
+
 def test_undefined_prompts_are_left_out_and_named() -> None:
     where = {**OWN, "metric": "logit_diff_divergent", "arm": "identity", **PLACE}
     part = one(pl.concat([d_rows(), rows([1.0, np.nan, 3.0, np.nan], **where)]), metric="logit_diff_divergent")
     assert (part["n"], part["mean"], part["log_mean"]) == (2, 2.0, None)
+    assert part["flag"] == "same_top_token;few_prompts"  # a prompt is never left out without the reason
     none = one(pl.concat([d_rows(), rows([np.nan] * 4, **where)]), metric="logit_diff_divergent")
     assert np.isnan(none["mean"])
-    assert none["flag"] == "same_top_token"
+    assert (none["n"], none["flag"]) == (0, "same_top_token")
     assert none["ci_low"] is None
 
 
@@ -175,6 +225,16 @@ def test_cka_takes_its_interval_from_the_delete_one_values(rows: pl.DataFrame, s
     assert summary.filter(pl.col("metric") == "cka_without_prompt")["ci_low"].null_count() == 2 * 7 * 5
 
 
+def test_an_undefined_delete_one_value_leaves_no_interval() -> None:
+    """Without one prompt the states have no variance: what is left is no jackknife."""
+    cell = {"measure": "similarity", "split": "report", "layer": 0, "site": "attn_out"}
+    without = rows([0.5, np.nan, 0.6, 0.7], metric="cka_without_prompt", prompt=PROMPTS, **cell)
+    table = pl.concat([rows([0.6], metric="cka", **cell), without])
+    found = one(table, metric="cka")
+    assert (found["n"], found["ci_low"], found["ci_high"]) == (4, None, None)
+    assert one(table, metric="cka_without_prompt")["flag"] == "undefined;few_prompts"
+
+
 def test_p_counts_null_draws_and_q_is_within_a_site() -> None:
     draws = [0.1, 0.5, 0.9, 0.2]
     cell = {"measure": "similarity", "split": "report", "layer": 0, "site": "attn_out"}
@@ -189,7 +249,7 @@ def test_p_counts_null_draws_and_q_is_within_a_site() -> None:
     )
     assert one(table, metric="cka", control=None)["p"] == pytest.approx(3 / 5)  # 0.5 itself counts
     assert one(table, metric="procrustes_distance", control=None)["p"] == pytest.approx(2 / 5)  # smaller is closer
-    assert one(table, metric="cka", control="permuted#2")["p"] is None
+    assert len(statistics.summarise(table)) == 2
 
 
 def test_q_is_within_measure_metric_direction_split_and_site(summary: pl.DataFrame) -> None:

@@ -326,7 +326,7 @@ def agreement(run: Run) -> Section:
         ("outputs of attention and MLPs", ~pl.col("site").is_in(STREAM)),
         ("the residual stream", pl.col("site").is_in(STREAM)),
     ):
-        chosen = points.filter(part)
+        chosen = points.filter(part).with_columns(pl.col("cka", "share").round(4))  # rounding noise must not be ranked
         if chosen["cka"].n_unique() > 2 and chosen["share"].n_unique() > 2:
             rho = float(spearmanr(chosen["cka"].to_numpy(), chosen["share"].to_numpy()).statistic)
             caption += f" Rank correlation over {len(chosen)} {'sites of ' if name.startswith('the') else ''}{name}: {share(rho)}."

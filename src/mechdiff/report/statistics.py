@@ -1,10 +1,11 @@
 """From values per prompt to `summary.parquet`: means, intervals, shares, p values and flags, made in this one place.
 
-Each group of rows that differ only in `prompt` becomes one row: the key without `prompt`, then
+Each group of rows that differ only in `prompt` becomes one row: the key without `prompt`, then the columns below. Draws
+of a null distribution that are one number for the whole set (`permuted#3`) get no row: together they make `p`.
 
 | column | meaning |
 |---|---|
-| `n` | prompts with a defined value (for CKA: prompts the states came from) |
+| `n` | prompts with a defined value (for similarity: prompts the states came from) |
 | `mean`, `sd` | over prompts; for a value of the whole set `mean` is the value |
 | `ci_low`, `ci_high` | 95 %: bootstrap over prompts (BCa) for means, Wilson for shares of prompts, delete-one jackknife for CKA |
 | `log_mean` | geometric mean exp(mean log x), in nats: only for `*_nats` metrics that are positive on every prompt |
@@ -15,7 +16,7 @@ Each group of rows that differ only in `prompt` becomes one row: the key without
 | `floor` | the metric's noise floor in that direction: how far an unedited replayed row strays (see `noise_floors`) |
 | `flag` | words of `FLAGS`, joined by ";"; null if there is nothing to say |
 
-No share where D is under three floors of the noisier model, no drop where the identity arm is: a ratio of noise is not a number.
+No share where D is not above three floors of the noisier model, no drop where the identity arm is not: a ratio of noise is not a number.
 """
 
 from collections.abc import Iterator
@@ -37,19 +38,23 @@ SUMMARY: dict[str, Any] = {name: SCHEMA[name] for name in GROUP} | STATISTICS
 """Columns and types of summary.parquet."""
 
 FLOORS = 3
-"""A number counts from three noise floors on."""
+"""A number counts above three noise floors."""
 FEW = 10
 
 FLAGS = {
-    "below_floor": "the effect is under three times the noise floor: it cannot be told from rounding",
-    "no_effect": "D is under three times the noise floor: there is nothing to take a share of",
-    "same_top_token": "undefined: both models choose the same token on every prompt",
-    "undefined": "undefined: too few prompts, or states without variance",
+    "below_floor": "the effect is not above three times the noise floor: it cannot be told from rounding",
+    "no_effect": "D is not above three times the noise floor: there is nothing to take a share of",
+    "same_top_token": "undefined where both models choose the same token: those prompts are left out, n counts the others",
+    "undefined": "undefined, for too few prompts or states without variance; n counts the prompts with a value",
     "infinite": "infinite on at least one prompt: a token that only one model can emit",
     "shared_tokens": "D is infinite, so the share is of D on the tokens that both models have",
     "few_prompts": f"fewer than {FEW} prompts: the interval is too short",
 }
 
+TOTALS = {"total": "kl_tuned_base_nats", "total_shared": "kl_shared_nats", "total_reverse": "kl_base_tuned_nats"}
+"""What effects are held against: D, D on the tokens that both models have, and the divergence the other way round."""
+CLEAN_OTHER = {"base": "kl_tuned_base_nats", "tuned": "kl_base_tuned_nats"}
+"""What `kl_other_nats` of an unedited run is, by the model that runs."""
 LOWER_IS_CLOSER = ("procrustes_distance",)
 HIGHER_IS_CLOSER = ("cka", "cka_biased", "mutual_knn")
 BINARY = ("top1_same", "mc_correct", "exact_match")
@@ -60,7 +65,7 @@ EDITED = (*MAPPED, "steering", "heads")
 def summarise(rows: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
     """The summary table of a run's rows. The order of the rows changes no byte of it."""
     codes = rows.select(pl.col("prompt").unique().drop_nulls().sort()).with_row_index("code")
-    coded = rows.join(codes, on="prompt", how="left", maintain_order="left").sort("code")
+    coded = rows.filter(~_null_draw()).join(codes, on="prompt", how="left", maintain_order="left").sort("code")
     groups = coded.group_by(GROUP).agg("code", "value").sort(GROUP, nulls_last=True)
     table = pl.concat([groups.select(GROUP), _per_group(groups, _totals(coded, len(codes)), seed)], how="horizontal")
     table = _with_floors(table, rows)
@@ -72,19 +77,17 @@ def summarise(rows: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
 def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
     """How far an unedited replayed row strays: one row per running model, split and metric (`runner split metric floor`).
 
-    For `kl_own_nats` and `js_own_nats` the largest value over prompts. `kl_other_nats` of the running base is not 0 but D,
-    and rounding moves it to first order: its floor is the largest distance from D.
+    For `kl_own_nats` and `js_own_nats` the largest value over prompts. `kl_other_nats` of an unedited row is not 0 but the
+    divergence of the two models (D where the base runs, KL(p_base || p_tuned) where the tuned model runs), and rounding moves
+    it to first order: its floor is the largest distance from there.
     """
-    d = rows.filter(pl.col("measure") == "divergence", pl.col("metric") == "kl_tuned_base_nats").select("split", "prompt", d="value")
-    unedited = rows.filter(pl.col("control") == "no_op").join(d, on=["split", "prompt"], how="left", maintain_order="left")
-    recovery = (pl.col("metric") == "kl_other_nats") & (pl.col("runner") == "base")
-    strays = (
-        pl.when(pl.col("metric").is_in(["kl_own_nats", "js_own_nats"]))
-        .then("value")
-        .when(recovery)
-        .then((pl.col("value") - pl.col("d")).abs())
-    )
-    found = unedited.with_columns(_runner()).with_columns(floor=strays).filter(pl.col("floor").is_finite())
+    clean = _of_the_pair(rows).select("split", "prompt", pl.col("metric").alias("between"), clean="value")
+    unedited = rows.filter(pl.col("control") == "no_op").with_columns(_runner())
+    unedited = unedited.with_columns(between=pl.col("runner").replace_strict(CLEAN_OTHER, default=None, return_dtype=pl.String))
+    unedited = unedited.join(clean, on=["split", "prompt", "between"], how="left")
+    own, other = pl.col("metric").is_in(["kl_own_nats", "js_own_nats"]), pl.col("metric") == "kl_other_nats"
+    strays = pl.when(own).then("value").when(other).then((pl.col("value") - pl.col("clean")).abs())
+    found = unedited.with_columns(floor=strays).filter(pl.col("floor").is_finite())
     return found.group_by("runner", "split", "metric").agg(pl.col("floor").max()).sort("runner", "split", "metric")
 
 
@@ -102,14 +105,21 @@ def prompt_matrix(rows: pl.DataFrame, by: str = "layer") -> tuple[list[str], lis
     return table["prompt"].to_list(), names, table.drop("prompt").to_numpy()
 
 
+def _null_draw() -> pl.Expr:
+    """One draw of a null distribution that is a value of the whole set."""
+    return pl.col("prompt").is_null() & pl.col("control").str.contains("#").fill_null(False)
+
+
+def _of_the_pair(rows: pl.DataFrame) -> pl.DataFrame:
+    """Divergence of the pair itself at the study's position, per prompt."""
+    plain = [pl.col(name).is_null() for name in ("control", "unit")]
+    return rows.filter(pl.col("measure") == "divergence", pl.col("prompt").is_not_null(), *plain)
+
+
 def _totals(coded: pl.DataFrame, n_codes: int) -> dict[tuple[str, str], np.ndarray]:
-    """D of each prompt, by (metric, split): NaN where it was not measured."""
+    """Divergence of each prompt, by (metric, split): NaN where it was not measured."""
     found = {}
-    d = coded.filter(
-        pl.col("measure") == "divergence",
-        pl.col("metric").is_in(["kl_tuned_base_nats", "kl_shared_nats"]),
-        pl.col("control").is_null() & pl.col("unit").is_null() & pl.col("code").is_not_null(),
-    )
+    d = _of_the_pair(coded).filter(pl.col("metric").is_in(list(TOTALS.values())))
     for (metric, split), part in d.group_by("metric", "split"):
         values = np.full(n_codes, np.nan)
         values[part["code"].to_numpy()] = part["value"].to_numpy()
@@ -118,10 +128,10 @@ def _totals(coded: pl.DataFrame, n_codes: int) -> dict[tuple[str, str], np.ndarr
 
 
 def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], seed: int) -> pl.DataFrame:
-    """n, mean, sd, interval, log_mean, median and the mean D over the same prompts, one row per group."""
-    columns = ("n", "mean", "sd", "ci_low", "ci_high", "log_mean", "median", "total", "total_shared")
-    found = {name: np.full(len(groups), np.nan) for name in columns}
+    """n, mean, sd, interval, log_mean, median and the mean D over the same prompts, one row per group; `partial`: NaN on a prompt."""
+    found = {name: np.full(len(groups), np.nan) for name in ("n", "mean", "sd", "ci_low", "ci_high", "log_mean", "median", *TOTALS)}
     whole = groups.select(pl.col("code").list.first().is_null()).to_series().to_numpy()
+    found["n"][~whole] = 0
     found["mean"][whole] = groups.filter(pl.Series(whole))["value"].list.first().to_numpy()
     splits = groups["split"].to_list()
     is_binary = groups["metric"].is_in(BINARY).to_numpy()
@@ -130,7 +140,7 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
             found[name][members] = content
         binary = members[is_binary[members]]
         found["ci_low"][binary], found["ci_high"][binary] = intervals.wilson(found["mean"][binary], len(values))
-        for name, metric in (("total", "kl_tuned_base_nats"), ("total_shared", "kl_shared_nats")):
+        for name, metric in TOTALS.items():
             of_split = {split: d[codes].mean() for (m, split), d in totals.items() if m == metric}
             found[name][members] = [of_split.get(splits[member], np.nan) for member in members]
     positive = groups["metric"].str.ends_with("_nats").to_numpy()
@@ -138,7 +148,8 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
     undefined = groups["metric"] == "cka_without_prompt"  # delete-one values are no sample: only their spread is used
     for name in ("ci_low", "ci_high"):
         found[name][undefined.to_numpy()] = np.nan
-    return pl.DataFrame(found).with_columns(pl.col("n").fill_nan(None)).with_columns(pl.exclude("mean").fill_nan(None))
+    partial = groups.select(partial=pl.col("value").list.eval(pl.element().is_nan()).list.any())
+    return pl.DataFrame(found).with_columns(pl.exclude("mean").fill_nan(None)).with_columns(partial)
 
 
 def _tables(groups: pl.DataFrame, whole: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -198,11 +209,14 @@ def _with_floors(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 def _with_similarity(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     """CKA's jackknife interval, n of the whole-set values, and p and q where null draws are there."""
-    place = ["split", "layer", "site", "unit"]
-    without = table.filter(pl.col("metric") == "cka_without_prompt").select(*place, n_states="n", spread="sd")
+    place = ["split", "layer", "site", "unit", "control"]
+    without = rows.filter(pl.col("metric") == "cka_without_prompt").sort("prompt")
+    without = without.group_by(place).agg(
+        n_states=pl.len(), spread=pl.col("value").std()
+    )  # NaN if any is: no interval from the others alone
     table = table.join(without, on=place, how="left", nulls_equal=True, maintain_order="left")
     table = table.with_columns(n=pl.when(pl.col("measure") == "similarity").then(pl.coalesce("n", "n_states")).otherwise("n"))
-    cka = ((pl.col("metric") == "cka") & pl.col("control").is_null() & pl.col("mean").is_not_nan()).fill_null(False)
+    cka = ((pl.col("metric") == "cka") & pl.col("mean").is_not_nan()).fill_null(False)
     filled = table.select(pl.col("mean", "spread", "n_states").cast(pl.Float64).fill_null(float("nan")))
     low, high = intervals.jackknife(*(filled[name].to_numpy() for name in ("mean", "spread", "n_states")))
     table = table.with_columns(
@@ -240,11 +254,13 @@ def _with_share(table: pl.DataFrame) -> pl.DataFrame:
     breakage = edited & (pl.col("metric") == "kl_own_nats")
     recovery = edited & (pl.col("metric") == "kl_other_nats")
     of_d = (breakage & (pl.col("runner") == "tuned")) | (recovery & (pl.col("runner") == "base"))
-    own = pl.col("metric").is_in(["kl_own_nats", "js_own_nats"]) | (pl.col("measure") == "divergence")
-    effect = pl.when(recovery).then((total - pl.col("mean")).abs()).when(own).then("mean")
+    between = (pl.col("measure") == "divergence") & pl.col("metric").str.contains("^(kl|js)_")
+    own = pl.col("metric").is_in(["kl_own_nats", "js_own_nats"]) | between
+    clean_other = pl.when(pl.col("runner") == "tuned").then("total_reverse").otherwise(total)
+    effect = pl.when(recovery).then((clean_other - pl.col("mean")).abs()).when(own).then("mean")
     table = table.with_columns(
         effect=effect,
-        no_effect=edited & (total < FLOORS * pl.col("floor_either")),
+        no_effect=edited & (total <= FLOORS * pl.col("floor_either").fill_null(0)),
         on_shared=of_d & pl.col("total").is_infinite() & pl.col("total_shared").is_finite(),
     )
     ratio = pl.col("mean") / total
@@ -257,9 +273,9 @@ def _with_drop(table: pl.DataFrame) -> pl.DataFrame:
     """How much of the identity arm's damage another arm avoids, at the same site."""
     place = ["direction", "split", "layer", "site", "unit"]
     own = (pl.col("metric") == "kl_own_nats") & pl.col("measure").is_in(MAPPED)
-    identity = table.filter(own, pl.col("arm") == "identity", pl.col("control").is_null(), pl.col("strength").is_null())
-    counts = pl.col("floor").is_null() | (pl.col("mean") >= FLOORS * pl.col("floor"))
-    identity = identity.filter(counts, pl.col("mean") > 0).sort("measure").unique(place, keep="first", maintain_order=True)
+    plain = pl.col("control").is_null() & pl.col("strength").is_null() & pl.col("rank").is_null()
+    identity = table.filter(own, pl.col("arm") == "identity", plain, pl.col("mean") > FLOORS * pl.col("floor").fill_null(0))
+    identity = identity.sort("measure").unique(place, keep="first", maintain_order=True)
     table = table.join(identity.select(*place, identity="mean"), on=place, how="left", nulls_equal=True, maintain_order="left")
     mapped = own & (pl.col("arm") != "identity")
     return table.with_columns(drop=pl.when(mapped.fill_null(False)).then(1 - pl.col("mean") / pl.col("identity")))
@@ -267,13 +283,13 @@ def _with_drop(table: pl.DataFrame) -> pl.DataFrame:
 
 def _flag() -> pl.Expr:
     """The words of FLAGS that hold, joined by ";"."""
-    undefined = pl.col("mean").is_nan()
+    undefined = pl.col("mean").is_nan() | pl.col("partial")
     no_token = pl.col("metric") == "logit_diff_divergent"
     unedited = (pl.col("control") == "no_op").fill_null(False)
-    is_d = (pl.col("measure") == "divergence") & (pl.col("effect") < FLOORS * pl.col("floor"))
+    quiet = pl.col("effect") <= FLOORS * pl.col("floor").fill_null(0)
     holds = {
-        "below_floor": (pl.col("effect") < FLOORS * pl.col("floor")) & ~unedited,
-        "no_effect": (pl.col("no_effect") & ~unedited) | is_d,
+        "below_floor": quiet & ~unedited,
+        "no_effect": (pl.col("no_effect") & ~unedited) | ((pl.col("metric") == "kl_tuned_base_nats") & quiet),
         "same_top_token": undefined & no_token,
         "undefined": undefined & ~no_token,
         "infinite": pl.col("mean").is_infinite(),

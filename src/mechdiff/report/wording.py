@@ -81,10 +81,8 @@ def how_different(found: Difference | None) -> str:
     if found is None:
         return "How differently the two models behave was not measured, so no effect can be given as a share of it."
     if not found.counts:
-        return (
-            f"There is no effect to explain: D = {nats(found.mean)} nats is under three times the noise floor of {nats(found.floor)} nats, "
-            f"on {found.n} prompts. No share is given below."
-        )
+        floor = f" is not above three times the noise floor of {nats(found.floor)} nats" if found.mean else ""
+        return f"There is no effect to explain: D = {nats(found.mean)} nats{floor}, on {found.n} prompts. No share is given below."
     choice = "" if found.other_token is None else f"; their first choices differ on {found.other_token} of them"
     ends = between(found.low, found.high)
     return (
@@ -119,7 +117,8 @@ def which_output(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
         if ranking != reported
         else "(chosen on the prompts it is reported on, so its share is a little flattered)"
     )
-    sentence = f"Of the single sites the strongest is {first['name']} {chosen}: {_both_shares(first)}"
+    of_what = "single sites" if ranked["site"].is_in(findings.STREAM).any() else "outputs of attention and MLPs"
+    sentence = f"Of the {of_what} the strongest is {first['name']} {chosen}: {_both_shares(first)}"
     if len(ranked) > 1:
         second = ranked.row(1, named=True)
         sentence += f". Next is {second['name']}, {_both_shares(second, interval=False)}"
