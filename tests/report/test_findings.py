@@ -1,9 +1,10 @@
 """What the page says, against what was planted."""
 
+import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import findings, statistics, wording
+from mechdiff.report import findings, sections, statistics, wording
 from mechdiff.report.findings import BREAKAGE, RECOVERY
 from report.conftest import CHANGED
 from report.planted_run import planted_rows
@@ -72,6 +73,19 @@ def test_no_effect_is_said_and_no_share_is_given(manifest: dict) -> None:
     assert said[0].startswith("There is no effect to explain: D = ")
     assert not any("breakage" in sentence or "half of D" in sentence for sentence in said)
     assert findings.site_shares(rows, summary)["share"].null_count() == 2 * 5 * 5
+
+
+def test_rounding_noise_is_not_ranked(rows: pl.DataFrame, manifest: dict) -> None:
+    """Upstream of the change CKA is 1 and the effect 0, but for rounding: its order must not move the rank correlation."""
+    upstream = (pl.col("layer") < CHANGED) & pl.col("metric").is_in(["cka", "kl_own_nats"]) & pl.col("control").is_null()
+    noise = pl.Series(np.random.default_rng(0).normal(0, 1e-9, len(rows))).abs()
+    noisy = rows.with_columns(value=pl.when(upstream).then(pl.col("value") + noise).otherwise("value"))
+    captions = []
+    for table in (rows, noisy):
+        section = sections.agreement(sections.Run(rows=table, summary=statistics.summarise(table), manifest=manifest))
+        captions.append(section.parts[0].caption)
+    assert "Rank correlation" in captions[0]
+    assert captions[0] == captions[1]
 
 
 def test_absent_measures_leave_nothing_out_of_order(rows: pl.DataFrame) -> None:
