@@ -1,5 +1,7 @@
 """The page: one file, true, escaped, whole whatever is missing."""
 
+import base64
+import hashlib
 import json
 import re
 import time
@@ -74,6 +76,12 @@ def test_the_page_loads_nothing_and_its_policy_says_so(run: Path) -> None:
     policy = next(value for _, value in page.attributes if value and "default-src" in value)
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+    text = (run / "report.html").read_text(encoding="utf-8")
+    for tag in ("script", "style"):
+        content = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[0]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert len(text) < 6_000_000
 
 
 def test_links_within_the_page_lead_somewhere_and_ids_are_unique(run: Path) -> None:
@@ -119,6 +127,18 @@ def test_what_was_not_measured_is_a_sentence(kept: list[str], tmp_path: Path, ro
     missing = {"divergence": "Divergence was not", "similarity": "Similarity was not", "patching": "Patching was not"}
     for measure, sentence in missing.items():
         assert (sentence in page_text) == (measure not in kept)
+
+
+def test_equal_models_on_one_split_have_no_shares(tmp_path: Path) -> None:
+    rows = planted_rows(n_layers=3, n_prompts=6, changed=1, permutations=4).filter(
+        pl.col("split") == "select", pl.col("measure") != "similarity"
+    )
+    rows = rows.with_columns(value=pl.when(pl.col("metric").str.ends_with("_nats")).then(0.0).otherwise("value"))
+    text = Page(build_report(write_run(tmp_path, rows, planted_manifest())).read_text(encoding="utf-8")).text
+    assert "There is no effect to explain: D = 0 nats, on 6 prompts." in text
+    assert "strongest" not in text
+    assert not (tmp_path / "figures/causal_map.svg").exists()
+    assert "nan" not in text.lower().split()
 
 
 def test_wider_writes_have_their_own_map(tmp_path: Path) -> None:

@@ -211,9 +211,7 @@ def _with_similarity(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     """CKA's jackknife interval, n of the whole-set values, and p and q where null draws are there."""
     place = ["split", "layer", "site", "unit", "control"]
     without = rows.filter(pl.col("metric") == "cka_without_prompt").sort("prompt")
-    without = without.group_by(place).agg(
-        n_states=pl.len(), spread=pl.col("value").std()
-    )  # NaN if any is: no interval from the others alone
+    without = without.group_by(place).agg(n_states=pl.len(), spread=pl.col("value").std())  # an undefined one: no interval
     table = table.join(without, on=place, how="left", nulls_equal=True, maintain_order="left")
     table = table.with_columns(n=pl.when(pl.col("measure") == "similarity").then(pl.coalesce("n", "n_states")).otherwise("n"))
     cka = ((pl.col("metric") == "cka") & pl.col("mean").is_not_nan()).fill_null(False)
