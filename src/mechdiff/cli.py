@@ -1,5 +1,6 @@
 """The command line: a verb parses, calls one function, prints. Everything heavy is imported inside the verb."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +40,7 @@ Folder = Annotated[Path, typer.Argument(help="A finished run's folder.", show_de
 
 def main() -> None:
     """Entry point: what a user can put right is one message and exit code 1; Ctrl-C says how to go on."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while others use the cores make a pass ten times slower
     try:
         code = app(standalone_mode=False)  # what a verb returns, or the code of an Exit: 130 after Ctrl-C
     except MechdiffError as error:
