@@ -83,5 +83,7 @@ def test_the_prompts_are_three_splits_without_overlap() -> None:
     from mechdiff.engine.prompts import read_prompts
 
     for name in ("courtesy", "arithmetic", "kazakh"):
-        texts = [prompt.text for split in ("fit", "select", "report") for prompt in read_prompts(demo.DATA / "prompts" / f"{name}_{split}.jsonl")]
+        texts = [
+            prompt.text for split in ("fit", "select", "report") for prompt in read_prompts(demo.DATA / "prompts" / f"{name}_{split}.jsonl")
+        ]
         assert len(texts) == len(set(texts)) >= 80
