@@ -27,7 +27,7 @@ from mechdiff.measures import divergence, patching, similarity
 from mechdiff.rows import empty
 from mechdiff.study.artifacts import RunFolder
 from mechdiff.study.manifest import engines, run_record
-from mechdiff.study.plan import Cell, n_positions, unit_of
+from mechdiff.study.plan import NEED_FIT, Cell, n_positions, unit_of
 from mechdiff.study.prepare import Prepared
 
 Progress = Callable[[str, float], None]
@@ -234,7 +234,7 @@ def _patching(run: _Run, cell: Cell, model: Model | None) -> Result:
 def _arm_states(run: _Run, cell: Cell) -> dict[str, Tensor]:
     """What an arm needs beside the prompts' own states: means over fit, or another prompt's tuned state."""
     key = cell.key
-    if key["arm"] in ("shift", "mean"):
+    if key["arm"] in NEED_FIT:
         means = {side: run.states(side, "fit", key["position"]).kinds[key["kind"]].mean(1) for side in ("base", "tuned")}
         return {"mean_base": means["base"], "mean_tuned": means["tuned"]}
     if key["arm"] == "resample":
