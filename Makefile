@@ -1,6 +1,7 @@
 # `make demo` and `make test` do all their own set-up in .venv; nothing outside the project is touched but the model cache.
 PYTHON ?= python3
 BIN := .venv/bin
+comma := ,
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: install demo test test-slow check bench clean
@@ -20,8 +21,8 @@ install: .venv/installed
 demo: .venv/embedded-model  ## the whole study on an embedded pair; the last line is the report's path
 	@$(BIN)/mechdiff demo
 
-test: .venv/embedded-model
-	$(BIN)/python -m pytest
+test: .venv/embedded-model  ## JAXTYPING=1: with the shapes of every signature checked
+	$(BIN)/python -m pytest $(if $(JAXTYPING),--jaxtyping-packages=mechdiff.engine$(comma)mechdiff.measures$(comma)beartype.beartype)
 
 test-slow: .venv/embedded-model  ## the demo end to end, against what is known of its fine-tune
 	$(BIN)/python -m pytest -m slow

@@ -9,23 +9,40 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    Cohere2Config,
     CohereConfig,
+    DeepseekV3Config,
+    Ernie4_5Config,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     Glm4Config,
+    GlmConfig,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
+    GraniteConfig,
+    GraniteMoeConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
     Olmo3Config,
+    OlmoConfig,
+    OlmoeConfig,
+    OPTConfig,
     Phi3Config,
+    PhiConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
+    SeedOssConfig,
     SmolLM3Config,
     StableLmConfig,
     Starcoder2Config,
@@ -65,7 +82,42 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "falcon": lambda: FalconConfig(**_NEOX, multi_query=True, parallel_attn=True),
     "falcon_sequential": lambda: FalconConfig(**_NEOX, multi_query=False, parallel_attn=False),
     "cohere": lambda: CohereConfig(**SIZES),
-}
+    "falcon_alibi": lambda: FalconConfig(**_NEOX, multi_query=False, parallel_attn=False, alibi=True),
+    "bloom": lambda: BloomConfig(**_SPECIAL, hidden_size=32, n_layer=4, n_head=4, pad_token_id=258, seq_length=128),
+    "opt": lambda: OPTConfig(**_NEOX | {"intermediate_size": 0}, ffn_dim=48, word_embed_proj_dim=32),
+    "granite": lambda: GraniteConfig(**SIZES, residual_multiplier=0.22, attention_multiplier=0.1, logits_scaling=2.0, embedding_multiplier=3.0),
+    "granitemoe": lambda: GraniteMoeConfig(**SIZES, residual_multiplier=0.22, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_next": lambda: Qwen3NextConfig(
+        **SIZES, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+        layer_types=["linear_attention", "full_attention"] * 2,
+    ),
+    "qwen3_5": lambda: Qwen3_5TextConfig(
+        **SIZES, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+        layer_types=["linear_attention", "full_attention"] * 2,
+    ),
+    "lfm2": lambda: Lfm2Config(**SIZES, layer_types=["conv", "full_attention"] * 2, block_auto_adjust_ff_dim=False),
+    "gemma": lambda: GemmaConfig(**SIZES, head_dim=16),
+    "glm": lambda: GlmConfig(**SIZES, head_dim=8),
+    "olmo": lambda: OlmoConfig(**SIZES),
+    "olmoe": lambda: OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2),
+    "qwen2_moe": lambda: Qwen2MoeConfig(
+        **SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16
+    ),
+    "deepseek_v3": lambda: DeepseekV3Config(
+        **SIZES | {"num_key_value_heads": 4}, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16,
+        n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1, moe_intermediate_size=16, first_k_dense_replace=2,
+    ),
+    "ernie4_5": lambda: Ernie4_5Config(**SIZES, head_dim=8),
+    "seed_oss": lambda: SeedOssConfig(**SIZES, head_dim=8),
+    "cohere2": lambda: Cohere2Config(**SIZES, sliding_window=8),
+    "phi": lambda: PhiConfig(**SIZES),
+}  # fmt: skip
+
+HYBRID = ("qwen3_next", "qwen3_5", "lfm2")
+"""Some blocks mix tokens by something else than attention: there is no site `z`."""
+RELAYED = ("falcon_alibi", "bloom", *HYBRID)
+"""Parallel tokens do not suit them: relay does."""
 
 
 def make_net(config: Any, *, seed: int = 0, attention: str | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:

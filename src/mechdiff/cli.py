@@ -40,7 +40,7 @@ Folder = Annotated[Path, typer.Argument(help="A finished run's folder.", show_de
 
 def main() -> None:
     """Entry point: what a user can put right is one message and exit code 1; Ctrl-C says how to go on."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while others use the cores make a pass ten times slower
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # wait a few microseconds awake, then sleep: long spins starve a busy machine
     try:
         code = app(standalone_mode=False)  # what a verb returns, or the code of an Exit: 130 after Ctrl-C
     except MechdiffError as error:

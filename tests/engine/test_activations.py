@@ -15,7 +15,7 @@ from mechdiff.engine.activations import capture, edited, forward, full_forward, 
 from mechdiff.engine.models import Model
 from mechdiff.engine.sites import KINDS, Site
 from mechdiff.errors import ModelError
-from pico import CONFIGS, pico, prompts
+from pico import CONFIGS, HYBRID, pico, prompts
 
 FAMILIES = st.sampled_from(sorted(CONFIGS))
 EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
@@ -57,10 +57,17 @@ def test_what_is_written_at_a_site_is_what_is_read_there(name):
         written = noise(2, model.shape.width(site.kind))
         with edited(model, {site: writer(written)}):
             after = everything(model)
-        assert torch.equal(after[site][-2:], written), site
+        if model.scale(site.kind) == 1:
+            assert torch.equal(after[site][-2:], written), site
+        else:  # divided by the scale and multiplied again
+            torch.testing.assert_close(after[site][-2:], written, rtol=2e-7, atol=0)
         assert torch.equal(after[site][:-2], before[site][:-2]), f"{site}: earlier positions were written too"
-        upstream = [other for other in sites_of(model) if other < site and not _one_tensor(model, other, site)]
+        upstream = [other for other in sites_of(model) if other < site and not _one_place(model, other, site)]
         assert all(torch.equal(after[other], before[other]) for other in upstream), f"{site} is written above its place"
+
+
+def _one_place(model: Model, first: Site, second: Site) -> bool:
+    return model.place(first) == model.place(second) or _one_tensor(model, first, second)
 
 
 def _one_tensor(model: Model, first: Site, second: Site) -> bool:
@@ -68,7 +75,8 @@ def _one_tensor(model: Model, first: Site, second: Site) -> bool:
     kinds = (first.kind, second.kind)
     if kinds == ("resid_post", "resid_pre"):
         return second.layer == first.layer + 1
-    return kinds == ("attn_proj", "attn_out") and first.layer == second.layer and model.family.attn_norm is None
+    plain = model.family.attn_norm is None and model.scale("attn_out") == 1
+    return kinds == ("attn_proj", "attn_out") and first.layer == second.layer and plain
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -109,7 +117,7 @@ def test_the_residual_stream_is_what_transformers_calls_hidden_states(name):
     assert torch.equal(last, hidden[-1][0])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in HYBRID])
 def test_property_4_heads_contributions_and_bias_sum_to_attn_proj(name):
     model = loaded(name)
     states = everything(model)

@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, BloomConfig, GPT2Config, LlamaConfig
+from transformers import AutoConfig, BloomConfig, GPT2Config, LlamaConfig, MptConfig, OPTConfig
 
 from mechdiff.engine.families import FAMILIES, family_named, family_of, shape_of, sliding_window
 from mechdiff.engine.sites import KINDS
 from mechdiff.errors import ModelError
-from pico import CONFIGS, SIZES, make_net, pico
+from pico import CONFIGS, HYBRID, SIZES, make_net, pico
 
-EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
-PARALLEL = ("neox_parallel", "stablelm_parallel", "falcon", "cohere")
+EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "granitemoe", "olmoe", "qwen2_moe", "qwen3_next", "deepseek_v3", "bloom", "opt")
+"""The table names a part of the MLP, or it has no one width."""
+PARALLEL = ("neox_parallel", "stablelm_parallel", "falcon", "cohere", "cohere2", "phi")
 """Attention and MLP read the same input and are added in one go: there is no state between them."""
 
 
@@ -24,18 +25,18 @@ def test_a_row_names_modules_that_are_there(name):
     family = family_of(net.config, name)
     assert net.get_submodule(family.embed) is net.get_input_embeddings()
     assert net.get_submodule(family.head) is net.get_output_embeddings()
-    assert net.get_submodule(family.final_norm).weight.shape == (32,)
+    assert list(net.get_submodule(family.final_norm).parameters()) or name == "olmo", "OLMo's norms have no weights"
     blocks = list(net.get_submodule(family.blocks).children())
     assert len(blocks) == net.config.num_hidden_layers
-    places = family.places(net.config)
-    assert set(places) == set(KINDS) - ({"resid_mid"} if name in PARALLEL else set())
-    assert {end for _, end in places.values()} == {"input", "output"}
-    for block in blocks:
+    for layer, block in enumerate(blocks):
+        places = family.places(net.config, layer)
+        assert set(places) == set(KINDS) - ({"resid_mid"} if name in PARALLEL else {"z"} if name in HYBRID else set())
+        assert {end for _, end in places.values()} == {"input", "output"}
         for path, _ in places.values():
             block.get_submodule(path)
 
 
-@pytest.mark.parametrize("kind", ["bloom", "mamba", "", "None"])
+@pytest.mark.parametrize("kind", ["mpt", "mamba", "", "None"])
 def test_an_unknown_family_is_refused_with_the_known_ones(kind):
     with pytest.raises(ModelError, match=rf"^some/model: the architecture '{kind}' is not one.*gemma2.*gpt_neox.*qwen3.*families\.py"):
         family_named(kind, "some/model")
@@ -43,11 +44,19 @@ def test_an_unknown_family_is_refused_with_the_known_ones(kind):
 
 def test_the_family_of_a_config_is_its_model_types_row():
     assert family_of(GPT2Config(), "x") is FAMILIES["gpt2"]
-    with pytest.raises(ModelError, match="'bloom'"):
-        family_of(BloomConfig(), "x")
+    with pytest.raises(ModelError, match="'mpt'"):
+        family_of(MptConfig(), "x")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("config", [OPTConfig(do_layer_norm_before=False), BloomConfig(apply_residual_connection_post_layernorm=True)])
+def test_a_variant_whose_blocks_add_up_in_another_way_is_refused(config):
+    with pytest.raises(
+        ModelError, match=r"^some/model: of the architecture '(opt|bloom)' mechdiff knows the variant with .* adds? up in another"
+    ):
+        family_of(config, "some/model")
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in HYBRID])
 def test_sizes_are_those_of_the_weights(name):
     model = pico(name)
     shape = shape_of(model.config)
@@ -55,7 +64,7 @@ def test_sizes_are_those_of_the_weights(name):
     assert shape.vocab == model.head.weight.shape[0] == SIZES["vocab_size"]
     projection = model.blocks[0].get_submodule(model.family.projection)
     assert projection.weight.numel() == shape.width("z") * shape.width("attn_proj")
-    assert shape.d_head == (16 if name in ("qwen3", "qwen3_moe", "gemma2", "gemma3") else 8)
+    assert shape.d_head == (16 if name in ("qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3", "deepseek_v3") else 8)
     assert {shape.width(kind) for kind in KINDS if kind != "z"} == {32}
     if name not in EXPERTS:
         mlp = {path: tuple(weight.shape) for path, weight in model.blocks[0].get_submodule(model.family.mlp).named_parameters()}
@@ -95,5 +104,6 @@ def test_a_sliding_window_is_how_many_tokens_the_last_one_attends_to(name):
         "gemma3": half,
         "gpt_oss": half,
         "olmo3": [8, 8, 8, None],
+        "cohere2": [8, 8, 8, None],
     }
     assert windows == expected.get(name, [None] * 4)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mechdiff.engine.activations import Clean, capture, forward
 from mechdiff.engine.models import Model, open_pair, wrap
-from mechdiff.engine.replay import ENGINES, Variant, Write, full, relay, replay
+from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, engine_for, full, relay, replay
 from mechdiff.engine.sites import KINDS, Site
-from pico import CONFIGS, pico, twin
+from pico import CONFIGS, RELAYED, pico, twin
 from pico import prompts as random_prompts
 
 LENGTHS = (5, 9, 21)
@@ -43,7 +43,13 @@ def foreign(name: str) -> Model:
 
 
 def cleans_of(model: Model, prompts: Sequence[Sequence[int]] = PROMPTS, sites: Sequence[Site] = (), n_pos: int = 1) -> list[Clean]:
-    return [capture(model, ids, sites, range(len(ids) - n_pos, len(ids)), keep_cache=True) for ids in prompts]
+    keep = ENGINES[engine_for(model.config)[0]] is replay
+    return [capture(model, ids, sites, range(len(ids) - n_pos, len(ids)), keep_cache=keep) for ids in prompts]
+
+
+def fast_engines(name: str) -> list[Engine]:
+    """All that must agree with the slow twin on a family."""
+    return [relay] if name in RELAYED else [replay, relay]
 
 
 def sites_of(model: Model) -> list[Site]:
@@ -63,10 +69,11 @@ def all_sorts_of_variants(model: Model, states: dict[Site, Tensor]) -> list[Vari
     windows: list[Variant] = [
         {site: Write(value=states[site]) for site in (Site(layer, "mlp_out"), Site(layer + 1, "mlp_out"))} for layer in (2, 0)
     ]
+    inner = Site(3, "z" if "z" in model.kinds() else "attn_proj")
     mixed: Variant = {
         Site(1, "attn_out"): Write(value=states[Site(1, "attn_out")]),
         Site(1, "mlp_out"): Write(value=states[Site(1, "mlp_out")], add=True),
-        Site(3, "z"): Write(value=states[Site(3, "z")]),
+        inner: Write(value=states[inner]),
     }
     return [*reversed(single), mixed, *added, *windows]
 
@@ -95,8 +102,8 @@ def test_replay_and_relay_are_the_full_forward_pass(name, attention, n_pos):
     assert expected.shape == (len(PROMPTS), 1 + len(variants), model.shape.vocab)
     moved = (expected[:, 1:] - expected[:, :1]).abs().amax((0, 2))
     assert moved.min() > 0.02, "each variant does something, so that agreement says something"
-    torch.testing.assert_close(replay(model, cleans, variants), expected, **CLOSE)
-    torch.testing.assert_close(relay(model, cleans, variants), expected, **CLOSE)
+    for engine in fast_engines(name):
+        torch.testing.assert_close(engine(model, cleans, variants), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -105,8 +112,9 @@ def test_replay_is_the_full_forward_pass_in_half_precision_within_its_floor(name
     cleans = cleans_of(model, TWO)
     variants = all_sorts_of_variants(model, states_of(foreign(name), 3, TWO))[::5]
     expected = full(model, cleans, variants)
-    for engine in (replay, relay):
-        assert kl(expected, engine(model, cleans, variants)).max() < FLOOR_NATS[torch.bfloat16]
+    floor = FLOOR_NATS[torch.bfloat16] * (10 if name == "olmoe" else 1)  # near a tie its router picks another expert
+    for engine in fast_engines(name):
+        assert kl(expected, engine(model, cleans, variants)).max() < floor
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the shared folder with stories260k is not beside the repository")
@@ -135,7 +143,7 @@ def test_row_0_is_the_models_own_forward_pass(name, dtype):
     variants = [{site: Write(value=states_of(foreign(name), 1, TWO)[site])}]
     with torch.inference_mode():
         own = torch.stack([model.net(torch.tensor([ids])).logits[0, -1].float() for ids in TWO])
-    for engine in ENGINES.values():
+    for engine in (*fast_engines(name), full):
         found = engine(model, cleans, variants)[:, 0]
         assert found.dtype == torch.float32
         assert kl(own, found).max() < FLOOR_NATS[dtype]
@@ -204,7 +212,8 @@ def test_property_1_a_models_own_states_change_nothing(name, dtype, n_pos):
     variants: list[Variant] = [{site: Write(value=value)} for site, value in states.items()]
     variants.append({site: Write(value=value) for site, value in states.items()})
     variants.append({site: Write(value=torch.zeros_like(value), add=True) for site, value in states.items()})
-    assert kl(own, replay(model, cleans, variants)).max() < FLOOR_NATS[dtype]
+    for engine in fast_engines(name):
+        assert kl(own, engine(model, cleans, variants)).max() < FLOOR_NATS[dtype]
     assert torch.equal(full(model, cleans, variants[-2:]), own.expand(-1, 3, -1))
 
 
@@ -230,7 +239,8 @@ def test_property_2_the_last_blocks_output_is_the_other_models_answer(name, dtyp
     cleans = cleans_of(tuned, TWO)
     assert kl(expected, torch.stack([clean.logits for clean in cleans])).min() > 5e-4
     assert torch.equal(full(tuned, cleans, variants)[:, 1], expected)
-    assert kl(expected, replay(tuned, cleans, variants)[:, 1]).max() < FLOOR_NATS[dtype]
+    for engine in fast_engines(name):
+        assert kl(expected, engine(tuned, cleans, variants)[:, 1]).max() < FLOOR_NATS[dtype]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -242,8 +252,8 @@ def test_property_3_all_positions_patched_is_the_hybrid_network(name):
     variants: list[Variant] = [{Site(layer, "resid_post"): Write(value=states[Site(layer, "resid_post")])} for layer in range(N_LAYERS)]
     expected = torch.stack([hybrid(base, tuned, layer)(ids) for layer in range(N_LAYERS)])
     torch.testing.assert_close(full(tuned, clean, variants)[0, 1:], expected, rtol=0, atol=0)
-    torch.testing.assert_close(relay(tuned, clean, variants)[0, 1:], expected, **CLOSE)
-    torch.testing.assert_close(replay(tuned, clean, variants)[0, 1:], expected, **CLOSE)
+    for engine in fast_engines(name):
+        torch.testing.assert_close(engine(tuned, clean, variants)[0, 1:], expected, **CLOSE)
 
 
 def hybrid(base: Model, tuned: Model, layer: int) -> Callable[[Sequence[int]], Tensor]:
@@ -259,7 +269,7 @@ def test_property_5_patches_before_the_first_change_do_nothing(name):
     base = loaded(name)
 
     def edit_mlp_of_block_2(net: nn.Module) -> None:
-        for parameter in blocks_of(net).get_submodule("2.mlp").parameters():
+        for parameter in blocks_of(net).get_submodule(f"2.{base.family.mlp}").parameters():
             parameter.mul_(1.3)
 
     tuned = twin(base, edit_mlp_of_block_2)
@@ -271,8 +281,9 @@ def test_property_5_patches_before_the_first_change_do_nothing(name):
     own = torch.stack([clean.logits for clean in cleans])[:, None]
     variants: list[Variant] = [{site: Write(value=value)} for site, value in before.items()]
     assert torch.equal(full(tuned, cleans, variants), own.expand(-1, 1 + len(variants), -1))
-    assert kl(own, replay(tuned, cleans, variants)).max() < FLOOR_NATS[torch.float32]
-    assert kl(own, replay(tuned, cleans, [{site: Write(value=value)} for site, value in after.items()])[:, 1:]).min() > 1e-5
+    for engine in fast_engines(name):
+        assert kl(own, engine(tuned, cleans, variants)).max() < FLOOR_NATS[torch.float32]
+        assert kl(own, engine(tuned, cleans, [{site: Write(value=value)} for site, value in after.items()])[:, 1:]).min() > 1e-5
 
 
 @settings(max_examples=25, deadline=None)
@@ -296,7 +307,7 @@ def test_property_7_patches_compose(name, data):
         {site: Write(value=value, add=True)},
         {site: Write(value=value / 4, add=True), above: Write(value=value * 3 / 4, add=True)},
     ]
-    for engine in ENGINES.values():
+    for engine in (*fast_engines(name), full):
         found = engine(model, cleans, variants)[:, 1:]
         torch.testing.assert_close(found[:, 1], found[:, 0], **CLOSE)
         torch.testing.assert_close(found[:, 3], found[:, 2], **CLOSE)
@@ -305,10 +316,10 @@ def test_property_7_patches_compose(name, data):
 
 
 @settings(max_examples=25, deadline=None)
-@given(FAMILIES, st.sampled_from([1, 3]), st.sampled_from(["replay", "relay"]), st.data())
-def test_property_19_packing_changes_nothing(name, n_pos, engine, data):
+@given(FAMILIES, st.sampled_from([1, 3]), st.data())
+def test_property_19_packing_changes_nothing(name, n_pos, data):
     """Which prompts and which variants share a pass, and in what order, is not seen in the numbers."""
-    model, run = loaded(name), ENGINES[engine]
+    model, run = loaded(name), data.draw(st.sampled_from(fast_engines(name)))
     cleans = cleans_of(model)
     everything = all_sorts_of_variants(model, states_of(foreign(name), n_pos))
     together = run(model, cleans, everything)

@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import FalconConfig
 
 from mechdiff.engine import replay as engine
-from mechdiff.engine.models import Model, open_pair, wrap
+from mechdiff.engine.models import Model, open_pair
 from mechdiff.engine.replay import full
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.errors import SelfCheckError
-from pico import CONFIGS, SIZES, make_net, pico, prompts
+from pico import CONFIGS, RELAYED, pico, prompts
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
 SHORT = prompts(2, shortest=4, longest=6)
@@ -25,9 +24,10 @@ BOTH = [*SHORT, *LONG]
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_passes_on_every_family(name):
     model = pico(name)
-    found = self_check(model, BOTH)
+    found = self_check(model, BOTH, engine=engine.ENGINES[engine.engine_for(model.config)[0]])
     assert found.sites == 4 * len(model.kinds())
-    assert 0 < found.replay_nats < 1e-10, "above zero: foreign states were really run"
+    assert found.replay_nats < 1e-10
+    assert found.replay_nats > 0 or name in RELAYED, "above zero: foreign states were really run (relay may give the same bits)"
     assert 0 <= found.floor_nats < 1e-10
     assert found.worst_site.split(".")[1] in model.kinds()
     assert set(found.record()) == {"sites", "worst_site", "replay_nats", "floor_nats"}
@@ -190,15 +190,15 @@ def test_logits_that_are_no_numbers_are_caught():
 # ---- models that parallel tokens do not suit ---------------------------------------------------------------------------------------
 
 
-def test_attention_biased_by_distance_goes_by_relay():
-    """ALiBi takes no mask of four dimensions: the engine is chosen by the config, with its reason, and passes the check."""
-    sizes = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
-    model = wrap(make_net(FalconConfig(**sizes, alibi=True)), side="base", ref="falcon with ALiBi")
-    name, reason = engine.engine_for(model.config)
-    assert (name, "ALiBi" in reason) == ("relay", True)
-    assert self_check(model, BOTH, engine=engine.ENGINES[name]).replay_nats < 1e-10
+@pytest.mark.parametrize(
+    ("name", "reason"), [("falcon_alibi", "ALiBi"), ("bloom", "ALiBi"), ("qwen3_next", "running state"), ("lfm2", "running state")]
+)
+def test_the_engine_is_chosen_by_the_config_with_its_reason(name, reason):
+    chosen, why = engine.engine_for(CONFIGS[name]())
+    assert chosen == "relay"
+    assert reason in why
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in RELAYED])
 def test_all_others_go_by_replay(name):
     assert engine.engine_for(CONFIGS[name]())[0] == "replay"

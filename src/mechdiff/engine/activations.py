@@ -30,11 +30,43 @@ def edited(model: Model, edits: Mapping[Site, Edit]) -> Iterator[None]:
     try:
         for site in sorted(edits):
             module, end = model.place(site)
-            handles.append(_hook(module, end, edits[site]))
+            edit = _scaled(edits[site], model.scale(site.kind))
+            if model.family.flat:
+                edit, handle = _unflattened(edit, model.blocks[site.layer])
+                handles.append(handle)
+            handles.append(_hook(module, end, edit))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _scaled(edit: Edit, scale: float) -> Edit:
+    """The same edit for a module whose output is multiplied by `scale` before it is the state; entries that it leaves stay bit for bit."""
+    if scale == 1:
+        return edit
+
+    def scaled(tensor: Tensor) -> None:
+        before = tensor * scale
+        state = before.clone()
+        edit(state)
+        tensor.copy_(torch.where(state == before, tensor, state / scale))
+
+    return scaled
+
+
+def _unflattened(edit: Edit, block: nn.Module) -> tuple[Edit, Any]:
+    """The same edit where the block handles `[batch, pos, d]` as one table, and the handle of the hook that notes the batch's size."""
+    n_batch = 1
+
+    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal n_batch
+        n_batch = len(args[0] if args else kwargs["hidden_states"])
+
+    def unflattened(tensor: Tensor) -> None:
+        edit(tensor.view(n_batch, -1, tensor.shape[-1]))
+
+    return unflattened, block.register_forward_pre_hook(note, with_kwargs=True)
 
 
 def _hook(module: nn.Module, end: str, edit: Edit) -> Any:

@@ -1,13 +1,12 @@
 """One row per architecture: where its blocks are and which module holds each site. No torch here.
 
 To add a family, add a row to `FAMILIES` under the `model_type` of its config and a tiny config to `tests/pico.py`: every test of the
-engine then runs on it. Read the block's `forward` for four facts: the path of the attention's output projection, whether a norm stands
-between that projection (or the MLP) and the residual stream, which module reads the residual stream between attention and MLP, and
-whether both are added in parallel (then nothing does, and `resid_mid` does not exist). A name is never guessed: what the row says must
-be there when a model is loaded, or loading fails.
+engine then runs on it (docs/FAMILIES.md says how in twenty lines). A name is never guessed: what the row says must be there when a model is
+loaded, or loading fails; and what the sites hold is proved on every run by the self-check.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from mechdiff.errors import ModelError
@@ -32,17 +31,31 @@ class Family:
     head: str = "lm_head"
     parallel_flag: str | None = None
     """Config field that, when true, adds attention and MLP in parallel: `resid_mid` then does not exist."""
+    mixers: Mapping[str, str] = field(default_factory=dict)
+    """Hybrids: `layer_types` of the config whose blocks mix tokens by something else than attention -> its output projection."""
+    scale: str | None = None
+    """Config field that multiplies what attention and MLP give before it is added to the residual stream."""
+    flat: bool = False
+    """The MLP half of the block sees its prompts as one `[batch * pos, d]` table."""
+    only_if: Mapping[str, Any] = field(default_factory=dict)
+    """Config fields and the values that they must have for this row to hold."""
 
-    def places(self, config: Any) -> dict[str, tuple[str, str]]:
-        """Site kind -> (module path inside the block, "input" or "output"); "" is the block itself."""
+    def places(self, config: Any, layer: int = 0) -> dict[str, tuple[str, str]]:
+        """Site kind -> (module path inside this block, "input" or "output"); "" is the block itself.
+
+        Hybrids have no `z`: what goes into the projection differs in kind and width from block to block.
+        """
+        projection = self.mixers.get(config.layer_types[layer], self.projection) if self.mixers else self.projection
         places = {
             "resid_pre": ("", "input"),
-            "z": (self.projection, "input"),
-            "attn_proj": (self.projection, "output"),
-            "attn_out": (self.attn_norm or self.projection, "output"),
+            "z": (projection, "input"),
+            "attn_proj": (projection, "output"),
+            "attn_out": (self.attn_norm or projection, "output"),
             "mlp_out": (self.mlp_norm or self.mlp, "output"),
             "resid_post": ("", "output"),
         }
+        if self.mixers:
+            del places["z"]
         if self.mid and not (self.parallel_flag and getattr(config, self.parallel_flag)):
             places["resid_mid"] = (self.mid, "input")
         return places
@@ -63,11 +76,23 @@ FAMILIES: dict[str, Family] = {
     "phi3": _LLAMA,
     "smollm3": _LLAMA,
     "starcoder2": _LLAMA,
+    "granite": Family(scale="residual_multiplier"),
+    "granitemoe": Family(scale="residual_multiplier", mlp="block_sparse_moe"),
+    "gemma": _LLAMA,
+    "olmo": _LLAMA,
+    "olmoe": _LLAMA,
+    "qwen2_moe": _LLAMA,
+    "deepseek_v3": _LLAMA,
+    "ernie4_5": _LLAMA,
+    "seed_oss": _LLAMA,
+    "glm": _LLAMA,
     "olmo2": _OLMO,
     "olmo3": _OLMO,
     "glm4": Family(attn_norm="post_self_attn_layernorm", mlp_norm="post_mlp_layernorm"),
     "stablelm": Family(parallel_flag="use_parallel_residual"),
     "cohere": Family(mid=None),
+    "cohere2": Family(mid=None),
+    "phi": Family(projection="self_attn.dense", mid=None, final_norm="model.final_layernorm"),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
     "gpt2": Family(
@@ -80,6 +105,19 @@ FAMILIES: dict[str, Family] = {
     "falcon": Family(
         blocks="transformer.h", projection="self_attention.dense", embed="transformer.word_embeddings", final_norm="transformer.ln_f",
         parallel_flag="parallel_attn",
+    ),
+    "bloom": Family(
+        blocks="transformer.h", projection="self_attention.dense", mlp="mlp.dense_4h_to_h", embed="transformer.word_embeddings",
+        final_norm="transformer.ln_f", only_if={"apply_residual_connection_post_layernorm": False},
+    ),
+    "opt": Family(
+        blocks="model.decoder.layers", projection="self_attn.out_proj", mid="final_layer_norm", mlp="fc2", embed="model.decoder.embed_tokens",
+        final_norm="model.decoder.final_layer_norm", flat=True, only_if={"do_layer_norm_before": True},
+    ),
+    "qwen3_next": Family(mixers={"linear_attention": "linear_attn.out_proj"}),
+    "qwen3_5_text": Family(mixers={"linear_attention": "linear_attn.out_proj"}),
+    "lfm2": Family(
+        projection="self_attn.out_proj", mixers={"conv": "conv.out_proj"}, mid="ffn_norm", mlp="feed_forward", final_norm="model.embedding_norm"
     ),
 }  # fmt: skip
 
@@ -95,8 +133,15 @@ def family_named(kind: str, ref: str) -> Family:
 
 
 def family_of(config: Any, ref: str) -> Family:
-    """The table's row for a transformers config."""
-    return family_named(config.model_type, ref)
+    """The table's row for a transformers config. Raises ModelError where the row does not hold for this variant of the architecture."""
+    family = family_named(config.model_type, ref)
+    for name, value in family.only_if.items():
+        if getattr(config, name) != value:
+            raise ModelError(
+                f"{ref}: of the architecture {config.model_type!r} mechdiff knows the variant with {name}={value}; this model has "
+                f"{name}={getattr(config, name)}, whose blocks add up in another way."
+            )
+    return family
 
 
 def sliding_window(config: Any, layer: int) -> int | None:
@@ -136,14 +181,14 @@ class Shape:
 def shape_of(config: Any) -> Shape:
     """The sizes that a transformers config states."""
     heads = config.num_attention_heads
-    mlp = (getattr(config, name, None) for name in ("ffn_hidden_size", "intermediate_size", "n_inner"))
+    mlp = (getattr(config, name, None) for name in ("ffn_hidden_size", "intermediate_size", "n_inner", "ffn_dim"))
     return Shape(
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
         n_heads=heads,
         n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        d_head=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        d_head=getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads,
         d_mlp=next((size for size in mlp if size), 4 * config.hidden_size),
         vocab=config.vocab_size,
-        context=config.max_position_embeddings,
+        context=int(getattr(config, "max_position_embeddings", 0) or getattr(config, "seq_length", 1 << 20)),
     )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from mechdiff.engine.families import Family, Shape, family_named, shape_of
+from mechdiff.engine.families import Family, Shape, family_of, shape_of
 from mechdiff.engine.sites import KINDS, Site
 from mechdiff.engine.sources import Source, load_config, load_tokenizer, quiet, resolve
 from mechdiff.errors import ModelError
@@ -52,25 +52,28 @@ class Model:
 
     def place(self, site: Site) -> tuple[nn.Module, str]:
         """The module of a site, and whether the site is its "input" or "output". ModelError where the model has no such site."""
-        places = self.family.places(self.config)
-        if site.kind not in places or site.layer >= self.shape.n_layers:
+        if site.kind not in self.kinds() or site.layer >= self.shape.n_layers:
             raise ModelError(
                 f"{self.ref} has no site {site}: its blocks are 0 to {self.shape.n_layers - 1}, its sites {', '.join(self.kinds())}."
             )
-        path, end = places[site.kind]
+        path, end = self.family.places(self.config, site.layer)[site.kind]
         return self.blocks[site.layer].get_submodule(path), end
+
+    def scale(self, kind: str) -> float:
+        """What the model multiplies a module's output by before it is the state that `kind` names (1 in most families)."""
+        return float(getattr(self.config, self.family.scale)) if self.family.scale and kind in ("attn_out", "mlp_out") else 1.0
 
 
 def wrap(net: nn.Module, *, side: Side, ref: str) -> Model:
     """A Model around a loaded network: its family looked up and every module that the family's row names checked to be there."""
     config: Any = net.config
-    family, shape = family_named(config.model_type, ref), shape_of(config)
+    family, shape = family_of(config, ref), shape_of(config)
     try:
         blocks = list(net.get_submodule(family.blocks).children())
         for path in (family.embed, family.final_norm):
             net.get_submodule(path)
-        for block in blocks:
-            for path, _ in family.places(config).values():
+        for layer, block in enumerate(blocks):
+            for path, _ in family.places(config, layer).values():
                 block.get_submodule(path)
         head = net.get_submodule(family.head)
     except AttributeError as error:

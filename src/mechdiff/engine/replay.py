@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from mechdiff.engine.activations import Clean, Edit, edited, forward
-from mechdiff.engine.families import sliding_window
+from mechdiff.engine.families import FAMILIES, sliding_window
 from mechdiff.engine.models import Model
 from mechdiff.engine.sites import Site
 
@@ -75,8 +75,10 @@ def replay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -
         start = stairs.row[variant] * n_pos
         return tensor[:, start : start + n_pos]
 
+    order = torch.tensor([0, *stairs.row], device=model.device) * n_pos + n_pos - 1
+
     def decisions(head: Any, args: tuple) -> tuple[Tensor]:
-        return (args[0].reshape(n_prompts, n_rows * n_pos, -1)[:, n_pos - 1 :: n_pos],)
+        return (args[0].reshape(n_prompts, n_rows * n_pos, -1)[:, order],)
 
     with _growing(model, grow), edited(model, _edits(variants, rows_of)):
         handle = model.head.register_forward_pre_hook(decisions)
@@ -85,7 +87,7 @@ def replay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -
                              position_ids=prefix.positions, past_key_values=prefix.cache(), use_cache=True)  # fmt: skip
         finally:
             handle.remove()
-    return output.logits.reshape(n_prompts, n_rows, -1)[:, [0, *stairs.row]].float()
+    return output.logits.reshape(n_prompts, n_rows, -1).float()
 
 
 def relay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -> Tensor:
@@ -93,6 +95,8 @@ def relay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) ->
     stairs = _Stairs.of(variants, len(model.blocks))
 
     def grow(layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        if kwargs.get("alibi") is not None:
+            kwargs["alibi"] = kwargs["alibi"].repeat(stairs.rows[layer], *[1] * (kwargs["alibi"].ndim - 1))
         born = stairs.born[layer]
         return torch.cat([hidden, hidden[:1].expand(born, -1, -1)]) if born else hidden
 
@@ -125,8 +129,10 @@ ENGINES: dict[str, Engine] = {"replay": replay, "relay": relay, "full": full}
 
 def engine_for(config: Any) -> tuple[str, str]:
     """The fastest engine that is right for a model of this transformers config, and why."""
-    if getattr(config, "alibi", False):
+    if getattr(config, "alibi", config.model_type == "bloom"):
         return "relay", "its attention adds a bias for each distance (ALiBi), which parallel tokens cannot be given"
+    if FAMILIES[config.model_type].mixers:
+        return "relay", "some of its blocks keep a running state instead of keys and values, which parallel tokens would share"
     return "replay", "it keeps plain keys and values, so variants run as parallel tokens"
 
 

@@ -6,7 +6,8 @@
 2. *What is read is what is written*: the states of a site, read in one forward pass and written back in a second one, change no bit of the
    logits, site by site.
 3. *Replay is the forward pass*: the state of another token written at every site, once by replay and once by whole hooked forward passes
-   (each sequence of a batch patched at another block), gives the same next-token law. Models whose cache is no plain list of keys and values
+   (each sequence of a batch patched at another block), gives the same next-token law: every kind of site on a prompt's first tokens, one kind
+   on a whole prompt. Models whose cache is no plain list of keys and values
    run through replay without a complaint and are silently wrong; this is what finds them.
 
 A failure raises SelfCheckError that names the site: no number from this model would be worth anything.
@@ -29,7 +30,7 @@ TOLERANCE_NATS = {torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 0.3}
 """Largest KL(full forward || replay) of a foreign state at any site; half precision rounds differently in other matrix shapes."""
 
 FEW = 8
-"""Tokens on which states are written back: what is wrong with a place is wrong on any of them, and each kind takes a pass of the whole model."""
+"""Tokens on which every kind is tried: what is wrong with a place is wrong on any of them, and each kind takes passes of the whole model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +50,20 @@ class SelfCheck:
 
 
 def self_check(model: Model, prompts: Sequence[Sequence[int]], *, kinds: Sequence[str] | None = None, engine: Engine = replay) -> SelfCheck:
-    """Check `model` at the site `kinds` (default: all that it has) on the shortest of `prompts`, and replay on the longest too where some
+    """Check `model` at the site `kinds` (default: all that it has) on the shortest of `prompts`, and on the longest too where some
     blocks attend to a sliding window that it outgrows. Raises SelfCheckError that names the site."""
     ids, longest = min(prompts, key=len), max(prompts, key=len)
     kinds = model.kinds() if kinds is None else kinds
     every = [Site(layer, kind) for layer in range(model.shape.n_layers) for kind in model.kinds()]
-    clean = capture(model, ids, every, [len(ids) - 1, len(ids) // 2], keep_cache=True)
+    clean = capture(model, ids, every, [len(ids) - 1, len(ids) // 2], keep_cache=engine is replay)
     _adds_up(model, clean.states)
     _writes_back(model, clean.ids[:FEW], kinds)
     foreign = [{site: clean.states[site][1:] for site in every if site.kind == kind} for kind in kinds]
-    found = [_replays(model, clean, states, engine) for states in foreign]
+    few = capture(model, ids[:FEW], [], [0], keep_cache=engine is replay)
+    found = [*(_replays(model, few, states, engine) for states in foreign), _replays(model, clean, foreign[-1], engine)]
     window = getattr(model.config, "sliding_window", None)
     if window and len(longest) > window:
-        found.append(_replays(model, capture(model, longest, [], [0], keep_cache=True), foreign[-1], engine))
+        found.append(_replays(model, capture(model, longest, [], [0], keep_cache=engine is replay), foreign[-1], engine))
     nats, site, _ = max(found)
     return SelfCheck(
         sites=len(kinds) * model.shape.n_layers, worst_site=str(site), replay_nats=nats, floor_nats=max(floor for _, _, floor in found)
@@ -91,7 +93,8 @@ def _claims(model: Model, states: dict[Site, Tensor]) -> Iterator[tuple[Site, Te
             yield Site(layer, "resid_pre"), states[Site(layer - 1, "resid_post")], "resid_post of the block before"
         if norm:
             with torch.inference_mode():
-                yield Site(layer, "attn_out"), block.get_submodule(norm)(at["attn_proj"]), "attn_proj after the post-norm"
+                normed = block.get_submodule(norm)(at["attn_proj"])
+            yield Site(layer, "attn_out"), normed * model.scale("attn_out"), "attn_proj after the post-norm"
         attended = at["resid_pre"] + at["attn_out"]
         if "resid_mid" in at:
             yield Site(layer, "resid_mid"), attended, "resid_pre + attn_out"

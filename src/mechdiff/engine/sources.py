@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mechdiff.engine.families import family_named
+from mechdiff.engine.families import family_named, family_of
 from mechdiff.errors import ModelError
 
 
@@ -148,7 +148,7 @@ def load_config(source: Source, *, trust: bool = False) -> Any:
             config = AutoConfig.from_pretrained(source.load, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise _unreadable(source, "config", error) from error
-    family_named(config.model_type, source.ref)
+    family_of(config, source.ref)
     return config
 
 

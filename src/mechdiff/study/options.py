@@ -83,7 +83,7 @@ class SimilarityOptions(LayeredOptions):
 
 
 class PatchingOptions(LayeredOptions):
-    sites: Kinds = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+    sites: Kinds = ("attn_out", "resid_mid", "mlp_out", "resid_post")  # resid_pre is the resid_post of the block before
     arms: Annotated[tuple[str, ...], BeforeValidator(some_of(ARMS))] = ("identity", "shift", "mean", "resample")
     directions: Annotated[tuple[str, ...], BeforeValidator(_directions)] = DIRECTIONS
     positions: Annotated[tuple[str, ...], BeforeValidator(_positions)] = ("decision",)
