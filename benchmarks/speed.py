@@ -1,57 +1,67 @@
-"""The same patching cells by replay, by plain hooked forward passes, by TransformerLens and by nnsight, side by side in one process.
+"""How long one counterfactual run takes: mechdiff's replay, plain hooked forward passes, TransformerLens and nnsight, side by side in one run.
 
-    make bench        # a virtual environment of its own with the peers in it; writes docs/SPEED.md
+    make bench        about ten minutes on two cores; writes docs/SPEED.md
 
-A cell is one counterfactual run: the base's state written at one site of the tuned model, at the last token, and the KL of the next-token law against
-the clean one. Base: SmolLM2-135M-Instruct. Tuned: the embedded adapter, merged, so that every tool loads the same plain model. Peers run fewer cells
-(a cell costs them a whole forward pass); every figure is milliseconds a cell, the best of several repetitions, taken in turns.
+A cell is one counterfactual run: the base's state written at one site of the tuned model, at the last token, and the KL of the next-token law
+against the clean one. Base: SmolLM2-135M-Instruct. Tuned: the embedded adapter, merged, so that every tool runs the same plain network on the
+same token ids. Every tool computes the same cells; those for which a cell is a whole forward pass run fewer prompts. They take turns, and
+each figure is the best of its turns: on a shared machine the slower ones measure the neighbours.
 """
 
 import argparse
+import copy
 import json
 import platform
-import resource
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechdiff.demo import DATA, embedded_model
 from mechdiff.engine.activations import Clean, capture
-from mechdiff.engine.models import Model, open_pair
+from mechdiff.engine.models import Model, open_pair, wrap
 from mechdiff.engine.replay import full, replay
 from mechdiff.engine.sites import Site
 from mechdiff.measures.outcome import kl_nats
 from mechdiff.measures.patching import variants
 
 KINDS = ("resid_post", "attn_out", "mlp_out")
+OUT = Path(__file__).parents[1] / "docs" / "SPEED.md"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """A pair on one tuned model, eight prompts, and the base's states on them."""
+    """A tuned model, prompts, and the base's states on them."""
 
     tuned: Model
+    tokenizer: object
     folder: Path
     cleans: list[Clean]
     states: dict[Site, list[Tensor]]
+    """Site -> by prompt, `[1, d]`"""
 
     @property
-    def n_layers(self) -> int:
-        return self.tuned.shape.n_layers
+    def layers(self) -> range:
+        return range(self.tuned.shape.n_layers)
+
+    def written(self, kind: str, prompts: Sequence[int]) -> Tensor:
+        return torch.stack([torch.stack([self.states[Site(layer, kind)][i] for i in prompts]) for layer in self.layers])
+
+    def cells(self, kinds: Sequence[str]) -> list[Site]:
+        return [Site(layer, kind) for kind in kinds for layer in self.layers]
 
 
 def prepare(n_prompts: int, dtype: str, folder: Path) -> Bench:
-    """Merged tuned model on disk and in memory, and both models' clean passes."""
-    pair = open_pair(str(embedded_model()), str(DATA / "adapters" / "courtesy"), dtype=dtype)
+    """The merged tuned model on disk and in memory, and both models' clean passes of prompts of 60 to 200 tokens."""
+    pair = open_pair(str(embedded_model()), str(DATA / "adapters" / "courtesy"), dtype=dtype, device="auto")
     tokenizer = pair.tokenizer("tuned")
-    texts = [json.loads(line)["text"] for name in ("arithmetic", "kazakh") for line in (DATA / "prompts" / f"{name}_report.jsonl").open()]
+    files = [DATA / "prompts" / f"{name}_{split}.jsonl" for name in ("arithmetic", "kazakh") for split in ("fit", "report")]
+    texts = [json.loads(line)["text"] for file in files for line in file.read_text("utf-8").splitlines()]
     rendered = [tokenizer.apply_chat_template([{"role": "user", "content": t}], add_generation_prompt=True, tokenize=False) for t in texts]
     ids = sorted((tokenizer(text, add_special_tokens=False)["input_ids"] for text in rendered), key=len)
     ids = [one for one in ids if 60 <= len(one) <= 200]
@@ -63,190 +73,282 @@ def prepare(n_prompts: int, dtype: str, folder: Path) -> Bench:
         merged = pair._adapted.merge_and_unload()
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    plain = open_pair(str(folder), str(folder), dtype=dtype)
+    plain = open_pair(str(folder), str(folder), dtype=dtype, device="auto")
     with plain.use("tuned") as tuned:
         cleans = [capture(tuned, one, [], [0], keep_cache=True) for one in ids]
-    return Bench(tuned=tuned, folder=folder, cleans=cleans, states={site: [c.states[site] for c in captured] for site in sites})
+    states = {site: [clean.states[site] for clean in captured] for site in sites}
+    return Bench(tuned=tuned, tokenizer=plain.tokenizer("tuned"), folder=folder, cleans=cleans, states=states)
 
 
-def written(bench: Bench, kind: str, prompts: list[int]) -> Tensor:
-    return torch.stack([torch.stack([bench.states[Site(layer, kind)][i] for i in prompts]) for layer in range(bench.n_layers)])
+# ---- the contestants: each gives the KLs `[prompt, cell]` of some prompts at some kinds of site, in the order of `Bench.cells`
+
+Contestant = Callable[[Sequence[int], Sequence[str]], Tensor]
 
 
-# ---- the contestants: each gives KLs `[prompt, cell]` of the first `len(prompts)` prompts at `kinds`
+def by_replay(bench: Bench) -> Contestant:
+    def run(prompts: Sequence[int], kinds: Sequence[str]) -> Tensor:
+        cleans = [bench.cleans[i] for i in prompts]
+        chosen = [variant for kind in kinds for variant in variants(kind, bench.layers, bench.written(kind, prompts))]
+        own = torch.stack([clean.logits for clean in cleans])[:, None]
+        return kl_nats(own, replay(bench.tuned, cleans, chosen)[:, 1:])
+
+    return run
 
 
-def by_replay(bench: Bench, prompts: list[int], kinds: tuple[str, ...], *, together: bool = True) -> Tensor:
-    cleans = [bench.cleans[i] for i in prompts]
-    per_kind = [variants(kind, range(bench.n_layers), written(bench, kind, prompts)) for kind in kinds]
-    passes = [[v for chosen in per_kind for v in chosen]] if together else per_kind
-    own = torch.stack([clean.logits for clean in cleans])[:, None]
-    return torch.cat([kl_nats(own, replay(bench.tuned, cleans, chosen)[:, 1:]) for chosen in passes], 1)
+def by_hooks(bench: Bench) -> Contestant:
+    def run(prompts: Sequence[int], kinds: Sequence[str]) -> Tensor:
+        found = []
+        for i in prompts:
+            chosen = [variant for kind in kinds for variant in variants(kind, bench.layers, bench.written(kind, [i]))]
+            found.append(kl_nats(bench.cleans[i].logits, full(bench.tuned, [bench.cleans[i]], chosen)[0, 1:]))
+        return torch.stack(found)
+
+    return run
 
 
-def by_hooks(bench: Bench, prompts: list[int], kinds: tuple[str, ...]) -> Tensor:
-    found = []
-    for i in prompts:
-        clean = bench.cleans[i]
-        chosen = [v for kind in kinds for v in variants(kind, range(bench.n_layers), written(bench, kind, [i]))]
-        found.append(kl_nats(clean.logits, full(bench.tuned, [clean], chosen)[0, 1:]))
-    return torch.stack(found)
-
-
-def by_transformer_lens(bench: Bench, prompts: list[int], kinds: tuple[str, ...]) -> Tensor:
+def by_transformer_lens(bench: Bench) -> Contestant:
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoTokenizer
 
     names = {"resid_post": "blocks.{}.hook_out", "attn_out": "blocks.{}.attn.hook_out", "mlp_out": "blocks.{}.mlp.hook_out"}
     bridge = TransformerBridge.boot_transformers(
-        str(bench.folder), hf_model=bench.tuned.net, tokenizer=AutoTokenizer.from_pretrained(bench.folder), device="cpu"
+        str(bench.folder), hf_model=copy.deepcopy(bench.tuned.net), tokenizer=bench.tokenizer, device=str(bench.tuned.device)
     )
     bridge.eval()
-    found: list[Tensor] = []
 
-    def run() -> Tensor:
-        found.clear()
+    def cell(i: int, site: Site) -> Tensor:
+        def write(activation: Tensor, hook: object) -> Tensor:
+            activation[:, -1:] = bench.states[site][i]
+            return activation
+
         with torch.inference_mode():
-            for i in prompts:
-                for kind in kinds:
-                    for layer in range(bench.n_layers):
-                        state = bench.states[Site(layer, kind)][i]
+            logits = bridge.run_with_hooks(bench.cleans[i].ids[None], fwd_hooks=[(names[site.kind].format(site.layer), write)])
+        return kl_nats(bench.cleans[i].logits, logits[0, -1].float())
 
-                        def write(activation: Tensor, hook: object, state: Tensor = state) -> Tensor:
-                            activation[:, -1:] = state
-                            return activation
-
-                        logits = bridge.run_with_hooks(bench.cleans[i].ids[None], fwd_hooks=[(names[kind].format(layer), write)])
-                        found.append(kl_nats(bench.cleans[i].logits, logits[0, -1]))
-        return torch.stack(found).reshape(len(prompts), -1)
-
-    by_transformer_lens.run = run  # type: ignore[attr-defined]
-    return run()
+    return lambda prompts, kinds: torch.stack([torch.stack([cell(i, site) for site in bench.cells(kinds)]) for i in prompts])
 
 
-def by_nnsight(bench: Bench, prompts: list[int], kinds: tuple[str, ...]) -> Tensor:
-    from nnsight import LanguageModel
-    from transformers import AutoTokenizer
+def by_nnsight(bench: Bench, invokes: int) -> Contestant:
+    """One trace a cell, or one trace for every `invokes` cells, which nnsight runs as one batch."""
+    from nnsight import TransformersModel
 
-    lens = LanguageModel(bench.tuned.net, tokenizer=AutoTokenizer.from_pretrained(bench.folder))
-    found = []
-    with torch.inference_mode():
-        for i in prompts:
-            ids = bench.cleans[i].ids[None]
-            for kind in kinds:
-                for layer in range(bench.n_layers):
-                    state = bench.states[Site(layer, kind)][i]
-                    with lens.trace(ids):
-                        block = lens.model.layers[layer]
-                        if kind == "resid_post":
-                            block.output[:, -1:] = state
-                        elif kind == "mlp_out":
-                            block.mlp.output[:, -1:] = state
-                        else:
-                            block.self_attn.output[0][:, -1:] = state
-                        logits = lens.lm_head.output[:, -1].save()
-                    found.append(kl_nats(bench.cleans[i].logits, logits[0]))
-    return torch.stack(found).reshape(len(prompts), -1)
+    lens = TransformersModel(copy.deepcopy(bench.tuned.net), tokenizer=bench.tokenizer, task="text-generation")
+
+    def traced(i: int, sites: Sequence[Site]) -> list[Tensor]:
+        ids, saved = bench.cleans[i].ids[None], []
+        with torch.inference_mode(), lens.trace() as tracer:
+            for site in sites:
+                state = bench.states[site][i]
+                with tracer.invoke(ids):
+                    block = lens.model.layers[site.layer]
+                    if site.kind == "resid_post":
+                        block.output[:, -1:] = state
+                    elif site.kind == "mlp_out":
+                        block.mlp.output[:, -1:] = state
+                    else:
+                        block.self_attn.output[0][:, -1:] = state
+                    saved.append(lens.lm_head.output[:, -1].save())
+        return [kl_nats(bench.cleans[i].logits, logits[0].float()) for logits in saved]
+
+    def run(prompts: Sequence[int], kinds: Sequence[str]) -> Tensor:
+        cells = bench.cells(kinds)
+        parts = [cells[start : start + invokes] for start in range(0, len(cells), invokes)]
+        return torch.stack([torch.stack([kl for part in parts for kl in traced(i, part)]) for i in prompts])
+
+    return run
 
 
 # ---- measuring
 
 
-def timed(work: Callable[[], Tensor], repeats: int) -> tuple[float, Tensor]:
-    """Best seconds of `repeats`, and the result."""
-    best, result = float("inf"), torch.empty(0)
-    for _ in range(repeats):
-        started = time.perf_counter()
-        result = work()
-        best = min(best, time.perf_counter() - started)
-    return best, result
+def seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
-def matrix_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of products of the model's own sizes: 480 rows through an MLP matrix and the unembedding."""
-    rows, up, head = torch.randn(480, 576, dtype=dtype), torch.randn(576, 1536, dtype=dtype), torch.randn(576, 49152, dtype=dtype)
-    rates = []
-    for matrix in (up, head):
-        seconds, _ = timed(lambda matrix=matrix: rows @ matrix, 7)
-        rates.append(2 * 480 * matrix.numel() / seconds)
-    return statistics.mean(rates)
+def best(work: Callable[[], object], turns: int = 5) -> float:
+    return min(seconds_of(work) for _ in range(turns))
+
+
+def matrix_rate(bench: Bench) -> float:
+    """Floating-point operations a second of products of the model's own sizes: 480 rows through an MLP matrix and the unembedding, in the
+    proportion in which a cell needs them."""
+    shape, dtype, device = bench.tuned.shape, bench.tuned.dtype, bench.tuned.device
+    rows = torch.randn(480, shape.d_model, dtype=dtype, device=device)
+    share = 2 * shape.vocab * shape.d_model / flops_a_cell(bench)
+    cost = 0.0
+    for width, weight in ((shape.d_mlp, 1 - share), (shape.vocab, share)):
+        matrix = torch.randn(shape.d_model, width, dtype=dtype, device=device)
+        cost += weight * best(lambda matrix=matrix: rows @ matrix, 9) / (2 * 480 * matrix.numel())
+    return 1 / cost
 
 
 def flops_a_cell(bench: Bench) -> float:
-    """Multiplications and additions that replay must do for one cell: half the blocks on average, and the whole unembedding."""
+    """Multiplications and additions that a cell needs: half the blocks on average (a variant is born where it is edited), and the unembedding."""
     shape = bench.tuned.shape
     head = shape.vocab * shape.d_model
     return 2 * ((shape.parameters - head) * (shape.n_layers + 1) / (2 * shape.n_layers) + head)
 
 
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Most memory that this process held while `work` ran (Linux; 0 elsewhere)."""
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():
+        return 0
+    reset.write_text("5")
+    work()
+    return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+
+
+def packs(bench: Bench, n_variants: int, prompts: int) -> list[list[int]]:
+    """Prompts in passes of at most 512 rows, as a study packs them."""
+    size = max(1, 512 // (n_variants + 1))
+    return [list(range(start, min(start + size, prompts))) for start in range(0, prompts, size)]
+
+
+def in_packs(bench: Bench, kinds: Sequence[str], prompts: int) -> Tensor:
+    run = by_replay(bench)
+    return torch.cat([run(pack, kinds) for pack in packs(bench, len(kinds) * len(bench.layers), prompts)])
+
+
+def shallow(bench: Bench, n_layers: int) -> Bench:
+    """The same network with its lowest blocks alone."""
+    net = copy.deepcopy(bench.tuned.net)
+    net.model.layers = nn.ModuleList(list(net.model.layers)[:n_layers])
+    net.config.num_hidden_layers = n_layers
+    tuned = wrap(net, side="tuned", ref=f"{n_layers} blocks")
+    return replace(bench, tuned=tuned, cleans=[capture(tuned, clean.ids.tolist(), [], [0], keep_cache=True) for clean in bench.cleans])
+
+
+# ---- the tables
+
+
+@dataclass(kw_only=True)
+class Line:
+    """One contestant: what it runs, on how many prompts, and what it found."""
+
+    name: str
+    run: Callable[[], Tensor]
+    n_prompts: int
+    seconds: float = float("inf")
+    kls: Tensor | None = None
+
+    @property
+    def cost(self) -> float:
+        """Milliseconds a cell."""
+        assert self.kls is not None
+        return 1e3 * self.seconds / self.kls.numel()
+
+
+def contestants(bench: Bench, everyone: int, few: int, peers: bool) -> list[Line]:
+    plain = by_hooks(bench)
+    lines = [
+        Line(name="**mechdiff replay**, 90 variants a prompt", run=lambda: in_packs(bench, KINDS, everyone), n_prompts=everyone),
+        Line(
+            name="**mechdiff replay**, 30 variants a prompt",
+            run=lambda: torch.cat([in_packs(bench, [kind], everyone) for kind in KINDS], 1),
+            n_prompts=everyone,
+        ),
+        Line(name="plain hooks, a forward pass a cell", run=lambda: plain(range(few), KINDS), n_prompts=few),
+    ]
+    if peers:
+        lens, one, batched = by_transformer_lens(bench), by_nnsight(bench, 1), by_nnsight(bench, 30)
+        lines += [
+            Line(name=f"TransformerLens {version('transformer-lens')}", run=lambda: lens(range(few), KINDS), n_prompts=few),
+            Line(name=f"nnsight {version('nnsight')}", run=lambda: one(range(few), KINDS), n_prompts=few),
+            Line(name=f"nnsight {version('nnsight')}, 30 invokes a trace", run=lambda: batched(range(few), KINDS), n_prompts=few),
+        ]
+    return lines
+
+
+def side_by_side(bench: Bench, everyone: int, few: int, turns: int, peers: bool) -> list[str]:
+    lines, rate = contestants(bench, everyone, few, peers), 0.0
+    for turn in range(turns):
+        rate = max(rate, matrix_rate(bench))
+        for line in lines:
+            for _ in range(3 if "replay" in line.name else 1):
+                found: list[Tensor] = []
+                line.seconds = min(line.seconds, seconds_of(lambda line=line, found=found: found.append(line.run())))
+                line.kls = found[0]
+            print(f"turn {turn + 1}: {line.name}, {line.cost:.2f} ms a cell", flush=True)
+    oracle = next(line.kls for line in lines if line.name.startswith("plain"))
+    assert oracle is not None
+    fastest_other = min(line.cost for line in lines if "replay" not in line.name)
+    text = [
+        "| tool | cells | ms a cell | the best other / this | largest difference of a KL from plain hooks, nats |",
+        "|---|---|---|---|---|",
+    ]
+    for line in lines:
+        assert line.kls is not None
+        apart = float((line.kls[:few] - oracle).abs().max())
+        text.append(f"| {line.name} | {line.kls.numel()} | {line.cost:.2f} | {fastest_other / line.cost:.1f} | {apart:.1e} |")
+    cost = min(line.cost for line in lines if "replay" in line.name) / 1e3
+    reached = flops_a_cell(bench) / cost
+    text += [
+        "",
+        f"A cell needs {flops_a_cell(bench) / 1e9:.3f} GFLOP. Matrix products of the model's own sizes ran at up to {rate / 1e9:.0f} GFLOP/s in this "
+        f"run; replay, with everything around them, at {reached / 1e9:.0f}: {reached / rate:.0%}. Largest KL {float(oracle.max()):.2f} nats.",
+    ]
+    return text
+
+
+def floor(bench: Bench) -> float:
+    """Largest KL of an unedited replayed row against the model's own forward pass, in nats."""
+    found = replay(bench.tuned, bench.cleans, variants("mlp_out", bench.layers, bench.written("mlp_out", range(len(bench.cleans)))))
+    return float(kl_nats(torch.stack([clean.logits for clean in bench.cleans]), found[:, 0]).max())
+
+
+def growth(bench: Bench) -> list[str]:
+    """How the cost of a cell moves with variants, prompts, blocks and prompt length, and what memory does."""
+    text = ["| what grows | value | ms a cell | peak memory of the process, GiB |", "|---|---|---|---|"]
+
+    def row(what: str, value: int, work: Callable[[], Tensor]) -> None:
+        cells = work().numel()
+        peak = peak_bytes(work)
+        text.append(f"| {what} | {value} | {best(work) / cells * 1e3:.2f} | {peak / 2**30:.2f} |")
+
+    n_prompts = len(bench.cleans)
+    for n in (1, 2, 3):
+        row("variants a prompt", 30 * n, lambda n=n: in_packs(bench, KINDS[:n], n_prompts))
+    for n in (1, 2, 4, 8, 16, 32):
+        if n <= n_prompts:
+            row("prompts (30 variants each)", n, lambda n=n: in_packs(bench, KINDS[:1], n))
+    for i in (0, n_prompts // 2, n_prompts - 1):
+        row("tokens of one prompt (90 variants)", len(bench.cleans[i].ids), lambda i=i: by_replay(bench)([i], KINDS))
+    for n in (10, 20, 30):
+        smaller = shallow(bench, n)
+        row("blocks (3 variants each)", n, lambda smaller=smaller: in_packs(smaller, KINDS, n_prompts))
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--peer-prompts", type=int, default=1, help="prompts that the peers run (a whole forward pass for each cell)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--peer-prompts", type=int, default=1, help="prompts on which a cell may cost a whole forward pass")
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     torch.set_num_threads(2)
-    with tempfile.TemporaryDirectory() as folder:
-        report(prepare(asked.prompts, asked.dtype, Path(folder)), asked)
-
-
-def report(bench: Bench, asked: argparse.Namespace) -> None:
-    everyone, few = (
-        list(range(asked.prompts)),
-        list(range(0, asked.prompts, max(1, asked.prompts // asked.peer_prompts)))[: asked.peer_prompts],
-    )
-    lengths = [len(clean.ids) for clean in bench.cleans]
-    print(
-        f"# {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers {version('transformers')}, {asked.dtype}"
-    )
-    print(f"prompts of {lengths} tokens; {bench.n_layers} blocks x {len(KINDS)} sites\n")
-    rate = matrix_rate(bench.tuned.dtype)
-    contestants: dict[str, tuple[Callable[[], Tensor], list[int]]] = {
-        "replay, 90 variants a prompt": (lambda: by_replay(bench, everyone, KINDS), everyone),
-        "replay, 30 variants a prompt": (lambda: by_replay(bench, everyone, KINDS, together=False), everyone),
-        "plain hooks, a full forward a cell": (lambda: by_hooks(bench, few, KINDS), few),
-    }
-    if not asked.no_peers:
-        contestants[f"TransformerLens {version('transformer-lens')}"] = (lambda: by_transformer_lens(bench, few, KINDS), few)
-        contestants[f"nnsight {version('nnsight')}"] = (lambda: by_nnsight(bench, few, KINDS), few)
-    found = {}
-    for _ in range(asked.repeats):
-        for name, (work, prompts) in contestants.items():
-            if name in found and not name.startswith(("replay", "plain")):
-                continue  # one round of the slow ones
-            seconds, kls = timed(work, 1)
-            if name not in found or seconds < found[name][0]:
-                found[name] = (seconds, kls, prompts)
-    oracle = found["plain hooks, a full forward a cell"][1]
-    fastest = min(seconds / kls.numel() for name, (seconds, kls, _) in found.items() if not name.startswith("replay"))
-    print("| tool | cells | ms a cell | times the best other | largest difference of KL from plain hooks, nats |\n|---|---|---|---|---|")
-    for name, (seconds, kls, prompts) in found.items():
-        shared = kls[[prompts.index(i) for i in few]] if len(prompts) > len(few) else kls
-        cost, apart = seconds / kls.numel(), float((shared - oracle).abs().max())
-        print(f"| {name} | {kls.numel()} | {cost * 1e3:.2f} | {fastest / cost:.1f} | {apart:.1e} |")
-    best = min(seconds / kls.numel() for name, (seconds, kls, _) in found.items() if name.startswith("replay"))
-    print(f"\nmatrix rate of the machine {rate / 1e9:.0f} GFLOP/s; replay reaches {flops_a_cell(bench) / best / 1e9:.0f} GFLOP/s, ", end="")
-    print(f"{flops_a_cell(bench) / best / rate:.0%} of it ({flops_a_cell(bench) / 1e9:.3f} GFLOP a cell)\n")
-    growth(bench)
-
-
-def growth(bench: Bench) -> None:
-    """How the cost of a cell moves with variants, prompts, blocks and prompt length."""
-    print("| what grows | value | ms a cell |\n|---|---|---|")
-    kinds_of = {30: KINDS[:1], 60: KINDS[:2], 90: KINDS}
-    for n, kinds in kinds_of.items():
-        seconds, kls = timed(lambda kinds=kinds: by_replay(bench, list(range(4)), kinds), 3)
-        print(f"| variants a prompt (4 prompts) | {n} | {seconds / kls.numel() * 1e3:.2f} |")
-    for n in (1, 2, 4, 8):
-        if n <= len(bench.cleans):
-            seconds, kls = timed(lambda n=n: by_replay(bench, list(range(n)), KINDS[:1]), 3)
-            print(f"| prompts in a pass (30 variants) | {n} | {seconds / kls.numel() * 1e3:.2f} |")
-    for i in (0, len(bench.cleans) // 2, len(bench.cleans) - 1):
-        seconds, kls = timed(lambda i=i: by_replay(bench, [i], KINDS), 3)
-        print(f"| tokens of the prompt (90 variants) | {len(bench.cleans[i].ids)} | {seconds / kls.numel() * 1e3:.2f} |")
-    print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    text = [
+        "# Speed", "", "Written by `make bench` (`benchmarks/speed.py` says what is measured).", "",
+        f"{platform.machine()}, {torch.get_num_threads()} threads, {'CUDA' if torch.cuda.is_available() else 'CPU'}; torch {torch.__version__}, "
+        f"transformers {version('transformers')}.",
+    ]  # fmt: skip
+    for dtype in ("float32", "bfloat16"):
+        with tempfile.TemporaryDirectory() as folder:
+            bench = prepare(asked.prompts, dtype, Path(folder))
+            lengths = ", ".join(str(len(clean.ids)) for clean in bench.cleans)
+            sizes = f"Prompts of {lengths} tokens; {len(bench.layers)} blocks x {len(KINDS)} sites."
+            text += ["", f"## {dtype}", "", f"{sizes} Noise floor {floor(bench):.0e} nats.", ""]
+            peers = not asked.no_peers and dtype == "float32"
+            text += side_by_side(bench, asked.prompts, asked.peer_prompts, asked.turns, peers)
+            if dtype == "float32":
+                text += ["", "## Growth (float32)", "", *growth(prepare(32, dtype, Path(folder) / "more"))]
+    asked.out.write_text("\n".join(text) + "\n", encoding="utf-8")
+    print(asked.out.read_text(), end="")
 
 
 if __name__ == "__main__":

@@ -94,11 +94,11 @@ def _asked(study: Path | None, base: str | None, tuned: str | None, prompts: Pat
 
 @app.command()
 def demo(
-    name: Annotated[str, typer.Argument(help="Which embedded fine-tune: courtesy.")] = "courtesy",
+    name: Annotated[str, typer.Argument(help="Which embedded fine-tune: courtesy, arithmetic or kazakh.")] = "courtesy",
     out: Out = None,
     quick: Quick = False,
 ) -> None:
-    """The whole study on an embedded pair, with no network. The last line printed is the report's path."""
+    """The whole study on an embedded pair, with no network: one planted change (courtesy), cognition (arithmetic), culture (kazakh). The last line printed is the report's path."""
     from mechdiff.demo import NAMES, demo_study
     from mechdiff.errors import StudyError
     from mechdiff.study.config import RunOptions

