@@ -98,7 +98,7 @@ def demo(
     out: Out = None,
     quick: Quick = False,
 ) -> None:
-    """The whole study on an embedded pair, with no network: a planted change, cognition (arithmetic) or culture (kazakh). Prints the report's path."""
+    """The whole study on an embedded pair, with no network: a planted change, arithmetic or Kazakh. Prints the report's path."""
     from mechdiff.demo import NAMES, demo_study
     from mechdiff.errors import StudyError
     from mechdiff.study.config import RunOptions

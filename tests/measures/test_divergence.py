@@ -1,5 +1,6 @@
 import math
 
+import polars as pl
 import pytest
 import torch
 
@@ -45,3 +46,37 @@ def test_a_token_that_the_base_excludes_makes_d_infinite() -> None:
     assert value["kl_tuned_base_nats"] == math.inf
     assert value["kl_base_tuned_nats"] == pytest.approx(-math.log(1 - 1 / (1 + math.e)), rel=1e-6)
     assert value["js_nats"] < math.log(2)
+
+
+def test_over_text_each_position_is_held_against_the_definition() -> None:
+    base, tuned = torch.randn(9, 31) * 3, torch.randn(9, 31) * 3
+    tuned[6] = base[6]
+    said = torch.tensor([4, 30, 0])
+    found = divergence.over_text(base, tuned, said, n_bytes=7, prompt="p", split="report")
+    log_b, log_t = base.double().log_softmax(-1), tuned.double().log_softmax(-1)
+    by_metric = {
+        metric: part["value"].to_torch()
+        for (metric,), part in found.filter(pl.col("unit").is_not_null()).group_by("metric", maintain_order=True)
+    }
+    torch.testing.assert_close(by_metric["kl_tuned_base_nats"], (log_t.exp() * (log_t - log_b)).sum(-1), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(by_metric["kl_base_tuned_nats"], (log_b.exp() * (log_b - log_t)).sum(-1), rtol=1e-5, atol=1e-9)
+    mean = torch.logaddexp(log_b, log_t) - math.log(2)
+    js = ((log_b.exp() * (log_b - mean)).sum(-1) + (log_t.exp() * (log_t - mean)).sum(-1)) / 2
+    torch.testing.assert_close(by_metric["js_nats"], js, rtol=1e-5, atol=1e-9)
+    assert by_metric["top1_same"].tolist() == (base.argmax(-1) == tuned.argmax(-1)).double().tolist()
+    assert found.filter(pl.col("unit") == "token 6", pl.col("metric") == "js_nats")["value"].to_list() == [0.0]
+    whole = dict(found.filter(pl.col("unit").is_null()).select("metric", "value").iter_rows())
+    apart = [i for i in range(6, 9) if base[i].argmax() != tuned[i].argmax()]
+    assert whole["first_divergence"] == apart[0]
+    expected = -sum(float(log_t[6 + i, token]) for i, token in enumerate(said.tolist())) / math.log(2) / 7
+    assert abs(whole["bits_per_byte_tuned"] - expected) < 1e-9
+
+
+def test_over_text_models_that_never_part_have_no_first_divergence() -> None:
+    laws = torch.randn(5, 8)
+    found = divergence.over_text(laws, laws.clone(), torch.tensor([1, 2]), n_bytes=2, prompt="p", split="report")
+    whole = dict(found.filter(pl.col("unit").is_null()).select("metric", "value").iter_rows())
+    assert math.isnan(whole["first_divergence"])
+    assert whole["bits_per_byte_base"] == whole["bits_per_byte_tuned"]
+    nothing = divergence.over_text(laws, laws, torch.tensor([], dtype=torch.long), n_bytes=0, prompt="p", split="report")
+    assert nothing.filter(pl.col("metric").str.starts_with("bits"))["value"].is_nan().all()

@@ -5,16 +5,24 @@ from pydantic import ValidationError
 
 from mechdiff.engine.sites import KINDS
 from mechdiff.errors import StudyError
-from mechdiff.study.options import ARMS, DIRECTIONS, MEASURES, PatchingOptions, SimilarityOptions
+from mechdiff.study.options import ARMS, DIRECTIONS, MEASURES, FactorialOptions, PatchingOptions, SimilarityOptions
 
 
 def test_defaults() -> None:
-    assert MEASURES == ("divergence", "similarity", "patching")
+    assert MEASURES == ("divergence", "similarity", "patching", "factorial")
     assert SimilarityOptions().sites == ("attn_out", "mlp_out", "resid_post")
     assert PatchingOptions().arms == ("identity", "shift", "mean", "resample")
     assert PatchingOptions().directions == DIRECTIONS
     assert PatchingOptions().positions == ("decision",)
     assert PatchingOptions().windows == ()
+
+
+def test_a_factorial_at_all_positions_is_split_at_few_evenly_spaced_layers() -> None:
+    given = FactorialOptions()
+    assert given.layers_at("decision", 30) == tuple(range(30))
+    assert given.layers_at("all", 30) == (2, 7, 12, 17, 22, 27)
+    assert given.layers_at("all", 4) == (0, 1, 2, 3)
+    assert FactorialOptions(layers=[3, 5]).layers_at("all", 30) == (3, 5)
 
 
 def test_defaults_are_in_the_order_that_a_check_gives() -> None:

@@ -66,7 +66,7 @@ def test_the_planted_edit_is_where_the_rows_say(finished: tuple[pl.DataFrame, di
     assert value(rows, **cell, arm="identity", site="attn_out", layer=0) < 1e-10
     assert value(rows, **cell, arm="identity", site="attn_out", layer=1) > 1e-3
     assert value(rows, **cell, arm="oracle", site="attn_out", layer=1) < 1e-10
-    d = value(rows, measure="divergence", metric="kl_tuned_base_nats", split="report")
+    d = value(rows, measure="divergence", metric="kl_tuned_base_nats", split="report", unit=None)
     assert value(rows, **cell, arm="identity", site="resid_post", layer=3) == pytest.approx(d, rel=1e-5), (
         "after the last block: the other model"
     )
@@ -144,7 +144,7 @@ def test_windows_and_positions_on_request(pair: Path, tmp_path: Path) -> None:
         "arm": "identity",
         "site": "resid_post",
     }
-    d = value(rows, measure="divergence", metric="kl_tuned_base_nats", split="report")
+    d = value(rows, measure="divergence", metric="kl_tuned_base_nats", split="report", unit=None)
     assert value(rows, **cell, unit="all_pos", layer=1) < 1e-10, "all of the change is upstream of block 2"
     assert value(rows, **cell, unit="all_pos", layer=0) == pytest.approx(d, rel=1e-5)
     assert value(rows, **cell, unit=None, layer=1) > 1e-4, "one position is not all of them"

@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 METRICS = ("kl_own_nats", "kl_other_nats", "js_own_nats", "top1_same", "logit_diff_divergent")
@@ -46,11 +46,11 @@ _BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A clean next-token law, and what every comparison against it needs; made once by `reference`."""
+    """A clean next-token law (or one for each row), and what every comparison against it needs; made once by `reference`."""
 
-    logits: Float[Tensor, " vocab"]
-    probabilities: Float[Tensor, " vocab"]
-    top: int
+    logits: Float[Tensor, "*row vocab"]
+    probabilities: Float[Tensor, "*row vocab"]
+    top: Int[Tensor, "*row"]
     """The token of the highest logit."""
     masked: bool
     """Some tokens have logit -inf."""
@@ -58,14 +58,14 @@ class Reference:
     """Some probabilities are too small for float32, so that a sum weighted by them may miss what a run makes of those tokens."""
 
 
-def reference(logits: Float[Tensor, " vocab"]) -> Reference:
-    """The law of these logits, in float32, or in float64 if they are."""
+def reference(logits: Float[Tensor, "*row vocab"]) -> Reference:
+    """The law of these logits (of each row), in float32, or in float64 if they are."""
     logits = logits.detach()
     if logits.dtype != torch.float64:
         logits = logits.float()
     probabilities = torch.softmax(logits, -1)
     masked, vanishing = bool(logits.amin() == -math.inf), bool(probabilities.amin() < _SMALLEST_PROBABILITY)
-    return Reference(logits=logits, probabilities=probabilities, top=int(logits.argmax()), masked=masked, vanishing=vanishing)
+    return Reference(logits=logits, probabilities=probabilities, top=logits.argmax(-1), masked=masked, vanishing=vanishing)
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def outcomes(
             block = logits[i, at]
             found["kl_own_nats"][i, at], found["js_own_nats"][i, at] = _kl_and_js(own, block, with_js=True)
             found["kl_other_nats"][i, at] = _kl_and_js(other, block, with_js=False)[0]
-            found["top1_same"][i, at] = (block[:, own.top] == block.amax(-1)).cpu().double()
+            found["top1_same"][i, at] = (block[:, int(own.top)] == block.amax(-1)).cpu().double()
     found["logit_diff_divergent"] = logit_diff_divergent(logits, tuned_clean[:, None], base_clean[:, None])
     return found
 
@@ -126,33 +126,38 @@ def _kl_and_js(
     u = logits.to(p.dtype) - law.logits
     if law.masked:
         u.masked_fill_((logits == -math.inf) & (law.logits == -math.inf), 0.0)
-    u -= (u @ p)[:, None]
+    u -= _expected(u, p)[:, None]
     within = u.amax(-1) <= _LARGEST_LOG_RATIO if law.vanishing else torch.tensor(True, device=u.device)
     growth = torch.expm1(u)
-    excess = torch.sub(growth, u) @ p
+    excess = _expected(torch.sub(growth, u), p)
     kl = torch.log1p(excess)
     js = _js_centred(p, u.sub_(kl[:, None]), growth, excess) if with_js else torch.full_like(kl, math.nan)
     trusted = excess.isfinite() & ~js.isinf() & within
     kl, js = torch.log1p(excess.cpu().double()), js.cpu().double().clamp(max=math.log(2))
     if not trusted.all():
         redo = (~trusted).nonzero()[:, 0]
-        kl[redo.cpu()], js[redo.cpu()] = _from_definition(law.logits, logits[redo])
+        kl[redo.cpu()], js[redo.cpu()] = _from_definition(law.logits if law.logits.ndim == 1 else law.logits[redo], logits[redo])
     return kl, js
 
 
+def _expected(values: Float[Tensor, "row vocab"], p: Float[Tensor, "*row vocab"]) -> Float[Tensor, " row"]:
+    """The mean of each row of values under one law, or under the row's own."""
+    return values @ p if p.ndim == 1 else (values * p).sum(-1)
+
+
 def _js_centred(
-    p: Float[Tensor, " vocab"], log_ratio: Float[Tensor, "row vocab"], growth: Float[Tensor, "row vocab"], excess: Float[Tensor, " row"]
+    p: Float[Tensor, "*row vocab"], log_ratio: Float[Tensor, "row vocab"], growth: Float[Tensor, "row vocab"], excess: Float[Tensor, " row"]
 ) -> Float[Tensor, " row"]:
     """E_p[(1+t) log(1+t) - (2+t) log(1+t/2)]/2 with log(1+t) = `log_ratio` and 1+t = (1+growth)/(1+excess); overwrites both tables."""
     half = growth.sub_(excess[:, None]).mul_(0.5 / (1 + excess[:, None]))  # t/2
     log_mean = torch.log1p(half)
     rest = log_ratio.sub_(log_mean)
     term = torch.sub(rest, log_mean, out=log_mean).addcmul_(half, rest, value=2)
-    return (term @ p) / 2
+    return _expected(term, p) / 2
 
 
 def _from_definition(
-    reference_logits: Float[Tensor, " vocab"], logits: Float[Tensor, "row vocab"]
+    reference_logits: Float[Tensor, "*row vocab"], logits: Float[Tensor, "row vocab"]
 ) -> tuple[Float64[Tensor, " row"], Float64[Tensor, " row"]]:
     """KL and JS in float64 from log-softmaxes: for rows that differ so much that their rounding does not matter."""
     log_p = torch.log_softmax(reference_logits.cpu().double(), -1)
@@ -169,11 +174,15 @@ def _from_definition(
 def _over_rows(
     reference_logits: Float[Tensor, "... vocab"], logits: Float[Tensor, "... vocab"], *, with_js: bool
 ) -> tuple[Float64[Tensor, "..."], Float64[Tensor, "..."]]:
-    """KL and JS over any leading axes; rows that share a reference, if adjacent, are handled together."""
+    """KL and JS over any leading axes; rows that share a reference, if adjacent, are handled together, as are rows with one each."""
     lead, laws = logits.shape[:-1], reference_logits.reshape(-1, reference_logits.shape[-1])
     which = torch.arange(len(laws)).reshape(reference_logits.shape[:-1]).expand(lead).reshape(-1)
     table = logits.reshape(-1, logits.shape[-1])
     kl, js = torch.empty(len(table), dtype=torch.float64), torch.empty(len(table), dtype=torch.float64)
+    if len(laws) == len(table) > 1:
+        for at in _blocks(table):
+            kl[at], js[at] = _kl_and_js(reference(laws[at]), table[at], with_js=with_js)
+        return kl.reshape(lead), js.reshape(lead)
     ids, counts = torch.unique_consecutive(which, return_counts=True)
     start = 0
     for i, count in zip(ids.tolist(), counts.tolist(), strict=True):

@@ -25,7 +25,7 @@ at one position is not the effect at all of them; and a written state can be one
 Logit differences are linear where KL saturates (Heimersheim & Nanda 2024, arXiv 2404.15255), so both are given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 import torch
@@ -73,7 +73,9 @@ def donors(n_prompts: int, seed: int) -> list[int]:
     return donor
 
 
-def variants(kind: str, layers: Sequence[int], written: Float[Tensor, "layer prompt pos d"], width: int = 1) -> list[Variant]:
+def variants(
+    kind: str, layers: Sequence[int], written: Float[Tensor, "layer prompt pos d"] | Mapping[int, Tensor], width: int = 1
+) -> list[Variant]:
     """One variant for each of `layers`: `written[block]` at `kind`, at that block and the `width - 1` blocks above it."""
     return [{Site(layer, kind): Write(value=written[layer]) for layer in range(first, first + width)} for first in layers]
 

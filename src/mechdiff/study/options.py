@@ -55,7 +55,8 @@ class Options(Section):
 
 
 class DivergenceOptions(Options):
-    """No options."""
+    over_text: bool = True  # beside the decision position: every position of the prompts and of a continuation
+    continuation: Annotated[int, Field(ge=0, le=4096)] = 24  # tokens of the tuned model's own greedy answer that both models read
 
 
 class LayeredOptions(Options):
@@ -90,12 +91,25 @@ class PatchingOptions(LayeredOptions):
     windows: Annotated[tuple[int, ...], BeforeValidator(lambda given: whole_numbers(given, 2))] = ()  # widths, in layers
 
 
+class FactorialOptions(LayeredOptions):
+    positions: Annotated[tuple[Literal["decision", "all"], ...], BeforeValidator(_positions)] = ("decision", "all")
+    all_positions_layers: Count = 6  # at all positions: so many splits, evenly spaced (their states are kept on disk)
+    swaps: Annotated[int, Field(ge=0, le=100_000)] = 200  # draws of the label-swap null
+
+    def layers_at(self, position: str, n_layers: int) -> tuple[int, ...]:
+        """The split points meant: all at the decision position, few where whole sequences are crossed."""
+        layers = self.layer_numbers(n_layers)
+        few = min(len(layers), self.all_positions_layers)
+        return layers if position == "decision" else tuple(layers[(2 * i + 1) * len(layers) // (2 * few)] for i in range(few))
+
+
 class Measures(Section):
     """Every measure there is, in the order in which they run, and its options; None: not asked for."""
 
     divergence: DivergenceOptions | None = None
     similarity: SimilarityOptions | None = None
     patching: PatchingOptions | None = None
+    factorial: FactorialOptions | None = None
 
     def asked(self) -> dict[str, Options]:
         """The measures asked for, with their options."""

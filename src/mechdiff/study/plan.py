@@ -16,10 +16,13 @@ from mechdiff.engine.families import Shape
 from mechdiff.engine.prompts import SPLITS
 from mechdiff.engine.sites import KINDS
 from mechdiff.study.config import StudyConfig
-from mechdiff.study.options import PatchingOptions
+from mechdiff.study.options import DIRECTIONS, PatchingOptions
 
 MAX_ROWS = 512
 """Rows of one replayed pass, unless the user says otherwise."""
+
+TEXTS_AT_A_TIME = 8
+"""Prompts whose laws at every position are in memory together."""
 
 NEED_FIT = ("shift", "mean")
 NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
@@ -71,7 +74,7 @@ class Plan:
     @property
     def replayed(self) -> int:
         """Counterfactual runs: one edit, one prompt."""
-        return sum(cell.key["n_variants"] * len(cell.items) for cell in self.cells if cell.stage == "patching")
+        return sum(cell.key["n_variants"] * len(cell.items) for cell in self.cells if "n_variants" in cell.key)
 
     @property
     def flops(self) -> float:
@@ -129,21 +132,25 @@ class _Planner:
         self.skipped: list[dict[str, str]] = []
         self.patching = study.measures.patching
         self.similarity = study.measures.similarity
+        self.factorial = study.measures.factorial if _sizes(shapes["base"]) == _sizes(shapes["tuned"]) else None
 
     def plan(self, bytes_per_weight: int, adapter: bool) -> Plan:
         captures = [cell for side in ("base", "tuned") for cell in self._captures(side)]
         checks = [self._selfcheck(side) for side in ("base", "tuned") if self.wanted]
-        cells = [*checks, *captures, *self._divergence(), *self._similarity(), *self._patching()]
+        cells = [*checks, *captures, *self._divergence(), *self._texts(), *self._similarity(), *self._patching(), *self._factorial()]
         weights = [shape.parameters * bytes_per_weight for shape in self.shapes.values()]
-        wide = sum(self.shape.width(kind) for kind in self.wanted)
-        states = sum(2 * 4 * len(cell.items) * self._n_pos(cell) * self.shape.n_layers * wide for cell in captures[: len(captures) // 2])
+        states = sum(self._states_bytes(cell) for cell in captures)
         return Plan(
             cells=tuple(cells),
             skipped=tuple(self.skipped),
             weights_bytes=weights[0] if adapter else sum(weights),
             states_bytes=states + sum(8 * len(items) * self.shape.vocab for items in self.splits.values()),
-            pass_bytes=max((4 * 3 * self.shape.vocab * self._rows(cell) for cell in cells if cell.stage == "patching"), default=0),
+            pass_bytes=max((4 * 3 * self.shape.vocab * self._rows(cell) for cell in cells if "n_variants" in cell.key), default=0),
         )
+
+    def _states_bytes(self, cell: Cell) -> int:
+        wide = sum(self.shape.width(kind) for kind in cell.key["kinds"])
+        return 4 * len(cell.items) * self._n_pos(cell) * len(cell.key["layers"]) * wide
 
     def _skip(self, what: str, why: str) -> None:
         entry = {"what": what, "why": why}
@@ -159,8 +166,9 @@ class _Planner:
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """Site kinds whose states are captured."""
+        """Site kinds whose states are captured at the decision position."""
         asked = {kind for options in (self.patching, self.similarity) if options for kind in options.sites}
+        asked |= {"resid_post"} if self.factorial else set()
         for kind in sorted(asked - set(self.kinds), key=KINDS.index):
             self._skip(f"site {kind}", "these models add attention and MLP in parallel: the residual stream has no place between them")
         return tuple(kind for kind in KINDS if kind in asked and kind in self.kinds)
@@ -187,18 +195,23 @@ class _Planner:
         )
 
     def _captures(self, side: str) -> Iterator[Cell]:
-        for split, position in self._states_needed():
+        for split, position, kinds, layers in self._states_needed():
             for shard in self._packed(split, position):
-                key = self._key(shard, stage="capture", side=side, split=split, position=position, kinds=self.wanted)
+                what = {"split": split, "position": position, "kinds": kinds, "layers": layers}
+                key = self._key(shard, stage="capture", side=side, **what)
                 yield Cell(stage="capture", key=key, items=shard, side=side, flops=self._flops(sum(i.tokens for i in shard), len(shard)))
 
-    def _states_needed(self) -> list[tuple[str, str]]:
-        """(split, position) pairs: the decision position of every split, wider windows where they are patched."""
-        needed = [(split, "decision") for split in SPLITS if split in self.splits]
-        for position in self.patching.positions if self.patching else ():
-            for split in SPLITS if position != "all" else ("report",):
-                if split in self.splits and (split, position) not in needed and split != "select":
-                    needed.append((split, position))
+    def _states_needed(self) -> list[tuple[str, str, tuple[str, ...], tuple[int, ...]]]:
+        """(split, position, site kinds, layers): the decision position of every split, wider windows where states are written there."""
+        every = tuple(range(self.shape.n_layers))
+        needed = [(split, "decision", self.wanted, every) for split in SPLITS if split in self.splits]
+        wider = [position for position in (self.patching.positions if self.patching else ()) if position != "decision"]
+        for position in wider:
+            for split in ("fit", "report") if position != "all" else ("report",):
+                if split in self.splits:
+                    needed.append((split, position, self.wanted, every))
+        if self.factorial and "all" in self.factorial.positions and "all" not in wider and "report" in self.splits:
+            needed.append(("report", "all", ("resid_post",), self.factorial.layers_at("all", self.shape.n_layers)))
         return needed
 
     def _whole(self, split: str) -> tuple[Item, ...]:
@@ -209,6 +222,42 @@ class _Planner:
             if split in self.splits:
                 items = self._whole(split)
                 yield Cell(stage="divergence", key=self._key(items, stage="divergence", split=split), items=items, side=None, flops=0)
+
+    def _texts(self) -> Iterator[Cell]:
+        options = self.study.measures.divergence
+        if not options or not options.over_text:
+            return
+        if "report" not in self.splits:
+            self._skip("divergence over text", "the study has no report prompts")
+            return
+        items = self._whole("report")
+        for start in range(0, len(items), TEXTS_AT_A_TIME):
+            shard = items[start : start + TEXTS_AT_A_TIME]
+            tokens = sum(item.tokens for item in shard) + options.continuation * len(shard)
+            key = self._key(shard, stage="texts", split="report", continuation=options.continuation)
+            yield Cell(stage="texts", key=key, items=shard, side=None, flops=self._flops(2 * tokens, 2 * tokens))
+
+    def _factorial(self) -> Iterator[Cell]:
+        """The crossed runs of each model, then what is computed from both."""
+        options = self.factorial
+        if not options:
+            if self.study.measures.factorial:
+                self._skip("factorial", "the two models differ in depth or width: a state of one does not fit into the other")
+            return
+        if "report" not in self.splits:
+            self._skip("factorial", "the study has no report prompts")
+            return
+        for position in options.positions:
+            layers = options.layers_at(position, self.shape.n_layers)
+            what = {"split": "report", "position": position, "layers": layers}
+            for direction in DIRECTIONS:
+                for shard in self._packed("report", position):
+                    yield self._patch_cell(
+                        shard, "crossing", what | {"direction": direction, "n_variants": len(layers)}, n_positions(position)
+                    )
+            items = self._whole("report")
+            key = self._key(items, stage="factorial", swaps=options.swaps, seed=self.study.seed, **what)
+            yield Cell(stage="factorial", key=key, items=items, side=None, flops=0)
 
     def _similarity(self) -> Iterator[Cell]:
         if not self.similarity:
@@ -264,15 +313,16 @@ class _Planner:
                 what = {"direction": direction, "split": split, "position": position, "kind": kind, "arm": arm, "width": width}
                 what |= {"layers": first, "shard": number, "n_variants": len(first), "seed": self.study.seed}
                 what["floor"] = (position, width, kind, arm) == (positions[0], 1, kinds[0], arms[0])
-                yield self._patch_cell(shard, what, n_pos)
+                yield self._patch_cell(shard, "patching", what, n_pos)
 
-    def _patch_cell(self, shard: tuple[Item, ...], what: dict[str, Any], n_pos: int | None) -> Cell:
+    def _patch_cell(self, shard: tuple[Item, ...], stage: str, what: dict[str, Any], n_pos: int | None) -> Cell:
         networks = 1 + sum(self.shape.n_layers - layer for layer in what["layers"]) / self.shape.n_layers  # rows, counted in whole networks
         tokens = sum(item.tokens if n_pos is None else n_pos for item in shard)
-        others = (self._whole(what["split"]) if what["arm"] == "resample" else ()) + (self._whole("fit") if what["arm"] in NEED_FIT else ())
+        arm = what.get("arm")
+        others = (self._whole(what["split"]) if arm == "resample" else ()) + (self._whole("fit") if arm in NEED_FIT else ())
         return Cell(
-            stage="patching",
-            key=self._key(shard, stage="patching", states=[item.sha256 for item in others], **what),
+            stage=stage,
+            key=self._key(shard, stage=stage, states=[item.sha256 for item in others], **what),
             items=shard,
             side="tuned" if what["direction"] == "tuned<-base" else "base",
             flops=self._flops(tokens * networks, len(shard) * (1 + what["n_variants"])),

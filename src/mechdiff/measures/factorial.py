@@ -1,0 +1,122 @@
+"""Is a behaviour made by what lies below a block, above it, or only by both together?
+
+Split both networks after block L and cross the halves: u is the model whose residual stream comes out of blocks 0..L (*upstream*), v the model
+whose blocks above L and unembedding read it (*downstream*). Four runs, `bb bt tb tt` (upstream first); `bb` and `tt` are the two models as they are,
+`tb` is base<-tuned at L.resid_post and `bt` is tuned<-base. Each is scored by
+
+    kl_tuned_nats         KL(p_tuned || run): D for bb, 0 for tt
+    logit_diff_divergent  logit of the tuned model's top token less that of the base's: linear, so that effects add where KL saturates
+
+and with g = -kl_tuned_nats (or the logit difference), so that more is nearer to the tuned model,
+
+    upstream_effect   = ((g_tb - g_bb) + (g_tt - g_bt)) / 2      what a tuned upstream brings, averaged over both downstreams
+    downstream_effect = ((g_bt - g_bb) + (g_tt - g_tb)) / 2      what a tuned downstream brings
+    interaction       = g_tt - g_tb - g_bt + g_bb                what both bring together beyond the sum of each alone
+
+The two main effects add up to g_tt - g_bb, which is D. Interaction over 0: the halves need each other (both alone do nothing: interaction = D).
+Under 0: either suffices (both alone do everything: interaction = -D). At `all_pos` the states of all positions are crossed, so the runs are the
+hybrid networks base[0..L] + tuned[L+1..] and the reverse, exactly; at the decision position the tuned keys and values of earlier
+positions stay behind, and what flows through them counts as downstream.
+
+**Null.** If it made no difference which model is called tuned, swapping the two labels on a prompt would turn the sign of its main effects (and
+swapping them on one half, that of the interaction). Random signs over prompts give the distribution of the mean under that null.
+
+When it misleads: averaged main effects hide an interaction as large as they are, so read them together; a late half alone can push away from
+the tuned model (its effect is negative there) while the whole change pulls towards it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechdiff.engine.activations import Clean
+from mechdiff.engine.models import Model
+from mechdiff.engine.replay import Engine
+from mechdiff.measures.outcome import kl_nats, logit_diff_divergent
+from mechdiff.measures.patching import variants
+from mechdiff.rows import rows
+
+ARMS = ("bb", "bt", "tb", "tt")
+SCORES = ("kl_tuned_nats", "logit_diff_divergent")
+EFFECTS = ("upstream_effect", "downstream_effect", "interaction")
+
+Scores = dict[str, Float[Tensor, "layer prompt"]]
+"""By name of the score."""
+
+
+def effects(
+    bb: Float[Tensor, "layer prompt"],
+    bt: Float[Tensor, "layer prompt"],
+    tb: Float[Tensor, "layer prompt"],
+    tt: Float[Tensor, "layer prompt"],
+) -> dict[str, Float[Tensor, "layer prompt"]]:
+    """Main effects and interaction of scores g in which more is nearer to the tuned model."""
+    return {
+        "upstream_effect": ((tb - bb) + (tt - bt)) / 2,
+        "downstream_effect": ((bt - bb) + (tt - tb)) / 2,
+        "interaction": tt - tb - bt + bb,
+    }
+
+
+def crossed(
+    model: Model,
+    engine: Engine,
+    cleans: Sequence[Clean],
+    *,
+    layers: Sequence[int],
+    written: Float[Tensor, "layer prompt pos d"],
+    base_logits: Float[Tensor, "prompt vocab"],
+    tuned_logits: Float[Tensor, "prompt vocab"],
+) -> Scores:
+    """Scores of the runs of `model` on top of the other model's residual stream after each of `layers`.
+
+    `written` has one entry for each of `layers`, at the last `pos` positions. The result is `bt` where the tuned model runs, else `tb`.
+    """
+    chosen = variants("resid_post", layers, dict(zip(layers, written, strict=True)))
+    logits = engine(model, cleans, chosen)[:, 1:, : base_logits.shape[-1]]
+    return scores(logits, base_logits, tuned_logits)
+
+
+def scores(
+    logits: Float[Tensor, "prompt layer vocab"], base_logits: Float[Tensor, "prompt vocab"], tuned_logits: Float[Tensor, "prompt vocab"]
+) -> Scores:
+    """Both scores of each run."""
+    return {
+        "kl_tuned_nats": kl_nats(tuned_logits[:, None], logits).T,
+        "logit_diff_divergent": logit_diff_divergent(logits, tuned_logits[:, None], base_logits[:, None]).T,
+    }
+
+
+def measure(
+    runs: Mapping[str, Scores], layers: Sequence[int], prompt_ids: Sequence[str], *, draws: int, seed: int, columns: dict[str, str | None]
+) -> pl.DataFrame:
+    """Rows of all four runs and of the effects, per prompt, and `draws` label swaps of the mean effects; `runs` by arm."""
+    place = {"layer": [layer for layer in layers for _ in prompt_ids], "prompt": list(prompt_ids) * len(layers), "measure": "factorial"}
+    frames = [
+        rows(found.flatten().numpy(), arm=arm, metric=score, **place, **columns)
+        for arm, by_score in runs.items()
+        for score, found in by_score.items()
+    ]
+    for score, unit, sign in zip(SCORES, ("nats", "logits"), (-1, 1), strict=True):
+        found = effects(*(sign * runs[arm][score].double() for arm in ARMS))
+        for name, values in found.items():
+            frames.append(rows(values.flatten().numpy(), metric=f"{name}_{unit}", **place, **columns))
+            frames.append(_swaps(values, f"{name}_{unit}", layers, draws=draws, seed=seed, columns=columns))
+    return pl.concat(frames)
+
+
+def _swaps(
+    values: Float[Tensor, "layer prompt"], metric: str, layers: Sequence[int], *, draws: int, seed: int, columns: dict[str, str | None]
+) -> pl.DataFrame:
+    """Means over the prompts that have a value, with random signs: the same signs at every layer."""
+    defined = ~values.isnan().any(0)
+    if not draws or not defined.any():
+        return rows([], measure="factorial", metric=metric, **columns)
+    kept = values[:, defined]
+    signs = torch.randint(0, 2, (draws, kept.shape[1]), generator=torch.Generator().manual_seed(seed)).to(kept) * 2 - 1
+    means = signs @ kept.T / kept.shape[1]
+    controls = [f"label_swap#{i}" for i in range(draws) for _ in layers]
+    return rows(means.flatten().numpy(), measure="factorial", metric=metric, layer=list(layers) * draws, control=controls, **columns)

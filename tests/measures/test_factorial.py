@@ -1,0 +1,124 @@
+"""Crossed halves of two networks: identities of the effects, and planted changes on one side of the split."""
+
+import math
+
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import planted
+from mechdiff.engine.activations import capture
+from mechdiff.engine.models import Model
+from mechdiff.engine.replay import relay, replay
+from mechdiff.engine.sites import Site
+from mechdiff.measures import factorial
+from mechdiff.measures.outcome import kl_nats
+from pico import pico, prompts, twin
+
+PROMPTS = prompts(5, shortest=12, longest=12)
+LAYERS = (0, 1, 2, 3)
+NATS = st.floats(0, 20, allow_nan=False)
+
+
+def crossed(base: Model, tuned: Model, n_pos: int) -> dict[str, factorial.Scores]:
+    """All four runs of two models on the prompts, with the last `n_pos` positions crossed."""
+    sites = [Site(layer, "resid_post") for layer in LAYERS]
+    cleans = {
+        model.side: [capture(model, ids, sites, range(len(ids) - n_pos, len(ids)), keep_cache=n_pos == 1) for ids in PROMPTS]
+        for model in (base, tuned)
+    }
+    laws = {side: torch.stack([clean.logits for clean in found]) for side, found in cleans.items()}
+    states = {side: torch.stack([torch.stack([clean.states[site] for clean in found]) for site in sites]) for side, found in cleans.items()}
+    logits = {"base_logits": laws["base"], "tuned_logits": laws["tuned"]}
+    engine = replay if n_pos == 1 else relay
+    runs = {
+        "bt": factorial.crossed(tuned, engine, cleans["tuned"], layers=LAYERS, written=states["base"], **logits),
+        "tb": factorial.crossed(base, engine, cleans["base"], layers=LAYERS, written=states["tuned"], **logits),
+    }
+    for arm, side in (("bb", "base"), ("tt", "tuned")):
+        found = factorial.scores(laws[side][:, None], **logits)
+        runs[arm] = {score: values.expand(len(LAYERS), -1) for score, values in found.items()}
+    return runs
+
+
+@pytest.mark.parametrize("n_pos", [1, 12])
+def test_a_change_in_block_1_is_upstream_of_every_split_above_it(n_pos: int) -> None:
+    base = pico("llama")
+    tuned = twin(base, planted.edit_attention)
+    runs = crossed(base, tuned, n_pos)
+    d = runs["bb"]["kl_tuned_nats"][0]
+    found = factorial.effects(*(-runs[arm]["kl_tuned_nats"] for arm in factorial.ARMS))
+    torch.testing.assert_close(runs["tt"]["kl_tuned_nats"], torch.zeros(4, 5).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found["downstream_effect"][0], d, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(found["upstream_effect"][0], torch.zeros(5).double(), rtol=0, atol=1e-8)
+    if n_pos == 12:  # whole sequences: the hybrid network above the change is the tuned one
+        torch.testing.assert_close(found["upstream_effect"][1:], d.expand(3, -1), rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(found["interaction"], torch.zeros(4, 5).double(), rtol=0, atol=1e-7)
+    else:  # the tuned keys and values of earlier positions count as downstream until the last block
+        assert (found["downstream_effect"][1].abs() > 1e-6).all()
+        torch.testing.assert_close(found["upstream_effect"][3], d, rtol=1e-5, atol=1e-8)
+
+
+def test_logit_differences_move_from_the_bases_to_the_tuned_models() -> None:
+    base = pico("llama")
+    runs = crossed(base, twin(pico("llama", seed=1)), 12)
+    diff = {arm: found["logit_diff_divergent"] for arm, found in runs.items()}
+    assert (diff["bb"][0] < 0).all()
+    assert (diff["tt"][0] > 0).all()
+    torch.testing.assert_close(diff["bt"][3] != diff["tt"][3], torch.ones(5).bool())
+
+
+@given(st.tuples(NATS, NATS, NATS, NATS))
+def test_the_main_effects_add_up_to_the_whole(values: tuple[float, ...]) -> None:
+    bb, bt, tb, tt = (torch.tensor([[value]]).double() for value in values)
+    found = factorial.effects(bb, bt, tb, tt)
+    assert float(found["upstream_effect"] + found["downstream_effect"]) == pytest.approx(float(tt - bb), abs=1e-9)
+    swapped = factorial.effects(tt, tb, bt, bb)  # the labels of both halves exchanged
+    assert float(swapped["upstream_effect"]) == pytest.approx(-float(found["upstream_effect"]), abs=1e-9)
+    assert float(swapped["interaction"]) == pytest.approx(float(found["interaction"]), abs=1e-9)
+
+
+@pytest.mark.parametrize(("alone", "interaction"), [(3.0, 3.0), (0.0, -3.0), (1.5, 0.0)])
+def test_both_needed_either_enough_or_additive(alone: float, interaction: float) -> None:
+    """D = 3; each half alone leaves `alone` nats."""
+    found = factorial.effects(*(torch.tensor([[-kl]]) for kl in (3.0, alone, alone, 0.0)))
+    assert float(found["interaction"]) == interaction
+    assert float(found["upstream_effect"]) == float(found["downstream_effect"]) == 1.5
+
+
+def measured(effect: float, n_prompts: int = 40, draws: int = 400) -> pl.DataFrame:
+    noise = torch.randn(1, n_prompts, generator=torch.Generator().manual_seed(1)).double()
+    zero = torch.zeros(1, n_prompts).double()
+    score = {"bb": zero, "bt": zero, "tb": effect + noise, "tt": effect + noise}  # all of it upstream
+    runs = {arm: {"kl_tuned_nats": 30 - value, "logit_diff_divergent": value} for arm, value in score.items()}
+    return factorial.measure(runs, [7], [f"p{i}" for i in range(n_prompts)], draws=draws, seed=0, columns={"split": "report", "unit": None})
+
+
+def test_label_swaps_are_centred_and_as_wide_as_chance() -> None:
+    rows = measured(5.0)
+    draws = rows.filter(pl.col("control").str.starts_with("label_swap#"), pl.col("metric") == "upstream_effect_nats")["value"].to_numpy()
+    real = rows.filter(pl.col("control").is_null(), pl.col("metric") == "upstream_effect_nats")["value"].to_numpy()
+    assert len(draws) == 400
+    assert abs(draws.mean()) < 0.1 * real.mean()
+    assert draws.std() == pytest.approx(math.sqrt((real**2).mean() / len(real)), rel=0.1)
+    assert abs(draws).max() < real.mean()
+
+
+def test_prompts_without_a_divergent_token_have_no_logits_and_are_left_out_of_the_swaps() -> None:
+    value = torch.tensor([[1.0, math.nan, 2.0]]).double()
+    runs = {arm: {"kl_tuned_nats": value.nan_to_num(0.5), "logit_diff_divergent": value * k} for k, arm in enumerate(factorial.ARMS)}
+    rows = factorial.measure(runs, [0], ["a", "b", "c"], draws=8, seed=0, columns={"split": "report", "unit": "all_pos"})
+    swaps = rows.filter(pl.col("control").is_not_null(), pl.col("metric") == "upstream_effect_logits")
+    assert swaps["value"].is_not_nan().all()
+    assert len(rows.filter(pl.col("metric") == "upstream_effect_logits", pl.col("control").is_null(), pl.col("value").is_nan())) == 1
+    assert len(rows) == len(rows.unique(rows.columns[:-1])), "the row contract's key"
+
+
+def test_scores_are_against_the_tuned_model() -> None:
+    logits, base, tuned = (torch.randn(2, 3, 11), torch.randn(2, 11), torch.randn(2, 11))
+    found = factorial.scores(logits, base, tuned)
+    torch.testing.assert_close(found["kl_tuned_nats"][1, 0], kl_nats(tuned[0], logits[0, 1]))
+    top = (int(tuned[0].argmax()), int(base[0].argmax()))
+    assert float(found["logit_diff_divergent"][1, 0]) == pytest.approx(float(logits[0, 1, top[0]] - logits[0, 1, top[1]]), abs=1e-6)

@@ -1,0 +1,57 @@
+"""Both models read the same tokens: the tuned model's own greedy answer, and the record says where they part."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from mechdiff.api import Run, run
+from mechdiff.engine.activations import forward
+from mechdiff.study.texts import MOVED, TEXTS, greedy
+from pico import pico, prompts
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "bloom", "lfm2"])
+def test_a_greedy_answer_is_the_top_token_of_each_whole_forward_pass(name: str) -> None:
+    model = pico(name)
+    ids = torch.tensor(prompts(1, seed=3)[0])
+    expected = ids
+    for _ in range(6):
+        expected = torch.cat([expected, forward(model, expected[None], use_cache=False).logits[0, -1].argmax()[None]])
+    said = greedy(model, ids, 6)
+    ended = (expected[len(ids) :] == 257).nonzero()[:, 0].tolist()  # eos of the pico models
+    assert said.tolist() == expected[len(ids) :][: ended[0] if ended else 6].tolist()
+    assert greedy(model, ids, 0).tolist() == []
+
+
+@pytest.fixture(scope="module")
+def finished(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run(
+        base=str(pair / "base"), tuned=str(pair / "tuned"), prompts=pair / "prompts.jsonl", out=tmp_path_factory.mktemp("texts") / "run",
+        measures=[{"divergence": {"continuation": 5}}],
+    )  # fmt: skip
+
+
+def test_the_decision_position_of_the_text_is_d(finished: Run) -> None:
+    rows = finished.rows().filter(pl.col("measure") == "divergence", pl.col("split") == "report", pl.col("metric") == "kl_tuned_base_nats")
+    d = dict(rows.filter(pl.col("unit").is_null()).select("prompt", "value").iter_rows())
+    for text in finished.manifest()["texts"]:
+        at = rows.filter(pl.col("prompt") == text["prompt"], pl.col("unit") == f"token {text['n_prompt_tokens'] - 1}")
+        assert at["value"][0] == pytest.approx(d[text["prompt"]], rel=1e-4, abs=1e-9)
+
+
+def test_the_record_keeps_the_most_divergent_texts_and_the_tokens_that_moved(finished: Run) -> None:
+    manifest = finished.manifest()
+    rows = finished.rows().filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_not_null())
+    means = rows.group_by("prompt").agg(pl.col("value").mean()).sort("value", descending=True)["prompt"].to_list()
+    assert [text["prompt"] for text in manifest["texts"]] == means[:TEXTS]
+    for text in manifest["texts"]:
+        assert len(text["tokens"]) <= text["n_prompt_tokens"] + 5
+        assert set(text["tokens"][0]) == {"text", "kl", "top_base", "top_tuned"}
+    moved = manifest["moved_tokens"]
+    assert len(moved["up"]) == len(moved["down"]) == MOVED
+    assert all(one["tuned"] > one["base"] for one in moved["up"])
+    assert all(one["tuned"] < one["base"] for one in moved["down"])
+    json.dumps(manifest["texts"])
