@@ -30,6 +30,17 @@ class Family:
     embed: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     head: str = "lm_head"
+    positions: str | None = None
+    """Table of learned position embeddings, where there is one."""
+    fused: tuple[str, str] | None = None
+    """Queries, keys and values in one matrix: its name beside the projection, and its layout: "stacked" (all queries, all keys, all
+    values) or "by_group" (for each key-value head: its queries, its key, its value). None: q_proj, k_proj and v_proj."""
+    conv1d: bool = False
+    """The blocks' matrices are stored [d_in, d_out], the transpose of what a Linear stores."""
+    norm: str = "rms"
+    """What a norm does before its gain: "rms", "layer" (also takes the mean out), or "rms_plus_one" (rms, the gain stored less 1)."""
+    stored_as: tuple[tuple[str, str], ...] = ()
+    """Names that the files have for a module, where they are others: (in the files, in the model)."""
     parallel_flag: str | None = None
     """Config field that, when true, adds attention and MLP in parallel: `resid_mid` then does not exist."""
 
@@ -50,7 +61,9 @@ class Family:
 
 _LLAMA = Family()
 _OLMO = Family(attn_norm="post_attention_layernorm", mid="mlp", mlp_norm="post_feedforward_layernorm")
-_GEMMA = Family(attn_norm="post_attention_layernorm", mid="pre_feedforward_layernorm", mlp_norm="post_feedforward_layernorm")
+_GEMMA = Family(
+    attn_norm="post_attention_layernorm", mid="pre_feedforward_layernorm", mlp_norm="post_feedforward_layernorm", norm="rms_plus_one"
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -58,28 +71,29 @@ FAMILIES: dict[str, Family] = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "qwen3_moe": _LLAMA,
-    "mixtral": _LLAMA,
+    "mixtral": Family(stored_as=(("block_sparse_moe", "mlp"),)),
     "gpt_oss": _LLAMA,
-    "phi3": _LLAMA,
+    "phi3": Family(fused=("qkv_proj", "stacked")),
     "smollm3": _LLAMA,
-    "starcoder2": _LLAMA,
+    "starcoder2": Family(norm="layer"),
     "olmo2": _OLMO,
     "olmo3": _OLMO,
     "glm4": Family(attn_norm="post_self_attn_layernorm", mlp_norm="post_mlp_layernorm"),
-    "stablelm": Family(parallel_flag="use_parallel_residual"),
-    "cohere": Family(mid=None),
+    "stablelm": Family(parallel_flag="use_parallel_residual", norm="layer"),
+    "cohere": Family(mid=None, norm="layer"),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
     "gpt2": Family(
-        blocks="transformer.h", projection="attn.c_proj", mid="ln_2", embed="transformer.wte", final_norm="transformer.ln_f"
+        blocks="transformer.h", projection="attn.c_proj", mid="ln_2", embed="transformer.wte", final_norm="transformer.ln_f",
+        positions="transformer.wpe", fused=("c_attn", "stacked"), conv1d=True, norm="layer",
     ),
     "gpt_neox": Family(
         blocks="gpt_neox.layers", projection="attention.dense", embed="gpt_neox.embed_in", final_norm="gpt_neox.final_layer_norm",
-        parallel_flag="use_parallel_residual",
+        fused=("query_key_value", "by_group"), norm="layer", stored_as=(("embed_out", "lm_head"),), parallel_flag="use_parallel_residual",
     ),
     "falcon": Family(
         blocks="transformer.h", projection="self_attention.dense", embed="transformer.word_embeddings", final_norm="transformer.ln_f",
-        parallel_flag="parallel_attn",
+        fused=("query_key_value", "by_group"), norm="layer", parallel_flag="parallel_attn",
     ),
 }  # fmt: skip
 
