@@ -148,7 +148,7 @@ def open_tensors(folder: Path) -> TensorFiles:
                 stored[name] = Stored(path=path, key=key, shape=shape[::-1] if turned else shape, dtype=dtype, transposed=turned)
     found = TensorFiles(family, stored)
     if _same_twice(found):
-        del stored[found.head]
+        return TensorFiles(family, {name: where for name, where in stored.items() if name != found.head})
     return found
 
 
@@ -159,7 +159,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
     try:
         paths = sorted({folder / str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: not an index of weight files ({type(error).__name__}: {error}). Is the download complete?") from error
     missing = [path for path in paths if not path.is_file()]
     if missing:

@@ -74,6 +74,7 @@ def spectrum(change: Float[Tensor, "d_out d_in"], *, floor: float = 0.0, exact_u
     """The singular values of a matrix: all, in float64, where a side has at most `exact_up_to`; else the `top` largest, in float32."""
     if min(change.shape) > exact_up_to:
         values, error = top_values(change, top)
+        floor = max(floor, 16 * torch.finfo(torch.float32).eps * float(values[0]))
         return Spectrum(values=values, frobenius=math.sqrt(squared(change)), complete=False, error=error, floor=floor)
     tall = (change if change.shape[0] >= change.shape[1] else change.T).double()
     square = torch.linalg.qr(tall, mode="r").R if tall.shape[0] > tall.shape[1] else tall
@@ -105,14 +106,9 @@ def _krylov(a: Float[Tensor, "d_out d_in"], top: int) -> tuple[Float[Tensor, "d_
     steps = max(_STEPS, math.ceil(2 * top / _BLOCK))
     start = torch.randn(a.shape[1], _BLOCK, generator=torch.Generator().manual_seed(0)).to(a.device)
     basis = torch.linalg.qr(a @ start).Q
-    last = basis
-    while basis.shape[1] < min(steps * _BLOCK, a.shape[0]):
-        new = a @ (a.T @ last)
-        for _ in range(2):  # once leaves float32 rounding along the old directions
-            new = new - basis @ (basis.T @ new)
-        last = torch.linalg.qr(new).Q
-        last = torch.linalg.qr(last - basis @ (basis.T @ last)).Q
-        basis = torch.cat([basis, last], dim=1)
+    while basis.shape[1] < min(steps * _BLOCK, *a.shape):
+        new = a @ (a.T @ basis[:, -_BLOCK:])
+        basis = torch.linalg.qr(torch.cat([basis, new / new.norm()], dim=1)).Q
     inner, values, right = torch.linalg.svd(basis.T @ a, full_matrices=False)
     left = (basis @ inner)[:, :top]
     error = (a @ right[:top].T - left * values[:top]).norm(dim=0)
@@ -153,18 +149,21 @@ def intruder_dimensions(
     base: Float[Tensor, "d_out d_in"], tuned: Float[Tensor, "d_out d_in"], *, k: int = 10, epsilon: float = 0.5
 ) -> int:
     """How many of the top k left singular vectors of `tuned` have |cosine| below epsilon with every left singular vector of `base`."""
-    ours, theirs = _left_vectors(base), _left_vectors(tuned)[:, :k]
+    ours, theirs = _left_vectors(base.double()), _left_vectors(tuned.float())[:, :k].double()
     return int(((ours.T @ theirs).abs().amax(0) < epsilon).sum())
 
 
-def _left_vectors(matrix: Float[Tensor, "d_out d_in"]) -> Float64[Tensor, "d_out rank"]:
-    """Left singular vectors, the largest value's first, from the smaller Gram matrix; those of values under 1e-7 of the largest left out."""
-    m = matrix.double()
+def _left_vectors(m: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out rank"]:
+    """Left singular vectors, the largest value's first, from the smaller Gram matrix; those of values lost in its rounding left out.
+
+    In float64 these are values under 1e-7 of the largest, in float32 (where only the first vectors are wanted) 3e-3.
+    """
+    lost = 1e-14 if m.dtype == torch.float64 else 1e-5
     if m.shape[0] <= m.shape[1]:
         squares, vectors = torch.linalg.eigh(m @ m.T)
-        return vectors.flip(1)[:, squares.flip(0) > 1e-14 * squares[-1]]
+        return vectors.flip(1)[:, squares.flip(0) > lost * squares[-1]]
     squares, vectors = torch.linalg.eigh(m.T @ m)
-    kept = squares > 1e-14 * squares[-1]
+    kept = squares > lost * squares[-1]
     return (m @ (vectors[:, kept] / squares[kept].sqrt())).flip(1)
 
 

@@ -8,7 +8,7 @@ For each tensor, with dW = W_tuned - W_base:
     share_of_change        that module's share of the network's ||dW||_F^2; the shares sum to 1
 
 and for each matrix that changed its spectrum (spectra.py): spectral_norm, spectral_norm_null, stable_rank, energy_rank_50|90|99, numerical_rank,
-and intruder_dimensions (k = 10, epsilon = 0.5). For each head ov_relative_norm and qk_relative_norm (products.py).
+and, in attention and MLP, intruder_dimensions (k = 10, epsilon = 0.5). For each head ov_relative_norm and qk_relative_norm (products.py).
 
 When it misleads. A rotation of the residual stream, or neurons in another order, makes ||dW|| as large as between strangers and changes nothing
 that the model says (METHOD P1, P10, P11), so read it beside D = KL(tuned || base): a large change with D = 0 is a reparametrisation. And a
@@ -173,7 +173,7 @@ def _of_matrix(change: Change, found: Spectrum, exact_up_to: int) -> Iterator[tu
             yield f"energy_rank_{percent}", rank
     if (rank := found.numerical_rank) is not None:
         yield "numerical_rank", rank
-    if min(change.base.shape) <= exact_up_to:
+    if change.site in ("attn", "mlp") and min(change.base.shape) <= exact_up_to:
         yield "intruder_dimensions", intruder_dimensions(change.base, change.after(), k=INTRUDERS_OF, epsilon=INTRUDER_EPSILON)
 
 
