@@ -142,7 +142,9 @@ def test_an_alternative_that_is_broken_is_warned_of(base, tmp_path):
     broken = Path(shutil.copytree(base.load, tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:1000])
     (warning,) = lineage(base, edited(one_matrix, tmp_path / "edited"), [resolve(str(broken))])["warnings"]
-    assert warning.startswith(f"lineage is not held against the alternative {broken}: the weights in {broken}/model.safetensors cannot be read")
+    assert warning.startswith(
+        f"lineage is not held against the alternative {broken}: the weights in {broken}/model.safetensors cannot be read"
+    )
 
 
 def test_counts_are_the_same_from_both_sides(base, tmp_path):

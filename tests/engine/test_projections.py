@@ -52,7 +52,6 @@ def test_queries_and_keys_are_cut_out_where_the_module_has_them(name, tmp_path):
     layout = layout_of(family_of(model.config, "pico"), model.config)
     cut = layout.cut(2, lambda one: files.read(one).double() if one in files.names else None)
     assert isinstance(cut, Projections)
-    inputs, *_ = layout.names(2)
     x = torch.randn(model.shape.d_model, generator=torch.Generator().manual_seed(1))
     fused = model.blocks[2].get_submodule(files.family.projection.rpartition(".")[0])
     rows = torch.cat([cut.query.flatten(0, 1), cut.key.flatten(0, 1), cut.value.flatten(0, 1)])

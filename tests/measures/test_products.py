@@ -40,7 +40,9 @@ def test_each_head_is_the_naive_one_with_its_group():
     base, tuned = attention(), attention(10)
     ov, qk = head_changes(base, tuned)
     for head in range(4):
-        pick = [(p.output[head].numpy(), p.value[head // 2].numpy(), p.query[head].numpy().T, p.key[head // 2].numpy()) for p in (base, tuned)]
+        pick = [
+            (p.output[head].numpy(), p.value[head // 2].numpy(), p.query[head].numpy().T, p.key[head // 2].numpy()) for p in (base, tuned)
+        ]
         assert float(ov[head]) == pytest.approx(oracle.product_change(*pick[0][:2], *pick[1][:2]), rel=1e-9)
         assert float(qk[head]) == pytest.approx(oracle.product_change(*pick[0][2:], *pick[1][2:]), rel=1e-9)
 

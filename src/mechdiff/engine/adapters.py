@@ -159,7 +159,9 @@ def _refusal(config: dict[str, Any]) -> str | None:
     return next((f"uses {name}={config[name]!r}" for name in _OTHER_KINDS if config.get(name)), None)
 
 
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+?)\.(?P<part>lora_[AB]\.(?:weight|bias)|lora_embedding_[AB]|lora_magnitude_vector|\w+)$")
+_KEY = re.compile(
+    r"base_model\.model\.(?P<module>.+?)\.(?P<part>lora_[AB]\.(?:weight|bias)|lora_embedding_[AB]|lora_magnitude_vector|\w+)$"
+)
 
 
 def _named(key: str) -> tuple[str, str] | None:

@@ -47,11 +47,11 @@ class Change:
         """Known to be unchanged without a look at the weights (an adapter leaves this tensor alone)."""
         return self.tuned is None and self.factors is None
 
-    def delta(self) -> Float[Tensor, "..."]:
-        """tuned - base, in float32 (float64 where either is, or where it is the product of factors)."""
+    def delta(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
+        """tuned - base: the subtraction is done in `dtype` (exact in float64), or in float64 where a side is that, or there are factors."""
         if self.tuned is None:
             return self.factors.product() if self.factors else torch.zeros(self.base.shape)
-        return _wide(self.tuned) - _wide(self.base)
+        return self.tuned.to(torch.promote_types(dtype, self.tuned.dtype)) - self.base.to(torch.promote_types(dtype, self.base.dtype))
 
     def after(self) -> Float[Tensor, "..."]:
         """The tuned tensor, in float32 or wider."""

@@ -54,7 +54,9 @@ class Layout:
         """The block's attention by head, in float64, or why it cannot be cut out (a sentence's end)."""
         *inputs, output = (read(name) for name in self.names(layer))
         if output is None or any(weight is None for weight in inputs[::2]):
-            missing = [name for name, found in zip(self.names(layer), [*inputs, output], strict=True) if found is None and "bias" not in name]
+            missing = [
+                name for name, found in zip(self.names(layer), [*inputs, output], strict=True) if found is None and "bias" not in name
+            ]
             return f"it has no {missing[0]}"
         whole = [_with_bias(weight, bias) for weight, bias in zip(inputs[::2], inputs[1::2], strict=True)]
         n_rows = (self.n_heads + 2 * self.n_groups) * self.d_head

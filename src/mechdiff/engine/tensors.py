@@ -135,7 +135,7 @@ def open_tensors(folder: Path) -> TensorFiles:
     """The tensors in a model's folder (none where it has no safetensors files). ModelError: a file is broken or missing."""
     config = folder / "config.json"
     try:
-        kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+        kind = str(json.loads(config.read_text()).get("model_type")) if config.is_file() else ""
     except ValueError as error:
         raise ModelError(f"{config}: this is no JSON ({error}). Is the download complete?") from error
     family = FAMILIES.get(kind)

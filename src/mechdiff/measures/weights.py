@@ -62,9 +62,7 @@ def relative_norm(squared_change: float, squared_size: float) -> float:
     return math.sqrt(squared_change / squared_size) if squared_size else math.inf
 
 
-def data_weighted_norm(
-    change: Float[Tensor, "d_out d_in"], base: Float[Tensor, "d_out d_in"], states: Float[Tensor, "row d_in"]
-) -> float:
+def data_weighted_norm(change: Float[Tensor, "d_out d_in"], base: Float[Tensor, "d_out d_in"], states: Float[Tensor, "row d_in"]) -> float:
     """||X dW^T||_F / ||X W^T||_F: how much the change moves the matrix's output on these inputs; ||dW C^(1/2)|| / ||W C^(1/2)|| with C = X^T X."""
     x = states.double()
     return float((x @ change.double().T).norm() / (x @ base.double().T).norm())
@@ -158,7 +156,8 @@ def _spectrum(change: Change, exact_up_to: int, top: int) -> Spectrum:
     if change.factors:
         return spectrum_of_factors(change.factors)
     assert change.tuned is not None
-    return spectrum(change.delta(), floor=rounding_floor(change.tuned), exact_up_to=exact_up_to, top=top)
+    delta = change.delta(torch.float64 if min(change.base.shape) <= exact_up_to else torch.float32)
+    return spectrum(delta, floor=rounding_floor(change.tuned, delta), exact_up_to=exact_up_to, top=top)
 
 
 def _of_matrix(change: Change, found: Spectrum, exact_up_to: int) -> Iterator[tuple[str, float]]:
