@@ -122,6 +122,14 @@ def test_directions_under_the_rounding_floor_do_not_count():
     assert (spectrum(change, floor=rounding_floor(tuned, change)).numerical_rank or 0) < 16
 
 
+@pytest.mark.parametrize(("dtype", "ulp_of_one"), [(torch.float32, 2**-23), (torch.bfloat16, 2**-7), (torch.float16, 2**-10)])
+def test_the_floor_is_that_of_one_unit_in_the_last_place(dtype, ulp_of_one):
+    """Of a row of weights between 1 and 2: 1.5 (sqrt 9 + sqrt 1) ulp / sqrt 12."""
+    weight = 1 + torch.rand(1, 9, generator=torch.Generator().manual_seed(0)).to(dtype) * 0.9
+    weight[0, 0] = 1 + ulp_of_one  # no coarser dtype holds it
+    assert rounding_floor(weight.to(dtype)) == pytest.approx(1.5 * 4 * ulp_of_one / 12**0.5, rel=1e-6)
+
+
 def test_weights_that_are_bfloat16_numbers_count_as_bfloat16():
     weight = random(20, 20)
     assert effective_dtype(weight) == torch.float32

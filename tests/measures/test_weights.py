@@ -73,9 +73,9 @@ def o_proj(layer: int) -> str:
 
 
 def test_relative_norm_at_its_ends():
-    assert relative_norm(0, 0) == 0
-    assert relative_norm(4, 16) == 0.5
-    assert relative_norm(1, 0) == math.inf
+    assert relative_norm(0.0, 0.0) == 0
+    assert relative_norm(4.0, 16.0) == 0.5
+    assert relative_norm(1.0, 0.0) == math.inf
 
 
 def test_the_norm_on_data_is_that_with_the_second_moment():

@@ -61,7 +61,7 @@ class Spectrum:
     def stable_rank(self) -> float:
         return self.frobenius**2 / float(self.values[0]) ** 2
 
-    def energy_rank(self, percent: float) -> int | None:
+    def energy_rank(self, percent: int | float) -> int | None:
         """How many of the largest values make this percentage of the sum of squares; None where it lies beyond the known ones."""
         reached = self.values.square().cumsum(0) >= percent / 100 * self.frobenius**2 * (1 - 1e-12)
         return int(reached.int().argmax()) + 1 if reached.any() else None
@@ -135,15 +135,15 @@ def rounding_floor(tuned: Float[Tensor, "d_out d_in"], change: Float[Tensor, "d_
         squares = _ulp(tuned[first : first + chunk], precision).square()
         if change is not None:
             squares += 2 * _ulp(change[first : first + chunk], precision).square()
-        rows[first : first + chunk] = squares.sum(1) / 12
-        columns += squares.sum(0) / 12
+        rows[first : first + chunk] = squares.sum(1, dtype=torch.float64) / 12
+        columns += squares.sum(0, dtype=torch.float64) / 12
     return _MARGIN * (math.sqrt(float(rows.max())) + math.sqrt(float(columns.max())))
 
 
-def _ulp(values: Float[Tensor, "d_out d_in"], precision: torch.finfo) -> Float64[Tensor, "d_out d_in"]:
+def _ulp(values: Float[Tensor, "d_out d_in"], precision: torch.finfo) -> Float[Tensor, "d_out d_in"]:
     """One unit in the last place of each value, were it stored in this precision."""
-    exponent = torch.frexp(values.float().abs().clamp(min=precision.tiny)).exponent - 1
-    return torch.ldexp(torch.full(values.shape, precision.eps, dtype=torch.float64), exponent)
+    exponent_bits = values.float().contiguous().view(torch.int32) & 0x7F800000
+    return exponent_bits.view(torch.float32).clamp(min=precision.tiny) * precision.eps
 
 
 def effective_dtype(tensor: Float[Tensor, "..."]) -> torch.dtype:
