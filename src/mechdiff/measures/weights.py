@@ -169,11 +169,12 @@ def _of_matrix(change: Change, found: Spectrum, exact_up_to: int) -> Iterator[tu
     yield "stable_rank", found.stable_rank
     for percent in ENERGY_PERCENTS:
         if (rank := found.energy_rank(percent)) is not None:
-            yield f"energy_rank_{percent}", rank
+            yield f"energy_rank_{percent}", float(rank)
     if (rank := found.numerical_rank) is not None:
-        yield "numerical_rank", rank
+        yield "numerical_rank", float(rank)
     if change.site in ("attn", "mlp") and min(change.base.shape) <= exact_up_to:
-        yield "intruder_dimensions", intruder_dimensions(change.base, change.after(), k=INTRUDERS_OF, epsilon=INTRUDER_EPSILON)
+        found_new = intruder_dimensions(change.base, change.after(), k=INTRUDERS_OF, epsilon=INTRUDER_EPSILON)
+        yield "intruder_dimensions", float(found_new)
 
 
 def _of_modules(moved: Mapping[tuple[int | None, str], list[float]]) -> list[Value]:
