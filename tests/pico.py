@@ -24,7 +24,6 @@ from transformers import (
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
-    GraniteMoeConfig,
     Lfm2Config,
     LlamaConfig,
     MistralConfig,
@@ -86,7 +85,6 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "bloom": lambda: BloomConfig(**_SPECIAL, hidden_size=32, n_layer=4, n_head=4, pad_token_id=258, seq_length=128),
     "opt": lambda: OPTConfig(**_NEOX | {"intermediate_size": 0}, ffn_dim=48, word_embed_proj_dim=32),
     "granite": lambda: GraniteConfig(**SIZES, residual_multiplier=0.22, attention_multiplier=0.1, logits_scaling=2.0, embedding_multiplier=3.0),
-    "granitemoe": lambda: GraniteMoeConfig(**SIZES, residual_multiplier=0.22, num_local_experts=4, num_experts_per_tok=2),
     "qwen3_next": lambda: Qwen3NextConfig(
         **SIZES, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16,
         linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
@@ -116,6 +114,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 HYBRID = ("qwen3_next", "qwen3_5", "lfm2")
 """Some blocks mix tokens by something else than attention: there is no site `z`."""
+WITHOUT_HEADS = ("deepseek_v3", *HYBRID)
+"""Their attention is no set of queries, keys and values by head: latent, gated, or none."""
 RELAYED = ("falcon_alibi", "bloom", *HYBRID)
 """Parallel tokens do not suit them: relay does."""
 

@@ -166,3 +166,85 @@ def add_noise(size: float) -> Callable[[nn.Module], None]:
 def edit_embedding(net: nn.Module) -> None:
     """P13: noise on the token embedding alone."""
     net.model.embed_tokens.weight.add_(torch.randn(net.model.embed_tokens.weight.shape, generator=generator()) * 0.1)
+
+
+HEAD, GROUP, D_HEAD = 3, 1, 8
+"""P4: the head, and the key-value group (heads 2 and 3), that are edited."""
+
+
+def _noise(weight: Tensor, size: float, seed: int = 7) -> None:
+    """Add independent noise of `size` of the weight's norm."""
+    made = torch.randn(weight.shape, generator=generator(seed))
+    weight.add_(made * (size * weight.norm() / made.norm()))
+
+
+def edit_head_output(net: nn.Module) -> None:
+    """P4a: the columns of head 3 in W_O of block 1."""
+    _noise(net.model.layers[1].self_attn.o_proj.weight[:, HEAD * D_HEAD : (HEAD + 1) * D_HEAD], 0.5)
+
+
+def edit_head_query(net: nn.Module) -> None:
+    """P4b: the rows of head 3 in W_Q of block 1."""
+    _noise(net.model.layers[1].self_attn.q_proj.weight[HEAD * D_HEAD : (HEAD + 1) * D_HEAD], 0.5)
+
+
+def edit_group_value(net: nn.Module) -> None:
+    """P4c: the rows of key-value group 1 in W_V of block 1."""
+    _noise(net.model.layers[1].self_attn.v_proj.weight[GROUP * D_HEAD : (GROUP + 1) * D_HEAD], 0.5)
+
+
+def merged_lora(dtype: torch.dtype = torch.float32, *, rank: int = 4, size: float = 0.5) -> Callable[[nn.Module], None]:
+    """P5: rank-4 changes of W_Q and W_V of block 2, merged and rounded to `dtype`."""
+
+    def change(net: nn.Module) -> None:
+        for name in ("q_proj", "v_proj"):
+            weight = net.model.layers[2].self_attn.get_submodule(name).weight
+            low_rank(weight, rank, size)
+            weight.copy_(weight.to(dtype))
+
+    return change
+
+
+def turn_head_values(net: nn.Module) -> None:
+    """P10: every key-value group's values in another basis, undone in its heads' output projections: the function unchanged."""
+    for layer, block in enumerate(net.model.layers):
+        value, output = block.self_attn.v_proj.weight, block.self_attn.o_proj.weight
+        for group in range(4):
+            turn = torch.linalg.qr(torch.randn(D_HEAD, D_HEAD, generator=generator(100 * layer + group), dtype=torch.float64))[0]
+            rows = slice(group * D_HEAD, (group + 1) * D_HEAD)
+            value[rows] = (turn @ value[rows].double()).float()
+            for head in (2 * group, 2 * group + 1):
+                columns = slice(head * D_HEAD, (head + 1) * D_HEAD)
+                output[:, columns] = (output[:, columns].double() @ turn.T).float()
+
+
+def shuffle_neurons(net: nn.Module) -> None:
+    """P11: each MLP's neurons in another order and their up and down weights rescaled: the function unchanged."""
+    for layer, block in enumerate(net.model.layers):
+        random = generator(layer)
+        order = torch.randperm(len(block.mlp.up_proj.weight), generator=random)
+        scale = torch.exp2(torch.randint(-1, 2, (len(order),), generator=random).float())
+        block.mlp.gate_proj.weight.copy_(block.mlp.gate_proj.weight[order])
+        block.mlp.up_proj.weight.copy_(block.mlp.up_proj.weight[order] * scale[:, None])
+        block.mlp.down_proj.weight.copy_(block.mlp.down_proj.weight[:, order] / scale)
+
+
+def scale_heads(size: float) -> Callable[[nn.Module], None]:
+    """P15: every W_O times 1 + size, so all heads change alike."""
+
+    def change(net: nn.Module) -> None:
+        for block in net.model.layers:
+            block.self_attn.o_proj.weight.mul_(1 + size)
+
+    return change
+
+
+def child(seed: int, size: float = 0.01) -> Callable[[nn.Module], None]:
+    """P19: a fine-tune of its own: every tensor moved by `size` in a direction that the seed decides."""
+
+    def change(net: nn.Module) -> None:
+        random = generator(seed)
+        for parameter in net.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=random) * size)
+
+    return change

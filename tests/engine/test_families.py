@@ -9,7 +9,7 @@ from mechdiff.engine.sites import KINDS
 from mechdiff.errors import ModelError
 from pico import CONFIGS, HYBRID, SIZES, make_net, pico
 
-EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "granitemoe", "olmoe", "qwen2_moe", "qwen3_next", "deepseek_v3", "bloom", "opt")
+EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "olmoe", "qwen2_moe", "qwen3_next", "deepseek_v3", "bloom", "opt")
 """The table names a part of the MLP, or it has no one width."""
 PARALLEL = ("neox_parallel", "stablelm_parallel", "falcon", "cohere", "cohere2", "phi")
 """Attention and MLP read the same input and are added in one go: there is no state between them."""

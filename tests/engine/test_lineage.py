@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig
 
@@ -97,6 +98,55 @@ def test_the_sibling_of_a_fine_tune_is_further_than_its_parent(base, tmp_path):
     assert "child-2 says that it was made from some-one/base; the base given is" in sibling["warnings"][0]
 
 
+def moved(seed: int, size: float = 0.02) -> Callable[[nn.Module], None]:
+    def change(net: nn.Module) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in net.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
+
+    return change
+
+
+def test_a_nearer_alternative_is_named(base, tmp_path):
+    """P19: A1 = A + U and A2 = A + V; the true base A, given as an alternative, is nearer to A2 than A1 is."""
+    first, second = (edited(moved(seed), tmp_path / f"child-{seed}") for seed in (1, 2))
+    found = lineage(first, second, [base])
+    (warning,) = found["warnings"]
+    (other,) = found["alternatives"]
+    assert warning.startswith(f"tuned is nearer to {base.ref} ({other['relative_distance']:.4f} of its size) than to the base given, ")
+    assert found["relative_distance"] / other["relative_distance"] == pytest.approx(2**0.5, rel=0.05)
+    back = lineage(base, second, [first])
+    assert back["warnings"] == []
+    assert back["alternatives"] == [{"ref": first.ref, "relative_distance": pytest.approx(found["relative_distance"], rel=1e-6)}]
+
+
+def test_an_adapter_is_held_against_alternatives_too(base, tmp_path):
+    far = edited(moved(1, 0.5), tmp_path / "far")
+    adapter, merged = made_adapter(base, tmp_path, LoraConfig(**LORA))
+    found, expected = lineage(base, adapter, [far]), lineage(base, merged, [far])
+    assert found["warnings"] == []
+    assert found["alternatives"][0]["relative_distance"] == pytest.approx(expected["alternatives"][0]["relative_distance"], rel=1e-6)
+
+
+def test_an_alternative_that_shares_little_is_no_rival(base, tmp_path):
+    """One that has a single tensor in common, and that one equal, is at distance 0 of it and still not the base."""
+    tuned = edited(moved(3), tmp_path / "tuned")
+    other = Path(shutil.copytree(tuned.load, tmp_path / "other"))
+    save_file({"model.norm.weight": load_file(other / "model.safetensors")["model.norm.weight"]}, other / "model.safetensors")
+    found = lineage(base, tuned, [resolve(str(other))])
+    assert found["alternatives"][0]["relative_distance"] == 0
+    assert found["warnings"] == []
+
+
+def test_an_alternative_that_is_broken_is_warned_of(base, tmp_path):
+    broken = Path(shutil.copytree(base.load, tmp_path / "broken"))
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:1000])
+    (warning,) = lineage(base, edited(one_matrix, tmp_path / "edited"), [resolve(str(broken))])["warnings"]
+    assert warning.startswith(
+        f"lineage is not held against the alternative {broken}: the weights in {broken}/model.safetensors cannot be read"
+    )
+
+
 def test_counts_are_the_same_from_both_sides(base, tmp_path):
     net = make_net(LlamaConfig(**{**SIZES, "vocab_size": 300, "num_hidden_layers": 3}))
     state = pico("llama").net.state_dict()
@@ -130,7 +180,7 @@ def test_weights_in_files_that_are_not_streamed_have_no_distance(base, tmp_path)
 def test_weights_that_cannot_be_read_are_said_to_be_so(base, tmp_path):
     broken = Path(shutil.copytree(base.load, tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(ModelError, match=r"the weights of .*base or .*broken cannot be read: .*Is the download complete\?"):
+    with pytest.raises(ModelError, match=r"the weights in .*broken/model\.safetensors cannot be read: .*Is the download complete\?"):
         lineage(base, resolve(str(broken)))
 
 
@@ -154,9 +204,10 @@ def made_adapter(base: Source, folder: Path, config: Any, named: str = "somewher
 
 @pytest.mark.parametrize(
     "config",
-    [LoraConfig(**LORA, lora_alpha=8), LoraConfig(**LORA, use_rslora=True), LoraConfig(**LORA, rank_pattern={"o_proj": 2})],
-    ids=["plain", "rslora", "rank_pattern"],
-)
+    [LoraConfig(**LORA, lora_alpha=8), LoraConfig(**LORA, use_rslora=True), LoraConfig(**LORA, rank_pattern={"o_proj": 2}),
+     LoraConfig(**LORA, alpha_pattern={"o_proj": 2}), LoraConfig(**LORA, use_dora=True)],
+    ids=["plain", "rslora", "rank_pattern", "alpha_pattern", "dora"],
+)  # fmt: skip
 def test_an_adapter_is_as_far_as_its_merged_weights(base, tmp_path, config):
     adapter, merged = made_adapter(base, tmp_path, config)
     found, expected = lineage(base, adapter), lineage(base, merged)
@@ -173,15 +224,14 @@ def test_an_adapter_that_changes_nothing_is_warned_of(base, tmp_path):
     assert any("the same weights, bit for bit" in warning for warning in found["warnings"])
 
 
-@pytest.mark.parametrize(
-    "config",
-    [LoraConfig(**LORA, use_dora=True), LoraConfig(**LORA, alpha_pattern={"o_proj": 2}), LoraConfig(**LORA, modules_to_save=["lm_head"]),
-     IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])],
-    ids=["dora", "alpha_pattern", "modules_to_save", "ia3"],
-)  # fmt: skip
-def test_where_the_factors_do_not_tell_no_distance_is_given(base, tmp_path, config):
+def test_where_the_adapter_is_no_lora_no_distance_is_given_and_it_is_said(base, tmp_path):
+    config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
     adapter, _ = made_adapter(base, tmp_path, config)
-    assert lineage(base, adapter)["relative_distance"] is None
+    found = lineage(base, adapter)
+    assert found["relative_distance"] is None
+    assert found["not_compared"] == [
+        "this adapter is of the kind IA3: its change is not compared. Where peft can, merge it and give the full model as tuned"
+    ]
 
 
 def test_an_adapter_made_on_another_base_is_warned_of(base, tmp_path):

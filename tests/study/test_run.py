@@ -130,6 +130,17 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(
     assert resumed.equals(finished[0], null_equal=True)
 
 
+def test_lineage_is_held_against_the_alternatives_of_the_study(pair: Path, tmp_path: Path) -> None:
+    given = {"base": str(pair / "base"), "tuned": str(pair / "tuned"), "alternatives": [str(pair / "base"), "./nowhere"]}
+    config = make_study({"pair": given, "prompts": {"file": str(pair / "prompts.jsonl")}, "measures": ["divergence"]})
+    _, manifest = execute(config, tmp_path / "run")
+    family = manifest["lineage"]
+    assert family["alternatives"] == [{"ref": str(pair / "base"), "relative_distance": family["relative_distance"]}]
+    (warning,) = [said for said in manifest["warnings"] if "nowhere" in said]
+    assert warning.startswith("lineage is not held against the alternative")
+    assert "no such model" in warning
+
+
 def test_windows_and_positions_on_request(pair: Path, tmp_path: Path) -> None:
     options = {"sites": ["resid_post"], "arms": ["identity", "mean"], "positions": ["decision", "last_3", "all"], "windows": [2]}
     rows, record = execute(study(pair, [{"patching": options}]), tmp_path / "run")

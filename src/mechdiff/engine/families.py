@@ -24,11 +24,24 @@ class Family:
     mid: str | None = "post_attention_layernorm"
     """The module whose input is the residual stream between attention and MLP (`resid_mid`)."""
     mlp: str = "mlp"
+    mlp_modules: tuple[str, ...] = ()
+    """The modules that the MLP's weights are in, where `mlp` names its last layer alone."""
     mlp_norm: str | None = None
     """Norm between the MLP and the residual stream, where there is one: its output is `mlp_out`."""
     embed: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     head: str = "lm_head"
+    embed_parts: tuple[str, ...] = ()
+    """Other modules that make the first state of the residual stream: a table of positions, a norm."""
+    fused: tuple[str, str] | None = None
+    """Queries, keys and values in one matrix: its name beside the projection, and its layout: "stacked" (all queries, all keys, all
+    values) or "by_group" (for each key-value head: its queries, its key, its value). None: q_proj, k_proj and v_proj."""
+    conv1d: bool = False
+    """The blocks' matrices are stored [d_in, d_out], the transpose of what a Linear stores."""
+    norm: str = "rms"
+    """What a norm does before its gain: "rms", "layer" (also takes the mean out), or "rms_plus_one" (rms, the gain stored less 1)."""
+    stored_as: tuple[tuple[str, str], ...] = ()
+    """Names that the files have for a module, where they are others: (in the files, in the model)."""
     parallel_flag: str | None = None
     """Config field that, when true, adds attention and MLP in parallel: `resid_mid` then does not exist."""
     mixers: Mapping[str, str] = field(default_factory=dict)
@@ -39,6 +52,11 @@ class Family:
     """The MLP half of the block sees its prompts as one `[batch * pos, d]` table."""
     only_if: Mapping[str, Any] = field(default_factory=dict)
     """Config fields and the values that they must have for this row to hold."""
+
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """("attn" or "mlp", path of a module inside a block) of every module that holds weights of that half."""
+        attention = dict.fromkeys(path.rpartition(".")[0] for path in (self.projection, *self.mixers.values()))
+        return (*(("attn", path) for path in attention), *(("mlp", path) for path in self.mlp_modules or (self.mlp,)))
 
     def places(self, config: Any, layer: int = 0) -> dict[str, tuple[str, str]]:
         """Site kind -> (module path inside this block, "input" or "output"); "" is the block itself.
@@ -63,7 +81,9 @@ class Family:
 
 _LLAMA = Family()
 _OLMO = Family(attn_norm="post_attention_layernorm", mid="mlp", mlp_norm="post_feedforward_layernorm")
-_GEMMA = Family(attn_norm="post_attention_layernorm", mid="pre_feedforward_layernorm", mlp_norm="post_feedforward_layernorm")
+_GEMMA = Family(
+    attn_norm="post_attention_layernorm", mid="pre_feedforward_layernorm", mlp_norm="post_feedforward_layernorm", norm="rms_plus_one"
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -71,15 +91,14 @@ FAMILIES: dict[str, Family] = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "qwen3_moe": _LLAMA,
-    "mixtral": _LLAMA,
+    "mixtral": Family(stored_as=(("block_sparse_moe", "mlp"),)),
     "gpt_oss": _LLAMA,
-    "phi3": _LLAMA,
+    "phi3": Family(fused=("qkv_proj", "stacked")),
     "smollm3": _LLAMA,
-    "starcoder2": _LLAMA,
+    "starcoder2": Family(norm="layer"),
     "granite": Family(scale="residual_multiplier"),
-    "granitemoe": Family(scale="residual_multiplier", mlp="block_sparse_moe"),
-    "gemma": _LLAMA,
-    "olmo": _LLAMA,
+    "gemma": Family(norm="rms_plus_one"),
+    "olmo": Family(norm="layer"),
     "olmoe": _LLAMA,
     "qwen2_moe": _LLAMA,
     "deepseek_v3": _LLAMA,
@@ -89,33 +108,36 @@ FAMILIES: dict[str, Family] = {
     "olmo2": _OLMO,
     "olmo3": _OLMO,
     "glm4": Family(attn_norm="post_self_attn_layernorm", mlp_norm="post_mlp_layernorm"),
-    "stablelm": Family(parallel_flag="use_parallel_residual"),
-    "cohere": Family(mid=None),
-    "cohere2": Family(mid=None),
-    "phi": Family(projection="self_attn.dense", mid=None, final_norm="model.final_layernorm"),
+    "stablelm": Family(parallel_flag="use_parallel_residual", norm="layer"),
+    "cohere": Family(mid=None, norm="layer"),
+    "cohere2": Family(mid=None, norm="layer"),
+    "phi": Family(projection="self_attn.dense", mid=None, final_norm="model.final_layernorm", norm="layer"),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
     "gpt2": Family(
-        blocks="transformer.h", projection="attn.c_proj", mid="ln_2", embed="transformer.wte", final_norm="transformer.ln_f"
+        blocks="transformer.h", projection="attn.c_proj", mid="ln_2", embed="transformer.wte", final_norm="transformer.ln_f",
+        embed_parts=("transformer.wpe",), fused=("c_attn", "stacked"), conv1d=True, norm="layer",
     ),
     "gpt_neox": Family(
         blocks="gpt_neox.layers", projection="attention.dense", embed="gpt_neox.embed_in", final_norm="gpt_neox.final_layer_norm",
-        parallel_flag="use_parallel_residual",
+        fused=("query_key_value", "by_group"), norm="layer", stored_as=(("embed_out", "lm_head"),), parallel_flag="use_parallel_residual",
     ),
     "falcon": Family(
         blocks="transformer.h", projection="self_attention.dense", embed="transformer.word_embeddings", final_norm="transformer.ln_f",
-        parallel_flag="parallel_attn",
+        fused=("query_key_value", "by_group"), norm="layer", parallel_flag="parallel_attn",
     ),
     "bloom": Family(
-        blocks="transformer.h", projection="self_attention.dense", mlp="mlp.dense_4h_to_h", embed="transformer.word_embeddings",
-        final_norm="transformer.ln_f", only_if={"apply_residual_connection_post_layernorm": False},
+        blocks="transformer.h", projection="self_attention.dense", mlp="mlp.dense_4h_to_h", mlp_modules=("mlp",),
+        embed="transformer.word_embeddings", embed_parts=("transformer.word_embeddings_layernorm",), final_norm="transformer.ln_f",
+        fused=("query_key_value", "by_group"), norm="layer", only_if={"apply_residual_connection_post_layernorm": False},
     ),
     "opt": Family(
-        blocks="model.decoder.layers", projection="self_attn.out_proj", mid="final_layer_norm", mlp="fc2", embed="model.decoder.embed_tokens",
-        final_norm="model.decoder.final_layer_norm", flat=True, only_if={"do_layer_norm_before": True},
+        blocks="model.decoder.layers", projection="self_attn.out_proj", mid="final_layer_norm", mlp="fc2", mlp_modules=("fc1", "fc2"),
+        embed="model.decoder.embed_tokens", embed_parts=("model.decoder.embed_positions",), final_norm="model.decoder.final_layer_norm",
+        norm="layer", flat=True, only_if={"do_layer_norm_before": True},
     ),
-    "qwen3_next": Family(mixers={"linear_attention": "linear_attn.out_proj"}),
-    "qwen3_5_text": Family(mixers={"linear_attention": "linear_attn.out_proj"}),
+    "qwen3_next": Family(mixers={"linear_attention": "linear_attn.out_proj"}, norm="rms_plus_one"),
+    "qwen3_5_text": Family(mixers={"linear_attention": "linear_attn.out_proj"}, norm="rms_plus_one"),
     "lfm2": Family(
         projection="self_attn.out_proj", mixers={"conv": "conv.out_proj"}, mid="ffn_norm", mlp="feed_forward", final_norm="model.embedding_norm"
     ),

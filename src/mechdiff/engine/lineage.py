@@ -1,21 +1,21 @@
 """Is the tuned model a child of this base? The distance of their weights, and what the tuned model's own files say.
 
 A fine-tune moves its weights by a few per cent; two models trained apart are as far from each other as from zero (relative distance near
-1.4). A study that takes a sibling for the parent publishes the difference of two fine-tunes as one. Weights are streamed from the files, a
-tensor at a time.
+1.4). A study that takes a sibling for the parent publishes the difference of two fine-tunes as one: two children A + U and A + V of A are
+V - U apart, which is further than either is from A. So the distance to other candidates for the base is measured where they are given.
+Weights are streamed from the files, a tensor at a time.
 """
 
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, float64
-from torch.linalg import vector_norm
 
+from mechdiff.engine.changes import open_changes
 from mechdiff.engine.sources import Source
 from mechdiff.errors import ModelError
 
@@ -23,18 +23,25 @@ FAR = 0.5
 """Relative distance of weights beyond which two models are hardly parent and child."""
 
 
-def lineage(base: Source, tuned: Source) -> dict[str, Any]:
-    """How far tuned is from base, and whether it looks like base's child.
+def lineage(base: Source, tuned: Source, alternatives: Sequence[Source] = ()) -> dict[str, Any]:
+    """How far tuned is from base, and whether it looks like base's child. `alternatives` are other models that may be its base.
 
-    `relative_distance` is ||W_tuned - W_base|| / ||W_base|| over the tensors that both have (None where the files do not tell); then how many
-    of these changed and how many are equal to the bit, those of other shapes, those that only one has, `stated_base`, and `warnings`.
+    `relative_distance` is ||W_tuned - W_base|| / ||W_base|| over the tensors that both have in one shape (None where the files do not tell);
+    then how many of these changed and how many are equal, those of other shapes, those that only one has, `not_compared` (sentences),
+    `alternatives` (ref and relative_distance of each), `stated_base`, and `warnings`. ModelError where a file of base or tuned is broken;
+    an alternative's is warned of.
     """
-    try:
-        found = _adapter_distance(base, tuned) if tuned.adapter else _weights_distance(Path(base.load), Path(tuned.load))
-    except SafetensorError as error:
-        raise ModelError(f"the weights of {base.ref} or {tuned.ref} cannot be read: {error}. Is the download complete?") from error
+    found = distance(base, tuned)
     named = stated_base(tuned)
-    return {**found, "stated_base": named, "warnings": _warnings(base, tuned, named, found["relative_distance"])}
+    others, unread = [], []
+    for other in alternatives:
+        try:
+            others.append({"ref": other.ref, **distance(other, tuned)})
+        except ModelError as error:
+            unread.append(f"lineage is not held against the alternative {other.ref}: {error}")
+    warnings = _warnings(base, tuned, named, found["relative_distance"]) + _nearer(base, found, others) + unread
+    told = [{name: other[name] for name in ("ref", "relative_distance")} for other in others]
+    return {**found, "alternatives": told, "stated_base": named, "warnings": warnings}
 
 
 def _warnings(base: Source, tuned: Source, named: str | None, distance: float | None) -> list[str]:
@@ -51,6 +58,21 @@ def _warnings(base: Source, tuned: Source, named: str | None, distance: float | 
     if distance == 0:
         warnings.append("base and tuned have the same weights, bit for bit: there is no change to find")
     return warnings
+
+
+def _nearer(base: Source, found: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[str]:
+    """A warning where the nearest alternative is nearer than base. One that shares fewer tensors with tuned than base does is not held against it."""
+    here = found["relative_distance"]
+    compared = found["changed_tensors"] + found["equal_tensors"]
+    rivals = [other for other in others if other["relative_distance"] is not None]
+    rivals = [other for other in rivals if other["changed_tensors"] + other["equal_tensors"] >= compared]
+    nearest = min(rivals, key=lambda other: other["relative_distance"], default=None)
+    if here is None or nearest is None or nearest["relative_distance"] >= here:
+        return []
+    return [
+        f"tuned is nearer to {nearest['ref']} ({nearest['relative_distance']:.4f} of its size) than to the base given, {base.ref} "
+        f"({here:.4f}): what is studied is the difference of two fine-tunes, not what one of them changed. Take {nearest['ref']} as base."
+    ]
 
 
 def _bare(name: str) -> str:
@@ -79,67 +101,24 @@ def stated_base(source: Source) -> str | None:
 # ---- distances ---------------------------------------------------------------------------------------------------------------------
 
 
-def _weights_distance(base: Path, tuned: Path) -> dict[str, Any]:
-    ours, theirs = _tensors(base), _tensors(tuned)
-    common = sorted(ours.keys() & theirs.keys())
-    moved, size, equal, reshaped = 0.0, 0.0, 0, []
-    for name in common:
-        before, after = _read(ours[name], name).float(), _read(theirs[name], name).float()
-        if before.shape != after.shape:
-            reshaped.append(name)
+def distance(base: Source, tuned: Source) -> dict[str, Any]:
+    """||W_tuned - W_base|| / ||W_base|| over the tensors that both have in one shape, and how many changed. ModelError: a broken file."""
+    changes = open_changes(base, tuned)
+    moved, size, changed, equal = 0.0, 0.0, 0, 0
+    for change in changes:
+        if change.partly:
             continue
-        moved += _squared(after - before)
-        size += _squared(before)
-        equal += bool((after == before).all())
+        step = change.squared_change()
+        moved += step
+        size += change.squared_size()
+        changed += step > 0
+        equal += step == 0
     return {
         "relative_distance": math.sqrt(moved / size) if size else None,
         "equal_tensors": equal,
-        "changed_tensors": len(common) - equal - len(reshaped),
-        "reshaped_tensors": reshaped,
-        "only_base": sorted(ours.keys() - theirs.keys()),
-        "only_tuned": sorted(theirs.keys() - ours.keys()),
-    }
-
-
-def _adapter_distance(base: Source, tuned: Source) -> dict[str, Any]:
-    """The distance that a LoRA adapter's factors make: ||scale B A|| from the small Gram matrices; other kinds of adapter: unknown."""
-    assert tuned.adapter
-    config = json.loads((tuned.adapter / "adapter_config.json").read_text())
-    factors, tensors = _tensors(tuned.adapter), _tensors(Path(base.load))
-    names = sorted({key.partition(".lora_A.")[0] for key in factors if ".lora_A." in key})
-    plain = len(factors) == 2 * len(names) and not config.get("alpha_pattern") and not config.get("use_dora")
-    moved, changed = 0.0, 0
-    for name in names:
-        a, b = (_read(factors[key], key).double() for key in (f"{name}.lora_A.weight", f"{name}.lora_B.weight"))
-        rank = len(a)
-        scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        step = float(scale**2 * ((b.T @ b) * (a @ a.T)).sum())
-        moved += step
-        changed += step > 0
-    size = sum(_squared(_read(file, name)) for name, file in tensors.items()) if plain else 0.0
-    return {
-        "relative_distance": math.sqrt(moved / size) if size else None,
-        "equal_tensors": len(tensors) - changed,
         "changed_tensors": changed,
-        "reshaped_tensors": [],
-        "only_base": [],
-        "only_tuned": [],
+        "reshaped_tensors": changes.reshaped,
+        "only_base": changes.only_base,
+        "only_tuned": changes.only_tuned,
+        "not_compared": changes.statements,
     }
-
-
-def _squared(tensor: Tensor) -> float:
-    return float(vector_norm(tensor, dtype=float64)) ** 2
-
-
-def _tensors(folder: Path) -> dict[str, Path]:
-    """Tensor name -> safetensors file."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
-    return found
-
-
-def _read(path: Path, name: str) -> Tensor:
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(name)

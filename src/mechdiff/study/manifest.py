@@ -10,6 +10,8 @@ import torch
 from mechdiff.engine.families import shape_of
 from mechdiff.engine.lineage import lineage
 from mechdiff.engine.replay import engine_for
+from mechdiff.engine.sources import resolve
+from mechdiff.errors import ModelError
 from mechdiff.study.prepare import Prepared
 from mechdiff.study.record import environment
 from mechdiff.study.selection import choose_layers
@@ -26,7 +28,7 @@ def run_record(
 ) -> dict[str, Any]:
     """The manifest's content: what was asked, of which files, rendered how, computed by what, checked how, and what was left out."""
     study, options, pair = prepared.study, prepared.options, prepared.pair
-    family = lineage(pair.base, pair.tuned)
+    family = _lineage(prepared)
     tokens = sorted(len(one.ids_tuned) for prompts in prepared.rendered.values() for one in prompts.values())
     names = {side: name for side, (name, _) in engines.items()}
     return {
@@ -69,6 +71,18 @@ def engines(prepared: Prepared) -> dict[str, tuple[str, str]]:
     if prepared.options.engine == "full":
         return dict.fromkeys(("base", "tuned"), ("full", "asked for with --engine full"))
     return {side: engine_for(prepared.pair.config(side)) for side in ("base", "tuned")}
+
+
+def _lineage(prepared: Prepared) -> dict[str, Any]:
+    """The pair's lineage, held against the study's alternatives too; one that is not found is warned of and costs nobody a finished run."""
+    pair, others, unread = prepared.pair, [], []
+    for ref in prepared.study.pair.alternatives:
+        try:
+            others.append(resolve(ref))
+        except ModelError as error:
+            unread.append(f"lineage is not held against the alternative {ref}: {error}")
+    found = lineage(pair.base, pair.tuned, others)
+    return {**found, "warnings": [*found["warnings"], *unread]}
 
 
 def _model_record(prepared: Prepared, side: Any) -> dict[str, Any]:

@@ -1,0 +1,205 @@
+"""The tensors of one model as its files hold them: streamed, each under its module's name and with its place in the network.
+
+Nothing is loaded but the tensor that is asked for, so a model of any size takes the memory of its largest tensor. Matrices come as
+[d_out, d_in] whatever the family stores.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Shaped
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mechdiff.engine.families import FAMILIES, Family
+from mechdiff.errors import ModelError
+
+SITES = ("embed", "norm", "attn", "mlp", "final_norm", "head")
+"""Parts of a network that a tensor can stand in; the order is that of computation."""
+
+_NO_WEIGHTS = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias)$|\.(attn|attention|self_attention)\.bias$")
+"""Masks and tables that older files hold beside the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """Where one tensor lies."""
+
+    path: Path
+    key: str
+    """Its name in the file."""
+    shape: tuple[int, ...]
+    """As it is read."""
+    dtype: str
+    """As safetensors writes it: F32, BF16, U8, ..."""
+    transposed: bool = False
+    """Stored [d_in, d_out]."""
+
+
+@dataclass(frozen=True)
+class TensorFiles:
+    """The tensors of one model's safetensors files."""
+
+    family: Family | None
+    """The row of the model's architecture; None where the table has none."""
+    stored: dict[str, Stored]
+    """Module's name + ".weight" (".bias", ...) -> where the tensor lies; a tied unembedding is not listed."""
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.stored)
+
+    @property
+    def head(self) -> str:
+        """Name of the unembedding matrix."""
+        return f"{(self.family or Family()).head}.weight"
+
+    @property
+    def embed(self) -> str:
+        """Name of the token embedding matrix."""
+        return f"{(self.family or Family()).embed}.weight"
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether embedding and unembedding are one matrix: the files hold one, or the same twice."""
+        return self.head not in self.stored and self.embed in self.stored
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Sizes of a tensor, a matrix's as (d_out, d_in). KeyError where there is none of this name."""
+        return self.stored[self._own(name)].shape
+
+    def transposed(self, name: str) -> bool:
+        """Whether the file holds this matrix as [d_in, d_out]."""
+        return self.stored[self._own(name)].transposed
+
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor holds plain floating-point weights (not bytes of some quantisation)."""
+        return self.stored[self._own(name)].dtype in ("F16", "BF16", "F32", "F64")
+
+    def read(self, name: str) -> Shaped[Tensor, "..."]:
+        """A tensor in the dtype of the file; a tied unembedding is read as the embedding. ModelError where the file is broken."""
+        stored = self.stored[self._own(name)]
+        try:
+            with safe_open(stored.path, "pt") as file:
+                found = file.get_tensor(stored.key)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(stored.path, error) from error
+        return found.T if stored.transposed else found
+
+    def _own(self, name: str) -> str:
+        return self.embed if name == self.head and self.tied else name
+
+
+def place(name: str, family: Family, n_axes: int) -> tuple[int | None, str] | None:
+    """(block index or None, site) of a tensor; None where the family's row does not tell.
+
+    Inside a block, what is neither attention nor MLP and has one axis is a norm. Norms of queries and keys belong to attention.
+    """
+    embeds = (("embed", path) for path in (family.embed, *family.embed_parts))
+    for site, path in (*embeds, ("final_norm", family.final_norm), ("head", family.head)):
+        if name.startswith(f"{path}."):
+            return None, site
+    index, _, rest = name.removeprefix(f"{family.blocks}.").partition(".")
+    if not name.startswith(f"{family.blocks}.") or not index.isdigit():
+        return None
+    for site, path in family.parts():
+        if rest.startswith(f"{path}."):
+            return int(index), site
+    return (int(index), "norm") if n_axes == 1 else None
+
+
+def attention_path(family: Family) -> str:
+    """Path of the attention module inside a block: the parent of its output projection."""
+    return family.projection.rpartition(".")[0]
+
+
+def reading_order(names: Iterable[str], places: dict[str, tuple[int | None, str]]) -> list[str]:
+    """Names in the order of computation: embedding, blocks, final norm, unembedding; those without a place last."""
+
+    def key(name: str) -> tuple[int, int, int, str]:
+        layer, site = places.get(name, (None, ""))
+        outer = 1 if layer is not None else {"embed": 0, "final_norm": 2, "head": 3}.get(site, 4)
+        return outer, layer or 0, SITES.index(site) if site else 0, name
+
+    return sorted(names, key=key)
+
+
+# ---- opening a folder --------------------------------------------------------------------------------------------------------------
+
+
+def open_tensors(folder: Path) -> TensorFiles:
+    """The tensors in a model's folder (none where it has no safetensors files). ModelError: a file is broken or missing."""
+    config = folder / "config.json"
+    try:
+        kind = str(json.loads(config.read_text()).get("model_type")) if config.is_file() else ""
+    except ValueError as error:
+        raise ModelError(f"{config}: this is no JSON ({error}). Is the download complete?") from error
+    family = FAMILIES.get(kind)
+    stored: dict[str, Stored] = {}
+    for path in weight_files(folder):
+        for key, (shape, dtype) in contents(path).items():
+            name = _module_name(key, family) if family else key
+            if not _NO_WEIGHTS.search(name):
+                turned = bool(family and family.conv1d and name.startswith(f"{family.blocks}.") and len(shape) == 2)
+                stored[name] = Stored(path=path, key=key, shape=shape[::-1] if turned else shape, dtype=dtype, transposed=turned)
+    found = TensorFiles(family, stored)
+    if _same_twice(found):
+        return TensorFiles(family, {name: where for name, where in stored.items() if name != found.head})
+    return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model's folder: those of the index, or model.safetensors, or all. ModelError: one is missing."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if not index.is_file():
+        return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    try:
+        paths = sorted({folder / str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index}: not an index of weight files ({type(error).__name__}: {error}). Is the download complete?") from error
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise ModelError(
+            f"{missing[0]}: this file of weights is missing ({len(missing)} of the {len(paths)} that {index.name} lists are). "
+            "Is the download complete?"
+        )
+    return paths
+
+
+def contents(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> shape and dtype of every tensor in a safetensors file. ModelError where it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
+            return {key: (tuple(part.get_shape()), str(part.get_dtype())) for key, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"the weights in {path} cannot be read: {error}. Is the download complete?")
+
+
+def _module_name(key: str, family: Family) -> str:
+    """A tensor's name as the model has it: renamed parts, and the outermost module where the files leave it out."""
+    for there, here in family.stored_as:
+        key = ".".join(here if part == there else part for part in key.split("."))
+    root = f"{family.blocks.partition('.')[0]}."
+    inner = [path.removeprefix(root) for path in (family.blocks, family.embed, family.final_norm, *family.embed_parts)]
+    return root + key if key.startswith(tuple(f"{path}." for path in inner)) else key
+
+
+def _same_twice(files: TensorFiles) -> bool:
+    """Whether the files hold the embedding a second time as the unembedding, bit for bit."""
+    if not {files.head, files.embed} <= files.stored.keys():
+        return False
+    one, other = files.stored[files.head], files.stored[files.embed]
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    head, embed = files.read(files.head), files.read(files.embed)
+    return bool((head[0] == embed[0]).all()) and torch.equal(head, embed)
