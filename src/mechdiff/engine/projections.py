@@ -57,7 +57,7 @@ class Layout:
             missing = [
                 name for name, found in zip(self.names(layer), [*inputs, output], strict=True) if found is None and "bias" not in name
             ]
-            return f"it has no {missing[0]}"
+            return f"{missing[0]} is not compared"
         whole = [_with_bias(weight, bias) for weight, bias in zip(inputs[::2], inputs[1::2], strict=True)]
         n_rows = (self.n_heads + 2 * self.n_groups) * self.d_head
         if sum(len(part) for part in whole) != n_rows or output.shape[1] != self.n_heads * self.d_head:

@@ -229,8 +229,12 @@ def limits(changes: Changes, config: Any, *, exact_up_to: int = 1024) -> list[st
         said.append("qk_relative_norm is at relative offset 0 of the rotary embedding")
     if norms := [name for name in changes.names if name.endswith(("q_norm.weight", "k_norm.weight")) or "layernorm.norms" in name]:
         said.append(f"norms of queries and keys ({len(norms)} tensors) are not part of qk_relative_norm")
+    uncut = {}
     for layer in range(config.num_hidden_layers):
         held = {name: torch.empty(shapes[name], device="meta") for name in layout.names(layer) if name in shapes}
         if isinstance(reason := layout.cut(layer, held.get), str):
-            said.append(f"block {layer} has no values by head: {reason}")
+            uncut[layer] = reason
+    if uncut and changes.names:
+        first = min(uncut)
+        said.append(f"{len(uncut)} blocks have no values by head; block {first}, because {uncut[first]}")
     return said
