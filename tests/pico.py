@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -102,6 +101,8 @@ def moved(net: nn.Module) -> None:
 
 def with_adapter(name: str = "llama", **config: Any) -> Model:
     """A base with a LoRA on it, switched off; its factors are random where peft leaves them at 0."""
+    from peft import LoraConfig, get_peft_model
+
     net = pico(name).net
     torch.manual_seed(7)
     with quiet():

@@ -197,6 +197,20 @@ def test_p5_an_adapters_layers_are_switched_on_one_by_one():
         assert torch.equal(trace(base, batch).logits, everything)
 
 
+def test_a_module_that_an_adapter_saved_whole_is_switched_like_its_layers():
+    base = with_adapter(modules_to_save=["lm_head"], layers_to_transform=[1])
+    changes = changes_of_adapter(base)
+    (batch,) = batches(base, PROMPTS[:1])
+    clean = trace(base, batch)
+    with grafted(base, changes, [Unit("head")]):
+        torch.testing.assert_close(resume(base, batch, clean, 4), trace(base, batch).logits, **CLOSE)
+        own, saved = (base.net.lm_head.original_module.weight, base.net.lm_head.modules_to_save["default"].weight)
+        state = base.net.model.norm(clean.residuals[4])[0, -1]
+        torch.testing.assert_close(resume(base, batch, clean, 4)[0], state @ saved.T, **CLOSE)
+    assert torch.equal(trace(base, batch).logits, clean.logits)
+    assert not torch.equal(own, saved)
+
+
 def test_a_change_cut_to_a_rank_is_the_base_plus_its_first_singular_vectors():
     base, tuned, changes = pair("llama")
     unit = Unit("attn", 1)

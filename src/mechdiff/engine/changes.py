@@ -171,16 +171,18 @@ def tensors_of(model: Model) -> Tensors:
 
 
 def tensors_in(folder: Path, like: Model) -> Tensors:
-    """The tensors of a folder's safetensors files, each read when asked for, in the dtype and on the device of the network `like`."""
+    """The tensors of a folder's safetensors files, each read when asked for, in the dtype and on the device that it has in the network `like`."""
     from safetensors import safe_open
 
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             files |= dict.fromkeys(file.keys(), path)
+    device, dtypes = like.device, {}
     same: dict[int, list[str]] = {}
     for name, parameter in like.net.named_parameters(remove_duplicate=False):
         same.setdefault(id(parameter), []).append(name)
+        dtypes[name] = parameter.dtype
     also = {name: others for others in same.values() for name in others}
 
     def tensor(name: str) -> Tensor:
@@ -190,7 +192,7 @@ def tensors_in(folder: Path, like: Model) -> Tensors:
                 f"{folder}: no tensor {name} in its files, which name things otherwise than the network does. Use --memory both."
             )
         with safe_open(files[stored], "pt") as file:
-            return file.get_tensor(stored).to(device=like.device, dtype=like.dtype)
+            return file.get_tensor(stored).to(device=device, dtype=dtypes[name])
 
     return tensor
 

@@ -120,7 +120,9 @@ class Lattice:
 
 
 def lattice(model: Model, changes: Changes, prompts: Prompts, *, max_tokens: int | None = None) -> Lattice:
-    """Ready for any set of units; `model` is the base, in use. Holds the residual streams of both models at every block and position.
+    """Ready for any set of units; `model` is the base, in use.
+
+    Holds the residual streams of both models at every block and position: 2 (n_layers + 1) d_model numbers a token, in the model's dtype.
 
     Raises SelfCheckError where nothing grafted is not D, or everything grafted is not the tuned model.
     """
