@@ -193,6 +193,36 @@ def test_runs_start_as_high_as_they_can():
         assert found.start(units[number[unit] :]) == ("base", int(unit[1]))
 
 
+def test_property_5_below_the_first_change_both_models_are_one():
+    base = pico("gemma3")
+
+    def change(net: nn.Module) -> None:
+        net.model.layers[2].mlp.down_proj.weight.mul_(1.5)
+
+    tuned = twin(base, change)
+    found = lattice(base, changes_between(base, tensors_of(tuned)), split(base, tuned))
+    assert found.changes.units == (Unit("mlp", 2),)
+    for mine, theirs in zip(found.below["base"], found.below["tuned"], strict=True):
+        same = [torch.equal(a, b) for a, b in zip(mine.residuals, theirs.residuals, strict=True)]
+        assert same == [True, True, True, False, False]
+
+
+def test_property_19_packing_changes_nothing():
+    found, _ = bench("mistral")
+    for max_tokens in (1, 10_000):
+        other = lattice(found.model, found.changes, found.prompts, max_tokens=max_tokens)
+        for units in ([], found.changes.units[:5], found.changes.units[7:9]):
+            assert other.value(units).tolist() == pytest.approx(found.value(units).tolist(), rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_in_half_precision_both_ends_hold_within_the_stated_tolerance(name):
+    base = pico(name, dtype=torch.bfloat16)
+    tuned = twin(base, moved)
+    found = lattice(base, changes_between(base, tensors_of(tuned)), split(base, tuned), max_tokens=64)
+    assert found.value(()).mean() > 30 * found.floor_nats
+
+
 def test_property_17_no_rank_is_the_base_and_full_rank_is_the_tuned_model():
     rows, _, report = measured(moved)
     cut = of(rows, "truncate")
