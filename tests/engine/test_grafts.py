@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mechdiff.engine.activations import capture
-from mechdiff.engine.changes import Changes, Unit, changes_between, changes_of, changes_of_adapter, factors, tensors_of
+from mechdiff.engine.units import ChangedUnits, Unit, changes_between, changes_of, changes_of_adapter, factors, tensors_of
 from mechdiff.engine.grafts import batches, grafted, resume, trace, truncated
 from mechdiff.engine.models import Model, open_pair
 from oracles.merged import logits as naive
@@ -25,13 +25,13 @@ SETS = (["L2.attn"], ["L1.mlp", "L3.norm"], ["L0.norm", "L1.attn"], ["final_norm
 
 
 @cache
-def pair(name: str) -> tuple[Model, Model, Changes]:
+def pair(name: str) -> tuple[Model, Model, ChangedUnits]:
     base = pico(name)
     tuned = twin(base, moved)
     return base, tuned, changes_between(base, tensors_of(tuned))
 
 
-def named(changes: Changes, names: Sequence[str]) -> list[Unit]:
+def named(changes: ChangedUnits, names: Sequence[str]) -> list[Unit]:
     return [unit for unit in changes.units if str(unit) in names]
 
 

@@ -128,7 +128,7 @@ def test_tied_embeddings_are_one_tensor_and_nothing_is_missing(tmp_path):
 
 
 def weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    """Changes the tensors of a model's or adapter's file."""
+    """ChangedUnits the tensors of a model's or adapter's file."""
     (path,) = folder.glob("*.safetensors")
     tensors = load_file(path)
     change(tensors)

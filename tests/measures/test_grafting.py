@@ -12,7 +12,7 @@ from torch import nn
 
 import planted
 from mechdiff.engine.activations import capture
-from mechdiff.engine.changes import Changes, Unit, changes_between, changes_of_adapter, tensors_of
+from mechdiff.engine.units import ChangedUnits, Unit, changes_between, changes_of_adapter, tensors_of
 from mechdiff.engine.grafts import grafted
 from mechdiff.engine.models import Model, wrap
 from mechdiff.errors import SelfCheckError
@@ -35,7 +35,7 @@ def split(base: Model, tuned: Model, name: str = "report", n: int = 6, seed: int
     return Prompts(split=name, names=names, ids=ids, base_logits=laws["base"], tuned_logits=laws["tuned"])
 
 
-def measured(change, **how: object) -> tuple[pl.DataFrame, Changes, Prompts]:
+def measured(change, **how: object) -> tuple[pl.DataFrame, ChangedUnits, Prompts]:
     """The rows of a planted pair, what had changed, and the reported prompts."""
     net = planted.base_net()
     base = wrap(net, side="base", ref="planted base")
@@ -302,7 +302,7 @@ def test_a_difference_that_is_no_weight_stops_the_run():
     changes = changes_between(base, tensors_of(tuned))
     with pytest.raises(SelfCheckError, match=r"with all 1 changed units grafted the base is .* nats from the tuned model"):
         measure(base, changes, split(base, tuned))
-    same = Changes(units=())
+    same = ChangedUnits(units=())
     with pytest.raises(SelfCheckError, match=r"no tensor differs, yet the base is .* nats from the tuned model"):
         measure(base, same, split(base, tuned))
 

@@ -20,7 +20,7 @@ from mechdiff.engine.models import Model
 from mechdiff.engine.sites import Site
 
 Edit = Callable[[Tensor], None]
-"""Changes a `[batch, pos, d]` tensor in place."""
+"""ChangedUnits a `[batch, pos, d]` tensor in place."""
 
 
 @contextmanager

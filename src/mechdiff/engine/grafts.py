@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechdiff.engine.activations import forward
-from mechdiff.engine.changes import Changes, Factors, Tensors, Unit
+from mechdiff.engine.units import ChangedUnits, Factors, Tensors, Unit
 from mechdiff.engine.models import Model
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -31,7 +31,7 @@ PASS_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
 @contextmanager
-def grafted(base: Model, changes: Changes, units: Iterable[Unit]) -> Iterator[None]:
+def grafted(base: Model, changes: ChangedUnits, units: Iterable[Unit]) -> Iterator[None]:
     """While open, these changed units hold the tuned weights. Afterwards every bit is the base's again, also after an error."""
     with ExitStack() as stack:
         for unit in units:
@@ -44,7 +44,7 @@ def grafted(base: Model, changes: Changes, units: Iterable[Unit]) -> Iterator[No
 
 
 @contextmanager
-def truncated(base: Model, changes: Changes, cut: Mapping[Unit, Mapping[str, Factors]], rank: int) -> Iterator[None]:
+def truncated(base: Model, changes: ChangedUnits, cut: Mapping[Unit, Mapping[str, Factors]], rank: int) -> Iterator[None]:
     """While open, the matrices of these units are the base's plus their change cut to `rank` (at least 1), and their vectors the tuned ones.
 
     A vector's change has rank 1. A matrix whose factors were not kept up to `rank` holds its whole change.
@@ -61,7 +61,7 @@ def truncated(base: Model, changes: Changes, cut: Mapping[Unit, Mapping[str, Fac
         yield
 
 
-def _again(changes: Changes, unit: Unit) -> Tensors | None:
+def _again(changes: ChangedUnits, unit: Unit) -> Tensors | None:
     """Where a unit's base tensors are read again. The embedding stays in memory: it may be two parameters in one."""
     return None if unit.kind == "embed" else changes.base
 

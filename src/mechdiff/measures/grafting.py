@@ -1,6 +1,6 @@
 """Which part of the weights carries the fine-tune?
 
-The tuned weights of a set S of units (`engine/changes.py`: a block's attention, MLP or norms, the embedding, the final norm, the head) are put
+The tuned weights of a set S of units (`engine/units.py`: a block's attention, MLP or norms, the embedding, the final norm, the head) are put
 into the base, and the network runs. With dW_S the change of these units and p_t the tuned model's next-token law,
 
     v(S) = KL( p_t || p_{base + dW_S} )       in nats, at the decision position
@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from mechdiff.engine.changes import Changes, Factors, Unit, factors
+from mechdiff.engine.units import ChangedUnits, Factors, Unit, factors
 from mechdiff.engine.grafts import Batch, Trace, batches, grafted, resume, trace, truncated
 from mechdiff.engine.models import Model
 from mechdiff.errors import SelfCheckError
@@ -79,7 +79,7 @@ class Lattice:
     """v(S) of any set of changed units on some prompts; made by `lattice`."""
 
     model: Model
-    changes: Changes
+    changes: ChangedUnits
     prompts: Prompts
     batches: list[Batch]
     below: dict[str, list[Trace]]
@@ -119,7 +119,7 @@ class Lattice:
         return _against(self.prompts.tuned_logits, self.batches, found)
 
 
-def lattice(model: Model, changes: Changes, prompts: Prompts, *, max_tokens: int | None = None) -> Lattice:
+def lattice(model: Model, changes: ChangedUnits, prompts: Prompts, *, max_tokens: int | None = None) -> Lattice:
     """Ready for any set of units; `model` is the base, in use.
 
     Holds the residual streams of both models at every block and position: 2 (n_layers + 1) d_model numbers a token, in the model's dtype.
@@ -160,7 +160,7 @@ def _check_nothing(model: Model, nothing: Tensor, total: Tensor) -> None:
         )
 
 
-def _check_everything(model: Model, changes: Changes, everything: Tensor, total: Tensor, floor: float) -> None:
+def _check_everything(model: Model, changes: ChangedUnits, everything: Tensor, total: Tensor, floor: float) -> None:
     limit = max(3 * floor, TOLERANCE_NATS[model.dtype])
     if not (everything <= limit).all():
         what = f"with all {len(changes.units)} changed units grafted" if changes.units else "no tensor differs, yet"
@@ -263,7 +263,7 @@ def _rows(
 
 
 def measure(
-    model: Model, changes: Changes, report: Prompts, select: Prompts | None = None, *, truncate: bool = True, max_tokens: int | None = None
+    model: Model, changes: ChangedUnits, report: Prompts, select: Prompts | None = None, *, truncate: bool = True, max_tokens: int | None = None
 ) -> pl.DataFrame:
     """Rows of all arms on `report`; the greedy sets are chosen on `select` (its first 8 prompts), and left out where it is not given.
 

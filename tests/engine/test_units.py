@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mechdiff.engine.changes import (
+from mechdiff.engine.units import (
     KINDS,
     Unit,
     changes_between,

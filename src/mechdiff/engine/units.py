@@ -59,7 +59,7 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changes:
+class ChangedUnits:
     """What a fine-tune changed, and how to get at it. Empty `units`: not a bit of a weight differs."""
 
     units: tuple[Unit, ...]
@@ -116,7 +116,7 @@ def unit_at(family: Family, name: str) -> Unit:
 # ---- finding them ------------------------------------------------------------------------------------------------------------------
 
 
-def changes_of(pair: Pair, base: Model) -> Changes:
+def changes_of(pair: Pair, base: Model) -> ChangedUnits:
     """What the pair's tuned model changed, while its `base` is in use: by adapter layers, from the tuned model in memory, or from its files.
 
     Raises ModelError where the two do not have the same tensors in the same shapes.
@@ -129,7 +129,7 @@ def changes_of(pair: Pair, base: Model) -> Changes:
         return changes_between(base, tensors_of(tuned))
 
 
-def changes_between(base: Model, tuned: Tensors, *, again: Tensors | None = None) -> Changes:
+def changes_between(base: Model, tuned: Tensors, *, again: Tensors | None = None) -> ChangedUnits:
     """The units in which `tuned` differs from the base's network by a bit. `again`: where the base's own tensors can be read anew.
 
     Raises ModelError: a tensor that the tuned model lacks or has in another shape, or that `again` gives otherwise than it was loaded.
@@ -155,7 +155,7 @@ def changes_between(base: Model, tuned: Tensors, *, again: Tensors | None = None
         )
         found.setdefault(Unit("head") if untied else unit, []).append(name)
     units = tuple(sorted(found))
-    return Changes(units=units, names={unit: tuple(found[unit]) for unit in units}, tuned=tuned, base=again)
+    return ChangedUnits(units=units, names={unit: tuple(found[unit]) for unit in units}, tuned=tuned, base=again)
 
 
 def tensors_of(model: Model) -> Tensors:
@@ -197,7 +197,7 @@ def tensors_in(folder: Path, like: Model) -> Tensors:
     return tensor
 
 
-def changes_of_adapter(base: Model) -> Changes:
+def changes_of_adapter(base: Model) -> ChangedUnits:
     """The units that an adapter on the base's network changes; its layers must be off. LoRA layers whose product is 0 change nothing."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -207,7 +207,7 @@ def changes_of_adapter(base: Model) -> Changes:
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and _moves(module):
             found.setdefault(unit_at(base.family, name), []).append(module)
     units = tuple(sorted(found))
-    return Changes(units=units, switches={unit: tuple(found[unit]) for unit in units})
+    return ChangedUnits(units=units, switches={unit: tuple(found[unit]) for unit in units})
 
 
 def _moves(layer: Any) -> bool:
@@ -242,7 +242,7 @@ class Factors:
         return self.left[..., :rank] @ self.right[..., :rank, :]
 
 
-def factors(base: Model, changes: Changes, unit: Unit) -> dict[str, Factors]:
+def factors(base: Model, changes: ChangedUnits, unit: Unit) -> dict[str, Factors]:
     """The factors of each changed matrix of a unit, by the tensor's name; vectors have none.
 
     Raises ModelError for an adapter layer that is not a LoRA on a matrix.
