@@ -48,6 +48,7 @@ from transformers import (
 )
 
 from mechdiff.engine.models import Model, wrap
+from mechdiff.engine.sources import quiet
 
 SIZES: dict[str, Any] = {
     "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -141,6 +142,28 @@ def twin(model: Model, change: Callable[[nn.Module], None] | None = None) -> Mod
         with torch.no_grad():
             change(net)
     return wrap(net, side="tuned", ref=model.ref + ", tuned")
+
+
+def moved(net: nn.Module) -> None:
+    """Every tensor another one."""
+    torch.manual_seed(3)
+    for parameter in net.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.03)
+
+
+def with_adapter(name: str = "llama", **config: Any) -> Model:
+    """A base with a LoRA on it, switched off; its factors are random where peft leaves them at 0."""
+    from peft import LoraConfig, get_peft_model
+
+    net = pico(name).net
+    torch.manual_seed(7)
+    with quiet():
+        adapted = get_peft_model(net, LoraConfig(**{"r": 2, "lora_alpha": 4, "target_modules": ["o_proj", "up_proj"]} | config))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    adapted.base_model.disable_adapter_layers()
+    return wrap(adapted.get_base_model().eval(), side="base", ref="adapted")
 
 
 def prompts(n: int = 3, *, seed: int = 0, shortest: int = 5, longest: int = 24) -> list[list[int]]:

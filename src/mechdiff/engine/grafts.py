@@ -1,0 +1,200 @@
+"""Run a network in which some units hold the tuned weights and all others the base's.
+
+A graft puts tuned tensors (or switched-on adapter layers) in place and, whatever happens, puts back what was there: the very tensors, so every
+bit. Nothing is added to a weight and taken off again.
+
+Which positions a graft reaches cannot be known, so a grafted run is a forward pass of whole sequences. But not of the whole network: below the
+lowest grafted unit it is the base, so it starts there from the base's residual stream, kept from one clean pass. And where all that changed
+below a block is grafted, the tuned model's residual stream is the start: a *trace* of each is all that any set of units needs.
+
+Prompts run side by side, padded on the right. All attention is causal, so no prompt sees the padding.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mechdiff.engine.activations import forward
+from mechdiff.engine.models import Model
+from mechdiff.engine.units import ChangedUnits, Factors, Tensors, Unit
+
+PASS_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens of one pass, padding included: on a CPU few enough that a layer's activations stay in its cache."""
+
+
+# ---- weights in and out ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def grafted(base: Model, changes: ChangedUnits, units: Iterable[Unit]) -> Iterator[None]:
+    """While open, these changed units hold the tuned weights. Afterwards every bit is the base's again, also after an error."""
+    with ExitStack() as stack:
+        for unit in units:
+            assert unit in changes.units, f"{unit} has not changed"
+            for name, tensor in changes.new_tensors(unit).items():
+                stack.enter_context(_placed(base, name, tensor, _again(changes, unit)))
+            for layer in changes.switches.get(unit, ()):
+                stack.enter_context(_switched_on(layer))
+        yield
+
+
+@contextmanager
+def truncated(base: Model, changes: ChangedUnits, cut: Mapping[Unit, Mapping[str, Factors]], rank: int) -> Iterator[None]:
+    """While open, the matrices of these units are the base's plus their change cut to `rank` (at least 1), and their vectors the tuned ones.
+
+    A vector's change has rank 1. A matrix whose factors were not kept up to `rank` holds its whole change.
+    """
+    with ExitStack() as stack:
+        for unit, matrices in cut.items():
+            new = changes.new_tensors(unit)
+            for name, change in matrices.items():
+                own = base.net.get_parameter(name).detach()
+                if name not in new or rank <= change.left.shape[-1]:
+                    new[name] = (own.float() + change.cut(rank)).to(own.dtype)
+            for name, tensor in new.items():
+                stack.enter_context(_placed(base, name, tensor, _again(changes, unit)))
+        yield
+
+
+def _again(changes: ChangedUnits, unit: Unit) -> Tensors | None:
+    """Where a unit's base tensors are read again. The embedding stays in memory: it may be two parameters in one."""
+    return None if unit.kind == "embed" else changes.base
+
+
+@contextmanager
+def _placed(base: Model, name: str, tensor: Tensor, again: Tensors | None) -> Iterator[None]:
+    """Another tensor in the place of a parameter; afterwards that parameter, or (to hold only one of them) its tensor read `again`."""
+    path, _, leaf = name.rpartition(".")
+    module = base.net.get_submodule(path)
+    kept = None if again else module.get_parameter(leaf)
+    setattr(module, leaf, nn.Parameter(tensor.to(module.get_parameter(leaf)), requires_grad=False))
+    try:
+        yield
+    finally:
+        setattr(module, leaf, nn.Parameter(again(name), requires_grad=False) if again else kept)
+
+
+@contextmanager
+def _switched_on(layer: Any) -> Iterator[None]:
+    assert layer.disable_adapters, "the adapter is on: graft while the base is in use"
+    layer.enable_adapters(True)
+    try:
+        yield
+    finally:
+        layer.enable_adapters(False)
+
+
+# ---- runs --------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Prompts that run side by side."""
+
+    rows: list[int]
+    """Their numbers in the list that was packed."""
+    ids: Int[Tensor, "prompt pos"]
+    """Tokens, padded on the right."""
+    last: Int[Tensor, " prompt"]
+    """The decision position of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """One pass of a batch: where other passes can start from."""
+
+    residuals: list[Float[Tensor, "prompt pos d"]]
+    """The residual stream as it enters each block and, last, the final norm. Positions behind a prompt's last are meaningless."""
+    logits: Float[Tensor, "prompt vocab"]
+    """At the decision position, float32."""
+    tuples: bool
+    """Whether this family's blocks return a tuple."""
+
+
+def batches(model: Model, prompts: Sequence[Sequence[int]], max_tokens: int | None = None) -> list[Batch]:
+    """All prompts, neighbours in length together, in passes of at most `max_tokens` (at least one prompt); a function of the prompts alone."""
+    limit = max_tokens or PASS_TOKENS.get(model.device.type, PASS_TOKENS["cuda"])
+    by_length = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
+    groups: list[list[int]] = []
+    for row in by_length:
+        if groups and (len(groups[-1]) + 1) * len(prompts[row]) <= limit:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return [_padded(model, prompts, rows) for rows in groups]
+
+
+def _padded(model: Model, prompts: Sequence[Sequence[int]], rows: list[int]) -> Batch:
+    longest = max(len(prompts[row]) for row in rows)
+    ids = torch.tensor([[*prompts[row], *[0] * (longest - len(prompts[row]))] for row in rows], device=model.device)
+    return Batch(rows=rows, ids=ids, last=torch.tensor([len(prompts[row]) - 1 for row in rows], device=model.device))
+
+
+def trace(model: Model, batch: Batch) -> Trace:
+    """One pass of the network as its weights now are."""
+    residuals: list[Tensor] = []
+    tuples: list[bool] = []
+
+    def enters(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        residuals.append((args[0] if args else kwargs["hidden_states"]).clone())
+
+    def leaves(module: nn.Module, args: tuple, output: Any) -> None:
+        tuples.append(isinstance(output, tuple))
+
+    handles = [module.register_forward_pre_hook(enters, with_kwargs=True) for module in _stations(model)]
+    handles.append(model.blocks[0].register_forward_hook(leaves))
+    try:
+        logits = _logits(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Trace(residuals=residuals, logits=logits, tuples=tuples[0])
+
+
+def resume(model: Model, batch: Batch, start: Trace, layer: int) -> Float[Tensor, "prompt vocab"]:
+    """Logits at the decision position, float32, of the network as its weights now are from block `layer` up, on top of a trace's residual stream.
+
+    `layer` may be the number of blocks: then only the final norm and the unembedding run.
+    """
+    hidden = start.residuals[layer]
+
+    def substitute(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
+
+    def untouched(*args: Any, **kwargs: Any) -> Any:
+        return (hidden, None) if start.tuples else hidden
+
+    handle = _stations(model)[layer].register_forward_pre_hook(substitute, with_kwargs=True)
+    skipped = [(block, block.__dict__.get("forward")) for block in model.blocks[:layer]]
+    try:
+        for block, _ in skipped:
+            block.forward = untouched
+        return _logits(model, batch)
+    finally:
+        handle.remove()
+        for block, own in skipped:
+            if own is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.forward = own
+
+
+def _stations(model: Model) -> list[nn.Module]:
+    """The modules that the residual stream enters one after the other: the blocks, and the final norm."""
+    return [*model.blocks, model.net.get_submodule(model.family.final_norm)]
+
+
+def _logits(model: Model, batch: Batch) -> Float[Tensor, "prompt vocab"]:
+    def decisions(head: nn.Module, args: tuple) -> tuple[Tensor]:
+        return (args[0][torch.arange(len(batch.last), device=batch.last.device), batch.last][:, None],)
+
+    handle = model.head.register_forward_pre_hook(decisions)
+    try:
+        return forward(model, batch.ids, logits_to_keep=0, use_cache=False).logits[:, 0].float()
+    finally:
+        handle.remove()
