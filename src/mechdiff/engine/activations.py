@@ -126,6 +126,32 @@ def capture(model: Model, ids: Sequence[int], sites: Sequence[Site], positions: 
     return Clean(logits=output.logits[0, -1].float().clone(), states=states, cache=kept, ids=tokens[0])
 
 
+def matrix_inputs(model: Model, ids: Sequence[int], names: Sequence[str], positions: Sequence[int]) -> dict[str, Tensor]:
+    """What enters the layers whose weights are `names`, `[pos, d_in]` at some positions of one prompt.
+
+    Left out: what is no layer's weight, and layers that do not see every position once (experts, the unembedding).
+    """
+    found: dict[str, Tensor] = {}
+    where = torch.tensor(positions, device=model.device)
+    modules = dict(model.net.named_modules())
+
+    def reader(name: str) -> Any:
+        def read(module: nn.Module, args: tuple) -> None:
+            if args and args[0].is_floating_point() and args[0].numel() == len(ids) * args[0].shape[-1]:
+                found[name] = args[0].reshape(len(ids), -1)[where].float().cpu()
+
+        return read
+
+    held = {name: modules.get(name.removesuffix(".weight")) for name in names}
+    handles = [module.register_forward_pre_hook(reader(name)) for name, module in held.items() if module]
+    try:
+        forward(model, torch.tensor([ids], device=model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
 def writer(value: Tensor) -> Edit:
     """An edit that writes `value` `[pos, d]` over the last positions of every sequence of the batch."""
 

@@ -122,6 +122,13 @@ class Changes:
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
+    def touched(self) -> list[tuple[int | None, str]]:
+        """(block, site) of all that may have changed, in the order of computation: what an adapter holds something for, else everything."""
+        tuned = self.tuned
+        adapted = isinstance(tuned, AdaptedTensors) and tuned.base is self.base
+        names = [name for name in self.names if not adapted or tuned.changes(name)]  # type: ignore[union-attr]
+        return list(dict.fromkeys(self.places[name] for name in names if name in self.places))
+
     def change(self, name: str) -> Change:
         """The change of one of `names`. ModelError where a file is broken."""
         layer, site = self.places.get(name, (None, None))

@@ -47,8 +47,8 @@ from mechdiff.errors import SelfCheckError
 from mechdiff.measures.outcome import kl_nats
 from mechdiff.rows import rows
 
-CANDIDATES, PICKS, SELECT_PROMPTS = 12, 8, 8
-"""Greedy search: units tried (the best alone), units picked, prompts it looks at."""
+CANDIDATES, PICKS = 12, 8
+"""Greedy search: units tried (the best alone), units picked."""
 
 TOLERANCE_NATS = {torch.float32: 1e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
 """Largest v(all), unless three noise floors are more: sequences run side by side round otherwise than one alone."""
@@ -67,11 +67,6 @@ class Prompts:
     """Tokens, the same for both models."""
     base_logits: Float[Tensor, "prompt vocab"]
     tuned_logits: Float[Tensor, "prompt vocab"]
-
-    def first(self, n: int) -> "Prompts":
-        return Prompts(
-            split=self.split, names=self.names[:n], ids=self.ids[:n], base_logits=self.base_logits[:n], tuned_logits=self.tuned_logits[:n]
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,11 +205,17 @@ def ranks(full: int, kept: int) -> list[int]:
 # ---- rows ---------------------------------------------------------------------------------------------------------------------------
 
 
-def profile(bench: Lattice) -> pl.DataFrame:
-    """Rows of the arms none, all, alone, from_below and from_above."""
+def ends(bench: Lattice) -> pl.DataFrame:
+    """Rows of the arms none and all."""
+    return pl.concat([_rows(bench, bench.value(()), "none"), _rows(bench, bench.value(bench.changes.units), "all")])
+
+
+def curves(bench: Lattice, chosen: Iterable[Unit]) -> pl.DataFrame:
+    """Rows of the arms alone, from_below and from_above of some changed units."""
     units = bench.changes.units
-    frames = [_rows(bench, bench.value(()), "none"), _rows(bench, bench.value(units), "all")]
-    for i, unit in enumerate(units):
+    frames = [ends(bench).clear()]
+    for unit in chosen:
+        i = units.index(unit)
         frames.append(_rows(bench, bench.value([unit]), "alone", unit))
         frames.append(_rows(bench, bench.value(units[: i + 1]), "from_below", unit))
         frames.append(_rows(bench, bench.value(units[i:]), "from_above", unit))
@@ -262,6 +263,12 @@ def _rows(
     )  # fmt: skip
 
 
+def few(bench: Lattice, choosing: Lattice | None, n: int = CANDIDATES) -> Sequence[Unit]:
+    """The units that are cut to a rank one by one: all, or where there are more than `n` the best alone on other prompts (without: none)."""
+    units = bench.changes.units
+    return units if len(units) <= n else sorted(best_alone(choosing, n)) if choosing else ()
+
+
 def measure(
     model: Model,
     changes: ChangedUnits,
@@ -271,23 +278,19 @@ def measure(
     truncate: bool = True,
     max_tokens: int | None = None,
 ) -> pl.DataFrame:
-    """Rows of all arms on `report`; the greedy sets are chosen on `select` (its first 8 prompts), and left out where it is not given.
+    """Rows of all arms on `report`; the greedy sets are chosen on `select`, and left out where it is not given.
 
-    What a study must have: the base `model` in use (an adapter off); `changes_of(pair, model)`; each prompt's tokens; and both models' clean
-    logits at the decision position, [prompt, vocab]. Nothing else is captured before: the residual streams are traced here.
-
-    Truncated alone are the changed units, or the 12 best alone on `select` where there are more (without `select`: none of them).
+    `model` is the base in use (an adapter off), `changes` what `changes_of(pair, model)` found. Nothing is captured before: the residual
+    streams are traced here.
 
     Raises SelfCheckError where v(nothing) is not D or v(all) not 0, and ModelError for an adapter that cannot be cut to a rank.
     """
     bench = lattice(model, changes, report, max_tokens=max_tokens)
-    frames = [profile(bench)]
-    pool: list[Unit] = list(changes.units) if len(changes.units) <= CANDIDATES else []
+    frames, choosing = [ends(bench), curves(bench, changes.units)], None
     if select is not None and changes.units:
-        choosing = lattice(model, changes, select.first(SELECT_PROMPTS), max_tokens=max_tokens)
+        choosing = lattice(model, changes, select, max_tokens=max_tokens)
         sets = greedy(choosing)
         frames += [chosen_sets(bench, sets), chosen_sets(choosing, sets)]
-        pool = pool or sorted(best_alone(choosing))
     if truncate and changes.units:
-        frames.append(truncation(bench, pool))
+        frames.append(truncation(bench, few(bench, choosing)))
     return pl.concat(frames)

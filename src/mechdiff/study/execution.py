@@ -12,6 +12,7 @@ from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.models import Model
 from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import ENGINES, Engine
+from mechdiff.measures.grafting import Lattice
 from mechdiff.study.artifacts import RunFolder
 from mechdiff.study.manifest import engines
 from mechdiff.study.plan import Cell
@@ -37,6 +38,8 @@ class Execution:
         self.engines = engines(prepared)
         self._states: dict[tuple[str, str, str], States] = {}
         self._cleans: tuple[Any, list[Clean]] = (None, [])
+        self.lattices: dict[str, Lattice] = {}
+        """By split: what all grafting cells start from, kept from one to the next."""
 
     def engine(self, model: Model, position: str) -> Engine:
         """The engine for one model and window: whole sequences where edits are at all positions."""

@@ -91,6 +91,21 @@ class PatchingOptions(LayeredOptions):
     windows: Annotated[tuple[int, ...], BeforeValidator(lambda given: whole_numbers(given, 2))] = ()  # widths, in layers
 
 
+class WeightsOptions(Options):
+    heads: bool = True  # each head's OV and QK products
+    exact_up_to: Count = 1024  # matrices with both sides above this get the top of their spectrum, with its error
+    input_prompts: Annotated[int, Field(ge=0, le=4096)] = 16  # report prompts whose states weigh each change; 0: none
+
+
+class GraftingOptions(Options):
+    curves: bool = True  # each changed unit alone, and both cumulative curves
+    greedy: bool = True  # nested sets, chosen on the select split
+    candidates: Count = 12  # units that the greedy search tries, and that are cut to a rank: the best alone
+    picks: Count = 8  # units that the greedy search picks
+    select_prompts: Count = 8  # prompts that it looks at
+    truncate: bool = True  # the change cut to a rank
+
+
 class FactorialOptions(LayeredOptions):
     positions: Annotated[tuple[Literal["decision", "all"], ...], BeforeValidator(_positions)] = ("decision", "all")
     all_positions_layers: Count = 6  # at all positions: so many splits, evenly spaced (their states are kept on disk)
@@ -107,6 +122,8 @@ class Measures(Section):
     """Every measure there is, in the order in which they run, and its options; None: not asked for."""
 
     divergence: DivergenceOptions | None = None
+    weights: WeightsOptions | None = None
+    grafting: GraftingOptions | None = None
     similarity: SimilarityOptions | None = None
     patching: PatchingOptions | None = None
     factorial: FactorialOptions | None = None

@@ -21,6 +21,9 @@ from mechdiff.study.options import DIRECTIONS, PatchingOptions
 MAX_ROWS = 512
 """Rows of one replayed pass, unless the user says otherwise."""
 
+BLOCKS_A_CELL = 4
+"""Blocks whose units are grafted in one cell."""
+
 TEXTS_AT_A_TIME = 8
 """Prompts whose laws at every position are in memory together."""
 
@@ -110,9 +113,13 @@ def plan(
     max_rows: int = MAX_ROWS,
     bytes_per_weight: int = 4,
     adapter: bool = False,
+    touched: Sequence[tuple[int | None, str]] | None = None,
 ) -> Plan:
-    """The cells of a study of two models of `shapes` ("base", "tuned") that have the site `kinds`. `identity` hashes the models and the dtype."""
-    return _Planner(study, shapes, kinds, splits, identity, max_rows).plan(bytes_per_weight, adapter)
+    """The cells of a study of two models of `shapes` ("base", "tuned") that have the site `kinds`.
+
+    `identity` hashes the models and the dtype; `touched` are the (block, site) whose weights may have changed (default: all).
+    """
+    return _Planner(study, shapes, kinds, splits, identity, max_rows, touched).plan(bytes_per_weight, adapter)
 
 
 class _Planner:
@@ -126,10 +133,13 @@ class _Planner:
         splits: Mapping[str, Sequence[Item]],
         identity: str,
         max_rows: int,
+        touched: Sequence[tuple[int | None, str]] | None,
     ) -> None:
         self.study, self.shape, self.shapes, self.kinds, self.splits = study, shapes["base"], shapes, kinds, splits
         self.identity, self.max_rows = identity, max_rows
         self.skipped: list[dict[str, str]] = []
+        every = [(layer, site) for layer in range(self.shape.n_layers) for site in ("attn", "mlp", "norm")]
+        self.touched = [(None, "embed"), *every, (None, "final_norm"), (None, "head")] if touched is None else list(touched)
         self.patching = study.measures.patching
         self.similarity = study.measures.similarity
         self.factorial = study.measures.factorial if _sizes(shapes["base"]) == _sizes(shapes["tuned"]) else None
@@ -137,7 +147,8 @@ class _Planner:
     def plan(self, bytes_per_weight: int, adapter: bool) -> Plan:
         captures = [cell for side in ("base", "tuned") for cell in self._captures(side)]
         checks = [self._selfcheck(side) for side in ("base", "tuned") if self.wanted]
-        cells = [*checks, *captures, *self._divergence(), *self._texts(), *self._similarity(), *self._patching(), *self._factorial()]
+        cells = [*checks, *captures, *self._divergence(), *self._texts(), *self._weights(), *self._grafting()]
+        cells += [*self._similarity(), *self._patching(), *self._factorial()]
         weights = [shape.parameters * bytes_per_weight for shape in self.shapes.values()]
         states = sum(self._states_bytes(cell) for cell in captures)
         return Plan(
@@ -236,6 +247,56 @@ class _Planner:
             tokens = sum(item.tokens for item in shard) + options.continuation * len(shard)
             key = self._key(shard, stage="texts", split="report", continuation=options.continuation)
             yield Cell(stage="texts", key=key, items=shard, side=None, flops=self._flops(2 * tokens, 2 * tokens))
+
+    def _weights(self) -> Iterator[Cell]:
+        """What enters the changed matrices on a few prompts, then every tensor of both models' files."""
+        options = self.study.measures.weights
+        if not options:
+            return
+        items = self._whole("report")[: options.input_prompts] if "report" in self.splits else ()
+        if items:
+            key = self._key(items, stage="inputs", split="report", side="base")
+            yield Cell(stage="inputs", key=key, items=items, side="base", flops=self._flops(sum(item.tokens for item in items), len(items)))
+        key = self._key(items, stage="weights", heads=options.heads, exact_up_to=options.exact_up_to)
+        low, high = sorted((self.shape.d_model, self.shape.d_mlp))
+        matrices = 7 * sum(site in ("attn", "mlp") for _, site in self.touched) / 2
+        yield Cell(stage="weights", key=key, items=items, side=None, flops=matrices * 40 * low * low * high)
+
+    def _grafting(self) -> Iterator[Cell]:
+        """The units of a few blocks a cell; then the greedy sets; then the ranks. All start from one trace of each model."""
+        options = self.study.measures.grafting
+        if not options:
+            return
+        if "report" not in self.splits:
+            self._skip("grafting", "the study has no report prompts")
+            return
+        if self.shapes["base"] != self.shapes["tuned"]:
+            self._skip("grafting", "the two models' tensors have different shapes: weights of one do not fit into the other")
+            return
+        items = self._whole("report")
+        chosen_on = self._whole("select")[: options.select_prompts] if "select" in self.splits else ()
+        tokens, few = sum(item.tokens for item in items), sum(item.tokens for item in chosen_on)
+        n_layers = self.shape.n_layers
+        costs = {unit: 1 - max(0, _place(unit, n_layers)) / n_layers for unit in self.touched}
+        n_best = min(options.candidates, len(costs))
+        first = {"stage": "grafting", "split": "report", "select": [item.id for item in chosen_on], "candidates": options.candidates}
+
+        def cell(runs: float, **what: Any) -> Cell:
+            key = self._key((*items, *chosen_on), **first, **what)
+            return Cell(stage="grafting", key=key, items=items, side="base", flops=self._flops(runs, runs / max(tokens, 1) * len(items)))
+
+        if options.curves:
+            for number, low in enumerate(range(-1, n_layers + 1, BLOCKS_A_CELL)):
+                here = [cost for unit, cost in costs.items() if low <= _place(unit, n_layers) < low + BLOCKS_A_CELL]
+                yield cell(tokens * (3 * sum(here) + 2 * (number == 0)), arm="curves", blocks=[low, low + BLOCKS_A_CELL])
+        if not chosen_on:
+            self._skip("grafting arm greedy", "the study has no select prompts, on which the sets are chosen")
+        average = sum(costs.values()) / max(1, len(costs))
+        if options.greedy and chosen_on:
+            tried = len(costs) + sum(n_best - i for i in range(min(options.picks, n_best)))
+            yield cell(few * (2 + tried * average) + tokens * min(options.picks, n_best) * average, arm="greedy", picks=options.picks)
+        if options.truncate:
+            yield cell(tokens * 3 * (n_best * average * bool(chosen_on) + 1), arm="truncate")
 
     def _factorial(self) -> Iterator[Cell]:
         """The crossed runs of each model, then what is computed from both."""
@@ -338,6 +399,11 @@ class _Planner:
         else:
             return True
         return False
+
+
+def _place(unit: tuple[int | None, str], n_layers: int) -> int:
+    """Where a unit stands among the blocks: -1 for the embedding, `n_layers` for what comes after them."""
+    return unit[0] if unit[0] is not None else -1 if unit[1] == "embed" else n_layers
 
 
 def _sizes(shape: Shape) -> tuple[int, int, int]:

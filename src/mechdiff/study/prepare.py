@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mechdiff.engine.changes import open_changes
 from mechdiff.engine.families import family_of, shape_of
 from mechdiff.engine.models import Pair, open_pair
 from mechdiff.engine.prompts import SPLITS, Prompt, read_prompts, split_prompts
@@ -83,6 +84,7 @@ def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
             max_rows=options.max_rows or MAX_ROWS,
             bytes_per_weight=pair.dtype.itemsize,
             adapter=pair.tuned.adapter is not None,
+            touched=open_changes(pair.base, pair.tuned).touched() if study.measures.weights or study.measures.grafting else None,
         ),
         vocab=min(shape.vocab for shape in shapes.values()),
         identity=identity,

@@ -13,6 +13,7 @@ import polars as pl
 
 from mechdiff.engine.models import Model
 from mechdiff.study.artifacts import RunFolder
+from mechdiff.study.baselines import weights_record
 from mechdiff.study.execution import Execution
 from mechdiff.study.manifest import run_record
 from mechdiff.study.plan import Cell
@@ -62,7 +63,12 @@ class _Run:
         record = run_record(
             self.prepared, rows, engines=self.execution.engines, selfcheck=checks, seconds=self.seconds, started=self.started
         )
-        return rows, {**record, **texts_record(self.execution), "warnings": [*record["warnings"], *self.folder.warnings]}
+        return rows, {
+            **record,
+            **texts_record(self.execution),
+            **weights_record(self.execution),
+            "warnings": [*record["warnings"], *self.folder.warnings],
+        }
 
     def _compute(self, cells: Sequence[Cell], model: Model | None, done: float, total: float) -> float:
         for cell in cells:
@@ -83,6 +89,9 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("selfcheck", "tuned"),
     ("capture", "tuned"),
     ("divergence", None),
+    ("inputs", "base"),
+    ("weights", None),
+    ("grafting", "base"),
     ("similarity", None),
     ("texts", None),
     ("patching", "tuned"),

@@ -16,6 +16,7 @@ from mechdiff.engine.sites import Site
 from mechdiff.errors import RunError, StudyError
 from mechdiff.measures import divergence, factorial, patching, similarity
 from mechdiff.rows import empty
+from mechdiff.study.baselines import graft, inputs, weigh
 from mechdiff.study.execution import Execution
 from mechdiff.study.options import DIRECTIONS
 from mechdiff.study.plan import NEED_FIT, Cell, n_positions, unit_of
@@ -158,6 +159,9 @@ def _factorial(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 
 STAGES: dict[str, Stage] = {
+    "inputs": inputs,
+    "weights": weigh,
+    "grafting": graft,
     "selfcheck": _selfcheck,
     "capture": _capture,
     "divergence": _divergence,

@@ -1,0 +1,142 @@
+"""The stages of the exact baselines: what changed in the weights, from the files; and what the change does, by grafts into the base."""
+
+import json
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from mechdiff.engine.activations import matrix_inputs
+from mechdiff.engine.changes import Changes, open_changes
+from mechdiff.engine.families import shape_of
+from mechdiff.engine.models import Model
+from mechdiff.engine.units import changes_of
+from mechdiff.errors import ModelError
+from mechdiff.measures import grafting, weights
+from mechdiff.rows import empty
+from mechdiff.study.execution import Execution
+from mechdiff.study.plan import Cell
+
+INPUT_POSITIONS = 4
+"""Positions of each prompt, evenly spaced and the last among them, whose states weigh a change."""
+
+DECODED = 6
+"""Largest changes of matrices that write into the residual stream, which the record holds in words."""
+
+WRITERS = ("o_proj", "out_proj", "dense", "c_proj", "down_proj", "fc2", "w2", "dense_4h_to_h")
+"""How the families call the last matrix of attention or MLP."""
+
+Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
+
+
+def inputs(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Tensors: what enters every matrix that may have changed, on a few prompts, `[row, d_in]` by the tensor's name."""
+    assert model
+    changes = _changes(run)
+    touched = set(changes.touched())
+    names = [name for name in changes.names if len(changes.base.shape(name)) == 2 and changes.places.get(name) in touched]
+    parts: dict[str, list[Tensor]] = {}
+    for prompt in cell.key["ids"]:
+        ids = run.ids(cell, prompt)
+        at = sorted({(i + 1) * len(ids) // INPUT_POSITIONS - 1 for i in range(min(INPUT_POSITIONS, len(ids)))})
+        for name, states in matrix_inputs(model, ids, names, at).items():
+            parts.setdefault(name, []).append(states)
+    return empty(), {name: torch.cat(states).numpy() for name, states in parts.items()}
+
+
+def weigh(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of every tensor; tensors: spectra, and as text what could not be compared and what the largest changes write."""
+    changes, config = _changes(run), run.prepared.pair.config("base")
+    entered = [one for one in run.cells if one.stage == "inputs"]
+    held = run.folder.load(entered[0].key).tensors if entered else {}
+    frame, spectra = weights.measure(
+        changes, config, heads=cell.key["heads"], exact_up_to=cell.key["exact_up_to"],
+        states={name: torch.from_numpy(states) for name, states in held.items()},
+    )  # fmt: skip
+    said = {
+        "statements": [*changes.statements, *weights.limits(changes, config, exact_up_to=cell.key["exact_up_to"])],
+        "decoded": _decoded(run, changes, frame),
+    }
+    return frame, {**spectra, "said": np.frombuffer(json.dumps(said).encode(), np.uint8)}
+
+
+def _changes(run: Execution) -> Changes:
+    return open_changes(run.prepared.pair.base, run.prepared.pair.tuned)
+
+
+def _decoded(run: Execution, changes: Changes, frame: pl.DataFrame) -> list[dict[str, Any]]:
+    """The top direction of the largest changes that are written into the residual stream, as tokens of the tuned unembedding."""
+    d_model = shape_of(run.prepared.pair.config("base")).d_model
+    moved = frame.filter(pl.col("metric") == "relative_norm", pl.col("value") > 0, pl.col("site").is_in(["attn", "mlp"]))
+    writers = [name for name in moved.sort("value", descending=True)["unit"] if _writes(changes, name, d_model)][:DECODED]
+    if not writers:
+        return []
+    tokenizer, unembedding = run.prepared.pair.tokenizer("tuned"), weights.readout(changes.tuned)
+    found = []
+    for name in writers:
+        change = changes.change(name)
+        for one in weights.decoded_directions(change.factors or change.delta(), unembedding, k=1, n_tokens=8):
+            up, down = ([tokenizer.decode([token]) for token in end] for end in one.ids.tolist())
+            found.append({"tensor": name, "singular_value": one.singular_value, "share": one.share, "up": up, "down": down})
+    return found
+
+
+def _writes(changes: Changes, name: str, d_model: int) -> bool:
+    """A matrix whose output is added to the residual stream: the attention's or MLP's last."""
+    last = name.removesuffix(".weight").rpartition(".")[2]
+    shape = changes.base.shape(name)
+    return len(shape) == 2 and shape[0] == d_model and last in WRITERS
+
+
+def weights_record(run: Execution) -> dict[str, Any]:
+    """For the record: `weights` (spectra by tensor, statements, decoded directions)."""
+    cells = [cell for cell in run.cells if cell.stage == "weights"]
+    if not cells:
+        return {}
+    tensors = dict(run.folder.load(cells[0].key).tensors)
+    said = json.loads(bytes(tensors.pop("said")).decode())
+    return {"weights": {**said, "spectra": {name: [float(f"{value:.6g}") for value in values] for name, values in tensors.items()}}}
+
+
+# ---- grafting ----------------------------------------------------------------------------------------------------------------------
+
+
+def graft(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of some arms. What several cells start from, a trace of each model, is made once."""
+    assert model
+    arm = cell.key["arm"]
+    bench = _lattice(run, "report", model, cell)
+    if arm == "curves":
+        low, high = cell.key["blocks"]
+        here = [unit for unit in bench.changes.units if low <= unit.first(model.shape.n_layers) < high]
+        found = grafting.curves(bench, here)
+        return pl.concat([grafting.ends(bench), found]) if low < 0 else found, {}
+    choosing = _lattice(run, "select", model, cell) if cell.key["select"] else None
+    if not bench.changes.units:
+        return empty(), {}
+    if arm == "greedy":
+        assert choosing
+        sets = grafting.greedy(choosing, candidates=cell.key["candidates"], picks=cell.key["picks"])
+        return pl.concat([grafting.chosen_sets(bench, sets), grafting.chosen_sets(choosing, sets)]), {}
+    try:
+        return grafting.truncation(bench, grafting.few(bench, choosing, cell.key["candidates"])), {}
+    except ModelError as error:
+        run.folder.warnings.append(f"grafting arm truncate is left out: {error}")
+        return empty(), {}
+
+
+def _lattice(run: Execution, split: str, model: Model, cell: Cell) -> grafting.Lattice:
+    if split not in run.lattices:
+        names = [name for shard in run.captures("base", split, "decision") for name in shard.key["ids"]]
+        kept = [name for name in names if split == "report" or name in cell.key["select"]]
+        at = [names.index(name) for name in kept]
+        logits = {side: run.states(side, split, "decision").logits[at] for side in ("base", "tuned")}
+        changes = next((other.changes for other in run.lattices.values()), None) or changes_of(run.prepared.pair, model)
+        prompts = grafting.Prompts(
+            split=split, names=kept, ids=[run.prompt(split, name).ids_base for name in kept],
+            base_logits=logits["base"], tuned_logits=logits["tuned"],
+        )  # fmt: skip
+        run.lattices[split] = grafting.lattice(model, changes, prompts)
+    return run.lattices[split]
