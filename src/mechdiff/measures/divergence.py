@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from mechdiff.measures.outcome import js_nats, kl_nats, top1_same
+from mechdiff.measures.outcome import kl_and_js_nats, kl_nats, top1_same
 from mechdiff.rows import rows
 
 
@@ -44,10 +44,11 @@ def measure(
 
 def divergences(base_logits: Float[Tensor, "row vocab"], tuned_logits: Float[Tensor, "row vocab"]) -> dict[str, Float64[Tensor, " row"]]:
     """Every divergence of each row of logits, on the CPU."""
+    kl, js = kl_and_js_nats(tuned_logits, base_logits)
     return {
-        "kl_tuned_base_nats": kl_nats(tuned_logits, base_logits),
+        "kl_tuned_base_nats": kl,
         "kl_base_tuned_nats": kl_nats(base_logits, tuned_logits),
-        "js_nats": js_nats(base_logits, tuned_logits),
+        "js_nats": js,
         "top1_same": top1_same(base_logits, tuned_logits).cpu().double(),
     }
 

@@ -75,6 +75,14 @@ def kl_nats(reference_logits: Float[Tensor, "... vocab"], logits: Float[Tensor, 
 
 
 @torch.no_grad()
+def kl_and_js_nats(
+    reference_logits: Float[Tensor, "... vocab"], logits: Float[Tensor, "... vocab"]
+) -> tuple[Float64[Tensor, "..."], Float64[Tensor, "..."]]:
+    """Both in one go: `kl_nats` and `js_nats` of the same arguments."""
+    return _over_rows(reference_logits, logits, with_js=True)
+
+
+@torch.no_grad()
 def js_nats(a: Float[Tensor, "... vocab"], b: Float[Tensor, "... vocab"]) -> Float64[Tensor, "..."]:
     """The Jensen-Shannon divergence of the two laws, on the CPU; the leading axes of `a` broadcast to those of `b`."""
     return _over_rows(a, b, with_js=True)[1]

@@ -56,7 +56,7 @@ class Options(Section):
 
 class DivergenceOptions(Options):
     over_text: bool = True  # beside the decision position: every position of the prompts and of a continuation
-    continuation: Annotated[int, Field(ge=0, le=4096)] = 24  # tokens of the tuned model's own greedy answer that both models read
+    continuation: Annotated[int, Field(ge=0, le=4096)] = 16  # tokens of the tuned model's own greedy answer that both models read
 
 
 class LayeredOptions(Options):
