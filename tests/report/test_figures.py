@@ -14,7 +14,7 @@ ALL = [figures.d_by_prompt, figures.cka_by_layer, figures.causal_map, figures.ar
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 @pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.__name__)
 def test_figures_are_valid_and_fit_their_width(
-    figure: figures.Figure, width: int, rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
+    figure: drawing.Figure, width: int, rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
 ) -> None:
     chart = figure(rows, summary, manifest, width=width)
     chart.to_dict()  # altair checks the specification
@@ -27,7 +27,7 @@ def test_figures_are_valid_and_fit_their_width(
 
 
 @pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.__name__)
-def test_a_figure_without_its_rows_is_none(figure: figures.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+def test_a_figure_without_its_rows_is_none(figure: drawing.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     only = rows.filter(pl.col("measure") == "weights")
     assert figure(only, summary.filter(pl.col("measure") == "weights"), {}) is None
 

@@ -5,7 +5,7 @@ patterns and shapes repeat what colour says.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import vl_convert
 
 Chart = Any
 """An altair chart of any composition."""
+Figure = Callable[..., Chart | None]
+"""(rows, summary, manifest, *, width) to a chart, or None where its rows are absent."""
 
 WIDE, NARROW = 700, 350
 """Outer widths in pixels: a page column, and a phone."""

@@ -4,7 +4,7 @@ Every mark carries its values as a description, which the page shows on hover.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import altair as alt
 import polars as pl
@@ -26,8 +26,6 @@ from mechdiff.report.drawing import (
     Chart,
 )
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
-
-Figure = Callable[..., Chart | None]
 
 
 def d_by_prompt(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
