@@ -17,6 +17,8 @@ GUESSES = {
     "mean": "the mean tuned state",
     "resample": "another prompt's tuned state",
 }
+SHOWN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
+TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -136,7 +138,8 @@ def which_module(rows: pl.DataFrame) -> list[str]:
         return []
     best = alone.row(0, named=True)
     chosen = " (chosen on the select prompts)" if ranking == "select" != findings.reported(rows, "grafting") else ""
-    sentence = f"Put into the base alone, the tuned weights of {best['name']}{chosen} recover {with_interval(best['share'], best['low'], best['high'], digits=2)} of D"
+    recovered = with_interval(best["share"], best["low"], best["high"], digits=2)
+    sentence = f"Put into the base alone, the tuned weights of {best['name']}{chosen} recover {recovered} of D"
     return [f"{sentence}; {how_many_modules(rows)}." if how_many_modules(rows) else f"{sentence}."]
 
 
@@ -247,10 +250,12 @@ def how_sure(found: Difference | None, manifest: dict) -> list[str]:
 
 
 def visible(text: object) -> str:
-    """Text from a model or a prompt with its line ends, control characters and changes of writing direction made visible."""
-    shown = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
-    hidden = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
-    return "".join(shown.get(letter, f"\\u{ord(letter):04x}" if unicodedata.category(letter) in hidden else letter) for letter in str(text))
+    """Text from a model or a prompt with line ends, control characters and changes of writing direction made visible."""
+    return "".join(SHOWN.get(letter) or (f"\\u{ord(letter):04x}" if _hides(letter) else letter) for letter in str(text))
+
+
+def _hides(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(letter) in TURNS
 
 
 def _crossing(found: Crossing) -> str:
