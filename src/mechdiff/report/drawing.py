@@ -4,9 +4,10 @@ Colours are told apart by colour-blind readers (Okabe and Ito 2008; one hue from
 patterns and shapes repeat what colour says.
 """
 
+import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ def save(chart: Chart, folder: Path, name: str) -> str:
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     (folder / f"{name}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
     return svg
+
+
+def inline(records: Iterable[dict]) -> alt.Data:
+    """Records as the data of a chart: as JSON text, which altair hands on unread (it walks through lists again for every copy of a chart)."""
+    return alt.Data(values=json.dumps(list(records)), format={"type": "json"})
 
 
 def layer_axis(layers: tuple[int, int], width: int, *, field: str = "layer", title: bool = True) -> alt.X:

@@ -140,7 +140,7 @@ def kl_by_position(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
     scale, bottom = drawing.log_scale(profile["mean"], profile["high"])
     ends = [pl.max_horizontal(name, pl.lit(bottom)).alias(name) for name in ("mean", "low", "high")]
     says = [f"{_where(r['offset'])}: {nats(r['mean'])} nats ({r['n']} prompts)" for r in profile.iter_rows(named=True)]
-    data = alt.Data(values=profile.with_columns(*ends, says=pl.Series(says)).to_dicts())
+    data = drawing.inline(profile.with_columns(*ends, says=pl.Series(says)).to_dicts())
     first, last = drawing.ends(profile["offset"])
     x = alt.X(
         "offset:Q",
@@ -150,12 +150,12 @@ def kl_by_position(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
     )
     axis = drawing.left_axis(values=drawing.powers(scale), format="~g")
     base = alt.Chart(data)
-    here = alt.Chart(alt.Data(values=[{"offset": 0}])).mark_rule(aria=False, color=ORANGE, strokeWidth=2, opacity=0.7).encode(x=x)
+    here = alt.Chart(drawing.inline([{"offset": 0}])).mark_rule(aria=False, color=ORANGE, strokeWidth=2, opacity=0.7).encode(x=x)
     band = base.mark_area(aria=False, color=BLUE, opacity=0.16).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2="high:Q")
     line = base.mark_line(aria=False, color=BLUE, strokeWidth=1.6).encode(x=x, y=alt.Y("mean:Q", scale=scale, axis=axis))
     dots = base.mark_circle(size=26, color=BLUE, opacity=1).encode(x=x, y=alt.Y("mean:Q", scale=scale, axis=axis), description="says:N")
     sides = [
-        alt.Chart(alt.Data(values=[{"offset": 0}]))
+        alt.Chart(drawing.inline([{"offset": 0}]))
         .mark_text(aria=False, align=align, dx=dx, baseline="top", color=QUIET)
         .encode(x=x, y=alt.value(0), text=alt.value(text))
         for text, align, dx in (("prompt", "right", -6), ("continuation", "left", 6))

@@ -12,6 +12,7 @@ from mechdiff.report import figures, findings
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.section_texts import texts
+from mechdiff.report.section_weights import weights
 from mechdiff.report.wording import between, listed, nats, share, with_interval
 
 ARMS = {
@@ -27,7 +28,7 @@ TOP_PROMPTS = 5
 
 def all_sections(run: Run) -> list[Section]:
     """The sections that say what the run found, in the order of its questions."""
-    return [behaviour(run), texts(run), similarity(run), causal(run), agreement(run)]
+    return [behaviour(run), texts(run), weights(run), similarity(run), causal(run), agreement(run)]
 
 
 def behaviour(run: Run) -> Section:
