@@ -7,7 +7,15 @@ import pytest
 
 from mechdiff.report import statistics
 from report.planted_run import planted_manifest, planted_rows, write_run
-from report.planted_sections import planted_factorial, planted_grafting, planted_texts, planted_weights, texts_manifest, weights_manifest
+from report.planted_sections import (
+    planted_factorial,
+    planted_grafting,
+    planted_js,
+    planted_texts,
+    planted_weights,
+    texts_manifest,
+    weights_manifest,
+)
 
 CHANGED = 4
 
@@ -45,6 +53,7 @@ def full_rows(rows: pl.DataFrame) -> pl.DataFrame:
         [
             rows,
             planted_texts(rows),
+            planted_js(rows),
             planted_weights(n_layers=7, changed=CHANGED),
             planted_grafting(rows, changed=CHANGED),
             planted_factorial(rows, n_layers=7, changed=CHANGED),

@@ -145,6 +145,23 @@ def planted_grafting(table: pl.DataFrame, *, changed: int, split: str = "report"
     return pl.concat([rows(value, **where, **shared) for value, where in cells])
 
 
+def planted_js(table: pl.DataFrame) -> pl.DataFrame:
+    """Jensen-Shannon beside each KL of patching: of the base a third of what it is of the tuned model, so A is 0.5 at every site that acts."""
+    own = table.filter(pl.col("measure") == "patching", pl.col("metric") == "kl_own_nats")
+    of = own.select("split", "layer", "site", "unit", "arm", "control", "prompt", "value").filter(own["direction"] == "tuned<-base")
+    js = 0.6 * (1 - (-pl.col("value") / 3).exp())
+    both = [
+        of.with_columns(direction=pl.lit(direction), value=js * size) for direction, size in (("tuned<-base", 1.0), ("base<-tuned", 1 / 3))
+    ]
+    shared = {
+        "measure": pl.lit("patching"),
+        "metric": pl.lit("js_own_nats"),
+        "rank": pl.lit(None, pl.Int64),
+        "strength": pl.lit(None, pl.Float64),
+    }
+    return pl.concat(both).with_columns(**shared).select(table.columns)
+
+
 def planted_factorial(
     table: pl.DataFrame, *, n_layers: int, changed: int, split: str = "report", swaps: int = 40, seed: int = 3
 ) -> pl.DataFrame:

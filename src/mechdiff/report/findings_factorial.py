@@ -37,7 +37,7 @@ def units(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str | None]:
 
 
 def swap_band(rows: pl.DataFrame, unit: str | None) -> pl.DataFrame:
-    """`layer low high draws`: the middle 95 % of the label swaps, the widest of the three effects in nats."""
+    """`layer of low high draws`: the middle 95 % of the label swaps, `of` the interaction and, the wider one, of the two halves, in nats."""
     draws = rows.filter(
         pl.col("measure") == "factorial",
         pl.col("control").str.starts_with("label_swap#").fill_null(False),
@@ -46,10 +46,11 @@ def swap_band(rows: pl.DataFrame, unit: str | None) -> pl.DataFrame:
         pl.col("split").eq_missing(findings.reported(rows, "factorial")),
         pl.col("value").is_finite(),
     )
-    each = draws.group_by("layer", "metric").agg(
+    of = pl.when(pl.col("metric") == "interaction_nats").then(pl.lit("interaction")).otherwise(pl.lit("halves"))
+    each = draws.group_by("layer", "metric", of=of).agg(
         low=pl.col("value").quantile(0.025, "linear"), high=pl.col("value").quantile(0.975, "linear"), draws=pl.len()
     )
-    return each.group_by("layer").agg(pl.col("low").min(), pl.col("high").max(), pl.col("draws").min()).sort("layer")
+    return each.group_by("layer", "of").agg(pl.col("low").min(), pl.col("high").max(), pl.col("draws").min()).sort("of", "layer")
 
 
 def crossing(table: pl.DataFrame) -> int | None:

@@ -8,9 +8,11 @@ from typing import Any
 import polars as pl
 from scipy.stats import spearmanr
 
-from mechdiff.report import figures, findings
+from mechdiff.report import asymmetry, figures, findings
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
+from mechdiff.report.section_factorial import factorial
+from mechdiff.report.section_grafting import grafting
 from mechdiff.report.section_texts import texts
 from mechdiff.report.section_weights import weights
 from mechdiff.report.wording import between, listed, nats, share, with_interval
@@ -28,7 +30,7 @@ TOP_PROMPTS = 5
 
 def all_sections(run: Run) -> list[Section]:
     """The sections that say what the run found, in the order of its questions."""
-    return [behaviour(run), texts(run), weights(run), similarity(run), causal(run), agreement(run)]
+    return [behaviour(run), texts(run), weights(run), grafting(run), similarity(run), causal(run), factorial(run), agreement(run)]
 
 
 def behaviour(run: Run) -> Section:
@@ -201,7 +203,7 @@ def causal(run: Run) -> Section:
         name = "causal_map_" + "".join(letter if letter.isalnum() else "_" for letter in unit)
         text = f"The same with wider writes: {unit}. {_strongest(wider)}"
         parts.append(Drawn(name=name, chart=figures.causal_map, options={"unit": unit}, caption=text, reading=""))
-    return Section(id="causal", title=title, parts=[*parts, *_arms(run, ranked)])
+    return Section(id="causal", title=title, parts=[*parts, *_arms(run, ranked), *asymmetry.parts(run)])
 
 
 def _strongest(shares: pl.DataFrame) -> str:

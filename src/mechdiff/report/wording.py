@@ -77,7 +77,7 @@ def verdict(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[s
     sentences = [how_different(found), *how_it_goes_on(rows, manifest), *which_weights(summary)]
     if found is None or found.counts:
         sentences += [*which_module(rows), *where_it_passes(rows), *which_output(rows, summary), *what_it_depends_on(rows, summary)]
-        sentences += early_or_late(rows, summary)
+        sentences += early_or_late(rows, summary, found)
     return [*sentences, *how_similar(rows, summary), *how_sure(found, manifest)]
 
 
@@ -157,19 +157,17 @@ def how_many_modules(rows: pl.DataFrame) -> str:
     return f"{count} for {wanted} of D ({(small['unit'] or '').replace('+', ' + ')}: {share(small['share'], 3)})"
 
 
-def early_or_late(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
-    """From which split point on the lower blocks carry more than the upper ones, and whether the two halves need each other."""
+def early_or_late(rows: pl.DataFrame, summary: pl.DataFrame, found: Difference | None) -> list[str]:
+    """Whether lower and upper blocks need each other, or do the same job: said where it is a tenth of D and no chance."""
     for unit in reversed(findings_factorial.units(rows, summary)):
-        table = findings_factorial.effects(rows, summary, unit)
-        turn, most = findings_factorial.crossing(table), findings_factorial.strongest_interaction(table)
-        if most is None:
+        most = findings_factorial.strongest_interaction(findings_factorial.effects(rows, summary, unit))
+        if found is None or most is None or most["q"] is None or most["q"] > 0.05 or abs(most["mean"]) < 0.1 * found.mean:
             continue
-        where = findings_factorial.UNITS[unit]
-        said = f"With the blocks up to L from one model and those above from the other (states exchanged at {where}), "
-        said += f"the lower half carries more than the upper from L = {turn} on" if turn is not None else "one half carries more at every L"
-        sure = "" if most["q"] is None else f", q = {nats(most['q'])}"
+        words, side = ("need each other", "more") if most["mean"] > 0 else ("do the same job", "less")
+        size, ends = abs(most["mean"]), sorted((abs(most["low"]), abs(most["high"])))
         return [
-            f"{said}; their largest interaction is {with_interval(most['mean'], most['low'], most['high'])} nats at L = {most['layer']}{sure}."
+            f"The tuned blocks up to {most['layer']} and those above {words}: together they bring the base {with_interval(size, *ends)} nats {side} "
+            f"than both alone, at the split point where this is largest (q = {nats(most['q'])})."
         ]
     return []
 
