@@ -108,5 +108,5 @@ def asymmetry_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
     band = base.mark_area(aria=False, opacity=0.14).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2="high:Q", fill=fill)
     line = base.mark_line(aria=False, strokeWidth=1.6).encode(x=x, y=y, stroke=stroke, strokeDash=dash)
     dots = base.mark_circle(size=26, opacity=1).encode(x=x, y=y, fill=fill, description="says:N")
-    title = drawing.title_of("A: 1 only the tuned model is moved, −1 only the base")
+    title = drawing.title_of("A: 1 only the tuned model is moved, −1 only the base" if width >= WIDE else "A: tuned moved 1, base moved −1")
     return drawing.styled(alt.layer(zero, band, line, dots).properties(width=width - LEFT - 12, height=130, title=title))

@@ -22,7 +22,9 @@ def factorial(run: Run) -> Section:
     units = findings_factorial.units(run.rows, run.summary)
     if not units:
         return Section(id="factorial", title=TITLE, parts=[note("The factorial of lower and upper blocks was not run.")])
-    parts: list[Any] = [Drawn(name="factorial", chart=effects_by_layer, caption=_caption(run, units), reading="factorial")]
+    parts: list[Any] = [
+        Drawn(name="factorial_by_layer", chart=effects_by_layer, caption=_caption(run, units), reading="factorial_by_layer")
+    ]
     return Section(id="factorial", title=TITLE, parts=[*parts, *(_effects(run, unit) for unit in units)])
 
 
@@ -113,5 +115,5 @@ def _panel(
     marks.append(base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=mean, stroke=stroke, strokeDash=dash))
     marks.append(base.mark_circle(size=20, opacity=1).encode(x=x, y=mean, fill=fill, description="says:N"))
     where = UNITS[unit] if width < WIDE else f"States exchanged at {UNITS[unit]}"
-    text = f"{where[0].upper()}{where[1:]}: nats" + ("; grey: labels swapped" if not swaps.is_empty() else "")
+    text = f"{where[0].upper()}{where[1:]}: nats" + ("; grey: labels swapped" if len(swaps) and width >= WIDE else "")
     return alt.layer(*marks).properties(width=width - LEFT - 12, height=170, title=drawing.title_of(text))

@@ -112,7 +112,8 @@ def level(kl: float) -> str:
 
 
 def _says(token: dict) -> str:
-    said = f"{nats(token.get('kl'))} nats"
+    kl = token.get("kl")
+    said = "not measured" if kl is None or kl != kl else f"{nats(kl)} nats"
     choices = [
         f"{side} goes on “{visible(token[name])}”" for side, name in (("base", "top_base"), ("tuned", "top_tuned")) if token.get(name)
     ]
