@@ -14,6 +14,7 @@ from mechdiff.report.wording import listed, nats, share
 TITLE = "Which weights changed?"
 TOP = 10
 GREY = "#9aa4ae"
+SNUG = alt.Scale(paddingInner=0.08, paddingOuter=0)
 
 
 def weights(run: Run) -> Section:
@@ -108,7 +109,8 @@ def weight_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wid
     outside = modules.filter(pl.col("layer").is_null(), pl.col("site").is_in(OUTSIDE))
     if not outside.is_empty():
         panels.append(_outside_panel(outside, scale, width, legend=not panels))
-    key = alt.TitleParams("dot: equal to the bit", anchor="start", orient="bottom", fontSize=11, fontWeight="normal", color=QUIET, offset=4)
+    text = "dot: equal to the bit" if (modules["change"] == 0).any() else ""
+    key = alt.TitleParams(text, anchor="start", orient="bottom", fontSize=11, fontWeight="normal", color=QUIET, offset=4)
     return drawing.styled(alt.vconcat(*panels, spacing=10, title=key)) if panels else None
 
 
@@ -140,7 +142,7 @@ def _block_panel(table: pl.DataFrame, scale: alt.Scale, width: int) -> alt.Layer
         title=None,
         sort=sites,
         axis=drawing.left_axis(ticks=False, domain=False),
-        scale=alt.Scale(paddingInner=0.08, paddingOuter=0),
+        scale=SNUG,
     )
     colour = alt.Color("change:Q", scale=scale, legend=_bar())
     left, x = drawing.layer_axis(layers, width, field="x"), drawing.layer_axis(layers, width)
@@ -153,25 +155,24 @@ def _block_panel(table: pl.DataFrame, scale: alt.Scale, width: int) -> alt.Layer
 
 
 def _outside_panel(table: pl.DataFrame, scale: alt.Scale, width: int, *, legend: bool) -> alt.LayerChart:
-    """Embedding, final norm and unembedding as cells with their names beside them."""
+    """Embedding, final norm and unembedding: a cell each, its value beside it."""
     sites = [site for site in OUTSIDE if site in table["site"].unique().to_list()]
     records = [
-        {"place": sites.index(r["site"]), "end": sites.index(r["site"]) + 0.16, "change": _drawn(r["change"], scale),
-         "says": f"{r['site']}: {nats(r['change'])}", "middle": sites.index(r["site"]) + 0.08, "text": sites.index(r["site"]) + 0.19}
+        {"site": r["site"], "start": 0, "end": 1, "middle": 0.5, "beside": 1.3, "change": _drawn(r["change"], scale), "text": nats(r["change"]),
+         "says": f"{r['site']}: {nats(r['change'])}"}
         for r in table.iter_rows(named=True)
     ]  # fmt: skip
-    domain = alt.Scale(domain=[0, len(OUTSIDE)], nice=False)
-    base = {"axis": None, "scale": domain}
+    across: dict[str, Any] = {"axis": None, "scale": alt.Scale(domain=[0, 20], nice=False)}
+    y = alt.Y("site:N", title=None, sort=sites, axis=drawing.left_axis(ticks=False, domain=False), scale=SNUG)
     changed, same = ([r for r in records if bool(r["change"]) == wanted] for wanted in (True, False))
     colour = alt.Color("change:Q", scale=scale, legend=_bar() if legend else None)
     cells = alt.Chart(drawing.inline(changed)).mark_rect(stroke="#c3ccd6", strokeWidth=0.5)
-    cells = cells.encode(x=alt.X("place:Q", **base), x2="end:Q", color=colour, description="says:N")
+    cells = cells.encode(x=alt.X("start:Q", **across), x2="end:Q", y=y, color=colour, description="says:N")
     dots = alt.Chart(drawing.inline(same)).mark_circle(size=6, color=GREY, opacity=1)
-    names = alt.Chart(drawing.inline(records)).mark_text(aria=False, align="left", color=INK)
-    layered = alt.layer(
-        cells, dots.encode(x=alt.X("middle:Q", **base), description="says:N"), names.encode(x=alt.X("text:Q", **base), text="says:N")
-    )
-    return layered.properties(width=width - LEFT - 12, height=22)
+    dots = dots.encode(x=alt.X("middle:Q", **across), y=y, description="says:N")
+    values = alt.Chart(drawing.inline(changed)).mark_text(aria=False, align="left", color=INK)
+    values = values.encode(x=alt.X("beside:Q", **across), y=y, text="text:N")
+    return alt.layer(cells, dots, values).properties(width=width - LEFT - 12, height=24 * len(sites))
 
 
 def _drawn(change: float, scale: alt.Scale) -> float:

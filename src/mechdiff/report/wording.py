@@ -152,7 +152,7 @@ def how_many_modules(rows: pl.DataFrame) -> str:
     small = findings_grafting.needed(rows)
     if small is None:
         last = sets.row(-1, named=True)
-        return f"{last['rank']} modules, the most that were tried together, recover {share(last['share'])}, under {wanted}"
+        return f"{last['rank']} modules, the most that were tried together, recover {share(last['share'], 3)}, under {wanted}"
     count = "one module is enough" if small["rank"] == 1 else f"{small['rank']} modules are enough"
     return f"{count} for {wanted} of D ({(small['unit'] or '').replace('+', ' + ')}: {share(small['share'], 3)})"
 
