@@ -39,7 +39,7 @@ def show_run(run: "Run", console: Console) -> None:
     )
     plain = summary.filter(pl.col("control").is_null())
     for split in ("fit", "select", "report"):
-        found = plain.filter((pl.col("measure") == "divergence") & (pl.col("split") == split))
+        found = plain.filter((pl.col("measure") == "divergence") & (pl.col("split") == split) & pl.col("unit").is_null())
         d, same = (found.filter(pl.col("metric") == metric) for metric in ("kl_tuned_base_nats", "top1_same"))
         if len(d):
             one = d.row(0, named=True)

@@ -7,6 +7,15 @@ import pytest
 
 from mechdiff.report import statistics
 from report.planted_run import planted_manifest, planted_rows, write_run
+from report.planted_sections import (
+    planted_factorial,
+    planted_grafting,
+    planted_js,
+    planted_texts,
+    planted_weights,
+    texts_manifest,
+    weights_manifest,
+)
 
 CHANGED = 4
 
@@ -33,5 +42,40 @@ def run(tmp_path_factory: pytest.TempPathFactory, rows: pl.DataFrame, manifest: 
     from mechdiff.report.page import build_report
 
     folder = write_run(tmp_path_factory.mktemp("run"), rows, manifest)
+    build_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def full_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    """The same with texts, weights, grafting and the factorial measured too."""
+    return pl.concat(
+        [
+            rows,
+            planted_texts(rows),
+            planted_js(rows),
+            planted_weights(n_layers=7, changed=CHANGED),
+            planted_grafting(rows, changed=CHANGED),
+            planted_factorial(rows, n_layers=7, changed=CHANGED),
+        ]
+    )
+
+
+@pytest.fixture(scope="session")
+def full_summary(full_rows: pl.DataFrame) -> pl.DataFrame:
+    return statistics.summarise(full_rows)
+
+
+@pytest.fixture(scope="session")
+def full_manifest(rows: pl.DataFrame, manifest: dict) -> dict:
+    return {**manifest, **texts_manifest(rows), **weights_manifest(changed=CHANGED)}
+
+
+@pytest.fixture(scope="session")
+def full_run(tmp_path_factory: pytest.TempPathFactory, full_rows: pl.DataFrame, full_manifest: dict) -> Path:
+    """A run of all measures, its report built."""
+    from mechdiff.report.page import build_report
+
+    folder = write_run(tmp_path_factory.mktemp("full"), full_rows, full_manifest)
     build_report(folder)
     return folder

@@ -5,7 +5,16 @@ import re
 import polars as pl
 import pytest
 
-from mechdiff.report import drawing, figures, findings
+from mechdiff.report import (
+    asymmetry,
+    drawing,
+    figures,
+    findings,
+    section_factorial,
+    section_grafting,
+    section_texts,
+    section_weights,
+)
 from report.conftest import CHANGED
 
 ALL = [figures.d_by_prompt, figures.cka_by_layer, figures.causal_map, figures.arms_by_layer, figures.cka_against_effect]
@@ -14,7 +23,7 @@ ALL = [figures.d_by_prompt, figures.cka_by_layer, figures.causal_map, figures.ar
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 @pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.__name__)
 def test_figures_are_valid_and_fit_their_width(
-    figure: figures.Figure, width: int, rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
+    figure: drawing.Figure, width: int, rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
 ) -> None:
     chart = figure(rows, summary, manifest, width=width)
     chart.to_dict()  # altair checks the specification
@@ -27,9 +36,36 @@ def test_figures_are_valid_and_fit_their_width(
 
 
 @pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.__name__)
-def test_a_figure_without_its_rows_is_none(figure: figures.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+def test_a_figure_without_its_rows_is_none(figure: drawing.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     only = rows.filter(pl.col("measure") == "weights")
     assert figure(only, summary.filter(pl.col("measure") == "weights"), {}) is None
+
+
+SECTIONS = [
+    section_texts.kl_by_position,
+    section_weights.weight_map,
+    section_weights.spectra_of,
+    section_weights.head_map,
+    section_grafting.grafts_alone,
+    section_grafting.grafts_in_order,
+    section_grafting.grafts_greedy,
+    section_grafting.grafts_by_rank,
+    section_factorial.effects_by_layer,
+    asymmetry.asymmetry_by_layer,
+]
+
+
+@pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
+@pytest.mark.parametrize("figure", SECTIONS, ids=lambda figure: figure.__name__)
+def test_figures_of_the_other_sections_are_valid_and_fit(
+    figure: drawing.Figure, width: int, full_rows: pl.DataFrame, full_summary: pl.DataFrame, full_manifest: dict
+) -> None:
+    test_figures_are_valid_and_fit_their_width(figure, width, full_rows, full_summary, full_manifest)
+
+
+@pytest.mark.parametrize("figure", SECTIONS, ids=lambda figure: figure.__name__)
+def test_they_are_none_without_their_rows(figure: drawing.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    assert figure(rows, summary, {}) is None
 
 
 def descriptions(svg: str, kind: str) -> list[str]:

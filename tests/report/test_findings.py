@@ -6,6 +6,7 @@ import pytest
 
 from mechdiff.report import findings, sections, statistics, wording
 from mechdiff.report.findings import BREAKAGE, RECOVERY
+from mechdiff.report.parts import Run
 from report.conftest import CHANGED
 from report.planted_run import planted_rows
 
@@ -82,7 +83,7 @@ def test_rounding_noise_is_not_ranked(rows: pl.DataFrame, manifest: dict) -> Non
     noisy = rows.with_columns(value=pl.when(upstream).then(pl.col("value") + noise).otherwise("value"))
     captions = []
     for table in (rows, noisy):
-        section = sections.agreement(sections.Run(rows=table, summary=statistics.summarise(table), manifest=manifest))
+        section = sections.agreement(Run(rows=table, summary=statistics.summarise(table), manifest=manifest))
         captions.append(section.parts[0].caption)
     assert "Rank correlation" in captions[0]
     assert captions[0] == captions[1]

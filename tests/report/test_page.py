@@ -57,7 +57,7 @@ def page_of(folder: Path) -> Page:
 def test_the_page_is_whole_and_names_the_planted_site(run: Path) -> None:
     page = page_of(run)
     assert page.tags.count("svg") == 2 * 5  # five figures, at two widths
-    assert page.tags.count("h2") == 6
+    assert page.tags.count("h2") == 10
     assert f"L{CHANGED}.attn_out" in page.text
     assert "SmolLM2-135M-Instruct" in page.text
     assert "transport: not asked for by the study" in page.text
@@ -124,7 +124,7 @@ def test_what_comes_from_prompts_and_models_stays_text(tmp_path: Path) -> None:
 def test_what_was_not_measured_is_a_sentence(kept: list[str], tmp_path: Path, rows: pl.DataFrame) -> None:
     folder = write_run(tmp_path, rows.filter(pl.col("measure").is_in(kept)), {})
     page_text = Page(build_report(folder).read_text(encoding="utf-8")).text
-    missing = {"divergence": "Divergence was not", "similarity": "Similarity was not", "patching": "Patching was not"}
+    missing = {"divergence": "Divergence was not measured", "similarity": "Similarity was not", "patching": "Patching was not"}
     for measure, sentence in missing.items():
         assert (sentence in page_text) == (measure not in kept)
 
@@ -177,3 +177,59 @@ def test_the_real_manifest_s_shapes(tmp_path: Path, rows: pl.DataFrame, manifest
 def test_a_model_s_name_in_the_title(ref: str, name: str) -> None:
     assert short_name({"pair": {"base": {"ref": ref}}}, "base") == name
     assert short_name({}, "tuned") == "tuned"
+
+
+FULL = ["behaviour", "texts", "weights", "grafting", "similarity", "causal", "factorial", "agreement", "trust", "record"]
+
+
+def test_a_run_of_all_measures_has_all_sections_in_order(full_run: Path) -> None:
+    page = page_of(full_run)
+    sections = [value for name, value in page.attributes if name == "id" and value in FULL]
+    assert sections == FULL
+    assert page.tags.count("svg") == 2 * 15
+    for name in ("kl_by_position", "weight_map", "grafts_alone", "factorial_by_layer", "asymmetry"):
+        assert (full_run / f"figures/{name}.svg").is_file()
+    text = (full_run / "report.html").read_text(encoding="utf-8")
+    assert 'class="k5 prompt"' in text
+    assert "&lt;|im_start|&gt;" in text
+    assert "None" not in page.text
+    assert "nan" not in page.text.lower().split()
+
+
+def test_the_full_page_keeps_its_policy_its_ids_and_its_bytes(full_run: Path) -> None:
+    test_the_page_loads_nothing_and_its_policy_says_so(full_run)
+    test_links_within_the_page_lead_somewhere_and_ids_are_unique(full_run)
+    test_the_same_folder_gives_the_same_bytes_in_time(full_run)
+
+
+def test_sections_that_were_not_measured_are_one_note_each(run: Path) -> None:
+    text = page_of(run).text
+    for sentence in (
+        "Divergence along whole texts was not measured",
+        "Weights were not compared",
+        "Grafting was not run",
+        "The factorial of lower and upper blocks was not run",
+    ):
+        assert text.count(sentence) == 1
+
+
+def test_hostile_tokens_tensors_and_statements_stay_text(tmp_path: Path, full_rows: pl.DataFrame, full_manifest: dict) -> None:
+    manifest = json.loads(json.dumps(full_manifest).replace("<|im_start|>", json.dumps(EVIL)[1:-1]))
+    manifest["texts"][0]["prompt"] = EVIL
+    manifest["texts"][0]["tokens"][1] |= {"top_base": EVIL, "top_tuned": "\u202e" + EVIL}
+    manifest["moved_tokens"]["up"][0]["token"] = EVIL
+    manifest["weights"]["statements"] = [EVIL]
+    name = f"model.layers.{CHANGED}.self_attn.o_proj.weight"
+    manifest["weights"]["spectra"] = {EVIL: manifest["weights"]["spectra"][name]}
+    rows = full_rows.filter(pl.col("measure").is_in(["divergence", "weights", "grafting"]))
+    unit = pl.when(pl.col("unit") == name).then(pl.lit(EVIL)).when(pl.col("arm") == "greedy").then(pl.lit(EVIL)).otherwise("unit")
+    site = pl.when(pl.col("site") == "final_norm", pl.col("measure") == "grafting").then(pl.lit(EVIL)).otherwise("site")
+    folder = write_run(tmp_path, rows.with_columns(unit=unit, site=site), manifest)
+    build_report(folder)
+    page = page_of(folder)
+    assert page.tags.count("script") == 1
+    assert page.text.count(EVIL) > 6
+    assert "\u202e" not in page.text
+    assert not [name for name, _ in page.attributes if name == "style" or name.startswith("on")]
+    for figure in (folder / "figures").glob("*.svg"):
+        assert "<script>alert" not in figure.read_text(), figure

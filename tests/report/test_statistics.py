@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -30,7 +31,7 @@ def one(table: pl.DataFrame, **where: object) -> dict:
 
 
 def test_no_torch_in_the_report() -> None:
-    names = ("intervals", "statistics", "findings", "wording", "drawing", "figures", "sections", "record", "page")
+    names = (path.stem for path in Path(statistics.__file__).parent.glob("*.py") if path.stem != "__init__")
     code = "import sys; " + "; ".join(f"import mechdiff.report.{name}" for name in names) + "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -282,3 +283,50 @@ def test_a_million_rows_take_seconds() -> None:
     start = time.process_time()
     assert len(statistics.summarise(table)) == n_groups
     assert time.process_time() - start < 10
+
+
+def test_tokens_are_one_row_a_metric_over_the_prompts_means() -> None:
+    """Thousands of positions do not become thousands of lines; a share of tokens has no interval of a share of prompts."""
+    lengths = {"a": 2, "b": 3, "c": 4, "d": 5}
+    token = {"measure": "divergence", "split": "report"}
+    parts = [d_rows()]
+    for metric in ("kl_tuned_base_nats", "top1_same"):
+        for prompt, n in lengths.items():
+            values = [float(i == 0) for i in range(n)]
+            parts.append(rows(values, unit=[f"token {i}" for i in range(n)], prompt=prompt, metric=metric, **token))
+    table = pl.concat(parts)
+    found = statistics.summarise(table)
+    assert found["unit"].to_list() == ["tokens", "tokens", None]
+    expected = np.mean([1 / n for n in lengths.values()])
+    for metric in ("kl_tuned_base_nats", "top1_same"):
+        cell = one(table, metric=metric, unit="tokens")
+        assert (cell["n"], cell["mean"]) == (4, pytest.approx(expected))
+        assert cell["ci_low"] == pytest.approx(float(intervals.bca_means(np.array([[1 / n] for n in lengths.values()]))[0][0]))
+    assert one(table, unit=None)["mean"] == D.mean()
+    assert statistics.summarise(table.sample(fraction=1, shuffle=True, seed=3)).equals(found)
+
+
+def test_label_swaps_give_a_two_sided_p() -> None:
+    cell = {"measure": "factorial", "split": "report", "layer": 3}
+    swaps = {"control": [f"label_swap#{i}" for i in range(4)], **cell}
+    table = pl.concat(
+        [
+            rows([-1.0, -3.0], prompt=["a", "b"], metric="interaction_nats", **cell),
+            rows([0.5, 2.0, -2.5, -1.0], metric="interaction_nats", **swaps),
+            rows([1.0, 3.0], prompt=["a", "b"], metric="upstream_effect_nats", unit="all_pos", **cell),
+            rows([0.1, 0.2, 0.3, 0.4], metric="upstream_effect_nats", unit="all_pos", **swaps),
+        ]
+    )
+    assert one(table, metric="interaction_nats")["p"] == pytest.approx(3 / 5)
+    assert one(table, metric="upstream_effect_nats")["p"] == pytest.approx(1 / 5)
+    assert len(statistics.summarise(table)) == 2
+
+
+def test_a_graft_s_share_is_what_it_recovers_of_d() -> None:
+    graft = {"measure": "grafting", "split": "report", "metric": "kl_other_nats", "prompt": PROMPTS}
+    table = pl.concat([d_rows(), rows(D, arm="none", **graft), rows(D / 4, arm="alone", layer=1, site="attn", **graft)])
+    assert one(table, arm="alone")["share"] == pytest.approx(0.75)
+    assert one(table, arm="none")["share"] == pytest.approx(0)
+    assert one(table, arm="none")["flag"] == "few_prompts"
+    nothing = pl.concat([d_rows(D * 0), rows(D * 0, arm="all", **graft)])
+    assert one(nothing, arm="all")["share"] is None

@@ -4,8 +4,10 @@ Colours are told apart by colour-blind readers (Okabe and Ito 2008; one hue from
 patterns and shapes repeat what colour says.
 """
 
+import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import vl_convert
 
 Chart = Any
 """An altair chart of any composition."""
+Figure = Callable[..., Chart | None]
+"""(rows, summary, manifest, *, width) to a chart, or None where its rows are absent."""
 
 WIDE, NARROW = 700, 350
 """Outer widths in pixels: a page column, and a phone."""
@@ -56,6 +60,11 @@ def save(chart: Chart, folder: Path, name: str) -> str:
     return svg
 
 
+def inline(records: Iterable[dict]) -> alt.Data:
+    """Records as the data of a chart: as JSON text, which altair hands on unread (it walks through lists again for every copy of a chart)."""
+    return alt.Data(values=json.dumps(list(records)), format={"type": "json"})
+
+
 def layer_axis(layers: tuple[int, int], width: int, *, field: str = "layer", title: bool = True) -> alt.X:
     """Layers from left to right, half a layer of room at both ends, so that curves and map columns share their places."""
     first, last = layers
@@ -65,6 +74,25 @@ def layer_axis(layers: tuple[int, int], width: int, *, field: str = "layer", tit
     return alt.X(
         f"{field}:Q", title="layer" if title else None, axis=axis, scale=alt.Scale(domain=[first - 0.5, last + 0.5], nice=False, zero=False)
     )
+
+
+def log_scale(values: pl.Series, highs: pl.Series, *, decades: float = 5) -> tuple[alt.Scale, float]:
+    """A log scale for nats, and its bottom: the power of ten under the least value, at most `decades` under the largest."""
+    least, most = ends(values)
+    bottom = 10.0 ** math.floor(math.log10(max(least, most * 10**-decades)))
+    top = 1.6 * max(most, ends(highs.fill_nan(None).fill_null(0))[1])
+    return alt.Scale(type="log", domain=[bottom, top], nice=False, clamp=True), bottom
+
+
+def powers(scale: alt.Scale) -> list[float]:
+    """The powers of ten inside a log scale, for its axis: a line at each, none between."""
+    low, high = (float(end) for end in scale.domain)
+    return [10.0**power for power in range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high)) + 1)]
+
+
+def pinned(values: pl.Series, bottom: float) -> str:
+    """What a title adds where values under the scale's bottom are drawn at it; empty where none is."""
+    return f" (bottom: 1e{round(math.log10(bottom))} or less)" if ends(values)[0] < bottom else ""
 
 
 def left_axis(**options: Any) -> alt.Axis:

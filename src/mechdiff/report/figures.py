@@ -4,7 +4,7 @@ Every mark carries its values as a description, which the page shows on hover.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import altair as alt
 import polars as pl
@@ -26,8 +26,6 @@ from mechdiff.report.drawing import (
     Chart,
 )
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
-
-Figure = Callable[..., Chart | None]
 
 
 def d_by_prompt(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -58,12 +56,12 @@ def d_by_prompt(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wi
     y = alt.Y("d:Q", title="D, nats", scale=scale, axis=alt.Axis(format="~g", tickCount=6))
     kinds = [text[key] for key in (False, True, None) if text[key] in {point["choice"] for point in points}]
     fills = {text[False]: BLUE, text[True]: "#ffffff", text[None]: "#9aa4ae"}
-    dots = alt.Chart(alt.Data(values=points)).mark_circle(size=46 if len(d) < 150 else 20, stroke=BLUE, strokeWidth=1.3, opacity=1)
+    dots = alt.Chart(drawing.inline(points)).mark_circle(size=46 if len(d) < 150 else 20, stroke=BLUE, strokeWidth=1.3, opacity=1)
     colour = alt.Color(
         "choice:N", title=None, scale=alt.Scale(domain=kinds, range=[fills[kind] for kind in kinds]), legend=drawing.legend_of()
     )
     dots = dots.encode(x=x, y=y, color=colour, description="says:N")
-    mean = alt.Chart(alt.Data(values=[{"d": found.mean, "low": found.low, "high": found.high}]))
+    mean = alt.Chart(drawing.inline([{"d": found.mean, "low": found.low, "high": found.high}]))
     band = mean.mark_rect(aria=False, color=ORANGE, opacity=0.22).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
     line = mean.mark_rule(aria=False, color=ORANGE, strokeWidth=2).encode(y=alt.Y("d:Q", scale=scale))
     label = mean.mark_text(aria=False, align="left", baseline="bottom", dx=4, dy=-4, color="#8a5c00", fontWeight=600).encode(
@@ -180,10 +178,10 @@ def cka_against_effect(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
         axis=alt.Axis(tickCount=6),
     )
     y = alt.Y("share:Q", title=f"{label}, share of D", scale=alt.Scale(padding=10))
-    dots = alt.Chart(alt.Data(values=records)).mark_point(size=56, filled=True, opacity=0.72)
+    dots = alt.Chart(drawing.inline(records)).mark_point(size=56, filled=True, opacity=0.72)
     dots = dots.encode(x=x, y=y, color=colour, shape=shape, description="says:N")
     names = [
-        alt.Chart(alt.Data(values=[row]))
+        alt.Chart(drawing.inline([row]))
         .mark_text(aria=False, align=side, dx=shift, fontWeight=600, color=INK)
         .encode(x=x, y=y, text="name:N")
         for row, side, shift in _labelled(points, (low + high) / 2)
@@ -211,7 +209,7 @@ def _outputs(table: pl.DataFrame) -> pl.DataFrame:
 def _cka_panel(table: pl.DataFrame, manifest: dict, layers: tuple[int, int], width: int, *, title: bool) -> alt.LayerChart:
     names = [name for name in SITE_COLOURS if name in table["site"].unique().to_list()]
     says = [f"{row['name']}: CKA {row['cka']:.3f}, 95 % {row['low']:.3f} to {row['high']:.3f}" for row in table.iter_rows(named=True)]
-    data = alt.Data(values=table.select("layer", "site", "cka", "low", "high").with_columns(says=pl.Series(says)).to_dicts())
+    data = drawing.inline(table.select("layer", "site", "cka", "low", "high").with_columns(says=pl.Series(says)).to_dicts())
     stroke, dash, fill = drawing.line_channels(names, "site", SITE_COLOURS, SITE_DASHES, width)
     bottom, top = drawing.ends(table["low"])[0], max(drawing.ends(table["high"])[1], 1.0)
     pad = 0.04 * (top - bottom) or 0.02
@@ -230,7 +228,7 @@ def _marked_layers(manifest: dict, layers: tuple[int, int], x: alt.X) -> list[al
     if not hot:
         return []
     records = [{"layer": layer - 0.5, "end": layer + 0.5, "says": f"hot layer {layer}"} for layer in hot]
-    return [alt.Chart(alt.Data(values=records)).mark_rect(color=ORANGE, opacity=0.16).encode(x=x, x2="end:Q", description="says:N")]
+    return [alt.Chart(drawing.inline(records)).mark_rect(color=ORANGE, opacity=0.16).encode(x=x, x2="end:Q", description="says:N")]
 
 
 def _whole_scale(table: pl.DataFrame, null: pl.DataFrame, width: int) -> alt.LayerChart:
@@ -238,9 +236,9 @@ def _whole_scale(table: pl.DataFrame, null: pl.DataFrame, width: int) -> alt.Lay
     x = drawing.layer_axis(drawing.layer_range(table), width)
     scale = alt.Scale(domain=[min(0.0, drawing.ends(null["low"])[0]), 1.0], nice=False)
     axis = drawing.left_axis(values=[0, 0.5, 1], format=".1f")
-    chance = alt.Chart(alt.Data(values=null.select("layer", "low", "high").to_dicts())).mark_area(aria=False, color="#9aa4ae", opacity=0.6)
+    chance = alt.Chart(drawing.inline(null.select("layer", "low", "high").to_dicts())).mark_area(aria=False, color="#9aa4ae", opacity=0.6)
     chance = chance.encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2="high:Q")
-    lines = alt.Chart(alt.Data(values=table.select("layer", "site", "cka").to_dicts())).mark_line(aria=False, strokeWidth=1.2)
+    lines = alt.Chart(drawing.inline(table.select("layer", "site", "cka").to_dicts())).mark_line(aria=False, strokeWidth=1.2)
     names = [name for name in SITE_COLOURS if name in table["site"].unique().to_list()]
     colour = alt.Color("site:N", legend=None, scale=alt.Scale(domain=names, range=[SITE_COLOURS[n] for n in names]))
     lines = lines.encode(x=x, y=alt.Y("cka:Q", scale=scale, axis=axis), color=colour)
@@ -266,15 +264,15 @@ def _map_panel(table: pl.DataFrame, layers: tuple[int, int], width: int, title: 
         orient="top", direction="horizontal", gradientLength=180, gradientThickness=9, titleOrient="left", title="share of D", offset=6
     )
     colour = alt.Color("share:Q", scale=alt.Scale(domain=[0, 1], range=SHARE_RANGE, clamp=True), legend=bar if first else None)
-    base = alt.Chart(alt.Data(values=[r for r in records if r["counts"] and r["share"] is not None]))
+    base = alt.Chart(drawing.inline([r for r in records if r["counts"] and r["share"] is not None]))
     left = drawing.layer_axis(layers, width, field="x", title=not first)
     cells = base.mark_rect(stroke="#c3ccd6", strokeWidth=0.5).encode(x=left, x2="end:Q", y=y, color=colour, description="says:N")
     signs = (
-        alt.Chart(alt.Data(values=[r for r in records if r["counts"] and r["sign"]]))
+        alt.Chart(drawing.inline([r for r in records if r["counts"] and r["sign"]]))
         .mark_text(aria=False, fontSize=11, fontWeight=700, color="#b03a00")
         .encode(x=x, y=y, text="sign:N")
     )
-    quiet = alt.Chart(alt.Data(values=[r for r in records if not r["counts"]]))
+    quiet = alt.Chart(drawing.inline([r for r in records if not r["counts"]]))
     empty = quiet.mark_circle(size=6, color="#9aa4ae", opacity=1).encode(x=x, y=y, description="says:N")
     return alt.layer(cells, signs, empty).properties(width=width - LEFT - 12, height=24 * len(sites), title=drawing.title_of(title))
 
@@ -298,7 +296,7 @@ def _arms_panel(
     names = [arm for arm in ARM_COLOURS if arm in table["arm"].unique().to_list()]
     says = [f"L{r['layer']}.{r['site']}, {r['arm']}: {r['mean']:.3g} nats" for r in table.iter_rows(named=True)]
     ends = [pl.max_horizontal(pl.coalesce(name, "mean"), pl.lit(bottom)).alias(name) for name in ("ci_low", "ci_high", "mean")]
-    data = alt.Data(values=table.select("layer", "arm", "mean", "ci_low", "ci_high").with_columns(*ends, says=pl.Series(says)).to_dicts())
+    data = drawing.inline(table.select("layer", "arm", "mean", "ci_low", "ci_high").with_columns(*ends, says=pl.Series(says)).to_dicts())
     x, axis = drawing.layer_axis(layers, width, title=not first), drawing.left_axis(tickCount=4, format="~g")
     stroke, dash, fill = drawing.line_channels(names, "arm", ARM_COLOURS, ARM_DASHES, width, first)
     base = alt.Chart(data)
@@ -308,7 +306,7 @@ def _arms_panel(
     dots = base.mark_circle(size=18, opacity=1).encode(x=x, y=y, fill=fill, description="says:N")
     marks = [band, line, dots]
     if d and d > bottom:
-        rule = alt.Chart(alt.Data(values=[{"mean": d}]))
+        rule = alt.Chart(drawing.inline([{"mean": d}]))
         marks.insert(0, rule.mark_rule(aria=False, color=QUIET, strokeDash=[3, 3]).encode(y=y))
         text = rule.mark_text(aria=False, align="left", baseline="bottom", dx=3, dy=-2, color=QUIET)
         marks.append(text.encode(x=alt.value(0), y=y, text=alt.value(f"D = {wording.nats(d)}")))

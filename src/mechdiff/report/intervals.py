@@ -6,6 +6,7 @@ of G columns are one matrix product, [B, prompt] counts times [prompt, G] values
 
 - `bca_means`, `bca_shares`: bias-corrected and accelerated bootstrap (Efron 1987), for a mean and for a ratio of means.
   At strong skew and few prompts the interval is a little short (CV 3.5, n = 150: 89 % coverage instead of 95 %).
+- `bca_asymmetry`: (a - b) / (a + b) of two means, such as breakage against recovery.
 - `wilson`: for shares of prompts, whose bootstrap says "exactly 0" after 0 of 32.
 - `jackknife`: from delete-one values, for numbers such as CKA that a row bootstrap biases upward (duplicated rows).
 - `simultaneous_bands`: the whole profile lies inside with 95 % probability (max-|t| bootstrap), so that peaks and
@@ -59,21 +60,35 @@ def bca_means(
 
 
 def bca_shares(
-    values: Float[ndarray, "prompt column"], total: Float[ndarray, " prompt"], *, seed: int = 0, level: float = LEVEL
+    values: Float[ndarray, "prompt column"],
+    total: Float[ndarray, " prompt"] | Float[ndarray, "prompt column"],
+    *,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> tuple[Float[ndarray, " column"], Float[ndarray, " column"], Float[ndarray, " column"]]:
-    """Share, low and high end, where the share of a column is mean(values) / mean(total) over the same prompts."""
+    """Share, low and high end, where the share of a column is mean(values) / mean(total) over the same prompts.
+
+    `total` is one for all columns, or each column's own.
+    """
     n_prompts, n_columns = values.shape
-    share = values.mean(axis=0) / total.mean()
+    total = np.broadcast_to(total[:, None] if total.ndim == 1 else total, values.shape)
+    share = values.mean(axis=0) / total.mean(axis=0)
     if n_prompts < 2:
         return share, np.full(n_columns, np.nan), np.full(n_columns, np.nan)
     counts = resample_counts(n_prompts, seed=seed) / n_prompts
-    totals = counts @ total
     ends = []
     for block in _blocks(n_columns):
-        draws = (counts @ values[:, block] / totals[:, None]).T
-        influence = (values[:, block] - share[block] * total[:, None]).T / total.mean()
+        draws = (counts @ values[:, block] / (counts @ total[:, block])).T
+        influence = ((values[:, block] - share[block] * total[:, block]) / total[:, block].mean(axis=0)).T
         ends.append(_bca(draws, share[block], influence, level))
     return share, np.concatenate([low for low, _ in ends]), np.concatenate([high for _, high in ends])
+
+
+def bca_asymmetry(
+    one: Float[ndarray, "prompt column"], other: Float[ndarray, "prompt column"], *, seed: int = 0, level: float = LEVEL
+) -> tuple[Float[ndarray, " column"], Float[ndarray, " column"], Float[ndarray, " column"]]:
+    """(mean one - mean other) / (mean one + mean other) of each column, low and high end: 1 if `other` is 0, -1 if `one` is."""
+    return bca_shares(one - other, one + other, seed=seed, level=level)
 
 
 def wilson(mean: ndarray, n_prompts: ndarray | int, *, level: float = LEVEL) -> tuple[ndarray, ndarray]:

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mechdiff.report import drawing, record, sections, wording
+from mechdiff.report.parts import Drawn, Run, Section
 from mechdiff.study.artifacts import read_manifest, read_rows, read_summary
 
 HERE = Path(__file__).parent
@@ -27,7 +28,7 @@ def build_report(run: Path) -> Path:
     The same folder gives the same bytes. Raises RunError where there is no finished run, or its tables cannot be read.
     """
     run = Path(run)
-    content = sections.Run(manifest=read_manifest(run), rows=read_rows(run), summary=read_summary(run))
+    content = Run(manifest=read_manifest(run), rows=read_rows(run), summary=read_summary(run))
     drawn = [_template_section(section, content, run / "figures") for section in (*sections.all_sections(content), record.trust(content))]
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(
@@ -57,15 +58,15 @@ def policy_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _template_section(section: sections.Section, run: sections.Run, folder: Path) -> dict:
+def _template_section(section: Section, run: Run, folder: Path) -> dict:
     """The section with its figures drawn and written."""
     parts: list[dict] = []
     for part in section.parts:
-        parts += _figure(part, run, folder) if isinstance(part, sections.Drawn) else [part]
+        parts += _figure(part, run, folder) if isinstance(part, Drawn) else [part]
     return {"id": section.id, "title": section.title, "parts": parts}
 
 
-def _figure(drawn: sections.Drawn, run: sections.Run, folder: Path) -> list[dict]:
+def _figure(drawn: Drawn, run: Run, folder: Path) -> list[dict]:
     """The figure at both widths, for the template; nothing if its rows are absent."""
     arguments = (run.rows, run.summary, run.manifest)
     wide = drawn.chart(*arguments, width=drawing.WIDE, **drawn.options)

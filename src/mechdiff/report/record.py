@@ -7,7 +7,7 @@ import polars as pl
 
 from mechdiff.report import statistics
 from mechdiff.report.findings import BREAKAGE, RECOVERY
-from mechdiff.report.sections import Run, Section, note, table
+from mechdiff.report.parts import Run, Section, note, table
 from mechdiff.report.wording import nats
 
 

@@ -1,17 +1,20 @@
-"""The sections of the page, each from the run's tables: figures with captions, tables, notes. Numbers in, plain text out.
+"""The sections of the page, each from the run's tables, in the order of its questions. Numbers in, plain text out.
 
 A section whose rows are absent is one sentence that says so.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 from scipy.stats import spearmanr
 
-from mechdiff.report import figures, findings
+from mechdiff.report import asymmetry, figures, findings
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
+from mechdiff.report.parts import Drawn, Run, Section, note, table
+from mechdiff.report.section_factorial import factorial
+from mechdiff.report.section_grafting import grafting
+from mechdiff.report.section_texts import texts
+from mechdiff.report.section_weights import weights
 from mechdiff.report.wording import between, listed, nats, share, with_interval
 
 ARMS = {
@@ -25,47 +28,9 @@ TOP_SITES = 10
 TOP_PROMPTS = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a run folder holds, read once."""
-
-    rows: pl.DataFrame
-    summary: pl.DataFrame
-    manifest: dict
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """A figure in its place on the page; `page` draws and writes it."""
-
-    name: str
-    chart: figures.Figure
-    options: dict = field(default_factory=dict)
-    caption: str
-    reading: str
-    """Which explanation of reading.html belongs to it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    id: str
-    title: str
-    parts: list[Any] = field(default_factory=list)
-    """Drawn figures, and dicts for the template: tables, lists, notes."""
-
-
 def all_sections(run: Run) -> list[Section]:
     """The sections that say what the run found, in the order of its questions."""
-    return [behaviour(run), similarity(run), causal(run), agreement(run)]
-
-
-def table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str = "", folded: str = "") -> dict:
-    """A table for the template; `folded` hides it behind a line that opens it."""
-    return {"kind": "table", "columns": list(columns), "rows": [list(row) for row in rows], "title": title, "folded": folded}
-
-
-def note(text: str) -> dict:
-    return {"kind": "note", "text": text}
+    return [behaviour(run), texts(run), weights(run), grafting(run), similarity(run), causal(run), factorial(run), agreement(run)]
 
 
 def behaviour(run: Run) -> Section:
@@ -238,7 +203,7 @@ def causal(run: Run) -> Section:
         name = "causal_map_" + "".join(letter if letter.isalnum() else "_" for letter in unit)
         text = f"The same with wider writes: {unit}. {_strongest(wider)}"
         parts.append(Drawn(name=name, chart=figures.causal_map, options={"unit": unit}, caption=text, reading=""))
-    return Section(id="causal", title=title, parts=[*parts, *_arms(run, ranked)])
+    return Section(id="causal", title=title, parts=[*parts, *_arms(run, ranked), *asymmetry.parts(run)])
 
 
 def _strongest(shares: pl.DataFrame) -> str:

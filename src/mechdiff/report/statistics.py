@@ -1,7 +1,9 @@
 """From values per prompt to `summary.parquet`: means, intervals, shares, p values and flags, made in this one place.
 
 Each group of rows that differ only in `prompt` becomes one row: the key without `prompt`, then the columns below. Draws
-of a null distribution that are one number for the whole set (`permuted#3`) get no row: together they make `p`.
+of a null distribution that are one number for the whole set (`permuted#3`, `label_swap#3`) get no row: together they make `p`.
+Values of single tokens (`divergence`, unit `token 17`) get no row each either: their mean over a prompt's tokens is that prompt's
+value in one row with the unit `tokens`, so that `n`, intervals and the rest are over prompts there too.
 
 | column | meaning |
 |---|---|
@@ -10,9 +12,9 @@ of a null distribution that are one number for the whole set (`permuted#3`) get 
 | `ci_low`, `ci_high` | 95 %: bootstrap over prompts (BCa) for means, Wilson for shares of prompts, delete-one jackknife for CKA |
 | `log_mean` | geometric mean exp(mean log x), in nats: only for `*_nats` metrics that are positive on every prompt |
 | `median` | over prompts |
-| `share` | of D = KL(p_tuned || p_base), ratio of means: breakage kl_own/D (tuned runs), recovery 1 - kl_other/D (base runs) |
+| `share` | of D = KL(p_tuned || p_base), ratio of means: breakage kl_own/D (tuned runs), recovery 1 - kl_other/D (base runs, grafts) |
 | `drop` | 1 - kl_own(arm)/kl_own(identity) |
-| `p`, `q` | permutation of the row pairing; Benjamini-Hochberg within measure, metric, direction, split and site |
+| `p`, `q` | permutation of the row pairing, label swaps (`nulls.py`); Benjamini-Hochberg within measure, metric, direction, split, site |
 | `floor` | the metric's noise floor in that direction: how far an unedited replayed row strays (see `noise_floors`) |
 | `flag` | words of `FLAGS`, joined by ";"; null if there is nothing to say |
 
@@ -26,9 +28,9 @@ import numpy as np
 import polars as pl
 
 from mechdiff.report import intervals
+from mechdiff.report.nulls import GROUP, permutation_p, swap_p, with_q
 from mechdiff.rows import KEY, SCHEMA
 
-GROUP = [column for column in KEY if column != "prompt"]
 STATISTICS: dict[str, Any] = {
     "n": pl.Int64,
     **dict.fromkeys(["mean", "sd", "ci_low", "ci_high", "log_mean", "median", "share", "drop", "p", "q", "floor"], pl.Float64),
@@ -55,23 +57,37 @@ TOTALS = {"total": "kl_tuned_base_nats", "total_shared": "kl_shared_nats", "tota
 """What effects are held against: D, D on the tokens that both models have, and the divergence the other way round."""
 CLEAN_OTHER = {"base": "kl_tuned_base_nats", "tuned": "kl_base_tuned_nats"}
 """What `kl_other_nats` of an unedited run is, by the model that runs."""
-LOWER_IS_CLOSER = ("procrustes_distance",)
-HIGHER_IS_CLOSER = ("cka", "cka_biased", "mutual_knn")
 BINARY = ("top1_same", "mc_correct", "exact_match")
 MAPPED = ("patching", "transport", "rank")
 EDITED = (*MAPPED, "steering", "heads")
+ON_DIVERGENT_TOKEN = "^(logit_diff_divergent|(upstream_effect|downstream_effect|interaction)_logits)$"
+"""Metrics of the logits of the two models' first choices: undefined where these are one token."""
 
 
 def summarise(rows: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
     """The summary table of a run's rows. The order of the rows changes no byte of it."""
+    rows = _tokens_together(rows)
     codes = rows.select(pl.col("prompt").unique().drop_nulls().sort()).with_row_index("code")
     coded = rows.filter(~_null_draw()).join(codes, on="prompt", how="left", maintain_order="left").sort("code")
     groups = coded.group_by(GROUP).agg("code", "value").sort(GROUP, nulls_last=True)
     table = pl.concat([groups.select(GROUP), _per_group(groups, _totals(coded, len(codes)), seed)], how="horizontal")
     table = _with_floors(table, rows)
     table = _with_similarity(table, rows)
+    tested = pl.concat([permutation_p(rows), swap_p(table, rows)])
+    table = with_q(table.join(tested, on=GROUP, how="left", nulls_equal=True, maintain_order="left"))
     table = _with_drop(_with_share(table))
     return table.with_columns(flag=_flag()).select([pl.col(name).cast(kind) for name, kind in SUMMARY.items()])
+
+
+def _tokens_together(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of single tokens (`token 17`) become one per prompt: their mean over the prompt's tokens, under the unit `tokens`."""
+    of_token = (pl.col("measure") == "divergence") & pl.col("unit").str.starts_with("token ").fill_null(False)
+    tokens = rows.filter(of_token)
+    if tokens.is_empty():
+        return rows
+    tokens = tokens.sort("metric", "split", "control", "prompt", "unit").with_columns(unit=pl.lit("tokens"))
+    means = tokens.group_by(KEY, maintain_order=True).agg(pl.col("value").mean())
+    return pl.concat([rows.filter(~of_token), means.select(rows.columns)])
 
 
 def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
@@ -134,7 +150,7 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
     found["n"][~whole] = 0
     found["mean"][whole] = groups.filter(pl.Series(whole))["value"].list.first().to_numpy()
     splits = groups["split"].to_list()
-    is_binary = groups["metric"].is_in(BINARY).to_numpy()
+    is_binary = groups.select(pl.col("metric").is_in(BINARY) & pl.col("unit").ne_missing("tokens")).to_series().to_numpy()
     for members, codes, values in _tables(groups, whole):
         for name, content in _statistics(values, seed).items():
             found[name][members] = content
@@ -208,7 +224,7 @@ def _with_floors(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_similarity(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """CKA's jackknife interval, n of the whole-set values, and p and q where null draws are there."""
+    """CKA's jackknife interval, and n of the whole-set values."""
     place = ["split", "layer", "site", "unit", "control"]
     without = rows.filter(pl.col("metric") == "cka_without_prompt").sort("prompt")
     without = without.group_by(place).agg(n_states=pl.len(), spread=pl.col("value").std())  # an undefined one: no interval
@@ -217,32 +233,10 @@ def _with_similarity(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     cka = ((pl.col("metric") == "cka") & pl.col("mean").is_not_nan()).fill_null(False)
     filled = table.select(pl.col("mean", "spread", "n_states").cast(pl.Float64).fill_null(float("nan")))
     low, high = intervals.jackknife(*(filled[name].to_numpy() for name in ("mean", "spread", "n_states")))
-    table = table.with_columns(
+    return table.with_columns(
         ci_low=pl.when(cka).then(pl.Series(low).fill_nan(None)).otherwise("ci_low"),
         ci_high=pl.when(cka).then(pl.Series(high).fill_nan(None)).otherwise("ci_high"),
     )
-    return _with_q(table.join(_permutation_p(rows), on=GROUP, how="left", nulls_equal=True, maintain_order="left"))
-
-
-def _permutation_p(rows: pl.DataFrame) -> pl.DataFrame:
-    """(1 + null draws at least as close as the real pairing) / (1 + draws), one row per group that has draws."""
-    key = [name for name in GROUP if name != "control"]
-    closer = rows.filter(pl.col("metric").is_in([*HIGHER_IS_CLOSER, *LOWER_IS_CLOSER]), pl.col("value").is_not_nan())
-    real = closer.filter(pl.col("control").is_null()).select(*key, real="value")
-    draws = closer.filter(pl.col("control").str.starts_with("permuted#")).join(real, on=key, nulls_equal=True)
-    sign = pl.when(pl.col("metric").is_in(LOWER_IS_CLOSER)).then(-1).otherwise(1)
-    extreme = (sign * pl.col("value") >= sign * pl.col("real")).sum()
-    return draws.group_by(key).agg(p=(1 + extreme) / (1 + pl.len())).with_columns(control=pl.lit(None, pl.String))
-
-
-def _with_q(table: pl.DataFrame) -> pl.DataFrame:
-    p = table["p"].to_numpy()
-    q = np.full(len(table), np.nan)
-    tested = table.with_row_index("place").filter(pl.col("p").is_not_null())
-    for _, family in tested.group_by("measure", "metric", "direction", "split", "site"):
-        places = family["place"].to_numpy()
-        q[places] = intervals.false_discovery_q(p[places])
-    return table.with_columns(q=pl.Series(q).fill_nan(None))
 
 
 def _with_share(table: pl.DataFrame) -> pl.DataFrame:
@@ -251,14 +245,16 @@ def _with_share(table: pl.DataFrame) -> pl.DataFrame:
     edited = pl.col("measure").is_in(EDITED)
     breakage = edited & (pl.col("metric") == "kl_own_nats")
     recovery = edited & (pl.col("metric") == "kl_other_nats")
-    of_d = (breakage & (pl.col("runner") == "tuned")) | (recovery & (pl.col("runner") == "base"))
+    grafted = (pl.col("measure") == "grafting") & (pl.col("metric") == "kl_other_nats")
+    recovery = recovery | grafted
+    of_d = (breakage & (pl.col("runner") == "tuned")) | (recovery & (pl.col("runner") == "base")) | grafted
     between = (pl.col("measure") == "divergence") & pl.col("metric").str.contains("^(kl|js)_")
     own = pl.col("metric").is_in(["kl_own_nats", "js_own_nats"]) | between
     clean_other = pl.when(pl.col("runner") == "tuned").then("total_reverse").otherwise(total)
     effect = pl.when(recovery).then((clean_other - pl.col("mean")).abs()).when(own).then("mean")
     table = table.with_columns(
         effect=effect,
-        no_effect=edited & (total <= FLOORS * pl.col("floor_either").fill_null(0)),
+        no_effect=(edited | grafted) & (total <= FLOORS * pl.col("floor_either").fill_null(0)),
         on_shared=of_d & pl.col("total").is_infinite() & pl.col("total_shared").is_finite(),
     )
     ratio = pl.col("mean") / total
@@ -282,8 +278,8 @@ def _with_drop(table: pl.DataFrame) -> pl.DataFrame:
 def _flag() -> pl.Expr:
     """The words of FLAGS that hold, joined by ";"."""
     undefined = pl.col("mean").is_nan() | pl.col("partial")
-    no_token = pl.col("metric") == "logit_diff_divergent"
-    unedited = (pl.col("control") == "no_op").fill_null(False)
+    no_token = pl.col("metric").str.contains(ON_DIVERGENT_TOKEN)
+    unedited = (pl.col("control") == "no_op").fill_null(False) | (pl.col("arm") == "none").fill_null(False)
     quiet = pl.col("effect") <= FLOORS * pl.col("floor").fill_null(0)
     holds = {
         "below_floor": quiet & ~unedited,

@@ -4,11 +4,12 @@ Shares are written as numbers from 0 to 1, divergences in nats with three digits
 """
 
 import math
+import unicodedata
 from collections.abc import Iterable
 
 import polars as pl
 
-from mechdiff.report import findings, statistics
+from mechdiff.report import findings, findings_factorial, findings_grafting, findings_texts, findings_weights, statistics
 from mechdiff.report.findings import BREAKAGE, RECOVERY, Crossing, Difference
 
 GUESSES = {
@@ -16,6 +17,8 @@ GUESSES = {
     "mean": "the mean tuned state",
     "resample": "another prompt's tuned state",
 }
+SHOWN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
+TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -71,9 +74,10 @@ def listed(names: Iterable[object]) -> str:
 def verdict(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
     """A few sentences: how different, where it begins to matter, which output carries it, how similar the states are, how far to trust this."""
     found = findings.difference(rows, summary)
-    sentences = [how_different(found)]
+    sentences = [how_different(found), *how_it_goes_on(rows, manifest), *which_weights(summary)]
     if found is None or found.counts:
-        sentences += [*where_it_passes(rows), *which_output(rows, summary), *what_it_depends_on(rows, summary)]
+        sentences += [*which_module(rows), *where_it_passes(rows), *which_output(rows, summary), *what_it_depends_on(rows, summary)]
+        sentences += early_or_late(rows, summary, found)
     return [*sentences, *how_similar(rows, summary), *how_sure(found, manifest)]
 
 
@@ -90,6 +94,82 @@ def how_different(found: Difference | None) -> str:
         f"(95 %: {ends}; median {nats(found.median)}){choice}."
         + (f" With fewer than {statistics.FEW} prompts the interval is too short." if "few_prompts" in found.flags else "")
     )
+
+
+def how_it_goes_on(rows: pl.DataFrame, manifest: dict) -> list[str]:
+    """What the two models say differently behind the first token."""
+    behind = findings_texts.on_continuation(rows, manifest)
+    if behind is None:
+        return []
+    bits = findings_texts.bits_per_byte(rows)
+    sentence = (
+        f"Behind the first token, along the continuation, they lie {with_interval(behind.mean, behind.low, behind.high)} nats a token apart"
+    )
+    if "more" in bits:
+        more = bits["more"]
+        said = "more" if more.mean >= 0 else "fewer"
+        ends = between(*sorted((abs(more.low), abs(more.high)))) if more.low * more.high > 0 else between(more.low, more.high)
+        sentence += f"; the base needs {nats(abs(more.mean))} (95 %: {ends}) bits per byte {said} for it than the tuned model"
+    return [sentence + "."]
+
+
+def which_weights(summary: pl.DataFrame) -> list[str]:
+    """How many tensors changed, and the most changed one."""
+    found = findings_weights.how_many(summary)
+    if found is None:
+        return []
+    if not found.changed:
+        return [f"Not one of the {found.tensors} tensors differs: these are the same weights."]
+    top = findings_weights.tensors(summary).row(0, named=True)
+    rank = top.get("numerical_rank")
+    of_rank = f", in a change of rank {rank:.0f}" if rank else ""
+    name = findings_weights.short_tensor(top["unit"])
+    only = "It is" if found.changed == 1 else "Most changed is"
+    return [
+        f"The fine-tune changed {found.changed} of {found.tensors} tensors, in {found.layers_changed} of {found.layers} layers. "
+        f"{only} {name}, by {nats(top['relative_norm'])} of its norm{of_rank}."
+    ]
+
+
+def which_module(rows: pl.DataFrame) -> list[str]:
+    """The module whose tuned weights alone make the base most like the tuned model, and how many a good set needs."""
+    alone, ranking = findings_grafting.ranked(rows)
+    if alone.is_empty():
+        return []
+    best = alone.row(0, named=True)
+    chosen = " (chosen on the select prompts)" if ranking == "select" != findings.reported(rows, "grafting") else ""
+    recovered = with_interval(best["share"], best["low"], best["high"], digits=2)
+    sentence = f"Put into the base alone, the tuned weights of {best['name']}{chosen} recover {recovered} of D"
+    return [f"{sentence}; {how_many_modules(rows)}." if how_many_modules(rows) else f"{sentence}."]
+
+
+def how_many_modules(rows: pl.DataFrame) -> str:
+    """ "2 modules (L4.attn+L5.mlp) recover 0.9", from the greedy search; empty where it was not run."""
+    sets = findings_grafting.greedy(rows)
+    if sets.is_empty():
+        return ""
+    wanted = share(findings_grafting.WANTED, 1)
+    small = findings_grafting.needed(rows)
+    if small is None:
+        last = sets.row(-1, named=True)
+        return f"{last['rank']} modules, the most that were tried together, recover {share(last['share'], 3)}, under {wanted}"
+    count = "one module is enough" if small["rank"] == 1 else f"{small['rank']} modules are enough"
+    return f"{count} for {wanted} of D ({(small['unit'] or '').replace('+', ' + ')}: {share(small['share'], 3)})"
+
+
+def early_or_late(rows: pl.DataFrame, summary: pl.DataFrame, found: Difference | None) -> list[str]:
+    """Whether lower and upper blocks need each other, or do the same job: said where it is a tenth of D and no chance."""
+    for unit in reversed(findings_factorial.units(rows, summary)):
+        most = findings_factorial.strongest_interaction(findings_factorial.effects(rows, summary, unit))
+        if found is None or most is None or most["q"] is None or most["q"] > 0.05 or abs(most["mean"]) < 0.1 * found.mean:
+            continue
+        words, side = ("need each other", "more") if most["mean"] > 0 else ("do the same job", "less")
+        size, ends = abs(most["mean"]), sorted((abs(most["low"]), abs(most["high"])))
+        return [
+            f"The tuned blocks up to {most['layer']} and those above {words}: together they bring the base {with_interval(size, *ends)} nats {side} "
+            f"than both alone, at the split point where this is largest (q = {nats(most['q'])})."
+        ]
+    return []
 
 
 def where_it_passes(rows: pl.DataFrame) -> list[str]:
@@ -165,6 +245,15 @@ def how_sure(found: Difference | None, manifest: dict) -> list[str]:
     if found and found.counts and floor > 0:
         sentence += f", and D is {nats(found.mean / floor)} times that"
     return [sentence + "."]
+
+
+def visible(text: object) -> str:
+    """Text from a model or a prompt with line ends, control characters and changes of writing direction made visible."""
+    return "".join(SHOWN.get(letter) or (f"\\u{ord(letter):04x}" if _hides(letter) else letter) for letter in str(text))
+
+
+def _hides(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(letter) in TURNS
 
 
 def _crossing(found: Crossing) -> str:

@@ -1,0 +1,129 @@
+"""What the page says about whole texts: the divergence at every token of a prompt and its continuation.
+
+Offsets count tokens from the decision position (0): negative in the prompt, positive in the continuation. The value at a
+token is the divergence of the two laws of what follows it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from mechdiff.report import intervals
+from mechdiff.report.findings import reported
+
+BEFORE, AFTER = 60, 120
+"""Offsets shown to the left and to the right."""
+SAME_NUMBER = 1e-3
+"""Relative difference up to which a token's divergence is that of the decision position, which another pass computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean over prompts with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parting:
+    """On how many prompts the two first choices differ for the first time ..."""
+
+    before: int
+    """... inside the prompt."""
+    at: int
+    """... at the decision position."""
+    after: int
+    """... in the continuation."""
+    never: int
+
+
+def offsets(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
+    """`prompt offset value`: D at every token of the reported split; prompts whose decision position is unknown are left out.
+
+    The manifest says how long a prompt is; where it does not, the decision position is the token that has the prompt's D.
+    """
+    tokens = _of_tokens(rows, "kl_tuned_base_nats").select("prompt", "value", place=pl.col("unit").str.slice(6).cast(pl.Int64))
+    known = pl.DataFrame(list(decision_places(rows, manifest).items()), schema={"prompt": pl.String, "at": pl.Int64}, orient="row")
+    placed = tokens.join(known, on="prompt").select("prompt", "value", offset=pl.col("place") - pl.col("at"))
+    return placed.sort("prompt", "offset")
+
+
+def decision_places(rows: pl.DataFrame, manifest: dict) -> dict[str, int]:
+    """Index of the decision position in the tokens of each prompt, where it is known."""
+    tokens = _of_tokens(rows, "kl_tuned_base_nats")
+    whole = _whole(rows, "kl_tuned_base_nats").select("prompt", d="value")
+    found = tokens.join(whole, on="prompt").with_columns(
+        place=pl.col("unit").str.slice(6).cast(pl.Int64), away=(pl.col("value") - pl.col("d")).abs()
+    )
+    found = found.filter(pl.col("away") <= SAME_NUMBER * pl.col("d"), pl.col("d") > 0).sort("prompt", "away", "place")
+    places = dict(found.unique("prompt", keep="first", maintain_order=True).select("prompt", "place").iter_rows())
+    stated = {text.get("prompt"): text.get("n_prompt_tokens") for text in manifest.get("texts") or []}
+    stated |= manifest.get("n_prompt_tokens") or {}
+    present = set(tokens["prompt"].to_list())
+    return places | {str(name): int(n) - 1 for name, n in stated.items() if name in present and n}
+
+
+def by_offset(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
+    """`offset n mean low high`: D at each offset that at least half of the prompts have, with 95 % intervals over prompts."""
+    placed = offsets(rows, manifest).filter(pl.col("value").is_finite(), pl.col("offset").is_between(-BEFORE, AFTER))
+    enough = max(2, placed["prompt"].n_unique() / 2)
+    found = []
+    for offset, part in placed.group_by("offset", maintain_order=True):
+        if len(part) < enough:
+            continue
+        low, high = intervals.bca_means(part["value"].to_numpy()[:, None])
+        found.append({"offset": offset[0], "n": len(part), "mean": part["value"].mean(), "low": float(low[0]), "high": float(high[0])})
+    schema = {"offset": pl.Int64, "n": pl.Int64, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+    return pl.DataFrame(found, schema=schema).sort("offset")
+
+
+def on_continuation(rows: pl.DataFrame, manifest: dict) -> Interval | None:
+    """D a token behind the decision position, each prompt's mean counting once."""
+    behind = offsets(rows, manifest).filter(pl.col("offset") > 0, pl.col("value").is_finite())
+    return _interval(behind.group_by("prompt", maintain_order=True).agg(pl.col("value").mean())["value"])
+
+
+def bits_per_byte(rows: pl.DataFrame) -> dict[str, Interval]:
+    """Bits per byte of the continuation under `base`, under `tuned`, and what the base needs `more`, over the same prompts."""
+    sides = [_whole(rows, f"bits_per_byte_{side}").select("prompt", pl.col("value").alias(side)) for side in ("base", "tuned")]
+    both = sides[0].join(sides[1], on="prompt").filter(pl.col("base").is_finite(), pl.col("tuned").is_finite()).sort("prompt")
+    both = both.with_columns(more=pl.col("base") - pl.col("tuned"))
+    found = {name: _interval(both[name]) for name in ("base", "tuned", "more")}
+    return {name: interval for name, interval in found.items() if interval}
+
+
+def parting(rows: pl.DataFrame, manifest: dict) -> Parting | None:
+    """Where the two first choices differ for the first time; None where that was not measured."""
+    places = decision_places(rows, manifest)
+    first = {r["prompt"]: r["value"] for r in _whole(rows, "first_divergence").iter_rows(named=True)}
+    away = [value - places[name] for name, value in first.items() if value == value and name in places]
+    if not first:
+        return None
+    never = sum(value != value for value in first.values())
+    return Parting(before=sum(a < 0 for a in away), at=sum(a == 0 for a in away), after=sum(a > 0 for a in away), never=never)
+
+
+def _of_tokens(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
+    found = rows.filter(pl.col("measure") == "divergence", pl.col("metric") == metric, pl.col("control").is_null())
+    found = found.filter(pl.col("unit").str.contains(r"^token \d+$").fill_null(False), pl.col("prompt").is_not_null())
+    return found.filter(pl.col("split").eq_missing(reported(found, "divergence")))
+
+
+def _whole(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
+    """`prompt value` of a metric of the whole text, on the reported split."""
+    found = rows.filter(pl.col("measure") == "divergence", pl.col("metric") == metric, pl.col("control").is_null())
+    found = found.filter(pl.col("unit").is_null(), pl.col("prompt").is_not_null())
+    return found.filter(pl.col("split").eq_missing(reported(found, "divergence"))).select("prompt", "value").sort("prompt")
+
+
+def _interval(values: pl.Series) -> Interval | None:
+    """The mean of one value a prompt, with its interval; None without values."""
+    numbers = values.to_numpy().astype(float)
+    if not len(numbers):
+        return None
+    low, high = intervals.bca_means(np.sort(numbers)[:, None]) if len(numbers) > 1 else (numbers, numbers)
+    return Interval(mean=float(numbers.mean()), low=float(low[0]), high=float(high[0]), n=len(numbers))

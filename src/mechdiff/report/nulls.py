@@ -1,0 +1,49 @@
+"""From draws of a null distribution to p and q: what would the number be if there were nothing to find?
+
+Draws are rows whose control ends in "#12". `permuted#i`: states of the two models paired with the wrong prompts (similarity).
+`label_swap#i`: on each prompt the two models' names are exchanged at random (factorial), so that an effect has no sign.
+"""
+
+import numpy as np
+import polars as pl
+
+from mechdiff.report import intervals
+from mechdiff.rows import KEY
+
+GROUP = [column for column in KEY if column != "prompt"]
+"""What names one line of the summary."""
+LOWER_IS_CLOSER = ("procrustes_distance",)
+HIGHER_IS_CLOSER = ("cka", "cka_biased", "mutual_knn")
+
+
+def permutation_p(rows: pl.DataFrame) -> pl.DataFrame:
+    """(1 + null draws at least as close as the real pairing) / (1 + draws), one row per group that has draws."""
+    key = [name for name in GROUP if name != "control"]
+    closer = rows.filter(pl.col("metric").is_in([*HIGHER_IS_CLOSER, *LOWER_IS_CLOSER]), pl.col("value").is_not_nan())
+    real = closer.filter(pl.col("control").is_null()).select(*key, real="value")
+    draws = closer.filter(pl.col("control").str.starts_with("permuted#")).join(real, on=key, nulls_equal=True)
+    sign = pl.when(pl.col("metric").is_in(LOWER_IS_CLOSER)).then(-1).otherwise(1)
+    extreme = (sign * pl.col("value") >= sign * pl.col("real")).sum()
+    return draws.group_by(key).agg(p=(1 + extreme) / (1 + pl.len())).with_columns(control=pl.lit(None, pl.String))
+
+
+def swap_p(summary: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """Two-sided: (1 + label swaps at least as far from 0 as the real mean) / (1 + swaps), one row per group that has swaps."""
+    key = [name for name in GROUP if name != "control"]
+    real = summary.filter(pl.col("control").is_null(), pl.col("mean").is_not_nan()).select(*key, real="mean")
+    swaps = rows.filter(pl.col("control").str.starts_with("label_swap#"), pl.col("prompt").is_null(), pl.col("value").is_not_nan())
+    swaps = swaps.join(real, on=key, nulls_equal=True)
+    # A swap that exchanges nobody is the real mean itself, summed in another order: rounding must not make it smaller.
+    extreme = (pl.col("value").abs() >= pl.col("real").abs() * (1 - 1e-12)).sum()
+    return swaps.group_by(key).agg(p=(1 + extreme) / (1 + pl.len())).with_columns(control=pl.lit(None, pl.String))
+
+
+def with_q(table: pl.DataFrame) -> pl.DataFrame:
+    """The table with `q` beside its `p`: Benjamini-Hochberg within measure, metric, direction, split and site."""
+    p = table["p"].to_numpy()
+    q = np.full(len(table), np.nan)
+    tested = table.with_row_index("place").filter(pl.col("p").is_not_null())
+    for _, family in tested.group_by("measure", "metric", "direction", "split", "site"):
+        places = family["place"].to_numpy()
+        q[places] = intervals.false_discovery_q(p[places])
+    return table.with_columns(q=pl.Series(q).fill_nan(None))

@@ -1,0 +1,119 @@
+"""Early or late: the lower blocks of one model under the upper blocks of the other, in all four pairings, at every split point."""
+
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from mechdiff.report import drawing, findings, findings_factorial
+from mechdiff.report.drawing import BLACK, BLUE, LEFT, VERMILLION, WIDE, Chart
+from mechdiff.report.findings_factorial import UNITS
+from mechdiff.report.parts import Drawn, Run, Section, note, table
+from mechdiff.report.wording import between, nats, with_interval
+
+TITLE = "Early or late, and do they need each other?"
+COLOURS = {"upstream": BLUE, "downstream": VERMILLION, "interaction": BLACK}
+DASHES = {"downstream": [7, 3], "interaction": [2, 3]}
+SURE = 0.05
+
+
+def factorial(run: Run) -> Section:
+    """Two factors: what the blocks up to L and those above them contribute, and what only both together do."""
+    units = findings_factorial.units(run.rows, run.summary)
+    if not units:
+        return Section(id="factorial", title=TITLE, parts=[note("The factorial of lower and upper blocks was not run.")])
+    parts: list[Any] = [
+        Drawn(name="factorial_by_layer", chart=effects_by_layer, caption=_caption(run, units), reading="factorial_by_layer")
+    ]
+    return Section(id="factorial", title=TITLE, parts=[*parts, *(_effects(run, unit) for unit in units)])
+
+
+def _caption(run: Run, units: list[str | None]) -> str:
+    found = findings.difference(run.rows, run.summary)
+    said = ["Nats of KL(tuned ‖ run) taken off by the lower half (blocks 0 to L), by the upper half, and by both beyond their sum"]
+    if found is not None:
+        said[0] += f"; the two halves sum to D = {nats(found.mean)}"
+    for unit in units:
+        said.append(_of_unit(findings_factorial.effects(run.rows, run.summary, unit), UNITS[unit]))
+    return ". ".join(said) + "."
+
+
+def _of_unit(table: pl.DataFrame, where: str) -> str:
+    turn, most = findings_factorial.crossing(table), findings_factorial.strongest_interaction(table)
+    said = [f"the lower half does more from L = {turn} on" if turn is not None else "one half does more at every L"]
+    if most is not None:
+        said.append(f"largest interaction {with_interval(most['mean'], most['low'], most['high'])} at L = {most['layer']}")
+    apart = table.filter(pl.col("effect") == "interaction", pl.col("q").is_not_null())
+    if not apart.is_empty():
+        sure = apart.filter(pl.col("q") <= SURE)
+        said.append(f"an interaction that label swaps do not give (q ≤ {SURE}) at {len(sure)} of {len(apart)} split points")
+    return f"Exchanged at {where}: {', '.join(said)}"
+
+
+def _effects(run: Run, unit: str | None) -> dict:
+    """The three effects at every split point, with p over label swaps."""
+    found = findings_factorial.effects(run.rows, run.summary, unit)
+    logits = findings_factorial.effects(run.rows, run.summary, unit, "logits")
+    cells = {(r["layer"], r["effect"]): r for r in found.iter_rows(named=True)}
+    extra = {(r["layer"], r["effect"]): r for r in logits.iter_rows(named=True)}
+    columns = ["L"]
+    for effect in COLOURS:
+        columns += [f"{effect}, nats", "95 %", "p"] + ([f"{effect}, logits"] if extra else [])
+    rows = []
+    for layer in found["layer"].unique().sort().to_list():
+        row = [f"{layer}"]
+        for effect in COLOURS:
+            one, other = cells.get((layer, effect)), extra.get((layer, effect))
+            row += [nats(one["mean"]), between(one["low"], one["high"]), "–" if one["p"] is None else nats(one["p"])] if one else ["–"] * 3
+            row += ([nats(other["mean"]) if other else "–"]) if extra else []
+        rows.append(row)
+    return table(columns, rows, folded=f"Every split point, exchanged at {UNITS[unit]}")
+
+
+def effects_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
+    """The two main effects and the interaction by split point, with 95 % bands; grey: the middle 95 % of label swaps."""
+    units = findings_factorial.units(rows, summary)
+    if not units:
+        return None
+    tables = {unit: findings_factorial.effects(rows, summary, unit) for unit in units}
+    swaps = {unit: findings_factorial.swap_band(rows, unit) for unit in units}
+    every = pl.concat(part.select("layer", "low", "high") for part in (*tables.values(), *swaps.values()))
+    low, high = drawing.ends(every["low"])[0], drawing.ends(every["high"])[1]
+    pad = 0.04 * (high - low) or 1e-9
+    scale = alt.Scale(domain=[min(low, 0.0) - pad, max(high, 0.0) + pad], nice=False)
+    layers = drawing.layer_range(every)
+    panels = [
+        _panel(table, swaps[unit], scale, layers, width, unit, legend=place == 0, title=place == len(units) - 1)
+        for place, (unit, table) in enumerate(tables.items())
+    ]
+    return drawing.styled(alt.vconcat(*panels, spacing=12))
+
+
+def _panel(
+    table: pl.DataFrame,
+    swaps: pl.DataFrame,
+    scale: alt.Scale,
+    layers: tuple[int, int],
+    width: int,
+    unit: str | None,
+    *,
+    legend: bool,
+    title: bool,
+) -> alt.LayerChart:
+    x, axis = drawing.layer_axis(layers, width, title=title), drawing.left_axis(tickCount=5, format=".3~g")
+    names = [name for name in COLOURS if name in table["effect"].unique().to_list()]
+    says = [f"L = {r['layer']}, {r['effect']}: {with_interval(r['mean'], r['low'], r['high'])} nats" for r in table.iter_rows(named=True)]
+    base = alt.Chart(drawing.inline(table.select("layer", "effect", "mean", "low", "high").with_columns(says=pl.Series(says)).to_dicts()))
+    stroke, dash, fill = drawing.line_channels(names, "effect", COLOURS, DASHES, width, legend)
+    low, mean = alt.Y("low:Q", scale=scale, axis=axis), alt.Y("mean:Q", scale=scale, axis=axis)
+    marks = [alt.Chart(drawing.inline([{"mean": 0}])).mark_rule(aria=False, color="#9aa4ae").encode(y=mean)]
+    for place, of in enumerate(("halves", "interaction")):
+        if not (part := swaps.filter(pl.col("of") == of).select("layer", "low", "high")).is_empty():
+            chance = alt.Chart(drawing.inline(part.to_dicts())).mark_area(aria=False, color="#9aa4ae", opacity=(0.2, 0.45)[place])
+            marks.insert(place, chance.encode(x=x, y=low, y2="high:Q"))
+    marks.append(base.mark_area(aria=False, opacity=0.14).encode(x=x, y=low, y2="high:Q", fill=fill))
+    marks.append(base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=mean, stroke=stroke, strokeDash=dash))
+    marks.append(base.mark_circle(size=20, opacity=1).encode(x=x, y=mean, fill=fill, description="says:N"))
+    where = UNITS[unit] if width < WIDE else f"States exchanged at {UNITS[unit]}"
+    text = f"{where[0].upper()}{where[1:]}: nats" + ("; grey: labels swapped" if len(swaps) and width >= WIDE else "")
+    return alt.layer(*marks).properties(width=width - LEFT - 12, height=170, title=drawing.title_of(text))

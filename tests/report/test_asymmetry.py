@@ -1,0 +1,49 @@
+"""The asymmetry index against its formula, its planted value, and the noise floor."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mechdiff.report import asymmetry, drawing, intervals
+from mechdiff.report.parts import Run
+from report.conftest import CHANGED
+from report.test_figures import descriptions
+
+
+def test_the_index_is_one_of_means_with_a_paired_interval() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.lognormal(0, 0.5, (40, 2)), rng.lognormal(-1, 0.5, (40, 2))
+    index, low, high = intervals.bca_asymmetry(one, other)
+    np.testing.assert_allclose(index, (one.mean(0) - other.mean(0)) / (one.mean(0) + other.mean(0)))
+    assert (low < index).all()
+    assert (index < high).all()
+    np.testing.assert_allclose(intervals.bca_asymmetry(other, one)[0], -index)
+    paired = intervals.bca_asymmetry(3 * one, one)  # the same prompts move both: nothing is left to vary
+    np.testing.assert_allclose([paired[1], paired[2]], 0.5, atol=1e-12)
+    np.testing.assert_allclose(intervals.bca_asymmetry(one, 0 * one)[0], 1)
+
+
+def test_the_planted_index_at_every_site_that_acts(full_rows: pl.DataFrame, full_summary: pl.DataFrame) -> None:
+    found = asymmetry.by_site(full_rows, full_summary)
+    assert len(found) == 7 * 5
+    assert found.filter(pl.col("layer") == CHANGED, pl.col("site") == "attn_out")["index"].item() == pytest.approx(0.5)
+    assert set(found["n"]) == {24}
+    quiet = found.filter(pl.col("index").is_null())
+    assert set(quiet["layer"]) >= set(range(CHANGED))
+    assert not set(found.filter(pl.col("index").is_not_null())["layer"]) & set(range(CHANGED))
+
+
+def test_the_caption_and_the_figure(full_rows: pl.DataFrame, full_summary: pl.DataFrame) -> None:
+    drawn = asymmetry.parts(Run(rows=full_rows, summary=full_summary, manifest={}))[0]
+    assert (
+        f"At L{CHANGED}.attn_out, where the two writes together do most outside the residual stream, A = 0.500 (95 %: 0.500 to 0.500)"
+        in drawn.caption
+    )
+    known = asymmetry.by_site(full_rows, full_summary).filter(pl.col("index").is_not_null(), pl.col("site").is_in(asymmetry.SITES))
+    svg = drawing.to_svg(asymmetry.asymmetry_by_layer(full_rows, full_summary, {}))
+    assert len(descriptions(svg, "circle")) == len(known)
+
+
+def test_one_direction_is_no_comparison(full_rows: pl.DataFrame, full_summary: pl.DataFrame) -> None:
+    one = full_rows.filter(pl.col("direction").ne_missing("base<-tuned"))
+    assert asymmetry.parts(Run(rows=one, summary=full_summary, manifest={})) == []
