@@ -150,7 +150,8 @@ def styled(chart: Chart) -> Chart:
         "legend": {"labelFontSize": 11.5, "titleFontSize": 11.5, "titleFontWeight": "normal", "labelColor": INK, "titleColor": INK},
         "text": {"font": font, "fontSize": 11.5},
     }
-    return chart.configure(**config)
+    chart.config = alt.Config(**config)  # in place: `configure` would copy every layer
+    return chart
 
 
 def layer_range(table: pl.DataFrame) -> tuple[int, int]:

@@ -60,14 +60,14 @@ def d_by_prompt(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wi
     colour = alt.Color(
         "choice:N", title=None, scale=alt.Scale(domain=kinds, range=[fills[kind] for kind in kinds]), legend=drawing.legend_of()
     )
-    dots = dots.encode(x=x, y=y, color=colour, description="says:N")
+    dots = dots.encode(x=x, y=y, color=colour, description=alt.Description("says:N"))
     mean = alt.Chart(drawing.inline([{"d": found.mean, "low": found.low, "high": found.high}]))
-    band = mean.mark_rect(aria=False, color=ORANGE, opacity=0.22).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
+    band = mean.mark_rect(aria=False, color=ORANGE, opacity=0.22).encode(y=alt.Y("low:Q", scale=scale), y2=alt.Y2("high:Q"))
     line = mean.mark_rule(aria=False, color=ORANGE, strokeWidth=2).encode(y=alt.Y("d:Q", scale=scale))
     label = mean.mark_text(aria=False, align="left", baseline="bottom", dx=4, dy=-4, color="#8a5c00", fontWeight=600).encode(
         x=alt.value(0), y=alt.Y("d:Q", scale=scale), text=alt.value(f"mean {wording.nats(found.mean)}")
     )
-    return drawing.styled(alt.layer(band, line, dots, label).properties(width=width - 72, height=240))
+    return drawing.styled(alt.layer(band, line, dots, label, width=width - 72, height=240))
 
 
 def cka_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -179,14 +179,14 @@ def cka_against_effect(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
     )
     y = alt.Y("share:Q", title=f"{label}, share of D", scale=alt.Scale(padding=10))
     dots = alt.Chart(drawing.inline(records)).mark_point(size=56, filled=True, opacity=0.72)
-    dots = dots.encode(x=x, y=y, color=colour, shape=shape, description="says:N")
+    dots = dots.encode(x=x, y=y, color=colour, shape=shape, description=alt.Description("says:N"))
     names = [
         alt.Chart(drawing.inline([row]))
         .mark_text(aria=False, align=side, dx=shift, fontWeight=600, color=INK)
-        .encode(x=x, y=y, text="name:N")
+        .encode(x=x, y=y, text=alt.Text("name:N"))
         for row, side, shift in _labelled(points, (low + high) / 2)
     ]
-    return drawing.styled(alt.layer(dots, *names).properties(width=width - 72, height=270))
+    return drawing.styled(alt.layer(dots, *names, width=width - 72, height=270))
 
 
 def _labelled(points: pl.DataFrame, middle: float) -> list[tuple[dict, str, int]]:
@@ -216,10 +216,12 @@ def _cka_panel(table: pl.DataFrame, manifest: dict, layers: tuple[int, int], wid
     scale = alt.Scale(domain=[bottom - pad, top + pad], nice=False, zero=False)
     x, axis = drawing.layer_axis(layers, width, title=title), drawing.left_axis(tickCount=4)
     base = alt.Chart(data)
-    band = base.mark_area(aria=False, opacity=0.16).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2="high:Q", fill=fill)
+    band = base.mark_area(aria=False, opacity=0.16).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2=alt.Y2("high:Q"), fill=fill)
     line = base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=alt.Y("cka:Q", scale=scale, axis=axis), stroke=stroke, strokeDash=dash)
-    dots = base.mark_circle(size=22, opacity=1).encode(x=x, y=alt.Y("cka:Q", scale=scale, axis=axis), fill=fill, description="says:N")
-    return alt.layer(*_marked_layers(manifest, layers, x), band, line, dots).properties(width=width - LEFT - 12, height=140)
+    dots = base.mark_circle(size=22, opacity=1).encode(
+        x=x, y=alt.Y("cka:Q", scale=scale, axis=axis), fill=fill, description=alt.Description("says:N")
+    )
+    return alt.layer(*_marked_layers(manifest, layers, x), band, line, dots, width=width - LEFT - 12, height=140)
 
 
 def _marked_layers(manifest: dict, layers: tuple[int, int], x: alt.X) -> list[alt.Chart]:
@@ -228,7 +230,11 @@ def _marked_layers(manifest: dict, layers: tuple[int, int], x: alt.X) -> list[al
     if not hot:
         return []
     records = [{"layer": layer - 0.5, "end": layer + 0.5, "says": f"hot layer {layer}"} for layer in hot]
-    return [alt.Chart(drawing.inline(records)).mark_rect(color=ORANGE, opacity=0.16).encode(x=x, x2="end:Q", description="says:N")]
+    return [
+        alt.Chart(drawing.inline(records))
+        .mark_rect(color=ORANGE, opacity=0.16)
+        .encode(x=x, x2=alt.X2("end:Q"), description=alt.Description("says:N"))
+    ]
 
 
 def _whole_scale(table: pl.DataFrame, null: pl.DataFrame, width: int) -> alt.LayerChart:
@@ -237,13 +243,13 @@ def _whole_scale(table: pl.DataFrame, null: pl.DataFrame, width: int) -> alt.Lay
     scale = alt.Scale(domain=[min(0.0, drawing.ends(null["low"])[0]), 1.0], nice=False)
     axis = drawing.left_axis(values=[0, 0.5, 1], format=".1f")
     chance = alt.Chart(drawing.inline(null.select("layer", "low", "high").to_dicts())).mark_area(aria=False, color="#9aa4ae", opacity=0.6)
-    chance = chance.encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2="high:Q")
+    chance = chance.encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2=alt.Y2("high:Q"))
     lines = alt.Chart(drawing.inline(table.select("layer", "site", "cka").to_dicts())).mark_line(aria=False, strokeWidth=1.2)
     names = [name for name in SITE_COLOURS if name in table["site"].unique().to_list()]
     colour = alt.Color("site:N", legend=None, scale=alt.Scale(domain=names, range=[SITE_COLOURS[n] for n in names]))
     lines = lines.encode(x=x, y=alt.Y("cka:Q", scale=scale, axis=axis), color=colour)
     title = drawing.title_of("The same from 0 to 1; grey: random pairing")
-    return alt.layer(chance, lines).properties(width=width - LEFT - 12, height=64, title=title)
+    return alt.layer(chance, lines, width=width - LEFT - 12, height=64, title=title)
 
 
 def _map_panel(table: pl.DataFrame, layers: tuple[int, int], width: int, title: str, *, first: bool) -> alt.LayerChart:
@@ -266,15 +272,17 @@ def _map_panel(table: pl.DataFrame, layers: tuple[int, int], width: int, title: 
     colour = alt.Color("share:Q", scale=alt.Scale(domain=[0, 1], range=SHARE_RANGE, clamp=True), legend=bar if first else None)
     base = alt.Chart(drawing.inline([r for r in records if r["counts"] and r["share"] is not None]))
     left = drawing.layer_axis(layers, width, field="x", title=not first)
-    cells = base.mark_rect(stroke="#c3ccd6", strokeWidth=0.5).encode(x=left, x2="end:Q", y=y, color=colour, description="says:N")
+    cells = base.mark_rect(stroke="#c3ccd6", strokeWidth=0.5).encode(
+        x=left, x2=alt.X2("end:Q"), y=y, color=colour, description=alt.Description("says:N")
+    )
     signs = (
         alt.Chart(drawing.inline([r for r in records if r["counts"] and r["sign"]]))
         .mark_text(aria=False, fontSize=11, fontWeight=700, color="#b03a00")
-        .encode(x=x, y=y, text="sign:N")
+        .encode(x=x, y=y, text=alt.Text("sign:N"))
     )
     quiet = alt.Chart(drawing.inline([r for r in records if not r["counts"]]))
-    empty = quiet.mark_circle(size=6, color="#9aa4ae", opacity=1).encode(x=x, y=y, description="says:N")
-    return alt.layer(cells, signs, empty).properties(width=width - LEFT - 12, height=24 * len(sites), title=drawing.title_of(title))
+    empty = quiet.mark_circle(size=6, color="#9aa4ae", opacity=1).encode(x=x, y=y, description=alt.Description("says:N"))
+    return alt.layer(cells, signs, empty, width=width - LEFT - 12, height=24 * len(sites), title=drawing.title_of(title))
 
 
 def _sign(row: dict) -> str:
@@ -301,9 +309,11 @@ def _arms_panel(
     stroke, dash, fill = drawing.line_channels(names, "arm", ARM_COLOURS, ARM_DASHES, width, first)
     base = alt.Chart(data)
     y = alt.Y("mean:Q", scale=scale, axis=axis)
-    band = base.mark_area(aria=False, opacity=0.13).encode(x=x, y=alt.Y("ci_low:Q", scale=scale, axis=axis), y2="ci_high:Q", fill=fill)
+    band = base.mark_area(aria=False, opacity=0.13).encode(
+        x=x, y=alt.Y("ci_low:Q", scale=scale, axis=axis), y2=alt.Y2("ci_high:Q"), fill=fill
+    )
     line = base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=y, stroke=stroke, strokeDash=dash)
-    dots = base.mark_circle(size=18, opacity=1).encode(x=x, y=y, fill=fill, description="says:N")
+    dots = base.mark_circle(size=18, opacity=1).encode(x=x, y=y, fill=fill, description=alt.Description("says:N"))
     marks = [band, line, dots]
     if d and d > bottom:
         rule = alt.Chart(drawing.inline([{"mean": d}]))
@@ -311,6 +321,4 @@ def _arms_panel(
         text = rule.mark_text(aria=False, align="left", baseline="bottom", dx=3, dy=-2, color=QUIET)
         marks.append(text.encode(x=alt.value(0), y=y, text=alt.value(f"D = {wording.nats(d)}")))
     pinned = f" (bottom: {wording.power_of_ten(bottom)} or less)" if drawing.ends(table["mean"])[0] < bottom else ""
-    return alt.layer(*marks).properties(
-        width=width - LEFT - 12, height=150, title=drawing.title_of(f"{table['site'][0]}: KL, nats{pinned}")
-    )
+    return alt.layer(*marks, width=width - LEFT - 12, height=150, title=drawing.title_of(f"{table['site'][0]}: KL, nats{pinned}"))

@@ -110,10 +110,10 @@ def _panel(
     for place, of in enumerate(("halves", "interaction")):
         if not (part := swaps.filter(pl.col("of") == of).select("layer", "low", "high")).is_empty():
             chance = alt.Chart(drawing.inline(part.to_dicts())).mark_area(aria=False, color="#9aa4ae", opacity=(0.2, 0.45)[place])
-            marks.insert(place, chance.encode(x=x, y=low, y2="high:Q"))
-    marks.append(base.mark_area(aria=False, opacity=0.14).encode(x=x, y=low, y2="high:Q", fill=fill))
+            marks.insert(place, chance.encode(x=x, y=low, y2=alt.Y2("high:Q")))
+    marks.append(base.mark_area(aria=False, opacity=0.14).encode(x=x, y=low, y2=alt.Y2("high:Q"), fill=fill))
     marks.append(base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=mean, stroke=stroke, strokeDash=dash))
-    marks.append(base.mark_circle(size=20, opacity=1).encode(x=x, y=mean, fill=fill, description="says:N"))
+    marks.append(base.mark_circle(size=20, opacity=1).encode(x=x, y=mean, fill=fill, description=alt.Description("says:N")))
     where = UNITS[unit] if width < WIDE else f"States exchanged at {UNITS[unit]}"
     text = f"{where[0].upper()}{where[1:]}: nats" + ("; grey: labels swapped" if len(swaps) and width >= WIDE else "")
-    return alt.layer(*marks).properties(width=width - LEFT - 12, height=170, title=drawing.title_of(text))
+    return alt.layer(*marks, width=width - LEFT - 12, height=170, title=drawing.title_of(text))

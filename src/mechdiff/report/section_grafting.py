@@ -154,12 +154,12 @@ def _bars(table: pl.DataFrame, labels: Sequence[str], width: int, *, wanted: flo
     )
     x = alt.X("share:Q", title="share of D recovered", scale=scale, axis=alt.Axis(tickCount=6, format=".1f"))
     base = alt.Chart(drawing.inline(records))
-    bars = base.mark_bar(color=SKY, height={"band": 0.66}).encode(x=x, x2="zero:Q", y=y, description="says:N")
-    marks = [bars, base.mark_rule(aria=False, color=BLACK, strokeWidth=1.3).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y)]
+    bars = base.mark_bar(color=SKY, height={"band": 0.66}).encode(x=x, x2=alt.X2("zero:Q"), y=y, description=alt.Description("says:N"))
+    marks = [bars, base.mark_rule(aria=False, color=BLACK, strokeWidth=1.3).encode(x=alt.X("low:Q", scale=scale), x2=alt.X2("high:Q"), y=y)]
     if wanted is not None:
         rule = alt.Chart(drawing.inline([{"share": wanted}])).mark_rule(aria=False, color=ORANGE, strokeDash=[3, 3])
         marks.append(rule.encode(x=x))
-    return alt.layer(*marks).properties(width=width - left - 20, height=19 * len(labels))
+    return alt.layer(*marks, width=width - left - 20, height=19 * len(labels))
 
 
 def grafts_alone(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -202,11 +202,11 @@ def grafts_in_order(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *
     stroke, dash, fill = drawing.line_channels(present, "curve", RAMP_COLOURS, RAMP_DASHES, width)
     base = alt.Chart(drawing.inline(records))
     y = alt.Y("share:Q", scale=scale, axis=left)
-    band = base.mark_area(aria=False, opacity=0.13).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=left), y2="high:Q", fill=fill)
+    band = base.mark_area(aria=False, opacity=0.13).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=left), y2=alt.Y2("high:Q"), fill=fill)
     line = base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=y, stroke=stroke, strokeDash=dash)
-    dots = base.mark_circle(size=26, opacity=1).encode(x=x, y=y, fill=fill, description="says:N")
+    dots = base.mark_circle(size=26, opacity=1).encode(x=x, y=y, fill=fill, description=alt.Description("says:N"))
     title = drawing.title_of("Share of D recovered")
-    return drawing.styled(alt.layer(band, line, dots).properties(width=width - LEFT - 12, height=190, title=title))
+    return drawing.styled(alt.layer(band, line, dots, width=width - LEFT - 12, height=190, title=title))
 
 
 def grafts_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -239,8 +239,8 @@ def grafts_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
     stroke, dash, fill = drawing.line_channels(names, "name", colours, dashes, width)
     base = alt.Chart(drawing.inline(records))
     y = alt.Y("share:Q", scale=scale, axis=left)
-    band = base.mark_area(aria=False, opacity=0.1).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=left), y2="high:Q", fill=fill)
+    band = base.mark_area(aria=False, opacity=0.1).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=left), y2=alt.Y2("high:Q"), fill=fill)
     line = base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=y, stroke=stroke, strokeDash=dash)
-    dots = base.mark_circle(size=26, opacity=1).encode(x=x, y=y, fill=fill, description="says:N")
+    dots = base.mark_circle(size=26, opacity=1).encode(x=x, y=y, fill=fill, description=alt.Description("says:N"))
     title = drawing.title_of("Share of D recovered")
-    return drawing.styled(alt.layer(band, line, dots).properties(width=width - LEFT - 12, height=190, title=title))
+    return drawing.styled(alt.layer(band, line, dots, width=width - LEFT - 12, height=190, title=title))

@@ -152,9 +152,11 @@ def kl_by_position(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
     axis = drawing.left_axis(values=drawing.powers(scale), format="~g")
     base = alt.Chart(data)
     here = alt.Chart(drawing.inline([{"offset": 0}])).mark_rule(aria=False, color=ORANGE, strokeWidth=2, opacity=0.7).encode(x=x)
-    band = base.mark_area(aria=False, color=BLUE, opacity=0.16).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2="high:Q")
+    band = base.mark_area(aria=False, color=BLUE, opacity=0.16).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2=alt.Y2("high:Q"))
     line = base.mark_line(aria=False, color=BLUE, strokeWidth=1.6).encode(x=x, y=alt.Y("mean:Q", scale=scale, axis=axis))
-    dots = base.mark_circle(size=26, color=BLUE, opacity=1).encode(x=x, y=alt.Y("mean:Q", scale=scale, axis=axis), description="says:N")
+    dots = base.mark_circle(size=26, color=BLUE, opacity=1).encode(
+        x=x, y=alt.Y("mean:Q", scale=scale, axis=axis), description=alt.Description("says:N")
+    )
     sides = [
         alt.Chart(drawing.inline([{"offset": 0}]))
         .mark_text(aria=False, align=align, dx=dx, baseline="top", color=QUIET)
@@ -162,7 +164,7 @@ def kl_by_position(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
         for text, align, dx in (("prompt", "right", -6), ("continuation", "left", 6))
     ]
     title = drawing.title_of("D at each token, nats" + drawing.pinned(profile["mean"], bottom))
-    return drawing.styled(alt.layer(here, band, line, dots, *sides).properties(width=width - LEFT - 12, height=190, title=title))
+    return drawing.styled(alt.layer(here, band, line, dots, *sides, width=width - LEFT - 12, height=190, title=title))
 
 
 def _where(offset: int) -> str:

@@ -149,7 +149,8 @@ def _block_panel(table: pl.DataFrame, scale: alt.Scale, width: int) -> alt.Layer
     cells = alt.Chart(drawing.inline([r for r in records if r["change"]])).mark_rect(stroke="#c3ccd6", strokeWidth=0.5)
     dots = alt.Chart(drawing.inline([r for r in records if not r["change"]])).mark_circle(size=6, color=GREY, opacity=1)
     layered = alt.layer(
-        cells.encode(x=left, x2="end:Q", y=y, color=colour, description="says:N"), dots.encode(x=x, y=y, description="says:N")
+        cells.encode(x=left, x2=alt.X2("end:Q"), y=y, color=colour, description=alt.Description("says:N")),
+        dots.encode(x=x, y=y, description=alt.Description("says:N")),
     )
     return layered.properties(width=width - LEFT - 12, height=24 * len(sites))
 
@@ -167,12 +168,12 @@ def _outside_panel(table: pl.DataFrame, scale: alt.Scale, width: int, *, legend:
     changed, same = ([r for r in records if bool(r["change"]) == wanted] for wanted in (True, False))
     colour = alt.Color("change:Q", scale=scale, legend=_bar() if legend else None)
     cells = alt.Chart(drawing.inline(changed)).mark_rect(stroke="#c3ccd6", strokeWidth=0.5)
-    cells = cells.encode(x=alt.X("start:Q", **across), x2="end:Q", y=y, color=colour, description="says:N")
+    cells = cells.encode(x=alt.X("start:Q", **across), x2=alt.X2("end:Q"), y=y, color=colour, description=alt.Description("says:N"))
     dots = alt.Chart(drawing.inline(same)).mark_circle(size=6, color=GREY, opacity=1)
-    dots = dots.encode(x=alt.X("middle:Q", **across), y=y, description="says:N")
+    dots = dots.encode(x=alt.X("middle:Q", **across), y=y, description=alt.Description("says:N"))
     values = alt.Chart(drawing.inline(changed)).mark_text(aria=False, align="left", color=INK)
-    values = values.encode(x=alt.X("beside:Q", **across), y=y, text="text:N")
-    return alt.layer(cells, dots, values).properties(width=width - LEFT - 12, height=24 * len(sites))
+    values = values.encode(x=alt.X("beside:Q", **across), y=y, text=alt.Text("text:N"))
+    return alt.layer(cells, dots, values, width=width - LEFT - 12, height=24 * len(sites))
 
 
 def _drawn(change: float, scale: alt.Scale) -> float:
@@ -221,7 +222,11 @@ def _spectrum(one: dict, scale: alt.Scale, bottom: float, width: int, *, first: 
         else alt.Axis(values=ticks, labels=False, ticks=False, domain=False, title=None)
     )
     y = alt.Y("value:Q", scale=scale, axis=axis)
-    marks = [alt.Chart(drawing.inline(records)).mark_circle(size=14, color=BLUE, opacity=1).encode(x=x, y=y, description="says:N")]
+    marks = [
+        alt.Chart(drawing.inline(records))
+        .mark_circle(size=14, color=BLUE, opacity=1)
+        .encode(x=x, y=y, description=alt.Description("says:N"))
+    ]
     if one["null"]:
         rule = alt.Chart(drawing.inline([{"value": max(one["null"], bottom)}]))
         marks.append(rule.mark_rule(aria=False, color=QUIET, strokeDash=[3, 3]).encode(y=y))
@@ -232,7 +237,7 @@ def _spectrum(one: dict, scale: alt.Scale, bottom: float, width: int, *, first: 
         marks.append(text.encode(x=x, y=alt.value(0), text=alt.value(f"rank {one['rank']:.0f}")))
     title = drawing.title_of(name)
     title.fontSize, title.limit = 11.5, width
-    return alt.layer(*marks).properties(width=width, height=110, title=title)
+    return alt.layer(*marks, width=width, height=110, title=title)
 
 
 def head_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -259,10 +264,10 @@ def head_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width
         legend = _bar() if not panels else None
         colour = alt.Color("change:Q", scale=alt.Scale(domain=[0, most], range=SHARE_RANGE, clamp=True), legend=legend)
         frame = alt.Chart(drawing.inline([{"x": layers[0] - 0.5, "end": layers[1] + 0.5, "low": -0.5, "high": n_heads - 0.5}]))
-        frame = frame.mark_rect(aria=False, fill="#fafbfc", stroke="#d9dee4").encode(x=left, x2="end:Q", y=y, y2="high:Q")
+        frame = frame.mark_rect(aria=False, fill="#fafbfc", stroke="#d9dee4").encode(x=left, x2=alt.X2("end:Q"), y=y, y2=alt.Y2("high:Q"))
         cells = alt.Chart(drawing.inline(records)).mark_rect(stroke="#c3ccd6", strokeWidth=0.5)
-        cells = cells.encode(x=left, x2="end:Q", y=y, y2="high:Q", color=colour, description="says:N")
+        cells = cells.encode(x=left, x2=alt.X2("end:Q"), y=y, y2=alt.Y2("high:Q"), color=colour, description=alt.Description("says:N"))
         height = max(90, min(14 * n_heads, 320))
         title = drawing.title_of(words[0].upper() + words[1:])
-        panels.append(alt.layer(frame, cells).properties(width=width - LEFT - 12, height=height, title=title))
+        panels.append(alt.layer(frame, cells, width=width - LEFT - 12, height=height, title=title))
     return drawing.styled(alt.vconcat(*panels, spacing=12))
