@@ -10,6 +10,8 @@ each figure is the best of its turns: on a shared machine the slower ones measur
 
 import argparse
 import copy
+import ctypes
+import gc
 import json
 import platform
 import tempfile
@@ -61,7 +63,8 @@ def prepare(n_prompts: int, dtype: str, folder: Path) -> Bench:
     pair = open_pair(str(embedded_model()), str(DATA / "adapters" / "courtesy"), dtype=dtype, device="auto")
     tokenizer = pair.tokenizer("tuned")
     files = [DATA / "prompts" / f"{name}_{split}.jsonl" for name in ("arithmetic", "kazakh") for split in ("fit", "report")]
-    texts = [json.loads(line)["text"] for file in files for line in file.read_text("utf-8").splitlines()]
+    single = [json.loads(line)["text"] for file in files for line in file.read_text("utf-8").splitlines()]
+    texts = [" ".join(single[i : i + n]) for n in (1, 2, 3, 4) for i in range(0, len(single) - n, n)]  # one to four questions in a prompt
     rendered = [tokenizer.apply_chat_template([{"role": "user", "content": t}], add_generation_prompt=True, tokenize=False) for t in texts]
     ids = sorted((tokenizer(text, add_special_tokens=False)["input_ids"] for text in rendered), key=len)
     ids = [one for one in ids if 60 <= len(one) <= 200]
@@ -168,7 +171,7 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def best(work: Callable[[], object], turns: int = 5) -> float:
+def best(work: Callable[[], object], turns: int = 3) -> float:
     return min(seconds_of(work) for _ in range(turns))
 
 
@@ -193,12 +196,19 @@ def flops_a_cell(bench: Bench) -> float:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Most memory that this process held while `work` ran (Linux; 0 elsewhere)."""
+    """Most memory that `work` took beyond what the process held before (Linux; 0 elsewhere)."""
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not reset.exists():
         return 0
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     reset.write_text("5")
+    before = _held(status)
     work()
+    return _held(status) - before
+
+
+def _held(status: Path) -> int:
     return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
@@ -242,7 +252,12 @@ class Line:
         return 1e3 * self.seconds / self.kls.numel()
 
 
-def contestants(bench: Bench, everyone: int, few: int, peers: bool) -> list[Line]:
+def spread(everyone: int, few: int) -> list[int]:
+    """`few` of the prompts, evenly spaced in length: the middle one, the quartiles, ..."""
+    return [(2 * i + 1) * everyone // (2 * few) for i in range(few)]
+
+
+def contestants(bench: Bench, everyone: int, few: list[int], peers: bool) -> list[Line]:
     plain = by_hooks(bench)
     lines = [
         Line(name="**mechdiff replay**, 90 variants a prompt", run=lambda: in_packs(bench, KINDS, everyone), n_prompts=everyone),
@@ -251,19 +266,19 @@ def contestants(bench: Bench, everyone: int, few: int, peers: bool) -> list[Line
             run=lambda: torch.cat([in_packs(bench, [kind], everyone) for kind in KINDS], 1),
             n_prompts=everyone,
         ),
-        Line(name="plain hooks, a forward pass a cell", run=lambda: plain(range(few), KINDS), n_prompts=few),
+        Line(name="plain hooks, a forward pass a cell", run=lambda: plain(few, KINDS), n_prompts=len(few)),
     ]
     if peers:
         lens, one, batched = by_transformer_lens(bench), by_nnsight(bench, 1), by_nnsight(bench, 30)
         lines += [
-            Line(name=f"TransformerLens {version('transformer-lens')}", run=lambda: lens(range(few), KINDS), n_prompts=few),
-            Line(name=f"nnsight {version('nnsight')}", run=lambda: one(range(few), KINDS), n_prompts=few),
-            Line(name=f"nnsight {version('nnsight')}, 30 invokes a trace", run=lambda: batched(range(few), KINDS), n_prompts=few),
+            Line(name=f"TransformerLens {version('transformer-lens')}", run=lambda: lens(few, KINDS), n_prompts=len(few)),
+            Line(name=f"nnsight {version('nnsight')}", run=lambda: one(few, KINDS), n_prompts=len(few)),
+            Line(name=f"nnsight {version('nnsight')}, 30 invokes a trace", run=lambda: batched(few, KINDS), n_prompts=len(few)),
         ]
     return lines
 
 
-def side_by_side(bench: Bench, everyone: int, few: int, turns: int, peers: bool) -> list[str]:
+def side_by_side(bench: Bench, everyone: int, few: list[int], turns: int, peers: bool) -> list[str]:
     lines, rate = contestants(bench, everyone, few, peers), 0.0
     for turn in range(turns):
         rate = max(rate, matrix_rate(bench))
@@ -277,13 +292,17 @@ def side_by_side(bench: Bench, everyone: int, few: int, turns: int, peers: bool)
     assert oracle is not None
     fastest_other = min(line.cost for line in lines if "replay" not in line.name)
     text = [
-        "| tool | cells | ms a cell | the best other / this | largest difference of a KL from plain hooks, nats |",
-        "|---|---|---|---|---|",
+        "| tool | cells | ms a cell | the best other / this | largest difference of a KL from plain hooks, nats | relative to that KL |",
+        "|---|---|---|---|---|---|",
     ]
     for line in lines:
         assert line.kls is not None
-        apart = float((line.kls[:few] - oracle).abs().max())
-        text.append(f"| {line.name} | {line.kls.numel()} | {line.cost:.2f} | {fastest_other / line.cost:.1f} | {apart:.1e} |")
+        same = line.kls[few] if line.n_prompts == everyone else line.kls
+        apart = (same - oracle).abs()
+        relative = float((apart / oracle.clamp_min(1e-6)).max())
+        text.append(
+            f"| {line.name} | {line.kls.numel()} | {line.cost:.2f} | {fastest_other / line.cost:.1f} | {float(apart.max()):.1e} | {relative:.1e} |"
+        )
     cost = min(line.cost for line in lines if "replay" in line.name) / 1e3
     reached = flops_a_cell(bench) / cost
     text += [
@@ -302,7 +321,7 @@ def floor(bench: Bench) -> float:
 
 def growth(bench: Bench) -> list[str]:
     """How the cost of a cell moves with variants, prompts, blocks and prompt length, and what memory does."""
-    text = ["| what grows | value | ms a cell | peak memory of the process, GiB |", "|---|---|---|---|"]
+    text = ["| what grows | value | ms a cell | most memory that it takes, GiB |", "|---|---|---|---|"]
 
     def row(what: str, value: int, work: Callable[[], Tensor]) -> None:
         cells = work().numel()
@@ -326,7 +345,7 @@ def growth(bench: Bench) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--peer-prompts", type=int, default=1, help="prompts on which a cell may cost a whole forward pass")
+    parser.add_argument("--peer-prompts", type=int, default=2, help="prompts on which a cell may cost a whole forward pass")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
@@ -344,7 +363,10 @@ def main() -> None:
             sizes = f"Prompts of {lengths} tokens; {len(bench.layers)} blocks x {len(KINDS)} sites."
             text += ["", f"## {dtype}", "", f"{sizes} Noise floor {floor(bench):.0e} nats.", ""]
             peers = not asked.no_peers and dtype == "float32"
-            text += side_by_side(bench, asked.prompts, asked.peer_prompts, asked.turns, peers)
+            few = spread(asked.prompts, asked.peer_prompts)
+            text += side_by_side(bench, asked.prompts, few, asked.turns, peers)
+            tokens = " and ".join(str(len(bench.cleans[i].ids)) for i in few)
+            text += ["", f"The tools for which a cell is a forward pass ran the prompts of {tokens} tokens."]
             if dtype == "float32":
                 text += ["", "## Growth (float32)", "", *growth(prepare(32, dtype, Path(folder) / "more"))]
     asked.out.write_text("\n".join(text) + "\n", encoding="utf-8")

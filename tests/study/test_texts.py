@@ -1,6 +1,7 @@
 """Both models read the same tokens: the tuned model's own greedy answer, and the record says where they part."""
 
 import json
+import math
 from pathlib import Path
 
 import polars as pl
@@ -9,6 +10,7 @@ import torch
 
 from mechdiff.api import Run, run
 from mechdiff.engine.activations import forward
+from mechdiff.engine.models import open_pair
 from mechdiff.study.texts import MOVED, TEXTS, greedy
 from pico import pico, prompts
 
@@ -40,6 +42,32 @@ def test_the_decision_position_of_the_text_is_d(finished: Run) -> None:
     for text in finished.manifest()["texts"]:
         at = rows.filter(pl.col("prompt") == text["prompt"], pl.col("unit") == f"token {text['n_prompt_tokens'] - 1}")
         assert at["value"][0] == pytest.approx(d[text["prompt"]], rel=1e-4, abs=1e-9)
+
+
+def test_bits_and_first_divergence_are_those_of_whole_forward_passes(pair: Path, finished: Run) -> None:
+    """By each model alone: -log2 p of the tuned model's greedy answer, token by token, and where the two first choices part."""
+    rows = finished.rows().filter(pl.col("measure") == "divergence", pl.col("unit").is_null(), pl.col("split") == "report")
+    texts = {text["prompt"]: text for text in finished.manifest()["texts"]}
+    nets = open_pair(str(pair / "base"), str(pair / "tuned"), device="cpu")
+    tokenizer = nets.tokenizer("tuned")
+    for name, text in texts.items():
+        values = dict(rows.filter(pl.col("prompt") == name).select("metric", "value").iter_rows())
+        shown = [text["tokens"][i]["text"] for i in range(text["n_prompt_tokens"])]
+        prompt = torch.tensor(tokenizer("".join(shown), add_special_tokens=False)["input_ids"])
+        assert len(prompt) == text["n_prompt_tokens"]
+        with nets.use("tuned") as tuned:
+            said = greedy(tuned, prompt, 5)
+        n_bytes = len(tokenizer.decode(said.tolist()).encode())
+        tops = {}
+        for side in ("base", "tuned"):
+            with nets.use(side) as model:
+                laws = forward(model, torch.cat([prompt, said])[None], logits_to_keep=0).logits[0].double()
+            tops[side] = laws[len(prompt) - 1 : -1].argmax(-1)
+            log_p = laws.log_softmax(-1)[len(prompt) - 1 : -1].gather(-1, said[:, None])
+            assert values[f"bits_per_byte_{side}"] == pytest.approx(float(-log_p.sum()) / math.log(2) / n_bytes, rel=1e-5)
+        apart = (tops["base"] != tops["tuned"]).nonzero()[:, 0].tolist()
+        first = values["first_divergence"]
+        assert math.isnan(first) if not apart else first == len(prompt) - 1 + apart[0]
 
 
 def test_the_record_keeps_the_most_divergent_texts_and_the_tokens_that_moved(finished: Run) -> None:

@@ -24,7 +24,6 @@ its mean, so read the mean with its interval and beside the median. How the dive
 import math
 
 import polars as pl
-import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
@@ -64,17 +63,19 @@ def over_text(
 ) -> pl.DataFrame:
     """Rows of every divergence at each position of one prompt and its continuation, whose tokens are `continuation`, `n_bytes` long as text.
 
-    Logits at a position are the law of the token after it; the last ones, after the whole continuation, are not needed.
+    Logits at a position are the law of the token after it: the decision position is the one before the continuation's first token, and the last
+    logits are those of its last token (of a prompt without a continuation, those of the decision position).
     """
     found = divergences(base_logits, tuned_logits)
     n_pos, n_said = len(base_logits), len(continuation)
+    decision = n_pos - max(n_said, 1)
     columns = {"measure": "divergence", "split": split, "prompt": prompt}
     units = [f"token {i}" for i in range(n_pos)]
     frames = [rows(value.numpy(), unit=units, metric=metric, **columns) for metric, value in found.items()]
-    apart = (found["top1_same"][n_pos - n_said :] == 0).nonzero()[:, 0] if n_said else torch.empty(0)
-    whole = {"first_divergence": float(apart[0]) + n_pos - n_said if len(apart) else math.nan}
+    apart = (found["top1_same"][decision:] == 0).nonzero()[:, 0]
+    whole = {"first_divergence": float(apart[0]) + decision if len(apart) else math.nan}
     for name, logits in (("base", base_logits), ("tuned", tuned_logits)):
-        whole[f"bits_per_byte_{name}"] = bits(logits[n_pos - n_said :], continuation) / n_bytes if n_bytes else math.nan
+        whole[f"bits_per_byte_{name}"] = bits(logits[decision:], continuation) / n_bytes if n_bytes else math.nan
     return pl.concat([*frames, *(rows([value], metric=metric, **columns) for metric, value in whole.items())])
 
 

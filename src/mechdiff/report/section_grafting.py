@@ -227,13 +227,7 @@ def grafts_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
         for r in cut.iter_rows(named=True)
     ]
     ranks = sorted(set(cut["rank"].to_list()))
-    ticks = [rank for rank in ranks if width >= WIDE or len(ranks) <= 8 or math.log2(rank) % 2 == 0]
-    x = alt.X(
-        "rank:Q",
-        title="directions kept, k",
-        axis=alt.Axis(values=ticks, format="d", grid=False, labelOverlap=False),
-        scale=alt.Scale(type="log", base=2, domain=[ranks[0] / 1.2, ranks[-1] * 1.2], nice=False),
-    )
+    x = alt.X("rank:O", title="directions kept, k", sort=ranks, axis=alt.Axis(labelAngle=0, grid=False), scale=alt.Scale(padding=0.5))
     scale, left = _scale_of(cut), drawing.left_axis(tickCount=5, format=".1f")
     colours, dashes = dict(zip(names, LINES, strict=False)), dict(zip(names, DASHES, strict=False))
     stroke, dash, fill = drawing.line_channels(names, "name", colours, dashes, width)

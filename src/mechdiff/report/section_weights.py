@@ -9,7 +9,7 @@ from mechdiff.report import drawing, findings_weights
 from mechdiff.report.drawing import BLUE, INK, LEFT, ORANGE, QUIET, SHARE_RANGE, WIDE, Chart
 from mechdiff.report.findings_weights import HEADS, IN_BLOCKS, OUTSIDE, short_tensor
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.wording import listed, nats, share
+from mechdiff.report.wording import listed, nats, share, visible
 
 TITLE = "Which weights changed?"
 TOP = 10
@@ -33,7 +33,7 @@ def weights(run: Run) -> Section:
         caption = f"Singular values of the change of the {len(spectra)} most changed matrices"
         caption += f". Numerical rank: {said}." if said != "none" else "."
         parts.append(Drawn(name="spectra", chart=spectra_of, caption=caption, reading="spectra"))
-    parts.append(_tensors(run))
+    parts += [_tensors(run), *_directions(run)]
     heads = findings_weights.heads(run.summary)
     if not heads.is_empty():
         top = heads.sort("change", descending=True, maintain_order=True).row(0, named=True)
@@ -65,6 +65,21 @@ def _tensors(run: Run) -> dict:
     left = len(found) - len(rows)
     title = "The most changed tensors" + (f"; {left} others changed less" if left else "")
     return table(("tensor", *columns.values()), rows, title=title)
+
+
+def _directions(run: Run) -> list[dict]:
+    """The first direction of the largest changes that are written into the residual stream, as the unembedding reads it."""
+    found = (run.manifest.get("weights") or {}).get("decoded") or []
+    rows = [
+        (
+            short_tensor(one["tensor"]),
+            share(one["share"]),
+            *(" ".join(f"“{visible(token)}”" for token in one[end]) for end in ("up", "down")),
+        )
+        for one in found
+    ]
+    title = "The first direction of the largest changes, read by the unembedding (its sign means nothing)"
+    return [table(("tensor", "share of ‖ΔW‖²", "tokens at one end", "at the other"), rows, title=title)] if rows else []
 
 
 COLUMNS = {
@@ -211,7 +226,9 @@ def _spectrum(one: dict, scale: alt.Scale, bottom: float, width: int, *, first: 
     x = alt.X(
         "index:Q",
         title="index" if lowest else None,
-        axis=alt.Axis(grid=False, format="d", tickMinStep=1, tickCount=4),
+        axis=alt.Axis(
+            grid=False, format="d", tickMinStep=1, **({"tickCount": 4} if len(records) > 4 else {"values": [r["index"] for r in records]})
+        ),
         scale=alt.Scale(domain=[0, len(records) + 1], nice=False),
     )
     ticks = drawing.powers(scale)

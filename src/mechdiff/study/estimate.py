@@ -1,5 +1,6 @@
 """What a study will cost, before anything is loaded: the plan's cells, their floating-point operations, and this machine's speed."""
 
+import statistics
 import time
 from dataclasses import dataclass
 
@@ -15,9 +16,15 @@ from mechdiff.study.prepare import prepare, read_splits
 _CHARACTERS_A_TOKEN = 3.0
 _TEMPLATE_TOKENS = 30
 _EFFICIENCY = 0.6
-"""Share of the machine's matrix rate that a run reaches: attention, norms, and rows that are few in the lower blocks."""
-_SECONDS_A_LOGIT = 2.5e-8
+"""Share of the machine's matrix rate that passes reach: attention, norms, and rows that are few in the lower blocks."""
+_EFFICIENCY_OF = {"weights": 0.2, "selfcheck": 0.35, "capture": 0.35, "inputs": 0.35, "texts": 0.35}
+"""Stages that reach another share: singular values, and short passes of one prompt."""
+_SECONDS_A_LOGIT = 1.2e-8
 """Softmax and divergences, for each row and vocabulary entry, on two CPU cores."""
+_BYTES_A_SECOND = 8e9
+"""Of weights read for each token that is written one after the other."""
+_FIXED_SECONDS = 20
+"""Start, loading of small models, tables and figures."""
 _HALF_PRECISION = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -48,7 +55,10 @@ def estimate(study: StudyConfig, max_rows: int | None = None) -> Estimate:
     stages: dict[str, tuple[int, int, float, float]] = {}
     for cell in planned.cells:
         runs = int(cell.key.get("n_variants", 0)) * len(cell.items)
-        seconds = cell.flops / rate / _EFFICIENCY + runs * vocab * _SECONDS_A_LOGIT
+        written = int(cell.key.get("continuation", 0)) * len(cell.items)
+        laws = 3 * (written + sum(item.tokens for item in cell.items)) if cell.stage == "texts" else runs
+        seconds = cell.flops / rate / _EFFICIENCY_OF.get(cell.stage, _EFFICIENCY) + laws * vocab * _SECONDS_A_LOGIT
+        seconds += written * planned.weights_bytes / _BYTES_A_SECOND
         before = stages.get(cell.stage, (0, 0, 0.0, 0.0))
         stages[cell.stage] = (before[0] + 1, before[1] + runs, before[2] + cell.flops, before[3] + seconds)
     working = planned.pass_bytes + planned.states_bytes + (600 << 20)
@@ -61,7 +71,7 @@ def estimate(study: StudyConfig, max_rows: int | None = None) -> Estimate:
         memory=planned.weights_bytes + working,
         memory_one=planned.weights_bytes / 2 + working,
         disk=planned.states_bytes,
-        seconds=sum(entry[3] for entry in stages.values()),
+        seconds=_FIXED_SECONDS + sum(entry[3] for entry in stages.values()),
         skipped=planned.skipped,
     )
 
@@ -96,11 +106,11 @@ def _planned(study: StudyConfig, max_rows: int) -> tuple[Plan, dict[str, int], s
 
 
 def _matrix_rate(dtype: str) -> float:
-    """Floating-point operations a second of one matrix product of a block's size, the best of a few."""
+    """Floating-point operations a second of one matrix product of a block's size: what the machine gives now, in the middle of many tries."""
     left, right = (torch.randn(512, 1536, dtype=getattr(torch, dtype)), torch.randn(1536, 1536, dtype=getattr(torch, dtype)))
-    best = float("inf")
-    for _ in range(5):
+    tries = []
+    for _ in range(40):
         started = time.perf_counter()
         left @ right
-        best = min(best, time.perf_counter() - started)
-    return 2 * 512 * 1536 * 1536 / best
+        tries.append(time.perf_counter() - started)
+    return 2 * 512 * 1536 * 1536 / statistics.median(tries)

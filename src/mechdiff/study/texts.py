@@ -29,12 +29,12 @@ def texts(run: Execution, cell: Cell, model: Model | None) -> tuple[pl.DataFrame
             prompt = torch.tensor(run.prompt(split, name).ids_tuned, device=tuned.device)
             said = greedy(tuned, prompt, cell.key["continuation"])
             sequences.append((prompt, said))
-            laws.append(_laws(tuned, torch.cat([prompt, said]))[:, :vocab].cpu())
+            laws.append(_laws(tuned, prompt, said)[:, :vocab].cpu())
     tokenizer = run.prepared.pair.tokenizer("tuned")
     kept: dict[str, list[Tensor]] = {"ids": [], "kl": [], "top_base": [], "top_tuned": []}
     with run.prepared.pair.use("base") as base:
         for name, (prompt, said), tuned_law in zip(names, sequences, laws, strict=True):
-            base_law = _laws(base, torch.cat([prompt, said]).to(base.device))[:, :vocab].cpu()
+            base_law = _laws(base, prompt.to(base.device), said.to(base.device))[:, :vocab].cpu()
             n_bytes = len(tokenizer.decode(said.tolist()).encode()) if len(said) else 0
             rows = divergence.over_text(base_law, tuned_law, said.cpu(), n_bytes=n_bytes, prompt=name, split=split)
             found.append(rows)
@@ -66,14 +66,16 @@ def greedy(model: Model, prompt: Tensor, n_tokens: int) -> Tensor:
     return found[: len(found) - int(torch.isin(found[-1:], ends).sum())]
 
 
-def _laws(model: Model, ids: Tensor) -> Tensor:
-    """Logits `[pos, vocab]` of the token after each position, but for the last token of a continuation."""
+def _laws(model: Model, prompt: Tensor, said: Tensor) -> Tensor:
+    """Logits `[pos, vocab]` of the token after each position; what would follow the whole continuation is nobody's question."""
+    ids = torch.cat([prompt, said[:-1]])
     return forward(model, ids[None], use_cache=False, logits_to_keep=0).logits[0].float()
 
 
 def texts_record(run: Execution) -> dict[str, Any]:
-    """For the record: `texts` (the most divergent prompts with their tokens, KL after each, and what each model would say next) and
-    `moved_tokens` (the tokens whose mean probability at the decision position rose and fell most)."""
+    """For the record: `texts` (the most divergent prompts with their tokens, KL after each, and what each model would say next),
+    `n_prompt_tokens` (of every prompt: the last of them is the decision position) and `moved_tokens` (the tokens whose mean probability
+    at the decision position rose and fell most)."""
     cells = [cell for cell in run.cells if cell.stage == "texts"]
     if not cells:
         return {}
@@ -96,7 +98,8 @@ def texts_record(run: Execution) -> dict[str, Any]:
         }
         for one in chosen
     ]
-    return {"texts": said, "moved_tokens": _moved(run, tokenizer, cells[0].key["split"])}
+    lengths = {one["prompt"]: one["n_prompt_tokens"] for one in every}
+    return {"texts": said, "n_prompt_tokens": lengths, "moved_tokens": _moved(run, tokenizer, cells[0].key["split"])}
 
 
 def _read(tensors: dict[str, np.ndarray], names: Sequence[str]) -> list[dict[str, Any]]:
