@@ -14,8 +14,8 @@ import pytest
 from mechdiff.errors import MechdiffError, ModelError, PromptError, StudyError
 from mechdiff.study import run as running
 from mechdiff.study.artifacts import RunFolder
+from mechdiff.study.cells import Item, n_positions, shards, unit_of
 from mechdiff.study.config import RunOptions, StudyConfig, make_study, study_yaml
-from mechdiff.study.plan import Item, n_positions, shards, unit_of
 from mechdiff.study.prepare import prepare
 
 SMALL = [

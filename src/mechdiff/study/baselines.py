@@ -16,8 +16,8 @@ from mechdiff.engine.units import changes_of
 from mechdiff.errors import ModelError
 from mechdiff.measures import grafting, weights
 from mechdiff.rows import empty
+from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
-from mechdiff.study.plan import Cell
 
 INPUT_POSITIONS = 4
 """Positions of each prompt, evenly spaced and the last among them, whose states weigh a change."""

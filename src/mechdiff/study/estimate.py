@@ -9,8 +9,9 @@ import torch
 from mechdiff.engine.families import Shape
 from mechdiff.engine.sites import KINDS
 from mechdiff.errors import ModelError, PromptError
+from mechdiff.study.cells import Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig
-from mechdiff.study.plan import MAX_ROWS, Item, Plan, plan
+from mechdiff.study.plan import MAX_ROWS, plan
 from mechdiff.study.prepare import prepare, read_splits
 
 _CHARACTERS_A_TOKEN = 3.0

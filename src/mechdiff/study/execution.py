@@ -14,8 +14,8 @@ from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import ENGINES, Engine
 from mechdiff.measures.grafting import Lattice
 from mechdiff.study.artifacts import RunFolder
+from mechdiff.study.cells import Cell
 from mechdiff.study.manifest import engines
-from mechdiff.study.plan import Cell
 from mechdiff.study.prepare import Prepared
 
 

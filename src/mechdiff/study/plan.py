@@ -1,20 +1,13 @@
-"""A study as a list of cells: what will be computed, in which order and packing, and what it will cost. No torch here.
-
-A cell is what is stored, and what a killed run can lose at most one of. Its key says *what* it holds (measure, direction, split, site kind,
-arm, which prompts of which models), never how far a run has come: so packing is a function of the plan alone, and a resumed run makes the
-same passes and gives the same bits.
-
-Prompts are packed in *shards*: neighbours in length whose variants run side by side in one pass.
-"""
+"""A study as a list of cells (cells.py): what will be computed, in which order and packing, and what it will cost. No torch here."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from mechdiff.engine.families import Shape
 from mechdiff.engine.prompts import SPLITS
 from mechdiff.engine.sites import KINDS
+from mechdiff.study.cells import Cell, Item, Plan, n_positions, shards
 from mechdiff.study.config import StudyConfig
 from mechdiff.study.options import DIRECTIONS, PatchingOptions
 
@@ -29,78 +22,6 @@ TEXTS_AT_A_TIME = 8
 
 NEED_FIT = ("shift", "mean")
 NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """One prompt as the plan sees it."""
-
-    id: str
-    sha256: str
-    """Of what the models read."""
-    tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One unit of work and of storage."""
-
-    stage: str
-    """Names the function of `run.STAGES` that computes it."""
-    key: dict[str, Any]
-    """What it is: the content address of its result. Every value is also an argument of the stage's function."""
-    items: tuple[Item, ...]
-    side: str | None
-    """The model that must run; None: the captured states are enough."""
-    flops: float
-
-    @property
-    def title(self) -> str:
-        """A few words for a progress bar."""
-        words = [self.stage, self.side if self.stage == "capture" else self.key.get("direction"), self.key.get("kind"), self.key.get("arm")]
-        return " ".join(str(word) for word in words if word)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Cells in the order in which they run, what is left out and why, and what the rest will take."""
-
-    cells: tuple[Cell, ...]
-    skipped: tuple[dict[str, str], ...]
-    weights_bytes: int
-    """Both models."""
-    states_bytes: int
-    """Captured states and logits, on disk and at most in memory."""
-    pass_bytes: int
-    """The largest replayed pass: logits and what is computed on them."""
-
-    @property
-    def replayed(self) -> int:
-        """Counterfactual runs: one edit, one prompt."""
-        return sum(cell.key["n_variants"] * len(cell.items) for cell in self.cells if "n_variants" in cell.key)
-
-    @property
-    def flops(self) -> float:
-        return sum(cell.flops for cell in self.cells)
-
-
-def shards(items: Sequence[Item], n_variants: int, n_pos: int | None, max_rows: int) -> list[tuple[Item, ...]]:
-    """Prompts sorted by length, in groups whose variants fit into one pass; `n_pos` None (all positions): one prompt each."""
-    by_length = sorted(items, key=lambda item: (item.tokens, item.id))
-    size = 1 if n_pos is None else max(1, max_rows // ((n_variants + 1) * n_pos))
-    n_groups = -(-len(by_length) // size)
-    return [tuple(by_length[i * len(by_length) // n_groups : (i + 1) * len(by_length) // n_groups]) for i in range(n_groups)]
-
-
-def n_positions(position: str) -> int | None:
-    """Positions that a study's word stands for: decision 1, last_4 4, all None."""
-    return None if position == "all" else 1 if position == "decision" else int(position.removeprefix("last_"))
-
-
-def unit_of(position: str, width: int) -> str | None:
-    """The row contract's unit: null for the whole site at the decision position."""
-    words = ([f"window {width}"] if width > 1 else []) + ([] if position == "decision" else ["all_pos" if position == "all" else position])
-    return ", ".join(words) or None
 
 
 def plan(

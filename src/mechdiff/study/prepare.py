@@ -14,8 +14,9 @@ from mechdiff.engine.rendering import PromptPolicy, Rendered, render
 from mechdiff.engine.sites import KINDS
 from mechdiff.errors import ModelError, PromptError
 from mechdiff.study.artifacts import cell_hash
+from mechdiff.study.cells import Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes
-from mechdiff.study.plan import MAX_ROWS, Item, Plan, plan
+from mechdiff.study.plan import MAX_ROWS, plan
 
 ENGINE_VERSION = 1
 """Part of every cell's key: raised when the same cell would come out with other bits."""

@@ -14,9 +14,9 @@ import polars as pl
 from mechdiff.engine.models import Model
 from mechdiff.study.artifacts import RunFolder
 from mechdiff.study.baselines import weights_record
+from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.manifest import run_record
-from mechdiff.study.plan import Cell
 from mechdiff.study.prepare import Prepared
 from mechdiff.study.stages import STAGES, decoded
 from mechdiff.study.texts import texts_record

@@ -17,9 +17,10 @@ from mechdiff.errors import RunError, StudyError
 from mechdiff.measures import divergence, factorial, patching, similarity
 from mechdiff.rows import empty
 from mechdiff.study.baselines import graft, inputs, weigh
+from mechdiff.study.cells import Cell, n_positions, unit_of
 from mechdiff.study.execution import Execution
 from mechdiff.study.options import DIRECTIONS
-from mechdiff.study.plan import NEED_FIT, Cell, n_positions, unit_of
+from mechdiff.study.plan import NEED_FIT
 from mechdiff.study.texts import texts
 
 Result = tuple[pl.DataFrame, dict[str, np.ndarray]]

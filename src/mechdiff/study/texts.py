@@ -11,8 +11,8 @@ from torch import Tensor
 from mechdiff.engine.activations import forward
 from mechdiff.engine.models import Model
 from mechdiff.measures import divergence
+from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
-from mechdiff.study.plan import Cell
 
 TEXTS = 6
 """Most divergent prompts whose texts the record keeps."""
