@@ -31,9 +31,13 @@ def _duration(seconds: float) -> str:
 
 
 def show_run(run: "Run", console: Console) -> None:
-    """The pair, D, the strongest places of both directions, what was skipped, and the warnings."""
+    """The pair, what was found in sentences, D, the strongest places of both directions, what was skipped, and the warnings."""
+    from mechdiff.report.wording import verdict
+
     manifest, summary = run.manifest(), run.summary()
     console.print(f"[bold]{escape(manifest['pair']['base']['ref'])}[/]  ->  [bold]{escape(manifest['pair']['tuned']['ref'])}[/]")
+    for sentence in verdict(run.rows(), summary, manifest):
+        console.print(f"- {escape(sentence)}")
     table = _table(
         "How differently do they speak?  D = KL(tuned || base), nats", "split", "prompts", "mean", "95 %", "median", "same first choice"
     )

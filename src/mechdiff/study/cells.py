@@ -49,7 +49,8 @@ class Plan:
     cells: tuple[Cell, ...]
     skipped: tuple[dict[str, str], ...]
     weights_bytes: int
-    """Both models."""
+    """Both models; one, where tuned is an adapter on base."""
+    shared_weights: bool
     states_bytes: int
     """Captured states and logits, on disk and at most in memory."""
     pass_bytes: int

@@ -24,6 +24,8 @@ _SECONDS_A_LOGIT = 1.2e-8
 """Softmax and divergences, for each row and vocabulary entry, on two CPU cores."""
 _BYTES_A_SECOND = 8e9
 """Of weights read for each token that is written one after the other."""
+_PROGRAM_BYTES = 900 << 20
+"""Libraries, tables, and what the allocator keeps."""
 _FIXED_SECONDS = 20
 """Start, loading of small models, tables and figures."""
 _HALF_PRECISION = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -62,7 +64,8 @@ def estimate(study: StudyConfig, max_rows: int | None = None) -> Estimate:
         seconds += written * planned.weights_bytes / _BYTES_A_SECOND
         before = stages.get(cell.stage, (0, 0, 0.0, 0.0))
         stages[cell.stage] = (before[0] + 1, before[1] + runs, before[2] + cell.flops, before[3] + seconds)
-    working = planned.pass_bytes + planned.states_bytes + (600 << 20)
+    one_model = planned.weights_bytes if planned.shared_weights else planned.weights_bytes / 2
+    working = planned.pass_bytes + planned.states_bytes + one_model + _PROGRAM_BYTES  # while a model is loaded its file is mapped too
     return Estimate(
         stages=stages,
         prompts=splits,
@@ -70,7 +73,7 @@ def estimate(study: StudyConfig, max_rows: int | None = None) -> Estimate:
         sizes_from=sizes_from,
         rate_from=f"at this machine's measured {rate / 1e9:.0f} GFLOP/s ({study.dtype})",
         memory=planned.weights_bytes + working,
-        memory_one=planned.weights_bytes / 2 + working,
+        memory_one=one_model + working,
         disk=planned.states_bytes,
         seconds=_FIXED_SECONDS + sum(entry[3] for entry in stages.values()),
         skipped=planned.skipped,

@@ -20,6 +20,9 @@ BLOCKS_A_CELL = 4
 TEXTS_AT_A_TIME = 8
 """Prompts whose laws at every position are in memory together."""
 
+SELFCHECK_TOKENS = 8
+"""Tokens on which the self-check tries every site."""
+
 NEED_FIT = ("shift", "mean")
 NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
 
@@ -76,6 +79,7 @@ class _Planner:
             cells=tuple(cells),
             skipped=tuple(self.skipped),
             weights_bytes=weights[0] if adapter else sum(weights),
+            shared_weights=adapter,
             states_bytes=states + sum(8 * len(items) * self.shape.vocab for items in self.splits.values()),
             pass_bytes=max((4 * 3 * self.shape.vocab * self._rows(cell) for cell in cells if "n_variants" in cell.key), default=0),
         )
@@ -117,10 +121,10 @@ class _Planner:
         return 2 * (body * tokens + self.shape.vocab * self.shape.d_model * decisions)
 
     def _selfcheck(self, side: str) -> Cell:
-        """On one split's prompts: two of them, with every site patched once by each way."""
+        """On one split's prompts: every site on a few tokens, each block once on a whole prompt, by each way."""
         split = next(iter(self.splits))
         items = tuple(sorted(self.splits[split], key=lambda item: (item.tokens, item.id)))
-        tokens = items[0].tokens * (2 + self.shape.n_layers * len(self.wanted))
+        tokens = self.shape.n_layers * (items[0].tokens + SELFCHECK_TOKENS * 2 * len(self.wanted))
         key = self._key(items, stage="selfcheck", side=side, split=split, kinds=self.wanted)
         return Cell(
             stage="selfcheck", key=key, items=items, side=side, flops=self._flops(tokens, 2 * self.shape.n_layers * len(self.wanted))
