@@ -87,6 +87,14 @@ def test_every_shipped_study_can_be_planned(study: Path, mechdiff) -> None:
     assert len(study.read_text().splitlines()) <= 25
 
 
+def test_check_names_a_nearer_base(pair: Path, mechdiff) -> None:
+    """P19: what is given as base is further from tuned than another model is."""
+    code, out, _ = mechdiff("check", pair / "tuned", pair / "base", "--alternative", pair / "base")
+    assert code == 0
+    assert f"distance from {pair / 'base'}: 0.0000 of its size" in out.replace("\n", "")
+    assert "the difference of two fine-tunes" in " ".join(out.split())
+
+
 def test_check_says_what_fits(pair: Path, mechdiff) -> None:
     code, out, _ = mechdiff("check", pair / "base", pair / "tuned")
     assert code == 0

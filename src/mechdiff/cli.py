@@ -167,6 +167,9 @@ def plan(
 def check(
     base: Annotated[str, typer.Argument(help="Base model.", show_default=False)],
     tuned: Annotated[str, typer.Argument(help="Tuned model, or an adapter.", show_default=False)],
+    alternative: Annotated[
+        list[str] | None, typer.Option(help="Another model that may be the tuned one's base; may be given again.", show_default=False)
+    ] = None,
     dtype: Dtype = "float32", device: Device = "auto", memory: Memory = "auto", trust_remote_code: Trust = None,
 ) -> None:  # fmt: skip
     """Does this pair fit? Families, sites, tokenizers, templates, lineage, and the engine's self-check on both models."""
@@ -174,7 +177,7 @@ def check(
 
     from mechdiff.terminal import show_check
 
-    fits = show_check(base, tuned, dtype, device, memory, tuple(trust_remote_code or ()), Console())
+    fits = show_check(base, tuned, dtype, device, memory, tuple(trust_remote_code or ()), tuple(alternative or ()), Console())
     raise typer.Exit(0 if fits else 1)
 
 

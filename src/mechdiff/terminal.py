@@ -103,12 +103,14 @@ def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> N
 # ---- a check -----------------------------------------------------------------------------------------------------------------------
 
 
-def show_check(base: str, tuned: str, dtype: str, device: str, memory: str, trusted: tuple[str, ...], console: Console) -> bool:
+def show_check(
+    base: str, tuned: str, dtype: str, device: str, memory: str, trusted: tuple[str, ...], alternatives: tuple[str, ...], console: Console
+) -> bool:
     """Prints what fits and what does not; True where a study of the pair can run."""
     from mechdiff.study.check import check_pair
 
     fits = True
-    for finding in check_pair(base, tuned, dtype=dtype, device=device, memory=memory, trusted=trusted):
+    for finding in check_pair(base, tuned, dtype=dtype, device=device, memory=memory, trusted=trusted, alternatives=alternatives):
         mark = {"ok": "[green]ok[/]  ", "note": "[cyan]note[/]", "fail": "[red]no[/]  "}[finding.verdict]
         console.print(f"{mark}  {finding.what:<12} {escape(finding.said)}", soft_wrap=True)
         fits = fits and finding.verdict != "fail"

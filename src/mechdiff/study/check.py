@@ -10,6 +10,7 @@ from mechdiff.engine.models import Pair, Side, open_pair
 from mechdiff.engine.replay import ENGINES, engine_for
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.engine.sites import KINDS
+from mechdiff.engine.sources import resolve
 
 _TEXTS = ("The quick brown fox jumps over the lazy dog.", "How many legs do two spiders and a dog have together? Count them one by one.")
 SIDES: tuple[Side, Side] = ("base", "tuned")
@@ -24,8 +25,10 @@ class Finding:
     said: str
 
 
-def check_pair(base: str, tuned: str, *, dtype: str, device: str, memory: str, trusted: tuple[str, ...]) -> Iterator[Finding]:
-    """Findings on files, families, sizes, tokenizers, templates, lineage, and the engine's self-check on both models.
+def check_pair(
+    base: str, tuned: str, *, dtype: str, device: str, memory: str, trusted: tuple[str, ...], alternatives: tuple[str, ...] = ()
+) -> Iterator[Finding]:
+    """Findings on files, families, sizes, tokenizers, templates, lineage (also to other candidate bases), and the engine's self-check.
 
     Raises ModelError where a model cannot be found or loaded at all.
     """
@@ -46,7 +49,7 @@ def check_pair(base: str, tuned: str, *, dtype: str, device: str, memory: str, t
     tokenizers = {side: pair.tokenizer(side) for side in SIDES}
     yield _vocabularies(tokenizers)
     yield from _templates(tokenizers)
-    yield from _lineage(pair)
+    yield from _lineage(pair, alternatives)
     yield from _engines(pair, tokenizers)
 
 
@@ -73,15 +76,18 @@ def _templates(tokenizers: dict[Any, Any]) -> Iterator[Finding]:
         yield Finding("ok" if base == tuned else "note", "templates", said)
 
 
-def _lineage(pair: Pair) -> Iterator[Finding]:
-    found = lineage(pair.base, pair.tuned)
+def _lineage(pair: Pair, alternatives: tuple[str, ...]) -> Iterator[Finding]:
+    found = lineage(pair.base, pair.tuned, [resolve(other) for other in alternatives])
     distance = "unknown from the files" if found["relative_distance"] is None else f"{found['relative_distance']:.4f} of the base's size"
     changed = f"{found['changed_tensors']} tensors changed, {found['equal_tensors']} equal to the bit"
     oddities = (("only_base", "only in base"), ("only_tuned", "only in tuned"), ("reshaped_tensors", "of other shape"))
     others = [f"{len(found[name])} {words}" for name, words in oddities if found[name]]
     yield Finding("ok", "lineage", "; ".join([f"weights moved by {distance}", changed, *others]))
-    for warning in found["warnings"]:
-        yield Finding("note", "lineage", warning)
+    for other in found["alternatives"]:
+        far = "unknown" if other["relative_distance"] is None else f"{other['relative_distance']:.4f} of its size"
+        yield Finding("ok", "lineage", f"distance from {other['ref']}: {far}")
+    for said in (*found["not_compared"], *found["warnings"]):
+        yield Finding("note", "lineage", said)
 
 
 def _engines(pair: Pair, tokenizers: dict[Any, Any]) -> Iterator[Finding]:
