@@ -1,11 +1,16 @@
 """Planted truths that must come out: the difference is known by construction, and each measure has to say it."""
 
+import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 import planted
+from mechdiff.engine.activations import capture
+from mechdiff.engine.models import wrap
 from mechdiff.engine.replay import replay
 from mechdiff.engine.sites import KINDS, Site
 from mechdiff.measures import similarity
@@ -139,6 +144,43 @@ def test_p8_effects_grow_as_the_square_of_the_change() -> None:
 
     assert slope([float(pair.d_nats.mean()) for pair in pairs]) == pytest.approx(2, abs=0.1)
     assert slope([1 - cka(pair, "resid_post")[-1] for pair in pairs]) == pytest.approx(2, abs=0.1)
+
+
+# ---- P9: on the way from base to tuned ----------------------------------------------------------------------------------------------
+
+
+def test_p9_the_divergences_from_both_ends_are_monotone_on_the_way() -> None:
+    ends = planted.plant(planted.child(3, size=0.05))
+
+    def at(t: float) -> torch.Tensor:
+        net = copy.deepcopy(ends.base.net)
+        for own, other in zip(net.parameters(), ends.tuned.net.parameters(), strict=True):
+            own.data.lerp_(other.data, t)
+        model = wrap(net, side="tuned", ref=f"{t}")
+        return torch.stack([capture(model, ids, [], [0]).logits for ids in ends.prompts]).double()
+
+    laws = [at(t) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    from_base = torch.stack([kl_nats(ends.logits("base"), law).mean() for law in laws])
+    from_tuned = torch.stack([kl_nats(ends.logits("tuned"), law).mean() for law in laws])
+    assert from_base[0] == from_tuned[-1] == 0
+    assert (from_base.diff() > 0).all()
+    assert (from_tuned.diff() < 0).all()
+
+
+# ---- P10, P11: large changes of the weights, none of the function
+
+
+@pytest.mark.parametrize("change", [planted.turn_head_values, planted.shuffle_neurons])
+def test_p10_p11_the_function_is_the_same(change: Callable[[nn.Module], None]) -> None:
+    found = planted.plant(change)
+    moved = sum(
+        float((a - b).detach().square().sum()) for a, b in zip(found.base.net.parameters(), found.tuned.net.parameters(), strict=True)
+    )
+    assert moved > 1
+    assert found.d_nats.max() < 1e-10
+    for kind in ("attn_out", "mlp_out", "resid_post"):
+        assert found.breakage(kind).max() < 1e-10
+        torch.testing.assert_close(found.states("base", kind), found.states("tuned", kind), rtol=1e-4, atol=1e-4)
 
 
 # ---- P13: the embedding alone

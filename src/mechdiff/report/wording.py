@@ -19,6 +19,8 @@ GUESSES = {
 }
 SHOWN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+NO_CHANGE = 1e-8
+"""Nats under which two float32 networks say the same, however far their weights lie apart."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -74,7 +76,7 @@ def listed(names: Iterable[object]) -> str:
 def verdict(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
     """A few sentences: how different, where it begins to matter, which output carries it, how similar the states are, how far to trust this."""
     found = findings.difference(rows, summary)
-    sentences = [how_different(found), *how_it_goes_on(rows, manifest), *which_weights(summary)]
+    sentences = [how_different(found), *how_it_goes_on(rows, manifest), *which_weights(summary, found)]
     if found is None or found.counts:
         sentences += [*which_module(rows), *where_it_passes(rows), *which_output(rows, summary), *what_it_depends_on(rows, summary)]
         sentences += early_or_late(rows, summary, found)
@@ -113,8 +115,8 @@ def how_it_goes_on(rows: pl.DataFrame, manifest: dict) -> list[str]:
     return [sentence + "."]
 
 
-def which_weights(summary: pl.DataFrame) -> list[str]:
-    """How many tensors changed, and the most changed one."""
+def which_weights(summary: pl.DataFrame, difference: Difference | None = None) -> list[str]:
+    """How many tensors changed, and the most changed one; and whether the function changed with them."""
     found = findings_weights.how_many(summary)
     if found is None:
         return []
@@ -127,8 +129,10 @@ def which_weights(summary: pl.DataFrame) -> list[str]:
     only = "It is" if found.changed == 1 else "Most changed is"
     return [
         f"The fine-tune changed {found.changed} of {found.tensors} tensors, in {found.layers_changed} of {found.layers} layers. "
-        f"{only} {name}, by {nats(top['relative_norm'])} of its norm{of_rank}."
-    ]
+        f"{only} {name}, by {nats(top['relative_norm'])} of its norm{of_rank}.",
+        *(["On these prompts the function did not change with the weights: they are reparametrised, or the change does not reach here."]
+          if difference and (not difference.counts or difference.mean < NO_CHANGE) else []),
+    ]  # fmt: skip
 
 
 def which_module(rows: pl.DataFrame) -> list[str]:
