@@ -37,6 +37,10 @@ def crossed(base: Model, tuned: Model, n_pos: int) -> dict[str, factorial.Scores
         "bt": factorial.crossed(tuned, engine, cleans["tuned"], layers=LAYERS, written=states["base"], **logits),
         "tb": factorial.crossed(base, engine, cleans["base"], layers=LAYERS, written=states["tuned"], **logits),
     }
+    clean = {"bt": torch.zeros(5).double(), "tb": kl_nats(laws["tuned"], laws["base"])}
+    for arm, strayed in clean.items():  # the first run is the unedited one
+        torch.testing.assert_close(runs[arm]["kl_tuned_nats"][0], strayed, rtol=1e-5, atol=1e-8)
+        runs[arm] = {score: values[1:] for score, values in runs[arm].items()}
     for arm, side in (("bb", "base"), ("tt", "tuned")):
         found = factorial.scores(laws[side][:, None], **logits)
         runs[arm] = {score: values.expand(len(LAYERS), -1) for score, values in found.items()}
@@ -114,6 +118,20 @@ def test_prompts_without_a_divergent_token_have_no_logits_and_are_left_out_of_th
     assert swaps["value"].is_not_nan().all()
     assert len(rows.filter(pl.col("metric") == "upstream_effect_logits", pl.col("control").is_null(), pl.col("value").is_nan())) == 1
     assert len(rows) == len(rows.unique(rows.columns[:-1])), "the row contract's key"
+
+
+def test_unedited_rows_stand_beside_as_the_floor() -> None:
+    value = torch.ones(1, 2).double()
+    runs = {arm: {"kl_tuned_nats": value, "logit_diff_divergent": value} for arm in factorial.ARMS}
+    unedited = {"bb": torch.tensor([1.0, 1.5]).double(), "tt": torch.tensor([0.0, 0.25]).double()}
+    rows = factorial.measure(runs, [0], ["a", "b"], draws=0, seed=0, columns={"split": "report", "unit": None}, unedited=unedited)
+    found = rows.filter(pl.col("control") == "no_op").select("arm", "prompt", "metric", "value").rows()
+    assert found == [
+        ("bb", "a", "kl_tuned_nats", 1.0),
+        ("bb", "b", "kl_tuned_nats", 1.5),
+        ("tt", "a", "kl_tuned_nats", 0.0),
+        ("tt", "b", "kl_tuned_nats", 0.25),
+    ]
 
 
 def test_scores_are_against_the_tuned_model() -> None:

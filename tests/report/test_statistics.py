@@ -330,3 +330,18 @@ def test_a_graft_s_share_is_what_it_recovers_of_d() -> None:
     assert one(table, arm="none")["flag"] == "few_prompts"
     nothing = pl.concat([d_rows(D * 0), rows(D * 0, arm="all", **graft)])
     assert one(nothing, arm="all")["share"] is None
+
+
+def test_effects_of_a_factorial_that_are_rounding_are_flagged() -> None:
+    """Four times what an unedited row strays: from D where the base runs, from 0 where the tuned model does."""
+    prompts, place = ["a", "b"], {"split": "report"}
+    parts = [
+        rows([2.0, 3.0], measure="divergence", metric="kl_tuned_base_nats", prompt=prompts, **place),
+        rows([2.0, 3.0 + 1e-6], measure="factorial", arm="bb", control="no_op", metric="kl_tuned_nats", prompt=prompts, **place),
+        rows([1e-9, 0.0], measure="factorial", arm="tt", control="no_op", metric="kl_tuned_nats", prompt=prompts, **place),
+        rows([1e-6, 1e-6], measure="factorial", layer=0, metric="interaction_nats", prompt=prompts, **place),
+        rows([1e-4, 2e-4], measure="factorial", layer=1, metric="interaction_nats", prompt=prompts, **place),
+    ]
+    found = statistics.summarise(pl.concat(parts)).filter(pl.col("metric") == "interaction_nats").sort("layer")
+    assert found["floor"].to_list() == pytest.approx([4e-6, 4e-6])
+    assert ["below_floor" in flag for flag in found["flag"]] == [True, False]

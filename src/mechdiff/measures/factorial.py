@@ -71,12 +71,12 @@ def crossed(
     base_logits: Float[Tensor, "prompt vocab"],
     tuned_logits: Float[Tensor, "prompt vocab"],
 ) -> Scores:
-    """Scores of the runs of `model` on top of the other model's residual stream after each of `layers`.
+    """Scores of the unedited run (first) and of the runs of `model` on top of the other model's residual stream after each of `layers`.
 
     `written` has one entry for each of `layers`, at the last `pos` positions. The result is `bt` where the tuned model runs, else `tb`.
     """
     chosen = variants("resid_post", layers, dict(zip(layers, written, strict=True)))
-    logits = engine(model, cleans, chosen)[:, 1:, : base_logits.shape[-1]]
+    logits = engine(model, cleans, chosen)[..., : base_logits.shape[-1]]
     return scores(logits, base_logits, tuned_logits)
 
 
@@ -91,15 +91,28 @@ def scores(
 
 
 def measure(
-    runs: Mapping[str, Scores], layers: Sequence[int], prompt_ids: Sequence[str], *, draws: int, seed: int, columns: dict[str, str | None]
+    runs: Mapping[str, Scores],
+    layers: Sequence[int],
+    prompt_ids: Sequence[str],
+    *,
+    draws: int,
+    seed: int,
+    columns: dict[str, str | None],
+    unedited: Mapping[str, Float[Tensor, " prompt"]] | None = None,
 ) -> pl.DataFrame:
-    """Rows of all four runs and of the effects, per prompt, and `draws` label swaps of the mean effects; `runs` by arm."""
+    """Rows of all four runs and of the effects, per prompt, and `draws` label swaps of the mean effects; `runs` by arm.
+
+    `unedited` is kl_tuned_nats of both models' unedited rows in the same passes, by arm (`bb`, `tt`): how far they stray from D and 0 is the floor.
+    """
     place = {"layer": [layer for layer in layers for _ in prompt_ids], "prompt": list(prompt_ids) * len(layers), "measure": "factorial"}
     frames = [
         rows(found.flatten().numpy(), arm=arm, metric=score, **place, **columns)
         for arm, by_score in runs.items()
         for score, found in by_score.items()
     ]
+    for arm, strayed in (unedited or {}).items():
+        same = {"measure": "factorial", "arm": arm, "control": "no_op", "metric": SCORES[0], "prompt": list(prompt_ids)}
+        frames.append(rows(strayed.numpy(), **same, **columns))
     for score, unit, sign in zip(SCORES, ("nats", "logits"), (-1, 1), strict=True):
         found = effects(*(sign * runs[arm][score].double() for arm in ARMS))
         for name, values in found.items():

@@ -14,7 +14,7 @@ UNITS = {None: "the decision position", "all_pos": "all positions"}
 
 
 def effects(rows: pl.DataFrame, summary: pl.DataFrame, unit: str | None, metric: str = "nats") -> pl.DataFrame:
-    """`layer effect mean low high p q n`: the three effects at each split point, on the reported split, in the order of `EFFECTS`."""
+    """`layer effect mean low high p q n counts`: the three effects at each split point, on the reported split, in the order of `EFFECTS`."""
     names = {f"{name}_{metric}": word for name, word in EFFECTS.items()}
     found = summary.filter(
         pl.col("measure") == "factorial",
@@ -27,8 +27,9 @@ def effects(rows: pl.DataFrame, summary: pl.DataFrame, unit: str | None, metric:
     found = found.with_columns(effect=pl.col("metric").replace_strict(names, return_dtype=pl.Enum(list(EFFECTS.values()))))
     found = found.sort("effect", "layer").with_columns(pl.col("effect").cast(pl.String))
     return found.select(
-        "layer", "effect", "mean", pl.coalesce("ci_low", "mean").alias("low"), pl.coalesce("ci_high", "mean").alias("high"), "p", "q", "n"
-    )
+        "layer", "effect", "mean", pl.coalesce("ci_low", "mean").alias("low"), pl.coalesce("ci_high", "mean").alias("high"), "p", "q", "n",
+        counts=~pl.col("flag").fill_null("").str.contains("below_floor"),
+    )  # fmt: skip
 
 
 def units(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str | None]:
@@ -67,6 +68,8 @@ def crossing(table: pl.DataFrame) -> int | None:
 
 
 def strongest_interaction(table: pl.DataFrame) -> dict | None:
-    """The split point with the largest interaction by size, as one row of `effects`."""
-    only = table.filter(pl.col("effect") == "interaction").sort(pl.col("mean").abs(), descending=True, maintain_order=True)
+    """The split point with the largest interaction by size, as one row of `effects`; None where none is above three noise floors."""
+    only = table.filter(pl.col("effect") == "interaction", pl.col("counts")).sort(
+        pl.col("mean").abs(), descending=True, maintain_order=True
+    )
     return None if only.is_empty() else only.row(0, named=True)

@@ -43,9 +43,11 @@ def _of_unit(table: pl.DataFrame, where: str) -> str:
     said = [f"the lower half does more from L = {turn} on" if turn is not None else "one half does more at every L"]
     if most is not None:
         said.append(f"largest interaction {with_interval(most['mean'], most['low'], most['high'])} at L = {most['layer']}")
+    else:
+        said.append("no interaction above three noise floors")
     apart = table.filter(pl.col("effect") == "interaction", pl.col("q").is_not_null())
     if not apart.is_empty():
-        sure = apart.filter(pl.col("q") <= SURE)
+        sure = apart.filter(pl.col("q") <= SURE, pl.col("counts"))
         said.append(f"an interaction that label swaps do not give (q ≤ {SURE}) at {len(sure)} of {len(apart)} split points")
     return f"Exchanged at {where}: {', '.join(said)}"
 

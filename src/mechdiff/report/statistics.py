@@ -220,7 +220,23 @@ def _with_floors(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     either = own.group_by("split", "kl_or_js").agg(floor_either=pl.col("floor_own").max())
     table = table.join(either, on=["split", "kl_or_js"], how="left", maintain_order="left")
     between = (pl.col("measure") == "divergence") & pl.col("metric").str.contains("^(kl_tuned|kl_base|kl_shared|js_)")
-    return table.with_columns(floor=pl.when(between).then("floor_either").otherwise(pl.coalesce("floor_of_metric", "floor_own")))
+    table = table.join(_crossing_floors(rows), on=["split", "unit"], how="left", nulls_equal=True, maintain_order="left")
+    floor = pl.when(between).then("floor_either").when(_crossed()).then(4 * pl.col("floor_of_crossing"))
+    return table.with_columns(floor=floor.otherwise(pl.coalesce("floor_of_metric", "floor_own")))
+
+
+def _crossed() -> pl.Expr:
+    """Effects of a factorial in nats: sums of four scores."""
+    return (pl.col("measure") == "factorial") & pl.col("metric").str.contains("^(upstream_effect|downstream_effect|interaction)_nats$")
+
+
+def _crossing_floors(rows: pl.DataFrame) -> pl.DataFrame:
+    """`split unit floor_of_crossing`: how far KL(p_tuned || run) of an unedited row strays from D (where the base runs) and from 0."""
+    d = _of_the_pair(rows).filter(pl.col("metric") == "kl_tuned_base_nats").select("split", "prompt", clean="value")
+    unedited = rows.filter(pl.col("measure") == "factorial", pl.col("control") == "no_op").join(d, on=["split", "prompt"], how="left")
+    strays = (pl.col("value") - pl.when(pl.col("arm") == "bb").then("clean").otherwise(0.0)).abs()
+    found = unedited.with_columns(strays=strays).filter(pl.col("strays").is_finite())
+    return found.group_by("split", "unit").agg(floor_of_crossing=pl.col("strays").max())
 
 
 def _with_similarity(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
@@ -252,6 +268,7 @@ def _with_share(table: pl.DataFrame) -> pl.DataFrame:
     own = pl.col("metric").is_in(["kl_own_nats", "js_own_nats"]) | between
     clean_other = pl.when(pl.col("runner") == "tuned").then("total_reverse").otherwise(total)
     effect = pl.when(recovery).then((clean_other - pl.col("mean")).abs()).when(own).then("mean")
+    effect = effect.when(_crossed()).then(pl.col("mean").abs())
     table = table.with_columns(
         effect=effect,
         no_effect=(edited | grafted) & (total <= FLOORS * pl.col("floor_either").fill_null(0)),

@@ -18,7 +18,7 @@ from mechdiff.study.cells import Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes
 from mechdiff.study.plan import MAX_ROWS, plan
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Part of every cell's key: raised when the same cell would come out with other bits."""
 
 QUICK = 8

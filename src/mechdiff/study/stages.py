@@ -149,14 +149,16 @@ def _factorial(run: Execution, cell: Cell, model: Model | None) -> Result:
     names = [name for shard in run.captures("base", key["split"], "decision") for name in shard.key["ids"]]
     runs = {arm: factorial.scores(law[:, None], base, tuned) for arm, law in (("bb", base), ("tt", tuned))}
     runs = {arm: {score: values.expand(len(key["layers"]), -1) for score, values in found.items()} for arm, found in runs.items()}
-    for arm, direction in (("bt", DIRECTIONS[0]), ("tb", DIRECTIONS[1])):
+    unedited = {}
+    for arm, clean, direction in (("bt", "tt", DIRECTIONS[0]), ("tb", "bb", DIRECTIONS[1])):
         parts = [c for c in run.cells if c.stage == "crossing" and (c.key["direction"], c.key["position"]) == (direction, key["position"])]
         at = [name for part in parts for name in part.key["ids"]]
         loaded = [run.folder.load(part.key).tensors for part in parts]
         order = [at.index(name) for name in names]
-        runs[arm] = {score: torch.cat([torch.from_numpy(part[score]) for part in loaded], 1)[:, order] for score in factorial.SCORES}
+        joined = {score: torch.cat([torch.from_numpy(part[score]) for part in loaded], 1)[:, order] for score in factorial.SCORES}
+        runs[arm], unedited[clean] = {score: values[1:] for score, values in joined.items()}, joined[factorial.SCORES[0]][0]
     columns = {"split": key["split"], "unit": unit_of(key["position"], 1)}
-    return factorial.measure(runs, key["layers"], names, draws=key["swaps"], seed=key["seed"], columns=columns), {}
+    return factorial.measure(runs, key["layers"], names, draws=key["swaps"], seed=key["seed"], columns=columns, unedited=unedited), {}
 
 
 STAGES: dict[str, Stage] = {
