@@ -43,7 +43,7 @@ ARMS = ("bb", "bt", "tb", "tt")
 SCORES = ("kl_tuned_nats", "logit_diff_divergent")
 EFFECTS = ("upstream_effect", "downstream_effect", "interaction")
 
-Scores = dict[str, Float[Tensor, "layer prompt"]]
+Scores = dict[str, Float[Tensor, "run prompt"]]
 """By name of the score."""
 
 
@@ -81,7 +81,7 @@ def crossed(
 
 
 def scores(
-    logits: Float[Tensor, "prompt layer vocab"], base_logits: Float[Tensor, "prompt vocab"], tuned_logits: Float[Tensor, "prompt vocab"]
+    logits: Float[Tensor, "prompt run vocab"], base_logits: Float[Tensor, "prompt vocab"], tuned_logits: Float[Tensor, "prompt vocab"]
 ) -> Scores:
     """Both scores of each run."""
     return {
