@@ -69,6 +69,7 @@ class _Planner:
         self.factorial = study.measures.factorial if _sizes(shapes["base"]) == _sizes(shapes["tuned"]) else None
 
     def plan(self, bytes_per_weight: int, adapter: bool) -> Plan:
+        self.adapter = adapter
         captures = [cell for side in ("base", "tuned") for cell in self._captures(side)]
         checks = [self._selfcheck(side) for side in ("base", "tuned") if self.wanted]
         cells = [*checks, *captures, *self._divergence(), *self._texts(), *self._weights(), *self._grafting()]
@@ -185,7 +186,7 @@ class _Planner:
         key = self._key(items, stage="weights", heads=options.heads, exact_up_to=options.exact_up_to)
         low, high = sorted((self.shape.d_model, self.shape.d_mlp))
         matrices = 7 * sum(site in ("attn", "mlp") for _, site in self.touched) / 2
-        yield Cell(stage="weights", key=key, items=items, side=None, flops=matrices * 40 * low * low * high)
+        yield Cell(stage="weights", key=key, items=items, side=None, flops=matrices * (7 if self.adapter else 40) * low * low * high)
 
     def _grafting(self) -> Iterator[Cell]:
         """The units of a few blocks a cell; then the greedy sets; then the ranks. All start from one trace of each model."""
