@@ -22,7 +22,7 @@ demo: .venv/embedded-model  ## the whole study on an embedded pair; the last lin
 	@$(BIN)/mechdiff demo
 
 test: .venv/embedded-model  ## JAXTYPING=1: with the shapes of every signature checked
-	$(BIN)/python -m pytest $(if $(JAXTYPING),--jaxtyping-packages=mechdiff.engine$(comma)mechdiff.measures$(comma)beartype.beartype)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(if $(JAXTYPING),--jaxtyping-packages=mechdiff.engine$(comma)mechdiff.measures$(comma)beartype.beartype)
 
 test-slow: .venv/embedded-model  ## the demo end to end, against what is known of its fine-tune
 	$(BIN)/python -m pytest -m slow

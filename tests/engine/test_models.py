@@ -173,8 +173,8 @@ def test_a_folder_without_weights_is_refused(broken):
 
 def test_an_unknown_family_is_refused_before_anything_is_loaded(folders, broken):
     config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps({**config, "model_type": "bloom"}))
-    with pytest.raises(ModelError, match="broken: the architecture 'bloom' is not one that mechdiff knows"):
+    (broken / "config.json").write_text(json.dumps({**config, "model_type": "mpt"}))
+    with pytest.raises(ModelError, match="broken: the architecture 'mpt' is not one that mechdiff knows"):
         open_pair(str(folders / "base"), str(broken), device="cpu")
 
 

@@ -186,7 +186,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 # ---- config and tokenizer ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["bloom", "no-such-architecture"])
+@pytest.mark.parametrize("kind", ["mpt", "no-such-architecture"])
 def test_an_unknown_family_is_refused_with_the_known_ones(folder, kind):
     """Whether transformers knows it or not."""
     changed(folder / "config.json", model_type=kind)

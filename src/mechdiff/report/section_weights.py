@@ -67,6 +67,10 @@ def _tensors(run: Run) -> dict:
     return table(("tensor", *columns.values()), rows, title=title)
 
 
+READ = 4
+"""Tokens at each end of a direction that the table shows."""
+
+
 def _directions(run: Run) -> list[dict]:
     """The first direction of the largest changes that are written into the residual stream, as the unembedding reads it."""
     found = (run.manifest.get("weights") or {}).get("decoded") or []
@@ -74,7 +78,7 @@ def _directions(run: Run) -> list[dict]:
         (
             short_tensor(one["tensor"]),
             share(one["share"]),
-            *(" ".join(f"“{visible(token)}”" for token in one[end]) for end in ("up", "down")),
+            *(" ".join(f"“{visible(token)}”" for token in one[end][:READ]) for end in ("up", "down")),
         )
         for one in found
     ]
