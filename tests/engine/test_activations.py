@@ -18,7 +18,7 @@ from mechdiff.errors import ModelError
 from pico import CONFIGS, HYBRID, pico, prompts
 
 FAMILIES = st.sampled_from(sorted(CONFIGS))
-EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
+EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "olmoe", "qwen2_moe", "qwen3_next", "deepseek_v3")
 """Where tokens are sent to experts in groups, a token sent elsewhere changes the shape of the others' matrix products, and so their last bits."""
 DTYPES = (torch.float32, torch.bfloat16)
 IDS = prompts(1, shortest=12, longest=12)[0]
