@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mechdiff.engine.families import Family
 from mechdiff.engine.models import Model, Pair
+from mechdiff.engine.tensors import place
 from mechdiff.errors import ModelError
 
 KINDS = ("embed", "attn", "mlp", "norm", "final_norm", "head")
@@ -101,14 +102,8 @@ def parts(model: Model) -> dict[str, Unit]:
 
 def unit_at(family: Family, name: str) -> Unit:
     """The unit that a module or tensor of this name in the network belongs to, ties aside."""
-
-    def under(path: str, name: str) -> bool:
-        return f"{name}.".startswith(f"{path}.")
-
-    if under(family.blocks, name):
-        layer, _, inside = name.removeprefix(f"{family.blocks}.").partition(".")
-        return Unit(next((kind for kind, path in family.parts() if under(path, inside)), "norm"), int(layer))
-    return Unit("final_norm" if under(family.final_norm, name) else "head" if under(family.head, name) else "embed")
+    layer, kind = place(f"{name}.", family, n_axes=1) or (None, "embed")
+    return Unit(kind, layer)
 
 
 # ---- finding them ------------------------------------------------------------------------------------------------------------------

@@ -197,16 +197,9 @@ def grafts_in_order(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *
     step = math.ceil(len(names) / (12 if width >= WIDE else 5))
     axis = alt.Axis(values=names[::step], labelAngle=-40 if len(names) > 4 else 0, labelOverlap=False, grid=False, ticks=True)
     x = alt.X("place:O", sort=names, title="module, in network order", axis=axis, scale=alt.Scale(type="point", padding=0.5))
-    scale, left = _scale_of(both), drawing.left_axis(tickCount=5, format=".1f")
     present = [words for words in RAMPS.values() if words in both["curve"].unique().to_list()]
-    stroke, dash, fill = drawing.line_channels(present, "curve", RAMP_COLOURS, RAMP_DASHES, width)
-    base = alt.Chart(drawing.inline(records))
-    y = alt.Y("share:Q", scale=scale, axis=left)
-    band = base.mark_area(aria=False, opacity=0.13).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=left), y2=alt.Y2("high:Q"), fill=fill)
-    line = base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=y, stroke=stroke, strokeDash=dash)
-    dots = base.mark_circle(size=26, opacity=1).encode(x=x, y=y, fill=fill, description=alt.Description("says:N"))
-    title = drawing.title_of("Share of D recovered")
-    return drawing.styled(alt.layer(band, line, dots, width=width - LEFT - 12, height=190, title=title))
+    channels = drawing.line_channels(present, "curve", RAMP_COLOURS, RAMP_DASHES, width)
+    return _lines(both, records, x, channels, width, opacity=0.13)
 
 
 def grafts_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -228,12 +221,18 @@ def grafts_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
     ]
     ranks = sorted(set(cut["rank"].to_list()))
     x = alt.X("rank:O", title="directions kept, k", sort=ranks, axis=alt.Axis(labelAngle=0, grid=False), scale=alt.Scale(padding=0.5))
-    scale, left = _scale_of(cut), drawing.left_axis(tickCount=5, format=".1f")
     colours, dashes = dict(zip(names, LINES, strict=False)), dict(zip(names, DASHES, strict=False))
-    stroke, dash, fill = drawing.line_channels(names, "name", colours, dashes, width)
-    base = alt.Chart(drawing.inline(records))
-    y = alt.Y("share:Q", scale=scale, axis=left)
-    band = base.mark_area(aria=False, opacity=0.1).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=left), y2=alt.Y2("high:Q"), fill=fill)
+    return _lines(cut, records, x, drawing.line_channels(names, "name", colours, dashes, width), width, opacity=0.1)
+
+
+def _lines(
+    table: pl.DataFrame, records: list[dict], x: alt.X, channels: tuple[alt.Stroke, alt.StrokeDash, alt.Fill], width: int, *, opacity: float
+) -> Chart:
+    """Recovered shares as lines with dots, and their 95 % bands of this opacity."""
+    scale, left = _scale_of(table), drawing.left_axis(tickCount=5, format=".1f")
+    stroke, dash, fill = channels
+    base, y = alt.Chart(drawing.inline(records)), alt.Y("share:Q", scale=scale, axis=left)
+    band = base.mark_area(aria=False, opacity=opacity).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=left), y2=alt.Y2("high:Q"), fill=fill)
     line = base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=y, stroke=stroke, strokeDash=dash)
     dots = base.mark_circle(size=26, opacity=1).encode(x=x, y=y, fill=fill, description=alt.Description("says:N"))
     title = drawing.title_of("Share of D recovered")
