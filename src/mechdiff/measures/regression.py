@@ -1,0 +1,321 @@
+"""Ridge and reduced-rank regression: one decomposition for every penalty and every rank.
+
+Inputs X `[row, d]` and targets Z `[row, d_out]`, both centred; for anchored maps Z is the change Y - X. With X = U S V' (thin, from the
+n x n Gram matrix when there are fewer rows than features, never from a d x d one) everything is diagonal in U:
+
+    ridge               B = V diag(s / (s^2 + l)) U'Z           l = lambda tr(X'X)/d: 0 is least squares of least norm, infinity is B = 0
+    reduced rank (k)    B V_k V_k', V_k the top right singular vectors of the fitted values (Izenman 1975), augmented by the ridge rows:
+                        those of diag(s^2 / (s^2 + l))^(1/2) U'Z
+
+Truncating the coefficients' own singular values, or those of a whitened cross-covariance, solves other problems than the smallest error.
+
+Lambda is the best of `LAMBDAS` by K-fold cross-validation in which a prompt's rows stay together. The rank is the smallest whose
+cross-validated error is within one standard error of the best: the standard error of the *difference* from the best over prompts, since all
+ranks are tried on the same prompts and share their difficulty.
+
+When it misleads: with fewer rows than features a change outside the span of the states is invisible, and the penalty shrinks what is found: a
+low cross-validated share of the change says "not seen with so few rows" as well as "not linear".
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+LAMBDAS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, math.inf)
+"""Penalties tried, in units of tr(X'X)/d; both ends are legitimate answers."""
+
+FOLDS = 5
+SHRINK_LESS = (1.0, 0.1, 0.01)
+"""A low rank shrinks by itself, so ranks are tried at the ridge's penalty and at these shares of it."""
+
+ROUNDING = 1e-9
+"""Errors that differ by less than this share are equal."""
+
+_EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decomposed:
+    """The thin singular value decomposition of centred inputs."""
+
+    mean: Float64[Tensor, " d"]
+    singular: Float64[Tensor, " rank"]
+    right: Float64[Tensor, "rank d"]
+    left: Float64[Tensor, "row rank"] | None
+    """None where the inputs are known by their moments only."""
+
+    @property
+    def unit(self) -> float:
+        """What lambda is counted in: tr(X'X)/d."""
+        return float(self.singular.square().sum() / len(self.mean))
+
+    def shrunk(self, lam: float) -> Float64[Tensor, " rank"]:
+        """s^2 / (s^2 + lambda tr(X'X)/d), by axis."""
+        squared = self.singular.square()
+        return torch.zeros_like(squared) if math.isinf(lam) else squared / (squared + lam * self.unit)
+
+
+def decompose(inputs: Float[Tensor, "row d"]) -> Decomposed:
+    """By the Gram matrix where there are fewer rows than features, else by the covariance. Axes that are rounding are left out."""
+    x = inputs.double()
+    mean = x.mean(0)
+    centred = x - mean
+    n, d = centred.shape
+    if n >= d:
+        return _by_covariance(mean, centred.T @ centred, centred)
+    values, vectors = torch.linalg.eigh(centred @ centred.T)
+    kept = values > values[-1] * max(n, d) * _EPS
+    singular, left = values[kept].flip(0).sqrt(), vectors[:, kept].flip(1)
+    right = (left / singular).T @ centred
+    return Decomposed(mean=mean, singular=singular, right=right, left=left)
+
+
+def _by_covariance(mean: Tensor, squares: Tensor, centred: Tensor | None) -> Decomposed:
+    values, vectors = torch.linalg.eigh(squares)
+    kept = values > values[-1] * len(values) * _EPS
+    singular, right = values[kept].flip(0).sqrt(), vectors[:, kept].flip(1).T
+    return Decomposed(mean=mean, singular=singular, right=right, left=None if centred is None else centred @ right.T / singular)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Sums over rows of inputs x and targets z: all that a regression needs, whatever the number of rows. They add."""
+
+    n: int
+    sum_x: Float64[Tensor, " d"]
+    sum_z: Float64[Tensor, " d_out"]
+    xx: Float64[Tensor, "d d"]
+    xz: Float64[Tensor, "d d_out"]
+
+    @classmethod
+    def of(cls, inputs: Float[Tensor, "row d"], targets: Float[Tensor, "row d_out"]) -> "Moments":
+        x, z = inputs.double(), targets.double()
+        return cls(n=len(x), sum_x=x.sum(0), sum_z=z.sum(0), xx=x.T @ x, xz=x.T @ z)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
+            n=self.n + other.n, sum_x=self.sum_x + other.sum_x, sum_z=self.sum_z + other.sum_z, xx=self.xx + other.xx, xz=self.xz + other.xz
+        )
+
+    def decomposed(self) -> tuple[Decomposed, Float64[Tensor, "rank d_out"]]:
+        """The inputs' decomposition and U'Z."""
+        mean = self.sum_x / self.n
+        found = _by_covariance(mean, self.xx - self.n * torch.outer(mean, mean), None)
+        return found, found.right @ (self.xz - torch.outer(mean, self.sum_z)) / found.singular[:, None]
+
+
+def ridge(
+    inputs: Decomposed, projected: Float64[Tensor, "rank d_out"], lam: float
+) -> tuple[Float64[Tensor, "d rank"], Float64[Tensor, "rank d_out"]]:
+    """The coefficients as two thin factors; `projected` is U'Z."""
+    return inputs.right.T * (inputs.shrunk(lam) / inputs.singular), projected
+
+
+def fitted_axes(inputs: Decomposed, projected: Float64[Tensor, "rank d_out"], lam: float) -> Float64[Tensor, "d_out axis"]:
+    """The right singular vectors of the fitted values, the strongest first: orthonormal; reduced-rank regression keeps the first k."""
+    weighted = inputs.shrunk(lam).sqrt()[:, None] * projected
+    values, vectors = torch.linalg.eigh(weighted @ weighted.T)
+    kept = values > max(float(values[-1]), 0.0) * max(weighted.shape) * _EPS if len(values) else values > 0
+    return (weighted.T @ vectors[:, kept].flip(1)) / values[kept].flip(0).sqrt()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """What cross-validation chose."""
+
+    lambda_: float
+    """The best for ridge."""
+    errors: Float64[Tensor, " lam"]
+    """Squared error by penalty of `LAMBDAS`, the mean over rows."""
+    lambda_of_ranks: float
+    """The best for reduced ranks: the ridge's, or a share of it."""
+    errors_by_rank: Float64[Tensor, " k"]
+    """Squared error by rank from 0, the mean over prompts."""
+    errors_of_prompts: Float64[Tensor, "prompt k"]
+    rank_best: int
+    rank_one_se: int
+    """The smallest rank within one standard error of the best."""
+
+
+def cross_validated(
+    inputs: Float[Tensor, "row d"], targets: Float[Tensor, "row d_out"], groups: Int[Tensor, " row"], *, folds: int = FOLDS, seed: int = 0,
+    lambdas: Sequence[float] = LAMBDAS,
+) -> Validated:  # fmt: skip
+    """Penalty and rank chosen on these rows; a prompt's rows (of one group) are in one fold."""
+    parts = [_Fold.of(inputs, targets, held) for held in fold_rows(groups, folds, seed)]
+    errors = torch.stack([sum((part.error(lam) for part in parts), torch.tensor(0.0)) for lam in lambdas]) / len(inputs)
+    best = lambdas[_last_least(errors)]
+    tried = []
+    for share in SHRINK_LESS if 0 < best < math.inf else (1.0,):
+        by_row = torch.full((len(inputs), 1 + min(min(len(part.decomposed.singular) for part in parts), targets.shape[1])), math.nan)
+        by_row = by_row.double()
+        for part in parts:
+            by_row[part.held] = part.errors_by_rank(best * share, by_row.shape[1])
+        tried.append((best * share, by_row))
+    lam, by_row = min(tried, key=lambda one: float(one[1].mean(0).min()))
+    names = groups.unique()
+    by_prompt = torch.stack([by_row[groups == name].mean(0) for name in names])
+    mean = by_prompt.mean(0)
+    top = int((mean <= mean.min() * (1 + ROUNDING)).nonzero()[0])
+    return Validated(
+        lambda_=best, errors=errors, lambda_of_ranks=lam, errors_by_rank=mean, errors_of_prompts=by_prompt, rank_best=top,
+        rank_one_se=one_se(by_prompt, top),
+    )  # fmt: skip
+
+
+def _last_least(errors: Float64[Tensor, " lam"]) -> int:
+    """The last of the least: where a penalty makes no difference, the largest."""
+    return len(errors) - 1 - int(errors.flip(0).argmin())
+
+
+def one_se(errors_of_prompts: Float64[Tensor, "prompt k"], best: int) -> int:
+    """The smallest rank whose error exceeds the best one's by no more than the standard error of that difference over prompts."""
+    excess = errors_of_prompts - errors_of_prompts[:, best : best + 1]
+    allowed = excess.std(0) / math.sqrt(len(excess)) if len(excess) > 1 else torch.zeros(excess.shape[1]).double()
+    return int((excess.mean(0) <= allowed).nonzero()[0])
+
+
+def fold_rows(groups: Int[Tensor, " row"], folds: int, seed: int) -> Iterator[Int[Tensor, " row"]]:
+    """Row numbers of each fold; groups are dealt out at random. No more folds than groups, and with one group none is left to fit on."""
+    names = groups.unique()
+    order = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))]
+    count = min(folds, len(names)) if len(names) > 1 else 0
+    return (torch.isin(groups, order[fold::count]).nonzero()[:, 0] for fold in range(count))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fold:
+    """One fold: fitted on all rows but `held`, and what the held-out rows need."""
+
+    held: Tensor
+    decomposed: Decomposed
+    projected: Tensor
+    """U'Z of the fit rows."""
+    scores: Tensor
+    """Held-out inputs in the axes of the fit, over s."""
+    targets: Tensor
+    """Held-out targets less the fit's mean."""
+
+    @classmethod
+    def of(cls, inputs: Tensor, targets: Tensor, held: Tensor) -> "_Fold":
+        rest = torch.ones(len(inputs), dtype=torch.bool)
+        rest[held] = False
+        decomposed, z = decompose(inputs[rest]), targets[rest].double()
+        assert decomposed.left is not None
+        scores = (inputs[held].double() - decomposed.mean) @ decomposed.right.T / decomposed.singular
+        projected = decomposed.left.T @ (z - z.mean(0))
+        return cls(held=held, decomposed=decomposed, projected=projected, scores=scores, targets=targets[held].double() - z.mean(0))
+
+    def error(self, lam: float) -> Tensor:
+        return (self.targets - (self.scores * self.decomposed.shrunk(lam)) @ self.projected).square().sum()
+
+    def errors_by_rank(self, lam: float, n: int) -> Tensor:
+        """`[row, n]`: squared error of each held-out row at ranks 0 to n - 1; beyond the last axis nothing changes."""
+        axes = fitted_axes(self.decomposed, self.projected, lam)[:, : n - 1]
+        predicted = ((self.scores * self.decomposed.shrunk(lam)) @ self.projected) @ axes
+        gained = (2 * (self.targets @ axes) - predicted) * predicted
+        gained = torch.nn.functional.pad(gained, (1, n - 1 - axes.shape[1]))
+        return self.targets.square().sum(1, keepdim=True) - gained.cumsum(1)
+
+
+# ---- refits on permuted targets ----------------------------------------------------------------------------------------------------
+
+
+def permuted_r2(
+    inputs: Float[Tensor, "row d"], targets: Float[Tensor, "row d_out"], groups: Int[Tensor, " row"], test_inputs: Float[Tensor, "test d"],
+    test_targets: Float[Tensor, "test d_out"], *, draws: int, seed: int, rank: int | None = None, lam: float | None = None,
+) -> Float64[Tensor, " draw"]:  # fmt: skip
+    """Held-out R2 of the targets in each draw of targets permuted among prompts, lambda chosen anew in each unless given.
+
+    Only inner products of targets are permuted, so a draw costs n^2. `rank` None is ridge.
+    """
+    z, test = targets.double(), test_targets.double()
+    gram, cross = z @ z.T, test @ z.T
+    total, whole = (test - test.mean(0)).square().sum(), test.square().sum()
+    tried = LAMBDAS if lam is None else (lam,)
+    smoothers = _Smoothers.of(inputs, test_inputs, groups, tried, seed)
+    found = []
+    for order in permutations(groups, draws, seed):
+        permuted = gram[order][:, order]
+        best = _last_least(smoothers.held_out @ permuted.flatten()) if len(tried) > 1 else 0
+        if rank is None:
+            error = whole - 2 * (smoothers.test[best] * cross[:, order]).sum() + (smoothers.test_squares[best] * permuted).sum()
+        else:
+            error = _reduced_error(smoothers, tried[best], rank, permuted, cross[:, order], whole)
+        found.append(1 - error / total)
+    return torch.stack(found) if found else torch.empty(0, dtype=torch.float64)
+
+
+def permutations(groups: Int[Tensor, " row"], draws: int, seed: int) -> Iterator[Int[Tensor, " row"]]:
+    """Row numbers with whole groups exchanged at random. Every group must have the same number of rows."""
+    rows_of = torch.stack([(groups == name).nonzero()[:, 0] for name in groups.unique()])
+    random = torch.Generator().manual_seed(seed)
+    for _ in range(draws):
+        order = torch.empty_like(groups)
+        order[rows_of.flatten()] = rows_of[torch.randperm(len(rows_of), generator=random)].flatten()
+        yield order
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Smoothers:
+    """Predictions as matrices on the targets: they depend on the inputs alone, so all draws share them."""
+
+    decomposed: Decomposed
+    scores: Tensor
+    """Test inputs in the axes of the fit, over s."""
+    held_out: Tensor
+    """`[lam, n * n]`: its product with the targets' Gram matrix is the cross-validated squared error."""
+    test: Tensor
+    """`[lam, test, n]`: predictions on the test rows, the mean of the targets included."""
+    test_squares: Tensor
+    """`[lam, n, n]`"""
+
+    @classmethod
+    def of(cls, inputs: Tensor, test_inputs: Tensor, groups: Tensor, lambdas: Sequence[float], seed: int) -> "_Smoothers":
+        n = len(inputs)
+        residuals = torch.zeros(len(lambdas), n, n, dtype=torch.float64)
+        for held in fold_rows(groups, FOLDS, seed) if len(lambdas) > 1 else ():
+            rest = torch.ones(n, dtype=torch.bool)
+            rest[held] = False
+            part = decompose(inputs[rest])
+            for number, lam in enumerate(lambdas):
+                row = torch.zeros(len(held), n, dtype=torch.float64)
+                row[:, rest] = -_smoother(part, inputs[held], lam)
+                row[torch.arange(len(held)), held] += 1
+                residuals[number, held] = row
+        held_out = torch.stack([(one.T @ one).flatten() for one in residuals])
+        whole = decompose(inputs)
+        test = torch.stack([_smoother(whole, test_inputs, lam) for lam in lambdas])
+        scores = (test_inputs.double() - whole.mean) @ whole.right.T / whole.singular
+        return cls(decomposed=whole, scores=scores, held_out=held_out, test=test, test_squares=test.transpose(1, 2) @ test)
+
+
+def _smoother(fit: Decomposed, test_inputs: Tensor, lam: float) -> Tensor:
+    """`[test, n]`: the matrix that takes the fit rows' targets to predictions, the mean of the targets included."""
+    assert fit.left is not None
+    scores = (test_inputs.double() - fit.mean) @ fit.right.T / fit.singular
+    centred = fit.left - fit.left.mean(0)
+    return (scores * fit.shrunk(lam)) @ centred.T + 1 / len(fit.left)
+
+
+def _reduced_error(smoothers: _Smoothers, lam: float, rank: int, gram: Tensor, cross: Tensor, whole: Tensor) -> Tensor:
+    """Squared error on the test rows of the rank-`rank` fit, from inner products of permuted targets alone."""
+    fit = smoothers.decomposed
+    assert fit.left is not None
+    n = len(gram)
+    mean_gram, mean_cross = gram.mean(0), cross.mean(1)
+    centred = gram - mean_gram - mean_gram[:, None] + mean_gram.mean()
+    inner = fit.left.T @ centred @ fit.left
+    shrunk = fit.shrunk(lam)
+    values, vectors = torch.linalg.eigh(shrunk.sqrt()[:, None] * inner * shrunk.sqrt())
+    kept = min(rank, int((values > values[-1].clamp_min(0) * n * _EPS).sum()))
+    axes = shrunk.sqrt()[:, None] * vectors[:, len(values) - kept :] / values[len(values) - kept :].sqrt()
+    # targets of the test rows, less the fit's mean, and predictions, both along the axes
+    minus_mean = cross - mean_cross[:, None] - mean_gram + mean_gram.mean()
+    along, predicted = minus_mean @ fit.left @ axes, (smoothers.scores * shrunk) @ inner @ axes
+    base = whole - 2 * mean_cross.sum() + len(cross) * mean_gram.mean()
+    return base - ((2 * along - predicted) * predicted).sum()

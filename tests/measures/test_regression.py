@@ -1,0 +1,194 @@
+"""Ridge and reduced-rank regression against scikit-learn, naive d x d formulas and planted ranks."""
+
+import math
+
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from torch import Tensor
+
+from mechdiff.measures.regression import (
+    Moments,
+    cross_validated,
+    decompose,
+    fitted_axes,
+    fold_rows,
+    one_se,
+    permutations,
+    permuted_r2,
+    ridge,
+)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def coefficients(inputs: Tensor, targets: Tensor, lam: float, rank: int | None = None) -> Tensor:
+    """The whole d x d_out matrix, from the factors."""
+    found = decompose(inputs)
+    assert found.left is not None
+    projected = found.left.T @ (targets - targets.mean(0))
+    left, right = ridge(found, projected, lam)
+    if rank is None:
+        return left @ right
+    axes = fitted_axes(found, projected, lam)[:, :rank]
+    return left @ right @ axes @ axes.T
+
+
+def naive(inputs: Tensor, targets: Tensor, penalty: float, rank: int | None = None) -> Tensor:
+    """The same in the augmented form: rows sqrt(penalty) I added, least squares, projected on the top right singular vectors of what is fitted."""
+    d = inputs.shape[1]
+    x = torch.cat([inputs - inputs.mean(0), math.sqrt(penalty) * torch.eye(d, dtype=torch.float64)])
+    z = torch.cat([targets - targets.mean(0), torch.zeros(d, targets.shape[1], dtype=torch.float64)])
+    b = torch.linalg.lstsq(x, z, driver="gelsd").solution
+    if rank is None:
+        return b
+    axes = torch.linalg.svd(x @ b).Vh[:rank].T
+    return b @ axes @ axes.T
+
+
+@pytest.mark.parametrize(("n", "d"), [(12, 30), (40, 9)])
+def test_ridge_is_scikit_learns(n: int, d: int) -> None:
+    x, z = random(n, d) + 2, random(n, 4, seed=1) - 1
+    unit = float((x - x.mean(0)).square().sum() / d)
+    expected = Ridge(alpha=0.3 * unit).fit(x.numpy(), z.numpy()).coef_.T
+    torch.testing.assert_close(coefficients(x, z, 0.3), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize(("n", "d"), [(12, 30), (40, 9)])
+@pytest.mark.parametrize("lam", [0.0, 0.2])
+@pytest.mark.parametrize("rank", [0, 1, 3, None])
+def test_reduced_rank_regression_is_the_augmented_least_squares_projected(n: int, d: int, lam: float, rank: int | None) -> None:
+    x, z = random(n, d), random(n, 6, seed=1)
+    unit = float((x - x.mean(0)).square().sum() / d)
+    found = coefficients(x, z, lam, rank)
+    torch.testing.assert_close(found, naive(x, z, lam * unit, rank))
+    assert rank is None or int(torch.linalg.matrix_rank(found)) <= rank
+
+
+def test_property_15_loss_falls_with_the_rank_and_full_rank_is_ridge() -> None:
+    x, z = random(20, 8), random(20, 5, seed=1)
+    centred_x, centred_z = x - x.mean(0), z - z.mean(0)
+    losses = [float((centred_z - centred_x @ coefficients(x, z, 0.0, k)).square().sum()) for k in range(6)]
+    assert losses == sorted(losses, reverse=True)
+    torch.testing.assert_close(coefficients(x, z, 0.1, 5), coefficients(x, z, 0.1))
+
+
+def test_property_15_equivariant_to_rotations_on_both_sides() -> None:
+    x, z = random(15, 8), random(15, 5, seed=1)
+    p, q = torch.linalg.qr(random(8, 8, seed=2))[0], torch.linalg.qr(random(5, 5, seed=3))[0]
+    for rank in (1, 3, None):
+        torch.testing.assert_close(coefficients(x @ p, z @ q, 0.1, rank), p.T @ coefficients(x, z, 0.1, rank) @ q)
+
+
+def test_both_ends_of_lambda() -> None:
+    x, z = random(30, 6), random(30, 3, seed=1)
+    torch.testing.assert_close(coefficients(x, z, 0.0), torch.linalg.lstsq(x - x.mean(0), z - z.mean(0)).solution)
+    assert not coefficients(x, z, math.inf).any()
+
+
+def test_moments_add_and_agree_with_the_rows() -> None:
+    x, z = random(50, 6) + 3, random(50, 4, seed=1)
+    whole = Moments.of(x[:20], z[:20]) + Moments.of(x[20:], z[20:])
+    found, projected = whole.decomposed()
+    for lam in (0.0, 0.5):
+        left, right = ridge(found, projected, lam)
+        torch.testing.assert_close(left @ right, coefficients(x, z, lam), rtol=1e-9, atol=1e-11)
+    axes = fitted_axes(found, projected, 0.1)[:, :2]
+    left, right = ridge(found, projected, 0.1)
+    torch.testing.assert_close(left @ right @ axes @ axes.T, coefficients(x, z, 0.1, 2), rtol=1e-9, atol=1e-11)
+
+
+def test_errors_by_penalty_and_rank_are_those_of_fits_without_the_fold() -> None:
+    x, z = random(18, 30), random(18, 4, seed=1)
+    groups = torch.arange(9).repeat_interleave(2)
+    found = cross_validated(x, z, groups, folds=3, lambdas=(0.1, 1.0))
+    expected, by_rank = torch.zeros(2).double(), torch.zeros(5).double()
+    for held in fold_rows(groups, 3, 0):
+        rest = torch.tensor([row not in held.tolist() for row in range(18)])
+
+        def error(lam: float, rank: int | None = None, rest: Tensor = rest, held: Tensor = held) -> Tensor:
+            predicted = (x[held] - x[rest].mean(0)) @ coefficients(x[rest], z[rest], lam, rank) + z[rest].mean(0)
+            return (z[held] - predicted).square().sum()
+
+        expected += torch.stack([error(lam) for lam in (0.1, 1.0)]) / 18
+        by_rank += torch.stack([error(found.lambda_of_ranks, rank) for rank in range(5)]) / 18
+    torch.testing.assert_close(found.errors, expected)
+    torch.testing.assert_close(found.errors_by_rank, by_rank)
+    assert found.lambda_ == (0.1, 1.0)[int(expected.argmin())]
+
+
+def test_a_prompts_rows_are_in_one_fold_and_every_row_in_one() -> None:
+    groups = torch.arange(7).repeat_interleave(3)
+    folds = list(fold_rows(groups, 5, seed=1))
+    assert sorted(row for fold in folds for row in fold.tolist()) == list(range(21))
+    assert all(set(groups[fold].tolist()).isdisjoint(groups[other].tolist()) for fold in folds for other in folds if other is not fold)
+    assert list(fold_rows(torch.zeros(4, dtype=torch.long), 5, seed=1)) == []
+
+
+def test_the_one_standard_error_rule_is_about_the_difference_on_the_same_prompts() -> None:
+    hard = torch.tensor([0.0, 10.0, 20.0, 30.0]).double()[:, None]  # prompts differ far more than ranks do
+    errors = hard + torch.tensor([3.0, 1.0, 0.99]).double() + torch.tensor([[0, 0.1, 0], [0, -0.1, 0], [0, 0.1, 0], [0, -0.1, 0]]).double()
+    assert one_se(errors, 2) == 1
+    assert one_se(errors - torch.tensor([0.0, 0, 0.5]).double(), 2) == 2
+
+
+def planted_change(rank: int, n: int, noise: float, seed: int, d: int = 1024) -> tuple[Tensor, Tensor]:
+    """States whose spectrum falls as 1/i, and a change that is a constant plus `rank` directions that the state decides, plus noise."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    states = draw(n, d) * torch.arange(1, d + 1).double() ** -0.5 @ torch.linalg.qr(draw(d, d))[0]
+    change = torch.full((n, d), 0.5, dtype=torch.float64)
+    if rank:
+        along = states @ draw(d, rank)
+        change = change + along / along.std(0) @ torch.linalg.qr(draw(d, rank))[0].T
+    return states, change + noise * draw(n, d)
+
+
+@pytest.mark.parametrize("n", [150, 450])
+@pytest.mark.parametrize(("rank", "noise"), [(0, 0.0), (0, 0.05), (1, 0.0), (4, 0.0), (4, 0.05), (32, 0.0)])
+def test_planted_ranks_come_out(rank: int, noise: float, n: int) -> None:
+    for seed in range(2):
+        states, change = planted_change(rank, n, noise, seed)
+        assert cross_validated(states, change, torch.arange(n)).rank_one_se == rank
+
+
+def test_no_change_at_all_has_rank_0() -> None:
+    found = cross_validated(random(20, 6), torch.zeros(20, 6), torch.arange(20))
+    assert (found.rank_one_se, found.rank_best, found.lambda_) == (0, 0, math.inf)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_permuted_refits_are_refits(rank: int | None) -> None:
+    x, z, x_test, z_test = random(40, 60), random(40, 5, seed=1) + 3, random(15, 60, seed=2), random(15, 5, seed=3) + 3
+    groups = torch.arange(20).repeat_interleave(2)
+    found = permuted_r2(x, z, groups, x_test, z_test, draws=4, seed=3, rank=rank, lam=0.1)
+    expected = []
+    for order in permutations(groups, 4, 3):
+        predicted = (x_test - x.mean(0)) @ coefficients(x, z[order], 0.1, rank) + z.mean(0)
+        expected.append(1 - (z_test - predicted).square().sum() / (z_test - z_test.mean(0)).square().sum())
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_permuted_refits_choose_lambda_anew() -> None:
+    x, z, x_test, z_test = random(20, 30), random(20, 3, seed=1), random(9, 30, seed=2), random(9, 3, seed=3)
+    groups = torch.arange(20)
+    found = permuted_r2(x, z, groups, x_test, z_test, draws=4, seed=3)
+    expected = []
+    for order in permutations(groups, 4, 3):
+        lam = cross_validated(x, z[order], groups, seed=3).lambda_
+        predicted = (x_test - x.mean(0)) @ coefficients(x, z[order], lam) + z.mean(0)
+        expected.append(1 - (z_test - predicted).square().sum() / (z_test - z_test.mean(0)).square().sum())
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_whole_prompts_are_permuted_each_keeping_its_rows_in_order() -> None:
+    [order] = permutations(torch.arange(6).repeat_interleave(3), 1, seed=3)
+    blocks = order.reshape(6, 3)
+    assert sorted(order.tolist()) == list(range(18))
+    assert (blocks[:, 0] % 3 == 0).all()
+    assert (blocks[:, 1:] - blocks[:, :-1] == 1).all()
