@@ -248,3 +248,18 @@ def child(seed: int, size: float = 0.01) -> Callable[[nn.Module], None]:
             parameter.add_(torch.randn(parameter.shape, generator=random) * size)
 
     return change
+
+
+BIASED = N_LAYERS - 1
+"""P16: the block whose MLP gets a bias. Above the last block nothing reads earlier positions, so the decision position tells all."""
+
+
+def give_mlp_bias(net: nn.Module) -> None:
+    """Both models of P16: the last MLP's output has a bias, 0."""
+    net.model.layers[BIASED].mlp.down_proj.bias = nn.Parameter(torch.zeros(D_MODEL))
+
+
+def add_mlp_bias(net: nn.Module) -> None:
+    """P16: the bias becomes the direction that raises one token."""
+    direction = net.lm_head.weight[65]
+    net.model.layers[BIASED].mlp.down_proj.bias.add_(direction * (2 / direction.norm()))

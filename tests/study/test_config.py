@@ -26,7 +26,17 @@ def test_the_least_study_runs_every_measure_with_its_defaults(tmp_path: Path) ->
     path.write_text("pair: {base: org/base, tuned: org/tuned}\nprompts: {file: prompts.jsonl}\n")
     study, text = load_study(path)
     assert text == path.read_text()
-    assert list(study.measures.asked()) == ["divergence", "weights", "grafting", "similarity", "patching", "factorial"]
+    assert list(study.measures.asked()) == [
+        "divergence",
+        "weights",
+        "grafting",
+        "similarity",
+        "patching",
+        "factorial",
+        "transport",
+        "rank",
+        "steering",
+    ]
     assert (study.seed, study.dtype, study.prompts.policy, study.prompts.template, study.prompts.position) == (
         *(0, "float32", "same_text"),
         *("tuned", "decision"),

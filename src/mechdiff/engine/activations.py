@@ -42,7 +42,10 @@ def edited(model: Model, edits: Mapping[Site, Edit]) -> Iterator[None]:
 
 
 def _scaled(edit: Edit, scale: float) -> Edit:
-    """The same edit for a module whose output is multiplied by `scale` before it is the state; entries that it leaves stay bit for bit."""
+    """The same edit for a module whose output is multiplied by `scale` before it is the state; entries that it leaves stay bit for bit.
+
+    What is left is added as a zero, so that gradients pass.
+    """
     if scale == 1:
         return edit
 
@@ -50,7 +53,7 @@ def _scaled(edit: Edit, scale: float) -> Edit:
         before = tensor * scale
         state = before.clone()
         edit(state)
-        tensor.copy_(torch.where(state == before, tensor, state / scale))
+        tensor.copy_(torch.where(state == before, tensor + (state - before) / scale, state / scale))
 
     return scaled
 

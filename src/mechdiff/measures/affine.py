@@ -1,16 +1,18 @@
-"""What every fitted map is: an affine function of states, kept as a diagonal and a product of two thin matrices.
+"""What a fitted map is: an affine function of states, kept as a diagonal and a product of two thin matrices.
 
     T(x) = mean_out + (x - mean_in) * diagonal + ((x - mean_in) @ left) @ right
 
 A map anchored at the identity has diagonal 1, and its product is the learned change: at most as many dimensions as rows it was fitted on, so no
-d x d matrix is ever made. A map that is not anchored has no diagonal; then the two widths may differ.
+d x d matrix is ever made. A map that is not anchored has diagonal 0, and its two widths may differ.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
+
+_EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,30 +33,46 @@ class Affine:
         return (moved if self.diagonal is None else moved + centred * self.diagonal).to(states.dtype)
 
     def rank_of_change(self) -> int:
-        """The measured rank of T - I (of T's linear part, where the widths differ), by singular values above rounding."""
+        """The measured rank of T - I (of T's linear part, where the widths differ): singular values above rounding."""
         d_in, d_out = len(self.mean_in), len(self.mean_out)
         if d_in != d_out:
-            return _product_rank(self.left, self.right)
+            return rank_of(torch.linalg.svdvals(_core(self.left, self.right)))
         diagonal = -torch.ones(d_out, dtype=torch.float64) if self.diagonal is None else self.diagonal - 1
-        if not diagonal.any():
-            return _product_rank(self.left, self.right)
-        return int(torch.linalg.matrix_rank(torch.diag(diagonal) + self.left @ self.right))
+        if not self.left.any() or not self.right.any():
+            return int((diagonal != 0).sum())
+        if (diagonal == diagonal[0]).all():
+            return _rank_with_multiple_of_identity(float(diagonal[0]), self.left, self.right)
+        return rank_of(torch.linalg.svdvals(torch.diag(diagonal) + self.left @ self.right))
+
+    def embedded(self, kept_in: Bool[Tensor, " d"], kept_out: Bool[Tensor, " d"], mean_in: Tensor, mean_out: Tensor) -> "Affine":
+        """The map of all features, where this one is of the kept ones: the others, of these means, move by the mean difference alone."""
+        left = self.left.new_zeros(len(kept_in), self.left.shape[1])
+        right = self.right.new_zeros(self.right.shape[0], len(kept_out))
+        left[kept_in], right[:, kept_out] = self.left, self.right
+        diagonal = None
+        if self.diagonal is not None:
+            diagonal = torch.ones(len(kept_out), dtype=torch.float64)
+            diagonal[kept_out] = self.diagonal
+        mean_in, mean_out = mean_in.clone(), mean_out.clone()
+        mean_in[kept_in], mean_out[kept_out] = self.mean_in, self.mean_out
+        return Affine(mean_in=mean_in, mean_out=mean_out, diagonal=diagonal, left=left, right=right)
 
 
-def shifted(mean_in: Float64[Tensor, " d"], mean_out: Float64[Tensor, " d"]) -> Affine:
-    """x + (mean_out - mean_in)."""
-    return Affine(
-        mean_in=mean_in, mean_out=mean_out, diagonal=torch.ones_like(mean_in), left=mean_in.new_zeros(len(mean_in), 0),
-        right=mean_in.new_zeros(0, len(mean_in)),
-    )  # fmt: skip
+def rank_of(values: Float64[Tensor, " value"]) -> int:
+    """How many singular values are above the rounding of a matrix of that size."""
+    return int((values > values.max() * max(len(values), 64) * _EPS).sum()) if len(values) and values.max() > 0 else 0
 
 
-def _product_rank(left: Float64[Tensor, "d_in rank"], right: Float64[Tensor, "rank d_out"]) -> int:
-    """The rank of left @ right from small factors: singular values above the rounding of a product of that size."""
-    if not left.shape[1] or not left.any() or not right.any():
-        return 0
-    if left.shape[1] >= min(len(left), right.shape[1]):
-        return int(torch.linalg.matrix_rank(left @ right))
-    core = torch.linalg.qr(left, mode="r").R @ torch.linalg.qr(right.T, mode="r").R.T
-    values = torch.linalg.svdvals(core)
-    return int((values > values[0] * max(len(left), right.shape[1]) * torch.finfo(torch.float64).eps).sum())
+def _core(left: Tensor, right: Tensor) -> Tensor:
+    """A small matrix with the singular values of left @ right."""
+    return torch.linalg.qr(left, mode="r").R @ torch.linalg.qr(right.T, mode="r").R.T
+
+
+def _rank_with_multiple_of_identity(c: float, left: Tensor, right: Tensor) -> int:
+    """The rank of c I + left @ right: c outside the span of both factors, and inside it a small matrix."""
+    if c == 0:
+        return rank_of(torch.linalg.svdvals(_core(left, right)))
+    d = len(left)
+    basis = torch.linalg.qr(torch.cat([left, right.T], 1)).Q if 2 * left.shape[1] < d else torch.eye(d, dtype=torch.float64)
+    inside = c * torch.eye(basis.shape[1], dtype=torch.float64) + (basis.T @ left) @ (right @ basis)
+    return d - basis.shape[1] + rank_of(torch.linalg.svdvals(inside))

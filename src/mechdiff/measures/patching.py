@@ -27,17 +27,12 @@ Logit differences are linear where KL saturates (Heimersheim & Nanda 2024, arXiv
 
 from collections.abc import Mapping, Sequence
 
-import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechdiff.engine.activations import Clean
-from mechdiff.engine.models import Model
-from mechdiff.engine.replay import Engine, Variant, Write
+from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.sites import Site
-from mechdiff.measures.outcome import outcomes
-from mechdiff.rows import rows
 
 
 def written_state(
@@ -78,45 +73,3 @@ def variants(
 ) -> list[Variant]:
     """One variant for each of `layers`: `written[block]` at `kind`, at that block and the `width - 1` blocks above it."""
     return [{Site(layer, kind): Write(value=written[layer]) for layer in range(first, first + width)} for first in layers]
-
-
-def measure(
-    model: Model,
-    engine: Engine,
-    cleans: Sequence[Clean],
-    *,
-    kind: str,
-    layers: Sequence[int],
-    width: int,
-    written: Float[Tensor, "layer prompt pos d"],
-    base_logits: Float[Tensor, "prompt vocab"],
-    tuned_logits: Float[Tensor, "prompt vocab"],
-    prompt_ids: Sequence[str],
-    columns: dict[str, str | None],
-    floor: bool = False,
-) -> pl.DataFrame:
-    """Rows of every metric for each prompt and each of `layers` (the first block of a window); `columns` are the constant key columns.
-
-    `floor` adds the unedited row of the same passes, control `no_op`.
-    """
-    own, other = (tuned_logits, base_logits) if model.side == "tuned" else (base_logits, tuned_logits)
-    logits = engine(model, cleans, variants(kind, layers, written, width))[..., : own.shape[-1]]
-    found = outcomes(logits, own, other, tuned_clean=tuned_logits, base_clean=base_logits)
-    n_prompts, n_layers = len(cleans), len(layers)
-    frames = []
-    for metric, values in found.items():
-        frames.append(
-            rows(
-                values[:, 1:].flatten().numpy(),
-                measure="patching",
-                layer=list(layers) * n_prompts,
-                site=kind,
-                metric=metric,
-                prompt=[prompt for prompt in prompt_ids for _ in range(n_layers)],
-                **columns,
-            )
-        )
-        if floor:
-            constant = {"direction": columns["direction"], "split": columns["split"], "control": "no_op"}
-            frames.append(rows(values[:, 0].numpy(), measure="patching", prompt=list(prompt_ids), metric=metric, **constant))
-    return pl.concat(frames)

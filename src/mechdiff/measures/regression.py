@@ -33,7 +33,7 @@ SHRINK_LESS = (1.0, 0.1, 0.01)
 """A low rank shrinks by itself, so ranks are tried at the ridge's penalty and at these shares of it."""
 
 ROUNDING = 1e-9
-"""Errors that differ by less than this share are equal."""
+"""Errors that differ by less than this share of the largest are equal."""
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -76,7 +76,7 @@ def decompose(inputs: Float[Tensor, "row d"]) -> Decomposed:
 
 def _by_covariance(mean: Tensor, squares: Tensor, centred: Tensor | None) -> Decomposed:
     values, vectors = torch.linalg.eigh(squares)
-    kept = values > values[-1] * len(values) * _EPS
+    kept = values > values.amax() * len(values) * _EPS if len(values) else values > 0
     singular, right = values[kept].flip(0).sqrt(), vectors[:, kept].flip(1).T
     return Decomposed(mean=mean, singular=singular, right=right, left=None if centred is None else centred @ right.T / singular)
 
@@ -117,7 +117,11 @@ def ridge(
 
 def fitted_axes(inputs: Decomposed, projected: Float64[Tensor, "rank d_out"], lam: float) -> Float64[Tensor, "d_out axis"]:
     """The right singular vectors of the fitted values, the strongest first: orthonormal; reduced-rank regression keeps the first k."""
-    weighted = inputs.shrunk(lam).sqrt()[:, None] * projected
+    return strongest_axes(inputs.shrunk(lam).sqrt()[:, None] * projected)
+
+
+def strongest_axes(weighted: Float64[Tensor, "rank d_out"]) -> Float64[Tensor, "d_out axis"]:
+    """The right singular vectors of a thin matrix, the strongest first, without those that are rounding."""
     values, vectors = torch.linalg.eigh(weighted @ weighted.T)
     kept = values > max(float(values[-1]), 0.0) * max(weighted.shape) * _EPS if len(values) else values > 0
     return (weighted.T @ vectors[:, kept].flip(1)) / values[kept].flip(0).sqrt()
@@ -143,15 +147,21 @@ class Validated:
 
 def cross_validated(
     inputs: Float[Tensor, "row d"], targets: Float[Tensor, "row d_out"], groups: Int[Tensor, " row"], *, folds: int = FOLDS, seed: int = 0,
-    lambdas: Sequence[float] = LAMBDAS,
+    lambdas: Sequence[float] = LAMBDAS, uncentred: bool = False,
 ) -> Validated:  # fmt: skip
-    """Penalty and rank chosen on these rows; a prompt's rows (of one group) are in one fold."""
-    parts = [_Fold.of(inputs, targets, held) for held in fold_rows(groups, folds, seed)]
+    """Penalty and rank chosen on these rows; a prompt's rows (of one group) are in one fold.
+
+    `uncentred` counts the mean of the targets as one more direction that the states decide (a constant input, not penalised): a constant
+    target has rank 0 without and 1 with it.
+    """
+    parts = [_Fold.of(inputs, targets, held, uncentred) for held in fold_rows(groups, folds, seed)]
+    if not parts:
+        return _nothing_seen(len(lambdas))
     errors = torch.stack([sum((part.error(lam) for part in parts), torch.tensor(0.0)) for lam in lambdas]) / len(inputs)
     best = lambdas[_last_least(errors)]
     tried = []
     for share in SHRINK_LESS if 0 < best < math.inf else (1.0,):
-        by_row = torch.full((len(inputs), 1 + min(min(len(part.decomposed.singular) for part in parts), targets.shape[1])), math.nan)
+        by_row = torch.full((len(inputs), 1 + min(min(len(part.projected) for part in parts), targets.shape[1])), math.nan)
         by_row = by_row.double()
         for part in parts:
             by_row[part.held] = part.errors_by_rank(best * share, by_row.shape[1])
@@ -160,10 +170,19 @@ def cross_validated(
     names = groups.unique()
     by_prompt = torch.stack([by_row[groups == name].mean(0) for name in names])
     mean = by_prompt.mean(0)
-    top = int((mean <= mean.min() * (1 + ROUNDING)).nonzero()[0])
+    top = int((mean <= mean.min() + ROUNDING * mean.abs().max()).nonzero()[0])
     return Validated(
         lambda_=best, errors=errors, lambda_of_ranks=lam, errors_by_rank=mean, errors_of_prompts=by_prompt, rank_best=top,
         rank_one_se=one_se(by_prompt, top),
+    )  # fmt: skip
+
+
+def _nothing_seen(n_lambdas: int) -> Validated:
+    """With one prompt there is nothing to hold out, and no reason to believe in any map."""
+    none = torch.full((1,), math.nan, dtype=torch.float64)
+    return Validated(
+        lambda_=math.inf, errors=none.expand(n_lambdas), lambda_of_ranks=math.inf, errors_by_rank=none, errors_of_prompts=none[None],
+        rank_best=0, rank_one_se=0,
     )  # fmt: skip
 
 
@@ -193,30 +212,41 @@ class _Fold:
 
     held: Tensor
     decomposed: Decomposed
+    uncentred: bool
     projected: Tensor
-    """U'Z of the fit rows."""
+    """U'Z of the fit rows; first the constant's, if uncentred."""
     scores: Tensor
     """Held-out inputs in the axes of the fit, over s."""
     targets: Tensor
-    """Held-out targets less the fit's mean."""
+    """Held-out targets, less the fit's mean if centred."""
 
     @classmethod
-    def of(cls, inputs: Tensor, targets: Tensor, held: Tensor) -> "_Fold":
+    def of(cls, inputs: Tensor, targets: Tensor, held: Tensor, uncentred: bool) -> "_Fold":
         rest = torch.ones(len(inputs), dtype=torch.bool)
         rest[held] = False
         decomposed, z = decompose(inputs[rest]), targets[rest].double()
         assert decomposed.left is not None
         scores = (inputs[held].double() - decomposed.mean) @ decomposed.right.T / decomposed.singular
-        projected = decomposed.left.T @ (z - z.mean(0))
-        return cls(held=held, decomposed=decomposed, projected=projected, scores=scores, targets=targets[held].double() - z.mean(0))
+        projected, mean, root = decomposed.left.T @ (z - z.mean(0)), z.mean(0), len(z) ** 0.5
+        if uncentred:
+            scores = torch.cat([torch.full((len(held), 1), 1 / root, dtype=torch.float64), scores], 1)
+            projected, mean = torch.cat([root * mean[None], projected]), torch.zeros_like(mean)
+        return cls(
+            held=held, decomposed=decomposed, uncentred=uncentred, projected=projected, scores=scores, targets=targets[held].double() - mean
+        )
+
+    def shrunk(self, lam: float) -> Tensor:
+        found = self.decomposed.shrunk(lam)
+        return torch.cat([torch.ones(1, dtype=torch.float64), found]) if self.uncentred else found
 
     def error(self, lam: float) -> Tensor:
-        return (self.targets - (self.scores * self.decomposed.shrunk(lam)) @ self.projected).square().sum()
+        return (self.targets - (self.scores * self.shrunk(lam)) @ self.projected).square().sum()
 
     def errors_by_rank(self, lam: float, n: int) -> Tensor:
         """`[row, n]`: squared error of each held-out row at ranks 0 to n - 1; beyond the last axis nothing changes."""
-        axes = fitted_axes(self.decomposed, self.projected, lam)[:, : n - 1]
-        predicted = ((self.scores * self.decomposed.shrunk(lam)) @ self.projected) @ axes
+        shrunk = self.shrunk(lam)
+        axes = strongest_axes(shrunk.sqrt()[:, None] * self.projected)[:, : n - 1]
+        predicted = ((self.scores * shrunk) @ self.projected) @ axes
         gained = (2 * (self.targets @ axes) - predicted) * predicted
         gained = torch.nn.functional.pad(gained, (1, n - 1 - axes.shape[1]))
         return self.targets.square().sum(1, keepdim=True) - gained.cumsum(1)

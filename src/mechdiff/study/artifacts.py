@@ -235,6 +235,13 @@ class RunFolder:
             (self.path / "tensors").mkdir(exist_ok=True)
             replace(self.path / "tensors" / f"{name}.safetensors", _tensors(tensors))
 
+    def place(self, name: str) -> Path:
+        """The path of a file that is written for readers, its folder made; `name` is like maps/L3.attn_out.rrr.safetensors."""
+        assert re.fullmatch(r"\w+/[\w.-]{1,120}", name), f"not a plain name in a folder: {name!r}"
+        with writing(self.path):
+            (self.path / name).parent.mkdir(exist_ok=True)
+        return self.path / name
+
     def write_manifest(self, record: Mapping[str, Any]) -> None:
         """Writes manifest.json, last: from now on the run counts as finished. Adds the tables' SHA-256 as `files`."""
         with writing(self.path):

@@ -11,7 +11,8 @@ from mechdiff.engine.sites import KINDS
 from mechdiff.errors import ModelError, PromptError
 from mechdiff.study.cells import Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig
-from mechdiff.study.plan import MAX_ROWS, plan
+from mechdiff.study.plan import plan
+from mechdiff.study.planner import MAX_ROWS
 from mechdiff.study.prepare import prepare, read_splits
 
 _CHARACTERS_A_TOKEN = 3.0

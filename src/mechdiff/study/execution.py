@@ -1,22 +1,38 @@
 """One execution of a plan, as its stages see it: the prompts, the engines, the states that were captured, the folder of finished cells."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechdiff.engine.activations import Clean, capture
+from mechdiff.engine.changes import open_changes
+from mechdiff.engine.families import shape_of
 from mechdiff.engine.models import Model
 from mechdiff.engine.rendering import Rendered
-from mechdiff.engine.replay import ENGINES, Engine
+from mechdiff.engine.replay import ENGINES, Engine, Variant
+from mechdiff.errors import RunError, StudyError
+from mechdiff.measures import patching
+from mechdiff.measures.counterfactuals import run_variants
 from mechdiff.measures.grafting import Lattice
+from mechdiff.measures.maps_by_name import logit_directions
+from mechdiff.measures.transport import Maps
+from mechdiff.measures.weights import readout
 from mechdiff.study.artifacts import RunFolder
-from mechdiff.study.cells import Cell
+from mechdiff.study.cells import Cell, n_positions
 from mechdiff.study.manifest import engines
+from mechdiff.study.options import CloserOptions
+from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS
 from mechdiff.study.prepare import Prepared
+from mechdiff.study.selection import choose_layers
+
+FEW = 3
+"""Layers that are looked at more closely where nothing chose them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +54,11 @@ class Execution:
         self.engines = engines(prepared)
         self._states: dict[tuple[str, str, str], States] = {}
         self._cleans: tuple[Any, list[Clean]] = (None, [])
+        self.maps: dict[tuple[str, int, bool], Maps] = {}
+        """By site kind, layer, and whether of shuffled pairs: kept from one cell of the closer look to the next."""
+        self._held: tuple[Any, dict[str, np.ndarray]] = (None, {})
+        self._directions: dict[str, Tensor] = {}
+        self._hot: dict[str, Any] | None = None
         self.lattices: dict[str, Lattice] = {}
         """By split: what all grafting cells start from, kept from one to the next."""
 
@@ -74,6 +95,73 @@ class Execution:
             layers=tuple(shards[0].key["layers"]), kinds=kinds, logits=torch.cat([torch.from_numpy(part["logits"]) for part in loaded])
         )
 
+    def tensors(self, cell: Cell) -> dict[str, np.ndarray]:
+        """The tensors of a finished cell, kept for the next one that asks for the same."""
+        if self._held[0] is not cell:
+            self._held = (cell, self.folder.load(cell.key).tensors)
+        return self._held[1]
+
+    def donors(self, side: str, cell: Cell) -> Float[Tensor, "layer prompt pos d"]:
+        """For a cell's prompts, one model's states on other prompts of the split: the same others in every cell."""
+        key = cell.key
+        everyone = [name for shard in self.captures(side, key["split"], key["position"]) for name in shard.key["ids"]]
+        donor = patching.donors(len(everyone), key["seed"])
+        chosen = [donor[everyone.index(name)] for name in key["ids"]]
+        return self.states(side, key["split"], key["position"]).kinds[key["kind"]][:, chosen]
+
+    def closer(self, options: CloserOptions) -> list[int]:
+        """The layers that a measure looks at more closely: named, or the hot ones of the select prompts, or else a few evenly spaced."""
+        if options.closer != "hot":
+            return list(options.closer)
+        if self._hot is None:
+            found = [cell for cell in self.cells if cell.stage in ("patching", "similarity") and cell.key["split"] == "select"]
+            self._hot = (choose_layers(pl.concat([self.folder.load(cell.key).frame for cell in found])) if found else None) or {}
+        layers = options.layer_numbers(self.n_layers)
+        hot = [layer for layer in self._hot.get("hot_layers", []) if layer in layers]
+        few = min(FEW, len(layers))
+        return hot or [layers[(2 * i + 1) * len(layers) // (2 * few)] for i in range(few)]
+
+    def logit_directions(self, arm: str, q: int) -> Float[Tensor, "d q"]:
+        """What the tuned model's unembedding reads most, or both models' (`logit_subspace_joint`)."""
+        if arm not in self._directions:
+            changes = open_changes(self.prepared.pair.base, self.prepared.pair.tuned)
+            read = [readout(changes.tuned), *([readout(changes.base)] if arm == "logit_subspace_joint" else [])]
+            self._directions[arm] = logit_directions(torch.cat(read), q)
+        return self._directions[arm]
+
+    @property
+    def n_layers(self) -> int:
+        return shape_of(self.prepared.pair.config("base")).n_layers
+
+    def variants(self, cell: Cell, model: Model, variants: Sequence[Variant], labels: pl.DataFrame, *, floor: bool = False) -> pl.DataFrame:
+        """The rows of these variants on a cell's prompts; with too little memory, of half the prompts at a time."""
+        key = cell.key
+        engine, cleans = self.engine(model, key["position"]), self.cleans(cell, model)
+        logits = {side: self.states(side, key["split"], key["position"], key["ids"]).logits for side in ("base", "tuned")}
+
+        def sweep(part: slice) -> list[pl.DataFrame]:
+            here = [{site: replace(write, value=write.value[part].to(model.device)) for site, write in one.items()} for one in variants]
+            try:
+                return [
+                    run_variants(
+                        model, engine, cleans[part], here, labels, base_logits=logits["base"][part].to(model.device),
+                        tuned_logits=logits["tuned"][part].to(model.device), prompt_ids=key["ids"][part], max_rows=self.max_rows, floor=floor,
+                    )
+                ]  # fmt: skip
+            except torch.OutOfMemoryError as error:
+                n = len(key["ids"][part])
+                if n == 1:
+                    raise RunError(f"one prompt's {len(variants)} variants do not fit on {model.device}. Lower --max-rows.") from error
+                self.folder.log(f"out of memory with {n} prompts in a pass: halved")
+                middle = part.start + n // 2
+                return sweep(slice(part.start, middle)) + sweep(slice(middle, part.stop))
+
+        return pl.concat(sweep(slice(0, len(key["ids"]))))
+
+    @property
+    def max_rows(self) -> int:
+        return self.prepared.options.max_rows or MAX_ROWS
+
     def cleans(self, cell: Cell, model: Model) -> list[Clean]:
         """The running model's clean passes of a cell's prompts, kept for the next cells of the same shard."""
         wanted = (model.side, cell.key["split"], cell.key["ids"])
@@ -83,3 +171,22 @@ class Execution:
             found = [capture(model, self.ids(cell, name), [], [0], keep_cache=keep) for name in cell.key["ids"]]
             self._cleans = (wanted, found)
         return self._cleans[1]
+
+
+def positions(one: Rendered, position: str, side: str) -> list[int]:
+    """Token indices of a window in one model's tokens, or of positions spread over the prompt."""
+    n_pos, model = n_positions(position), 0 if side == "base" else 1
+    if position.startswith("spread"):
+        assert n_pos
+        before = one.positions[: -1 - LAST_LEFT_OUT]
+        spread = [before[(2 * i + 1) * len(before) // (2 * (n_pos - 1))] for i in range(n_pos - 1)]
+        return [pair[model] for pair in (*spread, one.positions[-1])]
+    pairs = one.positions[-n_pos:] if n_pos else one.positions
+    length = n_pos or len(one.ids_base)
+    for which, ids in enumerate((one.ids_base, one.ids_tuned)):
+        if [pair[which] for pair in pairs] != list(range(len(ids) - length, len(ids))):
+            raise StudyError(
+                f"positions {position}: the last tokens of prompt {one.prompt.id!r} are not the same places for both models. "
+                "Use position decision, or policy same_text."
+            )
+    return [pair[model] for pair in pairs]

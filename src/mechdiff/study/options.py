@@ -16,6 +16,10 @@ from mechdiff.study.document import Count, Section, listed, some_of, whole_numbe
 ARMS = ("identity", "shift", "mean", "resample", "oracle")
 """How a written state can be made: see measures/patching.py."""
 
+MAPS = ("diag_affine", "anchored_ridge", "anchored_procrustes", "rrr", "ridge", "pca", "procrustes", "whitened_procrustes", "logit_subspace",
+        "logit_subspace_joint", "per_cluster", "rank_truncated", "rescaled", "norm_matched")  # fmt: skip
+"""Maps that are learned: see measures/maps.py. The first four are the default; unanchored ones run by name only."""
+
 DIRECTIONS = ("tuned<-base", "base<-tuned")
 """The first model runs, a state of the second is written into it."""
 
@@ -25,6 +29,14 @@ def _layers(given: object) -> Literal["all"] | tuple[int, ...]:
         return "all"
     if not isinstance(given, (list, tuple)) or not given:
         raise wrong(given, "all, or a list of layer numbers such as [0, 12, 24]", ["all"])
+    return whole_numbers(given, 0)
+
+
+def _closer(given: object) -> Literal["hot"] | tuple[int, ...]:
+    if given == "hot":
+        return "hot"
+    if not isinstance(given, (list, tuple)) or not given:
+        raise wrong(given, "hot (chosen on the select prompts), or a list of layer numbers such as [12, 24]", ["hot"])
     return whole_numbers(given, 0)
 
 
@@ -118,6 +130,34 @@ class FactorialOptions(LayeredOptions):
         return layers if position == "decision" else tuple(layers[(2 * i + 1) * len(layers) // (2 * few)] for i in range(few))
 
 
+class CloserOptions(LayeredOptions):
+    closer: Annotated[Literal["hot"] | tuple[int, ...], BeforeValidator(_closer)] = "hot"  # layers looked at more closely
+
+
+def _strengths(given: object) -> tuple[float, ...]:
+    for item in (items := listed(given)):
+        if isinstance(item, bool) or not isinstance(item, (int, float)) or not 0 <= item <= 100:
+            raise wrong(item, "numbers from 0 to 100, such as [0, 0.25, 0.5, 0.75, 1.25]")
+    return tuple(sorted({float(item) for item in items} - {1.0}))
+
+
+class TransportOptions(CloserOptions):
+    sites: Kinds = ("attn_out", "mlp_out", "resid_post")
+    maps: Annotated[tuple[str, ...], BeforeValidator(some_of(MAPS))] = MAPS[:4]  # beside identity, shift, mean and resample
+    strengths: Annotated[tuple[float, ...], BeforeValidator(_strengths)] = (0.0, 0.25, 0.5, 0.75, 1.25)  # at the closer layers, beside 1
+    rows_per_prompt: Count = 1  # aligned positions of each fit prompt that maps are fitted on; the decision position is one
+    permutations: Annotated[int, Field(ge=0, le=100_000)] = 200  # refits on permuted pairs; a tenth for Procrustes
+    dimensions: Count = 64  # of pca and the logit subspaces
+    clusters: Count = 4  # of per_cluster
+
+
+class RankOptions(CloserOptions):
+    sites: Kinds = ("attn_out", "mlp_out", "resid_post")
+    strengths: Annotated[tuple[float, ...], BeforeValidator(_strengths)] = (0.5, 1.5)  # beside 1, at each rank
+    fisher_samples: Annotated[int, Field(ge=0, le=1024)] = 4  # gradients a fit prompt for the Fisher-weighted variant; 0: none
+    draws: Annotated[int, Field(ge=0, le=1000)] = 3  # random subspaces at each rank
+
+
 class Measures(Section):
     """Every measure there is, in the order in which they run, and its options; None: not asked for."""
 
@@ -127,6 +167,8 @@ class Measures(Section):
     similarity: SimilarityOptions | None = None
     patching: PatchingOptions | None = None
     factorial: FactorialOptions | None = None
+    transport: TransportOptions | None = None
+    rank: RankOptions | None = None
 
     def asked(self) -> dict[str, Options]:
         """The measures asked for, with their options."""

@@ -16,7 +16,8 @@ from mechdiff.errors import ModelError, PromptError
 from mechdiff.study.artifacts import cell_hash
 from mechdiff.study.cells import Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes
-from mechdiff.study.plan import MAX_ROWS, plan
+from mechdiff.study.plan import plan
+from mechdiff.study.planner import MAX_ROWS
 
 ENGINE_VERSION = 2
 """Part of every cell's key: raised when the same cell would come out with other bits."""

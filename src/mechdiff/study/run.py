@@ -17,6 +17,7 @@ from mechdiff.study.baselines import weights_record
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.manifest import run_record
+from mechdiff.study.maps import maps_record
 from mechdiff.study.prepare import Prepared
 from mechdiff.study.stages import STAGES, decoded
 from mechdiff.study.texts import texts_record
@@ -67,6 +68,7 @@ class _Run:
             **record,
             **texts_record(self.execution),
             **weights_record(self.execution),
+            **maps_record(self.execution),
             "warnings": [*record["warnings"], *self.folder.warnings],
         }
 
@@ -93,10 +95,19 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("weights", None),
     ("grafting", "base"),
     ("similarity", None),
+    ("fits", None),
+    ("rank", None),
     ("texts", None),
     ("patching", "tuned"),
     ("crossing", "tuned"),
     ("patching", "base"),
     ("crossing", "base"),
     ("factorial", None),
+    ("transport", "base"),
+    ("closer", "base"),
+    ("fisher", "tuned"),
+    ("transport", "tuned"),
+    ("closer", "tuned"),
+    ("rank_curve", "tuned"),
+    ("rank_curve", "base"),
 )

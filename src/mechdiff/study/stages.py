@@ -10,17 +10,17 @@ from torch import Tensor
 
 from mechdiff.engine.activations import capture
 from mechdiff.engine.models import Model
-from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.engine.sites import Site
-from mechdiff.errors import RunError, StudyError
 from mechdiff.measures import divergence, factorial, patching, similarity
+from mechdiff.measures.counterfactuals import labelled
 from mechdiff.rows import empty
 from mechdiff.study.baselines import graft, inputs, weigh
-from mechdiff.study.cells import Cell, n_positions, unit_of
-from mechdiff.study.execution import Execution
+from mechdiff.study.cells import Cell, unit_of
+from mechdiff.study.execution import Execution, positions
+from mechdiff.study.maps import closer, fisher, fits, patched, rank_curve, ranks
 from mechdiff.study.options import DIRECTIONS
-from mechdiff.study.plan import NEED_FIT
+from mechdiff.study.planner import NEED_FIT
 from mechdiff.study.texts import texts
 
 Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
@@ -46,7 +46,7 @@ def _capture(run: Execution, cell: Cell, model: Model | None) -> Result:
     sites = [Site(layer, kind) for layer in layers for kind in kinds]
     cleans = []
     for name in cell.key["ids"]:
-        where = _positions(run.prompt(cell.key["split"], name), cell.key["position"], model.side)
+        where = positions(run.prompt(cell.key["split"], name), cell.key["position"], model.side)
         cleans.append(capture(model, run.ids(cell, name), sites, where))
     tensors = {
         kind: torch.stack(
@@ -56,20 +56,6 @@ def _capture(run: Execution, cell: Cell, model: Model | None) -> Result:
     }  # fmt: skip
     tensors["logits"] = torch.stack([clean.logits[: run.prepared.vocab] for clean in cleans]).cpu().numpy()
     return empty(), tensors
-
-
-def _positions(one: Rendered, position: str, side: str) -> list[int]:
-    """Token indices of a window in one model's tokens. They must be its last tokens, all of them, in both models."""
-    n_pos = n_positions(position)
-    pairs = one.positions[-n_pos:] if n_pos else one.positions
-    length = n_pos or len(one.ids_base)
-    for which, ids in enumerate((one.ids_base, one.ids_tuned)):
-        if [pair[which] for pair in pairs] != list(range(len(ids) - length, len(ids))):
-            raise StudyError(
-                f"positions {position}: the last tokens of prompt {one.prompt.id!r} are not the same places for both models. "
-                "Use position decision, or policy same_text."
-            )
-    return [pair[0 if side == "base" else 1] for pair in pairs]
 
 
 def _divergence(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -88,31 +74,14 @@ def _similarity(run: Execution, cell: Cell, model: Model | None) -> Result:
 def _patching(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert model
     key = cell.key
-    engine = run.engine(model, key["position"])
-    side_states = {side: run.states(side, key["split"], key["position"], key["ids"]) for side in ("base", "tuned")}
-    base, tuned = (side_states[side].kinds[key["kind"]] for side in ("base", "tuned"))
+    base, tuned = (run.states(side, key["split"], key["position"], key["ids"]).kinds[key["kind"]] for side in ("base", "tuned"))
     written = patching.written_state(key["arm"], key["direction"], base, tuned, **_arm_states(run, cell))
-    columns = {"direction": key["direction"], "split": key["split"], "arm": key["arm"], "unit": unit_of(key["position"], key["width"])}
-    cleans = run.cleans(cell, model)
-
-    def sweep(part: slice) -> list[pl.DataFrame]:
-        try:
-            return [
-                patching.measure(
-                    model, engine, cleans[part], kind=key["kind"], layers=key["layers"], width=key["width"],
-                    written=written[:, part].to(model.device), base_logits=side_states["base"].logits[part].to(model.device),
-                    tuned_logits=side_states["tuned"].logits[part].to(model.device), prompt_ids=key["ids"][part], columns=columns, floor=key["floor"],
-                )
-            ]  # fmt: skip
-        except torch.OutOfMemoryError as error:
-            n = len(key["ids"][part])
-            if n == 1:
-                raise RunError(f"one prompt's {len(key['layers'])} variants do not fit on {model.device}. Lower --max-rows.") from error
-            run.folder.log(f"out of memory with {n} prompts in a pass: halved")
-            middle = part.start + n // 2
-            return sweep(slice(part.start, middle)) + sweep(slice(middle, part.stop))
-
-    return pl.concat(sweep(slice(0, len(key["ids"])))), {}
+    variants = patching.variants(key["kind"], key["layers"], written, key["width"])
+    labels = labelled(
+        len(variants), measure="patching", direction=key["direction"], split=key["split"], arm=key["arm"], layer=list(key["layers"]),
+        site=key["kind"], unit=unit_of(key["position"], key["width"]),
+    )  # fmt: skip
+    return run.variants(cell, model, variants, labels, floor=key["floor"]), {}
 
 
 def _arm_states(run: Execution, cell: Cell) -> dict[str, Tensor]:
@@ -121,12 +90,7 @@ def _arm_states(run: Execution, cell: Cell) -> dict[str, Tensor]:
     if key["arm"] in NEED_FIT:
         means = {side: run.states(side, "fit", key["position"]).kinds[key["kind"]].mean(1) for side in ("base", "tuned")}
         return {"mean_base": means["base"], "mean_tuned": means["tuned"]}
-    if key["arm"] == "resample":
-        everyone = [name for shard in run.captures("tuned", key["split"], key["position"]) for name in shard.key["ids"]]
-        donor = patching.donors(len(everyone), key["seed"])
-        chosen = [donor[everyone.index(name)] for name in key["ids"]]
-        return {"donor": run.states("tuned", key["split"], key["position"]).kinds[key["kind"]][:, chosen]}
-    return {}
+    return {"donor": run.donors("tuned", cell)} if key["arm"] == "resample" else {}
 
 
 def _crossing(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -173,4 +137,10 @@ STAGES: dict[str, Stage] = {
     "patching": _patching,
     "crossing": _crossing,
     "factorial": _factorial,
+    "fits": fits,
+    "transport": patched,
+    "closer": closer,
+    "rank": ranks,
+    "fisher": fisher,
+    "rank_curve": rank_curve,
 }

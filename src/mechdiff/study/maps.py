@@ -1,0 +1,333 @@
+"""The stages of the measures that fit maps of states: the fits, what the maps do in a running model, and the closer look at a few layers."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from mechdiff.engine.gradients import fisher_samples
+from mechdiff.engine.models import Model
+from mechdiff.engine.replay import Variant, Write
+from mechdiff.engine.sites import Site
+from mechdiff.measures import patching, rank, transport
+from mechdiff.measures.counterfactuals import labelled
+from mechdiff.measures.transport import Maps, Sample
+from mechdiff.rows import empty, rows
+from mechdiff.study.cells import Cell
+from mechdiff.study.execution import Execution, positions
+from mechdiff.study.options import RankOptions
+from mechdiff.study.planner import LAST_LEFT_OUT
+
+Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
+
+EARLY = 8
+"""The early layer of the controls is that at one part in so many of the depth."""
+
+LOGIT_SUBSPACES = ("logit_subspace", "logit_subspace_joint")
+
+RANDOM_DRAWS = 3
+"""Random subspaces that a map's written change is projected on."""
+
+
+# ---- what maps are fitted on -------------------------------------------------------------------------------------------------------
+
+
+def sample(run: Execution, cell: Cell, kind: str, layer: int) -> Sample:
+    """The rows that maps are fitted on at one site."""
+    k = cell.key["settings"]["rows_per_prompt"] if "settings" in cell.key else 1
+    position = "decision" if k == 1 else f"spread_{k}"
+    states = {side: run.states(side, "fit", position) for side in ("base", "tuned")}
+    base, tuned = (one.kinds[kind][one.layers.index(layer)] for one in states.values())
+    return Sample(base=base.flatten(0, 1), tuned=tuned.flatten(0, 1), groups=torch.arange(len(base)).repeat_interleave(base.shape[1]))
+
+
+def decision_sample(run: Execution, split: str, kind: str, layer: int) -> Sample | None:
+    """The states at the decision position of one split; None where the study lacks it."""
+    if not run.captures("base", split, "decision"):
+        return None
+    base, tuned = (run.states(side, split, "decision").kinds[kind][layer, :, 0] for side in ("base", "tuned"))
+    return Sample(base=base, tuned=tuned, groups=torch.arange(len(base)))
+
+
+def fitted(run: Execution, cell: Cell, kind: str, layer: int, shuffled: bool = False) -> Maps:
+    """The maps of one site; `shuffled`: of pairs that do not belong together."""
+    fit = sample(run, cell, kind, layer)
+    if shuffled:
+        order = transport.others_rows(fit.groups, seed=cell.key["seed"])
+        fit = Sample(base=fit.base, tuned=fit.tuned[order], groups=fit.groups)
+    arms = (*transport.TRIVIAL, *cell.key["settings"]["maps"])
+    return transport.fit_maps(arms, fit, decision_sample(run, "select", kind, layer), settings=_settings(run, cell))
+
+
+def _settings(run: Execution, cell: Cell) -> dict[str, dict[str, Any]]:
+    """Constructor arguments by arm."""
+    asked, seed = cell.key["settings"], cell.key["seed"]
+    found: dict[str, dict[str, Any]] = {"pca": {"q": asked["dimensions"]}, "per_cluster": {"k": asked["clusters"], "seed": seed}}
+    return found | {arm: {"directions": run.logit_directions(arm, asked["dimensions"])} for arm in LOGIT_SUBSPACES if arm in asked["maps"]}
+
+
+# ---- every layer -------------------------------------------------------------------------------------------------------------------
+
+
+def fits(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of how well every map fits; tensors: the report prompts' states under each map, both ways, and what each fit chose."""
+    kind, names, layers = cell.key["kind"], cell.key["ids"], cell.key["layers"]
+    values: list[dict[str, Any]] = []
+    states: dict[str, list[np.ndarray]] = {}
+    said: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        maps, fit, held_out = fitted(run, cell, kind, layer), sample(run, cell, kind, layer), decision_sample(run, "report", kind, layer)
+        assert held_out
+        for way, source, target in (("there", "base", "tuned"), ("back", "tuned", "base")):
+            for arm, one in getattr(maps, way).items():
+                at = {"direction": f"{target}<-{source}", "layer": layer, "arm": arm, "rank": one.rank_}
+                values += [{**at, **value} for value in _fit_values(maps, way, arm, fit, held_out, names)]
+                states.setdefault(f"{arm}.{way}", []).append(one.transform(getattr(held_out, source)).float().numpy())
+                states.setdefault(f"{arm}.{way}.rank", []).append(np.array(one.rank_))
+                said.setdefault(f"{arm}.{way}", {})[f"L{layer}"] = one.record()
+        for arm in cell.key["settings"]["maps"]:
+            values += [
+                {"direction": "tuned<-base", "layer": layer, "arm": arm, "rank": maps.there[arm].rank_, "split": "report", "metric": "r2_change",
+                 "control": f"permuted#{draw}", "value": value}
+                for draw, value in enumerate(transport.permuted_quality(
+                    arm, maps.there[arm], fit.base, fit.tuned, fit.groups, (held_out.base, held_out.tuned),
+                    draws=cell.key["permutations"], seed=cell.key["seed"],
+                ))
+            ]  # fmt: skip
+    tensors = {name: np.stack(parts) for name, parts in states.items()}
+    return table(values, measure="transport", site=kind), tensors | {"said": as_bytes(said)}
+
+
+def _fit_values(maps: Maps, way: str, arm: str, fit: Sample, held_out: Sample, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Values of one map on the prompts it was fitted on and on the report prompts."""
+    source, target = ("base", "tuned") if way == "there" else ("tuned", "base")
+    one, other = (maps.there[arm], maps.back[arm]) if way == "there" else (maps.back[arm], maps.there[arm])
+    mean = getattr(fit, target).double().mean(0)
+    for split, states in (("fit", fit), ("report", held_out)):
+        x, y = getattr(states, source), getattr(states, target)
+        for metric, value in transport.quality(one.transform(x), x, y, mean).items():
+            if value.ndim == 0:
+                yield {"split": split, "metric": metric, "value": float(value)}
+            elif split == "report" and way == "there":
+                yield from (
+                    {"split": split, "metric": metric, "prompt": name, "value": v} for name, v in zip(names, value.tolist(), strict=True)
+                )
+        yield {"split": split, "metric": "cycle_error", "value": transport.cycle_error(one, other, x)}
+
+
+def table(values: Sequence[Mapping[str, Any]], **constant: Any) -> pl.DataFrame:
+    """Rows of the contract from values with some of its columns."""
+    given = {name: [value.get(name) for value in values] for name in {name for value in values for name in value}}
+    return rows(given.pop("value", []), **given, **constant)
+
+
+def patched(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of one map written at every layer of one running model."""
+    assert model
+    key = cell.key
+    written, ranks = _written(run, cell)
+    variants = patching.variants(key["kind"], key["layers"], dict(zip(key["layers"], written, strict=True)))
+    labels = labelled(
+        len(variants), measure="transport", direction=key["direction"], split=key["split"], layer=list(key["layers"]), site=key["kind"],
+        arm=key["arm"], rank=ranks,
+    )  # fmt: skip
+    return run.variants(cell, model, variants, labels, floor=key["floor"]), {}
+
+
+def _written(run: Execution, cell: Cell) -> tuple[Tensor, list[int | None]]:
+    """`[layer, prompt, pos, d]` that an arm writes, and the measured rank of each layer's map."""
+    key = cell.key
+    arm, kind, layers = key["arm"], key["kind"], key["layers"]
+    towards, source = ("base", "tuned") if key["direction"] == "tuned<-tuned" else ("tuned", "base")
+    if key["direction"] == "base<-tuned":
+        return run.states("tuned", key["split"], "decision", key["ids"]).kinds[kind][list(layers)], [0] * len(layers)
+    if arm == "resample":
+        return run.donors(towards, cell)[list(layers)], [None] * len(layers)
+    ((owner, held),) = [(c, run.tensors(c)) for c in run.cells if c.stage == "fits" and c.key["kind"] == kind]
+    way = "there" if source == "base" else "back"
+    at = [owner.key["ids"].index(name) for name in key["ids"]]
+    return torch.from_numpy(held[f"{arm}.{way}"][:, at])[:, :, None], [int(r) for r in held[f"{arm}.{way}.rank"]]
+
+
+# ---- the closer look ---------------------------------------------------------------------------------------------------------------
+
+
+class _Look:
+    """Variants of one cell of the closer look, and their labels, as they are gathered."""
+
+    def __init__(self, run: Execution, cell: Cell) -> None:
+        self.direction, self.split, self.kind = cell.key["direction"], cell.key["split"], cell.key["kind"]
+        sides = {side: run.states(side, self.split, "decision", cell.key["ids"]).kinds[self.kind][:, :, 0] for side in ("base", "tuned")}
+        self.source, self.own = sides["base"], sides[self.direction.partition("<-")[0]]
+        """`[layer, prompt, d]`: what maps are applied to, and what the running model has there."""
+        self.variants: list[Variant] = []
+        self.labels: list[dict[str, Any]] = []
+
+    def write(self, layer: int, state: Tensor, **labels: Any) -> None:
+        self.variants.append({Site(layer, self.kind): Write(value=state[:, None].float())})
+        self.labels.append({"layer": layer, **labels})
+
+    def rows(self, run: Execution, cell: Cell, model: Model, measure: str) -> pl.DataFrame:
+        columns = {name: [label.get(name) for label in self.labels] for name in ("layer", "arm", "rank", "strength", "control", "unit")}
+        labels = labelled(len(self.labels), measure=measure, direction=self.direction, split=self.split, site=self.kind, **columns)
+        return run.variants(cell, model, self.variants, labels)
+
+
+def closer(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of strengths and controls at the closer layers."""
+    assert model
+    options = run.prepared.study.measures.transport
+    assert options
+    look, layers = _Look(run, cell), run.closer(options)
+    asked = cell.key["settings"]["maps"]
+    for layer in layers:
+        source, own = look.source[layer], look.own[layer]
+        if look.split == "fit" and look.direction == "tuned<-base":
+            look.write(layer, source, arm="identity", rank=0)
+        for arm in ("shift", *asked):
+            one = maps_at(run, cell, layer).there[arm]
+            target = one.transform(source)
+            strengths = () if look.split == "fit" else options.strengths
+            for strength in strengths:
+                look.write(layer, own + strength * (target - own), arm=arm, rank=one.rank_, strength=strength)
+            if look.split != "report":
+                look.write(layer, target, arm=arm, rank=one.rank_)
+    if look.split == "report":
+        _controls(run, cell, look, layers, asked)
+    return look.rows(run, cell, model, "transport"), {}
+
+
+def _controls(run: Execution, cell: Cell, look: _Look, layers: Sequence[int], asked: Sequence[str]) -> None:
+    """Another layer's map, a map of shuffled pairs, a random subspace, and an early layer."""
+    for layer in layers:
+        source, own = look.source[layer], look.own[layer]
+        for arm in asked:
+            for other in layers:
+                if other != layer:
+                    one = maps_at(run, cell, other).there[arm]
+                    look.write(layer, one.transform(source), arm=arm, rank=one.rank_, control=f"bogus_map:L{other}")
+            shuffled = maps_at(run, cell, layer, shuffled=True).there[arm]
+            look.write(layer, shuffled.transform(source), arm=arm, rank=shuffled.rank_, control="permuted")
+            one = maps_at(run, cell, layer).there[arm]
+            if look.direction == "base<-base" and 0 < one.rank_ <= source.shape[-1] // 2:
+                change = one.transform(source) - own
+                for draw in range(RANDOM_DRAWS):
+                    seen = transport.projected_at_random(change, one.rank_, seed=cell.key["seed"] + draw)
+                    look.write(layer, own + seen, arm=arm, rank=one.rank_, control=f"random_subspace#{draw}")
+    early = run.n_layers // EARLY
+    if early not in layers:
+        for arm in asked:
+            one = maps_at(run, cell, early).there[arm]
+            look.write(early, one.transform(look.source[early]), arm=arm, rank=one.rank_, control="early_layer")
+
+
+def maps_at(run: Execution, cell: Cell, layer: int, *, shuffled: bool = False) -> Maps:
+    """The maps of one site, fitted once an execution."""
+    kind = cell.key["kind"]
+    if (kind, layer, shuffled) not in run.maps:
+        run.maps[kind, layer, shuffled] = fitted(run, cell, kind, layer, shuffled)
+    return run.maps[kind, layer, shuffled]
+
+
+# ---- rank --------------------------------------------------------------------------------------------------------------------------
+
+
+def ranks(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of the rank of the change at every layer."""
+    kind, layers = cell.key["kind"], cell.key["layers"]
+    found = {split: [decision_sample(run, split, kind, layer) for layer in layers] for split in ("fit", "report")}
+    fit, report = ([one for one in found[split] if one] for split in ("fit", "report"))
+    return rank.measure(fit, report, layers=layers, kind=kind, seed=cell.key["seed"]), {}
+
+
+def fisher(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Tensors: gradients of log-probabilities at the closer layers, `[sample, d]` by the site's name."""
+    assert model
+    options = run.prepared.study.measures.rank
+    assert options
+    sites = [Site(layer, kind) for layer in run.closer(options) for kind in cell.key["kinds"]]
+    parts: dict[str, list[Tensor]] = {}
+    for number, name in enumerate(cell.key["ids"]):
+        for site, gradients in fisher_samples(model, run.ids(cell, name), sites, cell.key["samples"], cell.key["seed"] + number).items():
+            parts.setdefault(str(site), []).append(gradients)
+    return empty(), {name: torch.cat(gradients).float().cpu().numpy() for name, gradients in parts.items()}
+
+
+def rank_curve(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of maps of every rank, written at the closer layers."""
+    assert model
+    options = run.prepared.study.measures.rank
+    assert options
+    look = _Look(run, cell)
+    held = next((run.tensors(one) for one in run.cells if one.stage == "fisher"), {})
+    for layer in run.closer(options):
+        fit = decision_sample(run, "fit", look.kind, layer)
+        assert fit
+        gradients = held.get(str(Site(layer, look.kind)))
+        maps = rank.curve_maps(fit, None if gradients is None else torch.from_numpy(gradients), seed=cell.key["seed"])
+        _write_curve(look, layer, maps, options, cell.key["seed"])
+    return look.rows(run, cell, model, "rank"), {}
+
+
+def _write_curve(look: _Look, layer: int, maps: Sequence[rank.RankedMap], options: RankOptions, seed: int) -> None:
+    """Each map at strength 1; reduced-rank ones at other strengths too, and their change in random subspaces of the same size."""
+    source, own = look.source[layer], look.own[layer]
+    at_zero = maps[0].transform(source)
+    for one in maps:
+        target = one.transform(source)
+        look.write(layer, target, arm=one.arm, rank=one.rank, unit=one.unit)
+        if one.arm != "rrr" or one.unit:
+            continue
+        for strength in options.strengths:
+            look.write(layer, own + strength * (target - own), arm=one.arm, rank=one.rank, strength=strength)
+        for draw in range(options.draws if one.rank else 0):
+            moved = transport.projected_at_random(target - at_zero, one.rank, seed=seed + draw)
+            look.write(layer, at_zero + moved, arm=one.arm, rank=one.rank, control=f"random_subspace#{draw}")
+
+
+# ---- for the record ----------------------------------------------------------------------------------------------------------------
+
+
+def as_bytes(said: Any) -> np.ndarray:
+    return np.frombuffer(json.dumps(said).encode(), np.uint8)
+
+
+def maps_record(run: Execution) -> dict[str, Any]:
+    """For the record: `transport` (what each fit chose, the rows it was given, the saved maps). Saves the closer layers' maps."""
+    options = run.prepared.study.measures.transport
+    cells = [cell for cell in run.cells if cell.stage == "fits"]
+    if not options or not cells:
+        return {}
+    layers = run.closer(options)
+    files = [name for cell in cells for layer in layers for name in save(run, cell, layer)]
+    said = {cell.key["kind"]: json.loads(bytes(run.tensors(cell)["said"]).decode()) for cell in cells}
+    warnings = sorted({text for site in said.values() for arm in site.values() for one in arm.values() for text in one.get("warnings", ())})
+    rows_given = {
+        "per_prompt": options.rows_per_prompt,
+        "prompts": len(run.prepared.rendered["fit"]),
+        **_spread(run, options.rows_per_prompt),
+    }
+    return {"transport": {"closer_layers": layers, "fits": said, "rows": rows_given, "maps": files, "warnings": warnings}}
+
+
+def save(run: Execution, cell: Cell, layer: int) -> list[str]:
+    """Puts the maps of one site into the run's folder, for `mechdiff.load_map`; returns their names in it."""
+    names = []
+    for way, maps in (("base_to_tuned", maps_at(run, cell, layer).there), ("tuned_to_base", maps_at(run, cell, layer).back)):
+        for arm in cell.key["settings"]["maps"]:
+            name = f"maps/L{layer}.{cell.key['kind']}.{arm}.{way}.safetensors"
+            maps[arm].save(run.folder.place(name), site=f"L{layer}.{cell.key['kind']}", direction=way)
+            names.append(name)
+    return names
+
+
+def _spread(run: Execution, k: int) -> dict[str, Any]:
+    """Where in the prompts the rows stand that maps are fitted on, in tokens from the start."""
+    if k == 1:
+        return {"positions": "decision"}
+    found = [place for one in run.prepared.rendered["fit"].values() for place in positions(one, f"spread_{k}", "base")]
+    return {"positions": f"spread_{k}", "left_out": LAST_LEFT_OUT, "first": min(found), "last": max(found), "mean": sum(found) / len(found)}

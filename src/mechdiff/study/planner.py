@@ -1,0 +1,111 @@
+"""What the cells of every measure need: the prompts and how they are packed, keys, costs, and the list of what is left out. No torch here."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mechdiff.engine.families import Shape
+from mechdiff.engine.sites import KINDS
+from mechdiff.study.cells import Cell, Item, n_positions, shards
+from mechdiff.study.config import StudyConfig
+from mechdiff.study.options import PatchingOptions
+
+MAX_ROWS = 512
+"""Rows of one replayed pass, unless the user says otherwise."""
+
+NEED_FIT = ("shift", "mean")
+NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
+
+
+LAST_LEFT_OUT = 4
+"""Of the positions spread over a prompt: the last few before the decision position, where templates stand."""
+
+
+class Planner:
+    """Walks through a study's measures; holds what every cell needs."""
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        shapes: Mapping[str, Shape],
+        kinds: Sequence[str],
+        splits: Mapping[str, Sequence[Item]],
+        identity: str,
+        max_rows: int,
+        touched: Sequence[tuple[int | None, str]] | None,
+        adapter: bool,
+    ) -> None:
+        self.study, self.shape, self.shapes, self.kinds, self.splits = study, shapes["base"], shapes, kinds, splits
+        self.identity, self.max_rows, self.adapter = identity, max_rows, adapter
+        self.skipped: list[dict[str, str]] = []
+        every = [(layer, site) for layer in range(self.shape.n_layers) for site in ("attn", "mlp", "norm")]
+        self.touched = [(None, "embed"), *every, (None, "final_norm"), (None, "head")] if touched is None else list(touched)
+        self.patching = study.measures.patching
+        self.similarity = study.measures.similarity
+        self.factorial = study.measures.factorial if sizes(shapes["base"]) == sizes(shapes["tuned"]) else None
+
+    def skip(self, what: str, why: str) -> None:
+        entry = {"what": what, "why": why}
+        if entry not in self.skipped:
+            self.skipped.append(entry)
+
+    def n_pos(self, cell: Cell) -> int:
+        n_pos = n_positions(cell.key["position"])
+        return max(item.tokens for item in cell.items) if n_pos is None else n_pos
+
+    def rows(self, cell: Cell) -> int:
+        """Rows of the largest pass of a cell."""
+        return min((1 + int(cell.key["n_variants"])) * len(cell.items), max(self.max_rows, 2 * len(cell.items)))
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Site kinds whose states are captured at the decision position."""
+        measures = self.study.measures
+        asked = {
+            kind for options in (self.patching, self.similarity, measures.transport, measures.rank) if options for kind in options.sites
+        }
+        asked |= {"resid_post"} if self.factorial else set()
+        for kind in sorted(asked - set(self.kinds), key=KINDS.index):
+            self.skip(f"site {kind}", "these models add attention and MLP in parallel: the residual stream has no place between them")
+        return tuple(kind for kind in KINDS if kind in asked and kind in self.kinds)
+
+    def packed(self, split: str, position: str) -> list[tuple[Item, ...]]:
+        options = self.patching or PatchingOptions()
+        return shards(self.splits[split], len(options.layer_numbers(self.shape.n_layers)), n_positions(position), self.max_rows)
+
+    def key(self, items: Sequence[Item], **what: Any) -> dict[str, Any]:
+        return {"models": self.identity, "prompts": [item.sha256 for item in items], "ids": [item.id for item in items], **what}
+
+    def flops(self, tokens: float, decisions: float) -> float:
+        body = self.shape.parameters - self.shape.vocab * self.shape.d_model
+        return 2 * (body * tokens + self.shape.vocab * self.shape.d_model * decisions)
+
+    def whole(self, split: str) -> tuple[Item, ...]:
+        return tuple(item for shard in self.packed(split, "decision") for item in shard)
+
+    def patch_cell(self, shard: tuple[Item, ...], stage: str, what: dict[str, Any], n_pos: int | None) -> Cell:
+        networks = 1 + sum(self.shape.n_layers - layer for layer in what["layers"]) / self.shape.n_layers  # rows, counted in whole networks
+        tokens = sum(item.tokens if n_pos is None else n_pos for item in shard)
+        arm = what.get("arm")
+        others = (self.whole(what["split"]) if arm == "resample" else ()) + (self.whole("fit") if arm in NEED_FIT else ())
+        return Cell(
+            stage=stage,
+            key=self.key(shard, stage=stage, states=[item.sha256 for item in others], **what),
+            items=shard,
+            side="tuned" if what["direction"] == "tuned<-base" else "base",
+            flops=self.flops(tokens * networks, len(shard) * (1 + what["n_variants"])),
+        )
+
+    def possible(self, arm: str, split: str, position: str) -> bool:
+        if arm in NEED_FIT and "fit" not in self.splits:
+            self.skip(f"patching arm {arm}", "the study has no fit prompts, whose mean states this arm writes")
+        elif arm in NEED_COMMON_POSITIONS and position == "all":
+            self.skip(f"patching arm {arm} at all positions", "states of prompts of different lengths have no common positions")
+        elif arm == "resample" and len(self.splits[split]) < 2:
+            self.skip("patching arm resample", "there is only one prompt, and this arm writes the state of another one")
+        else:
+            return True
+        return False
+
+
+def sizes(shape: Shape) -> tuple[int, int, int]:
+    return shape.n_layers, shape.d_model, shape.n_heads * shape.d_head
