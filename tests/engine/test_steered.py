@@ -51,7 +51,7 @@ def slowly(model: Model, ids: Tensor, changes: Changes) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_side_by_side_is_one_at_a_time(family: str) -> None:
     model, texts = pico.pico(family), prompts()
-    shared = opening(model, texts)
+    shared = opening(model.config, texts)
     assert shared == (0 if family in pico.RELAYED else 6)
     for ids, found in zip(texts, steered(model, texts, variants()), strict=True):
         assert found.shape == (4, len(ids) - shared, 259)
@@ -86,11 +86,11 @@ def test_a_constant_added_everywhere_is_what_relay_writes() -> None:
 
 def test_what_prompts_open_with() -> None:
     model = pico.pico("llama")
-    assert opening(model, prompts(1)) == 0, "one prompt shares with nobody"
+    assert opening(model.config, prompts(1)) == 0, "one prompt shares with nobody"
     short = [torch.tensor([256, 1, 2, 3]), torch.tensor([256, 1, 2, 3, 4])]
-    assert opening(model, short) == 2, "two tokens of each are its own"
-    assert opening(model, [torch.tensor([256, 1, 2]), torch.tensor([255, 1, 2])]) == 0
-    assert opening(model, [torch.tensor([256]), torch.tensor([256, 1])]) == 0
+    assert opening(model.config, short) == 2, "two tokens of each are its own"
+    assert opening(model.config, [torch.tensor([256, 1, 2]), torch.tensor([255, 1, 2])]) == 0
+    assert opening(model.config, [torch.tensor([256]), torch.tensor([256, 1])]) == 0
 
 
 def test_generation_is_steered_at_every_token_and_the_hooks_go() -> None:

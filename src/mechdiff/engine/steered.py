@@ -31,12 +31,12 @@ def steered(
 ) -> Iterator[Tensor]:
     """For each prompt (token ids `[pos]`) logits `[1 + variant, pos, vocab]`, float32; row 0 is the unedited run.
 
-    The first `opening(model, prompts)` positions are left out of the logits; `whole` False: only the last position's are given.
+    The first `opening(model.config, prompts)` positions are left out of the logits; `whole` False: only the last position's are given.
     `last_only`: edits at the last position alone.
     """
     from transformers import DynamicCache
 
-    n_shared = 0 if last_only else opening(model, prompts)
+    n_shared = 0 if last_only else opening(model.config, prompts)
     rows = torch.tensor([0, *_Stairs.of(variants, len(model.blocks)).row])
     keep = {} if not whole else {"logits_to_keep": 0}
     with _side_by_side(model, variants, last_only):
@@ -50,9 +50,9 @@ def steered(
                 cache.crop(n_shared - len(ids))
 
 
-def opening(model: Model, prompts: Sequence[Tensor]) -> int:
+def opening(config: Any, prompts: Sequence[Tensor]) -> int:
     """How many tokens all prompts open with and are read once; 0 where a model keeps more of the past than keys and values."""
-    if len(prompts) < 2 or engine_for(model.config)[0] != "replay":
+    if len(prompts) < 2 or engine_for(config)[0] != "replay":
         return 0
     longest = min(len(ids) for ids in prompts) - LEAST
     same = [n for n in range(1, longest + 1) if all(torch.equal(ids[:n], prompts[0][:n]) for ids in prompts)]

@@ -237,7 +237,7 @@ def measure_side_effects(
 ) -> pl.DataFrame:
     """Rows of the side effects of each edit, at all positions of each neutral prompt (by its id)."""
     ids = list(prompts.values())
-    n_shared, frames = opening(model, ids), [empty()]
+    n_shared, frames = opening(model.config, ids), [empty()]
     for part in chunks(len(every), max(1, max_rows // max(map(len, ids)) - 1)):
         labels = [edit.label(all_positions=True) for edit in every[part]]
         for name, one, logits in zip(prompts, ids, steered(model, ids, [edit.pushes for edit in every[part]]), strict=True):
