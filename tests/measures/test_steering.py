@@ -217,7 +217,8 @@ def test_identical_models_have_nothing_to_steer_with() -> None:
     pair = planted.plant(planted.identical)
     place = Place(kind="resid_post", subspaces={LAYER: subspace(pair, "resid_post")})
     nothing = edits(place, "base<-base", strengths=(0.5,), draws=5, seed=0)
-    assert [(edit.rank, edit.control) for edit in nothing] == [(0, None), (0, None)]
+    assert [(edit.rank, edit.strength, edit.control) for edit in nothing] == [(0, None, None)]
+    assert few(nothing) == []
     assert all(float(effect(pair, "base", edit).max()) < 1e-10 for edit in nothing)
     for direction in ("tuned<-tuned", "base<-tuned", "tuned<-base"):
         assert edits(place, direction, strengths=(0.5,), draws=5, seed=0) == []

@@ -37,7 +37,7 @@ def steered(
     from transformers import DynamicCache
 
     n_shared = 0 if last_only else opening(model.config, prompts)
-    rows = torch.tensor([0, *_Stairs.of(variants, len(model.blocks)).row])
+    rows = [0, *_Stairs.of(variants, len(model.blocks)).row]
     keep = {} if not whole else {"logits_to_keep": 0}
     with _side_by_side(model, variants, last_only):
         cache = DynamicCache() if n_shared else None
@@ -45,7 +45,7 @@ def steered(
             forward(model, prompts[0][None, :n_shared], past_key_values=cache, use_cache=True)
         for ids in prompts:
             logits = forward(model, ids[None, n_shared:], past_key_values=cache, use_cache=bool(n_shared), **keep).logits
-            yield logits[rows.to(logits.device)][:, slice(None) if whole else slice(-1, None)].float()
+            yield (logits if whole else logits[:, -1:])[rows if rows != sorted(rows) else slice(None)].float()
             if cache is not None:
                 cache.crop(n_shared - len(ids))
 

@@ -149,9 +149,10 @@ def _additions(place: Place, strengths: Sequence[float], draws: int, seed: int) 
         return Edit(pushes=pushes, arm="add", rank=rank, strength=None if strength == 1 else strength, control=control)
 
     means = {layer: one.mean for layer, one in place.subspaces.items()}
-    yield from (edit(means, strength) for strength in sorted({1.0, *strengths}))
     if not any(mean.any() for mean in means.values()):
+        yield edit(means)
         return
+    yield from (edit(means, strength) for strength in sorted({1.0, *strengths}))
     for draw in range(draws):
         random = {layer: random_vector(mean, seed=_seed(seed, layer, draw)) for layer, mean in means.items()}
         yield edit(random, control=f"random_vector#{draw}")
@@ -194,13 +195,12 @@ def at_the_decision(edit: Edit, own: Mapping[int, Float[Tensor, "prompt d"]]) ->
 
 def few(every: Sequence[Edit]) -> list[Edit]:
     """The edits that are worth a run over whole sequences: no label swaps, one random draw, and one strength of what has several ranks."""
-    return [
-        edit
-        for edit in every
-        if (edit.control or "random#0").startswith("random")
-        and (edit.control or "#0").endswith("#0")
-        and (edit.arm == "add" or edit.strength is None or edit.rank == 1)
-    ]
+
+    def worth(edit: Edit) -> bool:
+        one_draw = edit.control is None or (edit.control.startswith("random") and edit.control.endswith("#0"))
+        return edit.rank > 0 and one_draw and (edit.arm == "add" or edit.strength is None or edit.rank == 1)
+
+    return [edit for edit in every if worth(edit)]
 
 
 # ---- whole sequences ---------------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def side_effects(
 ) -> dict[str, Float64[Tensor, " variant"]]:
     """The three side effects of each variant on one prompt, whose tokens at these positions are `ids`; of one token, no perplexity."""
     found = {
-        "side_kl_nats": kl_nats(clean[None].expand_as(edited), edited).mean(-1),
+        "side_kl_nats": kl_nats(clean[:, None], edited.transpose(0, 1)).mean(0),
         "side_top1_same": top1_same(clean[None], edited).double().mean(-1).cpu(),
     }
     if len(ids) > 1:

@@ -1,7 +1,8 @@
 """The cells of steering. No torch here.
 
-At the closer layers only. First every edit at the decision position of the report prompts, in each of the four directions; then fewer of them over
-whole sequences: on the report prompts and, for side effects, on neutral prompts; last a few texts that the steered base writes.
+At the closer layers only. First every edit at the decision position of the report prompts, in each of the four directions; then fewer of them, at
+fewer of these layers, over whole sequences: on the report prompts and, for side effects, on neutral prompts; last a few texts that the steered base
+writes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.options import SteeringOptions
-from mechdiff.study.plan_maps import closer_cell, possible
+from mechdiff.study.plan_maps import N_CLOSER, closer_cell, possible
 from mechdiff.study.planner import Planner
 
 N_CONTROLLED = 2
@@ -28,18 +29,18 @@ def steering_cells(planner: Planner) -> Iterator[Cell]:
     neutral = _neutral(planner, options)
     on = {"seed": planner.study.seed, "position": "decision", "settings": options.model_dump(include={"strengths", "draws", "contrast"})}
     on |= {"fitted_on": _hashes(planner, "fit"), "contrast_with": [item.sha256 for item in neutral] if options.contrast else []}
-    for direction in ("base<-base", "tuned<-tuned", "base<-tuned", "tuned<-base"):
-        for number, shard in enumerate(planner.packed("report", "decision")):
+    everywhere = options.model_dump(include={"windows", "all_positions_layers"})
+    for number, shard in enumerate(planner.packed("report", "decision")):  # one prompt's clean runs serve all that follows
+        for direction in ("base<-base", "base<-tuned", "tuned<-tuned", "tuned<-base"):
             for kind in kinds:
                 what = {"direction": direction, "split": "report", "kind": kind, "shard": number} | on
                 yield closer_cell(planner, shard, "steering", what, options, _runs(options, direction))
                 if direction in ("base<-base", "tuned<-tuned"):
-                    what |= {"windows": options.windows}
-                    yield _whole(planner, shard, "steered", what, options)
+                    yield _whole(planner, shard, "steered", what | everywhere, options)
     for direction in ("base<-base", "tuned<-tuned") if neutral else ():
         for kind in kinds:
-            what = {"direction": direction, "split": "neutral", "kind": kind, "windows": options.windows} | on
-            yield _whole(planner, neutral, "side_effects", what, options)
+            what = {"direction": direction, "split": "neutral", "kind": kind} | on
+            yield _whole(planner, neutral, "side_effects", what | everywhere, options)
     if options.texts and kinds:
         items = planner.whole("report")[: options.texts]
         what = {"direction": "base<-base", "split": "report", "kind": kinds[0], "continuation": options.continuation} | on
@@ -70,9 +71,10 @@ def _runs(options: SteeringOptions, direction: str) -> int:
 
 
 def _whole(planner: Planner, items: Sequence[Item], stage: str, what: dict[str, Any], options: SteeringOptions) -> Cell:
-    """A cell of runs over whole sequences."""
+    """A cell of runs over whole sequences, at some of the closer layers."""
     strengths = 1 + len(options.strengths)
     runs = strengths + 1 if what["direction"] == "base<-base" else 2 * (SEVERAL + N_CONTROLLED) + strengths - 1
     made = closer_cell(planner, tuple(items), stage, what, options, runs * (1 + len(options.windows)))
     tokens = sum(item.tokens for item in items) / len(items)
-    return Cell(stage=stage, key=made.key, items=tuple(items), side=made.side, flops=made.flops * tokens / 2)
+    share = min(options.all_positions_layers, N_CLOSER) / N_CLOSER
+    return Cell(stage=stage, key=made.key, items=tuple(items), side=made.side, flops=made.flops * tokens * share / 2)

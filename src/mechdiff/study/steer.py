@@ -63,28 +63,34 @@ def _swapped(run: Execution, kind: str, layer: int) -> list[Tensor]:
     return [label_swapped(base, tuned, contrast=contrast, seed=seed + draw) for draw in range(_options(run).draws)]
 
 
-def _places(run: Execution, cell: Cell, width: int = 1) -> list[Place]:
-    """The closer layers, each with the `width` - 1 layers above it."""
+def strongest(run: Execution, kind: str) -> list[int]:
+    """Of the closer layers those that are steered over whole sequences: where the mean difference is largest beside a state, on the fit prompts."""
+    layers = sorted(run.closer(_options(run)), key=lambda layer: subspace(run, kind, layer).relative_size, reverse=True)
+    return sorted(layers[: _options(run).all_positions_layers])
+
+
+def _places(run: Execution, cell: Cell, layers: Sequence[int], width: int = 1) -> list[Place]:
+    """These layers, each with the `width` - 1 layers above it."""
     kind, direction = cell.key["kind"], cell.key["direction"]
     found = []
-    for first in run.closer(_options(run)):
-        layers = range(first, first + width)
-        if layers.stop > run.n_layers:
+    for first in layers:
+        if first + width > run.n_layers:
             continue
+        window = range(first, first + width)
         others = {}
         if measure.ARMS[direction] == ("interchange",):
             theirs = run.states(direction.partition("<-")[2], cell.key["split"], "decision", cell.key["ids"]).kinds[kind]
-            others = {layer: theirs[layer, :, 0] for layer in layers}
-        swapped = {layer: _swapped(run, kind, layer) for layer in layers} if direction == "base<-base" else {}
-        found.append(Place(kind=kind, subspaces={layer: subspace(run, kind, layer) for layer in layers}, swapped=swapped, others=others))
+            others = {layer: theirs[layer, :, 0] for layer in window}
+        swapped = {layer: _swapped(run, kind, layer) for layer in window} if direction == "base<-base" else {}
+        found.append(Place(kind=kind, subspaces={layer: subspace(run, kind, layer) for layer in window}, swapped=swapped, others=others))
     return found
 
 
-def _edits(run: Execution, cell: Cell, width: int = 1) -> list[Edit]:
+def _edits(run: Execution, cell: Cell, layers: Sequence[int], width: int = 1) -> list[Edit]:
     options, key = _options(run), cell.key
     return [
         edit
-        for place in _places(run, cell, width)
+        for place in _places(run, cell, layers, width)
         for edit in measure.edits(place, key["direction"], strengths=options.strengths, draws=options.draws, seed=key["seed"])
     ]
 
@@ -95,11 +101,12 @@ def _edits(run: Execution, cell: Cell, width: int = 1) -> list[Edit]:
 def steer(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of every edit at the decision position."""
     assert model
-    key, edits = cell.key, _edits(run, cell)
+    key, layers = cell.key, run.closer(_options(run))
+    edits = _edits(run, cell, layers)
     if not edits:
         return empty(), {}
     states = run.states(model.side, key["split"], "decision", key["ids"]).kinds[key["kind"]]
-    own = {layer: states[layer, :, 0] for layer in run.closer(_options(run))}
+    own = {layer: states[layer, :, 0] for layer in layers}
     labels = labelled(len(edits), measure="steering", direction=key["direction"], split=key["split"], **_columns(edits))
     return run.variants(cell, model, [measure.at_the_decision(edit, own) for edit in edits], labels), {}
 
@@ -120,7 +127,7 @@ def steered_prompts(run: Execution, cell: Cell, model: Model | None) -> Result:
     }  # fmt: skip
     prompts, frames = _prompts(run, cell, model), [empty()]
     for width in (1, *key["windows"]):
-        edits = measure.few(_edits(run, cell, width))
+        edits = measure.few(_edits(run, cell, strongest(run, key["kind"]), width))
         frames.append(measure.measure_effects(model, prompts, edits, **asked))
         if width > 1:
             frames.append(measure.measure_effects(model, prompts, edits, **asked, all_positions=False))
@@ -130,7 +137,8 @@ def steered_prompts(run: Execution, cell: Cell, model: Model | None) -> Result:
 def side_effects(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of what the same edits do to neutral prompts."""
     assert model
-    edits = [edit for width in (1, *cell.key["windows"]) for edit in measure.few(_edits(run, cell, width))]
+    layers = strongest(run, cell.key["kind"])
+    edits = [edit for width in (1, *cell.key["windows"]) for edit in measure.few(_edits(run, cell, layers, width))]
     rows = measure.measure_side_effects(
         model, _prompts(run, cell, model), edits, vocab=run.prepared.vocab, max_rows=run.max_rows,
         columns={"direction": cell.key["direction"]},
@@ -144,8 +152,9 @@ def _prompts(run: Execution, cell: Cell, model: Model) -> dict[str, Tensor]:
 
 def steered_texts(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Tensors: what the tuned model, the base, and the base steered by the mean difference at one layer say to a few prompts."""
-    layer, found = _text_layer(run, cell.key["kind"])
     key = cell.key
+    layer = max(run.closer(_options(run)), key=lambda layer: subspace(run, key["kind"], layer).relative_size)
+    found = subspace(run, key["kind"], layer)
     said: dict[str, list[Tensor]] = {}
     for side in ("tuned", "base"):
         with run.prepared.pair.use(side) as running:
@@ -157,12 +166,6 @@ def steered_texts(run: Execution, cell: Cell, model: Model | None) -> Result:
                     said["steered"] = [greedy(running, prompt, key["continuation"]).cpu() for prompt in prompts]
     tensors = {f"{who}.{i}": tokens.numpy() for who in TEXT_TOKENS for i, tokens in enumerate(said[who])}
     return empty(), {**tensors, "layer": np.array(layer)}
-
-
-def _text_layer(run: Execution, kind: str) -> tuple[int, Subspace]:
-    """Of the closer layers the one whose mean difference is largest beside its states, on the fit prompts."""
-    candidates = {layer: subspace(run, kind, layer) for layer in run.closer(_options(run))}
-    return max(candidates.items(), key=lambda item: item[1].relative_size)
 
 
 # ---- for the record ----------------------------------------------------------------------------------------------------------------
@@ -178,6 +181,7 @@ def steering_record(run: Execution) -> dict[str, Any]:
     return {
         "steering": {
             "closer_layers": run.closer(options),
+            "all_positions": {kind: strongest(run, kind) for kind in kinds},
             "sites": {str(site): _said(one) for site, one in sorted(sites.items())},
             "files": [name for site, one in sorted(sites.items()) if one.mean.any() for name in _save(run, site, one)],
             "limits": options.model_dump(include={"max_side_kl_nats", "max_perplexity_ratio"}),
@@ -189,7 +193,11 @@ def steering_record(run: Execution) -> dict[str, Any]:
 
 def _said(one: Subspace) -> dict[str, Any]:
     said = {"rank": one.rank, "relative_size": one.relative_size, "split_half_cosine": one.split_half_cosine}
-    return said if one.rank else {**said, "empty": "the two models' states differ by no more than rounding here: there is nothing to steer with"}
+    return (
+        said
+        if one.rank
+        else {**said, "empty": "the two models' states differ by no more than rounding here: there is nothing to steer with"}
+    )
 
 
 def _save(run: Execution, site: Site, one: Subspace) -> list[str]:
