@@ -51,7 +51,9 @@ def save_control_vector(path: Path, vectors: Mapping[Site, Float[Tensor, " d"]],
     from gguf import GGUFWriter
 
     if odd := [str(site) for site in vectors if not has_control_vector(site)]:
-        raise StudyError(f"llama.cpp adds a control vector to the residual stream after a block other than the first: {odd} cannot be written.")
+        raise StudyError(
+            f"llama.cpp adds a control vector to the residual stream after a block other than the first: {odd} cannot be written."
+        )
     writer = GGUFWriter(str(path), ARCHITECTURE)
     writer.add_string(f"{ARCHITECTURE}.model_hint", model_hint)
     writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(vectors))
