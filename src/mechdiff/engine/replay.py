@@ -170,7 +170,7 @@ class _Stairs:
     """By block: the clean row, and every variant born there or below."""
 
     @classmethod
-    def of(cls, variants: Sequence[Variant], n_layers: int) -> "_Stairs":
+    def of(cls, variants: Sequence[Mapping[Site, Any]], n_layers: int) -> "_Stairs":
         births = [min(variant).layer for variant in variants]
         row = [0] * len(births)
         for place, variant in enumerate(sorted(range(len(births)), key=births.__getitem__), start=1):

@@ -1,0 +1,80 @@
+"""The cells of steering. No torch here.
+
+At the closer layers only. First every edit at the decision position of the report prompts, in each of the four directions; then fewer of them, at
+fewer of these layers, over whole sequences: on the report prompts and, for side effects, on neutral prompts; last a few texts that the steered base
+writes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mechdiff.study.cells import Cell, Item
+from mechdiff.study.options import SteeringOptions
+from mechdiff.study.plan_maps import N_CLOSER, closer_cell, possible
+from mechdiff.study.planner import Planner
+
+N_CONTROLLED = 2
+"""Dimensions at which random subspaces are drawn: the smallest and the largest."""
+
+SEVERAL = 4
+"""Dimensions of subspaces that are tried, as far as the plan can know."""
+
+
+def steering_cells(planner: Planner) -> Iterator[Cell]:
+    """Edits at the decision position, over whole sequences, on neutral prompts, and texts."""
+    options = planner.study.measures.steering
+    if not options or not possible(planner, "steering"):
+        return
+    kinds = [kind for kind in options.sites if kind in planner.wanted]
+    neutral = _neutral(planner, options)
+    on = {"seed": planner.study.seed, "position": "decision", "settings": options.model_dump(include={"strengths", "draws", "contrast"})}
+    on |= {"fitted_on": _hashes(planner, "fit"), "contrast_with": [item.sha256 for item in neutral] if options.contrast else []}
+    everywhere = options.model_dump(include={"windows", "all_positions_layers"})
+    for number, shard in enumerate(planner.packed("report", "decision")):  # one prompt's clean runs serve all that follows
+        for direction in ("base<-base", "base<-tuned", "tuned<-tuned", "tuned<-base"):
+            for kind in kinds:
+                what = {"direction": direction, "split": "report", "kind": kind, "shard": number} | on
+                yield closer_cell(planner, shard, "steering", what, options, _runs(options, direction))
+                if direction in ("base<-base", "tuned<-tuned"):
+                    yield _whole(planner, shard, "steered", what | everywhere, options)
+    for direction in ("base<-base", "tuned<-tuned") if neutral else ():
+        for kind in kinds:
+            what = {"direction": direction, "split": "neutral", "kind": kind} | on
+            yield _whole(planner, neutral, "side_effects", what | everywhere, options)
+    if options.texts and kinds:
+        items = planner.whole("report")[: options.texts]
+        what = {"direction": "base<-base", "split": "report", "kind": kinds[0], "continuation": options.continuation} | on
+        made = closer_cell(planner, items, "steered_texts", what, options, 0)
+        tokens = len(items) * (SEVERAL - 1) * options.continuation + sum(item.tokens for item in items)
+        yield Cell(stage="steered_texts", key=made.key, items=items, side=None, flops=planner.flops(tokens, tokens))
+
+
+def _neutral(planner: Planner, options: SteeringOptions) -> tuple[Item, ...]:
+    if "neutral" not in planner.splits:
+        if options.side_prompts:
+            planner.skip("side effects of steering", "there are no neutral prompts")
+        return ()
+    return tuple(sorted(planner.splits["neutral"], key=lambda item: (item.tokens, item.id)))
+
+
+def _hashes(planner: Planner, split: str) -> list[str]:
+    return [item.sha256 for item in planner.whole(split)]
+
+
+def _runs(options: SteeringOptions, direction: str) -> int:
+    """Variants at one place, as far as the plan can know."""
+    strengths = 1 + len(options.strengths)
+    if direction == "base<-base":
+        return strengths + 2 * options.draws
+    random = N_CONTROLLED * options.draws
+    return SEVERAL * (strengths + 1) + 2 * random if direction == "tuned<-tuned" else SEVERAL + random
+
+
+def _whole(planner: Planner, items: Sequence[Item], stage: str, what: dict[str, Any], options: SteeringOptions) -> Cell:
+    """A cell of runs over whole sequences, at some of the closer layers."""
+    strengths = 1 + len(options.strengths)
+    runs = strengths + 1 if what["direction"] == "base<-base" else 2 * (SEVERAL + N_CONTROLLED) + strengths - 1
+    made = closer_cell(planner, tuple(items), stage, what, options, runs * (1 + len(options.windows)))
+    tokens = sum(item.tokens for item in items) / len(items)
+    share = min(options.all_positions_layers, N_CLOSER) / N_CLOSER
+    return Cell(stage=stage, key=made.key, items=tuple(items), side=made.side, flops=made.flops * tokens * share / 2)
