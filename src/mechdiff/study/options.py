@@ -158,6 +158,21 @@ class RankOptions(CloserOptions):
     draws: Annotated[int, Field(ge=0, le=1000)] = 3  # random subspaces at each rank
 
 
+class SteeringOptions(CloserOptions):
+    sites: Kinds = ("resid_post",)
+    strengths: Annotated[tuple[float, ...], BeforeValidator(_strengths)] = (0.5, 1.5, 2.0)  # of add and amplify, beside 1
+    windows: Annotated[tuple[int, ...], BeforeValidator(lambda given: whole_numbers(given, 2))] = ()  # widths, in layers
+    draws: Annotated[int, Field(ge=0, le=1000)] = 5  # random vectors and subspaces, and label swaps
+    contrast: bool = False  # take off the mean difference on neutral prompts
+    neutral: str | None = None  # prompts whose side effects are measured, as a file; none: those that come with mechdiff
+    all_positions_layers: Count = 1  # of the closer layers: so many are steered at every position, where the mean difference is largest
+    side_prompts: Annotated[int, Field(ge=0, le=100_000)] = 48  # how many of them, from the top; 0: no side effects
+    texts: Annotated[int, Field(ge=0, le=64)] = 3  # report prompts that the steered base answers
+    continuation: Count = 24  # tokens of each answer
+    max_side_kl_nats: Annotated[float, Field(ge=0)] = 0.05  # the most that a direction of use may move neutral prompts
+    max_perplexity_ratio: Annotated[float, Field(ge=1)] = 1.05  # and worsen their perplexity
+
+
 class Measures(Section):
     """Every measure there is, in the order in which they run, and its options; None: not asked for."""
 
@@ -169,6 +184,7 @@ class Measures(Section):
     factorial: FactorialOptions | None = None
     transport: TransportOptions | None = None
     rank: RankOptions | None = None
+    steering: SteeringOptions | None = None
 
     def asked(self) -> dict[str, Options]:
         """The measures asked for, with their options."""

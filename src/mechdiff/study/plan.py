@@ -11,6 +11,7 @@ from mechdiff.study.cells import Cell, Item, Plan, n_positions
 from mechdiff.study.config import StudyConfig
 from mechdiff.study.options import DIRECTIONS, PatchingOptions
 from mechdiff.study.plan_maps import rank_cells, transport_cells
+from mechdiff.study.plan_steer import steering_cells
 from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS, Planner, sizes
 
 BLOCKS_A_CELL = 4
@@ -43,7 +44,14 @@ def plan(
     captures = [cell for side in ("base", "tuned") for cell in _captures(planner, side)]
     checks = [_selfcheck(planner, side) for side in ("base", "tuned") if planner.wanted]
     cells = [*checks, *captures, *_divergence(planner), *_texts(planner), *_weights(planner), *_grafting(planner)]
-    cells += [*_similarity(planner), *_patching(planner), *_factorial(planner), *transport_cells(planner), *rank_cells(planner)]
+    cells += [
+        *_similarity(planner),
+        *_patching(planner),
+        *_factorial(planner),
+        *transport_cells(planner),
+        *rank_cells(planner),
+        *steering_cells(planner),
+    ]
     weights = [shape.parameters * bytes_per_weight for shape in shapes.values()]
     states = sum(_states_bytes(planner, cell) for cell in captures)
     return Plan(
@@ -84,6 +92,9 @@ def _states_needed(planner: Planner) -> list[tuple[str, str, tuple[str, ...], tu
     """(split, position, site kinds, layers): the decision position of every split, wider windows where states are written there."""
     every = tuple(range(planner.shape.n_layers))
     needed = [(split, "decision", planner.wanted, every) for split in SPLITS if split in planner.splits]
+    steering = planner.study.measures.steering
+    if steering and steering.contrast and "neutral" in planner.splits:
+        needed.append(("neutral", "decision", tuple(kind for kind in planner.wanted if kind in steering.sites), every))
     transport = planner.study.measures.transport
     if transport and transport.rows_per_prompt > 1 and "fit" in planner.splits:
         short = min(planner.splits["fit"], key=lambda item: item.tokens)
@@ -106,7 +117,7 @@ def _states_needed(planner: Planner) -> list[tuple[str, str, tuple[str, ...], tu
 
 def _divergence(planner: Planner) -> Iterator[Cell]:
     measures = planner.study.measures
-    for split in SPLITS if measures.divergence or planner.patching or measures.transport or measures.rank else ():
+    for split in SPLITS if measures.divergence or planner.patching or measures.transport or measures.rank or measures.steering else ():
         if split in planner.splits:
             items = planner.whole(split)
             yield Cell(stage="divergence", key=planner.key(items, stage="divergence", split=split), items=items, side=None, flops=0)

@@ -61,7 +61,10 @@ class Planner:
         """Site kinds whose states are captured at the decision position."""
         measures = self.study.measures
         asked = {
-            kind for options in (self.patching, self.similarity, measures.transport, measures.rank) if options for kind in options.sites
+            kind
+            for options in (self.patching, self.similarity, measures.transport, measures.rank, measures.steering)
+            if options
+            for kind in options.sites
         }
         asked |= {"resid_post"} if self.factorial else set()
         for kind in sorted(asked - set(self.kinds), key=KINDS.index):
@@ -91,7 +94,7 @@ class Planner:
             stage=stage,
             key=self.key(shard, stage=stage, states=[item.sha256 for item in others], **what),
             items=shard,
-            side="tuned" if what["direction"] == "tuned<-base" else "base",
+            side=what["direction"].partition("<-")[0],
             flops=self.flops(tokens * networks, len(shard) * (1 + what["n_variants"])),
         )
 

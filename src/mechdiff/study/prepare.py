@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from mechdiff.study.planner import MAX_ROWS
 
 ENGINE_VERSION = 2
 """Part of every cell's key: raised when the same cell would come out with other bits."""
+
+NEUTRAL = Path(__file__).parent.parent / "data" / "neutral.jsonl"
+"""Everyday questions and instructions, for side effects."""
 
 QUICK = 8
 """Prompts of each split that a quick run keeps."""
@@ -109,6 +113,10 @@ def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Pr
                     f"the text of prompt {prompt.id!r} stands in both {split_of[prompt.text]} and {split}: what is chosen on one split would be "
                     "reported on the same prompt. Take it out of one of them."
                 )
+    steering = study.measures.steering
+    if steering and steering.side_prompts:  # last: a study's own splits come first
+        neutral = [prompt for prompt in read_prompts(steering.neutral or NEUTRAL) if prompt.text not in split_of]
+        found["neutral"] = neutral[: steering.side_prompts]
     return {split: prompts[:QUICK] if quick else prompts for split, prompts in found.items()}
 
 

@@ -20,6 +20,7 @@ from mechdiff.study.manifest import run_record
 from mechdiff.study.maps import maps_record
 from mechdiff.study.prepare import Prepared
 from mechdiff.study.stages import STAGES, decoded
+from mechdiff.study.steer import steering_record
 from mechdiff.study.texts import texts_record
 
 Progress = Callable[[str, float], None]
@@ -69,6 +70,7 @@ class _Run:
             **texts_record(self.execution),
             **weights_record(self.execution),
             **maps_record(self.execution),
+            **steering_record(self.execution),
             "warnings": [*record["warnings"], *self.folder.warnings],
         }
 
@@ -109,5 +111,12 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("transport", "tuned"),
     ("closer", "tuned"),
     ("rank_curve", "tuned"),
+    ("steering", "tuned"),
+    ("steered", "tuned"),
+    ("side_effects", "tuned"),
     ("rank_curve", "base"),
+    ("steering", "base"),
+    ("steered", "base"),
+    ("side_effects", "base"),
+    ("steered_texts", None),
 )

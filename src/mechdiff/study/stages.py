@@ -21,6 +21,7 @@ from mechdiff.study.execution import Execution, positions
 from mechdiff.study.maps import closer, fisher, fits, patched, rank_curve, ranks
 from mechdiff.study.options import DIRECTIONS
 from mechdiff.study.planner import NEED_FIT
+from mechdiff.study.steer import side_effects, steer, steered_prompts, steered_texts
 from mechdiff.study.texts import texts
 
 Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
@@ -143,4 +144,8 @@ STAGES: dict[str, Stage] = {
     "rank": ranks,
     "fisher": fisher,
     "rank_curve": rank_curve,
+    "steering": steer,
+    "steered": steered_prompts,
+    "side_effects": side_effects,
+    "steered_texts": steered_texts,
 }
