@@ -228,7 +228,10 @@ def planted_transport(table: pl.DataFrame, *, n_layers: int, changed: int, seed:
         return value * rng.lognormal(0, 0.08, len(value))
 
     def write(layer: int, site: str, arm: str, carries: float, *, s: float | None = None, **control: str) -> None:
-        amount, at = _amount(layer, site, changed), {"layer": layer, "site": site, "arm": arm, "rank": _rank_of(arm), "strength": s, **control, **shared}
+        amount, at = (
+            _amount(layer, site, changed),
+            {"layer": layer, "site": site, "arm": arm, "rank": _rank_of(arm), "strength": s, **control, **shared},
+        )
         left = 1 - carries if s is None else s * s * (1 - carries)
         parts.append(rows(noisy(d * RAW * amount * left + 1e-4), direction="tuned<-base", metric="kl_own_nats", **at))
         if arm != "identity":
@@ -323,13 +326,19 @@ def planted_rank(table: pl.DataFrame, *, n_layers: int, changed: int, seed: int 
     return pl.concat(parts)
 
 
-def _planted_curves(rng: np.random.Generator, layer: int, site: str, amount: float, prompts: list[str], d: np.ndarray) -> list[pl.DataFrame]:
+def _planted_curves(
+    rng: np.random.Generator, layer: int, site: str, amount: float, prompts: list[str], d: np.ndarray
+) -> list[pl.DataFrame]:
     """What maps of each rank do at one site."""
     parts = []
     place = {"measure": "rank", "layer": layer, "site": site, "split": "report", "prompt": prompts}
     noise = rng.lognormal(0, 0.05, len(d))
     for k in RANKS:
-        variants: list[tuple[float, dict]] = [(1.0, {"arm": "rrr"}), (0.7, {"arm": "rank_truncated"}), (1.02, {"arm": "rrr", "unit": "fisher"})]
+        variants: list[tuple[float, dict]] = [
+            (1.0, {"arm": "rrr"}),
+            (0.7, {"arm": "rank_truncated"}),
+            (1.02, {"arm": "rrr", "unit": "fisher"}),
+        ]
         variants += [(0.05, {"arm": "rrr", "control": f"random_subspace#{i}"}) for i in range(3)]
         variants += [(s * (2 - s), {"arm": "rrr", "strength": s}) for s in (0.5, 1.5)]
         for size, named in variants:
@@ -337,3 +346,55 @@ def _planted_curves(rng: np.random.Generator, layer: int, site: str, amount: flo
             parts.append(rows(d * (1 - carried) * RAW * noise, direction="tuned<-base", metric="kl_own_nats", rank=k, **named, **place))
             parts.append(rows(d * (1 - carried) * noise, direction="base<-base", metric="kl_other_nats", rank=k, **named, **place))
     return parts
+
+
+STEERED = {1: 0.3, 2: 0.7, 4: 0.75}
+"""Effect of interchange with so many directions at the changed site, as a share of D."""
+ADDED = {0.5: 0.2, None: 0.45, 2.0: 0.35}
+"""What the mean difference recovers, by strength."""
+SIDE_LIMITS = {"max_side_kl_nats": 0.04, "max_perplexity_ratio": 1.1}
+
+
+def planted_steering(table: pl.DataFrame, *, changed: int, seed: int = 6) -> pl.DataFrame:
+    """Two directions do most; adding the mean difference does less; large edits harm neutral prompts, random ones do little of either."""
+    rng = np.random.default_rng(seed)
+    prompts, d = d_of(table, "report")
+    neutral = [f"n{i:02d}" for i in range(12)]
+    parts = []
+
+    def edit(share: float, harm: float, direction: str, **named: object) -> None:
+        base = direction.startswith("base")
+        at = {"measure": "steering", "direction": direction, "layer": changed, **named}
+        value = d * ((1 - share) if base else share) * rng.lognormal(0, 0.04, len(d))
+        metric = "kl_other_nats" if base else "kl_own_nats"
+        for unit in (None, "all_pos"):
+            parts.append(rows(value, metric=metric, unit=unit, prompt=prompts, split="report", **at))
+        said = {"side_kl_nats": harm, "side_top1_same": 1 - harm, "side_log_perplexity_ratio_nats": 0.8 * harm}
+        for metric, size in said.items():
+            parts.append(rows(size * rng.lognormal(0, 0.02, len(neutral)), metric=metric, unit="all_pos", prompt=neutral, **at))
+
+    for site, size in (("attn_out", 1.0), ("resid_post", 0.5)):
+        for strength, share in ADDED.items():
+            edit(size * share, 0.05 * (strength or 1) ** 2, "base<-base", site=site, arm="add", rank=1, strength=strength)
+        for i in range(3):
+            edit(0.01, 0.03, "base<-base", site=site, arm="add", rank=1, control=f"random_vector#{i}")
+            edit(0.02, 0.03, "base<-base", site=site, arm="add", rank=1, control=f"label_swap#{i}")
+        for k, share in STEERED.items():
+            for direction, arm in (
+                ("base<-tuned", "interchange"),
+                ("tuned<-base", "interchange"),
+                ("tuned<-tuned", "ablate"),
+                ("tuned<-tuned", "amplify"),
+            ):
+                part = share if arm == "interchange" else 0.8 * share if arm == "ablate" else 0.5 * share
+                edit(size * part, 0.01 * k if arm == "interchange" else 0.05 * k, direction, site=site, arm=arm, rank=k)
+                for i in range(3 if k in (1, 4) else 0):
+                    edit(0.04, 0.02, direction, site=site, arm=arm, rank=k, control=f"random_subspace#{i}")
+    return pl.concat(parts)
+
+
+def steering_manifest(table: pl.DataFrame) -> dict:
+    """Limits, and what was said."""
+    said = {"text": "What is art?", "site": "L4.attn_out", "base": "Art is work.", "tuned": "Thank you for asking! Art is work.",
+            "steered": "Thank you.\nArt is work."}  # fmt: skip
+    return {"steering": {"limits": dict(SIDE_LIMITS), "texts": [{"prompt": d_of(table, "report")[0][0], **said}]}}

@@ -6,15 +6,15 @@ import altair as alt
 import polars as pl
 
 from mechdiff.report import curves, drawing, findings, findings_transport
-from mechdiff.report.drawing import BLACK, INK, LEFT, SHARE_RANGE, WIDE, Chart
+from mechdiff.report.drawing import BLACK, INK, SHARE_RANGE, WIDE, Chart
 from mechdiff.report.findings_transport import ARMS, CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report.wording import nats, share, with_interval
 
 TOP = "tuned state"
 """The ceiling of transport, as a line of its own."""
 LAW_POINTS = 24
-SQUARES = 3
-"""Sites and kinds that are drawn at the closer layers."""
+SHOWN = 3
+"""Sites that are drawn at the closer layers."""
 LEAST_R2 = -0.5
 """R2 below is drawn here."""
 
@@ -70,7 +70,7 @@ def fit_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, w
     """R2 of the change on prompts that a map has not seen; dotted: on those that it was fitted on; filled: better than permuted refits."""
     found = findings_transport.fit_quality(rows, summary, ("r2_change",)).filter(pl.col("arm").is_in(LEARNED))
     split = findings.reported(rows, "transport")
-    held, train = found.filter(pl.col("split") == split), found.filter(pl.col("split") == "fit")
+    held, train = found.filter(pl.col("split").eq_missing(split)), found.filter(pl.col("split") == "fit")
     if held.is_empty():
         return None
     names = curves.ordered(held["arm"].unique().to_list(), ARMS)
@@ -99,7 +99,9 @@ def shown_at_strength(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     site = findings_transport.strongest_site(rows, summary)
     ceiling = findings_transport.ceiling(rows).sort(pl.col("site").is_in(findings.STREAM), -pl.col("share"), maintain_order=True)
     order = [*([site[0]] if site else []), *ceiling["name"].to_list(), *curved]
-    return [name for name in dict.fromkeys(order) if name in curved][:SQUARES]
+    worth = findings_transport.worth_mapping(rows, summary)
+    shown = [name for name in dict.fromkeys(order) if name in curved]
+    return ([name for name in shown if name in worth] or shown)[:SHOWN]
 
 
 def closeness_by_strength(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -157,10 +159,14 @@ def arm_of_squares(rows: pl.DataFrame, summary: pl.DataFrame) -> str:
 
 
 def squares(rows: pl.DataFrame, summary: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """By kind of site: what maps do at layers they were not fitted at."""
+    """By kind of site: what maps do at layers they were not fitted at, where a map has something to do."""
     arm = arm_of_squares(rows, summary)
     kinds = rows.filter(pl.col("measure") == "transport", pl.col("arm") == arm).sort(findings_transport.kind_place())
     found = {site: findings_transport.bogus_square(rows, arm, site) for site in kinds["site"].unique(maintain_order=True).to_list()}
+    worth = findings_transport.worth_mapping(rows, summary)
+    found = {
+        site: square.filter(pl.format("L{}.{}", "patched", pl.lit(site)).is_in(worth)) for site, square in found.items() if len(square)
+    }
     return {site: square for site, square in found.items() if not square.is_empty()}
 
 
@@ -169,8 +175,9 @@ def bogus_maps(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wid
     found = squares(rows, summary)
     if not found:
         return None
-    side = (width - LEFT - 12) if len(found) == 1 else min((width - LEFT - 60) // min(len(found), 3 if width >= WIDE else 1), 250)
-    panels = [_square(site, square, min(side, 260)) for site, square in found.items()]
+    abreast = len(found) if width >= WIDE else 1
+    side = (width - 58 * abreast) // abreast
+    panels = [_square(site, square, side) for site, square in found.items()]
     return drawing.styled(alt.hconcat(*panels, spacing=16) if width >= WIDE else alt.vconcat(*panels, spacing=12))
 
 
@@ -178,7 +185,7 @@ def _square(site: str, square: pl.DataFrame, side: int) -> alt.LayerChart:
     least = square.group_by("patched").agg(least=pl.col("nats").min())
     ratio = pl.when(pl.col("least") > 0).then((pl.col("nats") / pl.col("least")).log10()).otherwise(0.0)
     table = square.join(least, on="patched").with_columns(shade=ratio, best=pl.col("nats") == pl.col("least")).sort("patched", "fitted")
-    layers = [f"L{layer}" for layer in sorted({*square["fitted"].to_list(), *square["patched"].to_list()})]
+    layers, rows_of = ([f"L{layer}" for layer in sorted(set(square[name].to_list()))] for name in ("fitted", "patched"))
     records = [
         {
             "fitted": f"L{r['fitted']}", "patched": f"L{r['patched']}", "shade": r["shade"], "text": f"{r['nats']:.2g}", "best": r["best"],
@@ -188,18 +195,20 @@ def _square(site: str, square: pl.DataFrame, side: int) -> alt.LayerChart:
     ]  # fmt: skip
     snug = alt.Scale(paddingInner=0.06, paddingOuter=0)
     x = alt.X("fitted:N", sort=layers, title="map fitted at", axis=alt.Axis(labelAngle=0, ticks=False, domain=False), scale=snug)
-    y = alt.Y("patched:N", sort=layers, title="written at", axis=alt.Axis(ticks=False, domain=False), scale=snug)
+    y = alt.Y("patched:N", sort=rows_of, title="written at", axis=alt.Axis(ticks=False, domain=False), scale=snug)
     base = alt.Chart(drawing.inline(records))
     colour = alt.Color("shade:Q", scale=alt.Scale(domain=[0, 1], range=SHARE_RANGE, clamp=True), legend=None)
     cells = base.mark_rect(stroke="#c3ccd6", strokeWidth=0.5).encode(x=x, y=y, color=colour, description=alt.Description("says:N"))
-    won = alt.Chart(drawing.inline([r for r in records if r["best"]])).mark_rect(aria=False, filled=False, stroke="#d55e00", strokeWidth=2.2)
+    won = alt.Chart(drawing.inline([r for r in records if r["best"]])).mark_rect(
+        aria=False, filled=False, stroke="#d55e00", strokeWidth=2.2
+    )
     layers_ = [cells, won.encode(x=x, y=y)]
     if len(layers) <= 8:
         for ink in ("white", INK):
             words = alt.Chart(drawing.inline([r for r in records if r["ink"] == ink])).mark_text(aria=False, fontSize=10, color=ink)
             layers_.append(words.encode(x=x, y=y, text=alt.Text("text:N")))
     title = drawing.title_of(f"{site}: nats")
-    return alt.layer(*layers_, width=max(side, 90), height=max(24 * len(layers), 60), title=title)
+    return alt.layer(*layers_, width=max(side, 90), height=max(24 * len(rows_of), 30), title=title)
 
 
 def _sites(found: pl.DataFrame) -> list[str]:

@@ -155,7 +155,7 @@ def rank_axis(ranks: Sequence[int], width: int, title: str) -> Callable[[bool], 
 def strength_axis(most: float) -> Callable[[bool], alt.X]:
     """Strength from 0, with 0 and 1 as the lines to look at."""
     ticks = [value for value in (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4, 6, 8) if value <= most]
-    axis = alt.Axis(values=ticks if most <= 1.5 else [t for t in ticks if t == int(t)], grid=False, format="~g", labelOverlap=True)
+    axis = alt.Axis(values=ticks if most <= 1.5 else [t for t in ticks if t == int(t)], grid=False, format=".2~f", labelOverlap=True)
 
     def x(last: bool) -> alt.X:
         scale = alt.Scale(domain=[-0.04 * most, 1.04 * most], nice=False)

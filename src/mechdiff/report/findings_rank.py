@@ -1,7 +1,7 @@
 """What the page says about the number of dimensions of the change: reduced-rank regression by rank, and what maps of each rank do.
 
-`rank_chosen` is the smallest rank within one standard error of the best cross-validated one; `rank_uncentred` that of the change with its mean left in
-(a constant shift: 0 in the first, 1 in the second). Causal curves write the map of rank k: closeness (`tuned<-base`, nats) and transport
+`rank_chosen` is the smallest rank within one standard error of the best cross-validated one; `rank_uncentred` that of the change with its
+mean left in (a constant shift: 0 in the first, 1 in the second). Causal curves write the map of rank k: closeness (`tuned<-base`, nats) and transport
 proper (`base<-base`, share of D). `k` at 50 and 90 %: the smallest rank with so much of the gain from rank 0 to the largest rank.
 """
 
@@ -35,11 +35,17 @@ def chosen(summary: pl.DataFrame) -> pl.DataFrame:
 
 def r2_curves(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> pl.DataFrame:
     """`rank curve value low high` at one site: `fit prompts`, `cross-validated` (with its standard error) and the reported prompts."""
-    of_site = summary.filter(pl.col("measure") == "rank", pl.col("rank").is_not_null(), pl.col("control").is_null() & pl.col("unit").is_null())
+    of_site = summary.filter(
+        pl.col("measure") == "rank", pl.col("rank").is_not_null(), pl.col("control").is_null() & pl.col("unit").is_null()
+    )
     of_site = of_site.filter(findings.site_name() == name, pl.col("mean").is_finite())
     split = findings.reported(rows, "rank")
     parts = []
-    for metric, of, words in (("r2_change", "fit", "fit prompts"), ("r2_change_cv", "fit", "cross-validated"), ("r2_change", split, f"{split} prompts")):
+    for metric, of, words in (
+        ("r2_change", "fit", "fit prompts"),
+        ("r2_change_cv", "fit", "cross-validated"),
+        ("r2_change", split, f"{split} prompts"),
+    ):
         part = of_site.filter(pl.col("metric") == metric, pl.col("split").eq_missing(of)).select("rank", value="mean", curve=pl.lit(words))
         parts.append(part.unique("rank", keep="first"))
     error = of_site.filter(pl.col("metric") == "r2_change_cv_se").select("rank", error="mean").unique("rank", keep="first")
@@ -51,7 +57,9 @@ def r2_curves(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> pl.DataFr
 
 def curve_sites(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     """Sites with causal curves: the strongest output first, then single outputs before the stream, in network order."""
-    found = rows.filter(pl.col("measure") == "rank", pl.col("metric").is_in(["kl_own_nats", "kl_other_nats"]), pl.col("layer").is_not_null())
+    found = rows.filter(
+        pl.col("measure") == "rank", pl.col("metric").is_in(["kl_own_nats", "kl_other_nats"]), pl.col("layer").is_not_null()
+    )
     found = found.filter(pl.col("rank").is_not_null()).with_columns(name=findings.site_name()).unique(["layer", "site"])
     order = found.sort(pl.col("site").is_in(findings.STREAM), "layer", findings_transport.kind_place())["name"].to_list()
     ranked, _ = findings.ranked_outputs(rows, summary)
@@ -65,7 +73,7 @@ def causal(rows: pl.DataFrame, name: str, direction: str) -> pl.DataFrame:
     Series are arms of maps, `fisher` for the Fisher-weighted one, and `random subspace`: the mean over draws, with their least and
     greatest as its ends.
     """
-    values, of, _ = _values(rows, name, direction, pl.col("strength").is_null())
+    values, of = _values(rows, name, direction, pl.col("strength").is_null())
     found, matrix, total = findings_transport.cells(values, of)
     if found.is_empty() or (of is not None and total.mean() <= 0):
         return pl.DataFrame(schema=_CURVE)
@@ -79,9 +87,15 @@ def causal(rows: pl.DataFrame, name: str, direction: str) -> pl.DataFrame:
     numbers = [pl.Series(n, column, dtype=pl.Float64) for n, column in (("value", value), ("low", low), ("high", high))]
     table = found.with_columns(*numbers, series=series).filter(pl.col("control").is_null() | random)
     table = table.with_columns(low=pl.when(random).then("value").otherwise("low"), high=pl.when(random).then("value").otherwise("high"))
-    merged = table.group_by("series", "rank").agg(pl.col("value").mean(), pl.col("low").min(), pl.col("high").max(), draws=pl.len())
+    merged = table.group_by("series", "rank", maintain_order=True).agg(
+        pl.col("value").mean(), pl.col("low").min(), pl.col("high").max(), draws=pl.len()
+    )
     place = pl.col("series").replace_strict({s: i for i, s in enumerate(SERIES)}, default=len(SERIES), return_dtype=pl.Int64)
-    return merged.with_columns(pl.col("low", "high").fill_nan(None)).sort(place, "rank").select(pl.col(n).cast(t) for n, t in _CURVE.items())
+    return (
+        merged.with_columns(pl.col("low", "high").fill_nan(None))
+        .sort(place, "series", "rank")
+        .select(pl.col(n).cast(t) for n, t in _CURVE.items())
+    )
 
 
 def needed(curve: pl.DataFrame, direction: str, parts: Sequence[float] = (HALF, MOST)) -> dict[float, int] | None:
@@ -126,7 +140,7 @@ def same_at_all_ranks(rows: pl.DataFrame) -> pl.DataFrame:
 
 def by_strength(rows: pl.DataFrame, name: str, direction: str) -> pl.DataFrame:
     """`rank s value` of the arm rrr at one site: every rank at every strength, 1 the full map."""
-    values, of, split = _values(rows, name, direction, pl.col("arm") == "rrr")
+    values, of = _values(rows, name, direction, pl.col("arm") == "rrr")
     values = values.filter(pl.col("control").is_null() & pl.col("unit").is_null())
     if values["strength"].drop_nulls().is_empty():
         return pl.DataFrame(schema={"rank": pl.Int64, "s": pl.Float64, "value": pl.Float64})
@@ -150,15 +164,13 @@ def strongest(rows: pl.DataFrame, summary: pl.DataFrame) -> dict | None:
     return table.filter(pl.col("name") == name).row(0, named=True)
 
 
-def _values(rows: pl.DataFrame, name: str, direction: str, where: pl.Expr) -> tuple[pl.DataFrame, pl.DataFrame | None, str | None]:
+def _values(rows: pl.DataFrame, name: str, direction: str, where: pl.Expr) -> tuple[pl.DataFrame, pl.DataFrame | None]:
     """Rows of one site and direction, and what shares are of."""
     split = findings.reported(rows, "rank")
     metric = "kl_own_nats" if direction == CLOSENESS else "kl_other_nats"
     values = findings_transport.written(rows, direction, metric, measure="rank", split=split)
     values = values.filter(findings.site_name() == name, pl.col("rank").is_not_null(), where)
-    return values, findings_transport.totals(rows, split) if direction == TRANSPORT else None, split
+    return values, findings_transport.totals(rows, split) if direction == TRANSPORT else None
 
 
 _CURVE = {"series": pl.String, "rank": pl.Int64, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "draws": pl.Int64}
-
-

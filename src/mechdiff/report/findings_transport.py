@@ -27,6 +27,8 @@ ARMS = ("identity", "shift", "mean", "resample", "diag_affine", "anchored_ridge"
 LEARNED = ARMS[4:]
 WORTH = 0.05
 """Share of D that the tuned state itself must recover at a site before maps are counted there."""
+BREAKS = 0.01
+"""Share of D that writing the base's state must break at a site before its maps are ranked, or held against misplaced ones."""
 CELL = ("layer", "site", "unit", "arm", "rank", "strength", "control")
 
 
@@ -106,7 +108,6 @@ def cells(values: pl.DataFrame, of: pl.DataFrame | None = None) -> tuple[pl.Data
     return found, matrix, total
 
 
-
 def kind_place() -> pl.Expr:
     return pl.col("site").replace_strict({kind: i for i, kind in enumerate(KINDS)}, default=len(KINDS), return_dtype=pl.Int64)
 
@@ -150,7 +151,9 @@ def closeness(rows: pl.DataFrame, *, split: str | None = None) -> pl.DataFrame:
     """
     split = split or findings.reported(rows, "transport")
     found, matrix, _ = cells(plain(written(rows, CLOSENESS, "kl_own_nats", split=split)))
-    floors = statistics.noise_floors(rows).filter(pl.col("runner") == "tuned", pl.col("split") == split, pl.col("metric") == "kl_own_nats")
+    floors = statistics.noise_floors(rows).filter(
+        pl.col("runner") == "tuned", pl.col("split").eq_missing(split), pl.col("metric") == "kl_own_nats"
+    )
     least = statistics.FLOORS * (float(floors["floor"][0]) if len(floors) else 0.0)
     numbers = np.full((6, len(found)), np.nan)
     mean = matrix.mean(axis=0) if matrix.size else np.zeros(0)
@@ -171,6 +174,14 @@ def closeness(rows: pl.DataFrame, *, split: str | None = None) -> pl.DataFrame:
     content += [pl.Series("kl", mean, dtype=pl.Float64), pl.Series("raw", [mean[i] if i >= 0 else None for i in raw], dtype=pl.Float64)]
     trivial = pl.Series("trivial", [arms[i] if i >= 0 else None for i in best], dtype=pl.String)
     return found.with_columns(*content, trivial, counts=pl.Series(mean > least if len(found) else [], dtype=pl.Boolean))
+
+
+def worth_mapping(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
+    """Sites where writing the base's state breaks at least `BREAKS` of D (at all, where there is no D to share), in network order."""
+    found = findings.difference(rows, summary)
+    least = BREAKS * found.mean if found and found.counts else 0.0
+    raw = closeness(rows).filter(pl.col("arm") == "identity")
+    return raw.filter(pl.col("counts"), pl.col("kl") >= least)["name"].to_list()
 
 
 def fit_quality(rows: pl.DataFrame, summary: pl.DataFrame, metrics: tuple[str, ...], direction: str = CLOSENESS) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """How many dimensions does the change have: the rank that regression chooses at every site, and what maps of each rank do."""
 
+import math
 from typing import Any
 
 import altair as alt
@@ -89,8 +90,10 @@ def _causal(run: Run, direction: str) -> list[Any]:
     for name in shown:
         curve = findings_rank.causal(run.rows, name, direction)
         ranks = findings_rank.needed(curve, direction)
+        most = max(curve["rank"].to_list(), default=0)
         if ranks:
-            said.append(f"{name}: rank {ranks[HALF]} does 50 % and rank {ranks[MOST]} 90 % of what the largest does")
+            less = f"rank {ranks[HALF]} does 50 % and " if ranks[HALF] < ranks[MOST] else ""
+            said.append(f"{name}: {less}rank {ranks[MOST]} {'does ' * (not less)}90 % of the gain from rank 0 to the largest, {most}")
         elif not curve.is_empty():
             said.append(f"{name}: no rank does more than rank 0, within its interval")
     if not said:
@@ -160,12 +163,13 @@ def rank_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, 
     ).filter(pl.col("rank").is_not_null())
     if long.is_empty():
         return None
-    ranks = sorted({0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024} & set(range(int(drawing.ends(long["rank"])[1]) + 1)))
+    highest = int(drawing.ends(long["rank"])[1])
+    ranks = range(highest + 1) if highest <= 4 else [r for r in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if r <= highest]
     # rank r is drawn at log2(r + 1): 0 stays on the page, and 300 too
     table = long.with_columns(value=(pl.col("rank") + 1).log(2), says=pl.format("{}: rank {}", "name", pl.col("rank").cast(pl.Int64)))
     top = max(drawing.ends(table["value"])[1], 1.0)
     scale = alt.Scale(domain=[-0.15, top * 1.05], nice=False)
-    places = [float(pl.Series([r + 1.0]).log(2)[0]) for r in ranks]
+    places = [math.log2(r + 1) for r in ranks]
     axis = drawing.left_axis(values=places, labelExpr="round(pow(2, datum.value)) - 1")
     names = [site for site in SITE_COLOURS if site in table["line"].unique().to_list()]
     layers = drawing.layer_range(table)
@@ -245,7 +249,7 @@ def rank_by_strength(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, 
     known = [
         _heat(found, direction, name, width, first=direction == CLOSENESS) for direction, found in tables.items() if not found.is_empty()
     ]
-    return drawing.styled(alt.vconcat(*known, spacing=12)) if known else None
+    return drawing.styled(alt.vconcat(*known, spacing=12).resolve_scale(color="independent")) if known else None
 
 
 def _heat(found: pl.DataFrame, direction: str, name: str, width: int, *, first: bool) -> alt.LayerChart:

@@ -12,8 +12,6 @@ from mechdiff.report.wording import between, listed, nats, share, with_interval
 TITLE = "Can a linear map carry the change?"
 TOP = 16
 """Rows of the ranked table."""
-WORTH = 0.01
-"""Share of D that writing the base's state must break at a site for its maps to be ranked."""
 SURE = 0.05
 
 
@@ -39,7 +37,9 @@ def _carried(run: Run) -> list[Any]:
     caption = " ".join(wording.carried(run.rows, run.summary)) or "Share of D that the base recovers when it writes its own mapped state."
     top = findings_transport.strongest_site(run.rows, run.summary)
     count = f" {there['name'].n_unique()} sites, {there['n'][0]} prompts."
-    parts = [Drawn(name="transport_recovery", chart=charts_transport.recovery_by_layer, caption=caption + count, reading="transport_recovery")]
+    parts = [
+        Drawn(name="transport_recovery", chart=charts_transport.recovery_by_layer, caption=caption + count, reading="transport_recovery")
+    ]
     back = findings_transport.recovered(run.rows, REMOVAL)
     if not back.is_empty() and top:
         here = back.filter(pl.col("name") == top[0])
@@ -72,30 +72,41 @@ def _closeness(run: Run) -> list[Any]:
 
 def _ranked(run: Run, close: pl.DataFrame) -> list[dict]:
     """The table of the original study: what is written where, how well the map fits, what it costs and what it saves."""
-    found = findings.difference(run.rows, run.summary)
-    least = WORTH * found.mean if found and found.counts else 0.0
-    rows = close.filter(pl.col("arm") != "identity", pl.col("drop").is_not_null(), pl.col("raw") >= least)
+    worth = findings_transport.worth_mapping(run.rows, run.summary)
+    rows = close.filter(pl.col("arm") != "identity", pl.col("drop").is_not_null(), pl.col("name").is_in(worth))
     rows = rows.sort("drop", descending=True, maintain_order=True)
     metrics = ("r2", "r2_change", "cka_mapped", "cosine")
     quality = findings_transport.fit_quality(run.rows, run.summary, metrics)
     split = findings.reported(run.rows, "transport")
-    values = {(r["name"], r["arm"], r["metric"]): r["mean"] for r in quality.filter(pl.col("split") == split).iter_rows(named=True)}
+    values = {
+        (r["name"], r["arm"], r["metric"]): r["mean"] for r in quality.filter(pl.col("split").eq_missing(split)).iter_rows(named=True)
+    }
     recovered = {(r["name"], r["arm"]): r for r in findings_transport.recovered(run.rows).iter_rows(named=True)}
     lines = []
     for r in rows.head(TOP).iter_rows(named=True):
         of_base = recovered.get((r["name"], r["arm"]))
         fits = (share(values.get((r["name"], r["arm"], metric)), 3) for metric in metrics)
-        gain = with_ends(r["gain"], r["gain_low"], r["gain_high"]), r["trivial"] or "–"
+        gain = with_ends(r["gain"], r["gain_low"], r["gain_high"])
         moved = with_ends(of_base["share"], of_base["low"], of_base["high"]) if of_base else "–"
         drop = with_ends(r["drop"], r["low"], r["high"])
-        lines.append((r["name"], r["arm"], *fits, nats(r["raw"]), nats(r["kl"]), drop, gain[0], gain[1], moved))
-    columns = ("site", "map (strength 1)", "R²", "R² of change", "CKA", "cosine", "KL_raw", "KL_mapped", "drop (95 %)", "gain (95 %)",
-               "gain over", "recovery (95 %)")  # fmt: skip
-    title = "Maps by drop: 1 − KL_mapped / KL_raw, the identity arm's. Gain: the same against the best of identity, shift and mean."
-    if least:
-        title += f" Sites where KL_raw is at least {share(WORTH)} of D."
-    if len(rows) > TOP:
-        title += f" The first {TOP} of {len(rows)}."
+        lines.append((f"{r['name']}, {r['arm']}", nats(r["raw"]), nats(r["kl"]), drop, gain, moved, *fits, r["trivial"] or "–", "1"))
+    columns = (
+        "site, map",
+        "KL_raw",
+        "KL_mapped",
+        "drop (95 %)",
+        "gain (95 %)",
+        "recovery (95 %)",
+        "R²",
+        "R² of change",
+        "CKA",
+        "cosine",
+        "gain over",
+        "strength",
+    )
+    title = "Maps by drop, 1 − KL_mapped / KL_raw. Gain: the same against the best of identity, shift and mean."
+    title += f" Sites where the base's state breaks at least {share(findings_transport.BREAKS)} of D"
+    title += f", the first {TOP} of {len(rows)} maps." if len(rows) > TOP else "."
     return [table(columns, lines, title=title)] if lines else []
 
 
@@ -109,12 +120,14 @@ def _fits(run: Run) -> list[Any]:
     """Held-out R2 of the change against that on the prompts of the fit."""
     quality = findings_transport.fit_quality(run.rows, run.summary, ("r2_change",)).filter(pl.col("arm").is_in(LEARNED))
     split = findings.reported(run.rows, "transport")
-    held = quality.filter(pl.col("split") == split)
+    held = quality.filter(pl.col("split").eq_missing(split))
     if held.is_empty():
         return []
     best = held.sort("mean", descending=True, maintain_order=True).row(0, named=True)
     train = quality.filter(pl.col("split") == "fit", pl.col("name") == best["name"], pl.col("arm") == best["arm"])["mean"]
-    caption = f"R² of the change, 0 for a constant shift. Highest on the {split} prompts: {best['name']}, {best['arm']}, {share(best['mean'])}"
+    caption = (
+        f"R² of the change, 0 for a constant shift. Highest on the {split} prompts: {best['name']}, {best['arm']}, {share(best['mean'])}"
+    )
     caption += f" ({share(train[0])} on the prompts it was fitted on). " if len(train) else ". "
     tested = held.filter(pl.col("q").is_not_null())
     if not tested.is_empty():
@@ -131,9 +144,11 @@ def _strength(run: Run) -> list[Any]:
         return []
     law = findings_transport.quadratic(run.rows).filter(pl.col("ratio").is_not_null())
     shown = charts_transport.shown_at_strength(run.rows, run.summary)
-    caption = "Strength s: what is written is own + s (T(x) − own). Closeness by strength, with c s² through the smallest strength (dotted). "
-    at = [f"{r['name']}, {r['arm']}: {share(r['ratio'])}" for r in law.filter(pl.col("name").is_in(shown[:1])).iter_rows(named=True)]
-    caption += f"KL(1) / c at {'; '.join(at)}; 1 where the square holds all the way." if at else ""
+    caption = (
+        "Strength s: what is written is own + s (T(x) − own). Closeness by strength, with c s² through the smallest strength (dotted). "
+    )
+    at = [f"{r['arm']} {share(r['ratio'])}" for r in law.filter(pl.col("name").is_in(shown[:1])).iter_rows(named=True)]
+    caption += f"KL(1) / c at {shown[0]}: {listed(at)}; 1 where the square holds all the way." if at else ""
     parts = [Drawn(name="transport_strength", chart=charts_transport.closeness_by_strength, caption=caption, reading="transport_strength")]
     moved = findings_transport.rows_of_strength(run.rows, TRANSPORT, "kl_other_nats").filter(pl.col("name").is_in(shown[:1]))
     found = findings.difference(run.rows, run.summary)
@@ -164,7 +179,8 @@ def _controls(run: Run) -> list[Any]:
 
 
 def _controls_table(run: Run) -> list[dict]:
-    """The real map beside the same map wrongly made, in both scores."""
+    """The real map beside the same map wrongly made, in both scores, where a map has something to do."""
+    worth = findings_transport.worth_mapping(run.rows, run.summary)
     close = _nats_by_control(run)
     moved = findings_transport.recovered(run.rows, controls=True)
     real = {(r["name"], r["arm"]): r["share"] for r in findings_transport.recovered(run.rows).iter_rows(named=True)}
@@ -173,6 +189,8 @@ def _controls_table(run: Run) -> list[dict]:
     by = {(r["name"], r["arm"], r["kind"]): r for r in shares.iter_rows(named=True)}
     lines = []
     for (name, arm), values in close.items():
+        if name not in worth and "early_layer" not in values:
+            continue
         recovered = [real.get((name, arm)), *(
             by.get((name, arm, kind), {which: None})[which]
             for kind, which in (("permuted", "mean"), ("bogus_map", "best"), ("early_layer", "mean"), ("random_subspace", "mean"))

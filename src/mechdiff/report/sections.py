@@ -14,6 +14,7 @@ from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.section_factorial import factorial
 from mechdiff.report.section_grafting import grafting
 from mechdiff.report.section_rank import rank
+from mechdiff.report.section_steering import steering
 from mechdiff.report.section_texts import texts
 from mechdiff.report.section_transport import transport
 from mechdiff.report.section_weights import weights
@@ -42,6 +43,7 @@ def all_sections(run: Run) -> list[Section]:
         factorial(run),
         transport(run),
         rank(run),
+        steering(run),
         agreement(run),
     ]
 
