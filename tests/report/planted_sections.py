@@ -7,6 +7,7 @@ little. Each function takes the run's rows, because its D is theirs, and returns
 import numpy as np
 import polars as pl
 
+from mechdiff.report.findings_transport import ARMS
 from mechdiff.rows import rows
 
 N_HEADS = 9
@@ -190,3 +191,210 @@ def planted_factorial(
                     parts.append(rows(value, prompt=prompts, metric=f"{effect}_{metric}", **place))
                     parts.append(rows(null, control=[f"label_swap#{i}" for i in range(swaps)], metric=f"{effect}_{metric}", **place))
     return pl.concat(parts)
+
+
+MAPPED_SITES = ("attn_out", "mlp_out", "resid_post")
+CARRIES = {"identity": 0.0, "shift": 0.7, "mean": 0.65, "resample": 0.55, "diag_affine": 0.4, "anchored_ridge": 0.78, "anchored_procrustes": 0.74,
+           "rrr": 0.82}  # fmt: skip
+"""What each map carries of the change at the changed site; elsewhere above it half of that in the residual stream, nothing at outputs."""
+CEILING = 0.94
+RAW = 0.9
+"""What writing the base's state breaks there, as a share of D."""
+HELD_OUT, TRAIN = 0.6, 0.9
+"""R2 of the change at the changed site."""
+REFITS = 19
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.25)
+CLOSER = (3, 4, 5)
+RANK, UNCENTRED = 2, 3
+RANKS = (0, 1, 2, 4, 8)
+BY_RANK = {0: 0.3, 1: 0.55, 2: 0.8, 4: 0.82, 8: 0.83}
+"""What the map of rank k carries at the changed site."""
+
+
+def _amount(layer: int, site: str, changed: int) -> float:
+    """How much of the change passes a site: all of it at the changed one, half of it in the stream above."""
+    return 1.0 if (layer, site) == (changed, "attn_out") else 0.5 if site == "resid_post" and layer >= changed else 0.0
+
+
+def planted_transport(table: pl.DataFrame, *, n_layers: int, changed: int, seed: int = 4) -> pl.DataFrame:
+    """Reduced-rank maps carry most of the change at one site, a shift nearly as much; maps of other layers and of shuffled pairs little."""
+    rng = np.random.default_rng(seed)
+    prompts, d = d_of(table, "report")
+    reverse = table.filter(pl.col("metric") == "kl_base_tuned_nats", pl.col("split") == "report").sort("prompt")["value"].to_numpy()
+    shared = {"measure": "transport", "prompt": prompts, "split": "report"}
+    parts = []
+
+    def noisy(value: np.ndarray) -> np.ndarray:
+        return value * rng.lognormal(0, 0.08, len(value))
+
+    def write(layer: int, site: str, arm: str, carries: float, *, s: float | None = None, **control: str) -> None:
+        amount, at = (
+            _amount(layer, site, changed),
+            {"layer": layer, "site": site, "arm": arm, "rank": _rank_of(arm), "strength": s, **control, **shared},
+        )
+        left = 1 - carries if s is None else s * s * (1 - carries)
+        parts.append(rows(noisy(d * RAW * amount * left + 1e-4), direction="tuned<-base", metric="kl_own_nats", **at))
+        if arm != "identity":
+            moved = amount * carries * (1 if s is None else min(1, s))
+            parts.append(rows(noisy(d * (1 - moved)), direction="base<-base", metric="kl_other_nats", **at))
+        if arm != "identity" and s is None and not control:
+            parts.append(rows(noisy(reverse * (1 - 0.9 * amount * carries)), direction="tuned<-tuned", metric="kl_other_nats", **at))
+
+    for layer in range(n_layers):
+        for site in MAPPED_SITES:
+            amount = _amount(layer, site, changed)
+            top = noisy(d * (1 - CEILING * amount))
+            at = {"layer": layer, "site": site}
+            parts.append(rows(top, direction="base<-tuned", metric="kl_other_nats", arm="identity", rank=0, **at, **shared))
+            for arm, carries in CARRIES.items():
+                write(layer, site, arm, carries)
+                if arm != "resample":
+                    parts += _planted_fits(rng, layer, site, arm, carries * amount, prompts)
+    for layer in CLOSER:
+        for site in MAPPED_SITES:
+            for arm in ("shift", *ARMS[4:8]):
+                for s in STRENGTHS:
+                    write(layer, site, arm, CARRIES[arm], s=s)
+                if arm == "shift":
+                    continue
+                for other in CLOSER:
+                    if other != layer:
+                        write(layer, site, arm, 0.2 * CARRIES[arm], control=f"bogus_map:L{other}")
+                write(layer, site, arm, 0.1, control="permuted")
+                for draw in range(3):
+                    write(layer, site, arm, 0.02, control=f"random_subspace#{draw}")
+    return pl.concat([*parts, _planted_other_splits(table, changed)])
+
+
+def _rank_of(arm: str) -> int | None:
+    return {"resample": None, "mean": 64, "diag_affine": 60, "anchored_ridge": 24, "anchored_procrustes": 48, "rrr": RANK}.get(arm, 0)
+
+
+def _planted_fits(rng: np.random.Generator, layer: int, site: str, arm: str, carried: float, prompts: list[str]) -> list[pl.DataFrame]:
+    """How well one map fits: the change is predicted where it passes, as well as chance elsewhere."""
+    place = {"measure": "transport", "direction": "tuned<-base", "layer": layer, "site": site, "arm": arm, "rank": _rank_of(arm)}
+    learned = arm in ARMS[4:]
+    parts = []
+    for split, r2 in (("fit", TRAIN), ("report", HELD_OUT)):
+        change = carried * r2 if learned else 0.0
+        said = {"r2": 0.9 + 0.1 * change, "r2_change": change - 0.02 * learned, "cka_mapped": 0.95, "norm_ratio": 1.0, "cycle_error": 0.1}
+        parts.append(rows(list(said.values()), metric=list(said), split=split, **place))
+    parts.append(rows(rng.uniform(0.8, 0.99, len(prompts)), metric="cosine", prompt=prompts, split="report", **place))
+    if learned:
+        null = rng.normal(-0.05, 0.01, REFITS).tolist()
+        control = [f"permuted#{i}" for i in range(REFITS)]
+        parts.append(rows(null, metric="r2_change", control=control, split="report", **place))
+    return parts
+
+
+def _planted_other_splits(table: pl.DataFrame, changed: int) -> pl.DataFrame:
+    """On `fit` maps come closer than on `report`; on `select` the ridge carries most, so that it is chosen."""
+    shared = {"measure": "transport", "layer": changed, "site": "attn_out"}
+    prompts, d = d_of(table, "select")
+    parts = []
+    for arm in ARMS[4:8]:
+        best = 0.9 if arm == "anchored_ridge" else CARRIES[arm]
+        at = {"arm": arm, "rank": _rank_of(arm), "prompt": prompts, **shared}
+        parts.append(rows(d * (1 - best), direction="base<-base", metric="kl_other_nats", split="select", **at))
+        parts.append(rows(d * 0.05, direction="tuned<-base", metric="kl_own_nats", split="fit", **at))
+    parts.append(rows(d, direction="tuned<-base", metric="kl_own_nats", split="fit", arm="identity", rank=0, prompt=prompts, **shared))
+    return pl.concat(parts)
+
+
+def planted_rank(table: pl.DataFrame, *, n_layers: int, changed: int, seed: int = 5) -> pl.DataFrame:
+    """Rank 2 (3 with its mean) at the changed site, 1 (2) in the stream above it, 0 elsewhere; two directions do nine tenths."""
+    rng = np.random.default_rng(seed)
+    prompts, d = d_of(table, "report")
+    parts = []
+    for layer in range(n_layers):
+        for site in MAPPED_SITES:
+            amount = _amount(layer, site, changed)
+            best = {1.0: RANK, 0.5: 1, 0.0: 0}[amount]
+            place = {"measure": "rank", "layer": layer, "site": site, "arm": "rrr"}
+            whole = {"rank_chosen": best, "rank_best": best + (amount > 0), "rank_uncentred": best + (amount > 0)}
+            parts.append(rows([float(v) for v in whole.values()], metric=list(whole), split="fit", **place))
+            gain = [amount * (BY_RANK[k] - BY_RANK[0]) for k in RANKS]
+            for split, metric, values in (
+                ("fit", "r2_change", [1.3 * g for g in gain]),
+                ("report", "r2_change", gain),
+                ("fit", "r2_change_cv", gain),
+                ("fit", "r2_change_cv_se", [0.03] * len(RANKS)),
+            ):
+                parts.append(rows(values, metric=metric, split=split, rank=list(RANKS), **place))
+            if layer in CLOSER[1:] and amount:
+                parts += _planted_curves(rng, layer, site, amount, prompts, d)
+    return pl.concat(parts)
+
+
+def _planted_curves(
+    rng: np.random.Generator, layer: int, site: str, amount: float, prompts: list[str], d: np.ndarray
+) -> list[pl.DataFrame]:
+    """What maps of each rank do at one site."""
+    parts = []
+    place = {"measure": "rank", "layer": layer, "site": site, "split": "report", "prompt": prompts}
+    noise = rng.lognormal(0, 0.05, len(d))
+    for k in RANKS:
+        variants: list[tuple[float, dict]] = [
+            (1.0, {"arm": "rrr"}),
+            (0.7, {"arm": "rank_truncated"}),
+            (1.02, {"arm": "rrr", "unit": "fisher"}),
+        ]
+        variants += [(0.05, {"arm": "rrr", "control": f"random_subspace#{i}"}) for i in range(3)]
+        variants += [(s * (2 - s), {"arm": "rrr", "strength": s}) for s in (0.5, 1.5)]
+        for size, named in variants:
+            carried = amount * size * BY_RANK[k]
+            parts.append(rows(d * (1 - carried) * RAW * noise, direction="tuned<-base", metric="kl_own_nats", rank=k, **named, **place))
+            parts.append(rows(d * (1 - carried) * noise, direction="base<-base", metric="kl_other_nats", rank=k, **named, **place))
+    return parts
+
+
+STEERED = {1: 0.3, 2: 0.7, 4: 0.75}
+"""Effect of interchange with so many directions at the changed site, as a share of D."""
+ADDED = {0.5: 0.2, None: 0.45, 2.0: 0.35}
+"""What the mean difference recovers, by strength."""
+SIDE_LIMITS = {"max_side_kl_nats": 0.04, "max_perplexity_ratio": 1.1}
+
+
+def planted_steering(table: pl.DataFrame, *, changed: int, seed: int = 6) -> pl.DataFrame:
+    """Two directions do most; adding the mean difference does less; large edits harm neutral prompts, random ones do little of either."""
+    rng = np.random.default_rng(seed)
+    prompts, d = d_of(table, "report")
+    neutral = [f"n{i:02d}" for i in range(12)]
+    parts = []
+
+    def edit(share: float, harm: float, direction: str, **named: object) -> None:
+        base = direction.startswith("base")
+        at = {"measure": "steering", "direction": direction, "layer": changed, **named}
+        value = d * ((1 - share) if base else share) * rng.lognormal(0, 0.04, len(d))
+        metric = "kl_other_nats" if base else "kl_own_nats"
+        for unit in (None, "all_pos"):
+            parts.append(rows(value, metric=metric, unit=unit, prompt=prompts, split="report", **at))
+        said = {"side_kl_nats": harm, "side_top1_same": 1 - harm, "side_log_perplexity_ratio_nats": 0.8 * harm}
+        for metric, size in said.items():
+            parts.append(rows(size * rng.lognormal(0, 0.02, len(neutral)), metric=metric, unit="all_pos", prompt=neutral, **at))
+
+    for site, size in (("attn_out", 1.0), ("resid_post", 0.5)):
+        for strength, share in ADDED.items():
+            edit(size * share, 0.05 * (strength or 1) ** 2, "base<-base", site=site, arm="add", rank=1, strength=strength)
+        for i in range(3):
+            edit(0.01, 0.03, "base<-base", site=site, arm="add", rank=1, control=f"random_vector#{i}")
+            edit(0.02, 0.03, "base<-base", site=site, arm="add", rank=1, control=f"label_swap#{i}")
+        for k, share in STEERED.items():
+            for direction, arm in (
+                ("base<-tuned", "interchange"),
+                ("tuned<-base", "interchange"),
+                ("tuned<-tuned", "ablate"),
+                ("tuned<-tuned", "amplify"),
+            ):
+                part = share if arm == "interchange" else 0.8 * share if arm == "ablate" else 0.5 * share
+                edit(size * part, 0.01 * k if arm == "interchange" else 0.05 * k, direction, site=site, arm=arm, rank=k)
+                for i in range(3 if k in (1, 4) else 0):
+                    edit(0.04, 0.02, direction, site=site, arm=arm, rank=k, control=f"random_subspace#{i}")
+    return pl.concat(parts)
+
+
+def steering_manifest(table: pl.DataFrame) -> dict:
+    """Limits, and what was said."""
+    said = {"text": "What is art?", "site": "L4.attn_out", "base": "Art is work.", "tuned": "Thank you for asking! Art is work.",
+            "steered": "Thank you.\nArt is work."}  # fmt: skip
+    return {"steering": {"limits": dict(SIDE_LIMITS), "texts": [{"prompt": d_of(table, "report")[0][0], **said}]}}

@@ -1,6 +1,7 @@
 """From draws of a null distribution to p and q: what would the number be if there were nothing to find?
 
-Draws are rows whose control ends in "#12". `permuted#i`: states of the two models paired with the wrong prompts (similarity).
+Draws are rows whose control ends in "#12". `permuted#i`: states of the two models paired with the wrong prompts (similarity),
+or a map fitted anew on wrong pairs and held against the right ones (transport: `r2_change`, higher is closer).
 `label_swap#i`: on each prompt the two models' names are exchanged at random (factorial), so that an effect has no sign.
 """
 
@@ -13,7 +14,7 @@ from mechdiff.rows import KEY
 GROUP = [column for column in KEY if column != "prompt"]
 """What names one line of the summary."""
 LOWER_IS_CLOSER = ("procrustes_distance",)
-HIGHER_IS_CLOSER = ("cka", "cka_biased", "mutual_knn")
+HIGHER_IS_CLOSER = ("cka", "cka_biased", "mutual_knn", "r2_change")
 
 
 def permutation_p(rows: pl.DataFrame) -> pl.DataFrame:

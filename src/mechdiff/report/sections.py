@@ -13,7 +13,10 @@ from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.section_factorial import factorial
 from mechdiff.report.section_grafting import grafting
+from mechdiff.report.section_rank import rank
+from mechdiff.report.section_steering import steering
 from mechdiff.report.section_texts import texts
+from mechdiff.report.section_transport import transport
 from mechdiff.report.section_weights import weights
 from mechdiff.report.wording import between, listed, nats, share, with_interval
 
@@ -30,7 +33,19 @@ TOP_PROMPTS = 5
 
 def all_sections(run: Run) -> list[Section]:
     """The sections that say what the run found, in the order of its questions."""
-    return [behaviour(run), texts(run), weights(run), grafting(run), similarity(run), causal(run), factorial(run), agreement(run)]
+    return [
+        behaviour(run),
+        texts(run),
+        weights(run),
+        grafting(run),
+        similarity(run),
+        causal(run),
+        factorial(run),
+        transport(run),
+        rank(run),
+        steering(run),
+        agreement(run),
+    ]
 
 
 def behaviour(run: Run) -> Section:

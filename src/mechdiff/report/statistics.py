@@ -13,7 +13,7 @@ value in one row with the unit `tokens`, so that `n`, intervals and the rest are
 | `log_mean` | geometric mean exp(mean log x), in nats: only for `*_nats` metrics that are positive on every prompt |
 | `median` | over prompts |
 | `share` | of D = KL(p_tuned || p_base), ratio of means: breakage kl_own/D (tuned runs), recovery 1 - kl_other/D (base runs, grafts) |
-| `drop` | 1 - kl_own(arm)/kl_own(identity) |
+| `drop` | 1 - kl_own(arm)/kl_own(identity), at the same strength, where the other model's state is written |
 | `p`, `q` | permutation of the row pairing, label swaps (`nulls.py`); Benjamini-Hochberg within measure, metric, direction, split, site |
 | `floor` | the metric's noise floor in that direction: how far an unedited replayed row strays (see `noise_floors`) |
 | `flag` | words of `FLAGS`, joined by ";"; null if there is nothing to say |
@@ -60,6 +60,8 @@ CLEAN_OTHER = {"base": "kl_tuned_base_nats", "tuned": "kl_base_tuned_nats"}
 BINARY = ("top1_same", "mc_correct", "exact_match")
 MAPPED = ("patching", "transport", "rank")
 EDITED = (*MAPPED, "steering", "heads")
+CROSSED = ("tuned<-base", "base<-tuned")
+"""Directions in which one model runs with a state of the other, mapped or not."""
 ON_DIVERGENT_TOKEN = "^(logit_diff_divergent|(upstream_effect|downstream_effect|interaction)_logits)$"
 """Metrics of the logits of the two models' first choices: undefined where these are one token."""
 
@@ -281,15 +283,23 @@ def _with_share(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_drop(table: pl.DataFrame) -> pl.DataFrame:
-    """How much of the identity arm's damage another arm avoids, at the same site."""
-    place = ["direction", "split", "layer", "site", "unit"]
-    own = (pl.col("metric") == "kl_own_nats") & pl.col("measure").is_in(MAPPED)
-    plain = pl.col("control").is_null() & pl.col("strength").is_null() & pl.col("rank").is_null()
+    """How much of the identity arm's damage another arm avoids, at the same site and at the same strength.
+
+    Only where the other model's state is written: a model that is given its own state back is not damaged. The measure's own identity
+    arm where it has one, else that of another measure at the same place (`rank` has none); a Fisher-weighted map (unit `fisher`) has the
+    whole site's. Of one measure or another, the identity's rank is null or 0.
+    """
+    place = ["direction", "split", "layer", "site", "of_unit", "strength"]
+    own = (pl.col("metric") == "kl_own_nats") & pl.col("measure").is_in(MAPPED) & pl.col("direction").is_in(CROSSED)
+    table = table.with_columns(of_unit=pl.when(pl.col("unit").ne_missing("fisher")).then("unit"))
+    plain = pl.col("control").is_null() & (pl.col("rank").fill_null(0) == 0)
     identity = table.filter(own, pl.col("arm") == "identity", plain, pl.col("mean") > FLOORS * pl.col("floor").fill_null(0))
-    identity = identity.sort("measure").unique(place, keep="first", maintain_order=True)
-    table = table.join(identity.select(*place, identity="mean"), on=place, how="left", nulls_equal=True, maintain_order="left")
+    for name, key in (("identity_same", ["measure", *place]), ("identity_any", place)):
+        one = identity.sort("measure", "rank").unique(key, keep="first", maintain_order=True).select(*key, pl.col("mean").alias(name))
+        table = table.join(one, on=key, how="left", nulls_equal=True, maintain_order="left")
     mapped = own & (pl.col("arm") != "identity")
-    return table.with_columns(drop=pl.when(mapped.fill_null(False)).then(1 - pl.col("mean") / pl.col("identity")))
+    identity_mean = pl.coalesce("identity_same", "identity_any")
+    return table.with_columns(drop=pl.when(mapped.fill_null(False)).then(1 - pl.col("mean") / identity_mean))
 
 
 def _flag() -> pl.Expr:

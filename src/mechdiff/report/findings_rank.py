@@ -1,0 +1,176 @@
+"""What the page says about the number of dimensions of the change: reduced-rank regression by rank, and what maps of each rank do.
+
+`rank_chosen` is the smallest rank within one standard error of the best cross-validated one; `rank_uncentred` that of the change with its
+mean left in (a constant shift: 0 in the first, 1 in the second). Causal curves write the map of rank k: closeness (`tuned<-base`, nats) and transport
+proper (`base<-base`, share of D). `k` at 50 and 90 %: the smallest rank with so much of the gain from rank 0 to the largest rank.
+"""
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from mechdiff.report import findings, findings_transport, intervals
+from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
+
+CHOSEN = {"rank_chosen": "centred", "rank_uncentred": "uncentred"}
+SERIES = ("rrr", "rank_truncated", "fisher", "random subspace")
+HALF, MOST = 0.5, 0.9
+SAME = 1e-9
+"""Relative difference under which two written states did the same."""
+
+
+def chosen(summary: pl.DataFrame) -> pl.DataFrame:
+    """`name layer site rank_chosen rank_best rank_uncentred` by site, null where one was not measured."""
+    names = (*CHOSEN, "rank_best")
+    found = summary.filter(
+        pl.col("measure") == "rank", pl.col("metric").is_in(names), pl.col("layer").is_not_null(), pl.col("mean").is_finite()
+    )
+    if found.is_empty():
+        return pl.DataFrame(schema={"name": pl.String, "layer": pl.Int64, "site": pl.String, **dict.fromkeys(names, pl.Int64)})
+    wide = found.pivot(on="metric", index=["layer", "site"], values="mean", aggregate_function="first")
+    missing = [pl.lit(None, pl.Float64).alias(name) for name in names if name not in wide.columns]
+    wide = wide.with_columns(missing).with_columns(name=findings.site_name()).sort("layer", findings_transport.kind_place())
+    return wide.select("name", "layer", "site", *(pl.col(name).cast(pl.Int64) for name in names))
+
+
+def r2_curves(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> pl.DataFrame:
+    """`rank curve value low high` at one site: `fit prompts`, `cross-validated` (with its standard error) and the reported prompts."""
+    of_site = summary.filter(
+        pl.col("measure") == "rank", pl.col("rank").is_not_null(), pl.col("control").is_null() & pl.col("unit").is_null()
+    )
+    of_site = of_site.filter(findings.site_name() == name, pl.col("mean").is_finite())
+    split = findings.reported(rows, "rank")
+    parts = []
+    for metric, of, words in (
+        ("r2_change", "fit", "fit prompts"),
+        ("r2_change_cv", "fit", "cross-validated"),
+        ("r2_change", split, f"{split} prompts"),
+    ):
+        part = of_site.filter(pl.col("metric") == metric, pl.col("split").eq_missing(of)).select("rank", value="mean", curve=pl.lit(words))
+        parts.append(part.unique("rank", keep="first"))
+    error = of_site.filter(pl.col("metric") == "r2_change_cv_se").select("rank", error="mean").unique("rank", keep="first")
+    table = pl.concat(parts).join(error, on="rank", how="left")
+    reach = pl.when(pl.col("curve") == "cross-validated").then("error")
+    table = table.with_columns(low=pl.col("value") - reach, high=pl.col("value") + reach)
+    return table.select("rank", "curve", "value", "low", "high").sort("curve", "rank")
+
+
+def curve_sites(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
+    """Sites with causal curves: the strongest output first, then single outputs before the stream, in network order."""
+    found = rows.filter(
+        pl.col("measure") == "rank", pl.col("metric").is_in(["kl_own_nats", "kl_other_nats"]), pl.col("layer").is_not_null()
+    )
+    found = found.filter(pl.col("rank").is_not_null()).with_columns(name=findings.site_name()).unique(["layer", "site"])
+    order = found.sort(pl.col("site").is_in(findings.STREAM), "layer", findings_transport.kind_place())["name"].to_list()
+    ranked, _ = findings.ranked_outputs(rows, summary)
+    first = [name for name in ranked["name"].to_list() if name in order] if not ranked.is_empty() else []
+    return list(dict.fromkeys([*first, *order]))
+
+
+def causal(rows: pl.DataFrame, name: str, direction: str) -> pl.DataFrame:
+    """`series rank value low high draws` at one site and full strength: nats of closeness, or the share of D recovered.
+
+    Series are arms of maps, `fisher` for the Fisher-weighted one, and `random subspace`: the mean over draws, with their least and
+    greatest as its ends.
+    """
+    values, of = _values(rows, name, direction, pl.col("strength").is_null())
+    found, matrix, total = findings_transport.cells(values, of)
+    if found.is_empty() or (of is not None and total.mean() <= 0):
+        return pl.DataFrame(schema=_CURVE)
+    if of is None:
+        value = matrix.mean(axis=0)
+        low, high = intervals.bca_means(matrix)
+    else:
+        value, low, high = intervals.bca_shares(total[:, None] - matrix, total)
+    random = pl.col("control").str.starts_with("random_subspace#").fill_null(False)
+    series = pl.when(random).then(pl.lit(SERIES[3])).when(pl.col("unit") == "fisher").then(pl.lit("fisher")).otherwise("arm")
+    numbers = [pl.Series(n, column, dtype=pl.Float64) for n, column in (("value", value), ("low", low), ("high", high))]
+    table = found.with_columns(*numbers, series=series).filter(pl.col("control").is_null() | random)
+    table = table.with_columns(low=pl.when(random).then("value").otherwise("low"), high=pl.when(random).then("value").otherwise("high"))
+    merged = table.group_by("series", "rank", maintain_order=True).agg(
+        pl.col("value").mean(), pl.col("low").min(), pl.col("high").max(), draws=pl.len()
+    )
+    place = pl.col("series").replace_strict({s: i for i, s in enumerate(SERIES)}, default=len(SERIES), return_dtype=pl.Int64)
+    return (
+        merged.with_columns(pl.col("low", "high").fill_nan(None))
+        .sort(place, "series", "rank")
+        .select(pl.col(n).cast(t) for n, t in _CURVE.items())
+    )
+
+
+def needed(curve: pl.DataFrame, direction: str, parts: Sequence[float] = (HALF, MOST)) -> dict[float, int] | None:
+    """The smallest rank with at least this part of the gain from rank 0 to the largest; None where the largest rank gains nothing.
+
+    It gains nothing where its interval holds the value of rank 0.
+    """
+    of_rrr = curve.filter(pl.col("series") == "rrr").sort("rank")
+    if len(of_rrr) < 2 or of_rrr["rank"][0] != 0:
+        return None
+    sign = -1 if direction == CLOSENESS else 1
+    first, last = of_rrr.row(0, named=True), of_rrr.row(-1, named=True)
+    whole = sign * (last["value"] - first["value"])
+    near = last["high"] if direction == CLOSENESS else last["low"]
+    if whole <= 0 or (near is not None and sign * (near - first["value"]) <= 0):
+        return None
+    gains = [(r["rank"], sign * (r["value"] - first["value"]) / whole) for r in of_rrr.iter_rows(named=True)]
+    return {part: next(rank for rank, gain in gains if gain >= part - 1e-12) for part in parts}
+
+
+def same_at_all_ranks(rows: pl.DataFrame) -> pl.DataFrame:
+    """`name direction unit ranks` where maps of different ranks above 0 did the same on every prompt: the rank was not applied.
+
+    Also where a change has no more directions; so it is said, and left to the reader with `rank_chosen` beside it.
+    """
+    values = rows.filter(
+        pl.col("measure") == "rank",
+        pl.col("metric") == "kl_own_nats",
+        pl.col("arm") == "rrr",
+        pl.col("rank") > 0,
+        pl.col("strength").is_null() & pl.col("control").is_null() & pl.col("layer").is_not_null() & pl.col("prompt").is_not_null(),
+    ).with_columns(name=findings.site_name())
+    spread = values.group_by("layer", "site", "name", "direction", "unit", "prompt").agg(
+        apart=(pl.col("value").max() - pl.col("value").min()), most=pl.col("value").abs().max(), ranks=pl.col("rank").n_unique()
+    )
+    found = spread.filter(pl.col("ranks") > 1).group_by("layer", "site", "name", "direction", "unit").agg(
+        same=(pl.col("apart") <= SAME * pl.col("most")).all(), ranks=pl.col("ranks").max(), moved=(pl.col("most") > 0).any()
+    )  # fmt: skip
+    found = found.filter("same", "moved").sort("layer", findings_transport.kind_place(), "direction", "unit")
+    return found.select("name", "direction", "unit", "ranks")
+
+
+def by_strength(rows: pl.DataFrame, name: str, direction: str) -> pl.DataFrame:
+    """`rank s value` of the arm rrr at one site: every rank at every strength, 1 the full map."""
+    values, of = _values(rows, name, direction, pl.col("arm") == "rrr")
+    values = values.filter(pl.col("control").is_null() & pl.col("unit").is_null())
+    if values["strength"].drop_nulls().is_empty():
+        return pl.DataFrame(schema={"rank": pl.Int64, "s": pl.Float64, "value": pl.Float64})
+    found, matrix, total = findings_transport.cells(values, of)
+    if found.is_empty() or (of is not None and total.mean() <= 0):
+        return pl.DataFrame(schema={"rank": pl.Int64, "s": pl.Float64, "value": pl.Float64})
+    value = matrix.mean(axis=0) if of is None else 1 - matrix.mean(axis=0) / total.mean()
+    table = found.with_columns(s=pl.col("strength").fill_null(1.0), value=pl.Series(value, dtype=pl.Float64))
+    return table.select("rank", "s", "value").sort("rank", "s")
+
+
+def strongest(rows: pl.DataFrame, summary: pl.DataFrame) -> dict | None:
+    """The ranks at the strongest site: that of patching where it has them, else the first with a causal curve."""
+    table = chosen(summary)
+    if table.is_empty():
+        return None
+    order = curve_sites(rows, summary)
+    ranked, _ = findings.ranked_outputs(rows, summary)
+    names = [*(ranked["name"].to_list() if not ranked.is_empty() else []), *order, *table["name"].to_list()]
+    name = next(name for name in names if name in set(table["name"]))
+    return table.filter(pl.col("name") == name).row(0, named=True)
+
+
+def _values(rows: pl.DataFrame, name: str, direction: str, where: pl.Expr) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """Rows of one site and direction, and what shares are of."""
+    split = findings.reported(rows, "rank")
+    metric = "kl_own_nats" if direction == CLOSENESS else "kl_other_nats"
+    values = findings_transport.written(rows, direction, metric, measure="rank", split=split)
+    values = values.filter(findings.site_name() == name, pl.col("rank").is_not_null(), where)
+    return values, findings_transport.totals(rows, split) if direction == TRANSPORT else None
+
+
+_CURVE = {"series": pl.String, "rank": pl.Int64, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "draws": pl.Int64}

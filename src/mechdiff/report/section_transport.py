@@ -1,0 +1,237 @@
+"""Can a linear map carry the change: how close mapped states come, what they make the base do, and what shuffled or misplaced maps do."""
+
+from typing import Any
+
+import polars as pl
+
+from mechdiff.report import charts_transport, findings, findings_transport, wording
+from mechdiff.report.findings_transport import CLOSENESS, LEARNED, REMOVAL, TRANSPORT
+from mechdiff.report.parts import Drawn, Run, Section, note, table
+from mechdiff.report.wording import between, listed, nats, share, with_interval
+
+TITLE = "Can a linear map carry the change?"
+TOP = 16
+"""Rows of the ranked table."""
+SURE = 0.05
+
+
+def transport(run: Run) -> Section:
+    """Q3: maps of states from base to tuned, against what needs no map."""
+    if run.rows.filter(pl.col("measure") == "transport", pl.col("control").ne_missing("no_op")).is_empty():
+        return Section(id="transport", title=TITLE, parts=[note("Maps of states were not fitted in this run.")])
+    found = findings.difference(run.rows, run.summary)
+    parts: list[Any] = []
+    if found is None or not found.counts:
+        why = "D was not measured" if found is None else "D is not above three times the noise floor"
+        parts.append(note(f"There is no effect to share: {why}, so what maps recover cannot be given. How close they come is in nats."))
+    else:
+        parts += _carried(run)
+    return Section(id="transport", title=TITLE, parts=[*parts, *_closeness(run), *_fits(run), *_strength(run), *_controls(run)])
+
+
+def _carried(run: Run) -> list[Any]:
+    """Transport proper and its way back."""
+    there = findings_transport.recovered(run.rows)
+    if there.is_empty():
+        return []
+    caption = " ".join(wording.carried(run.rows, run.summary)) or "Share of D that the base recovers when it writes its own mapped state."
+    top = findings_transport.strongest_site(run.rows, run.summary)
+    count = f" {there['name'].n_unique()} sites, {there['n'][0]} prompts."
+    parts = [
+        Drawn(name="transport_recovery", chart=charts_transport.recovery_by_layer, caption=caption + count, reading="transport_recovery")
+    ]
+    back = findings_transport.recovered(run.rows, REMOVAL)
+    if not back.is_empty() and top:
+        here = back.filter(pl.col("name") == top[0])
+        said = [f"{r['arm']} {with_interval(r['share'], r['low'], r['high'], digits=2)}" for r in here.iter_rows(named=True)]
+        text = "The way back: the tuned model writes its own state, mapped to the base's. Share of KL(base ‖ tuned) that this removes"
+        text += f"; at {top[0]}: {listed(said)}." if said else "."
+        parts.append(Drawn(name="transport_removal", chart=charts_transport.removal_by_layer, caption=text, reading=""))
+    return parts
+
+
+def _closeness(run: Run) -> list[Any]:
+    close = findings_transport.closeness(run.rows)
+    if close.is_empty():
+        return []
+    caption = "Closeness: KL of the tuned model, given a guess of its state, from the unedited one; 0 where the guess is its state. "
+    site = findings_transport.strongest_site(run.rows, run.summary)
+    here = close.filter(pl.col("name") == site[0]) if site else close.clear()
+    if not here.is_empty():
+        said = listed(f"{r['arm']} {nats(r['kl'])}" for r in here.iter_rows(named=True))
+        caption += f"At {here['name'][0]}, in nats: {said}. "
+    learned = close.filter(pl.col("arm").is_in(LEARNED), pl.col("gain").is_not_null())
+    best = learned.sort("gain", descending=True, maintain_order=True).unique("name", keep="first", maintain_order=True)
+    if not best.is_empty():
+        better = best.filter(pl.col("gain_low") > 0)
+        caption += f"At {len(better)} of {len(best)} sites a fitted map comes closer than the best of identity, shift and mean "
+        caption += "(95 % interval above 0)."
+    drawn = Drawn(name="transport_closeness", chart=charts_transport.closeness_by_layer, caption=caption, reading="transport_closeness")
+    return [drawn, *_ranked(run, close)]
+
+
+def _ranked(run: Run, close: pl.DataFrame) -> list[dict]:
+    """The table of the original study: what is written where, how well the map fits, what it costs and what it saves."""
+    worth = findings_transport.worth_mapping(run.rows, run.summary)
+    rows = close.filter(pl.col("arm") != "identity", pl.col("drop").is_not_null(), pl.col("name").is_in(worth))
+    rows = rows.sort("drop", descending=True, maintain_order=True)
+    metrics = ("r2", "r2_change", "cka_mapped", "cosine")
+    quality = findings_transport.fit_quality(run.rows, run.summary, metrics)
+    split = findings.reported(run.rows, "transport")
+    values = {
+        (r["name"], r["arm"], r["metric"]): r["mean"] for r in quality.filter(pl.col("split").eq_missing(split)).iter_rows(named=True)
+    }
+    recovered = {(r["name"], r["arm"]): r for r in findings_transport.recovered(run.rows).iter_rows(named=True)}
+    lines = []
+    for r in rows.head(TOP).iter_rows(named=True):
+        of_base = recovered.get((r["name"], r["arm"]))
+        fits = (share(values.get((r["name"], r["arm"], metric)), 3) for metric in metrics)
+        gain = with_ends(r["gain"], r["gain_low"], r["gain_high"])
+        moved = with_ends(of_base["share"], of_base["low"], of_base["high"]) if of_base else "–"
+        drop = with_ends(r["drop"], r["low"], r["high"])
+        lines.append((f"{r['name']}, {r['arm']}", nats(r["raw"]), nats(r["kl"]), drop, gain, moved, *fits, r["trivial"] or "–", "1"))
+    columns = (
+        "site, map",
+        "KL_raw",
+        "KL_mapped",
+        "drop (95 %)",
+        "gain (95 %)",
+        "recovery (95 %)",
+        "R²",
+        "R² of change",
+        "CKA",
+        "cosine",
+        "gain over",
+        "strength",
+    )
+    title = "Maps by drop, 1 − KL_mapped / KL_raw. Gain: the same against the best of identity, shift and mean."
+    title += f" Sites where the base's state breaks at least {share(findings_transport.BREAKS)} of D"
+    title += f", the first {TOP} of {len(rows)} maps." if len(rows) > TOP else "."
+    return [table(columns, lines, title=title)] if lines else []
+
+
+def with_ends(value: float | None, low: float | None, high: float | None) -> str:
+    """ "0.81 (0.77 to 0.84)", for a cell of a table."""
+    ends = between(low, high, digits=2)
+    return f"{share(value)} ({ends})" if ends and value is not None else share(value)
+
+
+def _fits(run: Run) -> list[Any]:
+    """Held-out R2 of the change against that on the prompts of the fit."""
+    quality = findings_transport.fit_quality(run.rows, run.summary, ("r2_change",)).filter(pl.col("arm").is_in(LEARNED))
+    split = findings.reported(run.rows, "transport")
+    held = quality.filter(pl.col("split").eq_missing(split))
+    if held.is_empty():
+        return []
+    best = held.sort("mean", descending=True, maintain_order=True).row(0, named=True)
+    train = quality.filter(pl.col("split") == "fit", pl.col("name") == best["name"], pl.col("arm") == best["arm"])["mean"]
+    caption = (
+        f"R² of the change, 0 for a constant shift. Highest on the {split} prompts: {best['name']}, {best['arm']}, {share(best['mean'])}"
+    )
+    caption += f" ({share(train[0])} on the prompts it was fitted on). " if len(train) else ". "
+    tested = held.filter(pl.col("q").is_not_null())
+    if not tested.is_empty():
+        sure = tested.filter(pl.col("q") <= SURE)["name"].n_unique()
+        draws = findings_transport.n_refits(run.rows)
+        caption += f"At {sure} of {tested['name'].n_unique()} sites a map predicts the change better than refits on permuted pairs "
+        caption += f"(q ≤ {SURE}, up to {draws} refits): those dots are filled."
+    return [Drawn(name="transport_fit", chart=charts_transport.fit_by_layer, caption=caption, reading="transport_fit")]
+
+
+def _strength(run: Run) -> list[Any]:
+    close = findings_transport.rows_of_strength(run.rows, CLOSENESS, "kl_own_nats")
+    if close.is_empty():
+        return []
+    law = findings_transport.quadratic(run.rows).filter(pl.col("ratio").is_not_null())
+    shown = charts_transport.shown_at_strength(run.rows, run.summary)
+    caption = (
+        "Strength s: what is written is own + s (T(x) − own). Closeness by strength, with c s² through the smallest strength (dotted). "
+    )
+    at = [f"{r['arm']} {share(r['ratio'])}" for r in law.filter(pl.col("name").is_in(shown[:1])).iter_rows(named=True)]
+    caption += f"KL(1) / c at {shown[0]}: {listed(at)}; 1 where the square holds all the way." if at else ""
+    parts = [Drawn(name="transport_strength", chart=charts_transport.closeness_by_strength, caption=caption, reading="transport_strength")]
+    moved = findings_transport.rows_of_strength(run.rows, TRANSPORT, "kl_other_nats").filter(pl.col("name").is_in(shown[:1]))
+    found = findings.difference(run.rows, run.summary)
+    if not moved.is_empty() and found and found.counts:
+        best = moved.sort("value", descending=True, maintain_order=True).row(0, named=True)
+        one = moved.filter(pl.col("arm") == best["arm"], pl.col("s") == 1)
+        text = f"Transport proper by strength: share of D that the base recovers. At {best['name']} the most is {share(best['value'])} "
+        text += f"({best['arm']} at s = {best['s']:g}"
+        text += f"; {share(one['value'][0])} at s = 1)." if len(one) else ")."
+        parts.append(Drawn(name="transport_strength_recovery", chart=charts_transport.recovery_by_strength, caption=text, reading=""))
+    return parts
+
+
+def _controls(run: Run) -> list[Any]:
+    """Maps of other layers, of shuffled pairs, of an early layer, and random subspaces."""
+    parts: list[Any] = []
+    squares = charts_transport.squares(run.rows, run.summary)
+    if squares:
+        arm = charts_transport.arm_of_squares(run.rows, run.summary)
+        said = []
+        for site, square in squares.items():
+            wins, loses = findings_transport.diagonal_wins(square)
+            text = f"{site}: its own map comes closest at {listed(f'L{layer}' for layer in wins)}" if wins else f"{site}: at no layer"
+            said.append(text + (f", another layer's at {listed(f'L{layer}' for layer in loses)}" if loses else ""))
+        caption = f"Maps ({arm}) fitted at one layer, written at another: KL of the tuned model from the unedited one. {'; '.join(said)}."
+        parts.append(Drawn(name="transport_bogus", chart=charts_transport.bogus_maps, caption=caption, reading="transport_bogus"))
+    return [*parts, *_controls_table(run), *_overfit(run)]
+
+
+def _controls_table(run: Run) -> list[dict]:
+    """The real map beside the same map wrongly made, in both scores, where a map has something to do."""
+    worth = findings_transport.worth_mapping(run.rows, run.summary)
+    close = _nats_by_control(run)
+    moved = findings_transport.recovered(run.rows, controls=True)
+    real = {(r["name"], r["arm"]): r["share"] for r in findings_transport.recovered(run.rows).iter_rows(named=True)}
+    kinds = pl.col("control").str.replace(r"#\d+$", "").str.replace(r"^bogus_map:L\d+$", "bogus_map")
+    shares = moved.with_columns(kind=kinds).group_by("name", "arm", "kind").agg(best=pl.col("share").max(), mean=pl.col("share").mean())
+    by = {(r["name"], r["arm"], r["kind"]): r for r in shares.iter_rows(named=True)}
+    lines = []
+    for (name, arm), values in close.items():
+        if name not in worth and "early_layer" not in values:
+            continue
+        recovered = [real.get((name, arm)), *(
+            by.get((name, arm, kind), {which: None})[which]
+            for kind, which in (("permuted", "mean"), ("bogus_map", "best"), ("early_layer", "mean"), ("random_subspace", "mean"))
+        )]  # fmt: skip
+        nats_ = (nats(values[kind]) if kind in values else "–" for kind in ("real", "permuted", "bogus_map", "early_layer"))
+        lines.append((f"{name}, {arm}", *nats_, *(share(value) for value in recovered)))
+    columns = ("map", "KL: real", "shuffled pairs", "best other layer", "at an early layer", "recovery: real", "shuffled pairs",
+               "best other layer", "at an early layer", "random subspace")  # fmt: skip
+    kept = [place for place in range(len(columns)) if place == 0 or any(line[place] != "–" for line in lines)]
+    title = "Maps beside their controls: closeness in nats (lower is closer), recovery as a share of D"
+    shown = [[line[place] for place in kept] for line in lines]
+    return [table([columns[place] for place in kept], shown, title=title)] if lines else []
+
+
+def _nats_by_control(run: Run) -> dict[tuple[str, str], dict[str, float]]:
+    """Closeness in nats by (site, arm) and kind of control; of maps from other layers the closest. Only where there is a control."""
+    values = findings_transport.written(run.rows, CLOSENESS, "kl_own_nats").filter(pl.col("strength").is_null() & pl.col("unit").is_null())
+    values = values.with_columns(name=findings.site_name())
+    means = values.group_by("layer", "site", "name", "arm", "control").agg(nats=pl.col("value").mean())
+    means = means.sort("layer", findings_transport.kind_place(), findings_transport.arm_place(), "control")
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for r in means.iter_rows(named=True):
+        kind = (r["control"] or "real").partition("#")[0].partition(":")[0]
+        here = found.setdefault((r["name"], r["arm"]), {})
+        here[kind] = min(here.get(kind, float("inf")), r["nats"])
+    return {key: kinds for key, kinds in found.items() if set(kinds) - {"real"}}
+
+
+def _overfit(run: Run) -> list[dict]:
+    """The drop on the prompts of the fit beside that on others, and whether a cosine says which prompts a map serves."""
+    drops = findings_transport.drop_by_split(run.rows, run.summary)
+    rho = {(r["name"], r["arm"]): r for r in findings_transport.correlation_with_cosine(run.rows).iter_rows(named=True)}
+    split = findings.reported(run.rows, "transport")
+    by = {(r["name"], r["arm"], r["split"]): r["drop"] for r in drops.iter_rows(named=True)}
+    keys = list(dict.fromkeys((name, arm) for name, arm, _ in by))
+    site = findings_transport.strongest_site(run.rows, run.summary)
+    keys = keys or [key for key in rho if site and key[0] == site[0]]
+    lines = []
+    for name, arm in keys:
+        fit, held = by.get((name, arm, "fit")), by.get((name, arm, split or ""))
+        correlation = rho.get((name, arm), {"rho": None})["rho"]
+        lines.append((f"{name}, {arm}", share(fit, 3), share(held, 3), share(correlation)))
+    columns = ("map", "drop, fit prompts", f"drop, {split} prompts", "KL with cosine, rank correlation over prompts")
+    return [table(columns, lines, folded="Over-fitting, and whether a cosine tells which prompts a map serves")] if lines else []

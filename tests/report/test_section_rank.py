@@ -1,0 +1,145 @@
+"""The section on rank, against what was planted: two dimensions at one site, one in the stream above it, none below."""
+
+import polars as pl
+import pytest
+
+from mechdiff.report import drawing, findings_rank, section_rank, statistics, wording
+from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
+from mechdiff.report.parts import Drawn, Run
+from mechdiff.rows import rows as make_rows
+from report import planted_sections as planted
+from report.conftest import CHANGED
+from report.test_figures import descriptions, test_figures_are_valid_and_fit_their_width
+
+SITE = f"L{CHANGED}.attn_out"
+CHARTS = [
+    section_rank.rank_by_layer, section_rank.r2_by_rank, section_rank.closeness_by_rank, section_rank.transport_by_rank,
+    section_rank.rank_by_strength,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(rows: pl.DataFrame, manifest: dict) -> Run:
+    both = pl.concat([rows, planted.planted_rank(rows, n_layers=7, changed=CHANGED)])
+    return Run(rows=both, summary=statistics.summarise(both), manifest=manifest)
+
+
+def captions(section) -> dict[str, str]:
+    return {part.name: part.caption for part in section.parts if isinstance(part, Drawn)}
+
+
+def test_ranks_are_those_of_the_rows(run: Run) -> None:
+    found = {r["name"]: r for r in findings_rank.chosen(run.summary).iter_rows(named=True)}
+    assert len(found) == 7 * len(planted.MAPPED_SITES)
+    assert (found[SITE]["rank_chosen"], found[SITE]["rank_uncentred"]) == (planted.RANK, planted.UNCENTRED)
+    assert found["L1.attn_out"]["rank_chosen"] == 0
+    assert found["L5.resid_post"]["rank_chosen"] == 1
+
+
+def test_r2_curves_hold_the_three_kinds_with_the_standard_error(run: Run) -> None:
+    curve = findings_rank.r2_curves(run.rows, run.summary, SITE)
+    assert curve["curve"].unique().sort().to_list() == ["cross-validated", "fit prompts", "report prompts"]
+    assert set(curve["rank"]) == set(planted.RANKS)
+    cv = curve.filter(pl.col("curve") == "cross-validated")
+    assert (cv["high"] - cv["value"]).to_list() == pytest.approx([0.03] * len(planted.RANKS))
+    assert curve.filter(pl.col("curve") == "report prompts")["low"].null_count() == len(planted.RANKS)
+
+
+def test_causal_curves_are_ratios_of_means(run: Run) -> None:
+    d = planted.d_of(run.rows, "report")[1]
+    curve = findings_rank.causal(run.rows, SITE, TRANSPORT)
+    assert curve["series"].unique(maintain_order=True).to_list() == list(findings_rank.SERIES)
+    values = run.rows.filter(
+        pl.col("measure") == "rank", pl.col("direction") == TRANSPORT, pl.col("metric") == "kl_other_nats", pl.col("layer") == CHANGED,
+        pl.col("site") == "attn_out", pl.col("unit").is_null() & pl.col("strength").is_null() & pl.col("control").is_null(),
+        pl.col("arm") == "rrr",
+    )  # fmt: skip
+    for one in curve.filter(pl.col("series") == "rrr").iter_rows(named=True):
+        v = values.filter(pl.col("rank") == one["rank"]).sort("prompt")["value"].to_numpy()
+        assert one["value"] == pytest.approx(1 - v.mean() / d.mean())
+        assert one["low"] <= one["value"] <= one["high"]
+    random = curve.filter(pl.col("series") == "random subspace")
+    assert set(random["draws"]) == {3}
+    assert (random["low"] <= random["value"]).all()
+
+
+@pytest.mark.parametrize("direction", [CLOSENESS, TRANSPORT])
+def test_half_and_nine_tenths_of_the_gain(run: Run, direction: str) -> None:
+    """Planted 0.3, 0.55, 0.8, 0.82, 0.83 at rank 0, 1, 2, 4, 8: rank 1 has 47 % of the gain, rank 2 94 %."""
+    assert findings_rank.needed(findings_rank.causal(run.rows, SITE, direction), direction) == {0.5: 2, 0.9: 2}
+    curve = findings_rank.causal(run.rows, SITE, direction)
+    assert findings_rank.needed(curve, direction, parts=(0.4, 0.96))[0.4] == 1
+    flat = curve.with_columns(value=curve["value"][0], low=curve["value"][0] - 0.1, high=curve["value"][0] + 0.1)
+    assert findings_rank.needed(flat, direction) is None
+    worse = curve.with_columns(value=-pl.col("value"), low=-pl.col("high"), high=-pl.col("low"))
+    assert findings_rank.needed(worse, direction) is None
+
+
+def test_what_is_said_is_what_was_planted(run: Run) -> None:
+    section = section_rank.rank(run)
+    said = captions(section)
+    assert list(said) == ["rank_by_layer", "rank_r2", "rank_closeness", "rank_transport", "rank_strength"]
+    assert f"At {SITE} the change has rank {planted.RANK} ({planted.UNCENTRED} with the constant shift left in)" in said["rank_by_layer"]
+    assert "Of 21 sites 17 have rank 0" in said["rank_by_layer"]
+    assert f"{SITE}: rank 2 does 90 % of the gain from rank 0 to the largest, 8" in said["rank_closeness"]
+    best = findings_rank.by_strength(run.rows, SITE, TRANSPORT).sort("value", descending=True).row(0, named=True)
+    assert (best["rank"], best["s"]) == (8, 1.0)
+    assert f"recovers most: rank 8 at strength 1, {wording.share(best['value'])} of D" in said["rank_strength"]
+    tables = [part for part in section.parts if isinstance(part, dict) and part["kind"] == "table"]
+    assert all(len(row) == len(one["columns"]) for one in tables for row in one["rows"])
+    assert tables[0]["rows"][0][2:4] == ["2", "2"]
+
+
+def test_maps_that_are_one_map_at_every_rank_are_said(run: Run) -> None:
+    """METHOD A1: four maps of rank 1, 8, 32 and full were the same map to 16 digits."""
+    assert findings_rank.same_at_all_ranks(run.rows).is_empty()
+    at = (pl.col("measure") == "rank") & (pl.col("layer") == CHANGED) & (pl.col("site") == "attn_out") & (pl.col("metric") == "kl_own_nats")
+    at = at & (pl.col("direction") == CLOSENESS) & (pl.col("rank") > 0) & (pl.col("arm") == "rrr") & pl.col("strength").is_null()
+    same = pl.when(at & pl.col("control").is_null() & pl.col("unit").is_null())
+    rows = run.rows.with_columns(value=same.then(pl.col("prompt").str.slice(1).cast(pl.Float64, strict=False) + 1).otherwise("value"))
+    found = findings_rank.same_at_all_ranks(rows)
+    assert found.rows() == [(SITE, CLOSENESS, None, len(planted.RANKS) - 1)]
+    section = section_rank.rank(Run(rows=rows, summary=statistics.summarise(rows), manifest={}))
+    assert section.parts[0]["text"].startswith(f"rank_not_applied: at {SITE} ")
+
+
+def test_a_constant_shift_is_said() -> None:
+    place = {"measure": "rank", "arm": "rrr", "layer": 3, "site": "mlp_out", "split": "fit"}
+    table = make_rows([0.0, 0.0, 1.0], metric=["rank_chosen", "rank_best", "rank_uncentred"], **place)
+    said = wording.how_many_dimensions(table, statistics.summarise(table))
+    assert said == [
+        "At L3.mlp_out the change has rank 0 (1 with the constant shift left in): it is the same on every prompt, as far as regression can tell."
+    ]
+
+
+@pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
+def test_figures_are_valid_and_fit(chart: drawing.Figure, width: int, run: Run) -> None:
+    test_figures_are_valid_and_fit_their_width(chart, width, run.rows, run.summary, run.manifest)
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
+def test_figures_without_their_rows_are_none(chart: drawing.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    assert chart(rows, summary, {}) is None
+
+
+def test_every_rank_has_its_mark(run: Run) -> None:
+    tables = (run.rows, run.summary, run.manifest)
+    sites = 7 * len(planted.MAPPED_SITES)
+    assert len(descriptions(drawing.to_svg(section_rank.rank_by_layer(*tables)), "circle")) == 2 * sites
+    cells = descriptions(drawing.to_svg(section_rank.rank_by_strength(*tables)), "rect mark")
+    assert len(cells) == 2 * 3 * len(planted.RANKS)
+    shown = findings_rank.curve_sites(run.rows, run.summary)[: section_rank.SITES]
+    assert shown[0] == SITE
+    assert len(descriptions(drawing.to_svg(section_rank.closeness_by_rank(*tables)), "circle")) == len(shown) * 4 * len(planted.RANKS)
+
+
+def test_without_an_effect_there_is_no_share(run: Run) -> None:
+    zero = run.rows.with_columns(value=pl.when(pl.col("metric").str.starts_with("kl_")).then(0.0).otherwise("value"))
+    section = section_rank.rank(Run(rows=zero, summary=statistics.summarise(zero), manifest={}))
+    assert "rank_transport" not in captions(section)
+    assert any("no effect to share" in part["text"] for part in section.parts if isinstance(part, dict) and part["kind"] == "note")
+
+
+def test_a_rank_that_was_not_measured_is_a_sentence(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    assert [part["kind"] for part in section_rank.rank(Run(rows=rows, summary=summary, manifest={})).parts] == ["note"]

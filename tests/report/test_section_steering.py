@@ -1,0 +1,139 @@
+"""The section on steering, against what was planted: two directions do most, and only small edits leave neutral prompts alone."""
+
+import math
+
+import polars as pl
+import pytest
+
+from mechdiff.report import drawing, findings_steering, section_steering, statistics, wording
+from mechdiff.report.parts import Drawn, Run
+from report import planted_sections as planted
+from report.conftest import CHANGED
+from report.test_figures import descriptions, test_figures_are_valid_and_fit_their_width
+
+SITE = f"L{CHANGED}.attn_out"
+CHARTS = [section_steering.effect_by_rank, section_steering.added_by_strength, section_steering.frontier_of_edits]
+
+
+@pytest.fixture(scope="module")
+def run(rows: pl.DataFrame, manifest: dict) -> Run:
+    both = pl.concat([rows, planted.planted_steering(rows, changed=CHANGED)])
+    return Run(rows=both, summary=statistics.summarise(both), manifest={**manifest, **planted.steering_manifest(rows)})
+
+
+def captions(section) -> dict[str, str]:
+    return {part.name: part.caption for part in section.parts if isinstance(part, Drawn)}
+
+
+def test_effects_are_shares_of_d_and_those_of_the_summary(run: Run) -> None:
+    found = findings_steering.effects(run.rows).filter(pl.col("name") == SITE, pl.col("control").is_null(), ~pl.col("everywhere"))
+    by = {(r["edit"], r["rank"], r["strength"]): r["share"] for r in found.iter_rows(named=True)}
+    for k, share in planted.STEERED.items():
+        assert by["interchange into base", k, None] == pytest.approx(share, abs=0.03)
+        assert by["interchange into tuned", k, None] == pytest.approx(share, abs=0.03)
+        assert by["ablate", k, None] == pytest.approx(0.8 * share, abs=0.03)
+    for strength, share in planted.ADDED.items():
+        assert by["add", 1, strength] == pytest.approx(share, abs=0.03)
+    of_summary = run.summary.filter(
+        pl.col("measure") == "steering", pl.col("site") == "attn_out", pl.col("control").is_null() & pl.col("unit").is_null(),
+        pl.col("metric").is_in(["kl_own_nats", "kl_other_nats"]),
+    )  # fmt: skip
+    key = ["direction", "layer", "site", "arm", "rank", "strength"]
+    both = found.join(of_summary.select(*key, summarised="share"), on=key, nulls_equal=True)
+    assert len(both) == len(found) == 3 + 4 * 3
+    assert both["share"].to_list() == pytest.approx(both["summarised"].to_list())
+
+
+def test_side_effects_are_means_over_neutral_prompts(run: Run) -> None:
+    sides = findings_steering.sides(run.summary).filter(pl.col("site") == "attn_out", pl.col("arm") == "add", pl.col("control").is_null())
+    one = sides.filter(pl.col("strength").is_null()).row(0, named=True)
+    assert one["side_kl"] == pytest.approx(0.05, rel=0.03)
+    assert one["side_ratio"] == pytest.approx(math.exp(0.04), rel=0.01)
+    assert one["side_top1"] == pytest.approx(0.95, rel=0.03)
+
+
+def test_limits_are_those_of_the_study_or_the_defaults(run: Run) -> None:
+    assert findings_steering.limits({}) == findings_steering.Limits(kl_nats=0.05, perplexity_ratio=1.05)
+    assert findings_steering.limits(run.manifest) == findings_steering.Limits(kl_nats=0.04, perplexity_ratio=1.1)
+
+
+def test_the_smallest_edit_is_within_limits_and_no_control(run: Run) -> None:
+    edits = findings_steering.frontier(run.rows, run.summary, findings_steering.limits(run.manifest))
+    best = findings_steering.smallest(edits)
+    assert best
+    assert (best["name"], best["arm"], best["rank"], best["within"]) == (SITE, "interchange", 1, True)
+    assert best["share"] >= findings_steering.WANTED
+    assert findings_steering.smallest(edits.with_columns(control=pl.lit("random_subspace#0"))) is None
+    strict = findings_steering.frontier(run.rows, run.summary, findings_steering.Limits(kl_nats=1e-6))
+    assert findings_steering.smallest(strict) is None
+    tight = {"steering": {"limits": {"max_side_kl_nats": 1e-6}}}
+    assert wording.does_it_obey(run.rows, run.summary, tight)[0].startswith("No edit along the change's directions has 0.20 of D")
+
+
+def test_the_effect_beside_side_effects_is_that_at_all_positions(run: Run) -> None:
+    """Side effects are those of an edit at all positions, so its effect is taken there too."""
+    everywhere = (pl.col("measure") == "steering") & (pl.col("unit") == "all_pos") & (pl.col("split") == "report")
+    rows = run.rows.with_columns(value=pl.when(everywhere).then(pl.col("value") * 0.5).otherwise("value"))
+    edits = findings_steering.frontier(rows, statistics.summarise(rows), findings_steering.Limits())
+    ablated = edits.filter(pl.col("name") == SITE, pl.col("edit") == "ablate", pl.col("rank") == 2, pl.col("control").is_null())
+    assert ablated["share"].to_list() == pytest.approx([0.5 * 0.8 * planted.STEERED[2]], abs=0.02)
+    assert ablated["everywhere"].to_list() == [True]
+
+
+def test_what_is_said_is_what_was_planted(run: Run) -> None:
+    section = section_steering.steering(run)
+    said = captions(section)
+    assert list(said) == ["steering_effect", "steering_strength", "steering_frontier"]
+    found = findings_steering.effects(run.rows)
+    add = findings_steering.added(found).filter(pl.col("name") == SITE, pl.col("s") == 1).row(0, named=True)
+    value = wording.with_interval(add["share"], add["low"], add["high"], digits=2)
+    assert f"At {SITE}: add {value} with one direction (its strongest control 0.0" in said["steering_effect"]
+    assert f"the most is {wording.share(add['share'])} of D at s = 1." in said["steering_strength"]
+    assert (
+        "One direction is enough for 0.20 of D within the limits of 0.0400 nats and a perplexity ratio of 1.10" in said["steering_frontier"]
+    )
+    table = next(part for part in section.parts if isinstance(part, dict) and part["kind"] == "table")
+    assert all(len(row) == len(table["columns"]) for row in table["rows"])
+    assert {row[-1] for row in table["rows"]} == {"yes", "no"}
+    answers = [part for part in section.parts if isinstance(part, dict) and part["kind"] == "list"]
+    assert [entry["what"] for entry in answers[0]["entries"]] == ["Prompt", "base", "tuned", "base, steered"]
+    assert answers[0]["entries"][3]["why"] == "Thank you.↵\nArt is work."
+
+
+def test_side_effects_that_were_not_measured_are_said(run: Run) -> None:
+    rows = run.rows.filter(~pl.col("metric").str.starts_with("side_"))
+    summary = statistics.summarise(rows)
+    section = section_steering.steering(Run(rows=rows, summary=summary, manifest={}))
+    assert "steering_frontier" not in captions(section)
+    assert section.parts[-1]["text"].startswith("Side effects on neutral prompts were not measured")
+    assert wording.does_it_obey(rows, summary, {}) == []
+
+
+@pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
+def test_figures_are_valid_and_fit(chart: drawing.Figure, width: int, run: Run) -> None:
+    test_figures_are_valid_and_fit_their_width(chart, width, run.rows, run.summary, run.manifest)
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
+def test_figures_without_their_rows_are_none(chart: drawing.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    assert chart(rows, summary, {}) is None
+
+
+def test_every_edit_has_its_mark(run: Run) -> None:
+    tables = (run.rows, run.summary, run.manifest)
+    assert len(descriptions(drawing.to_svg(section_steering.effect_by_rank(*tables)), "circle")) == 2 * (1 + 4 * 3)
+    edits = findings_steering.frontier(run.rows, run.summary, findings_steering.limits(run.manifest))
+    assert len(descriptions(drawing.to_svg(section_steering.frontier_of_edits(*tables)), "point")) == len(edits)
+    assert len(edits) == 2 * (3 + 6 + 4 * 3 + 4 * 6)
+
+
+def test_without_an_effect_there_is_no_share(run: Run) -> None:
+    zero = run.rows.with_columns(value=pl.when(pl.col("metric").str.starts_with("kl_")).then(0.0).otherwise("value"))
+    section = section_steering.steering(Run(rows=zero, summary=statistics.summarise(zero), manifest={}))
+    assert section.parts[0]["text"].startswith("There is no effect to share")
+    assert captions(section) == {}
+
+
+def test_steering_that_was_not_tried_is_a_sentence(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    assert [part["kind"] for part in section_steering.steering(Run(rows=rows, summary=summary, manifest={})).parts] == ["note"]

@@ -1,0 +1,250 @@
+"""The section on maps, against what was planted: a learned map carries a little more than a shift at one site, and knows its layer there."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mechdiff.report import charts_transport, drawing, findings_transport, intervals, section_transport, statistics, wording
+from mechdiff.report.findings_transport import CEILING, CLOSENESS, LEARNED, REMOVAL, TRANSPORT
+from mechdiff.report.parts import Drawn, Run
+from mechdiff.rows import rows as make_rows
+from report import planted_sections as planted
+from report.conftest import CHANGED
+from report.test_figures import descriptions
+
+SITE = f"L{CHANGED}.attn_out"
+CHARTS = [
+    charts_transport.recovery_by_layer, charts_transport.removal_by_layer, charts_transport.closeness_by_layer, charts_transport.fit_by_layer,
+    charts_transport.closeness_by_strength, charts_transport.recovery_by_strength, charts_transport.bogus_maps,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(rows: pl.DataFrame, manifest: dict) -> Run:
+    both = pl.concat([rows, planted.planted_transport(rows, n_layers=7, changed=CHANGED)])
+    return Run(rows=both, summary=statistics.summarise(both), manifest=manifest)
+
+
+def captions(section) -> dict[str, str]:
+    return {part.name: part.caption for part in section.parts if isinstance(part, Drawn)}
+
+
+def test_recovery_is_a_share_of_d_with_its_interval(run: Run) -> None:
+    found = findings_transport.recovered(run.rows)
+    d = planted.d_of(run.rows, "report")[1]
+    for arm, carries in planted.CARRIES.items():
+        if arm == "identity":
+            continue
+        one = found.filter(pl.col("name") == SITE, pl.col("arm") == arm).row(0, named=True)
+        values = findings_transport.plain(findings_transport.written(run.rows, TRANSPORT, "kl_other_nats"))
+        v = values.filter(pl.col("layer") == CHANGED, pl.col("site") == "attn_out", pl.col("arm") == arm).sort("prompt")["value"].to_numpy()
+        assert one["share"] == pytest.approx(1 - v.mean() / d.mean())
+        assert one["share"] == pytest.approx(carries, abs=0.04)
+        assert one["low"] <= one["share"] <= one["high"]
+        of_summary = run.summary.filter(
+            pl.col("measure") == "transport", pl.col("direction") == TRANSPORT, pl.col("metric") == "kl_other_nats", pl.col("arm") == arm,
+            pl.col("split") == "report", pl.col("layer") == CHANGED, pl.col("site") == "attn_out",
+            pl.col("control").is_null() & pl.col("strength").is_null(),
+        )  # fmt: skip
+        assert of_summary["share"].to_list() == pytest.approx([one["share"]])
+    top = findings_transport.ceiling(run.rows).filter(pl.col("name") == SITE)
+    assert top["share"].to_list() == pytest.approx([planted.CEILING], abs=0.03)
+
+
+def test_removal_is_held_against_the_other_divergence(run: Run) -> None:
+    """The tuned model is to become the base: what is removed is a share of KL(p_base || p_tuned)."""
+    back = findings_transport.recovered(run.rows, REMOVAL).filter(pl.col("name") == SITE, pl.col("arm") == "rrr")
+    assert back["share"].to_list() == pytest.approx([0.9 * planted.CARRIES["rrr"]], abs=0.03)
+
+
+def test_drop_and_gain_are_ratios_of_means_over_the_same_prompts(run: Run) -> None:
+    close = findings_transport.closeness(run.rows).filter(pl.col("name") == SITE)
+    kl = dict(close.select("arm", "kl").iter_rows())
+    for one in close.filter(pl.col("arm") != "identity").iter_rows(named=True):
+        assert one["drop"] == pytest.approx(1 - kl[one["arm"]] / kl["identity"])
+        assert one["low"] < one["drop"] < one["high"]
+        of_summary = run.summary.filter(
+            pl.col("measure") == "transport", pl.col("direction") == CLOSENESS, pl.col("metric") == "kl_own_nats", pl.col("arm") == one["arm"],
+            pl.col("split") == "report", pl.col("layer") == CHANGED, pl.col("site") == "attn_out",
+            pl.col("control").is_null() & pl.col("strength").is_null(),
+        )  # fmt: skip
+        assert of_summary["drop"].to_list() == pytest.approx([one["drop"]])
+    learned = close.filter(pl.col("arm").is_in(LEARNED))
+    assert set(learned["trivial"]) == {"shift"}
+    for one in learned.iter_rows(named=True):
+        assert one["gain"] == pytest.approx(1 - one["kl"] / kl["shift"])
+        assert (one["gain_low"] > 0) == (one["arm"] != "diag_affine")
+
+
+def test_a_weaker_patch_is_no_drop(run: Run) -> None:
+    """KL falls with strength for any map; only the identity of the same strength would tell a drop from doing less (METHOD A8)."""
+    weak = run.summary.filter(pl.col("measure") == "transport", pl.col("strength").is_not_null(), pl.col("direction") == CLOSENESS)
+    assert len(weak) > 20
+    assert weak["drop"].null_count() == len(weak)
+
+
+def test_p_is_over_refits_on_permuted_pairs(run: Run) -> None:
+    found = findings_transport.fit_quality(run.rows, run.summary, ("r2_change",)).filter(
+        pl.col("split") == "report", pl.col("arm").is_in(LEARNED)
+    )
+    at, elsewhere = found.filter(pl.col("name") == SITE), found.filter(pl.col("name") == "L1.attn_out")
+    assert at["p"].to_list() == pytest.approx([1 / (1 + planted.REFITS)] * 4)
+    assert elsewhere["p"].null_count() == 0
+    real = -0.02
+    for arm, p in elsewhere.select("arm", "p").iter_rows():
+        draws = run.rows.filter(
+            pl.col("metric") == "r2_change", pl.col("control").str.starts_with("permuted#"), pl.col("arm") == arm, pl.col("layer") == 1,
+            pl.col("site") == "attn_out",
+        )["value"]  # fmt: skip
+        assert p == pytest.approx((1 + (draws >= real).sum()) / (1 + planted.REFITS))
+    assert findings_transport.n_refits(run.rows) == planted.REFITS
+    draws = run.summary.filter(pl.col("control").str.starts_with("permuted#").fill_null(False))
+    assert draws.is_empty()
+
+
+def test_the_arm_is_chosen_on_select_and_reported_on_report(run: Run) -> None:
+    best = findings_transport.carried(run.rows, run.summary)
+    assert best
+    assert (best.name, best.arm, best.chosen_on) == (SITE, "anchored_ridge", "select")  # on report rrr is higher
+    assert best.share == pytest.approx(planted.CARRIES["anchored_ridge"], abs=0.03)
+    assert (best.trivial, best.ceiling) == ("shift", pytest.approx(planted.CEILING, abs=0.03))
+    only = run.rows.filter(~((pl.col("measure") == "transport") & (pl.col("split") == "select")))
+    again = findings_transport.carried(only, run.summary)
+    assert again
+    assert (again.arm, again.chosen_on) == ("rrr", "report")
+
+
+def test_maps_are_counted_against_the_best_of_shift_and_mean(run: Run) -> None:
+    found = findings_transport.beaten(run.rows)
+    assert found
+    assert found.sites == 4  # the changed output, and the stream from there on
+    assert found.best
+    assert (found.best["name"], found.best["arm"]) == (SITE, "rrr")
+    assert found.best["gain"] == pytest.approx(planted.CARRIES["rrr"] - planted.CARRIES["shift"], abs=0.05)
+    d = planted.d_of(run.rows, "report")[1]
+    values = findings_transport.plain(findings_transport.written(run.rows, TRANSPORT, "kl_other_nats"))
+    at = values.filter(pl.col("layer") == CHANGED, pl.col("site") == "attn_out").sort("prompt")
+    shift, rrr = (at.filter(pl.col("arm") == arm)["value"].to_numpy() for arm in ("shift", "rrr"))
+    expected = [float(end[0]) for end in intervals.bca_shares((shift - rrr)[:, None], d)]
+    assert [found.best[name] for name in ("gain", "low", "high")] == pytest.approx(expected)
+    learned = (pl.col("measure") == "transport") & pl.col("arm").is_in(LEARNED) & (pl.col("direction") == TRANSPORT)
+    worse = run.rows.with_columns(value=pl.when(learned).then(pl.col("value") + 20).otherwise("value"))
+    assert "No map beats" in " ".join(wording.carried(worse, statistics.summarise(worse)))
+
+
+def test_the_square_law_is_read_off_the_smallest_strength(run: Run) -> None:
+    law = findings_transport.quadratic(run.rows).filter(pl.col("name") == SITE)
+    assert law["ratio"].to_list() == pytest.approx([1.0] * 5, abs=0.12)  # planted: KL = s^2 KL(1), with noise
+    curve = findings_transport.rows_of_strength(run.rows, CLOSENESS, "kl_own_nats").filter(pl.col("name") == SITE, pl.col("arm") == "rrr")
+    assert curve["s"].to_list() == [0, 0.25, 0.5, 0.75, 1, 1.25]
+
+
+def test_the_diagonal_wins_where_a_map_knows_its_layer(run: Run) -> None:
+    square = findings_transport.bogus_square(run.rows, "rrr", "attn_out")
+    assert len(square) == len(planted.CLOSER) ** 2
+    wins, _ = findings_transport.diagonal_wins(square.filter(pl.col("patched") == CHANGED))
+    assert wins == [CHANGED]
+    swapped = square.filter(pl.col("patched") == CHANGED).with_columns(nats=-pl.col("nats"))
+    assert findings_transport.diagonal_wins(swapped)[1] == [CHANGED]
+    assert set(charts_transport.squares(run.rows, run.summary)) == {"attn_out", "resid_post"}  # elsewhere there is nothing to map
+
+
+def test_what_is_said_is_what_was_planted(run: Run) -> None:
+    section = section_transport.transport(run)
+    said = captions(section)
+    assert list(said) == ["transport_recovery", "transport_removal", "transport_closeness", "transport_fit", "transport_strength",
+                          "transport_strength_recovery", "transport_bogus"]  # fmt: skip
+    best = findings_transport.carried(run.rows, run.summary)
+    assert best
+    value = wording.with_interval(best.share, best.low, best.high, digits=2)
+    assert (
+        f"At {SITE} the base, its own state mapped by the anchored_ridge map (chosen on the select prompts), recovers {value} of D"
+        in said["transport_recovery"]
+    )
+    assert (
+        f"the mean difference alone {wording.share(best.trivial_share)}; the tuned state itself {wording.share(best.ceiling)}"
+        in said["transport_recovery"]
+    )
+    close = dict(findings_transport.closeness(run.rows).filter(pl.col("name") == SITE).select("arm", "kl").iter_rows())
+    assert f"identity {wording.nats(close['identity'])}, shift {wording.nats(close['shift'])}" in said["transport_closeness"]
+    assert f"Highest on the report prompts: {SITE}, rrr" in said["transport_fit"]
+    assert f"up to {planted.REFITS} refits" in said["transport_fit"]
+    assert f"attn_out: its own map comes closest at L{CHANGED}" in said["transport_bogus"]
+    tables = [part for part in section.parts if isinstance(part, dict) and part["kind"] == "table"]
+    assert all(len(row) == len(one["columns"]) for one in tables for row in one["rows"])
+    assert len(tables[0]["rows"]) == section_transport.TOP
+    assert tables[0]["rows"][0][0].endswith(", rrr")
+
+
+def test_over_fitting_shows(run: Run) -> None:
+    drops = {(arm, split): drop for _, arm, split, drop in findings_transport.drop_by_split(run.rows, run.summary).iter_rows()}
+    assert drops["rrr", "fit"] == pytest.approx(0.95)
+    assert drops["rrr", "report"] == pytest.approx(planted.CARRIES["rrr"], abs=0.05)
+    rho = findings_transport.correlation_with_cosine(run.rows)
+    assert set(rho["n"]) == {24}
+    assert rho["rho"].abs().max() <= 1
+
+
+def test_correlation_with_cosine_against_a_monotone_relation() -> None:
+    place = {
+        "measure": "transport",
+        "direction": CLOSENESS,
+        "split": "report",
+        "layer": 0,
+        "site": "attn_out",
+        "arm": "rrr",
+        "prompt": list("abcd"),
+    }
+    table = pl.concat(
+        [make_rows([4.0, 3.0, 2.0, 1.0], metric="kl_own_nats", **place), make_rows([0.1, 0.2, 0.5, 0.9], metric="cosine", **place)]
+    )
+    assert findings_transport.correlation_with_cosine(table)["rho"].to_list() == pytest.approx([-1.0])
+
+
+@pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
+def test_figures_are_valid_and_fit(chart: drawing.Figure, width: int, run: Run) -> None:
+    from report.test_figures import test_figures_are_valid_and_fit_their_width
+
+    test_figures_are_valid_and_fit_their_width(chart, width, run.rows, run.summary, run.manifest)
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
+def test_figures_without_their_rows_are_none(chart: drawing.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    assert chart(rows, summary, {}) is None
+
+
+def test_lines_have_a_dot_for_each_cell(run: Run) -> None:
+    tables = (run.rows, run.summary, run.manifest)
+    sites = 7 * len(planted.MAPPED_SITES)
+    assert len(descriptions(drawing.to_svg(charts_transport.recovery_by_layer(*tables)), "circle")) == sites * (7 + 1)  # and the ceiling
+    assert len(descriptions(drawing.to_svg(charts_transport.fit_by_layer(*tables)), "circle")) == sites * 4
+    assert len(descriptions(drawing.to_svg(charts_transport.bogus_maps(*tables)), "rect mark")) == 3 + 6  # rows where there is a change
+
+
+def test_without_an_effect_there_is_no_share(run: Run) -> None:
+    zero = run.rows.with_columns(value=pl.when(pl.col("metric").str.starts_with("kl_")).then(0.0).otherwise("value"))
+    section = section_transport.transport(Run(rows=zero, summary=statistics.summarise(zero), manifest={}))
+    assert section.parts[0]["text"].startswith("There is no effect to share")
+    assert not {"transport_recovery", "transport_removal"} & set(captions(section))
+    assert not findings_transport.closeness(zero)["counts"].any()
+
+
+def test_maps_that_were_not_fitted_are_a_sentence(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    section = section_transport.transport(Run(rows=rows, summary=summary, manifest={}))
+    assert [part["kind"] for part in section.parts] == ["note"]
+
+
+def test_a_ceiling_alone_says_nothing_of_maps(run: Run) -> None:
+    rows = run.rows.filter((pl.col("measure") != "transport") | (pl.col("direction") == CEILING))
+    section = section_transport.transport(Run(rows=rows, summary=statistics.summarise(rows), manifest={}))
+    assert wording.carried(rows, statistics.summarise(rows)) == []
+    assert captions(section) == {}
+
+
+def test_a_value_that_is_not_finite_leaves_out_its_cell(run: Run) -> None:
+    at = (pl.col("measure") == "transport") & (pl.col("arm") == "rrr") & (pl.col("prompt") == "r003") & (pl.col("direction") == TRANSPORT)
+    rows = run.rows.with_columns(value=pl.when(at).then(float("inf")).otherwise("value"))
+    found = findings_transport.recovered(rows)
+    assert "rrr" not in found["arm"].to_list()
+    assert np.isfinite(found["share"].to_numpy()).all()
