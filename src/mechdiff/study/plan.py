@@ -44,14 +44,8 @@ def plan(
     captures = [cell for side in ("base", "tuned") for cell in _captures(planner, side)]
     checks = [_selfcheck(planner, side) for side in ("base", "tuned") if planner.wanted]
     cells = [*checks, *captures, *_divergence(planner), *_texts(planner), *_weights(planner), *_grafting(planner)]
-    cells += [
-        *_similarity(planner),
-        *_patching(planner),
-        *_factorial(planner),
-        *transport_cells(planner),
-        *rank_cells(planner),
-        *steering_cells(planner),
-    ]
+    cells += [*_similarity(planner), *_patching(planner), *_factorial(planner)]
+    cells += [*transport_cells(planner), *rank_cells(planner), *steering_cells(planner)]
     weights = [shape.parameters * bytes_per_weight for shape in shapes.values()]
     states = sum(_states_bytes(planner, cell) for cell in captures)
     return Plan(
@@ -117,7 +111,8 @@ def _states_needed(planner: Planner) -> list[tuple[str, str, tuple[str, ...], tu
 
 def _divergence(planner: Planner) -> Iterator[Cell]:
     measures = planner.study.measures
-    for split in SPLITS if measures.divergence or planner.patching or measures.transport or measures.rank or measures.steering else ():
+    edited = (measures.patching, measures.transport, measures.rank, measures.steering)
+    for split in SPLITS if measures.divergence or any(edited) else ():
         if split in planner.splits:
             items = planner.whole(split)
             yield Cell(stage="divergence", key=planner.key(items, stage="divergence", split=split), items=items, side=None, flops=0)

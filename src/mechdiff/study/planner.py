@@ -60,12 +60,8 @@ class Planner:
     def wanted(self) -> tuple[str, ...]:
         """Site kinds whose states are captured at the decision position."""
         measures = self.study.measures
-        asked = {
-            kind
-            for options in (self.patching, self.similarity, measures.transport, measures.rank, measures.steering)
-            if options
-            for kind in options.sites
-        }
+        with_sites = (self.patching, self.similarity, measures.transport, measures.rank, measures.steering)
+        asked = {kind for options in with_sites if options for kind in options.sites}
         asked |= {"resid_post"} if self.factorial else set()
         for kind in sorted(asked - set(self.kinds), key=KINDS.index):
             self.skip(f"site {kind}", "these models add attention and MLP in parallel: the residual stream has no place between them")
