@@ -156,22 +156,25 @@ def mean(pairs: Pairs) -> Fit:
 def diag_affine(pairs: Pairs, lam: float | None = None) -> Fit:
     """Slope of each feature: 1 + cov(x, y - x) / (var x + lambda mean var)."""
 
-    def slopes(rows: Tensor, penalty: float) -> Tensor:
-        x, change = pairs.source[rows] - pairs.source[rows].mean(0), pairs.change[rows] - pairs.change[rows].mean(0)
-        squares = x.square().sum(0)
-        return (x * change).sum(0) / (squares + penalty * squares.mean()).clamp_min(torch.finfo(torch.float64).tiny)
+    x, change = pairs.source - pairs.mean_source, pairs.change - pairs.change.mean(0)
+
+    def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
+        centred = x[rows] - x[rows].mean(0)
+        return centred.square().sum(0), (centred * change[rows]).sum(0)
+
+    def slopes(squares: Tensor, products: Tensor, penalty: float) -> Tensor:
+        return products / (squares + penalty * squares.mean()).clamp_min(torch.finfo(torch.float64).tiny)
+
+    parts = [] if lam is not None else [
+        (*sums(rest), x[held] - x[rest].mean(0), change[held] - change[rest].mean(0)) for held, rest in folds(pairs)
+    ]  # fmt: skip
 
     def error(penalty: float) -> float:
-        total = 0.0
-        for held, rest in folds(pairs):
-            x, change = pairs.source[held] - pairs.source[rest].mean(0), pairs.change[held] - pairs.change[rest].mean(0)
-            total += float((change - x * slopes(rest, penalty)).square().sum())
-        return total
+        return sum(float((z - inputs * slopes(squares, products, penalty)).square().sum()) for squares, products, inputs, z in parts)
 
     lam = least(error, LAMBDAS) if lam is None else lam
-    every = torch.arange(len(pairs.source))
     one = anchored(pairs, *_nothing(pairs))
-    diagonal = 1 + slopes(every, lam)
+    diagonal = 1 + slopes(*sums(torch.arange(len(x))), lam)
     return Fit(affines=(Affine(mean_in=one.mean_in, mean_out=one.mean_out, diagonal=diagonal, left=one.left, right=one.right),), lam=lam)
 
 

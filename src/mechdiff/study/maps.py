@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from mechdiff.study.options import RankOptions
 from mechdiff.study.planner import LAST_LEFT_OUT
 
 Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
+
+ROWS_FOR_THREADS = 128
+"""Rows from which linear algebra gains by several threads."""
 
 EARLY = 8
 """The early layer of the controls is that at one part in so many of the depth."""
@@ -60,7 +64,8 @@ def fitted(run: Execution, cell: Cell, kind: str, layer: int, shuffled: bool = F
         order = transport.others_rows(fit.groups, seed=cell.key["seed"])
         fit = Sample(base=fit.base, tuned=fit.tuned[order], groups=fit.groups)
     arms = (*transport.TRIVIAL, *cell.key["settings"]["maps"])
-    return transport.fit_maps(arms, fit, decision_sample(run, "select", kind, layer), settings=_settings(run, cell))
+    with few_threads(len(fit.base)):
+        return transport.fit_maps(arms, fit, decision_sample(run, "select", kind, layer), settings=_settings(run, cell))
 
 
 def _settings(run: Execution, cell: Cell) -> dict[str, dict[str, Any]]:
@@ -73,13 +78,35 @@ def _settings(run: Execution, cell: Cell) -> dict[str, dict[str, Any]]:
 # ---- every layer -------------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def few_threads(n_rows: int) -> Iterator[None]:
+    """While open, small matrices are handled by one thread: more of them wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if n_rows < ROWS_FOR_THREADS else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def fits(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of how well every map fits; tensors: the report prompts' states under each map, both ways, and what each fit chose."""
-    kind, names, layers = cell.key["kind"], cell.key["ids"], cell.key["layers"]
+    kind = cell.key["kind"]
     values: list[dict[str, Any]] = []
     states: dict[str, list[np.ndarray]] = {}
     said: dict[str, dict[str, Any]] = {}
-    for layer in layers:
+    with few_threads(len(run.prepared.rendered["fit"]) * cell.key["settings"]["rows_per_prompt"]):
+        _fit_layers(run, cell, values, states, said)
+    tensors = {name: np.stack(parts) for name, parts in states.items()}
+    return table(values, measure="transport", site=kind), tensors | {"said": as_bytes(said)}
+
+
+def _fit_layers(
+    run: Execution, cell: Cell, values: list[dict[str, Any]], states: dict[str, list[np.ndarray]], said: dict[str, dict[str, Any]]
+) -> None:
+    """Fits each layer's maps and adds what was found."""
+    kind, names = cell.key["kind"], cell.key["ids"]
+    for layer in cell.key["layers"]:
         maps, fit, held_out = fitted(run, cell, kind, layer), sample(run, cell, kind, layer), decision_sample(run, "report", kind, layer)
         assert held_out
         for way, source, target in (("there", "base", "tuned"), ("back", "tuned", "base")):
@@ -98,8 +125,6 @@ def fits(run: Execution, cell: Cell, model: Model | None) -> Result:
                     draws=cell.key["permutations"], seed=cell.key["seed"],
                 ))
             ]  # fmt: skip
-    tensors = {name: np.stack(parts) for name, parts in states.items()}
-    return table(values, measure="transport", site=kind), tensors | {"said": as_bytes(said)}
 
 
 def _fit_values(maps: Maps, way: str, arm: str, fit: Sample, held_out: Sample, names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -241,7 +266,8 @@ def ranks(run: Execution, cell: Cell, model: Model | None) -> Result:
     kind, layers = cell.key["kind"], cell.key["layers"]
     found = {split: [decision_sample(run, split, kind, layer) for layer in layers] for split in ("fit", "report")}
     fit, report = ([one for one in found[split] if one] for split in ("fit", "report"))
-    return rank.measure(fit, report, layers=layers, kind=kind, seed=cell.key["seed"]), {}
+    with few_threads(len(fit[0].base)):
+        return rank.measure(fit, report, layers=layers, kind=kind, seed=cell.key["seed"]), {}
 
 
 def fisher(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -268,7 +294,8 @@ def rank_curve(run: Execution, cell: Cell, model: Model | None) -> Result:
         fit = decision_sample(run, "fit", look.kind, layer)
         assert fit
         gradients = held.get(str(Site(layer, look.kind)))
-        maps = rank.curve_maps(fit, None if gradients is None else torch.from_numpy(gradients), seed=cell.key["seed"])
+        with few_threads(len(fit.base)):
+            maps = rank.curve_maps(fit, None if gradients is None else torch.from_numpy(gradients), seed=cell.key["seed"])
         _write_curve(look, layer, maps, options, cell.key["seed"])
     return look.rows(run, cell, model, "rank"), {}
 
