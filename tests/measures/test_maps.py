@@ -15,6 +15,7 @@ from mechdiff.errors import StudyError
 from mechdiff.measures.affine import Affine
 from mechdiff.measures.maps import DEFAULT, FAMILIES, WIDTHS_MAY_DIFFER, Map, check_ranks, is_the_mean
 from mechdiff.measures.maps_by_name import logit_directions
+from oracles import maps as oracle
 
 D = 50
 ANCHORED = [name for name in FAMILIES if name not in ("mean", "ridge", "pca", "procrustes", "whitened_procrustes")]
@@ -243,6 +244,78 @@ def test_a2_a_map_that_is_the_mean_is_told() -> None:
     source = random(350, D)
     fitted = Map("rrr", rank=4, lam=0.0).fit(source, source + source @ random(D, 4, seed=1) @ random(4, D, seed=2))
     assert not is_the_mean(r2(fitted.transform(source), source + source @ random(D, 4, seed=1) @ random(4, D, seed=2)), 4, 350)
+
+
+def test_a1_one_map_under_two_ranks_is_refused_if_there_are_more_dimensions_to_find() -> None:
+    source = random(100, D)
+    target = source + source @ random(D, 4, seed=1) @ random(4, D, seed=2)
+    maps = {rank: Map("rrr", rank=rank, lam=0.0).fit(source, target) for rank in (1, 4, 8, 32)}
+    assert [one.rank_ for one in maps.values()] == [1, 4, 4, 4]
+    check_ranks(maps)  # the change has no more than 4: those are one map, and rightly so
+    with pytest.raises(StudyError, match="rank_not_applied: asked for 2, measured 1"):
+        check_ranks({1: maps[1], 2: maps[1], 4: maps[4]})
+
+
+@pytest.mark.parametrize("n", [30, 100, 350])
+def test_a2_a_map_that_predicts_is_never_called_the_mean_though_it_has_as_many_dimensions_as_rows(n: int) -> None:
+    source = random(n, D)
+    target = source + 0.1 * source @ random(D, D, seed=1) + 0.3 * random(n, D, seed=3)
+    one = Map("anchored_ridge", lam=1.0).fit(source, target)
+    assert r2(one.transform(source), target) > 0.8
+    assert not is_the_mean(r2(one.transform(source), target), one.rank_, n)
+    mean = Map("mean").fit(source, target)
+    assert is_the_mean(r2(mean.transform(source), target), mean.rank_, n)
+
+
+@pytest.mark.parametrize("n", [20, 120])
+def test_learned_maps_are_their_textbook_formulas(n: int) -> None:
+    source, target, states = random(n, D), random(n, D, seed=1), random(9, D, seed=2)
+    expected = {
+        ("anchored_ridge", None): oracle.ridge_of_change(source, target, 0.3),
+        ("rrr", 5): oracle.reduced_rank_of_change(source, target, 0.3, 5),
+        ("anchored_procrustes", None): oracle.anchored_procrustes(source, target, 0.3),
+    }
+    for (family, rank), matrix in expected.items():
+        one = Map(family, lam=0.3, **({} if rank is None else {"rank": rank})).fit(source, target)
+        torch.testing.assert_close(one.transform(states), oracle.apply(states, source.mean(0), matrix, target.mean(0)))
+        if rank:
+            assert one.rank_ == int(torch.linalg.matrix_rank(matrix - torch.eye(D).double())) == rank
+
+
+@pytest.mark.parametrize("family", ["logit_subspace", "logit_subspace_joint"])
+def test_an_interchange_writes_the_other_state_inside_and_keeps_its_own_outside(family: str, tmp_path: Path) -> None:
+    directions = logit_directions(random(200, D, seed=9), 5)
+    one = Map(family, directions=directions, mode="interchange").fit(random(9, D), random(9, D, seed=1))
+    states, own = random(3, 2, D, seed=2), random(3, 2, D, seed=3)
+    moved = one.transform(states, own)
+    torch.testing.assert_close(moved @ directions, states @ directions)
+    outside = torch.eye(D).double() - directions @ directions.T
+    torch.testing.assert_close(moved @ outside, own @ outside)
+    assert torch.equal(one.transform(own, own), own)
+    assert one.rank_ == 5
+    one.save(tmp_path / "one.safetensors")
+    assert torch.equal(load_map(tmp_path / "one.safetensors").transform(states, own), moved)
+    with pytest.raises(StudyError, match=r"given own states of none.*own=\.\.\."):
+        one.transform(states)
+    with pytest.raises(StudyError, match="given mode 'swap', expected one of: ridge, interchange"):
+        Map(family, directions=directions, mode="swap").fit(states[:, 0], own[:, 0])
+
+
+def test_clusters_of_one_map_shrink_to_the_map_of_all() -> None:
+    clusters, coefficients = random(4, D, seed=3) * 5, 0.2 * random(D, D, seed=1)
+    source, held_out = (clusters.repeat(rows // 4, 1) + random(rows, D, seed=seed) for rows, seed in ((120, 4), (200, 5)))
+    target = source + source @ coefficients + 0.1 * random(120, D, seed=6)
+    errors = {
+        family: float((Map(family).fit(source, target).transform(held_out) - held_out - held_out @ coefficients).square().sum())
+        for family in ("anchored_ridge", "per_cluster", "shift")
+    }
+    assert errors["per_cluster"] <= 1.2 * errors["anchored_ridge"] < 0.2 * errors["shift"]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_whitening_so_few_rows_that_nothing_varies_gives_the_mean(n: int) -> None:
+    source, target = random(1, D).expand(n, -1), random(1, D, seed=1).expand(n, -1)
+    torch.testing.assert_close(Map("whitened_procrustes").fit(source, target).transform(source), target.clone())
 
 
 def test_a_map_inside_the_logit_subspace_leaves_the_rest() -> None:

@@ -43,6 +43,8 @@ FAMILIES: dict[str, Callable[..., Fit]] = {
 }
 DEFAULT = ("identity", "shift", "mean", "diag_affine", "anchored_ridge", "anchored_procrustes", "rrr")
 WIDTHS_MAY_DIFFER = ("mean", "ridge", "pca", "procrustes")
+NEXT_TO_NOTHING = 0.05
+"""A map that explains less of the variance of the states it was fitted on writes all but the mean."""
 
 
 class Map:
@@ -53,7 +55,7 @@ class Map:
     norm_ratio_: float | None
     lambda_: float | None
     rank_: int
-    """Measured: of T - I, the largest over clusters."""
+    """Measured: of T - I, the largest over clusters. Of an interchange: the dimensions that are exchanged."""
     dropped_: int
     """Features that do not vary on the fit split."""
     n_: int
@@ -81,15 +83,32 @@ class Map:
                 f"map {self.family}: given states of widths {widths}, expected one width. Maps between widths: {', '.join(WIDTHS_MAY_DIFFER)}."
             )
         found = FAMILIES[self.family](pairs, **self.settings)
-        self.affines_ = tuple(one if self.family == "identity" else one.embedded(*pairs.kept, *pairs.means) for one in found.affines)
+        of_all = self.family == "identity" or self._interchanges
+        self.affines_ = tuple(one if of_all else one.embedded(*pairs.kept, *pairs.means) for one in found.affines)
         self.centres_, self.norm_ratio_, self.lambda_ = found.centres, found.norm_ratio, found.lam
-        self.rank_ = max(one.rank_of_change() for one in self.affines_)
+        written = self.affines_[0].left.shape[1] if self._interchanges else None
+        self.rank_ = max(one.rank_of_change() for one in self.affines_) if written is None else written
         self.dropped_, self.n_ = int((~pairs.kept[0]).sum()), len(pairs.source)
         self.warnings_, self.identical_score_ = found.warnings, found.identical_score
         return self
 
-    def transform(self, states: Float[Tensor, "*row d_source"]) -> Float[Tensor, "*row d_target"]:
-        """T of each state, in their dtype."""
+    @property
+    def _interchanges(self) -> bool:
+        return bool(self.settings.get("mode") == "interchange")
+
+    def transform(
+        self, states: Float[Tensor, "*row d_source"], own: Float[Tensor, "*row d_target"] | None = None
+    ) -> Float[Tensor, "*row d_target"]:
+        """T of each state, in their dtype. Only an interchange reads `own`, the running model's states: own + P (states - own)."""
+        if self._interchanges:
+            if own is None or own.shape != states.shape:
+                given = "none" if own is None else f"shape {tuple(own.shape)}"
+                raise StudyError(
+                    f"map {self.family}, interchange: given own states of {given}, expected the running model's own states, "
+                    f"of shape {tuple(states.shape)}: transform(states, own=...)."
+                )
+            kept = own.double()
+            return (kept + self.affines_[0](states.double() - kept)).to(states.dtype)
         if self.centres_ is None:
             moved = self.affines_[0](states.double())
         else:
@@ -111,7 +130,7 @@ class Map:
         tensors: dict[str, Tensor] = {}
         for number, one in enumerate(self.affines_):
             parts = {"mean_in": one.mean_in, "mean_out": one.mean_out, "diagonal": one.diagonal, "left": one.left, "right": one.right}
-            tensors |= {f"{number}.{name}": part.clone() for name, part in parts.items() if part is not None}
+            tensors |= {f"{number}.{name}": part.contiguous().clone() for name, part in parts.items() if part is not None}
         if self.centres_ is not None:
             tensors["centres"] = self.centres_
         plain = {name: value for name, value in self.settings.items() if not isinstance(value, Tensor)}
@@ -149,8 +168,16 @@ def _infinite(lam: float | str | None) -> float | None:
 
 
 def check_ranks(maps: Mapping[int, Map]) -> None:
-    """Raises StudyError (rank_not_applied) where a map of a requested rank has a larger one: asked for is not applied."""
-    wrong = {asked: one.rank_ for asked, one in maps.items() if one.rank_ > asked}
+    """Raises StudyError (rank_not_applied) where a requested rank was not applied.
+
+    Either the map's rank is larger, or it is that of a smaller request although a map of more dimensions was found: two ranks, one map.
+    """
+    there = max((one.rank_ for asked, one in maps.items() if one.rank_ <= asked), default=0)
+    wrong, before = {}, -1
+    for asked, one in sorted(maps.items()):
+        if one.rank_ > asked or before == one.rank_ < min(asked, there):
+            wrong[asked] = one.rank_
+        before = one.rank_
     if wrong:
         said = ", ".join(f"asked for {asked}, measured {found}" for asked, found in sorted(wrong.items()))
         raise StudyError(
@@ -159,5 +186,9 @@ def check_ranks(maps: Mapping[int, Map]) -> None:
 
 
 def is_the_mean(r2_train: float, rank: int, n: int) -> bool:
-    """Whether a map of this rank explains no more of its own fit rows than rank/n, what one fitted to noise would: it is the mean vector."""
-    return r2_train < rank / n
+    """Whether a map of this rank is the mean vector: of its own fit rows it explains less than noise would let it, and next to nothing.
+
+    A least-squares map of rank k explains k/n or more of n rows of noise. That alone would also blame a useful map of as many dimensions as
+    rows, so that what explains `NEXT_TO_NOTHING` of the variance is never called the mean.
+    """
+    return r2_train < min(rank / n, NEXT_TO_NOTHING)

@@ -10,8 +10,10 @@ feature, and gives the held-out R2 that it reaches between the source and itself
 
 Anchored, with a further idea:
 
-    logit_subspace        ridge of the change, of which only the part inside the top q directions of an unembedding is written
-    per_cluster           one anchored ridge for each k-means cluster of the fit states; small clusters use the whole set's
+    logit_subspace        ridge of the change, of which only the part inside the top q directions of an unembedding is written; with
+                          mode="interchange" nothing is learned: the other model's state inside them, the running model's own outside
+    per_cluster           for each k-means cluster of the fit states the whole set's anchored ridge, plus a ridge of what that leaves there:
+                          it shrinks to the whole set's map. Small clusters use that map as it is
     rank_truncated        the coefficients of the anchored ridge cut to their k largest singular values (not those of what they fit), then scaled
     rescaled              the anchored ridge, its centred output scaled to the target's variance on the fit split
     norm_matched          the anchored ridge, each output scaled to the norm of its input times mean |Y| / mean |X|
@@ -33,6 +35,7 @@ from mechdiff.measures.regression import cross_validated, decompose, ridge
 ENOUGH = 5
 """Rows for each feature from which an unanchored map can be believed."""
 
+MODES = ("ridge", "interchange")
 SMALL_CLUSTER = 16
 """A cluster with fewer rows gets no map of its own."""
 
@@ -46,9 +49,9 @@ def _judged(pairs: Pairs, solve: Callable[[Pairs], Affine], lam: float | None = 
 
 
 def identical_score(pairs: Pairs, solve: Callable[[Pairs], Affine]) -> float:
-    """Held-out R2 between the source and itself, over the folds."""
+    """Held-out R2 between the source and itself, over the folds; NaN if nothing varies."""
     error = total = 0.0
-    for held, rest in folds(pairs):
+    for held, rest in folds(pairs) if pairs.source.shape[1] else ():
         part = Pairs.of(pairs.source[rest], pairs.source[rest], pairs.groups[rest])
         one = solve(part).embedded(*part.kept, *part.means)
         error += float((one(pairs.source[held]) - pairs.source[held]).square().sum())
@@ -96,6 +99,8 @@ def whitened_procrustes(pairs: Pairs, shrinkage: float = 0.1, floor: float = 1e-
     def solve(part: Pairs) -> Affine:
         x, y = part.source - part.mean_source, part.target - part.mean_target
         n, d = x.shape
+        if not x.any() or not y.any():  # nothing to whiten: the mean
+            return _linear(part, x.new_zeros(d, 0), x.new_zeros(0, d))
         basis = torch.linalg.qr(torch.cat([x, y]).T).Q if 2 * n < d else torch.eye(d, dtype=torch.float64)
         x, y = x @ basis, y @ basis
         whiten, _ = _roots(x, d, shrinkage, floor)
@@ -123,12 +128,17 @@ def logit_directions(readout: Float[Tensor, "vocab d"], q: int) -> Float64[Tenso
     return torch.linalg.eigh(gram).eigenvectors[:, -q:]
 
 
-def logit_subspace(pairs: Pairs, directions: Tensor | None = None, lam: float | None = None) -> Fit:
-    """`directions` `[d, q]`: see `logit_directions`."""
+def logit_subspace(pairs: Pairs, directions: Tensor | None = None, lam: float | None = None, mode: str = "ridge") -> Fit:
+    """`directions` `[d, q]`: see `logit_directions`. Of an interchange, the projection onto them is all there is."""
+    if mode not in MODES:
+        raise StudyError(f"map logit_subspace: given mode {mode!r}, expected one of: {', '.join(MODES)}.")
     d = len(pairs.kept[0])
     if directions is None or len(directions) != d:
         given = "none" if directions is None else f"directions of width {len(directions)}"
         raise StudyError(f"map logit_subspace: given {given}, expected directions of the unembedding for states of width {d}.")
+    if mode == "interchange":
+        zero, given_directions = torch.zeros(d, dtype=torch.float64), directions.double()
+        return Fit(affines=(Affine(mean_in=zero, mean_out=zero, diagonal=None, left=given_directions, right=given_directions.T),))
     inside = directions[pairs.kept[0]]
     found = anchored_ridge(pairs, lam)
     [one] = found.affines
@@ -148,12 +158,21 @@ def per_cluster(pairs: Pairs, k: int = 4, seed: int = 0) -> Fit:
             small += 1
             affines.append(whole.affines[0])
             continue
-        part = Pairs.of(pairs.source[rows], pairs.target[rows], pairs.groups[rows])
-        affines.append(anchored_ridge(part).affines[0].embedded(*part.kept, *part.means))
+        affines.append(_refined(pairs, whole.affines[0], rows))
     centres = pairs.means[0].expand(k, -1).clone()
     centres[:, pairs.kept[0]] = torch.from_numpy(means)
     said = f"{small} of {k} clusters have fewer than {SMALL_CLUSTER} rows and get the map of all rows"
     return Fit(affines=tuple(affines), lam=whole.lam, centres=centres, warnings=((said,) if small else ()) + few_rows(pairs))
+
+
+def _refined(pairs: Pairs, whole: Affine, rows: Tensor) -> Affine:
+    """The whole set's map plus an anchored ridge of what it leaves of these rows: at an infinite penalty, their mean error."""
+    source = pairs.source[rows]
+    part = Pairs.of(source, source + pairs.target[rows] - whole(source), pairs.groups[rows])
+    more = anchored_ridge(part).affines[0].embedded(*part.kept, *part.means)
+    mean_out = whole(more.mean_in) + more.mean_out - more.mean_in
+    left, right = torch.cat([whole.left, more.left], 1), torch.cat([whole.right, more.right])
+    return Affine(mean_in=more.mean_in, mean_out=mean_out, diagonal=whole.diagonal, left=left, right=right)
 
 
 def rank_truncated(pairs: Pairs, rank: int | None = None, lam: float | None = None) -> Fit:
