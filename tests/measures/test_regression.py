@@ -158,7 +158,7 @@ def test_planted_ranks_come_out(rank: int, noise: float, n: int) -> None:
 
 
 def test_changes_that_the_states_do_not_decide_have_rank_0() -> None:
-    """One standard error alone would say up to 16 dimensions here."""
+    """One standard error alone would see some in a few of these."""
     plain = []
     for seed in range(15):
         both = random(120, 64, seed=seed)
