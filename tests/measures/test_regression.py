@@ -157,6 +157,18 @@ def test_planted_ranks_come_out(rank: int, noise: float, n: int) -> None:
         assert cross_validated(states, change, torch.arange(n)).rank_one_se == rank
 
 
+def test_changes_that_the_states_do_not_decide_have_rank_0() -> None:
+    """One standard error alone would see some in a few of these."""
+    plain = []
+    for seed in range(15):
+        both = random(120, 64, seed=seed)
+        found = cross_validated(both[:60] * torch.arange(1, 65).double() ** -0.5, both[60:], torch.arange(60))
+        excess = found.errors_of_prompts[:, 0] - found.errors_of_prompts[:, found.rank_best]
+        plain.append(bool(excess.mean() > excess.std() / math.sqrt(60)))
+        assert found.rank_one_se == 0
+    assert any(plain)
+
+
 def test_no_change_at_all_has_rank_0() -> None:
     found = cross_validated(random(20, 6), torch.zeros(20, 6), torch.arange(20))
     assert (found.rank_one_se, found.rank_best, found.lambda_) == (0, 0, math.inf)

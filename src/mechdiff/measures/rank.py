@@ -102,8 +102,11 @@ def curve(fit: Sample, report: Sample, *, seed: int = 0) -> Curve:
 # ---- maps of each rank -------------------------------------------------------------------------------------------------------------
 
 
-def fisher_weighted(pairs: Pairs, gradients: Float[Tensor, "draw d"], lam: float) -> Iterator[Affine]:
-    """Reduced-rank maps of rank 1, 2, ... that fit best in the Fisher metric of the sampled `gradients`: B W V_k V_k' W^-1, W = F^(1/2)."""
+def fisher_weighted(pairs: Pairs, gradients: Float[Tensor, "draw d"], lam: float, asked: Sequence[int]) -> Iterator[tuple[int, Affine]]:
+    """Maps of the `asked` ranks, each with its rank, that fit best in the Fisher metric of `gradients`: B W V_k V_k' W^-1, W = F^(1/2).
+
+    Rank 0, and ranks beyond what was fitted, are left out.
+    """
     g = gradients.double()[:, pairs.kept[1]]
     values, vectors = torch.linalg.eigh(g @ g.T / len(g))
     kept = values > values[-1] * len(g) * torch.finfo(torch.float64).eps
@@ -118,8 +121,9 @@ def fisher_weighted(pairs: Pairs, gradients: Float[Tensor, "draw d"], lam: float
     left, right = ridge(pairs.decomposed, pairs.projected, lam)
     axes = strongest_axes(times(pairs.decomposed.shrunk(lam).sqrt()[:, None] * pairs.projected, 0.5))
     weighted, back = times(right, 0.5), times(axes.T, -0.5)
-    for k in range(1, axes.shape[1] + 1):
-        yield anchored(pairs, left @ (weighted @ axes[:, :k]), back[:k])
+    for k in asked:
+        if 1 <= k <= axes.shape[1]:
+            yield k, anchored(pairs, left @ (weighted @ axes[:, :k]), back[:k])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +155,8 @@ def curve_maps(fit: Sample, gradients: Float[Tensor, "draw d"] | None, *, seed: 
         check_ranks(maps)
         found += [RankedMap(arm=arm, rank=k, unit=None, transform=one.transform) for k, one in maps.items()]
     if gradients is not None and gradients.any():
-        weighted = dict(enumerate(fisher_weighted(pairs, gradients, lam), start=1))
-        shown = [weighted[k].embedded(*pairs.kept, *pairs.means) for k in asked if k in weighted]
-        found += [
-            RankedMap(arm="rrr", rank=k, unit="fisher", transform=one)
-            for k, one in zip((k for k in asked if k in weighted), shown, strict=True)
-        ]
+        for k, one in fisher_weighted(pairs, gradients, lam, asked):
+            found.append(RankedMap(arm="rrr", rank=k, unit="fisher", transform=one.embedded(*pairs.kept, *pairs.means)))
     return found
 
 

@@ -11,7 +11,8 @@ Truncating the coefficients' own singular values, or those of a whitened cross-c
 
 Lambda is the best of `LAMBDAS` by K-fold cross-validation in which a prompt's rows stay together. The rank is the smallest whose
 cross-validated error is within one standard error of the best: the standard error of the *difference* from the best over prompts, since all
-ranks are tried on the same prompts and share their difficulty.
+ranks are tried on the same prompts and share their difficulty. It is 0 unless the best takes off `WORTH` of rank 0's error: the best of many
+tried on noise alone is often more than one standard error better than nothing, but only by a little.
 
 When it misleads: with fewer rows than features a change outside the span of the states is invisible, and the penalty shrinks what is found: a
 low cross-validated share of the change says "not seen with so few rows" as well as "not linear".
@@ -34,6 +35,9 @@ SHRINK_LESS = (1.0, 0.1, 0.01)
 
 ROUNDING = 1e-9
 """Errors that differ by less than this share of the largest are equal."""
+
+WORTH = 0.02
+"""A rank is more than 0 only if it takes off this share of the error of rank 0."""
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -192,9 +196,10 @@ def _last_least(errors: Float64[Tensor, " lam"]) -> int:
 
 
 def one_se(errors_of_prompts: Float64[Tensor, "prompt k"], best: int) -> int:
-    """The smallest rank whose error exceeds the best one's by no more than the standard error of that difference over prompts."""
+    """The smallest rank whose error exceeds the best one's by no more than the standard error of that difference over prompts; see `WORTH`."""
     excess = errors_of_prompts - errors_of_prompts[:, best : best + 1]
     allowed = excess.std(0) / math.sqrt(len(excess)) if len(excess) > 1 else torch.zeros(excess.shape[1]).double()
+    allowed[0] = allowed[0].clamp_min(WORTH * errors_of_prompts[:, 0].mean())
     return int((excess.mean(0) <= allowed).nonzero()[0])
 
 
