@@ -106,8 +106,8 @@ def _built(
 def split_half_cosine(differences: Float64[Tensor, "prompt d"], *, seed: int) -> float:
     """The cosine of the mean differences of two random halves of the prompts."""
     order = torch.randperm(len(differences), generator=torch.Generator().manual_seed(seed))
-    halves = [differences[part].mean(0) for part in order.tensor_split(2)]
-    return float(torch.nn.functional.cosine_similarity(*halves, dim=0))
+    one, other = (differences[part].mean(0) for part in order.tensor_split(2))
+    return float(torch.nn.functional.cosine_similarity(one, other, dim=0))
 
 
 def random_basis(d: int, k: int, *, seed: int) -> Float64[Tensor, "d k"]:
