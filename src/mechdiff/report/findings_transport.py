@@ -245,10 +245,10 @@ def carried(rows: pl.DataFrame, summary: pl.DataFrame) -> Carried | None:
 
 
 def beaten(rows: pl.DataFrame) -> Beaten | None:
-    """Where learned maps recover more than the best of shift and mean does; None without such arms or shares."""
+    """Where learned maps recover more than the best of shift and mean does; None without such arms or shares, or from a single prompt."""
     split = findings.reported(rows, "transport")
     found, matrix, total = cells(plain(written(rows, TRANSPORT, "kl_other_nats", split=split)), totals(rows, split))
-    if found.is_empty() or total.mean() <= 0:
+    if len(total) < 2 or total.mean() <= 0:
         return None
     top = ceiling(rows)
     worth = top.filter(pl.col("share") >= WORTH)["name"].to_list()
