@@ -143,3 +143,29 @@ def test_without_an_effect_there_is_no_share(run: Run) -> None:
 
 def test_a_rank_that_was_not_measured_is_a_sentence(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     assert [part["kind"] for part in section_rank.rank(Run(rows=rows, summary=summary, manifest={})).parts] == ["note"]
+
+
+def test_a_rank_s_drop_is_held_against_the_identity_of_another_measure_at_the_same_place() -> None:
+    """`rank` has no identity arm of its own; the Fisher-weighted map has the whole site's; another strength has none."""
+    place = {"direction": CLOSENESS, "split": "report", "layer": 1, "site": "attn_out", "metric": "kl_own_nats", "prompt": list("abcd")}
+    table = pl.concat(
+        [
+            make_rows([4.0] * 4, measure="transport", arm="identity", rank=0, **place),
+            make_rows([8.0] * 4, measure="patching", arm="identity", **place),
+            make_rows([1.0] * 4, measure="transport", arm="rrr", rank=2, **place),
+            make_rows([2.0] * 4, measure="rank", arm="rrr", rank=2, **place),
+            make_rows([4.0] * 4, measure="rank", arm="rrr", rank=2, unit="fisher", **place),
+            make_rows([1.0] * 4, measure="rank", arm="rrr", rank=2, strength=0.5, **place),
+            make_rows([1.0] * 4, measure="rank", arm="rrr", rank=2, **{**place, "direction": TRANSPORT}),
+            make_rows([3.0] * 4, measure="transport", arm="identity", rank=0, **{**place, "direction": TRANSPORT}),
+        ]
+    )
+    found = statistics.summarise(table).filter(pl.col("arm") == "rrr")
+    drops = {tuple(r[name] for name in ("measure", "direction", "unit", "strength")): r["drop"] for r in found.iter_rows(named=True)}
+    assert drops == {
+        ("transport", CLOSENESS, None, None): 0.75,
+        ("rank", CLOSENESS, None, None): 0.75,
+        ("rank", CLOSENESS, "fisher", None): 0.5,
+        ("rank", CLOSENESS, None, 0.5): None,
+        ("rank", TRANSPORT, None, None): None,
+    }

@@ -4,7 +4,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import charts_transport, drawing, findings_transport, intervals, section_transport, statistics, wording
+from mechdiff.report import (
+    charts_transport,
+    drawing,
+    findings_closer,
+    findings_transport,
+    intervals,
+    section_transport,
+    statistics,
+    wording,
+)
 from mechdiff.report.findings_transport import CEILING, CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.rows import rows as make_rows
@@ -133,19 +142,19 @@ def test_maps_are_counted_against_the_best_of_shift_and_mean(run: Run) -> None:
 
 
 def test_the_square_law_is_read_off_the_smallest_strength(run: Run) -> None:
-    law = findings_transport.quadratic(run.rows).filter(pl.col("name") == SITE)
+    law = findings_closer.quadratic(run.rows).filter(pl.col("name") == SITE)
     assert law["ratio"].to_list() == pytest.approx([1.0] * 5, abs=0.12)  # planted: KL = s^2 KL(1), with noise
-    curve = findings_transport.rows_of_strength(run.rows, CLOSENESS, "kl_own_nats").filter(pl.col("name") == SITE, pl.col("arm") == "rrr")
+    curve = findings_closer.rows_of_strength(run.rows, CLOSENESS, "kl_own_nats").filter(pl.col("name") == SITE, pl.col("arm") == "rrr")
     assert curve["s"].to_list() == [0, 0.25, 0.5, 0.75, 1, 1.25]
 
 
 def test_the_diagonal_wins_where_a_map_knows_its_layer(run: Run) -> None:
-    square = findings_transport.bogus_square(run.rows, "rrr", "attn_out")
+    square = findings_closer.bogus_square(run.rows, "rrr", "attn_out")
     assert len(square) == len(planted.CLOSER) ** 2
-    wins, _ = findings_transport.diagonal_wins(square.filter(pl.col("patched") == CHANGED))
+    wins, _ = findings_closer.diagonal_wins(square.filter(pl.col("patched") == CHANGED))
     assert wins == [CHANGED]
     swapped = square.filter(pl.col("patched") == CHANGED).with_columns(nats=-pl.col("nats"))
-    assert findings_transport.diagonal_wins(swapped)[1] == [CHANGED]
+    assert findings_closer.diagonal_wins(swapped)[1] == [CHANGED]
     assert set(charts_transport.squares(run.rows, run.summary)) == {"attn_out", "resid_post"}  # elsewhere there is nothing to map
 
 
@@ -177,10 +186,10 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
 
 
 def test_over_fitting_shows(run: Run) -> None:
-    drops = {(arm, split): drop for _, arm, split, drop in findings_transport.drop_by_split(run.rows, run.summary).iter_rows()}
+    drops = {(arm, split): drop for _, arm, split, drop in findings_closer.drop_by_split(run.rows, run.summary).iter_rows()}
     assert drops["rrr", "fit"] == pytest.approx(0.95)
     assert drops["rrr", "report"] == pytest.approx(planted.CARRIES["rrr"], abs=0.05)
-    rho = findings_transport.correlation_with_cosine(run.rows)
+    rho = findings_closer.correlation_with_cosine(run.rows)
     assert set(rho["n"]) == {24}
     assert rho["rho"].abs().max() <= 1
 
@@ -198,7 +207,7 @@ def test_correlation_with_cosine_against_a_monotone_relation() -> None:
     table = pl.concat(
         [make_rows([4.0, 3.0, 2.0, 1.0], metric="kl_own_nats", **place), make_rows([0.1, 0.2, 0.5, 0.9], metric="cosine", **place)]
     )
-    assert findings_transport.correlation_with_cosine(table)["rho"].to_list() == pytest.approx([-1.0])
+    assert findings_closer.correlation_with_cosine(table)["rho"].to_list() == pytest.approx([-1.0])
 
 
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])

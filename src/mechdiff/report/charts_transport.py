@@ -1,11 +1,11 @@
 """The charts on maps of states: both scores by layer, how well maps fit, strengths, and maps written at layers they were not fitted at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import altair as alt
 import polars as pl
 
-from mechdiff.report import curves, drawing, findings, findings_transport
+from mechdiff.report import curves, drawing, findings, findings_closer, findings_transport
 from mechdiff.report.drawing import BLACK, INK, SHARE_RANGE, WIDE, Chart
 from mechdiff.report.findings_transport import ARMS, CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report.wording import nats, share, with_interval
@@ -95,7 +95,7 @@ def fit_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, w
 
 def shown_at_strength(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     """Sites with strength curves that are drawn: the strongest first, then by what the tuned state recovers there."""
-    curved = findings_transport.rows_of_strength(rows, CLOSENESS, "kl_own_nats")["name"].unique(maintain_order=True).to_list()
+    curved = findings_closer.rows_of_strength(rows, CLOSENESS, "kl_own_nats")["name"].unique(maintain_order=True).to_list()
     site = findings_transport.strongest_site(rows, summary)
     ceiling = findings_transport.ceiling(rows).sort(pl.col("site").is_in(findings.STREAM), -pl.col("share"), maintain_order=True)
     order = [*([site[0]] if site else []), *ceiling["name"].to_list(), *curved]
@@ -104,15 +104,17 @@ def shown_at_strength(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     return ([name for name in shown if name in worth] or shown)[:SHOWN]
 
 
-def closeness_by_strength(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
+def closeness_by_strength(
+    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, sites: Sequence[str] | None = None
+) -> Chart | None:
     """KL of the tuned model by strength, with the quadratic law through the smallest strength."""
-    found = findings_transport.rows_of_strength(rows, CLOSENESS, "kl_own_nats")
-    shown = shown_at_strength(rows, summary)
+    found = findings_closer.rows_of_strength(rows, CLOSENESS, "kl_own_nats")
+    shown = shown_at_strength(rows, summary) if sites is None else list(sites)
     found = found.filter(pl.col("name").is_in(shown))
     if found.is_empty():
         return None
     most = drawing.ends(found["value"])[1]
-    law = findings_transport.quadratic(rows).filter(pl.col("name").is_in(shown), pl.col("curvature").is_not_null())
+    law = findings_closer.quadratic(rows).filter(pl.col("name").is_in(shown), pl.col("curvature").is_not_null())
     end = drawing.ends(found["s"])[1]
     points = [
         {"panel": r["name"], "line": r["arm"], "s": s, "value": value}
@@ -125,10 +127,12 @@ def closeness_by_strength(rows: pl.DataFrame, summary: pl.DataFrame, manifest: d
     return _by_strength(found, shown, scale, "KL, nats" + ("; dotted: c s²" if width >= WIDE else ""), "nats", ".3~g", width, faint)
 
 
-def recovery_by_strength(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
+def recovery_by_strength(
+    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, sites: Sequence[str] | None = None
+) -> Chart | None:
     """The share of D that the base recovers, by strength."""
-    shown = shown_at_strength(rows, summary)
-    found = findings_transport.rows_of_strength(rows, TRANSPORT, "kl_other_nats").filter(pl.col("name").is_in(shown))
+    shown = shown_at_strength(rows, summary) if sites is None else list(sites)
+    found = findings_closer.rows_of_strength(rows, TRANSPORT, "kl_other_nats").filter(pl.col("name").is_in(shown))
     if found.is_empty():
         return None
     return _by_strength(found, shown, curves.share_scale(found), "share of D recovered", "of D", ".1f", width, None)
@@ -158,11 +162,11 @@ def arm_of_squares(rows: pl.DataFrame, summary: pl.DataFrame) -> str:
     return best.arm if best and best.arm in arms else arms[-1] if arms else ""
 
 
-def squares(rows: pl.DataFrame, summary: pl.DataFrame) -> dict[str, pl.DataFrame]:
+def squares(rows: pl.DataFrame, summary: pl.DataFrame, arm: str = "") -> dict[str, pl.DataFrame]:
     """By kind of site: what maps do at layers they were not fitted at, where a map has something to do."""
-    arm = arm_of_squares(rows, summary)
+    arm = arm or arm_of_squares(rows, summary)
     kinds = rows.filter(pl.col("measure") == "transport", pl.col("arm") == arm).sort(findings_transport.kind_place())
-    found = {site: findings_transport.bogus_square(rows, arm, site) for site in kinds["site"].unique(maintain_order=True).to_list()}
+    found = {site: findings_closer.bogus_square(rows, arm, site) for site in kinds["site"].unique(maintain_order=True).to_list()}
     worth = findings_transport.worth_mapping(rows, summary)
     found = {
         site: square.filter(pl.format("L{}.{}", "patched", pl.lit(site)).is_in(worth)) for site, square in found.items() if len(square)
@@ -170,9 +174,11 @@ def squares(rows: pl.DataFrame, summary: pl.DataFrame) -> dict[str, pl.DataFrame
     return {site: square for site, square in found.items() if not square.is_empty()}
 
 
-def bogus_maps(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
+def bogus_maps(
+    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, found: dict[str, pl.DataFrame] | None = None
+) -> Chart | None:
     """Fitted layer by patched layer: KL in nats, the lowest of each row framed."""
-    found = squares(rows, summary)
+    found = squares(rows, summary) if found is None else found
     if not found:
         return None
     abreast = len(found) if width >= WIDE else 1

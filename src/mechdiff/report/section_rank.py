@@ -1,6 +1,8 @@
 """How many dimensions does the change have: the rank that regression chooses at every site, and what maps of each rank do."""
 
 import math
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import altair as alt
@@ -74,14 +76,14 @@ def _r2(run: Run) -> list[Any]:
         return []
     caption = "R² of the change by rank of the regression"
     caption += f"; highest on the {split} prompts: {listed(said)}." if said else "."
-    return [Drawn(name="rank_r2", chart=r2_by_rank, caption=caption, reading="rank_r2")]
+    return [Drawn(name="rank_r2", chart=r2_by_rank, options={"sites": shown}, caption=caption, reading="rank_r2")]
 
 
 def _sites_of_curves(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     """Sites whose R2 curves are drawn: those with causal curves first, then in the order of the ranks found."""
     names = [*findings_rank.curve_sites(rows, summary), *findings_rank.chosen(summary)["name"].to_list()]
-    known = [name for name in dict.fromkeys(names) if not findings_rank.r2_curves(rows, summary, name).is_empty()][:SITES]
-    return known
+    known = (name for name in dict.fromkeys(names) if not findings_rank.r2_curves(rows, summary, name).is_empty())
+    return list(islice(known, SITES))
 
 
 def _causal(run: Run, direction: str) -> list[Any]:
@@ -104,7 +106,15 @@ def _causal(run: Run, direction: str) -> list[Any]:
     }[direction]
     name = "rank_closeness" if direction == CLOSENESS else "rank_transport"
     chart = closeness_by_rank if direction == CLOSENESS else transport_by_rank
-    return [Drawn(name=name, chart=chart, caption=f"{words}. {'; '.join(said)}.", reading="rank_causal" if direction == CLOSENESS else "")]
+    return [
+        Drawn(
+            name=name,
+            chart=chart,
+            options={"sites": shown},
+            caption=f"{words}. {'; '.join(said)}.",
+            reading="rank_causal" if direction == CLOSENESS else "",
+        )
+    ]
 
 
 def _ends(run: Run) -> list[dict]:
@@ -144,7 +154,7 @@ def _strengths(run: Run) -> list[Any]:
             word = "closest" if direction == CLOSENESS else "recovers most"
             said.append(f"{word}: rank {best['rank']} at strength {best['s']:g}, {value}")
     caption = f"Rank by strength at {shown}, on the prompts that are reported, so that a best cell is a little flattered: {listed(said)}."
-    return [Drawn(name="rank_strength", chart=rank_by_strength, caption=caption, reading="rank_strength")]
+    return [Drawn(name="rank_strength", chart=rank_by_strength, options={"sites": [shown]}, caption=caption, reading="rank_strength")]
 
 
 def _sites_of_strengths(rows: pl.DataFrame, summary: pl.DataFrame) -> str:
@@ -181,9 +191,11 @@ def rank_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, 
     )  # fmt: skip
 
 
-def r2_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
+def r2_by_rank(
+    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, sites: Sequence[str] | None = None
+) -> Chart | None:
     """R2 of the change by rank: on the prompts of the fit, cross-validated with its standard error, on the reported prompts."""
-    shown = _sites_of_curves(rows, summary)
+    shown = _sites_of_curves(rows, summary) if sites is None else sites
     if not shown:
         return None
     parts = [findings_rank.r2_curves(rows, summary, name).with_columns(panel=pl.lit(name)) for name in shown]
@@ -208,18 +220,24 @@ def r2_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wid
     return curves.panels(table, x, titles, names, scale, axis, width, looks_of=looks, height=120, marks=marks, opacity=0.18)
 
 
-def closeness_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
+def closeness_by_rank(
+    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, sites: Sequence[str] | None = None
+) -> Chart | None:
     """KL of the tuned model with the map of each rank written."""
-    return _causal_chart(rows, summary, width, CLOSENESS, "KL, nats")
+    return _causal_chart(rows, summary, width, CLOSENESS, "KL, nats", sites)
 
 
-def transport_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
+def transport_by_rank(
+    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, sites: Sequence[str] | None = None
+) -> Chart | None:
     """The share of D that the base recovers with the map of each rank."""
-    return _causal_chart(rows, summary, width, TRANSPORT, "share of D recovered")
+    return _causal_chart(rows, summary, width, TRANSPORT, "share of D recovered", sites)
 
 
-def _causal_chart(rows: pl.DataFrame, summary: pl.DataFrame, width: int, direction: str, words: str) -> Chart | None:
-    shown = findings_rank.curve_sites(rows, summary)[:SITES]
+def _causal_chart(
+    rows: pl.DataFrame, summary: pl.DataFrame, width: int, direction: str, words: str, sites: Sequence[str] | None
+) -> Chart | None:
+    shown = findings_rank.curve_sites(rows, summary)[:SITES] if sites is None else sites
     parts = [findings_rank.causal(rows, name, direction).with_columns(panel=pl.lit(name)) for name in shown]
     found = pl.concat(parts) if parts else pl.DataFrame()
     if found.is_empty():
@@ -242,9 +260,11 @@ def _causal_chart(rows: pl.DataFrame, summary: pl.DataFrame, width: int, directi
     return curves.panels(table, x, titles, names, scale, axis, width, looks_of=looks, height=120, opacity=0.14)
 
 
-def rank_by_strength(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
+def rank_by_strength(
+    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, sites: Sequence[str] | None = None
+) -> Chart | None:
     """Rank by strength at one site: closeness in nats, and the share of D recovered."""
-    name = _sites_of_strengths(rows, summary)
+    name = _sites_of_strengths(rows, summary) if sites is None else "".join(sites)
     tables = {direction: findings_rank.by_strength(rows, name, direction) for direction in (CLOSENESS, TRANSPORT)} if name else {}
     known = [
         _heat(found, direction, name, width, first=direction == CLOSENESS) for direction, found in tables.items() if not found.is_empty()

@@ -1,5 +1,6 @@
 """Does the change obey: its directions added, enlarged, removed and exchanged, and what that costs on prompts that have nothing to do with it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -42,7 +43,8 @@ def _effect(run: Run, found: pl.DataFrame) -> list[Any]:
     real = by_rank.filter(pl.col("control").is_null())
     if real.is_empty():
         return []
-    name = findings_steering.sites(run.rows, run.summary, real)[0]
+    sites = findings_steering.sites(run.rows, run.summary, real)[:SHOWN]
+    name = sites[0]
     said = []
     for edit in EDITS.values():
         here = real.filter(pl.col("name") == name, pl.col("edit") == edit).sort("share", descending=True, maintain_order=True)
@@ -53,7 +55,7 @@ def _effect(run: Run, found: pl.DataFrame) -> list[Any]:
         text = f"{edit} {with_interval(best['share'], best['low'], best['high'], digits=2)} with {_directions(best['rank'])}"
         said.append(text + (f" (its strongest control {share(beside)})" if beside is not None else ""))
     caption = f"Effect by number of directions at the decision position, as a share of D. At {name}: {'; '.join(said)}."
-    return [Drawn(name="steering_effect", chart=effect_by_rank, caption=caption, reading="steering_effect")]
+    return [Drawn(name="steering_effect", chart=effect_by_rank, options={"sites": sites}, caption=caption, reading="steering_effect")]
 
 
 def _directions(rank: int | None) -> str:
@@ -64,14 +66,17 @@ def _strength(run: Run, found: pl.DataFrame) -> list[Any]:
     curve = findings_steering.added(found)
     if curve["s"].n_unique() < 2:
         return []
-    name = findings_steering.sites(run.rows, run.summary, curve)[0]
+    sites = findings_steering.sites(run.rows, run.summary, curve)[:SHOWN]
+    name = sites[0]
     here = curve.filter(pl.col("name") == name).sort("share", descending=True, maintain_order=True)
     best, one = here.row(0, named=True), here.filter(pl.col("s") == 1)
     caption = f"The mean difference added to the base's state, by strength. At {name} the most is {share(best['share'])} of D at s = {best['s']:g}"
     caption += (
         f"; at s = 1 {with_interval(one['share'][0], one['low'][0], one['high'][0], digits=2)}." if len(one) and best["s"] != 1 else "."
     )
-    return [Drawn(name="steering_strength", chart=added_by_strength, caption=caption, reading="steering_strength")]
+    return [
+        Drawn(name="steering_strength", chart=added_by_strength, options={"sites": sites}, caption=caption, reading="steering_strength")
+    ]
 
 
 def _frontier(run: Run, found: pl.DataFrame) -> list[Any]:
@@ -127,13 +132,15 @@ def _answers(run: Run) -> list[dict]:
     return [note(f"What the base says with the mean difference added{where}, at all positions, beside both models (greedy):"), *parts]
 
 
-def effect_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
+def effect_by_rank(
+    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, sites: Sequence[str] | None = None
+) -> Chart | None:
     """Effect of every kind of edit by its number of directions; dotted: the mean of its controls."""
     found = findings_steering.by_rank(findings_steering.effects(rows))
     real = found.filter(pl.col("control").is_null())
     if real.is_empty():
         return None
-    shown = findings_steering.sites(rows, summary, real)[:SHOWN]
+    shown = findings_steering.sites(rows, summary, real)[:SHOWN] if sites is None else sites
     real = real.filter(pl.col("name").is_in(shown))
     says = [
         f"{r['edit']} {r['name']}, {_directions(r['rank'])}: {with_interval(r['share'], r['low'], r['high'], digits=2)} of D"
@@ -154,13 +161,15 @@ def effect_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
     )  # fmt: skip
 
 
-def added_by_strength(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
+def added_by_strength(
+    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, sites: Sequence[str] | None = None
+) -> Chart | None:
     """The mean difference added to the base, by strength, with what random vectors and swapped labels do at strength 1."""
     found = findings_steering.effects(rows)
     curve = findings_steering.added(found)
     if curve["s"].n_unique() < 2:
         return None
-    shown = findings_steering.sites(rows, summary, curve)[:SHOWN]
+    shown = findings_steering.sites(rows, summary, curve)[:SHOWN] if sites is None else sites
     curve = curve.filter(pl.col("name").is_in(shown))
     says = [
         f"{r['name']}, s = {r['s']:g}: {with_interval(r['share'], r['low'], r['high'], digits=2)} of D" for r in curve.iter_rows(named=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff.report import charts_transport, findings, findings_transport, wording
+from mechdiff.report import charts_transport, findings, findings_closer, findings_transport, wording
 from mechdiff.report.findings_transport import CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.wording import between, listed, nats, share, with_interval
@@ -139,18 +139,26 @@ def _fits(run: Run) -> list[Any]:
 
 
 def _strength(run: Run) -> list[Any]:
-    close = findings_transport.rows_of_strength(run.rows, CLOSENESS, "kl_own_nats")
+    close = findings_closer.rows_of_strength(run.rows, CLOSENESS, "kl_own_nats")
     if close.is_empty():
         return []
-    law = findings_transport.quadratic(run.rows).filter(pl.col("ratio").is_not_null())
+    law = findings_closer.quadratic(run.rows).filter(pl.col("ratio").is_not_null())
     shown = charts_transport.shown_at_strength(run.rows, run.summary)
     caption = (
         "Strength s: what is written is own + s (T(x) − own). Closeness by strength, with c s² through the smallest strength (dotted). "
     )
     at = [f"{r['arm']} {share(r['ratio'])}" for r in law.filter(pl.col("name").is_in(shown[:1])).iter_rows(named=True)]
     caption += f"KL(1) / c at {shown[0]}: {listed(at)}; 1 where the square holds all the way." if at else ""
-    parts = [Drawn(name="transport_strength", chart=charts_transport.closeness_by_strength, caption=caption, reading="transport_strength")]
-    moved = findings_transport.rows_of_strength(run.rows, TRANSPORT, "kl_other_nats").filter(pl.col("name").is_in(shown[:1]))
+    parts = [
+        Drawn(
+            name="transport_strength",
+            chart=charts_transport.closeness_by_strength,
+            options={"sites": shown},
+            caption=caption,
+            reading="transport_strength",
+        )
+    ]
+    moved = findings_closer.rows_of_strength(run.rows, TRANSPORT, "kl_other_nats").filter(pl.col("name").is_in(shown[:1]))
     found = findings.difference(run.rows, run.summary)
     if not moved.is_empty() and found and found.counts:
         best = moved.sort("value", descending=True, maintain_order=True).row(0, named=True)
@@ -158,23 +166,39 @@ def _strength(run: Run) -> list[Any]:
         text = f"Transport proper by strength: share of D that the base recovers. At {best['name']} the most is {share(best['value'])} "
         text += f"({best['arm']} at s = {best['s']:g}"
         text += f"; {share(one['value'][0])} at s = 1)." if len(one) else ")."
-        parts.append(Drawn(name="transport_strength_recovery", chart=charts_transport.recovery_by_strength, caption=text, reading=""))
+        parts.append(
+            Drawn(
+                name="transport_strength_recovery",
+                chart=charts_transport.recovery_by_strength,
+                options={"sites": shown},
+                caption=text,
+                reading="",
+            )
+        )
     return parts
 
 
 def _controls(run: Run) -> list[Any]:
     """Maps of other layers, of shuffled pairs, of an early layer, and random subspaces."""
     parts: list[Any] = []
-    squares = charts_transport.squares(run.rows, run.summary)
+    arm = charts_transport.arm_of_squares(run.rows, run.summary)
+    squares = charts_transport.squares(run.rows, run.summary, arm) if arm else {}
     if squares:
-        arm = charts_transport.arm_of_squares(run.rows, run.summary)
         said = []
         for site, square in squares.items():
-            wins, loses = findings_transport.diagonal_wins(square)
+            wins, loses = findings_closer.diagonal_wins(square)
             text = f"{site}: its own map comes closest at {listed(f'L{layer}' for layer in wins)}" if wins else f"{site}: at no layer"
             said.append(text + (f", another layer's at {listed(f'L{layer}' for layer in loses)}" if loses else ""))
         caption = f"Maps ({arm}) fitted at one layer, written at another: KL of the tuned model from the unedited one. {'; '.join(said)}."
-        parts.append(Drawn(name="transport_bogus", chart=charts_transport.bogus_maps, caption=caption, reading="transport_bogus"))
+        parts.append(
+            Drawn(
+                name="transport_bogus",
+                chart=charts_transport.bogus_maps,
+                options={"found": squares},
+                caption=caption,
+                reading="transport_bogus",
+            )
+        )
     return [*parts, *_controls_table(run), *_overfit(run)]
 
 
@@ -221,8 +245,8 @@ def _nats_by_control(run: Run) -> dict[tuple[str, str], dict[str, float]]:
 
 def _overfit(run: Run) -> list[dict]:
     """The drop on the prompts of the fit beside that on others, and whether a cosine says which prompts a map serves."""
-    drops = findings_transport.drop_by_split(run.rows, run.summary)
-    rho = {(r["name"], r["arm"]): r for r in findings_transport.correlation_with_cosine(run.rows).iter_rows(named=True)}
+    drops = findings_closer.drop_by_split(run.rows, run.summary)
+    rho = {(r["name"], r["arm"]): r for r in findings_closer.correlation_with_cosine(run.rows).iter_rows(named=True)}
     split = findings.reported(run.rows, "transport")
     by = {(r["name"], r["arm"], r["split"]): r["drop"] for r in drops.iter_rows(named=True)}
     keys = list(dict.fromkeys((name, arm) for name, arm, _ in by))
