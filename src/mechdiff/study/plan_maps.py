@@ -42,7 +42,6 @@ def transport_cells(planner: Planner) -> Iterator[Cell]:
                     what |= {
                         "shard": number,
                         "n_variants": len(layers),
-                        "seed": planner.study.seed,
                         "floor": (kind, arm) == (kinds[0], arms[0]),
                     }
                     yield planner.patch_cell(shard, "transport", what | _fitted_on(planner, options), 1)
@@ -72,7 +71,7 @@ def _arms(planner: Planner, options: TransportOptions, direction: str) -> list[s
 
 def _fits(planner: Planner, options: TransportOptions, kind: str, layers: Sequence[int]) -> Cell:
     items = planner.whole("report")
-    key = planner.key(items, stage="fits", kind=kind, layers=layers, permutations=options.permutations, seed=planner.study.seed,
+    key = planner.key(items, stage="fits", kind=kind, layers=layers, permutations=options.permutations,
                       **_fitted_on(planner, options))  # fmt: skip
     rows, width = len(planner.splits["fit"]) * options.rows_per_prompt, planner.shape.width(kind)
     small = min(rows, width)
@@ -83,7 +82,8 @@ def _fits(planner: Planner, options: TransportOptions, kind: str, layers: Sequen
 def _fitted_on(planner: Planner, options: TransportOptions) -> dict[str, Any]:
     """What maps are made of: prompts by their texts, and every setting."""
     settings = options.model_dump(include={"maps", "rows_per_prompt", "dimensions", "clusters"})
-    return {"fitted_on": _prompts(planner, "fit"), "chosen_on": _prompts(planner, "select"), "settings": settings}
+    on = {"fitted_on": _prompts(planner, "fit"), "chosen_on": _prompts(planner, "select"), "seed": planner.study.seed}
+    return {**on, "settings": settings}
 
 
 def _prompts(planner: Planner, split: str) -> list[str]:
