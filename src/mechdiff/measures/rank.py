@@ -9,7 +9,7 @@ by cross-validation on the fit split: the rank is the smallest k whose error is 
 shift is free, so an added bias has rank 0, a rank-2 edit of W_O has rank 2 at that block's `attn_out`. Two numbers stand beside it:
 
     rank_uncentred   the mean change counted as a direction too: 0 for no change, 1 for a bias, and 1 for one direction written with a strength
-                     that varies from prompt to prompt, whether or not the state predicts how
+                     that varies from prompt to prompt, if its mean stands out, whether or not the state predicts how
     the causal curve what maps of rank 0, 1, 2, 4, ... do in the running model: how many dimensions does the *behaviour* need? `rank_truncated`
                      is the older recipe (the largest singular values of the coefficients, which are not what fits best), and unit `fisher`
                      chooses dimensions by what they do to the next-token law: the error in the metric F = J'(diag p - pp')J (gradients.py)
@@ -71,9 +71,10 @@ class Curve:
 
 
 def curve(fit: Sample, report: Sample, *, seed: int = 0) -> Curve:
-    """r2 of the change by rank, on the fit rows, in cross-validation and on the report rows; rank 0 alone where the change does not vary."""
+    """r2 of the change by rank, on the fit rows, in cross-validation and on the report rows; NaN at rank 0 where the change does not vary."""
     if not differs(fit.tuned.double() - fit.base.double(), fit.tuned.double()):
-        return Curve(ranks=[0], train=[0.0], held_out=[0.0], cross_validated=[0.0], standard_error=[0.0], chosen=0, best=0)
+        none = [float("nan")]
+        return Curve(ranks=[0], train=none, held_out=none, cross_validated=none, standard_error=none, chosen=0, best=0)
     change, held_out = fit.tuned.double() - fit.base.double(), report.tuned.double() - report.base.double()
     found = cross_validated(fit.base, change, fit.groups, seed=seed)
     inputs = decompose(fit.base)
@@ -81,7 +82,7 @@ def curve(fit: Sample, report: Sample, *, seed: int = 0) -> Curve:
     projected = inputs.left.T @ (change - change.mean(0))
     axes = fitted_axes(inputs, projected, found.lambda_of_ranks)
     left, right = ridge(inputs, projected, found.lambda_of_ranks)
-    asked = [k for k in ranks(axes.shape[1]) if k < len(found.errors_by_rank)]
+    asked = ranks(min(axes.shape[1], len(found.errors_by_rank) - 1))
 
     def explained(states: Tensor, target: Tensor) -> list[float]:
         along = ((states.double() - inputs.mean) @ left) @ (right @ axes)

@@ -211,18 +211,19 @@ def _controls_table(run: Run) -> list[dict]:
     kinds = pl.col("control").str.replace(r"#\d+$", "").str.replace(r"^bogus_map:L\d+$", "bogus_map")
     shares = moved.with_columns(kind=kinds).group_by("name", "arm", "kind").agg(best=pl.col("share").max(), mean=pl.col("share").mean())
     by = {(r["name"], r["arm"], r["kind"]): r for r in shares.iter_rows(named=True)}
+    early = {(name.partition(".")[2], arm): r["mean"] for (name, arm, kind), r in by.items() if kind == "early_layer"}
     lines = []
     for (name, arm), values in close.items():
-        if name not in worth and "early_layer" not in values:
+        if name not in worth:
             continue
         recovered = [real.get((name, arm)), *(
             by.get((name, arm, kind), {which: None})[which]
-            for kind, which in (("permuted", "mean"), ("bogus_map", "best"), ("early_layer", "mean"), ("random_subspace", "mean"))
-        )]  # fmt: skip
-        nats_ = (nats(values[kind]) if kind in values else "–" for kind in ("real", "permuted", "bogus_map", "early_layer"))
+            for kind, which in (("permuted", "mean"), ("bogus_map", "best"), ("random_subspace", "mean"))
+        ), early.get((name.partition(".")[2], arm))]  # fmt: skip
+        nats_ = (nats(values[kind]) if kind in values else "–" for kind in ("real", "permuted", "bogus_map"))
         lines.append((f"{name}, {arm}", *nats_, *(share(value) for value in recovered)))
-    columns = ("map", "KL: real", "shuffled pairs", "best other layer", "at an early layer", "recovery: real", "shuffled pairs",
-               "best other layer", "at an early layer", "random subspace")  # fmt: skip
+    columns = ("map", "KL: real", "shuffled pairs", "best other layer", "recovery: real", "shuffled pairs", "best other layer",
+               "random subspace", "early layer")  # fmt: skip
     kept = [place for place in range(len(columns)) if place == 0 or any(line[place] != "–" for line in lines)]
     title = "Maps beside their controls: closeness in nats (lower is closer), recovery as a share of D"
     shown = [[line[place] for place in kept] for line in lines]

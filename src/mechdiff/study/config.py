@@ -122,9 +122,12 @@ def _located(study: StudyConfig, folder: Path) -> StudyConfig:
     files = {name: place(path) for name, path in prompts.sources().items()}
     template = prompts.template if prompts.template in ("tuned", "base") else place(prompts.template)
     models = {"base": model(pair.base), "tuned": model(pair.tuned), "alternatives": tuple(map(model, pair.alternatives))}
-    return study.model_copy(
-        update={"pair": pair.model_copy(update=models), "prompts": prompts.model_copy(update={**files, "template": template})}
-    )
+    located = {"pair": pair.model_copy(update=models), "prompts": prompts.model_copy(update={**files, "template": template})}
+    steering = study.measures.steering
+    if steering and steering.neutral:
+        steering = steering.model_copy(update={"neutral": place(steering.neutral)})
+        located["measures"] = study.measures.model_copy(update={"steering": steering})
+    return study.model_copy(update=located)
 
 
 # --- identity ----------------------------------------------------------------------------------------------------------
@@ -135,6 +138,9 @@ def content_hashes(study: StudyConfig) -> dict[str, str]:
     named = {f"prompts.{name}": path for name, path in study.prompts.sources().items()}
     if study.prompts.template not in ("tuned", "base"):
         named["prompts.template"] = study.prompts.template
+    steering = study.measures.steering
+    if steering and steering.neutral:
+        named["measures.steering.neutral"] = steering.neutral
     found = {}
     for where, path in named.items():
         try:
@@ -156,6 +162,10 @@ def config_hash(study: StudyConfig, contents: Mapping[str, str]) -> str:
         for name in names:
             if (given := what[section][name]) in contents:
                 what[section][name] = f"sha256:{contents[given]}"
+    for measure in what["measures"]:
+        steering = measure.get("steering", {})
+        if (given := steering.get("neutral")) in contents:
+            steering["neutral"] = f"sha256:{contents[given]}"
     return sha256(canonical(what).encode())
 
 

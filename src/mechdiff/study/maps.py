@@ -16,11 +16,12 @@ from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.sites import Site
 from mechdiff.measures import patching, rank, transport
 from mechdiff.measures.counterfactuals import labelled
+from mechdiff.measures.maps import Map, is_the_mean
 from mechdiff.measures.transport import Maps, Sample
 from mechdiff.rows import empty, rows
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution, positions
-from mechdiff.study.options import RankOptions
+from mechdiff.study.options import RankOptions, TransportOptions
 from mechdiff.study.planner import LAST_LEFT_OUT
 
 Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
@@ -112,10 +113,14 @@ def _fit_layers(
         for way, source, target in (("there", "base", "tuned"), ("back", "tuned", "base")):
             for arm, one in getattr(maps, way).items():
                 at = {"direction": f"{target}<-{source}", "layer": layer, "arm": arm, "rank": one.rank_}
-                values += [{**at, **value} for value in _fit_values(maps, way, arm, fit, held_out, names)]
+                found = list(_fit_values(maps, way, arm, fit, held_out, names))
+                values += [{**at, **value} for value in found]
                 states.setdefault(f"{arm}.{way}", []).append(one.transform(getattr(held_out, source)).float().numpy())
                 states.setdefault(f"{arm}.{way}.rank", []).append(np.array(one.rank_))
-                said.setdefault(f"{arm}.{way}", {})[f"L{layer}"] = one.record()
+                train = next(value["value"] for value in found if (value["split"], value["metric"]) == ("fit", "r2_change"))
+                learned = arm == "rrr" and one.rank_ > 0
+                flag = {"is_the_mean": True} if learned and is_the_mean(train, one.rank_, one.n_) else {}
+                said.setdefault(f"{arm}.{way}", {})[f"L{layer}"] = one.record() | flag
         for arm in cell.key["settings"]["maps"]:
             values += [
                 {"direction": "tuned<-base", "layer": layer, "arm": arm, "rank": maps.there[arm].rank_, "split": "report", "metric": "r2_change",
@@ -221,13 +226,18 @@ def closer(run: Execution, cell: Cell, model: Model | None) -> Result:
                 look.write(layer, own + strength * (target - own), arm=arm, rank=one.rank_, strength=strength)
             if look.split != "report":
                 look.write(layer, target, arm=arm, rank=one.rank_)
+            elif arm in LOGIT_SUBSPACES and look.direction == "tuned<-base":  # the base's own coordinates in the subspace
+                inside = run.logit_directions(arm, cell.key["settings"]["dimensions"])
+                swapped = Map(arm, directions=inside, mode="interchange").fit(source, own)
+                look.write(layer, swapped.transform(source, own=own), arm=arm, rank=swapped.rank_, unit="interchange")
     if look.split == "report":
-        _controls(run, cell, look, layers, asked)
+        _controls(run, cell, look, options, asked)
     return look.rows(run, cell, model, "transport"), {}
 
 
-def _controls(run: Execution, cell: Cell, look: _Look, layers: Sequence[int], asked: Sequence[str]) -> None:
+def _controls(run: Execution, cell: Cell, look: _Look, options: TransportOptions, asked: Sequence[str]) -> None:
     """Another layer's map, a map of shuffled pairs, a random subspace, and an early layer."""
+    layers = run.closer(options)
     for layer in layers:
         source, own = look.source[layer], look.own[layer]
         for arm in asked:
@@ -244,7 +254,7 @@ def _controls(run: Execution, cell: Cell, look: _Look, layers: Sequence[int], as
                     seen = transport.projected_at_random(change, one.rank_, seed=cell.key["seed"] + draw)
                     look.write(layer, own + seen, arm=arm, rank=one.rank_, control=f"random_subspace#{draw}")
     early = run.n_layers // EARLY
-    if early not in layers:
+    if early not in layers and early in options.layer_numbers(run.n_layers):
         for arm in asked:
             one = maps_at(run, cell, early).there[arm]
             look.write(early, one.transform(look.source[early]), arm=arm, rank=one.rank_, control="early_layer")
@@ -332,7 +342,10 @@ def maps_record(run: Execution) -> dict[str, Any]:
     layers = run.closer(options)
     files = [name for cell in cells for layer in layers for name in save(run, cell, layer)]
     said = {cell.key["kind"]: json.loads(bytes(run.tensors(cell)["said"]).decode()) for cell in cells}
-    warnings = sorted({text for site in said.values() for arm in site.values() for one in arm.values() for text in one.get("warnings", ())})
+    records = [one for site in said.values() for arm in site.values() for one in arm.values()]
+    warnings = sorted({text for one in records for text in one["warnings"]})
+    if means := sum("is_the_mean" in one for one in records):
+        warnings.append(f"{means} reduced-rank maps explain no more of the change than noise would: they are the mean shift")
     rows_given = {
         "per_prompt": options.rows_per_prompt,
         "prompts": len(run.prepared.rendered["fit"]),

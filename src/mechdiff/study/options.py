@@ -137,14 +137,14 @@ class CloserOptions(LayeredOptions):
 def _strengths(given: object) -> tuple[float, ...]:
     for item in (items := listed(given)):
         if isinstance(item, bool) or not isinstance(item, (int, float)) or not 0 <= item <= 100:
-            raise wrong(item, "numbers from 0 to 100, such as [0, 0.25, 0.5, 0.75, 1.25]")
+            raise wrong(item, "numbers from 0 to 100, such as [0, 0.25, 0.5, 0.75, 1.5]")
     return tuple(sorted({float(item) for item in items} - {1.0}))
 
 
 class TransportOptions(CloserOptions):
     sites: Kinds = ("attn_out", "mlp_out", "resid_post")
     maps: Annotated[tuple[str, ...], BeforeValidator(some_of(MAPS))] = MAPS[:4]  # beside identity, shift, mean and resample
-    strengths: Annotated[tuple[float, ...], BeforeValidator(_strengths)] = (0.0, 0.25, 0.5, 0.75, 1.25)  # at the closer layers, beside 1
+    strengths: Annotated[tuple[float, ...], BeforeValidator(_strengths)] = (0.0, 0.25, 0.5, 0.75, 1.5)  # at the closer layers, beside 1
     rows_per_prompt: Count = 1  # aligned positions of each fit prompt that maps are fitted on; the decision position is one
     permutations: Annotated[int, Field(ge=0, le=100_000)] = 200  # refits on permuted pairs; a tenth for Procrustes
     dimensions: Count = 64  # of pca and the logit subspaces
@@ -166,7 +166,7 @@ class SteeringOptions(CloserOptions):
     contrast: bool = False  # take off the mean difference on neutral prompts
     neutral: str | None = None  # prompts whose side effects are measured, as a file; none: those that come with mechdiff
     all_positions_layers: Count = 1  # of the closer layers: so many are steered at every position, where the mean difference is largest
-    side_prompts: Annotated[int, Field(ge=0, le=100_000)] = 48  # how many of them, from the top; 0: no side effects
+    side_prompts: Annotated[int, Field(ge=0, le=100_000)] = 32  # how many of them, from the top; 0: no side effects
     texts: Annotated[int, Field(ge=0, le=64)] = 3  # report prompts that the steered base answers
     continuation: Count = 24  # tokens of each answer
     max_side_kl_nats: Annotated[float, Field(ge=0)] = 0.05  # the most that a direction of use may move neutral prompts

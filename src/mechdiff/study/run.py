@@ -65,13 +65,14 @@ class _Run:
         record = run_record(
             self.prepared, rows, engines=self.execution.engines, selfcheck=checks, seconds=self.seconds, started=self.started
         )
+        maps = maps_record(self.execution)
         return rows, {
             **record,
             **texts_record(self.execution),
             **weights_record(self.execution),
-            **maps_record(self.execution),
+            **maps,
             **steering_record(self.execution),
-            "warnings": [*record["warnings"], *self.folder.warnings],
+            "warnings": [*record["warnings"], *maps.get("transport", {}).get("warnings", []), *self.folder.warnings],
         }
 
     def _compute(self, cells: Sequence[Cell], model: Model | None, done: float, total: float) -> float:

@@ -1,0 +1,174 @@
+"""Transport and rank through a whole run: every row that is promised, strengths and controls where they belong, maps that load."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+import mechdiff
+from mechdiff.errors import StudyError
+from mechdiff.measures.maps import DEFAULT, FAMILIES
+from mechdiff.study.artifacts import RunFolder
+from mechdiff.study.config import RunOptions, StudyConfig, make_study, study_yaml
+from mechdiff.study.options import MAPS, TransportOptions
+from mechdiff.study.prepare import prepare
+from mechdiff.study.run import execute
+
+LEARNED = DEFAULT[3:]
+
+
+def study(pair: Path, *measures: Any) -> StudyConfig:
+    return make_study(
+        {
+            "pair": {"base": str(pair / "base"), "tuned": str(pair / "tuned")},
+            "prompts": {"file": str(pair / "prompts.jsonl")},
+            "measures": list(measures),
+        }
+    )
+
+
+def run(config: StudyConfig, out: Path, **options: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
+    prepared = prepare(config, RunOptions(**options))
+    with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
+        return execute(prepared, folder)
+
+
+@pytest.fixture(scope="module")
+def finished(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pl.DataFrame, dict[str, Any], Path]:
+    asked = {"sites": ["attn_out", "resid_post"]}
+    out = tmp_path_factory.mktemp("maps")
+    measures = ["divergence", {"patching": {**asked, "arms": ["identity"]}}, {"transport": {**asked, "permutations": 10}}, {"rank": asked}]
+    rows, record = run(study(pair, *measures), out)
+    return rows, record, out
+
+
+def of(finished: tuple[pl.DataFrame, dict[str, Any], Path], measure: str, metric: str, **where: Any) -> pl.DataFrame:
+    found = finished[0].filter(pl.col("measure") == measure, pl.col("metric") == metric)
+    return found.filter(*[pl.col(name).eq_missing(pl.lit(wanted)) for name, wanted in where.items()])
+
+
+def test_every_map_is_judged_both_ways_on_both_splits(finished: tuple[pl.DataFrame, dict[str, Any], Path]) -> None:
+    for metric in ("r2", "r2_change", "cosine_of_mean", "cka_mapped", "norm_ratio", "cycle_error"):
+        found = of(finished, "transport", metric, control=None)
+        assert set(found["arm"]) == set(DEFAULT)
+        assert len(found) == len(DEFAULT) * 2 * 2 * 2 * 4  # ways, splits, sites, blocks
+    draws = of(finished, "transport", "r2_change").filter(pl.col("control").str.starts_with("permuted#"))
+    assert dict(draws.group_by("arm").agg(pl.len() // 8).iter_rows()) == {"anchored_ridge": 10, "rrr": 10, "anchored_procrustes": 1}
+
+
+def test_mapped_patches_in_every_direction(finished: tuple[pl.DataFrame, dict[str, Any], Path]) -> None:
+    found = of(finished, "transport", "kl_other_nats", split="report", strength=None, control=None)
+    arms = {direction: set(part["arm"]) for (direction,), part in found.group_by("direction")}
+    assert arms["tuned<-base"] == {*DEFAULT, "resample"}
+    assert arms["base<-base"] == arms["tuned<-tuned"] == {*DEFAULT, "resample"} - {"identity"}
+    assert arms["base<-tuned"] == {"identity"}
+
+
+def test_closeness_of_the_identity_is_what_patching_calls_breakage(finished: tuple[pl.DataFrame, dict[str, Any], Path]) -> None:
+    where = {"direction": "tuned<-base", "split": "report", "arm": "identity", "unit": None, "control": None}
+    key = ["layer", "site", "prompt"]
+    one = of(finished, "transport", "kl_own_nats", **where, strength=None).sort(key)
+    other = of(finished, "patching", "kl_own_nats", **where).sort(key)
+    assert one["value"].to_list() == other["value"].to_list()
+
+
+def test_strength_0_changes_nothing_and_1_is_the_row_without_one(finished: tuple[pl.DataFrame, dict[str, Any], Path]) -> None:
+    closer = finished[1]["transport"]["closer_layers"]
+    curve = of(finished, "transport", "kl_own_nats", control=None).filter(pl.col("strength").is_not_null())
+    assert set(curve["layer"]) == set(closer)
+    assert set(curve["split"]) == {"select", "report"}
+    assert set(curve["strength"]) == {0.0, 0.25, 0.5, 0.75, 1.5}
+    assert curve.filter(pl.col("strength") == 0)["value"].max() < 1e-10
+    ones = of(finished, "transport", "kl_own_nats", control=None, strength=None, split="select")
+    assert set(ones["arm"]) == {"shift", *LEARNED}
+
+
+def test_controls_stand_beside_the_maps(finished: tuple[pl.DataFrame, dict[str, Any], Path]) -> None:
+    closer = finished[1]["transport"]["closer_layers"]
+    controls = of(finished, "transport", "kl_own_nats", split="report").filter(pl.col("control").is_not_null())
+    kinds = set(controls["control"].str.replace(r"#\d+$", ""))
+    assert {"permuted", "no_op", *(f"bogus_map:L{layer}" for layer in closer if len(closer) > 1)} <= kinds
+    bogus = controls.filter(pl.col("control").str.starts_with("bogus_map"))
+    assert (bogus["control"].str.extract(r"L(\d+)$").cast(pl.Int64) != bogus["layer"]).all()
+
+
+def test_saved_maps_load_and_do_what_the_run_did(finished: tuple[pl.DataFrame, dict[str, Any], Path]) -> None:
+    _, record, out = finished
+    names = record["transport"]["maps"]
+    assert len(names) == len(record["transport"]["closer_layers"]) * 2 * 2 * len(LEARNED)
+    one = mechdiff.load_map(out / names[0])
+    assert one.family in LEARNED
+    assert one.transform(torch.zeros(3, 32)).shape == (3, 32)
+    assert one.rank_ == int(record["transport"]["fits"]["attn_out"][f"{one.family}.there"][names[0].split("/")[1].split(".")[0]]["rank"])
+
+
+def test_ranks_have_numbers_and_curves(finished: tuple[pl.DataFrame, dict[str, Any], Path]) -> None:
+    for metric in ("rank_chosen", "rank_best", "rank_uncentred"):
+        found = of(finished, "rank", metric)
+        assert len(found) == 2 * 4
+        assert (found["value"] >= 0).all()
+    curve = of(finished, "rank", "kl_own_nats", split="report", control=None, strength=None)
+    assert set(curve["layer"]) == set(finished[1]["transport"]["closer_layers"])
+    assert set(curve["direction"]) == {"tuned<-base", "base<-base"}
+    assert set(curve["arm"]) == {"rrr", "rank_truncated"}
+    assert "fisher" in set(curve["unit"])
+    by_rank = of(finished, "rank", "r2_change", split="fit").sort("layer", "site", "rank")
+    for _, part in by_rank.group_by("layer", "site"):
+        assert part["value"].is_nan().all() or part["value"].diff().drop_nulls().min() >= -1e-9  # type: ignore[operator]
+
+
+def test_a_resumed_run_gives_the_same_rows(pair: Path, tmp_path: Path, finished: tuple[pl.DataFrame, dict[str, Any], Path]) -> None:
+    asked = {"sites": ["attn_out"], "layers": [1, 3], "closer": [1], "permutations": 3}
+    config = study(pair, {"transport": asked}, {"rank": {"sites": ["attn_out"], "closer": [1]}})
+    once, _ = run(config, tmp_path / "run")
+    cells = sorted((tmp_path / "run" / "cells").glob("*/cell.json"))
+    for cell in cells[::2]:
+        for file in cell.parent.iterdir():
+            file.unlink()
+        cell.parent.rmdir()
+    again, _ = run(config, tmp_path / "run")
+    assert again.equals(once)
+    assert set(once.filter(pl.col("strength").is_not_null())["layer"]) == {1}
+
+
+def test_maps_of_many_positions_and_every_map_by_name(pair: Path, tmp_path: Path) -> None:
+    asked = {
+        "sites": ["resid_post"],
+        "layers": [2],
+        "closer": [2],
+        "maps": list(MAPS),
+        "rows_per_prompt": 2,
+        "dimensions": 4,
+        "permutations": 2,
+    }
+    rows, record = run(study(pair, {"transport": asked}), tmp_path / "run")
+    assert set(rows.filter(pl.col("metric") == "r2")["arm"]) == set(FAMILIES)
+    assert record["transport"]["rows"]["positions"] == "spread_2"
+    assert record["transport"]["rows"]["per_prompt"] == 2
+    assert any("not anchored" in text for text in record["warnings"])
+    interchange = rows.filter(pl.col("unit") == "interchange")
+    assert set(interchange["arm"]) == {"logit_subspace", "logit_subspace_joint"}
+    with pytest.raises(StudyError, match="rows_per_prompt: given 4000"):
+        prepare(study(pair, {"transport": {"rows_per_prompt": 4000}}), RunOptions())
+
+
+def test_splits_that_are_missing_are_named(pair: Path, tmp_path: Path) -> None:
+    config = make_study(
+        {
+            "pair": {"base": str(pair / "base"), "tuned": str(pair / "tuned")},
+            "prompts": {"report": str(pair / "prompts.jsonl")},
+            "measures": ["divergence", "transport", "rank"],
+        }
+    )
+    skipped = {entry["what"]: entry["why"] for entry in prepare(config, RunOptions()).plan.skipped}
+    assert skipped["transport"] == skipped["rank"] == "the study has no fit prompts"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [({"maps": ["anchored_rigde"]}, "anchored_ridge"), ({"strengths": [-1]}, "0 to 100"), ({"closer": "cold"}, "hot")]
+)
+def test_options_that_cannot_be(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(Exception, match=said):
+        TransportOptions.model_validate(given)
