@@ -172,3 +172,21 @@ def test_splits_that_are_missing_are_named(pair: Path, tmp_path: Path) -> None:
 def test_options_that_cannot_be(given: dict[str, Any], said: str) -> None:
     with pytest.raises(Exception, match=said):
         TransportOptions.model_validate(given)
+
+
+def test_what_patching_has_run_is_not_run_again_and_is_what_would_come_out(pair: Path, tmp_path: Path) -> None:
+    asked = {"sites": ["attn_out"]}
+    alone, _ = run(study(pair, {"transport": {**asked, "closer": [1]}}), tmp_path / "alone")
+    beside, _ = run(study(pair, {"patching": asked}, {"transport": {**asked, "closer": [1]}}), tmp_path / "beside")
+    key = [name for name in alone.columns if name != "value"]
+    plain = (pl.col("measure") == "transport") & pl.col("metric").is_in(["kl_own_nats", "kl_other_nats"]) & pl.col("control").is_null()
+    both = alone.filter(plain).join(beside.filter(plain), on=key, how="full", nulls_equal=True, suffix="_beside")
+    assert both["value"].null_count() == both["value_beside"].null_count() == 0
+    assert (both["value"] - both["value_beside"]).abs().max() < 1e-6
+    written = beside.filter(
+        pl.col("arm") == "shift", pl.col("metric") == "kl_other_nats", pl.col("split") == "report", pl.col("strength").is_null()
+    )
+    once = written.filter(pl.col("measure") == "patching", pl.col("direction") == "base<-tuned").sort("layer", "prompt")
+    again = written.filter(pl.col("measure") == "transport", pl.col("direction") == "base<-base").sort("layer", "prompt")
+    assert again["value"].to_list() == once["value"].to_list()
+    assert set(again["rank"]) == {0}

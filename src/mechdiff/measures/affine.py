@@ -58,9 +58,10 @@ class Affine:
         return Affine(mean_in=mean_in, mean_out=mean_out, diagonal=diagonal, left=left, right=right)
 
 
-def rank_of(values: Float64[Tensor, " value"]) -> int:
-    """How many singular values are above the rounding of a matrix of that size."""
-    return int((values > values.max() * max(len(values), 64) * _EPS).sum()) if len(values) and values.max() > 0 else 0
+def rank_of(values: Float64[Tensor, " value"], scale: float = 0.0) -> int:
+    """How many singular values are above the rounding of a matrix of that size, or of numbers of the size `scale` that cancelled in it."""
+    largest = max(float(values.max()), scale) if len(values) else 0.0
+    return int((values > largest * max(len(values), 64) * _EPS).sum())
 
 
 def _core(left: Tensor, right: Tensor) -> Tensor:
@@ -68,11 +69,23 @@ def _core(left: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.qr(left, mode="r").R @ torch.linalg.qr(right.T, mode="r").R.T
 
 
+def _span(left: Tensor, right: Tensor) -> Tensor:
+    """Orthonormal columns that span both factors: those of `left` alone, where `right` stays inside (rotations do)."""
+    d, rank = left.shape
+    if rank >= d:
+        return torch.eye(d, dtype=torch.float64)
+    one = torch.linalg.qr(left).Q
+    rest = right.T - one @ (one.T @ right.T)
+    if rest.norm() <= 64 * _EPS * right.norm():
+        return one
+    return torch.linalg.qr(torch.cat([left, right.T], 1)).Q if 2 * rank < d else torch.eye(d, dtype=torch.float64)
+
+
 def _rank_with_multiple_of_identity(c: float, left: Tensor, right: Tensor) -> int:
     """The rank of c I + left @ right: c outside the span of both factors, and inside it a small matrix."""
     if c == 0:
         return rank_of(torch.linalg.svdvals(_core(left, right)))
     d = len(left)
-    basis = torch.linalg.qr(torch.cat([left, right.T], 1)).Q if 2 * left.shape[1] < d else torch.eye(d, dtype=torch.float64)
+    basis = _span(left, right)
     inside = c * torch.eye(basis.shape[1], dtype=torch.float64) + (basis.T @ left) @ (right @ basis)
-    return d - basis.shape[1] + rank_of(torch.linalg.svdvals(inside))
+    return d - basis.shape[1] + rank_of(torch.linalg.svdvals(inside), abs(c))

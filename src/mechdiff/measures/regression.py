@@ -287,12 +287,17 @@ def permuted_r2(
 
 def permutations(groups: Int[Tensor, " row"], draws: int, seed: int) -> Iterator[Int[Tensor, " row"]]:
     """Row numbers with whole groups exchanged at random. Every group must have the same number of rows."""
-    rows_of = torch.stack([(groups == name).nonzero()[:, 0] for name in groups.unique()])
     random = torch.Generator().manual_seed(seed)
     for _ in range(draws):
-        order = torch.empty_like(groups)
-        order[rows_of.flatten()] = rows_of[torch.randperm(len(rows_of), generator=random)].flatten()
-        yield order
+        yield exchanged(groups, torch.randperm(len(groups.unique()), generator=random))
+
+
+def exchanged(groups: Int[Tensor, " row"], order: Int[Tensor, " group"]) -> Int[Tensor, " row"]:
+    """Row numbers in which the i-th group has the rows of group `order[i]`."""
+    rows_of = torch.stack([(groups == name).nonzero()[:, 0] for name in groups.unique()])
+    found = torch.empty_like(groups)
+    found[rows_of.flatten()] = rows_of[order].flatten()
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,8 @@ from torch import Tensor
 from mechdiff.measures import similarity
 from mechdiff.measures.anchored import Pairs, differs
 from mechdiff.measures.maps import Map
-from mechdiff.measures.regression import permutations, permuted_r2
+from mechdiff.measures.patching import donors
+from mechdiff.measures.regression import exchanged, permutations, permuted_r2
 
 TRIVIAL = ("identity", "shift", "mean")
 """Maps that learn nothing about the single prompt."""
@@ -150,11 +151,7 @@ def _permuted_procrustes(
 
 def others_rows(groups: Int[Tensor, " row"], *, seed: int) -> Int[Tensor, " row"]:
     """Row numbers with whole prompts exchanged so that each gets another one's rows; every prompt has the same number of rows."""
-    rows_of = torch.stack([(groups == name).nonzero()[:, 0] for name in groups.unique()])
-    cycle = torch.randperm(len(rows_of), generator=torch.Generator().manual_seed(seed))
-    found = torch.empty_like(groups)
-    found[rows_of[cycle].flatten()] = rows_of[cycle.roll(1)].flatten()
-    return found
+    return exchanged(groups, torch.tensor(donors(len(groups.unique()), seed)))
 
 
 def projected_at_random(change: Float[Tensor, "*row d"], rank: int, *, seed: int) -> Float[Tensor, "*row d"]:

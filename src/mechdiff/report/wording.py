@@ -193,12 +193,12 @@ def carried(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     if best is None:
         return []
     chosen = f"the {best.arm} map (chosen on the {best.chosen_on} prompts)"
-    sentence = f"At {best.name} the base, its own state mapped by {chosen}, recovers {with_interval(best.share, best.low, best.high, digits=2)} of D"
+    sentence = f"At {best.name} the base, its own state mapped by {chosen}, recovers {with_interval(best.share, best.low, best.high, digits=3)} of D"
     if best.trivial is not None:
         words = "the mean difference alone" if best.trivial == "shift" else "the mean tuned state"
-        sentence += f"; {words} {share(best.trivial_share)}"
+        sentence += f"; {words} {share(best.trivial_share, 3)}"
     if best.ceiling is not None:
-        sentence += f"; the tuned state itself {share(best.ceiling)}"
+        sentence += f"; the tuned state itself {share(best.ceiling, 3)}"
     return [sentence + ".", *_beaten(rows)]
 
 
