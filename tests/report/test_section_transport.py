@@ -171,7 +171,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
         in said["transport_recovery"]
     )
     assert (
-        f"the mean difference alone {wording.share(best.trivial_share)}; the tuned state itself {wording.share(best.ceiling)}"
+        f"the mean difference alone {wording.share(best.trivial_share, 3)}; the tuned state itself {wording.share(best.ceiling, 3)}"
         in said["transport_recovery"]
     )
     close = dict(findings_transport.closeness(run.rows).filter(pl.col("name") == SITE).select("arm", "kl").iter_rows())
