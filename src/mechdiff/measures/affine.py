@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+ROUNDING = 1e-6
+"""What is smaller than this share of its surroundings is rounding of float32."""
+
 _EPS = torch.finfo(torch.float64).eps
 
 
@@ -59,9 +62,12 @@ class Affine:
 
 
 def rank_of(values: Float64[Tensor, " value"], scale: float = 0.0) -> int:
-    """How many singular values are above the rounding of a matrix of that size, or of numbers of the size `scale` that cancelled in it."""
+    """How many singular values are above rounding: that of the float32 states which a map was fitted on, as a share of the largest value.
+
+    `scale`: the size of numbers that may have cancelled in the matrix.
+    """
     largest = max(float(values.max()), scale) if len(values) else 0.0
-    return int((values > largest * max(len(values), 64) * _EPS).sum())
+    return int((values > largest * ROUNDING).sum())
 
 
 def _core(left: Tensor, right: Tensor) -> Tensor:
