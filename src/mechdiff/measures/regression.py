@@ -352,7 +352,7 @@ def _reduced_error(smoothers: _Smoothers, lam: float, rank: int, gram: Tensor, c
     inner = fit.left.T @ centred @ fit.left
     shrunk = fit.shrunk(lam)
     values, vectors = torch.linalg.eigh(shrunk.sqrt()[:, None] * inner * shrunk.sqrt())
-    kept = min(rank, int((values > values[-1].clamp_min(0) * n * _EPS).sum()))
+    kept = min(rank, int((values > values[-1].clamp_min(0) * n * _EPS).sum())) if len(values) else 0
     axes = shrunk.sqrt()[:, None] * vectors[:, len(values) - kept :] / values[len(values) - kept :].sqrt()
     # targets of the test rows, less the fit's mean, and predictions, both along the axes
     minus_mean = cross - mean_cross[:, None] - mean_gram + mean_gram.mean()

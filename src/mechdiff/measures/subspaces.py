@@ -97,7 +97,7 @@ def _built(
     _, singular, right = torch.linalg.svd(rest, full_matrices=False)
     rest_basis = right[singular > least * len(rest) ** 0.5].T
     basis = torch.cat([first, rest_basis], 1)[:, :k]
-    cosine = split_half_cosine(differences, seed=seed) if mean.any() and len(differences) > 1 else None
+    cosine = split_half_cosine(differences - differences.mean(0) + mean, seed=seed) if mean.any() and len(differences) > 1 else None
     return Subspace(
         mean=mean, basis=basis, origin=origin, relative_size=float(mean.norm()) / length if length else 0.0, split_half_cosine=cosine
     )

@@ -29,6 +29,7 @@ When it misleads: with fewer rows than dimensions a map sees the change only ins
 may still leave the path that the model reads (Makelov 2023, arXiv 2311.17030): compare with `random_subspace`.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,13 +78,14 @@ def fit_maps(
     *,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     back: bool = True,
+    seed: int = 0,
 ) -> Maps:
     """The arms fitted on `fit`; some choose a penalty on `select`. `settings` are constructor arguments by arm."""
 
     def fitted(source: str, target: str) -> dict[str, Map]:
         sides = {"base": fit.base, "tuned": fit.tuned}
         chosen_on = None if select is None else (getattr(select, source), getattr(select, target))
-        pairs = Pairs.of(sides[source], sides[target], fit.groups, chosen_on)
+        pairs = Pairs.of(sides[source], sides[target], fit.groups, chosen_on, seed=seed)
         return {arm: Map(arm, **(settings or {}).get(arm, {})).fit_pairs(pairs) for arm in arms}
 
     return Maps(there=fitted("base", "tuned"), back=fitted("tuned", "base") if back else {})
@@ -121,16 +123,19 @@ def _cosine(a: Float64[Tensor, "row d"], b: Float64[Tensor, "row d"]) -> Float64
 
 
 def cycle_error(there: Map, back: Map, states: Float[Tensor, "row d"]) -> float:
-    """How far a state is from itself after both maps, as a share of how far states are from their mean."""
+    """How far a state is from itself after both maps, as a share of how far states are from their mean; NaN for a single state."""
     states = states.double()
-    return float((back.transform(there.transform(states)) - states).norm() / (states - states.mean(0)).norm())
+    spread = (states - states.mean(0)).norm()
+    return float((back.transform(there.transform(states)) - states).norm() / spread) if spread else math.nan
 
 
 def permuted_quality(
     arm: str, fitted: Map, source: Float[Tensor, "row d"], target: Float[Tensor, "row d"], groups: Int[Tensor, " row"],
     test: tuple[Float[Tensor, "row d"], Float[Tensor, "row d"]], *, draws: int, seed: int,
 ) -> list[float]:  # fmt: skip
-    """Held-out r2 of the change of refits whose changes were permuted among the prompts; none for arms without such a null."""
+    """Held-out r2 of the change of refits whose changes were permuted among the prompts; none for arms without such a null, or one prompt."""
+    if len(groups.unique()) < 2:
+        return []
     if arm in ("anchored_ridge", "rrr"):
         rank = fitted.rank_ if arm == "rrr" else None
         change, held_out = target.double() - source.double(), test[1].double() - test[0].double()

@@ -22,12 +22,12 @@ def quadratic(rows: pl.DataFrame) -> pl.DataFrame:
     return one.join(small, on=["name", "arm"], maintain_order="left").with_columns(ratio=pl.col("at_one") / pl.col("curvature"))
 
 
-def rows_of_strength(rows: pl.DataFrame, direction: str, metric: str) -> pl.DataFrame:
+def rows_of_strength(rows: pl.DataFrame, direction: str, metric: str, split: str | None = None) -> pl.DataFrame:
     """`name layer site arm s value low high`: means over prompts by strength, 1 for the full map, of arms that have such a curve.
 
     `value` is in nats for closeness, and a share of D for transport proper.
     """
-    split = findings.reported(rows, "transport")
+    split = split or findings.reported(rows, "transport")
     values = written(rows, direction, metric, split=split).filter(pl.col("control").is_null() & pl.col("unit").is_null())
     curves = values.filter(pl.col("strength").is_not_null()).select("layer", "site", "arm").unique()
     values = values.join(curves, on=["layer", "site", "arm"], how="semi")

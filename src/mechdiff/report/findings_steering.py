@@ -85,10 +85,16 @@ def frontier(rows: pl.DataFrame, summary: pl.DataFrame, allowed: Limits) -> pl.D
 
 
 def smallest(table: pl.DataFrame) -> dict | None:
-    """The edit of fewest dimensions with at least `WANTED` of D within the limits, of those with as few the strongest; None if there is none."""
+    """The edit of fewest dimensions with at least `WANTED` of D within the limits, of those with as few the strongest; None if there is none.
+
+    One that does no more than a random or label-swapped direction (at strength 1) does not count: it has only length.
+    """
     good = table.filter(pl.col("control").is_null(), "within", pl.col("share") >= WANTED)
-    good = good.sort(["rank", "share"], descending=[False, True], maintain_order=True)
-    return None if good.is_empty() else good.row(0, named=True)
+    for edit in good.sort(["rank", "share"], descending=[False, True], maintain_order=True).iter_rows(named=True):
+        beside = best_control(table, {**edit, "strength": None})
+        if beside is None or edit["share"] > beside:
+            return edit
+    return None
 
 
 def by_rank(found: pl.DataFrame) -> pl.DataFrame:

@@ -231,7 +231,7 @@ def carried(rows: pl.DataFrame, summary: pl.DataFrame) -> Carried | None:
     chosen = on if not on.is_empty() else here.filter(pl.col("arm").is_in(LEARNED))
     arm = chosen.sort("share", descending=True, maintain_order=True)["arm"][0]
     found = here.filter(pl.col("arm") == arm)
-    simple = here.filter(pl.col("arm").is_in(TRIVIAL[1:])).sort("share", descending=True, maintain_order=True)
+    simple = here.filter(pl.col("arm").is_in(TRIVIAL[1:]), pl.col("share") > 0).sort("share", descending=True, maintain_order=True)
     if found.is_empty():
         return None
     one = found.row(0, named=True)
@@ -245,18 +245,19 @@ def carried(rows: pl.DataFrame, summary: pl.DataFrame) -> Carried | None:
 
 
 def beaten(rows: pl.DataFrame) -> Beaten | None:
-    """Where learned maps recover more than the best of shift and mean does; None without such arms or shares, or from a single prompt."""
+    """Where learned maps recover more than the best of nothing, shift and mean; None without such arms or shares, or from a single prompt."""
     split = findings.reported(rows, "transport")
     found, matrix, total = cells(plain(written(rows, TRANSPORT, "kl_other_nats", split=split)), totals(rows, split))
     if len(total) < 2 or total.mean() <= 0:
         return None
     top = ceiling(rows)
     worth = top.filter(pl.col("share") >= WORTH)["name"].to_list()
+    matrix = np.column_stack([matrix, total])  # the last: the base's own state, which recovers nothing
     pairs = []
     for (name,), part in found.with_row_index("i").group_by("name", maintain_order=True):
         simple, learned = (part.filter(pl.col("arm").is_in(list(arms)))["i"].to_list() for arms in (TRIVIAL[1:], LEARNED))
         if simple and learned and (top.is_empty() or name in worth):
-            pairs.append([min(group, key=lambda i: matrix[:, i].mean()) for group in (simple, learned)])
+            pairs.append([min(group, key=lambda i: matrix[:, i].mean()) for group in ([*simple, len(found)], learned)])
     if not pairs:
         return None
     simple, learned = np.array(pairs).T

@@ -70,7 +70,8 @@ def _strength(run: Run, found: pl.DataFrame) -> list[Any]:
     name = sites[0]
     here = curve.filter(pl.col("name") == name).sort("share", descending=True, maintain_order=True)
     best, one = here.row(0, named=True), here.filter(pl.col("s") == 1)
-    caption = f"The mean difference added to the base's state, by strength. At {name} the most is {share(best['share'])} of D at s = {best['s']:g}"
+    caption = "The mean difference added to the base's state, by strength. "
+    caption += f"At {name} the most on these prompts is {share(best['share'])} of D at s = {best['s']:g}"
     caption += (
         f"; at s = 1 {with_interval(one['share'][0], one['low'][0], one['high'][0], digits=2)}." if len(one) and best["s"] != 1 else "."
     )

@@ -161,10 +161,14 @@ def _strength(run: Run) -> list[Any]:
     moved = findings_closer.rows_of_strength(run.rows, TRANSPORT, "kl_other_nats").filter(pl.col("name").is_in(shown[:1]))
     found = findings.difference(run.rows, run.summary)
     if not moved.is_empty() and found and found.counts:
-        best = moved.sort("value", descending=True, maintain_order=True).row(0, named=True)
+        on = findings_closer.rows_of_strength(run.rows, TRANSPORT, "kl_other_nats", "select").filter(pl.col("name").is_in(shown[:1]))
+        most = (moved if on.is_empty() else on).sort("value", descending=True, maintain_order=True).row(0, named=True)
+        chosen = moved.filter(pl.col("arm") == most["arm"], pl.col("s") == most["s"])
+        best = chosen.row(0, named=True) if len(chosen) else most
+        where = "chosen on the reported prompts, so a little flattered" if on.is_empty() else "chosen on the select prompts"
         one = moved.filter(pl.col("arm") == best["arm"], pl.col("s") == 1)
-        text = f"Transport proper by strength: share of D that the base recovers. At {best['name']} the most is {share(best['value'])} "
-        text += f"({best['arm']} at s = {best['s']:g}"
+        text = f"Transport proper by strength: share of D that the base recovers. At {best['name']} {share(best['value'])} "
+        text += f"({best['arm']} at s = {best['s']:g}, {where}"
         text += f"; {share(one['value'][0])} at s = 1)." if len(one) else ")."
         parts.append(
             Drawn(

@@ -212,7 +212,9 @@ def _beaten(rows: pl.DataFrame) -> list[str]:
     best = found.best or {}
     gain = with_interval(best["gain"], best["low"], best["high"], digits=2)
     sentence = f"A fitted map beats the best of mean difference and mean state at {found.better} {where}"
-    return [f"{sentence}; by most, the best of several, at {best['name']} with {best['arm']}: {gain} of D."]
+    return [
+        f"{sentence} (the best map of each is taken, so a little flattered); by most at {best['name']} with {best['arm']}: {gain} of D."
+    ]
 
 
 def how_many_dimensions(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:

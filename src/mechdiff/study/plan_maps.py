@@ -8,6 +8,7 @@ the choice is made from instead.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mechdiff.errors import StudyError
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.options import CloserOptions, TransportOptions
 from mechdiff.study.planner import Planner, sizes
@@ -24,7 +25,7 @@ LEARN_NOTHING = ("identity", "shift", "mean", "resample")
 def transport_cells(planner: Planner) -> Iterator[Cell]:
     """Fits of every site, then their mapped patches, then the closer look."""
     options = planner.study.measures.transport
-    if not options or not possible(planner, "transport"):
+    if not options or not possible(planner, "transport", options):
         return
     layers = options.layer_numbers(planner.shape.n_layers)
     kinds = [kind for kind in options.sites if kind in planner.wanted]
@@ -93,7 +94,7 @@ def _prompts(planner: Planner, split: str) -> list[str]:
 def rank_cells(planner: Planner) -> Iterator[Cell]:
     """Ranks of every site, gradients for the Fisher metric, then what maps of each rank do at the closer layers."""
     options = planner.study.measures.rank
-    if not options or not possible(planner, "rank"):
+    if not options or not possible(planner, "rank", options):
         return
     layers = options.layer_numbers(planner.shape.n_layers)
     kinds = [kind for kind in options.sites if kind in planner.wanted]
@@ -141,8 +142,14 @@ def _choice(planner: Planner, options: CloserOptions) -> dict[str, Any]:
     }
 
 
-def possible(planner: Planner, measure: str) -> bool:
-    """Whether states of one model fit into the other and there are prompts to fit on and to report."""
+def possible(planner: Planner, measure: str, options: CloserOptions) -> bool:
+    """Whether states of one model fit into the other and there are prompts to fit on and to report.
+
+    Raises StudyError for closer layers that are not among the measure's layers.
+    """
+    layers = options.layer_numbers(planner.shape.n_layers)
+    if missing := [layer for layer in options.closer if layer not in layers] if options.closer != "hot" else []:
+        raise StudyError(f"{measure}: closer layers {missing} are asked for, which are not among its layers ({layers[0]} to {layers[-1]}).")
     if sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
         planner.skip(measure, "the two models differ in depth or width: a state of one does not fit into the other")
         return False

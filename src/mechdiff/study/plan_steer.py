@@ -8,6 +8,7 @@ writes.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mechdiff.errors import StudyError
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.options import SteeringOptions
 from mechdiff.study.plan_maps import N_CLOSER, closer_cell, possible
@@ -23,8 +24,12 @@ SEVERAL = 4
 def steering_cells(planner: Planner) -> Iterator[Cell]:
     """Edits at the decision position, over whole sequences, on neutral prompts, and texts."""
     options = planner.study.measures.steering
-    if not options or not possible(planner, "steering"):
+    if not options or not possible(planner, "steering", options):
         return
+    if options.contrast and not options.side_prompts:
+        raise StudyError(
+            "steering.contrast: takes off the mean difference on neutral prompts, and side_prompts is 0. Give some, or no contrast."
+        )
     kinds = [kind for kind in options.sites if kind in planner.wanted]
     neutral = _neutral(planner, options)
     on = {"seed": planner.study.seed, "position": "decision", "settings": options.model_dump(include={"strengths", "draws", "contrast"})}

@@ -17,7 +17,7 @@ from mechdiff.study.baselines import weights_record
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.manifest import run_record
-from mechdiff.study.maps import maps_record
+from mechdiff.study.mapping import maps_record
 from mechdiff.study.prepare import Prepared
 from mechdiff.study.stages import STAGES, decoded
 from mechdiff.study.steer import steering_record

@@ -66,7 +66,8 @@ def fitted(run: Execution, cell: Cell, kind: str, layer: int, shuffled: bool = F
         fit = Sample(base=fit.base, tuned=fit.tuned[order], groups=fit.groups)
     arms = (*transport.TRIVIAL, *cell.key["settings"]["maps"])
     with few_threads(len(fit.base)):
-        return transport.fit_maps(arms, fit, decision_sample(run, "select", kind, layer), settings=_settings(run, cell))
+        on_select = decision_sample(run, "select", kind, layer)
+        return transport.fit_maps(arms, fit, on_select, settings=_settings(run, cell), seed=cell.key["seed"])
 
 
 def _settings(run: Execution, cell: Cell) -> dict[str, dict[str, Any]]:
@@ -177,6 +178,8 @@ def patched(run: Execution, cell: Cell, model: Model | None) -> Result:
 def _patched_already(run: Execution, cell: Cell) -> pl.DataFrame | None:
     """The rows of patching that wrote these very states into this very model: what learns nothing is one of its arms too."""
     key = cell.key
+    if key["arm"] in ("shift", "mean") and key["settings"]["rows_per_prompt"] > 1:
+        return None  # means over other positions
     direction = {"tuned<-base": "tuned<-base", "base<-base": "base<-tuned", "base<-tuned": "base<-tuned"}.get(key["direction"])
     wanted = {**{name: key[name] for name in ("split", "position", "kind", "arm", "ids", "seed")}, "direction": direction, "width": 1}
     alike = [one for one in run.cells if one.stage == "patching" and {name: one.key[name] for name in wanted} == wanted]
@@ -261,8 +264,9 @@ def _controls(run: Execution, cell: Cell, look: _Look, options: TransportOptions
                 if other != layer:
                     one = maps_at(run, cell, other).there[arm]
                     look.write(layer, one.transform(source), arm=arm, rank=one.rank_, control=f"bogus_map:L{other}")
-            shuffled = maps_at(run, cell, layer, shuffled=True).there[arm]
-            look.write(layer, shuffled.transform(source), arm=arm, rank=shuffled.rank_, control="permuted")
+            if len(run.prepared.rendered["fit"]) > 1:
+                shuffled = maps_at(run, cell, layer, shuffled=True).there[arm]
+                look.write(layer, shuffled.transform(source), arm=arm, rank=shuffled.rank_, control="permuted")
             one = maps_at(run, cell, layer).there[arm]
             if look.direction == "base<-base" and 0 < one.rank_ <= source.shape[-1] // 2:
                 change = one.transform(source) - own

@@ -190,3 +190,29 @@ def test_what_patching_has_run_is_not_run_again_and_is_what_would_come_out(pair:
     again = written.filter(pl.col("measure") == "transport", pl.col("direction") == "base<-base").sort("layer", "prompt")
     assert again["value"].to_list() == once["value"].to_list()
     assert set(again["rank"]) == {0}
+
+
+def test_means_over_other_positions_are_not_patchings(pair: Path, tmp_path: Path) -> None:
+    asked = {"sites": ["attn_out"], "layers": [1]}
+    mapped = {"transport": {**asked, "closer": [1], "rows_per_prompt": 2, "permutations": 0}}
+    found = []
+    for name, measures in (("alone", [mapped]), ("beside", [{"patching": {"sites": ["attn_out"], "layers": [1]}}, mapped])):
+        rows, _ = run(study(pair, *measures), tmp_path / name)
+        plain = rows.filter(
+            pl.col("measure") == "transport", pl.col("arm") == "shift", pl.col("strength").is_null(), pl.col("control").is_null()
+        )
+        found.append(plain.filter(pl.col("metric") == "kl_own_nats").sort("direction", "split", "prompt")["value"].to_list())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("measure", "given", "said"),
+    [
+        ("transport", {"closer": [99]}, r"closer layers \[99\]"),
+        ("rank", {"layers": [1, 2], "closer": [3]}, r"closer layers \[3\]"),
+        ("steering", {"contrast": True, "side_prompts": 0}, "side_prompts is 0"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_refused_before_anything_runs(pair: Path, measure: str, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(StudyError, match=said):
+        prepare(study(pair, {measure: given}), RunOptions())
