@@ -17,15 +17,15 @@ MAP = {
 }
 
 
-def tested(real: float, draws: list[float]) -> float:
+def p_of(real: float, draws: list[float]) -> float:
     names = [f"permuted#{i}" for i in range(len(draws))]
     found = permutation_p(pl.concat([rows([real], **MAP), rows(draws, control=names, **MAP)]))
     return float(found["p"][0])
 
 
 def test_p_counts_the_draws_that_are_at_least_as_close() -> None:
-    assert tested(0.5, [0.1, 0.6, 0.2, 0.3]) == pytest.approx(2 / 5)
+    assert p_of(0.5, [0.1, 0.6, 0.2, 0.3]) == pytest.approx(2 / 5)
 
 
 def test_refits_that_are_the_same_map_are_ties_however_they_were_computed() -> None:
-    assert tested(-0.0987845111, [-0.0987845212] * 200) == 1
+    assert p_of(-0.0987845111, [-0.0987845212] * 200) == 1
