@@ -204,3 +204,22 @@ def test_whole_prompts_are_permuted_each_keeping_its_rows_in_order() -> None:
     assert sorted(order.tolist()) == list(range(18))
     assert (blocks[:, 0] % 3 == 0).all()
     assert (blocks[:, 1:] - blocks[:, :-1] == 1).all()
+
+
+def test_groups_of_other_sizes_keep_their_own_rows() -> None:
+    groups = torch.tensor([0, 1, 1, 2, 3, 3, 4, 4, 4])
+    seen = set()
+    for order in permutations(groups, 20, seed=0):
+        assert sorted(order.tolist()) == list(range(9))
+        assert order[6:].tolist() == [6, 7, 8], "no other group has three rows"
+        seen |= {tuple(order[1:3].tolist()), tuple(order[[0, 3]].tolist())}
+    assert seen == {(1, 2), (4, 5), (0, 3), (3, 0)}
+
+
+def test_near_copies_of_one_item_are_held_out_together() -> None:
+    """A change that the state does not decide, on 20 items of 5 near-copies each: copies that are split tell it to the fold, clusters do not."""
+    items, changes = random(20, 30), random(20, 10, seed=1)
+    states = items.repeat_interleave(5, 0) + 0.01 * random(100, 30, seed=2)
+    change = changes.repeat_interleave(5, 0) + 0.01 * random(100, 10, seed=3)
+    assert cross_validated(states, change, torch.arange(100)).rank_one_se > 0
+    assert cross_validated(states, change, torch.arange(20).repeat_interleave(5)).rank_one_se == 0

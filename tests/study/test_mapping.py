@@ -1,5 +1,6 @@
 """Transport and rank through a whole run: every row that is promised, strengths and controls where they belong, maps that load."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from mechdiff.errors import StudyError
 from mechdiff.measures.maps import DEFAULT, FAMILIES
 from mechdiff.study.artifacts import RunFolder
 from mechdiff.study.config import RunOptions, StudyConfig, make_study, study_yaml
+from mechdiff.study.execution import Execution
+from mechdiff.study.mapping import groups
 from mechdiff.study.options import MAPS, TransportOptions
 from mechdiff.study.prepare import prepare
 from mechdiff.study.run import execute
@@ -216,3 +219,21 @@ def test_means_over_other_positions_are_not_patchings(pair: Path, tmp_path: Path
 def test_what_cannot_be_looked_at_is_refused_before_anything_runs(pair: Path, measure: str, given: dict[str, Any], said: str) -> None:
     with pytest.raises(StudyError, match=said):
         prepare(study(pair, {measure: given}), RunOptions())
+
+
+def test_prompts_of_one_cluster_are_one_group(pair: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (pair / "prompts.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["meta"] = {"cluster": f"c{number // 2}"}
+    for name, part in (("fit", lines[:16]), ("report", lines[16:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
+    prompts = {name: str(tmp_path / f"{name}.jsonl") for name in ("fit", "report")}
+    models = {"base": str(pair / "base"), "tuned": str(pair / "tuned")}
+    asked = {"transport": {"sites": ["attn_out"], "layers": [1], "closer": [1], "permutations": 3}}
+    config = make_study({"pair": models, "prompts": prompts, "measures": [asked]})
+    prepared = prepare(config, RunOptions())
+    with RunFolder.open(tmp_path / "run", config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
+        rows, _ = execute(prepared, folder)
+        found = groups(Execution(prepared, folder), "fit")
+    assert sorted(found.bincount().tolist()) == [2] * 8
+    assert len(rows.filter(pl.col("control") == "permuted#2")) == 2

@@ -101,7 +101,7 @@ def split_prompts(prompts: Sequence[Prompt], seed: int) -> dict[str, list[Prompt
     A cluster is what must not be spread over splits: prompts with the same `meta["cluster"]`, and prompts with the same text.
     Clusters are put in the order of a hash of seed and content, so that neither the file's order nor the ids matter.
     """
-    clusters = _clusters(prompts)
+    clusters = clusters_of(prompts)
     ranked = sorted(set(clusters), key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
     if len(ranked) < len(SPLITS):
         raise PromptError(
@@ -117,7 +117,7 @@ def split_prompts(prompts: Sequence[Prompt], seed: int) -> dict[str, list[Prompt
     return {name: [prompt for prompt, cluster in zip(prompts, clusters, strict=True) if split[cluster] == name] for name in SPLITS}
 
 
-def _clusters(prompts: Sequence[Prompt]) -> list[str]:
+def clusters_of(prompts: Sequence[Prompt]) -> list[str]:
     """The cluster of each prompt, named by the first in order of the texts and cluster names that it joins."""
     parent: dict[str, str] = {}
 

@@ -286,17 +286,23 @@ def permuted_r2(
 
 
 def permutations(groups: Int[Tensor, " row"], draws: int, seed: int) -> Iterator[Int[Tensor, " row"]]:
-    """Row numbers with whole groups exchanged at random. Every group must have the same number of rows."""
+    """Row numbers with whole groups exchanged at random, each with another of the same number of rows (or with itself)."""
+    sizes = groups.unique(return_counts=True)[1]
     random = torch.Generator().manual_seed(seed)
     for _ in range(draws):
-        yield exchanged(groups, torch.randperm(len(groups.unique()), generator=random))
+        order = torch.arange(len(sizes))
+        for size in sizes.unique():
+            alike = (sizes == size).nonzero()[:, 0]
+            order[alike] = alike[torch.randperm(len(alike), generator=random)]
+        yield exchanged(groups, order)
 
 
 def exchanged(groups: Int[Tensor, " row"], order: Int[Tensor, " group"]) -> Int[Tensor, " row"]:
-    """Row numbers in which the i-th group has the rows of group `order[i]`."""
-    rows_of = torch.stack([(groups == name).nonzero()[:, 0] for name in groups.unique()])
+    """Row numbers in which the i-th group has the rows of group `order[i]`, which has as many."""
+    rows_of = [(groups == name).nonzero()[:, 0] for name in groups.unique()]
     found = torch.empty_like(groups)
-    found[rows_of.flatten()] = rows_of[order].flatten()
+    for place, other in enumerate(order.tolist()):
+        found[rows_of[place]] = rows_of[other]
     return found
 
 

@@ -58,7 +58,7 @@ class Sample:
     base: Float[Tensor, "row d_base"]
     tuned: Float[Tensor, "row d_tuned"]
     groups: Int[Tensor, " row"]
-    """Which prompt a row is of."""
+    """Which source item a row is of: prompts of one cluster, and all positions of a prompt, are in one group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +154,9 @@ def _permuted_procrustes(
         yield float(quality(refitted.transform(test[0]), *test, torch.zeros(change.shape[1], dtype=torch.float64))["r2_change"])
 
 
-def others_rows(groups: Int[Tensor, " row"], *, seed: int) -> Int[Tensor, " row"]:
-    """Row numbers with whole prompts exchanged so that each gets another one's rows; every prompt has the same number of rows."""
-    return exchanged(groups, torch.tensor(donors(len(groups.unique()), seed)))
+def others_rows(n_prompts: int, rows_per_prompt: int, *, seed: int) -> Int[Tensor, " row"]:
+    """Row numbers with whole prompts exchanged so that each gets another one's rows."""
+    return exchanged(torch.arange(n_prompts).repeat_interleave(rows_per_prompt), torch.tensor(donors(n_prompts, seed)))
 
 
 def projected_at_random(change: Float[Tensor, "*row d"], rank: int, *, seed: int) -> Float[Tensor, "*row d"]:

@@ -64,7 +64,9 @@ def _closeness(run: Run) -> list[Any]:
     best = learned.sort("gain", descending=True, maintain_order=True).unique("name", keep="first", maintain_order=True)
     if not best.is_empty():
         better = best.filter(pl.col("gain_low") > 0)
-        caption += f"At {len(better)} of {len(best)} sites a fitted map (the best of each) comes closer than the best of identity, shift and mean "
+        caption += (
+            f"At {len(better)} of {len(best)} sites a fitted map (the best of each) comes closer than the best of identity, shift and mean "
+        )
         caption += "(95 % interval above 0)."
     drawn = Drawn(name="transport_closeness", chart=charts_transport.closeness_by_layer, caption=caption, reading="transport_closeness")
     return [drawn, *_ranked(run, close)]

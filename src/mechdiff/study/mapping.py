@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mechdiff.engine.gradients import fisher_samples
 from mechdiff.engine.models import Model
+from mechdiff.engine.prompts import clusters_of
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.sites import Site
 from mechdiff.measures import patching, rank, transport
@@ -47,7 +48,14 @@ def sample(run: Execution, cell: Cell, kind: str, layer: int) -> Sample:
     position = "decision" if k == 1 else f"spread_{k}"
     states = {side: run.states(side, "fit", position) for side in ("base", "tuned")}
     base, tuned = (one.kinds[kind][one.layers.index(layer)] for one in states.values())
-    return Sample(base=base.flatten(0, 1), tuned=tuned.flatten(0, 1), groups=torch.arange(len(base)).repeat_interleave(base.shape[1]))
+    return Sample(base=base.flatten(0, 1), tuned=tuned.flatten(0, 1), groups=groups(run, "fit").repeat_interleave(base.shape[1]))
+
+
+def groups(run: Execution, split: str) -> Tensor:
+    """Numbers of the prompts' clusters, in the order of the captured states."""
+    names = [name for shard in run.captures("base", split, "decision") for name in shard.key["ids"]]
+    found = clusters_of([run.prompt(split, name).prompt for name in names])
+    return torch.tensor([sorted(set(found)).index(name) for name in found])
 
 
 def decision_sample(run: Execution, split: str, kind: str, layer: int) -> Sample | None:
@@ -55,14 +63,14 @@ def decision_sample(run: Execution, split: str, kind: str, layer: int) -> Sample
     if not run.captures("base", split, "decision"):
         return None
     base, tuned = (run.states(side, split, "decision").kinds[kind][layer, :, 0] for side in ("base", "tuned"))
-    return Sample(base=base, tuned=tuned, groups=torch.arange(len(base)))
+    return Sample(base=base, tuned=tuned, groups=groups(run, split))
 
 
 def fitted(run: Execution, cell: Cell, kind: str, layer: int, shuffled: bool = False) -> Maps:
     """The maps of one site; `shuffled`: of pairs that do not belong together."""
     fit = sample(run, cell, kind, layer)
     if shuffled:
-        order = transport.others_rows(fit.groups, seed=cell.key["seed"])
+        order = transport.others_rows(len(run.prepared.rendered["fit"]), cell.key["settings"]["rows_per_prompt"], seed=cell.key["seed"])
         fit = Sample(base=fit.base, tuned=fit.tuned[order], groups=fit.groups)
     arms = (*transport.TRIVIAL, *cell.key["settings"]["maps"])
     with few_threads(len(fit.base)):
