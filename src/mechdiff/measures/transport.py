@@ -42,7 +42,7 @@ from mechdiff.measures import similarity
 from mechdiff.measures.anchored import Pairs, differs
 from mechdiff.measures.maps import Map
 from mechdiff.measures.patching import donors
-from mechdiff.measures.regression import exchanged, permutations, permuted_r2
+from mechdiff.measures.refits import exchanged, permutations, permuted_r2
 
 TRIVIAL = ("identity", "shift", "mean")
 """Maps that learn nothing about the single prompt."""

@@ -10,19 +10,15 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mechdiff.engine.gradients import fisher_samples
 from mechdiff.engine.models import Model
 from mechdiff.engine.prompts import clusters_of
-from mechdiff.engine.replay import Variant, Write
-from mechdiff.engine.sites import Site
-from mechdiff.measures import patching, rank, transport
+from mechdiff.measures import patching, transport
 from mechdiff.measures.counterfactuals import labelled
-from mechdiff.measures.maps import Map, is_the_mean
+from mechdiff.measures.maps import is_the_mean
 from mechdiff.measures.transport import Maps, Sample
-from mechdiff.rows import empty, rows
+from mechdiff.rows import rows
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution, positions
-from mechdiff.study.options import RankOptions, TransportOptions
 from mechdiff.study.planner import LAST_LEFT_OUT
 
 Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
@@ -30,13 +26,7 @@ Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 ROWS_FOR_THREADS = 128
 """Rows from which linear algebra gains by several threads."""
 
-EARLY = 8
-"""The early layer of the controls is that at one part in so many of the depth."""
-
 LOGIT_SUBSPACES = ("logit_subspace", "logit_subspace_joint")
-
-RANDOM_DRAWS = 3
-"""Random subspaces that a map's written change is projected on."""
 
 
 # ---- what maps are fitted on -------------------------------------------------------------------------------------------------------
@@ -83,6 +73,14 @@ def _settings(run: Execution, cell: Cell) -> dict[str, dict[str, Any]]:
     asked, seed = cell.key["settings"], cell.key["seed"]
     found: dict[str, dict[str, Any]] = {"pca": {"q": asked["dimensions"]}, "per_cluster": {"k": asked["clusters"], "seed": seed}}
     return found | {arm: {"directions": run.logit_directions(arm, asked["dimensions"])} for arm in LOGIT_SUBSPACES if arm in asked["maps"]}
+
+
+def maps_at(run: Execution, cell: Cell, layer: int, *, shuffled: bool = False) -> Maps:
+    """The maps of one site, fitted once an execution."""
+    kind = cell.key["kind"]
+    if (kind, layer, shuffled) not in run.maps:
+        run.maps[kind, layer, shuffled] = fitted(run, cell, kind, layer, shuffled)
+    return run.maps[kind, layer, shuffled]
 
 
 # ---- every layer -------------------------------------------------------------------------------------------------------------------
@@ -208,150 +206,6 @@ def _written(run: Execution, cell: Cell) -> tuple[Tensor, list[int | None]]:
     way = "there" if source == "base" else "back"
     at = [owner.key["ids"].index(name) for name in key["ids"]]
     return torch.from_numpy(held[f"{arm}.{way}"][:, at])[:, :, None], [int(r) for r in held[f"{arm}.{way}.rank"]]
-
-
-# ---- the closer look ---------------------------------------------------------------------------------------------------------------
-
-
-class _Look:
-    """Variants of one cell of the closer look, and their labels, as they are gathered."""
-
-    def __init__(self, run: Execution, cell: Cell) -> None:
-        self.direction, self.split, self.kind = cell.key["direction"], cell.key["split"], cell.key["kind"]
-        sides = {side: run.states(side, self.split, "decision", cell.key["ids"]).kinds[self.kind][:, :, 0] for side in ("base", "tuned")}
-        self.source, self.own = sides["base"], sides[self.direction.partition("<-")[0]]
-        """`[layer, prompt, d]`: what maps are applied to, and what the running model has there."""
-        self.variants: list[Variant] = []
-        self.labels: list[dict[str, Any]] = []
-
-    def write(self, layer: int, state: Tensor, **labels: Any) -> None:
-        self.variants.append({Site(layer, self.kind): Write(value=state[:, None].float())})
-        self.labels.append({"layer": layer, **labels})
-
-    def rows(self, run: Execution, cell: Cell, model: Model, measure: str) -> pl.DataFrame:
-        columns = {name: [label.get(name) for label in self.labels] for name in ("layer", "arm", "rank", "strength", "control", "unit")}
-        labels = labelled(len(self.labels), measure=measure, direction=self.direction, split=self.split, site=self.kind, **columns)
-        return run.variants(cell, model, self.variants, labels)
-
-
-def closer(run: Execution, cell: Cell, model: Model | None) -> Result:
-    """Rows of strengths and controls at the closer layers."""
-    assert model
-    options = run.prepared.study.measures.transport
-    assert options
-    look, layers = _Look(run, cell), run.closer(options)
-    asked = cell.key["settings"]["maps"]
-    for layer in layers:
-        source, own = look.source[layer], look.own[layer]
-        if look.split == "fit" and look.direction == "tuned<-base":
-            look.write(layer, source, arm="identity", rank=0)
-        for arm in ("shift", *asked):
-            one = maps_at(run, cell, layer).there[arm]
-            target = one.transform(source)
-            strengths = () if look.split == "fit" else options.strengths
-            for strength in strengths:
-                look.write(layer, own + strength * (target - own), arm=arm, rank=one.rank_, strength=strength)
-            if look.split != "report":
-                look.write(layer, target, arm=arm, rank=one.rank_)
-            elif arm in LOGIT_SUBSPACES and look.direction == "tuned<-base":  # the base's own coordinates in the subspace
-                inside = run.logit_directions(arm, cell.key["settings"]["dimensions"])
-                swapped = Map(arm, directions=inside, mode="interchange").fit(source, own)
-                look.write(layer, swapped.transform(source, own=own), arm=arm, rank=swapped.rank_, unit="interchange")
-    if look.split == "report":
-        _controls(run, cell, look, options, asked)
-    return look.rows(run, cell, model, "transport"), {}
-
-
-def _controls(run: Execution, cell: Cell, look: _Look, options: TransportOptions, asked: Sequence[str]) -> None:
-    """Another layer's map, a map of shuffled pairs, a random subspace, and an early layer."""
-    layers = run.closer(options)
-    for layer in layers:
-        source, own = look.source[layer], look.own[layer]
-        for arm in asked:
-            for other in layers:
-                if other != layer:
-                    one = maps_at(run, cell, other).there[arm]
-                    look.write(layer, one.transform(source), arm=arm, rank=one.rank_, control=f"bogus_map:L{other}")
-            if len(run.prepared.rendered["fit"]) > 1:
-                shuffled = maps_at(run, cell, layer, shuffled=True).there[arm]
-                look.write(layer, shuffled.transform(source), arm=arm, rank=shuffled.rank_, control="permuted")
-            one = maps_at(run, cell, layer).there[arm]
-            if look.direction == "base<-base" and 0 < one.rank_ <= source.shape[-1] // 2:
-                change = one.transform(source) - own
-                for draw in range(RANDOM_DRAWS):
-                    seen = transport.projected_at_random(change, one.rank_, seed=cell.key["seed"] + draw)
-                    look.write(layer, own + seen, arm=arm, rank=one.rank_, control=f"random_subspace#{draw}")
-    early = run.n_layers // EARLY
-    if early not in layers and early in options.layer_numbers(run.n_layers):
-        for arm in asked:
-            one = maps_at(run, cell, early).there[arm]
-            look.write(early, one.transform(look.source[early]), arm=arm, rank=one.rank_, control="early_layer")
-
-
-def maps_at(run: Execution, cell: Cell, layer: int, *, shuffled: bool = False) -> Maps:
-    """The maps of one site, fitted once an execution."""
-    kind = cell.key["kind"]
-    if (kind, layer, shuffled) not in run.maps:
-        run.maps[kind, layer, shuffled] = fitted(run, cell, kind, layer, shuffled)
-    return run.maps[kind, layer, shuffled]
-
-
-# ---- rank --------------------------------------------------------------------------------------------------------------------------
-
-
-def ranks(run: Execution, cell: Cell, model: Model | None) -> Result:
-    """Rows of the rank of the change at every layer."""
-    kind, layers = cell.key["kind"], cell.key["layers"]
-    found = {split: [decision_sample(run, split, kind, layer) for layer in layers] for split in ("fit", "report")}
-    fit, report = ([one for one in found[split] if one] for split in ("fit", "report"))
-    with few_threads(len(fit[0].base)):
-        return rank.measure(fit, report, layers=layers, kind=kind, seed=cell.key["seed"]), {}
-
-
-def fisher(run: Execution, cell: Cell, model: Model | None) -> Result:
-    """Tensors: gradients of log-probabilities at the closer layers, `[sample, d]` by the site's name."""
-    assert model
-    options = run.prepared.study.measures.rank
-    assert options
-    sites = [Site(layer, kind) for layer in run.closer(options) for kind in cell.key["kinds"]]
-    parts: dict[str, list[Tensor]] = {}
-    for number, name in enumerate(cell.key["ids"]):
-        for site, gradients in fisher_samples(model, run.ids(cell, name), sites, cell.key["samples"], cell.key["seed"] + number).items():
-            parts.setdefault(str(site), []).append(gradients)
-    return empty(), {name: torch.cat(gradients).float().cpu().numpy() for name, gradients in parts.items()}
-
-
-def rank_curve(run: Execution, cell: Cell, model: Model | None) -> Result:
-    """Rows of maps of every rank, written at the closer layers."""
-    assert model
-    options = run.prepared.study.measures.rank
-    assert options
-    look = _Look(run, cell)
-    held = next((run.tensors(one) for one in run.cells if one.stage == "fisher"), {})
-    for layer in run.closer(options):
-        fit = decision_sample(run, "fit", look.kind, layer)
-        assert fit
-        gradients = held.get(str(Site(layer, look.kind)))
-        with few_threads(len(fit.base)):
-            maps = rank.curve_maps(fit, None if gradients is None else torch.from_numpy(gradients), seed=cell.key["seed"])
-        _write_curve(look, layer, maps, options, cell.key["seed"])
-    return look.rows(run, cell, model, "rank"), {}
-
-
-def _write_curve(look: _Look, layer: int, maps: Sequence[rank.RankedMap], options: RankOptions, seed: int) -> None:
-    """Each map at strength 1; reduced-rank ones at other strengths too, and their change in random subspaces of the same size."""
-    source, own = look.source[layer], look.own[layer]
-    at_zero = maps[0].transform(source)
-    for one in maps:
-        target = one.transform(source)
-        look.write(layer, target, arm=one.arm, rank=one.rank, unit=one.unit)
-        if one.arm != "rrr" or one.unit:
-            continue
-        for strength in options.strengths:
-            look.write(layer, own + strength * (target - own), arm=one.arm, rank=one.rank, strength=strength)
-        for draw in range(options.draws if one.rank else 0):
-            moved = transport.projected_at_random(target - at_zero, one.rank, seed=seed + draw)
-            look.write(layer, at_zero + moved, arm=one.arm, rank=one.rank, control=f"random_subspace#{draw}")
 
 
 # ---- for the record ----------------------------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from mechdiff.measures.counterfactuals import labelled
 from mechdiff.rows import empty
 from mechdiff.study.baselines import graft, inputs, weigh
 from mechdiff.study.cells import Cell, unit_of
+from mechdiff.study.closer import closer, fisher, rank_curve, ranks
 from mechdiff.study.execution import Execution, positions
-from mechdiff.study.mapping import closer, fisher, fits, patched, rank_curve, ranks
+from mechdiff.study.mapping import fits, patched
 from mechdiff.study.options import DIRECTIONS
 from mechdiff.study.planner import NEED_FIT
 from mechdiff.study.steer import side_effects, steer, steered_prompts, steered_texts
