@@ -55,7 +55,7 @@ def replay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -
     assert len(widths) == 1, "the variants of one pass write one number of positions"
     n_pos, n_prompts, n_rows = widths.pop(), len(cleans), 1 + len(variants)
     prefix = _Prefix.of(cleans, n_pos)
-    stairs = _Stairs.of(variants, len(model.blocks))
+    stairs = Stairs.of(variants, len(model.blocks))
     masks: dict[int | None, Tensor] = {}
 
     def grow(layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -80,7 +80,7 @@ def replay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -
     def decisions(head: Any, args: tuple) -> tuple[Tensor]:
         return (args[0].reshape(n_prompts, n_rows * n_pos, -1)[:, order],)
 
-    with _growing(model, grow), edited(model, _edits(variants, rows_of)):
+    with growing(model, grow), edited(model, _edits(variants, rows_of)):
         handle = model.head.register_forward_pre_hook(decisions)
         try:
             output = forward(model, prefix.suffix, logits_to_keep=0, attention_mask=prefix.mask(1, None, model.dtype),
@@ -92,20 +92,14 @@ def replay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -
 
 def relay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -> Tensor:
     """As `replay`, with whole sequences: edits at any number of last positions, one prompt at a time."""
-    stairs = _Stairs.of(variants, len(model.blocks))
-
-    def grow(layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        if kwargs.get("alibi") is not None:
-            kwargs["alibi"] = kwargs["alibi"].repeat(stairs.rows[layer], *[1] * (kwargs["alibi"].ndim - 1))
-        born = stairs.born[layer]
-        return torch.cat([hidden, hidden[:1].expand(born, -1, -1)]) if born else hidden
+    stairs = Stairs.of(variants, len(model.blocks))
 
     def rows_of(tensor: Tensor, variant: int, n_pos: int) -> Tensor:
         return tensor[stairs.row[variant], -n_pos:]
 
     found = []
     for i, clean in enumerate(cleans):
-        with _growing(model, grow), edited(model, _edits(variants, rows_of, prompt=i)):
+        with growing(model, stairs.grow_sequences), edited(model, _edits(variants, rows_of, prompt=i)):
             found.append(forward(model, clean.ids[None], use_cache=False).logits[:, -1].float()[[0, *stairs.row]])
     return torch.stack(found)
 
@@ -159,7 +153,7 @@ def _edits(variants: Sequence[Variant], rows_of: Callable[[Tensor, int, int], Te
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stairs:
+class Stairs:
     """Which row each variant takes, and how many rows there are at each block. Variants born at one block take neighbouring rows."""
 
     row: list[int]
@@ -170,13 +164,20 @@ class _Stairs:
     """By block: the clean row, and every variant born there or below."""
 
     @classmethod
-    def of(cls, variants: Sequence[Mapping[Site, Any]], n_layers: int) -> "_Stairs":
+    def of(cls, variants: Sequence[Mapping[Site, Any]], n_layers: int) -> "Stairs":
         births = [min(variant).layer for variant in variants]
         row = [0] * len(births)
         for place, variant in enumerate(sorted(range(len(births)), key=births.__getitem__), start=1):
             row[variant] = place
         born = [births.count(layer) for layer in range(n_layers)]
         return cls(row=row, born=born, rows=list(accumulate(born, initial=1))[1:])
+
+    def grow_sequences(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """For `growing`, where variants are sequences of a batch: those born at a block are appended as copies of the clean one."""
+        if kwargs.get("alibi") is not None:
+            kwargs["alibi"] = kwargs["alibi"].repeat(self.rows[layer], *[1] * (kwargs["alibi"].ndim - 1))
+        born = self.born[layer]
+        return torch.cat([hidden, hidden[:1].expand(born, -1, -1)]) if born else hidden
 
 
 def _repeat(value: Any, rows: int) -> Any:
@@ -187,7 +188,7 @@ def _repeat(value: Any, rows: int) -> Any:
 
 
 @contextmanager
-def _growing(model: Model, grow: Callable[[int, Tensor, dict[str, Any]], Tensor]) -> Iterator[None]:
+def growing(model: Model, grow: Callable[[int, Tensor, dict[str, Any]], Tensor]) -> Iterator[None]:
     """While open, `grow(layer, hidden, kwargs)` runs at each block's input, before any edit there, and gives the block's new input."""
     handles = []
     try:

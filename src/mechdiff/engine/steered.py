@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mechdiff.engine.activations import Edit, edited, forward
 from mechdiff.engine.models import Model
-from mechdiff.engine.replay import _growing, _Stairs, engine_for
+from mechdiff.engine.replay import Stairs, engine_for, growing
 from mechdiff.engine.sites import Site
 
 Change = Callable[[Tensor], Tensor]
@@ -37,7 +37,7 @@ def steered(
     from transformers import DynamicCache
 
     n_shared = 0 if last_only else opening(model.config, prompts)
-    rows = [0, *_Stairs.of(variants, len(model.blocks)).row]
+    rows = [0, *Stairs.of(variants, len(model.blocks)).row]
     keep = {} if not whole else {"logits_to_keep": 0}
     with _side_by_side(model, variants, last_only):
         cache = DynamicCache() if n_shared else None
@@ -61,14 +61,8 @@ def opening(config: Any, prompts: Sequence[Tensor]) -> int:
 
 @contextmanager
 def _side_by_side(model: Model, variants: Sequence[Changes], last_only: bool) -> Iterator[None]:
-    """While open, a pass of one sequence comes out as one for the clean run and one for each variant, in the order of `_Stairs`."""
-    stairs = _Stairs.of(variants, len(model.blocks))
-
-    def grow(layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        if kwargs.get("alibi") is not None:
-            kwargs["alibi"] = kwargs["alibi"].repeat(stairs.rows[layer], *[1] * (kwargs["alibi"].ndim - 1))
-        born = stairs.born[layer]
-        return torch.cat([hidden, hidden[:1].expand(born, -1, -1)]) if born else hidden
+    """While open, a pass of one sequence comes out as one for the clean run and one for each variant, in the order of `Stairs`."""
+    stairs = Stairs.of(variants, len(model.blocks))
 
     at: dict[Site, list[tuple[int, Change]]] = {}
     for row, variant in zip(stairs.row, variants, strict=True):
@@ -82,7 +76,7 @@ def _side_by_side(model: Model, variants: Sequence[Changes], last_only: bool) ->
 
         return edit
 
-    with _growing(model, grow), edited(model, {site: edit_rows(changes) for site, changes in at.items()}):
+    with growing(model, stairs.grow_sequences), edited(model, {site: edit_rows(changes) for site, changes in at.items()}):
         yield
 
 

@@ -24,15 +24,12 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from mechdiff.errors import StudyError
-from mechdiff.measures.affine import Affine
+from mechdiff.measures.affine import ROUNDING, Affine
 from mechdiff.measures.regression import FOLDS, LAMBDAS, Decomposed, Validated, cross_validated, decompose, fitted_axes, fold_rows, ridge
 
 PROCRUSTES_LAMBDAS = (0.0, 0.1, 10.0)
 SAME = 1e-11
 """A rotation or a scale that differs from none by less is rounding."""
-
-CONSTANT = 1e-6
-"""What varies by less than this share of the states' size does not vary: that is rounding of float32."""
 
 Rows = tuple[Float[Tensor, "row d_source"], Float[Tensor, "row d_target"]]
 
@@ -110,11 +107,11 @@ class Pairs:
 
 def differs(change: Float64[Tensor, "row d"], states: Float64[Tensor, "row d"]) -> bool:
     """Whether the change of these states differs from row to row by more than the rounding of float32."""
-    return bool((change - change.mean(0)).norm() > CONSTANT * states.norm())
+    return bool((change - change.mean(0)).norm() > ROUNDING * states.norm())
 
 
 def _varies(states: Float64[Tensor, "row d"]) -> Bool[Tensor, " d"]:
-    return states.std(0, correction=0) > CONSTANT * states.square().mean(0).sqrt()
+    return states.std(0, correction=0) > ROUNDING * states.square().mean(0).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)

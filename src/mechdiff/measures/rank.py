@@ -30,8 +30,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechdiff.measures.affine import Affine
-from mechdiff.measures.anchored import CONSTANT, Pairs, anchored, differs
+from mechdiff.measures.affine import ROUNDING, Affine
+from mechdiff.measures.anchored import Pairs, anchored, differs
 from mechdiff.measures.maps import Map, check_ranks
 from mechdiff.measures.regression import cross_validated, decompose, fitted_axes, ridge, strongest_axes
 from mechdiff.measures.transport import Sample
@@ -51,7 +51,7 @@ def rank_uncentred(sample: Sample, *, seed: int = 0) -> int:
     """The rank of the change with its mean counted as a direction: cross-validated, by the one-standard-error rule."""
     tuned = sample.tuned.double()
     change = tuned - sample.base.double()
-    if change.norm() <= CONSTANT * tuned.norm():
+    if change.norm() <= ROUNDING * tuned.norm():
         return 0
     return cross_validated(sample.base, change, sample.groups, seed=seed, uncentred=True).rank_one_se
 

@@ -32,8 +32,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-ROUNDING = 1e-6
-"""Directions shorter than this share of a state are rounding."""
+from mechdiff.measures.affine import ROUNDING
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,11 +83,12 @@ def _fits(planner: Planner, options: TransportOptions, kind: str, layers: Sequen
 def _fitted_on(planner: Planner, options: TransportOptions) -> dict[str, Any]:
     """What maps are made of: prompts by their texts, and every setting."""
     settings = options.model_dump(include={"maps", "rows_per_prompt", "dimensions", "clusters"})
-    on = {"fitted_on": _prompts(planner, "fit"), "chosen_on": _prompts(planner, "select"), "seed": planner.study.seed}
+    on = {"fitted_on": prompt_hashes(planner, "fit"), "chosen_on": prompt_hashes(planner, "select"), "seed": planner.study.seed}
     return {**on, "settings": settings}
 
 
-def _prompts(planner: Planner, split: str) -> list[str]:
+def prompt_hashes(planner: Planner, split: str) -> list[str]:
+    """Of what the models read, in a split; nothing where the study lacks it."""
     return [item.sha256 for item in planner.whole(split)] if split in planner.splits else []
 
 
@@ -99,7 +100,7 @@ def rank_cells(planner: Planner) -> Iterator[Cell]:
     layers = options.layer_numbers(planner.shape.n_layers)
     kinds = [kind for kind in options.sites if kind in planner.wanted]
     fit, items = planner.whole("fit"), planner.whole("report")
-    on = {"fitted_on": _prompts(planner, "fit"), "chosen_on": _prompts(planner, "select"), "seed": planner.study.seed}
+    on = {"fitted_on": prompt_hashes(planner, "fit"), "chosen_on": prompt_hashes(planner, "select"), "seed": planner.study.seed}
     for kind in kinds:
         key = planner.key(items, stage="rank", kind=kind, layers=layers, **on)
         yield Cell(stage="rank", key=key, items=items, side=None, flops=len(layers) * 200.0 * len(fit) ** 2 * planner.shape.width(kind))
@@ -118,14 +119,12 @@ def rank_cells(planner: Planner) -> Iterator[Cell]:
                 yield closer_cell(planner, shard, "rank_curve", what, options, runs)
 
 
-def closer_cell(
-    planner: Planner, shard: tuple[Item, ...], stage: str, what: dict[str, Any], options: CloserOptions, runs: int, **more: Any
-) -> Cell:
+def closer_cell(planner: Planner, shard: tuple[Item, ...], stage: str, what: dict[str, Any], options: CloserOptions, runs: int) -> Cell:
     """A cell of `runs` variants at each of the closer layers."""
     layers = list(options.closer) if options.closer != "hot" else [planner.shape.n_layers // 2] * N_CLOSER
     made = planner.patch_cell(shard, stage, what | {"layers": layers * runs, "n_variants": len(layers) * runs}, 1)
     key = {name: value for name, value in made.key.items() if name != "layers"}
-    return Cell(stage=stage, key={**key, **_choice(planner, options), **more}, items=shard, side=made.side, flops=made.flops)
+    return Cell(stage=stage, key={**key, **_choice(planner, options)}, items=shard, side=made.side, flops=made.flops)
 
 
 def _choice(planner: Planner, options: CloserOptions) -> dict[str, Any]:
@@ -137,7 +136,7 @@ def _choice(planner: Planner, options: CloserOptions) -> dict[str, Any]:
     return {
         "closer": "hot",
         "closer_by": by,
-        "closer_on": _prompts(planner, "select"),
+        "closer_on": prompt_hashes(planner, "select"),
         "closer_of": options.layer_numbers(planner.shape.n_layers),
     }
 

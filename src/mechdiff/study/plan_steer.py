@@ -11,7 +11,7 @@ from typing import Any
 from mechdiff.errors import StudyError
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.options import SteeringOptions
-from mechdiff.study.plan_maps import N_CLOSER, closer_cell, possible
+from mechdiff.study.plan_maps import N_CLOSER, closer_cell, possible, prompt_hashes
 from mechdiff.study.planner import Planner
 
 N_CONTROLLED = 2
@@ -33,7 +33,7 @@ def steering_cells(planner: Planner) -> Iterator[Cell]:
     kinds = [kind for kind in options.sites if kind in planner.wanted]
     neutral = _neutral(planner, options)
     on = {"seed": planner.study.seed, "position": "decision", "settings": options.model_dump(include={"strengths", "draws", "contrast"})}
-    on |= {"fitted_on": _hashes(planner, "fit"), "contrast_with": [item.sha256 for item in neutral] if options.contrast else []}
+    on |= {"fitted_on": prompt_hashes(planner, "fit"), "contrast_with": [item.sha256 for item in neutral] if options.contrast else []}
     everywhere = options.model_dump(include={"windows", "all_positions_layers"})
     for number, shard in enumerate(planner.packed("report", "decision")):  # one prompt's clean runs serve all that follows
         for direction in ("base<-base", "base<-tuned", "tuned<-tuned", "tuned<-base"):
@@ -60,10 +60,6 @@ def _neutral(planner: Planner, options: SteeringOptions) -> tuple[Item, ...]:
             planner.skip("side effects of steering", "there are no neutral prompts")
         return ()
     return tuple(sorted(planner.splits["neutral"], key=lambda item: (item.tokens, item.id)))
-
-
-def _hashes(planner: Planner, split: str) -> list[str]:
-    return [item.sha256 for item in planner.whole(split)]
 
 
 def _runs(options: SteeringOptions, direction: str) -> int:
