@@ -74,6 +74,8 @@ def all_sorts_of_variants(model: Model, states: dict[Site, Tensor]) -> list[Vari
         Site(1, "attn_out"): Write(value=states[Site(1, "attn_out")]),
         Site(1, "mlp_out"): Write(value=states[Site(1, "mlp_out")], add=True),
         inner: Write(value=states[inner]),
+        Site(2, "attn_proj"): Write(value=states[Site(2, "attn_proj")], add=True, where=torch.arange(model.shape.d_model) % 3 == 0),
+        Site(3, "mlp_out"): Write(value=states[Site(3, "mlp_out")], where=torch.arange(model.shape.d_model) < 7),
     }
     return [*reversed(single), mixed, *added, *windows]
 
@@ -115,6 +117,17 @@ def test_replay_is_the_full_forward_pass_in_half_precision_within_its_floor(name
     floor = FLOOR_NATS[torch.bfloat16] * (10 if name == "olmoe" else 1)  # near a tie its router picks another expert
     for engine in fast_engines(name):
         assert kl(expected, engine(model, cleans, variants)).max() < floor
+
+
+def test_entries_that_are_not_written_stay():
+    model = loaded("llama")
+    site, first = Site(2, "z"), torch.arange(model.shape.d_model) < 8
+    cleans = cleans_of(model, TWO, [site])
+    own, value = torch.stack([clean.states[site] for clean in cleans]), states_of(foreign("llama"), prompts=TWO)[site]
+    by_hand = {site: Write(value=torch.cat([value[..., :8], own[..., 8:]], -1))}
+    found = replay(model, cleans, [{site: Write(value=value, where=first)}, by_hand])
+    torch.testing.assert_close(found[:, 1], found[:, 2], **CLOSE)
+    assert (found[:, 1] - found[:, 0]).abs().max() > 0.01
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the shared folder with stories260k is not beside the repository")

@@ -40,6 +40,8 @@ class Write:
     """`[prompt, pos, d]`"""
     add: bool = False
     """Add to the state that is there, instead of replacing it."""
+    where: Tensor | None = None
+    """`[d]`, bool: the entries that are written, the others stay; None: all."""
 
 
 Variant = Mapping[Site, Write]
@@ -145,11 +147,16 @@ def _edits(variants: Sequence[Variant], rows_of: Callable[[Tensor, int, int], Te
             for v, write in writes:
                 value = (write.value if prompt is None else write.value[prompt]).to(tensor)
                 rows = rows_of(tensor, v, value.shape[-2])
-                rows.copy_(rows + value if write.add else value)
+                rows.copy_(_written(rows, value, write))
 
         return edit
 
     return {site: edit_all(writes) for site, writes in at.items()}
+
+
+def _written(state: Tensor, value: Tensor, write: Write) -> Tensor:
+    value = state + value if write.add else value
+    return value if write.where is None else torch.where(write.where.to(value.device), value, state)
 
 
 @dataclass(frozen=True, kw_only=True)
