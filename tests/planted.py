@@ -263,3 +263,17 @@ def add_mlp_bias(net: nn.Module) -> None:
     """P16: the bias becomes the direction that raises one token."""
     direction = net.lm_head.weight[65]
     net.model.layers[BIASED].mlp.down_proj.bias.add_(direction * (2 / direction.norm()))
+
+
+def twin_heads(net: nn.Module) -> None:
+    """Both models of P14: heads 0 and 1 of block 1, of one group, ask alike, so that their z is the same."""
+    query = net.model.layers[1].self_attn.q_proj.weight
+    query[D_HEAD : 2 * D_HEAD] = query[:D_HEAD]
+
+
+def cancel_heads(net: nn.Module) -> None:
+    """P14: what one of the twin heads writes more, the other writes less."""
+    output = net.model.layers[1].self_attn.o_proj.weight
+    more = torch.randn(D_MODEL, D_HEAD, generator=generator()) * (0.7 * output[:, :D_HEAD].std())
+    output[:, :D_HEAD] += more
+    output[:, D_HEAD : 2 * D_HEAD] -= more

@@ -1,65 +1,126 @@
-"""Gradients at every site against finite differences, and the Fisher metric against the divergence of a small step."""
+"""Gradients at every site against finite differences and each other, and the Fisher metric against the divergence of a small step."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.engine.activations import capture, full_forward
+from mechdiff.engine.activations import Clean, capture, full_forward
 from mechdiff.engine.gradients import fisher_samples, gradients
 from mechdiff.engine.models import Model
+from mechdiff.engine.replay import ENGINES, Engine, Write, engine_for, replay
 from mechdiff.engine.sites import Site
 from mechdiff.measures.outcome import kl_nats
-from pico import pico, prompts
+from pico import CONFIGS, RELAYED, pico, prompts
 
 FAMILIES = ("llama", "gemma2", "granite", "gpt2", "neox_parallel", "qwen3")
-[IDS] = prompts(1, shortest=11, longest=11)
+PROMPTS = [prompts(1, seed=length, shortest=length, longest=length)[0] for length in (5, 11, 21)]
+"""Of different lengths, one beyond the pico models' sliding window."""
 
 
-def moved(model: Model, site: Site, step: Tensor) -> Tensor:
+def cleans_of(model: Model, ids: list[list[int]] = PROMPTS) -> list[Clean]:
+    return [capture(model, one, [], [0], keep_cache=engine_for(model.config)[0] == "replay") for one in ids]
+
+
+def engine_of(model: Model) -> Engine:
+    return ENGINES[engine_for(model.config)[0]]
+
+
+def zeros(model: Model, sites: list[Site], n: int = len(PROMPTS)) -> dict[Site, Tensor]:
+    return {site: torch.zeros(n, model.shape.width(site.kind)) for site in sites}
+
+
+def log_probability(token: int) -> Callable[[Tensor], Tensor]:
+    return lambda logits: logits.log_softmax(-1)[..., token]
+
+
+def moved(model: Model, ids: list[int], site: Site, step: Tensor) -> Tensor:
     """Logits with the last position's state moved by `step`."""
 
     def edit(tensor: Tensor) -> None:
         tensor[:, -1] += step
 
-    return full_forward(model, torch.tensor(IDS), {site: edit}).double()
+    return full_forward(model, torch.tensor(ids), {site: edit}).double()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_finite_differences_at_every_kind_of_site(family: str) -> None:
-    model = pico(family)
+    model, token = pico(family), 65
     sites = [Site(layer, kind) for layer in (0, 2) for kind in model.kinds()]
-    token = 65
-    found = gradients(model, IDS, sites, lambda law: [token])
+    (found,) = gradients(model, engine_of(model), cleans_of(model), [zeros(model, sites)], log_probability(token))
     for site in sites:
         direction = torch.randn(model.shape.width(site.kind), generator=torch.Generator().manual_seed(1))
         step = 1e-2 * direction / direction.norm()
-        ends = [float(moved(model, site, sign * step).log_softmax(-1)[token]) for sign in (1, -1)]
-        slope = (ends[0] - ends[1]) / 2
-        assert float(found[site][0] @ step) == pytest.approx(slope, rel=0.02, abs=2e-6), site
+        for ids, gradient in zip(PROMPTS, found[site], strict=True):
+            ends = [float(moved(model, ids, site, sign * step).log_softmax(-1)[token]) for sign in (1, -1)]
+            assert float(gradient @ step) == pytest.approx((ends[0] - ends[1]) / 2, rel=0.02, abs=2e-6), site
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_engine_gives_the_gradients_of_the_full_forward_pass(name: str) -> None:
+    """At clean states and at pushed ones, in one pass each; and what the engine gives afterwards, and the weights, are as before."""
+    model = pico(name)
+    cleans, weights = cleans_of(model), torch.randn(model.shape.vocab, generator=torch.Generator().manual_seed(0))
+    sites = [Site(layer, kind) for layer in (0, 2) for kind in model.kinds()]
+    push = {Site(1, "attn_proj"): torch.full((len(PROMPTS), model.shape.d_model), 0.1)}
+    states = [{Site(1, "mlp_out"): Write(value=torch.ones(len(PROMPTS), 1, model.shape.d_model), add=True)}]
+    before = engine_of(model)(model, cleans, states)
+    found = {
+        engine: gradients(model, ENGINES[engine], cleans, [zeros(model, sites), push], lambda logits: logits @ weights)
+        for engine in (("relay", "full") if name in RELAYED else ("replay", "relay", "full"))
+    }
+    for engine in found:
+        for ours, theirs in zip(found[engine], found["full"], strict=True):
+            for site in theirs:
+                torch.testing.assert_close(ours[site], theirs[site], rtol=1e-4, atol=1e-5 * float(theirs[site].abs().max()))
+    assert torch.equal(engine_of(model)(model, cleans, states), before)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.net.parameters())
+
+
+def test_integrated_gradients_are_complete_as_the_steps_shrink() -> None:
+    """Over the path from 0 to a push, gradient times push adds up to the change of the objective: the error falls as the square of the steps."""
+    model, site = pico("llama"), Site(1, "attn_proj")
+    cleans, change = cleans_of(model), {}
+    change[site] = 0.5 * torch.randn(len(PROMPTS), model.shape.d_model, generator=torch.Generator().manual_seed(3))
+    weights = torch.randn(model.shape.vocab, generator=torch.Generator().manual_seed(0))
+    ends = (replay(model, cleans, [{site: Write(value=change[site][:, None], add=True)}]) @ weights).double()
+    errors = []
+    for steps in (1, 4, 16):
+        path = [{site: (step + 0.5) / steps * change[site]} for step in range(steps)]
+        found = gradients(model, replay, cleans, path, lambda logits: logits @ weights)
+        mean = torch.stack([one[site] for one in found]).double().mean(0)
+        errors.append(float(((mean * change[site]).sum(-1) - (ends[:, 1] - ends[:, 0])).abs().mean()))
+    assert errors[1] < errors[0] / 4
+    assert errors[2] < errors[1] / 8
+    assert errors[2] < 1e-3 * float((ends[:, 1] - ends[:, 0]).abs().mean())
 
 
 def test_property_13_the_divergence_of_a_small_step_is_half_its_fisher_length() -> None:
-    model, site = pico("llama"), Site(1, "resid_post")
-    law: list[Tensor] = []
-
-    def every(p: Tensor) -> list[int]:
-        law.append(p.double())
-        return list(range(len(p)))
-
-    jacobian = gradients(model, IDS, [site], every)[site].double()
-    fisher = jacobian.T @ (law[0][:, None] * jacobian)
+    model, site, ids = pico("llama"), Site(1, "resid_post"), PROMPTS[1]
+    [clean] = cleans_of(model, [ids])
+    law = clean.logits.double().softmax(-1)
+    every = torch.arange(len(law))
+    found = gradients(model, replay, [clean], [zeros(model, [site], 1)] * len(law), lambda logits: logits.log_softmax(-1)[:, every, every])
+    jacobian = torch.cat([one[site] for one in found]).double()
+    fisher = jacobian.T @ (law[:, None] * jacobian)
     step = torch.randn(model.shape.d_model, generator=torch.Generator().manual_seed(2))
-    clean = capture(model, IDS, [], [0]).logits.double()
     for size in (0.1, 0.03):
         moving = size * step / step.norm()
-        kl = float(kl_nats(clean, moved(model, site, moving)))
+        kl = float(kl_nats(clean.logits.double(), moved(model, ids, site, moving)))
         assert kl == pytest.approx(float(moving.double() @ fisher @ moving.double()) / 2, rel=0.05)
 
 
 def test_the_mean_gradient_of_the_models_own_tokens_is_zero_and_draws_have_a_seed() -> None:
     model, site = pico("llama"), Site(1, "attn_out")
-    many = fisher_samples(model, IDS, [site], 400, seed=0)[site]
-    assert many.shape == (400, model.shape.d_model)
-    assert many.mean(0).norm() < 4 * many.norm() / 400
-    assert torch.equal(many[:3], fisher_samples(model, IDS, [site], 400, seed=0)[site][:3])
-    assert not torch.equal(many[:50], fisher_samples(model, IDS, [site], 50, seed=1)[site])
+    cleans = cleans_of(model)
+    many = fisher_samples(model, replay, cleans, [site], 400, [0, 1, 2])[site]
+    assert many.shape == (len(PROMPTS), 400, model.shape.d_model)
+    for one in many:
+        assert one.mean(0).norm() < 4 * one.norm() / 400
+    alone = fisher_samples(model, replay, cleans[1:2], [site], 50, [1])[site]
+    together = fisher_samples(model, replay, cleans, [site], 50, [0, 1, 2])[site]
+    torch.testing.assert_close(
+        alone[0], together[1], rtol=1e-4, atol=1e-5, msg="the draws of a prompt do not hang on what it is packed with"
+    )
+    assert not torch.equal(together[1], fisher_samples(model, replay, cleans, [site], 50, [0, 5, 2])[site][1])

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -338,9 +339,7 @@ def test_property_19_packing_changes_nothing(name, n_pos, data):
     together = run(model, cleans, everything)
     rows = data.draw(st.lists(st.integers(0, len(everything) - 1), min_size=1, max_size=6, unique=True))
     prompts = data.draw(st.lists(st.integers(0, len(PROMPTS) - 1), min_size=1, unique=True))
-    some: list[Variant] = [
-        {site: Write(value=write.value[prompts], add=write.add) for site, write in everything[row].items()} for row in rows
-    ]
+    some: list[Variant] = [{site: replace(write, value=write.value[prompts]) for site, write in everything[row].items()} for row in rows]
     apart = run(model, [cleans[i] for i in prompts], some)
     torch.testing.assert_close(apart, together[prompts][:, [0, *(1 + row for row in rows)]], **CLOSE)
 

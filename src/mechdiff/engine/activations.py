@@ -9,6 +9,7 @@ to the MLP's output afterwards.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -21,6 +22,10 @@ from mechdiff.engine.sites import Site
 
 Edit = Callable[[Tensor], None]
 """Changes a `[batch, pos, d]` tensor in place."""
+
+
+differentiated: ContextVar[bool] = ContextVar("differentiated", default=False)
+"""Set while passes must keep what gradients of states need."""
 
 
 @contextmanager
@@ -101,10 +106,10 @@ class Clean:
 
 
 def forward(model: Model, ids: Tensor, **kwargs: Any) -> Any:
-    """One pass of `ids` `[batch, pos]`, with logits for the last position only."""
+    """One pass of `ids` `[batch, pos]`, with logits for the last position only. Keeps nothing for gradients unless `gradients.py` runs it."""
     if "logits_to_keep" in signature(model.net.forward).parameters:
         kwargs.setdefault("logits_to_keep", 1)
-    with torch.inference_mode():
+    with torch.inference_mode(not differentiated.get()):
         return model.net(input_ids=ids, **kwargs)
 
 

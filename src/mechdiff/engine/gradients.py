@@ -1,53 +1,80 @@
-"""Gradients of the next-token law with respect to states, at every site in one backward pass.
+"""Gradients of what a model says with respect to its states: every site, many runs, one forward and one backward pass.
+
+A *push* is a run in which states are added at some sites (zeros: the clean run). The runs of `replay.py` stand side by side and do not see each
+other, so one backward pass of the sum of their objectives gives each run its own gradient, at all of its sites.
 
 A state h at a site decides a law p(y | h). The Fisher information of that law,
 
     F = E_{y ~ p} g g',   g = d log p(y) / dh,
 
 is what a small step dh costs in nats: KL(p || p moved) = dh' F dh / 2 + ... So a step counts by what the network makes of it, not by its length.
-F is sampled: y is drawn from the model's own law, and one backward pass gives g at all sites at once.
+F is sampled: y is drawn from the model's own law.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechdiff.engine.activations import Edit, edited
+from mechdiff.engine.activations import Clean, differentiated
 from mechdiff.engine.models import Model
+from mechdiff.engine.replay import Engine, Write
 from mechdiff.engine.sites import Site
+
+Push = Mapping[Site, Float[Tensor, "prompt d"]]
 
 
 def gradients(
-    model: Model, ids: Sequence[int], sites: Sequence[Site], choose: Callable[[Float[Tensor, " vocab"]], Sequence[int]]
-) -> dict[Site, Float[Tensor, "draw d"]]:
-    """d log p(y) / dh at the last position of each site, for the tokens y that `choose` takes from the prompt's law; float32, on the CPU."""
-    pushes: dict[Site, Tensor] = {}
+    model: Model,
+    engine: Engine,
+    cleans: Sequence[Clean],
+    pushes: Sequence[Push],
+    objective: Callable[[Float[Tensor, "prompt push vocab"]], Float[Tensor, "prompt push"]],
+) -> list[dict[Site, Float[Tensor, "prompt d"]]]:
+    """d objective / d state at the last position of each push's sites, where its states have been added; float32, on the CPU.
 
-    def pushed(site: Site) -> Edit:
-        """Adds a zero to the last position's state: the gradient with respect to it is the one with respect to the state."""
-
-        def push(tensor: Tensor) -> None:
-            pushes[site] = torch.zeros(tensor.shape[-1], dtype=tensor.dtype, device=tensor.device, requires_grad=True)
-            tensor[:, -1] += pushes[site]
-
-        return push
-
-    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
-        with edited(model, {site: pushed(site) for site in sites}):
-            logits = model.net(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
-        law = logits[0, -1].float().log_softmax(-1)
-        tokens = choose(law.detach().exp())
-        found: dict[Site, list[Tensor]] = {site: [] for site in sites}
-        for number, token in enumerate(tokens):
-            passed = torch.autograd.grad(law[token], [pushes[site] for site in sites], retain_graph=number < len(tokens) - 1)
-            for site, gradient in zip(sites, passed, strict=True):
-                found[site].append(gradient.float().cpu())
-    return {site: torch.stack(rows) for site, rows in found.items()}
+    A run's objective must depend on its own logits alone.
+    """
+    with _differentiable(model):
+        leaves = [{site: state.detach().to(model.device, model.dtype).requires_grad_() for site, state in push.items()} for push in pushes]
+        logits = engine(model, cleans, [{site: Write(value=leaf[:, None], add=True) for site, leaf in one.items()} for one in leaves])
+        total = objective(logits[:, 1:]).sum()
+        found = iter(torch.autograd.grad(total, [leaf for one in leaves for leaf in one.values()]))
+    return [{site: next(found).float().cpu() for site in one} for one in leaves]
 
 
-def fisher_samples(model: Model, ids: Sequence[int], sites: Sequence[Site], n: int, seed: int) -> dict[Site, Float[Tensor, "draw d"]]:
-    """Gradients for `n` tokens drawn from the law of one prompt: the mean of g g' is the Fisher information of each site's state."""
-    random = torch.Generator().manual_seed(seed)
-    return gradients(model, ids, sites, lambda law: torch.multinomial(law.cpu(), n, replacement=True, generator=random).tolist())
+@contextmanager
+def _differentiable(model: Model) -> Iterator[None]:
+    """While open, passes keep what gradients of states need; weights need none."""
+    trained = [parameter for parameter in model.net.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    asked = differentiated.set(True)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+            yield
+    finally:
+        differentiated.reset(asked)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def fisher_samples(
+    model: Model, engine: Engine, cleans: Sequence[Clean], sites: Sequence[Site], n: int, seeds: Sequence[int]
+) -> dict[Site, Float[Tensor, "prompt draw d"]]:
+    """Gradients for `n` tokens drawn from each prompt's law (by a seed of its own): the mean of g g' is the Fisher information of a site's state."""
+    laws = [clean.logits.float().softmax(-1).cpu() for clean in cleans]
+    drawn = [
+        torch.multinomial(law, n, replacement=True, generator=torch.Generator().manual_seed(seed))
+        for law, seed in zip(laws, seeds, strict=True)
+    ]
+    tokens = torch.stack(drawn).to(model.device)
+
+    def log_probability(logits: Float[Tensor, "prompt push vocab"]) -> Float[Tensor, "prompt push"]:
+        return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+
+    push = {site: torch.zeros(len(cleans), model.shape.width(site.kind)) for site in sites}
+    found = gradients(model, engine, cleans, [push] * n, log_probability)
+    return {site: torch.stack([one[site] for one in found], 1) for site in sites}

@@ -69,6 +69,17 @@ class Layout:
         by_head = output.double().reshape(len(output), self.n_heads, self.d_head).transpose(0, 1)
         return Projections(query=query, key=key, value=value, output=by_head)
 
+    def output(self, layer: int, read: Read) -> tuple[Float[Tensor, "head d_head d"], Float[Tensor, " d"]] | str:
+        """What turns each head's z into its contribution z_h W_O^h, and the bias that no head owns (0 without one); or why it is not there."""
+        name = self.names(layer)[-1]
+        weight, bias = read(name), read(name.removesuffix("weight") + "bias")
+        if weight is None:
+            return f"{name} is not compared"
+        if weight.shape[1] != self.n_heads * self.d_head:
+            return f"{name} has {weight.shape[1]} input columns, where the config has {self.n_heads} heads of {self.d_head}"
+        by_head = weight.reshape(len(weight), self.n_heads, self.d_head).permute(1, 2, 0)
+        return by_head, weight.new_zeros(len(weight)) if bias is None else bias
+
     def _split(self, rows: Float[Tensor, "row d_plus_one"]) -> tuple[Tensor, Tensor, Tensor]:
         width = rows.shape[1]
         if self.family.fused and self.family.fused[1] == "by_group":

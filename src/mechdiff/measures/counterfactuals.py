@@ -1,52 +1,99 @@
-"""The rows of many counterfactual runs: each prompt under each variant, by every metric of outcome.py.
+"""Many counterfactual runs: each prompt under each variant, by every metric of outcome.py.
 
 What all causal measures share: a measure says what is written where (variants) and what each of them is called (labels); here the model runs,
 and the laws that come out are held against the clean laws of both models.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import polars as pl
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mechdiff.engine.activations import Clean
 from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Engine, Variant
-from mechdiff.measures.outcome import outcomes
+from mechdiff.measures.outcome import METRICS, outcomes
 from mechdiff.rows import KEY, rows
 
+Scores = dict[str, Float64[Tensor, "prompt run"]]
+"""By metric; run 0 is the unedited one, the others are the variants."""
 
-def run_variants(
+
+@dataclass(frozen=True, kw_only=True)
+class Along:
+    """A metric that is linear in the logits: sum over tokens of a weight times how far a run moved that token's logit."""
+
+    name: str
+    weights: Float[Tensor, "group prompt vocab"]
+    """Summing to 0 over the vocabulary, so that a shift of all logits counts for nothing."""
+    group: Sequence[int]
+    """Whose weights count, by variant."""
+
+    def values(self, logits: Float[Tensor, "prompt run vocab"], variants: slice, prompts: slice) -> Float64[Tensor, "prompt run"]:
+        """Of these variants on these prompts, behind the unedited run."""
+        found = torch.zeros(logits.shape[:2], dtype=torch.float64)
+        groups = self.group[variants]
+        for runs, weights, values in zip(logits, self.weights[:, prompts].unbind(1), found, strict=True):
+            moved = runs[1:] - runs[0]
+            for group in sorted(set(groups)):
+                here = [i for i, one in enumerate(groups) if one == group]
+                values[1:][here] = (moved @ weights[group].to(moved)).double().cpu()[here]
+        return found
+
+
+def scores(
     model: Model,
     engine: Engine,
     cleans: Sequence[Clean],
     variants: Sequence[Variant],
-    labels: pl.DataFrame,
     *,
     base_logits: Float[Tensor, "prompt vocab"],
     tuned_logits: Float[Tensor, "prompt vocab"],
-    prompt_ids: Sequence[str],
     max_rows: int,
-    floor: bool = False,
-) -> pl.DataFrame:
-    """Rows of every metric for each prompt and variant; `labels` has one row a variant, with some of the key columns.
+    metrics: Collection[str] = METRICS,
+    along: Along | None = None,
+    prompts: slice = slice(None),
+) -> Scores:
+    """What every variant does to each prompt's law. No pass has more than about `max_rows` rows.
 
-    No pass has more than about `max_rows` rows. `floor` adds the unedited row of the first pass, control `no_op`.
+    `prompts` are those of `along` that are run here.
     """
     own, other = (tuned_logits, base_logits) if model.side == "tuned" else (base_logits, tuned_logits)
-    n_prompts = len(cleans)
-    frames = []
-    for part in chunks(len(variants), max(1, max_rows // n_prompts - 1)):
+    parts: list[Scores] = []
+    for part in chunks(len(variants), max(1, max_rows // len(cleans) - 1)):
         logits = engine(model, cleans, variants[part])[..., : own.shape[-1]]
-        found = outcomes(logits, own, other, tuned_clean=tuned_logits, base_clean=base_logits)
-        named = {name: labels[name][part].to_list() * n_prompts for name in labels.columns}
-        prompts = [prompt for prompt in prompt_ids for _ in range(part.start, part.stop)]
-        for metric, values in found.items():
-            frames.append(rows(values[:, 1:].flatten().numpy(), metric=metric, prompt=prompts, **named))
-            if floor and part.start == 0:
-                constant = {name: labels[name][0] for name in ("measure", "direction", "split")}
-                frames.append(rows(values[:, 0].numpy(), metric=metric, prompt=list(prompt_ids), control="no_op", **constant))
+        found = outcomes(logits, own, other, tuned_clean=tuned_logits, base_clean=base_logits, metrics=metrics)
+        if along:
+            found[along.name] = along.values(logits, part, prompts)
+        parts.append(found if not parts else {name: values[:, 1:] for name, values in found.items()})
+    return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+
+
+def moved_logits(
+    model: Model, engine: Engine, cleans: Sequence[Clean], variants: Sequence[Variant], *, vocab: int, max_rows: int
+) -> Float[Tensor, "prompt variant vocab"]:
+    """How far every variant moves each prompt's logits from the unedited run of the same pass."""
+    parts = []
+    for part in chunks(len(variants), max(1, max_rows // len(cleans) - 1)):
+        logits = engine(model, cleans, variants[part])[..., :vocab]
+        parts.append(logits[:, 1:] - logits[:, :1])
+    return torch.cat(parts, 1)
+
+
+def score_rows(found: Scores, labels: pl.DataFrame, prompt_ids: Sequence[str], *, floor: bool = False) -> pl.DataFrame:
+    """Rows of scores; `labels` has one row a variant, with some of the key columns. `floor` adds the unedited run, control `no_op`."""
+    n_variants = len(labels)
+    named = {name: labels[name].to_list() * len(prompt_ids) for name in labels.columns}
+    prompts = [prompt for prompt in prompt_ids for _ in range(n_variants)]
+    frames = []
+    for metric, values in found.items():
+        frames.append(rows(values[:, 1:].flatten().numpy(), metric=metric, prompt=prompts, **named))
+        if floor and metric in METRICS:
+            constant = {name: labels[name][0] for name in ("measure", "direction", "split")}
+            frames.append(rows(values[:, 0].numpy(), metric=metric, prompt=list(prompt_ids), control="no_op", **constant))
     return pl.concat(frames)
 
 

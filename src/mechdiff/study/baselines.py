@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mechdiff.engine.activations import matrix_inputs
-from mechdiff.engine.changes import Changes, open_changes
+from mechdiff.engine.changes import Changes
 from mechdiff.engine.families import shape_of
 from mechdiff.engine.models import Model
 from mechdiff.engine.units import changes_of
@@ -34,7 +34,7 @@ Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 def inputs(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Tensors: what enters every matrix that may have changed, on a few prompts, `[row, d_in]` by the tensor's name."""
     assert model
-    changes = _changes(run)
+    changes = run.changes
     touched = set(changes.touched())
     names = [name for name in changes.names if len(changes.base.shape(name)) == 2 and changes.places.get(name) in touched]
     parts: dict[str, list[Tensor]] = {}
@@ -48,7 +48,7 @@ def inputs(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 def weigh(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of every tensor; tensors: spectra, and as text what could not be compared and what the largest changes write."""
-    changes, config = _changes(run), run.prepared.pair.config("base")
+    changes, config = run.changes, run.prepared.pair.config("base")
     entered = [one for one in run.cells if one.stage == "inputs"]
     held = run.folder.load(entered[0].key).tensors if entered else {}
     frame, spectra = weights.measure(
@@ -60,10 +60,6 @@ def weigh(run: Execution, cell: Cell, model: Model | None) -> Result:
         "decoded": _decoded(run, changes, frame),
     }
     return frame, {**spectra, "said": np.frombuffer(json.dumps(said).encode(), np.uint8)}
-
-
-def _changes(run: Execution) -> Changes:
-    return open_changes(run.prepared.pair.base, run.prepared.pair.tuned)
 
 
 def _decoded(run: Execution, changes: Changes, frame: pl.DataFrame) -> list[dict[str, Any]]:

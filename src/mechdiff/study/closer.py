@@ -26,6 +26,9 @@ Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 EARLY = 8
 """The early layer of the controls is that at one part in so many of the depth."""
 
+FISHER_PROMPTS = 8
+"""Prompts whose gradients are taken in one pass."""
+
 RANDOM_DRAWS = 3
 """Random subspaces that a map's written change is projected on."""
 
@@ -124,10 +127,14 @@ def fisher(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert options
     sites = [Site(layer, kind) for layer in run.closer(options) for kind in cell.key["kinds"]]
     parts: dict[str, list[Tensor]] = {}
-    for number, name in enumerate(cell.key["ids"]):
-        for site, gradients in fisher_samples(model, run.ids(cell, name), sites, cell.key["samples"], cell.key["seed"] + number).items():
-            parts.setdefault(str(site), []).append(gradients)
-    return empty(), {name: torch.cat(gradients).float().cpu().numpy() for name, gradients in parts.items()}
+    for start in range(0, len(cell.items), FISHER_PROMPTS):
+        here = slice(start, start + FISHER_PROMPTS)
+        cleans = run.cleans(cell, model)[here]
+        seeds = [cell.key["seed"] + start + number for number in range(len(cleans))]
+        found = fisher_samples(model, run.engine(model, "decision"), cleans, sites, cell.key["samples"], seeds)
+        for site, gradients in found.items():
+            parts.setdefault(str(site), []).append(gradients.flatten(0, 1))
+    return empty(), {name: torch.cat(gradients).numpy() for name, gradients in parts.items()}
 
 
 def rank_curve(run: Execution, cell: Cell, model: Model | None) -> Result:

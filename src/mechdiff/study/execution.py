@@ -1,8 +1,9 @@
 """One execution of a plan, as its stages see it: the prompts, the engines, the states that were captured, the folder of finished cells."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -11,16 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechdiff.engine.activations import Clean, capture
-from mechdiff.engine.changes import open_changes
+from mechdiff.engine.changes import Changes, open_changes
 from mechdiff.engine.families import shape_of
 from mechdiff.engine.models import Model
 from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import ENGINES, Engine, Variant
 from mechdiff.errors import RunError, StudyError
 from mechdiff.measures import patching
-from mechdiff.measures.counterfactuals import run_variants
+from mechdiff.measures.counterfactuals import Along, Scores, moved_logits, score_rows, scores
 from mechdiff.measures.grafting import Lattice
 from mechdiff.measures.maps_by_name import logit_directions
+from mechdiff.measures.outcome import METRICS
 from mechdiff.measures.transport import Maps
 from mechdiff.measures.weights import readout
 from mechdiff.study.artifacts import RunFolder
@@ -30,6 +32,8 @@ from mechdiff.study.options import CloserOptions
 from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS
 from mechdiff.study.prepare import Prepared
 from mechdiff.study.selection import choose_layers
+
+T = TypeVar("T")
 
 FEW = 3
 """Layers that are looked at more closely where nothing chose them."""
@@ -43,6 +47,11 @@ class States:
     kinds: dict[str, Float[Tensor, "layer prompt pos d"]]
     """One entry for each of `layers`."""
     logits: Float[Tensor, "prompt vocab"]
+
+    def at(self, prompts: Sequence[int]) -> "States":
+        """Those of some prompts."""
+        kinds = {kind: states[:, prompts] for kind, states in self.kinds.items()}
+        return States(layers=self.layers, kinds=kinds, logits=self.logits[prompts])
 
 
 class Execution:
@@ -80,10 +89,12 @@ class Execution:
         return [cell for cell in self.cells if cell.stage == "capture" and (cell.side, cell.key["split"], cell.key["position"]) == wanted]
 
     def states(self, side: str, split: str, position: str, ids: Sequence[str] | None = None) -> States:
-        """The captured states of a split (in the order of its shards), or of the one shard that holds just `ids`."""
+        """The captured states of a split (in the order of its shards), or of the prompts `ids`."""
         shards = self.captures(side, split, position)
         if ids is not None:
-            return self._joined([cell for cell in shards if cell.key["ids"] == ids])
+            here = [cell for cell in shards if cell.key["ids"] == ids]
+            everyone = [name for cell in shards for name in cell.key["ids"]]
+            return self._joined(here) if here else self.states(side, split, position).at([everyone.index(name) for name in ids])
         if (side, split, position) not in self._states:
             self._states[side, split, position] = self._joined(shards)
         return self._states[side, split, position]
@@ -124,39 +135,67 @@ class Execution:
     def logit_directions(self, arm: str, q: int) -> Float[Tensor, "d q"]:
         """What the tuned model's unembedding reads most, or both models' (`logit_subspace_joint`)."""
         if arm not in self._directions:
-            changes = open_changes(self.prepared.pair.base, self.prepared.pair.tuned)
-            read = [readout(changes.tuned), *([readout(changes.base)] if arm == "logit_subspace_joint" else [])]
+            read = [readout(self.changes.tuned), *([readout(self.changes.base)] if arm == "logit_subspace_joint" else [])]
             self._directions[arm] = logit_directions(torch.cat(read), q)
         return self._directions[arm]
+
+    @cached_property
+    def changes(self) -> Changes:
+        """The weights of both models, read from their files when asked for."""
+        return open_changes(self.prepared.pair.base, self.prepared.pair.tuned)
 
     @property
     def n_layers(self) -> int:
         return shape_of(self.prepared.pair.config("base")).n_layers
 
     def variants(self, cell: Cell, model: Model, variants: Sequence[Variant], labels: pl.DataFrame, *, floor: bool = False) -> pl.DataFrame:
-        """The rows of these variants on a cell's prompts; with too little memory, of half the prompts at a time."""
-        key = cell.key
-        engine, cleans = self.engine(model, key["position"]), self.cleans(cell, model)
+        """The rows of these variants on a cell's prompts."""
+        return score_rows(self.scores(cell, model, variants), labels, cell.key["ids"], floor=floor)
+
+    def scores(
+        self, cell: Cell, model: Model, variants: Sequence[Variant], metrics: Collection[str] = METRICS, along: Along | None = None
+    ) -> Scores:
+        """What these variants do to the laws of a cell's prompts; with too little memory, of half the prompts at a time."""
+        key, engine = cell.key, self.engine(model, cell.key["position"])
         logits = {side: self.states(side, key["split"], key["position"], key["ids"]).logits for side in ("base", "tuned")}
 
-        def sweep(part: slice) -> list[pl.DataFrame]:
+        def score(cleans: Sequence[Clean], here: Sequence[Variant], part: slice) -> Scores:
+            return scores(
+                model, engine, cleans, here, base_logits=logits["base"][part].to(model.device), tuned_logits=logits["tuned"][part].to(model.device),
+                max_rows=self.max_rows, metrics=metrics, along=along, prompts=part,
+            )  # fmt: skip
+
+        found = self._in_parts(cell, model, variants, score)
+        return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+    def moved(self, cell: Cell, model: Model, variants: Sequence[Variant]) -> Float[Tensor, "prompt variant vocab"]:
+        """How far these variants move the logits of a cell's prompts, on the CPU."""
+        engine = self.engine(model, cell.key["position"])
+
+        def move(cleans: Sequence[Clean], here: Sequence[Variant], part: slice) -> Tensor:
+            return moved_logits(model, engine, cleans, here, vocab=self.prepared.vocab, max_rows=self.max_rows).cpu()
+
+        return torch.cat(self._in_parts(cell, model, variants, move))
+
+    def _in_parts(
+        self, cell: Cell, model: Model, variants: Sequence[Variant], compute: Callable[[Sequence[Clean], Sequence[Variant], slice], T]
+    ) -> list[T]:
+        """What `compute` gives for all prompts of a cell, or with too little memory for half of them at a time."""
+        cleans = self.cleans(cell, model)
+
+        def sweep(part: slice) -> list[T]:
             here = [{site: replace(write, value=write.value[part].to(model.device)) for site, write in one.items()} for one in variants]
             try:
-                return [
-                    run_variants(
-                        model, engine, cleans[part], here, labels, base_logits=logits["base"][part].to(model.device),
-                        tuned_logits=logits["tuned"][part].to(model.device), prompt_ids=key["ids"][part], max_rows=self.max_rows, floor=floor,
-                    )
-                ]  # fmt: skip
+                return [compute(cleans[part], here, part)]
             except torch.OutOfMemoryError as error:
-                n = len(key["ids"][part])
+                n = part.stop - part.start
                 if n == 1:
                     raise RunError(f"one prompt's {len(variants)} variants do not fit on {model.device}. Lower --max-rows.") from error
                 self.folder.log(f"out of memory with {n} prompts in a pass: halved")
                 middle = part.start + n // 2
                 return sweep(slice(part.start, middle)) + sweep(slice(middle, part.stop))
 
-        return pl.concat(sweep(slice(0, len(key["ids"]))))
+        return sweep(slice(0, len(cleans)))
 
     @property
     def max_rows(self) -> int:

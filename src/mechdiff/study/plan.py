@@ -10,6 +10,7 @@ from mechdiff.errors import StudyError
 from mechdiff.study.cells import Cell, Item, Plan, n_positions
 from mechdiff.study.config import StudyConfig
 from mechdiff.study.options import DIRECTIONS, PatchingOptions
+from mechdiff.study.plan_heads import attribution_cells, heads_cells
 from mechdiff.study.plan_maps import rank_cells, transport_cells
 from mechdiff.study.plan_steer import steering_cells
 from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS, Planner, sizes
@@ -45,7 +46,7 @@ def plan(
     checks = [_selfcheck(planner, side) for side in ("base", "tuned") if planner.wanted]
     cells = [*checks, *captures, *_divergence(planner), *_texts(planner), *_weights(planner), *_grafting(planner)]
     cells += [*_similarity(planner), *_patching(planner), *_factorial(planner)]
-    cells += [*transport_cells(planner), *rank_cells(planner), *steering_cells(planner)]
+    cells += [*transport_cells(planner), *rank_cells(planner), *steering_cells(planner), *heads_cells(planner), *attribution_cells(planner)]
     weights = [shape.parameters * bytes_per_weight for shape in shapes.values()]
     states = sum(_states_bytes(planner, cell) for cell in captures)
     return Plan(
@@ -111,7 +112,7 @@ def _states_needed(planner: Planner) -> list[tuple[str, str, tuple[str, ...], tu
 
 def _divergence(planner: Planner) -> Iterator[Cell]:
     measures = planner.study.measures
-    edited = (measures.patching, measures.transport, measures.rank, measures.steering)
+    edited = (measures.patching, measures.transport, measures.rank, measures.steering, measures.heads, measures.attribution)
     for split in SPLITS if measures.divergence or any(edited) else ():
         if split in planner.splits:
             items = planner.whole(split)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mechdiff.errors import StudyError
 from mechdiff.study.cells import Cell, Item
-from mechdiff.study.options import CloserOptions, TransportOptions
+from mechdiff.study.options import CloserOptions, LayeredOptions, TransportOptions
 from mechdiff.study.planner import Planner, sizes
 
 N_CLOSER = 4
@@ -141,18 +141,19 @@ def _choice(planner: Planner, options: CloserOptions) -> dict[str, Any]:
     }
 
 
-def possible(planner: Planner, measure: str, options: CloserOptions) -> bool:
-    """Whether states of one model fit into the other and there are prompts to fit on and to report.
+def possible(planner: Planner, measure: str, options: LayeredOptions, splits: Sequence[str] = ("fit", "report")) -> bool:
+    """Whether states of one model fit into the other and there are the prompts that are needed (to fit on, to report).
 
     Raises StudyError for closer layers that are not among the measure's layers.
     """
     layers = options.layer_numbers(planner.shape.n_layers)
-    if missing := [layer for layer in options.closer if layer not in layers] if options.closer != "hot" else []:
+    closer = getattr(options, "closer", "hot")
+    if missing := [layer for layer in closer if layer not in layers] if closer != "hot" else []:
         raise StudyError(f"{measure}: closer layers {missing} are asked for, which are not among its layers ({layers[0]} to {layers[-1]}).")
     if sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
         planner.skip(measure, "the two models differ in depth or width: a state of one does not fit into the other")
         return False
-    for split in ("fit", "report"):
+    for split in splits:
         if split not in planner.splits:
             planner.skip(measure, f"the study has no {split} prompts")
             return False

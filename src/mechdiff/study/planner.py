@@ -16,6 +16,9 @@ NEED_FIT = ("shift", "mean")
 NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
 
 
+HEAD_SITES = ("z", "attn_proj", "mlp_out")
+"""What a head reads and writes, and the MLPs that stand beside heads."""
+
 LAST_LEFT_OUT = 4
 """Of the positions spread over a prompt: the last few before the decision position, where templates stand."""
 
@@ -63,9 +66,18 @@ class Planner:
         with_sites = (self.patching, self.similarity, measures.transport, measures.rank, measures.steering)
         asked = {kind for options in with_sites if options for kind in options.sites}
         asked |= {"resid_post"} if self.factorial else set()
+        asked |= set(self.head_sites)
         for kind in sorted(asked - set(self.kinds), key=KINDS.index):
             self.skip(f"site {kind}", "these models add attention and MLP in parallel: the residual stream has no place between them")
         return tuple(kind for kind in KINDS if kind in asked and kind in self.kinds)
+
+    @property
+    def head_sites(self) -> tuple[str, ...]:
+        """Site kinds that heads and attribution read; none where blocks have no heads."""
+        heads, attribution = self.study.measures.heads, self.study.measures.attribution
+        if not (heads or attribution) or "z" not in self.kinds:
+            return ()
+        return (*HEAD_SITES, *(attribution.sites if attribution else ()))
 
     def packed(self, split: str, position: str) -> list[tuple[Item, ...]]:
         options = self.patching or PatchingOptions()

@@ -13,9 +13,11 @@ import polars as pl
 
 from mechdiff.engine.models import Model
 from mechdiff.study.artifacts import RunFolder
+from mechdiff.study.attribution import attribution_record
 from mechdiff.study.baselines import weights_record
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
+from mechdiff.study.head_network import heads_record
 from mechdiff.study.manifest import run_record
 from mechdiff.study.mapping import maps_record
 from mechdiff.study.prepare import Prepared
@@ -72,6 +74,8 @@ class _Run:
             **weights_record(self.execution),
             **maps,
             **steering_record(self.execution),
+            **heads_record(self.execution),
+            **attribution_record(self.execution),
             "warnings": [*record["warnings"], *maps.get("transport", {}).get("warnings", []), *self.folder.warnings],
         }
 
@@ -115,9 +119,22 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("steering", "tuned"),
     ("steered", "tuned"),
     ("side_effects", "tuned"),
+    ("heads", "tuned"),
+    ("attribution", "tuned"),
     ("rank_curve", "base"),
     ("steering", "base"),
     ("steered", "base"),
     ("side_effects", "base"),
+    ("heads", "base"),
+    ("attribution", "base"),
+    ("head_orders", "base"),
+    ("head_sets", "base"),
+    ("head_network", "base"),
+    ("looks", "base"),
+    ("head_orders", "tuned"),
+    ("head_sets", "tuned"),
+    ("head_network", "tuned"),
+    ("looks", "tuned"),
+    ("attention", None),
     ("steered_texts", None),
 )

@@ -15,10 +15,13 @@ from mechdiff.engine.sites import Site
 from mechdiff.measures import divergence, factorial, patching, similarity
 from mechdiff.measures.counterfactuals import labelled
 from mechdiff.rows import empty
+from mechdiff.study.attribution import attribute
 from mechdiff.study.baselines import graft, inputs, weigh
 from mechdiff.study.cells import Cell, unit_of
 from mechdiff.study.closer import closer, fisher, rank_curve, ranks
 from mechdiff.study.execution import Execution, positions
+from mechdiff.study.head_network import attention, head_network, looks
+from mechdiff.study.heads import every_head, head_orders, head_sets
 from mechdiff.study.mapping import fits, patched
 from mechdiff.study.options import DIRECTIONS
 from mechdiff.study.planner import NEED_FIT
@@ -149,4 +152,11 @@ STAGES: dict[str, Stage] = {
     "steered": steered_prompts,
     "side_effects": side_effects,
     "steered_texts": steered_texts,
+    "heads": every_head,
+    "head_orders": head_orders,
+    "head_sets": head_sets,
+    "head_network": head_network,
+    "looks": looks,
+    "attention": attention,
+    "attribution": attribute,
 }

@@ -1,0 +1,77 @@
+"""What do gradients say of the heads: the effect of swapping each of them, all at once, without running any of the swaps.
+
+One model runs clean, and m is a number that is linear in its logits. If a component's output (a head's contribution, an MLP's, a whole site) were
+moved by D to what the other model has there, m would change by about
+
+    grad_x_diff            g . D,              g = dm/da at the running model's clean run: one backward pass for all components
+    integrated_gradients   mean_s g(s) . D,    g(s) at own + s D_all, s at the midpoints of [0, 1], the heads of one block moved together
+
+The first is attribution patching (Nanda 2023; Syed 2023, arXiv 2310.10348), wrong by the curvature: its relative error grows with the size of D. The
+second is integrated gradients (Sundararajan 2017, arXiv 1703.01365) along the joint path of a block's heads, which is the Aumann-Shapley value of the
+game "swap these heads": over the heads of a block it adds up to m(all heads swapped) - m(clean), up to the step size (completeness).
+
+m must be linear in the logits: the gradient of a KL divergence at its own reference is 0. Three are offered, each pointing to the tuned model:
+
+    law         sum_v (p_tuned(v) - p_base(v)) z_v     always defined; between the two models it differs by KL(t||b) + KL(b||t)
+    divergent   z[tuned's first choice] - z[base's]    undefined (NaN) where both choose the same token
+    label       z[first token of the label] - mean z
+
+So in `tuned<-base` what carries the change is negative, in `base<-tuned` positive. Estimates are held against true patches on every run, for the top
+heads and for random ones: where the rank correlation is low, believe the patches.
+
+**Importance of a head in each model** (directions base<-base and tuned<-tuned): the same gradient against the head's own mean over the fit prompts,
+as if its contribution were replaced by that mean (mean ablation). Heads that are important in one model and not in the other are the *churn*.
+
+When it misleads: a saturated softmax has no gradient where a patch has an effect, and effects of opposite sign cancel (Kramar 2024, AtP*).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechdiff.errors import PromptError
+
+
+def weights_of(
+    metric: str,
+    base_logits: Float[Tensor, "prompt vocab"],
+    tuned_logits: Float[Tensor, "prompt vocab"],
+    label_tokens: Sequence[int] | None = None,
+) -> Float[Tensor, "prompt vocab"]:
+    """The weights of m, summing to 0 over the vocabulary; a row of NaN where it is undefined. `label_tokens`: each prompt's, for `label`."""
+    if metric == "law":
+        return tuned_logits.double().softmax(-1).float() - base_logits.double().softmax(-1).float()
+    weights = torch.zeros_like(tuned_logits, dtype=torch.float32)
+    every = torch.arange(len(weights))
+    if metric == "label":
+        assert label_tokens is not None
+        weights -= 1 / weights.shape[1]
+        weights[every, list(label_tokens)] += 1
+        return weights
+    first, other = tuned_logits.argmax(-1), base_logits.argmax(-1)
+    weights[every, first] += 1
+    weights[every, other] -= 1
+    weights[first == other] = torch.nan
+    return weights
+
+
+def label_token(prompt: str, label: str | None, tokenizer: object) -> int:
+    """The token that a prompt's label begins with. PromptError where there is none."""
+    ids = tokenizer(label, add_special_tokens=False)["input_ids"] if label else []  # type: ignore[operator]
+    if not ids:
+        raise PromptError(
+            f"attribution.metric label: the prompt {prompt!r} has no label. Give every prompt a `label`, or use the metric law."
+        )
+    return int(ids[0])
+
+
+def by_head(gradient: Float[Tensor, "prompt d"], change: Float[Tensor, "prompt head d"]) -> Float[Tensor, "prompt head"]:
+    """g . D of each head."""
+    return torch.einsum("pd,phd->ph", gradient.double(), change.double())
+
+
+def midpoints(steps: int) -> list[float]:
+    """Where on the path from own (0) to other (1) gradients are taken."""
+    return [(step + 0.5) / steps for step in range(steps)]

@@ -1,0 +1,121 @@
+"""What the heads of some prompts contribute in both models, and runs of one model in which they are swapped."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from mechdiff.engine.families import family_of
+from mechdiff.engine.models import Model
+from mechdiff.engine.projections import Layout, layout_of
+from mechdiff.engine.replay import Variant
+from mechdiff.errors import ModelError
+from mechdiff.measures import games, heads
+from mechdiff.measures.counterfactuals import Along, Scores, labelled
+from mechdiff.measures.heads import V_METRIC, Block
+from mechdiff.measures.outcome import kl_nats
+from mechdiff.study.cells import Cell
+from mechdiff.study.execution import Execution
+
+AT_ONCE = 512
+"""Sets whose written states are in memory together."""
+
+
+class Bench:
+    """What the heads of some prompts contribute in both models, and runs of the model of a direction in which they are swapped."""
+
+    def __init__(self, run: Execution, cell: Cell, model: Model) -> None:
+        self.run, self.cell, self.model, self.direction = run, cell, model, cell.key["direction"]
+        self.theirs = "base" if model.side == "tuned" else "tuned"
+        self.states = {side: run.states(side, cell.key["split"], "decision", cell.key["ids"]) for side in ("base", "tuned")}
+        self.metric = V_METRIC[self.direction]
+        self.total = kl_nats(self.states["tuned"].logits, self.states["base"].logits)
+        """`[prompt]`: D."""
+
+    def block(self, layer: int) -> Block:
+        """One block's heads on the cell's prompts."""
+        return block(self.run, layer, {side: self.state(side, "z", layer) for side in ("base", "tuned")}, self.model.side)
+
+    def state(self, side: str, kind: str, layer: int) -> Float[Tensor, "prompt d"]:
+        return self.states[side].kinds[kind][layer, :, 0]
+
+    def effect(self, found: Scores) -> Float64[Tensor, "prompt variant"]:
+        """v of every variant, in nats."""
+        return self.as_effect(found[self.metric][:, 1:])
+
+    def as_effect(self, values: Float64[Tensor, "prompt variant"]) -> Float64[Tensor, "prompt variant"]:
+        """v from the direction's metric, and the metric from v."""
+        return values if self.metric == "kl_own_nats" else self.total[:, None] - values
+
+    def fisher(self, everyone: Sequence[Variant]) -> Float[Tensor, "variant prompt vocab"]:
+        """The weights of `fisher_nats` towards each of these runs."""
+        own = self.states[self.model.side].logits
+        return torch.stack([heads.fisher_weights(moved, own) for moved in self.run.moved(self.cell, self.model, everyone).unbind(1)])
+
+    def game(self, layer: int, change: Float[Tensor, "prompt head d"], metric: str | None = None) -> games.Game:
+        """The game of one block's heads; `metric` other than the direction's: its values as they are."""
+
+        def evaluate(coalitions: Sequence[games.Coalition]) -> np.ndarray:
+            parts = []
+            for start in range(0, len(coalitions), AT_ONCE):
+                variants = [heads.swap(layer, change, one) for one in coalitions[start : start + AT_ONCE]]
+                found = self.scores(variants, (metric or self.metric,))
+                parts.append(found[metric][:, 1:] if metric else self.effect(found))
+            return torch.cat(parts, 1).T.numpy()
+
+        return games.Game(change.shape[1], evaluate)
+
+    def scores(self, variants: Sequence[Variant], metrics: Sequence[str], along: Along | None = None) -> Scores:
+        return self.run.scores(self.cell, self.model, variants, metrics, along)
+
+
+def block(run: Execution, layer: int, z: Mapping[str, Float[Tensor, "prompt z"]], runs: str) -> Block:
+    """One block's heads from both models' z; `runs` is the side of the running model."""
+    other = "base" if runs == "tuned" else "tuned"
+    weights = {side: output_of(run, side, layer)[0] for side in ("base", "tuned")}
+    n_heads = len(weights[runs])
+    own, theirs = (z[side].unflatten(1, (n_heads, -1)) for side in (runs, other))
+    return Block(layer=layer, own=own, other=theirs, w_own=weights[runs], w_other=weights[other])
+
+
+def output_of(run: Execution, side: str, layer: int) -> tuple[Float[Tensor, "head d_head d"], Float[Tensor, " d"]]:
+    """One model's output projection by head, and its bias, in float32 as the model holds them. ModelError: not in the files."""
+    pair, changes = run.prepared.pair, run.changes
+
+    def read(name: str) -> Tensor | None:
+        if name not in changes:
+            return None
+        change = changes.change(name)
+        return (change.base if side == "base" else change.after()).to(pair.dtype).float()
+
+    found = head_layout(run).output(layer, read)
+    if isinstance(found, str):
+        raise ModelError(
+            f"{pair.base.ref}, {pair.tuned.ref}: heads cannot be told apart in block {layer}: {found}. Leave the measures heads and attribution out."
+        )
+    return found
+
+
+def head_layout(run: Execution) -> Layout:
+    """Where the heads of both models are."""
+    pair = run.prepared.pair
+    return layout_of(family_of(pair.config("base"), pair.base.ref), pair.config("base"))
+
+
+def units(run: Execution, n_heads: int, *, groups: bool) -> list[tuple[str, Sequence[int]]]:
+    """(the rows' unit, heads) of every head, every key-value group that has several, and all."""
+    found: list[tuple[str, Sequence[int]]] = [(f"head {head}", [head]) for head in range(n_heads)]
+    n_groups = head_layout(run).n_groups
+    size = n_heads // n_groups
+    if groups and size > 1:
+        found += [(f"group {group}", range(group * size, (group + 1) * size)) for group in range(n_groups)]
+    return [*found, ("all", range(n_heads))]
+
+
+def columns(labels: Sequence[Mapping[str, Any]], **constant: Any) -> pl.DataFrame:
+    names = {name for label in labels for name in label}
+    return labelled(len(labels), **{name: [label.get(name) for label in labels] for name in names}, **constant)

@@ -1,0 +1,170 @@
+"""The stages of heads beyond one layer: sets across the network, the attention of the top heads, the record."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from mechdiff.engine.looks import attention_at_decision, pattern_js_nats
+from mechdiff.engine.models import Model
+from mechdiff.measures import games, heads
+from mechdiff.measures.counterfactuals import score_rows
+from mechdiff.measures.heads import Player
+from mechdiff.rows import empty
+from mechdiff.study.cells import Cell
+from mechdiff.study.execution import Execution
+from mechdiff.study.head_bench import AT_ONCE, Bench, columns, head_layout
+from mechdiff.study.head_choices import closer_layers, greedy_order, heads_options, order, top_heads, within
+from mechdiff.study.mapping import table
+from mechdiff.study.options import DIRECTIONS
+
+Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
+
+ACROSS = (1, 2, 3, 5, 8, 12, 20, 32, 50, 80, 120, 200, 320, 500, 800, 1200, 2000, 3200)
+"""Sizes of the nested sets across the network."""
+
+AT_RANDOM = 5
+"""Of those sizes, the smallest ones at which random sets are drawn too."""
+
+SHOWN = 5
+"""Tokens that the record names of what a head looks at."""
+
+
+# ---- across the network ------------------------------------------------------------------------------------------------------------
+
+
+def head_network(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of nested sets of heads, and of heads and MLPs, across all layers: by single effect, by attribution, and at random."""
+    assert model
+    bench, key = Bench(run, cell, model), cell.key
+    blocks = {layer: bench.block(layer) for layer in key["layers"]}
+    mlps = {layer: bench.state(bench.theirs, "mlp_out", layer) for layer in key["layers"]}
+    labels: list[dict[str, Any]] = []
+    sets: list[tuple[Player, ...]] = []
+    for site, only_heads in (("attn_proj", True), (None, False)):
+        by = [
+            [player for player in order(run, bench.direction, way) if not only_heads or player[1] is not None]
+            for way in ("single", "attribution")
+        ]
+        everyone = by[0]
+        nested = {frozenset(players[:k]): tuple(players[:k]) for players in by for k in ACROSS if k < len(players)}
+        sets += [*nested.values(), tuple(everyone)]
+        labels += [{"site": site, "unit": "+".join(map(heads.player_name, sorted(one, key=_place)))} for one in nested.values()]
+        labels.append({"site": site, "unit": "all"})
+        for k in [k for k in ACROSS if k < len(everyone)][:AT_RANDOM] if only_heads else []:
+            drawn = games.random_coalitions(len(everyone), k, key["draws"], key["seed"])
+            sets += [tuple(everyone[i] for i in sorted(one)) for one in drawn]
+            labels += [{"site": site, "rank": k, "control": f"random_set#{i}"} for i in range(len(drawn))]
+    frames = []
+    for start in range(0, len(sets), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        variants = [heads.swap_across(one, blocks, mlps) for one in sets[part]]
+        named = columns(labels[part], measure="heads", direction=key["direction"], split=key["split"], arm="contribution")
+        frames.append(score_rows(bench.scores(variants, (bench.metric,)), named, key["ids"]))
+    return pl.concat(frames), {}
+
+
+def _place(player: Player) -> tuple[int, int]:
+    return player[0], 1 << 30 if player[1] is None else player[1]
+
+
+# ---- attention ---------------------------------------------------------------------------------------------------------------------
+
+
+def looks(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Tensors: where the top heads look at the decision position, `[prompt, token]` by the head's name, 0 behind the end of a prompt."""
+    assert model
+    chosen = top_heads(run)
+    layers = sorted({layer for layer, _ in chosen})
+    patterns = [attention_at_decision(model, clean, layers) for clean in run.cleans(cell, model)]
+    longest = max(one[layers[0]].shape[1] for one in patterns)
+    found = {}
+    for layer, head in chosen:
+        rows = [torch.nn.functional.pad(one[layer][head or 0], (0, longest - one[layer].shape[1])) for one in patterns]
+        found[heads.player_name((layer, head))] = torch.stack(rows).numpy()
+    return empty(), found
+
+
+def attention(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of how far the two models' attention of the top heads differ."""
+    values = [
+        {"layer": layer, "unit": f"head {head}", "prompt": name, "value": js}
+        for (layer, head), per_prompt in _pairs(run, cell).items()
+        for name, (_, _, js) in zip(cell.key["ids"], per_prompt, strict=True)
+    ]
+    return table(values, measure="heads", split=cell.key["split"], site="attn_proj", metric="attention_js_nats"), {}
+
+
+def _pairs(run: Execution, cell: Cell) -> dict[Player, list[tuple[Tensor, Tensor, float]]]:
+    """Of each top head and prompt the two models' patterns over the aligned positions, and their JS; what is at no aligned place is one outcome."""
+    held = {one.side: run.folder.load(one.key).tensors for one in run.cells if one.stage == "looks"}
+    found: dict[Player, list[tuple[Tensor, Tensor, float]]] = {}
+    for player in top_heads(run):
+        pairs = []
+        for i, name in enumerate(cell.key["ids"]):
+            places = run.prompt(cell.key["split"], name).positions
+            base, tuned = (
+                torch.from_numpy(held[side][heads.player_name(player)][i])[[place[which] for place in places]]
+                for which, side in enumerate(("base", "tuned"))
+            )
+            pairs.append((base, tuned, float(pattern_js_nats(base, tuned))))
+        found[player] = pairs
+    return found
+
+
+# ---- for the record ----------------------------------------------------------------------------------------------------------------
+
+
+def heads_record(run: Execution) -> dict[str, Any]:
+    """For the record: `heads` (the closer layers, the orders and what chose them, what top heads look at)."""
+    if not any(cell.stage == "heads" for cell in run.cells):
+        return {}
+    options, (layers, chosen) = heads_options(run), closer_layers(run)
+    layout = head_layout(run)
+    ways = {way: {direction: order(run, direction, way) for direction in DIRECTIONS} for way in ("single", "attribution")}
+    return {
+        "heads": {
+            "closer_layers": layers,
+            "chosen": chosen,
+            "n_candidates": len(options.layer_numbers(run.n_layers)),
+            "n_heads": layout.n_heads,
+            "n_groups": layout.n_groups,
+            "heads_per_group": layout.n_heads // layout.n_groups,
+            "exact": layout.n_heads <= options.exact_up_to,
+            **options.model_dump(include={"permutations", "draws"}),
+            "orders": {
+                direction: {
+                    way: [heads.player_name(player) for player in found[direction]] for way, found in ways.items() if found[direction]
+                }
+                for direction in DIRECTIONS
+            },
+            "greedy": {direction: {str(layer): greedy_order(run, direction, layer) for layer in layers} for direction in DIRECTIONS},
+            **{
+                way: {direction: {str(layer): within(found[direction], layer) for layer in layers} for direction in DIRECTIONS}
+                for way, found in ways.items()
+            },
+            "attention": _looked_at(run),
+        }
+    }
+
+
+def _looked_at(run: Execution) -> list[dict[str, Any]]:
+    """What the top heads look at, on the prompts of the record: the tokens of the largest weights in each model."""
+    found = []
+    for cell in [one for one in run.cells if one.stage == "attention"]:
+        tokenizer = run.prepared.pair.tokenizer("tuned")
+        for player, pairs in _pairs(run, cell).items():
+            for name, (base, tuned, js) in zip(cell.key["ids"], pairs, strict=True):
+                one = run.prompt(cell.key["split"], name)
+                ids = [one.ids_tuned[place[1]] for place in one.positions]
+                said = {side: _most(weights, ids, tokenizer) for side, weights in (("base", base), ("tuned", tuned))}
+                found.append({"head": heads.player_name(player), "prompt": name, **said, "js": js})
+    return found
+
+
+def _most(weights: Tensor, ids: Sequence[int], tokenizer: Any) -> list[tuple[str, float]]:
+    top = weights.topk(min(SHOWN, len(weights)))
+    return [(tokenizer.decode([ids[i]]), round(float(w), 4)) for w, i in zip(top.values, top.indices.tolist(), strict=True)]

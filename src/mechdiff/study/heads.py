@@ -1,0 +1,221 @@
+"""The stages of heads: every head of every layer, orders of heads, sets of them at the closer layers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from mechdiff.engine.models import Model
+from mechdiff.engine.replay import Variant, Write
+from mechdiff.engine.sites import Site
+from mechdiff.measures import games, heads
+from mechdiff.measures.counterfactuals import Along, score_rows
+from mechdiff.measures.heads import Block
+from mechdiff.measures.outcome import METRICS, kl_nats
+from mechdiff.rows import empty
+from mechdiff.study.cells import Cell
+from mechdiff.study.execution import Execution
+from mechdiff.study.head_bench import Bench, block, columns, output_of, units
+from mechdiff.study.head_choices import closer_layers, greedy_order, order, within
+from mechdiff.study.mapping import maps_at, table
+
+Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
+
+
+def every_head(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of each head, key-value group, and MLP of every layer. On select with the direction's own metric alone."""
+    assert model
+    bench, key = Bench(run, cell, model), cell.key
+    layers, published = list(key["layers"]), key["split"] == "report"
+    blocks = {layer: bench.block(layer) for layer in layers}
+    changes = {layer: one.change() for layer, one in blocks.items()}
+    everyone = [heads.swap(layer, changes[layer], range(blocks[layer].n_heads)) for layer in layers]
+    along = _checked(bench, layers, everyone, published)
+    variants: list[Variant] = []
+    labels: list[dict[str, Any]] = []
+    for layer in layers:
+        for unit, chosen in units(run, blocks[layer].n_heads, groups=published):
+            variants.append(heads.swap(layer, changes[layer], chosen))
+            labels.append({"layer": layer, "site": "attn_proj", "unit": unit})
+    groups = [layers.index(label["layer"]) for label in labels]
+    asked: dict[str, Any] = {"measure": "heads", "direction": key["direction"], "split": key["split"], "arm": "contribution"}
+    metrics = METRICS if published else (bench.metric,)
+    found = bench.scores(variants, metrics, Along(name="fisher_nats", weights=along, group=groups) if along is not None else None)
+    frames = [score_rows(found, columns(labels, **asked), key["ids"], floor=key["floor"] and published)]
+    mlps: list[Variant] = [{Site(layer, "mlp_out"): Write(value=bench.state(bench.theirs, "mlp_out", layer)[:, None])} for layer in layers]
+    frames.append(
+        score_rows(bench.scores(mlps, metrics), columns([{"layer": layer, "site": "mlp_out"} for layer in layers], **asked), key["ids"])
+    )
+    return pl.concat(frames), {}
+
+
+def _checked(bench: Bench, layers: Sequence[int], everyone: Sequence[Variant], published: bool) -> Tensor | None:
+    """Holds v(all heads) of every layer against the whole site; returns the weights of `fisher_nats`, by layer, where they are wanted."""
+    run, model = bench.run, bench.model
+    own = bench.states[model.side].logits
+    whole = []
+    for layer in layers:
+        bias = {side: output_of(run, side, layer)[1] for side in ("base", "tuned")}
+        states = {side: bench.state(side, "attn_proj", layer) for side in ("base", "tuned")}
+        whole.append(heads.same_by_site(layer, states[model.side], states[bench.theirs], bias[bench.theirs] - bias[model.side]))
+    moved = run.moved(bench.cell, model, [*everyone, *whole])
+    effects = kl_nats(own[:, None], own[:, None] + moved)
+    for i, layer in enumerate(layers):
+        heads.refuse_mismatch(model.ref, layer, effects[:, i], effects[:, len(layers) + i], 0.0, model.dtype)
+    return torch.stack([heads.fisher_weights(moved[:, i], own) for i in range(len(layers))]) if published else None
+
+
+def head_orders(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Tensors: the greedy order of the heads of each closer layer on the select prompts, by the layer's number."""
+    assert model
+    bench = Bench(run, cell, model)
+    found = {}
+    for layer in closer_layers(run)[0]:
+        game = bench.game(layer, bench.block(layer).change())
+        found[str(layer)] = np.array(games.greedy(game, min(cell.key["picks"], game.n)))
+    return empty(), found
+
+
+# ---- sets of heads at one layer ----------------------------------------------------------------------------------------------------
+
+
+def head_sets(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of sets of heads at the closer layers: orders, pairs, random sets, Shapley values, arms, random edits."""
+    assert model
+    bench, frames = Bench(run, cell, model), [empty()]
+    for layer in closer_layers(run)[0]:
+        here = bench.block(layer)
+        frames += [_sets(bench, here), _arms(bench, here), _mapped(bench, layer), _null_edits(bench, layer)]
+    return pl.concat(frames), {}
+
+
+def _sets(bench: Bench, here: Block) -> pl.DataFrame:
+    """Rows of the sets of one block's heads, by the direction's metric; of those that are no draws also their projection on all."""
+    run, settings, seed = bench.run, bench.cell.key["settings"], bench.cell.key["seed"]
+    n, change = here.n_heads, here.change()
+    game = bench.game(here.layer, change)
+    exact = n <= settings["exact_up_to"]
+    draws = {
+        k: games.random_coalitions(n, k, settings["draws"], seed)
+        for k in (games.sizes(n, settings["exact_up_to"]) if settings["draws"] else [])
+    }
+    named = list(dict.fromkeys(one for one in _named(run, bench.direction, here.layer, n, settings["top"]) if 1 < len(one) < n))
+    orders = games.permutations(n, settings["permutations"], seed)
+    prefixes = [] if exact else [one for each in orders for one in games.prefixes(each)]
+    game.values([*(games.every(n) if exact else prefixes), *named, *(one for drawn in draws.values() for one in drawn)])
+    shapley = games.shapley_exact(game) if exact else games.shapley_sampled(game, orders)[0]
+    found = [({"unit": heads.unit(one, n), "metric": bench.metric}, bench.as_effect(_row(game.value(one)))[:, 0].numpy()) for one in named]
+    found += [({"unit": f"head {head}", "metric": "shapley_nats"}, values) for head, values in enumerate(shapley)]
+    for k, drawn in draws.items():
+        found += [
+            ({"unit": heads.unit(one, n), "metric": bench.metric, "rank": k, "control": f"random_set#{i}"},
+             bench.as_effect(_row(game.value(one)))[:, 0].numpy())
+            for i, one in enumerate(drawn)
+        ]  # fmt: skip
+    variants = [heads.swap(here.layer, change, one) for one in named]
+    along = Along(name="fisher_nats", weights=bench.fisher([heads.swap(here.layer, change, range(n))]), group=[0] * len(variants))
+    projected = bench.scores(variants, (), along)["fisher_nats"][:, 1:].numpy() if variants else np.empty((0, 0))
+    found += [({"unit": heads.unit(one, n), "metric": "fisher_nats"}, projected[:, i]) for i, one in enumerate(named)]
+    return _as_rows(bench, here.layer, found)
+
+
+def _row(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))[:, None]
+
+
+def _named(run: Execution, direction: str, layer: int, n: int, top: int) -> Iterable[games.Coalition]:
+    """Prefixes of the orders, what is left without each of them and without each head, and pairs of the top heads."""
+    everyone = frozenset(range(n))
+    for head in range(n):
+        yield everyone - {head}
+    by = [greedy_order(run, direction, layer), *(within(order(run, direction, way), layer) for way in ("single", "attribution"))]
+    for heads_in_order in by:
+        for one in games.prefixes(heads_in_order):
+            yield one
+            yield everyone - one
+    strongest = by[1][:top]
+    for i, one in enumerate(strongest):
+        for other in strongest[:i]:
+            yield frozenset({one, other})
+
+
+def _as_rows(bench: Bench, layer: int, found: Sequence[tuple[dict[str, Any], np.ndarray]], **constant: Any) -> pl.DataFrame:
+    """Rows of values per prompt."""
+    key = bench.cell.key
+    values = [
+        {**what, "prompt": name, "value": float(v)} for what, per_prompt in found for name, v in zip(key["ids"], per_prompt, strict=True)
+    ]
+    fixed = {
+        "measure": "heads",
+        "direction": key["direction"],
+        "split": key["split"],
+        "layer": layer,
+        "site": "attn_proj",
+        "arm": "contribution",
+    }
+    return table(values, **fixed | constant) if values else empty()
+
+
+def _arms(bench: Bench, here: Block) -> pl.DataFrame:
+    """Rows of each head and all by what it reads, by what it writes, and by z alone."""
+    chosen = units(bench.run, here.n_heads, groups=False)
+    variants: list[Variant] = []
+    labels: list[dict[str, Any]] = []
+    for arm in ("routing", "write"):
+        change = here.change(arm)
+        variants += [heads.swap(here.layer, change, one) for _, one in chosen]
+        labels += [{"unit": unit, "arm": arm, "site": "attn_proj"} for unit, _ in chosen]
+    for strength in bench.cell.key["settings"]["z_swap"]:
+        variants += [heads.swap_z(here, one, strength) for _, one in chosen]
+        labels += [{"unit": unit, "arm": "z_swap", "site": "z", "strength": None if strength == 1 else strength} for unit, _ in chosen]
+    return _arm_rows(bench, here.layer, variants, labels, bench.direction)
+
+
+def _arm_rows(bench: Bench, layer: int, variants: Sequence[Variant], labels: Sequence[Mapping[str, Any]], direction: str) -> pl.DataFrame:
+    named = columns(labels, measure="heads", direction=direction, split=bench.cell.key["split"], layer=layer)
+    return score_rows(bench.scores(variants, METRICS), named, bench.cell.key["ids"])
+
+
+def _mapped(bench: Bench, layer: int) -> pl.DataFrame:
+    """Rows of heads whose z is what a map of z makes of the base's: closeness where the tuned model runs, transport proper where the base does."""
+    run = bench.run
+    fits = [one for one in run.cells if one.stage == "fits" and one.key["kind"] == "z"]
+    if not fits:
+        return empty()
+    source, runs = bench.state("base", "z", layer), bench.model.side
+    direction = "tuned<-base" if runs == "tuned" else "base<-base"
+    weights, shape = {side: output_of(run, side, layer)[0] for side in ("base", "tuned")}, bench.block(layer).own.shape[1:]
+    frames = [empty()]
+    for arm in fits[0].key["settings"]["maps"]:
+        one = maps_at(run, fits[0], layer).there[arm]
+        mapped = one.transform(source).float().unflatten(1, shape)
+        here = Block(
+            layer=layer, own=bench.state(runs, "z", layer).unflatten(1, shape), other=mapped, w_own=weights[runs], w_other=weights["tuned"]
+        )
+        chosen, change = units(run, here.n_heads, groups=False), here.change()
+        labels = [{"unit": unit, "arm": arm, "rank": one.rank_, "site": "attn_proj"} for unit, _ in chosen]
+        frames.append(_arm_rows(bench, layer, [heads.swap(layer, change, heads_) for _, heads_ in chosen], labels, direction))
+    return pl.concat(frames)
+
+
+def _null_edits(bench: Bench, layer: int) -> pl.DataFrame:
+    """Rows of random edits of the size of the real one: single heads, all but one, all, by how far they move the running model."""
+    run, key = bench.run, bench.cell.key
+    everywhere = {side: run.states(side, key["split"], "decision").kinds["z"][layer, :, 0] for side in ("base", "tuned")}
+    whole = block(run, layer, everywhere, bench.model.side)
+    names = [name for shard in run.captures("base", key["split"], "decision") for name in shard.key["ids"]]
+    at = [names.index(name) for name in key["ids"]]
+    n, found = whole.n_heads, []
+    everyone = frozenset(range(n))
+    coalitions = [*(frozenset({head}) for head in range(n)), *(everyone - {head} for head in range(n)), everyone]
+    for draw in range(key["settings"]["null_edits"] if n > 1 and whole.change().any() else 0):
+        game = bench.game(layer, heads.noise_like(whole, key["seed"] + draw)[at], "kl_own_nats")
+        values = game.values(coalitions)
+        what = {"metric": "kl_own_nats", "control": f"random_vector#{draw}"}
+        found += [
+            (what | {"unit": unit}, v) for unit, v in {heads.unit(one, n): v for one, v in zip(coalitions, values, strict=True)}.items()
+        ]
+    return _as_rows(bench, layer, found)
