@@ -110,7 +110,7 @@ def test_p4_only_what_the_head_reads_or_writes_has_changed(p4: dict[str, dict[st
     assert z["a"] <= 1e-11, "an edit of W_O leaves z as it is: swapping z finds nothing (A24)"
     assert z["b"] == pytest.approx(float(whole["b"]), rel=1e-5)
     for edit, zero, all_of_it in (("a", "routing", "write"), ("b", "write", "routing")):
-        assert p4[edit]["tuned<-base"].singles(arm=zero)[:, HEAD].max() == 0
+        assert p4[edit]["tuned<-base"].singles(arm=zero)[:, HEAD].max() <= 1e-11
         torch.testing.assert_close(p4[edit]["tuned<-base"].singles(arm=all_of_it), p4[edit]["tuned<-base"].singles(), rtol=1e-4, atol=1e-9)
 
 
