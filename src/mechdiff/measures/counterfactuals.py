@@ -32,10 +32,9 @@ class Along:
     group: Sequence[int]
     """Whose weights count, by variant."""
 
-    def values(self, logits: Float[Tensor, "prompt run vocab"], variants: slice, prompts: slice) -> Float64[Tensor, "prompt run"]:
-        """Of these variants on these prompts, behind the unedited run."""
+    def values(self, logits: Float[Tensor, "prompt run vocab"], groups: Sequence[int], prompts: slice) -> Float64[Tensor, "prompt run"]:
+        """Of runs of these groups on these prompts, behind the unedited run."""
         found = torch.zeros(logits.shape[:2], dtype=torch.float64)
-        groups = self.group[variants]
         for runs, weights, values in zip(logits, self.weights[:, prompts].unbind(1), found, strict=True):
             moved = runs[1:] - runs[0]
             for group in sorted(set(groups)):
@@ -59,28 +58,36 @@ def scores(
 ) -> Scores:
     """What every variant does to each prompt's law. No pass has more than about `max_rows` rows.
 
-    `prompts` are those of `along` that are run here.
+    A variant that adds nothing anywhere is not run: it is the unedited run. `prompts` are those of `along` that are run here.
     """
     own, other = (tuned_logits, base_logits) if model.side == "tuned" else (base_logits, tuned_logits)
+    busy = [i for i, variant in enumerate(variants) if not adds_nothing(variant)]
     parts: list[Scores] = []
-    for part in chunks(len(variants), max(1, max_rows // len(cleans) - 1)):
-        logits = engine(model, cleans, variants[part])[..., : own.shape[-1]]
+    for part in chunks(max(1, len(busy)), max(1, max_rows // len(cleans) - 1)):
+        logits = engine(model, cleans, [variants[i] for i in busy[part]])[..., : own.shape[-1]]
         found = outcomes(logits, own, other, tuned_clean=tuned_logits, base_clean=base_logits, metrics=metrics)
         if along:
-            found[along.name] = along.values(logits, part, prompts)
+            found[along.name] = along.values(logits, [along.group[i] for i in busy[part]], prompts)
         parts.append(found if not parts else {name: values[:, 1:] for name, values in found.items()})
-    return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+    run_of = [0, *(1 + busy.index(i) if i in busy else 0 for i in range(len(variants)))]
+    return {name: torch.cat([part[name] for part in parts], 1)[:, run_of] for name in parts[0]}
+
+
+def adds_nothing(variant: Variant) -> bool:
+    """Whether every write of a variant adds zeros."""
+    return all(write.add and not write.value.any() for write in variant.values())
 
 
 def moved_logits(
     model: Model, engine: Engine, cleans: Sequence[Clean], variants: Sequence[Variant], *, vocab: int, max_rows: int
 ) -> Float[Tensor, "prompt variant vocab"]:
-    """How far every variant moves each prompt's logits from the unedited run of the same pass."""
-    parts = []
-    for part in chunks(len(variants), max(1, max_rows // len(cleans) - 1)):
-        logits = engine(model, cleans, variants[part])[..., :vocab]
-        parts.append(logits[:, 1:] - logits[:, :1])
-    return torch.cat(parts, 1)
+    """How far every variant moves each prompt's logits from the unedited run of the same pass, on the CPU."""
+    found = torch.zeros(len(cleans), len(variants), vocab)
+    busy = [i for i, variant in enumerate(variants) if not adds_nothing(variant)]
+    for part in chunks(len(busy), max(1, max_rows // len(cleans) - 1)) if busy else ():
+        logits = engine(model, cleans, [variants[i] for i in busy[part]])[..., :vocab]
+        found[:, busy[part]] = (logits[:, 1:] - logits[:, :1]).cpu()
+    return found
 
 
 def score_rows(found: Scores, labels: pl.DataFrame, prompt_ids: Sequence[str], *, floor: bool = False) -> pl.DataFrame:

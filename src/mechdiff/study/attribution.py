@@ -100,9 +100,10 @@ def _path(found: _Attributed) -> None:
     steps = measure.midpoints(found.settings["steps"])
     ends = {Site(layer, "attn_proj"): found.changes[layer].sum(1) for layer in found.layers}
     ends |= {Site(layer, "mlp_out"): found.difference(Site(layer, "mlp_out")) for layer in found.layers}
-    on_path = found.gradients([{site: step * end} for site, end in ends.items() for step in steps])
-    for number, (site, end) in enumerate(ends.items()):
-        mean = torch.stack([one[site] for one in on_path[number * len(steps) : (number + 1) * len(steps)]]).double().mean(0)
+    moving = {site: end for site, end in ends.items() if end.any()}
+    on_path = iter(found.gradients([{site: step * end} for site, end in moving.items() for step in steps]))
+    for site, end in ends.items():
+        mean = torch.stack([next(on_path)[site] for _ in steps]).double().mean(0) if site in moving else torch.zeros_like(end)
         if site.kind == "attn_proj":
             _heads(found, site.layer, measure.by_head(mean, found.changes[site.layer]), "integrated_gradients")
         else:

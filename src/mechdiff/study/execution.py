@@ -173,7 +173,7 @@ class Execution:
         engine = self.engine(model, cell.key["position"])
 
         def move(cleans: Sequence[Clean], here: Sequence[Variant], part: slice) -> Tensor:
-            return moved_logits(model, engine, cleans, here, vocab=self.prepared.vocab, max_rows=self.max_rows).cpu()
+            return moved_logits(model, engine, cleans, here, vocab=self.prepared.vocab, max_rows=self.max_rows)
 
         return torch.cat(self._in_parts(cell, model, variants, move))
 

@@ -9,7 +9,6 @@ from mechdiff.measures.outcome import kl_nats
 from mechdiff.rows import empty
 from mechdiff.study.execution import Execution
 from mechdiff.study.options import HeadsOptions
-from mechdiff.study.plan_heads import N_CLOSER
 
 
 def heads_options(run: Execution) -> HeadsOptions:
@@ -39,9 +38,9 @@ def closer_layers(run: Execution) -> tuple[list[int], str]:
     effects = chosen_effects(run).filter(pl.col("unit") == "all").group_by("layer").agg(pl.col("v").mean())
     if effects.is_empty():
         layers = options.layer_numbers(run.n_layers)
-        few = min(N_CLOSER, len(layers))
+        few = min(options.hot, len(layers))
         return [layers[(2 * i + 1) * len(layers) // (2 * few)] for i in range(few)], "spread"
-    return sorted(effects.sort("v", "layer", descending=[True, False])["layer"].head(N_CLOSER).to_list()), "select"
+    return sorted(effects.sort("v", "layer", descending=[True, False])["layer"].head(options.hot).to_list()), "select"
 
 
 def order(run: Execution, direction: str, by: str) -> list[Player]:

@@ -1,6 +1,7 @@
 """The stages of heads: every head of every layer, orders of heads, sets of them at the closer layers."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,9 @@ def _sets(bench: Bench, here: Block) -> pl.DataFrame:
     prefixes = [] if exact else [one for each in orders for one in games.prefixes(each)]
     game.values([*(games.every(n) if exact else prefixes), *named, *(one for drawn in draws.values() for one in drawn)])
     shapley = games.shapley_exact(game) if exact else games.shapley_sampled(game, orders)[0]
-    found = [({"unit": heads.unit(one, n), "metric": bench.metric}, bench.as_effect(_row(game.value(one)))[:, 0].numpy()) for one in named]
+    found: list[tuple[dict[str, Any], np.ndarray]] = [
+        ({"unit": heads.unit(one, n), "metric": bench.metric}, bench.as_effect(_row(game.value(one)))[:, 0].numpy()) for one in named
+    ]
     found += [({"unit": f"head {head}", "metric": "shapley_nats"}, values) for head, values in enumerate(shapley)]
     for k, drawn in draws.items():
         found += [
@@ -133,13 +136,11 @@ def _named(run: Execution, direction: str, layer: int, n: int, top: int) -> Iter
         yield everyone - {head}
     by = [greedy_order(run, direction, layer), *(within(order(run, direction, way), layer) for way in ("single", "attribution"))]
     for heads_in_order in by:
-        for one in games.prefixes(heads_in_order):
-            yield one
-            yield everyone - one
-    strongest = by[1][:top]
-    for i, one in enumerate(strongest):
-        for other in strongest[:i]:
-            yield frozenset({one, other})
+        for prefix in games.prefixes(heads_in_order):
+            yield prefix
+            yield everyone - prefix
+    for pair in combinations(by[1][:top], 2):
+        yield frozenset(pair)
 
 
 def _as_rows(bench: Bench, layer: int, found: Sequence[tuple[dict[str, Any], np.ndarray]], **constant: Any) -> pl.DataFrame:

@@ -178,13 +178,14 @@ class SteeringOptions(CloserOptions):
 
 
 class HeadsOptions(CloserOptions):
+    hot: Count = 2  # closer layers that the select prompts choose: where all heads together do most
     select_prompts: Count = 16  # on which closer layers, orders of heads and top heads are chosen
     draws: Annotated[int, Field(ge=0, le=10_000)] = 200  # random sets of each size at a closer layer (all, where there are fewer)
     permutations: Count = 64  # sampled for Shapley values where there are more heads than exact_up_to
     exact_up_to: Annotated[int, Field(ge=1, le=16)] = 12  # heads of a block up to which every set of them is run
     picks: Count = 8  # heads that the greedy search picks
     top: Annotated[int, Field(ge=2, le=64)] = 6  # heads whose pairs are run, and whose attention is looked at
-    null_edits: Annotated[int, Field(ge=0, le=1000)] = 20  # random edits that the effective number of heads is held against
+    null_edits: Annotated[int, Field(ge=0, le=1000)] = 10  # random edits that the effective number of heads is held against
     network_draws: Annotated[int, Field(ge=0, le=10_000)] = 20  # random sets of each size across the network
     z_swap: Annotated[tuple[float, ...], BeforeValidator(_blend)] = ()  # strengths at which z alone is swapped, as others do it
     attention_prompts: Annotated[int, Field(ge=0, le=100_000)] = 8  # report prompts on which attention is looked at; 0: none
@@ -193,7 +194,7 @@ class HeadsOptions(CloserOptions):
 class AttributionOptions(LayeredOptions):
     metric: Literal["law", "divergent", "label"] = "law"  # what is attributed, linear in the logits: see measures/attribution.py
     sites: Kinds = ("attn_out", "mlp_out", "resid_post")  # whole sites beside heads and MLPs
-    steps: Count = 5  # midpoints of the path of integrated gradients
+    steps: Count = 3  # midpoints of the path of integrated gradients
     validated: Annotated[int, Field(ge=2, le=1000)] = 20  # top heads, and as many random ones, whose effect is measured by true patches
     threshold: Annotated[float | None, Field(gt=0)] = None  # attribution (in logits) from which a head counts in the churn; none: |z| >= 2
     select_prompts: Count = 16  # on which heads are ranked

@@ -12,9 +12,6 @@ from mechdiff.study.options import DIRECTIONS, HeadsOptions, LayeredOptions
 from mechdiff.study.plan_maps import possible, prompt_hashes
 from mechdiff.study.planner import Planner
 
-N_CLOSER = 2
-"""Layers whose sets of heads are run, where the select prompts choose them."""
-
 ACROSS = 12
 """Sizes of the nested sets across the network, as far as the plan can know."""
 
@@ -32,7 +29,13 @@ def heads_cells(planner: Planner) -> Iterator[Cell]:
                      "the study has no select prompts, on which heads are chosen")  # fmt: skip
     attribution = planner.study.measures.attribution
     ranked = attribution.model_dump(include={"metric", "select_prompts", "layers", "stride"}) if attribution else None
-    chosen = {"closer": options.closer, "layers": layers, "chosen_on": [item.sha256 for item in chosen_on], "attribution": ranked}
+    chosen: dict[str, Any] = {
+        "closer": options.closer,
+        "hot": options.hot,
+        "layers": layers,
+        "chosen_on": [item.sha256 for item in chosen_on],
+        "attribution": ranked,
+    }
     chosen["seed"] = planner.study.seed
     for direction in DIRECTIONS:
         for split, shards in (("select", [chosen_on] if chosen_on else []), ("report", planner.packed("report", "decision"))):
@@ -102,7 +105,7 @@ def _possible(planner: Planner, measure: str, options: LayeredOptions) -> bool:
 
 
 def _closer(planner: Planner, options: HeadsOptions) -> list[int]:
-    return list(options.closer) if options.closer != "hot" else [planner.shape.n_layers // 2] * N_CLOSER
+    return list(options.closer) if options.closer != "hot" else [planner.shape.n_layers // 2] * options.hot
 
 
 def _sets(planner: Planner, options: HeadsOptions) -> int:
