@@ -45,11 +45,12 @@ class Bench:
 
     def effect(self, found: Scores) -> Float64[Tensor, "prompt variant"]:
         """v of every variant, in nats."""
-        return self.as_effect(found[self.metric][:, 1:])
-
-    def as_effect(self, values: Float64[Tensor, "prompt variant"]) -> Float64[Tensor, "prompt variant"]:
-        """v from the direction's metric, and the metric from v."""
+        values = found[self.metric][:, 1:]
         return values if self.metric == "kl_own_nats" else self.total[:, None] - values
+
+    def as_metric(self, v: Float64[np.ndarray, " prompt"]) -> Float64[np.ndarray, " prompt"]:
+        """The value of the direction's metric that makes this v."""
+        return v if self.metric == "kl_own_nats" else self.total.numpy() - v
 
     def fisher(self, everyone: Sequence[Variant]) -> Float[Tensor, "variant prompt vocab"]:
         """The weights of `fisher_nats` towards each of these runs."""

@@ -109,13 +109,13 @@ def _sets(bench: Bench, here: Block) -> pl.DataFrame:
     game.values([*(games.every(n) if exact else prefixes), *named, *(one for drawn in draws.values() for one in drawn)])
     shapley = games.shapley_exact(game) if exact else games.shapley_sampled(game, orders)[0]
     found: list[tuple[dict[str, Any], np.ndarray]] = [
-        ({"unit": heads.unit(one, n), "metric": bench.metric}, bench.as_effect(_row(game.value(one)))[:, 0].numpy()) for one in named
+        ({"unit": heads.unit(one, n), "metric": bench.metric}, bench.as_metric(game.value(one))) for one in named
     ]
     found += [({"unit": f"head {head}", "metric": "shapley_nats"}, values) for head, values in enumerate(shapley)]
     for k, drawn in draws.items():
         found += [
             ({"unit": heads.unit(one, n), "metric": bench.metric, "rank": k, "control": f"random_set#{i}"},
-             bench.as_effect(_row(game.value(one)))[:, 0].numpy())
+             bench.as_metric(game.value(one)))
             for i, one in enumerate(drawn)
         ]  # fmt: skip
     variants = [heads.swap(here.layer, change, one) for one in named]
@@ -123,10 +123,6 @@ def _sets(bench: Bench, here: Block) -> pl.DataFrame:
     projected = bench.scores(variants, (), along)["fisher_nats"][:, 1:].numpy() if variants else np.empty((0, 0))
     found += [({"unit": heads.unit(one, n), "metric": "fisher_nats"}, projected[:, i]) for i, one in enumerate(named)]
     return _as_rows(bench, here.layer, found)
-
-
-def _row(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values))[:, None]
 
 
 def _named(run: Execution, direction: str, layer: int, n: int, top: int) -> Iterable[games.Coalition]:

@@ -1,0 +1,103 @@
+"""How much of an effect a set of players (heads, MLPs) covers: the one place where such a ratio is made. Arrays in, numbers out.
+
+Every player's and set's effect is v(S) in nats on each prompt, 0 for the empty set, and the whole is v(all). Coverage is a ratio of means over
+prompts,
+
+    c(S) = mean v(S) / mean v(all),      necessity of S = 1 - c(all without S)
+
+so c(nothing) = 0 and c(all) = 1, which is asserted before anything is given out. Where mean v(all) is not above three noise floors there is no effect
+to explain: no ratio is made, not even a large one (two heads that cancel have effects alone and none together).
+
+The effective number of players of shares phi (Shapley values) is 1 / sum s^2 with s = |phi| / sum |phi|: 1 where one has all, n where all have alike.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from mechdiff.report import intervals
+
+FLOORS = 3
+"""An effect counts above three noise floors."""
+
+ENDS = 1e-6
+"""How far c(all) may lie from 1, as a share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """The effect of all players on each prompt, which coverage is a share of."""
+
+    values: Float[ndarray, " prompt"]
+    floor: float = 0.0
+    """The noise floor of an effect, in nats."""
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean()) if len(self.values) else 0.0
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is an effect to explain."""
+        return bool(np.isfinite(self.mean)) and self.mean > FLOORS * self.floor and self.mean > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Covered:
+    """Coverage of several sets, with 95 % intervals over prompts; NaN throughout where there is no effect to explain."""
+
+    share: Float[ndarray, " set"]
+    low: Float[ndarray, " set"]
+    high: Float[ndarray, " set"]
+
+
+def coverage(values: Float[ndarray, "prompt set"], whole: Whole, *, seed: int = 0) -> Covered:
+    """c(S) of each column. Raises ValueError where the prompts are not those of the whole."""
+    if len(values) != len(whole.values):
+        raise ValueError(f"effects of {len(values)} prompts and a whole of {len(whole.values)}: they must be the same prompts")
+    if not whole.counts:
+        nothing = np.full(values.shape[1], np.nan)
+        return Covered(share=nothing, low=nothing, high=nothing)
+    checked = np.column_stack([np.zeros(len(values)), whole.values, values])
+    share, low, high = intervals.bca_shares(checked, whole.values, seed=seed)
+    assert share[0] == 0, "nothing covers nothing"
+    assert abs(share[1] - 1) < ENDS, "all players cover all of it"
+    return Covered(share=share[2:], low=low[2:], high=high[2:])
+
+
+def necessity(without: Float[ndarray, "prompt set"], whole: Whole, *, seed: int = 0) -> Covered:
+    """1 - c(all without S) of each column, given v(all without S)."""
+    found = coverage(without, whole, seed=seed)
+    return Covered(share=1 - found.share, low=1 - found.high, high=1 - found.low)
+
+
+def effective_number(shares: Float[ndarray, "prompt player"], *, seed: int = 0) -> tuple[float, float, float]:
+    """1 / sum s^2 of the mean shares, and the ends of its 95 % bootstrap interval over prompts; NaN where all shares are 0."""
+    point = float(_effective(shares.mean(0)))
+    if len(shares) < 2 or not np.isfinite(point):
+        return point, float("nan"), float("nan")
+    counts = intervals.resample_counts(len(shares), seed=seed) / len(shares)
+    draws = _effective(counts @ shares)
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return point, min(float(low), point), max(float(high), point)
+
+
+def _effective(means: Float[ndarray, "*draw player"]) -> Float[ndarray, "*draw"]:
+    size = np.abs(means)
+    squares = (size**2).sum(-1)
+    return np.divide(size.sum(-1) ** 2, squares, out=np.full(squares.shape, np.nan), where=squares > 0)
+
+
+def two_point(
+    alone: Float[ndarray, "prompt player"], without: Float[ndarray, "prompt player"], whole: Float[ndarray, " prompt"]
+) -> ndarray:
+    """(v(h) + v(all) - v(all without h)) / 2 `[prompt, player]`: the Shapley values where v is quadratic, as it is for small edits."""
+    return (alone + whole[:, None] - without) / 2
+
+
+def first_to(share: Float[ndarray, " k"], sizes: Float[ndarray, " k"] | list[int], threshold: float) -> int | None:
+    """The smallest of `sizes` whose coverage reaches the threshold; None if none does."""
+    reached = [size for size, one in zip(sizes, share, strict=True) if one >= threshold]
+    return int(min(reached)) if reached else None
