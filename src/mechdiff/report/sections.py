@@ -13,6 +13,7 @@ from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.section_factorial import factorial
 from mechdiff.report.section_grafting import grafting
+from mechdiff.report.section_heads import heads
 from mechdiff.report.section_rank import rank
 from mechdiff.report.section_steering import steering
 from mechdiff.report.section_texts import texts
@@ -44,6 +45,7 @@ def all_sections(run: Run) -> list[Section]:
         transport(run),
         rank(run),
         steering(run),
+        heads(run),
         agreement(run),
     ]
 

@@ -1,0 +1,221 @@
+"""The charts on heads: the map of all of them, coverage by sets with random sets beside, bars of single heads, coverage across the network."""
+
+from collections.abc import Callable, Sequence
+
+import altair as alt
+import numpy as np
+import polars as pl
+
+from mechdiff.report import curves, drawing, findings_heads
+from mechdiff.report.drawing import BLUE, GREEN, INK, LEFT, ORANGE, PURPLE, QUIET, SHARE_RANGE, VERMILLION, WIDE, Chart
+from mechdiff.report.findings import BREAKAGE, RECOVERY
+from mechdiff.report.findings_heads import ORDER_WORDS, WORDS, Game, Shares
+from mechdiff.report.wording import share, with_interval
+
+COLOURS = {"greedy": VERMILLION, "single": BLUE, "attribution": GREEN, "without them": PURPLE}
+DASHES: dict[str, list[int]] = {"single": [7, 3], "attribution": [2, 3], "without them": [5, 2, 1, 2]}
+RANDOM = "random sets: mean"
+TITLES = {BREAKAGE: "Breakage: the base's contribution into the tuned model", RECOVERY: "Recovery: the tuned contribution into the base"}
+SHORT = {BREAKAGE: "Breakage: base's into tuned", RECOVERY: "Recovery: tuned into base"}
+MANY = 40
+"""Bars of one panel at most: the heads with the largest effect."""
+
+
+def head_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
+    """Share of D that swapping each head carries over: layer by head, the block's MLP in the last row, one map a direction."""
+    found = findings_heads.map_of_heads(rows, summary).filter(pl.col("arm") == "contribution")
+    found = found.filter(pl.col("head").is_not_null() | (pl.col("site") == "mlp_out"), pl.col("share").is_not_null())
+    if found.is_empty() or found["head"].drop_nulls().is_empty():
+        return None
+    n_heads = int(drawing.ends(found["head"].drop_nulls())[1]) + 1
+    most = max(drawing.ends(found.filter(pl.col("head").is_not_null())["share"])[1], 1e-9)
+    layers, titles = drawing.layer_range(found), TITLES if width >= WIDE else SHORT
+    panels: list[Chart] = []
+    for direction in WORDS:
+        part = found.filter(pl.col("direction") == direction)
+        if not part.is_empty():
+            panels.append(_map(part, layers, n_heads, most, width, titles[direction], first=not panels))
+    key = "bottom row: the block's MLP; no dot: under three noise floors; minus: under 0"
+    note = alt.TitleParams(key, anchor="start", orient="bottom", fontSize=11, fontWeight="normal", color=QUIET, offset=4)
+    return drawing.styled(alt.vconcat(*panels, spacing=12, title=note))
+
+
+def _map(part: pl.DataFrame, layers: tuple[int, int], n_heads: int, most: float, width: int, title: str, *, first: bool) -> Chart:
+    records = []
+    for r in part.iter_rows(named=True):
+        row = n_heads + 0.6 if r["head"] is None else r["head"]
+        name = f"L{r['layer']}.mlp" if r["head"] is None else f"L{r['layer']}.head {r['head']}"
+        says = f"{name}: {with_interval(r['share'], r['low'], r['high'], digits=3)}" + ("" if r["counts"] else ", under three noise floors")
+        records.append({"x": r["layer"] - 0.47, "end": r["layer"] + 0.47, "middle": r["layer"], "low": row - 0.45, "high": row + 0.45, "row": row,
+                        "share": max(r["share"], 0.0), "minus": r["share"] < -0.005, "counts": r["counts"], "says": says})  # fmt: skip
+    left = drawing.layer_axis(layers, width, field="x", title=not first)
+    ticks = [*range(0, n_heads, 1 if n_heads <= 12 else 4 if n_heads <= 40 else 8), n_heads + 0.6]
+    labels = f"datum.value > {n_heads} ? 'MLP' : 'head ' + format(datum.value, 'd')"
+    axis = drawing.left_axis(values=ticks, labelExpr=labels, grid=False)
+    y = alt.Y("low:Q", axis=axis, scale=alt.Scale(domain=[n_heads + 1.2, -0.6], nice=False))
+    legend = _bar("share of D") if first else None
+    colour = alt.Color("share:Q", scale=alt.Scale(domain=[0, most], range=SHARE_RANGE, clamp=True), legend=legend)
+    cells = alt.Chart(drawing.inline(records)).mark_rect(stroke="#d9dee4", strokeWidth=0.4)
+    drawn = [cells.encode(x=left, x2=alt.X2("end:Q"), y=y, y2=alt.Y2("high:Q"), color=colour, description=alt.Description("says:N"))]
+    under = [record for record in records if record["minus"]]
+    if under:
+        words = alt.Chart(drawing.inline(under)).mark_text(aria=False, color=INK, fontSize=9)
+        at = alt.X("middle:Q", scale=alt.Scale(domain=[layers[0] - 0.5, layers[1] + 0.5], nice=False, zero=False))
+        drawn.append(words.encode(x=at, y=alt.Y("row:Q", scale=y.scale), text=alt.value("−")))
+    height = max(110, min(15 * (n_heads + 2), 340))
+    return alt.layer(*drawn, width=width - LEFT - 12, height=height, title=drawing.title_of(title))
+
+
+def _bar(title: str) -> alt.Legend:
+    return alt.Legend(
+        title=title, orient="top", direction="horizontal", gradientLength=140, gradientThickness=9, titleOrient="left", tickCount=3, format=".2~f",
+        offset=2, padding=0,
+    )  # fmt: skip
+
+
+# ---- sets at one layer -------------------------------------------------------------------------------------------------------------
+
+
+def coverage_by_heads(
+    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, direction: str = BREAKAGE, layers: Sequence[int] = ()
+) -> Chart | None:
+    """Coverage by the first k heads of each order, one panel a closer layer; grey: the middle 95 % of random sets of k heads."""
+    tables, bands = [], []
+    for layer in layers:
+        one = findings_heads.game(rows, summary, direction, layer)
+        if one is None or not one.whole.counts:
+            continue
+        panel = f"L{layer}"
+        for way, order in findings_heads.orders(manifest, direction, layer).items():
+            table = findings_heads.curve(one, order)
+            tables.append(_line(table, panel, way, ORDER_WORDS[way]))
+            if way == "greedy" and not (needed := table.filter(pl.col("necessity").is_not_null())).is_empty():
+                without = needed.with_columns(share=pl.col("necessity"), low=None, high=None).cast({"low": pl.Float64, "high": pl.Float64})
+                tables.append(_line(without, panel, "without them", "1 − coverage without the first k of the greedy order"))
+        random = findings_heads.band(one)
+        bands.append(random.with_columns(panel=pl.lit(panel)))
+    if not tables:
+        return None
+    table, grey = pl.concat(tables), pl.concat(bands)
+    names = [name for name in COLOURS if name in table["line"].unique().to_list()]
+    scale, axis = curves.share_scale(table), drawing.left_axis(tickCount=5, format=".1f")
+    titles = {
+        panel: f"{panel}: coverage of all heads' {WORDS[direction]}, by number of heads"
+        for panel in table["panel"].unique(maintain_order=True)
+    }
+    if width < WIDE:
+        titles = {panel: f"{panel}: coverage by number of heads" for panel in titles}
+    x = _sizes(table["k"].to_list(), width)
+    one_line = curves.rule(1.0, "all heads", scale, axis)
+    marks = [*one_line, curves.zero(scale, axis)]
+    look = (COLOURS, DASHES)
+    return curves.panels(
+        table, x, titles, names, scale, axis, width, looks_of=look, opacity=0.1, bands=grey, marks=lambda _: marks, height=190
+    )
+
+
+def _line(table: pl.DataFrame, panel: str, line: str, words: str) -> pl.DataFrame:
+    says = [
+        f"{panel}, {words}, {r['k']} heads: {with_interval(r['share'], r['low'], r['high'], digits=2)}" for r in table.iter_rows(named=True)
+    ]
+    return table.select("k", "low", "high", value="share").with_columns(
+        panel=pl.lit(panel), line=pl.lit(line), says=pl.Series(says, dtype=pl.String)
+    )
+
+
+def _sizes(sizes: Sequence[int], width: int) -> Callable[[bool], alt.X]:
+    most = max(sizes)
+    step = next(step for step in (1, 2, 4, 8, 16, 32) if most / step <= (16 if width >= WIDE else 8))
+
+    def x(last: bool) -> alt.X:
+        axis = alt.Axis(values=[1, *range(step if step > 1 else 2, most + 1, step)], format="d", grid=False)
+        title = "heads swapped together" if last else None
+        return alt.X("k:Q", title=title, axis=axis, scale=alt.Scale(domain=[0.6, most + 0.4], nice=False, zero=False))
+
+    return x
+
+
+def single_heads(
+    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, direction: str = BREAKAGE, layers: Sequence[int] = ()
+) -> Chart | None:
+    """Each head of the closer layers: alone (v(h)/v(all)), its Shapley share with an interval, and its Fisher-projected coverage."""
+    panels: list[Chart] = []
+    for layer in layers:
+        one = findings_heads.game(rows, summary, direction, layer)
+        shares = findings_heads.head_shares(rows, one) if one and one.whole.counts else None
+        if one is None or shares is None:
+            continue
+        order = np.argsort(-np.abs(shares.shapley.share), kind="stable")[:MANY]
+        names = [f"head {head}" for head in sorted(order)]
+        bars = [_bar_of(one, shares, head) for head in sorted(order.tolist())]
+        panels.append(_bars(bars, names, width, f"L{layer}: share of all heads' {WORDS[direction]}", legend=not panels))
+    return drawing.styled(alt.vconcat(*panels, spacing=14)) if panels else None
+
+
+def _bar_of(one: Game, shares: Shares, head: int) -> dict:
+    found, alone, fisher = shares.shapley, findings_heads.alone(one, head), float(shares.fisher[head])
+    value, low, high = (float(end[head]) for end in (found.share, found.low, found.high))
+    says = f"L{one.layer}.head {head}: Shapley {with_interval(value, low, high, digits=2)}, alone {share(alone)}, Fisher {share(fisher)}"
+    return {"name": f"head {head}", "value": value, "low": low, "high": high, "alone": alone, "fisher": fisher, "says": says}
+
+
+def _bars(bars: list[dict], names: list[str], width: int, title: str, *, legend: bool) -> Chart:
+    low = min(0.0, *(min(bar["low"], bar["alone"], bar["value"]) for bar in bars))
+    high = max(*(max(bar["high"], bar["alone"], bar["value"]) for bar in bars), 0.1)
+    scale, axis = alt.Scale(domain=[low, high], nice=True), drawing.left_axis(tickCount=5, format=".2~f")
+    labels = alt.Axis(labelAngle=0 if len(names) <= (12 if width >= WIDE else 5) else -90, grid=False, title=None, labelOverlap=False)
+    x = alt.X("name:N", sort=names, axis=labels, scale=alt.Scale(paddingInner=0.3))
+    base = alt.Chart(drawing.inline(bars))
+    kinds = ["Shapley", "alone", "Fisher-projected"]
+    shown = drawing.legend_of(kinds, width) if legend else None
+    colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds, range=["#8fb8d8", ORANGE, INK]), legend=shown)
+    shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=kinds, range=["square", "circle", "diamond"]), legend=shown)
+    bar = base.mark_bar(color="#8fb8d8").encode(x=x, y=alt.Y("value:Q", scale=scale, axis=axis), description=alt.Description("says:N"))
+    ends = base.mark_rule(aria=False, color=BLUE, strokeWidth=1.4).encode(
+        x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2=alt.Y2("high:Q")
+    )
+    dots = [{"name": b["name"], "value": b[key], "kind": kind} for b in bars for key, kind in (("alone", "alone"), ("fisher", "Fisher-projected"))
+            if b[key] == b[key]]  # fmt: skip
+    keyed = [*dots, *({"name": b["name"], "value": 0.0, "kind": "Shapley"} for b in bars[:1])]
+    points = alt.Chart(drawing.inline(keyed)).mark_point(aria=False, filled=True, size=42, opacity=1)
+    marks = points.encode(x=x, y=alt.Y("value:Q", scale=scale, axis=axis), color=colour, shape=shape,
+                          opacity=alt.condition("datum.kind == 'Shapley'", alt.value(0), alt.value(1)))  # fmt: skip
+    zero = curves.zero(scale, axis)
+    return alt.layer(zero, bar, ends, marks, width=width - LEFT - 12, height=150, title=drawing.title_of(title))
+
+
+# ---- the network -------------------------------------------------------------------------------------------------------------------
+
+
+def network_coverage(
+    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, direction: str = BREAKAGE
+) -> Chart | None:
+    """Coverage across the network by the two orders: heads alone, and heads and MLPs; grey: random sets of heads."""
+    tables, bands = [], []
+    for site, panel in (("attn_proj", "heads"), (None, "heads and MLPs")):
+        one = findings_heads.game(rows, summary, direction, None, site=site)
+        if one is None or not one.whole.counts:
+            continue
+        for way, order in findings_heads.network_orders(manifest, direction, only_heads=site is not None).items():
+            tables.append(_line(findings_heads.network_curve(one, order), panel, way, ORDER_WORDS[way]))
+        bands.append(findings_heads.band(one).with_columns(panel=pl.lit(panel)))
+    if not tables:
+        return None
+    table = pl.concat(tables)
+    sizes = sorted(set(table["k"].to_list()))
+    scale, axis = curves.share_scale(table), drawing.left_axis(tickCount=5, format=".1f")
+    step = 2 if width < WIDE and len(sizes) > 7 else 1
+    ticks = alt.Axis(values=sizes[::step], labelAngle=0, grid=False, labelOverlap=False)
+
+    def x(last: bool) -> alt.X:
+        title = "players swapped together" if last else None
+        return alt.X("k:O", sort=sizes, title=title, axis=ticks, scale=alt.Scale(type="point", padding=0.5))
+
+    names = [name for name in COLOURS if name in table["line"].unique().to_list()]
+    titles = {panel: f"{panel}: coverage of the {WORDS[direction]} by all of them" for panel in ("heads", "heads and MLPs")}
+    marks = [*curves.rule(1.0, "all", scale, axis), curves.zero(scale, axis)]
+    look = (COLOURS, DASHES)
+    grey = pl.concat(bands)
+    return curves.panels(
+        table, x, titles, names, scale, axis, width, looks_of=look, opacity=0.1, bands=grey, marks=lambda _: marks, height=180
+    )

@@ -1,0 +1,263 @@
+"""What the page says about heads: the causal map of all of them, and the games of sets of heads at the closer layers and across the network.
+
+v of a set, per prompt in nats: kl_own where the tuned model runs (breakage), D - kl_other where the base runs (recovery). All ratios of v are made in
+coverage.py. Orders of heads are those of the record, chosen on the select prompts; values are those of the reported ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+from numpy import ndarray
+
+from mechdiff.report import coverage, findings, findings_transport, intervals
+from mechdiff.report.coverage import Covered, Whole
+from mechdiff.report.findings import BREAKAGE, EFFECTS, RECOVERY
+
+ORDERS = ("greedy", "single", "attribution")
+WORDS = {BREAKAGE: "breakage", RECOVERY: "recovery"}
+ORDER_WORDS = {"greedy": "greedy order", "single": "by single effect", "attribution": "by attribution"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Game:
+    """The sets of one block's heads (or of the network's) that were run in one direction."""
+
+    direction: str
+    layer: int | None
+    n: int
+    """Players."""
+    whole: Whole
+    sets: Mapping[str, Float[ndarray, " prompt"]] = field(repr=False)
+    """v by the rows' unit."""
+    drawn: Mapping[int, Float[ndarray, "prompt draw"]] = field(repr=False)
+    """v of random sets, by size."""
+
+    def value(self, heads: Sequence[int]) -> Float[ndarray, " prompt"] | None:
+        """v of a set of one block's heads, where it was run."""
+        chosen = sorted(heads)
+        if not chosen:
+            return np.zeros_like(self.whole.values)
+        name = "all" if len(chosen) == self.n else f"head {chosen[0]}" if len(chosen) == 1 else f"heads {','.join(map(str, chosen))}"
+        return self.sets.get(name)
+
+
+def map_of_heads(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
+    """`direction layer site unit arm share low high nats counts head`: heads, groups, all heads of a layer, MLPs, as shares of D; also by arm.
+
+    `head` is the head's number, null for the others; `counts` is False under three noise floors.
+    """
+    split = findings.reported(rows, "heads")
+    of = findings_transport.totals(rows, split)
+    parts = []
+    for direction, metric in EFFECTS.items():
+        values = findings_transport.written(rows, direction, metric, measure="heads", split=split)
+        alone = ~pl.col("unit").str.starts_with("heads ").fill_null(False)
+        values = values.filter(pl.col("control").is_null(), pl.col("strength").is_null(), pl.col("rank").is_null(), alone)
+        parts.append(findings_transport.shares(values, of, recovered=direction == RECOVERY).with_columns(direction=pl.lit(direction)))
+    flags = summary.filter(pl.col("measure") == "heads", pl.col("split").eq_missing(split), pl.col("control").is_null())
+    key = ["direction", "layer", "site", "unit", "arm"]
+    quiet = flags.filter(pl.col("flag").fill_null("").str.contains("below_floor"), pl.col("metric").is_in(list(EFFECTS.values())))
+    quiet = quiet.filter(pl.col("metric") == pl.col("direction").replace_strict(EFFECTS, default="", return_dtype=pl.String))
+    quiet = quiet.select(key).unique().with_columns(counts=pl.lit(False))
+    found = pl.concat(parts).join(quiet, on=key, how="left", nulls_equal=True, maintain_order="left")
+    number = pl.col("unit").str.extract(r"^head (\d+)$").cast(pl.Int64)
+    return found.with_columns(pl.col("counts").fill_null(True), head=number)
+
+
+def closer_layers(manifest: Mapping) -> list[int]:
+    return list((manifest.get("heads") or {}).get("closer_layers") or [])
+
+
+def game(rows: pl.DataFrame, summary: pl.DataFrame, direction: str, layer: int | None, *, site: str | None = "attn_proj") -> Game | None:
+    """The sets that were run at one layer, or across the network (layer None; site None: with MLPs among the players); None without."""
+    split, metric = findings.reported(rows, "heads"), EFFECTS[direction]
+    where = [
+        pl.col("measure") == "heads",
+        pl.col("direction") == direction,
+        pl.col("split").eq_missing(split),
+        pl.col("arm") == "contribution",
+    ]
+    where += [pl.col("layer").eq_missing(pl.lit(layer, dtype=pl.Int64)), pl.col("site").eq_missing(pl.lit(site, dtype=pl.String))]
+    values = rows.filter(*where, pl.col("metric") == metric, pl.col("prompt").is_not_null(), pl.col("strength").is_null())
+    d = findings_transport.totals(rows, split)
+    values = values.join(d, on="prompt").with_columns(v=pl.col("value") if direction == BREAKAGE else pl.col("total") - pl.col("value"))
+    plain = values.filter(pl.col("control").is_null())
+    if plain.filter(pl.col("unit") == "all").is_empty():
+        return None
+    prompts = sorted(plain["prompt"].unique().to_list())
+    sets = {str(unit): _per_prompt(part, prompts) for (unit,), part in plain.group_by("unit", maintain_order=True)}
+    draws: dict[int, list[ndarray]] = {}
+    random = values.filter(pl.col("control").str.starts_with("random_set")).sort("rank", "control")
+    for (rank, _), part in random.group_by("rank", "control", maintain_order=True):
+        draws.setdefault(int(str(rank)), []).append(_per_prompt(part, prompts))
+    cell = summary.filter(*where, pl.col("unit") == "all", pl.col("metric") == metric, pl.col("control").is_null())
+    floor = cell["floor"].fill_null(0.0).to_list()
+    whole = Whole(values=sets["all"], floor=float(floor[0]) if floor else 0.0)
+    n = sum(name.startswith("head ") for name in sets) if layer is not None else 0
+    return Game(direction=direction, layer=layer, n=n, whole=whole, sets=sets, drawn={k: np.column_stack(v) for k, v in draws.items()})
+
+
+def _per_prompt(part: pl.DataFrame, prompts: Sequence[str]) -> Float[ndarray, " prompt"]:
+    return np.array([dict(part.select("prompt", "v").iter_rows())[prompt] for prompt in prompts])
+
+
+def curve(one: Game, order: Sequence[int]) -> pl.DataFrame:
+    """`k share low high necessity`: coverage by the first k heads of an order of one block's heads, and 1 - coverage without them."""
+    lines = []
+    for k in range(1, one.n + 1):
+        chosen = list(order[:k]) if k < one.n else list(range(one.n))
+        values, rest = one.value(chosen), one.value([head for head in range(one.n) if head not in chosen])
+        if len(chosen) == k and values is not None:
+            c = coverage.coverage(values[:, None], one.whole)
+            needed = coverage.necessity(rest[:, None], one.whole).share[0] if rest is not None else None
+            lines.append({"k": k, "share": float(c.share[0]), "low": float(c.low[0]), "high": float(c.high[0]), "necessity": needed})
+    schema = {"k": pl.Int64, "share": pl.Float64, "low": pl.Float64, "high": pl.Float64, "necessity": pl.Float64}
+    return pl.DataFrame(lines, schema=schema)
+
+
+def band(one: Game) -> pl.DataFrame:
+    """`k mean low high draws`: coverage by random sets of k players: mean and the middle 95 % over the sets."""
+    lines = []
+    for k, values in sorted(one.drawn.items()):
+        share = coverage.coverage(values, one.whole).share
+        low, high = np.quantile(share, [0.025, 0.975]) if np.isfinite(share).all() else (np.nan, np.nan)
+        lines.append({"k": k, "mean": float(share.mean()), "low": float(low), "high": float(high), "draws": len(share)})
+    return pl.DataFrame(lines, schema={"k": pl.Int64, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64, "draws": pl.Int64})
+
+
+def network_curve(one: Game, order: Sequence[str]) -> pl.DataFrame:
+    """`k share low high`: coverage by the first k players of an order of the network's, where that set was run."""
+    lines = []
+    by_set = {frozenset(name.split("+")): values for name, values in one.sets.items()}
+    for k in range(1, len(order) + 1):
+        values = by_set.get(frozenset(order[:k])) if k < len(order) else one.whole.values
+        if values is not None:
+            c = coverage.coverage(values[:, None], one.whole)
+            lines.append({"k": k, "share": float(c.share[0]), "low": float(c.low[0]), "high": float(c.high[0])})
+    return pl.DataFrame(lines, schema={"k": pl.Int64, "share": pl.Float64, "low": pl.Float64, "high": pl.Float64})
+
+
+def orders(manifest: Mapping, direction: str, layer: int) -> dict[str, list[int]]:
+    """By way of ordering, the heads of one layer, the first first."""
+    said = manifest.get("heads") or {}
+    found = {way: ((said.get(way) or {}).get(direction) or {}).get(str(layer)) or [] for way in ORDERS}
+    return {way: list(order) for way, order in found.items() if order}
+
+
+def network_orders(manifest: Mapping, direction: str, *, only_heads: bool) -> dict[str, list[str]]:
+    """By way of ordering, the names of the network's players."""
+    said = ((manifest.get("heads") or {}).get("orders") or {}).get(direction) or {}
+    return {way: [name for name in names if not (only_heads and name.endswith(".mlp"))] for way, names in said.items() if names}
+
+
+# ---- single heads at the closer layers -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """What each head of one layer is given of the whole."""
+
+    shapley: Covered
+    """Shapley values as shares of v(all)."""
+    fisher: Float[ndarray, " head"]
+    """Fisher-projected coverage; NaN where all heads together move nothing."""
+    effective: tuple[float, float, float]
+    """Number of heads that share the effect, and its interval."""
+    null: tuple[float, float, int] | None
+    """The same of random edits of this size: least, greatest, how many."""
+
+    @property
+    def fisher_sum(self) -> float:
+        return float(self.fisher.sum())
+
+
+def head_shares(rows: pl.DataFrame, one: Game) -> Shares | None:
+    """None where Shapley values were not computed."""
+    here = rows.filter(
+        pl.col("measure") == "heads", pl.col("direction") == one.direction, pl.col("layer") == one.layer, pl.col("control").is_null(),
+        pl.col("split").eq_missing(findings.reported(rows, "heads")), pl.col("arm") == "contribution", pl.col("site") == "attn_proj",
+    )  # fmt: skip
+    phi = _by_head(here.filter(pl.col("metric") == "shapley_nats"), one.n)
+    if phi is None:
+        return None
+    projected = here.filter(pl.col("metric") == "fisher_nats")
+    of_heads, of_all = _by_head(projected, one.n), projected.filter(pl.col("unit") == "all")["value"].to_numpy()
+    enough = of_heads is not None and len(of_all) and of_all.mean() > coverage.FLOORS * one.whole.floor and of_all.mean() > 0
+    fisher = of_heads.mean(0) / of_all.mean() if enough and of_heads is not None else np.full(one.n, np.nan)
+    missing = (float("nan"),) * 3
+    return Shares(
+        shapley=coverage.coverage(phi, one.whole),
+        fisher=fisher,
+        effective=coverage.effective_number(phi) if one.whole.counts else missing,
+        null=_null(rows, one),
+    )
+
+
+def _by_head(rows: pl.DataFrame, n: int) -> Float[ndarray, "prompt head"] | None:
+    heads = rows.filter(pl.col("unit").str.contains(r"^head \d+$"))
+    if heads.is_empty():
+        return None
+    wide = heads.sort("prompt").pivot(on="unit", index="prompt", values="value")
+    return wide.select([f"head {head}" for head in range(n)]).to_numpy()
+
+
+def _null(rows: pl.DataFrame, one: Game) -> tuple[float, float, int] | None:
+    """The effective number of heads of random edits, by the two-point formula."""
+    drawn = rows.filter(
+        pl.col("measure") == "heads", pl.col("direction") == one.direction, pl.col("layer") == one.layer,
+        pl.col("control").str.starts_with("random_vector"), pl.col("metric") == "kl_own_nats",
+    )  # fmt: skip
+    numbers = []
+    for _, part in drawn.group_by("control", maintain_order=True):
+        wide = part.sort("prompt").pivot(on="unit", index="prompt", values="value")
+        rest = [[other for other in range(one.n) if other != head] for head in range(one.n)]
+        names = [f"heads {','.join(map(str, others))}" if len(others) > 1 else f"head {others[0]}" for others in rest]
+        alone = wide.select([f"head {head}" for head in range(one.n)]).to_numpy()
+        phi = coverage.two_point(alone, wide.select([pl.col(name).alias(f"without {i}") for i, name in enumerate(names)]).to_numpy(),
+                                 wide["all"].to_numpy())  # fmt: skip
+        numbers.append(coverage.effective_number(phi)[0])
+    return (min(numbers), max(numbers), len(numbers)) if numbers else None
+
+
+def interactions(one: Game, top: Sequence[int]) -> pl.DataFrame:
+    """`i j value low high alone`: v(ij) - v(i) - v(j) as a share of v(all), the largest first; negative: either will do. `alone`: v(i) + v(j)."""
+    lines = []
+    for place, j in enumerate(top):
+        for i in top[:place]:
+            both, first, second = one.value([i, j]), one.value([i]), one.value([j])
+            if both is not None and first is not None and second is not None and one.whole.counts:
+                share, low, high = intervals.bca_shares((both - first - second)[:, None], one.whole.values)
+                alone = float((first + second).mean() / one.whole.mean)
+                lines.append({"i": min(i, j), "j": max(i, j), "value": share[0], "low": low[0], "high": high[0], "alone": alone})
+    schema = {"i": pl.Int64, "j": pl.Int64, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "alone": pl.Float64}
+    return pl.DataFrame(lines, schema=schema).sort(pl.col("value").abs(), descending=True, maintain_order=True)
+
+
+def attention_js(summary: pl.DataFrame) -> dict[str, float]:
+    """The mean JS of the two models' attention, by the head's name."""
+    found = summary.filter(pl.col("metric") == "attention_js_nats", pl.col("measure") == "heads")
+    return {f"L{layer}.{unit}": mean for layer, unit, mean in found.select("layer", "unit", "mean").iter_rows()}
+
+
+def strongest(found: pl.DataFrame, n: int) -> pl.DataFrame:
+    """`name layer head breakage recovery ...`: the heads with the largest effect in either direction, the largest first."""
+    heads = found.filter(pl.col("head").is_not_null(), pl.col("arm") == "contribution")
+    sides = []
+    for direction, word in WORDS.items():
+        side = heads.filter(pl.col("direction") == direction)
+        sides.append(
+            side.select("layer", "head", *(pl.col(a).alias(f"{word}{b}") for a, b in (("share", ""), ("low", "_low"), ("high", "_high"))))
+        )
+    both = sides[0].join(sides[1], on=["layer", "head"], how="full", coalesce=True)
+    largest = pl.max_horizontal(pl.col("breakage").abs(), pl.col("recovery").abs())
+    both = both.with_columns(name=pl.format("L{}.head {}", "layer", "head"), largest=largest)
+    return both.sort("largest", "layer", "head", descending=[True, False, False]).head(n)
+
+
+def alone(one: Game, head: int) -> float:
+    """v(h) / v(all) of one head."""
+    values = one.value([head])
+    return float(coverage.coverage(values[:, None], one.whole).share[0]) if values is not None else float("nan")

@@ -1,0 +1,202 @@
+"""Which heads carry it: every head of every layer, sets of heads at the closer layers with random sets beside, the network, where top heads look."""
+
+from typing import Any
+
+import polars as pl
+
+from mechdiff.report import charts_heads, coverage, findings, findings_heads, wording
+from mechdiff.report.findings import BREAKAGE, RECOVERY
+from mechdiff.report.findings_heads import WORDS, Game
+from mechdiff.report.parts import Drawn, Run, Section, note, table
+from mechdiff.report.section_transport import with_ends
+from mechdiff.report.wording import listed, nats, share
+from mechdiff.report.wording_heads import effective, how_many, per_cent
+
+TITLE = "Which heads carry it?"
+TOP = 12
+PAIRS = 8
+LOOKED = 12
+"""Rows of the table of attention."""
+
+
+def heads(run: Run) -> Section:
+    """Q4: heads."""
+    if run.rows.filter(pl.col("measure") == "heads", pl.col("control").ne_missing("no_op")).is_empty():
+        return Section(id="heads", title=TITLE, parts=[note("Heads were not swapped in this run.")])
+    known = findings.difference(run.rows, run.summary)
+    if known is None or not known.counts:
+        why = "D was not measured" if known is None else "D is not above three times the noise floor"
+        return Section(id="heads", title=TITLE, parts=[note(f"No effect to explain: {why}. The values in nats are in summary.parquet.")])
+    found = findings_heads.map_of_heads(run.rows, run.summary)
+    parts: list[Any] = [*_map(run, found)]
+    for direction in WORDS:
+        parts += _sets(run, direction)
+    parts += [*_pairs(run), *_network(run), *_attention(run)]
+    return Section(id="heads", title=TITLE, parts=parts)
+
+
+def _map(run: Run, found: pl.DataFrame) -> list[Any]:
+    top = findings_heads.strongest(found, TOP)
+    if top.is_empty():
+        return []
+    n = len(found.filter(pl.col("head").is_not_null(), pl.col("arm") == "contribution").select("layer", "head").unique())
+    best = top.row(0, named=True)
+    caption = f"{n} heads, each swapped alone, as shares of D. Largest: {best['name']}, "
+    caption += listed(f"{WORDS[d]} {with_ends(best[WORDS[d]], best[f'{WORDS[d]}_low'], best[f'{WORDS[d]}_high'])}" for d in WORDS) + ". "
+    counted = found.filter(pl.col("head").is_not_null(), pl.col("arm") == "contribution", "counts").select("layer", "head").unique()
+    caption += f"{n - len(counted)} heads lie under three noise floors in both directions."
+    return [Drawn(name="head_effects", chart=charts_heads.head_map, caption=caption, reading="head_effects"), _top(run, found, top)]
+
+
+def _top(run: Run, found: pl.DataFrame, top: pl.DataFrame) -> dict:
+    """The heads of the largest effect: both directions, what they read and write, group, shares of their layer, attention."""
+    js = findings_heads.attention_js(run.summary)
+    per_group = int((run.manifest.get("heads") or {}).get("heads_per_group") or 1)
+    arms = {(r["direction"], r["layer"], r["unit"], r["arm"]): r["share"] for r in found.iter_rows(named=True)}
+    lines = []
+    for r in top.iter_rows(named=True):
+        one, unit = findings_heads.game(run.rows, run.summary, BREAKAGE, r["layer"]), f"head {r['head']}"
+        shares = findings_heads.head_shares(run.rows, one) if one else None
+        split = (share(arms.get((BREAKAGE, r["layer"], unit, arm))) for arm in ("routing", "write"))
+        of_layer = (share(v) if v == v else "–" for v in ((shares.shapley.share[r["head"]], shares.fisher[r["head"]]) if shares else ()))
+        cells = [*of_layer] or ["–", "–"]
+        lines.append((r["name"], with_ends(r["breakage"], r["breakage_low"], r["breakage_high"]),
+                      with_ends(r["recovery"], r["recovery_low"], r["recovery_high"]), *split, str(r["head"] // per_group) if per_group > 1 else "–",
+                      *cells, nats(js[r["name"]]) if r["name"] in js else "–"))  # fmt: skip
+    columns = ("head", "breakage (95 %)", "recovery (95 %)", "routing", "write", "group", "Shapley", "Fisher", "attention JS")
+    title = f"The {len(lines)} heads of the largest effect. Effect, routing and write: shares of D (routing and write: breakage); Shapley, Fisher: "
+    return table(columns, lines, title=title + "shares of their layer's heads; attention: nats.")
+
+
+def _sets(run: Run, direction: str) -> list[Any]:
+    """Coverage and single heads at the closer layers, in one direction."""
+    layers = findings_heads.closer_layers(run.manifest)
+    games = [one for one in (findings_heads.game(run.rows, run.summary, direction, layer) for layer in layers) if one and one.n > 1]
+    nothing = [one for one in games if not one.whole.counts]
+    parts: list[Any] = []
+    if nothing:
+        names = listed(f"L{one.layer}" for one in nothing)
+        parts.append(
+            note(f"{WORDS[direction].capitalize()} at {names}: no effect to explain. All heads together stay under three noise floors.")
+        )
+    games = [one for one in games if one.whole.counts]
+    if not games:
+        return parts
+    shown = [one.layer for one in games]
+    caption = f"{WORDS[direction].capitalize()}: " + " ".join(
+        f"L{one.layer}: {how_many(one, run.manifest)}{_ninety(one, run)}." for one in games
+    )
+    options = {"direction": direction, "layers": shown}
+    reading = "head_coverage" if direction == BREAKAGE else ""
+    parts.append(
+        Drawn(
+            name=f"head_coverage_{WORDS[direction]}",
+            chart=charts_heads.coverage_by_heads,
+            options=options,
+            caption=caption,
+            reading=reading,
+        )
+    )
+    said = []
+    for one in games:
+        shares = findings_heads.head_shares(run.rows, one)
+        if shares:
+            fisher = (
+                f"Fisher-projected coverages add up to {shares.fisher_sum:.3f}"
+                if shares.fisher_sum == shares.fisher_sum
+                else "Fisher undefined"
+            )
+            said.append(f"L{one.layer}: {effective(shares, one.n)}; {fisher}.")
+    if said:
+        reading = "head_bars" if direction == BREAKAGE else ""
+        parts.append(
+            Drawn(
+                name=f"head_bars_{WORDS[direction]}",
+                chart=charts_heads.single_heads,
+                options=options,
+                caption=" ".join(said),
+                reading=reading,
+            )
+        )
+    return parts
+
+
+def _ninety(one: Game, run: Run) -> str:
+    """ ", 90 % by 5 heads"."""
+    order = findings_heads.orders(run.manifest, one.direction, one.layer or 0).get("greedy")
+    curve = findings_heads.curve(one, order) if order else None
+    k = coverage.first_to(curve["share"].to_numpy(), curve["k"].to_list(), 0.9) if curve is not None else None
+    return f", 90 % by {k} heads" if k and k < one.n else ""
+
+
+def _pairs(run: Run) -> list[dict]:
+    """What pairs of top heads do beyond the sum of both."""
+    lines = []
+    for direction in WORDS:
+        for layer in findings_heads.closer_layers(run.manifest):
+            one = findings_heads.game(run.rows, run.summary, direction, layer)
+            order = findings_heads.orders(run.manifest, direction, layer).get("single")
+            if one is None or not order or not one.whole.counts:
+                continue
+            for r in findings_heads.interactions(one, order[:6]).head(PAIRS // 2).iter_rows(named=True):
+                lines.append(
+                    (f"L{layer}: {r['i']}, {r['j']}", WORDS[direction], share(r["alone"]), with_ends(r["value"], r["low"], r["high"]))
+                )
+    columns = ("heads", "direction", "v(i) + v(j)", "interaction (95 %)")
+    title = "Interactions of top heads, v(i, j) − v(i) − v(j), as shares of v(all): under 0 either will do, over 0 they need each other"
+    return [table(columns, lines, folded=title)] if lines else []
+
+
+def _network(run: Run) -> list[Any]:
+    """Coverage by sets of heads, and of heads and MLPs, of all layers."""
+    parts: list[Any] = []
+    for direction in (BREAKAGE, RECOVERY):
+        said = []
+        for site, word in (("attn_proj", "heads"), (None, "heads and MLPs")):
+            one = findings_heads.game(run.rows, run.summary, direction, None, site=site)
+            orders = findings_heads.network_orders(run.manifest, direction, only_heads=site is not None)
+            if one is None or not orders.get("single"):
+                continue
+            if not one.whole.counts:
+                said.append(f"all {word}: no effect to explain")
+                continue
+            curve, n = findings_heads.network_curve(one, orders["single"]), len(orders["single"])
+            k = coverage.first_to(curve["share"].to_numpy(), curve["k"].to_list(), 0.5)
+            half = f"the first {k} reach half" if k else "half is not reached"
+            said.append(f"all {n} {word} together {nats(one.whole.mean)} nats; by single effect {half}{_random(one, k)}")
+        if said:
+            caption = f"{WORDS[direction].capitalize()} across the network: {'; '.join(said)}."
+            options, reading = {"direction": direction}, "head_network" if direction == BREAKAGE else ""
+            parts.append(
+                Drawn(
+                    name=f"head_network_{WORDS[direction]}",
+                    chart=charts_heads.network_coverage,
+                    options=options,
+                    caption=caption,
+                    reading=reading,
+                )
+            )
+    return parts
+
+
+def _random(one: Game, k: int | None) -> str:
+    band = findings_heads.band(one).filter(pl.col("k") == k) if k else None
+    return "" if band is None or band.is_empty() else f" ({k} random: {per_cent(band['low'][0])} to {per_cent(band['high'][0])})"
+
+
+def _attention(run: Run) -> list[dict]:
+    """Where the top heads look at the decision position, in both models: the prompts on which they differ most."""
+    looked = sorted((run.manifest.get("heads") or {}).get("attention") or [], key=lambda one: -one["js"])
+    if not looked:
+        return []
+    lines = []
+    seen: dict[str, int] = {}
+    for one in looked:
+        seen[one["head"]] = seen.get(one["head"], 0) + 1
+        if seen[one["head"]] <= 2:
+            where = (
+                " ".join(f"{wording.visible(token)}\u00a0{weight:.2f}" for token, weight in one[side][:3]) for side in ("base", "tuned")
+            )
+            lines.append((one["head"], one["prompt"], *where, nats(one["js"])))
+    title = "Where the top heads look from the decision position: the tokens of the largest weights (the prompts on which the two models differ most)"
+    return [table(("head", "prompt", "base", "tuned", "JS, nats"), lines[:LOOKED], folded=title)]

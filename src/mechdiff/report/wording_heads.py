@@ -1,0 +1,53 @@
+"""What the verdict says of heads: how many carry the change at its strongest layer, beside random ones, and how evenly."""
+
+import polars as pl
+
+from mechdiff.report import coverage, findings_heads
+from mechdiff.report.findings import BREAKAGE
+from mechdiff.report.findings_heads import WORDS
+
+HALF = 0.5
+
+
+def which_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
+    """ "At L26, 3 of 9 heads have half of what all have ..."; "no effect to explain" where all heads together have none."""
+    games = [findings_heads.game(rows, summary, BREAKAGE, layer) for layer in findings_heads.closer_layers(manifest)]
+    known = [one for one in games if one is not None]
+    if not known:
+        return []
+    one = max(known, key=lambda game: game.whole.mean)
+    if not one.whole.counts:
+        names = " and ".join(f"L{game.layer}" for game in known)
+        return [f"Heads: no effect to explain at {names}; swapping all of them moves the tuned model by no more than three noise floors."]
+    sentence = f"Of the {WORDS[BREAKAGE]} by all {one.n} heads of L{one.layer}, {how_many(one, manifest)}"
+    shares = findings_heads.head_shares(rows, one)
+    return [f"{sentence}{f'; {effective(shares, one.n)}' if shares else ''}."]
+
+
+def how_many(one: findings_heads.Game, manifest: dict) -> str:
+    """ "3 heads reach half (greedy, chosen on the select prompts; 3 random ones: 8-14 %)"."""
+    order = findings_heads.orders(manifest, one.direction, one.layer or 0).get("greedy")
+    if not order:
+        return "no order of heads was chosen: there were no select prompts"
+    curve = findings_heads.curve(one, order)
+    k = coverage.first_to(curve["share"].to_numpy(), curve["k"].to_list(), HALF)
+    if k is None:
+        return f"the first {curve['k'].to_list()[-2] if len(curve) > 1 else one.n} heads of the greedy order do not reach half"
+    at = curve.filter(pl.col("k") == k)["share"][0]
+    words = f"head {order[0]} alone has" if k == 1 else f"heads {', '.join(map(str, order[: k - 1]))} and {order[k - 1]} have"
+    random = findings_heads.band(one).filter(pl.col("k") == k)
+    beside = f"; {k} random: {per_cent(random['low'][0])} to {per_cent(random['high'][0])}" if len(random) else ""
+    return f"{words} {per_cent(at)} (chosen on the select prompts{beside})"
+
+
+def effective(shares: findings_heads.Shares, n: int) -> str:
+    """ "effective number of heads 6.1 [4.0, 9.2] of 9, random edits of this size 8.1 to 8.9"."""
+    point, low, high = shares.effective
+    text = f"effective number of heads {point:.1f} [{low:.1f}, {high:.1f}] of {n}"
+    return text + (f", random edits of this size {shares.null[0]:.1f} to {shares.null[1]:.1f}" if shares.null else "")
+
+
+def per_cent(value: float) -> str:
+    """ "64 %", "0.14 %"."""
+    percent = 100 * value
+    return f"{percent:.0f} %" if abs(percent) >= 10 or percent == 0 else f"{percent:.2g} %"
