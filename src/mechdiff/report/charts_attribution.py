@@ -1,12 +1,13 @@
 """The charts of the section on attribution: estimates against true effects, and the heads of one model against those of the other.
 
-A few heads are far larger than all others, so both axes are stretched towards 0 (square root of the distance from it): lines through 0 with
-slope 1 stay straight, and the many small heads come apart.
+A few heads are far larger than all others, so both axes are linear near 0 and logarithmic far from it (symlog, the same on both): the line on
+which both coordinates are equal stays straight, the many small heads come apart, and the large ones stay on the page.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 import polars as pl
@@ -38,23 +39,26 @@ SIDES = (("left", "middle", 7, 0), ("right", "middle", -7, 0), ("center", "botto
 
 @dataclass(frozen=True, kw_only=True)
 class Stretched:
-    """An axis along the square root of the distance from 0, and where a value stands on it in pixels."""
+    """An axis that is linear up to about `linear` on both sides of 0 and logarithmic beyond; and where a value stands on it in pixels."""
 
     low: float
     high: float
+    linear: float
     pixels: float
 
     @classmethod
-    def over(cls, values: Iterable[float], pixels: float) -> "Stretched":
-        """An axis with all the values and 0 on it, and some room."""
-        known = [value for value in values if value is not None and math.isfinite(value)]
-        ends = min([0.0, *known]), max([0.0, *known])
-        room = 0.06 * (_root(ends[1]) - _root(ends[0])) or 1.0
-        low, high = (_root(ends[0]) - room, _root(ends[1]) + room)
-        return cls(low=math.copysign(low**2, low), high=math.copysign(high**2, high), pixels=pixels)
+    def over(cls, values: Sequence[float], pixels: float) -> "Stretched":
+        """An axis with all the values and 0 on it, and some room; linear over the smaller half of them."""
+        sizes = sorted(abs(value) for value in values if value)
+        linear = max(2 * sizes[len(sizes) // 2], sizes[-1] / 100) if sizes else 1.0
+        low, high = (symlog(end, linear) for end in (min([0.0, *values]), max([0.0, *values])))
+        room = 0.05 * (high - low) or 1.0
+        ends = (math.copysign(linear * math.expm1(abs(end)), end) for end in (low - room, high + room))
+        return cls(**dict(zip(("low", "high"), ends, strict=True)), linear=linear, pixels=pixels)
 
     def place(self, value: float) -> float:
-        return self.pixels * (_root(value) - _root(self.low)) / (_root(self.high) - _root(self.low))
+        low, high, here = (symlog(each, self.linear) for each in (self.low, self.high, value))
+        return self.pixels * (here - low) / (high - low)
 
     def ticks(self, apart: float) -> list[float]:
         """0, and round numbers from the ends inwards that stand at least so many pixels apart."""
@@ -68,7 +72,7 @@ class Stretched:
         return sorted(kept)
 
     def scale(self) -> alt.Scale:
-        return alt.Scale(type="sqrt", domain=[self.low, self.high], nice=False)
+        return alt.Scale(type="symlog", constant=self.linear, domain=[self.low, self.high], nice=False)
 
 
 def attributed_against_true(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -162,13 +166,21 @@ def churn_of_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
     names = _names(records, points, farthest[: LABELS if width >= WIDE else LABELS // 2], axes, x, y)
     return drawing.styled(
         alt.layer(
-            *_zeros(axes, x, y), _identity(axes, x, y), *_limit_lines(lines, limit, x, y, height), *dots, *names, width=inner, height=height
+            *_zeros(axes, x, y),
+            _identity(axes, x, y),
+            *_limit_lines(lines, limit, x, y, inner, height),
+            *dots,
+            *names,
+            width=inner,
+            height=height,
         )
     )
 
 
-def _limit_lines(lines: dict[str, tuple[float, float]], limit: float | None, x: alt.X, y: alt.Y, height: int) -> list[alt.Chart]:
-    """Upright lines for the base, flat ones for the tuned model, with what they are written at their ends."""
+def _limit_lines(
+    lines: dict[str, tuple[float, float]], limit: float | None, x: alt.X, y: alt.Y, width: int, height: int
+) -> list[alt.Chart]:
+    """Upright lines for the base, flat ones for the tuned model, with what they say at the ends where few heads are."""
     look = {"aria": False, "color": GREEN, "strokeDash": [4, 3], "strokeWidth": 1.2}
     words = {"aria": False, "color": GREEN, "fontSize": 10.5}
     layers = []
@@ -177,10 +189,9 @@ def _limit_lines(lines: dict[str, tuple[float, float]], limit: float | None, x: 
         upright = alt.Chart(drawing.inline([{"base": lines["base"][place]}]))
         flat = alt.Chart(drawing.inline([{"tuned": lines["tuned"][place]}]))
         layers += [upright.mark_rule(**look).encode(x=x), flat.mark_rule(**look).encode(y=y)]
-        beside = {"align": "right" if sign < 0 else "left", "dx": 3 * sign}
-        layers.append(upright.mark_text(**words, **beside, baseline="bottom", dy=-2).encode(x=x, y=alt.value(height), text=alt.value(text)))
-        above = {"baseline": "top" if sign < 0 else "bottom", "dy": -3 * sign}
-        layers.append(flat.mark_text(**words, **above, align="left", dx=2).encode(x=alt.value(0), y=y, text=alt.value(text)))
+        ends = {"align": "right", "baseline": "top", "dx": -3, "dy": 2}, {"align": "left", "baseline": "bottom", "dx": 3, "dy": -2}
+        layers.append(upright.mark_text(**words, **ends[place]).encode(x=x, y=alt.value((0, height)[place]), text=alt.value(text)))
+        layers.append(flat.mark_text(**words, **ends[place]).encode(x=alt.value((width, 0)[place]), y=y, text=alt.value(text)))
     return layers
 
 
@@ -195,7 +206,7 @@ def _identity(axes: tuple[Stretched, Stretched], x: alt.X, y: alt.Y) -> alt.Char
 def _axis(field: str, of: Stretched, title: str | None, *, apart: float) -> alt.X | alt.Y:
     channel = alt.X if field in ("effect", "base") else alt.Y
     sized = {} if channel is alt.X else {"minExtent": 46, "maxExtent": 46}
-    axis = alt.Axis(values=of.ticks(apart), format="~g", labelOverlap=False, grid=False, **sized)
+    axis = alt.Axis(values=of.ticks(apart), labelExpr="format(datum.value, '.3~g')", labelOverlap=False, grid=False, **sized)
     return channel(f"{field}:Q", title=title, scale=of.scale(), axis=axis)
 
 
@@ -226,15 +237,13 @@ def _names(
 ) -> list[alt.Chart]:
     """The names of some points, where they cover neither each other nor a point; a name that finds no room is left to the table."""
     chosen = place_names(points, order, (axes[0].pixels, axes[1].pixels))
-    layers = []
-    for side in dict.fromkeys(chosen.values()):
-        align, baseline, dx, dy = side
-        data = alt.Chart(drawing.inline([records[i] for i, where in chosen.items() if where == side]))
-        halo: dict[str, object] = {"stroke": "white", "strokeWidth": 3}
-        for look in (halo, {}):
-            text = data.mark_text(aria=False, align=align, baseline=baseline, dx=dx, dy=dy, fontSize=11, fontWeight=600, color=INK, **look)
-            layers.append(text.encode(x=x, y=y, text=alt.Text("name:N")))
-    return layers
+    fields = ("align", "baseline", "dx", "dy")
+    named = [records[i] | dict(zip(fields, side, strict=True)) for i, side in chosen.items()]
+    base = alt.Chart(drawing.inline(named))
+    where: dict[str, Any] = {field: alt.ExprRef(f"datum.{field}") for field in fields}
+    halo: dict[str, Any] = {"stroke": "white", "strokeWidth": 3}
+    marks = (base.mark_text(aria=False, fontSize=11, fontWeight=600, color=INK, **where, **look) for look in (halo, {}))
+    return [mark.encode(x=x, y=y, text=alt.Text("name:N")) for mark in marks]
 
 
 def place_names(
@@ -268,5 +277,6 @@ def _meet(one: tuple[float, float, float, float], other: tuple[float, float, flo
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _root(value: float) -> float:
-    return math.copysign(math.sqrt(abs(value)), value)
+def symlog(value: float, linear: float) -> float:
+    """sign(value) log(1 + |value| / linear), as Vega-Lite's scale of that name has it."""
+    return math.copysign(math.log1p(abs(value) / linear), value)
