@@ -66,21 +66,22 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
 def test_tables_name_the_planted_heads(run: Run) -> None:
     found = tables(section_attribution.attribution(run))
     assert all(len(row) == len(table["columns"]) for table in found for row in table["rows"])
-    validation, broken, recovered, sites, churned, overlap = found
-    assert [row[0] for row in validation["rows"]] == [
+    correlations, errors, broken, recovered, sites, churned, overlap = found
+    assert [row[0] for row in correlations["rows"]] == [row[0] for row in errors["rows"]] == [
         "gradient × difference, base into tuned", "gradient × difference, tuned into base",
         "integrated gradients, base into tuned", "integrated gradients, tuned into base",
     ]  # fmt: skip
-    assert [row[5] for row in validation["rows"][2:]] == ["0.0200", "0.0200"]
-    assert broken["rows"][0][0] == recovered["rows"][0][0] == f"L{CHANGED}.head 3"
+    assert [(row[2], row[4]) for row in errors["rows"][2:]] == [("0.0200", "3")] * 2
+    assert [row[1] for row in correlations["rows"][2:]] == ["1.000 (1.000 to 1.000)"] * 2
+    assert broken["rows"][0][0] == recovered["rows"][0][0] == f"L{CHANGED}.head\u00a03"
     assert broken["rows"][0][1].startswith("−")
     assert not recovered["rows"][0][1].startswith("−")
     assert broken["title"].endswith("(ranked on the select prompts)")
     assert [row[0] for row in sites["rows"]][:2] == [f"L{CHANGED}.attn_out", f"L{CHANGED + 1}.attn_out"]
     assert {row[0].partition(".")[0] for row in sites["rows"]} == {"L4", "L5", "L6"}  # below the change there is nothing to name
-    assert [(row[0], row[1], row[6]) for row in churned["rows"]] == [
-        (planted.name(planted.ENTERED), "entered", "1.00"), (planted.name(planted.LEFT), "left", "1.00"),
-        (planted.name(planted.STAYED), "stayed", "1.00"),
+    assert [(row[0].replace("\u00a0", " "), row[1]) for row in churned["rows"]] == [
+        (planted.name(planted.ENTERED), "entered (1.00)"), (planted.name(planted.LEFT), "left (1.00)"),
+        (planted.name(planted.STAYED), "stayed (1.00)"),
     ]  # fmt: skip
     assert [row[0] for row in overlap["rows"]] == ["top 5", "top 10", "top 20"]
 
@@ -117,11 +118,13 @@ def test_prompts_on_which_m_is_not_defined_are_said(rows: pl.DataFrame) -> None:
 
 
 def test_without_patched_heads_estimates_are_guesses(run: Run) -> None:
-    rows = run.rows.filter(pl.col("metric") != "effect_logits")
+    rows = run.rows.filter((pl.col("metric") != "effect_logits") | (pl.col("unit") == "all"))
     section = section_attribution.attribution(Run(rows=rows, summary=statistics.summarise(rows), manifest=run.manifest))
     assert list(captions(section)) == ["attribution_churn"]
     assert any(part["kind"] == "note" and "read them as guesses" in part["text"] for part in section.parts if isinstance(part, dict))
-    assert {row[3] for row in tables(section)[0]["rows"]} == {"–"}
+    errors, broken, *_ = tables(section)
+    assert [row[1:3] for row in errors["rows"][2:]] == [["–", "0.0200"]] * 2  # completeness needs no patched head
+    assert {row[3] for row in broken["rows"]} == {"–"}
 
 
 def test_without_an_effect_only_churn_is_left(run: Run) -> None:

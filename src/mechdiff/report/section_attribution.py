@@ -51,7 +51,7 @@ def _validation(run: Run) -> list[Any]:
     agreed = findings_attribution.agreement(run.rows, run.manifest)
     together = agreed.filter(pl.col("group") == TOGETHER)
     if together.is_empty():
-        return [note("No head was patched to hold the estimates against, so read them as guesses.")]
+        return [note("No head was patched to hold the estimates against, so read them as guesses."), *_errors(run, agreed)]
     first = together.row(0, named=True)
     caption = "True and attributed change of m where the other model's contribution of a head is written, "
     caption += f"for {_patched(run, agreed)}, means over {first['n']} prompts."
@@ -68,7 +68,7 @@ def _validation(run: Run) -> list[Any]:
         caption=caption,
         reading="attribution_validation",
     )
-    return [drawn, _validation_table(run, agreed)]
+    return [drawn, _correlations(agreed), *_errors(run, agreed)]
 
 
 def _patched(run: Run, agreed: pl.DataFrame) -> str:
@@ -84,26 +84,39 @@ def _patched(run: Run, agreed: pl.DataFrame) -> str:
     return f"{heads} heads in each direction ({'; '.join(parts)})"
 
 
-def _validation_table(run: Run, agreed: pl.DataFrame) -> dict:
-    """Rank correlations, relative errors and completeness, a line for each direction and way to estimate."""
-    whole = findings_attribution.complete(findings_attribution.completeness(run.rows))
-    sums = {(r["direction"], r["arm"]): r for r in whole.iter_rows(named=True)}
+def _correlations(agreed: pl.DataFrame) -> dict:
+    """Rank correlations over the top, the random and all patched heads: a line for each direction and way to estimate."""
     by = {(r["direction"], r["arm"], r["group"]): r for r in agreed.iter_rows(named=True)}
     lines = []
-    for arm in ESTIMATES:
-        for direction in CROSSED:
-            one, summed = by.get((direction, arm, TOGETHER)), sums.get((direction, arm))
-            if one is None and summed is None:
-                continue
-            groups = [by.get((direction, arm, group)) for group in (TOGETHER, TOP, RANDOM)]
-            rhos = [with_interval(g["rho"], g["rho_low"], g["rho_high"], digits=2) if g else "–" for g in groups]
-            error = with_interval(one["error"], one["error_low"], one["error_high"], digits=2) if one else "–"
-            missed = [nats(summed["median"]), f"{nats(summed['worst'])} (L{summed['worst_layer']})"] if summed else ["–", "–"]
-            lines.append((f"{WAYS[arm]}, {written(direction)}", *(cell.replace("95 %: ", "") for cell in (*rhos, error)), *missed))
-    columns = ("estimate", "rank correlation (95 %)", "top heads", "random heads", "relative error", "a layer's sum: median error", "worst")
+    for arm, direction in ((arm, direction) for arm in ESTIMATES for direction in CROSSED):
+        groups = [by.get((direction, arm, group)) for group in (TOGETHER, TOP, RANDOM)]
+        if any(groups):
+            cells = [with_interval(g["rho"], g["rho_low"], g["rho_high"], digits=2) if g else "–" for g in groups]
+            lines.append((f"{WAYS[arm]}, {written(direction)}", *(cell.replace("95 %: ", "") for cell in cells)))
+    columns = ("estimate", "all patched heads (95\u00a0%)", "largest estimates", "random others")
+    return table(columns, lines, title="Rank correlation of estimates with true effects")
+
+
+def _errors(run: Run, agreed: pl.DataFrame) -> list[dict]:
+    """The error of single heads, and of the sum over a layer's heads against the effect of all of them (completeness)."""
+    whole = findings_attribution.complete(findings_attribution.completeness(run.rows))
+    sums = {(r["direction"], r["arm"]): r for r in whole.iter_rows(named=True)}
+    heads = {(r["direction"], r["arm"]): r for r in agreed.filter(pl.col("group") == TOGETHER).iter_rows(named=True)}
+    lines = []
+    for arm, direction in ((arm, direction) for arm in ESTIMATES for direction in CROSSED):
+        one, summed = heads.get((direction, arm)), sums.get((direction, arm))
+        if one or summed:
+            error = with_interval(one["error"], one["error_low"], one["error_high"], digits=2).replace("95 %: ", "") if one else "–"
+            missed = (
+                [nats(summed["median"]), f"{nats(summed['worst'])} (L{summed['worst_layer']})", str(summed["layers"])]
+                if summed
+                else ["–"] * 3
+            )
+            lines.append((f"{WAYS[arm]}, {written(direction)}", error, *missed))
+    columns = ("estimate", "patched heads (95\u00a0%)", "sum over a layer's heads: median", "worst", "layers")
     steps = (run.manifest.get("attribution") or {}).get("steps")
-    title = "Estimates against true patches; the sum over a layer's heads against the effect of all of them"
-    return table(columns, lines, title=title + (f" (integrated gradients in {steps} steps promise an error near 0)" if steps else ""))
+    promise = f"; integrated gradients in {steps} steps promise that the sum has none" if steps else ""
+    return [table(columns, lines, title=f"Relative error of the estimates{promise}")] if lines else []
 
 
 def _top_heads(run: Run) -> list[dict]:
@@ -112,11 +125,12 @@ def _top_heads(run: Run) -> list[dict]:
     for direction in CROSSED:
         found, split = findings_attribution.top_heads(run.rows, run.summary, direction)
         lines = [
-            (r["name"], _value(r["estimate"], r["low"], r["high"]), _value(r["integrated"]), _value(r["effect"], r["effect_low"], r["effect_high"]))
+            (_unbroken(r["name"]), _value(r["estimate"], r["low"], r["high"]), _value(r["integrated"]),
+             _value(r["effect"], r["effect_low"], r["effect_high"]))
             for r in found.head(TOP_HEADS).iter_rows(named=True)
         ]  # fmt: skip
         if lines:
-            columns = ("head", "gradient × difference (95 %)", "integrated gradients", "true effect (95 %)")
+            columns = ("head", "gradient × difference (95\u00a0%)", "integrated gradients", "true effect (95\u00a0%)")
             parts.append(
                 table(columns, lines, title=f"Heads with the largest estimates, {written(direction)}, logits{_ranked_on(run, split)}")
             )
@@ -136,7 +150,7 @@ def _top_sites(run: Run) -> list[dict]:
     for name in names[:TOP_SITES]:
         cells = [found.get(name) for found in known.values()]
         lines.append((name, *(_value(cell["estimate"], cell["low"], cell["high"]) if cell else "–" for cell in cells)))
-    columns = ("site", *(f"{written(direction)} (95 %)" for direction in CROSSED))
+    columns = ("site", *(f"{written(direction)} (95\u00a0%)" for direction in CROSSED))
     title = f"MLPs and other sites with the largest estimates (gradient × difference, logits), of {len(names)}"
     return [table(columns, lines, title=title)] if lines else []
 
@@ -187,12 +201,12 @@ def _churn_table(found: pl.DataFrame) -> list[dict]:
         order, -pl.max_horizontal(pl.col("z_base", "z_tuned").abs()), maintain_order=True
     )
     lines = [
-        (r["name"], r["state"], _value(r["base"], r["base_low"], r["base_high"]), share(r["z_base"], 1),
-         _value(r["tuned"], r["tuned_low"], r["tuned_high"]), share(r["z_tuned"], 1), share(r["holds"]))
+        (_unbroken(r["name"]), f"{r['state']} ({share(r['holds'])})", _value(r["base"], r["base_low"], r["base_high"]), share(r["z_base"], 1),
+         _value(r["tuned"], r["tuned_low"], r["tuned_high"]), share(r["z_tuned"], 1))
         for r in said.head(CHURNED).iter_rows(named=True)
     ]  # fmt: skip
-    columns = ("head", "", "base, logits (95 %)", "z", "tuned, logits (95 %)", "z", "holds in")
-    title = "Heads that stand out: entered, left, stayed; and the share of resamples in which that holds"
+    columns = ("head", "state (holds)", "base, logits (95\u00a0%)", "z", "tuned, logits (95\u00a0%)", "z")
+    title = "Heads that stand out, and in what share of resamples that holds"
     title += f"; {len(said) - CHURNED} others in summary.parquet" if len(said) > CHURNED else ""
     return [table(columns, lines, title=title)] if lines else []
 
@@ -204,6 +218,11 @@ def _overlap(found: pl.DataFrame) -> list[dict]:
     ]
     columns = ("by |attribution|", "in both models", "share", "chance")
     return [table(columns, lines, folded=f"How many of the top {listed(TOP_K)} heads are the same in both models")] if lines else []
+
+
+def _unbroken(name: str) -> str:
+    """A head's name that no line of a table breaks."""
+    return name.replace(" ", "\u00a0")
 
 
 def _value(value: float | None, low: float | None = None, high: float | None = None) -> str:
