@@ -78,6 +78,7 @@ def test_tables_name_the_planted_heads(run: Run) -> None:
     assert not recovered["rows"][0][1].startswith("−")
     assert broken["title"].endswith("(ranked on the select prompts)")
     assert [row[0] for row in sites["rows"]][:2] == [f"L{CHANGED}.attn_out", f"L{CHANGED + 1}.attn_out"]
+    assert sites["title"].endswith("of 6 (ranked on the prompts reported, so a little flattered)")
     assert {row[0].partition(".")[0] for row in sites["rows"]} == {"L4", "L5", "L6"}  # below the change there is nothing to name
     assert [(row[0].replace("\u00a0", " "), row[1]) for row in churned["rows"]] == [
         (planted.name(planted.ENTERED), "entered (1.00)"), (planted.name(planted.LEFT), "left (1.00)"),

@@ -128,9 +128,9 @@ def complete(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def top_heads(rows: pl.DataFrame, summary: pl.DataFrame, direction: str) -> tuple[pl.DataFrame, str | None]:
-    """All heads with `name estimate low high integrated effect effect_low effect_high`, the largest |estimate| first, and the split that ranked them.
+    """All heads with `name estimate low high integrated effect effect_low effect_high rank`, the first first, and the split that ranked them.
 
-    `estimate` is gradient times difference; ranked on `select` where that was measured, with the numbers of the reported split.
+    `estimate` is gradient times difference, on the reported split; `rank` is its size on the split that ranked: `select` where that was measured.
     """
     return _ranked(heads, rows, summary, direction)
 

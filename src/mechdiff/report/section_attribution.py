@@ -139,19 +139,20 @@ def _top_heads(run: Run) -> list[dict]:
 
 def _top_sites(run: Run) -> list[dict]:
     """MLPs and other whole sites, both directions side by side, ranked by the larger estimate."""
-    sides = {direction: findings_attribution.top_sites(run.rows, run.summary, direction)[0] for direction in CROSSED}
-    sides = {direction: found.filter(pl.col("estimate") != 0) for direction, found in sides.items()}
+    ranked = {direction: findings_attribution.top_sites(run.rows, run.summary, direction) for direction in CROSSED}
+    sides = {direction: found.filter(pl.col("estimate") != 0) for direction, (found, _) in ranked.items()}
     known = {direction: {r["name"]: r for r in found.iter_rows(named=True)} for direction, found in sides.items()}
     names = sorted(
         {name for found in known.values() for name in found},
-        key=lambda name: (-max(abs(found[name]["estimate"]) for found in known.values() if name in found), name),
+        key=lambda name: (-max(found[name]["rank"] for found in known.values() if name in found), name),
     )
     lines = []
     for name in names[:TOP_SITES]:
         cells = [found.get(name) for found in known.values()]
         lines.append((name, *(_value(cell["estimate"], cell["low"], cell["high"]) if cell else "–" for cell in cells)))
     columns = ("site", *(f"{written(direction)} (95\u00a0%)" for direction in CROSSED))
-    title = f"MLPs and other sites with the largest estimates (gradient × difference, logits), of {len(names)}"
+    split = next((split for _, split in ranked.values() if split), None)
+    title = f"MLPs and other sites with the largest estimates by gradient × difference, logits, of {len(names)}{_ranked_on(run, split)}"
     return [table(columns, lines, title=title)] if lines else []
 
 
