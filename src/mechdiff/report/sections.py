@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from mechdiff.report import asymmetry, figures, findings
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
+from mechdiff.report.section_attribution import attribution
 from mechdiff.report.section_factorial import factorial
 from mechdiff.report.section_grafting import grafting
 from mechdiff.report.section_heads import heads
@@ -46,6 +47,7 @@ def all_sections(run: Run) -> list[Section]:
         rank(run),
         steering(run),
         heads(run),
+        attribution(run),
         agreement(run),
     ]
 

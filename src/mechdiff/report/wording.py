@@ -21,6 +21,7 @@ from mechdiff.report import (
     statistics,
 )
 from mechdiff.report.findings import BREAKAGE, RECOVERY, Crossing, Difference
+from mechdiff.report.wording_attribution import what_gradients_say
 from mechdiff.report.wording_heads import which_heads
 
 GUESSES = {
@@ -91,7 +92,11 @@ def verdict(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[s
     if found is None or found.counts:
         sentences += [*which_module(rows), *where_it_passes(rows), *which_output(rows, summary), *what_it_depends_on(rows, summary)]
         sentences += [*early_or_late(rows, summary, found), *carried(rows, summary), *how_many_dimensions(rows, summary)]
-        sentences += [*does_it_obey(rows, summary, manifest), *which_heads(rows, summary, manifest)]
+        sentences += [
+            *does_it_obey(rows, summary, manifest),
+            *which_heads(rows, summary, manifest),
+            *what_gradients_say(rows, summary, manifest),
+        ]
     return [*sentences, *how_similar(rows, summary), *how_sure(found, manifest)]
 
 

@@ -1,0 +1,63 @@
+"""What the verdict says of attribution: one sentence, on how far gradients rank heads as patching does, and on which heads the two models lean."""
+
+import polars as pl
+
+from mechdiff.report import findings_attribution, findings_churn
+from mechdiff.report.findings import BREAKAGE
+from mechdiff.report.findings_attribution import ESTIMATES, TOGETHER
+
+WAYS = {"grad_x_diff": "gradient × difference", "integrated_gradients": "integrated gradients"}
+WRITTEN = {True: "base into tuned", False: "tuned into base"}
+WELL, POORLY = 0.8, 0.5
+"""Rank correlations from which on gradients rank heads as patching does, and under which they are no guide."""
+
+
+def what_gradients_say(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
+    """ "Gradients rank heads as patching does: over 40 heads ...; of 5 heads that stand out ..."; nothing where neither was measured."""
+    said = [words for words in (_ranking(rows, manifest), _churn(rows, summary, manifest)) if words]
+    sentence = "; ".join(said)
+    return [f"{sentence[0].upper()}{sentence[1:]}."] if said else []
+
+
+def written(direction: str) -> str:
+    """ "base into tuned": whose state is written into which model."""
+    return WRITTEN[direction == BREAKAGE]
+
+
+def _ranking(rows: pl.DataFrame, manifest: dict) -> str:
+    """The rank correlation of the crudest estimate there is, in the direction where it is lower, beside that of the other."""
+    found = findings_attribution.agreement(rows, manifest).filter(pl.col("group") == TOGETHER, pl.col("rho").is_not_null())
+    lowest = {arm: found.filter(pl.col("arm") == arm).sort("rho", maintain_order=True) for arm in ESTIMATES}
+    known = [(arm, table.row(0, named=True)) for arm, table in lowest.items() if not table.is_empty()]
+    if not known:
+        return ""
+    arm, one = known[0]
+    rho = one["rho"]
+    how = (
+        "rank heads as patching does"
+        if rho >= WELL
+        else "rank heads roughly as patching does"
+        if rho >= POORLY
+        else "are no guide to heads here"
+    )
+    both = ", the lower of both directions" if len(lowest[arm]) > 1 else ""
+    sentence = f"gradients {how}: over the {one['heads']} heads that were patched, "
+    sentence += f"{WAYS[arm]} has a rank correlation of {_decimals(rho)} with the effects"
+    sentence += f" (95 %: {_decimals(one['rho_low'])} to {_decimals(one['rho_high'])}; " if one["rho_low"] is not None else " ("
+    sentence += f"{written(one['direction'])}{both})"
+    return sentence + "".join(f", {WAYS[other]} {_decimals(line['rho'])}" for other, line in known[1:])
+
+
+def _churn(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> str:
+    """How many of the heads that stand out do so in both models, and how many in one."""
+    states = findings_churn.churn(rows, summary, manifest)["state"].drop_nulls().to_list()
+    if not states:
+        return ""
+    stayed, entered, left = (states.count(word) for word in ("stayed", "entered", "left"))
+    heads = "one head that stands out" if len(states) == 1 else f"{len(states)} heads that stand out"
+    return f"of {heads} in either model, {stayed} {'does' if stayed == 1 else 'do'} in both, {entered} only in the tuned one, {left} only in the base"
+
+
+def _decimals(value: float) -> str:
+    """Two decimals, never -0.00."""
+    return f"{value + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")
