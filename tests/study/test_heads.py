@@ -19,7 +19,7 @@ from tokenizers_made import CHATML, byte_tokenizer
 N_LAYERS, N_HEADS, HEAD = 4, 4, 3
 LAYER = 3
 """The last block: above it nothing reads earlier positions, so the decision position tells all."""
-HEADS: dict[str, Any] = {"null_edits": 2, "network_draws": 3, "attention_prompts": 0, "z_swap": [0.5, 1.0], "top": 3, "picks": 3}
+HEADS: dict[str, Any] = {"null_edits": 2, "network_draws": 3, "attention_prompts": 3, "z_swap": [0.5, 1.0], "top": 3, "picks": 3}
 
 
 def edit_one_head(net: Any) -> None:
@@ -163,7 +163,7 @@ def test_gradients_agree_with_patches_and_are_complete(one_head: Run) -> None:
 
 
 def test_an_identical_pair_has_no_effect(tmp_path: Path, pair: Path) -> None:
-    finished = finish(pair, tmp_path / "run", {"heads": HEADS | {"attention_prompts": 0}}, "attribution", tuned="base")
+    finished = finish(pair, tmp_path / "run", {"heads": HEADS | {"attention_prompts": 1}}, "attribution", tuned="base")
     rows = of(finished)
     assert rows.filter(pl.col("metric") == "kl_own_nats")["value"].max() <= 1e-10  # type: ignore[operator]
     assert of(finished, "attribution", direction="tuned<-base")["value"].abs().max() == 0

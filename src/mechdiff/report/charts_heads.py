@@ -52,7 +52,8 @@ def _map(part: pl.DataFrame, layers: tuple[int, int], n_heads: int, most: float,
     ticks = [*range(0, n_heads, 1 if n_heads <= 12 else 4 if n_heads <= 40 else 8), n_heads + 0.6]
     labels = f"datum.value > {n_heads} ? 'MLP' : 'head ' + format(datum.value, 'd')"
     axis = drawing.left_axis(values=ticks, labelExpr=labels, grid=False)
-    y = alt.Y("low:Q", axis=axis, scale=alt.Scale(domain=[n_heads + 1.2, -0.6], nice=False))
+    scale = alt.Scale(domain=[n_heads + 1.2, -0.6], nice=False)
+    y = alt.Y("low:Q", axis=axis, scale=scale)
     legend = _bar("share of D") if first else None
     colour = alt.Color("share:Q", scale=alt.Scale(domain=[0, most], range=SHARE_RANGE, clamp=True), legend=legend)
     cells = alt.Chart(drawing.inline(records)).mark_rect(stroke="#d9dee4", strokeWidth=0.4)
@@ -61,7 +62,7 @@ def _map(part: pl.DataFrame, layers: tuple[int, int], n_heads: int, most: float,
     if under:
         words = alt.Chart(drawing.inline(under)).mark_text(aria=False, color=INK, fontSize=9)
         at = alt.X("middle:Q", scale=alt.Scale(domain=[layers[0] - 0.5, layers[1] + 0.5], nice=False, zero=False))
-        drawn.append(words.encode(x=at, y=alt.Y("row:Q", scale=y.scale), text=alt.value("−")))
+        drawn.append(words.encode(x=at, y=alt.Y("row:Q", scale=scale), text=alt.value("−")))
     height = max(110, min(15 * (n_heads + 2), 340))
     return alt.layer(*drawn, width=width - LEFT - 12, height=height, title=drawing.title_of(title))
 

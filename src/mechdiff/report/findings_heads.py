@@ -4,7 +4,7 @@ v of a set, per prompt in nats: kl_own where the tuned model runs (breakage), D 
 coverage.py. Orders of heads are those of the record, chosen on the select prompts; values are those of the reported ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,12 +87,10 @@ def game(rows: pl.DataFrame, summary: pl.DataFrame, direction: str, layer: int |
     plain = values.filter(pl.col("control").is_null())
     if plain.filter(pl.col("unit") == "all").is_empty():
         return None
-    prompts = sorted(plain["prompt"].unique().to_list())
-    sets = {str(unit): _per_prompt(part, prompts) for (unit,), part in plain.group_by("unit", maintain_order=True)}
+    sets = {str(unit): np.array(v) for unit, v in _together(plain, "unit")}
     draws: dict[int, list[ndarray]] = {}
-    random = values.filter(pl.col("control").str.starts_with("random_set")).sort("rank", "control")
-    for (rank, _), part in random.group_by("rank", "control", maintain_order=True):
-        draws.setdefault(int(str(rank)), []).append(_per_prompt(part, prompts))
+    for rank, _, v in _together(values.filter(pl.col("control").str.starts_with("random_set")), "rank", "control"):
+        draws.setdefault(rank, []).append(np.array(v))
     cell = summary.filter(*where, pl.col("unit") == "all", pl.col("metric") == metric, pl.col("control").is_null())
     floor = cell["floor"].fill_null(0.0).to_list()
     whole = Whole(values=sets["all"], floor=float(floor[0]) if floor else 0.0)
@@ -100,8 +98,9 @@ def game(rows: pl.DataFrame, summary: pl.DataFrame, direction: str, layer: int |
     return Game(direction=direction, layer=layer, n=n, whole=whole, sets=sets, drawn={k: np.column_stack(v) for k, v in draws.items()})
 
 
-def _per_prompt(part: pl.DataFrame, prompts: Sequence[str]) -> Float[ndarray, " prompt"]:
-    return np.array([dict(part.select("prompt", "v").iter_rows())[prompt] for prompt in prompts])
+def _together(values: pl.DataFrame, *by: str) -> Iterator[tuple]:
+    """For each group its names and v by prompt, in the order of the prompts' names: every set was run on the same ones."""
+    return values.sort(*by, "prompt").group_by(by, maintain_order=True).agg("v").iter_rows()
 
 
 def curve(one: Game, order: Sequence[int]) -> pl.DataFrame:

@@ -186,9 +186,10 @@ def _random(one: Game, k: int | None) -> str:
 
 def _attention(run: Run) -> list[dict]:
     """Where the top heads look at the decision position, in both models: the prompts on which they differ most."""
-    looked = sorted((run.manifest.get("heads") or {}).get("attention") or [], key=lambda one: -one["js"])
+    said = run.manifest.get("heads") or {}
+    looked = sorted(said.get("attention") or [], key=lambda one: -one["js"])
     if not looked:
-        return []
+        return [note(f"Attention was not looked at: {said['attention_refused']}")] if said.get("attention_refused") else []
     lines = []
     seen: dict[str, int] = {}
     for one in looked:

@@ -1,5 +1,6 @@
 """The stages of heads beyond one layer: sets across the network, the attention of the top heads, the record."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mechdiff.engine.looks import attention_at_decision, pattern_js_nats
 from mechdiff.engine.models import Model
+from mechdiff.errors import ModelError
 from mechdiff.measures import games, heads
 from mechdiff.measures.counterfactuals import score_rows
 from mechdiff.measures.heads import Player
@@ -18,7 +20,7 @@ from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.head_bench import AT_ONCE, Bench, columns, head_layout
 from mechdiff.study.head_choices import closer_layers, greedy_order, heads_options, order, top_heads, within
-from mechdiff.study.mapping import table
+from mechdiff.study.mapping import as_bytes, table
 from mechdiff.study.options import DIRECTIONS
 
 Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
@@ -75,11 +77,17 @@ def _place(player: Player) -> tuple[int, int]:
 
 
 def looks(run: Execution, cell: Cell, model: Model | None) -> Result:
-    """Tensors: where the top heads look at the decision position, `[prompt, token]` by the head's name, 0 behind the end of a prompt."""
+    """Tensors: where the top heads look at the decision position, `[prompt, token]` by the head's name, 0 behind the end of a prompt.
+
+    A family that does not say where its heads look gives its reason instead.
+    """
     assert model
     chosen = top_heads(run)
     layers = sorted({layer for layer, _ in chosen})
-    patterns = [attention_at_decision(model, clean, layers) for clean in run.cleans(cell, model)]
+    try:
+        patterns = [attention_at_decision(model, clean, layers) for clean in run.cleans(cell, model)]
+    except ModelError as error:
+        return empty(), {"refused": as_bytes(str(error))}
     longest = max(one[layers[0]].shape[1] for one in patterns)
     found = {}
     for layer, head in chosen:
@@ -102,7 +110,7 @@ def _pairs(run: Execution, cell: Cell) -> dict[Player, list[tuple[Tensor, Tensor
     """Of each top head and prompt the two models' patterns over the aligned positions, and their JS; what is at no aligned place is one outcome."""
     held = {one.side: run.folder.load(one.key).tensors for one in run.cells if one.stage == "looks"}
     found: dict[Player, list[tuple[Tensor, Tensor, float]]] = {}
-    for player in top_heads(run):
+    for player in top_heads(run) if not refused(run) else ():
         pairs = []
         for i, name in enumerate(cell.key["ids"]):
             places = run.prompt(cell.key["split"], name).positions
@@ -113,6 +121,13 @@ def _pairs(run: Execution, cell: Cell) -> dict[Player, list[tuple[Tensor, Tensor
             pairs.append((base, tuned, float(pattern_js_nats(base, tuned))))
         found[player] = pairs
     return found
+
+
+def refused(run: Execution) -> str | None:
+    """Why attention was not looked at; None where it was."""
+    held = [run.folder.load(one.key).tensors for one in run.cells if one.stage == "looks"]
+    said = [json.loads(bytes(one["refused"]).decode()) for one in held if "refused" in one]
+    return said[0] if said else None
 
 
 # ---- for the record ----------------------------------------------------------------------------------------------------------------
@@ -147,6 +162,7 @@ def heads_record(run: Execution) -> dict[str, Any]:
                 for way, found in ways.items()
             },
             "attention": _looked_at(run),
+            "attention_refused": refused(run),
         }
     }
 

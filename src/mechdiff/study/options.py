@@ -181,7 +181,7 @@ class HeadsOptions(CloserOptions):
     hot: Count = 2  # closer layers that the select prompts choose: where all heads together do most
     select_prompts: Count = 16  # on which closer layers, orders of heads and top heads are chosen
     draws: Annotated[int, Field(ge=0, le=10_000)] = 200  # random sets of each size at a closer layer (all, where there are fewer)
-    permutations: Count = 64  # sampled for Shapley values where there are more heads than exact_up_to
+    permutations: Annotated[int, Field(ge=2, multiple_of=2)] = 64  # sampled for Shapley values where there are more heads than exact_up_to
     exact_up_to: Annotated[int, Field(ge=1, le=16)] = 12  # heads of a block up to which every set of them is run
     picks: Count = 8  # heads that the greedy search picks
     top: Annotated[int, Field(ge=2, le=64)] = 6  # heads whose pairs are run, and whose attention is looked at
