@@ -28,19 +28,19 @@ def head_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width
     if found.is_empty() or found["head"].drop_nulls().is_empty():
         return None
     n_heads = int(drawing.ends(found["head"].drop_nulls())[1]) + 1
-    most = max(drawing.ends(found.filter(pl.col("head").is_not_null())["share"])[1], 1e-9)
     layers, titles = drawing.layer_range(found), TITLES if width >= WIDE else SHORT
     panels: list[Chart] = []
     for direction in WORDS:
         part = found.filter(pl.col("direction") == direction)
         if not part.is_empty():
-            panels.append(_map(part, layers, n_heads, most, width, titles[direction], first=not panels))
-    key = "bottom row: the block's MLP; no dot: under three noise floors; minus: under 0"
+            panels.append(_map(part, layers, n_heads, width, titles[direction], first=not panels))
+    key = "bottom row: the block's MLP; white: under three noise floors; minus: under 0"
     note = alt.TitleParams(key, anchor="start", orient="bottom", fontSize=11, fontWeight="normal", color=QUIET, offset=4)
-    return drawing.styled(alt.vconcat(*panels, spacing=12, title=note))
+    return drawing.styled(alt.vconcat(*panels, spacing=12, title=note).resolve_scale(color="independent"))
 
 
-def _map(part: pl.DataFrame, layers: tuple[int, int], n_heads: int, most: float, width: int, title: str, *, first: bool) -> Chart:
+def _map(part: pl.DataFrame, layers: tuple[int, int], n_heads: int, width: int, title: str, *, first: bool) -> Chart:
+    most = max(drawing.ends(part.filter(pl.col("head").is_not_null())["share"])[1], 1e-9)
     records = []
     for r in part.iter_rows(named=True):
         row = n_heads + 0.6 if r["head"] is None else r["head"]
@@ -51,14 +51,16 @@ def _map(part: pl.DataFrame, layers: tuple[int, int], n_heads: int, most: float,
     left = drawing.layer_axis(layers, width, field="x", title=not first)
     ticks = [*range(0, n_heads, 1 if n_heads <= 12 else 4 if n_heads <= 40 else 8), n_heads + 0.6]
     labels = f"datum.value > {n_heads} ? 'MLP' : 'head ' + format(datum.value, 'd')"
-    axis = drawing.left_axis(values=ticks, labelExpr=labels, grid=False)
+    axis = drawing.left_axis(values=ticks, labelExpr=labels, grid=False, labelOverlap=False)
     scale = alt.Scale(domain=[n_heads + 1.2, -0.6], nice=False)
     y = alt.Y("low:Q", axis=axis, scale=scale)
-    legend = _bar("share of D") if first else None
+    legend = _bar("share of D")
     colour = alt.Color("share:Q", scale=alt.Scale(domain=[0, most], range=SHARE_RANGE, clamp=True), legend=legend)
-    cells = alt.Chart(drawing.inline(records)).mark_rect(stroke="#d9dee4", strokeWidth=0.4)
-    drawn = [cells.encode(x=left, x2=alt.X2("end:Q"), y=y, y2=alt.Y2("high:Q"), color=colour, description=alt.Description("says:N"))]
-    under = [record for record in records if record["minus"]]
+    white = alt.Chart(drawing.inline([r for r in records if not r["counts"]])).mark_rect(fill="#ffffff", stroke="#d9dee4", strokeWidth=0.4)
+    cells = alt.Chart(drawing.inline([r for r in records if r["counts"]])).mark_rect(stroke="#d9dee4", strokeWidth=0.4)
+    place = {"x": left, "x2": alt.X2("end:Q"), "y": y, "y2": alt.Y2("high:Q"), "description": alt.Description("says:N")}
+    drawn = [white.encode(**place), cells.encode(**place, color=colour)]
+    under = [record for record in records if record["minus"] and record["counts"]]
     if under:
         words = alt.Chart(drawing.inline(under)).mark_text(aria=False, color=INK, fontSize=9)
         at = alt.X("middle:Q", scale=alt.Scale(domain=[layers[0] - 0.5, layers[1] + 0.5], nice=False, zero=False))

@@ -75,13 +75,18 @@ def necessity(without: Float[ndarray, "prompt set"], whole: Whole, *, seed: int 
 
 def effective_number(shares: Float[ndarray, "prompt player"], *, seed: int = 0) -> tuple[float, float, float]:
     """1 / sum s^2 of the mean shares, and the ends of its 95 % bootstrap interval over prompts; NaN where all shares are 0."""
-    point = float(_effective(shares.mean(0)))
+    point = effective_point(shares)
     if len(shares) < 2 or not np.isfinite(point):
         return point, float("nan"), float("nan")
     counts = intervals.resample_counts(len(shares), seed=seed) / len(shares)
     draws = _effective(counts @ shares)
     low, high = np.nanquantile(draws, [0.025, 0.975])
     return point, min(float(low), point), max(float(high), point)
+
+
+def effective_point(shares: Float[ndarray, "prompt player"]) -> float:
+    """`effective_number` without its interval."""
+    return float(_effective(shares.mean(0)))
 
 
 def _effective(means: Float[ndarray, "*draw player"]) -> Float[ndarray, "*draw"]:

@@ -105,16 +105,22 @@ def _together(values: pl.DataFrame, *by: str) -> Iterator[tuple]:
 
 def curve(one: Game, order: Sequence[int]) -> pl.DataFrame:
     """`k share low high necessity`: coverage by the first k heads of an order of one block's heads, and 1 - coverage without them."""
-    lines = []
-    for k in range(1, one.n + 1):
-        chosen = list(order[:k]) if k < one.n else list(range(one.n))
-        values, rest = one.value(chosen), one.value([head for head in range(one.n) if head not in chosen])
-        if len(chosen) == k and values is not None:
-            c = coverage.coverage(values[:, None], one.whole)
-            needed = coverage.necessity(rest[:, None], one.whole).share[0] if rest is not None else None
-            lines.append({"k": k, "share": float(c.share[0]), "low": float(c.low[0]), "high": float(c.high[0]), "necessity": needed})
-    schema = {"k": pl.Int64, "share": pl.Float64, "low": pl.Float64, "high": pl.Float64, "necessity": pl.Float64}
-    return pl.DataFrame(lines, schema=schema)
+    prefixes = [list(order[:k]) if k < one.n else list(range(one.n)) for k in range(1, one.n + 1)]
+    known = {k: values for k, chosen in enumerate(prefixes, start=1) if len(chosen) == k and (values := one.value(chosen)) is not None}
+    without = {k: one.value([head for head in range(one.n) if head not in prefixes[k - 1]]) for k in known}
+    needed = {k: values for k, values in without.items() if values is not None}
+    necessity = dict(zip(needed, coverage.necessity(_side_by_side(one, needed), one.whole).share.tolist(), strict=True))
+    return _points(one, known).with_columns(necessity=pl.Series([necessity.get(k) for k in known], dtype=pl.Float64))
+
+
+def _points(one: Game, known: Mapping[int, Float[ndarray, " prompt"]]) -> pl.DataFrame:
+    """`k share low high`: coverage by the set of each size."""
+    found = coverage.coverage(_side_by_side(one, known), one.whole)
+    return pl.DataFrame({"k": pl.Series(list(known), dtype=pl.Int64), "share": found.share, "low": found.low, "high": found.high})
+
+
+def _side_by_side(one: Game, sets: Mapping[int, Float[ndarray, " prompt"]]) -> Float[ndarray, "prompt set"]:
+    return np.column_stack(list(sets.values())) if sets else np.zeros((len(one.whole.values), 0))
 
 
 def band(one: Game) -> pl.DataFrame:
@@ -129,14 +135,9 @@ def band(one: Game) -> pl.DataFrame:
 
 def network_curve(one: Game, order: Sequence[str]) -> pl.DataFrame:
     """`k share low high`: coverage by the first k players of an order of the network's, where that set was run."""
-    lines = []
     by_set = {frozenset(name.split("+")): values for name, values in one.sets.items()}
-    for k in range(1, len(order) + 1):
-        values = by_set.get(frozenset(order[:k])) if k < len(order) else one.whole.values
-        if values is not None:
-            c = coverage.coverage(values[:, None], one.whole)
-            lines.append({"k": k, "share": float(c.share[0]), "low": float(c.low[0]), "high": float(c.high[0])})
-    return pl.DataFrame(lines, schema={"k": pl.Int64, "share": pl.Float64, "low": pl.Float64, "high": pl.Float64})
+    sets = {k: by_set.get(frozenset(order[:k])) if k < len(order) else one.whole.values for k in range(1, len(order) + 1)}
+    return _points(one, {k: values for k, values in sets.items() if values is not None})
 
 
 def orders(manifest: Mapping, direction: str, layer: int) -> dict[str, list[int]]:
@@ -217,7 +218,7 @@ def _null(rows: pl.DataFrame, one: Game) -> tuple[float, float, int] | None:
         alone = wide.select([f"head {head}" for head in range(one.n)]).to_numpy()
         phi = coverage.two_point(alone, wide.select([pl.col(name).alias(f"without {i}") for i, name in enumerate(names)]).to_numpy(),
                                  wide["all"].to_numpy())  # fmt: skip
-        numbers.append(coverage.effective_number(phi)[0])
+        numbers.append(coverage.effective_point(phi))
     return (min(numbers), max(numbers), len(numbers)) if numbers else None
 
 

@@ -206,8 +206,8 @@ def _churn_table(found: pl.DataFrame) -> list[dict]:
          _value(r["tuned"], r["tuned_low"], r["tuned_high"]), share(r["z_tuned"], 1))
         for r in said.head(CHURNED).iter_rows(named=True)
     ]  # fmt: skip
-    columns = ("head", "state (holds)", "base, logits (95\u00a0%)", "z", "tuned, logits (95\u00a0%)", "z")
-    title = "Heads that stand out, and in what share of resamples that holds"
+    columns = ("head", "state (holds)", "base (95\u00a0%)", "z", "tuned (95\u00a0%)", "z")
+    title = "Heads that stand out (logits), and in what share of resamples that holds"
     title += f"; {len(said) - CHURNED} others in summary.parquet" if len(said) > CHURNED else ""
     return [table(columns, lines, title=title)] if lines else []
 

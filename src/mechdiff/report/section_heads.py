@@ -53,19 +53,20 @@ def _top(run: Run, found: pl.DataFrame, top: pl.DataFrame) -> dict:
     js = findings_heads.attention_js(run.summary)
     per_group = int((run.manifest.get("heads") or {}).get("heads_per_group") or 1)
     arms = {(r["direction"], r["layer"], r["unit"], r["arm"]): r["share"] for r in found.iter_rows(named=True)}
+    games = {layer: findings_heads.game(run.rows, run.summary, BREAKAGE, layer) for layer in findings_heads.closer_layers(run.manifest)}
+    of_layers = {layer: findings_heads.head_shares(run.rows, one) for layer, one in games.items() if one}
     lines = []
     for r in top.iter_rows(named=True):
-        one, unit = findings_heads.game(run.rows, run.summary, BREAKAGE, r["layer"]), f"head {r['head']}"
-        shares = findings_heads.head_shares(run.rows, one) if one else None
-        split = (share(arms.get((BREAKAGE, r["layer"], unit, arm))) for arm in ("routing", "write"))
+        shares, unit = of_layers.get(r["layer"]), f"head {r['head']}"
+        split = (" / ".join(share(arms.get((d, r["layer"], unit, arm))) for d in WORDS) for arm in ("routing", "write"))
         of_layer = (share(v) if v == v else "–" for v in ((shares.shapley.share[r["head"]], shares.fisher[r["head"]]) if shares else ()))
         cells = [*of_layer] or ["–", "–"]
         lines.append((r["name"], with_ends(r["breakage"], r["breakage_low"], r["breakage_high"]),
                       with_ends(r["recovery"], r["recovery_low"], r["recovery_high"]), *split, str(r["head"] // per_group) if per_group > 1 else "–",
                       *cells, nats(js[r["name"]]) if r["name"] in js else "–"))  # fmt: skip
     columns = ("head", "breakage (95 %)", "recovery (95 %)", "routing", "write", "group", "Shapley", "Fisher", "attention JS")
-    title = f"The {len(lines)} heads of the largest effect. Effect, routing and write: shares of D (routing and write: breakage); Shapley, Fisher: "
-    return table(columns, lines, title=title + "shares of their layer's heads; attention: nats.")
+    title = f"The {len(lines)} heads of the largest effect. Shares of D (routing, write: breakage / recovery); Shapley and Fisher: shares of the "
+    return table(columns, lines, title=title + "breakage by all heads of their layer; attention: nats.")
 
 
 def _sets(run: Run, direction: str) -> list[Any]:

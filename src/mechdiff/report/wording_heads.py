@@ -7,6 +7,8 @@ from mechdiff.report.findings import BREAKAGE
 from mechdiff.report.findings_heads import WORDS
 
 HALF = 0.5
+LEAST = 0.001
+"""Per cent under which no digits are given."""
 
 
 def which_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
@@ -44,10 +46,16 @@ def effective(shares: findings_heads.Shares, n: int) -> str:
     """ "effective number of heads 6.1 [4.0, 9.2] of 9, random edits of this size 8.1 to 8.9"."""
     point, low, high = shares.effective
     text = f"effective number of heads {point:.1f} [{low:.1f}, {high:.1f}] of {n}"
-    return text + (f", random edits of this size {shares.null[0]:.1f} to {shares.null[1]:.1f}" if shares.null else "")
+    if not shares.null:
+        return text
+    least, most, draws = shares.null
+    how = "fewer than" if high < least else "more than" if low > most else "as"
+    return f"{text}, {how} {draws} random edits of this size give ({least:.1f} to {most:.1f})"
 
 
 def per_cent(value: float) -> str:
-    """ "64 %", "0.14 %"."""
+    """ "64 %", "0.14 %", "under 0.001 %"."""
     percent = 100 * value
+    if 0 < abs(percent) < LEAST:
+        return f"under {LEAST:g} %"
     return f"{percent:.0f} %" if abs(percent) >= 10 or percent == 0 else f"{percent:.2g} %"
