@@ -9,9 +9,16 @@ import pytest
 import torch
 
 import mechdiff
+from mechdiff.engine.activations import Clean, capture
+from mechdiff.engine.gradients import fisher_samples
+from mechdiff.engine.models import Model
+from mechdiff.engine.replay import full
+from mechdiff.engine.sites import Site
 from mechdiff.errors import StudyError
 from mechdiff.measures.maps import DEFAULT, FAMILIES
+from mechdiff.study import closer
 from mechdiff.study.artifacts import RunFolder
+from mechdiff.study.cells import Cell
 from mechdiff.study.config import RunOptions, StudyConfig, make_study, study_yaml
 from mechdiff.study.execution import Execution
 from mechdiff.study.mapping import groups
@@ -134,6 +141,35 @@ def test_a_resumed_run_gives_the_same_rows(pair: Path, tmp_path: Path, finished:
     again, _ = run(config, tmp_path / "run")
     assert again.equals(once)
     assert set(once.filter(pl.col("strength").is_not_null())["layer"]) == {1}
+
+
+def test_gradients_of_a_prompt_hang_on_its_number_alone(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on the prompts that share its pass, of which no more are held than the pass takes."""
+    config, samples = study(pair, {"rank": {"sites": ["attn_out"], "layers": [1, 3], "closer": [1], "fisher_samples": 2}}), 2
+    prepared = prepare(config, RunOptions())
+    (cell,) = (cell for cell in prepared.plan.cells if cell.stage == "fisher")
+    captured: list[int] = []
+    monkeypatch.setattr(closer, "FISHER_PROMPTS", 3)
+    with (
+        RunFolder.open(tmp_path, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder,
+        prepared.pair.use("tuned") as model,
+    ):
+        execution = Execution(prepared, folder)
+        cleans_of = execution.cleans
+
+        def counted(cell: Cell, model: Model) -> list[Clean]:
+            captured.append(len(cleans_of(cell, model)))
+            return cleans_of(cell, model)
+
+        monkeypatch.setattr(execution, "cleans", counted)
+        _, tensors = closer.fisher(execution, cell, model)
+        found = torch.from_numpy(tensors["L1.attn_out"]).unflatten(0, (-1, samples))
+        assert sum(captured) == len(found) == len(cell.items)
+        assert max(captured) == 3
+        for number, name in enumerate(cell.key["ids"]):
+            clean, site = capture(model, execution.ids(cell, name), [], [0]), Site(1, "attn_out")
+            alone = fisher_samples(model, full, [clean], [site], samples, [cell.key["seed"] + number])[site][0]
+            torch.testing.assert_close(found[number], alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
 
 
 def test_maps_of_many_positions_and_every_map_by_name(pair: Path, tmp_path: Path) -> None:

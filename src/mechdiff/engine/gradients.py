@@ -38,11 +38,16 @@ def gradients(
     A run's objective must depend on its own logits alone.
     """
     with _differentiable(model):
-        leaves = [{site: state.detach().to(model.device, model.dtype).requires_grad_() for site, state in push.items()} for push in pushes]
+        leaves = [{site: _leaf(model, state) for site, state in push.items()} for push in pushes]
         logits = engine(model, cleans, [{site: Write(value=leaf[:, None], add=True) for site, leaf in one.items()} for one in leaves])
         total = objective(logits[:, 1:]).sum()
         found = iter(torch.autograd.grad(total, [leaf for one in leaves for leaf in one.values()]))
     return [{site: next(found).float().cpu() for site in one} for one in leaves]
+
+
+def _leaf(model: Model, state: Tensor) -> Tensor:
+    """A copy of a state for gradients to be taken of: captured states themselves are refused by autograd."""
+    return state.detach().to(model.device, model.dtype, copy=True).requires_grad_()
 
 
 @contextmanager

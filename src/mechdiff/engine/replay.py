@@ -7,7 +7,8 @@ edited at its own site alone.
 
 Below the layer that it first edits a variant equals the clean run, so its copy need not exist there (the *staircase*): a pass starts with one
 clean row a prompt, and at the input of each block the variants born there are appended as copies of the clean row. The clean row rides along
-to the end: its distance from the model's own forward pass is the noise floor of every number the pass gives.
+to the end: its distance from the model's own forward pass is the noise floor of every number the pass gives. Copies are detached from it: it
+depends on no write, and the sum of their gradients could overflow in half precision, which reaches every row as 0 * inf.
 
 Three engines with one signature, `(model, cleans, variants) -> logits [prompt, 1 + variant, vocab]`, row 0 the clean run:
 
@@ -62,7 +63,7 @@ def replay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -
 
     def grow(layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if born := stairs.born[layer]:
-            hidden = torch.cat([hidden, hidden[:, :n_pos].repeat(1, born, 1)], 1)
+            hidden = torch.cat([hidden, hidden[:, :n_pos].detach().repeat(1, born, 1)], 1)
         rows = stairs.rows[layer]
         window = sliding_window(model.config, layer)
         if window not in masks:
@@ -184,7 +185,7 @@ class Stairs:
         if kwargs.get("alibi") is not None:
             kwargs["alibi"] = kwargs["alibi"].repeat(self.rows[layer], *[1] * (kwargs["alibi"].ndim - 1))
         born = self.born[layer]
-        return torch.cat([hidden, hidden[:1].expand(born, -1, -1)]) if born else hidden
+        return torch.cat([hidden, hidden[:1].detach().expand(born, -1, -1)]) if born else hidden
 
 
 def _repeat(value: Any, rows: int) -> Any:

@@ -1,6 +1,7 @@
 """The stages of the closer look at a few layers: strengths and controls of maps, gradients for the Fisher metric, maps of every rank."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ EARLY = 8
 """The early layer of the controls is that at one part in so many of the depth."""
 
 FISHER_PROMPTS = 8
-"""Prompts whose gradients are taken in one pass."""
+"""Prompts whose gradients are taken in one pass, at most; no more clean runs than that are held."""
 
 RANDOM_DRAWS = 3
 """Random subspaces that a map's written change is projected on."""
@@ -127,11 +128,12 @@ def fisher(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert options
     sites = [Site(layer, kind) for layer in run.closer(options) for kind in cell.key["kinds"]]
     parts: dict[str, list[Tensor]] = {}
-    for start in range(0, len(cell.items), FISHER_PROMPTS):
-        here = slice(start, start + FISHER_PROMPTS)
-        cleans = run.cleans(cell, model)[here]
-        seeds = [cell.key["seed"] + start + number for number in range(len(cleans))]
-        found = fisher_samples(model, run.engine(model, "decision"), cleans, sites, cell.key["samples"], seeds)
+    names, draws = cell.key["ids"], cell.key["samples"]
+    width = max(1, min(FISHER_PROMPTS, run.max_rows // (1 + draws)))
+    for start in range(0, len(names), width):
+        here = replace(cell, key={**cell.key, "position": "decision", "ids": names[start : start + width]})
+        seeds = [cell.key["seed"] + number for number in range(start, start + len(here.key["ids"]))]
+        found = fisher_samples(model, run.engine(model, "decision"), run.cleans(here, model), sites, draws, seeds)
         for site, gradients in found.items():
             parts.setdefault(str(site), []).append(gradients.flatten(0, 1))
     return empty(), {name: torch.cat(gradients).numpy() for name, gradients in parts.items()}
