@@ -13,14 +13,12 @@ from pathlib import Path
 
 import torch
 
+from mechdiff.api import run
 from mechdiff.demo import demo_study
 from mechdiff.engine.activations import capture
+from mechdiff.engine.models import open_pair
 from mechdiff.engine.replay import Variant, Write, full
 from mechdiff.engine.sites import Site
-from mechdiff.study.artifacts import RunFolder
-from mechdiff.study.config import RunOptions, make_study
-from mechdiff.study.prepare import prepare
-from mechdiff.study.run import execute
 
 FEW = 24
 """Whole forward passes that are timed."""
@@ -37,35 +35,43 @@ SHAPLEY = {
 
 
 def main() -> None:
-    given = demo_study("kazakh").model_dump(mode="json")
-    given["measures"] = [{"heads": {**SHAPLEY, "hot": 1}}]
-    prepared = prepare(make_study(given), RunOptions())
+    study = demo_study("kazakh")
+    prompts = {split: str(path) for split, path in study.prompts.sources().items()}
     with tempfile.TemporaryDirectory() as folder:
-        rows, _ = execute(prepared, RunFolder.open(Path(folder), prepared.study, prepared.config_hash))
-        spent = [line.split(" ", 1)[1] for line in (Path(folder) / "log.txt").read_text().splitlines()]
-    taken: dict[str, float] = {}
-    for line in spent:
-        title, _, seconds = line.rpartition(": ")
-        if seconds.endswith(" s"):
-            taken[title.split(",")[0]] = taken.get(title.split(",")[0], 0.0) + float(seconds.removesuffix(" s"))
-    runs = {cell.title: 0 for cell in prepared.plan.cells}
-    for cell in prepared.plan.cells:
-        runs[cell.title] += int(cell.key.get("n_variants", 0)) * len(cell.items)
-    ids = [one.ids_tuned for one in prepared.rendered["report"].values()]
-    slow = whole_pass(prepared, ids)
-    print(f"{len(ids)} report prompts, {torch.get_num_threads()} threads, {len(rows)} rows; one whole hooked pass: {1000 * slow:.0f} ms")
+        measures = [{"heads": {**SHAPLEY, "hot": 1}}]
+        done = run(base=study.pair.base, tuned=study.pair.tuned, prompts=prompts, measures=measures, out=Path(folder) / "run")
+        taken = by_stage((done.path / "log.txt").read_text())
+        n_rows, report = len(done.rows()), done.manifest()["prompts"]["n"]["report"]
+    slow = whole_pass(study.pair.base, study.pair.tuned)
+    print(f"{report} report prompts, {torch.get_num_threads()} threads, {n_rows} rows; one whole hooked pass {1000 * slow:.0f} ms")
+    print("seconds, runs of these sets on the report prompts, and what whole passes would take for them")
+    planned = {
+        "heads tuned<-base": (9 + 3 + 2) * 30,
+        "heads base<-tuned": (9 + 3 + 2) * 30,
+        "head_sets tuned<-base": 2**9,
+        "head_sets base<-tuned": 2**9,
+    }
     for title, seconds in taken.items():
-        if title.startswith("head"):
-            by_hand = runs.get(title, 0) * slow
-            print(
-                f"  {title:28}{seconds:8.1f} s   {runs.get(title, 0):7} runs planned, by whole passes {by_hand / 60:6.0f} min: {by_hand / seconds:4.0f} x"
-            )
+        if title in planned:
+            by_hand = planned[title] * report * slow
+            print(f"  {title:24}{seconds:8.1f} s{planned[title] * report:8} runs{by_hand / 60:8.0f} min, {by_hand / seconds:.0f} times")
 
 
-def whole_pass(prepared, ids) -> float:  # type: ignore[no-untyped-def]
-    """Seconds of one hooked forward pass of one prompt, in the middle of its length."""
-    with prepared.pair.use("tuned") as model:
-        clean = capture(model, sorted(ids, key=len)[len(ids) // 2], [], [0])
+def by_stage(log: str) -> dict[str, float]:
+    """Seconds by a cell's title, over shards; the cells of the select split among them."""
+    taken: dict[str, float] = {}
+    for line in log.splitlines():
+        title, _, seconds = line.split(" ", 1)[1].rpartition(": ")
+        if seconds.endswith(" s"):
+            title = title.split(",")[0]
+            taken[title] = taken.get(title, 0.0) + float(seconds.removesuffix(" s"))
+    return taken
+
+
+def whole_pass(base: str, tuned: str) -> float:
+    """Seconds of one hooked forward pass of a prompt of 60 tokens."""
+    with open_pair(base, tuned, device="cpu").use("tuned") as model:
+        clean = capture(model, list(range(100, 160)), [], [0])
         write = Write(value=torch.ones(1, 1, model.shape.d_model), add=True)
         variants: list[Variant] = [{Site(layer % model.shape.n_layers, "attn_proj"): write} for layer in range(FEW)]
         full(model, [clean], variants[:2])

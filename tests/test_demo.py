@@ -54,7 +54,7 @@ def test_the_planted_matrix_is_found(finished: Path) -> None:
 
 @pytest.mark.slow
 def test_the_heads_of_the_planted_matrix_have_all_of_it(finished: Path) -> None:
-    """All heads of block 26 together recover D, by what they write and not by what they read; below there is nothing, and gradients rank as patches do."""
+    """All heads of block 26 together recover D, by what they write and not by what they read; below there is nothing."""
     rows = read_rows(finished).filter(pl.col("measure") == "heads", pl.col("split") == "report", pl.col("control").is_null())
     d = read_summary(finished).filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("split") == "report", pl.col("unit").is_null())[
         "mean"

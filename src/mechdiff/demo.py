@@ -40,7 +40,8 @@ def embedded_model() -> Path:
 def demo_study(name: str = "courtesy") -> StudyConfig:
     """The study of one embedded fine-tune on prompts of its own kind, with every measure; maps of states at two kinds of site."""
     splits = {split: str(DATA / "prompts" / f"{name}_{split}.jsonl") for split in ("fit", "select", "report")}
-    told = FEWER | dict.fromkeys(("transport", "rank"), {"sites": MAPPED_SITES.get(name, ["attn_out", "resid_post"])})
+    mapped = {"sites": MAPPED_SITES.get(name, ["attn_out", "resid_post"])}
+    told = {**FEWER, "transport": mapped, "rank": mapped}
     measures = [{measure: told[measure]} if measure in told else measure for measure in MEASURES]
     return make_study(
         {"pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)}, "prompts": splits, "measures": measures}
