@@ -205,3 +205,9 @@ def test_a_mismatch_of_all_heads_and_the_whole_site_is_refused() -> None:
     heads.refuse_mismatch("model", 3, good * (1 + 1e-5), good, 1e-10, torch.float32)
     with pytest.raises(heads.SelfCheckError, match=r"model: .* block 3 .* 0.4 nats on prompt 0"):
         heads.refuse_mismatch("model", 3, torch.tensor([0.4, 0.0]), good, 1e-10, torch.float32)
+
+
+def test_an_effect_of_no_head_is_refused() -> None:
+    heads.refuse_start("model", torch.tensor([1e-9, -1e-7]), torch.tensor([0.0, 2.0]), torch.float32)
+    with pytest.raises(heads.SelfCheckError, match=r"with no head swapped v is 0.02 nats on prompt 1"):
+        heads.refuse_start("model", torch.tensor([0.0, 0.02]), torch.tensor([1.0, 2.0]), torch.float32)

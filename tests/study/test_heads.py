@@ -188,6 +188,16 @@ def test_without_select_prompts_what_is_chosen_there_is_left_out_and_said(tmp_pa
     assert of(finished, layer=None).filter(pl.col("control").is_null()).is_empty()
 
 
+def test_other_layers_for_heads_than_for_gradients(tmp_path: Path, pair: Path) -> None:
+    """An order by attribution that does not know every head is none."""
+    few = HEADS | {"layers": [1, 3], "closer": [3], "attention_prompts": 0, "z_swap": []}
+    finished = finish(pair, tmp_path / "run", {"heads": few}, {"attribution": {"layers": [0, 3], "validated": 2}})
+    said = finished.manifest()["heads"]
+    assert {name.partition(".")[0] for name in said["orders"]["tuned<-base"]["single"]} == {"L1", "L3"}
+    assert "attribution" not in said["orders"]["tuned<-base"]
+    assert of(finished, layer=3, unit="head 0", metric="shapley_nats").height > 0
+
+
 def test_a_label_metric_needs_labels_and_layers_must_be_there(tmp_path: Path, pair: Path) -> None:
     with pytest.raises(PromptError, match=r"attribution.metric label: the prompt 'p\d+' has no label"):
         finish(pair, tmp_path / "label", {"attribution": {"metric": "label"}})

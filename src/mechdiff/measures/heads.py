@@ -172,6 +172,16 @@ def unit(heads: Sequence[int] | frozenset[int], n_heads: int) -> str:
     return f"head {chosen[0]}" if len(chosen) == 1 else f"heads {','.join(map(str, chosen))}"
 
 
+def refuse_start(ref: str, nothing: Tensor, total: Tensor, dtype: torch.dtype) -> None:
+    """Raises SelfCheckError where v(no head) is not 0 on any prompt; both `[prompt]` in nats, `total` is D."""
+    if not (nothing.abs() <= TOLERANCE[dtype] * total + TOLERANCE_NATS[dtype]).all():
+        worst = int(nothing.abs().argmax())
+        raise SelfCheckError(
+            f"{ref}: with no head swapped v is {float(nothing[worst]):.3g} nats on prompt {worst} (D is {float(total[worst]):.3g}); it must be 0. "
+            "The model's runs are not what was captured of it: is a module of it random or stateful?"
+        )
+
+
 def refuse_mismatch(ref: str, layer: int, everyone: Tensor, whole: Tensor, floor: float, dtype: torch.dtype) -> None:
     """Raises SelfCheckError where v(all heads) is not what writing the whole site does, on any prompt; both `[prompt]` in nats."""
     limit = TOLERANCE[dtype] * whole.abs() + max(3 * floor, TOLERANCE_NATS[dtype])

@@ -44,9 +44,10 @@ class Bench:
         return self.states[side].kinds[kind][layer, :, 0]
 
     def effect(self, found: Scores) -> Float64[Tensor, "prompt variant"]:
-        """v of every variant, in nats."""
-        values = found[self.metric][:, 1:]
-        return values if self.metric == "kl_own_nats" else self.total[:, None] - values
+        """v of every variant, in nats; that of none, which is the unedited run's, must be 0."""
+        v = found[self.metric] if self.metric == "kl_own_nats" else self.total[:, None] - found[self.metric]
+        heads.refuse_start(self.model.ref, v[:, 0], self.total, self.model.dtype)
+        return v[:, 1:]
 
     def as_metric(self, v: Float64[np.ndarray, " prompt"]) -> Float64[np.ndarray, " prompt"]:
         """The value of the direction's metric that makes this v."""

@@ -43,6 +43,13 @@ def closer_layers(run: Execution) -> tuple[list[int], str]:
     return sorted(effects.sort("v", "layer", descending=[True, False])["layer"].head(options.hot).to_list()), "select"
 
 
+def network_orders(run: Execution, direction: str) -> dict[str, list[Player]]:
+    """All players of the measure's layers by their "single" effects, and by "attribution" where that knows all of them."""
+    layers = heads_options(run).layer_numbers(run.n_layers)
+    found = {by: [player for player in order(run, direction, by) if player[0] in layers] for by in ("single", "attribution")}
+    return {by: players for by, players in found.items() if players and set(players) == set(found["single"])}
+
+
 def order(run: Execution, direction: str, by: str) -> list[Player]:
     """All heads and MLPs of the network, the strongest on select first, `by` "single" effect or "attribution"; empty where that is not known."""
     if by == "single":

@@ -19,7 +19,7 @@ from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.head_bench import AT_ONCE, Bench, columns, head_layout
-from mechdiff.study.head_choices import closer_layers, greedy_order, heads_options, order, top_heads, within
+from mechdiff.study.head_choices import closer_layers, greedy_order, heads_options, network_orders, top_heads, within
 from mechdiff.study.mapping import as_bytes, table
 from mechdiff.study.options import DIRECTIONS
 
@@ -48,8 +48,7 @@ def head_network(run: Execution, cell: Cell, model: Model | None) -> Result:
     sets: list[tuple[Player, ...]] = []
     for site, only_heads in (("attn_proj", True), (None, False)):
         by = [
-            [player for player in order(run, bench.direction, way) if not only_heads or player[1] is not None]
-            for way in ("single", "attribution")
+            [player for player in one if not only_heads or player[1] is not None] for one in network_orders(run, bench.direction).values()
         ]
         everyone = by[0]
         nested = {frozenset(players[:k]): tuple(players[:k]) for players in by for k in ACROSS if k < len(players)}
@@ -139,7 +138,7 @@ def heads_record(run: Execution) -> dict[str, Any]:
         return {}
     options, (layers, chosen) = heads_options(run), closer_layers(run)
     layout = head_layout(run)
-    ways = {way: {direction: order(run, direction, way) for direction in DIRECTIONS} for way in ("single", "attribution")}
+    orders = {direction: network_orders(run, direction) for direction in DIRECTIONS}
     return {
         "heads": {
             "closer_layers": layers,
@@ -150,16 +149,11 @@ def heads_record(run: Execution) -> dict[str, Any]:
             "heads_per_group": layout.n_heads // layout.n_groups,
             "exact": layout.n_heads <= options.exact_up_to,
             **options.model_dump(include={"permutations", "draws"}),
-            "orders": {
-                direction: {
-                    way: [heads.player_name(player) for player in found[direction]] for way, found in ways.items() if found[direction]
-                }
-                for direction in DIRECTIONS
-            },
+            "orders": {direction: {way: [*map(heads.player_name, found)] for way, found in by.items()} for direction, by in orders.items()},
             "greedy": {direction: {str(layer): greedy_order(run, direction, layer) for layer in layers} for direction in DIRECTIONS},
             **{
-                way: {direction: {str(layer): within(found[direction], layer) for layer in layers} for direction in DIRECTIONS}
-                for way, found in ways.items()
+                way: {direction: {str(layer): within(by.get(way, []), layer) for layer in layers} for direction, by in orders.items()}
+                for way in ("single", "attribution")
             },
             "attention": _looked_at(run),
             "attention_refused": refused(run),

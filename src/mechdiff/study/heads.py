@@ -20,7 +20,7 @@ from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.head_bench import Bench, block, columns, output_of, units
-from mechdiff.study.head_choices import closer_layers, greedy_order, order, within
+from mechdiff.study.head_choices import closer_layers, greedy_order, network_orders, within
 from mechdiff.study.mapping import maps_at, table
 
 Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
@@ -130,12 +130,12 @@ def _named(run: Execution, direction: str, layer: int, n: int, top: int) -> Iter
     everyone = frozenset(range(n))
     for head in range(n):
         yield everyone - {head}
-    by = [greedy_order(run, direction, layer), *(within(order(run, direction, way), layer) for way in ("single", "attribution"))]
-    for heads_in_order in by:
+    orders = {way: within(players, layer) for way, players in network_orders(run, direction).items()}
+    for heads_in_order in (greedy_order(run, direction, layer), *orders.values()):
         for prefix in games.prefixes(heads_in_order):
             yield prefix
             yield everyone - prefix
-    for pair in combinations(by[1][:top], 2):
+    for pair in combinations(orders.get("single", [])[:top], 2):
         yield frozenset(pair)
 
 
