@@ -44,14 +44,11 @@ from mechdiff.engine.grafts import Batch, Trace, batches, grafted, resume, trace
 from mechdiff.engine.models import Model
 from mechdiff.engine.units import ChangedUnits, Factors, Unit, factors
 from mechdiff.errors import SelfCheckError
-from mechdiff.measures.outcome import kl_nats
+from mechdiff.measures.outcome import ROUNDING_NATS, kl_nats
 from mechdiff.rows import rows
 
 CANDIDATES, PICKS = 12, 8
 """Greedy search: units tried (the best alone), units picked."""
-
-TOLERANCE_NATS = {torch.float32: 1e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
-"""Largest v(all), unless three noise floors are more: sequences run side by side round otherwise than one alone."""
 
 TOLERANCE_SHARE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest distance of v(nothing), by way of the grafted runs, from D, as a share of 1 + D."""
@@ -156,7 +153,7 @@ def _check_nothing(model: Model, nothing: Tensor, total: Tensor) -> None:
 
 
 def _check_everything(model: Model, changes: ChangedUnits, everything: Tensor, total: Tensor, floor: float) -> None:
-    limit = max(3 * floor, TOLERANCE_NATS[model.dtype])
+    limit = max(3 * floor, ROUNDING_NATS[model.dtype])
     if not (everything <= limit).all():
         what = f"with all {len(changes.units)} changed units grafted" if changes.units else "no tensor differs, yet"
         raise SelfCheckError(
@@ -193,7 +190,7 @@ def _mean(bench: Lattice, units: Sequence[Unit]) -> float:
 
 
 def _rounding(bench: Lattice) -> float:
-    return max(3 * bench.floor_nats, TOLERANCE_NATS[bench.model.dtype])
+    return max(3 * bench.floor_nats, ROUNDING_NATS[bench.model.dtype])
 
 
 def ranks(full: int, kept: int) -> list[int]:

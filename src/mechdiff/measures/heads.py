@@ -49,15 +49,13 @@ from torch import Tensor
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.sites import Site
 from mechdiff.errors import SelfCheckError
+from mechdiff.measures.outcome import ROUNDING_NATS
 
 V_METRIC = {"tuned<-base": "kl_own_nats", "base<-tuned": "kl_other_nats"}
 """The metric of outcome.py that v is made of, by direction."""
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.2}
 """Largest distance of v(all) from the effect of the whole site, as a share; half precision rounds each of the sums."""
-
-TOLERANCE_NATS = {torch.float32: 1e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
-"""... and in nats, below which such a distance is rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +172,7 @@ def unit(heads: Sequence[int] | frozenset[int], n_heads: int) -> str:
 
 def refuse_start(ref: str, nothing: Tensor, total: Tensor, dtype: torch.dtype) -> None:
     """Raises SelfCheckError where v(no head) is not 0 on any prompt; both `[prompt]` in nats, `total` is D."""
-    if not (nothing.abs() <= TOLERANCE[dtype] * total + TOLERANCE_NATS[dtype]).all():
+    if not (nothing.abs() <= TOLERANCE[dtype] * total + ROUNDING_NATS[dtype]).all():
         worst = int(nothing.abs().argmax())
         raise SelfCheckError(
             f"{ref}: with no head swapped v is {float(nothing[worst]):.3g} nats on prompt {worst} (D is {float(total[worst]):.3g}); it must be 0. "
@@ -184,7 +182,7 @@ def refuse_start(ref: str, nothing: Tensor, total: Tensor, dtype: torch.dtype) -
 
 def refuse_mismatch(ref: str, layer: int, everyone: Tensor, whole: Tensor, floor: float, dtype: torch.dtype) -> None:
     """Raises SelfCheckError where v(all heads) is not what writing the whole site does, on any prompt; both `[prompt]` in nats."""
-    limit = TOLERANCE[dtype] * whole.abs() + max(3 * floor, TOLERANCE_NATS[dtype])
+    limit = TOLERANCE[dtype] * whole.abs() + max(3 * floor, ROUNDING_NATS[dtype])
     if not ((everyone - whole).abs() <= limit).all():
         worst = int(((everyone - whole).abs() - limit).argmax())
         raise SelfCheckError(

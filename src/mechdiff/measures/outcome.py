@@ -36,6 +36,9 @@ from torch import Tensor
 
 METRICS = ("kl_own_nats", "kl_other_nats", "js_own_nats", "top1_same", "logit_diff_divergent")
 
+ROUNDING_NATS = {torch.float32: 1e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
+"""Nats up to which two runs that must agree do, by the model's dtype: runs side by side round otherwise than one alone."""
+
 _SMALLEST_PROBABILITY = 1e-37
 _LARGEST_LOG_RATIO = 60.0
 """Below it exp(u) times any probability smaller than that is nothing. exp itself overflows at 88."""
