@@ -126,3 +126,9 @@ def test_figures_hold_every_head(run: Run, width: int) -> None:
 
 def test_per_cents() -> None:
     assert [per_cent(value) for value in (0.64, 0.0014, 0.0, 1e-9, -0.2)] == ["64 %", "0.14 %", "0 %", "under 0.001 %", "-20 %"]
+
+
+def test_a_greedy_order_that_ends_before_half_is_said_to_end(run: Run) -> None:
+    short = {"tuned<-base": {str(CHANGED): [1, 2]}}
+    (said,) = which_heads(run.rows, run.summary, {"heads": {**run.manifest["heads"], "greedy": short}})
+    assert "the first 2 heads of the greedy order do not reach half" in said
