@@ -53,6 +53,28 @@ def test_the_planted_matrix_is_found(finished: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_heads_of_the_planted_matrix_have_all_of_it(finished: Path) -> None:
+    """All heads of block 26 together recover D, by what they write and not by what they read; below there is nothing."""
+    rows = read_rows(finished).filter(pl.col("measure") == "heads", pl.col("split") == "report", pl.col("control").is_null())
+    d = read_summary(finished).filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("split") == "report", pl.col("unit").is_null())[
+        "mean"
+    ][0]
+    recovered = rows.filter(
+        pl.col("direction") == "base<-tuned", pl.col("metric") == "kl_other_nats", pl.col("layer") == 26, pl.col("unit") == "all"
+    )
+    left = dict(recovered.group_by("arm").agg(pl.col("value").mean()).iter_rows())
+    assert left["contribution"] < 0.01 * d
+    assert left["write"] < 0.01 * d
+    assert left["routing"] == pytest.approx(d, rel=1e-6)
+    below = rows.filter(pl.col("metric") == "kl_own_nats", pl.col("layer") < 26)["value"]
+    assert below.max() < 1e-9  # type: ignore[operator]
+    said = read_manifest(finished)
+    assert said["heads"]["closer_layers"] == [26]
+    assert all(name.startswith("L26.") for name in said["heads"]["orders"]["base<-tuned"]["single"][:5])
+    assert all(name.startswith("L26.") for name in said["attribution"]["validated"]["base<-tuned"]["top"][:5])
+
+
+@pytest.mark.slow
 def test_similarity_is_one_below_the_planted_matrix(finished: Path) -> None:
     rows = read_rows(finished).filter(pl.col("metric") == "cka", pl.col("control").is_null(), pl.col("split") == "report")
     below = rows.filter(pl.col("layer") < 26)["value"]

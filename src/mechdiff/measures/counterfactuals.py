@@ -27,19 +27,19 @@ class Along:
     """A metric that is linear in the logits: sum over tokens of a weight times how far a run moved that token's logit."""
 
     name: str
-    weights: Float[Tensor, "group prompt vocab"]
+    weights: Float[Tensor, "functional prompt vocab"]
     """Summing to 0 over the vocabulary, so that a shift of all logits counts for nothing."""
-    group: Sequence[int]
+    which: Sequence[int]
     """Whose weights count, by variant."""
 
-    def values(self, logits: Float[Tensor, "prompt run vocab"], groups: Sequence[int], prompts: slice) -> Float64[Tensor, "prompt run"]:
-        """Of runs of these groups on these prompts, behind the unedited run."""
+    def values(self, logits: Float[Tensor, "prompt run vocab"], which: Sequence[int], prompts: slice) -> Float64[Tensor, "prompt run"]:
+        """Of runs by these weights on these prompts, behind the unedited run."""
         found = torch.zeros(logits.shape[:2], dtype=torch.float64)
         for runs, weights, values in zip(logits, self.weights[:, prompts].unbind(1), found, strict=True):
             moved = runs[1:] - runs[0]
-            for group in sorted(set(groups)):
-                here = [i for i, one in enumerate(groups) if one == group]
-                values[1:][here] = (moved @ weights[group].to(moved)).double().cpu()[here]
+            for one in sorted(set(which)):
+                here = [i for i, other in enumerate(which) if other == one]
+                values[1:][here] = (moved @ weights[one].to(moved)).double().cpu()[here]
         return found
 
 
@@ -67,7 +67,7 @@ def scores(
         logits = engine(model, cleans, [variants[i] for i in busy[part]])[..., : own.shape[-1]]
         found = outcomes(logits, own, other, tuned_clean=tuned_logits, base_clean=base_logits, metrics=metrics)
         if along:
-            found[along.name] = along.values(logits, [along.group[i] for i in busy[part]], prompts)
+            found[along.name] = along.values(logits, [along.which[i] for i in busy[part]], prompts)
         parts.append(found if not parts else {name: values[:, 1:] for name, values in found.items()})
     run_of = [0, *(1 + busy.index(i) if i in busy else 0 for i in range(len(variants)))]
     return {name: torch.cat([part[name] for part in parts], 1)[:, run_of] for name in parts[0]}

@@ -131,7 +131,7 @@ def cycle_error(there: Map, back: Map, states: Float[Tensor, "row d"]) -> float:
 
 def permuted_quality(
     arm: str, fitted: Map, source: Float[Tensor, "row d"], target: Float[Tensor, "row d"], groups: Int[Tensor, " row"],
-    test: tuple[Float[Tensor, "row d"], Float[Tensor, "row d"]], *, draws: int, seed: int,
+    test: tuple[Float[Tensor, "other d"], Float[Tensor, "other d"]], *, draws: int, seed: int,
 ) -> list[float]:  # fmt: skip
     """Held-out r2 of the change of refits whose changes were permuted among the prompts; none for arms without such a null, or one prompt."""
     if len(groups.unique()) < 2:

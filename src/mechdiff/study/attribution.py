@@ -131,7 +131,7 @@ def _true_effects(found: _Attributed) -> None:
     players = [*chosen["top"], *chosen["random"]]
     variants: list[Variant] = [heads.swap(layer, found.changes[layer], [head or 0]) for layer, head in players]
     variants += [heads.swap(layer, found.changes[layer], range(found.changes[layer].shape[1])) for layer in found.layers]
-    along = Along(name="effect_logits", weights=found.weights.nan_to_num()[None], group=[0] * len(variants))
+    along = Along(name="effect_logits", weights=found.weights.nan_to_num()[None], which=[0] * len(variants))
     effects = found.bench.scores(variants, (), along)["effect_logits"][:, 1:]
     effects = effects.masked_fill(found.weights.isnan().any(-1)[:, None], torch.nan)
     names = [(layer, f"head {head}") for layer, head in players] + [(layer, "all") for layer in found.layers]

@@ -44,7 +44,7 @@ def every_head(run: Execution, cell: Cell, model: Model | None) -> Result:
     groups = [layers.index(label["layer"]) for label in labels]
     asked: dict[str, Any] = {"measure": "heads", "direction": key["direction"], "split": key["split"], "arm": "contribution"}
     metrics = METRICS if published else (bench.metric,)
-    found = bench.scores(variants, metrics, Along(name="fisher_nats", weights=along, group=groups) if along is not None else None)
+    found = bench.scores(variants, metrics, Along(name="fisher_nats", weights=along, which=groups) if along is not None else None)
     frames = [score_rows(found, columns(labels, **asked), key["ids"], floor=key["floor"] and published)]
     mlps: list[Variant] = [{Site(layer, "mlp_out"): Write(value=bench.state(bench.theirs, "mlp_out", layer)[:, None])} for layer in layers]
     frames.append(
@@ -119,7 +119,7 @@ def _sets(bench: Bench, here: Block) -> pl.DataFrame:
             for i, one in enumerate(drawn)
         ]  # fmt: skip
     variants = [heads.swap(here.layer, change, one) for one in named]
-    along = Along(name="fisher_nats", weights=bench.fisher([heads.swap(here.layer, change, range(n))]), group=[0] * len(variants))
+    along = Along(name="fisher_nats", weights=bench.fisher([heads.swap(here.layer, change, range(n))]), which=[0] * len(variants))
     projected = bench.scores(variants, (), along)["fisher_nats"][:, 1:].numpy() if variants else np.empty((0, 0))
     found += [({"unit": heads.unit(one, n), "metric": "fisher_nats"}, projected[:, i]) for i, one in enumerate(named)]
     return _as_rows(bench, here.layer, found)
