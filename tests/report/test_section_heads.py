@@ -126,3 +126,21 @@ def test_figures_hold_every_head(run: Run, width: int) -> None:
 
 def test_per_cents() -> None:
     assert [per_cent(value) for value in (0.64, 0.0014, 0.0, 1e-9, -0.2)] == ["64 %", "0.14 %", "0 %", "under 0.001 %", "-20 %"]
+
+
+def test_a_greedy_order_that_ends_before_half_is_said_to_end(run: Run) -> None:
+    short = {"tuned<-base": {str(CHANGED): [1, 2]}}
+    (said,) = which_heads(run.rows, run.summary, {"heads": {**run.manifest["heads"], "greedy": short}})
+    assert "the first 2 heads of the greedy order do not reach half" in said
+
+
+def test_one_prompt_has_no_intervals_and_can_be_drawn(run: Run) -> None:
+    first = run.rows["prompt"].drop_nulls().min()
+    rows = run.rows.filter(pl.col("prompt").eq_missing(pl.lit(first)) | pl.col("prompt").is_null())
+    one = Run(rows=rows, summary=statistics.summarise(rows), manifest=run.manifest)
+    parts = [part for part in section_heads.heads(one).parts if isinstance(part, Drawn)]
+    assert len(parts) == 7
+    for part in parts:
+        chart = part.chart(one.rows, one.summary, one.manifest, **part.options)
+        assert "NaN" not in str(drawing.to_svg(chart))
+        assert "nan" not in part.caption

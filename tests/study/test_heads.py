@@ -13,7 +13,9 @@ from mechdiff.api import Run, run
 from mechdiff.errors import PromptError, StudyError
 from mechdiff.measures.heads import player_name
 from mechdiff.rows import KEY
+from mechdiff.study.cells import Item
 from mechdiff.study.config import RunOptions
+from mechdiff.study.plan_heads import spread
 from tokenizers_made import CHATML, byte_tokenizer
 
 N_LAYERS, N_HEADS, HEAD = 4, 4, 3
@@ -203,3 +205,10 @@ def test_a_label_metric_needs_labels_and_layers_must_be_there(tmp_path: Path, pa
         finish(pair, tmp_path / "label", {"attribution": {"metric": "label"}})
     with pytest.raises(StudyError, match=r"heads: closer layers \[9\]"):
         finish(pair, tmp_path / "closer", {"heads": {"closer": [9]}})
+
+
+def test_prompts_that_choose_are_of_all_lengths() -> None:
+    items = [Item(id=f"p{i}", sha256="", tokens=i) for i in range(40)]
+    assert [item.tokens for item in spread(items, 4)] == [5, 15, 25, 35]
+    assert spread(items[:3], 16) == tuple(items[:3])
+    assert len({item.id for item in spread(items, 39)}) == 39

@@ -157,14 +157,15 @@ def single_heads(
 
 def _bar_of(one: Game, shares: Shares, head: int) -> dict:
     found, alone, fisher = shares.shapley, findings_heads.alone(one, head), float(shares.fisher[head])
-    value, low, high = (float(end[head]) for end in (found.share, found.low, found.high))
+    value, low, high = (float(end[head]) if np.isfinite(end[head]) else None for end in (found.share, found.low, found.high))
     says = f"L{one.layer}.head {head}: Shapley {with_interval(value, low, high, digits=2)}, alone {share(alone)}, Fisher {share(fisher)}"
-    return {"name": f"head {head}", "value": value, "low": low, "high": high, "alone": alone, "fisher": fisher, "says": says}
+    ends = {"low": low, "high": high}  # none for a single prompt
+    return {"name": f"head {head}", "value": value, **ends, "alone": alone, "fisher": fisher if np.isfinite(fisher) else None, "says": says}
 
 
 def _bars(bars: list[dict], names: list[str], width: int, title: str, *, legend: bool) -> Chart:
-    low = min(0.0, *(min(bar["low"], bar["alone"], bar["value"]) for bar in bars))
-    high = max(*(max(bar["high"], bar["alone"], bar["value"]) for bar in bars), 0.1)
+    reach = [bar[end] for bar in bars for end in ("low", "high", "alone", "value") if bar[end] is not None]
+    low, high = min(0.0, *reach), max(0.1, *reach)
     scale, axis = alt.Scale(domain=[low, high], nice=True), drawing.left_axis(tickCount=5, format=".2~f")
     labels = alt.Axis(labelAngle=0 if len(names) <= (12 if width >= WIDE else 5) else -90, grid=False, title=None, labelOverlap=False)
     x = alt.X("name:N", sort=names, axis=labels, scale=alt.Scale(paddingInner=0.3))
@@ -178,7 +179,7 @@ def _bars(bars: list[dict], names: list[str], width: int, title: str, *, legend:
         x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2=alt.Y2("high:Q")
     )
     dots = [{"name": b["name"], "value": b[key], "kind": kind} for b in bars for key, kind in (("alone", "alone"), ("fisher", "Fisher-projected"))
-            if b[key] == b[key]]  # fmt: skip
+            if b[key] is not None]  # fmt: skip
     keyed = [*dots, *({"name": b["name"], "value": 0.0, "kind": "Shapley"} for b in bars[:1])]
     points = alt.Chart(drawing.inline(keyed)).mark_point(aria=False, filled=True, size=42, opacity=1)
     marks = points.encode(x=x, y=alt.Y("value:Q", scale=scale, axis=axis), color=colour, shape=shape,

@@ -116,7 +116,8 @@ def curve(one: Game, order: Sequence[int]) -> pl.DataFrame:
 def _points(one: Game, known: Mapping[int, Float[ndarray, " prompt"]]) -> pl.DataFrame:
     """`k share low high`: coverage by the set of each size."""
     found = coverage.coverage(_side_by_side(one, known), one.whole)
-    return pl.DataFrame({"k": pl.Series(list(known), dtype=pl.Int64), "share": found.share, "low": found.low, "high": found.high})
+    table = pl.DataFrame({"k": pl.Series(list(known), dtype=pl.Int64), "share": found.share, "low": found.low, "high": found.high})
+    return table.with_columns(pl.col("low", "high").fill_nan(None))
 
 
 def _side_by_side(one: Game, sets: Mapping[int, Float[ndarray, " prompt"]]) -> Float[ndarray, "prompt set"]:
@@ -233,7 +234,8 @@ def interactions(one: Game, top: Sequence[int]) -> pl.DataFrame:
                 alone = float((first + second).mean() / one.whole.mean)
                 lines.append({"i": min(i, j), "j": max(i, j), "value": share[0], "low": low[0], "high": high[0], "alone": alone})
     schema = {"i": pl.Int64, "j": pl.Int64, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "alone": pl.Float64}
-    return pl.DataFrame(lines, schema=schema).sort(pl.col("value").abs(), descending=True, maintain_order=True)
+    table = pl.DataFrame(lines, schema=schema).with_columns(pl.col("low", "high").fill_nan(None))
+    return table.sort(pl.col("value").abs(), descending=True, maintain_order=True)
 
 
 def attention_js(summary: pl.DataFrame) -> dict[str, float]:

@@ -33,8 +33,8 @@ def how_many(one: findings_heads.Game, manifest: dict) -> str:
         return "no order of heads was chosen: there were no select prompts"
     curve = findings_heads.curve(one, order)
     k = coverage.first_to(curve["share"].to_numpy(), curve["k"].to_list(), HALF)
-    if k is None:
-        return f"the first {curve['k'].to_list()[-2] if len(curve) > 1 else one.n} heads of the greedy order do not reach half"
+    if k is None or k > len(order):  # all heads always reach it, and were not picked
+        return f"the first {len(order)} heads of the greedy order do not reach half"
     at = curve.filter(pl.col("k") == k)["share"][0]
     words = f"head {order[0]} alone has" if k == 1 else f"heads {', '.join(map(str, order[: k - 1]))} and {order[k - 1]} have"
     random = findings_heads.band(one).filter(pl.col("k") == k)
@@ -45,6 +45,8 @@ def how_many(one: findings_heads.Game, manifest: dict) -> str:
 def effective(shares: findings_heads.Shares, n: int) -> str:
     """ "effective number of heads 6.1 [4.0, 9.2] of 9, random edits of this size 8.1 to 8.9"."""
     point, low, high = shares.effective
+    if low != low:  # a single prompt has no interval
+        return f"effective number of heads {point:.1f} of {n}"
     text = f"effective number of heads {point:.1f} [{low:.1f}, {high:.1f}] of {n}"
     if not shares.null:
         return text

@@ -55,7 +55,7 @@ def heads_cells(planner: Planner) -> Iterator[Cell]:
                 what = {"direction": direction, "split": "report", "shard": number, "draws": options.network_draws} | chosen
                 yield run_cell(planner, shard, "head_network", what, [0], ACROSS * (4 + options.network_draws))
     if chosen_on and options.attention_prompts:
-        items = planner.whole("report")[: options.attention_prompts]
+        items = spread(planner.whole("report"), options.attention_prompts)
         for side in ("base", "tuned"):
             key = planner.key(items, stage="looks", side=side, split="report", position="decision", top=options.top, **chosen)
             tokens = sum(item.tokens for item in items)
@@ -85,8 +85,14 @@ def attribution_cells(planner: Planner) -> Iterator[Cell]:
 
 
 def select_items(planner: Planner, n: int) -> tuple[Item, ...]:
-    """The select prompts on which heads are chosen; none where the study has no such split."""
-    return planner.whole("select")[:n] if "select" in planner.splits else ()
+    """The select prompts on which heads are chosen, of all lengths; none where the study has no such split."""
+    return spread(planner.whole("select"), n) if "select" in planner.splits else ()
+
+
+def spread(items: Sequence[Item], n: int) -> tuple[Item, ...]:
+    """`n` of some items in the order of their lengths, evenly spaced: the first ones would be the shortest prompts."""
+    n = min(n, len(items))
+    return tuple(items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n))
 
 
 def run_cell(planner: Planner, items: Sequence[Item], stage: str, what: dict[str, Any], layers: Sequence[int], runs: int) -> Cell:
