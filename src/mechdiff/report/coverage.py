@@ -5,13 +5,14 @@ prompts,
 
     c(S) = mean v(S) / mean v(all),      necessity of S = 1 - c(all without S)
 
-so c(nothing) = 0 and c(all) = 1, which is asserted before anything is given out. Where mean v(all) is not above three noise floors there is no effect
-to explain: no ratio is made, not even a large one (two heads that cancel have effects alone and none together).
+so c(nothing) = 0 and c(all) = 1, which is asserted before anything is given out. Where mean v(all) is not above three noise floors, or cannot be told
+from 0, there is no effect to explain: no ratio is made, not even a large one (two heads that cancel have effects alone and none together).
 
 The effective number of players of shares phi (Shapley values) is 1 / sum s^2 with s = |phi| / sum |phi|: 1 where one has all, n where all have alike.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
@@ -38,10 +39,12 @@ class Whole:
     def mean(self) -> float:
         return float(self.values.mean()) if len(self.values) else 0.0
 
-    @property
+    @cached_property
     def counts(self) -> bool:
-        """Whether there is an effect to explain."""
-        return bool(np.isfinite(self.mean)) and self.mean > FLOORS * self.floor and self.mean > 0
+        """Whether there is an effect to explain: above three floors, and with an interval above 0 (a single prompt has none)."""
+        if not np.isfinite(self.mean) or self.mean <= FLOORS * self.floor or self.mean <= 0:
+            return False
+        return len(self.values) < 2 or float(intervals.bca_means(self.values[:, None])[0][0]) > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,8 @@ CROSSED = (BREAKAGE, RECOVERY)
 TOP, RANDOM, TOGETHER = "top", "random", "together"
 GRAIN = 1e-4
 """Of the largest value over the heads: what lies closer together is one rank, because rounding must not be ranked."""
+LEAST = 1e-5
+"""Of D: a mean effect under it is rounding of the logits, and stands for none."""
 WORTH = 1e-3
 """A layer counts for completeness where its whole effect is at least this share of the largest layer's."""
 RESAMPLES = 1000
@@ -113,7 +115,7 @@ def completeness(rows: pl.DataFrame) -> pl.DataFrame:
         missed=(pl.col("summed") - pl.col("whole")).abs().mean(),
         size=pl.col("whole").abs().mean(),
     )
-    counts = (pl.col("size") > 0) & (pl.col("size") >= WORTH * pl.col("size").max().over("direction"))
+    counts = (pl.col("size") > _least(rows)) & (pl.col("size") >= WORTH * pl.col("size").max().over("direction"))
     table = table.with_columns(counts=counts, error=pl.when(counts).then(pl.col("missed") / pl.col("size")))
     return table.drop("missed", "size").sort(pl.col("direction") != BREAKAGE, "arm", "layer")
 
@@ -222,7 +224,15 @@ def _pairs(rows: pl.DataFrame, direction: str, arm: str) -> tuple[list[str], np.
     here = heads(real(rows)).filter(pl.col("direction") == direction)
     estimate = here.filter(pl.col("metric") == "attributed_logits", pl.col("arm") == arm)
     effect = here.filter(pl.col("metric") == "effect_logits")
-    return side_by_side(estimate, effect)
+    names, attributed, true = side_by_side(estimate, effect)
+    return names, attributed, np.where(np.abs(true.mean(axis=0)) < _least(rows), 0.0, true) if len(true) else true
+
+
+def _least(rows: pl.DataFrame) -> float:
+    """The smallest mean effect that is one, in logits."""
+    d = findings.d_per_prompt(rows)["d"]
+    finite_d = d.filter(d.is_finite())
+    return LEAST * float(finite_d.to_numpy().mean()) if len(finite_d) else 0.0
 
 
 def _agree(estimate: np.ndarray, effect: np.ndarray, members: np.ndarray) -> dict[str, float | None]:

@@ -245,8 +245,9 @@ def attention_js(summary: pl.DataFrame) -> dict[str, float]:
 
 
 def strongest(found: pl.DataFrame, n: int) -> pl.DataFrame:
-    """`name layer head breakage recovery ...`: the heads with the largest effect in either direction, the largest first."""
+    """`name layer head breakage recovery ...`: the heads with the largest effect in either direction, the largest first; none under the floor."""
     heads = found.filter(pl.col("head").is_not_null(), pl.col("arm") == "contribution")
+    heads = heads.filter(pl.col("counts").any().over("layer", "head"))
     sides = []
     for direction, word in WORDS.items():
         side = heads.filter(pl.col("direction") == direction)

@@ -78,7 +78,9 @@ def _sets(run: Run, direction: str) -> list[Any]:
     if nothing:
         names = listed(f"L{one.layer}" for one in nothing)
         parts.append(
-            note(f"{WORDS[direction].capitalize()} at {names}: no effect to explain. All heads together stay under three noise floors.")
+            note(
+                f"{WORDS[direction].capitalize()} at {names}: no effect to explain. All heads together do nothing that can be told from 0."
+            )
         )
     games = [one for one in games if one.whole.counts]
     if not games:
@@ -163,7 +165,7 @@ def _network(run: Run) -> list[Any]:
                 continue
             curve, n = findings_heads.network_curve(one, orders["single"]), len(orders["single"])
             k = coverage.first_to(curve["share"].to_numpy(), curve["k"].to_list(), 0.5)
-            half = f"the first {k} reach half" if k else "half is not reached"
+            half = f"{'the first' if k == 1 else f'the first {k}'} reach{'es' * (k == 1)} half" if k else "half is not reached"
             said.append(f"all {n} {word} together {nats(one.whole.mean)} nats; by single effect {half}{_random(one, k)}")
         if said:
             caption = f"{WORDS[direction].capitalize()} across the network: {'; '.join(said)}."

@@ -20,7 +20,7 @@ def which_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> li
     one = max(known, key=lambda game: game.whole.mean)
     if not one.whole.counts:
         names = " and ".join(f"L{game.layer}" for game in known)
-        return [f"Heads: no effect to explain at {names}; swapping all of them moves the tuned model by no more than three noise floors."]
+        return [f"Heads: no effect to explain at {names}; what swapping all of them does to the tuned model cannot be told from 0."]
     sentence = f"Of the {WORDS[BREAKAGE]} by all {one.n} heads of L{one.layer}, {how_many(one, manifest)}"
     shares = findings_heads.head_shares(rows, one)
     return [f"{sentence}{f'; {effective(shares, one.n)}' if shares else ''}."]
@@ -43,7 +43,7 @@ def how_many(one: findings_heads.Game, manifest: dict) -> str:
 
 
 def effective(shares: findings_heads.Shares, n: int) -> str:
-    """ "effective number of heads 6.1 [4.0, 9.2] of 9, random edits of this size 8.1 to 8.9"."""
+    """ "effective number of heads 6.1 [4.0, 9.2] of 9 (10 random edits of this size: 8.1 to 8.9)"; a range to look at, no test."""
     point, low, high = shares.effective
     if low != low:  # a single prompt has no interval
         return f"effective number of heads {point:.1f} of {n}"
@@ -51,8 +51,7 @@ def effective(shares: findings_heads.Shares, n: int) -> str:
     if not shares.null:
         return text
     least, most, draws = shares.null
-    how = "fewer than" if high < least else "more than" if low > most else "as"
-    return f"{text}, {how} {draws} random edits of this size give ({least:.1f} to {most:.1f})"
+    return f"{text} ({draws} random edits of this size: {least:.1f} to {most:.1f})"
 
 
 def per_cent(value: float) -> str:

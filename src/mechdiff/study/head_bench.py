@@ -58,15 +58,14 @@ class Bench:
         own = self.states[self.model.side].logits
         return torch.stack([heads.fisher_weights(moved, own) for moved in self.run.moved(self.cell, self.model, everyone).unbind(1)])
 
-    def game(self, layer: int, change: Float[Tensor, "prompt head d"], metric: str | None = None) -> games.Game:
-        """The game of one block's heads; `metric` other than the direction's: its values as they are."""
+    def game(self, layer: int, change: Float[Tensor, "prompt head d"]) -> games.Game:
+        """The game of one block's heads."""
 
         def evaluate(coalitions: Sequence[games.Coalition]) -> np.ndarray:
             parts = []
             for start in range(0, len(coalitions), AT_ONCE):
                 variants = [heads.swap(layer, change, one) for one in coalitions[start : start + AT_ONCE]]
-                found = self.scores(variants, (metric or self.metric,))
-                parts.append(found[metric][:, 1:] if metric else self.effect(found))
+                parts.append(self.effect(self.scores(variants, (self.metric,))))
             return torch.cat(parts, 1).T.numpy()
 
         return games.Game(change.shape[1], evaluate)

@@ -10,6 +10,9 @@ from mechdiff.rows import empty
 from mechdiff.study.execution import Execution
 from mechdiff.study.options import HeadsOptions
 
+LEAST = 1e-6
+"""Of the largest effect of a head: less is rounding, and no top head."""
+
 
 def heads_options(run: Execution) -> HeadsOptions:
     options = run.prepared.study.measures.heads
@@ -87,6 +90,7 @@ def top_heads(run: Execution) -> list[Player]:
     """The heads of the largest effect on select, in either direction."""
     found = chosen_effects(run).filter(pl.col("unit").str.starts_with("head"))
     best = found.group_by("layer", "unit").agg(pl.col("v").max()).sort(-pl.col("v"), "layer", "unit")
+    best = best.filter(pl.col("v") > LEAST * pl.col("v").max())
     return [
         (layer, int(unit.removeprefix("head "))) for layer, unit in best.select("layer", "unit").head(heads_options(run).top).iter_rows()
     ]

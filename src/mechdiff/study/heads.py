@@ -89,7 +89,9 @@ def head_sets(run: Execution, cell: Cell, model: Model | None) -> Result:
     bench, frames = Bench(run, cell, model), [empty()]
     for layer in closer_layers(run)[0]:
         here = bench.block(layer)
-        frames += [_sets(bench, here), _arms(bench, here), _mapped(bench, layer), _null_edits(bench, layer)]
+        frames += [_sets(bench, here), _arms(bench, here), _mapped(bench, layer)]
+        if bench.metric == "kl_own_nats":  # noise leads nowhere: in a recovery it has no share to be held against
+            frames.append(_null_edits(bench, layer))
     return pl.concat(frames), {}
 
 
@@ -199,7 +201,7 @@ def _mapped(bench: Bench, layer: int) -> pl.DataFrame:
 
 
 def _null_edits(bench: Bench, layer: int) -> pl.DataFrame:
-    """Rows of random edits of the size of the real one: single heads, all but one, all, by how far they move the running model."""
+    """Rows of random edits of the size of the real one: single heads, all but one, all."""
     run, key = bench.run, bench.cell.key
     everywhere = {side: run.states(side, key["split"], "decision").kinds["z"][layer, :, 0] for side in ("base", "tuned")}
     whole = block(run, layer, everywhere, bench.model.side)
@@ -209,9 +211,9 @@ def _null_edits(bench: Bench, layer: int) -> pl.DataFrame:
     everyone = frozenset(range(n))
     coalitions = [*(frozenset({head}) for head in range(n)), *(everyone - {head} for head in range(n)), everyone]
     for draw in range(key["settings"]["null_edits"] if n > 1 and whole.change().any() else 0):
-        game = bench.game(layer, heads.noise_like(whole, key["seed"] + draw)[at], "kl_own_nats")
+        game = bench.game(layer, heads.noise_like(whole, key["seed"] + draw)[at])
         values = game.values(coalitions)
-        what = {"metric": "kl_own_nats", "control": f"random_vector#{draw}"}
+        what = {"metric": bench.metric, "control": f"random_vector#{draw}"}
         found += [
             (what | {"unit": unit}, v) for unit, v in {heads.unit(one, n): v for one, v in zip(coalitions, values, strict=True)}.items()
         ]

@@ -118,7 +118,7 @@ def _sets(planner: Planner, options: HeadsOptions) -> int:
     """Runs at one layer."""
     n = planner.shape.n_heads
     sets = 2**n if n <= options.exact_up_to else options.permutations * n + 12 * options.draws
-    return sets + (2 * n + 1) * options.null_edits + (2 + len(options.z_swap)) * (n + 1)
+    return sets + (2 * n + 1) * options.null_edits // 2 + (2 + len(options.z_swap)) * (n + 1)
 
 
 def _mapped(planner: Planner) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Run a plan: compute the cells that are missing, write the rows, hand back the record.
 
-Order: captures with the base, captures with the tuned model, what needs states alone, then each direction with the model that runs. So each
-model is loaded at most twice, also where only one fits into memory; and the engine checks itself on a model before it gives a number.
+Order: captures with the base, captures with the tuned model, what needs states alone, then each direction with the model that runs, and again where
+what is run was chosen by both directions. So each model is loaded a few times at most, also where only one fits into memory; and the engine checks
+itself on a model before it gives a number.
 """
 
 import time
