@@ -32,11 +32,11 @@ add up to 1. To first order this adds up, and has a sign:
 **Across the network** the players are all heads (and whole MLPs beside them), and a set of several blocks writes the other model's own contributions
 in each: the running model's, as it is there by then, is taken out.
 
-When it misleads: routing and write are a split in the head's own coordinates, which are free: another basis of them moves effect from one to the other,
-and only their sum does not hang on it. Read them where the two models share a basis, as fine-tunes do. A head can be worthless alone and needed with
-another (see interactions); a set's coverage can pass 1 where the rest works against it; with v(all) at the floor there is no effect to explain, and no
-ratio is given. One position is studied: heads that carry a change to the decision position from earlier ones count there, those that act at earlier
-positions do not.
+When it misleads: routing and write are a split in the head's own coordinates, which are free: another basis of them moves effect from one to the
+other, and only their sum does not hang on it. Read them where the two models share a basis, as fine-tunes do. A head can be worthless alone and
+needed with another (see interactions); a set's coverage can pass 1 where the rest works against it; with v(all) at the floor there is no effect to
+explain, and no ratio is given. One position is studied: heads that carry a change to the decision position from earlier ones count there, those that
+act at earlier positions do not.
 
 Contributions: Elhage 2021 (a mathematical framework); coverage and Shapley values of heads: METHOD B14.
 """
