@@ -13,7 +13,7 @@ import polars as pl
 from mechdiff.rows import rows
 from report.planted_sections import d_of
 
-N_HEADS, WHOLE, TOP = 6, 0.8, 3
+N_HEADS, PER_GROUP, WHOLE, TOP = 6, 2, 0.8, 3
 METRICS = {"tuned<-base": "kl_own_nats", "base<-tuned": "kl_other_nats"}
 DIRECTIONS = np.zeros((N_HEADS, 4))
 DIRECTIONS[:, 0] = 0.1, 0.0, 0.0, 0.8, 0.1, 0.1
@@ -59,6 +59,8 @@ def planted_heads(table: pl.DataFrame, *, n_layers: int, changed: int, whole: fl
             for one in sets if layer == changed else [*((head,) for head in everyone), tuple(everyone)]:
                 add(effect(v(one) if layer == changed else 0.0), layer=layer, unit=unit(one), **at)
             add(effect(0.2 if layer == changed + 1 else 0.0), layer=layer, **at | {"site": "mlp_out"})
+        for group in range(N_HEADS // PER_GROUP):
+            add(effect(v(range(group * PER_GROUP, (group + 1) * PER_GROUP))), layer=changed, unit=f"group {group}", **at)
         for head in everyone:
             here = {"layer": changed, "direction": direction, "unit": f"head {head}"}
             add(whole * shapley()[head] * d * spread, metric="shapley_nats", **here)
@@ -91,7 +93,8 @@ def heads_manifest(*, n_layers: int, changed: int) -> dict:
     both = {direction: {str(changed): order} for direction in METRICS}
     return {
         "heads": {
-            "closer_layers": [changed], "chosen": "select", "n_candidates": n_layers, "n_heads": N_HEADS, "n_groups": 3, "heads_per_group": 2,
+            "closer_layers": [changed], "chosen": "select", "n_candidates": n_layers, "n_heads": N_HEADS,
+            "n_groups": N_HEADS // PER_GROUP, "heads_per_group": PER_GROUP,
             "exact": True, "permutations": 64, "draws": 200, "greedy": both, "single": both, "attribution": {},
             "orders": {direction: {"single": players} for direction in METRICS}, "attention_refused": None,
             "attention": [
@@ -99,3 +102,45 @@ def heads_manifest(*, n_layers: int, changed: int) -> dict:
             ],
         }
     }  # fmt: skip
+
+
+def many_heads(table: pl.DataFrame, *, n_layers: int = 32, n_heads: int = 32, prompts: int = 4) -> tuple[pl.DataFrame, dict]:
+    """A large model's heads, each with a share of its own and all shares of a layer added up, and the record: for figures, not for their numbers."""
+    names, d = (one[:prompts] for one in d_of(table, "report"))
+    size = np.random.default_rng(0).gamma(0.2, 1.0, (n_layers, n_heads))
+    size /= 2 * size.sum(1, keepdims=True)
+    parts: list[pl.DataFrame] = []
+
+    def add(share: np.ndarray, units: list[str | None], layers: list[int] | int | None, **named: object) -> None:
+        nats = np.outer(share, d)
+        values = d - nats if named["metric"] == "kl_other_nats" else nats
+        each = {"unit": np.repeat(units, prompts).tolist(), "prompt": names * len(units)}
+        where = np.repeat(layers, prompts).tolist() if isinstance(layers, list) else layers
+        fixed = {"measure": "heads", "split": "report", "arm": "contribution", "site": "attn_proj"} | named
+        parts.append(rows(values.ravel(), layer=where, **each, **fixed))
+
+    def steps(order: list[int]) -> tuple[list[str], np.ndarray]:
+        prefixes = [sorted(order[:k]) for k in range(2, n_heads)]
+        return [f"heads {','.join(map(str, one))}" for one in prefixes], np.array([size[closer][one].sum() for one in prefixes])
+
+    everyone, layers, closer = [f"head {head}" for head in range(n_heads)], list(range(n_layers)), n_layers - 4
+    order = np.argsort(-size[closer]).tolist()
+    players = [f"L{at // n_heads}.head {at % n_heads}" for at in np.argsort(-size, axis=None)]
+    both = [*players, *(f"L{layer}.mlp" for layer in layers)]
+    for direction, metric in METRICS.items():
+        at = {"direction": direction, "metric": metric}
+        add(size.ravel(), everyone * n_layers, np.repeat(layers, n_heads).tolist(), **at)
+        add(size.sum(1), ["all"] * n_layers, layers, **at)
+        add(size.max(1), [None] * n_layers, layers, **at | {"site": "mlp_out"})
+        add(steps(order)[1], steps(order)[0], closer, **at)
+        for kind in ("shapley_nats", "fisher_nats"):
+            add(size[closer], everyone, closer, direction=direction, metric=kind)
+        add(size[closer].sum(keepdims=True), ["all"], closer, direction=direction, metric="fisher_nats")
+        for site, names_of in (("attn_proj", players), (None, both)):
+            counts = [k for k in (1, 2, 3, 5, 8, 12, 20, 32, 50, 80, 120, 200, 320, 500, 800) if k < len(players)]
+            units = ["+".join(names_of[:k]) for k in counts]
+            add(np.array([k / len(players) for k in counts]), list(units), None, site=site, **at)
+            add(np.ones(1), ["all"], None, site=site, **at)
+    ways = {way: {direction: {str(closer): order} for direction in METRICS} for way in ("greedy", "single")}
+    record = {"closer_layers": [closer], "n_heads": n_heads, "orders": {direction: {"single": both} for direction in METRICS}}
+    return pl.concat(parts), {"heads": ways | record}

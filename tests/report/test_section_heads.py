@@ -1,5 +1,7 @@
 """The section on heads says what was planted, makes no ratio of nothing, and its figures hold every head at both widths."""
 
+import re
+
 import numpy as np
 import polars as pl
 import pytest
@@ -73,6 +75,18 @@ def test_the_map_and_the_network(run: Run) -> None:
     ]
 
 
+def test_the_table_says_what_a_head_has_alone_in_its_group_and_when_it_is_missing(run: Run) -> None:
+    (table,) = (part for part in section_heads.heads(run).parts if isinstance(part, dict) and part["title"].startswith("The "))
+    first = dict(zip(table["columns"], table["rows"][0], strict=True))
+    assert first["head"] == f"L{CHANGED}.head 3"
+    group = wording.share(planted.WHOLE * planted.v([2, 3]))
+    of_group = findings_heads.groups(findings_heads.map_of_heads(run.rows, run.summary))
+    assert of_group["tuned<-base", CHANGED, 1] == pytest.approx(planted.WHOLE * planted.v([2, 3]), rel=0.1)
+    assert re.fullmatch(r"1: (\d\.\d+) / \1", first["group"]), f"group 1, about {group} in both directions"
+    assert first["needed"] == wording.share(1 - planted.v([0, 1, 2, 4, 5]))
+    assert first["Shapley"] == wording.share(planted.shapley()[3])
+
+
 def test_what_is_said_is_what_was_planted(run: Run) -> None:
     section = section_heads.heads(run)
     said = {part.name: part.caption for part in section.parts if isinstance(part, Drawn)}
@@ -84,7 +98,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert f"L{CHANGED}: head 3 alone has {alone} %" in said["head_coverage_breakage"]
     assert "(3 random edits of this size: 6.0 to 6.0)" in said["head_bars_breakage"]
     assert "Fisher-projected coverages add up to 1.000" in said["head_bars_breakage"]
-    assert "by single effect the first reaches half (1 random: 1 % to 1 %)" in said["head_network_breakage"]
+    assert "by single effect the first alone reaches half (1 random: 1 % to 1 %)" in said["head_network_breakage"]
     texts = str([part for part in section.parts if isinstance(part, dict)])
     assert "<b>The</b>" in texts, "escaped by the page, not here"
     assert "\u202e" not in texts, "what turns the direction of reading is made visible"
@@ -122,6 +136,80 @@ def test_figures_hold_every_head(run: Run, width: int) -> None:
     assert "all heads" in drawing.to_svg(charts_heads.coverage_by_heads(*arguments, **options))
     assert f"L{CHANGED}.head 3: Shapley" in drawing.to_svg(charts_heads.single_heads(*arguments, **options))
     assert "players swapped together" in drawing.to_svg(charts_heads.network_coverage(*arguments, width=width))
+
+
+@pytest.fixture(scope="module")
+def large(rows: pl.DataFrame) -> Run:
+    """32 layers of 32 heads."""
+    heads, said = planted.many_heads(rows)
+    both = pl.concat([rows.filter(pl.col("measure") == "divergence"), heads])
+    return Run(rows=both, summary=statistics.summarise(both), manifest=said)
+
+
+def words_on_axes(svg: str) -> list[str]:
+    """The labels under the axes, panel by panel."""
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+@pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
+def test_figures_of_a_large_model_fit(large: Run, width: int) -> None:
+    """Labels that touch, or a title that is longer than its panel, widen a figure: it is then shrunk until nothing can be read."""
+    section = section_heads.heads(large)
+    drawn = [part for part in section.parts if isinstance(part, Drawn)]
+    assert len(drawn) == 7
+    for part in drawn:
+        svg = drawing.to_svg(part.chart(large.rows, large.summary, large.manifest, width=width, **part.options))
+        assert 0.85 * width < int(re.search(r'<svg[^>]* width="(\d+)"', svg)[1]) <= width + 15, part.name  # type: ignore[index]
+        assert "NaN" not in svg
+
+
+def test_labels_of_many_heads_do_not_touch(large: Run) -> None:
+    at = {"direction": "tuned<-base", "layers": [28]}
+    for width, step in ((drawing.WIDE, 1), (drawing.NARROW, 4)):
+        svg = drawing.to_svg(charts_heads.single_heads(large.rows, large.summary, large.manifest, width=width, **at))
+        numbers = [word for word in words_on_axes(svg) if re.fullmatch(r"\d+", word)]
+        assert [word for word in numbers if int(word) > 1] == [str(head) for head in range(0, 32, step) if head > 1]
+        assert svg.count("L28.head ") == 32, "what has no label still says its name"
+    svg = drawing.to_svg(charts_heads.network_coverage(large.rows, large.summary, large.manifest, width=drawing.NARROW))
+    numbers = [int(word) for word in words_on_axes(svg) if re.fullmatch(r"\d+", word)]
+    assert numbers == [1, 3, 8, 20, 50, 120, 320, 1024, 1, 3, 8, 20, 50, 120, 320, 1056]
+
+
+def test_more_bars_than_fit_are_said_to_be_left_out(rows: pl.DataFrame) -> None:
+    heads, said = planted.many_heads(rows, n_layers=5, n_heads=64)
+    both = pl.concat([rows.filter(pl.col("measure") == "divergence"), heads])
+    tables = (both, statistics.summarise(both), said)
+    for width, shown in ((drawing.WIDE, 40), (drawing.NARROW, 20)):
+        svg = drawing.to_svg(charts_heads.single_heads(*tables, width=width, direction="tuned<-base", layers=[1]))
+        assert f"({shown} of 64)" in svg
+        assert svg.count("L1.head ") == shown
+
+
+def test_random_sets_are_drawn_with_their_mean(run: Run) -> None:
+    options = {"direction": "tuned<-base", "layers": [CHANGED]}
+    svg = drawing.to_svg(charts_heads.coverage_by_heads(run.rows, run.summary, run.manifest, **options))
+    mean = wording.share(np.mean([planted.v([head]) for head in range(planted.N_HEADS)]))
+    assert f"L{CHANGED}, mean of random sets, 1 heads: {mean}" in svg
+    assert ">random<" in svg
+    without = run.rows.filter(~pl.col("control").str.starts_with("random_set").fill_null(False))
+    assert ">random<" not in drawing.to_svg(charts_heads.coverage_by_heads(without, run.summary, run.manifest, **options))
+
+
+def test_the_layer_of_the_verdict_is_chosen_on_select(run: Run) -> None:
+    """What is larger on the report prompts alone is not what the sentence is of."""
+    heads = run.rows.filter(pl.col("measure") == "heads", pl.col("layer") == CHANGED)
+    above = pl.lit(CHANGED + 1, dtype=pl.Int64).alias("layer")
+    nats = pl.col("metric").str.ends_with("_nats") & (pl.col("direction") == "tuned<-base")
+    larger = heads.with_columns(above, pl.when(nats).then(1.1 * pl.col("value")).otherwise("value").alias("value"))
+    rest = run.rows.filter(pl.col("measure") != "heads")
+    whole = heads.filter(pl.col("unit") == "all", pl.col("control").is_null(), pl.col("metric") == "kl_own_nats")
+    whole = whole.with_columns(pl.lit("select").alias("split"))
+    select = [whole, whole.with_columns(above, pl.col("value") / 2)]
+    manifest = {"heads": {**run.manifest["heads"], "closer_layers": [CHANGED, CHANGED + 1]}}
+    for parts, layer, how in ((select, CHANGED, ""), ([], CHANGED + 1, " (the strongest of 2 layers on these prompts)")):
+        both = pl.concat([rest, heads, larger, *parts])
+        (sentence,) = which_heads(both, statistics.summarise(both), manifest)
+        assert sentence.startswith(f"Of the breakage by all 6 heads of L{layer}{how}, ")
 
 
 def test_per_cents() -> None:

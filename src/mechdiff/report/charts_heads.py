@@ -12,13 +12,12 @@ from mechdiff.report.findings import BREAKAGE, RECOVERY
 from mechdiff.report.findings_heads import ORDER_WORDS, WORDS, Game, Shares
 from mechdiff.report.wording import share, with_interval
 
-COLOURS = {"greedy": VERMILLION, "single": BLUE, "attribution": GREEN, "without them": PURPLE}
-DASHES: dict[str, list[int]] = {"single": [7, 3], "attribution": [2, 3], "without them": [5, 2, 1, 2]}
-RANDOM = "random sets: mean"
+COLOURS = {"greedy": VERMILLION, "single": BLUE, "attribution": GREEN, "without them": PURPLE, "random": QUIET}
+DASHES: dict[str, list[int]] = {"single": [7, 3], "attribution": [2, 3], "without them": [5, 2, 1, 2], "random": [1, 2]}
 TITLES = {BREAKAGE: "Breakage: the base's contribution into the tuned model", RECOVERY: "Recovery: the tuned contribution into the base"}
 SHORT = {BREAKAGE: "Breakage: base's into tuned", RECOVERY: "Recovery: tuned into base"}
 MANY = 40
-"""Bars of one panel at most: the heads with the largest effect."""
+"""Bars of one panel at most, half of that on a phone: the heads with the largest Shapley values."""
 
 
 def head_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -34,8 +33,10 @@ def head_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width
         part = found.filter(pl.col("direction") == direction)
         if not part.is_empty():
             panels.append(_map(part, layers, n_heads, width, titles[direction], first=not panels))
-    key = "bottom row: the block's MLP; white: under three noise floors; minus: under 0"
-    note = alt.TitleParams(key, anchor="start", orient="bottom", fontSize=11, fontWeight="normal", color=QUIET, offset=4)
+    key = ["bottom row: the block's MLP; minus: under 0", "white: under three noise floors"]
+    note = alt.TitleParams(
+        "; ".join(key) if width >= WIDE else key, anchor="start", orient="bottom", fontSize=11, fontWeight="normal", color=QUIET, offset=4
+    )
     return drawing.styled(alt.vconcat(*panels, spacing=12, title=note).resolve_scale(color="independent"))
 
 
@@ -97,6 +98,7 @@ def coverage_by_heads(
                 tables.append(_line(without, panel, "without them", "1 − coverage without the first k of the greedy order"))
         random = findings_heads.band(one)
         bands.append(random.with_columns(panel=pl.lit(panel)))
+        tables.append(_random_line(random, panel))
     if not tables:
         return None
     table, grey = pl.concat(tables), pl.concat(bands)
@@ -126,6 +128,12 @@ def _line(table: pl.DataFrame, panel: str, line: str, words: str) -> pl.DataFram
     )
 
 
+def _random_line(band: pl.DataFrame, panel: str) -> pl.DataFrame:
+    """The mean of random sets of each size; the grey area around it is the middle 95 % of them."""
+    no_ends = {"low": pl.lit(None, dtype=pl.Float64), "high": pl.lit(None, dtype=pl.Float64)}
+    return _line(band.with_columns(share="mean", **no_ends), panel, "random", "mean of random sets")
+
+
 def _sizes(sizes: Sequence[int], width: int) -> Callable[[bool], alt.X]:
     most = max(sizes)
     step = next(step for step in (1, 2, 4, 8, 16, 32) if most / step <= (16 if width >= WIDE else 8))
@@ -148,10 +156,12 @@ def single_heads(
         shares = findings_heads.head_shares(rows, one) if one and one.whole.counts else None
         if one is None or shares is None:
             continue
-        order = np.argsort(-np.abs(shares.shapley.share), kind="stable")[:MANY]
+        room = one.n if one.n <= MANY else MANY if width >= WIDE else MANY // 2
+        order = np.argsort(-np.abs(shares.shapley.share), kind="stable")[:room]
         names = [f"head {head}" for head in sorted(order)]
         bars = [_bar_of(one, shares, head) for head in sorted(order.tolist())]
-        panels.append(_bars(bars, names, width, f"L{layer}: share of all heads' {WORDS[direction]}", legend=not panels))
+        title = f"L{layer}: share of all heads' {WORDS[direction]}" + (f" ({room} of {one.n})" if room < one.n else "")
+        panels.append(_bars(bars, names, width, title, legend=not panels))
     return drawing.styled(alt.vconcat(*panels, spacing=14)) if panels else None
 
 
@@ -167,8 +177,7 @@ def _bars(bars: list[dict], names: list[str], width: int, title: str, *, legend:
     reach = [bar[end] for bar in bars for end in ("low", "high", "alone", "value") if bar[end] is not None]
     low, high = min(0.0, *reach), max(0.1, *reach)
     scale, axis = alt.Scale(domain=[low, high], nice=True), drawing.left_axis(tickCount=5, format=".2~f")
-    labels = alt.Axis(labelAngle=0 if len(names) <= (12 if width >= WIDE else 5) else -90, grid=False, title=None, labelOverlap=False)
-    x = alt.X("name:N", sort=names, axis=labels, scale=alt.Scale(paddingInner=0.3))
+    x = alt.X("name:N", sort=names, axis=_head_axis(names, width), scale=alt.Scale(paddingInner=0.3))
     base = alt.Chart(drawing.inline(bars))
     kinds = ["Shapley", "alone", "Fisher-projected"]
     shown = drawing.legend_of(kinds, width) if legend else None
@@ -188,6 +197,17 @@ def _bars(bars: list[dict], names: list[str], width: int, title: str, *, legend:
     return alt.layer(zero, bar, ends, marks, width=width - LEFT - 12, height=150, title=drawing.title_of(title))
 
 
+def _head_axis(names: list[str], width: int) -> alt.Axis:
+    """ "head 7" under each bar; where that has no room numbers alone, upright where two digits touch, and where even those do only some."""
+    if len(names) <= (12 if width >= WIDE else 5):
+        return alt.Axis(labelAngle=0, grid=False, title=None, labelOverlap=False)
+    room = (width - LEFT - 12) / len(names)
+    step = 1 if room >= 13 else next(step for step in (2, 4, 8, 16) if step * room >= 18)
+    number = "replace(datum.value, 'head ', '')"
+    angle = 0 if step * room >= 18 else -90
+    return alt.Axis(values=names[::step], labelExpr=number, labelAngle=angle, grid=False, title="head", labelOverlap=False)
+
+
 # ---- the network -------------------------------------------------------------------------------------------------------------------
 
 
@@ -202,21 +222,27 @@ def network_coverage(
             continue
         for way, order in findings_heads.network_orders(manifest, direction, only_heads=site is not None).items():
             tables.append(_line(findings_heads.network_curve(one, order), panel, way, ORDER_WORDS[way]))
-        bands.append(findings_heads.band(one).with_columns(panel=pl.lit(panel)))
+        random = findings_heads.band(one)
+        bands.append(random.with_columns(panel=pl.lit(panel)))
+        tables.append(_random_line(random, panel))
     if not tables:
         return None
     table = pl.concat(tables)
     sizes = sorted(set(table["k"].to_list()))
+    lasts = set(table.group_by("panel").agg(pl.col("k").max())["k"].to_list())
     scale, axis = curves.share_scale(table), drawing.left_axis(tickCount=5, format=".1f")
-    step = 2 if width < WIDE and len(sizes) > 7 else 1
-    ticks = alt.Axis(values=sizes[::step], labelAngle=0, grid=False, labelOverlap=False)
+    inner = [size for size in sizes if size not in lasts]
+    if width < WIDE and len(sizes) > 7:
+        inner = inner[:-1:2]  # the last but one would touch the number of all
+    ticks = alt.Axis(values=[*inner, *sorted(lasts)], labelAngle=0, grid=False, labelOverlap=False)
 
     def x(last: bool) -> alt.X:
         title = "players swapped together" if last else None
         return alt.X("k:O", sort=sizes, title=title, axis=ticks, scale=alt.Scale(type="point", padding=0.5))
 
     names = [name for name in COLOURS if name in table["line"].unique().to_list()]
-    titles = {panel: f"{panel}: coverage of the {WORDS[direction]} by all of them" for panel in ("heads", "heads and MLPs")}
+    of = f" of the {WORDS[direction]} by all of them" if width >= WIDE else ""
+    titles = {panel: f"{panel}: coverage{of}" for panel in ("heads", "heads and MLPs")}
     marks = [*curves.rule(1.0, "all", scale, axis), curves.zero(scale, axis)]
     look = (COLOURS, DASHES)
     grey = pl.concat(bands)

@@ -67,8 +67,28 @@ def map_of_heads(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     return found.with_columns(pl.col("counts").fill_null(True), head=number)
 
 
+def groups(found: pl.DataFrame) -> dict[tuple[str, int, int], float]:
+    """Of `map_of_heads`, by (direction, layer, group): the share of D that a key-value group's heads have together."""
+    named = found.filter(pl.col("arm") == "contribution", pl.col("unit").str.contains(r"^group \d+$"))
+    return {
+        (d, layer, int(unit.removeprefix("group "))): one
+        for d, layer, unit, one in named.select("direction", "layer", "unit", "share").iter_rows()
+    }
+
+
 def closer_layers(manifest: Mapping) -> list[int]:
     return list((manifest.get("heads") or {}).get("closer_layers") or [])
+
+
+def strongest_layer(rows: pl.DataFrame, layers: Sequence[int]) -> tuple[int, str | None]:
+    """The layer whose heads break most together, and the split that says so: `select` where that was run."""
+    whole = rows.filter(
+        pl.col("measure") == "heads", pl.col("direction") == BREAKAGE, pl.col("metric") == EFFECTS[BREAKAGE], pl.col("unit") == "all",
+        pl.col("arm") == "contribution", pl.col("control").is_null(), pl.col("layer").is_in(list(layers)),
+    )  # fmt: skip
+    split = next(one for one in ("select", findings.reported(rows, "heads")) if one is None or one in whole["split"])
+    means = whole.filter(pl.col("split").eq_missing(split)).group_by("layer").agg(pl.col("value").mean())
+    return int(means.sort("value", "layer", descending=[True, False])["layer"][0]), split
 
 
 def game(rows: pl.DataFrame, summary: pl.DataFrame, direction: str, layer: int | None, *, site: str | None = "attn_proj") -> Game | None:
@@ -195,6 +215,13 @@ def head_shares(rows: pl.DataFrame, one: Game) -> Shares | None:
         effective=coverage.effective_number(phi) if one.whole.counts else missing,
         null=_null(rows, one),
     )
+
+
+def needed(one: Game) -> Covered | None:
+    """Necessity of each head of one layer: how far the effect of all falls without it; None where that was not run."""
+    without = [one.value([other for other in range(one.n) if other != head]) for head in range(one.n)]
+    known = [values for values in without if values is not None]
+    return coverage.necessity(np.column_stack(known), one.whole) if known and len(known) == one.n else None
 
 
 def _by_head(rows: pl.DataFrame, n: int) -> Float[ndarray, "prompt head"] | None:

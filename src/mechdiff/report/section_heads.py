@@ -53,20 +53,28 @@ def _top(run: Run, found: pl.DataFrame, top: pl.DataFrame) -> dict:
     js = findings_heads.attention_js(run.summary)
     per_group = int((run.manifest.get("heads") or {}).get("heads_per_group") or 1)
     arms = {(r["direction"], r["layer"], r["unit"], r["arm"]): r["share"] for r in found.iter_rows(named=True)}
+    groups = findings_heads.groups(found)
     games = {layer: findings_heads.game(run.rows, run.summary, BREAKAGE, layer) for layer in findings_heads.closer_layers(run.manifest)}
     of_layers = {layer: findings_heads.head_shares(run.rows, one) for layer, one in games.items() if one}
+    missed = {layer: findings_heads.needed(one) for layer, one in games.items() if one}
     lines = []
     for r in top.iter_rows(named=True):
         shares, unit = of_layers.get(r["layer"]), f"head {r['head']}"
         split = (" / ".join(share(arms.get((d, r["layer"], unit, arm))) for d in WORDS) for arm in ("routing", "write"))
         of_layer = (share(v) if v == v else "–" for v in ((shares.shapley.share[r["head"]], shares.fisher[r["head"]]) if shares else ()))
-        cells = [*of_layer] or ["–", "–"]
+        without = missed.get(r["layer"])
+        cells = [*([*of_layer] or ["–", "–"]), share(without.share[r["head"]]) if without else "–"]
+        group = r["head"] // per_group
+        of_group = " / ".join(share(groups.get((d, r["layer"], group))) for d in WORDS)
         lines.append((r["name"], with_ends(r["breakage"], r["breakage_low"], r["breakage_high"]),
-                      with_ends(r["recovery"], r["recovery_low"], r["recovery_high"]), *split, str(r["head"] // per_group) if per_group > 1 else "–",
+                      with_ends(r["recovery"], r["recovery_low"], r["recovery_high"]), *split, f"{group}: {of_group}" if per_group > 1 else "–",
                       *cells, nats(js[r["name"]]) if r["name"] in js else "–"))  # fmt: skip
-    columns = ("head", "breakage (95 %)", "recovery (95 %)", "routing", "write", "group", "Shapley", "Fisher", "attention JS")
-    title = f"The {len(lines)} heads of the largest effect. Shares of D (routing, write: breakage / recovery); Shapley and Fisher: shares of the "
-    return table(columns, lines, title=title + "breakage by all heads of their layer; attention: nats.")
+    columns = ("head", "breakage (95 %)", "recovery (95 %)", "routing", "write", "group", "Shapley", "Fisher", "needed", "attention JS")
+    title = f"The {len(lines)} heads of the largest effect. Shares of D (routing, write, and all heads of the key-value group: breakage / recovery). "
+    title += (
+        "Shapley, Fisher, and needed (what is lost without the head): shares of the breakage by all heads of their layer. Attention: nats."
+    )
+    return table(columns, lines, title=title)
 
 
 def _sets(run: Run, direction: str) -> list[Any]:
@@ -125,11 +133,11 @@ def _sets(run: Run, direction: str) -> list[Any]:
 
 
 def _ninety(one: Game, run: Run) -> str:
-    """ ", 90 % by 5 heads"."""
+    """ ", 90 % by 5 heads"; nothing where only all heads reach that, or the first alone, whose share was given."""
     order = findings_heads.orders(run.manifest, one.direction, one.layer or 0).get("greedy")
     curve = findings_heads.curve(one, order) if order else None
     k = coverage.first_to(curve["share"].to_numpy(), curve["k"].to_list(), 0.9) if curve is not None else None
-    return f", 90 % by {k} heads" if k and k < one.n else ""
+    return f", 90 % by {k} heads" if k and 1 < k < one.n else ""
 
 
 def _pairs(run: Run) -> list[dict]:
@@ -165,7 +173,7 @@ def _network(run: Run) -> list[Any]:
                 continue
             curve, n = findings_heads.network_curve(one, orders["single"]), len(orders["single"])
             k = coverage.first_to(curve["share"].to_numpy(), curve["k"].to_list(), 0.5)
-            half = f"{'the first' if k == 1 else f'the first {k}'} reach{'es' * (k == 1)} half" if k else "half is not reached"
+            half = ("the first alone reaches half" if k == 1 else f"the first {k} reach half") if k else "half is not reached"
             said.append(f"all {n} {word} together {nats(one.whole.mean)} nats; by single effect {half}{_random(one, k)}")
         if said:
             caption = f"{WORDS[direction].capitalize()} across the network: {'; '.join(said)}."

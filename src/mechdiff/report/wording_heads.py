@@ -17,11 +17,14 @@ def which_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> li
     known = [one for one in games if one is not None]
     if not known:
         return []
-    one = max(known, key=lambda game: game.whole.mean)
-    if not one.whole.counts:
+    counted = {game.layer: game for game in known if game.whole.counts and game.layer is not None}
+    if not counted:
         names = " and ".join(f"L{game.layer}" for game in known)
         return [f"Heads: no effect to explain at {names}; what swapping all of them does to the tuned model cannot be told from 0."]
-    sentence = f"Of the {WORDS[BREAKAGE]} by all {one.n} heads of L{one.layer}, {how_many(one, manifest)}"
+    layer, split = findings_heads.strongest_layer(rows, list(counted))
+    one = counted[layer]
+    how = f" (the strongest of {len(counted)} layers on these prompts)" if len(counted) > 1 and split != "select" else ""
+    sentence = f"Of the {WORDS[BREAKAGE]} by all {one.n} heads of L{layer}{how}, {how_many(one, manifest)}"
     shares = findings_heads.head_shares(rows, one)
     return [f"{sentence}{f'; {effective(shares, one.n)}' if shares else ''}."]
 
