@@ -65,7 +65,7 @@ def _map(part: pl.DataFrame, layers: tuple[int, int], n_heads: int, width: int, 
     if under:
         words = alt.Chart(drawing.inline(under)).mark_text(aria=False, color=INK, fontSize=9)
         at = alt.X("middle:Q", scale=alt.Scale(domain=[layers[0] - 0.5, layers[1] + 0.5], nice=False, zero=False))
-        drawn.append(words.encode(x=at, y=alt.Y("row:Q", scale=scale), text=alt.value("−")))
+        drawn.append(words.encode(x=at, y=alt.Y("row:Q", scale=scale, axis=axis), text=alt.value("−")))
     height = max(110, min(15 * (n_heads + 2), 340))
     return alt.layer(*drawn, width=width - LEFT - 12, height=height, title=drawing.title_of(title))
 

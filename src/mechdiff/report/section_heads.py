@@ -30,7 +30,7 @@ def heads(run: Run) -> Section:
     found = findings_heads.map_of_heads(run.rows, run.summary)
     parts: list[Any] = [*_map(run, found)]
     for direction in WORDS:
-        parts += _sets(run, direction)
+        parts += _sets(run, direction, found)
     parts += [*_pairs(run), *_network(run), *_attention(run)]
     return Section(id="heads", title=TITLE, parts=parts)
 
@@ -49,35 +49,46 @@ def _map(run: Run, found: pl.DataFrame) -> list[Any]:
 
 
 def _top(run: Run, found: pl.DataFrame, top: pl.DataFrame) -> dict:
-    """The heads of the largest effect: both directions, what they read and write, group, shares of their layer, attention."""
+    """The heads of the largest effect: both directions, what their group has, attention."""
     js = findings_heads.attention_js(run.summary)
     per_group = int((run.manifest.get("heads") or {}).get("heads_per_group") or 1)
-    arms = {(r["direction"], r["layer"], r["unit"], r["arm"]): r["share"] for r in found.iter_rows(named=True)}
     groups = findings_heads.groups(found)
-    games = {layer: findings_heads.game(run.rows, run.summary, BREAKAGE, layer) for layer in findings_heads.closer_layers(run.manifest)}
-    of_layers = {layer: findings_heads.head_shares(run.rows, one) for layer, one in games.items() if one}
-    missed = {layer: findings_heads.needed(one) for layer, one in games.items() if one}
     lines = []
     for r in top.iter_rows(named=True):
-        shares, unit = of_layers.get(r["layer"]), f"head {r['head']}"
-        split = (" / ".join(share(arms.get((d, r["layer"], unit, arm))) for d in WORDS) for arm in ("routing", "write"))
-        of_layer = (share(v) if v == v else "–" for v in ((shares.shapley.share[r["head"]], shares.fisher[r["head"]]) if shares else ()))
-        without = missed.get(r["layer"])
-        cells = [*([*of_layer] or ["–", "–"]), share(without.share[r["head"]]) if without else "–"]
         group = r["head"] // per_group
         of_group = " / ".join(share(groups.get((d, r["layer"], group))) for d in WORDS)
-        lines.append((r["name"], with_ends(r["breakage"], r["breakage_low"], r["breakage_high"]),
-                      with_ends(r["recovery"], r["recovery_low"], r["recovery_high"]), *split, f"{group}: {of_group}" if per_group > 1 else "–",
-                      *cells, nats(js[r["name"]]) if r["name"] in js else "–"))  # fmt: skip
-    columns = ("head", "breakage (95 %)", "recovery (95 %)", "routing", "write", "group", "Shapley", "Fisher", "needed", "attention JS")
-    title = f"The {len(lines)} heads of the largest effect. Shares of D (routing, write, and all heads of the key-value group: breakage / recovery). "
-    title += (
-        "Shapley, Fisher, and needed (what is lost without the head): shares of the breakage by all heads of their layer. Attention: nats."
-    )
+        ends = (with_ends(r[word], r[f"{word}_low"], r[f"{word}_high"]) for word in WORDS.values())
+        lines.append(
+            (_unbroken(r["name"]), *ends, f"{group}: {of_group}" if per_group > 1 else "–", nats(js[r["name"]]) if r["name"] in js else "–")
+        )
+    columns = ("head", "breakage (95\u00a0%)", "recovery (95\u00a0%)", "its group", "attention JS, nats")
+    title = f"The {len(lines)} heads of the largest effect, as shares of D; beside them all heads of their key-value group (breakage / recovery)"
     return table(columns, lines, title=title)
 
 
-def _sets(run: Run, direction: str) -> list[Any]:
+def _inside(run: Run, one: Game, found: pl.DataFrame) -> list[dict]:
+    """Each head of a closer layer: what it reads, what it writes, and its part in the effect of all."""
+    shares, missed = findings_heads.head_shares(run.rows, one), findings_heads.needed(one)
+    if shares is None:
+        return []
+    here = found.filter(pl.col("layer") == one.layer, pl.col("direction") == one.direction)
+    arms = {(r["unit"], r["arm"]): share(r["share"]) for r in here.iter_rows(named=True)}
+    lines = []
+    for head in sorted(range(one.n), key=lambda head: -abs(shares.shapley.share[head]))[:TOP]:
+        split = (arms.get((f"head {head}", arm), "–") for arm in ("contribution", "routing", "write"))
+        of_all = (share(v) if v == v else "–" for v in (shares.shapley.share[head], shares.fisher[head]))
+        lines.append((_unbroken(f"L{one.layer}.head {head}"), *split, *of_all, share(missed.share[head]) if missed else "–"))
+    columns = ("head", "effect / D", "routing / D", "write / D", "Shapley", "Fisher", "needed")
+    title = f"{WORDS[one.direction].capitalize()} by the heads of L{one.layer}. "
+    title += "Shapley, Fisher and needed (what is lost without the head): shares of the effect of all"
+    return [table(columns, lines, folded=title)]
+
+
+def _unbroken(text: str) -> str:
+    return text.replace(" ", "\u00a0")
+
+
+def _sets(run: Run, direction: str, found: pl.DataFrame) -> list[Any]:
     """Coverage and single heads at the closer layers, in one direction."""
     layers = findings_heads.closer_layers(run.manifest)
     games = [one for one in (findings_heads.game(run.rows, run.summary, direction, layer) for layer in layers) if one and one.n > 1]
@@ -129,7 +140,7 @@ def _sets(run: Run, direction: str) -> list[Any]:
                 reading=reading,
             )
         )
-    return parts
+    return parts + [one for each in games for one in _inside(run, each, found)]
 
 
 def _ninety(one: Game, run: Run) -> str:
