@@ -13,6 +13,7 @@ from mechdiff.api import Run, run
 from mechdiff.errors import PromptError, StudyError
 from mechdiff.measures.heads import player_name
 from mechdiff.rows import KEY
+from mechdiff.study import head_choices
 from mechdiff.study.cells import Item
 from mechdiff.study.config import RunOptions
 from mechdiff.study.plan_heads import spread
@@ -170,6 +171,13 @@ def test_an_identical_pair_has_no_effect(tmp_path: Path, pair: Path) -> None:
     assert rows.filter(pl.col("metric") == "kl_own_nats")["value"].max() <= 1e-10  # type: ignore[operator]
     assert of(finished, "attribution", direction="tuned<-base")["value"].abs().max() == 0
     assert rows.filter(pl.col("control").str.starts_with("random_vector")).is_empty(), "an edit of size 0 has no random one beside it"
+
+
+def test_no_head_is_looked_at_where_none_has_an_effect(tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_choices, "LEAST", 2.0)  # every effect is less than twice the largest
+    finished = finish(pair, tmp_path / "run", {"heads": HEADS | {"z_swap": []}})
+    assert finished.manifest()["heads"]["attention"] == []
+    assert of(finished, metric="attention_js_nats").is_empty()
 
 
 def test_without_select_prompts_what_is_chosen_there_is_left_out_and_said(tmp_path: Path, pair: Path) -> None:

@@ -83,6 +83,8 @@ def looks(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert model
     chosen = top_heads(run)
     layers = sorted({layer for layer, _ in chosen})
+    if not layers:  # no head has an effect on select
+        return empty(), {}
     try:
         patterns = [attention_at_decision(model, clean, layers) for clean in run.cleans(cell, model)]
     except ModelError as error:
