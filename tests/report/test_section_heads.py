@@ -93,6 +93,12 @@ def test_tables_say_what_a_head_has_alone_in_its_group_and_when_it_is_missing(ru
         assert first["Shapley"] == wording.share(planted.shapley()[3])
 
 
+def test_where_heads_look_in_one_model_stands_under_the_other(run: Run) -> None:
+    (looked,) = (part for part in section_heads.heads(run).parts if isinstance(part, dict) and part.get("folded", "").startswith("Where"))
+    assert [row[2] for row in looked["rows"]] == ["base", "tuned"]
+    assert "Thank" in looked["rows"][1][3]
+
+
 def test_what_is_said_is_what_was_planted(run: Run) -> None:
     section = section_heads.heads(run)
     said = {part.name: part.caption for part in section.parts if isinstance(part, Drawn)}

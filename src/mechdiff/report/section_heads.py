@@ -16,7 +16,7 @@ TITLE = "Which heads carry it?"
 TOP = 12
 PAIRS = 8
 LOOKED = 12
-"""Rows of the table of attention."""
+"""Heads and prompts in the table of attention, two rows each."""
 
 
 def heads(run: Run) -> Section:
@@ -217,9 +217,11 @@ def _attention(run: Run) -> list[dict]:
     for one in looked:
         seen[one["head"]] = seen.get(one["head"], 0) + 1
         if seen[one["head"]] <= 2:
-            where = (
-                " ".join(f"{wording.visible(token)}\u00a0{weight:.2f}" for token, weight in one[side][:3]) for side in ("base", "tuned")
-            )
-            lines.append((one["head"], one["prompt"], *where, nats(one["js"])))
+            looks = {
+                side: " ".join(f"{wording.visible(token)}\u00a0{weight:.2f}" for token, weight in one[side][:3])
+                for side in ("base", "tuned")
+            }
+            lines.append((one["head"], one["prompt"], "base", looks["base"], nats(one["js"])))
+            lines.append(("", "", "tuned", looks["tuned"], ""))  # below, not beside: tokens are long, and the two are to be compared
     title = "Where the top heads look from the decision position: the tokens of the largest weights (the prompts on which the two models differ most)"
-    return [table(("head", "prompt", "base", "tuned", "JS, nats"), lines[:LOOKED], folded=title)]
+    return [table(("head", "prompt", "model", "looks at", "JS, nats"), lines[: 2 * LOOKED], folded=title)]
