@@ -67,6 +67,7 @@ def planted_heads(table: pl.DataFrame, *, n_layers: int, changed: int, whole: fl
             add(whole * shapley()[head] * d * spread, metric="fisher_nats", **here)
             add(effect(v([head])), arm="write", metric=metric, **here)
         add(whole * d * spread, metric="fisher_nats", layer=changed, direction=direction, unit="all")
+        add(effect(1.0), arm="write", unit="all", layer=changed, **at)
         for k in range(1, N_HEADS):
             for i, one in enumerate(combinations(everyone, k)):
                 add(effect(v(one)), layer=changed, unit=unit(one), rank=k, control=f"random_set#{i}", **at)
@@ -81,6 +82,8 @@ def planted_heads(table: pl.DataFrame, *, n_layers: int, changed: int, whole: fl
                 add(effect(share), site=site, unit="+".join(sorted(names[:k])), **at)
             add(effect(1.0), site=site, unit="all", **at)
         add(effect(0.01), site="attn_proj", rank=1, control="random_set#0", **at)
+    mapped = {"direction": "base<-base", "metric": "kl_other_nats", "arm": "rrr", "rank": 4, "unit": "all", "layer": changed}
+    add(d * (1 - 0.5 * whole), **mapped)
     js = {"layer": changed, "unit": "head 3", "arm": None, "metric": "attention_js_nats"}
     add(np.full(len(prompts), 0.25), **js)
     return pl.concat(parts)

@@ -93,6 +93,14 @@ def test_tables_say_what_a_head_has_alone_in_its_group_and_when_it_is_missing(ru
         assert first["Shapley"] == wording.share(planted.shapley()[3])
 
 
+def test_other_arms_are_said_mapped_heads_among_them(run: Run) -> None:
+    (arms,) = (part for part in section_heads.heads(run).parts if isinstance(part, dict) and part.get("folded", "").startswith("All heads"))
+    said = {(row[1], row[2]): row[3] for row in arms["rows"]}
+    assert said["rrr, rank 4", "recovery with the base's own, mapped"].startswith(wording.share(0.5 * planted.WHOLE))
+    for word in ("breakage", "recovery"):
+        assert said["write", word] == said["contribution", word]
+
+
 def test_where_heads_look_in_one_model_stands_under_the_other(run: Run) -> None:
     (looked,) = (part for part in section_heads.heads(run).parts if isinstance(part, dict) and part.get("folded", "").startswith("Where"))
     assert [row[2] for row in looked["rows"]] == ["base", "tuned"]
@@ -244,3 +252,18 @@ def test_one_prompt_has_no_intervals_and_can_be_drawn(run: Run) -> None:
         chart = part.chart(one.rows, one.summary, one.manifest, **part.options)
         assert "NaN" not in str(drawing.to_svg(chart))
         assert "nan" not in part.caption
+
+
+@pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
+def test_a_head_under_0_takes_no_label_from_the_map(run: Run, width: int) -> None:
+    """The minus of one cell is a layer of its own, whose axes must be those of the map."""
+    worse = (
+        (pl.col("layer") == CHANGED) & (pl.col("unit") == "head 1") & (pl.col("metric") == "kl_other_nats") & pl.col("control").is_null()
+    )
+    rows = run.rows.with_columns(value=pl.when(worse).then(2 * pl.col("value")).otherwise("value"))
+    svg = drawing.to_svg(charts_heads.head_map(rows, statistics.summarise(rows), run.manifest, width=width))
+    words = words_on_axes(svg)
+    assert words.count("−") == 1
+    plain = words_on_axes(drawing.to_svg(charts_heads.head_map(run.rows, run.summary, run.manifest, width=width)))
+    for word in (*(f"head {head}" for head in range(planted.N_HEADS)), "MLP", "layer", *map(str, range(SIZE["n_layers"]))):
+        assert words.count(word) == plain.count(word) > 0, word

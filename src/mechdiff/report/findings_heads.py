@@ -67,6 +67,24 @@ def map_of_heads(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     return found.with_columns(pl.col("counts").fill_null(True), head=number)
 
 
+def arms_of_all(rows: pl.DataFrame) -> pl.DataFrame:
+    """`direction layer site arm strength rank share low high`: all heads of a closer layer by every arm that was run, mapped heads among them.
+
+    `base<-base`: the base writes its own heads as a map of z makes them, a share of D that it recovers.
+    """
+    split = findings.reported(rows, "heads")
+    of = findings_transport.totals(rows, split)
+    parts = []
+    for direction, metric in (*EFFECTS.items(), ("base<-base", "kl_other_nats")):
+        values = findings_transport.written(rows, direction, metric, measure="heads", split=split)
+        values = values.filter(pl.col("unit") == "all", pl.col("control").is_null(), pl.col("arm").is_not_null())
+        found = findings_transport.shares(values, of, recovered=direction != BREAKAGE)
+        parts.append(found.with_columns(direction=pl.lit(direction)))
+    found = pl.concat(parts)
+    several = found.filter(pl.col("arm") != "contribution").select("layer").unique()
+    return found.join(several, on="layer", how="semi", maintain_order="left")
+
+
 def groups(found: pl.DataFrame) -> dict[tuple[str, int, int], float]:
     """Of `map_of_heads`, by (direction, layer, group): the share of D that a key-value group's heads have together."""
     named = found.filter(pl.col("arm") == "contribution", pl.col("unit").str.contains(r"^group \d+$"))

@@ -31,7 +31,7 @@ def heads(run: Run) -> Section:
     parts: list[Any] = [*_map(run, found)]
     for direction in WORDS:
         parts += _sets(run, direction, found)
-    parts += [*_pairs(run), *_network(run), *_attention(run)]
+    parts += [*_arms(run), *_pairs(run), *_network(run), *_attention(run)]
     return Section(id="heads", title=TITLE, parts=parts)
 
 
@@ -149,6 +149,17 @@ def _ninety(one: Game, run: Run) -> str:
     curve = findings_heads.curve(one, order) if order else None
     k = coverage.first_to(curve["share"].to_numpy(), curve["k"].to_list(), 0.9) if curve is not None else None
     return f", 90 % by {k} heads" if k and 1 < k < one.n else ""
+
+
+def _arms(run: Run) -> list[dict]:
+    """All heads of each closer layer by what they read, by what they write, by z alone, and mapped."""
+    words = {**WORDS, "base<-base": "recovery with the base's own, mapped"}
+    lines = []
+    for r in findings_heads.arms_of_all(run.rows).sort("layer", "direction", maintain_order=True).iter_rows(named=True):
+        arm = r["arm"] + (f", s = {r['strength']:g}" if r["strength"] is not None else "") + (f", rank {r['rank']}" if r["rank"] else "")
+        lines.append((f"L{r['layer']}", arm, words[r["direction"]], with_ends(r["share"], r["low"], r["high"])))
+    title = "All heads of a layer by each arm, as shares of D"
+    return [table(("layer", "arm", "direction", "share of D (95\u00a0%)"), lines, folded=title)] if lines else []
 
 
 def _pairs(run: Run) -> list[dict]:
