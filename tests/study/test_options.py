@@ -9,7 +9,19 @@ from mechdiff.study.options import ARMS, DIRECTIONS, MEASURES, FactorialOptions,
 
 
 def test_defaults() -> None:
-    assert MEASURES == ("divergence", "weights", "grafting", "similarity", "patching", "factorial", "transport", "rank", "steering")
+    assert MEASURES == (
+        "divergence",
+        "weights",
+        "grafting",
+        "similarity",
+        "patching",
+        "factorial",
+        "transport",
+        "rank",
+        "steering",
+        "heads",
+        "attribution",
+    )
     assert SimilarityOptions().sites == ("attn_out", "mlp_out", "resid_post")
     assert PatchingOptions().arms == ("identity", "shift", "mean", "resample")
     assert PatchingOptions().directions == DIRECTIONS
