@@ -21,7 +21,7 @@ from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.head_bench import Bench, output_of
 from mechdiff.study.head_choices import order
-from mechdiff.study.mapping import table
+from mechdiff.study.mapping import per_prompt
 from mechdiff.study.options import DIRECTIONS
 
 Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
@@ -62,12 +62,8 @@ class _Attributed:
 
     def rows(self) -> pl.DataFrame:
         key = self.cell.key
-        values = [
-            {"direction": key["direction"], **what, "prompt": name, "value": float(value)}
-            for what, per_prompt in self.found
-            for name, value in zip(key["ids"], per_prompt, strict=True)
-        ]
-        return table(values, measure="attribution", split=key["split"])
+        found = [({"direction": key["direction"], **what}, values) for what, values in self.found]
+        return per_prompt(found, key["ids"], measure="attribution", split=key["split"])
 
 
 def attribute(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -91,8 +87,8 @@ def attribute(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 
 def _heads(found: _Attributed, layer: int, values: Float[Tensor, "prompt head"], arm: str, **columns: Any) -> None:
-    for head, per_prompt in enumerate(values.unbind(1)):
-        found.add(per_prompt, layer=layer, site="attn_proj", unit=f"head {head}", arm=arm, metric="attributed_logits", **columns)
+    for head, each in enumerate(values.unbind(1)):
+        found.add(each, layer=layer, site="attn_proj", unit=f"head {head}", arm=arm, metric="attributed_logits", **columns)
 
 
 def _path(found: _Attributed) -> None:

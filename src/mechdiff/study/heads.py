@@ -21,7 +21,7 @@ from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.head_bench import Bench, block, columns, output_of, units
 from mechdiff.study.head_choices import closer_layers, greedy_order, network_orders, within
-from mechdiff.study.mapping import maps_at, table
+from mechdiff.study.mapping import maps_at, per_prompt
 
 Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 
@@ -141,21 +141,11 @@ def _named(run: Execution, direction: str, layer: int, n: int, top: int) -> Iter
         yield frozenset(pair)
 
 
-def _as_rows(bench: Bench, layer: int, found: Sequence[tuple[dict[str, Any], np.ndarray]], **constant: Any) -> pl.DataFrame:
+def _as_rows(bench: Bench, layer: int, found: Sequence[tuple[dict[str, Any], np.ndarray]]) -> pl.DataFrame:
     """Rows of values per prompt."""
     key = bench.cell.key
-    values = [
-        {**what, "prompt": name, "value": float(v)} for what, per_prompt in found for name, v in zip(key["ids"], per_prompt, strict=True)
-    ]
-    fixed = {
-        "measure": "heads",
-        "direction": key["direction"],
-        "split": key["split"],
-        "layer": layer,
-        "site": "attn_proj",
-        "arm": "contribution",
-    }
-    return table(values, **fixed | constant) if values else empty()
+    fixed = {"measure": "heads", "direction": key["direction"], "split": key["split"], "site": "attn_proj", "arm": "contribution"}
+    return per_prompt(found, key["ids"], layer=layer, **fixed)
 
 
 def _arms(bench: Bench, here: Block) -> pl.DataFrame:

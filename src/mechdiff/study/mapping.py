@@ -1,7 +1,7 @@
 """The stages of the measures that fit maps of states: the fits, what the maps do in a running model, and the closer look at a few layers."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from mechdiff.measures import patching, transport
 from mechdiff.measures.counterfactuals import labelled
 from mechdiff.measures.maps import is_the_mean
 from mechdiff.measures.transport import Maps, Sample
-from mechdiff.rows import rows
+from mechdiff.rows import empty, rows
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution, positions
 from mechdiff.study.planner import LAST_LEFT_OUT
@@ -162,6 +162,12 @@ def table(values: Sequence[Mapping[str, Any]], **constant: Any) -> pl.DataFrame:
     """Rows of the contract from values with some of its columns."""
     given = {name: [value.get(name) for value in values] for name in {name for value in values for name in value}}
     return rows(given.pop("value", []), **given, **constant)
+
+
+def per_prompt(found: Sequence[tuple[Mapping[str, Any], Iterable[float]]], prompts: Sequence[str], **constant: Any) -> pl.DataFrame:
+    """Rows of the contract from (columns, a value for each of the prompts)."""
+    values = [{**what, "prompt": name, "value": float(value)} for what, each in found for name, value in zip(prompts, each, strict=True)]
+    return table(values, **constant) if values else empty()
 
 
 def patched(run: Execution, cell: Cell, model: Model | None) -> Result:
