@@ -1,6 +1,6 @@
 """Prompt sets and their splits. No torch here.
 
-A prompt set is a JSON Lines file, one prompt a line: `text`, and if wanted `id`, `label` and `meta`. What is fitted, what is
+A prompt set is a JSON Lines file, one prompt a line: `text`, and if wanted `id`, `label`, `options` and `meta`. What is fitted, what is
 chosen and what is published each have prompts of their own (METHOD B18), and prompts that are near copies of each other, named
 by `meta.cluster`, never stand on both sides of a split.
 """
@@ -19,8 +19,9 @@ from mechdiff.errors import PromptError
 SPLITS = ("fit", "select", "report")
 """`fit` for maps and subspaces, `select` for every choice, `report` for every published number."""
 
-_KEYS = ("text", "id", "label", "meta")
+_KEYS = ("text", "id", "label", "options", "meta")
 _EXAMPLE = '{"text": "What is 2+2?", "id": "sum-1", "label": "4", "meta": {"cluster": "sums"}}'
+_CHOICE = '{"text": "What is 2+2?", "options": ["3", "4"], "label": "4"}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +33,14 @@ class Prompt:
     text: str
     label: str | None = None
     """The right answer, where there is one."""
+    options: tuple[str, ...] = ()
+    """Answers to choose from, in a multiple choice: different texts, one of them the label."""
     meta: dict[str, Any] = field(default_factory=dict, hash=False)
     """Anything else; prompts with the same `cluster` stay in one split."""
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:
-    """The prompts of a JSON Lines file: `text`, and if wanted `id`, `label` and `meta`. Blank lines are skipped."""
+    """The prompts of a JSON Lines file: `text`, and if wanted `id`, `label`, `options` and `meta`. Blank lines are skipped."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -81,7 +84,7 @@ def _read_line(line: bytes, number: int, place: str) -> Prompt:
         hint = f"Did you mean {near[0]!r}?" if near else "Put what else belongs to a prompt into meta."
         raise PromptError(f"{place}: unknown key {key!r}; known keys: {', '.join(_KEYS)}. {hint}")
     given = {key: value for key, value in record.items() if value is not None}
-    text, name, label, meta = (given.get(key) for key in _KEYS)
+    text, name, label, options, meta = (given.get(key) for key in _KEYS)
     if not isinstance(text, str) or not text.strip():
         raise PromptError(f"{place}: `text` is {text!r}; it must be a string that is not empty. {_EXAMPLE}")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int) or name == ""):
@@ -92,7 +95,18 @@ def _read_line(line: bytes, number: int, place: str) -> Prompt:
         raise PromptError(f"{place}: `label` is {label!r}; it must be a string. Put it in quotes.")
     if meta is not None and not isinstance(meta, dict):
         raise PromptError(f"{place}: `meta` is {meta!r}; it must be an object. {_EXAMPLE}")
-    return Prompt(id=f"line-{number}" if name is None else str(name), text=text, label=label, meta=meta or {})
+    if options is not None:
+        _check_options(options, label, place)
+    return Prompt(id=f"line-{number}" if name is None else str(name), text=text, label=label, options=tuple(options or ()), meta=meta or {})
+
+
+def _check_options(options: object, label: str | None, place: str) -> None:
+    """Raises PromptError unless these are the answers of a multiple choice, the right one among them."""
+    texts = isinstance(options, list) and all(isinstance(option, str) and option.strip() for option in options)
+    if not texts or len(set(options)) < max(2, len(options)):  # type: ignore[arg-type, call-overload]
+        raise PromptError(f"{place}: `options` is {options!r}; it must be a list of at least two different texts: {_CHOICE}")
+    if label not in options:  # type: ignore[operator]
+        raise PromptError(f"{place}: `label` is {label!r}, which is none of its `options`. Give the right option's text: {_CHOICE}")
 
 
 def split_prompts(prompts: Sequence[Prompt], seed: int) -> dict[str, list[Prompt]]:
