@@ -1,0 +1,226 @@
+"""Which tokens of two vocabularies are the same? Tokens match by the bytes that they stand for, never by their ids. No torch here.
+
+A vocabulary numbers its tokens as it likes: one fine-tune adds tokens, another has a tokenizer of its own. What can be compared is the text
+that a token adds. Each kind of tokenizer writes it in its own letters:
+
+- **byte-level BPE** (GPT-2, Llama 3, Qwen, SmolLM): each byte is one printable character, a space is `Ġ`;
+- **SentencePiece** (Llama 2, Gemma, Mistral): a space is `▁`, and what the vocabulary lacks is spelled in byte tokens `<0xE2>`;
+- **WordPiece** (BERT): a word opens with a space that is not written, what continues it opens with `##`.
+
+Special tokens stand for no text: they match by their name (`<|im_end|>`). Rows of the unembedding behind the tokenizer's last token stand for nothing.
+
+`Tokens` lists the tokens of both models once, those that both have first, then the base's own, then the tuned model's own, and `place` writes
+either model's logits over this list. A token that a model does not have has logit -inf there: probability exactly 0. So whatever is computed within one
+model is exact, and what compares two says whether it means all tokens or the shared ones.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from mechdiff.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Piece = bytes | str | None
+"""What a token stands for: bytes of text, the name of a special token, or nothing."""
+Relation = Literal["equal", "permuted", "extended", "reduced", "overlapping"]
+"""The tuned vocabulary beside the base's: the same; the same with other ids; more; less; each with tokens of its own."""
+
+SPECIAL = 256
+"""The place of special tokens among first bytes."""
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """The tokens of one tokenizer, by id."""
+
+    pieces: tuple[Piece, ...]
+    kind: str
+    """`byte-level`, `SentencePiece`, `WordPiece` or `plain` (a token is its own text)."""
+    byte_tokens: frozenset[int]
+    """Ids of SentencePiece's byte tokens, which may stand for the same byte as a common token."""
+
+    @cached_property
+    def ids(self) -> dict[bytes | str, int]:
+        """Piece -> id: of several with one piece the first, common tokens before byte tokens."""
+        found: dict[bytes | str, int] = {}
+        for i in sorted(range(len(self.pieces)), key=lambda i: (i in self.byte_tokens, i)):
+            piece = self.pieces[i]
+            if piece is not None:
+                found.setdefault(piece, i)
+        return found
+
+    def spelled(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; of special ones none."""
+        return [piece if isinstance(piece := self.pieces[i], bytes) else b"" for i in ids]
+
+
+def vocabulary_of(tokenizer: Any) -> Vocabulary:
+    """The vocabulary of a fast tokenizer of transformers. Raises ModelError for one whose letters are unknown."""
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{type(tokenizer).__name__} is a slow tokenizer, whose tokens cannot be read as bytes. Give a model with a tokenizer.json."
+        )
+    written = json.loads(tokenizer.backend_tokenizer.to_str())
+    kind = _kind(written)
+    pieces: list[Piece] = [None] * (1 + max(tokenizer.get_vocab().values(), default=-1))
+    byte_tokens = set()
+    for text, i in tokenizer.get_vocab().items():
+        pieces[i] = _READ[kind](text)
+        if kind == "SentencePiece" and _BYTE_TOKEN.fullmatch(text):
+            byte_tokens.add(i)
+    for i, added in tokenizer.added_tokens_decoder.items():
+        pieces[i] = added.content if added.special else added.content.encode()
+        byte_tokens.discard(i)
+    return Vocabulary(pieces=tuple(pieces), kind=kind, byte_tokens=frozenset(byte_tokens))
+
+
+def _kind(written: dict[str, Any]) -> str:
+    """How a tokenizer.json writes text: by its decoder, which turns tokens back into it."""
+    decoder = written.get("decoder") or {}
+    steps = {step["type"] for step in decoder.get("decoders", [decoder]) if step}
+    marks = {json.dumps(step.get("pattern")) for step in decoder.get("decoders", [decoder]) if step.get("type") == "Replace"}
+    if "ByteLevel" in steps:
+        return "byte-level"
+    if steps & {"Metaspace", "ByteFallback"} or any("\\u2581" in mark for mark in marks):
+        return "SentencePiece"
+    return "WordPiece" if "WordPiece" in steps else "plain"
+
+
+@lru_cache(1)
+def _bytes_of_characters() -> dict[str, int]:
+    """GPT-2's letters: printable bytes stand for themselves, the others for the characters from 256 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _read_byte_level(text: str) -> bytes:
+    letters = _bytes_of_characters()
+    return bytes(letters[c] for c in text) if all(c in letters for c in text) else text.encode()
+
+
+def _read_sentence_piece(text: str) -> bytes:
+    byte = _BYTE_TOKEN.fullmatch(text)
+    return bytes([int(byte[1], 16)]) if byte else text.replace("\u2581", " ").encode()
+
+
+_READ = {
+    "byte-level": _read_byte_level,
+    "SentencePiece": _read_sentence_piece,
+    "WordPiece": lambda text: text[2:].encode() if text.startswith("##") else f" {text}".encode(),
+    "plain": str.encode,
+}
+
+
+# ---- two vocabularies --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """One list of the tokens of two models; see the module's text."""
+
+    relation: Relation
+    pieces: tuple[Piece, ...]
+    ids: dict[str, np.ndarray]
+    """Side ("base", "tuned") -> each token's id in that model, -1 where it has none."""
+    n_shared: int
+    """Tokens that both have: the first ones."""
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    @property
+    def equal(self) -> bool:
+        return self.relation == "equal"
+
+    def shared_ids(self, side: str) -> frozenset[int]:
+        """That model's ids of the tokens that both have."""
+        return frozenset(self.ids[side][: self.n_shared].tolist())
+
+    def has(self, side: str) -> np.ndarray:
+        """Which tokens of the list one model has, bool."""
+        return self.ids[side] >= 0
+
+    def place(self, logits: "Tensor", side: str) -> "Tensor":
+        """Logits `[..., row of the unembedding]` of one model over this list `[..., token]`: -inf for tokens that it does not have."""
+        if self.equal:
+            return logits[..., : len(self)]
+        import torch
+
+        ids = torch.from_numpy(self.ids[side]).to(logits.device)
+        return logits.index_select(-1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
+
+    @cached_property
+    def first_bytes(self) -> np.ndarray:
+        """The first byte of each token; SPECIAL for special ones and for rows that stand for nothing."""
+        return np.array([piece[0] if isinstance(piece, bytes) and piece else SPECIAL for piece in self.pieces])
+
+    def text(self, token: int) -> str:
+        """A token as text, for people."""
+        piece = self.pieces[token]
+        return piece.decode(errors="replace") if isinstance(piece, bytes) else piece or ""
+
+    def said(self) -> str:
+        """The relation in words."""
+        own = {side: int(self.has(side).sum()) for side in ("base", "tuned")}
+        if self.equal:
+            return f"one vocabulary of {len(self)} tokens"
+        if self.relation == "permuted":
+            return f"one vocabulary of {len(self)} tokens with other ids: they are matched by the bytes they stand for"
+        only = {side: own[side] - self.n_shared for side in own}
+        return (
+            f"{own['base']} and {own['tuned']} tokens, {self.n_shared} of them shared by the bytes they stand for"
+            f" ({only['base']} only in base, {only['tuned']} only in tuned)"
+        )
+
+
+def shared_tokens(base: Vocabulary, tuned: Vocabulary, *, rows_base: int | None = None, rows_tuned: int | None = None) -> Tokens:
+    """The tokens of both; `rows_*` are the rows of the models' unembeddings (default: as many as tokens).
+
+    Of equal vocabularies all rows that both have are listed. Of others those that stand for a token: rows behind the last one are left out.
+    Raises ModelError where no token is shared.
+    """
+    vocabularies = {"base": base, "tuned": tuned}
+    rows = {"base": rows_base or len(base.pieces), "tuned": rows_tuned or len(tuned.pieces)}
+    few = min(rows.values())
+    if _padded(base.pieces, max(rows.values())) == _padded(tuned.pieces, max(rows.values())):
+        ids = np.arange(few)
+        return Tokens(relation="equal", pieces=_padded(base.pieces, few), ids={"base": ids, "tuned": ids}, n_shared=few)
+    usable = {side: {p: i for p, i in vocabulary.ids.items() if i < rows[side]} for side, vocabulary in vocabularies.items()}
+    shared = sorted(usable["base"].keys() & usable["tuned"].keys(), key=usable["base"].__getitem__)
+    if not any(isinstance(piece, bytes) for piece in shared):
+        raise ModelError("the two models' vocabularies share no token, by the bytes that tokens stand for: nothing that they say can be compared.")
+    matched = {side: {usable[side][piece] for piece in shared} for side in usable}
+    own = {
+        side: [i for i, piece in enumerate(vocabulary.pieces[: rows[side]]) if piece is not None and i not in matched[side]]
+        for side, vocabulary in vocabularies.items()
+    }
+    pieces = [*shared, *(base.pieces[i] for i in own["base"]), *(tuned.pieces[i] for i in own["tuned"])]
+    none: dict[str, list[int]] = {side: [-1] * len(ids) for side, ids in own.items()}
+    listed = {
+        "base": [*(usable["base"][p] for p in shared), *own["base"], *none["tuned"]],
+        "tuned": [*(usable["tuned"][p] for p in shared), *none["base"], *own["tuned"]],
+    }
+    relations: dict[tuple[bool, bool], Relation] = {
+        (False, False): "permuted", (False, True): "extended", (True, False): "reduced", (True, True): "overlapping",
+    }  # fmt: skip
+    return Tokens(
+        relation=relations[bool(own["base"]), bool(own["tuned"])],
+        pieces=tuple(pieces),
+        ids={side: np.array(ids, dtype=np.int64) for side, ids in listed.items()},
+        n_shared=len(shared),
+    )
+
+
+def _padded(pieces: tuple[Piece, ...], n: int) -> tuple[Piece, ...]:
+    return (*pieces[:n], *(None,) * (n - len(pieces)))
