@@ -3,8 +3,11 @@
 byte_tokenizer(chat_template=CHATML)        259 tokens: ids 0-255 are the bytes, then bos, eos, pad
 bpe_tokenizer(texts, vocab_size=400)        byte-level BPE trained on `texts`
 word_tokenizer(texts)                       one token a word, spaces belong to none
+piece_tokenizer(texts, 300)                 SentencePiece letters with byte fallback, by BPE or unigram
+wordpiece_tokenizer(texts, 300)             WordPiece trained on `texts`
 """
 
+import json
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -90,3 +93,50 @@ def _wrapped(tokenizer: Tokenizer, chat_template: str | None, *, adds_bos: bool,
     )
     wrapped.chat_template = chat_template
     return wrapped
+
+
+def piece_tokenizer(
+    texts: Iterable[str], vocab_size: int = 300, chat_template: str | None = None, *, prefix: bool = False, unigram: bool = False
+) -> PreTrainedTokenizerFast:
+    """SentencePiece's letters, trained on `texts`: `▁` for a space, byte tokens `<0x..>` for what the vocabulary lacks. Adds no BOS.
+
+    `prefix` puts a space in front of the text, as Llama 2 does (Gemma does not); `unigram` is SentencePiece's own model instead of BPE.
+    """
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    marked = [text.replace(" ", "▁") for text in texts]
+    normalizer = normalizers.Sequence(([normalizers.Prepend("▁")] if prefix else []) + [normalizers.Replace(" ", "▁")])
+    if unigram:
+        learned = Tokenizer(models.Unigram())
+        learned.train_from_iterator(
+            marked, trainers.UnigramTrainer(vocab_size=vocab_size, unk_token="<unk>", show_progress=False, special_tokens=["<unk>"])
+        )
+        scored = [piece for piece in json.loads(learned.to_str())["model"]["vocab"] if piece[0] != "<unk>"]
+        listed = [("<unk>", 0.0), *((byte, -20.0) for byte in bytes_), *map(tuple, scored)]
+        tokenizer = Tokenizer(models.Unigram(listed, unk_id=0, byte_fallback=True))
+    else:
+        learned = Tokenizer(models.BPE())
+        learned.train_from_iterator(
+            marked, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, special_tokens=[], limit_alphabet=60)
+        )
+        bpe = json.loads(learned.to_str())["model"]
+        vocabulary = {piece: i for i, piece in enumerate(["<unk>", *bytes_, *(p for p in bpe["vocab"])])}
+        merges = [tuple(merge) for merge in bpe["merges"]]
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizer
+    stripped = [decoders.Strip(" ", 1, 0)] if prefix else []
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *stripped])
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token="<unk>", clean_up_tokenization_spaces=False
+    )
+    wrapped.chat_template = chat_template
+    return wrapped
+
+
+def wordpiece_tokenizer(texts: Iterable[str], vocab_size: int = 300) -> PreTrainedTokenizerFast:
+    """BERT's letters, trained on `texts`: `##` opens what continues a word. Adds no BOS and has no template."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=vocab_size, show_progress=False, special_tokens=["[UNK]"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", clean_up_tokenization_spaces=False)

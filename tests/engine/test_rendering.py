@@ -13,7 +13,18 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 from mechdiff.engine.prompts import Prompt
 from mechdiff.engine.rendering import DEFAULT_DATE, PromptPolicy, render
 from mechdiff.errors import PromptError
-from tokenizers_made import BOS, CHATML, EOS, SPECIALS, TRIMMING, bpe_tokenizer, byte_characters, byte_tokenizer, word_tokenizer
+from tokenizers_made import (
+    BOS,
+    CHATML,
+    EOS,
+    SPECIALS,
+    TRIMMING,
+    bpe_tokenizer,
+    byte_characters,
+    byte_tokenizer,
+    piece_tokenizer,
+    word_tokenizer,
+)
 
 TEXTS = [
     "Hello, what is the capital of Kazakhstan?  Name it.\n\nFinal answer:",
@@ -34,7 +45,10 @@ TOKENIZERS = {
     "across words": bpe_tokenizer(TEXTS * 2, 520, CHATML, words=False, adds_bos=False),
     "trimmed": bpe_tokenizer(TEXTS, 400, TRIMMING, trim_offsets=True),
     "trimmed across words": bpe_tokenizer(["a the  capital  a the  😀 "] * 3, 300, TRIMMING, words=False, trim_offsets=True),
+    "pieces": piece_tokenizer(TEXTS, 200, CHATML),
+    "unigram pieces": piece_tokenizer(TEXTS, 120, CHATML, unigram=True),
 }
+UNIGRAM = TOKENIZERS["unigram pieces"]
 NAMES = st.sampled_from(sorted(TOKENIZERS))
 BYTES_OR_WORDS = st.sampled_from(["bytes", "words"])
 BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}
@@ -46,9 +60,17 @@ def one(text, base, tuned, **policy):
     return rendered
 
 
+def spelled(tokenizer, token):
+    if token in SPECIALS:
+        return token.encode()
+    if "<0x00>" not in tokenizer.get_vocab():
+        return bytes(BYTE_OF[c] for c in token)
+    return bytes([int(token[3:5], 16)]) if token.startswith("<0x") else token.replace("▁", " ").encode()
+
+
 def token_bytes(tokenizer, ids, text):
     """The bytes that each token stands for, from the vocabulary alone; a BOS that the text does not hold stands for none."""
-    pieces = [t.encode() if t in SPECIALS else bytes(BYTE_OF[c] for c in t) for t in tokenizer.convert_ids_to_tokens(list(ids))]
+    pieces = [spelled(tokenizer, token) for token in tokenizer.convert_ids_to_tokens(list(ids))]
     if pieces[0] == BOS.encode() and not text.startswith(BOS):
         pieces[0] = b""
     assert b"".join(pieces) == text.encode(), "the tokens spell the text"
@@ -95,7 +117,13 @@ def test_aligned_tokens_end_at_the_same_byte(text, base, tuned, policy, template
         for piece, end in zip(token_bytes(tokenizer, ids, rendered.text_base), stops, strict=True)
         if piece.endswith(b" ")
     }
-    assert shared - {ends_base[i] for i, _ in rendered.positions} <= hidden, "no shared place is left out, but for trimmed spaces"
+    for tokenizer, ids, stops in ((base, rendered.ids_base, ends_base), (tuned, rendered.ids_tuned, ends_tuned)):
+        tokens = tokenizer.convert_ids_to_tokens(list(ids))
+        hidden |= {end for token, end in zip(tokens, stops, strict=True) if tokenizer is UNIGRAM and token.startswith("<0x")}
+    missed = shared - {ends_base[i] for i, _ in rendered.positions}
+    assert missed <= hidden, (
+        "no shared place is left out, but for trimmed spaces and runs of unknown characters, which unigram reports as one"
+    )
 
 
 @settings(deadline=None, max_examples=100)
@@ -185,6 +213,18 @@ def test_a_normaliser_moves_no_boundary_into_a_character():
     assert "cafe" not in {text[:end] for end in read}, "e and its accent are one character to the other model"
     for (i, j), end in zip(rendered.positions, read, strict=True):
         assert normalizers.NFKC().normalize_str(text[:end]) == composing.decode(rendered.ids_tuned[: j + 1]), (i, j)
+
+
+@settings(deadline=None, max_examples=60)
+@given(ANY_TEXT.map(str.strip).filter(lambda text: EOS not in text), NAMES, st.booleans())
+def test_a_space_that_a_tokenizer_puts_in_front_moves_no_pair(text, base, unigram):
+    tuned = piece_tokenizer(TEXTS, 150, unigram=unigram, prefix=True)
+    rendered = one(text, TOKENIZERS[base], tuned, policy="raw")
+    ends_base = ends(TOKENIZERS[base], rendered.ids_base, text)
+    joined = list(accumulate(len(spelled(tuned, token)) for token in tuned.convert_ids_to_tokens(list(rendered.ids_tuned))))
+    assert joined[-1] == len(text.encode()) + 1
+    for i, j in rendered.positions:
+        assert ends_base[i] == joined[j] - 1
 
 
 def test_words_and_bytes_meet_at_the_ends_of_words():

@@ -7,11 +7,11 @@ that a token adds. Each kind of tokenizer writes it in its own letters:
 - **SentencePiece** (Llama 2, Gemma, Mistral): a space is `▁`, and what the vocabulary lacks is spelled in byte tokens `<0xE2>`;
 - **WordPiece** (BERT): a word opens with a space that is not written, what continues it opens with `##`.
 
-Special tokens stand for no text: they match by their name (`<|im_end|>`). Rows of the unembedding behind the tokenizer's last token stand for nothing.
+Special tokens stand for no text: they match by their name (`<|im_end|>`). Rows of the unembedding behind the last token stand for nothing.
 
-`Tokens` lists the tokens of both models once, those that both have first, then the base's own, then the tuned model's own, and `place` writes
-either model's logits over this list. A token that a model does not have has logit -inf there: probability exactly 0. So whatever is computed within one
-model is exact, and what compares two says whether it means all tokens or the shared ones.
+`Tokens` lists the tokens of both models once, those that both have first, then the base's own, then the tuned model's own, and `place`
+writes either model's logits over this list. A token that a model does not have has logit -inf there: probability exactly 0. So what is
+computed within one model is exact, and what compares two says whether it means all tokens or the shared ones.
 """
 
 import json
@@ -199,7 +199,9 @@ def shared_tokens(base: Vocabulary, tuned: Vocabulary, *, rows_base: int | None 
     usable = {side: {p: i for p, i in vocabulary.ids.items() if i < rows[side]} for side, vocabulary in vocabularies.items()}
     shared = sorted(usable["base"].keys() & usable["tuned"].keys(), key=usable["base"].__getitem__)
     if not any(isinstance(piece, bytes) for piece in shared):
-        raise ModelError("the two models' vocabularies share no token, by the bytes that tokens stand for: nothing that they say can be compared.")
+        raise ModelError(
+            "the two models' vocabularies share no token, by the bytes that tokens stand for: nothing that they say can be compared."
+        )
     matched = {side: {usable[side][piece] for piece in shared} for side in usable}
     own = {
         side: [i for i, piece in enumerate(vocabulary.pieces[: rows[side]]) if piece is not None and i not in matched[side]]
