@@ -203,7 +203,7 @@ def test_a_folder_of_another_study_is_refused(pair: Path, tmp_path: Path) -> Non
 
 
 def test_shards_hold_neighbours_in_length_and_fit_the_pass() -> None:
-    items = [Item(id=str(i), sha256="", tokens=10 + i * 7 % 30) for i in range(20)]
+    items = [Item(id=str(i), sha256="", tokens=10 + i * 7 % 30, pairs=10, tail=10) for i in range(20)]
     packed = shards(items, 30, 1, 100)
     assert sorted(item.id for shard in packed for item in shard) == sorted(item.id for item in items)
     assert all(31 * len(shard) <= 100 for shard in packed)
