@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from mechdiff.errors import MechdiffError, ModelError, PromptError, StudyError
+from mechdiff.errors import MechdiffError, PromptError, StudyError
 from mechdiff.study import run as running
 from mechdiff.study.artifacts import RunFolder
 from mechdiff.study.cells import Item, n_positions, shards, unit_of
@@ -176,16 +176,6 @@ def test_what_needs_an_absent_split_is_skipped_and_named(pair: Path, tmp_path: P
 def test_one_text_in_two_splits_is_refused(pair: Path) -> None:
     with pytest.raises(PromptError, match="stands in both select and report"):
         prepare(study(pair, select=str(pair / "prompts.jsonl"), report=str(pair / "prompts.jsonl")), RunOptions())
-
-
-def test_another_vocabulary_is_refused(pair: Path, tmp_path: Path) -> None:
-    import pico
-    from tokenizers_made import CHATML, bpe_tokenizer
-
-    other = pico.save(pico.pico("llama").net, bpe_tokenizer(["some text"], 300, CHATML), tmp_path / "other")
-    config = make_study({"pair": {"base": str(pair / "base"), "tuned": str(other)}, "prompts": {"file": str(pair / "prompts.jsonl")}})
-    with pytest.raises(ModelError, match="vocabulary"):
-        prepare(config, RunOptions())
 
 
 def test_a_layer_that_is_not_there_is_refused(pair: Path) -> None:

@@ -143,6 +143,11 @@ class Tokens:
     def equal(self) -> bool:
         return self.relation == "equal"
 
+    @property
+    def all_shared(self) -> bool:
+        """Both models have the same tokens, under whatever ids."""
+        return self.relation in ("equal", "permuted")
+
     def shared_ids(self, side: str) -> frozenset[int]:
         """That model's ids of the tokens that both have."""
         return frozenset(self.ids[side][: self.n_shared].tolist())

@@ -77,7 +77,7 @@ def across_vocabularies(
     base_logits: Float[Tensor, "row vocab"], tuned_logits: Float[Tensor, "row vocab"], tokens: Tokens
 ) -> dict[str, Float64[Tensor, " row"]]:
     """What two vocabularies add, of each row, on the CPU: nothing where they are equal."""
-    if tokens.relation in ("equal", "permuted"):
+    if tokens.all_shared:
         return {}
     base, tuned = base_logits[..., : tokens.n_shared], tuned_logits[..., : tokens.n_shared]
     outside = {

@@ -1,6 +1,7 @@
 """The stage that lets both models read whole texts, and what the record keeps of it: the texts where they part, token by token."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -27,7 +28,7 @@ def texts(run: Execution, cell: Cell, model: Model | None) -> tuple[pl.DataFrame
     """Rows of every divergence at every place of a shard's prompts and continuations that both models cut; tensors: the tokens, and what each
     model would say."""
     split, names, tokens = cell.key["split"], cell.key["ids"], run.prepared.tokens
-    read: list[dict[str, Tensor]] = []
+    read: list[dict[str, _Said]] = []
     laws: list[dict[str, Tensor]] = []
     for side in ("tuned", "base"):
         with run.prepared.pair.use(side) as model:
@@ -35,70 +36,81 @@ def texts(run: Execution, cell: Cell, model: Model | None) -> tuple[pl.DataFrame
                 one = run.prompt(split, name)
                 prompt = torch.tensor(getattr(one, f"ids_{side}"), device=model.device)
                 if side == "tuned":
-                    answer = greedy(model, prompt, cell.key["continuation"]).cpu()
+                    answer = _said(run, side, greedy(model, prompt, cell.key["continuation"]).cpu())
                     read.append({"tuned": answer, "base": _as_base_writes(run, one, answer)})
                     laws.append({})
-                laws[i][side] = tokens.place(_laws(model, prompt, read[i][side].to(model.device)), side).cpu()
+                laws[i][side] = tokens.place(_laws(model, prompt, read[i][side].ids.to(model.device)), side).cpu()
     found = []
     kept: dict[str, list[Tensor]] = {"ids": [], "place": [], "kl": [], "top_base": [], "top_tuned": []}
     for name, said, law in zip(names, read, laws, strict=True):
         one = run.prompt(split, name)
         places = _places(run, one, said)
         base, tuned = law["base"][places[:, 0]], law["tuned"][places[:, 1]]
-        kl_name = "kl_tuned_base_nats" if tokens.equal else "kl_shared_nats"
-        n_bytes = len(b"".join(run.prepared.vocabularies["tuned"].spelled(said["tuned"].tolist())))
         bits = {
-            side: divergence.bits(law[side][len(getattr(one, f"ids_{side}")) - 1 :], tokens.listed(side, said[side])) / n_bytes
-            for side in said
-            if n_bytes and len(said[side])
+            side: divergence.bits(law[side][len(getattr(one, f"ids_{side}")) - 1 :], tokens.listed(side, written.ids)) / written.ends[-1]
+            for side, written in said.items()
+            if written.ends and written.ends[-1]
         }
         rows = divergence.over_text(
             base, tuned, decision=len(one.positions) - 1, bits_per_byte=bits, prompt=name, split=split, tokens=tokens
         )
         found.append(rows)
-        kept["ids"].append(torch.cat([torch.tensor(one.ids_tuned), said["tuned"]])[: int(places[-1, 1]) + 1])
+        d = pl.col("metric") == ("kl_tuned_base_nats" if tokens.all_shared else "kl_shared_nats")
+        kept["ids"].append(torch.cat([torch.tensor(one.ids_tuned), said["tuned"].ids])[: int(places[-1, 1]) + 1])
         kept["place"].append(places[:, 1])
-        kept["kl"].append(rows.filter(pl.col("metric") == kl_name, pl.col("unit").is_not_null())["value"].to_torch())
+        kept["kl"].append(rows.filter(d, pl.col("unit").is_not_null())["value"].to_torch())
         kept["top_base"].append(base.argmax(-1))
         kept["top_tuned"].append(tuned.argmax(-1))
     tensors = {key: torch.cat(parts).numpy() for key, parts in kept.items()}
     tensors["n_ids"] = np.array([len(part) for part in kept["ids"]])
     tensors["n_places"] = np.array([len(part) for part in kept["place"]])
     tensors["n_prompt_tokens"] = np.array([len(run.prompt(split, name).positions) for name in names])
+    tensors["unread"] = np.array([bool(len(said["tuned"].ids)) and not len(said["base"].ids) for said in read])
     return pl.concat(found), tensors
 
 
-def _as_base_writes(run: Execution, one: Rendered, said: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Said:
+    """An answer in one model's tokens."""
+
+    ids: Int[Tensor, " said"]
+    ends: list[int]
+    """Bytes of the answer up to the end of each token."""
+
+
+def _said(run: Execution, side: str, ids: Tensor, in_front: int = 0) -> _Said:
+    """`in_front`: bytes that this tokenizer puts in front of a text (a space)."""
+    spelled = run.prepared.vocabularies[side].spelled(ids.tolist())
+    return _Said(ids, list(accumulate(map(len, spelled), initial=-in_front))[1:])
+
+
+def _as_base_writes(run: Execution, one: Rendered, answer: _Said) -> _Said:
     """What the tuned model said, in the base's tokens: the same where both models cut this prompt alike, else its text cut by the base's tokenizer.
 
-    A continuation that the base's tokenizer would not write byte for byte is left out, and counted among the warnings.
+    An answer that ends inside a character ends before it. One that the base's tokenizer would not write byte for byte is left out (see the record).
     """
-    if run.prepared.tokens.equal and one.ids_base == one.ids_tuned:
-        return said
-    written = b"".join(run.prepared.vocabularies["tuned"].spelled(said.tolist()))
-    ids = run.prepared.pair.tokenizer("base")(written.decode(errors="replace"), add_special_tokens=False)["input_ids"]
-    if b"".join(run.prepared.vocabularies["base"].spelled(ids)).removeprefix(b" ") != written.removeprefix(b" "):
-        run.folder.warnings.append(
-            f"prompt {one.prompt.id!r}: the base's tokenizer does not write the tuned model's answer byte for byte (it may end inside a character), "
-            "so the base does not read that answer: its divergences over text end with the prompt"
-        )
-        return said[:0]
-    return torch.tensor(ids, dtype=torch.long)
+    tokens = run.prepared.tokens
+    if tokens.all_shared and torch.equal(
+        tokens.listed("base", torch.tensor(one.ids_base)), tokens.listed("tuned", torch.tensor(one.ids_tuned))
+    ):
+        return replace(answer, ids=torch.from_numpy(tokens.ids["base"])[tokens.listed("tuned", answer.ids)])
+    written = b"".join(run.prepared.vocabularies["tuned"].spelled(answer.ids.tolist()))
+    text = written.decode(errors="ignore")
+    ids = run.prepared.pair.tokenizer("base")(text, add_special_tokens=False)["input_ids"] if text else []
+    again = b"".join(run.prepared.vocabularies["base"].spelled(ids))
+    if not written.startswith(text.encode()) or again not in (text.encode(), f" {text}".encode()):
+        ids = []
+    return _said(run, "base", torch.tensor(ids, dtype=torch.long), in_front=len(again) - len(text.encode()) if ids else 0)
 
 
-def _places(run: Execution, one: Rendered, said: Mapping[str, Tensor]) -> Int[Tensor, "place side"]:
+def _places(run: Execution, one: Rendered, said: Mapping[str, _Said]) -> Int[Tensor, "place side"]:
     """Where both models have read the same bytes of a prompt and its continuation: (index in the base's tokens, in the tuned model's)."""
     starts = {"base": len(one.ids_base), "tuned": len(one.ids_tuned)}
-    ends = {}
-    for side, ids in said.items():
-        spelled = run.prepared.vocabularies[side].spelled(ids.tolist())
-        length = sum(map(len, spelled))
-        left = list(accumulate(map(len, spelled), initial=-length))[1:]  # bytes still to come, so that a space in front moves nothing
-        ends[side] = {stop: starts[side] + i for i, stop in enumerate(left[:-1])}
-    if torch.equal(said["base"], said["tuned"]) and run.prepared.tokens.equal:
-        shared = [(starts["base"] + i, starts["tuned"] + i) for i in range(len(said["base"]) - 1)]
+    if said["base"].ends is said["tuned"].ends:
+        shared = [(starts["base"] + i, starts["tuned"] + i) for i in range(len(said["base"].ids) - 1)]
     else:
-        shared = [(ends["base"][stop], ends["tuned"][stop]) for stop in sorted(ends["base"].keys() & ends["tuned"].keys())]
+        ends = {side: {end: starts[side] + i for i, end in enumerate(answer.ends[:-1])} for side, answer in said.items()}
+        shared = [(ends["base"][end], ends["tuned"][end]) for end in sorted(ends["base"].keys() & ends["tuned"].keys())]
     return torch.tensor([*one.positions, *shared])
 
 
@@ -147,7 +159,15 @@ def texts_record(run: Execution) -> dict[str, Any]:
         for one in chosen
     ]
     lengths = {one["prompt"]: one["n_prompt_tokens"] for one in every}
-    return {"texts": said, "n_prompt_tokens": lengths, "moved_tokens": _moved(run, cells[0].key["split"])}
+    unread = [one["prompt"] for one in every if one["unread"]]
+    named = ", ".join(unread[:5]) + ", ..." * (len(unread) > 5)
+    warned = f"{len(unread)} of {len(every)} answers are not read by the base, whose tokenizer would not write them byte for byte: {named}"
+    return {
+        "text_warnings": [warned] if unread else [],
+        "texts": said,
+        "n_prompt_tokens": lengths,
+        "moved_tokens": _moved(run, cells[0].key["split"]),
+    }
 
 
 def _read(tensors: dict[str, np.ndarray], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -155,7 +175,12 @@ def _read(tensors: dict[str, np.ndarray], names: Sequence[str]) -> list[dict[str
     parts = {key: np.split(tensors[key], np.cumsum(tensors["n_places"])[:-1]) for key in ("place", "kl", "top_base", "top_tuned")}
     parts["ids"] = np.split(tensors["ids"], np.cumsum(tensors["n_ids"])[:-1])
     return [
-        {"prompt": name, "n_prompt_tokens": int(tensors["n_prompt_tokens"][i]), **{key: part[i] for key, part in parts.items()}}
+        {
+            "prompt": name,
+            "n_prompt_tokens": int(tensors["n_prompt_tokens"][i]),
+            "unread": bool(tensors["unread"][i]),
+            **{key: part[i] for key, part in parts.items()},
+        }
         for i, name in enumerate(names)
     ]
 
