@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechdiff.engine.prompts import SPLITS, Prompt, read_prompts, split_prompts
+from mechdiff.engine.prompts import SPLITS, Prompt, n_words, read_prompts, split_prompts
 from mechdiff.errors import PromptError
 
 
@@ -68,7 +68,10 @@ def test_what_is_written_as_json_is_read_back(tmp_path_factory, texts, ascii_onl
         ('{"text": ""}', r"line 2: `text` is ''"),
         ('{"text": " \\n"}', r"line 2: `text` is ' \\n'"),
         ('{"text": 5}', r"line 2: `text` is 5"),
-        ('{"text": "a", "lable": "b"}', r"line 2: unknown key 'lable'; known keys: text, id, label, meta\. Did you mean 'label'\?"),
+        (
+            '{"text": "a", "lable": "b"}',
+            r"line 2: unknown key 'lable'; known keys: text, id, label, options, meta\. Did you mean 'label'\?",
+        ),
         ('{"text": "a", "answer": "b"}', r"line 2: unknown key 'answer'.*into meta"),
         ('{"text": "a", "id": true}', r"line 2: `id` is True"),
         ('{"text": "a", "id": ""}', r"line 2: `id` is ''.*line-2"),
@@ -195,3 +198,26 @@ def test_fewer_than_three_clusters_cannot_be_split(prompts):
 
 def test_prompts_with_metadata_can_stand_in_sets():
     assert len({Prompt(id="a", text="t", meta={"cluster": [1]}), Prompt(id="a", text="t", meta={"cluster": [1]})}) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "q", "options": "ab", "label": "a"}', "at least two different texts"),
+        ('{"text": "q", "options": ["a", "a"], "label": "a"}', "at least two different texts"),
+        ('{"text": "q", "options": ["a", " "], "label": "a"}', "at least two different texts"),
+        ('{"text": "q", "options": ["a", "b"], "label": "c"}', "none of its `options`"),
+        ('{"text": "q", "options": ["a", "b"]}', "none of its `options`"),
+    ],
+)
+def test_options_are_different_texts_and_the_label_is_one_of_them(tmp_path, line, message):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(line)
+    with pytest.raises(PromptError, match=message):
+        read_prompts(path)
+    path.write_text('{"text": "q", "options": ["3", "4"], "label": "4"}')
+    assert read_prompts(path)[0].options == ("3", "4")
+
+
+def test_words_are_runs_of_letters_marks_and_digits():
+    assert n_words("cafe\u0301 қазақ שלום 漢字 😀 x-1") == 6

@@ -11,7 +11,7 @@ from tokenizers import normalizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from mechdiff.engine.prompts import Prompt
-from mechdiff.engine.rendering import DEFAULT_DATE, PromptPolicy, render
+from mechdiff.engine.rendering import DEFAULT_DATE, PromptPolicy, render, tail
 from mechdiff.errors import PromptError
 from tokenizers_made import (
     BOS,
@@ -264,6 +264,26 @@ def test_native_with_equal_templates_is_one_text():
 
 def test_a_system_message_is_passed_on():
     assert one("hi", BYTES, BYTES, system="Be brief.").text_base.startswith(f"{BOS}<|system|>\nBe brief.{EOS}\n<|user|>\nhi")
+
+
+def test_an_answer_prefix_is_the_end_of_what_is_read():
+    for policy in ("same_text", "raw", "native"):
+        rendered = one("hi", BYTES, TOKENIZERS["words"], policy=policy, answer="The answer is (")
+        assert rendered.text_base.endswith("The answer is (")
+        assert rendered.positions[-1] == (len(rendered.ids_base) - 1, len(rendered.ids_tuned) - 1)
+
+
+@pytest.mark.parametrize(("base", "tuned", "n"), [("bytes", "bytes", 33), ("bytes", "words", 3)])
+def test_the_tail_is_what_both_cut_alike_at_the_end(base, tuned, n):
+    rendered = one("the the", TOKENIZERS[base], TOKENIZERS[tuned], policy="same_text")
+    if base == tuned:
+        assert tail(rendered) == len(rendered.ids_base) == len(rendered.positions)
+        return
+    found = tail(rendered)
+    assert 1 <= found < len(rendered.ids_tuned)
+    for n in range(1, found + 1):
+        assert rendered.positions[-n] == (len(rendered.ids_base) - n, len(rendered.ids_tuned) - n)
+    assert rendered.positions[-found - 1] != (len(rendered.ids_base) - found - 1, len(rendered.ids_tuned) - found - 1)
 
 
 def test_the_users_text_is_found_by_its_span_and_not_by_its_letters():

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mechdiff.engine.prompts import read_prompts
+from mechdiff.engine.prompts import n_words, read_prompts
 from mechdiff.errors import StudyError
-from mechdiff.measures.behaviour import language_of, n_words, refuses, said_values, soft_refusal, style
+from mechdiff.measures.behaviour import language_of, refuses, said_values, soft_refusal, style
 from mechdiff.measures.phrases import SHIPPED, read_phrases
 
 KNOWN = read_phrases()

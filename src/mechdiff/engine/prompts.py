@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from mechdiff.errors import PromptError
 
 SPLITS = ("fit", "select", "report")
 """`fit` for maps and subspaces, `select` for every choice, `report` for every published number."""
 
+_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 _KEYS = ("text", "id", "label", "options", "meta")
 _EXAMPLE = '{"text": "What is 2+2?", "id": "sum-1", "label": "4", "meta": {"cluster": "sums"}}'
 _CHOICE = '{"text": "What is 2+2?", "options": ["3", "4"], "label": "4"}'
@@ -129,6 +132,11 @@ def split_prompts(prompts: Sequence[Prompt], seed: int) -> dict[str, list[Prompt
         | dict.fromkeys(ranked[-2 * held_out : -held_out], "select")
     )
     return {name: [prompt for prompt, cluster in zip(prompts, clusters, strict=True) if split[cluster] == name] for name in SPLITS}
+
+
+def n_words(text: str) -> int:
+    """Words of a text in any script: runs of letters, marks and digits."""
+    return sum(1 for _ in _WORD.finditer(text))
 
 
 def clusters_of(prompts: Sequence[Prompt]) -> list[str]:

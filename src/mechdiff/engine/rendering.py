@@ -52,6 +52,8 @@ class PromptPolicy:
     """A system message; None leaves it to the template."""
     date: str | None = None
     """The date that a template prints; None leaves it to the template, with DEFAULT_DATE where it would look at the clock."""
+    answer: str | None = None
+    """What the answer is made to begin with: text put behind everything else ("The answer is ("), so that the next token is the one asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,10 @@ def render(
     """Each prompt as both models see it; `max_*` are the lengths of their contexts in tokens."""
     tokenizers = (base_tokenizer, tuned_tokenizer)
     templates = _templates(*tokenizers, policy)
-    texts = [[template.print(prompt.text, policy) if template else prompt.text for prompt in prompts] for template in templates]
+    texts = [
+        [template.print(prompt.text, policy) if template else prompt.text + (policy.answer or "") for prompt in prompts]
+        for template in templates
+    ]
     encodings = [
         _encode(f"the {model} model's tokenizer", tokenizer, prompts, side, raw=policy.policy == "raw")
         for model, tokenizer, side in zip(("base", "tuned"), tokenizers, texts, strict=True)
@@ -131,7 +136,7 @@ class _Template:
                 raise PromptError(
                     f"{self.name} does not print the {what} {_short(given)} as given. Leave it out, or change the template. {_CHOICES}"
                 )
-        return printed
+        return printed + (policy.answer or "")
 
     def user_span(self, text: str, printed: str, policy: PromptPolicy, place: str) -> Pair[int]:
         """Where in `printed` the user's own text stands, as characters from and to, without the white space around it."""

@@ -29,12 +29,12 @@ from typing import Any
 
 import regex
 
+from mechdiff.engine.prompts import n_words
 from mechdiff.measures.phrases import Phrases, normalised
 
 OPENING = 240
 """Characters of an answer in which a refusal is looked for."""
 
-_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 _KAZAKH = frozenset("әғқңөұүһіӘҒҚҢӨҰҮҺІ")
 
 
@@ -53,11 +53,6 @@ def refuses(text: str, phrases: Phrases) -> bool:
     """Whether the opening of an answer is a refusal."""
     opening = normalised(text)[:OPENING]
     return any(pattern.search(opening) for pattern in phrases.refusal)
-
-
-def n_words(text: str) -> int:
-    """Runs of letters, marks and digits."""
-    return sum(1 for _ in _WORD.finditer(text))
 
 
 def style(text: str, n_tokens: int, phrases: Phrases) -> dict[str | None, tuple[float, float]]:

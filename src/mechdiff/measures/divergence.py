@@ -34,7 +34,7 @@ its mean, so read the mean with its interval and beside the median. How the dive
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -42,6 +42,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+from mechdiff.engine.prompts import n_words
 from mechdiff.engine.vocabularies import Tokens
 from mechdiff.measures.outcome import kl_and_js_nats, kl_nats, top1_same
 from mechdiff.rows import rows
@@ -104,6 +105,18 @@ def next_byte_nats(
     base, tuned = laws
     terms = torch.where(tuned > 0, tuned * (tuned.log() - base.log()), 0.0)
     return terms.sum(-1).clamp(min=0)
+
+
+def fragmentation(texts: Sequence[str], n_tokens: Mapping[str, Sequence[int]], prompt_ids: Sequence[str], split: str) -> pl.DataFrame:
+    """Rows of how finely each tokenizer cuts each text, from each one's number of tokens ("base", "tuned"). No row for a text without words."""
+    frames = []
+    sizes = {"word": [n_words(text) for text in texts], "byte": [len(text.encode()) for text in texts]}
+    for side, counts in n_tokens.items():
+        for what, size in sizes.items():
+            known = [(name, count / n) for name, count, n in zip(prompt_ids, counts, size, strict=True) if n]
+            columns = {"measure": "divergence", "split": split, "metric": f"tokens_per_{what}_{side}"}
+            frames.append(rows([value for _, value in known], prompt=[name for name, _ in known], **columns))
+    return pl.concat(frames)
 
 
 def divergences(base_logits: Float[Tensor, "row vocab"], tuned_logits: Float[Tensor, "row vocab"]) -> dict[str, Float64[Tensor, " row"]]:

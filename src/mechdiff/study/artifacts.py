@@ -223,6 +223,12 @@ class RunFolder:
             replace(self.path / "rows.parquet", _parquet(whole))
         return len(whole)
 
+    def write_prompts(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Writes prompts.jsonl: what the models read, one prompt a line."""
+        content = "".join(json.dumps(plain(line), ensure_ascii=False) + "\n" for line in lines)
+        with writing(self.path):
+            replace(self.path / "prompts.jsonl", content.encode())
+
     def write_summary(self, frame: pl.DataFrame) -> None:
         """Writes summary.parquet: after the rows, before the manifest."""
         with writing(self.path):

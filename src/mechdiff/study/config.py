@@ -54,6 +54,7 @@ class Prompts(Section):
     position: Literal["decision", "last_user"] = "decision"
     system: str | None = None
     date: Text | None = None
+    answer: Text | None = None  # what the answer is made to begin with
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Prompts":
@@ -65,6 +66,8 @@ class Prompts(Section):
             raise wrong(self.template, f"no template: policy {self.policy} renders with none of its own choice; only same_text has one")
         if self.policy == "raw" and (self.system is not None or self.date is not None):
             raise wrong(self.system or self.date, "no system and no date: policy raw renders no template that could print them")
+        if self.answer is not None and self.position == "last_user":
+            raise wrong(self.answer, "no answer: position last_user cuts each prompt where the user's own text ends, before it")
         return self
 
     def sources(self) -> dict[str, str]:

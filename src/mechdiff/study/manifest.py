@@ -1,6 +1,6 @@
 """The record of a run: everything a reader needs to believe its numbers, or to get them again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +30,7 @@ def run_record(
     study, options, pair = prepared.study, prepared.options, prepared.pair
     family = _lineage(prepared)
     tokens = sorted(len(one.ids_tuned) for prompts in prepared.rendered.values() for one in prompts.values())
+    listed = prepared.tokens
     names = {side: name for side, (name, _) in engines.items()}
     return {
         "status": "finished",
@@ -39,10 +40,18 @@ def run_record(
         "pair": {side: _model_record(prepared, side) for side in ("base", "tuned")},
         "lineage": family,
         "prompts": {
-            **study.prompts.model_dump(mode="json", include={"policy", "template", "position", "system", "date"}),
+            **study.prompts.model_dump(mode="json", include={"policy", "template", "position", "system", "date", "answer"}),
             "n": {split: len(prompts) for split, prompts in prepared.rendered.items()},
             "tokens": {"min": tokens[0], "median": tokens[len(tokens) // 2], "max": tokens[-1]},
             "rendered_sha256": {split: [one.sha256 for one in prompts.values()] for split, prompts in prepared.rendered.items()},
+        },
+        "tokenizers": {
+            "relation": listed.relation,
+            "said": listed.said(),
+            "kinds": {side: vocabulary.kind for side, vocabulary in prepared.vocabularies.items()},
+            "n_shared": listed.n_shared,
+            "n_tokens": {side: int(listed.has(side).sum()) for side in ("base", "tuned")},
+            "same_cut": sum(one.ids_base == one.ids_tuned for one in prepared.rendered.get("report", {}).values()),
         },
         "engine": {
             "name": names["base"] if names["base"] == names["tuned"] else f"base {names['base']}, tuned {names['tuned']}",
@@ -71,6 +80,16 @@ def engines(prepared: Prepared) -> dict[str, tuple[str, str]]:
     if prepared.options.engine == "full":
         return dict.fromkeys(("base", "tuned"), ("full", "asked for with --engine full"))
     return {side: engine_for(prepared.pair.config(side)) for side in ("base", "tuned")}
+
+
+def rendered_lines(prepared: Prepared) -> Iterator[dict[str, Any]]:
+    """Every prompt as both models saw it: texts, token ids, and their hash. The tuned model's are left out where they are the base's."""
+    for split, prompts in prepared.rendered.items():
+        for name, one in prompts.items():
+            line = {"split": split, "id": name, "sha256": one.sha256, "text_base": one.text_base, "ids_base": one.ids_base}
+            if (one.text_base, one.ids_base) != (one.text_tuned, one.ids_tuned):
+                line |= {"text_tuned": one.text_tuned, "ids_tuned": one.ids_tuned, "aligned": one.positions}
+            yield line
 
 
 def _lineage(prepared: Prepared) -> dict[str, Any]:

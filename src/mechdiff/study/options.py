@@ -69,6 +69,7 @@ class Options(Section):
 class DivergenceOptions(Options):
     over_text: bool = True  # beside the decision position: every position of the prompts and of a continuation
     continuation: Annotated[int, Field(ge=0, le=4096)] = 16  # tokens of the tuned model's own greedy answer that both models read
+    native: bool = True  # with policy same_text: D once more with each model's own template, and what the template alone does to each
 
 
 class LayeredOptions(Options):

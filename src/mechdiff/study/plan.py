@@ -37,13 +37,15 @@ def plan(
     adapter: bool = False,
     touched: Sequence[tuple[int | None, str]] | None = None,
     one_vocabulary: bool = True,
+    left_out: Sequence[dict[str, str]] = (),
 ) -> Plan:
     """The cells of a study of two models of `shapes` ("base", "tuned") that have the site `kinds`.
 
     `identity` hashes the models and the dtype; `touched` are the (block, site) whose weights may have changed (default: all);
-    `one_vocabulary`: a token id means the same to both.
+    `one_vocabulary`: a token id means the same to both; `left_out`: what is known already not to be done (what, why).
     """
     planner = Planner(study, shapes, kinds, splits, identity, max_rows, touched, adapter, one_vocabulary)
+    planner.skipped += left_out
     captures = [cell for side in ("base", "tuned") for cell in _captures(planner, side)]
     checks = [_selfcheck(planner, side) for side in ("base", "tuned") if planner.wanted]
     cells = [*checks, *captures, *_divergence(planner), *_texts(planner), *_weights(planner), *_grafting(planner)]
@@ -89,6 +91,8 @@ def _states_needed(planner: Planner) -> list[tuple[str, str, tuple[str, ...], tu
     """(split, position, site kinds, layers): the decision position of every split, wider windows where states are written there."""
     every = tuple(range(planner.shape.n_layers))
     needed = [(split, "decision", planner.wanted, every) for split in SPLITS if split in planner.splits]
+    if "native" in planner.splits:
+        needed.append(("native", "decision", (), ()))
     steering = planner.study.measures.steering
     if steering and steering.contrast and "neutral" in planner.splits:
         needed.append(("neutral", "decision", tuple(kind for kind in planner.wanted if kind in steering.sites), every))
@@ -121,6 +125,9 @@ def _divergence(planner: Planner) -> Iterator[Cell]:
         if split in planner.splits:
             items = planner.whole(split)
             yield Cell(stage="divergence", key=planner.key(items, stage="divergence", split=split), items=items, side=None, flops=0)
+    if "native" in planner.splits:
+        items = planner.whole("native")
+        yield Cell(stage="native", key=planner.key(items, stage="native", split="report"), items=items, side=None, flops=0)
 
 
 def _texts(planner: Planner) -> Iterator[Cell]:

@@ -1,8 +1,9 @@
 """Everything that is found, read and checked before a model is loaded: files, tokenizers, prompts, and the plan."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,12 +69,13 @@ def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
     tokenizers = {"base": pair.tokenizer("base"), "tuned": pair.tokenizer("tuned")}
     vocabularies = {side: vocabulary_of(tokenizer) for side, tokenizer in tokenizers.items()}
     tokens = shared_tokens(vocabularies["base"], vocabularies["tuned"], rows_base=shapes["base"].vocab, rows_tuned=shapes["tuned"].vocab)
-    policy = PromptPolicy(**study.prompts.model_dump(include={"policy", "template", "position", "system", "date"}))
+    policy = PromptPolicy(**study.prompts.model_dump(include={"policy", "template", "position", "system", "date", "answer"}))
     lengths = {"max_base": shapes["base"].context, "max_tuned": shapes["tuned"].context}
     rendered = {
         split: {one.prompt.id: one for one in render(prompts, tokenizers["base"], tokenizers["tuned"], policy, **lengths)}
         for split, prompts in read_splits(study, quick=options.quick).items()
     }
+    left_out = _add_native(study, rendered, tokenizers, policy, lengths)
     hashes = {"base": pair.base.files(), "tuned": pair.tuned.files()}
     identity = cell_hash({"files": hashes, "dtype": study.dtype, "engine": options.engine, "version": ENGINE_VERSION})
     places = [family_of(config, pair.base.ref).places(config) for config in configs.values()]
@@ -95,12 +97,34 @@ def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
             adapter=pair.tuned.adapter is not None,
             touched=open_changes(pair.base, pair.tuned).touched() if study.measures.weights or study.measures.grafting else None,
             one_vocabulary=tokens.equal,
+            left_out=left_out,
         ),
         vocabularies=vocabularies,
         tokens=tokens,
         identity=identity,
         config_hash=cell_hash({"study": config_hash(study, content_hashes(study) | contents), "quick": options.quick}),
     )
+
+
+def _add_native(
+    study: StudyConfig,
+    rendered: dict[str, dict[str, Rendered]],
+    tokenizers: Mapping[str, Any],
+    policy: PromptPolicy,
+    lengths: Mapping[str, int],
+) -> list[dict[str, str]]:
+    """Adds the report prompts by each model's own template, as the split `native`, where that is another text; what is left out, and why."""
+    divergence = study.measures.divergence
+    if not (divergence and divergence.native and policy.policy == "same_text" and "report" in rendered):
+        return []
+    bare = [side for side, tokenizer in tokenizers.items() if not tokenizer.chat_template]
+    if bare:
+        return [{"what": "divergence: native templates", "why": f"the tokenizer of {' and '.join(bare)} has no chat template of its own"}]
+    prompts = [one.prompt for one in rendered["report"].values()]
+    own = render(prompts, tokenizers["base"], tokenizers["tuned"], replace(policy, policy="native", position="decision"), **lengths)
+    if any(one.sha256 != rendered["report"][one.prompt.id].sha256 for one in own):
+        rendered["native"] = {one.prompt.id: one for one in own}
+    return []
 
 
 def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Prompt]]:

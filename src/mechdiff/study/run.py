@@ -19,7 +19,7 @@ from mechdiff.study.baselines import weights_record
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.head_network import heads_record
-from mechdiff.study.manifest import run_record
+from mechdiff.study.manifest import rendered_lines, run_record
 from mechdiff.study.mapping import maps_record
 from mechdiff.study.prepare import Prepared
 from mechdiff.study.stages import STAGES, decoded
@@ -64,6 +64,7 @@ class _Run:
                     done = self._compute(todo, model, done, total)
         rows = pl.concat([self.folder.load(cell.key).frame for cell in self.cells])
         self.folder.write_rows([rows])
+        self.folder.write_prompts(rendered_lines(self.prepared))
         checks = {cell.key["side"]: decoded(self.folder.load(cell.key).tensors) for cell in self.cells if cell.stage == "selfcheck"}
         record = run_record(
             self.prepared, rows, engines=self.execution.engines, selfcheck=checks, seconds=self.seconds, started=self.started
@@ -100,6 +101,7 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("selfcheck", "tuned"),
     ("capture", "tuned"),
     ("divergence", None),
+    ("native", None),
     ("inputs", "base"),
     ("weights", None),
     ("grafting", "base"),

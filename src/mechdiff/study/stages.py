@@ -14,7 +14,8 @@ from mechdiff.engine.selfcheck import self_check
 from mechdiff.engine.sites import Site
 from mechdiff.measures import divergence, factorial, patching, similarity
 from mechdiff.measures.counterfactuals import labelled
-from mechdiff.rows import empty
+from mechdiff.measures.outcome import kl_nats
+from mechdiff.rows import empty, rows
 from mechdiff.study.attribution import attribute
 from mechdiff.study.baselines import graft, inputs, weigh
 from mechdiff.study.cells import Cell, unit_of
@@ -66,7 +67,23 @@ def _capture(run: Execution, cell: Cell, model: Model | None) -> Result:
 def _divergence(run: Execution, cell: Cell, model: Model | None) -> Result:
     split = cell.key["split"]
     base, tuned = (run.states(side, split, "decision").logits for side in ("base", "tuned"))
-    return divergence.measure(base, tuned, cell.key["ids"], split, run.prepared.tokens), {}
+    found = divergence.measure(base, tuned, cell.key["ids"], split, run.prepared.tokens)
+    texts = [run.prompt(split, name).prompt.text for name in cell.key["ids"]]
+    cut = {side: run.prepared.pair.tokenizer(side)(texts, add_special_tokens=False)["input_ids"] for side in ("base", "tuned")}
+    counts = {side: [len(ids) for ids in of_side] for side, of_side in cut.items()}
+    return pl.concat([found, divergence.fragmentation(texts, counts, cell.key["ids"], split)]), {}
+
+
+def _native(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """D under each model's own template, and how far that template alone moves each model from the study's text."""
+    names, split = cell.key["ids"], cell.key["split"]
+    own = {side: run.states(side, "native", "decision", names).logits for side in ("base", "tuned")}
+    frames = [divergence.measure(own["base"], own["tuned"], names, split, run.prepared.tokens, unit="native")]
+    for side, laws in own.items():
+        moved = kl_nats(laws, run.states(side, split, "decision", names).logits)
+        columns = {"measure": "divergence", "split": split, "unit": "native", "prompt": names}
+        frames.append(rows(moved.numpy(), metric=f"kl_native_{side}_nats", **columns))
+    return pl.concat(frames), {}
 
 
 def _similarity(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -140,6 +157,7 @@ STAGES: dict[str, Stage] = {
     "selfcheck": _selfcheck,
     "capture": _capture,
     "divergence": _divergence,
+    "native": _native,
     "similarity": _similarity,
     "texts": texts,
     "patching": _patching,
