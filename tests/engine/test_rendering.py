@@ -11,7 +11,7 @@ from tokenizers import normalizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from mechdiff.engine.prompts import Prompt
-from mechdiff.engine.rendering import DEFAULT_DATE, PromptPolicy, render, tail
+from mechdiff.engine.rendering import DEFAULT_DATE, PromptPolicy, render, spans, tail
 from mechdiff.errors import PromptError
 from tokenizers_made import (
     BOS,
@@ -284,6 +284,19 @@ def test_the_tail_is_what_both_cut_alike_at_the_end(base, tuned, n):
     for n in range(1, found + 1):
         assert rendered.positions[-n] == (len(rendered.ids_base) - n, len(rendered.ids_tuned) - n)
     assert rendered.positions[-found - 1] != (len(rendered.ids_base) - found - 1, len(rendered.ids_tuned) - found - 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(ANY_TEXT, NAMES, NAMES)
+def test_spans_are_the_same_bytes_in_both_models(text, base, tuned):
+    rendered = one(text, TOKENIZERS[base], TOKENIZERS[tuned], policy="raw")
+    pieces = {
+        "base": token_bytes(TOKENIZERS[base], rendered.ids_base, text),
+        "tuned": token_bytes(TOKENIZERS[tuned], rendered.ids_tuned, text),
+    }
+    said = {side: [b"".join(pieces[side][i] for i in span) for span in spans(rendered, side)] for side in pieces}
+    assert said["base"] == said["tuned"]
+    assert all(said["base"])
 
 
 def test_the_users_text_is_found_by_its_span_and_not_by_its_letters():

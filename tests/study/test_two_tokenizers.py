@@ -138,6 +138,9 @@ def test_every_measure_runs_or_says_why_not(folder: Path, tmp_path: Path, tuned:
     assert shares["flag"].str.contains("shared_tokens").all()
     assert rows.filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_null())["value"].is_infinite().all()
     assert rows.filter(pl.col("metric") == "kl_other_nats", pl.col("value").is_infinite() | pl.col("value").is_nan()).is_empty()
+    words = rows.filter(pl.col("unit") == "words", pl.col("metric") == "cka")
+    assert len(words) == 4 * 3
+    assert words["value"].is_between(-0.5, 1.01).all()
     cut = rows.filter(pl.col("metric").str.starts_with("tokens_per_"))
     assert (cut["value"] > 0).all()
     places = rows.filter(pl.col("unit").str.starts_with("token "), pl.col("metric") == "kl_shared_nats").group_by("prompt").len()

@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -106,6 +106,15 @@ def tail(one: Rendered) -> int:
     ends = zip(reversed(one.positions), range(1, len(one.positions) + 1), strict=True)
     same = (pair == (len(one.ids_base) - n, len(one.ids_tuned) - n) for pair, n in ends)
     return min(most, next((n for n, holds in enumerate(same) if not holds), len(one.positions)))
+
+
+def spans(one: Rendered, side: str) -> list[range]:
+    """One model's tokens between neighbouring aligned places: pieces of text that both models cut out, in one token or in several.
+
+    What stands before the first place is left out: a BOS, on which attention rests.
+    """
+    ends = [pair[0 if side == "base" else 1] for pair in one.positions]
+    return [range(before + 1, end + 1) for before, end in pairwise(ends)]
 
 
 @dataclass(frozen=True)

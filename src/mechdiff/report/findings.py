@@ -240,7 +240,7 @@ def null_band(rows: pl.DataFrame) -> pl.DataFrame:
     split = reported(rows, "similarity")
     draws = rows.filter(
         pl.col("metric") == "cka",
-        pl.col("split").eq_missing(split),
+        pl.col("split").eq_missing(split) & pl.col("unit").is_null(),
         pl.col("control").str.starts_with("permuted#"),
         pl.col("value").is_not_nan(),
     )

@@ -179,7 +179,10 @@ def _other_similarities(run: Run, states: pl.DataFrame) -> list[dict]:
     }
     split = findings.splits(run.rows, "similarity")[0]
     wanted = run.summary.filter(
-        pl.col("measure") == "similarity", pl.col("split") == split, pl.col("control").is_null(), pl.col("layer").is_in(list(marked))
+        pl.col("measure") == "similarity",
+        pl.col("split") == split,
+        pl.col("control").is_null() & pl.col("unit").is_null(),
+        pl.col("layer").is_in(list(marked)),
     )
     values = {(row["layer"], row["site"], row["metric"]): row["mean"] for row in wanted.iter_rows(named=True)}
     present = [metric for metric in names if any(key[2] == metric for key in values)]

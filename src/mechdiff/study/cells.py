@@ -80,8 +80,8 @@ def shards(items: Sequence[Item], n_variants: int, n_pos: int | None, max_rows: 
 
 
 def n_positions(position: str) -> int | None:
-    """Positions that a study's word stands for: decision 1, last_4 and spread_4 4, all None."""
-    return None if position == "all" else 1 if position == "decision" else int(position.rpartition("_")[2])
+    """Positions that a study's word stands for: decision and words (a mean) 1, last_4 and spread_4 4, all None."""
+    return None if position == "all" else 1 if position in ("decision", "words") else int(position.rpartition("_")[2])
 
 
 def unit_of(position: str, width: int) -> str | None:

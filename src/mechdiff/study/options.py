@@ -94,6 +94,7 @@ class LayeredOptions(Options):
 class SimilarityOptions(LayeredOptions):
     sites: Kinds = ("attn_out", "mlp_out", "resid_post")
     permutations: Annotated[int, Field(ge=0, le=1_000_000)] = 500  # null draws a site; 0: none
+    words: bool | None = None  # also states averaged over each prompt's words; none: where the two models cut the prompts differently
 
 
 class PatchingOptions(LayeredOptions):

@@ -91,6 +91,8 @@ def _states_needed(planner: Planner) -> list[tuple[str, str, tuple[str, ...], tu
     """(split, position, site kinds, layers): the decision position of every split, wider windows where states are written there."""
     every = tuple(range(planner.shape.n_layers))
     needed = [(split, "decision", planner.wanted, every) for split in SPLITS if split in planner.splits]
+    if planner.words and planner.similarity:
+        needed.append(("report", "words", tuple(kind for kind in planner.wanted if kind in planner.similarity.sites), every))
     if "native" in planner.splits:
         needed.append(("native", "decision", (), ()))
     steering = planner.study.measures.steering
@@ -241,13 +243,14 @@ def _similarity(planner: Planner) -> Iterator[Cell]:
         if len(items) < 4:
             planner.skip(f"similarity on {split}", f"debiased CKA needs 4 prompts, there are {len(items)}")
             continue
-        for kind in planner.similarity.sites:
-            if kind in planner.wanted:
-                layers = planner.similarity.layer_numbers(planner.shape.n_layers)
-                what = {"kind": kind, "layers": layers, "permutations": planner.similarity.permutations, "seed": planner.study.seed}
-                yield Cell(
-                    stage="similarity", key=planner.key(items, stage="similarity", split=split, **what), items=items, side=None, flops=0
-                )
+        layers = planner.similarity.layer_numbers(planner.shape.n_layers)
+        for position in ("decision", "words") if split == "report" and planner.words else ("decision",):
+            draws = planner.similarity.permutations if position == "decision" else 0
+            for kind in planner.similarity.sites:
+                if kind in planner.wanted:
+                    what = {"kind": kind, "layers": layers, "position": position, "permutations": draws, "seed": planner.study.seed}
+                    key = planner.key(items, stage="similarity", split=split, **what)
+                    yield Cell(stage="similarity", key=key, items=items, side=None, flops=0)
 
 
 def _patching(planner: Planner) -> Iterator[Cell]:

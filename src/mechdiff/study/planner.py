@@ -108,6 +108,14 @@ class Planner:
             flops=self.flops(tokens * networks, len(shard) * (1 + what["n_variants"])),
         )
 
+    @property
+    def words(self) -> bool:
+        """Whether states averaged over words are compared too."""
+        if not self.similarity or "report" not in self.splits:
+            return False
+        unlike = any(item.tail < item.tokens for item in self.splits["report"])
+        return unlike if self.similarity.words is None else self.similarity.words
+
     def common_tail(self, position: str, split: str) -> str | None:
         """Why a window of last positions cannot be written on a split; None where it can: both models cut these tokens alike."""
         n_pos = n_positions(position)

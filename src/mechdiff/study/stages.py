@@ -1,6 +1,7 @@
 """What each stage of a plan does: from a cell, the execution, and the model that runs where one does, to rows and tensors."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mechdiff.engine.activations import capture
+from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.models import Model
+from mechdiff.engine.rendering import spans
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.engine.sites import Site
 from mechdiff.measures import divergence, factorial, patching, similarity
@@ -52,8 +54,11 @@ def _capture(run: Execution, cell: Cell, model: Model | None) -> Result:
     sites = [Site(layer, kind) for layer in layers for kind in kinds]
     cleans = []
     for name in cell.key["ids"]:
-        where = positions(run.prompt(cell.key["split"], name), cell.key["position"], model.side)
-        cleans.append(capture(model, run.ids(cell, name), sites, where))
+        one = run.prompt(cell.key["split"], name)
+        if cell.key["position"] == "words":
+            cleans.append(_pooled(capture(model, run.ids(cell, name), sites, range(len(run.ids(cell, name)))), spans(one, model.side)))
+        else:
+            cleans.append(capture(model, run.ids(cell, name), sites, positions(one, cell.key["position"], model.side)))
     tensors = {
         kind: torch.stack(
             [torch.stack([clean.states[Site(layer, kind)] for clean in cleans]) for layer in layers]
@@ -62,6 +67,15 @@ def _capture(run: Execution, cell: Cell, model: Model | None) -> Result:
     }  # fmt: skip
     tensors["logits"] = run.prepared.tokens.place(torch.stack([clean.logits for clean in cleans]), model.side).cpu().numpy()
     return empty(), tensors
+
+
+def _pooled(clean: Clean, pieces: list[range]) -> Clean:
+    """The states of a prompt as one: the mean over its pieces of the mean over each piece's tokens, so that a piece in many tokens counts once."""
+    states = {
+        site: torch.stack([state[piece.start : piece.stop].float().mean(0) for piece in pieces]).mean(0, keepdim=True)
+        for site, state in clean.states.items()
+    }
+    return replace(clean, states=states)
 
 
 def _divergence(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -87,10 +101,11 @@ def _native(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 
 def _similarity(run: Execution, cell: Cell, model: Model | None) -> Result:
-    split, kind = cell.key["split"], cell.key["kind"]
-    states = {side: run.states(side, split, "decision").kinds[kind][:, :, 0] for side in ("base", "tuned")}
+    split, kind, position = cell.key["split"], cell.key["kind"], cell.key["position"]
+    states = {side: run.states(side, split, position).kinds[kind][:, :, 0] for side in ("base", "tuned")}
     base, tuned = ({Site(layer, kind): states[side][layer] for layer in cell.key["layers"]} for side in ("base", "tuned"))
-    return similarity.measure(base, tuned, cell.key["ids"], split, permutations=cell.key["permutations"], seed=cell.key["seed"]), {}
+    found = similarity.measure(base, tuned, cell.key["ids"], split, permutations=cell.key["permutations"], seed=cell.key["seed"])
+    return found.with_columns(unit=pl.lit(unit_of(position, 1), pl.String)), {}
 
 
 def _patching(run: Execution, cell: Cell, model: Model | None) -> Result:
