@@ -1,5 +1,7 @@
 """What the command line prints: a plan, a check, a finished run, as rich tables."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -9,6 +11,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from mechdiff.api import Run
+    from mechdiff.curate.curation import Recipe
+    from mechdiff.curate.fairness import Tokenizers
     from mechdiff.study.config import StudyConfig
 
 
@@ -116,3 +120,86 @@ def show_check(
         console.print(f"{mark}  {finding.what:<12} {escape(finding.said)}", soft_wrap=True)
         fits = fits and finding.verdict != "fail"
     return fits
+
+
+# ---- a prompt set ------------------------------------------------------------------------------------------------------------------
+
+
+def show_curation(
+    sources: Sequence[str], recipe: "Recipe", base: str | None, tuned: str | None, out: Path, *, one_file: bool, overwrite: bool
+) -> Path:
+    """Makes and writes a prompt set, and prints on standard error what each step did; returns its folder."""
+    from rich.progress import Progress, TextColumn
+
+    from mechdiff.curate.curation import curate, write
+
+    console = Console(stderr=True, highlight=False)
+    tokenizers = _tokenizers(base, tuned)
+    with Progress(TextColumn("{task.description}"), console=console, transient=True) as bar:
+        task = bar.add_task("reading")
+        made = curate(
+            sources,
+            recipe,
+            tokenizers=tokenizers,
+            progress=lambda read, kept: bar.update(task, description=f"{read} rows read, {kept} kept") if read % 50 == 0 else None,
+        )
+    files = write(made, out, one_file=one_file, overwrite=overwrite)
+    record = made.record
+    if record["shipped_set"]:
+        console.print("no source given: the set that ships (everyday questions in English, questions about Kazakh culture in Kazakh)")
+    table = _table(f"{record['rows_read']} rows read, {record['kept']} prompts kept", "step", "came", "dropped", "why", "the first")
+    for step in record["steps"]:
+        reasons = "; ".join(f"{reason}: {n}" for reason, n in step["reasons"].items())
+        table.add_row(step["step"], str(step["came"]), str(step["dropped"]), escape(reasons), escape(step.get("first", "")))
+    console.print(table)
+    if record["stopped_early"] and not recipe.shuffle:
+        console.print(
+            f"reading stopped with {record['kept']} prompts: these are the first of each source, in its own order (--shuffle takes them at random)"
+        )
+    _show_fairness(record["fairness"], console)
+    sizes = ", ".join(f"{name} {n}" for name, n in record["splits"].items())
+    console.print(f"{record['clusters']} clusters of related prompts; splits: {sizes}")
+    if set(record["splits"]) == {"report"}:
+        console.print("[yellow]too few clusters for three splits: all are in report[/]")
+    console.print(f"written: {', '.join(path.name for path in files)}")
+    return out
+
+
+def _tokenizers(base: str | None, tuned: str | None) -> "Tokenizers | None":
+    from mechdiff.curate.fairness import Tokenizers
+    from mechdiff.engine.sources import load_tokenizer, resolve
+    from mechdiff.errors import PromptError
+
+    if base is None and tuned is None:
+        return None
+    if base is None or tuned is None:
+        raise PromptError("given one of --base and --tuned: fairness is between two tokenizers. Give both, or neither.")
+    first = resolve(base)
+    return Tokenizers(load_tokenizer(first), load_tokenizer(resolve(tuned, base=first)))
+
+
+def _show_fairness(found: dict[str, Any], console: Console) -> None:
+    if not found:
+        return
+    console.print(escape(f"tokenizers: {found['tokenizers']}"))
+    table = _table(
+        "share of a prompt's tokens that both vocabularies have", "tokenizer", "mean", "least", "5 %", "median", "95 %", "tokens per word"
+    )
+    for side in ("base", "tuned"):
+        one = found[side]
+        quantiles = (f"{one['quantiles'][q]:.2f}" for q in ("0", "0.05", "0.5", "0.95"))
+        table.add_row(side, f"{one['mean']:.3f}", *quantiles, f"{one['tokens_per_word']:.2f}")
+    console.print(table)
+    if found["limit"] is None:
+        return
+    console.print(f"[yellow]a limit of {found['limit']:g} keeps {found['kept']} of {found['n']}: {escape(found['said'])}[/]")
+    for what in ("by_script", "by_category"):
+        groups = _table(f"the limit {what.replace('_', ' ')}", what[3:], "kept", "dropped", "mean shared, base", "mean shared, tuned")
+        for name, one in list(found[what].items())[:8]:
+            groups.add_row(
+                escape(name), str(one["kept"]), str(one["dropped"]), f"{one['mean_shared_base']:.3f}", f"{one['mean_shared_tuned']:.3f}"
+            )
+        console.print(groups)
+    lengths = found["length"]
+    said = ", ".join(f"{name} {one['mean_words']:.1f} words" for name, one in lengths.items() if one)
+    console.print(f"mean length: {said}")
