@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 from scipy.special import ndtr, ndtri
+from scipy.stats import binomtest
 from scipy.stats import t as student
 
 RESAMPLES = 2000
@@ -96,6 +97,17 @@ def wilson(mean: ndarray, n_prompts: ndarray | int, *, level: float = LEVEL) -> 
     z = _z(level) ** 2 / n_prompts
     centre, reach = (mean + z / 2) / (1 + z), np.sqrt(z * mean * (1 - mean) + z**2 / 4) / (1 + z)
     return np.minimum(centre - reach, mean), np.maximum(centre + reach, mean)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p of two shares on the same prompts: of those on which the two differ, half should go either way."""
+    differing = only_first + only_second
+    return 1.0 if not differing else float(binomtest(only_first, differing, 0.5).pvalue)
+
+
+def rule_of_three(n_prompts: int, *, level: float = LEVEL) -> float:
+    """The largest rate at which no event in so many prompts is not surprising: about 3/n."""
+    return float(1 - (1 - level) ** (1 / n_prompts))
 
 
 def jackknife(value: ndarray, spread: ndarray, n_prompts: ndarray, *, level: float = LEVEL) -> tuple[ndarray, ndarray]:

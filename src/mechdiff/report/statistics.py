@@ -55,7 +55,7 @@ FLAGS = {
 
 TOTALS = ("total", "total_reverse")
 """What effects are held against: D, and the divergence the other way round (see `between_models`)."""
-BINARY = ("top1_same", "mc_correct", "exact_match")
+BINARY = ("top1_same", "refusal", "mc_correct", "mc_correct_sum", "mc_correct_per_token", "exact_match")
 MAPPED = ("patching", "transport", "rank")
 EDITED = (*MAPPED, "steering", "heads")
 CROSSED = ("tuned<-base", "base<-tuned")
@@ -166,7 +166,11 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
     found["n"][~whole] = 0
     found["mean"][whole] = groups.filter(pl.Series(whole))["value"].list.first().to_numpy()
     splits = groups["split"].to_list()
-    is_binary = groups.select(pl.col("metric").is_in(BINARY) & pl.col("unit").ne_missing("tokens")).to_series().to_numpy()
+    is_binary = (
+        groups.select(pl.col("metric").is_in(BINARY) & ~pl.col("unit").fill_null("").str.contains("^tokens$|sampled"))
+        .to_series()
+        .to_numpy()
+    )
     for members, codes, values in _tables(groups, whole):
         for name, content in _statistics(values, seed).items():
             found[name][members] = content

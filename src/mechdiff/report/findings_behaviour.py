@@ -1,0 +1,200 @@
+"""The numbers of the section on behaviour: what both models do, and what edits of their states change about it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from scipy.stats import spearmanr
+
+from mechdiff.report import intervals
+from mechdiff.report.statistics import BINARY
+
+SPOKEN = (
+    "refusal",
+    "exact_match",
+    "mc_correct",
+    "refusal_soft_nats",
+    "refusal_soft_per_byte_nats",
+    "mc_margin_per_byte_nats",
+    "style_per_100_words",
+)
+"""What the table of both models shows, in its order."""
+CHANGED = ("refusal_soft_nats", "mc_margin_per_byte_nats", "refusal", "mc_correct")
+"""What edits are looked at for."""
+FEW = 6
+"""Prompts from which a rank correlation is given."""
+EDIT = ["direction", "layer", "site", "arm", "rank", "strength", "unit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One metric of both models on the same prompts."""
+
+    metric: str
+    style: str | None
+    """The class of markers."""
+    n: int
+    base: tuple[float, float, float]
+    """Mean, low and high end."""
+    tuned: tuple[float, float, float]
+    difference: tuple[float, float, float]
+    """tuned - base, paired."""
+    p: float | None
+    """McNemar's exact test, of what is 0 or 1."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the difference's interval leaves 0 out; of what is 0 or 1, by the test."""
+        return self.p < 0.05 if self.p is not None else not self.difference[1] <= 0 <= self.difference[2]
+
+
+def groups(rows: pl.DataFrame, manifest: dict) -> Iterator[tuple[str, pl.DataFrame]]:
+    """(name, rows) of the study's report prompts and of each kind of probe, clean runs alone."""
+    clean = rows.filter(pl.col("measure") == "behaviour", pl.col("direction").is_null(), pl.col("prompt").is_not_null())
+    own = clean.filter(pl.col("split") == "report")
+    if not own.is_empty():
+        yield "report prompts", own
+    told = (manifest.get("behaviour") or {}).get("prompts") or {}
+    kinds: dict[str, list[str]] = {}
+    for name, about in told.items():
+        kinds.setdefault(about.get("kind") or "probes", []).append(name)
+    for kind, names in kinds.items():
+        part = clean.filter(pl.col("split").is_null(), pl.col("prompt").is_in(names))
+        if not part.is_empty():
+            yield kind, part
+
+
+def compared(rows: pl.DataFrame) -> list[Compared]:
+    """Every metric that both models have in these rows, in the order of SPOKEN, then of the others."""
+    wide = _by_model(rows)
+    found = []
+    for (metric, style), part in wide.group_by("metric", "style", maintain_order=True):
+        values = part.select("base", "tuned").drop_nulls().drop_nans().to_numpy()
+        if len(values):
+            found.append(_compared(str(metric), None if style is None else str(style), values))
+    places = {metric: place for place, metric in enumerate(SPOKEN)}
+    return sorted(found, key=lambda one: (places.get(one.metric, len(places)), one.metric, one.style or ""))
+
+
+def _by_model(rows: pl.DataFrame) -> pl.DataFrame:
+    """`metric style prompt base tuned` of greedy answers; what is sampled or masked is left out."""
+    parts = pl.col("unit").str.split(", ")
+    told = rows.filter(~pl.col("unit").str.contains("sampled|shared tokens")).with_columns(
+        side=parts.list.first(), style=parts.list.get(1, null_on_oob=True)
+    )
+    sides = [
+        told.filter(pl.col("side") == side).select("metric", "style", "prompt", value=pl.col("value").alias(side))
+        for side in ("base", "tuned")
+    ]
+    named = [part.rename({"value": side}) for part, side in zip(sides, ("base", "tuned"), strict=True)]
+    return named[0].join(named[1], on=["metric", "style", "prompt"], nulls_equal=True).sort("metric", "style", "prompt")
+
+
+def _compared(metric: str, style: str | None, values: np.ndarray) -> Compared:
+    base, tuned = values[:, 0], values[:, 1]
+    binary = metric in BINARY and np.isin(values, (0, 1)).all()
+    ends = [_wilson(one) if binary else _mean(one) for one in (base, tuned)]
+    p = intervals.mcnemar(int(((base == 1) & (tuned == 0)).sum()), int(((base == 0) & (tuned == 1)).sum())) if binary else None
+    return Compared(metric=metric, style=style, n=len(values), base=ends[0], tuned=ends[1], difference=_mean(tuned - base), p=p)
+
+
+def _mean(values: np.ndarray) -> tuple[float, float, float]:
+    low, high = intervals.bca_means(values[:, None])
+    return float(values.mean()), float(low[0]), float(high[0])
+
+
+def _wilson(values: np.ndarray) -> tuple[float, float, float]:
+    low, high = intervals.wilson(np.array([values.mean()]), len(values))
+    return float(values.mean()), float(low[0]), float(high[0])
+
+
+def masked(rows: pl.DataFrame) -> pl.DataFrame:
+    """`model metric n plain masked coverage`: what the cut to shared tokens makes of each number, and the mass that it keeps."""
+    clean = rows.filter(pl.col("measure") == "behaviour", pl.col("direction").is_null(), pl.col("unit").is_not_null())
+    parts = pl.col("unit").str.split(", ")
+    told = clean.with_columns(model=parts.list.first(), cut=parts.list.get(1, null_on_oob=True))
+    cut = told.filter(pl.col("cut") == "shared tokens")
+    if cut.is_empty():
+        return pl.DataFrame()
+    key = ["model", "split", "prompt"]
+    coverage = cut.filter(pl.col("metric") == "mask_coverage").group_by("model").agg(coverage=pl.col("value").mean())
+    plain = told.filter(pl.col("cut").is_null()).select(*key, "metric", plain="value")
+    both = cut.filter(pl.col("metric") != "mask_coverage").join(plain, on=[*key, "metric"], nulls_equal=True)
+    means = both.group_by("model", "metric").agg(n=pl.len(), plain=pl.col("plain").mean(), masked=pl.col("value").mean())
+    return means.join(coverage, on="model", how="left").sort("metric", "model")
+
+
+# ---- under intervention ------------------------------------------------------------------------------------------------------------
+
+
+def changes(rows: pl.DataFrame, metrics: Sequence[str] = CHANGED) -> pl.DataFrame:
+    """`direction layer site arm rank strength unit metric n mean low high`: how far each edit moves each metric from the unedited run, paired."""
+    table = per_prompt(rows).filter(pl.col("metric").is_in(metrics))
+    found = []
+    for key, part in table.group_by(*EDIT, "metric", maintain_order=True):
+        values = part["change"].drop_nulls().drop_nans().to_numpy()
+        if len(values):
+            mean, low, high = _mean(values)
+            found.append((*key, len(values), mean, low, high))
+    schema = {**{name: table.schema[name] for name in EDIT}, "metric": pl.String, "n": pl.Int64} | dict.fromkeys(
+        ("mean", "low", "high"), pl.Float64
+    )
+    return pl.DataFrame(found, schema=schema, orient="row").sort("metric", "direction", "arm", "layer", nulls_last=True)
+
+
+def per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
+    """The key of each edit, `split prompt metric value clean change`: each prompt under the edit, and in the unedited run of the same direction."""
+    under = rows.filter(pl.col("measure") == "behaviour", pl.col("direction").is_not_null(), pl.col("prompt").is_not_null())
+    key = ["direction", "split", "prompt", "metric"]
+    clean = under.filter(pl.col("control") == "no_op").select(*key, clean="value").unique(key)
+    edited = under.filter(pl.col("control").is_null()).select(*EDIT, "split", "prompt", "metric", "value")
+    both = edited.join(clean, on=key, nulls_equal=True, maintain_order="left")
+    return both.with_columns(change=pl.col("value") - pl.col("clean")).sort("metric", *EDIT, "split", "prompt", nulls_last=True)
+
+
+def profile(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
+    """`direction layer n mean low high` of plain patches of one site, in network order."""
+    found = changes(rows, [metric]).filter(pl.col("arm") == "identity", pl.col("unit").is_null(), pl.col("layer").is_not_null())
+    sites = found["site"].unique().sort().to_list()
+    if not sites:
+        return found
+    site = "resid_post" if "resid_post" in sites else sites[0]
+    return found.filter(pl.col("site") == site).sort("direction", "layer")
+
+
+def agreement(rows: pl.DataFrame, metric: str = "refusal_soft_nats") -> pl.DataFrame:
+    """`direction layer site n rho low high`: over prompts, the rank correlation of what a patch does to the next token (KL from the clean run) and the
+    size of what it does to behaviour. Intervals by Fisher's transformation."""
+    inside = rows.filter(
+        pl.col("measure") == "patching",
+        pl.col("metric") == "kl_own_nats",
+        pl.col("arm") == "identity",
+        pl.col("control").is_null(),
+        pl.col("unit").is_null(),
+    ).select("direction", "layer", "site", "split", "prompt", kl="value")
+    outside = per_prompt(rows).filter(pl.col("metric") == metric, pl.col("arm") == "identity", pl.col("unit").is_null())
+    both = outside.join(inside, on=["direction", "layer", "site", "split", "prompt"]).filter(pl.col("change").is_not_nan())
+    found = []
+    for key, part in both.group_by("direction", "layer", "site", maintain_order=True):
+        kl, moved = part["kl"].to_numpy(), part["change"].abs().to_numpy()
+        if len(part) >= FEW and np.ptp(kl) > 0 and np.ptp(moved) > 0:
+            rho = float(spearmanr(kl, moved).statistic)
+            reach = 1.96 * 1.03 / np.sqrt(len(part) - 3)
+            low, high = np.tanh(np.arctanh(np.clip(rho, -0.9999, 0.9999)) + np.array([-reach, reach]))
+            found.append((*key, len(part), rho, float(low), float(high)))
+    schema = {
+        "direction": pl.String,
+        "layer": pl.Int64,
+        "site": pl.String,
+        "n": pl.Int64,
+        "rho": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+    }
+    return pl.DataFrame(found, schema=schema, orient="row").sort("direction", "layer")
+
+
+def texts(manifest: dict) -> Sequence[Mapping]:
+    """What was said, by whom."""
+    return (manifest.get("behaviour") or {}).get("texts") or []
