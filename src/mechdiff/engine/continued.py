@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -22,6 +22,9 @@ from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Engine, Prefix, Stairs, Variant, full, growing, parallel, relay, replay, writing
 from mechdiff.engine.steered import opening
 from mechdiff.errors import PromptError, RunError
+
+LAWS = 4
+"""Tokens whose laws, of every run, are normalised at a time: few enough that they stay in a CPU's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,19 +128,24 @@ def _scored(
 ) -> Float64[Tensor, "3 block run"]:
     """The three numbers of `Likelihoods`, from the laws of all tokens of all blocks."""
     said = torch.tensor([token for ids in blocks for token in ids], device=logits.device)
-    chosen = logits.gather(-1, said[:, None, None].expand(-1, logits.shape[1], 1))[..., 0].double()
-    whole = logits.logsumexp(-1).double()
-    parts = [chosen - whole]
-    if kept is not None:
-        kept = kept.to(logits.device)
-        inside = logits[..., kept].logsumexp(-1).double()
-        parts.append(torch.where(torch.isin(said, kept)[:, None], chosen - inside, -torch.inf))
-        parts.append((inside - whole).exp())
+    kept = None if kept is None else kept.to(logits.device)
+    parts = zip(*(_of_tokens(laws, tokens, kept) for laws, tokens in zip(logits.split(LAWS), said.split(LAWS), strict=True)), strict=True)
     lengths = [len(ids) for ids in blocks]
-    summed = [torch.stack([block.sum(0) for block in part.split(lengths)]).cpu() for part in parts]
-    if kept is not None:
-        summed[2] /= torch.tensor(lengths)[:, None]
-    return torch.stack(summed + [torch.zeros_like(summed[0])] * (3 - len(summed)))
+    summed = torch.stack([torch.stack([block.sum(0) for block in torch.cat(part).split(lengths)]) for part in parts]).cpu()
+    summed[2] /= torch.tensor(lengths)[:, None]
+    return summed
+
+
+def _of_tokens(
+    logits: Float[Tensor, "token run vocab"], said: Int[Tensor, " token"], kept: Tensor | None
+) -> tuple[Float64[Tensor, "token run"], Float64[Tensor, "token run"], Float64[Tensor, "token run"]]:
+    """Of each token: log p, log p among the kept tokens, and their mass (0 and 0 where none are kept)."""
+    laws = logits.log_softmax(-1)
+    chosen = laws.gather(-1, said[:, None, None].expand(-1, laws.shape[1], 1))[..., 0].double()
+    if kept is None:
+        return chosen, torch.zeros_like(chosen), torch.zeros_like(chosen)
+    mass = laws[..., kept].logsumexp(-1).double()
+    return chosen, torch.where(torch.isin(said, kept)[:, None], chosen - mass, -torch.inf), mass.exp()
 
 
 # ---- the prompts -------------------------------------------------------------------------------------------------------------------

@@ -146,6 +146,7 @@ class _Voices:
         for layer, (held, rows) in enumerate(zip(started.layers, stairs.rows, strict=True)):
             own = [row if row < rows else 0 for row in (0, *stairs.row)]  # not born yet: what the clean run has
             cache.update(*(self._by_sequence(kept, own) for kept in (held.keys, held.values)), layer)
+            make_room(cache.layers[layer], self.max_tokens)
         return logits, cache
 
     def _by_sequence(self, kept: Tensor, own: Sequence[int]) -> Tensor:
@@ -182,6 +183,8 @@ class _Voices:
         """Takes what has ended out of the batch; returns the tokens of the others."""
         staying = [row for row, sequence in enumerate(self.rows) if not self.over[sequence]]
         self.cache.batch_select_indices(torch.tensor(staying, device=self.model.device))
+        for layer in self.cache.layers:
+            make_room(layer, self.max_tokens - max(len(self.said[self.rows[row]]) for row in staying) + 1)
         self.rows, self.lengths = [self.rows[row] for row in staying], self.lengths[staying]
         return [tokens[row] for row in staying]
 
@@ -215,6 +218,21 @@ class _Voices:
         sees = torch.cat([before, sees_after], 1)
         mask = torch.zeros(sees.shape, dtype=self.model.dtype, device=device)
         return mask.masked_fill_(~sees, torch.finfo(self.model.dtype).min)[:, None, None]
+
+
+def make_room(layer: Any, n_tokens: int) -> None:
+    """Gives one layer of a cache places for so many tokens more, so that adding one does not copy all that is there."""
+    held = {name: getattr(layer, name) for name in ("keys", "values")}
+    slabs = {name: torch.cat([tensor, torch.zeros_like(tensor[:, :, :1]).expand(-1, -1, n_tokens, -1)], 2) for name, tensor in held.items()}
+
+    def update(keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start, stop = layer.keys.shape[2], layer.keys.shape[2] + keys.shape[2]
+        for name, new in (("keys", keys), ("values", values)):
+            slabs[name][:, :, start:stop] = new
+            setattr(layer, name, slabs[name][:, :, :stop])
+        return layer.keys, layer.values
+
+    layer.update = update
 
 
 def _prefix(model: Model, prompts: Sequence[Sequence[int]]) -> Prefix:
