@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -49,6 +50,7 @@ from transformers import (
 
 from mechdiff.engine.models import Model, wrap
 from mechdiff.engine.sources import quiet
+from mechdiff.engine.vocabularies import Tokens
 
 SIZES: dict[str, Any] = {
     "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -178,3 +180,9 @@ def save(net: nn.Module, tokenizer: Any, folder: Path) -> Path:
     net.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def same_tokens(n: int) -> Tokens:
+    """One vocabulary of `n` tokens that both models have."""
+    ids = np.arange(n)
+    return Tokens(relation="equal", pieces=(None,) * n, ids={"base": ids, "tuned": ids}, n_shared=n)

@@ -32,6 +32,7 @@ def _duration(seconds: float) -> str:
 
 def show_run(run: "Run", console: Console) -> None:
     """The pair, what was found in sentences, D, the strongest places of both directions, what was skipped, and the warnings."""
+    from mechdiff.report.statistics import d_metric
     from mechdiff.report.wording import verdict
 
     manifest, summary = run.manifest(), run.summary()
@@ -44,7 +45,7 @@ def show_run(run: "Run", console: Console) -> None:
     plain = summary.filter(pl.col("control").is_null())
     for split in ("fit", "select", "report"):
         found = plain.filter((pl.col("measure") == "divergence") & (pl.col("split") == split) & pl.col("unit").is_null())
-        d, same = (found.filter(pl.col("metric") == metric) for metric in ("kl_tuned_base_nats", "top1_same"))
+        d, same = (found.filter(pl.col("metric") == metric) for metric in (d_metric(summary), "top1_same"))
         if len(d):
             one = d.row(0, named=True)
             share = f"{same['mean'][0]:.0%}" if len(same) else ""

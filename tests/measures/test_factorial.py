@@ -15,10 +15,11 @@ from mechdiff.engine.replay import relay, replay
 from mechdiff.engine.sites import Site
 from mechdiff.measures import factorial
 from mechdiff.measures.outcome import kl_nats
-from pico import pico, prompts, twin
+from pico import pico, prompts, same_tokens, twin
 
 PROMPTS = prompts(5, shortest=12, longest=12)
 LAYERS = (0, 1, 2, 3)
+TOKENS = same_tokens(259)
 NATS = st.floats(0, 20, allow_nan=False)
 
 
@@ -34,8 +35,8 @@ def crossed(base: Model, tuned: Model, n_pos: int) -> dict[str, factorial.Scores
     logits = {"base_logits": laws["base"], "tuned_logits": laws["tuned"]}
     engine = replay if n_pos == 1 else relay
     runs = {
-        "bt": factorial.crossed(tuned, engine, cleans["tuned"], layers=LAYERS, written=states["base"], **logits),
-        "tb": factorial.crossed(base, engine, cleans["base"], layers=LAYERS, written=states["tuned"], **logits),
+        "bt": factorial.crossed(tuned, engine, cleans["tuned"], layers=LAYERS, written=states["base"], tokens=TOKENS, **logits),
+        "tb": factorial.crossed(base, engine, cleans["base"], layers=LAYERS, written=states["tuned"], tokens=TOKENS, **logits),
     }
     clean = {"bt": torch.zeros(5).double(), "tb": kl_nats(laws["tuned"], laws["base"])}
     for arm, strayed in clean.items():  # the first run is the unedited one

@@ -177,6 +177,7 @@ def test_everywhere_it_is_the_tuned_model(biased: tuple[planted.Planted, Tensor]
         "base_logits": pair.logits("base"),
         "tuned_logits": pair.logits("tuned"),
         "max_rows": 512,
+        "tokens": pico.same_tokens(259),
         "columns": {"direction": "base<-base", "split": "report"},
     }
     rows = steering.measure_effects(pair.base, ids, [edit], **asked)
@@ -229,7 +230,9 @@ def test_side_effects_of_nothing_are_nothing(biased: tuple[planted.Planted, Tens
     neutral = {f"n{i}": torch.tensor([256, 7, 8, 9, *ids[1:]]) for i, ids in enumerate(pair.prompts)}
     kl = {}
     for s in (0.0, 1.0):
-        alone = steering.measure_side_effects(pair.base, neutral, [one(add(vector, s))], vocab=259, max_rows=512, columns={})
+        alone = steering.measure_side_effects(
+            pair.base, neutral, [one(add(vector, s))], tokens=pico.same_tokens(259), max_rows=512, columns={}
+        )
         assert set(alone["metric"]) == set(steering.SIDE_METRICS)
         assert (set(alone["prompt"]), set(alone["unit"])) == (set(neutral), {"all_pos"})
         kl[s] = alone.filter(pl.col("metric") == "side_kl_nats")["value"].to_list()

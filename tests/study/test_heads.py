@@ -216,7 +216,7 @@ def test_a_label_metric_needs_labels_and_layers_must_be_there(tmp_path: Path, pa
 
 
 def test_prompts_that_choose_are_of_all_lengths() -> None:
-    items = [Item(id=f"p{i}", sha256="", tokens=i) for i in range(40)]
+    items = [Item(id=f"p{i}", sha256="", tokens=i, pairs=i, tail=i) for i in range(40)]
     assert [item.tokens for item in spread(items, 4)] == [5, 15, 25, 35]
     assert spread(items[:3], 16) == tuple(items[:3])
     assert len({item.id for item in spread(items, 39)}) == 39

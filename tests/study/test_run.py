@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from mechdiff.errors import MechdiffError, ModelError, PromptError, StudyError
+from mechdiff.errors import MechdiffError, PromptError, StudyError
 from mechdiff.study import run as running
 from mechdiff.study.artifacts import RunFolder
 from mechdiff.study.cells import Item, n_positions, shards, unit_of
@@ -178,16 +178,6 @@ def test_one_text_in_two_splits_is_refused(pair: Path) -> None:
         prepare(study(pair, select=str(pair / "prompts.jsonl"), report=str(pair / "prompts.jsonl")), RunOptions())
 
 
-def test_another_vocabulary_is_refused(pair: Path, tmp_path: Path) -> None:
-    import pico
-    from tokenizers_made import CHATML, bpe_tokenizer
-
-    other = pico.save(pico.pico("llama").net, bpe_tokenizer(["some text"], 300, CHATML), tmp_path / "other")
-    config = make_study({"pair": {"base": str(pair / "base"), "tuned": str(other)}, "prompts": {"file": str(pair / "prompts.jsonl")}})
-    with pytest.raises(ModelError, match="vocabulary"):
-        prepare(config, RunOptions())
-
-
 def test_a_layer_that_is_not_there_is_refused(pair: Path) -> None:
     with pytest.raises(StudyError, match="numbered 0 to 3"):
         prepare(study(pair, [{"patching": {"layers": [9]}}]), RunOptions())
@@ -203,7 +193,7 @@ def test_a_folder_of_another_study_is_refused(pair: Path, tmp_path: Path) -> Non
 
 
 def test_shards_hold_neighbours_in_length_and_fit_the_pass() -> None:
-    items = [Item(id=str(i), sha256="", tokens=10 + i * 7 % 30) for i in range(20)]
+    items = [Item(id=str(i), sha256="", tokens=10 + i * 7 % 30, pairs=10, tail=10) for i in range(20)]
     packed = shards(items, 30, 1, 100)
     assert sorted(item.id for shard in packed for item in shard) == sorted(item.id for item in items)
     assert all(31 * len(shard) <= 100 for shard in packed)

@@ -20,6 +20,7 @@ from mechdiff.engine.adapters import AdaptedTensors, Factors, open_adapter
 from mechdiff.engine.families import Family
 from mechdiff.engine.sources import Source
 from mechdiff.engine.tensors import TensorFiles, open_tensors, place, reading_order
+from mechdiff.engine.vocabularies import Tokens
 from mechdiff.errors import ModelError
 
 _CHUNK = 1 << 24
@@ -40,7 +41,7 @@ class Change:
     """In the dtype of the file; None: base plus `factors`, or the same as base where there are none."""
     factors: Factors | None = None
     partly: bool = False
-    """Only the rows that both models have are here."""
+    """Only the rows that both models have are here, by what their tokens stand for."""
 
     @property
     def untouched(self) -> bool:
@@ -109,6 +110,8 @@ class Changes:
     only_tuned: list[str]
     reshaped: list[str]
     """Tensors that both have in other shapes; those with more or fewer rows (a larger vocabulary) are compared in the shared ones."""
+    rows: dict[str, Tensor] | None = None
+    """Side -> the rows of embedding and unembedding that stand for the same tokens; None: the first ones, as many as both have."""
     statements: list[str] = field(default_factory=list)
     """What is not compared, or not as one would think, and why: sentences for the record."""
 
@@ -139,23 +142,30 @@ class Changes:
             tuned = self.tuned.read(name) if touched and factors is None else None
         else:
             factors, tuned = None, self.tuned.read(name)
-        partly = tuned is not None and tuned.shape != base.shape
+        partly = tuned is not None and (tuned.shape != base.shape or self._by_token(name))
         if tuned is not None and partly:
-            rows = min(len(base), len(tuned))
-            base, tuned = base[:rows], tuned[:rows]
+            rows = self.rows or dict.fromkeys(("base", "tuned"), torch.arange(min(len(base), len(tuned))))
+            base, tuned = base[rows["base"]], tuned[rows["tuned"]]
         return Change(name=name, layer=layer, site=site, base=base, tuned=tuned, factors=factors, partly=partly)
 
+    def _by_token(self, name: str) -> bool:
+        """Whether a tensor has a row for each token, and these are matched by what the tokens stand for."""
+        return self.rows is not None and name in (self.base.embed, self.base.head)
 
-def open_changes(base: Source, tuned: Source) -> Changes:
-    """The changes from base to tuned; only the files' tables of contents are read yet. ModelError: a file is broken or missing."""
+
+def open_changes(base: Source, tuned: Source, tokens: Tokens | None = None) -> Changes:
+    """The changes from base to tuned; only the files' tables of contents are read yet. ModelError: a file is broken or missing.
+
+    `tokens`: where the vocabularies differ, embedding and unembedding are compared in the rows of the same tokens.
+    """
     ours = open_tensors(Path(base.load))
     if tuned.adapter is None:
-        return changes_between(ours, open_tensors(Path(tuned.load)))
+        return changes_between(ours, open_tensors(Path(tuned.load)), tokens)
     adapted = open_adapter(tuned.adapter, ours if tuned.load == base.load else open_tensors(Path(tuned.load)))
-    return changes_between(ours, adapted)
+    return changes_between(ours, adapted, tokens)
 
 
-def changes_between(ours: TensorFiles, theirs: TensorFiles | AdaptedTensors) -> Changes:
+def changes_between(ours: TensorFiles, theirs: TensorFiles | AdaptedTensors, tokens: Tokens | None = None) -> Changes:
     """Which tensors of two models can be compared, and what is to be said of the others."""
     refused = theirs.refused if isinstance(theirs, AdaptedTensors) else None
     our_names, their_names, statements = _with_heads(ours, theirs)
@@ -175,6 +185,9 @@ def changes_between(ours: TensorFiles, theirs: TensorFiles | AdaptedTensors) -> 
         only_base=sorted(our_names - their_names),
         only_tuned=sorted(their_names - our_names),
         reshaped=sorted(reshaped),
+        rows=None
+        if tokens is None or tokens.equal
+        else {side: torch.from_numpy(ids[: tokens.n_shared]) for side, ids in tokens.ids.items()},
     )
     if refused:
         statements.append(f"this adapter {refused}: its change is not compared. Where peft can, merge it and give the full model as tuned")
@@ -204,8 +217,12 @@ def _shares_rows(name: str, ours: TensorFiles, theirs: TensorFiles | AdaptedTens
 
 def _said_of(changes: Changes, sharing: set[str]) -> list[str]:
     ours, theirs = changes.base, changes.tuned
-    said = [f"{name}: {ours.shape(name)[0]} rows in base, {theirs.shape(name)[0]} in tuned; the shared first rows are compared"
-            for name in sorted(sharing)]  # fmt: skip
+    if changes.rows:
+        matched = f"the {len(changes.rows['base'])} rows of the same tokens are compared, matched by the bytes they stand for"
+        sharing = {name for name in (ours.embed, ours.head) if name in changes.names}
+    else:
+        matched = "the shared first rows are compared"
+    said = [f"{name}: {ours.shape(name)[0]} rows in base, {theirs.shape(name)[0]} in tuned; {matched}" for name in sorted(sharing)]
     said += [f"{name}: shape {ours.shape(name)} in base, {theirs.shape(name)} in tuned; not compared"
              for name in changes.reshaped if name not in sharing]  # fmt: skip
     for names, side in ((changes.only_base, "base"), (changes.only_tuned, "tuned")):

@@ -17,21 +17,23 @@ import yaml
 
 from mechdiff.engine.changes import open_changes
 from mechdiff.engine.sources import Source
+from mechdiff.engine.vocabularies import Tokens
 from mechdiff.errors import ModelError
 
 FAR = 0.5
 """Relative distance of weights beyond which two models are hardly parent and child."""
 
 
-def lineage(base: Source, tuned: Source, alternatives: Sequence[Source] = ()) -> dict[str, Any]:
+def lineage(base: Source, tuned: Source, alternatives: Sequence[Source] = (), tokens: Tokens | None = None) -> dict[str, Any]:
     """How far tuned is from base, and whether it looks like base's child. `alternatives` are other models that may be its base.
+    `tokens`: where the vocabularies differ, embedding and unembedding are left out of the distance.
 
     `relative_distance` is ||W_tuned - W_base|| / ||W_base|| over the tensors that both have in one shape (None where the files do not tell);
     then how many of these changed and how many are equal, those of other shapes, those that only one has, `not_compared` (sentences),
     `alternatives` (ref and relative_distance of each), `stated_base`, and `warnings`. ModelError where a file of base or tuned is broken;
     an alternative's is warned of.
     """
-    found = distance(base, tuned)
+    found = distance(base, tuned, tokens)
     named = stated_base(tuned)
     others, unread = [], []
     for other in alternatives:
@@ -101,9 +103,9 @@ def stated_base(source: Source) -> str | None:
 # ---- distances ---------------------------------------------------------------------------------------------------------------------
 
 
-def distance(base: Source, tuned: Source) -> dict[str, Any]:
+def distance(base: Source, tuned: Source, tokens: Tokens | None = None) -> dict[str, Any]:
     """||W_tuned - W_base|| / ||W_base|| over the tensors that both have in one shape, and how many changed. ModelError: a broken file."""
-    changes = open_changes(base, tuned)
+    changes = open_changes(base, tuned, tokens)
     moved, size, changed, equal = 0.0, 0.0, 0, 0
     for change in changes:
         if change.partly:

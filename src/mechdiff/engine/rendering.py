@@ -95,6 +95,14 @@ def render(
     return rendered
 
 
+def tail(one: Rendered) -> int:
+    """How many last tokens are the same places for both models, one by one; less than all where one model reads more tokens than the other."""
+    most = min(len(one.ids_base), len(one.ids_tuned)) - (len(one.ids_base) != len(one.ids_tuned))
+    ends = zip(reversed(one.positions), range(1, len(one.positions) + 1), strict=True)
+    same = (pair == (len(one.ids_base) - n, len(one.ids_tuned) - n) for pair, n in ends)
+    return min(most, next((n for n, holds in enumerate(same) if not holds), len(one.positions)))
+
+
 @dataclass(frozen=True)
 class _Template:
     """A chat template, and the tokenizer whose special tokens it prints."""

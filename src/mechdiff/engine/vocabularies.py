@@ -143,6 +143,11 @@ class Tokens:
     def equal(self) -> bool:
         return self.relation == "equal"
 
+    @property
+    def all_shared(self) -> bool:
+        """Both models have the same tokens, under whatever ids."""
+        return self.relation in ("equal", "permuted")
+
     def shared_ids(self, side: str) -> frozenset[int]:
         """That model's ids of the tokens that both have."""
         return frozenset(self.ids[side][: self.n_shared].tolist())
@@ -159,6 +164,31 @@ class Tokens:
 
         ids = torch.from_numpy(self.ids[side]).to(logits.device)
         return logits.index_select(-1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
+
+    def shared(self, logits: "Tensor", side: str) -> "Tensor":
+        """Logits of one model at the tokens that both have, in the order of the list."""
+        if self.equal:
+            return logits[..., : self.n_shared]
+        import torch
+
+        return logits.index_select(-1, torch.from_numpy(self.ids[side][: self.n_shared]).to(logits.device))
+
+    def listed(self, side: str, ids: "Tensor") -> "Tensor":
+        """Where one model's token ids stand in the list. Rows of its unembedding that are left out have no place: they are never said."""
+        if self.equal:
+            return ids
+        import torch
+
+        return torch.from_numpy(self._places[side]).to(ids.device)[ids]
+
+    @cached_property
+    def _places(self) -> dict[str, np.ndarray]:
+        found = {}
+        for side, ids in self.ids.items():
+            places = np.zeros(ids.max() + 1, dtype=np.int64)
+            places[ids[ids >= 0]] = np.flatnonzero(ids >= 0)
+            found[side] = places
+        return found
 
     @cached_property
     def first_bytes(self) -> np.ndarray:

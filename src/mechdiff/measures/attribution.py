@@ -39,16 +39,24 @@ def weights_of(
     base_logits: Float[Tensor, "prompt vocab"],
     tuned_logits: Float[Tensor, "prompt vocab"],
     label_tokens: Sequence[int] | None = None,
+    *,
+    n_shared: int | None = None,
 ) -> Float[Tensor, "prompt vocab"]:
-    """The weights of m, summing to 0 over the vocabulary; a row of NaN where it is undefined. `label_tokens`: each prompt's, for `label`."""
-    if metric == "law":
-        return tuned_logits.double().softmax(-1).float() - base_logits.double().softmax(-1).float()
+    """The weights of m, summing to 0 over the vocabulary; a row of NaN where it is undefined. `label_tokens`: each prompt's, for `label`.
+
+    m is made of the first `n_shared` tokens, those that both models have, and of their laws on them; the others weigh nothing.
+    """
     weights = torch.zeros_like(tuned_logits, dtype=torch.float32)
+    shared, base_logits, tuned_logits = weights[:, :n_shared], base_logits[:, :n_shared], tuned_logits[:, :n_shared]
+    if metric == "law":
+        shared += tuned_logits.double().softmax(-1).float() - base_logits.double().softmax(-1).float()
+        return weights
     every = torch.arange(len(weights))
     if metric == "label":
         assert label_tokens is not None
-        weights -= 1 / weights.shape[1]
+        shared -= 1 / shared.shape[1]
         weights[every, list(label_tokens)] += 1
+        weights[torch.tensor(label_tokens) >= shared.shape[1]] = torch.nan
         return weights
     first, other = tuned_logits.argmax(-1), base_logits.argmax(-1)
     weights[every, first] += 1

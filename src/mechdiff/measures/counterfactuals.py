@@ -15,6 +15,7 @@ from torch import Tensor
 from mechdiff.engine.activations import Clean
 from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Engine, Variant
+from mechdiff.engine.vocabularies import Tokens
 from mechdiff.measures.outcome import METRICS, outcomes
 from mechdiff.rows import KEY, rows
 
@@ -36,7 +37,7 @@ class Along:
         """Of runs by these weights on these prompts, behind the unedited run."""
         found = torch.zeros(logits.shape[:2], dtype=torch.float64)
         for runs, weights, values in zip(logits, self.weights[:, prompts].unbind(1), found, strict=True):
-            moved = runs[1:] - runs[0]
+            moved = change(runs[1:], runs[0])
             for one in sorted(set(which)):
                 here = [i for i, other in enumerate(which) if other == one]
                 values[1:][here] = (moved @ weights[one].to(moved)).double().cpu()[here]
@@ -51,6 +52,7 @@ def scores(
     *,
     base_logits: Float[Tensor, "prompt vocab"],
     tuned_logits: Float[Tensor, "prompt vocab"],
+    tokens: Tokens,
     max_rows: int,
     metrics: Collection[str] = METRICS,
     along: Along | None = None,
@@ -64,8 +66,10 @@ def scores(
     busy = [i for i, variant in enumerate(variants) if not adds_nothing(variant)]
     parts: list[Scores] = []
     for part in chunks(max(1, len(busy)), max(1, max_rows // len(cleans) - 1)):
-        logits = engine(model, cleans, [variants[i] for i in busy[part]])[..., : own.shape[-1]]
-        found = outcomes(logits, own, other, tuned_clean=tuned_logits, base_clean=base_logits, metrics=metrics)
+        logits = engine(model, cleans, [variants[i] for i in busy[part]])
+        logits = tokens.place(logits, model.side)
+        clean = {"tuned_clean": tuned_logits, "base_clean": base_logits}
+        found = outcomes(logits, own, other, **clean, metrics=metrics, n_shared=tokens.n_shared)
         if along:
             found[along.name] = along.values(logits, [along.which[i] for i in busy[part]], prompts)
         parts.append(found if not parts else {name: values[:, 1:] for name, values in found.items()})
@@ -79,15 +83,21 @@ def adds_nothing(variant: Variant) -> bool:
 
 
 def moved_logits(
-    model: Model, engine: Engine, cleans: Sequence[Clean], variants: Sequence[Variant], *, vocab: int, max_rows: int
+    model: Model, engine: Engine, cleans: Sequence[Clean], variants: Sequence[Variant], *, tokens: Tokens, max_rows: int
 ) -> Float[Tensor, "prompt variant vocab"]:
     """How far every variant moves each prompt's logits from the unedited run of the same pass, on the CPU."""
-    found = torch.zeros(len(cleans), len(variants), vocab)
+    found = torch.zeros(len(cleans), len(variants), len(tokens))
     busy = [i for i, variant in enumerate(variants) if not adds_nothing(variant)]
     for part in chunks(len(busy), max(1, max_rows // len(cleans) - 1)) if busy else ():
-        logits = engine(model, cleans, [variants[i] for i in busy[part]])[..., :vocab]
-        found[:, busy[part]] = (logits[:, 1:] - logits[:, :1]).cpu()
+        logits = tokens.place(engine(model, cleans, [variants[i] for i in busy[part]]), model.side)
+        found[:, busy[part]] = change(logits[:, 1:], logits[:, :1]).cpu()
     return found
+
+
+def change(logits: Float[Tensor, "... vocab"], clean: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
+    """logits - clean; 0 where the model has no such token (-inf)."""
+    moved, absent = logits - clean, clean == -torch.inf
+    return moved.masked_fill_(absent, 0) if absent.any() else moved
 
 
 def score_rows(found: Scores, labels: pl.DataFrame, prompt_ids: Sequence[str], *, floor: bool = False) -> pl.DataFrame:

@@ -8,7 +8,19 @@ At the decision position of each prompt, with p_t the tuned model's next-token l
     top1_same          = 1 if both have the same most likely token, else 0
 
 0 nats: the same law. The other end is open: each nat is a factor of e between the probabilities of what the tuned model says, on average.
-D is infinite where the base excludes (logit -inf) a token that the tuned model allows.
+D is infinite where the base excludes (logit -inf) a token that the tuned model allows: where their vocabularies differ it nearly always is.
+Then two numbers say together what one cannot, and neither is published alone:
+
+    kl_shared_nats     = KL(p_t || p_b) of both laws cut to the tokens that both have, and renormalised; shares of an effect are shares of this
+    mass_outside       = what the tuned model gives to tokens that the base does not have (mass_outside_base: the reverse)
+
+With nothing outside in the base, KL(p_b || p_t) = kl_shared_base_tuned_nats - log(1 - mass_outside), exactly. A token that the base would say in
+two steps counts as outside, though the text is the same. What the text's next byte is does not depend on how a model cuts it:
+
+    kl_byte_nats       = KL(p_t || p_b) of the next byte: tokens summed by their first byte, special tokens as one more. At most D (grouping
+                         loses), 0 for two models that write the same bytes in other tokens. It sees one byte ahead, no more.
+
+And how finely each tokenizer cuts the prompt's own text: tokens_per_word_*, tokens_per_byte_* (a word is a run of letters, marks and digits).
 
 **Over text**, the same at every position of the prompt and of a continuation that both models are made to read (teacher-forced; by default the
 tuned model's own greedy one), token by token, and for each prompt
@@ -22,23 +34,76 @@ its mean, so read the mean with its interval and beside the median. How the dive
 """
 
 import math
+from collections.abc import Mapping
 
+import numpy as np
 import polars as pl
-from jaxtyping import Float, Float64, Int
+import torch
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+from mechdiff.engine.vocabularies import Tokens
 from mechdiff.measures.outcome import kl_and_js_nats, kl_nats, top1_same
 from mechdiff.rows import rows
 
 
 def measure(
-    base_logits: Float[Tensor, "prompt vocab"], tuned_logits: Float[Tensor, "prompt vocab"], prompt_ids: list[str], split: str
+    base_logits: Float[Tensor, "prompt vocab"],
+    tuned_logits: Float[Tensor, "prompt vocab"],
+    prompt_ids: list[str],
+    split: str,
+    tokens: Tokens | None = None,
+    unit: str | None = None,
 ) -> pl.DataFrame:
-    """Rows of every divergence of each prompt, from both models' logits at the decision position."""
+    """Rows of every divergence of each prompt, from both models' logits at the decision position; `tokens` lists the vocabulary's."""
     found = divergences(base_logits, tuned_logits)
+    if tokens:
+        found |= across_vocabularies(base_logits, tuned_logits, tokens)
+        found["kl_byte_nats"] = next_byte_nats(base_logits, tuned_logits, tokens.first_bytes)
     return pl.concat(
-        rows(value.numpy(), measure="divergence", split=split, prompt=prompt_ids, metric=metric) for metric, value in found.items()
+        rows(value.numpy(), measure="divergence", split=split, unit=unit, prompt=prompt_ids, metric=metric)
+        for metric, value in found.items()
     )
+
+
+def total_effect(
+    base_logits: Float[Tensor, "prompt vocab"], tuned_logits: Float[Tensor, "prompt vocab"], tokens: Tokens
+) -> Float64[Tensor, " prompt"]:
+    """What shares are shares of, on the CPU: D, of the laws on the tokens that both models have."""
+    return kl_nats(tuned_logits[..., : tokens.n_shared], base_logits[..., : tokens.n_shared])
+
+
+def across_vocabularies(
+    base_logits: Float[Tensor, "row vocab"], tuned_logits: Float[Tensor, "row vocab"], tokens: Tokens
+) -> dict[str, Float64[Tensor, " row"]]:
+    """What two vocabularies add, of each row, on the CPU: nothing where they are equal."""
+    if tokens.all_shared:
+        return {}
+    base, tuned = base_logits[..., : tokens.n_shared], tuned_logits[..., : tokens.n_shared]
+    outside = {
+        side: logits.double().softmax(-1)[..., tokens.n_shared :].sum(-1).cpu()
+        for side, logits in (("base", base_logits), ("tuned", tuned_logits))
+    }
+    found = {
+        "mass_outside": outside["tuned"],
+        "kl_shared_nats": kl_nats(tuned, base),
+        "kl_shared_base_tuned_nats": kl_nats(base, tuned),
+    }
+    return found | ({"mass_outside_base": outside["base"]} if tokens.relation != "extended" else {})
+
+
+def next_byte_nats(
+    base_logits: Float[Tensor, "row vocab"], tuned_logits: Float[Tensor, "row vocab"], first_bytes: Int64[np.ndarray, " vocab"]
+) -> Float64[Tensor, " row"]:
+    """KL(tuned || base) of the next byte, in float64 on the CPU; `first_bytes` of every token, 256 for what is no text."""
+    groups = torch.from_numpy(first_bytes).expand(base_logits.shape)
+    laws = [
+        torch.zeros(len(logits), 257, dtype=torch.float64).scatter_add_(1, groups, logits.cpu().double().softmax(-1))
+        for logits in (base_logits, tuned_logits)
+    ]
+    base, tuned = laws
+    terms = torch.where(tuned > 0, tuned * (tuned.log() - base.log()), 0.0)
+    return terms.sum(-1).clamp(min=0)
 
 
 def divergences(base_logits: Float[Tensor, "row vocab"], tuned_logits: Float[Tensor, "row vocab"]) -> dict[str, Float64[Tensor, " row"]]:
@@ -55,27 +120,27 @@ def divergences(base_logits: Float[Tensor, "row vocab"], tuned_logits: Float[Ten
 def over_text(
     base_logits: Float[Tensor, "pos vocab"],
     tuned_logits: Float[Tensor, "pos vocab"],
-    continuation: Int[Tensor, " said"],
     *,
-    n_bytes: int,
+    decision: int,
+    bits_per_byte: Mapping[str, float],
     prompt: str,
     split: str,
+    tokens: Tokens | None = None,
 ) -> pl.DataFrame:
-    """Rows of every divergence at each position of one prompt and its continuation, whose tokens are `continuation`, `n_bytes` long as text.
+    """Rows of every divergence at each position of one prompt and its continuation.
 
-    Logits at a position are the law of the token after it: the decision position is the one before the continuation's first token, and the last
-    logits are those of its last token (of a prompt without a continuation, those of the decision position).
+    Logits at a position are the law of the token after it; `decision` is the position before the continuation's first token. `bits_per_byte` of the
+    continuation by each model ("base", "tuned"); a model that is not in it has none.
     """
-    found = divergences(base_logits, tuned_logits)
-    n_pos, n_said = len(base_logits), len(continuation)
-    decision = n_pos - max(n_said, 1)
+    found = divergences(base_logits, tuned_logits) | (across_vocabularies(base_logits, tuned_logits, tokens) if tokens else {})
+    n_pos = len(base_logits)
     columns = {"measure": "divergence", "split": split, "prompt": prompt}
     units = [f"token {i}" for i in range(n_pos)]
     frames = [rows(value.numpy(), unit=units, metric=metric, **columns) for metric, value in found.items()]
     apart = (found["top1_same"][decision:] == 0).nonzero()[:, 0]
     whole = {"first_divergence": float(apart[0]) + decision if len(apart) else math.nan}
-    for name, logits in (("base", base_logits), ("tuned", tuned_logits)):
-        whole[f"bits_per_byte_{name}"] = bits(logits[decision:], continuation) / n_bytes if n_bytes else math.nan
+    for name in ("base", "tuned"):
+        whole[f"bits_per_byte_{name}"] = bits_per_byte.get(name, math.nan)
     return pl.concat([*frames, *(rows([value], metric=metric, **columns) for metric, value in whole.items())])
 
 

@@ -35,6 +35,7 @@ from torch import Tensor
 from mechdiff.engine.activations import Clean
 from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Engine
+from mechdiff.engine.vocabularies import Tokens
 from mechdiff.measures.outcome import kl_nats, logit_diff_divergent
 from mechdiff.measures.patching import variants
 from mechdiff.rows import rows
@@ -70,20 +71,26 @@ def crossed(
     written: Float[Tensor, "layer prompt pos d"],
     base_logits: Float[Tensor, "prompt vocab"],
     tuned_logits: Float[Tensor, "prompt vocab"],
+    tokens: Tokens,
 ) -> Scores:
     """Scores of the unedited run (first) and of the runs of `model` on top of the other model's residual stream after each of `layers`.
 
     `written` has one entry for each of `layers`, at the last `pos` positions. The result is `bt` where the tuned model runs, else `tb`.
     """
     chosen = variants("resid_post", layers, dict(zip(layers, written, strict=True)))
-    logits = engine(model, cleans, chosen)[..., : base_logits.shape[-1]]
-    return scores(logits, base_logits, tuned_logits)
+    logits = tokens.place(engine(model, cleans, chosen), model.side)
+    return scores(logits, base_logits, tuned_logits, n_shared=tokens.n_shared)
 
 
 def scores(
-    logits: Float[Tensor, "prompt run vocab"], base_logits: Float[Tensor, "prompt vocab"], tuned_logits: Float[Tensor, "prompt vocab"]
+    logits: Float[Tensor, "prompt run vocab"],
+    base_logits: Float[Tensor, "prompt vocab"],
+    tuned_logits: Float[Tensor, "prompt vocab"],
+    *,
+    n_shared: int | None = None,
 ) -> Scores:
-    """Both scores of each run."""
+    """Both scores of each run, on the first `n_shared` tokens, renormalised: those that both models have."""
+    logits, base_logits, tuned_logits = (law[..., :n_shared] for law in (logits, base_logits, tuned_logits))
     return {
         "kl_tuned_nats": kl_nats(tuned_logits[:, None], logits).T,
         "logit_diff_divergent": logit_diff_divergent(logits, tuned_logits[:, None], base_logits[:, None]).T,

@@ -116,22 +116,27 @@ def outcomes(
     tuned_clean: Float[Tensor, "prompt vocab"],
     base_clean: Float[Tensor, "prompt vocab"],
     metrics: Collection[str] = METRICS,
+    n_shared: int | None = None,
 ) -> dict[str, Float64[Tensor, "prompt variant"]]:
-    """`metrics` of each run, on the CPU: `own` is the model that runs, `other` its partner; one of them is tuned, one base."""
+    """`metrics` of each run, on the CPU: `own` is the model that runs, `other` its partner; one of them is tuned, one base.
+
+    What holds a run against the other model looks at the first `n_shared` tokens alone, renormalised: those that both models have.
+    """
     found = {name: torch.empty(logits.shape[:2], dtype=torch.float64) for name in METRICS}
     with_js, with_own = "js_own_nats" in metrics, not {"kl_own_nats", "js_own_nats"}.isdisjoint(metrics)
     for i, (own_logits, other_logits) in enumerate(zip(own_clean, other_clean, strict=True)):
-        own, other = reference(own_logits), reference(other_logits)
+        own, other = reference(own_logits), reference(other_logits[:n_shared])
         for at in _blocks(logits[i]):
             block = logits[i, at]
             if with_own:
                 found["kl_own_nats"][i, at], found["js_own_nats"][i, at] = _kl_and_js(own, block, with_js=with_js)
             if "kl_other_nats" in metrics:
-                found["kl_other_nats"][i, at] = _kl_and_js(other, block, with_js=False)[0]
+                found["kl_other_nats"][i, at] = _kl_and_js(other, block[:, :n_shared], with_js=False)[0]
             if "top1_same" in metrics:
                 found["top1_same"][i, at] = (block[:, int(own.top)] == block.amax(-1)).cpu().double()
     if "logit_diff_divergent" in metrics:
-        found["logit_diff_divergent"] = logit_diff_divergent(logits, tuned_clean[:, None], base_clean[:, None])
+        shared = (law[..., :n_shared] for law in (logits, tuned_clean[:, None], base_clean[:, None]))
+        found["logit_diff_divergent"] = logit_diff_divergent(*shared)
     return {name: found[name] for name in METRICS if name in metrics}
 
 

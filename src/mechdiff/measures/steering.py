@@ -43,6 +43,7 @@ from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.sites import Site
 from mechdiff.engine.steered import opening, steered
+from mechdiff.engine.vocabularies import Tokens
 from mechdiff.measures.counterfactuals import chunks
 from mechdiff.measures.outcome import kl_nats, outcomes, top1_same
 from mechdiff.measures.subspaces import Subspace, random_basis, random_vector
@@ -231,7 +232,7 @@ def measure_side_effects(
     prompts: Mapping[str, Int[Tensor, " pos"]],
     every: Sequence[Edit],
     *,
-    vocab: int,
+    tokens: Tokens,
     max_rows: int,
     columns: Mapping[str, str | None],
 ) -> pl.DataFrame:
@@ -241,8 +242,9 @@ def measure_side_effects(
     for part in chunks(len(every), max(1, max_rows // max(map(len, ids)) - 1)):
         labels = [edit.label(all_positions=True) for edit in every[part]]
         for name, one, logits in zip(prompts, ids, steered(model, ids, [edit.pushes for edit in every[part]]), strict=True):
-            laws = logits[..., :vocab]
-            for metric, values in side_effects(laws[0], laws[1:], one[n_shared:]).items():
+            laws = tokens.place(logits, model.side)
+            said = tokens.listed(model.side, one[n_shared:])
+            for metric, values in side_effects(laws[0], laws[1:], said).items():
                 frames.append(_frame(values, labels, metric=metric, prompt=name, measure="steering", **columns))
     return pl.concat(frames)
 
@@ -254,6 +256,7 @@ def measure_effects(
     *,
     base_logits: Float[Tensor, "prompt vocab"],
     tuned_logits: Float[Tensor, "prompt vocab"],
+    tokens: Tokens,
     max_rows: int,
     columns: Mapping[str, str | None],
     all_positions: bool = True,
@@ -264,8 +267,8 @@ def measure_effects(
     for part in chunks(len(every), max(1, max_rows // max(map(len, ids)) - 1)):
         labels = [edit.label(all_positions=all_positions) for edit in every[part]]
         runs = steered(model, ids, [edit.pushes for edit in every[part]], whole=False, last_only=not all_positions)
-        logits = torch.stack([found[1:, -1] for found in runs])[..., : own.shape[-1]]
-        found = outcomes(logits, own, other, tuned_clean=tuned_logits, base_clean=base_logits)
+        logits = tokens.place(torch.stack([found[1:, -1] for found in runs]), model.side)
+        found = outcomes(logits, own, other, tuned_clean=tuned_logits, base_clean=base_logits, n_shared=tokens.n_shared)
         for metric, values in found.items():
             for name, row in zip(prompts, values, strict=True):
                 frames.append(_frame(row, labels, metric=metric, prompt=name, measure="steering", **columns))

@@ -71,7 +71,7 @@ def d_per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
         pl.col("measure") == "divergence", pl.col("control").is_null(), pl.col("unit").is_null(), pl.col("prompt").is_not_null()
     )
     measured = measured.filter(pl.col("split").eq_missing(reported(rows, "divergence")))
-    d = measured.filter(pl.col("metric") == "kl_tuned_base_nats").select("prompt", d="value")
+    d = measured.filter(pl.col("metric") == statistics.d_metric(rows)).select("prompt", d="value")
     same = measured.filter(pl.col("metric") == "top1_same").select("prompt", same=pl.col("value") > 0.5)
     return d.join(same, on="prompt", how="left").sort("d", "prompt")
 
@@ -79,7 +79,7 @@ def d_per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
 def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
     """D and its relatives; None where divergence was not measured."""
     found = _plain(summary).filter(pl.col("measure") == "divergence", pl.col("split").eq_missing(reported(rows, "divergence")))
-    d = found.filter(pl.col("metric") == "kl_tuned_base_nats")
+    d = found.filter(pl.col("metric") == statistics.d_metric(rows))
     if d.is_empty():
         return None
     one = d.row(0, named=True)
@@ -278,13 +278,10 @@ def _plain(summary: pl.DataFrame, unit: str | None = None) -> pl.DataFrame:
 
 
 def _totals(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
-    """`prompt total`: D of each prompt, on shared tokens where it is infinite on any."""
-    d = rows.filter(
+    """`prompt total`: D of each prompt."""
+    chosen = rows.filter(
         pl.col("measure") == "divergence", pl.col("split").eq_missing(split), pl.col("control").is_null(), pl.col("unit").is_null()
-    )
-    exact = d.filter(pl.col("metric") == "kl_tuned_base_nats")
-    shared = d.filter(pl.col("metric") == "kl_shared_nats")
-    chosen = exact if exact["value"].is_finite().all() or shared.is_empty() else shared
+    ).filter(pl.col("metric") == statistics.d_metric(rows))
     return chosen.filter(pl.col("prompt").is_not_null()).select("prompt", total="value").sort("prompt")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from mechdiff.report import findings, intervals
+from mechdiff.report import findings, intervals, statistics
 
 KINDS = ("attn", "mlp", "norm")
 ORDER = {"embed": (-1, 0), "final_norm": (10**6, 0), "head": (10**6, 1)}
@@ -105,7 +105,7 @@ def checked(rows: pl.DataFrame) -> Checked:
     none = of_split.filter(pl.col("arm") == "none").select("prompt", "value")
     d = rows.filter(
         pl.col("measure") == "divergence",
-        pl.col("metric") == "kl_tuned_base_nats",
+        pl.col("metric") == statistics.d_metric(rows),
         pl.col("split").eq_missing(split),
         pl.col("unit").is_null() & pl.col("control").is_null(),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from mechdiff.report import intervals
+from mechdiff.report import intervals, statistics
 from mechdiff.report.findings import reported
 
 BEFORE, AFTER = 60, 120
@@ -46,7 +46,7 @@ def offsets(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
 
     The manifest says how long a prompt is; where it does not, the decision position is the token that has the prompt's D.
     """
-    tokens = _of_tokens(rows, "kl_tuned_base_nats").select("prompt", "value", place=pl.col("unit").str.slice(6).cast(pl.Int64))
+    tokens = _of_tokens(rows, statistics.d_metric(rows)).select("prompt", "value", place=pl.col("unit").str.slice(6).cast(pl.Int64))
     known = pl.DataFrame(list(decision_places(rows, manifest).items()), schema={"prompt": pl.String, "at": pl.Int64}, orient="row")
     placed = tokens.join(known, on="prompt").select("prompt", "value", offset=pl.col("place") - pl.col("at"))
     return placed.sort("prompt", "offset")
@@ -54,8 +54,8 @@ def offsets(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
 
 def decision_places(rows: pl.DataFrame, manifest: dict) -> dict[str, int]:
     """Index of the decision position in the tokens of each prompt, where it is known."""
-    tokens = _of_tokens(rows, "kl_tuned_base_nats")
-    whole = _whole(rows, "kl_tuned_base_nats").select("prompt", d="value")
+    tokens = _of_tokens(rows, statistics.d_metric(rows))
+    whole = _whole(rows, statistics.d_metric(rows)).select("prompt", d="value")
     found = tokens.join(whole, on="prompt").with_columns(
         place=pl.col("unit").str.slice(6).cast(pl.Int64), away=(pl.col("value") - pl.col("d")).abs()
     )

@@ -78,14 +78,13 @@ def plain(table: pl.DataFrame) -> pl.DataFrame:
 
 def totals(rows: pl.DataFrame, split: str | None, runner: str = "base") -> pl.DataFrame:
     """`prompt total`: the other model's clean divergence from the one that runs: D, or KL(p_base || p_tuned) where the tuned model runs."""
-    metric = statistics.CLEAN_OTHER[runner]
-    of_pair = rows.filter(
+    found = rows.filter(
         pl.col("measure") == "divergence",
+        pl.col("metric") == statistics.between_models(rows)[runner],
         pl.col("split").eq_missing(split),
         pl.col("control").is_null() & pl.col("unit").is_null() & pl.col("prompt").is_not_null(),
     )
-    exact, shared = (of_pair.filter(pl.col("metric") == name).select("prompt", total="value") for name in (metric, "kl_shared_nats"))
-    return exact if runner == "tuned" or exact["total"].is_finite().all() or shared.is_empty() else shared
+    return found.select("prompt", total="value")
 
 
 def cells(values: pl.DataFrame, of: pl.DataFrame | None = None) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 from scipy.stats import spearmanr
 
-from mechdiff.report import asymmetry, figures, findings
+from mechdiff.report import asymmetry, figures, findings, statistics
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.section_attribution import attribution
@@ -111,7 +111,7 @@ def _divergences(run: Run, split: str) -> dict:
 
 def _other_splits(run: Run, reported: str) -> list[dict]:
     """D on the splits that nothing is published on: far from the reported one, the prompts are not alike."""
-    cells = run.summary.filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("control").is_null(), pl.col("unit").is_null())
+    cells = run.summary.filter(pl.col("metric") == statistics.d_metric(run.rows), pl.col("control").is_null(), pl.col("unit").is_null())
     cells = cells.filter(pl.col("split").is_not_null() & (pl.col("split") != reported)).sort("split")
     rows = [
         (r["split"], str(r["n"]), nats(r["mean"]), between(r["ci_low"], r["ci_high"]), nats(r["median"]))

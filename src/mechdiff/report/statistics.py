@@ -49,14 +49,12 @@ FLAGS = {
     "same_top_token": "undefined where both models choose the same token: those prompts are left out, n counts the others",
     "undefined": "undefined, for too few prompts or states without variance; n counts the prompts with a value",
     "infinite": "infinite on at least one prompt: a token that only one model can emit",
-    "shared_tokens": "D is infinite, so the share is of D on the tokens that both models have",
+    "shared_tokens": "the vocabularies differ: the share is of D on the tokens that both models have",
     "few_prompts": f"fewer than {FEW} prompts: the interval is too short",
 }
 
-TOTALS = {"total": "kl_tuned_base_nats", "total_shared": "kl_shared_nats", "total_reverse": "kl_base_tuned_nats"}
-"""What effects are held against: D, D on the tokens that both models have, and the divergence the other way round."""
-CLEAN_OTHER = {"base": "kl_tuned_base_nats", "tuned": "kl_base_tuned_nats"}
-"""What `kl_other_nats` of an unedited run is, by the model that runs."""
+TOTALS = ("total", "total_reverse")
+"""What effects are held against: D, and the divergence the other way round (see `between_models`)."""
 BINARY = ("top1_same", "mc_correct", "exact_match")
 MAPPED = ("patching", "transport", "rank")
 EDITED = (*MAPPED, "steering", "heads")
@@ -77,7 +75,7 @@ def summarise(rows: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
     table = _with_similarity(table, rows)
     tested = pl.concat([permutation_p(rows), swap_p(table, rows)])
     table = with_q(table.join(tested, on=GROUP, how="left", nulls_equal=True, maintain_order="left"))
-    table = _with_drop(_with_share(table))
+    table = _with_drop(_with_share(table, shared=d_metric(rows) == "kl_shared_nats"))
     return table.with_columns(flag=_flag()).select([pl.col(name).cast(kind) for name, kind in SUMMARY.items()])
 
 
@@ -92,6 +90,21 @@ def _tokens_together(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([rows.filter(~of_token), means.select(rows.columns)])
 
 
+def between_models(rows: pl.DataFrame) -> dict[str, str]:
+    """The metric that `kl_other_nats` of an unedited run has, by the model that runs; the base's is D, as shares of an effect mean it.
+
+    Where the vocabularies differ both are on the tokens that both models have.
+    """
+    metrics = {"base": ("kl_shared_nats", "kl_tuned_base_nats"), "tuned": ("kl_shared_base_tuned_nats", "kl_base_tuned_nats")}
+    measured = set(rows["metric"].unique())
+    return {side: shared if shared in measured else every for side, (shared, every) in metrics.items()}
+
+
+def d_metric(rows: pl.DataFrame) -> str:
+    """The metric that is D."""
+    return between_models(rows)["base"]
+
+
 def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
     """How far an unedited replayed row strays: one row per running model, split and metric (`runner split metric floor`).
 
@@ -101,7 +114,7 @@ def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
     """
     clean = _of_the_pair(rows).select("split", "prompt", pl.col("metric").alias("between"), clean="value")
     unedited = rows.filter(pl.col("control") == "no_op").with_columns(_runner())
-    unedited = unedited.with_columns(between=pl.col("runner").replace_strict(CLEAN_OTHER, default=None, return_dtype=pl.String))
+    unedited = unedited.with_columns(between=pl.col("runner").replace_strict(between_models(rows), default=None, return_dtype=pl.String))
     unedited = unedited.join(clean, on=["split", "prompt", "between"], how="left")
     own, other = pl.col("metric").is_in(["kl_own_nats", "js_own_nats"]), pl.col("metric") == "kl_other_nats"
     strays = pl.when(own).then("value").when(other).then((pl.col("value") - pl.col("clean")).abs())
@@ -135,13 +148,14 @@ def _of_the_pair(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _totals(coded: pl.DataFrame, n_codes: int) -> dict[tuple[str, str], np.ndarray]:
-    """Divergence of each prompt, by (metric, split): NaN where it was not measured."""
+    """Each prompt's divergence, by (one of TOTALS, split): NaN where it was not measured."""
     found = {}
-    d = _of_the_pair(coded).filter(pl.col("metric").is_in(list(TOTALS.values())))
-    for (metric, split), part in d.group_by("metric", "split"):
-        values = np.full(n_codes, np.nan)
-        values[part["code"].to_numpy()] = part["value"].to_numpy()
-        found[str(metric), str(split)] = values
+    pair = _of_the_pair(coded)
+    for name, metric in zip(TOTALS, between_models(coded).values(), strict=True):
+        for (split,), part in pair.filter(pl.col("metric") == metric).group_by("split"):
+            values = np.full(n_codes, np.nan)
+            values[part["code"].to_numpy()] = part["value"].to_numpy()
+            found[name, str(split)] = values
     return found
 
 
@@ -158,8 +172,8 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
             found[name][members] = content
         binary = members[is_binary[members]]
         found["ci_low"][binary], found["ci_high"][binary] = intervals.wilson(found["mean"][binary], len(values))
-        for name, metric in TOTALS.items():
-            of_split = {split: d[codes].mean() for (m, split), d in totals.items() if m == metric}
+        for name in TOTALS:
+            of_split = {split: d[codes].mean() for (which, split), d in totals.items() if which == name}
             found[name][members] = [of_split.get(splits[member], np.nan) for member in members]
     positive = groups["metric"].str.ends_with("_nats").to_numpy()
     found["log_mean"][~positive] = np.nan
@@ -234,7 +248,7 @@ def _crossed() -> pl.Expr:
 
 def _crossing_floors(rows: pl.DataFrame) -> pl.DataFrame:
     """`split unit floor_of_crossing`: how far KL(p_tuned || run) of an unedited row strays from D (where the base runs) and from 0."""
-    d = _of_the_pair(rows).filter(pl.col("metric") == "kl_tuned_base_nats").select("split", "prompt", clean="value")
+    d = _of_the_pair(rows).filter(pl.col("metric") == d_metric(rows)).select("split", "prompt", clean="value")
     unedited = rows.filter(pl.col("measure") == "factorial", pl.col("control") == "no_op").join(d, on=["split", "prompt"], how="left")
     strays = (pl.col("value") - pl.when(pl.col("arm") == "bb").then("clean").otherwise(0.0)).abs()
     found = unedited.with_columns(strays=strays).filter(pl.col("strays").is_finite())
@@ -257,9 +271,8 @@ def _with_similarity(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _with_share(table: pl.DataFrame) -> pl.DataFrame:
+def _with_share(table: pl.DataFrame, *, shared: bool) -> pl.DataFrame:
     """`share`, and `reduced`: the effect in nats that is held against the floor."""
-    total = pl.when(pl.col("total").is_finite()).then("total").otherwise("total_shared")
     edited = pl.col("measure").is_in(EDITED)
     breakage = edited & (pl.col("metric") == "kl_own_nats")
     recovery = edited & (pl.col("metric") == "kl_other_nats")
@@ -268,17 +281,19 @@ def _with_share(table: pl.DataFrame) -> pl.DataFrame:
     of_d = (breakage & (pl.col("runner") == "tuned")) | (recovery & (pl.col("runner") == "base")) | grafted
     between = (pl.col("measure") == "divergence") & pl.col("metric").str.contains("^(kl|js)_")
     own = pl.col("metric").is_in(["kl_own_nats", "js_own_nats"]) | between
-    clean_other = pl.when(pl.col("runner") == "tuned").then("total_reverse").otherwise(total)
+    clean_other = pl.when(pl.col("runner") == "tuned").then("total_reverse").otherwise("total")
     effect = pl.when(recovery).then((clean_other - pl.col("mean")).abs()).when(own).then("mean")
     effect = effect.when(_crossed()).then(pl.col("mean").abs())
     table = table.with_columns(
         effect=effect,
-        no_effect=(edited | grafted) & (total <= FLOORS * pl.col("floor_either").fill_null(0)),
-        on_shared=of_d & pl.col("total").is_infinite() & pl.col("total_shared").is_finite(),
+        no_effect=(edited | grafted) & (pl.col("total") <= FLOORS * pl.col("floor_either").fill_null(0)),
+        on_shared=of_d & shared,
     )
-    ratio = pl.col("mean") / total
+    ratio = pl.col("mean") / pl.col("total")
     share = pl.when(of_d & breakage).then(ratio).when(of_d & recovery).then(1 - ratio)
-    countable = ~pl.col("no_effect").fill_null(False) & (total > 0) & (pl.col("control").is_null() | (pl.col("control") != "no_op"))
+    countable = (
+        ~pl.col("no_effect").fill_null(False) & (pl.col("total") > 0) & (pl.col("control").is_null() | (pl.col("control") != "no_op"))
+    )
     return table.with_columns(share=pl.when(countable & share.is_finite()).then(share))
 
 
@@ -310,7 +325,7 @@ def _flag() -> pl.Expr:
     quiet = pl.col("effect") <= FLOORS * pl.col("floor").fill_null(0)
     holds = {
         "below_floor": quiet & ~unedited,
-        "no_effect": (pl.col("no_effect") & ~unedited) | ((pl.col("metric") == "kl_tuned_base_nats") & quiet),
+        "no_effect": (pl.col("no_effect") & ~unedited) | (pl.col("metric").is_in(["kl_tuned_base_nats", "kl_shared_nats"]) & quiet),
         "same_top_token": undefined & no_token,
         "undefined": undefined & ~no_token,
         "infinite": pl.col("mean").is_infinite(),

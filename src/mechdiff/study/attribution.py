@@ -44,10 +44,11 @@ class _Attributed:
 
     def gradients(self, pushes: Sequence[dict[Site, Tensor]]) -> list[dict[Site, Tensor]]:
         """dm/da of each push: NaN where m is undefined."""
-        weights = self.weights.nan_to_num().to(self.model.device)
+        tokens = self.run.prepared.tokens
+        weights = self.weights[:, : tokens.n_shared].nan_to_num().to(self.model.device)
 
         def metric(logits: Float[Tensor, "prompt push vocab"]) -> Float[Tensor, "prompt push"]:
-            return torch.einsum("prv,pv->pr", logits[..., : weights.shape[1]].float(), weights)
+            return torch.einsum("prv,pv->pr", tokens.shared(logits, self.model.side).float(), weights)
 
         found: list[dict[Site, Tensor]] = []
         cleans = self.run.cleans(self.cell, self.model)
@@ -147,11 +148,13 @@ def validated(run: Execution, direction: str) -> dict[str, list[Player]]:
 
 
 def _weights(run: Execution, cell: Cell, bench: Bench) -> Float[Tensor, "prompt vocab"]:
-    metric, tokens = cell.key["settings"]["metric"], None
+    metric, tokens, labels = cell.key["settings"]["metric"], run.prepared.tokens, None
     if metric == "label":
         tokenizer = run.prepared.pair.tokenizer("tuned")
-        tokens = [measure.label_token(name, run.prompt(cell.key["split"], name).prompt.label, tokenizer) for name in cell.key["ids"]]
-    return measure.weights_of(metric, bench.states["base"].logits, bench.states["tuned"].logits, tokens)
+        ids = [measure.label_token(name, run.prompt(cell.key["split"], name).prompt.label, tokenizer) for name in cell.key["ids"]]
+        labels = tokens.listed("tuned", torch.tensor(ids)).tolist()
+    logits = {side: bench.states[side].logits for side in ("base", "tuned")}
+    return measure.weights_of(metric, logits["base"], logits["tuned"], labels, n_shared=tokens.n_shared)
 
 
 def attribution_record(run: Execution) -> dict[str, Any]:
@@ -166,7 +169,8 @@ def attribution_record(run: Execution) -> dict[str, Any]:
         direction: {what: [heads.player_name(player) for player in players] for what, players in one.items()} | {"by": by[direction]}
         for direction, one in chosen.items()
     }
-    base, tuned = (run.states(side, "report", "decision").logits.argmax(-1) for side in ("base", "tuned"))
+    shared = run.prepared.tokens.n_shared
+    base, tuned = (run.states(side, "report", "decision").logits[:, :shared].argmax(-1) for side in ("base", "tuned"))
     undefined = int((base == tuned).sum()) if options.metric == "divergent" else 0
     top = {"top": options.validated, "threshold": options.threshold, "undefined_prompts": undefined}
     return {"attribution": {"metric": options.metric, "steps": options.steps, **top, "validated": said}}

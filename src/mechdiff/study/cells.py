@@ -20,6 +20,11 @@ class Item:
     sha256: str
     """Of what the models read."""
     tokens: int
+    """In the model that cuts it into fewer."""
+    pairs: int
+    """Places where both models have read the same bytes."""
+    tail: int
+    """Last tokens that are the same places for both models, one by one; all of them where both cut the prompt alike."""
 
 
 @dataclass(frozen=True, kw_only=True)

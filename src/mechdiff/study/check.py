@@ -11,6 +11,7 @@ from mechdiff.engine.replay import ENGINES, engine_for
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.engine.sites import KINDS
 from mechdiff.engine.sources import resolve
+from mechdiff.engine.vocabularies import Tokens, shared_tokens, vocabulary_of
 
 _TEXTS = ("The quick brown fox jumps over the lazy dog.", "How many legs do two spiders and a dog have together? Count them one by one.")
 SIDES: tuple[Side, Side] = ("base", "tuned")
@@ -47,20 +48,23 @@ def check_pair(
     differ = Finding("note", "sizes", "they differ in depth or width: no state of one fits into the other, so patching is skipped")
     yield Finding("ok", "sizes", "equal") if same else differ
     tokenizers = {side: pair.tokenizer(side) for side in SIDES}
-    yield _vocabularies(tokenizers)
+    tokens = shared_tokens(
+        *(vocabulary_of(tokenizers[side]) for side in SIDES), rows_base=shapes["base"].vocab, rows_tuned=shapes["tuned"].vocab
+    )
+    yield _vocabularies(tokens)
     yield from _templates(tokenizers)
-    yield from _lineage(pair, alternatives)
+    yield from _lineage(pair, alternatives, tokens)
     yield from _engines(pair, tokenizers)
 
 
-def _vocabularies(tokenizers: dict[Any, Any]) -> Finding:
-    base, tuned = (tokenizers[side].get_vocab() for side in SIDES)
-    if base == tuned:
-        return Finding("ok", "tokenizers", f"one vocabulary of {len(base)} tokens")
-    differ = len(base.items() ^ tuned.items())
-    return Finding(
-        "fail", "tokenizers", f"{len(base)} and {len(tuned)} tokens, {differ} entries differ: next-token laws cannot be compared"
+def _vocabularies(tokens: Tokens) -> Finding:
+    said = (
+        "next-token laws are compared on the shared tokens beside the mass outside, and by next bytes; "
+        if tokens.n_shared < len(tokens)
+        else ""
     )
+    fits = "" if tokens.equal else f"; {said}grafting is skipped, and windows of positions where the two cut prompts differently"
+    return Finding("ok" if tokens.equal else "note", "tokenizers", tokens.said() + fits)
 
 
 def _templates(tokenizers: dict[Any, Any]) -> Iterator[Finding]:
@@ -76,8 +80,8 @@ def _templates(tokenizers: dict[Any, Any]) -> Iterator[Finding]:
         yield Finding("ok" if base == tuned else "note", "templates", said)
 
 
-def _lineage(pair: Pair, alternatives: tuple[str, ...]) -> Iterator[Finding]:
-    found = lineage(pair.base, pair.tuned, [resolve(other) for other in alternatives])
+def _lineage(pair: Pair, alternatives: tuple[str, ...], tokens: Tokens) -> Iterator[Finding]:
+    found = lineage(pair.base, pair.tuned, [resolve(other) for other in alternatives], tokens)
     distance = "unknown from the files" if found["relative_distance"] is None else f"{found['relative_distance']:.4f} of the base's size"
     changed = f"{found['changed_tensors']} tensors changed, {found['equal_tensors']} equal to the bit"
     oddities = (("only_base", "only in base"), ("only_tuned", "only in tuned"), ("reshaped_tensors", "of other shape"))
@@ -91,8 +95,8 @@ def _lineage(pair: Pair, alternatives: tuple[str, ...]) -> Iterator[Finding]:
 
 
 def _engines(pair: Pair, tokenizers: dict[Any, Any]) -> Iterator[Finding]:
-    ids = [tokenizers["base"](text)["input_ids"] for text in _TEXTS]
     for side in SIDES:
+        ids = [tokenizers[side](text)["input_ids"] for text in _TEXTS]
         name, reason = engine_for(pair.config(side))
         with pair.use(side) as model:
             found = self_check(model, ids, engine=ENGINES[name])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mechdiff.engine.families import Shape
+from mechdiff.engine.prompts import Prompt
 from mechdiff.engine.sites import KINDS
 from mechdiff.errors import ModelError, PromptError
 from mechdiff.study.cells import Item, Plan
@@ -90,15 +91,12 @@ def _planned(study: StudyConfig, max_rows: int) -> tuple[Plan, dict[str, int], s
             raise
     else:
         counts = {split: len(prompts) for split, prompts in prepared.rendered.items()}
-        return prepared.plan, counts, "tokens counted", "from the models' configs", prepared.vocab
+        return prepared.plan, counts, "tokens counted", "from the models' configs", len(prepared.tokens)
     common = {"n_layers": shape.n_layers, "d_model": shape.d_model, "n_heads": shape.n_heads, "n_kv_heads": shape.n_kv_heads,
               "d_head": shape.d_model // shape.n_heads, "d_mlp": shape.d_mlp, "context": 1 << 20}  # fmt: skip
     shapes = {"base": Shape(**common, vocab=shape.vocab), "tuned": Shape(**common, vocab=shape.vocab_tuned or shape.vocab)}
     splits = read_splits(study)
-    items = {
-        split: [Item(id=p.id, sha256="", tokens=int(len(p.text.encode()) / _CHARACTERS_A_TOKEN) + _TEMPLATE_TOKENS) for p in prompts]
-        for split, prompts in splits.items()
-    }
+    items = {split: [_guessed(p) for p in prompts] for split, prompts in splits.items()}
     planned = plan(study, shapes, KINDS, items, max_rows=max_rows, bytes_per_weight=_HALF_PRECISION[study.dtype])
     counts = {split: len(prompts) for split, prompts in splits.items()}
     return (
@@ -108,6 +106,11 @@ def _planned(study: StudyConfig, max_rows: int) -> tuple[Plan, dict[str, int], s
         "from the study's `shape`: the models are not on this machine",
         shape.vocab,
     )
+
+
+def _guessed(prompt: Prompt) -> Item:
+    n = int(len(prompt.text.encode()) / _CHARACTERS_A_TOKEN) + _TEMPLATE_TOKENS
+    return Item(id=prompt.id, sha256="", tokens=n, pairs=n, tail=n)
 
 
 def _matrix_rate(dtype: str) -> float:

@@ -142,7 +142,7 @@ class Execution:
     @cached_property
     def changes(self) -> Changes:
         """The weights of both models, read from their files when asked for."""
-        return open_changes(self.prepared.pair.base, self.prepared.pair.tuned)
+        return open_changes(self.prepared.pair.base, self.prepared.pair.tuned, self.prepared.tokens)
 
     @property
     def n_layers(self) -> int:
@@ -162,7 +162,7 @@ class Execution:
         def score(cleans: Sequence[Clean], here: Sequence[Variant], part: slice) -> Scores:
             return scores(
                 model, engine, cleans, here, base_logits=logits["base"][part].to(model.device), tuned_logits=logits["tuned"][part].to(model.device),
-                max_rows=self.max_rows, metrics=metrics, along=along, prompts=part,
+                tokens=self.prepared.tokens, max_rows=self.max_rows, metrics=metrics, along=along, prompts=part,
             )  # fmt: skip
 
         found = self._in_parts(cell, model, variants, score)
@@ -173,7 +173,7 @@ class Execution:
         engine = self.engine(model, cell.key["position"])
 
         def move(cleans: Sequence[Clean], here: Sequence[Variant], part: slice) -> Tensor:
-            return moved_logits(model, engine, cleans, here, vocab=self.prepared.vocab, max_rows=self.max_rows)
+            return moved_logits(model, engine, cleans, here, tokens=self.prepared.tokens, max_rows=self.max_rows)
 
         return torch.cat(self._in_parts(cell, model, variants, move))
 

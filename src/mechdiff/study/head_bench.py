@@ -16,8 +16,8 @@ from mechdiff.engine.replay import Variant
 from mechdiff.errors import ModelError
 from mechdiff.measures import games, heads
 from mechdiff.measures.counterfactuals import Along, Scores, labelled
+from mechdiff.measures.divergence import total_effect
 from mechdiff.measures.heads import V_METRIC, Block
-from mechdiff.measures.outcome import kl_nats
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 
@@ -33,7 +33,7 @@ class Bench:
         self.theirs = "base" if model.side == "tuned" else "tuned"
         self.states = {side: run.states(side, cell.key["split"], "decision", cell.key["ids"]) for side in ("base", "tuned")}
         self.metric = V_METRIC[self.direction]
-        self.total = kl_nats(self.states["tuned"].logits, self.states["base"].logits)
+        self.total = total_effect(self.states["base"].logits, self.states["tuned"].logits, run.prepared.tokens)
         """`[prompt]`: D."""
 
     def block(self, layer: int) -> Block:

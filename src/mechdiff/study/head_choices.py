@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from mechdiff.measures.divergence import total_effect
 from mechdiff.measures.heads import Player
-from mechdiff.measures.outcome import kl_nats
 from mechdiff.rows import empty
 from mechdiff.study.execution import Execution
 from mechdiff.study.options import HeadsOptions
@@ -27,7 +27,7 @@ def chosen_effects(run: Execution) -> pl.DataFrame:
         return pl.DataFrame(schema={"direction": pl.String, "layer": pl.Int64, "site": pl.String, "unit": pl.String, "v": pl.Float64})
     base, tuned = (run.states(side, "select", "decision") for side in ("base", "tuned"))
     names = [name for shard in run.captures("base", "select", "decision") for name in shard.key["ids"]]
-    total = pl.DataFrame({"prompt": names, "total": kl_nats(tuned.logits, base.logits).numpy()})
+    total = pl.DataFrame({"prompt": names, "total": total_effect(base.logits, tuned.logits, run.prepared.tokens).numpy()})
     rows = pl.concat(frames).join(total, on="prompt")
     v = pl.when(pl.col("metric") == "kl_own_nats").then("value").otherwise(pl.col("total") - pl.col("value"))
     return rows.group_by("direction", "layer", "site", "unit", maintain_order=True).agg(v=v.mean())

@@ -81,7 +81,7 @@ def _lineage(prepared: Prepared) -> dict[str, Any]:
             others.append(resolve(ref))
         except ModelError as error:
             unread.append(f"lineage is not held against the alternative {ref}: {error}")
-    found = lineage(pair.base, pair.tuned, others)
+    found = lineage(pair.base, pair.tuned, others, prepared.tokens)
     return {**found, "warnings": [*found["warnings"], *unread]}
 
 

@@ -36,12 +36,14 @@ def plan(
     bytes_per_weight: int = 4,
     adapter: bool = False,
     touched: Sequence[tuple[int | None, str]] | None = None,
+    one_vocabulary: bool = True,
 ) -> Plan:
     """The cells of a study of two models of `shapes` ("base", "tuned") that have the site `kinds`.
 
-    `identity` hashes the models and the dtype; `touched` are the (block, site) whose weights may have changed (default: all).
+    `identity` hashes the models and the dtype; `touched` are the (block, site) whose weights may have changed (default: all);
+    `one_vocabulary`: a token id means the same to both.
     """
-    planner = Planner(study, shapes, kinds, splits, identity, max_rows, touched, adapter)
+    planner = Planner(study, shapes, kinds, splits, identity, max_rows, touched, adapter, one_vocabulary)
     captures = [cell for side in ("base", "tuned") for cell in _captures(planner, side)]
     checks = [_selfcheck(planner, side) for side in ("base", "tuned") if planner.wanted]
     cells = [*checks, *captures, *_divergence(planner), *_texts(planner), *_weights(planner), *_grafting(planner)]
@@ -92,20 +94,22 @@ def _states_needed(planner: Planner) -> list[tuple[str, str, tuple[str, ...], tu
         needed.append(("neutral", "decision", tuple(kind for kind in planner.wanted if kind in steering.sites), every))
     transport = planner.study.measures.transport
     if transport and transport.rows_per_prompt > 1 and "fit" in planner.splits:
-        short = min(planner.splits["fit"], key=lambda item: item.tokens)
-        if short.tokens - LAST_LEFT_OUT < transport.rows_per_prompt:
+        short = min(planner.splits["fit"], key=lambda item: item.pairs)
+        if short.pairs - LAST_LEFT_OUT < transport.rows_per_prompt:
             raise StudyError(
-                f"transport.rows_per_prompt: given {transport.rows_per_prompt}, but the fit prompt {short.id!r} has {short.tokens} tokens, of "
-                f"which {LAST_LEFT_OUT} before the last are left out. Give at most {max(1, short.tokens - LAST_LEFT_OUT)}, or longer prompts."
+                f"transport.rows_per_prompt: given {transport.rows_per_prompt}, but the fit prompt {short.id!r} has {short.pairs} tokens that end "
+                f"at the same byte for both models, of which {LAST_LEFT_OUT} before the last are left out. Give at most "
+                f"{max(1, short.pairs - LAST_LEFT_OUT)}, or longer prompts."
             )
         kinds = tuple(kind for kind in planner.wanted if kind in transport.sites)
         needed.append(("fit", f"spread_{transport.rows_per_prompt}", kinds, transport.layer_numbers(planner.shape.n_layers)))
     wider = [position for position in (planner.patching.positions if planner.patching else ()) if position != "decision"]
     for position in wider:
         for split in ("fit", "report") if position != "all" else ("report",):
-            if split in planner.splits:
+            if split in planner.splits and not planner.common_tail(position, split):
                 needed.append((split, position, planner.wanted, every))
-    if planner.factorial and "all" in planner.factorial.positions and "all" not in wider and "report" in planner.splits:
+    whole = "report" in planner.splits and not planner.common_tail("all", "report")
+    if planner.factorial and "all" in planner.factorial.positions and "all" not in wider and whole:
         needed.append(("report", "all", ("resid_post",), planner.factorial.layers_at("all", planner.shape.n_layers)))
     return needed
 
@@ -160,6 +164,11 @@ def _grafting(planner: Planner) -> Iterator[Cell]:
     if planner.shapes["base"] != planner.shapes["tuned"]:
         planner.skip("grafting", "the two models' tensors have different shapes: weights of one do not fit into the other")
         return
+    if not planner.one_vocabulary:
+        planner.skip(
+            "grafting", "the two tokenizers number their tokens differently: embedding and unembedding do not fit into the other model"
+        )
+        return
     items = planner.whole("report")
     chosen_on = planner.whole("select")[: options.select_prompts] if "select" in planner.splits else ()
     tokens, few = sum(item.tokens for item in items), sum(item.tokens for item in chosen_on)
@@ -197,6 +206,9 @@ def _factorial(planner: Planner) -> Iterator[Cell]:
         planner.skip("factorial", "the study has no report prompts")
         return
     for position in options.positions:
+        if why := planner.common_tail(position, "report"):
+            planner.skip(f"factorial at {position} positions", why)
+            continue
         layers = options.layers_at(position, planner.shape.n_layers)
         what = {"split": "report", "position": position, "layers": layers}
         for direction in DIRECTIONS:
@@ -251,9 +263,8 @@ def _patching(planner: Planner) -> Iterator[Cell]:
 
 def _swept(planner: Planner, options: PatchingOptions, direction: str, split: str, position: str) -> Iterator[Cell]:
     n_pos, layers = n_positions(position), options.layer_numbers(planner.shape.n_layers)
-    short = [item for item in planner.splits[split] if n_pos and item.tokens < n_pos]
-    if short:
-        planner.skip(f"patching at {position}", f"{len(short)} {split} prompts have fewer tokens than that, the first {short[0].id!r}")
+    if why := planner.common_tail(position, split):
+        planner.skip(f"patching at {position}", why)
         return
     published = split == "report"
     positions = options.positions if published else ("decision",)

@@ -36,9 +36,11 @@ class Planner:
         max_rows: int,
         touched: Sequence[tuple[int | None, str]] | None,
         adapter: bool,
+        one_vocabulary: bool,
     ) -> None:
         self.study, self.shape, self.shapes, self.kinds, self.splits = study, shapes["base"], shapes, kinds, splits
         self.identity, self.max_rows, self.adapter = identity, max_rows, adapter
+        self.one_vocabulary = one_vocabulary
         self.skipped: list[dict[str, str]] = []
         every = [(layer, site) for layer in range(self.shape.n_layers) for site in ("attn", "mlp", "norm")]
         self.touched = [(None, "embed"), *every, (None, "final_norm"), (None, "head")] if touched is None else list(touched)
@@ -106,9 +108,22 @@ class Planner:
             flops=self.flops(tokens * networks, len(shard) * (1 + what["n_variants"])),
         )
 
+    def common_tail(self, position: str, split: str) -> str | None:
+        """Why a window of last positions cannot be written on a split; None where it can: both models cut these tokens alike."""
+        n_pos = n_positions(position)
+        short = [item for item in self.splits[split] if n_pos and item.tokens < n_pos]
+        if short:
+            return f"{len(short)} {split} prompts have fewer tokens than that, the first {short[0].id!r}"
+        unlike = [item for item in self.splits[split] if item.tail < (n_pos or item.tokens)] if n_pos != 1 else []
+        if unlike:
+            return f"the two models cut the end of {len(unlike)} {split} prompts into different tokens, the first {unlike[0].id!r}"
+        return None
+
     def possible(self, arm: str, split: str, position: str) -> bool:
         if arm in NEED_FIT and "fit" not in self.splits:
             self.skip(f"patching arm {arm}", "the study has no fit prompts, whose mean states this arm writes")
+        elif arm in NEED_FIT and (why := self.common_tail(position, "fit")):
+            self.skip(f"patching arm {arm} at {position}", why)
         elif arm in NEED_COMMON_POSITIONS and position == "all":
             self.skip(f"patching arm {arm} at all positions", "states of prompts of different lengths have no common positions")
         elif arm == "resample" and len(self.splits[split]) < 2:

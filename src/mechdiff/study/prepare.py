@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,9 +10,10 @@ from mechdiff.engine.changes import open_changes
 from mechdiff.engine.families import family_of, shape_of
 from mechdiff.engine.models import Pair, open_pair
 from mechdiff.engine.prompts import SPLITS, Prompt, read_prompts, split_prompts
-from mechdiff.engine.rendering import PromptPolicy, Rendered, render
+from mechdiff.engine.rendering import PromptPolicy, Rendered, render, tail
 from mechdiff.engine.sites import KINDS
-from mechdiff.errors import ModelError, PromptError
+from mechdiff.engine.vocabularies import Tokens, Vocabulary, shared_tokens, vocabulary_of
+from mechdiff.errors import PromptError
 from mechdiff.study.artifacts import cell_hash
 from mechdiff.study.cells import Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes
@@ -42,8 +42,10 @@ class Prepared:
     hashes: dict[str, dict[str, str]]
     """Side -> file -> sha256."""
     plan: Plan
-    vocab: int
-    """Tokens that both models' logits cover (padding rows beyond a shared vocabulary are left out)."""
+    vocabularies: dict[str, Vocabulary]
+    """By side."""
+    tokens: Tokens
+    """The tokens of both models, over which all laws are written."""
     identity: str
     """Hash of the models' files, dtype and engine: part of every cell's key."""
     config_hash: str
@@ -64,7 +66,8 @@ def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
     configs = {"base": pair.config("base"), "tuned": pair.config("tuned")}
     shapes = {side: shape_of(config) for side, config in configs.items()}
     tokenizers = {"base": pair.tokenizer("base"), "tuned": pair.tokenizer("tuned")}
-    _refuse_other_vocabulary(study, tokenizers)
+    vocabularies = {side: vocabulary_of(tokenizer) for side, tokenizer in tokenizers.items()}
+    tokens = shared_tokens(vocabularies["base"], vocabularies["tuned"], rows_base=shapes["base"].vocab, rows_tuned=shapes["tuned"].vocab)
     policy = PromptPolicy(**study.prompts.model_dump(include={"policy", "template", "position", "system", "date"}))
     lengths = {"max_base": shapes["base"].context, "max_tuned": shapes["tuned"].context}
     rendered = {
@@ -91,8 +94,10 @@ def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
             bytes_per_weight=pair.dtype.itemsize,
             adapter=pair.tuned.adapter is not None,
             touched=open_changes(pair.base, pair.tuned).touched() if study.measures.weights or study.measures.grafting else None,
+            one_vocabulary=tokens.equal,
         ),
-        vocab=min(shape.vocab for shape in shapes.values()),
+        vocabularies=vocabularies,
+        tokens=tokens,
         identity=identity,
         config_hash=cell_hash({"study": config_hash(study, content_hashes(study) | contents), "quick": options.quick}),
     )
@@ -121,14 +126,7 @@ def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Pr
 
 
 def _items(prompts: Mapping[str, Rendered]) -> list[Item]:
-    return [Item(id=name, sha256=one.sha256, tokens=min(len(one.ids_base), len(one.ids_tuned))) for name, one in prompts.items()]
-
-
-def _refuse_other_vocabulary(study: StudyConfig, tokenizers: Mapping[str, Any]) -> None:
-    base, tuned = tokenizers["base"].get_vocab(), tokenizers["tuned"].get_vocab()
-    if base != tuned:
-        differ = len(base.items() ^ tuned.items())
-        raise ModelError(
-            f"{study.pair.base} has a vocabulary of {len(base)} tokens, {study.pair.tuned} one of {len(tuned)}, and they differ in {differ} entries: "
-            "their next-token laws cannot be compared token by token. Give a pair with one vocabulary."
-        )
+    return [
+        Item(id=name, sha256=one.sha256, tokens=min(len(one.ids_base), len(one.ids_tuned)), pairs=len(one.positions), tail=tail(one))
+        for name, one in prompts.items()
+    ]

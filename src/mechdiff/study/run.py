@@ -68,16 +68,17 @@ class _Run:
         record = run_record(
             self.prepared, rows, engines=self.execution.engines, selfcheck=checks, seconds=self.seconds, started=self.started
         )
-        maps = maps_record(self.execution)
+        maps, said = maps_record(self.execution), texts_record(self.execution)
+        told = [*said.pop("text_warnings", []), *maps.get("transport", {}).get("warnings", []), *self.folder.warnings]
         return rows, {
             **record,
-            **texts_record(self.execution),
+            **said,
             **weights_record(self.execution),
             **maps,
             **steering_record(self.execution),
             **heads_record(self.execution),
             **attribution_record(self.execution),
-            "warnings": [*record["warnings"], *maps.get("transport", {}).get("warnings", []), *self.folder.warnings],
+            "warnings": [*record["warnings"], *told],
         }
 
     def _compute(self, cells: Sequence[Cell], model: Model | None, done: float, total: float) -> float:

@@ -59,14 +59,14 @@ def _capture(run: Execution, cell: Cell, model: Model | None) -> Result:
         ).float().cpu().numpy()
         for kind in kinds
     }  # fmt: skip
-    tensors["logits"] = torch.stack([clean.logits[: run.prepared.vocab] for clean in cleans]).cpu().numpy()
+    tensors["logits"] = run.prepared.tokens.place(torch.stack([clean.logits for clean in cleans]), model.side).cpu().numpy()
     return empty(), tensors
 
 
 def _divergence(run: Execution, cell: Cell, model: Model | None) -> Result:
     split = cell.key["split"]
     base, tuned = (run.states(side, split, "decision").logits for side in ("base", "tuned"))
-    return divergence.measure(base, tuned, cell.key["ids"], split), {}
+    return divergence.measure(base, tuned, cell.key["ids"], split, run.prepared.tokens), {}
 
 
 def _similarity(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -107,7 +107,7 @@ def _crossing(run: Execution, cell: Cell, model: Model | None) -> Result:
     found = factorial.crossed(
         model, run.engine(model, position), run.cleans(cell, model), layers=key["layers"],
         written=states[other].kinds["resid_post"][chosen].to(model.device),
-        base_logits=states["base"].logits.to(model.device), tuned_logits=states["tuned"].logits.to(model.device),
+        base_logits=states["base"].logits.to(model.device), tuned_logits=states["tuned"].logits.to(model.device), tokens=run.prepared.tokens,
     )  # fmt: skip
     return empty(), {score: values.numpy() for score, values in found.items()}
 
@@ -116,7 +116,10 @@ def _factorial(run: Execution, cell: Cell, model: Model | None) -> Result:
     key = cell.key
     base, tuned = (run.states(side, key["split"], "decision").logits for side in ("base", "tuned"))
     names = [name for shard in run.captures("base", key["split"], "decision") for name in shard.key["ids"]]
-    runs = {arm: factorial.scores(law[:, None], base, tuned) for arm, law in (("bb", base), ("tt", tuned))}
+    runs = {
+        arm: factorial.scores(law[:, None], base, tuned, n_shared=run.prepared.tokens.n_shared)
+        for arm, law in (("bb", base), ("tt", tuned))
+    }
     runs = {arm: {score: values.expand(len(key["layers"]), -1) for score, values in found.items()} for arm, found in runs.items()}
     unedited = {}
     for arm, clean, direction in (("bt", "tt", DIRECTIONS[0]), ("tb", "bb", DIRECTIONS[1])):

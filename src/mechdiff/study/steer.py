@@ -122,7 +122,7 @@ def steered_prompts(run: Execution, cell: Cell, model: Model | None) -> Result:
     key = cell.key
     logits = {side: run.states(side, key["split"], "decision", key["ids"]).logits.to(model.device) for side in ("base", "tuned")}
     asked: dict[str, Any] = {
-        "base_logits": logits["base"], "tuned_logits": logits["tuned"], "max_rows": run.max_rows,
+        "base_logits": logits["base"], "tuned_logits": logits["tuned"], "max_rows": run.max_rows, "tokens": run.prepared.tokens,
         "columns": {"direction": key["direction"], "split": key["split"]},
     }  # fmt: skip
     prompts, frames = _prompts(run, cell, model), [empty()]
@@ -140,7 +140,7 @@ def side_effects(run: Execution, cell: Cell, model: Model | None) -> Result:
     layers = strongest(run, cell.key["kind"])
     edits = [edit for width in (1, *cell.key["windows"]) for edit in measure.few(_edits(run, cell, layers, width))]
     rows = measure.measure_side_effects(
-        model, _prompts(run, cell, model), edits, vocab=run.prepared.vocab, max_rows=run.max_rows,
+        model, _prompts(run, cell, model), edits, tokens=run.prepared.tokens, max_rows=run.max_rows,
         columns={"direction": cell.key["direction"]},
     )  # fmt: skip
     return rows, {}

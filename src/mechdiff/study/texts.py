@@ -1,15 +1,19 @@
 """The stage that lets both models read whole texts, and what the record keeps of it: the texts where they part, token by token."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from mechdiff.engine.activations import forward
 from mechdiff.engine.models import Model
+from mechdiff.engine.rendering import Rendered
 from mechdiff.measures import divergence
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
@@ -21,32 +25,93 @@ MOVED = 12
 
 
 def texts(run: Execution, cell: Cell, model: Model | None) -> tuple[pl.DataFrame, dict[str, np.ndarray]]:
-    """Rows of every divergence at every position of a shard's prompts and continuations; tensors: the tokens, and what each model would say."""
-    split, names, vocab = cell.key["split"], cell.key["ids"], run.prepared.vocab
-    sequences, laws, found = [], [], []
-    with run.prepared.pair.use("tuned") as tuned:
-        for name in names:
-            prompt = torch.tensor(run.prompt(split, name).ids_tuned, device=tuned.device)
-            said = greedy(tuned, prompt, cell.key["continuation"])
-            sequences.append((prompt, said))
-            laws.append(_laws(tuned, prompt, said)[:, :vocab].cpu())
-    tokenizer = run.prepared.pair.tokenizer("tuned")
-    kept: dict[str, list[Tensor]] = {"ids": [], "kl": [], "top_base": [], "top_tuned": []}
-    with run.prepared.pair.use("base") as base:
-        for name, (prompt, said), tuned_law in zip(names, sequences, laws, strict=True):
-            base_law = _laws(base, prompt.to(base.device), said.to(base.device))[:, :vocab].cpu()
-            n_bytes = len(tokenizer.decode(said.tolist()).encode()) if len(said) else 0
-            rows = divergence.over_text(base_law, tuned_law, said.cpu(), n_bytes=n_bytes, prompt=name, split=split)
-            found.append(rows)
-            kl = rows.filter(pl.col("metric") == "kl_tuned_base_nats")["value"].to_torch()
-            kept["ids"].append(torch.cat([prompt, said])[: len(kl)].cpu())
-            kept["kl"].append(kl)
-            kept["top_base"].append(base_law.argmax(-1))
-            kept["top_tuned"].append(tuned_law.argmax(-1))
+    """Rows of every divergence at every place of a shard's prompts and continuations that both models cut; tensors: the tokens, and what each
+    model would say."""
+    split, names, tokens = cell.key["split"], cell.key["ids"], run.prepared.tokens
+    read: list[dict[str, _Said]] = []
+    laws: list[dict[str, Tensor]] = []
+    for side in ("tuned", "base"):
+        with run.prepared.pair.use(side) as model:
+            for i, name in enumerate(names):
+                one = run.prompt(split, name)
+                prompt = torch.tensor(getattr(one, f"ids_{side}"), device=model.device)
+                if side == "tuned":
+                    answer = _said(run, side, greedy(model, prompt, cell.key["continuation"]).cpu())
+                    read.append({"tuned": answer, "base": _as_base_writes(run, one, answer)})
+                    laws.append({})
+                laws[i][side] = tokens.place(_laws(model, prompt, read[i][side].ids.to(model.device)), side).cpu()
+    found = []
+    kept: dict[str, list[Tensor]] = {"ids": [], "place": [], "kl": [], "top_base": [], "top_tuned": []}
+    for name, said, law in zip(names, read, laws, strict=True):
+        one = run.prompt(split, name)
+        places = _places(run, one, said)
+        base, tuned = law["base"][places[:, 0]], law["tuned"][places[:, 1]]
+        bits = {
+            side: divergence.bits(law[side][len(getattr(one, f"ids_{side}")) - 1 :], tokens.listed(side, written.ids)) / written.ends[-1]
+            for side, written in said.items()
+            if written.ends and written.ends[-1]
+        }
+        rows = divergence.over_text(
+            base, tuned, decision=len(one.positions) - 1, bits_per_byte=bits, prompt=name, split=split, tokens=tokens
+        )
+        found.append(rows)
+        d = pl.col("metric") == ("kl_tuned_base_nats" if tokens.all_shared else "kl_shared_nats")
+        kept["ids"].append(torch.cat([torch.tensor(one.ids_tuned), said["tuned"].ids])[: int(places[-1, 1]) + 1])
+        kept["place"].append(places[:, 1])
+        kept["kl"].append(rows.filter(d, pl.col("unit").is_not_null())["value"].to_torch())
+        kept["top_base"].append(base.argmax(-1))
+        kept["top_tuned"].append(tuned.argmax(-1))
     tensors = {key: torch.cat(parts).numpy() for key, parts in kept.items()}
-    tensors["n_tokens"] = np.array([len(part) for part in kept["ids"]])
-    tensors["n_prompt_tokens"] = np.array([len(prompt) for prompt, _ in sequences])
+    tensors["n_ids"] = np.array([len(part) for part in kept["ids"]])
+    tensors["n_places"] = np.array([len(part) for part in kept["place"]])
+    tensors["n_prompt_tokens"] = np.array([len(run.prompt(split, name).positions) for name in names])
+    tensors["unread"] = np.array([bool(len(said["tuned"].ids)) and not len(said["base"].ids) for said in read])
     return pl.concat(found), tensors
+
+
+@dataclass(frozen=True)
+class _Said:
+    """An answer in one model's tokens."""
+
+    ids: Int[Tensor, " said"]
+    ends: list[int]
+    """Bytes of the answer up to the end of each token."""
+
+
+def _said(run: Execution, side: str, ids: Tensor, in_front: int = 0) -> _Said:
+    """`in_front`: bytes that this tokenizer puts in front of a text (a space)."""
+    spelled = run.prepared.vocabularies[side].spelled(ids.tolist())
+    return _Said(ids, list(accumulate(map(len, spelled), initial=-in_front))[1:])
+
+
+def _as_base_writes(run: Execution, one: Rendered, answer: _Said) -> _Said:
+    """What the tuned model said, in the base's tokens: the same where both models cut this prompt alike, else its text cut by the base's tokenizer.
+
+    An answer that ends inside a character ends before it. One that the base's tokenizer would not write byte for byte is left out (see the record).
+    """
+    tokens = run.prepared.tokens
+    if tokens.all_shared and torch.equal(
+        tokens.listed("base", torch.tensor(one.ids_base)), tokens.listed("tuned", torch.tensor(one.ids_tuned))
+    ):
+        return replace(answer, ids=torch.from_numpy(tokens.ids["base"])[tokens.listed("tuned", answer.ids)])
+    written = b"".join(run.prepared.vocabularies["tuned"].spelled(answer.ids.tolist()))
+    text = written.decode(errors="ignore")
+    ids = run.prepared.pair.tokenizer("base")(text, add_special_tokens=False)["input_ids"] if text else []
+    again = b"".join(run.prepared.vocabularies["base"].spelled(ids))
+    if not written.startswith(text.encode()) or again not in (text.encode(), f" {text}".encode()):
+        ids = []
+    return _said(run, "base", torch.tensor(ids, dtype=torch.long), in_front=len(again) - len(text.encode()) if ids else 0)
+
+
+def _places(run: Execution, one: Rendered, said: Mapping[str, _Said]) -> Int[Tensor, "place side"]:
+    """Where both models have read the same bytes of a prompt and its continuation: (index in the base's tokens, in the tuned model's)."""
+    starts = {"base": len(one.ids_base), "tuned": len(one.ids_tuned)}
+    if said["base"].ends is said["tuned"].ends:
+        shared = [(starts["base"] + i, starts["tuned"] + i) for i in range(len(said["base"].ids) - 1)]
+    else:
+        ends = {side: {end: starts[side] + i for i, end in enumerate(answer.ends[:-1])} for side, answer in said.items()}
+        shared = [(ends["base"][end], ends["tuned"][end]) for end in sorted(ends["base"].keys() & ends["tuned"].keys())]
+    return torch.tensor([*one.positions, *shared])
 
 
 def greedy(model: Model, prompt: Tensor, n_tokens: int) -> Tensor:
@@ -79,7 +144,7 @@ def texts_record(run: Execution) -> dict[str, Any]:
     cells = [cell for cell in run.cells if cell.stage == "texts"]
     if not cells:
         return {}
-    tokenizer = run.prepared.pair.tokenizer("tuned")
+    tokenizer, tokens = run.prepared.pair.tokenizer("tuned"), run.prepared.tokens
     every = [one for cell in cells for one in _read(run.folder.load(cell.key).tensors, cell.key["ids"])]
     chosen = sorted(every, key=lambda one: float(one["kl"].mean()), reverse=True)[:TEXTS]
     said = [
@@ -87,35 +152,49 @@ def texts_record(run: Execution) -> dict[str, Any]:
             "prompt": one["prompt"],
             "n_prompt_tokens": one["n_prompt_tokens"],
             "tokens": [
-                {
-                    "text": tokenizer.decode([i]),
-                    "kl": round(float(kl), 6),
-                    "top_base": tokenizer.decode([b]),
-                    "top_tuned": tokenizer.decode([t]),
-                }
-                for i, kl, b, t in zip(one["ids"].tolist(), one["kl"], one["top_base"].tolist(), one["top_tuned"].tolist(), strict=True)
+                {"text": tokenizer.decode(piece), "kl": round(float(kl), 6), "top_base": tokens.text(b), "top_tuned": tokens.text(t)}
+                for piece, kl, b, t in zip(_pieces(one), one["kl"], one["top_base"].tolist(), one["top_tuned"].tolist(), strict=True)
             ],
         }
         for one in chosen
     ]
     lengths = {one["prompt"]: one["n_prompt_tokens"] for one in every}
-    return {"texts": said, "n_prompt_tokens": lengths, "moved_tokens": _moved(run, tokenizer, cells[0].key["split"])}
+    unread = [one["prompt"] for one in every if one["unread"]]
+    named = ", ".join(unread[:5]) + ", ..." * (len(unread) > 5)
+    warned = f"{len(unread)} of {len(every)} answers are not read by the base, whose tokenizer would not write them byte for byte: {named}"
+    return {
+        "text_warnings": [warned] if unread else [],
+        "texts": said,
+        "n_prompt_tokens": lengths,
+        "moved_tokens": _moved(run, cells[0].key["split"]),
+    }
 
 
 def _read(tensors: dict[str, np.ndarray], names: Sequence[str]) -> list[dict[str, Any]]:
     """One entry a prompt of a cell."""
-    starts = np.cumsum(tensors["n_tokens"])[:-1]
-    parts = {key: np.split(tensors[key], starts) for key in ("ids", "kl", "top_base", "top_tuned")}
+    parts = {key: np.split(tensors[key], np.cumsum(tensors["n_places"])[:-1]) for key in ("place", "kl", "top_base", "top_tuned")}
+    parts["ids"] = np.split(tensors["ids"], np.cumsum(tensors["n_ids"])[:-1])
     return [
-        {"prompt": name, "n_prompt_tokens": int(tensors["n_prompt_tokens"][i]), **{key: part[i] for key, part in parts.items()}}
+        {
+            "prompt": name,
+            "n_prompt_tokens": int(tensors["n_prompt_tokens"][i]),
+            "unread": bool(tensors["unread"][i]),
+            **{key: part[i] for key, part in parts.items()},
+        }
         for i, name in enumerate(names)
     ]
 
 
-def _moved(run: Execution, tokenizer: Any, split: str) -> dict[str, list[dict[str, Any]]]:
+def _pieces(one: dict[str, Any]) -> list[list[int]]:
+    """The tuned model's tokens since the place before, of each place."""
+    starts = [0, *(one["place"][:-1] + 1).tolist()]
+    return [one["ids"][start : place + 1].tolist() for start, place in zip(starts, one["place"].tolist(), strict=True)]
+
+
+def _moved(run: Execution, split: str) -> dict[str, list[dict[str, Any]]]:
     base, tuned = (run.states(side, split, "decision").logits.double().softmax(-1).mean(0) for side in ("base", "tuned"))
 
     def listed(order: Tensor) -> list[dict[str, Any]]:
-        return [{"token": tokenizer.decode([i]), "base": float(base[i]), "tuned": float(tuned[i])} for i in order.tolist()]
+        return [{"token": run.prepared.tokens.text(i), "base": float(base[i]), "tuned": float(tuned[i])} for i in order.tolist()]
 
     return {"up": listed((tuned - base).topk(MOVED).indices), "down": listed((base - tuned).topk(MOVED).indices)}

@@ -1,0 +1,141 @@
+"""Is the answer right? Multiple choice by log-probabilities, and final answers by what they are worth.
+
+**Multiple choice.** Each option is a text that may follow the prompt; the model is asked how likely it finds each, not to name a letter. The sum of
+its log-probabilities favours short options, so three scores are given, each with its own choice:
+
+    mc_logp_sum_nats         sum of log p over the option's tokens          mc_correct_sum
+    mc_logp_per_token_nats   the sum / its tokens                            mc_correct_per_token
+    mc_logp_per_byte_nats    the sum / its bytes in UTF-8                    mc_correct      (the one to read: it does not depend on the tokenizer)
+
+The log-probabilities are those of the right option; `mc_correct*` is 1 if no distractor has more. `mc_margin_per_byte_nats` is the right option's
+score less the best distractor's: it moves before a choice flips.
+
+**Final answers** (`exact_match`): what stands in the last \\boxed{...}, behind `####` or "the answer is", or else the last number of the text,
+is held against the label as mathematics (math-verify over sympy: 1/2 = 0.5 = \\frac{1}{2}, {1,2} = {2,1}); a label without a number or a formula as
+letters, case and spaces aside.
+
+When they mislead: four options give 1/4 by chance; a model that was tuned on one wording of the options prefers that wording. The last number of
+a text that was cut off is not its answer.
+"""
+
+import logging
+import math
+import threading
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import regex
+
+CHOICE = (
+    "mc_correct",
+    "mc_correct_sum",
+    "mc_correct_per_token",
+    "mc_logp_sum_nats",
+    "mc_logp_per_token_nats",
+    "mc_logp_per_byte_nats",
+    "mc_margin_per_byte_nats",
+)
+
+LONGEST_ANSWER = 200
+"""Characters of an answer that are parsed: what is longer is no final answer."""
+_SECONDS = 3
+
+_SAID = regex.compile(
+    r"(?:final answer|the answer|answer|жауабы|жауап|ответ)\s*(?:is|are|:|=|-|–|—|болады)\s*:?\s*(?P<answer>[^\n]+)", regex.IGNORECASE
+)
+_NUMBER = regex.compile(r"[-+−]?(?:\d{1,3}(?:[,\u00a0\u202f ]\d{3})+|\d+)(?:[.,]\d+)?(?:\s*/\s*\d+)?(?:\s?%)?")
+_HUGE = regex.compile(r"\^\s*\{?\s*-?\d{4,}|\*\*|\^[^^]*\^[^^]*\^|\d{40,}|!")
+"""What sympy would work on for hours: no final answer looks like this."""
+
+
+def choice(logp_sums: Sequence[float], n_tokens: Sequence[int], n_bytes: Sequence[int], right: int) -> dict[str, float]:
+    """Every metric of CHOICE for one prompt, from log p (nats), tokens and bytes of its options; `right` is the label's place."""
+    sums = np.asarray(logp_sums, dtype=np.float64)
+    scores = {"sum": sums, "per_token": sums / np.maximum(n_tokens, 1), "per_byte": sums / np.maximum(n_bytes, 1)}
+    others = np.arange(len(sums)) != right
+    found = {f"mc_correct_{name}": float(score[right] >= score[others].max()) for name, score in scores.items()}
+    found["mc_correct"] = found.pop("mc_correct_per_byte")
+    found |= {f"mc_logp_{name}_nats": float(score[right]) for name, score in scores.items()}
+    found["mc_margin_per_byte_nats"] = float(scores["per_byte"][right] - scores["per_byte"][others].max())
+    if not math.isfinite(float(sums.sum())):
+        found = dict.fromkeys(found, math.nan)
+    return {name: found[name] for name in CHOICE}
+
+
+def final_answer(text: str) -> str | None:
+    """The final answer that a text gives; None where there is none."""
+    boxed = _last_boxed(text)
+    if boxed is not None:
+        return boxed.strip()
+    if "####" in text:
+        return text.rpartition("####")[2].strip().split("\n")[0].strip()
+    said = list(_SAID.finditer(text))
+    if said:
+        return _bare(said[-1]["answer"])
+    numbers = _NUMBER.findall(text)
+    return numbers[-1].strip() if numbers else None
+
+
+def _last_boxed(text: str) -> str | None:
+    """What the last \\boxed{...} holds, nested braces included; None without one that is closed."""
+    start = text.rfind("\\boxed{")
+    while start >= 0:
+        depth, inside = 1, start + len("\\boxed{")
+        for place in range(inside, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[place], 0)
+            if not depth:
+                return text[inside:place]
+        start = text.rfind("\\boxed{", 0, start)
+    return None
+
+
+def _bare(answer: str) -> str:
+    """An answer without markup around it and without what follows it in the sentence."""
+    bare = answer.strip().strip("*_`").strip()
+    dollars = regex.match(r"\$([^$]+)\$", bare)
+    if dollars:
+        return dollars[1].strip()
+    return regex.split(r"(?<=[^\d])\.\s|\.\s*$|;\s", bare)[0].strip().strip("*_`$").strip()
+
+
+def exact_match(text: str, label: str) -> bool:
+    """Whether the final answer of a text is the label, whatever it looks like. Never raises."""
+    found = final_answer(text)
+    if not mathematical(label):
+        return _letters(label) in {_letters(found or ""), _letters(text)}
+    return found is not None and same_value(found, label)
+
+
+def mathematical(label: str) -> bool:
+    """Whether a label is held against answers as mathematics: it has a digit or a formula."""
+    return bool(regex.search(r"\d|\\[a-zA-Z]+|[=^_+*/]|^\p{L}$", label))
+
+
+def _letters(text: str) -> str:
+    kept = regex.sub(r"[^\p{L}\p{M}\p{N}]+", " ", unicodedata.normalize("NFKC", text))
+    return kept.casefold().strip()
+
+
+def same_value(answer: str, label: str) -> bool:
+    """Whether two final answers are worth the same. Never raises; what is too long or too large to be one is worth nothing."""
+    sides = [_plain(one) for one in (answer, label)]
+    if sides[0] == sides[1]:
+        return bool(sides[0])
+    if any(not one or len(one) > LONGEST_ANSWER or _HUGE.search(one) for one in sides):
+        return False
+    from math_verify import parse, verify  # a second: sympy
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    seconds = _SECONDS if threading.current_thread() is threading.main_thread() else None  # its timeouts are signals
+    try:
+        ours, theirs = (parse(f"${one}$", parsing_timeout=seconds) for one in sides)
+        return bool(ours and theirs and verify(theirs, ours, timeout_seconds=seconds))
+    except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError, SyntaxError, NotImplementedError, TimeoutError):
+        return False
+
+
+def _plain(answer: str) -> str:
+    """An answer without dollars, digit groups and the words around a number."""
+    plain = unicodedata.normalize("NFKC", answer).replace("−", "-").strip().strip("$").strip().rstrip(".")
+    return regex.sub(r"(?<=\d)[,\u00a0\u202f ](?=\d{3}(?:\D|$))", "", plain)

@@ -1,0 +1,172 @@
+"""Studies of pairs whose tokenizers differ: other ids, more tokens, another kind of tokenizer."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+import pico
+import planted
+from mechdiff.report.statistics import summarise
+from mechdiff.study import run as running
+from mechdiff.study import texts
+from mechdiff.study.artifacts import RunFolder
+from mechdiff.study.check import check_pair
+from mechdiff.study.config import RunOptions, make_study, study_yaml
+from mechdiff.study.prepare import prepare
+from tokenizers_made import BOS, CHATML, EOS, PAD, byte_characters, byte_tokenizer, piece_tokenizer
+
+TEXTS = [f"Say something about the number {number * 7919 % 1000}{'!' * (number % 5)}" for number in range(24)]
+MEASURES = [
+    "divergence",
+    "weights",
+    "grafting",
+    {"similarity": {"permutations": 5}},
+    {"patching": {"sites": ["resid_post", "attn_out"], "positions": ["decision", "last_40"]}},
+    {"factorial": {"swaps": 5}},
+    {"transport": {"sites": ["resid_post"], "maps": ["anchored_ridge"], "closer": [1]}},
+    {"steering": {"closer": [1], "side_prompts": 3, "draws": 1, "texts": 1, "continuation": 4}},
+    {"heads": {"closer": [1], "draws": 2, "network_draws": 1, "permutations": 2, "null_edits": 1}},
+    {"attribution": {"steps": 1, "validated": 2}},
+]
+
+
+def permuted_bytes(order: torch.Tensor) -> PreTrainedTokenizerFast:
+    """The byte tokenizer with other ids: the new id i is the old token `order[i]`."""
+    new = {int(old): i for i, old in enumerate(order)}
+    written = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+    for added in written["added_tokens"]:
+        added["id"] = new[added["id"]]
+    specials = {added["content"]: added["id"] for added in written["added_tokens"]}
+    written["model"]["vocab"] = {character: new[byte] for byte, character in enumerate(byte_characters())} | specials
+    text = json.dumps(written).replace('"ids": [256]', f'"ids": [{new[256]}]')
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(text), bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+    made.chat_template = CHATML
+    return made
+
+
+def with_rows(net: Any, ids: torch.Tensor, seed: int = 0) -> None:
+    """Embedding and unembedding with a row for each of `ids`, the old one's; for -1 a random one."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in (net.get_input_embeddings(), net.get_output_embeddings()):
+        old = layer.weight.detach()
+        new = torch.randn(len(ids), old.shape[1], generator=generator) * 0.3
+        layer.weight = torch.nn.Parameter(torch.where(ids[:, None] < 0, new, old[ids.clamp(min=0)]))
+    net.config.vocab_size = len(ids)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`base`, and beside it `tuned` (an edit of attention), `permuted` (the same, other ids), `grown` (only new tokens, which no prompt has),
+    `extended` (the edit, and tokens that cut the prompts otherwise) and `pieces` (the edit, and a SentencePiece tokenizer)."""
+    place = tmp_path_factory.mktemp("tokenizers")
+    (place / "prompts.jsonl").write_text("".join(json.dumps({"id": f"p{i}", "text": text}) + "\n" for i, text in enumerate(TEXTS)))
+    base, order = pico.pico("llama"), torch.randperm(259, generator=torch.Generator().manual_seed(0))
+    pico.save(base.net, byte_tokenizer(CHATML), place / "base")
+    pico.save(pico.twin(base, planted.edit_attention).net, byte_tokenizer(CHATML), place / "tuned")
+    grown, extended, pieces = byte_tokenizer(CHATML), byte_tokenizer(CHATML), piece_tokenizer(TEXTS, 60, CHATML)
+    grown.add_tokens([AddedToken(f"\u0644{i}", normalized=False) for i in range(32)])
+    extended.add_tokens([AddedToken(text, normalized=False) for text in ("some", "thing", " the", "number")])
+    for name, tokenizer, ids, edit in (
+        ("permuted", permuted_bytes(order), order, True),
+        ("grown", grown, torch.tensor([*range(259), *[-1] * 32]), False),
+        ("extended", extended, torch.tensor([*range(259), *[-1] * 4]), True),
+        ("pieces", pieces, torch.full((len(pieces),), -1), True),
+    ):
+        net = pico.twin(base, planted.edit_attention if edit else None).net
+        with_rows(net, ids)
+        pico.save(net, tokenizer, place / name)
+    return place
+
+
+def execute(folder: Path, tuned: str, out: Path, measures: list[Any] = MEASURES, **options: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
+    study = {"pair": {"base": str(folder / "base"), "tuned": str(folder / tuned)}, "prompts": {"file": str(folder / "prompts.jsonl")}}
+    config = make_study({**study, "measures": measures})
+    prepared = prepare(config, RunOptions(**options))
+    with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as run:
+        return running.execute(prepared, run)
+
+
+def test_p7_other_ids_change_no_number(folder: Path, tmp_path: Path) -> None:
+    kept = [measure for measure in MEASURES if measure != "grafting"]
+    plain, _ = execute(folder, "tuned", tmp_path / "plain", kept)
+    permuted, record = execute(folder, "permuted", tmp_path / "permuted", kept)
+    assert not [warning for warning in record["warnings"] if "apart" in warning], "lineage is matched by bytes too"
+    key = [name for name in plain.columns if name != "value"]
+    both = plain.join(permuted, on=key, how="full", nulls_equal=True, suffix="_permuted", coalesce=True)
+    assert both["value"].null_count() == both["value_permuted"].null_count() == 0, "the same rows"
+    both = both.filter(pl.col("unit").is_null() | ~pl.col("unit").str.contains("last_40"))
+    apart = both.with_columns(apart=(pl.col("value") - pl.col("value_permuted")).abs()).filter(
+        pl.col("apart") > 2e-5 * (1 + pl.col("value").abs())
+    )
+    assert apart.is_empty(), apart
+
+
+def test_p6_new_tokens_alone_move_no_state(folder: Path, tmp_path: Path) -> None:
+    measures = ["divergence", {"similarity": {"permutations": 0}}, {"patching": {"sites": ["resid_post"], "arms": ["identity"]}}]
+    rows, _ = execute(folder, "grown", tmp_path / "run", measures)
+    values = {metric: part["value"].to_torch() for (metric,), part in rows.filter(pl.col("unit").is_null()).group_by("metric")}
+    assert values["kl_shared_nats"].max() <= 1e-12
+    torch.testing.assert_close(values["kl_base_tuned_nats"], -torch.log1p(-values["mass_outside"]), rtol=0, atol=1e-9)
+    assert values["mass_outside"].min() > 1e-4
+    assert values["kl_tuned_base_nats"].isinf().all()
+    assert values["cka"].numpy() == pytest.approx(1, abs=1e-12)
+    assert values["kl_own_nats"].max() <= 1e-10, "the states are the same"
+    summary = summarise(rows)
+    d = summary.filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_null())
+    assert all("infinite" in flag for flag in d["flag"])
+    assert summary.filter(pl.col("measure") == "patching")["share"].null_count() == len(summary.filter(pl.col("measure") == "patching"))
+
+
+@pytest.mark.parametrize("tuned", ["extended", "pieces"])
+def test_every_measure_runs_or_says_why_not(folder: Path, tmp_path: Path, tuned: str) -> None:
+    rows, record = execute(folder, tuned, tmp_path / "run")
+    skipped = {entry["what"]: entry["why"] for entry in record["skipped"]}
+    assert set(skipped) >= {"grafting", "patching at last_40", "factorial at all positions"}
+    asked = {next(iter(one)) if isinstance(one, dict) else one for one in MEASURES}
+    assert set(rows["measure"]) == asked - {"grafting"}
+    shares = summarise(rows).filter(pl.col("share").is_not_null(), pl.col("measure") == "patching", pl.col("control").is_null())
+    assert len(shares)
+    assert shares["flag"].str.contains("shared_tokens").all()
+    assert rows.filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_null())["value"].is_infinite().all()
+    assert rows.filter(pl.col("metric") == "kl_other_nats", pl.col("value").is_infinite() | pl.col("value").is_nan()).is_empty()
+    cut = rows.filter(pl.col("metric").str.starts_with("tokens_per_"))
+    assert (cut["value"] > 0).all()
+    places = rows.filter(pl.col("unit").str.starts_with("token "), pl.col("metric") == "kl_shared_nats").group_by("prompt").len()
+    assert places["len"].min() >= 20, "most of a prompt's bytes are places that both have read"  # type: ignore[operator]
+
+
+def test_both_models_read_an_answer_each_in_its_own_tokens(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tuned model says is read by the base as bytes; both laws meet where both have read the same."""
+    answer = "the number қ 😀 is e\u0301 fine"
+    tuned_ids = torch.tensor(piece_tokenizer(TEXTS, 60, CHATML)(answer)["input_ids"])
+    monkeypatch.setattr(texts, "greedy", lambda model, prompt, n_tokens: tuned_ids)
+    rows, record = execute(folder, "pieces", tmp_path / "run", ["divergence"])
+    base = AutoModelForCausalLM.from_pretrained(folder / "base").eval()
+    prompt = byte_tokenizer(CHATML).apply_chat_template([{"role": "user", "content": TEXTS[1]}], add_generation_prompt=True, tokenize=False)
+    head, said = (byte_tokenizer(CHATML)(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
+    with torch.no_grad():
+        laws = base(torch.tensor([[*head, *said]])).logits[0].double().log_softmax(-1)[len(head) - 1 : -1]
+    expected = -float(laws.gather(1, torch.tensor(said)[:, None]).sum()) / math.log(2) / len(answer.encode())
+    one = rows.filter(pl.col("prompt") == "p1")
+    assert one.filter(metric="bits_per_byte_base")["value"].item() == pytest.approx(expected, rel=1e-5)
+    assert one.filter(metric="bits_per_byte_tuned")["value"].item() > 0
+    n_places = len(one.filter(pl.col("unit").is_not_null(), pl.col("metric") == "js_nats"))
+    assert n_places == record["n_prompt_tokens"]["p1"] + len(tuned_ids) - 1, "each of its tokens ends where the base's bytes do"
+
+
+def test_check_says_how_the_vocabularies_relate(folder: Path) -> None:
+    asked: dict[str, Any] = {"dtype": "float32", "device": "cpu", "memory": "auto", "trusted": ()}
+    found = {one.what: one for one in check_pair(str(folder / "base"), str(folder / "permuted"), **asked)}
+    assert found["tokenizers"].verdict == "note"
+    assert "other ids" in found["tokenizers"].said
+    found = {one.what: one for one in check_pair(str(folder / "base"), str(folder / "extended"), **asked)}
+    assert "4 only in tuned" in found["tokenizers"].said
