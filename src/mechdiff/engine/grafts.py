@@ -149,7 +149,7 @@ def trace(model: Model, batch: Batch) -> Trace:
     handles = [module.register_forward_pre_hook(enters, with_kwargs=True) for module in _stations(model)]
     handles.append(model.blocks[0].register_forward_hook(leaves))
     try:
-        logits = _logits(model, batch)
+        logits = decision_logits(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -174,7 +174,7 @@ def resume(model: Model, batch: Batch, start: Trace, layer: int) -> Float[Tensor
     try:
         for block, _ in skipped:
             block.forward = untouched
-        return _logits(model, batch)
+        return decision_logits(model, batch)
     finally:
         handle.remove()
         for block, own in skipped:
@@ -189,12 +189,14 @@ def _stations(model: Model) -> list[nn.Module]:
     return [*model.blocks, model.net.get_submodule(model.family.final_norm)]
 
 
-def _logits(model: Model, batch: Batch) -> Float[Tensor, "prompt vocab"]:
+def decision_logits(model: Model, batch: Batch, *, cache: Any = None) -> Float[Tensor, "prompt vocab"]:
+    """Logits at the decision position of each prompt, float32. `cache` holds what comes before the batch's tokens, and takes what they add."""
+
     def decisions(head: nn.Module, args: tuple) -> tuple[Tensor]:
         return (args[0][torch.arange(len(batch.last), device=batch.last.device), batch.last][:, None],)
 
     handle = model.head.register_forward_pre_hook(decisions)
     try:
-        return forward(model, batch.ids, logits_to_keep=0, use_cache=False).logits[:, 0].float()
+        return forward(model, batch.ids, logits_to_keep=0, use_cache=cache is not None, past_key_values=cache).logits[:, 0].float()
     finally:
         handle.remove()

@@ -19,7 +19,7 @@ Three engines with one signature, `(model, cleans, variants) -> logits [prompt, 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import accumulate
 from typing import Any
@@ -44,6 +44,10 @@ class Write:
     where: Tensor | None = None
     """`[d]`, bool: the entries that are written, the others stay; None: all."""
 
+    def of(self, prompts: Sequence[int]) -> "Write":
+        """What is written for some of the prompts, in this order."""
+        return replace(self, value=self.value[list(prompts)])
+
 
 Variant = Mapping[Site, Write]
 Engine = Callable[[Model, Sequence[Clean], Sequence[Variant]], Tensor]
@@ -56,8 +60,19 @@ def replay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -
     """
     widths = {write.value.shape[1] for variant in variants for write in variant.values()} or {1}
     assert len(widths) == 1, "the variants of one pass write one number of positions"
-    n_pos, n_prompts, n_rows = widths.pop(), len(cleans), 1 + len(variants)
-    prefix = _Prefix.of(cleans, n_pos)
+    prefix = Prefix.of(cleans, widths.pop())
+    wanted = torch.zeros(prefix.suffix.shape, dtype=torch.bool, device=model.device)
+    wanted[:, -1] = True
+    return parallel(model, prefix, variants, wanted)
+
+
+def parallel(model: Model, prefix: "Prefix", variants: Sequence[Variant], wanted: Tensor, cache: Any = None) -> Tensor:
+    """Logits `[wanted, 1 + variant, vocab]`, float32, of copies of each prompt's suffix, at its `wanted` positions (`[prompt, pos]`, bool).
+
+    A variant writes at the first positions of its copy, as many as its values have. `cache` is the prefix's, where what the pass adds to it is
+    of use afterwards.
+    """
+    n_prompts, n_pos, n_rows = *prefix.suffix.shape, 1 + len(variants)
     stairs = Stairs.of(variants, len(model.blocks))
     masks: dict[int | None, Tensor] = {}
 
@@ -74,23 +89,23 @@ def replay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -
                 kwargs[name] = _repeat(kwargs[name], rows)
         return hidden
 
-    def rows_of(tensor: Tensor, variant: int, n_pos: int) -> Tensor:
+    def rows_of(tensor: Tensor, variant: int, n_written: int) -> Tensor:
         start = stairs.row[variant] * n_pos
-        return tensor[:, start : start + n_pos]
+        return tensor[:, start : start + n_written]
 
-    order = torch.tensor([0, *stairs.row], device=model.device) * n_pos + n_pos - 1
+    def chosen(head: Any, args: tuple) -> tuple[Tensor]:
+        copies = args[0].reshape(n_prompts, n_rows, n_pos, -1)[:, [0, *stairs.row]]
+        return (copies.transpose(1, 2)[wanted],)
 
-    def decisions(head: Any, args: tuple) -> tuple[Tensor]:
-        return (args[0].reshape(n_prompts, n_rows * n_pos, -1)[:, order],)
-
-    with growing(model, grow), edited(model, _edits(variants, rows_of)):
-        handle = model.head.register_forward_pre_hook(decisions)
+    with growing(model, grow), edited(model, writing(variants, rows_of)):
+        handle = model.head.register_forward_pre_hook(chosen)
         try:
             output = forward(model, prefix.suffix, logits_to_keep=0, attention_mask=prefix.mask(1, None, model.dtype),
-                             position_ids=prefix.positions, past_key_values=prefix.cache(), use_cache=True)  # fmt: skip
+                             position_ids=prefix.positions.clamp(max=model.shape.context - 1),
+                             past_key_values=prefix.cache() if cache is None else cache, use_cache=True)  # fmt: skip
         finally:
             handle.remove()
-    return output.logits.reshape(n_prompts, n_rows, -1).float()
+    return output.logits.float()
 
 
 def relay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -> Tensor:
@@ -102,7 +117,7 @@ def relay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) ->
 
     found = []
     for i, clean in enumerate(cleans):
-        with growing(model, stairs.grow_sequences), edited(model, _edits(variants, rows_of, prompt=i)):
+        with growing(model, stairs.grow_sequences), edited(model, writing(variants, rows_of, prompt=i)):
             found.append(forward(model, clean.ids[None], use_cache=False).logits[:, -1].float()[[0, *stairs.row]])
     return torch.stack(found)
 
@@ -116,7 +131,7 @@ def full(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -> 
     found = []
     for i, clean in enumerate(cleans):
         for variant in ({}, *variants):
-            with edited(model, _edits([variant], rows_of, prompt=i)):
+            with edited(model, writing([variant], rows_of, prompt=i)):
                 found.append(forward(model, clean.ids[None], use_cache=False).logits[0, -1].float())
     return torch.stack(found).reshape(len(cleans), 1 + len(variants), -1)
 
@@ -133,7 +148,7 @@ def engine_for(config: Any) -> tuple[str, str]:
     return "replay", "it keeps plain keys and values, so variants run as parallel tokens"
 
 
-def _edits(variants: Sequence[Variant], rows_of: Callable[[Tensor, int, int], Tensor], prompt: int | None = None) -> dict[Site, Edit]:
+def writing(variants: Sequence[Variant], rows_of: Callable[[Tensor, int, int], Tensor], prompt: int | None = None) -> dict[Site, Edit]:
     """One edit a site, which writes each variant's value (of one prompt, or of all at once) into that variant's rows.
 
     `rows_of(tensor, variant, n_pos)` is the view of those rows in the tensor at a site.
@@ -216,7 +231,7 @@ def growing(model: Model, grow: Callable[[int, Tensor, dict[str, Any]], Tensor])
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Prefix:
+class Prefix:
     """The caches of several prompts side by side, each without its last positions, padded on the right to the longest."""
 
     keys: list[Tensor]
@@ -228,7 +243,8 @@ class _Prefix:
     """`[prompt, pos]`: the tokens that the variants are copies of."""
 
     @classmethod
-    def of(cls, cleans: Sequence[Clean], n_pos: int) -> "_Prefix":
+    def of(cls, cleans: Sequence[Clean], n_pos: int, suffix: Tensor | None = None) -> "Prefix":
+        """The prompts without their last `n_pos` tokens, which are the suffix unless another is given."""
         lengths = [len(clean.ids) - n_pos for clean in cleans]
         assert min(lengths) >= 0, "a prompt is shorter than the window that is written"
         caches = [clean.cache for clean in cleans if clean.cache is not None]
@@ -238,13 +254,15 @@ class _Prefix:
             kept = [cache[layer][part][:, :, :length] for cache, length in zip(caches, lengths, strict=True)]
             return torch.cat([torch.nn.functional.pad(tensor, (0, 0, 0, max(lengths) - tensor.shape[2])) for tensor in kept])
 
+        if suffix is None:
+            suffix = torch.stack([clean.ids[length:] for clean, length in zip(cleans, lengths, strict=True)])
         n_layers = len(caches[0])
         return cls(
             keys=[stacked(layer, 0) for layer in range(n_layers)],
             values=[stacked(layer, 1) for layer in range(n_layers)],
             lengths=torch.tensor(lengths, device=cleans[0].ids.device),
             longest=max(lengths),
-            suffix=torch.stack([clean.ids[length:] for clean, length in zip(cleans, lengths, strict=True)]),
+            suffix=suffix,
         )
 
     @property

@@ -81,9 +81,10 @@ def _side_by_side(model: Model, variants: Sequence[Changes], last_only: bool) ->
 
 
 def apply(states: Tensor, change: Change) -> None:
-    """Adds the change to states `[pos, d]` in place; where it is 0 they stay bit for bit."""
+    """Adds the change to states `[..., pos, d]` in place; where it is 0 they stay bit for bit. The change sees them as one table."""
     exact = states.double()
-    states.copy_(exact + change(exact))
+    added = change(exact.reshape(-1, exact.shape[-1]))
+    states.copy_(exact + added.reshape(exact.shape))
 
 
 @contextmanager

@@ -25,6 +25,14 @@ class Item:
     """Places where both models have read the same bytes."""
     tail: int
     """Last tokens that are the same places for both models, one by one; all of them where both cut the prompt alike."""
+    kind: str | None = None
+    """What its `meta` says it is."""
+    told: str = ""
+    """Hash of what comes with it: label, options, meta."""
+    options: int = 0
+    """Answers to choose from."""
+    label: bool = False
+    """Whether it has a right answer."""
 
 
 @dataclass(frozen=True, kw_only=True)

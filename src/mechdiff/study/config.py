@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
@@ -126,28 +126,38 @@ def _located(study: StudyConfig, folder: Path) -> StudyConfig:
     template = prompts.template if prompts.template in ("tuned", "base") else place(prompts.template)
     models = {"base": model(pair.base), "tuned": model(pair.tuned), "alternatives": tuple(map(model, pair.alternatives))}
     located = {"pair": pair.model_copy(update=models), "prompts": prompts.model_copy(update={**files, "template": template})}
-    steering = study.measures.steering
-    if steering and steering.neutral:
-        steering = steering.model_copy(update={"neutral": place(steering.neutral)})
-        located["measures"] = study.measures.model_copy(update={"steering": steering})
-    return study.model_copy(update=located)
+    moved: dict[str, Any] = {}
+    for (measure, option), path in _files_of_measures(study).items():
+        moved[measure] = (moved.get(measure) or getattr(study.measures, measure)).model_copy(update={option: place(path)})
+    return study.model_copy(update={**located, "measures": study.measures.model_copy(update=moved)})
+
+
+def _files_of_measures(study: StudyConfig) -> dict[tuple[str, str], str]:
+    """(measure, option) -> the file or folder that a measure is told to read."""
+    found: dict[tuple[str, str], str] = {}
+    if (steering := study.measures.steering) and steering.neutral:
+        found["steering", "neutral"] = steering.neutral
+    if (behaviour := study.measures.behaviour) and isinstance(behaviour.probes, str):
+        found["behaviour", "probes"] = behaviour.probes
+    if behaviour and behaviour.patterns:
+        found["behaviour", "patterns"] = behaviour.patterns
+    return found
 
 
 # --- identity ----------------------------------------------------------------------------------------------------------
 
 
 def content_hashes(study: StudyConfig) -> dict[str, str]:
-    """SHA-256 of every prompt and template file that the study names, by path."""
+    """SHA-256 of every prompt, template and pattern file that the study names, by path."""
     named = {f"prompts.{name}": path for name, path in study.prompts.sources().items()}
     if study.prompts.template not in ("tuned", "base"):
         named["prompts.template"] = study.prompts.template
-    steering = study.measures.steering
-    if steering and steering.neutral:
-        named["measures.steering.neutral"] = steering.neutral
+    named |= {f"measures.{measure}.{option}": path for (measure, option), path in _files_of_measures(study).items()}
     found = {}
     for where, path in named.items():
         try:
-            found[path] = sha256(Path(path).read_bytes())
+            files = sorted(Path(path).glob("*.yaml")) if Path(path).is_dir() and where.endswith("patterns") else [Path(path)]
+            found[path] = sha256(b"".join(one.read_bytes() for one in files))
         except (OSError, ValueError) as error:
             hint = nearest(Path(path).name, ("tuned", "base")) if where.endswith("template") else ""
             raise StudyError(f"{where}: given {path!r}, expected a file that can be read ({error}).{hint}") from error
@@ -165,10 +175,10 @@ def config_hash(study: StudyConfig, contents: Mapping[str, str]) -> str:
         for name in names:
             if (given := what[section][name]) in contents:
                 what[section][name] = f"sha256:{contents[given]}"
-    for measure in what["measures"]:
-        steering = measure.get("steering", {})
-        if (given := steering.get("neutral")) in contents:
-            steering["neutral"] = f"sha256:{contents[given]}"
+    for measure, option in _files_of_measures(study):
+        for told in (one[measure] for one in what["measures"] if measure in one):
+            if (given := told[option]) in contents:
+                told[option] = f"sha256:{contents[given]}"
     return sha256(canonical(what).encode())
 
 

@@ -14,7 +14,7 @@ from mechdiff.study.cells import Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig
 from mechdiff.study.plan import plan
 from mechdiff.study.planner import MAX_ROWS
-from mechdiff.study.prepare import prepare, read_splits
+from mechdiff.study.prepare import prepare, read_splits, told
 
 _CHARACTERS_A_TOKEN = 3.0
 _TEMPLATE_TOKENS = 30
@@ -110,7 +110,7 @@ def _planned(study: StudyConfig, max_rows: int) -> tuple[Plan, dict[str, int], s
 
 def _guessed(prompt: Prompt) -> Item:
     n = int(len(prompt.text.encode()) / _CHARACTERS_A_TOKEN) + _TEMPLATE_TOKENS
-    return Item(id=prompt.id, sha256="", tokens=n, pairs=n, tail=n)
+    return Item(id=prompt.id, sha256="", tokens=n, pairs=n, tail=n, **told(prompt))
 
 
 def _matrix_rate(dtype: str) -> float:

@@ -202,6 +202,36 @@ class AttributionOptions(LayeredOptions):
     select_prompts: Count = 16  # on which heads are ranked
 
 
+def _probes(given: object) -> object:
+    if not isinstance(given, (bool, str)) or given == "":
+        raise wrong(given, "true (those that come with mechdiff), false (none), or a file of prompts", ["true", "false"])
+    return given
+
+
+class BehaviourOptions(CloserOptions):
+    probes: Annotated[bool | str, BeforeValidator(_probes)] = True  # beside the report prompts: those that come with mechdiff, or a file
+    patterns: str | None = (
+        None  # lists of refusals and styles, as a file LANGUAGE.yaml or a folder of some, over those that come with mechdiff
+    )
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 48  # of an answer
+    samples: Annotated[int, Field(ge=0, le=1000)] = 0  # drawn answers to each prompt beside the greedy one
+    temperature: Annotated[float, Field(gt=0, le=100)] = 0.7  # of drawn answers
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    openings: Count = 3  # refusals, and as many neutral openings, whose probability is the soft refusal
+    masked: Literal["auto"] | bool = "auto"  # also laws cut to the tokens that both models have; auto: where these are not all
+    sites: Kinds = ("resid_post",)  # where states are written while texts are scored and answers given
+    maps: Annotated[tuple[str, ...], BeforeValidator(some_of(MAPS))] = ("anchored_ridge",)  # of those that transport fits
+    scored_layers: Count = 10  # of the layers: so many, evenly spaced, beside the closer ones
+    scored_prompts: Annotated[int, Field(ge=0, le=100_000)] = 16  # on which texts are scored under edits: report prompts and probes
+    spoken_prompts: Annotated[int, Field(ge=0, le=100_000)] = 6  # of these: so many are answered under edits at the closer layers
+
+    def scored(self, n_layers: int) -> tuple[int, ...]:
+        """The evenly spaced layers."""
+        layers = self.layer_numbers(n_layers)
+        few = min(len(layers), self.scored_layers)
+        return tuple(layers[(2 * i + 1) * len(layers) // (2 * few)] for i in range(few))
+
+
 class Measures(Section):
     """Every measure there is, in the order in which they run, and its options; None: not asked for."""
 
@@ -216,6 +246,7 @@ class Measures(Section):
     steering: SteeringOptions | None = None
     heads: HeadsOptions | None = None
     attribution: AttributionOptions | None = None
+    behaviour: BehaviourOptions | None = None
 
     def asked(self) -> dict[str, Options]:
         """The measures asked for, with their options."""

@@ -10,6 +10,7 @@ from mechdiff.errors import StudyError
 from mechdiff.study.cells import Cell, Item, Plan, n_positions
 from mechdiff.study.config import StudyConfig
 from mechdiff.study.options import DIRECTIONS, PatchingOptions
+from mechdiff.study.plan_behaviour import behaviour_cells
 from mechdiff.study.plan_heads import attribution_cells, heads_cells
 from mechdiff.study.plan_maps import rank_cells, transport_cells
 from mechdiff.study.plan_steer import steering_cells
@@ -51,6 +52,7 @@ def plan(
     cells = [*checks, *captures, *_divergence(planner), *_texts(planner), *_weights(planner), *_grafting(planner)]
     cells += [*_similarity(planner), *_patching(planner), *_factorial(planner)]
     cells += [*transport_cells(planner), *rank_cells(planner), *steering_cells(planner), *heads_cells(planner), *attribution_cells(planner)]
+    cells += behaviour_cells(planner)
     weights = [shape.parameters * bytes_per_weight for shape in shapes.values()]
     states = sum(_states_bytes(planner, cell) for cell in captures)
     return Plan(

@@ -105,7 +105,7 @@ def rank_cells(planner: Planner) -> Iterator[Cell]:
         key = planner.key(items, stage="rank", kind=kind, layers=layers, **on)
         yield Cell(stage="rank", key=key, items=items, side=None, flops=len(layers) * 200.0 * len(fit) ** 2 * planner.shape.width(kind))
     if options.fisher_samples:
-        key = planner.key(fit, stage="fisher", split="fit", kinds=kinds, samples=options.fisher_samples, **on, **_choice(planner, options))
+        key = planner.key(fit, stage="fisher", split="fit", kinds=kinds, samples=options.fisher_samples, **on, **choice(planner, options))
         tokens = sum(item.tokens for item in fit) * (1 + 2 * options.fisher_samples)
         yield Cell(stage="fisher", key=key, items=fit, side="tuned", flops=planner.flops(tokens, tokens / 10))
     n_ranks = 2 + max(1, min(len(fit), planner.shape.d_model)).bit_length()
@@ -124,10 +124,10 @@ def closer_cell(planner: Planner, shard: tuple[Item, ...], stage: str, what: dic
     layers = list(options.closer) if options.closer != "hot" else [planner.shape.n_layers // 2] * N_CLOSER
     made = planner.patch_cell(shard, stage, what | {"layers": layers * runs, "n_variants": len(layers) * runs}, 1)
     key = {name: value for name, value in made.key.items() if name != "layers"}
-    return Cell(stage=stage, key={**key, **_choice(planner, options)}, items=shard, side=made.side, flops=made.flops)
+    return Cell(stage=stage, key={**key, **choice(planner, options)}, items=shard, side=made.side, flops=made.flops)
 
 
-def _choice(planner: Planner, options: CloserOptions) -> dict[str, Any]:
+def choice(planner: Planner, options: CloserOptions) -> dict[str, Any]:
     """What decides which layers are looked at more closely."""
     if options.closer != "hot":
         return {"closer": options.closer}

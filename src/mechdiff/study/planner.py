@@ -65,7 +65,7 @@ class Planner:
     def wanted(self) -> tuple[str, ...]:
         """Site kinds whose states are captured at the decision position."""
         measures = self.study.measures
-        with_sites = (self.patching, self.similarity, measures.transport, measures.rank, measures.steering)
+        with_sites = (self.patching, self.similarity, measures.transport, measures.rank, measures.steering, measures.behaviour)
         asked = {kind for options in with_sites if options for kind in options.sites}
         asked |= {"resid_post"} if self.factorial else set()
         asked |= set(self.head_sites)

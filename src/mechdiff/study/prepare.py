@@ -27,6 +27,9 @@ ENGINE_VERSION = 2
 NEUTRAL = Path(__file__).parent.parent / "data" / "neutral.jsonl"
 """Everyday questions and instructions, for side effects."""
 
+PROBES = Path(__file__).parent.parent / "data" / "behaviour" / "probes.jsonl"
+"""Requests, questions and sums on which behaviour is looked at beside the study's own prompts."""
+
 QUICK = 8
 """Prompts of each split that a quick run keeps."""
 
@@ -146,11 +149,36 @@ def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Pr
     if steering and steering.side_prompts:  # last: a study's own splits come first
         neutral = [prompt for prompt in read_prompts(steering.neutral or NEUTRAL) if prompt.text not in split_of]
         found["neutral"] = neutral[: steering.side_prompts]
+    behaviour = study.measures.behaviour
+    if behaviour and behaviour.probes:
+        probes = read_prompts(PROBES if behaviour.probes is True else behaviour.probes)
+        found["probes"] = [prompt for prompt in probes if prompt.text not in split_of]
+        quick_probes = found["probes"][:: max(1, len(found["probes"]) // QUICK)] if quick else []  # of every kind
+        found["probes"] = quick_probes or found["probes"]
     return {split: prompts[:QUICK] if quick else prompts for split, prompts in found.items()}
 
 
 def _items(prompts: Mapping[str, Rendered]) -> list[Item]:
     return [
-        Item(id=name, sha256=one.sha256, tokens=min(len(one.ids_base), len(one.ids_tuned)), pairs=len(one.positions), tail=tail(one))
+        Item(
+            id=name,
+            sha256=one.sha256,
+            tokens=min(len(one.ids_base), len(one.ids_tuned)),
+            pairs=len(one.positions),
+            tail=tail(one),
+            **told(one.prompt),
+        )
         for name, one in prompts.items()
     ]
+
+
+def told(prompt: Prompt) -> dict[str, Any]:
+    """What the plan sees of what comes with a prompt."""
+    kind = prompt.meta.get("kind")
+    hashed = cell_hash({"label": prompt.label, "options": prompt.options, "meta": prompt.meta, "text": prompt.text})
+    return {
+        "kind": None if kind is None else str(kind),
+        "told": hashed,
+        "options": len(prompt.options),
+        "label": prompt.label is not None,
+    }

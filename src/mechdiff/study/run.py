@@ -16,6 +16,7 @@ from mechdiff.engine.models import Model
 from mechdiff.study.artifacts import RunFolder
 from mechdiff.study.attribution import attribution_record
 from mechdiff.study.baselines import weights_record
+from mechdiff.study.behaviour import behaviour_record
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.head_network import heads_record
@@ -79,6 +80,7 @@ class _Run:
             **steering_record(self.execution),
             **heads_record(self.execution),
             **attribution_record(self.execution),
+            **behaviour_record(self.execution),
             "warnings": [*record["warnings"], *told],
         }
 
@@ -113,24 +115,28 @@ _ORDER: tuple[tuple[str, Any], ...] = (
     ("crossing", "tuned"),
     ("patching", "base"),
     ("crossing", "base"),
+    ("behaviour", "base"),
     ("factorial", None),
     ("transport", "base"),
     ("closer", "base"),
     ("fisher", "tuned"),
     ("transport", "tuned"),
     ("closer", "tuned"),
+    ("behaviour", "tuned"),
     ("rank_curve", "tuned"),
     ("steering", "tuned"),
     ("steered", "tuned"),
     ("side_effects", "tuned"),
     ("heads", "tuned"),
     ("attribution", "tuned"),
+    ("behaviour_edits", "tuned"),
     ("rank_curve", "base"),
     ("steering", "base"),
     ("steered", "base"),
     ("side_effects", "base"),
     ("heads", "base"),
     ("attribution", "base"),
+    ("behaviour_edits", "base"),
     ("head_orders", "base"),
     ("head_sets", "base"),
     ("head_network", "base"),

@@ -20,6 +20,7 @@ from mechdiff.measures.outcome import kl_nats
 from mechdiff.rows import empty, rows
 from mechdiff.study.attribution import attribute
 from mechdiff.study.baselines import graft, inputs, weigh
+from mechdiff.study.behaviour import behave
 from mechdiff.study.cells import Cell, unit_of
 from mechdiff.study.closer import closer, fisher, rank_curve, ranks
 from mechdiff.study.execution import Execution, positions
@@ -29,6 +30,7 @@ from mechdiff.study.mapping import fits, patched
 from mechdiff.study.options import DIRECTIONS
 from mechdiff.study.planner import NEED_FIT
 from mechdiff.study.steer import side_effects, steer, steered_prompts, steered_texts
+from mechdiff.study.swayed import sway
 from mechdiff.study.texts import texts
 
 Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
@@ -195,4 +197,6 @@ STAGES: dict[str, Stage] = {
     "looks": looks,
     "attention": attention,
     "attribution": attribute,
+    "behaviour": behave,
+    "behaviour_edits": sway,
 }

@@ -1,0 +1,196 @@
+"""The cells of behaviour. No torch here.
+
+Both models answer every report prompt and probe, and say how likely they find openings and options. Then, on a few of these prompts, the same while
+states are written, vectors added or taken out, and weights grafted, in each of the four directions.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
+from typing import Any
+
+from mechdiff.measures.phrases import read_phrases
+from mechdiff.study.cells import Cell, Item
+from mechdiff.study.options import BehaviourOptions
+from mechdiff.study.plan_heads import spread
+from mechdiff.study.plan_maps import N_CLOSER, choice, possible, prompt_hashes
+from mechdiff.study.planner import Planner
+
+SPLITS = "report", "probes"
+
+AT_A_TIME = 64
+"""Prompts that are answered side by side."""
+
+OPENING_TOKENS = 10
+"""Tokens of an opening or an option, as far as the plan can know."""
+
+AROUND = 6
+"""Edits that are open around whole runs, as far as the plan can know."""
+
+DIRECTIONS = "base<-tuned", "tuned<-base", "base<-base", "tuned<-tuned"
+
+
+def behaviour_cells(planner: Planner) -> Iterator[Cell]:
+    """Clean answers of both models, then the edits of each direction."""
+    options = planner.study.measures.behaviour
+    if not options:
+        return
+    if not any(planner.splits.get(split) for split in SPLITS):
+        planner.skip("behaviour", "the study has neither report prompts nor probes")
+        return
+    on = _settings(planner, options)
+    for side in ("base", "tuned"):
+        for split in SPLITS:
+            items = _by_length(planner, split)
+            n_cells = -(-len(items) // AT_A_TIME)
+            for number in range(n_cells):
+                shard = items[number * len(items) // n_cells : (number + 1) * len(items) // n_cells]
+                yield _clean(planner, shard, {"side": side, "split": split, "shard": number, **on}, options)
+    yield from _edited(planner, options, on)
+
+
+def _settings(planner: Planner, options: BehaviourOptions) -> dict[str, Any]:
+    """What decides the numbers beside models and prompts."""
+    lists = {
+        name: [
+            [one.pattern for one in lists.refusal], lists.refusal_openings, lists.neutral_openings,
+            {style: [one.pattern for one in patterns] for style, patterns in lists.style.items()},
+        ]
+        for name, lists in read_phrases(options.patterns).items()
+    }  # fmt: skip
+    asked = options.model_dump(include={"max_tokens", "samples", "temperature", "top_p", "openings", "masked"})
+    return {"settings": asked, "phrases": lists, "seed": planner.study.seed}
+
+
+def _by_length(planner: Planner, split: str) -> tuple[Item, ...]:
+    return tuple(sorted(planner.splits.get(split, ()), key=lambda item: (item.tokens, item.id)))
+
+
+def _clean(planner: Planner, items: Sequence[Item], what: dict[str, Any], options: BehaviourOptions) -> Cell:
+    key = planner.key(items, stage="behaviour", told=[item.told for item in items], **what)
+    said = len(items) * options.max_tokens * (1 + options.samples)
+    scored = sum(_texts(item, options, what["split"]) for item in items) * OPENING_TOKENS
+    tokens = sum(item.tokens for item in items) * (2 + options.samples)
+    flops = planner.flops(tokens + said + scored, said + scored)
+    return Cell(stage="behaviour", key=key, items=tuple(items), side=what["side"], flops=flops)
+
+
+def _texts(item: Item, options: BehaviourOptions, split: str) -> int:
+    """Texts that are scored behind a prompt."""
+    return item.options + (2 * options.openings if asks_openings(split, item.options > 0, item.label) else 0)
+
+
+def asks_openings(split: str, has_options: bool, has_label: bool) -> bool:
+    """Whether a prompt is one where a soft refusal says something: not a probe that has a right answer."""
+    return split == "report" or not (has_options or has_label)
+
+
+# ---- under edits -------------------------------------------------------------------------------------------------------------------
+
+
+def _edited(planner: Planner, options: BehaviourOptions, on: dict[str, Any]) -> Iterator[Cell]:
+    """The chosen probes' states in both models, then a cell for each direction and split."""
+    what = "behaviour under edits"
+    if not options.scored_prompts or not possible(planner, what, options, splits=()):
+        return
+    kinds = [kind for kind in options.sites if kind in planner.wanted]
+    chosen = chosen_prompts(planner, options)
+    probes, every = chosen["probes"][0], tuple(range(planner.shape.n_layers))
+    for side in ("base", "tuned") if probes else ():
+        key = planner.key(probes, stage="capture", side=side, split="probes", position="decision", kinds=kinds, layers=every)
+        yield Cell(stage="capture", key=key, items=probes, side=side, flops=planner.flops(sum(item.tokens for item in probes), len(probes)))
+    on = {**on, "kinds": kinds, "layers": options.scored(planner.shape.n_layers), **choice(planner, options), **_made_of(planner, options)}
+    for direction in _directions(planner, options):
+        for split in SPLITS:
+            scored, spoken = chosen[split]
+            if scored:
+                yield _cell(planner, scored, spoken, {"direction": direction, "split": split, **on}, options)
+
+
+def chosen_prompts(planner: Planner, options: BehaviourOptions) -> dict[str, tuple[tuple[Item, ...], tuple[Item, ...]]]:
+    """Split -> (prompts that are scored under edits, those among them that are answered): half of them report prompts, half probes."""
+    report, probes = (_by_length(planner, split) for split in SPLITS)
+    n_probes = min(len(probes), max(options.scored_prompts // 2, options.scored_prompts - len(report)))
+    n_answered = min(n_probes, max(options.spoken_prompts // 2, options.spoken_prompts - len(report)))
+    taken = _of_every_kind(probes, n_probes)
+    asked = [item for item in taken if asks_openings("probes", item.options > 0, item.label)] or taken
+    scored = spread(report, options.scored_prompts - n_probes)
+    return {
+        "report": (scored, spread(scored, min(len(scored), options.spoken_prompts - n_answered))),
+        "probes": (tuple(taken), tuple(asked[:n_answered])),
+    }
+
+
+def _of_every_kind(probes: Sequence[Item], n: int) -> list[Item]:
+    """So many probes, the kinds in turn, two at a time where there is something to choose; sums alone only where nothing else is left."""
+    hands: dict[tuple[bool, str, int], list[Item]] = {}
+    for number, item in enumerate(sorted(probes, key=lambda item: item.id)):
+        hands.setdefault((item.label and not item.options, str(item.kind), number % 2 if item.options else 0), []).append(item)
+    found = []
+    for late in (False, True):
+        rounds = zip_longest(*(_shuffled(hand) for key, hand in sorted(hands.items()) if key[0] == late))
+        found += [item for item in chain.from_iterable(rounds) if item]
+    return found[:n]
+
+
+def _shuffled(items: Sequence[Item]) -> list[Item]:
+    """From both ends and the middle at once, so that the first few are of all languages, which stand one after the other."""
+    thirds = [items[i * len(items) // 3 : (i + 1) * len(items) // 3] for i in range(3)]
+    return [item for item in chain.from_iterable(zip_longest(*thirds)) if item]
+
+
+def _directions(planner: Planner, options: BehaviourOptions) -> list[str]:
+    """Those in which something is written: a model's own states only mapped or moved."""
+    measures = planner.study.measures
+    maps = bool(_mapped(planner, options))
+    steering = bool(measures.steering) and possible(planner, "steering", measures.steering)  # type: ignore[arg-type]
+    own = {"base<-base": maps or steering, "tuned<-tuned": maps or steering}
+    return [direction for direction in DIRECTIONS if own.get(direction, True)]
+
+
+def _mapped(planner: Planner, options: BehaviourOptions) -> tuple[str, ...]:
+    transport = planner.study.measures.transport
+    if not transport or "fit" not in planner.splits or "report" not in planner.splits:
+        return ()
+    if not set(transport.sites) & set(options.sites):
+        planner.skip(
+            "mapped patches while texts are scored", f"transport fits no maps at the sites of behaviour ({', '.join(options.sites)})"
+        )
+        return ()
+    return tuple(arm for arm in options.maps if arm in transport.maps)
+
+
+def _made_of(planner: Planner, options: BehaviourOptions) -> dict[str, Any]:
+    """What maps and steering vectors are made of."""
+    measures = planner.study.measures
+    grafts = planner.shapes["base"] == planner.shapes["tuned"] and planner.one_vocabulary
+    if not grafts:
+        planner.skip("grafts while texts are scored", "the two models' tensors or tokens differ: weights of one do not fit into the other")
+    return {
+        "maps": _mapped(planner, options),
+        "transport": measures.transport and measures.transport.model_dump(),
+        "steering": measures.steering and measures.steering.model_dump(),
+        "fitted_on": prompt_hashes(planner, "fit"),
+        "chosen_on": prompt_hashes(planner, "select"),
+        "neutral": [item.sha256 for item in planner.splits.get("neutral", ())],
+        "grafts": grafts,
+    }
+
+
+def _cell(planner: Planner, scored: Sequence[Item], spoken: Sequence[Item], what: dict[str, Any], options: BehaviourOptions) -> Cell:
+    own = what["direction"] in ("base<-base", "tuned<-tuned")
+    layers = [planner.shape.n_layers // 2] * N_CLOSER * len(what["maps"]) if own else [*what["layers"]] + [planner.shape.n_layers // 2] * 2
+    n_closer = N_CLOSER * len(what["kinds"])
+    tokens = sum(_texts(item, options, what["split"]) for item in scored) * OPENING_TOKENS
+    rows = 1 + sum(planner.shape.n_layers - layer for layer in layers) / planner.shape.n_layers * len(what["kinds"])
+    around = (AROUND - 2) if what["direction"] == "base<-tuned" and what["grafts"] else own * 1
+    read = sum(item.tokens for item in scored) + tokens
+    said = len(spoken) * options.max_tokens * (1 + n_closer + around)
+    runs = len(layers) * len(what["kinds"])
+    key = planner.key(scored, stage="behaviour_edits", told=[item.told for item in scored], spoken=[item.id for item in spoken], **what)
+    return Cell(
+        stage="behaviour_edits",
+        key={**key, "position": "decision", "n_variants": runs},
+        items=tuple(scored),
+        side=what["direction"].partition("<-")[0],
+        flops=planner.flops(tokens * rows + read * (1 + around) + said, tokens * (1 + runs + around) + said),
+    )
