@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import findings, sections, statistics, wording
+from mechdiff.report import findings, phrasing, sections, statistics, wording
 from mechdiff.report.findings import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Run
 from report.conftest import CHANGED
@@ -57,7 +57,7 @@ def test_the_verdict_is_true_of_the_planted_run(rows: pl.DataFrame, summary: pl.
     said = " ".join(wording.verdict(rows, summary, manifest))
     d = findings.difference(rows, summary)
     assert d
-    assert f"D = KL(tuned ‖ base) = {wording.nats(d.mean)} nats" in said
+    assert f"D = KL(tuned ‖ base) = {phrasing.nats(d.mean)} nats" in said
     assert f"from L{CHANGED}.resid_mid (the same site in 95 % of resamples) on, in both directions" in said
     assert f"the strongest is L{CHANGED}.attn_out (chosen on the select prompts)" in said
     assert f"in shape at L{CHANGED}.attn_out, the strongest site too" in said
@@ -111,10 +111,10 @@ def test_absent_measures_leave_nothing_out_of_order(rows: pl.DataFrame) -> None:
     ],
 )
 def test_nats_in_words(value: float, text: str) -> None:
-    assert wording.nats(value) == text
+    assert phrasing.nats(value) == text
 
 
 def test_shares_and_lists_in_words() -> None:
-    assert [wording.share(value) for value in (0.974, -0.001, -0.2, None)] == ["0.97", "0.00", "−0.20", "–"]
-    assert wording.with_interval(0.97, 0.966, 0.973, digits=2) == "0.970 (95 %: 0.966 to 0.973)"
-    assert [wording.listed(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["none", "a", "a and b", "a, b and c"]
+    assert [phrasing.share(value) for value in (0.974, -0.001, -0.2, None)] == ["0.97", "0.00", "−0.20", "–"]
+    assert phrasing.with_interval(0.97, 0.966, 0.973, digits=2) == "0.970 (95 %: 0.966 to 0.973)"
+    assert [phrasing.listed(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["none", "a", "a and b", "a, b and c"]

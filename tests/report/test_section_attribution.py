@@ -12,6 +12,7 @@ from mechdiff.report import (
     charts_attribution,
     drawing,
     findings_churn,
+    phrasing,
     section_attribution,
     sections,
     statistics,
@@ -58,7 +59,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert counted + "; of these 3, 3 hold in at least 0.95 of resamples" in said["attribution_churn"]
     assert "Of the heads with the largest attribution the models share" in said["attribution_churn"]
     found = findings_churn.between_models(run.rows)
-    value = wording.with_interval(found.rho, found.low, found.high, digits=2)
+    value = phrasing.with_interval(found.rho, found.low, found.high, digits=2)
     assert f"Rank correlation over all heads {value}." in said["attribution_churn"]
     assert section.parts[0]["text"].startswith("What is attributed is a change of m, in logits; m weighs")
 

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from mechdiff.report import drawing, findings, findings_factorial, section_factorial, statistics, wording
+from mechdiff.report import drawing, findings, findings_factorial, phrasing, section_factorial, statistics, wording
 from mechdiff.report.parts import Drawn, Run
 from report.conftest import CHANGED
 from report.test_figures import descriptions
@@ -41,7 +41,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert isinstance(drawn, Drawn)
     d = findings.difference(run.rows, run.summary)
     assert d
-    assert f"the two halves sum to D = {wording.nats(d.mean)}" in drawn.caption
+    assert f"the two halves sum to D = {phrasing.nats(d.mean)}" in drawn.caption
     for where in ("the decision position", "all positions"):
         assert f"Exchanged at {where}: the lower half does more from L = {CHANGED} on" in drawn.caption
     assert len(section.parts) == 3

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import drawing, findings_grafting, section_grafting, statistics, wording
+from mechdiff.report import drawing, findings_grafting, phrasing, section_grafting, statistics, wording
 from mechdiff.report.parts import Drawn, Run
 from report.conftest import CHANGED
 from report.planted_sections import ALONE, d_of, planted_grafting
@@ -51,7 +51,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     drawn = {part.name: part.caption for part in section.parts if isinstance(part, Drawn)}
     assert list(drawn) == ["grafts_alone", "grafts_in_order", "grafts_greedy", "grafts_by_rank"]
     best = findings_grafting.ranked(run.rows)[0].row(0, named=True)
-    assert f"Most: {FIRST}, {wording.with_interval(best['share'], best['low'], best['high'], digits=2)}" in drawn["grafts_alone"]
+    assert f"Most: {FIRST}, {phrasing.with_interval(best['share'], best['low'], best['high'], digits=2)}" in drawn["grafts_alone"]
     assert f"half of D is recovered once {FIRST} is in, from the output down once {FIRST} is" in drawn["grafts_in_order"]
     assert f"2 modules are enough for 0.9 of D ({FIRST} + {SECOND}: 0.99" in drawn["grafts_greedy"]
     assert "For all modules, k = " in drawn["grafts_by_rank"]

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import charts_heads, drawing, findings_heads, section_heads, statistics, wording
+from mechdiff.report import charts_heads, drawing, findings_heads, phrasing, section_heads, statistics, wording
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.report.wording_heads import per_cent, which_heads
 from report import planted_heads as planted
@@ -79,7 +79,7 @@ def test_tables_say_what_a_head_has_alone_in_its_group_and_when_it_is_missing(ru
     tables = [part for part in section_heads.heads(run).parts if isinstance(part, dict) and part["kind"] == "table"]
     first = dict(zip(tables[0]["columns"], tables[0]["rows"][0], strict=True))
     assert first["head"] == f"L{CHANGED}.head\u00a03"
-    group = wording.share(planted.WHOLE * planted.v([2, 3]))
+    group = phrasing.share(planted.WHOLE * planted.v([2, 3]))
     of_group = findings_heads.groups(findings_heads.map_of_heads(run.rows, run.summary))
     assert of_group["tuned<-base", CHANGED, 1] == pytest.approx(planted.WHOLE * planted.v([2, 3]), rel=0.1)
     assert re.fullmatch(r"1: (\d\.\d+) / \1", first["its group"]), f"group 1, about {group} in both directions"
@@ -89,14 +89,14 @@ def test_tables_say_what_a_head_has_alone_in_its_group_and_when_it_is_missing(ru
         first = dict(zip(one["columns"], one["rows"][0], strict=True))
         assert first["head"] == f"L{CHANGED}.head\u00a03"
         assert first["effect / D"] == first["write / D"]
-        assert first["needed"] == wording.share(1 - planted.v([0, 1, 2, 4, 5]))
-        assert first["Shapley"] == wording.share(planted.shapley()[3])
+        assert first["needed"] == phrasing.share(1 - planted.v([0, 1, 2, 4, 5]))
+        assert first["Shapley"] == phrasing.share(planted.shapley()[3])
 
 
 def test_other_arms_are_said_mapped_heads_among_them(run: Run) -> None:
     (arms,) = (part for part in section_heads.heads(run).parts if isinstance(part, dict) and part.get("folded", "").startswith("All heads"))
     said = {(row[1], row[2]): row[3] for row in arms["rows"]}
-    assert said["rrr, rank 4", "recovery with the base's own, mapped"].startswith(wording.share(0.5 * planted.WHOLE))
+    assert said["rrr, rank 4", "recovery with the base's own, mapped"].startswith(phrasing.share(0.5 * planted.WHOLE))
     for word in ("breakage", "recovery"):
         assert said["write", word] == said["contribution", word]
 
@@ -208,7 +208,7 @@ def test_more_bars_than_fit_are_said_to_be_left_out(rows: pl.DataFrame) -> None:
 def test_random_sets_are_drawn_with_their_mean(run: Run) -> None:
     options = {"direction": "tuned<-base", "layers": [CHANGED]}
     svg = drawing.to_svg(charts_heads.coverage_by_heads(run.rows, run.summary, run.manifest, **options))
-    mean = wording.share(np.mean([planted.v([head]) for head in range(planted.N_HEADS)]))
+    mean = phrasing.share(np.mean([planted.v([head]) for head in range(planted.N_HEADS)]))
     assert f"L{CHANGED}, mean of random sets, 1 heads: {mean}" in svg
     assert ">random<" in svg
     without = run.rows.filter(~pl.col("control").str.starts_with("random_set").fill_null(False))

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from mechdiff.report import drawing, findings_rank, section_rank, statistics, wording
+from mechdiff.report import drawing, findings_rank, phrasing, section_rank, statistics, wording
 from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.rows import rows as make_rows
@@ -84,7 +84,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert f"{SITE}: rank 2 does 90 % of the gain from rank 0 to the largest, 8" in said["rank_closeness"]
     best = findings_rank.by_strength(run.rows, SITE, TRANSPORT).sort("value", descending=True).row(0, named=True)
     assert (best["rank"], best["s"]) == (8, 1.0)
-    assert f"recovers most: rank 8 at strength 1, {wording.share(best['value'])} of D" in said["rank_strength"]
+    assert f"recovers most: rank 8 at strength 1, {phrasing.share(best['value'])} of D" in said["rank_strength"]
     tables = [part for part in section.parts if isinstance(part, dict) and part["kind"] == "table"]
     assert all(len(row) == len(one["columns"]) for one in tables for row in one["rows"])
     assert tables[0]["rows"][0][2:4] == ["2", "2"]

@@ -5,7 +5,7 @@ import math
 import polars as pl
 import pytest
 
-from mechdiff.report import drawing, findings_steering, section_steering, statistics, wording
+from mechdiff.report import drawing, findings_steering, phrasing, section_steering, statistics, wording
 from mechdiff.report.parts import Drawn, Run
 from report import planted_sections as planted
 from report.conftest import CHANGED
@@ -86,9 +86,9 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert list(said) == ["steering_effect", "steering_strength", "steering_frontier"]
     found = findings_steering.effects(run.rows)
     add = findings_steering.added(found).filter(pl.col("name") == SITE, pl.col("s") == 1).row(0, named=True)
-    value = wording.with_interval(add["share"], add["low"], add["high"], digits=2)
+    value = phrasing.with_interval(add["share"], add["low"], add["high"], digits=2)
     assert f"At {SITE}: add {value} with one direction (its strongest control 0.0" in said["steering_effect"]
-    assert f"the most on these prompts is {wording.share(add['share'])} of D at s = 1." in said["steering_strength"]
+    assert f"the most on these prompts is {phrasing.share(add['share'])} of D at s = 1." in said["steering_strength"]
     assert (
         "One direction is enough for 0.20 of D within the limits of 0.0400 nats and a perplexity ratio of 1.10" in said["steering_frontier"]
     )

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import drawing, findings_texts, section_texts, wording
+from mechdiff.report import drawing, findings_texts, phrasing, section_texts, wording
 from mechdiff.report.parts import Drawn, Run
 from report.planted_sections import CONTINUATION, d_of, prompt_length
 
@@ -42,12 +42,12 @@ def test_the_numbers_of_the_caption_are_those_planted(run: Run) -> None:
     drawn = section.parts[0]
     assert isinstance(drawn, Drawn)
     behind = 0.5 * np.exp(-np.arange(CONTINUATION) / 6).mean()
-    assert f"behind it {wording.nats(behind)} (95 %:" in drawn.caption
+    assert f"behind it {phrasing.nats(behind)} (95 %:" in drawn.caption
     assert "at the decision position on 22 prompts, later on 1, already inside the prompt on 0, nowhere on 1." in drawn.caption
     bits = section.parts[1]["rows"]
-    assert [row[1] for row in bits] == [wording.nats(1.5 + 0.115), wording.nats(1.0 + 0.115), "0.500"]
+    assert [row[1] for row in bits] == [phrasing.nats(1.5 + 0.115), phrasing.nats(1.0 + 0.115), "0.500"]
     said = wording.how_it_goes_on(run.rows, run.manifest)[0]
-    assert f"{wording.nats(behind)} (95 %:" in said
+    assert f"{phrasing.nats(behind)} (95 %:" in said
     assert "the base needs 0.500 (95 %: 0.500 to 0.500) bits per byte more" in said
 
 

@@ -10,6 +10,7 @@ from mechdiff.report import (
     findings_closer,
     findings_transport,
     intervals,
+    phrasing,
     section_transport,
     statistics,
     wording,
@@ -165,17 +166,17 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
                           "transport_strength_recovery", "transport_bogus"]  # fmt: skip
     best = findings_transport.carried(run.rows, run.summary)
     assert best
-    value = wording.with_interval(best.share, best.low, best.high, digits=2)
+    value = phrasing.with_interval(best.share, best.low, best.high, digits=2)
     assert (
         f"At {SITE} the base, its own state mapped by the anchored_ridge map (chosen on the select prompts), recovers {value} of D"
         in said["transport_recovery"]
     )
     assert (
-        f"the mean difference alone {wording.share(best.trivial_share, 3)}; the tuned state itself {wording.share(best.ceiling, 3)}"
+        f"the mean difference alone {phrasing.share(best.trivial_share, 3)}; the tuned state itself {phrasing.share(best.ceiling, 3)}"
         in said["transport_recovery"]
     )
     close = dict(findings_transport.closeness(run.rows).filter(pl.col("name") == SITE).select("arm", "kl").iter_rows())
-    assert f"identity {wording.nats(close['identity'])}, shift {wording.nats(close['shift'])}" in said["transport_closeness"]
+    assert f"identity {phrasing.nats(close['identity'])}, shift {phrasing.nats(close['shift'])}" in said["transport_closeness"]
     assert f"Highest on the report prompts: {SITE}, rrr" in said["transport_fit"]
     assert f"up to {planted.REFITS} refits" in said["transport_fit"]
     assert f"attn_out: its own map comes closest at L{CHANGED}" in said["transport_bogus"]

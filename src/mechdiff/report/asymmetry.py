@@ -17,7 +17,7 @@ from mechdiff.report import drawing, findings, intervals, statistics
 from mechdiff.report.drawing import LEFT, SITE_COLOURS, SITE_DASHES, WIDE, Chart
 from mechdiff.report.findings import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Drawn, Run
-from mechdiff.report.wording import share, with_interval
+from mechdiff.report.phrasing import share, with_interval
 
 SITES = ("resid_post", "attn_out", "mlp_out")
 _SCHEMA = {

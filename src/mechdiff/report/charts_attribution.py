@@ -17,7 +17,7 @@ from mechdiff.report.curves import GREY
 from mechdiff.report.drawing import BLACK, BLUE, GREEN, INK, QUIET, VERMILLION, WIDE, Chart
 from mechdiff.report.findings_attribution import CROSSED, ESTIMATES, RANDOM, TOP
 from mechdiff.report.findings_churn import OUTLIER
-from mechdiff.report.wording import nats, share, with_interval
+from mechdiff.report.phrasing import nats, share, with_interval
 from mechdiff.report.wording_attribution import WAYS, written
 
 GROUP_LOOKS = {TOP: (VERMILLION, "circle"), RANDOM: (BLUE, "triangle-up")}

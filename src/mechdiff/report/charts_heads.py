@@ -10,7 +10,7 @@ from mechdiff.report import curves, drawing, findings_heads
 from mechdiff.report.drawing import BLUE, GREEN, INK, LEFT, ORANGE, PURPLE, QUIET, SHARE_RANGE, VERMILLION, WIDE, Chart
 from mechdiff.report.findings import BREAKAGE, RECOVERY
 from mechdiff.report.findings_heads import ORDER_WORDS, WORDS, Game, Shares
-from mechdiff.report.wording import share, with_interval
+from mechdiff.report.phrasing import share, with_interval
 
 COLOURS = {"greedy": VERMILLION, "single": BLUE, "attribution": GREEN, "without them": PURPLE, "random": QUIET}
 DASHES: dict[str, list[int]] = {"single": [7, 3], "attribution": [2, 3], "without them": [5, 2, 1, 2], "random": [1, 2]}

@@ -8,7 +8,7 @@ import polars as pl
 from mechdiff.report import curves, drawing, findings, findings_closer, findings_transport
 from mechdiff.report.drawing import BLACK, INK, SHARE_RANGE, WIDE, Chart
 from mechdiff.report.findings_transport import ARMS, CLOSENESS, LEARNED, REMOVAL, TRANSPORT
-from mechdiff.report.wording import nats, share, with_interval
+from mechdiff.report.phrasing import nats, share, with_interval
 
 TOP = "tuned state"
 """The ceiling of transport, as a line of its own."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
-from mechdiff.report import drawing, findings, statistics, wording
+from mechdiff.report import drawing, findings, phrasing, statistics
 from mechdiff.report.drawing import (
     ARM_COLOURS,
     ARM_DASHES,
@@ -65,7 +65,7 @@ def d_by_prompt(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wi
     band = mean.mark_rect(aria=False, color=ORANGE, opacity=0.22).encode(y=alt.Y("low:Q", scale=scale), y2=alt.Y2("high:Q"))
     line = mean.mark_rule(aria=False, color=ORANGE, strokeWidth=2).encode(y=alt.Y("d:Q", scale=scale))
     label = mean.mark_text(aria=False, align="left", baseline="bottom", dx=4, dy=-4, color="#8a5c00", fontWeight=600).encode(
-        x=alt.value(0), y=alt.Y("d:Q", scale=scale), text=alt.value(f"mean {wording.nats(found.mean)}")
+        x=alt.value(0), y=alt.Y("d:Q", scale=scale), text=alt.value(f"mean {phrasing.nats(found.mean)}")
     )
     return drawing.styled(alt.layer(band, line, dots, label, width=width - 72, height=240))
 
@@ -295,7 +295,7 @@ def _cell_says(row: dict) -> str:
     where = f"L{row['layer']}.{row['site']}"
     if not row["counts"]:
         return f"{where}: under three noise floors"
-    return where if row["share"] is None else f"{where}: share {wording.with_interval(row['share'], row['low'], row['high'], digits=2)}"
+    return where if row["share"] is None else f"{where}: share {phrasing.with_interval(row['share'], row['low'], row['high'], digits=2)}"
 
 
 def _arms_panel(
@@ -319,6 +319,6 @@ def _arms_panel(
         rule = alt.Chart(drawing.inline([{"mean": d}]))
         marks.insert(0, rule.mark_rule(aria=False, color=QUIET, strokeDash=[3, 3]).encode(y=y))
         text = rule.mark_text(aria=False, align="left", baseline="bottom", dx=3, dy=-2, color=QUIET)
-        marks.append(text.encode(x=alt.value(0), y=y, text=alt.value(f"D = {wording.nats(d)}")))
-    pinned = f" (bottom: {wording.power_of_ten(bottom)} or less)" if drawing.ends(table["mean"])[0] < bottom else ""
+        marks.append(text.encode(x=alt.value(0), y=y, text=alt.value(f"D = {phrasing.nats(d)}")))
+    pinned = f" (bottom: {phrasing.power_of_ten(bottom)} or less)" if drawing.ends(table["mean"])[0] < bottom else ""
     return alt.layer(*marks, width=width - LEFT - 12, height=150, title=drawing.title_of(f"{table['site'][0]}: KL, nats{pinned}"))

@@ -1,7 +1,9 @@
 """The numbers of the section on behaviour: what both models do, and what edits of their states change about it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 import numpy as np
 import polars as pl
@@ -23,7 +25,8 @@ SPOKEN = (
 CHANGED = ("refusal_soft_nats", "mc_margin_per_byte_nats", "refusal", "mc_correct")
 """What edits are looked at for."""
 FEW = 6
-"""Prompts from which a rank correlation is given."""
+"""Prompts from which a correlation or a profile is given."""
+STREAM = "resid_post"
 EDIT = ["direction", "layer", "site", "arm", "rank", "strength", "unit"]
 
 
@@ -49,20 +52,28 @@ class Compared:
         return self.p < 0.05 if self.p is not None else not self.difference[1] <= 0 <= self.difference[2]
 
 
-def groups(rows: pl.DataFrame, manifest: dict) -> Iterator[tuple[str, pl.DataFrame]]:
-    """(name, rows) of the study's report prompts and of each kind of probe, clean runs alone."""
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Prompts that are looked at together, clean runs of both models."""
+
+    name: str
+    """ "report" (the study's own prompts), or what the probes' `meta.kind` says."""
+    language: str | None
+    """None: all languages."""
+    rows: pl.DataFrame
+
+
+def groups(rows: pl.DataFrame, manifest: dict) -> list[Group]:
+    """The study's report prompts, each kind of probe, and behind each of these the same by language where there are several."""
     clean = rows.filter(pl.col("measure") == "behaviour", pl.col("direction").is_null(), pl.col("prompt").is_not_null())
-    own = clean.filter(pl.col("split") == "report")
-    if not own.is_empty():
-        yield "report prompts", own
-    told = (manifest.get("behaviour") or {}).get("prompts") or {}
-    kinds: dict[str, list[str]] = {}
-    for name, about in told.items():
-        kinds.setdefault(about.get("kind") or "probes", []).append(name)
-    for kind, names in kinds.items():
-        part = clean.filter(pl.col("split").is_null(), pl.col("prompt").is_in(names))
-        if not part.is_empty():
-            yield kind, part
+    found = []
+    for name, by_language in ((manifest.get("behaviour") or {}).get("groups") or {}).items():
+        own = clean.filter(pl.col("split") == "report" if name == "report" else pl.col("split").is_null())
+        everyone = [prompt for prompts in by_language.values() for prompt in prompts]
+        parts = {None: everyone, **(by_language if len(by_language) > 1 else {})}
+        held = ((language, own.filter(pl.col("prompt").is_in(prompts))) for language, prompts in parts.items())
+        found += [Group(name=name, language=language, rows=part) for language, part in held if not part.is_empty()]
+    return found
 
 
 def compared(rows: pl.DataFrame) -> list[Compared]:
@@ -129,72 +140,98 @@ def masked(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def changes(rows: pl.DataFrame, metrics: Sequence[str] = CHANGED) -> pl.DataFrame:
-    """`direction layer site arm rank strength unit metric n mean low high`: how far each edit moves each metric from the unedited run, paired."""
+    """EDIT, `metric n mean low high`: how far each edit moves each metric from the unedited run of the same model, over prompts, paired."""
     table = per_prompt(rows).filter(pl.col("metric").is_in(metrics))
     found = []
     for key, part in table.group_by(*EDIT, "metric", maintain_order=True):
         values = part["change"].drop_nulls().drop_nans().to_numpy()
         if len(values):
-            mean, low, high = _mean(values)
-            found.append((*key, len(values), mean, low, high))
-    schema = {**{name: table.schema[name] for name in EDIT}, "metric": pl.String, "n": pl.Int64} | dict.fromkeys(
-        ("mean", "low", "high"), pl.Float64
-    )
-    return pl.DataFrame(found, schema=schema, orient="row").sort("metric", "direction", "arm", "layer", nulls_last=True)
+            found.append((*key, len(values), *_mean(values)))
+    return _table({name: table.schema[name] for name in EDIT} | {"metric": pl.String(), "n": pl.Int64()}, found)
+
+
+def _table(schema: dict[str, pl.DataType], found: list[tuple]) -> pl.DataFrame:
+    return pl.DataFrame(found, schema=schema | dict.fromkeys(("mean", "low", "high"), pl.Float64()), orient="row")
 
 
 def per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
-    """The key of each edit, `split prompt metric value clean change`: each prompt under the edit, and in the unedited run of the same direction."""
+    """EDIT, `split prompt metric value clean change`: each prompt under each edit, and in the unedited run of the same model; in network order."""
     under = rows.filter(pl.col("measure") == "behaviour", pl.col("direction").is_not_null(), pl.col("prompt").is_not_null())
     key = ["direction", "split", "prompt", "metric"]
     clean = under.filter(pl.col("control") == "no_op").select(*key, clean="value").unique(key)
     edited = under.filter(pl.col("control").is_null()).select(*EDIT, "split", "prompt", "metric", "value")
-    both = edited.join(clean, on=key, nulls_equal=True, maintain_order="left")
-    return both.with_columns(change=pl.col("value") - pl.col("clean")).sort("metric", *EDIT, "split", "prompt", nulls_last=True)
+    both = edited.join(clean, on=key, nulls_equal=True)
+    order = ["metric", "arm", "unit", "site", "direction", "layer", "rank", "strength", "split", "prompt"]
+    return both.with_columns(change=pl.col("value") - pl.col("clean")).sort(order, nulls_last=False)
 
 
 def profile(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
-    """`direction layer n mean low high` of plain patches of one site, in network order."""
-    found = changes(rows, [metric]).filter(pl.col("arm") == "identity", pl.col("unit").is_null(), pl.col("layer").is_not_null())
+    """`direction layer n mean low high` of plain patches of the residual stream (or of the one site that was patched), with simultaneous bands."""
+    found = per_prompt(rows).filter(
+        pl.col("metric") == metric, pl.col("arm") == "identity", pl.col("unit").is_null(), pl.col("layer").is_not_null()
+    )
     sites = found["site"].unique().sort().to_list()
-    if not sites:
-        return found
-    site = "resid_post" if "resid_post" in sites else sites[0]
-    return found.filter(pl.col("site") == site).sort("direction", "layer")
+    lines = []
+    for (direction,), part in found.filter(pl.col("site") == (STREAM if STREAM in sites else min(sites, default=""))).group_by(
+        "direction", maintain_order=True
+    ):
+        wide = part.sort("layer").pivot("layer", index=["split", "prompt"], values="change").drop("split", "prompt").drop_nulls()
+        values = wide.to_numpy()
+        values = values[np.isfinite(values).all(1)]
+        if len(values) < FEW:
+            continue
+        low, high = intervals.simultaneous_bands(values)
+        ends = zip(map(int, wide.columns), values.mean(0), low, high, strict=True)
+        lines += [(direction, layer, len(values), float(mean), float(a), float(b)) for layer, mean, a, b in ends]
+    return _table({"direction": pl.String(), "layer": pl.Int64(), "n": pl.Int64()}, lines)
 
 
 def agreement(rows: pl.DataFrame, metric: str = "refusal_soft_nats") -> pl.DataFrame:
-    """`direction layer site n rho low high`: over prompts, the rank correlation of what a patch does to the next token (KL from the clean run) and the
-    size of what it does to behaviour. Intervals by Fisher's transformation."""
+    """`direction layer site n rho low high`: over prompts, the rank correlation (Spearman) of what a patch does to the next token (its KL from the
+    clean run) and the size of what it does to behaviour; intervals by Fisher's transformation with the variance of Fieller et al. 1957."""
     inside = rows.filter(
         pl.col("measure") == "patching",
         pl.col("metric") == "kl_own_nats",
         pl.col("arm") == "identity",
-        pl.col("control").is_null(),
-        pl.col("unit").is_null(),
-    ).select("direction", "layer", "site", "split", "prompt", kl="value")
+        pl.all_horizontal(pl.col("control", "unit", "strength").is_null()),
+    )
+    inside = inside.select("direction", "layer", "site", "split", "prompt", kl="value")
     outside = per_prompt(rows).filter(pl.col("metric") == metric, pl.col("arm") == "identity", pl.col("unit").is_null())
-    both = outside.join(inside, on=["direction", "layer", "site", "split", "prompt"]).filter(pl.col("change").is_not_nan())
+    both = outside.join(inside, on=["direction", "layer", "site", "split", "prompt"]).filter(pl.col("change").is_finite())
     found = []
     for key, part in both.group_by("direction", "layer", "site", maintain_order=True):
         kl, moved = part["kl"].to_numpy(), part["change"].abs().to_numpy()
         if len(part) >= FEW and np.ptp(kl) > 0 and np.ptp(moved) > 0:
             rho = float(spearmanr(kl, moved).statistic)
-            reach = 1.96 * 1.03 / np.sqrt(len(part) - 3)
+            reach = 1.96 * np.sqrt(1.06 / (len(part) - 3))
             low, high = np.tanh(np.arctanh(np.clip(rho, -0.9999, 0.9999)) + np.array([-reach, reach]))
             found.append((*key, len(part), rho, float(low), float(high)))
-    schema = {
-        "direction": pl.String,
-        "layer": pl.Int64,
-        "site": pl.String,
-        "n": pl.Int64,
-        "rho": pl.Float64,
-        "low": pl.Float64,
-        "high": pl.Float64,
-    }
-    return pl.DataFrame(found, schema=schema, orient="row").sort("direction", "layer")
+    return _table({"direction": pl.String(), "layer": pl.Int64(), "site": pl.String(), "n": pl.Int64()}, found).rename({"mean": "rho"})
 
 
-def texts(manifest: dict) -> Sequence[Mapping]:
-    """What was said, by whom."""
-    return (manifest.get("behaviour") or {}).get("texts") or []
+# ---- texts -------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Some words of a text."""
+
+    text: str
+    differs: bool
+    """Whether they stand in the text alone, not in the other one."""
+
+
+def texts(manifest: dict) -> list[dict]:
+    """Prompts with what both models said, and what they said under edits; those with edits first, the report prompts before probes."""
+    return sorted((manifest.get("behaviour") or {}).get("texts") or [], key=lambda one: (not one["patched"], one["split"] is None))
+
+
+def spans(text: str, other: str) -> list[Span]:
+    """A text, cut where it parts from another, word by word."""
+    ours, theirs = (re.findall(r"\S+\s*|^\s+", one) for one in (text, other))
+    bare = [[word.strip() for word in words] for words in (ours, theirs)]
+    found = []
+    for kind, start, stop, _, _ in SequenceMatcher(None, bare[0], bare[1], autojunk=False).get_opcodes():
+        if start < stop:
+            found.append(Span(text="".join(ours[start:stop]), differs=kind != "equal"))
+    return found

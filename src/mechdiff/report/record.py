@@ -8,7 +8,7 @@ import polars as pl
 from mechdiff.report import statistics
 from mechdiff.report.findings import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Run, Section, note, table
-from mechdiff.report.wording import nats
+from mechdiff.report.phrasing import nats
 
 
 def short_name(manifest: dict, side: str) -> str:

@@ -8,7 +8,7 @@ from mechdiff.report import charts_attribution, findings, findings_attribution, 
 from mechdiff.report.findings_attribution import CROSSED, ESTIMATES, RANDOM, TOGETHER, TOP
 from mechdiff.report.findings_churn import OUTLIER, SURE, TOP_K
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.wording import listed, nats, share, with_interval
+from mechdiff.report.phrasing import listed, nats, share, with_interval
 from mechdiff.report.wording_attribution import WAYS, written
 
 TITLE = "What do gradients say of the heads?"

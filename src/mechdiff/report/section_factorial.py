@@ -9,7 +9,7 @@ from mechdiff.report import drawing, findings, findings_factorial
 from mechdiff.report.drawing import BLACK, BLUE, LEFT, VERMILLION, WIDE, Chart
 from mechdiff.report.findings_factorial import UNITS
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.wording import between, nats, with_interval
+from mechdiff.report.phrasing import between, nats, with_interval
 
 TITLE = "Early or late, and do they need each other?"
 COLOURS = {"upstream": BLUE, "downstream": VERMILLION, "interaction": BLACK}

@@ -10,7 +10,8 @@ import polars as pl
 from mechdiff.report import drawing, findings, findings_grafting
 from mechdiff.report.drawing import BLACK, BLUE, GREEN, LEFT, ORANGE, PURPLE, SKY, VERMILLION, WIDE, Chart
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.wording import between, how_many_modules, nats, share, with_interval
+from mechdiff.report.phrasing import between, nats, share, with_interval
+from mechdiff.report.wording import how_many_modules
 
 TITLE = "Which module's change matters?"
 ROUNDING = 0.02

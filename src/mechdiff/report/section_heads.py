@@ -4,12 +4,12 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff.report import charts_heads, coverage, findings, findings_heads, wording
+from mechdiff.report import charts_heads, coverage, findings, findings_heads, phrasing
 from mechdiff.report.findings import BREAKAGE, RECOVERY
 from mechdiff.report.findings_heads import WORDS, Game
 from mechdiff.report.parts import Drawn, Run, Section, note, table
+from mechdiff.report.phrasing import listed, nats, share
 from mechdiff.report.section_transport import with_ends
-from mechdiff.report.wording import listed, nats, share
 from mechdiff.report.wording_heads import effective, how_many, per_cent
 
 TITLE = "Which heads carry it?"
@@ -229,7 +229,7 @@ def _attention(run: Run) -> list[dict]:
         seen[one["head"]] = seen.get(one["head"], 0) + 1
         if seen[one["head"]] <= 2:
             looks = {
-                side: " ".join(f"{wording.visible(token)}\u00a0{weight:.2f}" for token, weight in one[side][:3])
+                side: " ".join(f"{phrasing.visible(token)}\u00a0{weight:.2f}" for token, weight in one[side][:3])
                 for side in ("base", "tuned")
             }
             lines.append((one["head"], one["prompt"], "base", looks["base"], nats(one["js"])))

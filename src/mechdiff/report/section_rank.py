@@ -14,7 +14,7 @@ from mechdiff.report.drawing import BLUE, INK, LEFT, ORANGE, SHARE_RANGE, SITE_C
 from mechdiff.report.findings_rank import HALF, MOST, SERIES
 from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.wording import between, listed, nats, share, with_interval
+from mechdiff.report.phrasing import between, listed, nats, share, with_interval
 
 TITLE = "How many dimensions does the change have?"
 SITES = 3

@@ -6,11 +6,11 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from mechdiff.report import curves, drawing, findings, findings_steering, wording
+from mechdiff.report import curves, drawing, findings, findings_steering, phrasing, wording
 from mechdiff.report.drawing import BLUE, GREEN, ORANGE, PURPLE, QUIET, VERMILLION, WIDE, Chart
 from mechdiff.report.findings_steering import EDITS, WANTED, Limits
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.wording import between, listed, nats, share, with_interval
+from mechdiff.report.phrasing import between, listed, nats, share, with_interval
 
 TITLE = "Does it obey?"
 SHOWN = 3
@@ -124,10 +124,10 @@ def _answers(run: Run) -> list[dict]:
     sites = list(dict.fromkeys(answer["site"] for answer in answers if answer.get("site")))
     parts = []
     for answer in answers:
-        said = [(who, wording.visible(answer.get(who, "–"))) for who in ("base", "tuned", "steered")]
+        said = [(who, phrasing.visible(answer.get(who, "–"))) for who in ("base", "tuned", "steered")]
         entries = [{"what": {"steered": "base, steered"}.get(who, who), "why": text} for who, text in said]
         parts.append(
-            {"kind": "list", "entries": [{"what": "Prompt", "why": wording.visible(answer.get("text") or answer["prompt"])}, *entries]}
+            {"kind": "list", "entries": [{"what": "Prompt", "why": phrasing.visible(answer.get("text") or answer["prompt"])}, *entries]}
         )
     where = f" at {listed(sites)}" if sites else ""
     return [note(f"What the base says with the mean difference added{where}, at all positions, beside both models (greedy):"), *parts]

@@ -6,10 +6,10 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from mechdiff.report import drawing, findings_texts, wording
+from mechdiff.report import drawing, findings_texts, phrasing
 from mechdiff.report.drawing import BLUE, LEFT, ORANGE, QUIET, WIDE, Chart
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.wording import between, nats, visible
+from mechdiff.report.phrasing import between, nats, visible
 
 TITLE = "Where along a text do they part?"
 LEVELS = (0.01, 0.1, 0.3, 1.0, 3.0)
@@ -39,7 +39,7 @@ def _caption(run: Run, profile: pl.DataFrame) -> str:
         said += f" ({nats(here['mean'][0])} at the decision position)"
     behind = findings_texts.on_continuation(run.rows, run.manifest)
     if behind:
-        said += f"; behind it {wording.with_interval(behind.mean, behind.low, behind.high)} nats a token"
+        said += f"; behind it {phrasing.with_interval(behind.mean, behind.low, behind.high)} nats a token"
     found = findings_texts.parting(run.rows, run.manifest)
     if found is None:
         return said + "."

@@ -7,7 +7,7 @@ import polars as pl
 from mechdiff.report import charts_transport, findings, findings_closer, findings_transport, wording
 from mechdiff.report.findings_transport import CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.wording import between, listed, nats, share, with_interval
+from mechdiff.report.phrasing import between, listed, nats, share, with_interval
 
 TITLE = "Can a linear map carry the change?"
 TOP = 16

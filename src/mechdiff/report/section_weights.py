@@ -9,7 +9,7 @@ from mechdiff.report import drawing, findings_weights
 from mechdiff.report.drawing import BLUE, INK, LEFT, ORANGE, QUIET, SHARE_RANGE, WIDE, Chart
 from mechdiff.report.findings_weights import HEADS, IN_BLOCKS, OUTSIDE, short_tensor
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.wording import listed, nats, share, visible
+from mechdiff.report.phrasing import listed, nats, share, visible
 
 TITLE = "Which weights changed?"
 TOP = 10

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from mechdiff.report import asymmetry, figures, findings, statistics
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
+from mechdiff.report.phrasing import between, listed, nats, share, with_interval
 from mechdiff.report.section_attribution import attribution
 from mechdiff.report.section_factorial import factorial
 from mechdiff.report.section_grafting import grafting
@@ -20,7 +21,6 @@ from mechdiff.report.section_steering import steering
 from mechdiff.report.section_texts import texts
 from mechdiff.report.section_transport import transport
 from mechdiff.report.section_weights import weights
-from mechdiff.report.wording import between, listed, nats, share, with_interval
 
 ARMS = {
     "identity": "the other model's state",

@@ -90,7 +90,7 @@ class Asker:
         return self.phrases[language(one, self.phrases)]
 
     def said(self, i: int, answer: Tensor) -> dict[tuple[str, str | None], float]:
-        """(metric, style class) -> value of one answer to the prompt `i`; exact match where it has a final answer. A text without words has no style."""
+        """(metric, style class) -> value of one answer to the prompt `i`; exact match where it has a final answer, style where it has words."""
         prompt = self.rendered[i].prompt
         label = None if prompt.options else prompt.label
         values = said_values(self.text(answer), len(answer), self.lists(self.rendered[i]), label)
@@ -220,9 +220,14 @@ def behaviour_record(run: Execution) -> dict[str, Any]:
     probes = run.prepared.rendered.get("probes", {})
     file = options.probes if isinstance(options.probes, str) else "those that come with mechdiff"
     texts = _texts(run, cells, edits, prompts, phrases)
+    groups: dict[str, dict[str, list[str]]] = {}
+    for (split, name), one in prompts.items():
+        group = "report" if split == "report" else str(one.prompt.meta.get("kind") or "probes")
+        groups.setdefault(group, {}).setdefault(language(one, phrases), []).append(name)
     return {
         "behaviour": {
             "languages": tongues,
+            "groups": groups,
             "probes": {"file": file, "n": len(probes)} if probes else None,
             "max_tokens": options.max_tokens,
             "samples": options.samples,

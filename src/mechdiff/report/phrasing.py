@@ -1,0 +1,74 @@
+"""Numbers, lists and texts in words.
+
+Shares are written as numbers from 0 to 1, divergences in nats with three digits, intervals always beside their estimate.
+"""
+
+import math
+import unicodedata
+from collections.abc import Iterable
+
+SHOWN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
+TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def nats(value: float | None) -> str:
+    """Three digits; powers of ten below a thousandth."""
+    if value is None or value != value:
+        return "not defined"
+    if value in (float("inf"), float("-inf")):
+        return "infinite"
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e5 or abs(value) < 9.995e-4:
+        digits, power = f"{value:.1e}".split("e")
+        return f"{digits} × 10{str(int(power)).translate(SUPERSCRIPTS)}".replace("-", "−")
+    return _minus(f"{value:#.3g}".removesuffix("."))
+
+
+def power_of_ten(value: float) -> str:
+    """ "10⁻⁴" """
+    return f"10{str(round(math.log10(value))).translate(SUPERSCRIPTS)}"
+
+
+def share(value: float | None, digits: int = 2) -> str:
+    """A share of D, or a CKA; never -0.00."""
+    if value is None or value != value:
+        return "–"
+    text = f"{value:.{digits}f}"
+    return _minus(text if float(text) else text.removeprefix("-"))
+
+
+def between(low: float | None, high: float | None, *, digits: int | None = None) -> str:
+    """An interval as "6.78 to 9.06"; empty if there is none. With `digits`, fixed decimals."""
+    if low is None or high is None:
+        return ""
+    return f"{nats(low)} to {nats(high)}" if digits is None else f"{share(low, digits)} to {share(high, digits)}"
+
+
+def with_interval(value: float | None, low: float | None, high: float | None, *, digits: int | None = None) -> str:
+    """ "7.69 (95 %: 6.77 to 9.16)". Decimals given as `digits` become one more where the interval would vanish in them."""
+    if digits is not None and low is not None and high is not None and high - low < 2 * 10**-digits:
+        digits += 1
+    estimate = nats(value) if digits is None else share(value, digits)
+    ends = between(low, high, digits=digits)
+    return f"{estimate} (95 %: {ends})" if ends else estimate
+
+
+def listed(names: Iterable[object]) -> str:
+    """ "a, b and c"."""
+    words = [str(name) for name in names]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"
+
+
+def visible(text: object) -> str:
+    """Text from a model or a prompt with line ends, control characters and changes of writing direction made visible."""
+    return "".join(SHOWN.get(letter) or (f"\\u{ord(letter):04x}" if _hides(letter) else letter) for letter in str(text))
+
+
+def _hides(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(letter) in TURNS
+
+
+def _minus(text: str) -> str:
+    return text.replace("e-", "e−").replace("-", "−") if text.startswith("-") else text
