@@ -89,6 +89,8 @@ def speak_edited(
     An answer has at most `max_tokens` tokens, ends before the first of `stop`, and never leaves the model's context. About `most` sequences
     speak side by side; with too little memory half of them.
     """
+    if not max_tokens:
+        return [[torch.empty(0, dtype=torch.long) for _ in (None, *variants)] for _ in prompts]
     found: list[list[Tensor]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     size = max(1, most // (1 + len(variants)))

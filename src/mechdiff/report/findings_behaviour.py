@@ -10,24 +10,20 @@ import polars as pl
 from scipy.stats import spearmanr
 
 from mechdiff.report import intervals
-from mechdiff.report.statistics import BINARY
+from mechdiff.report.statistics import BINARY, FLOORS
 
-SPOKEN = (
-    "refusal",
-    "exact_match",
-    "mc_correct",
-    "refusal_soft_nats",
-    "refusal_soft_per_byte_nats",
-    "mc_margin_per_byte_nats",
-    "style_per_100_words",
-)
-"""What the table of both models shows, in its order."""
+RIGHT = ("exact_match", "mc_correct", "mc_margin_per_byte_nats")
+SPOKEN = ("refusal", *RIGHT, "style_per_100_words")
+"""What is spoken of, in this order, beside the soft refusal."""
 CHANGED = ("refusal_soft_nats", "mc_margin_per_byte_nats", "refusal", "mc_correct")
 """What edits are looked at for."""
 FEW = 6
-"""Prompts from which a correlation or a profile is given."""
+"""Prompts from which an interval of a mean, a correlation or a profile is given."""
 STREAM = "resid_post"
 EDIT = ["direction", "layer", "site", "arm", "rank", "strength", "unit"]
+
+Estimate = tuple[float, float, float]
+"""A mean and the ends of its interval; NaN where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +34,9 @@ class Compared:
     style: str | None
     """The class of markers."""
     n: int
-    base: tuple[float, float, float]
-    """Mean, low and high end."""
-    tuned: tuple[float, float, float]
-    difference: tuple[float, float, float]
+    base: Estimate
+    tuned: Estimate
+    difference: Estimate
     """tuned - base, paired."""
     p: float | None
     """McNemar's exact test, of what is 0 or 1."""
@@ -49,7 +44,13 @@ class Compared:
     @property
     def counts(self) -> bool:
         """Whether the difference's interval leaves 0 out; of what is 0 or 1, by the test."""
-        return self.p < 0.05 if self.p is not None else not self.difference[1] <= 0 <= self.difference[2]
+        low, high = self.difference[1:]
+        return self.p < 0.05 if self.p is not None else low > 0 or high < 0
+
+    @property
+    def happened(self) -> bool:
+        """Whether either model has anything but 0."""
+        return bool(self.base[0] or self.tuned[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,19 @@ def compared(rows: pl.DataFrame) -> list[Compared]:
     return sorted(found, key=lambda one: (places.get(one.metric, len(places)), one.metric, one.style or ""))
 
 
+def soft_metric(manifest: dict) -> str:
+    """The soft refusal to read: per byte between two tokenizers."""
+    relation = (manifest.get("tokenizers") or {}).get("relation", "equal")
+    return "refusal_soft_nats" if relation in ("equal", "permuted") else "refusal_soft_per_byte_nats"
+
+
+def to_the_point(group: Group, every: Sequence[Compared], soft: str) -> list[Compared]:
+    """What is spoken of in a group: one soft refusal; of probes that have right answers whether these are given."""
+    spoken = [one for one in every if one.style is None and (one.metric == soft or one.metric in SPOKEN)]
+    right = [one for one in spoken if one.metric in RIGHT]
+    return right if right and group.name != "report" else spoken
+
+
 def _by_model(rows: pl.DataFrame) -> pl.DataFrame:
     """`metric style prompt base tuned` of greedy answers; what is sampled or masked is left out."""
     parts = pl.col("unit").str.split(", ")
@@ -110,12 +124,16 @@ def _compared(metric: str, style: str | None, values: np.ndarray) -> Compared:
     return Compared(metric=metric, style=style, n=len(values), base=ends[0], tuned=ends[1], difference=_mean(tuned - base), p=p)
 
 
-def _mean(values: np.ndarray) -> tuple[float, float, float]:
-    low, high = intervals.bca_means(values[:, None])
-    return float(values.mean()), float(low[0]), float(high[0])
+def _mean(values: np.ndarray) -> Estimate:
+    mean = float(values.mean())
+    if len(values) < FEW:
+        return mean, np.nan, np.nan
+    low, high = (float(end[0]) for end in intervals.bca_means(values[:, None]))
+    least = 1e-12 * float(np.abs(values).max())  # a mean of zeros and few others has ends that are 0 but for rounding
+    return mean, low if abs(low) > least else 0.0, high if abs(high) > least else 0.0
 
 
-def _wilson(values: np.ndarray) -> tuple[float, float, float]:
+def _wilson(values: np.ndarray) -> Estimate:
     low, high = intervals.wilson(np.array([values.mean()]), len(values))
     return float(values.mean()), float(low[0]), float(high[0])
 
@@ -186,9 +204,10 @@ def profile(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     return _table({"direction": pl.String(), "layer": pl.Int64(), "n": pl.Int64()}, lines)
 
 
-def agreement(rows: pl.DataFrame, metric: str = "refusal_soft_nats") -> pl.DataFrame:
+def agreement(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
     """`direction layer site n rho low high`: over prompts, the rank correlation (Spearman) of what a patch does to the next token (its KL from the
-    clean run) and the size of what it does to behaviour; intervals by Fisher's transformation with the variance of Fieller et al. 1957."""
+    clean run) and the size of what it does to the soft refusal, where the effect is above three noise floors. Intervals by Fisher's transformation
+    with the variance of Fieller et al. 1957."""
     inside = rows.filter(
         pl.col("measure") == "patching",
         pl.col("metric") == "kl_own_nats",
@@ -196,12 +215,13 @@ def agreement(rows: pl.DataFrame, metric: str = "refusal_soft_nats") -> pl.DataF
         pl.all_horizontal(pl.col("control", "unit", "strength").is_null()),
     )
     inside = inside.select("direction", "layer", "site", "split", "prompt", kl="value")
-    outside = per_prompt(rows).filter(pl.col("metric") == metric, pl.col("arm") == "identity", pl.col("unit").is_null())
+    outside = per_prompt(rows).filter(pl.col("metric") == soft_metric(manifest), pl.col("arm") == "identity", pl.col("unit").is_null())
+    floor = max((manifest.get("noise_floor") or {}).values(), default=0.0)
     both = outside.join(inside, on=["direction", "layer", "site", "split", "prompt"]).filter(pl.col("change").is_finite())
     found = []
     for key, part in both.group_by("direction", "layer", "site", maintain_order=True):
         kl, moved = part["kl"].to_numpy(), part["change"].abs().to_numpy()
-        if len(part) >= FEW and np.ptp(kl) > 0 and np.ptp(moved) > 0:
+        if len(part) >= FEW and kl.mean() > FLOORS * floor and np.ptp(kl) > 0 and np.ptp(moved) > 0:
             rho = float(spearmanr(kl, moved).statistic)
             reach = 1.96 * np.sqrt(1.06 / (len(part) - 3))
             low, high = np.tanh(np.arctanh(np.clip(rho, -0.9999, 0.9999)) + np.array([-reach, reach]))

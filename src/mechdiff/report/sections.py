@@ -13,6 +13,7 @@ from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, listed, nats, share, with_interval
 from mechdiff.report.section_attribution import attribution
+from mechdiff.report.section_behaviour import answers
 from mechdiff.report.section_factorial import factorial
 from mechdiff.report.section_grafting import grafting
 from mechdiff.report.section_heads import heads
@@ -38,6 +39,7 @@ def all_sections(run: Run) -> list[Section]:
     return [
         behaviour(run),
         texts(run),
+        answers(run),
         weights(run),
         grafting(run),
         similarity(run),

@@ -30,13 +30,11 @@ GROUPS = {
     "probes": "probes",
 }
 LANGUAGES = {"en": "English", "kk": "Kazakh", "ru": "Russian"}
-SAID = ("refusal", "exact_match", "mc_correct", "refusal_soft_nats", "style_per_100_words")
-"""What the verdict speaks of, always these: nothing is picked by its size."""
 
 
 def metric_name(one: Compared) -> str:
     """ "style markers per 100 words: courtesy" """
-    return METRICS.get(one.metric, one.metric) + (f": {one.style}" if one.style else "")
+    return METRICS.get(one.metric, one.metric) + (f": {one.style.replace('_', ' ')}" if one.style else "")
 
 
 def group_name(name: str, language: str | None) -> str:
@@ -45,12 +43,14 @@ def group_name(name: str, language: str | None) -> str:
 
 
 def what_they_do(rows: pl.DataFrame, manifest: dict) -> list[str]:
-    """What both models do on the report prompts: the differences that are seen, and what was looked at and not seen."""
+    """What both models do on the report prompts: the differences that are seen, and what was looked at and not seen; nothing is picked by its size."""
 
     groups = [group for group in findings_behaviour.groups(rows, manifest) if group.language is None]
     group = next((group for group in groups if group.name == "report"), groups[0] if groups else None)
-    found = [one for one in findings_behaviour.compared(group.rows) if one.metric in SAID and one.style is None] if group else []
-    if group is None or not found:
+    if group is None:
+        return []
+    found = findings_behaviour.to_the_point(group, findings_behaviour.compared(group.rows), findings_behaviour.soft_metric(manifest))
+    if not found:
         return []
     seen, unseen = ([one for one in found if one.counts == counts] for counts in (True, False))
     start = f"In their answers to {max(one.n for one in found)} {group_name(group.name, None)} "

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from mechdiff.engine.continued import Continuation, Likelihoods, likelihoods
 from mechdiff.engine.models import Model
+from mechdiff.engine.prompts import Prompt
 from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import Engine, Variant
 from mechdiff.engine.speech import Sampling, speak, stop_ids
-from mechdiff.measures.answers import choice
+from mechdiff.measures.answers import choice, mathematical
 from mechdiff.measures.behaviour import language_of, said_values, soft_refusal
 from mechdiff.measures.phrases import Phrases, read_phrases
 from mechdiff.rows import empty
@@ -92,9 +93,15 @@ class Asker:
     def said(self, i: int, answer: Tensor) -> dict[tuple[str, str | None], float]:
         """(metric, style class) -> value of one answer to the prompt `i`; exact match where it has a final answer, style where it has words."""
         prompt = self.rendered[i].prompt
-        label = None if prompt.options else prompt.label
+        label = prompt.label if self._final(prompt) else None
         values = said_values(self.text(answer), len(answer), self.lists(self.rendered[i]), label)
         return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    def _final(self, prompt: Prompt) -> bool:
+        """Whether the prompt's label is a final answer: a number or formula, or whatever it is where the study says so."""
+        if prompt.options or prompt.label is None:
+            return False
+        return mathematical(prompt.label) if self.settings["exact_match"] == "auto" else self.settings["exact_match"]
 
     def texts(self) -> list[Scored]:
         """What may follow each prompt."""

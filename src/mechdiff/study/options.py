@@ -210,14 +210,15 @@ def _probes(given: object) -> object:
 
 class BehaviourOptions(CloserOptions):
     probes: Annotated[bool | str, BeforeValidator(_probes)] = True  # beside the report prompts: those that come with mechdiff, or a file
-    patterns: str | None = (
-        None  # lists of refusals and styles, as a file LANGUAGE.yaml or a folder of some, over those that come with mechdiff
-    )
+    patterns: str | None = None  # lists of refusals and styles beside those that come with mechdiff: LANGUAGE.yaml, or a folder of some
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 48  # of an answer
     samples: Annotated[int, Field(ge=0, le=1000)] = 0  # drawn answers to each prompt beside the greedy one
     temperature: Annotated[float, Field(gt=0, le=100)] = 0.7  # of drawn answers
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     openings: Count = 3  # refusals, and as many neutral openings, whose probability is the soft refusal
+    exact_match: Literal["auto"] | bool = (
+        "auto"  # labels of prompts without options are final answers; auto: those that are numbers or formulas
+    )
     masked: Literal["auto"] | bool = "auto"  # also laws cut to the tokens that both models have; auto: where these are not all
     sites: Kinds = ("resid_post",)  # where states are written while texts are scored and answers given
     maps: Annotated[tuple[str, ...], BeforeValidator(some_of(MAPS))] = ("anchored_ridge",)  # of those that transport fits

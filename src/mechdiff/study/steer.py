@@ -159,11 +159,10 @@ def steered_texts(run: Execution, cell: Cell, model: Model | None) -> Result:
     for side in ("tuned", "base"):
         with run.prepared.pair.use(side) as running:
             ids = [getattr(run.prompt(key["split"], name), f"ids_{side}") for name in key["ids"]]
-            prompts = [torch.tensor(one, device=running.device) for one in ids]
-            said[side] = [greedy(running, prompt, key["continuation"]).cpu() for prompt in prompts]
+            said[side] = greedy(run, running, ids, key["continuation"])
             if side == "base":
                 with steering(running, {Site(layer, key["kind"]): measure.add(found.mean)}):
-                    said["steered"] = [greedy(running, prompt, key["continuation"]).cpu() for prompt in prompts]
+                    said["steered"] = greedy(run, running, ids, key["continuation"])
     tensors = {f"{who}.{i}": tokens.numpy() for who in TEXT_TOKENS for i, tokens in enumerate(said[who])}
     return empty(), {**tensors, "layer": np.array(layer)}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from mechdiff.engine.activations import forward
 from mechdiff.engine.models import Model
 from mechdiff.engine.rendering import Rendered
+from mechdiff.engine.speech import speak, stop_ids
 from mechdiff.measures import divergence
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
@@ -29,16 +30,15 @@ def texts(run: Execution, cell: Cell, model: Model | None) -> tuple[pl.DataFrame
     model would say."""
     split, names, tokens = cell.key["split"], cell.key["ids"], run.prepared.tokens
     read: list[dict[str, _Said]] = []
-    laws: list[dict[str, Tensor]] = []
+    laws: list[dict[str, Tensor]] = [{} for _ in names]
     for side in ("tuned", "base"):
         with run.prepared.pair.use(side) as model:
+            if side == "tuned":
+                ones = [run.prompt(split, name) for name in names]
+                answers = [_said(run, side, ids) for ids in greedy(run, model, [one.ids_tuned for one in ones], cell.key["continuation"])]
+                read = [{"tuned": answer, "base": _as_base_writes(run, one, answer)} for one, answer in zip(ones, answers, strict=True)]
             for i, name in enumerate(names):
-                one = run.prompt(split, name)
-                prompt = torch.tensor(getattr(one, f"ids_{side}"), device=model.device)
-                if side == "tuned":
-                    answer = _said(run, side, greedy(model, prompt, cell.key["continuation"]).cpu())
-                    read.append({"tuned": answer, "base": _as_base_writes(run, one, answer)})
-                    laws.append({})
+                prompt = torch.tensor(getattr(run.prompt(split, name), f"ids_{side}"), device=model.device)
                 laws[i][side] = tokens.place(_laws(model, prompt, read[i][side].ids.to(model.device)), side).cpu()
     found = []
     kept: dict[str, list[Tensor]] = {"ids": [], "place": [], "kl": [], "top_base": [], "top_tuned": []}
@@ -114,21 +114,10 @@ def _places(run: Execution, one: Rendered, said: Mapping[str, _Said]) -> Int[Ten
     return torch.tensor([*one.positions, *shared])
 
 
-def greedy(model: Model, prompt: Tensor, n_tokens: int) -> Tensor:
-    """The model's own most likely continuation of a prompt `[pos]`: at most `n_tokens` tokens, the one that ends it left out."""
-    from transformers import GenerationConfig
-
-    if not n_tokens:
-        return prompt[:0]
-    net: Any = model.net
-    end = net.generation_config.eos_token_id
-    plain = GenerationConfig(
-        max_new_tokens=n_tokens, do_sample=False, eos_token_id=end, pad_token_id=end[0] if isinstance(end, list) else end
-    )
-    with torch.inference_mode():
-        found = net.generate(prompt[None], attention_mask=torch.ones_like(prompt[None]), generation_config=plain)[0, len(prompt) :]
-    ends = torch.tensor(end if isinstance(end, list) else [] if end is None else [end], device=found.device)
-    return found[: len(found) - int(torch.isin(found[-1:], ends).sum())]
+def greedy(run: Execution, model: Model, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[Int[Tensor, " said"]]:
+    """The model's own most likely continuation of each prompt: at most `n_tokens` tokens, the one that ends it left out."""
+    stop = stop_ids(model, run.prepared.pair.tokenizer(model.side))
+    return speak(model, run.engine(model, "decision"), prompts, max_tokens=n_tokens, stop=stop)
 
 
 def _laws(model: Model, prompt: Tensor, said: Tensor) -> Tensor:
