@@ -43,7 +43,7 @@ def group_name(name: str, language: str | None) -> str:
 
 
 def what_they_do(rows: pl.DataFrame, manifest: dict) -> list[str]:
-    """What both models do on the report prompts: the differences that are seen, and what was looked at and not seen; nothing is picked by its size."""
+    """What both models do on the report prompts: the differences that are seen, and what was looked at and not seen. Nothing is picked by size."""
 
     groups = [group for group in findings_behaviour.groups(rows, manifest) if group.language is None]
     group = next((group for group in groups if group.name == "report"), groups[0] if groups else None)
