@@ -38,9 +38,16 @@ class Section:
     """Drawn figures, and dicts for the template: tables, lists, notes."""
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str = "", folded: str = "") -> dict:
-    """A table for the template; `folded` hides it behind a line that opens it."""
-    return {"kind": "table", "columns": list(columns), "rows": [list(row) for row in rows], "title": title, "folded": folded}
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str = "", folded: str = "", stacked: bool = False) -> dict:
+    """A table for the template; `folded` hides it behind a line that opens it, `stacked` breaks cells at line ends, the second column being words."""
+    return {
+        "kind": "table",
+        "columns": list(columns),
+        "rows": [list(row) for row in rows],
+        "title": title,
+        "folded": folded,
+        "stacked": stacked,
+    }
 
 
 def note(text: str) -> dict:

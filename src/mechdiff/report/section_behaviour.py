@@ -65,9 +65,9 @@ def _both(run: Run, groups: list[Group]) -> list[Any]:
     said += "Intervals and p (McNemar's exact test) each by itself."
     folded = "By language, and other scores (classes of markers that neither model used are left out)"
     return [
-        table(columns, _once(main), title=said),
+        table(columns, _once(main), title=said, stacked=True),
         *_nothing_seen(groups, soft),
-        *([table(columns, _once(more), folded=folded)] if more else []),
+        *([table(columns, _once(more), folded=folded, stacked=True)] if more else []),
     ]
 
 
@@ -84,10 +84,10 @@ def _line(group: Group, one: Compared) -> tuple[str, ...]:
 
 
 def with_ends(value: findings_behaviour.Estimate, digits: int | None) -> str:
-    """ "0.64 (0.39 to 0.84)"; without ends where there are none, or where every prompt has the same."""
+    """ "0.64", and below it "(0.39 to 0.84)"; without ends where there are none, or where every prompt has the same."""
     mean, low, high = value
     written = nats(mean) if digits is None else share(mean, digits)
-    return written if low != low or low == high else f"{written} ({between(low, high, digits=digits)})"
+    return written if low != low or low == high else f"{written}\n({between(low, high, digits=digits)})".replace(" ", "\u00a0")
 
 
 def _nothing_seen(groups: list[Group], soft: str) -> list[dict]:
@@ -142,12 +142,15 @@ def _edits(run: Run) -> list[dict]:
     for key, part in found.group_by(*findings_behaviour.EDIT, maintain_order=True):
         edit = dict(zip(findings_behaviour.EDIT, key, strict=True))
         values = {row["metric"]: row for row in part.iter_rows(named=True)}
-        lines.append((_edit_name(edit), MODELS[edit["direction"]], *(_change(values.get(metric)) for metric in metrics)))
-    columns = ("edit", "of", *(METRICS[metric] + (", points" if metric in POINTS else "") for metric in metrics))
-    title = (
-        "What each edit changes, from the unedited run of the same model (95 % interval over prompts, each by itself; in brackets how many)"
+        lines.append((_edit_name(edit), edit["direction"].partition("<-")[0], *(_change(values.get(metric)) for metric in metrics)))
+    n = dict(found.group_by("metric").agg(pl.col("n").max()).iter_rows())
+    columns = (
+        "edit",
+        "edited model",
+        *(f"{METRICS[metric]}{', points' if metric in POINTS else ''} ({n[metric]} prompts)" for metric in metrics),
     )
-    return [table(columns, lines, title=title)]
+    title = "What each edit changes, from the unedited run of the same model (95 % intervals over prompts, each by itself)"
+    return [table(columns, lines, title=title, stacked=True)]
 
 
 def _edit_name(edit: dict) -> str:
@@ -159,8 +162,8 @@ def _change(row: dict | None) -> str:
     if row is None:
         return "–"
     if row["metric"] in POINTS:
-        return f"{_signed(with_ends((100 * row['mean'], 100 * row['low'], 100 * row['high']), 0))} [{row['n']}]"
-    return f"{_signed(with_ends((row['mean'], row['low'], row['high']), None))} [{row['n']}]"
+        return _signed(with_ends((100 * row["mean"], 100 * row["low"], 100 * row["high"]), 0))
+    return _signed(with_ends((row["mean"], row["low"], row["high"]), None))
 
 
 def _signed(text: str) -> str:

@@ -20,6 +20,7 @@ from mechdiff.report.section_heads import heads
 from mechdiff.report.section_rank import rank
 from mechdiff.report.section_steering import steering
 from mechdiff.report.section_texts import texts
+from mechdiff.report.section_tokenizers import tokenizers
 from mechdiff.report.section_transport import transport
 from mechdiff.report.section_weights import weights
 
@@ -51,6 +52,7 @@ def all_sections(run: Run) -> list[Section]:
         heads(run),
         attribution(run),
         agreement(run),
+        tokenizers(run),
     ]
 
 
@@ -90,8 +92,11 @@ def _divergences(run: Run, split: str) -> dict:
         "kl_base_tuned_nats": "KL(base ‖ tuned), nats",
         "js_nats": "Jensen-Shannon, nats (at most 0.693)",
         "top1_same": "same first choice, share of prompts",
-        "kl_shared_nats": "KL on shared tokens, nats",
+        "kl_shared_nats": "D on the tokens that both have, nats",
+        "kl_shared_base_tuned_nats": "KL(base ‖ tuned) on the tokens that both have, nats",
         "mass_outside": "tuned mass on tokens that the base lacks",
+        "mass_outside_base": "base mass on tokens that the tuned model lacks",
+        "kl_byte_nats": "KL(tuned ‖ base) of the next byte, nats",
     }
     measured = run.summary.filter(
         pl.col("measure") == "divergence", pl.col("split") == split, pl.col("control").is_null(), pl.col("unit").is_null()
