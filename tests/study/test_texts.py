@@ -11,21 +11,9 @@ import torch
 from mechdiff.api import Run, run
 from mechdiff.engine.activations import forward
 from mechdiff.engine.models import open_pair
-from mechdiff.study.texts import MOVED, TEXTS, greedy
-from pico import pico, prompts
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma3", "bloom", "lfm2"])
-def test_a_greedy_answer_is_the_top_token_of_each_whole_forward_pass(name: str) -> None:
-    model = pico(name)
-    ids = torch.tensor(prompts(1, seed=3)[0])
-    expected = ids
-    for _ in range(6):
-        expected = torch.cat([expected, forward(model, expected[None], use_cache=False).logits[0, -1].argmax()[None]])
-    said = greedy(model, ids, 6)
-    ended = (expected[len(ids) :] == 257).nonzero()[:, 0].tolist()  # eos of the pico models
-    assert said.tolist() == expected[len(ids) :][: ended[0] if ended else 6].tolist()
-    assert greedy(model, ids, 0).tolist() == []
+from mechdiff.engine.replay import full
+from mechdiff.engine.speech import speak, stop_ids
+from mechdiff.study.texts import MOVED, TEXTS
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +44,7 @@ def test_bits_and_first_divergence_are_those_of_whole_forward_passes(pair: Path,
         prompt = torch.tensor(tokenizer("".join(shown), add_special_tokens=False)["input_ids"])
         assert len(prompt) == text["n_prompt_tokens"]
         with nets.use("tuned") as tuned:
-            said = greedy(tuned, prompt, 5)
+            said = speak(tuned, full, [prompt.tolist()], max_tokens=5, stop=stop_ids(tuned, tokenizer))[0]
         n_bytes = int((said < 256).sum())  # ids below 256 are the bytes
         tops = {}
         for side in ("base", "tuned"):

@@ -34,6 +34,7 @@ MEASURES = [
     {"steering": {"closer": [1], "side_prompts": 3, "draws": 1, "texts": 1, "continuation": 4}},
     {"heads": {"closer": [1], "draws": 2, "network_draws": 1, "permutations": 2, "null_edits": 1}},
     {"attribution": {"steps": 1, "validated": 2}},
+    {"behaviour": {"max_tokens": 3, "openings": 1, "scored_layers": 2, "closer": [1], "scored_prompts": 4, "spoken_prompts": 2}},
 ]
 
 
@@ -98,6 +99,7 @@ def execute(folder: Path, tuned: str, out: Path, measures: list[Any] = MEASURES,
 def test_p7_other_ids_change_no_number(folder: Path, tmp_path: Path) -> None:
     kept = [measure for measure in MEASURES if measure != "grafting"]
     plain, _ = execute(folder, "tuned", tmp_path / "plain", kept)
+    plain = plain.filter(~((pl.col("measure") == "behaviour") & (pl.col("arm") == "alone").fill_null(False)))  # grafts need one vocabulary
     permuted, record = execute(folder, "permuted", tmp_path / "permuted", kept)
     assert not [warning for warning in record["warnings"] if "apart" in warning], "lineage is matched by bytes too"
     key = [name for name in plain.columns if name != "value"]
@@ -151,7 +153,7 @@ def test_both_models_read_an_answer_each_in_its_own_tokens(folder: Path, tmp_pat
     """What the tuned model says is read by the base as bytes; both laws meet where both have read the same."""
     answer = "the number қ 😀 is e\u0301 fine"
     tuned_ids = torch.tensor(piece_tokenizer(TEXTS, 60, CHATML)(answer)["input_ids"])
-    monkeypatch.setattr(texts, "greedy", lambda model, prompt, n_tokens: tuned_ids)
+    monkeypatch.setattr(texts, "greedy", lambda run, model, prompts, n_tokens: [tuned_ids] * len(prompts))
     rows, record = execute(folder, "pieces", tmp_path / "run", ["divergence"])
     base = AutoModelForCausalLM.from_pretrained(folder / "base").eval()
     prompt = byte_tokenizer(CHATML).apply_chat_template([{"role": "user", "content": TEXTS[1]}], add_generation_prompt=True, tokenize=False)

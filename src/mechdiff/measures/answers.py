@@ -52,14 +52,14 @@ _HUGE = regex.compile(r"\^\s*\{?\s*-?\d{4,}|\*\*|\^[^^]*\^[^^]*\^|\d{40,}|!")
 def choice(logp_sums: Sequence[float], n_tokens: Sequence[int], n_bytes: Sequence[int], right: int) -> dict[str, float]:
     """Every metric of CHOICE for one prompt, from log p (nats), tokens and bytes of its options; `right` is the label's place."""
     sums = np.asarray(logp_sums, dtype=np.float64)
+    if not np.isfinite(sums).all():  # a masked law without one of the tokens
+        return dict.fromkeys(CHOICE, math.nan)
     scores = {"sum": sums, "per_token": sums / np.maximum(n_tokens, 1), "per_byte": sums / np.maximum(n_bytes, 1)}
     others = np.arange(len(sums)) != right
     found = {f"mc_correct_{name}": float(score[right] >= score[others].max()) for name, score in scores.items()}
     found["mc_correct"] = found.pop("mc_correct_per_byte")
     found |= {f"mc_logp_{name}_nats": float(score[right]) for name, score in scores.items()}
     found["mc_margin_per_byte_nats"] = float(scores["per_byte"][right] - scores["per_byte"][others].max())
-    if not math.isfinite(float(sums.sum())):
-        found = dict.fromkeys(found, math.nan)
     return {name: found[name] for name in CHOICE}
 
 

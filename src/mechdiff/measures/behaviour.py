@@ -69,6 +69,8 @@ def style(text: str, n_tokens: int, phrases: Phrases) -> dict[str | None, tuple[
 def soft_refusal(logp_sums: Sequence[float], n_tokens: Sequence[int], n_bytes: Sequence[int], n_refusals: int) -> dict[str, float]:
     """Both scores of one prompt, from log p (nats), tokens and bytes of its openings: the first `n_refusals` are refusals, the others neutral."""
     found = {}
+    if not all(map(math.isfinite, logp_sums)):
+        return dict.fromkeys(("refusal_soft_nats", "refusal_soft_per_byte_nats"), math.nan)
     for name, sizes in (("refusal_soft_nats", n_tokens), ("refusal_soft_per_byte_nats", n_bytes)):
         each = [value / max(1, size) for value, size in zip(logp_sums, sizes, strict=True)]
         refusal, neutral = each[:n_refusals], each[n_refusals:]

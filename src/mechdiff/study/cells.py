@@ -33,6 +33,8 @@ class Item:
     """Answers to choose from."""
     label: bool = False
     """Whether it has a right answer."""
+    room: bool = True
+    """Whether every text that behaviour scores has room behind it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ def _settings(planner: Planner, options: BehaviourOptions) -> dict[str, Any]:
 
 
 def _by_length(planner: Planner, split: str) -> tuple[Item, ...]:
-    return tuple(sorted(planner.splits.get(split, ()), key=lambda item: (item.tokens, item.id)))
+    return tuple(sorted((item for item in planner.splits.get(split, ()) if item.room), key=lambda item: (item.tokens, item.id)))
 
 
 def _clean(planner: Planner, items: Sequence[Item], what: dict[str, Any], options: BehaviourOptions) -> Cell:
@@ -112,7 +112,7 @@ def chosen_prompts(planner: Planner, options: BehaviourOptions) -> dict[str, tup
     n_probes = min(len(probes), max(options.scored_prompts // 2, options.scored_prompts - len(report)))
     n_answered = min(n_probes, max(options.spoken_prompts // 2, options.spoken_prompts - len(report)))
     taken = _of_every_kind(probes, n_probes)
-    asked = [item for item in taken if asks_openings("probes", item.options > 0, item.label)] or taken
+    asked = sorted(taken, key=lambda item: not asks_openings("probes", item.options > 0, item.label))  # those with right answers last
     scored = spread(report, options.scored_prompts - n_probes)
     return {
         "report": (scored, spread(scored, min(len(scored), options.spoken_prompts - n_answered))),

@@ -1,20 +1,24 @@
 """Everything that is found, read and checked before a model is loaded: files, tokenizers, prompts, and the plan."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mechdiff.engine.changes import open_changes
-from mechdiff.engine.families import family_of, shape_of
+from mechdiff.engine.families import Shape, family_of, shape_of
 from mechdiff.engine.models import Pair, open_pair
 from mechdiff.engine.prompts import SPLITS, Prompt, read_prompts, split_prompts
 from mechdiff.engine.rendering import PromptPolicy, Rendered, render, tail
 from mechdiff.engine.sites import KINDS
 from mechdiff.engine.vocabularies import Tokens, Vocabulary, shared_tokens, vocabulary_of
 from mechdiff.errors import PromptError
+from mechdiff.measures.behaviour import language_of
+from mechdiff.measures.phrases import read_phrases
 from mechdiff.study.artifacts import cell_hash
 from mechdiff.study.cells import Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes
@@ -74,11 +78,17 @@ def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
     tokens = shared_tokens(vocabularies["base"], vocabularies["tuned"], rows_base=shapes["base"].vocab, rows_tuned=shapes["tuned"].vocab)
     policy = PromptPolicy(**study.prompts.model_dump(include={"policy", "template", "position", "system", "date", "answer"}))
     lengths = {"max_base": shapes["base"].context, "max_tuned": shapes["tuned"].context}
-    rendered = {
-        split: {one.prompt.id: one for one in render(prompts, tokenizers["base"], tokenizers["tuned"], policy, **lengths)}
-        for split, prompts in read_splits(study, quick=options.quick).items()
-    }
+    rendered = {}
+    for split, prompts in read_splits(study, quick=options.quick).items():
+        shipped = split == "probes" and study.measures.behaviour and study.measures.behaviour.probes is True
+        limits = dict.fromkeys(lengths, sys.maxsize) if shipped else lengths
+        rendered[split] = {one.prompt.id: one for one in render(prompts, tokenizers["base"], tokenizers["tuned"], policy, **limits)}
     left_out = _add_native(study, rendered, tokenizers, policy, lengths)
+    full = _without_room(study, rendered, tokenizers, shapes)
+    if full:
+        left_out.append(_said_of_full(full))
+        rendered["probes"] = {name: one for name, one in rendered.get("probes", {}).items() if ("probes", name) not in full}
+    rendered = {split: prompts for split, prompts in rendered.items() if prompts}
     hashes = {"base": pair.base.files(), "tuned": pair.tuned.files()}
     identity = cell_hash({"files": hashes, "dtype": study.dtype, "engine": options.engine, "version": ENGINE_VERSION})
     places = [family_of(config, pair.base.ref).places(config) for config in configs.values()]
@@ -93,7 +103,7 @@ def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
             study,
             shapes,
             [kind for kind in KINDS if all(kind in place for place in places)],
-            {split: _items(prompts) for split, prompts in rendered.items()},
+            {split: _items(prompts, {name for where, name in full if where == split}) for split, prompts in rendered.items()},
             identity=identity,
             max_rows=options.max_rows or MAX_ROWS,
             bytes_per_weight=pair.dtype.itemsize,
@@ -130,6 +140,32 @@ def _add_native(
     return []
 
 
+def _without_room(
+    study: StudyConfig, rendered: Mapping[str, Mapping[str, Rendered]], tokenizers: Mapping[str, Any], shapes: Mapping[str, Shape]
+) -> set[tuple[str, str]]:
+    """(split, prompt) of those behind which not every text that behaviour scores has room in both models' contexts."""
+    behaviour, found = study.measures.behaviour, set()
+    if not behaviour:
+        return set()
+    phrases, n = read_phrases(behaviour.patterns), behaviour.openings
+    for side, tokenizer in tokenizers.items():
+        longest = cache(lambda texts, cut=tokenizer: max(len(cut(f" {text}", verbose=False)["input_ids"]) for text in texts))
+        for split in ("report", "probes"):
+            for name, one in rendered.get(split, {}).items():
+                lists = phrases[language_of(one.prompt.text, one.prompt.meta, phrases)]
+                texts = (*lists.refusal_openings[:n], *lists.neutral_openings[:n], *one.prompt.options)
+                if len(getattr(one, f"ids_{side}")) + longest(texts) > shapes[side].context:
+                    found.add((split, name))
+    return found
+
+
+def _said_of_full(full: set[tuple[str, str]]) -> dict[str, str]:
+    names = sorted(name for _, name in full)
+    shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+    why = "with the openings and options that are scored behind them they are longer than a model's context"
+    return {"what": f"behaviour of {len(names)} prompts", "why": f"{why}: {shown}. Shorten them to have them answered"}
+
+
 def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Prompt]]:
     """The study's prompts by split. Raises PromptError where a text stands in two splits: what is chosen on one is reported on the other."""
     sources = study.prompts.sources()
@@ -158,7 +194,7 @@ def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Pr
     return {split: prompts[:QUICK] if quick else prompts for split, prompts in found.items()}
 
 
-def _items(prompts: Mapping[str, Rendered]) -> list[Item]:
+def _items(prompts: Mapping[str, Rendered], full: Collection[str]) -> list[Item]:
     return [
         Item(
             id=name,
@@ -166,6 +202,7 @@ def _items(prompts: Mapping[str, Rendered]) -> list[Item]:
             tokens=min(len(one.ids_base), len(one.ids_tuned)),
             pairs=len(one.positions),
             tail=tail(one),
+            room=name not in full,
             **told(one.prompt),
         )
         for name, one in prompts.items()

@@ -1,0 +1,213 @@
+"""Behaviour as part of a run: what is said and scored is what naive passes say, and edits do what was planted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from mechdiff.api import Run, run
+from mechdiff.errors import PromptError, StudyError
+from mechdiff.measures.answers import CHOICE
+from mechdiff.study.config import RunOptions, load_study, make_study
+from mechdiff.study.estimate import estimate
+from mechdiff.study.prepare import prepare
+
+OPTIONS: dict[str, Any] = {
+    "max_tokens": 5, "samples": 2, "openings": 2, "scored_layers": 4, "closer": [1, 2], "scored_prompts": 8, "spoken_prompts": 4,
+    "masked": True, "sites": ["resid_post", "attn_out"],
+}  # fmt: skip
+MEASURES: list[Any] = [
+    "divergence",
+    {"transport": {"sites": ["resid_post"], "maps": ["anchored_ridge"], "closer": [1, 2], "permutations": 1}},
+    {"steering": {"closer": [1, 2], "sites": ["resid_post"], "side_prompts": 2, "draws": 1, "texts": 1, "continuation": 2}},
+    {"behaviour": OPTIONS},
+]
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 prompts: a third to be chosen from, a third with a number as the answer, a third with a class as the label."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    lines: list[dict[str, Any]] = []
+    for i in range(24):
+        one: dict[str, Any] = {"id": f"p{i}", "text": f"What is {i * 7919 % 97} and {i}?"}
+        one |= [{"options": ["blue", "green sky", f"{i}"], "label": "green sky"}, {"label": str(i)}, {"label": "sums"}][i % 3]
+        lines.append(one)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(pair: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("behaviour") / "run"
+    return run(base=str(pair / "base"), tuned=str(pair / "tuned"), prompts=prompts, measures=MEASURES, out=out, options=RunOptions())
+
+
+@pytest.fixture(scope="module")
+def rows(finished: Run) -> pl.DataFrame:
+    return finished.rows().filter(pl.col("measure") == "behaviour")
+
+
+def where(rows: pl.DataFrame, **named: Any) -> pl.DataFrame:
+    return rows.filter(*(pl.col(name).eq_missing(value) for name, value in named.items()))
+
+
+def values(rows: pl.DataFrame, **named: Any) -> dict[str, float]:
+    found = where(rows, **named)
+    assert found["prompt"].n_unique() == len(found)
+    return dict(found.select("prompt", "value").iter_rows())
+
+
+def ids_of(line: dict[str, Any], side: str) -> list[int]:
+    """Of a line of prompts.jsonl, which holds the tuned model's tokens only where they are others."""
+    return line.get(f"ids_{side}") or line["ids_base"]
+
+
+def test_rows_are_told_apart(rows: pl.DataFrame) -> None:
+    assert len(rows.unique(subset=rows.columns[:-1])) == len(rows)
+    assert set(rows["split"]) == {"report", None}
+    clean = where(rows, direction=None)
+    assert {unit.split(", ")[0] for unit in clean["unit"]} == {"base", "tuned"}
+    assert {unit.partition(", ")[2] for unit in clean["unit"]} >= {"", "sampled", "shared tokens", "courtesy"}
+    assert set(rows["direction"]) == {None, "tuned<-base", "base<-tuned", "base<-base", "tuned<-tuned"}
+    assert set(rows["arm"]) == {None, "identity", "anchored_ridge", "add", "ablate", "alone"}
+
+
+def test_answers_and_choices_are_those_of_naive_passes(pair: Path, finished: Run, rows: pl.DataFrame) -> None:
+    told = finished.manifest()["behaviour"]["texts"]
+    rendered = {(one["split"], one["id"]): one for one in map(json.loads, (finished.path / "prompts.jsonl").read_text().splitlines())}
+    for side in ("base", "tuned"):
+        net, tokenizer = AutoModelForCausalLM.from_pretrained(pair / side), AutoTokenizer.from_pretrained(pair / side)
+        plain = GenerationConfig(
+            max_new_tokens=5, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id
+        )
+        for one in told[:6]:
+            ids = torch.tensor([ids_of(rendered[one["split"] or "probes", one["prompt"]], side)])
+            said = net.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)[0, ids.shape[1] :]
+            assert tokenizer.decode(said, skip_special_tokens=True) == one[side]
+        margin = values(rows, unit=side, split="report", metric="mc_logp_sum_nats")
+        assert margin
+        for name, value in margin.items():
+            ids = ids_of(rendered["report", name], side)
+            more = tokenizer("green sky", add_special_tokens=False)["input_ids"]
+            laws = net(torch.tensor([ids + more])).logits[0].double().log_softmax(-1)
+            naive = sum(laws[len(ids) - 1 + i, token].item() for i, token in enumerate(more))
+            assert value == pytest.approx(naive, abs=1e-4)
+
+
+def test_each_prompt_is_asked_what_it_can_answer(rows: pl.DataFrame) -> None:
+    report = where(rows, unit="base", split="report")
+    kinds = {metric: {int(name[1:]) % 3 for name in part["prompt"]} for (metric,), part in report.group_by("metric")}
+    assert all(kinds[metric] == {0} for metric in CHOICE)
+    assert kinds["exact_match"] == {1}, "a label that is a number is a final answer; a class is none"
+    assert kinds["refusal"] == kinds["refusal_soft_nats"] == {0, 1, 2}
+    sampled = where(rows, unit="tuned, sampled", metric="refusal")
+    assert set(sampled["value"]) <= {0.0, 0.5, 1.0}
+    kept = where(rows, unit="base, shared tokens", metric="mask_coverage")["value"]
+    assert kept.to_list() == pytest.approx([1.0] * len(kept)), "one vocabulary: the cut keeps everything"
+
+
+def test_edits_do_what_was_planted(rows: pl.DataFrame) -> None:
+    """The tuned model's only change is in block 1's attention."""
+    for split in ("report", None):
+        clean = {side: where(rows, unit=side, split=split) for side in ("base", "tuned")}
+        for metric in ("refusal_soft_nats", "mc_margin_per_byte_nats"):
+            own = {side: values(clean[side], metric=metric) for side in clean}
+            here = {"metric": metric, "split": split}
+            no_op = values(rows, direction="tuned<-base", control="no_op", **here)
+            assert no_op == pytest.approx({name: own["tuned"][name] for name in no_op}, abs=1e-6)
+            below = values(rows, direction="tuned<-base", arm="identity", site="resid_post", layer=0, **here)
+            assert below == pytest.approx(no_op, abs=1e-5), "nothing differs before the change"
+            grafted = values(rows, direction="base<-tuned", arm="alone", site="attn", layer=1, **here)
+            assert grafted == pytest.approx({name: own["tuned"][name] for name in grafted}, abs=1e-5), "all of the change"
+            moved = values(rows, direction="tuned<-base", arm="identity", site="resid_post", layer=1, **here)
+            assert max(abs(moved[name] - no_op[name]) for name in moved) > 1e-4
+    spoken = where(rows, metric="refusal", direction="base<-tuned", arm="identity")
+    assert set(spoken["layer"]) == {1, 2}, "answers are given at the closer layers"
+
+
+def test_the_answers_stand_in_the_record(finished: Run) -> None:
+    told = finished.manifest()["behaviour"]
+    assert told["n_scored"] == 8
+    assert told["n_spoken"] == 4
+    edited = [one for one in told["texts"] if one["patched"]]
+    assert len(edited) == 4
+    assert told["texts"][:4] == edited, "those that were answered under edits come first"
+    grafts = [
+        (one["tuned"], patched["text"])
+        for one in edited
+        for patched in one["patched"]
+        if patched["arm"] == "alone" and patched["layer"] == 1
+    ]
+    assert len(grafts) == 4
+    assert all(tuned == graft for tuned, graft in grafts), "the grafted base says what the tuned model says"
+    n_probes = sum(len(names) for kind, by_language in told["groups"].items() if kind != "report" for names in by_language.values())
+    assert told["probes"]["n"] == n_probes == 16
+    assert told["languages"] == {"en": n_probes + len(told["groups"]["report"]["en"])}
+    (left_out,) = (one for one in finished.manifest()["skipped"] if "behaviour" in one["what"])
+    assert left_out["what"] == "behaviour of 32 prompts"
+    assert "longer than a model's context: choice-kk-1, " in left_out["why"]
+
+
+def test_the_slow_engine_says_and_scores_the_same(pair: Path, prompts: Path, finished: Run, rows: pl.DataFrame, tmp_path: Path) -> None:
+    measures = ["divergence", {"behaviour": OPTIONS | {"samples": 0, "probes": False}}]
+    pairs = {"base": str(pair / "base"), "tuned": str(pair / "tuned")}
+    slow = run(**pairs, prompts=prompts, measures=measures, out=tmp_path / "run", options=RunOptions(engine="full"))
+    found = slow.rows().filter(pl.col("measure") == "behaviour")
+    key = [name for name in rows.columns if name != "value"]
+    both = found.join(rows.filter(~pl.col("unit").fill_null("").str.contains("sampled")), on=key, nulls_equal=True, suffix="_fast")
+    assert len(both) > 400
+    assert (both["value"] - both["value_fast"]).abs().max() < 1e-4  # type: ignore[operator]
+
+
+def test_own_lists_and_probes_are_used_and_hashed(pair: Path, prompts: Path, tmp_path: Path) -> None:
+    lists = {"refusal": ["(?s)."], "refusal_openings": ["No"], "neutral_openings": ["Yes"], "style": {"any": {"words": ["yes"]}}}
+    (tmp_path / "en.yaml").write_text(json.dumps(lists))
+    (tmp_path / "probes.jsonl").write_text('{"id": "q", "text": "Hello there", "meta": {"kind": "greeting"}}\n')
+    study = {
+        "pair": {"base": str(pair / "base"), "tuned": str(pair / "tuned")},
+        "prompts": {"file": str(prompts)},
+        "measures": [{"behaviour": {"patterns": "en.yaml", "probes": "probes.jsonl", "max_tokens": 3, "scored_prompts": 0}}],
+    }
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    done = run(tmp_path / "study.yaml", out=tmp_path / "run")
+    found = done.rows().filter(pl.col("measure") == "behaviour")
+    assert set(found.filter(pl.col("metric") == "refusal", pl.col("unit") == "base")["value"]) == {1.0}
+    assert found.filter(pl.col("split").is_null())["prompt"].unique().to_list() == ["q"]
+    assert done.manifest()["behaviour"]["groups"]["greeting"] == {"en": ["q"]}
+    assert found["direction"].null_count() == len(found), "no prompt is edited where none is asked for"
+    before = prepare(load_study(tmp_path / "study.yaml")[0], RunOptions()).config_hash
+    (tmp_path / "probes.jsonl").write_text('{"id": "q", "text": "Hello you", "meta": {"kind": "greeting"}}\n')
+    assert prepare(load_study(tmp_path / "study.yaml")[0], RunOptions()).config_hash != before
+
+
+def test_the_estimate_knows_what_answers_cost(pair: Path, prompts: Path) -> None:
+    def flops(**options: Any) -> float:
+        pairs = {"base": str(pair / "base"), "tuned": str(pair / "tuned")}
+        study = make_study({"pair": pairs, "prompts": {"file": str(prompts)}, "measures": [{"behaviour": options}]})
+        return sum(flops for _, _, flops, _ in estimate(study).stages.values())
+
+    assert flops(max_tokens=8) < flops(max_tokens=64) < flops(max_tokens=64, samples=4)
+    assert flops(scored_prompts=0) < flops(scored_prompts=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"probes": ""}, StudyError, "probes.*true.*false.*file"),
+        ({"probes": "nowhere.jsonl"}, PromptError, "nowhere.jsonl cannot be read"),
+        ({"patterns": "nowhere.yaml"}, StudyError, "nowhere.yaml"),
+        ({"max_tokens": 0}, StudyError, "max_tokens"),
+        ({"top_p": 1.5}, StudyError, "top_p"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_said_before_anything_is_computed(
+    pair: Path, prompts: Path, options: dict[str, Any], error: type, message: str
+) -> None:
+    pairs = {"base": str(pair / "base"), "tuned": str(pair / "tuned")}
+    with pytest.raises(error, match=f"(?s){message}"):
+        prepare(make_study({"pair": pairs, "prompts": {"file": str(prompts)}, "measures": [{"behaviour": options}]}), RunOptions())
