@@ -1,6 +1,7 @@
 """Behaviour as part of a run: what is said and scored is what naive passes say, and edits do what was planted."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from mechdiff.api import Run, run
 from mechdiff.errors import PromptError, StudyError
 from mechdiff.measures.answers import CHOICE
-from mechdiff.study.config import RunOptions, load_study, make_study
+from mechdiff.study import run as running
+from mechdiff.study.artifacts import RunFolder, plain
+from mechdiff.study.config import RunOptions, make_study, study_yaml
 from mechdiff.study.estimate import estimate
 from mechdiff.study.prepare import prepare
 
@@ -41,15 +43,34 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def finished(pair: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    out = tmp_path_factory.mktemp("behaviour") / "run"
-    return run(base=str(pair / "base"), tuned=str(pair / "tuned"), prompts=prompts, measures=MEASURES, out=out, options=RunOptions())
+@dataclass(frozen=True)
+class Finished:
+    rows: pl.DataFrame
+    record: dict[str, Any]
+    folder: Path
+
+
+def execute(study: dict[str, Any], out: Path, **options: Any) -> Finished:
+    config = make_study(study)
+    prepared = prepare(config, RunOptions(**options))
+    with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
+        rows, record = running.execute(prepared, folder)
+    return Finished(rows.filter(pl.col("measure") == "behaviour"), json.loads(json.dumps(plain(record))), out)
 
 
 @pytest.fixture(scope="module")
-def rows(finished: Run) -> pl.DataFrame:
-    return finished.rows().filter(pl.col("measure") == "behaviour")
+def study(pair: Path, prompts: Path) -> dict[str, Any]:
+    return {"pair": {"base": str(pair / "base"), "tuned": str(pair / "tuned")}, "prompts": {"file": str(prompts)}}
+
+
+@pytest.fixture(scope="module")
+def finished(study: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return execute({**study, "measures": MEASURES}, tmp_path_factory.mktemp("behaviour") / "run")
+
+
+@pytest.fixture(scope="module")
+def rows(finished: Finished) -> pl.DataFrame:
+    return finished.rows
 
 
 def where(rows: pl.DataFrame, **named: Any) -> pl.DataFrame:
@@ -77,9 +98,9 @@ def test_rows_are_told_apart(rows: pl.DataFrame) -> None:
     assert set(rows["arm"]) == {None, "identity", "anchored_ridge", "add", "ablate", "alone"}
 
 
-def test_answers_and_choices_are_those_of_naive_passes(pair: Path, finished: Run, rows: pl.DataFrame) -> None:
-    told = finished.manifest()["behaviour"]["texts"]
-    rendered = {(one["split"], one["id"]): one for one in map(json.loads, (finished.path / "prompts.jsonl").read_text().splitlines())}
+def test_answers_and_choices_are_those_of_naive_passes(pair: Path, finished: Finished, rows: pl.DataFrame) -> None:
+    told = finished.record["behaviour"]["texts"]
+    rendered = {(one["split"], one["id"]): one for one in map(json.loads, (finished.folder / "prompts.jsonl").read_text().splitlines())}
     for side in ("base", "tuned"):
         net, tokenizer = AutoModelForCausalLM.from_pretrained(pair / side), AutoTokenizer.from_pretrained(pair / side)
         plain = GenerationConfig(
@@ -130,8 +151,8 @@ def test_edits_do_what_was_planted(rows: pl.DataFrame) -> None:
     assert set(spoken["layer"]) == {1, 2}, "answers are given at the closer layers"
 
 
-def test_the_answers_stand_in_the_record(finished: Run) -> None:
-    told = finished.manifest()["behaviour"]
+def test_the_answers_stand_in_the_record(finished: Finished) -> None:
+    told = finished.record["behaviour"]
     assert told["n_scored"] == 8
     assert told["n_spoken"] == 4
     edited = [one for one in told["texts"] if one["patched"]]
@@ -148,51 +169,42 @@ def test_the_answers_stand_in_the_record(finished: Run) -> None:
     n_probes = sum(len(names) for kind, by_language in told["groups"].items() if kind != "report" for names in by_language.values())
     assert told["probes"]["n"] == n_probes == 16
     assert told["languages"] == {"en": n_probes + len(told["groups"]["report"]["en"])}
-    (left_out,) = (one for one in finished.manifest()["skipped"] if "behaviour" in one["what"])
+    (left_out,) = (one for one in finished.record["skipped"] if "behaviour" in one["what"])
     assert left_out["what"] == "behaviour of 32 prompts"
     assert "longer than a model's context: choice-kk-1, " in left_out["why"]
 
 
-def test_the_slow_engine_says_and_scores_the_same(pair: Path, prompts: Path, finished: Run, rows: pl.DataFrame, tmp_path: Path) -> None:
+def test_the_slow_engine_says_and_scores_the_same(study: dict[str, Any], rows: pl.DataFrame, tmp_path: Path) -> None:
     measures = ["divergence", {"behaviour": OPTIONS | {"samples": 0, "probes": False}}]
-    pairs = {"base": str(pair / "base"), "tuned": str(pair / "tuned")}
-    slow = run(**pairs, prompts=prompts, measures=measures, out=tmp_path / "run", options=RunOptions(engine="full"))
-    found = slow.rows().filter(pl.col("measure") == "behaviour")
+    found = execute({**study, "measures": measures}, tmp_path / "run", engine="full").rows
     key = [name for name in rows.columns if name != "value"]
     both = found.join(rows.filter(~pl.col("unit").fill_null("").str.contains("sampled")), on=key, nulls_equal=True, suffix="_fast")
     assert len(both) > 400
     assert (both["value"] - both["value_fast"]).abs().max() < 1e-4  # type: ignore[operator]
 
 
-def test_own_lists_and_probes_are_used_and_hashed(pair: Path, prompts: Path, tmp_path: Path) -> None:
+def test_own_lists_and_probes_are_used_and_hashed(study: dict[str, Any], tmp_path: Path) -> None:
     lists = {"refusal": ["(?s)."], "refusal_openings": ["No"], "neutral_openings": ["Yes"], "style": {"any": {"words": ["yes"]}}}
     (tmp_path / "en.yaml").write_text(json.dumps(lists))
     (tmp_path / "probes.jsonl").write_text('{"id": "q", "text": "Hello there", "meta": {"kind": "greeting"}}\n')
-    study = {
-        "pair": {"base": str(pair / "base"), "tuned": str(pair / "tuned")},
-        "prompts": {"file": str(prompts)},
-        "measures": [{"behaviour": {"patterns": "en.yaml", "probes": "probes.jsonl", "max_tokens": 3, "scored_prompts": 0}}],
-    }
-    (tmp_path / "study.yaml").write_text(json.dumps(study))
-    done = run(tmp_path / "study.yaml", out=tmp_path / "run")
-    found = done.rows().filter(pl.col("measure") == "behaviour")
-    assert set(found.filter(pl.col("metric") == "refusal", pl.col("unit") == "base")["value"]) == {1.0}
-    assert found.filter(pl.col("split").is_null())["prompt"].unique().to_list() == ["q"]
-    assert done.manifest()["behaviour"]["groups"]["greeting"] == {"en": ["q"]}
-    assert found["direction"].null_count() == len(found), "no prompt is edited where none is asked for"
-    before = prepare(load_study(tmp_path / "study.yaml")[0], RunOptions()).config_hash
+    own = {"patterns": str(tmp_path / "en.yaml"), "probes": str(tmp_path / "probes.jsonl"), "max_tokens": 3, "scored_prompts": 0}
+    asked = {**study, "measures": [{"behaviour": own}]}
+    done = execute(asked, tmp_path / "run")
+    assert set(where(done.rows, metric="refusal", unit="base")["value"]) == {1.0}
+    assert done.rows.filter(pl.col("split").is_null())["prompt"].unique().to_list() == ["q"]
+    assert done.record["behaviour"]["groups"]["greeting"] == {"en": ["q"]}
+    assert done.rows["direction"].null_count() == len(done.rows), "no prompt is edited where none is asked for"
+    before = prepare(make_study(asked), RunOptions()).config_hash
     (tmp_path / "probes.jsonl").write_text('{"id": "q", "text": "Hello you", "meta": {"kind": "greeting"}}\n')
-    assert prepare(load_study(tmp_path / "study.yaml")[0], RunOptions()).config_hash != before
+    assert prepare(make_study(asked), RunOptions()).config_hash != before
 
 
-def test_the_estimate_knows_what_answers_cost(pair: Path, prompts: Path) -> None:
+def test_the_estimate_knows_what_answers_cost(study: dict[str, Any]) -> None:
     def flops(**options: Any) -> float:
-        pairs = {"base": str(pair / "base"), "tuned": str(pair / "tuned")}
-        study = make_study({"pair": pairs, "prompts": {"file": str(prompts)}, "measures": [{"behaviour": options}]})
-        return sum(flops for _, _, flops, _ in estimate(study).stages.values())
+        found = estimate(make_study({**study, "measures": [{"behaviour": options}]}))
+        return sum(flops for _, _, flops, _ in found.stages.values())
 
-    assert flops(max_tokens=8) < flops(max_tokens=64) < flops(max_tokens=64, samples=4)
-    assert flops(scored_prompts=0) < flops(scored_prompts=8)
+    assert flops(max_tokens=8, scored_prompts=0) < flops(max_tokens=8) < flops(max_tokens=8, samples=4)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +217,6 @@ def test_the_estimate_knows_what_answers_cost(pair: Path, prompts: Path) -> None
         ({"top_p": 1.5}, StudyError, "top_p"),
     ],
 )  # fmt: skip
-def test_bad_input_is_said_before_anything_is_computed(
-    pair: Path, prompts: Path, options: dict[str, Any], error: type, message: str
-) -> None:
-    pairs = {"base": str(pair / "base"), "tuned": str(pair / "tuned")}
+def test_bad_input_is_said_before_anything_is_computed(study: dict[str, Any], options: dict[str, Any], error: type, message: str) -> None:
     with pytest.raises(error, match=f"(?s){message}"):
-        prepare(make_study({"pair": pairs, "prompts": {"file": str(prompts)}, "measures": [{"behaviour": options}]}), RunOptions())
+        prepare(make_study({**study, "measures": [{"behaviour": options}]}), RunOptions())

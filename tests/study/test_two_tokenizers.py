@@ -34,7 +34,17 @@ MEASURES = [
     {"steering": {"closer": [1], "side_prompts": 3, "draws": 1, "texts": 1, "continuation": 4}},
     {"heads": {"closer": [1], "draws": 2, "network_draws": 1, "permutations": 2, "null_edits": 1}},
     {"attribution": {"steps": 1, "validated": 2}},
-    {"behaviour": {"max_tokens": 3, "openings": 1, "scored_layers": 2, "closer": [1], "scored_prompts": 4, "spoken_prompts": 2}},
+    {
+        "behaviour": {
+            "max_tokens": 3,
+            "openings": 1,
+            "scored_layers": 2,
+            "closer": [1],
+            "scored_prompts": 4,
+            "spoken_prompts": 2,
+            "probes": False,
+        }
+    },
 ]
 
 

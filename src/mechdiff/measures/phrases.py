@@ -59,7 +59,7 @@ def normalised(text: str) -> str:
 
 def _read(path: Path) -> Phrases:
     try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        told = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise StudyError(f"behaviour.patterns: {path} cannot be read as YAML ({str(error).splitlines()[0]}).") from error
     if not isinstance(told, dict) or set(told) != set(_KEYS):
