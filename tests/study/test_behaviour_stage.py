@@ -183,6 +183,14 @@ def test_the_slow_engine_says_and_scores_the_same(study: dict[str, Any], rows: p
     assert (both["value"] - both["value_fast"]).abs().max() < 1e-4  # type: ignore[operator]
 
 
+def test_an_answer_ends_before_a_stop_text(study: dict[str, Any], finished: Finished, tmp_path: Path) -> None:
+    said = [one["base"] for one in finished.record["behaviour"]["texts"] if one["split"]]
+    letter = next(text for text in said if len(text) > 1)[1]
+    options = {"max_tokens": 5, "stop": [letter], "probes": False, "scored_prompts": 0}
+    cut = [one["base"] for one in execute({**study, "measures": [{"behaviour": options}]}, tmp_path / "run").record["behaviour"]["texts"]]
+    assert sorted(cut) == sorted(text.partition(letter)[0] for text in said)
+
+
 def test_own_lists_and_probes_are_used_and_hashed(study: dict[str, Any], tmp_path: Path) -> None:
     lists = {"refusal": ["(?s)."], "refusal_openings": ["No"], "neutral_openings": ["Yes"], "style": {"any": {"words": ["yes"]}}}
     (tmp_path / "en.yaml").write_text(json.dumps(lists))
@@ -215,6 +223,7 @@ def test_the_estimate_knows_what_answers_cost(study: dict[str, Any]) -> None:
         ({"patterns": "nowhere.yaml"}, StudyError, "nowhere.yaml"),
         ({"max_tokens": 0}, StudyError, "max_tokens"),
         ({"top_p": 1.5}, StudyError, "top_p"),
+        ({"stop": [""]}, StudyError, "stop.*texts that end an answer"),
     ],
 )  # fmt: skip
 def test_bad_input_is_said_before_anything_is_computed(study: dict[str, Any], options: dict[str, Any], error: type, message: str) -> None:

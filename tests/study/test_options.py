@@ -21,6 +21,7 @@ def test_defaults() -> None:
         "steering",
         "heads",
         "attribution",
+        "behaviour",
     )
     assert SimilarityOptions().sites == ("attn_out", "mlp_out", "resid_post")
     assert PatchingOptions().arms == ("identity", "shift", "mean", "resample")

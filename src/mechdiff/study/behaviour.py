@@ -87,6 +87,17 @@ class Asker:
     def text(self, said: Tensor) -> str:
         return str(self.tokenizer.decode(said.tolist(), skip_special_tokens=True))
 
+    def answers(self, sampling: Sampling | None = None) -> list[Tensor]:
+        """What the model says to each prompt, up to the first of the study's stop texts."""
+        return [self.ended(said) for said in speak(self.model, self.engine, self.ids, **self.speaking(sampling))]
+
+    def ended(self, said: Tensor) -> Tensor:
+        """The longest beginning of an answer without a stop text."""
+        ends = self.settings["stop"]
+        if not any(end in self.text(said) for end in ends):
+            return said
+        return said[: max(n for n in range(len(said)) if not any(end in self.text(said[:n]) for end in ends))]
+
     def lists(self, one: Rendered) -> Phrases:
         return self.phrases[language(one, self.phrases)]
 
@@ -157,7 +168,7 @@ def behave(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of what one model says and would say to a shard's prompts; tensors: its greedy answers."""
     assert model
     asker = Asker(run, cell, model, cell.key["ids"])
-    answers = speak(model, asker.engine, asker.ids, **asker.speaking())
+    answers = asker.answers()
     values: list[Value] = []
     for i, (name, answer) in enumerate(zip(asker.names, answers, strict=True)):
         for (metric, style), value in asker.said(i, answer).items():
@@ -174,7 +185,7 @@ def _drawn(asker: Asker) -> list[Value]:
     for draw in range(settings["samples"]):
         seed = asker.cell.key["seed"] * 1009 + draw
         sampling = Sampling(temperature=settings["temperature"], top_p=settings["top_p"], seed=seed)
-        for i, answer in enumerate(speak(asker.model, asker.engine, asker.ids, **asker.speaking(sampling))):
+        for i, answer in enumerate(asker.answers(sampling)):
             for (metric, style), value in asker.said(i, answer).items():
                 if style is None:
                     sums[i].setdefault(metric, []).append(value)

@@ -208,10 +208,18 @@ def _probes(given: object) -> object:
     return given
 
 
+def _ends(given: object) -> tuple[str, ...]:
+    for item in (items := listed(given)):
+        if not isinstance(item, str) or not item:
+            raise wrong(item, "texts that end an answer, such as ['\\n\\nQuestion:']")
+    return tuple(items)
+
+
 class BehaviourOptions(CloserOptions):
     probes: Annotated[bool | str, BeforeValidator(_probes)] = True  # beside the report prompts: those that come with mechdiff, or a file
     patterns: str | None = None  # lists of refusals and styles beside those that come with mechdiff: LANGUAGE.yaml, or a folder of some
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 48  # of an answer
+    stop: Annotated[tuple[str, ...], BeforeValidator(_ends)] = ()  # texts that end an answer, beside the models' own end tokens
     samples: Annotated[int, Field(ge=0, le=1000)] = 0  # drawn answers to each prompt beside the greedy one
     temperature: Annotated[float, Field(gt=0, le=100)] = 0.7  # of drawn answers
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95

@@ -57,7 +57,7 @@ def _settings(planner: Planner, options: BehaviourOptions) -> dict[str, Any]:
         ]
         for name, lists in read_phrases(options.patterns).items()
     }  # fmt: skip
-    asked = options.model_dump(include={"max_tokens", "samples", "temperature", "top_p", "openings", "masked", "exact_match"})
+    asked = options.model_dump(include={"max_tokens", "samples", "temperature", "top_p", "openings", "masked", "exact_match", "stop"})
     return {"settings": asked, "phrases": lists, "seed": planner.study.seed}
 
 

@@ -11,7 +11,7 @@ from mechdiff.engine.grafts import grafted
 from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.sites import Site
-from mechdiff.engine.speech import speak, speak_edited
+from mechdiff.engine.speech import speak_edited
 from mechdiff.engine.steered import steering
 from mechdiff.engine.units import changes_of
 from mechdiff.measures import steering as pushes
@@ -123,7 +123,7 @@ class _Bench:
         values: list[Value] = []
         texts: list[Columns] = []
         for place, label in enumerate([NO_OP, *(self.labels[i] for i in near)]):
-            more, said = self._answers([answers[place] for answers in runs], label)
+            more, said = self._answers([asker.ended(answers[place]) for answers in runs], label)
             values, texts = values + more, texts + (said if place else [])
         return values, texts
 
@@ -170,5 +170,4 @@ class _Bench:
         return self._values(self.scoring.likelihoods(self.texts).logps[:, 0], label)
 
     def answered_around(self, label: Columns) -> tuple[list[Value], list[Columns]]:
-        asker = self.speaking
-        return self._answers(speak(self.model, asker.engine, asker.ids, **asker.speaking()), label)
+        return self._answers(self.speaking.answers(), label)
