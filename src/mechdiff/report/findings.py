@@ -37,6 +37,8 @@ class Difference:
     flags: tuple[str, ...]
     other_token: int | None
     """On how many prompts the two models' first choices differ."""
+    mass_outside: float | None = None
+    """Of two vocabularies: mean mass that the tuned model gives to tokens that the base lacks. D is then of the tokens that both have."""
 
     @property
     def counts(self) -> bool:
@@ -83,7 +85,7 @@ def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
     if d.is_empty():
         return None
     one = d.row(0, named=True)
-    same = found.filter(pl.col("metric") == "top1_same")
+    same, outside = (found.filter(pl.col("metric") == metric) for metric in ("top1_same", "mass_outside"))
     return Difference(
         split=one["split"],
         n=one["n"] or 0,
@@ -95,6 +97,7 @@ def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
         floor=one["floor"],
         flags=tuple((one["flag"] or "").split(";")) if one["flag"] else (),
         other_token=None if same.is_empty() else round((1 - same["mean"][0]) * same["n"][0]),
+        mass_outside=None if outside.is_empty() else outside["mean"][0],
     )
 
 

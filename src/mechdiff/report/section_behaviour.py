@@ -14,8 +14,7 @@ from mechdiff.report.phrasing import between, listed, nats, share, visible, with
 from mechdiff.report.wording_behaviour import LANGUAGES, METRICS, group_name, metric_name, never
 
 TITLE = "What do they do?"
-DRAWN = {"refusal_soft_nats": "refusal_by_layer", "mc_margin_per_byte_nats": "choice_by_layer"}
-"""Drawn by layer, and the names of the figures."""
+MARGIN = "mc_margin_per_byte_nats"
 POINTS = ("refusal", "mc_correct")
 MODELS = {
     BREAKAGE: "base written into tuned",
@@ -109,7 +108,7 @@ def _nothing_seen(groups: list[Group], soft: str) -> list[dict]:
 
 def _by_layer(run: Run) -> list[Any]:
     parts: list[Any] = []
-    for metric, name in DRAWN.items():
+    for metric, name in ((findings_behaviour.soft_metric(run.manifest), "refusal_by_layer"), (MARGIN, "choice_by_layer")):
         found = findings_behaviour.profile(run.rows, metric)
         said = [_direction(part) for _, part in found.group_by("direction", maintain_order=True)]
         if said:
@@ -133,11 +132,12 @@ def _direction(part: pl.DataFrame) -> str:
 def _edits(run: Run) -> list[dict]:
     """Every edit at the layers of a closer look: its change of each metric."""
     closer = (run.manifest.get("behaviour") or {}).get("closer_layers") or []
-    found = findings_behaviour.changes(run.rows, (*DRAWN, *POINTS, "style_per_100_words"))
+    spoken = (findings_behaviour.soft_metric(run.manifest), MARGIN, *POINTS, "style_per_100_words")
+    found = findings_behaviour.changes(run.rows, spoken)
     found = found.filter(pl.col("layer").is_in(closer) | (pl.col("arm") != "identity"))
     if found.is_empty():
         return []
-    metrics = [metric for metric in (*DRAWN, *POINTS, "style_per_100_words") if metric in found["metric"]]
+    metrics = [metric for metric in spoken if metric in found["metric"]]
     lines = []
     for key, part in found.group_by(*findings_behaviour.EDIT, maintain_order=True):
         edit = dict(zip(findings_behaviour.EDIT, key, strict=True))
@@ -154,7 +154,8 @@ def _edits(run: Run) -> list[dict]:
 
 
 def _edit_name(edit: dict) -> str:
-    name = f"L{edit['layer']}.{edit['site']}: {ARMS.get(edit['arm'], 'state mapped by ' + edit['arm'])}"
+    whose = "own state" if len(set(edit["direction"].split("<-"))) == 1 else "state of the other model"
+    name = f"L{edit['layer']}.{edit['site']}: {ARMS.get(edit['arm'], whose + ', mapped by ' + edit['arm'])}"
     return name + (", all positions" if edit["unit"] == "all_pos" else "")
 
 

@@ -51,8 +51,11 @@ def how_different(found: Difference | None) -> str:
         return f"There is no effect to explain: D = {nats(found.mean)} nats{floor}, on {found.n} prompts. No share is given below."
     choice = "" if found.other_token is None else f"; their first choices differ on {found.other_token} of them"
     ends = between(found.low, found.high)
+    shared = ""
+    if found.mass_outside is not None:
+        shared = f" on the tokens that both have (the tuned model gives {share(found.mass_outside)} of its mass to others)"
     return (
-        f"On {found.n} {found.split} prompts the next-token distributions lie D = KL(tuned ‖ base) = {nats(found.mean)} nats apart "
+        f"On {found.n} {found.split} prompts the next-token distributions lie D = KL(tuned ‖ base) = {nats(found.mean)} nats apart{shared} "
         f"(95 %: {ends}; median {nats(found.median)}){choice}."
         + (f" With fewer than {statistics.FEW} prompts the interval is too short." if "few_prompts" in found.flags else "")
     )

@@ -74,6 +74,8 @@ def _difference(one: Compared) -> str:
 def _unseen(one: Compared) -> str:
 
     name = METRICS[one.metric]
+    if one.p is None and not one.happened:
+        return f"{name} (none in either)"
     if one.p is None:
         return f"{name} (95 %: {between(*one.difference[1:])})"
     if never(one):
