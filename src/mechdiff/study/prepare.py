@@ -187,8 +187,7 @@ def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Pr
         found["neutral"] = neutral[: steering.side_prompts]
     behaviour = study.measures.behaviour
     if behaviour and behaviour.probes:
-        probes = read_prompts(PROBES if behaviour.probes is True else behaviour.probes)
-        found["probes"] = [prompt for prompt in probes if prompt.text not in split_of]
+        found["probes"] = read_prompts(PROBES if behaviour.probes is True else behaviour.probes)
         quick_probes = found["probes"][:: max(1, len(found["probes"]) // QUICK)] if quick else []  # of every kind
         found["probes"] = quick_probes or found["probes"]
     return {split: prompts[:QUICK] if quick else prompts for split, prompts in found.items()}
