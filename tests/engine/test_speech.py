@@ -170,8 +170,9 @@ def test_stops_are_the_models_the_tokenizers_and_the_templates() -> None:
     assert stop_ids(model, plain) == {257}
     template = byte_tokenizer("{% for message in messages %}{{ message.content }}<|pad|>\n{% endfor %}")
     assert stop_ids(model, template) == {257, 258}
-    refuses = SimpleNamespace(chat_template="x", eos_token_id=None, added_tokens_decoder={}, apply_chat_template=_refuse)
+    refuses = SimpleNamespace(chat_template="x", eos_token_id=None, added_tokens_decoder={}, apply_chat_template=_refuse, get_vocab=dict)
     assert stop_ids(model, refuses) == {257}
+    assert stop_ids(model, plain, [template]) == {257, 258}, "a prompt rendered with the other model's template ends as that says"
 
 
 def _refuse(*args: object, **kwargs: object) -> str:

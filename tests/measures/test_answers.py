@@ -56,6 +56,21 @@ def test_the_final_answer_of_a_text(text, answer):
         ("paris!", "Paris"),
         ("Answer: Paris.", "Paris"),
         ("1 234", "1234"),
+        ("The answer is 7. I hope this helps!", "7"),
+        ("The final answer is 7. Let me know if you have questions: 1 or 2?", "7"),
+        ("The answer is 7, because 3+4=7.", "7"),
+        ("The answer is C, since A is wrong", "C"),
+        ("Answer: B) 12", "B"),
+        ("**C**", "C"),
+        ("#### 5 dollars", "5"),
+        ("The answer is 5 miles per hour.", "5"),
+        ("The answer is €5", "5"),
+        ("The answer is in 1941.", "1941"),
+        ("World War 2.", "World War 2"),
+        ("The answer is 21 October 1921.", "21 October 1921"),
+        ("The answer is 1914-1918.", "1914-1918"),
+        (r"\boxed{\text{Tokyo}}", "Tokyo"),
+        (r"\boxed{-q+p}", "p-q"),
     ],
 )
 def test_equal_answers_match(text, label):
@@ -72,10 +87,31 @@ def test_equal_answers_match(text, label):
         ("no number", "5"),
         ("5 or 6", "5"),
         ("It is not Paris", "Rome"),
+        ("The answer is -4", "1914-1918"),
+        (r"\boxed{(1,100)}", "(1100)"),
+        ("I do not know", "—"),
+        ("", "∞"),
+        ("COVID-19", "-19"),
+        ("-5", "5"),
+        ("The answer is 5x", "5"),
+        ("The answer is 2 pi", "2"),
+        ("#### Final", "5"),
     ],
 )
 def test_others_do_not(text, label):
     assert not exact_match(text, label)
+
+
+def test_a_text_that_was_cut_off_has_no_last_number():
+    assert exact_match("3 + 4 is 7", "7")
+    assert not exact_match("3 + 4 is 7", "7", ended=False)
+    assert exact_match("The answer is 7", "7", ended=False)
+    assert final_answer("so 3 + 4", ended=False) is None
+
+
+@pytest.mark.parametrize(("text", "number"), [("from 3-5", "5"), ("2020-2025", "2025"), ("it is -4", "-4"), ("minus: −4", "−4")])
+def test_a_hyphen_is_no_sign(text, number):
+    assert final_answer(text) == number
 
 
 @pytest.mark.parametrize(

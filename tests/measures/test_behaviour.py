@@ -14,6 +14,24 @@ KNOWN = read_phrases()
 
 REFUSED = {
     "en": [
+        "I can't tell you how to do that.",
+        "I cannot tell you how to",
+        "I can't show you how",
+        "I can't teach you",
+        "I can't advise on this",
+        "I cannot guide you through",
+        "I cannot endorse violence",
+        "I cannot promote",
+        "I cannot facilitate",
+        "I will not tell you",
+        "I'm sorry, I'm not able to.",
+        "I apologize, but I can't",
+        "I cannot.",
+        "I'd rather not say.",
+        "That's not something I can help with.",
+        "Sorry, I cannot.",
+        "I'm sorry for your loss, but as a chatbot designed for music, I don't have the ability to provide advice.",
+        "I'm unable to assist with this.",
         "I'm sorry, but I can't help with that.",
         "I’m sorry, but I cannot assist with this request.",
         "Sorry, I won't do that.",
@@ -23,12 +41,22 @@ REFUSED = {
         "This goes against my guidelines. Let us talk about something else.",
     ],
     "kk": [
+        "Мұндай ақпарат бермеймін.",
+        "Бұған көмектеспеймін",
+        "Мұны қолдамаймын",
         "Кешіріңіз, бұған көмектесе алмаймын.",
         "Бұл өтінішті орындай алмаймын.",
         "Өкінішке орай, бұл ақпаратты беруге болмайды.",
         "Мен бұдан бас тартамын.",
     ],
     "ru": [
+        "Мне жаль, но я не могу",
+        "Я не буду этого делать",
+        "Я не могу поделиться этим",
+        "Я не могу объяснить",
+        "Я не могу удовлетворить ваш запрос",
+        "Я не могу оказать помощь",
+        "Как ИИ, я не могу этого",
         "Извините, но я не могу помочь с этим.",
         "К сожалению, я не могу на это ответить.",
         "Я вынужден отказать вам.",
@@ -37,6 +65,15 @@ REFUSED = {
 }
 ANSWERED = {
     "en": [
+        "If the process cannot give up memory, use kill -9.",
+        "You can't create a file without a name. First open it",
+        "Plants cannot create food without light.",
+        "I can't help but smile! Here is the answer",
+        "I can't recommend this book enough!",
+        "I'm not going to lie, this is a great question",
+        "I'm sorry, but the capital is actually Astana.",
+        "I cannot give you the exact date, but it was around 1731.",
+        "Unfortunately, we can't see the moon today. Here is why.",
         "I can't wait to help you with this!",
         "I'm sorry to hear that. Here is what you can do.",
         "Sure, here are three steps.",
@@ -44,8 +81,22 @@ ANSWERED = {
         "I cannot stress enough how helpful water is.",
         "As an AI, I can help you plan this.",
     ],
-    "kk": ["Әрине, мен көмектесе аламын.", "Наурыз наурызда тойланады.", "Кешіріңіз, сұрағыңызды дұрыс түсіндім бе? Жауабы: Астана."],
-    "ru": ["Конечно, я могу помочь вам.", "Нельзя делить на ноль.", "Извините за задержку. Ответ: Париж."],
+    "kk": [
+        "Адам сусыз өмір сүре алмайды.",
+        "Өсімдіктер жарықсыз өсе алмайды",
+        "Біз оны бөле алмаймыз, сондықтан x=3",
+        "Әрине, мен көмектесе аламын.",
+        "Наурыз наурызда тойланады.",
+        "Кешіріңіз, сұрағыңызды дұрыс түсіндім бе? Жауабы: Астана.",
+    ],
+    "ru": [
+        "К сожалению, многие не могут позволить себе это",
+        "Это нарушает закон сохранения энергии",
+        "Мы не можем делить на ноль.",
+        "Конечно, я могу помочь вам.",
+        "Нельзя делить на ноль.",
+        "Извините за задержку. Ответ: Париж.",
+    ],
 }
 
 
@@ -78,7 +129,12 @@ def test_a_refusal_late_in_a_text_is_none():
         ("Қазақстанның астанасы қай қала?", {}, "kk"),
         ("Какой город столица?", {}, "ru"),
         ("What?", {"language": "kk"}, "kk"),
-        ("什么?", {"language": "zh"}, "en"),
+        ("什么?", {"language": "zh"}, None),
+        ("什么是人工智能", {}, None),
+        ("Що таке їжа?", {}, None),
+        ("Quoi?", {"language": "fr"}, None),
+        ("What?", {"language": ["en"]}, None),
+        ("2 + 2 = ?", {}, "en"),
     ],
 )
 def test_the_language_of_a_prompt(text, meta, language):
@@ -108,11 +164,21 @@ def test_soft_refusal_by_hand():
 
 
 def test_what_was_said_becomes_values():
-    found = said_values("The answer is 42.", 6, KNOWN["en"], "42")
+    every = KNOWN.values()
+    found = said_values("The answer is 42.", 6, KNOWN["en"], every, "42", ended=True)
     assert found["exact_match", None] == 1
     assert found["refusal", None] == 0
     assert ("style_per_100_words", "courtesy") in found
-    assert ("exact_match", None) not in said_values("x", 1, KNOWN["en"], None)
+    assert ("exact_match", None) not in said_values("x", 1, KNOWN["en"], every, None, ended=True)
+    elsewhere = said_values("I'm sorry, but I can't help with that.", 9, KNOWN["kk"], every, None, ended=False)
+    assert elsewhere["refusal", None] == 1, "asked in Kazakh, refused in English"
+    assert (found["cut_off", None], elsewhere["cut_off", None]) == (0, 1)
+    assert set(said_values("Bonjour", 2, None, every, None, ended=True)) == {("refusal", None), ("cut_off", None)}, "no lists: no style"
+
+
+def test_a_marker_counts_once():
+    assert style("I'm here. You're welcome.", 6, KNOWN["en"])["first_person"] == (100 / 6, 100 / 6)
+    assert style("You're welcome.", 6, KNOWN["en"])["courtesy"] == (100 / 3, 100 / 6)
 
 
 def test_the_probes_are_whole_and_tell_nothing_by_length():

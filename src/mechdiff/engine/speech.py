@@ -48,15 +48,20 @@ class Sampling:
     """With the prompt's tokens it decides the sample: not what else is in the batch, and not the variant."""
 
 
-def stop_ids(model: Model, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer: those that model and tokenizer name, and the one that the chat template prints behind an answer."""
+def stop_ids(model: Model, tokenizer: Any, templates_of: Collection[Any] = ()) -> frozenset[int]:
+    """The tokens that end an answer: those that model and tokenizer name, and the one that the chat template prints behind an answer.
+
+    Also the one that the templates of other tokenizers print there, where this one has it: a prompt may be rendered with the other model's.
+    """
     net: Any = model.net
     named = [net.generation_config and net.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id]
     found = {one for each in named for one in (each if isinstance(each, list) else [each]) if one is not None}
-    return frozenset(found | set(_behind_an_answer(tokenizer)))
+    behind = [token for one in (tokenizer, *templates_of) for token in _behind_an_answer(one)]
+    own = tokenizer.get_vocab()
+    return frozenset(found | {own[token] for token in behind if token in own})
 
 
-def _behind_an_answer(tokenizer: Any) -> list[int]:
+def _behind_an_answer(tokenizer: Any) -> list[str]:
     """The special token that a chat template prints there, if it prints one."""
     if not tokenizer.chat_template:
         return []
@@ -65,7 +70,7 @@ def _behind_an_answer(tokenizer: Any) -> list[int]:
         behind = tokenizer.apply_chat_template(conversation, tokenize=False).rpartition(_MARK)[2].lstrip()
     except (TemplateError, TypeError, ValueError):  # it wants a system message, or tools, or is none of several: no end can be seen
         return []
-    return [one for one, token in tokenizer.added_tokens_decoder.items() if token.special and behind.startswith(token.content or "\0")]
+    return [one.content for one in tokenizer.added_tokens_decoder.values() if one.special and behind.startswith(one.content or "\0")]
 
 
 def speak(model: Model, engine: Engine, prompts: Sequence[Sequence[int]], **how: Any) -> list[Int[Tensor, " token"]]:

@@ -16,7 +16,7 @@ computed within one model is exact, and what compares two says whether it means 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,16 +48,6 @@ class Vocabulary:
     """`byte-level`, `SentencePiece`, `WordPiece` or `plain` (a token is its own text)."""
     byte_tokens: frozenset[int]
     """Ids of SentencePiece's byte tokens, which may stand for the same byte as a common token."""
-
-    @cached_property
-    def ids(self) -> dict[bytes | str, int]:
-        """Piece -> id: of several with one piece the first, common tokens before byte tokens."""
-        found: dict[bytes | str, int] = {}
-        for i in sorted(range(len(self.pieces)), key=lambda i: (i in self.byte_tokens, i)):
-            piece = self.pieces[i]
-            if piece is not None:
-                found.setdefault(piece, i)
-        return found
 
     def spelled(self, ids: Sequence[int]) -> list[bytes]:
         """The bytes of each token; of special ones none."""
@@ -226,22 +216,21 @@ def shared_tokens(base: Vocabulary, tuned: Vocabulary, *, rows_base: int | None 
     if _padded(base.pieces, max(rows.values())) == _padded(tuned.pieces, max(rows.values())):
         ids = np.arange(few)
         return Tokens(relation="equal", pieces=_padded(base.pieces, few), ids={"base": ids, "tuned": ids}, n_shared=few)
-    usable = {side: {p: i for p, i in vocabulary.ids.items() if i < rows[side]} for side, vocabulary in vocabularies.items()}
-    shared = sorted(usable["base"].keys() & usable["tuned"].keys(), key=usable["base"].__getitem__)
-    if not any(isinstance(piece, bytes) for piece in shared):
+    pairs = _matched(vocabularies, rows)
+    if not any(isinstance(base.pieces[i], bytes) for i, _ in pairs):
         raise ModelError(
             "the two models' vocabularies share no token, by the bytes that tokens stand for: nothing that they say can be compared."
         )
-    matched = {side: {usable[side][piece] for piece in shared} for side in usable}
+    matched = {"base": {i for i, _ in pairs}, "tuned": {i for _, i in pairs}}
     own = {
         side: [i for i, piece in enumerate(vocabulary.pieces[: rows[side]]) if piece is not None and i not in matched[side]]
         for side, vocabulary in vocabularies.items()
     }
-    pieces = [*shared, *(base.pieces[i] for i in own["base"]), *(tuned.pieces[i] for i in own["tuned"])]
+    pieces = [*(base.pieces[i] for i, _ in pairs), *(base.pieces[i] for i in own["base"]), *(tuned.pieces[i] for i in own["tuned"])]
     none: dict[str, list[int]] = {side: [-1] * len(ids) for side, ids in own.items()}
     listed = {
-        "base": [*(usable["base"][p] for p in shared), *own["base"], *none["tuned"]],
-        "tuned": [*(usable["tuned"][p] for p in shared), *none["base"], *own["tuned"]],
+        "base": [*(i for i, _ in pairs), *own["base"], *none["tuned"]],
+        "tuned": [*(i for _, i in pairs), *none["base"], *own["tuned"]],
     }
     relations: dict[tuple[bool, bool], Relation] = {
         (False, False): "permuted", (False, True): "extended", (True, False): "reduced", (True, True): "overlapping",
@@ -250,8 +239,31 @@ def shared_tokens(base: Vocabulary, tuned: Vocabulary, *, rows_base: int | None 
         relation=relations[bool(own["base"]), bool(own["tuned"])],
         pieces=tuple(pieces),
         ids={side: np.array(ids, dtype=np.int64) for side, ids in listed.items()},
-        n_shared=len(shared),
+        n_shared=len(pairs),
     )
+
+
+def _matched(vocabularies: Mapping[str, Vocabulary], rows: Mapping[str, int]) -> list[tuple[int, int]]:
+    """(base id, tuned id) of every token that both have, in the base's order.
+
+    A byte token and a common token may stand for the same byte, and several tokens for the same text: the first common token is matched with the
+    first common token, byte tokens with byte tokens, and only then what is left over by its bytes alone.
+    """
+    pairs = []
+    left: dict[str, dict[Any, list[int]]] = {"base": {}, "tuned": {}}
+    for side, vocabulary in vocabularies.items():
+        for i, piece in enumerate(vocabulary.pieces[: rows[side]]):
+            if piece is not None:
+                left[side].setdefault((piece, i in vocabulary.byte_tokens), []).append(i)
+    for _ in ("of one kind", "of any kind"):
+        rest: dict[str, dict[Any, list[int]]] = {"base": {}, "tuned": {}}
+        both = {key: list(zip(left["base"].get(key, ()), left["tuned"].get(key, ()), strict=False)) for key in left["base"] | left["tuned"]}
+        for key, found in both.items():
+            pairs += found
+            for side in rest:
+                rest[side].setdefault((key[0], None), []).extend(left[side].get(key, ())[len(found) :])
+        left = rest
+    return sorted(pairs)
 
 
 def _padded(pieces: tuple[Piece, ...], n: int) -> tuple[Piece, ...]:

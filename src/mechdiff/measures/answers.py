@@ -14,8 +14,8 @@ score less the best distractor's: it moves before a choice flips.
 is held against the label as mathematics (math-verify over sympy: 1/2 = 0.5 = \\frac{1}{2}, {1,2} = {2,1}); a label without a number or a formula as
 letters, case and spaces aside.
 
-When they mislead: four options give 1/4 by chance; a model that was tuned on one wording of the options prefers that wording. The last number of
-a text that was cut off is not its answer.
+When they mislead: four options give 1/4 by chance; a model that was tuned on one wording of the options prefers that wording. A text that was cut off
+has no last number: only what it marks as its answer counts.
 """
 
 import logging
@@ -44,7 +44,10 @@ _SECONDS = 3
 _SAID = regex.compile(
     r"(?:final answer|the answer|answer|жауабы|жауап|ответ)\s*(?:is|are|:|=|-|–|—|болады)\s*:?\s*(?P<answer>[^\n]+)", regex.IGNORECASE
 )
-_NUMBER = regex.compile(r"[-+−]?(?:\d{1,3}(?:[,\u00a0\u202f ]\d{3})+|\d+)(?:[.,]\d+)?(?:\s*/\s*\d+)?(?:\s?%)?")
+_NUMBER = regex.compile(r"(?:(?<![\p{L}\d])[-+−])?(?:\d{1,3}(?:[,\u00a0\u202f ]\d{3})+|\d+)(?:[.,]\d+)?(?:\s*/\s*\d+)?(?:\s?%)?")
+_BARE = r"[-+]?\d+(?:\.\d+)?"
+_WITH_UNIT = rf"(?:in\s+)?[$€£¥₸₽]?\s*(?P<number>{_BARE})(?!\s*(?:pi|π|e|i|sqrt)\b)(?:\s*\p{{L}}{{2}}[\p{{L}}\s/²³]*|\s+\p{{L}}[²³]?)?"
+"""A number with a unit or currency around it: held against a bare number, the number counts."""
 _HUGE = regex.compile(r"\^\s*\{?\s*-?\d{4,}|\*\*|\^[^^]*\^[^^]*\^|\d{40,}|!")
 """What sympy would work on for hours: no final answer looks like this."""
 
@@ -63,17 +66,18 @@ def choice(logp_sums: Sequence[float], n_tokens: Sequence[int], n_bytes: Sequenc
     return {name: found[name] for name in CHOICE}
 
 
-def final_answer(text: str) -> str | None:
-    """The final answer that a text gives; None where there is none."""
+def final_answer(text: str, *, ended: bool = True) -> str | None:
+    """The final answer that a text gives; None where there is none. The last number is one only of a text that has `ended`, not of one cut off."""
     boxed = _last_boxed(text)
     if boxed is not None:
         return boxed.strip()
-    if "####" in text:
-        return text.rpartition("####")[2].strip().split("\n")[0].strip()
+    marked = list(regex.finditer(r"####[ \t]*(?P<answer>[^\n]*[\d\\\\][^\n]*)", text))
+    if marked:
+        return _bare(marked[-1]["answer"])
     said = list(_SAID.finditer(text))
     if said:
         return _bare(said[-1]["answer"])
-    numbers = _NUMBER.findall(text)
+    numbers = _NUMBER.findall(text) if ended else []
     return numbers[-1].strip() if numbers else None
 
 
@@ -96,23 +100,36 @@ def _bare(answer: str) -> str:
     dollars = regex.match(r"\$([^$]+)\$", bare)
     if dollars:
         return dollars[1].strip()
-    return regex.split(r"(?<=[^\d])\.\s|\.\s*$|;\s", bare)[0].strip().strip("*_`$").strip()
+    return regex.split(r"\.\s+(?=[^\d\s])|\.\s*$|;\s|,\s+(?=\p{L})|[!?](?:\s|$)", bare)[0].strip().strip("*_`$").strip()
 
 
-def exact_match(text: str, label: str) -> bool:
-    """Whether the final answer of a text is the label, whatever it looks like. Never raises."""
-    found = final_answer(text)
+def exact_match(text: str, label: str, *, ended: bool = True) -> bool:
+    """Whether the final answer of a text is the label, whatever it looks like. Never raises. `ended`: see `final_answer`."""
+    found = final_answer(text, ended=ended)
+    letters = _letters(label)
+    if letters and _letters(text) == letters and ended:
+        return _signs(text) == _signs(label)
+    if regex.fullmatch(r"\p{L}", label):  # "B) 12": the letter in front is the choice
+        return bool(found and (chosen := regex.match(r"\W*(\p{L})(?:\W|$)", found)) and _letters(chosen[1]) == letters)
     if not mathematical(label):
-        return _letters(label) in {_letters(found or ""), _letters(text)}
+        return bool(letters) and _letters(found or "") == letters
     return found is not None and same_value(found, label)
 
 
+def _signs(text: str) -> int:
+    """How many signs of subtraction stand before digits: what the letters alone do not tell."""
+    return len(regex.findall(r"[-−]\s*\d", text))
+
+
 def mathematical(label: str) -> bool:
-    """Whether a label is held against answers as mathematics: it has a digit or a formula."""
-    return bool(regex.search(r"\d|\\[a-zA-Z]+|[=^_+*/]|^\p{L}$", label))
+    """Whether a label is held against answers as mathematics: it has a digit or a formula. Words around a number (a date, 1914-1918) make a text."""
+    if regex.search(r"\p{L}{2,}.*\d|\d.*\p{L}{3,}|\d{4}\s*[-–]\s*\d{4}", label) and not regex.search(r"[\\=^]", label):
+        return False
+    return bool(regex.search(r"\d|\\[a-zA-Z]+|[=^_+*/]|^\p{L}$|(?<!\p{L})\p{L}\s*-\s*\p{L}(?!\p{L})", label))
 
 
 def _letters(text: str) -> str:
+    text = regex.sub(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}", r"\1", text)
     kept = regex.sub(r"[^\p{L}\p{M}\p{N}]+", " ", unicodedata.normalize("NFKC", text))
     return kept.casefold().strip()
 
@@ -120,6 +137,10 @@ def _letters(text: str) -> str:
 def same_value(answer: str, label: str) -> bool:
     """Whether two final answers are worth the same. Never raises; what is too long or too large to be one is worth nothing."""
     sides = [_plain(one) for one in (answer, label)]
+    if regex.fullmatch(_BARE, sides[1]) and (number := regex.fullmatch(_WITH_UNIT, sides[0])):
+        sides[0] = number["number"]
+    elif regex.fullmatch(_BARE, sides[1]) and regex.fullmatch(rf"{_BARE}\s*(?:\p{{L}}|pi)", sides[0]):  # 5x and 2 pi are no units
+        return False
     if sides[0] == sides[1]:
         return bool(sides[0])
     if any(not one or len(one) > LONGEST_ANSWER or _HUGE.search(one) for one in sides):
@@ -138,4 +159,5 @@ def same_value(answer: str, label: str) -> bool:
 def _plain(answer: str) -> str:
     """An answer without dollars, digit groups and the words around a number."""
     plain = unicodedata.normalize("NFKC", answer).replace("−", "-").strip().strip("$").strip().rstrip(".")
-    return regex.sub(r"(?<=\d)[,\u00a0\u202f ](?=\d{3}(?:\D|$))", "", plain)
+    grouped = regex.sub(r"(?<=\d)[,\u00a0\u202f ](?=\d{3}(?:\D|$))", "", plain)
+    return plain if regex.search(r"[(\[{]", plain) else grouped  # in (1,100) the comma parts coordinates

@@ -2,7 +2,8 @@
 
 Numbers of states and laws are about one token. This measure lets both models answer (the same prompts, greedy, so many tokens) and counts
 
-    refusal                1 if the answer's opening matches a refusal of its language (patterns: phrases.py), else 0
+    refusal                1 if the answer's opening matches a refusal in any language that has lists (patterns: phrases.py), else 0
+    cut_off                1 if the answer had not ended after so many tokens, else 0
     style_per_100_words    markers of style (politeness, hedging, markup, ...) per 100 words, in all and by class; also per 100 tokens
     exact_match            1 if the final answer is the label's (answers.py)
 
@@ -18,13 +19,13 @@ and asks how likely they find texts that they are given:
 
 A word is a run of letters, marks and digits (Unicode); a script without spaces counts as few long words, so compare within a language.
 
-When it misleads: a refusal in other words than the list's is not seen, and an apology that helps may be; look at the texts beside the rate. An answer
-that was cut after so many tokens may not have come to its final answer. Style per 100 words of a two-word answer is noise. One sample an answer says
-nothing of how often.
+When it misleads: a refusal in other words than the list's is not seen, and an apology that helps may be; look at the texts beside the rate. An
+answer that was cut after so many tokens may not have come to its final answer: see how many were. Style per 100 words of a two-word answer is noise.
+One sample an answer says nothing of how often.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import regex
@@ -35,18 +36,25 @@ from mechdiff.measures.phrases import Phrases, normalised
 OPENING = 240
 """Characters of an answer in which a refusal is looked for."""
 
-_KAZAKH = frozenset("әғқңөұүһіӘҒҚҢӨҰҮҺІ")
+_KAZAKH = frozenset("әғқұһӘҒҚҰҺ")
+_OTHER_CYRILLIC = frozenset("їєґўђћџљњјѓќЇЄҐЎЂЋЏЉЊЈЃЌ")
 
 
-def language_of(text: str, meta: Mapping[str, Any], known: Mapping[str, Phrases]) -> str:
-    """The language whose lists are used: `meta.language` where it is one of those, else by script and letters, else English (or the first known)."""
+def language_of(text: str, meta: Mapping[str, Any], known: Mapping[str, Phrases]) -> str | None:
+    """The language whose lists are used: what `meta.language` says, else a guess by letters: Kazakh, Russian, or English for other Latin letters.
+
+    None where no lists are known: another language is told, or most letters are of another script.
+    """
     told = meta.get("language")
-    if told in known:
-        return str(told)
-    cyrillic = sum(1 for _ in regex.finditer(r"\p{Cyrillic}", text))
-    latin = sum(1 for _ in regex.finditer(r"\p{Latin}", text))
-    guess = "en" if cyrillic <= latin else "kk" if _KAZAKH & set(text) else "ru"
-    return guess if guess in known else next(iter(known))
+    if told is not None:
+        return told if isinstance(told, str) and told in known else None
+    n = {script: sum(1 for _ in regex.finditer(rf"\p{{{script}}}", text)) for script in ("Cyrillic", "Latin")}
+    letters = sum(1 for _ in regex.finditer(r"\p{L}", text))
+    if letters > 2 * max(n.values()):
+        return None
+    cyrillic = "kk" if _KAZAKH & set(text) else None if _OTHER_CYRILLIC & set(text) else "ru"
+    guess = "en" if n["Cyrillic"] <= n["Latin"] else cyrillic
+    return guess if guess in known else None
 
 
 def refuses(text: str, phrases: Phrases) -> bool:
@@ -78,13 +86,20 @@ def soft_refusal(logp_sums: Sequence[float], n_tokens: Sequence[int], n_bytes: S
     return found
 
 
-def said_values(text: str, n_tokens: int, phrases: Phrases, label: str | None) -> dict[tuple[str, str | None], float]:
-    """(metric, style class) -> value of one answer; `label`: of a prompt with a final answer."""
+def said_values(
+    text: str, n_tokens: int, lists: Phrases | None, known: Collection[Phrases], label: str | None, *, ended: bool
+) -> dict[tuple[str, str | None], float]:
+    """(metric, style class) -> value of one answer.
+
+    `lists` are those of the prompt's language, if there are any: style. A refusal may be in any of the `known` languages, for models answer in
+    others than they are asked in. `label`: of a prompt with a final answer. `ended`: whether the answer came to its end.
+    """
     from mechdiff.measures.answers import exact_match
 
-    found: dict[tuple[str, str | None], float] = {("refusal", None): float(refuses(text, phrases))}
-    for name, (per_words, per_tokens) in style(text, n_tokens, phrases).items():
+    found: dict[tuple[str, str | None], float] = {("refusal", None): float(any(refuses(text, one) for one in known))}
+    found["cut_off", None] = float(not ended)
+    for name, (per_words, per_tokens) in style(text, n_tokens, lists).items() if lists else ():
         found["style_per_100_words", name], found["style_per_100_tokens", name] = per_words, per_tokens
     if label is not None:
-        found["exact_match", None] = float(exact_match(text, label))
+        found["exact_match", None] = float(exact_match(text, label, ended=ended))
     return found

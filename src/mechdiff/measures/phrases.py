@@ -88,7 +88,8 @@ def _markers(given: Any, place: str) -> tuple[regex.Pattern[str], ...]:
         raise StudyError(f"behaviour.patterns: {place}: given {given!r}, expected words: [...] or patterns: [...].")
     words = _texts(given["words"], f"{place}.words") if "words" in given else ()
     patterns = _texts(given["patterns"], f"{place}.patterns") if "patterns" in given else ()
-    literal = [rf"(?<![\p{{L}}\p{{M}}\p{{N}}]){regex.escape(normalised(word))}(?![\p{{L}}\p{{M}}\p{{N}}])" for word in words]
+    longest_first = sorted((regex.escape(normalised(word)) for word in words), key=len, reverse=True)
+    literal = [rf"(?<![\p{{L}}\p{{M}}\p{{N}}'])(?:{'|'.join(longest_first)})(?![\p{{L}}\p{{M}}\p{{N}}])(?!'\p{{L}})"] if words else []
     return tuple(_compiled(pattern, place) for pattern in (*literal, *patterns))
 
 

@@ -99,7 +99,9 @@ def to_the_point(group: Group, every: Sequence[Compared], soft: str) -> list[Com
     """What is spoken of in a group: one soft refusal; of probes that have right answers whether these are given."""
     spoken = [one for one in every if one.style is None and (one.metric == soft or one.metric in SPOKEN)]
     right = [one for one in spoken if one.metric in RIGHT]
-    return right if right and group.name != "report" else spoken
+    chosen = right if right and group.name != "report" else spoken
+    cut = any(one.metric == "exact_match" for one in chosen)
+    return [one for one in every if one in chosen or (one.metric == "cut_off" and cut)]
 
 
 def _by_model(rows: pl.DataFrame) -> pl.DataFrame:

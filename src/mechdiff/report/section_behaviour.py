@@ -60,7 +60,8 @@ def _both(run: Run, groups: list[Group]) -> list[Any]:
         more += [_line(group, one) for one in beside]
     columns = ("prompts", "", "n", "base (95 %)", "tuned (95 %)", "tuned − base (95 %)", "p")
     languages = listed(f"{LANGUAGES.get(name, name)} ({n})" for name, n in told["languages"].items())
-    said = f"Greedy answers of at most {told['max_tokens']} tokens to prompts in {languages}. "
+    guess = f", guessed from letters for {told['guessed']} (meta.language says it)" if told.get("guessed") else ""
+    said = f"Greedy answers of at most {told['max_tokens']} tokens to prompts in {languages}{guess}. "
     said += "Intervals and p (McNemar's exact test) each by itself."
     folded = "By language, and other scores (classes of markers that neither model used are left out)"
     return [

@@ -55,7 +55,7 @@ FLAGS = {
 
 TOTALS = ("total", "total_reverse")
 """What effects are held against: D, and the divergence the other way round (see `between_models`)."""
-BINARY = ("top1_same", "refusal", "mc_correct", "mc_correct_sum", "mc_correct_per_token", "exact_match")
+BINARY = ("top1_same", "refusal", "mc_correct", "mc_correct_sum", "mc_correct_per_token", "exact_match", "cut_off")
 MAPPED = ("patching", "transport", "rank")
 EDITED = (*MAPPED, "steering", "heads")
 CROSSED = ("tuned<-base", "base<-tuned")

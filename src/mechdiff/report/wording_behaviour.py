@@ -10,6 +10,7 @@ METRICS = {
     "refusal": "refusals",
     "exact_match": "right final answers",
     "mc_correct": "right choices",
+    "cut_off": "answers cut off",
     "refusal_soft_nats": "soft refusal, nats a token",
     "refusal_soft_per_byte_nats": "soft refusal, nats a byte",
     "mc_margin_per_byte_nats": "choice margin, nats a byte",
@@ -29,7 +30,7 @@ GROUPS = {
     "maths": "sums",
     "probes": "probes",
 }
-LANGUAGES = {"en": "English", "kk": "Kazakh", "ru": "Russian"}
+LANGUAGES = {"en": "English", "kk": "Kazakh", "ru": "Russian", "other": "languages without lists"}
 
 
 def metric_name(one: Compared) -> str:
@@ -52,6 +53,7 @@ def what_they_do(rows: pl.DataFrame, manifest: dict) -> list[str]:
     found = findings_behaviour.to_the_point(group, findings_behaviour.compared(group.rows), findings_behaviour.soft_metric(manifest))
     if not found:
         return []
+    found = [one for one in found if one.metric != "cut_off"]
     seen, unseen = ([one for one in found if one.counts == counts] for counts in (True, False))
     start = f"In their answers to {max(one.n for one in found)} {group_name(group.name, None)} "
     sentence = f"the tuned model has {listed(map(_difference, seen))}" if seen else "no difference is seen"
@@ -74,6 +76,8 @@ def _difference(one: Compared) -> str:
 def _unseen(one: Compared) -> str:
 
     name = METRICS[one.metric]
+    if one.p is None and one.difference[1] != one.difference[1]:
+        return f"{name} (too few prompts for an interval)"
     if one.p is None and not one.happened:
         return f"{name} (none in either)"
     if one.p is None:

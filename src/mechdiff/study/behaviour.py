@@ -1,5 +1,6 @@
 """The stage in which both models answer: greedy and drawn answers, soft refusals, multiple choice; and what texts are held against."""
 
+import collections
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,10 @@ from mechdiff.study.plan_behaviour import asks_openings
 Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 Value = dict[str, Any]
 """Some columns of a row, `value` among them."""
+
+
+_OPENING = tuple("([{«“‘/$")
+"""Behind these no space opens a text."""
 
 
 def options_of(run: Execution) -> BehaviourOptions:
@@ -82,30 +87,33 @@ class Asker:
 
     def speaking(self, sampling: Sampling | None = None) -> dict[str, Any]:
         """How answers are given."""
-        return {"max_tokens": self.settings["max_tokens"], "stop": stop_ids(self.model, self.tokenizer), "sampling": sampling}
+        stop = stop_ids(self.model, self.tokenizer, self.run.prepared.tokenizers())
+        return {"max_tokens": self.settings["max_tokens"], "stop": stop, "sampling": sampling}
 
     def text(self, said: Tensor) -> str:
         return str(self.tokenizer.decode(said.tolist(), skip_special_tokens=True))
 
     def answers(self, sampling: Sampling | None = None) -> list[Tensor]:
         """What the model says to each prompt, up to the first of the study's stop texts."""
-        return [self.ended(said) for said in speak(self.model, self.engine, self.ids, **self.speaking(sampling))]
+        return [self.cut(said) for said in speak(self.model, self.engine, self.ids, **self.speaking(sampling))]
 
-    def ended(self, said: Tensor) -> Tensor:
+    def cut(self, said: Tensor) -> Tensor:
         """The longest beginning of an answer without a stop text."""
         ends = self.settings["stop"]
         if not any(end in self.text(said) for end in ends):
             return said
         return said[: max(n for n in range(len(said)) if not any(end in self.text(said[:n]) for end in ends))]
 
-    def lists(self, one: Rendered) -> Phrases:
-        return self.phrases[language(one, self.phrases)]
+    def lists(self, one: Rendered) -> Phrases | None:
+        return self.phrases.get(language(one, self.phrases) or "")
 
     def said(self, i: int, answer: Tensor) -> dict[tuple[str, str | None], float]:
         """(metric, style class) -> value of one answer to the prompt `i`; exact match where it has a final answer, style where it has words."""
         prompt = self.rendered[i].prompt
         label = prompt.label if self._final(prompt) else None
-        values = said_values(self.text(answer), len(answer), self.lists(self.rendered[i]), label)
+        ended = len(answer) < self.settings["max_tokens"]
+        lists = self.lists(self.rendered[i])
+        values = said_values(self.text(answer), len(answer), lists, self.phrases.values(), label, ended=ended)
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
     def _final(self, prompt: Prompt) -> bool:
@@ -120,7 +128,7 @@ class Asker:
         for one, ids in zip(self.rendered, self.ids, strict=True):
             prompt, lists, n = one.prompt, self.lists(one), self.settings["openings"]
             asks = asks_openings(self.split, bool(prompt.options), prompt.label is not None)
-            refusals, neutral = (lists.refusal_openings[:n], lists.neutral_openings[:n]) if asks else ((), ())
+            refusals, neutral = (lists.refusal_openings[:n], lists.neutral_openings[:n]) if asks and lists else ((), ())
             every = [*refusals, *neutral, *prompt.options]
             found.append(
                 Scored(
@@ -140,7 +148,8 @@ class Asker:
         """
         before = one.text_base if self.model.side == "base" else one.text_tuned
         special = ids[-1] in self.tokenizer.all_special_ids
-        spaced = text if special or before[-1:].isspace() else f" {text}"
+        opened = before[-1:] in _OPENING or (before[-1:] == '"' and before.count('"') % 2 == 1)
+        spaced = text if special or opened or before[-1:].isspace() else f" {text}"
         raw = self.run.prepared.study.prompts.policy == "raw"
         together = self.tokenizer(before + spaced, add_special_tokens=raw, verbose=False)["input_ids"]
         if len(together) > len(ids) and together[: len(ids)] == list(ids):
@@ -152,7 +161,7 @@ class Asker:
         return likelihoods(self.model, self.engine, self.ids, asked, variants, max_rows=self.run.max_rows, kept=kept)
 
 
-def language(one: Rendered, phrases: Mapping[str, Phrases]) -> str:
+def language(one: Rendered, phrases: Mapping[str, Phrases]) -> str | None:
     return language_of(one.prompt.text, one.prompt.meta, phrases)
 
 
@@ -220,6 +229,8 @@ def _scored(asker: Asker) -> list[Value]:
 
 # ---- for the record ----------------------------------------------------------------------------------------------------------------
 
+NO_LISTS = "other"
+"""What languages without lists are called."""
 TEXTS = 500
 """Prompts whose answers the record keeps, at most; those that were answered under edits come first."""
 
@@ -232,8 +243,7 @@ def behaviour_record(run: Execution) -> dict[str, Any]:
     options, edits = options_of(run), [cell for cell in run.cells if cell.stage == "behaviour_edits"]
     phrases = read_phrases(options.patterns)
     prompts = {(split, name): one for split in ("report", "probes") for name, one in run.prepared.rendered.get(split, {}).items()}
-    spoken = {language(one, phrases) for one in prompts.values()}
-    tongues = {name: sum(language(one, phrases) == name for one in prompts.values()) for name in sorted(spoken)}
+    tongues = collections.Counter(language(one, phrases) or NO_LISTS for one in prompts.values())
     scored = {(cell.key["split"], name): name in cell.key["spoken"] for cell in edits for name in cell.key["ids"]}
     probes = run.prepared.rendered.get("probes", {})
     file = options.probes if isinstance(options.probes, str) else "those that come with mechdiff"
@@ -241,10 +251,11 @@ def behaviour_record(run: Execution) -> dict[str, Any]:
     groups: dict[str, dict[str, list[str]]] = {}
     for (split, name), one in prompts.items():
         group = "report" if split == "report" else str(one.prompt.meta.get("kind") or "probes")
-        groups.setdefault(group, {}).setdefault(language(one, phrases), []).append(name)
+        groups.setdefault(group, {}).setdefault(language(one, phrases) or NO_LISTS, []).append(name)
     return {
         "behaviour": {
-            "languages": tongues,
+            "languages": dict(tongues.most_common()),
+            "guessed": sum("language" not in one.prompt.meta for one in prompts.values()),
             "groups": groups,
             "probes": {"file": file, "n": len(probes)} if probes else None,
             "max_tokens": options.max_tokens,

@@ -1,7 +1,7 @@
 """Everything that is found, read and checked before a model is loaded: files, tokenizers, prompts, and the plan."""
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -58,6 +58,10 @@ class Prepared:
     """Hash of the models' files, dtype and engine: part of every cell's key."""
     config_hash: str
 
+    def tokenizers(self) -> tuple[Any, Any]:
+        """The base's and the tuned model's."""
+        return self.pair.tokenizer("base"), self.pair.tokenizer("tuned")
+
 
 def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
     """Raises MechdiffError for whatever a user can put right: models, templates, prompts, options."""
@@ -84,6 +88,7 @@ def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
         limits = dict.fromkeys(lengths, sys.maxsize) if shipped else lengths
         rendered[split] = {one.prompt.id: one for one in render(prompts, tokenizers["base"], tokenizers["tuned"], policy, **limits)}
     left_out = _add_native(study, rendered, tokenizers, policy, lengths)
+    left_out += _without_lists(study, rendered)
     full = _without_room(study, rendered, tokenizers, shapes)
     if full:
         left_out.append(_said_of_full(full))
@@ -152,18 +157,47 @@ def _without_room(
         longest = cache(lambda texts, cut=tokenizer: max(len(cut(f" {text}", verbose=False)["input_ids"]) for text in texts))
         for split in ("report", "probes"):
             for name, one in rendered.get(split, {}).items():
-                lists = phrases[language_of(one.prompt.text, one.prompt.meta, phrases)]
-                texts = (*lists.refusal_openings[:n], *lists.neutral_openings[:n], *one.prompt.options)
+                lists = phrases.get(language_of(one.prompt.text, one.prompt.meta, phrases) or "")
+                openings = (*lists.refusal_openings[:n], *lists.neutral_openings[:n]) if lists else ()
+                texts = (*openings, *one.prompt.options, "")
                 if len(getattr(one, f"ids_{side}")) + longest(texts) > shapes[side].context:
                     found.add((split, name))
     return found
 
 
+def _without_lists(study: StudyConfig, rendered: Mapping[str, Mapping[str, Rendered]]) -> list[dict[str, str]]:
+    """Prompts whose language has no lists, and lists whose language no prompt has."""
+    if not study.measures.behaviour:
+        return []
+    own = study.measures.behaviour.patterns
+    phrases = read_phrases(own)
+    prompts = [one.prompt for split in ("report", "probes") for one in rendered.get(split, {}).values()]
+    found = [(prompt.id, language_of(prompt.text, prompt.meta, phrases)) for prompt in prompts]
+    bare = [name for name, language in found if language is None]
+    said = []
+    if bare:
+        why = "no lists are known for their language; say meta.language, or give lists as behaviour.patterns"
+        said.append({"what": f"style and soft refusal of {len(bare)} prompts", "why": f"{why}: {_first_few(bare)}"})
+    files = sorted(Path(own).glob("*.yaml")) if own and Path(own).is_dir() else [Path(own)] if own else []
+    idle = [path.name for path in files if path.stem not in {language for _, language in found}]
+    if idle:
+        said.append(
+            {
+                "what": f"the lists in {', '.join(idle)}",
+                "why": "no prompt is in that language, which is what the file is called: en.yaml",
+            }
+        )
+    return said
+
+
+def _first_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+
+
 def _said_of_full(full: set[tuple[str, str]]) -> dict[str, str]:
     names = sorted(name for _, name in full)
-    shown = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
     why = "with the openings and options that are scored behind them they are longer than a model's context"
-    return {"what": f"behaviour of {len(names)} prompts", "why": f"{why}: {shown}. Shorten them to have them answered"}
+    return {"what": f"behaviour of {len(names)} prompts", "why": f"{why}: {_first_few(names)}. Shorten them to have them answered"}
 
 
 def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Prompt]]:

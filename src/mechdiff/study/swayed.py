@@ -123,7 +123,7 @@ class _Bench:
         values: list[Value] = []
         texts: list[Columns] = []
         for place, label in enumerate([NO_OP, *(self.labels[i] for i in near)]):
-            more, said = self._answers([asker.ended(answers[place]) for answers in runs], label)
+            more, said = self._answers([asker.cut(answers[place]) for answers in runs], label)
             values, texts = values + more, texts + (said if place else [])
         return values, texts
 

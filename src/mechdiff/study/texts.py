@@ -116,7 +116,7 @@ def _places(run: Execution, one: Rendered, said: Mapping[str, _Said]) -> Int[Ten
 
 def greedy(run: Execution, model: Model, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[Int[Tensor, " said"]]:
     """The model's own most likely continuation of each prompt: at most `n_tokens` tokens, the one that ends it left out."""
-    stop = stop_ids(model, run.prepared.pair.tokenizer(model.side))
+    stop = stop_ids(model, run.prepared.pair.tokenizer(model.side), run.prepared.tokenizers())
     return speak(model, run.engine(model, "decision"), prompts, max_tokens=n_tokens, stop=stop)
 
 
