@@ -86,7 +86,7 @@ def test_a_cluster_of_the_source_stays_one(tmp_path):
 
 def test_near_copies_are_told_by_their_true_similarity():
     copies = Copies(threshold=0.8, seed=0)
-    copies.keep("a", "Describe the capital of the country in two sentences.", [])
+    copies.keep("a", "Describe the capital of the country in two sentences.", [], question="")
     (name, near), *_ = copies.near("Describe the capital of the country in ten sentences.")
     assert name == "a"
     assert near == similarity(

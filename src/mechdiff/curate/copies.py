@@ -6,7 +6,7 @@ sensitive hashing (datasketch), and the true similarity of each is computed.
 
 - at or above the threshold (0.8): the later one is a near copy and is removed;
 - at or above half: both stay, in one cluster, so that a split never parts them. What was fitted on one template is not reported on its twin.
-  Hashing finds nearly all pairs above 0.7 and most of those near a half.
+  Prompts with one question and other options share a cluster too.
 """
 
 import unicodedata
@@ -19,6 +19,8 @@ PIECE = 5
 RELATED = 0.5
 """Similarity from which two prompts share a cluster."""
 _HASHES = 128
+_LOOKED_AT = 0.3
+"""Similarity that hashing looks for: lower than what is asked, since it misses pairs near its threshold."""
 
 
 def plain(text: str) -> str:
@@ -43,13 +45,18 @@ class Copies:
     def __init__(self, *, threshold: float, seed: int) -> None:
         self.threshold, self.seed = threshold, seed
         self._texts: set[str] = set()
+        self._first: dict[str, str] = {}
         self._pieces: dict[str, frozenset[str]] = {}
-        self._index = MinHashLSH(threshold=min(RELATED, threshold), num_perm=_HASHES)
+        self._index = MinHashLSH(threshold=_LOOKED_AT, num_perm=_HASHES)
         self._parent: dict[str, str] = {}
 
     def same(self, text: str) -> bool:
         """Whether a copy was kept already."""
         return plain(text) in self._texts
+
+    def asked(self, question: str) -> str | None:
+        """The name of the first prompt that was kept with this question, whatever its options."""
+        return self._first.get(plain(question))
 
     def near(self, text: str) -> Iterator[tuple[str, float]]:
         """Names and similarities of the kept prompts that are related to a text."""
@@ -59,8 +66,9 @@ class Copies:
             if near >= min(RELATED, self.threshold):
                 yield name, near
 
-    def keep(self, name: str, text: str, related: list[str]) -> None:
-        """Notes a prompt that is kept, and the kept ones that it shares a cluster with."""
+    def keep(self, name: str, text: str, related: list[str], *, question: str) -> None:
+        """Notes a prompt that is kept (with its options, and its question alone), and the kept ones that it shares a cluster with."""
+        self._first.setdefault(plain(question), name)
         ours = pieces(text)
         self._texts.add(plain(text))
         self._pieces[name] = ours

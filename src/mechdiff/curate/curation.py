@@ -176,13 +176,16 @@ class _Work:
         """Keeps a row's prompt, or counts why not."""
         self.columns |= {str(name) for name in row}
         found = candidate(row, self.recipe.fields, place)
+        if not isinstance(found, str) and not _writable(found):
+            raise PromptError(f"{place}: half of a surrogate pair (a \\ud800-\\udfff escape without its partner). Write the character.")
         if isinstance(found, str):
             return self._drop("fields", found, place)
         for step, reason in self._plain_faults(found):
             return self._drop(step, reason, place)
-        if self.copies.same(found.text):
+        whole = found.whole
+        if self.copies.same(whole):
             return self._drop("copies", "the same text", place)
-        near = list(self.copies.near(found.text))
+        near = list(self.copies.near(whole))
         if any(similarity >= self.recipe.near for _, similarity in near):
             return self._drop("near copies", f"alike in at least {self.recipe.near:g}", place)
         cut = self.tokenizers.cut(found.text) if self.tokenizers else None
@@ -193,7 +196,8 @@ class _Work:
             self.fairness.note(fair, found.text, found.category, cut)
             if not fair:
                 return self._drop("shared", f"under {self.recipe.min_shared:g} of shared tokens", place)
-        self._keep(found, row, place, source, [name for name, _ in near], cut)
+        related = [name for name, _ in near] + [name for name in (self.copies.asked(found.text),) if name]
+        self._keep(found, row, place, source, related, cut)
 
     def _plain_faults(self, found: Candidate) -> Iterator[tuple[str, str]]:
         for step, text in (
@@ -224,8 +228,9 @@ class _Work:
         if told.get("cluster") is not None:
             first = self.clusters.setdefault(f"{source}\0{told['cluster']}", name)
             related = related + ([first] if first != name else [])
-        self.copies.keep(name, found.text, related)
-        meta: dict[str, Any] = {"source": source, "row": int(place.rpartition(" ")[2])}
+        self.copies.keep(name, found.whole, related, question=found.text)
+        meta: dict[str, Any] = {key: value for key, value in told.items() if key != "cluster"}
+        meta |= {"source": source, "row": int(place.rpartition(" ")[2])}
         language = self.recipe.language or told.get("language")
         meta |= {key: value for key, value in (("category", found.category), ("language", language)) if value}
         if cut:
@@ -271,6 +276,14 @@ class _Work:
         raise PromptError(f"all of {read} rows are dropped: {told}. Loosen one of these.")
 
 
+def _writable(found: Candidate) -> bool:
+    try:
+        json.dumps([found.whole, found.label, found.id, found.category], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _length_fault(lengths: Any, limits: tuple[int | None, int | None], what: str) -> str | None:
     least, most = limits
     if least is not None and min(lengths) < least:
@@ -300,6 +313,8 @@ def write(made: Curation, out: Path, *, one_file: bool = False, overwrite: bool 
     if not overwrite and any(there[name] != content for name, content in {**files, "curation.json": text}.items() if name in there):
         raise PromptError(f"{out}: holds another prompt set. Give another folder, or --overwrite.")
     out.mkdir(parents=True, exist_ok=True)
+    for old in {*(f"{split}.jsonl" for split in SPLITS), "prompts.jsonl"} - set(files) if overwrite else ():
+        (out / old).unlink(missing_ok=True)  # of the set that is replaced
     for name, content in {**files, "curation.json": text}.items():
         temporary = out / f".{name}"
         temporary.write_bytes(content)

@@ -8,6 +8,7 @@ never guessed: say `answer_from: zero` or `one`.
 """
 
 import hashlib
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -18,7 +19,7 @@ from mechdiff.measures.answers import final_answer
 TEXT = ("text", "question", "prompt", "instruction", "problem", "query", "input")
 CATEGORY = ("category", "subject", "type", "topic", "meta.category", "meta.subject")
 OPTIONS = ("options", "choices")
-LETTERS = ("A", "B", "C", "D", "E", "F", "G", "H")
+LETTERS = tuple(string.ascii_uppercase)
 ANSWER = ("answer", "label", "solution", "target", "final_answer")
 
 Preset = Literal["plain", "choice", "maths"]
@@ -61,12 +62,19 @@ class Candidate:
     label: str | None
     id: str | None
 
+    @property
+    def whole(self) -> str:
+        """Text and options: what makes two prompts the same."""
+        return "\n".join((self.text, *self.options))
+
 
 def candidate(row: Mapping[str, Any], fields: Fields, place: str) -> Candidate | str:
     """The prompt of a row, or why there is none. PromptError where the row has what is asked for and it cannot be read."""
     text = _first(row, fields.text, TEXT)
     if text is None or not str(text).strip():
         return "no text"
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
+        return f"the text is a {type(text).__name__}: name a field in it, such as --text messages.content, or write one text a row"
     text = str(text).strip()
     category = _first(row, fields.category, CATEGORY)
     answer = _first(row, fields.answer, ANSWER)
@@ -74,11 +82,14 @@ def candidate(row: Mapping[str, Any], fields: Fields, place: str) -> Candidate |
     label = None if answer is None else str(answer).strip() or None
     if fields.preset == "choice":
         options = _options(row, fields)
-        if len(options) < 2 - (fields.separator is not None):
+        if len([option for option in options if option]) < 2 - (fields.separator is not None):
             return "no options"
         if label is None:
             return "no answer"
         options, label = _right_option(options, label, fields, f"{place}: ")
+        if not label:
+            return "the right option is empty"
+        options = tuple(option for option in options if option)
         if len(set(options)) < len(options):
             return "options that are the same"
         if fields.letters:
@@ -102,7 +113,7 @@ def candidate(row: Mapping[str, Any], fields: Fields, place: str) -> Candidate |
 def _final(answer: str) -> str | None:
     """The final answer in a solution; a bare answer is its own."""
     marked = "\\boxed{" in answer or "####" in answer
-    return final_answer(answer) if marked or len(answer) > 80 else answer
+    return final_answer(answer) if marked or len(answer.split()) > 3 else answer
 
 
 def _first(row: Mapping[str, Any], asked: str | None, usual: Sequence[str]) -> Any:
@@ -116,15 +127,16 @@ def _first(row: Mapping[str, Any], asked: str | None, usual: Sequence[str]) -> A
 
 
 def _options(row: Mapping[str, Any], fields: Fields) -> tuple[str, ...]:
+    """In their places: an empty one is "", so that letters and numbers still tell the right one."""
     found = _first(row, fields.options, OPTIONS)
     if isinstance(found, Mapping):  # Hub data sets: {"text": [...], "label": [...]}
         found = found.get("text")
     if isinstance(found, str) and fields.separator:
         found = found.split(fields.separator)
     if isinstance(found, list | tuple):
-        return tuple(str(one).strip() for one in found if one is not None and str(one).strip())
-    named = [row[letter] for letter in LETTERS if row.get(letter) is not None]
-    return tuple(str(one).strip() for one in named if str(one).strip())
+        return tuple("" if one is None else str(one).strip() for one in found)
+    last = max((place for place, letter in enumerate(LETTERS) if letter in row), default=-1)
+    return tuple("" if row.get(letter) is None else str(row[letter]).strip() for letter in LETTERS[: last + 1])
 
 
 def _right_option(options: tuple[str, ...], answer: str, fields: Fields, place: str) -> tuple[tuple[str, ...], str]:
@@ -140,6 +152,10 @@ def _right_option(options: tuple[str, ...], answer: str, fields: Fields, place: 
                 f"{place}the answer is {answer!r}, expected the number of one of {len(options)} options, counted from {told}."
             )
         return options, options[int(answer) - (told == "one")]
+    if told == "auto" and letter is not None and answer in options and options[letter] != answer:
+        raise PromptError(
+            f"{place}the answer {answer!r} is the letter of one option and the text of another. Say --answer-from letter or text."
+        )
     if told != "text" and letter is not None and answer not in options:
         return options, options[letter]
     if answer in options and told != "letter":

@@ -84,13 +84,24 @@ def _object(row: object, place: str) -> Row:
     return row
 
 
+_MORE = "(more columns than the header)"
+
+
 def _separated(separator: str) -> Callable[[Path], Iterator[Row]]:
     def read(path: Path) -> Iterator[Row]:
         csv.field_size_limit(1 << 24)
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, delimiter=separator, restkey="(more columns than the header)")
+            reader = csv.DictReader(stream, delimiter=separator, restkey=_MORE, strict=True)
             try:
-                yield from reader
+                for row in reader:
+                    if _MORE in row or None in row.values():
+                        n = len(reader.fieldnames or ())
+                        what = "more" if _MORE in row else "fewer"
+                        raise PromptError(
+                            f"{path.name}, line {reader.line_num}: a row with {what} than the {n} columns of the first one. "
+                            "A text with a comma or a line end needs quotes around it."
+                        )
+                    yield row
             except csv.Error as error:
                 raise PromptError(f"{path.name}, line {reader.line_num}: {error}. The first row must name the columns.") from error
 

@@ -105,11 +105,10 @@ def to_the_point(group: Group, every: Sequence[Compared], soft: str) -> list[Com
 
 
 def _by_model(rows: pl.DataFrame) -> pl.DataFrame:
-    """`metric style prompt base tuned` of greedy answers; what is sampled or masked is left out."""
+    """`metric style prompt base tuned`; the style of drawn answers is "drawn", and what is masked is left out."""
     parts = pl.col("unit").str.split(", ")
-    told = rows.filter(~pl.col("unit").str.contains("sampled|shared tokens")).with_columns(
-        side=parts.list.first(), style=parts.list.get(1, null_on_oob=True)
-    )
+    told = rows.filter(~pl.col("unit").str.contains("shared tokens"))
+    told = told.with_columns(side=parts.list.first(), style=parts.list.get(1, null_on_oob=True).replace("sampled", "drawn"))
     sides = [
         told.filter(pl.col("side") == side).select("metric", "style", "prompt", value=pl.col("value").alias(side))
         for side in ("base", "tuned")

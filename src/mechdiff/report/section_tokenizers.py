@@ -35,7 +35,7 @@ def _policy(manifest: dict) -> list[str]:
         said.append(f"Vocabularies: {words}.{same}")
     if prompts.get("policy"):
         facts = {"template": prompts.get("template"), "system prompt": prompts.get("system"), "answers start with": prompts.get("answer")}
-        facts |= {"date in templates": prompts.get("date")}
+        facts |= {"date given to templates": prompts.get("date")}
         given = "; ".join(
             f"{name}: {value}" for name, value in facts.items() if value and (prompts["policy"] == "same_text" or name != "template")
         )

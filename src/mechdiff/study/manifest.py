@@ -9,8 +9,10 @@ import torch
 
 from mechdiff.engine.families import shape_of
 from mechdiff.engine.lineage import lineage
+from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import engine_for
 from mechdiff.engine.sources import resolve
+from mechdiff.engine.vocabularies import Tokens
 from mechdiff.errors import ModelError
 from mechdiff.study.prepare import Prepared
 from mechdiff.study.record import environment
@@ -51,7 +53,7 @@ def run_record(
             "kinds": {side: vocabulary.kind for side, vocabulary in prepared.vocabularies.items()},
             "n_shared": listed.n_shared,
             "n_tokens": {side: int(listed.has(side).sum()) for side in ("base", "tuned")},
-            "same_cut": sum(one.ids_base == one.ids_tuned for one in prepared.rendered.get("report", {}).values()),
+            "same_cut": sum(_same_cut(one, listed) for one in prepared.rendered.get("report", {}).values()),
         },
         "engine": {
             "name": names["base"] if names["base"] == names["tuned"] else f"base {names['base']}, tuned {names['tuned']}",
@@ -80,6 +82,13 @@ def engines(prepared: Prepared) -> dict[str, tuple[str, str]]:
     if prepared.options.engine == "full":
         return dict.fromkeys(("base", "tuned"), ("full", "asked for with --engine full"))
     return {side: engine_for(prepared.pair.config(side)) for side in ("base", "tuned")}
+
+
+def _same_cut(one: Rendered, tokens: Tokens) -> bool:
+    """Whether both models read one prompt as the same tokens, whatever their ids."""
+    sides = {"base": one.ids_base, "tuned": one.ids_tuned}
+    listed = {side: tokens.listed(side, torch.tensor(ids)).tolist() for side, ids in sides.items()}
+    return len(one.ids_base) == len(one.ids_tuned) and listed["base"] == listed["tuned"]
 
 
 def rendered_lines(prepared: Prepared) -> Iterator[dict[str, Any]]:

@@ -34,7 +34,7 @@ NEUTRAL = Path(__file__).parent.parent / "data" / "neutral.jsonl"
 PROBES = Path(__file__).parent.parent / "data" / "behaviour" / "probes.jsonl"
 """Requests, questions and sums on which behaviour is looked at beside the study's own prompts."""
 
-QUICK = 8
+QUICK = 6
 """Prompts of each split that a quick run keeps."""
 
 
