@@ -18,10 +18,10 @@ from mechdiff.engine.sources import quiet, resolve
 from mechdiff.errors import ModelError
 from mechdiff.study.config import make_study
 
-NEW, PROMPTS, LAYERS = 200, 6, [0, 15, 28, 29]
+NEW, PROMPTS, LAYERS = 200, 5, [0, 29]
 CLOSER = {"layers": LAYERS, "closer": [29]}
 MEASURES: list[Any] = [
-    {"divergence": {"continuation": 8}},
+    {"divergence": {"continuation": 4, "native": False}},
     {"weights": {"heads": False, "input_prompts": 2}},
     "grafting",
     {"similarity": {"layers": LAYERS, "sites": ["resid_post"], "permutations": 20}},
@@ -29,9 +29,9 @@ MEASURES: list[Any] = [
     {"factorial": {"layers": LAYERS, "positions": ["decision"], "swaps": 10}},
     {"transport": {**CLOSER, "sites": ["resid_post"], "maps": ["anchored_ridge"], "permutations": 2}},
     {"rank": {**CLOSER, "sites": ["resid_post"], "draws": 1, "fisher_samples": 0}},
-    {"steering": {**CLOSER, "sites": ["resid_post"], "draws": 1, "side_prompts": 3, "texts": 1, "continuation": 4}},
-    {"heads": {**CLOSER, "draws": 5, "network_draws": 1, "permutations": 2, "null_edits": 1, "exact_up_to": 2}},
-    {"attribution": {"layers": LAYERS, "steps": 1, "validated": 2}},
+    {"steering": {**CLOSER, "sites": ["resid_post"], "draws": 1, "side_prompts": 2, "texts": 1, "continuation": 2}},
+    {"heads": {**CLOSER, "select_prompts": 2, "draws": 2, "network_draws": 1, "permutations": 2, "null_edits": 1, "exact_up_to": 2}},
+    {"attribution": {"layers": LAYERS, "select_prompts": 2, "steps": 1, "validated": 2}},
     {
         "behaviour": {
             **CLOSER,
