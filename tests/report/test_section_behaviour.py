@@ -135,6 +135,15 @@ def test_the_figure_is_drawn_at_both_widths(run: Run, width: int) -> None:
     assert section_behaviour.behaviour_by_layer(run.rows, run.summary, run.manifest, metric="mc_margin_per_byte_nats") is None
 
 
+def test_few_prompts_have_no_interval_and_it_is_said(run: Run) -> None:
+    few = run.rows.filter(
+        pl.col("prompt").is_null() | pl.col("prompt").is_in(run.rows["prompt"].drop_nulls().unique().sort().to_list()[:4])
+    )
+    said = " ".join(wording.verdict(few, statistics.summarise(few), run.manifest))
+    assert "not defined" not in said
+    assert "soft refusal, nats a token (too few prompts for an interval)" in said
+
+
 def test_what_was_not_measured_is_said(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> None:
     (part,) = section_behaviour.answers(Run(rows=rows, summary=summary, manifest=manifest)).parts
     assert part["text"] == "Behaviour was not measured in this run."

@@ -88,6 +88,16 @@ def ids_of(line: dict[str, Any], side: str) -> list[int]:
     return line.get(f"ids_{side}") or line["ids_base"]
 
 
+def read_rendered(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(one["split"], one["id"]): one for one in map(json.loads, (folder / "prompts.jsonl").read_text().splitlines())}
+
+
+def naive_logp(net: Any, tokenizer: Any, ids: list[int], text: str) -> float:
+    more = tokenizer(text, add_special_tokens=False)["input_ids"]
+    laws = net(torch.tensor([ids + more])).logits[0].double().log_softmax(-1)
+    return sum(laws[len(ids) - 1 + i, token].item() for i, token in enumerate(more))
+
+
 def test_rows_are_told_apart(rows: pl.DataFrame) -> None:
     assert len(rows.unique(subset=rows.columns[:-1])) == len(rows)
     assert set(rows["split"]) == {"report", None}
@@ -100,7 +110,7 @@ def test_rows_are_told_apart(rows: pl.DataFrame) -> None:
 
 def test_answers_and_choices_are_those_of_naive_passes(pair: Path, finished: Finished, rows: pl.DataFrame) -> None:
     told = finished.record["behaviour"]["texts"]
-    rendered = {(one["split"], one["id"]): one for one in map(json.loads, (finished.folder / "prompts.jsonl").read_text().splitlines())}
+    rendered = read_rendered(finished.folder)
     for side in ("base", "tuned"):
         net, tokenizer = AutoModelForCausalLM.from_pretrained(pair / side), AutoTokenizer.from_pretrained(pair / side)
         plain = GenerationConfig(
@@ -113,11 +123,7 @@ def test_answers_and_choices_are_those_of_naive_passes(pair: Path, finished: Fin
         margin = values(rows, unit=side, split="report", metric="mc_logp_sum_nats")
         assert margin
         for name, value in margin.items():
-            ids = ids_of(rendered["report", name], side)
-            more = tokenizer("green sky", add_special_tokens=False)["input_ids"]
-            laws = net(torch.tensor([ids + more])).logits[0].double().log_softmax(-1)
-            naive = sum(laws[len(ids) - 1 + i, token].item() for i, token in enumerate(more))
-            assert value == pytest.approx(naive, abs=1e-4)
+            assert value == pytest.approx(naive_logp(net, tokenizer, ids_of(rendered["report", name], side), "green sky"), abs=1e-4)
 
 
 def test_each_prompt_is_asked_what_it_can_answer(rows: pl.DataFrame) -> None:
@@ -181,6 +187,17 @@ def test_the_slow_engine_says_and_scores_the_same(study: dict[str, Any], rows: p
     both = found.join(rows.filter(~pl.col("unit").fill_null("").str.contains("sampled")), on=key, nulls_equal=True, suffix="_fast")
     assert len(both) > 400
     assert (both["value"] - both["value_fast"]).abs().max() < 1e-4  # type: ignore[operator]
+
+
+def test_behind_an_opening_bracket_no_space_opens_an_option(pair: Path, study: dict[str, Any], tmp_path: Path) -> None:
+    prompts = {**study["prompts"], "answer": "The answer is ("}
+    measures = [{"behaviour": {"max_tokens": 1, "openings": 1, "probes": False, "scored_prompts": 0}}]
+    done = execute({**study, "prompts": prompts, "measures": measures}, tmp_path / "run")
+    net, tokenizer = AutoModelForCausalLM.from_pretrained(pair / "base"), AutoTokenizer.from_pretrained(pair / "base")
+    rendered = read_rendered(done.folder)
+    for name, value in values(done.rows, unit="base", split="report", metric="mc_logp_sum_nats").items():
+        assert rendered["report", name]["text_base"].endswith("The answer is (")
+        assert value == pytest.approx(naive_logp(net, tokenizer, rendered["report", name]["ids_base"], "green sky"), abs=1e-4)
 
 
 def test_an_answer_ends_before_a_stop_text(study: dict[str, Any], finished: Finished, tmp_path: Path) -> None:
