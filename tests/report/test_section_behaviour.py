@@ -15,6 +15,7 @@ from mechdiff.report.parts import Drawn, Run
 from report import planted_behaviour as planted
 from report.conftest import CHANGED
 from report.planted_run import write_run
+from report.planted_sections import d_of
 
 N_LAYERS, N = 7, 24
 
@@ -136,9 +137,7 @@ def test_the_figure_is_drawn_at_both_widths(run: Run, width: int) -> None:
 
 
 def test_few_prompts_have_no_interval_and_it_is_said(run: Run) -> None:
-    few = run.rows.filter(
-        pl.col("prompt").is_null() | pl.col("prompt").is_in(run.rows["prompt"].drop_nulls().unique().sort().to_list()[:4])
-    )
+    few = run.rows.filter(pl.col("prompt").is_null() | pl.col("prompt").is_in(d_of(run.rows, "report")[0][:4]))
     said = " ".join(wording.verdict(few, statistics.summarise(few), run.manifest))
     assert "not defined" not in said
     assert "soft refusal, nats a token (too few prompts for an interval)" in said
