@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mechdiff import demo
 from mechdiff.api import Run, run
 from mechdiff.engine.sources import quiet, resolve
 from mechdiff.errors import ModelError
-from mechdiff.study.config import make_study
+from mechdiff.study.config import RunOptions, make_study
 
 NEW, PROMPTS, LAYERS = 200, 5, [0, 29]
 CLOSER = {"layers": LAYERS, "closer": [29]}
@@ -81,7 +82,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, l
         Path(splits[split]).write_text("\n".join(lines) + "\n")
     pieces = extend(base, folder / "tuned", texts)
     study = make_study({"pair": {"base": str(model), "tuned": str(folder / "tuned")}, "prompts": splits, "measures": MEASURES})
-    return run(study, out=folder / "run"), pieces
+    return run(study, out=folder / "run", options=RunOptions(threads=os.cpu_count())), pieces
 
 
 @pytest.mark.slow
