@@ -186,6 +186,7 @@ class Pair:
     """References of the models whose own Python code may run (an adapter runs its base's)."""
     _held: dict[Side, Model] = field(default_factory=dict, repr=False)
     _adapted: Any = field(default=None, repr=False)
+    _tokenizers: dict[Side, Any] = field(default_factory=dict, repr=False)
 
     def source(self, side: Side) -> Source:
         return self.base if side == "base" else self.tuned
@@ -194,7 +195,10 @@ class Pair:
         return load_config(self.source(side), trust=self._trusts(side))
 
     def tokenizer(self, side: Side) -> Any:
-        return load_tokenizer(self.source(side), trust=self._trusts(side))
+        """Read once: a tokenizer of 50,000 tokens takes half a second."""
+        if side not in self._tokenizers:
+            self._tokenizers[side] = load_tokenizer(self.source(side), trust=self._trusts(side))
+        return self._tokenizers[side]
 
     def _trusts(self, side: Side) -> bool:
         return (self.base if self.tuned.adapter else self.source(side)).ref in self.trusted
