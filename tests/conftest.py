@@ -29,3 +29,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [f"Say something about the number {number * 7919 % 1000}{'!' * (number % 5)}" for number in range(24)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"id": f"p{i}", "text": text}) + "\n" for i, text in enumerate(texts)))
     return folder
+
+
+LONG = "test_cli.py", "test_readme.py", "test_two_tokenizers.py"
+"""Files that take a minute or more: first, so that no worker is left alone with them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
