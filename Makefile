@@ -4,7 +4,7 @@ BIN := .venv/bin
 comma := ,
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-slow check bench clean
+.PHONY: install demo test test-slow test-real check bench clean
 
 install: .venv/installed
 
@@ -26,6 +26,9 @@ test: .venv/embedded-model  ## JAXTYPING=1: with the shapes of every signature c
 
 test-slow: .venv/embedded-model  ## the demo end to end, against what is known of its fine-tune
 	$(BIN)/python -m pytest -m slow
+
+test-real: .venv/embedded-model  ## every measure on SmolLM2 with Kazakh tokens added: two minutes
+	$(BIN)/python -m pytest -m real
 
 check: .venv/installed
 	$(BIN)/ruff check .

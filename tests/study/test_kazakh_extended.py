@@ -85,7 +85,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, l
     return run(study, out=folder / "run", options=RunOptions(threads=os.cpu_count())), pieces
 
 
-@pytest.mark.slow
+@pytest.mark.real
 def test_every_measure_runs_on_an_extended_model(finished: tuple[Run, dict[str, list[int]]]) -> None:
     done, pieces = finished
     rows, summary, manifest = done.rows(), done.summary(), done.manifest()
