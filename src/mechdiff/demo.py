@@ -24,7 +24,7 @@ FEWER: dict[str, dict[str, Any]] = {
     "factorial": {"all_positions_layers": 3},
     "heads": {"hot": 1, "select_prompts": 8, "draws": 60, "network_draws": 5},
     "attribution": {"select_prompts": 8},
-    "behaviour": {"max_tokens": 24, "openings": 2, "scored_layers": 5, "scored_prompts": 8, "spoken_prompts": 3},
+    "behaviour": {"max_tokens": 24, "openings": 2, "scored_layers": 4, "scored_prompts": 12, "spoken_prompts": 2},
 }
 """Where the demo looks at less than a study does by default: one layer's sets of heads and fewer of them, shorter answers, fewer edits."""
 NAMES = ("courtesy", "arithmetic", "kazakh")
