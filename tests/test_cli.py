@@ -201,8 +201,12 @@ def test_a_file_and_flags_together_are_refused(broken: Path, mechdiff) -> None:
 
 def test_a_full_disk_is_said_and_nothing_is_lost(pair: Path, tmp_path: Path) -> None:
     """A file-size limit stands in for the full disk: the write fails, the message says so, the same command goes on."""
-    asked = ["--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl", "--out", tmp_path / "run"]
-    command = [sys.executable, "-m", "mechdiff.cli", "run", *map(str, asked)]
+    study = tmp_path / "study.yaml"
+    few = "[divergence, {patching: {sites: [resid_post], arms: [identity]}}]"
+    study.write_text(
+        f"pair: {{base: {pair / 'base'}, tuned: {pair / 'tuned'}}}\nprompts: {{file: {pair / 'prompts.jsonl'}}}\nmeasures: {few}\n"
+    )
+    command = [sys.executable, "-m", "mechdiff.cli", "run", str(study), "--out", str(tmp_path / "run")]
     code = "import resource, sys, os; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); os.execv(sys.argv[1], sys.argv[1:])"
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     full = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False, env=environment)
