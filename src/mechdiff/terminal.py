@@ -37,7 +37,7 @@ def _duration(seconds: float) -> str:
 def show_run(run: "Run", console: Console) -> None:
     """The pair, what was found in sentences, D, the strongest places of both directions, what was skipped, and the warnings."""
     from mechdiff.report.statistics import d_metric
-    from mechdiff.report.wording import verdict
+    from mechdiff.report.verdict import verdict
 
     manifest, summary = run.manifest(), run.summary()
     console.print(f"[bold]{escape(manifest['pair']['base']['ref'])}[/]  ->  [bold]{escape(manifest['pair']['tuned']['ref'])}[/]")

@@ -7,6 +7,7 @@ import pytest
 from mechdiff.report import findings, phrasing, sections, statistics, wording
 from mechdiff.report.findings import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Run
+from mechdiff.report.verdict import verdict
 from report.conftest import CHANGED
 from report.planted_run import planted_rows
 
@@ -54,15 +55,26 @@ def test_half_of_d_is_passed_right_after_the_planted_change(rows: pl.DataFrame, 
 
 
 def test_the_verdict_is_true_of_the_planted_run(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> None:
-    said = " ".join(wording.verdict(rows, summary, manifest))
+    said = verdict(rows, summary, manifest)
     d = findings.difference(rows, summary)
     assert d
-    assert f"D = KL(tuned ‖ base) = {phrasing.nats(d.mean)} nats" in said
-    assert f"from L{CHANGED}.resid_mid (the same site in 95 % of resamples) on, in both directions" in said
-    assert f"the strongest is L{CHANGED}.attn_out (chosen on the select prompts)" in said
-    assert f"in shape at L{CHANGED}.attn_out, the strongest site too" in said
-    assert "None" not in said
-    assert "nan" not in said
+    assert len(said) == 2, "divergence and patching: two of the five questions"
+    assert said[0].startswith(
+        f"On 24 report prompts the next-token distributions lie D = KL(tuned ‖ base) = {phrasing.nats(d.mean)} nats apart"
+    )
+    assert f"from L{CHANGED}.resid_mid (the same site in 95 % of resamples) on, in both directions" in said[1]
+    assert f"the strongest output is L{CHANGED}.attn_out (chosen on select), breakage 0.9" in said[1]
+    leads = wording.leads(rows, summary, manifest)
+    assert f"in shape at L{CHANGED}.attn_out, the strongest site too" in leads["similarity"][0]
+    everything = " ".join([*said, *(sentence for lead in leads.values() for sentence in lead)])
+    assert "None" not in everything
+    assert "nan" not in everything
+
+
+def test_the_verdict_of_every_measure_is_one_sentence_a_question(full_rows: pl.DataFrame, manifest: dict) -> None:
+    said = verdict(full_rows, statistics.summarise(full_rows), manifest)
+    assert [sentence.split(" ")[0] for sentence in said] == ["On", "The", "Along"]
+    assert f"the tuned weights of L{CHANGED}.attn alone" in said[1]
 
 
 def test_no_effect_is_said_and_no_share_is_given(manifest: dict) -> None:
@@ -70,9 +82,9 @@ def test_no_effect_is_said_and_no_share_is_given(manifest: dict) -> None:
     real = pl.col("metric").str.starts_with("kl_") & pl.col("control").is_null()
     rows = rows.with_columns(value=pl.when(real).then(pl.col("value") * 1e-11).otherwise("value"))
     summary = statistics.summarise(rows)
-    said = wording.verdict(rows, summary, manifest)
-    assert said[0].startswith("There is no effect to explain: D = ")
-    assert not any("breakage" in sentence or "half of D" in sentence for sentence in said)
+    (said,) = verdict(rows, summary, manifest)
+    assert said.startswith("There is no effect to explain: D = ")
+    assert "causal" not in wording.leads(rows, summary, manifest)
     assert findings.site_shares(rows, summary)["share"].null_count() == 2 * 5 * 5
 
 
@@ -92,7 +104,7 @@ def test_rounding_noise_is_not_ranked(rows: pl.DataFrame, manifest: dict) -> Non
 def test_absent_measures_leave_nothing_out_of_order(rows: pl.DataFrame) -> None:
     for measure in ("divergence", "similarity", "patching"):
         part = rows.filter(pl.col("measure") == measure)
-        assert wording.verdict(part, statistics.summarise(part), {})
+        assert verdict(part, statistics.summarise(part), {})
 
 
 @pytest.mark.parametrize(

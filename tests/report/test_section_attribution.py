@@ -88,13 +88,13 @@ def test_tables_name_the_planted_heads(run: Run) -> None:
     assert [row[0] for row in overlap["rows"]] == ["top 5", "top 10", "top 20"]
 
 
-def test_the_verdict_is_one_sentence(run: Run) -> None:
+def test_what_gradients_say_is_one_sentence(run: Run) -> None:
     (sentence,) = wording_attribution.what_gradients_say(run.rows, run.summary, run.manifest)
     assert sentence.startswith(
         "Gradients rank heads as patching does: over the 40 heads that were patched, gradient × difference has a rank corr"
     )
     assert "the lower of both directions), integrated gradients 1.00; of 3 heads that stand out in either model, 1 does in both" in sentence
-    assert sentence in wording.verdict(run.rows, run.summary, run.manifest)
+    assert wording.leads(run.rows, run.summary, run.manifest)["attribution"] == [sentence]
 
 
 def test_the_verdict_says_when_gradients_are_no_guide(run: Run) -> None:

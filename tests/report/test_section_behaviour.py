@@ -116,7 +116,7 @@ def test_the_section_says_what_was_planted(run: Run, page: str) -> None:
     drawn = {part.name: part for part in section.parts if isinstance(part, Drawn)}
     assert set(drawn) == {"refusal_by_layer"}, "no choice was scored under edits"
     assert f"leave out 0, the first L{CHANGED}" in drawn["refusal_by_layer"].caption
-    said = " ".join(wording.verdict(run.rows, run.summary, run.manifest))
+    said = " ".join(wording.leads(run.rows, run.summary, run.manifest)["answers"])
     assert f"the tuned model has {planted.REFUSED} refusals where the base has 0 (McNemar p = 0.0039)" in said
     assert "no difference is seen in style markers per 100 words" in said
     assert '<p class="who">tuned written into base' in page
@@ -138,7 +138,7 @@ def test_the_figure_is_drawn_at_both_widths(run: Run, width: int) -> None:
 
 def test_few_prompts_have_no_interval_and_it_is_said(run: Run) -> None:
     few = run.rows.filter(pl.col("prompt").is_null() | pl.col("prompt").is_in(d_of(run.rows, "report")[0][:4]))
-    said = " ".join(wording.verdict(few, statistics.summarise(few), run.manifest))
+    said = " ".join(wording.leads(few, statistics.summarise(few), run.manifest)["answers"])
     assert "not defined" not in said
     assert "soft refusal, nats a token (too few prompts for an interval)" in said
 

@@ -8,6 +8,7 @@ import pytest
 
 from mechdiff.report import charts_heads, drawing, findings_heads, phrasing, section_heads, statistics, wording
 from mechdiff.report.parts import Drawn, Run
+from mechdiff.report.verdict import verdict
 from mechdiff.report.wording_heads import per_cent, which_heads
 from report import planted_heads as planted
 from report.conftest import CHANGED
@@ -124,7 +125,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert "\u202e" not in texts, "what turns the direction of reading is made visible"
     (sentence,) = which_heads(run.rows, run.summary, run.manifest)
     assert sentence.startswith(f"Of the breakage by all 6 heads of L{CHANGED}, head 3 alone has {alone} % (chosen on the select prompts")
-    assert sentence in wording.verdict(run.rows, run.summary, run.manifest)
+    assert wording.leads(run.rows, run.summary, run.manifest)["heads"] == [sentence] == verdict(run.rows, run.summary, run.manifest)[-1:]
 
 
 def test_no_effect_has_no_ratio(rows: pl.DataFrame, manifest: dict) -> None:

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -16,6 +17,7 @@ from markupsafe import Markup
 
 from mechdiff.report import drawing, record, sections, wording
 from mechdiff.report.parts import Drawn, Run, Section
+from mechdiff.report.verdict import verdict
 from mechdiff.study.artifacts import read_manifest, read_rows, read_summary
 
 HERE = Path(__file__).parent
@@ -29,7 +31,9 @@ def build_report(run: Path) -> Path:
     """
     run = Path(run)
     content = Run(manifest=read_manifest(run), rows=read_rows(run), summary=read_summary(run))
-    drawn = [_template_section(section, content, run / "figures") for section in (*sections.all_sections(content), record.trust(content))]
+    leads = wording.leads(content.rows, content.summary, content.manifest)
+    shown = [replace(section, lead=leads.get(section.id, [])) for section in (*sections.all_sections(content), record.trust(content))]
+    drawn = [_template_section(section, content, run / "figures") for section in shown]
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -40,7 +44,7 @@ def build_report(run: Path) -> Path:
         tuned=record.short_name(manifest, "tuned"),
         quick=bool(manifest.get("quick")),
         warned=len(record.warnings(manifest)),
-        verdict=wording.verdict(content.rows, content.summary, manifest),
+        verdict=verdict(content.rows, content.summary, manifest),
         sections=drawn,
         record=record.tables(manifest),
         study=(run / "study.yaml").read_text(encoding="utf-8") if (run / "study.yaml").exists() else "",
@@ -63,7 +67,7 @@ def _template_section(section: Section, run: Run, folder: Path) -> dict:
     parts: list[dict] = []
     for part in section.parts:
         parts += _figure(part, run, folder) if isinstance(part, Drawn) else [part]
-    return {"id": section.id, "title": section.title, "parts": parts}
+    return {"id": section.id, "title": section.title, "lead": section.lead, "parts": parts}
 
 
 def _figure(drawn: Drawn, run: Run, folder: Path) -> list[dict]:

@@ -36,6 +36,8 @@ class Section:
     title: str
     parts: list[Any] = field(default_factory=list)
     """Drawn figures, and dicts for the template: tables, lists, notes."""
+    lead: list[str] = field(default_factory=list)
+    """Sentences at its head."""
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str = "", folded: str = "", stacked: bool = False) -> dict:

@@ -24,23 +24,35 @@ GUESSES = {
     "mean": "the mean tuned state",
     "resample": "another prompt's tuned state",
 }
+LEAST_TO_SPLIT = 0.1
+"""Recovery at the strongest site under which nobody asks what it depends on."""
 NO_CHANGE = 1e-8
 """Nats under which two float32 networks say the same, however far their weights lie apart."""
 
 
-def verdict(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
-    """A few sentences: how different, where it begins to matter, which output carries it, how similar the states are, how far to trust this."""
+def leads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> dict[str, list[str]]:
+    """What stands at the head of each section, by its id: its measure's numbers in words. Shares of D only where there is an effect to share."""
     found = findings.difference(rows, summary)
-    sentences = [how_different(found), *how_it_goes_on(rows, manifest), *what_they_do(rows, manifest), *which_weights(summary, found)]
-    if found is None or found.counts:
-        sentences += [*which_module(rows), *where_it_passes(rows), *which_output(rows, summary), *what_it_depends_on(rows, summary)]
-        sentences += [*early_or_late(rows, summary, found), *carried(rows, summary), *how_many_dimensions(rows, summary)]
-        sentences += [
-            *does_it_obey(rows, summary, manifest),
-            *which_heads(rows, summary, manifest),
-            *what_gradients_say(rows, summary, manifest),
-        ]
-    return [*sentences, *how_similar(rows, summary), *how_sure(found, manifest)]
+    said = {
+        "behaviour": [how_different(found)],
+        "texts": how_it_goes_on(rows, manifest),
+        "answers": what_they_do(rows, manifest),
+        "weights": which_weights(summary, found),
+        "similarity": how_similar(rows, summary),
+        "trust": how_sure(found, manifest),
+    }
+    if found is not None and not found.counts:
+        return said
+    return said | {
+        "grafting": which_module(rows),
+        "causal": [*where_it_passes(rows), *which_output(rows, summary), *what_it_depends_on(rows, summary)],
+        "factorial": early_or_late(rows, summary, found),
+        "transport": carried(rows, summary),
+        "rank": how_many_dimensions(rows, summary),
+        "steering": does_it_obey(rows, summary, manifest),
+        "heads": which_heads(rows, summary, manifest),
+        "attribution": what_gradients_say(rows, summary, manifest),
+    }
 
 
 def how_different(found: Difference | None) -> str:
@@ -51,13 +63,13 @@ def how_different(found: Difference | None) -> str:
         return f"There is no effect to explain: D = {nats(found.mean)} nats{floor}, on {found.n} prompts. No share is given below."
     choice = "" if found.other_token is None else f"; their first choices differ on {found.other_token} of them"
     ends = between(found.low, found.high)
+    short = f", too short with fewer than {statistics.FEW} prompts" if "few_prompts" in found.flags else ""
     shared = ""
     if found.mass_outside is not None:
         shared = f" on the tokens that both have (the tuned model gives {share(found.mass_outside)} of its mass to others)"
     return (
         f"On {found.n} {found.split} prompts the next-token distributions lie D = KL(tuned ‖ base) = {nats(found.mean)} nats apart{shared} "
-        f"(95 %: {ends}; median {nats(found.median)}){choice}."
-        + (f" With fewer than {statistics.FEW} prompts the interval is too short." if "few_prompts" in found.flags else "")
+        f"(95 %: {ends}{short}; median {nats(found.median)}){choice}."
     )
 
 
@@ -94,8 +106,13 @@ def which_weights(summary: pl.DataFrame, difference: Difference | None = None) -
         f"The fine-tune changed {found.changed} of {found.tensors} tensors, in {found.layers_changed} of {found.layers} layers. "
         f"{only} {name}, by {nats(top['relative_norm'])} of its norm{of_rank}.",
         *(["On these prompts the function did not change with the weights: they are reparametrised, or the change does not reach here."]
-          if difference and (not difference.counts or difference.mean < NO_CHANGE) else []),
+          if difference and reparametrised(difference) else []),
     ]  # fmt: skip
+
+
+def reparametrised(found: Difference) -> bool:
+    """Whether the function stayed as it was, however far the weights lie apart."""
+    return not found.counts or found.mean < NO_CHANGE
 
 
 def which_module(rows: pl.DataFrame) -> list[str]:
@@ -204,12 +221,12 @@ def where_it_passes(rows: pl.DataFrame) -> list[str]:
     """Where along the residual stream more than half of D has been carried over, by direction."""
     broken, recovered = findings.half_way(rows, BREAKAGE), findings.half_way(rows, RECOVERY)
     if broken and recovered and broken.site == recovered.site:
-        return [f"Along the residual stream more than half of D is carried over from {_crossing(broken)} on, in both directions."]
+        return [f"Along the residual stream more than half of D is carried over from {crossing(broken)} on, in both directions."]
     said = []
     if broken:
-        said.append(f"Writing the base's residual stream into the tuned model breaks more than half of D from {_crossing(broken)} on.")
+        said.append(f"Writing the base's residual stream into the tuned model breaks more than half of D from {crossing(broken)} on.")
     if recovered:
-        said.append(f"Writing the tuned residual stream into the base recovers more than half of D from {_crossing(recovered)} on.")
+        said.append(f"Writing the tuned residual stream into the base recovers more than half of D from {crossing(recovered)} on.")
     return said
 
 
@@ -226,10 +243,10 @@ def which_output(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
         else "(chosen on the prompts it is reported on, so its share is a little flattered)"
     )
     of_what = "single sites" if ranked["site"].is_in(findings.STREAM).any() else "outputs of attention and MLPs"
-    sentence = f"Of the {of_what} the strongest is {first['name']} {chosen}: {_both_shares(first)}"
+    sentence = f"Of the {of_what} the strongest is {first['name']} {chosen}: {both_shares(first)}"
     if len(ranked) > 1:
         second = ranked.row(1, named=True)
-        sentence += f". Next is {second['name']}, {_both_shares(second, interval=False)}"
+        sentence += f". Next is {second['name']}, {both_shares(second, interval=False)}"
     return [sentence + "."]
 
 
@@ -238,7 +255,7 @@ def what_it_depends_on(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     name, shares = findings.recovery_by_arm(rows, summary)
     own = shares.get("identity")
     others = {words: shares[arm] for arm, words in GUESSES.items() if arm in shares}
-    if own is None or own < 0.1 or not others:
+    if own is None or own < LEAST_TO_SPLIT or not others:
         return []
     said = listed(f"{words} {share(value, 3)}" for words, value in others.items())
     same = (
@@ -275,12 +292,13 @@ def how_sure(found: Difference | None, manifest: dict) -> list[str]:
     return [sentence + "."]
 
 
-def _crossing(found: Crossing) -> str:
+def crossing(found: Crossing) -> str:
+    """ "L26.resid_mid (95 % set: L25.resid_post to L26.resid_mid)" """
     ends = "the same site in 95 % of resamples" if found.earliest == found.latest else f"95 % set: {found.earliest} to {found.latest}"
     return f"{found.site} ({ends})"
 
 
-def _both_shares(row: dict, *, interval: bool = True) -> str:
+def both_shares(row: dict, *, interval: bool = True) -> str:
     """ "breakage 0.98 (95 %: ...), recovery 0.95 (...)", of what there is."""
     said = []
     for word in ("breakage", "recovery"):
