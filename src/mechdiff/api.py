@@ -1,12 +1,24 @@
 """mechdiff from Python: run a study, open a finished run, look at it."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mechdiff.errors import RunError
+from mechdiff.report.compare import Comparison, open_runs
+from mechdiff.report.compare_page import build_page
+from mechdiff.report.drawing import WIDE
+from mechdiff.report.export import chart, drawn_figures, export
 from mechdiff.report.page import build_report
+from mechdiff.report.parts import Drawn
+from mechdiff.report.parts import Run as Content
+from mechdiff.report.record import short_name
+from mechdiff.report.sections import all_sections
 from mechdiff.report.statistics import summarise
+from mechdiff.report.verdict import verdict
 from mechdiff.study.artifacts import RunFolder, read_manifest, read_rows, read_summary
 from mechdiff.study.config import RunOptions, StudyConfig, load_study, make_study, study_yaml
 
@@ -18,25 +30,101 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run's folder."""
+    """A finished run's folder. In a notebook it shows its verdict."""
 
     path: Path
 
     def rows(self) -> "pl.DataFrame":
-        """Every value, by the row contract: one a row, per prompt."""
+        """Every value, by the row contract: one a row, per prompt. A polars data frame; `.to_pandas()` makes it one of pandas."""
         return read_rows(self.path)
 
     def summary(self) -> "pl.DataFrame":
-        """Means, intervals, shares and floors, one line for each value that is not per prompt."""
+        """Means, intervals, shares and floors, one line for each value that is not per prompt. A polars data frame, as `rows`."""
         return read_summary(self.path)
 
     def manifest(self) -> dict[str, Any]:
         """The run's record: models, prompts, versions, self-check, noise floor, what was skipped."""
         return read_manifest(self.path)
 
+    def verdict(self) -> list[str]:
+        """What was found, in at most five sentences."""
+        content = self._content
+        return verdict(content.rows, content.summary, content.manifest)
+
+    def figures(self) -> dict[str, str]:
+        """The names of the report's figures, and their captions."""
+        return {name: drawn.caption for name, drawn in self._drawn.items()}
+
+    def figure(self, name: str, *, width: int = WIDE) -> Any:
+        """One of the report's figures as an altair chart, which notebooks show and `.save` writes. Raises RunError for a name that is not there."""
+        if name not in self._drawn:
+            raise RunError(f"no figure is called {name!r} in {self.path}. There are: {', '.join(self._drawn)}.")
+        return chart(self._content, self._drawn[name], width)
+
     def report(self) -> Path:
-        """Builds report.html and the figures anew from the folder; returns the page's path."""
+        """Builds report.html anew from the folder; returns the page's path."""
         return build_report(self.path)
+
+    def export(self, out: str | Path, **options: Any) -> Path:
+        """Every figure at column widths, and summary.md with every table, into a folder: see `report/export.py`. Returns the summary's path."""
+        return export(self._content, Path(out), **options)
+
+    @cached_property
+    def _content(self) -> Content:
+        return Content(rows=self.rows(), summary=self.summary(), manifest=self.manifest())
+
+    @cached_property
+    def _drawn(self) -> dict[str, Drawn]:
+        return drawn_figures(all_sections(self._content))
+
+    def _repr_html_(self) -> str:
+        names = " → ".join(escape(short_name(self.manifest(), side)) for side in ("base", "tuned"))
+        return _shown(names, self.verdict(), self.path / "report.html")
+
+
+def _shown(names: str, verdict: list[str], page: Path) -> str:
+    """What a notebook shows: names (escaped already), sentences, where the page is."""
+    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdict)
+    return f"<b>{names}</b><ol>{sentences}</ol><code>{escape(str(page))}</code>"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Finished runs side by side. In a notebook it shows its verdict."""
+
+    path: Path
+    """The folder of compare.html."""
+    comparison: Comparison
+
+    def verdict(self) -> list[str]:
+        """How they contrast, in at most five sentences."""
+        return self.comparison.verdict()
+
+    def table(self) -> "pl.DataFrame":
+        """Every number of every run and every difference: a polars data frame, as in compare.parquet."""
+        return self.comparison.table()
+
+    def report(self) -> Path:
+        """Builds compare.html anew; returns its path."""
+        return build_page(self.comparison, self.path)
+
+    def _repr_html_(self) -> str:
+        names = " against ".join(escape(name) for name in self.comparison.names)
+        return _shown(names, self.verdict(), self.path / "compare.html")
+
+
+def compare(*runs: "str | Path | Run", out: str | Path | None = None, across_bases: bool = False) -> Compared:
+    """Compares two or more finished runs (folders or Run objects) and writes compare.html; `out`: its folder (default: compare-A-B beside the first).
+
+    Raises RunError where they cannot be compared: another base (unless `across_bases`), metric of D, prompt policy or position.
+    """
+    folders = [one.path if isinstance(one, Run) else Path(one) for one in runs]
+    comparison = open_runs(folders, across_bases=across_bases)
+    safe = "-".join(_safe(name) for name in comparison.names)
+    place = Path(out) if out else folders[0].resolve().parent / f"compare-{safe}"[:120]
+    found = Compared(place, comparison)
+    found.report()
+    return found
 
 
 def open_run(path: str | Path) -> Run:
@@ -79,6 +167,12 @@ def run(
     return Run(place)
 
 
+def run_job(job: tuple[StudyConfig, RunOptions], threads: int, progress: "Progress") -> Run:
+    """A study as a job among others: with so many threads where its options name none."""
+    study, options = job
+    return run(study, options=replace(options, threads=options.threads or threads), progress=progress)
+
+
 def _study(study: str | Path | StudyConfig | None, **given: Any) -> tuple[StudyConfig, str]:
     if isinstance(study, StudyConfig):
         return study, study_yaml(study)
@@ -97,6 +191,10 @@ def _study(study: str | Path | StudyConfig | None, **given: Any) -> tuple[StudyC
 
 def _name(config: StudyConfig, config_hash: str) -> str:
     """A folder name that says whose run it is: the tuned model's name and the start of the study's hash."""
-    bare = Path(config.pair.tuned.rstrip("/")).name or "run"
-    safe = "".join(character if character.isalnum() or character in "-_." else "-" for character in bare).strip(".")[:60]
-    return f"{safe or hashlib.sha256(bare.encode()).hexdigest()[:8]}-{config_hash[:8]}"
+    return f"{_safe(Path(config.pair.tuned.rstrip('/')).name or 'run')}-{config_hash[:8]}"
+
+
+def _safe(name: str) -> str:
+    """A name that any file system takes."""
+    kept = "".join(character if character.isalnum() or character in "-_." else "-" for character in name).strip(".")[:60]
+    return kept or hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -94,19 +94,29 @@ def _asked(study: Path | None, base: str | None, tuned: str | None, prompts: Pat
 
 @app.command()
 def demo(
-    name: Annotated[str, typer.Argument(help="Which embedded fine-tune: courtesy, arithmetic or kazakh.")] = "courtesy",
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One embedded fine-tune: courtesy, arithmetic or kazakh. None: the last two, compared.", show_default=False),
+    ] = None,
     out: Out = None,
+    full: Annotated[bool, typer.Option("--full", help="All prompts and every measure with its defaults: no budget.")] = False,
     quick: Quick = False,
 ) -> None:
-    """The whole study on an embedded pair, with no network: a planted change, arithmetic or Kazakh. Prints the report's path."""
-    from mechdiff.demo import NAMES, demo_study
+    """The whole study on embedded pairs, with no network: arithmetic and Kazakh side by side, and their contrast. Prints the page's path."""
+    from mechdiff.demo import CONTRAST, NAMES, demo_study, embedded_model
     from mechdiff.errors import StudyError
     from mechdiff.study.config import RunOptions
 
-    if name not in NAMES:
+    if name is not None and name not in NAMES:
         raise StudyError(f"no embedded fine-tune is called {name!r}. There are: {', '.join(NAMES)}.")
-    _say(f"[bold]{name}[/]: looking for the embedded model (converted once into the cache)")
-    _run(demo_study(name), RunOptions(out=out or Path("runs") / f"demo-{name}{'-quick' * quick}", quick=quick))
+    embedded_model()
+    _say("a real model from a package, converted once into the cache; its fine-tunes come with mechdiff")
+    place = out or Path("runs") / ("demo" + f"-{name}" * (name is not None) + "-full" * full + "-quick" * quick)
+    if name is not None:
+        _run(demo_study(name, full=full), RunOptions(out=place, quick=quick))
+        return
+    pairs = {one: (demo_study(one, full=full), RunOptions(out=place / one, quick=quick)) for one in CONTRAST}
+    _contrast(pairs, place, stated=not (full or quick))
 
 
 @app.command()
@@ -126,11 +136,9 @@ def run(
     _run(study or config, options)
 
 
-def _run(study: Any, options: Any) -> None:
+def _progress() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    from mechdiff import api
 
     columns = (
         TextColumn("{task.description:34}"),
@@ -139,7 +147,36 @@ def _run(study: Any, options: Any) -> None:
         TimeElapsedColumn(),
         TextColumn("left"),
     )
-    with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=False), console=Console(stderr=True)) as bar:
+    return Progress(*columns, TimeRemainingColumn(elapsed_when_finished=False), console=Console(stderr=True))
+
+
+def _contrast(pairs: dict[str, Any], place: Path, *, stated: bool) -> None:
+    """Both pairs' studies side by side, then their comparison; `stated`: what they cost beside their budget."""
+    from rich.console import Console
+
+    from mechdiff import api
+    from mechdiff.study.distribute import side_by_side
+    from mechdiff.terminal import show_budget, show_comparison
+
+    with _progress() as bar:
+        tasks = {name: bar.add_task(f"{name}: preparing", total=1.0) for name in pairs}
+        runs = side_by_side(
+            api.run_job, pairs, lambda name, what, share: bar.update(tasks[name], description=f"{name}: {what}"[:34], completed=share)
+        )
+    console = Console(stderr=True)
+    if stated:
+        show_budget(runs, console)
+    compared = api.compare(*runs.values(), out=place)
+    show_comparison(compared, console)
+    print(compared.path / "compare.html")
+
+
+def _run(study: Any, options: Any) -> None:
+    from rich.console import Console
+
+    from mechdiff import api
+
+    with _progress() as bar:
         task = bar.add_task("preparing", total=1.0)
         finished = api.run(study, options=options, progress=lambda what, share: bar.update(task, description=what, completed=share))
         bar.update(task, description="done", completed=1.0)
@@ -238,6 +275,39 @@ def report(run: Folder) -> None:
     from mechdiff.api import open_run
 
     print(open_run(run).report())
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of two or more finished runs.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the page; default compare-A-B beside the first run.", show_default=False)
+    ] = None,
+    across_bases: Annotated[bool, typer.Option("--across-bases", help="Compare though the base models differ.")] = False,
+) -> None:
+    """How fine-tunes contrast: where, weights, maps, rank, heads, behaviour, with the differences' intervals. Prints the page's path."""
+    from rich.console import Console
+
+    from mechdiff import api
+    from mechdiff.terminal import show_comparison
+
+    found = api.compare(*runs, out=out, across_bases=across_bases)
+    show_comparison(found, Console(stderr=True))
+    print(found.path / "compare.html")
+
+
+@app.command()
+def export(
+    run: Folder,
+    out: Annotated[Path, typer.Option(help="Folder for figures/ and summary.md.")] = Path("paper"),
+    formats: Annotated[str, typer.Option("--format", help="Comma-separated: pdf, svg, png.")] = "pdf,svg,png",
+    columns: Annotated[str, typer.Option(help="Comma-separated widths: single (3.3 inches), double (6.9).")] = "single,double",
+) -> None:
+    """For a paper: every figure at column widths, every table and a summary in Markdown. Prints the summary's path."""
+    from mechdiff.api import open_run
+
+    asked = {"formats": formats.split(","), "columns": columns.split(",")}
+    print(open_run(run).export(out, **{name: [one.strip() for one in given] for name, given in asked.items()}))
 
 
 @app.command()

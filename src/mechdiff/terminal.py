@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from mechdiff.api import Run
+    from mechdiff.api import Compared, Run
     from mechdiff.curate.curation import Recipe
     from mechdiff.curate.fairness import Tokenizers
     from mechdiff.study.config import StudyConfig
@@ -81,6 +81,33 @@ def _show_strongest(summary: pl.DataFrame, direction: str, metric: str, words: s
     for kinds in (("attn_out", "mlp_out"), ("resid_pre", "resid_mid", "resid_post")):
         for one in found.filter(pl.col("site").is_in(kinds)).sort("share", descending=True).head(4).iter_rows(named=True):
             table.add_row(f"L{one['layer']}.{one['site']}", f"{one['share']:.1%}", f"{one['mean']:.4g}", _interval(one))
+    console.print(table)
+
+
+def show_budget(runs: "dict[str, Run]", console: Console) -> None:
+    """What each measure of the demo took, beside its budget."""
+    from mechdiff.demo import spent
+
+    by_run = {name: spent(run.manifest()["seconds"]) for name, run in runs.items()}
+    table = _table("seconds of one core, by measure", "measure", "budget", *by_run)
+    for measure, (_, budget) in next(iter(by_run.values())).items():
+        table.add_row(measure, str(budget), *(f"{took[measure][0]:.0f}" for took in by_run.values()))
+    totals = [f"{sum(took for took, _ in one.values()):.0f}" for one in by_run.values()]
+    table.add_row("all", str(sum(budget for _, budget in next(iter(by_run.values())).values())), *totals)
+    console.print(table)
+
+
+def show_comparison(found: "Compared", console: Console) -> None:
+    """What two or more runs contrast in, in sentences, and every difference that is told apart."""
+    console.print(f"[bold]{' against '.join(map(escape, found.comparison.names))}[/]")
+    for sentence in found.verdict():
+        console.print(f"- {escape(sentence)}")
+    apart = [contrast for contrasts in found.comparison.contrasts.values() for contrast in contrasts]
+    table = _table("differences, 95 % (told apart where 0 is left out)", "", "runs", "difference", "95 %", "told apart", "p (Holm)")
+    for one in apart:
+        name = next(iter(found.comparison.quantities[one.key].values())).name
+        told = ("yes" if one.told_apart else "no", f"{one.p:.2g}")
+        table.add_row(name, escape(f"{one.run} − {one.against}"), f"{one.value:.3g}", f"{one.low:.3g} to {one.high:.3g}", *told)
     console.print(table)
 
 

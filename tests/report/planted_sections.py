@@ -333,6 +333,9 @@ def _planted_curves(
     parts = []
     place = {"measure": "rank", "layer": layer, "site": site, "split": "report", "prompt": prompts}
     noise = rng.lognormal(0, 0.05, len(d))
+    for s in (0.5, 1.5):
+        raw = {**place, "measure": "transport", "arm": "identity", "strength": s}
+        parts.append(rows(d * RAW * noise, direction="tuned<-base", metric="kl_own_nats", **raw))
     for k in RANKS:
         variants: list[tuple[float, dict]] = [
             (1.0, {"arm": "rrr"}),

@@ -7,6 +7,7 @@ import pytest
 
 from mechdiff.report import (
     asymmetry,
+    charts_patching,
     drawing,
     figures,
     findings,
@@ -17,7 +18,9 @@ from mechdiff.report import (
 )
 from report.conftest import CHANGED
 
-ALL = [figures.d_by_prompt, figures.cka_by_layer, figures.causal_map, figures.arms_by_layer, figures.cka_against_effect]
+ALL = [
+    figures.d_by_prompt, figures.cka_by_layer, figures.causal_map, figures.arms_by_layer, figures.cka_against_effect, charts_patching.kl_by_layer,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])

@@ -56,7 +56,7 @@ def page_of(folder: Path) -> Page:
 
 def test_the_page_is_whole_and_names_the_planted_site(run: Path) -> None:
     page = page_of(run)
-    assert page.tags.count("svg") == 2 * 5  # five figures, at two widths
+    assert page.tags.count("svg") == 2 * 6  # six figures, at two widths
     assert page.tags.count("h2") == 17
     assert f"L{CHANGED}.attn_out" in page.text
     assert "SmolLM2-135M-Instruct" in page.text

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from mechdiff.report import drawing, findings_rank, phrasing, section_rank, statistics, wording
+from mechdiff.report import charts_rank, drawing, findings_rank, phrasing, section_rank, statistics, wording
 from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.rows import rows as make_rows
@@ -13,8 +13,8 @@ from report.test_figures import descriptions, test_figures_are_valid_and_fit_the
 
 SITE = f"L{CHANGED}.attn_out"
 CHARTS = [
-    section_rank.rank_by_layer, section_rank.r2_by_rank, section_rank.closeness_by_rank, section_rank.transport_by_rank,
-    section_rank.rank_by_strength,
+    charts_rank.rank_by_layer, charts_rank.r2_by_rank, charts_rank.closeness_by_rank, charts_rank.transport_by_rank,
+    charts_rank.rank_by_strength, charts_rank.drop_by_strength,
 ]  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def test_half_and_nine_tenths_of_the_gain(run: Run, direction: str) -> None:
 def test_what_is_said_is_what_was_planted(run: Run) -> None:
     section = section_rank.rank(run)
     said = captions(section)
-    assert list(said) == ["rank_by_layer", "rank_r2", "rank_closeness", "rank_transport", "rank_strength"]
+    assert list(said) == ["rank_by_layer", "rank_r2", "rank_closeness", "rank_transport", "rank_strength", "drop_strength"]
     assert f"At {SITE} the change has rank {planted.RANK} ({planted.UNCENTRED} with the constant shift left in)" in said["rank_by_layer"]
     assert "Of 21 sites 17 have rank 0" in said["rank_by_layer"]
     assert f"{SITE}: rank 2 does 90 % of the gain from rank 0 to the largest, 8" in said["rank_closeness"]
@@ -126,12 +126,12 @@ def test_figures_without_their_rows_are_none(chart: drawing.Figure, rows: pl.Dat
 def test_every_rank_has_its_mark(run: Run) -> None:
     tables = (run.rows, run.summary, run.manifest)
     sites = 7 * len(planted.MAPPED_SITES)
-    assert len(descriptions(drawing.to_svg(section_rank.rank_by_layer(*tables)), "circle")) == 2 * sites
-    cells = descriptions(drawing.to_svg(section_rank.rank_by_strength(*tables)), "rect mark")
+    assert len(descriptions(drawing.to_svg(charts_rank.rank_by_layer(*tables)), "circle")) == 2 * sites
+    cells = descriptions(drawing.to_svg(charts_rank.rank_by_strength(*tables)), "rect mark")
     assert len(cells) == 2 * 3 * len(planted.RANKS)
-    shown = findings_rank.curve_sites(run.rows, run.summary)[: section_rank.SITES]
+    shown = findings_rank.curve_sites(run.rows, run.summary)[: findings_rank.SITES]
     assert shown[0] == SITE
-    assert len(descriptions(drawing.to_svg(section_rank.closeness_by_rank(*tables)), "circle")) == len(shown) * 4 * len(planted.RANKS)
+    assert len(descriptions(drawing.to_svg(charts_rank.closeness_by_rank(*tables)), "circle")) == len(shown) * 4 * len(planted.RANKS)
 
 
 def test_without_an_effect_there_is_no_share(run: Run) -> None:
@@ -169,3 +169,10 @@ def test_a_rank_s_drop_is_held_against_the_identity_of_another_measure_at_the_sa
         ("rank", CLOSENESS, None, 0.5): None,
         ("rank", TRANSPORT, None, None): None,
     }
+
+
+def test_the_drop_is_held_against_the_identity_at_the_same_strength(run: Run) -> None:
+    found = {(r["rank"], r["s"]): r["value"] for r in findings_rank.drop_by_strength(run.summary, SITE).iter_rows(named=True)}
+    for rank in planted.RANKS:
+        for s in (0.5, 1.5):
+            assert found[rank, s] == pytest.approx(s * (2 - s) * planted.BY_RANK[rank], abs=1e-9)

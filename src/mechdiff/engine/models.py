@@ -187,12 +187,16 @@ class Pair:
     _held: dict[Side, Model] = field(default_factory=dict, repr=False)
     _adapted: Any = field(default=None, repr=False)
     _tokenizers: dict[Side, Any] = field(default_factory=dict, repr=False)
+    _configs: dict[Side, Any] = field(default_factory=dict, repr=False)
 
     def source(self, side: Side) -> Source:
         return self.base if side == "base" else self.tuned
 
     def config(self, side: Side) -> Any:
-        return load_config(self.source(side), trust=self._trusts(side))
+        """Read once."""
+        if side not in self._configs:
+            self._configs[side] = load_config(self.source(side), trust=self._trusts(side))
+        return self._configs[side]
 
     def tokenizer(self, side: Side) -> Any:
         """Read once: a tokenizer of 50,000 tokens takes half a second."""

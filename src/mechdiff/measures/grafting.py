@@ -207,15 +207,18 @@ def ends(bench: Lattice) -> pl.DataFrame:
     return pl.concat([_rows(bench, bench.value(()), "none"), _rows(bench, bench.value(bench.changes.units), "all")])
 
 
-def curves(bench: Lattice, chosen: Iterable[Unit]) -> pl.DataFrame:
-    """Rows of the arms alone, from_below and from_above of some changed units."""
+def curves(bench: Lattice, chosen: Iterable[Unit], points: int | None = None) -> pl.DataFrame:
+    """Rows of the arms alone, from_below and from_above of some changed units; the latter two only at `points` evenly spaced ones of all."""
     units = bench.changes.units
+    few = min(points or len(units), len(units))
+    cumulative = {(2 * i + 1) * len(units) // (2 * few) for i in range(few)}
     frames = [ends(bench).clear()]
     for unit in chosen:
         i = units.index(unit)
         frames.append(_rows(bench, bench.value([unit]), "alone", unit))
-        frames.append(_rows(bench, bench.value(units[: i + 1]), "from_below", unit))
-        frames.append(_rows(bench, bench.value(units[i:]), "from_above", unit))
+        if i in cumulative:
+            frames.append(_rows(bench, bench.value(units[: i + 1]), "from_below", unit))
+            frames.append(_rows(bench, bench.value(units[i:]), "from_above", unit))
     return pl.concat(frames)
 
 

@@ -52,11 +52,10 @@ def to_svg(chart: Chart) -> str:
 
 
 def save(chart: Chart, folder: Path, name: str) -> str:
-    """Writes NAME.svg and NAME.png (two pixels a point) to `folder` and returns the SVG."""
+    """Writes NAME.svg to `folder` and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     svg = to_svg(chart)
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-    (folder / f"{name}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
     return svg
 
 

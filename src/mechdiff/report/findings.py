@@ -11,6 +11,7 @@ import polars as pl
 
 from mechdiff.engine.sites import KINDS, Site
 from mechdiff.report import intervals, statistics
+from mechdiff.report.memory import once
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 """Sites of the residual stream: a write there carries over everything that happened upstream."""
@@ -55,6 +56,7 @@ class Crossing:
     """Ends of the 95 % set."""
 
 
+@once
 def splits(rows: pl.DataFrame, measure: str) -> list[str]:
     """Splits on which a measure was taken, the one to report first."""
     order = {"report": 0, "select": 1, "fit": 2}
@@ -67,6 +69,7 @@ def reported(rows: pl.DataFrame, measure: str) -> str | None:
     return next(iter(splits(rows, measure)), None)
 
 
+@once
 def d_per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
     """`prompt d same`, ascending: D in nats and whether both models choose the same token (null if not measured)."""
     measured = rows.filter(
@@ -78,6 +81,7 @@ def d_per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
     return d.join(same, on="prompt", how="left").sort("d", "prompt")
 
 
+@once
 def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
     """D and its relatives; None where divergence was not measured."""
     found = _plain(summary).filter(pl.col("measure") == "divergence", pl.col("split").eq_missing(reported(rows, "divergence")))
@@ -101,6 +105,7 @@ def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
     )
 
 
+@once
 def site_shares(
     rows: pl.DataFrame, summary: pl.DataFrame, *, split: str | None = None, arm: str = "identity", unit: str | None = None
 ) -> pl.DataFrame:
@@ -138,6 +143,7 @@ def site_shares(
     return joined.sort(pl.col("direction") != BREAKAGE, "layer", order).select(pl.col(name).cast(kind) for name, kind in _SHARES.items())
 
 
+@once
 def ranked_outputs(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
     """Sites outside the residual stream (all sites if there are none), the strongest first, and the split that ranked them.
 
@@ -195,6 +201,7 @@ def site_name() -> pl.Expr:
     return pl.format("L{}.{}", "layer", "site")
 
 
+@once
 def half_way(rows: pl.DataFrame, direction: str) -> Crossing | None:
     """The first site of the residual stream, in the order of computation, whose share of D passes one half."""
     split = reported(rows, "patching")
@@ -220,6 +227,7 @@ def half_way(rows: pl.DataFrame, direction: str) -> Crossing | None:
     return Crossing(site=point, earliest=low, latest=high)
 
 
+@once
 def similarity_by_site(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     """`layer site cka low high p q flag`, in the order of computation; empty where similarity was not measured."""
     split = reported(rows, "similarity")
@@ -229,6 +237,7 @@ def similarity_by_site(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFram
     return found.select("layer", "site", "n", "p", "q", "flag", cka="mean", low="ci_low", high="ci_high").with_columns(name=site_name())
 
 
+@once
 def similarity_against_effect(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     """`name layer site cka share direction` of every site with both: breakage, or recovery where only that was measured."""
     shares = site_shares(rows, summary).filter(pl.col("share").is_not_null())
@@ -238,6 +247,7 @@ def similarity_against_effect(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.D
     return cka.join(shares.select("layer", "site", "share", "direction"), on=["layer", "site"], maintain_order="left")
 
 
+@once
 def null_band(rows: pl.DataFrame) -> pl.DataFrame:
     """`layer low high draws`: the middle 95 % of CKA with the row pairing permuted, the widest over the sites of a layer."""
     split = reported(rows, "similarity")
@@ -253,6 +263,7 @@ def null_band(rows: pl.DataFrame) -> pl.DataFrame:
     return each.group_by("layer").agg(pl.col("low").min(), pl.col("high").max(), pl.col("draws").min()).sort("layer")
 
 
+@once
 def units(rows: pl.DataFrame) -> list[str]:
     """Units other than one layer's whole site that were patched with the identity arm, such as "window 2"."""
     found = rows.filter(
@@ -280,6 +291,7 @@ def _plain(summary: pl.DataFrame, unit: str | None = None) -> pl.DataFrame:
     return summary.filter(pl.col("control").is_null() & pl.col("unit").eq_missing(unit))
 
 
+@once
 def _totals(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
     """`prompt total`: D of each prompt."""
     chosen = rows.filter(

@@ -22,6 +22,7 @@ from scipy.stats import rankdata
 
 from mechdiff.report import findings, intervals, statistics
 from mechdiff.report.findings import BREAKAGE, RECOVERY
+from mechdiff.report.memory import once
 
 ESTIMATES = ("grad_x_diff", "integrated_gradients")
 CROSSED = (BREAKAGE, RECOVERY)
@@ -76,6 +77,7 @@ def validated(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> pl.D
     return both.drop("site").sort(pl.col("direction") != BREAKAGE, "arm", "layer", head_number())
 
 
+@once
 def agreement(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
     """`direction arm group heads nothing n rho rho_low rho_high error error_low error_high`: estimates against effects, over prompts and heads.
 

@@ -10,6 +10,7 @@ import polars as pl
 from scipy.stats import spearmanr
 
 from mechdiff.report import intervals
+from mechdiff.report.memory import once
 from mechdiff.report.statistics import BINARY, FLOORS
 
 RIGHT = ("exact_match", "mc_correct", "mc_margin_per_byte_nats")
@@ -64,6 +65,7 @@ class Group:
     rows: pl.DataFrame
 
 
+@once
 def groups(rows: pl.DataFrame, manifest: dict) -> list[Group]:
     """The study's report prompts, each kind of probe, and behind each of these the same by language where there are several."""
     clean = rows.filter(pl.col("measure") == "behaviour", pl.col("direction").is_null(), pl.col("prompt").is_not_null())
@@ -77,6 +79,7 @@ def groups(rows: pl.DataFrame, manifest: dict) -> list[Group]:
     return found
 
 
+@once
 def compared(rows: pl.DataFrame) -> list[Compared]:
     """Every metric that both models have in these rows, in the order of SPOKEN, then of the others."""
     wide = _by_model(rows)
@@ -115,6 +118,13 @@ def _by_model(rows: pl.DataFrame) -> pl.DataFrame:
     ]
     named = [part.rename({"value": side}) for part, side in zip(sides, ("base", "tuned"), strict=True)]
     return named[0].join(named[1], on=["metric", "style", "prompt"], nulls_equal=True).sort("metric", "style", "prompt")
+
+
+def change_by_prompt(group: Group, metric: str) -> tuple[list[str], np.ndarray]:
+    """The prompts of a group, sorted, and tuned - base of one metric without styles on each."""
+    found = _by_model(group.rows).filter(pl.col("metric") == metric, pl.col("style").is_null()).drop_nulls(["base", "tuned"])
+    found = found.filter(pl.col("base").is_not_nan() & pl.col("tuned").is_not_nan()).sort("prompt")
+    return found["prompt"].to_list(), (found["tuned"] - found["base"]).to_numpy()
 
 
 def _compared(metric: str, style: str | None, values: np.ndarray) -> Compared:

@@ -15,6 +15,7 @@ from numpy import ndarray
 
 from mechdiff.report import findings_attribution
 from mechdiff.report.findings_attribution import graded, heads, side_by_side, spearman
+from mechdiff.report.memory import once
 
 MODELS = {"base": "base<-base", "tuned": "tuned<-tuned"}
 """The direction under which each model's own heads are attributed."""
@@ -38,6 +39,7 @@ def threshold(manifest: dict) -> float | None:
     return (manifest.get("attribution") or {}).get("threshold")
 
 
+@once
 def churn(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> pl.DataFrame:
     """Every head in both models: `name layer unit base base_low base_high z_base tuned tuned_low tuned_high z_tuned state holds`.
 

@@ -8,11 +8,13 @@ The two effects sum to D.
 import polars as pl
 
 from mechdiff.report import findings
+from mechdiff.report.memory import once
 
 EFFECTS = {"upstream_effect": "upstream", "downstream_effect": "downstream", "interaction": "interaction"}
 UNITS = {None: "the decision position", "all_pos": "all positions"}
 
 
+@once
 def effects(rows: pl.DataFrame, summary: pl.DataFrame, unit: str | None, metric: str = "nats") -> pl.DataFrame:
     """`layer effect mean low high p q n counts`: the three effects at each split point, on the reported split, in the order of `EFFECTS`."""
     names = {f"{name}_{metric}": word for name, word in EFFECTS.items()}
@@ -32,6 +34,7 @@ def effects(rows: pl.DataFrame, summary: pl.DataFrame, unit: str | None, metric:
     )  # fmt: skip
 
 
+@once
 def units(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str | None]:
     """The positions that were exchanged: `None` for the decision position alone, then `all_pos`."""
     return [unit for unit in UNITS if not effects(rows, summary, unit).is_empty()]

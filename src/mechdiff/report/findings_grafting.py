@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from mechdiff.report import findings, intervals, statistics
+from mechdiff.report.memory import once
 
 KINDS = ("attn", "mlp", "norm")
 ORDER = {"embed": (-1, 0), "final_norm": (10**6, 0), "head": (10**6, 1)}
@@ -36,6 +37,7 @@ def place(layer: int | None, site: str) -> tuple[int, int]:
     return ORDER.get(site, (layer if layer is not None else -2, KINDS.index(site) if site in KINDS else len(KINDS)))
 
 
+@once
 def shares(rows: pl.DataFrame, arm: str, *, split: str | None = None) -> pl.DataFrame:
     """`name layer site unit rank share low high nats`: recovered shares of an arm's sets, in network order.
 
@@ -60,6 +62,7 @@ def shares(rows: pl.DataFrame, arm: str, *, split: str | None = None) -> pl.Data
     return found.sort("order", "unit").select(pl.col(name).cast(kind) for name, kind in _SCHEMA.items())
 
 
+@once
 def ranked(rows: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
     """Modules alone, the one that recovers most first, and the split that ranked them: `select` where it was run there."""
     available = findings.splits(rows, "grafting")
@@ -72,6 +75,7 @@ def ranked(rows: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
     return joined.drop("by"), ranking
 
 
+@once
 def greedy(rows: pl.DataFrame) -> pl.DataFrame:
     """`rank unit added share low high`: the greedy sets by size, and the module that each adds."""
     found = shares(rows, "greedy").sort("rank")
@@ -79,6 +83,18 @@ def greedy(rows: pl.DataFrame) -> pl.DataFrame:
     before = [[], *sets[:-1]]
     added = ["+".join(name for name in now if name not in then) for now, then in zip(sets, before, strict=True)] if sets else []
     return found.with_columns(added=pl.Series(added, dtype=pl.String))
+
+
+def alone_by_prompt(rows: pl.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Prompts, v of each module's tuned weights alone [prompt, module], and D [prompt], on the reported split; empty where it was not run."""
+    of_split = _of(rows, findings.reported(rows, "grafting"))
+    values = of_split.filter(pl.col("arm") == "alone", pl.col("value").is_finite()).with_columns(name=module_name())
+    total = of_split.filter(pl.col("arm") == "none", pl.col("value").is_finite()).sort("prompt")
+    values = values.join(total, on="prompt", how="semi")
+    if values.is_empty():
+        return [], np.zeros((0, 0)), np.zeros(0)
+    prompts, _, table = statistics.prompt_matrix(values, by="name")
+    return prompts, table, total.filter(pl.col("prompt").is_in(prompts))["value"].to_numpy()
 
 
 def needed(rows: pl.DataFrame, wanted: float = WANTED) -> dict | None:

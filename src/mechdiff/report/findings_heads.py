@@ -15,6 +15,7 @@ from numpy import ndarray
 from mechdiff.report import coverage, findings, findings_transport, intervals
 from mechdiff.report.coverage import Covered, Whole
 from mechdiff.report.findings import BREAKAGE, EFFECTS, RECOVERY
+from mechdiff.report.memory import once
 
 ORDERS = ("greedy", "single", "attribution")
 WORDS = {BREAKAGE: "breakage", RECOVERY: "recovery"}
@@ -44,6 +45,7 @@ class Game:
         return self.sets.get(name)
 
 
+@once
 def map_of_heads(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     """`direction layer site unit arm share low high nats counts head`: heads, groups, all heads of a layer, MLPs, as shares of D; also by arm.
 
@@ -109,6 +111,7 @@ def strongest_layer(rows: pl.DataFrame, layers: Sequence[int]) -> tuple[int, str
     return int(means.sort("value", "layer", descending=[True, False])["layer"][0]), split
 
 
+@once
 def game(rows: pl.DataFrame, summary: pl.DataFrame, direction: str, layer: int | None, *, site: str | None = "attn_proj") -> Game | None:
     """The sets that were run at one layer, or across the network (layer None; site None: with MLPs among the players); None without."""
     split, metric = findings.reported(rows, "heads"), EFFECTS[direction]
@@ -162,6 +165,7 @@ def _side_by_side(one: Game, sets: Mapping[int, Float[ndarray, " prompt"]]) -> F
     return np.column_stack(list(sets.values())) if sets else np.zeros((len(one.whole.values), 0))
 
 
+@once
 def band(one: Game) -> pl.DataFrame:
     """`k mean low high draws`: coverage by random sets of k players: mean and the middle 95 % over the sets."""
     lines = []
@@ -213,6 +217,7 @@ class Shares:
         return float(self.fisher.sum())
 
 
+@once
 def head_shares(rows: pl.DataFrame, one: Game) -> Shares | None:
     """None where Shapley values were not computed."""
     here = rows.filter(

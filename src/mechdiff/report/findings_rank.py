@@ -6,19 +6,25 @@ proper (`base<-base`, share of D). `k` at 50 and 90 %: the smallest rank with so
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
+import numpy as np
 import polars as pl
 
-from mechdiff.report import findings, findings_transport, intervals
+from mechdiff.report import findings, findings_transport, intervals, statistics
 from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
+from mechdiff.report.memory import once
 
 CHOSEN = {"rank_chosen": "centred", "rank_uncentred": "uncentred"}
 SERIES = ("rrr", "rank_truncated", "fisher", "random subspace")
 HALF, MOST = 0.5, 0.9
+SITES = 3
+"""Sites whose curves are drawn."""
 SAME = 1e-9
 """Relative difference under which two written states did the same."""
 
 
+@once
 def chosen(summary: pl.DataFrame) -> pl.DataFrame:
     """`name layer site rank_chosen rank_best rank_uncentred` by site, null where one was not measured."""
     names = (*CHOSEN, "rank_best")
@@ -33,6 +39,7 @@ def chosen(summary: pl.DataFrame) -> pl.DataFrame:
     return wide.select("name", "layer", "site", *(pl.col(name).cast(pl.Int64) for name in names))
 
 
+@once
 def r2_curves(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> pl.DataFrame:
     """`rank curve value low high` at one site: `fit prompts`, `cross-validated` (with its standard error) and the reported prompts."""
     of_site = summary.filter(
@@ -55,6 +62,7 @@ def r2_curves(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> pl.DataFr
     return table.select("rank", "curve", "value", "low", "high").sort("curve", "rank")
 
 
+@once
 def curve_sites(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     """Sites with causal curves: the strongest output first, then single outputs before the stream, in network order."""
     found = rows.filter(
@@ -67,6 +75,7 @@ def curve_sites(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     return list(dict.fromkeys([*first, *order]))
 
 
+@once
 def causal(rows: pl.DataFrame, name: str, direction: str) -> pl.DataFrame:
     """`series rank value low high draws` at one site and full strength: nats of closeness, or the share of D recovered.
 
@@ -138,6 +147,7 @@ def same_at_all_ranks(rows: pl.DataFrame) -> pl.DataFrame:
     return found.select("name", "direction", "unit", "ranks")
 
 
+@once
 def by_strength(rows: pl.DataFrame, name: str, direction: str) -> pl.DataFrame:
     """`rank s value` of the arm rrr at one site: every rank at every strength, 1 the full map."""
     values, of = _values(rows, name, direction, pl.col("arm") == "rrr")
@@ -152,6 +162,26 @@ def by_strength(rows: pl.DataFrame, name: str, direction: str) -> pl.DataFrame:
     return table.select("rank", "s", "value").sort("rank", "s")
 
 
+def by_rank(rows: pl.DataFrame, name: str) -> tuple[list[str], list[int], np.ndarray]:
+    """Prompts, ranks, and KL(p_tuned || p_base[map of rank k of its own state]) [prompt, rank], in nats, of the arm rrr at full strength."""
+    values, _ = _values(rows, name, TRANSPORT, pl.col("arm") == "rrr")
+    values = values.filter(*(pl.col(column).is_null() for column in ("control", "unit", "strength")), pl.col("value").is_finite())
+    if values.is_empty():
+        return [], [], np.zeros((0, 0))
+    prompts, ranks, table = statistics.prompt_matrix(values, by="rank")
+    return prompts, ranks, table
+
+
+def drop_by_strength(summary: pl.DataFrame, name: str) -> pl.DataFrame:
+    """`rank s value` at one site: the drop 1 - KL(map of rank k at strength s) / KL(identity at strength s), of the arm rrr."""
+    cells = summary.filter(
+        pl.col("measure") == "rank", pl.col("direction") == CLOSENESS, pl.col("metric") == "kl_own_nats", pl.col("arm") == "rrr",
+        pl.col("control").is_null() & pl.col("unit").is_null() & pl.col("drop").is_not_null() & pl.col("layer").is_not_null(),
+    ).filter(findings.site_name() == name)  # fmt: skip
+    return cells.select("rank", s=pl.col("strength").fill_null(1.0), value="drop").sort("rank", "s")
+
+
+@once
 def strongest(rows: pl.DataFrame, summary: pl.DataFrame) -> dict | None:
     """The ranks at the strongest site: that of patching where it has them, else the first with a causal curve."""
     table = chosen(summary)
@@ -162,6 +192,21 @@ def strongest(rows: pl.DataFrame, summary: pl.DataFrame) -> dict | None:
     names = [*(ranked["name"].to_list() if not ranked.is_empty() else []), *order, *table["name"].to_list()]
     name = next(name for name in names if name in set(table["name"]))
     return table.filter(pl.col("name") == name).row(0, named=True)
+
+
+@once
+def sites_of_curves(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
+    """Sites whose R2 curves are drawn: those with causal curves first, then in the order of the ranks found."""
+    names = [*curve_sites(rows, summary), *chosen(summary)["name"].to_list()]
+    known = (name for name in dict.fromkeys(names) if not r2_curves(rows, summary, name).is_empty())
+    return list(islice(known, SITES))
+
+
+@once
+def site_of_strengths(rows: pl.DataFrame, summary: pl.DataFrame) -> str:
+    """The first site with several strengths of each rank; empty without one."""
+    found = (name for name in curve_sites(rows, summary) if len(by_strength(rows, name, CLOSENESS)))
+    return next(found, "")
 
 
 def _values(rows: pl.DataFrame, name: str, direction: str, where: pl.Expr) -> tuple[pl.DataFrame, pl.DataFrame | None]:

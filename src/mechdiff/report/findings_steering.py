@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from mechdiff.report import findings, findings_transport
+from mechdiff.report.memory import once
 
 DIRECTIONS = ("base<-base", "base<-tuned", "tuned<-base", "tuned<-tuned")
 WANTED = 0.2
@@ -42,6 +43,7 @@ def limits(manifest: dict) -> Limits:
     )
 
 
+@once
 def effects(rows: pl.DataFrame) -> pl.DataFrame:
     """Every edit with `name edit everywhere window share low high`, controls among them; empty where there is no D to share.
 
@@ -66,6 +68,7 @@ def _window(unit: pl.Expr) -> pl.Expr:
     return unit.str.extract(r"(window \d+)")
 
 
+@once
 def sides(summary: pl.DataFrame) -> pl.DataFrame:
     """`KEY side_kl side_top1 side_log_ratio side_ratio`: what each edit does to neutral prompts; null where a number was not measured."""
     found = summary.filter(pl.col("measure") == "steering", pl.col("metric").is_in(list(SIDES)), pl.col("mean").is_finite())
@@ -76,6 +79,7 @@ def sides(summary: pl.DataFrame) -> pl.DataFrame:
     return found.group_by(KEY).agg(groups).with_columns(side_ratio=pl.col("side_log_ratio").exp())
 
 
+@once
 def frontier(rows: pl.DataFrame, summary: pl.DataFrame, allowed: Limits) -> pl.DataFrame:
     """Edits with effect and side effects, and `within`: are both limits kept. The effect at all positions where known, as side effects are."""
     found = effects(rows).sort("everywhere", descending=True, maintain_order=True).unique(KEY, keep="first", maintain_order=True)

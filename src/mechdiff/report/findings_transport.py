@@ -16,6 +16,7 @@ import polars as pl
 
 from mechdiff.engine.sites import KINDS
 from mechdiff.report import findings, intervals, statistics
+from mechdiff.report.memory import once
 
 CLOSENESS, TRANSPORT, REMOVAL, CEILING = "tuned<-base", "base<-base", "tuned<-tuned", "base<-tuned"
 TRIVIAL = ("identity", "shift", "mean")
@@ -60,6 +61,7 @@ class Beaten:
     """The site with the largest difference: `name arm gain low high`, in shares of D."""
 
 
+@once
 def written(rows: pl.DataFrame, direction: str, metric: str, *, measure: str = "transport", split: str | None = None) -> pl.DataFrame:
     """Rows of patches of one direction: per prompt, on the reported split unless another is named, controls and strengths among them."""
     return rows.filter(
@@ -76,6 +78,7 @@ def plain(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(pl.col("control").is_null() & pl.col("strength").is_null() & pl.col("unit").is_null())
 
 
+@once
 def totals(rows: pl.DataFrame, split: str | None, runner: str = "base") -> pl.DataFrame:
     """`prompt total`: the other model's clean divergence from the one that runs: D, or KL(p_base || p_tuned) where the tuned model runs."""
     found = rows.filter(
@@ -126,6 +129,7 @@ def shares(values: pl.DataFrame, of: pl.DataFrame, *, recovered: bool = True) ->
     return filled.with_columns(pl.col("low", "high").fill_nan(None), n=pl.lit(len(total)))
 
 
+@once
 def recovered(
     rows: pl.DataFrame, direction: str = TRANSPORT, *, measure: str = "transport", split: str | None = None, controls: bool = False
 ) -> pl.DataFrame:
@@ -136,6 +140,7 @@ def recovered(
     return shares(values, totals(rows, split, direction.partition("<-")[0]))
 
 
+@once
 def ceiling(rows: pl.DataFrame, measure: str = "transport") -> pl.DataFrame:
     """`layer site name share low high ...`: what the tuned state itself recovers in the base."""
     return recovered(rows, CEILING, measure=measure).filter(pl.col("arm") == "identity")
@@ -203,6 +208,7 @@ def n_refits(rows: pl.DataFrame) -> int:
     return 0 if draws.is_empty() else max(draws.group_by("layer", "site", "arm", "direction", "split").len()["len"].to_list())
 
 
+@once
 def strongest_site(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[str, str] | None:
     """The site that sentences speak of, and the split that chose it: the strongest output of patching, else the highest ceiling."""
     here = recovered(rows)
@@ -219,6 +225,7 @@ def strongest_site(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[str, str]
     return None if best.is_empty() else (best["name"][0], findings.reported(rows, "transport") or "report")
 
 
+@once
 def carried(rows: pl.DataFrame, summary: pl.DataFrame) -> Carried | None:
     """The best learned map at the strongest site, chosen on `select` where that was run; None without a share to speak of."""
     site = strongest_site(rows, summary)
@@ -243,6 +250,7 @@ def carried(rows: pl.DataFrame, summary: pl.DataFrame) -> Carried | None:
     )  # fmt: skip
 
 
+@once
 def beaten(rows: pl.DataFrame) -> Beaten | None:
     """Where learned maps recover more than the best of nothing, shift and mean; None without such arms or shares, or from a single prompt."""
     split = findings.reported(rows, "transport")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from mechdiff.report.memory import once
+
 IN_BLOCKS = ("attn", "mlp", "norm")
 OUTSIDE = ("embed", "final_norm", "head")
 HEADS = {"ov_relative_norm": "what a head writes (W_V W_O)", "qk_relative_norm": "where a head looks (W_Q W_K)"}
@@ -21,6 +23,7 @@ class Changed:
     layers_changed: int
 
 
+@once
 def tensors(summary: pl.DataFrame) -> pl.DataFrame:
     """`unit layer site` and a column per metric of each tensor, the most changed first; empty where weights were not compared."""
     of_weights = summary.filter(pl.col("measure") == "weights", pl.col("unit").is_not_null(), ~pl.col("metric").is_in(list(HEADS)))
@@ -30,6 +33,7 @@ def tensors(summary: pl.DataFrame) -> pl.DataFrame:
     return wide.filter(pl.col("relative_norm").is_not_null()).sort(["relative_norm", "layer", "unit"], descending=[True, False, False])
 
 
+@once
 def how_many(summary: pl.DataFrame) -> Changed | None:
     """How many tensors and layers changed; None where weights were not compared."""
     found = tensors(summary)

@@ -55,7 +55,7 @@ def bca_means(
     ends = []
     for block in _blocks(n_columns):
         centred = values[:, block] - mean[block]  # so that small spreads on large means keep their digits
-        low, high = _bca((counts @ centred).T, np.zeros(centred.shape[1]), centred.T, level)
+        low, high = bca((counts @ centred).T, np.zeros(centred.shape[1]), centred.T, level)
         ends.append((mean[block] + low, mean[block] + high))
     return np.concatenate([low for low, _ in ends]), np.concatenate([high for _, high in ends])
 
@@ -81,7 +81,7 @@ def bca_shares(
     for block in _blocks(n_columns):
         draws = (counts @ values[:, block] / (counts @ total[:, block])).T
         influence = ((values[:, block] - share[block] * total[:, block]) / total[:, block].mean(axis=0)).T
-        ends.append(_bca(draws, share[block], influence, level))
+        ends.append(bca(draws, share[block], influence, level))
     return share, np.concatenate([low for low, _ in ends]), np.concatenate([high for _, high in ends])
 
 
@@ -176,7 +176,7 @@ def _blocks(n_columns: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, n_columns, BLOCK))
 
 
-def _bca(
+def bca(
     draws: Float[ndarray, "column resample"],
     point: Float[ndarray, " column"],
     influence: Float[ndarray, "column prompt"],

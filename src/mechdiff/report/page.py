@@ -9,13 +9,15 @@ import base64
 import hashlib
 import os
 import re
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from altair.utils.schemapi import debug_mode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from mechdiff.report import drawing, record, sections, wording
+from mechdiff.report import drawing, record, sections
 from mechdiff.report.parts import Drawn, Run, Section
 from mechdiff.report.verdict import verdict
 from mechdiff.study.artifacts import read_manifest, read_rows, read_summary
@@ -31,30 +33,39 @@ def build_report(run: Path) -> Path:
     """
     run = Path(run)
     content = Run(manifest=read_manifest(run), rows=read_rows(run), summary=read_summary(run))
-    leads = wording.leads(content.rows, content.summary, content.manifest)
-    shown = [replace(section, lead=leads.get(section.id, [])) for section in (*sections.all_sections(content), record.trust(content))]
-    drawn = [_template_section(section, content, run / "figures") for section in shown]
+    manifest = content.manifest
+    return write_page(
+        run / "report.html",
+        content,
+        sections.all_sections(content),
+        kicker="what a fine-tune changed",
+        names=[record.short_name(manifest, side) for side in ("base", "tuned")],
+        quick=bool(manifest.get("quick")),
+        warned=len(record.warnings(manifest)),
+        verdict=verdict(content.rows, content.summary, manifest),
+        record=record.tables(manifest),
+        study=(run / "study.yaml").read_text(encoding="utf-8") if (run / "study.yaml").exists() else "",
+        files=[name for name in BESIDE if (run / name).exists()],
+    )
+
+
+def write_page(path: Path, run: Run, shown: Sequence[Section], joint: str = "", **told: Any) -> Path:
+    """Renders a page with its figures, which are also written beside it; `told` is what page.html shows around the sections."""
+    drawn = [_template_section(section, run, path.parent / "figures") for section in shown]
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    manifest = content.manifest
     page = environment.get_template("page.html").render(
-        base=record.short_name(manifest, "base"),
-        tuned=record.short_name(manifest, "tuned"),
-        quick=bool(manifest.get("quick")),
-        warned=len(record.warnings(manifest)),
-        verdict=verdict(content.rows, content.summary, manifest),
         sections=drawn,
-        record=record.tables(manifest),
-        study=(run / "study.yaml").read_text(encoding="utf-8") if (run / "study.yaml").exists() else "",
-        files=[name for name in BESIDE if (run / name).exists()],
+        joint=joint,
         style=Markup(style),
         style_hash=policy_hash(style),
         script=Markup(script),
         script_hash=policy_hash(script),
+        **told,
     )
-    return _write(run / "report.html", page.encode())
+    return _write(path, page.encode())
 
 
 def policy_hash(text: str) -> str:
@@ -73,12 +84,13 @@ def _template_section(section: Section, run: Run, folder: Path) -> dict:
 def _figure(drawn: Drawn, run: Run, folder: Path) -> list[dict]:
     """The figure at both widths, for the template; nothing if its rows are absent."""
     arguments = (run.rows, run.summary, run.manifest)
-    wide = drawn.chart(*arguments, width=drawing.WIDE, **drawn.options)
-    narrow = drawn.chart(*arguments, width=drawing.NARROW, **drawn.options)
-    if wide is None or narrow is None:
-        return []
-    svg = inline(drawing.save(wide, folder, drawn.name), drawn.name)
-    small = inline(drawing.to_svg(narrow), drawn.name + "_narrow")
+    with debug_mode(False):  # no part of a chart is held against the schema: that takes longer than making it
+        wide = drawn.chart(*arguments, width=drawing.WIDE, **drawn.options)
+        narrow = drawn.chart(*arguments, width=drawing.NARROW, **drawn.options)
+        if wide is None or narrow is None:
+            return []
+        svg = inline(drawing.save(wide, folder, drawn.name), drawn.name)
+        small = inline(drawing.to_svg(narrow), drawn.name + "_narrow")
     text = {"name": drawn.name, "caption": drawn.caption, "alt": drawn.caption, "reading": drawn.reading}
     return [{"kind": "figure", "wide": svg, "narrow": small, **text}]
 

@@ -3,15 +3,17 @@
 A section whose rows are absent is one sentence that says so.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 from scipy.stats import spearmanr
 
-from mechdiff.report import asymmetry, figures, findings, statistics
+from mechdiff.report import asymmetry, charts_patching, figures, findings, statistics, wording
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, listed, nats, share, with_interval
+from mechdiff.report.record import trust
 from mechdiff.report.section_attribution import attribution
 from mechdiff.report.section_behaviour import answers
 from mechdiff.report.section_factorial import factorial
@@ -36,8 +38,8 @@ TOP_PROMPTS = 5
 
 
 def all_sections(run: Run) -> list[Section]:
-    """The sections that say what the run found, in the order of its questions."""
-    return [
+    """What the run found, in the order of its questions, and how far to trust it; each with what its measure found in words at its head."""
+    found = [
         behaviour(run),
         texts(run),
         answers(run),
@@ -53,7 +55,10 @@ def all_sections(run: Run) -> list[Section]:
         attribution(run),
         agreement(run),
         tokenizers(run),
+        trust(run),
     ]
+    leads = wording.leads(run.rows, run.summary, run.manifest)
+    return [replace(section, lead=leads.get(section.id, [])) for section in found]
 
 
 def behaviour(run: Run) -> Section:
@@ -232,7 +237,21 @@ def causal(run: Run) -> Section:
         name = "causal_map_" + "".join(letter if letter.isalnum() else "_" for letter in unit)
         text = f"The same with wider writes: {unit}. {_strongest(wider)}"
         parts.append(Drawn(name=name, chart=figures.causal_map, options={"unit": unit}, caption=text, reading=""))
-    return Section(id="causal", title=title, parts=[*parts, *_arms(run, ranked), *asymmetry.parts(run)])
+    return Section(id="causal", title=title, parts=[*parts, *_kl_by_layer(run), *_arms(run, ranked), *asymmetry.parts(run)])
+
+
+def _kl_by_layer(run: Run) -> list[Drawn]:
+    """The same in nats, both directions, each held against its own running model."""
+    found = charts_patching.cells(run.rows, run.summary)
+    if found.is_empty():
+        return []
+    said = []
+    for direction, words in ((BREAKAGE, "the tuned model is moved"), (RECOVERY, "the base is moved")):
+        of_stream = found.filter(pl.col("panel") == direction).sort("value", descending=True, maintain_order=True)
+        for top in of_stream.head(1).iter_rows(named=True):
+            said.append(f"{words} furthest at L{top['layer']}.{top['line']}, {with_interval(top['value'], top['low'], top['high'])} nats")
+    caption = f"How far each write moves the model that runs, in nats: {listed(said)}."
+    return [Drawn(name="kl_by_layer", chart=charts_patching.kl_by_layer, caption=caption, reading="kl_by_layer")]
 
 
 def _strongest(shares: pl.DataFrame) -> str:

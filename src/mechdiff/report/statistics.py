@@ -28,6 +28,7 @@ import numpy as np
 import polars as pl
 
 from mechdiff.report import intervals
+from mechdiff.report.memory import once
 from mechdiff.report.nulls import GROUP, permutation_p, swap_p, with_q
 from mechdiff.rows import KEY, SCHEMA
 
@@ -90,6 +91,7 @@ def _tokens_together(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([rows.filter(~of_token), means.select(rows.columns)])
 
 
+@once
 def between_models(rows: pl.DataFrame) -> dict[str, str]:
     """The metric that `kl_other_nats` of an unedited run has, by the model that runs; the base's is D, as shares of an effect mean it.
 
@@ -105,6 +107,7 @@ def d_metric(rows: pl.DataFrame) -> str:
     return between_models(rows)["base"]
 
 
+@once
 def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
     """How far an unedited replayed row strays: one row per running model, split and metric (`runner split metric floor`).
 

@@ -3,7 +3,7 @@
 import polars as pl
 
 from mechdiff.report import findings_behaviour, intervals
-from mechdiff.report.findings_behaviour import Compared
+from mechdiff.report.findings_behaviour import Compared, Group
 from mechdiff.report.phrasing import between, listed, nats
 
 METRICS = {
@@ -43,23 +43,23 @@ def group_name(name: str, language: str | None) -> str:
     return words if language is None else f"{words}, {LANGUAGES.get(language, language)}"
 
 
-def on_report(rows: pl.DataFrame, manifest: dict) -> tuple[str, list[Compared]]:
-    """What both models do on the report prompts (or the first group there is), in all languages: the group's name, and its metrics."""
+def on_report(rows: pl.DataFrame, manifest: dict) -> tuple[Group | None, list[Compared]]:
+    """What both models do on the report prompts (or the first group there is), in all languages: the group, and its metrics."""
     groups = [group for group in findings_behaviour.groups(rows, manifest) if group.language is None]
     group = next((group for group in groups if group.name == "report"), groups[0] if groups else None)
     if group is None:
-        return "", []
+        return None, []
     found = findings_behaviour.to_the_point(group, findings_behaviour.compared(group.rows), findings_behaviour.soft_metric(manifest))
-    return group.name, [one for one in found if one.metric != "cut_off"]
+    return group, [one for one in found if one.metric != "cut_off"]
 
 
 def what_they_do(rows: pl.DataFrame, manifest: dict) -> list[str]:
     """What both models do on the report prompts: the differences that are seen, and what was looked at and not seen. Nothing is picked by size."""
-    name, found = on_report(rows, manifest)
-    if not found:
+    group, found = on_report(rows, manifest)
+    if group is None or not found:
         return []
     seen, unseen = ([one for one in found if one.counts == counts] for counts in (True, False))
-    start = f"In their answers to {max(one.n for one in found)} {group_name(name, None)} "
+    start = f"In their answers to {max(one.n for one in found)} {group_name(group.name, None)} "
     sentence = f"the tuned model has {listed(map(difference, seen))}" if seen else "no difference is seen"
     if unseen:
         sentence += f"; no difference is seen in {listed(map(_unseen, unseen))}" if seen else f": {listed(map(_unseen, unseen))}"

@@ -277,6 +277,12 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     raise RunError(f"{path}: no mechdiff run: it holds no manifest.json. Give the folder of a finished run.")
 
 
+def read_prompts(path: str | Path) -> list[dict[str, Any]]:
+    """What the models read, one prompt a line; empty for a run that kept none."""
+    file = Path(path) / "prompts.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
 def read_rows(path: str | Path) -> pl.DataFrame:
     """Every row of the finished run in the folder `path`."""
     table = _read_table(Path(path), "rows.parquet")

@@ -107,7 +107,7 @@ def graft(run: Execution, cell: Cell, model: Model | None) -> Result:
     if arm == "curves":
         low, high = cell.key["blocks"]
         here = [unit for unit in bench.changes.units if low <= unit.first(model.shape.n_layers) < high]
-        found = grafting.curves(bench, here)
+        found = grafting.curves(bench, here, cell.key["points"])
         return pl.concat([grafting.ends(bench), found]) if low < 0 else found, {}
     choosing = _lattice(run, "select", model, cell) if cell.key["select"] else None
     if not bench.changes.units:
@@ -126,7 +126,7 @@ def graft(run: Execution, cell: Cell, model: Model | None) -> Result:
 def _lattice(run: Execution, split: str, model: Model, cell: Cell) -> grafting.Lattice:
     if split not in run.lattices:
         names = [name for shard in run.captures("base", split, "decision") for name in shard.key["ids"]]
-        kept = [name for name in names if split == "report" or name in cell.key["select"]]
+        kept = [name for name in names if name in cell.key[split]]
         at = [names.index(name) for name in kept]
         logits = {side: run.states(side, split, "decision").logits[at] for side in ("base", "tuned")}
         changes = next((other.changes for other in run.lattices.values()), None) or changes_of(run.prepared.pair, model)

@@ -18,6 +18,13 @@ from mechdiff.study.disk import canonical, sha256
 from mechdiff.study.document import Count, Section, Text, explained, listed, nearest, read_yaml, short, wrong
 from mechdiff.study.options import MEASURES, Measures, measures_asked, something_asked
 
+Split = Literal["fit", "select", "report"]
+
+
+def _of_each(given: object) -> object:
+    return given if isinstance(given, Mapping) else dict.fromkeys(("fit", "select", "report"), given)
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: tuple(listed(given)))]
 
 
@@ -49,6 +56,9 @@ class Prompts(Section):
     fit: Text | None = None
     select: Text | None = None
     report: Text | None = None
+    at_most: Annotated[dict[Split, Count], BeforeValidator(_of_each)] | None = (
+        None  # prompts of each split, from the top; one number is for all
+    )
     policy: Literal["same_text", "native", "raw"] = "same_text"
     template: Text = "tuned"  # "tuned", "base", or a jinja file
     position: Literal["decision", "last_user"] = "decision"

@@ -35,6 +35,9 @@ from mechdiff.study.selection import choose_layers
 
 T = TypeVar("T")
 
+HELD_BYTES = 1 << 28
+"""Keys and values of clean passes that are kept from one stage to the next."""
+
 FEW = 3
 """Layers that are looked at more closely where nothing chose them."""
 
@@ -62,7 +65,9 @@ class Execution:
         self.cells = prepared.plan.cells
         self.engines = engines(prepared)
         self._states: dict[tuple[str, str, str], States] = {}
-        self._cleans: tuple[Any, list[Clean]] = (None, [])
+        self._cleans: dict[Any, list[Clean]] = {}
+        self.outputs: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        """Output projections by side and layer, read from the files once."""
         self.maps: dict[tuple[str, int, bool], Maps] = {}
         """By site kind, layer, and whether of shuffled pairs: kept from one cell of the closer look to the next."""
         self._held: tuple[Any, dict[str, np.ndarray]] = (None, {})
@@ -202,14 +207,14 @@ class Execution:
         return self.prepared.options.max_rows or MAX_ROWS
 
     def cleans(self, cell: Cell, model: Model) -> list[Clean]:
-        """The running model's clean passes of a cell's prompts, kept for the next cells of the same shard."""
-        wanted = (model.side, cell.key["split"], cell.key["ids"])
-        if self._cleans[0] != wanted:
-            keep = self.engine(model, cell.key["position"]) is ENGINES["replay"]
-            self._cleans = (None, [])
-            found = [capture(model, self.ids(cell, name), [], [0], keep_cache=keep) for name in cell.key["ids"]]
-            self._cleans = (wanted, found)
-        return self._cleans[1]
+        """The running model's clean passes of a cell's prompts, kept for later cells as far as HELD_BYTES go."""
+        keep = self.engine(model, cell.key["position"]) is ENGINES["replay"]
+        wanted = (model.side, keep, cell.key["split"], tuple(cell.key["ids"]))
+        if wanted not in self._cleans:
+            while sum(t.nbytes for held in self._cleans.values() for one in held for block in one.cache or () for t in block) > HELD_BYTES:
+                del self._cleans[next(iter(self._cleans))]
+            self._cleans[wanted] = [capture(model, self.ids(cell, name), [], [0], keep_cache=keep) for name in cell.key["ids"]]
+        return self._cleans[wanted]
 
 
 def positions(one: Rendered, position: str, side: str) -> list[int]:

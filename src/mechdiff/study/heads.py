@@ -34,7 +34,7 @@ def every_head(run: Execution, cell: Cell, model: Model | None) -> Result:
     blocks = {layer: bench.block(layer) for layer in layers}
     changes = {layer: one.change() for layer, one in blocks.items()}
     everyone = [heads.swap(layer, changes[layer], range(blocks[layer].n_heads)) for layer in layers]
-    along = _checked(bench, layers, everyone, published)
+    along = _checked(bench, layers, everyone) if published else None
     variants: list[Variant] = []
     labels: list[dict[str, Any]] = []
     for layer in layers:
@@ -53,8 +53,8 @@ def every_head(run: Execution, cell: Cell, model: Model | None) -> Result:
     return pl.concat(frames), {}
 
 
-def _checked(bench: Bench, layers: Sequence[int], everyone: Sequence[Variant], published: bool) -> Tensor | None:
-    """Holds v(all heads) of every layer against the whole site; returns the weights of `fisher_nats`, by layer, where they are wanted."""
+def _checked(bench: Bench, layers: Sequence[int], everyone: Sequence[Variant]) -> Tensor:
+    """Holds v(all heads) of every layer against the whole site; returns the weights of `fisher_nats`, by layer."""
     run, model = bench.run, bench.model
     own = bench.states[model.side].logits
     whole = []
@@ -66,7 +66,7 @@ def _checked(bench: Bench, layers: Sequence[int], everyone: Sequence[Variant], p
     effects = kl_nats(own[:, None], own[:, None] + moved)
     for i, layer in enumerate(layers):
         heads.refuse_mismatch(model.ref, layer, effects[:, i], effects[:, len(layers) + i], 0.0, model.dtype)
-    return torch.stack([heads.fisher_weights(moved[:, i], own) for i in range(len(layers))]) if published else None
+    return torch.stack([heads.fisher_weights(moved[:, i], own) for i in range(len(layers))])
 
 
 def head_orders(run: Execution, cell: Cell, model: Model | None) -> Result:

@@ -113,6 +113,8 @@ class WeightsOptions(Options):
 
 class GraftingOptions(Options):
     curves: bool = True  # each changed unit alone, and both cumulative curves
+    points: Count | None = None  # of each cumulative curve: so many units, evenly spaced; none: every changed one
+    report_prompts: Count | None = None  # report prompts on which weights are grafted; none: all
     greedy: bool = True  # nested sets, chosen on the select split
     candidates: Count = 12  # units that the greedy search tries, and that are cut to a rank: the best alone
     picks: Count = 8  # units that the greedy search picks
@@ -216,6 +218,7 @@ def _ends(given: object) -> tuple[str, ...]:
 
 
 class BehaviourOptions(CloserOptions):
+    n_probes: Count | None = None  # of the probes: so many, of every kind; none: all
     probes: Annotated[bool | str, BeforeValidator(_probes)] = True  # beside the report prompts: those that come with mechdiff, or a file
     patterns: str | None = None  # lists of refusals and styles beside those that come with mechdiff: LANGUAGE.yaml, or a folder of some
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 48  # of an answer

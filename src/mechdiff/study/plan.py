@@ -14,7 +14,7 @@ from mechdiff.study.plan_behaviour import behaviour_cells
 from mechdiff.study.plan_heads import attribution_cells, heads_cells
 from mechdiff.study.plan_maps import rank_cells, transport_cells
 from mechdiff.study.plan_steer import steering_cells
-from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS, Planner, sizes
+from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS, Planner, sizes, spread
 
 BLOCKS_A_CELL = 4
 """Blocks whose units are grafted in one cell."""
@@ -22,7 +22,7 @@ BLOCKS_A_CELL = 4
 TEXTS_AT_A_TIME = 8
 """Prompts whose laws at every position are in memory together."""
 
-SELFCHECK_TOKENS = 8
+SELFCHECK_TOKENS = 5
 """Tokens on which the self-check tries every site."""
 
 
@@ -154,7 +154,7 @@ def _weights(planner: Planner) -> Iterator[Cell]:
     options = planner.study.measures.weights
     if not options:
         return
-    items = planner.whole("report")[: options.input_prompts] if "report" in planner.splits else ()
+    items = spread(planner.whole("report"), options.input_prompts) if "report" in planner.splits else ()
     if items:
         key = planner.key(items, stage="inputs", split="report", side="base")
         yield Cell(stage="inputs", key=key, items=items, side="base", flops=planner.flops(sum(item.tokens for item in items), len(items)))
@@ -180,13 +180,14 @@ def _grafting(planner: Planner) -> Iterator[Cell]:
             "grafting", "the two tokenizers number their tokens differently: embedding and unembedding do not fit into the other model"
         )
         return
-    items = planner.whole("report")
-    chosen_on = planner.whole("select")[: options.select_prompts] if "select" in planner.splits else ()
+    items = spread(planner.whole("report"), options.report_prompts or len(planner.whole("report")))
+    chosen_on = spread(planner.whole("select"), options.select_prompts) if "select" in planner.splits else ()
     tokens, few = sum(item.tokens for item in items), sum(item.tokens for item in chosen_on)
     n_layers = planner.shape.n_layers
     costs = {unit: 1 - max(0, _place(unit, n_layers)) / n_layers for unit in planner.touched}
     n_best = min(options.candidates, len(costs))
-    first = {"stage": "grafting", "split": "report", "select": [item.id for item in chosen_on], "candidates": options.candidates}
+    first = {"stage": "grafting", "split": "report", "candidates": options.candidates}
+    first |= {"report": [item.id for item in items], "select": [item.id for item in chosen_on]}
 
     def cell(runs: float, **what: Any) -> Cell:
         key = planner.key((*items, *chosen_on), **first, **what)
@@ -195,7 +196,9 @@ def _grafting(planner: Planner) -> Iterator[Cell]:
     if options.curves:
         for number, low in enumerate(range(-1, n_layers + 1, BLOCKS_A_CELL)):
             here = [cost for unit, cost in costs.items() if low <= _place(unit, n_layers) < low + BLOCKS_A_CELL]
-            yield cell(tokens * (3 * sum(here) + 2 * (number == 0)), arm="curves", blocks=[low, low + BLOCKS_A_CELL])
+            cumulative = 2 * min(1.0, (options.points or len(costs)) / max(1, len(costs)))
+            runs = tokens * ((1 + cumulative) * sum(here) + 2 * (number == 0))
+            yield cell(runs, arm="curves", blocks=[low, low + BLOCKS_A_CELL], points=options.points)
     if not chosen_on:
         planner.skip("grafting arm greedy", "the study has no select prompts, on which the sets are chosen")
     average = sum(costs.values()) / max(1, len(costs))

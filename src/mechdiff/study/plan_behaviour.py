@@ -11,9 +11,8 @@ from typing import Any
 from mechdiff.measures.phrases import read_phrases
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.options import BehaviourOptions
-from mechdiff.study.plan_heads import spread
 from mechdiff.study.plan_maps import N_CLOSER, choice, possible, prompt_hashes
-from mechdiff.study.planner import Planner
+from mechdiff.study.planner import Planner, spread
 
 SPLITS = "report", "probes"
 

@@ -10,7 +10,7 @@ from typing import Any
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.options import DIRECTIONS, HeadsOptions, LayeredOptions
 from mechdiff.study.plan_maps import possible, prompt_hashes
-from mechdiff.study.planner import Planner
+from mechdiff.study.planner import Planner, spread
 
 ACROSS = 12
 """Sizes of the nested sets across the network, as far as the plan can know."""
@@ -87,12 +87,6 @@ def attribution_cells(planner: Planner) -> Iterator[Cell]:
 def select_items(planner: Planner, n: int) -> tuple[Item, ...]:
     """The select prompts on which heads are chosen, of all lengths; none where the study has no such split."""
     return spread(planner.whole("select"), n) if "select" in planner.splits else ()
-
-
-def spread(items: Sequence[Item], n: int) -> tuple[Item, ...]:
-    """`n` of some items in the order of their lengths, evenly spaced: the first ones would be the shortest prompts."""
-    n = min(n, len(items))
-    return tuple(items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n))
 
 
 def run_cell(planner: Planner, items: Sequence[Item], stage: str, what: dict[str, Any], layers: Sequence[int], runs: int) -> Cell:

@@ -143,3 +143,9 @@ class Planner:
 
 def sizes(shape: Shape) -> tuple[int, int, int]:
     return shape.n_layers, shape.d_model, shape.n_heads * shape.d_head
+
+
+def spread(items: Sequence[Item], n: int) -> tuple[Item, ...]:
+    """`n` of some items in the order of their lengths, evenly spaced: the first ones would be the shortest prompts."""
+    n = min(n, len(items))
+    return tuple(items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n))

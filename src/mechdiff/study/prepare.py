@@ -25,7 +25,7 @@ from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_
 from mechdiff.study.plan import plan
 from mechdiff.study.planner import MAX_ROWS
 
-ENGINE_VERSION = 3
+ENGINE_VERSION = 4
 """Part of every cell's key: raised when the same cell would come out with other bits."""
 
 NEUTRAL = Path(__file__).parent.parent / "data" / "neutral.jsonl"
@@ -207,6 +207,8 @@ def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Pr
         found = split_prompts(read_prompts(sources["file"]), study.seed)
     else:
         found = {split: read_prompts(sources[split]) for split in SPLITS if split in sources}
+    most = {str(split): n for split, n in (study.prompts.at_most or {}).items()}
+    found = {split: prompts[: most.get(split)] for split, prompts in found.items()}
     split_of: dict[str, str] = {}
     for split, prompts in found.items():
         for prompt in prompts:
@@ -222,9 +224,14 @@ def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Pr
     behaviour = study.measures.behaviour
     if behaviour and behaviour.probes:
         found["probes"] = read_prompts(PROBES if behaviour.probes is True else behaviour.probes)
-        quick_probes = found["probes"][:: max(1, len(found["probes"]) // QUICK)] if quick else []  # of every kind
-        found["probes"] = quick_probes or found["probes"]
+        found["probes"] = _of_every_kind(found["probes"], QUICK if quick else behaviour.n_probes)
     return {split: prompts[:QUICK] if quick else prompts for split, prompts in found.items()}
+
+
+def _of_every_kind(probes: list[Prompt], n: int | None) -> list[Prompt]:
+    """So many of them, evenly spaced: kinds stand together in a file."""
+    n = min(n or len(probes), len(probes))
+    return [probes[(2 * i + 1) * len(probes) // (2 * n)] for i in range(n)]
 
 
 def _items(prompts: Mapping[str, Rendered], full: Collection[str]) -> list[Item]:

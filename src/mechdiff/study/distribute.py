@@ -1,0 +1,48 @@
+"""Map a function over jobs: here, in processes of their own."""
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from queue import Empty
+from typing import Any, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+Told = Callable[[str, float], None]
+"""What runs now, and the share that is done (0 to 1)."""
+
+WAIT = 0.2
+"""Seconds between two looks at what the processes tell."""
+
+
+def side_by_side(
+    function: Callable[[Job, int, Told], Result], jobs: Mapping[str, Job], progress: Callable[[str, str, float], None]
+) -> dict[str, Result]:
+    """`function(job, threads, told)` of every job at once, each in its own process with an even part of the cores; the results by name.
+
+    `function` is a plain function of a module, and its job and result can be sent to a process. `progress` is called with a job's name and what it
+    told. The first exception is raised here, once the others have ended; what they finished stays.
+    """
+    threads = max(1, (os.cpu_count() or 1) // len(jobs))
+    context = get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(len(jobs), mp_context=context) as pool:
+        told = manager.Queue()
+        futures = {pool.submit(_call, function, name, job, threads, told): name for name, job in jobs.items()}
+        running = set(futures)
+        while running:
+            running = wait(running, timeout=WAIT, return_when=FIRST_COMPLETED).not_done
+            _hear(told, progress)
+        return {name: future.result() for future, name in futures.items()}
+
+
+def _call(function: Callable[[Any, int, Told], Any], name: str, job: Any, threads: int, told: Any) -> Any:
+    return function(job, threads, lambda what, share: told.put((name, what, share)))
+
+
+def _hear(told: Any, progress: Callable[[str, str, float], None]) -> None:
+    while True:
+        try:
+            progress(*told.get_nowait())
+        except Empty:
+            return
