@@ -49,7 +49,6 @@ def test_the_run_folder_is_what_the_design_says(finished: Path) -> None:
     for name in ("study.yaml", "manifest.json", "rows.parquet", "summary.parquet", "report.html", "log.txt"):
         assert (finished / name).is_file(), name
     assert list(finished.glob("figures/*.svg"))
-    assert list(finished.glob("figures/*.png"))
     assert not list(finished.rglob("*.pkl"))
 
 

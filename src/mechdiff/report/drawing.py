@@ -59,6 +59,24 @@ def save(chart: Chart, folder: Path, name: str) -> str:
     return svg
 
 
+def records(chart: Chart) -> list[list[dict]]:
+    """The tables behind a chart, as its layers have them, without what is said of each mark; single rows (rules, words) left out."""
+    found: dict[str, list[dict]] = {}
+
+    def walk(part: Any) -> None:
+        if isinstance(part, alt.Data):
+            text = part.values
+            if isinstance(text, str) and text not in found:
+                found[text] = [{name: value for name, value in one.items() if name != "says"} for one in json.loads(text)]
+        for inner in (getattr(part, name, alt.Undefined) for name in ("data", "layer", "vconcat", "hconcat")):
+            for one in inner if isinstance(inner, list) else [inner]:
+                if one is not alt.Undefined and not isinstance(one, str):
+                    walk(one)
+
+    walk(chart)
+    return [table for table in found.values() if len(table) > 1]
+
+
 def inline(records: Iterable[dict]) -> alt.Data:
     """Records as the data of a chart: as JSON text, which altair hands on unread (it walks through lists again for every copy of a chart)."""
     return alt.Data(values=json.dumps(list(records)), format={"type": "json"})

@@ -96,7 +96,16 @@ def cells(values: pl.DataFrame, of: pl.DataFrame | None = None) -> tuple[pl.Data
     Cells with a value that is not finite are left out, and prompts that a cell or `of` lacks.
     """
     finite = values.group_by(CELL).agg(whole=pl.col("value").is_finite().all()).filter("whole").drop("whole")
-    order = [pl.col("layer"), kind_place(), pl.col("unit"), arm_place(), pl.col("rank"), pl.col("strength"), pl.col("control")]
+    order = [
+        pl.col("layer"),
+        kind_place(),
+        pl.col("unit"),
+        arm_place(),
+        pl.col("arm"),
+        pl.col("rank"),
+        pl.col("strength"),
+        pl.col("control"),
+    ]
     found = finite.sort(order, nulls_last=False).with_row_index("cell")
     coded = values.join(found, on=CELL, nulls_equal=True)
     if of is not None:

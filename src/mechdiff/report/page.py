@@ -7,6 +7,7 @@ writer escapes), our own style sheet and our own script, whose hashes are all th
 
 import base64
 import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from markupsafe import Markup
 from mechdiff.report import drawing, record, sections
 from mechdiff.report.parts import Drawn, Run, Section
 from mechdiff.report.verdict import verdict
-from mechdiff.study.artifacts import read_manifest, read_rows, read_summary
+from mechdiff.study.artifacts import read_manifest, read_prompts, read_rows, read_summary
 
 HERE = Path(__file__).parent
 BESIDE = ("rows.parquet", "summary.parquet", "manifest.json", "study.yaml", "log.txt")
@@ -32,7 +33,7 @@ def build_report(run: Path) -> Path:
     The same folder gives the same bytes. Raises RunError where there is no finished run, or its tables cannot be read.
     """
     run = Path(run)
-    content = Run(manifest=read_manifest(run), rows=read_rows(run), summary=read_summary(run))
+    content = Run(manifest=read_manifest(run), rows=read_rows(run), summary=read_summary(run), prompts=read_prompts(run))
     manifest = content.manifest
     return write_page(
         run / "report.html",
@@ -77,7 +78,10 @@ def _template_section(section: Section, run: Run, folder: Path) -> dict:
     """The section with its figures drawn and written."""
     parts: list[dict] = []
     for part in section.parts:
-        parts += _figure(part, run, folder) if isinstance(part, Drawn) else [part]
+        if isinstance(part, Drawn):
+            parts += _figure(part, run, folder)
+        else:
+            parts.append({**part, "json": _json(part["data"])} if part["kind"] == "explorer" else part)
     return {"id": section.id, "title": section.title, "lead": section.lead, "parts": parts}
 
 
@@ -92,7 +96,19 @@ def _figure(drawn: Drawn, run: Run, folder: Path) -> list[dict]:
         svg = inline(drawing.save(wide, folder, drawn.name), drawn.name)
         small = inline(drawing.to_svg(narrow), drawn.name + "_narrow")
     text = {"name": drawn.name, "caption": drawn.caption, "alt": drawn.caption, "reading": drawn.reading}
-    return [{"kind": "figure", "wide": svg, "narrow": small, **text}]
+    return [{"kind": "figure", "wide": svg, "narrow": small, "data": _json(drawing.records(wide)), **text}]
+
+
+def _json(data: Any) -> Markup:
+    """Data inside the page: no text in it can end the element that holds it, or open another."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(
+        text.replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("&", "\\u0026")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
 
 
 def inline(svg: str, prefix: str) -> Markup:

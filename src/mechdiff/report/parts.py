@@ -16,6 +16,8 @@ class Run:
     rows: pl.DataFrame
     summary: pl.DataFrame
     manifest: dict
+    prompts: list[dict] = field(default_factory=list)
+    """What the models read: `split id text_base text_tuned`, or `text`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,10 @@
 function of counts, so that one draw of prompts serves every statistic of a run, and differences of runs on the same prompts are paired.
 
 The interval is BCa: bias from the share of draws below the estimate, acceleration from leaving out one prompt at a time (Efron 1987). Of two runs on
-different prompts the draws are independent, and the acceleration is of both samples together (DiCiccio and Efron 1996). The p value of a difference
-is twice the smaller share of draws on either side of 0, and never below 2 / (draws + 1).
+different prompts the draws are independent, and the acceleration is of both samples together (DiCiccio and Efron 1996). Draws of few prompts spread
+too little, so the interval is expanded: its normal quantile z becomes sqrt(n / (n - 1)) t, of Student's t with the samples' degrees of freedom
+(Hesterberg 2015). The p value of a difference is twice the smaller share of draws on either side of 0, never below 2 / (draws + 1), and reduced
+in the same way. Without this two runs of one truth are told apart in 9 % of cases at 16 prompts, with it in 5 to 6 %.
 
 When it misleads: with fewer than ten prompts; and where a statistic is biased upward by noise (an effective number counts what noise adds), in
 both the estimate and its interval. Compare such numbers between runs of about the same number of prompts.
@@ -17,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
+from scipy.stats import t as student
 
 from mechdiff.report import intervals
 
@@ -35,13 +38,16 @@ class Estimate:
     """What each prompt adds, from leaving it out."""
     n: int
     """Prompts; of two runs on different prompts those of the smaller."""
+    freedom: int
+    """Degrees of freedom: n - 1, of two runs on different prompts n1 + n2 - 2."""
 
     @property
     def interval(self) -> tuple[float, float]:
         """Low and high end, 95 %; NaN where a draw is not defined."""
         if not (np.isfinite(self.draws).all() and np.isfinite(self.influence).all()):
             return np.nan, np.nan
-        low, high = intervals.bca(self.draws[None], np.array([self.value]), self.influence[None], intervals.LEVEL)
+        reach = self._expansion * student.ppf((1 + intervals.LEVEL) / 2, self.freedom)
+        low, high = intervals.bca(self.draws[None], np.array([self.value]), self.influence[None], float(2 * ndtr(reach) - 1))
         return float(low[0]), float(high[0])
 
     @property
@@ -50,7 +56,13 @@ class Estimate:
         if not np.isfinite(self.draws).all():
             return np.nan
         above, below = (self.draws >= 0).sum(), (self.draws <= 0).sum()
-        return float(min(1.0, 2 * (1 + min(above, below)) / (1 + len(self.draws))))
+        z = -ndtri(min(0.5, (1 + min(above, below)) / (1 + len(self.draws))))
+        return float(2 * student.sf(z / self._expansion, self.freedom))
+
+    @property
+    def _expansion(self) -> float:
+        """How much more the truth strays from the estimate than draws do."""
+        return float(np.sqrt(self.n / max(1, self.n - 1)))
 
     @property
     def detectable(self) -> float:
@@ -63,14 +75,17 @@ def estimate(statistic: Statistic, n_prompts: int, *, seed: int = 0) -> Estimate
     value = float(statistic(np.ones((1, n_prompts)))[0])
     draws = statistic(intervals.resample_counts(n_prompts, seed=seed))
     without = statistic(1.0 - np.eye(n_prompts)) if n_prompts > 1 else np.full(1, np.nan)
-    return Estimate(value=value, draws=draws, influence=(n_prompts - 1) * (without.mean() - without), n=n_prompts)
+    return Estimate(value=value, draws=draws, influence=(n_prompts - 1) * (without.mean() - without), n=n_prompts, freedom=n_prompts - 1)
 
 
 def difference(one: Estimate, other: Estimate, *, paired: bool) -> Estimate:
     """one - other. `paired`: both are of the same prompts in the same order, and of one seed; else the seeds must differ."""
     parts = [one.influence / one.n, -other.influence / other.n]  # each sample's own size belongs to its part
     influence = one.influence - other.influence if paired else np.concatenate(parts)
-    return Estimate(value=one.value - other.value, draws=one.draws - other.draws, influence=influence, n=min(one.n, other.n))
+    freedom = one.freedom if paired else one.freedom + other.freedom
+    return Estimate(
+        value=one.value - other.value, draws=one.draws - other.draws, influence=influence, n=min(one.n, other.n), freedom=freedom
+    )
 
 
 def bands(

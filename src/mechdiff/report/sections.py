@@ -10,6 +10,7 @@ import polars as pl
 from scipy.stats import spearmanr
 
 from mechdiff.report import asymmetry, charts_patching, figures, findings, statistics, wording
+from mechdiff.report.explorer import explorer
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, listed, nats, share, with_interval
@@ -231,7 +232,9 @@ def causal(run: Run) -> Section:
     caption += (
         f"{len(quiet)} of {len(shares)} cells lie under three noise floors." if len(quiet) else "No cell lies under three noise floors."
     )
-    parts: list[Any] = [Drawn(name="causal_map", chart=figures.causal_map, caption=caption, reading=reading), _top_sites(run, ranked)]
+    parts: list[Any] = [Drawn(name="causal_map", chart=figures.causal_map, caption=caption, reading=reading)]
+    parts += [closer] if (closer := explorer(run)) else []
+    parts.append(_top_sites(run, ranked))
     for unit in findings.units(run.rows):
         wider = findings.site_shares(run.rows, run.summary, unit=unit)
         name = "causal_map_" + "".join(letter if letter.isalnum() else "_" for letter in unit)
