@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from mechdiff.engine.sites import Site
     from mechdiff.errors import MechdiffError
     from mechdiff.measures.maps import load_map
+    from mechdiff.report.compare import Comparison, compare
 
-_HOME = {"run": "api", "open_run": "api", "Run": "api", "Site": "engine.sites", "MechdiffError": "errors", "load_map": "measures.maps"}
-__all__ = ["MechdiffError", "Run", "Site", "load_map", "open_run", "run"]
+_HOME = {
+    "run": "api", "open_run": "api", "Run": "api", "Site": "engine.sites", "MechdiffError": "errors", "load_map": "measures.maps",
+    "compare": "report.compare", "Comparison": "report.compare",
+}  # fmt: skip
+__all__ = ["Comparison", "MechdiffError", "Run", "Site", "compare", "load_map", "open_run", "run"]
 
 
 def __getattr__(name: str) -> Any:

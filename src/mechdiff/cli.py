@@ -251,5 +251,22 @@ def show(run: Folder) -> None:
     show_run(open_run(run), Console())
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of two or more finished runs.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="The comparison's folder; default runs/compare-NAMES.", show_default=False)] = None,
+    across_bases: Annotated[
+        bool, typer.Option("--across-bases", help="Allow other base models: only how local the changes are is then compared.")
+    ] = False,
+) -> None:
+    """Fine-tunes beside one another: local and low-rank, or distributed and high-rank? Prints the page's path."""
+    from mechdiff.report import compare as comparison
+
+    made = comparison.compare(*runs, out=out, across_bases=across_bases)
+    for sentence in made.verdict():
+        _say(f"- {_escaped(sentence)}")
+    print(made.report())
+
+
 if __name__ == "__main__":
     main()

@@ -79,7 +79,7 @@ def groups(rows: pl.DataFrame, manifest: dict) -> list[Group]:
 
 def compared(rows: pl.DataFrame) -> list[Compared]:
     """Every metric that both models have in these rows, in the order of SPOKEN, then of the others."""
-    wide = _by_model(rows)
+    wide = by_model(rows)
     found = []
     for (metric, style), part in wide.group_by("metric", "style", maintain_order=True):
         values = part.select("base", "tuned").drop_nulls().drop_nans().to_numpy()
@@ -104,7 +104,7 @@ def to_the_point(group: Group, every: Sequence[Compared], soft: str) -> list[Com
     return [one for one in every if one in chosen or (one.metric == "cut_off" and cut)]
 
 
-def _by_model(rows: pl.DataFrame) -> pl.DataFrame:
+def by_model(rows: pl.DataFrame) -> pl.DataFrame:
     """`metric style prompt base tuned`; the style of drawn answers is "drawn", and what is masked is left out."""
     parts = pl.col("unit").str.split(", ")
     told = rows.filter(~pl.col("unit").str.contains("shared tokens"))

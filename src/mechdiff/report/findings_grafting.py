@@ -42,8 +42,8 @@ def shares(rows: pl.DataFrame, arm: str, *, split: str | None = None) -> pl.Data
     Empty where the arm was not run or D is not above 0. `nats` is what is recovered.
     """
     split = split or findings.reported(rows, "grafting")
-    values = _of(rows, split).filter(pl.col("arm") == arm)
-    total = _of(rows, split).filter(pl.col("arm") == "none").select("prompt", total="value")
+    values = scores(rows, split).filter(pl.col("arm") == arm)
+    total = scores(rows, split).filter(pl.col("arm") == "none").select("prompt", total="value")
     key = ["layer", "site", "unit", "rank"]
     cells = values.select(key).unique().sort(key, nulls_last=True).with_row_index("cell")
     coded = values.join(cells, on=key, nulls_equal=True).join(total, on="prompt")
@@ -101,7 +101,7 @@ def truncated(rows: pl.DataFrame, most: int = 5) -> pl.DataFrame:
 def checked(rows: pl.DataFrame) -> Checked:
     """How far v(nothing) lies from D and v(everything) from 0, at most."""
     split = findings.reported(rows, "grafting")
-    of_split = _of(rows, split)
+    of_split = scores(rows, split)
     none = of_split.filter(pl.col("arm") == "none").select("prompt", "value")
     d = rows.filter(
         pl.col("measure") == "divergence",
@@ -115,7 +115,8 @@ def checked(rows: pl.DataFrame) -> Checked:
     return Checked(none_from_d=largest[0], largest_all=largest[1])
 
 
-def _of(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
+def scores(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
+    """v of every set on every prompt of a split."""
     plain = rows.filter(pl.col("measure") == "grafting", pl.col("metric") == "kl_other_nats", pl.col("control").is_null())
     return plain.filter(pl.col("split").eq_missing(split), pl.col("prompt").is_not_null(), pl.col("value").is_not_nan())
 

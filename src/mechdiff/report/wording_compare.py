@@ -1,0 +1,121 @@
+"""What a comparison says, in at most five sentences. A claim needs an interval that leaves 0 out, q under 0.05, and half as much again."""
+
+from collections.abc import Mapping, Sequence
+
+from mechdiff.report import findings
+from mechdiff.report.comparable import Loaded, Mark
+from mechdiff.report.compared import with_ends
+from mechdiff.report.contrasts import HEADS, MODULES, SITES, STATE_RANK, WEIGHT_RANK, Pair
+from mechdiff.report.phrasing import between, listed, nats
+from mechdiff.report.quantity import Quantity
+
+Found = Mapping[str, Sequence[Quantity]]
+NOUNS = {
+    SITES: "effective number of sites",
+    MODULES: "effective number of modules, grafted alone",
+    HEADS: "effective number of heads",
+    WEIGHT_RANK: "effective rank of the weights' change in a module",
+    STATE_RANK: "effective rank of the states' change at the strongest site",
+}
+
+
+def verdict(runs: Sequence[Loaded], found: Found, held: Sequence[Pair], marks: Sequence[Mark]) -> list[str]:
+    """Which is more distributed, which of higher rank, by which numbers, and how far the runs may be compared at all."""
+    quiet = [run for run in runs if not run.counts]
+    names = [run.name for run in runs if run.counts]
+    said = [_nothing(quiet)] if quiet else []
+    if len(names) < 2:
+        return [*said, "With one run left there is nothing to compare it with." if names else "So there is nothing to compare."]
+    spread_key = next((key for key in (SITES, MODULES) if _measured(key, found, names)), None)
+    rank_key = next((key for key in (WEIGHT_RANK, STATE_RANK) if _measured(key, found, names)), None)
+    if len(names) == 2:
+        said.append(_lead(names, _pair(held, spread_key), _pair(held, rank_key)))
+    for key in (spread_key, rank_key, HEADS):
+        if key is not None and _measured(key, found, names):
+            said.append(numbers(key, names, found, held))
+    return [*said[:4], *_not_alike(marks)]
+
+
+def _nothing(quiet: Sequence[Loaded]) -> str:
+    told = []
+    for run in quiet:
+        d = findings.difference(run.content.rows, run.content.summary)
+        size = "" if d is None else f" (D = {nats(d.mean)} nats, noise floor {nats(d.floor or 0.0)})"
+        told.append(f"{run.name}{size}")
+    return f"There is no effect to compare in {listed(told)}: D is not above three times the noise floor."
+
+
+def _measured(key: tuple[str, str], found: Found, names: Sequence[str]) -> bool:
+    return all(any(one.key == key for one in found[name]) for name in names)
+
+
+def _pair(held: Sequence[Pair], key: tuple[str, str] | None) -> Pair | None:
+    return next((pair for pair in held if pair.key == key), None)
+
+
+def _lead(names: Sequence[str], where: Pair | None, rank: Pair | None) -> str:
+    """Local or distributed, low or high rank: what can be said of the two."""
+    wide, high = (pair.higher if pair else None for pair in (where, rank))
+    other = {names[0]: names[1], names[1]: names[0]}
+    if wide and wide == high:
+        return f"{wide} is more distributed and of higher rank than {other[wide]}."
+    if wide and high:
+        return f"{wide} is more distributed than {other[wide]}, and of lower rank."
+    both = f"{names[0]} and {names[1]}"
+    if wide:
+        return f"{wide} is more distributed than {other[wide]}; {_unsaid('their ranks', rank)}."
+    if high:
+        return f"{high} is of higher rank than {other[high]}; {_unsaid('how distributed they are', where)}."
+    open_ends = f"{_unsaid('how distributed they are', where)}, {_unsaid('their ranks', rank)}"
+    return f"Of {both} neither is said to be more distributed or of higher rank: {open_ends}."
+
+
+def _unsaid(what: str, pair: Pair | None) -> str:
+    if pair is None:
+        return f"{what} were not both measured" if what.endswith("s") else f"{what} was not measured in both"
+    return f"{what} can be told apart, but differ by less than a half" if pair.apart else f"{what} cannot be told apart"
+
+
+def numbers(key: tuple[str, str], names: Sequence[str], found: Found, held: Sequence[Pair]) -> str:
+    """One number of all runs with intervals, and which of them can be told apart."""
+    ones = {name: next(one for one in found[name] if one.key == key) for name in names}
+    ofs = {str(one.parts) for one in ones.values() if one.parts and one.unit == "parts"}
+    out_of = f" of {next(iter(ofs))}" if len(ofs) == 1 and key not in (WEIGHT_RANK, STATE_RANK) else ""
+    noun = NOUNS[key] + (", as a share of all there are" if next(iter(ones.values())).unit == "share of parts" else out_of)
+    told = listed(f"{name} {with_ends(one)}" for name, one in ones.items())
+    pairs = [pair for pair in held if pair.key == key]
+    return f"{noun[0].upper()}{noun[1:]}: {told}; {_told_apart(pairs)}."
+
+
+def _told_apart(pairs: Sequence[Pair]) -> str:
+    """ "difference 5.1 (95 %: 2.6 to 7.4)", or which of several pairs differ."""
+    if not pairs:
+        return "no difference can be given"
+    if len(pairs) == 1:
+        found = pairs[0].contrast
+        size = f"difference {nats(abs(found.value))} (95 %: {_ends(pairs[0])})"
+        return size if pairs[0].apart else f"they cannot be told apart: {size}{seen(pairs[0])}"
+    apart = [f"{pair.one} and {pair.other}" for pair in pairs if pair.apart]
+    alike = [f"{pair.one} and {pair.other}{seen(pair)}" for pair in pairs if not pair.apart]
+    if not alike:
+        return "each two of them can be told apart"
+    return (f"told apart: {'; '.join(apart)}; " if apart else "") + f"not told apart: {'; '.join(alike)}"
+
+
+def _ends(pair: Pair) -> str:
+    """The interval of the difference, turned so that its value is not negative."""
+    found = pair.contrast
+    return between(found.low, found.high) if found.value >= 0 else between(-found.high, -found.low)
+
+
+def seen(pair: Pair) -> str:
+    """The smallest difference that would have been found."""
+    smallest = pair.contrast.smallest
+    return "" if smallest != smallest or not smallest else f" (a difference of {nats(smallest)} would have been seen 4 times in 5)"
+
+
+def _not_alike(marks: Sequence[Mark]) -> list[str]:
+    """What the runs differ in, in one sentence."""
+    fields = listed(mark.field for mark in marks)
+    other = "; prompts differ, so that a difference may be the prompts' too" if any(m.field == "reported prompts" for m in marks) else ""
+    return [f"Not the same in these runs: {fields}{other}."] if marks else []
