@@ -66,7 +66,7 @@ def _marks(part: pl.DataFrame, x: alt.X, y: alt.Y, colour: alt.Color, scale: alt
         layers.append(
             grey.mark_bar(aria=False, color=GREY, opacity=0.35, height=12).encode(x=alt.X("null_low:Q", scale=scale), x2="null_high:Q", y=y)
         )
-    ends = part.filter(pl.col("most").is_not_null()).select("most").unique()
+    ends = part.filter(pl.col("most").is_not_null()).select("most").unique().sort("most")
     if not ends.is_empty():
         layers.append(
             alt.Chart(drawing.inline(ends.to_dicts()))

@@ -34,8 +34,7 @@ class Comparison:
 
     def verdict(self) -> list[str]:
         """At most five sentences."""
-        of = self.content
-        return wording_compare.verdict(of.runs, of.found, of.held, of.marks)
+        return wording_compare.verdict(self.content)
 
     def table(self) -> pl.DataFrame:
         """Every number of every run, and every difference: `contrasts.SCHEMA`."""
@@ -48,13 +47,7 @@ class Comparison:
 
 def compare(*folders: str | Path, out: str | Path | None = None, across_bases: bool = False) -> Comparison:
     """Compares finished runs and writes the page; `out`: its folder (default runs/compare-NAMES). Raises RunError where they cannot be compared."""
-    runs = comparable.load(folders)
-    of_bases = comparable.refuse(runs, across_bases=across_bases)
-    across = bool(of_bases)
-    found = {run.name: quantities(run) for run in runs}
-    found = contrasts.relative(found) if across else {run.name: [*found[run.name], *changes(run)] for run in runs}
-    marks = [*of_bases, *comparable.differing(runs)]
-    content = Compared(runs=runs, found=found, held=contrasts.pairs(found), marks=marks, across_bases=across)
+    content = beside(folders, across_bases=across_bases)
     place = Path(out) if out else Path("runs") / default_name(content.names)
     if (place / "manifest.json").exists() or place.is_file():
         raise RunError(f"{place}: given a run's folder or a file, expected a folder for the comparison. Give another --out.")
@@ -63,6 +56,17 @@ def compare(*folders: str | Path, out: str | Path | None = None, across_bases: b
     made.table().write_parquet(place / TABLE)
     _page(made)
     return made
+
+
+def beside(folders: Sequence[str | Path], *, across_bases: bool = False) -> Compared:
+    """The runs with their numbers and differences; nothing is written. Raises RunError where they cannot be compared."""
+    runs = comparable.load(folders)
+    of_bases = comparable.refuse(runs, across_bases=across_bases)
+    across = bool(of_bases)
+    found = {run.name: quantities(run) for run in runs}
+    found = contrasts.relative(found) if across else {run.name: [*found[run.name], *changes(run)] for run in runs}
+    marks = [*of_bases, *comparable.differing(runs)]
+    return Compared(runs=runs, found=found, held=contrasts.pairs(found), marks=marks, across_bases=across)
 
 
 def default_name(names: Sequence[str]) -> str:

@@ -106,6 +106,4 @@ def _differences(table_of: pl.DataFrame) -> list[Drawn]:
 def lacking(of: Compared, axis: str, what: str) -> list[Any]:
     """A note that names the runs that have no number of an axis."""
     absent = [name for name in of.names if not any(one.axis == axis for one in of.found[name])]
-    return (
-        [note(f"{what} {'was' if len(absent) == 1 else 'were'} not measured, or found no effect, in {listed(absent)}.")] if absent else []
-    )
+    return [note(f"No {what} in {listed(absent)}: not measured, or no effect was found.")] if absent else []

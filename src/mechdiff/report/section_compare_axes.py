@@ -29,7 +29,9 @@ def weights(of: Compared) -> Section:
     drawn = Drawn(name="compare_weights", chart=charts_compare.sizes, options=options, caption=caption, reading="compare_weights")
     parts = [drawn] if not sizes.is_empty() else []
     return Section(
-        id="weights", title="Which weights?", parts=[*parts, *own(of, keys), *differences(of, keys), *lacking(of, "weights", "Weights")]
+        id="weights",
+        title="Which weights?",
+        parts=[*parts, *own(of, keys), *differences(of, keys), *lacking(of, "weights", "weights or grafts")],
     )
 
 
@@ -48,7 +50,7 @@ def transport(of: Compared) -> Section:
     return Section(
         id="transport",
         title="Can a linear map carry it?",
-        parts=[*parts, *own(of, keys), *differences(of, keys), *lacking(of, "transport", "Maps")],
+        parts=[*parts, *own(of, keys), *differences(of, keys), *lacking(of, "transport", "maps")],
     )
 
 
@@ -66,7 +68,7 @@ def rank(of: Compared) -> Section:
     drawn = Drawn(name="compare_ranks", chart=charts_compare.by_rank, options=options, caption=caption, reading="compare_ranks")
     parts: list[Any] = [drawn] if not table.is_empty() else []
     return Section(
-        id="rank", title="How many dimensions?", parts=[*parts, *own(of, keys), *differences(of, keys), *lacking(of, "rank", "Ranks")]
+        id="rank", title="How many dimensions?", parts=[*parts, *own(of, keys), *differences(of, keys), *lacking(of, "rank", "ranks")]
     )
 
 
@@ -98,7 +100,7 @@ def heads(of: Compared) -> Section:
         options = {"table": pl.concat(curves), "names": of.names, "title": "heads in the set"}
         parts.append(Drawn(name="compare_heads", chart=charts_compare.by_rank, options=options, caption=caption, reading="compare_heads"))
     return Section(
-        id="heads", title="Do a few heads carry it?", parts=[*parts, *own(of, keys), *differences(of, keys), *lacking(of, "heads", "Heads")]
+        id="heads", title="Do a few heads carry it?", parts=[*parts, *own(of, keys), *differences(of, keys), *lacking(of, "heads", "heads")]
     )
 
 
@@ -138,7 +140,7 @@ def behaviour(of: Compared) -> Section:
             *parts,
             *own(of, keys, title="" if folded else title, folded=folded),
             *differences(of, keys),
-            *lacking(of, "behaviour", "Behaviour"),
+            *lacking(of, "behaviour", "behaviour"),
         ],
     )
 

@@ -1,14 +1,17 @@
 """What a comparison says, in at most five sentences. A claim needs an interval that leaves 0 out, q under 0.05, and half as much again."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from mechdiff.report import findings
 from mechdiff.report.comparable import Loaded, Mark
-from mechdiff.report.compared import with_ends
+from mechdiff.report.compared import Compared, with_ends
 from mechdiff.report.contrasts import HEADS, MODULES, SITES, STATE_RANK, WEIGHT_RANK, Pair
 from mechdiff.report.phrasing import between, listed, nats
 from mechdiff.report.quantity import Quantity
 
+MOST = 4
+"""Sentences before the one on what is not alike."""
 Found = Mapping[str, Sequence[Quantity]]
 NOUNS = {
     SITES: "effective number of sites",
@@ -19,8 +22,9 @@ NOUNS = {
 }
 
 
-def verdict(runs: Sequence[Loaded], found: Found, held: Sequence[Pair], marks: Sequence[Mark]) -> list[str]:
+def verdict(of: Compared) -> list[str]:
     """Which is more distributed, which of higher rank, by which numbers, and how far the runs may be compared at all."""
+    runs, found, held, marks = of.runs, of.found, of.held, of.marks
     quiet = [run for run in runs if not run.counts]
     names = [run.name for run in runs if run.counts]
     said = [_nothing(quiet)] if quiet else []
@@ -30,10 +34,12 @@ def verdict(runs: Sequence[Loaded], found: Found, held: Sequence[Pair], marks: S
     rank_key = next((key for key in (WEIGHT_RANK, STATE_RANK) if _measured(key, found, names)), None)
     if len(names) == 2:
         said.append(_lead(names, _pair(held, spread_key), _pair(held, rank_key)))
+    elif spread_key:
+        said += _chain(names, spread_key, found, held, ("local", "distributed"))
     for key in (spread_key, rank_key, HEADS):
         if key is not None and _measured(key, found, names):
             said.append(numbers(key, names, found, held))
-    return [*said[:4], *_not_alike(marks)]
+    return [*said[:MOST], *_not_alike(marks)]
 
 
 def _nothing(quiet: Sequence[Loaded]) -> str:
@@ -57,17 +63,32 @@ def _lead(names: Sequence[str], where: Pair | None, rank: Pair | None) -> str:
     """Local or distributed, low or high rank: what can be said of the two."""
     wide, high = (pair.higher if pair else None for pair in (where, rank))
     other = {names[0]: names[1], names[1]: names[0]}
+    both = f"{names[0]} and {names[1]}"
     if wide and wide == high:
         return f"{wide} is more distributed and of higher rank than {other[wide]}."
     if wide and high:
         return f"{wide} is more distributed than {other[wide]}, and of lower rank."
-    both = f"{names[0]} and {names[1]}"
     if wide:
         return f"{wide} is more distributed than {other[wide]}; {_unsaid('their ranks', rank)}."
     if high:
         return f"{high} is of higher rank than {other[high]}; {_unsaid('how distributed they are', where)}."
-    open_ends = f"{_unsaid('how distributed they are', where)}, {_unsaid('their ranks', rank)}"
-    return f"Of {both} neither is said to be more distributed or of higher rank: {open_ends}."
+    if where and rank and not where.apart and not rank.apart:
+        return f"{both} cannot be told apart, neither in how distributed they are nor in their ranks."
+    return f"{both}: {_unsaid('how distributed they are', where)}; {_unsaid('their ranks', rank)}."
+
+
+def _chain(names: Sequence[str], key: tuple[str, str], found: Found, held: Sequence[Pair], words: tuple[str, str]) -> list[str]:
+    """Three or more runs in the order of a number, where each can be told from the next and is enough beyond it; else who stands apart."""
+    value = {name: one.estimate.value for name in names for one in found[name] if one.key == key}
+    order = sorted(names, key=lambda name: value[name])
+    higher = {frozenset((pair.one, pair.other)): pair.higher for pair in held if pair.key == key}
+    steps = [higher.get(frozenset(two)) == two[1] for two in pairwise(order)]
+    if all(steps):
+        return [f"From {words[0]} to {words[1]}: {', '.join(order)}."]
+    tops = [name for name in names if all(higher.get(frozenset((name, other))) == name for other in names if other != name)]
+    least = [name for name in names if all(higher.get(frozenset((name, other))) == other for other in names if other != name)]
+    said = [f"most {words[1]} is {name}" for name in tops] + [f"most {words[0]} is {name}" for name in least]
+    return [f"Of these {len(names)}, {' and '.join(said)}; the others are not set apart."] if said else []
 
 
 def _unsaid(what: str, pair: Pair | None) -> str:
@@ -93,7 +114,7 @@ def _told_apart(pairs: Sequence[Pair]) -> str:
         return "no difference can be given"
     if len(pairs) == 1:
         found = pairs[0].contrast
-        size = f"difference {nats(abs(found.value))} (95 %: {_ends(pairs[0])})"
+        size = f"difference {nats(abs(found.value))}" + (f" (95 %: {_ends(pairs[0])})" if found.low < found.high else " on every prompt")
         return size if pairs[0].apart else f"they cannot be told apart: {size}{seen(pairs[0])}"
     apart = [f"{pair.one} and {pair.other}" for pair in pairs if pair.apart]
     alike = [f"{pair.one} and {pair.other}{seen(pair)}" for pair in pairs if not pair.apart]
