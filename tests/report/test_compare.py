@@ -131,11 +131,11 @@ def test_across_bases_only_shares_of_what_there_is(folder: Path, local: Path) ->
     assert not (folder / "refused").exists()
     found = beside([local, other], across_bases=True)
     table = table_of(found)
-    assert set(table["axis"]) == {"where", "weights"}
-    assert set(table["unit"]) == {"share of parts", "share of depth"}
+    assert set(table["axis"]) == {"where", "weights", "rank"}
+    assert set(table.filter(pl.col("axis") != "rank")["unit"]) == {"share of parts", "share of depth"}
     assert number(table, "local", "effective sites")["value"] == pytest.approx(1 / 12, rel=0.02)
     assert [section.id for section in sections(found)] == ["unlike", "local", "where"]
-    assert verdict(found)[0].startswith("elsewhere is more distributed than local")
+    assert verdict(found)[0] == "elsewhere is more distributed and of higher rank than local."
 
 
 def test_the_page_is_whole_and_loads_nothing(made: Comparison) -> None:

@@ -97,10 +97,11 @@ def along(
     table = table.with_columns(says=pl.Series([_point(row) for row in table.iter_rows(named=True)], dtype=pl.String))
     if zero:
         low, high = drawing.ends(pl.concat([table[name].drop_nulls() for name in ("value", "low", "high")]))
-        scale = alt.Scale(domain=[max(min(low, -0.1), -1.5), min(max(high, 0.1), 1.5)], nice=True, clamp=True)
+        scale = alt.Scale(domain=[max(min(low, -0.1), -1.25), min(max(high, 0.1), 1.25)], nice=False, clamp=True)
     else:
-        scale = curves.share_scale(table)
-    axis = drawing.left_axis(tickCount=4, format="~g")
+        scale = curves.share_scale(table, least=-0.25, most=1.25)
+    least, most = (float(end) for end in scale.domain)
+    axis = drawing.left_axis(values=[tick for tick in (-1, -0.5, 0, 0.5, 1) if least <= tick <= most], format="~g")
     ends = drawing.layer_range(table)
 
     def x(last: bool) -> alt.X:

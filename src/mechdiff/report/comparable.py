@@ -200,7 +200,7 @@ def refuse(runs: Sequence[Loaded], *, across_bases: bool = False) -> list[Mark]:
         )
         only_bases = set(hard) <= set(OF_BASES)
         do = (
-            "Run both on one base, or give --across-bases: then only how local the changes are is compared."
+            "Run both on one base, or give --across-bases: then only how local and of what rank the changes are is compared."
             if only_bases
             else "Run them alike."
         )
@@ -210,5 +210,5 @@ def refuse(runs: Sequence[Loaded], *, across_bases: bool = False) -> list[Mark]:
         raise RunError(
             f"{lacking}: D was not measured, so no effect is a share of anything. Run `divergence` too, and `patching` for where."
         )
-    meaning = "another network: only how local the changes are is compared, by share of the parts there are and by relative depth"
+    meaning = "another network: compared are shares of the parts there are, relative depths and ranks"
     return [Mark(field=field, values=tuple(values), meaning=meaning) for field, values in differ.items()]

@@ -20,6 +20,7 @@ from mechdiff.report.compared import Compared
 from mechdiff.report.findings_changes import changes
 from mechdiff.report.findings_compare import quantities
 from mechdiff.report.parts import Section, table
+from mechdiff.report.phrasing import listed
 
 PAGE, TABLE = "compare.html", "compare.parquet"
 
@@ -87,7 +88,7 @@ def sections(of: Compared) -> list[Section]:
 def _page(made: Comparison) -> None:
     of = made.content
     quick = [run.name for run in of.runs if run.content.manifest.get("quick")]
-    alerts = [f"{name}: a quick run, only the first prompts of each split were used, so intervals are wide." for name in quick]
+    said = f"Only the first prompts of each split were used in {listed(quick)} (quick), so intervals are wide."
     rows = [
         (run.name, record.short_name(run.content.manifest, "base"), str(run.content.manifest.get("config_hash") or "")[:12])
         for run in of.runs
@@ -97,7 +98,7 @@ def _page(made: Comparison) -> None:
         kicker="mechdiff: fine-tunes beside one another",
         names=of.names,
         between={"sign": "·", "says": "and"},
-        alerts=alerts,
+        alerts=[said] if quick else [],
         warned=0,
         verdict=made.verdict(),
         sections=[page.draw_section(section, made.path / "figures") for section in sections(of)],

@@ -11,6 +11,8 @@ from mechdiff.report.parts import table
 from mechdiff.report.phrasing import between, listed, nats
 from mechdiff.report.quantity import Quantity
 
+LONG = 18
+"""Characters from which a line of a cell may break."""
 UNITS = {"parts": "", "share of parts": "share of all", "share of depth": "share of depth", "dimensions": "dimensions", "share": "share"}
 
 
@@ -72,12 +74,17 @@ def ends_of(one: Quantity) -> str:
     return f"L{low:.0f} to L{high:.0f}" if one.unit == "layer" else between(low, high)
 
 
+def _whole(line: str) -> str:
+    """A line that breaks only where it is long."""
+    return line.replace(" ", "\u00a0") if len(line) <= LONG else line
+
+
 def _cell(one: Quantity | None) -> str:
     if one is None:
         return "–"
-    ends = f"\n({ends_of(one)})" if ends_of(one) else ""
-    null = f"\nalike: {nats(one.null[0])}" if one.null else ""
-    return f"{value_of(one)}{ends}{null}".replace(" ", "\u00a0") + (f"\n{one.where}" if one.where else "")
+    ends = ends_of(one)
+    lines = [value_of(one), *([f"({ends})"] if ends else []), *([f"alike: {nats(one.null[0])}"] if one.null else [])]
+    return "\n".join([*map(_whole, lines), *([one.where] if one.where else [])])
 
 
 def differences(of: Compared, keys: Sequence[tuple[str, str]], *, folded: str = "The differences") -> list[dict]:

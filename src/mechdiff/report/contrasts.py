@@ -81,12 +81,14 @@ def _contrast(one: Quantity, other: Quantity) -> Contrast | None:
 
 
 def relative(found: Mapping[str, Sequence[Quantity]]) -> dict[str, list[Quantity]]:
-    """Numbers of parts as shares of the parts there are, and places as shares of depth: what runs on different bases have in common."""
-    kept = {key for key in MAIN if key not in (WEIGHT_RANK, STATE_RANK)}
-    return {
-        run: [one.of_available() for one in numbers if one.parts and (one.key in kept or one.unit == "layer")]
-        for run, numbers in found.items()
-    }
+    """What runs on different bases have in common: parts as shares of those there are, places as shares of depth, and ranks as they are."""
+    return {run: [made for one in numbers if (made := _without_unit(one)) is not None] for run, numbers in found.items()}
+
+
+def _without_unit(one: Quantity) -> Quantity | None:
+    if one.key in (WEIGHT_RANK, STATE_RANK):
+        return one
+    return one.of_available() if one.parts and (one.key in MAIN or one.unit == "layer") else None
 
 
 def tidy(found: Mapping[str, Sequence[Quantity]], held: Sequence[Pair]) -> pl.DataFrame:

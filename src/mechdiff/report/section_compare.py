@@ -39,7 +39,9 @@ def local(of: Compared) -> Section:
     if any(one.null for name in of.names for key in keys if (one := of.one(name, key))):
         caption += "Grey: what would be found if all parts had alike, on as many prompts and with as much scatter. "
     caption += "Dashed: the parts there are." if not of.across_bases else "As shares of the parts there are."
-    chart = {"table": forest(of, keys), "names": of.names, "log": not of.across_bases, "title": "effective number of parts"}
+    drawn_keys = [key for key in keys if not (of.across_bases and key[0] == "rank")]
+    axis = "share of the parts there are" if of.across_bases else "effective number of parts"
+    chart = {"table": forest(of, drawn_keys), "names": of.names, "log": not of.across_bases, "title": axis}
     drawn = Drawn(name="compare_local", chart=charts_compare.numbers, options=chart, caption=caption, reading="compare_local")
     main = [key for key in keys if key in MAIN]
     return Section(id="local", title=title, parts=[drawn, *own(of, keys), *differences(of, main, folded=""), *_index(of)])

@@ -58,7 +58,7 @@ def rank(of: Compared) -> Section:
     """How many dimensions has each?"""
     keys = of.of_axis("rank")
     cut = profiles.truncated_along(of.runs)
-    curves = [cut.with_columns(panel=pl.lit("Share of D recovered: weights cut to k directions"))] if not cut.is_empty() else []
+    curves = [cut.with_columns(panel=pl.lit("Share of D: weights cut to k directions"))] if not cut.is_empty() else []
     curves += _state_curves(of)
     table = pl.concat([part.select("panel", "line", "rank", "value", "low", "high") for part in curves]) if curves else pl.DataFrame()
     told = said(of, WEIGHT_RANK)
@@ -80,7 +80,7 @@ def _state_curves(of: Compared) -> list[pl.DataFrame]:
         curve = rank_curve(run, site) if site else None
         if curve is None:
             continue
-        shares = shares_along(run, "Share of D recovered: maps of the states", curve, [int(k) for k in curve.names])
+        shares = shares_along(run, "Share of D: maps of the states", curve, [int(k) for k in curve.names])
         if shares is not None:
             parts.append(profiles.along([shares]).with_columns(rank="layer"))
     return parts

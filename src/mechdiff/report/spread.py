@@ -10,7 +10,7 @@ part, 1/n for evenly everywhere. Only proportions count: N of an effect and of t
 up to 1.
 
 N is a curved function of means, so that with few prompts it is biased: noise in the m_i lifts the number of a local effect and lowers that of a
-spread one, by 5 to 10 % at 6 prompts and 1 % at 32. Hence the delete-one jackknife (Quenouille 1956, Tukey 1958). Each prompt's pseudo-value
+spread one, by 5 to 12 % at 6 prompts and 2 % at 32. Hence the delete-one jackknife (Quenouille 1956, Tukey 1958). Each prompt's pseudo-value
 
     n N - (n - 1) N(without this prompt)
 

@@ -101,7 +101,7 @@ def numbers(key: tuple[str, str], names: Sequence[str], found: Found, held: Sequ
     """One number of all runs with intervals, and which of them can be told apart."""
     ones = {name: next(one for one in found[name] if one.key == key) for name in names}
     ofs = {str(one.parts) for one in ones.values() if one.parts and one.unit == "parts"}
-    out_of = f" of {next(iter(ofs))}" if len(ofs) == 1 and key not in (WEIGHT_RANK, STATE_RANK) else ""
+    out_of = f" (of {next(iter(ofs))})" if len(ofs) == 1 and key not in (WEIGHT_RANK, STATE_RANK) else ""
     noun = NOUNS[key] + (", as a share of all there are" if next(iter(ones.values())).unit == "share of parts" else out_of)
     told = listed(f"{name} {with_ends(one)}" for name, one in ones.items())
     pairs = [pair for pair in held if pair.key == key]
