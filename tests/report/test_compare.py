@@ -64,6 +64,16 @@ def test_the_verdict_tells_the_planted_truth(made: Comparison) -> None:
     assert ranks[1] > 6.5
 
 
+def test_profiles_are_in_the_table_and_differ_where_it_was_planted(made: Comparison) -> None:
+    table = made.table().filter(pl.col("quantity") == "share of D, attn_out, breakage")
+    assert table.filter(pl.col("against").is_null()).select("run", "layer").n_unique() == 2 * N_LAYERS
+    shares = table.filter(pl.col("against").is_null(), pl.col("layer") == 4).select("run", "value").rows()
+    assert dict(shares) == pytest.approx({"local": 0.95, "spread": 0.1}, rel=0.2)
+    apart = table.filter(pl.col("against") == "spread").sort("layer")
+    assert apart["value"].to_list() == pytest.approx([*[-0.1] * 4, 0.85, -0.1], rel=0.3)
+    assert apart.filter(pl.col("low") > 0)["layer"].to_list() == [4]
+
+
 def test_half_of_d_is_passed_where_it_was_planted(made: Comparison) -> None:
     table = made.table()
     for direction in ("breakage", "recovery"):

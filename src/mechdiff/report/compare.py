@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from mechdiff.errors import RunError
-from mechdiff.report import comparable, contrasts, page, record, section_compare, section_compare_axes, wording_compare
+from mechdiff.report import comparable, contrasts, page, profiles, record, section_compare, section_compare_axes, wording_compare
 from mechdiff.report.compared import Compared
 from mechdiff.report.findings_changes import changes
 from mechdiff.report.findings_compare import quantities
@@ -39,7 +39,8 @@ class Comparison:
 
     def table(self) -> pl.DataFrame:
         """Every number of every run, and every difference: `contrasts.SCHEMA`."""
-        return contrasts.tidy(self.content.found, self.content.held)
+        of = self.content
+        return pl.concat([contrasts.tidy(of.found, of.held), *(contrasts.tidy_profiles(part) for part in (of.along, of.apart))])
 
     def report(self) -> Path:
         """The page's path."""
@@ -67,7 +68,9 @@ def beside(folders: Sequence[str | Path], *, across_bases: bool = False) -> Comp
     found = {run.name: quantities(run) for run in runs}
     found = contrasts.relative(found) if across else {run.name: [*found[run.name], *changes(run)] for run in runs}
     marks = [*of_bases, *comparable.differing(runs)]
-    return Compared(runs=runs, found=found, held=contrasts.pairs(found), marks=marks, across_bases=across)
+    curves = profiles.profiles(runs)
+    along, apart = profiles.along(curves, by_depth=across), profiles.differences([] if across else curves)
+    return Compared(runs=runs, found=found, held=contrasts.pairs(found), marks=marks, across_bases=across, along=along, apart=apart)
 
 
 def default_name(names: Sequence[str]) -> str:

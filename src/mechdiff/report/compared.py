@@ -25,6 +25,10 @@ class Compared:
     held: Sequence[Pair]
     marks: Sequence[Mark]
     across_bases: bool
+    along: pl.DataFrame
+    """Shares of D along the layers, with simultaneous bands: `profiles.SCHEMA`."""
+    apart: pl.DataFrame
+    """Their differences; empty across bases, whose layers are not the same."""
 
     @property
     def names(self) -> list[str]:

@@ -108,6 +108,14 @@ def tidy(found: Mapping[str, Sequence[Quantity]], held: Sequence[Pair]) -> pl.Da
     return pl.DataFrame([*own, *differences], schema=SCHEMA, orient="row")
 
 
+def tidy_profiles(along: pl.DataFrame) -> pl.DataFrame:
+    """Shares of D along the layers, or their differences (`profiles.SCHEMA`), as rows of the same table; the intervals are simultaneous bands."""
+    told = {"axis": pl.lit("where"), "run": pl.col("line"), "quantity": pl.format("share of D, {}", "panel"), "unit": pl.lit("share of D")}
+    told |= {"where": pl.lit("simultaneous band")}
+    empty = {name: pl.lit(None, kind) for name, kind in SCHEMA.items() if name not in along.columns and name not in told}
+    return along.with_columns(**told, **empty).select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
+
+
 def _end(value: float) -> float | None:
     return None if value != value else value
 

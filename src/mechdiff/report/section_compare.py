@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff.report import charts_compare, profiles
+from mechdiff.report import charts_compare
 from mechdiff.report.compared import Compared, differences, forest, own, said
 from mechdiff.report.contrasts import HEADS, LAYERS, MAIN, MODULES, SITES, STATE_RANK, WEIGHT_RANK
 from mechdiff.report.parts import Drawn, Section, note, table
@@ -63,21 +63,18 @@ def _index(of: Compared) -> list[dict]:
 def where(of: Compared) -> Section:
     """Profiles along the layers, their differences, and where half of D is passed."""
     title = "Where along the layers?"
-    found = profiles.profiles(of.runs)
-    if not found:
-        return Section(id="where", title=title, parts=[note("No two runs were patched.")])
-    curves = profiles.along(found, by_depth=of.across_bases)
+    if of.along.is_empty():
+        return Section(id="where", title=title, parts=[note("Patching was not measured, or found no effect, in any of these runs.")])
     half = [key for key in of.of_axis("where") if key[1].startswith("half of D")]
     passed = "; ".join(f"{key[1].removeprefix('half of D passed, ')}: {said(of, key)}" for key in half)
     place = "Share of depth" if of.across_bases else "Layer"
     caption = "Shares of D by the site that is written, with bands that cover a whole profile with 95 %."
     caption += f" {place} of the residual stream at which half of D is passed: {passed}." if passed else ""
-    options: dict[str, Any] = {"table": curves, "names": of.names, "by_depth": of.across_bases, "title": ": share of D"}
+    options: dict[str, Any] = {"table": of.along, "names": of.names, "by_depth": of.across_bases, "title": ": share of D"}
     parts: list[Any] = [
         Drawn(name="compare_profiles", chart=charts_compare.along, options=options, caption=caption, reading="compare_profiles")
     ]
-    if not of.across_bases:
-        parts += _differences(profiles.differences(found))
+    parts += _differences(of.apart)
     keys = [key for key in of.of_axis("where") if key not in (SITES, LAYERS)]
     return Section(id="where", title=title, parts=[*parts, *own(of, keys), *differences(of, keys)])
 
