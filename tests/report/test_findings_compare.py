@@ -137,8 +137,9 @@ def test_a_threshold_that_is_never_passed_is_said(run: Loaded) -> None:
     assert passed.estimate.value == CHANGED
 
 
-def test_sections_have_their_figures_and_readings(run: Loaded) -> None:
-    numbers = {"planted": [*quantities(run), *changes(run)], "again": [*quantities(run), *changes(run)]}
+def test_sections_have_their_figures_and_readings(run: Loaded, found: dict[str, Quantity]) -> None:
+    every = [*found.values(), *changes(run)]
+    numbers = {"planted": every, "again": every}
     again = Loaded(name="again", folder=run.folder, content=run.content, texts={})
     of = Compared(
         runs=[run, again], found=numbers, held=pairs(numbers), marks=[], across_bases=False, along=pl.DataFrame(), apart=pl.DataFrame()
