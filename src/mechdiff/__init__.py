@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mechdiff.api import Run, compare, open_run, run
+    from mechdiff.api import Run, open_run, run
     from mechdiff.engine.sites import Site
     from mechdiff.errors import MechdiffError
     from mechdiff.measures.maps import load_map
+    from mechdiff.report.compare import Comparison, compare
 
 _HOME = {
-    **dict.fromkeys(("run", "compare", "open_run", "Run"), "api"), "Site": "engine.sites", "MechdiffError": "errors", "load_map": "measures.maps",
+    "run": "api", "open_run": "api", "Run": "api", "Site": "engine.sites", "MechdiffError": "errors", "load_map": "measures.maps",
+    "compare": "report.compare", "Comparison": "report.compare",
 }  # fmt: skip
-__all__ = ["MechdiffError", "Run", "Site", "compare", "load_map", "open_run", "run"]
+__all__ = ["Comparison", "MechdiffError", "Run", "Site", "compare", "load_map", "open_run", "run"]
 
 
 def __getattr__(name: str) -> Any:

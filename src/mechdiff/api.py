@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechdiff.errors import RunError
-from mechdiff.report.compare import Comparison, open_runs
-from mechdiff.report.compare_page import build_page
 from mechdiff.report.drawing import WIDE
 from mechdiff.report.export import chart, drawn_figures, export
 from mechdiff.report.page import build_report
@@ -86,45 +84,6 @@ def _shown(names: str, verdict: list[str], page: Path) -> str:
     """What a notebook shows: names (escaped already), sentences, where the page is."""
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdict)
     return f"<b>{names}</b><ol>{sentences}</ol><code>{escape(str(page))}</code>"
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Finished runs side by side. In a notebook it shows its verdict."""
-
-    path: Path
-    """The folder of compare.html."""
-    comparison: Comparison
-
-    def verdict(self) -> list[str]:
-        """How they contrast, in at most five sentences."""
-        return self.comparison.verdict()
-
-    def table(self) -> "pl.DataFrame":
-        """Every number of every run and every difference: a polars data frame, as in compare.parquet."""
-        return self.comparison.table()
-
-    def report(self) -> Path:
-        """Builds compare.html anew; returns its path."""
-        return build_page(self.comparison, self.path)
-
-    def _repr_html_(self) -> str:
-        names = " against ".join(escape(name) for name in self.comparison.names)
-        return _shown(names, self.verdict(), self.path / "compare.html")
-
-
-def compare(*runs: "str | Path | Run", out: str | Path | None = None, across_bases: bool = False) -> Compared:
-    """Compares two or more finished runs (folders or Run objects) and writes compare.html; `out`: its folder (default: compare-A-B beside the first).
-
-    Raises RunError where they cannot be compared: another base (unless `across_bases`), metric of D, prompt policy or position.
-    """
-    folders = [one.path if isinstance(one, Run) else Path(one) for one in runs]
-    comparison = open_runs(folders, across_bases=across_bases)
-    safe = "-".join(_safe(name) for name in comparison.names)
-    place = Path(out) if out else folders[0].resolve().parent / f"compare-{safe}"[:120]
-    found = Compared(place, comparison)
-    found.report()
-    return found
 
 
 def open_run(path: str | Path) -> Run:

@@ -155,8 +155,9 @@ def _contrast(pairs: dict[str, Any], place: Path, *, stated: bool) -> None:
     from rich.console import Console
 
     from mechdiff import api
+    from mechdiff.report.compare import compare as contrast
     from mechdiff.study.distribute import side_by_side
-    from mechdiff.terminal import show_budget, show_comparison
+    from mechdiff.terminal import show_budget
 
     with _progress() as bar:
         tasks = {name: bar.add_task(f"{name}: preparing", total=1.0) for name in pairs}
@@ -166,9 +167,10 @@ def _contrast(pairs: dict[str, Any], place: Path, *, stated: bool) -> None:
     console = Console(stderr=True)
     if stated:
         show_budget(runs, console)
-    compared = api.compare(*runs.values(), out=place)
-    show_comparison(compared, console)
-    print(compared.path / "compare.html")
+    compared = contrast(*(run.path for run in runs.values()), out=place)
+    for sentence in compared.verdict():
+        console.print(f"- {_escaped(sentence)}")
+    print(compared.report())
 
 
 def _run(study: Any, options: Any) -> None:
@@ -278,25 +280,6 @@ def report(run: Folder) -> None:
 
 
 @app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of two or more finished runs.", show_default=False)],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the page; default compare-A-B beside the first run.", show_default=False)
-    ] = None,
-    across_bases: Annotated[bool, typer.Option("--across-bases", help="Compare though the base models differ.")] = False,
-) -> None:
-    """How fine-tunes contrast: where, weights, maps, rank, heads, behaviour, with the differences' intervals. Prints the page's path."""
-    from rich.console import Console
-
-    from mechdiff import api
-    from mechdiff.terminal import show_comparison
-
-    found = api.compare(*runs, out=out, across_bases=across_bases)
-    show_comparison(found, Console(stderr=True))
-    print(found.path / "compare.html")
-
-
-@app.command()
 def export(
     run: Folder,
     out: Annotated[Path, typer.Option(help="Folder for figures/ and summary.md.")] = Path("paper"),
@@ -319,6 +302,23 @@ def show(run: Folder) -> None:
     from mechdiff.terminal import show_run
 
     show_run(open_run(run), Console())
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of two or more finished runs.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="The comparison's folder; default runs/compare-NAMES.", show_default=False)] = None,
+    across_bases: Annotated[
+        bool, typer.Option("--across-bases", help="Allow other base models: only how local the changes are is then compared.")
+    ] = False,
+) -> None:
+    """Fine-tunes beside one another: local and low-rank, or distributed and high-rank? Prints the page's path."""
+    from mechdiff.report import compare as comparison
+
+    made = comparison.compare(*runs, out=out, across_bases=across_bases)
+    for sentence in made.verdict():
+        _say(f"- {_escaped(sentence)}")
+    print(made.report())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from mechdiff.api import Compared, Run
+    from mechdiff.api import Run
     from mechdiff.curate.curation import Recipe
     from mechdiff.curate.fairness import Tokenizers
     from mechdiff.study.config import StudyConfig
@@ -94,20 +94,6 @@ def show_budget(runs: "dict[str, Run]", console: Console) -> None:
         table.add_row(measure, str(budget), *(f"{took[measure][0]:.0f}" for took in by_run.values()))
     totals = [f"{sum(took for took, _ in one.values()):.0f}" for one in by_run.values()]
     table.add_row("all", str(sum(budget for _, budget in next(iter(by_run.values())).values())), *totals)
-    console.print(table)
-
-
-def show_comparison(found: "Compared", console: Console) -> None:
-    """What two or more runs contrast in, in sentences, and every difference that is told apart."""
-    console.print(f"[bold]{' against '.join(map(escape, found.comparison.names))}[/]")
-    for sentence in found.verdict():
-        console.print(f"- {escape(sentence)}")
-    apart = [contrast for contrasts in found.comparison.contrasts.values() for contrast in contrasts]
-    table = _table("differences, 95 % (told apart where 0 is left out)", "", "runs", "difference", "95 %", "told apart", "p (Holm)")
-    for one in apart:
-        name = next(iter(found.comparison.quantities[one.key].values())).name
-        told = ("yes" if one.told_apart else "no", f"{one.p:.2g}")
-        table.add_row(name, escape(f"{one.run} − {one.against}"), f"{one.value:.3g}", f"{one.low:.3g} to {one.high:.3g}", *told)
     console.print(table)
 
 

@@ -1,151 +1,216 @@
-"""Comparisons of planted runs: what is local and what is spread is known, and so is what cannot be told apart."""
+"""Comparisons of planted fine-tunes: the truth is told, nothing is told that is not there, and the page is whole."""
 
-import json
+import re
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff import api
 from mechdiff.errors import RunError
-from mechdiff.report import compare, statistics
-from mechdiff.report.findings_compare import OUTPUTS
-from report.planted_run import planted_manifest, planted_rows, write_run
+from mechdiff.report import contrasts
+from mechdiff.report.compare import Comparison, beside, compare, default_name, sections
+from mechdiff.report.compared import Compared
+from mechdiff.report.wording_compare import verdict
+from report.planted_compare import LOCAL, N_LAYERS, RANK_8, SPREAD, Planted, manifest_of, planted, write_planted
+from report.test_page import Page
 
 EVIL = "<script>alert(1)</script>"
-LAYERS, PROMPTS = 6, 16
-
-
-def spread_out(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """The same run with every output carrying an equal part of D, but for noise."""
-    rng = np.random.default_rng(seed)
-    d = rows.filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_null(), pl.col("control").is_null())
-    d = d.select("split", "prompt", d="value")
-    outputs = (
-        (pl.col("measure") == "patching") & pl.col("site").is_in(OUTPUTS) & (pl.col("arm") == "identity") & pl.col("control").is_null()
-    )
-    joined = rows.join(d, on=["split", "prompt"], how="left", maintain_order="left")
-    part = pl.Series(rng.lognormal(0, 0.2, len(rows)) / (2 * LAYERS))
-    own = pl.when(outputs & (pl.col("metric") == "kl_own_nats")).then(pl.col("d") * part)
-    value = own.when(outputs & (pl.col("metric") == "kl_other_nats")).then(pl.col("d") * (1 - part)).otherwise("value")
-    return joined.with_columns(value=value).drop("d")
-
-
-def made(folder: Path, *, name: str, spread: bool = False, seed: int = 0, **changes: object) -> Path:
-    rows = planted_rows(n_layers=LAYERS, n_prompts=PROMPTS, changed=3, permutations=3, seed=seed)
-    manifest = planted_manifest(n_layers=LAYERS, n_prompts=PROMPTS, changed=3)
-    manifest["pair"]["tuned"]["ref"] = name
-    manifest["pair"]["base"]["files"] = {"model.safetensors": "ab" * 32}
-    manifest = json.loads(json.dumps(manifest))
-    for path, value in changes.items():
-        section, _, key = path.partition("__")
-        manifest[section][key] = value
-    return write_run(folder, spread_out(rows, seed + 1) if spread else rows, manifest)
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    place = tmp_path_factory.mktemp("runs")
-    return {
-        "local": made(place / "local", name="local"),
-        "again": made(place / "again", name="again", seed=7),
-        "spread": made(place / "spread", name="spread", spread=True, seed=3),
-        EVIL: made(place / "evil", name=EVIL, spread=True, seed=9),
-    }
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
 
 
-def test_a_spread_change_is_told_from_a_local_one(folders: dict[str, Path]) -> None:
-    found = compare.open_runs([folders["local"], folders["spread"]])
-    local, spread = (found.quantities["sites"][name].value for name in ("local", "spread"))
-    assert local < 1.6
-    assert spread > 0.9 * 2 * LAYERS
-    (apart,) = found.contrasts["sites"]
-    assert apart.told_apart
-    assert apart.value == pytest.approx(local - spread)
-    assert found.quantities["localisation"]["local"].value > 0.94
-    assert found.quantities["localisation"]["spread"].value < 0.1
-    assert any("in spread it is spread over more outputs than in local, by " in sentence for sentence in found.verdict())
-    assert len(found.verdict()) <= 5
+@pytest.fixture(scope="module")
+def local(folder: Path) -> Path:
+    return write_planted(folder / "local", Planted())
 
 
-def test_two_runs_of_one_truth_are_not_told_apart(folders: dict[str, Path]) -> None:
-    found = compare.open_runs([folders["local"], folders["again"]])
-    assert not [one.key for contrasts in found.contrasts.values() for one in contrasts if one.told_apart]
-    assert any("local and again cannot be told apart" in sentence and "would have been seen" in sentence for sentence in found.verdict())
+@pytest.fixture(scope="module")
+def spread_out(folder: Path) -> Path:
+    return write_planted(folder / "spread", Planted(sites=SPREAD, ranks=RANK_8, seed=1, texts="other"))
 
 
-def test_the_same_prompts_are_compared_one_by_one(folders: dict[str, Path]) -> None:
-    found = compare.open_runs([folders["local"], folders["spread"]])
-    assert found.seeds == [0, 0], "the planted runs have the same prompts"
-    assert all(one.paired for contrasts in found.contrasts.values() for one in contrasts)
+@pytest.fixture(scope="module")
+def made(folder: Path, local: Path, spread_out: Path) -> Comparison:
+    return compare(local, spread_out, out=folder / "compared")
 
 
-def test_the_page_and_the_table_are_whole(folders: dict[str, Path], tmp_path: Path) -> None:
-    found = api.compare(folders["local"], folders[EVIL], out=tmp_path / "compared")
-    page = (tmp_path / "compared" / "compare.html").read_text(encoding="utf-8")
+def table_of(of: Compared) -> pl.DataFrame:
+    return contrasts.tidy(of.found, of.held)
+
+
+def number(table: pl.DataFrame, run: str, quantity: str, against: str | None = None) -> dict:
+    return table.filter(pl.col("run") == run, pl.col("quantity") == quantity, pl.col("against").eq_missing(against)).row(0, named=True)
+
+
+def test_the_verdict_tells_the_planted_truth(made: Comparison) -> None:
+    said = made.verdict()
+    assert said[0] == "spread is more distributed and of higher rank than local."
+    assert len(said) <= 5
+    table = made.table()
+    for quantity, few, many in (("effective sites", 1, 12), ("effective layers", 1, 6), ("effective modules, grafted alone", 1, 12)):
+        one, other = number(table, "local", quantity), number(table, "spread", quantity)
+        assert one["value"] == pytest.approx(few, abs=0.02)
+        assert other["low"] - 0.3 < many
+        assert other["value"] > 0.9 * many
+        difference = number(table, "local", quantity, "spread")
+        assert difference["value"] == pytest.approx(one["value"] - other["value"], rel=0.05)
+        assert difference["high"] < 0
+        assert difference["q"] < 1e-3
+    ranks = [number(table, run, "effective rank of the weights' change")["value"] for run in ("local", "spread")]
+    assert ranks[0] == pytest.approx(1, abs=0.05)
+    assert ranks[1] > 6.5
+
+
+def test_profiles_are_in_the_table_and_differ_where_it_was_planted(made: Comparison) -> None:
+    table = made.table().filter(pl.col("quantity") == "share of D, attn_out, breakage")
+    assert table.filter(pl.col("against").is_null()).select("run", "layer").n_unique() == 2 * N_LAYERS
+    shares = table.filter(pl.col("against").is_null(), pl.col("layer") == 4).select("run", "value").rows()
+    assert dict(shares) == pytest.approx({"local": 0.95, "spread": 0.1}, rel=0.2)
+    apart = table.filter(pl.col("against") == "spread").sort("layer")
+    assert apart["value"].to_list() == pytest.approx([*[-0.1] * 4, 0.85, -0.1], rel=0.3)
+    assert apart.filter(pl.col("low") > 0)["layer"].to_list() == [4]
+
+
+def test_half_of_d_is_passed_where_it_was_planted(made: Comparison) -> None:
+    table = made.table()
+    for direction in ("breakage", "recovery"):
+        assert number(table, "local", f"half of D passed, {direction}")["value"] == 4
+        assert number(table, "spread", f"half of D passed, {direction}")["value"] == 3
+    assert number(table, "local", "modules for 0.9 of D, added greedily")["value"] == 1
+    assert number(table, "spread", "modules for 0.9 of D, added greedily")["value"] == 11
+
+
+def test_two_runs_of_one_truth_are_not_told_apart(folder: Path) -> None:
+    runs = [
+        write_planted(folder / name, Planted(sites=SPREAD, ranks=RANK_8, n=12, seed=seed, texts=name), manifest=manifest_of(name))
+        for name, seed in (("one", 5), ("two", 6))
+    ]
+    said = verdict(beside(runs))
+    assert said[0] == "one and two cannot be told apart, neither in how distributed they are nor in their ranks."
+    assert not any("more distributed" in one or "higher" in one for one in said)
+    assert "would have been seen" in said[1]
+
+
+def test_the_same_texts_pair_and_other_texts_do_not(folder: Path, local: Path) -> None:
+    again = write_planted(folder / "again", Planted(seed=9))
+    paired = table_of(beside([local, again]))
+    assert number(paired, "local", "D", "again")["where"] == "paired"
+    assert number(paired, "local", "D", "again")["n"] == "16"
+    other = write_planted(folder / "other", Planted(seed=9, texts="elsewhere"))
+    assert number(table_of(beside([local, other])), "local", "D", "other")["where"] == "unpaired"
+
+
+def test_what_one_run_lacks_is_left_out_and_said(folder: Path, local: Path) -> None:
+    table = planted(Planted(sites=SPREAD, seed=2))
+    bare = write_planted(folder / "bare", Planted(), table=table.filter(pl.col("measure") != "grafting"))
+    found = beside([local, bare])
+    assert table_of(found).filter(pl.col("against").is_not_null(), pl.col("axis") == "weights").is_empty()
+    assert "bare is more distributed than local; their ranks were not both measured." in verdict(found)
+    notes = [part["text"] for section in sections(found) for part in section.parts if isinstance(part, dict) and part["kind"] == "note"]
+    assert "No ranks in bare: not measured, or no effect was found." in notes
+    assert "No heads in local and bare: not measured, or no effect was found." in notes
+
+
+def test_without_an_effect_there_is_nothing_to_compare(folder: Path, local: Path) -> None:
+    still = write_planted(folder / "still", Planted(strength=1e-10))
+    found = beside([local, still])
+    said = verdict(found)
+    assert said[0].startswith("There is no effect to compare in still (D = ")
+    assert "nothing to compare it with" in said[1]
+    assert table_of(found).filter(pl.col("against").is_not_null(), pl.col("axis") == "where").is_empty()
+
+
+def test_three_runs_stand_in_order_or_are_not_set_apart(folder: Path, local: Path, spread_out: Path) -> None:
+    middle = write_planted(folder / "middle", Planted(sites={(at, "mlp_out"): 0.3 for at in (1, 3, 5)}, seed=3, texts="third"))
+    assert verdict(beside([local, spread_out, middle]))[0] == "From local to distributed: local, middle, spread."
+    twin = write_planted(folder / "twin", Planted(sites=SPREAD, ranks=RANK_8, seed=7, texts="fourth"))
+    said = verdict(beside([local, spread_out, twin]))
+    assert said[0] == "Of these 3, most local is local; the others are not set apart."
+    assert "not told apart: spread and twin" in said[1]
+
+
+def test_across_bases_only_shares_of_what_there_is(folder: Path, local: Path) -> None:
+    manifest = manifest_of("elsewhere")
+    manifest["pair"]["base"] |= {"files": {"model.gguf": "00" * 32}, "n_layers": N_LAYERS}
+    other = write_planted(folder / "elsewhere", Planted(sites=SPREAD, ranks=RANK_8, seed=4), manifest=manifest)
+    with pytest.raises(RunError, match="--across-bases"):
+        compare(local, other, out=folder / "refused")
+    assert not (folder / "refused").exists()
+    found = beside([local, other], across_bases=True)
+    table = table_of(found)
+    assert set(table["axis"]) == {"where", "weights", "rank"}
+    assert set(table.filter(pl.col("axis") != "rank")["unit"]) == {"share of parts", "share of depth"}
+    assert number(table, "local", "effective sites")["value"] == pytest.approx(1 / 12, rel=0.02)
+    assert [section.id for section in sections(found)] == ["unlike", "local", "where"]
+    assert verdict(found)[0] == "elsewhere is more distributed and of higher rank than local."
+
+
+def test_the_page_is_whole_and_loads_nothing(made: Comparison) -> None:
+    text = made.report().read_text(encoding="utf-8")
+    page = Page(text)
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for name, value in page.attributes if name == "href" and value and value.startswith("#")} <= set(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+    for name in ("compare_local", "compare_profiles", "compare_differences", "compare_ranks"):
+        assert (made.path / f"figures/{name}.svg").is_file()
+        assert name in ids
+    for sentence in made.verdict():
+        assert sentence in page.text
+    assert page.tags.count("script") == page.tags.count("style") == 1
+    links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href")]
+    assert not [link for link in links if link and re.match(r"\w+:|//", link)]
+    assert pl.read_parquet(made.path / "compare.parquet").equals(made.table())
+
+
+def test_names_stay_text(folder: Path, local: Path) -> None:
+    manifest = manifest_of(EVIL)
+    manifest["pair"]["base"]["ref"] = EVIL
+    manifest["pair"]["base"]["files"] = {}
+    evil = write_planted(folder / "evil", Planted(sites=SPREAD, seed=8), manifest=manifest)
+    page = compare(local, evil, out=folder / "escaped", across_bases=True).report().read_text(encoding="utf-8")
     assert EVIL not in page
-    assert "&lt;script&gt;alert(1)" in page
-    assert page.count("<figure") == 4, "effective numbers, two profiles, their difference"
-    table = pl.read_parquet(tmp_path / "compared" / "compare.parquet")
-    assert dict(table.schema) == compare.SCHEMA
-    assert table.equals(found.table())
-    first = page
-    found.report()
-    assert (tmp_path / "compared" / "compare.html").read_text(encoding="utf-8") == first
+    assert page.count("<script>") == 1
+    assert "alert(1)" in Page(page).text
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"prompts__policy": "raw"}, "prompt policy: local has same_text, other has raw"),
-        ({"prompts__position": "last_user"}, "position: local has decision, other has last_user"),
-        (
-            {"pair__base": {"ref": "another", "files": {"model.safetensors": "cd" * 32}}},
-            "base model: local has abababababab, other has cdcdcdcdcdcd",
-        ),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(folders: dict[str, Path], tmp_path: Path, changes: dict, said: str) -> None:
-    other = made(tmp_path / "other", name="other", **changes)
-    with pytest.raises(RunError, match=said):
-        compare.open_runs([folders["local"], other])
-    if "pair__base" in changes:
-        assert compare.open_runs([folders["local"], other], across_bases=True).unlike[0].refused
+def test_a_runs_folder_is_not_written_over(local: Path, spread_out: Path) -> None:
+    with pytest.raises(RunError, match="given a run's folder"):
+        compare(local, spread_out, out=spread_out)
 
 
-def test_what_differs_beside_the_fine_tunes_is_marked(folders: dict[str, Path], tmp_path: Path) -> None:
-    other = made(tmp_path / "other", name="other", prompts__template="base")
-    assert [(one.what, one.said) for one in compare.open_runs([folders["local"], other]).unlike] == [("template", ("tuned", "base"))]
+def test_default_names_are_plain() -> None:
+    assert default_name(["org/model", EVIL, "…"]) == "compare-org-model-script-alert-1-script-run"
 
 
-def test_wrong_folders_are_one_sentence(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="given 1 run, expected two or more"):
-        compare.open_runs([folders["local"]])
-    with pytest.raises(RunError, match="the same run twice"):
-        compare.open_runs([folders["local"], folders["local"]])
-    with pytest.raises(RunError):
-        compare.open_runs([folders["local"], tmp_path])
+def test_a_claim_needs_more_than_certainty(made: Comparison) -> None:
+    pair = next(pair for pair in made.content.held if pair.key == contrasts.SITES)
+    assert pair.apart
+    assert pair.higher == "spread"
+    close = contrasts.Pair(key=pair.key, one="local", other="spread", values=(10.0, 11.0), contrast=pair.contrast, q=1e-9)
+    assert close.apart
+    assert close.higher is None
+    late = contrasts.Pair(key=pair.key, one="local", other="spread", values=pair.values, contrast=pair.contrast, q=0.2)
+    assert not late.apart
+    assert LOCAL.keys() <= SPREAD.keys()
 
 
-def test_no_effect_is_nothing_to_compare(folders: dict[str, Path], tmp_path: Path) -> None:
-    rows = planted_rows(n_layers=LAYERS, n_prompts=PROMPTS, changed=3, permutations=3)
-    real = pl.col("metric").str.starts_with("kl_") & pl.col("control").is_null()
-    quiet = rows.with_columns(value=pl.when(real).then(pl.col("value") * 1e-11).otherwise("value"))
-    manifest = planted_manifest(n_layers=LAYERS, n_prompts=PROMPTS, changed=3)
-    manifest["pair"]["tuned"]["ref"] = "quiet"
-    manifest["pair"]["base"]["files"] = {"model.safetensors": "ab" * 32}
-    folder = write_run(tmp_path / "quiet", quiet, manifest)
-    (said,) = compare.open_runs([folders["local"], folder]).verdict()
-    assert said.startswith("There is nothing to compare: quiet has no effect to explain")
+def test_from_the_command_line_the_same_runs_give_the_same_page(
+    made: Comparison, local: Path, spread_out: Path, capsys, monkeypatch
+) -> None:
+    import mechdiff
+    from mechdiff import cli
 
-
-def test_a_run_without_patching_is_compared_by_what_it_has(folders: dict[str, Path], tmp_path: Path) -> None:
-    rows = planted_rows(n_layers=LAYERS, n_prompts=PROMPTS, changed=3, permutations=3).filter(pl.col("measure") == "divergence")
-    manifest = planted_manifest(n_layers=LAYERS, n_prompts=PROMPTS, changed=3)
-    manifest["pair"]["tuned"]["ref"] = "bare"
-    manifest["pair"]["base"]["files"] = {"model.safetensors": "ab" * 32}
-    found = compare.open_runs([folders["local"], write_run(tmp_path / "bare", rows, manifest)])
-    assert "sites" not in found.contrasts
-    assert set(found.contrasts) == {"d", "other_token"}
-    assert statistics.d_metric(rows) == "kl_tuned_base_nats"
+    assert mechdiff.compare is compare
+    before = made.report().read_bytes()
+    monkeypatch.setattr("sys.argv", ["mechdiff", "compare", str(local), str(spread_out), "--out", str(made.path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == str(made.report())
+    assert "more distributed" in err
+    assert made.report().read_bytes() == before

@@ -1,75 +1,214 @@
-"""May two runs be compared, and what must be said beside it?
+"""May these runs be compared, and what of them is not the same? Fields of their records, held against one another.
 
-Refused: another base model (its files' hashes), D by another metric (of shared tokens only in one run), another position or prompt policy: numbers
-of such runs answer different questions. Marked: another template, number of prompts, dtype, arms, sites or options of a measure, a quick run: they
-may make a difference that the fine-tunes do not make.
+Refused: what changes the meaning of every number. Another base (another network: sites, heads and sizes are not the same things; with
+`across_bases` what has no unit of its own is compared still), another prompt policy or position (another token is looked at). Marked, at the top
+of the page: what changes how far a difference can be trusted, such as other prompts, another template, precision, budget, or a divergence on
+shared tokens.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from mechdiff.errors import RunError
-from mechdiff.report import statistics
-from mechdiff.report.parts import Run
+import polars as pl
 
-BASE = "base model"
-REFUSED = (BASE, "metric of D", "prompt policy", "position")
+from mechdiff.errors import RunError
+from mechdiff.report import findings, statistics
+from mechdiff.report.parts import Run
+from mechdiff.report.phrasing import listed
+from mechdiff.report.record import said, short_name
+from mechdiff.study.artifacts import read_manifest, read_rows, read_summary
+
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
+"""Files that make two models one: tokenizer files change with library versions and are not held against each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unlike:
-    """One thing that is not the same in all runs."""
+class Loaded:
+    """A finished run, under the name that the page gives it."""
 
-    what: str
-    said: tuple[str, ...]
-    """By run."""
+    name: str
+    folder: Path
+    content: Run
+    texts: dict[tuple[str, str], str]
+    """Hash of the rendered text, by split and prompt."""
+
+    def key(self, split: str | None, prompt: str) -> str:
+        """What a prompt is called across runs: its text's hash, or a name of this run's own where that is not known."""
+        split = split or "probes"
+        return self.texts.get((split, prompt), f"{self.folder}:{split}:{prompt}")
 
     @property
-    def refused(self) -> bool:
-        return self.what in REFUSED
+    def counts(self) -> bool:
+        """Whether D is above its floor (or was not measured)."""
+        found = findings.difference(self.content.rows, self.content.summary)
+        return found is not None and found.counts and found.mean > 0
 
 
-def unlike(runs: Sequence[Run]) -> list[Unlike]:
-    """Everything that is not the same, what forbids a comparison first."""
-    told = [_told(run) for run in runs]
-    names = list(dict.fromkeys(name for one in told for name in one))
-    found = [Unlike(what=name, said=tuple(one.get(name, "not there") for one in told)) for name in names]
-    return sorted((one for one in found if len(set(one.said)) > 1), key=lambda one: not one.refused)
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A field that the runs differ in."""
+
+    field: str
+    values: tuple[str, ...]
+    """Of each run."""
+    meaning: str
+    """What it does to the comparison."""
 
 
-def check(names: Sequence[str], found: Sequence[Unlike], *, across_bases: bool) -> None:
-    """Raises RunError that names every field which forbids the comparison."""
-    fatal = [one for one in found if one.refused and not (across_bases and one.what == BASE)]
-    if not fatal:
-        return
-    told = "; ".join(f"{one.what}: {', '.join(f'{name} has {said}' for name, said in zip(names, one.said, strict=True))}" for one in fatal)
-    hint = " --across-bases compares them all the same: numbers of spread and rank need no common base." if fatal[0].what == BASE else ""
-    raise RunError(f"these runs do not answer the same question ({told}). Run both with the same settings.{hint}")
+def load(folders: Sequence[str | Path]) -> list[Loaded]:
+    """The runs, read and named: by their tuned models, where these are alike by their folders. Raises RunError."""
+    places = [Path(folder) for folder in folders]
+    if len(places) < 2:
+        raise RunError(f"given {len(places)} run, expected two or more to compare. `mechdiff report` shows a single one.")
+    twice = {str(place) for i, place in enumerate(places) if place.resolve() in [other.resolve() for other in places[:i]]}
+    if twice:
+        raise RunError(f"{listed(sorted(twice))}: given twice. A run compared with itself says nothing; give different runs.")
+    manifests = [read_manifest(place) for place in places]
+    names = [short_name(manifest, "tuned") for manifest in manifests]
+    alike = [name if names.count(name) == 1 else f"{name} ({place.resolve().name})" for name, place in zip(names, places, strict=True)]
+    unique = [name if alike.count(name) == 1 else f"{name} [{i + 1}]" for i, name in enumerate(alike)]
+    return [
+        Loaded(
+            name=name,
+            folder=place,
+            content=Run(manifest=manifest, rows=read_rows(place), summary=read_summary(place)),
+            texts=rendered(place),
+        )
+        for name, place, manifest in zip(unique, places, manifests, strict=True)
+    ]
 
 
-def _told(run: Run) -> dict[str, str]:
-    manifest = run.manifest
-    base = (manifest.get("pair") or {}).get("base") or {}
-    weights = [digest for name, digest in (base.get("files") or {}).items() if name.endswith((".safetensors", ".gguf", ".bin"))]
-    prompts = manifest.get("prompts") or {}
-    told = {
-        BASE: ", ".join(digest[:12] for digest in sorted(weights)) or str(base.get("ref")),
-        "metric of D": statistics.d_metric(run.rows),
-        "prompt policy": str(prompts.get("policy")),
-        "position": str(prompts.get("position")),
-        "template": str(prompts.get("template")),
-        "dtype": str(manifest.get("dtype")),
-        "seed": str(manifest.get("seed")),
-        "quick": "a quick run" if manifest.get("quick") else "a whole run",
-        **{f"{split} prompts": str(n) for split, n in (prompts.get("n") or {}).items()},
-    }
-    for one in (manifest.get("config") or {}).get("measures") or []:
-        for measure, options in _named(one):
-            told[measure] = "measured"
-            told |= {f"{measure}: {option}": str(value) for option, value in options.items()}
-    return told
+def rendered(folder: Path) -> dict[tuple[str, str], str]:
+    """Hash of each prompt's rendered text, by split and name; empty where the run keeps no prompts.jsonl."""
+    place = folder / "prompts.jsonl"
+    if not place.is_file():
+        return {}
+    try:
+        lines = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+        return {(line["split"], line["id"]): line["sha256"] for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{place}: cannot be read ({error!r}), expected one prompt a line. Run the study again, or take the file away."
+        ) from error
 
 
-def _named(one: str | Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    return [(one, {})] if isinstance(one, str) else [(name, options or {}) for name, options in one.items()]
+def base_of(run: Loaded) -> str:
+    """The base by its weights' hashes; by its name where none are recorded."""
+    base = (run.content.manifest.get("pair") or {}).get("base") or {}
+    hashes = sorted(digest for name, digest in (base.get("files") or {}).items() if name.endswith(WEIGHTS))
+    return ", ".join(digest[:12] for digest in hashes) or str(base.get("ref"))
+
+
+def _of(*names: str) -> Callable[[Loaded], str]:
+    """A field of the manifest, in words."""
+
+    def field(run: Loaded) -> str:
+        value: Any = run.content.manifest
+        for name in names:
+            value = value.get(name) if isinstance(value, dict) else None
+        return said(value)
+
+    return field
+
+
+def _n_prompts(run: Loaded) -> str:
+    counts = (run.content.manifest.get("prompts") or {}).get("n") or {}
+    return ", ".join(f"{split} {counts[split]}" for split in ("fit", "select", "report") if split in counts) or "–"
+
+
+def _measures(run: Loaded) -> str:
+    real = run.content.rows.filter(pl.col("control").ne_missing("no_op"))
+    return ", ".join(sorted(real["measure"].unique().to_list()))
+
+
+def _arms(run: Loaded) -> str:
+    found = run.content.rows.filter(pl.col("measure").is_in(["patching", "transport"]), pl.col("arm").is_not_null())
+    return ", ".join(sorted(found["arm"].unique().to_list()))
+
+
+def _splits(run: Loaded) -> str:
+    return findings.reported(run.content.rows, "patching") or findings.reported(run.content.rows, "divergence") or "–"
+
+
+def _texts(run: Loaded) -> str:
+    return f"{len(report_texts(run))} texts"
+
+
+def _small(run: Loaded) -> str:
+    n = len(report_texts(run))
+    return f"only {n} prompts" if 0 < n < statistics.FEW else "enough prompts"
+
+
+def report_texts(run: Loaded) -> frozenset[str]:
+    """What the reported prompts are called across runs."""
+    split = findings.reported(run.content.rows, "divergence")
+    of_split = run.content.rows.filter(pl.col("measure") == "divergence", pl.col("split").eq_missing(split))
+    return frozenset(run.key(split, prompt) for prompt in of_split["prompt"].drop_nulls().unique().to_list())
+
+
+REFUSED: dict[str, Callable[[Loaded], str]] = {
+    "base model": base_of,
+    "layers": _of("pair", "base", "n_layers"),
+    "prompt policy": _of("prompts", "policy"),
+    "position": _of("prompts", "position"),
+}
+OF_BASES = ("base model", "layers")
+
+MARKED: dict[str, tuple[Callable[[Loaded], str], str]] = {
+    "D is": (
+        lambda run: statistics.d_metric(run.content.rows),
+        "shares are of different totals: on shared tokens what is outside is not seen",
+    ),
+    "template": (_of("prompts", "template"), "the same question stands in other surroundings"),
+    "dtype": (_of("dtype"), "the noise floors differ; small effects may be rounding in one run"),
+    "prompts": (_n_prompts, "intervals, fitted maps and choices of the smaller run are poorer"),
+    "reported split": (_splits, "what is reported was used for choices in one run"),
+    "measures": (_measures, "axes that one run lacks are left out"),
+    "arms": (_arms, "the best map is the best of another choice"),
+    "quick run": (_of("quick"), "only the first prompts of each split were used there"),
+    "engine": (_of("engine", "name"), "other rounding; the noise floors say how much"),
+    "mechdiff": (_of("versions", "mechdiff"), "made by different versions"),
+}
+
+
+def differing(runs: Sequence[Loaded]) -> list[Mark]:
+    """What is not the same and yet may be compared; that the prompts are other texts is one of them."""
+    found = []
+    for field, (of, meaning) in MARKED.items():
+        values = tuple(of(run) for run in runs)
+        if len(set(values)) > 1 or (field == "quick run" and values[0] == "yes"):
+            found.append(Mark(field=field, values=values, meaning=meaning))
+    if len({report_texts(run) for run in runs}) > 1:
+        meaning = "other texts, so a difference may be the prompts' as well as the fine-tunes'; intervals are of unpaired samples"
+        found.append(Mark(field="reported prompts", values=tuple(_texts(run) for run in runs), meaning=meaning))
+    if any(_small(run).startswith("only") for run in runs):
+        meaning = f"under {statistics.FEW} prompts intervals rest on the assumption of a bell curve"
+        found.append(Mark(field="few prompts", values=tuple(_small(run) for run in runs), meaning=meaning))
+    return found
+
+
+def refuse(runs: Sequence[Loaded], *, across_bases: bool = False) -> list[Mark]:
+    """Nothing where the runs may be compared, with `across_bases` the marks of their bases. Raises RunError that names the fields that differ."""
+    differ = {field: values for field, of in REFUSED.items() if len(set(values := [of(run) for run in runs])) > 1}
+    hard = {field: values for field, values in differ.items() if not (across_bases and field in OF_BASES)}
+    if hard:
+        told = "; ".join(
+            f"{field}: {', '.join(f'{run.name} {v}' for run, v in zip(runs, values, strict=True))}" for field, values in hard.items()
+        )
+        only_bases = set(hard) <= set(OF_BASES)
+        do = (
+            "Run both on one base, or give --across-bases: then only how local and of what rank the changes are is compared."
+            if only_bases
+            else "Run them alike."
+        )
+        raise RunError(f"these runs cannot be compared: {told}. {do}")
+    if not all((run.content.rows["measure"] == "divergence").any() for run in runs):
+        lacking = listed(run.name for run in runs if not (run.content.rows["measure"] == "divergence").any())
+        raise RunError(
+            f"{lacking}: D was not measured, so no effect is a share of anything. Run `divergence` too, and `patching` for where."
+        )
+    meaning = "another network: compared are shares of the parts there are, relative depths and ranks"
+    return [Mark(field=field, values=tuple(values), meaning=meaning) for field, values in differ.items()]

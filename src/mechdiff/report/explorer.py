@@ -13,9 +13,13 @@ from mechdiff.report.findings import EFFECTS
 from mechdiff.report.parts import Run
 
 METRICS = {
-    "share": "share of D", "kl_own_nats": "KL from the running model's own law, nats", "kl_other_nats": "KL from the other model's law, nats",
-    "js_own_nats": "Jensen-Shannon from its own law, nats", "top1_same": "same first choice", "logit_diff_divergent": "logit difference of the two first choices",
-}  # fmt: skip
+    "share": "share of D",
+    "kl_own_nats": "KL from the running model's own law, nats",
+    "kl_other_nats": "KL from the other model's law, nats",
+    "js_own_nats": "Jensen-Shannon from its own law, nats",
+    "top1_same": "same first choice",
+    "logit_diff_divergent": "logit difference of the two first choices",
+}
 BY_PROMPT = tuple(EFFECTS.values())
 DIRECTIONS = {"tuned<-base": "the base's state written into the tuned model", "base<-tuned": "the tuned state written into the base"}
 

@@ -82,7 +82,7 @@ def groups(rows: pl.DataFrame, manifest: dict) -> list[Group]:
 @once
 def compared(rows: pl.DataFrame) -> list[Compared]:
     """Every metric that both models have in these rows, in the order of SPOKEN, then of the others."""
-    wide = _by_model(rows)
+    wide = by_model(rows)
     found = []
     for (metric, style), part in wide.group_by("metric", "style", maintain_order=True):
         values = part.select("base", "tuned").drop_nulls().drop_nans().to_numpy()
@@ -107,7 +107,7 @@ def to_the_point(group: Group, every: Sequence[Compared], soft: str) -> list[Com
     return [one for one in every if one in chosen or (one.metric == "cut_off" and cut)]
 
 
-def _by_model(rows: pl.DataFrame) -> pl.DataFrame:
+def by_model(rows: pl.DataFrame) -> pl.DataFrame:
     """`metric style prompt base tuned`; the style of drawn answers is "drawn", and what is masked is left out."""
     parts = pl.col("unit").str.split(", ")
     told = rows.filter(~pl.col("unit").str.contains("shared tokens"))
@@ -118,13 +118,6 @@ def _by_model(rows: pl.DataFrame) -> pl.DataFrame:
     ]
     named = [part.rename({"value": side}) for part, side in zip(sides, ("base", "tuned"), strict=True)]
     return named[0].join(named[1], on=["metric", "style", "prompt"], nulls_equal=True).sort("metric", "style", "prompt")
-
-
-def change_by_prompt(group: Group, metric: str) -> tuple[list[str], np.ndarray]:
-    """The prompts of a group, sorted, and tuned - base of one metric without styles on each."""
-    found = _by_model(group.rows).filter(pl.col("metric") == metric, pl.col("style").is_null()).drop_nulls(["base", "tuned"])
-    found = found.filter(pl.col("base").is_not_nan() & pl.col("tuned").is_not_nan()).sort("prompt")
-    return found["prompt"].to_list(), (found["tuned"] - found["base"]).to_numpy()
 
 
 def _compared(metric: str, style: str | None, values: np.ndarray) -> Compared:

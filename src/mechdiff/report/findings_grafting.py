@@ -44,8 +44,8 @@ def shares(rows: pl.DataFrame, arm: str, *, split: str | None = None) -> pl.Data
     Empty where the arm was not run or D is not above 0. `nats` is what is recovered.
     """
     split = split or findings.reported(rows, "grafting")
-    values = _of(rows, split).filter(pl.col("arm") == arm)
-    total = _of(rows, split).filter(pl.col("arm") == "none").select("prompt", total="value")
+    values = scores(rows, split).filter(pl.col("arm") == arm)
+    total = scores(rows, split).filter(pl.col("arm") == "none").select("prompt", total="value")
     key = ["layer", "site", "unit", "rank"]
     cells = values.select(key).unique().sort(key, nulls_last=True).with_row_index("cell")
     coded = values.join(cells, on=key, nulls_equal=True).join(total, on="prompt")
@@ -85,18 +85,6 @@ def greedy(rows: pl.DataFrame) -> pl.DataFrame:
     return found.with_columns(added=pl.Series(added, dtype=pl.String))
 
 
-def alone_by_prompt(rows: pl.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Prompts, v of each module's tuned weights alone [prompt, module], and D [prompt], on the reported split; empty where it was not run."""
-    of_split = _of(rows, findings.reported(rows, "grafting"))
-    values = of_split.filter(pl.col("arm") == "alone", pl.col("value").is_finite()).with_columns(name=module_name())
-    total = of_split.filter(pl.col("arm") == "none", pl.col("value").is_finite()).sort("prompt")
-    values = values.join(total, on="prompt", how="semi")
-    if values.is_empty():
-        return [], np.zeros((0, 0)), np.zeros(0)
-    prompts, _, table = statistics.prompt_matrix(values, by="name")
-    return prompts, table, total.filter(pl.col("prompt").is_in(prompts))["value"].to_numpy()
-
-
 def needed(rows: pl.DataFrame, wanted: float = WANTED) -> dict | None:
     """The smallest greedy set that recovers at least `wanted` of D; None if none does."""
     return next((row for row in greedy(rows).iter_rows(named=True) if row["share"] >= wanted), None)
@@ -117,7 +105,7 @@ def truncated(rows: pl.DataFrame, most: int = 5) -> pl.DataFrame:
 def checked(rows: pl.DataFrame) -> Checked:
     """How far v(nothing) lies from D and v(everything) from 0, at most."""
     split = findings.reported(rows, "grafting")
-    of_split = _of(rows, split)
+    of_split = scores(rows, split)
     none = of_split.filter(pl.col("arm") == "none").select("prompt", "value")
     d = rows.filter(
         pl.col("measure") == "divergence",
@@ -131,7 +119,8 @@ def checked(rows: pl.DataFrame) -> Checked:
     return Checked(none_from_d=largest[0], largest_all=largest[1])
 
 
-def _of(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
+def scores(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
+    """v of every set on every prompt of a split."""
     plain = rows.filter(pl.col("measure") == "grafting", pl.col("metric") == "kl_other_nats", pl.col("control").is_null())
     return plain.filter(pl.col("split").eq_missing(split), pl.col("prompt").is_not_null(), pl.col("value").is_not_nan())
 

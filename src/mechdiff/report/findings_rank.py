@@ -8,10 +8,9 @@ proper (`base<-base`, share of D). `k` at 50 and 90 %: the smallest rank with so
 from collections.abc import Sequence
 from itertools import islice
 
-import numpy as np
 import polars as pl
 
-from mechdiff.report import findings, findings_transport, intervals, statistics
+from mechdiff.report import findings, findings_transport, intervals
 from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
 from mechdiff.report.memory import once
 
@@ -160,16 +159,6 @@ def by_strength(rows: pl.DataFrame, name: str, direction: str) -> pl.DataFrame:
     value = matrix.mean(axis=0) if of is None else 1 - matrix.mean(axis=0) / total.mean()
     table = found.with_columns(s=pl.col("strength").fill_null(1.0), value=pl.Series(value, dtype=pl.Float64))
     return table.select("rank", "s", "value").sort("rank", "s")
-
-
-def by_rank(rows: pl.DataFrame, name: str) -> tuple[list[str], list[int], np.ndarray]:
-    """Prompts, ranks, and KL(p_tuned || p_base[map of rank k of its own state]) [prompt, rank], in nats, of the arm rrr at full strength."""
-    values, _ = _values(rows, name, TRANSPORT, pl.col("arm") == "rrr")
-    values = values.filter(*(pl.col(column).is_null() for column in ("control", "unit", "strength")), pl.col("value").is_finite())
-    if values.is_empty():
-        return [], [], np.zeros((0, 0))
-    prompts, ranks, table = statistics.prompt_matrix(values, by="rank")
-    return prompts, ranks, table
 
 
 def drop_by_strength(summary: pl.DataFrame, name: str) -> pl.DataFrame:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,38 +33,32 @@ def build_report(run: Path) -> Path:
     """
     run = Path(run)
     content = Run(manifest=read_manifest(run), rows=read_rows(run), summary=read_summary(run), prompts=read_prompts(run))
-    manifest = content.manifest
+    manifest, tables = content.manifest, (content.rows, content.summary, content.manifest)
+    quick = ["A quick run: only the first prompts of each split were used, so intervals are wide."] if manifest.get("quick") else []
     return write_page(
         run / "report.html",
-        content,
-        sections.all_sections(content),
-        kicker="what a fine-tune changed",
-        names=[record.short_name(manifest, side) for side in ("base", "tuned")],
-        quick=bool(manifest.get("quick")),
+        kicker="mechdiff: what a fine-tune changed",
+        names=[record.short_name(manifest, "base"), record.short_name(manifest, "tuned")],
+        between={"sign": "→", "says": "to"},
+        alerts=quick,
         warned=len(record.warnings(manifest)),
         verdict=verdict(content.rows, content.summary, manifest),
+        sections=[draw_section(one, run / "figures", *tables) for one in sections.all_sections(content)],
+        record_title="The run's record",
         record=record.tables(manifest),
         study=(run / "study.yaml").read_text(encoding="utf-8") if (run / "study.yaml").exists() else "",
         files=[name for name in BESIDE if (run / name).exists()],
     )
 
 
-def write_page(path: Path, run: Run, shown: Sequence[Section], joint: str = "", **told: Any) -> Path:
-    """Renders a page with its figures, which are also written beside it; `told` is what page.html shows around the sections."""
-    drawn = [_template_section(section, run, path.parent / "figures") for section in shown]
+def write_page(path: Path, **content: Any) -> Path:
+    """Fills the template with a page's content, its style sheet and its script; returns the path."""
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.get_template("page.html").render(
-        sections=drawn,
-        joint=joint,
-        style=Markup(style),
-        style_hash=policy_hash(style),
-        script=Markup(script),
-        script_hash=policy_hash(script),
-        **told,
-    )
+    hashes = {"style_hash": policy_hash(style), "script_hash": policy_hash(script)}
+    page = environment.get_template("page.html").render(**content, style=Markup(style), script=Markup(script), **hashes)
     return _write(path, page.encode())
 
 
@@ -74,23 +67,22 @@ def policy_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _template_section(section: Section, run: Run, folder: Path) -> dict:
-    """The section with its figures drawn and written."""
+def draw_section(section: Section, folder: Path, *tables: Any) -> dict:
+    """The section for the template, its figures drawn from `tables` and written to `folder`."""
     parts: list[dict] = []
     for part in section.parts:
         if isinstance(part, Drawn):
-            parts += _figure(part, run, folder)
+            parts += _figure(part, folder, tables)
         else:
             parts.append({**part, "json": _json(part["data"])} if part["kind"] == "explorer" else part)
     return {"id": section.id, "title": section.title, "lead": section.lead, "parts": parts}
 
 
-def _figure(drawn: Drawn, run: Run, folder: Path) -> list[dict]:
+def _figure(drawn: Drawn, folder: Path, tables: tuple) -> list[dict]:
     """The figure at both widths, for the template; nothing if its rows are absent."""
-    arguments = (run.rows, run.summary, run.manifest)
     with debug_mode(False):  # no part of a chart is held against the schema: that takes longer than making it
-        wide = drawn.chart(*arguments, width=drawing.WIDE, **drawn.options)
-        narrow = drawn.chart(*arguments, width=drawing.NARROW, **drawn.options)
+        wide = drawn.chart(*tables, width=drawing.WIDE, **drawn.options)
+        narrow = drawn.chart(*tables, width=drawing.NARROW, **drawn.options)
         if wide is None or narrow is None:
             return []
         svg = inline(drawing.save(wide, folder, drawn.name), drawn.name)

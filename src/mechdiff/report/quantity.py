@@ -1,0 +1,91 @@
+"""One number of one run, and how it is made from effects per prompt."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy import ndarray
+
+from mechdiff.report import spread
+from mechdiff.report.effects import Table
+from mechdiff.report.spread import Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """One number of one run."""
+
+    axis: str
+    name: str
+    estimate: Estimate
+    unit: str
+    parts: int | None = None
+    """Parts available, where it is a number of parts."""
+    null: tuple[float, float, float] | None = None
+    """What an effect that all parts share alike would give: mean and middle 95 %."""
+    where: str = ""
+    """The place or choice that it is of, such as a site."""
+    layer: int | None = None
+    beyond: bool = False
+    """Whether a threshold was not passed at any place that was measured: the value is one behind the last."""
+    draws: ndarray | None = field(default=None, repr=False)
+    """Bootstrap draws of a number that is no smooth one, such as a layer."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.axis, self.name
+
+    def of_available(self) -> "Quantity":
+        """The same as a share of the parts that there are, for runs on different bases."""
+        assert self.parts
+        own = self.estimate
+        scaled = Estimate(
+            value=own.value / self.parts, low=own.low / self.parts, high=own.high / self.parts, prompts=own.prompts,
+            contributions=own.contributions / self.parts,
+        )  # fmt: skip
+        null = None if self.null is None else (self.null[0] / self.parts, self.null[1] / self.parts, self.null[2] / self.parts)
+        draws = None if self.draws is None else self.draws / self.parts
+        return replace(self, estimate=scaled, unit="share of depth" if self.unit == "layer" else "share of parts", null=null, draws=draws)
+
+
+def number(axis: str, name: str, of: Table, *, parts: int | None = None, null: bool = False, where: str = "") -> Quantity:
+    """The effective number of parts of some effects."""
+    measured = of.values.shape[1]
+    parts = parts or measured
+    estimate = spread.estimate(of.values, spread.effective, of.prompts, ends=(1, parts))
+    even = spread.evened(of.values) if null and measured > 1 and len(of.prompts) > 1 else None
+    return Quantity(axis=axis, name=name, estimate=estimate, unit="parts", parts=parts, null=even, where=where)
+
+
+def exact(
+    axis: str, name: str, value: float, unit: str, *, parts: int | None = None, where: str = "", layer: int | None = None
+) -> Quantity:
+    """A number that no prompt moves."""
+    estimate = Estimate(value=value, low=value, high=value)
+    return Quantity(axis=axis, name=name, estimate=estimate, unit=unit, parts=parts, where=where, layer=layer)
+
+
+def ratio(axis: str, name: str, part: ndarray, whole: ndarray, prompts: list[str], *, where: str, layer: int | None = None) -> Quantity:
+    """A share: the mean of `part` over that of `whole`, on the same prompts."""
+    estimate = spread.estimate(np.column_stack([part, whole]), share_of, prompts)
+    return Quantity(axis=axis, name=name, estimate=estimate, unit="share", where=where, layer=layer)
+
+
+def share_of(means: ndarray) -> ndarray:
+    """The first columns' means over the last one's."""
+    found = means[..., :-1] / means[..., -1:]
+    return np.asarray(found[..., 0] if found.shape[-1] == 1 else found)
+
+
+def mean_of(means: ndarray) -> ndarray:
+    return np.asarray(means[..., 0])
+
+
+def crossing(axis: str, name: str, of: Table, places: list[float], unit: str, *, threshold: float) -> Quantity:
+    """The first place whose effect passes a share of D, and its 95 % set by bootstrap; `places` has one more than the parts, behind the last."""
+    order = np.argsort(of.prompts)  # by their names across runs, so that two runs of the same prompts have the same resamples
+    point, draws = spread.crossings(of.values[order], of.total[order], threshold=threshold)
+    drawn = np.array(places, dtype=float)[draws]
+    low, high = (float(end) for end in np.quantile(drawn, [0.025, 0.975], method="nearest"))
+    at = float(places[point])
+    found = Estimate(value=at, low=min(low, at), high=max(high, at), prompts=tuple(of.prompts))
+    return Quantity(axis=axis, name=name, estimate=found, unit=unit, parts=len(of.names), beyond=point == len(of.names), draws=drawn)
