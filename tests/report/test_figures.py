@@ -104,7 +104,6 @@ def test_lines_have_a_legend(rows: pl.DataFrame, summary: pl.DataFrame, manifest
         assert all(f">{name}<" in legend for name in names)
 
 
-def test_a_figure_is_saved_as_svg_and_png(tmp_path, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+def test_a_figure_is_saved_as_svg(tmp_path, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     svg = drawing.save(figures.d_by_prompt(rows, summary, {}), tmp_path / "figures", "d")
     assert (tmp_path / "figures/d.svg").read_text() == svg
-    assert (tmp_path / "figures/d.png").read_bytes().startswith(b"\x89PNG")

@@ -13,7 +13,7 @@ TITLES = {
     BREAKAGE: "The base's state in the tuned model: KL from the tuned model",
     RECOVERY: "The tuned state in the base: KL from the base",
 }
-SHORT = {BREAKAGE: "Base's state in tuned: KL from tuned", RECOVERY: "Tuned state in base: KL from base"}
+SHORT = {BREAKAGE: "Base's state in tuned: KL, nats", RECOVERY: "Tuned state in base: KL, nats"}
 
 
 def cells(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
@@ -41,8 +41,8 @@ def kl_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wi
     table = table.with_columns(pl.col("value", "low", "high").clip(lower_bound=bottom), says=pl.Series(says)).drop("floor")
     scale = alt.Scale(type="log", domain=[bottom, 1.5 * most], nice=False, clamp=True)
     axis, layers = drawing.left_axis(values=drawing.powers(scale), format="~g"), drawing.layer_range(table)
-    words = TITLES if width >= WIDE else SHORT
-    titles = {direction: f"{text}, nats (bottom: {power_of_ten(bottom)} or less)" for direction, text in words.items()}
+    pinned = f", nats (bottom: {power_of_ten(bottom)} or less)"
+    titles = {direction: text + pinned for direction, text in TITLES.items()} if width >= WIDE else SHORT
     names = [site for site in SITE_COLOURS if site in table["line"].unique().to_list()]
     return curves.panels(
         table, lambda last: drawing.layer_axis(layers, width, title=last), titles, names, scale, axis, width,

@@ -1,0 +1,165 @@
+"""The page in a real browser: nothing is refused or loaded, figures are there, what can be clicked works, and texts stay texts."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from mechdiff.report.page import build_report
+from report.planted_run import planted_manifest, write_run
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason="no chromium: apt-get install chromium")]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, full_rows: pl.DataFrame) -> Path:
+    """A run whose first prompt and tuned model have a script for a name and a text."""
+    first = full_rows.filter(pl.col("split") == "report", pl.col("prompt").is_not_null())["prompt"].min()
+    rows = full_rows.with_columns(prompt=pl.when(pl.col("prompt") == first).then(pl.lit(EVIL)).otherwise("prompt"))
+    manifest = planted_manifest(n_layers=7, n_prompts=24, changed=4)
+    manifest["pair"]["tuned"]["ref"] = EVIL
+    made = write_run(tmp_path_factory.mktemp("browser"), rows, manifest)
+    names = rows.filter(pl.col("split") == "report")["prompt"].drop_nulls().unique().sort()
+    lines = [{"split": "report", "id": name, "sha256": name, "text_base": f"{EVIL} of {name}"} for name in names]
+    (made / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    build_report(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: Any, folder: Path) -> Iterator[Any]:
+    """The page at 1000 pixels. Whatever the console says, a dialog or a request to anywhere fails the test."""
+    context = browser.new_context(viewport={"width": 1000, "height": 900}, accept_downloads=True)
+    opened = context.new_page()
+    said: list[str] = []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("dialog", lambda dialog: (said.append("dialog"), dialog.dismiss()))
+    opened.on("request", lambda request: said.append(request.url) if not request.url.startswith(("file:", "blob:")) else None)
+    opened.goto((folder / "report.html").as_uri())
+    yield opened
+    context.close()
+    assert said == []
+
+
+def test_every_figure_is_there_and_not_empty(page: Any) -> None:
+    marks = "f => [...f.querySelectorAll('.wide svg path, .wide svg circle')].filter(m => m.getBoundingClientRect().width > 0).length"
+    found = page.eval_on_selector_all("figure", f"all => all.map({marks})")
+    assert len(found) >= 10
+    assert min(found) > 2
+
+
+def test_texts_stay_texts(page: Any) -> None:
+    assert EVIL in page.title()
+    assert EVIL in page.inner_text("h1")
+
+
+def test_the_explorer_shows_what_was_asked_for(page: Any, folder: Path) -> None:
+    summary = pl.read_parquet(folder / "summary.parquet")
+    assert page.locator(".cells button").count() == 7 * 5
+    page.select_option("select[aria-label=direction]", "base<-tuned")
+    page.select_option("select[aria-label=arm]", "mean")
+    page.select_option("select[aria-label=metric]", "kl_other_nats")
+    here = summary.filter(
+        pl.col("measure") == "patching", pl.col("split") == "report", pl.col("direction") == "base<-tuned", pl.col("arm") == "mean",
+        pl.col("metric") == "kl_other_nats", pl.col("layer") == 4, pl.col("site") == "attn_out", pl.col("unit").is_null(),
+        pl.col("control").is_null(),
+    )  # fmt: skip
+    said = page.locator('.cells button[aria-label^="L4.attn_out"]').get_attribute("aria-label")
+    assert float(re.match(r"L4.attn_out: ([\d.]+)", said)[1]) == pytest.approx(here["mean"][0], rel=0.006)  # type: ignore[index]
+
+
+def test_a_cell_opens_its_prompts_by_click_and_by_key(page: Any, folder: Path) -> None:
+    rows = pl.read_parquet(folder / "rows.parquet").filter(
+        pl.col("measure") == "patching", pl.col("split") == "report", pl.col("direction") == "tuned<-base", pl.col("arm") == "identity",
+        pl.col("metric") == "kl_own_nats", pl.col("layer") == 4, pl.col("site") == "attn_out", pl.col("unit").is_null(), pl.col("control").is_null(),
+    ).sort("value", descending=True)  # fmt: skip
+    cell = page.locator('.cells button[aria-label^="L4.attn_out"]')
+    cell.click()
+    entries = page.locator(".prompts li").all_inner_texts()
+    assert len(entries) == len(rows) == 24
+    assert entries[0].startswith(rows["prompt"][0])
+    assert f"{EVIL} of {rows['prompt'][0]}" in entries[0]
+    for entry, value in zip(entries, rows["value"], strict=True):
+        assert float(re.search(r" ([\d.]+) of ", entry)[1]) == pytest.approx(value, rel=0.006)  # type: ignore[index]
+    cell.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert page.locator(".detail .title").inner_text().startswith("L5.attn_out")
+
+
+def test_tables_sort_and_search(page: Any) -> None:
+    table = page.locator("#causal table").first
+    head = table.locator("thead th", has_text="recovery").locator("button")
+    head.click()
+    values = [float(text.replace("−", "-")) for text in table.locator("tbody tr td:nth-child(4)").all_inner_texts()]
+    assert values == sorted(values, reverse=True)
+    head.click()
+    assert [float(t.replace("−", "-")) for t in table.locator("tbody tr td:nth-child(4)").all_inner_texts()] == sorted(values)
+    assert table.locator("th[aria-sort=ascending]").count() == 1
+    search = page.locator("input[type=search]").first
+    search.evaluate("one => { const folded = one.closest('details'); if (folded) folded.open = true; }")
+    rows = search.locator("xpath=ancestor::div[1]/preceding-sibling::div[1]//tbody/tr")
+    first = rows.first.locator("th").inner_text()
+    search.fill(first)
+    assert 1 <= rows.locator("visible=true").count() < rows.count()
+    search.fill("no such row")
+    assert rows.locator("visible=true").count() == 0
+
+
+@pytest.mark.parametrize(("kind", "start"), [("SVG", b"<svg"), ("PNG", b"\x89PNG"), ("CSV", b"layer,")])
+def test_a_figure_can_be_taken_from_the_file_alone(page: Any, kind: str, start: bytes, tmp_path: Path) -> None:
+    with page.expect_download() as taken:
+        page.locator("#cka_by_layer .tools button", has_text=kind).click()
+    taken.value.save_as(tmp_path / "file")
+    content = (tmp_path / "file").read_bytes()
+    assert content.startswith(start)
+    assert len(content) > 500
+
+
+def test_a_phone_has_no_sideways_scroll_and_dark_is_readable(page: Any) -> None:
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    colours = {}
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+        colours[scheme] = [[int(part) for part in re.findall(r"\d+", one)[:3]] for one in found]
+        assert contrast(*colours[scheme]) >= 4.5
+    assert colours["light"] != colours["dark"]
+
+
+def contrast(one: list[int], other: list[int]) -> float:
+    """The contrast ratio of WCAG 2."""
+
+    def light(colour: list[int]) -> float:
+        parts = [part / 255 for part in colour]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_print_shows_what_is_folded_and_hides_what_is_clicked(page: Any) -> None:
+    page.emulate_media(media="print")
+    assert page.locator(".explorer:visible").count() == 0
+    assert page.locator(".tools:visible").count() == 0
+    assert page.locator("details table").first.evaluate("one => one.getBoundingClientRect().height") > 0
