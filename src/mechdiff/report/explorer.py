@@ -47,7 +47,7 @@ def explorer(run: Run) -> dict | None:
             cell["quiet"] = bool(row["flag"] and ("below_floor" in row["flag"] or "no_effect" in row["flag"]))
         if row["metric"] in BY_PROMPT and (of := each.get((*(row[name] for name in key), row["metric"]))):
             cell.setdefault("p", {})[row["metric"]] = of
-    texts = {(one["split"], one["id"]): one.get("text") or one.get("text_tuned") or one.get("text_base") or "" for one in run.prompts}
+    texts = _texts(run, split)
     _with_intervals(run, found)
     data = {
         "layers": sorted(set(cells["layer"].to_list())),
@@ -57,10 +57,26 @@ def explorer(run: Run) -> dict | None:
         "metrics": {name: words for name, words in METRICS.items() if name == "share" or name in cells["metric"].unique().to_list()},
         "units": sorted({unit or "" for unit in cells["unit"].unique().to_list()}),
         "floors": statistics.FLOORS,
-        "prompts": [{"id": name, "text": texts.get((split, name), ""), "d": _short(value)} for name, value in d.select("prompt", "d").iter_rows()],
+        "prompts": [{"id": name, "text": texts.get(name, ""), "d": _short(value)} for name, value in d.select("prompt", "d").iter_rows()],
         "cells": found,
     }  # fmt: skip
     return {"kind": "explorer", "data": data}
+
+
+def _texts(run: Run, split: str | None) -> dict[str, str]:
+    """What each prompt says, without what all of them begin and end with: the template's words."""
+    texts = {one["id"]: one.get("text_base") or one.get("text") or "" for one in run.prompts if one["split"] == split}
+    if len(texts) < 2:
+        return texts
+    start = _common(list(texts.values()))
+    end = _common([text[start:][::-1] for text in texts.values()])
+    return {name: text[start : len(text) - end] for name, text in texts.items()}
+
+
+def _common(texts: list[str]) -> int:
+    """With how many letters all of them begin."""
+    first, last = min(texts), max(texts)
+    return next((i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(len(first), len(last)))
 
 
 def _with_intervals(run: Run, found: dict[str, dict[str, Any]]) -> None:

@@ -17,7 +17,7 @@ class Run:
     summary: pl.DataFrame
     manifest: dict
     prompts: list[dict] = field(default_factory=list)
-    """What the models read: `split id text_base text_tuned`, or `text`."""
+    """What the models read: `split id sha256 text_base ...`, as in prompts.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
