@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, full_rows: pl.DataFrame) ->
     manifest["pair"]["tuned"]["ref"] = EVIL
     made = write_run(tmp_path_factory.mktemp("browser"), rows, manifest)
     names = rows.filter(pl.col("split") == "report")["prompt"].drop_nulls().unique().sort()
-    lines = [{"split": "report", "id": name, "sha256": name, "text_base": f"{EVIL} of {name}"} for name in names]
+    lines = [{"split": "report", "id": name, "sha256": name, "text_base": f"{name} says {EVIL} to {name}"} for name in names]
     (made / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     build_report(made)
     return made
@@ -96,7 +96,7 @@ def test_a_cell_opens_its_prompts_by_click_and_by_key(page: Any, folder: Path) -
     entries = page.locator(".prompts li").all_inner_texts()
     assert len(entries) == len(rows) == 24
     assert entries[0].startswith(rows["prompt"][0])
-    assert f"{EVIL} of {rows['prompt'][0]}" in entries[0]
+    assert f"{rows['prompt'][0]} says {EVIL}" in entries[0]
     for entry, value in zip(entries, rows["value"], strict=True):
         assert float(re.search(r" ([\d.]+) of ", entry)[1]) == pytest.approx(value, rel=0.006)  # type: ignore[index]
     cell.focus()
