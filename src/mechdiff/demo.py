@@ -45,7 +45,7 @@ MAPPED_SITES = {"courtesy": ["attn_out"]}
 """Kinds of site that maps are fitted at: where courtesy is, and for the others the residual stream, which carries everything."""
 BUDGETS = {
     "divergence": Budget(seconds=15, stages=("divergence", "native", "texts"), options={"continuation": 6}),
-    "weights": Budget(seconds=20, stages=("inputs", "weights"), options={"input_prompts": 8, "exact_up_to": 512}),
+    "weights": Budget(seconds=10, stages=("inputs", "weights"), options={"input_prompts": 8, "exact_up_to": 512}),
     "grafting": Budget(
         seconds=60,
         stages=("grafting",),
@@ -62,14 +62,14 @@ BUDGETS = {
         options={"draws": 1, "strengths": [1.5], "side_prompts": 8, "texts": 1, "continuation": 16},
     ),
     "heads": Budget(
-        seconds=60,
+        seconds=65,
         stages=("heads", "head_orders", "head_sets", "head_network", "looks", "attention"),
         options={
             "hot": 1, "select_prompts": 4, "draws": 30, "network_draws": 5, "attention_prompts": 4, "null_edits": 5, "exact_up_to": 8,
             "permutations": 24,
         },
     ),
-    "attribution": Budget(seconds=25, stages=("attribution",), options={"select_prompts": 4, "validated": 6, "steps": 1}),
+    "attribution": Budget(seconds=20, stages=("attribution",), options={"select_prompts": 4, "validated": 6, "steps": 1}),
     "behaviour": Budget(
         seconds=60,
         stages=("behaviour", "behaviour_edits"),
