@@ -52,6 +52,9 @@ def test_the_table_has_the_contract_s_columns_and_one_row_a_group(rows: pl.DataF
         "q",
         "floor",
         "flag",
+        "log_low",
+        "log_high",
+        "detectable",
     ]
     draws = pl.col("control").str.starts_with("permuted#").fill_null(False)
     assert len(summary) == rows.filter(~draws).select(statistics.GROUP).n_unique()

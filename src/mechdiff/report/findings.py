@@ -162,6 +162,26 @@ def ranked_outputs(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[pl.DataFr
     return joined.sort("rank", descending=True, maintain_order=True), ranking
 
 
+@once
+def peak(rows: pl.DataFrame, direction: str, *, unit: str | None = None) -> tuple[str, list[str]] | None:
+    """The output whose write does most in one direction, and the set of outputs that holds the strongest with 95 %; None without outputs."""
+    split = reported(rows, "patching")
+    values = rows.filter(
+        pl.col("measure") == "patching",
+        pl.col("direction") == direction,
+        pl.col("metric") == EFFECTS[direction],
+        pl.col("split").eq_missing(split) & pl.col("unit").eq_missing(unit) & (pl.col("arm") == "identity"),
+        *(pl.col(name).is_null() for name in ("control", "rank", "strength")),
+        ~pl.col("site").is_in(STREAM) & pl.col("layer").is_not_null(),
+    )
+    aligned = _aligned(values, _totals(rows, split))
+    if aligned is None:
+        return None
+    names, table, total = aligned
+    best, held = intervals.peak_set(table if direction == BREAKAGE else total[:, None] - table)
+    return names[best], [names[place] for place in held]
+
+
 def recovery_by_arm(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[str, dict[str, float]]:
     """The strongest output, and the share of D that each arm recovers there, where it was measured and is a number."""
     ranked, _ = ranked_outputs(rows, summary)

@@ -52,7 +52,7 @@ class Carried:
 
 @dataclass(frozen=True, kw_only=True)
 class Beaten:
-    """At how many sites the best learned map recovers more than the best of shift and mean, with 95 % intervals of the difference."""
+    """At how many sites the best learned map recovers more than the best of shift and mean: p of all sites together by sign flips (max-T)."""
 
     sites: int
     """Sites where the tuned state itself recovers at least `WORTH` of D."""
@@ -277,8 +277,10 @@ def beaten(rows: pl.DataFrame) -> Beaten | None:
     if not pairs:
         return None
     simple, learned = np.array(pairs).T
-    gain, low, high = intervals.bca_shares(matrix[:, simple] - matrix[:, learned], total)
+    apart = matrix[:, simple] - matrix[:, learned]
+    gain, low, high = intervals.bca_shares(apart, total)
+    sure = (gain > 0) & (intervals.sign_flip_max_t(apart) <= 1 - intervals.LEVEL)
     most = int(np.argmax(gain))
     one = found.row(int(learned[most]), named=True)
     best = {"name": one["name"], "arm": one["arm"], "gain": float(gain[most]), "low": float(low[most]), "high": float(high[most])}
-    return Beaten(sites=len(pairs), better=int((low > 0).sum()), best=best)
+    return Beaten(sites=len(pairs), better=int(sure.sum()), best=best)

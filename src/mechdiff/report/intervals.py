@@ -11,12 +11,17 @@ of G columns are one matrix product, [B, prompt] counts times [prompt, G] values
 - `jackknife`: from delete-one values, for numbers such as CKA that a row bootstrap biases upward (duplicated rows).
 - `simultaneous_bands`: the whole profile lies inside with 95 % probability (max-|t| bootstrap), so that peaks and
   crossings may be read off the curve.
+- `geometric`: the t interval of a geometric mean, which keeps its coverage where a mean's does not.
+- `sign_flip_max_t`: p values of many paired differences at once; `peak_set`: where a profile is highest, as a set; `detectable`: what a null
+  result would not have missed.
 - `first_past`: the earliest layer whose share passes a threshold, with the 95 % set of that layer.
 
 The same seed gives the same bytes.
 """
 
+import json
 from collections.abc import Iterator
+from importlib.resources import files
 
 import numpy as np
 from jaxtyping import Float
@@ -161,6 +166,78 @@ def first_past(
     low = int(np.quantile(first, (1 - level) / 2, method="lower"))
     high = int(np.quantile(first, (1 + level) / 2, method="higher"))
     return point, min(low, point), max(high, point)
+
+
+def geometric(
+    values: Float[ndarray, "prompt column"], *, level: float = LEVEL
+) -> tuple[Float[ndarray, " column"], Float[ndarray, " column"], Float[ndarray, " column"]]:
+    """Geometric mean of each column of positive values, and its t interval on the scale of logarithms."""
+    logs = np.log(values)
+    middle, n = logs.mean(axis=0), len(values)
+    if n < 2:
+        return np.exp(middle), np.full_like(middle, np.nan), np.full_like(middle, np.nan)
+    reach = student.ppf((1 + level) / 2, n - 1) * logs.std(axis=0, ddof=1) / np.sqrt(n)
+    return np.exp(middle), np.exp(middle - reach), np.exp(middle + reach)
+
+
+def detectable(spread: ndarray, n_prompts: ndarray | int, *, level: float = LEVEL, power: float = 0.8) -> ndarray:
+    """The smallest mean, of values with this standard deviation, that would be told from 0 with this power: 2.8 standard errors, by Student's t."""
+    n = np.maximum(np.asarray(n_prompts, float), 2)
+    reach = student.ppf((1 + level) / 2, n - 1) + student.ppf(power, n - 1)
+    return np.where(np.asarray(n_prompts) > 1, reach * spread / np.sqrt(n), np.nan)
+
+
+def measured_coverage(cv: float, n_prompts: int) -> float | None:
+    """How often `bca_means` held the truth in simulations of this coefficient of variation and number of prompts (benchmarks/coverage.py).
+
+    Between the simulated ones on a logarithmic scale; None for fewer prompts or more skew than were simulated.
+    """
+    table = json.loads((files("mechdiff") / "data" / "coverage.json").read_text())["table"]
+    cvs, sizes = (sorted({one[name] for one in table}) for name in ("cv", "n"))
+    if n_prompts < sizes[0] or not 0 < cv <= cvs[-1]:
+        return None
+    grid = np.array([[one["mean"] for one in table if one["cv"] == row] for row in cvs])
+    of_size = [float(np.interp(np.log(n_prompts), np.log(sizes), row)) for row in grid]
+    return float(np.interp(np.log(cv), np.log(cvs), of_size))
+
+
+def peak_set(values: Float[ndarray, "prompt place"], *, seed: int = 0, level: float = LEVEL) -> tuple[int, list[int]]:
+    """Index of the place with the largest mean, and the smallest set of places that holds the largest in 95 % of resamples."""
+    peak = int(values.mean(axis=0).argmax())
+    if len(values) < 2:
+        return peak, list(range(values.shape[1]))
+    times = np.bincount((resample_counts(len(values), seed=seed) @ values).argmax(axis=1), minlength=values.shape[1])
+    order = np.argsort(-times, kind="stable")
+    enough = int((np.cumsum(times[order]) >= level * times.sum()).argmax()) + 1
+    return peak, sorted({peak, *(int(place) for place in order[:enough])})
+
+
+SIGNS = 10_000
+"""Sign flips that are drawn where there are more."""
+
+
+def sign_flip_max_t(values: Float[ndarray, "prompt test"], *, seed: int = 0) -> Float[ndarray, " test"]:
+    """Two-sided p of each column's mean against 0, family-wise over all columns: by flipping the signs of whole prompts and taking the largest |t|.
+
+    All flips are tried where there are at most SIGNS, else so many are drawn and one is added (Phipson and Smyth 2010). Valid for any dependence
+    between columns, if values are symmetric about 0 where there is no effect: differences of the same prompts are (Westfall and Young 1993).
+    """
+    n = len(values)
+    if n < 2:
+        return np.ones(values.shape[1])
+    exact = 2 ** (n - 1) <= SIGNS  # a flip and its opposite give the same |t|
+    codes = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1 if exact else np.random.default_rng(seed).integers(0, 2, (SIGNS, n))
+    signs = 1.0 - 2.0 * codes
+    squares = (values**2).sum(axis=0)
+
+    def t_of(means: ndarray) -> ndarray:
+        left = np.maximum(squares / n - means**2, 1e-12 * squares / n + 1e-300)
+        return np.abs(means) / np.sqrt(left)
+
+    real = t_of(values.mean(axis=0))
+    largest = t_of(signs @ values / n).max(axis=1)
+    beyond = (largest[:, None] >= real * (1 - 1e-9)).sum(axis=0)
+    return beyond / len(signs) if exact else (1 + beyond) / (1 + len(signs))
 
 
 def false_discovery_q(p: Float[ndarray, " test"]) -> Float[ndarray, " test"]:

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 from scipy.stats import spearmanr
 
-from mechdiff.report import asymmetry, charts_patching, figures, findings, statistics, wording
+from mechdiff.report import asymmetry, charts_patching, figures, findings, intervals, statistics, wording
 from mechdiff.report.explorer import explorer
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
@@ -86,6 +86,7 @@ def behaviour(run: Run) -> Section:
         parts=[
             drawn,
             _divergences(run, found.split),
+            *_coverage(run, found.split),
             *_other_splits(run, found.split),
             table(("prompt", "D, nats", "first choice"), prompts, folded="The prompts that differ most"),
         ],
@@ -115,11 +116,25 @@ def _divergences(run: Run, split: str) -> dict:
             between(row["ci_low"], row["ci_high"]),
             nats(row["median"]),
             nats(row["log_mean"]) if row["log_mean"] else "–",
+            between(row.get("log_low"), row.get("log_high")) or "–",
         )
         for metric, words in names.items()
         if (row := by_metric.get(metric))
     ]
-    return table(("over prompts", "mean", "95 % interval", "median", "geometric mean"), rows)
+    return table(("over prompts", "mean", "95 % interval", "median", "geometric mean", "95 % interval"), rows)
+
+
+def _coverage(run: Run, split: str) -> list[dict]:
+    """How far the interval of D can be trusted at its skew."""
+    cells = run.summary.filter(
+        pl.col("metric") == statistics.d_metric(run.rows), pl.col("split") == split, pl.col("control").is_null() & pl.col("unit").is_null()
+    )
+    for one in cells.head(1).iter_rows(named=True):
+        cv = one["sd"] / one["mean"] if one["sd"] and one["mean"] else 0.0
+        if found := intervals.measured_coverage(cv, one["n"]):
+            said = f"Intervals of a mean at this skew (sd / mean {share(cv)}) and {one['n']} prompts held the truth in {found:.0%} of simulations, "
+            return [note(said + "not in 95 %; those of the geometric mean held it in 95 % (docs/STATISTICS.md).")]
+    return []
 
 
 def _other_splits(run: Run, reported: str) -> list[dict]:
@@ -228,7 +243,7 @@ def causal(run: Run) -> Section:
     ranked, _ = findings.ranked_outputs(run.rows, run.summary)
     quiet = shares.filter(~pl.col("counts"))
     reading = "causal_map"
-    caption = f"Share of D by layer and site, {shares['layer'].n_unique()} layers. {_strongest(shares)} "
+    caption = f"Share of D by layer and site, {shares['layer'].n_unique()} layers. {_strongest(shares)} {_peaks(run)}"
     caption += (
         f"{len(quiet)} of {len(shares)} cells lie under three noise floors." if len(quiet) else "No cell lies under three noise floors."
     )
@@ -267,6 +282,13 @@ def _strongest(shares: pl.DataFrame) -> str:
         for row in best.iter_rows(named=True):
             said.append(f"{word} {share(row['share'])} at L{row['layer']}.{row['site']}")
     return f"Largest outside the residual stream: {listed(said)}." if said else ""
+
+
+def _peaks(run: Run) -> str:
+    """The outputs among which the strongest lies, by direction."""
+    found = {word: findings.peak(run.rows, direction) for direction, word in ((BREAKAGE, "breakage"), (RECOVERY, "recovery"))}
+    said = [f"{word} {listed(one[1][:4])}{f' and {len(one[1]) - 4} more' * (len(one[1]) > 4)}" for word, one in found.items() if one]
+    return f"The strongest output lies, with 95 %, among: {'; '.join(said)}. " if said else ""
 
 
 def _top_sites(run: Run, ranked: pl.DataFrame) -> dict:

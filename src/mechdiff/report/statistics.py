@@ -17,6 +17,8 @@ value in one row with the unit `tokens`, so that `n`, intervals and the rest are
 | `p`, `q` | permutation of the row pairing, label swaps (`nulls.py`); Benjamini-Hochberg within measure, metric, direction, split, site |
 | `floor` | the metric's noise floor in that direction: how far an unedited replayed row strays (see `noise_floors`) |
 | `flag` | words of `FLAGS`, joined by ";"; null if there is nothing to say |
+| `log_low`, `log_high` | t interval of `log_mean` on the scale of logarithms: the one that keeps its coverage at skew (docs/STATISTICS.md) |
+| `detectable` | the smallest mean that would have been told from 0 with 80 % power at 5 %, two-sided: of metrics with a sign, such as differences |
 
 No share where D is not above three floors of the noisier model, no drop where the identity arm is not: a ratio of noise is not a number.
 """
@@ -36,6 +38,7 @@ STATISTICS: dict[str, Any] = {
     "n": pl.Int64,
     **dict.fromkeys(["mean", "sd", "ci_low", "ci_high", "log_mean", "median", "share", "drop", "p", "q", "floor"], pl.Float64),
     "flag": pl.String,
+    **dict.fromkeys(["log_low", "log_high", "detectable"], pl.Float64),
 }
 SUMMARY: dict[str, Any] = {name: SCHEMA[name] for name in GROUP} | STATISTICS
 """Columns and types of summary.parquet."""
@@ -77,6 +80,7 @@ def summarise(rows: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
     tested = pl.concat([permutation_p(rows), swap_p(table, rows)])
     table = with_q(table.join(tested, on=GROUP, how="left", nulls_equal=True, maintain_order="left"))
     table = _with_drop(_with_share(table, shared=d_metric(rows) == "kl_shared_nats"))
+    table = table.with_columns(detectable=_detectable(table))
     return table.with_columns(flag=_flag()).select([pl.col(name).cast(kind) for name, kind in SUMMARY.items()])
 
 
@@ -164,7 +168,8 @@ def _totals(coded: pl.DataFrame, n_codes: int) -> dict[tuple[str, str], np.ndarr
 
 def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], seed: int) -> pl.DataFrame:
     """n, mean, sd, interval, log_mean, median and the mean D over the same prompts, one row per group; `partial`: NaN on a prompt."""
-    found = {name: np.full(len(groups), np.nan) for name in ("n", "mean", "sd", "ci_low", "ci_high", "log_mean", "median", *TOTALS)}
+    names = ("n", "mean", "sd", "ci_low", "ci_high", "log_mean", "log_low", "log_high", "median", *TOTALS)
+    found = {name: np.full(len(groups), np.nan) for name in names}
     whole = groups.select(pl.col("code").list.first().is_null()).to_series().to_numpy()
     found["n"][~whole] = 0
     found["mean"][whole] = groups.filter(pl.Series(whole))["value"].list.first().to_numpy()
@@ -183,7 +188,8 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
             of_split = {split: d[codes].mean() for (which, split), d in totals.items() if which == name}
             found[name][members] = [of_split.get(splits[member], np.nan) for member in members]
     positive = groups["metric"].str.ends_with("_nats").to_numpy()
-    found["log_mean"][~positive] = np.nan
+    for name in ("log_mean", "log_low", "log_high"):
+        found[name][~positive] = np.nan
     undefined = groups["metric"] == "cka_without_prompt"  # delete-one values are no sample: only their spread is used
     for name in ("ci_low", "ci_high"):
         found[name][undefined.to_numpy()] = np.nan
@@ -216,12 +222,13 @@ def _tables(groups: pl.DataFrame, whole: np.ndarray) -> Iterator[tuple[np.ndarra
 def _statistics(values: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     finite = np.isfinite(values).all(axis=0)
     positive = (values > 0).all(axis=0) & finite
-    found = {name: np.full(values.shape[1], np.nan) for name in ("sd", "ci_low", "ci_high", "log_mean")}
+    found = {name: np.full(values.shape[1], np.nan) for name in ("sd", "ci_low", "ci_high", "log_mean", "log_low", "log_high")}
     found["n"] = np.full(values.shape[1], len(values))
     found["median"] = np.median(values, axis=0)
     found["mean"] = np.where(finite, np.where(finite, values, 0).mean(axis=0), values.max(axis=0))
     found["ci_low"][finite], found["ci_high"][finite] = intervals.bca_means(values[:, finite], seed=seed)
-    found["log_mean"][positive] = np.exp(np.log(values[:, positive]).mean(axis=0))
+    for name, content in zip(("log_mean", "log_low", "log_high"), intervals.geometric(values[:, positive]), strict=True):
+        found[name][positive] = content
     if len(values) > 1:
         found["sd"][finite] = values[:, finite].std(axis=0, ddof=1)
     return found
@@ -322,6 +329,13 @@ def _with_drop(table: pl.DataFrame) -> pl.DataFrame:
     mapped = own & (pl.col("arm") != "identity")
     identity_mean = pl.coalesce("identity_same", "identity_any")
     return table.with_columns(drop=pl.when(mapped.fill_null(False)).then(1 - pl.col("mean") / identity_mean))
+
+
+def _detectable(table: pl.DataFrame) -> pl.Series:
+    """By metric: values that can be of either sign, such as logit differences and effects of a factorial."""
+    signed = table["metric"].str.contains("^logit_diff|_effect_|^interaction|^refusal_soft|^mc_margin").to_numpy()
+    smallest = intervals.detectable(table["sd"].fill_null(np.nan).to_numpy(), table["n"].fill_null(0).to_numpy())
+    return pl.Series(np.where(signed, smallest, np.nan)).fill_nan(None)
 
 
 def _flag() -> pl.Expr:

@@ -177,7 +177,7 @@ def _beaten(rows: pl.DataFrame) -> list[str]:
         return []
     where = f"of the {found.sites} sites where the tuned state recovers at least {share(findings_transport.WORTH)}"
     if not found.better:
-        return [f"No map beats the best of mean difference and mean state (95 % interval above 0) at any {where}."]
+        return [f"No map beats the best of mean difference and mean state (p ≤ 0.05, all of them together) at any {where}."]
     best = found.best or {}
     gain = with_interval(best["gain"], best["low"], best["high"], digits=2)
     sentence = f"A fitted map beats the best of mean difference and mean state at {found.better} {where}"
