@@ -41,6 +41,8 @@ class Compared:
     """tuned - base, paired."""
     p: float | None
     """McNemar's exact test, of what is 0 or 1."""
+    detectable: float
+    """The smallest mean difference that would have been told from 0 with 80 % power; NaN from fewer than FEW prompts."""
 
     @property
     def counts(self) -> bool:
@@ -125,7 +127,20 @@ def _compared(metric: str, style: str | None, values: np.ndarray) -> Compared:
     binary = metric in BINARY and np.isin(values, (0, 1)).all()
     ends = [_wilson(one) if binary else _mean(one) for one in (base, tuned)]
     p = intervals.mcnemar(int(((base == 1) & (tuned == 0)).sum()), int(((base == 0) & (tuned == 1)).sum())) if binary else None
-    return Compared(metric=metric, style=style, n=len(values), base=ends[0], tuned=ends[1], difference=_mean(tuned - base), p=p)
+    return Compared(
+        metric=metric,
+        style=style,
+        n=len(values),
+        base=ends[0],
+        tuned=ends[1],
+        difference=_mean(tuned - base),
+        p=p,
+        detectable=_detectable(tuned - base),
+    )
+
+
+def _detectable(differences: np.ndarray) -> float:
+    return float(intervals.detectable(differences.std(ddof=1), len(differences))) if len(differences) >= FEW else np.nan
 
 
 def _mean(values: np.ndarray) -> Estimate:

@@ -85,7 +85,7 @@ def _unseen(one: Compared) -> str:
     if one.p is None and not one.happened:
         return f"{name} (none in either)"
     if one.p is None:
-        return f"{name} (95 %: {between(*one.difference[1:])})"
+        return f"{name} (95 %: {between(*one.difference[1:])}; {nats(one.detectable)} would have been seen in 4 of 5 such studies)"
     if never(one):
         return f"{name} (none in either; up to {intervals.rule_of_three(one.n):.2f} of prompts would not have shown)"
     return f"{name} ({round(one.tuned[0] * one.n)} against {round(one.base[0] * one.n)}, McNemar p = {one.p:.2g})"
