@@ -49,7 +49,7 @@ BUDGETS = {
     "grafting": Budget(
         seconds=60,
         stages=("grafting",),
-        options={"report_prompts": 6, "points": 4, "candidates": 4, "picks": 2, "select_prompts": 2, "truncate": False},
+        options={"report_prompts": 5, "points": 3, "candidates": 4, "picks": 2, "select_prompts": 2, "truncate": False},
     ),
     "similarity": Budget(seconds=5, stages=("similarity",)),
     "patching": Budget(seconds=45, stages=("patching",), options={"sites": ["attn_out", "mlp_out", "resid_post"]}),
@@ -59,14 +59,14 @@ BUDGETS = {
     "steering": Budget(
         seconds=35,
         stages=("steering", "steered", "side_effects", "steered_texts"),
-        options={"draws": 1, "strengths": [1.5], "side_prompts": 8, "texts": 1, "continuation": 16},
+        options={"draws": 1, "strengths": [1.5], "side_prompts": 8, "texts": 0, "continuation": 16},
     ),
     "heads": Budget(
         seconds=65,
         stages=("heads", "head_orders", "head_sets", "head_network", "looks", "attention"),
         options={
-            "hot": 1, "select_prompts": 4, "draws": 30, "network_draws": 5, "attention_prompts": 4, "null_edits": 5, "exact_up_to": 8,
-            "permutations": 24,
+            "hot": 1, "select_prompts": 4, "draws": 20, "network_draws": 5, "attention_prompts": 4, "null_edits": 5, "exact_up_to": 8,
+            "permutations": 16,
         },
     ),
     "attribution": Budget(seconds=20, stages=("attribution",), options={"select_prompts": 4, "validated": 6, "steps": 1}),
@@ -74,7 +74,7 @@ BUDGETS = {
         seconds=60,
         stages=("behaviour", "behaviour_edits"),
         options={
-            "n_probes": 6, "max_tokens": 12, "openings": 2, "scored_layers": 1, "scored_prompts": 2, "spoken_prompts": 1,
+            "n_probes": 4, "max_tokens": 10, "openings": 2, "scored_layers": 1, "scored_prompts": 2, "spoken_prompts": 1,
         },
     ),
 }  # fmt: skip
