@@ -105,5 +105,8 @@ def test_lines_have_a_legend(rows: pl.DataFrame, summary: pl.DataFrame, manifest
 
 
 def test_a_figure_is_saved_as_svg(tmp_path, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
-    svg = drawing.save(figures.d_by_prompt(rows, summary, {}), tmp_path / "figures", "d")
+    wide, narrow = (figures.d_by_prompt(rows, summary, {}, width=width) for width in (drawing.WIDE, drawing.NARROW))
+    svg, small = drawing.to_svgs(wide, narrow)
+    assert [svg, small] == [drawing.to_svg(wide), drawing.to_svg(narrow)]
+    drawing.save(svg, tmp_path / "figures", "d")
     assert (tmp_path / "figures/d.svg").read_text() == svg

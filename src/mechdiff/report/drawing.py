@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,16 @@ def to_svg(chart: Chart) -> str:
     return re.sub(r'(\bid="|url\(#)([^")]+)', lambda found: found[1] + numbers.get(found[2], found[2]), svg)
 
 
-def save(chart: Chart, folder: Path, name: str) -> str:
-    """Writes NAME.svg to `folder` and returns it."""
+def to_svgs(*charts: Chart) -> list[str]:
+    """Several charts as SVG documents, drawn side by side."""
+    with ThreadPoolExecutor(len(charts)) as pool:
+        return list(pool.map(to_svg, charts))
+
+
+def save(svg: str, folder: Path, name: str) -> None:
+    """Writes NAME.svg to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    svg = to_svg(chart)
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-    return svg
 
 
 def records(chart: Chart) -> list[list[dict]]:

@@ -85,10 +85,18 @@ def _figure(drawn: Drawn, folder: Path, tables: tuple) -> list[dict]:
         narrow = drawn.chart(*tables, width=drawing.NARROW, **drawn.options)
         if wide is None or narrow is None:
             return []
-        svg = inline(drawing.save(wide, folder, drawn.name), drawn.name)
-        small = inline(drawing.to_svg(narrow), drawn.name + "_narrow")
+        svg, small = drawing.to_svgs(wide, narrow)
+    drawing.save(svg, folder, drawn.name)
     text = {"name": drawn.name, "caption": drawn.caption, "alt": drawn.caption, "reading": drawn.reading}
-    return [{"kind": "figure", "wide": svg, "narrow": small, "data": _json(drawing.records(wide)), **text}]
+    return [
+        {
+            "kind": "figure",
+            "wide": inline(svg, drawn.name),
+            "narrow": inline(small, f"{drawn.name}_narrow"),
+            "data": _json(drawing.records(wide)),
+            **text,
+        }
+    ]
 
 
 def _json(data: Any) -> Markup:
