@@ -321,5 +321,38 @@ def compare(
     print(made.report())
 
 
+@app.command()
+def validate(
+    base: Annotated[str | None, typer.Option(help="Plant them in this model: a folder, a .gguf file, a Hub id.", show_default=False)] = None,
+    real: Annotated[bool, typer.Option("--real", help="Plant them in the demo's model.")] = False,
+    only: Annotated[str | None, typer.Option(help="Some truths: P2,P4a.", show_default=False)] = None,
+    power: Annotated[bool, typer.Option(help="With --base or --real: how small an edit would be found in this model?")] = True,
+    seed: Annotated[int, typer.Option(help="Of the tiny network, and of the edits of the power curve.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON on standard output.")] = False,
+) -> None:  # fmt: skip
+    """Planted, known differences, and what mechdiff says of them. Exit code 1 where one does not come out."""
+    from rich.console import Console
+
+    from mechdiff.demo import embedded_model
+    from mechdiff.errors import StudyError
+    from mechdiff.terminal import show_validation
+    from mechdiff.validate.validation import run as prove
+
+    if base and real:
+        raise StudyError("given --base and --real. Give one or the other.")
+    errors = Console(stderr=True)
+    with errors.status("planting") as status:
+        found = prove(
+            base=str(embedded_model()) if real else base, only=[one.strip() for one in only.split(",")] if only else (), seed=seed,
+            device=device, with_power=power and not only, progress=lambda what: status.update(what),
+        )  # fmt: skip
+    if json:
+        print(found.to_json())
+    else:
+        show_validation(found, Console(width=None if sys.stdout.isatty() else 160))
+    raise typer.Exit(0 if found.passed else 1)
+
+
 if __name__ == "__main__":
     main()

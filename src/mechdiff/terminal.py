@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from mechdiff.curate.curation import Recipe
     from mechdiff.curate.fairness import Tokenizers
     from mechdiff.study.config import StudyConfig
+    from mechdiff.validate.power import Curve
+    from mechdiff.validate.validation import Validation
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -133,6 +135,52 @@ def show_check(
         console.print(f"{mark}  {finding.what:<12} {escape(finding.said)}", soft_wrap=True)
         fits = fits and finding.verdict != "fail"
     return fits
+
+
+# ---- planted truths ----------------------------------------------------------------------------------------------------------------
+
+
+def show_validation(found: "Validation", console: Console) -> None:
+    """Every truth: what was planted, what was expected, what was found; then the power curves."""
+    from mechdiff.validate.checks import said
+
+    table = Table(
+        title=f"planted truths in {found.model}", title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False
+    )
+    for column in ("", "planted, and what must hold", "expected", "found"):
+        table.add_column(column, overflow="fold", justify="right" if column == "found" else "left")
+    for proof in found.proofs:
+        table.add_row(f"[bold]{proof.truth}[/]", f"[bold]{escape(proof.planted)}[/]", "", f"[dim]{proof.seconds:.1f} s[/]")
+        for check in proof.checks:
+            mark = "[green]pass[/]" if check.passed else "[bold red]FAIL[/]"
+            table.add_row(mark, escape(check.what), escape(check.expectation), escape(said(check.found)))
+    console.print(table)
+    for truth, why in found.skipped.items():
+        console.print(f"[yellow]skipped[/] {truth}: {escape(why)}")
+    for curve in found.curves:
+        _show_power(curve, console)
+    failed = [proof.truth for proof in found.proofs if not proof.passed]
+    n_checks = sum(len(proof.checks) for proof in found.proofs)
+    result = f"[bold red]{len(failed)} do not hold: {', '.join(failed)}[/]" if failed else "[green]all hold[/]"
+    console.print(f"{len(found.proofs)} truths, {n_checks} checks: {result}, {sum(proof.seconds for proof in found.proofs):.0f} s")
+
+
+WAYS = {
+    "onset": "the first block where the base's residual state breaks the tuned model",
+    "output": "the strongest output at the decision position",
+    "graft": "the part of the network that recovers most of D",
+}
+"""Ways to look for an edit, in words."""
+
+
+def _show_power(curve: "Curve", console: Console) -> None:
+    alone = "alone" if not curve.background else f"beside noise of {curve.background:g} on every matrix"
+    table = _table(f"random rank-1 edits {alone}, found by {WAYS[curve.way]}", "size, of the matrix's norm", "D, nats", "found", "95 %")
+    for point in curve.points:
+        table.add_row(f"{point.size:g}", f"{point.d_nats:.2g}", f"{point.found:.0%}", f"{point.low:.0%} to {point.high:.0%}")
+    console.print(table)
+    least = f"of {curve.smallest:g} and more" if curve.smallest else "not even of the largest size"
+    console.print(f"80 % are found {least} ({curve.points[0].draws} edits a size, {curve.n_prompts} prompts)")
 
 
 # ---- a prompt set ------------------------------------------------------------------------------------------------------------------

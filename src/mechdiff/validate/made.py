@@ -1,0 +1,110 @@
+"""A tiny network, its tokenizer and its prompts, made in code: what truths are planted in when no model is given."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+SPECIALS = (BOS, EOS, PAD)
+
+CHATML = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+"""A chat template of the usual kind: BOS, then role, content and EOS for each message, then the generation prompt."""
+
+
+# ---- the network -------------------------------------------------------------------------------------------------------------------
+
+
+def random_net(config: Any, *, seed: int = 0, attention: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """A random network whose states and logits have spread enough for effects to be seen."""
+    torch.manual_seed(seed)
+    net = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval().float()
+    for parameter in net.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return net.to(dtype)
+
+
+def tiny_net(seed: int = 0, entropy_nats: float = 3.5) -> Any:
+    """A Llama of 4 blocks, d_model 64, 8 heads, 4 key-value heads and 259 tokens, random, whose unembedding is scaled until its next-token laws
+    have about this mean entropy."""
+    config = LlamaConfig(
+        vocab_size=259, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
+        max_position_embeddings=128, tie_word_embeddings=False, bos_token_id=256, eos_token_id=257,
+    )  # fmt: skip
+    net = random_net(config, seed=seed)
+    ids = torch.tensor(token_prompts(1, longest=60, shortest=60))
+    low, high = 0.1, 100.0
+    head = net.lm_head.weight.data.clone()
+    for _ in range(30):
+        middle = (low * high) ** 0.5
+        net.lm_head.weight.data = head * middle
+        with torch.inference_mode():
+            law = net(ids).logits.double().softmax(-1)
+        low, high = (middle, high) if float(-(law * law.log()).sum(-1).mean()) > entropy_nats else (low, middle)
+    return net
+
+
+def token_prompts(n: int = 3, *, seed: int = 0, shortest: int = 5, longest: int = 24) -> list[list[int]]:
+    """Random byte sequences of different lengths, each with a BOS in front."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(shortest, longest + 1, (n,), generator=generator).tolist()
+    return [[256, *torch.randint(0, 256, (length - 1,), generator=generator).tolist()] for length in lengths]
+
+
+def save(net: Any, tokenizer: Any, folder: Path) -> Path:
+    """A model folder that `mechdiff run` can take."""
+    net.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# ---- the tokenizer -----------------------------------------------------------------------------------------------------------------
+
+
+def byte_characters() -> list[str]:
+    """The printable character that byte-level tokenizers write for each byte, by byte: printable ones stand for themselves."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    shifted = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(shifted)) for byte in range(256)]
+
+
+def byte_tokenizer(
+    chat_template: str | None = None, *, adds_bos: bool = True, order: Iterable[int] | None = None
+) -> PreTrainedTokenizerFast:
+    """256 tokens that are the bytes (id = byte), then bos 256, eos 257, pad 258; decoding gives back what was encoded.
+
+    `order`: other ids, the new id i is the old token `order[i]`.
+    """
+    new = {old: i for i, old in enumerate(range(259) if order is None else order)}
+    vocabulary = {character: new[byte] for byte, character in enumerate(byte_characters())}
+    return wrapped(byte_level(models.BPE(vocab=vocabulary | {text: new[256 + i] for i, text in enumerate(SPECIALS)}, merges=[])), chat_template,
+                   adds_bos=adds_bos)  # fmt: skip
+
+
+def byte_level(model: models.Model, *, words: bool = False) -> Tokenizer:
+    """A tokenizer over byte characters; `words` keeps tokens inside words."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def wrapped(tokenizer: Tokenizer, chat_template: str | None, *, adds_bos: bool, trim_offsets: bool = False) -> PreTrainedTokenizerFast:
+    """A fast tokenizer of transformers, with the special tokens behind (or where the model has them already)."""
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
+    steps: list[processors.PostProcessor] = [processors.ByteLevel(trim_offsets=trim_offsets)]
+    if adds_bos:
+        bos = (BOS, tokenizer.token_to_id(BOS))
+        steps.append(processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[bos]))
+    tokenizer.post_processor = processors.Sequence(steps)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+    made.chat_template = chat_template
+    return made

@@ -1,0 +1,203 @@
+"""How small an edit would be found in this model, with these prompts?
+
+Random rank-1 edits of growing size are planted in random blocks, each in the attention's or the MLP's last matrix, in two settings:
+
+    alone      nothing else changed
+    beside     every matrix also moved by noise of the size BACKGROUND, as a diffuse fine-tune would
+
+and looked for in three ways:
+
+    onset      (alone) D = KL(tuned || base) is above three noise floors, and the first block at which the base's residual state, written into the
+               tuned model, does more than three floors is the edited one. What limits this is float32.
+    output     (beside) of all blocks' attention and MLP outputs, the base's does most at the edited one, written at the decision position
+    graft      (beside) of all parts of the network, the edited one recovers most of D when its tuned weights are put into the base
+
+Output sees the edit at one position, graft at all; what limits both is the rest of the fine-tune. Sizes are relative to the matrix,
+||dW||_F / ||W||_F. `weights` is exact, and would give an edit of any size away: this is what states and behaviour show of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mechdiff.engine.activations import Clean, capture
+from mechdiff.engine.models import Model, wrap
+from mechdiff.engine.replay import ENGINES, Engine, engine_for
+from mechdiff.engine.sites import Site
+from mechdiff.engine.units import Unit, changes_between, tensors_of
+from mechdiff.measures import grafting
+from mechdiff.measures.grafting import Prompts
+from mechdiff.measures.outcome import kl_nats
+from mechdiff.measures.patching import variants
+from mechdiff.report.intervals import wilson
+from mechdiff.validate import planted
+from mechdiff.validate.planted import Bench
+
+ALONE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+BESIDE = (0.01, 0.032, 0.1, 0.32, 1.0)
+"""Sizes that are tried in each setting."""
+BACKGROUND = 0.003
+DRAWS, PROMPTS = 10, 6
+FLOORS = 3
+WANTED = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """Edits of one size."""
+
+    size: float
+    """||dW||_F / ||W||_F."""
+    draws: int
+    d_nats: float
+    """Mean D over draws and prompts."""
+    found: float
+    """Share of the draws."""
+    low: float
+    high: float
+    """Wilson's interval of 95 %."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The power curve of one way to look."""
+
+    way: str
+    background: float
+    n_prompts: int
+    points: list[Point]
+
+    @property
+    def smallest(self) -> float | None:
+        """The least size from which on at least 80 % of the edits are found; None: not even of the largest."""
+        least = None
+        for point in reversed(self.points):
+            if point.found < WANTED:
+                break
+            least = point.size
+        return least
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"smallest": self.smallest}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """The base's side of every try: its laws and states, and a copy of it that is edited."""
+
+    base: Model
+    prompts: Sequence[Sequence[int]]
+    logits: Tensor
+    """`[prompt, vocab]`, float32."""
+    states: dict[str, dict[int, Tensor]]
+    """Site kind -> block -> `[prompt, 1, d]`."""
+    tuned: Model
+    background: float
+    engine: Engine
+
+    def try_edit(self, edit: "Planned", size: float) -> tuple[float, dict[str, bool]]:
+        """D in nats, and whether each way finds the edit, which is taken out of the network again, bit for bit."""
+        weight = edit.matrix(self.tuned.net)
+        kept = weight.clone()
+        try:
+            with torch.no_grad():
+                planted.add_low_rank(weight, 1, size, edit.seed)
+            cleans = [capture(self.tuned, ids, [], [], keep_cache=True) for ids in self.prompts]
+            own = torch.stack([clean.logits for clean in cleans])
+            d = float(kl_nats(own, self.logits).mean())
+            if not self.background:
+                return d, {"onset": d > 0 and self._onset(cleans, own, d) == edit.layer}
+            return d, {"output": self._strongest(cleans, own) == edit.place, "graft": self._best_graft(own) == edit.unit}
+        finally:
+            with torch.no_grad():
+                weight.copy_(kept)
+
+    def _effects(self, cleans: list[Clean], own: Tensor, kind: str) -> tuple[list[float], float]:
+        """Mean KL in nats of writing the base's state of each block, and the noise floor."""
+        logits = self.engine(self.tuned, cleans, variants(kind, list(self.states[kind]), self.states[kind]))
+        kl = kl_nats(own[:, None], logits)
+        return kl[:, 1:].mean(0).tolist(), float(kl[:, 0].max())
+
+    def _onset(self, cleans: list[Clean], own: Tensor, d: float) -> int | None:
+        effects, floor = self._effects(cleans, own, "resid_post")
+        felt = [layer for layer, nats in enumerate(effects) if nats > FLOORS * floor]
+        return felt[0] if felt and d > FLOORS * floor else None
+
+    def _strongest(self, cleans: list[Clean], own: Tensor) -> tuple[int, str]:
+        effects = {(layer, kind): nats for kind in self.states for layer, nats in enumerate(self._effects(cleans, own, kind)[0])}
+        return max(effects, key=effects.__getitem__)
+
+    def _best_graft(self, own: Tensor) -> Unit:
+        prompts = Prompts(
+            split="report", names=[str(i) for i in range(len(own))], ids=[list(ids) for ids in self.prompts], base_logits=self.logits,
+            tuned_logits=own,
+        )  # fmt: skip
+        lattice = grafting.lattice(self.base, changes_between(self.base, tensors_of(self.tuned)), prompts)
+        return min(lattice.changes.units, key=lambda unit: float(lattice.value([unit]).mean()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One random edit, the same at every size."""
+
+    layer: int
+    mlp: bool
+    seed: int
+
+    @property
+    def place(self) -> tuple[int, str]:
+        return self.layer, "mlp_out" if self.mlp else "attn_out"
+
+    @property
+    def unit(self) -> Unit:
+        return Unit("mlp" if self.mlp else "attn", self.layer)
+
+    def matrix(self, net: planted.Net) -> Tensor:
+        """The matrix that is edited, in place."""
+        return (planted.mlp_output(net, self.layer) if self.mlp else planted.attention_output(net, self.layer)).detach()
+
+
+def power(bench: Bench, *, background: float = 0.0, sizes: Sequence[float] | None = None, draws: int = DRAWS, seed: int = 0) -> list[Curve]:
+    """The curves of a network: `alone`, or `beside` a background."""
+    probe = _probe(bench, background)
+    random = np.random.default_rng(seed)
+    n_layers, dense = probe.tuned.shape.n_layers, _has_dense_mlps(bench.net)
+    edits = [
+        Planned(layer=int(random.integers(n_layers)), mlp=bool(random.integers(2)) and dense, seed=int(random.integers(1 << 30)))
+        for _ in range(draws)
+    ]
+    points: dict[str, list[Point]] = {}
+    for size in sizes or (BESIDE if background else ALONE):
+        tried = [probe.try_edit(edit, size) for edit in edits]
+        d = float(np.mean([one for one, _ in tried]))
+        for way in tried[0][1]:
+            found = float(np.mean([hits[way] for _, hits in tried]))
+            low, high = wilson(np.array(found), draws)
+            points.setdefault(way, []).append(Point(size=size, draws=draws, d_nats=d, found=found, low=float(low), high=float(high)))
+    return [Curve(way=way, background=background, n_prompts=len(probe.prompts), points=one) for way, one in points.items()]
+
+
+def _probe(bench: Bench, background: float) -> Probe:
+    base = wrap(bench.net, side="base", ref="base")
+    kinds = ("attn_out", "mlp_out") if background else ("resid_post",)
+    layers, prompts = range(base.shape.n_layers), bench.prompts[:PROMPTS]
+    cleans = [capture(base, ids, [Site(layer, kind) for layer in layers for kind in kinds], [len(ids) - 1]) for ids in prompts]
+    return Probe(
+        base=base, prompts=prompts, logits=torch.stack([clean.logits for clean in cleans]), background=background,
+        states={kind: {layer: torch.stack([clean.states[Site(layer, kind)] for clean in cleans]) for layer in layers} for kind in kinds},
+        tuned=wrap(planted.edited(bench.net, planted.add_noise(background)), side="tuned", ref="tuned"),
+        engine=ENGINES[engine_for(base.config)[0]],
+    )  # fmt: skip
+
+
+def _has_dense_mlps(net: planted.Net) -> bool:
+    try:
+        planted.mlp_output(net, 0)
+    except planted.Absent:
+        return False
+    return True

@@ -1,0 +1,203 @@
+"""Truths of states: what patching, similarity and divergence must say of an edit whose place is known (METHOD C: P0, P2, P3, P8, P9, P12, P13).
+
+They hold by construction in every model that mechdiff knows, so they are planted in a user's model too.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from mechdiff.engine.activations import capture
+from mechdiff.engine.models import wrap
+from mechdiff.engine.sites import Site
+from mechdiff.engine.units import changes_between, tensors_of
+from mechdiff.measures import grafting, similarity, spectra
+from mechdiff.measures.grafting import Prompts
+from mechdiff.measures.outcome import kl_nats
+from mechdiff.validate import planted
+from mechdiff.validate.checks import Check, above, at_most, names, near, same
+from mechdiff.validate.planted import Bench, Edit, Planted
+
+CKA_PROMPTS = 12
+
+
+def p0(bench: Bench) -> Iterator[Check]:
+    """The same model twice."""
+    pair = bench.plant(planted.identical, n_prompts=CKA_PROMPTS)
+    yield at_most("D in nats, any prompt", pair.d_nats, 0)
+    layers = sorted({0, bench.layer, pair.n_layers - 1})
+    few = bench.plant(planted.identical)
+    clean = few.logits("tuned")[:, None]
+    off = [(few.patched("tuned<-base", kind, engine="full", layers=layers) - clean).abs().max() for kind in pair.base.kinds()]
+    yield at_most("change of any logit by any patch, whole forward passes", off, 0)
+    yield at_most("KL of any patch in nats, by replay", [pair.breakage(kind).max() for kind in pair.base.kinds()], 1e-10)
+    yield near("CKA, every block and site whose states vary", [one for kind in pair.base.kinds() for one in cka(pair, kind)], 1, 1e-12)
+    yield at_most("change in the shared basis", [one for kind in pair.base.kinds() for one in cka(pair, kind, "same_basis_change")], 0)
+    yield same("units of the network that changed", changed_units(pair), set())
+
+
+def p2(bench: Bench) -> Iterator[Check]:
+    """Rank 2 added to the attention output matrix of one block."""
+    yield from _one_matrix(bench, lambda net: planted.edit_attention(net, bench.layer), "attn_out", f"L{bench.layer}.attn")
+
+
+def p3(bench: Bench) -> Iterator[Check]:
+    """Rank 2 added to the last matrix of one block's MLP."""
+    yield from _one_matrix(bench, lambda net: planted.edit_mlp(net, bench.layer), "mlp_out", f"L{bench.layer}.mlp")
+
+
+def _one_matrix(bench: Bench, edit: Edit, kind: str, unit: str) -> Iterator[Check]:
+    pair, here = bench.plant(edit, n_prompts=CKA_PROMPTS), bench.layer
+    few = bench.plant(edit, whole=True)
+    last = pair.n_layers - 1
+    layers = sorted({0, here - 1, here, here + 1, last} & set(range(pair.n_layers)))
+
+    def recovered(site: str, at: list[int] = layers) -> list[float]:
+        return few.recovery(site, positions="all", engine="full", layers=at).tolist()
+
+    yield above("D in nats", pair.d_nats.mean(), 1e-3)
+    yield same("units of the network that changed", changed_units(pair), {unit})
+    yield same("rank of the change of the weights", ranks(pair), {2})
+    blocks = ", ".join(map(str, layers))
+    yield near(f"share recovered by all positions of resid_pre, blocks {blocks}", recovered("resid_pre"),
+               [float(layer > here) for layer in layers], bench.rounding)  # fmt: skip
+    yield near(f"... of resid_post, blocks {blocks}", recovered("resid_post"), [float(layer >= here) for layer in layers], bench.rounding)
+    yield near(f"... of {kind} of block {here}", recovered(kind, [here]), 1, bench.rounding)
+    if "z" in pair.base.kinds():
+        yield near(f"... of z of block {here}", recovered("z", [here]), 0, bench.rounding)
+    if kind == "mlp_out":
+        yield near(
+            f"... of attn_out of blocks up to {here}", recovered("attn_out", [one for one in layers if one <= here]), 0, bench.rounding
+        )
+    share = pair.recovery("resid_post")
+    if here:
+        yield near("share recovered by the last position of resid_post, below the block", share[:here], 0, first_order(bench, pair))
+    if here < last:
+        yield above("... in the block and above it, but for the last block", share[here:last], 0)
+        yield at_most("... the same", share[here:last], 0.9999)
+    yield near("... in the last block", share[last], 1, bench.rounding)
+    breakage = pair.breakage("resid_post").mean(0)
+    yield same("first block where the base's state breaks the tuned model", int((breakage > 1e-9).int().argmax()), here)
+    alike = cka(pair, "resid_post")
+    if here:
+        yield near("CKA of resid_post below the block", alike[:here], 1, 1e-12)
+    yield above("1 - CKA of resid_post in the block and above it", 1 - np.array(alike[here:]), 1e-9)
+    if "z" in pair.base.kinds():
+        yield near(f"CKA of z of block {here}", cka(pair, "z")[here], 1, 1e-12)
+
+
+NOISE = (0.001, 0.002, 0.005, 0.01)
+
+
+def p8(bench: Bench) -> Iterator[Check]:
+    """A little noise on every matrix, in four sizes."""
+    pairs = [bench.plant(planted.add_noise(size), n_prompts=CKA_PROMPTS) for size in NOISE]
+    yield near("slope of log D over log size", slope([float(pair.d_nats.mean()) for pair in pairs]), 2, 0.1)
+    yield near("slope of log (1 - CKA) over log size, last block", slope([1 - cka(pair, "resid_post")[-1] for pair in pairs]), 2, 0.1)
+    largest, d = pairs[-1], float(pairs[-1].d_nats.mean())
+    lattice = grafts(largest)
+    alone = [float(lattice.value([unit]).mean()) / d for unit in lattice.changes.units]
+    yield above("share of D that stays with any one unit grafted: none carries it", alone, 0.2)
+    floor = [spectra.spectral_norm_null(float(one.norm()), *one.shape) for one in matrices(largest)]
+    found = [spectra.spectrum(one, exact_up_to=8192) for one in matrices(largest)]
+    sizes = np.array([float(one.values[0]) for one in found])
+    yield near("largest singular value of each change, over that of noise of its norm", sizes / floor, 1, 0.15)
+    yield above(
+        "dimensions that hold half of a change, of all: no knee", [(one.energy_rank(50) or 0) / len(one.values) for one in found], 0.1
+    )
+
+
+def p9(bench: Bench) -> Iterator[Check]:
+    """Networks on the straight line from a base to a small fine-tune of it."""
+    ends = bench.plant(planted.child(3, size=0.1 * float(next(bench.net.parameters()).detach().std())))
+
+    def at(t: float) -> torch.Tensor:
+        def between(net: planted.Net) -> None:
+            for own, other in zip(net.parameters(), ends.tuned.net.parameters(), strict=True):
+                own.lerp_(other, t)
+
+        model = wrap(planted.edited(ends.base.net, between), side="tuned", ref=f"{t}")
+        return torch.stack([capture(model, ids, [], [0]).logits for ids in ends.prompts]).double()
+
+    laws = [at(t) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    from_base = [float(kl_nats(ends.logits("base"), law).mean()) for law in laws]
+    from_tuned = [float(kl_nats(ends.logits("tuned"), law).mean()) for law in laws]
+    yield at_most("KL from the base at the base, from the tuned model at the tuned model", [from_base[0], from_tuned[-1]], 0)
+    yield above("steps of KL(base || between) on the way", np.diff(from_base), 0)
+    yield above("steps of KL(tuned || between) on the way back", -np.diff(from_tuned), 0)
+
+
+def p12(bench: Bench) -> Iterator[Check]:
+    """Noise on the unembedding alone."""
+    pair = bench.plant(planted.edit_unembedding, n_prompts=CKA_PROMPTS, prepare=planted.untie)
+    yield above("D in nats", pair.d_nats.mean(), 1e-4)
+    yield same("units of the network that changed", changed_units(pair), {"head"})
+    yield near("CKA of resid_post, every block", cka(pair, "resid_post"), 1, 1e-12)
+    yield near("share recovered by resid_post, every block", pair.recovery("resid_post"), 0, first_order(bench, pair))
+    yield near("share of D that the grafted unembedding recovers", 1 - grafts(pair).value(grafts(pair).changes.units).mean() / pair.d_nats.mean(),
+               1, 1e-6)  # fmt: skip
+
+
+def p13(bench: Bench) -> Iterator[Check]:
+    """Noise on the token embedding alone."""
+    pair = bench.plant(planted.edit_embedding, prepare=planted.untie, whole=True)
+    yield above("D in nats", pair.d_nats.mean(), 1e-3)
+    yield same("units of the network that changed", changed_units(pair), {"embed"})
+    whole = pair.recovery("resid_pre", positions="all", engine="full", layers=[0])
+    yield near("share recovered by all positions of resid_pre of block 0", whole, 1, bench.rounding)
+    part = pair.recovery("attn_out", positions="all", layers=[0])
+    yield at_most("... of attn_out of block 0", part, 0.99)
+
+
+# ---- what the truths ask ---------------------------------------------------------------------------------------------------------------
+
+
+def first_order(bench: Bench, pair: Planted) -> float:
+    """How far a share recovered that is 0 by construction may come out from it: D - KL(tuned || run) errs as the logits do, to the first order."""
+    if bench.tiny:
+        return 1e-6
+    return 4 * torch.finfo(torch.float32).eps * float(pair.logits("base").abs().max()) / float(pair.d_nats.mean())
+
+
+def cka(pair: Planted, kind: str, metric: str = "cka") -> list[float]:
+    """A similarity of the decision states, by block; without blocks where they are the same for every prompt (the last token's embedding)."""
+    states = {side: pair.states(side, kind) for side in ("base", "tuned")}
+    varies = [layer for layer in range(pair.n_layers) if all((one[layer] != one[layer][0]).any() for one in states.values())]
+    base, tuned = ({Site(layer, kind): one[layer] for layer in varies} for one in states.values())
+    rows = similarity.measure(base, tuned, [str(i) for i in range(len(pair.prompts))], "report", permutations=0)
+    found = rows.filter((rows["metric"] == metric) & rows["control"].is_null()).sort("layer")
+    return found["value"].to_list()
+
+
+def changed_units(pair: Planted) -> set[str]:
+    """The parts of the network that are not bit for bit the same."""
+    return names(changes_between(pair.base, tensors_of(pair.tuned)).units)
+
+
+def matrices(pair: Planted) -> list[torch.Tensor]:
+    """tuned - base of every matrix that changed."""
+    both = zip(pair.base.net.parameters(), pair.tuned.net.parameters(), strict=True)
+    return [(after - before).detach().double() for before, after in both if before.ndim == 2 and not torch.equal(before, after)]
+
+
+def ranks(pair: Planted) -> set[int | None]:
+    """Numerical ranks of the changed matrices."""
+    both = zip(pair.base.net.parameters(), pair.tuned.net.parameters(), strict=True)
+    changed = [(before, after.detach()) for before, after in both if before.ndim == 2 and not torch.equal(before, after)]
+    deltas = [(after.double() - before.detach().double(), after) for before, after in changed]
+    return {spectra.spectrum(delta, floor=spectra.rounding_floor(after, delta), exact_up_to=8192).numerical_rank for delta, after in deltas}
+
+
+def grafts(pair: Planted) -> grafting.Lattice:
+    """Any set of changed units, grafted into the base."""
+    prompts = Prompts(
+        split="report", names=[str(i) for i in range(len(pair.prompts))], ids=[list(ids) for ids in pair.prompts],
+        base_logits=pair.logits("base").float(), tuned_logits=pair.logits("tuned").float(),
+    )  # fmt: skip
+    return grafting.lattice(pair.base, changes_between(pair.base, tensors_of(pair.tuned)), prompts)
+
+
+def slope(values: list[float]) -> float:
+    """Of the logarithms, over those of NOISE, by least squares."""
+    return float(np.polyfit(np.log(NOISE), np.log(values), 1)[0])

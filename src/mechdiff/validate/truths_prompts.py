@@ -1,0 +1,85 @@
+"""Truths of prompts and vocabularies: faults are errors by name, other tokens are seen for what they are (METHOD C: P7b, P18)."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
+
+from mechdiff.engine.models import wrap
+from mechdiff.engine.prompts import Prompt
+from mechdiff.engine.rendering import PromptPolicy, render
+from mechdiff.engine.replay import replay
+from mechdiff.engine.speech import speak
+from mechdiff.engine.vocabularies import Tokens, Vocabulary, shared_tokens
+from mechdiff.errors import PromptError
+from mechdiff.measures import divergence
+from mechdiff.measures.outcome import kl_nats
+from mechdiff.validate import made
+from mechdiff.validate.checks import Check, above, at_most, near, same
+from mechdiff.validate.planted import Bench
+
+TEXT = "Қазақ тілі – түркі тілдерінің бірі 😀."
+LENGTHS = {"max_base": 512, "max_tuned": 512}
+
+
+def p7b(bench: Bench) -> Iterator[Check]:
+    """Bytes a and b in equal parts; one vocabulary also has ab, for half of the a that b follows."""
+    tokens = _listed((b"a", b"b"), (b"a", b"b", b"ab"))
+    base = tokens.place(torch.tensor([[0.5, 0.5]]).double().log(), "base")
+    tuned = tokens.place(torch.tensor([[0.25, 0.5, 0.25]]).double().log(), "tuned")
+    shared = divergence.across_vocabularies(base, tuned, tokens)["kl_shared_base_tuned_nats"]
+    yield near("KL on the shared tokens in nats", shared, 0.5 * math.log(1.125), 1e-9)
+    yield at_most("KL of the next byte in nats", divergence.next_byte_nats(base, tuned, tokens.first_bytes), 1e-12)
+
+
+def p18(bench: Bench) -> Iterator[Check]:
+    """Faults of prompts: no template, two BOS, padding, other lengths, other cuts."""
+    bare, chat = made.byte_tokenizer(), made.byte_tokenizer(made.CHATML)
+    said = _refusal(lambda: render([Prompt(id="a", text=TEXT)], chat, bare, PromptPolicy(), **LENGTHS))
+    yield same("a tokenizer without a template is refused by name", "tuned model's chat template, but its tokenizer has none" in said, True)
+    twice = [Prompt(id="a", text=f"{made.BOS}Hello")]
+    said = _refusal(lambda: render(twice, bare, bare, PromptPolicy(policy="raw"), **LENGTHS))
+    yield same("two BOS are refused, and the prompt named", "prompt 'a': two" in said, True)
+    model = wrap(bench.net, side="base", ref="base")
+    yield at_most("KL in nats of padding on the left", _padded(model.net, bench.prompts[0]), 3e-12)
+    asked = [list(ids) for ids in bench.prompts[:6]]
+    together = speak(model, replay, asked, max_tokens=6, stop=())
+    alone = [speak(model, replay, [ids], max_tokens=6, stop=())[0].tolist() for ids in asked]
+    yield same("answers beside prompts of other lengths", [one.tolist() for one in together] == alone, True)
+    coarse = _cut_coarser(chat)
+    (one,) = render([Prompt(id="a", text=TEXT)], chat, coarse, PromptPolicy(), **LENGTHS)
+    ends = [chat.decode(one.ids_base[: i + 1]) == coarse.decode(one.ids_tuned[: j + 1]) for i, j in one.positions[1:]]
+    yield above("places that two tokenizers both have, of the coarser one's tokens", len(one.positions) / len(one.ids_tuned), 0.5)
+    yield same("each ends where the other's text ends", all(ends) and len(one.ids_base) > len(one.ids_tuned), True)
+
+
+def _listed(base: tuple, tuned: tuple) -> Tokens:
+    return shared_tokens(*(Vocabulary(pieces=pieces, kind="plain", byte_tokens=frozenset()) for pieces in (base, tuned)))
+
+
+def _refusal(attempt: Callable[[], object]) -> str:
+    """The message of the PromptError that an attempt raises; empty where it raises none."""
+    try:
+        attempt()
+    except PromptError as error:
+        return str(error)
+    return ""
+
+
+@torch.inference_mode()
+def _padded(net: torch.nn.Module, prompt: object) -> torch.Tensor:
+    """KL(plain || with four tokens of padding before it), positions as without."""
+    ids = torch.tensor([prompt])
+    padded, mask = torch.cat([torch.full((1, 4), 258), ids], 1), torch.cat([torch.zeros(1, 4), torch.ones_like(ids)], 1).long()
+    plain = net(ids).logits[:, -1].float()
+    placed = net(padded, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits[:, -1].float()
+    return kl_nats(plain, placed)
+
+
+def _cut_coarser(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The byte tokenizer with a few words of the text as tokens of their own."""
+    coarse = made.byte_tokenizer(tokenizer.chat_template)
+    coarse.add_tokens([AddedToken(text, normalized=False) for text in ("Қазақ", " тілі", " түркі", "нің")])
+    return coarse
