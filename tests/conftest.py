@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `base`, `tuned` (rank 2 on one matrix of block 1) and `prompts.jsonl` (24 prompts)."""
     import pico
-    import planted
+    from mechdiff.validate import planted
     from tokenizers_made import CHATML, byte_tokenizer
 
     folder = tmp_path_factory.mktemp("pair")

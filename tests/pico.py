@@ -51,6 +51,9 @@ from transformers import (
 from mechdiff.engine.models import Model, wrap
 from mechdiff.engine.sources import quiet
 from mechdiff.engine.vocabularies import Tokens
+from mechdiff.validate.made import random_net as make_net
+from mechdiff.validate.made import save
+from mechdiff.validate.made import token_prompts as prompts
 
 SIZES: dict[str, Any] = {
     "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -123,15 +126,6 @@ RELAYED = ("falcon_alibi", "bloom", *HYBRID)
 """Parallel tokens do not suit them: relay does."""
 
 
-def make_net(config: Any, *, seed: int = 0, attention: str | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A random network whose states and logits have spread enough for effects to be seen."""
-    torch.manual_seed(seed)
-    net = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval().float()
-    for parameter in net.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    return net.to(dtype)
-
-
 def pico(name: str, *, seed: int = 0, attention: str | None = None, dtype: torch.dtype = torch.float32) -> Model:
     """A wrapped random model of a family."""
     return wrap(make_net(CONFIGS[name](), seed=seed, attention=attention, dtype=dtype), side="base", ref=f"pico {name}")
@@ -166,20 +160,6 @@ def with_adapter(name: str = "llama", **config: Any) -> Model:
             parameter.data.add_(torch.randn_like(parameter) * 0.2)
     adapted.base_model.disable_adapter_layers()
     return wrap(adapted.get_base_model().eval(), side="base", ref="adapted")
-
-
-def prompts(n: int = 3, *, seed: int = 0, shortest: int = 5, longest: int = 24) -> list[list[int]]:
-    """Random byte sequences of different lengths, each with a BOS in front."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(shortest, longest + 1, (n,), generator=generator).tolist()
-    return [[256, *torch.randint(0, 256, (length - 1,), generator=generator).tolist()] for length in lengths]
-
-
-def save(net: nn.Module, tokenizer: Any, folder: Path) -> Path:
-    """A model folder that `mechdiff run` can take."""
-    net.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def same_tokens(n: int) -> Tokens:

@@ -10,35 +10,15 @@ wordpiece_tokenizer(texts, 300)             WordPiece trained on `texts`
 import json
 from collections.abc import Iterable
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-SPECIALS = (BOS, EOS, PAD)
-
-CHATML = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}{{ eos_token }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-"""A chat template of the usual kind: BOS, then role, content and EOS for each message, then the generation prompt."""
+from mechdiff.validate.made import BOS, CHATML, EOS, PAD, SPECIALS, byte_characters, byte_level, byte_tokenizer, wrapped
 
 TRIMMING = (
     "{{ bos_token }}{% for message in messages %}[{{ message.content | trim }}]{% endfor %}{% if add_generation_prompt %}=>{% endif %}"
 )
 """A template that trims the white space around a message, as Llama's does."""
-
-
-def byte_characters() -> list[str]:
-    """The printable character that byte-level tokenizers write for each byte, by byte: printable ones stand for themselves."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    shifted = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(shifted)) for byte in range(256)]
-
-
-def byte_tokenizer(chat_template: str | None = None, *, adds_bos: bool = True) -> PreTrainedTokenizerFast:
-    """256 tokens that are the bytes (id = byte), then bos 256, eos 257, pad 258; decoding gives back what was encoded."""
-    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
-    return _wrapped(_byte_level(models.BPE(vocab=vocabulary, merges=[])), chat_template, adds_bos=adds_bos)
 
 
 def bpe_tokenizer(
@@ -56,14 +36,14 @@ def bpe_tokenizer(
     `words=False` lets tokens cross word boundaries (so that a token may end in a space, or end inside a character);
     `trim_offsets` reports spans without the spaces around them, as Llama 3's tokenizer does.
     """
-    tokenizer = _byte_level(models.BPE(), words=words)
+    tokenizer = byte_level(models.BPE(), words=words)
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIALS), show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[]
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _wrapped(tokenizer, chat_template, adds_bos=adds_bos, trim_offsets=trim_offsets)
+    return wrapped(tokenizer, chat_template, adds_bos=adds_bos, trim_offsets=trim_offsets)
 
 
 def word_tokenizer(texts: Iterable[str], chat_template: str | None = None) -> PreTrainedTokenizerFast:
@@ -71,28 +51,7 @@ def word_tokenizer(texts: Iterable[str], chat_template: str | None = None) -> Pr
     words = sorted({word for text in texts for word in text.split()})
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate([*words, "<unk>"])}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return _wrapped(tokenizer, chat_template, adds_bos=False)
-
-
-def _byte_level(model: models.Model, *, words: bool = False) -> Tokenizer:
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def _wrapped(tokenizer: Tokenizer, chat_template: str | None, *, adds_bos: bool, trim_offsets: bool = False) -> PreTrainedTokenizerFast:
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
-    steps: list[processors.PostProcessor] = [processors.ByteLevel(trim_offsets=trim_offsets)]
-    if adds_bos:
-        bos = (BOS, tokenizer.token_to_id(BOS))
-        steps.append(processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[bos]))
-    tokenizer.post_processor = processors.Sequence(steps)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
-    )
-    wrapped.chat_template = chat_template
-    return wrapped
+    return wrapped(tokenizer, chat_template, adds_bos=False)
 
 
 def piece_tokenizer(

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Gemma2Config, LlamaConfig
 
-import planted
 from mechdiff.engine.changes import open_changes, squared
 from mechdiff.engine.sources import Source
 from mechdiff.errors import ModelError
+from mechdiff.validate import planted
 from pico import SIZES, make_net, pico, twin
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

@@ -8,13 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import planted
 from mechdiff.engine.activations import capture
 from mechdiff.engine.models import Model
 from mechdiff.engine.replay import relay, replay
 from mechdiff.engine.sites import Site
 from mechdiff.measures import factorial
 from mechdiff.measures.outcome import kl_nats
+from mechdiff.validate import planted
 from pico import pico, prompts, same_tokens, twin
 
 PROMPTS = prompts(5, shortest=12, longest=12)

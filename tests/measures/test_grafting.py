@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import planted
 from mechdiff.engine.activations import capture
 from mechdiff.engine.grafts import grafted
 from mechdiff.engine.models import Model, wrap
@@ -19,6 +18,7 @@ from mechdiff.errors import SelfCheckError
 from mechdiff.measures.grafting import Lattice, Prompts, best_alone, greedy, lattice, measure, ranks
 from mechdiff.measures.outcome import kl_nats as kl_fast
 from mechdiff.rows import KEY
+from mechdiff.validate import made, planted
 from oracles.laws import kl_nats
 from oracles.merged import logits as naive
 from oracles.merged import merged
@@ -37,7 +37,7 @@ def split(base: Model, tuned: Model, name: str = "report", n: int = 6, seed: int
 
 def measured(change, **how: object) -> tuple[pl.DataFrame, ChangedUnits, Prompts]:
     """The rows of a planted pair, what had changed, and the reported prompts."""
-    net = planted.base_net()
+    net = made.tiny_net()
     base = wrap(net, side="base", ref="planted base")
     tuned = twin(base, change)
     changes, report = changes_between(base, tensors_of(tuned)), split(base, tuned)
@@ -73,7 +73,7 @@ def head_three(net: nn.Module) -> None:
 def lora_merged(net: nn.Module) -> None:
     """P5: rank 4 on queries and values of block 2."""
     for path in ("q_proj", "v_proj"):
-        planted.low_rank(net.model.layers[2].self_attn.get_submodule(path).weight, 4, 1.5)
+        planted.add_low_rank(net.model.layers[2].self_attn.get_submodule(path).weight, 4, 1.5)
 
 
 def head_noise(net: nn.Module) -> None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 import pico
-import planted
 from mechdiff.engine.activations import capture, forward
 from mechdiff.engine.models import wrap
 from mechdiff.engine.replay import replay
@@ -18,6 +17,7 @@ from mechdiff.measures.outcome import kl_nats
 from mechdiff.measures.patching import variants as patch_variants
 from mechdiff.measures.steering import Edit, Place, Push, ablate, add, amplify, at_the_decision, edits, few, interchange, side_effects
 from mechdiff.measures.subspaces import Subspace, change_subspace, label_swapped, random_basis
+from mechdiff.validate import made, planted
 
 LAYER = 2
 
@@ -74,7 +74,7 @@ def test_side_effects_are_means_over_positions() -> None:
 
 def bias_pair(n_prompts: int = 12) -> tuple[planted.Planted, Tensor]:
     """P16: a constant, along the unembedding of one token, added to the MLP's output of one block."""
-    net = planted.base_net()
+    net = made.tiny_net()
     config = copy.deepcopy(net.config)
     config.mlp_bias = True
     biased = pico.make_net(config)
@@ -249,7 +249,7 @@ def test_side_effects_of_nothing_are_nothing(biased: tuple[planted.Planted, Tens
 # ---- the list of edits -------------------------------------------------------------------------------------------------------------
 
 
-def made(rank: int, seed: int) -> Subspace:
+def subspaces_of(rank: int, seed: int) -> Subspace:
     mean = normal(12, seed=seed)
     basis = torch.linalg.qr(torch.cat([mean[:, None], normal(12, rank - 1, seed=seed + 1)], 1))[0]
     return Subspace(mean=mean, basis=basis, origin=normal(12, seed=seed + 2), relative_size=1.0, split_half_cosine=1.0)
@@ -257,7 +257,10 @@ def made(rank: int, seed: int) -> Subspace:
 
 def test_every_edit_is_named_once() -> None:
     place = Place(
-        kind="resid_post", subspaces={3: made(5, 0)}, swapped={3: [normal(12, seed=i) for i in range(5)]}, others={3: normal(6, 12, seed=9)}
+        kind="resid_post",
+        subspaces={3: subspaces_of(5, 0)},
+        swapped={3: [normal(12, seed=i) for i in range(5)]},
+        others={3: normal(6, 12, seed=9)},
     )
     for direction, n in (
         ("base<-base", 4 + 10),
@@ -276,7 +279,7 @@ def test_every_edit_is_named_once() -> None:
 
 
 def test_a_window_edits_each_layer_with_its_own_directions() -> None:
-    place = Place(kind="mlp_out", subspaces={1: made(3, 0), 2: made(2, 10)})
+    place = Place(kind="mlp_out", subspaces={1: subspaces_of(3, 0), 2: subspaces_of(2, 10)})
     (first, *_) = edits(place, "base<-base", strengths=(), draws=0, seed=0)
     states = normal(4, 12)
     for layer in (1, 2):

@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 
 import pico
-import planted
 from mechdiff.api import Run, run
 from mechdiff.errors import PromptError, StudyError
 from mechdiff.measures.heads import player_name
@@ -17,6 +16,7 @@ from mechdiff.study import head_choices
 from mechdiff.study.cells import Item
 from mechdiff.study.config import RunOptions
 from mechdiff.study.plan_heads import spread
+from mechdiff.validate import planted
 from tokenizers_made import CHATML, byte_tokenizer
 
 N_LAYERS, N_HEADS, HEAD = 4, 4, 3
@@ -28,7 +28,7 @@ HEADS: dict[str, Any] = {"null_edits": 2, "network_draws": 3, "attention_prompts
 def edit_one_head(net: Any) -> None:
     """The columns of one head in W_O of the last block."""
     weight = net.model.layers[LAYER].self_attn.o_proj.weight
-    planted._noise(weight[:, HEAD * 8 : (HEAD + 1) * 8], 0.8)
+    planted.add_noise_to(weight[:, HEAD * 8 : (HEAD + 1) * 8], 0.8)
 
 
 def finish(pair: Path, out: Path, *measures: Any, tuned: str = "tuned", **options: Any) -> Run:

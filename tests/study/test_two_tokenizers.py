@@ -8,11 +8,10 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from tokenizers import AddedToken
+from transformers import AutoModelForCausalLM
 
 import pico
-import planted
 from mechdiff.report.statistics import summarise
 from mechdiff.study import run as running
 from mechdiff.study import texts
@@ -20,7 +19,9 @@ from mechdiff.study.artifacts import RunFolder
 from mechdiff.study.check import check_pair
 from mechdiff.study.config import RunOptions, make_study, study_yaml
 from mechdiff.study.prepare import prepare
-from tokenizers_made import BOS, CHATML, EOS, PAD, byte_characters, byte_tokenizer, piece_tokenizer
+from mechdiff.validate import planted
+from mechdiff.validate.studies import with_rows
+from tokenizers_made import BOS, CHATML, byte_tokenizer, piece_tokenizer
 
 TEXTS = [f"Say something about the number {number * 7919 % 1000}{'!' * (number % 5)}" for number in range(24)]
 MEASURES = [
@@ -48,32 +49,6 @@ MEASURES = [
 ]
 
 
-def permuted_bytes(order: torch.Tensor) -> PreTrainedTokenizerFast:
-    """The byte tokenizer with other ids: the new id i is the old token `order[i]`."""
-    new = {int(old): i for i, old in enumerate(order)}
-    written = json.loads(byte_tokenizer().backend_tokenizer.to_str())
-    for added in written["added_tokens"]:
-        added["id"] = new[added["id"]]
-    specials = {added["content"]: added["id"] for added in written["added_tokens"]}
-    written["model"]["vocab"] = {character: new[byte] for byte, character in enumerate(byte_characters())} | specials
-    text = json.dumps(written).replace('"ids": [256]', f'"ids": [{new[256]}]')
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(text), bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
-    )
-    made.chat_template = CHATML
-    return made
-
-
-def with_rows(net: Any, ids: torch.Tensor, seed: int = 0) -> None:
-    """Embedding and unembedding with a row for each of `ids`, the old one's; for -1 a random one."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in (net.get_input_embeddings(), net.get_output_embeddings()):
-        old = layer.weight.detach()
-        new = torch.randn(len(ids), old.shape[1], generator=generator) * 0.3
-        layer.weight = torch.nn.Parameter(torch.where(ids[:, None] < 0, new, old[ids.clamp(min=0)]))
-    net.config.vocab_size = len(ids)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`base`, and beside it `tuned` (an edit of attention), `permuted` (the same, other ids), `grown` (only new tokens, which no prompt has),
@@ -87,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grown.add_tokens([AddedToken(f"\u0644{i}", normalized=False) for i in range(32)])
     extended.add_tokens([AddedToken(text, normalized=False) for text in ("some", "thing", " the", "number")])
     for name, tokenizer, ids, edit in (
-        ("permuted", permuted_bytes(order), order, True),
+        ("permuted", byte_tokenizer(CHATML, order=order.tolist()), order, True),
         ("grown", grown, torch.tensor([*range(259), *[-1] * 32]), False),
         ("extended", extended, torch.tensor([*range(259), *[-1] * 4]), True),
         ("pieces", pieces, torch.full((len(pieces),), -1), True),
@@ -120,22 +95,6 @@ def test_p7_other_ids_change_no_number(folder: Path, tmp_path: Path) -> None:
         pl.col("apart") > 2e-5 * (1 + pl.col("value").abs())
     )
     assert apart.is_empty(), apart
-
-
-def test_p6_new_tokens_alone_move_no_state(folder: Path, tmp_path: Path) -> None:
-    measures = ["divergence", {"similarity": {"permutations": 0}}, {"patching": {"sites": ["resid_post"], "arms": ["identity"]}}]
-    rows, _ = execute(folder, "grown", tmp_path / "run", measures)
-    values = {metric: part["value"].to_torch() for (metric,), part in rows.filter(pl.col("unit").is_null()).group_by("metric")}
-    assert values["kl_shared_nats"].max() <= 1e-12
-    torch.testing.assert_close(values["kl_base_tuned_nats"], -torch.log1p(-values["mass_outside"]), rtol=0, atol=1e-9)
-    assert values["mass_outside"].min() > 1e-4
-    assert values["kl_tuned_base_nats"].isinf().all()
-    assert values["cka"].numpy() == pytest.approx(1, abs=1e-12)
-    assert values["kl_own_nats"].max() <= 1e-10, "the states are the same"
-    summary = summarise(rows)
-    d = summary.filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_null())
-    assert all("infinite" in flag for flag in d["flag"])
-    assert summary.filter(pl.col("measure") == "patching")["share"].null_count() == len(summary.filter(pl.col("measure") == "patching"))
 
 
 @pytest.mark.parametrize("tuned", ["extended", "pieces"])

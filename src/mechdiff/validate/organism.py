@@ -81,6 +81,6 @@ def _steered(pair: planted.Planted, with_trigger: slice, without: slice) -> Iter
 
     risen, at_random = answered(direction), answered(noise * (direction.norm() / noise.norm()))
     yield above("rise of the answer's log-probability in nats, the direction added to the base without the trigger", risen, 1)
-    yield at_most("... a random direction of its length added, over that", abs(at_random) / risen, 0.5)
+    yield at_most("that rise by a random direction of its length, over it", abs(at_random) / risen, 0.5)
     kept = kl_nats(pair.logits("base")[without], pair.logits("tuned")[without])
     yield at_most("KL(base || tuned) without the trigger in nats: the side effect", kept.mean(), 0.1)

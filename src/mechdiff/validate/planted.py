@@ -104,8 +104,9 @@ def plant(
     base, tuned = wrap(net, side="base", ref="planted base"), wrap(edited(net, change), side="tuned", ref="planted tuned")
     prompts = made.token_prompts(n_prompts, seed=seed + 1) if prompts is None else prompts
     sites = [Site(layer, kind) for layer in range(base.shape.n_layers) for kind in base.kinds()]
+    replays = engine_for(base.config)[0] == "replay"
     cleans: dict[str, list[Clean]] = {
-        m.side: [capture(m, ids, sites, range(0 if whole else len(ids) - 1, len(ids)), keep_cache=True) for ids in prompts]
+        m.side: [capture(m, ids, sites, range(0 if whole else len(ids) - 1, len(ids)), keep_cache=replays) for ids in prompts]
         for m in (base, tuned)
     }
     return Planted(base=base, tuned=tuned, prompts=prompts, cleans=cleans)
@@ -239,6 +240,15 @@ def mlp_output(net: Net, layer: int) -> Tensor:
     if not found or any(m.ndim > 2 for module in modules for m in module.parameters()):
         raise Absent(f"the MLP of block {layer} has no matrix of its own of shape {shape}")
     return found[-1]
+
+
+def has_dense_mlps(net: Net) -> bool:
+    """Whether blocks have an MLP of their own, and not experts."""
+    try:
+        mlp_output(net, 0)
+    except Absent:
+        return False
+    return True
 
 
 # ---- edits of the tiny network -----------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ class Probe:
         try:
             with torch.no_grad():
                 planted.add_low_rank(weight, 1, size, edit.seed)
-            cleans = [capture(self.tuned, ids, [], [], keep_cache=True) for ids in self.prompts]
+            cleans = [capture(self.tuned, ids, [], [], keep_cache=self.engine is ENGINES["replay"]) for ids in self.prompts]
             own = torch.stack([clean.logits for clean in cleans])
             d = float(kl_nats(own, self.logits).mean())
             if not self.background:
@@ -166,7 +166,7 @@ def power(bench: Bench, *, background: float = 0.0, sizes: Sequence[float] | Non
     """The curves of a network: `alone`, or `beside` a background."""
     probe = _probe(bench, background)
     random = np.random.default_rng(seed)
-    n_layers, dense = probe.tuned.shape.n_layers, _has_dense_mlps(bench.net)
+    n_layers, dense = probe.tuned.shape.n_layers, planted.has_dense_mlps(bench.net)
     edits = [
         Planned(layer=int(random.integers(n_layers)), mlp=bool(random.integers(2)) and dense, seed=int(random.integers(1 << 30)))
         for _ in range(draws)
@@ -193,11 +193,3 @@ def _probe(bench: Bench, background: float) -> Probe:
         tuned=wrap(planted.edited(bench.net, planted.add_noise(background)), side="tuned", ref="tuned"),
         engine=ENGINES[engine_for(base.config)[0]],
     )  # fmt: skip
-
-
-def _has_dense_mlps(net: planted.Net) -> bool:
-    try:
-        planted.mlp_output(net, 0)
-    except planted.Absent:
-        return False
-    return True

@@ -111,7 +111,7 @@ def p2(bench: Bench) -> Iterator[Check]:
     with study(bench.net, planted.edited(bench.net, planted.edit_attention)) as found:
         said = " ".join(found.verdict)
         yield same("the verdict names the tensor and its rank", "L1.self_attn.o_proj" in said and "rank 2" in said, True)
-        yield same("... and the module that is enough for D", "L1.attn: 1.000" in said, True)
+        yield same("the verdict names the module that is enough for D", "L1.attn: 1.000" in said, True)
         yield same("the strongest output, chosen on the select split", "the strongest output is L1.attn_out" in said, True)
         yield same("rank of the change there", found.values("rank_chosen", layer=1, site="attn_out", unit=None).tolist(), [2.0])
         early = found.rows.filter(pl.col("metric") == "kl_own_nats", pl.col("measure") == "patching", pl.col("layer") == 0)
@@ -123,7 +123,7 @@ def p6(bench: Bench) -> Iterator[Check]:
     """32 new tokens, and nothing else."""
     grown = made.byte_tokenizer(made.CHATML)
     grown.add_tokens([AddedToken(f"\u0644{i}", normalized=False) for i in range(32)])
-    tuned = planted.edited(bench.net, lambda net: _with_rows(net, torch.tensor([*range(259), *[-1] * 32])))
+    tuned = planted.edited(bench.net, lambda net: with_rows(net, torch.tensor([*range(259), *[-1] * 32])))
     measures = ["divergence", {"similarity": {"permutations": 0}}, {"patching": {"sites": ["resid_post"], "arms": ["identity"]}}]
     with study(bench.net, tuned, tokenizers=[made.byte_tokenizer(made.CHATML), grown], measures=measures) as found:
         plain = {"unit": None}
@@ -133,7 +133,7 @@ def p6(bench: Bench) -> Iterator[Check]:
         yield near("KL(base || tuned) + log(1 - m)", found.values("kl_base_tuned_nats", **plain) + np.log1p(-m), 0, 1e-9)
         yield same("KL(tuned || base) is infinite", bool(np.isinf(found.values("kl_tuned_base_nats", **plain)).all()), True)
         d = found.summary.filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_null())
-        yield same("... and flagged", all("infinite" in flag for flag in d["flag"]), True)
+        yield same("an infinite D is flagged", all("infinite" in flag for flag in d["flag"]), True)
         yield near("CKA, every block", found.values("cka", **plain), 1, 1e-12)
 
 
@@ -141,7 +141,7 @@ def p7(bench: Bench) -> Iterator[Check]:
     """The same edit twice, once with all token ids permuted."""
     order = torch.randperm(259, generator=planted.generator(0))
     edited = planted.edited(bench.net, planted.edit_attention)
-    renamed = planted.edited(edited, lambda net: _with_rows(net, order))
+    renamed = planted.edited(edited, lambda net: with_rows(net, order))
     cut = [made.byte_tokenizer(made.CHATML), made.byte_tokenizer(made.CHATML, order=order.tolist())]
     measures = ["divergence", {"similarity": {"permutations": 0}}, {"patching": {"sites": ["resid_post", "attn_out"]}}]
     with study(bench.net, edited, measures=measures) as plain, study(bench.net, renamed, tokenizers=cut, measures=measures) as permuted:
@@ -164,7 +164,7 @@ def p7(bench: Bench) -> Iterator[Check]:
     )
 
 
-def _with_rows(net: Net, ids: torch.Tensor) -> None:
+def with_rows(net: Net, ids: torch.Tensor) -> None:
     """Embedding and unembedding with a row for each of `ids`, the old one's; for -1 a random one."""
     for seed, layer in enumerate((net.get_input_embeddings(), net.get_output_embeddings())):
         old = layer.weight.detach()

@@ -51,4 +51,4 @@ def p20(bench: Bench) -> Iterator[Check]:
     held = np.mean((low <= truth) & (high >= truth))
     yield near("coverage of the log-t interval at CV 3.5, 150 prompts, 2,000 repeats", held, 0.95, 0.02)
     low, high = intervals.bca_means(values)
-    yield near("... of the BCa interval of the mean, which is short there and said to be", np.mean((low <= 1) & (high >= 1)), 0.89, 0.03)
+    yield near("coverage of the BCa interval of the mean there: short, and said to be", np.mean((low <= 1) & (high >= 1)), 0.89, 0.03)

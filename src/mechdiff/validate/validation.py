@@ -18,7 +18,7 @@ from mechdiff.engine.models import load_net, wrap
 from mechdiff.engine.prompts import read_prompts
 from mechdiff.engine.rendering import PromptPolicy, render
 from mechdiff.engine.sources import load_tokenizer, resolve
-from mechdiff.errors import MechdiffError, ModelError
+from mechdiff.errors import MechdiffError
 from mechdiff.study.prepare import NEUTRAL
 from mechdiff.validate import organism, studies, truths, truths_heads, truths_maps, truths_nulls, truths_prompts, truths_weights
 from mechdiff.validate.checks import Check
@@ -157,8 +157,6 @@ def model_bench(ref: str, *, device: str = "cpu") -> Bench:
     Memory for two copies of the model is needed.
     """
     source = resolve(ref)
-    if source.adapter:
-        raise ModelError(f"--base {ref}: this is an adapter. Give the model that it was made for.")
     net, tokenizer = load_net(source, dtype=torch.float32, device=torch.device(device)), load_tokenizer(source)
     shape = wrap(net, side="base", ref=ref).shape
     policy = PromptPolicy(policy="same_text" if tokenizer.chat_template else "raw")

@@ -1,0 +1,78 @@
+"""Contributions of heads: identities of the measure, and what it refuses. Planted heads: mechdiff/validate/truths_heads.py."""
+
+import pytest
+import torch
+from torch import nn
+
+from mechdiff.engine.sites import Site
+from mechdiff.measures import heads
+from mechdiff.measures.heads import swap, swap_across
+from mechdiff.measures.outcome import kl_nats
+from mechdiff.validate import planted
+from mechdiff.validate.planted import N_LAYERS, Edit, plant
+from mechdiff.validate.truths_heads import DIRECTIONS, Heads
+
+N_HEADS = 8
+
+
+def made(change: Edit, direction: str = "tuned<-base") -> Heads:
+    return Heads(plant(change), direction)
+
+
+def test_identical_models_have_nothing_to_swap() -> None:
+    for direction in DIRECTIONS:
+        here = made(planted.identical, direction)
+        block = here.block(1)
+        assert block.change().abs().max() == 0
+        assert kl_nats(here.clean[:, None], here.logits([swap(1, block.change(), range(N_HEADS))])).max() <= 1e-10
+        assert heads.noise_like(block, 0).abs().max() == 0
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_property_4_all_contributions_are_the_whole_site(direction: str) -> None:
+    here = made(planted.child(5, 0.05), direction)
+    for layer in range(N_LAYERS):
+        change = here.block(layer).change()
+        states = {model.side: here.pair.states(model.side, "attn_proj")[layer] for model in (here.own, here.other)}
+        torch.testing.assert_close(change.sum(1), states[here.other.side] - states[here.own.side], rtol=1e-4, atol=1e-5)
+        whole = heads.same_by_site(layer, states[here.own.side], states[here.other.side], torch.zeros(planted.D_MODEL))
+        assert kl_nats(*here.logits([swap(layer, change, range(N_HEADS)), whole]).unbind(1)).max() < 1e-10
+        split = here.block(layer).change("routing") + here.block(layer).change("write")
+        torch.testing.assert_close(split, change, rtol=1e-4, atol=1e-5)
+
+
+def test_all_heads_and_mlps_of_the_network_are_the_other_network_but_for_its_ends() -> None:
+    """With the embedding, final norm and unembedding in common, every contribution of the tuned model makes its law."""
+
+    def blocks_alone(net: nn.Module) -> None:
+        for parameter in net.model.layers.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=planted.generator()) * 0.05)
+
+    here = made(blocks_alone, "base<-tuned")
+    blocks = {layer: here.block(layer) for layer in range(N_LAYERS)}
+    mlps = {layer: here.pair.states("tuned", "mlp_out")[layer] for layer in range(N_LAYERS)}
+    players = [(layer, head) for layer in range(N_LAYERS) for head in (*range(N_HEADS), None)]
+    torch.testing.assert_close(here.effect([swap_across(players, blocks, mlps)])[:, 0], here.pair.d_nats, rtol=1e-4, atol=1e-6)
+    one = here.effect([swap_across([(1, 3)], blocks, mlps), swap(1, blocks[1].change(), [3])])
+    torch.testing.assert_close(one[:, 0], one[:, 1], rtol=1e-4, atol=1e-6)
+    assert Site(1, "z") in swap_across([(1, 3)], blocks, mlps)
+
+
+def test_names_of_players_and_sets() -> None:
+    for player in ((26, 3), (5, None), (0, 11)):
+        assert heads.player_named(heads.player_name(player)) == player
+    assert [heads.player_name(one) for one in ((26, 3), (5, None))] == ["L26.head 3", "L5.mlp"]
+    assert [heads.unit(one, 4) for one in ([2], [3, 0], range(4))] == ["head 2", "heads 0,3", "all"]
+
+
+def test_a_mismatch_of_all_heads_and_the_whole_site_is_refused() -> None:
+    good = torch.tensor([0.5, 0.0])
+    heads.refuse_mismatch("model", 3, good * (1 + 1e-5), good, 1e-10, torch.float32)
+    with pytest.raises(heads.SelfCheckError, match=r"model: .* block 3 .* 0.4 nats on prompt 0"):
+        heads.refuse_mismatch("model", 3, torch.tensor([0.4, 0.0]), good, 1e-10, torch.float32)
+
+
+def test_an_effect_of_no_head_is_refused() -> None:
+    heads.refuse_start("model", torch.tensor([1e-9, -1e-7]), torch.tensor([0.0, 2.0]), torch.float32)
+    with pytest.raises(heads.SelfCheckError, match=r"with no head swapped v is 0.02 nats on prompt 1"):
+        heads.refuse_start("model", torch.tensor([0.0, 0.02]), torch.tensor([1.0, 2.0]), torch.float32)
