@@ -16,7 +16,7 @@ Output sees the edit at one position, graft at all; what limits both is the rest
 ||dW||_F / ||W||_F. `weights` is exact, and would give an edit of any size away: this is what states and behaviour show of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,7 +43,8 @@ BESIDE = (0.01, 0.032, 0.1, 0.32, 1.0)
 BACKGROUND = 0.003
 DRAWS, PROMPTS = 10, 6
 FLOORS = 3
-WANTED = 0.8
+WANTED, HOPELESS = 0.8, 0.5
+"""The share that is asked for; smaller edits are not tried where fewer than this share were found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +101,8 @@ class Probe:
     background: float
     engine: Engine
 
-    def try_edit(self, edit: "Planned", size: float) -> tuple[float, dict[str, bool]]:
-        """D in nats, and whether each way finds the edit, which is taken out of the network again, bit for bit."""
+    def tried(self, edit: "Planned", size: float, finds: "Finds") -> tuple[float, bool]:
+        """D in nats, and whether an edit is found; it is taken out of the network again, bit for bit."""
         weight = edit.matrix(self.tuned.net)
         kept = weight.clone()
         try:
@@ -109,10 +110,7 @@ class Probe:
                 planted.add_low_rank(weight, 1, size, edit.seed)
             cleans = [capture(self.tuned, ids, [], [], keep_cache=self.engine is ENGINES["replay"]) for ids in self.prompts]
             own = torch.stack([clean.logits for clean in cleans])
-            d = float(kl_nats(own, self.logits).mean())
-            if not self.background:
-                return d, {"onset": d > 0 and self._onset(cleans, own, d) == edit.layer}
-            return d, {"output": self._strongest(cleans, own) == edit.place, "graft": self._best_graft(own) == edit.unit}
+            return float(kl_nats(own, self.logits).mean()), finds(edit, cleans, own)
         finally:
             with torch.no_grad():
                 weight.copy_(kept)
@@ -123,22 +121,26 @@ class Probe:
         kl = kl_nats(own[:, None], logits)
         return kl[:, 1:].mean(0).tolist(), float(kl[:, 0].max())
 
-    def _onset(self, cleans: list[Clean], own: Tensor, d: float) -> int | None:
+    def finds_onset(self, edit: "Planned", cleans: list[Clean], own: Tensor) -> bool:
+        """The first block with an effect is the edited one."""
         effects, floor = self._effects(cleans, own, "resid_post")
         felt = [layer for layer, nats in enumerate(effects) if nats > FLOORS * floor]
-        return felt[0] if felt and d > FLOORS * floor else None
+        return float(kl_nats(own, self.logits).mean()) > FLOORS * floor and felt[:1] == [edit.layer]
 
-    def _strongest(self, cleans: list[Clean], own: Tensor) -> tuple[int, str]:
+    def finds_output(self, edit: "Planned", cleans: list[Clean], own: Tensor) -> bool:
+        """The output with the largest effect is the edited one."""
         effects = {(layer, kind): nats for kind in self.states for layer, nats in enumerate(self._effects(cleans, own, kind)[0])}
-        return max(effects, key=effects.__getitem__)
+        return max(effects, key=effects.__getitem__) == (edit.layer, "mlp_out" if edit.mlp else "attn_out")
 
-    def _best_graft(self, own: Tensor) -> Unit:
+    def finds_graft(self, edit: "Planned", cleans: list[Clean], own: Tensor) -> bool:
+        """The part that recovers most is the edited one."""
         prompts = Prompts(
             split="report", names=[str(i) for i in range(len(own))], ids=[list(ids) for ids in self.prompts], base_logits=self.logits,
             tuned_logits=own,
         )  # fmt: skip
         lattice = grafting.lattice(self.base, changes_between(self.base, tensors_of(self.tuned)), prompts)
-        return min(lattice.changes.units, key=lambda unit: float(lattice.value([unit]).mean()))
+        best = min(lattice.changes.units, key=lambda unit: float(lattice.value([unit]).mean()))
+        return best == Unit("mlp" if edit.mlp else "attn", edit.layer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,17 +151,13 @@ class Planned:
     mlp: bool
     seed: int
 
-    @property
-    def place(self) -> tuple[int, str]:
-        return self.layer, "mlp_out" if self.mlp else "attn_out"
-
-    @property
-    def unit(self) -> Unit:
-        return Unit("mlp" if self.mlp else "attn", self.layer)
-
     def matrix(self, net: planted.Net) -> Tensor:
         """The matrix that is edited, in place."""
         return (planted.mlp_output(net, self.layer) if self.mlp else planted.attention_output(net, self.layer)).detach()
+
+
+Finds = Callable[[Planned, list[Clean], Tensor], bool]
+"""Whether an edit is found, from the edited model's clean runs and its logits `[prompt, vocab]`."""
 
 
 def power(bench: Bench, *, background: float = 0.0, sizes: Sequence[float] | None = None, draws: int = DRAWS, seed: int = 0) -> list[Curve]:
@@ -171,15 +169,20 @@ def power(bench: Bench, *, background: float = 0.0, sizes: Sequence[float] | Non
         Planned(layer=int(random.integers(n_layers)), mlp=bool(random.integers(2)) and dense, seed=int(random.integers(1 << 30)))
         for _ in range(draws)
     ]
-    points: dict[str, list[Point]] = {}
-    for size in sizes or (BESIDE if background else ALONE):
-        tried = [probe.try_edit(edit, size) for edit in edits]
-        d = float(np.mean([one for one, _ in tried]))
-        for way in tried[0][1]:
-            found = float(np.mean([hits[way] for _, hits in tried]))
+    ways = {"output": probe.finds_output, "graft": probe.finds_graft} if background else {"onset": probe.finds_onset}
+    curves = []
+    for way, finds in ways.items():
+        points: list[Point] = []
+        for size in sorted(sizes or (BESIDE if background else ALONE), reverse=True):
+            tried = [probe.tried(edit, size, finds) for edit in edits]
+            found = float(np.mean([hit for _, hit in tried]))
             low, high = wilson(np.array(found), draws)
-            points.setdefault(way, []).append(Point(size=size, draws=draws, d_nats=d, found=found, low=float(low), high=float(high)))
-    return [Curve(way=way, background=background, n_prompts=len(probe.prompts), points=one) for way, one in points.items()]
+            d = float(np.mean([nats for nats, _ in tried]))
+            points.insert(0, Point(size=size, draws=draws, d_nats=d, found=found, low=float(low), high=float(high)))
+            if found < HOPELESS:
+                break
+        curves.append(Curve(way=way, background=background, n_prompts=len(probe.prompts), points=points))
+    return curves
 
 
 def _probe(bench: Bench, background: float) -> Probe:
