@@ -41,7 +41,8 @@ ALONE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 BESIDE = (0.01, 0.032, 0.1, 0.32, 1.0)
 """Sizes that are tried in each setting."""
 BACKGROUND = 0.003
-DRAWS, PROMPTS = 10, 6
+DRAWS, PROMPTS, GRAFTED = 10, 6, 2
+"""Edits of each size; prompts, and those on which parts of the network are grafted, one after the other."""
 FLOORS = 3
 WANTED, HOPELESS = 0.8, 0.5
 """The share that is asked for; smaller edits are not tried where fewer than this share were found."""
@@ -135,8 +136,8 @@ class Probe:
     def finds_graft(self, edit: "Planned", cleans: list[Clean], own: Tensor) -> bool:
         """The part that recovers most is the edited one."""
         prompts = Prompts(
-            split="report", names=[str(i) for i in range(len(own))], ids=[list(ids) for ids in self.prompts], base_logits=self.logits,
-            tuned_logits=own,
+            split="report", names=[str(i) for i in range(GRAFTED)], ids=[list(ids) for ids in self.prompts[:GRAFTED]],
+            base_logits=self.logits[:GRAFTED], tuned_logits=own[:GRAFTED],
         )  # fmt: skip
         lattice = grafting.lattice(self.base, changes_between(self.base, tensors_of(self.tuned)), prompts)
         best = min(lattice.changes.units, key=lambda unit: float(lattice.value([unit]).mean()))
@@ -181,7 +182,7 @@ def power(bench: Bench, *, background: float = 0.0, sizes: Sequence[float] | Non
             points.insert(0, Point(size=size, draws=draws, d_nats=d, found=found, low=float(low), high=float(high)))
             if found < HOPELESS:
                 break
-        curves.append(Curve(way=way, background=background, n_prompts=len(probe.prompts), points=points))
+        curves.append(Curve(way=way, background=background, n_prompts=GRAFTED if way == "graft" else PROMPTS, points=points))
     return curves
 
 
