@@ -249,10 +249,16 @@ class RunFolder:
         return self.path / name
 
     def write_manifest(self, record: Mapping[str, Any]) -> None:
-        """Writes manifest.json, last: from now on the run counts as finished. Adds the tables' SHA-256 as `files`."""
+        """Writes manifest.json, last: from now on the run counts as finished. Adds as `files` the SHA-256 of tables, prompts, maps and vectors."""
         with writing(self.path):
             assert (self.path / "rows.parquet").is_file(), "the manifest comes last: write_rows first"
-            files = {name: sha256((self.path / name).read_bytes()) for name in _TABLES if (self.path / name).is_file()}
+            kept = [
+                self.path / "prompts.jsonl",
+                *(self.path / name for name in _TABLES),
+                *sorted(self.path.glob("maps/*")),
+                *sorted(self.path.glob("steering/*")),
+            ]
+            files = {file.relative_to(self.path).as_posix(): sha256(file.read_bytes()) for file in kept if file.is_file()}
             replace(self.path / "manifest.json", json.dumps({**plain(record), "files": files}, indent=2, allow_nan=False).encode())
 
     def log(self, message: str) -> None:

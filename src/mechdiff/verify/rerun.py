@@ -1,0 +1,160 @@
+"""A finished run opened again: its models, its prompts as they were rendered, its splits. Says what is no longer as it was recorded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mechdiff.engine.models import SIDES, Model, Side, attach_adapter, load_net, wrap
+from mechdiff.engine.sites import Site
+from mechdiff.measures.patching import donors
+from mechdiff.study.artifacts import read_manifest
+from mechdiff.study.config import RunOptions, make_study
+from mechdiff.study.disk import sha256
+from mechdiff.study.execution import positions
+from mechdiff.study.prepare import Prepared, prepare
+from mechdiff.verify import whole
+
+WINDOW = 8
+"""Last positions of each prompt whose states are kept."""
+
+
+class Rerun:
+    """What recomputing rows of a run needs."""
+
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        self.path, self.manifest = path, read_manifest(path)
+        study = make_study(self.manifest["config"])
+        options = RunOptions(device=device, quick=self.manifest["quick"], threads=torch.get_num_threads())
+        self.prepared: Prepared = prepare(study, options)
+        self.floor = max([1e-12, *self.manifest["noise_floor"].values()])
+        """Nats: the largest KL of an unedited run of the engine from the model's own pass."""
+        self._laws: dict[tuple[str, str, str], Tensor] = {}
+        self._states: dict[tuple[str, str, str], dict[Site, Tensor]] = {}
+        self.cached: dict[Any, Any] = {}
+        """What several rows share, by what it is."""
+
+    # ---- what was recorded, and what is there now ------------------------------------------------------------------------------------
+
+    def changed_models(self) -> list[str]:
+        """Files of the models that are not what the run read, in words."""
+        said = []
+        for side in SIDES:
+            recorded, now = self.manifest["pair"][side]["files"], self.prepared.hashes[side]
+            for name in sorted(recorded.keys() | now.keys()):
+                if recorded.get(name) != now.get(name):
+                    said.append(
+                        f"{self.manifest['pair'][side]['ref']}: {name} is {_short(now.get(name))}, recorded {_short(recorded.get(name))}"
+                    )
+        return said
+
+    def changed_prompts(self) -> list[str]:
+        """Splits whose prompts are not rendered as they were."""
+        recorded = self.manifest["prompts"]["rendered_sha256"]
+        now = {split: [one.sha256 for one in prompts.values()] for split, prompts in self.prepared.rendered.items()}
+        return [
+            f"prompts of {split}: {len(now.get(split, []))} as they are rendered now, {len(recorded.get(split, []))} recorded; "
+            f"{len(set(recorded.get(split, [])) - set(now.get(split, [])))} of the recorded ones are gone or read otherwise"
+            for split in sorted(recorded.keys() | now.keys())
+            if recorded.get(split) != now.get(split)
+        ]
+
+    def changed_files(self) -> list[str]:
+        """Files of the run's folder that are gone or not what was written."""
+        said = []
+        for name, recorded in self.manifest["files"].items():
+            file = self.path / name
+            now = sha256(file.read_bytes()) if file.is_file() else None
+            if now != recorded:
+                said.append(f"{name} is {_short(now)}, recorded {_short(recorded)}")
+        return said
+
+    # ---- models and prompts ------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def model(self, side: str) -> Iterator[Model]:
+        with self.prepared.pair.use(cast(Side, side)) as model:
+            model.net.requires_grad_(False)
+            yield model
+
+    def ids(self, side: str, split: str, prompt: str) -> tuple[int, ...]:
+        one = self.prepared.rendered[split][prompt]
+        return one.ids_base if side == "base" else one.ids_tuned
+
+    def law(self, side: str, split: str, prompt: str) -> Tensor:
+        """Clean logits `[vocab]` in the tokens that both vocabularies are listed in."""
+        return self._clean(side, split, prompt)[0]
+
+    def state(self, side: str, split: str, prompt: str, site: Site, n_pos: int | None = 1) -> Tensor:
+        """`[pos, d]` at the last `n_pos` aligned positions; None: all."""
+        if n_pos is None or n_pos > WINDOW:
+            with self.model(side) as model:
+                return whole.states(model, self.ids(side, split, prompt), [site], n_pos)[site]
+        kept = self._clean(side, split, prompt)[1][site]
+        one = self.prepared.rendered[split][prompt]
+        at = positions(one, "decision" if n_pos == 1 else f"last_{n_pos}", side)
+        length = len(self.ids(side, split, prompt))
+        return kept[[place - length for place in at]]
+
+    def _clean(self, side: str, split: str, prompt: str) -> tuple[Tensor, dict[Site, Tensor]]:
+        key = (side, split, prompt)
+        if key not in self._laws:
+            with self.model(side) as model:
+                sites = [Site(layer, kind) for layer in range(model.shape.n_layers) for kind in model.kinds()]
+                self._states[key] = whole.states(model, self.ids(*key), sites, WINDOW)
+                self._laws[key] = self.prepared.tokens.place(whole.logits(model, self.ids(*key)), side)
+        return self._laws[key], self._states[key]
+
+    def run(self, side: str, split: str, prompt: str, puts: dict[Site, whole.Put]) -> Tensor:
+        """Logits `[vocab]` of a run with these writes, in the tokens that both vocabularies are listed in."""
+        with self.model(side) as model:
+            return self.prepared.tokens.place(whole.logits(model, self.ids(side, split, prompt), puts), side)
+
+    def names(self, split: str) -> list[str]:
+        """The prompts of a split, in the order of the run's captured states."""
+        cells = self.prepared.plan.cells
+        found = [
+            c for c in cells if c.stage == "capture" and c.side == "base" and (c.key["split"], c.key["position"]) == (split, "decision")
+        ]
+        return [name for cell in found for name in cell.key["ids"]]
+
+    def donor(self, split: str, prompt: str) -> str:
+        """The prompt whose state stands in for this one's in the arm resample."""
+        names = self.names(split)
+        return names[donors(len(names), self.prepared.study.seed)[names.index(prompt)]]
+
+    def mean(self, side: str, site: Site, n_pos: int) -> Tensor:
+        """`[pos, d]`: the mean over the fit prompts."""
+        key = ("mean", side, site, n_pos)
+        if key not in self.cached:
+            self.cached[key] = torch.stack([self.state(side, "fit", name, site, n_pos).double() for name in self.names("fit")]).mean(0)
+        return self.cached[key]
+
+    @cached_property
+    def nets(self) -> dict[str, Model]:
+        """Both models by themselves, an adapter merged into its base: for weights."""
+        pair = self.prepared.pair
+        found: dict[str, Model] = {}
+        for side in SIDES:
+            source = pair.source(side)
+            net = load_net(source, dtype=pair.dtype, device=pair.device)
+            if source.adapter:
+                adapted: Any = attach_adapter(net, source.adapter)
+                net = adapted.merge_and_unload()
+            found[side] = wrap(net.requires_grad_(False), side=side, ref=source.ref)
+        return found
+
+    def output(self, side: str, layer: int) -> Tensor:
+        """W_O by head, `[head, d_head, d]`."""
+        model = self.nets[side]
+        stored = model.place(Site(layer, "attn_proj"))[0].get_parameter("weight")
+        weight = stored.T if model.family.conv1d else stored
+        return weight.reshape(len(weight), model.shape.n_heads, -1).permute(1, 2, 0)
+
+
+def _short(digest: str | None) -> str:
+    return f"SHA-256 {digest[:12]}..." if digest else "not there"

@@ -1,0 +1,192 @@
+"""Are a run's numbers what they say? A sample of its rows, recomputed by whole forward passes; and every file, against its hash.
+
+A row differs where its number is further from the recomputed one than rounding explains. The engine's noise floor f (nats, measured in the run) is a
+KL of the second order in the rounding of the logits, so the logits themselves are off by about r = sqrt(2 f), and a KL of v nats by about
+r (sqrt(v) + v). What is compared gets three times that; logits and their differences get 20 r, and the other numbers a share of themselves.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from mechdiff.errors import RunError
+from mechdiff.rows import COLUMNS
+from mechdiff.study.artifacts import read_rows
+from mechdiff.verify.recompute import RECOMPUTE, Not, answers
+from mechdiff.verify.rerun import Rerun
+
+ROWS = 200
+RELATIVE = 2e-4
+"""Share of itself that a number may differ by which is no law's: of states, weights and maps, in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One row, once more."""
+
+    row: dict[str, Any]
+    recomputed: float
+    tolerance: float
+
+    @property
+    def differs(self) -> bool:
+        return not same(self.row["value"], self.recomputed, self.tolerance)
+
+    @property
+    def said(self) -> str:
+        """The row in words."""
+        named = {name: value for name, value in self.row.items() if value is not None and name != "value"}
+        where = " ".join(f"{name}={value}" for name, value in named.items())
+        return f"{where}: recorded {self.row['value']:.9g}, recomputed {self.recomputed:.9g}, tolerance {self.tolerance:.2g}"
+
+
+@dataclass(kw_only=True)
+class Verification:
+    """What verifying a run found."""
+
+    path: str
+    n_rows: int
+    files: list[str] = field(default_factory=list)
+    """Files that are gone or not what was written, in words."""
+    models: list[str] = field(default_factory=list)
+    """Files of the models, and prompts, that are not what the run read."""
+    compared: list[Compared] = field(default_factory=list)
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Measure -> why rows of it were not recomputed -> how many of those drawn."""
+    answers: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """(prompt, side, recorded, generated again) of every recorded answer."""
+    seconds: float = 0.0
+
+    @property
+    def differing(self) -> list[Compared]:
+        return [one for one in self.compared if one.differs]
+
+    @property
+    def other_answers(self) -> list[tuple[str, str, str, str]]:
+        return [one for one in self.answers if one[2] != one[3]]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.compared) and not (self.files or self.models or self.differing or self.other_answers)
+
+    def table(self) -> list[tuple[str, int, int, float, int]]:
+        """(measure, rows drawn that were recomputed, not recomputed, worst distance over tolerance, rows that differ)."""
+        found = []
+        for measure in RECOMPUTE:
+            here = [one for one in self.compared if one.row["measure"] == measure]
+            out = sum(self.left_out.get(measure, {}).values())
+            if here or out:
+                ratios = [distance(one.row["value"], one.recomputed) / one.tolerance for one in here]
+                found.append((measure, len(here), out, max(ratios, default=0.0), sum(one.differs for one in here)))
+        return found
+
+    def to_json(self) -> str:
+        """Everything, for other programs."""
+        record = {
+            "run": self.path, "passed": self.passed, "rows": self.n_rows, "files": self.files, "models": self.models,
+            "compared": [{**asdict(one), "differs": one.differs} for one in self.compared], "left_out": self.left_out,
+            "answers": [dict(zip(("prompt", "side", "recorded", "again"), one, strict=True)) for one in self.answers],
+            "seconds": round(self.seconds, 1),
+        }  # fmt: skip
+        return json.dumps(record, indent=1, ensure_ascii=False)
+
+
+def verify(
+    path: str | Path, *, n_rows: int | None = ROWS, seed: int = 0, device: str = "cpu", progress: Callable[[str], None] = lambda what: None
+) -> Verification:
+    """Recomputes `n_rows` rows of a finished run, drawn by the seed from every measure and metric alike; None: all rows.
+
+    Where a file of a model or the run's tables changed, nothing is recomputed: the numbers would be another pair's. Raises RunError where there is no
+    run, ModelError where a model is gone.
+    """
+    started = time.perf_counter()
+    run = Rerun(Path(path), device)
+    found = Verification(path=str(path), n_rows=0, files=run.changed_files(), models=[*run.changed_models(), *run.changed_prompts()])
+    if not found.models and not any(said.startswith("rows.parquet") for said in found.files):
+        rows = read_rows(path)
+        found.n_rows = len(rows)
+        chosen = rows if n_rows is None else sample(rows, n_rows, seed)
+        for number, row in enumerate(_ordered(chosen).iter_rows(named=True)):
+            if number % 20 == 0:
+                progress(f"{number} of {len(chosen)} rows: {row['measure']}")
+            _compare(run, row, found)
+        progress("answers")
+        found.answers = answers(run)
+    found.seconds = time.perf_counter() - started
+    return found
+
+
+def sample(rows: pl.DataFrame, n_rows: int, seed: int) -> pl.DataFrame:
+    """Rows from every measure alike, and within it from every arm and metric alike; draws of a null only where nothing else is left.
+
+    Raises RunError for a number of rows that is not positive.
+    """
+    if n_rows < 1:
+        raise RunError(f"--rows {n_rows}: expected at least 1. Give a number, or --all.")
+    random = np.random.default_rng(seed)
+    measures = [part for _, part in rows.sort(COLUMNS).group_by("measure", maintain_order=True)]
+    frames = []
+    for part in measures:
+        kinds = part.with_columns(draw=pl.col("control").str.contains("#").fill_null(False))
+        groups = [one.drop("draw") for _, one in kinds.group_by("draw", "direction", "arm", "metric", "site", maintain_order=True)]
+        first = [group for group in groups if not str(group["control"][0]).count("#")]
+        want = -(-n_rows // len(measures))
+        taken: dict[int, list[int]] = {}
+        for pick in range(min(want, sum(map(len, first or groups)))):
+            place = pick % len(first or groups)
+            group = (first or groups)[place]
+            if len(taken.setdefault(place, [])) < len(group):
+                free = [i for i in random.permutation(len(group))[: len(taken[place]) + 1].tolist() if i not in taken[place]]
+                taken[place].append(free[0])
+        frames += [(first or groups)[place][indices] for place, indices in taken.items()]
+    return pl.concat(frames)
+
+
+def _ordered(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of one running model and prompt together."""
+    return rows.sort("measure", "direction", "split", "prompt", "layer", "site", "unit", "arm", nulls_last=False)
+
+
+def _compare(run: Rerun, row: dict[str, Any], found: Verification) -> None:
+    try:
+        again = RECOMPUTE[row["measure"]](run, row)
+    except Not as why:
+        reasons = found.left_out.setdefault(row["measure"], {})
+        reasons[str(why)] = reasons.get(str(why), 0) + 1
+        return
+    found.compared.append(Compared(row=row, recomputed=again, tolerance=tolerance(row, again, run.floor)))
+
+
+def tolerance(row: dict[str, Any], value: float, floor: float) -> float:
+    """How far a recorded number may be from the recomputed one."""
+    metric, r = row["metric"], math.sqrt(2 * floor)
+    size = abs(value) if math.isfinite(value) else 0.0
+    if metric == "top1_same":
+        return 0.6 if value == 0.5 else 1e-9
+    if metric in ("cka", "cka_biased", "cka_without_prompt", "procrustes_distance"):
+        return RELATIVE * max(1.0, size)
+    if metric.endswith("_logits") or metric == "logit_diff_divergent":
+        return 20 * r * (4 if row["measure"] in ("factorial", "attribution") else 1) + RELATIVE * size
+    if metric.endswith("_nats") or metric.startswith("bits_per_byte"):
+        several = 4 if row["measure"] == "factorial" else 1
+        total = size + (row["value"] if math.isfinite(row["value"]) and row["value"] > 0 else 0.0)
+        return several * (3 * floor + 3 * r * (math.sqrt(total) + total + (1 if several > 1 else 0)))
+    return RELATIVE * size + 1e-12
+
+
+def distance(recorded: float, again: float) -> float:
+    """0 where both are NaN or the same infinity."""
+    if recorded == again or (math.isnan(recorded) and math.isnan(again)):
+        return 0.0
+    return abs(recorded - again) if math.isfinite(recorded) and math.isfinite(again) else math.inf
+
+
+def same(recorded: float, again: float, within: float) -> bool:
+    return distance(recorded, again) <= within

@@ -1,0 +1,142 @@
+"""One whole forward pass of one prompt, read and written by plain hooks: the slow way, which every number of a run must agree with.
+
+No cache, no batch, no rows side by side, and no code of the engine but the family's table, which says where a site is.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechdiff.engine.models import Model
+from mechdiff.engine.sites import Site
+
+Touch = Callable[[Tensor], Tensor | None]
+"""From the states `[pos, d]` at a site to other ones, or None to leave them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Put:
+    """What is written over the last positions of a prompt."""
+
+    value: Tensor
+    """`[pos, d]`"""
+    add: bool = False
+
+
+def logits(model: Model, ids: Sequence[int], puts: Mapping[Site, Put] | None = None, *, everywhere: bool = False) -> Tensor:
+    """Float64 logits `[vocab]` after the last token, or `[pos, vocab]` after each, of a pass with these writes."""
+
+    def write(put: Put) -> Touch:
+        def touch(states: Tensor) -> Tensor:
+            new, n_pos = states.clone(), len(put.value)
+            new[-n_pos:] = (states[-n_pos:] if put.add else 0) + put.value.to(states)
+            return new
+
+        return touch
+
+    with touched(model, {site: write(put) for site, put in (puts or {}).items()}), torch.no_grad():
+        found = model.net(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False).logits[0].double().cpu()
+    return found if everywhere else found[-1]
+
+
+def states(model: Model, ids: Sequence[int], sites: Sequence[Site], n_pos: int | None = None) -> dict[Site, Tensor]:
+    """The states `[pos, d]` at some sites, at the last `n_pos` positions or at all."""
+    found: dict[Site, Tensor] = {}
+
+    def read(site: Site) -> Touch:
+        def touch(here: Tensor) -> None:
+            found[site] = here[-(n_pos or len(here)) :].detach().clone().cpu()
+
+        return touch
+
+    with touched(model, {site: read(site) for site in sites}), torch.no_grad():
+        model.net(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
+    return found
+
+
+def gradients(
+    model: Model, ids: Sequence[int], sites: Sequence[Site], weights: Tensor, moved: Mapping[Site, Tensor] | None = None
+) -> dict[Site, Tensor]:
+    """d m / d state `[d]` at the last position, m = sum of weights times logits; with the states `moved` by so much."""
+    leaves = {site: torch.zeros(0) for site in sites}
+
+    def lean(site: Site) -> Touch:
+        def touch(here: Tensor) -> Tensor:
+            start = torch.zeros(here.shape[-1], dtype=here.dtype, device=here.device)
+            leaves[site] = start.requires_grad_(True)
+            shift = torch.zeros_like(here)
+            shift[-1] = (moved or {}).get(site, start.detach()).to(here)
+            last = torch.zeros(len(here), 1, dtype=here.dtype, device=here.device)
+            last[-1] = 1
+            return here + shift + last * leaves[site]
+
+        return touch
+
+    with touched(model, {site: lean(site) for site in sites}), torch.enable_grad():
+        law = model.net(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False).logits[0, -1]
+        found = torch.autograd.grad((law.double() * weights.to(law.device).double()).sum(), [leaves[site] for site in sites])
+    return {site: one.double().cpu() for site, one in zip(sites, found, strict=True)}
+
+
+@contextmanager
+def touched(model: Model, touches: Mapping[Site, Touch]) -> Iterator[None]:
+    """While open, each function sees the states at its site, in the order of computation, and may give others."""
+    handles = []
+    try:
+        for site, touch in touches.items():
+            module, end = model.place(site)
+            scale = model.scale(site.kind)
+
+            def changed(tensor: Tensor, touch: Touch = touch, scale: float = scale) -> Tensor | None:
+                table = tensor.reshape(-1, tensor.shape[-1]) * scale
+                new = touch(table)
+                return None if new is None else (new / scale).reshape(tensor.shape)
+
+            if end == "input":
+                # The residual stream is added to what comes out later: the very tensor has to change.
+                def before(module: Any, args: tuple, kwargs: dict, changed: Any = changed) -> Any:
+                    tensor = args[0] if args else kwargs["hidden_states"]
+                    new = changed(tensor)
+                    if new is None:
+                        return None
+                    if not new.requires_grad:
+                        tensor.copy_(new)
+                        return None
+                    return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            else:
+
+                def after(module: Any, args: tuple, output: Any, changed: Any = changed) -> Any:
+                    new = changed(output[0] if isinstance(output, tuple) else output)
+                    if new is None:
+                        return None
+                    return (new, *output[1:]) if isinstance(output, tuple) else new
+
+                handles.append(module.register_forward_hook(after))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# ---- distances of laws, from their definitions -----------------------------------------------------------------------------------------
+
+
+def kl(p: Tensor, q: Tensor) -> float:
+    """KL(softmax p || softmax q) in nats."""
+    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    terms = log_p.exp() * (log_p - log_q)
+    return float(terms[log_p > -torch.inf].sum())
+
+
+def js(p: Tensor, q: Tensor) -> float:
+    """Half of KL(p || m) and half of KL(q || m)."""
+    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=torch.float64))
+    halves = [(one.exp() * (one - log_m))[one > -torch.inf].sum() for one in (log_p, log_q)]
+    return float(sum(halves) / 2)
