@@ -1,22 +1,19 @@
 """Many variants in one pass give what one whole forward pass for each gives: every family, site, block and window, however they are packed."""
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mechdiff.engine.activations import Clean, capture, forward
-from mechdiff.engine.models import Model, open_pair, wrap
+from mechdiff.engine.activations import Clean, capture
+from mechdiff.engine.models import Model, open_pair
 from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, engine_for, full, relay, replay
 from mechdiff.engine.sites import KINDS, Site
-from pico import CONFIGS, RELAYED, pico, twin
+from pico import CONFIGS, RELAYED, pico
 from pico import prompts as random_prompts
 
 LENGTHS = (5, 9, 21)
@@ -211,144 +208,6 @@ def test_what_replay_needs_is_asserted():
         replay(model, [capture(model, PROMPTS[0], [], [0])], [variant])
     with pytest.raises(AssertionError, match="shorter than the window"):
         replay(model, cleans_of(model, [[1, 2]]), [variant])
-
-
-# ---- METHOD's properties -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("dtype", "n_pos"), [(torch.float32, 3), (torch.bfloat16, 1)], ids=str)
-@pytest.mark.parametrize("name", CONFIGS)
-def test_property_1_a_models_own_states_change_nothing(name, dtype, n_pos):
-    model = loaded(name, None, dtype)
-    cleans = cleans_of(model, TWO)
-    own = torch.stack([clean.logits for clean in cleans])[:, None]
-    states = states_of(model, n_pos, TWO)
-    variants: list[Variant] = [{site: Write(value=value)} for site, value in states.items()]
-    variants.append({site: Write(value=value) for site, value in states.items()})
-    variants.append({site: Write(value=torch.zeros_like(value), add=True) for site, value in states.items()})
-    for engine in fast_engines(name):
-        assert kl(own, engine(model, cleans, variants)).max() < FLOOR_NATS[dtype]
-    assert torch.equal(full(model, cleans, variants[-2:]), own.expand(-1, 3, -1))
-
-
-def other_blocks(net: nn.Module) -> None:
-    """Moves every weight of the blocks, and none of the embedding, the last norm and the unembedding."""
-    torch.manual_seed(5)
-    for parameter in blocks_of(net).parameters():
-        parameter.add_(torch.randn_like(parameter) * 0.2)
-
-
-def blocks_of(net: nn.Module) -> nn.Module:
-    return net.get_submodule(wrap(net, side="base", ref="").family.blocks)
-
-
-@pytest.mark.parametrize("dtype", FLOOR_NATS, ids=str)
-@pytest.mark.parametrize("name", CONFIGS)
-def test_property_2_the_last_blocks_output_is_the_other_models_answer(name, dtype):
-    base = loaded(name, None, dtype)
-    tuned = twin(base, other_blocks)
-    last = Site(N_LAYERS - 1, "resid_post")
-    variants: list[Variant] = [{last: Write(value=states_of(base, 1, TWO)[last])}]
-    expected = torch.stack([clean.logits for clean in cleans_of(base, TWO)])
-    cleans = cleans_of(tuned, TWO)
-    assert kl(expected, torch.stack([clean.logits for clean in cleans])).min() > 5e-4
-    assert torch.equal(full(tuned, cleans, variants)[:, 1], expected)
-    for engine in fast_engines(name):
-        assert kl(expected, engine(tuned, cleans, variants)[:, 1]).max() < FLOOR_NATS[dtype]
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_property_3_all_positions_patched_is_the_hybrid_network(name):
-    base, ids = loaded(name), PROMPTS[1]
-    tuned = twin(base, other_blocks)
-    clean = cleans_of(tuned, [ids])
-    states = states_of(base, len(ids), [ids])
-    variants: list[Variant] = [{Site(layer, "resid_post"): Write(value=states[Site(layer, "resid_post")])} for layer in range(N_LAYERS)]
-    expected = torch.stack([hybrid(base, tuned, layer)(ids) for layer in range(N_LAYERS)])
-    torch.testing.assert_close(full(tuned, clean, variants)[0, 1:], expected, rtol=0, atol=0)
-    for engine in fast_engines(name):
-        torch.testing.assert_close(engine(tuned, clean, variants)[0, 1:], expected, **CLOSE)
-
-
-def hybrid(base: Model, tuned: Model, layer: int) -> Callable[[Sequence[int]], Tensor]:
-    """The network of base's blocks up to `layer`, and tuned's above."""
-    net = copy.deepcopy(tuned.net)
-    for mine, theirs in list(zip(blocks_of(net).children(), base.blocks, strict=True))[: layer + 1]:
-        mine.load_state_dict(theirs.state_dict())
-    return lambda ids: forward(wrap(net, side="tuned", ref="hybrid"), torch.tensor([ids])).logits[0, -1]
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_property_5_patches_before_the_first_change_do_nothing(name):
-    base = loaded(name)
-
-    def edit_mlp_of_block_2(net: nn.Module) -> None:
-        for parameter in blocks_of(net).get_submodule(f"2.{base.family.mlp}").parameters():
-            parameter.mul_(1.3)
-
-    tuned = twin(base, edit_mlp_of_block_2)
-    changed = Site(2, "mlp_out")
-    states = states_of(base, 1, TWO)
-    before = {site: value for site, value in states.items() if site < changed}
-    after = {site: value for site, value in states.items() if site >= changed and site.kind.startswith("resid")}
-    cleans = cleans_of(tuned, TWO)
-    own = torch.stack([clean.logits for clean in cleans])[:, None]
-    variants: list[Variant] = [{site: Write(value=value)} for site, value in before.items()]
-    assert torch.equal(full(tuned, cleans, variants), own.expand(-1, 1 + len(variants), -1))
-    for engine in fast_engines(name):
-        assert kl(own, engine(tuned, cleans, variants)).max() < FLOOR_NATS[torch.float32]
-        assert kl(own, engine(tuned, cleans, [{site: Write(value=value)} for site, value in after.items()])[:, 1:]).min() > 1e-5
-
-
-@settings(max_examples=25, deadline=None)
-@given(FAMILIES, st.data())
-def test_property_7_patches_compose(name, data):
-    """Disjoint sites in any order; one write twice is once; a sum in two parts is the sum; the resid_post of a block is the next's resid_pre."""
-    model = loaded(name)
-    cleans = cleans_of(model, PROMPTS[:2])
-    states = {site: value[:2] for site, value in states_of(foreign(name)).items()}
-    chosen = data.draw(st.lists(st.sampled_from(sites_of(model)), min_size=1, max_size=5, unique=True))
-    shuffled = data.draw(st.permutations(chosen))
-    layer = data.draw(st.integers(0, N_LAYERS - 2))
-    site, value = Site(layer, "resid_post"), states[Site(layer, "resid_post")]
-    above = Site(layer + 1, "resid_pre")
-    variants: list[Variant] = [
-        {site: Write(value=states[site]) for site in chosen},
-        {site: Write(value=states[site]) for site in shuffled},
-        {site: Write(value=value)},
-        {above: Write(value=value)},
-        {site: Write(value=value), above: Write(value=value)},
-        {site: Write(value=value, add=True)},
-        {site: Write(value=value / 4, add=True), above: Write(value=value * 3 / 4, add=True)},
-    ]
-    for engine in (*fast_engines(name), full):
-        found = engine(model, cleans, variants)[:, 1:]
-        torch.testing.assert_close(found[:, 1], found[:, 0], **CLOSE)
-        torch.testing.assert_close(found[:, 3], found[:, 2], **CLOSE)
-        torch.testing.assert_close(found[:, 4], found[:, 2], **CLOSE)
-        torch.testing.assert_close(found[:, 6], found[:, 5], **CLOSE)
-
-
-@settings(max_examples=25, deadline=None)
-@given(FAMILIES, st.sampled_from([1, 3]), st.data())
-def test_property_19_packing_changes_nothing(name, n_pos, data):
-    """Which prompts and which variants share a pass, and in what order, is not seen in the numbers."""
-    model, run = loaded(name), data.draw(st.sampled_from(fast_engines(name)))
-    cleans = cleans_of(model)
-    everything = all_sorts_of_variants(model, states_of(foreign(name), n_pos))
-    together = run(model, cleans, everything)
-    rows = data.draw(st.lists(st.integers(0, len(everything) - 1), min_size=1, max_size=6, unique=True))
-    prompts = data.draw(st.lists(st.integers(0, len(PROMPTS) - 1), min_size=1, unique=True))
-    some: list[Variant] = [{site: replace(write, value=write.value[prompts]) for site, write in everything[row].items()} for row in rows]
-    apart = run(model, [cleans[i] for i in prompts], some)
-    torch.testing.assert_close(apart, together[prompts][:, [0, *(1 + row for row in rows)]], **CLOSE)
-
-
-def test_property_19_one_plan_gives_the_same_bits_twice():
-    model = loaded("qwen2_sliding")
-    cleans = cleans_of(model)
-    variants = all_sorts_of_variants(model, states_of(foreign("qwen2_sliding")))
-    assert torch.equal(replay(model, cleans, variants), replay(model, cleans, variants)), "a pass does not change the caches it stands on"
 
 
 # ---- no hook stays -----------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Coalition games: shares against all n! orders and known games, their axioms (METHOD property 14), and what is evaluated how often."""
+"""Coalition games: shares against all n! orders and known games, and what is evaluated how often."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,8 +8,6 @@ from math import comb, factorial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mechdiff.errors import SelfCheckError
 from mechdiff.measures.games import (
@@ -269,55 +267,6 @@ def test_a_single_pair_has_no_standard_error() -> None:
 def test_orders_without_their_reverse_are_refused() -> None:
     with pytest.raises(AssertionError, match="reverse"):
         shapley_sampled(polynomial(3, 2, seed=0), [(0, 1, 2), (1, 2, 0)])
-
-
-# ---- shares: the axioms (METHOD property 14) -----------------------------------------------------------------------------------------
-
-SEEDS = st.integers(0, 10**6)
-SCALES = st.sampled_from([1e-12, 1e-3, 1.0, 1e6])
-
-
-@settings(max_examples=30, deadline=None)
-@given(SEEDS, SCALES)
-def test_efficiency(seed: int, scale: float) -> None:
-    worth = table(4, seed)
-    game = game_of(4, lambda coalition: scale * worth[coalition])
-    whole = game.value(game.everyone)
-    np.testing.assert_allclose(shapley_exact(game).sum(0), whole, atol=1e-12 * scale)
-    np.testing.assert_allclose(shapley_sampled(game, permutations(4, 6, seed=0))[0].sum(0), whole, atol=1e-12 * scale)
-
-
-@settings(max_examples=30, deadline=None)
-@given(SEEDS)
-def test_symmetry_a_duplicate_earns_what_its_original_earns(seed: int) -> None:
-    """Player 4 is another 3: having both is having one."""
-    worth = table(4, seed)
-    game = game_of(5, lambda coalition: worth[frozenset(min(player, 3) for player in coalition)])
-    shares = shapley_exact(game)
-    np.testing.assert_allclose(shares[3], shares[4], atol=1e-12)
-    points = shapley_two_point(game)
-    np.testing.assert_array_equal(points[3], points[4])
-
-
-@settings(max_examples=30, deadline=None)
-@given(SEEDS)
-def test_a_dummy_earns_nothing_and_changes_nothing(seed: int) -> None:
-    worth = table(4, seed)
-    game = game_of(5, lambda coalition: worth[coalition - {4}])
-    shares = shapley_exact(game)
-    np.testing.assert_array_equal(shares[4], 0)
-    np.testing.assert_array_equal(shapley_sampled(game, permutations(5, 6, seed=1))[0][4], 0)
-    np.testing.assert_array_equal(shapley_two_point(game)[4], 0)
-    np.testing.assert_allclose(shares[:4], shapley_exact(game_of(4, worth.__getitem__)), atol=1e-12)
-
-
-@settings(max_examples=30, deadline=None)
-@given(SEEDS, SEEDS)
-def test_linearity(seed: int, other_seed: int) -> None:
-    one, other = table(4, seed), table(4, other_seed)
-    mixed = shapley_exact(game_of(4, lambda coalition: 2 * one[coalition] - other[coalition]))
-    expected = 2 * shapley_exact(game_of(4, one.__getitem__)) - shapley_exact(game_of(4, other.__getitem__))
-    np.testing.assert_allclose(mixed, expected, atol=1e-12)
 
 
 def test_shares_that_do_not_add_up_are_an_error_that_says_so() -> None:

@@ -193,7 +193,7 @@ def test_runs_start_as_high_as_they_can():
         assert found.start(units[number[unit] :]) == ("base", int(unit[1]))
 
 
-def test_property_5_below_the_first_change_both_models_are_one():
+def test_below_the_first_change_both_models_are_one():
     base = pico("gemma3")
 
     def change(net: nn.Module) -> None:
@@ -207,14 +207,6 @@ def test_property_5_below_the_first_change_both_models_are_one():
         assert same == [True, True, True, False, False]
 
 
-def test_property_19_packing_changes_nothing():
-    found, _ = bench("mistral")
-    for max_tokens in (1, 10_000):
-        other = lattice(found.model, found.changes, found.prompts, max_tokens=max_tokens)
-        for units in ([], found.changes.units[:5], found.changes.units[7:9]):
-            assert other.value(units).tolist() == pytest.approx(found.value(units).tolist(), rel=1e-5, abs=1e-8)
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_in_half_precision_both_ends_hold_within_the_stated_tolerance(name):
     base = pico(name, dtype=torch.bfloat16)
@@ -223,7 +215,7 @@ def test_in_half_precision_both_ends_hold_within_the_stated_tolerance(name):
     assert found.value(()).mean() > 30 * found.floor_nats
 
 
-def test_property_17_no_rank_is_the_base_and_full_rank_is_the_tuned_model():
+def test_truncation_goes_from_the_base_to_the_tuned_model():
     rows, _, report = measured(moved)
     cut = of(rows, "truncate")
     everything = cut.filter(pl.col("unit") == "all")

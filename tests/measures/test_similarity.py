@@ -1,11 +1,10 @@
 import math
-from itertools import combinations, permutations
+from itertools import permutations
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,7 +16,6 @@ from mechdiff.measures.similarity import (
     linear_cka,
     measure,
     mutual_knn,
-    neighbourhood,
     pairings,
     participation_ratio,
     permuted_cka,
@@ -109,67 +107,7 @@ def test_permuted_values_are_those_of_permuted_states() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
 
-# METHOD's property list
-
-
-@given(seeds, sizes, st.floats(0.01, 100), st.floats(-10, 10))
-@settings(deadline=None, max_examples=40)
-def test_property_08_cka_invariances(seed: int, size: tuple[int, int], scale: float, shift: float) -> None:
-    x = made(seed, *size)
-    y = near(x, seed + 1)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    moved = scale * y @ rotation(seed, size[1]) + shift
-    for debiased in (True, False):
-        value = linear_cka(x, y, debiased=debiased)
-        assert linear_cka(y, x, debiased=debiased) == pytest.approx(value, rel=1e-12, abs=1e-12)
-        assert linear_cka(x, moved, debiased=debiased) == pytest.approx(value, rel=1e-8, abs=1e-9)
-        assert linear_cka(x[order], y[order], debiased=debiased) == pytest.approx(value, rel=1e-9, abs=1e-10)
-        assert linear_cka(x, x, debiased=debiased) == pytest.approx(1, abs=1e-12)
-
-
-@given(seeds, seeds, sizes)
-@settings(deadline=None, max_examples=40)
-def test_property_08_cka_bounds(seed: int, other: int, size: tuple[int, int]) -> None:
-    x, y = made(seed, *size), made(other, size[0], size[1] + 3)
-    assert abs(linear_cka(x, y)) <= 1 + 1e-12  # a cosine of U-centred matrices
-    assert -1e-12 <= linear_cka(x, y, debiased=False) <= 1 + 1e-12
-
-
-def test_property_08_cka_sees_an_invertible_linear_map() -> None:
-    x = made(0, 40, 6)
-    stretched = x * torch.tensor([1.0, 1, 1, 1, 1, 20])
-    assert linear_cka(x, stretched) < 0.8
-
-
-def test_property_08_estimators_agree_with_many_prompts() -> None:
-    x = made(0, 1000, 6)
-    y = near(x, 1, change=1.0)
-    assert linear_cka(x, y) == pytest.approx(linear_cka(x, y, debiased=False), abs=6e-3)
-    few = [
-        (linear_cka(made(s, 20, 30), made(s + 99, 20, 30)), linear_cka(made(s, 20, 30), made(s + 99, 20, 30), debiased=False))
-        for s in range(20)
-    ]
-    assert all(biased > debiased for debiased, biased in few)
-
-
-def test_property_08_mean_over_minibatches_is_unbiased() -> None:
-    """The mean of HSIC1 over every subset of six of nine rows is HSIC1 of the nine."""
-    x, y = made(0, 9, 4), made(1, 9, 7)
-
-    def hsic(rows: list[int]) -> float:
-        n = len(rows)
-        return float((geometry(x[rows]).u_centred * geometry(y[rows]).u_centred).sum() / (n * (n - 3)))
-
-    batches = [hsic(list(six)) for six in combinations(range(9), 6)]
-    assert np.mean(batches) == pytest.approx(hsic(list(range(9))), rel=1e-10)
-
-
-def test_property_08_debiased_is_near_zero_where_biased_is_near_one() -> None:
-    pairs = [(made(s, 40, 4096), made(s + 100, 40, 4096)) for s in range(6)]
-    biased = np.mean([linear_cka(x, y, debiased=False) for x, y in pairs])
-    debiased = np.mean([linear_cka(x, y) for x, y in pairs])
-    assert biased == pytest.approx(math.sqrt(4096**2 / (4096 + 40) ** 2), abs=1e-3)  # 0.9903, METHOD B1
-    assert abs(debiased) < 0.05
+# What unrelated states give
 
 
 def test_biased_null_of_a_decaying_spectrum() -> None:
@@ -192,17 +130,6 @@ def test_biased_null_is_given_by_the_participation_ratios() -> None:
     assert float(drawn.mean()) == pytest.approx(0, abs=1e-12)
 
 
-@given(seeds, st.tuples(st.integers(3, 12), st.integers(1, 16)))
-@settings(deadline=None, max_examples=40)
-def test_property_10_procrustes_is_a_metric_on_shapes(seed: int, size: tuple[int, int]) -> None:
-    x, y, z = (made(seed + i, *size) for i in range(3))
-    xy, yz, xz = procrustes_distance(x, y), procrustes_distance(y, z), procrustes_distance(x, z)
-    assert xz <= xy + yz + 1e-9
-    assert procrustes_distance(y, x) == pytest.approx(xy, rel=1e-9)
-    assert 0 <= xy <= math.sqrt(2) + 1e-9
-    assert procrustes_distance(x, 3 * x @ rotation(seed, size[1]) - 1) < 1e-9
-
-
 def test_procrustes_of_different_widths_is_that_of_the_padded() -> None:
     x, y = made(0, 8, 3), made(1, 8, 20)
     padded = torch.cat([x, torch.zeros(8, 17)], 1)
@@ -216,23 +143,6 @@ def test_unrelated_states_are_not_at_the_largest_procrustes_distance() -> None:
     spectrum = torch.arange(1, 513).double().rsqrt()
     assert np.mean([procrustes_distance(x, y) for x, y in pairs]) == pytest.approx(0.38, abs=0.01)
     assert np.mean([procrustes_distance(x * spectrum, y * spectrum) for x, y in pairs]) == pytest.approx(0.81, abs=0.02)
-
-
-@given(seeds, sizes, st.floats(0.1, 10))
-@settings(deadline=None, max_examples=30)
-def test_property_11_mutual_knn_is_a_share(seed: int, size: tuple[int, int], scale: float) -> None:
-    x, y = made(seed, *size), made(seed + 1, *size)
-    value = mutual_knn(x, y)
-    assert 0 <= value <= 1
-    assert mutual_knn(y, x) == value
-    assert mutual_knn(x, scale * x + 5) == 1
-    assert mutual_knn(x, x @ rotation(seed, size[1])) == 1
-
-
-def test_property_11_independent_states_share_neighbours_by_chance() -> None:
-    values = [mutual_knn(made(s, 60, 20), made(s + 500, 60, 20)) for s in range(20)]
-    assert np.mean(values) == pytest.approx(10 / 59, abs=0.01)
-    assert [neighbourhood(n) for n in (1, 2, 3, 10, 20, 21, 500)] == [0, 0, 1, 4, 9, 10, 10]
 
 
 def test_same_basis_change_sees_what_the_others_forgive() -> None:
