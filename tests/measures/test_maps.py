@@ -220,22 +220,7 @@ def test_ranks_are_measured_and_differ() -> None:
     assert loss["rrr"] < loss["cut"], "least squares keeps what fits best, not what is largest"
 
 
-def test_a1_one_map_under_several_ranks_is_refused() -> None:
-    source = random(100, D)
-    whole = Map("anchored_ridge", lam=0.01).fit(source, source + source @ random(D, D, seed=1))
-    with pytest.raises(StudyError, match="rank_not_applied: asked for 1, measured 50, asked for 8, measured 50"):
-        check_ranks({1: whole, 8: whole, 50: whole})
-
-
-def test_a2_a_map_that_is_the_mean_is_told() -> None:
-    published = {1: 1.684e-5, 8: 1.072e-3, 32: 1.657e-2}
-    assert all(is_the_mean(r2_train, rank, 350) for rank, r2_train in published.items())
-    source = random(350, D)
-    fitted = Map("rrr", rank=4, lam=0.0).fit(source, source + source @ random(D, 4, seed=1) @ random(4, D, seed=2))
-    assert not is_the_mean(r2(fitted.transform(source), source + source @ random(D, 4, seed=1) @ random(4, D, seed=2)), 4, 350)
-
-
-def test_a1_one_map_under_two_ranks_is_refused_if_there_are_more_dimensions_to_find() -> None:
+def test_one_map_under_two_ranks_is_refused_if_there_are_more_dimensions_to_find() -> None:
     source = random(100, D)
     target = source + source @ random(D, 4, seed=1) @ random(4, D, seed=2)
     maps = {rank: Map("rrr", rank=rank, lam=0.0).fit(source, target) for rank in (1, 4, 8, 32)}
@@ -246,7 +231,7 @@ def test_a1_one_map_under_two_ranks_is_refused_if_there_are_more_dimensions_to_f
 
 
 @pytest.mark.parametrize("n", [30, 100, 350])
-def test_a2_a_map_that_predicts_is_never_called_the_mean_though_it_has_as_many_dimensions_as_rows(n: int) -> None:
+def test_a_map_that_predicts_is_never_called_the_mean_though_it_has_as_many_dimensions_as_rows(n: int) -> None:
     source = random(n, D)
     target = source + 0.1 * source @ random(D, D, seed=1) + 0.3 * random(n, D, seed=3)
     one = Map("anchored_ridge", lam=1.0).fit(source, target)

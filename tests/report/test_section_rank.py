@@ -90,17 +90,14 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert tables[0]["rows"][0][2:4] == ["2", "2"]
 
 
-def test_maps_that_are_one_map_at_every_rank_are_said(run: Run) -> None:
-    """METHOD A1: four maps of rank 1, 8, 32 and full were the same map to 16 digits."""
+def test_sites_whose_maps_do_the_same_at_every_rank_are_named_with_their_direction(run: Run) -> None:
+    """The note itself: tests/prototype."""
     assert findings_rank.same_at_all_ranks(run.rows).is_empty()
     at = (pl.col("measure") == "rank") & (pl.col("layer") == CHANGED) & (pl.col("site") == "attn_out") & (pl.col("metric") == "kl_own_nats")
     at = at & (pl.col("direction") == CLOSENESS) & (pl.col("rank") > 0) & (pl.col("arm") == "rrr") & pl.col("strength").is_null()
     same = pl.when(at & pl.col("control").is_null() & pl.col("unit").is_null())
     rows = run.rows.with_columns(value=same.then(pl.col("prompt").str.slice(1).cast(pl.Float64, strict=False) + 1).otherwise("value"))
-    found = findings_rank.same_at_all_ranks(rows)
-    assert found.rows() == [(SITE, CLOSENESS, None, len(planted.RANKS) - 1)]
-    section = section_rank.rank(Run(rows=rows, summary=statistics.summarise(rows), manifest={}))
-    assert section.parts[0]["text"].startswith(f"rank_not_applied: at {SITE} ")
+    assert findings_rank.same_at_all_ranks(rows).rows() == [(SITE, CLOSENESS, None, len(planted.RANKS) - 1)]
 
 
 def test_a_constant_shift_is_said() -> None:

@@ -61,7 +61,7 @@ def of(finished: tuple[pl.DataFrame, dict[str, Any], Path], measure: str, metric
 
 def test_every_map_is_judged_both_ways_on_both_splits(finished: tuple[pl.DataFrame, dict[str, Any], Path]) -> None:
     for metric in ("r2", "r2_change", "cosine_of_mean", "cka_mapped", "norm_ratio", "cycle_error"):
-        found = of(finished, "transport", metric, control=None)
+        found = of(finished, "transport", metric, control=None).filter(pl.col("arm") != "resample")
         assert set(found["arm"]) == set(DEFAULT)
         assert len(found) == len(DEFAULT) * 2 * 2 * 2 * 4  # ways, splits, sites, blocks
     draws = of(finished, "transport", "r2_change").filter(pl.col("control").str.starts_with("permuted#"))
@@ -183,7 +183,7 @@ def test_maps_of_many_positions_and_every_map_by_name(pair: Path, tmp_path: Path
         "permutations": 2,
     }
     rows, record = run(study(pair, {"transport": asked}), tmp_path / "run")
-    assert set(rows.filter(pl.col("metric") == "r2")["arm"]) == set(FAMILIES)
+    assert set(rows.filter(pl.col("metric") == "r2")["arm"]) == {*FAMILIES, "resample"}
     assert record["transport"]["rows"]["positions"] == "spread_2"
     assert record["transport"]["rows"]["per_prompt"] == 2
     assert any("not anchored" in text for text in record["warnings"])

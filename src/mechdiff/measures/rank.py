@@ -141,6 +141,8 @@ class RankedMap:
 def curve_maps(fit: Sample, gradients: Float[Tensor, "draw d"] | None, *, seed: int = 0) -> list[RankedMap]:
     """Maps of each rank at one site: `rrr` from rank 0, and from rank 1 `rank_truncated` and the Fisher-weighted ones. Only rank 0 without variance.
 
+    A rank is measured: a map of other than so many dimensions is left out.
+
     Raises StudyError (rank_not_applied) if a map has another rank than it is for.
     """
     pairs = Pairs.of(fit.base, fit.tuned, fit.groups)
@@ -154,10 +156,11 @@ def curve_maps(fit: Sample, gradients: Float[Tensor, "draw d"] | None, *, seed: 
     for arm in ("rrr", "rank_truncated"):
         maps = {k: Map(arm, rank=k, lam=lam).fit_pairs(pairs) for k in asked if k or arm == "rrr"}
         check_ranks(maps)
-        found += [RankedMap(arm=arm, rank=k, unit=None, transform=one.transform) for k, one in maps.items()]
+        found += [RankedMap(arm=arm, rank=k, unit=None, transform=one.transform) for k, one in maps.items() if one.rank_ == k]
     if gradients is not None and gradients.any():
-        for k, one in fisher_weighted(pairs, gradients, lam, asked):
-            found.append(RankedMap(arm="rrr", rank=k, unit="fisher", transform=one.embedded(*pairs.kept, *pairs.means)))
+        for k, thin in fisher_weighted(pairs, gradients, lam, asked):
+            one = thin.embedded(*pairs.kept, *pairs.means)
+            found += [RankedMap(arm="rrr", rank=k, unit="fisher", transform=one)] if one.rank_of_change() == k else []
     return found
 
 

@@ -19,6 +19,7 @@ How well T fits, on the prompts it was fitted on and on others:
     r2_change      1 - |Y - T(X)|^2 / |D - mean D|^2         of the change D = Y - X: 0 for a constant shift, NaN where D does not vary
     cosine         of T(x) and y; `cosine_centred` both less the mean of y; `cosine_of_mean` of y and that mean: what no map explains
     cka_mapped     debiased CKA of T(X) and Y (blind to rotations, scale and shift: similarity.py)
+                   Beside both: the arm `resample`, the tuned state of another prompt, which has the tuned mean and covariance and nothing more
     norm_ratio     mean |T(x)| / mean |y|
     cycle_error    |T_back(T(X)) - X| / |X - mean X|
 

@@ -78,7 +78,7 @@ def _ranked(run: Run, close: pl.DataFrame) -> list[dict]:
     rows = close.filter(pl.col("arm") != "identity", pl.col("drop").is_not_null(), pl.col("name").is_in(worth))
     rows = rows.sort("drop", descending=True, maintain_order=True)
     metrics = ("r2", "r2_change", "cka_mapped", "cosine")
-    quality = findings_transport.fit_quality(run.rows, run.summary, metrics)
+    quality = findings_transport.fit_quality(run.rows, run.summary, (*metrics, "cosine_of_mean"))
     split = findings.reported(run.rows, "transport")
     values = {
         (r["name"], r["arm"], r["metric"]): r["mean"] for r in quality.filter(pl.col("split").eq_missing(split)).iter_rows(named=True)
@@ -87,7 +87,9 @@ def _ranked(run: Run, close: pl.DataFrame) -> list[dict]:
     lines = []
     for r in rows.head(TOP).iter_rows(named=True):
         of_base = recovered.get((r["name"], r["arm"]))
-        fits = (share(values.get((r["name"], r["arm"], metric)), 3) for metric in metrics)
+        said = {metric: values.get((r["name"], r["arm"], metric)) for metric in (*metrics, "cosine_of_mean")}
+        beside = {"cka_mapped": values.get((r["name"], "resample", "cka_mapped")), "cosine": said["cosine_of_mean"]}
+        fits = (_beside(said[metric], beside.get(metric)) for metric in metrics)
         gain = with_ends(r["gain"], r["gain_low"], r["gain_high"])
         moved = with_ends(of_base["share"], of_base["low"], of_base["high"]) if of_base else "–"
         drop = with_ends(r["drop"], r["low"], r["high"])
@@ -101,15 +103,22 @@ def _ranked(run: Run, close: pl.DataFrame) -> list[dict]:
         "recovery (95 %)",
         "R²",
         "R² of change",
-        "CKA",
-        "cosine",
+        "CKA (another prompt's state)",
+        "cosine (of the mean)",
         "gain over",
         "s",
     )
     title = "Maps by drop, 1 − KL_mapped / KL_raw. Gain: the same against the best of identity, shift and mean."
+    title += " In brackets what knows nothing of the prompt has: the tuned state of another one, the mean tuned state."
     title += f" Sites where the base's state breaks at least {share(findings_transport.BREAKS)} of D"
-    title += f", the first {TOP} of {len(rows)} maps." if len(rows) > TOP else "."
+    title += f", the first {TOP} of {len(rows)} maps" if len(rows) > TOP else ""
+    title += f"; ranked by what is reported here, so that the first of {len(rows)} is flattered." if len(rows) > 1 else "."
     return [table(columns, lines, title=title)] if lines else []
+
+
+def _beside(value: float | None, other: float | None) -> str:
+    """ "0.953 (0.021)": a number, and what stands beside it."""
+    return share(value, 3) if value is None or other is None else f"{share(value, 3)} ({share(other, 3)})"
 
 
 def with_ends(value: float | None, low: float | None, high: float | None) -> str:

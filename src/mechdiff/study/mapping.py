@@ -14,7 +14,7 @@ from mechdiff.engine.models import Model
 from mechdiff.engine.prompts import clusters_of
 from mechdiff.measures import patching, transport
 from mechdiff.measures.counterfactuals import labelled
-from mechdiff.measures.maps import is_the_mean
+from mechdiff.measures.maps import Map, is_the_mean
 from mechdiff.measures.transport import Maps, Sample
 from mechdiff.rows import empty, rows
 from mechdiff.study.cells import Cell
@@ -124,10 +124,12 @@ def _fit_layers(
                 values += [{**at, **value} for value in found]
                 states.setdefault(f"{arm}.{way}", []).append(one.transform(getattr(held_out, source)).float().numpy())
                 states.setdefault(f"{arm}.{way}.rank", []).append(np.array(one.rank_))
-                train = next(value["value"] for value in found if (value["split"], value["metric"]) == ("fit", "r2_change"))
-                learned = arm == "rrr" and one.rank_ > 0
-                flag = {"is_the_mean": True} if learned and is_the_mean(train, one.rank_, one.n_) else {}
+                train = {value["metric"]: value["value"] for value in found if value["split"] == "fit"}
+                flag = {"is_the_mean": True} if _learned_the_mean(one, train) else {}
                 said.setdefault(f"{arm}.{way}", {})[f"L{layer}"] = one.record() | flag
+        values += [
+            {"direction": "tuned<-base", "layer": layer, **value} for value in _of_another_prompt(fit, held_out, names, cell.key["seed"])
+        ]
         for arm in cell.key["settings"]["maps"]:
             values += [
                 {"direction": "tuned<-base", "layer": layer, "arm": arm, "rank": maps.there[arm].rank_, "split": "report", "metric": "r2_change",
@@ -139,6 +141,13 @@ def _fit_layers(
             ]  # fmt: skip
 
 
+def _learned_the_mean(one: Map, train: Mapping[str, float]) -> bool:
+    """Of a reduced-rank map, whether it is the mean shift; of one that is not anchored (it was held against itself), whether it is the mean."""
+    if not one.rank_ or (one.family != "rrr" and one.identical_score_ is None):
+        return False
+    return is_the_mean(train["r2_change" if one.family == "rrr" else "r2"], one.rank_, one.n_)
+
+
 def _fit_values(maps: Maps, way: str, arm: str, fit: Sample, held_out: Sample, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Values of one map on the prompts it was fitted on and on the report prompts."""
     source, target = ("base", "tuned") if way == "there" else ("tuned", "base")
@@ -146,16 +155,31 @@ def _fit_values(maps: Maps, way: str, arm: str, fit: Sample, held_out: Sample, n
     mean = getattr(fit, target).double().mean(0)
     for split, states in (("fit", fit), ("report", held_out)):
         x, y = getattr(states, source), getattr(states, target)
-        for metric, value in transport.quality(one.transform(x), x, y, mean).items():
-            if value.ndim == 0:
-                yield {"split": split, "metric": metric, "value": float(value)}
-            elif split != "report" or way != "there":
-                yield {"split": split, "metric": metric, "value": float(value.mean())}
-            else:
-                yield from (
-                    {"split": split, "metric": metric, "prompt": name, "value": v} for name, v in zip(names, value.tolist(), strict=True)
-                )
+        by_prompt = names if split == "report" and way == "there" else None
+        yield from _of_split(split, transport.quality(one.transform(x), x, y, mean), by_prompt)
         yield {"split": split, "metric": "cycle_error", "value": transport.cycle_error(one, other, x)}
+
+
+def _of_split(split: str, quality: Mapping[str, Tensor], names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """Values of one split; what is known by row for each prompt of `names`, or else as its mean."""
+    for metric, value in quality.items():
+        if value.ndim == 0:
+            yield {"split": split, "metric": metric, "value": float(value)}
+        elif names is None:
+            yield {"split": split, "metric": metric, "value": float(value.mean())}
+        else:
+            yield from (
+                {"split": split, "metric": metric, "prompt": name, "value": v} for name, v in zip(names, value.tolist(), strict=True)
+            )
+
+
+def _of_another_prompt(fit: Sample, held_out: Sample, names: Sequence[str], seed: int) -> Iterator[dict[str, Any]]:
+    """How well the tuned state of another prompt fits: it has the tuned states' mean and covariance, and knows nothing of this prompt."""
+    if len(names) < 2:
+        return
+    written = held_out.tuned[patching.donors(len(names), seed)]
+    quality = transport.quality(written, held_out.base, held_out.tuned, fit.tuned.double().mean(0))
+    yield from ({"arm": "resample", **value} for value in _of_split("report", quality, names))
 
 
 def table(values: Sequence[Mapping[str, Any]], **constant: Any) -> pl.DataFrame:
@@ -233,7 +257,7 @@ def maps_record(run: Execution) -> dict[str, Any]:
     records = [one for site in said.values() for arm in site.values() for one in arm.values()]
     warnings = sorted({text for one in records for text in one["warnings"]})
     if means := sum("is_the_mean" in one for one in records):
-        warnings.append(f"{means} reduced-rank maps explain no more of the change than noise would: they are the mean shift")
+        warnings.append(f"{means} maps explain no more of what they were fitted to than noise would: they are the mean, or the mean shift")
     rows_given = {
         "per_prompt": options.rows_per_prompt,
         "prompts": len(run.prepared.rendered["fit"]),

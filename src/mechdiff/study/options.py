@@ -145,10 +145,21 @@ def _strengths(given: object) -> tuple[float, ...]:
     return tuple(sorted({float(item) for item in items} - {1.0}))
 
 
+def _from_nothing(given: object) -> tuple[float, ...]:
+    """With 0 where there are any: a curve of strengths shows what writing nothing does."""
+    return tuple(sorted({0.0, *found})) if (found := _strengths(given)) else ()
+
+
 class TransportOptions(CloserOptions):
     sites: Kinds = ("attn_out", "mlp_out", "resid_post")
     maps: Annotated[tuple[str, ...], BeforeValidator(some_of(MAPS))] = MAPS[:4]  # beside identity, shift, mean and resample
-    strengths: Annotated[tuple[float, ...], BeforeValidator(_strengths)] = (0.0, 0.25, 0.5, 0.75, 1.5)  # at the closer layers, beside 1
+    strengths: Annotated[tuple[float, ...], BeforeValidator(_from_nothing)] = (
+        0.0,
+        0.25,
+        0.5,
+        0.75,
+        1.5,
+    )  # at the closer layers, beside 0 and 1
     rows_per_prompt: Count = 1  # aligned positions of each fit prompt that maps are fitted on; the decision position is one
     permutations: Annotated[int, Field(ge=0, le=100_000)] = 200  # refits on permuted pairs; a tenth for Procrustes
     dimensions: Count = 64  # of pca and the logit subspaces
