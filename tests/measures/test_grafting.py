@@ -18,7 +18,8 @@ from mechdiff.errors import SelfCheckError
 from mechdiff.measures.grafting import Lattice, Prompts, best_alone, greedy, lattice, measure, ranks
 from mechdiff.measures.outcome import kl_nats as kl_fast
 from mechdiff.rows import KEY
-from mechdiff.validate import made, planted
+from mechdiff.validate import planted
+from mechdiff.validate.made import tiny_net
 from oracles.laws import kl_nats
 from oracles.merged import logits as naive
 from oracles.merged import merged
@@ -37,7 +38,7 @@ def split(base: Model, tuned: Model, name: str = "report", n: int = 6, seed: int
 
 def measured(change, **how: object) -> tuple[pl.DataFrame, ChangedUnits, Prompts]:
     """The rows of a planted pair, what had changed, and the reported prompts."""
-    net = made.tiny_net()
+    net = tiny_net()
     base = wrap(net, side="base", ref="planted base")
     tuned = twin(base, change)
     changes, report = changes_between(base, tensors_of(tuned)), split(base, tuned)

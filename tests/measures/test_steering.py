@@ -17,7 +17,8 @@ from mechdiff.measures.outcome import kl_nats
 from mechdiff.measures.patching import variants as patch_variants
 from mechdiff.measures.steering import Edit, Place, Push, ablate, add, amplify, at_the_decision, edits, few, interchange, side_effects
 from mechdiff.measures.subspaces import Subspace, change_subspace, label_swapped, random_basis
-from mechdiff.validate import made, planted
+from mechdiff.validate import planted
+from mechdiff.validate.made import tiny_net
 
 LAYER = 2
 
@@ -74,7 +75,7 @@ def test_side_effects_are_means_over_positions() -> None:
 
 def bias_pair(n_prompts: int = 12) -> tuple[planted.Planted, Tensor]:
     """P16: a constant, along the unembedding of one token, added to the MLP's output of one block."""
-    net = made.tiny_net()
+    net = tiny_net()
     config = copy.deepcopy(net.config)
     config.mlp_bias = True
     biased = pico.make_net(config)

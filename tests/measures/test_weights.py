@@ -21,7 +21,8 @@ from mechdiff.engine.tensors import open_tensors
 from mechdiff.errors import ModelError
 from mechdiff.measures.weights import data_weighted_norm, decoded_directions, limits, measure, readout, relative_norm
 from mechdiff.rows import KEY, SCHEMA
-from mechdiff.validate import made, planted
+from mechdiff.validate import planted
+from mechdiff.validate.made import tiny_net
 from oracles import weights as oracle
 from pico import CONFIGS, WITHOUT_HEADS, pico, twin
 
@@ -56,7 +57,7 @@ class Pair:
 @pytest.fixture
 def plant(tmp_path: Path) -> Callable[..., Pair]:
     def made(change: Callable[[nn.Module], None], prepare: Callable[[nn.Module], None] | None = None, **how: Any) -> Pair:
-        base = made.tiny_net()
+        base = tiny_net()
         with torch.no_grad():
             if prepare:
                 prepare(base)
@@ -131,7 +132,7 @@ def test_p0_the_same_model_has_zeros_and_no_spectra(plant):
     assert pair.spectra == {}
     assert set(pair.rows["metric"]) == {"relative_norm", "changed", "module_relative_norm", "ov_relative_norm", "qk_relative_norm"}
     assert (pair.rows["value"] == 0).all()
-    assert len(pair.of("relative_norm")) == len(made.tiny_net().state_dict())
+    assert len(pair.of("relative_norm")) == len(tiny_net().state_dict())
 
 
 def test_p1_a_rotation_is_as_far_as_a_stranger(plant):
@@ -195,7 +196,7 @@ def test_p5_a_lora_merged_in_bfloat16_shows_a_cliff(plant):
 
 
 def test_p5_through_an_adapter_is_exact(tmp_path):
-    base = made.tiny_net()
+    base = tiny_net()
     source = stored(base, tmp_path / "base")
     torch.manual_seed(0)
     adapted = get_peft_model(copy.deepcopy(base), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], layers_to_transform=[2]))
@@ -254,7 +255,7 @@ def test_p15_aligned_heads_change_alike(plant):
 
 
 def test_p19_from_sibling_to_sibling_both_changes_are_seen(tmp_path):
-    base = made.tiny_net()
+    base = tiny_net()
     nets = [copy.deepcopy(base) for _ in range(2)]
     with torch.no_grad():
         for seed, net in enumerate(nets):
@@ -336,7 +337,7 @@ def test_what_the_head_products_leave_out_is_said(tmp_path):
 
 
 def test_heads_of_other_shapes_are_left_out_and_said(tmp_path):
-    small, large = (made.tiny_net() for _ in range(2))
+    small, large = (tiny_net() for _ in range(2))
     for block in large.model.layers:
         block.self_attn.o_proj.weight = nn.Parameter(torch.zeros(64, 96))
     pair = Pair(small, large, tmp_path)
@@ -346,7 +347,7 @@ def test_heads_of_other_shapes_are_left_out_and_said(tmp_path):
 
 
 def test_an_adapter_that_cannot_be_read_has_no_rows_and_it_is_said(tmp_path):
-    base = made.tiny_net()
+    base = tiny_net()
     source = stored(base, tmp_path / "base")
     config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
     get_peft_model(base, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
@@ -357,7 +358,7 @@ def test_an_adapter_that_cannot_be_read_has_no_rows_and_it_is_said(tmp_path):
 
 
 def test_other_depths_are_compared_as_far_as_they_go(tmp_path):
-    base, tuned = made.tiny_net(), made.tiny_net()
+    base, tuned = tiny_net(), tiny_net()
     del tuned.model.layers[3]
     tuned.config.num_hidden_layers = 3
     pair = Pair(base, tuned, tmp_path)

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 import pico
-import planted
+from mechdiff.validate import planted
 from prototype.tiny_runs import PLAIN, Finished, finish, save_pair, study
 from report.planted_run import planted_rows
 

@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 
 import mechdiff
-import planted
 from mechdiff.report import asymmetry, findings_heads, section_heads, statistics
 from mechdiff.report.coverage import Whole, coverage
 from mechdiff.report.parts import Run
@@ -18,6 +17,8 @@ from mechdiff.report.wording_heads import per_cent, which_heads
 from mechdiff.rows import rows as make_rows
 from mechdiff.study import run as running
 from mechdiff.study.config import load_study
+from mechdiff.validate import planted
+from mechdiff.validate.made import tiny_net
 from prototype.conftest import CLOSER
 from prototype.tiny_runs import PLAIN, Finished, finish, notes, save_pair, study
 from report.planted_heads import planted_heads
@@ -144,7 +145,7 @@ def test_a24_swapping_z_misses_an_edit_of_w_o_and_is_never_the_default(edited: F
 
 
 def test_a24_a_change_of_gauge_has_no_effect_unless_z_is_swapped(tmp_path: Path) -> None:
-    base = planted.base_net()
+    base = tiny_net()
     turned = planted.plant(planted.turn_head_values, n_prompts=1).tuned.net
     save_pair(tmp_path, base, turned, n_prompts=20)
     asked = {"layers": [1], "closer": [1], "z_swap": [1.0], "null_edits": 0, "network_draws": 0, "attention_prompts": 0, "draws": 2,

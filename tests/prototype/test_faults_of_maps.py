@@ -13,7 +13,6 @@ from torch import Tensor
 
 import mechdiff
 import pico
-import planted
 from mechdiff.engine.activations import capture
 from mechdiff.engine.replay import Write, replay
 from mechdiff.engine.sites import Site
@@ -29,6 +28,7 @@ from mechdiff.report.parts import Run
 from mechdiff.rows import rows as make_rows
 from mechdiff.study.config import RunOptions
 from mechdiff.study.prepare import prepare
+from mechdiff.validate import planted
 from prototype.conftest import CLOSER
 from prototype.tiny_runs import PLAIN, Finished, captions, finish, notes, save_pair, study, tables
 from report import planted_sections

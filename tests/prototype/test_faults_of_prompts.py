@@ -12,7 +12,6 @@ from transformers import LlamaConfig
 
 import mechdiff
 import pico
-import planted
 from mechdiff.curate.curation import Recipe, curate
 from mechdiff.curate.fairness import Tokenizers
 from mechdiff.engine.activations import capture
@@ -31,6 +30,8 @@ from mechdiff.report import record
 from mechdiff.study.config import RunOptions
 from mechdiff.study.execution import positions
 from mechdiff.study.prepare import prepare
+from mechdiff.validate import planted
+from mechdiff.validate.made import tiny_net
 from prototype.tiny_runs import PLAIN, Finished, finish, save_pair, study
 from tokenizers_made import BOS, CHATML, bpe_tokenizer, byte_tokenizer
 
@@ -90,7 +91,7 @@ def test_a06_a_place_is_a_pair_that_ends_at_one_byte() -> None:
 
 
 def test_a09_a_sibling_is_warned_of_on_the_page(tmp_path: Path) -> None:
-    parent, tokenizer = planted.base_net(), byte_tokenizer()
+    parent, tokenizer = tiny_net(), byte_tokenizer()
     first, second = (planted.plant(planted.child(seed), n_prompts=1).tuned.net for seed in (1, 2))
     save_pair(tmp_path, first, second)
     pico.save(parent, tokenizer, tmp_path / "parent")

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import pico
-import planted
 from mechdiff.engine.sites import Site
 from mechdiff.errors import StudyError
 from mechdiff.measures.outcome import kl_nats
 from mechdiff.measures.similarity import measure
 from mechdiff.report import statistics
+from mechdiff.validate import planted
 from prototype.tiny_runs import PLAIN, Finished, finish, save_pair, study
 
 # ---- A20: KL in bfloat16 --------------------------------------------------------------------------------------------------------------

@@ -28,19 +28,6 @@ def test_identical_models_have_nothing_to_swap() -> None:
         assert heads.noise_like(block, 0).abs().max() == 0
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_property_4_all_contributions_are_the_whole_site(direction: str) -> None:
-    here = made(planted.child(5, 0.05), direction)
-    for layer in range(N_LAYERS):
-        change = here.block(layer).change()
-        states = {model.side: here.pair.states(model.side, "attn_proj")[layer] for model in (here.own, here.other)}
-        torch.testing.assert_close(change.sum(1), states[here.other.side] - states[here.own.side], rtol=1e-4, atol=1e-5)
-        whole = heads.same_by_site(layer, states[here.own.side], states[here.other.side], torch.zeros(planted.D_MODEL))
-        assert kl_nats(*here.logits([swap(layer, change, range(N_HEADS)), whole]).unbind(1)).max() < 1e-10
-        split = here.block(layer).change("routing") + here.block(layer).change("write")
-        torch.testing.assert_close(split, change, rtol=1e-4, atol=1e-5)
-
-
 def test_all_heads_and_mlps_of_the_network_are_the_other_network_but_for_its_ends() -> None:
     """With the embedding, final norm and unembedding in common, every contribution of the tuned model makes its law."""
 
