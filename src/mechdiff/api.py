@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from mechdiff.study.run import Progress
+    from mechdiff.verify.verification import Verification
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,16 @@ def run(
         folder.write_manifest(record)
     build_report(place)
     return Run(place)
+
+
+def verify(path: str | Path, *, rows: int | None = 200, seed: int = 0, device: str = "cpu") -> "Verification":
+    """Recomputes `rows` rows of a finished run by whole forward passes (None: all), and holds every file against its hash.
+
+    Raises RunError where there is no run. What was found: `.passed`, `.differing`, `.files`, `.models`, `.table()`.
+    """
+    from mechdiff.verify.verification import verify as recompute
+
+    return recompute(path, n_rows=rows, seed=seed, device=device)
 
 
 def run_job(job: tuple[StudyConfig, RunOptions], threads: int, progress: "Progress") -> Run:

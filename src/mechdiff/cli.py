@@ -322,6 +322,30 @@ def compare(
 
 
 @app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
+    rows: Annotated[int, typer.Option(help="How many rows are recomputed.")] = 200,
+    every: Annotated[bool, typer.Option("--all", help="All rows: hours for a large run.")] = False,
+    seed: Annotated[int, typer.Option(help="Which rows.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON on standard output.")] = False,
+) -> None:
+    """Recompute rows of a run by whole forward passes; hold every file against its hash. Exit code 1 where something differs."""
+    from rich.console import Console
+
+    from mechdiff.terminal import show_verification
+    from mechdiff.verify.verification import verify as recompute
+
+    with Console(stderr=True).status("opening the run") as status:
+        found = recompute(run, n_rows=None if every else rows, seed=seed, device=device, progress=lambda what: status.update(what))
+    if json:
+        print(found.to_json())
+    else:
+        show_verification(found, Console(width=None if sys.stdout.isatty() else 160))
+    raise typer.Exit(0 if found.passed else 1)
+
+
+@app.command()
 def validate(
     base: Annotated[str | None, typer.Option(help="Plant them in this model: a folder, a .gguf file, a Hub id.", show_default=False)] = None,
     real: Annotated[bool, typer.Option("--real", help="Plant them in the demo's model.")] = False,

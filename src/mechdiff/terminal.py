@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mechdiff.study.config import StudyConfig
     from mechdiff.validate.power import Curve
     from mechdiff.validate.validation import Validation
+    from mechdiff.verify.verification import Verification
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -135,6 +136,37 @@ def show_check(
         console.print(f"{mark}  {finding.what:<12} {escape(finding.said)}", soft_wrap=True)
         fits = fits and finding.verdict != "fail"
     return fits
+
+
+# ---- a run, computed again ---------------------------------------------------------------------------------------------------------
+
+
+def show_verification(found: "Verification", console: Console) -> None:
+    """Files that are not what they were, rows by measure, and every row and answer that differs."""
+    for said in found.models:
+        console.print(f"[bold red]changed[/] {escape(said)}")
+    for said in found.files:
+        console.print(f"[bold red]changed[/] {escape(found.path)}/{escape(said)}")
+    if not found.compared and (found.models or found.files):
+        console.print("nothing was recomputed: these numbers are not those that this run wrote, or its models and prompts are others now")
+    else:
+        table = _table(f"{len(found.compared)} of {found.n_rows:,} rows again, by whole forward passes", "measure", "recomputed", "not recomputed",
+                       "worst, of its tolerance", "differ")  # fmt: skip
+        for measure, n, out, worst, differ in found.table():
+            table.add_row(measure, str(n), str(out), f"{worst:.2g}" if n else "", f"[bold red]{differ}[/]" if differ else "0")
+        console.print(table)
+    for one in found.differing[:20]:
+        console.print(f"[bold red]differs[/] {escape(one.said)}")
+    for prompt, side, recorded, again in found.other_answers[:10]:
+        console.print(f"[bold red]differs[/] the {side} model's answer to {escape(prompt)}: recorded {recorded!r}, generated {again!r}")
+    for measure, reasons in found.left_out.items():
+        for why, n in reasons.items():
+            console.print(f"[dim]{n} drawn of {measure} not recomputed: {escape(why)}[/]")
+    if found.compared:
+        files = "all files as written" if not (found.files or found.models) else "files differ"
+        bad = len(found.differing) + len(found.other_answers)
+        result = f"[bold red]{bad} differ[/]" if bad else "[green]all agree[/]"
+        console.print(f"{len(found.compared)} rows and {len(found.answers)} answers: {result}; {files}; {found.seconds:.0f} s")
 
 
 # ---- planted truths ----------------------------------------------------------------------------------------------------------------

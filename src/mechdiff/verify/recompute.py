@@ -541,7 +541,7 @@ def answers(run: Rerun) -> list[tuple[str, str, str, str]]:
         for side in ("base", "tuned"):
             tokenizer = run.prepared.pair.tokenizer(side)
             with run.model(side) as model:
-                ids = torch.tensor([run.ids(side, one["split"], one["prompt"])], device=model.device)
+                ids = torch.tensor([run.ids(side, one["split"] or "probes", one["prompt"])], device=model.device)
                 net: Any = model.net
                 said = net.generate(
                     ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=record["max_tokens"], num_beams=1,

@@ -23,6 +23,8 @@ from mechdiff.verify.recompute import RECOMPUTE, Not, answers
 from mechdiff.verify.rerun import Rerun
 
 ROWS = 200
+TRIES = 6
+"""Rows of a measure that are tried for each that is wanted: some cannot be recomputed another way."""
 RELATIVE = 2e-4
 """Share of itself that a number may differ by which is no law's: of states, weights and maps, in float32."""
 
@@ -112,11 +114,14 @@ def verify(
     if not found.models and not any(said.startswith("rows.parquet") for said in found.files):
         rows = read_rows(path)
         found.n_rows = len(rows)
-        chosen = rows if n_rows is None else sample(rows, n_rows, seed)
-        for number, row in enumerate(_ordered(chosen).iter_rows(named=True)):
-            if number % 20 == 0:
-                progress(f"{number} of {len(chosen)} rows: {row['measure']}")
-            _compare(run, row, found)
+        chosen = rows.with_columns(wanted=pl.len().over("measure")) if n_rows is None else sample(rows, n_rows, seed)
+        done: dict[str, int] = {}
+        for number, row in enumerate(chosen.iter_rows(named=True)):
+            wanted, measure = row.pop("wanted"), row["measure"]
+            if done.get(measure, 0) < wanted:
+                if number % 10 == 0:
+                    progress(f"{measure}: {done.get(measure, 0)} of {wanted} rows")
+                done[measure] = done.get(measure, 0) + _compare(run, row, found)
         progress("answers")
         found.answers = answers(run)
     found.seconds = time.perf_counter() - started
@@ -124,44 +129,32 @@ def verify(
 
 
 def sample(rows: pl.DataFrame, n_rows: int, seed: int) -> pl.DataFrame:
-    """Rows from every measure alike, and within it from every arm and metric alike; draws of a null only where nothing else is left.
+    """Candidates from every measure, the first `wanted` that can be recomputed to be taken: arms, metrics and sites in turn, draws of a null last.
 
     Raises RunError for a number of rows that is not positive.
     """
     if n_rows < 1:
         raise RunError(f"--rows {n_rows}: expected at least 1. Give a number, or --all.")
     random = np.random.default_rng(seed)
-    measures = [part for _, part in rows.sort(COLUMNS).group_by("measure", maintain_order=True)]
-    frames = []
-    for part in measures:
-        kinds = part.with_columns(draw=pl.col("control").str.contains("#").fill_null(False))
-        groups = [one.drop("draw") for _, one in kinds.group_by("draw", "direction", "arm", "metric", "site", maintain_order=True)]
-        first = [group for group in groups if not str(group["control"][0]).count("#")]
-        want = -(-n_rows // len(measures))
-        taken: dict[int, list[int]] = {}
-        for pick in range(min(want, sum(map(len, first or groups)))):
-            place = pick % len(first or groups)
-            group = (first or groups)[place]
-            if len(taken.setdefault(place, [])) < len(group):
-                free = [i for i in random.permutation(len(group))[: len(taken[place]) + 1].tolist() if i not in taken[place]]
-                taken[place].append(free[0])
-        frames += [(first or groups)[place][indices] for place, indices in taken.items()]
-    return pl.concat(frames)
+    shuffled = rows.sort(COLUMNS)[random.permutation(len(rows))]
+    draw = pl.col("control").str.contains("#").fill_null(False).alias("draw")
+    turn = pl.int_range(pl.len()).over("measure", "direction", "arm", "metric", "site", draw).alias("turn")
+    turned = shuffled.with_columns(turn, draw)
+    wanted = -(-n_rows // rows["measure"].n_unique())
+    ordered = turned.sort("measure", "draw", "turn", maintain_order=True)
+    return ordered.group_by("measure", maintain_order=True).head(TRIES * wanted).select(*COLUMNS, pl.lit(wanted).alias("wanted"))
 
 
-def _ordered(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows of one running model and prompt together."""
-    return rows.sort("measure", "direction", "split", "prompt", "layer", "site", "unit", "arm", nulls_last=False)
-
-
-def _compare(run: Rerun, row: dict[str, Any], found: Verification) -> None:
+def _compare(run: Rerun, row: dict[str, Any], found: Verification) -> bool:
+    """Whether the row was recomputed."""
     try:
         again = RECOMPUTE[row["measure"]](run, row)
     except Not as why:
         reasons = found.left_out.setdefault(row["measure"], {})
         reasons[str(why)] = reasons.get(str(why), 0) + 1
-        return
+        return False
     found.compared.append(Compared(row=row, recomputed=again, tolerance=tolerance(row, again, run.floor)))
+    return True
 
 
 def tolerance(row: dict[str, Any], value: float, floor: float) -> float:

@@ -1,0 +1,187 @@
+"""A run that is what it says verifies; one number, one bit, one map, one prompt that is not is named."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+import mechdiff
+from mechdiff import cli
+from mechdiff.errors import RunError
+from mechdiff.study.disk import sha256
+from mechdiff.verify.verification import Verification, distance, same, sample, tolerance, verify
+
+MEASURES: list[Any] = [
+    {"divergence": {"continuation": 3}},
+    "weights",
+    "grafting",
+    {"similarity": {"permutations": 3}},
+    {"patching": {"windows": [2], "positions": ["decision", "last_4"]}},
+    {"factorial": {"swaps": 3}},
+    {"transport": {"sites": ["resid_post"], "closer": [1, 2], "permutations": 2, "strengths": []}},
+    {"rank": {"sites": ["resid_post"]}},
+    {"steering": {"closer": [1, 2], "side_prompts": 3, "draws": 1, "texts": 0, "continuation": 4}},
+    {"heads": {"closer": [1], "draws": 2, "network_draws": 1, "null_edits": 1}},
+    {"attribution": {"steps": 2, "validated": 2}},
+    {"behaviour": {"max_tokens": 3, "probes": False, "openings": 1, "scored_layers": 1, "scored_prompts": 2, "spoken_prompts": 1}},
+]
+
+
+@pytest.fixture(scope="module")
+def made(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models, prompts and a run of every measure."""
+    place = tmp_path_factory.mktemp("verified")
+    shutil.copytree(pair, place / "pair")
+    mechdiff.run(
+        base=str(place / "pair" / "base"), tuned=str(place / "pair" / "tuned"), prompts=place / "pair" / "prompts.jsonl",
+        measures=MEASURES, out=place / "run",
+    )  # fmt: skip
+    return place
+
+
+@pytest.fixture(scope="module")
+def found(made: Path) -> Verification:
+    return verify(made / "run", n_rows=240)
+
+
+def copied(made: Path, tmp_path: Path) -> Path:
+    """The run alone; its models and prompts stay where they are."""
+    return Path(shutil.copytree(made / "run", tmp_path / "run"))
+
+
+def reseal(run: Path, name: str) -> None:
+    """The manifest says that a changed file is as written."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["files"][name] = sha256((run / name).read_bytes())
+    (run / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_run_verifies(found: Verification) -> None:
+    assert [one.said for one in found.differing] == []
+    assert found.other_answers == []
+    assert found.files == found.models == []
+    assert found.passed
+    taken = {measure: n for measure, n, *_ in found.table()}
+    assert set(taken) == {next(iter(one)) if isinstance(one, dict) else one for one in MEASURES}
+    assert all(n >= 15 for measure, n in taken.items() if measure not in ("rank", "behaviour", "steering", "weights"))
+    assert min(taken["weights"], taken["steering"]) >= 5
+    assert len(found.answers) > 4
+
+
+def test_every_way_to_write_is_among_what_was_recomputed(found: Verification) -> None:
+    seen = {(one.row["measure"], one.row["arm"]) for one in found.compared}
+    wanted = {("patching", arm) for arm in ("identity", "shift", "mean", "resample")} | {("heads", "contribution"), ("heads", "routing")}
+    wanted |= {("grafting", arm) for arm in ("alone", "from_below", "greedy")} | {("transport", "rrr"), ("steering", "add")}
+    wanted |= {("attribution", arm) for arm in ("grad_x_diff", "integrated_gradients", "contribution")} | {("factorial", "tb")}
+    assert wanted <= seen
+    assert {"window 2", "last_4"} <= {one.row["unit"] for one in found.compared if one.row["measure"] == "patching"}
+    assert any((one.row["unit"] or "").startswith("token ") for one in found.compared if one.row["measure"] == "divergence")
+
+
+def test_recomputed_numbers_are_no_copies(found: Verification) -> None:
+    """Another way rounds otherwise: were all of them equal bit for bit, something would be read back instead of computed."""
+    patched = [one for one in found.compared if one.row["measure"] in ("patching", "heads") and one.row["metric"].endswith("_nats")]
+    assert any(one.row["value"] != one.recomputed for one in patched)
+
+
+@pytest.mark.parametrize(
+    ("measure", "metric"),
+    [
+        ("patching", "kl_other_nats"),
+        ("similarity", "cka"),
+        ("heads", "kl_own_nats"),
+        ("grafting", "kl_other_nats"),
+        ("divergence", "js_nats"),
+    ],
+)
+def test_a_row_that_was_changed_is_named(made: Path, tmp_path: Path, measure: str, metric: str) -> None:
+    run = copied(made, tmp_path)
+    rows = pl.read_parquet(run / "rows.parquet")
+    here = (pl.col("measure") == measure) & (pl.col("metric") == metric) & pl.col("control").is_null()
+    rows = rows.with_columns(value=pl.when(here).then(pl.col("value") * 1.02 + 1e-3).otherwise("value"))
+    rows.write_parquet(run / "rows.parquet")
+    found = verify(run, n_rows=12)
+    assert any(said.startswith("rows.parquet is SHA-256") for said in found.files)
+    assert not found.compared
+    assert not found.passed
+    reseal(run, "rows.parquet")
+    found = verify(run, n_rows=120)
+    assert found.files == []
+    assert not found.passed
+    assert {one.row["metric"] for one in found.differing if one.row["measure"] == measure} == {metric}
+    assert f"measure={measure}" in found.differing[0].said
+    assert f"metric={metric}" in found.differing[0].said
+
+
+def test_a_bit_of_a_model_is_named_and_nothing_recomputed(made: Path, tmp_path: Path) -> None:
+    file = made / "pair" / "tuned" / "model.safetensors"
+    before = file.read_bytes()
+    tensors = load_file(file)
+    name = next(name for name in tensors if "o_proj" in name)
+    tensors[name].view(np.uint32).flat[0] ^= 1
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+        found = verify(made / "run", n_rows=12)
+        shown = CliRunner().invoke(cli.app, ["verify", str(made / "run")])
+    finally:
+        file.write_bytes(before)
+    assert [said for said in found.models if "model.safetensors is SHA-256" in said]
+    assert not found.compared
+    assert shown.exit_code == 1
+    assert "nothing was recomputed" in shown.stdout
+
+
+def test_a_map_that_is_gone_and_one_that_was_changed_are_named(made: Path, tmp_path: Path) -> None:
+    run = copied(made, tmp_path)
+    gone, other = sorted((run / "maps").iterdir())[:2]
+    gone.unlink()
+    other.write_bytes(other.read_bytes()[:-1] + b"\x00")
+    said = verify(run, n_rows=1).files
+    assert [f"maps/{gone.name} is not there" in one or f"maps/{other.name} is SHA-256" in one for one in said] == [True, True]
+
+
+def test_other_prompts_are_named(made: Path, tmp_path: Path) -> None:
+    file = made / "pair" / "prompts.jsonl"
+    before = file.read_text()
+    try:
+        file.write_text(before.replace("the number 0!", "the number 1!").replace("Say something", "Say anything", 3))
+        found = verify(made / "run", n_rows=12)
+    finally:
+        file.write_text(before)
+    assert any(said.startswith("prompts of ") for said in found.models)
+    assert not found.compared
+
+
+def test_the_command(made: Path) -> None:
+    shown = CliRunner().invoke(cli.app, ["verify", str(made / "run"), "--rows", "12", "--json"])
+    assert shown.exit_code == 0
+    assert json.loads(shown.stdout)["passed"] is True
+    shown = CliRunner().invoke(cli.app, ["verify", str(made / "run"), "--rows", "12"])
+    assert "all agree; all files as written" in " ".join(shown.stdout.split())
+    with pytest.raises(RunError, match="--rows 0: expected at least 1"):
+        verify(made / "run", n_rows=0)
+    with pytest.raises(RunError, match="no such folder"):
+        verify(made / "nothing")
+
+
+def test_a_sample_is_the_seeds_and_has_every_measure(made: Path) -> None:
+    rows = pl.read_parquet(made / "run" / "rows.parquet")
+    assert sample(rows, 60, 1).equals(sample(rows, 60, 1))
+    assert not sample(rows, 60, 1).equals(sample(rows, 60, 2))
+    assert set(sample(rows, 12, 0)["measure"]) == set(rows["measure"])
+
+
+def test_tolerances_grow_with_the_floor_and_are_small_beside_the_number() -> None:
+    row = {"metric": "kl_own_nats", "measure": "patching", "value": 1.0}
+    assert tolerance(row, 1.0, 1e-11) < 1e-4
+    assert tolerance(row, 1.0, 1e-3) > 0.1
+    assert tolerance({**row, "value": 0.0}, 0.0, 1e-11) < 1e-9
+    assert distance(float("nan"), float("nan")) == distance(float("inf"), float("inf")) == 0
+    assert not same(float("nan"), 1.0, 1e9)
+    assert not same(float("inf"), 1.0, 1e9)
