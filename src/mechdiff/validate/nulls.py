@@ -1,0 +1,262 @@
+"""Where there is nothing to find, how often does each reported test find something, and how often does each interval hold the truth?
+
+    rates(2000, 1000)        one line for every test and interval of a report (METHOD C: P20)
+
+A *false alarm* is p (or q) <= 0.05 where the null is true; a test is sound where they are no more than 5 % + two standard errors of so many
+repeats (t tests of numbers that are no means hold in the limit only: up to 7 % pass). An interval of 95 % should hold the truth in 95 % of studies: an interval of the geometric mean must, in 93 to 97 %; bootstrap and
+jackknife intervals are approximate (a little short where values are few and skewed) and pass from 90 %. All laws are drawn here, so the truth is
+known: states of a tiny planted pair read on other prompts for each model, exponential or log-normal values per prompt, exchanged labels.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from numpy import ndarray
+
+from mechdiff.engine.sites import Site
+from mechdiff.measures import factorial, similarity
+from mechdiff.measures.maps import Map
+from mechdiff.measures.transport import permuted_quality, quality
+from mechdiff.report import intervals, spread
+from mechdiff.report.nulls import GROUP, permutation_p, swap_p, with_q
+from mechdiff.rows import rows
+from mechdiff.validate import planted
+
+LEVEL, WRONG = 0.95, 0.05
+APPROXIMATE = 0.07
+"""What passes of tests that hold in the limit of many prompts: t tests of jackknifed numbers."""
+PROMPTS = 24
+"""In a simulated study, where no other number is named."""
+FAMILY = 8
+"""Layers that are tested together."""
+DRAWS = 99
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """How often something came out in simulated studies."""
+
+    what: str
+    kind: str
+    """"false alarms", "coverage" or "power"."""
+    asked: float
+    least: float
+    most: float
+    found: float
+    repeats: int
+
+    @property
+    def holds(self) -> bool:
+        return self.least <= self.found <= self.most
+
+
+def false_alarms(what: str, p: ndarray | list[float], *, at_most: float = 0.0) -> Rate:
+    """The share of p at or below 5 %; passes within two standard errors, and, of a test that is approximate, up to `at_most`."""
+    found = np.asarray(p) <= WRONG
+    most = max(at_most, WRONG + 2 * (WRONG * (1 - WRONG) / len(found)) ** 0.5)
+    return Rate(what=what, kind="false alarms", asked=WRONG, least=0.0, most=most, found=float(found.mean()), repeats=len(found))
+
+
+def coverage(what: str, held: ndarray, *, least: float = 0.90, most: float = 1.0) -> Rate:
+    """The share of intervals that hold the truth."""
+    return Rate(what=what, kind="coverage", asked=LEVEL, least=least, most=most, found=float(np.mean(held)), repeats=len(held))
+
+
+def similarity_of_strangers(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """States of both models on disjoint sets of prompts, FAMILY sites at a time."""
+    states = _states()
+    found = []
+    for _ in range(-(-repeats // FAMILY)):
+        base, tuned = {}, {}
+        for layer in range(FAMILY):
+            mixed = torch.from_numpy(random.permutation(len(states["base"])))
+            site = Site(layer, "resid_post")
+            base[site], tuned[site] = states["base"][mixed[:PROMPTS]], states["tuned"][mixed[PROMPTS : 2 * PROMPTS]]
+        names = [str(i) for i in range(PROMPTS)]
+        measured = similarity.measure(base, tuned, names, "report", permutations=DRAWS, seed=int(random.integers(2**31)))
+        found.append(with_q(permutation_p(measured)))
+    table = pl.concat(found)
+    for name in table["metric"].unique().sort():
+        yield false_alarms(f"{name}: the models are alike beyond chance (permuted pairs)", table.filter(pl.col("metric") == name)["p"].to_numpy())
+    families = [one.filter(pl.col("metric") == "cka")["q"].min() for one in found]
+    yield false_alarms(f"cka: any of {FAMILY} sites by q (Benjamini-Hochberg)", families)
+
+
+def maps_of_strangers(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """Changes of other prompts: no map can carry them."""
+    states = _states()
+    change = states["tuned"] - states["base"]
+    groups = torch.arange(PROMPTS)
+    for arm in ("anchored_ridge", "rrr"):
+        p = []
+        for _ in range(repeats):
+            here, there = torch.from_numpy(random.permutation(len(change))), torch.from_numpy(random.permutation(len(change)))
+            source, moved = states["base"][here[: 2 * PROMPTS]], change[there[: 2 * PROMPTS]]
+            fit, test = ((source[part], source[part] + moved[part]) for part in (slice(0, PROMPTS), slice(PROMPTS, None)))
+            fitted = Map(arm).fit(*fit, groups=groups)
+            real = float(quality(fitted.transform(test[0]), *test, moved[:PROMPTS].double().mean(0))["r2_change"])
+            seed = int(random.integers(2**31))
+            draws = permuted_quality(arm, fitted, *fit, groups, test, draws=DRAWS, seed=seed)
+            p.append(_p_of(real, draws))
+        yield false_alarms(f"{arm}: R² of the change beyond that of refits on wrong pairs", p)
+
+
+def swapped_labels(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """Crossed halves of two models whose labels mean nothing; every simulated study is a layer."""
+    layers, names = range(repeats), [str(i) for i in range(PROMPTS)]
+    runs = {
+        arm: {score: torch.from_numpy(random.lognormal(size=(repeats, PROMPTS))) for score in factorial.SCORES} for arm in factorial.ARMS
+    }
+    measured = factorial.measure(runs, layers, names, draws=199, seed=0, columns={"split": "report"})
+    key = [name for name in GROUP if name != "arm"]
+    summary = measured.filter(pl.col("prompt").is_not_null(), pl.col("arm").is_null()).group_by(key).agg(mean=pl.col("value").mean())
+    p = swap_p(summary.with_columns(arm=pl.lit(None, pl.String)), measured)
+    for effect in ("upstream_effect_nats", "interaction_nats"):
+        yield false_alarms(f"{effect} apart from 0 (exchanged labels)", p.filter(pl.col("metric") == effect)["p"].to_numpy())
+
+
+def signs(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """Differences on the same prompts whose sign is a coin; layers depend on each other."""
+    for n, how in ((12, "every flip"), (PROMPTS, "drawn flips")):
+        p = []
+        for seed in range(repeats):
+            size = random.lognormal(size=(n, 1)) + random.lognormal(size=(n, FAMILY))
+            p.append(intervals.sign_flip_max_t(size * random.choice([-1, 1], (n, 1)), seed=seed).min())
+        yield false_alarms(f"any of {FAMILY} paired differences, family-wise (max-t, {how}, {n} prompts)", p)
+
+
+def shares_of_prompts(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """Two answers that are right alike often, and the interval of one share."""
+    right = random.random((repeats, 2, PROMPTS)) < 0.6
+    only = [(int((one & ~other).sum()), int((other & ~one).sum())) for one, other in right]
+    yield false_alarms("one model right more often than the other (McNemar, exact)", [intervals.mcnemar(*pair) for pair in only])
+    for share in (0.05, 0.4):
+        low, high = intervals.wilson((random.random((repeats, 32)) < share).mean(axis=1), 32)
+        yield coverage(f"a share of prompts of {share:.0%} (Wilson, 32 prompts)", (low <= share) & (share <= high))
+
+
+def means(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """Values per prompt of known means, and their ratio."""
+    for cv, n in ((1.0, 32), (3.5, 150)):
+        deviation = np.sqrt(np.log1p(cv**2))
+        values = random.lognormal(-(deviation**2) / 2, deviation, (n, max(repeats, 2000)))
+        low, high = intervals.bca_means(values)
+        known = intervals.measured_coverage(cv, n) or 0.0
+        yield coverage(f"a mean in nats (BCa, CV {cv}, {n} prompts), as the page says", (low <= 1) & (1 <= high), least=known - 0.02)
+        _, low, high = intervals.geometric(values)
+        truth = np.exp(-(deviation**2) / 2)
+        yield coverage(f"a geometric mean (log-t, CV {cv}, {n} prompts)", (low <= truth) & (truth <= high), least=0.93, most=0.97)
+    total = random.exponential(size=(32, repeats))
+    _, low, high = intervals.bca_shares(total * random.uniform(0, 0.8, total.shape), total)
+    yield coverage("a share of D (BCa, 32 prompts)", (low <= 0.4) & (0.4 <= high))
+    one, other = random.exponential(2, (32, repeats)), random.exponential(1, (32, repeats))
+    _, low, high = intervals.bca_asymmetry(one, other)
+    yield coverage("breakage against recovery (BCa, 32 prompts)", (low <= 1 / 3) & (1 / 3 <= high))
+    size = float(intervals.detectable(np.array(1.0), PROMPTS))
+    seen = random.normal(size, 1, (repeats, PROMPTS))
+    t = seen.mean(axis=1) / seen.std(axis=1, ddof=1) * np.sqrt(PROMPTS)
+    found = float((t > float(spread.student.ppf(0.975, PROMPTS - 1))).mean())
+    yield Rate(what="the smallest effect that would have been found", kind="power", asked=0.8, least=0.77, most=0.83, found=found,
+               repeats=repeats)  # fmt: skip
+
+
+def profiles(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """Shares of D along FAMILY layers: bands, the peak, the crossing of one half."""
+    truth = np.linspace(0.2, 0.9, FAMILY)
+    first = int((truth > 0.5).argmax())
+    bands, peaks, crossed, apart, passed = ([] for _ in range(5))
+    for seed in range(repeats):
+        drawn = []
+        for _ in range(2):
+            total = random.gamma(2, 0.5, (32, 1))
+            drawn.append((total, total * (truth + random.normal(0, 0.3, (32, FAMILY)) + random.normal(0, 0.1, (32, 1)))))
+        (total, effect), (total2, effect2) = drawn
+        low, high = intervals.simultaneous_bands(effect, seed=seed)
+        bands.append(((low <= truth) & (truth <= high)).all())
+        peaks.append(FAMILY - 1 in intervals.peak_set(effect, seed=seed)[1])
+        found = intervals.first_past(effect, total[:, 0], seed=seed)
+        crossed.append(found is not None and found[1] <= first <= found[2])
+        low, high = spread.difference_bands(effect, effect2, seed=seed)
+        apart.append(0.0 if ((low > 0) | (high < 0)).any() else 1.0)
+        (one, draws), (other, draws2) = (spread.crossings(e, t[:, 0], seed=seed + i) for i, (t, e) in enumerate(drawn))
+        passed.append(spread.contrast_of_draws(draws, draws2, (one, other), (32, 32), paired=False, seed=seed).p)
+    yield coverage(f"the profile of {FAMILY} layers at once (simultaneous bands, 32 prompts)", np.array(bands))
+    yield coverage("the set that holds the peak (32 prompts)", np.array(peaks))
+    yield coverage("the set that holds the first layer past one half (32 prompts)", np.array(crossed))
+    yield false_alarms("any layer where two runs on other prompts differ (bands of the difference)", apart)
+    yield false_alarms("two runs on other prompts cross one half at other layers", passed)
+
+
+def spreads(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """Effective numbers of parts: two runs of one law, and parts that all have alike."""
+    mean = np.array([1.0, 0.6, 0.4, 0.2, 0.1, 0.1])
+    truth = float(spread.effective(mean))
+    held, stranger, paired, local = ([] for _ in range(4))
+    for seed in range(repeats):
+        names = [str(i) for i in range(32)]
+        weight = random.gamma(2, 0.5, (3, 32, 1))
+        values = weight[:2] * mean * random.gamma(4, 0.25, (2, 32, 6))
+        beside = weight[0] * mean * random.gamma(4, 0.25, (32, 6))
+        one = spread.estimate(values[0], spread.effective, names)
+        held.append(one.low <= truth <= one.high)
+        stranger.append(spread.contrast(one, spread.estimate(values[1], spread.effective, [f"other {name}" for name in names])).p)
+        paired.append(spread.contrast(one, spread.estimate(beside, spread.effective, names)).p)
+        even = weight[2] * random.gamma(4, 0.25, (32, 6))
+        _, low, _ = spread.evened(even, draws=200, seed=seed)
+        local.append(0.0 if spread.estimate(even, spread.effective, names).value < low else 1.0)
+    yield coverage("the effective number of parts (jackknife, 32 prompts)", np.array(held))
+    yield false_alarms("effective numbers of two runs on other prompts differ (t)", stranger, at_most=APPROXIMATE)
+    yield false_alarms("effective numbers of two runs on the same prompts differ (paired t)", paired, at_most=APPROXIMATE)
+    yield false_alarms("an even spread is called local (below the null's middle 95 %)", local)
+
+
+def similarity_intervals(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """Debiased CKA of Gaussian states, whose value in the population follows from their covariances."""
+    d, n = 12, 40
+    scale, mixing = np.linspace(0.3, 1.5, d), np.random.default_rng(0).normal(size=(d, d)) / np.sqrt(d)
+    cross = scale[:, None] ** 2 * mixing
+    covariance = mixing.T @ cross + 0.25 * np.eye(d)
+    truth = (cross**2).sum() / (np.sqrt((scale**4).sum()) * np.sqrt((covariance**2).sum()))
+    held = []
+    for start in range(0, repeats, 16):
+        sites = [Site(layer, "resid_post") for layer in range(min(16, repeats - start))]
+        x = {site: random.normal(size=(n, d)) * scale for site in sites}
+        base = {site: torch.from_numpy(x[site]) for site in sites}
+        tuned = {site: torch.from_numpy(x[site] @ mixing + random.normal(0, 0.5, (n, d))) for site in sites}
+        measured = similarity.measure(base, tuned, [str(i) for i in range(n)], "report", permutations=0)
+        without = measured.filter(pl.col("metric") == "cka_without_prompt").group_by("layer").agg(spread=pl.col("value").std())
+        table = measured.filter(pl.col("metric") == "cka").join(without, on="layer")
+        low, high = intervals.jackknife(table["value"].to_numpy(), table["spread"].to_numpy(), np.array(n))
+        held += list((low <= truth) & (truth <= high))
+    yield coverage(f"CKA (jackknife, {n} prompts)", np.array(held))
+
+
+Simulation = Callable[[int, np.random.Generator], Iterator[Rate]]
+
+SIMULATIONS: tuple[Simulation, ...] = (
+    similarity_of_strangers, swapped_labels, shares_of_prompts, means, profiles, spreads, similarity_intervals
+)  # fmt: skip
+COSTLY: tuple[Simulation, ...] = (signs, maps_of_strangers)
+"""Ten thousand sign flips, or a hundred maps fitted anew, in each repeat."""
+
+
+def rates(repeats: int, costly: int, *, seed: int = 0) -> Iterator[Rate]:
+    """Every simulation, with `repeats` studies each, and `costly` of the costly ones."""
+    for simulation in (*SIMULATIONS, *COSTLY):
+        times = repeats if simulation in SIMULATIONS else costly
+        yield from simulation(times, np.random.default_rng([seed, *simulation.__name__.encode()]))
+
+
+def _states() -> dict[str, torch.Tensor]:
+    """`[prompt, d]` of both models of a planted pair, after its third block."""
+    pair = planted.plant(planted.edit_attention, n_prompts=100, whole=False)
+    return {side: pair.states(side, "resid_post")[2] for side in ("base", "tuned")}
+
+
+def _p_of(real: float, draws: list[float]) -> float:
+    place = {"measure": "transport", "metric": "r2_change", "split": "report", "layer": 0, "arm": "map"}
+    named = rows(draws, control=[f"permuted#{i}" for i in range(len(draws))], **place)
+    return float(permutation_p(pl.concat([rows([real], **place), named]))["p"].item())
