@@ -138,7 +138,10 @@ def estimate(
 
 
 def contrast(one: Estimate, other: Estimate, *, level: float = LEVEL) -> Contrast | None:
-    """One minus the other: paired where the prompts are the same, else with the smaller run's degrees of freedom; None where either has too few prompts."""
+    """One minus the other: paired where the prompts are the same, else with the smaller run's degrees of freedom.
+
+    None where either has too few prompts.
+    """
     if min(len(one.contributions), len(other.contributions)) < 2:
         return None
     paired = set(one.prompts) == set(other.prompts)

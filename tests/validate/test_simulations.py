@@ -1,0 +1,28 @@
+"""Simulated studies catch a test that finds too much and an interval that is too short (all of them as they are: P20 of test_truths.py)."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mechdiff.report import intervals, spread
+from mechdiff.validate import nulls
+
+
+def failed(simulation: nulls.Simulation) -> set[str]:
+    return {rate.kind for rate in simulation(100, np.random.default_rng(0)) if not rate.holds}
+
+
+def test_many_tests_without_a_correction_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "sign_flip_max_t", lambda values, seed: stats.ttest_1samp(values, 0).pvalue)
+    assert failed(nulls.signs) == {"false alarms"}
+
+
+def test_an_interval_that_is_too_short_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = spread.contributions
+    monkeypatch.setattr(spread, "contributions", lambda *of: (pseudo := whole(*of)).mean() + (pseudo - pseudo.mean()) / 2)
+    assert failed(nulls.spreads) == {"false alarms", "coverage"}
+
+
+def test_the_same_seed_gives_the_same_studies() -> None:
+    one, other = (list(nulls.swapped_labels(20, np.random.default_rng(1))) for _ in range(2))
+    assert one == other
