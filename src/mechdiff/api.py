@@ -1,6 +1,8 @@
 """mechdiff from Python: run a study, open a finished run, look at it."""
 
 import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
@@ -23,7 +25,8 @@ from mechdiff.study.config import RunOptions, StudyConfig, load_study, make_stud
 if TYPE_CHECKING:
     import polars as pl
 
-    from mechdiff.study.run import Progress
+    from mechdiff.study.prepare import Prepared
+    from mechdiff.study.run import Crew, Progress
     from mechdiff.verify.verification import Verification
 
 
@@ -105,26 +108,39 @@ def run(
     out: str | Path | None = None,
     options: RunOptions | None = None,
     progress: "Progress | None" = None,
+    listener: Callable[[str], None] = lambda line: None,
 ) -> Run:
     """Runs a study (a file, a StudyConfig, or a pair and prompts) and returns its Run. What is there already is not computed again.
 
     `prompts`: a JSONL file (split by the seed), or a mapping as in a study file. `out`: the run's folder (default: runs/NAME-HASH).
+    `progress` is called with what runs now and the share that is done, `listener` with every line of the log.
     Raises MechdiffError for what a user can put right.
     """
     from mechdiff.study.prepare import prepare
     from mechdiff.study.run import execute
 
+    options = options or RunOptions()
     config, text = _study(study, base=base, tuned=tuned, prompts=prompts, measures=measures, seed=seed, dtype=dtype)
-    prepared = prepare(config, options or RunOptions())
-    place = Path(out) if out else (options.out if options and options.out else Path("runs") / _name(config, prepared.config_hash))
-    with RunFolder.open(place, config_hash=prepared.config_hash, study_text=text) as folder:
-        rows, record = execute(prepared, folder, *([progress] if progress else []))
-        if progress:
-            progress("intervals and figures", 1.0)
+    prepared, progress = prepare(config, options), progress or (lambda what, share: None)
+    place = Path(out or options.out or Path("runs") / _name(config, prepared.config_hash))
+    with RunFolder.open(place, config_hash=prepared.config_hash, study_text=text, cells=options.cells) as folder:
+        folder.listener = listener
+        with _crew(prepared, folder) as crew:
+            rows, record = execute(prepared, folder, progress, crew)
+        progress("intervals and figures", 1.0)
         folder.write_summary(summarise(rows, seed=config.seed))
         folder.write_manifest(record)
     build_report(place)
     return Run(place)
+
+
+def _crew(prepared: "Prepared", folder: RunFolder) -> "AbstractContextManager[Crew | None]":
+    """Workers, where the options ask for them."""
+    if prepared.options.ray is None:
+        return nullcontext()
+    from mechdiff.study.on_ray import ray_crew
+
+    return ray_crew(prepared, folder, prepared.options.ray)
 
 
 def verify(path: str | Path, *, rows: int | None = 200, seed: int = 0, device: str = "cpu") -> "Verification":

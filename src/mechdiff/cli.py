@@ -32,6 +32,17 @@ MaxRows = Annotated[int | None, typer.Option(help="Counterfactual rows of one pa
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)]
 Engine = Annotated[str, typer.Option(help="auto, or full: one whole forward pass for each counterfactual (slow; the oracle).")]
 Quick = Annotated[bool, typer.Option("--quick", help="Only the first 8 prompts of each split.")]
+OnRay = Annotated[
+    str | None, typer.Option("--ray", help="auto, or a cluster's address: workers on Ray compute the cells.", show_default=False)
+]
+Workers = Annotated[int | None, typer.Option(help="On Ray; default: as many as fit.", show_default=False)]
+Gpus = Annotated[float, typer.Option(help="On Ray; 0.5: two workers share one.")]
+Cells = Annotated[
+    str | None,
+    typer.Option(help="A URL (s3://..., file:///shared/...) where finished cells lie, if not in the run's folder.", show_default=False),
+]
+AtOnce = Annotated[int, typer.Option(min=1, help="Of several studies, how many run at the same time.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Every line of log.txt on standard error too.")]
 Trust = Annotated[
     list[str] | None, typer.Option("--trust-remote-code", help="Let this model, by name, run its own Python code.", show_default=False)
 ]
@@ -121,19 +132,37 @@ def demo(
 
 @app.command()
 def run(
-    study: Study = None, base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "same_text", template: Template = "tuned",
+    study: Annotated[
+        list[Path] | None, typer.Argument(help="Study files (YAML); several: a sweep. Or --base, --tuned, --prompts.", show_default=False)
+    ] = None,
+    base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "same_text", template: Template = "tuned",
     measures: Measures = None, seed: Seed = 0, dtype: Dtype = "float32", out: Out = None, device: Device = "auto", memory: Memory = "auto",
     max_rows: MaxRows = None, threads: Threads = None, engine: Engine = "auto", quick: Quick = False, trust_remote_code: Trust = None,
+    ray: OnRay = None, workers: Workers = None, gpus_per_worker: Gpus = 0.0, cells: Cells = None, at_once: AtOnce = 1, verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Run a study of a pair. Finished cells are never computed again; the last line printed is the report's path."""
+    """Run a study of a pair, or several. Finished cells are never computed again; the last line printed is the report's path."""
     from mechdiff.study.config import RunOptions
 
-    config, _ = _asked(study, base, tuned, prompts, policy, template, measures, seed, dtype)
     options = RunOptions(
         out=out, device=device, memory=memory, max_rows=max_rows, threads=threads, engine=engine, quick=quick,  # type: ignore[arg-type]
-        trust_remote_code=tuple(trust_remote_code or ()),
+        trust_remote_code=tuple(trust_remote_code or ()), ray=ray, workers=workers, gpus_per_worker=gpus_per_worker, cells=cells,
     )  # fmt: skip
-    _run(study or config, options)
+    if len(study or ()) > 1:
+        _sweep(study or [], options, at_once)
+        return
+    config, _ = _asked(study[0] if study else None, base, tuned, prompts, policy, template, measures, seed, dtype)
+    _run(study[0] if study else config, options, verbose)
+
+
+@app.command()
+def status(folder: Annotated[Path, typer.Argument(help="The folder of a run: running, dead or finished.", show_default=False)]) -> None:
+    """How far has a run come? Read from its folder, while it runs or after it died."""
+    from rich.console import Console
+
+    from mechdiff.study.artifacts import read_status
+    from mechdiff.terminal import show_status
+
+    show_status(read_status(folder), Console())
 
 
 def _progress() -> Any:
@@ -173,14 +202,44 @@ def _contrast(pairs: dict[str, Any], place: Path, *, stated: bool) -> None:
     print(compared.report())
 
 
-def _run(study: Any, options: Any) -> None:
+def _sweep(studies: list[Path], options: Any, at_once: int) -> None:
+    """Several studies, each in a folder of its own under --out; on one cluster, where there is one."""
+    from dataclasses import replace
+
+    from mechdiff import api
+    from mechdiff.errors import StudyError
+    from mechdiff.study.config import load_study
+    from mechdiff.study.distribute import side_by_side, together
+
+    names = [study.stem for study in studies]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise StudyError(f"two study files are called {', '.join(twice)}: their runs would share a folder. Give them different names.")
+    configs = [load_study(study)[0] for study in studies]
+    with together(options.ray) as address, _progress() as bar:
+        jobs = {
+            name: (config, replace(options, out=(options.out or Path("runs")) / name, ray=address))
+            for name, config in zip(names, configs, strict=True)
+        }
+        tasks = {name: bar.add_task(f"{name}: waiting", total=1.0) for name in names}
+        runs = side_by_side(
+            api.run_job, jobs, lambda name, what, share: bar.update(tasks[name], description=f"{name}: {what}"[:34], completed=share),
+            at_once=at_once,
+        )  # fmt: skip
+    for run in runs.values():
+        print(run.path / "report.html")
+
+
+def _run(study: Any, options: Any, verbose: bool = False) -> None:
     from rich.console import Console
 
     from mechdiff import api
 
     with _progress() as bar:
         task = bar.add_task("preparing", total=1.0)
-        finished = api.run(study, options=options, progress=lambda what, share: bar.update(task, description=what, completed=share))
+        finished = api.run(
+            study, options=options, progress=lambda what, share: bar.update(task, description=what[:34], completed=share),
+            listener=lambda line: bar.console.print(line, style="dim", markup=False, highlight=False) if verbose else None,
+        )  # fmt: skip
         bar.update(task, description="done", completed=1.0)
     from mechdiff.terminal import show_run
 

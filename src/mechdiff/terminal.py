@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mechdiff.api import Run
     from mechdiff.curate.curation import Recipe
     from mechdiff.curate.fairness import Tokenizers
+    from mechdiff.study.artifacts import Status
     from mechdiff.study.config import StudyConfig
     from mechdiff.validate.power import Curve
     from mechdiff.validate.validation import Validation
@@ -136,6 +137,22 @@ def show_check(
         console.print(f"{mark}  {finding.what:<12} {escape(finding.said)}", soft_wrap=True)
         fits = fits and finding.verdict != "fail"
     return fits
+
+
+# ---- a run on its way ---------------------------------------------------------------------------------------------------------------
+
+
+def show_status(found: "Status", console: Console) -> None:
+    """How far a run has come, stage by stage."""
+    said = {"running": "is running", "stopped": "has stopped: the same command goes on from here", "finished": "is finished"}[found.state]
+    left = f"; about {_duration(found.left)} left for one process" if found.left and found.state != "finished" else ""
+    console.print(f"[bold]{found.share:.0%}[/] of the work is done; the run {said}{left}")
+    table = _table("Stages", "stage", "cells", "of", "seconds")
+    for stage, (done, cells, seconds) in found.stages.items():
+        table.add_row(stage, str(done), str(cells), f"{seconds:.1f}")
+    console.print(table)
+    for line in found.log:
+        console.print(line, style="dim", markup=False, highlight=False)
 
 
 # ---- a run, computed again ---------------------------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@
 RUN/study.yaml  manifest.json  rows.parquet  summary.parquet  log.txt     what a reader needs; the manifest comes last
 RUN/cells/study.json  .lock                                               whose folder this is; who writes into it now
 RUN/cells/<hash>/cell.json  rows.parquet  tensors.safetensors             one finished cell under the hash of its key
+RUN/cells/plan.json                                                       what is to be computed, for `mechdiff status`
 ```
-A cell is written under a temporary name, flushed to disk, then renamed: it is there whole or not at all. Its record holds
-the SHA-256 of its files and of itself; what does not match is removed and counts as missing. One process writes at a
-time, under a lock that the operating system frees when the process dies. Nothing here depends on the clock.
+A cell is there whole or not at all (store.py). Its record holds the SHA-256 of its files and of itself; what does not match is removed and counts as
+missing. One run owns a folder at a time, under a lock that the operating system frees when its process dies; its workers, wherever they are, join it
+(`RunFolder.joined`) and put cells only. Nothing here depends on the clock.
 """
 
 import io
@@ -15,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,11 +30,11 @@ from filelock import FileLock, Timeout
 
 from mechdiff import rows
 from mechdiff.errors import RunError
-from mechdiff.study.disk import TEMPORARY, canonical, flush_folder, replace, sha256, write_flushed, writing
+from mechdiff.study.disk import TEMPORARY, canonical, replace, sha256, writing
 from mechdiff.study.record import plain
+from mechdiff.study.store import FILES, RECORD, Store, open_store
 
 _ANEW = "The same `mechdiff run` command makes it anew; if it cannot, give another folder."
-_FILES = ("rows.parquet", "tensors.safetensors")  # what a cell can hold
 _TABLES = ("rows.parquet", "summary.parquet")  # what a reader of a run reads
 
 
@@ -51,15 +52,15 @@ def cell_hash(key: Mapping[str, Any]) -> str:
     return sha256(canonical(dict(key)).encode())
 
 
-def _whole_cell(place: Path, name: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
-    """The record and the files of the cell at `place`; None where anything is missing or not as it was written."""
+def _whole_cell(found: Mapping[str, bytes], name: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
+    """The record and the files of a cell; None where anything is missing or not as it was written."""
     try:
-        sealed = json.loads((place / "cell.json").read_bytes())
+        sealed = json.loads(found[RECORD])
         record = sealed["cell"]
-        files = {file: (place / file).read_bytes() for file in _FILES if file in record["files"]}
+        files = {file: found[file] for file in FILES if file in record["files"]}
         sealed_whole = sealed["sha256"] == sha256(canonical(record).encode()) and cell_hash(record["key"]) == name
         files_whole = record["files"] == {file: sha256(content) for file, content in files.items()}
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     return (record, files) if sealed_whole and files_whole else None
 
@@ -75,19 +76,29 @@ def _tensors(tensors: Mapping[str, np.ndarray]) -> bytes:
 
 
 class RunFolder:
-    """A run's folder, open for writing by this process alone. Made by `RunFolder.open`."""
+    """A run's folder, open for writing by this process alone (`RunFolder.open`), or for its cells alone (`RunFolder.joined`)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cells: str | None = None) -> None:
         self.path = path
         self.cells = path / "cells"
-        self.warnings: list[str] = []  # damaged cells that were removed
+        self._store: Store = open_store(cells or self.cells)
+        self.warnings: list[str] = []  # damaged cells that were removed, and what stages have to say
         self._whole: set[str] = set()  # cells that this process has seen to be whole
+        self._told: list[str] | None = None
+        self.listener: Callable[[str], None] = lambda line: None
+
+    @classmethod
+    def joined(cls, path: str | Path, cells: str | None = None) -> "RunFolder":
+        """The cells of a run that another process owns. What is logged is kept for it (`told`)."""
+        folder = cls(Path(path), cells)
+        folder._told = []
+        return folder
 
     @classmethod
     @contextmanager
-    def open(cls, path: str | Path, *, config_hash: str, study_text: str) -> Iterator["RunFolder"]:
-        """The folder of the run of this study, made where it is not there, locked and swept."""
-        folder = cls(Path(path))
+    def open(cls, path: str | Path, *, config_hash: str, study_text: str, cells: str | None = None) -> Iterator["RunFolder"]:
+        """The folder of the run of this study, made where it is not there, locked and swept. `cells`: a URL, if its cells lie elsewhere."""
+        folder = cls(Path(path), cells)
         folder._make()
         lock = FileLock(folder.cells / ".lock", timeout=0, thread_local=False)
         with writing(folder.path):
@@ -181,31 +192,22 @@ class RunFolder:
         files = {"rows.parquet": _parquet(frame)} | ({"tensors.safetensors": _tensors(tensors)} if tensors else {})
         hashes = {file: sha256(content) for file, content in files.items()}
         record = {"key": dict(key), "n_rows": len(frame), "seconds": float(seconds), "notes": plain(notes or {}), "files": hashes}
-        files["cell.json"] = canonical({"cell": record, "sha256": sha256(canonical(record).encode())}).encode()
-        part = self.cells / f"{TEMPORARY}{name}"
+        files[RECORD] = canonical({"cell": record, "sha256": sha256(canonical(record).encode())}).encode()
         with writing(self.path):
-            try:
-                part.mkdir()
-                for file, content in files.items():
-                    write_flushed(part / file, content)
-                flush_folder(part)
-                part.rename(self.cells / name)
-                flush_folder(self.cells)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+            self._store.put(name, files)
         self._whole.add(name)
 
     def _read(self, name: str) -> tuple[dict[str, Any], dict[str, bytes]] | None:
         """The record and the files of a whole cell; None where there is none, or where it was damaged and is now removed."""
-        place = self.cells / name
         with writing(self.path):
-            if found := _whole_cell(place, name):
+            found = self._store.get(name)
+            if found is not None and (whole := _whole_cell(found, name)):
                 self._whole.add(name)
-                return found
+                return whole
             self._whole.discard(name)
-            if place.exists():
+            if found is not None:
                 self.warnings.append(f"cell {name} was damaged on disk: removed, to be computed again")
-                shutil.rmtree(place) if place.is_dir() else place.unlink()
+                self._store.remove(name)
         return None
 
     # what readers read
@@ -261,11 +263,37 @@ class RunFolder:
             files = {file.relative_to(self.path).as_posix(): sha256(file.read_bytes()) for file in kept if file.is_file()}
             replace(self.path / "manifest.json", json.dumps({**plain(record), "files": files}, indent=2, allow_nan=False).encode())
 
-    def log(self, message: str) -> None:
-        """Adds a line to log.txt."""
-        line = f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {plain(message)}\n"
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Writes cells/plan.json: what this run will compute, for those who look at it meanwhile."""
+        with writing(self.path):
+            replace(self.cells / "plan.json", canonical(plain(plan)).encode())
+
+    def log(self, event: str, **said: Any) -> None:
+        """Adds a line to log.txt: when, what, and `name=value` of the rest. A worker's lines go to the run that it works for."""
+        words = [str(plain(event)), *(f"{name}={_quoted(plain(value))}" for name, value in said.items())]
+        line = " ".join([datetime.now(UTC).isoformat(timespec="milliseconds"), *words])
+        if self._told is not None:
+            self._told.append(line)
+            return
+        self.write_lines([line])
+
+    def told(self) -> list[str]:
+        """What a worker logged since it was last asked."""
+        lines, self._told = self._told or [], []
+        return lines
+
+    def write_lines(self, lines: Iterable[str]) -> None:
+        """Adds lines to log.txt, which `listener` hears too."""
         with writing(self.path), (self.path / "log.txt").open("a", encoding="utf-8") as stream:
-            stream.write(line)
+            for line in lines:
+                stream.write(f"{line}\n")
+                self.listener(line)
+
+
+def _quoted(value: object) -> str:
+    """A value of a log line: bare where that is clear."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if re.fullmatch(r"[\w.,<>/-]+", text) else json.dumps(text, ensure_ascii=False)
 
 
 # --- for readers -------------------------------------------------------------------------------------------------------
@@ -281,6 +309,60 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     if (folder / "cells" / "study.json").is_file():
         raise RunError(f"{path}: this run is not finished. The same `mechdiff run` command goes on from where it stopped.")
     raise RunError(f"{path}: no mechdiff run: it holds no manifest.json. Give the folder of a finished run.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How far a run has come, as its folder says."""
+
+    state: str
+    """finished; running: a process holds the folder; stopped: none does."""
+    stages: dict[str, tuple[int, int, float]]
+    """By stage in the order of the plan: cells that are there, all cells, seconds that those there took."""
+    share: float
+    """Of the work that is done, by operations."""
+    left: float | None
+    """Seconds that the rest would take one process, at the speed so far; None where nothing is done yet."""
+    log: list[str]
+    """The last lines."""
+
+
+def read_status(path: str | Path, *, lines: int = 5) -> Status:
+    """What the folder of a running, dead or finished run says of it. Raises RunError where there is no run."""
+    folder = Path(path)
+    if not (folder / "cells" / "plan.json").is_file():
+        begun = (folder / "cells").is_dir() or (folder / "manifest.json").is_file()
+        raise RunError(
+            f"{path}: {'this run has no plan yet' if begun else 'no mechdiff run'}. Give the folder that `mechdiff run` was told."
+        )
+    plan = _read_json(folder / "cells" / "plan.json")
+    store = open_store(plan["cells_at"] or folder / "cells")
+    there, stages = store.names(), dict[str, tuple[int, int, float]]()
+    done = spent = 0.0
+    for cell in plan["cells"]:
+        n, of, seconds = stages.get(cell["stage"], (0, 0, 0.0))
+        took = 0.0
+        if cell["name"] in there:
+            took = json.loads((store.get(cell["name"]) or {})[RECORD])["cell"]["seconds"]
+            done, spent = done + cell["flops"], spent + took
+        stages[cell["stage"]] = (n + (cell["name"] in there), of + 1, seconds + took)
+    total = sum(cell["flops"] for cell in plan["cells"])
+    state = "running" if _is_held(folder / "cells" / ".lock") else "finished" if (folder / "manifest.json").is_file() else "stopped"
+    log = (folder / "log.txt").read_text(encoding="utf-8").splitlines()[-lines:] if (folder / "log.txt").is_file() else []
+    return Status(
+        state=state, stages=stages, share=done / total if total else 1.0, left=spent / done * (total - done) if done else None, log=log
+    )
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a living process has this lock."""
+    if not lock.is_file():
+        return False
+    try:
+        with FileLock(lock, timeout=0, thread_local=False):
+            return False
+    except Timeout:
+        return True
 
 
 def read_prompts(path: str | Path) -> list[dict[str, Any]]:

@@ -212,11 +212,15 @@ class RunOptions:
     engine: Literal["auto", "full"] = "auto"  # full: the slow twin, one hooked forward a variant
     quick: bool = False
     trust_remote_code: tuple[str, ...] = ()  # names of the models whose own code may run
+    ray: str | None = None  # "auto", or a cluster's address; None: this process
+    workers: int | None = None  # on Ray; None: as many as fit
+    gpus_per_worker: float = 0.0
+    cells: str | None = None  # a URL under which finished cells lie; None: in the run's folder
 
     def __post_init__(self) -> None:
         for name, given, allowed in (("memory", self.memory, ("auto", "both", "one")), ("engine", self.engine, ("auto", "full"))):
             if given not in allowed:
                 raise StudyError(f"{name}: given {given!r}, expected one of {', '.join(allowed)}.{nearest(given, allowed)}")
-        for name, count in (("max_rows", self.max_rows), ("threads", self.threads)):
+        for name, count in (("max_rows", self.max_rows), ("threads", self.threads), ("workers", self.workers)):
             if count is not None and count < 1:
                 raise StudyError(f"{name}: given {count}, expected a whole number from 1.")

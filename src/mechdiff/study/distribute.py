@@ -1,8 +1,9 @@
-"""Map a function over jobs: here, in processes of their own."""
+"""Map a function over jobs: here, in processes of their own; or one cluster for several runs."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing import get_context
 from queue import Empty
 from typing import Any, TypeVar
@@ -17,16 +18,23 @@ WAIT = 0.2
 
 
 def side_by_side(
-    function: Callable[[Job, int, Told], Result], jobs: Mapping[str, Job], progress: Callable[[str, str, float], None]
+    function: Callable[[Job, int, Told], Result],
+    jobs: Mapping[str, Job],
+    progress: Callable[[str, str, float], None],
+    *,
+    at_once: int | None = None,
 ) -> dict[str, Result]:
-    """`function(job, threads, told)` of every job at once, each in its own process with an even part of the cores; the results by name.
+    """`function(job, threads, told)` of every job, each in a process with an even part of the cores; the results by name.
+
+    So many run `at_once`: all of them where None.
 
     `function` is a plain function of a module, and its job and result can be sent to a process. `progress` is called with a job's name and what it
     told. The first exception is raised here, once the others have ended; what they finished stays.
     """
-    threads = max(1, (os.cpu_count() or 1) // len(jobs))
+    at_once = min(at_once or len(jobs), len(jobs))
+    threads = max(1, (os.cpu_count() or 1) // at_once)
     context = get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(len(jobs), mp_context=context) as pool:
+    with context.Manager() as manager, ProcessPoolExecutor(at_once, mp_context=context) as pool:
         told = manager.Queue()
         futures = {pool.submit(_call, function, name, job, threads, told): name for name, job in jobs.items()}
         running = set(futures)
@@ -34,6 +42,18 @@ def side_by_side(
             running = wait(running, timeout=WAIT, return_when=FIRST_COMPLETED).not_done
             _hear(told, progress)
         return {name: future.result() for future, name in futures.items()}
+
+
+@contextmanager
+def together(address: str | None) -> Iterator[str | None]:
+    """One Ray cluster for all processes inside: its address. None where none is asked for."""
+    if address is None:
+        yield None
+        return
+    from mechdiff.study.on_ray import cluster
+
+    with cluster(address) as ray:
+        yield ray.get_runtime_context().gcs_address
 
 
 def _call(function: Callable[[Any, int, Told], Any], name: str, job: Any, threads: int, told: Any) -> Any:

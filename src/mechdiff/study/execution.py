@@ -196,7 +196,7 @@ class Execution:
                 n = part.stop - part.start
                 if n == 1:
                     raise RunError(f"one prompt's {len(variants)} variants do not fit on {model.device}. Lower --max-rows.") from error
-                self.folder.log(f"out of memory with {n} prompts in a pass: halved")
+                self.folder.log("out_of_memory", cell=cell.title, prompts=n, then="halved")
                 middle = part.start + n // 2
                 return sweep(slice(part.start, middle)) + sweep(slice(middle, part.stop))
 

@@ -6,14 +6,16 @@ itself on a model before it gives a number.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import polars as pl
 
-from mechdiff.engine.models import Model
-from mechdiff.study.artifacts import RunFolder
+from mechdiff.study.artifacts import RunFolder, cell_hash
 from mechdiff.study.attribution import attribution_record
 from mechdiff.study.baselines import weights_record
 from mechdiff.study.behaviour import behaviour_record
@@ -31,47 +33,89 @@ Progress = Callable[[str, float], None]
 """Called with what is running now, and the share of the whole that is done (0 to 1)."""
 
 
-def execute(prepared: Prepared, folder: RunFolder, progress: Progress = lambda what, share: None) -> tuple[pl.DataFrame, dict[str, Any]]:
+class Crew(Protocol):
+    """Who computes cells: this process, or workers elsewhere (on_ray.py)."""
+
+    def compute(self, cells: Sequence[Cell], started: Callable[[Cell], None]) -> Iterator[Cell]:
+        """Computes cells of one stage and side, none of which needs another of them, and puts them into the run's store; yields each when it is
+        there. `started` is called when a cell is begun."""
+
+    def record(self) -> dict[str, Any]:
+        """What the run's record says of it."""
+
+
+def compute_cell(run: Execution, cell: Cell) -> None:
+    """Computes one cell and puts it into the store, with what its stage warned of; one line of the log."""
+    warned = len(run.folder.warnings)
+    started = time.perf_counter()
+    with run.prepared.pair.use(cell.side) if cell.side else nullcontext() as model:  # type: ignore[arg-type]
+        frame, tensors = STAGES[cell.stage](run, cell, model)
+    spent = time.perf_counter() - started
+    warnings = run.folder.warnings[warned:]
+    run.folder.store(cell.key, frame, tensors, seconds=spent, notes={"warnings": warnings} if warnings else None)
+    run.folder.log("computed", cell=cell.title, prompts=len(cell.items), seconds=spent, name=cell_hash(cell.key)[:12])
+
+
+@dataclass
+class Here:
+    """This process computes, one cell after the other."""
+
+    execution: Execution
+
+    def compute(self, cells: Sequence[Cell], started: Callable[[Cell], None]) -> Iterator[Cell]:
+        for cell in cells:
+            started(cell)
+            compute_cell(self.execution, cell)
+            yield cell
+
+    def record(self) -> dict[str, Any]:
+        return {}
+
+
+def execute(
+    prepared: Prepared, folder: RunFolder, progress: Progress = lambda what, share: None, crew: Crew | None = None
+) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Computes the missing cells and writes rows.parquet; returns the rows and the run's record, which the caller writes last.
 
     Raises SelfCheckError, ModelError, RunError. What was finished before an exception stays, and is not computed again.
     """
-    return _Run(prepared, folder, progress).execute()
+    return _Run(prepared, folder, progress, crew).execute()
 
 
 class _Run:
     """How far an execution has come."""
 
-    def __init__(self, prepared: Prepared, folder: RunFolder, progress: Progress) -> None:
+    def __init__(self, prepared: Prepared, folder: RunFolder, progress: Progress, crew: Crew | None) -> None:
         self.prepared, self.folder, self.progress = prepared, folder, progress
         self.cells = prepared.plan.cells
         self.execution = Execution(prepared, folder)
+        self.crew = crew or Here(self.execution)
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
-        self.seconds: dict[str, float] = {}
+        self.left = 0.0
 
     def execute(self) -> tuple[pl.DataFrame, dict[str, Any]]:
         missing = [cell for cell in self.cells if not self.folder.has(cell.key)]
-        self.folder.log(f"{len(self.cells)} cells, {len(missing)} to compute")
-        total = sum(cell.flops for cell in self.cells)
-        done = total - sum(cell.flops for cell in missing)
+        planned = [{"name": cell_hash(cell.key), "stage": cell.stage, "side": cell.side, "flops": cell.flops} for cell in self.cells]
+        self.folder.write_plan({"cells": planned, "cells_at": self.prepared.options.cells, "started": self.started})
+        self.folder.log("started", cells=len(self.cells), missing=len(missing))
+        self.left = sum(cell.flops for cell in missing)
         for stage, side in _ORDER:
             todo = [cell for cell in missing if (cell.stage, cell.side) == (stage, side)]
-            if not todo:
-                continue
-            if side is None:
-                done = self._compute(todo, None, done, total)
-            else:
-                with self.prepared.pair.use(side) as model:
-                    done = self._compute(todo, model, done, total)
-        rows = pl.concat([self.folder.load(cell.key).frame for cell in self.cells])
+            for cell in self.crew.compute(todo, self._say) if todo else ():
+                self.left -= cell.flops
+                self._say(cell)
+        finished = [self.folder.load(cell.key) for cell in self.cells]
+        rows = pl.concat([cell.frame for cell in finished])
+        seconds: Counter[str] = Counter()
+        for cell, one in zip(self.cells, finished, strict=True):
+            seconds[cell.stage] += one.record["seconds"]
         self.folder.write_rows([rows])
         self.folder.write_prompts(rendered_lines(self.prepared))
         checks = {cell.key["side"]: decoded(self.folder.load(cell.key).tensors) for cell in self.cells if cell.stage == "selfcheck"}
-        record = run_record(
-            self.prepared, rows, engines=self.execution.engines, selfcheck=checks, seconds=self.seconds, started=self.started
-        )
+        record = run_record(self.prepared, rows, engines=self.execution.engines, selfcheck=checks, seconds=seconds, started=self.started)
         maps, said = maps_record(self.execution), texts_record(self.execution)
-        told = [*said.pop("text_warnings", []), *maps.get("transport", {}).get("warnings", []), *self.folder.warnings]
+        kept = [warning for one in finished for warning in one.record["notes"].get("warnings", ())]
+        told = [*said.pop("text_warnings", []), *maps.get("transport", {}).get("warnings", []), *kept, *self.folder.warnings]
         return rows, {
             **record,
             **said,
@@ -81,20 +125,12 @@ class _Run:
             **heads_record(self.execution),
             **attribution_record(self.execution),
             **behaviour_record(self.execution),
-            "warnings": [*record["warnings"], *told],
+            **self.crew.record(),
+            "warnings": list(dict.fromkeys([*record["warnings"], *told])),
         }
 
-    def _compute(self, cells: Sequence[Cell], model: Model | None, done: float, total: float) -> float:
-        for cell in cells:
-            self.progress(cell.title, done / total)
-            started = time.perf_counter()
-            frame, tensors = STAGES[cell.stage](self.execution, cell, model)
-            spent = time.perf_counter() - started
-            self.folder.store(cell.key, frame, tensors, seconds=spent)
-            self.folder.log(f"{cell.title}, {len(cell.items)} prompts: {spent:.2f} s")
-            self.seconds[cell.stage] = self.seconds.get(cell.stage, 0.0) + spent
-            done += cell.flops
-        return done
+    def _say(self, cell: Cell) -> None:
+        self.progress(cell.title, 1 - self.left / sum(one.flops for one in self.cells))
 
 
 _ORDER: tuple[tuple[str, Any], ...] = (

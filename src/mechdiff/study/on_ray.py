@@ -1,0 +1,266 @@
+"""The same run on a Ray cluster: workers that hold the pair, cells as work, and the loss of a worker no loss. The only file that imports Ray.
+
+The driver owns the run's folder and plans; a worker prepares the same study, joins the folder (or the URL under which its cells lie), and puts the
+cells that it is given there. Nothing but names travels: a cell's inputs are cells, its result is a cell. So a worker that dies takes nothing with it
+but what it was computing, which another one is given; and a cell is the same bits wherever it was computed, with the same threads, dtype and packing.
+
+Before a worker is given anything it says which code, versions, files and plan it has; what is not the driver's is refused by name.
+"""
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mechdiff.errors import MechdiffError, RunError
+from mechdiff.study.artifacts import RunFolder, cell_hash
+from mechdiff.study.cells import Cell
+from mechdiff.study.config import RunOptions, StudyConfig
+from mechdiff.study.execution import Execution
+from mechdiff.study.prepare import Prepared, prepare
+from mechdiff.study.run import compute_cell
+
+IN_FLIGHT = 2
+"""Cells that a worker has been given at most: the one that it computes, and the next."""
+DEATHS = 3
+"""Workers that may die of one cell before the run gives up on it."""
+PATIENCE = 120.0
+"""Seconds without any worker, while one is being started, before the run gives up."""
+
+
+def code_hash() -> str:
+    """Of every Python file of mechdiff as it is installed here."""
+    root = Path(__file__).parents[1]
+    found = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        found.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()
+
+
+def fingerprint(prepared: Prepared) -> dict[str, str]:
+    """What must be the same in every process of a run."""
+    names = ("torch", "transformers", "numpy", "peft", "tokenizers")
+    return {
+        "mechdiff": code_hash(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "study and its files": prepared.config_hash,
+        "models": prepared.identity,
+        "plan": hashlib.sha256("".join(cell_hash(cell.key) for cell in prepared.plan.cells).encode()).hexdigest(),
+    }
+
+
+class Worker:
+    """One process of a run: a pair, and the run's cells. What a user can put right comes back as text."""
+
+    def __init__(self, study: str, options: Mapping[str, Any], folder: str, at: str) -> None:
+        self.study, self.options, self.folder, self.at = study, dict(options), folder, at
+
+    def ready(self) -> dict[str, Any]:
+        """Opens the study; what this process is."""
+        if os.path.isdir(self.at):
+            os.chdir(self.at)  # paths of a study count from where the run was started
+        try:
+            prepared = prepare(StudyConfig.model_validate_json(self.study), RunOptions(**self.options))
+        except MechdiffError as error:
+            return {"error": str(error)}
+        self.run = Execution(prepared, RunFolder.joined(self.folder, self.options["cells"]))
+        return {"fingerprint": fingerprint(prepared), "node": platform.node(), "pid": os.getpid(), "threads": torch.get_num_threads()}
+
+    def compute(self, place: int) -> dict[str, Any]:
+        """Computes one cell of the plan, unless it is there by now; the lines of the log."""
+        cell = self.run.cells[place]
+        try:
+            if not self.run.folder.has(cell.key):
+                compute_cell(self.run, cell)
+        except MechdiffError as error:
+            return {"error": str(error), "told": self.run.folder.told()}
+        warnings, self.run.folder.warnings[:] = list(self.run.folder.warnings), []
+        return {"told": [f"{line} worker={platform.node()}:{os.getpid()}" for line in self.run.folder.told()], "warnings": warnings}
+
+
+@dataclass(eq=False)
+class _Hand:
+    """One worker as the driver sees it."""
+
+    actor: Any
+    starting: Any
+    """What it will say of itself; None once it has."""
+    given: dict[Any, Cell] = field(default_factory=dict)
+    """By the reference of the result, in the order in which they were given."""
+    last: Any = None
+    """The prompts of the cell that it was given last: the next one may read the same."""
+
+
+class RayCrew:
+    """Workers on a cluster, as a run's crew."""
+
+    def __init__(self, ray: Any, prepared: Prepared, folder: RunFolder, *, workers: int, threads: int) -> None:
+        self.ray, self.prepared, self.folder, self.threads = ray, prepared, folder, threads
+        self.places = {cell_hash(cell.key): place for place, cell in enumerate(prepared.plan.cells)}
+        self.expected = fingerprint(prepared)
+        options = prepared.options
+        self.sent = {**asdict(options), "threads": threads, "out": None, "ray": None}
+        if options.gpus_per_worker:
+            self.sent["device"] = "cuda"
+        self.deaths: dict[str, int] = {}
+        self.lost = 0
+        self.nodes: set[str] = set()
+        self.hands = [self._hire() for _ in range(workers)]
+        self.n_workers = workers
+
+    def _hire(self) -> _Hand:
+        options = self.prepared.options
+        of_actor = self.ray.remote(Worker).options(
+            num_cpus=self.threads, num_gpus=options.gpus_per_worker, max_restarts=0, scheduling_strategy="SPREAD"
+        )
+        actor = of_actor.remote(self.prepared.study.model_dump_json(), self.sent, str(self.folder.path.absolute()), os.getcwd())
+        return _Hand(actor=actor, starting=actor.ready.remote())
+
+    def compute(self, cells: Sequence[Cell], started: Callable[[Cell], None]) -> Iterator[Cell]:
+        waiting, left, alone_since = list(cells), {cell_hash(cell.key) for cell in cells}, time.monotonic()
+        while left:
+            self._give(waiting, started)
+            references = [hand.starting for hand in self.hands if hand.starting] + [one for hand in self.hands for one in hand.given]
+            ready, _ = self.ray.wait(references, num_returns=1, timeout=1.0)
+            if any(not hand.starting for hand in self.hands):
+                alone_since = time.monotonic()
+            elif time.monotonic() - alone_since > PATIENCE:
+                raise RunError(f"no worker in {PATIENCE:.0f} seconds. Are {self.threads} CPUs free for one? `ray status` says what is.")
+            for reference in ready:
+                hand = next(one for one in self.hands if reference is one.starting or reference in one.given)
+                for cell in self._heard(hand, reference, waiting):
+                    left.discard(cell_hash(cell.key))
+                    yield cell
+
+    def _give(self, waiting: list[Cell], started: Callable[[Cell], None]) -> None:
+        """Gives every worker that is ready its next cells: where it can be, on the prompts that it has just read."""
+        for depth in range(IN_FLIGHT):
+            for hand in self.hands:
+                if hand.starting or len(hand.given) > depth or not waiting:
+                    continue
+                cell = next((one for one in waiting if one.key.get("ids") == hand.last), waiting[0])
+                waiting.remove(cell)
+                started(cell)
+                hand.last = cell.key.get("ids")
+                hand.given[hand.actor.compute.remote(self.places[cell_hash(cell.key)])] = cell
+
+    def _heard(self, hand: _Hand, reference: Any, waiting: list[Cell]) -> Iterator[Cell]:
+        """What a worker said: that it is ready, that a cell is there, or nothing, because it is dead."""
+        try:
+            told = self.ray.get(reference)
+        except (self.ray.exceptions.RayActorError, self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.OutOfMemoryError) as error:
+            yield from self._replace(hand, waiting, str(error).splitlines()[0])
+            return
+        self.folder.write_lines(told.get("told", []))
+        if "error" in told:
+            raise RunError(f"a worker says: {told['error']}")
+        if reference is hand.starting:
+            self._same(told)
+            hand.starting = None
+            self.nodes.add(told["node"])
+            self.folder.log("worker", node=told["node"], pid=told["pid"], threads=told["threads"])
+        else:
+            self.folder.warnings.extend(told["warnings"])
+            yield hand.given.pop(reference)
+
+    def _same(self, told: Mapping[str, Any]) -> None:
+        here = self.expected
+        differing = [
+            f"{name}: {there[:12]} there, {here[name][:12]} here" for name, there in told["fingerprint"].items() if there != here[name]
+        ]
+        if differing:
+            raise RunError(
+                f"the worker on {told['node']} is not what this run is ({'; '.join(differing)}). "
+                "Install the same mechdiff and versions on every node, and let all of them see the same files."
+            )
+
+    def _replace(self, hand: _Hand, waiting: list[Cell], why: str) -> Iterator[Cell]:
+        """Another worker for a dead one; what that was given and did not put there waits again. Yields what it had finished unheard."""
+        self.hands.remove(hand)
+        self.lost += 1
+        self.folder.log("worker_lost", cells=len(hand.given), why=why)
+        for order, cell in enumerate(hand.given.values()):
+            if self.folder.has(cell.key):
+                yield cell
+                continue
+            waiting.insert(0, cell)
+            if order == 0:  # the one that it was computing
+                name = cell_hash(cell.key)
+                self.deaths[name] = self.deaths.get(name, 0) + 1
+                if self.deaths[name] == DEATHS:
+                    raise RunError(
+                        f"{DEATHS} workers died of the same cell ({cell.title}, {len(cell.items)} prompts): {why} "
+                        "If it is memory, lower --max-rows or the number of --workers."
+                    )
+        self.hands.append(self._hire())
+
+    def record(self) -> dict[str, Any]:
+        said = {"ray": self.ray.__version__, "workers": self.n_workers, "nodes": sorted(self.nodes), "lost": self.lost}
+        return {"distributed": said, "threads": self.threads}
+
+    def close(self) -> None:
+        for hand in self.hands:
+            self.ray.kill(hand.actor)
+
+
+def n_workers(prepared: Prepared, resources: Mapping[str, float], threads: int) -> int:
+    """As many as the cluster's GPUs, or its CPUs and memory, hold: on CPUs each needs the pair's weights, half as much again, and its states."""
+    options = prepared.options
+    if options.workers:
+        return options.workers
+    if options.gpus_per_worker:
+        return int(resources.get("GPU", 0) // options.gpus_per_worker)
+    need = 1.5 * prepared.plan.weights_bytes + prepared.plan.states_bytes + prepared.plan.pass_bytes
+    return min(int(resources.get("CPU", 1) // threads), max(1, int(resources.get("memory", need) // need)))
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[Any]:
+    """Ray, connected: to the cluster at `address`; `auto`: to the one of this machine, or else to one that is started here and ends with the run."""
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise RunError("--ray: Ray is not installed. Run: pip install 'mechdiff[ray]'") from error
+    if ray.is_initialized():  # somebody's: it stays
+        yield ray
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        if address != "auto":
+            raise RunError(
+                f"--ray {address}: no Ray cluster answers there ({error}). Start one with `ray start --head`, or give auto."
+            ) from error
+        ray.init(include_dashboard=False, **quiet)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def ray_crew(prepared: Prepared, folder: RunFolder, address: str) -> Iterator[RayCrew]:
+    """Workers for one run, gone when it ends. RunError where there is no Ray, no cluster, or no room for a worker."""
+    with cluster(address) as ray:
+        resources, threads = ray.cluster_resources(), prepared.options.threads or 1
+        workers = n_workers(prepared, resources, threads)
+        if not workers:
+            has = ", ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
+            asked = f"{threads} CPUs and {prepared.options.gpus_per_worker:g} GPUs"
+            raise RunError(f"--ray: the cluster has {has}, a worker takes {asked}. Lower --threads or --gpus-per-worker.")
+        crew = RayCrew(ray, prepared, folder, workers=workers, threads=threads)
+        try:
+            yield crew
+        finally:
+            crew.close()
