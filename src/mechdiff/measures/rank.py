@@ -106,13 +106,15 @@ def curve(fit: Sample, report: Sample, *, seed: int = 0) -> Curve:
 def fisher_weighted(pairs: Pairs, gradients: Float[Tensor, "draw d"], lam: float, asked: Sequence[int]) -> Iterator[tuple[int, Affine]]:
     """Maps of the `asked` ranks, each with its rank, that fit best in the Fisher metric of `gradients`: B W V_k V_k' W^-1, W = F^(1/2).
 
-    Rank 0, and ranks beyond what was fitted, are left out.
+    Rank 0, and ranks beyond what was fitted, are left out; all are where the gradients are 0: no direction counts more than another then.
     """
     g = gradients.double()[:, pairs.kept[1]]
     values, vectors = torch.linalg.eigh(g @ g.T / len(g))
     kept = values > values[-1] * len(g) * torch.finfo(torch.float64).eps
     along = (g.T @ vectors[:, kept]) / (values[kept] * len(g)).sqrt()
     floor = FISHER_FLOOR * float(values[kept].sum()) / g.shape[1]
+    if not floor:
+        return
 
     def times(table: Tensor, power: float) -> Tensor:
         """table (F + floor)^power, F known on a few directions."""

@@ -25,7 +25,7 @@ from mechdiff.study.artifacts import RunFolder, cell_hash
 from mechdiff.study.cells import Cell
 from mechdiff.study.config import RunOptions, StudyConfig
 from mechdiff.study.execution import Execution
-from mechdiff.study.prepare import Prepared, prepare
+from mechdiff.study.prepare import Broken, Prepared, prepare
 from mechdiff.study.run import compute_cell
 
 IN_FLIGHT = 2
@@ -61,15 +61,15 @@ def fingerprint(prepared: Prepared) -> dict[str, str]:
 class Worker:
     """One process of a run: a pair, and the run's cells. What a user can put right comes back as text."""
 
-    def __init__(self, study: str, options: Mapping[str, Any], folder: str, at: str) -> None:
-        self.study, self.options, self.folder, self.at = study, dict(options), folder, at
+    def __init__(self, study: str, options: Mapping[str, Any], folder: str, at: str, broken: Broken) -> None:
+        self.study, self.options, self.folder, self.at, self.broken = study, dict(options), folder, at, broken
 
     def ready(self) -> dict[str, Any]:
         """Opens the study; what this process is."""
         if os.path.isdir(self.at):
             os.chdir(self.at)  # paths of a study count from where the run was started
         try:
-            prepared = prepare(StudyConfig.model_validate_json(self.study), RunOptions(**self.options))
+            prepared = prepare(StudyConfig.model_validate_json(self.study), RunOptions(**self.options), broken=self.broken)
         except MechdiffError as error:
             return {"error": str(error)}
         self.run = Execution(prepared, RunFolder.joined(self.folder, self.options["cells"]))
@@ -104,9 +104,7 @@ class RayCrew:
     """Workers on a cluster, as a run's crew."""
 
     def __init__(self, ray: Any, prepared: Prepared, folder: RunFolder, *, workers: int, threads: int) -> None:
-        self.ray, self.prepared, self.folder, self.threads = ray, prepared, folder, threads
-        self.places = {cell_hash(cell.key): place for place, cell in enumerate(prepared.plan.cells)}
-        self.expected = fingerprint(prepared)
+        self.ray, self.folder, self.threads, self.n_workers = ray, folder, threads, workers
         options = prepared.options
         self.sent = {**asdict(options), "threads": threads, "out": None, "ray": None}
         if options.gpus_per_worker:
@@ -114,15 +112,27 @@ class RayCrew:
         self.deaths: dict[str, int] = {}
         self.lost = 0
         self.nodes: set[str] = set()
-        self.hands = [self._hire() for _ in range(workers)]
-        self.n_workers = workers
+        self.hands: list[_Hand] = []
+        self._open(prepared)
+
+    def _open(self, prepared: Prepared) -> None:
+        self.prepared, self.expected = prepared, fingerprint(prepared)
+        self.places = {cell_hash(cell.key): place for place, cell in enumerate(prepared.plan.cells)}
+        self.hands = [self._hire() for _ in range(self.n_workers)]
+
+    def anew(self, execution: Execution) -> "RayCrew":
+        """Workers that know the other plan, for those that do not."""
+        self.close()
+        self._open(execution.prepared)
+        return self
 
     def _hire(self) -> _Hand:
         options = self.prepared.options
         of_actor = self.ray.remote(Worker).options(
             num_cpus=self.threads, num_gpus=options.gpus_per_worker, max_restarts=0, scheduling_strategy="SPREAD"
         )
-        actor = of_actor.remote(self.prepared.study.model_dump_json(), self.sent, str(self.folder.path.absolute()), os.getcwd())
+        place, here = str(self.folder.path.absolute()), os.getcwd()
+        actor = of_actor.remote(self.prepared.study.model_dump_json(), self.sent, place, here, self.prepared.broken)
         return _Hand(actor=actor, starting=actor.ready.remote())
 
     def compute(self, cells: Sequence[Cell], started: Callable[[Cell], None]) -> Iterator[Cell]:

@@ -38,6 +38,10 @@ QUICK = 6
 """Prompts of each split that a quick run keeps."""
 
 
+Broken = Sequence[tuple[str, str, str]]
+"""Prompts that no number can be made of: split, id, why."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A pair whose configs fit, its prompts as both models see them, and the plan. Only tokenizers have been loaded."""
@@ -57,14 +61,16 @@ class Prepared:
     identity: str
     """Hash of the models' files, dtype and engine: part of every cell's key."""
     config_hash: str
+    broken: Broken = ()
+    """Prompts that are left out."""
 
     def tokenizers(self) -> tuple[Any, Any]:
         """The base's and the tuned model's."""
         return self.pair.tokenizer("base"), self.pair.tokenizer("tuned")
 
 
-def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
-    """Raises MechdiffError for whatever a user can put right: models, templates, prompts, options."""
+def prepare(study: StudyConfig, options: RunOptions, *, broken: Broken = ()) -> Prepared:
+    """Raises MechdiffError for whatever a user can put right: models, templates, prompts, options. `broken` prompts are left out, and said to be."""
     if options.threads:
         torch.set_num_threads(options.threads)
     pair = open_pair(
@@ -93,6 +99,9 @@ def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
     if full:
         left_out.append(_said_of_full(full))
         rendered["probes"] = {name: one for name, one in rendered.get("probes", {}).items() if ("probes", name) not in full}
+    for split, name, why in broken:
+        del rendered[split][name]
+        left_out.append({"what": f"prompt {name} ({split})", "why": why})
     rendered = {split: prompts for split, prompts in rendered.items() if prompts}
     hashes = {"base": pair.base.files(), "tuned": pair.tuned.files()}
     identity = cell_hash({"files": hashes, "dtype": study.dtype, "engine": options.engine, "version": ENGINE_VERSION})
@@ -121,6 +130,7 @@ def prepare(study: StudyConfig, options: RunOptions) -> Prepared:
         tokens=tokens,
         identity=identity,
         config_hash=cell_hash({"study": config_hash(study, content_hashes(study) | contents), "quick": options.quick}),
+        broken=tuple(broken),
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+import numpy as np
 import polars as pl
 
 from mechdiff.study.artifacts import RunFolder, cell_hash
@@ -24,7 +25,7 @@ from mechdiff.study.execution import Execution
 from mechdiff.study.head_network import heads_record
 from mechdiff.study.manifest import rendered_lines, run_record
 from mechdiff.study.mapping import maps_record
-from mechdiff.study.prepare import Prepared
+from mechdiff.study.prepare import Broken, Prepared, prepare
 from mechdiff.study.stages import STAGES, decoded
 from mechdiff.study.steer import steering_record
 from mechdiff.study.texts import texts_record
@@ -39,6 +40,9 @@ class Crew(Protocol):
     def compute(self, cells: Sequence[Cell], started: Callable[[Cell], None]) -> Iterator[Cell]:
         """Computes cells of one stage and side, none of which needs another of them, and puts them into the run's store; yields each when it is
         there. `started` is called when a cell is begun."""
+
+    def anew(self, execution: Execution) -> "Crew":
+        """The same for another plan."""
 
     def record(self) -> dict[str, Any]:
         """What the run's record says of it."""
@@ -68,6 +72,9 @@ class Here:
             compute_cell(self.execution, cell)
             yield cell
 
+    def anew(self, execution: Execution) -> "Here":
+        return Here(execution)
+
     def record(self) -> dict[str, Any]:
         return {}
 
@@ -94,16 +101,10 @@ class _Run:
         self.left = 0.0
 
     def execute(self) -> tuple[pl.DataFrame, dict[str, Any]]:
-        missing = [cell for cell in self.cells if not self.folder.has(cell.key)]
-        planned = [{"name": cell_hash(cell.key), "stage": cell.stage, "side": cell.side, "flops": cell.flops} for cell in self.cells]
-        self.folder.write_plan({"cells": planned, "cells_at": self.prepared.options.cells, "started": self.started})
-        self.folder.log("started", cells=len(self.cells), missing=len(missing))
-        self.left = sum(cell.flops for cell in missing)
-        for stage, side in _ORDER:
-            todo = [cell for cell in missing if (cell.stage, cell.side) == (stage, side)]
-            for cell in self.crew.compute(todo, self._say) if todo else ():
-                self.left -= cell.flops
-                self._say(cell)
+        self._compute(_ORDER[:CAPTURES])
+        if broken := broken_prompts(self.execution):
+            self._leave_out(broken)
+        self._compute(_ORDER)
         finished = [self.folder.load(cell.key) for cell in self.cells]
         rows = pl.concat([cell.frame for cell in finished])
         seconds: Counter[str] = Counter()
@@ -114,6 +115,7 @@ class _Run:
         checks = {cell.key["side"]: decoded(self.folder.load(cell.key).tensors) for cell in self.cells if cell.stage == "selfcheck"}
         record = run_record(self.prepared, rows, engines=self.execution.engines, selfcheck=checks, seconds=seconds, started=self.started)
         maps, said = maps_record(self.execution), texts_record(self.execution)
+        lost = [f"prompt {name} ({split}) is left out of everything: {why}" for split, name, why in self.prepared.broken]
         kept = [warning for one in finished for warning in one.record["notes"].get("warnings", ())]
         told = [*said.pop("text_warnings", []), *maps.get("transport", {}).get("warnings", []), *kept, *self.folder.warnings]
         return rows, {
@@ -126,18 +128,61 @@ class _Run:
             **attribution_record(self.execution),
             **behaviour_record(self.execution),
             **self.crew.record(),
-            "warnings": list(dict.fromkeys([*record["warnings"], *told])),
+            "left_out": [list(one) for one in self.prepared.broken],
+            "warnings": list(dict.fromkeys([*record["warnings"], *lost, *told])),
         }
+
+    def _compute(self, stages: Sequence[tuple[str, Any]]) -> None:
+        """The missing cells of these stages."""
+        missing = [cell for cell in self.cells if not self.folder.has(cell.key)]
+        planned = [{"name": cell_hash(cell.key), "stage": cell.stage, "side": cell.side, "flops": cell.flops} for cell in self.cells]
+        self.folder.write_plan({"cells": planned, "cells_at": self.prepared.options.cells, "started": self.started})
+        self.folder.log("started", cells=len(self.cells), missing=len(missing))
+        self.left = sum(cell.flops for cell in missing)
+        for stage, side in stages:
+            todo = [cell for cell in missing if (cell.stage, cell.side) == (stage, side)]
+            for cell in self.crew.compute(todo, self._say) if todo else ():
+                self.left -= cell.flops
+                self._say(cell)
+
+    def _leave_out(self, broken: Broken) -> None:
+        """Goes on as the same study without these prompts."""
+        for split, name, why in broken:
+            self.folder.log("left_out", prompt=name, split=split, why=why)
+        self.prepared.pair.release()
+        self.prepared = prepare(self.prepared.study, self.prepared.options, broken=broken)
+        self.cells = self.prepared.plan.cells
+        self.execution = Execution(self.prepared, self.folder)
+        self.crew = self.crew.anew(self.execution)
 
     def _say(self, cell: Cell) -> None:
         self.progress(cell.title, 1 - self.left / sum(one.flops for one in self.cells))
 
+
+def broken_prompts(run: Execution) -> Broken:
+    """Prompts on which a model's states or law hold NaN or infinity: one such prompt would spoil every number that several are made of."""
+    found: dict[tuple[str, str], str] = {}
+    for cell in run.cells:
+        if cell.stage != "capture":
+            continue
+        tensors = run.folder.load(cell.key).tensors
+        fine = ~np.isnan(tensors["logits"]).any(-1) & (tensors["logits"].max(-1) < np.inf)
+        for kind in cell.key["kinds"]:
+            fine &= np.isfinite(tensors[kind]).all((0, 2, 3))
+        for name in np.array(cell.key["ids"])[~fine].tolist():
+            found.setdefault((cell.key["split"], name), f"the {cell.side} model's states on it hold NaN or infinity")
+    return tuple((split, name, why) for (split, name), why in found.items())
+
+
+CAPTURES = 4
+"""Stages, of those below, after which all states are there."""
 
 _ORDER: tuple[tuple[str, Any], ...] = (
     ("selfcheck", "base"),
     ("capture", "base"),
     ("selfcheck", "tuned"),
     ("capture", "tuned"),
+    # what follows needs states that are numbers
     ("divergence", None),
     ("native", None),
     ("inputs", "base"),

@@ -40,7 +40,8 @@ Stage = Callable[[Execution, Cell, Model | None], Result]
 def _selfcheck(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert model
     prompts = [run.ids(cell, name) for name in cell.key["ids"]]
-    found = self_check(model, prompts, kinds=cell.key["kinds"], engine=run.engine(model, "decision")).record()
+    sound = [ids for ids in prompts if capture(model, ids, [], [len(ids) - 1]).logits.isfinite().all()]  # the others will be left out
+    found = self_check(model, sound or prompts, kinds=cell.key["kinds"], engine=run.engine(model, "decision")).record()
     return empty(), {
         name: np.frombuffer(value.encode(), np.uint8) if isinstance(value, str) else np.array(value) for name, value in found.items()
     }

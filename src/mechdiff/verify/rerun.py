@@ -30,7 +30,7 @@ class Rerun:
         self.path, self.manifest = path, read_manifest(path)
         study = make_study(self.manifest["config"])
         options = RunOptions(device=device, quick=self.manifest["quick"], threads=torch.get_num_threads())
-        self.prepared: Prepared = prepare(study, options)
+        self.prepared: Prepared = prepare(study, options, broken=self.manifest["left_out"])
         self.floor = max([1e-12, *self.manifest["noise_floor"].values()])
         """Nats: the largest KL of an unedited run of the engine from the model's own pass."""
         self._laws: dict[tuple[str, str, str], Tensor] = {}

@@ -1,0 +1,153 @@
+"""What a run survives: killed at random moments it goes on, gives the same bits, and computes nothing twice.
+
+python benchmarks/reliability.py [--kills 50]      about ten minutes; the last line says how many came out right; writes docs/RELIABILITY.md
+
+Each trial is a study of a tiny pair in a process of its own, killed (SIGKILL) at a random moment of it, from its first instruction to its last file,
+then run again to its end. Right is: the same rows, bit for bit, as the undisturbed run's; every cell computed once, but for the one in flight.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import polars as pl
+
+from mechdiff.validate import made, planted
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "RELIABILITY.md"
+MEASURES = ["divergence", "{similarity: {permutations: 20}}", "patching", "weights", "grafting", "{rank: {sites: [resid_post]}}"]
+
+
+def write_study(folder: Path) -> Path:
+    """A tiny planted pair, its prompts, and a study of it."""
+    net, tokenizer = made.tiny_net(), made.byte_tokenizer(made.CHATML)
+    made.save(net, tokenizer, folder / "base")
+    made.save(planted.edited(net, planted.edit_attention), tokenizer, folder / "tuned")
+    texts = [f"Say something about the number {i * 7919 % 1000}{'!' * (i % 5)}" for i in range(32)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"id": f"p{i}", "text": text}) + "\n" for i, text in enumerate(texts)))
+    study = folder / "study.yaml"
+    study.write_text(f"pair: {{base: base, tuned: tuned}}\nprompts: {{file: prompts.jsonl}}\nmeasures: [{', '.join(MEASURES)}]\n")
+    return study
+
+
+def started(study: Path, out: Path) -> subprocess.Popen[bytes]:
+    """`mechdiff run` in a process of its own."""
+    code = "from mechdiff.cli import main; main()"
+    command = [sys.executable, "-c", code, "run", str(study), "--out", str(out), "--threads", "1"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+
+def computed(out: Path) -> Counter[str]:
+    """How often each cell was computed, by the log."""
+    lines = (out / "log.txt").read_text(encoding="utf-8").splitlines() if (out / "log.txt").is_file() else []
+    return Counter(line.split(" name=")[1].split()[0] for line in lines if " computed " in line)
+
+
+def kill(study: Path, out: Path, after: float) -> int:
+    """A run killed after so many seconds; how many of its cells are there."""
+    child = started(study, out)
+    time.sleep(after)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    return len(list(out.glob("cells/[0-9a-f]*/cell.json")))
+
+
+def trials(n: int, folder: Path, seed: int = 0) -> dict[str, int]:
+    """So many kills, each followed by a run to the end: how many came out right, and when they fell."""
+    study = write_study(folder)
+    begun = time.perf_counter()
+    assert started(study, folder / "whole").wait() == 0
+    lasts, expected = time.perf_counter() - begun, pl.read_parquet(folder / "whole" / "rows.parquet")
+    draw, found = random.Random(seed), Counter[str]()
+    for i in range(n):
+        out = folder / f"killed{i}"
+        cells = kill(study, out, draw.uniform(0.0, lasts))
+        found["before the first cell" if not cells else "between the first cell and the last" if cells < len(computed(folder / "whole"))
+              else "after the last cell"] += 1  # fmt: skip
+        ended = started(study, out).wait()
+        same = ended == 0 and pl.read_parquet(out / "rows.parquet").equals(expected, null_equal=True)
+        times = computed(out)
+        once = sum(times.values()) <= len(times) + 1  # a cell may be there and its line not written, or the reverse
+        found["same bits"] += same
+        found["nothing computed twice"] += once
+        found["right"] += same and once
+        print(
+            f"kill {i + 1} of {n}: {cells} cells were there; {'same bits' if same else 'OTHER ROWS'}, {'' if once else 'COMPUTED TWICE'}",
+            flush=True,
+        )
+    return dict(found)
+
+
+FAULTS = (
+    ("killed at any moment (SIGKILL)", "the same command goes on; the same bits, nothing finished computed again", "test_faults.py: kills"),
+    ("Ctrl-C", "exit code 130 and how to go on; as above", "test_faults.py"),
+    ("a worker is killed, a node is gone (Ray)", "its cells go to others; the same bits", "test_on_ray.py"),
+    (
+        "too little memory in a pass",
+        "half the prompts at a time, down to one; then a message",
+        "test_faults.py, test_speech.py, test_continued.py",
+    ),
+    ("a cell that kills its workers", "after three deaths the run names it", "test_on_ray.py"),
+    (
+        "the disk is full, at each of its writes",
+        "what is lost (nothing) and how much is free; the same command goes on",
+        "test_artifacts.py",
+    ),
+    (
+        "an artifact is cut short, flipped, or another's",
+        "found by its hash, named, computed again",
+        "test_artifacts.py, test_faults.py",
+    ),
+    ("two runs in one folder", "the second is refused; the lock dies with its process", "test_artifacts.py"),
+    ("a clock that jumps", "nothing depends on it", "test_faults.py"),
+    ("a folder that may not be written", "a message; nothing half-made", "test_artifacts.py"),
+    ("a model's file changes before a run goes on", "the folder is refused: it holds another study's run", "test_faults.py"),
+    ("NaN or infinity in a prompt's states", "that prompt is left out and named; the rest is as without it", "test_faults.py"),
+    ("NaN in a model's file", "refused, with the tensor's name", "test_models.py"),
+)
+
+
+def page(found: dict[str, int], n: int) -> str:
+    """docs/RELIABILITY.md."""
+    when = ", ".join(
+        f"{found.get(name, 0)} {name}" for name in ("before the first cell", "between the first cell and the last", "after the last cell")
+    )
+    lines = [
+        "# What a run survives",
+        "",
+        f"Killed {n} times at random moments ({when}) and run again: {found.get('same bits', 0)} gave the same rows bit for bit, in",
+        f"{found.get('nothing computed twice', 0)} nothing finished was computed again. Written by `make reliability` (`benchmarks/reliability.py`);",
+        "three kills, and every line below, run in CI.",
+        "",
+        "| what happens | what the run does | where it is tested |",
+        "|---|---|---|",
+        *(f"| {what} | {does} | {where} |" for what, does, where in FAULTS),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--kills", type=int, default=50)
+    asked.add_argument("--seed", type=int, default=0)
+    given = asked.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = trials(given.kills, Path(folder), given.seed)
+    if given.kills >= 50:
+        PAGE.write_text(page(found, given.kills), encoding="utf-8")
+    print(f"{given.kills} kills: {found.get('right', 0)} right")
+    sys.exit(found.get("right", 0) < given.kills)
+
+
+if __name__ == "__main__":
+    main()
