@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mechdiff.api import Run, open_run, run, verify
+    from mechdiff.api import Run, moments, open_run, run, verify
     from mechdiff.engine.sites import Site
     from mechdiff.errors import MechdiffError
     from mechdiff.measures.maps import load_map
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "run": "api", "open_run": "api", "Run": "api", "Site": "engine.sites", "MechdiffError": "errors", "load_map": "measures.maps",
-    "verify": "api", "compare": "report.compare", "Comparison": "report.compare",
+    "verify": "api", "moments": "api", "compare": "report.compare", "Comparison": "report.compare",
 }  # fmt: skip
-__all__ = ["Comparison", "MechdiffError", "Run", "Site", "compare", "load_map", "open_run", "run", "verify"]
+__all__ = ["Comparison", "MechdiffError", "Run", "Site", "compare", "load_map", "moments", "open_run", "run", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
@@ -151,6 +151,37 @@ def verify(path: str | Path, *, rows: int | None = 200, seed: int = 0, device: s
     from mechdiff.verify.verification import verify as recompute
 
     return recompute(path, n_rows=rows, seed=seed, device=device)
+
+
+def moments(
+    base: str, tuned: str, corpus: str | Path, sites: list[str], *, out: str | Path, positions: str = "all", longest: int = 512, shard: int = 1024,
+    dtype: str = "float32", options: RunOptions | None = None, progress: "Progress" = lambda what, share: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Sums of both models' states over a corpus of any size, at some sites ("L3.resid_post"), and what they say: CKA, mean difference, maps, rank.
+
+    `corpus`: JSON Lines with a `text` in every line. `shard` texts are one unit of work and of storage. Returns the record of OUT/moments.json; the
+    sums and the maps (`mechdiff.load_map`) lie beside it. Raises MechdiffError for what a user can put right.
+    """
+    from mechdiff.study.corpus import Here, open_corpus, write
+
+    options, out = options or RunOptions(), Path(out)
+    given: dict[str, Any] = {
+        "base": base, "tuned": tuned, "path": str(corpus), "sites": sites, "positions": positions, "longest": longest, "shard": shard,
+        "dtype": dtype, "device": options.device, "memory": options.memory, "trusted": list(options.trust_remote_code),
+    }  # fmt: skip
+    read = open_corpus(**given)
+    with ExitStack() as stack:
+        folder = stack.enter_context(RunFolder.open(out, config_hash=read.hash, study_text=read.text(), cells=options.cells))
+        crew: Any = Here(read, folder)
+        if options.ray is not None:
+            from mechdiff.study.on_ray import corpus_task, workers_for
+
+            crew = stack.enter_context(workers_for(corpus_task(read, given), folder, options.ray, options, read.bytes))
+        missing = [cell for cell in read.cells if not folder.has(cell.key)]
+        for cells in (missing[:1], missing[1:]) if missing[:1] == [read.cells[0]] else (missing,):  # the first gives the centre
+            for _ in crew.compute(cells, lambda cell: None):
+                progress("shards", sum(folder.has(cell.key) for cell in read.cells) / len(read.cells))
+        return write(read, folder, out)
 
 
 def run_job(job: tuple[StudyConfig, RunOptions], threads: int, progress: "Progress") -> Run:

@@ -139,6 +139,18 @@ def show_check(
     return fits
 
 
+# ---- a corpus --------------------------------------------------------------------------------------------------------------------------
+
+
+def show_moments(found: dict[str, Any], console: Console) -> None:
+    """What the sums of a corpus say, site by site."""
+    table = _table("Over the corpus", "site", "rows", "CKA", "mean difference / state", "mean's share", "R² held out", "rank")
+    for site, one in found["sites"].items():
+        numbers = [one[name] for name in ("cka", "mean_difference_over_state", "share_of_the_change_that_is_its_mean", "ridge_r2_held_out")]
+        table.add_row(site, f"{one['rows']:,}", *(f"{number:.4f}" for number in numbers), str(one["rank"]))
+    console.print(table)
+
+
 # ---- a run on its way ---------------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,6 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from mechdiff.measures.regression import (
-    Moments,
     cross_validated,
     decompose,
     fitted_axes,
@@ -69,18 +68,6 @@ def test_both_ends_of_lambda() -> None:
     x, z = random(30, 6), random(30, 3, seed=1)
     torch.testing.assert_close(coefficients(x, z, 0.0), torch.linalg.lstsq(x - x.mean(0), z - z.mean(0)).solution)
     assert not coefficients(x, z, math.inf).any()
-
-
-def test_moments_add_and_agree_with_the_rows() -> None:
-    x, z = random(50, 6) + 3, random(50, 4, seed=1)
-    whole = Moments.of(x[:20], z[:20]) + Moments.of(x[20:], z[20:])
-    found, projected = whole.decomposed()
-    for lam in (0.0, 0.5):
-        left, right = ridge(found, projected, lam)
-        torch.testing.assert_close(left @ right, coefficients(x, z, lam), rtol=1e-9, atol=1e-11)
-    axes = fitted_axes(found, projected, 0.1)[:, :2]
-    left, right = ridge(found, projected, 0.1)
-    torch.testing.assert_close(left @ right @ axes @ axes.T, coefficients(x, z, 0.1, 2), rtol=1e-9, atol=1e-11)
 
 
 def test_errors_by_penalty_and_rank_are_those_of_fits_without_the_fold() -> None:

@@ -132,6 +132,26 @@ def test_a_node_that_goes_takes_its_work_nowhere(cluster: Cluster, study: StudyC
     assert len(computed(log)) == len(set(computed(log)))
 
 
+def test_a_cell_that_kills_its_workers_is_named(
+    cluster: Cluster, study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, dead = tmp_path / "run", set[int]()
+
+    def hunt() -> None:
+        while len(dead) < on_ray.DEATHS:
+            log = (out / "log.txt").read_text().splitlines() if (out / "log.txt").is_file() else []
+            for pid in set(pids(log)) - dead:
+                os.kill(pid, signal.SIGKILL)
+                dead.add(pid)
+            time.sleep(0.002)
+
+    threading.Thread(target=hunt, daemon=True).start()
+    with pytest.raises(
+        RunError, match=r"3 workers died of the same cell \(selfcheck, \d+ prompts\).*lower --max-rows or the number of --workers"
+    ):
+        run(study, out, ray="auto", threads=1, workers=1)
+
+
 def test_cells_may_lie_under_a_url(cluster: Cluster, study: StudyConfig, alone: pl.DataFrame, tmp_path: Path) -> None:
     url = (tmp_path / "shared").as_uri()
     rows, _, log = run(study, tmp_path / "run", ray="auto", threads=1, workers=2, cells=url)

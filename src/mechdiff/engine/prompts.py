@@ -53,7 +53,7 @@ def read_prompts(path: Path | str) -> list[Prompt]:
     for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if not line.strip():
             continue
-        prompt = _read_line(line, number, f"{path}, line {number}")
+        prompt = read_line(line, number, f"{path}, line {number}")
         if prompt.id in lines:
             raise PromptError(
                 f"{path}: lines {lines[prompt.id]} and {number} have the same id {prompt.id!r}. Give each prompt an id of its own, "
@@ -66,7 +66,7 @@ def read_prompts(path: Path | str) -> list[Prompt]:
     return prompts
 
 
-def _read_line(line: bytes, number: int, place: str) -> Prompt:
+def read_line(line: bytes, number: int, place: str) -> Prompt:
     """One line of a prompt file, checked; `place` opens every message."""
     try:
         record = json.loads(line.decode("utf-8"))

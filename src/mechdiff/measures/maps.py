@@ -92,6 +92,14 @@ class Map:
         self.warnings_, self.identical_score_ = found.warnings, found.identical_score
         return self
 
+    @classmethod
+    def of(cls, affine: Affine, family: str, *, lam: float, n: int) -> "Map":
+        """The map of this family that is known already, fitted on n rows."""
+        found = cls(family, lam=lam)
+        found.affines_, found.centres_, found.norm_ratio_, found.lambda_ = (affine,), None, None, lam
+        found.rank_, found.dropped_, found.n_, found.warnings_, found.identical_score_ = affine.rank_of_change(), 0, n, (), None
+        return found
+
     @property
     def _interchanges(self) -> bool:
         return bool(self.settings.get("mode") == "interchange")

@@ -85,33 +85,6 @@ def _by_covariance(mean: Tensor, squares: Tensor, centred: Tensor | None) -> Dec
     return Decomposed(mean=mean, singular=singular, right=right, left=None if centred is None else centred @ right.T / singular)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Moments:
-    """Sums over rows of inputs x and targets z: all that a regression needs, whatever the number of rows. They add."""
-
-    n: int
-    sum_x: Float64[Tensor, " d"]
-    sum_z: Float64[Tensor, " d_out"]
-    xx: Float64[Tensor, "d d"]
-    xz: Float64[Tensor, "d d_out"]
-
-    @classmethod
-    def of(cls, inputs: Float[Tensor, "row d"], targets: Float[Tensor, "row d_out"]) -> "Moments":
-        x, z = inputs.double(), targets.double()
-        return cls(n=len(x), sum_x=x.sum(0), sum_z=z.sum(0), xx=x.T @ x, xz=x.T @ z)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(
-            n=self.n + other.n, sum_x=self.sum_x + other.sum_x, sum_z=self.sum_z + other.sum_z, xx=self.xx + other.xx, xz=self.xz + other.xz
-        )
-
-    def decomposed(self) -> tuple[Decomposed, Float64[Tensor, "rank d_out"]]:
-        """The inputs' decomposition and U'Z."""
-        mean = self.sum_x / self.n
-        found = _by_covariance(mean, self.xx - self.n * torch.outer(mean, mean), None)
-        return found, found.right @ (self.xz - torch.outer(mean, self.sum_z)) / found.singular[:, None]
-
-
 def ridge(
     inputs: Decomposed, projected: Float64[Tensor, "rank d_out"], lam: float
 ) -> tuple[Float64[Tensor, "d rank"], Float64[Tensor, "rank d_out"]]:

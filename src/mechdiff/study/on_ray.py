@@ -24,8 +24,9 @@ from mechdiff.errors import MechdiffError, RunError
 from mechdiff.study.artifacts import RunFolder, cell_hash
 from mechdiff.study.cells import Cell
 from mechdiff.study.config import RunOptions, StudyConfig
+from mechdiff.study.corpus import Corpus, compute_shard, open_corpus
 from mechdiff.study.execution import Execution
-from mechdiff.study.prepare import Broken, Prepared, prepare
+from mechdiff.study.prepare import Prepared, prepare
 from mechdiff.study.run import compute_cell
 
 IN_FLIGHT = 2
@@ -45,46 +46,90 @@ def code_hash() -> str:
     return found.hexdigest()
 
 
-def fingerprint(prepared: Prepared) -> dict[str, str]:
-    """What must be the same in every process of a run."""
+def versions() -> dict[str, str]:
+    """Code and packages, which must be the same in every process."""
     names = ("torch", "transformers", "numpy", "peft", "tokenizers")
-    return {
-        "mechdiff": code_hash(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-        "study and its files": prepared.config_hash,
-        "models": prepared.identity,
-        "plan": hashlib.sha256("".join(cell_hash(cell.key) for cell in prepared.plan.cells).encode()).hexdigest(),
-    }
+    return {"mechdiff": code_hash(), "python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What every process of a run does: which cells there are, and how one is computed."""
+
+    kind: str
+    """A name of OPENERS, by which a worker makes the same task of `given`."""
+    given: dict[str, Any]
+    cells: Sequence[Cell]
+    compute: Callable[[RunFolder, Cell], None]
+    same: dict[str, str]
+    """What must be the same in every process, besides versions."""
+
+    def fingerprint(self) -> dict[str, str]:
+        plan = hashlib.sha256("".join(cell_hash(cell.key) for cell in self.cells).encode()).hexdigest()
+        return {**versions(), **self.same, "plan": plan}
+
+
+def run_task(prepared: Prepared, sent: dict[str, Any]) -> Task:
+    """The cells of a study; `sent` are the options of its workers."""
+    runs: dict[int, Execution] = {}
+
+    def compute(folder: RunFolder, cell: Cell) -> None:
+        compute_cell(runs.setdefault(id(folder), Execution(prepared, folder)), cell)
+
+    given = {"study": prepared.study.model_dump_json(), "options": sent, "broken": [list(one) for one in prepared.broken]}
+    same = {"study and its files": prepared.config_hash, "models": prepared.identity}
+    return Task(kind="run", given=given, cells=prepared.plan.cells, compute=compute, same=same)
+
+
+def _open_run(given: dict[str, Any]) -> Task:
+    options = RunOptions(**given["options"])
+    prepared = prepare(StudyConfig.model_validate_json(given["study"]), options, broken=[tuple(one) for one in given["broken"]])
+    return run_task(prepared, given["options"])
+
+
+def corpus_task(corpus: Corpus, given: dict[str, Any]) -> Task:
+    """The shards of a corpus; `given` are the arguments of `open_corpus`."""
+    return Task(
+        kind="moments", given=given, cells=corpus.cells, compute=lambda folder, cell: compute_shard(corpus, folder, cell), same={},
+    )  # fmt: skip
+
+
+def _open_moments(given: dict[str, Any]) -> Task:
+    return corpus_task(open_corpus(**given), given)
+
+
+OPENERS: dict[str, Callable[[dict[str, Any]], Task]] = {"run": _open_run, "moments": _open_moments}
 
 
 class Worker:
-    """One process of a run: a pair, and the run's cells. What a user can put right comes back as text."""
+    """One process of a run: its task, and the run's cells. What a user can put right comes back as text."""
 
-    def __init__(self, study: str, options: Mapping[str, Any], folder: str, at: str, broken: Broken) -> None:
-        self.study, self.options, self.folder, self.at, self.broken = study, dict(options), folder, at, broken
+    def __init__(self, kind: str, given: dict[str, Any], folder: str, cells: str | None, at: str, threads: int) -> None:
+        self.kind, self.given, self.place, self.cells, self.at, self.threads = kind, given, folder, cells, at, threads
 
     def ready(self) -> dict[str, Any]:
-        """Opens the study; what this process is."""
+        """Opens the task; what this process is."""
         if os.path.isdir(self.at):
-            os.chdir(self.at)  # paths of a study count from where the run was started
+            os.chdir(self.at)  # paths count from where the run was started
+        torch.set_num_threads(self.threads)
         try:
-            prepared = prepare(StudyConfig.model_validate_json(self.study), RunOptions(**self.options), broken=self.broken)
+            self.task = OPENERS[self.kind](self.given)
         except MechdiffError as error:
             return {"error": str(error)}
-        self.run = Execution(prepared, RunFolder.joined(self.folder, self.options["cells"]))
-        return {"fingerprint": fingerprint(prepared), "node": platform.node(), "pid": os.getpid(), "threads": torch.get_num_threads()}
+        self.folder = RunFolder.joined(self.place, self.cells)
+        self.name = f"{hashlib.sha256(platform.node().encode()).hexdigest()[:6]}:{os.getpid()}"
+        return {"fingerprint": self.task.fingerprint(), "worker": self.name, "pid": os.getpid(), "threads": torch.get_num_threads()}
 
     def compute(self, place: int) -> dict[str, Any]:
-        """Computes one cell of the plan, unless it is there by now; the lines of the log."""
-        cell = self.run.cells[place]
+        """Computes one cell, unless it is there by now; the lines of the log."""
+        cell = self.task.cells[place]
         try:
-            if not self.run.folder.has(cell.key):
-                compute_cell(self.run, cell)
+            if not self.folder.has(cell.key):
+                self.task.compute(self.folder, cell)
         except MechdiffError as error:
-            return {"error": str(error), "told": self.run.folder.told()}
-        warnings, self.run.folder.warnings[:] = list(self.run.folder.warnings), []
-        return {"told": [f"{line} worker={platform.node()}:{os.getpid()}" for line in self.run.folder.told()], "warnings": warnings}
+            return {"error": str(error), "told": self.folder.told()}
+        warnings, self.folder.warnings[:] = list(self.folder.warnings), []
+        return {"told": [f"{line} worker={self.name}" for line in self.folder.told()], "warnings": warnings}
 
 
 @dataclass(eq=False)
@@ -103,36 +148,31 @@ class _Hand:
 class RayCrew:
     """Workers on a cluster, as a run's crew."""
 
-    def __init__(self, ray: Any, prepared: Prepared, folder: RunFolder, *, workers: int, threads: int) -> None:
-        self.ray, self.folder, self.threads, self.n_workers = ray, folder, threads, workers
-        options = prepared.options
-        self.sent = {**asdict(options), "threads": threads, "out": None, "ray": None}
-        if options.gpus_per_worker:
-            self.sent["device"] = "cuda"
+    def __init__(self, ray: Any, task: Task, folder: RunFolder, options: RunOptions, *, workers: int) -> None:
+        self.ray, self.folder, self.n_workers = ray, folder, workers
+        self.cells, self.gpus, self.threads = options.cells, options.gpus_per_worker, options.threads or 1
         self.deaths: dict[str, int] = {}
         self.lost = 0
-        self.nodes: set[str] = set()
         self.hands: list[_Hand] = []
-        self._open(prepared)
+        self._open(task)
 
-    def _open(self, prepared: Prepared) -> None:
-        self.prepared, self.expected = prepared, fingerprint(prepared)
-        self.places = {cell_hash(cell.key): place for place, cell in enumerate(prepared.plan.cells)}
+    def _open(self, task: Task) -> None:
+        self.task, self.expected = task, task.fingerprint()
+        self.places = {cell_hash(cell.key): place for place, cell in enumerate(task.cells)}
         self.hands = [self._hire() for _ in range(self.n_workers)]
 
     def anew(self, execution: Execution) -> "RayCrew":
         """Workers that know the other plan, for those that do not."""
         self.close()
-        self._open(execution.prepared)
+        self._open(run_task(execution.prepared, self.task.given["options"]))
         return self
 
     def _hire(self) -> _Hand:
-        options = self.prepared.options
         of_actor = self.ray.remote(Worker).options(
-            num_cpus=self.threads, num_gpus=options.gpus_per_worker, max_restarts=0, scheduling_strategy="SPREAD"
-        )
+            num_cpus=self.threads, num_gpus=self.gpus, max_restarts=0, scheduling_strategy="SPREAD"
+        )  # fmt: skip
         place, here = str(self.folder.path.absolute()), os.getcwd()
-        actor = of_actor.remote(self.prepared.study.model_dump_json(), self.sent, place, here, self.prepared.broken)
+        actor = of_actor.remote(self.task.kind, self.task.given, place, self.cells, here, self.threads)
         return _Hand(actor=actor, starting=actor.ready.remote())
 
     def compute(self, cells: Sequence[Cell], started: Callable[[Cell], None]) -> Iterator[Cell]:
@@ -176,8 +216,7 @@ class RayCrew:
         if reference is hand.starting:
             self._same(told)
             hand.starting = None
-            self.nodes.add(told["node"])
-            self.folder.log("worker", node=told["node"], pid=told["pid"], threads=told["threads"])
+            self.folder.log("worker", name=told["worker"], pid=told["pid"], threads=told["threads"])
         else:
             self.folder.warnings.extend(told["warnings"])
             yield hand.given.pop(reference)
@@ -189,7 +228,7 @@ class RayCrew:
         ]
         if differing:
             raise RunError(
-                f"the worker on {told['node']} is not what this run is ({'; '.join(differing)}). "
+                f"the worker {told['worker']} is not what this run is ({'; '.join(differing)}). "
                 "Install the same mechdiff and versions on every node, and let all of them see the same files."
             )
 
@@ -214,7 +253,7 @@ class RayCrew:
         self.hands.append(self._hire())
 
     def record(self) -> dict[str, Any]:
-        said = {"ray": self.ray.__version__, "workers": self.n_workers, "nodes": sorted(self.nodes), "lost": self.lost}
+        said = {"ray": self.ray.__version__, "workers": self.n_workers, "lost": self.lost}
         return {"distributed": said, "threads": self.threads}
 
     def close(self) -> None:
@@ -222,15 +261,13 @@ class RayCrew:
             self.ray.kill(hand.actor)
 
 
-def n_workers(prepared: Prepared, resources: Mapping[str, float], threads: int) -> int:
-    """As many as the cluster's GPUs, or its CPUs and memory, hold: on CPUs each needs the pair's weights, half as much again, and its states."""
-    options = prepared.options
+def n_workers(options: RunOptions, resources: Mapping[str, float], need: float) -> int:
+    """As many as the cluster's GPUs, or its CPUs and memory, hold: on CPUs each takes `need` bytes."""
     if options.workers:
         return options.workers
     if options.gpus_per_worker:
         return int(resources.get("GPU", 0) // options.gpus_per_worker)
-    need = 1.5 * prepared.plan.weights_bytes + prepared.plan.states_bytes + prepared.plan.pass_bytes
-    return min(int(resources.get("CPU", 1) // threads), max(1, int(resources.get("memory", need) // need)))
+    return min(int(resources.get("CPU", 1) // (options.threads or 1)), max(1, int(resources.get("memory", need) // need)))
 
 
 @contextmanager
@@ -262,14 +299,26 @@ def cluster(address: str) -> Iterator[Any]:
 @contextmanager
 def ray_crew(prepared: Prepared, folder: RunFolder, address: str) -> Iterator[RayCrew]:
     """Workers for one run, gone when it ends. RunError where there is no Ray, no cluster, or no room for a worker."""
+    options, plan = prepared.options, prepared.plan
+    sent = {**asdict(options), "threads": options.threads or 1, "out": None, "ray": None}
+    if options.gpus_per_worker:
+        sent["device"] = "cuda"
+    need = 1.5 * plan.weights_bytes + plan.states_bytes + plan.pass_bytes
+    with workers_for(run_task(prepared, sent), folder, address, options, need) as crew:
+        yield crew
+
+
+@contextmanager
+def workers_for(task: Task, folder: RunFolder, address: str, options: RunOptions, need: float) -> Iterator[RayCrew]:
+    """Workers for a task, of which each needs so many bytes."""
     with cluster(address) as ray:
-        resources, threads = ray.cluster_resources(), prepared.options.threads or 1
-        workers = n_workers(prepared, resources, threads)
+        resources, threads = ray.cluster_resources(), options.threads or 1
+        workers = n_workers(options, resources, need)
         if not workers:
             has = ", ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
-            asked = f"{threads} CPUs and {prepared.options.gpus_per_worker:g} GPUs"
+            asked = f"{threads} CPUs and {options.gpus_per_worker:g} GPUs"
             raise RunError(f"--ray: the cluster has {has}, a worker takes {asked}. Lower --threads or --gpus-per-worker.")
-        crew = RayCrew(ray, prepared, folder, workers=workers, threads=threads)
+        crew = RayCrew(ray, task, folder, options, workers=workers)
         try:
             yield crew
         finally:
