@@ -87,6 +87,8 @@ def wrap(net: nn.Module, *, side: Side, ref: str) -> Model:
 
 def load_net(source: Source, *, dtype: torch.dtype, device: torch.device, trust: bool = False) -> nn.Module:
     """The network in evaluation mode, without its adapter. Raises ModelError: unreadable, incomplete, of other shapes, or NaN weights."""
+    from pickle import UnpicklingError
+
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -95,6 +97,10 @@ def load_net(source: Source, *, dtype: torch.dtype, device: torch.device, trust:
             net, loading = AutoModelForCausalLM.from_pretrained(
                 source.load, dtype=dtype, trust_remote_code=trust, output_loading_info=True, ignore_mismatched_sizes=True
             )
+    except UnpicklingError as error:
+        raise ModelError(
+            f"{source.ref}: its weights are a pickle that holds more than tensors, which could run code: not read. Take a copy in safetensors."
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{source.ref}: the model cannot be loaded: {error}. Is the download complete?") from error
     absent, reshaped = sorted(loading["missing_keys"]), sorted(loading["mismatched_keys"])
