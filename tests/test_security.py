@@ -72,6 +72,7 @@ class Evil:
         return os.mkdir, (self.place,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_weights_that_are_a_pickle_run_nothing(pair: Path, tmp_path: Path) -> None:
     own, owned = tmp_path / "tuned", tmp_path / "owned"
     shutil.copytree(pair / "tuned", own)

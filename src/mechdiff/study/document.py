@@ -6,7 +6,7 @@ known name. The checks raise `PydanticCustomError`s with that content; `explaine
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -58,7 +58,12 @@ def read_yaml(path: Path) -> tuple[object, str]:
     """The content of the YAML file `path`, and its text."""
     text = _read_text(path)
     try:
-        return yaml.load(text, _Loader), text
+        data = yaml.load(text, _Loader)
+        for said in _texts(data):
+            said.encode("utf-8")
+        return data, text
+    except UnicodeEncodeError as error:
+        raise StudyError(f"{path}: half of a surrogate pair (a \\ud800-\\udfff escape). Write the character itself.") from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise StudyError(f"{path}{line}: not a study in YAML: {error.problem or error.context}.") from error
@@ -66,6 +71,14 @@ def read_yaml(path: Path) -> tuple[object, str]:
         raise StudyError(f"{path}: not a study in YAML: {str(error).splitlines()[0]}.") from error
     except RecursionError as error:
         raise StudyError(f"{path}: nested too deeply to be a study.") from error
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in it, keys too."""
+    if isinstance(value, str):
+        yield value
+    for inner in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(inner)
 
 
 def _read_text(path: Path) -> str:
