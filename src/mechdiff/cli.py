@@ -26,7 +26,7 @@ Measures = Annotated[str | None, typer.Option(help="Comma-separated names; defau
 Seed = Annotated[int, typer.Option(help="Splits, permutations, donors.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Out = Annotated[Path | None, typer.Option(help="The run's folder; default runs/NAME-HASH.", show_default=False)]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, split (over all GPUs, then memory, then disk), or auto.")]
 Memory = Annotated[str, typer.Option(help="Models in memory: both, one at a time, or auto.")]
 MaxRows = Annotated[int | None, typer.Option(help="Counterfactual rows of one pass; default 512.", show_default=False)]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)]

@@ -122,7 +122,7 @@ def capture(model: Model, ids: Sequence[int], sites: Sequence[Site], positions: 
 
     def reader(site: Site) -> Edit:
         def read(tensor: Tensor) -> None:
-            states[site] = tensor[0, where].clone()
+            states[site] = tensor[0, where.to(tensor.device)].clone()
 
         return read
 

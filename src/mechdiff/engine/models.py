@@ -5,7 +5,9 @@ base and tuned share every weight that they have in common.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -39,7 +41,10 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.net.parameters()).device
+        """Where what it reads must be, and what it says is: the first one, of a model that is split over several."""
+        split = getattr(self.net, "hf_device_map", None)
+        places = [torch.device(place) for place in split.values() if place != "disk"] if split else []
+        return places[0] if places else torch.device("cpu") if split else next(self.net.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,8 +90,15 @@ def wrap(net: nn.Module, *, side: Side, ref: str) -> Model:
 # ---- weights -----------------------------------------------------------------------------------------------------------------------
 
 
-def load_net(source: Source, *, dtype: torch.dtype, device: torch.device, trust: bool = False) -> nn.Module:
-    """The network in evaluation mode, without its adapter. Raises ModelError: unreadable, incomplete, of other shapes, or NaN weights."""
+SPLIT = "split"
+"""The device that is all of them: blocks on one GPU after the other, what does not fit in memory, the rest on disk (accelerate)."""
+MOST: dict[int | str, int | str] | None = None
+"""What a split model may take on each; None: what is free."""
+
+
+def load_net(source: Source, *, dtype: torch.dtype, device: torch.device | None, trust: bool = False) -> nn.Module:
+    """The network in evaluation mode, without its adapter; `device` None: split. Raises ModelError: unreadable, incomplete, of other shapes, or NaN
+    weights (of those in memory)."""
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
@@ -95,7 +107,12 @@ def load_net(source: Source, *, dtype: torch.dtype, device: torch.device, trust:
     try:
         with quiet():
             net, loading = AutoModelForCausalLM.from_pretrained(
-                source.load, dtype=dtype, trust_remote_code=trust, output_loading_info=True, ignore_mismatched_sizes=True
+                source.load,
+                dtype=dtype,
+                trust_remote_code=trust,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **({} if device else {"device_map": "auto", "max_memory": MOST, "offload_folder": _offloaded().name}),
             )
     except UnpicklingError as error:
         raise ModelError(
@@ -115,12 +132,18 @@ def load_net(source: Source, *, dtype: torch.dtype, device: torch.device, trust:
             f"{source.ref}: its files lack {len(absent)} of the model's tensors, the first {absent[0]}. Is the download complete?"
         )
     _refuse_nan(net, source.ref)
-    return net.to(device).eval()
+    return (net.to(device) if device else net).eval().requires_grad_(False)
+
+
+@cache
+def _offloaded() -> TemporaryDirectory[str]:
+    """Where the weights lie that fit nowhere else; gone with this process."""
+    return TemporaryDirectory(prefix="mechdiff-offload-")
 
 
 def _refuse_nan(net: nn.Module, ref: str) -> None:
     for name, parameter in net.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not parameter.is_meta and not torch.isfinite(parameter).all():
             raise ModelError(
                 f"{ref}: the tensor {name} holds NaN or infinite weights, so every number after it would. Mend the file or take another."
             )
@@ -186,7 +209,8 @@ class Pair:
     base: Source
     tuned: Source
     dtype: torch.dtype = torch.float32
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device | None = field(default_factory=lambda: torch.device("cpu"))
+    """None: split over all there are."""
     one_at_a_time: bool = False
     trusted: tuple[str, ...] = ()
     """References of the models whose own Python code may run (an adapter runs its base's)."""
@@ -243,10 +267,11 @@ class Pair:
     def release(self) -> None:
         """Give the memory of loaded models back."""
         for model in self._held.values():
-            model.net.to("meta")
+            if self.device:
+                model.net.to("meta")
         self._held.clear()
         self._adapted = None
-        if self.device.type == "cuda":
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
@@ -262,18 +287,22 @@ def open_pair(
     tuned_source = resolve(tuned, base=base_source)
     pair = Pair(base=base_source, tuned=tuned_source, dtype=DTYPES[dtype], device=place, trusted=trusted)
     weights = sum(shape_of(pair.config(side)).parameters for side in SIDES) * pair.dtype.itemsize
-    pair.one_at_a_time = memory == "one" or (memory == "auto" and weights * 1.5 > free_memory(place))
+    free = free_memory(place) if place else sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
+    pair.one_at_a_time = memory == "one" or (memory == "auto" and weights * 1.5 > free)
     return pair
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str) -> torch.device | None:
+    """None for SPLIT."""
+    if name == SPLIT:
+        return None
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         name = "cuda" if n_cuda else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ModelError(f"--device {name}: no such device. Give cpu, cuda, cuda:1 or auto.") from error
+        raise ModelError(f"--device {name}: no such device. Give cpu, cuda, cuda:1, split or auto.") from error
     if device.type == "cuda" and (device.index or 0) >= n_cuda:
         raise ModelError(
             f"--device {name}: this machine has {n_cuda or 'no'} CUDA device{'s' * (n_cuda > 1)}. Use --device cpu or another."

@@ -114,6 +114,11 @@ def changes_of(pair: Pair, base: Model) -> ChangedUnits:
 
     Raises ModelError where the two do not have the same tensors in the same shapes.
     """
+    if away := sum(parameter.is_meta for parameter in base.net.parameters()):
+        raise ModelError(
+            f"{base.ref}: {away} tensors lie on disk (--device split), and grafting writes weights into the model. "
+            "Leave the measure grafting out, or give it a device with room."
+        )
     if pair.tuned.adapter:
         return changes_of_adapter(base)
     if pair.one_at_a_time:

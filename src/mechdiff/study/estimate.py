@@ -18,18 +18,34 @@ from mechdiff.study.prepare import prepare, read_splits, told
 
 _CHARACTERS_A_TOKEN = 3.0
 _TEMPLATE_TOKENS = 30
-_EFFICIENCY = 0.6
-"""Share of the machine's matrix rate that passes reach: attention, norms, and rows that are few in the lower blocks."""
-_EFFICIENCY_OF = {"weights": 0.2, "selfcheck": 0.35, "capture": 0.35, "inputs": 0.35, "texts": 0.35}
-"""Stages that reach another share: singular values, and short passes of one prompt."""
-_SECONDS_A_LOGIT = 1.2e-8
-"""Softmax and divergences, for each row and vocabulary entry, on two CPU cores."""
-_BYTES_A_SECOND = 8e9
-"""Of weights read for each token that is written one after the other."""
+_EFFICIENCY_OF = {"weights": 0.33, "selfcheck": 0.6, "capture": 0.6, "inputs": 0.6, "texts": 0.6}
+"""Stages that reach a smaller share of the machine's rate than the others: singular values, and short passes of one prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What decides how long a plan takes."""
+
+    name: str
+    flops: float
+    """Floating-point operations a second that passes reach."""
+    seconds_a_logit: float
+    """Softmax and divergences, for each row and vocabulary entry."""
+    bytes_a_second: float
+    """Of weights read for each token that is written one after the other."""
+    fixed: float
+    """Seconds for start, loading of small models, tables and figures."""
+
+
+def this_machine(dtype: str) -> Machine:
+    """Its rate is measured now: 60 % of a matrix product's, for attention, norms, and rows that are few in the lower blocks."""
+    rate = _matrix_rate(dtype)
+    name = f"this machine's measured {rate / 1e9:.0f} GFLOP/s ({dtype})"
+    return Machine(name=name, flops=0.6 * rate, seconds_a_logit=1.2e-8, bytes_a_second=8e9, fixed=20)
+
+
 _PROGRAM_BYTES = 900 << 20
 """Libraries, tables, and what the allocator keeps."""
-_FIXED_SECONDS = 20
-"""Start, loading of small models, tables and figures."""
 _HALF_PRECISION = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -50,20 +66,20 @@ class Estimate:
     skipped: tuple[dict[str, str], ...]
 
 
-def estimate(study: StudyConfig, max_rows: int | None = None) -> Estimate:
-    """Plans with the models' own configs and tokenizers where they are on this machine, else with the study's `pair.shape`.
+def estimate(study: StudyConfig, max_rows: int | None = None, machine: Machine | None = None) -> Estimate:
+    """Plans for `machine` (this one where None), with the models' own configs and tokenizers where they are here, else with `pair.shape`.
 
     Raises ModelError where the sizes are nowhere to be found.
     """
     planned, splits, tokens_from, sizes_from, vocab = _planned(study, max_rows or MAX_ROWS)
-    rate = _matrix_rate(study.dtype)
+    machine = machine or this_machine(study.dtype)
     stages: dict[str, tuple[int, int, float, float]] = {}
     for cell in planned.cells:
         runs = int(cell.key.get("n_variants", 0)) * len(cell.items)
         written = int(cell.key.get("continuation", 0)) * len(cell.items)
         laws = 3 * (written + sum(item.tokens for item in cell.items)) if cell.stage == "texts" else runs
-        seconds = cell.flops / rate / _EFFICIENCY_OF.get(cell.stage, _EFFICIENCY) + laws * vocab * _SECONDS_A_LOGIT
-        seconds += written * planned.weights_bytes / _BYTES_A_SECOND
+        seconds = cell.flops / machine.flops / _EFFICIENCY_OF.get(cell.stage, 1.0) + laws * vocab * machine.seconds_a_logit
+        seconds += written * planned.weights_bytes / machine.bytes_a_second
         before = stages.get(cell.stage, (0, 0, 0.0, 0.0))
         stages[cell.stage] = (before[0] + 1, before[1] + runs, before[2] + cell.flops, before[3] + seconds)
     one_model = planned.weights_bytes if planned.shared_weights else planned.weights_bytes / 2
@@ -73,11 +89,11 @@ def estimate(study: StudyConfig, max_rows: int | None = None) -> Estimate:
         prompts=splits,
         tokens_from=tokens_from,
         sizes_from=sizes_from,
-        rate_from=f"at this machine's measured {rate / 1e9:.0f} GFLOP/s ({study.dtype})",
+        rate_from=f"at {machine.name}",
         memory=planned.weights_bytes + working,
         memory_one=one_model + working,
         disk=planned.states_bytes,
-        seconds=_FIXED_SECONDS + sum(entry[3] for entry in stages.values()),
+        seconds=machine.fixed + sum(entry[3] for entry in stages.values()),
         skipped=planned.skipped,
     )
 

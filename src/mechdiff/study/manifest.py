@@ -9,6 +9,7 @@ import torch
 
 from mechdiff.engine.families import shape_of
 from mechdiff.engine.lineage import lineage
+from mechdiff.engine.models import SPLIT
 from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import engine_for
 from mechdiff.engine.sources import resolve
@@ -67,7 +68,7 @@ def run_record(
         "skipped": list(prepared.plan.skipped),
         "warnings": family["warnings"],
         "seconds": {stage: round(spent, 2) for stage, spent in seconds.items()},
-        "device": str(pair.device),
+        "device": str(pair.device or SPLIT),
         "dtype": study.dtype,
         "threads": torch.get_num_threads(),
         "seed": study.seed,
