@@ -37,7 +37,7 @@ def test_every_verb_and_target_that_is_named_exists() -> None:
     verbs = {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback}
     assert set(re.findall(r"(?:^|· )mechdiff ([a-z]+)", "\n".join(blocks("bash") + blocks("")), re.MULTILINE)) <= verbs
     makefile = (Path(__file__).parents[1] / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE):
+    for target in re.findall(r"^make ([\w-]+)", "\n".join(blocks("bash")), re.MULTILINE):
         assert f"\n{target}:" in makefile
 
 
