@@ -4,7 +4,7 @@ BIN := .venv/bin
 comma := ,
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-slow test-real check oracles bench validate-long claims clean
+.PHONY: install demo test test-slow test-real check oracles bench validate-long reliability scale claims clean
 
 install: .venv/installed
 
@@ -51,6 +51,12 @@ bench: .venv-oracles/installed  ## the speed table, beside TransformerLens and n
 
 validate-long: .venv/installed  ## two thousand simulated studies for every test and interval; writes docs/NULLS.md
 	$(BIN)/python benchmarks/nulls.py
+
+reliability: .venv/installed  ## a run killed fifty times at random moments; writes docs/RELIABILITY.md
+	$(BIN)/python benchmarks/reliability.py
+
+scale: .venv/embedded-model  ## the plan's cost model against runs here, and what it says of larger machines; writes docs/SCALE.md
+	$(BIN)/python benchmarks/scale.py
 
 claims: .venv/embedded-model  ## every claim of the README and the docs, run again; writes docs/CLAIMS.md
 	$(BIN)/python benchmarks/claims.py

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (the page's lines)
 """What a study costs elsewhere, by the model that `mechdiff plan` uses, and that model against runs here.
 
 python benchmarks/scale.py [--paper]      about five minutes on two cores; writes docs/SCALE.md; exit code 1 where plan and run are 30 % apart

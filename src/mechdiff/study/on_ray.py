@@ -302,7 +302,7 @@ def ray_crew(prepared: Prepared, folder: RunFolder, address: str) -> Iterator[Ra
     options, plan = prepared.options, prepared.plan
     sent = {**asdict(options), "threads": options.threads or 1, "out": None, "ray": None}
     if options.gpus_per_worker:
-        sent["device"] = "cuda"
+        sent["device"] = "split" if options.gpus_per_worker > 1 else "cuda"
     need = 1.5 * plan.weights_bytes + plan.states_bytes + plan.pass_bytes
     with workers_for(run_task(prepared, sent), folder, address, options, need) as crew:
         yield crew
