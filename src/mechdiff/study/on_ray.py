@@ -71,10 +71,11 @@ class Task:
 
 def run_task(prepared: Prepared, sent: dict[str, Any]) -> Task:
     """The cells of a study; `sent` are the options of its workers."""
-    runs: dict[int, Execution] = {}
+    opened: list[Execution] = []  # one, that keeps what cells share
 
     def compute(folder: RunFolder, cell: Cell) -> None:
-        compute_cell(runs.setdefault(id(folder), Execution(prepared, folder)), cell)
+        opened[:] = opened or [Execution(prepared, folder)]
+        compute_cell(opened[0], cell)
 
     given = {"study": prepared.study.model_dump_json(), "options": sent, "broken": [list(one) for one in prepared.broken]}
     same = {"study and its files": prepared.config_hash, "models": prepared.identity}

@@ -101,11 +101,13 @@ class _Run:
         self.left = 0.0
 
     def execute(self) -> tuple[pl.DataFrame, dict[str, Any]]:
+        self.folder.log("started", cells=len(self.cells), missing=sum(not self.folder.has(cell.key) for cell in self.cells))
         self._compute(_ORDER[:CAPTURES])
         if broken := broken_prompts(self.execution):
             self._leave_out(broken)
         self._compute(_ORDER)
         finished = [self.folder.load(cell.key) for cell in self.cells]
+        self.folder.log("all_there", cells=len(self.cells))
         rows = pl.concat([cell.frame for cell in finished])
         seconds: Counter[str] = Counter()
         for cell, one in zip(self.cells, finished, strict=True):
@@ -137,7 +139,6 @@ class _Run:
         missing = [cell for cell in self.cells if not self.folder.has(cell.key)]
         planned = [{"name": cell_hash(cell.key), "stage": cell.stage, "side": cell.side, "flops": cell.flops} for cell in self.cells]
         self.folder.write_plan({"cells": planned, "cells_at": self.prepared.options.cells, "started": self.started})
-        self.folder.log("started", cells=len(self.cells), missing=len(missing))
         self.left = sum(cell.flops for cell in missing)
         for stage, side in stages:
             todo = [cell for cell in missing if (cell.stage, cell.side) == (stage, side)]

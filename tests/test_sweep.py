@@ -1,0 +1,55 @@
+"""Several studies in one call, the log beside the bar, and the state of a run, from the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mechdiff.study.artifacts import read_rows
+
+CODE = "from mechdiff.cli import main; main()"
+
+
+def mechdiff(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", CODE, *map(str, words)], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def studies(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two studies of one pair, with other seeds."""
+    folder = tmp_path_factory.mktemp("studies")
+    for seed in (0, 1):
+        (folder / f"seed{seed}.yaml").write_text(
+            f"pair: {{base: {pair}/base, tuned: {pair}/tuned}}\nprompts: {{file: {pair}/prompts.jsonl}}\nseed: {seed}\n"
+            "measures: [divergence, {patching: {sites: [attn_out], arms: [identity]}}]\n"
+        )
+    return sorted(folder.glob("*.yaml"))
+
+
+def test_a_sweep_runs_every_study_in_a_folder_of_its_own(studies: list[Path], tmp_path: Path) -> None:
+    done = mechdiff("run", *studies, "--out", tmp_path / "sweep", "--at-once", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "sweep" / name / "report.html") for name in ("seed0", "seed1")]
+    first, second = (read_rows(tmp_path / "sweep" / name) for name in ("seed0", "seed1"))
+    assert not first.equals(second)
+    again = mechdiff("run", studies[0], "--out", tmp_path / "sweep" / "seed0", "--verbose")
+    assert again.returncode == 0
+    assert "started cells=" in again.stderr
+    assert " computed " not in again.stderr, "the sweep's cells are this run's"
+    told = mechdiff("status", tmp_path / "sweep" / "seed1")
+    assert told.returncode == 0
+    assert told.stdout.startswith("100% of the work is done; the run is finished")
+
+
+def test_studies_of_one_name_are_refused(studies: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "seed0.yaml").write_text(studies[0].read_text())
+    done = mechdiff("run", studies[0], tmp_path / "seed0.yaml", "--out", tmp_path / "sweep")
+    assert done.returncode == 1
+    assert "two study files are called seed0" in " ".join(done.stderr.split())
+
+
+def test_the_state_of_what_is_no_run(tmp_path: Path) -> None:
+    done = mechdiff("status", tmp_path)
+    assert done.returncode == 1
+    assert "no mechdiff run. Give the folder that `mechdiff run` was told." in " ".join(done.stderr.split())
