@@ -31,7 +31,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-LONG = "test_cli.py", "test_readme.py", "test_two_tokenizers.py"
+LONG = "test_cli.py", "test_readme.py", "test_two_tokenizers.py", "test_on_ray.py", "test_faults.py", "test_truths.py"
 """Files that take a minute or more: first, so that no worker is left alone with them."""
 
 

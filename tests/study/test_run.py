@@ -1,10 +1,5 @@
 """A study runs, resumes without computing anything twice, gives the same bits however it was interrupted, and keeps the row contract."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -108,26 +103,6 @@ def test_more_arms_leave_the_other_cells_as_they_are(pair: Path) -> None:
         return {str(cell.key) for cell in prepare(config, RunOptions()).plan.cells if cell.stage == "patching"}
 
     assert keys(["identity"]) < keys(["identity", "shift"])
-
-
-def test_killed_at_any_moment_it_resumes_to_the_same_bits(
-    pair: Path, finished: tuple[pl.DataFrame, dict[str, Any]], tmp_path: Path
-) -> None:
-    config = tmp_path / "study.yaml"
-    config.write_text(study_yaml(study(pair)))
-    code = "import torch; torch.set_num_threads(1); import test_run, sys, pathlib; from mechdiff.study.config import load_study; "
-    code += "test_run.execute(load_study(sys.argv[1])[0], pathlib.Path(sys.argv[2]))"
-    out = tmp_path / "run"
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"}
-    for cells in (4, 12):
-        child = subprocess.Popen([sys.executable, "-c", code, str(config), str(out)], env=environment)
-        while child.poll() is None and len(list(out.glob("cells/[0-9a-f]*/cell.json"))) < cells:
-            time.sleep(0.01)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        assert len(list(out.glob("cells/[0-9a-f]*/cell.json"))) >= cells
-    resumed, _ = execute(study(pair), out)
-    assert resumed.equals(finished[0], null_equal=True)
 
 
 def test_lineage_is_held_against_the_alternatives_of_the_study(pair: Path, tmp_path: Path) -> None:
