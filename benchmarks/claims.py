@@ -128,10 +128,6 @@ CLAIMS: dict[str, Claim] = {
         says="... MiB more in memory after all rows than after a tenth",
         command="python benchmarks/moments.py", number=r"MiB: ([\d,-]+) MiB more", most=50,
     ),
-    "plan": Claim(
-        says="What `plan` foretells against what runs here take, furthest apart of five studies, %",
-        command="make scale", number=r"at most (\d+)% apart", most=30,
-    ),
 }  # fmt: skip
 """In the order in which they run: later ones use what earlier ones left."""
 

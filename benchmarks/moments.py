@@ -46,8 +46,8 @@ def main() -> None:
     for number, (x, y) in enumerate(stream(given.rows, given.width)):
         centre = centre or (x.double().mean(0), y.double().mean(0))
         at = time.perf_counter()
-        part, had = Moments.of(x, y, centre), folds[number % FOLDS]
-        folds[number % FOLDS] = had + part if had else part
+        had = folds[number % FOLDS]
+        folds[number % FOLDS] = had.taking(x, y) if had else Moments.of(x, y, centre)
         spent += time.perf_counter() - at
         if (number + 1) * CHUNK >= given.rows // 10 and not early:
             early = held()

@@ -67,13 +67,26 @@ class Moments:
     def of(cls, base: Float[Tensor, "row d"], tuned: Float[Tensor, "row d_y"], centre: tuple[Tensor, Tensor] | None = None) -> "Moments":
         """Of these rows, about `centre` (their own means where None)."""
         base, tuned = base.double(), tuned.double()
-        centre = centre or (base.mean(0), tuned.mean(0))
-        x, y = base - centre[0], tuned - centre[1]
+        centre_x, centre_y = centre or (base.mean(0), tuned.mean(0))
+        widths = {"x": len(centre_x), "y": len(centre_y)}
+        zeros = {name: torch.zeros([widths[w] for w in name if w in "xy"], dtype=torch.float64) for name in SUMS}
+        nothing = cls(n=0, centre_x=centre_x, centre_y=centre_y, **{**zeros, "diagonals": torch.zeros(5, dtype=torch.float64)})
+        return nothing.taking(base, tuned)
+
+    def taking(self, base: Float[Tensor, "row d"], tuned: Float[Tensor, "row d_y"]) -> "Moments":
+        """With these rows too. The sums are added to where they are, so that a stream needs no more memory than one chunk: use what comes back."""
+        base, tuned = base.double(), tuned.double()
+        x, y = base - self.centre_x, tuned - self.centre_y
         k, l = x.square().sum(1), y.square().sum(1)  # noqa: E741
-        return cls(
-            n=len(x), centre_x=centre[0], centre_y=centre[1], x=x.sum(0), y=y.sum(0), xx=x.T @ x, xy=x.T @ y, yy=y.T @ y,
-            kx=k @ x, ky=k @ y, lx=l @ x, ly=l @ y, diagonals=torch.stack([k.sum(), l.sum(), k @ k, k @ l, l @ l]), length=base.norm(dim=1).sum(),
-        )  # fmt: skip
+        for total, left, right in ((self.xx, x, x), (self.xy, x, y), (self.yy, y, y)):
+            total.addmm_(left.T, right)
+        for total, rows, weights in ((self.kx, x, k), (self.ky, y, k), (self.lx, x, l), (self.ly, y, l)):
+            total.addmv_(rows.T, weights)
+        self.x.add_(x.sum(0))
+        self.y.add_(y.sum(0))
+        self.diagonals.add_(torch.stack([k.sum(), l.sum(), k @ k, k @ l, l @ l]))
+        self.length.add_(base.norm(dim=1).sum())
+        return replace(self, n=self.n + len(x))
 
     @property
     def centre(self) -> tuple[Tensor, Tensor]:
@@ -205,8 +218,7 @@ def summed(chunks: Iterable[tuple[Tensor, Tensor]], centre: tuple[Tensor, Tensor
     """Of a stream of rows, a chunk in memory at a time; about the first chunk's means where no centre is given."""
     total: Moments | None = None
     for base, tuned in chunks:
-        part = Moments.of(base, tuned, total.centre if total else centre)
-        total = total + part if total else part
+        total = total.taking(base, tuned) if total else Moments.of(base, tuned, centre)
     if total is None:
         raise StudyError("no rows: nothing to sum.")
     return total
