@@ -33,7 +33,7 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads.", show_default=F
 Engine = Annotated[str, typer.Option(help="auto, or full: one whole forward pass for each counterfactual (slow; the oracle).")]
 Quick = Annotated[bool, typer.Option("--quick", help="Only the first 8 prompts of each split.")]
 OnRay = Annotated[
-    str | None, typer.Option("--ray", help="auto, or a cluster's address: workers on Ray compute the cells.", show_default=False)
+    str | None, typer.Option("--ray", help="auto, local, or a cluster's address: workers on Ray compute the cells.", show_default=False)
 ]
 Workers = Annotated[int | None, typer.Option(help="On Ray; default: as many as fit.", show_default=False)]
 Gpus = Annotated[float, typer.Option(help="On Ray; 0.5: two workers share one.")]

@@ -273,7 +273,8 @@ def n_workers(options: RunOptions, resources: Mapping[str, float], need: float) 
 
 @contextmanager
 def cluster(address: str) -> Iterator[Any]:
-    """Ray, connected: to the cluster at `address`; `auto`: to the one of this machine, or else to one that is started here and ends with the run."""
+    """Ray, connected: to the cluster at `address`; `auto`: to the one of this machine, or else to one that is
+    started here and ends with the run; `local`: to one of its own."""
     try:
         import ray
         import ray.exceptions
