@@ -226,6 +226,9 @@ def test_run_options_are_checked() -> None:
         RunOptions(engine="slow")  # type: ignore[arg-type]
     with pytest.raises(StudyError, match="max_rows: given 0, expected a whole number from 1"):
         RunOptions(max_rows=0)
+    with pytest.raises(StudyError, match="are of a Ray cluster: give --ray auto, local or an address too"):
+        RunOptions(workers=2)
+    assert RunOptions(ray="auto", workers=2).workers == 2
 
 
 # --- the studies that ship

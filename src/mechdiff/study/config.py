@@ -221,6 +221,10 @@ class RunOptions:
         for name, given, allowed in (("memory", self.memory, ("auto", "both", "one")), ("engine", self.engine, ("auto", "full"))):
             if given not in allowed:
                 raise StudyError(f"{name}: given {given!r}, expected one of {', '.join(allowed)}.{nearest(given, allowed)}")
+        if self.ray is None and (self.workers or self.gpus_per_worker):
+            raise StudyError(
+                "workers and gpus_per_worker are of a Ray cluster: give --ray auto, local or an address too, or leave them out."
+            )
         for name, count in (("max_rows", self.max_rows), ("threads", self.threads), ("workers", self.workers)):
             if count is not None and count < 1:
                 raise StudyError(f"{name}: given {count}, expected a whole number from 1.")

@@ -302,7 +302,7 @@ def cluster(address: str) -> Iterator[Any]:
 def ray_crew(prepared: Prepared, folder: RunFolder, address: str) -> Iterator[RayCrew]:
     """Workers for one run, gone when it ends. RunError where there is no Ray, no cluster, or no room for a worker."""
     options, plan = prepared.options, prepared.plan
-    sent = {**asdict(options), "threads": options.threads or 1, "out": None, "ray": None}
+    sent = {**asdict(options), "threads": options.threads or 1, "out": None, "ray": None, "workers": None, "gpus_per_worker": 0.0}
     if options.gpus_per_worker:
         sent["device"] = "split" if options.gpus_per_worker > 1 else "cuda"
     need = 1.5 * plan.weights_bytes + plan.states_bytes + plan.pass_bytes
