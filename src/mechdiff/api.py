@@ -25,9 +25,9 @@ from mechdiff.study.config import RunOptions, StudyConfig, load_study, make_stud
 if TYPE_CHECKING:
     import polars as pl
 
+    from mechdiff.audit.verification import Verification
     from mechdiff.study.prepare import Prepared
     from mechdiff.study.run import Crew, Progress
-    from mechdiff.verify.verification import Verification
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def verify(path: str | Path, *, rows: int | None = 200, seed: int = 0, device: s
 
     Raises RunError where there is no run. What was found: `.passed`, `.differing`, `.files`, `.models`, `.table()`.
     """
-    from mechdiff.verify.verification import verify as recompute
+    from mechdiff.audit.verification import verify as recompute
 
     return recompute(path, n_rows=rows, seed=seed, device=device)
 

@@ -24,7 +24,9 @@ Policy = Annotated[str, typer.Option(help="same_text (one rendered string for bo
 Template = Annotated[str, typer.Option(help="For same_text: tuned, base, or a Jinja file.")]
 Measures = Annotated[str | None, typer.Option(help="Comma-separated names; default: all.", show_default=False)]
 Seed = Annotated[int, typer.Option(help="Splits, permutations, donors.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str, typer.Option(help="float32, bfloat16 or float16; int8 or nf4: matrices in 8 or 4 bits (bitsandbytes), the rest bfloat16.")
+]
 Out = Annotated[Path | None, typer.Option(help="The run's folder; default runs/NAME-HASH.", show_default=False)]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, split (over all GPUs, then memory, then disk), or auto.")]
 Memory = Annotated[str, typer.Option(help="Models in memory: both, one at a time, or auto.")]
@@ -426,8 +428,8 @@ def verify(
     """Recompute rows of a run by whole forward passes; hold every file against its hash. Exit code 1 where something differs."""
     from rich.console import Console
 
+    from mechdiff.audit.verification import verify as recompute
     from mechdiff.terminal import show_verification
-    from mechdiff.verify.verification import verify as recompute
 
     with Console(stderr=True).status("opening the run") as status:
         found = recompute(run, n_rows=None if every else rows, seed=seed, device=device, progress=lambda what: status.update(what))

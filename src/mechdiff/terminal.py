@@ -11,13 +11,13 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from mechdiff.api import Run
+    from mechdiff.audit.verification import Verification
     from mechdiff.curate.curation import Recipe
     from mechdiff.curate.fairness import Tokenizers
     from mechdiff.study.artifacts import Status
     from mechdiff.study.config import StudyConfig
     from mechdiff.validate.power import Curve
     from mechdiff.validate.validation import Validation
-    from mechdiff.verify.verification import Verification
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -104,6 +104,10 @@ def show_budget(runs: "dict[str, Run]", console: Console) -> None:
 # ---- a plan ------------------------------------------------------------------------------------------------------------------------
 
 
+GPUS = (80, 24)
+"""GiB of memory: what `plan` counts in."""
+
+
 def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> None:
     """Cells by measure, memory, and time on this machine's processor; models that are not here are planned from the study's `shape`."""
     from mechdiff.study.estimate import estimate
@@ -116,6 +120,10 @@ def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> N
     console.print(f"prompts   {', '.join(f'{split} {n}' for split, n in found.prompts.items())}   ({found.tokens_from})")
     console.print(f"sizes     {found.sizes_from}")
     console.print(f"memory    {_bytes(found.memory)} with both models, {_bytes(found.memory_one)} with one at a time")
+    sizes = [
+        f"{both} of {size} GiB" + f" ({one} with one at a time)" * (one < both) for size in GPUS for both, one in [found.gpus(size << 30)]
+    ]
+    console.print(f"GPUs      {' or '.join(sizes)}" + "; several: --device split" * any(found.gpus(size << 30)[0] > 1 for size in GPUS))
     console.print(f"disk      {_bytes(found.disk)} of captured states")
     console.print(f"time      about {_duration(found.seconds)} {found.rate_from}")
     for skipped in found.skipped:

@@ -85,8 +85,14 @@ def _hook(module: nn.Module, end: str, edit: Edit) -> Any:
 
         return module.register_forward_pre_hook(before, with_kwargs=True)
 
-    def after(module: nn.Module, args: tuple, output: Any) -> None:
-        edit(output[0] if isinstance(output, tuple) else output)
+    def after(module: nn.Module, args: tuple, output: Any) -> Any:
+        state = output[0] if isinstance(output, tuple) else output
+        if not (torch.is_grad_enabled() and state._is_view()):
+            edit(state)
+            return None
+        state = state.clone()  # a function of its own made this view (int8's layers): autograd refuses changes in place
+        edit(state)
+        return (state, *output[1:]) if isinstance(output, tuple) else state
 
     return module.register_forward_hook(after)
 

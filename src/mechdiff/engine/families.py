@@ -175,6 +175,12 @@ def sliding_window(config: Any, layer: int) -> int | None:
     return int(window)
 
 
+ENTRY_BYTES = {"float32": (4, 4), "bfloat16": (2, 2), "float16": (2, 2), "int8": (1, 2), "nf4": (0.5 + 4 / 64, 2)}
+"""Of an entry of the blocks' matrices, its share of scales included, and of every other weight."""
+QUANTIZED = ("int8", "nf4")
+"""Dtypes in which matrices are held rounded (quantization.py)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """The sizes of a model, read from its config."""
@@ -194,10 +200,20 @@ class Shape:
         return self.n_heads * self.d_head if kind == "z" else self.d_model
 
     @property
-    def parameters(self) -> int:
-        """Parameters of a gated-MLP transformer of this shape (an estimate: norms and biases left out, embeddings counted once)."""
+    def matrices(self) -> int:
+        """Parameters of the blocks of a gated-MLP transformer of this shape (an estimate: norms and biases left out)."""
         attention = self.d_model * self.d_head * 2 * (self.n_heads + self.n_kv_heads)
-        return self.n_layers * (attention + 3 * self.d_model * self.d_mlp) + self.vocab * self.d_model
+        return self.n_layers * (attention + 3 * self.d_model * self.d_mlp)
+
+    @property
+    def parameters(self) -> int:
+        """Those of the blocks and of the embedding, which is counted once."""
+        return self.matrices + self.vocab * self.d_model
+
+    def weights_bytes(self, dtype: str) -> int:
+        """Memory of the weights in a study's dtype."""
+        entry, other = ENTRY_BYTES[dtype]
+        return int(self.matrices * entry + self.vocab * self.d_model * other)
 
 
 def shape_of(config: Any) -> Shape:

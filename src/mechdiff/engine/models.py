@@ -13,14 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from mechdiff.engine.families import Family, Shape, family_of, shape_of
+from mechdiff.engine.families import QUANTIZED, Family, Shape, family_of, shape_of
+from mechdiff.engine.quantization import drop, held_shape, keep_rounding, quantizing
 from mechdiff.engine.sites import KINDS, Site
 from mechdiff.engine.sources import Source, load_config, load_tokenizer, quiet, resolve
 from mechdiff.errors import ModelError
 
 Side = Literal["base", "tuned"]
 SIDES: tuple[Side, Side] = ("base", "tuned")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, **dict.fromkeys(QUANTIZED, torch.bfloat16)}
+"""Of states, and of all weights that are not held in fewer bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +98,9 @@ MOST: dict[int | str, int | str] | None = None
 """What a split model may take on each; None: what is free."""
 
 
-def load_net(source: Source, *, dtype: torch.dtype, device: torch.device | None, trust: bool = False) -> nn.Module:
-    """The network in evaluation mode, without its adapter; `device` None: split. Raises ModelError: unreadable, incomplete, of other shapes, or NaN
-    weights (of those in memory)."""
+def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: bool = False) -> nn.Module:
+    """The network in evaluation mode, without its adapter; `dtype` as in a study; `device` None: split. Raises ModelError: unreadable, incomplete, of
+    other shapes, or NaN weights (of those in memory)."""
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
@@ -108,11 +110,12 @@ def load_net(source: Source, *, dtype: torch.dtype, device: torch.device | None,
         with quiet():
             net, loading = AutoModelForCausalLM.from_pretrained(
                 source.load,
-                dtype=dtype,
+                dtype=DTYPES[dtype],
                 trust_remote_code=trust,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 **({} if device else {"device_map": "auto", "max_memory": MOST, "offload_folder": _offloaded().name}),
+                **(quantizing(dtype, device) if dtype in QUANTIZED else {}),
             )
     except UnpicklingError as error:
         raise ModelError(
@@ -132,7 +135,13 @@ def load_net(source: Source, *, dtype: torch.dtype, device: torch.device | None,
             f"{source.ref}: its files lack {len(absent)} of the model's tensors, the first {absent[0]}. Is the download complete?"
         )
     _refuse_nan(net, source.ref)
-    return (net.to(device) if device else net).eval().requires_grad_(False)
+    keep_rounding(net)
+    return (net.to(device) if device and not is_quantized(net.config) else net).eval().requires_grad_(False)
+
+
+def is_quantized(config: Any) -> bool:
+    """Whether a model's files hold quantised matrices, whatever the study's dtype."""
+    return getattr(config, "quantization_config", None) is not None
 
 
 @cache
@@ -192,7 +201,7 @@ def _refuse_misfit(net: nn.Module, adapter: Path) -> None:
                 raise ModelError(
                     f"{adapter}: this adapter changes {name}, which the base does not have. It was made for another architecture."
                 )
-            have, want = tuple(modules[name].weight.shape), tuple(file.get_slice(key).get_shape())
+            have, want = held_shape(modules[name]), tuple(file.get_slice(key).get_shape())
             if factor.startswith(("A.", "B.")) and want[1 if factor[0] == "A" else 0] not in have:
                 raise ModelError(
                     f"{adapter}: {key} has shape {want}, the base's {name} has {have}. It was made for a model of another size."
@@ -208,7 +217,8 @@ class Pair:
 
     base: Source
     tuned: Source
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"
+    """As in a study: of the weights. States are DTYPES of it."""
     device: torch.device | None = field(default_factory=lambda: torch.device("cpu"))
     """None: split over all there are."""
     one_at_a_time: bool = False
@@ -267,7 +277,9 @@ class Pair:
     def release(self) -> None:
         """Give the memory of loaded models back."""
         for model in self._held.values():
-            if self.device:
+            if is_quantized(model.config):
+                drop(model.net)
+            elif self.device:
                 model.net.to("meta")
         self._held.clear()
         self._adapted = None
@@ -282,11 +294,17 @@ def open_pair(
 
     Raises ModelError where a model is missing, its family unknown, or the device is not there.
     """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}.")
     place = _device(device)
     base_source = resolve(base)
     tuned_source = resolve(tuned, base=base_source)
-    pair = Pair(base=base_source, tuned=tuned_source, dtype=DTYPES[dtype], device=place, trusted=trusted)
-    weights = sum(shape_of(pair.config(side)).parameters for side in SIDES) * pair.dtype.itemsize
+    pair = Pair(base=base_source, tuned=tuned_source, dtype=dtype, device=place, trusted=trusted)
+    if already := [pair.source(side).ref for side in SIDES if dtype in QUANTIZED and is_quantized(pair.config(side))]:
+        raise ModelError(
+            f"dtype {dtype}: the files of {already[0]} hold quantised matrices already. Give bfloat16 for what is not quantised."
+        )
+    weights = sum(shape_of(pair.config(side)).weights_bytes(dtype) for side in SIDES)
     free = free_memory(place) if place else sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
     pair.one_at_a_time = memory == "one" or (memory == "auto" and weights * 1.5 > free)
     return pair

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+TEXT_TOKENS = 10
+"""Of an opening or an option, where no tokenizer has said."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
@@ -35,6 +38,8 @@ class Item:
     """Whether it has a right answer."""
     room: bool = True
     """Whether every text that behaviour scores has room behind it."""
+    text_tokens: float = TEXT_TOKENS
+    """Of such a text, on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,8 @@ class Cell:
     side: str | None
     """The model that must run; None: the captured states are enough."""
     flops: float
+    steps: int = 0
+    """Passes of one token for each of some sequences: what is said side by side."""
 
     @property
     def title(self) -> str:

@@ -92,7 +92,7 @@ class StudyConfig(Section):
     pair: Pair = Field(description="{base: ..., tuned: ...}")
     prompts: Prompts = Field(description="{file: prompts.jsonl}, or {fit: ..., select: ..., report: ...}")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "int8", "nf4"] = "float32"
     measures: Annotated[Measures, BeforeValidator(measures_asked), AfterValidator(something_asked)] = Field(
         default_factory=lambda: Measures.model_validate({name: {} for name in MEASURES})
     )

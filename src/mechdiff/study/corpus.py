@@ -64,7 +64,7 @@ class Corpus:
         """One for each shard, the first one first."""
         models = {side: self.pair.source(side).files() for side in ("base", "tuned")}
         key = {
-            "stage": "moments", "models": cell_hash(models), "dtype": str(self.pair.dtype), "version": ENGINE_VERSION, "corpus": self.sha256,
+            "stage": "moments", "models": cell_hash(models), "dtype": self.pair.dtype, "version": ENGINE_VERSION, "corpus": self.sha256,
             "sites": [str(site) for site in self.sites], "positions": self.positions, "longest": self.longest, "shard": self.shard,
         }  # fmt: skip
         return tuple(Cell(stage="moments", key={**key, "number": i}, items=(), side=None, flops=1.0) for i in range(len(self.starts)))
@@ -107,7 +107,7 @@ class Corpus:
         shapes = [shape_of(self.pair.config(side)) for side in ("base", "tuned")]
         d = max(shape.d_model for shape in shapes)
         rows = self.shard * (self.longest if self.positions == "all" else 1)
-        weights = 1.5 * sum(shape.parameters for shape in shapes) * self.pair.dtype.itemsize
+        weights = 1.5 * sum(shape.weights_bytes(self.pair.dtype) for shape in shapes)
         return weights + len(self.sites) * (2 * 4 * rows * d + FOLDS * 3 * 8 * d * d)
 
     def texts(self, number: int) -> Iterator[Prompt]:

@@ -1,12 +1,15 @@
 """What a study will cost, before anything is loaded: the plan's cells, their floating-point operations, and this machine's speed."""
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mechdiff.engine.families import Shape
+from mechdiff.engine.models import DTYPES
 from mechdiff.engine.prompts import Prompt
 from mechdiff.engine.sites import KINDS
 from mechdiff.errors import ModelError, PromptError
@@ -32,7 +35,7 @@ class Machine:
     seconds_a_logit: float
     """Softmax and divergences, for each row and vocabulary entry."""
     bytes_a_second: float
-    """Of weights read for each token that is written one after the other."""
+    """Of weights, read for every step in which each of some sequences says one token."""
     fixed: float
     """Seconds for start, loading of small models, tables and figures."""
 
@@ -41,12 +44,11 @@ def this_machine(dtype: str) -> Machine:
     """Its rate is measured now: 60 % of a matrix product's, for attention, norms, and rows that are few in the lower blocks."""
     rate = _matrix_rate(dtype)
     name = f"this machine's measured {rate / 1e9:.0f} GFLOP/s ({dtype})"
-    return Machine(name=name, flops=0.6 * rate, seconds_a_logit=1.2e-8, bytes_a_second=8e9, fixed=20)
+    return Machine(name=name, flops=0.6 * rate, seconds_a_logit=1.2e-8, bytes_a_second=_read_rate(), fixed=20)
 
 
 _PROGRAM_BYTES = 900 << 20
 """Libraries, tables, and what the allocator keeps."""
-_HALF_PRECISION = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +63,17 @@ class Estimate:
     rate_from: str
     memory: float
     memory_one: float
+    gpu: float
+    """Of all GPUs together, with both models; captured states lie in the machine's own memory."""
+    gpu_one: float
     disk: float
     seconds: float
     skipped: tuple[dict[str, str], ...]
+
+    def gpus(self, each: float) -> tuple[int, int]:
+        """How many GPUs of `each` bytes hold both models, and one at a time: a tenth of each is left free."""
+        both, one = (math.ceil(need / (0.9 * each)) for need in (self.gpu, self.gpu_one))
+        return both, one
 
 
 def estimate(study: StudyConfig, max_rows: int | None = None, machine: Machine | None = None) -> Estimate:
@@ -74,15 +84,14 @@ def estimate(study: StudyConfig, max_rows: int | None = None, machine: Machine |
     planned, splits, tokens_from, sizes_from, vocab = _planned(study, max_rows or MAX_ROWS)
     machine = machine or this_machine(study.dtype)
     stages: dict[str, tuple[int, int, float, float]] = {}
+    one_model = planned.weights_bytes if planned.shared_weights else planned.weights_bytes / 2
     for cell in planned.cells:
         runs = int(cell.key.get("n_variants", 0)) * len(cell.items)
-        written = int(cell.key.get("continuation", 0)) * len(cell.items)
-        laws = 3 * (written + sum(item.tokens for item in cell.items)) if cell.stage == "texts" else runs
+        laws = 3 * (cell.steps * len(cell.items) + sum(item.tokens for item in cell.items)) if cell.stage == "texts" else runs
         seconds = cell.flops / machine.flops / _EFFICIENCY_OF.get(cell.stage, 1.0) + laws * vocab * machine.seconds_a_logit
-        seconds += written * planned.weights_bytes / machine.bytes_a_second
+        seconds += cell.steps * one_model / machine.bytes_a_second
         before = stages.get(cell.stage, (0, 0, 0.0, 0.0))
         stages[cell.stage] = (before[0] + 1, before[1] + runs, before[2] + cell.flops, before[3] + seconds)
-    one_model = planned.weights_bytes if planned.shared_weights else planned.weights_bytes / 2
     working = planned.pass_bytes + planned.states_bytes + one_model + _PROGRAM_BYTES  # while a model is loaded its file is mapped too
     return Estimate(
         stages=stages,
@@ -92,6 +101,8 @@ def estimate(study: StudyConfig, max_rows: int | None = None, machine: Machine |
         rate_from=f"at {machine.name}",
         memory=planned.weights_bytes + working,
         memory_one=one_model + working,
+        gpu=planned.weights_bytes + planned.pass_bytes,
+        gpu_one=one_model + planned.pass_bytes,
         disk=planned.states_bytes,
         seconds=machine.fixed + sum(entry[3] for entry in stages.values()),
         skipped=planned.skipped,
@@ -113,7 +124,7 @@ def _planned(study: StudyConfig, max_rows: int) -> tuple[Plan, dict[str, int], s
     shapes = {"base": Shape(**common, vocab=shape.vocab), "tuned": Shape(**common, vocab=shape.vocab_tuned or shape.vocab)}
     splits = read_splits(study)
     items = {split: [_guessed(p) for p in prompts] for split, prompts in splits.items()}
-    planned = plan(study, shapes, KINDS, items, max_rows=max_rows, bytes_per_weight=_HALF_PRECISION[study.dtype])
+    planned = plan(study, shapes, KINDS, items, max_rows=max_rows)
     counts = {split: len(prompts) for split, prompts in splits.items()}
     return (
         planned,
@@ -131,10 +142,20 @@ def _guessed(prompt: Prompt) -> Item:
 
 def _matrix_rate(dtype: str) -> float:
     """Floating-point operations a second of one matrix product of a block's size: what the machine gives now, in the middle of many tries."""
-    left, right = (torch.randn(512, 1536, dtype=getattr(torch, dtype)), torch.randn(1536, 1536, dtype=getattr(torch, dtype)))
+    return 2 * 512 * 1536 * 1536 / _middle(torch.randn(512, 1536, dtype=DTYPES[dtype]), torch.randn(1536, 1536, dtype=DTYPES[dtype]))
+
+
+def _read_rate() -> float:
+    """Bytes a second of a matrix that is too large for the cache, as one vector goes through it."""
+    matrix = torch.randn(8192, 4096)
+    return matrix.nbytes / _middle(matrix, torch.randn(4096, 1))
+
+
+def _middle(left: Tensor, right: Tensor) -> float:
+    """Seconds of a product, in the middle of 40."""
     tries = []
     for _ in range(40):
         started = time.perf_counter()
         left @ right
         tries.append(time.perf_counter() - started)
-    return 2 * 512 * 1536 * 1536 / statistics.median(tries)
+    return statistics.median(tries)

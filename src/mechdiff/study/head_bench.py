@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from mechdiff.engine.families import family_of
-from mechdiff.engine.models import Model
+from mechdiff.engine.changes import Change
+from mechdiff.engine.families import QUANTIZED, family_of
+from mechdiff.engine.models import DTYPES, Model, Pair
 from mechdiff.engine.projections import Layout, layout_of
+from mechdiff.engine.quantization import rounded
 from mechdiff.engine.replay import Variant
 from mechdiff.errors import ModelError
 from mechdiff.measures import games, heads
@@ -92,8 +94,7 @@ def output_of(run: Execution, side: str, layer: int) -> tuple[Float[Tensor, "hea
     def read(name: str) -> Tensor | None:
         if name not in changes:
             return None
-        change = changes.change(name)
-        return (change.base if side == "base" else change.after()).to(pair.dtype).float()
+        return _held(changes.change(name), side, pair)
 
     found = head_layout(run).output(layer, read)
     if isinstance(found, str):
@@ -102,6 +103,21 @@ def output_of(run: Execution, side: str, layer: int) -> tuple[Float[Tensor, "hea
         )
     run.outputs[side, layer] = found
     return found
+
+
+def _held(change: Change, side: str, pair: Pair) -> Tensor:
+    """One model's tensor, in float32, as the model holds it."""
+    own = change.base if side == "base" else change.after()
+    if pair.dtype not in QUANTIZED or own.ndim < 2:
+        return own.to(DTYPES[pair.dtype]).float()
+    if side == "base" or not pair.tuned.adapter:
+        return rounded(own, pair.dtype)
+    if change.tuned is not None:
+        raise ModelError(
+            f"{pair.tuned.ref}: its change of {change.name} is not two factors' product, so what it is beside a base in {pair.dtype} is not known. "
+            "Leave the measures heads and attribution out, or give float32, bfloat16 or float16."
+        )
+    return rounded(change.base, pair.dtype) + change.delta().float()
 
 
 def head_layout(run: Execution) -> Layout:

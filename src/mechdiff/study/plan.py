@@ -34,18 +34,19 @@ def plan(
     *,
     identity: str = "",
     max_rows: int = MAX_ROWS,
-    bytes_per_weight: int = 4,
     adapter: bool = False,
     touched: Sequence[tuple[int | None, str]] | None = None,
     one_vocabulary: bool = True,
+    quantized: Sequence[str] = (),
     left_out: Sequence[dict[str, str]] = (),
 ) -> Plan:
     """The cells of a study of two models of `shapes` ("base", "tuned") that have the site `kinds`.
 
     `identity` hashes the models and the dtype; `touched` are the (block, site) whose weights may have changed (default: all);
-    `one_vocabulary`: a token id means the same to both; `left_out`: what is known already not to be done (what, why).
+    `one_vocabulary`: a token id means the same to both; `quantized`: sides whose files hold quantised
+    matrices; `left_out`: what is known already not to be done (what, why).
     """
-    planner = Planner(study, shapes, kinds, splits, identity, max_rows, touched, adapter, one_vocabulary)
+    planner = Planner(study, shapes, kinds, splits, identity, max_rows, touched, adapter, one_vocabulary, quantized)
     planner.skipped += left_out
     captures = [cell for side in ("base", "tuned") for cell in _captures(planner, side)]
     checks = [_selfcheck(planner, side) for side in ("base", "tuned") if planner.wanted]
@@ -53,7 +54,7 @@ def plan(
     cells += [*_similarity(planner), *_patching(planner), *_factorial(planner)]
     cells += [*transport_cells(planner), *rank_cells(planner), *steering_cells(planner), *heads_cells(planner), *attribution_cells(planner)]
     cells += behaviour_cells(planner)
-    weights = [shape.parameters * bytes_per_weight for shape in shapes.values()]
+    weights = [shape.weights_bytes(study.dtype) for shape in shapes.values()]
     states = sum(_states_bytes(planner, cell) for cell in captures)
     return Plan(
         cells=tuple(cells),
@@ -146,7 +147,7 @@ def _texts(planner: Planner) -> Iterator[Cell]:
         shard = items[start : start + TEXTS_AT_A_TIME]
         tokens = sum(item.tokens for item in shard) + options.continuation * len(shard)
         key = planner.key(shard, stage="texts", split="report", continuation=options.continuation)
-        yield Cell(stage="texts", key=key, items=shard, side=None, flops=planner.flops(2 * tokens, 2 * tokens))
+        yield Cell(stage="texts", key=key, items=shard, side=None, flops=planner.flops(2 * tokens, 2 * tokens), steps=options.continuation)
 
 
 def _weights(planner: Planner) -> Iterator[Cell]:
@@ -174,6 +175,9 @@ def _grafting(planner: Planner) -> Iterator[Cell]:
         return
     if planner.shapes["base"] != planner.shapes["tuned"]:
         planner.skip("grafting", "the two models' tensors have different shapes: weights of one do not fit into the other")
+        return
+    if why := planner.rounded:
+        planner.skip("grafting", why)
         return
     if not planner.one_vocabulary:
         planner.skip(

@@ -19,9 +19,6 @@ SPLITS = "report", "probes"
 AT_A_TIME = 64
 """Prompts that are answered side by side."""
 
-OPENING_TOKENS = 10
-"""Tokens of an opening or an option, as far as the plan can know."""
-
 AROUND = 6
 """Edits that are open around whole runs, as far as the plan can know."""
 
@@ -67,10 +64,11 @@ def _by_length(planner: Planner, split: str) -> tuple[Item, ...]:
 def _clean(planner: Planner, items: Sequence[Item], what: dict[str, Any], options: BehaviourOptions) -> Cell:
     key = planner.key(items, stage="behaviour", told=[item.told for item in items], **what)
     said = len(items) * options.max_tokens * (1 + options.samples)
-    scored = sum(_texts(item, options, what["split"]) for item in items) * OPENING_TOKENS
+    scored = sum(_texts(item, options, what["split"]) * item.text_tokens for item in items)
     tokens = sum(item.tokens for item in items) * (2 + options.samples)
     flops = planner.flops(tokens + said + scored, said + scored)
-    return Cell(stage="behaviour", key=key, items=tuple(items), side=what["side"], flops=flops)
+    steps = options.max_tokens * (1 + options.samples)
+    return Cell(stage="behaviour", key=key, items=tuple(items), side=what["side"], flops=flops, steps=steps)
 
 
 def _texts(item: Item, options: BehaviourOptions, split: str) -> int:
@@ -161,9 +159,10 @@ def _mapped(planner: Planner, options: BehaviourOptions) -> tuple[str, ...]:
 def _made_of(planner: Planner, options: BehaviourOptions) -> dict[str, Any]:
     """What maps and steering vectors are made of."""
     measures = planner.study.measures
-    grafts = planner.shapes["base"] == planner.shapes["tuned"] and planner.one_vocabulary
-    if not grafts:
-        planner.skip("grafts while texts are scored", "the two models' tensors or tokens differ: weights of one do not fit into the other")
+    fits = planner.shapes["base"] == planner.shapes["tuned"] and planner.one_vocabulary
+    why = planner.rounded if fits else "the two models' tensors or tokens differ: weights of one do not fit into the other"
+    if why:
+        planner.skip("grafts while texts are scored", why)
     return {
         "maps": _mapped(planner, options),
         "transport": measures.transport and measures.transport.model_dump(),
@@ -171,7 +170,7 @@ def _made_of(planner: Planner, options: BehaviourOptions) -> dict[str, Any]:
         "fitted_on": prompt_hashes(planner, "fit"),
         "chosen_on": prompt_hashes(planner, "select"),
         "neutral": [item.sha256 for item in planner.splits.get("neutral", ())],
-        "grafts": grafts,
+        "grafts": not why,
     }
 
 
@@ -179,7 +178,7 @@ def _cell(planner: Planner, scored: Sequence[Item], spoken: Sequence[Item], what
     own = what["direction"] in ("base<-base", "tuned<-tuned")
     layers = [planner.shape.n_layers // 2] * N_CLOSER * len(what["maps"]) if own else [*what["layers"]] + [planner.shape.n_layers // 2] * 2
     n_closer = N_CLOSER * len(what["kinds"])
-    tokens = sum(_texts(item, options, what["split"]) for item in scored) * OPENING_TOKENS
+    tokens = sum(_texts(item, options, what["split"]) * item.text_tokens for item in scored)
     rows = 1 + sum(planner.shape.n_layers - layer for layer in layers) / planner.shape.n_layers * len(what["kinds"])
     around = (AROUND - 2) if what["direction"] == "base<-tuned" and what["grafts"] else own * 1
     read = sum(item.tokens for item in scored) + tokens
@@ -192,4 +191,5 @@ def _cell(planner: Planner, scored: Sequence[Item], spoken: Sequence[Item], what
         items=tuple(scored),
         side=what["direction"].partition("<-")[0],
         flops=planner.flops(tokens * rows + read * (1 + around) + said, tokens * (1 + runs + around) + said),
+        steps=options.max_tokens * (1 + around) * bool(spoken),
     )

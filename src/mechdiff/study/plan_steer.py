@@ -51,7 +51,8 @@ def steering_cells(planner: Planner) -> Iterator[Cell]:
         what = {"direction": "base<-base", "split": "report", "kind": kinds[0], "continuation": options.continuation} | on
         made = closer_cell(planner, items, "steered_texts", what, options, 0)
         tokens = len(items) * (SEVERAL - 1) * options.continuation + sum(item.tokens for item in items)
-        yield Cell(stage="steered_texts", key=made.key, items=items, side=None, flops=planner.flops(tokens, tokens))
+        steps = (SEVERAL - 1) * options.continuation
+        yield Cell(stage="steered_texts", key=made.key, items=items, side=None, flops=planner.flops(tokens, tokens), steps=steps)
 
 
 def _neutral(planner: Planner, options: SteeringOptions) -> tuple[Item, ...]:

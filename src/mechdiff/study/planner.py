@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mechdiff.engine.families import Shape
+from mechdiff.engine.families import QUANTIZED, Shape
 from mechdiff.engine.sites import KINDS
 from mechdiff.study.cells import Cell, Item, n_positions, shards
 from mechdiff.study.config import StudyConfig
@@ -37,16 +37,24 @@ class Planner:
         touched: Sequence[tuple[int | None, str]] | None,
         adapter: bool,
         one_vocabulary: bool,
+        quantized: Sequence[str],
     ) -> None:
         self.study, self.shape, self.shapes, self.kinds, self.splits = study, shapes["base"], shapes, kinds, splits
         self.identity, self.max_rows, self.adapter = identity, max_rows, adapter
-        self.one_vocabulary = one_vocabulary
+        self.one_vocabulary, self.quantized = one_vocabulary, quantized
         self.skipped: list[dict[str, str]] = []
         every = [(layer, site) for layer in range(self.shape.n_layers) for site in ("attn", "mlp", "norm")]
         self.touched = [(None, "embed"), *every, (None, "final_norm"), (None, "head")] if touched is None else list(touched)
         self.patching = study.measures.patching
         self.similarity = study.measures.similarity
         self.factorial = study.measures.factorial if sizes(shapes["base"]) == sizes(shapes["tuned"]) else None
+
+    @property
+    def rounded(self) -> str:
+        """Why no weights of one model are put into the other; empty where they can be."""
+        if self.study.dtype in QUANTIZED:
+            return f"the matrices are held in {self.study.dtype}, whose rounding would count as change; give float32, bfloat16 or float16"
+        return f"the files of {' and '.join(self.quantized)} hold quantised matrices, no plain numbers" if self.quantized else ""
 
     def skip(self, what: str, why: str) -> None:
         entry = {"what": what, "why": why}
@@ -89,7 +97,7 @@ class Planner:
         return {"models": self.identity, "prompts": [item.sha256 for item in items], "ids": [item.id for item in items], **what}
 
     def flops(self, tokens: float, decisions: float) -> float:
-        body = self.shape.parameters - self.shape.vocab * self.shape.d_model
+        body = self.shape.matrices
         return 2 * (body * tokens + self.shape.vocab * self.shape.d_model * decisions)
 
     def whole(self, split: str) -> tuple[Item, ...]:

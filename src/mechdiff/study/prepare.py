@@ -1,5 +1,6 @@
 """Everything that is found, read and checked before a model is loaded: files, tokenizers, prompts, and the plan."""
 
+import statistics
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import torch
 
 from mechdiff.engine.changes import open_changes
 from mechdiff.engine.families import Shape, family_of, shape_of
-from mechdiff.engine.models import Pair, open_pair
+from mechdiff.engine.models import Pair, is_quantized, open_pair
 from mechdiff.engine.prompts import SPLITS, Prompt, read_prompts, split_prompts
 from mechdiff.engine.rendering import PromptPolicy, Rendered, render, tail
 from mechdiff.engine.sites import KINDS
@@ -20,7 +21,7 @@ from mechdiff.errors import PromptError
 from mechdiff.measures.behaviour import language_of
 from mechdiff.measures.phrases import read_phrases
 from mechdiff.study.artifacts import cell_hash
-from mechdiff.study.cells import Item, Plan
+from mechdiff.study.cells import TEXT_TOKENS, Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes
 from mechdiff.study.plan import plan
 from mechdiff.study.planner import MAX_ROWS
@@ -95,7 +96,8 @@ def prepare(study: StudyConfig, options: RunOptions, *, broken: Broken = ()) -> 
         rendered[split] = {one.prompt.id: one for one in render(prompts, tokenizers["base"], tokenizers["tuned"], policy, **limits)}
     left_out = _add_native(study, rendered, tokenizers, policy, lengths)
     left_out += _without_lists(study, rendered)
-    full = _without_room(study, rendered, tokenizers, shapes)
+    behind = _behind(study, rendered, tokenizers)
+    full = _without_room(behind, rendered, shapes)
     if full:
         left_out.append(_said_of_full(full))
         rendered["probes"] = {name: one for name, one in rendered.get("probes", {}).items() if ("probes", name) not in full}
@@ -117,13 +119,13 @@ def prepare(study: StudyConfig, options: RunOptions, *, broken: Broken = ()) -> 
             study,
             shapes,
             [kind for kind in KINDS if all(kind in place for place in places)],
-            {split: _items(prompts, {name for where, name in full if where == split}) for split, prompts in rendered.items()},
+            {split: _items(split, prompts, full, behind.get("base", {})) for split, prompts in rendered.items()},
             identity=identity,
             max_rows=options.max_rows or MAX_ROWS,
-            bytes_per_weight=pair.dtype.itemsize,
             adapter=pair.tuned.adapter is not None,
             touched=open_changes(pair.base, pair.tuned).touched() if study.measures.weights or study.measures.grafting else None,
             one_vocabulary=tokens.equal,
+            quantized=[side for side, config in configs.items() if is_quantized(config)],
             left_out=left_out,
         ),
         vocabularies=vocabularies,
@@ -155,24 +157,35 @@ def _add_native(
     return []
 
 
-def _without_room(
-    study: StudyConfig, rendered: Mapping[str, Mapping[str, Rendered]], tokenizers: Mapping[str, Any], shapes: Mapping[str, Shape]
-) -> set[tuple[str, str]]:
-    """(split, prompt) of those behind which not every text that behaviour scores has room in both models' contexts."""
-    behaviour, found = study.measures.behaviour, set()
+Behind = Mapping[str, Mapping[tuple[str, str], Sequence[int]]]
+"""Side -> (split, prompt) -> tokens of each text that behaviour may score behind it."""
+
+
+def _behind(study: StudyConfig, rendered: Mapping[str, Mapping[str, Rendered]], tokenizers: Mapping[str, Any]) -> Behind:
+    behaviour = study.measures.behaviour
     if not behaviour:
-        return set()
+        return {}
     phrases, n = read_phrases(behaviour.patterns), behaviour.openings
+    found: dict[str, dict[tuple[str, str], list[int]]] = {}
     for side, tokenizer in tokenizers.items():
-        longest = cache(lambda texts, cut=tokenizer: max(len(cut(f" {text}", verbose=False)["input_ids"]) for text in texts))
+        length = cache(lambda text, cut=tokenizer: len(cut(f" {text}", verbose=False)["input_ids"]))
+        found[side] = {}
         for split in ("report", "probes"):
             for name, one in rendered.get(split, {}).items():
                 lists = phrases.get(language_of(one.prompt.text, one.prompt.meta, phrases) or "")
                 openings = (*lists.refusal_openings[:n], *lists.neutral_openings[:n]) if lists else ()
-                texts = (*openings, *one.prompt.options, "")
-                if len(getattr(one, f"ids_{side}")) + longest(texts) > shapes[side].context:
-                    found.add((split, name))
+                found[side][split, name] = [length(text) for text in (*openings, *one.prompt.options)]
     return found
+
+
+def _without_room(behind: Behind, rendered: Mapping[str, Mapping[str, Rendered]], shapes: Mapping[str, Shape]) -> set[tuple[str, str]]:
+    """(split, prompt) of those behind which not every text has room in both models' contexts."""
+    return {
+        (split, name)
+        for side, prompts in behind.items()
+        for (split, name), lengths in prompts.items()
+        if len(getattr(rendered[split][name], f"ids_{side}")) + max([1, *lengths]) > shapes[side].context
+    }
 
 
 def _without_lists(study: StudyConfig, rendered: Mapping[str, Mapping[str, Rendered]]) -> list[dict[str, str]]:
@@ -244,7 +257,9 @@ def _of_every_kind(probes: list[Prompt], n: int | None) -> list[Prompt]:
     return [probes[(2 * i + 1) * len(probes) // (2 * n)] for i in range(n)]
 
 
-def _items(prompts: Mapping[str, Rendered], full: Collection[str]) -> list[Item]:
+def _items(
+    split: str, prompts: Mapping[str, Rendered], full: Collection[tuple[str, str]], behind: Mapping[tuple[str, str], Sequence[int]]
+) -> list[Item]:
     return [
         Item(
             id=name,
@@ -252,7 +267,8 @@ def _items(prompts: Mapping[str, Rendered], full: Collection[str]) -> list[Item]
             tokens=min(len(one.ids_base), len(one.ids_tuned)),
             pairs=len(one.positions),
             tail=tail(one),
-            room=name not in full,
+            room=(split, name) not in full,
+            text_tokens=statistics.fmean(behind.get((split, name)) or [TEXT_TOKENS]),
             **told(one.prompt),
         )
         for name, one in prompts.items()

@@ -157,7 +157,7 @@ def model_bench(ref: str, *, device: str = "cpu") -> Bench:
     Memory for two copies of the model is needed.
     """
     source = resolve(ref)
-    net, tokenizer = load_net(source, dtype=torch.float32, device=torch.device(device)), load_tokenizer(source)
+    net, tokenizer = load_net(source, dtype="float32", device=torch.device(device)), load_tokenizer(source)
     shape = wrap(net, side="base", ref=ref).shape
     policy = PromptPolicy(policy="same_text" if tokenizer.chat_template else "raw")
     asked = read_prompts(NEUTRAL)[:N_PROMPTS]

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from mechdiff.audit.recompute import LOGITS_APART, RECOMPUTE, Not, answers
+from mechdiff.audit.rerun import Rerun
 from mechdiff.errors import RunError
 from mechdiff.rows import COLUMNS
 from mechdiff.study.artifacts import read_rows
-from mechdiff.verify.recompute import RECOMPUTE, Not, answers
-from mechdiff.verify.rerun import Rerun
 
 ROWS = 200
 TRIES = 6
@@ -166,7 +166,7 @@ def tolerance(row: dict[str, Any], value: float, floor: float) -> float:
     if metric in ("cka", "cka_biased", "cka_without_prompt", "procrustes_distance"):
         return RELATIVE * max(1.0, size)
     if metric.endswith("_logits") or metric == "logit_diff_divergent":
-        return 20 * r * (4 if row["measure"] in ("factorial", "attribution") else 1) + RELATIVE * size
+        return LOGITS_APART * r * (4 if row["measure"] in ("factorial", "attribution") else 1) + RELATIVE * size
     if metric.endswith("_nats") or metric.startswith("bits_per_byte"):
         several = 4 if row["measure"] == "factorial" else 1
         total = size + (row["value"] if math.isfinite(row["value"]) and row["value"] > 0 else 0.0)

@@ -13,9 +13,13 @@ from typer.testing import CliRunner
 
 import mechdiff
 from mechdiff import cli
+from mechdiff.audit.recompute import RECOMPUTE, Not
+from mechdiff.audit.rerun import Rerun
+from mechdiff.audit.verification import Verification, distance, same, sample, tolerance, verify
 from mechdiff.errors import RunError
+from mechdiff.rows import COLUMNS
+from mechdiff.study.artifacts import read_rows
 from mechdiff.study.disk import sha256
-from mechdiff.verify.verification import Verification, distance, same, sample, tolerance, verify
 
 MEASURES: list[Any] = [
     {"divergence": {"continuation": 3}},
@@ -72,6 +76,23 @@ def test_a_run_verifies(found: Verification) -> None:
     assert all(n >= 15 for measure, n in taken.items() if measure not in ("rank", "behaviour", "steering", "weights"))
     assert min(taken["weights"], taken["steering"]) >= 5
     assert len(found.answers) > 4
+
+
+def test_a_row_of_every_kind_is_recomputed_or_said_not_to_be(made: Path) -> None:
+    rows = read_rows(made / "run").with_columns(
+        *(pl.col(name).str.replace_all(r"\d+", "#").alias(f"{name}_kind") for name in ("unit", "control")),
+        *(pl.col(name).is_null().alias(f"no_{name}") for name in ("layer", "rank", "strength")),
+    )
+    kind = ["measure", "direction", "site", "arm", "metric", "unit_kind", "control_kind", "no_layer", "no_rank", "no_strength"]
+    run, recomputed = Rerun(made / "run"), 0
+    for row in rows.group_by(kind, maintain_order=True).first().select(COLUMNS).iter_rows(named=True):
+        try:
+            again = RECOMPUTE[row["measure"]](run, row)
+        except Not:
+            continue
+        assert same(row["value"], again, tolerance(row, again, run.floor)), row
+        recomputed += 1
+    assert recomputed > 300
 
 
 def test_every_way_to_write_is_among_what_was_recomputed(found: Verification) -> None:

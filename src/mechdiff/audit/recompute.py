@@ -5,22 +5,22 @@ fit that was not kept).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mechdiff.audit import whole
+from mechdiff.audit.rerun import WINDOW, Rerun
+from mechdiff.audit.whole import Put
 from mechdiff.engine.models import Model
 from mechdiff.engine.sites import Site
 from mechdiff.engine.speech import stop_ids
 from mechdiff.engine.units import Unit, parts
 from mechdiff.measures.maps import load_map
 from mechdiff.measures.vectors import load_vector
-from mechdiff.verify import whole
-from mechdiff.verify.rerun import WINDOW, Rerun
-from mechdiff.verify.whole import Put
 
 Row = dict[str, Any]
 LAW_METRICS = ("kl_own_nats", "kl_other_nats", "js_own_nats", "top1_same", "logit_diff_divergent")
@@ -290,6 +290,12 @@ def players(run: Rerun, row: Row) -> list[tuple[int, int | None]]:
     unit, layer, shape = row["unit"], row["layer"], run.nets["base"].shape
     if row["site"] == "mlp_out":
         return [(layer, None)]
+    if layer is None and unit == "all":  # the whole network: its heads, or (of no one site) its MLPs too
+        options, mlps = run.prepared.study.measures.heads, [None] if row["site"] is None else []
+        assert options
+        return [(block, one) for block in options.layer_numbers(shape.n_layers) for one in (*range(shape.n_heads), *mlps)]
+    if unit is None:
+        raise Not("random sets across the network are draws")
     if layer is None:
         named = [one[1:].partition(".") for one in unit.split("+")]
         return [(int(block), None if rest == "mlp" else int(rest.removeprefix("head "))) for block, _, rest in named]
@@ -533,8 +539,15 @@ RECOMPUTE: dict[str, Callable[[Rerun, Row], float]] = {
 }
 
 
+LOGITS_APART = 20
+"""Logits may be so many times sqrt(2 floor) apart."""
+
+
 def answers(run: Rerun) -> list[tuple[str, str, str, str]]:
-    """(prompt, side, recorded, generated again) of the answers that the record holds: transformers' own greedy generation, one prompt at a time."""
+    """(prompt, side, recorded, generated again) of the answers that the record holds: transformers' own greedy generation, one prompt at a time.
+
+    One that parts from the recorded answer at a token whose lead over the next is within rounding counts as the recorded one.
+    """
     found = []
     record = run.manifest.get("behaviour") or {}
     for one in record.get("texts", []):
@@ -543,10 +556,29 @@ def answers(run: Rerun) -> list[tuple[str, str, str, str]]:
             with run.model(side) as model:
                 ids = torch.tensor([run.ids(side, one["split"] or "probes", one["prompt"])], device=model.device)
                 net: Any = model.net
-                said = net.generate(
-                    ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=record["max_tokens"], num_beams=1,
-                    eos_token_id=sorted(_ends(run, model)), pad_token_id=0,
-                )[0, ids.shape[1] :].tolist()  # fmt: skip
+                made = net.generate(
+                    ids, attention_mask=torch.ones_like(ids), do_sample=False, num_beams=1,
+                    max_new_tokens=min(record["max_tokens"], model.shape.context - ids.shape[1]),
+                    eos_token_id=sorted(_ends(run, model)), pad_token_id=0, return_dict_in_generate=True, output_logits=True,
+                )  # fmt: skip
+                said = made.sequences[0, ids.shape[1] :].tolist()
                 kept = said[: next((i for i, token in enumerate(said) if token in _ends(run, model)), len(said))]
-                found.append((one["prompt"], side, one[side], str(tokenizer.decode(kept, skip_special_tokens=True))))
+                again = str(tokenizer.decode(kept, skip_special_tokens=True))
+                texts = (
+                    [str(tokenizer.decode(kept[:n], skip_special_tokens=True)) for n in range(1, len(kept) + 1)]
+                    if again != one[side]
+                    else []
+                )
+                leads = [made.logits[i][0].float().topk(2).values for i in parting(one[side], texts) if i < len(made.logits)]
+                eps = 4 * torch.finfo(model.dtype).eps
+                tied = any(first - second <= LOGITS_APART * math.sqrt(2 * run.floor) + eps * first.abs() for first, second in leads)
+                found.append((one["prompt"], side, one[side], one[side] if tied else again))
     return found
+
+
+def parting(recorded: str, texts: Sequence[str]) -> range:
+    """The tokens one of which is the first that another text does not share with the recorded one; several, because a character may be spread over
+    tokens. `texts` are that other one after each of its tokens."""
+    strictly = next((i for i, text in enumerate(texts) if not recorded.startswith(text)), len(texts))
+    surely = next((i for i, text in enumerate(texts) if not recorded.startswith(text.rstrip("\N{REPLACEMENT CHARACTER}"))), len(texts))
+    return range(strictly, surely + 1) if texts else range(0)

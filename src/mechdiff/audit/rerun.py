@@ -9,7 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from mechdiff.audit import whole
+from mechdiff.engine.families import QUANTIZED
 from mechdiff.engine.models import SIDES, Model, Side, attach_adapter, load_net, wrap
+from mechdiff.engine.quantization import held_matrix
 from mechdiff.engine.sites import Site
 from mechdiff.measures.patching import donors
 from mechdiff.study.artifacts import read_manifest
@@ -17,7 +20,6 @@ from mechdiff.study.config import RunOptions, make_study
 from mechdiff.study.disk import sha256
 from mechdiff.study.execution import positions
 from mechdiff.study.prepare import Prepared, prepare
-from mechdiff.verify import whole
 
 WINDOW = 8
 """Last positions of each prompt whose states are kept."""
@@ -141,7 +143,8 @@ class Rerun:
         found: dict[str, Model] = {}
         for side in SIDES:
             source = pair.source(side)
-            net = load_net(source, dtype=pair.dtype, device=pair.device)
+            dtype = "float32" if pair.dtype in QUANTIZED else pair.dtype  # the files' weights, not as they are rounded
+            net = load_net(source, dtype=dtype, device=pair.device)
             if source.adapter:
                 adapted: Any = attach_adapter(net, source.adapter)
                 net = adapted.merge_and_unload()
@@ -149,10 +152,17 @@ class Rerun:
         return found
 
     def output(self, side: str, layer: int) -> Tensor:
-        """W_O by head, `[head, d_head, d]`."""
-        model = self.nets[side]
-        stored = model.place(Site(layer, "attn_proj"))[0].get_parameter("weight")
-        weight = stored.T if model.family.conv1d else stored
+        """W_O by head, `[head, d_head, d]`: of a rounded model as its layer holds it, an adapter's change beside it."""
+        if self.prepared.pair.dtype not in QUANTIZED:
+            model = self.nets[side]
+            stored = model.place(Site(layer, "attn_proj"))[0].get_parameter("weight")
+            weight = stored.T if model.family.conv1d else stored
+        else:
+            with self.model(side) as model:
+                module: Any = model.place(Site(layer, "attn_proj"))[0]
+                weight = held_matrix(getattr(module, "base_layer", module)).float()
+                if side == "tuned" and hasattr(module, "get_delta_weight"):
+                    weight = weight + module.get_delta_weight("default").float()
         return weight.reshape(len(weight), model.shape.n_heads, -1).permute(1, 2, 0)
 
 

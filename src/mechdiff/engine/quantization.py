@@ -1,0 +1,86 @@
+"""Models whose matrices are held in 8 or 4 bits, by bitsandbytes: `dtype: int8` and `dtype: nf4` of a study.
+
+int8 keeps each row of a matrix as whole numbers of its largest entry's 127th part, and rounds what enters it in the same way, but for columns
+with outliers (LLM.int8: Dettmers et al. 2022, arXiv:2208.07339). nf4 keeps 64 entries at a time as one of 16 quantiles of a normal law, and computes
+in bfloat16 (QLoRA: Dettmers et al. 2023, arXiv:2305.14314). Only linear layers of the blocks are held so: embedding, unembedding, norms and the
+factors of an adapter stay bfloat16, and so do all states.
+
+Such a model is another model than its files say: what it computes with are the *rounded* matrices. Measures that read a matrix beside states
+(heads) read it rounded; `weights` compares what the files say; grafting is not done, because one block's rounding would count as its change.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mechdiff.errors import ModelError
+
+
+def quantizing(dtype: str, device: torch.device | None) -> dict[str, Any]:
+    """Arguments of `from_pretrained`; `device` None: split over all. ModelError where bitsandbytes is not installed."""
+    from transformers import BitsAndBytesConfig
+
+    _library(dtype)
+    if dtype == "int8":
+        how = BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=device is None)
+    else:
+        how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return {"quantization_config": how, **({"device_map": {"": device}} if device else {})}
+
+
+def keep_rounding(net: nn.Module) -> None:
+    """On some processors nf4's layers round their scales once more at their first pass, and fail where a matrix is small: not here."""
+    layers: Any = net.modules()
+    for layer in layers:
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
+def rounded(matrix: Float[Tensor, "d_out d_in"], dtype: str) -> Float[Tensor, "d_out d_in"]:
+    """What a linear layer's matrix is once it is held so, in float32."""
+    functional, held = _library(dtype).functional, matrix.to(torch.bfloat16).contiguous()
+    if dtype == "int8":
+        whole, largest, _ = functional.int8_vectorwise_quant(held.half())
+        return functional.int8_vectorwise_dequant(whole, largest).float()
+    codes, state = functional.quantize_4bit(held, blocksize=64, quant_type="nf4")
+    return functional.dequantize_4bit(codes, state).float()
+
+
+def held_matrix(layer: nn.Module) -> Float[Tensor, "d_out d_in"]:
+    """The matrix that a layer computes with: its parameter, or what that stands for."""
+    weight: Any = layer.weight
+    if hasattr(weight, "quant_state"):
+        return _library("nf4").functional.dequantize_4bit(weight, weight.quant_state)
+    if hasattr(weight, "SCB"):
+        state: Any = layer.state
+        scales = state.SCB if weight.SCB is None else weight.SCB  # the first pass moves them
+        return _library("int8").functional.int8_vectorwise_dequant(weight.data, scales)
+    return weight
+
+
+def held_shape(layer: nn.Module) -> tuple[int, ...]:
+    """The shape of its matrix, which four bits a number are packed into a column for."""
+    weight: Any = layer.weight
+    return tuple(weight.quant_state.shape if hasattr(weight, "quant_state") else weight.shape)
+
+
+def drop(net: nn.Module) -> None:
+    """Frees a network's weights, which cannot be moved to the meta device; it cannot be used afterwards."""
+    for module in net.modules():
+        module._parameters.clear()
+        vars(module).pop("state", None)
+
+
+def _library(dtype: str) -> Any:
+    for said in ("autograd._functions", "backends.cpu.ops"):  # that int8 reads float16, and that other kernels could be fetched from a hub
+        logging.getLogger(f"bitsandbytes.{said}").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ModelError(
+            f"dtype {dtype}: bitsandbytes is not installed. pip install 'mechdiff[quantization]', or take float32, bfloat16 or float16."
+        ) from error
+    return bitsandbytes
