@@ -26,6 +26,7 @@ PAGE, FOUND = ROOT / "docs" / "SCALE.md", ROOT / "benchmarks" / "scale.json"
 H100 = Machine(name="one 80 GB H100 in bfloat16", flops=0.4 * 989e12, seconds_a_logit=50 / 3.35e12, bytes_a_second=0.7 * 3.35e12, fixed=60)
 """40 % of the data sheet's dense rate; 50 bytes moved for a logit (three laws in float32, centred sums) at 3.35 TB/s; weights at 70 % of that."""
 BIG = {"n_layers": 80, "d_model": 8192, "n_heads": 64, "n_kv_heads": 8, "d_mlp": 28672, "vocab": 128256}
+GIB = 2**30
 WITHIN = 0.30
 STUDIES: dict[str, list[Any]] = {
     "where": ["divergence", "similarity", {"patching": {"sites": ["resid_post", "attn_out", "mlp_out"]}}],
@@ -59,14 +60,22 @@ def measured() -> list[dict[str, Any]]:
     return found
 
 
-def on_paper(shape: dict[str, Any] | None) -> tuple[StudyConfig, Estimate]:
-    """The eight-billion study that ships, or the same of another shape, on one H100."""
+def on_paper(shape: dict[str, Any] | None = None, dtype: str = "bfloat16") -> Estimate:
+    """The eight-billion study that ships, or the same of another shape or dtype, on one H100."""
     study, _ = load_study(ROOT / "studies" / "llama31_base_openmath2.yaml")
-    if shape:
-        study = make_study(
-            {**study.model_dump(mode="json", exclude_defaults=True), "pair": {**study.pair.model_dump(mode="json"), "shape": shape}}
-        )
-    return study, estimate(study, machine=H100)
+    said = study.model_dump(mode="json", exclude_defaults=True) | {"dtype": dtype}
+    pair = study.pair.model_dump(mode="json")
+    return estimate(make_study({**said, "pair": {**pair, "shape": shape or pair["shape"]}}), machine=H100)
+
+
+def memory_of(shape: dict[str, Any] | None) -> list[str]:
+    """GPU memory by dtype, and how many GPUs hold it."""
+    rows = ["| dtype | both models, GiB | GPUs of 80 GiB | one at a time, GiB | GPUs of 80 GiB |", "|---|---|---|---|---|"]
+    for dtype in ("bfloat16", "int8", "nf4"):
+        found = on_paper(shape, dtype)
+        both, one = found.gpus(80 << 30)
+        rows.append(f"| {dtype} | {found.gpu / GIB:.0f} | {both} | {found.gpu_one / GIB:.0f} | {one} |")
+    return rows
 
 
 def lines_of(found: Estimate) -> list[str]:
@@ -79,8 +88,8 @@ def lines_of(found: Estimate) -> list[str]:
 
 def page(runs: list[dict[str, Any]]) -> str:
     """docs/SCALE.md."""
-    (_, eight), (_, seventy) = on_paper(None), on_paper(BIG)
-    gib, hours = 2**30, eight.seconds / 3600
+    eight, seventy, hours = on_paper(), on_paper(BIG), on_paper().seconds / 3600
+    workers = 8 // seventy.gpus(80 << 30)[1]
     table = [f"| {one['name']} | {one['planned']:.0f} | {one['took']:.0f} | {one['planned'] / one['took'] - 1:+.0%} |" for one in runs]
     return "\n".join([
         "# From one laptop to a cluster",
@@ -92,18 +101,22 @@ def page(runs: list[dict[str, Any]]) -> str:
         "",
         "## An 8B pair on one 80 GB GPU",
         "",
-        "`studies/llama31_base_openmath2.yaml`, in bfloat16: both models, states and the largest pass take",
-        f"{eight.memory / gib:.0f} GiB of 80; one model at a time {eight.memory_one / gib:.0f}. Captured states on disk: {eight.disk / gib:.1f} GiB.",
-        f"{eight.seconds / 60:,.1f} minutes of GPU.",
+        f"`studies/llama31_base_openmath2.yaml`, in bfloat16: {eight.seconds / 60:,.1f} minutes of GPU. Captured states, {eight.disk / GIB:.1f} GiB, lie in the",
+        "machine's own memory and on disk. Of the GPU's memory weights and the largest pass take",
+        "",
+        *memory_of(None),
         "",
         *lines_of(eight),
         "",
         "## A 70B pair on eight",
         "",
-        f"The same study with 80 blocks of width 8,192: {seventy.memory / gib:.0f} GiB with both models in memory, {seventy.memory_one / gib:.0f} with one, of 640.",
-        "`--device split` puts blocks on one GPU after the other, so one computes at a time:",
-        f"{seventy.seconds / 60:,.0f} minutes. With one model at a time a worker needs four of them, so `--ray auto --gpus-per-worker 4 --memory one`",
-        f"has two workers and takes half, {seventy.seconds / 120:,.0f} minutes. (Splitting was tried over memory and disk, with the same bits; not over GPUs.)",
+        "The same study with 80 blocks of width 8,192. `--device split` puts blocks on one GPU after the other, so one computes at a time:",
+        f"{seventy.seconds / 60:,.0f} minutes. With one model at a time a worker needs {seventy.gpus(80 << 30)[1]} of the eight, so `--ray auto --memory one --gpus-per-worker {8 // workers}`",
+        f"has {workers} workers and takes {seventy.seconds / 60 / workers:,.0f} minutes. (Splitting was tried over memory and disk, with the same bits; not over GPUs.)",
+        "",
+        *memory_of(BIG),
+        "",
+        "A rounded model (int8, nf4) is another model than its files say, and is not grafted: `mechdiff plan` says so.",
         "",
         *lines_of(seventy),
         "",
@@ -111,12 +124,11 @@ def page(runs: list[dict[str, Any]]) -> str:
         "",
         "`mechdiff run STUDIES/*.yaml --ray ADDRESS --gpus-per-worker 1 --workers 1 --at-once 100` on 100 GPUs:",
         f"1,000 × {hours:.3f} h / 100 = {10 * hours:,.1f} hours, and 32 GB of weights to load for each (at 2 GB/s {1000 * 16 / 100 / 60:.0f} minutes of the whole).",
-        f"States, if kept: {1000 * eight.disk / gib / 1024:.1f} TiB; put `--cells` where there is room.",
+        f"States, if kept: {1000 * eight.disk / GIB / 1024:.1f} TiB; put `--cells` where there is room.",
         "",
         "## The plan against runs here",
         "",
-        "SmolLM2-135M and the embedded Kazakh fine-tune, two cores, from a cold start to the page, in seconds. Answers that are written token by token",
-        "(behaviour) take longer than foretold: the model counts weights that are read, not what each step costs around them.",
+        "SmolLM2-135M and the embedded Kazakh fine-tune, two cores, from a cold start to the page, in seconds.",
         "",
         "| study | planned | took | apart |",
         "|---|---|---|---|",
