@@ -177,10 +177,11 @@ def moments(
             from mechdiff.study.on_ray import corpus_task, workers_for
 
             crew = stack.enter_context(workers_for(corpus_task(read, given), folder, options.ray, options, read.bytes))
-        missing = [cell for cell in read.cells if not folder.has(cell.key)]
-        for cells in (missing[:1], missing[1:]) if missing[:1] == [read.cells[0]] else (missing,):  # the first gives the centre
-            for _ in crew.compute(cells, lambda cell: None):
-                progress("shards", sum(folder.has(cell.key) for cell in read.cells) / len(read.cells))
+        done, shards = sum(folder.has(cell.key) for cell in read.cells), read.levels[0]
+        for cells in (shards[:1], shards[1:], *read.levels[1:]):  # the first shard gives the centre
+            for _ in crew.compute([cell for cell in cells if not folder.has(cell.key)], lambda cell: None):
+                done += 1
+                progress(cells[0].stage, done / len(read.cells))
         return write(read, folder, out)
 
 

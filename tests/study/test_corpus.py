@@ -16,6 +16,7 @@ from mechdiff.errors import MechdiffError
 from mechdiff.measures import similarity
 from mechdiff.measures.maps import Map
 from mechdiff.measures.moments import SUMS, Moments
+from mechdiff.study import corpus as corpora
 from mechdiff.study.config import RunOptions
 
 SITES = ["L1.attn_out", "L2.resid_post"]
@@ -54,7 +55,10 @@ def rows(pair: Path, corpus: Path, site: str, *, last: bool = False) -> tuple[Te
 
 
 @pytest.mark.parametrize("positions", ["all", "last"])
-def test_sums_say_what_all_states_at_once_say(pair: Path, corpus: Path, tmp_path: Path, positions: str) -> None:
+def test_sums_say_what_all_states_at_once_say(
+    pair: Path, corpus: Path, tmp_path: Path, positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "MERGED", 3)  # four shards, three of them and the last, both
     found = sums(pair, corpus, tmp_path / "out", positions=positions)
     assert json.loads((tmp_path / "out" / "moments.json").read_text()) == found
     assert found["shards"] == 4
@@ -89,8 +93,13 @@ def test_a_corpus_that_was_interrupted_goes_on(pair: Path, corpus: Path, tmp_pat
 
 def test_workers_on_ray_give_the_same_bits(pair: Path, corpus: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    alone = sums(pair, corpus, tmp_path / "alone")
-    assert sums(pair, corpus, tmp_path / "ray", ray="local", workers=2) == alone
+    alone = sums(pair, corpus, tmp_path / "alone", shard=2)
+    assert sums(pair, corpus, tmp_path / "ray", shard=2, ray="local", workers=2) == alone
+    log = (tmp_path / "ray" / "log.txt").read_text()
+    merges = [line for line in log.splitlines() if 'cell="shards ' in line]
+    assert [line.split('"')[1] for line in sorted(merges)][-1] == "shards 0 to 29"
+    assert all(" worker=" in line for line in merges)
+    assert len(merges) == 3  # thirty shards: sixteen, fourteen, and both
     for site in SITES:
         one, other = (Moments.load(tmp_path / place / f"{site}.safetensors")[0] for place in ("ray", "alone"))
         assert one.n == other.n

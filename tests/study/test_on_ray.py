@@ -164,9 +164,7 @@ def test_cells_may_lie_under_a_url(cluster: Cluster, study: StudyConfig, alone: 
 
 def test_a_worker_with_other_code_is_refused(cluster: Cluster, study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_ray, "code_hash", lambda: "0" * 64)
-    with pytest.raises(
-        RunError, match=r"not what this run is \(mechdiff: [0-9a-f]{12} there, 000000000000 here\). Install the same mechdiff"
-    ):
+    with pytest.raises(RunError, match=r"not what this run is \(code: [0-9a-f]{12} there, 000000000000 here\). Install the same mechdiff"):
         run(study, tmp_path / "run", ray="auto", threads=1, workers=1)
 
 

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from mechdiff.errors import ModelError
 
+for said in ("autograd._functions", "backends.cpu.ops"):  # that int8 reads float16, and (to whoever loads peft) of kernels on a hub
+    logging.getLogger(f"bitsandbytes.{said}").setLevel(logging.ERROR)
+
 
 def quantizing(dtype: str, device: torch.device | None) -> dict[str, Any]:
     """Arguments of `from_pretrained`; `device` None: split over all. ModelError where bitsandbytes is not installed."""
@@ -75,8 +78,6 @@ def drop(net: nn.Module) -> None:
 
 
 def _library(dtype: str) -> Any:
-    for said in ("autograd._functions", "backends.cpu.ops"):  # that int8 reads float16, and that other kernels could be fetched from a hub
-        logging.getLogger(f"bitsandbytes.{said}").setLevel(logging.ERROR)
     try:
         import bitsandbytes
     except ImportError as error:

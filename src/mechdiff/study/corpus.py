@@ -2,7 +2,8 @@
 
 A shard is so many lines of a JSON Lines file. Both models read its texts, bare; the states at tokens where both have read the same bytes (but the
 first, whose state is another kind of thing) go into the sums of measures/moments.py, those of a text into one of FOLDS folds. A shard's sums are a
-cell: stored once, whole or not at all, found again by the next command. The centre that all shards share is the mean over the first one.
+cell: stored once, whole or not at all, found again by the next command. The centre that all shards share is the mean over the first one. Then cells
+that are neighbours are merged, MERGED to one, and these again, until one holds all: each merge is a cell too, and any process may compute it.
 """
 
 import hashlib
@@ -31,6 +32,8 @@ from mechdiff.study.cells import Cell
 from mechdiff.study.prepare import ENGINE_VERSION
 
 FOLDS = 5
+MERGED = 16
+"""Cells whose sums go into one of the next level."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +63,29 @@ class Corpus:
                     raise StudyError(f"--sites {site}: the {side} model has blocks 0 to {n_layers - 1} and the kinds {', '.join(there)}.")
 
     @cached_property
-    def cells(self) -> tuple[Cell, ...]:
-        """One for each shard, the first one first."""
+    def levels(self) -> tuple[tuple[Cell, ...], ...]:
+        """A cell for each shard, the first one first; then the merges, level by level, up to one."""
         models = {side: self.pair.source(side).files() for side in ("base", "tuned")}
         key = {
             "stage": "moments", "models": cell_hash(models), "dtype": self.pair.dtype, "version": ENGINE_VERSION, "corpus": self.sha256,
             "sites": [str(site) for site in self.sites], "positions": self.positions, "longest": self.longest, "shard": self.shard,
         }  # fmt: skip
-        return tuple(Cell(stage="moments", key={**key, "number": i}, items=(), side=None, flops=1.0) for i in range(len(self.starts)))
+        levels, width = [[{**key, "number": i} for i in range(len(self.starts))]], 1
+        while len(levels[-1]) > 1:
+            width *= MERGED
+            starts = range(0, len(self.starts), width)
+            levels.append([{**key, "stage": "merged", "first": i, "last": min(i + width, len(self.starts)) - 1} for i in starts])
+        return tuple(tuple(Cell(stage=str(k["stage"]), key=k, items=(), side=None, flops=1.0) for k in level) for level in levels)
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return tuple(cell for level in self.levels for cell in level)
+
+    def below(self, cell: Cell) -> tuple[Cell, ...]:
+        """The cells that are merged into one."""
+        number = next(i for i, level in enumerate(self.levels) if any(one.key == cell.key for one in level))
+        place = next(i for i, one in enumerate(self.levels[number]) if one.key == cell.key)
+        return self.levels[number - 1][place * MERGED : (place + 1) * MERGED]
 
     @cached_property
     def sha256(self) -> str:
@@ -154,21 +172,45 @@ def open_corpus(
     return Corpus(pair=pair, path=Path(path), sites=named, positions=positions, longest=longest, shard=shard)
 
 
-def compute_shard(corpus: Corpus, folder: RunFolder, cell: Cell) -> None:
-    """Sums one shard at every site and puts them into the store. All but the first need the first one's centre."""
+def compute_sums(corpus: Corpus, folder: RunFolder, cell: Cell) -> None:
+    """Puts the sums of a shard, or of cells that are there, into the store."""
+    if cell.stage == "merged":
+        tensors, name = _merge(corpus, folder, corpus.below(cell)), f"shards {cell.key['first']} to {cell.key['last']}"
+    else:
+        tensors, name = _sum(corpus, folder, cell), f"shard {cell.key['number']}"
+    folder.store(cell.key, empty(), tensors)
+    folder.log("computed", cell=name, name=cell_hash(cell.key)[:12])
+
+
+def _sum(corpus: Corpus, folder: RunFolder, cell: Cell) -> dict[str, np.ndarray]:
+    """One shard at every site. All but the first need the first one's centre."""
     number = cell.key["number"]
-    first = None if number == 0 else folder.load(corpus.cells[0].key).tensors
+    first = None if number == 0 else folder.load(corpus.levels[0][0].key).tensors
     tensors: dict[str, np.ndarray] = {}
     for site, pairs in corpus.states(number).items():
         base, tuned = (torch.cat([one[which] for one in pairs]).double() for which in (0, 1))
         centre = (base.mean(0), tuned.mean(0)) if first is None else tuple(torch.from_numpy(first[f"{site}/centre_{w}"]) for w in "xy")
-        tensors |= {f"{site}/centre_{w}": point.numpy() for w, point in zip("xy", centre, strict=True)}
         folds = torch.cat([torch.full((len(one[0]),), corpus.fold(number, text)) for text, one in enumerate(pairs)])
         for fold in range(FOLDS):
-            made = Moments.of(base[folds == fold], tuned[folds == fold], centre)  # type: ignore[arg-type]
-            tensors |= {f"{site}/{fold}/{name}": getattr(made, name).numpy() for name in SUMS} | {f"{site}/{fold}/n": np.array(made.n)}
-    folder.store(cell.key, empty(), tensors)
-    folder.log("computed", cell=f"shard {number}", name=cell_hash(cell.key)[:12])
+            tensors |= _stored(Moments.of(base[folds == fold], tuned[folds == fold], centre), site, fold)  # type: ignore[arg-type]
+    return tensors
+
+
+def _merge(corpus: Corpus, folder: RunFolder, cells: Sequence[Cell]) -> dict[str, np.ndarray]:
+    """At every site, a cell at a time in memory beside the sum."""
+    tensors: dict[str, np.ndarray] = {}
+    for site in corpus.sites:
+        sums = folds_of(folder, cells[0], site)
+        for cell in cells[1:]:
+            sums = [one + other for one, other in zip(sums, folds_of(folder, cell, site), strict=True)]
+        for fold, one in enumerate(sums):
+            tensors |= _stored(one, site, fold)
+    return tensors
+
+
+def _stored(sums: Moments, site: Site, fold: int) -> dict[str, np.ndarray]:
+    centre = {f"{site}/centre_{w}": getattr(sums, f"centre_{w}").numpy() for w in "xy"}
+    return centre | {f"{site}/{fold}/{name}": getattr(sums, name).numpy() for name in SUMS} | {f"{site}/{fold}/n": np.array(sums.n)}
 
 
 @dataclass
@@ -181,23 +223,18 @@ class Here:
     def compute(self, cells: Sequence[Cell], started: Callable[[Cell], None]) -> Iterator[Cell]:
         for cell in cells:
             started(cell)
-            compute_shard(self.corpus, self.folder, cell)
+            compute_sums(self.corpus, self.folder, cell)
             yield cell
 
 
-def folds_of(folder: RunFolder, cells: Sequence[Cell], site: Site) -> list[Moments]:
-    """The sums of all shards at a site, by fold: neighbours are merged as they come, so that a few are in memory at a time."""
-    towers: list[list[tuple[int, Moments]]] = [[] for _ in range(FOLDS)]
-    for cell in cells:
-        held = folder.load(cell.key).tensors
-        for fold, tower in enumerate(towers):
-            sums = {name: torch.from_numpy(held[f"{site}/{fold}/{name}"]) for name in SUMS}
-            centres = {f"centre_{w}": torch.from_numpy(held[f"{site}/centre_{w}"]) for w in "xy"}
-            tower.append((1, Moments(n=int(held[f"{site}/{fold}/n"]), **sums, **centres)))
-            while len(tower) > 1 and tower[-1][0] == tower[-2][0]:
-                (size, one), (_, other) = tower.pop(-2), tower.pop()
-                tower.append((2 * size, one + other))
-    return [merged([one for _, one in tower]) for tower in towers]
+def folds_of(folder: RunFolder, cell: Cell, site: Site) -> list[Moments]:
+    """A cell's sums at a site, by fold."""
+    held = folder.load(cell.key).tensors
+    centres = {f"centre_{w}": torch.from_numpy(held[f"{site}/centre_{w}"]) for w in "xy"}
+    return [
+        Moments(n=int(held[f"{site}/{fold}/n"]), **{name: torch.from_numpy(held[f"{site}/{fold}/{name}"]) for name in SUMS}, **centres)
+        for fold in range(FOLDS)
+    ]
 
 
 def says(folds: Sequence[Moments]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -226,14 +263,14 @@ def write(corpus: Corpus, folder: RunFolder, out: Path) -> dict[str, Any]:
     """moments.json and, by site, the sums, the maps and the mean difference; returns the record."""
     sites = {}
     for site in corpus.sites:
-        folds = folds_of(folder, corpus.cells, site)
+        folds = folds_of(folder, corpus.levels[-1][0], site)
         sites[str(site)], maps = says(folds)
         merged(folds).save(out / f"{site}.safetensors", site=str(site))
         for name, one in maps.items():
             one.save(out / f"{site}.{name}.base_to_tuned.safetensors", site=str(site), direction="base_to_tuned")
     record = {
         "base": corpus.pair.base.ref, "tuned": corpus.pair.tuned.ref, "corpus": str(corpus.path), "corpus_sha256": corpus.sha256,
-        "positions": corpus.positions, "longest": corpus.longest, "folds": FOLDS, "shards": len(corpus.cells), "sites": sites,
+        "positions": corpus.positions, "longest": corpus.longest, "folds": FOLDS, "shards": len(corpus.levels[0]), "sites": sites,
     }  # fmt: skip
     (out / "moments.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record

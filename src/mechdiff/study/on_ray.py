@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from mechdiff.errors import MechdiffError, RunError
 from mechdiff.study.artifacts import RunFolder, cell_hash
 from mechdiff.study.cells import Cell
 from mechdiff.study.config import RunOptions, StudyConfig
-from mechdiff.study.corpus import Corpus, compute_shard, open_corpus
+from mechdiff.study.corpus import Corpus, compute_sums, open_corpus
 from mechdiff.study.execution import Execution
 from mechdiff.study.prepare import Prepared, prepare
+from mechdiff.study.record import versions
 from mechdiff.study.run import compute_cell
 
 IN_FLIGHT = 2
@@ -46,12 +46,6 @@ def code_hash() -> str:
     return found.hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Code and packages, which must be the same in every process."""
-    names = ("torch", "transformers", "numpy", "peft", "tokenizers")
-    return {"mechdiff": code_hash(), "python": platform.python_version(), **{name: version(name) for name in names}}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What every process of a run does: which cells there are, and how one is computed."""
@@ -66,7 +60,7 @@ class Task:
 
     def fingerprint(self) -> dict[str, str]:
         plan = hashlib.sha256("".join(cell_hash(cell.key) for cell in self.cells).encode()).hexdigest()
-        return {**versions(), **self.same, "plan": plan}
+        return {**versions(), "code": code_hash(), **self.same, "plan": plan}
 
 
 def run_task(prepared: Prepared, sent: dict[str, Any]) -> Task:
@@ -91,7 +85,7 @@ def _open_run(given: dict[str, Any]) -> Task:
 def corpus_task(corpus: Corpus, given: dict[str, Any]) -> Task:
     """The shards of a corpus; `given` are the arguments of `open_corpus`."""
     return Task(
-        kind="moments", given=given, cells=corpus.cells, compute=lambda folder, cell: compute_shard(corpus, folder, cell), same={},
+        kind="moments", given=given, cells=corpus.cells, compute=lambda folder, cell: compute_sums(corpus, folder, cell), same={},
     )  # fmt: skip
 
 

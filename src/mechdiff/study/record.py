@@ -11,11 +11,23 @@ from typing import Any
 
 import numpy as np
 
-PACKAGES = ("mechdiff", "torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "gguf", "numpy", "scipy", "polars")
+PACKAGES = ("mechdiff", "torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "gguf", "numpy", "scipy", "polars",
+            "bitsandbytes")  # fmt: skip
 """Whose versions can change a number."""
 
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
 _SHORTEST_SECRET = 8  # characters; a shorter value would be cut out of innocent words
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of those PACKAGES that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def environment() -> dict[str, Any]:
@@ -24,14 +36,8 @@ def environment() -> dict[str, Any]:
     `git` is the repository of the current folder, if it is in one; dirty: files that git tracks differ from the commit.
     Nothing is imported to find a version.
     """
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     machine = {"system": platform.system(), "release": platform.release(), "machine": platform.machine(), "cpus": os.cpu_count()}
-    return {"versions": versions, "platform": machine, "git": _git_state()}
+    return {"versions": versions(), "platform": machine, "git": _git_state()}
 
 
 def _git_state() -> dict[str, Any] | None:
