@@ -128,6 +128,14 @@ CLAIMS: dict[str, Claim] = {
         says="... MiB more in memory after all rows than after a tenth",
         command="python benchmarks/moments.py", number=r"MiB: ([\d,-]+) MiB more", most=50,
     ),
+    "rounded": Claim(
+        says="Matrices in 8 and 4 bits: what they are, every measure of states, adapters, files stored so: tests that pass",
+        command="python -m pytest -p no:xdist tests/engine/test_quantization.py", number=r"^(\d+) passed", least=15, runs="CI",
+    ),
+    "plan": Claim(
+        says="What `mechdiff plan` foretells of five studies is off by at most, %",
+        command="python benchmarks/scale.py", number=r"^plan and run at most (\d+)% apart", most=30,
+    ),
 }  # fmt: skip
 """In the order in which they run: later ones use what earlier ones left."""
 
