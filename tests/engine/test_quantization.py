@@ -117,6 +117,8 @@ def test_weights_are_compared_as_the_files_say(pair: Path, tmp_path: Path) -> No
     rounded_, plain = (study(pair, tmp_path / dtype, measures=["weights"], dtype=dtype) for dtype in ("nf4", "float32"))
     norms = [run.rows().filter(metric="relative_norm").sort("unit", "layer", "site")["value"].to_list() for run in (rounded_, plain)]
     assert norms[0] == norms[1]
+    assert "held them rounded to nf4" in (tmp_path / "nf4" / "report.html").read_text(encoding="utf-8")
+    assert "held them rounded" not in (tmp_path / "float32" / "report.html").read_text(encoding="utf-8")
     assert max(norms[0]) > 0.1
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mechdiff.engine.activations import matrix_inputs
 from mechdiff.engine.changes import Changes
-from mechdiff.engine.families import shape_of
+from mechdiff.engine.families import QUANTIZED, shape_of
 from mechdiff.engine.models import Model
 from mechdiff.engine.units import changes_of
 from mechdiff.errors import ModelError
@@ -55,6 +55,9 @@ def weigh(run: Execution, cell: Cell, model: Model | None) -> Result:
         changes, config, heads=cell.key["heads"], exact_up_to=cell.key["exact_up_to"],
         states={name: torch.from_numpy(states) for name, states in held.items()},
     )  # fmt: skip
+    dtype = run.prepared.pair.dtype
+    if dtype in QUANTIZED:
+        changes.statements.append(f"matrices are compared as the files hold them; the models that ran held them rounded to {dtype}")
     said = {
         "statements": [*changes.statements, *weights.limits(changes, config, exact_up_to=cell.key["exact_up_to"])],
         "decoded": _decoded(run, changes, frame),
