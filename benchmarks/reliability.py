@@ -2,14 +2,16 @@
 
 python benchmarks/reliability.py [--kills 50]      about ten minutes; the last line says how many came out right; writes docs/RELIABILITY.md
 
-Each trial is a study of a tiny pair in a process of its own, killed (SIGKILL) at a random moment of it, from its first instruction to its last file,
-then run again to its end. Right is: the same rows, bit for bit, as the undisturbed run's; every cell computed once, but for the one in flight.
+Each trial is a study of a tiny pair in a process of its own, killed (SIGKILL) at a random moment while it runs: before its first cell, between any
+two, or behind the last; then run again to its end. Right is: the same rows, bit for bit, as the undisturbed run's; every cell computed once, but for
+the one in flight.
 """
 
 import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,27 +54,53 @@ def computed(out: Path) -> Counter[str]:
     return Counter(line.split(" name=")[1].split()[0] for line in lines if " computed " in line)
 
 
-def kill(study: Path, out: Path, after: float) -> int:
-    """A run killed after so many seconds; how many of its cells are there."""
-    child = started(study, out)
-    time.sleep(after)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+def n_cells(out: Path) -> int:
     return len(list(out.glob("cells/[0-9a-f]*/cell.json")))
 
 
+def watched(child: subprocess.Popen[bytes], out: Path, cells: int) -> bool:
+    """Waits until so many cells are there; False where the run ended before that."""
+    while n_cells(out) < cells:
+        if child.poll() is not None:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def killed(study: Path, out: Path, cells: int, after: float) -> bool:
+    """A run that is killed so many seconds after so many of its cells are there; False where it had ended by itself."""
+    child = started(study, out)
+    if watched(child, out, cells):
+        time.sleep(after)
+    alive = child.poll() is None
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    return alive
+
+
 def trials(n: int, folder: Path, seed: int = 0) -> dict[str, int]:
-    """So many kills, each followed by a run to the end: how many came out right, and when they fell."""
-    study = write_study(folder)
+    """So many kills, each followed by a run to the end: how many came out right, and when they fell.
+
+    One in four falls before the first cell, one in four behind the last (intervals, figures, the page), two at any cell between.
+    """
+    study, whole = write_study(folder), folder / "whole"
     begun = time.perf_counter()
-    assert started(study, folder / "whole").wait() == 0
-    lasts, expected = time.perf_counter() - begun, pl.read_parquet(folder / "whole" / "rows.parquet")
+    child = started(study, whole)
+    assert watched(child, whole, 1)
+    first = time.perf_counter() - begun
+    assert child.wait() == 0
+    expected, every = pl.read_parquet(whole / "rows.parquet"), n_cells(whole)
+    behind = time.time() - max(file.stat().st_mtime for file in whole.glob("cells/*/cell.json"))
     draw, found = random.Random(seed), Counter[str]()
-    for i in range(n):
+    while (i := sum(found[name] for name in WHEN)) < n:
         out = folder / f"killed{i}"
-        cells = kill(study, out, draw.uniform(0.0, lasts))
-        found["before the first cell" if not cells else "between the first cell and the last" if cells < len(computed(folder / "whole"))
-              else "after the last cell"] += 1  # fmt: skip
+        shutil.rmtree(out, ignore_errors=True)
+        cells, longest = ((0, first), (draw.randrange(1, every), 0.05), (draw.randrange(1, every), 0.05), (every, behind))[i % 4]
+        if not killed(study, out, cells, draw.uniform(0.0, longest)):
+            print("it had ended: killed again", flush=True)
+            continue
+        there = n_cells(out)
+        found[WHEN[0] if not there else WHEN[1] if there < every else WHEN[2]] += 1
         ended = started(study, out).wait()
         same = ended == 0 and pl.read_parquet(out / "rows.parquet").equals(expected, null_equal=True)
         times = computed(out)
@@ -81,11 +109,14 @@ def trials(n: int, folder: Path, seed: int = 0) -> dict[str, int]:
         found["nothing computed twice"] += once
         found["right"] += same and once
         print(
-            f"kill {i + 1} of {n}: {cells} cells were there; {'same bits' if same else 'OTHER ROWS'}, {'' if once else 'COMPUTED TWICE'}",
+            f"kill {i + 1} of {n}: {there} of {every} cells were there; {'same bits' if same else 'OTHER ROWS'}, "
+            f"{'nothing computed twice' if once else 'COMPUTED TWICE'}",
             flush=True,
         )
     return dict(found)
 
+
+WHEN = "before the first cell", "between the first cell and the last", "after the last cell"
 
 FAULTS = (
     ("killed at any moment (SIGKILL)", "the same command goes on; the same bits, nothing finished computed again", "test_faults.py: kills"),
@@ -118,9 +149,7 @@ FAULTS = (
 
 def page(found: dict[str, int], n: int) -> str:
     """docs/RELIABILITY.md."""
-    when = ", ".join(
-        f"{found.get(name, 0)} {name}" for name in ("before the first cell", "between the first cell and the last", "after the last cell")
-    )
+    when = ", ".join(f"{found.get(name, 0)} {name}" for name in WHEN)
     lines = [
         "# What a run survives",
         "",
