@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import mechdiff
+from mechdiff.engine import models
 from mechdiff.engine.models import Pair, open_pair
 from mechdiff.engine.quantization import held_matrix, quantizing, rounded
 from mechdiff.engine.sources import quiet
@@ -30,7 +31,7 @@ MEASURES: list[Any] = [
 def study(pair: Path, out: Path, tuned: str = "tuned", measures: list[Any] = MEASURES, dtype: str = "nf4", **options: Any) -> mechdiff.Run:
     return mechdiff.run(
         base=str(pair / "base"), tuned=str(pair / tuned), prompts=str(pair / "prompts.jsonl"), measures=measures, dtype=dtype, out=out,
-        options=RunOptions(device="cpu", threads=1, **options),
+        options=RunOptions(**{"device": "cpu", "threads": 1, **options}),
     )  # fmt: skip
 
 
@@ -136,6 +137,17 @@ def test_moments_of_rounded_models(pair: Path, tmp_path: Path) -> None:
     ]
     assert cka[0] != cka[1]
     assert cka[0] == pytest.approx(cka[1], abs=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_split_over_devices_but_not_onto_disk(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    given: Any = {"measures": ["divergence", {"patching": {"sites": ["resid_post"]}}], "dtype": dtype}
+    here, split = (study(pair, tmp_path / device, **given, device=device) for device in ("cpu", "split"))
+    assert split.rows().equals(here.rows(), null_equal=True)
+    monkeypatch.setattr(models, "MOST", {"cpu": 30_000})
+    opened = open_pair(str(pair / "base"), str(pair / "tuned"), dtype=dtype, device="split")
+    with pytest.raises(ModelError, match=f"in {dtype} it does not fit on the devices that compute"), opened.use("base"):
+        pass
 
 
 # ---- files that are quantised already ----------------------------------------------------------------------------------------------

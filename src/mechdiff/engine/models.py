@@ -122,6 +122,11 @@ def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: 
             f"{source.ref}: its weights are a pickle that holds more than tensors, which could run code: not read. Take a copy in safetensors."
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if dtype in QUANTIZED and "on the CPU or the disk" in str(error):
+            raise ModelError(
+                f"{source.ref}: in {dtype} it does not fit on the devices that compute, and such layers cannot lie elsewhere. Give --memory one, "
+                "more GPUs, or dtype bfloat16, whose layers can."
+            ) from error
         raise ModelError(f"{source.ref}: the model cannot be loaded: {error}. Is the download complete?") from error
     absent, reshaped = sorted(loading["missing_keys"]), sorted(loading["mismatched_keys"])
     if reshaped:

@@ -28,7 +28,7 @@ def quantizing(dtype: str, device: torch.device | None) -> dict[str, Any]:
 
     _library(dtype)
     if dtype == "int8":
-        how = BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=device is None)
+        how = BitsAndBytesConfig(load_in_8bit=True)
     else:
         how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     return {"quantization_config": how, **({"device_map": {"": device}} if device else {})}
