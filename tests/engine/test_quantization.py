@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -14,6 +15,7 @@ from mechdiff.engine import models
 from mechdiff.engine.models import Pair, open_pair
 from mechdiff.engine.quantization import held_matrix, quantizing, rounded
 from mechdiff.engine.sources import quiet
+from mechdiff.engine.tensors import open_tensors
 from mechdiff.errors import ModelError
 from mechdiff.study.config import RunOptions
 
@@ -169,13 +171,27 @@ def stored(request: pytest.FixtureRequest, pair: Path, tmp_path_factory: pytest.
 
 def test_quantised_files_give_what_quantising_gives(stored: tuple[str, Path], pair: Path, tmp_path: Path) -> None:
     dtype, folder = stored
-    measures = ["divergence", {"patching": {"sites": ["resid_post"]}}]
+    measures = ["divergence", {"patching": {"sites": ["resid_post"]}}, {"heads": {"closer": [1], "draws": 4, "null_edits": 0}}]
     from_files = study(folder, tmp_path / "stored", measures=[*measures, "grafting"], dtype="bfloat16")
     anew = study(pair, tmp_path / "anew", measures=measures, dtype=dtype)
     assert from_files.rows().equals(anew.rows(), null_equal=True)
     assert [one["why"] for one in from_files.manifest()["skipped"]] == [
         "the files of base and tuned hold quantised matrices, no plain numbers"
     ]
+
+
+def test_what_quantised_files_hold_is_decoded(stored: tuple[str, Path], pair: Path, tmp_path: Path) -> None:
+    dtype, folder = stored
+    codes, plain = open_tensors(folder / "base"), open_tensors(pair / "base")
+    assert codes.names == plain.names
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert codes.shape(name) == plain.shape(name)
+    assert torch.equal(codes.read(name).float(), rounded(plain.read(name), dtype))
+    run = study(folder, tmp_path / "run", measures=["weights"], dtype="bfloat16")
+    norms = run.rows().filter(metric="relative_norm")
+    assert 0.5 < norms.filter(unit="model.layers.1.self_attn.o_proj.weight")["value"].item() < 0.9
+    assert norms.filter(pl.col("unit").str.contains("up_proj"))["value"].max() == 0
+    assert mechdiff.verify(tmp_path / "run", rows=40).passed
 
 
 def test_quantised_files_are_not_quantised_again(stored: tuple[str, Path]) -> None:

@@ -16,6 +16,7 @@ from mechdiff.audit import whole
 from mechdiff.audit.rerun import WINDOW, Rerun
 from mechdiff.audit.whole import Put
 from mechdiff.engine.models import Model
+from mechdiff.engine.quantization import held_matrix
 from mechdiff.engine.sites import Site
 from mechdiff.engine.speech import stop_ids
 from mechdiff.engine.units import Unit, parts
@@ -480,7 +481,9 @@ def weights(run: Rerun, row: Row) -> float:
     named = {side: dict(run.nets[side].net.named_parameters()) for side in ("base", "tuned")}
     if row["unit"] not in named["base"] or row["unit"] not in named["tuned"]:
         raise Not("modules, heads and tensors under other names")
-    before, after = (named[side][row["unit"]].detach().double().cpu().numpy() for side in ("base", "tuned"))
+    path, _, leaf = row["unit"].rpartition(".")
+    layers = [run.nets[side].net.get_submodule(path) for side in ("base", "tuned")]
+    before, after = ((held_matrix(one) if leaf == "weight" else one.get_parameter(leaf)).detach().double().cpu().numpy() for one in layers)
     if before.shape != after.shape:
         raise Not("tensors of two shapes")
     delta = after - before

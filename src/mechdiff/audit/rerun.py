@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mechdiff.audit import whole
 from mechdiff.engine.families import QUANTIZED
-from mechdiff.engine.models import SIDES, Model, Side, attach_adapter, load_net, wrap
+from mechdiff.engine.models import SIDES, Model, Side, attach_adapter, is_quantized, load_net, wrap
 from mechdiff.engine.quantization import held_matrix
 from mechdiff.engine.sites import Site
 from mechdiff.measures.patching import donors
@@ -153,7 +153,8 @@ class Rerun:
 
     def output(self, side: str, layer: int) -> Tensor:
         """W_O by head, `[head, d_head, d]`: of a rounded model as its layer holds it, an adapter's change beside it."""
-        if self.prepared.pair.dtype not in QUANTIZED:
+        pair = self.prepared.pair
+        if pair.dtype not in QUANTIZED and not is_quantized(pair.config(cast(Side, side))):
             model = self.nets[side]
             stored = model.place(Site(layer, "attn_proj"))[0].get_parameter("weight")
             weight = stored.T if model.family.conv1d else stored

@@ -7,6 +7,8 @@ factors of an adapter stay bfloat16, and so do all states.
 
 Such a model is another model than its files say: what it computes with are the *rounded* matrices. Measures that read a matrix beside states
 (heads) read it rounded; `weights` compares what the files say; grafting is not done, because one block's rounding would count as its change.
+
+Files may hold the codes already (a checkpoint that was saved so): then they are decoded, and that is what they say.
 """
 
 import logging
@@ -62,6 +64,19 @@ def held_matrix(layer: nn.Module) -> Float[Tensor, "d_out d_in"]:
         scales = state.SCB if weight.SCB is None else weight.SCB  # the first pass moves them
         return _library("int8").functional.int8_vectorwise_dequant(weight.data, scales)
     return weight
+
+
+STATISTICS = {"int8": ("SCB",), "nf4": ("weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4")}
+"""What files hold beside a layer's `weight` where that is codes; double quantisation adds `weight.nested_*`."""
+
+
+def decoded(codes: Tensor, statistics: dict[str, Tensor], dtype: str) -> Float[Tensor, "d_out d_in"]:
+    """The matrix of a layer whose files hold codes; `statistics` are what the files hold beside them, by name behind the layer's."""
+    library = _library(dtype)
+    if dtype == "int8":
+        return library.functional.int8_vectorwise_dequant(codes, statistics["SCB"].float()).float()
+    held = library.nn.Params4bit.from_prequantized(data=codes, quantized_stats=statistics, device="cpu")
+    return library.functional.dequantize_4bit(held.data, held.quant_state)
 
 
 def held_shape(layer: nn.Module) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ Nothing is loaded but the tensor that is asked for, so a model of any size takes
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mechdiff.engine.families import FAMILIES, Family
+from mechdiff.engine.quantization import STATISTICS, decoded
 from mechdiff.errors import ModelError
 
 SITES = ("embed", "norm", "attn", "mlp", "final_norm", "head")
@@ -39,6 +40,8 @@ class Stored:
     """As safetensors writes it: F32, BF16, U8, ..."""
     transposed: bool = False
     """Stored [d_in, d_out]."""
+    codes: str | None = None
+    """int8 or nf4: the file holds codes of bitsandbytes, and what they mean beside them."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,23 @@ class TensorFiles:
         return self.stored[self._own(name)].transposed
 
     def is_float(self, name: str) -> bool:
-        """Whether a tensor holds plain floating-point weights (not bytes of some quantisation)."""
-        return self.stored[self._own(name)].dtype in ("F16", "BF16", "F32", "F64")
+        """Whether a tensor is read as numbers (not as bytes of some other quantisation)."""
+        stored = self.stored[self._own(name)]
+        return stored.codes is not None or stored.dtype in ("F16", "BF16", "F32", "F64")
 
     def read(self, name: str) -> Shaped[Tensor, "..."]:
-        """A tensor in the dtype of the file; a tied unembedding is read as the embedding. ModelError where the file is broken."""
+        """A tensor in the dtype of the file, or decoded; a tied unembedding is read as the embedding. ModelError where the file is broken."""
         stored = self.stored[self._own(name)]
+        layer = stored.key.removesuffix("weight")
         try:
             with safe_open(stored.path, "pt") as file:
                 found = file.get_tensor(stored.key)
+                keys = [key for key in file.keys() if key.startswith(layer)] if stored.codes else []  # noqa: SIM118
+                statistics = {key.removeprefix(layer): file.get_tensor(key) for key in keys if key != stored.key}
         except (SafetensorError, OSError) as error:
             raise _unreadable(stored.path, error) from error
+        if stored.codes:
+            return decoded(found, statistics, stored.codes)
         return found.T if stored.transposed else found
 
     def _own(self, name: str) -> str:
@@ -147,10 +156,31 @@ def open_tensors(folder: Path) -> TensorFiles:
             if not _NO_WEIGHTS.search(name):
                 turned = bool(family and family.conv1d and name.startswith(f"{family.blocks}.") and len(shape) == 2)
                 stored[name] = Stored(path=path, key=key, shape=shape[::-1] if turned else shape, dtype=dtype, transposed=turned)
-    found = TensorFiles(family, stored)
+    found = TensorFiles(family, _with_codes(stored))
     if _same_twice(found):
-        return TensorFiles(family, {name: where for name, where in stored.items() if name != found.head})
+        return TensorFiles(family, {name: where for name, where in found.stored.items() if name != found.head})
     return found
+
+
+def _with_codes(stored: dict[str, Stored]) -> dict[str, Stored]:
+    """Layers whose weight is codes of bitsandbytes as one tensor each, without what the codes mean."""
+    found = dict(stored)
+    for layer in [name.removesuffix(".weight") for name in stored if name.endswith(".weight")]:
+        for dtype, statistics in STATISTICS.items():
+            if not all(f"{layer}.{one}" in stored for one in statistics):
+                continue
+            where = found[f"{layer}.weight"]
+            for name in [name for name in found if name.startswith((f"{layer}.weight.", f"{layer}.weight_format", f"{layer}.SCB"))]:
+                del found[name]
+            shape = where.shape[::-1] if where.transposed else where.shape  # codes lie as the layer reads them
+            found[f"{layer}.weight"] = replace(where, codes=dtype, transposed=False, shape=_stated(where) if dtype == "nf4" else shape)
+    return found
+
+
+def _stated(where: Stored) -> tuple[int, ...]:
+    """The shape of a matrix whose codes are packed."""
+    with safe_open(where.path, "pt") as file:
+        return tuple(json.loads(bytes(file.get_tensor(f"{where.key}.quant_state.bitsandbytes__nf4").tolist()))["shape"])
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """What the heads of some prompts contribute in both models, and runs of one model in which they are swapped."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mechdiff.engine.changes import Change
 from mechdiff.engine.families import QUANTIZED, family_of
-from mechdiff.engine.models import DTYPES, Model, Pair
+from mechdiff.engine.models import DTYPES, Model, Pair, Side, is_quantized
 from mechdiff.engine.projections import Layout, layout_of
 from mechdiff.engine.quantization import rounded
 from mechdiff.engine.replay import Variant
@@ -108,6 +108,8 @@ def output_of(run: Execution, side: str, layer: int) -> tuple[Float[Tensor, "hea
 def _held(change: Change, side: str, pair: Pair) -> Tensor:
     """One model's tensor, in float32, as the model holds it."""
     own = change.base if side == "base" else change.after()
+    if is_quantized(pair.config(cast(Side, side))):
+        return own.float()
     if pair.dtype not in QUANTIZED or own.ndim < 2:
         return own.to(DTYPES[pair.dtype]).float()
     if side == "base" or not pair.tuned.adapter:
