@@ -165,7 +165,7 @@ def test_a_gguf_file_is_converted_once_into_the_same_network(tmp_path, monkeypat
     source = resolve(str(tmp_path / "small.gguf"))
     assert Path(source.load).parent == tmp_path / "cache"
     assert load_tokenizer(source).encode("abé", add_special_tokens=False) == [256, *"é".encode()]
-    loaded = load_net(source, dtype=torch.float32, device=torch.device("cpu"))
+    loaded = load_net(source, dtype="float32", device=torch.device("cpu"))
     assert "quantization_config" not in load_config(source).to_dict()
     for (name, mine), theirs in zip(net.state_dict().items(), loaded.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name
@@ -272,7 +272,7 @@ def test_code_from_a_models_folder_does_not_run(strange, tmp_path):
     with pytest.raises(ModelError, match=message.format("tokenizer")):
         load_tokenizer(source)
     with pytest.raises(ModelError, match="the model cannot be loaded"):
-        load_net(source, dtype=torch.float32, device=torch.device("cpu"))
+        load_net(source, dtype="float32", device=torch.device("cpu"))
     assert not (tmp_path / "it-ran").exists()
 
 
@@ -280,7 +280,7 @@ def test_code_of_a_known_architecture_is_not_needed_and_does_not_run(strange, tm
     changed(strange / "config.json", model_type="llama")
     source = resolve(str(strange))
     assert type(load_config(source)).__module__.startswith("transformers.models.llama")
-    assert type(load_net(source, dtype=torch.float32, device=torch.device("cpu"))).__module__.startswith("transformers.models.llama")
+    assert type(load_net(source, dtype="float32", device=torch.device("cpu"))).__module__.startswith("transformers.models.llama")
     assert not (tmp_path / "it-ran").exists()
 
 
