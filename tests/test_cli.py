@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mechdiff import cli
+from mechdiff import api, cli
+from mechdiff.errors import StudyError
 
 CONTRACT = Path(__file__).parents[2] / "shared" / "rows_contract.py"
 
@@ -192,10 +194,20 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(broken: Path, mechdi
     assert "file" in err
 
 
-def test_a_file_and_flags_together_are_refused(broken: Path, mechdiff) -> None:
-    code, _, err = mechdiff("run", broken / "study.yaml", "--base", "x")
+@pytest.mark.parametrize("flag", [("--base", "x"), ("--measures", "weights"), ("--seed", "3"), ("--dtype", "nf4"), ("--policy", "raw")])
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_a_file_and_what_a_file_says_are_refused_together(verb: str, flag: tuple[str, str], broken: Path, mechdiff) -> None:
+    code, _, err = mechdiff(verb, broken / "study.yaml", *flag)
     assert code == 1
-    assert "one or the other" in err
+    assert f"and also {flag[0]}. A study says all of that" in err
+    if verb == "run":
+        assert mechdiff(verb, broken / "study.yaml", broken / "other.yaml", *flag)[2].count(f"also {flag[0]}") == 1
+
+
+@pytest.mark.parametrize("given", [{"seed": 3}, {"dtype": "nf4"}, {"measures": ["weights"]}, {"tuned": "x", "base": "y"}])
+def test_the_same_in_python(given: dict[str, Any], broken: Path) -> None:
+    with pytest.raises(StudyError, match=f"study.yaml and also {', '.join(sorted(given))}"):
+        api.run(broken / "study.yaml", **given)
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost(pair: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from mechdiff.report.sections import all_sections
 from mechdiff.report.statistics import summarise
 from mechdiff.report.verdict import verdict
 from mechdiff.study.artifacts import RunFolder, read_manifest, read_rows, read_summary
-from mechdiff.study.config import RunOptions, StudyConfig, load_study, make_study, study_yaml
+from mechdiff.study.config import RunOptions, StudyConfig, load_study, make_study, refuse_beside, study_yaml
 
 if TYPE_CHECKING:
     import polars as pl
@@ -192,6 +192,9 @@ def run_job(job: tuple[StudyConfig, RunOptions], threads: int, progress: "Progre
 
 
 def _study(study: str | Path | StudyConfig | None, **given: Any) -> tuple[StudyConfig, str]:
+    if study is not None:
+        named = study if isinstance(study, str | Path) else "as a StudyConfig"
+        refuse_beside(named, {name: value not in (None, {"seed": 0, "dtype": "float32"}.get(name)) for name, value in given.items()})
     if isinstance(study, StudyConfig):
         return study, study_yaml(study)
     if study is not None:

@@ -84,11 +84,12 @@ def _asked(study: Path | None, base: str | None, tuned: str | None, prompts: Pat
            seed: int, dtype: str) -> tuple[Any, str]:  # fmt: skip
     """The study that the arguments describe, and its text."""
     from mechdiff.errors import StudyError
-    from mechdiff.study.config import load_study, make_study, study_yaml
+    from mechdiff.study.config import load_study, make_study, refuse_beside, study_yaml
 
+    told = {"--base": base, "--tuned": tuned, "--prompts": prompts, "--measures": measures, "--policy": policy != "same_text",
+            "--template": template != "tuned", "--seed": seed, "--dtype": dtype != "float32"}  # fmt: skip
     if study is not None:
-        if base or tuned or prompts:
-            raise StudyError("given a study file and also --base, --tuned or --prompts. Give one or the other.")
+        refuse_beside(study, told)
         return load_study(study)
     absent = [flag for flag, value in (("--base", base), ("--tuned", tuned), ("--prompts", prompts)) if not value]
     if absent:
@@ -149,11 +150,12 @@ def run(
         out=out, device=device, memory=memory, max_rows=max_rows, threads=threads, engine=engine, quick=quick,  # type: ignore[arg-type]
         trust_remote_code=tuple(trust_remote_code or ()), ray=ray, workers=workers, gpus_per_worker=gpus_per_worker, cells=cells,
     )  # fmt: skip
-    if len(study or ()) > 1:
-        _sweep(study or [], options, at_once)
-        return
-    config, _ = _asked(study[0] if study else None, base, tuned, prompts, policy, template, measures, seed, dtype)
-    _run(study[0] if study else config, options, verbose)
+    files: list[Path | None] = [*study] if study else [None]
+    configs = [_asked(file, base, tuned, prompts, policy, template, measures, seed, dtype)[0] for file in files]
+    if study and len(study) > 1:
+        _sweep(dict(zip(study, configs, strict=True)), options, at_once)
+    else:
+        _run(files[0] or configs[0], options, verbose)
 
 
 @app.command()
@@ -238,23 +240,21 @@ def _contrast(pairs: dict[str, Any], place: Path, *, stated: bool) -> None:
     print(compared.report())
 
 
-def _sweep(studies: list[Path], options: Any, at_once: int) -> None:
+def _sweep(studies: dict[Path, Any], options: Any, at_once: int) -> None:
     """Several studies, each in a folder of its own under --out; on one cluster, where there is one."""
     from dataclasses import replace
 
     from mechdiff import api
     from mechdiff.errors import StudyError
-    from mechdiff.study.config import load_study
     from mechdiff.study.distribute import side_by_side, together
 
     names = [study.stem for study in studies]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise StudyError(f"two study files are called {', '.join(twice)}: their runs would share a folder. Give them different names.")
-    configs = [load_study(study)[0] for study in studies]
     with together(options.ray) as address, _progress() as bar:
         jobs = {
             name: (config, replace(options, out=(options.out or Path("runs")) / name, ray=address))
-            for name, config in zip(names, configs, strict=True)
+            for name, config in zip(names, studies.values(), strict=True)
         }
         tasks = {name: bar.add_task(f"{name}: waiting", total=1.0) for name in names}
         runs = side_by_side(

@@ -192,6 +192,12 @@ def config_hash(study: StudyConfig, contents: Mapping[str, str]) -> str:
     return sha256(canonical(what).encode())
 
 
+def refuse_beside(study: object, told: Mapping[str, object]) -> None:
+    """Raises StudyError where, beside a whole study, something is given (name -> what is true) that a study says itself."""
+    if also := [name for name, given in told.items() if given]:
+        raise StudyError(f"given the study {study} and also {', '.join(also)}. A study says all of that: change it there, or give none.")
+
+
 def study_yaml(study: StudyConfig) -> str:
     """The study as the text of a study file, with every default written out."""
     return yaml.safe_dump(study.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
