@@ -1,5 +1,6 @@
 """Models whose matrices are held in 8 or 4 bits: what they compute with, what is measured on them, and what is not."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import mechdiff
@@ -210,6 +212,18 @@ def test_without_the_library(pair: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         pytest.raises(ModelError, match=r"dtype nf4: bitsandbytes is not installed\. pip install 'mechdiff\[quantization\]'"),
         opened.use("base"),
     ):
+        pass
+
+
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_nan_weights_are_named(pair: Path, tmp_path: Path, dtype: str) -> None:
+    shutil.copytree(pair / "base", tmp_path / "broken")
+    file = tmp_path / "broken" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.2.mlp.down_proj.weight"][3, 5] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    opened = open_pair(str(tmp_path / "broken"), str(pair / "tuned"), dtype=dtype, device="cpu")
+    with pytest.raises(ModelError, match=r"the tensor model\.layers\.2\.mlp\.down_proj\.weight holds NaN"), opened.use("base"):
         pass
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from mechdiff.engine.families import QUANTIZED, Family, Shape, family_of, shape_of
-from mechdiff.engine.quantization import drop, held_shape, keep_rounding, quantizing
+from mechdiff.engine.quantization import drop, held_shape, keep_rounding, quantizing, scales
 from mechdiff.engine.sites import KINDS, Site
 from mechdiff.engine.sources import Source, load_config, load_tokenizer, quiet, resolve
 from mechdiff.errors import ModelError
@@ -156,8 +157,9 @@ def _offloaded() -> TemporaryDirectory[str]:
 
 
 def _refuse_nan(net: nn.Module, ref: str) -> None:
-    for name, parameter in net.named_parameters():
-        if not parameter.is_meta and not torch.isfinite(parameter).all():
+    codes = ((f"{name}.weight", scales(module)) for name, module in net.named_modules())
+    for name, parameter in chain(net.named_parameters(), codes):
+        if parameter is not None and not parameter.is_meta and not torch.isfinite(parameter).all():
             raise ModelError(
                 f"{ref}: the tensor {name} holds NaN or infinite weights, so every number after it would. Mend the file or take another."
             )

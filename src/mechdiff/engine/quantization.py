@@ -1,9 +1,10 @@
 """Models whose matrices are held in 8 or 4 bits, by bitsandbytes: `dtype: int8` and `dtype: nf4` of a study.
 
 int8 keeps each row of a matrix as whole numbers of its largest entry's 127th part, and rounds what enters it in the same way, but for columns
-with outliers (LLM.int8: Dettmers et al. 2022, arXiv:2208.07339). nf4 keeps 64 entries at a time as one of 16 quantiles of a normal law, and computes
-in bfloat16 (QLoRA: Dettmers et al. 2023, arXiv:2305.14314). Only linear layers of the blocks are held so: embedding, unembedding, norms and the
-factors of an adapter stay bfloat16, and so do all states.
+with outliers (LLM.int8: Dettmers et al. 2022, arXiv:2208.07339). Which these are is decided for all rows of a pass together, so a run depends a
+little on its company; the noise floor, measured in the same passes, holds that. nf4 keeps 64 entries at a time as one of 16 quantiles of a normal
+law, and computes in bfloat16 (QLoRA: Dettmers et al. 2023, arXiv:2305.14314). Only linear layers of the blocks are held so: embedding, unembedding,
+norms and the factors of an adapter stay bfloat16, and so do all states.
 
 Such a model is another model than its files say: what it computes with are the *rounded* matrices. Measures that read a matrix beside states
 (heads) read it rounded; `weights` compares what the files say; grafting is not done, because one block's rounding would count as its change.
@@ -60,10 +61,19 @@ def held_matrix(layer: nn.Module) -> Float[Tensor, "d_out d_in"]:
     if hasattr(weight, "quant_state"):
         return _library("nf4").functional.dequantize_4bit(weight, weight.quant_state)
     if hasattr(weight, "SCB"):
-        state: Any = layer.state
-        scales = state.SCB if weight.SCB is None else weight.SCB  # the first pass moves them
-        return _library("int8").functional.int8_vectorwise_dequant(weight.data, scales)
+        return _library("int8").functional.int8_vectorwise_dequant(weight.data, scales(layer))
     return weight
+
+
+def scales(layer: nn.Module) -> Tensor | None:
+    """What a layer's codes are multiplied by; NaN where the matrix was. None: it holds no codes."""
+    weight: Any = getattr(layer, "weight", None)
+    if hasattr(weight, "quant_state"):
+        return weight.quant_state.absmax
+    if hasattr(weight, "SCB"):
+        state: Any = layer.state
+        return state.SCB if weight.SCB is None else weight.SCB  # the first pass moves them
+    return None
 
 
 STATISTICS = {"int8": ("SCB",), "nf4": ("weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4")}
