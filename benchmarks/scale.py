@@ -88,7 +88,8 @@ def lines_of(found: Estimate) -> list[str]:
 
 def page(runs: list[dict[str, Any]]) -> str:
     """docs/SCALE.md."""
-    eight, seventy, hours = on_paper(), on_paper(BIG), on_paper().seconds / 3600
+    eight, seventy = on_paper(), on_paper(BIG)
+    hours = eight.seconds / 3600
     workers = 8 // seventy.gpus(80 << 30)[1]
     table = [f"| {one['name']} | {one['planned']:.0f} | {one['took']:.0f} | {one['planned'] / one['took'] - 1:+.0%} |" for one in runs]
     return "\n".join([

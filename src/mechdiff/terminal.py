@@ -120,10 +120,9 @@ def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> N
     console.print(f"prompts   {', '.join(f'{split} {n}' for split, n in found.prompts.items())}   ({found.tokens_from})")
     console.print(f"sizes     {found.sizes_from}")
     console.print(f"memory    {_bytes(found.memory)} with both models, {_bytes(found.memory_one)} with one at a time")
-    sizes = [
-        f"{both} of {size} GiB" + f" ({one} with one at a time)" * (one < both) for size in GPUS for both, one in [found.gpus(size << 30)]
-    ]
-    console.print(f"GPUs      {' or '.join(sizes)}" + "; several: --device split" * any(found.gpus(size << 30)[0] > 1 for size in GPUS))
+    counts = {size: found.gpus(size << 30) for size in GPUS}
+    sizes = [f"{both} of {size} GiB" + f" ({one} with one at a time)" * (one < both) for size, (both, one) in counts.items()]
+    console.print(f"GPUs      {' or '.join(sizes)}" + "; several: --device split" * any(both > 1 for both, _ in counts.values()))
     console.print(f"disk      {_bytes(found.disk)} of captured states")
     console.print(f"time      about {_duration(found.seconds)} {found.rate_from}")
     for skipped in found.skipped:

@@ -56,10 +56,10 @@ def weigh(run: Execution, cell: Cell, model: Model | None) -> Result:
         states={name: torch.from_numpy(states) for name, states in held.items()},
     )  # fmt: skip
     dtype = run.prepared.pair.dtype
-    if dtype in QUANTIZED:
-        changes.statements.append(f"matrices are compared as the files hold them; the models that ran held them rounded to {dtype}")
+    rounded = f"matrices are compared as the files hold them; the models that ran held them rounded to {dtype}"
+    limits = weights.limits(changes, config, exact_up_to=cell.key["exact_up_to"])
     said = {
-        "statements": [*changes.statements, *weights.limits(changes, config, exact_up_to=cell.key["exact_up_to"])],
+        "statements": [*changes.statements, *limits, *([rounded] if dtype in QUANTIZED else [])],
         "decoded": _decoded(run, changes, frame),
     }
     return frame, {**spectra, "said": np.frombuffer(json.dumps(said).encode(), np.uint8)}

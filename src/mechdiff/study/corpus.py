@@ -8,7 +8,7 @@ that are neighbours are merged, MERGED to one, and these again, until one holds 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -77,14 +77,13 @@ class Corpus:
             levels.append([{**key, "stage": "merged", "first": i, "last": min(i + width, len(self.starts)) - 1} for i in starts])
         return tuple(tuple(Cell(stage=str(k["stage"]), key=k, items=(), side=None, flops=1.0) for k in level) for level in levels)
 
-    @property
+    @cached_property
     def cells(self) -> tuple[Cell, ...]:
         return tuple(cell for level in self.levels for cell in level)
 
     def below(self, cell: Cell) -> tuple[Cell, ...]:
         """The cells that are merged into one."""
-        number = next(i for i, level in enumerate(self.levels) if any(one.key == cell.key for one in level))
-        place = next(i for i, one in enumerate(self.levels[number]) if one.key == cell.key)
+        number, place = next((i, level.index(cell)) for i, level in enumerate(self.levels) if cell in level)
         return self.levels[number - 1][place * MERGED : (place + 1) * MERGED]
 
     @cached_property
@@ -197,13 +196,16 @@ def _sum(corpus: Corpus, folder: RunFolder, cell: Cell) -> dict[str, np.ndarray]
 
 
 def _merge(corpus: Corpus, folder: RunFolder, cells: Sequence[Cell]) -> dict[str, np.ndarray]:
-    """At every site, a cell at a time in memory beside the sum."""
+    """At every site, a cell at a time in memory beside the sums."""
+    sums: dict[Site, list[Moments]] = {}
+    for cell in cells:
+        held = folder.load(cell.key).tensors
+        for site in corpus.sites:
+            here = folds_of(held, site)
+            sums[site] = [one + other for one, other in zip(sums[site], here, strict=True)] if site in sums else here
     tensors: dict[str, np.ndarray] = {}
-    for site in corpus.sites:
-        sums = folds_of(folder, cells[0], site)
-        for cell in cells[1:]:
-            sums = [one + other for one, other in zip(sums, folds_of(folder, cell, site), strict=True)]
-        for fold, one in enumerate(sums):
+    for site, folds in sums.items():
+        for fold, one in enumerate(folds):
             tensors |= _stored(one, site, fold)
     return tensors
 
@@ -227,9 +229,8 @@ class Here:
             yield cell
 
 
-def folds_of(folder: RunFolder, cell: Cell, site: Site) -> list[Moments]:
-    """A cell's sums at a site, by fold."""
-    held = folder.load(cell.key).tensors
+def folds_of(held: Mapping[str, np.ndarray], site: Site) -> list[Moments]:
+    """The sums at a site that a cell's tensors are, by fold."""
     centres = {f"centre_{w}": torch.from_numpy(held[f"{site}/centre_{w}"]) for w in "xy"}
     return [
         Moments(n=int(held[f"{site}/{fold}/n"]), **{name: torch.from_numpy(held[f"{site}/{fold}/{name}"]) for name in SUMS}, **centres)
@@ -261,9 +262,9 @@ def says(folds: Sequence[Moments]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def write(corpus: Corpus, folder: RunFolder, out: Path) -> dict[str, Any]:
     """moments.json and, by site, the sums, the maps and the mean difference; returns the record."""
-    sites = {}
+    sites, held = {}, folder.load(corpus.levels[-1][0].key).tensors
     for site in corpus.sites:
-        folds = folds_of(folder, corpus.levels[-1][0], site)
+        folds = folds_of(held, site)
         sites[str(site)], maps = says(folds)
         merged(folds).save(out / f"{site}.safetensors", site=str(site))
         for name, one in maps.items():
