@@ -109,7 +109,8 @@ TABLE = Path(__file__).parents[2] / "docs" / "FAULTS.md"
 
 
 def test_every_fault_has_a_row_and_every_named_test_exists() -> None:
-    lines = [line.strip("|").split("|") for line in TABLE.read_text(encoding="utf-8").splitlines() if re.match(r"\| A\d+ \|", line)]
+    of_prototype = TABLE.read_text(encoding="utf-8").split("# Mechdiff's own faults")[0]
+    lines = [line.strip("|").split("|") for line in of_prototype.splitlines() if re.match(r"\| A\d+ \|", line)]
     numbers = [line[0].strip() for line in lines]
     assert numbers == [f"A{number}" for number in range(1, 31)]
     written = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_faults_of_*.py"))
