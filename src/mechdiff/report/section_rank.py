@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff.report import charts_rank, findings, findings_rank, wording
+from mechdiff.report import charts_rank, findings, findings_rank, wording_rank
 from mechdiff.report.findings_rank import HALF, MOST, SERIES
 from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
 from mechdiff.report.parts import Drawn, Run, Section, note, table
@@ -40,7 +40,7 @@ def _chosen(run: Run) -> list[Any]:
     found = findings_rank.chosen(run.summary)
     if found.is_empty():
         return []
-    caption = " ".join(wording.how_many_dimensions(run.rows, run.summary))
+    caption = " ".join(wording_rank.how_many_dimensions(run.rows, run.summary))
     flat = found.filter(pl.col("rank_chosen") == 0)
     caption += f" Of {len(found)} sites {len(flat)} have rank 0: there the change is the same on every prompt, or none that was found."
     most = found.sort("rank_chosen", descending=True, nulls_last=True, maintain_order=True).row(0, named=True)

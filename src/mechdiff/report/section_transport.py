@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff.report import charts_transport, findings, findings_closer, findings_transport, wording
+from mechdiff.report import charts_transport, findings, findings_closer, findings_transport, wording_transport
 from mechdiff.report.findings_transport import CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, listed, nats, share, with_interval
@@ -34,7 +34,7 @@ def _carried(run: Run) -> list[Any]:
     there = findings_transport.recovered(run.rows)
     if there.is_empty():
         return []
-    caption = " ".join(wording.carried(run.rows, run.summary)) or "Share of D that the base recovers when it writes its own mapped state."
+    caption = " ".join(wording_transport.carried(run.rows, run.summary)) or "Share of D that the base recovers when it writes its own mapped state."
     top = findings_transport.strongest_site(run.rows, run.summary)
     count = f" {there['name'].n_unique()} sites, {there['n'][0]} prompts."
     parts = [

@@ -12,9 +12,6 @@ import polars as pl
 from mechdiff.report import (
     findings,
     findings_grafting,
-    findings_rank,
-    findings_steering,
-    findings_transport,
     findings_weights,
     wording,
 )
@@ -22,6 +19,7 @@ from mechdiff.report.findings import BREAKAGE, RECOVERY, Difference
 from mechdiff.report.phrasing import listed, nats, share, with_interval
 from mechdiff.report.wording_behaviour import difference, on_report
 from mechdiff.report.wording_heads import which_heads
+from mechdiff.report.wording_transport import can_it_be_carried
 
 SAME_ON_EVERY_PROMPT = 0.8
 """Share of what a prompt's own state carries over from which on a constant is said to carry most of it."""
@@ -32,7 +30,7 @@ def verdict(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[s
     found = findings.difference(rows, summary)
     clauses = [[*_behaviour(rows, manifest, found)], _weights(rows, summary, found)]
     if found is None or found.counts:
-        clauses += [_where(rows, summary), _transport(rows, summary, manifest), which_heads(rows, summary, manifest)]
+        clauses += [_where(rows, summary), can_it_be_carried(rows, summary, manifest), which_heads(rows, summary, manifest)]
     return [_sentence(parts) for parts in clauses if parts]
 
 
@@ -98,32 +96,6 @@ def _where(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
         said.append(
             f"{'most of it is the same on every prompt' if same else 'it depends on the prompt'} (a constant recovers {share(constant, 3)})"
         )
-    return said
-
-
-def _transport(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
-    """What the best map adds to a constant, the rank of the change, and the smallest edit that has a good part of D and does little harm."""
-    said = []
-    if best := findings_transport.carried(rows, summary):
-        recovers = with_interval(best.share, best.low, best.high, digits=2)
-        constant = "the mean difference" if best.trivial == "shift" else "the mean tuned state"
-        alone = f" ({constant} alone {share(best.trivial_share, 3)})" if best.trivial else ""
-        said.append(f"at {best.name} the base, its own state mapped by {best.arm}, recovers {recovers} of D{alone}")
-    one = findings_rank.strongest(rows, summary)
-    if one is not None and one["rank_chosen"] is not None:
-        there = "there" if best and one["name"] == best.name else f"at {one['name']}"
-        said.append(f"the change {there} has rank {one['rank_chosen']}")
-    allowed = findings_steering.limits(manifest)
-    edits = findings_steering.frontier(rows, summary, allowed)
-    if not edits.filter(pl.col("control").is_null()).is_empty():
-        smallest, wanted = findings_steering.smallest(edits), share(findings_steering.WANTED)
-        if smallest is None:
-            said.append(f"no edit along its directions has {wanted} of D without harm to neutral prompts")
-        else:
-            effect = with_interval(smallest["share"], smallest["low"], smallest["high"], digits=2)
-            said.append(
-                f"{smallest['edit']} along {smallest['rank']} of its directions at {smallest['name']} has {effect} of D with little harm"
-            )
     return said
 
 

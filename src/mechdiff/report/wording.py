@@ -4,12 +4,8 @@ import polars as pl
 
 from mechdiff.report import (
     findings,
-    findings_factorial,
     findings_grafting,
-    findings_rank,
-    findings_steering,
     findings_texts,
-    findings_transport,
     findings_weights,
     statistics,
 )
@@ -17,7 +13,11 @@ from mechdiff.report.findings import BREAKAGE, RECOVERY, Crossing, Difference
 from mechdiff.report.phrasing import between, listed, nats, share, with_interval
 from mechdiff.report.wording_attribution import what_gradients_say
 from mechdiff.report.wording_behaviour import what_they_do
+from mechdiff.report.wording_factorial import early_or_late
 from mechdiff.report.wording_heads import which_heads
+from mechdiff.report.wording_rank import how_many_dimensions
+from mechdiff.report.wording_steering import does_it_obey
+from mechdiff.report.wording_transport import carried
 
 GUESSES = {
     "shift": "the base's state plus the mean difference recovers",
@@ -139,82 +139,6 @@ def how_many_modules(rows: pl.DataFrame) -> str:
         return f"{last['rank']} modules, the most that were tried together, recover {share(last['share'], 3)}, under {wanted}"
     count = "one module is enough" if small["rank"] == 1 else f"{small['rank']} modules are enough"
     return f"{count} for {wanted} of D ({(small['unit'] or '').replace('+', ' + ')}: {share(small['share'], 3)})"
-
-
-def early_or_late(rows: pl.DataFrame, summary: pl.DataFrame, found: Difference | None) -> list[str]:
-    """Whether lower and upper blocks need each other, or do the same job: said where it is a tenth of D and no chance."""
-    for unit in reversed(findings_factorial.units(rows, summary)):
-        most = findings_factorial.strongest_interaction(findings_factorial.effects(rows, summary, unit))
-        if found is None or most is None or most["q"] is None or most["q"] > 0.05 or abs(most["mean"]) < 0.1 * found.mean:
-            continue
-        words, side = ("need each other", "more") if most["mean"] > 0 else ("do the same job", "less")
-        size, ends = abs(most["mean"]), sorted((abs(most["low"]), abs(most["high"])))
-        return [
-            f"The tuned blocks up to {most['layer']} and those above {words}: together they bring the base {with_interval(size, *ends)} nats {side} "
-            f"than both alone, at the split point where this is largest (q = {nats(most['q'])})."
-        ]
-    return []
-
-
-def carried(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
-    """Whether a map carries the change at the strongest site, beside what needs no map, and whether maps beat a shift anywhere."""
-    best = findings_transport.carried(rows, summary)
-    if best is None:
-        return []
-    chosen = f"the {best.arm} map (chosen on the {best.chosen_on} prompts)"
-    sentence = f"At {best.name} the base, its own state mapped by {chosen}, recovers {with_interval(best.share, best.low, best.high, digits=3)} of D"
-    if best.trivial is not None:
-        words = "the mean difference alone" if best.trivial == "shift" else "the mean tuned state"
-        sentence += f"; {words} {share(best.trivial_share, 3)}"
-    if best.ceiling is not None:
-        sentence += f"; the tuned state itself {share(best.ceiling, 3)}"
-    return [sentence + ".", *_beaten(rows)]
-
-
-def _beaten(rows: pl.DataFrame) -> list[str]:
-    found = findings_transport.beaten(rows)
-    if found is None:
-        return []
-    where = f"of the {found.sites} sites where the tuned state recovers at least {share(findings_transport.WORTH)}"
-    if not found.better:
-        return [f"No map beats the best of mean difference and mean state (p ≤ 0.05, all of them together) at any {where}."]
-    best = found.best or {}
-    gain = with_interval(best["gain"], best["low"], best["high"], digits=2)
-    sentence = f"A fitted map beats the best of mean difference and mean state at {found.better} {where}"
-    return [
-        f"{sentence} (the best map of each is taken, so a little flattered); by most at {best['name']} with {best['arm']}: {gain} of D."
-    ]
-
-
-def how_many_dimensions(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
-    """The rank of the change at the strongest site, and the rank that does nine tenths of what the largest does."""
-    one = findings_rank.strongest(rows, summary)
-    if one is None or one["rank_chosen"] is None:
-        return []
-    sentence = f"At {one['name']} the change has rank {one['rank_chosen']}"
-    if one["rank_uncentred"] is not None:
-        sentence += f" ({one['rank_uncentred']} with the constant shift left in)"
-    constant = one["rank_chosen"] == 0 and one["rank_uncentred"]
-    return [sentence + (": it is the same on every prompt, as far as regression can tell." if constant else ".")]
-
-
-def does_it_obey(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
-    """The edit of fewest directions with a good part of D and little harm to neutral prompts."""
-    allowed = findings_steering.limits(manifest)
-    edits = findings_steering.frontier(rows, summary, allowed)
-    if edits.filter(pl.col("control").is_null()).is_empty():
-        return []
-    wanted = share(findings_steering.WANTED)
-    bounds = f"{nats(allowed.kl_nats)} nats and a perplexity ratio of {share(allowed.perplexity_ratio)} on neutral prompts"
-    best = findings_steering.smallest(edits)
-    if best is None:
-        return [f"No edit along the change's directions has {wanted} of D within the limits of {bounds}."]
-    rank = "one direction is" if best["rank"] == 1 else f"{best['rank']} directions are"
-    strength = "" if best["strength"] is None else f" at strength {best['strength']:g}"
-    effect = with_interval(best["share"], best["low"], best["high"], digits=2)
-    moves = "recovers" if best["direction"].startswith("base") else "moves the tuned model by"
-    sentence = f"{rank} enough for {wanted} of D within the limits of {bounds}: {best['edit']} at {best['name']}{strength} {moves} {effect}"
-    return [f"{sentence[0].upper()}{sentence[1:]}, side KL {nats(best['side_kl'])} nats."]
 
 
 def where_it_passes(rows: pl.DataFrame) -> list[str]:
