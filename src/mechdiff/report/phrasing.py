@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Iterable
 
 SHOWN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
+FEWEST = 5
+"""Prompts under which a number has no interval."""
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -41,7 +43,7 @@ def share(value: float | None, digits: int = 2) -> str:
 
 def between(low: float | None, high: float | None, *, digits: int | None = None) -> str:
     """An interval as "6.78 to 9.06"; empty if there is none. With `digits`, fixed decimals."""
-    if low is None or high is None:
+    if low is None or high is None or low != low or high != high:
         return ""
     return f"{nats(low)} to {nats(high)}" if digits is None else f"{share(low, digits)} to {share(high, digits)}"
 
@@ -53,6 +55,37 @@ def with_interval(value: float | None, low: float | None, high: float | None, *,
     estimate = nats(value) if digits is None else share(value, digits)
     ends = between(low, high, digits=digits)
     return f"{estimate} (95 %: {ends})" if ends else estimate
+
+
+def shown(
+    value: float | None,
+    low: float | None = None,
+    high: float | None = None,
+    n: int | None = None,
+    *,
+    control: float | None = None,
+    digits: int | None = None,
+    line: str = " ",
+) -> str:
+    """A table's cell: "0.64 (0.39 to 0.84)", and no more than `n` prompts can carry.
+
+    Under FEWEST prompts the value and n alone; without ends, or with ends that are the value, the value alone. `control` is what the same does with
+    nothing to find: where it is at least as far from 0, the cell says so. `line` stands between the value and its ends.
+    """
+    if value is None or value != value:
+        return "–"
+    cell = nats(value) if digits is None else share(value, digits)
+    known = low is not None and high is not None and low == low and high == high
+    if n is not None and n < FEWEST:
+        cell += f"{line}(n\u00a0=\u00a0{n})"
+    elif known and low != high:
+        cell += f"{line}({between(low, high, digits=digits)})"
+    return cell if control is None or abs(control) < abs(value) else f"{cell}{line}[control {nats(control)}]"
+
+
+def prompts(n: int, kind: str = "") -> str:
+    """ "1 prompt", "12 report prompts"."""
+    return f"{n} {kind}{' ' * bool(kind)}prompt{'s' * (n != 1)}"
 
 
 def listed(names: Iterable[object]) -> str:

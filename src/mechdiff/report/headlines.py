@@ -1,0 +1,143 @@
+"""Which sentences may stand at the top of the page. A sentence that is true can still mislead a reader who quotes it alone.
+
+Each clause of the verdict is a `Candidate`: its words, and beside them what a reader would have to know to weigh them. `admit` says which gate of
+GATES it fails; the verdict is built from those that fail none. What is refused stays in its own section, and the section on trust says why.
+
+    the whole    a part is named beside its whole, and the whole is at least LEAST_WHOLE of D ("65 % of a block that has 5 % of D" is no headline)
+    prompts      at least `needed` prompts stand behind it; with fewer than FEW the sentence says so
+    test         a claim that something is there has a test or an interval that leaves 0 out
+    budget       a search that stopped at its budget has found nothing but its budget
+    construction what must hold whatever the models are (the last block's output carries everything) is no finding
+    event        a score of texts that were put to the models is spoken of where either model says such a thing itself
+    length       a score of texts has one sign whether it is taken per token or per byte
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from mechdiff.report.phrasing import FEWEST
+from mechdiff.report.statistics import FEW
+
+LEAST_WHOLE = 0.2
+"""Share of D under which what a whole has is too little to name its parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A clause that might stand in the verdict, and what decides whether it may."""
+
+    text: str
+    n: int | None = None
+    """Prompts behind it; None where it is not about prompts, as what is said of weights."""
+    needed: int = FEWEST
+    """Prompts that it takes."""
+    whole: float | None = None
+    """Share of D of the whole that it names a part of; None where it gives shares of D itself."""
+    tested: bool = True
+    """Whether a test, or an interval, stands behind the claim."""
+    at_budget: bool = False
+    """Whether the search that found it stopped because its budget was spent."""
+    by_construction: bool = False
+    """Whether it would hold of any two models."""
+    happens: bool = True
+    """Whether what a score is about happens at all: a refusal, of a score of refusals."""
+    lengths_agree: bool = True
+    """Whether it has one sign per token and per byte."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One condition that a headline meets."""
+
+    name: str
+    rule: str
+    """What must hold, as docs/STATISTICS.md prints it."""
+    fails: Callable[[Candidate], bool]
+    why: str
+    """What is said of a sentence that failed it."""
+
+
+GATES = (
+    Gate(
+        name="construction",
+        rule="not true by construction (the last block's `resid_post`, a site where everything is carried)",
+        fails=lambda one: one.by_construction,
+        why="it holds by construction",
+    ),
+    Gate(
+        name="prompts",
+        rule=f"at least {FEWEST} prompts, or as many as the claim takes; under {FEW} the sentence says how few",
+        fails=lambda one: one.n is not None and one.n < one.needed,
+        why="it rests on {n} prompts and takes {needed}",
+    ),
+    Gate(
+        name="test",
+        rule="a test at 5 % stands behind what is said to be there",
+        fails=lambda one: not one.tested,
+        why="no test says that it is more than chance",
+    ),
+    Gate(
+        name="whole",
+        rule=f"a part is named beside its whole, which has at least {LEAST_WHOLE} of D",
+        fails=lambda one: one.whole is not None and not one.whole >= LEAST_WHOLE,
+        why="the whole that it is a part of has {whole:.2g} of D",
+    ),
+    Gate(
+        name="budget",
+        rule="the search behind it did not stop at its budget",
+        fails=lambda one: one.at_budget,
+        why="the search stopped at its budget",
+    ),
+    Gate(
+        name="event",
+        rule="what a score is about happens in an answer of either model (a refusal, for soft refusal)",
+        fails=lambda one: not one.happens,
+        why="neither model ever does what this scores",
+    ),
+    Gate(
+        name="length",
+        rule="scores of texts have one sign per token and per byte",
+        fails=lambda one: not one.lengths_agree,
+        why="it changes its sign, or vanishes, with the way of counting length",
+    ),
+)
+
+
+def admit(one: Candidate) -> Gate | None:
+    """The first gate that a candidate fails; None where it may stand at the top of the page."""
+    return next((gate for gate in GATES if gate.fails(one)), None)
+
+
+def reason(one: Candidate) -> str:
+    """Why a candidate was refused; empty where it was not."""
+    gate = admit(one)
+    return "" if gate is None else gate.why.format(n=one.n, needed=one.needed, whole=one.whole or 0.0)
+
+
+def sentence(candidates: Iterable[Candidate]) -> str | None:
+    """The clauses that pass all gates as one sentence, which says so where it rests on few prompts; None where none passes."""
+    passed = [one for one in candidates if admit(one) is None]
+    if not passed:
+        return None
+    text = "; ".join(one.text.removesuffix(".") for one in passed)
+    few = min((one.n for one in passed if one.n is not None), default=FEW)
+    beside = f" ({few} prompts only)" if few < FEW and str(few) + " prompts only" not in text else ""
+    return f"{text[0].upper()}{text[1:]}{beside}."
+
+
+def refused(candidates: Sequence[Candidate]) -> list[str]:
+    """What did not pass, each with its reason."""
+    return [f"{one.text.removesuffix('.')}: {reason(one)}" for one in candidates if admit(one) is not None]
+
+
+def table() -> list[str]:
+    """The gates as lines of a Markdown table: docs/STATISTICS.md holds these lines."""
+    return [
+        "| gate | a headline passes if | else |",
+        "|---|---|---|",
+        *(f'| {gate.name} | {gate.rule} | "{_plain(gate.why)}" |' for gate in GATES),
+    ]
+
+
+def _plain(why: str) -> str:
+    return why.replace("{n}", "n").replace("{needed}", "m").replace("{whole:.2g}", "x")
