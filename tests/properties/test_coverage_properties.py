@@ -14,7 +14,8 @@ from mechdiff.engine.replay import ENGINES, Write, engine_for
 from mechdiff.engine.sites import Site
 from mechdiff.measures.attribution import by_head, midpoints
 from mechdiff.measures.games import Coalition, Game, every, permutations, shapley_exact, shapley_sampled, shapley_two_point
-from mechdiff.report.coverage import Whole, coverage, effective_number, necessity
+from mechdiff.report.coverage import Whole, coverage, necessity
+from mechdiff.report.spread import root
 
 NOBODY: Coalition = frozenset()
 players = st.integers(1, 6)
@@ -101,7 +102,7 @@ def test_property_14_nothing_covers_nothing_and_all_cover_all(seed: int, n: int,
     assert (found.share <= found.high).all()
     left_out = necessity(game.values([game.everyone - coalition for coalition in coalitions]).T, whole)
     np.testing.assert_allclose(left_out.share, found.share, atol=1e-12)
-    assert 1 - 1e-9 <= effective_number(shapley_exact(game).T)[0] <= n + 1e-9
+    assert 1 - 1e-9 <= root(shapley_exact(game).T.mean(0)) ** 2 <= n + 1e-9
 
 
 @examples(30)

@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mechdiff.report.coverage import Whole, coverage, effective_number, first_to, necessity, two_point
+from mechdiff.report.coverage import Whole, coverage, first_to, necessity, two_point
 
 
 def test_ends_are_0_and_1_and_intervals_hold_the_share() -> None:
@@ -37,23 +35,6 @@ def test_p14_no_effect_to_explain_has_no_ratio() -> None:
 def test_prompts_must_be_the_same() -> None:
     with pytest.raises(ValueError, match="effects of 4 prompts and a whole of 5"):
         coverage(np.zeros((4, 1)), Whole(values=np.ones(5)))
-
-
-@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=40))
-def test_the_effective_number_lies_between_one_and_all(sizes: list[float]) -> None:
-    point, _, _ = effective_number(np.array([sizes]))
-    assert 1 - 1e-9 <= point <= len(sizes) + 1e-9
-
-
-def test_the_effective_number_of_alike_and_of_one() -> None:
-    assert effective_number(np.full((6, 8), -0.3))[0] == pytest.approx(8)
-    one = np.zeros((6, 8))
-    one[:, 3] = 1.0
-    assert effective_number(one) == (1.0, 1.0, 1.0)
-    assert np.isnan(effective_number(np.zeros((6, 8)))[0])
-    noisy = np.random.default_rng(1).normal(1, 0.5, (50, 8))
-    point, low, high = effective_number(noisy)
-    assert low <= point <= high < 8.001
 
 
 def test_two_points_are_shapley_of_a_quadratic_game() -> None:

@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 
 from mechdiff.report import (
-    coverage,
     effects,
     findings_behaviour,
     findings_compare,
@@ -97,7 +96,7 @@ def test_ranks_are_the_planted_ones(found: dict[str, Quantity]) -> None:
 def test_heads_are_those_of_the_game(run: Loaded, found: dict[str, Quantity]) -> None:
     shares = planted_heads.shapley()
     inside = found["effective heads of the strongest layer"]
-    assert inside.estimate.value == pytest.approx(coverage.effective_point(shares[None]), rel=0.02)
+    assert inside.estimate.value == pytest.approx(shares.sum() ** 2 / (shares**2).sum(), rel=0.02)
     assert inside.layer == CHANGED
     singles = np.array([planted_heads.v([head]) for head in range(planted_heads.N_HEADS)])
     assert found["effective heads of the network"].estimate.value == pytest.approx(singles.sum() ** 2 / (singles**2).sum(), rel=0.02)

@@ -8,7 +8,7 @@ prompts,
 so c(nothing) = 0 and c(all) = 1, which is asserted before anything is given out. Where mean v(all) is not above three noise floors, or cannot be told
 from 0, there is no effect to explain: no ratio is made, not even a large one (two heads that cancel have effects alone and none together).
 
-The effective number of players of shares phi (Shapley values) is 1 / sum s^2 with s = |phi| / sum |phi|: 1 where one has all, n where all have alike.
+Over how many players shares (Shapley values) are spread: spread.py.
 """
 
 from dataclasses import dataclass
@@ -74,28 +74,6 @@ def necessity(without: Float[ndarray, "prompt set"], whole: Whole, *, seed: int 
     """1 - c(all without S) of each column, given v(all without S)."""
     found = coverage(without, whole, seed=seed)
     return Covered(share=1 - found.share, low=1 - found.high, high=1 - found.low)
-
-
-def effective_number(shares: Float[ndarray, "prompt player"], *, seed: int = 0) -> tuple[float, float, float]:
-    """1 / sum s^2 of the mean shares, and the ends of its 95 % bootstrap interval over prompts; NaN where all shares are 0."""
-    point = effective_point(shares)
-    if len(shares) < 2 or not np.isfinite(point):
-        return point, float("nan"), float("nan")
-    counts = intervals.resample_counts(len(shares), seed=seed) / len(shares)
-    draws = _effective(counts @ shares)
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return point, min(float(low), point), max(float(high), point)
-
-
-def effective_point(shares: Float[ndarray, "prompt player"]) -> float:
-    """`effective_number` without its interval."""
-    return float(_effective(shares.mean(0)))
-
-
-def _effective(means: Float[ndarray, "*draw player"]) -> Float[ndarray, "*draw"]:
-    size = np.abs(means)
-    squares = (size**2).sum(-1)
-    return np.divide(size.sum(-1) ** 2, squares, out=np.full(squares.shape, np.nan), where=squares > 0)
 
 
 def two_point(

@@ -7,6 +7,7 @@ rank is that of one module.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -183,9 +184,7 @@ def heads(run: Loaded) -> Iterator[Quantity]:
     layer, _ = findings_heads.strongest_layer(rows, known)
     phi = effects.shapley(run, BREAKAGE, layer)
     if phi is not None:
-        found = spread.estimate(phi.values, lambda means: spread.effective(np.abs(means)), phi.prompts, ends=(1, len(phi.names)))
-        name = "effective heads of the strongest layer"
-        yield Quantity(axis="heads", name=name, estimate=found, unit="parts", parts=len(phi.names), where=f"L{layer}", layer=layer)
+        yield replace(number("heads", "effective heads of the strongest layer", phi, where=f"L{layer}"), layer=layer)
     game, keys = games[layer], effects.head_prompts(run, BREAKAGE, layer)
     order = next(iter(findings_heads.orders(manifest, BREAKAGE, layer).values()), [])
     assert game is not None

@@ -12,7 +12,7 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechdiff.report import coverage, findings, findings_transport, intervals
+from mechdiff.report import coverage, findings, findings_transport, intervals, spread
 from mechdiff.report.coverage import Covered, Whole
 from mechdiff.report.findings import BREAKAGE, EFFECTS, RECOVERY
 from mechdiff.report.memory import once
@@ -209,6 +209,8 @@ class Shares:
     """Fisher-projected coverage; NaN where all heads together move nothing."""
     effective: tuple[float, float, float]
     """Number of heads that share the effect, and its interval."""
+    silent: str
+    """Why no sentence may be made of that number; empty where one may."""
     null: tuple[float, float, int] | None
     """The same of random edits of this size: least, greatest, how many."""
 
@@ -231,11 +233,12 @@ def head_shares(rows: pl.DataFrame, one: Game) -> Shares | None:
     of_heads, of_all = _by_head(projected, one.n), projected.filter(pl.col("unit") == "all")["value"].to_numpy()
     enough = of_heads is not None and len(of_all) and of_all.mean() > coverage.FLOORS * one.whole.floor and of_all.mean() > 0
     fisher = of_heads.mean(0) / of_all.mean() if enough and of_heads is not None else np.full(one.n, np.nan)
-    missing = (float("nan"),) * 3
+    amount = spread.number_of_parts(phi, [str(i) for i in range(len(phi))])
     return Shares(
         shapley=coverage.coverage(phi, one.whole),
         fisher=fisher,
-        effective=coverage.effective_number(phi) if one.whole.counts else missing,
+        effective=(amount.value, amount.low, amount.high) if one.whole.counts else (float("nan"),) * 3,
+        silent=spread.silence(phi) if one.whole.counts else "all heads together have no effect",
         null=_null(rows, one),
     )
 
@@ -269,7 +272,7 @@ def _null(rows: pl.DataFrame, one: Game) -> tuple[float, float, int] | None:
         alone = wide.select([f"head {head}" for head in range(one.n)]).to_numpy()
         phi = coverage.two_point(alone, wide.select([pl.col(name).alias(f"without {i}") for i, name in enumerate(names)]).to_numpy(),
                                  wide["all"].to_numpy())  # fmt: skip
-        numbers.append(coverage.effective_point(phi))
+        numbers.append(spread.number_of_parts(phi, wide["prompt"].to_list()).value)
     return (min(numbers), max(numbers), len(numbers)) if numbers else None
 
 

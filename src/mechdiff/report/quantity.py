@@ -22,6 +22,10 @@ class Quantity:
     """Parts available, where it is a number of parts."""
     null: tuple[float, float, float] | None = None
     """What an effect that all parts share alike would give: mean and middle 95 %."""
+    nothing: tuple[float, float, float] | None = None
+    """What this noise alone would give, with no effect anywhere: mean and middle 95 %."""
+    silent: str = ""
+    """Why no sentence may be made of it (`spread.silence`)."""
     where: str = ""
     """The place or choice that it is of, such as a site."""
     layer: int | None = None
@@ -37,23 +41,25 @@ class Quantity:
     def of_available(self) -> "Quantity":
         """The same as a share of the parts that there are, for runs on different bases."""
         assert self.parts
-        own = self.estimate
-        scaled = Estimate(
-            value=own.value / self.parts, low=own.low / self.parts, high=own.high / self.parts, prompts=own.prompts,
-            contributions=own.contributions / self.parts,
-        )  # fmt: skip
-        null = None if self.null is None else (self.null[0] / self.parts, self.null[1] / self.parts, self.null[2] / self.parts)
-        draws = None if self.draws is None else self.draws / self.parts
-        return replace(self, estimate=scaled, unit="share of depth" if self.unit == "layer" else "share of parts", null=null, draws=draws)
+        own, parts = self.estimate, self.parts
+        contributions = own.contributions / (parts**0.5 if own.rooted else parts)
+        scaled = replace(own, value=own.value / parts, low=own.low / parts, high=own.high / parts, contributions=contributions)
+        null, nothing = (None if one is None else (one[0] / parts, one[1] / parts, one[2] / parts) for one in (self.null, self.nothing))
+        draws = None if self.draws is None else self.draws / parts
+        unit = "share of depth" if self.unit == "layer" else "share of parts"
+        return replace(self, estimate=scaled, unit=unit, null=null, nothing=nothing, draws=draws)
 
 
 def number(axis: str, name: str, of: Table, *, parts: int | None = None, null: bool = False, where: str = "") -> Quantity:
     """The effective number of parts of some effects."""
     measured = of.values.shape[1]
     parts = parts or measured
-    estimate = spread.estimate(of.values, spread.effective, of.prompts, ends=(1, parts))
-    even = spread.evened(of.values) if null and measured > 1 and len(of.prompts) > 1 else None
-    return Quantity(axis=axis, name=name, estimate=estimate, unit="parts", parts=parts, null=even, where=where)
+    estimate = spread.number_of_parts(of.values, of.prompts, parts=parts)
+    drawn = null and measured > 1 and len(of.prompts) > 1
+    even, nothing = (spread.evened(of.values), spread.nothing(of.values)) if drawn else (None, None)
+    return Quantity(
+        axis=axis, name=name, estimate=estimate, unit="parts", parts=parts, null=even, nothing=nothing, silent=spread.silence(of.values), where=where
+    )  # fmt: skip
 
 
 def exact(

@@ -48,8 +48,8 @@ def how_many(one: findings_heads.Game, manifest: dict) -> str:
 def effective(shares: findings_heads.Shares, n: int) -> str:
     """ "effective number of heads 6.1 [4.0, 9.2] of 9 (10 random edits of this size: 8.1 to 8.9)"; a range to look at, no test."""
     point, low, high = shares.effective
-    if low != low:  # a single prompt has no interval
-        return f"effective number of heads {point:.1f} of {n}"
+    if shares.silent:
+        return f"no number of heads is given ({shares.silent})"
     text = f"effective number of heads {point:.1f} [{low:.1f}, {high:.1f}] of {n}"
     if not shares.null:
         return text

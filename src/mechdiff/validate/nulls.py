@@ -206,15 +206,15 @@ def spreads(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
         weight = random.gamma(2, 0.5, (3, 32, 1))
         values = weight[:2] * mean * random.gamma(4, 0.25, (2, 32, 6))
         beside = weight[0] * mean * random.gamma(4, 0.25, (32, 6))
-        one = spread.estimate(values[0], spread.effective, names)
+        one = spread.number_of_parts(values[0], names)
         held.append(one.low <= truth <= one.high)
         for p, sample, called in ((stranger, values[1], [f"other {name}" for name in names]), (paired, beside, names)):
-            found = spread.contrast(one, spread.estimate(sample, spread.effective, called))
+            found = spread.contrast(one, spread.number_of_parts(sample, called))
             assert found is not None
             p.append(found.p)
         even = weight[2] * random.gamma(4, 0.25, (32, 6))
         _, low, _ = spread.evened(even, draws=200, seed=seed)
-        local.append(0.0 if spread.estimate(even, spread.effective, names).value < low else 1.0)
+        local.append(0.0 if spread.number_of_parts(even, names).value < low else 1.0)
     yield coverage("the effective number of parts (jackknife, 32 prompts)", np.array(held))
     yield false_alarms("effective numbers of two runs on other prompts differ (t)", stranger, at_most=APPROXIMATE)
     yield false_alarms("effective numbers of two runs on the same prompts differ (paired t)", paired, at_most=APPROXIMATE)
