@@ -4,7 +4,7 @@ BIN := .venv/bin
 comma := ,
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-slow test-real check oracles bench validate-long reliability scale claims clean
+.PHONY: install demo test test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims clean
 
 install: .venv/installed
 
@@ -23,6 +23,9 @@ demo: .venv/embedded-model  ## arithmetic and Kazakh side by side, and their con
 
 test: .venv/embedded-model  ## JAXTYPING=1: with the shapes of every signature checked
 	$(BIN)/python -m pytest -n auto --dist loadfile $(if $(JAXTYPING),--jaxtyping-packages=mechdiff.engine$(comma)mechdiff.measures$(comma)beartype.beartype)
+
+test-avx2: .venv/embedded-model  ## what compares bits, computed as on a processor that has AVX2 and no more
+	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n auto --dist loadfile -m bits
 
 test-slow: .venv/embedded-model  ## the demo end to end, against what is known of its fine-tune
 	$(BIN)/python -m pytest -m slow

@@ -146,6 +146,24 @@ FAULTS = (
     ("NaN in a model's file", "refused, with the tensor's name", "test_models.py"),
 )
 
+SAME_BITS = (
+    "## What “the same bits” holds for",
+    "",
+    "On one machine, with the same versions of the libraries, the same device, dtype and number of threads, all of this is equal to the last bit, on",
+    "processors with AVX-512 and without (`make test-avx2` compares once more as one with AVX2 alone computes):",
+    "",
+    "- the rows of one study, whether it ran through or was killed and went on, and in whatever order and by which worker its cells were computed;",
+    "- the logits of models that hold the same weights: in memory, from a file, from several files, a base under an adapter that is switched off, a",
+    "  network whose graft was taken out again. A kernel may sum in another order where a matrix begins at another address, so what is read from a",
+    "  file (weights, adapters, maps, arrays of finished cells) is put at a multiple of 64 bytes, where torch puts its own tensors;",
+    "- a state that is read and written back at its site; a map that is saved and read again.",
+    "",
+    "It does not hold between processors, devices, versions of torch or numbers of threads, nor between two ways of computing one thing (replay",
+    "and a whole forward pass, one prompt and several in a pass): these agree within rounding. Each run measures its own rounding, as the noise",
+    "floor of every metric, gives no share of what is under three floors, and refuses a model where replay strays further (`engine/selfcheck.py`).",
+    "",
+)
+
 
 def page(found: dict[str, int], n: int) -> str:
     """docs/RELIABILITY.md."""
@@ -161,6 +179,7 @@ def page(found: dict[str, int], n: int) -> str:
         "|---|---|---|",
         *(f"| {what} | {does} | {where} |" for what, does, where in FAULTS),
         "",
+        *SAME_BITS,
     ]
     return "\n".join(lines)
 

@@ -280,6 +280,7 @@ def test_sites_and_replay_work_through_an_adapter(folders, adapter):
             torch.testing.assert_close(replay(model, [clean], variants), full(model, [clean], variants), rtol=0, atol=1e-5)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("qwen2_sliding", "neox_sequential")])
 def test_adapters_fit_every_family(tmp_path, name):
     model = pico(name)

@@ -256,6 +256,7 @@ def test_learned_maps_are_their_textbook_formulas(n: int) -> None:
             assert one.rank_ == int(torch.linalg.matrix_rank(matrix - torch.eye(D).double())) == rank
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("family", ["logit_subspace", "logit_subspace_joint"])
 def test_an_interchange_writes_the_other_state_inside_and_keeps_its_own_outside(family: str, tmp_path: Path) -> None:
     directions = logit_directions(random(200, D, seed=9), 5)

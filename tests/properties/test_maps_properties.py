@@ -116,6 +116,7 @@ def test_property_16_a_large_penalty_leaves_the_shift(seed: int, size: tuple[int
     torch.testing.assert_close(turned.transform(new), y.mean(0) + scale * (new - x.mean(0)), **close)
 
 
+@pytest.mark.bits
 @examples(40)
 @given(seeds, sizes, decays, st.sampled_from([None, 0.0, 0.1, 10.0, math.inf]), st.sampled_from(LEARNED), st.booleans())
 def test_property_16_identical_models_give_the_identity_with_any_number_of_rows(

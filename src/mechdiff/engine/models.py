@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from mechdiff.engine.alignment import align
 from mechdiff.engine.families import QUANTIZED, Family, Shape, family_of, shape_of
 from mechdiff.engine.quantization import drop, held_shape, keep_rounding, quantizing, scales
 from mechdiff.engine.sites import KINDS, Site
@@ -142,7 +143,9 @@ def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: 
         )
     _refuse_nan(net, source.ref)
     keep_rounding(net)
-    return (net.to(device) if device and not is_quantized(net.config) else net).eval().requires_grad_(False)
+    net = net.to(device) if device and not is_quantized(net.config) else net
+    align(net)
+    return net.eval().requires_grad_(False)
 
 
 def is_quantized(config: Any) -> bool:
@@ -180,6 +183,7 @@ def attach_adapter(net: nn.Module, adapter: Path) -> nn.Module:
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{adapter}: peft cannot put this adapter on the base: {error}") from error
     _refuse_nan(adapted, str(adapter))
+    align(adapted)
     return adapted
 
 

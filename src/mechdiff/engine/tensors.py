@@ -16,6 +16,7 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mechdiff.engine.alignment import aligned
 from mechdiff.engine.families import FAMILIES, Family
 from mechdiff.engine.quantization import STATISTICS, decoded
 from mechdiff.errors import ModelError
@@ -91,7 +92,7 @@ class TensorFiles:
         layer = stored.key.removesuffix("weight")
         try:
             with safe_open(stored.path, "pt") as file:
-                found = file.get_tensor(stored.key)
+                found = aligned(file.get_tensor(stored.key))
                 keys = [key for key in file.keys() if key.startswith(layer)] if stored.codes else []  # noqa: SIM118
                 statistics = {key.removeprefix(layer): file.get_tensor(key) for key in keys if key != stored.key}
         except (SafetensorError, OSError) as error:

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mechdiff.engine.alignment import aligned
 from mechdiff.engine.families import Family
 from mechdiff.engine.models import Model, Pair
 from mechdiff.engine.tensors import place
@@ -190,7 +191,7 @@ def tensors_in(folder: Path, like: Model) -> Tensors:
                 f"{folder}: no tensor {name} in its files, which name things otherwise than the network does. Use --memory both."
             )
         with safe_open(files[stored], "pt") as file:
-            return file.get_tensor(stored).to(device=device, dtype=dtypes[name])
+            return aligned(file.get_tensor(stored).to(device=device, dtype=dtypes[name]))
 
     return tensor
 

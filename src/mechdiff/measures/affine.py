@@ -6,7 +6,7 @@ A map anchored at the identity has diagonal 1, and its product is the learned ch
 d x d matrix is ever made. A map that is not anchored has diagonal 0, and its two widths may differ.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float64
@@ -34,6 +34,10 @@ class Affine:
         centred = states.double() - self.mean_in
         moved = self.mean_out + (centred @ self.left) @ self.right
         return (moved if self.diagonal is None else moved + centred * self.diagonal).to(states.dtype)
+
+    def laid_out(self) -> "Affine":
+        """The same map as a file gives it back, each part by rows: another order in memory is another order of summing."""
+        return replace(self, left=self.left.contiguous(), right=self.right.contiguous())
 
     def rank_of_change(self) -> int:
         """The measured rank of T - I (of T's linear part, where the widths differ): singular values above rounding."""

@@ -90,6 +90,11 @@ class Pairs:
         return change if differs(change, self.target) else change.mean(0).expand_as(change)
 
     @cached_property
+    def varying(self) -> Tensor:
+        """What varies of the change: exactly 0 where nothing does, whatever a mean of equal numbers is rounded to."""
+        return self.change - self.change.mean(0) if differs(self.change, self.target) else torch.zeros_like(self.change)
+
+    @cached_property
     def decomposed(self) -> Decomposed:
         return decompose(self.source)
 
@@ -97,12 +102,12 @@ class Pairs:
     def projected(self) -> Tensor:
         """U'Z of the change."""
         assert self.decomposed.left is not None
-        return self.decomposed.left.T @ (self.change - self.change.mean(0))
+        return self.decomposed.left.T @ self.varying
 
     @cached_property
     def validated(self) -> Validated:
         """What cross-validation chooses for regressions of the change."""
-        return cross_validated(self.source, self.change, self.groups, seed=self.seed)
+        return cross_validated(self.source, self.varying, self.groups, seed=self.seed)
 
 
 def differs(change: Float64[Tensor, "row d"], states: Float64[Tensor, "row d"]) -> bool:
@@ -156,7 +161,7 @@ def mean(pairs: Pairs) -> Fit:
 def diag_affine(pairs: Pairs, lam: float | None = None) -> Fit:
     """Slope of each feature: 1 + cov(x, y - x) / (var x + lambda mean var)."""
 
-    x, change = pairs.source - pairs.mean_source, pairs.change - pairs.change.mean(0)
+    x, change = pairs.source - pairs.mean_source, pairs.varying
 
     def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
         centred = x[rows] - x[rows].mean(0)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mechdiff.engine.alignment import aligned
 from mechdiff.errors import StudyError
 from mechdiff.measures import anchored, maps_by_name
 from mechdiff.measures.affine import Affine
@@ -84,7 +85,7 @@ class Map:
             )
         found = FAMILIES[self.family](pairs, **self.settings)
         of_all = self.family == "identity" or self._interchanges
-        self.affines_ = tuple(one if of_all else one.embedded(*pairs.kept, *pairs.means) for one in found.affines)
+        self.affines_ = tuple((one if of_all else one.embedded(*pairs.kept, *pairs.means)).laid_out() for one in found.affines)
         self.centres_, self.norm_ratio_, self.lambda_ = found.centres, found.norm_ratio, found.lam
         written = self.affines_[0].left.shape[1] if self._interchanges else None
         self.rank_ = max(one.rank_of_change() for one in self.affines_) if written is None else written
@@ -96,7 +97,7 @@ class Map:
     def of(cls, affine: Affine, family: str, *, lam: float, n: int) -> "Map":
         """The map of this family that is known already, fitted on n rows."""
         found = cls(family, lam=lam)
-        found.affines_, found.centres_, found.norm_ratio_, found.lambda_ = (affine,), None, None, lam
+        found.affines_, found.centres_, found.norm_ratio_, found.lambda_ = (affine.laid_out(),), None, None, lam
         found.rank_, found.dropped_, found.n_, found.warnings_, found.identical_score_ = affine.rank_of_change(), 0, n, (), None
         return found
 
@@ -151,7 +152,7 @@ def load_map(path: str | Path) -> Map:
     try:
         with safe_open(str(path), framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("mechdiff_map", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: aligned(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise StudyError(f"{path}: not a readable safetensors file ({error}). Give a file of a run's maps/ folder.") from error
     if not about:

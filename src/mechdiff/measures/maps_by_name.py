@@ -184,7 +184,7 @@ def rank_truncated(pairs: Pairs, rank: int | None = None, lam: float | None = No
     left, right = q @ u[:, :rank], values[:rank, None] * vh[:rank]
     fitted = (pairs.source - pairs.mean_source) @ left @ right
     size = float(fitted.square().sum())
-    scale = float((fitted * (pairs.change - pairs.change.mean(0))).sum()) / size if size else 1.0
+    scale = float((fitted * pairs.varying).sum()) / size if size else 1.0
     return Fit(affines=(anchored(pairs, left, scale * right),), lam=lam, warnings=few_rows(pairs))
 
 

@@ -33,6 +33,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mechdiff.engine.alignment import aligned
 from mechdiff.errors import StudyError
 from mechdiff.measures.affine import ROUNDING, Affine
 from mechdiff.measures.maps import Map
@@ -201,7 +202,7 @@ class Moments:
         """What `save` wrote, and the texts beside it."""
         with safe_open(path, "pt") as file:
             told = dict(file.metadata())
-            return cls(n=int(told.pop("n")), **{name: file.get_tensor(name) for name in file.keys()}), told  # noqa: SIM118
+            return cls(n=int(told.pop("n")), **{name: aligned(file.get_tensor(name)) for name in file.keys()}), told  # noqa: SIM118
 
 
 SUMS = ("x", "y", "xx", "xy", "yy", "kx", "ky", "lx", "ly", "diagonals", "length")

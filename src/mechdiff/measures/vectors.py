@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechdiff.engine.alignment import aligned
 from mechdiff.engine.sites import Site
 from mechdiff.errors import StudyError
 
@@ -37,7 +38,7 @@ def load_vector(path: Path) -> tuple[Site, Float[Tensor, " d"], dict[str, str]]:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        ((name, vector),) = [(name, file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118  (safe_open is no mapping)
+        ((name, vector),) = [(name, aligned(file.get_tensor(name))) for name in file.keys()]  # noqa: SIM118  (safe_open is no mapping)
         return Site.parse(name), vector, dict(file.metadata())
 
 

@@ -75,6 +75,18 @@ def _tensors(tensors: Mapping[str, np.ndarray]) -> bytes:
     return safetensors.numpy.save({name: np.asarray(values, order="C") for name, values in tensors.items()})
 
 
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """The array itself where it begins at a multiple of 64 bytes, else a copy that does: sums over it then have the same bits as over what was
+    written, which a file's header would decide otherwise (engine/alignment.py)."""
+    if array.ctypes.data % 64 == 0:
+        return array
+    room = np.empty(array.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    found = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    found[...] = array
+    return found
+
+
 class RunFolder:
     """A run's folder, open for writing by this process alone (`RunFolder.open`), or for its cells alone (`RunFolder.joined`)."""
 
@@ -170,6 +182,7 @@ class RunFolder:
             raise RunError(f"{self.path}: the cell {canonical(dict(key))} is missing or was damaged. The same command computes it again.")
         record, files = found
         tensors = safetensors.numpy.load(files["tensors.safetensors"]) if "tensors.safetensors" in files else {}
+        tensors = {name: _aligned(values) for name, values in tensors.items()}
         return Cell(frame=pl.read_parquet(io.BytesIO(files["rows.parquet"])), tensors=tensors, record=record)
 
     def store(
