@@ -86,8 +86,8 @@ def test_an_adapter_on_one_of_two_tied_matrices_unties_them(tmp_path):
     ("config", "why"),
     [
         (IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), "is of the kind IA3"),
-        (LoraConfig(**LORA, init_lora_weights="pissa"), "changes its base's weights when it is put on"),
-        (LoraConfig(**LORA, init_lora_weights="olora"), "changes its base's weights when it is put on"),
+        (LoraConfig(**LORA, init_lora_weights="pissa"), "rewrites its base's weights when it is put on"),
+        (LoraConfig(**LORA, init_lora_weights="olora"), "rewrites its base's weights when it is put on"),
         (LoraConfig(r=2, target_modules=["embed_tokens"], use_dora=True), "changes model.embed_tokens.weight by embedding_A"),
     ],
     ids=["ia3", "pissa", "olora", "dora_embedding"],
@@ -128,6 +128,6 @@ def test_a_broken_or_missing_file_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"adapter_model\.safetensors cannot be read"):
         open_adapter(adapter, open_tensors(base))
     path.unlink()
-    with pytest.raises(ModelError, match=r"adapter_model\.safetensors: this file of the adapter is missing"):
+    with pytest.raises(ModelError, match=r"neither adapter_model\.safetensors nor adapter_model\.bin is"):
         open_adapter(adapter, open_tensors(base))
     assert json.loads((adapter / "adapter_config.json").read_text())["peft_type"] == "LORA"

@@ -332,14 +332,16 @@ def test_an_adapter_that_changes_the_prompt_is_refused(folders, tmp_path):
 
 def test_an_adapter_without_weights_is_refused(folders, broken_adapter):
     (broken_adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"adapter_config\.json is there and adapter_model\.safetensors is not"):
+    with pytest.raises(
+        ModelError, match=r"adapter_config\.json is there, and neither adapter_model\.safetensors nor adapter_model\.bin is"
+    ):
         use(folders, broken_adapter)
 
 
 def test_a_truncated_adapter_is_refused(folders, broken_adapter):
     path = broken_adapter / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="broken: peft cannot put this adapter on the base: "):
+    with pytest.raises(ModelError, match=r"the weights in .*broken/adapter_model\.safetensors cannot be read"):
         use(folders, broken_adapter)
 
 

@@ -52,13 +52,16 @@ def test_files_are_known_by_their_hashes(folder, tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"factors")
+    (folder / "optimizer.bin").write_bytes(b"not part of the model either")
     base = resolve(str(folder))
     tuned = resolve(str(adapter), base=base)
     files = base.files()
     assert files["config.json"] == sha256((folder / "config.json").read_bytes()).hexdigest()
     assert {"model.safetensors", "tokenizer.json"} < files.keys()
-    assert "notes.txt" not in files
-    assert tuned.files() == files | {"adapter/adapter_config.json": sha256(b"{}").hexdigest()}
+    assert not {"notes.txt", "optimizer.bin"} & files.keys()
+    adapters = {"adapter/adapter_config.json": sha256(b"{}"), "adapter/adapter_model.safetensors": sha256(b"factors")}
+    assert tuned.files() == files | {name: digest.hexdigest() for name, digest in adapters.items()}
 
 
 @pytest.mark.parametrize("ref", ["/no/such/folder", "./nothing", "~/no-such-model-here", "nothing", "a/b/c"])

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mechdiff.engine.checkpoint import weight_files
 from mechdiff.engine.families import FAMILIES, Family
-from mechdiff.engine.tensors import SITES, open_tensors, place, reading_order, weight_files
+from mechdiff.engine.tensors import SITES, open_tensors, place, reading_order
 from mechdiff.errors import ModelError
 from pico import CONFIGS, pico
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mechdiff.audit import whole
 from mechdiff.engine.families import QUANTIZED
-from mechdiff.engine.models import SIDES, Model, Side, attach_adapter, is_quantized, load_net, wrap
+from mechdiff.engine.models import SIDES, Model, Side, is_quantized, load_net, wrap
 from mechdiff.engine.quantization import held_matrix
 from mechdiff.engine.sites import Site
+from mechdiff.engine.switches import attach_adapter
 from mechdiff.measures.patching import donors
 from mechdiff.study.artifacts import read_manifest
 from mechdiff.study.config import RunOptions, make_study
@@ -146,7 +147,7 @@ class Rerun:
             dtype = "float32" if pair.dtype in QUANTIZED else pair.dtype  # the files' weights, not as they are rounded
             net = load_net(source, dtype=dtype, device=pair.device)
             if source.adapter:
-                adapted: Any = attach_adapter(net, source.adapter)
+                adapted: Any = attach_adapter(net, source.adapter, base=source.load)
                 net = adapted.merge_and_unload()
             found[side] = wrap(net.requires_grad_(False), side=side, ref=source.ref)
         return found

@@ -16,14 +16,16 @@ from jaxtyping import Float64, Shaped
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from mechdiff.engine.checkpoint import adapter_file
 from mechdiff.engine.families import Family
+from mechdiff.engine.switches import refuse_empty, rewrites
 from mechdiff.engine.tensors import Stored, TensorFiles, contents
 from mechdiff.errors import ModelError
 
-_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
-"""How factors may have started: ways that leave the base's weights alone."""
-_OTHER_KINDS = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config", "layer_replication", "target_parameters",
-                "trainable_token_indices", "alora_invocation_tokens")  # fmt: skip
+_INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""How factors may have started: ways that leave the base's weights alone when the adapter is loaded."""
+_OTHER_KINDS = ("use_qalora", "use_bdlora", "monteclora_config", "arrow_config", "target_parameters", "trainable_token_indices",
+                "alora_invocation_tokens")  # fmt: skip
 """Options of a LoRA config that make the change another one than s B A."""
 
 
@@ -122,11 +124,13 @@ class AdaptedTensors:
 
 def open_adapter(adapter: Path, base: TensorFiles) -> AdaptedTensors:
     """The base's tensors with the adapter's change. ModelError: its file is broken, or it changes tensors that the base does not have."""
-    path = adapter / "adapter_model.safetensors"
-    if not path.is_file():
-        raise ModelError(f"{path}: this file of the adapter is missing. Is the download complete?")
+    path = adapter_file(adapter)
+    if path.suffix != ".safetensors":
+        pickled = f"is a pickle ({path.name}), whose factors are not read; save it again with peft, which writes safetensors"
+        return AdaptedTensors(base=base, file=TensorFiles(None, {}), edits={}, refused=pickled)
     config = json.loads((adapter / "adapter_config.json").read_text())
     held = {key: Stored(path=path, key=key, shape=shape, dtype=dtype) for key, (shape, dtype) in contents(path).items()}
+    refuse_empty(adapter, {key: stored.shape for key, stored in held.items()})
     refused = _refusal(config)
     edits: dict[str, _Edit] = {}
     for key in held if refused is None else ():
@@ -136,6 +140,9 @@ def open_adapter(adapter: Path, base: TensorFiles) -> AdaptedTensors:
             break
         edits.setdefault(name, _Edit()).keys[role] = key
     for name, edit in edits.items() if refused is None else ():
+        if "bias" in edit.keys and name not in base.names and name.removesuffix("bias") + "weight" in base.names:
+            refused = f"adds {name}, which the base has none of"
+            break
         if name not in base.names | ({base.head} if base.tied else set()):
             raise ModelError(f"{adapter}: this adapter changes {name}, which the base does not have. It was made for another architecture.")
         if not _readable(edit):
@@ -152,8 +159,10 @@ def _refusal(config: dict[str, Any]) -> str | None:
     """Why the change is not s B A by this config; None where it is."""
     if (kind := config.get("peft_type")) != "LORA":
         return f"is of the kind {kind}"
+    if (reason := rewrites({**config, "bias": "none"})) is not None:
+        return reason
     if (init := config.get("init_lora_weights")) not in _INITS:
-        return f"changes its base's weights when it is put on (init_lora_weights={init!r})"
+        return f"starts its factors in a way that mechdiff does not know (init_lora_weights={init!r})"
     if config.get("ensure_weight_tying"):
         return "ties what it changes to other tensors (ensure_weight_tying)"
     return next((f"uses {name}={config[name]!r}" for name in _OTHER_KINDS if config.get(name)), None)

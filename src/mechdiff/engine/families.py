@@ -216,6 +216,14 @@ class Shape:
         return int(self.matrices * entry + self.vocab * self.d_model * other)
 
 
+def _key_value_heads(config: Any) -> int:
+    """How many sets of keys and values a block has; Falcon says it in fields of its own."""
+    heads = config.num_attention_heads
+    if config.model_type == "falcon":
+        return config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else heads
+    return getattr(config, "num_key_value_heads", None) or heads
+
+
 def shape_of(config: Any) -> Shape:
     """The sizes that a transformers config states."""
     heads = config.num_attention_heads
@@ -224,7 +232,7 @@ def shape_of(config: Any) -> Shape:
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
         n_heads=heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        n_kv_heads=_key_value_heads(config),
         d_head=getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads,
         d_mlp=next((size for size in mlp if size), 4 * config.hidden_size),
         vocab=config.vocab_size,

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from mechdiff.engine.changes import open_changes
+from mechdiff.engine.checkpoint import said_of_both, said_of_unread
 from mechdiff.engine.sources import Source
 from mechdiff.engine.vocabularies import Tokens
 from mechdiff.errors import ModelError
@@ -41,9 +42,15 @@ def lineage(base: Source, tuned: Source, alternatives: Sequence[Source] = (), to
             others.append({"ref": other.ref, **distance(other, tuned)})
         except ModelError as error:
             unread.append(f"lineage is not held against the alternative {other.ref}: {error}")
-    warnings = _warnings(base, tuned, named, found["relative_distance"]) + _nearer(base, found, others) + unread
+    warnings = _of_folders(base, tuned) + _warnings(base, tuned, named, found["relative_distance"]) + _nearer(base, found, others) + unread
     told = [{name: other[name] for name in ("ref", "relative_distance")} for other in others]
     return {**found, "alternatives": told, "stated_base": named, "warnings": warnings}
+
+
+def _of_folders(base: Source, tuned: Source) -> list[str]:
+    """What stands in the models' folders and is not read."""
+    of_tuned = said_of_both(tuned.adapter, tuned.ref) if tuned.adapter else said_of_unread(Path(tuned.load), tuned.ref)
+    return said_of_unread(Path(base.load), base.ref) + of_tuned
 
 
 def _warnings(base: Source, tuned: Source, named: str | None, distance: float | None) -> list[str]:

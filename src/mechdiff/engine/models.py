@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -16,9 +15,10 @@ from torch import nn
 
 from mechdiff.engine.alignment import align
 from mechdiff.engine.families import QUANTIZED, Family, Shape, family_of, shape_of
-from mechdiff.engine.quantization import drop, held_shape, keep_rounding, quantizing, scales
+from mechdiff.engine.quantization import drop, keep_rounding, quantizing
 from mechdiff.engine.sites import KINDS, Site
 from mechdiff.engine.sources import Source, load_config, load_tokenizer, quiet, resolve
+from mechdiff.engine.switches import attach_adapter, refuse_nan, refuse_unswitchable
 from mechdiff.errors import ModelError
 
 Side = Literal["base", "tuned"]
@@ -141,7 +141,7 @@ def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: 
         raise ModelError(
             f"{source.ref}: its files lack {len(absent)} of the model's tensors, the first {absent[0]}. Is the download complete?"
         )
-    _refuse_nan(net, source.ref)
+    refuse_nan(net, source.ref)
     keep_rounding(net)
     net = net.to(device) if device and not is_quantized(net.config) else net
     align(net)
@@ -157,66 +157,6 @@ def is_quantized(config: Any) -> bool:
 def _offloaded() -> TemporaryDirectory[str]:
     """Where the weights lie that fit nowhere else; gone with this process."""
     return TemporaryDirectory(prefix="mechdiff-offload-")
-
-
-def _refuse_nan(net: nn.Module, ref: str) -> None:
-    codes = ((f"{name}.weight", scales(module)) for name, module in net.named_modules())
-    for name, parameter in chain(net.named_parameters(), codes):
-        if parameter is not None and not parameter.is_meta and not torch.isfinite(parameter).all():
-            raise ModelError(
-                f"{ref}: the tensor {name} holds NaN or infinite weights, so every number after it would. Mend the file or take another."
-            )
-
-
-def attach_adapter(net: nn.Module, adapter: Path) -> nn.Module:
-    """A peft model around `net` with the adapter on. Fits by tensor names and shapes; raises ModelError where they do not fit."""
-    from peft import PeftConfig, PeftModel
-    from safetensors import SafetensorError
-
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{adapter}: adapter_config.json is there and adapter_model.safetensors is not. Is the download complete?")
-    try:
-        _refuse_unswitchable(PeftConfig.from_pretrained(str(adapter)), adapter)
-        _refuse_misfit(net, adapter)
-        with quiet():
-            adapted = PeftModel.from_pretrained(net, str(adapter)).eval()
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelError(f"{adapter}: peft cannot put this adapter on the base: {error}") from error
-    _refuse_nan(adapted, str(adapter))
-    align(adapted)
-    return adapted
-
-
-def _refuse_unswitchable(config: Any, adapter: Path) -> None:
-    """Raises ModelError where base and tuned are not the same network with something switched off and on."""
-    if config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None):
-        why = f"is of the kind {config.peft_type.value} that changes the prompt or picks its tokens, not the network"
-    elif getattr(config, "bias", "none") != "none":
-        why = f"trains biases (bias={config.bias!r}), which cannot be switched off to get the base back"
-    else:
-        return
-    raise ModelError(f"{adapter}: this adapter {why}. Where peft can, merge it (merge_and_unload) and give the full model as tuned.")
-
-
-def _refuse_misfit(net: nn.Module, adapter: Path) -> None:
-    """Raises ModelError where a LoRA factor's module is not in the network, or has other sizes."""
-    from safetensors import safe_open
-
-    modules = dict(net.named_modules())
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-            name, _, factor = key.removeprefix("base_model.model.").partition(".lora_")
-            if not factor:
-                continue
-            if name not in modules:
-                raise ModelError(
-                    f"{adapter}: this adapter changes {name}, which the base does not have. It was made for another architecture."
-                )
-            have, want = held_shape(modules[name]), tuple(file.get_slice(key).get_shape())
-            if factor.startswith(("A.", "B.")) and want[1 if factor[0] == "A" else 0] not in have:
-                raise ModelError(
-                    f"{adapter}: {key} has shape {want}, the base's {name} has {have}. It was made for a model of another size."
-                )
 
 
 # ---- the pair ----------------------------------------------------------------------------------------------------------------------
@@ -277,7 +217,7 @@ class Pair:
 
     def _switch(self, side: Side, adapter: Path) -> None:
         if self._adapted is None:
-            self._adapted = attach_adapter(self._load("base"), adapter)
+            self._adapted = attach_adapter(self._load("base"), adapter, base=self.base.ref)
             inner = self._adapted.get_base_model()
             self._held = {s: wrap(inner, side=s, ref=self.source(s).ref) for s in SIDES}
         if side == "base":
@@ -310,6 +250,8 @@ def open_pair(
     place = _device(device)
     base_source = resolve(base)
     tuned_source = resolve(tuned, base=base_source)
+    if tuned_source.adapter:
+        refuse_unswitchable(tuned_source.adapter, base_source.ref)
     pair = Pair(base=base_source, tuned=tuned_source, dtype=dtype, device=place, trusted=trusted)
     if already := [pair.source(side).ref for side in SIDES if dtype in QUANTIZED and is_quantized(pair.config(side))]:
         raise ModelError(

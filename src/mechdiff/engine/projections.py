@@ -98,7 +98,4 @@ def _with_bias(weight: Float[Tensor, "d_out d_in"] | None, bias: Float[Tensor, "
 def layout_of(family: Family, config: Any) -> Layout:
     """The heads that a transformers config states."""
     shape = shape_of(config)
-    groups = shape.n_kv_heads
-    if config.model_type == "falcon":
-        groups = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else shape.n_heads
-    return Layout(family=family, n_heads=shape.n_heads, n_groups=groups, d_head=shape.d_head)
+    return Layout(family=family, n_heads=shape.n_heads, n_groups=shape.n_kv_heads, d_head=shape.d_head)

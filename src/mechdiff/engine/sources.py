@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mechdiff.engine.checkpoint import adapter_file, weight_files
 from mechdiff.engine.families import family_named, family_of
 from mechdiff.errors import ModelError
 
@@ -27,11 +28,17 @@ class Source:
     adapter: Path | None = None
 
     def files(self) -> dict[str, str]:
-        """File name -> sha256 of every weight, config and tokenizer file."""
-        folders = [Path(self.load)] + ([self.adapter] if self.adapter else [])
-        wanted = (".safetensors", ".json", ".gguf", ".bin", ".model", ".jinja")
-        found = sorted(path for folder in folders for path in folder.iterdir() if path.suffix in wanted)
-        return {path.name if path.parent == folders[0] else f"adapter/{path.name}": sha256(path) for path in found}
+        """File name -> sha256 of every file that is read: the weights that are loaded, and all of config and tokenizer."""
+        folder = Path(self.load)
+        found = {path.name: path for path in (*weight_files(folder), *_stated(folder))}
+        if self.adapter:
+            found |= {f"adapter/{path.name}": path for path in (adapter_file(self.adapter), *_stated(self.adapter))}
+        return {name: sha256(found[name]) for name in sorted(found)}
+
+
+def _stated(folder: Path) -> list[Path]:
+    """The files that say what a model and its tokenizer are."""
+    return [path for path in folder.iterdir() if path.suffix in (".json", ".model", ".jinja")]
 
 
 def sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mechdiff.engine.alignment import aligned
+from mechdiff.engine.checkpoint import weight_files
 from mechdiff.engine.families import FAMILIES, Family
 from mechdiff.engine.quantization import STATISTICS, decoded
 from mechdiff.errors import ModelError
@@ -152,6 +153,8 @@ def open_tensors(folder: Path) -> TensorFiles:
     family = FAMILIES.get(kind)
     stored: dict[str, Stored] = {}
     for path in weight_files(folder):
+        if path.suffix != ".safetensors":
+            continue
         for key, (shape, dtype) in contents(path).items():
             name = _module_name(key, family) if family else key
             if not _NO_WEIGHTS.search(name):
@@ -182,24 +185,6 @@ def _stated(where: Stored) -> tuple[int, ...]:
     """The shape of a matrix whose codes are packed."""
     with safe_open(where.path, "pt") as file:
         return tuple(json.loads(bytes(file.get_tensor(f"{where.key}.quant_state.bitsandbytes__nf4").tolist()))["shape"])
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model's folder: those of the index, or model.safetensors, or all. ModelError: one is missing."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if not index.is_file():
-        return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-    try:
-        paths = sorted({folder / str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: not an index of weight files ({type(error).__name__}: {error}). Is the download complete?") from error
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise ModelError(
-            f"{missing[0]}: this file of weights is missing ({len(missing)} of the {len(paths)} that {index.name} lists are). "
-            "Is the download complete?"
-        )
-    return paths
 
 
 def contents(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:

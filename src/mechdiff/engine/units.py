@@ -25,9 +25,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechdiff.engine.alignment import aligned
+from mechdiff.engine.checkpoint import weight_files
 from mechdiff.engine.families import Family
 from mechdiff.engine.models import Model, Pair
-from mechdiff.engine.tensors import place
+from mechdiff.engine.tensors import contents, place
 from mechdiff.errors import ModelError
 
 KINDS = ("embed", "attn", "mlp", "norm", "final_norm", "head")
@@ -170,13 +171,11 @@ def tensors_of(model: Model) -> Tensors:
 
 
 def tensors_in(folder: Path, like: Model) -> Tensors:
-    """The tensors of a folder's safetensors files, each read when asked for, in the dtype and on the device that it has in the network `like`."""
+    """The tensors of the safetensors files that a folder's model is loaded from, each read when asked for, in the dtype and on the device that it has
+    in the network `like`."""
     from safetensors import safe_open
 
-    files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            files |= dict.fromkeys(file.keys(), path)
+    files = {key: path for path in weight_files(folder) if path.suffix == ".safetensors" for key in contents(path)}
     device, dtypes = like.device, {}
     same: dict[int, list[str]] = {}
     for name, parameter in like.net.named_parameters(remove_duplicate=False):
@@ -202,8 +201,11 @@ def changes_of_adapter(base: Model) -> ChangedUnits:
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     found: dict[Unit, list[Any]] = {}
+    switched: set[int] = set()  # by the wrapper around them
     for name, module in base.net.named_modules():
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and _moves(module):
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            switched |= {id(inner) for inner in module.modules() if inner is not module}
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and id(module) not in switched and _moves(module):
             found.setdefault(unit_at(base.family, name), []).append(module)
     units = tuple(sorted(found))
     return ChangedUnits(units=units, switches={unit: tuple(found[unit]) for unit in units})
@@ -220,6 +222,10 @@ def _moves(layer: Any) -> bool:
 
 def _is_plain(layer: Any) -> bool:
     """Whether the layer's weight is that of a linear map W plus scale B A, and nothing else."""
+    from peft.tuners.adalora import AdaLoraLayer
+
+    if isinstance(layer, AdaLoraLayer):  # B diag(E) A
+        return False
     linear = isinstance(layer.get_base_layer(), nn.Linear) or type(layer.get_base_layer()).__name__ == "Conv1D"
     return linear and not layer.lora_variant and not any(layer.lora_bias.values())
 

@@ -104,11 +104,14 @@ def decoded_directions(
 
 
 def readout(files: TensorFiles | AdaptedTensors) -> Float[Tensor, "vocab d"]:
-    """The unembedding with the final norm's gain in it (and its centring, where it is a LayerNorm): residual directions to logits, up to scale."""
+    """The unembedding with the final norm's gain in it, where it has one (and its centring, where it is a LayerNorm): residual directions to
+    logits, up to scale."""
     family = files.family
     assert family is not None
-    gain = files.read(f"{family.final_norm}.weight").float()
-    weight = files.read(files.head).float() * (gain + 1 if family.norm == "rms_plus_one" else gain)
+    weight, norm = files.read(files.head).float(), f"{family.final_norm}.weight"
+    if norm in files.names:
+        gain = files.read(norm).float()
+        weight = weight * (gain + 1 if family.norm == "rms_plus_one" else gain)
     return weight - weight.mean(1, keepdim=True) if family.norm == "layer" else weight
 
 

@@ -12,8 +12,9 @@ import torch
 
 from mechdiff.engine.changes import open_changes
 from mechdiff.engine.lineage import lineage
-from mechdiff.engine.models import attach_adapter, wrap
+from mechdiff.engine.models import wrap
 from mechdiff.engine.sources import Source, quiet
+from mechdiff.engine.switches import attach_adapter
 from mechdiff.engine.units import changes_of_adapter
 from mechdiff.measures import grafting, weights
 from mechdiff.measures.grafting import Prompts

@@ -1,0 +1,149 @@
+"""A user's run ended in KeyError (OLMo with `weights`), AttributeError (LoRA on experts) or AssertionError (trainable tokens with grafting). A study
+of every family and of every adapter kind of peft ends in rows, or in a MechdiffError that says why."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import polars as pl
+import pytest
+import torch
+from peft import LoraConfig
+
+from adapters_made import KINDS, LORA, ON, make_pair
+from mechdiff.errors import MechdiffError, ModelError
+from mechdiff.study import run as running
+from mechdiff.study.artifacts import RunFolder
+from mechdiff.study.config import RunOptions, make_study, study_yaml
+from mechdiff.study.prepare import Prepared, prepare
+from mechdiff.validate.made import save
+from pico import CONFIGS, moved, pico, twin
+from tokenizers_made import CHATML, byte_tokenizer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*:peft.utils.warning.PeftWarning"),
+]
+
+CHEAP: list[Any] = [
+    "divergence",
+    "weights",
+    {"grafting": {"candidates": 2, "picks": 1, "points": 2}},
+    {"patching": {"sites": ["resid_post"], "arms": ["identity"]}},
+]
+EXPERTS = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+BOOK = ("lora", "rslora", "dora", "eva", "lora on embedding and head", "lora with saved modules", "lora with tokens", "lora on a parameter",
+        "lora biases", "tokens", "adalora", "ia3", "vera", "loha", "lokr", "oft", "boft", "layer norms", "hra", "miss", "fourierft", "shira", "c3a",
+        "randlora", "shadow")  # fmt: skip
+"""Kinds that people publish, and one that cannot be studied; the others take as long again."""
+
+
+def study(folder: Path, tuned: str, measures: list[Any]) -> tuple[pl.DataFrame, dict[str, Any], Prepared]:
+    texts = [f"Say {number * 37 % 11} of ab{'c' * number}" for number in range(9)]
+    (folder / "p.jsonl").write_text("".join(json.dumps({"id": f"p{i}", "text": text}) + "\n" for i, text in enumerate(texts)))
+    config = make_study(
+        {
+            "pair": {"base": str(folder / "base"), "tuned": str(folder / tuned)},
+            "prompts": {"file": str(folder / "p.jsonl")},
+            "measures": measures,
+        }
+    )
+    prepared = prepare(config, RunOptions(device="cpu"))
+    with RunFolder.open(folder / "run", config_hash=prepared.config_hash, study_text=study_yaml(config)) as out:
+        return (*running.execute(prepared, out), prepared)
+
+
+def hold_against(prepared: Prepared, rows: pl.DataFrame, base: Any, tuned: Any) -> None:
+    """D of the report prompts is that of plain forward passes of both networks."""
+    found = rows.filter(measure="divergence", metric="kl_tuned_base_nats", split="report").filter(pl.col("unit").is_null())
+    given = dict(zip(found["prompt"], found["value"], strict=True))
+    for one in prepared.rendered["report"].values():
+        with torch.no_grad():
+            p, q = (net(input_ids=torch.tensor([one.ids_tuned])).logits[0, -1].double().log_softmax(-1) for net in (tuned, base))
+        assert given[one.prompt.id] == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_study_of_every_family_ends_in_rows(name: str, tmp_path: Path) -> None:
+    base = pico(name)
+    save(base.net, byte_tokenizer(CHATML), tmp_path / "base")
+    tuned = twin(base, moved)
+    save(tuned.net, byte_tokenizer(CHATML), tmp_path / "tuned")
+    rows, _, prepared = study(tmp_path, "tuned", CHEAP)
+    assert {"divergence", "weights", "grafting", "patching"} <= set(rows["measure"])
+    hold_against(prepared, rows, base.net, tuned.net)
+    whole = rows.filter(measure="grafting", arm="all")["value"]
+    assert len(whole)
+    assert whole.is_between(-1e-6, 1e-6).all(), "all changed units in the base are the tuned model"
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[] if kind in BOOK else pytest.mark.slow) for kind in KINDS])
+def test_a_study_of_every_adapter_kind_ends_in_rows_or_says_why_not(kind: str, tmp_path: Path) -> None:
+    made = make_pair(tmp_path, KINDS[kind]())
+    if kind == "shadow":
+        with pytest.raises(
+            ModelError, match=r"does not run with and without this adapter but through peft's own ShadowModel .* cannot be studied"
+        ):
+            study(tmp_path, "adapter", CHEAP)
+        return
+    rows, manifest, prepared = study(tmp_path, "adapter", CHEAP)
+    assert {"divergence", "grafting", "patching"} <= set(rows["measure"])
+    assert "weights" in set(rows["measure"]) or "its change is not compared" in " ".join(manifest["weights"]["statements"])
+    hold_against(prepared, rows, pico("llama").net, made)
+
+
+def test_lora_on_experts_is_taken_as_peft_takes_it(tmp_path: Path) -> None:
+    made = make_pair(tmp_path, LoraConfig(r=2, target_modules=["q_proj"], **EXPERTS), "qwen3_moe")
+    rows, manifest, prepared = study(tmp_path, "adapter", CHEAP)
+    assert {"divergence", "grafting"} <= set(rows["measure"])
+    assert "uses target_parameters=" in " ".join(manifest["weights"]["statements"])
+    hold_against(prepared, rows, pico("qwen3_moe").net, made)
+
+
+PROMPTS = {
+    "prompt tuning": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "p-tuning": lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
+    "prefix tuning": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "llama adapter": lambda: peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=3, adapter_layers=2),
+}
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_an_adapter_that_is_no_change_of_the_network_is_refused(kind: str, tmp_path: Path) -> None:
+    make_pair(tmp_path, PROMPTS[kind]())
+    with pytest.raises(ModelError, match="that changes the prompt or picks its tokens, not the network: it cannot be studied"):
+        study(tmp_path, "adapter", CHEAP)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [(lambda: LoraConfig(**LORA, alora_invocation_tokens=[97, 98]), "that changes the prompt or picks its tokens"),
+     (lambda: peft.PolyConfig(r=2, task_type="CAUSAL_LM", **ON), "peft")],
+    ids=["alora", "poly"],
+)  # fmt: skip
+def test_what_needs_more_than_tokens_to_run_is_refused(config: Any, why: str, tmp_path: Path) -> None:
+    make_pair(tmp_path, config())
+    with pytest.raises(MechdiffError, match=why):
+        study(tmp_path, "adapter", CHEAP)
+
+
+def test_an_adapter_of_empty_tensors_is_refused_in_words(tmp_path: Path) -> None:
+    """As DeepSpeed ZeRO-3 saves it where the weights were not gathered."""
+    from safetensors.torch import load_file, save_file
+
+    make_pair(tmp_path, LoraConfig(**LORA))
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({key: torch.zeros(0) for key in load_file(path)}, path)
+    for measures in (CHEAP, ["divergence"]):
+        with pytest.raises(ModelError, match=r"its tensor base_model\S+ has shape \(0,\): nothing is in it\. DeepSpeed ZeRO-3"):
+            study(tmp_path, "adapter", measures)
+
+
+def test_trainable_tokens_are_grafted_with_the_embedding(tmp_path: Path) -> None:
+    make_pair(tmp_path, KINDS["lora with tokens"]())
+    rows, _, _ = study(tmp_path, "adapter", CHEAP)
+    alone = rows.filter(measure="grafting", arm="alone").group_by("site").agg(pl.col("value").mean())
+    assert set(alone["site"]) == {"embed", "attn"}
+    none = float(rows.filter(measure="grafting", arm="none")["value"].mean())  # type: ignore[arg-type]
+    assert (alone["value"] < none).all(), "each of them carries a part"
