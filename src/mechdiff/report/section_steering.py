@@ -86,7 +86,9 @@ def _frontier(run: Run, found: pl.DataFrame) -> list[Any]:
     real = edits.filter(pl.col("control").is_null())
     if real.is_empty():
         return [note("Side effects on neutral prompts were not measured, so no edit is said to be harmless.")]
-    caption = f"Effect against side effect of {len(real)} edits. {' '.join(wording_steering.does_it_obey(run.rows, run.summary, run.manifest))}"
+    caption = (
+        f"Effect against side effect of {len(real)} edits. {' '.join(wording_steering.does_it_obey(run.rows, run.summary, run.manifest))}"
+    )
     drawn = Drawn(name="steering_frontier", chart=frontier_of_edits, caption=caption, reading="steering_frontier")
     return [drawn, _sides(found, real, allowed)]
 

@@ -34,7 +34,10 @@ def _carried(run: Run) -> list[Any]:
     there = findings_transport.recovered(run.rows)
     if there.is_empty():
         return []
-    caption = " ".join(wording_transport.carried(run.rows, run.summary)) or "Share of D that the base recovers when it writes its own mapped state."
+    caption = (
+        " ".join(wording_transport.carried(run.rows, run.summary))
+        or "Share of D that the base recovers when it writes its own mapped state."
+    )
     top = findings_transport.strongest_site(run.rows, run.summary)
     count = f" {there['name'].n_unique()} sites, {there['n'][0]} prompts."
     parts = [
