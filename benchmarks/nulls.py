@@ -17,7 +17,7 @@ def page(rates: list[nulls.Rate]) -> str:
     lines = [
         "# Where there is nothing to find",
         "",
-        f"Simulated studies in which the truth is known, {REPEATS:,} of each kind, {COSTLY:,} where every one flips signs ten thousand times or fits",
+        f"Simulated studies in which the truth is known, {REPEATS:,} of each kind, {COSTLY:,} where every one is a family of tests or fits",
         "a hundred maps anew. Written by `make validate-long` (`src/mechdiff/validate/nulls.py` makes the studies); 200 of each run in CI.",
         "",
     ]

@@ -40,7 +40,7 @@ from mechdiff.measures.divergence import divergences
 from mechdiff.measures.grafting import Prompts, lattice
 from mechdiff.measures.outcome import METRICS, outcomes
 from mechdiff.measures.patching import variants, written_state
-from mechdiff.report.intervals import bca_asymmetry
+from mechdiff.report.intervals import asymmetry_intervals
 from pico import CONFIGS, moved, prompts, same_tokens, twin
 
 prompt_sets = st.builds(lambda seed, n: prompts(n, seed=seed, shortest=3), seeds, st.integers(2, 4))
@@ -114,8 +114,8 @@ def test_property_18_the_change_of_the_weights_changes_its_sign(name: str, seed:
 @given(seeds, st.integers(2, 40))
 def test_property_18_the_asymmetry_changes_its_sign_and_its_ends(seed: int, n: int) -> None:
     one, other = np.random.default_rng(seed).gamma(1.0, 1.0, (2, n, 3))
-    point, low, high = bca_asymmetry(one, other)
-    swapped, swapped_low, swapped_high = bca_asymmetry(other, one)
+    point, low, high = asymmetry_intervals(one, other)
+    swapped, swapped_low, swapped_high = asymmetry_intervals(other, one)
     np.testing.assert_allclose(swapped, -point, rtol=0, atol=1e-12)
     np.testing.assert_allclose(swapped_low, -high, rtol=0, atol=1e-9)
     np.testing.assert_allclose(swapped_high, -low, rtol=0, atol=1e-9)

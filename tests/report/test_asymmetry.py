@@ -13,14 +13,14 @@ from report.test_figures import descriptions
 def test_the_index_is_one_of_means_with_a_paired_interval() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.lognormal(0, 0.5, (40, 2)), rng.lognormal(-1, 0.5, (40, 2))
-    index, low, high = intervals.bca_asymmetry(one, other)
+    index, low, high = intervals.asymmetry_intervals(one, other)
     np.testing.assert_allclose(index, (one.mean(0) - other.mean(0)) / (one.mean(0) + other.mean(0)))
     assert (low < index).all()
     assert (index < high).all()
-    np.testing.assert_allclose(intervals.bca_asymmetry(other, one)[0], -index)
-    paired = intervals.bca_asymmetry(3 * one, one)  # the same prompts move both: nothing is left to vary
+    np.testing.assert_allclose(intervals.asymmetry_intervals(other, one)[0], -index)
+    paired = intervals.asymmetry_intervals(3 * one, one)  # the same prompts move both: nothing is left to vary
     np.testing.assert_allclose([paired[1], paired[2]], 0.5, atol=1e-12)
-    np.testing.assert_allclose(intervals.bca_asymmetry(one, 0 * one)[0], 1)
+    np.testing.assert_allclose(intervals.asymmetry_intervals(one, 0 * one)[0], 1)
 
 
 def test_the_planted_index_at_every_site_that_acts(full_rows: pl.DataFrame, full_summary: pl.DataFrame) -> None:

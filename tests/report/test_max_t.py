@@ -2,39 +2,64 @@
 
 import json
 from importlib.resources import files
-from itertools import product
 
 import numpy as np
 import pytest
 from scipy.stats import gmean, ttest_1samp
 from scipy.stats import t as student
 
-from mechdiff.report import intervals
+from mechdiff.report import bootstrap, intervals
 
 
-def test_one_column_is_the_exact_sign_flip_test() -> None:
-    values = np.random.default_rng(0).normal(0.6, 1, 9)
-    means = [abs(np.dot(signs, values)) for signs in product((1, -1), repeat=9)]
-    expected = np.mean(np.array(means) >= abs(values.sum()) * (1 - 1e-9))
-    assert intervals.sign_flip_max_t(values[:, None])[0] == pytest.approx(expected)
+def test_p_is_the_larger_of_the_symmetric_and_twice_the_equal_tailed_share_of_resamples() -> None:
+    values = np.random.default_rng(0).lognormal(0, 1, 9) - 0.4
+    ts = []
+    for count in bootstrap.resample_counts(9).astype(int):
+        drawn = np.repeat(values, count)
+        ts.append((drawn.mean() - values.mean()) / max(drawn.std(), 0.2 * values.std()))
+    real, t = values.mean() / values.std(), np.array(ts)
+    beyond = min((t >= real).sum(), (t <= real).sum())
+    expected = max(4 * (1 + beyond), 1 + (np.abs(t) >= abs(real)).sum()) / 2001
+    assert intervals.mean_p(values[:, None])[0] == pytest.approx(expected)
+    assert intervals.mean_p(-values[:, None])[0] == pytest.approx(expected), "either name of a difference gives the same p"
+    assert intervals.family_p(values[:, None])[0] == pytest.approx(expected), "a family of one"
+
+
+def test_no_p_finds_what_the_interval_does_not() -> None:
+    rng = np.random.default_rng(8)
+    values = np.concatenate([rng.lognormal(0, 1, (12, 500)) - rng.uniform(0, 3, 500), rng.normal(0.5, 1, (12, 500))], axis=1)
+    low, high = intervals.mean_intervals(values)
+    found = intervals.mean_p(values) <= 0.05
+    assert found.any()
+    assert ((low > 0) | (high < 0))[found].all()
 
 
 def test_the_family_error_is_nominal_under_a_null_with_dependence() -> None:
-    """300 studies of 20 correlated columns without an effect: any p <= 0.05 in at most 5 % + 2 standard errors."""
-    rng, hits, studies = np.random.default_rng(1), 0, 300
-    for study in range(studies):
-        values = rng.normal(0, 1, (12, 1)) + rng.normal(0, 1, (12, 20))
-        hits += bool((intervals.sign_flip_max_t(values, seed=study) <= 0.05).any())
-    assert hits / studies <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / studies)
+    """300 studies of 20 correlated columns without an effect: any p <= 0.05 in at most 5 % + 2 standard errors; skewed ones too."""
+    rng, studies = np.random.default_rng(1), 300
+    for skewed in (False, True):
+        hits = 0
+        for study in range(studies):
+            values = rng.normal(0, 1, (16, 1)) + rng.normal(0, 1, (16, 20))
+            values = np.exp(0.4 * values) - np.exp(0.16) if skewed else values
+            hits += bool((intervals.family_p(values, seed=study) <= 0.05).any())
+        assert hits / studies <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / studies)
 
 
 def test_an_effect_in_one_of_many_columns_is_found_there_alone() -> None:
     values = np.random.default_rng(2).normal(0, 1, (40, 15))
     values[:, 6] += 1.5
-    p = intervals.sign_flip_max_t(values)
-    assert p[6] < 0.001
+    p = intervals.family_p(values)
+    assert p[6] < 0.003
     assert (np.delete(p, 6) > 0.05).all()
-    assert intervals.sign_flip_max_t(np.zeros((1, 3))).tolist() == [1, 1, 1]
+    assert np.isnan(intervals.family_p(np.zeros((4, 3)))).all(), "four prompts test nothing"
+    assert intervals.family_p(np.zeros((9, 3))).tolist() == [1, 1, 1]
+
+
+def test_holm_is_the_closed_test_s_and_leaves_out_what_is_no_test() -> None:
+    p = np.array([0.01, 0.04, 0.03, np.nan, 0.5])
+    np.testing.assert_allclose(intervals.holm(p), [0.04, 0.09, 0.09, np.nan, 0.5])
+    assert intervals.holm(np.array([0.9, 0.8])).tolist() == [1, 1]
 
 
 def test_the_set_of_peaks_holds_the_peak_and_grows_with_doubt() -> None:
@@ -71,22 +96,36 @@ def test_what_is_detectable_is_detected_in_four_of_five_studies() -> None:
 
 
 def test_coverage_is_as_the_shipped_table_says() -> None:
-    """CV 3.5 and 150 prompts, 2,000 studies anew: log-t 93-97 %, BCa as in the table."""
+    """CV 3.5 and 150 prompts, 2,000 studies anew: log-t 93-97 %, bootstrap-t as in the table."""
     spread = np.sqrt(np.log1p(3.5**2))
     values = np.random.default_rng(99).lognormal(-(spread**2) / 2, spread, (150, 2000))
-    low, high = intervals.bca_means(values)
+    low, high = intervals.mean_intervals(values)
     _, log_low, log_high = intervals.geometric(values)
     truth = np.exp(-(spread**2) / 2)
     assert 0.93 <= ((log_low <= truth) & (log_high >= truth)).mean() <= 0.97
     measured = ((low <= 1) & (high >= 1)).mean()
-    assert intervals.measured_coverage(3.5, 150) == pytest.approx(measured, abs=0.02)
-    assert 0.86 <= measured <= 0.92
+    assert intervals.coverage(3.5, 150) == pytest.approx(measured, abs=0.02)
+    assert 0.88 <= measured <= 0.94
 
 
 def test_coverage_between_the_simulated_ones_lies_between() -> None:
     table = {(one["cv"], one["n"]): one["mean"] for one in json.loads((files("mechdiff") / "data" / "coverage.json").read_text())["table"]}
-    found = intervals.measured_coverage(1.4, 24)
+    found = intervals.coverage(1.4, 24)
     assert found
     assert min(table[2.0, 16], table[1.0, 16]) <= found <= max(table[1.0, 32], table[2.0, 32])
-    assert intervals.measured_coverage(1.0, 4) is None
-    assert intervals.measured_coverage(9.0, 50) is None
+    assert intervals.coverage(1.0, 4) is None
+    assert intervals.coverage(9.0, 50) is None
+
+
+def test_a_test_speaks_where_its_simulated_false_alarms_are_few_all_around() -> None:
+    told = json.loads((files("mechdiff") / "data" / "coverage.json").read_text())
+    rates = {(one["cv"], one["n"]): one["mean_p"] for one in told["table"]}
+    for (cv, n), rate in rates.items():
+        assert intervals.speaks("mean_p", n, cv) == (rate <= told["most"])
+    assert told["most"] == pytest.approx(0.05 + 2 * np.sqrt(0.05 * 0.95 / told["repeats"]), abs=1e-4)
+    assert intervals.speaks("mean_p", 12, 0.7)
+    assert intervals.speaks("mean_p", 12, 0.2), "less skew than was simulated"
+    assert intervals.speaks("mean_p", 5000, 0.7), "more prompts than were simulated"
+    assert not intervals.speaks("mean_p", 20, 1.9), "what lies between a sound and an unsound place is unsound"
+    assert not intervals.speaks("mean_p", 4, 0.5)
+    assert not intervals.speaks("mean_p", 500, 4.0), "more skew than was simulated"

@@ -135,7 +135,7 @@ def test_maps_are_counted_against_the_best_of_shift_and_mean(run: Run) -> None:
     values = findings_transport.plain(findings_transport.written(run.rows, TRANSPORT, "kl_other_nats"))
     at = values.filter(pl.col("layer") == CHANGED, pl.col("site") == "attn_out").sort("prompt")
     shift, rrr = (at.filter(pl.col("arm") == arm)["value"].to_numpy() for arm in ("shift", "rrr"))
-    expected = [float(end[0]) for end in intervals.bca_shares((shift - rrr)[:, None], d)]
+    expected = [float(end[0]) for end in intervals.share_intervals((shift - rrr)[:, None], d)]
     assert [found.best[name] for name in ("gain", "low", "high")] == pytest.approx(expected)
     learned = (pl.col("measure") == "transport") & pl.col("arm").is_in(LEARNED) & (pl.col("direction") == TRANSPORT)
     worse = run.rows.with_columns(value=pl.when(learned).then(pl.col("value") + 20).otherwise("value"))

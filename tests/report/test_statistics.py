@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from scipy.stats import false_discovery_control
 
 from mechdiff.report import findings, intervals, statistics, wording
 from mechdiff.rows import empty, rows
@@ -70,7 +71,7 @@ def test_means_against_plain_loops(rows: pl.DataFrame, summary: pl.DataFrame) ->
         values = np.array(row["value"])
         expected = [len(values), values.mean(), values.std(ddof=1), np.median(values), np.exp(np.log(values).mean())]
         np.testing.assert_allclose([row[name] for name in ("n", "mean", "sd", "median", "log_mean")], expected)
-        low, high = intervals.bca_means(np.sort(values)[:, None])
+        low, high = intervals.mean_intervals(np.sort(values)[:, None])
         assert row["ci_low"] <= row["mean"] <= row["ci_high"]
         assert row["ci_high"] - row["ci_low"] == pytest.approx(float(high[0] - low[0]), rel=0.15)
 
@@ -102,8 +103,11 @@ def test_share_and_drop_are_ratios_of_means_over_the_same_prompts() -> None:
 
 def test_share_interval_is_that_of_the_ratio_of_means() -> None:
     share, low, high = statistics.share_interval(D / 2 + [0.1, -0.1, 0.2, 0.0], D)
-    assert low <= share <= high
+    assert np.isnan([low, high]).all(), "four prompts have no interval"
     assert share == pytest.approx((10 + 0.2) / 20)
+    share, low, high = statistics.share_interval([*D / 2, 5.0], [*D, 9.0])
+    assert share == pytest.approx(15 / 29)
+    assert low < share < high
 
 
 def test_the_floor_flags_cells_and_refuses_ratios() -> None:
@@ -260,7 +264,7 @@ def test_q_is_within_measure_metric_direction_split_and_site(summary: pl.DataFra
     tested = summary.filter(pl.col("p").is_not_null())
     assert len(tested) == 2 * 7 * 5
     for _, family in tested.group_by("split", "site"):
-        np.testing.assert_allclose(family["q"], intervals.false_discovery_q(family["p"].to_numpy()))
+        np.testing.assert_allclose(family["q"], false_discovery_control(family["p"].to_numpy()))
 
 
 def test_the_planted_truth_is_in_the_summary(summary: pl.DataFrame) -> None:
@@ -290,7 +294,7 @@ def test_a_million_rows_take_seconds() -> None:
 
 def test_tokens_are_one_row_a_metric_over_the_prompts_means() -> None:
     """Thousands of positions do not become thousands of lines; a share of tokens has no interval of a share of prompts."""
-    lengths = {"a": 2, "b": 3, "c": 4, "d": 5}
+    lengths = {"a": 2, "b": 3, "c": 4, "d": 5, "e": 6}
     token = {"measure": "divergence", "split": "report"}
     parts = [d_rows()]
     for metric in ("kl_tuned_base_nats", "top1_same"):
@@ -303,8 +307,8 @@ def test_tokens_are_one_row_a_metric_over_the_prompts_means() -> None:
     expected = np.mean([1 / n for n in lengths.values()])
     for metric in ("kl_tuned_base_nats", "top1_same"):
         cell = one(table, metric=metric, unit="tokens")
-        assert (cell["n"], cell["mean"]) == (4, pytest.approx(expected))
-        assert cell["ci_low"] == pytest.approx(float(intervals.bca_means(np.array([[1 / n] for n in lengths.values()]))[0][0]))
+        assert (cell["n"], cell["mean"]) == (5, pytest.approx(expected))
+        assert cell["ci_low"] == pytest.approx(float(intervals.mean_intervals(np.array([[1 / n] for n in lengths.values()]))[0][0]))
     assert one(table, unit=None)["mean"] == D.mean()
     assert statistics.summarise(table.sample(fraction=1, shuffle=True, seed=3)).equals(found)
 

@@ -13,8 +13,8 @@ def failed(simulation: nulls.Simulation) -> set[str]:
 
 
 def test_many_tests_without_a_correction_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intervals, "sign_flip_max_t", lambda values, seed: stats.ttest_1samp(values, 0).pvalue)
-    assert failed(nulls.signs) == {"false alarms"}
+    monkeypatch.setattr(intervals, "family_p", lambda values, seed: stats.ttest_1samp(values, 0).pvalue)
+    assert failed(nulls.paired) == {"false alarms"}
 
 
 def test_an_interval_that_is_too_short_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def by_site(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     counts = total > statistics.FLOORS * _floor(rows)
     content = np.full((3, len(names)), np.nan)
     if len(prompts) and counts.any():
-        content[:, counts] = intervals.bca_asymmetry(one[:, counts], other[:, counts])
+        content[:, counts] = intervals.asymmetry_intervals(one[:, counts], other[:, counts])
     sites = [Site.parse(name) for name in names]
     columns = [[s.layer for s in sites], [s.kind for s in sites], names, *content, total, [len(prompts)] * len(names)]
     found = pl.DataFrame(dict(zip(_SCHEMA, columns, strict=True)), schema=_SCHEMA).with_columns(

@@ -10,8 +10,9 @@ from itertools import combinations
 
 import numpy as np
 import polars as pl
+from scipy.stats import false_discovery_control
 
-from mechdiff.report import intervals, spread
+from mechdiff.report import spread
 from mechdiff.report.quantity import Quantity
 from mechdiff.report.spread import Contrast
 
@@ -66,7 +67,7 @@ def pairs(found: Mapping[str, Sequence[Quantity]]) -> list[Pair]:
             if key in by_key[one] and key in by_key[other] and (made := _contrast(by_key[one][key], by_key[other][key])) is not None:
                 held.append((key, one, other, (by_key[one][key].estimate.value, by_key[other][key].estimate.value), made))
     main = [i for i, (key, *_) in enumerate(held) if key in MAIN]
-    q = dict(zip(main, intervals.false_discovery_q(np.array([held[i][4].p for i in main])), strict=True)) if main else {}
+    q = dict(zip(main, false_discovery_control(np.array([held[i][4].p for i in main])), strict=True)) if main else {}
     return [
         Pair(key=key, one=one, other=other, values=values, contrast=made, q=float(q[i]) if i in q else None)
         for i, (key, one, other, values, made) in enumerate(held)

@@ -41,10 +41,10 @@ class Whole:
 
     @cached_property
     def counts(self) -> bool:
-        """Whether there is an effect to explain: above three floors, and with an interval above 0 (a single prompt has none)."""
+        """Whether there is an effect to explain: above three floors, and with an interval above 0 (few prompts have none)."""
         if not np.isfinite(self.mean) or self.mean <= FLOORS * self.floor or self.mean <= 0:
             return False
-        return len(self.values) < 2 or float(intervals.bca_means(self.values[:, None])[0][0]) > 0
+        return len(self.values) < intervals.FEWEST or float(intervals.mean_intervals(self.values[:, None])[0][0]) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def coverage(values: Float[ndarray, "prompt set"], whole: Whole, *, seed: int = 
         nothing = np.full(values.shape[1], np.nan)
         return Covered(share=nothing, low=nothing, high=nothing)
     checked = np.column_stack([np.zeros(len(values)), whole.values, values])
-    share, low, high = intervals.bca_shares(checked, whole.values, seed=seed)
+    share, low, high = intervals.share_intervals(checked, whole.values, seed=seed)
     assert share[0] == 0, "nothing covers nothing"
     assert abs(share[1] - 1) < ENDS, "all players cover all of it"
     return Covered(share=share[2:], low=low[2:], high=high[2:])

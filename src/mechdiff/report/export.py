@@ -146,7 +146,7 @@ def methods(manifest: dict) -> Iterator[str]:
     version, name = (manifest.get("versions") or {}).get("mechdiff"), engine.get("name")
     yield f"States were read and written by mechdiff {escaped(str(version))} (engine {escaped(str(name))}), "
     yield f"in {escaped(str(manifest.get('dtype')))}, seed {escaped(str(manifest.get('seed')))}. "
-    yield "Intervals are 95 % bootstrap intervals (BCa) over prompts, Wilson for shares of prompts, jackknife for CKA; divergences are in nats. "
+    yield "Intervals are 95 % bootstrap-t intervals over prompts, Wilson for shares of prompts, jackknife for CKA; divergences are in nats. "
     measures = listed(
         name for one in (manifest.get("config") or {}).get("measures") or [] for name in ([one] if isinstance(one, str) else one)
     )

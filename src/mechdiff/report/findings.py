@@ -340,7 +340,7 @@ def _intervals(values: pl.DataFrame, totals: pl.DataFrame, direction: str) -> pl
         return pl.DataFrame(schema=schema)
     names, table, total = aligned
     effect = table if direction == BREAKAGE else total[:, None] - table
-    _, low, high = intervals.bca_shares(effect, total)
+    _, low, high = intervals.share_intervals(effect, total)
     sites = [Site.parse(name) for name in names]
     content = [[site.layer for site in sites], [site.kind for site in sites], low, high, effect.mean(axis=0)]
     return pl.DataFrame(dict(zip(schema, content, strict=True)), schema=schema)

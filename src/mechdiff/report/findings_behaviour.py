@@ -147,7 +147,7 @@ def _mean(values: np.ndarray) -> Estimate:
     mean = float(values.mean())
     if len(values) < FEW:
         return mean, np.nan, np.nan
-    low, high = (float(end[0]) for end in intervals.bca_means(values[:, None]))
+    low, high = (float(end[0]) for end in intervals.mean_intervals(values[:, None]))
     least = 1e-12 * float(np.abs(values).max())  # a mean of zeros and few others has ends that are 0 but for rounding
     return mean, low if abs(low) > least else 0.0, high if abs(high) > least else 0.0
 

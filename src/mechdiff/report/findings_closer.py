@@ -35,7 +35,7 @@ def rows_of_strength(rows: pl.DataFrame, direction: str, metric: str, split: str
         found = shares(values, totals(rows, split)).rename({"share": "value"})
     else:
         found, matrix, _ = cells(values)
-        low, high = intervals.bca_means(matrix) if len(found) else (np.zeros(0), np.zeros(0))
+        low, high = intervals.mean_intervals(matrix) if len(found) else (np.zeros(0), np.zeros(0))
         mean = matrix.mean(axis=0) if len(found) else np.zeros(0)
         found = found.with_columns(pl.Series(n, c, dtype=pl.Float64) for n, c in (("value", mean), ("low", low), ("high", high)))
     found = found.with_columns(s=pl.col("strength").fill_null(1.0))

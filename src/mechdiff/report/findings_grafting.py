@@ -54,7 +54,7 @@ def shares(rows: pl.DataFrame, arm: str, *, split: str | None = None) -> pl.Data
     if not len(wide) or not np.isfinite(d).all() or d.mean() <= 0:
         return pl.DataFrame(schema=_SCHEMA)
     v = wide.drop("prompt", "total").to_numpy()
-    share, low, high = intervals.bca_shares(d[:, None] - v, d)
+    share, low, high = intervals.share_intervals(d[:, None] - v, d)
     numbers = {"share": share, "low": low, "high": high, "nats": (d[:, None] - v).mean(axis=0)}
     found = cells.with_columns(pl.Series(name, column) for name, column in numbers.items()).with_columns(name=module_name())
     order = [(*place(row["layer"], row["site"] or ""), row["rank"] or 0) for row in found.iter_rows(named=True)]

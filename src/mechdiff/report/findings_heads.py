@@ -283,7 +283,7 @@ def interactions(one: Game, top: Sequence[int]) -> pl.DataFrame:
         for i in top[:place]:
             both, first, second = one.value([i, j]), one.value([i]), one.value([j])
             if both is not None and first is not None and second is not None and one.whole.counts:
-                share, low, high = intervals.bca_shares((both - first - second)[:, None], one.whole.values)
+                share, low, high = intervals.share_intervals((both - first - second)[:, None], one.whole.values)
                 alone = float((first + second).mean() / one.whole.mean)
                 lines.append({"i": min(i, j), "j": max(i, j), "value": share[0], "low": low[0], "high": high[0], "alone": alone})
     schema = {"i": pl.Int64, "j": pl.Int64, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "alone": pl.Float64}

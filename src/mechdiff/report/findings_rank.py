@@ -87,9 +87,9 @@ def causal(rows: pl.DataFrame, name: str, direction: str) -> pl.DataFrame:
         return pl.DataFrame(schema=_CURVE)
     if of is None:
         value = matrix.mean(axis=0)
-        low, high = intervals.bca_means(matrix)
+        low, high = intervals.mean_intervals(matrix)
     else:
-        value, low, high = intervals.bca_shares(total[:, None] - matrix, total)
+        value, low, high = intervals.share_intervals(total[:, None] - matrix, total)
     random = pl.col("control").str.starts_with("random_subspace#").fill_null(False)
     series = pl.when(random).then(pl.lit(SERIES[3])).when(pl.col("unit") == "fisher").then(pl.lit("fisher")).otherwise("arm")
     numbers = [pl.Series(n, column, dtype=pl.Float64) for n, column in (("value", value), ("low", low), ("high", high))]

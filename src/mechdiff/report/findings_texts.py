@@ -75,7 +75,7 @@ def by_offset(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
     for offset, part in placed.group_by("offset", maintain_order=True):
         if len(part) < enough:
             continue
-        low, high = intervals.bca_means(part["value"].to_numpy()[:, None])
+        low, high = intervals.mean_intervals(part["value"].to_numpy()[:, None])
         found.append({"offset": offset[0], "n": len(part), "mean": part["value"].mean(), "low": float(low[0]), "high": float(high[0])})
     schema = {"offset": pl.Int64, "n": pl.Int64, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
     return pl.DataFrame(found, schema=schema).sort("offset")
@@ -125,5 +125,5 @@ def _interval(values: pl.Series) -> Interval | None:
     numbers = values.to_numpy().astype(float)
     if not len(numbers):
         return None
-    low, high = intervals.bca_means(np.sort(numbers)[:, None]) if len(numbers) > 1 else (numbers, numbers)
+    low, high = intervals.mean_intervals(np.sort(numbers)[:, None])
     return Interval(mean=float(numbers.mean()), low=float(low[0]), high=float(high[0]), n=len(numbers))

@@ -52,7 +52,7 @@ class Carried:
 
 @dataclass(frozen=True, kw_only=True)
 class Beaten:
-    """At how many sites the best learned map recovers more than the best of shift and mean: p of all sites together by sign flips (max-T)."""
+    """At how many sites the best learned map recovers more than the best of shift and mean: p of all sites together (max-t)."""
 
     sites: int
     """Sites where the tuned state itself recovers at least `WORTH` of D."""
@@ -132,7 +132,7 @@ def shares(values: pl.DataFrame, of: pl.DataFrame, *, recovered: bool = True) ->
     if found.is_empty() or total.mean() <= 0:
         return found.clear().with_columns(**{name: pl.lit(0.0) for name in ("share", "low", "high", "nats")}, n=pl.lit(0))
     effect = total[:, None] - matrix if recovered else matrix
-    share, low, high = intervals.bca_shares(effect, total)
+    share, low, high = intervals.share_intervals(effect, total)
     columns = {"share": share, "low": low, "high": high, "nats": effect.mean(axis=0)}
     filled = found.with_columns(pl.Series(name, column, dtype=pl.Float64) for name, column in columns.items())
     return filled.with_columns(pl.col("low", "high").fill_nan(None), n=pl.lit(len(total)))
@@ -180,7 +180,7 @@ def closeness(rows: pl.DataFrame, *, split: str | None = None) -> pl.DataFrame:
         known = (against >= 0) & (mean[against] > least) if len(found) else np.zeros(0, bool)
         if known.any():
             of = matrix[:, against[known]]
-            numbers[first : first + 3, known] = intervals.bca_shares(of - matrix[:, known], of)
+            numbers[first : first + 3, known] = intervals.share_intervals(of - matrix[:, known], of)
     columns = dict(zip(("drop", "low", "high", "gain", "gain_low", "gain_high"), numbers, strict=True))
     content = [pl.Series(name, column, dtype=pl.Float64).fill_nan(None) for name, column in columns.items()]
     content += [pl.Series("kl", mean, dtype=pl.Float64), pl.Series("raw", [mean[i] if i >= 0 else None for i in raw], dtype=pl.Float64)]
@@ -278,8 +278,8 @@ def beaten(rows: pl.DataFrame) -> Beaten | None:
         return None
     simple, learned = np.array(pairs).T
     apart = matrix[:, simple] - matrix[:, learned]
-    gain, low, high = intervals.bca_shares(apart, total)
-    sure = (gain > 0) & (intervals.sign_flip_max_t(apart) <= 1 - intervals.LEVEL)
+    gain, low, high = intervals.share_intervals(apart, total)
+    sure = (gain > 0) & (intervals.family_p(apart) <= 1 - intervals.LEVEL)
     most = int(np.argmax(gain))
     one = found.row(int(learned[most]), named=True)
     best = {"name": one["name"], "arm": one["arm"], "gain": float(gain[most]), "low": float(low[most]), "high": float(high[most])}

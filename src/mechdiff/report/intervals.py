@@ -1,71 +1,60 @@
-"""Intervals from values per prompt: the bootstrap, the jackknife, bands over layers. Arrays in, arrays out.
+"""Intervals, p values and sets from values per prompt. Arrays in, arrays out; a row is a prompt, or the mean of a cluster of prompts (`units.py`).
 
-The unit that is resampled is the prompt: values of different layers, sites and arms on one prompt belong together, so
-every function draws prompts once and uses the draw for all columns. That also makes it fast: the means of B resamples
-of G columns are one matrix product, [B, prompt] counts times [prompt, G] values.
-
-- `bca_means`, `bca_shares`: bias-corrected and accelerated bootstrap (Efron 1987), for a mean and for a ratio of means.
-  At strong skew and few prompts the interval is a little short (CV 3.5, n = 150: 89 % coverage instead of 95 %).
-- `bca_asymmetry`: (a - b) / (a + b) of two means, such as breakage against recovery.
+- `mean_intervals`, `share_intervals`, `asymmetry_intervals`: bootstrap-t (`bootstrap.py`), for a mean, a ratio of means, and (a - b) / (a + b).
+- `mean_p`: is a mean apart from 0? `family_p`: the same of many columns at once. They need no symmetry, as flips of signs do.
 - `wilson`: for shares of prompts, whose bootstrap says "exactly 0" after 0 of 32.
 - `jackknife`: from delete-one values, for numbers such as CKA that a row bootstrap biases upward (duplicated rows).
 - `simultaneous_bands`: the whole profile lies inside with 95 % probability (max-|t| bootstrap), so that peaks and
   crossings may be read off the curve.
 - `geometric`: the t interval of a geometric mean, which keeps its coverage where a mean's does not.
-- `sign_flip_max_t`: p values of many paired differences at once; `peak_set`: where a profile is highest, as a set; `detectable`: what a null
-  result would not have missed.
-- `first_past`: the earliest layer whose share passes a threshold, with the 95 % set of that layer.
+- `peak_set`: where a profile is highest, as a set; `first_past`: the earliest layer whose share passes a threshold, with the 95 % set of that
+  layer; `detectable`: what a null result would not have missed.
+- `coverage`, `speaks`: what simulations say of these intervals and tests at the run's own skew and number of prompts (docs/NULLS.md).
 
-The same seed gives the same bytes.
+The same seed gives the same bytes. There is no interval, and no p, of fewer than FEWEST rows: NaN.
 """
 
 import json
-from collections.abc import Iterator
+from functools import cache
 from importlib.resources import files
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
-RESAMPLES = 2000
+from mechdiff.report import bootstrap
+from mechdiff.report.bootstrap import resample_counts
+
 LEVEL = 0.95
-MANY_PROMPTS = 5000
-"""Above this many prompts the bootstrap's law is its own expansion to second order, which costs nothing."""
-BLOCK = 4000
-"""Columns at a time, so that the [column, resample] table stays near 64 MB."""
+FEWEST = 5
+"""With fewer prompts there is no interval: a bootstrap of four has 35 samples."""
+FEW = 10
+"""With fewer prompts no headline is spoken without saying so."""
 
 
-def resample_counts(n_prompts: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Float[ndarray, "resample prompt"]:
-    """How often each prompt is drawn in each resample; rows sum to `n_prompts`."""
-    drawn = np.random.default_rng([seed, n_prompts]).integers(0, n_prompts, size=(resamples, n_prompts))
-    drawn += np.arange(resamples)[:, None] * n_prompts
-    return np.bincount(drawn.ravel(), minlength=resamples * n_prompts).reshape(resamples, n_prompts).astype(float)
-
-
-def bca_means(
-    values: Float[ndarray, "prompt column"], *, seed: int = 0, level: float = LEVEL, resamples: int = RESAMPLES
+def mean_intervals(
+    values: Float[ndarray, "prompt column"], *, seed: int = 0, level: float = LEVEL
 ) -> tuple[Float[ndarray, " column"], Float[ndarray, " column"]]:
-    """Low and high end of the interval of each column's mean. It always contains the mean; NaN for a single prompt."""
+    """Low and high end of the interval of each column's mean, which it always contains."""
     n_prompts, n_columns = values.shape
-    if n_prompts < 2:
+    if n_prompts < FEWEST:
         return np.full(n_columns, np.nan), np.full(n_columns, np.nan)
     mean = values.mean(axis=0)
-    if n_prompts > MANY_PROMPTS:
-        low, high = _second_order(values - mean, level)
-        return np.minimum(mean + low, mean), np.maximum(mean + high, mean)
-    counts = resample_counts(n_prompts, resamples=resamples, seed=seed) / n_prompts
-    ends = []
-    for block in _blocks(n_columns):
-        centred = values[:, block] - mean[block]  # so that small spreads on large means keep their digits
-        low, high = bca((counts @ centred).T, np.zeros(centred.shape[1]), centred.T, level)
-        ends.append((mean[block] + low, mean[block] + high))
-    return np.concatenate([low for low, _ in ends]), np.concatenate([high for _, high in ends])
+    if n_prompts > bootstrap.MANY_PROMPTS:
+        low, high = bootstrap.expansion(values - mean, level)
+        return mean + low, mean + high
+    shares = resample_counts(n_prompts, seed=seed) / n_prompts
+    found = [
+        bootstrap.ends(*bootstrap.of_means(values[:, block] - mean[block], shares), level)  # centred: small spreads keep their digits
+        for block in bootstrap.blocks(n_columns)
+    ]
+    return mean + np.concatenate([low for low, _ in found]), mean + np.concatenate([high for _, high in found])
 
 
-def bca_shares(
+def share_intervals(
     values: Float[ndarray, "prompt column"],
     total: Float[ndarray, " prompt"] | Float[ndarray, "prompt column"],
     *,
@@ -74,32 +63,81 @@ def bca_shares(
 ) -> tuple[Float[ndarray, " column"], Float[ndarray, " column"], Float[ndarray, " column"]]:
     """Share, low and high end, where the share of a column is mean(values) / mean(total) over the same prompts.
 
-    `total` is one for all columns, or each column's own.
+    `total` is one for all columns, or each column's own; it is positive.
     """
     n_prompts, n_columns = values.shape
-    total = np.broadcast_to(total[:, None] if total.ndim == 1 else total, values.shape)
-    share = values.mean(axis=0) / total.mean(axis=0)
-    if n_prompts < 2:
+    total = total[:, None] if total.ndim == 1 else total
+    share = values.mean(axis=0) / np.broadcast_to(total, values.shape).mean(axis=0)  # summed in the same order: the share of the whole is 1
+    if n_prompts < FEWEST:
         return share, np.full(n_columns, np.nan), np.full(n_columns, np.nan)
-    counts = resample_counts(n_prompts, seed=seed) / n_prompts
-    ends = []
-    for block in _blocks(n_columns):
-        draws = (counts @ values[:, block] / (counts @ total[:, block])).T
-        influence = ((values[:, block] - share[block] * total[:, block]) / total[:, block].mean(axis=0)).T
-        ends.append(bca(draws, share[block], influence, level))
-    return share, np.concatenate([low for low, _ in ends]), np.concatenate([high for _, high in ends])
+    shares = resample_counts(n_prompts, seed=seed) / n_prompts
+    found = [
+        bootstrap.ends(*bootstrap.of_ratios(values[:, block], total if total.shape[1] == 1 else total[:, block], shares), level)
+        for block in bootstrap.blocks(n_columns)
+    ]
+    return share, share + np.concatenate([low for low, _ in found]), share + np.concatenate([high for _, high in found])
 
 
-def bca_asymmetry(
+def asymmetry_intervals(
     one: Float[ndarray, "prompt column"], other: Float[ndarray, "prompt column"], *, seed: int = 0, level: float = LEVEL
 ) -> tuple[Float[ndarray, " column"], Float[ndarray, " column"], Float[ndarray, " column"]]:
     """(mean one - mean other) / (mean one + mean other) of each column, low and high end: 1 if `other` is 0, -1 if `one` is."""
-    return bca_shares(one - other, one + other, seed=seed, level=level)
+    return share_intervals(one - other, one + other, seed=seed, level=level)
+
+
+def mean_p(values: Float[ndarray, "prompt test"], *, seed: int = 0) -> Float[ndarray, " test"]:
+    """Two-sided p of each column's mean against 0, by the bootstrap-t: the larger of two, so that skew of either kind is held in check.
+
+    The one counts resamples with |t*| as large (it knows heavy tails on both sides), the other twice the smaller tail's (it knows which side the
+    tail is on), and that again twice: few prompts show less skew than there is. Without that, prompts with a coefficient of variation of 1
+    give p < 0.05 in 8 % of studies where there is no effect; with it in 4 to 5 % (docs/NULLS.md). So p never finds what the 95 % interval does not.
+    """
+    p, _ = _tested(values, seed)
+    return p
+
+
+def family_p(values: Float[ndarray, "prompt test"], *, seed: int = 0) -> Float[ndarray, " test"]:
+    """The same, family-wise over all columns: the share of resamples in which *any* column's |t*| is as large; never under the column's own p.
+
+    Valid for any dependence between columns, since whole prompts are drawn (Westfall and Young 1993).
+    """
+    p, beyond = _tested(values, seed)
+    return np.maximum(p, beyond)
+
+
+def _tested(values: ndarray, seed: int) -> tuple[Float[ndarray, " test"], Float[ndarray, " test"]]:
+    """Each column's own p, and the share of resamples whose largest |t*| over all columns reaches the column's."""
+    n_prompts, n_tests = values.shape
+    if n_prompts < FEWEST:
+        return np.full(n_tests, np.nan), np.full(n_tests, np.nan)
+    mean, own, real = values.mean(axis=0), np.empty(n_tests), np.empty(n_tests)
+    shares = resample_counts(n_prompts, seed=seed) / n_prompts
+    largest = np.zeros(len(shares))
+    for block in bootstrap.blocks(n_tests):
+        error, t = bootstrap.of_means(values[:, block] - mean[block], shares)
+        always = np.where(mean[block] == 0, 0.0, np.copysign(np.inf, mean[block]))  # the t of values that do not vary
+        real[block] = np.divide(mean[block], error, out=always, where=error > 1e-15 * np.abs(mean[block]))
+        own[block] = np.minimum(2 * bootstrap.tails(t, real[block]), 1)
+        np.abs(t, out=t)
+        symmetric = (1 + (t >= np.abs(real[block])[:, None] * (1 - 1e-9)).sum(axis=1)) / (1 + len(shares))
+        own[block] = np.maximum(own[block], symmetric)
+        largest = np.maximum(largest, t.max(axis=0))
+    beyond = (largest[:, None] >= np.abs(real) * (1 - 1e-9)).sum(axis=0)
+    return own, (1 + beyond) / (1 + len(largest))
+
+
+def holm(p: Float[ndarray, " test"]) -> Float[ndarray, " test"]:
+    """p values of a few tests, family-wise whatever their dependence (Holm 1979). NaN is no test."""
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    adjusted = np.full(len(p), np.nan)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return adjusted
 
 
 def wilson(mean: ndarray, n_prompts: ndarray | int, *, level: float = LEVEL) -> tuple[ndarray, ndarray]:
     """Interval of a share of prompts (values 0 and 1), which a bootstrap gets wrong at its ends. Elementwise."""
-    z = _z(level) ** 2 / n_prompts
+    z = float(ndtri((1 + level) / 2)) ** 2 / n_prompts
     centre, reach = (mean + z / 2) / (1 + z), np.sqrt(z * mean * (1 - mean) + z**2 / 4) / (1 + z)
     return np.minimum(centre - reach, mean), np.maximum(centre + reach, mean)
 
@@ -187,18 +225,44 @@ def detectable(spread: ndarray, n_prompts: ndarray | int, *, level: float = LEVE
     return np.where(np.asarray(n_prompts) > 1, reach * spread / np.sqrt(n), np.nan)
 
 
-def measured_coverage(cv: float, n_prompts: int) -> float | None:
-    """How often `bca_means` held the truth in simulations of this coefficient of variation and number of prompts (benchmarks/coverage.py).
+@cache
+def _measured() -> dict[str, dict[str, np.ndarray]]:
+    """Of the intervals (`mean`, `geometric`) and of each test: what simulations found, by `cv` and `n`."""
+    table = json.loads((files("mechdiff") / "data" / "coverage.json").read_text())
+    axes = {name: np.array(sorted({one[name] for one in table["table"]})) for name in ("cv", "n")}
+    names = [name for name in table["table"][0] if name not in axes]
+    by_place = {(one["cv"], one["n"]): one for one in table["table"]}
+    grids = {name: np.array([[by_place[cv, n][name] for n in axes["n"]] for cv in axes["cv"]], float) for name in names}
+    return {"axes": axes, "found": grids, "most": {"": np.array(table["most"])}}
+
+
+def coverage(cv: float, n_prompts: int) -> float | None:
+    """How often `mean_intervals` held the truth in simulations of this coefficient of variation and number of prompts (benchmarks/coverage.py).
 
     Between the simulated ones on a logarithmic scale; None for fewer prompts or more skew than were simulated.
     """
-    table = json.loads((files("mechdiff") / "data" / "coverage.json").read_text())["table"]
-    cvs, sizes = (sorted({one[name] for one in table}) for name in ("cv", "n"))
+    measured = _measured()
+    cvs, sizes = measured["axes"]["cv"], measured["axes"]["n"]
     if n_prompts < sizes[0] or not 0 < cv <= cvs[-1]:
         return None
-    grid = np.array([[one["mean"] for one in table if one["cv"] == row] for row in cvs])
-    of_size = [float(np.interp(np.log(n_prompts), np.log(sizes), row)) for row in grid]
+    of_size = [float(np.interp(np.log(n_prompts), np.log(sizes), row)) for row in measured["found"]["mean"]]
     return float(np.interp(np.log(cv), np.log(cvs), of_size))
+
+
+def speaks(test: str, n_prompts: int, cv: float) -> bool:
+    """Whether so many prompts of this skew let a test's p of 0.05 be spoken of: at most 5 % false alarms + two standard errors, in simulations.
+
+    `test` is a column of data/coverage.json, such as "mean_p". Between simulated numbers of prompts and skews, all around must hold.
+    """
+    measured = _measured()
+    cvs, sizes, found = measured["axes"]["cv"], measured["axes"]["n"], measured["found"][test]
+    if n_prompts < max(sizes[0], FEWEST) or not 0 <= cv <= cvs[-1]:
+        return False
+    rows = slice(max(int(np.searchsorted(cvs, cv, side="right")) - 1, 0), int(np.searchsorted(cvs, cv)) + 1)
+    columns = slice(
+        int(np.searchsorted(sizes, n_prompts, side="right")) - 1, min(int(np.searchsorted(sizes, n_prompts)), len(sizes) - 1) + 1
+    )
+    return bool((found[rows, columns] <= float(measured["most"][""])).all())
 
 
 def peak_set(values: Float[ndarray, "prompt place"], *, seed: int = 0, level: float = LEVEL) -> tuple[int, list[int]]:
@@ -210,85 +274,3 @@ def peak_set(values: Float[ndarray, "prompt place"], *, seed: int = 0, level: fl
     order = np.argsort(-times, kind="stable")
     enough = int((np.cumsum(times[order]) >= level * times.sum()).argmax()) + 1
     return peak, sorted({peak, *(int(place) for place in order[:enough])})
-
-
-SIGNS = 10_000
-"""Sign flips that are drawn where there are more."""
-
-
-def sign_flip_max_t(values: Float[ndarray, "prompt test"], *, seed: int = 0) -> Float[ndarray, " test"]:
-    """Two-sided p of each column's mean against 0, family-wise over all columns: by flipping the signs of whole prompts and taking the largest |t|.
-
-    All flips are tried where there are at most SIGNS, else so many are drawn and one is added (Phipson and Smyth 2010). Valid for any dependence
-    between columns, if values are symmetric about 0 where there is no effect: differences of the same prompts are (Westfall and Young 1993).
-    """
-    n = len(values)
-    if n < 2:
-        return np.ones(values.shape[1])
-    exact = 2 ** (n - 1) <= SIGNS  # a flip and its opposite give the same |t|
-    codes = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1 if exact else np.random.default_rng(seed).integers(0, 2, (SIGNS, n))
-    signs = 1.0 - 2.0 * codes
-    squares = (values**2).sum(axis=0)
-
-    def t_of(means: ndarray) -> ndarray:
-        left = np.maximum(squares / n - means**2, 1e-12 * squares / n + 1e-300)
-        return np.abs(means) / np.sqrt(left)
-
-    real = t_of(values.mean(axis=0))
-    largest = t_of(signs @ values / n).max(axis=1)
-    beyond = (largest[:, None] >= real * (1 - 1e-9)).sum(axis=0)
-    return beyond / len(signs) if exact else (1 + beyond) / (1 + len(signs))
-
-
-def false_discovery_q(p: Float[ndarray, " test"]) -> Float[ndarray, " test"]:
-    """Benjamini-Hochberg q: the share of false finds to expect among all tests with a q this small."""
-    order = np.argsort(p, kind="stable")
-    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
-    q = np.empty(len(p))
-    q[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(max=1)
-    return q
-
-
-def _blocks(n_columns: int) -> Iterator[slice]:
-    return (slice(start, start + BLOCK) for start in range(0, n_columns, BLOCK))
-
-
-def bca(
-    draws: Float[ndarray, "column resample"],
-    point: Float[ndarray, " column"],
-    influence: Float[ndarray, "column prompt"],
-    level: float,
-) -> tuple[Float[ndarray, " column"], Float[ndarray, " column"]]:
-    """BCa ends per column; `influence` of each prompt gives the acceleration. Sorts `draws`."""
-    n_columns, resamples = draws.shape
-    below = (draws < point[:, None]).mean(axis=1) + (draws == point[:, None]).mean(axis=1) / 2
-    bias = ndtri(below.clip(1 / resamples, 1 - 1 / resamples))
-    size = np.abs(influence).max(axis=1, keepdims=True)
-    influence = np.divide(influence, size, out=np.zeros_like(influence), where=size > 0)  # so that no square underflows
-    squares = (influence**2).sum(axis=1)
-    acceleration = np.divide((influence**3).sum(axis=1), 6 * squares**1.5, out=np.zeros(n_columns), where=squares > 0)
-    draws = np.sort(draws, axis=1)
-    ends = []
-    for z in (-_z(level), _z(level)):
-        moved = bias + (bias + z) / np.maximum(1 - acceleration * (bias + z), 1e-3)
-        place = ndtr(moved) * (resamples - 1)
-        left = np.floor(place).astype(int)
-        right = np.minimum(left + 1, resamples - 1)
-        columns = np.arange(n_columns)
-        ends.append(draws[columns, left] + (place - left) * (draws[columns, right] - draws[columns, left]))
-    return np.minimum(ends[0], point), np.maximum(ends[1], point)
-
-
-def _second_order(centred: Float[ndarray, "prompt column"], level: float) -> tuple[ndarray, ndarray]:
-    """BCa ends relative to the mean, to second order: z + skew (2 z^2 + 1) / (6 sqrt n), in standard errors (Hall 1992)."""
-    n_prompts, n_columns = centred.shape
-    variance = (centred**2).mean(axis=0)
-    skew = np.divide((centred**3).mean(axis=0), variance**1.5, out=np.zeros(n_columns), where=variance > 0)
-    z = _z(level)
-    lean = skew * (2 * z**2 + 1) / (6 * np.sqrt(n_prompts))
-    error = np.sqrt(variance / n_prompts)
-    return (lean - z) * error, (lean + z) * error
-
-
-def _z(level: float) -> float:
-    return float(ndtri((1 + level) / 2))

@@ -7,8 +7,8 @@ or a map fitted anew on wrong pairs and held against the right ones (transport: 
 
 import numpy as np
 import polars as pl
+from scipy.stats import false_discovery_control
 
-from mechdiff.report import intervals
 from mechdiff.rows import KEY
 
 GROUP = [column for column in KEY if column != "prompt"]
@@ -49,5 +49,5 @@ def with_q(table: pl.DataFrame) -> pl.DataFrame:
     tested = table.with_row_index("place").filter(pl.col("p").is_not_null())
     for _, family in tested.group_by("measure", "metric", "direction", "split", "site"):
         places = family["place"].to_numpy()
-        q[places] = intervals.false_discovery_q(p[places])
+        q[places] = false_discovery_control(p[places])
     return table.with_columns(q=pl.Series(q).fill_nan(None))

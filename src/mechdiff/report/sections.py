@@ -131,7 +131,7 @@ def _coverage(run: Run, split: str) -> list[dict]:
     )
     for one in cells.head(1).iter_rows(named=True):
         cv = one["sd"] / one["mean"] if one["sd"] and one["mean"] else 0.0
-        if found := intervals.measured_coverage(cv, one["n"]):
+        if found := intervals.coverage(cv, one["n"]):
             said = f"Intervals of a mean at this skew (sd / mean {share(cv)}) and {one['n']} prompts held the truth in {found:.0%} of simulations, "
             return [note(said + "not in 95 %; those of the geometric mean held it in 95 % (docs/STATISTICS.md).")]
     return []

@@ -9,7 +9,7 @@ value in one row with the unit `tokens`, so that `n`, intervals and the rest are
 |---|---|
 | `n` | prompts with a defined value (for similarity: prompts the states came from) |
 | `mean`, `sd` | over prompts; for a value of the whole set `mean` is the value |
-| `ci_low`, `ci_high` | 95 %: bootstrap over prompts (BCa) for means, Wilson for shares of prompts, delete-one jackknife for CKA |
+| `ci_low`, `ci_high` | 95 %: bootstrap-t over prompts for means (none under FEWEST), Wilson for shares of prompts, delete-one jackknife for CKA |
 | `log_mean` | geometric mean exp(mean log x), in nats: only for `*_nats` metrics that are positive on every prompt |
 | `median` | over prompts |
 | `share` | of D = KL(p_tuned || p_base), ratio of means: breakage kl_own/D (tuned runs), recovery 1 - kl_other/D (base runs, grafts) |
@@ -30,6 +30,7 @@ import numpy as np
 import polars as pl
 
 from mechdiff.report import intervals
+from mechdiff.report.intervals import FEW, FEWEST
 from mechdiff.report.memory import once
 from mechdiff.report.nulls import GROUP, permutation_p, swap_p, with_q
 from mechdiff.rows import KEY, SCHEMA
@@ -45,7 +46,6 @@ SUMMARY: dict[str, Any] = {name: SCHEMA[name] for name in GROUP} | STATISTICS
 
 FLOORS = 3
 """A number counts above three noise floors."""
-FEW = 10
 
 FLAGS = {
     "below_floor": "the effect is not above three times the noise floor: it cannot be told from rounding",
@@ -54,7 +54,7 @@ FLAGS = {
     "undefined": "undefined, for too few prompts or states without variance; n counts the prompts with a value",
     "infinite": "infinite on at least one prompt: a token that only one model can emit",
     "shared_tokens": "the vocabularies differ: the share is of D on the tokens that both models have",
-    "few_prompts": f"fewer than {FEW} prompts: the interval is too short",
+    "few_prompts": f"fewer than {FEW} prompts: the interval is short, or there is none (under {FEWEST})",
 }
 
 TOTALS = ("total", "total_reverse")
@@ -131,7 +131,7 @@ def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
 
 def share_interval(effect: np.ndarray, total: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
     """Share of `total` that `effect` makes up, low and high end: both per prompt, over the same prompts, in nats."""
-    share, low, high = intervals.bca_shares(np.asarray(effect, float)[:, None], np.asarray(total, float), seed=seed)
+    share, low, high = intervals.share_intervals(np.asarray(effect, float)[:, None], np.asarray(total, float), seed=seed)
     return float(share[0]), float(low[0]), float(high[0])
 
 
@@ -226,7 +226,7 @@ def _statistics(values: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     found["n"] = np.full(values.shape[1], len(values))
     found["median"] = np.median(values, axis=0)
     found["mean"] = np.where(finite, np.where(finite, values, 0).mean(axis=0), values.max(axis=0))
-    found["ci_low"][finite], found["ci_high"][finite] = intervals.bca_means(values[:, finite], seed=seed)
+    found["ci_low"][finite], found["ci_high"][finite] = intervals.mean_intervals(values[:, finite], seed=seed)
     for name, content in zip(("log_mean", "log_low", "log_high"), intervals.geometric(values[:, positive]), strict=True):
         found[name][positive] = content
     if len(values) > 1:

@@ -24,7 +24,7 @@ from mechdiff.measures.transport import permuted_quality, quality
 from mechdiff.report import intervals, spread
 from mechdiff.report.nulls import GROUP, permutation_p, swap_p, with_q
 from mechdiff.rows import rows
-from mechdiff.validate import planted
+from mechdiff.validate import planted, skewed
 
 LEVEL, WRONG = 0.95, 0.05
 APPROXIMATE = 0.07
@@ -121,14 +121,15 @@ def swapped_labels(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
         yield false_alarms(f"{effect} apart from 0 (exchanged labels)", p.filter(pl.col("metric") == effect)["p"].to_numpy())
 
 
-def signs(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
-    """Differences on the same prompts whose sign is a coin; layers depend on each other."""
-    for n, how in ((12, "every flip"), (PROMPTS, "drawn flips")):
+def paired(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """Differences on the same prompts that are 0 on average and skewed to one side; layers depend on each other."""
+    for n, cv in ((16, 0.5), (16, 1.0), (32, 1.0)):
         p = []
         for seed in range(repeats):
-            size = random.lognormal(size=(n, 1)) + random.lognormal(size=(n, FAMILY))
-            p.append(intervals.sign_flip_max_t(size * random.choice([-1, 1], (n, 1)), seed=seed).min())
-        yield false_alarms(f"any of {FAMILY} paired differences, family-wise (max-t, {how}, {n} prompts)", p)
+            common = skewed.lognormal(random, cv, (n, 1))
+            values = (common - 1) + skewed.null("a difference of independent values, one of half the CV", random, cv, (n, FAMILY))
+            p.append(intervals.family_p(values, seed=seed).min())
+        yield false_alarms(f"any of {FAMILY} paired differences, family-wise (max-t, CV {cv}, {n} prompts)", p)
 
 
 def shares_of_prompts(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
@@ -146,18 +147,20 @@ def means(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
     for cv, n in ((1.0, 32), (3.5, 150)):
         deviation = np.sqrt(np.log1p(cv**2))
         values = random.lognormal(-(deviation**2) / 2, deviation, (n, max(repeats, 2000)))
-        low, high = intervals.bca_means(values)
-        known = intervals.measured_coverage(cv, n) or 0.0
-        yield coverage(f"a mean in nats (BCa, CV {cv}, {n} prompts), as the page says", (low <= 1) & (high >= 1), least=known - 0.02)
+        low, high = intervals.mean_intervals(values)
+        known = intervals.coverage(cv, n) or 0.0
+        yield coverage(
+            f"a mean in nats (bootstrap-t, CV {cv}, {n} prompts), as the page says", (low <= 1) & (high >= 1), least=known - 0.02
+        )
         _, low, high = intervals.geometric(values)
         truth = np.exp(-(deviation**2) / 2)
         yield coverage(f"a geometric mean (log-t, CV {cv}, {n} prompts)", (low <= truth) & (truth <= high), least=0.93, most=0.97)
     total = random.exponential(size=(32, repeats))
-    _, low, high = intervals.bca_shares(total * random.uniform(0, 0.8, total.shape), total)
-    yield coverage("a share of D (BCa, 32 prompts)", (low <= 0.4) & (high >= 0.4))
+    _, low, high = intervals.share_intervals(total * random.uniform(0, 0.8, total.shape), total)
+    yield coverage("a share of D (bootstrap-t, 32 prompts)", (low <= 0.4) & (high >= 0.4))
     one, other = random.exponential(2, (32, repeats)), random.exponential(1, (32, repeats))
-    _, low, high = intervals.bca_asymmetry(one, other)
-    yield coverage("breakage against recovery (BCa, 32 prompts)", (low <= 1 / 3) & (high >= 1 / 3))
+    _, low, high = intervals.asymmetry_intervals(one, other)
+    yield coverage("breakage against recovery (bootstrap-t, 32 prompts)", (low <= 1 / 3) & (high >= 1 / 3))
     size = float(intervals.detectable(np.array(1.0), PROMPTS))
     seen = random.normal(size, 1, (repeats, PROMPTS))
     t = seen.mean(axis=1) / seen.std(axis=1, ddof=1) * np.sqrt(PROMPTS)
@@ -247,8 +250,8 @@ Simulation = Callable[[int, np.random.Generator], Iterator[Rate]]
 SIMULATIONS: tuple[Simulation, ...] = (
     similarity_of_strangers, swapped_labels, shares_of_prompts, means, profiles, spreads, similarity_intervals
 )  # fmt: skip
-COSTLY: tuple[Simulation, ...] = (signs, maps_of_strangers)
-"""Ten thousand sign flips, or a hundred maps fitted anew, in each repeat."""
+COSTLY: tuple[Simulation, ...] = (paired, maps_of_strangers)
+"""A bootstrap of a family, or a hundred maps fitted anew, in each repeat."""
 
 
 def rates(repeats: int, costly: int, *, seed: int = 0) -> Iterator[Rate]:
