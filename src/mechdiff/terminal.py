@@ -40,7 +40,7 @@ def _duration(seconds: float) -> str:
 
 def show_run(run: "Run", console: Console) -> None:
     """The pair, what was found in sentences, D, the strongest places of both directions, what was skipped, and the warnings."""
-    from mechdiff.report.statistics import d_metric
+    from mechdiff.report.statistics import d_metric, effect_metric
     from mechdiff.report.verdict import verdict
 
     manifest, summary = run.manifest(), run.summary()
@@ -59,11 +59,11 @@ def show_run(run: "Run", console: Console) -> None:
             share = f"{same['mean'][0]:.0%}" if len(same) else ""
             table.add_row(split, str(one["n"]), f"{one['mean']:.4g}", _interval(one), f"{one['median']:.4g}", share)
     console.print(table)
-    for direction, metric, words in (
-        ("tuned<-base", "kl_own_nats", "Breakage: the base's state in the tuned model, share of D"),
-        ("base<-tuned", "kl_other_nats", "Recovery: the tuned state in the base, share of D"),
+    for direction, words in (
+        ("tuned<-base", "Breakage: the base's state in the tuned model, share of D"),
+        ("base<-tuned", "Recovery: the tuned state in the base, share of D"),
     ):
-        _show_strongest(plain, direction, metric, words, console)
+        _show_strongest(plain, direction, effect_metric(summary, direction), words, console)
     for skipped in manifest["skipped"]:
         console.print(f"[yellow]skipped[/] {escape(skipped['what'])}: {escape(skipped['why'])}")
     for warning in manifest["warnings"]:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mechdiff.measures.outcome import METRICS, js_nats, kl_nats, logit_diff_divergent, outcomes, top1_same
+from mechdiff.measures.outcome import EVERY, METRICS, ON_SHARED, js_nats, kl_nats, logit_diff_divergent, outcomes, top1_same
 from oracles import laws
 
 INF = math.inf
@@ -158,6 +158,27 @@ def test_outcomes_are_the_five_metrics_of_each_run() -> None:
             if i < 2:
                 assert found["logit_diff_divergent"][i, j] == run[tuned[i].argmax()].double() - run[base[i].argmax()].double()
     assert found["logit_diff_divergent"][2].isnan().all()
+
+
+@pytest.mark.parametrize("outside", [-np.inf, 1.0])
+def test_where_the_vocabularies_differ_the_own_law_is_compared_on_the_shared_tokens_too(outside: float) -> None:
+    """Of a model that has tokens of its own, and of one that has none: there it is the same number as over all tokens."""
+    own, other, runs = made(0, 2, 80), made(1, 2, 80), made(2, 2, 3, 80)
+    if outside == -np.inf:
+        own[..., 60:], runs[..., 60:] = outside, outside
+    found = outcomes(runs, own, other, tuned_clean=own, base_clean=other, n_shared=60)
+    assert tuple(found) == EVERY
+    assert not set(ON_SHARED) & set(outcomes(runs, own, other, tuned_clean=own, base_clean=other, n_shared=80)), "one vocabulary: no cut"
+    for i in range(2):
+        for j in range(3):
+            cut = own[i, :60], runs[i, j, :60]
+            assert float(found["kl_own_shared_nats"][i, j]) == pytest.approx(laws.kl_nats(*cut), rel=1e-5)
+            assert float(found["js_own_shared_nats"][i, j]) == pytest.approx(laws.js_nats(*cut), rel=1e-5)
+    same = torch.isclose(found["kl_own_shared_nats"], found["kl_own_nats"], rtol=1e-5)
+    assert same.all() if outside == -np.inf else not same.any()
+    one = outcomes(runs, own, other, tuned_clean=own, base_clean=other, n_shared=60, metrics=("kl_own_shared_nats",))
+    assert tuple(one) == ("kl_own_shared_nats",)
+    torch.testing.assert_close(one["kl_own_shared_nats"], found["kl_own_shared_nats"], rtol=0, atol=0)
 
 
 def test_half_precision_logits_are_compared_in_float32() -> None:

@@ -177,7 +177,9 @@ def test_a21_within_a_model_nothing_is_masked(tmp_path: Path) -> None:
         assert value == pytest.approx(float(kl_nats(clean.logits, moved)), rel=1e-4)
         assert value != pytest.approx(float(kl_nats(clean.logits[:259], moved[:259])), rel=1e-2), "cut to the tokens of both"
     assert found.one("divergence", "mass_outside", unit=None)["mean"] > 1e-3, "what is outside stands beside what is shared"
-    assert found.one("patching", "kl_own_nats", arm="identity", control=None)["flag"] == "shared_tokens;few_prompts"
+    whole, cut = (found.one("patching", f"kl_own{name}_nats", arm="identity", control=None) for name in ("", "_shared"))
+    assert (whole["flag"], whole["share"]) == ("few_prompts", None), "it is no share of a D on shared tokens"
+    assert cut["flag"] == "shared_tokens;few_prompts"
 
 
 def test_a21_a_filter_on_shared_tokens_says_what_it_selects(tmp_path: Path) -> None:

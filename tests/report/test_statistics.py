@@ -208,11 +208,15 @@ def test_undefined_prompts_are_left_out_and_named() -> None:
 
 def test_a_share_of_infinite_d_is_taken_on_shared_tokens() -> None:
     shared = rows(D / 2, measure="divergence", split="report", prompt=PROMPTS, metric="kl_shared_nats")
-    table = pl.concat([d_rows(np.array([1.0, np.inf, 2.0, 3.0])), shared, rows(D / 4, arm="identity", **PLACE, **OWN)])
+    own = [rows(D * part, arm="identity", **PLACE, **OWN | {"metric": f"kl_own{cut}_nats"}) for part, cut in ((40, ""), (0.25, "_shared"))]
+    table = pl.concat([d_rows(np.array([1.0, np.inf, 2.0, 3.0])), shared, *own])
     assert one(table, metric="kl_tuned_base_nats")["flag"] == "infinite;few_prompts"
-    cell = one(table, measure="patching")
+    cell = one(table, metric="kl_own_shared_nats")
     assert cell["share"] == pytest.approx(0.5)
     assert "shared_tokens" in cell["flag"]
+    whole = one(table, metric="kl_own_nats")
+    assert whole["share"] is None, "over all tokens it is no share of D on the shared ones"
+    assert "shared_tokens" not in whole["flag"]
 
 
 def test_shares_of_prompts_have_wilson_intervals() -> None:

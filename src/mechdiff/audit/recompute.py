@@ -21,10 +21,10 @@ from mechdiff.engine.sites import Site
 from mechdiff.engine.speech import stop_ids
 from mechdiff.engine.units import Unit, parts
 from mechdiff.measures.maps import load_map
+from mechdiff.measures.outcome import EVERY as LAW_METRICS
 from mechdiff.measures.vectors import load_vector
 
 Row = dict[str, Any]
-LAW_METRICS = ("kl_own_nats", "kl_other_nats", "js_own_nats", "top1_same", "logit_diff_divergent")
 
 
 class Not(Exception):
@@ -45,6 +45,10 @@ def of_law(run: Rerun, row: Row, logits: Tensor) -> float:
         return whole.kl(mine, logits)
     if metric == "js_own_nats":
         return whole.js(mine, logits)
+    if metric == "kl_own_shared_nats":
+        return whole.kl(mine[:n_shared], logits[:n_shared])
+    if metric == "js_own_shared_nats":
+        return whole.js(mine[:n_shared], logits[:n_shared])
     if metric == "kl_other_nats":
         return whole.kl(other[:n_shared], logits[:n_shared])
     if metric == "top1_same":
@@ -280,8 +284,9 @@ def heads(run: Rerun, row: Row) -> float:
     law = run_with_heads(run, row, players(run, row))
     if row["metric"] != "fisher_nats":
         return of_law(run, row, law)
-    own = run.law(row["direction"].split("<-")[0], row["split"], row["prompt"])
     everyone = run_with_heads(run, {**row, "unit": "all"}, [(row["layer"], head) for head in range(run.nets["base"].shape.n_heads)])
+    own = run.law(row["direction"].split("<-")[0], row["split"], row["prompt"])
+    own, law, everyone = (one[: run.prepared.tokens.n_shared] for one in (own, law, everyone))
     p, moved = own.softmax(-1), everyone - own
     return float((p * (law - own) * (moved - (p * moved).sum())).sum() / 2)
 

@@ -16,7 +16,7 @@ from mechdiff.engine.activations import Clean
 from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Engine, Variant
 from mechdiff.engine.vocabularies import Tokens
-from mechdiff.measures.outcome import METRICS, outcomes
+from mechdiff.measures.outcome import EVERY, outcomes
 from mechdiff.rows import KEY, rows
 
 Scores = dict[str, Float64[Tensor, "prompt run"]]
@@ -54,7 +54,7 @@ def scores(
     tuned_logits: Float[Tensor, "prompt vocab"],
     tokens: Tokens,
     max_rows: int,
-    metrics: Collection[str] = METRICS,
+    metrics: Collection[str] = EVERY,
     along: Along | None = None,
     prompts: slice = slice(None),
 ) -> Scores:
@@ -108,7 +108,7 @@ def score_rows(found: Scores, labels: pl.DataFrame, prompt_ids: Sequence[str], *
     frames = []
     for metric, values in found.items():
         frames.append(rows(values[:, 1:].flatten().numpy(), metric=metric, prompt=prompts, **named))
-        if floor and metric in METRICS:
+        if floor and metric in EVERY:
             constant = {name: labels[name][0] for name in ("measure", "direction", "split")}
             frames.append(rows(values[:, 0].numpy(), metric=metric, prompt=list(prompt_ids), control="no_op", **constant))
     return pl.concat(frames)

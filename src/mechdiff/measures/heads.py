@@ -22,12 +22,14 @@ A set of heads is a coalition and its effect a game v (games.py), in nats of eac
     tuned<-base    v(S) = KL(p_tuned || run)               breakage, a share of D
     base<-tuned    v(S) = D - KL(p_tuned || run)           recovery, a share of D
 
+Where the vocabularies differ all laws of a game, as D, are of the tokens that both models have (shares.py).
+
 Sufficiency of S is v(S)/v(all), its necessity 1 - v(all without S)/v(all). KL grows as the square of a small edit, so shares of single heads need not
 add up to 1. To first order this adds up, and has a sign:
 
     Fisher-projected coverage   <d_S, d_all> / <d_all, d_all>,    d = change of the logits, <x, y> = Cov_{p own}(x, y)
 
-`fisher_nats` is <d_S, d_all>/2: that of `all` is KL(p own || run) for a small edit, which is v(all) where the tuned model runs.
+`fisher_nats` is <d_S, d_all>/2: that of `all` is KL(p own || run) for a small edit, which is v(all) where the tuned model runs (on the same tokens).
 
 **Across the network** the players are all heads (and whole MLPs beside them), and a set of several blocks writes the other model's own contributions
 in each: the running model's, as it is there by then, is taken out.
@@ -52,9 +54,6 @@ from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.sites import Site
 from mechdiff.errors import SelfCheckError
 from mechdiff.measures.outcome import ROUNDING_NATS
-
-V_METRIC = {"tuned<-base": "kl_own_nats", "base<-tuned": "kl_other_nats"}
-"""The metric of outcome.py that v is made of, by direction."""
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.2}
 """Largest distance of v(all) from the effect of the whole site, as a share; half precision rounds each of the sums."""
@@ -158,9 +157,12 @@ def swap_across(players: Iterable[Player], blocks: Mapping[int, Block], mlps: Ma
 # ---- numbers -----------------------------------------------------------------------------------------------------------------------
 
 
-def fisher_weights(moved: Float[Tensor, "prompt vocab"], own_logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, "prompt vocab"]:
-    """Weights whose product with a run's change of logits is Cov_p(change, moved)/2, p the running model's clean law."""
-    law = own_logits.float().softmax(-1)
+def fisher_weights(
+    moved: Float[Tensor, "prompt vocab"], own_logits: Float[Tensor, "prompt vocab"], n_shared: int | None = None
+) -> Float[Tensor, "prompt vocab"]:
+    """Weights whose product with a run's change of logits is Cov_p(change, moved)/2: p is the running model's clean law, cut to `n_shared` tokens."""
+    law = torch.zeros_like(own_logits, dtype=torch.float32)
+    law[..., :n_shared] = own_logits[..., :n_shared].float().softmax(-1)
     return law * (moved - (law * moved).sum(-1, keepdim=True)) / 2
 
 

@@ -7,6 +7,8 @@ A run's logits z give a law q = softmax(z). It is held against a *reference*, th
 
 - `kl_own_nats`, `js_own_nats`: against the clean law of the model that runs. 0: the edit did nothing.
 - `kl_other_nats`: against the clean law of the other model. 0: the edit made this model behave like the other one.
+- `kl_own_shared_nats`, `js_own_shared_nats`, where the vocabularies differ: as the first two, of both laws cut to the tokens that both models have
+  and renormalised. Shares of D are shares of a D on those tokens (shares.py), so what is divided by it is taken on them too.
 - `top1_same`: 1 if the running model's clean top token still has the highest logit, else 0.
 - `logit_diff_divergent`: logit of the tuned model's clean top token less that of the base's, both in this run. Linear in the
   logits, so effects add up where KL saturates. NaN where the two models have the same top token: there is no such pair.
@@ -35,6 +37,9 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 METRICS = ("kl_own_nats", "kl_other_nats", "js_own_nats", "top1_same", "logit_diff_divergent")
+ON_SHARED = ("kl_own_shared_nats", "js_own_shared_nats")
+"""Known only where the vocabularies differ: elsewhere they are the same as without the cut."""
+EVERY = METRICS + ON_SHARED
 
 ROUNDING_NATS = {torch.float32: 1e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
 """Nats up to which two runs that must agree do, by the model's dtype: runs side by side round otherwise than one alone."""
@@ -115,21 +120,27 @@ def outcomes(
     *,
     tuned_clean: Float[Tensor, "prompt vocab"],
     base_clean: Float[Tensor, "prompt vocab"],
-    metrics: Collection[str] = METRICS,
+    metrics: Collection[str] = EVERY,
     n_shared: int | None = None,
 ) -> dict[str, Float64[Tensor, "prompt variant"]]:
     """`metrics` of each run, on the CPU: `own` is the model that runs, `other` its partner; one of them is tuned, one base.
 
-    What holds a run against the other model looks at the first `n_shared` tokens alone, renormalised: those that both models have.
+    What holds a run against the other model looks at the first `n_shared` tokens alone, renormalised: those that both models have. Where these are
+    all tokens there is no cut, and no metric of `ON_SHARED`.
     """
-    found = {name: torch.empty(logits.shape[:2], dtype=torch.float64) for name in METRICS}
-    with_js, with_own = "js_own_nats" in metrics, not {"kl_own_nats", "js_own_nats"}.isdisjoint(metrics)
+    cut = n_shared is not None and n_shared < logits.shape[-1]
+    asked = [name for name in EVERY if name in metrics and (cut or name not in ON_SHARED)]
+    found = {name: torch.empty(logits.shape[:2], dtype=torch.float64) for name in EVERY}
     for i, (own_logits, other_logits) in enumerate(zip(own_clean, other_clean, strict=True)):
         own, other = reference(own_logits), reference(other_logits[:n_shared])
+        alone = reference(own_logits[:n_shared]) if cut and not set(ON_SHARED).isdisjoint(asked) else None
         for at in _blocks(logits[i]):
             block = logits[i, at]
-            if with_own:
-                found["kl_own_nats"][i, at], found["js_own_nats"][i, at] = _kl_and_js(own, block, with_js=with_js)
+            if not {"kl_own_nats", "js_own_nats"}.isdisjoint(metrics):
+                found["kl_own_nats"][i, at], found["js_own_nats"][i, at] = _kl_and_js(own, block, with_js="js_own_nats" in metrics)
+            if alone is not None:
+                of_shared = _kl_and_js(alone, block[:, :n_shared], with_js=ON_SHARED[1] in metrics)
+                found[ON_SHARED[0]][i, at], found[ON_SHARED[1]][i, at] = of_shared
             if "kl_other_nats" in metrics:
                 found["kl_other_nats"][i, at] = _kl_and_js(other, block[:, :n_shared], with_js=False)[0]
             if "top1_same" in metrics:
@@ -137,7 +148,7 @@ def outcomes(
     if "logit_diff_divergent" in metrics:
         shared = (law[..., :n_shared] for law in (logits, tuned_clean[:, None], base_clean[:, None]))
         found["logit_diff_divergent"] = logit_diff_divergent(*shared)
-    return {name: found[name] for name in METRICS if name in metrics}
+    return {name: found[name] for name in asked}
 
 
 def _kl_and_js(

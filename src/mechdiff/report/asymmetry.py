@@ -5,13 +5,15 @@
 with J the mean Jensen-Shannon divergence of the edited run from its own unedited one, over the same prompts: of the tuned model with the
 base's state (breakage), of the base with the tuned state (recovery). 1: only the tuned model is moved; -1: only the base; 0: both alike.
 Jensen-Shannon because it is symmetric and bounded: shares of D have different references and cannot be compared. The interval is a paired
-bootstrap over prompts. No index where J_breakage + J_recovery is under three noise floors.
+bootstrap over prompts. No index where J_breakage + J_recovery is under three noise floors. Where the vocabularies differ
+both J are on the tokens that both models have.
 """
 
 import altair as alt
 import numpy as np
 import polars as pl
 
+from mechdiff import shares
 from mechdiff.engine.sites import KINDS, Site
 from mechdiff.report import drawing, findings, intervals, statistics
 from mechdiff.report.drawing import LEFT, SITE_COLOURS, SITE_DASHES, WIDE, Chart
@@ -39,7 +41,7 @@ def by_site(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     """
     written = rows.filter(
         pl.col("measure") == "patching",
-        pl.col("metric") == "js_own_nats",
+        pl.col("metric") == shares.own_js(shared=statistics.on_shared(rows)),
         pl.col("arm") == "identity",
         pl.col("split").eq_missing(findings.reported(rows, "patching")),
         pl.col("layer").is_not_null() & pl.col("value").is_finite() & pl.col("prompt").is_not_null(),
@@ -65,9 +67,9 @@ def by_site(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
 
 
 def _floor(rows: pl.DataFrame) -> float:
-    """The larger of both models' floors of `js_own_nats`; of `kl_own_nats` where only that was stored; 0 without either."""
-    floors = statistics.noise_floors(rows)
-    for metric in ("js_own_nats", "kl_own_nats"):
+    """The larger of both models' floors of JS; of KL where only that was stored; 0 without either."""
+    floors, shared = statistics.noise_floors(rows), statistics.on_shared(rows)
+    for metric in (shares.own_js(shared=shared), shares.own(shared=shared)):
         found = floors.filter(pl.col("metric") == metric)["floor"]
         if len(found):
             return float(found.to_numpy().max())

@@ -42,9 +42,9 @@ class Loaded:
 
     @property
     def counts(self) -> bool:
-        """Whether D is above its floor (or was not measured)."""
+        """Whether there is a D to take shares of: above its floor, on the tokens that both models have."""
         found = findings.difference(self.content.rows, self.content.summary)
-        return found is not None and found.counts and found.mean > 0
+        return found is not None and found.divides and found.mean > 0
 
 
 @dataclass(frozen=True, kw_only=True)

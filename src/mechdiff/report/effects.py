@@ -1,8 +1,8 @@
 """Effects per prompt, as tables that two runs can be held against each other by: what a write, a swap or a graft does, in nats.
 
-What a write breaks is kl_own, what it recovers D - kl_other; so are the effects of grafts. Where both directions were run their mean is taken:
-breakage hides what self-repair makes good, recovery what needs a partner, and neither alone is the change. Prompts go by the hash of their text,
-which is the same in every run that read it.
+What a write breaks is kl_own, what it recovers D - kl_other, both on the tokens of D; so are the effects of grafts. Where both directions were
+run their mean is taken: breakage hides what self-repair makes good, recovery what needs a partner, and neither alone is the change. Prompts go by
+the hash of their text, which is the same in every run that read it.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,8 @@ from numpy import ndarray
 
 from mechdiff.report import findings, findings_grafting, findings_transport, statistics
 from mechdiff.report.comparable import Loaded
-from mechdiff.report.findings import BREAKAGE, EFFECTS, RECOVERY
+from mechdiff.report.findings import BREAKAGE, RECOVERY
+from mechdiff.shares import refuse_two_supports
 
 WRITES = ("attn_out", "mlp_out")
 """What blocks write: the parts that localisation counts."""
@@ -39,6 +40,7 @@ def table(run: Loaded, values: pl.DataFrame, *, recovered: bool, by: str = "name
     """Rows with a column `by` as effects [prompt, part], beside each prompt's D; None without prompts that have all."""
     split = findings.reported(run.content.rows, "divergence")
     of = findings_transport.totals(run.content.rows, split).filter(pl.col("total").is_finite())
+    refuse_two_supports(values["metric"].unique(), of["of"].unique())
     prompts, names, matrix = statistics.prompt_matrix(values.filter(pl.col("value").is_finite()).join(of, on="prompt", how="semi"), by=by)
     if not len(prompts):
         return None
@@ -61,7 +63,8 @@ def heads_alone(run: Loaded, direction: str) -> Table | None:
 
 
 def _written(run: Loaded, measure: str, direction: str, *where: pl.Expr, plain: Sequence[str]) -> Table | None:
-    rows, metric = run.content.rows, EFFECTS[direction]
+    rows = run.content.rows
+    metric = statistics.effect_metric(rows, direction)
     found = findings_transport.written(rows, direction, metric, measure=measure).filter(*where, *(pl.col(name).is_null() for name in plain))
     named = found.with_columns(name=pl.format("{}.{}", pl.col("layer").cast(pl.String).str.zfill(5), pl.coalesce("unit", "site")))
     effects = table(run, named, recovered=direction == RECOVERY)
@@ -102,7 +105,7 @@ def head_prompts(run: Loaded, direction: str, layer: int) -> list[str]:
     """What the prompts are called across runs on which sets of one block's heads were swapped, by their own names."""
     split = findings.reported(run.content.rows, "heads")
     every = _of_block(run, direction, layer).filter(
-        pl.col("unit") == "all", pl.col("metric") == EFFECTS[direction], pl.col("strength").is_null()
+        pl.col("unit") == "all", pl.col("metric") == statistics.effect_metric(run.content.rows, direction), pl.col("strength").is_null()
     )
     return [run.key(split, prompt) for prompt in every["prompt"].unique().sort()]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import polars as pl
 
+from mechdiff import shares
 from mechdiff.engine.sites import KINDS
 from mechdiff.report import findings, statistics
-from mechdiff.report.findings import EFFECTS
 from mechdiff.report.parts import Run
 
 METRICS = {
@@ -19,8 +19,12 @@ METRICS = {
     "js_own_nats": "Jensen-Shannon from its own law, nats",
     "top1_same": "same first choice",
     "logit_diff_divergent": "logit difference of the two first choices",
+    "kl_own_shared_nats": "KL from the running model's own law, tokens that both have, nats",
+    "js_own_shared_nats": "Jensen-Shannon from its own law, tokens that both have, nats",
 }
-BY_PROMPT = tuple(EFFECTS.values())
+QUIET = {"below_floor", "no_effect", "outside_only"}
+"""Flags of a cell whose effect is not drawn as one."""
+BY_PROMPT = (*shares.OWN, shares.OTHER)
 DIRECTIONS = {"tuned<-base": "the base's state written into the tuned model", "base<-tuned": "the tuned state written into the base"}
 
 
@@ -42,9 +46,9 @@ def explorer(run: Run) -> dict | None:
     for row in cells.iter_rows(named=True):
         cell = found.setdefault("|".join(str(row[name] or "") if name != "layer" else str(row[name]) for name in key), {"m": {}})
         cell["m"][row["metric"]] = [_short(row[name]) for name in ("mean", "ci_low", "ci_high")]
-        if row["metric"] == EFFECTS.get(row["direction"]):
+        if row["metric"] == statistics.effect_metric(run.rows, row["direction"]):
             cell["share"] = _short(row["share"])
-            cell["quiet"] = bool(row["flag"] and ("below_floor" in row["flag"] or "no_effect" in row["flag"]))
+            cell["quiet"] = bool(QUIET & set((row["flag"] or "").split(";")))
         if row["metric"] in BY_PROMPT and (of := each.get((*(row[name] for name in key), row["metric"]))):
             cell.setdefault("p", {})[row["metric"]] = of
     texts = _texts(run, split)
@@ -58,6 +62,7 @@ def explorer(run: Run) -> dict | None:
         "units": sorted({unit or "" for unit in cells["unit"].unique().to_list()}),
         "floors": statistics.FLOORS,
         "prompts": [{"id": name, "text": texts.get(name, ""), "d": _short(value)} for name, value in d.select("prompt", "d").iter_rows()],
+        "effect": {name: statistics.effect_metric(run.rows, name) for name in DIRECTIONS},
         "cells": found,
     }  # fmt: skip
     return {"kind": "explorer", "data": data}

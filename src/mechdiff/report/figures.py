@@ -122,7 +122,7 @@ def arms_by_layer(
     cells = summary.filter(
         pl.col("measure") == "patching",
         pl.col("direction") == BREAKAGE,
-        pl.col("metric") == "kl_own_nats",
+        pl.col("metric") == statistics.effect_metric(rows, BREAKAGE),
         pl.col("arm").is_in(list(ARM_COLOURS)),
         pl.col("site").is_in(list(sites)) & pl.col("layer").is_not_null(),
         pl.col("unit").is_null() & pl.col("control").is_null() & pl.col("rank").is_null() & pl.col("strength").is_null(),

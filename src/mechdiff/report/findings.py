@@ -4,11 +4,13 @@ Nothing is chosen on the split that is reported where another split was measured
 and its numbers are those of `report`.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
+from mechdiff import shares
 from mechdiff.engine.sites import KINDS, Site
 from mechdiff.report import intervals, statistics
 from mechdiff.report.memory import once
@@ -17,8 +19,7 @@ STREAM = ("resid_pre", "resid_mid", "resid_post")
 """Sites of the residual stream: a write there carries over everything that happened upstream."""
 
 BREAKAGE, RECOVERY = "tuned<-base", "base<-tuned"
-EFFECTS = {BREAKAGE: "kl_own_nats", RECOVERY: "kl_other_nats"}
-"""The metric whose share of D says what a write does, by direction."""
+BOTH = (BREAKAGE, RECOVERY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,27 @@ class Difference:
     """On how many prompts the two models' first choices differ."""
     mass_outside: float | None = None
     """Of two vocabularies: mean mass that the tuned model gives to tokens that the base lacks. D is then of the tokens that both have."""
+    mass_outside_base: float | None = None
+    """The same of the base, where it has tokens of its own."""
+    js: float | None = None
+    """JS of the two laws over all tokens, in nats."""
+    byte: float | None = None
+    """KL(tuned || base) of the next byte, in nats."""
 
     @property
     def counts(self) -> bool:
+        """Whether the models differ at all: in D, or in tokens that one of them lacks."""
         return "no_effect" not in self.flags
+
+    @property
+    def divides(self) -> bool:
+        """Whether there is a D to take shares of: on the tokens that both models have, where the vocabularies differ."""
+        return self.counts and "outside_only" not in self.flags
+
+    @property
+    def outside(self) -> float:
+        """How much of the difference is in tokens that one model lacks, in nats: -log(1 - mass outside), of the model that has more there."""
+        return -math.log1p(-max(self.mass_outside or 0.0, self.mass_outside_base or 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +107,8 @@ def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
     if d.is_empty():
         return None
     one = d.row(0, named=True)
-    same, outside = (found.filter(pl.col("metric") == metric) for metric in ("top1_same", "mass_outside"))
+    same = found.filter(pl.col("metric") == "top1_same")
+    means = dict(found.select("metric", "mean").iter_rows())
     return Difference(
         split=one["split"],
         n=one["n"] or 0,
@@ -101,7 +120,10 @@ def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
         floor=one["floor"],
         flags=tuple((one["flag"] or "").split(";")) if one["flag"] else (),
         other_token=None if same.is_empty() else round((1 - same["mean"][0]) * same["n"][0]),
-        mass_outside=None if outside.is_empty() else outside["mean"][0],
+        mass_outside=means.get("mass_outside"),
+        mass_outside_base=means.get("mass_outside_base"),
+        js=means.get("js_nats"),
+        byte=means.get("kl_byte_nats"),
     )
 
 
@@ -124,7 +146,8 @@ def site_shares(
     ]
     cells = _plain(summary, unit=unit).filter(pl.col("measure") == "patching", *where)
     parts = []
-    for direction, metric in EFFECTS.items():
+    for direction in BOTH:
+        metric = statistics.effect_metric(rows, direction)
         of_metric = cells.filter(pl.col("direction") == direction, pl.col("metric") == metric)
         if of_metric.is_empty():
             continue
@@ -135,7 +158,8 @@ def site_shares(
         return pl.DataFrame(schema=_SHARES)
     flags = pl.col("flag").fill_null("")
     joined = pl.concat(parts).with_columns(
-        counts=~flags.str.contains("below_floor|no_effect"), nats=pl.when(pl.col("direction") == BREAKAGE).then("mean").otherwise("gained")
+        counts=~flags.str.contains("below_floor|no_effect|outside_only"),
+        nats=pl.when(pl.col("direction") == BREAKAGE).then("mean").otherwise("gained"),
     )
     kept = pl.col("share").is_not_null()
     joined = joined.with_columns(low=pl.when(kept).then("low"), high=pl.when(kept).then("high"))
@@ -169,7 +193,7 @@ def peak(rows: pl.DataFrame, direction: str, *, unit: str | None = None) -> tupl
     values = rows.filter(
         pl.col("measure") == "patching",
         pl.col("direction") == direction,
-        pl.col("metric") == EFFECTS[direction],
+        pl.col("metric") == statistics.effect_metric(rows, direction),
         pl.col("split").eq_missing(split) & pl.col("unit").eq_missing(unit) & (pl.col("arm") == "identity"),
         *(pl.col(name).is_null() for name in ("control", "rank", "strength")),
         ~pl.col("site").is_in(STREAM) & pl.col("layer").is_not_null(),
@@ -188,7 +212,9 @@ def recovery_by_arm(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[str, dic
     if ranked.is_empty():
         return "", {}
     here = site_cells(rows, summary, layer=ranked["layer"][0], site=ranked["site"][0])
-    here = here.filter(pl.col("direction") == RECOVERY, pl.col("metric") == EFFECTS[RECOVERY], pl.col("share").is_not_null())
+    here = here.filter(
+        pl.col("direction") == RECOVERY, pl.col("metric") == statistics.effect_metric(rows, RECOVERY), pl.col("share").is_not_null()
+    )
     return ranked["name"][0], dict(here.select("arm", "share").iter_rows())
 
 
@@ -229,7 +255,7 @@ def half_way(rows: pl.DataFrame, direction: str) -> Crossing | None:
         pl.col("measure") == "patching",
         pl.col("split").eq_missing(split),
         pl.col("direction") == direction,
-        pl.col("metric") == EFFECTS[direction],
+        pl.col("metric") == statistics.effect_metric(rows, direction),
         pl.col("arm") == "identity",
         pl.col("site").is_in(STREAM),
         pl.col("unit").is_null() & pl.col("control").is_null() & pl.col("strength").is_null(),
@@ -313,15 +339,16 @@ def _plain(summary: pl.DataFrame, unit: str | None = None) -> pl.DataFrame:
 
 @once
 def _totals(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
-    """`prompt total`: D of each prompt."""
+    """`prompt total of`: D of each prompt, and the metric that it is."""
     chosen = rows.filter(
         pl.col("measure") == "divergence", pl.col("split").eq_missing(split), pl.col("control").is_null(), pl.col("unit").is_null()
     ).filter(pl.col("metric") == statistics.d_metric(rows))
-    return chosen.filter(pl.col("prompt").is_not_null()).select("prompt", total="value").sort("prompt")
+    return chosen.filter(pl.col("prompt").is_not_null()).select("prompt", total="value", of="metric").sort("prompt")
 
 
 def _aligned(values: pl.DataFrame, totals: pl.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray] | None:
     """Site names, values [prompt, site] and D [prompt] over the prompts that have both; None if there are none."""
+    shares.refuse_two_supports(values["metric"].unique(), totals["of"].unique())
     both = values.with_columns(name=site_name()).join(totals, on="prompt", how="semi")
     if both.is_empty() or not totals["total"].is_finite().all():
         return None

@@ -1,7 +1,7 @@
 """What the page says about heads: the causal map of all of them, and the games of sets of heads at the closer layers and across the network.
 
-v of a set, per prompt in nats: kl_own where the tuned model runs (breakage), D - kl_other where the base runs (recovery). All ratios of v are made in
-coverage.py. Orders of heads are those of the record, chosen on the select prompts; values are those of the reported ones.
+v of a set, per prompt in nats: kl_own where the tuned model runs (breakage), D - kl_other where the base runs (recovery), both on the tokens of D.
+All ratios of v are made in coverage.py. Orders of heads are those of the record, chosen on the select prompts; values are those of the reported ones.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +12,11 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechdiff.report import coverage, findings, findings_transport, intervals, spread
+from mechdiff.report import coverage, findings, findings_transport, intervals, spread, statistics
 from mechdiff.report.coverage import Covered, Whole
-from mechdiff.report.findings import BREAKAGE, EFFECTS, RECOVERY
+from mechdiff.report.findings import BOTH, BREAKAGE, RECOVERY
 from mechdiff.report.memory import once
+from mechdiff.shares import refuse_two_supports
 
 ORDERS = ("greedy", "single", "attribution")
 WORDS = {BREAKAGE: "breakage", RECOVERY: "recovery"}
@@ -54,15 +55,16 @@ def map_of_heads(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     split = findings.reported(rows, "heads")
     of = findings_transport.totals(rows, split)
     parts = []
-    for direction, metric in EFFECTS.items():
+    metrics = {direction: statistics.effect_metric(rows, direction) for direction in BOTH}
+    for direction, metric in metrics.items():
         values = findings_transport.written(rows, direction, metric, measure="heads", split=split)
         alone = ~pl.col("unit").str.starts_with("heads ").fill_null(False)
         values = values.filter(pl.col("control").is_null(), pl.col("strength").is_null(), pl.col("rank").is_null(), alone)
         parts.append(findings_transport.shares(values, of, recovered=direction == RECOVERY).with_columns(direction=pl.lit(direction)))
     flags = summary.filter(pl.col("measure") == "heads", pl.col("split").eq_missing(split), pl.col("control").is_null())
     key = ["direction", "layer", "site", "unit", "arm"]
-    quiet = flags.filter(pl.col("flag").fill_null("").str.contains("below_floor"), pl.col("metric").is_in(list(EFFECTS.values())))
-    quiet = quiet.filter(pl.col("metric") == pl.col("direction").replace_strict(EFFECTS, default="", return_dtype=pl.String))
+    quiet = flags.filter(pl.col("flag").fill_null("").str.contains("below_floor"))
+    quiet = quiet.filter(pl.col("metric") == pl.col("direction").replace_strict(metrics, default="", return_dtype=pl.String))
     quiet = quiet.select(key).unique().with_columns(counts=pl.lit(False))
     found = pl.concat(parts).join(quiet, on=key, how="left", nulls_equal=True, maintain_order="left")
     number = pl.col("unit").str.extract(r"^head (\d+)$").cast(pl.Int64)
@@ -77,8 +79,8 @@ def arms_of_all(rows: pl.DataFrame) -> pl.DataFrame:
     split = findings.reported(rows, "heads")
     of = findings_transport.totals(rows, split)
     parts = []
-    for direction, metric in (*EFFECTS.items(), ("base<-base", "kl_other_nats")):
-        values = findings_transport.written(rows, direction, metric, measure="heads", split=split)
+    for direction in (*BOTH, "base<-base"):
+        values = findings_transport.written(rows, direction, statistics.effect_metric(rows, direction), measure="heads", split=split)
         values = values.filter(pl.col("unit") == "all", pl.col("control").is_null(), pl.col("arm").is_not_null())
         found = findings_transport.shares(values, of, recovered=direction != BREAKAGE)
         parts.append(found.with_columns(direction=pl.lit(direction)))
@@ -102,8 +104,9 @@ def closer_layers(manifest: Mapping) -> list[int]:
 
 def strongest_layer(rows: pl.DataFrame, layers: Sequence[int]) -> tuple[int, str | None]:
     """The layer whose heads break most together, and the split that says so: `select` where that was run."""
+    metric = statistics.effect_metric(rows, BREAKAGE)
     whole = rows.filter(
-        pl.col("measure") == "heads", pl.col("direction") == BREAKAGE, pl.col("metric") == EFFECTS[BREAKAGE], pl.col("unit") == "all",
+        pl.col("measure") == "heads", pl.col("direction") == BREAKAGE, pl.col("metric") == metric, pl.col("unit") == "all",
         pl.col("arm") == "contribution", pl.col("control").is_null(), pl.col("layer").is_in(list(layers)),
     )  # fmt: skip
     split = next(one for one in ("select", findings.reported(rows, "heads")) if one is None or one in whole["split"])
@@ -114,7 +117,7 @@ def strongest_layer(rows: pl.DataFrame, layers: Sequence[int]) -> tuple[int, str
 @once
 def game(rows: pl.DataFrame, summary: pl.DataFrame, direction: str, layer: int | None, *, site: str | None = "attn_proj") -> Game | None:
     """The sets that were run at one layer, or across the network (layer None; site None: with MLPs among the players); None without."""
-    split, metric = findings.reported(rows, "heads"), EFFECTS[direction]
+    split, metric = findings.reported(rows, "heads"), statistics.effect_metric(rows, direction)
     where = [
         pl.col("measure") == "heads",
         pl.col("direction") == direction,
@@ -124,6 +127,7 @@ def game(rows: pl.DataFrame, summary: pl.DataFrame, direction: str, layer: int |
     where += [pl.col("layer").eq_missing(pl.lit(layer, dtype=pl.Int64)), pl.col("site").eq_missing(pl.lit(site, dtype=pl.String))]
     values = rows.filter(*where, pl.col("metric") == metric, pl.col("prompt").is_not_null(), pl.col("strength").is_null())
     d = findings_transport.totals(rows, split)
+    refuse_two_supports([metric], d["of"].unique())
     values = values.join(d, on="prompt").with_columns(v=pl.col("value") if direction == BREAKAGE else pl.col("total") - pl.col("value"))
     plain = values.filter(pl.col("control").is_null())
     if plain.filter(pl.col("unit") == "all").is_empty():
@@ -262,7 +266,7 @@ def _null(rows: pl.DataFrame, one: Game) -> tuple[float, float, int] | None:
     """The effective number of heads of random edits, by the two-point formula."""
     drawn = rows.filter(
         pl.col("measure") == "heads", pl.col("direction") == one.direction, pl.col("layer") == one.layer,
-        pl.col("control").str.starts_with("random_vector"), pl.col("metric") == "kl_own_nats",
+        pl.col("control").str.starts_with("random_vector"), pl.col("metric") == statistics.effect_metric(rows, one.direction),
     )  # fmt: skip
     numbers = []
     for _, part in drawn.group_by("control", maintain_order=True):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from mechdiff.report import findings, findings_transport
+from mechdiff.report import findings, findings_transport, statistics
 from mechdiff.report.memory import once
 
 DIRECTIONS = ("base<-base", "base<-tuned", "tuned<-base", "tuned<-tuned")
@@ -54,7 +54,7 @@ def effects(rows: pl.DataFrame) -> pl.DataFrame:
     parts = []
     for direction in DIRECTIONS:
         base = direction.startswith("base")
-        values = findings_transport.written(rows, direction, "kl_other_nats" if base else "kl_own_nats", measure="steering", split=split)
+        values = findings_transport.written(rows, direction, statistics.effect_metric(rows, direction), measure="steering", split=split)
         found = findings_transport.shares(values.filter(pl.col("arm").is_not_null()), of, recovered=base)
         words = [EDITS.get((arm, "base" if base else "tuned"), arm) for arm in found["arm"].to_list()]
         parts.append(found.with_columns(direction=pl.lit(direction), edit=pl.Series(words, dtype=pl.String)))

@@ -17,6 +17,7 @@ import polars as pl
 from mechdiff.engine.sites import KINDS
 from mechdiff.report import findings, intervals, statistics
 from mechdiff.report.memory import once
+from mechdiff.shares import refuse_two_supports
 
 CLOSENESS, TRANSPORT, REMOVAL, CEILING = "tuned<-base", "base<-base", "tuned<-tuned", "base<-tuned"
 TRIVIAL = ("identity", "shift", "mean")
@@ -80,14 +81,16 @@ def plain(table: pl.DataFrame) -> pl.DataFrame:
 
 @once
 def totals(rows: pl.DataFrame, split: str | None, runner: str = "base") -> pl.DataFrame:
-    """`prompt total`: the other model's clean divergence from the one that runs: D, or KL(p_base || p_tuned) where the tuned model runs."""
+    """`prompt total of`: the other model's clean divergence from the one that runs: D, or KL(p_base || p_tuned) where the tuned model runs.
+
+    `of` is the metric that this is."""
     found = rows.filter(
         pl.col("measure") == "divergence",
         pl.col("metric") == statistics.between_models(rows)[runner],
         pl.col("split").eq_missing(split),
         pl.col("control").is_null() & pl.col("unit").is_null() & pl.col("prompt").is_not_null(),
     )
-    return found.select("prompt", total="value")
+    return found.select("prompt", total="value", of="metric")
 
 
 def cells(values: pl.DataFrame, of: pl.DataFrame | None = None) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
@@ -95,6 +98,8 @@ def cells(values: pl.DataFrame, of: pl.DataFrame | None = None) -> tuple[pl.Data
 
     Cells with a value that is not finite are left out, and prompts that a cell or `of` lacks.
     """
+    if of is not None:
+        refuse_two_supports(values["metric"].unique(), of["of"].unique())
     finite = values.group_by(CELL).agg(whole=pl.col("value").is_finite().all()).filter("whole").drop("whole")
     order = [
         pl.col("layer"),
@@ -191,9 +196,13 @@ def closeness(rows: pl.DataFrame, *, split: str | None = None) -> pl.DataFrame:
 def worth_mapping(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     """Sites where writing the base's state breaks at least `BREAKS` of D (at all, where there is no D to share), in network order."""
     found = findings.difference(rows, summary)
-    least = BREAKS * found.mean if found and found.counts else 0.0
-    raw = closeness(rows).filter(pl.col("arm") == "identity")
-    return raw.filter(pl.col("counts"), pl.col("kl") >= least)["name"].to_list()
+    raw = closeness(rows).filter(pl.col("arm") == "identity", pl.col("counts"))
+    if not (found and found.divides):
+        return raw["name"].to_list()
+    split = findings.reported(rows, "transport")
+    broken = plain(written(rows, CLOSENESS, statistics.effect_metric(rows, CLOSENESS), split=split)).filter(pl.col("arm") == "identity")
+    enough = shares(broken, totals(rows, split), recovered=False).filter(pl.col("share") >= BREAKS)["name"].to_list()
+    return [name for name in raw["name"].to_list() if name in enough]
 
 
 def fit_quality(rows: pl.DataFrame, summary: pl.DataFrame, metrics: tuple[str, ...], direction: str = CLOSENESS) -> pl.DataFrame:

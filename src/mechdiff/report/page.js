@@ -196,7 +196,7 @@ function explore(place) {
 
   function open(site, layer, cell) {
     detail.replaceChildren(make("p", { class: "title" }, says(site, layer, cell)));
-    const recovery = chosen.direction.startsWith("base"), metric = recovery ? "kl_other_nats" : "kl_own_nats";
+    const recovery = chosen.direction.startsWith("base"), metric = data.effect[chosen.direction];
     const values = cell?.p?.[metric];
     if (!values) { detail.append(make("p", { class: "note" }, "No values prompt by prompt are held for this cell.")); return; }
     const rows = data.prompts.map((prompt, i) => ({ ...prompt, effect: values[i] === null ? null : recovery ? prompt.d - values[i] : values[i] })).filter((row) => row.effect !== null);

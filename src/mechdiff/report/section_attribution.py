@@ -10,6 +10,7 @@ from mechdiff.report.findings_churn import OUTLIER, SURE, TOP_K
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import listed, nats, share, with_interval
 from mechdiff.report.wording_attribution import WAYS, written
+from mechdiff.report.wording_difference import why_no_share
 
 TITLE = "What do gradients say of the heads?"
 TOP_HEADS, TOP_SITES, CHURNED = 10, 8, 24
@@ -26,8 +27,8 @@ def attribution(run: Run) -> Section:
         return Section(id="attribution", title=TITLE, parts=[note("Attribution by gradients was not taken in this run.")])
     parts: list[Any] = [*_what_is_attributed(run)]
     known = findings.difference(run.rows, run.summary)
-    if known is not None and not known.counts:
-        parts.append(note("D is not above three times the noise floor, so there is no effect of exchanged states to estimate."))
+    if known is not None and (why := why_no_share(known)):
+        parts.append(note(f"There is no effect of exchanged states to estimate: {why}."))
     else:
         parts += [*_validation(run), *_top_heads(run), *_top_sites(run)]
     return Section(id="attribution", title=TITLE, parts=[*parts, *_churn(run)])

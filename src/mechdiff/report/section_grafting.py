@@ -12,6 +12,7 @@ from mechdiff.report.drawing import BLACK, BLUE, GREEN, LEFT, ORANGE, PURPLE, SK
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, nats, share, with_interval
 from mechdiff.report.wording import how_many_modules
+from mechdiff.report.wording_difference import why_no_share
 
 TITLE = "Which module's change matters?"
 ROUNDING = 0.02
@@ -35,8 +36,9 @@ def grafting(run: Run) -> Section:
         return Section(
             id="grafting", title=TITLE, parts=[note("No module of the network changed, so there is nothing to graft."), *_ends(run)]
         )
-    if alone.is_empty() or (found is not None and not found.counts):
-        said = "No share of D can be given: D is not above three times the noise floor. The values in nats are in summary.parquet."
+    why = why_no_share(found) if found is not None else ""
+    if alone.is_empty() or why:
+        said = f"No share of D can be given: {why or 'D is not above 0, or not finite'}. The values in nats are in summary.parquet."
         return Section(id="grafting", title=TITLE, parts=[note(said), *_ends(run)])
     parts: list[Any] = [
         Drawn(name="grafts_alone", chart=grafts_alone, caption=_alone_caption(run, alone, ranking), reading="grafts_alone"),

@@ -10,6 +10,7 @@ from mechdiff.report.findings_heads import WORDS, Game
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import listed, nats, share
 from mechdiff.report.section_transport import with_ends
+from mechdiff.report.wording_difference import why_no_share
 from mechdiff.report.wording_heads import effective, how_many, per_cent
 
 TITLE = "Which heads carry it?"
@@ -24,8 +25,7 @@ def heads(run: Run) -> Section:
     if run.rows.filter(pl.col("measure") == "heads", pl.col("control").ne_missing("no_op")).is_empty():
         return Section(id="heads", title=TITLE, parts=[note("Heads were not swapped in this run.")])
     known = findings.difference(run.rows, run.summary)
-    if known is None or not known.counts:
-        why = "D was not measured" if known is None else "D is not above three times the noise floor"
+    if why := why_no_share(known):
         return Section(id="heads", title=TITLE, parts=[note(f"No effect to explain: {why}. The values in nats are in summary.parquet.")])
     found = findings_heads.map_of_heads(run.rows, run.summary)
     parts: list[Any] = [*_map(run, found)]

@@ -9,6 +9,7 @@ from mechdiff.report.findings_rank import HALF, MOST, SERIES
 from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, listed, nats, share
+from mechdiff.report.wording_difference import why_no_share
 
 TITLE = "How many dimensions does the change have?"
 
@@ -19,8 +20,7 @@ def rank(run: Run) -> Section:
         return Section(id="rank", title=TITLE, parts=[note("The rank of the change was not measured in this run.")])
     parts: list[Any] = [*_not_applied(run), *_chosen(run), *_r2(run), *_causal(run, CLOSENESS)]
     found = findings.difference(run.rows, run.summary)
-    if found is None or not found.counts:
-        why = "D was not measured" if found is None else "D is not above three times the noise floor"
+    if why := why_no_share(found):
         parts.append(note(f"What maps of each rank recover cannot be given as a share: {why}, so there is no effect to share."))
     else:
         parts += _causal(run, TRANSPORT)

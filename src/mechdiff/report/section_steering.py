@@ -11,6 +11,7 @@ from mechdiff.report.drawing import BLUE, GREEN, ORANGE, PURPLE, QUIET, VERMILLI
 from mechdiff.report.findings_steering import EDITS, WANTED, Limits
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, listed, nats, share, with_interval
+from mechdiff.report.wording_difference import why_no_share
 
 TITLE = "Does it obey?"
 SHOWN = 3
@@ -29,8 +30,7 @@ def steering(run: Run) -> Section:
         return Section(id="steering", title=TITLE, parts=[note("Steering was not tried in this run.")])
     known = findings.difference(run.rows, run.summary)
     parts: list[Any] = []
-    if known is None or not known.counts:
-        why = "D was not measured" if known is None else "D is not above three times the noise floor"
+    if why := why_no_share(known):
         parts.append(note(f"There is no effect to share: {why}. The values in nats are in summary.parquet."))
     else:
         found = findings_steering.effects(run.rows)

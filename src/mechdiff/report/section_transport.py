@@ -8,6 +8,7 @@ from mechdiff.report import charts_transport, findings, findings_closer, finding
 from mechdiff.report.findings_transport import CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, listed, nats, share, with_interval
+from mechdiff.report.wording_difference import why_no_share
 
 TITLE = "Can a linear map carry the change?"
 TOP = 16
@@ -21,8 +22,7 @@ def transport(run: Run) -> Section:
         return Section(id="transport", title=TITLE, parts=[note("Maps of states were not fitted in this run.")])
     found = findings.difference(run.rows, run.summary)
     parts: list[Any] = []
-    if found is None or not found.counts:
-        why = "D was not measured" if found is None else "D is not above three times the noise floor"
+    if why := why_no_share(found):
         parts.append(note(f"There is no effect to share: {why}, so what maps recover cannot be given. How close they come is in nats."))
     else:
         parts += _carried(run)
@@ -174,7 +174,7 @@ def _strength(run: Run) -> list[Any]:
     ]
     moved = findings_closer.rows_of_strength(run.rows, TRANSPORT, "kl_other_nats").filter(pl.col("name").is_in(shown[:1]))
     found = findings.difference(run.rows, run.summary)
-    if not moved.is_empty() and found and found.counts:
+    if not moved.is_empty() and found and found.divides:
         on = findings_closer.rows_of_strength(run.rows, TRANSPORT, "kl_other_nats", "select").filter(pl.col("name").is_in(shown[:1]))
         most = (moved if on.is_empty() else on).sort("value", descending=True, maintain_order=True).row(0, named=True)
         chosen = moved.filter(pl.col("arm") == most["arm"], pl.col("s") == most["s"])

@@ -26,6 +26,7 @@ from mechdiff.report.section_texts import texts
 from mechdiff.report.section_tokenizers import tokenizers
 from mechdiff.report.section_transport import transport
 from mechdiff.report.section_weights import weights
+from mechdiff.report.wording_difference import why_no_share
 
 ARMS = {
     "identity": "the other model's state",
@@ -235,11 +236,9 @@ def causal(run: Run) -> Section:
     if shares.is_empty():
         return Section(id="causal", title=title, parts=[note("Patching was not measured in this run.")])
     if shares["share"].drop_nulls().is_empty():
-        found = findings.difference(run.rows, run.summary)
-        why = "D was not measured" if found is None else "D is under three noise floors"
-        return Section(
-            id="causal", title=title, parts=[note(f"No share of D can be given: {why}. The values in nats are in summary.parquet.")]
-        )
+        why = why_no_share(findings.difference(run.rows, run.summary)) or "D is not above 0, or not finite"
+        said = note(f"No share of D can be given: {why}. The values in nats are in summary.parquet.")
+        return Section(id="causal", title=title, parts=[said, *_kl_by_layer(run)])
     ranked, _ = findings.ranked_outputs(run.rows, run.summary)
     quiet = shares.filter(~pl.col("counts"))
     reading = "causal_map"
@@ -314,10 +313,9 @@ def _arms(run: Run, ranked: pl.DataFrame) -> list[Any]:
         return []
     top = ranked.row(0, named=True)
     here = findings.site_cells(run.rows, run.summary, layer=top["layer"], site=top["site"])
-    own = {row["arm"]: row for row in here.filter(pl.col("direction") == BREAKAGE, pl.col("metric") == "kl_own_nats").iter_rows(named=True)}
-    gained = {
-        row["arm"]: row for row in here.filter(pl.col("direction") == RECOVERY, pl.col("metric") == "kl_other_nats").iter_rows(named=True)
-    }
+    metrics = {direction: statistics.effect_metric(run.rows, direction) for direction in (BREAKAGE, RECOVERY)}
+    cells_of = (here.filter(pl.col("direction") == direction, pl.col("metric") == metric) for direction, metric in metrics.items())
+    own, gained = ({row["arm"]: row for row in cells.iter_rows(named=True)} for cells in cells_of)
     if not own:
         return []
     rows = []

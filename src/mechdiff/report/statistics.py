@@ -12,7 +12,7 @@ value in one row with the unit `tokens`, so that `n`, intervals and the rest are
 | `ci_low`, `ci_high` | 95 %: bootstrap-t over prompts for means (none under FEWEST), Wilson for shares of prompts, delete-one jackknife for CKA |
 | `log_mean` | geometric mean exp(mean log x), in nats: only for `*_nats` metrics that are positive on every prompt |
 | `median` | over prompts |
-| `share` | of D = KL(p_tuned || p_base), ratio of means: breakage kl_own/D (tuned runs), recovery 1 - kl_other/D (base runs, grafts) |
+| `share` | of D = KL(p_tuned || p_base), ratio of means: breakage kl_own/D (tuned runs), recovery 1 - kl_other/D (base runs, grafts): shares.py |
 | `drop` | 1 - kl_own(arm)/kl_own(identity), at the same strength, where the other model's state is written |
 | `p`, `q` | permutation of the row pairing, label swaps (`nulls.py`); Benjamini-Hochberg within measure, metric, direction, split, site |
 | `floor` | the metric's noise floor in that direction: how far an unedited replayed row strays (see `noise_floors`) |
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from mechdiff import shares
 from mechdiff.report import intervals
 from mechdiff.report.intervals import FEW, FEWEST
 from mechdiff.report.memory import once
@@ -50,6 +51,7 @@ FLOORS = 3
 FLAGS = {
     "below_floor": "the effect is not above three times the noise floor: it cannot be told from rounding",
     "no_effect": "D is not above three times the noise floor: there is nothing to take a share of",
+    "outside_only": "the models differ in tokens that one of them lacks; D on the shared ones is not above three times the noise floor: no share",
     "same_top_token": "undefined where both models choose the same token: those prompts are left out, n counts the others",
     "undefined": "undefined, for too few prompts or states without variance; n counts the prompts with a value",
     "infinite": "infinite on at least one prompt: a token that only one model can emit",
@@ -79,7 +81,8 @@ def summarise(rows: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
     table = _with_similarity(table, rows)
     tested = pl.concat([permutation_p(rows), swap_p(table, rows)])
     table = with_q(table.join(tested, on=GROUP, how="left", nulls_equal=True, maintain_order="left"))
-    table = _with_drop(_with_share(table, shared=d_metric(rows) == "kl_shared_nats"))
+    table = table.with_columns(elsewhere=pl.col("split").is_in(differs_outside(table)))
+    table = _with_drop(_with_share(table, shared=on_shared(rows)))
     table = table.with_columns(detectable=_detectable(table))
     return table.with_columns(flag=_flag()).select([pl.col(name).cast(kind) for name, kind in SUMMARY.items()])
 
@@ -96,14 +99,14 @@ def _tokens_together(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 @once
-def between_models(rows: pl.DataFrame) -> dict[str, str]:
-    """The metric that `kl_other_nats` of an unedited run has, by the model that runs; the base's is D, as shares of an effect mean it.
+def on_shared(rows: pl.DataFrame) -> bool:
+    """Whether the vocabularies differ, so that D and all shares of it are on the tokens that both models have."""
+    return shares.on_shared(set(rows["metric"].unique()))
 
-    Where the vocabularies differ both are on the tokens that both models have.
-    """
-    metrics = {"base": ("kl_shared_nats", "kl_tuned_base_nats"), "tuned": ("kl_shared_base_tuned_nats", "kl_base_tuned_nats")}
-    measured = set(rows["metric"].unique())
-    return {side: shared if shared in measured else every for side, (shared, every) in metrics.items()}
+
+def between_models(rows: pl.DataFrame) -> dict[str, str]:
+    """The metric that `kl_other_nats` of an unedited run has, by the model that runs; the base's is D, as shares of an effect mean it."""
+    return {side: shares.total(side, shared=on_shared(rows)) for side in shares.BETWEEN}
 
 
 def d_metric(rows: pl.DataFrame) -> str:
@@ -111,11 +114,16 @@ def d_metric(rows: pl.DataFrame) -> str:
     return between_models(rows)["base"]
 
 
+def effect_metric(rows: pl.DataFrame, direction: str) -> str:
+    """The metric whose share of D says what a write in this direction does; it is on the tokens of D."""
+    return shares.effect(direction, shared=on_shared(rows))
+
+
 @once
 def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
     """How far an unedited replayed row strays: one row per running model, split and metric (`runner split metric floor`).
 
-    For `kl_own_nats` and `js_own_nats` the largest value over prompts. `kl_other_nats` of an unedited row is not 0 but the
+    For distances from the running model's own law the largest value over prompts. `kl_other_nats` of an unedited row is not 0 but the
     divergence of the two models (D where the base runs, KL(p_base || p_tuned) where the tuned model runs), and rounding moves
     it to first order: its floor is the largest distance from there.
     """
@@ -123,7 +131,7 @@ def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
     unedited = rows.filter(pl.col("control") == "no_op").with_columns(_runner())
     unedited = unedited.with_columns(between=pl.col("runner").replace_strict(between_models(rows), default=None, return_dtype=pl.String))
     unedited = unedited.join(clean, on=["split", "prompt", "between"], how="left")
-    own, other = pl.col("metric").is_in(["kl_own_nats", "js_own_nats"]), pl.col("metric") == "kl_other_nats"
+    own, other = pl.col("metric").is_in([*shares.OWN, *shares.OWN_JS]), pl.col("metric") == shares.OTHER
     strays = pl.when(own).then("value").when(other).then((pl.col("value") - pl.col("clean")).abs())
     found = unedited.with_columns(floor=strays).filter(pl.col("floor").is_finite())
     return found.group_by("runner", "split", "metric").agg(pl.col("floor").max()).sort("runner", "split", "metric")
@@ -242,7 +250,11 @@ def _runner() -> pl.Expr:
 def _with_floors(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     """`floor`, by running model and split; `floor_either`, the larger of both models, for divergences between the two."""
     floors = noise_floors(rows)
-    table = table.with_columns(_runner(), kl_or_js=pl.col("metric").str.extract("^(kl|js)_") + "_own_nats")
+    on_both = pl.col("metric").str.contains("^(kl|js)_own_shared|^kl_shared") | (
+        pl.lit(on_shared(rows)) & (pl.col("metric") == shares.OTHER)
+    )
+    own_of = pl.col("metric").str.extract("^(kl|js)_") + "_own" + pl.when(on_both).then(pl.lit("_shared")).otherwise(pl.lit("")) + "_nats"
+    table = table.with_columns(_runner(), kl_or_js=own_of)
     of_metric = floors.rename({"floor": "floor_of_metric"})
     table = table.join(of_metric, on=["runner", "split", "metric"], how="left", maintain_order="left")
     own = floors.rename({"metric": "kl_or_js", "floor": "floor_own"})
@@ -253,6 +265,23 @@ def _with_floors(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     table = table.join(_crossing_floors(rows), on=["split", "unit"], how="left", nulls_equal=True, maintain_order="left")
     floor = pl.when(between).then("floor_either").when(_crossed()).then(4 * pl.col("floor_of_crossing"))
     return table.with_columns(floor=floor.otherwise(pl.coalesce("floor_of_metric", "floor_own")))
+
+
+def differs_outside(table: pl.DataFrame) -> list[str]:
+    """Splits on which two models with two vocabularies differ, whatever D is on the tokens that both have: an effect is there if any of these is.
+
+    - JS of the two laws over all tokens, above its floor;
+    - -log(1 - m), m the mean mass that one model gives to tokens that the other lacks. It is what KL(p_base || p_tuned) has above its part on
+      shared tokens (and KL(p_tuned || p_base), of the base's own tokens), so it is held against the floor of a KL over all tokens.
+    """
+    plain = table.filter(pl.col("measure") == "divergence", pl.col("control").is_null() & pl.col("unit").is_null())
+    if not shares.on_shared(set(plain["metric"])):
+        return []
+    outside = pl.col("metric").str.starts_with("mass_outside")
+    size = pl.when(outside).then(-(1 - pl.col("mean")).log()).when(pl.col("metric") == "js_nats").then("mean")
+    kl_floor = pl.col("floor").filter(pl.col("metric") == "kl_base_tuned_nats").first().over("split")
+    floor = pl.when(outside).then(kl_floor).otherwise("floor").fill_null(0)
+    return plain.filter(size > FLOORS * floor)["split"].drop_nulls().unique().sort().to_list()
 
 
 def _crossed() -> pl.Expr:
@@ -288,26 +317,21 @@ def _with_similarity(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 def _with_share(table: pl.DataFrame, *, shared: bool) -> pl.DataFrame:
     """`share`, and `reduced`: the effect in nats that is held against the floor."""
     edited = pl.col("measure").is_in(EDITED)
-    breakage = edited & (pl.col("metric") == "kl_own_nats")
-    recovery = edited & (pl.col("metric") == "kl_other_nats")
-    grafted = (pl.col("measure") == "grafting") & (pl.col("metric") == "kl_other_nats")
+    breakage = edited & (pl.col("metric") == shares.own(shared=shared))
+    recovery = edited & (pl.col("metric") == shares.OTHER)
+    grafted = (pl.col("measure") == "grafting") & (pl.col("metric") == shares.OTHER)
     recovery = recovery | grafted
     of_d = (breakage & (pl.col("runner") == "tuned")) | (recovery & (pl.col("runner") == "base")) | grafted
     between = (pl.col("measure") == "divergence") & pl.col("metric").str.contains("^(kl|js)_")
-    own = pl.col("metric").is_in(["kl_own_nats", "js_own_nats"]) | between
+    own = pl.col("metric").is_in([*shares.OWN, *shares.OWN_JS]) | between
     clean_other = pl.when(pl.col("runner") == "tuned").then("total_reverse").otherwise("total")
     effect = pl.when(recovery).then((clean_other - pl.col("mean")).abs()).when(own).then("mean")
     effect = effect.when(_crossed()).then(pl.col("mean").abs())
-    table = table.with_columns(
-        effect=effect,
-        no_effect=(edited | grafted) & (pl.col("total") <= FLOORS * pl.col("floor_either").fill_null(0)),
-        on_shared=of_d & shared,
-    )
+    no_total = (edited | grafted) & (pl.col("total") <= FLOORS * pl.col("floor_either").fill_null(0))
+    table = table.with_columns(effect=effect, no_total=no_total.fill_null(False), on_shared=of_d & shared)
     ratio = pl.col("mean") / pl.col("total")
     share = pl.when(of_d & breakage).then(ratio).when(of_d & recovery).then(1 - ratio)
-    countable = (
-        ~pl.col("no_effect").fill_null(False) & (pl.col("total") > 0) & (pl.col("control").is_null() | (pl.col("control") != "no_op"))
-    )
+    countable = ~pl.col("no_total") & (pl.col("total") > 0) & (pl.col("control").is_null() | (pl.col("control") != "no_op"))
     return table.with_columns(share=pl.when(countable & share.is_finite()).then(share))
 
 
@@ -318,8 +342,8 @@ def _with_drop(table: pl.DataFrame) -> pl.DataFrame:
     arm where it has one, else that of another measure at the same place (`rank` has none); a Fisher-weighted map (unit `fisher`) has the
     whole site's. Of one measure or another, the identity's rank is null or 0.
     """
-    place = ["direction", "split", "layer", "site", "of_unit", "strength"]
-    own = (pl.col("metric") == "kl_own_nats") & pl.col("measure").is_in(MAPPED) & pl.col("direction").is_in(CROSSED)
+    place = ["direction", "split", "layer", "site", "of_unit", "strength", "metric"]
+    own = pl.col("metric").is_in(shares.OWN) & pl.col("measure").is_in(MAPPED) & pl.col("direction").is_in(CROSSED)
     table = table.with_columns(of_unit=pl.when(pl.col("unit").ne_missing("fisher")).then("unit"))
     plain = pl.col("control").is_null() & (pl.col("rank").fill_null(0) == 0)
     identity = table.filter(own, pl.col("arm") == "identity", plain, pl.col("mean") > FLOORS * pl.col("floor").fill_null(0))
@@ -344,9 +368,11 @@ def _flag() -> pl.Expr:
     no_token = pl.col("metric").str.contains(ON_DIVERGENT_TOKEN)
     unedited = (pl.col("control") == "no_op").fill_null(False) | (pl.col("arm") == "none").fill_null(False)
     quiet = pl.col("effect") <= FLOORS * pl.col("floor").fill_null(0)
+    nothing = (pl.col("no_total") & ~unedited) | (pl.col("metric").is_in(["kl_tuned_base_nats", "kl_shared_nats"]) & quiet)
     holds = {
         "below_floor": quiet & ~unedited,
-        "no_effect": (pl.col("no_effect") & ~unedited) | (pl.col("metric").is_in(["kl_tuned_base_nats", "kl_shared_nats"]) & quiet),
+        "no_effect": nothing & ~pl.col("elsewhere").fill_null(False),
+        "outside_only": nothing & pl.col("elsewhere"),
         "same_top_token": undefined & no_token,
         "undefined": undefined & ~no_token,
         "infinite": pl.col("mean").is_infinite(),

@@ -3,7 +3,7 @@
 1. Do they behave differently?  2. Which weights changed, and which module's change matters?  3. Where does it matter?
 4. Can a map carry it, how many dimensions has it, does it obey?  5. Which heads carry it?
 
-Where D is not above the noise floor there is no effect to explain: then the first two are all there is. What each measure found beside
+Where D is not above the noise floor there is no effect to take shares of: then the first two are all there is. What each measure found beside
 this stands at the head of its section (`wording.leads`).
 """
 
@@ -29,7 +29,7 @@ def verdict(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[s
     """At most five sentences with their intervals; fewer where measures were left out, or where there is no effect to explain."""
     found = findings.difference(rows, summary)
     clauses = [[*_behaviour(rows, manifest, found)], _weights(rows, summary, found)]
-    if found is None or found.counts:
+    if found is None or found.divides:
         clauses += [_where(rows, summary), can_it_be_carried(rows, summary, manifest), which_heads(rows, summary, manifest)]
     return [_sentence(parts) for parts in clauses if parts]
 

@@ -7,12 +7,12 @@ from mechdiff.report import (
     findings_grafting,
     findings_texts,
     findings_weights,
-    statistics,
 )
 from mechdiff.report.findings import BREAKAGE, RECOVERY, Crossing, Difference
 from mechdiff.report.phrasing import between, listed, nats, share, with_interval
 from mechdiff.report.wording_attribution import what_gradients_say
 from mechdiff.report.wording_behaviour import what_they_do
+from mechdiff.report.wording_difference import how_different
 from mechdiff.report.wording_factorial import early_or_late
 from mechdiff.report.wording_heads import which_heads
 from mechdiff.report.wording_rank import how_many_dimensions
@@ -43,6 +43,8 @@ def leads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> dict[str
     }
     if found is not None and not found.counts:
         return said
+    if found is not None and not found.divides:
+        return said | {"rank": how_many_dimensions(rows, summary)}
     return said | {
         "grafting": which_module(rows),
         "causal": [*where_it_passes(rows), *which_output(rows, summary), *what_it_depends_on(rows, summary)],
@@ -53,24 +55,6 @@ def leads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> dict[str
         "heads": which_heads(rows, summary, manifest),
         "attribution": what_gradients_say(rows, summary, manifest),
     }
-
-
-def how_different(found: Difference | None) -> str:
-    if found is None:
-        return "How differently the two models behave was not measured, so no effect can be given as a share of it."
-    if not found.counts:
-        floor = f" is not above three times the noise floor of {nats(found.floor)} nats" if found.mean else ""
-        return f"There is no effect to explain: D = {nats(found.mean)} nats{floor}, on {found.n} prompts. No share is given below."
-    choice = "" if found.other_token is None else f"; their first choices differ on {found.other_token} of them"
-    ends = between(found.low, found.high)
-    short = f", too short with fewer than {statistics.FEW} prompts" if "few_prompts" in found.flags else ""
-    shared = ""
-    if found.mass_outside is not None:
-        shared = f" on the tokens that both have (the tuned model gives {share(found.mass_outside)} of its mass to others)"
-    return (
-        f"On {found.n} {found.split} prompts the next-token distributions lie D = KL(tuned ‖ base) = {nats(found.mean)} nats apart{shared} "
-        f"(95 %: {ends}{short}; median {nats(found.median)}){choice}."
-    )
 
 
 def how_it_goes_on(rows: pl.DataFrame, manifest: dict) -> list[str]:
@@ -112,7 +96,7 @@ def which_weights(summary: pl.DataFrame, difference: Difference | None = None) -
 
 def reparametrised(found: Difference) -> bool:
     """Whether the function stayed as it was, however far the weights lie apart."""
-    return not found.counts or found.mean < NO_CHANGE
+    return not found.counts or (found.mean < NO_CHANGE and found.outside < NO_CHANGE)
 
 
 def which_module(rows: pl.DataFrame) -> list[str]:
@@ -211,7 +195,7 @@ def how_sure(found: Difference | None, manifest: dict) -> list[str]:
     if floor is None:
         return []
     sentence = f"The noise floor is {nats(floor)} nats: an unedited row, replayed, strays no further"
-    if found and found.counts and floor > 0:
+    if found and found.divides and floor > 0:
         sentence += f", and D is {nats(found.mean / floor)} times that"
     return [sentence + "."]
 

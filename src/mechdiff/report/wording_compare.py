@@ -7,6 +7,7 @@ from mechdiff.report import findings
 from mechdiff.report.comparable import Loaded, Mark
 from mechdiff.report.compared import Compared, with_ends
 from mechdiff.report.contrasts import HEADS, MODULES, SITES, STATE_RANK, WEIGHT_RANK, Pair
+from mechdiff.report.findings import Difference
 from mechdiff.report.phrasing import between, listed, nats
 from mechdiff.report.quantity import Quantity
 
@@ -46,9 +47,16 @@ def _nothing(quiet: Sequence[Loaded]) -> str:
     told = []
     for run in quiet:
         d = findings.difference(run.content.rows, run.content.summary)
-        size = "" if d is None else f" (D = {nats(d.mean)} nats, noise floor {nats(d.floor or 0.0)})"
+        size = "" if d is None else f" (D = {nats(d.mean)} nats, noise floor {nats(d.floor or 0.0)}{_elsewhere(d)})"
         told.append(f"{run.name}{size}")
     return f"There is no effect to compare in {listed(told)}: D is not above three times the noise floor."
+
+
+def _elsewhere(d: Difference) -> str:
+    """That the models do differ, in tokens that one of them lacks."""
+    if d.divides or not d.counts:
+        return ""
+    return f"; its models differ in tokens that one of them lacks, JS {nats(d.js)} nats, of which no share is given"
 
 
 def _measured(key: tuple[str, str], found: Found, names: Sequence[str]) -> bool:

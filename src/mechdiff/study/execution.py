@@ -22,7 +22,7 @@ from mechdiff.measures import patching
 from mechdiff.measures.counterfactuals import Along, Scores, moved_logits, score_rows, scores
 from mechdiff.measures.grafting import Lattice
 from mechdiff.measures.maps_by_name import logit_directions
-from mechdiff.measures.outcome import METRICS
+from mechdiff.measures.outcome import EVERY
 from mechdiff.measures.transport import Maps
 from mechdiff.measures.weights import readout
 from mechdiff.study.artifacts import RunFolder
@@ -158,7 +158,7 @@ class Execution:
         return score_rows(self.scores(cell, model, variants), labels, cell.key["ids"], floor=floor)
 
     def scores(
-        self, cell: Cell, model: Model, variants: Sequence[Variant], metrics: Collection[str] = METRICS, along: Along | None = None
+        self, cell: Cell, model: Model, variants: Sequence[Variant], metrics: Collection[str] = EVERY, along: Along | None = None
     ) -> Scores:
         """What these variants do to the laws of a cell's prompts; with too little memory, of half the prompts at a time."""
         key, engine = cell.key, self.engine(model, cell.key["position"])

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from mechdiff import shares
 from mechdiff.engine.changes import Change
 from mechdiff.engine.families import QUANTIZED, family_of
 from mechdiff.engine.models import DTYPES, Model, Pair, Side, is_quantized
@@ -19,7 +20,7 @@ from mechdiff.errors import ModelError
 from mechdiff.measures import games, heads
 from mechdiff.measures.counterfactuals import Along, Scores, labelled
 from mechdiff.measures.divergence import total_effect
-from mechdiff.measures.heads import V_METRIC, Block
+from mechdiff.measures.heads import Block
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 
@@ -34,8 +35,11 @@ class Bench:
         self.run, self.cell, self.model, self.direction = run, cell, model, cell.key["direction"]
         self.theirs = "base" if model.side == "tuned" else "tuned"
         self.states = {side: run.states(side, cell.key["split"], "decision", cell.key["ids"]) for side in ("base", "tuned")}
-        self.metric = V_METRIC[self.direction]
-        self.total = total_effect(self.states["base"].logits, self.states["tuned"].logits, run.prepared.tokens)
+        self.tokens = run.prepared.tokens
+        self.metric = shares.effect(self.direction, shared=not self.tokens.all_shared)
+        """What v is made of."""
+        self.breaks = self.metric != shares.OTHER
+        self.total = total_effect(self.states["base"].logits, self.states["tuned"].logits, self.tokens)
         """`[prompt]`: D."""
 
     def block(self, layer: int) -> Block:
@@ -47,18 +51,21 @@ class Bench:
 
     def effect(self, found: Scores) -> Float64[Tensor, "prompt variant"]:
         """v of every variant, in nats; that of none, which is the unedited run's, must be 0."""
-        v = found[self.metric] if self.metric == "kl_own_nats" else self.total[:, None] - found[self.metric]
+        v = found[self.metric] if self.breaks else self.total[:, None] - found[self.metric]
         heads.refuse_start(self.model.ref, v[:, 0], self.total, self.model.dtype)
         return v[:, 1:]
 
     def as_metric(self, v: Float64[np.ndarray, " prompt"]) -> Float64[np.ndarray, " prompt"]:
         """The value of the direction's metric that makes this v."""
-        return v if self.metric == "kl_own_nats" else self.total.numpy() - v
+        return v if self.breaks else self.total.numpy() - v
 
     def fisher(self, everyone: Sequence[Variant]) -> Float[Tensor, "variant prompt vocab"]:
         """The weights of `fisher_nats` towards each of these runs."""
-        own = self.states[self.model.side].logits
-        return torch.stack([heads.fisher_weights(moved, own) for moved in self.run.moved(self.cell, self.model, everyone).unbind(1)])
+        return torch.stack([self.fisher_weights(moved) for moved in self.run.moved(self.cell, self.model, everyone).unbind(1)])
+
+    def fisher_weights(self, moved: Float[Tensor, "prompt vocab"]) -> Float[Tensor, "prompt vocab"]:
+        """Those of `fisher_nats` towards a run that moved the logits so."""
+        return heads.fisher_weights(moved, self.states[self.model.side].logits, self.tokens.n_shared)
 
     def game(self, layer: int, change: Float[Tensor, "prompt head d"]) -> games.Game:
         """The game of one block's heads."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from mechdiff import shares
 from mechdiff.measures.divergence import total_effect
 from mechdiff.measures.heads import Player
 from mechdiff.rows import empty
@@ -29,7 +30,7 @@ def chosen_effects(run: Execution) -> pl.DataFrame:
     names = [name for shard in run.captures("base", "select", "decision") for name in shard.key["ids"]]
     total = pl.DataFrame({"prompt": names, "total": total_effect(base.logits, tuned.logits, run.prepared.tokens).numpy()})
     rows = pl.concat(frames).join(total, on="prompt")
-    v = pl.when(pl.col("metric") == "kl_own_nats").then("value").otherwise(pl.col("total") - pl.col("value"))
+    v = pl.when(pl.col("metric") != shares.OTHER).then("value").otherwise(pl.col("total") - pl.col("value"))
     return rows.group_by("direction", "layer", "site", "unit", maintain_order=True).agg(v=v.mean())
 
 

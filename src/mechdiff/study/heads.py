@@ -15,7 +15,7 @@ from mechdiff.engine.sites import Site
 from mechdiff.measures import games, heads
 from mechdiff.measures.counterfactuals import Along, score_rows
 from mechdiff.measures.heads import Block
-from mechdiff.measures.outcome import METRICS, kl_nats
+from mechdiff.measures.outcome import EVERY, kl_nats
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
@@ -43,7 +43,7 @@ def every_head(run: Execution, cell: Cell, model: Model | None) -> Result:
             labels.append({"layer": layer, "site": "attn_proj", "unit": unit})
     groups = [layers.index(label["layer"]) for label in labels]
     asked: dict[str, Any] = {"measure": "heads", "direction": key["direction"], "split": key["split"], "arm": "contribution"}
-    metrics = METRICS if published else (bench.metric,)
+    metrics = EVERY if published else (bench.metric,)
     found = bench.scores(variants, metrics, Along(name="fisher_nats", weights=along, which=groups) if along is not None else None)
     frames = [score_rows(found, columns(labels, **asked), key["ids"], floor=key["floor"] and published)]
     mlps: list[Variant] = [{Site(layer, "mlp_out"): Write(value=bench.state(bench.theirs, "mlp_out", layer)[:, None])} for layer in layers]
@@ -66,7 +66,7 @@ def _checked(bench: Bench, layers: Sequence[int], everyone: Sequence[Variant]) -
     effects = kl_nats(own[:, None], own[:, None] + moved)
     for i, layer in enumerate(layers):
         heads.refuse_mismatch(model.ref, layer, effects[:, i], effects[:, len(layers) + i], 0.0, model.dtype)
-    return torch.stack([heads.fisher_weights(moved[:, i], own) for i in range(len(layers))])
+    return torch.stack([bench.fisher_weights(moved[:, i]) for i in range(len(layers))])
 
 
 def head_orders(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -90,7 +90,7 @@ def head_sets(run: Execution, cell: Cell, model: Model | None) -> Result:
     for layer in closer_layers(run)[0]:
         here = bench.block(layer)
         frames += [_sets(bench, here), _arms(bench, here), _mapped(bench, layer)]
-        if bench.metric == "kl_own_nats":  # noise leads nowhere: in a recovery it has no share to be held against
+        if bench.breaks:  # noise leads nowhere: in a recovery it has no share to be held against
             frames.append(_null_edits(bench, layer))
     return pl.concat(frames), {}
 
@@ -165,7 +165,7 @@ def _arms(bench: Bench, here: Block) -> pl.DataFrame:
 
 def _arm_rows(bench: Bench, layer: int, variants: Sequence[Variant], labels: Sequence[Mapping[str, Any]], direction: str) -> pl.DataFrame:
     named = columns(labels, measure="heads", direction=direction, split=bench.cell.key["split"], layer=layer)
-    return score_rows(bench.scores(variants, METRICS), named, bench.cell.key["ids"])
+    return score_rows(bench.scores(variants, EVERY), named, bench.cell.key["ids"])
 
 
 def _mapped(bench: Bench, layer: int) -> pl.DataFrame:

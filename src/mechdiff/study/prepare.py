@@ -26,7 +26,7 @@ from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_
 from mechdiff.study.plan import plan
 from mechdiff.study.planner import MAX_ROWS
 
-ENGINE_VERSION = 6
+ENGINE_VERSION = 7
 """Part of every cell's key: raised when the same cell would come out with other bits."""
 
 NEUTRAL = Path(__file__).parent.parent / "data" / "neutral.jsonl"

@@ -4,6 +4,8 @@ from typing import Any
 
 import polars as pl
 
+from mechdiff import shares
+
 N_HOT = 3
 
 
@@ -11,12 +13,13 @@ def choose_layers(rows: pl.DataFrame) -> dict[str, Any] | None:
     """`hot_layers` (largest effect of one component, and lowest CKA), `control_layers` (highest CKA), and why each; None without `select` rows.
 
     The effect of a layer is the mean KL that patching its attention or MLP output brings (identity arm, both directions), because patching the
-    residual stream grows towards the last layer whatever was changed.
+    residual stream grows towards the last layer whatever was changed. Where the vocabularies differ it is on the tokens of both models.
     """
     chosen = rows.filter(
         (pl.col("split") == "select") & pl.col("control").is_null() & pl.col("unit").is_null() & pl.col("layer").is_not_null()
     )
-    effect = chosen.filter((pl.col("measure") == "patching") & (pl.col("metric") == "kl_own_nats") & (pl.col("arm") == "identity"))
+    patched = chosen.filter((pl.col("measure") == "patching") & (pl.col("arm") == "identity"))
+    effect = patched.filter(pl.col("metric") == shares.own(shared=shares.OWN[1] in patched["metric"]))
     components = effect.filter(pl.col("site").is_in(["attn_out", "mlp_out"]))
     by_effect = (components if len(components) else effect).group_by("layer", "site", "direction").agg(pl.col("value").mean())
     by_effect = by_effect.group_by("layer").agg(pl.col("value").max()).sort("value", "layer", descending=[True, False])

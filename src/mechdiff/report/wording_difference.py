@@ -1,0 +1,60 @@
+"""How differently the two models behave, in words; and where no share of D can be given, why not."""
+
+from mechdiff.report import statistics
+from mechdiff.report.findings import Difference
+from mechdiff.report.phrasing import between, listed, nats, share
+
+
+def how_different(found: Difference | None) -> str:
+    """D with its interval; of two vocabularies also what lies on tokens that one model lacks. Where there is nothing, or nothing to share, that."""
+    if found is None:
+        return "How differently the two models behave was not measured, so no effect can be given as a share of it."
+    if not found.counts:
+        floor = f" is not above three times the noise floor of {nats(found.floor)} nats" if found.mean else ""
+        return f"There is no effect to explain: D = {nats(found.mean)} nats{floor}, on {found.n} prompts. No share is given below."
+    choice = "" if found.other_token is None else f"; their first choices differ on {found.other_token} of them"
+    if not found.divides:
+        floor = f", not above three times the noise floor of {nats(found.floor)} nats" if found.mean else ""
+        return (
+            f"On {found.n} {found.split} prompts the two models differ in tokens that only one of them has: {_outside(found)} "
+            f"(JS {nats(found.js)} nats{_bytes(found)}){choice}. On the tokens that both have D = KL(tuned ‖ base) = {nats(found.mean)} nats{floor}: "
+            "there is nothing there to take a share of, so no share of D is given below."
+        )
+    ends = between(found.low, found.high)
+    short = f", too short with fewer than {statistics.FEW} prompts" if "few_prompts" in found.flags else ""
+    shared, outside = "", ""
+    if found.mass_outside is not None:
+        shared, outside = " on the tokens that both have", f"; {_outside(found)}{_bytes(found)}"
+    said = (
+        f"On {found.n} {found.split} prompts the next-token distributions lie D = KL(tuned ‖ base) = {nats(found.mean)} nats apart{shared} "
+        f"(95 %: {ends}{short}; median {nats(found.median)}){outside}{choice}."
+    )
+    if found.outside > found.mean:
+        more = f"(−log(1 − mass) = {nats(found.outside)} nats)"
+        said += f" More of the difference lies outside these tokens {more}: shares of D are of the smaller part."
+    return said
+
+
+def why_no_share(found: Difference | None) -> str:
+    """Why no share of D is given; empty where shares are."""
+    if found is None:
+        return "D was not measured"
+    if not found.counts:
+        return "D is not above three times the noise floor"
+    if not found.divides:
+        return "the models differ only in tokens that one of them lacks, and on those that both have D is not above three times the noise floor"
+    return ""
+
+
+def _outside(found: Difference) -> str:
+    """ "the tuned model gives 0.65 of its probability mass to tokens that the base lacks"."""
+    sides = (("the tuned model", found.mass_outside, "the base"), ("the base", found.mass_outside_base, "the tuned model"))
+    return listed(
+        f"{who} gives {share(mass) if mass >= 0.01 else nats(mass)} of its probability mass to tokens that {other} lacks"
+        for who, mass, other in sides
+        if mass is not None
+    )
+
+
+def _bytes(found: Difference) -> str:
+    return "" if found.byte is None else f", KL(tuned ‖ base) of the next byte is {nats(found.byte)} nats"
