@@ -7,7 +7,8 @@ that a token adds. Each kind of tokenizer writes it in its own letters:
 - **SentencePiece** (Llama 2, Gemma, Mistral): a space is `▁`, and what the vocabulary lacks is spelled in byte tokens `<0xE2>`;
 - **WordPiece** (BERT): a word opens with a space that is not written, what continues it opens with `##`.
 
-Special tokens stand for no text: they match by their name (`<|im_end|>`). Rows of the unembedding behind the last token stand for nothing.
+Special tokens stand for no text: they match by their name (`<|im_end|>`). How a tokenizer flags a token makes no other token of it (matching.py).
+Rows of the unembedding behind the last token stand for nothing.
 
 `Tokens` lists the tokens of both models once, those that both have first, then the base's own, then the tuned model's own, and `place`
 writes either model's logits over this list. A token that a model does not have has logit -inf there: probability exactly 0. So what is
@@ -16,20 +17,19 @@ computed within one model is exact, and what compares two says whether it means 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mechdiff.engine.matching import Piece, Vocabulary, agreed, matched
 from mechdiff.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Piece = bytes | str | None
-"""What a token stands for: bytes of text, the name of a special token, or nothing."""
 Relation = Literal["equal", "permuted", "extended", "reduced", "overlapping"]
 """The tuned vocabulary beside the base's: the same; the same with other ids; more; less; each with tokens of its own."""
 
@@ -37,21 +37,6 @@ SPECIAL = 256
 """The place of special tokens among first bytes."""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Vocabulary:
-    """The tokens of one tokenizer, by id."""
-
-    pieces: tuple[Piece, ...]
-    kind: str
-    """`byte-level`, `SentencePiece`, `WordPiece` or `plain` (a token is its own text)."""
-    byte_tokens: frozenset[int]
-    """Ids of SentencePiece's byte tokens, which may stand for the same byte as a common token."""
-
-    def spelled(self, ids: Sequence[int]) -> list[bytes]:
-        """The bytes of each token; of special ones none."""
-        return [piece if isinstance(piece := self.pieces[i], bytes) else b"" for i in ids]
 
 
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
@@ -62,16 +47,23 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
         )
     written = json.loads(tokenizer.backend_tokenizer.to_str())
     kind = _kind(written)
-    pieces: list[Piece] = [None] * (1 + max(tokenizer.get_vocab().values(), default=-1))
-    byte_tokens = set()
+    size = 1 + max([*tokenizer.get_vocab().values(), *tokenizer.added_tokens_decoder], default=-1)
+    pieces: list[Piece] = [None] * size
+    texts: list[str | None] = [None] * size
+    byte_tokens, beside = set(), set()
     for text, i in tokenizer.get_vocab().items():
-        pieces[i] = _READ[kind](text)
+        pieces[i], texts[i] = _READ[kind](text), text
         if kind == "SentencePiece" and _BYTE_TOKEN.fullmatch(text):
             byte_tokens.add(i)
+    proper = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
     for i, added in tokenizer.added_tokens_decoder.items():
+        texts[i] = added.content
+        if not added.special and proper.get(added.content) == i:
+            continue  # the vocabulary's own token, in its letters: to be added changes how text is cut, not what the token stands for
         pieces[i] = added.content if added.special else added.content.encode()
         byte_tokens.discard(i)
-    return Vocabulary(pieces=tuple(pieces), kind=kind, byte_tokens=frozenset(byte_tokens))
+        beside.add(i)
+    return Vocabulary(pieces=tuple(pieces), kind=kind, byte_tokens=frozenset(byte_tokens), written=tuple(texts), added=frozenset(beside))
 
 
 def _kind(written: dict[str, Any]) -> str:
@@ -125,6 +117,10 @@ class Tokens:
     """Side ("base", "tuned") -> each token's id in that model, -1 where it has none."""
     n_shared: int
     """Tokens that both have: the first ones."""
+    flags: tuple[str, ...] = ()
+    """Tokens that are special in one tokenizer alone."""
+    renamed: tuple[tuple[int, str | None, str | None], ...] = ()
+    """(id, the base's name or None, the tuned model's) of rows that both models have under two names, which count as two tokens."""
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -193,37 +189,51 @@ class Tokens:
     def said(self) -> str:
         """The relation in words."""
         own = {side: int(self.has(side).sum()) for side in ("base", "tuned")}
+        flags = f", {_some(self.flags)} special in one tokenizer alone" if self.flags else ""
         if self.equal:
-            return f"one vocabulary of {len(self)} tokens"
+            return f"one vocabulary of {len(self)} tokens{flags}"
         if self.relation == "permuted":
-            return f"one vocabulary of {len(self)} tokens with other ids: they are matched by the bytes they stand for"
+            return f"one vocabulary of {len(self)} tokens with other ids: they are matched by the bytes they stand for{flags}"
         only = {side: own[side] - self.n_shared for side in own}
         return (
             f"{own['base']} and {own['tuned']} tokens, {self.n_shared} of them shared by the bytes they stand for"
-            f" ({only['base']} only in base, {only['tuned']} only in tuned)"
+            f" ({only['base']} only in base, {only['tuned']} only in tuned){flags}"
+        )
+
+    def said_of_renamed(self) -> str:
+        """Which rows both models have under two names, and what to do; empty where there are none."""
+        if not self.renamed:
+            return ""
+        shown = [f"{i}: {old or 'no name'} in the base, {new} in the tuned model" for i, old, new in self.renamed]
+        return (
+            f"{_some(shown, 'row')} of both models under another name. By their names these are two tokens each, so what is said with them is "
+            "outside D on shared tokens. If the fine-tune renamed reserved or unused rows, give pair.same_rows: true: each row is then one token."
         )
 
 
-def shared_tokens(base: Vocabulary, tuned: Vocabulary, *, rows_base: int | None = None, rows_tuned: int | None = None) -> Tokens:
+def shared_tokens(
+    base: Vocabulary, tuned: Vocabulary, *, rows_base: int | None = None, rows_tuned: int | None = None, same_rows: bool = False
+) -> Tokens:
     """The tokens of both; `rows_*` are the rows of the models' unembeddings (default: as many as tokens).
 
     Of equal vocabularies all rows that both have are listed. Of others those that stand for a token: rows behind the last one are left out.
-    Raises ModelError where no token is shared.
+    `same_rows`: renamed tokens are one (matching.py). Raises ModelError where no token is shared.
     """
-    vocabularies = {"base": base, "tuned": tuned}
     rows = {"base": rows_base or len(base.pieces), "tuned": rows_tuned or len(tuned.pieces)}
-    few = min(rows.values())
+    both = agreed(base, tuned, rows=rows, same_rows=same_rows)
+    base, tuned, few = both.base, both.tuned, min(rows.values())
+    vocabularies = {"base": base, "tuned": tuned}
     if _padded(base.pieces, max(rows.values())) == _padded(tuned.pieces, max(rows.values())):
         ids = np.arange(few)
-        return Tokens(relation="equal", pieces=_padded(base.pieces, few), ids={"base": ids, "tuned": ids}, n_shared=few)
-    pairs = _matched(vocabularies, rows)
+        return Tokens(relation="equal", pieces=_padded(base.pieces, few), ids={"base": ids, "tuned": ids}, n_shared=few, flags=both.flags)
+    pairs = matched(vocabularies, rows)
     if not any(isinstance(base.pieces[i], bytes) for i, _ in pairs):
         raise ModelError(
             "the two models' vocabularies share no token, by the bytes that tokens stand for: nothing that they say can be compared."
         )
-    matched = {"base": {i for i, _ in pairs}, "tuned": {i for _, i in pairs}}
+    found = {"base": {i for i, _ in pairs}, "tuned": {i for _, i in pairs}}
     own = {
-        side: [i for i, piece in enumerate(vocabulary.pieces[: rows[side]]) if piece is not None and i not in matched[side]]
+        side: [i for i, piece in enumerate(vocabulary.pieces[: rows[side]]) if piece is not None and i not in found[side]]
         for side, vocabulary in vocabularies.items()
     }
     pieces = [*(base.pieces[i] for i, _ in pairs), *(base.pieces[i] for i in own["base"]), *(tuned.pieces[i] for i in own["tuned"])]
@@ -240,30 +250,15 @@ def shared_tokens(base: Vocabulary, tuned: Vocabulary, *, rows_base: int | None 
         pieces=tuple(pieces),
         ids={side: np.array(ids, dtype=np.int64) for side, ids in listed.items()},
         n_shared=len(pairs),
+        flags=both.flags,
+        renamed=both.renamed,
     )
 
 
-def _matched(vocabularies: Mapping[str, Vocabulary], rows: Mapping[str, int]) -> list[tuple[int, int]]:
-    """(base id, tuned id) of every token that both have, in the base's order.
-
-    A byte token and a common token may stand for the same byte, and several tokens for the same text: the first common token is matched with the
-    first common token, byte tokens with byte tokens, and only then what is left over by its bytes alone.
-    """
-    pairs = []
-    left: dict[str, dict[Any, list[int]]] = {"base": {}, "tuned": {}}
-    for side, vocabulary in vocabularies.items():
-        for i, piece in enumerate(vocabulary.pieces[: rows[side]]):
-            if piece is not None:
-                left[side].setdefault((piece, i in vocabulary.byte_tokens), []).append(i)
-    for _ in ("of one kind", "of any kind"):
-        rest: dict[str, dict[Any, list[int]]] = {"base": {}, "tuned": {}}
-        both = {key: list(zip(left["base"].get(key, ()), left["tuned"].get(key, ()), strict=False)) for key in left["base"] | left["tuned"]}
-        for key, found in both.items():
-            pairs += found
-            for side in rest:
-                rest[side].setdefault((key[0], None), []).extend(left[side].get(key, ())[len(found) :])
-        left = rest
-    return sorted(pairs)
+def _some(names: Sequence[str], what: str = "token", shown: int = 3) -> str:
+    """ "2 tokens (<a>, <b>)", and that there are more."""
+    count = f"{len(names)} {what}{'s' * (len(names) != 1)}"
+    return f"{count} ({', '.join(names[:shown])}{f' and {len(names) - shown} more' * (len(names) > shown)})"
 
 
 def _padded(pieces: tuple[Piece, ...], n: int) -> tuple[Piece, ...]:

@@ -52,6 +52,8 @@ def check_pair(
         *(vocabulary_of(tokenizers[side]) for side in SIDES), rows_base=shapes["base"].vocab, rows_tuned=shapes["tuned"].vocab
     )
     yield _vocabularies(tokens)
+    if renamed := tokens.said_of_renamed():
+        yield Finding("note", "tokenizers", renamed)
     yield from _templates(tokenizers)
     yield from _lineage(pair, alternatives, tokens)
     yield from _engines(pair, tokenizers)

@@ -45,6 +45,7 @@ class Pair(Section):
 
     base: Text = Field(description="a Hub id, a model folder or a GGUF file")
     tuned: Text = Field(description="a Hub id, a model folder, a GGUF file or an adapter")
+    same_rows: bool = False  # a token that has another name in the tuned model's tokenizer, at the same row, is one token
     alternatives: Names = ()  # other models that may be nearer to tuned than base is: lineage is held against them too
     shape: Shape | None = None
 

@@ -66,7 +66,7 @@ def run_record(
         "noise_floor": _noise_floor(rows),
         "selection": choose_layers(rows),
         "skipped": list(prepared.plan.skipped),
-        "warnings": family["warnings"],
+        "warnings": [*family["warnings"], *filter(None, [listed.said_of_renamed()])],
         "seconds": {stage: round(spent, 2) for stage, spent in seconds.items()},
         "device": str(pair.device or SPLIT),
         "dtype": study.dtype,

@@ -12,11 +12,12 @@ import torch
 
 from mechdiff.engine.changes import open_changes
 from mechdiff.engine.families import Shape, family_of, shape_of
+from mechdiff.engine.matching import Vocabulary, agreed
 from mechdiff.engine.models import Pair, is_quantized, open_pair
 from mechdiff.engine.prompts import SPLITS, Prompt, read_prompts, split_prompts
 from mechdiff.engine.rendering import PromptPolicy, Rendered, render, tail
 from mechdiff.engine.sites import KINDS
-from mechdiff.engine.vocabularies import Tokens, Vocabulary, shared_tokens, vocabulary_of
+from mechdiff.engine.vocabularies import Tokens, shared_tokens, vocabulary_of
 from mechdiff.errors import PromptError
 from mechdiff.measures.behaviour import language_of
 from mechdiff.measures.phrases import read_phrases
@@ -85,8 +86,10 @@ def prepare(study: StudyConfig, options: RunOptions, *, broken: Broken = ()) -> 
     configs = {"base": pair.config("base"), "tuned": pair.config("tuned")}
     shapes = {side: shape_of(config) for side, config in configs.items()}
     tokenizers = {"base": pair.tokenizer("base"), "tuned": pair.tokenizer("tuned")}
-    vocabularies = {side: vocabulary_of(tokenizer) for side, tokenizer in tokenizers.items()}
-    tokens = shared_tokens(vocabularies["base"], vocabularies["tuned"], rows_base=shapes["base"].vocab, rows_tuned=shapes["tuned"].vocab)
+    both = agreed(vocabulary_of(tokenizers["base"]), vocabulary_of(tokenizers["tuned"]))
+    vocabularies = {"base": both.base, "tuned": both.tuned}
+    rows = {f"rows_{side}": shape.vocab for side, shape in shapes.items()}
+    tokens = replace(shared_tokens(both.base, both.tuned, **rows, same_rows=study.pair.same_rows), flags=both.flags)
     policy = PromptPolicy(**study.prompts.model_dump(include={"policy", "template", "position", "system", "date", "answer"}))
     lengths = {"max_base": shapes["base"].context, "max_tuned": shapes["tuned"].context}
     rendered = {}

@@ -7,12 +7,13 @@ import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+from mechdiff.engine.matching import Vocabulary
 from mechdiff.engine.models import wrap
 from mechdiff.engine.prompts import Prompt
 from mechdiff.engine.rendering import PromptPolicy, render
 from mechdiff.engine.replay import replay
 from mechdiff.engine.speech import speak
-from mechdiff.engine.vocabularies import Tokens, Vocabulary, shared_tokens
+from mechdiff.engine.vocabularies import Tokens, shared_tokens
 from mechdiff.errors import PromptError
 from mechdiff.measures import divergence
 from mechdiff.measures.outcome import kl_nats
