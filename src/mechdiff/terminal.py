@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mechdiff.digits import fixed, percent
+
 if TYPE_CHECKING:
     from mechdiff.api import Run
     from mechdiff.audit.verification import Verification
@@ -28,11 +30,11 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _bytes(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{fixed(count / 2**20, 0)} MiB"
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return f"{fixed(seconds, 0)} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 # ---- a finished run ----------------------------------------------------------------------------------------------------------------
@@ -56,7 +58,7 @@ def show_run(run: "Run", console: Console) -> None:
         d, same = (found.filter(pl.col("metric") == metric) for metric in (d_metric(summary), "top1_same"))
         if len(d):
             one = d.row(0, named=True)
-            share = f"{same['mean'][0]:.0%}" if len(same) else ""
+            share = percent(same["mean"][0]) if len(same) else ""
             table.add_row(split, str(one["n"]), f"{one['mean']:.4g}", _interval(one), f"{one['median']:.4g}", share)
     console.print(table)
     for direction, words in (
@@ -84,7 +86,7 @@ def _show_strongest(summary: pl.DataFrame, direction: str, metric: str, words: s
     table = _table(words, "site", "share of D", "KL, nats", "95 %")
     for kinds in (("attn_out", "mlp_out"), ("resid_pre", "resid_mid", "resid_post")):
         for one in found.filter(pl.col("site").is_in(kinds)).sort("share", descending=True).head(4).iter_rows(named=True):
-            table.add_row(f"L{one['layer']}.{one['site']}", f"{one['share']:.1%}", f"{one['mean']:.4g}", _interval(one))
+            table.add_row(f"L{one['layer']}.{one['site']}", percent(one["share"], 1), f"{one['mean']:.4g}", _interval(one))
     console.print(table)
 
 
@@ -95,8 +97,8 @@ def show_budget(runs: "dict[str, Run]", console: Console) -> None:
     by_run = {name: spent(run.manifest()["seconds"]) for name, run in runs.items()}
     table = _table("seconds of one core, by measure", "measure", "budget", *by_run)
     for measure, (_, budget) in next(iter(by_run.values())).items():
-        table.add_row(measure, str(budget), *(f"{took[measure][0]:.0f}" for took in by_run.values()))
-    totals = [f"{sum(took for took, _ in one.values()):.0f}" for one in by_run.values()]
+        table.add_row(measure, str(budget), *(fixed(took[measure][0], 0) for took in by_run.values()))
+    totals = [fixed(sum(took for took, _ in one.values()), 0) for one in by_run.values()]
     table.add_row("all", str(sum(budget for _, budget in next(iter(by_run.values())).values())), *totals)
     console.print(table)
 
@@ -115,7 +117,7 @@ def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> N
     found = estimate(study, max_rows)
     table = _table("cells", "stage", "cells", "counterfactual runs", "TFLOP", "seconds")
     for stage, (cells, runs, flops, seconds) in found.stages.items():
-        table.add_row(stage, str(cells), f"{runs:,}" if runs else "", f"{flops / 1e12:.2f}", f"{seconds:.0f}")
+        table.add_row(stage, str(cells), f"{runs:,}" if runs else "", fixed(flops / 1e12, 2), fixed(seconds, 0))
     console.print(table)
     console.print(f"prompts   {', '.join(f'{split} {n}' for split, n in found.prompts.items())}   ({found.tokens_from})")
     console.print(f"sizes     {found.sizes_from}")
@@ -154,7 +156,7 @@ def show_moments(found: dict[str, Any], console: Console) -> None:
     table = _table("Over the corpus", "site", "rows", "CKA", "mean difference / state", "mean's share", "R² held out", "rank")
     for site, one in found["sites"].items():
         numbers = [one[name] for name in ("cka", "mean_difference_over_state", "share_of_the_change_that_is_its_mean", "ridge_r2_held_out")]
-        table.add_row(site, f"{one['rows']:,}", *(f"{number:.4f}" for number in numbers), str(one["rank"]))
+        table.add_row(site, f"{one['rows']:,}", *(fixed(number) for number in numbers), str(one["rank"]))
     console.print(table)
 
 
@@ -165,10 +167,10 @@ def show_status(found: "Status", console: Console) -> None:
     """How far a run has come, stage by stage."""
     said = {"running": "is running", "stopped": "has stopped: the same command goes on from here", "finished": "is finished"}[found.state]
     left = f"; about {_duration(found.left)} left for one process" if found.left and found.state != "finished" else ""
-    console.print(f"[bold]{found.share:.0%}[/] of the work is done; the run {said}{left}")
+    console.print(f"[bold]{percent(found.share)}[/] of the work is done; the run {said}{left}")
     table = _table("Stages", "stage", "cells", "of", "seconds")
     for stage, (done, cells, seconds) in found.stages.items():
-        table.add_row(stage, str(done), str(cells), f"{seconds:.1f}")
+        table.add_row(stage, str(done), str(cells), fixed(seconds, 1))
     console.print(table)
     for line in found.log:
         console.print(line, style="dim", markup=False, highlight=False)
@@ -245,7 +247,7 @@ def _show_power(curve: "Curve", console: Console) -> None:
     alone = "alone" if not curve.background else f"beside noise of {curve.background:g} on every matrix"
     table = _table(f"random rank-1 edits {alone}, found by {WAYS[curve.way]}", "size, of the matrix's norm", "D, nats", "found", "95 %")
     for point in curve.points:
-        table.add_row(f"{point.size:g}", f"{point.d_nats:.2g}", f"{point.found:.0%}", f"{point.low:.0%} to {point.high:.0%}")
+        table.add_row(f"{point.size:g}", f"{point.d_nats:.2g}", percent(point.found), f"{percent(point.low)} to {percent(point.high)}")
     console.print(table)
     least = f"of {curve.smallest:g} and more" if curve.smallest else "not even of the largest size"
     console.print(f"80 % are found {least} ({curve.points[0].draws} edits a size, {curve.n_prompts} prompts)")
@@ -316,8 +318,8 @@ def _show_fairness(found: dict[str, Any], console: Console) -> None:
     )
     for side in ("base", "tuned"):
         one = found[side]
-        quantiles = (f"{one['quantiles'][q]:.2f}" for q in ("0", "0.05", "0.5", "0.95"))
-        table.add_row(side, f"{one['mean']:.3f}", *quantiles, f"{one['tokens_per_word']:.2f}")
+        quantiles = (fixed(one["quantiles"][q], 2) for q in ("0", "0.05", "0.5", "0.95"))
+        table.add_row(side, fixed(one["mean"], 3), *quantiles, fixed(one["tokens_per_word"], 2))
     console.print(table)
     if found["limit"] is None:
         return
@@ -326,7 +328,7 @@ def _show_fairness(found: dict[str, Any], console: Console) -> None:
         groups = _table(f"the limit {what.replace('_', ' ')}", what[3:], "kept", "dropped", "mean shared, base", "mean shared, tuned")
         for name, one in list(found[what].items())[:8]:
             groups.add_row(
-                escape(name), str(one["kept"]), str(one["dropped"]), f"{one['mean_shared_base']:.3f}", f"{one['mean_shared_tuned']:.3f}"
+                escape(name), str(one["kept"]), str(one["dropped"]), fixed(one["mean_shared_base"], 3), fixed(one["mean_shared_tuned"], 3)
             )
         console.print(groups)
     lengths = found["length"]

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from mechdiff.digits import fixed
 from mechdiff.engine.changes import open_changes
 from mechdiff.engine.checkpoint import said_of_both, said_of_unread
 from mechdiff.engine.sources import Source
@@ -79,8 +80,8 @@ def _nearer(base: Source, found: dict[str, Any], others: Sequence[dict[str, Any]
     if here is None or nearest is None or nearest["relative_distance"] >= here:
         return []
     return [
-        f"tuned is nearer to {nearest['ref']} ({nearest['relative_distance']:.4f} of its size) than to the base given, {base.ref} "
-        f"({here:.4f}): what is studied is the difference of two fine-tunes, not what one of them changed. Take {nearest['ref']} as base."
+        f"tuned is nearer to {nearest['ref']} ({fixed(nearest['relative_distance'])} of its size) than to the base given, {base.ref} "
+        f"({fixed(here)}): what is studied is the difference of two fine-tunes, not what one of them changed. Take {nearest['ref']} as base."
     ]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mechdiff.digits import fixed
 from mechdiff.engine.families import family_of, shape_of
 from mechdiff.engine.lineage import lineage
 from mechdiff.engine.models import Pair, Side, open_pair
@@ -84,13 +85,13 @@ def _templates(tokenizers: dict[Any, Any]) -> Iterator[Finding]:
 
 def _lineage(pair: Pair, alternatives: tuple[str, ...], tokens: Tokens) -> Iterator[Finding]:
     found = lineage(pair.base, pair.tuned, [resolve(other) for other in alternatives], tokens)
-    distance = "unknown from the files" if found["relative_distance"] is None else f"{found['relative_distance']:.4f} of the base's size"
+    distance = "unknown from the files" if found["relative_distance"] is None else f"{fixed(found['relative_distance'])} of the base's size"
     changed = f"{found['changed_tensors']} tensors changed, {found['equal_tensors']} equal to the bit"
     oddities = (("only_base", "only in base"), ("only_tuned", "only in tuned"), ("reshaped_tensors", "of other shape"))
     others = [f"{len(found[name])} {words}" for name, words in oddities if found[name]]
     yield Finding("ok", "lineage", "; ".join([f"weights moved by {distance}", changed, *others]))
     for other in found["alternatives"]:
-        far = "unknown" if other["relative_distance"] is None else f"{other['relative_distance']:.4f} of its size"
+        far = "unknown" if other["relative_distance"] is None else f"{fixed(other['relative_distance'])} of its size"
         yield Finding("ok", "lineage", f"distance from {other['ref']}: {far}")
     for said in (*found["not_compared"], *found["warnings"]):
         yield Finding("note", "lineage", said)

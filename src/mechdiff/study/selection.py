@@ -5,6 +5,7 @@ from typing import Any
 import polars as pl
 
 from mechdiff import shares
+from mechdiff.digits import fixed
 
 N_HOT = 3
 
@@ -31,9 +32,9 @@ def choose_layers(rows: pl.DataFrame) -> dict[str, Any] | None:
     hot = list(by_effect["layer"].head(N_HOT))
     if len(by_cka):
         layer, value = by_cka.row(0)
-        why[f"L{layer}"] = f"{why[f'L{layer}']}; lowest CKA {value:.4f}" if layer in hot else f"lowest CKA {value:.4f}"
+        why[f"L{layer}"] = f"{why[f'L{layer}']}; lowest CKA {fixed(value)}" if layer in hot else f"lowest CKA {fixed(value)}"
         hot += [layer] if layer not in hot else []
     control = [layer for layer in by_cka["layer"].reverse() if layer not in hot][:1]
-    why |= {f"L{layer}": f"control: highest CKA {by_cka.filter(pl.col('layer') == layer)['value'][0]:.6f}" for layer in control}
+    why |= {f"L{layer}": f"control: highest CKA {fixed(by_cka.filter(pl.col('layer') == layer)['value'][0], 6)}" for layer in control}
     candidates = len(set(by_effect["layer"]) | set(by_cka["layer"]))
     return {"hot_layers": sorted(hot), "control_layers": control, "split": "select", "n_candidates": candidates, "why": why}
