@@ -10,22 +10,23 @@ its log-probabilities favours short options, so three scores are given, each wit
 The log-probabilities are those of the right option; `mc_correct*` is 1 if no distractor has more. `mc_margin_per_byte_nats` is the right option's
 score less the best distractor's: it moves before a choice flips.
 
-**Final answers** (`exact_match`): what stands in the last \\boxed{...}, behind `####` or "the answer is", or else the last number of the text,
-is held against the label as mathematics (math-verify over sympy: 1/2 = 0.5 = \\frac{1}{2}, {1,2} = {2,1}); a label without a number or a formula as
-letters, case and spaces aside.
+**Final answers** (`exact_match`): what stands in the last \\boxed{...}, behind `####` or "the answer is", or else the last number of the text (a text
+that is nothing but an answer is the answer), is held against the label as mathematics (values.py: 1/2 = 0.5 = \\frac{1}{2}, {1,2} = {2,1}); a label
+without a number or a formula as letters, case and spaces aside.
 
 When they mislead: four options give 1/4 by chance; a model that was tuned on one wording of the options prefers that wording. A text that was cut off
 has no last number: only what it marks as its answer counts.
 """
 
-import logging
 import math
-import threading
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 import regex
+
+from mechdiff.measures.readings import LONGEST_ANSWER
+from mechdiff.measures.values import same_value
 
 CHOICE = (
     "mc_correct",
@@ -37,19 +38,10 @@ CHOICE = (
     "mc_margin_per_byte_nats",
 )
 
-LONGEST_ANSWER = 200
-"""Characters of an answer that are parsed: what is longer is no final answer."""
-_SECONDS = 3
-
 _SAID = regex.compile(
     r"(?:final answer|the answer|answer|жауабы|жауап|ответ)\s*(?:is|are|:|=|-|–|—|болады)\s*:?\s*(?P<answer>[^\n]+)", regex.IGNORECASE
 )
 _NUMBER = regex.compile(r"(?:(?<![\p{L}\d])[-+−])?(?:\d{1,3}(?:[,\u00a0\u202f ]\d{3})+|\d+)(?:[.,]\d+)?(?:\s*/\s*\d+)?(?:\s?%)?")
-_BARE = r"[-+]?\d+(?:\.\d+)?"
-_WITH_UNIT = rf"(?:in\s+)?[$€£¥₸₽]?\s*(?P<number>{_BARE})(?!\s*(?:pi|π|e|i|sqrt)\b)(?:\s*\p{{L}}{{2}}[\p{{L}}\s/²³]*|\s+\p{{L}}[²³]?)?"
-"""A number with a unit or currency around it: held against a bare number, the number counts."""
-_HUGE = regex.compile(r"\^\s*\{?\s*-?\d{4,}|\*\*|\^[^^]*\^[^^]*\^|\d{40,}|!")
-"""What sympy would work on for hours: no final answer looks like this."""
 
 
 def choice(logp_sums: Sequence[float], n_tokens: Sequence[int], n_bytes: Sequence[int], right: int) -> dict[str, float]:
@@ -107,13 +99,24 @@ def exact_match(text: str, label: str, *, ended: bool = True) -> bool:
     """Whether the final answer of a text is the label, whatever it looks like. Never raises. `ended`: see `final_answer`."""
     found = final_answer(text, ended=ended)
     letters = _letters(label)
-    if letters and _letters(text) == letters and ended:
-        return _signs(text) == _signs(label)
     if regex.fullmatch(r"\p{L}", label):  # "B) 12": the letter in front is the choice
-        return bool(found and (chosen := regex.match(r"\W*(\p{L})(?:\W|$)", found)) and _letters(chosen[1]) == letters)
+        return bool(found and (chosen := regex.match(r"\W*(\p{L})(?:\W|$)", found)) and _letters(chosen[1]) == letters) or (
+            ended and _letters(text) == letters
+        )
     if not mathematical(label):
+        if letters and _letters(text) == letters and ended:
+            return _signs(text) == _signs(label)
         return bool(letters) and _letters(found or "") == letters
+    if ended and _is_answer(text):
+        found = text
     return found is not None and same_value(found, label)
+
+
+def _is_answer(text: str) -> bool:
+    """Whether a text is nothing but an answer: short, one line, without words or marks of an answer."""
+    if len(text) > LONGEST_ANSWER or "\n" in text.strip() or "\\boxed" in text or "####" in text:
+        return False
+    return not regex.search(r"\p{L}{2,}", regex.sub(r"\\[a-zA-Z]+", "", text))
 
 
 def _signs(text: str) -> int:
@@ -132,32 +135,3 @@ def _letters(text: str) -> str:
     text = regex.sub(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}", r"\1", text)
     kept = regex.sub(r"[^\p{L}\p{M}\p{N}]+", " ", unicodedata.normalize("NFKC", text))
     return kept.casefold().strip()
-
-
-def same_value(answer: str, label: str) -> bool:
-    """Whether two final answers are worth the same. Never raises; what is too long or too large to be one is worth nothing."""
-    sides = [_plain(one) for one in (answer, label)]
-    if regex.fullmatch(_BARE, sides[1]) and (number := regex.fullmatch(_WITH_UNIT, sides[0])):
-        sides[0] = number["number"]
-    elif regex.fullmatch(_BARE, sides[1]) and regex.fullmatch(rf"{_BARE}\s*(?:\p{{L}}|pi)", sides[0]):  # 5x and 2 pi are no units
-        return False
-    if sides[0] == sides[1]:
-        return bool(sides[0])
-    if any(not one or len(one) > LONGEST_ANSWER or _HUGE.search(one) for one in sides):
-        return False
-    from math_verify import parse, verify  # a second: sympy
-
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    seconds = _SECONDS if threading.current_thread() is threading.main_thread() else None  # its timeouts are signals
-    try:
-        ours, theirs = (parse(f"${one}$", parsing_timeout=seconds) for one in sides)
-        return bool(ours and theirs and verify(theirs, ours, timeout_seconds=seconds))
-    except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError, SyntaxError, NotImplementedError, TimeoutError):
-        return False
-
-
-def _plain(answer: str) -> str:
-    """An answer without dollars, digit groups and the words around a number."""
-    plain = unicodedata.normalize("NFKC", answer).replace("−", "-").strip().strip("$").strip().rstrip(".")
-    grouped = regex.sub(r"(?<=\d)[,\u00a0\u202f ](?=\d{3}(?:\D|$))", "", plain)
-    return plain if regex.search(r"[(\[{]", plain) else grouped  # in (1,100) the comma parts coordinates
