@@ -1,5 +1,5 @@
-"""A user's model was told that 2/3 is the right answer to 2.3. Every pair of this table is held against the truth by hand, both ways round, and beside
-it stands what math-verify alone says: where the two differ, `why` says which reading mechdiff takes."""
+"""A user's model was told that 2/3 is the right answer to 2.3. Every pair of this table is held against the truth by hand, both ways round.
+Beside it stands what math-verify alone says: where the two differ, `why` says which reading mechdiff takes."""
 
 import logging
 import random
