@@ -135,6 +135,9 @@ def test_a_refusal_late_in_a_text_is_none():
         ("Quoi?", {"language": "fr"}, None),
         ("What?", {"language": ["en"]}, None),
         ("2 + 2 = ?", {}, "en"),
+        ("Quelle est la capitale de la France ?", {}, None),
+        ("Quelle est la capitale de la France ?", {"language": "en"}, "en"),
+        ("Домбыраның неше ішегі бар?", {}, "kk"),
     ],
 )
 def test_the_language_of_a_prompt(text, meta, language):

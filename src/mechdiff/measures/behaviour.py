@@ -28,33 +28,24 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import regex
-
 from mechdiff.engine.prompts import n_words
+from mechdiff.measures import languages
 from mechdiff.measures.phrases import Phrases, normalised
 
 OPENING = 240
 """Characters of an answer in which a refusal is looked for."""
 
-_KAZAKH = frozenset("әғқұһӘҒҚҰҺ")
-_OTHER_CYRILLIC = frozenset("їєґўђћџљњјѓќЇЄҐЎЂЋЏЉЊЈЃЌ")
-
 
 def language_of(text: str, meta: Mapping[str, Any], known: Mapping[str, Phrases]) -> str | None:
-    """The language whose lists are used: what `meta.language` says, else a guess by letters: Kazakh, Russian, or English for other Latin letters.
+    """The language whose lists are used: what `meta.language` says, else a guess by letters and common words (languages.py).
 
-    None where no lists are known: another language is told, or most letters are of another script.
+    None where no lists are known: another language is told or guessed, or none is.
     """
     told = meta.get("language")
     if told is not None:
         return told if isinstance(told, str) and told in known else None
-    n = {script: sum(1 for _ in regex.finditer(rf"\p{{{script}}}", text)) for script in ("Cyrillic", "Latin")}
-    letters = sum(1 for _ in regex.finditer(r"\p{L}", text))
-    if letters > 2 * max(n.values()):
-        return None
-    cyrillic = "kk" if _KAZAKH & set(text) else None if _OTHER_CYRILLIC & set(text) else "ru"
-    guess = "en" if n["Cyrillic"] <= n["Latin"] else cyrillic
-    return guess if guess in known else None
+    found = languages.guess(text)
+    return found if found in known else None
 
 
 def refuses(text: str, phrases: Phrases) -> bool:
