@@ -222,6 +222,12 @@ def curves(bench: Lattice, chosen: Iterable[Unit], points: int | None = None) ->
     return pl.concat(frames)
 
 
+def singles(bench: Lattice) -> pl.DataFrame:
+    """Rows of the arm alone of every changed unit, and of none: on the select prompts, whose greedy search has run them all."""
+    units = bench.changes.units
+    return pl.concat([_rows(bench, bench.value(()), "none"), *(_rows(bench, bench.value([unit]), "alone", unit) for unit in units)])
+
+
 def chosen_sets(bench: Lattice, sets: Iterable[tuple[Unit, ...]]) -> pl.DataFrame:
     """Rows of the arm greedy; `unit` names each set."""
     return pl.concat(
@@ -290,7 +296,7 @@ def measure(
     if select is not None and changes.units:
         choosing = lattice(model, changes, select, max_tokens=max_tokens)
         sets = greedy(choosing)
-        frames += [chosen_sets(bench, sets), chosen_sets(choosing, sets)]
+        frames += [chosen_sets(bench, sets), chosen_sets(choosing, sets), singles(choosing)]
     if truncate and changes.units:
         frames.append(truncation(bench, few(bench, choosing)))
     return pl.concat(frames)

@@ -118,7 +118,7 @@ def graft(run: Execution, cell: Cell, model: Model | None) -> Result:
     if arm == "greedy":
         assert choosing
         sets = grafting.greedy(choosing, candidates=cell.key["candidates"], picks=cell.key["picks"])
-        return pl.concat([grafting.chosen_sets(bench, sets), grafting.chosen_sets(choosing, sets)]), {}
+        return pl.concat([grafting.chosen_sets(bench, sets), grafting.chosen_sets(choosing, sets), grafting.singles(choosing)]), {}
     try:
         return grafting.truncation(bench, grafting.few(bench, choosing, cell.key["candidates"])), {}
     except ModelError as error:

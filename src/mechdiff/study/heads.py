@@ -70,14 +70,18 @@ def _checked(bench: Bench, layers: Sequence[int], everyone: Sequence[Variant]) -
 
 
 def head_orders(run: Execution, cell: Cell, model: Model | None) -> Result:
-    """Tensors: the greedy order of the heads of each closer layer on the select prompts, by the layer's number."""
+    """Tensors: the greedy order of the heads of each closer layer on select, by the layer's number. Rows: what its first 2, 3, ... do there."""
     assert model
     bench = Bench(run, cell, model)
-    found = {}
+    found, frames = {}, [empty()]
     for layer in closer_layers(run)[0]:
         game = bench.game(layer, bench.block(layer).change())
-        found[str(layer)] = np.array(games.greedy(game, min(cell.key["picks"], game.n)))
-    return empty(), found
+        order = games.greedy(game, min(cell.key["picks"], game.n))
+        found[str(layer)] = np.array(order)
+        several = [one for one in games.prefixes(order) if 1 < len(one) < game.n]  # single heads, and all, are rows of `every_head`
+        named = [({"unit": heads.unit(one, game.n), "metric": bench.metric}, bench.as_metric(game.value(one))) for one in several]
+        frames += [_as_rows(bench, layer, named)] if named else []
+    return pl.concat(frames), found
 
 
 # ---- sets of heads at one layer ----------------------------------------------------------------------------------------------------
