@@ -55,8 +55,9 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
         in said["attribution_validation"]
     )
     assert "integrated gradients, tuned into base: 1.00" in said["attribution_validation"]
-    counted = "Standing out (|z| ≥ 2 over all heads): 1 stayed (in both), 1 entered (tuned only), 1 left (base only)"
-    assert counted + "; of these 3, 3 hold in at least 0.95 of resamples" in said["attribution_churn"]
+    counted = "Standing out (|z| ≥ 2 over all heads): 1 in both models, 1 in the tuned model alone, 1 in the base alone"
+    tested = "; of these last 2, 2 differ between the models by a paired test of all heads together"
+    assert counted + tested + ". The state of 3 of 3 holds in at least 0.95 of resamples" in said["attribution_churn"]
     assert "Of the heads with the largest attribution the models share" in said["attribution_churn"]
     found = findings_churn.between_models(run.rows)
     value = phrasing.with_interval(found.rho, found.low, found.high, digits=2)
@@ -79,11 +80,11 @@ def test_tables_name_the_planted_heads(run: Run) -> None:
     assert not recovered["rows"][0][1].startswith("−")
     assert broken["title"].endswith("(ranked on the select prompts)")
     assert [row[0] for row in sites["rows"]][:2] == [f"L{CHANGED}.attn_out", f"L{CHANGED + 1}.attn_out"]
-    assert sites["title"].endswith("of 6 (ranked on the prompts reported, so a little flattered)")
+    assert sites["title"].endswith("of 6 (ranked on the prompts reported, so optimistically biased)")
     assert {row[0].partition(".")[0] for row in sites["rows"]} == {"L4", "L5", "L6"}  # below the change there is nothing to name
     assert [(row[0].replace("\u00a0", " "), row[1]) for row in churned["rows"]] == [
-        (planted.name(planted.ENTERED), "entered (1.00)"), (planted.name(planted.LEFT), "left (1.00)"),
-        (planted.name(planted.STAYED), "stayed (1.00)"),
+        (planted.name(planted.ENTERED), "tuned alone (1.00)"), (planted.name(planted.LEFT), "base alone (1.00)"),
+        (planted.name(planted.STAYED), "both (1.00)"),
     ]  # fmt: skip
     assert [row[0] for row in overlap["rows"]] == ["top 5", "top 10", "top 20"]
 
@@ -93,7 +94,7 @@ def test_what_gradients_say_is_one_sentence(run: Run) -> None:
     assert sentence.startswith(
         "Gradients rank heads as patching does: over the 40 heads that were patched, gradient × difference has a rank corr"
     )
-    assert "the lower of both directions), integrated gradients 1.00; of 3 heads that stand out in either model, 1 does in both" in sentence
+    assert "the lower of both directions), integrated gradients 1.00; 1 head stands out in both models, 1 in the tuned one" in sentence
     assert wording.leads(run.rows, run.summary, run.manifest)["attribution"] == [sentence]
 
 
@@ -108,7 +109,9 @@ def test_the_verdict_says_when_gradients_are_no_guide(run: Run) -> None:
     assert sentence.startswith("Gradients are no guide to heads here: over the 40 heads")
     only = rows.filter(pl.col("direction").is_in(["base<-base", "tuned<-tuned"]))
     (sentence,) = wording_attribution.what_gradients_say(only, statistics.summarise(only), run.manifest)
-    assert sentence.startswith("Of 3 heads that stand out in either model")
+    assert sentence.startswith(
+        "1 head stands out in both models, 1 in the tuned one alone and 1 in the base alone (tuned − base, p ≤ 0.05, "
+    )
 
 
 def test_prompts_on_which_m_is_not_defined_are_said(rows: pl.DataFrame) -> None:

@@ -22,6 +22,7 @@ from scipy.stats import rankdata
 
 from mechdiff.report import findings, intervals, statistics
 from mechdiff.report.findings import BREAKAGE, RECOVERY
+from mechdiff.report.intervals import FEWEST
 from mechdiff.report.memory import once
 
 ESTIMATES = ("grad_x_diff", "integrated_gradients")
@@ -189,9 +190,9 @@ def weights(n_prompts: int) -> Float[ndarray, "resample prompt"]:
 
 
 def interval(draws: np.ndarray, point: float, n_prompts: int) -> tuple[float | None, float | None]:
-    """The ends of a number's 95 % interval, from its values in the resamples; none where it is not defined or for a single prompt."""
+    """The ends of a number's 95 % interval, from its values in the resamples; none where it is not defined or for fewer than FEWEST prompts."""
     finite = draws[np.isfinite(draws)]
-    if n_prompts < 2 or not len(finite) or not np.isfinite(point):
+    if n_prompts < FEWEST or not len(finite) or not np.isfinite(point):
         return None, None
     low, high = np.quantile(finite, [(1 - intervals.LEVEL) / 2, (1 + intervals.LEVEL) / 2])
     return min(float(low), point), max(float(high), point)

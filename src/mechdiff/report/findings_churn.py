@@ -2,8 +2,9 @@
 
 A head's attribution within one model is the estimate (gradient times difference) of what m changes by when the head's contribution is replaced by
 its own mean. A head stands out where |z| of that over all heads is at least `OUTLIER`, or above the study's own threshold. Those that stand out in
-both models stayed, in the tuned model only entered, in the base only left. A head near the limit does so by chance: `holds` says in how many
-resamples of the prompts it does the same.
+both models stayed, in the tuned model only entered, in the base only left. A head near the limit does so by chance: two halves of one model's own
+prompts "differ" by as many heads as two models. So `p` tests tuned - base of each head on the same prompts, among all heads together, and a head is
+said to have entered or left only where it is at most WRONG. `holds` says in how many resamples of the prompts a head has the same state.
 """
 
 from dataclasses import dataclass
@@ -13,14 +14,16 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechdiff.report import findings_attribution
-from mechdiff.report.findings_attribution import graded, heads, side_by_side, spearman
+from mechdiff.report import findings_attribution, intervals
+from mechdiff.report.findings_attribution import GRAIN, graded, heads, side_by_side, spearman
+from mechdiff.report.intervals import FEWEST
 from mechdiff.report.memory import once
 
 MODELS = {"base": "base<-base", "tuned": "tuned<-tuned"}
 """The direction under which each model's own heads are attributed."""
 OUTLIER = 2.0
 TOP_K = (5, 10, 20)
+WRONG = 0.05
 SURE = 0.95
 """Share of resamples in which a head must do the same for that to be called sure."""
 
@@ -41,10 +44,10 @@ def threshold(manifest: dict) -> float | None:
 
 @once
 def churn(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> pl.DataFrame:
-    """Every head in both models: `name layer unit base base_low base_high z_base tuned tuned_low tuned_high z_tuned state holds`.
+    """Every head in both models: `name layer unit base base_low base_high z_base tuned tuned_low tuned_high z_tuned state holds p`.
 
     `state`: stayed, entered (stands out in the tuned model only), left (in the base only), or null; `holds`: the share of resamples of the
-    prompts in which it is the same.
+    prompts in which it is the same; `p`: of no difference between the models, family-wise over all heads.
     """
     names, values = _own(rows)
     if not names or not len(values["base"]):
@@ -57,7 +60,14 @@ def churn(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> pl.DataF
     holds = np.mean((drawn["base"] == out["base"]) & (drawn["tuned"] == out["tuned"]), axis=0)
     code = out["base"] + 2 * out["tuned"]
     scored = pl.DataFrame(
-        {"name": names, "z_base": z["base"], "z_tuned": z["tuned"], "holds": holds, "state": [_STATES[int(c)] for c in code]},
+        {
+            "name": names,
+            "z_base": z["base"],
+            "z_tuned": z["tuned"],
+            "holds": holds,
+            "state": [_STATES[int(c)] for c in code],
+            "p": _differ(values["tuned"] - values["base"]),
+        },
         schema_overrides={"state": pl.String},
     )
     of_heads = heads(findings_attribution.means(rows, summary, "attributed_logits")).filter(pl.col("arm") == "grad_x_diff")
@@ -71,6 +81,12 @@ def churn(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> pl.DataF
         .sort("layer", findings_attribution.head_number())
         .select(pl.col(name).cast(kind) for name, kind in _CHURN.items())
     )
+
+
+def moved(table: pl.DataFrame) -> dict[str, int]:
+    """By state, the heads of `churn` that entered or left and whose attribution is shown to differ between the models; `stayed` as they are."""
+    sure = table.filter((pl.col("state") == "stayed") | (pl.col("p") <= WRONG))
+    return {state: len(sure.filter(pl.col("state") == state)) for state in ("stayed", "entered", "left")}
 
 
 def limits(table: pl.DataFrame, limit: float | None) -> dict[str, tuple[float, float]]:
@@ -114,7 +130,7 @@ _STATES = (None, "left", "entered", "stayed")
 """By: stands out in the base (1) + in the tuned model (2)."""
 _CHURN = {"name": pl.String, "layer": pl.Int64, "unit": pl.String,
           **dict.fromkeys(["base", "base_low", "base_high", "z_base", "tuned", "tuned_low", "tuned_high", "z_tuned"], pl.Float64),
-          "state": pl.String, "holds": pl.Float64}  # fmt: skip
+          "state": pl.String, "holds": pl.Float64, "p": pl.Float64}  # fmt: skip
 
 
 def _own(rows: pl.DataFrame) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -122,6 +138,18 @@ def _own(rows: pl.DataFrame) -> tuple[list[str], dict[str, np.ndarray]]:
     here = heads(findings_attribution.real(rows)).filter(pl.col("metric") == "attributed_logits", pl.col("arm") == "grad_x_diff")
     names, base, tuned = side_by_side(*(here.filter(pl.col("direction") == direction) for direction in MODELS.values()))
     return names, {"base": base, "tuned": tuned}
+
+
+def _differ(differences: Float[ndarray, "prompt head"]) -> Float[ndarray, " head"]:
+    """Family-wise p of each head's mean difference; 1 from too few prompts, and where a head's differences are all rounding."""
+    if len(differences) < FEWEST:
+        return np.ones(differences.shape[1])
+    size = np.abs(differences).max(axis=0)
+    felt = size > GRAIN * size.max(initial=0.0)
+    p = np.ones(differences.shape[1])
+    if felt.any():
+        p[felt] = intervals.family_p(differences[:, felt])
+    return p
 
 
 def _stands_out(values: np.ndarray, limit: float | None) -> np.ndarray:

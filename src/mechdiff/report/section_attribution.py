@@ -8,14 +8,15 @@ from mechdiff.report import charts_attribution, findings, findings_attribution, 
 from mechdiff.report.findings_attribution import CROSSED, ESTIMATES, RANDOM, TOGETHER, TOP
 from mechdiff.report.findings_churn import OUTLIER, SURE, TOP_K
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import listed, nats, share, with_interval
+from mechdiff.report.phrasing import listed, nats, prompts, share, shown, with_interval
 from mechdiff.report.wording_attribution import WAYS, written
 from mechdiff.report.wording_difference import why_no_share
 
 TITLE = "What do gradients say of the heads?"
 TOP_HEADS, TOP_SITES, CHURNED = 10, 8, 24
+STATES = {"stayed": "both", "entered": "tuned alone", "left": "base alone"}
 M = {
-    "law": "m weighs the logits by how the two models' laws differ: Σ (p_tuned − p_base) z",
+    "law": "m weighs the logits by how the two models' next-token distributions differ: Σ (p_tuned − p_base) z",
     "divergent": "m is the logit of the tuned model's first choice less that of the base's",
     "label": "m is the logit of the label's first token less the mean logit",
 }
@@ -43,7 +44,7 @@ def _what_is_attributed(run: Run) -> list[dict]:
         why = ", where both models choose the same token" if record.get("metric") == "divergent" else ""
         said += f" m is not defined on {counted.undefined} of {counted.defined + counted.undefined} prompts{why}: they are left out."
     if counted.defined < statistics.FEW:
-        said += f" With {counted.defined} prompts the intervals are too short."
+        said += f" With {prompts(counted.defined)} the intervals are too short."
     return [note(said.strip())] if said else []
 
 
@@ -55,7 +56,7 @@ def _validation(run: Run) -> list[Any]:
         return [note("No head was patched to hold the estimates against, so read them as guesses."), *_errors(run, agreed)]
     first = together.row(0, named=True)
     caption = "True and attributed change of m where the other model's contribution of a head is written, "
-    caption += f"for {_patched(run, agreed)}, means over {first['n']} prompts."
+    caption += f"for {_patched(run, agreed)}, means over {prompts(first['n'])}."
     said = [
         f"{WAYS[r['arm']]}, {written(r['direction'])}: {with_interval(r['rho'], r['rho_low'], r['rho_high'], digits=2)}"
         for r in together.iter_rows(named=True)
@@ -78,7 +79,7 @@ def _patched(run: Run, agreed: pl.DataFrame) -> str:
     chosen = (run.manifest.get("attribution") or {}).get("validated") or {}
     by = sorted({lists["by"] for lists in chosen.values() if lists.get("by")})
     on = f" on the {by[0]} prompts" if len(by) == 1 else ""
-    flattered = ", those reported here, so a little flattered" if by == [findings.reported(run.rows, "attribution")] else ""
+    flattered = ", those reported here, so optimistically biased" if by == [findings.reported(run.rows, "attribution")] else ""
     heads = " or ".join(str(n) for n in count[TOGETHER])
     parts = [f"{' or '.join(str(n) for n in count[TOP])} of the largest estimates{on}{flattered}"] if count[TOP] else []
     parts += [f"{' or '.join(str(n) for n in count[RANDOM])} of the others at random"] if count[RANDOM] else []
@@ -116,7 +117,7 @@ def _errors(run: Run, agreed: pl.DataFrame) -> list[dict]:
             lines.append((f"{WAYS[arm]}, {written(direction)}", error, *missed))
     columns = ("estimate", "patched heads (95\u00a0%)", "sum over a layer's heads: median", "worst", "layers")
     steps = (run.manifest.get("attribution") or {}).get("steps")
-    promise = f"; integrated gradients in {steps} steps promise that the sum has none" if steps else ""
+    promise = f"; integrated gradients in {steps} step{'s' * (steps != 1)} promise that the sum has none" if steps else ""
     return [table(columns, lines, title=f"Relative error of the estimates{promise}")] if lines else []
 
 
@@ -176,10 +177,12 @@ def _counted(run: Run, found: pl.DataFrame) -> str:
     said = found.filter(pl.col("state").is_not_null())
     if said.is_empty():
         return f"No head stands out in either model ({rule})."
-    count = {state: len(said.filter(pl.col("state") == state)) for state in ("stayed", "entered", "left")}
-    words = f"Standing out ({rule}): {count['stayed']} stayed (in both), {count['entered']} entered (tuned only), {count['left']} left (base only)"
+    count, shown_to = {state: len(said.filter(pl.col("state") == state)) for state in STATES}, findings_churn.moved(found)
+    words = f"Standing out ({rule}): {count['stayed']} in both models, {count['entered']} in the tuned model alone, {count['left']} in the base alone"
+    one_sided = count["entered"] + count["left"]
+    tested = f"; of these last {one_sided}, {shown_to['entered'] + shown_to['left']} differ between the models by a paired test of all heads together"
     sure = len(said.filter(pl.col("holds") >= SURE))
-    return f"{words}; of these {len(said)}, {sure} hold in at least {share(SURE)} of resamples of the prompts."
+    return f"{words}{tested if one_sided else ''}. The state of {sure} of {len(said)} holds in at least {share(SURE)} of resamples of the prompts."
 
 
 def _alike(run: Run, found: pl.DataFrame) -> str:
@@ -203,11 +206,12 @@ def _churn_table(found: pl.DataFrame) -> list[dict]:
         order, -pl.max_horizontal(pl.col("z_base", "z_tuned").abs()), maintain_order=True
     )
     lines = [
-        (_unbroken(r["name"]), f"{r['state']} ({share(r['holds'])})", _value(r["base"], r["base_low"], r["base_high"]), share(r["z_base"], 1),
+        (_unbroken(r["name"]), f"{STATES[r['state']]} ({share(r['holds'])})", nats(r["p"]),
+         _value(r["base"], r["base_low"], r["base_high"]), share(r["z_base"], 1),
          _value(r["tuned"], r["tuned_low"], r["tuned_high"]), share(r["z_tuned"], 1))
         for r in said.head(CHURNED).iter_rows(named=True)
     ]  # fmt: skip
-    columns = ("head", "state (holds)", "base (95\u00a0%)", "z", "tuned (95\u00a0%)", "z")
+    columns = ("head", "stands out in (holds)", "p, tuned − base", "base (95\u00a0%)", "z", "tuned (95\u00a0%)", "z")
     title = "Heads that stand out (logits), and in what share of resamples that holds"
     title += f"; {len(said) - CHURNED} others in summary.parquet" if len(said) > CHURNED else ""
     return [table(columns, lines, title=title)] if lines else []
@@ -227,11 +231,11 @@ def _unbroken(name: str) -> str:
     return name.replace(" ", "\u00a0")
 
 
-def _value(value: float | None, low: float | None = None, high: float | None = None) -> str:
+def _value(value: float | None, low: float | None = None, high: float | None = None, n: int | None = None) -> str:
     """ "−1.20 (−1.31 to −1.11)", or a dash."""
-    return "–" if value is None else with_interval(value, low, high).replace("95 %: ", "")
+    return shown(value, low, high, n)
 
 
 def _ranked_on(run: Run, split: str | None) -> str:
     chosen = split if split != findings.reported(run.rows, "attribution") else None
-    return f" (ranked on the {chosen} prompts)" if chosen else " (ranked on the prompts reported, so a little flattered)"
+    return f" (ranked on the {chosen} prompts)" if chosen else " (ranked on the prompts reported, so optimistically biased)"

@@ -49,13 +49,15 @@ def _ranking(rows: pl.DataFrame, manifest: dict) -> str:
 
 
 def _churn(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> str:
-    """How many of the heads that stand out do so in both models, and how many in one."""
-    states = findings_churn.churn(rows, summary, manifest)["state"].drop_nulls().to_list()
-    if not states:
+    """How many heads stand out in both models, and how many were shown to enter or to leave."""
+    found = findings_churn.churn(rows, summary, manifest)
+    if found["state"].drop_nulls().is_empty():
         return ""
-    stayed, entered, left = (states.count(word) for word in ("stayed", "entered", "left"))
-    heads = "one head that stands out" if len(states) == 1 else f"{len(states)} heads that stand out"
-    return f"of {heads} in either model, {stayed} {'does' if stayed == 1 else 'do'} in both, {entered} only in the tuned one, {left} only in the base"
+    count = findings_churn.moved(found)
+    stay = f"{count['stayed']} head{'s stand' if count['stayed'] != 1 else ' stands'} out in both models"
+    if not count["entered"] + count["left"]:
+        return f"{stay}; that any head stands out in one of them alone could not be shown (tuned − base, all heads together)"
+    return f"{stay}, {count['entered']} in the tuned one alone and {count['left']} in the base alone (tuned − base, p ≤ 0.05, all heads together)"
 
 
 def _decimals(value: float) -> str:
