@@ -101,7 +101,7 @@ def expansion(influence: Float[ndarray, "prompt column"], level: float) -> tuple
 
 def tails(t: Float[ndarray, "column resample"], real: Float[ndarray, " column"]) -> Float[ndarray, " column"]:
     """Twice the smaller of the shares of resamples at or beyond `real` on either side, the sample itself counted as one."""
-    slack = 1e-9 * np.abs(real)[:, None]
+    slack = 1e-9 * np.abs(np.where(np.isfinite(real), real, 0.0))[:, None]  # values that do not vary have an infinite t
     beyond = np.minimum((t >= real[:, None] - slack).sum(axis=1), (t <= real[:, None] + slack).sum(axis=1))
     return np.minimum(2 * (1 + beyond) / (1 + t.shape[1]), 1.0)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 import numpy as np
@@ -20,6 +20,9 @@ CHANGED = ("refusal_soft_nats", "mc_margin_per_byte_nats", "refusal", "mc_correc
 """What edits are looked at for."""
 FEW = 6
 """Prompts from which an interval of a mean, a correlation or a profile is given."""
+WRONG = 0.05
+SOFT = ("refusal_soft_nats", "refusal_soft_per_byte_nats")
+"""Of texts that are put to both models, not of what they answer."""
 STREAM = "resid_post"
 EDIT = ["direction", "layer", "site", "arm", "rank", "strength", "unit"]
 
@@ -39,16 +42,34 @@ class Compared:
     tuned: Estimate
     difference: Estimate
     """tuned - base, paired."""
-    p: float | None
-    """McNemar's exact test, of what is 0 or 1."""
-    detectable: float
-    """The smallest mean difference that would have been told from 0 with 80 % power; NaN from fewer than FEW prompts."""
+    binary: bool
+    """Whether every value is 0 or 1."""
+    p: float
+    """McNemar's exact test of what is 0 or 1, else the test of a mean difference of 0; 1 from fewer than FEW prompts."""
+    spread: float
+    """Standard deviation of the differences."""
+    family: int = 1
+    """Scores that are tested together with this one, itself among them."""
+    holm: float | None = None
+    """p among its family; None of what is not tested, as what neither model ever did."""
 
     @property
     def counts(self) -> bool:
-        """Whether the difference's interval leaves 0 out; of what is 0 or 1, by the test."""
-        low, high = self.difference[1:]
-        return self.p < 0.05 if self.p is not None else low > 0 or high < 0
+        """Whether the difference is seen, among all that its family tests."""
+        return (self.p if self.holm is None else self.holm) <= WRONG
+
+    @property
+    def detectable(self) -> float:
+        """The smallest mean difference that would have been seen with 80 % power in this family; NaN from fewer than FEW prompts."""
+        if self.n < FEW:
+            return np.nan
+        return float(intervals.detectable(np.array(self.spread), self.n, level=1 - WRONG / self.family))
+
+    @property
+    def smallest(self) -> int | None:
+        """On how many prompts the two models must differ, all in one direction, to be seen; None if not even all prompts would do."""
+        least = next(k for k in range(1, 64) if self.family * intervals.mcnemar(0, k) <= WRONG)
+        return least if least <= self.n else None
 
     @property
     def happened(self) -> bool:
@@ -104,9 +125,30 @@ def to_the_point(group: Group, every: Sequence[Compared], soft: str) -> list[Com
     """What is spoken of in a group: one soft refusal; of probes that have right answers whether these are given."""
     spoken = [one for one in every if one.style is None and (one.metric == soft or one.metric in SPOKEN)]
     right = [one for one in spoken if one.metric in RIGHT]
-    chosen = right if right and group.name != "report" else spoken
+    chosen = together(right if right and group.name != "report" else spoken)
     cut = any(one.metric == "exact_match" for one in chosen)
-    return [one for one in every if one in chosen or (one.metric == "cut_off" and cut)]
+    by_metric = {(one.metric, one.style): one for one in chosen}
+    found = [by_metric.get((one.metric, one.style), one if one.metric == "cut_off" and cut else None) for one in every]
+    return [one for one in found if one is not None]
+
+
+def together(chosen: Sequence[Compared]) -> list[Compared]:
+    """The same scores with Holm's p: among all that are spoken of and could differ at all, a false alarm is had in 5 % of studies."""
+    tested = [one for one in chosen if one.happened]
+    p = intervals.holm(np.array([one.p for one in tested])) if tested else np.empty(0)
+    known = {id(one): float(value) for one, value in zip(tested, p, strict=True)}
+    return [replace(one, family=max(1, len(tested)), holm=known.get(id(one))) for one in chosen]
+
+
+def both_lengths(every: Sequence[Compared]) -> bool:
+    """Whether soft refusal moves in one direction per token and per byte; of one that was not measured, nothing is said."""
+    signs = {np.sign(one.difference[0]) for one in every if one.metric in SOFT and one.style is None}
+    return len(signs) <= 1
+
+
+def refused(rows: pl.DataFrame) -> bool:
+    """Whether any answer of either model refuses, drawn ones among them."""
+    return bool((rows.filter(pl.col("metric") == "refusal")["value"].fill_nan(0.0) > 0).any())
 
 
 def by_model(rows: pl.DataFrame) -> pl.DataFrame:
@@ -126,7 +168,10 @@ def _compared(metric: str, style: str | None, values: np.ndarray) -> Compared:
     base, tuned = values[:, 0], values[:, 1]
     binary = metric in BINARY and np.isin(values, (0, 1)).all()
     ends = [_wilson(one) if binary else _mean(one) for one in (base, tuned)]
-    p = intervals.mcnemar(int(((base == 1) & (tuned == 0)).sum()), int(((base == 0) & (tuned == 1)).sum())) if binary else None
+    if binary:
+        p = intervals.mcnemar(int(((base == 1) & (tuned == 0)).sum()), int(((base == 0) & (tuned == 1)).sum()))
+    else:
+        p = float(intervals.mean_p((tuned - base)[:, None])[0]) if len(values) >= FEW else 1.0
     return Compared(
         metric=metric,
         style=style,
@@ -134,13 +179,10 @@ def _compared(metric: str, style: str | None, values: np.ndarray) -> Compared:
         base=ends[0],
         tuned=ends[1],
         difference=_mean(tuned - base),
+        binary=bool(binary),
         p=p,
-        detectable=_detectable(tuned - base),
+        spread=float((tuned - base).std(ddof=1)) if len(values) > 1 else 0.0,
     )
-
-
-def _detectable(differences: np.ndarray) -> float:
-    return float(intervals.detectable(differences.std(ddof=1), len(differences))) if len(differences) >= FEW else np.nan
 
 
 def _mean(values: np.ndarray) -> Estimate:

@@ -9,21 +9,22 @@ from mechdiff.report import curves, drawing, findings_behaviour, intervals
 from mechdiff.report.drawing import BLUE, VERMILLION, WIDE, Chart
 from mechdiff.report.findings import BREAKAGE, RECOVERY
 from mechdiff.report.findings_behaviour import Compared, Group
+from mechdiff.report.intervals import FEWEST
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import between, listed, nats, share, visible, with_interval
+from mechdiff.report.phrasing import listed, nats, prompts, share, shown, visible, with_interval
 from mechdiff.report.wording_behaviour import LANGUAGES, METRICS, group_name, metric_name, never
 
 TITLE = "What do they do?"
 MARGIN = "mc_margin_per_byte_nats"
 POINTS = ("refusal", "mc_correct")
 MODELS = {
-    BREAKAGE: "base written into tuned",
-    RECOVERY: "tuned written into base",
+    BREAKAGE: "base patched into tuned",
+    RECOVERY: "tuned patched into base",
     "base<-base": "base, edited",
     "tuned<-tuned": "tuned, edited",
 }
 ARMS = {
-    "identity": "state of the other model",
+    "identity": "activation of the other model",
     "alone": "tuned weights in the base",
     "add": "mean difference added",
     "ablate": "first direction taken out",
@@ -48,27 +49,43 @@ def answers(run: Run) -> Section:
 def _both(run: Run, groups: list[Group]) -> list[Any]:
     told, soft = run.manifest["behaviour"], findings_behaviour.soft_metric(run.manifest)
     main, more = list[tuple[str, ...]](), list[tuple[str, ...]]()
-    for group in groups:
+    for group in (group for group in groups if _size(group) >= FEWEST):
         every = findings_behaviour.compared(group.rows)
         spoken = findings_behaviour.to_the_point(group, every, soft)
-        whole = group.language is None
+        whole, told_of = group.language is None, {(one.metric, one.style) for one in spoken}
         classes = (
             [one for one in every if one.metric == "style_per_100_words" and one.style and one.happened] if group.name == "report" else []
         )
+        told_of |= {(one.metric, one.style) for one in classes}
         main += [_line(group, one) for one in (*spoken, *classes) if whole]
-        beside = [one for one in every if one not in (*spoken, *classes) and one.happened] if whole else spoken
+        beside = [one for one in every if (one.metric, one.style) not in told_of and one.happened] if whole else spoken
         more += [_line(group, one) for one in beside]
-    columns = ("prompts", "", "n", "base (95 %)", "tuned (95 %)", "tuned − base (95 %)", "p")
+    columns = ("prompts", "", "n", "base (95 %)", "tuned (95 %)", "tuned − base (95 %)", "p", "p, Holm")
     languages = listed(f"{LANGUAGES.get(name, name)} ({n})" for name, n in told["languages"].items())
     guess = f", guessed from letters for {told['guessed']} (meta.language says it)" if told.get("guessed") else ""
     said = f"Greedy answers of at most {told['max_tokens']} tokens to prompts in {languages}{guess}. "
-    said += "Intervals and p (McNemar's exact test) each by itself."
+    said += (
+        "p: McNemar's exact test of rates, else of a mean difference of 0, each by itself; Holm: among the spoken scores of its prompts."
+    )
     folded = "By language, and other scores (classes of markers that neither model used are left out)"
     return [
-        table(columns, _once(main), title=said, stacked=True),
+        *([table(columns, _once(main), title=said, stacked=True)] if main else []),
+        *_too_few(groups),
         *_nothing_seen(groups, soft),
         *([table(columns, _once(more), folded=folded, stacked=True)] if more else []),
     ]
+
+
+def _size(group: Group) -> int:
+    return group.rows["prompt"].n_unique()
+
+
+def _too_few(groups: list[Group]) -> list[dict]:
+    """One line for all groups that are too small for a rate."""
+    small = [group for group in groups if _size(group) < FEWEST]
+    whole = [group for group in small if group.language is None]
+    said = listed(f"{group_name(group.name, group.language)} ({_size(group)})" for group in (whole or small))
+    return [note(f"Asked too few for a rate (under {FEWEST} prompts): {said}. Their answers stand below.")] if small else []
 
 
 def _once(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -77,17 +94,16 @@ def _once(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def _line(group: Group, one: Compared) -> tuple[str, ...]:
-    digits = 2 if one.p is not None else None
-    values = (with_ends(value, digits) for value in (one.base, one.tuned, one.difference))
-    p = "" if one.p is None or one.base == one.tuned else f"{one.p:.2g}"
-    return (group_name(group.name, group.language), metric_name(one), str(one.n), *values, p)
+    digits = 2 if one.binary else None
+    values = (with_ends(value, one.n, digits) for value in (one.base, one.tuned, one.difference))
+    tested = one.n >= FEWEST and one.base != one.tuned and one.p < 1
+    together = f"{one.holm:.2g}" if tested and one.holm is not None else ""
+    return (group_name(group.name, group.language), metric_name(one), str(one.n), *values, f"{one.p:.2g}" if tested else "", together)
 
 
-def with_ends(value: findings_behaviour.Estimate, digits: int | None) -> str:
+def with_ends(value: findings_behaviour.Estimate, n: int, digits: int | None) -> str:
     """ "0.64", and below it "(0.39 to 0.84)"; without ends where there are none, or where every prompt has the same."""
-    mean, low, high = value
-    written = nats(mean) if digits is None else share(mean, digits)
-    return written if low != low or low == high else f"{written}\n({between(low, high, digits=digits)})".replace(" ", "\u00a0")
+    return shown(*value, n, digits=digits, line="\n").replace(" ", "\u00a0")
 
 
 def _nothing_seen(groups: list[Group], soft: str) -> list[dict]:
@@ -95,7 +111,7 @@ def _nothing_seen(groups: list[Group], soft: str) -> list[dict]:
     said = [
         f"{METRICS[one.metric]} on {one.n} {group_name(group.name, None)}: up to {intervals.rule_of_three(one.n):.2f}"
         for group in groups
-        if group.language is None
+        if group.language is None and _size(group) >= FEWEST
         for one in findings_behaviour.to_the_point(group, findings_behaviour.compared(group.rows), soft)
         if never(one)
     ]
@@ -113,7 +129,7 @@ def _by_layer(run: Run) -> list[Any]:
         found = findings_behaviour.profile(run.rows, metric)
         said = [_direction(part) for _, part in found.group_by("direction", maintain_order=True)]
         if said:
-            caption = f"What one written state changes in {METRICS[metric]}, by the layer that it is written at. {'. '.join(said)}."
+            caption = f"What one patch changes in {METRICS[metric]}, by the layer that is patched. {'. '.join(said)}."
             reading = "" if parts else "behaviour_by_layer"
             parts.append(Drawn(name=name, chart=behaviour_by_layer, options={"metric": metric}, caption=caption, reading=reading))
     return parts
@@ -127,7 +143,7 @@ def _direction(part: pl.DataFrame) -> str:
     largest = f"the largest change is {with_interval(top['mean'], top['low'], top['high'])} at L{top['layer']}"
     layers = f"the bands of {len(sure)} of {len(part)} layers leave out 0, the first L{sure['layer'][0] if len(sure) else ''}"
     start = MODELS[top["direction"]]
-    return f"{start[0].upper()}{start[1:]} ({top['n']} prompts): {layers if len(sure) else 'no band leaves out 0'}; {largest}"
+    return f"{start[0].upper()}{start[1:]} ({prompts(top['n'])}): {layers if len(sure) else 'no band leaves out 0'}; {largest}"
 
 
 def _edits(run: Run) -> list[dict]:
@@ -138,24 +154,28 @@ def _edits(run: Run) -> list[dict]:
     found = found.filter(pl.col("layer").is_in(closer) | (pl.col("arm") != "identity"))
     if found.is_empty():
         return []
-    metrics = [metric for metric in spoken if metric in found["metric"]]
+    n = dict(found.group_by("metric").agg(pl.col("n").max()).iter_rows())
+    metrics = [metric for metric in spoken if n.get(metric, 0) >= FEWEST]
+    few = [f"{METRICS[metric]} ({n[metric]})" for metric in spoken if 0 < n.get(metric, 0) < FEWEST]
+    said = [note(f"Under edits too few prompts were asked for a change to be told: {listed(few)}.")] if few else []
+    if not metrics:
+        return said
     lines = []
     for key, part in found.group_by(*findings_behaviour.EDIT, maintain_order=True):
         edit = dict(zip(findings_behaviour.EDIT, key, strict=True))
         values = {row["metric"]: row for row in part.iter_rows(named=True)}
         lines.append((_edit_name(edit), edit["direction"].partition("<-")[0], *(_change(values.get(metric)) for metric in metrics)))
-    n = dict(found.group_by("metric").agg(pl.col("n").max()).iter_rows())
     columns = (
         "edit",
         "edited model",
-        *(f"{METRICS[metric]}{', points' if metric in POINTS else ''} ({n[metric]} prompts)" for metric in metrics),
+        *(f"{METRICS[metric]}{', points' if metric in POINTS else ''} ({prompts(n[metric])})" for metric in metrics),
     )
     title = "What each edit changes, from the unedited run of the same model (95 % intervals over prompts, each by itself)"
-    return [table(columns, lines, title=title, stacked=True)]
+    return [table(columns, lines, title=title, stacked=True), *said]
 
 
 def _edit_name(edit: dict) -> str:
-    whose = "own state" if len(set(edit["direction"].split("<-"))) == 1 else "state of the other model"
+    whose = "own activation" if len(set(edit["direction"].split("<-"))) == 1 else "activation of the other model"
     name = f"L{edit['layer']}.{edit['site']}: {ARMS.get(edit['arm'], whose + ', mapped by ' + edit['arm'])}"
     return name + (", all positions" if edit["unit"] == "all_pos" else "")
 
@@ -164,8 +184,8 @@ def _change(row: dict | None) -> str:
     if row is None:
         return "–"
     if row["metric"] in POINTS:
-        return _signed(with_ends((100 * row["mean"], 100 * row["low"], 100 * row["high"]), 0))
-    return _signed(with_ends((row["mean"], row["low"], row["high"]), None))
+        return _signed(with_ends((100 * row["mean"], 100 * row["low"], 100 * row["high"]), row["n"], 0))
+    return _signed(with_ends((row["mean"], row["low"], row["high"]), row["n"], None))
 
 
 def _signed(text: str) -> str:
@@ -179,7 +199,7 @@ def _agreement(run: Run) -> list[dict]:
         return []
     sure = found.filter((pl.col("low") > 0) | (pl.col("high") < 0))
     n = max(found["n"].to_list())
-    said = f"Does a patch's effect on the next token say, prompt by prompt, how far soft refusal moves? Rank correlation over {n} prompts: "
+    said = f"Does a patch's effect on the next token say, prompt by prompt, how far the refusal margin moves? Rank correlation over {prompts(n)}: "
     said += f"{len(sure)} of {len(found)} intervals leave out 0." if len(sure) else f"not one of {len(found)} intervals leaves out 0."
     lines = [
         (f"L{r['layer']}.{r['site']}", MODELS[r["direction"]], with_interval(r["rho"], r["low"], r["high"], digits=2), str(r["n"]))

@@ -15,7 +15,7 @@ from mechdiff.report.parts import Drawn, Section
 from mechdiff.report.profiles import shares_along
 from mechdiff.report.section_compare import lacking
 
-FAVOURITES = ("soft refusal", "choice margin")
+FAVOURITES = ("refusal log-probability margin", "choice margin")
 
 
 def weights(of: Compared) -> Section:

@@ -21,7 +21,7 @@ from mechdiff.engine.sites import Site
 from mechdiff.measures import factorial, similarity
 from mechdiff.measures.maps import Map
 from mechdiff.measures.transport import permuted_quality, quality
-from mechdiff.report import intervals, spread
+from mechdiff.report import findings_behaviour, intervals, spread
 from mechdiff.report.nulls import GROUP, permutation_p, swap_p, with_q
 from mechdiff.rows import rows
 from mechdiff.validate import planted, skewed
@@ -142,6 +142,39 @@ def shares_of_prompts(repeats: int, random: np.random.Generator) -> Iterator[Rat
         yield coverage(f"a share of prompts of {share:.0%} (Wilson, 32 prompts)", (low <= share) & (share <= high))
 
 
+def behaviour_of_twins(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """Two models whose answers follow one law: is any of the spoken scores, all together, said to differ?
+
+    Refusals, right answers and right choices are coins that both models toss for a prompt of its own difficulty; style is counts, most of them 0;
+    soft refusal and the margin of choices are a prompt's own value and noise.
+    """
+    for n in (8, 12, 24, 48):
+        seen = []
+        for _ in range(repeats // 4):
+            group = findings_behaviour.Group(name="report", language=None, rows=_twins(n, random))
+            spoken = findings_behaviour.to_the_point(group, findings_behaviour.compared(group.rows), "refusal_soft_nats")
+            seen.append(0.0 if any(one.counts for one in spoken) else 1.0)
+        yield false_alarms(f"any of {len(spoken)} spoken scores of two models alike in law (Holm, {n} prompts)", seen)
+
+
+def _twins(n: int, random: np.random.Generator) -> pl.DataFrame:
+    """Rows of `behaviour` of `n` report prompts, clean runs of both models."""
+    rate, own = random.beta(0.5, 0.5, (3, n)), random.normal(0, 1, (3, n))
+    parts = []
+    for side in ("base", "tuned"):
+        values = {
+            "refusal": random.random(n) < 0.3 * rate[0],
+            "exact_match": random.random(n) < rate[1],
+            "mc_correct": random.random(n) < rate[2],
+            "mc_margin_per_byte_nats": own[0] + random.standard_t(4, n),
+            "refusal_soft_nats": own[1] + random.normal(0, 0.3, n),
+            "style_per_100_words": random.poisson(0.4 * np.exp(own[2])) * random.uniform(2, 10, n),
+        }
+        place = {"measure": "behaviour", "split": "report", "unit": side, "prompt": [f"p{i:03d}" for i in range(n)]}
+        parts += [rows(value.astype(float), metric=metric, **place) for metric, value in values.items()]
+    return pl.concat(parts)
+
+
 def means(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
     """Values per prompt of known means, and their ratio."""
     for cv, n in ((1.0, 32), (3.5, 150)):
@@ -248,7 +281,7 @@ def similarity_intervals(repeats: int, random: np.random.Generator) -> Iterator[
 Simulation = Callable[[int, np.random.Generator], Iterator[Rate]]
 
 SIMULATIONS: tuple[Simulation, ...] = (
-    similarity_of_strangers, swapped_labels, shares_of_prompts, means, profiles, spreads, similarity_intervals
+    similarity_of_strangers, swapped_labels, shares_of_prompts, behaviour_of_twins, means, profiles, spreads, similarity_intervals
 )  # fmt: skip
 COSTLY: tuple[Simulation, ...] = (paired, maps_of_strangers)
 """A bootstrap of a family, or a hundred maps fitted anew, in each repeat."""
