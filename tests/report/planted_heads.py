@@ -84,14 +84,32 @@ def planted_heads(table: pl.DataFrame, *, n_layers: int, changed: int, whole: fl
         add(effect(0.01), site="attn_proj", rank=1, control="random_set#0", **at)
     mapped = {"direction": "base<-base", "metric": "kl_other_nats", "arm": "rrr", "rank": 4, "unit": "all", "layer": changed}
     add(d * (1 - 0.5 * whole), **mapped)
+    parts.append(_on_select(table, changed, whole))
     js = {"layer": changed, "unit": "head 3", "arm": None, "metric": "attention_js_nats"}
     add(np.full(len(prompts), 0.25), **js)
     return pl.concat(parts)
 
 
+ORDER = [3, 0, 4, 5, 1, 2]
+
+
+def _on_select(table: pl.DataFrame, changed: int, whole: float) -> pl.DataFrame:
+    """What a run keeps of the select prompts: each head, all, and the first few of the greedy order."""
+    prompts, d = d_of(table, "select")
+    sets = [*([head] for head in range(N_HEADS)), *(ORDER[:k] for k in range(2, N_HEADS + 1))]
+    place = {"measure": "heads", "split": "select", "prompt": prompts, "arm": "contribution", "site": "attn_proj", "layer": changed}
+    parts = []
+    for direction, metric in METRICS.items():
+        for one in sets:
+            nats = whole * v(one) * d
+            values = nats if metric == "kl_own_nats" else d - nats
+            parts.append(rows(values, direction=direction, metric=metric, unit=unit(one), **place))
+    return pl.concat(parts)
+
+
 def heads_manifest(*, n_layers: int, changed: int) -> dict:
     """What the run records of it."""
-    order = [3, 0, 4, 5, 1, 2]
+    order = ORDER
     players = [f"L{changed}.head 3", f"L{changed + 1}.mlp", f"L{changed}.head 0"]
     both = {direction: {str(changed): order} for direction in METRICS}
     return {

@@ -120,7 +120,7 @@ def test_changes_in_behaviour_are_paired_differences(run: Loaded) -> None:
     groups = findings_behaviour.groups(run.content.rows, run.content.manifest)
     report = next(group for group in groups if group.name == "report" and group.language is None)
     known = {(one.metric, one.style): one.difference[0] for one in findings_behaviour.compared(report.rows)}
-    assert made["soft refusal, nats a token, report prompts"].value == pytest.approx(known["refusal_soft_nats", None])
+    assert made["refusal log-probability margin, nats per token, report prompts"].value == pytest.approx(known["refusal_soft_nats", None])
     assert made["style markers per 100 words: courtesy, report prompts"].value == pytest.approx(known["style_per_100_words", "courtesy"])
     assert made["refusals, report prompts"].value == pytest.approx(known["refusal", None])
     assert any(name.endswith("multiple choice") for name in made)

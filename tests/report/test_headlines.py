@@ -7,7 +7,8 @@ import pytest
 from mechdiff.report import headlines
 from mechdiff.report.headlines import GATES, Candidate, admit
 
-SOUND = Candidate(text="L22.mlp_out recovers 0.42 of D (95 %: 0.31 to 0.55)", n=24, whole=0.6)
+SOUND = Candidate(text="L22.mlp_out recovers 0.42 of D (95 %: 0.31 to 0.55; chosen on select)", n=24, whole=0.6)
+SAID = "L22.mlp_out recovers 0.42 of D [0.31, 0.55] (chosen on select)"
 STOPPED = {
     "construction": [{"by_construction": True}],
     "prompts": [{"n": 4}, {"n": 11, "needed": 44}],
@@ -25,7 +26,7 @@ def changed(**fields: object) -> Candidate:
 
 def test_a_sound_sentence_passes_every_gate() -> None:
     assert admit(SOUND) is None
-    assert headlines.sentence([SOUND]) == f"{SOUND.text}."
+    assert headlines.sentence([SOUND]) == f"{SAID}."
     assert headlines.refused([SOUND]) == []
 
 
@@ -40,7 +41,7 @@ def test_what_fails_a_gate_is_not_spoken_and_its_reason_is_said(name: str, field
     assert gate is not None
     assert gate.name == name
     assert headlines.sentence([one]) is None
-    assert headlines.sentence([SOUND, one]) == f"{SOUND.text}."
+    assert headlines.sentence([SOUND, one]) == f"{SAID}."
     (said,) = headlines.refused([SOUND, one])
     assert said.startswith(SOUND.text)
     assert headlines.reason(one) in said
@@ -49,9 +50,17 @@ def test_what_fails_a_gate_is_not_spoken_and_its_reason_is_said(name: str, field
 
 def test_a_headline_of_few_prompts_says_how_few() -> None:
     few = changed(n=7)
-    assert headlines.sentence([SOUND, few]) == f"{SOUND.text}; {SOUND.text} (7 prompts only)."
-    assert headlines.sentence([changed(n=10)]) == f"{SOUND.text}."
-    assert headlines.sentence([changed(n=None)]) == f"{SOUND.text}."
+    assert headlines.sentence([SOUND, few]) == f"{SAID}; {SAID} (7 prompts only)."
+    assert headlines.sentence([changed(n=10)]) == f"{SAID}."
+    assert headlines.sentence([changed(n=None)]) == f"{SAID}."
+
+
+def test_what_has_no_room_in_its_sentence_stays_in_its_section() -> None:
+    long = changed(text=" ".join(["word"] * (headlines.WORDS - 5)))
+    assert headlines.sentence([long, SOUND]) == f"W{long.text[1:]}."
+    (said,) = headlines.refused([long, SOUND])
+    assert said.endswith(": its sentence is full")
+    assert headlines.sentence([changed(text=" ".join(["word"] * 99))]) is not None, "the first always has room"
 
 
 def test_the_gates_stand_in_the_document() -> None:

@@ -109,7 +109,7 @@ def test_the_section_says_what_was_planted(run: Run, page: str) -> None:
     main, note = section.parts[:2]
     lines = {(line[0], line[1]): line for line in main["rows"]}
     assert tuple(lines["report prompts", "refusals"][3:]) == (
-        "0.00\n(0.00\u00a0to\u00a00.14)", "0.38\n(0.21\u00a0to\u00a00.57)", lines["report prompts", "refusals"][5], "0.0039",
+        "0.00\n(0.00\u00a0to\u00a00.14)", "0.38\n(0.21\u00a0to\u00a00.57)", lines["report prompts", "refusals"][5], "0.0039", "0.0078",
     )  # fmt: skip
     assert ("", "style markers per 100 words: courtesy") in lines
     assert note["kind"] == "table" or "rule of three" not in note["text"], "the tuned model did refuse"
@@ -117,9 +117,10 @@ def test_the_section_says_what_was_planted(run: Run, page: str) -> None:
     assert set(drawn) == {"refusal_by_layer"}, "no choice was scored under edits"
     assert f"leave out 0, the first L{CHANGED}" in drawn["refusal_by_layer"].caption
     said = " ".join(wording.leads(run.rows, run.summary, run.manifest)["answers"])
-    assert f"the tuned model has {planted.REFUSED} refusals where the base has 0 (McNemar p = 0.0039)" in said
-    assert "no difference is seen in style markers per 100 words" in said
-    assert '<p class="who">tuned written into base' in page
+    assert f"the tuned model has {planted.REFUSED} refusals where the base has 0 (McNemar p = 0.0039, 0.0078 of 3 scores)" in said
+    assert "The refusal log-probability margin, of refusals that are put to both models rather than said by them, is 0.39" in said
+    assert "no difference could be shown in style markers per 100 words" in said
+    assert '<p class="who">tuned patched into base' in page
     marked = [html.unescape(part.split("</mark>")[0]) for part in page.split("<mark>")[1:]]
     assert any(part.strip() == "third" for part in marked), "the edited base's answer, beside its own"
 
@@ -132,7 +133,7 @@ def test_texts_are_untrusted(page: str) -> None:
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 def test_the_figure_is_drawn_at_both_widths(run: Run, width: int) -> None:
     svg = drawing.to_svg(section_behaviour.behaviour_by_layer(run.rows, run.summary, run.manifest, width=width))
-    assert f"L{CHANGED}, tuned written into base" in svg
+    assert f"L{CHANGED}, tuned patched into base" in svg
     assert section_behaviour.behaviour_by_layer(run.rows, run.summary, run.manifest, metric="mc_margin_per_byte_nats") is None
 
 
@@ -140,7 +141,7 @@ def test_few_prompts_have_no_interval_and_it_is_said(run: Run) -> None:
     few = run.rows.filter(pl.col("prompt").is_null() | pl.col("prompt").is_in(d_of(run.rows, "report")[0][:4]))
     said = " ".join(wording.leads(few, statistics.summarise(few), run.manifest)["answers"])
     assert "not defined" not in said
-    assert "soft refusal, nats a token (too few prompts for an interval)" in said
+    assert said == "Of report prompts 4 were asked: too few to compare the two models' answers."
 
 
 def test_what_was_not_measured_is_said(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> None:

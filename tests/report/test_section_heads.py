@@ -116,7 +116,9 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
         "head_network_recovery",
     ]  # fmt: skip
     alone = round(100 * planted.v([3]))
-    assert f"L{CHANGED}: head 3 alone has {alone} %" in said["head_coverage_breakage"]
+    assert re.search(
+        f"L{CHANGED}: head 3 alone has {alone} % [(]95 %: .* to .*; order and number chosen on select", said["head_coverage_breakage"]
+    )
     assert "(3 random edits of this size: 6.0 to 6.0)" in said["head_bars_breakage"]
     assert "Fisher-projected coverages add up to 1.000" in said["head_bars_breakage"]
     assert "by single effect the first alone reaches half (1 random: 1 % to 1 %)" in said["head_network_breakage"]
@@ -124,8 +126,13 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert "<b>The</b>" in texts, "escaped by the page, not here"
     assert "\u202e" not in texts, "what turns the direction of reading is made visible"
     (sentence,) = which_heads(run.rows, run.summary, run.manifest)
-    assert sentence.startswith(f"Of the breakage by all 6 heads of L{CHANGED}, head 3 alone has {alone} % (chosen on the select prompts")
-    assert wording.leads(run.rows, run.summary, run.manifest)["heads"] == [sentence] == verdict(run.rows, run.summary, run.manifest)[-1:]
+    whole = f"Of what all 6 heads of L{CHANGED} do together (the base's, patched into the tuned model, raise KL by 0."
+    assert sentence.startswith(whole)
+    assert f") of D), head 3 alone has {alone} % (95 %: " in sentence
+    assert wording.leads(run.rows, run.summary, run.manifest)["heads"] == [sentence]
+    (headline,) = verdict(run.rows, run.summary, run.manifest)[-1:]
+    assert headline.startswith(whole)
+    assert "effective number" not in headline
 
 
 def test_no_effect_has_no_ratio(rows: pl.DataFrame, manifest: dict) -> None:
@@ -223,14 +230,22 @@ def test_the_layer_of_the_verdict_is_chosen_on_select(run: Run) -> None:
     nats = pl.col("metric").str.ends_with("_nats") & (pl.col("direction") == "tuned<-base")
     larger = heads.with_columns(above, pl.when(nats).then(1.1 * pl.col("value")).otherwise("value").alias("value"))
     rest = run.rows.filter(pl.col("measure") != "heads")
-    whole = heads.filter(pl.col("unit") == "all", pl.col("control").is_null(), pl.col("metric") == "kl_own_nats")
+    whole = heads.filter(
+        pl.col("unit") == "all", pl.col("control").is_null(), pl.col("metric") == "kl_own_nats", pl.col("split") == "report"
+    )
     whole = whole.with_columns(pl.lit("select").alias("split"))
     select = [whole, whole.with_columns(above, pl.col("value") / 2)]
     manifest = {"heads": {**run.manifest["heads"], "closer_layers": [CHANGED, CHANGED + 1]}}
-    for parts, layer, how in ((select, CHANGED, ""), ([], CHANGED + 1, " (the strongest of 2 layers on these prompts)")):
+    heads, larger = (one.filter(pl.col("split") == "report") for one in (heads, larger))
+    for parts, layer, how in (
+        (select, CHANGED, "chosen on select"),
+        ([], CHANGED + 1, "chosen on these prompts, so optimistically biased"),
+    ):
         both = pl.concat([rest, heads, larger, *parts])
         (sentence,) = which_heads(both, statistics.summarise(both), manifest)
-        assert sentence.startswith(f"Of the breakage by all 6 heads of L{layer}{how}, ")
+        assert sentence.startswith(
+            f"Of what all 6 heads of L{layer}, the strongest of 2 layers ({how}; two halves of them choose the same in "
+        )
 
 
 def test_per_cents() -> None:

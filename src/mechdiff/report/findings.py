@@ -12,12 +12,14 @@ import polars as pl
 
 from mechdiff import shares
 from mechdiff.engine.sites import KINDS, Site
-from mechdiff.report import intervals, statistics
+from mechdiff.report import intervals, stability, statistics
 from mechdiff.report.memory import once
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 """Sites of the residual stream: a write there carries over everything that happened upstream."""
 
+SAME_SHAPE = 0.9995
+"""CKA from which on it is 1.000 to three digits."""
 BREAKAGE, RECOVERY = "tuned<-base", "base<-tuned"
 BOTH = (BREAKAGE, RECOVERY)
 
@@ -72,6 +74,23 @@ class Crossing:
     earliest: str
     latest: str
     """Ends of the 95 % set."""
+    after: str | None = None
+    """The last site before it that was patched, where blocks between the two were not: then it lies somewhere between."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeastSimilar:
+    """The site whose states have the lowest CKA, by the prompts that chose it, and how it is on the reported ones."""
+
+    name: str
+    cka: float
+    low: float | None
+    high: float | None
+    chosen_on: str | None
+    """None: on the reported prompts themselves."""
+    sites: int
+    same: int
+    """Sites whose CKA is 1.000 to three digits."""
 
 
 @once
@@ -187,6 +206,28 @@ def ranked_outputs(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[pl.DataFr
 
 
 @once
+def steadiness(rows: pl.DataFrame, split: str | None) -> str:
+    """How often two halves of the prompts that ranked the outputs choose the same strongest one, in words; empty where it is not known."""
+    total = _totals(rows, split)
+    names: list[str] = []
+    effects: list[np.ndarray] = []
+    for direction in BOTH:
+        written = rows.filter(
+            pl.col("measure") == "patching",
+            pl.col("direction") == direction,
+            pl.col("metric") == statistics.effect_metric(rows, direction),
+            pl.col("split").eq_missing(split) & (pl.col("arm") == "identity"),
+            pl.all_horizontal(pl.col("unit", "control", "rank", "strength").is_null()),
+            ~pl.col("site").is_in(STREAM) & pl.col("layer").is_not_null(),
+        )
+        if (aligned := _aligned(written, total)) is not None and (not names or aligned[0] == names):
+            names = aligned[0]
+            effects.append(aligned[1] if direction == BREAKAGE else aligned[2][:, None] - aligned[1])
+    same = effects and all(len(one) == len(effects[0]) for one in effects)
+    return stability.said(np.mean(effects, axis=0)) if same else ""
+
+
+@once
 def peak(rows: pl.DataFrame, direction: str, *, unit: str | None = None) -> tuple[str, list[str]] | None:
     """The output whose write does most in one direction, and the set of outputs that holds the strongest with 95 %; None without outputs."""
     split = reported(rows, "patching")
@@ -270,17 +311,34 @@ def half_way(rows: pl.DataFrame, direction: str) -> Crossing | None:
     if past is None:
         return None
     point, low, high = (names[order[i]] if i < len(order) else "nowhere" for i in past)
-    return Crossing(site=point, earliest=low, latest=high)
+    before = names[order[past[0] - 1]] if past[0] else None
+    apart = before is not None and Site.parse(point).layer - Site.parse(before).layer > 1
+    return Crossing(site=point, earliest=low, latest=high, after=before if apart else None)
 
 
 @once
-def similarity_by_site(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
+def similarity_by_site(rows: pl.DataFrame, summary: pl.DataFrame, *, split: str | None = None) -> pl.DataFrame:
     """`layer site cka low high p q flag`, in the order of computation; empty where similarity was not measured."""
-    split = reported(rows, "similarity")
+    split = split or reported(rows, "similarity")
     found = _plain(summary).filter(pl.col("measure") == "similarity", pl.col("metric") == "cka", pl.col("split").eq_missing(split))
     order = pl.col("site").replace_strict({kind: place for place, kind in enumerate(KINDS)}, default=len(KINDS), return_dtype=pl.Int64)
     found = found.filter(pl.col("layer").is_not_null()).sort("layer", order)
     return found.select("layer", "site", "n", "p", "q", "flag", cka="mean", low="ci_low", high="ci_high").with_columns(name=site_name())
+
+
+def least_similar(rows: pl.DataFrame, summary: pl.DataFrame) -> LeastSimilar | None:
+    """Chosen on `select` where CKA was measured there, because the lowest of many is low by chance too; None without CKA."""
+    table = similarity_by_site(rows, summary).filter(pl.col("cka").is_not_nan())
+    if table.is_empty():
+        return None
+    chooser = similarity_by_site(rows, summary, split="select").filter(
+        pl.col("cka").is_not_nan(), pl.col("name").is_in(table["name"].implode())
+    )
+    own = reported(rows, "similarity") == "select" or chooser.is_empty()
+    name = (table if own else chooser).sort("cka", maintain_order=True)["name"][0]
+    lowest = table.filter(pl.col("name") == name).row(0, named=True)
+    return LeastSimilar(name=name, cka=lowest["cka"], low=lowest["low"], high=lowest["high"], chosen_on=None if own else "select",
+                        sites=len(table), same=len(table.filter(pl.col("cka") >= SAME_SHAPE)))  # fmt: skip
 
 
 @once

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from mechdiff.report import findings, intervals, statistics
+from mechdiff.report import findings, findings_transport, intervals, stability, statistics
 from mechdiff.report.memory import once
 
 KINDS = ("attn", "mlp", "norm")
@@ -45,7 +45,7 @@ def shares(rows: pl.DataFrame, arm: str, *, split: str | None = None) -> pl.Data
     """
     split = split or findings.reported(rows, "grafting")
     values = scores(rows, split).filter(pl.col("arm") == arm)
-    total = scores(rows, split).filter(pl.col("arm") == "none").select("prompt", total="value")
+    total = _nothing(rows, split)
     key = ["layer", "site", "unit", "rank"]
     cells = values.select(key).unique().sort(key, nulls_last=True).with_row_index("cell")
     coded = values.join(cells, on=key, nulls_equal=True).join(total, on="prompt")
@@ -56,7 +56,10 @@ def shares(rows: pl.DataFrame, arm: str, *, split: str | None = None) -> pl.Data
     v = wide.drop("prompt", "total").to_numpy()
     share, low, high = intervals.share_intervals(d[:, None] - v, d)
     numbers = {"share": share, "low": low, "high": high, "nats": (d[:, None] - v).mean(axis=0)}
-    found = cells.with_columns(pl.Series(name, column) for name, column in numbers.items()).with_columns(name=module_name())
+    found = cells.with_columns(pl.Series(name, column) for name, column in numbers.items()).with_columns(
+        name=module_name(), n=pl.lit(len(d))
+    )
+    found = found.with_columns(pl.col("low", "high").fill_nan(None))
     order = [(*place(row["layer"], row["site"] or ""), row["rank"] or 0) for row in found.iter_rows(named=True)]
     found = found.with_columns(order=pl.Series(order, dtype=pl.List(pl.Int64)))
     return found.sort("order", "unit").select(pl.col(name).cast(kind) for name, kind in _SCHEMA.items())
@@ -85,9 +88,39 @@ def greedy(rows: pl.DataFrame) -> pl.DataFrame:
     return found.with_columns(added=pl.Series(added, dtype=pl.String))
 
 
-def needed(rows: pl.DataFrame, wanted: float = WANTED) -> dict | None:
-    """The smallest greedy set that recovers at least `wanted` of D; None if none does."""
-    return next((row for row in greedy(rows).iter_rows(named=True) if row["share"] >= wanted), None)
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """The greedy set that is spoken of."""
+
+    row: dict
+    """Its line of `greedy`, of the reported prompts."""
+    enough: bool
+    """Whether it is the smallest that recovered WANTED of D on the prompts that chose its size; else it is the largest that was tried."""
+    chosen_on: str | None
+    at_budget: bool
+    """Whether the search stopped there with modules left to add."""
+
+
+def needed(rows: pl.DataFrame, wanted: float = WANTED) -> Needed | None:
+    """The set whose size the select prompts chose (the reported ones, where the sets were not run there), as it does on the reported ones."""
+    sets = greedy(rows)
+    if sets.is_empty():
+        return None
+    on = next(
+        (split for split in ("select", *findings.splits(rows, "grafting")) if not shares(rows, "greedy", split=split).is_empty()), None
+    )
+    chooser = shares(rows, "greedy", split=on).sort("rank")
+    sizes = chooser.filter(pl.col("share") >= wanted)["rank"].to_list()
+    size = sizes[0] if sizes else sets["rank"][-1]
+    row = sets.filter(pl.col("rank") == size).row(0, named=True)
+    return Needed(row=row, enough=bool(sizes), chosen_on=on, at_budget=not sizes and size < len(shares(rows, "alone")))
+
+
+def steadiness(rows: pl.DataFrame, split: str | None) -> str:
+    """How often two halves of the prompts that chose the strongest module choose the same, in words."""
+    alone = scores(rows, split).filter(pl.col("arm") == "alone").with_columns(name=module_name())
+    prompts, _, v = statistics.prompt_matrix(alone, by="name")
+    return stability.said(-v) if prompts else ""
 
 
 def truncated(rows: pl.DataFrame, most: int = 5) -> pl.DataFrame:
@@ -119,6 +152,12 @@ def checked(rows: pl.DataFrame) -> Checked:
     return Checked(none_from_d=largest[0], largest_all=largest[1])
 
 
+def _nothing(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
+    """`prompt total`: v(nothing), or D itself, which it is, where that set was not run."""
+    none = scores(rows, split).filter(pl.col("arm") == "none").select("prompt", total="value")
+    return none if not none.is_empty() else findings_transport.totals(rows, split)
+
+
 def scores(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
     """v of every set on every prompt of a split."""
     plain = rows.filter(pl.col("measure") == "grafting", pl.col("metric") == "kl_other_nats", pl.col("control").is_null())
@@ -135,4 +174,5 @@ _SCHEMA = {
     "low": pl.Float64,
     "high": pl.Float64,
     "nats": pl.Float64,
+    "n": pl.Int64,
 }

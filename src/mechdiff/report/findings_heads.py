@@ -12,7 +12,7 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechdiff.report import coverage, findings, findings_transport, intervals, spread, statistics
+from mechdiff.report import coverage, findings, findings_transport, intervals, spread, stability, statistics
 from mechdiff.report.coverage import Covered, Whole
 from mechdiff.report.findings import BOTH, BREAKAGE, RECOVERY
 from mechdiff.report.memory import once
@@ -104,20 +104,36 @@ def closer_layers(manifest: Mapping) -> list[int]:
 
 def strongest_layer(rows: pl.DataFrame, layers: Sequence[int]) -> tuple[int, str | None]:
     """The layer whose heads break most together, and the split that says so: `select` where that was run."""
-    metric = statistics.effect_metric(rows, BREAKAGE)
-    whole = rows.filter(
-        pl.col("measure") == "heads", pl.col("direction") == BREAKAGE, pl.col("metric") == metric, pl.col("unit") == "all",
-        pl.col("arm") == "contribution", pl.col("control").is_null(), pl.col("layer").is_in(list(layers)),
-    )  # fmt: skip
+    whole = _of_layers(rows, layers)
     split = next(one for one in ("select", findings.reported(rows, "heads")) if one is None or one in whole["split"])
     means = whole.filter(pl.col("split").eq_missing(split)).group_by("layer").agg(pl.col("value").mean())
     return int(means.sort("value", "layer", descending=[True, False])["layer"][0]), split
 
 
+def _of_layers(rows: pl.DataFrame, layers: Sequence[int]) -> pl.DataFrame:
+    """What all heads of each layer break together, per prompt."""
+    metric = statistics.effect_metric(rows, BREAKAGE)
+    return rows.filter(
+        pl.col("measure") == "heads", pl.col("direction") == BREAKAGE, pl.col("metric") == metric, pl.col("unit") == "all",
+        pl.col("arm") == "contribution", pl.col("control").is_null(), pl.col("layer").is_in(list(layers)),
+    )  # fmt: skip
+
+
 @once
-def game(rows: pl.DataFrame, summary: pl.DataFrame, direction: str, layer: int | None, *, site: str | None = "attn_proj") -> Game | None:
-    """The sets that were run at one layer, or across the network (layer None; site None: with MLPs among the players); None without."""
-    split, metric = findings.reported(rows, "heads"), statistics.effect_metric(rows, direction)
+def game(
+    rows: pl.DataFrame,
+    summary: pl.DataFrame,
+    direction: str,
+    layer: int | None,
+    *,
+    site: str | None = "attn_proj",
+    split: str | None = None,
+) -> Game | None:
+    """The sets that were run at one layer, or across the network (layer None; site None: with MLPs among the players); None without.
+
+    On the reported split, unless another is named: on `select` those that were run to choose.
+    """
+    split, metric = split or findings.reported(rows, "heads"), statistics.effect_metric(rows, direction)
     where = [
         pl.col("measure") == "heads",
         pl.col("direction") == direction,
@@ -167,6 +183,53 @@ def _points(one: Game, known: Mapping[int, Float[ndarray, " prompt"]]) -> pl.Dat
 
 def _side_by_side(one: Game, sets: Mapping[int, Float[ndarray, " prompt"]]) -> Float[ndarray, "prompt set"]:
     return np.column_stack(list(sets.values())) if sets else np.zeros((len(one.whole.values), 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """The first heads of the greedy order that have half of what all heads of a layer have."""
+
+    heads: list[int]
+    share: float
+    low: float | None
+    high: float | None
+    """Of v(all), on the reported prompts."""
+    chosen_on: str | None
+    """The split that chose how many; None: the reported prompts themselves."""
+
+
+def half(rows: pl.DataFrame, summary: pl.DataFrame, one: Game, order: Sequence[int], threshold: float = 0.5) -> Prefix | None:
+    """How many heads are named is decided on `select` where their sets were run there; None where the order ends before half."""
+    reported = findings.reported(rows, "heads")
+    there = None if reported == "select" else game(rows, summary, one.direction, one.layer, split="select")
+    sizes = range(1, min(len(order), one.n - 1) + 1)
+    if there is not None and there.whole.mean > 0 and all(there.value(order[:k]) is not None for k in sizes):
+        share = [float(values.mean()) / there.whole.mean for k in sizes if (values := there.value(order[:k])) is not None]
+        k, chosen_on = coverage.first_to(np.array(share), list(sizes), threshold), "select"
+    else:
+        found = curve(one, order)
+        k, chosen_on = coverage.first_to(found["share"].to_numpy(), found["k"].to_list(), threshold), None
+    if k is None or k > len(order):  # all heads always reach it, and were not picked
+        return None
+    at = curve(one, order).filter(pl.col("k") == k)
+    if at.is_empty():
+        return None
+    return Prefix(heads=list(order[:k]), share=at["share"][0], low=at["low"][0], high=at["high"][0], chosen_on=chosen_on)
+
+
+def of_d(rows: pl.DataFrame, summary: pl.DataFrame, one: Game) -> tuple[float, float | None, float | None] | None:
+    """The share of D that all heads of a game's layer have together, and the ends of its interval; None where D has no share."""
+    found = map_of_heads(rows, summary).filter(
+        pl.col("direction") == one.direction, pl.col("layer") == one.layer, pl.col("unit") == "all", pl.col("arm") == "contribution"
+    )
+    return None if found.is_empty() else found.select("share", "low", "high").row(0)
+
+
+def steadiness(rows: pl.DataFrame, layers: Sequence[int]) -> str:
+    """How often two halves of the prompts that chose the strongest layer choose the same, in words."""
+    _, split = strongest_layer(rows, layers)
+    whole = _of_layers(rows, layers).filter(pl.col("split").eq_missing(split))
+    return stability.said(statistics.prompt_matrix(whole, by="layer")[2])
 
 
 @once

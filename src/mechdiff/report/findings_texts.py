@@ -75,7 +75,7 @@ def by_offset(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
     for offset, part in placed.group_by("offset", maintain_order=True):
         if len(part) < enough:
             continue
-        low, high = intervals.mean_intervals(part["value"].to_numpy()[:, None])
+        low, high = np.nan_to_num(intervals.mean_intervals(part["value"].to_numpy()[:, None]), nan=float(part["value"].to_numpy().mean()))
         found.append({"offset": offset[0], "n": len(part), "mean": part["value"].mean(), "low": float(low[0]), "high": float(high[0])})
     schema = {"offset": pl.Int64, "n": pl.Int64, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64}
     return pl.DataFrame(found, schema=schema).sort("offset")

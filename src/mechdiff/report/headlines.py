@@ -12,12 +12,15 @@ GATES it fails; the verdict is built from those that fail none. What is refused 
     length       a score of texts has one sign whether it is taken per token or per byte
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from mechdiff.report.phrasing import FEWEST
-from mechdiff.report.statistics import FEW
+from mechdiff.report.intervals import FEW, FEWEST
+from mechdiff.report.phrasing import prompts
 
+WORDS = 60
+"""Of a sentence, without its intervals, beyond which no clause is added: what comes later stays in its section."""
 LEAST_WHOLE = 0.2
 """Share of D under which what a whole has is too little to name its parts."""
 
@@ -71,12 +74,6 @@ GATES = (
         why="it rests on {n} prompts and takes {needed}",
     ),
     Gate(
-        name="test",
-        rule="a test at 5 % stands behind what is said to be there",
-        fails=lambda one: not one.tested,
-        why="no test says that it is more than chance",
-    ),
-    Gate(
         name="whole",
         rule=f"a part is named beside its whole, which has at least {LEAST_WHOLE} of D",
         fails=lambda one: one.whole is not None and not one.whole >= LEAST_WHOLE,
@@ -87,6 +84,12 @@ GATES = (
         rule="the search behind it did not stop at its budget",
         fails=lambda one: one.at_budget,
         why="the search stopped at its budget",
+    ),
+    Gate(
+        name="test",
+        rule="a test at 5 % or an interval stands behind what is said to be there; how many parts are named was chosen on other prompts",
+        fails=lambda one: not one.tested,
+        why="no test, and no interval on other prompts than chose how many are named, stands behind it",
     ),
     Gate(
         name="event",
@@ -114,20 +117,43 @@ def reason(one: Candidate) -> str:
     return "" if gate is None else gate.why.format(n=one.n, needed=one.needed, whole=one.whole or 0.0)
 
 
-def sentence(candidates: Iterable[Candidate]) -> str | None:
+def sentence(candidates: Sequence[Candidate]) -> str | None:
     """The clauses that pass all gates as one sentence, which says so where it rests on few prompts; None where none passes."""
-    passed = [one for one in candidates if admit(one) is None]
+    passed = spoken(candidates)
     if not passed:
         return None
-    text = "; ".join(one.text.removesuffix(".") for one in passed)
+    text = _short("; ".join(one.text.removesuffix(".") for one in passed))
     few = min((one.n for one in passed if one.n is not None), default=FEW)
-    beside = f" ({few} prompts only)" if few < FEW and str(few) + " prompts only" not in text else ""
+    beside = f" ({prompts(few)} only)" if few < FEW else ""
     return f"{text[0].upper()}{text[1:]}{beside}."
+
+
+def spoken(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those that pass all gates and have room in one sentence, in their order: the first always has."""
+    found: list[Candidate] = []
+    length = 0
+    for one in candidates:
+        words = len(re.sub(r"\[.*?\]", "", _short(one.text)).split())
+        if admit(one) is None and (not found or length + words <= WORDS):
+            found.append(one)
+            length += words
+    return found
 
 
 def refused(candidates: Sequence[Candidate]) -> list[str]:
     """What did not pass, each with its reason."""
-    return [f"{one.text.removesuffix('.')}: {reason(one)}" for one in candidates if admit(one) is not None]
+    said = spoken(candidates)
+    return [f"{one.text.removesuffix('.')}: {reason(one) or 'its sentence is full'}" for one in candidates if one not in said]
+
+
+def _short(text: str) -> str:
+    """Intervals in brackets: "0.94 (95 %: 0.92 to 0.96)" becomes "0.94 [0.92, 0.96]"."""
+    return re.sub(r"\(95 %: ([^();]+?) to ([^();]+?)(?:; ([^()]*(?:\([^()]*\)[^()]*)*))?\)", _bracketed, text)
+
+
+def _bracketed(found: re.Match) -> str:
+    low, high, beside = found.groups()
+    return f"[{low}, {high}]" + (f" ({beside})" if beside else "")
 
 
 def table() -> list[str]:

@@ -7,9 +7,9 @@ import math
 import unicodedata
 from collections.abc import Iterable
 
+from mechdiff.report.intervals import FEWEST
+
 SHOWN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
-FEWEST = 5
-"""Prompts under which a number has no interval."""
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

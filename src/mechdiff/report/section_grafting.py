@@ -11,10 +11,12 @@ from mechdiff.report import drawing, findings, findings_grafting
 from mechdiff.report.drawing import BLACK, BLUE, GREEN, LEFT, ORANGE, PURPLE, SKY, VERMILLION, WIDE, Chart
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, nats, share, with_interval
-from mechdiff.report.wording import how_many_modules
+from mechdiff.report.wording import BIASED, how_many_modules
 from mechdiff.report.wording_difference import why_no_share
 
 TITLE = "Which module's change matters?"
+LINE_FROM = 4
+"""Points from which on a line is drawn through them: three say nothing of the way between."""
 ROUNDING = 0.02
 """How far the ends may be off, as a share of 1 + D: half precision on other batch shapes moves them by less."""
 MODULES = 20
@@ -46,7 +48,9 @@ def grafting(run: Run) -> Section:
     ]
     curves = {arm: findings_grafting.shares(run.rows, arm) for arm in RAMPS}
     if any(len(curve) > 1 for curve in curves.values()):
-        parts.append(Drawn(name="grafts_in_order", chart=grafts_in_order, caption=_ramp_caption(curves), reading="grafts_in_order"))
+        parts.append(
+            Drawn(name="grafts_in_order", chart=grafts_in_order, caption=_ramp_caption(curves, len(alone)), reading="grafts_in_order")
+        )
     return Section(id="grafting", title=TITLE, parts=[*parts, *_greedy(run), *_truncation(run)])
 
 
@@ -54,8 +58,10 @@ def _alone_caption(run: Run, alone: pl.DataFrame, ranking: str | None) -> str:
     best = alone.row(0, named=True)
     said = f"Share of D that the tuned weights of one module alone recover in the base, {len(alone)} changed modules"
     said += f", the {MODULES} strongest drawn" if len(alone) > MODULES else ""
+    steady = findings_grafting.steadiness(run.rows, ranking)
     other = ranking != findings.reported(run.rows, "grafting")
-    said += f". Most: {best['name']}{' (chosen on the ' + str(ranking) + ' prompts)' if other else ''}, "
+    chosen = f"chosen on the {ranking} prompts" if other else BIASED
+    said += f". Most: {best['name']} ({chosen}{steady}), "
     said += with_interval(best["share"], best["low"], best["high"], digits=2)
     return f"{said}. The shares of all sum to {share(float(alone['share'].to_numpy().sum()))}; they need not sum to 1."
 
@@ -82,16 +88,18 @@ def _ends(run: Run) -> list[dict]:
     ]
 
 
-def _ramp_caption(curves: dict[str, pl.DataFrame]) -> str:
+def _ramp_caption(curves: dict[str, pl.DataFrame], modules: int) -> str:
+    """Where each curve passes one half: a module where all were tried, else the two points between which it lies."""
     said = []
-    for arm, words in (
-        ("from_below", "from the embedding up half of D is recovered once {} is in"),
-        ("from_above", "from the output down once {} is"),
-    ):
+    for arm, words in (("from_below", "from the embedding up half of D is recovered {}"), ("from_above", "from the output down {}")):
         order = curves[arm] if arm == "from_below" else curves[arm].reverse()
-        past = order.filter(pl.col("share") >= 0.5)
-        if not past.is_empty():
-            said.append(words.format(past["name"][0]))
+        past = order.with_row_index("i").filter(pl.col("share") >= 0.5)
+        if past.is_empty():
+            continue
+        here, few = past["name"][0], len(order) < modules
+        before = order["name"][past["i"][0] - 1] if past["i"][0] else None
+        between_them = f"between {before} and {here}" if before else f"at {here} already, the first point"
+        said.append(words.format(f"{between_them} ({len(order)} points)" if few else f"once {here} is in"))
     caption = "Recovered share with ever more modules grafted, in network order"
     return f"{caption}: {', '.join(said)}." if said else f"{caption}."
 
@@ -101,9 +109,8 @@ def _greedy(run: Run) -> list[Any]:
     if sets.is_empty():
         return []
     said = how_many_modules(run.rows)
-    caption = (
-        f"The best next module added, found on the select prompts, share of D on the {findings.reported(run.rows, 'grafting')} prompts. "
-    )
+    reported = findings.reported(run.rows, "grafting")
+    caption = f"Greedy forward selection of modules on the select prompts; shares of D are of the {reported} prompts. "
     return [Drawn(name="grafts_greedy", chart=grafts_greedy, caption=f"{caption}{said[0].upper()}{said[1:]}.", reading="grafts_greedy")]
 
 
@@ -202,7 +209,8 @@ def grafts_in_order(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *
     x = alt.X("place:O", sort=names, title="module, in network order", axis=axis, scale=alt.Scale(type="point", padding=0.5))
     present = [words for words in RAMPS.values() if words in both["curve"].unique().to_list()]
     channels = drawing.line_channels(present, "curve", RAMP_COLOURS, RAMP_DASHES, width)
-    return _lines(both, records, x, channels, width, opacity=0.13)
+    few = both.group_by("curve").len()["len"].to_numpy().max() < LINE_FROM
+    return _lines(both, records, x, channels, width, opacity=0.13, joined=not few)
 
 
 def grafts_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -229,9 +237,16 @@ def grafts_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
 
 
 def _lines(
-    table: pl.DataFrame, records: list[dict], x: alt.X, channels: tuple[alt.Stroke, alt.StrokeDash, alt.Fill], width: int, *, opacity: float
+    table: pl.DataFrame,
+    records: list[dict],
+    x: alt.X,
+    channels: tuple[alt.Stroke, alt.StrokeDash, alt.Fill],
+    width: int,
+    *,
+    opacity: float,
+    joined: bool = True,
 ) -> Chart:
-    """Recovered shares as lines with dots, and their 95 % bands of this opacity."""
+    """Recovered shares as lines with dots, and their 95 % bands of this opacity; not `joined`: as dots with their intervals."""
     scale, left = _scale_of(table), drawing.left_axis(tickCount=5, format=".1f")
     stroke, dash, fill = channels
     base, y = alt.Chart(drawing.inline(records)), alt.Y("share:Q", scale=scale, axis=left)
@@ -239,4 +254,8 @@ def _lines(
     line = base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=y, stroke=stroke, strokeDash=dash)
     dots = base.mark_circle(size=26, opacity=1).encode(x=x, y=y, fill=fill, description=alt.Description("says:N"))
     title = drawing.title_of("Share of D recovered")
-    return drawing.styled(alt.layer(band, line, dots, width=width - LEFT - 12, height=190, title=title))
+    ends = base.mark_rule(aria=False, strokeWidth=1.3).encode(
+        x=x, y=alt.Y("low:Q", scale=scale, axis=left), y2=alt.Y2("high:Q"), stroke=stroke, strokeDash=dash
+    )
+    marks = (band, line, dots) if joined else (ends, dots)
+    return drawing.styled(alt.layer(*marks, width=width - LEFT - 12, height=190, title=title))

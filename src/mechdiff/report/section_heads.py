@@ -106,7 +106,7 @@ def _sets(run: Run, direction: str, found: pl.DataFrame) -> list[Any]:
         return parts
     shown = [one.layer for one in games]
     caption = f"{WORDS[direction].capitalize()}: " + " ".join(
-        f"L{one.layer}: {how_many(one, run.manifest)}{_ninety(one, run)}." for one in games
+        f"L{one.layer}: {how_many(run.rows, run.summary, one, run.manifest)}{_ninety(one, run)}." for one in games
     )
     options = {"direction": direction, "layers": shown}
     reading = "head_coverage" if direction == BREAKAGE else ""
@@ -144,11 +144,13 @@ def _sets(run: Run, direction: str, found: pl.DataFrame) -> list[Any]:
 
 
 def _ninety(one: Game, run: Run) -> str:
-    """ ", 90 % by 5 heads"; nothing where only all heads reach that, or the first alone, whose share was given."""
+    """ ", 5 heads 91 % (95 %: 80 % to 97 %)", the first that have 90 % on select; nothing where only all reach that, or the first alone."""
     order = findings_heads.orders(run.manifest, one.direction, one.layer or 0).get("greedy")
-    curve = findings_heads.curve(one, order) if order else None
-    k = coverage.first_to(curve["share"].to_numpy(), curve["k"].to_list(), 0.9) if curve is not None else None
-    return f", 90 % by {k} heads" if k and 1 < k < one.n else ""
+    found = findings_heads.half(run.rows, run.summary, one, order, 0.9) if order else None
+    if found is None or not 1 < len(found.heads) < one.n:
+        return ""
+    ends = "" if found.low is None or found.high is None else f" (95 %: {per_cent(found.low)} to {per_cent(found.high)})"
+    return f", the first {len(found.heads)} of that order {per_cent(found.share)}{ends}"
 
 
 def _arms(run: Run) -> list[dict]:

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 from scipy.stats import spearmanr
 
-from mechdiff.report import asymmetry, charts_patching, figures, findings, intervals, statistics, wording
+from mechdiff.report import asymmetry, charts_patching, figures, findings, intervals, statistics, verdict, wording
 from mechdiff.report.explorer import explorer
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
@@ -60,7 +60,19 @@ def all_sections(run: Run) -> list[Section]:
         trust(run),
     ]
     leads = wording.leads(run.rows, run.summary, run.manifest)
+    found[-1] = replace(found[-1], parts=[*found[-1].parts, *_kept_below(run)])
     return [replace(section, lead=leads.get(section.id, [])) for section in found]
+
+
+def _kept_below(run: Run) -> list[dict]:
+    """What did not pass the gates of the verdict, and why."""
+    kept = verdict.refused(run.rows, run.summary, run.manifest)
+    if not kept:
+        return []
+    return [
+        note("What did not pass the gates of the headlines at the top of the page (docs/STATISTICS.md), and why:"),
+        {"kind": "list", "entries": [{"what": "", "why": one} for one in kept]},
+    ]
 
 
 def behaviour(run: Run) -> Section:
@@ -157,11 +169,10 @@ def similarity(run: Run) -> Section:
         return Section(
             id="similarity", title=title, parts=[note("Similarity was not measured in this run, or is undefined at every site.")]
         )
-    ordered = states.sort("cka", maintain_order=True)
-    low = ordered.row(0, named=True)
-    same = states.filter(pl.col("cka") > 0.9995)
-    caption = f"CKA of the two models' states at {len(states)} sites, {low['n'] or 'an unknown number of'} prompts. "
-    caption += f"Lowest: {low['name']}, {with_interval(low['cka'], low['low'], low['high'], digits=3)}. {len(same)} sites have 1.000 to three digits."
+    lowest = findings.least_similar(run.rows, run.summary)
+    assert lowest is not None, "there are states with a CKA"
+    counted = f"{states['n'][0]} prompts" if states["n"][0] else "an unknown number of prompts"
+    caption = f"CKA of the two models' activations at {len(states)} sites, {counted}. Lowest at {wording.lowest_cka(lowest)}."
     null = findings.null_band(run.rows)
     if not null.is_empty():
         inside = states.filter(pl.col("q") > 0.05)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechdiff.report.phrasing import FEWEST
+from mechdiff.report.intervals import FEWEST
 
 CUTS = 400
 

@@ -4,11 +4,14 @@ import polars as pl
 
 from mechdiff.report import (
     findings,
+    findings_constant,
     findings_grafting,
     findings_texts,
     findings_weights,
 )
-from mechdiff.report.findings import BREAKAGE, RECOVERY, Crossing, Difference
+from mechdiff.report.findings import BREAKAGE, RECOVERY, Crossing, Difference, LeastSimilar
+from mechdiff.report.findings_constant import Constant
+from mechdiff.report.headlines import Candidate
 from mechdiff.report.phrasing import between, listed, nats, share, with_interval
 from mechdiff.report.wording_attribution import what_gradients_say
 from mechdiff.report.wording_behaviour import what_they_do
@@ -20,12 +23,11 @@ from mechdiff.report.wording_steering import does_it_obey
 from mechdiff.report.wording_transport import carried
 
 GUESSES = {
-    "shift": "the base's state plus the mean difference recovers",
-    "mean": "the mean tuned state",
-    "resample": "another prompt's tuned state",
+    "shift": "the base's activation plus the mean difference recovers",
+    "mean": "the mean tuned activation",
+    "resample": "another prompt's tuned activation",
 }
-LEAST_TO_SPLIT = 0.1
-"""Recovery at the strongest site under which nobody asks what it depends on."""
+BIASED = "chosen on these prompts, so optimistically biased"
 NO_CHANGE = 1e-8
 """Nats under which two float32 networks say the same, however far their weights lie apart."""
 
@@ -63,14 +65,16 @@ def how_it_goes_on(rows: pl.DataFrame, manifest: dict) -> list[str]:
     if behind is None:
         return []
     bits = findings_texts.bits_per_byte(rows)
-    sentence = (
-        f"Behind the first token, along the continuation, they lie {with_interval(behind.mean, behind.low, behind.high)} nats a token apart"
-    )
+    sentence = f"After the first token, along the continuation, they differ by {with_interval(behind.mean, behind.low, behind.high)} nats per token"
     if "more" in bits:
         more = bits["more"]
-        said = "more" if more.mean >= 0 else "fewer"
-        ends = between(*sorted((abs(more.low), abs(more.high)))) if more.low * more.high > 0 else between(more.low, more.high)
-        sentence += f"; the base needs {nats(abs(more.mean))} (95 %: {ends}) bits per byte {said} for it than the tuned model"
+        if more.low > 0 or more.high < 0:
+            said, ends = "more" if more.mean >= 0 else "fewer", between(*sorted((abs(more.low), abs(more.high))))
+            sentence += f"; the base needs {nats(abs(more.mean))} (95 %: {ends}) bits per byte {said} for it than the tuned model"
+        else:
+            ends = between(more.low, more.high)
+            beside = f"base less tuned {nats(more.mean)}, 95 %: {ends}" if ends else f"too few prompts, {more.n}"
+            sentence += f"; that either model predicts it better, in bits per byte, could not be shown ({beside})"
     return [sentence + "."]
 
 
@@ -100,41 +104,62 @@ def reparametrised(found: Difference) -> bool:
 
 
 def which_module(rows: pl.DataFrame) -> list[str]:
-    """The module whose tuned weights alone make the base most like the tuned model, and how many a good set needs."""
+    """The module whose tuned weights alone make the base most like the tuned model, and what a small set of them does."""
     alone, ranking = findings_grafting.ranked(rows)
     if alone.is_empty():
         return []
     best = alone.row(0, named=True)
-    chosen = " (chosen on the select prompts)" if ranking == "select" != findings.reported(rows, "grafting") else ""
+    steady = findings_grafting.steadiness(rows, ranking)
+    chosen = f" (chosen on the {ranking} prompts{steady})" if ranking != findings.reported(rows, "grafting") else f" ({BIASED}{steady})"
     recovered = with_interval(best["share"], best["low"], best["high"], digits=2)
-    sentence = f"Put into the base alone, the tuned weights of {best['name']}{chosen} recover {recovered} of D"
-    return [f"{sentence}; {how_many_modules(rows)}." if how_many_modules(rows) else f"{sentence}."]
+    sentence = f"Copied into the base alone, the tuned weights of {best['name']}{chosen} recover {recovered} of D"
+    several = how_many_modules(rows)
+    return [f"{sentence}; {several}." if several else f"{sentence}."]
 
 
 def how_many_modules(rows: pl.DataFrame) -> str:
-    """ "2 modules (L4.attn+L5.mlp) recover 0.9", from the greedy search; empty where it was not run."""
-    sets = findings_grafting.greedy(rows)
-    if sets.is_empty():
+    """ "L4.attn + L5.mlp, the smallest set ..., recover 0.93 (95 %: ...)", from the greedy search; empty where it was not run."""
+    found = findings_grafting.needed(rows)
+    if found is None:
         return ""
-    wanted = share(findings_grafting.WANTED, 1)
-    small = findings_grafting.needed(rows)
-    if small is None:
-        last = sets.row(-1, named=True)
-        return f"{last['rank']} modules, the most that were tried together, recover {share(last['share'], 3)}, under {wanted}"
-    count = "one module is enough" if small["rank"] == 1 else f"{small['rank']} modules are enough"
-    return f"{count} for {wanted} of D ({(small['unit'] or '').replace('+', ' + ')}: {share(small['share'], 3)})"
+    row, wanted = found.row, share(findings_grafting.WANTED, 1)
+    on = "these" if found.chosen_on == findings.reported(rows, "grafting") else f"the {found.chosen_on}"
+    names = (row["unit"] or "").replace("+", " + ")
+    recovers = with_interval(row["share"], row["low"], row["high"], digits=2)
+    if found.enough:
+        size = "one module" if row["rank"] == 1 else f"{row['rank']} modules"
+        return f"{size}, the smallest greedy set with {wanted} of D on {on} prompts ({names}), recover{'s' * (row['rank'] == 1)} {recovers}"
+    tried = "one module" if row["rank"] == 1 else f"{row['rank']} modules"
+    why = f"the most that the search was allowed, stay under {wanted}" if found.at_budget else f"all that changed, stay under {wanted}"
+    return f"{tried}, {why} on {on} prompts: {names}, {recovers}"
+
+
+def modules(rows: pl.DataFrame) -> list[Candidate]:
+    """What the verdict may say of grafts."""
+    alone, ranking = findings_grafting.ranked(rows)
+    if alone.is_empty():
+        return []
+    best, found = alone.row(0, named=True), findings_grafting.needed(rows)
+    said = []
+    recovered = with_interval(best["share"], best["low"], best["high"], digits=2)
+    chosen = f" (chosen on {ranking})" if ranking != findings.reported(rows, "grafting") else f" ({BIASED})"
+    which = f"the best single module, {best['name']}{chosen}," if len(alone) > 1 else f"{best['name']}, the one module that changed,"
+    said.append(Candidate(text=f"copied into the base, {which} recovers {recovered} of D", n=best["n"]))
+    if found is not None:
+        said.append(Candidate(text=how_many_modules(rows), n=found.row["n"], at_budget=found.at_budget))
+    return said
 
 
 def where_it_passes(rows: pl.DataFrame) -> list[str]:
     """Where along the residual stream more than half of D has been carried over, by direction."""
     broken, recovered = findings.half_way(rows, BREAKAGE), findings.half_way(rows, RECOVERY)
     if broken and recovered and broken.site == recovered.site:
-        return [f"Along the residual stream more than half of D is carried over from {crossing(broken)} on, in both directions."]
+        return [f"Along the residual stream more than half of D is carried over {crossing(broken)}, in both directions."]
     said = []
     if broken:
-        said.append(f"Writing the base's residual stream into the tuned model breaks more than half of D from {crossing(broken)} on.")
+        said.append(f"Patching the base's residual stream into the tuned model brings it more than half of D away {crossing(broken)}.")
     if recovered:
-        said.append(f"Writing the tuned residual stream into the base recovers more than half of D from {crossing(recovered)} on.")
+        said.append(f"Patching the tuned residual stream into the base recovers more than half of D {crossing(recovered)}.")
     return said
 
 
@@ -145,11 +170,8 @@ def which_output(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
         return []
     first = ranked.row(0, named=True)
     reported = findings.reported(rows, "patching")
-    chosen = (
-        f"(chosen on the {ranking} prompts)"
-        if ranking != reported
-        else "(chosen on the prompts it is reported on, so its share is a little flattered)"
-    )
+    steady = findings.steadiness(rows, ranking)
+    chosen = f"(chosen on the {ranking} prompts{steady})" if ranking != reported else f"({BIASED}{steady})"
     of_what = "single sites" if ranked["site"].is_in(findings.STREAM).any() else "outputs of attention and MLPs"
     sentence = f"Of the {of_what} the strongest is {first['name']} {chosen}: {both_shares(first)}"
     if len(ranked) > 1:
@@ -159,34 +181,56 @@ def which_output(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
 
 
 def what_it_depends_on(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
-    """At the strongest site: would a constant, or another prompt's tuned state, recover as much as this prompt's own?"""
-    name, shares = findings.recovery_by_arm(rows, summary)
-    own = shares.get("identity")
-    others = {words: shares[arm] for arm, words in GUESSES.items() if arm in shares}
-    if own is None or own < LEAST_TO_SPLIT or not others:
+    """At the strongest output: how much of what the patch recovers is one constant vector, and whether the rest is shown to depend on the prompt."""
+    found = findings_constant.constant(rows, summary)
+    if found is None:
         return []
-    said = listed(f"{words} {share(value, 3)}" for words, value in others.items())
-    same = (
-        "most of what is carried over is the same on every prompt"
-        if max(others.values()) >= 0.8 * own
-        else "what is carried over depends on the prompt"
-    )
-    return [f"At {name}, in place of this prompt's own tuned state (recovery {share(own, 3)}), {said}: {same}."]
+    _, shares = findings.recovery_by_arm(rows, summary)
+    said = listed(f"{words} {share(shares[arm], 3)}" for arm, words in GUESSES.items() if arm in shares)
+    sentence = f"At {found.name}, in place of this prompt's own tuned activation (recovery {share(found.own, 3)}), {said}"
+    return [f"{sentence}: {one_constant(found)}."]
+
+
+def one_constant(found: Constant) -> str:
+    """The fraction that is one vector, and what the paired test says of the rest."""
+    vector = "one vector, the mean difference" if found.arm == "shift" else "one vector, the mean tuned activation"
+    if found.fraction <= 0:
+        fraction = f"{vector}, recovers nothing of what the patch does there"
+    else:
+        fraction = f"{with_interval(found.fraction, found.low, found.high, digits=2)} of what the patch recovers there is {vector}"
+    if found.depends:
+        return f"{fraction}, and the rest depends on the prompt (paired p = {nats(found.p)})"
+    rest = "it" if found.fraction >= 1 else "the rest"
+    return f"{fraction}; that {rest} depends on the prompt could not be shown (paired p = {nats(found.p)})"
+
+
+def in_short(found: Constant) -> str:
+    """The same for the verdict: "0.77 (95 %: 0.20 to 1.01) of that recovery is one constant vector; that the rest depends ..."."""
+    fraction = f"{with_interval(max(found.fraction, 0.0), found.low, found.high, digits=2)} of that recovery is one constant vector"
+    p = f"(p = {nats(found.p)})"
+    if found.depends:
+        return f"{fraction}, the rest depends on the prompt {p}"
+    return f"{fraction}; that more depends on the prompt could not be shown {p}"
 
 
 def how_similar(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
-    """The lowest CKA, and whether the strongest site is where the states differ most."""
-    table = findings.similarity_by_site(rows, summary).filter(pl.col("cka").is_not_nan())
-    if table.is_empty():
+    """The site of the lowest CKA, by other prompts where there are some, and at how many sites CKA is 1 to three digits."""
+    found = findings.least_similar(rows, summary)
+    if found is None:
         return []
-    lowest = table.sort("cka", maintain_order=True).row(0, named=True)
-    value = with_interval(lowest["cka"], lowest["low"], lowest["high"], digits=3)
-    equal = len(table.filter(pl.col("cka") > 1 - 1e-6))
     ranked, _ = findings.ranked_outputs(rows, summary)
     top = None if ranked.is_empty() else ranked["name"][0]
-    too = ", the strongest site too" if top == lowest["name"] else ""
-    sentence = f"States differ most in shape at {lowest['name']}{too}: CKA {value}. At {equal} of {len(table)} sites they have the same shape (CKA 1)"
-    return [sentence + ("." if too or top is None else f"; the strongest site, {top}, is not the one that CKA points to.")]
+    too = ", the strongest output too" if top == found.name else ""
+    sentence = f"Activations differ most in shape at {lowest_cka(found, too)}"
+    return [sentence + ("." if too or top is None else f"; the strongest output, {top}, is not where CKA is lowest.")]
+
+
+def lowest_cka(found: LeastSimilar, beside: str = "") -> str:
+    """ "L26.attn_out (chosen on the select prompts): CKA 0.884 (95 %: 0.750 to 1); at 5 of 90 sites it is 1.000 to three digits"."""
+    how = f"chosen on the {found.chosen_on} prompts" if found.chosen_on else f"of {found.sites} sites, {BIASED}"
+    high = None if found.high is None else min(found.high, 1.0)
+    value = with_interval(found.cka, found.low, high, digits=3)
+    return f"{found.name}{beside} ({how}): CKA {value}; at {found.same} of {found.sites} sites it is 1.000 to three digits"
 
 
 def how_sure(found: Difference | None, manifest: dict) -> list[str]:
@@ -200,17 +244,22 @@ def how_sure(found: Difference | None, manifest: dict) -> list[str]:
     return [sentence + "."]
 
 
-def crossing(found: Crossing) -> str:
-    """ "L26.resid_mid (95 % set: L25.resid_post to L26.resid_mid)" """
+def crossing(found: Crossing, *, brief: bool = False) -> str:
+    """ "from L26.resid_mid on (95 % set: L25.resid_post to L26.resid_mid)", or between which of a few sites it lies."""
+    if brief:
+        ends = "" if found.earliest == found.latest else f" [{found.earliest}, {found.latest}]"
+        return f"from between {found.after} and {found.site}{ends} on" if found.after else f"from {found.site}{ends} on"
     ends = "the same site in 95 % of resamples" if found.earliest == found.latest else f"95 % set: {found.earliest} to {found.latest}"
-    return f"{found.site} ({ends})"
+    if found.after is not None:
+        return f"from a place between {found.after} and {found.site} on (blocks between were not patched; {ends})"
+    return f"from {found.site} on ({ends})"
 
 
 def both_shares(row: dict, *, interval: bool = True) -> str:
-    """ "breakage 0.98 (95 %: ...), recovery 0.95 (...)", of what there is."""
+    """ "KL increase 0.98 (95 %: ...) of D, recovery 0.95 (...)", of what there is: base into tuned, and tuned into base."""
     said = []
-    for word in ("breakage", "recovery"):
+    for word, name in (("breakage", "KL increase"), ("recovery", "recovery")):
         if row[word] is not None:
             ends = (row[f"{word}_low"], row[f"{word}_high"]) if interval else (None, None)
-            said.append(f"{word} {with_interval(row[word], *ends, digits=2 if interval else 3)}")
-    return listed(said)
+            said.append(f"{name} {with_interval(row[word], *ends, digits=2 if interval else 3)}{'' if said else ' of D'}")
+    return ", ".join(said)

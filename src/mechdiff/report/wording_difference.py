@@ -2,7 +2,8 @@
 
 from mechdiff.report import statistics
 from mechdiff.report.findings import Difference
-from mechdiff.report.phrasing import between, listed, nats, share
+from mechdiff.report.intervals import FEWEST
+from mechdiff.report.phrasing import between, listed, nats, prompts, share
 
 
 def how_different(found: Difference | None) -> str:
@@ -11,23 +12,24 @@ def how_different(found: Difference | None) -> str:
         return "How differently the two models behave was not measured, so no effect can be given as a share of it."
     if not found.counts:
         floor = f" is not above three times the noise floor of {nats(found.floor)} nats" if found.mean else ""
-        return f"There is no effect to explain: D = {nats(found.mean)} nats{floor}, on {found.n} prompts. No share is given below."
-    choice = "" if found.other_token is None else f"; their first choices differ on {found.other_token} of them"
+        return f"There is no effect to explain: D = {nats(found.mean)} nats{floor}, on {prompts(found.n)}. No share is given below."
+    choice = "" if found.other_token is None else f"; their top-1 tokens differ on {found.other_token} of them"
     if not found.divides:
         floor = f", not above three times the noise floor of {nats(found.floor)} nats" if found.mean else ""
         return (
-            f"On {found.n} {found.split} prompts the two models differ in tokens that only one of them has: {_outside(found)} "
+            f"On {prompts(found.n, found.split)} the two models differ in tokens that only one of them has: {_outside(found)} "
             f"(JS {nats(found.js)} nats{_bytes(found)}){choice}. On the tokens that both have D = KL(tuned ‖ base) = {nats(found.mean)} nats{floor}: "
             "there is nothing there to take a share of, so no share of D is given below."
         )
-    ends = between(found.low, found.high)
-    short = f", too short with fewer than {statistics.FEW} prompts" if "few_prompts" in found.flags else ""
+    few = found.n < FEWEST
+    ends = "too few prompts for an interval" if few else f"95 %: {between(found.low, found.high)}"
+    short = f", too short with fewer than {statistics.FEW} prompts" if "few_prompts" in found.flags and not few else ""
     shared, outside = "", ""
     if found.mass_outside is not None:
         shared, outside = " on the tokens that both have", f"; {_outside(found)}{_bytes(found)}"
     said = (
-        f"On {found.n} {found.split} prompts the next-token distributions lie D = KL(tuned ‖ base) = {nats(found.mean)} nats apart{shared} "
-        f"(95 %: {ends}{short}; median {nats(found.median)}){outside}{choice}."
+        f"On {prompts(found.n, found.split)} the two models' next-token distributions differ by D = {nats(found.mean)} nats{shared} "
+        f"({ends}{short}; D is the KL divergence KL(tuned ‖ base) between them){outside}{choice}."
     )
     if found.outside > found.mean:
         more = f"(−log(1 − mass) = {nats(found.outside)} nats)"

@@ -2,47 +2,79 @@
 
 import polars as pl
 
-from mechdiff.report import coverage, findings_heads
+from mechdiff.report import findings_heads
 from mechdiff.report.findings import BREAKAGE
-from mechdiff.report.findings_heads import WORDS
+from mechdiff.report.headlines import Candidate
+from mechdiff.report.phrasing import with_interval
 
-HALF = 0.5
 LEAST = 0.001
 """Per cent under which no digits are given."""
 
 
 def which_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
-    """ "At L26, 3 of 9 heads have half of what all have ..."; "no effect to explain" where all heads together have none."""
+    """The strongest layer's heads: what all do together, what a few have of that, beside random ones; "no effect to explain" where there is none."""
+    return [f"{one.text[0].upper()}{one.text[1:]}." for one in headlines(rows, summary, manifest, all_of_it=True)]
+
+
+def headlines(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, all_of_it: bool = False) -> list[Candidate]:
+    """What may be said of heads: the whole of the strongest layer beside the part that a few of them have; `all_of_it` adds what is beside that."""
     games = [findings_heads.game(rows, summary, BREAKAGE, layer) for layer in findings_heads.closer_layers(manifest)]
     known = [one for one in games if one is not None]
     if not known:
         return []
     counted = {game.layer: game for game in known if game.whole.counts and game.layer is not None}
+    n = len(known[0].whole.values)
     if not counted:
         names = " and ".join(f"L{game.layer}" for game in known)
-        return [f"Heads: no effect to explain at {names}; what swapping all of them does to the tuned model cannot be told from 0."]
+        return [Candidate(text=f"heads: no effect to explain at {names}; what patching all of them does cannot be told from 0", n=n)]
     layer, split = findings_heads.strongest_layer(rows, list(counted))
-    one = counted[layer]
-    how = f" (the strongest of {len(counted)} layers on these prompts)" if len(counted) > 1 and split != "select" else ""
-    sentence = f"Of the {WORDS[BREAKAGE]} by all {one.n} heads of L{layer}{how}, {how_many(one, manifest)}"
-    shares = findings_heads.head_shares(rows, one)
-    return [f"{sentence}{f'; {effective(shares, one.n)}' if shares else ''}."]
+    one, whole = counted[layer], findings_heads.of_d(rows, summary, counted[layer])
+    order = findings_heads.orders(manifest, one.direction, layer).get("greedy") or []
+    few = findings_heads.half(rows, summary, one, order) if order else None
+    how = _layer_chosen(rows, list(counted), split, all_of_it=all_of_it)
+    text = f"of what all {one.n} heads of L{layer}{how} do together{_of_d(whole)}, {how_many(rows, summary, one, manifest, all_of_it=all_of_it)}"
+    shares = findings_heads.head_shares(rows, one) if all_of_it else None
+    return [
+        Candidate(
+            text=f"{text}{f'; {effective(shares, one.n)}' if shares else ''}",
+            n=n,
+            whole=None if whole is None else whole[0],
+            tested=bool(few and few.low is not None and few.chosen_on),
+            at_budget=few is None and 0 < len(order) < one.n,
+        )
+    ]
 
 
-def how_many(one: findings_heads.Game, manifest: dict) -> str:
-    """ "3 heads reach half (greedy, chosen on the select prompts; 3 random ones: 8-14 %)"."""
+def _of_d(whole: tuple[float, float | None, float | None] | None) -> str:
+    """ " (the base's, patched into the tuned model, raise KL by 0.42 (95 %: 0.31 to 0.50) of D)"."""
+    return "" if whole is None else f" (the base's, patched into the tuned model, raise KL by {with_interval(*whole, digits=2)} of D)"
+
+
+def _layer_chosen(rows: pl.DataFrame, layers: list[int], split: str | None, *, all_of_it: bool) -> str:
+    """ " (the strongest of 3 layers, chosen on select; ...)": nothing where there is one."""
+    if len(layers) < 2:
+        return ""
+    chosen = "chosen on select" if split == "select" else "chosen on these prompts, so optimistically biased"
+    steady = findings_heads.steadiness(rows, layers) if all_of_it else ""
+    return f", the strongest of {len(layers)} layers ({chosen}{steady}),"
+
+
+def how_many(rows: pl.DataFrame, summary: pl.DataFrame, one: findings_heads.Game, manifest: dict, *, all_of_it: bool = True) -> str:
+    """ "heads 5 and 4 have 64 % (95 %: 50 % to 77 %; order and number chosen on select; 2 random: 8 % to 14 %)"."""
     order = findings_heads.orders(manifest, one.direction, one.layer or 0).get("greedy")
     if not order:
         return "no order of heads was chosen: there were no select prompts"
-    curve = findings_heads.curve(one, order)
-    k = coverage.first_to(curve["share"].to_numpy(), curve["k"].to_list(), HALF)
-    if k is None or k > len(order):  # all heads always reach it, and were not picked
+    found = findings_heads.half(rows, summary, one, order)
+    if found is None:
         return f"the first {len(order)} heads of the greedy order do not reach half"
-    at = curve.filter(pl.col("k") == k)["share"][0]
+    k = len(found.heads)
     words = f"head {order[0]} alone has" if k == 1 else f"heads {', '.join(map(str, order[: k - 1]))} and {order[k - 1]} have"
+    ends = "" if found.low is None or found.high is None else f"95 %: {per_cent(found.low)} to {per_cent(found.high)}; "
+    number = "order and number" if found.chosen_on else "order"
+    biased = "" if found.chosen_on else ", number on these prompts, so optimistically biased"
     random = findings_heads.band(one).filter(pl.col("k") == k)
-    beside = f"; {k} random: {per_cent(random['low'][0])} to {per_cent(random['high'][0])}" if len(random) else ""
-    return f"{words} {per_cent(at)} (chosen on the select prompts{beside})"
+    beside = f"; {k} random: {per_cent(random['low'][0])} to {per_cent(random['high'][0])}" if len(random) and all_of_it else ""
+    return f"{words} {per_cent(found.share)} ({ends}{number} chosen on select{biased}{beside})"
 
 
 def effective(shares: findings_heads.Shares, n: int) -> str:

@@ -1,0 +1,93 @@
+""" "It depends on the prompt (a constant recovers 0.267)" was read off two point estimates, by one rule in the verdict and another on the page."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mechdiff.report import findings_constant, statistics, wording
+from mechdiff.report.findings_constant import constant
+from mechdiff.report.verdict import verdict
+from report.small_runs import divergence, patched
+
+
+def run(own: np.ndarray, shift: np.ndarray, *, mean: np.ndarray | None = None) -> pl.DataFrame:
+    """One output, patched on prompts whose D is 1."""
+    gained = {"identity": own, "shift": shift} | ({} if mean is None else {"mean": mean})
+    d = np.ones(len(own))
+    return pl.concat([divergence(d), patched(gained, d)])
+
+
+def said(rows: pl.DataFrame) -> tuple[str, str]:
+    """The page's sentence and the verdict's."""
+    summary = statistics.summarise(rows)
+    return " ".join(wording.what_it_depends_on(rows, summary)), " ".join(verdict(rows, summary, {}))
+
+
+def demo() -> tuple[np.ndarray, np.ndarray]:
+    """Ten prompts on which the own activation recovers 0.348 and the constant 0.267, 0.17 apart in sd: p is about 0.17."""
+    apart = np.array([0.42, -0.19, 0.21, 0.04, -0.05, 0.26, 0.08, -0.11, 0.16, -0.02])
+    own = np.linspace(0.1, 0.6, 10)
+    own += 0.348 - own.mean()
+    return own, own - apart - (0.081 - apart.mean())
+
+
+def test_a_constant_with_three_quarters_of_the_patch_is_not_said_to_depend_on_the_prompt() -> None:
+    rows = run(*demo())
+    found = constant(rows, statistics.summarise(rows))
+    assert found is not None
+    assert found.fraction == pytest.approx(0.267 / 0.348, abs=1e-6)
+    assert found.p > 0.05
+    page, verdict_ = said(rows)
+    for text in (page, verdict_):
+        assert "0.77" in text
+        assert "depends on the prompt could not be shown" in text
+        assert "the rest depends on the prompt (" not in text
+
+
+def test_what_does_depend_on_the_prompt_is_said_with_its_fraction_on_page_and_in_the_verdict() -> None:
+    random = np.random.default_rng(0)
+    own = random.uniform(0.6, 0.9, 24)
+    page, verdict_ = said(run(own, own * random.uniform(0.6, 0.8, 24)))
+    for text in (page, verdict_):
+        assert "the rest depends on the prompt (" in text
+        assert "0.7" in text
+
+
+def test_a_constant_that_does_as_much_as_the_patch_is_said_to_be_all_of_it() -> None:
+    own = np.linspace(0.5, 0.9, 16)
+    page, verdict_ = said(run(own, own + np.tile([0.01, -0.01], 8)))
+    for text in (page, verdict_):
+        assert "1.0" in text
+        assert "could not be shown" in text
+
+
+def test_a_constant_that_makes_it_worse_recovers_nothing() -> None:
+    random = np.random.default_rng(1)
+    own = random.uniform(0.3, 0.5, 16)
+    page, _ = said(run(own, -random.uniform(0.1, 0.6, 16)))
+    assert "recovers nothing of what the patch does there, and the rest depends on the prompt" in page
+
+
+def test_the_constant_is_chosen_on_other_prompts_than_those_that_it_is_reported_on() -> None:
+    own, better, worse = np.full(12, 0.5), np.linspace(0.4, 0.45, 12), np.linspace(0.3, 0.35, 12)
+    d = np.ones(12)
+    rows = pl.concat(
+        [
+            divergence(d), divergence(d, "select"), patched({"identity": own, "shift": better, "mean": worse}, d),
+            patched({"identity": own, "shift": worse, "mean": better}, d, split="select"),
+        ]
+    )  # fmt: skip
+    found = constant(rows, statistics.summarise(rows))
+    assert found is not None
+    assert found.arm == "mean", "better on select, though worse here"
+
+
+def test_dependence_is_claimed_in_one_of_twenty_studies_where_there_is_none() -> None:
+    random = np.random.default_rng(2)
+    claims = []
+    for _ in range(200):
+        own = random.normal(0.5, 0.2, 10)
+        rows = run(own, own + random.exponential(0.1, 10) * random.choice([-1, 1], 10))
+        found = findings_constant.constant(rows, statistics.summarise(rows))
+        claims.append(found is not None and found.depends)
+    assert np.mean(claims) <= 0.05 + 2 * (0.05 * 0.95 / 200) ** 0.5

@@ -1,0 +1,28 @@
+""" "Heads 5 and 4 have 65 %" was a headline, of a block whose heads all together have 5 % of D."""
+
+import pytest
+
+from mechdiff.report import statistics, wording_heads
+from mechdiff.report.verdict import refused, verdict
+from regressions.test_enough_without_an_interval import heads
+
+SHARES = [0.3, 0.65, 0.7, 0.8, 0.9]
+
+
+def test_the_whole_stands_beside_the_part() -> None:
+    table, manifest = heads(SHARES, SHARES, whole=0.8)
+    sentence = verdict(table, statistics.summarise(table), manifest)[-1]
+    assert "Of what all 6 heads of L2 do together (the base's, patched into the tuned model, raise KL by 0.80" in sentence
+    assert "heads 5 and 4 have 6" in sentence
+
+
+@pytest.mark.parametrize("whole", [0.05, 0.19])
+def test_a_part_of_a_whole_under_a_fifth_of_d_is_no_headline_but_stands_in_its_section(whole: float) -> None:
+    table, manifest = heads(SHARES, SHARES, whole=whole)
+    summary = statistics.summarise(table)
+    assert not any("heads" in sentence for sentence in verdict(table, summary, manifest))
+    (why,) = refused(table, summary, manifest)
+    assert why.endswith(f"the whole that it is a part of has {whole:.2g} of D")
+    (said,) = wording_heads.which_heads(table, summary, manifest)
+    assert f"raise KL by {whole:.2f}" in said
+    assert "heads 5 and 4 have 6" in said
