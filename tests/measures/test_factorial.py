@@ -97,7 +97,7 @@ def measured(effect: float, n_prompts: int = 40, draws: int = 400) -> pl.DataFra
     noise = torch.randn(1, n_prompts, generator=torch.Generator().manual_seed(1)).double()
     zero = torch.zeros(1, n_prompts).double()
     score = {"bb": zero, "bt": zero, "tb": effect + noise, "tt": effect + noise}  # all of it upstream
-    runs = {arm: {"kl_tuned_nats": 30 - value, "logit_diff_divergent": value} for arm, value in score.items()}
+    runs = {arm: {"kl_tuned_nats": 30 - value, "logit_diff_divergent": value, "linear_nats": value} for arm, value in score.items()}
     return factorial.measure(runs, [7], [f"p{i}" for i in range(n_prompts)], draws=draws, seed=0, columns={"split": "report", "unit": None})
 
 
@@ -113,7 +113,10 @@ def test_label_swaps_are_centred_and_as_wide_as_chance() -> None:
 
 def test_prompts_without_a_divergent_token_have_no_logits_and_are_left_out_of_the_swaps() -> None:
     value = torch.tensor([[1.0, math.nan, 2.0]]).double()
-    runs = {arm: {"kl_tuned_nats": value.nan_to_num(0.5), "logit_diff_divergent": value * k} for k, arm in enumerate(factorial.ARMS)}
+    runs = {
+        arm: {"kl_tuned_nats": value.nan_to_num(0.5), "logit_diff_divergent": value * k, "linear_nats": value.nan_to_num(0.5)}
+        for k, arm in enumerate(factorial.ARMS)
+    }
     rows = factorial.measure(runs, [0], ["a", "b", "c"], draws=8, seed=0, columns={"split": "report", "unit": "all_pos"})
     swaps = rows.filter(pl.col("control").is_not_null(), pl.col("metric") == "upstream_effect_logits")
     assert swaps["value"].is_not_nan().all()
@@ -123,7 +126,7 @@ def test_prompts_without_a_divergent_token_have_no_logits_and_are_left_out_of_th
 
 def test_unedited_rows_stand_beside_as_the_floor() -> None:
     value = torch.ones(1, 2).double()
-    runs = {arm: {"kl_tuned_nats": value, "logit_diff_divergent": value} for arm in factorial.ARMS}
+    runs = {arm: {"kl_tuned_nats": value, "logit_diff_divergent": value, "linear_nats": value} for arm in factorial.ARMS}
     unedited = {"bb": torch.tensor([1.0, 1.5]).double(), "tt": torch.tensor([0.0, 0.25]).double()}
     rows = factorial.measure(runs, [0], ["a", "b"], draws=0, seed=0, columns={"split": "report", "unit": None}, unedited=unedited)
     found = rows.filter(pl.col("control") == "no_op").select("arm", "prompt", "metric", "value").rows()
@@ -141,3 +144,14 @@ def test_scores_are_against_the_tuned_model() -> None:
     torch.testing.assert_close(found["kl_tuned_nats"][1, 0], kl_nats(tuned[0], logits[0, 1]))
     top = (int(tuned[0].argmax()), int(base[0].argmax()))
     assert float(found["logit_diff_divergent"][1, 0]) == pytest.approx(float(logits[0, 1, top[0]] - logits[0, 1, top[1]]), abs=1e-6)
+
+
+def test_the_linear_score_runs_from_0_to_both_divergences_together() -> None:
+    base, tuned, run = torch.randn(2, 11), torch.randn(2, 11), torch.randn(2, 1, 11)
+    logits = torch.cat([base[:, None], tuned[:, None], run, base[:, None] + 7], 1)
+    found = factorial.scores(logits, base, tuned)["linear_nats"]
+    torch.testing.assert_close(found[0], torch.zeros(2).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[1], kl_nats(tuned, base) + kl_nats(base, tuned), rtol=1e-6, atol=1e-8)
+    naive = ((tuned.softmax(-1) - base.softmax(-1)) * (run[:, 0] - base)).sum(-1)
+    torch.testing.assert_close(found[2], naive.double(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[3], torch.zeros(2).double(), rtol=0, atol=1e-5, msg="what is added to every logit is nothing")

@@ -176,7 +176,8 @@ def planted_factorial(
             early, late = (EARLY, 0.05) if layer >= changed else (0.05, LATE)
             runs = {"bb": d, "tb": d * (1 - early) * rng.lognormal(0, 0.1, len(d)), "bt": d * (1 - late) * rng.lognormal(0, 0.1, len(d))}
             runs["tt"] = np.full(len(d), 1e-9)
-            for metric, of in (("nats", runs), ("logits", {arm: -2 * value for arm, value in runs.items()})):
+            towards = {arm: 2 * (d - value) for arm, value in runs.items()}
+            for metric, of in (("nats", runs), ("logits", {arm: -2 * value for arm, value in runs.items()}), ("linear_nats", towards)):
                 sign = 1 if metric == "nats" else -1
                 bb, bt, tb, tt = (of[arm] for arm in ("bb", "bt", "tb", "tt"))
                 effects = {
@@ -184,7 +185,7 @@ def planted_factorial(
                     "downstream_effect": sign * ((bb - bt) + (tb - tt)) / 2,
                     "interaction": sign * (bt + tb - bb - tt),
                 }
-                name = "kl_tuned_nats" if metric == "nats" else "logit_diff_divergent"
+                name = {"nats": "kl_tuned_nats", "logits": "logit_diff_divergent"}.get(metric, metric)
                 parts += [rows(value, arm=arm, prompt=prompts, metric=name, **place) for arm, value in of.items()]
                 for effect, value in effects.items():
                     null = [float((value * rng.choice([-1, 1], len(d))).mean()) for _ in range(swaps)]
@@ -206,6 +207,9 @@ REFITS = 19
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.25)
 CLOSER = (3, 4, 5)
 RANK, UNCENTRED = 2, 3
+LIMIT, FIT_PROMPTS = 50, 64
+VARIES = 0.4
+"""Share of the squared change that varies from prompt to prompt, where there is one."""
 RANKS = (0, 1, 2, 4, 8)
 BY_RANK = {0: 0.3, 1: 0.55, 2: 0.8, 4: 0.82, 8: 0.83}
 """What the map of rank k carries at the changed site."""
@@ -292,7 +296,7 @@ def _planted_other_splits(table: pl.DataFrame, changed: int) -> pl.DataFrame:
     shared = {"measure": "transport", "layer": changed, "site": "attn_out"}
     prompts, d = d_of(table, "select")
     parts = []
-    for arm in ARMS[4:8]:
+    for arm in ("shift", *ARMS[4:8]):
         best = 0.9 if arm == "anchored_ridge" else CARRIES[arm]
         at = {"arm": arm, "rank": _rank_of(arm), "prompt": prompts, **shared}
         parts.append(rows(d * (1 - best), direction="base<-base", metric="kl_other_nats", split="select", **at))
@@ -312,7 +316,10 @@ def planted_rank(table: pl.DataFrame, *, n_layers: int, changed: int, seed: int 
             best = {1.0: RANK, 0.5: 1, 0.0: 0}[amount]
             place = {"measure": "rank", "layer": layer, "site": site, "arm": "rrr"}
             whole = {"rank_chosen": best, "rank_best": best + (amount > 0), "rank_uncentred": best + (amount > 0)}
+            whole |= {"rank_limit": LIMIT, "rank_prompts": FIT_PROMPTS}
             parts.append(rows([float(v) for v in whole.values()], metric=list(whole), split="fit", **place))
+            for metric, squares in (("change_squared", d), ("change_varying_squared", d * (VARIES if amount else 0.01))):
+                parts.append(rows(squares, metric=metric, split="report", prompt=prompts, **place))
             gain = [amount * (BY_RANK[k] - BY_RANK[0]) for k in RANKS]
             for split, metric, values in (
                 ("fit", "r2_change", [1.3 * g for g in gain]),
@@ -358,20 +365,28 @@ ADDED = {0.5: 0.2, None: 0.45, 2.0: 0.35}
 SIDE_LIMITS = {"max_side_kl_nats": 0.04, "max_perplexity_ratio": 1.1}
 
 
+CHANCE, DRAWS = 0.02, 39
+"""What random directions go of the way, and how many were run at the dose that is tested: `add` at half strength, the largest within the limits."""
+
+
 def planted_steering(table: pl.DataFrame, *, changed: int, seed: int = 6) -> pl.DataFrame:
-    """Two directions do most; adding the mean difference does less; large edits harm neutral prompts, random ones do little of either."""
+    """Two directions do most; adding the mean difference does less; large edits harm neutral prompts, random ones do little."""
     rng = np.random.default_rng(seed)
     prompts, d = d_of(table, "report")
+    reverse = table.filter(pl.col("metric") == "kl_base_tuned_nats", pl.col("split") == "report").sort("prompt")["value"].to_numpy()
     neutral = [f"n{i:02d}" for i in range(12)]
     parts = []
 
-    def edit(share: float, harm: float, direction: str, **named: object) -> None:
-        base = direction.startswith("base")
+    def edit(share: float, harm: float | None, direction: str, units: tuple[str | None, ...] = (None, "all_pos"), **named: object) -> None:
         at = {"measure": "steering", "direction": direction, "layer": changed, **named}
-        value = d * ((1 - share) if base else share) * rng.lognormal(0, 0.04, len(d))
-        metric = "kl_other_nats" if base else "kl_own_nats"
-        for unit in (None, "all_pos"):
-            parts.append(rows(value, metric=metric, unit=unit, prompt=prompts, split="report", **at))
+        of, own = (d, reverse) if direction.startswith("base") else (reverse, d)
+        noise = rng.lognormal(0, 0.04, len(d))
+        for unit in units:
+            place = {"unit": unit, "prompt": prompts, "split": "report", **at}
+            parts.append(rows(of * (1 - share) * noise, metric="kl_other_nats", **place))
+            parts.append(rows(own * 9 * noise, metric="kl_own_nats", **place))  # damage, of any edit
+        if harm is None:
+            return
         said = {"side_kl_nats": harm, "side_top1_same": 1 - harm, "side_log_perplexity_ratio_nats": 0.8 * harm}
         for metric, size in said.items():
             parts.append(rows(size * rng.lognormal(0, 0.02, len(neutral)), metric=metric, unit="all_pos", prompt=neutral, **at))
@@ -380,8 +395,8 @@ def planted_steering(table: pl.DataFrame, *, changed: int, seed: int = 6) -> pl.
         for strength, share in ADDED.items():
             edit(size * share, 0.05 * (strength or 1) ** 2, "base<-base", site=site, arm="add", rank=1, strength=strength)
         for i in range(3):
-            edit(0.01, 0.03, "base<-base", site=site, arm="add", rank=1, control=f"random_vector#{i}")
-            edit(0.02, 0.03, "base<-base", site=site, arm="add", rank=1, control=f"label_swap#{i}")
+            edit(0.01, None, "base<-base", (None,), site=site, arm="add", rank=1, control=f"random_vector#{i}")
+            edit(0.02, None, "base<-base", (None,), site=site, arm="add", rank=1, control=f"label_swap#{i}")
         for k, share in STEERED.items():
             for direction, arm in (
                 ("base<-tuned", "interchange"),
@@ -389,10 +404,13 @@ def planted_steering(table: pl.DataFrame, *, changed: int, seed: int = 6) -> pl.
                 ("tuned<-tuned", "ablate"),
                 ("tuned<-tuned", "amplify"),
             ):
-                part = share if arm == "interchange" else 0.8 * share if arm == "ablate" else 0.5 * share
-                edit(size * part, 0.01 * k if arm == "interchange" else 0.05 * k, direction, site=site, arm=arm, rank=k)
-                for i in range(3 if k in (1, 4) else 0):
-                    edit(0.04, 0.02, direction, site=site, arm=arm, rank=k, control=f"random_subspace#{i}")
+                part = share if arm == "interchange" else 0.8 * share if arm == "ablate" else -0.5 * share
+                edit(size * part, None if arm == "interchange" else 0.05 * k, direction, site=site, arm=arm, rank=k)
+                for i in range(3):
+                    edit(0.04, None, direction, (None,), site=site, arm=arm, rank=k, control=f"random_subspace#{i}")
+    for i in range(DRAWS):
+        at = {"site": "attn_out", "arm": "add", "rank": 1, "strength": 0.5, "control": f"random_vector#{i}"}
+        edit(CHANCE + 0.001 * i, None, "base<-base", ("all_pos",), **at)
     return pl.concat(parts)
 
 

@@ -1,9 +1,10 @@
 """The section on the factorial, against what was planted: below the change the upper half does all, from there on the lower."""
 
+import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import drawing, findings, findings_factorial, phrasing, section_factorial, statistics, wording
+from mechdiff.report import drawing, findings, findings_factorial, section_factorial, statistics, wording_factorial
 from mechdiff.report.parts import Drawn, Run
 from report.conftest import CHANGED
 from report.test_figures import descriptions
@@ -21,7 +22,8 @@ def test_the_two_halves_sum_to_d_at_every_split_point(run: Run, unit: str | None
     table = findings_factorial.effects(run.rows, run.summary, unit)
     halves = table.filter(pl.col("effect") != "interaction").group_by("layer").agg(pl.col("mean").sum())
     assert halves["mean"].to_list() == pytest.approx([d.mean] * 7, rel=1e-6)
-    assert findings_factorial.crossing(table) == CHANGED
+    found = findings_factorial.halves(run.rows, unit)
+    assert found == findings_factorial.Halves(upper_until=CHANGED - 1, lower_from=CHANGED)
 
 
 def test_p_is_over_the_label_swaps(run: Run) -> None:
@@ -32,34 +34,33 @@ def test_p_is_over_the_label_swaps(run: Run) -> None:
     assert set(band["draws"]) == {40}
     assert set(band["of"]) == {"halves", "interaction"}
     assert len(band) == 2 * 7
-    assert statistics.summarise(run.rows.filter(pl.col("measure") == "factorial"))["control"].null_count() == 2 * 7 * (8 + 6)
+    assert statistics.summarise(run.rows.filter(pl.col("measure") == "factorial"))["control"].null_count() == 2 * 7 * (12 + 9)
 
 
 def test_what_is_said_is_what_was_planted(run: Run) -> None:
     section = section_factorial.factorial(run)
     drawn = section.parts[0]
     assert isinstance(drawn, Drawn)
-    d = findings.difference(run.rows, run.summary)
-    assert d
-    assert f"the two halves sum to D = {phrasing.nats(d.mean)}" in drawn.caption
-    for where in ("the decision position", "all positions"):
-        assert f"Exchanged at {where}: the lower half does more from L = {CHANGED} on" in drawn.caption
+    assert "the two halves sum to KL(tuned ‖ base) + KL(base ‖ tuned), and changes that merely add do not interact" in drawn.caption
+    for where in ("the last prompt token", "all positions"):
+        ends = f"the lower half does more from L = {CHANGED} on, the upper half does more up to L = {CHANGED - 1} (95 % band over all split points)"
+        assert f"Exchanged at {where}: {ends}" in drawn.caption
     assert len(section.parts) == 3
     assert len(section.parts[1]["rows"]) == 7
     assert all(len(row) == len(section.parts[1]["columns"]) for row in section.parts[1]["rows"])
 
 
-def test_the_verdict_speaks_of_an_interaction_only_where_there_is_one(run: Run) -> None:
-    found = findings.difference(run.rows, run.summary)
-    at = (pl.col("metric") == "interaction_nats") & (pl.col("layer") == 2) & pl.col("control").is_null()
-    for size, words in ((4.0, "need each other"), (-4.0, "do the same job")):
-        others = (pl.col("metric") == "interaction_nats") & (pl.col("layer") != 2)
-        rows = run.rows.filter(~others).with_columns(value=pl.when(at).then(size).otherwise("value"))
-        said = wording.early_or_late(rows, statistics.summarise(rows), found)
-        assert len(said) == 1
-        assert f"The tuned blocks up to 2 and those above {words}: together they bring the base 4.00" in said[0]
-    small = run.rows.filter(pl.col("metric") != "interaction_nats")
-    assert wording.early_or_late(small, statistics.summarise(small), found) == []
+def test_a_half_is_ahead_only_where_a_band_over_all_split_points_says_so(run: Run) -> None:
+    of = pl.col("metric") == "upstream_effect_linear_nats"
+    noise = pl.Series(np.random.default_rng(0).normal(0, 40, len(run.rows)))
+    noisy = run.rows.with_columns(value=pl.when(of).then(pl.col("value") + noise).otherwise("value"))
+    found = findings_factorial.halves(noisy, None)
+    assert found == findings_factorial.Halves(upper_until=None, lower_from=None)
+    assert wording_factorial.which_half(found) == "at no end does one half surely do more than the other"
+    few = run.rows.filter(
+        pl.col("prompt").is_null() | pl.col("prompt").is_in(run.rows["prompt"].drop_nulls().unique().sort().to_list()[:3])
+    )
+    assert findings_factorial.halves(few, None) is None
 
 
 def test_the_figure_has_a_dot_for_each_effect(run: Run) -> None:

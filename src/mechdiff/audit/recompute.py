@@ -233,13 +233,17 @@ def factorial(run: Rerun, row: Row) -> float:
         return run.cached[key][: run.prepared.tokens.n_shared]
 
     def score(arm: str, what: str) -> float:
+        if what == "linear_nats":
+            return float(((tuned.softmax(-1) - base.softmax(-1)) * (law(arm) - base)).sum())
         return whole.kl(tuned, law(arm)) if what == "kl_tuned_nats" else divergent(law(arm), base, tuned)
 
-    if row["metric"] in ("kl_tuned_nats", "logit_diff_divergent"):
+    if row["arm"] is not None:
         return score(row["arm"], row["metric"])
-    sign, what = (-1, "kl_tuned_nats") if row["metric"].endswith("_nats") else (1, "logit_diff_divergent")
+    name = next(name for name in ("upstream_effect", "downstream_effect", "interaction") if row["metric"].startswith(name))
+    sign, what = {"nats": (-1, "kl_tuned_nats"), "logits": (1, "logit_diff_divergent"), "linear_nats": (1, "linear_nats")}[
+        row["metric"].removeprefix(f"{name}_")
+    ]
     bb, bt, tb, tt = (sign * score(arm, what) for arm in ("bb", "bt", "tb", "tt"))
-    name = row["metric"].rpartition("_")[0]
     return {"upstream_effect": (tb - bb + tt - bt) / 2, "downstream_effect": (bt - bb + tt - tb) / 2, "interaction": tt - tb - bt + bb}[
         name
     ]

@@ -5,18 +5,21 @@ whose blocks above L and unembedding read it (*downstream*). Four runs, `bb bt t
 `tb` is base<-tuned at L.resid_post and `bt` is tuned<-base. Each is scored by
 
     kl_tuned_nats         KL(p_tuned || run): D for bb, 0 for tt
-    logit_diff_divergent  logit of the tuned model's top token less that of the base's: linear, so that effects add where KL saturates
+    logit_diff_divergent  logit of the tuned model's top token less that of the base's: undefined where both have the same top token
+    linear_nats           sum over tokens of (p_tuned - p_base) (z_run - z_base), z the logits: 0 for bb, KL(tuned || base) + KL(base || tuned) for tt
 
-and with g = -kl_tuned_nats (or the logit difference), so that more is nearer to the tuned model,
+The last two are linear in the logits. With g = -kl_tuned_nats, or one of these, so that more is nearer to the tuned model,
 
     upstream_effect   = ((g_tb - g_bb) + (g_tt - g_bt)) / 2      what a tuned upstream brings, averaged over both downstreams
     downstream_effect = ((g_bt - g_bb) + (g_tt - g_tb)) / 2      what a tuned downstream brings
     interaction       = g_tt - g_tb - g_bt + g_bb                what both bring together beyond the sum of each alone
 
-The two main effects add up to g_tt - g_bb, which is D. Interaction over 0: the halves need each other (both alone do nothing: interaction = D).
-Under 0: either suffices (both alone do everything: interaction = -D). At `all_pos` the states of all positions are crossed, so the runs are the
-hybrid networks base[0..L] + tuned[L+1..] and the reverse, exactly; at the decision position the tuned keys and values of earlier
-positions stay behind, and what flows through them counts as downstream.
+The two main effects add up to g_tt - g_bb: D in nats of KL. **Whether the halves build on each other or repeat each other is a question to a linear
+score alone**: halves whose changes of the logits du and dd merely add have an interaction of exactly 0 there, while KL, which is quadratic in small
+changes, gives them -2 <du, dd>_F: half of D for two equal steps. In `linear_nats` an interaction over 0 means that the halves build on each other
+(both alone do nothing: interaction = the whole), one under 0 that they are redundant (either suffices: interaction = minus the whole). At `all_pos`
+the states of all positions are crossed, so the runs are the hybrid networks base[0..L] + tuned[L+1..] and the reverse, exactly; at the decision
+position the tuned keys and values of earlier positions stay behind, and what flows through them counts as downstream.
 
 **Null.** If it made no difference which model is called tuned, swapping the two labels on a prompt would turn the sign of its main effects (and
 swapping them on one half, that of the interaction). Random signs over prompts give the distribution of the mean under that null.
@@ -29,7 +32,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mechdiff.engine.activations import Clean
@@ -41,7 +44,9 @@ from mechdiff.measures.patching import variants
 from mechdiff.rows import rows
 
 ARMS = ("bb", "bt", "tb", "tt")
-SCORES = ("kl_tuned_nats", "logit_diff_divergent")
+SCORES = ("kl_tuned_nats", "logit_diff_divergent", "linear_nats")
+UNITS = ("nats", "logits", "linear_nats")
+"""What effects in each score are called by: `interaction_nats` and so on."""
 EFFECTS = ("upstream_effect", "downstream_effect", "interaction")
 
 Scores = dict[str, Float[Tensor, "run prompt"]]
@@ -89,12 +94,24 @@ def scores(
     *,
     n_shared: int | None = None,
 ) -> Scores:
-    """Both scores of each run, on the first `n_shared` tokens, renormalised: those that both models have."""
+    """All scores of each run, on the first `n_shared` tokens, renormalised: those that both models have."""
     logits, base_logits, tuned_logits = (law[..., :n_shared] for law in (logits, base_logits, tuned_logits))
     return {
         "kl_tuned_nats": kl_nats(tuned_logits[:, None], logits).T,
         "logit_diff_divergent": logit_diff_divergent(logits, tuned_logits[:, None], base_logits[:, None]).T,
+        "linear_nats": torch.stack([linear_nats(*one) for one in zip(logits, base_logits, tuned_logits, strict=True)], 1),
     }
+
+
+def linear_nats(
+    logits: Float[Tensor, "run vocab"], base_logits: Float[Tensor, " vocab"], tuned_logits: Float[Tensor, " vocab"]
+) -> Float64[Tensor, " run"]:
+    """How far the logits of each run moved from the base's towards the tuned model's, on the CPU: sum of (p_tuned - p_base) (z_run - z_base).
+
+    The base itself has 0 and the tuned model KL(tuned || base) + KL(base || tuned). Tokens that neither model can emit do not count.
+    """
+    weights = tuned_logits.double().softmax(-1) - base_logits.double().softmax(-1)
+    return torch.where(weights == 0, 0.0, weights * (logits.double() - base_logits.double())).sum(-1).cpu()
 
 
 def measure(
@@ -120,7 +137,7 @@ def measure(
     for arm, strayed in (unedited or {}).items():
         same = {"measure": "factorial", "arm": arm, "control": "no_op", "metric": SCORES[0], "prompt": list(prompt_ids)}
         frames.append(rows(strayed.numpy(), **same, **columns))
-    for score, unit, sign in zip(SCORES, ("nats", "logits"), (-1, 1), strict=True):
+    for score, unit, sign in zip(SCORES, UNITS, (-1, 1, 1), strict=True):
         found = effects(*(sign * runs[arm][score].double() for arm in ARMS))
         for name, values in found.items():
             frames.append(rows(values.flatten().numpy(), metric=f"{name}_{unit}", **place, **columns))

@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from mechdiff.report import drawing, findings, findings_factorial
+from mechdiff.report import drawing, findings_factorial, wording_factorial
 from mechdiff.report.drawing import BLACK, BLUE, LEFT, VERMILLION, WIDE, Chart
 from mechdiff.report.findings_factorial import UNITS
 from mechdiff.report.parts import Drawn, Run, Section, note, table
@@ -14,7 +14,7 @@ from mechdiff.report.phrasing import between, nats, with_interval
 TITLE = "Early or late, and do they need each other?"
 COLOURS = {"upstream": BLUE, "downstream": VERMILLION, "interaction": BLACK}
 DASHES = {"downstream": [7, 3], "interaction": [2, 3]}
-SURE = 0.05
+WORDS = {"linear_nats": "linear score, nats", "nats": "nats of KL"}
 
 
 def factorial(run: Run) -> Section:
@@ -29,38 +29,39 @@ def factorial(run: Run) -> Section:
 
 
 def _caption(run: Run, units: list[str | None]) -> str:
-    found = findings.difference(run.rows, run.summary)
-    said = ["Nats of KL(tuned ‖ run) taken off by the lower half (blocks 0 to L), by the upper half, and by both beyond their sum"]
-    if found is not None:
-        said[0] += f"; the two halves sum to D = {nats(found.mean)}"
-    for unit in units:
-        said.append(_of_unit(findings_factorial.effects(run.rows, run.summary, unit), UNITS[unit]))
-    return ". ".join(said) + "."
-
-
-def _of_unit(table: pl.DataFrame, where: str) -> str:
-    turn, most = findings_factorial.crossing(table), findings_factorial.strongest_interaction(table)
-    said = [f"the lower half does more from L = {turn} on" if turn is not None else "one half does more at every L"]
-    if most is not None:
-        said.append(f"largest interaction {with_interval(most['mean'], most['low'], most['high'])} at L = {most['layer']}")
+    if findings_factorial.shown_score(run.rows, units[0]) == "linear_nats":
+        said = [
+            "How far the lower half (layers 0 to L), the upper half, and both beyond their sum move the logits from the base's to the tuned model's"
+        ]
+        said[0] += (
+            ", in nats of a linear score: the two halves sum to KL(tuned ‖ base) + KL(base ‖ tuned), and changes that merely add do not interact"
+        )
     else:
-        said.append("no interaction above three noise floors")
-    apart = table.filter(pl.col("effect") == "interaction", pl.col("q").is_not_null())
-    if not apart.is_empty():
-        sure = apart.filter(pl.col("q") <= SURE, pl.col("counts"))
-        said.append(f"an interaction that label swaps do not give (q ≤ {SURE}) at {len(sure)} of {len(apart)} split points")
-    return f"Exchanged at {where}: {', '.join(said)}"
+        said = ["Nats of KL(tuned ‖ run) taken off by the lower half (layers 0 to L), by the upper half, and by both beyond their sum"]
+        said[0] += "; changes that merely add have an interaction under 0 in this unit"
+    return ". ".join([*said, *(_of_unit(run, unit) for unit in units)]) + "."
+
+
+def _of_unit(run: Run, unit: str | None) -> str:
+    one = findings_factorial.interaction(run.rows, unit)
+    said = [wording_factorial.which_half(findings_factorial.halves(run.rows, unit))]
+    if one is not None:
+        size = f"{with_interval(one.mean, one.low, one.high)} of {nats(one.whole)} {'nats' if one.score == 'linear_nats' else 'logits'}"
+        said.append(f"interaction at L = {one.layer} ({wording_factorial.how_chosen(one)}): {size}, p = {nats(one.p)}")
+    else:
+        said.append("no interaction is given: too few prompts have a linear score")
+    return f"Exchanged at {UNITS[unit]}: {'; '.join(said)}"
 
 
 def _effects(run: Run, unit: str | None) -> dict:
-    """The three effects at every split point, with p over label swaps."""
-    found = findings_factorial.effects(run.rows, run.summary, unit)
-    logits = findings_factorial.effects(run.rows, run.summary, unit, "logits")
+    """The three effects at every split point, each with its interval and p, beside the other score."""
+    scores = ["linear_nats", "nats"] if findings_factorial.shown_score(run.rows, unit) == "linear_nats" else ["nats", "logits"]
+    found, beside = (findings_factorial.effects(run.rows, run.summary, unit, score) for score in scores)
     cells = {(r["layer"], r["effect"]): r for r in found.iter_rows(named=True)}
-    extra = {(r["layer"], r["effect"]): r for r in logits.iter_rows(named=True)}
+    extra = {(r["layer"], r["effect"]): r for r in beside.iter_rows(named=True)}
     columns = ["L"]
     for effect in COLOURS:
-        columns += [f"{effect}, nats", "95 %", "p"] + ([f"{effect}, logits"] if extra else [])
+        columns += [f"{effect}, {WORDS[scores[0]]}", "95 %", "p"] + ([f"{effect}, {WORDS.get(scores[1], scores[1])}"] if extra else [])
     rows = []
     for layer in found["layer"].unique().sort().to_list():
         row = [f"{layer}"]
@@ -69,7 +70,7 @@ def _effects(run: Run, unit: str | None) -> dict:
             row += [nats(one["mean"]), between(one["low"], one["high"]), "–" if one["p"] is None else nats(one["p"])] if one else ["–"] * 3
             row += ([nats(other["mean"]) if other else "–"]) if extra else []
         rows.append(row)
-    return table(columns, rows, folded=f"Every split point, exchanged at {UNITS[unit]}")
+    return table(columns, rows, folded=f"Every split point, each by itself, exchanged at {UNITS[unit]}")
 
 
 def effects_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -77,15 +78,16 @@ def effects_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, 
     units = findings_factorial.units(rows, summary)
     if not units:
         return None
-    tables = {unit: findings_factorial.effects(rows, summary, unit) for unit in units}
-    swaps = {unit: findings_factorial.swap_band(rows, unit) for unit in units}
+    score = findings_factorial.shown_score(rows, units[0])
+    tables = {unit: findings_factorial.effects(rows, summary, unit, score) for unit in units}
+    swaps = {unit: findings_factorial.swap_band(rows, unit, score) for unit in units}
     every = pl.concat(part.select("layer", "low", "high") for part in (*tables.values(), *swaps.values()))
     low, high = drawing.ends(every["low"])[0], drawing.ends(every["high"])[1]
     pad = 0.04 * (high - low) or 1e-9
     scale = alt.Scale(domain=[min(low, 0.0) - pad, max(high, 0.0) + pad], nice=False)
     layers = drawing.layer_range(every)
     panels = [
-        _panel(table, swaps[unit], scale, layers, width, unit, legend=place == 0, title=place == len(units) - 1)
+        _panel(table, swaps[unit], scale, layers, width, unit, score, legend=place == 0, title=place == len(units) - 1)
         for place, (unit, table) in enumerate(tables.items())
     ]
     return drawing.styled(alt.vconcat(*panels, spacing=12))
@@ -98,6 +100,7 @@ def _panel(
     layers: tuple[int, int],
     width: int,
     unit: str | None,
+    score: str,
     *,
     legend: bool,
     title: bool,
@@ -116,6 +119,6 @@ def _panel(
     marks.append(base.mark_area(aria=False, opacity=0.14).encode(x=x, y=low, y2=alt.Y2("high:Q"), fill=fill))
     marks.append(base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=mean, stroke=stroke, strokeDash=dash))
     marks.append(base.mark_circle(size=20, opacity=1).encode(x=x, y=mean, fill=fill, description=alt.Description("says:N")))
-    where = UNITS[unit] if width < WIDE else f"States exchanged at {UNITS[unit]}"
-    text = f"{where[0].upper()}{where[1:]}: nats" + ("; grey: labels swapped" if len(swaps) and width >= WIDE else "")
+    where = UNITS[unit] if width < WIDE else f"Activations exchanged at {UNITS[unit]}"
+    text = f"{where[0].upper()}{where[1:]}: {WORDS[score]}" + ("; grey: labels swapped" if len(swaps) and width >= WIDE else "")
     return alt.layer(*marks, width=width - LEFT - 12, height=170, title=drawing.title_of(text))

@@ -50,7 +50,7 @@ def leads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> dict[str
     return said | {
         "grafting": which_module(rows),
         "causal": [*where_it_passes(rows), *which_output(rows, summary), *what_it_depends_on(rows, summary)],
-        "factorial": early_or_late(rows, summary, found),
+        "factorial": early_or_late(rows, summary),
         "transport": carried(rows, summary),
         "rank": how_many_dimensions(rows, summary),
         "steering": does_it_obey(rows, summary, manifest),

@@ -1,22 +1,50 @@
-"""The factorial in words."""
+"""The factorial in words: do lower and upper layers build on each other, or are they redundant?"""
 
+import numpy as np
 import polars as pl
 
-from mechdiff.report import findings_factorial
-from mechdiff.report.findings import Difference
+from mechdiff.report import findings_factorial, intervals
+from mechdiff.report.findings_factorial import UNITS, Halves, Interaction
 from mechdiff.report.phrasing import nats, with_interval
 
+SURE = 0.05
+LEAST = 0.1
+"""Part of what both halves bring together under which an interaction is not spoken of."""
 
-def early_or_late(rows: pl.DataFrame, summary: pl.DataFrame, found: Difference | None) -> list[str]:
-    """Whether lower and upper blocks need each other, or do the same job: said where it is a tenth of D and no chance."""
-    for unit in reversed(findings_factorial.units(rows, summary)):
-        most = findings_factorial.strongest_interaction(findings_factorial.effects(rows, summary, unit))
-        if found is None or most is None or most["q"] is None or most["q"] > 0.05 or abs(most["mean"]) < 0.1 * found.mean:
-            continue
-        words, side = ("need each other", "more") if most["mean"] > 0 else ("do the same job", "less")
-        size, ends = abs(most["mean"]), sorted((abs(most["low"]), abs(most["high"])))
-        return [
-            f"The tuned blocks up to {most['layer']} and those above {words}: together they bring the base {with_interval(size, *ends)} nats {side} "
-            f"than both alone, at the split point where this is largest (q = {nats(most['q'])})."
-        ]
-    return []
+
+def early_or_late(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
+    """Where lower and upper layers build on each other, or are redundant: in a linear score, a tenth of the whole at least, and no chance."""
+    units = findings_factorial.units(rows, summary)
+    known = [(unit, one) for unit in units if (one := findings_factorial.interaction(rows, unit)) is not None]
+    if not known:
+        return []
+    p = intervals.holm(np.array([one.p for _, one in known]))
+    return [f"{_said(one, unit)}." for (unit, one), sure in zip(known, p, strict=True) if sure <= SURE and _counts(one)]
+
+
+def _counts(one: Interaction) -> bool:
+    """Large enough, and with an interval on one side of 0, as its p has it."""
+    return abs(one.mean) >= LEAST * one.whole > 0 and one.low * one.high > 0
+
+
+def _said(one: Interaction, unit: str | None) -> str:
+    words = "build on each other" if one.mean > 0 else "are partly redundant"
+    in_words = "nats" if one.score == "linear_nats" else "logits"
+    size = f"interaction {with_interval(one.mean, one.low, one.high)} of {nats(one.whole)} {in_words}"
+    return f"Layers 0 to {one.layer} and those above {words} (activations exchanged at {UNITS[unit]}: {size}; {how_chosen(one)})"
+
+
+def how_chosen(one: Interaction) -> str:
+    """How the split point was chosen, and what that asks of the interval."""
+    if one.selected_on:
+        return f"split point selected on the {one.selected_on} prompts"
+    return f"the largest of {one.candidates} split points, with a band and p for all of them"
+
+
+def which_half(found: Halves | None) -> str:
+    """Where one half surely does more than the other."""
+    if found is None:
+        return "too few prompts to say which half does more"
+    said = [f"the lower half does more from L = {found.lower_from} on"] if found.lower_from is not None else []
+    said += [f"the upper half does more up to L = {found.upper_until}"] if found.upper_until is not None else []
+    return f"{', '.join(said)} (95 % band over all split points)" if said else "at no end does one half surely do more than the other"

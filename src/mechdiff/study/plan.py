@@ -214,7 +214,7 @@ def _grafting(planner: Planner) -> Iterator[Cell]:
 
 
 def _factorial(planner: Planner) -> Iterator[Cell]:
-    """The crossed runs of each model, then what is computed from both."""
+    """The crossed runs of each model, then what is computed from both; on select too, at the decision position, where split points are chosen."""
     options = planner.factorial
     if not options:
         if planner.study.measures.factorial:
@@ -223,18 +223,20 @@ def _factorial(planner: Planner) -> Iterator[Cell]:
     if "report" not in planner.splits:
         planner.skip("factorial", "the study has no report prompts")
         return
-    for position in options.positions:
-        if why := planner.common_tail(position, "report"):
+    for split, position in [("select", "decision"), *(("report", position) for position in options.positions)]:
+        if split not in planner.splits or position not in options.positions:
+            continue
+        if why := planner.common_tail(position, split):
             planner.skip(f"factorial at {position} positions", why)
             continue
         layers = options.layers_at(position, planner.shape.n_layers)
-        what = {"split": "report", "position": position, "layers": layers}
+        what = {"split": split, "position": position, "layers": layers}
         for direction in DIRECTIONS:
-            for shard in planner.packed("report", position):
+            for shard in planner.packed(split, position):
                 yield planner.patch_cell(
                     shard, "crossing", what | {"direction": direction, "n_variants": len(layers)}, n_positions(position)
                 )
-        items = planner.whole("report")
+        items = planner.whole(split)
         key = planner.key(items, stage="factorial", swaps=options.swaps, seed=planner.study.seed, **what)
         yield Cell(stage="factorial", key=key, items=items, side=None, flops=0)
 

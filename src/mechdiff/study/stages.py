@@ -29,7 +29,7 @@ from mechdiff.study.heads import every_head, head_orders, head_sets
 from mechdiff.study.mapping import fits, patched
 from mechdiff.study.options import DIRECTIONS
 from mechdiff.study.planner import NEED_FIT
-from mechdiff.study.steer import side_effects, steer, steered_prompts, steered_texts
+from mechdiff.study.steer import side_effects, steer, steered_controls, steered_prompts, steered_texts
 from mechdiff.study.swayed import sway
 from mechdiff.study.texts import texts
 
@@ -158,7 +158,8 @@ def _factorial(run: Execution, cell: Cell, model: Model | None) -> Result:
     runs = {arm: {score: values.expand(len(key["layers"]), -1) for score, values in found.items()} for arm, found in runs.items()}
     unedited = {}
     for arm, clean, direction in (("bt", "tt", DIRECTIONS[0]), ("tb", "bb", DIRECTIONS[1])):
-        parts = [c for c in run.cells if c.stage == "crossing" and (c.key["direction"], c.key["position"]) == (direction, key["position"])]
+        wanted = (direction, key["split"], key["position"])
+        parts = [c for c in run.cells if c.stage == "crossing" and (c.key["direction"], c.key["split"], c.key["position"]) == wanted]
         at = [name for part in parts for name in part.key["ids"]]
         loaded = [run.folder.load(part.key).tensors for part in parts]
         order = [at.index(name) for name in names]
@@ -190,6 +191,7 @@ STAGES: dict[str, Stage] = {
     "steering": steer,
     "steered": steered_prompts,
     "side_effects": side_effects,
+    "steered_controls": steered_controls,
     "steered_texts": steered_texts,
     "heads": every_head,
     "head_orders": head_orders,
