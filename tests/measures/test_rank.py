@@ -2,6 +2,7 @@
 
 import math
 
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -153,17 +154,21 @@ def test_states_without_pairs_are_refused() -> None:
         curve_maps(sample(random(0, 4), random(0, 4)), None)
 
 
-def test_measure_writes_the_curve_and_three_numbers_for_each_layer() -> None:
+def test_measure_writes_the_curve_the_numbers_and_what_varies_for_each_layer() -> None:
     states, change = planted(1, 0.3, 0.05, n=60, d=24)
     fit, report = sample(states[:40], change[:40]), sample(states[40:], change[40:])
-    still = sample(states[:40], torch.zeros(40, 24))
-    table = measure([fit, still], [report, sample(states[40:], torch.zeros(20, 24))], layers=[3, 5], kind="attn_out")
+    still, names = sample(states[:40], torch.zeros(40, 24)), [f"p{i}" for i in range(20)]
+    table = measure([fit, still], [report, sample(states[40:], torch.zeros(20, 24))], layers=[3, 5], kind="attn_out", prompt_ids=names)
     numbers = {(row["layer"], row["metric"]): row["value"] for row in table.iter_rows(named=True) if row["metric"].startswith("rank_")}
     assert {key: value for key, value in numbers.items() if key[1] != "rank_best"} == {
         (3, "rank_chosen"): 1, (3, "rank_uncentred"): 2, (5, "rank_chosen"): 0, (5, "rank_uncentred"): 0,
+        (3, "rank_limit"): 31, (5, "rank_limit"): 0, (3, "rank_prompts"): 40, (5, "rank_prompts"): 40,
     }  # fmt: skip
     assert numbers[3, "rank_best"] >= numbers[3, "rank_chosen"]
-    assert set(table["metric"]) == {"r2_change", "r2_change_cv", "r2_change_cv_se", "rank_chosen", "rank_best", "rank_uncentred"}
-    assert table.select("layer", "split", "metric", "rank").is_unique().all()
+    assert set(table["metric"]) == {"r2_change", "r2_change_cv", "r2_change_cv_se", "rank_chosen", "rank_best", "rank_uncentred", "rank_limit",
+                                    "rank_prompts", "change_squared", "change_varying_squared"}  # fmt: skip
+    assert table.select("layer", "split", "metric", "rank", "prompt").is_unique().all()
     assert set(table["arm"]) == {"rrr"}
-    assert set(table["prompt"]) == {None}
+    assert set(table["prompt"]) == {None, *names}
+    squares = table.filter(pl.col("metric") == "change_squared", pl.col("layer") == 3)["value"].to_torch()
+    torch.testing.assert_close(squares, change[40:].square().sum(-1))

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from mechdiff.report import charts_rank, drawing, findings_rank, phrasing, section_rank, statistics, wording
+from mechdiff.report import charts_rank, drawing, findings_rank, phrasing, section_rank, statistics, wording_rank
 from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.rows import rows as make_rows
@@ -79,8 +79,11 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     section = section_rank.rank(run)
     said = captions(section)
     assert list(said) == ["rank_by_layer", "rank_r2", "rank_closeness", "rank_transport", "rank_strength", "drop_strength"]
-    assert f"At {SITE} the change has rank {planted.RANK} ({planted.UNCENTRED} with the constant shift left in)" in said["rank_by_layer"]
-    assert "Of 21 sites 17 have rank 0" in said["rank_by_layer"]
+    seen = f"Regression sees {planted.RANK} dimensions of the change at {SITE} (R² 0.50 on the report prompts; {planted.FIT_PROMPTS} training prompts"
+    assert f"{seen}; {planted.UNCENTRED} with the constant counted; smaller ones may be missed)." in said["rank_by_layer"]
+    assert "0.400 (95 %: 0.400 to 0.400) of its squared length varies from prompt to prompt." in said["rank_by_layer"]
+    counted = "Of 21 sites: at 1 the rank that is drawn is seen, at 3 too few prompts to tell and at 17 no dimension is seen"
+    assert counted in said["rank_by_layer"]
     assert f"{SITE}: rank 2 does 90 % of the gain from rank 0 to the largest, 8" in said["rank_closeness"]
     best = findings_rank.by_strength(run.rows, SITE, TRANSPORT).sort("value", descending=True).row(0, named=True)
     assert (best["rank"], best["s"]) == (8, 1.0)
@@ -100,12 +103,12 @@ def test_sites_whose_maps_do_the_same_at_every_rank_are_named_with_their_directi
     assert findings_rank.same_at_all_ranks(rows).rows() == [(SITE, CLOSENESS, None, len(planted.RANKS) - 1)]
 
 
-def test_a_constant_shift_is_said() -> None:
-    place = {"measure": "rank", "arm": "rrr", "layer": 3, "site": "mlp_out", "split": "fit"}
-    table = make_rows([0.0, 0.0, 1.0], metric=["rank_chosen", "rank_best", "rank_uncentred"], **place)
-    said = wording.how_many_dimensions(table, statistics.summarise(table))
+def test_a_site_without_a_causal_curve_has_its_sentence(run: Run) -> None:
+    only = run.rows.filter(pl.col("measure") == "rank", pl.col("layer") == 1, pl.col("site") == "mlp_out")
+    said = wording_rank.how_many_dimensions(only, statistics.summarise(only))
     assert said == [
-        "At L3.mlp_out the change has rank 0 (1 with the constant shift left in): it is the same on every prompt, as far as regression can tell."
+        "With 64 training prompts regression sees no dimension of the change at L1.mlp_out that the base's activation predicts.",
+        "It is the same vector on every prompt: 0.010 (95 %: 0.010 to 0.010) of its squared length varies from prompt to prompt.",
     ]
 
 

@@ -13,7 +13,7 @@ from mechdiff.report import (
     phrasing,
     section_transport,
     statistics,
-    wording,
+    wording_transport,
 )
 from mechdiff.report.findings_transport import CEILING, CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report.parts import Drawn, Run
@@ -116,8 +116,13 @@ def test_the_arm_is_chosen_on_select_and_reported_on_report(run: Run) -> None:
     best = findings_transport.carried(run.rows, run.summary)
     assert best
     assert (best.name, best.arm, best.chosen_on) == (SITE, "anchored_ridge", "select")  # on report rrr is higher
-    assert best.share == pytest.approx(planted.CARRIES["anchored_ridge"], abs=0.03)
-    assert (best.trivial, best.ceiling) == ("shift", pytest.approx(planted.CEILING, abs=0.03))
+    assert best.best.share == pytest.approx(planted.CARRIES["anchored_ridge"], abs=0.03)
+    assert best.trivial
+    assert best.trivial.arm == "shift"
+    assert best.ceiling
+    assert best.ceiling.share == pytest.approx(planted.CEILING, abs=0.03)
+    assert best.gain
+    assert best.gain.share == pytest.approx(best.best.share - best.trivial.share)
     only = run.rows.filter(~((pl.col("measure") == "transport") & (pl.col("split") == "select")))
     again = findings_transport.carried(only, run.summary)
     assert again
@@ -135,11 +140,14 @@ def test_maps_are_counted_against_the_best_of_shift_and_mean(run: Run) -> None:
     values = findings_transport.plain(findings_transport.written(run.rows, TRANSPORT, "kl_other_nats"))
     at = values.filter(pl.col("layer") == CHANGED, pl.col("site") == "attn_out").sort("prompt")
     shift, rrr = (at.filter(pl.col("arm") == arm)["value"].to_numpy() for arm in ("shift", "rrr"))
-    expected = [float(end[0]) for end in intervals.share_intervals((shift - rrr)[:, None], d)]
-    assert [found.best[name] for name in ("gain", "low", "high")] == pytest.approx(expected)
+    gain, low, high = (float(end[0]) for end in intervals.share_intervals((shift - rrr)[:, None], d))
+    assert found.best["gain"] == pytest.approx(gain)
+    assert found.best["low"] < low < high < found.best["high"], "a band over all maps at all sites is wider than one interval"
+    assert found.maps == 4 * 4
     learned = (pl.col("measure") == "transport") & pl.col("arm").is_in(LEARNED) & (pl.col("direction") == TRANSPORT)
     worse = run.rows.with_columns(value=pl.when(learned).then(pl.col("value") + 20).otherwise("value"))
-    assert "No map beats" in " ".join(wording.carried(worse, statistics.summarise(worse)))
+    said = " ".join(wording_transport.carried(worse, statistics.summarise(worse)))
+    assert "No linear map recovers significantly more than the best fixed vector at any of the 4 sites" in said
 
 
 def test_the_square_law_is_read_off_the_smallest_strength(run: Run) -> None:
@@ -152,10 +160,13 @@ def test_the_square_law_is_read_off_the_smallest_strength(run: Run) -> None:
 def test_the_diagonal_wins_where_a_map_knows_its_layer(run: Run) -> None:
     square = findings_closer.bogus_square(run.rows, "rrr", "attn_out")
     assert len(square) == len(planted.CLOSER) ** 2
-    wins, _ = findings_closer.diagonal_wins(square.filter(pl.col("patched") == CHANGED))
-    assert wins == [CHANGED]
-    swapped = square.filter(pl.col("patched") == CHANGED).with_columns(nats=-pl.col("nats"))
-    assert findings_closer.diagonal_wins(swapped)[1] == [CHANGED]
+    assert findings_closer.diagonal_wins(run.rows, "rrr", "attn_out", [CHANGED]) == ([CHANGED], [])
+    at = (pl.col("measure") == "transport") & (pl.col("direction") == CLOSENESS) & (pl.col("layer") == CHANGED) & (pl.col("arm") == "rrr")
+    swapped = run.rows.with_columns(value=pl.when(at).then(-pl.col("value")).otherwise("value"))
+    assert findings_closer.diagonal_wins(swapped, "rrr", "attn_out", [CHANGED]) == ([], [CHANGED])
+    noise = pl.Series(np.random.default_rng(1).normal(0, 60, len(run.rows)))
+    noisy = run.rows.with_columns(value=pl.when(at).then(pl.col("value") + noise).otherwise("value"))
+    assert findings_closer.diagonal_wins(noisy, "rrr", "attn_out", [CHANGED]) == ([], [])
     assert set(charts_transport.squares(run.rows, run.summary)) == {"attn_out", "resid_post"}  # elsewhere there is nothing to map
 
 
@@ -166,20 +177,22 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
                           "transport_strength_recovery", "transport_bogus"]  # fmt: skip
     best = findings_transport.carried(run.rows, run.summary)
     assert best
-    value = phrasing.with_interval(best.share, best.low, best.high, digits=2)
+    assert best.trivial
+    assert best.ceiling
+    value = phrasing.with_interval(best.trivial.share, best.trivial.low, best.trivial.high, digits=2)
+    first = f"At {SITE} adding one fixed vector, the training prompts' mean activation difference, to the base recovers {value} of D"
+    assert f"{first}; patching in the tuned activation itself recovers {phrasing.share(best.ceiling.share)}" in said["transport_recovery"]
+    assert "(site and arms selected on the select prompts)" in said["transport_recovery"]
+    assert "The best linear map there, anchored_ridge, recovers" in said["transport_recovery"]
     assert (
-        f"At {SITE} the base, its own state mapped by the anchored_ridge map (chosen on the select prompts), recovers {value} of D"
-        in said["transport_recovery"]
-    )
-    assert (
-        f"the mean difference alone {phrasing.share(best.trivial_share, 3)}; the tuned state itself {phrasing.share(best.ceiling, 3)}"
-        in said["transport_recovery"]
+        "At 4 of 21 sites a fitted map comes closer than the best of identity, mean difference and mean activation"
+        in said["transport_closeness"]
     )
     close = dict(findings_transport.closeness(run.rows).filter(pl.col("name") == SITE).select("arm", "kl").iter_rows())
     assert f"identity {phrasing.nats(close['identity'])}, shift {phrasing.nats(close['shift'])}" in said["transport_closeness"]
-    assert f"Highest on the report prompts: {SITE}, rrr" in said["transport_fit"]
+    assert f"on the report prompts (selected on them, so optimistically biased): {SITE}, rrr" in said["transport_fit"]
     assert f"up to {planted.REFITS} refits" in said["transport_fit"]
-    assert f"attn_out: its own map comes closest at L{CHANGED}" in said["transport_bogus"]
+    assert f"attn_out: its own map comes closer than every other layer's at 1 of 1 layers (L{CHANGED})" in said["transport_bogus"]
     tables = [part for part in section.parts if isinstance(part, dict) and part["kind"] == "table"]
     assert all(len(row) == len(one["columns"]) for one in tables for row in one["rows"])
     assert len(tables[0]["rows"]) == section_transport.TOP
@@ -248,7 +261,7 @@ def test_maps_that_were_not_fitted_are_a_sentence(rows: pl.DataFrame, summary: p
 def test_a_ceiling_alone_says_nothing_of_maps(run: Run) -> None:
     rows = run.rows.filter((pl.col("measure") != "transport") | (pl.col("direction") == CEILING))
     section = section_transport.transport(Run(rows=rows, summary=statistics.summarise(rows), manifest={}))
-    assert wording.carried(rows, statistics.summarise(rows)) == []
+    assert wording_transport.carried(rows, statistics.summarise(rows)) == []
     assert captions(section) == {}
 
 

@@ -16,7 +16,9 @@ shift is free, so an added bias has rank 0, a rank-2 edit of W_O has rank 2 at t
 
 r2_change is a share of the change's variance; `r2_change_cv` is 1 - error(k) / error(0), both cross-validated, so 0 at rank 0.
 
-When it misleads: with N prompts no rank above N can be seen, and few prompts make small directions invisible (read the curve, not the number);
+When it misleads: with N prompts no rank above `rank_limit` (the rows of the smallest training fold, less one) can be seen, so a rank near it is
+that of the prompts and not of the change; few prompts make small directions invisible (read the curve, not the number); rank 0 says that the state
+does not predict the change, not that it is the same on every prompt: `change_varying_squared` over `change_squared` is the share of it that varies;
 the rank of the change at a site late in the network is that of everything upstream; a subspace patch can also reach paths that the model does not
 use (Makelov 2023, arXiv 2311.17030): the random subspaces of the same size and the same written norm say what that is worth.
 """
@@ -27,7 +29,7 @@ from typing import Any
 
 import polars as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mechdiff.measures.affine import ROUNDING, Affine
@@ -68,13 +70,15 @@ class Curve:
     """Of `cross_validated`, over prompts."""
     chosen: int
     best: int
+    limit: int
+    """The largest rank that so many fit prompts can show."""
 
 
 def curve(fit: Sample, report: Sample, *, seed: int = 0) -> Curve:
     """r2 of the change by rank, on the fit rows, in cross-validation and on the report rows; NaN at rank 0 where the change does not vary."""
     if not differs(fit.tuned.double() - fit.base.double(), fit.tuned.double()):
         none = [float("nan")]
-        return Curve(ranks=[0], train=none, held_out=none, cross_validated=none, standard_error=none, chosen=0, best=0)
+        return Curve(ranks=[0], train=none, held_out=none, cross_validated=none, standard_error=none, chosen=0, best=0, limit=0)
     change, held_out = fit.tuned.double() - fit.base.double(), report.tuned.double() - report.base.double()
     found = cross_validated(fit.base, change, fit.groups, seed=seed)
     inputs = decompose(fit.base)
@@ -82,7 +86,8 @@ def curve(fit: Sample, report: Sample, *, seed: int = 0) -> Curve:
     projected = inputs.left.T @ (change - change.mean(0))
     axes = fitted_axes(inputs, projected, found.lambda_of_ranks)
     left, right = ridge(inputs, projected, found.lambda_of_ranks)
-    asked = ranks(min(axes.shape[1], len(found.errors_by_rank) - 1))
+    most = min(axes.shape[1], len(found.errors_by_rank) - 1)
+    asked = sorted({*ranks(most), min(found.rank_one_se, most)})
 
     def explained(states: Tensor, target: Tensor) -> list[float]:
         along = ((states.double() - inputs.mean) @ left) @ (right @ axes)
@@ -96,8 +101,19 @@ def curve(fit: Sample, report: Sample, *, seed: int = 0) -> Curve:
     return Curve(
         ranks=asked, train=explained(fit.base, change), held_out=explained(report.base, held_out),
         cross_validated=less.mean(0)[asked].tolist(), standard_error=(less.std(0) / len(less) ** 0.5)[asked].tolist(),
-        chosen=found.rank_one_se, best=found.rank_best,
+        chosen=found.rank_one_se, best=found.rank_best, limit=found.rank_limit,
     )  # fmt: skip
+
+
+def varying(fit: Sample, report: Sample) -> tuple[Float64[Tensor, " prompt"], Float64[Tensor, " prompt"]]:
+    """|d|^2 of each report prompt's change d, and what of it is not the mean change m of the fit prompts: n / (n + 1) |d - m|^2 for n of them.
+
+    The factor takes off what the mean of n prompts errs by, so that a ratio of the two means is the share of the change that varies from prompt to
+    prompt, whether or not the state predicts how: 0 for a constant vector.
+    """
+    mean = (fit.tuned.double() - fit.base.double()).mean(0)
+    change, n = report.tuned.double() - report.base.double(), len(fit.base)
+    return change.square().sum(-1), n / (n + 1) * (change - mean).square().sum(-1)
 
 
 # ---- maps of each rank -------------------------------------------------------------------------------------------------------------
@@ -169,8 +185,10 @@ def curve_maps(fit: Sample, gradients: Float[Tensor, "draw d"] | None, *, seed: 
 # ---- the measure -------------------------------------------------------------------------------------------------------------------
 
 
-def measure(fit: Sequence[Sample], report: Sequence[Sample], *, layers: Sequence[int], kind: str, seed: int = 0) -> pl.DataFrame:
-    """Rows of the whole set for each of `layers` at one kind of site; `fit` and `report` hold one sample for each layer."""
+def measure(
+    fit: Sequence[Sample], report: Sequence[Sample], *, layers: Sequence[int], kind: str, prompt_ids: Sequence[str], seed: int = 0
+) -> pl.DataFrame:
+    """Rows for each of `layers` at one kind of site; `fit` and `report` hold one sample for each layer, report a row for each of `prompt_ids`."""
     frames = []
     for layer, fit_sample, report_sample in zip(layers, fit, report, strict=True):
         at = {"measure": "rank", "layer": layer, "site": kind, "arm": "rrr", "direction": "tuned<-base"}
@@ -179,5 +197,8 @@ def measure(fit: Sequence[Sample], report: Sequence[Sample], *, layers: Sequence
                    ("fit", "r2_change_cv"): found.cross_validated, ("fit", "r2_change_cv_se"): found.standard_error}  # fmt: skip
         frames += [rows(values, **at, split=split, metric=metric, rank=found.ranks) for (split, metric), values in by_rank.items()]
         numbers = {"rank_chosen": found.chosen, "rank_best": found.best, "rank_uncentred": rank_uncentred(fit_sample, seed=seed)}
+        numbers |= {"rank_limit": found.limit, "rank_prompts": len(fit_sample.groups.unique())}
         frames += [rows([float(value)], **at, split="fit", metric=metric) for metric, value in numbers.items()]
+        for metric, squares in zip(("change_squared", "change_varying_squared"), varying(fit_sample, report_sample), strict=True):
+            frames.append(rows(squares.numpy(), **at, split="report", metric=metric, prompt=list(prompt_ids)))
     return pl.concat(frames)

@@ -120,6 +120,8 @@ class Validated:
     rank_best: int
     rank_one_se: int
     """The smallest rank within one standard error of the best."""
+    rank_limit: int
+    """The largest rank that so few rows can show: those of the smallest fit, less one for the mean."""
 
 
 def cross_validated(
@@ -150,7 +152,7 @@ def cross_validated(
     top = int((mean <= mean.min() + ROUNDING * mean.abs().max()).nonzero()[0])
     return Validated(
         lambda_=best, errors=errors, lambda_of_ranks=lam, errors_by_rank=mean, errors_of_prompts=by_prompt, rank_best=top,
-        rank_one_se=one_se(by_prompt, top),
+        rank_one_se=one_se(by_prompt, top), rank_limit=len(inputs) - max(len(part.held) for part in parts) - 1 + uncentred,
     )  # fmt: skip
 
 
@@ -159,7 +161,7 @@ def _nothing_seen(n_lambdas: int) -> Validated:
     none = torch.full((1,), math.nan, dtype=torch.float64)
     return Validated(
         lambda_=math.inf, errors=none.expand(n_lambdas), lambda_of_ranks=math.inf, errors_by_rank=none, errors_of_prompts=none[None],
-        rank_best=0, rank_one_se=0,
+        rank_best=0, rank_one_se=0, rank_limit=0,
     )  # fmt: skip
 
 

@@ -5,21 +5,32 @@ far the square holds. A map that knows its layer comes closer there than the map
 is larger on the prompts of the fit than on others is over-fitting.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 from scipy.stats import spearmanr
 
-from mechdiff.report import findings, intervals
+from mechdiff.report import findings, intervals, statistics
 from mechdiff.report.findings_transport import CLOSENESS, arm_place, cells, kind_place, plain, shares, totals, written
 
 
 def quadratic(rows: pl.DataFrame) -> pl.DataFrame:
-    """`name layer site arm curvature at_one ratio`: KL(s) = c s^2 through the smallest strength above 0, KL(1), and KL(1) / c."""
-    found = rows_of_strength(rows, CLOSENESS, "kl_own_nats").filter(pl.col("s") > 0)
-    small = found.filter(pl.col("s") == pl.col("s").min().over("name", "arm"), pl.col("s") < 1)
-    small = small.select("name", "arm", curvature=pl.col("value") / pl.col("s") ** 2)
-    one = found.filter(pl.col("s") == 1).select("name", "layer", "site", "arm", at_one="value")
-    return one.join(small, on=["name", "arm"], maintain_order="left").with_columns(ratio=pl.col("at_one") / pl.col("curvature"))
+    """`name layer site arm curvature at_one ratio low high`: c of KL(s) = c s^2 through the smallest strength, KL(1), KL(1) / c with its interval."""
+    values = written(rows, CLOSENESS, "kl_own_nats").filter(pl.col("control").is_null() & pl.col("unit").is_null())
+    values = values.with_columns(name=findings.site_name(), s=pl.col("strength").fill_null(1.0)).filter(pl.col("s") > 0)
+    found = []
+    for (name, layer, site, arm), part in values.group_by("name", "layer", "site", "arm", maintain_order=True):
+        _, strengths, table = statistics.prompt_matrix(part, by="s")
+        if len(strengths) < 2 or 1.0 not in strengths or strengths[0] >= 1 or not len(table) or table[:, 0].mean() <= 0:
+            continue
+        one, small = table[:, strengths.index(1.0)], table[:, 0] / strengths[0] ** 2
+        ratio, low, high = (ends[0] for ends in intervals.share_intervals(one[:, None], small))
+        found.append((name, layer, site, arm, small.mean(), one.mean(), ratio, low, high))
+    numbers = dict.fromkeys(("curvature", "at_one", "ratio", "low", "high"), pl.Float64)
+    schema = {"name": pl.String, "layer": pl.Int64, "site": pl.String, "arm": pl.String, **numbers}
+    table = pl.DataFrame(found, schema=schema, orient="row").with_columns(pl.col("ratio", "low", "high").fill_nan(None))
+    return table.sort("layer", kind_place(), arm_place())
 
 
 def rows_of_strength(rows: pl.DataFrame, direction: str, metric: str, split: str | None = None) -> pl.DataFrame:
@@ -44,21 +55,38 @@ def rows_of_strength(rows: pl.DataFrame, direction: str, metric: str, split: str
 
 def bogus_square(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
     """`fitted patched nats own`: KL of the tuned model with a map fitted at one layer and written at another; `own`: fitted there."""
+    found = bogus_values(rows, arm, site).group_by("patched", "fitted").agg(nats=pl.col("value").mean()).sort("patched", "fitted")
+    return found.with_columns(own=pl.col("patched") == pl.col("fitted"))
+
+
+def bogus_values(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
+    """The rows of that square, per prompt, with `fitted` and `patched`."""
     values = written(rows, CLOSENESS, "kl_own_nats").filter(
         pl.col("arm") == arm, pl.col("site") == site, pl.col("strength").is_null() & pl.col("unit").is_null()
     )
     other = pl.col("control").str.extract(r"^bogus_map:L(\d+)$").cast(pl.Int64)
     values = values.with_columns(other=other).filter(pl.col("control").is_null() | pl.col("other").is_not_null())
     crossed = values.filter(pl.col("other").is_not_null())["layer"].unique().to_list()
-    values = values.filter(pl.col("layer").is_in(crossed)).with_columns(fitted=pl.coalesce("other", "layer"), patched="layer")
-    found = values.group_by("patched", "fitted").agg(nats=pl.col("value").mean()).sort("patched", "fitted")
-    return found.with_columns(own=pl.col("patched") == pl.col("fitted"))
+    return values.filter(pl.col("layer").is_in(crossed)).with_columns(fitted=pl.coalesce("other", "layer"), patched="layer")
 
 
-def diagonal_wins(square: pl.DataFrame) -> tuple[list[int], list[int]]:
-    """Patched layers where their own map comes closest, and those where another layer's map comes closer."""
-    best = square.sort("nats", maintain_order=True).group_by("patched", maintain_order=True).first().sort("patched")
-    return best.filter("own")["patched"].to_list(), best.filter(~pl.col("own"))["patched"].to_list()
+def diagonal_wins(rows: pl.DataFrame, arm: str, site: str, layers: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Patched layers where their own map comes significantly closer than that of every other layer, and those where another's comes closer.
+
+    All pairs of a layer's own map and another's are one family (max-t); the rest of the layers are undecided.
+    """
+    values = bogus_values(rows, arm, site).filter(pl.col("patched").is_in(list(layers)))
+    cells = values.select("patched", "fitted").unique().sort("patched", "fitted").with_row_index("cell")
+    _, _, table = statistics.prompt_matrix(values.join(cells, on=["patched", "fitted"]), by="cell")
+    places = {(p, f): i for i, p, f in cells.iter_rows()}
+    pairs = [(p, f) for p, f in places if p != f and (p, p) in places]
+    if not pairs or len(table) < intervals.FEWEST:
+        return [], []
+    apart = np.column_stack([table[:, places[p, f]] - table[:, places[p, p]] for p, f in pairs])
+    sure, further = intervals.family_p(apart) <= 1 - intervals.LEVEL, apart.mean(axis=0) > 0
+    of = {layer: [i for i, (p, _) in enumerate(pairs) if p == layer] for layer in dict.fromkeys(p for p, _ in pairs)}
+    wins = [layer for layer, here in of.items() if all(sure[i] and further[i] for i in here)]
+    return wins, [layer for layer, here in of.items() if any(sure[i] and not further[i] for i in here)]
 
 
 def correlation_with_cosine(rows: pl.DataFrame) -> pl.DataFrame:

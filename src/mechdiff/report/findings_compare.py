@@ -115,7 +115,7 @@ def transport(run: Loaded) -> Iterator[Quantity]:
     carried = findings_transport.carried(rows, run.content.summary)
     if carried is None:
         return
-    arms = [carried.arm, *([carried.trivial] if carried.trivial else [])]
+    arms = [carried.arm, *([carried.trivial.arm] if carried.trivial else [])]
     values = findings_transport.plain(findings_transport.written(rows, TRANSPORT, "kl_other_nats"))
     here = values.filter(findings.site_name() == carried.name, pl.col("arm").is_in(arms))
     of = effects.table(run, here.with_columns(name=pl.col("arm")), recovered=True)
@@ -125,8 +125,8 @@ def transport(run: Loaded) -> Iterator[Quantity]:
     best, at = gained[carried.arm], f"at {carried.name}"
     yield ratio("transport", "recovered by the best map", best, of.total, of.prompts, where=f"{carried.arm} {at}", layer=carried.layer)
     if carried.trivial:
-        simple = gained[carried.trivial]
-        name, how = "recovered by the best of shift and mean", f"{carried.trivial} {at}"
+        simple = gained[carried.trivial.arm]
+        name, how = "recovered by the best of shift and mean", f"{carried.trivial.arm} {at}"
         yield ratio("transport", name, simple, of.total, of.prompts, where=how, layer=carried.layer)
         name = "best map, less the best of shift and mean"
         yield ratio("transport", name, best - simple, of.total, of.prompts, where=at, layer=carried.layer)
@@ -136,10 +136,10 @@ def ranks(run: Loaded) -> Iterator[Quantity]:
     """Dimensions of the states' change at the run's own strongest site."""
     rows, summary = run.content.rows, run.content.summary
     top = findings_rank.strongest(rows, summary)
-    for metric, words in (("rank_chosen", "the shift apart"), ("rank_uncentred", "the shift counted")):
-        if top is not None and top[metric] is not None:
-            at = f"at {top['name']}"
-            yield exact("rank", f"rank chosen by cross-validation, {words}", float(top[metric]), "dimensions", where=at, layer=top["layer"])
+    for words, rank in (("the shift apart", top.rank), ("the shift counted", top.uncentred)) if top and top.says == "rank" else ():
+        if rank is not None:
+            at = f"at {top.name}"
+            yield exact("rank", f"rank chosen by cross-validation, {words}", float(rank), "dimensions", where=at, layer=top.layer)
     site = next(iter(findings_rank.curve_sites(rows, summary)), "")
     curve = rank_curve(run, site)
     if curve is None:

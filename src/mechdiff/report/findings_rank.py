@@ -6,11 +6,13 @@ proper (`base<-base`, share of D). `k` at 50 and 90 %: the smallest rank with so
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import polars as pl
 
-from mechdiff.report import findings, findings_transport, intervals
+from mechdiff.report import findings, findings_transport, intervals, statistics
 from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
 from mechdiff.report.memory import once
 
@@ -21,12 +23,85 @@ SITES = 3
 """Sites whose curves are drawn."""
 SAME = 1e-9
 """Relative difference under which two written states did the same."""
+ENOUGH = 4
+"""Fit prompts for each dimension under which no rank is said to be that of the change."""
+EXPLAINS = 0.3
+"""R2 of the change on the reported prompts under which its rank is not spoken of."""
+NEAR = 2
+"""A rank within so many of the largest that the prompts can show is the prompts'."""
+CONSTANT = 0.05
+"""Share of the squared change that may vary, at the upper end of its interval, where the change is said to be the same on every prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What so many fit prompts say of the rank of the change at one site."""
+
+    name: str
+    layer: int
+    rank: int
+    uncentred: int | None
+    prompts: int
+    limit: int
+    """The largest rank that so many prompts can show."""
+    r2: float | None
+    """On the reported prompts, of the regression of this rank."""
+    split: str
+    says: Literal["rank", "at least", "nothing", "unseen"]
+    """`rank`: so many dimensions are seen; `at least`: as many as the prompts can show, or nearly; `nothing`: too few prompts to
+    tell; `unseen`: rank 0, no dimension that the base's state predicts."""
+    varies: tuple[float, float, float] | None
+    """Share of the squared change that varies from prompt to prompt, with its interval; None where it was not measured."""
+
+    @property
+    def constant(self) -> bool:
+        """Whether the change is the same on every prompt, as far as an interval can say so."""
+        return self.varies is not None and self.varies[2] <= CONSTANT
+
+
+def seen(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> Seen | None:
+    """What the fit prompts say of the rank at one site; None where it was not measured."""
+    here = chosen(summary).filter(pl.col("name") == name, pl.col("rank_chosen").is_not_null())
+    if here.is_empty():
+        return None
+    one = here.row(0, named=True)
+    curves = r2_curves(rows, summary, name)
+    limit = one["rank_limit"] if one["rank_limit"] is not None else curves.filter(pl.col("curve") == "cross-validated")["rank"].max() or 0
+    prompts = one["rank_prompts"] or len(findings_transport.totals(rows, "fit"))
+    split = findings.reported(rows, "rank") or "report"
+    held = curves.filter(pl.col("curve") == f"{split} prompts", pl.col("rank") <= one["rank_chosen"]).sort("rank")
+    r2, rank, best = (held["value"][-1] if len(held) else None), one["rank_chosen"], one["rank_best"] or 0
+    says: Literal["rank", "at least", "nothing", "unseen"] = "rank"
+    if rank == 0:
+        says = "unseen"
+    elif r2 is None or r2 < EXPLAINS:
+        says = "nothing"
+    elif max(rank, best) >= limit - NEAR:
+        says = "at least"
+    elif prompts < ENOUGH * rank:
+        says = "nothing"
+    return Seen(
+        name=name, layer=one["layer"], rank=rank, uncentred=one["rank_uncentred"], prompts=prompts, limit=limit, r2=r2, split=split, says=says,
+        varies=varying(rows, name),
+    )  # fmt: skip
+
+
+@once
+def varying(rows: pl.DataFrame, name: str) -> tuple[float, float, float] | None:
+    """Share of the squared change at one site that varies from prompt to prompt, with its interval; None where it cannot be given."""
+    found = rows.filter(pl.col("measure") == "rank", pl.col("metric").is_in(["change_squared", "change_varying_squared"]))
+    found = found.filter(findings.site_name() == name, pl.col("split").eq_missing(findings.reported(rows, "rank")))
+    _, names, table = statistics.prompt_matrix(found, by="metric")
+    if len(names) < 2 or len(table) < intervals.FEWEST or table[:, 0].mean() <= 0:
+        return None
+    share, low, high = intervals.share_intervals(table[:, 1:], table[:, 0])
+    return float(share[0]), float(low[0]), float(high[0])
 
 
 @once
 def chosen(summary: pl.DataFrame) -> pl.DataFrame:
-    """`name layer site rank_chosen rank_best rank_uncentred` by site, null where one was not measured."""
-    names = (*CHOSEN, "rank_best")
+    """`name layer site rank_chosen rank_uncentred rank_best rank_limit rank_prompts` by site, null where one was not measured."""
+    names = (*CHOSEN, "rank_best", "rank_limit", "rank_prompts")
     found = summary.filter(
         pl.col("measure") == "rank", pl.col("metric").is_in(names), pl.col("layer").is_not_null(), pl.col("mean").is_finite()
     )
@@ -171,16 +246,25 @@ def drop_by_strength(summary: pl.DataFrame, name: str) -> pl.DataFrame:
 
 
 @once
-def strongest(rows: pl.DataFrame, summary: pl.DataFrame) -> dict | None:
-    """The ranks at the strongest site: that of patching where it has them, else the first with a causal curve."""
-    table = chosen(summary)
-    if table.is_empty():
+def strongest(rows: pl.DataFrame, summary: pl.DataFrame) -> Seen | None:
+    """The rank at the site that sentences on maps speak of, else at patching's strongest output or the first causal curve.
+
+    Never at the last block's output, from which the logits are read, where there is another site.
+    """
+    names = chosen(summary).filter(pl.col("rank_chosen").is_not_null())["name"].to_list()
+    if not names:
         return None
-    order = curve_sites(rows, summary)
     ranked, _ = findings.ranked_outputs(rows, summary)
-    names = [*(ranked["name"].to_list() if not ranked.is_empty() else []), *order, *table["name"].to_list()]
-    name = next(name for name in names if name in set(table["name"]))
-    return table.filter(pl.col("name") == name).row(0, named=True)
+    mapped = findings_transport.strongest_site(rows, summary)
+    order = [
+        *([mapped[0]] if mapped else []),
+        *(ranked["name"].to_list() if not ranked.is_empty() else []),
+        *curve_sites(rows, summary),
+        *names,
+    ]
+    order = [name for name in order if name in names]
+    last = findings_transport.readout_site(rows)
+    return seen(rows, summary, next((name for name in order if name != last), order[0]))
 
 
 @once

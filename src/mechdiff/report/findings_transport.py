@@ -6,7 +6,8 @@
 
 The ceiling of transport is the tuned state itself, written into the base. A map has found something only if it beats the best of the maps that
 learn nothing about the single prompt: identity, shift, mean. Intervals are bootstraps of ratios of means over prompts. Sites and arms that
-sentences speak of are chosen on `select` where that was run.
+sentences speak of are chosen on `select` where that was run; the last block's output, where everything is carried by construction, is never one of
+them.
 """
 
 from dataclasses import dataclass
@@ -34,32 +35,51 @@ CELL = ("layer", "site", "unit", "arm", "rank", "strength", "control")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """A share of D that the base recovers, with its interval."""
+
+    arm: str
+    share: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Carried:
-    """The best learned map at the strongest site, beside what needs no map. Shares of D that the base recovers."""
+    """The best learned map at the site that sentences speak of, beside one fixed vector, which needs no map, and the patch itself."""
 
     name: str
     layer: int
     site: str
-    arm: str
-    share: float
-    low: float
-    high: float
-    trivial: str | None
+    best: Part
+    """The learned map."""
+    trivial: Part | None
     """The better of shift and mean; None where neither was run."""
-    trivial_share: float | None
-    ceiling: float | None
+    gain: Part | None
+    """How much more the map recovers than that, pairwise on the same prompts."""
+    gain_p: float | None
+    ceiling: Part | None
+    """The tuned state itself, written into the base."""
     chosen_on: str
+    """The split whose prompts chose the site, the map and the better constant."""
+    n: int
+
+    @property
+    def arm(self) -> str:
+        return self.best.arm
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beaten:
-    """At how many sites the best learned map recovers more than the best of shift and mean: p of all sites together (max-t)."""
+    """At how many sites a learned map does better than the best of what learns nothing: p of all maps at all sites together (max-t)."""
 
     sites: int
-    """Sites where the tuned state itself recovers at least `WORTH` of D."""
+    maps: int
+    """Tests: every learned map at every site."""
     better: int
+    """Sites where some map's p is at most 5 %."""
     best: dict | None
-    """The site with the largest difference: `name arm gain low high`, in shares of D."""
+    """The map with the largest difference: `name arm gain low high`, as a share of the total; a band over all tests."""
 
 
 @once
@@ -227,69 +247,118 @@ def n_refits(rows: pl.DataFrame) -> int:
 
 
 @once
+def readout_site(rows: pl.DataFrame) -> str:
+    """The last block's output, from which the logits are read: whatever is written there, all of it passes, of any two models."""
+    return f"L{rows['layer'].max()}.resid_post"
+
+
+@once
 def strongest_site(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[str, str] | None:
-    """The site that sentences speak of, and the split that chose it: the strongest output of patching, else the highest ceiling."""
-    here = recovered(rows)
-    names = set(here.filter(pl.col("arm").is_in(LEARNED))["name"])
-    ranked, ranking = findings.ranked_outputs(rows, summary)
-    if ranking and not ranked.is_empty():
-        for name in ranked["name"].to_list():
-            if name in names:
-                return name, ranking
-    best = ceiling(rows).filter(pl.col("name").is_in(list(names)))
-    best = here.filter(pl.col("name").is_in(list(names))) if best.is_empty() else best
-    single = best.filter(~pl.col("site").is_in(findings.STREAM))
-    best = (best if single.is_empty() else single).sort("share", descending=True, maintain_order=True)
-    return None if best.is_empty() else (best["name"][0], findings.reported(rows, "transport") or "report")
+    """The site that sentences on maps speak of, and the split that chose it.
+
+    Where a constant (shift or mean) recovers most on the select prompts; without those, where the tuned state recovers most on the reported ones.
+    Never the last block's output, where everything is carried by construction.
+    """
+    here = recovered(rows).filter(pl.col("arm").is_in(LEARNED))
+    names = [name for name in here["name"].unique(maintain_order=True).to_list() if name != readout_site(rows)]
+    on = recovered(rows, split="select").filter(pl.col("arm").is_in(TRIVIAL[1:]))
+    reported = findings.reported(rows, "transport") or "report"
+    for table, split in ((on, "select"), (ceiling(rows), reported), (here, reported)):
+        best = table.filter(pl.col("name").is_in(names)).sort("share", descending=True, maintain_order=True)
+        if not best.is_empty():
+            return best["name"][0], split
+    return None
 
 
 @once
 def carried(rows: pl.DataFrame, summary: pl.DataFrame) -> Carried | None:
-    """The best learned map at the strongest site, chosen on `select` where that was run; None without a share to speak of."""
+    """The best learned map and the best constant at that site, chosen on `select` where that was run; None without a share to speak of."""
     site = strongest_site(rows, summary)
     if site is None:
         return None
-    at = pl.col("name") == site[0]
-    here, top = recovered(rows).filter(at), ceiling(rows).filter(at)
-    on = recovered(rows, split="select").filter(at, pl.col("arm").is_in(LEARNED))
-    chosen = on if not on.is_empty() else here.filter(pl.col("arm").is_in(LEARNED))
-    arm = chosen.sort("share", descending=True, maintain_order=True)["arm"][0]
-    found = here.filter(pl.col("arm") == arm)
-    simple = here.filter(pl.col("arm").is_in(TRIVIAL[1:]), pl.col("share") > 0).sort("share", descending=True, maintain_order=True)
-    if found.is_empty():
+    split = findings.reported(rows, "transport")
+    values = plain(written(rows, TRANSPORT, "kl_other_nats", split=split)).filter(findings.site_name() == site[0])
+    found, matrix, total = cells(values, totals(rows, split))
+    if found.is_empty() or total.mean() <= 0:
         return None
-    one = found.row(0, named=True)
+    effect, arms = total[:, None] - matrix, found["arm"].to_list()
+    on = recovered(rows, split="select").filter(pl.col("name") == site[0])
+    order = (one.sort("share", descending=True, maintain_order=True)["arm"].to_list() for one in (on, shares(values, totals(rows, split))))
+    ranked = [arm for by in order for arm in by if arm in arms]
+    learned, simple = (next((arms.index(arm) for arm in ranked if arm in group), None) for group in (LEARNED, TRIVIAL[1:]))
+    if learned is None:
+        return None
+
+    def part(arm: str, gained: np.ndarray) -> Part:
+        share, low, high = (float(ends[0]) for ends in intervals.share_intervals(gained[:, None], total))
+        return Part(arm=arm, share=share, low=None if np.isnan(low) else low, high=None if np.isnan(high) else high)
+
+    apart = None if simple is None else effect[:, learned] - effect[:, simple]
+    top = ceiling(rows).filter(pl.col("name") == site[0])
     return Carried(
-        name=site[0], layer=one["layer"], site=one["site"], arm=arm, share=one["share"],
-        low=one["share"] if one["low"] is None else one["low"], high=one["share"] if one["high"] is None else one["high"],
-        trivial=None if simple.is_empty() else simple["arm"][0], trivial_share=None if simple.is_empty() else simple["share"][0],
-        ceiling=None if top.is_empty() else top["share"][0],
-        chosen_on="select" if not on.is_empty() else findings.reported(rows, "transport") or "report",
+        name=site[0], layer=found["layer"][learned], site=found["site"][learned], best=part(arms[learned], effect[:, learned]), n=len(total),
+        trivial=None if simple is None else part(arms[simple], effect[:, simple]),
+        gain=None if apart is None else part(arms[learned], apart),
+        gain_p=None if apart is None or len(apart) < intervals.FEWEST else float(intervals.mean_p(apart[:, None])[0]),
+        ceiling=None if top.is_empty() else Part(arm="identity", share=top["share"][0], low=top["low"][0], high=top["high"][0]),
+        chosen_on="select" if not on.is_empty() else split or "report",
     )  # fmt: skip
 
 
 @once
 def beaten(rows: pl.DataFrame) -> Beaten | None:
-    """Where learned maps recover more than the best of nothing, shift and mean; None without such arms or shares, or from a single prompt."""
+    """Where learned maps recover more than the best of nothing, shift and mean; at sites where the tuned state itself recovers `WORTH` of D.
+
+    None without such arms or shares, or with fewer than `intervals.FEWEST` prompts.
+    """
     split = findings.reported(rows, "transport")
     found, matrix, total = cells(plain(written(rows, TRANSPORT, "kl_other_nats", split=split)), totals(rows, split))
-    if len(total) < 2 or total.mean() <= 0:
+    if len(total) < intervals.FEWEST or total.mean() <= 0:
         return None
     top = ceiling(rows)
-    worth = top.filter(pl.col("share") >= WORTH)["name"].to_list()
-    matrix = np.column_stack([matrix, total])  # the last: the base's own state, which recovers nothing
-    pairs = []
-    for (name,), part in found.with_row_index("i").group_by("name", maintain_order=True):
-        simple, learned = (part.filter(pl.col("arm").is_in(list(arms)))["i"].to_list() for arms in (TRIVIAL[1:], LEARNED))
-        if simple and learned and (top.is_empty() or name in worth):
-            pairs.append([min(group, key=lambda i: matrix[:, i].mean()) for group in ([*simple, len(found)], learned)])
-    if not pairs:
+    worth = found["name"].to_list() if top.is_empty() else top.filter(pl.col("share") >= WORTH)["name"].to_list()
+    nothing = dict.fromkeys(worth, total)
+    return _better(found.with_row_index("i").filter(pl.col("name").is_in(worth)), matrix, total, TRIVIAL[1:], nothing)
+
+
+@once
+def closer(rows: pl.DataFrame) -> Beaten | None:
+    """Where learned maps come closer to the tuned state than the best of identity, shift and mean, as a share of what that leaves."""
+    split = findings.reported(rows, "transport")
+    found, matrix, _ = cells(plain(written(rows, CLOSENESS, "kl_own_nats", split=split)))
+    if len(matrix) < intervals.FEWEST:
         return None
-    simple, learned = np.array(pairs).T
-    apart = matrix[:, simple] - matrix[:, learned]
-    gain, low, high = intervals.share_intervals(apart, total)
-    sure = (gain > 0) & (intervals.family_p(apart) <= 1 - intervals.LEVEL)
-    most = int(np.argmax(gain))
-    one = found.row(int(learned[most]), named=True)
-    best = {"name": one["name"], "arm": one["arm"], "gain": float(gain[most]), "low": float(low[most]), "high": float(high[most])}
-    return Beaten(sites=len(pairs), better=int(sure.sum()), best=best)
+    counts = closeness(rows).filter("counts")["name"].to_list()
+    return _better(found.with_row_index("i").filter(pl.col("name").is_in(counts)), matrix, None, TRIVIAL, {})
+
+
+def _better(
+    found: pl.DataFrame, matrix: np.ndarray, total: np.ndarray | None, simple: tuple[str, ...], nothing: dict[str, np.ndarray]
+) -> Beaten | None:
+    """Every learned map against the best constant of its site, all tests as one family. Gains are shares of `total`; without, of the constant's nats.
+
+    The constant that does best on these very prompts is taken, which can only hide a gain.
+    """
+    columns, names, arms, of = [], [], [], []
+    for (name,), part in found.group_by("name", maintain_order=True):
+        known = [matrix[:, i] for i in part.filter(pl.col("arm").is_in(list(simple)))["i"].to_list()]
+        against = min([*known, *([nothing[name]] if name in nothing else [])], key=np.mean, default=None) if known else None
+        for i, arm in part.filter(pl.col("arm").is_in(LEARNED)).select("i", "arm").iter_rows() if against is not None else ():
+            columns.append(against - matrix[:, i])
+            names.append(name)
+            arms.append(arm)
+            of.append(against if total is None else total)
+    if not columns:
+        return None
+    apart, divisor = np.array(columns).T, np.array(of).T.mean(axis=0)
+    p, gain = intervals.family_p(apart), apart.mean(axis=0) / divisor
+    low, high = intervals.simultaneous_bands((apart - gain * np.array(of).T) / divisor)
+    sure, most = (gain > 0) & (p <= 1 - intervals.LEVEL), int(np.argmax(gain))
+    best = {
+        "name": names[most],
+        "arm": arms[most],
+        "gain": float(gain[most]),
+        "low": float(gain[most] + low[most]),
+        "high": float(gain[most] + high[most]),
+    }
+    return Beaten(sites=len(set(names)), maps=len(names), better=len({names[i] for i in np.flatnonzero(sure)}), best=best)

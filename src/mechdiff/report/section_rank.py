@@ -41,10 +41,11 @@ def _chosen(run: Run) -> list[Any]:
     if found.is_empty():
         return []
     caption = " ".join(wording_rank.how_many_dimensions(run.rows, run.summary))
-    flat = found.filter(pl.col("rank_chosen") == 0)
-    caption += f" Of {len(found)} sites {len(flat)} have rank 0: there the change is the same on every prompt, or none that was found."
-    most = found.sort("rank_chosen", descending=True, nulls_last=True, maintain_order=True).row(0, named=True)
-    caption += f" Highest: {most['rank_chosen']} at {most['name']}." if most["rank_chosen"] else ""
+    every = [one for name in found["name"].to_list() if (one := findings_rank.seen(run.rows, run.summary, name))]
+    counts = {says: sum(one.says == says for one in every) for says in ("rank", "at least", "nothing", "unseen")}
+    words = {"rank": "the rank that is drawn is seen", "at least": "it is as large as the prompts can show, so at least that",
+             "nothing": "too few prompts to tell", "unseen": "no dimension is seen that the base's activation predicts"}  # fmt: skip
+    caption += f" Of {len(every)} sites: {listed(f'at {n} {words[says]}' for says, n in counts.items() if n)}."
     return [Drawn(name="rank_by_layer", chart=charts_rank.rank_by_layer, caption=caption.strip(), reading="rank_by_layer")]
 
 
@@ -61,7 +62,7 @@ def _r2(run: Run) -> list[Any]:
     if not shown:
         return []
     caption = "R² of the change by rank of the regression"
-    caption += f"; highest on the {split} prompts: {listed(said)}." if said else "."
+    caption += f"; highest on the {split} prompts, over the ranks tried: {listed(said)}." if said else "."
     return [Drawn(name="rank_r2", chart=charts_rank.r2_by_rank, options={"sites": shown}, caption=caption, reading="rank_r2")]
 
 
@@ -74,14 +75,16 @@ def _causal(run: Run, direction: str) -> list[Any]:
         most = max(curve["rank"].to_list(), default=0)
         if ranks:
             less = f"rank {ranks[HALF]} does 50 % and " if ranks[HALF] < ranks[MOST] else ""
-            said.append(f"{name}: {less}rank {ranks[MOST]} {'does ' * (not less)}90 % of the gain from rank 0 to the largest, {most}")
+            said.append(
+                f"{name}: {less}rank {ranks[MOST]} {'does ' * (not less)}90 % of the gain from rank 0 to the largest, {most} (of the means)"
+            )
         elif not curve.is_empty():
-            said.append(f"{name}: no rank does more than rank 0, within its interval")
+            said.append(f"{name}: the largest rank does not do significantly more than rank 0, a constant vector")
     if not said:
         return []
     words = {
-        CLOSENESS: "Closeness by rank of the written map: KL of the tuned model from the unedited one",
-        TRANSPORT: "Transport proper by rank: share of D that the base recovers",
+        CLOSENESS: "Closeness by rank of the mapped activation that is patched in: KL of the tuned model from the unedited one",
+        TRANSPORT: "Recovery by rank of the mapped activation that is patched in: share of D that the base recovers",
     }[direction]
     name = "rank_closeness" if direction == CLOSENESS else "rank_transport"
     chart = charts_rank.closeness_by_rank if direction == CLOSENESS else charts_rank.transport_by_rank
@@ -132,7 +135,7 @@ def _strengths(run: Run) -> list[Any]:
             value = f"{nats(best['value'])} nats" if direction == CLOSENESS else f"{share(best['value'])} of D"
             word = "closest" if direction == CLOSENESS else "recovers most"
             said.append(f"{word}: rank {best['rank']} at strength {best['s']:g}, {value}")
-    caption = f"Rank by strength at {shown}, on the prompts that are reported, so that a best cell is a little flattered: {listed(said)}."
+    caption = f"Rank by strength at {shown}. Best cells are selected on these prompts, so optimistically biased: {listed(said)}."
     return [
         Drawn(
             name="rank_strength", chart=charts_rank.rank_by_strength, options={"sites": [shown]}, caption=caption, reading="rank_strength"
@@ -147,8 +150,8 @@ def _drops(run: Run, name: str) -> list[Drawn]:
     if found["s"].n_unique() < 2:
         return []
     best = found.sort("value", descending=True, maintain_order=True).row(0, named=True)
-    caption = f"Drop of KL against writing the base's state as it is, by strength, a line for each rank, at {name}. Largest (a little flattered): "
-    caption += f"{share(best['value'], 3)} with rank {best['rank']} at strength {best['s']:g}."
+    caption = f"Drop of KL against patching in the base's activation as it is, by strength, a line for each rank, at {name}. Largest (selected on "
+    caption += f"these prompts, so optimistically biased): {share(best['value'], 3)} with rank {best['rank']} at strength {best['s']:g}."
     return [
         Drawn(name="drop_strength", chart=charts_rank.drop_by_strength, options={"sites": [name]}, caption=caption, reading="drop_strength")
     ]

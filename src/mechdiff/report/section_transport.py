@@ -63,14 +63,7 @@ def _closeness(run: Run) -> list[Any]:
     if not here.is_empty():
         said = listed(f"{r['arm']} {nats(r['kl'])}" for r in here.iter_rows(named=True))
         caption += f"At {here['name'][0]}, in nats: {said}. "
-    learned = close.filter(pl.col("arm").is_in(LEARNED), pl.col("gain").is_not_null())
-    best = learned.sort("gain", descending=True, maintain_order=True).unique("name", keep="first", maintain_order=True)
-    if not best.is_empty():
-        better = best.filter(pl.col("gain_low") > 0)
-        caption += (
-            f"At {len(better)} of {len(best)} sites a fitted map (the best of each) comes closer than the best of identity, shift and mean "
-        )
-        caption += "(95 % interval above 0)."
+    caption += wording_transport.comes_closer(findings_transport.closer(run.rows))
     drawn = Drawn(name="transport_closeness", chart=charts_transport.closeness_by_layer, caption=caption, reading="transport_closeness")
     return [drawn, *_ranked(run, close)]
 
@@ -79,7 +72,9 @@ def _ranked(run: Run, close: pl.DataFrame) -> list[dict]:
     """The table of the original study: what is written where, how well the map fits, what it costs and what it saves."""
     worth = findings_transport.worth_mapping(run.rows, run.summary)
     rows = close.filter(pl.col("arm") != "identity", pl.col("drop").is_not_null(), pl.col("name").is_in(worth))
-    rows = rows.sort("drop", descending=True, maintain_order=True)
+    moved = findings_transport.recovered(run.rows).select("name", "arm", recovery="share")
+    rows = rows.join(moved, on=["name", "arm"], how="left").filter(pl.col("name") != findings_transport.readout_site(run.rows))
+    rows = rows.sort("recovery", "drop", descending=True, nulls_last=True, maintain_order=True)
     metrics = ("r2", "r2_change", "cka_mapped", "cosine")
     quality = findings_transport.fit_quality(run.rows, run.summary, (*metrics, "cosine_of_mean"))
     split = findings.reported(run.rows, "transport")
@@ -111,11 +106,12 @@ def _ranked(run: Run, close: pl.DataFrame) -> list[dict]:
         "gain over",
         "s",
     )
-    title = "Maps by drop, 1 − KL_mapped / KL_raw. Gain: the same against the best of identity, shift and mean."
+    title = "Maps by recovery, the share of D that the base recovers with them. Drop: 1 − KL_mapped / KL_raw; gain: the same against the best of identity, shift and mean."
     title += " In brackets what knows nothing of the prompt has: the tuned state of another one, the mean tuned state."
-    title += f" Sites where the base's state breaks at least {share(findings_transport.BREAKS)} of D"
+    title += f" Sites where the base's state breaks at least {share(findings_transport.BREAKS)} of D, the last block's output apart"
     title += f", the first {TOP} of {len(rows)} maps" if len(rows) > TOP else ""
-    title += f"; ranked by what is reported here, so that the first of {len(rows)} is flattered." if len(rows) > 1 else "."
+    biased = f"; ranked on the prompts they are reported on, so that the first of {len(rows)} is optimistically biased"
+    title += f"{biased if len(rows) > 1 else ''}."
     return [table(columns, lines, title=title)] if lines else []
 
 
@@ -139,9 +135,8 @@ def _fits(run: Run) -> list[Any]:
         return []
     best = held.sort("mean", descending=True, maintain_order=True).row(0, named=True)
     train = quality.filter(pl.col("split") == "fit", pl.col("name") == best["name"], pl.col("arm") == best["arm"])["mean"]
-    caption = (
-        f"R² of the change, 0 for a constant shift. Highest on the {split} prompts: {best['name']}, {best['arm']}, {share(best['mean'])}"
-    )
+    caption = f"R² of the change, 0 for a constant shift. Highest of {len(held)} maps on the {split} prompts (selected on them, so optimistically "
+    caption += f"biased): {best['name']}, {best['arm']}, {share(best['mean'])}"
     caption += f" ({share(train[0])} on the prompts it was fitted on). " if len(train) else ". "
     tested = held.filter(pl.col("q").is_not_null())
     if not tested.is_empty():
@@ -161,7 +156,10 @@ def _strength(run: Run) -> list[Any]:
     caption = (
         "Strength s: what is written is own + s (T(x) − own). Closeness by strength, with c s² through the smallest strength (dotted). "
     )
-    at = [f"{r['arm']} {share(r['ratio'])}" for r in law.filter(pl.col("name").is_in(shown[:1])).iter_rows(named=True)]
+    at = [
+        f"{r['arm']} {with_interval(r['ratio'], r['low'], r['high'], digits=2)}"
+        for r in law.filter(pl.col("name").is_in(shown[:1])).iter_rows(named=True)
+    ]
     caption += f"KL(1) / c at {shown[0]}: {listed(at)}; 1 where the square holds all the way." if at else ""
     parts = [
         Drawn(
@@ -179,7 +177,7 @@ def _strength(run: Run) -> list[Any]:
         most = (moved if on.is_empty() else on).sort("value", descending=True, maintain_order=True).row(0, named=True)
         chosen = moved.filter(pl.col("arm") == most["arm"], pl.col("s") == most["s"])
         best = chosen.row(0, named=True) if len(chosen) else most
-        where = "chosen on the reported prompts, so a little flattered" if on.is_empty() else "chosen on the select prompts"
+        where = "selected on the reported prompts, so optimistically biased" if on.is_empty() else "selected on the select prompts"
         one = moved.filter(pl.col("arm") == best["arm"], pl.col("s") == 1)
         text = f"Transport proper by strength: share of D that the base recovers. At {best['name']} {share(best['value'])} "
         text += f"({best['arm']} at s = {best['s']:g}, {where}"
@@ -204,10 +202,13 @@ def _controls(run: Run) -> list[Any]:
     if squares:
         said = []
         for site, square in squares.items():
-            wins, loses = findings_closer.diagonal_wins(square)
-            text = f"{site}: its own map comes closest at {listed(f'L{layer}' for layer in wins)}" if wins else f"{site}: at no layer"
-            said.append(text + (f", another layer's at {listed(f'L{layer}' for layer in loses)}" if loses else ""))
-        caption = f"Maps ({arm}) fitted at one layer, written at another: KL of the tuned model from the unedited one. {'; '.join(said)}."
+            layers = square["patched"].unique().sort().to_list()
+            wins, loses = findings_closer.diagonal_wins(run.rows, arm, site, layers)
+            text = f"{site}: its own map comes closer than every other layer's at {len(wins)} of {len(layers)} layers"
+            said.append(text + (f" ({listed(f'L{layer}' for layer in wins)})" if wins else ""))
+            said += [f"another layer's map comes closer at {listed(f'L{layer}' for layer in loses)}"] if loses else []
+        caption = f"Maps ({arm}) fitted at one layer, written at another: KL of the tuned model from the unedited one. {'; '.join(said)} "
+        caption += "(p ≤ 0.05, corrected for all pairs of layers)."
         parts.append(
             Drawn(
                 name="transport_bogus",

@@ -1,62 +1,110 @@
-"""Maps of states in words, and the verdict's sentence on maps, rank and steering."""
+"""Maps of activations in words, and what the verdict says of maps, rank and steering."""
 
 import polars as pl
 
-from mechdiff.report import findings_rank, findings_steering, findings_transport
-from mechdiff.report.phrasing import share, with_interval
+from mechdiff.report import findings_rank, findings_transport, wording_rank, wording_steering
+from mechdiff.report.findings_transport import Beaten, Carried, Part
+from mechdiff.report.headlines import Candidate
+from mechdiff.report.phrasing import nats, share, with_interval
+
+CONSTANTS = {
+    "shift": "adding one fixed vector, the training prompts' mean activation difference, to the base",
+    "mean": "writing one fixed activation, the tuned model's mean over the training prompts, into the base",
+}
+SURE = 0.05
 
 
 def carried(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
-    """Whether a map carries the change at the strongest site, beside what needs no map, and whether maps beat a shift anywhere."""
+    """What one fixed vector recovers at the chosen site, beside the patch itself and the best linear map; and whether maps do better anywhere."""
     best = findings_transport.carried(rows, summary)
     if best is None:
         return []
-    chosen = f"the {best.arm} map (chosen on the {best.chosen_on} prompts)"
-    sentence = f"At {best.name} the base, its own state mapped by {chosen}, recovers {with_interval(best.share, best.low, best.high, digits=3)} of D"
-    if best.trivial is not None:
-        words = "the mean difference alone" if best.trivial == "shift" else "the mean tuned state"
-        sentence += f"; {words} {share(best.trivial_share, 3)}"
-    if best.ceiling is not None:
-        sentence += f"; the tuned state itself {share(best.ceiling, 3)}"
-    return [sentence + ".", *_beaten(rows)]
+    first = constant(best) if best.trivial else f"At {best.name} {_map(best)}"
+    sentences = [f"{first} ({_chosen(best)})."]
+    if best.trivial:
+        sentences.append(f"{_map(best)[0].upper()}{_map(best)[1:]}{_gain(best)}.")
+    return [*sentences, *_beaten(findings_transport.beaten(rows))]
 
 
-def _beaten(rows: pl.DataFrame) -> list[str]:
-    found = findings_transport.beaten(rows)
+def constant(best: Carried) -> str:
+    """What one fixed vector recovers, of what the patch itself does there; with its sign and interval."""
+    assert best.trivial
+    said = f"At {best.name} {CONSTANTS[best.trivial.arm]} recovers {_interval(best.trivial)} of D"
+    if best.ceiling is None:
+        return said
+    part = (
+        f", so that the vector has {share(best.trivial.share / best.ceiling.share)} of that"
+        if best.ceiling.share > 0 and _above_0(best.trivial)
+        else ""
+    )
+    return f"{said}; patching in the tuned activation itself recovers {share(best.ceiling.share)}{part}"
+
+
+def _map(best: Carried) -> str:
+    return f"the best linear map there, {best.arm}, recovers {_interval(best.best)}"
+
+
+def _gain(best: Carried) -> str:
+    if best.gain is None or best.gain_p is None:
+        return ""
+    if best.gain_p > SURE or not best.gain.low or best.gain.low * (best.gain.high or 0) <= 0:
+        return f", not significantly different from the vector: {_interval(best.gain)} more, p = {nats(best.gain_p)}"
+    return f", significantly different from the vector: {_interval(best.gain)} more, p = {nats(best.gain_p)}"
+
+
+def _chosen(best: Carried) -> str:
+    if best.chosen_on == "select":
+        return "site and arms selected on the select prompts"
+    return "site and arms selected on these prompts, so optimistically biased"
+
+
+def _interval(part: Part) -> str:
+    return with_interval(part.share, part.low, part.high, digits=2)
+
+
+def _above_0(part: Part) -> bool:
+    return part.low is not None and part.low > 0
+
+
+def _beaten(found: Beaten | None) -> list[str]:
     if found is None:
         return []
-    where = f"of the {found.sites} sites where the tuned state recovers at least {share(findings_transport.WORTH)}"
+    where = f"of the {found.sites} sites where the tuned activation recovers at least {share(findings_transport.WORTH)} of D"
+    how = f"p ≤ 0.05, corrected for all {found.maps} maps there"
     if not found.better:
-        return [f"No map beats the best of mean difference and mean state (p ≤ 0.05, all of them together) at any {where}."]
+        return [f"No linear map recovers significantly more than the best fixed vector at any {where} ({how})."]
     best = found.best or {}
     gain = with_interval(best["gain"], best["low"], best["high"], digits=2)
-    sentence = f"A fitted map beats the best of mean difference and mean state at {found.better} {where}"
     return [
-        f"{sentence} (the best map of each is taken, so a little flattered); by most at {best['name']} with {best['arm']}: {gain} of D."
+        f"A linear map recovers more than the best fixed vector at {found.better} {where} ({how}); the largest gain is {gain} of D, "
+        f"at {best['name']} with {best['arm']} (band over all maps)."
     ]
 
 
-def can_it_be_carried(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
-    """What the best map adds to a constant, the rank of the change, and the smallest edit that has a good part of D and does little harm."""
-    said = []
+def comes_closer(found: Beaten | None) -> str:
+    """At how many sites a fitted map comes closer to the tuned activation than what learns nothing; empty where that cannot be tested."""
+    if found is None:
+        return ""
+    said = f"At {found.better} of {found.sites} sites a fitted map comes closer than the best of identity, mean difference and mean activation "
+    return f"{said}(p ≤ 0.05, corrected for all {found.maps} maps)."
+
+
+def can_it_be_carried(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[Candidate]:
+    """For the verdict: what one fixed vector recovers, the rank of the change, and the edit that does it with little harm."""
+    found = []
     if best := findings_transport.carried(rows, summary):
-        recovers = with_interval(best.share, best.low, best.high, digits=2)
-        constant = "the mean difference" if best.trivial == "shift" else "the mean tuned state"
-        alone = f" ({constant} alone {share(best.trivial_share, 3)})" if best.trivial else ""
-        said.append(f"at {best.name} the base, its own state mapped by {best.arm}, recovers {recovers} of D{alone}")
-    one = findings_rank.strongest(rows, summary)
-    if one is not None and one["rank_chosen"] is not None:
-        there = "there" if best and one["name"] == best.name else f"at {one['name']}"
-        said.append(f"the change {there} has rank {one['rank_chosen']}")
-    allowed = findings_steering.limits(manifest)
-    edits = findings_steering.frontier(rows, summary, allowed)
-    if not edits.filter(pl.col("control").is_null()).is_empty():
-        smallest, wanted = findings_steering.smallest(edits), share(findings_steering.WANTED)
-        if smallest is None:
-            said.append(f"no edit along its directions has {wanted} of D without harm to neutral prompts")
-        else:
-            effect = with_interval(smallest["share"], smallest["low"], smallest["high"], digits=2)
-            said.append(
-                f"{smallest['edit']} along {smallest['rank']} of its directions at {smallest['name']} has {effect} of D with little harm"
+        spoken = best.trivial or best.best
+        text = constant(best) if best.trivial else f"At {best.name} {_map(best)}"
+        found.append(
+            Candidate(
+                text=f"{text[0].lower()}{text[1:]}", n=best.n, tested=_above_0(spoken),
+                by_construction=best.name == findings_transport.readout_site(rows),
             )
-    return said
+        )  # fmt: skip
+    if one := findings_rank.strongest(rows, summary):
+        found.append(
+            Candidate(
+                text=wording_rank.rank_of(one), n=one.prompts, needed=findings_rank.ENOUGH * max(one.rank, 1), tested=one.says == "rank"
+            )
+        )
+    return [*found, *wording_steering.headline(rows, summary, manifest)]

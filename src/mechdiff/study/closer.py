@@ -117,8 +117,9 @@ def ranks(run: Execution, cell: Cell, model: Model | None) -> Result:
     kind, layers = cell.key["kind"], cell.key["layers"]
     found = {split: [decision_sample(run, split, kind, layer) for layer in layers] for split in ("fit", "report")}
     fit, report = ([one for one in found[split] if one] for split in ("fit", "report"))
+    names = [name for shard in run.captures("base", "report", "decision") for name in shard.key["ids"]]
     with few_threads(len(fit[0].base)):
-        return rank.measure(fit, report, layers=layers, kind=kind, seed=cell.key["seed"]), {}
+        return rank.measure(fit, report, layers=layers, kind=kind, prompt_ids=names, seed=cell.key["seed"]), {}
 
 
 def fisher(run: Execution, cell: Cell, model: Model | None) -> Result:

@@ -155,5 +155,6 @@ def ranks_of_change(pair: Planted, kind: str) -> dict[int, float]:
         ]
         for part in (slice(REPORT, None), slice(0, REPORT))
     ]
-    rows = rank.measure(samples[0], samples[1], layers=range(pair.n_layers), kind=kind, seed=0)
+    names = [f"p{i}" for i in range(REPORT)]
+    rows = rank.measure(samples[0], samples[1], layers=range(pair.n_layers), kind=kind, prompt_ids=names, seed=0)
     return {row["layer"]: row["value"] for row in rows.iter_rows(named=True) if row["metric"] == "rank_chosen"}
