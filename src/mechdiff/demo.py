@@ -58,7 +58,7 @@ BUDGETS = {
     "rank": Budget(seconds=15, stages=("rank", "fisher", "rank_curve"), options={"fisher_samples": 2, "strengths": [0.5]}),
     "steering": Budget(
         seconds=35,
-        stages=("steering", "steered", "side_effects", "steered_texts"),
+        stages=("steering", "steered", "side_effects", "steered_controls", "steered_texts"),
         options={"draws": 1, "strengths": [1.5], "side_prompts": 8, "texts": 0, "continuation": 16},
     ),
     "heads": Budget(

@@ -15,7 +15,20 @@ from mechdiff.engine.sites import Site
 from mechdiff.measures import steering
 from mechdiff.measures.outcome import kl_nats
 from mechdiff.measures.patching import variants as patch_variants
-from mechdiff.measures.steering import Edit, Place, Push, ablate, add, amplify, at_the_decision, edits, few, interchange, side_effects
+from mechdiff.measures.steering import (
+    Edit,
+    Place,
+    Push,
+    ablate,
+    add,
+    amplify,
+    at_the_decision,
+    edits,
+    few,
+    interchange,
+    random_edits,
+    side_effects,
+)
 from mechdiff.measures.subspaces import Subspace, change_subspace, label_swapped, random_basis
 from mechdiff.validate import planted
 from mechdiff.validate.made import tiny_net
@@ -265,9 +278,9 @@ def test_every_edit_is_named_once() -> None:
     )
     for direction, n in (
         ("base<-base", 4 + 10),
-        ("tuned<-tuned", 3 * 4 + 3 + 2 * 2 * 5),
-        ("base<-tuned", 3 + 2 * 5),
-        ("tuned<-base", 3 + 2 * 5),
+        ("tuned<-tuned", 3 * 4 + 3 + 2 * 3 * 5),
+        ("base<-tuned", 3 + 3 * 5),
+        ("tuned<-base", 3 + 3 * 5),
     ):
         found = edits(place, direction, strengths=(0.5, 1.5, 2.0), draws=5, seed=0)
         labels = [tuple(edit.label().values()) for edit in found]
@@ -276,7 +289,32 @@ def test_every_edit_is_named_once() -> None:
         ranks = {edit.rank for edit in found}
         assert ranks == ({1} if direction == "base<-base" else {1, 2, 4}), "as many as there are"
         assert 0 < len(few(found)) < n
-        assert all(edit.control is None or edit.control in ("random_vector#0", "random_subspace#0") for edit in few(found))
+        assert all(edit.control is None for edit in few(found))
+
+
+@pytest.mark.parametrize(("arm", "rank", "strength"), [("add", 1, 1.5), ("ablate", 4, None), ("amplify", 2, 2.0)])
+def test_random_edits_are_as_large_as_the_real_one_at_the_same_dose(arm: str, rank: int, strength: float | None) -> None:
+    place = Place(kind="resid_post", subspaces={3: subspaces_of(5, 0)})
+    real = next(
+        edit
+        for edit in edits(place, "base<-base" if arm == "add" else "tuned<-tuned", strengths=(1.5, 2.0), draws=0, seed=0)
+        if (edit.arm, edit.rank, edit.strength) == (arm, rank, strength)
+    )
+    states, found = normal(6, 12), random_edits(place, arm, rank, strength, draws=4, seed=0)
+    assert [edit.control.rpartition("#")[2] for edit in found if edit.control] == ["0", "1", "2", "3"]
+    for edit in found:
+        assert {**edit.label(), "control": None} == real.label()
+        written, drawn = (one.pushes[Site(3, "resid_post")](states) for one in (real, edit))
+        torch.testing.assert_close(drawn.norm(dim=-1), written.norm(dim=-1))
+        assert float(torch.cosine_similarity(written, drawn).abs().max()) < 0.999
+
+
+def test_ablate_is_amplify_backwards() -> None:
+    """Both about the base's mean: what one doubles the other takes off; without an origin the coordinates become 0."""
+    states, basis, origin = normal(5, 12), random_basis(12, 3, seed=3), normal(12, seed=5)
+    torch.testing.assert_close(ablate(basis, origin)(states), -amplify(basis, origin)(states))
+    torch.testing.assert_close((states + ablate(basis, origin)(states)) @ basis, (origin @ basis).expand(5, -1))
+    torch.testing.assert_close((states + ablate(basis)(states)) @ basis, torch.zeros(5, 3).double())
 
 
 def test_a_window_edits_each_layer_with_its_own_directions() -> None:

@@ -5,7 +5,8 @@ import math
 import polars as pl
 import pytest
 
-from mechdiff.report import drawing, findings_steering, phrasing, section_steering, statistics, wording
+from mechdiff.report import drawing, findings_steering, phrasing, section_steering, statistics, wording_steering
+from mechdiff.report.headlines import admit
 from mechdiff.report.parts import Drawn, Run
 from report import planted_sections as planted
 from report.conftest import CHANGED
@@ -25,22 +26,23 @@ def captions(section) -> dict[str, str]:
     return {part.name: part.caption for part in section.parts if isinstance(part, Drawn)}
 
 
-def test_effects_are_shares_of_d_and_those_of_the_summary(run: Run) -> None:
+def test_effects_are_shares_of_the_way_to_the_other_model(run: Run) -> None:
     found = findings_steering.effects(run.rows).filter(pl.col("name") == SITE, pl.col("control").is_null(), ~pl.col("everywhere"))
     by = {(r["edit"], r["rank"], r["strength"]): r["share"] for r in found.iter_rows(named=True)}
     for k, share in planted.STEERED.items():
         assert by["interchange into base", k, None] == pytest.approx(share, abs=0.03)
         assert by["interchange into tuned", k, None] == pytest.approx(share, abs=0.03)
         assert by["ablate", k, None] == pytest.approx(0.8 * share, abs=0.03)
+        assert by["amplify", k, None] == pytest.approx(-0.5 * share, abs=0.05), "damage is no way to the base"
     for strength, share in planted.ADDED.items():
         assert by["add", 1, strength] == pytest.approx(share, abs=0.03)
     of_summary = run.summary.filter(
         pl.col("measure") == "steering", pl.col("site") == "attn_out", pl.col("control").is_null() & pl.col("unit").is_null(),
-        pl.col("metric").is_in(["kl_own_nats", "kl_other_nats"]),
+        pl.col("metric") == "kl_other_nats", pl.col("direction").str.starts_with("base"),
     )  # fmt: skip
     key = ["direction", "layer", "site", "arm", "rank", "strength"]
     both = found.join(of_summary.select(*key, summarised="share"), on=key, nulls_equal=True)
-    assert len(both) == len(found) == 3 + 4 * 3
+    assert (len(both), len(found)) == (3 + 3, 3 + 4 * 3)
     assert both["share"].to_list() == pytest.approx(both["summarised"].to_list())
 
 
@@ -57,17 +59,35 @@ def test_limits_are_those_of_the_study_or_the_defaults(run: Run) -> None:
     assert findings_steering.limits(run.manifest) == findings_steering.Limits(kl_nats=0.04, perplexity_ratio=1.1)
 
 
-def test_the_smallest_edit_is_within_limits_and_no_control(run: Run) -> None:
-    edits = findings_steering.frontier(run.rows, run.summary, findings_steering.limits(run.manifest))
-    best = findings_steering.smallest(edits)
-    assert best
-    assert (best["name"], best["arm"], best["rank"], best["within"]) == (SITE, "interchange", 1, True)
-    assert best["share"] >= findings_steering.WANTED
-    assert findings_steering.smallest(edits.with_columns(control=pl.lit("random_subspace#0"))) is None
-    strict = findings_steering.frontier(run.rows, run.summary, findings_steering.Limits(kl_nats=1e-6))
-    assert findings_steering.smallest(strict) is None
-    tight = {"steering": {"limits": {"max_side_kl_nats": 1e-6}}}
-    assert wording.does_it_obey(run.rows, run.summary, tight)[0].startswith("No edit along the change's directions has 0.20 of D")
+def test_the_largest_dose_that_neutral_prompts_allow_is_tested(run: Run) -> None:
+    (one,) = findings_steering.tested(run.rows, findings_steering.limits(run.manifest))
+    assert (one.name, one.edit, one.strength, one.direction) == (SITE, "add", 0.5, "base<-base")
+    assert (one.draws, one.n, one.neutral) == (planted.DRAWS, 24, 12)
+    assert one.share == pytest.approx(planted.ADDED[0.5], abs=0.02)
+    assert one.p == pytest.approx(1 / 40)
+    assert one.obeys
+    wide = findings_steering.Limits(kl_nats=0.06, perplexity_ratio=1.1)
+    assert findings_steering.tested(run.rows, wide) == [], "at strength 1, and of one direction ablated, no draws were run"
+
+
+def test_a_dose_without_draws_enough_says_nothing(run: Run) -> None:
+    few = run.rows.filter(pl.col("control").is_null() | ~pl.col("control").is_in([f"random_vector#{i}" for i in range(1, 39)]))
+    assert findings_steering.tested(few, findings_steering.limits(run.manifest)) == []
+    said = wording_steering.does_it_obey(few, statistics.summarise(few), run.manifest)
+    assert (
+        said[0]
+        == f"Whether the mean difference added to the base at {SITE} and L{CHANGED}.resid_post does more than random directions was not tested."
+    )
+    assert wording_steering.headline(few, statistics.summarise(few), run.manifest) == []
+
+
+def test_what_is_no_better_than_random_directions_is_said_to_be_so(run: Run) -> None:
+    at = (pl.col("control").str.starts_with("random_vector#3")) & (pl.col("unit") == "all_pos") & (pl.col("metric") == "kl_other_nats")
+    better = run.rows.with_columns(value=pl.when(at).then(pl.col("value") * 0.5).otherwise("value"))
+    said = wording_steering.does_it_obey(better, statistics.summarise(better), run.manifest)
+    assert ": no more than random directions of this size do (39 random ones: mean 0." in said[0]
+    (candidate,) = wording_steering.headline(better, statistics.summarise(better), run.manifest)
+    assert admit(candidate) is not None
 
 
 def test_the_effect_beside_side_effects_is_that_at_all_positions(run: Run) -> None:
@@ -76,7 +96,7 @@ def test_the_effect_beside_side_effects_is_that_at_all_positions(run: Run) -> No
     rows = run.rows.with_columns(value=pl.when(everywhere).then(pl.col("value") * 0.5).otherwise("value"))
     edits = findings_steering.frontier(rows, statistics.summarise(rows), findings_steering.Limits())
     ablated = edits.filter(pl.col("name") == SITE, pl.col("edit") == "ablate", pl.col("rank") == 2, pl.col("control").is_null())
-    assert ablated["share"].to_list() == pytest.approx([0.5 * 0.8 * planted.STEERED[2]], abs=0.02)
+    assert ablated["share"].to_list() == pytest.approx([1 - 0.5 * (1 - 0.8 * planted.STEERED[2])], abs=0.02)
     assert ablated["everywhere"].to_list() == [True]
 
 
@@ -87,11 +107,20 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     found = findings_steering.effects(run.rows)
     add = findings_steering.added(found).filter(pl.col("name") == SITE, pl.col("s") == 1).row(0, named=True)
     value = phrasing.with_interval(add["share"], add["low"], add["high"], digits=2)
-    assert f"At {SITE}: add {value} with one direction (its strongest control 0.0" in said["steering_effect"]
-    assert f"the most on these prompts is {phrasing.share(add['share'])} of D at s = 1." in said["steering_strength"]
-    assert (
-        "One direction is enough for 0.20 of D within the limits of 0.0400 nats and a perplexity ratio of 1.10" in said["steering_frontier"]
+    assert f"At {SITE}: add {value} with one direction (mean of 3 random draws: 0.0" in said["steering_effect"]
+    assert f", {phrasing.with_interval(add['share'], add['low'], add['high'], digits=2)} at s = 1" in said["steering_strength"]
+    (one,) = findings_steering.tested(run.rows, findings_steering.limits(run.manifest))
+    goes = phrasing.with_interval(one.share, one.low, one.high, digits=2)
+    first = (
+        f"Adding the mean difference at {SITE}, at all positions, at strength 0.5, goes {goes} of the way from the base to the tuned model"
     )
+    assert (
+        f"{first} (39 random ones: mean 0.04, highest 0.06; p = 0.0250); on 12 neutral prompts it has a KL of 0.01"
+        in said["steering_frontier"]
+    )
+    none = f"No dose tried of the change's directions ablated in the tuned model at {SITE} and L{CHANGED}.resid_post (numbers of directions 1, 2 and 4)"
+    assert f"{none} keeps the limits on neutral prompts (KL 0.0400 nats per token, perplexity ratio 1.10)." in said["steering_frontier"]
+    assert f"Side effects on neutral prompts were measured at {SITE} and L{CHANGED}.resid_post only" in said["steering_frontier"]
     table = next(part for part in section.parts if isinstance(part, dict) and part["kind"] == "table")
     assert all(len(row) == len(table["columns"]) for row in table["rows"])
     assert {row[-1] for row in table["rows"]} == {"yes", "no"}
@@ -106,7 +135,7 @@ def test_side_effects_that_were_not_measured_are_said(run: Run) -> None:
     section = section_steering.steering(Run(rows=rows, summary=summary, manifest={}))
     assert "steering_frontier" not in captions(section)
     assert section.parts[-1]["text"].startswith("Side effects on neutral prompts were not measured")
-    assert wording.does_it_obey(rows, summary, {}) == []
+    assert wording_steering.does_it_obey(rows, summary, {}) == []
 
 
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
@@ -125,7 +154,7 @@ def test_every_edit_has_its_mark(run: Run) -> None:
     assert len(descriptions(drawing.to_svg(section_steering.effect_by_rank(*tables)), "circle")) == 2 * (1 + 4 * 3)
     edits = findings_steering.frontier(run.rows, run.summary, findings_steering.limits(run.manifest))
     assert len(descriptions(drawing.to_svg(section_steering.frontier_of_edits(*tables)), "point")) == len(edits)
-    assert len(edits) == 2 * (3 + 6 + 4 * 3 + 4 * 6)
+    assert len(edits) == 2 * (3 + 2 * 3), "those whose side effects were measured"
 
 
 def test_without_an_effect_there_is_no_share(run: Run) -> None:

@@ -4,15 +4,19 @@ With the directions of subspaces.py at one site (U_k orthonormal, P_k = U_k U_k'
 of the model that runs:
 
     add          h + s m                        the base runs: does the mean difference make it behave like the tuned model?
-    amplify      h + s P_k (h - mu_b)           the tuned model runs: more of the same (s = 1 doubles it)
-    ablate       h - P_k h                      the tuned model runs: without these directions (Arditi 2024, arXiv 2406.11717)
+    amplify      h + s P_k (h - mu_b)           the tuned model runs: further from the base's mean along these directions
+    ablate       h - P_k (h - mu_b)             the tuned model runs: without the change along these directions (amplify at s = -1)
     interchange  h + P_k (h_other - h)          either model runs, with the other one's coordinates in the subspace and its own elsewhere
 
-s = 0 changes nothing. For small s every KL from the unedited run grows as s squared. `interchange` with as many directions as the site is wide is the
-full patch of patching.py; the mean difference added at the decision position is its arm `shift` where the running model's states differ by just that.
+s = 0 changes nothing. `amplify` at s = 1 doubles how far h lies from mu_b along P_k: the change, and with it how the base itself varies there.
+`ablate` is its inverse in direction; ablation to 0 (Arditi 2024, arXiv 2406.11717) would take the base's own mean off too, and is other damage. For
+small s every KL from the unedited run grows as s squared. `interchange` with as many directions as the site is wide is the full patch of
+patching.py; the mean difference added at the decision position is its arm `shift` where the running model's states differ by just that.
 
 **Effect**: the metrics of outcome.py, edited at the decision position; at `all_pos`, every token of the prompt is read under the edit, as it would be
-if the model spoke that way. As a share of D: 1 - kl_other/D where the base runs (1: it behaves like the tuned model); kl_own/D where the tuned runs.
+if the model spoke that way. As a share of the way to the other model, 1 - kl_other / (kl_other of the unedited run): where the base runs
+1 - KL(p_tuned || run)/D (1: it behaves like the tuned model), where the tuned model runs 1 - KL(p_base || run)/KL(p_base || p_tuned) (1: like the
+base). Any damage has a large kl_own; only an edit along the change has a large share of the way.
 
 **Side effects**, on neutral prompts and always at all positions, from each prompt's own tokens (what all prompts open with, the template, is read
 under the edit too, and not counted); means over these positions:
@@ -24,7 +28,13 @@ under the edit too, and not counted); means over these positions:
 The **frontier** holds effect against side effect: a direction is of use where it gains much of D and moves neutral prompts little.
 
 **Controls**: `random_vector` (as long as m), `random_subspace` (as many dimensions; what it writes is stretched, state by state, to the length of
-what U_k writes), `label_swap` (m of exchanged names, as long as chance makes it). A direction that is no better than these has only length.
+what U_k writes): of the same size, at the same strength and positions. `label_swap` (m of exchanged names) comes as long as chance makes it: it says
+how long a mean would be by chance, and is no control of a direction.
+
+**The test.** Two questions, fixed before anything is seen: does `add` make the base behave like the tuned model, and does `ablate` make the tuned
+model behave like the base? The dose of each (the strength of one, the dimensions of the other) is the largest that neutral prompts allow
+(doses.py): no effect is looked at to choose it. Then `TEST_DRAWS` random directions of exactly that dose are run on the report prompts. p = (1 +
+draws that go as far) / (1 + draws), corrected for two questions. A random direction passes in 5 % of studies, however small D.
 
 When it misleads: ablation can wake what was silent (Makelov 2023, arXiv 2311.17030), so hold an interchange beside it; a vector that works at one
 strength fails at a larger one because every state there is foreign, which the side effects show; and a change that fires on every prompt has side
@@ -52,6 +62,8 @@ from mechdiff.rows import empty, rows
 RANKS = (1, 2, 4, 8)
 ARMS = {"base<-base": ("add",), "tuned<-tuned": ("amplify", "ablate"), "base<-tuned": ("interchange",), "tuned<-base": ("interchange",)}
 """By direction: the model that runs, and whose states are written."""
+TEST_DRAWS = 39
+"""Random directions that a dose is held against: the fewest that can reach p = 0.025, the level of the better of two questions."""
 SIDE_METRICS = ("side_kl_nats", "side_top1_same", "side_log_perplexity_ratio_nats")
 
 
@@ -82,8 +94,9 @@ def amplify(basis: Float64[Tensor, "d rank"], origin: Float64[Tensor, " d"], str
     return Push(offset=-strength * (origin @ basis) @ basis.T, basis=basis, gain=strength)
 
 
-def ablate(basis: Float64[Tensor, "d rank"]) -> Push:
-    return Push(offset=basis.new_zeros(len(basis)), basis=basis, gain=-1.0)
+def ablate(basis: Float64[Tensor, "d rank"], origin: Float64[Tensor, " d"] | None = None) -> Push:
+    """To the coordinates that `origin` has in the subspace; without one to 0, as directional ablation has it (Arditi 2024, arXiv 2406.11717)."""
+    return amplify(basis, basis.new_zeros(len(basis)) if origin is None else origin, -1.0)
 
 
 def interchange(basis: Float64[Tensor, "d rank"], other: Float[Tensor, "prompt d"]) -> Push:
@@ -162,25 +175,43 @@ def _additions(place: Place, strengths: Sequence[float], draws: int, seed: int) 
 
 
 def _projections(place: Place, arm: str, strengths: Sequence[float], draws: int, seed: int, ranks: Sequence[int]) -> Iterator[Edit]:
-    """An arm in every U_k; at the smallest and the largest of them, in random subspaces too."""
+    """An arm in every U_k, and in random subspaces of as many dimensions."""
     kept = [k for k in ranks if k <= place.rank]
     for k in kept:
         real = {layer: one.leading(k) for layer, one in place.subspaces.items()}
         for strength in sorted({1.0, *strengths}) if arm == "amplify" else (1.0,):
             pushes = {Site(layer, place.kind): _push(place, arm, layer, basis, strength) for layer, basis in real.items()}
             yield Edit(pushes=pushes, arm=arm, rank=k, strength=None if strength == 1 else strength)
-        for draw in range(draws if k in (kept[0], kept[-1]) else 0):
-            pushes = {}
-            for layer, basis in real.items():
-                random = _push(place, arm, layer, random_basis(place.width, k, seed=_seed(seed, layer, draw)), 1.0)
-                pushes[Site(layer, place.kind)] = replace(random, length_of=_push(place, arm, layer, basis, 1.0))
-            yield Edit(pushes=pushes, arm=arm, rank=k, control=f"random_subspace#{draw}")
+        yield from (_at_random(place, arm, k, 1.0, draw, seed) for draw in range(draws))
+
+
+def _at_random(place: Place, arm: str, k: int, strength: float, draw: int, seed: int) -> Edit:
+    """A projection arm in a random subspace; it writes, state by state, as much as the real one does."""
+    pushes = {}
+    for layer, one in place.subspaces.items():
+        random = _push(place, arm, layer, random_basis(place.width, k, seed=_seed(seed, layer, draw)), strength)
+        pushes[Site(layer, place.kind)] = replace(random, length_of=_push(place, arm, layer, one.leading(k), strength))
+    return Edit(pushes=pushes, arm=arm, rank=k, strength=None if strength == 1 else strength, control=f"random_subspace#{draw}")
+
+
+def random_edits(place: Place, arm: str, rank: int, strength: float | None, *, draws: int, seed: int) -> list[Edit]:
+    """`draws` random directions of exactly this dose: for `add` vectors as long as the mean difference, for the others subspaces of this rank."""
+    dose = 1.0 if strength is None else strength
+    if arm != "add":
+        return [_at_random(place, arm, rank, dose, draw, seed) for draw in range(draws)]
+    found = []
+    for draw in range(draws):
+        vectors = {layer: random_vector(one.mean, seed=_seed(seed, layer, draw)) for layer, one in place.subspaces.items()}
+        pushes = {Site(layer, place.kind): add(vector, dose) for layer, vector in vectors.items()}
+        found.append(Edit(pushes=pushes, arm=arm, rank=rank, strength=strength, control=f"random_vector#{draw}"))
+    return found
 
 
 def _push(place: Place, arm: str, layer: int, basis: Float64[Tensor, "d rank"], strength: float) -> Push:
+    origin = place.subspaces[layer].origin
     if arm == "amplify":
-        return amplify(basis, place.subspaces[layer].origin, strength)
-    return ablate(basis) if arm == "ablate" else interchange(basis, place.others[layer])
+        return amplify(basis, origin, strength)
+    return ablate(basis, origin) if arm == "ablate" else interchange(basis, place.others[layer])
 
 
 def _seed(seed: int, layer: int, draw: int) -> int:
@@ -195,11 +226,10 @@ def at_the_decision(edit: Edit, own: Mapping[int, Float[Tensor, "prompt d"]]) ->
 
 
 def few(every: Sequence[Edit]) -> list[Edit]:
-    """The edits that are worth a run over whole sequences: no label swaps, one random draw, and one strength of what has several ranks."""
+    """The edits that are worth a run over whole sequences: no controls, and one strength of what has several ranks."""
 
     def worth(edit: Edit) -> bool:
-        one_draw = edit.control is None or (edit.control.startswith("random") and edit.control.endswith("#0"))
-        return edit.rank > 0 and one_draw and (edit.arm == "add" or edit.strength is None or edit.rank == 1)
+        return edit.rank > 0 and edit.control is None and (edit.arm == "add" or edit.strength is None or edit.rank == 1)
 
     return [edit for edit in every if worth(edit)]
 

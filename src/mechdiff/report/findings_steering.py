@@ -1,20 +1,22 @@
 """What the page says about steering: what edits along the change's directions do to D, and what they do to prompts that have nothing to do with it.
 
-Effect, a share of D: where the base runs 1 - kl_other/D (1: it speaks like the tuned model), where the tuned model runs kl_own/D (how far it
-is moved). Side effects are means over neutral prompts, edited at all positions; the perplexity ratio is exp of the mean log ratio. An edit is of
-use where it has at least `WANTED` of D within the limits of the study; controls (random vectors and subspaces, swapped labels) are never.
+Effect, a share of the way to the other model: where the base runs 1 - KL(p_tuned || run)/D (1: it behaves like the tuned model), where the tuned
+model runs 1 - KL(p_base || run)/KL(p_base || p_tuned) (1: it behaves like the base); damage alone has none. Side effects are means over neutral
+prompts, edited at all positions; the perplexity ratio is exp of the mean log ratio. Two edits are tested, each at the largest dose that neutral
+prompts allow (measures/doses.py), against random directions of that dose; of all others the effect is given, and nothing said.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
-from mechdiff.report import findings, findings_transport, statistics
+from mechdiff.measures import doses
+from mechdiff.report import findings, findings_transport, intervals
 from mechdiff.report.memory import once
 
 DIRECTIONS = ("base<-base", "base<-tuned", "tuned<-base", "tuned<-tuned")
-WANTED = 0.2
-"""Share of D that an edit must have."""
+LEVEL = 0.05
 EDITS = {("add", "base"): "add", ("interchange", "base"): "interchange into base", ("interchange", "tuned"): "interchange into tuned",
          ("ablate", "tuned"): "ablate", ("amplify", "tuned"): "amplify"}  # fmt: skip
 SIDES = {"side_kl_nats": "side_kl", "side_top1_same": "side_top1", "side_log_perplexity_ratio_nats": "side_log_ratio"}
@@ -33,6 +35,36 @@ class Limits:
     perplexity_ratio: float = 1.05
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """One edit at the largest dose that neutral prompts allow, against random directions of that dose, on the reported prompts."""
+
+    direction: str
+    edit: str
+    name: str
+    rank: int
+    strength: float
+    share: float
+    """Of the way to the other model."""
+    low: float | None
+    high: float | None
+    n: int
+    draws: int
+    typical: float
+    """The mean share of the random directions."""
+    highest: float
+    p: float
+    """(1 + draws that go as far) / (1 + draws), corrected (Holm) for the questions that were tested."""
+    side_kl: float
+    side_ratio: float | None
+    neutral: int
+
+    @property
+    def obeys(self) -> bool:
+        """Further than random directions of its size, and further than nowhere."""
+        return self.p <= LEVEL and self.low is not None and self.low > 0
+
+
 def limits(manifest: dict) -> Limits:
     """The study's limits, or the defaults where it names none."""
     given = (manifest.get("steering") or {}).get("limits") or {}
@@ -45,18 +77,17 @@ def limits(manifest: dict) -> Limits:
 
 @once
 def effects(rows: pl.DataFrame) -> pl.DataFrame:
-    """Every edit with `name edit everywhere window share low high`, controls among them; empty where there is no D to share.
+    """Every edit with `name edit everywhere window share low high n`, controls among them; empty where there is no D to share.
 
     `everywhere` is True where the edit was made at all positions; `window` is the part of the unit that names layers ("window 3").
     """
     split = findings.reported(rows, "steering")
-    of = findings_transport.totals(rows, split)
     parts = []
     for direction in DIRECTIONS:
-        base = direction.startswith("base")
-        values = findings_transport.written(rows, direction, statistics.effect_metric(rows, direction), measure="steering", split=split)
-        found = findings_transport.shares(values.filter(pl.col("arm").is_not_null()), of, recovered=base)
-        words = [EDITS.get((arm, "base" if base else "tuned"), arm) for arm in found["arm"].to_list()]
+        runner = direction.partition("<-")[0]
+        values = findings_transport.written(rows, direction, "kl_other_nats", measure="steering", split=split)
+        found = findings_transport.shares(values.filter(pl.col("arm").is_not_null()), findings_transport.totals(rows, split, runner))
+        words = [EDITS.get((arm, runner), arm) for arm in found["arm"].to_list()]
         parts.append(found.with_columns(direction=pl.lit(direction), edit=pl.Series(words, dtype=pl.String)))
     unit = pl.col("unit").fill_null("")
     return pl.concat(parts).with_columns(
@@ -88,17 +119,39 @@ def frontier(rows: pl.DataFrame, summary: pl.DataFrame, allowed: Limits) -> pl.D
     return both.with_columns(within=(pl.col("side_kl") <= allowed.kl_nats) & ratio).sort(_ORDER)
 
 
-def smallest(table: pl.DataFrame) -> dict | None:
-    """The edit of fewest dimensions with at least `WANTED` of D within the limits, of those with as few the strongest; None if there is none.
+def tried(rows: pl.DataFrame) -> pl.DataFrame:
+    """`direction layer site arm rank strength side_kl side_ratio n name`: every dose of the two questions whose side effects were measured."""
+    parts = [doses.doses(rows, direction).with_columns(direction=pl.lit(direction)) for direction in doses.QUESTIONS]
+    return pl.concat(parts).with_columns(name=findings.site_name())
 
-    One that does no more than a random or label-swapped direction (at strength 1) does not count: it has only length.
-    """
-    good = table.filter(pl.col("control").is_null(), "within", pl.col("share") >= WANTED)
-    for edit in good.sort(["rank", "share"], descending=[False, True], maintain_order=True).iter_rows(named=True):
-        beside = best_control(table, {**edit, "strength": None})
-        if beside is None or edit["share"] > beside:
-            return edit
-    return None
+
+@once
+def tested(rows: pl.DataFrame, allowed: Limits) -> list[Tested]:
+    """What became of each question whose dose was held against enough random directions."""
+    found = effects(rows)
+    all_ = [one for direction in doses.QUESTIONS if (one := _tested(rows, found, direction, allowed)) is not None]
+    corrected = intervals.holm(np.array([one["p"] for one in all_])) if all_ else []
+    return [Tested(**one | {"p": float(p)}) for one, p in zip(all_, corrected, strict=True)]
+
+
+def _tested(rows: pl.DataFrame, found: pl.DataFrame, direction: str, allowed: Limits) -> dict | None:
+    """The fields of `Tested`, its p uncorrected; None without a dose within the limits, or with too few draws to reach the level."""
+    dose = doses.dose(rows, direction, max_kl_nats=allowed.kl_nats, max_perplexity_ratio=allowed.perplexity_ratio)
+    if dose is None:
+        return None
+    same = [pl.col(name).eq_missing(pl.lit(dose[name])) for name in ("layer", "site", "arm", "rank", "strength")]
+    here = found.filter(pl.col("direction") == direction, "everywhere", pl.col("window").is_null(), *same)
+    real = here.filter(pl.col("control").is_null())
+    random = here.filter(pl.col("control").str.starts_with("random_").fill_null(False))["share"].to_numpy()
+    if len(real) != 1 or (1 + len(random)) * LEVEL < len(doses.QUESTIONS):
+        return None
+    one = real.row(0, named=True)
+    p = float((1 + (random >= one["share"]).sum()) / (1 + len(random)))
+    return {
+        "direction": direction, "edit": one["edit"], "name": one["name"], "rank": one["rank"], "strength": one["strength"] or 1.0,
+        **{name: one[name] for name in ("share", "low", "high", "n")}, "draws": len(random), "typical": float(random.mean()),
+        "highest": float(random.max()), "p": p, "side_kl": dose["side_kl"], "side_ratio": dose["side_ratio"], "neutral": dose["n"],
+    }  # fmt: skip
 
 
 def by_rank(found: pl.DataFrame) -> pl.DataFrame:
@@ -132,13 +185,7 @@ def sites(rows: pl.DataFrame, summary: pl.DataFrame, found: pl.DataFrame) -> lis
     return list(dict.fromkeys([*first, *order]))
 
 
-def best_control(found: pl.DataFrame, edit: dict) -> float | None:
-    """The highest effect of a control beside an edit: the same edit, dimensions, positions and layers, in a random or label-swapped direction.
-
-    None where there was none, and at strengths other than 1, which controls have not.
-    """
-    if edit["strength"] is not None:
-        return None
-    same = [pl.col(name).eq_missing(pl.lit(edit[name])) for name in ("name", "edit", "rank", "everywhere", "window")]
-    beside = found.filter(pl.col("control").is_not_null(), pl.col("strength").is_null(), *same)["share"]
-    return None if beside.is_empty() else float(beside.to_numpy().max())
+def beside(found: pl.DataFrame, edit: dict) -> pl.Series:
+    """Effects of random directions of an edit's own dose: the same arm, dimensions, strength, positions and layers. Empty where none was run."""
+    same = [pl.col(name).eq_missing(pl.lit(edit[name])) for name in ("name", "edit", "rank", "strength", "everywhere", "window")]
+    return found.filter(pl.col("control").str.starts_with("random_").fill_null(False), *same)["share"]

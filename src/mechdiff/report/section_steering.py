@@ -8,9 +8,9 @@ import polars as pl
 
 from mechdiff.report import curves, drawing, findings, findings_steering, phrasing, wording_steering
 from mechdiff.report.drawing import BLUE, GREEN, ORANGE, PURPLE, QUIET, VERMILLION, WIDE, Chart
-from mechdiff.report.findings_steering import EDITS, WANTED, Limits
+from mechdiff.report.findings_steering import EDITS, Limits
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import between, listed, nats, share, with_interval
+from mechdiff.report.phrasing import listed, nats, share, shown, with_interval
 from mechdiff.report.wording_difference import why_no_share
 
 TITLE = "Does it obey?"
@@ -47,15 +47,20 @@ def _effect(run: Run, found: pl.DataFrame) -> list[Any]:
     name = sites[0]
     said = []
     for edit in EDITS.values():
-        here = real.filter(pl.col("name") == name, pl.col("edit") == edit).sort("share", descending=True, maintain_order=True)
-        if here.is_empty():
-            continue
-        best = here.row(0, named=True)
-        beside = findings_steering.best_control(found, best)
-        text = f"{edit} {with_interval(best['share'], best['low'], best['high'], digits=2)} with {_directions(best['rank'])}"
-        said.append(text + (f" (its strongest control {share(beside)})" if beside is not None else ""))
-    caption = f"Effect by number of directions at the decision position, as a share of D. At {name}: {'; '.join(said)}."
+        here = real.filter(pl.col("name") == name, pl.col("edit") == edit).sort("rank")
+        ends = [here.row(place, named=True) for place in dict.fromkeys((0, len(here) - 1))] if len(here) else []
+        said += [f"{edit} {listed(_effect_of(one, findings_steering.beside(found, one)) for one in ends)}"] if ends else []
+    caption = "Effect by number of directions at the last prompt token, as a share of the way to the other model. "
+    caption += f"At {name}: {'; '.join(said)}."
     return [Drawn(name="steering_effect", chart=effect_by_rank, options={"sites": sites}, caption=caption, reading="steering_effect")]
+
+
+def _effect_of(edit: dict, random: pl.Series) -> str:
+    text = f"{with_interval(edit['share'], edit['low'], edit['high'], digits=2)} with {_directions(edit['rank'])}"
+    if random.is_empty():
+        return text
+    draws = "1 random draw" if len(random) == 1 else f"mean of {len(random)} random draws"
+    return f"{text} ({draws}: {share(float(random.to_numpy().mean()))})"
 
 
 def _directions(rank: int | None) -> str:
@@ -68,13 +73,9 @@ def _strength(run: Run, found: pl.DataFrame) -> list[Any]:
         return []
     sites = findings_steering.sites(run.rows, run.summary, curve)[:SHOWN]
     name = sites[0]
-    here = curve.filter(pl.col("name") == name).sort("share", descending=True, maintain_order=True)
-    best, one = here.row(0, named=True), here.filter(pl.col("s") == 1)
-    caption = "The mean difference added to the base's state, by strength. "
-    caption += f"At {name} the most on these prompts is {share(best['share'])} of D at s = {best['s']:g}"
-    caption += (
-        f"; at s = 1 {with_interval(one['share'][0], one['low'][0], one['high'][0], digits=2)}." if len(one) and best["s"] != 1 else "."
-    )
+    here = curve.filter(pl.col("name") == name).sort("s")
+    said = listed(f"{with_interval(r['share'], r['low'], r['high'], digits=2)} at s = {r['s']:g}" for r in here.iter_rows(named=True))
+    caption = f"The mean difference added to the base's activation, by strength. Share of D recovered at {name}: {said}."
     return [
         Drawn(name="steering_strength", chart=added_by_strength, options={"sites": sites}, caption=caption, reading="steering_strength")
     ]
@@ -86,25 +87,33 @@ def _frontier(run: Run, found: pl.DataFrame) -> list[Any]:
     real = edits.filter(pl.col("control").is_null())
     if real.is_empty():
         return [note("Side effects on neutral prompts were not measured, so no edit is said to be harmless.")]
-    caption = (
-        f"Effect against side effect of {len(real)} edits. {' '.join(wording_steering.does_it_obey(run.rows, run.summary, run.manifest))}"
-    )
+    caption = f"Effect on the study's prompts against side effect on neutral ones, of {len(real)} edits. "
+    caption += " ".join(wording_steering.does_it_obey(run.rows, run.summary, run.manifest))
     drawn = Drawn(name="steering_frontier", chart=frontier_of_edits, caption=caption, reading="steering_frontier")
     return [drawn, _sides(found, real, allowed)]
 
 
 def _sides(found: pl.DataFrame, real: pl.DataFrame, allowed: Limits) -> dict:
-    """The strongest edits, what their controls do, and their side effects."""
+    """The edits with the largest effect, random directions of the same dose beside them where these were run, and their side effects."""
     lines = []
     for r in real.sort("share", descending=True, maintain_order=True).head(TOP).iter_rows(named=True):
-        beside = findings_steering.best_control(found, r)
+        random = findings_steering.beside(found, r)
+        chance = "–" if random.is_empty() else f"{share(float(random.to_numpy().max()))} (of {len(random)})"
         lines.append((
-            _name(r), f"{share(r['share'])} ({between(r['low'], r['high'], digits=2)})", share(beside), nats(r["side_kl"]),
+            _name(r), shown(r["share"], r["low"], r["high"], r["n"], digits=2), chance, nats(r["side_kl"]),
             share(r["side_ratio"], 3), share(r["side_top1"], 3), "yes" if r["within"] else "no",
         ))  # fmt: skip
-    columns = ("edit", "effect (95 %)", "strongest control", "side KL, nats", "perplexity ratio", "same first choice", "within limits")
-    title = f"The strongest edits and their side effects (limits: KL {nats(allowed.kl_nats)} nats a token, "
-    title += f"perplexity ratio {share(allowed.perplexity_ratio, 3)})"
+    columns = (
+        "edit",
+        "effect (95 %)",
+        "highest random direction",
+        "side KL, nats",
+        "perplexity ratio",
+        "same top-1 token",
+        "within limits",
+    )
+    title = f"Edits by effect on these prompts, a share of the way to the other model, and their side effects (limits: KL {nats(allowed.kl_nats)} "
+    title += f"nats per token, perplexity ratio {share(allowed.perplexity_ratio, 3)})"
     return table(columns, lines, title=title + (f"; {len(real) - TOP} others are weaker" if len(real) > TOP else ""))
 
 
@@ -157,7 +166,7 @@ def effect_by_rank(
     scale, axis = curves.share_scale(table), drawing.left_axis(tickCount=5, format=".1f")
     x = curves.rank_axis(table["rank"].to_list(), width, "directions, k")
     zero = [curves.zero(scale, axis)]
-    titles = {name: f"{name}: share of D" + ("; dotted: random and label-swapped directions" if width >= WIDE else "") for name in shown}
+    titles = {name: f"{name}: share of the way" + ("; dotted: random directions" if width >= WIDE else "") for name in shown}
     return curves.panels(
         table.sort("panel", "line", "rank"), x, titles, names, scale, axis, width, looks_of=(LOOKS, LOOK_DASHES), height=130, faint=faint,
         marks=lambda _: zero,
@@ -219,7 +228,7 @@ def frontier_of_edits(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict,
     y_scale = curves.share_scale(shares)
     records = [
         {"side": max(r["side_kl"], bottom), "share": r["share"], "within": r["within"], "edit": "control" if r["control"] else r["edit"],
-         "says": f"{_name(r)}{', ' + r['control'] if r['control'] else ''}: {share(r['share'])} of D, side KL {nats(r['side_kl'])} nats, "
+         "says": f"{_name(r)}{', ' + r['control'] if r['control'] else ''}: {share(r['share'])} of the way, side KL {nats(r['side_kl'])} nats, "
                  f"perplexity ratio {share(r['side_ratio'], 3)}"}
         for r in edits.iter_rows(named=True)
     ]  # fmt: skip
@@ -236,11 +245,11 @@ def frontier_of_edits(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict,
         scale=scale,
         axis=alt.Axis(values=drawing.powers(scale), format="~g"),
     )
-    y = alt.Y("share:Q", title="effect, share of D", scale=y_scale, axis=alt.Axis(tickCount=6, format=".1f"))
+    y = alt.Y("share:Q", title="effect, share of the way", scale=y_scale, axis=alt.Axis(tickCount=6, format=".1f"))
     stroke = alt.Stroke("edit:N", title=None, scale=alt.Scale(domain=names, range=domain), legend=legend)
     fill = alt.Fill("edit:N", title=None, scale=alt.Scale(domain=names, range=domain), legend=legend)
     says = alt.Description("says:N")
-    layers = _limits(allowed, scale, y_scale)
+    layers = _limits(allowed, scale)
     for within in (False, True):
         points = alt.Chart(drawing.inline([r for r in records if r["within"] == within]))
         dots = points.mark_point(size=56, opacity=0.85, strokeWidth=1.4, filled=within, **({} if within else {"fill": "white"}))
@@ -248,13 +257,10 @@ def frontier_of_edits(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict,
     return drawing.styled(alt.layer(*layers, width=width - 72, height=270))
 
 
-def _limits(allowed: Limits, scale: alt.Scale, y_scale: alt.Scale) -> list[alt.Chart]:
-    """The largest side effect that is allowed, and the least effect that is wanted."""
-    across = alt.Chart(drawing.inline([{"share": WANTED, "side": allowed.kl_nats}]))
-    x, y = alt.X("side:Q", scale=scale), alt.Y("share:Q", scale=y_scale)
+def _limits(allowed: Limits, scale: alt.Scale) -> list[alt.Chart]:
+    """The largest side effect that is allowed."""
+    across = alt.Chart(drawing.inline([{"side": allowed.kl_nats}]))
+    x = alt.X("side:Q", scale=scale)
     upright = across.mark_rule(aria=False, color=ORANGE, strokeDash=[4, 3], strokeWidth=1.5).encode(x=x)
-    flat = across.mark_rule(aria=False, color=QUIET, strokeDash=[3, 3]).encode(y=y)
-    words = across.mark_text(aria=False, align="left", baseline="bottom", dx=3, dy=-3, color=QUIET)
     limit = across.mark_text(aria=False, align="left", baseline="top", dx=4, dy=2, color="#8a5c00", fontWeight=600)
-    return [upright, flat, words.encode(x=alt.value(0), y=y, text=alt.value(f"{share(WANTED)} of D")),
-            limit.encode(x=x, y=alt.value(0), text=alt.value("limit"))]  # fmt: skip
+    return [upright, limit.encode(x=x, y=alt.value(0), text=alt.value("limit"))]

@@ -1,25 +1,78 @@
-"""Steering in words."""
+"""Steering in words: does the change obey, within what neutral prompts allow?"""
 
 import polars as pl
 
+from mechdiff.measures.doses import QUESTIONS
 from mechdiff.report import findings_steering
-from mechdiff.report.phrasing import nats, share, with_interval
+from mechdiff.report.findings_steering import LEVEL, Limits, Tested
+from mechdiff.report.headlines import Candidate
+from mechdiff.report.phrasing import listed, nats, share, with_interval
+
+WAYS = {"base<-base": "of the way from the base to the tuned model", "tuned<-tuned": "of the way from the tuned model to the base"}
+TRIED = {"add": "the mean difference added to the base", "ablate": "the change's directions ablated in the tuned model"}
 
 
 def does_it_obey(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
-    """The edit of fewest directions with a good part of D and little harm to neutral prompts."""
-    allowed = findings_steering.limits(manifest)
-    edits = findings_steering.frontier(rows, summary, allowed)
-    if edits.filter(pl.col("control").is_null()).is_empty():
+    """What each tested edit does beside random directions of its size, or why it was not tested; and where side effects were measured."""
+    tried = findings_steering.tried(rows)
+    if tried.is_empty():
         return []
-    wanted = share(findings_steering.WANTED)
-    bounds = f"{nats(allowed.kl_nats)} nats and a perplexity ratio of {share(allowed.perplexity_ratio)} on neutral prompts"
-    best = findings_steering.smallest(edits)
-    if best is None:
-        return [f"No edit along the change's directions has {wanted} of D within the limits of {bounds}."]
-    rank = "one direction is" if best["rank"] == 1 else f"{best['rank']} directions are"
-    strength = "" if best["strength"] is None else f" at strength {best['strength']:g}"
-    effect = with_interval(best["share"], best["low"], best["high"], digits=2)
-    moves = "recovers" if best["direction"].startswith("base") else "moves the tuned model by"
-    sentence = f"{rank} enough for {wanted} of D within the limits of {bounds}: {best['edit']} at {best['name']}{strength} {moves} {effect}"
-    return [f"{sentence[0].upper()}{sentence[1:]}, side KL {nats(best['side_kl'])} nats."]
+    allowed = findings_steering.limits(manifest)
+    found = {one.direction: one for one in findings_steering.tested(rows, allowed)}
+    said = [_sentence(found[direction]) if direction in found else _untested(tried, direction, allowed) for direction in QUESTIONS]
+    names = listed(tried["name"].unique(maintain_order=True).to_list())
+    return [
+        *(text for text in said if text),
+        f"Side effects on neutral prompts were measured at {names} only, with edits at all positions.",
+    ]
+
+
+def headline(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[Candidate]:
+    """What stood its test; nothing is said at the top of what did not."""
+    if findings_steering.tried(rows).is_empty():
+        return []
+    tested = findings_steering.tested(rows, findings_steering.limits(manifest))
+    return [Candidate(text=f"{_does(one)} {_chance(one)}; {_harm(one)}", n=one.n, tested=one.obeys) for one in tested]
+
+
+def _sentence(one: Tested) -> str:
+    text = _does(one)
+    text = f"{text[0].upper()}{text[1:]}"
+    if one.obeys:
+        return f"{text} {_chance(one)}; {_harm(one)}."
+    why = "no more than random directions of this size do" if one.p > LEVEL else "which cannot be told from none"
+    return f"{text}: {why} {_chance(one)}; {_harm(one)}."
+
+
+def _does(one: Tested) -> str:
+    way = f"goes {with_interval(one.share, one.low, one.high, digits=2)} {WAYS[one.direction]}"
+    where = f"at {one.name}, at all positions"
+    if one.edit == "add":
+        return f"adding the mean difference {where}, at strength {one.strength:g}, {way}"
+    return f"ablating {'1 direction' if one.rank == 1 else f'{one.rank} directions'} of the change {where}, {way}"
+
+
+def _chance(one: Tested) -> str:
+    return f"({one.draws} random ones: mean {share(one.typical)}, highest {share(one.highest)}; p = {nats(one.p)})"
+
+
+def _harm(one: Tested) -> str:
+    ratio = "" if one.side_ratio is None else f" and a perplexity ratio of {share(one.side_ratio, 3)}"
+    return f"on {one.neutral} neutral prompts it has a KL of {nats(one.side_kl)} nats per token{ratio}"
+
+
+def _untested(tried: pl.DataFrame, direction: str, allowed: Limits) -> str:
+    """Of a question without a test: that nothing tried keeps the limits, or that too few random directions were run to say anything."""
+    here = tried.filter(pl.col("direction") == direction)
+    if here.is_empty():
+        return ""
+    within = here.filter(pl.col("side_kl") <= allowed.kl_nats, pl.col("side_ratio").fill_null(1.0) <= allowed.perplexity_ratio)
+    what, where = TRIED[QUESTIONS[direction]], listed(here["name"].unique(maintain_order=True).to_list())
+    if not within.is_empty():
+        return f"Whether {what} at {where} does more than random directions was not tested."
+    of = (
+        [f"{s or 1.0:g}" for s in here["strength"].to_list()] if QUESTIONS[direction] == "add" else [f"{k}" for k in here["rank"].to_list()]
+    )
+    doses = f"{'strengths' if QUESTIONS[direction] == 'add' else 'numbers of directions'} {listed(dict.fromkeys(of))}"
+    bounds = f"KL {nats(allowed.kl_nats)} nats per token, perplexity ratio {share(allowed.perplexity_ratio)}"
+    return f"No dose tried of {what} at {where} ({doses}) keeps the limits on neutral prompts ({bounds})."

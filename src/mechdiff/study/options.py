@@ -188,6 +188,7 @@ class SteeringOptions(CloserOptions):
     side_prompts: Annotated[int, Field(ge=0, le=100_000)] = 32  # how many of them, from the top; 0: no side effects
     texts: Annotated[int, Field(ge=0, le=64)] = 3  # report prompts that the steered base answers
     continuation: Count = 24  # tokens of each answer
+    test_draws: Annotated[int, Field(ge=0, le=10_000)] = 39  # random directions that the largest harmless dose is held against; 0: no test
     max_side_kl_nats: Annotated[float, Field(ge=0)] = 0.05  # the most that a direction of use may move neutral prompts
     max_perplexity_ratio: Annotated[float, Field(ge=1)] = 1.05  # and worsen their perplexity
 

@@ -1,21 +1,19 @@
 """The cells of steering. No torch here.
 
 At the closer layers only. First every edit at the decision position of the report prompts, in each of the four directions; then fewer of them, at
-fewer of these layers, over whole sequences: on the report prompts and, for side effects, on neutral prompts; last a few texts that the steered base
-writes.
+fewer of these layers, over whole sequences: on the report prompts and, for side effects, on neutral prompts; then random directions of the largest
+dose that neutral prompts allow; last a few texts that the steered base writes.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mechdiff.errors import StudyError
+from mechdiff.measures.doses import QUESTIONS
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.options import SteeringOptions
 from mechdiff.study.plan_maps import N_CLOSER, closer_cell, possible, prompt_hashes
 from mechdiff.study.planner import Planner
-
-N_CONTROLLED = 2
-"""Dimensions at which random subspaces are drawn: the smallest and the largest."""
 
 SEVERAL = 4
 """Dimensions of subspaces that are tried, as far as the plan can know."""
@@ -46,6 +44,8 @@ def steering_cells(planner: Planner) -> Iterator[Cell]:
         for kind in kinds:
             what = {"direction": direction, "split": "neutral", "kind": kind} | on
             yield _whole(planner, neutral, "side_effects", what | everywhere, options)
+    if neutral and options.test_draws:
+        yield from _tests(planner, options, kinds, on | everywhere, neutral)
     if options.texts and kinds:
         items = planner.whole("report")[: options.texts]
         what = {"direction": "base<-base", "split": "report", "kind": kinds[0], "continuation": options.continuation} | on
@@ -53,6 +53,17 @@ def steering_cells(planner: Planner) -> Iterator[Cell]:
         tokens = len(items) * (SEVERAL - 1) * options.continuation + sum(item.tokens for item in items)
         steps = (SEVERAL - 1) * options.continuation
         yield Cell(stage="steered_texts", key=made.key, items=items, side=None, flops=planner.flops(tokens, tokens), steps=steps)
+
+
+def _tests(planner: Planner, options: SteeringOptions, kinds: Sequence[str], on: dict[str, Any], neutral: Sequence[Item]) -> Iterator[Cell]:
+    """Random directions at the dose that the side effects choose: the key holds what they are made from."""
+    limits = options.model_dump(include={"max_side_kl_nats", "max_perplexity_ratio", "test_draws"})
+    chosen_on = {"limits": limits, "neutral": [item.sha256 for item in neutral]}
+    for number, shard in enumerate(planner.packed("report", "decision")):
+        for direction in QUESTIONS:
+            for kind in kinds:
+                what = {"direction": direction, "split": "report", "kind": kind, "shard": number} | on | chosen_on
+                yield _whole(planner, shard, "steered_controls", what, options, options.test_draws)
 
 
 def _neutral(planner: Planner, options: SteeringOptions) -> tuple[Item, ...]:
@@ -68,15 +79,17 @@ def _runs(options: SteeringOptions, direction: str) -> int:
     strengths = 1 + len(options.strengths)
     if direction == "base<-base":
         return strengths + 2 * options.draws
-    random = N_CONTROLLED * options.draws
+    random = SEVERAL * options.draws
     return SEVERAL * (strengths + 1) + 2 * random if direction == "tuned<-tuned" else SEVERAL + random
 
 
-def _whole(planner: Planner, items: Sequence[Item], stage: str, what: dict[str, Any], options: SteeringOptions) -> Cell:
-    """A cell of runs over whole sequences, at some of the closer layers."""
+def _whole(
+    planner: Planner, items: Sequence[Item], stage: str, what: dict[str, Any], options: SteeringOptions, runs: int | None = None
+) -> Cell:
+    """A cell of runs over whole sequences, at some of the closer layers: of every edit, or so many."""
     strengths = 1 + len(options.strengths)
-    runs = strengths + 1 if what["direction"] == "base<-base" else 2 * (SEVERAL + N_CONTROLLED) + strengths - 1
-    made = closer_cell(planner, tuple(items), stage, what, options, runs * (1 + len(options.windows)))
+    every = strengths if what["direction"] == "base<-base" else 2 * SEVERAL + strengths - 1
+    made = closer_cell(planner, tuple(items), stage, what, options, runs or every * (1 + len(options.windows)))
     tokens = sum(item.tokens for item in items) / len(items)
     share = min(options.all_positions_layers, N_CLOSER) / N_CLOSER
     return Cell(stage=stage, key=made.key, items=tuple(items), side=made.side, flops=made.flops * tokens * share / 2)

@@ -13,6 +13,7 @@ from mechdiff.engine.sites import Site
 from mechdiff.engine.steered import opening, steering
 from mechdiff.measures import steering as measure
 from mechdiff.measures.counterfactuals import labelled
+from mechdiff.measures.doses import dose
 from mechdiff.measures.steering import Edit, Place
 from mechdiff.measures.subspaces import Subspace, change_subspace, label_swapped
 from mechdiff.measures.vectors import has_control_vector, save_control_vector, save_vector
@@ -64,8 +65,12 @@ def _swapped(run: Execution, kind: str, layer: int) -> list[Tensor]:
 
 
 def strongest(run: Execution, kind: str) -> list[int]:
-    """Of the closer layers those that are steered over whole sequences: where the mean difference is largest beside a state, on the fit prompts."""
-    layers = sorted(run.closer(_options(run)), key=lambda layer: subspace(run, kind, layer).relative_size, reverse=True)
+    """Of the closer layers those that are steered over whole sequences: where the mean difference is largest beside a state, on the fit prompts.
+
+    The last block's output comes last: what is added there is added to the logits, of any two models.
+    """
+    last = run.n_layers - 1 if kind == "resid_post" else run.n_layers
+    layers = sorted(run.closer(_options(run)), key=lambda layer: (layer != last, subspace(run, kind, layer).relative_size), reverse=True)
     return sorted(layers[: _options(run).all_positions_layers])
 
 
@@ -142,6 +147,27 @@ def side_effects(run: Execution, cell: Cell, model: Model | None) -> Result:
     rows = measure.measure_side_effects(
         model, _prompts(run, cell, model), edits, tokens=run.prepared.tokens, max_rows=run.max_rows,
         columns={"direction": cell.key["direction"]},
+    )  # fmt: skip
+    return rows, {}
+
+
+def steered_controls(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of random directions of the dose that neutral prompts allow, over whole report prompts; none where they allow no dose."""
+    assert model
+    key, options = cell.key, _options(run)
+    sides = [
+        run.folder.load(one.key).frame for one in run.cells if one.stage == "side_effects" and one.key["direction"] == key["direction"]
+    ]
+    limits = {"max_kl_nats": options.max_side_kl_nats, "max_perplexity_ratio": options.max_perplexity_ratio}
+    found = dose(pl.concat(sides), key["direction"], **limits) if sides else None
+    if found is None or found["site"] != key["kind"]:
+        return empty(), {}
+    places = _places(run, cell, [found["layer"]])
+    edits = measure.random_edits(places[0], found["arm"], found["rank"], found["strength"], draws=options.test_draws, seed=key["seed"])
+    logits = {side: run.states(side, key["split"], "decision", key["ids"]).logits.to(model.device) for side in ("base", "tuned")}
+    rows = measure.measure_effects(
+        model, _prompts(run, cell, model), edits, base_logits=logits["base"], tuned_logits=logits["tuned"], max_rows=run.max_rows,
+        tokens=run.prepared.tokens, columns={"direction": key["direction"], "split": key["split"]},
     )  # fmt: skip
     return rows, {}
 

@@ -153,7 +153,7 @@ class _Bench:
                 if not found.rank:
                     continue
                 add = self.direction == "base<-base"
-                push = pushes.add(found.mean) if add else pushes.ablate(found.leading(1))
+                push = pushes.add(found.mean) if add else pushes.ablate(found.leading(1), found.origin)
                 yield Around(columns={**columns, "arm": "add" if add else "ablate"}, opened=steering(self.model, {Site(layer, kind): push}))
 
     def _grafts(self) -> Iterator[Around]:
