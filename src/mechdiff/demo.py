@@ -59,7 +59,7 @@ BUDGETS = {
     "steering": Budget(
         seconds=35,
         stages=("steering", "steered", "side_effects", "steered_controls", "steered_texts"),
-        options={"draws": 1, "strengths": [1.5], "side_prompts": 8, "texts": 0, "continuation": 16},
+        options={"draws": 1, "strengths": [0.5], "side_prompts": 8, "texts": 0, "continuation": 16},
     ),
     "heads": Budget(
         seconds=65,

@@ -79,7 +79,7 @@ def drawn(random: np.random.Generator, n: int, correlation: float, mean: float =
 
 @pytest.mark.parametrize("chosen_on", ["select", "report"])
 def test_the_printed_interval_holds_the_truth_although_the_largest_split_point_is_printed(chosen_on: str) -> None:
-    """28 split points, every one 0.15 with a spread of 0.5; the largest held 0.15 in 43 to 77 % when it was chosen and reported on the same prompts."""
+    """28 split points, every one 0.15 with a spread of 0.5: chosen and reported on the same prompts, the largest held 0.15 in 43 to 77 %."""
     random, held = np.random.default_rng(4), []
     for study in range(160):
         n, correlation = (10, 24)[study % 2], (0.3, 0.8)[study // 2 % 2]

@@ -79,8 +79,8 @@ def test_the_strongest_map_is_that_of_the_page(run: Loaded, found: dict[str, Qua
     carried = findings_transport.carried(run.content.rows, run.content.summary)
     assert carried is not None
     best, simple = found["recovered by the best map"], found["recovered by the best of shift and mean"]
-    assert best.estimate.value == pytest.approx(carried.share, abs=0.01)
-    assert simple.estimate.value == pytest.approx(carried.trivial_share, abs=0.01)
+    assert best.estimate.value == pytest.approx(carried.best.share, abs=0.01)
+    assert simple.estimate.value == pytest.approx(carried.trivial.share, abs=0.01)
     assert best.where == f"{carried.arm} at {carried.name}"
     less = found["best map, less the best of shift and mean"].estimate.value
     assert less == pytest.approx(best.estimate.value - simple.estimate.value, abs=1e-9)

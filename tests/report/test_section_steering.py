@@ -118,8 +118,11 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
         f"{first} (39 random ones: mean 0.04, highest 0.06; p = 0.0250); on 12 neutral prompts it has a KL of 0.01"
         in said["steering_frontier"]
     )
-    none = f"No dose tried of the change's directions ablated in the tuned model at {SITE} and L{CHANGED}.resid_post (numbers of directions 1, 2 and 4)"
-    assert f"{none} keeps the limits on neutral prompts (KL 0.0400 nats per token, perplexity ratio 1.10)." in said["steering_frontier"]
+    none = f"No dose tried of the change's directions ablated in the tuned model at {SITE} and L{CHANGED}.resid_post"
+    assert (
+        f"{none} (numbers of directions 1, 2 and 4) keeps the limits on neutral prompts (KL 0.0400 nats per token, perplexity ratio 1.10)."
+        in said["steering_frontier"]
+    )
     assert f"Side effects on neutral prompts were measured at {SITE} and L{CHANGED}.resid_post only" in said["steering_frontier"]
     table = next(part for part in section.parts if isinstance(part, dict) and part["kind"] == "table")
     assert all(len(row) == len(table["columns"]) for row in table["rows"])

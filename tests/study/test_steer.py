@@ -39,7 +39,8 @@ def shifted(tmp_path_factory: pytest.TempPathFactory, pair: Path) -> tuple[Run, 
     tuned.model.layers[1].mlp.down_proj.bias.data += vector
     for name, net in (("base", base), ("tuned", tuned)):
         pico.save(net, byte_tokenizer(CHATML), folder / name)
-    options = {"windows": [2], "sites": ["mlp_out", "resid_post"]}
+    limits = {"max_side_kl_nats": 1e6, "max_perplexity_ratio": 1e6}
+    options = {"windows": [2], "sites": ["mlp_out", "resid_post"], "strengths": [0.5, 1.5], "test_draws": 5, **limits}
     return finish(folder / "base", folder / "tuned", pair / "prompts.jsonl", folder / "run", **options), vector
 
 
@@ -62,6 +63,20 @@ def test_every_direction_and_arm_has_its_rows(shifted: tuple[Run, torch.Tensor])
     assert set(side["unit"]) == {"all_pos", "window 2, all_pos"}
     assert side["prompt"].n_unique() == 4
     assert set(rows.filter(~pl.col("metric").str.starts_with("side_"))["split"]) == {"report"}
+
+
+def test_the_largest_dose_within_the_limits_is_run_beside_random_directions(shifted: tuple[Run, torch.Tensor]) -> None:
+    """Here every dose is within the limits: strength 1, and every direction there is; of the first site in network order."""
+    finished, _ = shifted
+    drawn = steering(finished, unit="all_pos", metric="kl_other_nats").filter(pl.col("control").is_not_null())
+    assert drawn.select("direction", "layer", "site", "arm", "rank", "strength").unique().sort("direction").rows() == [
+        ("base<-base", 1, "mlp_out", "add", 1, None),
+        ("tuned<-tuned", 1, "mlp_out", "ablate", 1, None),
+    ]
+    assert drawn["control"].n_unique() == 2 * 5
+    assert set(drawn["split"]) == {"report"}
+    sides = steering(finished).filter(pl.col("metric").str.starts_with("side_"))
+    assert sides["control"].null_count() == len(sides), "random directions are held against effects alone"
 
 
 def test_a_planted_shift_is_the_tuned_model_everywhere(shifted: tuple[Run, torch.Tensor]) -> None:

@@ -1,9 +1,10 @@
 """Which dose of a steering edit is put to the test? The largest that neutral prompts allow.
 
 Two questions are asked, one of each model: `add` the mean difference to the base, and `ablate` the change's directions in the tuned model. A dose is
-the strength of the first, the number of dimensions of the second, at all positions of the layer that the study steers. The largest dose whose mean
-side effects keep both limits is tested. The choice looks at neutral prompts alone, never at an effect: so there is no best of several to be
-flattered by, and random directions, chosen by the same rule, pass the test as often as its level says. No torch here.
+the strength of the first (up to 1, the mean difference as it is: more would overshoot the change), the number of dimensions of the second, at all
+positions of the layer that the study steers. The largest dose whose mean side effects keep both limits is tested. The choice looks at neutral
+prompts alone, never at an effect: so there is no best of several to be flattered by, and random directions, chosen by the same rule, pass the test
+as often as its level says. No torch here.
 """
 
 import math
@@ -35,6 +36,7 @@ def doses(rows: pl.DataFrame, direction: str) -> pl.DataFrame:
     found = rows.filter(
         pl.col("measure") == "steering", pl.col("direction") == direction, pl.col("arm") == QUESTIONS[direction],
         pl.col("control").is_null(), pl.col("unit") == "all_pos", pl.col("metric").str.starts_with("side_"),
+        pl.col("strength").fill_null(1.0) <= 1,
     )  # fmt: skip
     key = ["layer", "site", "arm", "rank", "strength"]
 
@@ -43,4 +45,4 @@ def doses(rows: pl.DataFrame, direction: str) -> pl.DataFrame:
 
     return found.group_by(key).agg(
         side_kl=mean("side_kl_nats"), side_ratio=mean("side_log_perplexity_ratio_nats").exp(), n=pl.col("prompt").n_unique()
-    ).filter(pl.col("rank") > 0, pl.col("side_kl").is_finite()).sort(key, nulls_last=False)  # fmt: skip
+    ).filter(pl.col("rank") > 0, pl.col("side_kl").is_finite()).sort("layer", "site", "rank", pl.col("strength").fill_null(1.0))  # fmt: skip

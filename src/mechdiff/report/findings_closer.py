@@ -29,8 +29,8 @@ def quadratic(rows: pl.DataFrame) -> pl.DataFrame:
         found.append((name, layer, site, arm, small.mean(), one.mean(), ratio, low, high))
     numbers = dict.fromkeys(("curvature", "at_one", "ratio", "low", "high"), pl.Float64)
     schema = {"name": pl.String, "layer": pl.Int64, "site": pl.String, "arm": pl.String, **numbers}
-    table = pl.DataFrame(found, schema=schema, orient="row").with_columns(pl.col("ratio", "low", "high").fill_nan(None))
-    return table.sort("layer", kind_place(), arm_place())
+    law = pl.DataFrame(found, schema=schema, orient="row").with_columns(pl.col("ratio", "low", "high").fill_nan(None))
+    return law.sort("layer", kind_place(), arm_place())
 
 
 def rows_of_strength(rows: pl.DataFrame, direction: str, metric: str, split: str | None = None) -> pl.DataFrame:

@@ -136,10 +136,11 @@ def ranks(run: Loaded) -> Iterator[Quantity]:
     """Dimensions of the states' change at the run's own strongest site."""
     rows, summary = run.content.rows, run.content.summary
     top = findings_rank.strongest(rows, summary)
-    for words, rank in (("the shift apart", top.rank), ("the shift counted", top.uncentred)) if top and top.says == "rank" else ():
-        if rank is not None:
-            at = f"at {top.name}"
-            yield exact("rank", f"rank chosen by cross-validation, {words}", float(rank), "dimensions", where=at, layer=top.layer)
+    if top is not None and top.says == "rank":
+        for words, rank in (("the shift apart", top.rank), ("the shift counted", top.uncentred)):
+            if rank is not None:
+                name, at = f"rank chosen by cross-validation, {words}", f"at {top.name}"
+                yield exact("rank", name, float(rank), "dimensions", where=at, layer=top.layer)
     site = next(iter(findings_rank.curve_sites(rows, summary)), "")
     curve = rank_curve(run, site)
     if curve is None:

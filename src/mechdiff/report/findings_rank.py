@@ -66,7 +66,8 @@ def seen(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> Seen | None:
         return None
     one = here.row(0, named=True)
     curves = r2_curves(rows, summary, name)
-    limit = one["rank_limit"] if one["rank_limit"] is not None else curves.filter(pl.col("curve") == "cross-validated")["rank"].max() or 0
+    tried = curves.filter(pl.col("curve") == "cross-validated")["rank"].to_list()
+    limit = one["rank_limit"] if one["rank_limit"] is not None else max(tried, default=0)
     prompts = one["rank_prompts"] or len(findings_transport.totals(rows, "fit"))
     split = findings.reported(rows, "rank") or "report"
     held = curves.filter(pl.col("curve") == f"{split} prompts", pl.col("rank") <= one["rank_chosen"]).sort("rank")

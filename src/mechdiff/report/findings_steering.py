@@ -130,7 +130,7 @@ def tested(rows: pl.DataFrame, allowed: Limits) -> list[Tested]:
     """What became of each question whose dose was held against enough random directions."""
     found = effects(rows)
     all_ = [one for direction in doses.QUESTIONS if (one := _tested(rows, found, direction, allowed)) is not None]
-    corrected = intervals.holm(np.array([one["p"] for one in all_])) if all_ else []
+    corrected = intervals.holm(np.array([one["p"] for one in all_], dtype=float))
     return [Tested(**one | {"p": float(p)}) for one, p in zip(all_, corrected, strict=True)]
 
 

@@ -249,7 +249,7 @@ def n_refits(rows: pl.DataFrame) -> int:
 @once
 def readout_site(rows: pl.DataFrame) -> str:
     """The last block's output, from which the logits are read: whatever is written there, all of it passes, of any two models."""
-    return f"L{rows['layer'].max()}.resid_post"
+    return f"L{max(rows['layer'].drop_nulls().to_list(), default=0)}.resid_post"
 
 
 @once

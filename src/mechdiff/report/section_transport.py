@@ -72,8 +72,8 @@ def _ranked(run: Run, close: pl.DataFrame) -> list[dict]:
     """The table of the original study: what is written where, how well the map fits, what it costs and what it saves."""
     worth = findings_transport.worth_mapping(run.rows, run.summary)
     rows = close.filter(pl.col("arm") != "identity", pl.col("drop").is_not_null(), pl.col("name").is_in(worth))
-    moved = findings_transport.recovered(run.rows).select("name", "arm", recovery="share")
-    rows = rows.join(moved, on=["name", "arm"], how="left").filter(pl.col("name") != findings_transport.readout_site(run.rows))
+    shares = findings_transport.recovered(run.rows).select("name", "arm", recovery="share")
+    rows = rows.join(shares, on=["name", "arm"], how="left").filter(pl.col("name") != findings_transport.readout_site(run.rows))
     rows = rows.sort("recovery", "drop", descending=True, nulls_last=True, maintain_order=True)
     metrics = ("r2", "r2_change", "cka_mapped", "cosine")
     quality = findings_transport.fit_quality(run.rows, run.summary, (*metrics, "cosine_of_mean"))
@@ -106,7 +106,8 @@ def _ranked(run: Run, close: pl.DataFrame) -> list[dict]:
         "gain over",
         "s",
     )
-    title = "Maps by recovery, the share of D that the base recovers with them. Drop: 1 − KL_mapped / KL_raw; gain: the same against the best of identity, shift and mean."
+    title = "Maps by recovery, the share of D that the base recovers with them. Drop: 1 − KL_mapped / KL_raw; gain: the same against the best of "
+    title += "identity, shift and mean."
     title += " In brackets what knows nothing of the prompt has: the tuned state of another one, the mean tuned state."
     title += f" Sites where the base's state breaks at least {share(findings_transport.BREAKS)} of D, the last block's output apart"
     title += f", the first {TOP} of {len(rows)} maps" if len(rows) > TOP else ""
