@@ -3,6 +3,7 @@
 from functools import cache
 from itertools import pairwise
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mechdiff.audit import whole
 from mechdiff.engine.activations import capture
 from mechdiff.engine.grafts import grafted
 from mechdiff.engine.models import Model, wrap
@@ -17,6 +19,7 @@ from mechdiff.engine.units import ChangedUnits, Unit, changes_between, changes_o
 from mechdiff.errors import SelfCheckError
 from mechdiff.measures.grafting import Lattice, Prompts, best_alone, greedy, lattice, measure, ranks
 from mechdiff.measures.outcome import kl_nats as kl_fast
+from mechdiff.measures.overlap import OVERLAP, total_nats
 from mechdiff.rows import KEY
 from mechdiff.validate import planted
 from mechdiff.validate.made import tiny_net
@@ -45,9 +48,9 @@ def measured(change, **how: object) -> tuple[pl.DataFrame, ChangedUnits, Prompts
     return measure(base, changes, report, split(base, tuned, "select", seed=3), max_tokens=64, **how), changes, report
 
 
-def of(rows: pl.DataFrame, arm: str, unit: str | None = None, split: str = "report") -> pl.DataFrame:
+def of(rows: pl.DataFrame, arm: str, unit: str | None = None, split: str = "report", metric: str = "kl_other_nats") -> pl.DataFrame:
     """One arm's rows of a place such as "L1.attn" or "head"."""
-    rows = rows.filter(pl.col("arm") == arm, pl.col("split") == split)
+    rows = rows.filter(pl.col("arm") == arm, pl.col("split") == split, pl.col("metric") == metric)
     place = pl.when(pl.col("layer").is_null()).then("site").otherwise(pl.format("L{}.{}", "layer", "site"))
     return rows if unit is None else rows.filter(place == unit)
 
@@ -63,7 +66,7 @@ def test_p0_no_unit_changed_and_d_is_0():
     rows, changes, _ = measured(planted.identical)
     assert changes.record()["changed_units"] == []
     assert sorted(rows["arm"].unique()) == ["all", "none"]
-    assert rows["value"].to_list() == [0] * 12
+    assert rows["value"].to_list() == [0] * 24
 
 
 def head_three(net: nn.Module) -> None:
@@ -262,10 +265,29 @@ def test_ranks_of_a_curve():
 # ---- rows and checks ---------------------------------------------------------------------------------------------------------------
 
 
-def test_rows_have_a_unique_key_and_one_metric():
+def test_overlaps_of_grafts_end_at_0_and_at_the_whole_and_are_those_of_merged_networks():
+    base = wrap(tiny_net(), side="base", ref="planted base")
+    tuned = twin(base, moved)
+    report = split(base, tuned)
+    rows = measure(base, changes_between(base, tensors_of(tuned)), report, truncate=False)
+    total = total_nats(report.base_logits, report.tuned_logits).numpy()
+    np.testing.assert_allclose(of(rows, "all", metric=OVERLAP)["value"], total, rtol=1e-4, atol=1e-9)
+    assert (of(rows, "none", metric=OVERLAP)["value"] == 0).all()
+    by_hand = twin(base, lambda net: None)
+    with torch.no_grad():
+        for name, tensor in by_hand.net.named_parameters():
+            if ".layers.1.mlp." in name:
+                tensor.copy_(dict(tuned.net.named_parameters())[name])
+    logits = torch.stack([capture(by_hand, ids, [], [0]).logits for ids in report.ids])
+    laws = zip(report.base_logits.double(), report.tuned_logits.double(), logits.double(), strict=True)
+    expected = [whole.overlap(own, other, run) for own, other, run in laws]
+    np.testing.assert_allclose(of(rows, "alone", "L1.mlp", metric=OVERLAP)["value"], expected, rtol=1e-3, atol=1e-8)
+
+
+def test_rows_have_a_unique_key_and_two_metrics():
     rows, _, report = measured(moved)
     assert rows.select(KEY).is_duplicated().sum() == 0
-    assert rows["metric"].unique().to_list() == ["kl_other_nats"]
+    assert set(rows["metric"]) == {"kl_other_nats", OVERLAP}
     assert rows["measure"].unique().to_list() == ["grafting"]
     assert rows["direction"].null_count() == rows.height
     assert rows["value"].is_not_nan().all()

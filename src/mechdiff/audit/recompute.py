@@ -21,7 +21,7 @@ from mechdiff.engine.sites import Site
 from mechdiff.engine.speech import stop_ids
 from mechdiff.engine.units import Unit, parts
 from mechdiff.measures.maps import load_map
-from mechdiff.measures.outcome import EVERY as LAW_METRICS
+from mechdiff.measures.counterfactuals import LOCATING as LAW_METRICS
 from mechdiff.measures.vectors import load_vector
 
 Row = dict[str, Any]
@@ -56,6 +56,8 @@ def of_law(run: Rerun, row: Row, logits: Tensor) -> float:
         return top1(logits, top)
     if metric == "logit_diff_divergent":
         return divergent(logits[:n_shared], base[:n_shared], tuned[:n_shared])
+    if metric == "fisher_overlap_nats":
+        return whole.overlap(mine[:n_shared], other[:n_shared], logits[:n_shared])
     raise Not(f"the metric {metric} is a fit or a draw")
 
 
@@ -141,6 +143,8 @@ def between(run: Rerun, metric: str, base: Tensor, tuned: Tensor) -> float:
         return whole.kl(tuned[:shared], base[:shared])
     if metric == "kl_shared_base_tuned_nats":
         return whole.kl(base[:shared], tuned[:shared])
+    if metric == "fisher_total_nats":
+        return whole.overlap(base[:shared], tuned[:shared], tuned[:shared])
     if metric in ("mass_outside", "mass_outside_base"):
         return float((tuned if metric == "mass_outside" else base).softmax(-1)[shared:].sum())
     if metric == "kl_byte_nats":
@@ -437,7 +441,9 @@ def grafting(run: Rerun, row: Row) -> float:
         finally:
             for name, tensor in kept.items():
                 named[name].data = tensor
-    return whole.kl(run.law("tuned", row["split"], row["prompt"]), run.prepared.tokens.place(run.cached[key], "base"))
+    base_law, tuned_law = (run.law(side, row["split"], row["prompt"]) for side in ("base", "tuned"))
+    grown = run.prepared.tokens.place(run.cached[key], "base")
+    return whole.overlap(base_law, tuned_law, grown) if row["metric"] == "fisher_overlap_nats" else whole.kl(tuned_law, grown)
 
 
 def similarity(run: Rerun, row: Row) -> float:

@@ -134,6 +134,12 @@ def kl(p: Tensor, q: Tensor) -> float:
     return float(terms[log_p > -torch.inf].sum())
 
 
+def overlap(own: Tensor, other: Tensor, run: Tensor) -> float:
+    """Half of what a run adds to the logit expected of the other model's next token, less that of its own model's."""
+    moved = torch.where(own > -torch.inf, run - own, 0.0)
+    return float((other.softmax(-1) * moved).sum() - (own.softmax(-1) * moved).sum()) / 2
+
+
 def js(p: Tensor, q: Tensor) -> float:
     """Half of KL(p || m) and half of KL(q || m)."""
     log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)

@@ -17,7 +17,11 @@ from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Engine, Variant
 from mechdiff.engine.vocabularies import Tokens
 from mechdiff.measures.outcome import EVERY, outcomes
+from mechdiff.measures.overlap import OVERLAP, overlap_nats
 from mechdiff.rows import KEY, rows
+
+LOCATING = (*EVERY, OVERLAP)
+"""Of runs that say where a change is: patching and heads."""
 
 Scores = dict[str, Float64[Tensor, "prompt run"]]
 """By metric; run 0 is the unedited one, the others are the variants."""
@@ -70,6 +74,8 @@ def scores(
         logits = tokens.place(logits, model.side)
         clean = {"tuned_clean": tuned_logits, "base_clean": base_logits}
         found = outcomes(logits, own, other, **clean, metrics=metrics, n_shared=tokens.n_shared)
+        if OVERLAP in metrics:
+            found[OVERLAP] = overlap_nats(logits, own, other, tokens.n_shared)
         if along:
             found[along.name] = along.values(logits, [along.which[i] for i in busy[part]], prompts)
         parts.append(found if not parts else {name: values[:, 1:] for name, values in found.items()})
@@ -108,7 +114,7 @@ def score_rows(found: Scores, labels: pl.DataFrame, prompt_ids: Sequence[str], *
     frames = []
     for metric, values in found.items():
         frames.append(rows(values[:, 1:].flatten().numpy(), metric=metric, prompt=prompts, **named))
-        if floor and metric in EVERY:
+        if floor and metric in LOCATING:
             constant = {name: labels[name][0] for name in ("measure", "direction", "split")}
             frames.append(rows(values[:, 0].numpy(), metric=metric, prompt=list(prompt_ids), control="no_op", **constant))
     return pl.concat(frames)

@@ -22,6 +22,8 @@ two steps counts as outside, though the text is the same. What the text's next b
 
 And how finely each tokenizer cuts the prompt's own text: tokens_per_word_*, tokens_per_byte_* (a word is a run of letters, marks and digits).
 
+    fisher_total_nats  = (KL(p_t || p_b) + KL(p_b || p_t)) / 2, on the tokens that both have: what shares that add are shares of (overlap.py)
+
 **Over text**, the same at every position of the prompt and of a continuation that both models are made to read (teacher-forced; by default the
 tuned model's own greedy one), token by token, and for each prompt
 
@@ -45,6 +47,7 @@ from torch import Tensor
 from mechdiff.engine.prompts import n_words
 from mechdiff.engine.vocabularies import Tokens
 from mechdiff.measures.outcome import kl_and_js_nats, kl_nats, top1_same
+from mechdiff.measures.overlap import TOTAL, total_nats
 from mechdiff.rows import rows
 
 
@@ -60,6 +63,7 @@ def measure(
     found = divergences(base_logits, tuned_logits)
     if tokens:
         found |= across_vocabularies(base_logits, tuned_logits, tokens)
+        found[TOTAL] = total_nats(base_logits, tuned_logits, tokens.n_shared)
         found["kl_byte_nats"] = next_byte_nats(base_logits, tuned_logits, tokens.first_bytes)
     return pl.concat(
         rows(value.numpy(), measure="divergence", split=split, unit=unit, prompt=prompt_ids, metric=metric)

@@ -34,6 +34,7 @@ Shuttleworth 2024 (arXiv 2410.21228).
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
 import torch
@@ -45,6 +46,7 @@ from mechdiff.engine.models import Model
 from mechdiff.engine.units import ChangedUnits, Factors, Unit, factors
 from mechdiff.errors import SelfCheckError
 from mechdiff.measures.outcome import ROUNDING_NATS, kl_nats
+from mechdiff.measures.overlap import OVERLAP, overlap_nats
 from mechdiff.rows import rows
 
 CANDIDATES, PICKS = 12, 8
@@ -79,17 +81,24 @@ class Lattice:
     floor_nats: float
     """Largest KL(base || base, by way of an empty graft) of any prompt."""
     known: dict[frozenset[Unit], Float64[Tensor, " prompt"]] = field(default_factory=dict, repr=False)
+    overlaps: dict[frozenset[Unit], Float64[Tensor, " prompt"]] = field(default_factory=dict, repr=False)
+    """How far each set that was run moves the logits towards the tuned model's (overlap.py)."""
 
     def value(self, units: Iterable[Unit]) -> Float64[Tensor, " prompt"]:
         """v(S) of each prompt."""
         chosen = frozenset(units)
         if chosen not in self.known:
-            self.known[chosen] = self._run(sorted(chosen), grafted(self.model, self.changes, sorted(chosen)))
+            logits = self._run(sorted(chosen), grafted(self.model, self.changes, sorted(chosen)))
+            self.known[chosen] = _against(self.prompts.tuned_logits, logits)
+            self.overlaps[chosen] = _overlap(self.prompts, logits)
         return self.known[chosen]
 
-    def truncated(self, cut: dict[Unit, dict[str, Factors]], rank: int) -> Float64[Tensor, " prompt"]:
-        """v of each prompt with the change of these units cut to `rank`; rank 0 is the base."""
-        return self._run(sorted(cut), truncated(self.model, self.changes, cut, rank), tuned_below=False) if rank else self.value(())
+    def truncated(self, cut: dict[Unit, dict[str, Factors]], rank: int) -> tuple[Float64[Tensor, " prompt"], Float64[Tensor, " prompt"]]:
+        """v and the overlap of each prompt with the change of these units cut to `rank`; rank 0 is the base."""
+        if not rank:
+            return self.value(()), self.overlaps[frozenset()]
+        logits = self._run(sorted(cut), truncated(self.model, self.changes, cut, rank), tuned_below=False)
+        return _against(self.prompts.tuned_logits, logits), _overlap(self.prompts, logits)
 
     def start(self, units: Sequence[Unit], tuned_below: bool = True) -> tuple[str, int]:
         """The highest block that a run with these grafts can start from, and on which model's residual stream.
@@ -101,14 +110,15 @@ class Lattice:
         tuned = min((unit.first(n_layers) for unit in self.changes.units if unit not in units), default=n_layers) if tuned_below else -1
         return ("base", base) if base >= tuned else ("tuned", tuned)
 
-    def _run(self, units: Sequence[Unit], weights: AbstractContextManager[None], tuned_below: bool = True) -> Float64[Tensor, " prompt"]:
+    def _run(self, units: Sequence[Unit], weights: AbstractContextManager[None], tuned_below: bool = True) -> Float[Tensor, "prompt vocab"]:
+        """What the network says of each prompt with some units' weights in it."""
         side, layer = self.start(units, tuned_below)
         with weights:
             found = [
                 resume(self.model, batch, start, layer) if layer >= 0 else trace(self.model, batch).logits
                 for batch, start in zip(self.batches, self.below[side], strict=True)
             ]
-        return _against(self.prompts.tuned_logits, self.batches, found)
+        return _in_order(self.prompts, self.batches, found)
 
 
 def lattice(model: Model, changes: ChangedUnits, prompts: Prompts, *, max_tokens: int | None = None) -> Lattice:
@@ -124,22 +134,35 @@ def lattice(model: Model, changes: ChangedUnits, prompts: Prompts, *, max_tokens
         tuned = [trace(model, batch) for batch in packed]
     middle = model.shape.n_layers // 2
     empty = [resume(model, batch, start, middle) for batch, start in zip(packed, base, strict=True)]
-    floor = float(_against(prompts.base_logits, packed, empty).max())
+    nothing, all_of_it = _in_order(prompts, packed, empty), _in_order(prompts, packed, [start.logits for start in tuned])
+    floor = float(_against(prompts.base_logits, nothing).max())
     total = kl_nats(prompts.tuned_logits, prompts.base_logits)
-    everything = _against(prompts.tuned_logits, packed, [start.logits for start in tuned])
-    _check_nothing(model, _against(prompts.tuned_logits, packed, empty), total)
+    everything = _against(prompts.tuned_logits, all_of_it)
+    _check_nothing(model, _against(prompts.tuned_logits, nothing), total)
     _check_everything(model, changes, everything, total, floor)
     known = {frozenset(changes.units): everything, frozenset[Unit](): total}
+    overlaps = {frozenset(changes.units): _overlap(prompts, all_of_it), frozenset[Unit](): _overlap(prompts, prompts.base_logits)}
     return Lattice(
-        model=model, changes=changes, prompts=prompts, batches=packed, below={"base": base, "tuned": tuned}, floor_nats=floor, known=known
-    )
+        model=model, changes=changes, prompts=prompts, batches=packed, below={"base": base, "tuned": tuned}, floor_nats=floor, known=known,
+        overlaps=overlaps,
+    )  # fmt: skip
 
 
-def _against(reference: Float[Tensor, "prompt vocab"], packed: Sequence[Batch], logits: Sequence[Tensor]) -> Float64[Tensor, " prompt"]:
-    """KL(reference || run) of each prompt, in the order of the prompts."""
+def _in_order(prompts: Prompts, packed: Sequence[Batch], logits: Sequence[Tensor]) -> Float[Tensor, "prompt vocab"]:
+    """The logits of all batches in the order of the prompts."""
     rows_of = torch.tensor([row for batch in packed for row in batch.rows])
-    found = torch.cat([part[:, : reference.shape[-1]] for part in logits])[rows_of.argsort().to(logits[0].device)]
-    return kl_nats(reference.to(found.device), found)
+    return torch.cat([part[:, : prompts.tuned_logits.shape[-1]] for part in logits])[rows_of.argsort().to(logits[0].device)]
+
+
+def _against(reference: Float[Tensor, "prompt vocab"], logits: Float[Tensor, "prompt vocab"]) -> Float64[Tensor, " prompt"]:
+    """KL(reference || run) of each prompt."""
+    return kl_nats(reference.to(logits.device), logits)
+
+
+def _overlap(prompts: Prompts, logits: Float[Tensor, "prompt vocab"]) -> Float64[Tensor, " prompt"]:
+    """The overlap of each prompt's run, the base being the model that runs."""
+    base, tuned = (law.to(logits.device) for law in (prompts.base_logits, prompts.tuned_logits))
+    return overlap_nats(logits[:, None], base, tuned)[:, 0]
 
 
 def _check_nothing(model: Model, nothing: Tensor, total: Tensor) -> None:
@@ -204,7 +227,7 @@ def ranks(full: int, kept: int) -> list[int]:
 
 def ends(bench: Lattice) -> pl.DataFrame:
     """Rows of the arms none and all."""
-    return pl.concat([_rows(bench, bench.value(()), "none"), _rows(bench, bench.value(bench.changes.units), "all")])
+    return pl.concat([_of_set(bench, (), "none"), _of_set(bench, bench.changes.units, "all")])
 
 
 def curves(bench: Lattice, chosen: Iterable[Unit], points: int | None = None) -> pl.DataFrame:
@@ -215,10 +238,10 @@ def curves(bench: Lattice, chosen: Iterable[Unit], points: int | None = None) ->
     frames = [ends(bench).clear()]
     for unit in chosen:
         i = units.index(unit)
-        frames.append(_rows(bench, bench.value([unit]), "alone", unit))
+        frames.append(_of_set(bench, [unit], "alone", unit))
         if i in cumulative:
-            frames.append(_rows(bench, bench.value(units[: i + 1]), "from_below", unit))
-            frames.append(_rows(bench, bench.value(units[i:]), "from_above", unit))
+            frames.append(_of_set(bench, units[: i + 1], "from_below", unit))
+            frames.append(_of_set(bench, units[i:], "from_above", unit))
     return pl.concat(frames)
 
 
@@ -232,7 +255,7 @@ def chosen_sets(bench: Lattice, sets: Iterable[tuple[Unit, ...]]) -> pl.DataFram
     """Rows of the arm greedy; `unit` names each set."""
     return pl.concat(
         [_rows(bench, bench.value([]), "none").clear()]
-        + [_rows(bench, bench.value(units), "greedy", name="+".join(map(str, units)), rank=len(units)) for units in sets]
+        + [_of_set(bench, units, "greedy", name="+".join(map(str, units)), rank=len(units)) for units in sets]
     )
 
 
@@ -249,8 +272,17 @@ def truncation(bench: Lattice, units: Sequence[Unit]) -> pl.DataFrame:
         if changes:
             grid = ranks(max(change.full for change in changes), max(change.left.shape[-1] for change in changes))
             for rank in grid:
-                frames.append(_rows(bench, bench.truncated(cut, rank), "truncate", unit, name=None if unit else "all", rank=rank))
+                named: dict[str, Any] = {"name": None if unit else "all", "rank": rank}
+                values = zip(("kl_other_nats", OVERLAP), bench.truncated(cut, rank), strict=True)
+                frames += [_rows(bench, value, "truncate", unit, metric=metric, **named) for metric, value in values]
     return pl.concat(frames)
+
+
+def _of_set(bench: Lattice, units: Iterable[Unit], arm: str, unit: Unit | None = None, **named: Any) -> pl.DataFrame:
+    """Rows of v and of the overlap of a set of units."""
+    chosen = frozenset(units)
+    v = _rows(bench, bench.value(chosen), arm, unit, **named)
+    return pl.concat([v, _rows(bench, bench.overlaps[chosen], arm, unit, metric=OVERLAP, **named)])
 
 
 def _rows(
@@ -261,11 +293,12 @@ def _rows(
     *,
     name: str | None = None,
     rank: int | None = None,
+    metric: str = "kl_other_nats",
 ) -> pl.DataFrame:
     place = {"layer": unit.layer, "site": unit.kind} if unit else {}
     return rows(
         values.numpy(), measure="grafting", split=bench.prompts.split, arm=arm, unit=name, rank=rank, prompt=list(bench.prompts.names),
-        metric="kl_other_nats", **place,
+        metric=metric, **place,
     )  # fmt: skip
 
 

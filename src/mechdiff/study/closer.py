@@ -14,8 +14,9 @@ from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.sites import Site
 from mechdiff.measures import rank, transport
-from mechdiff.measures.counterfactuals import labelled
+from mechdiff.measures.counterfactuals import LOCATING, labelled
 from mechdiff.measures.maps import Map
+from mechdiff.measures.outcome import EVERY
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
@@ -52,7 +53,7 @@ class _Look:
     def rows(self, run: Execution, cell: Cell, model: Model, measure: str) -> pl.DataFrame:
         columns = {name: [label.get(name) for label in self.labels] for name in ("layer", "arm", "rank", "strength", "control", "unit")}
         labels = labelled(len(self.labels), measure=measure, direction=self.direction, split=self.split, site=self.kind, **columns)
-        return run.variants(cell, model, self.variants, labels)
+        return run.variants(cell, model, self.variants, labels, metrics=LOCATING if measure == "rank" else EVERY)
 
 
 def closer(run: Execution, cell: Cell, model: Model | None) -> Result:

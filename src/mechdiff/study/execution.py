@@ -153,9 +153,18 @@ class Execution:
     def n_layers(self) -> int:
         return shape_of(self.prepared.pair.config("base")).n_layers
 
-    def variants(self, cell: Cell, model: Model, variants: Sequence[Variant], labels: pl.DataFrame, *, floor: bool = False) -> pl.DataFrame:
+    def variants(
+        self,
+        cell: Cell,
+        model: Model,
+        variants: Sequence[Variant],
+        labels: pl.DataFrame,
+        *,
+        floor: bool = False,
+        metrics: Collection[str] = EVERY,
+    ) -> pl.DataFrame:
         """The rows of these variants on a cell's prompts."""
-        return score_rows(self.scores(cell, model, variants), labels, cell.key["ids"], floor=floor)
+        return score_rows(self.scores(cell, model, variants, metrics), labels, cell.key["ids"], floor=floor)
 
     def scores(
         self, cell: Cell, model: Model, variants: Sequence[Variant], metrics: Collection[str] = EVERY, along: Along | None = None

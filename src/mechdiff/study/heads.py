@@ -13,7 +13,7 @@ from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.sites import Site
 from mechdiff.measures import games, heads
-from mechdiff.measures.counterfactuals import Along, score_rows
+from mechdiff.measures.counterfactuals import LOCATING, Along, score_rows
 from mechdiff.measures.heads import Block
 from mechdiff.measures.outcome import EVERY, kl_nats
 from mechdiff.rows import empty
@@ -43,7 +43,7 @@ def every_head(run: Execution, cell: Cell, model: Model | None) -> Result:
             labels.append({"layer": layer, "site": "attn_proj", "unit": unit})
     groups = [layers.index(label["layer"]) for label in labels]
     asked: dict[str, Any] = {"measure": "heads", "direction": key["direction"], "split": key["split"], "arm": "contribution"}
-    metrics = EVERY if published else (bench.metric,)
+    metrics = LOCATING if published else (bench.metric,)
     found = bench.scores(variants, metrics, Along(name="fisher_nats", weights=along, which=groups) if along is not None else None)
     frames = [score_rows(found, columns(labels, **asked), key["ids"], floor=key["floor"] and published)]
     mlps: list[Variant] = [{Site(layer, "mlp_out"): Write(value=bench.state(bench.theirs, "mlp_out", layer)[:, None])} for layer in layers]

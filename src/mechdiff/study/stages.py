@@ -15,7 +15,7 @@ from mechdiff.engine.rendering import spans
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.engine.sites import Site
 from mechdiff.measures import divergence, factorial, patching, similarity
-from mechdiff.measures.counterfactuals import labelled
+from mechdiff.measures.counterfactuals import LOCATING, labelled
 from mechdiff.measures.outcome import kl_nats
 from mechdiff.rows import empty, rows
 from mechdiff.study.attribution import attribute
@@ -121,7 +121,7 @@ def _patching(run: Execution, cell: Cell, model: Model | None) -> Result:
         len(variants), measure="patching", direction=key["direction"], split=key["split"], arm=key["arm"], layer=list(key["layers"]),
         site=key["kind"], unit=unit_of(key["position"], key["width"]),
     )  # fmt: skip
-    return run.variants(cell, model, variants, labels, floor=key["floor"]), {}
+    return run.variants(cell, model, variants, labels, floor=key["floor"], metrics=LOCATING), {}
 
 
 def _arm_states(run: Execution, cell: Cell) -> dict[str, Tensor]:
