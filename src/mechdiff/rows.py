@@ -24,6 +24,8 @@ SCHEMA: dict[str, Any] = {
     "metric": pl.String,  # the unit is in the name
     "value": pl.Float64,
 }
+OVERLAP, TOTAL = "fisher_overlap_nats", "fisher_total_nats"
+"""Metrics of shares that add (measures/overlap.py): of a run, and what they are shares of (rows of `divergence`)."""
 COLUMNS = list(SCHEMA)
 KEY = COLUMNS[:-1]
 

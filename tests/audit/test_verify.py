@@ -203,6 +203,8 @@ def test_tolerances_grow_with_the_floor_and_are_small_beside_the_number() -> Non
     assert tolerance(row, 1.0, 1e-11) < 1e-4
     assert tolerance(row, 1.0, 1e-3) > 0.1
     assert tolerance({**row, "value": 0.0}, 0.0, 1e-11) < 1e-9
+    overlap = {"metric": "fisher_overlap_nats", "measure": "patching", "value": 0.1}
+    assert 1e-6 < tolerance(overlap, 0.1, 1e-12) < 1e-4, "rounding moves what is linear in the logits to first order"
     assert distance(float("nan"), float("nan")) == distance(float("inf"), float("inf")) == 0
     assert not same(float("nan"), 1.0, 1e9)
     assert not same(float("inf"), 1.0, 1e9)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from mechdiff.rows import rows
+from mechdiff.rows import OVERLAP, TOTAL, rows
 from report.planted_run import DIRECTIONS, planted_manifest, write_run
 
 N_LAYERS = 6
@@ -44,7 +44,8 @@ def planted(truth: Planted) -> pl.DataFrame:
     for split in ("select", "report"):
         prompts = [f"{split}-{i:03d}" for i in range(truth.n)]
         d = truth.strength * rng.lognormal(0, 0.2, truth.n)
-        tables.append(rows(d, measure="divergence", split=split, metric="kl_tuned_base_nats", prompt=prompts))
+        for metric in ("kl_tuned_base_nats", TOTAL):
+            tables.append(rows(d, measure="divergence", split=split, metric=metric, prompt=prompts))
         for direction in DIRECTIONS:
             unedited = {"measure": "patching", "direction": direction, "split": split, "prompt": prompts, "control": "no_op"}
             tables.append(rows(np.full(truth.n, 1e-10), metric="kl_own_nats", **unedited))
@@ -75,13 +76,15 @@ def _write(
             "prompt": prompts,
         }
         metric, value = ("kl_own_nats", share * d) if direction == DIRECTIONS[0] else ("kl_other_nats", d * (1 - share))
-        parts.append(rows(value, metric=metric, **place))
+        parts += [rows(value, metric=metric, **place), rows(share * d, metric=OVERLAP, **place)]
     return pl.concat(parts)
 
 
 def _grafts(rng: np.random.Generator, truth: Planted, d: np.ndarray, prompts: list[str], split: str) -> pl.DataFrame:
     def graft(share: np.ndarray | float, **named: object) -> pl.DataFrame:
-        return rows(d * (1 - share), measure="grafting", split=split, metric="kl_other_nats", prompt=prompts, **named)
+        values = {"kl_other_nats": d * (1 - share), OVERLAP: d * share}
+        found = (rows(value, measure="grafting", split=split, metric=metric, prompt=prompts, **named) for metric, value in values.items())
+        return pl.concat(found)
 
     parts = [graft(0.0, arm="none"), graft(1.0, arm="all"), graft(0.0, arm="truncate", unit="all", rank=0)]
     parts += [graft(_noisy(rng, truth, share), arm="alone", layer=at, site=KINDS[kind]) for (at, kind), share in truth.sites.items()]
@@ -110,3 +113,18 @@ def write_planted(folder: Path, truth: Planted, *, manifest: dict | None = None,
     ]
     (folder / "prompts.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     return folder
+
+
+def with_overlaps(table: pl.DataFrame) -> pl.DataFrame:
+    """The same with shares that add, as if each run that recovers a share of D had moved the logits by that share."""
+    place = ["split", "prompt"]
+    d = table.filter(pl.col("measure") == "divergence", pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_null())
+    total = d.with_columns(metric=pl.lit(TOTAL))
+    towards = pl.col("direction").fill_null("base<-tuned").is_in(["base<-tuned", "base<-base"])
+    runs = table.filter(
+        pl.col("measure").is_in(["patching", "grafting", "heads", "rank"]),
+        pl.col("metric") == "kl_other_nats", towards, pl.col("control").is_null(),
+    )  # fmt: skip
+    runs = runs.join(d.select(*place, d="value").unique(place), on=place, how="inner", maintain_order="left")
+    moved = runs.with_columns(metric=pl.lit(OVERLAP), value=pl.col("d") - pl.col("value")).select(table.columns)
+    return pl.concat([table, total, moved])

@@ -47,7 +47,7 @@ def number(table: pl.DataFrame, run: str, quantity: str, against: str | None = N
 
 def test_the_verdict_tells_the_planted_truth(made: Comparison) -> None:
     said = made.verdict()
-    assert said[0] == "spread is more distributed and of higher rank than local."
+    assert said[0] == "spread is more distributed and takes more directions than local."
     assert len(said) <= 5
     table = made.table()
     for quantity, few, many in (("effective sites", 1, 12), ("effective layers", 1, 6), ("effective modules, grafted alone", 1, 12)):
@@ -59,7 +59,7 @@ def test_the_verdict_tells_the_planted_truth(made: Comparison) -> None:
         assert difference["value"] == pytest.approx(one["value"] - other["value"], rel=0.05)
         assert difference["high"] < 0
         assert difference["q"] < 1e-3
-    ranks = [number(table, run, "effective rank of the weights' change")["value"] for run in ("local", "spread")]
+    ranks = [number(table, run, contrasts.WEIGHT_RANK[1])["value"] for run in ("local", "spread")]
     assert ranks[0] == pytest.approx(1, abs=0.05)
     assert ranks[1] > 6.5
 
@@ -89,8 +89,8 @@ def test_two_runs_of_one_truth_are_not_told_apart(folder: Path) -> None:
         for name, seed in (("one", 5), ("two", 6))
     ]
     said = verdict(beside(runs))
-    assert said[0] == "one and two cannot be told apart, neither in how distributed they are nor in their ranks."
-    assert not any("more distributed" in one or "higher" in one for one in said)
+    assert said[0] == "one and two cannot be told apart, neither in how distributed they are nor in the number of their directions."
+    assert not any("more distributed" in one or "more directions" in one for one in said)
     assert "would have been seen" in said[1]
 
 
@@ -108,7 +108,7 @@ def test_what_one_run_lacks_is_left_out_and_said(folder: Path, local: Path) -> N
     bare = write_planted(folder / "bare", Planted(), table=table.filter(pl.col("measure") != "grafting"))
     found = beside([local, bare])
     assert table_of(found).filter(pl.col("against").is_not_null(), pl.col("axis") == "weights").is_empty()
-    assert "bare is more distributed than local; their ranks were not both measured." in verdict(found)
+    assert "bare is more distributed than local; the number of their directions was not measured in both." in verdict(found)
     notes = [part["text"] for section in sections(found) for part in section.parts if isinstance(part, dict) and part["kind"] == "note"]
     assert "No ranks in bare: not measured, or no effect was found." in notes
     assert "No heads in local and bare: not measured, or no effect was found." in notes
@@ -145,7 +145,7 @@ def test_across_bases_only_shares_of_what_there_is(folder: Path, local: Path) ->
     assert set(table.filter(pl.col("axis") != "rank")["unit"]) == {"share of parts", "share of depth"}
     assert number(table, "local", "effective sites")["value"] == pytest.approx(1 / 12, rel=0.02)
     assert [section.id for section in sections(found)] == ["unlike", "local", "where"]
-    assert verdict(found)[0] == "elsewhere is more distributed and of higher rank than local."
+    assert verdict(found)[0] == "elsewhere is more distributed and takes more directions than local."
 
 
 def test_the_page_is_whole_and_loads_nothing(made: Comparison) -> None:

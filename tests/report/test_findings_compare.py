@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from mechdiff.report import (
+    contrasts,
     effects,
     findings_behaviour,
     findings_compare,
@@ -26,6 +27,7 @@ from mechdiff.report.parts import Drawn, Run
 from mechdiff.report.quantity import Quantity
 from report import planted_behaviour, planted_heads, planted_sections
 from report.conftest import CHANGED
+from report.planted_compare import with_overlaps
 
 N = 7
 
@@ -39,7 +41,7 @@ def run(rows: pl.DataFrame, full_rows: pl.DataFrame, full_manifest: dict) -> Loa
         planted_heads.planted_heads,
         planted_behaviour.planted_behaviour,
     ]
-    table = pl.concat([full_rows, *(make(rows, n_layers=N, changed=CHANGED) for make in made)])
+    table = with_overlaps(pl.concat([full_rows, *(make(rows, n_layers=N, changed=CHANGED) for make in made)]))
     manifest = full_manifest | planted_heads.heads_manifest(n_layers=N, changed=CHANGED)
     manifest |= planted_behaviour.behaviour_manifest(rows, n_layers=N, changed=CHANGED)
     content = Run(rows=table, summary=statistics.summarise(table), manifest=manifest)
@@ -68,11 +70,6 @@ def test_effects_are_what_is_broken_and_what_is_recovered(run: Loaded) -> None:
         expected = written if direction == BREAKAGE else side.total - written
         np.testing.assert_array_equal(side.values[:, CHANGED], expected)
         assert side.names[CHANGED] == (CHANGED, "attn_out")
-    both = effects.both(lambda direction: sides[direction])
-    assert both is not None
-    np.testing.assert_allclose(both.values, (sides[BREAKAGE].values + sides[RECOVERY].values) / 2)  # type: ignore[union-attr]
-    assert effects.both(lambda direction: sides[BREAKAGE] if direction == BREAKAGE else None) is sides[BREAKAGE]
-    assert effects.both(lambda direction: None) is None
 
 
 def test_the_strongest_map_is_that_of_the_page(run: Loaded, found: dict[str, Quantity]) -> None:
@@ -89,7 +86,7 @@ def test_the_strongest_map_is_that_of_the_page(run: Loaded, found: dict[str, Qua
 def test_ranks_are_the_planted_ones(found: dict[str, Quantity]) -> None:
     assert found["rank chosen by cross-validation, the shift apart"].estimate.value == planted_sections.RANK
     assert found["rank chosen by cross-validation, the shift counted"].estimate.value == planted_sections.UNCENTRED
-    states = found["effective rank of the states' change"]
+    states = found[contrasts.STATE_RANK[1]]
     assert 1 < states.estimate.value < planted_sections.UNCENTRED + 1
 
 

@@ -19,7 +19,7 @@ import polars as pl
 from mechdiff.audit.recompute import LOGITS_APART, RECOMPUTE, Not, answers
 from mechdiff.audit.rerun import Rerun
 from mechdiff.errors import RunError
-from mechdiff.rows import COLUMNS
+from mechdiff.rows import COLUMNS, OVERLAP
 from mechdiff.study.artifacts import read_rows
 
 ROWS = 200
@@ -167,6 +167,8 @@ def tolerance(row: dict[str, Any], value: float, floor: float) -> float:
         return RELATIVE * max(1.0, size)
     if metric.endswith("_logits") or metric == "logit_diff_divergent":
         return LOGITS_APART * r * (4 if row["measure"] in ("factorial", "attribution") else 1) + RELATIVE * size
+    if metric == OVERLAP:  # linear in the logits, by weights that add up to at most 1 on either side
+        return 3 * r * (1 + size) + RELATIVE * size
     if metric.endswith("_nats") or metric.startswith("bits_per_byte"):
         several = 4 if row["measure"] == "factorial" else 1
         total = size + (row["value"] if math.isfinite(row["value"]) and row["value"] > 0 else 0.0)

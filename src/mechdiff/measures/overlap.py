@@ -29,8 +29,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mechdiff.measures.outcome import kl_nats
+from mechdiff.rows import OVERLAP, TOTAL
 
-OVERLAP, TOTAL = "fisher_overlap_nats", "fisher_total_nats"
+__all__ = ["OVERLAP", "TOTAL", "leading", "overlap_nats", "total_nats"]
+
 _ELEMENTS = 2**22
 """Logits moved at a time."""
 

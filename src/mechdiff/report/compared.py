@@ -88,6 +88,8 @@ def _cell(one: Quantity | None) -> str:
         return "–"
     ends = ends_of(one)
     lines = [value_of(one), *([f"({ends})"] if ends else []), *([f"alike: {nats(one.null[0])}"] if one.null else [])]
+    lines += [f"nothing there: {between(*one.nothing[1:])}"] if one.nothing else []
+    lines += [f"no finding: {one.silent}"] if one.silent else []
     return "\n".join([*map(_whole, lines), *([one.where] if one.where else [])])
 
 
@@ -123,6 +125,8 @@ def said(of: Compared, key: tuple[str, str]) -> str:
 
 
 def with_ends(one: Quantity) -> str:
+    if one.silent:
+        return f"no number ({one.silent})"
     return value_of(one) + (f" (95 %: {ends_of(one)})" if ends_of(one) else "")
 
 
@@ -132,7 +136,7 @@ def forest(of: Compared, keys: Sequence[tuple[str, str]]) -> pl.DataFrame:
     for key in keys:
         for name in of.names:
             one = of.one(name, key)
-            if one is None:
+            if one is None or one.silent:
                 continue
             e, null = one.estimate, one.null or (None, None, None)
             known = e.low == e.low

@@ -18,7 +18,8 @@ from mechdiff.report.spread import Contrast
 
 SITES, LAYERS = ("where", "effective sites"), ("where", "effective layers")
 MODULES, HEADS = ("weights", "effective modules, grafted alone"), ("heads", "effective heads of the network")
-WEIGHT_RANK, STATE_RANK = ("rank", "effective rank of the weights' change"), ("rank", "effective rank of the states' change")
+WEIGHT_RANK = ("rank", "participation ratio of the weights' gains by direction")
+STATE_RANK = ("rank", "participation ratio of the states' gains by direction, the mean included")
 MAIN = (SITES, LAYERS, MODULES, HEADS, WEIGHT_RANK, STATE_RANK)
 ALPHA = 0.05
 WORTH = 1.5
@@ -42,6 +43,8 @@ class Pair:
     values: tuple[float, float]
     contrast: Contrast
     q: float | None
+    silent: str = ""
+    """Why no sentence may be made of it; empty where one may."""
 
     @property
     def apart(self) -> bool:
@@ -52,7 +55,7 @@ class Pair:
     @property
     def higher(self) -> str | None:
         """The run whose number of parts is higher, and by enough to speak of; None where that cannot be said."""
-        if not self.apart or max(self.values) < WORTH * min(self.values):
+        if self.silent or not self.apart or max(self.values) < WORTH * min(self.values):
             return None
         return self.one if self.contrast.value > 0 else self.other
 
@@ -69,7 +72,15 @@ def pairs(found: Mapping[str, Sequence[Quantity]]) -> list[Pair]:
     main = [i for i, (key, *_) in enumerate(held) if key in MAIN]
     q = dict(zip(main, false_discovery_control(np.array([held[i][4].p for i in main])), strict=True)) if main else {}
     return [
-        Pair(key=key, one=one, other=other, values=values, contrast=made, q=float(q[i]) if i in q else None)
+        Pair(
+            key=key,
+            one=one,
+            other=other,
+            values=values,
+            contrast=made,
+            q=float(q[i]) if i in q else None,
+            silent=by_key[one][key].silent or by_key[other][key].silent,
+        )
         for i, (key, one, other, values, made) in enumerate(held)
     ]
 

@@ -1,21 +1,21 @@
 """Effects per prompt, as tables that two runs can be held against each other by: what a write, a swap or a graft does, in nats.
 
-What a write breaks is kl_own, what it recovers D - kl_other, both on the tokens of D; so are the effects of grafts. Where both directions were
-run their mean is taken: breakage hides what self-repair makes good, recovery what needs a partner, and neither alone is the change. Prompts go by
-the hash of their text, which is the same in every run that read it.
+What a write breaks is kl_own, what it recovers D - kl_other, both on the tokens of D; so are the effects of grafts. Breakage hides what self-repair
+makes good, recovery what needs a partner: they are two questions, and their mean answers none, so each stands alone. As shares of D both hang on how
+large D is (a divergence is quadratic in a small edit and bends for a large one): how distributed a change is, is read from shares that add
+(additive.py). Prompts go by the hash of their text, which is the same in every run that read it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
 from mechdiff.report import findings, findings_grafting, findings_transport, statistics
 from mechdiff.report.comparable import Loaded
-from mechdiff.report.findings import BREAKAGE, RECOVERY
+from mechdiff.report.findings import RECOVERY
 from mechdiff.shares import refuse_two_supports
 
 WRITES = ("attn_out", "mlp_out")
@@ -67,25 +67,15 @@ def _written(run: Loaded, measure: str, direction: str, *where: pl.Expr, plain: 
     metric = statistics.effect_metric(rows, direction)
     found = findings_transport.written(rows, direction, metric, measure=measure).filter(*where, *(pl.col(name).is_null() for name in plain))
     named = found.with_columns(name=pl.format("{}.{}", pl.col("layer").cast(pl.String).str.zfill(5), pl.coalesce("unit", "site")))
-    effects = table(run, named, recovered=direction == RECOVERY)
-    if effects is None:
-        return None
-    parted = [name.partition(".") for name in effects.names]
-    return Table(names=[(int(a), b) for a, _, b in parted], prompts=effects.prompts, values=effects.values, total=effects.total)
+    return placed(table(run, named, recovered=direction == RECOVERY))
 
 
-def both(make: Callable[[str], Table | None]) -> Table | None:
-    """The mean of the two directions' effects over the parts and prompts that both have; one direction's where the other was not run."""
-    sides = [side for side in (make(BREAKAGE), make(RECOVERY)) if side is not None]
-    if len(sides) < 2:
-        return sides[0] if sides else None
-    names = [name for name in sides[0].names if name in sides[1].names]
-    prompts = [prompt for prompt in sides[0].prompts if prompt in sides[1].prompts]
-    if not names or not prompts:
+def placed(of: Table | None) -> Table | None:
+    """The same with names such as "00004.attn_out" taken apart, as (4, "attn_out")."""
+    if of is None:
         return None
-    cut = [s.values[np.ix_([s.prompts.index(p) for p in prompts], [s.names.index(n) for n in names])] for s in sides]
-    total = sides[0].total[[sides[0].prompts.index(p) for p in prompts]]
-    return Table(names=names, prompts=prompts, values=(cut[0] + cut[1]) / 2, total=total)
+    parted = [name.partition(".") for name in of.names]
+    return Table(names=[(int(a), b) for a, _, b in parted], prompts=of.prompts, values=of.values, total=of.total)
 
 
 def grafted(run: Loaded, arm: str, by: pl.Expr, *where: pl.Expr) -> Table | None:

@@ -1,9 +1,11 @@
 """The numbers that are held against each other between runs: each run's own, on its reported prompts.
 
 An axis is a question, a quantity one number of it. What is chosen (the strongest site, the best map, orders of heads and modules) was chosen by
-each run on its select prompts, and is given of its reported ones. Effective numbers choose nothing: all parts are in them. A rank 0 map is a
-constant shift; it counts as one dimension of the states' change. The weights' change is cut to k directions in every module at once, so that its
-rank is that of one module.
+each run on its select prompts, and is given of its reported ones. Effective numbers choose nothing: all parts are in them. They are of overlaps,
+which add (additive.py); those of divergences stand beside them with the D that they are of, breakage and recovery apart, and no sentence is made of
+them. A rank 0 map is a constant shift; it counts as one direction of the states' change. The weights' change is cut to k directions in every module
+at once, so that its number is that of one module. These numbers of directions are participation ratios of what each direction gains, not ranks of a
+regression (`rank chosen by cross-validation`), which is a larger number wherever the first directions gain most.
 """
 
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from mechdiff.report import (
+    additive,
     effects,
     findings,
     findings_grafting,
@@ -23,10 +26,14 @@ from mechdiff.report import (
     spread,
 )
 from mechdiff.report.comparable import Loaded
+from mechdiff.report.contrasts import STATE_RANK, WEIGHT_RANK
 from mechdiff.report.effects import WRITES, Table
-from mechdiff.report.findings import BREAKAGE, RECOVERY
+from mechdiff.report.findings import BREAKAGE
+from mechdiff.report.findings_heads import WORDS
 from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
+from mechdiff.report.phrasing import nats
 from mechdiff.report.quantity import Quantity, crossing, exact, mean_of, number, ratio
+from mechdiff.rows import OVERLAP
 
 TOPS = (1, 3, 5)
 """Sizes of the sets of heads whose coverage is given."""
@@ -50,27 +57,25 @@ def size(run: Loaded) -> Iterator[Quantity]:
 
 
 def where(run: Loaded) -> Iterator[Quantity]:
-    """Sites and layers that carry it, and where half of D is passed."""
-    both = effects.both(lambda direction: effects.patched(run, direction, WRITES))
-    if both is not None:
-        yield number("where", "effective sites", both, null=True)
-        yield number("where", "effective layers", by_layer(both), null=True)
-    for direction, word in ((BREAKAGE, "breakage"), (RECOVERY, "recovery")):
-        alone = effects.patched(run, direction, WRITES)
-        if alone is not None:
-            yield number("where", f"effective sites, {word} alone", alone)
+    """Sites and layers that carry it, by shares that add; the same by divergences, at this D; and where half of D is passed."""
+    sites, back = additive.patched(run, WRITES), additive.patched(run, WRITES, BREAKAGE)
+    if sites is not None:
+        yield number("where", "effective sites", sites, null=True)
+        yield number("where", "effective layers", additive.summed(sites, lambda name: name[0]), null=True)
+    if back is not None:
+        yield number("where", "effective sites, where the tuned model runs", back)
+    for direction, word in WORDS.items():
+        if (alone := effects.patched(run, direction, WRITES)) is not None:
+            yield by_divergence("where", f"effective sites by KL, {word}", alone)
         stream = effects.patched(run, direction, ("resid_post",))
         if stream is not None and stream.total.mean() > 0:
             layers = [float(layer) for layer, _ in stream.names]
             yield crossing("where", f"half of D passed, {word}", stream, [*layers, layers[-1] + 1], "layer", threshold=0.5)
 
 
-def by_layer(of: Table) -> Table:
-    """Effects of each layer: the sum over its sites of what leads the right way."""
-    layers = sorted({layer for layer, _ in of.names})
-    ahead = np.where(of.values.mean(axis=0) > 0, of.values, 0)
-    sums = [ahead[:, [i for i, (at, _) in enumerate(of.names) if at == layer]].sum(axis=1) for layer in layers]
-    return Table(names=layers, prompts=of.prompts, values=np.column_stack(sums), total=of.total)
+def by_divergence(axis: str, name: str, of: Table, *, parts: int | None = None) -> Quantity:
+    """A number of parts by shares of D, beside the D that it is of: at another D of the same fine-tune it is another number."""
+    return number(axis, name, of, parts=parts, where=f"at D = {nats(float(of.total.mean()))}")
 
 
 def weights(run: Loaded) -> Iterator[Quantity]:
@@ -94,19 +99,20 @@ def weights(run: Loaded) -> Iterator[Quantity]:
 def grafts(run: Loaded) -> Iterator[Quantity]:
     """Tuned weights put into the base: over how many modules, of what rank."""
     modules, _ = findings_weights.modules(run.content.summary)
-    alone = effects.grafted(run, "alone", findings_grafting.module_name())
+    alone, by_kl = (of.grafted(run, "alone", findings_grafting.module_name()) for of in (additive, effects))
     if alone is not None:
-        parts = max(len(modules), len(alone.names))
-        yield number("weights", "effective modules, grafted alone", alone, parts=parts)
+        yield number("weights", "effective modules, grafted alone", alone, parts=max(len(modules), len(alone.names)))
+    if by_kl is not None:
+        yield by_divergence("weights", "effective modules by KL, grafted alone", by_kl, parts=max(len(modules), len(by_kl.names)))
     sets = effects.grafted(run, "greedy", pl.col("rank"))
     if sets is not None:
         sizes = [float(k) for k in sets.names]
         yield crossing("weights", MODULES, sets, [*sizes, sizes[-1] + 1], "modules", threshold=findings_grafting.WANTED)
-    cut = effects.grafted(run, "truncate", pl.col("rank"), pl.col("unit") == "all")
+    cut = additive.grafted(run, "truncate", pl.col("rank"), pl.col("unit") == "all")
     if cut is not None and len(cut.names) > 1:
         known = [int(rank) for rank in cut.names]
         found = spread.estimate(cut.values, lambda means: spread.effective_rank(means, known), cut.prompts, ends=(1, max(known)))
-        yield Quantity(axis="rank", name="effective rank of the weights' change", estimate=found, unit="parts", parts=max(known))
+        yield Quantity(axis=WEIGHT_RANK[0], name=WEIGHT_RANK[1], estimate=found, unit="parts", parts=max(known))
 
 
 def transport(run: Loaded) -> Iterator[Quantity]:
@@ -142,15 +148,15 @@ def ranks(run: Loaded) -> Iterator[Quantity]:
                 name, at = f"rank chosen by cross-validation, {words}", f"at {top.name}"
                 yield exact("rank", name, float(rank), "dimensions", where=at, layer=top.layer)
     site = next(iter(findings_rank.curve_sites(rows, summary)), "")
-    curve = rank_curve(run, site)
+    curve = rank_gains(run, site)
     if curve is None:
         return
     known = [int(rank) for rank in curve.names]
     ends = (1, max(known) + 1)
     found = spread.estimate(curve.values, lambda means: spread.effective_rank(means, known, shift=True), curve.prompts, ends=ends)
-    name, at = "effective rank of the states' change", f"at {site}"
+    at = f"at {site}"
     if recovers(curve):
-        yield Quantity(axis="rank", name=name, estimate=found, unit="parts", parts=ends[1], where=at)
+        yield Quantity(axis=STATE_RANK[0], name=STATE_RANK[1], estimate=found, unit="parts", parts=ends[1], where=at)
     for direction, words in ((TRANSPORT, "transport"), (CLOSENESS, "closeness")):
         needed = findings_rank.needed(findings_rank.causal(rows, site, direction), direction) or {}
         for part, k in needed.items():
@@ -164,19 +170,33 @@ def recovers(curve: Table) -> bool:
 
 
 def rank_curve(run: Loaded, site: str) -> Table | None:
-    """What maps of each rank recover at one site; None without rank 0 and another."""
-    values = findings_transport.written(run.content.rows, TRANSPORT, "kl_other_nats", measure="rank")
+    """What maps of each rank recover at one site, in nats; None without rank 0 and another."""
+    return _from_rank_0(effects.table(run, _of_ranks(run, site, "kl_other_nats"), recovered=True))
+
+
+def rank_gains(run: Loaded, site: str) -> Table | None:
+    """The same as overlaps, which add."""
+    return _from_rank_0(additive.table(run, _of_ranks(run, site, OVERLAP)))
+
+
+def _of_ranks(run: Loaded, site: str, metric: str) -> pl.DataFrame:
+    values = findings_transport.written(run.content.rows, TRANSPORT, metric, measure="rank")
     values = values.filter(findings.site_name() == site, pl.col("arm") == "rrr", pl.col("rank").is_not_null())
-    values = values.filter(pl.all_horizontal(pl.col("control", "unit", "strength").is_null()))
-    of = effects.table(run, values.with_columns(name=pl.col("rank")), recovered=True)
+    return values.filter(pl.all_horizontal(pl.col("control", "unit", "strength").is_null())).with_columns(name=pl.col("rank"))
+
+
+def _from_rank_0(of: Table | None) -> Table | None:
     return of if of is not None and len(of.names) > 1 and of.names[0] == 0 else None
 
 
 def heads(run: Loaded) -> Iterator[Quantity]:
     """Heads of the network, each alone; and the heads of the strongest layer, together."""
-    both = effects.both(lambda direction: effects.heads_alone(run, direction))
-    if both is not None:
-        yield number("heads", "effective heads of the network", both, null=True)
+    singles = additive.heads_alone(run)
+    if singles is not None:
+        yield number("heads", "effective heads of the network", singles, null=True)
+    for direction, word in WORDS.items():
+        if (alone := effects.heads_alone(run, direction)) is not None:
+            yield by_divergence("heads", f"effective heads of the network by KL, {word}", alone)
     rows, summary, manifest = run.content.rows, run.content.summary, run.content.manifest
     games = {layer: findings_heads.game(rows, summary, BREAKAGE, layer) for layer in findings_heads.closer_layers(manifest)}
     known = [layer for layer, one in games.items() if one and one.n > 1 and one.whole.counts]

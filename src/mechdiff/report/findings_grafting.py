@@ -158,9 +158,9 @@ def _nothing(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
     return none if not none.is_empty() else findings_transport.totals(rows, split)
 
 
-def scores(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
-    """v of every set on every prompt of a split."""
-    plain = rows.filter(pl.col("measure") == "grafting", pl.col("metric") == "kl_other_nats", pl.col("control").is_null())
+def scores(rows: pl.DataFrame, split: str | None, metric: str = "kl_other_nats") -> pl.DataFrame:
+    """v of every set on every prompt of a split, or another metric of it."""
+    plain = rows.filter(pl.col("measure") == "grafting", pl.col("metric") == metric, pl.col("control").is_null())
     return plain.filter(pl.col("split").eq_missing(split), pl.col("prompt").is_not_null(), pl.col("value").is_not_nan())
 
 

@@ -32,12 +32,13 @@ def local(of: Compared) -> Section:
     title = "Local or distributed, low rank or high?"
     if not keys:
         return Section(
-            id="local", title=title, parts=[note("No run has the effects per part (patching, grafting, heads) that this is made of.")]
+            id="local", title=title, parts=[note("No run has shares that add of its parts (patching, grafting, heads), which this is made of.")]
         )
     told = "; ".join(f"{key[1]}: {said(of, key)}" for key in keys[:2])
-    caption = f"Over how many parts each change is spread; {told}. "
+    caption = f"Over how many parts each change is spread, by shares that add, where the base runs; {told}. "
     if any(one.null for name in of.names for key in keys if (one := of.one(name, key))):
-        caption += "Grey: what would be found if all parts had alike, on as many prompts and with as much scatter. "
+        caption += "Grey: what would be found if all parts had alike, on as many prompts and with as much scatter; beside it in the table, if there "
+        caption += "were nothing there but scatter. "
     caption += "Dashed: the parts there are." if not of.across_bases else "As shares of the parts there are."
     drawn_keys = [key for key in keys if not (of.across_bases and key[0] == "rank")]
     axis = "share of the parts there are" if of.across_bases else "effective number of parts"
@@ -54,8 +55,10 @@ def _index(of: Compared) -> list[dict]:
         one = of.one(name, SITES)
         if one is not None and one.unit == "parts" and one.parts:
             e = one.estimate
-            ends = f"{nats(1 / e.high)} to {nats(1 / e.low)}" if e.low == e.low else ""
-            rows.append((name, nats(1 / e.value), ends, nats(1 / one.parts)))
+            if one.silent or e.value <= 0:
+                continue
+            most = nats(1 / e.low) if e.low > 0 else "no end"
+            rows.append((name, nats(1 / e.value), f"{nats(1 / e.high)} to {most}" if e.low == e.low else "", nats(1 / one.parts)))
     columns = ("", "1 / N", "95 %", "evenly everywhere")
     return [table(columns, rows, folded="The same as localisation index of sites: 1 for a single site")] if rows else []
 

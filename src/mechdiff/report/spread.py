@@ -45,7 +45,7 @@ from numpy import ndarray
 from scipy.stats import t as student
 
 from mechdiff.report import intervals
-from mechdiff.report.intervals import LEVEL
+from mechdiff.report.intervals import FEWEST, LEVEL
 
 Statistic = Callable[[ndarray], ndarray]
 """From means [*, column] to [*] or [*, result]."""
@@ -55,8 +55,6 @@ WRONG = 0.05
 """Of p values, what counts as found."""
 OPPOSED = 0.25
 """Parts that lead the other way make up this much of what the others add: a number of parts then says little."""
-FEWEST = 5
-"""Prompts from which a sentence may be made."""
 FLIPS = 4000
 ROUNDING = 1e-9
 """Differences of this relative size are rounding."""

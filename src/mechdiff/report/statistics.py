@@ -34,7 +34,7 @@ from mechdiff.report import intervals
 from mechdiff.report.intervals import FEW, FEWEST
 from mechdiff.report.memory import once
 from mechdiff.report.nulls import GROUP, permutation_p, swap_p, with_q
-from mechdiff.rows import KEY, SCHEMA
+from mechdiff.rows import KEY, OVERLAP, SCHEMA
 
 STATISTICS: dict[str, Any] = {
     "n": pl.Int64,
@@ -132,7 +132,7 @@ def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
     unedited = unedited.with_columns(between=pl.col("runner").replace_strict(between_models(rows), default=None, return_dtype=pl.String))
     unedited = unedited.join(clean, on=["split", "prompt", "between"], how="left")
     own, other = pl.col("metric").is_in([*shares.OWN, *shares.OWN_JS]), pl.col("metric") == shares.OTHER
-    strays = pl.when(own).then("value").when(pl.col("metric") == "fisher_overlap_nats").then(pl.col("value").abs())
+    strays = pl.when(own).then("value").when(pl.col("metric") == OVERLAP).then(pl.col("value").abs())
     strays = strays.when(other).then((pl.col("value") - pl.col("clean")).abs())
     found = unedited.with_columns(floor=strays).filter(pl.col("floor").is_finite())
     return found.group_by("runner", "split", "metric").agg(pl.col("floor").max()).sort("runner", "split", "metric")
@@ -327,7 +327,7 @@ def _with_share(table: pl.DataFrame, *, shared: bool) -> pl.DataFrame:
     own = pl.col("metric").is_in([*shares.OWN, *shares.OWN_JS]) | between
     clean_other = pl.when(pl.col("runner") == "tuned").then("total_reverse").otherwise("total")
     effect = pl.when(recovery).then((clean_other - pl.col("mean")).abs()).when(own).then("mean")
-    effect = effect.when(_crossed() | (pl.col("metric") == "fisher_overlap_nats")).then(pl.col("mean").abs())
+    effect = effect.when(_crossed() | (pl.col("metric") == OVERLAP)).then(pl.col("mean").abs())
     no_total = (edited | grafted) & (pl.col("total") <= FLOORS * pl.col("floor_either").fill_null(0))
     table = table.with_columns(effect=effect, no_total=no_total.fill_null(False), on_shared=of_d & shared)
     ratio = pl.col("mean") / pl.col("total")

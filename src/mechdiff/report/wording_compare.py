@@ -1,9 +1,13 @@
-"""What a comparison says, in at most five sentences. A claim needs an interval that leaves 0 out, q under 0.05, and half as much again."""
+"""What a comparison says, in at most five sentences.
+
+A claim needs an interval that leaves 0 out, q under 0.05, and half as much again. Which change is more distributed is said of shares that add alone:
+by divergences the number of parts falls as D grows, so that one fine-tune at two strengths would be two.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from mechdiff.report import findings
+from mechdiff.report import additive, findings
 from mechdiff.report.comparable import Loaded, Mark
 from mechdiff.report.compared import Compared, with_ends
 from mechdiff.report.contrasts import HEADS, MODULES, SITES, STATE_RANK, WEIGHT_RANK, Pair
@@ -11,6 +15,7 @@ from mechdiff.report.findings import Difference
 from mechdiff.report.phrasing import between, listed, nats
 from mechdiff.report.quantity import Quantity
 
+DISTRIBUTED, DIRECTIONS = "how distributed they are", "the number of their directions"
 MOST = 4
 """Sentences before the one on what is not alike."""
 Found = Mapping[str, Sequence[Quantity]]
@@ -18,8 +23,8 @@ NOUNS = {
     SITES: "effective number of sites",
     MODULES: "effective number of modules, grafted alone",
     HEADS: "effective number of heads",
-    WEIGHT_RANK: "effective rank of the weights' change in a module",
-    STATE_RANK: "effective rank of the states' change at the strongest site",
+    WEIGHT_RANK: "participation ratio of what the directions of the weights' change gain, in a module",
+    STATE_RANK: "participation ratio of what the directions of the states' change gain at the strongest site, the mean included",
 }
 
 
@@ -37,6 +42,7 @@ def verdict(of: Compared) -> list[str]:
         said.append(_lead(names, _pair(held, spread_key), _pair(held, rank_key)))
     elif spread_key:
         said += _chain(names, spread_key, found, held, ("local", "distributed"))
+    said += _only_divergences([run for run in runs if run.counts])
     for key in (spread_key, rank_key, HEADS):
         if key is not None and _measured(key, found, names):
             said.append(numbers(key, names, found, held))
@@ -59,6 +65,17 @@ def _elsewhere(d: Difference) -> str:
     return f"; its models differ in tokens that one of them lacks, JS {nats(d.js)} nats, of which no share is given"
 
 
+def _only_divergences(runs: Sequence[Loaded]) -> list[str]:
+    """Of runs that were made before there were shares that add."""
+    old = [run.name for run in runs if additive.lacking(run)]
+    if not old:
+        return []
+    return [
+        f"How distributed the change is cannot be said of {listed(old)}: such a run has shares of KL alone, which fall on fewer parts the larger D "
+        "is. Run it again with this version of mechdiff."
+    ]
+
+
 def _measured(key: tuple[str, str], found: Found, names: Sequence[str]) -> bool:
     return all(any(one.key == key for one in found[name]) for name in names)
 
@@ -73,16 +90,16 @@ def _lead(names: Sequence[str], where: Pair | None, rank: Pair | None) -> str:
     other = {names[0]: names[1], names[1]: names[0]}
     both = f"{names[0]} and {names[1]}"
     if wide and wide == high:
-        return f"{wide} is more distributed and of higher rank than {other[wide]}."
+        return f"{wide} is more distributed and takes more directions than {other[wide]}."
     if wide and high:
-        return f"{wide} is more distributed than {other[wide]}, and of lower rank."
+        return f"{wide} is more distributed than {other[wide]}, and takes fewer directions."
     if wide:
-        return f"{wide} is more distributed than {other[wide]}; {_unsaid('their ranks', rank)}."
+        return f"{wide} is more distributed than {other[wide]}; {_unsaid(DIRECTIONS, rank)}."
     if high:
-        return f"{high} is of higher rank than {other[high]}; {_unsaid('how distributed they are', where)}."
-    if where and rank and not where.apart and not rank.apart:
-        return f"{both} cannot be told apart, neither in how distributed they are nor in their ranks."
-    return f"{both}: {_unsaid('how distributed they are', where)}; {_unsaid('their ranks', rank)}."
+        return f"{high} takes more directions than {other[high]}; {_unsaid(DISTRIBUTED, where)}."
+    if where and rank and not (where.apart or rank.apart or where.silent or rank.silent):
+        return f"{both} cannot be told apart, neither in how distributed they are nor in the number of their directions."
+    return f"{both}: {_unsaid(DISTRIBUTED, where)}; {_unsaid(DIRECTIONS, rank)}."
 
 
 def _chain(names: Sequence[str], key: tuple[str, str], found: Found, held: Sequence[Pair], words: tuple[str, str]) -> list[str]:
@@ -101,7 +118,9 @@ def _chain(names: Sequence[str], key: tuple[str, str], found: Found, held: Seque
 
 def _unsaid(what: str, pair: Pair | None) -> str:
     if pair is None:
-        return f"{what} were not both measured" if what.endswith("s") else f"{what} was not measured in both"
+        return f"{what} was not measured in both"
+    if pair.silent:
+        return f"{what} cannot be said ({pair.silent})"
     return f"{what} can be told apart, but differ by less than a half" if pair.apart else f"{what} cannot be told apart"
 
 
@@ -113,7 +132,11 @@ def numbers(key: tuple[str, str], names: Sequence[str], found: Found, held: Sequ
     noun = NOUNS[key] + (", as a share of all there are" if next(iter(ones.values())).unit == "share of parts" else out_of)
     told = listed(f"{name} {with_ends(one)}" for name, one in ones.items())
     pairs = [pair for pair in held if pair.key == key]
-    return f"{noun[0].upper()}{noun[1:]}: {told}; {_told_apart(pairs)}."
+    if any(one.silent for one in ones.values()):
+        return f"{noun[0].upper()}{noun[1:]}: {told}."
+    sizes = [size for name in names for size in found[name] if size.key == ("size", "D")] if key == SITES else []
+    at = f" (by shares that add; D is {listed(nats(one.estimate.value) for one in sizes)} nats)" if len(sizes) == len(names) else ""
+    return f"{noun[0].upper()}{noun[1:]}{at}: {told}; {_told_apart(pairs)}."
 
 
 def _told_apart(pairs: Sequence[Pair]) -> str:
