@@ -189,7 +189,9 @@ def verdict(one: Effects, other: Effects, what: str = "adds", side: str = "base"
 
 
 def shown(found: Sequence[Effects], held: Sequence[tuple[int, int]]) -> None:
-    print("| change | D, nats | shares that add, base runs | shares that add, tuned runs | KL, breakage | KL, recovery |\n|---|---|---|---|---|---|")
+    print(
+        "| change | D, nats | shares that add, base runs | shares that add, tuned runs | KL, breakage | KL, recovery |\n|---|---|---|---|---|---|"
+    )
     for one in found:
         print(one.said(), flush=True)
     print("\n| against | by shares that add | by KL, breakage | by KL, recovery |\n|---|---|---|---|")

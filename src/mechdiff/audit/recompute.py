@@ -20,8 +20,8 @@ from mechdiff.engine.quantization import held_matrix
 from mechdiff.engine.sites import Site
 from mechdiff.engine.speech import stop_ids
 from mechdiff.engine.units import Unit, parts
-from mechdiff.measures.maps import load_map
 from mechdiff.measures.counterfactuals import LOCATING as LAW_METRICS
+from mechdiff.measures.maps import load_map
 from mechdiff.measures.vectors import load_vector
 
 Row = dict[str, Any]

@@ -32,7 +32,9 @@ def local(of: Compared) -> Section:
     title = "Local or distributed, low rank or high?"
     if not keys:
         return Section(
-            id="local", title=title, parts=[note("No run has shares that add of its parts (patching, grafting, heads), which this is made of.")]
+            id="local",
+            title=title,
+            parts=[note("No run has shares that add of its parts (patching, grafting, heads), which this is made of.")],
         )
     told = "; ".join(f"{key[1]}: {said(of, key)}" for key in keys[:2])
     caption = f"Over how many parts each change is spread, by shares that add, where the base runs; {told}. "
