@@ -132,7 +132,7 @@ def test_a_row_that_was_changed_is_named(made: Path, tmp_path: Path, measure: st
     assert not found.compared
     assert not found.passed
     reseal(run, "rows.parquet")
-    found = verify(run, n_rows=120)
+    found = verify(run, n_rows=240)
     assert found.files == []
     assert not found.passed
     assert {one.row["metric"] for one in found.differing if one.row["measure"] == measure} == {metric}
