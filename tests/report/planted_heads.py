@@ -125,6 +125,16 @@ def heads_manifest(*, n_layers: int, changed: int) -> dict:
     }  # fmt: skip
 
 
+def heads_of_a_small_whole(d: np.ndarray, *, whole: float = 0.05) -> tuple[pl.DataFrame, dict]:
+    """Nine heads of layer 2 that break 5 % of D together on the report prompts; two of them have two thirds of that."""
+    prompts = [f"r{i:03d}" for i in range(len(d))]
+    place = {"measure": "heads", "split": "report", "direction": "tuned<-base", "metric": "kl_own_nats", "arm": "contribution"}
+    place |= {"site": "attn_proj", "layer": 2, "prompt": prompts}
+    shares = {"all": 1.0, "heads 4,5": 0.65, **{f"head {head}": 0.3 if head in (4, 5) else 0.05 for head in range(9)}}
+    table = pl.concat([rows(whole * share * d, unit=unit, **place) for unit, share in shares.items()])
+    return table, {"heads": {"closer_layers": [2], "greedy": {"tuned<-base": {"2": [5, 4]}}}}
+
+
 def many_heads(table: pl.DataFrame, *, n_layers: int = 32, n_heads: int = 32, prompts: int = 4) -> tuple[pl.DataFrame, dict]:
     """A large model's heads, each with a share of its own and all shares of a layer added up, and the record: for figures, not for their numbers."""
     names, d = (one[:prompts] for one in d_of(table, "report"))

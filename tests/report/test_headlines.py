@@ -1,11 +1,18 @@
 """The gates of the verdict: each has a sentence that it stops, though the sentence is true, and one that it lets pass."""
 
+import re
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
-from mechdiff.report import headlines
+from mechdiff.report import headlines, statistics, verdict
+from mechdiff.report.contrasts import STATE_RANK
 from mechdiff.report.headlines import GATES, Candidate, admit
+from mechdiff.report.wording_compare import NOUNS
+from report import planted_heads
+from report.small_runs import answered, asked, divergence, grafted, patched
 
 SOUND = Candidate(text="L22.mlp_out recovers 0.42 of D (95 %: 0.31 to 0.55; chosen on select)", n=24, whole=0.6)
 SAID = "L22.mlp_out recovers 0.42 of D [0.31, 0.55] (chosen on select)"
@@ -61,6 +68,73 @@ def test_what_has_no_room_in_its_sentence_stays_in_its_section() -> None:
     (said,) = headlines.refused([long, SOUND])
     assert said.endswith(": its sentence is full")
     assert headlines.sentence([changed(text=" ".join(["word"] * 99))]) is not None, "the first always has room"
+
+
+ELEVEN = {
+    "a": ("length", Candidate(text="in its answers the tuned model has 0.0257 more soft refusal, nats a token", n=10, lengths_agree=False)),
+    "a, none refuses": ("event", Candidate(text="0.144 more soft refusal", n=10, happens=False)),
+    "b": ("whole", Candidate(text="heads 5 and 4 have 65 % of the breakage by all 9 heads of L27", n=10, whole=0.05)),
+    "c": ("prompts", Candidate(text="the change at L14 has rank 10", n=16, needed=4 * 10)),
+    "d": ("test", Candidate(text="no edit along its directions has 0.20 of D without harm to neutral prompts", n=8, tested=False)),
+    "f": ("construction", Candidate(text="at L29.resid_post anchored_procrustes recovers 0.999 of D", n=10, by_construction=True)),
+    "g": ("budget", Candidate(text="2 modules, the most that were tried together, recover 0.256, under 0.9", n=10, at_budget=True)),
+    "k": ("test", Candidate(text="the tuned blocks up to 7 and those above do the same job", n=10, tested=False)),
+}
+"""By row, what was once the top of a page, as its candidate is now, and the gate that stops it. Rows e, h, i, j misled by their words, not by their
+place: e and j below, h and i in tests/regressions."""
+
+
+@pytest.mark.parametrize("row", ELEVEN)
+def test_what_misled_at_the_top_of_a_page_does_not_stand_there(row: str) -> None:
+    name, one = ELEVEN[row]
+    gate = admit(one)
+    assert gate is not None
+    assert gate.name == name
+    assert headlines.sentence([one]) is None
+
+
+DEMO = np.array([0.42, -0.19, 0.21, 0.04, -0.05, 0.26, 0.08, -0.11, 0.16, -0.02])
+"""How far a prompt's own activation recovers more of D than one constant vector: no more than chance."""
+
+
+def demo_like() -> tuple[pl.DataFrame, dict]:
+    """A run of ten prompts with all that misled: no refusal but a margin of refusals, a search of two modules, heads with 5 % of D, a constant with
+    three quarters of the patch, a curve of three points."""
+    d = np.linspace(0.8, 1.2, 10)
+    own = np.linspace(0.1, 0.6, 10)
+    soft = np.random.default_rng(0).normal(0, 0.01, 10)
+    answers = ({"refusal": 0 * d, "refusal_soft_nats": soft}, {"refusal": 0 * d, "refusal_soft_nats": soft[::-1] + 0.1})
+    modules = {f"L{layer}.mlp": 0.1 for layer in range(20)}
+    grafts = {"alone": modules, "greedy": {"L3.mlp": 0.14, "L3.mlp+L4.mlp": 0.256}}
+    tables = [
+        divergence(d),
+        answered(*answers),
+        patched({"identity": own, "shift": own - DEMO - 0.08 + DEMO.mean()}, d),
+        grafted(grafts, d),
+    ]
+    heads, record = planted_heads.heads_of_a_small_whole(d)
+    return pl.concat([*tables, heads]), asked(10) | record
+
+
+def test_the_verdict_of_a_run_with_all_of_these_says_none_of_them() -> None:
+    rows, manifest = demo_like()
+    summary = statistics.summarise(rows)
+    said, kept = verdict.verdict(rows, summary, manifest), verdict.refused(rows, summary, manifest)
+    everything = " ".join(said)
+    for misled in ("refusal", "2 modules", "heads", "it depends on the prompt", "do the same job", "rank"):
+        assert misled not in everything, misled
+    assert "of that recovery is one constant vector; that more depends on the prompt could not be shown" in everything  # row e
+    assert [one.rpartition(": ")[2] for one in kept] == [
+        "neither model ever does what this scores", "the search stopped at its budget", "the whole that it is a part of has 0.05 of D",
+    ]  # fmt: skip
+    assert len(said) <= 5
+    for sentence in said:
+        assert len(re.sub(r"\[.*?\]", "", sentence).split()) <= headlines.WORDS + 4, sentence
+
+
+def test_row_j_two_numbers_at_one_site_have_two_names() -> None:
+    assert NOUNS[STATE_RANK].startswith("effective")
+    assert NOUNS[STATE_RANK] != "rank of the change"
 
 
 def test_the_gates_stand_in_the_document() -> None:

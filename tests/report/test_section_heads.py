@@ -255,7 +255,7 @@ def test_per_cents() -> None:
 def test_a_greedy_order_that_ends_before_half_is_said_to_end(run: Run) -> None:
     short = {"tuned<-base": {str(CHANGED): [1, 2]}}
     (said,) = which_heads(run.rows, run.summary, {"heads": {**run.manifest["heads"], "greedy": short}})
-    assert "the first 2 heads of the greedy order do not reach half" in said
+    assert "the first 2 of the greedy order do not reach half" in said
 
 
 def test_one_prompt_has_no_intervals_and_can_be_drawn(run: Run) -> None:

@@ -257,7 +257,7 @@ def crossing(found: Crossing, *, brief: bool = False) -> str:
 
 def both_shares(row: dict, *, interval: bool = True) -> str:
     """ "KL increase 0.98 (95 %: ...) of D, recovery 0.95 (...)", of what there is: base into tuned, and tuned into base."""
-    said = []
+    said: list[str] = []
     for word, name in (("breakage", "KL increase"), ("recovery", "recovery")):
         if row[word] is not None:
             ends = (row[f"{word}_low"], row[f"{word}_high"]) if interval else (None, None)

@@ -66,7 +66,11 @@ def how_many(rows: pl.DataFrame, summary: pl.DataFrame, one: findings_heads.Game
         return "no order of heads was chosen: there were no select prompts"
     found = findings_heads.half(rows, summary, one, order)
     if found is None:
-        return f"the first {len(order)} heads of the greedy order do not reach half"
+        return (
+            "the first head of the greedy order does not reach half"
+            if len(order) == 1
+            else f"the first {len(order)} of the greedy order do not reach half"
+        )
     k = len(found.heads)
     words = f"head {order[0]} alone has" if k == 1 else f"heads {', '.join(map(str, order[: k - 1]))} and {order[k - 1]} have"
     ends = "" if found.low is None or found.high is None else f"95 %: {per_cent(found.low)} to {per_cent(found.high)}; "
