@@ -30,7 +30,7 @@ def test_it_passes_on_every_family(name):
     assert found.replay_nats > 0 or name in RELAYED, "above zero: foreign states were really run (relay may give the same bits)"
     assert 0 <= found.floor_nats < 1e-10
     assert found.worst_site.split(".")[1] in model.kinds()
-    assert set(found.record()) == {"sites", "worst_site", "replay_nats", "floor_nats"}
+    assert set(found.record()) == {"sites", "worst_site", "replay_nats", "floor_nats", "rounding_nats"}
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "neox_parallel"])

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from mechdiff.engine.activations import Clean, capture, forward
 from mechdiff.engine.models import Model
+from mechdiff.engine.rounding import LEAST_NATS, allowed_nats, nats_between, rounding_nats
 from mechdiff.errors import ModelError
 
-SAME_LAW_NATS = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 0.3}
-"""Largest KL(clean run || the same token with eager attention); half precision rounds differently in another kernel."""
 ROUNDING = 0.02
 """How far the sum of a pattern may be from 1 where there is no sink: each weight is rounded to the model's dtype."""
 
@@ -95,9 +94,8 @@ def _eager(model: Model) -> Iterator[None]:
 
 
 def _refuse_another_law(model: Model, clean: Clean, logits: Float[Tensor, " vocab"]) -> None:
-    law, shown = clean.logits.double().log_softmax(-1), logits.to(clean.logits.device).double().log_softmax(-1)
-    nats = float((law.exp() * (law - shown)).sum())
-    if not nats <= SAME_LAW_NATS[model.dtype]:
+    nats = float(nats_between(clean.logits, logits.to(clean.logits.device)))
+    if nats > LEAST_NATS[model.dtype] and not nats <= allowed_nats(model, rounding_nats(model, clean.ids)):
         raise ModelError(
             f"{model.ref}: with eager attention, whose patterns can be seen, it says something else than in its clean run ({nats:.1e} nats "
             "apart), so they are not its patterns. Leave attention out."
