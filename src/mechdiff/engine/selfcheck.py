@@ -224,7 +224,7 @@ class _Ways:
         return float(apart[worst]), sites[worst], floor
 
 
-_NAMES = {replay: "replay", relay: "relay", full: "the full engine"}
+_NAMES: dict[Engine, str] = {replay: "replay", relay: "relay", full: "the full engine"}
 
 
 def _in_row(row: int, edit: Edit) -> Edit:
