@@ -1,7 +1,6 @@
 """A user's run ended in KeyError (OLMo with `weights`), AttributeError (LoRA on experts) or AssertionError (trainable tokens with grafting). A study
 of every family and of every adapter kind of peft ends in rows, or in a MechdiffError that says why."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,9 @@ from peft import LoraConfig
 
 from adapters_made import KINDS, LORA, ON, make_pair
 from mechdiff.errors import MechdiffError, ModelError
-from mechdiff.study import run as running
-from mechdiff.study.artifacts import RunFolder
-from mechdiff.study.config import RunOptions, make_study, study_yaml
-from mechdiff.study.prepare import Prepared, prepare
 from mechdiff.validate.made import save
 from pico import CONFIGS, moved, pico, twin
+from small_studies import hold_against, study
 from tokenizers_made import CHATML, byte_tokenizer
 
 pytestmark = [
@@ -37,31 +33,6 @@ BOOK = ("lora", "rslora", "dora", "eva", "lora on embedding and head", "lora wit
         "lora biases", "tokens", "adalora", "ia3", "vera", "loha", "lokr", "oft", "boft", "layer norms", "hra", "miss", "fourierft", "shira", "c3a",
         "randlora", "shadow")  # fmt: skip
 """Kinds that people publish, and one that cannot be studied; the others take as long again."""
-
-
-def study(folder: Path, tuned: str, measures: list[Any]) -> tuple[pl.DataFrame, dict[str, Any], Prepared]:
-    texts = [f"Say {number * 37 % 11} of ab{'c' * number}" for number in range(9)]
-    (folder / "p.jsonl").write_text("".join(json.dumps({"id": f"p{i}", "text": text}) + "\n" for i, text in enumerate(texts)))
-    config = make_study(
-        {
-            "pair": {"base": str(folder / "base"), "tuned": str(folder / tuned)},
-            "prompts": {"file": str(folder / "p.jsonl")},
-            "measures": measures,
-        }
-    )
-    prepared = prepare(config, RunOptions(device="cpu"))
-    with RunFolder.open(folder / "run", config_hash=prepared.config_hash, study_text=study_yaml(config)) as out:
-        return (*running.execute(prepared, out), prepared)
-
-
-def hold_against(prepared: Prepared, rows: pl.DataFrame, base: Any, tuned: Any) -> None:
-    """D of the report prompts is that of plain forward passes of both networks."""
-    found = rows.filter(measure="divergence", metric="kl_tuned_base_nats", split="report").filter(pl.col("unit").is_null())
-    given = dict(zip(found["prompt"], found["value"], strict=True))
-    for one in prepared.rendered["report"].values():
-        with torch.no_grad():
-            p, q = (net(input_ids=torch.tensor([one.ids_tuned])).logits[0, -1].double().log_softmax(-1) for net in (tuned, base))
-        assert given[one.prompt.id] == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -26,7 +26,7 @@ def test_the_caption_and_the_verdict_count_what_changed(run: Run) -> None:
     assert drawn[0].caption.startswith("The largest ‖ΔW‖ / ‖W‖ among the tensors")
     assert f"L{CHANGED}.self_attn.o_proj 1 and L{CHANGED + 1}.mlp.down_proj 16" in drawn[1].caption
     assert f"head {N_HEADS - 1} of layer {CHANGED}, 0.400 (what it writes)" in drawn[2].caption
-    assert wording.which_weights(run.summary) == [
+    assert wording.which_weights(run.summary, {}) == [
         f"The fine-tune changed 2 of {N_TENSORS} tensors, in 2 of 7 layers. "
         f"Most changed is L{CHANGED}.self_attn.o_proj, by 0.120 of its norm, in a change of rank 1."
     ]
@@ -87,8 +87,8 @@ def test_spectra_stop_at_six_and_mark_the_rank(run: Run) -> None:
 def test_the_same_weights_are_said_to_be_the_same(run: Run) -> None:
     same = run.summary.filter(pl.col("measure") == "weights", pl.col("metric") == "relative_norm").with_columns(mean=0.0)
     section = section_weights.weights(Run(rows=run.rows, summary=same, manifest={}))
-    assert section.parts == [{"kind": "note", "text": f"Not one of the {N_TENSORS} tensors differs in any entry: nothing was changed."}]
-    assert wording.which_weights(same) == [f"Not one of the {N_TENSORS} tensors differs: these are the same weights."]
+    assert section.parts == [{"kind": "note", "text": f"Not one of the {N_TENSORS} tensors differs: these are the same weights."}]
+    assert wording.which_weights(same, {}) == [f"Not one of the {N_TENSORS} tensors differs: these are the same weights."]
     assert section_weights.weight_map(run.rows, same, {}) is None
 
 

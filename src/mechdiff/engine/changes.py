@@ -110,6 +110,8 @@ class Changes:
     only_tuned: list[str]
     reshaped: list[str]
     """Tensors that both have in other shapes; those with more or fewer rows (a larger vocabulary) are compared in the shared ones."""
+    uncompared: list[str] = field(default_factory=list)
+    """Tensors of which nothing is compared: held in a form that is not read, or of other shapes, or changed by an adapter that is not read."""
     rows: dict[str, Tensor] | None = None
     """Side -> the rows of embedding and unembedding that stand for the same tokens; None: the first ones, as many as both have."""
     statements: list[str] = field(default_factory=list)
@@ -185,6 +187,7 @@ def changes_between(ours: TensorFiles, theirs: TensorFiles | AdaptedTensors, tok
         only_base=sorted(our_names - their_names),
         only_tuned=sorted(their_names - our_names),
         reshaped=sorted(reshaped),
+        uncompared=sorted((our_names & their_names) - compared),
         rows=None
         if tokens is None or tokens.equal
         else {side: torch.from_numpy(ids[: tokens.n_shared]) for side, ids in tokens.ids.items()},

@@ -9,7 +9,7 @@ Weights are streamed from the files, a tensor at a time.
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import yaml
 from mechdiff.digits import fixed
 from mechdiff.engine.changes import open_changes
 from mechdiff.engine.checkpoint import said_of_both, said_of_unread
+from mechdiff.engine.functions import function_differences
 from mechdiff.engine.sources import Source
 from mechdiff.engine.vocabularies import Tokens
 from mechdiff.errors import ModelError
@@ -26,16 +27,21 @@ FAR = 0.5
 """Relative distance of weights beyond which two models are hardly parent and child."""
 
 
-def lineage(base: Source, tuned: Source, alternatives: Sequence[Source] = (), tokens: Tokens | None = None) -> dict[str, Any]:
+def lineage(
+    base: Source, tuned: Source, alternatives: Sequence[Source] = (), tokens: Tokens | None = None, configs: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """How far tuned is from base, and whether it looks like base's child. `alternatives` are other models that may be its base.
-    `tokens`: where the vocabularies differ, embedding and unembedding are left out of the distance.
+    `tokens`: where the vocabularies differ, embedding and unembedding are left out of the distance. `configs`: of both sides, whose functions are
+    compared too.
 
     `relative_distance` is ||W_tuned - W_base|| / ||W_base|| over the tensors that both have in one shape (None where the files do not tell);
-    then how many of these changed and how many are equal, those of other shapes, those that only one has, `not_compared` (sentences),
+    then how many of these changed and how many are equal, those of other shapes, those that only one has, those of which nothing or not all
+    is compared, `not_compared` (sentences), `functions` (what differs and is no weight),
     `alternatives` (ref and relative_distance of each), `stated_base`, and `warnings`. ModelError where a file of base or tuned is broken;
     an alternative's is warned of.
     """
     found = distance(base, tuned, tokens)
+    found["functions"] = function_differences(configs["base"], configs["tuned"]) if configs else []
     named = stated_base(tuned)
     others, unread = [], []
     for other in alternatives:
@@ -43,7 +49,7 @@ def lineage(base: Source, tuned: Source, alternatives: Sequence[Source] = (), to
             others.append({"ref": other.ref, **distance(other, tuned)})
         except ModelError as error:
             unread.append(f"lineage is not held against the alternative {other.ref}: {error}")
-    warnings = _of_folders(base, tuned) + _warnings(base, tuned, named, found["relative_distance"]) + _nearer(base, found, others) + unread
+    warnings = _of_folders(base, tuned) + _warnings(base, tuned, named, found) + _nearer(base, found, others) + unread
     told = [{name: other[name] for name in ("ref", "relative_distance")} for other in others]
     return {**found, "alternatives": told, "stated_base": named, "warnings": warnings}
 
@@ -54,8 +60,8 @@ def _of_folders(base: Source, tuned: Source) -> list[str]:
     return said_of_unread(Path(base.load), base.ref) + of_tuned
 
 
-def _warnings(base: Source, tuned: Source, named: str | None, distance: float | None) -> list[str]:
-    warnings = []
+def _warnings(base: Source, tuned: Source, named: str | None, found: Mapping[str, Any]) -> list[str]:
+    warnings, distance = [], found["relative_distance"]
     if named and _bare(named) != _bare(base.ref):
         warnings.append(
             f"{tuned.ref} says that it was made from {named}; the base given is {base.ref}. If that is another model, so are the results."
@@ -66,8 +72,32 @@ def _warnings(base: Source, tuned: Source, named: str | None, distance: float | 
             "fine-tune is usually under 0.1. Is this the right base?"
         )
     if distance == 0:
-        warnings.append("base and tuned have the same weights, bit for bit: there is no change to find")
+        warnings.append(f"base and tuned: {unmoved(found)}")
+    elif found["functions"]:
+        warnings.append(f"base and tuned differ in more than weights, and all that is found is of both: {_first_few(found['functions'])}")
     return warnings
+
+
+def unmoved(found: Mapping[str, Any]) -> str:
+    """What can be said of two models none of whose compared tensors differs: that their weights are the same only where all were compared."""
+    others = [
+        (len(found["only_base"]), "only in base"),
+        (len(found["only_tuned"]), "only in tuned"),
+        (len(found["uncompared_tensors"]), "not compared"),
+        (len(found["partly_tensors"]), "compared in part"),
+    ]
+    counted = [f"{n} {words}" for n, words in others if n]
+    if counted:
+        said = f"the {found['equal_tensors']} tensors that were compared are equal to the bit, but {', '.join(counted)}, so the weights may differ"
+    else:
+        said = "the same weights, bit for bit"
+    if found["functions"]:
+        return f"{said}; what differs beside them is the config: {_first_few(found['functions'])}"
+    return said if counted else f"{said}, and configs that compute the same: only tokenizers, templates or prompts can make a difference"
+
+
+def _first_few(differences: Sequence[str], n: int = 4) -> str:
+    return "; ".join(differences[:n]) + (f"; and {len(differences) - n} more" if len(differences) > n else "")
 
 
 def _nearer(base: Source, found: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[str]:
@@ -115,8 +145,10 @@ def distance(base: Source, tuned: Source, tokens: Tokens | None = None) -> dict[
     """||W_tuned - W_base|| / ||W_base|| over the tensors that both have in one shape, and how many changed. ModelError: a broken file."""
     changes = open_changes(base, tuned, tokens)
     moved, size, changed, equal = 0.0, 0.0, 0, 0
+    partly = []
     for change in changes:
         if change.partly:
+            partly.append(change.name)
             continue
         step = change.squared_change()
         moved += step
@@ -128,6 +160,8 @@ def distance(base: Source, tuned: Source, tokens: Tokens | None = None) -> dict[
         "equal_tensors": equal,
         "changed_tensors": changed,
         "reshaped_tensors": changes.reshaped,
+        "uncompared_tensors": changes.uncompared,
+        "partly_tensors": partly,
         "only_base": changes.only_base,
         "only_tuned": changes.only_tuned,
         "not_compared": changes.statements,

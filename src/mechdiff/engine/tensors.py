@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -20,10 +20,14 @@ from mechdiff.engine.alignment import aligned
 from mechdiff.engine.checkpoint import weight_files
 from mechdiff.engine.families import FAMILIES, Family
 from mechdiff.engine.quantization import STATISTICS, decoded
+from mechdiff.engine.small_floats import decoded_float8, decoded_mxfp4, in_small_floats
 from mechdiff.errors import ModelError
 
 SITES = ("embed", "norm", "attn", "mlp", "final_norm", "head")
 """Parts of a network that a tensor can stand in; the order is that of computation."""
+
+SMALL = ("float8", "mxfp4")
+"""Codes that are numbers in few bits."""
 
 _NO_WEIGHTS = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias)$|\.(attn|attention|self_attention)\.bias$")
 """Masks and tables that older files hold beside the weights."""
@@ -43,7 +47,11 @@ class Stored:
     transposed: bool = False
     """Stored [d_in, d_out]."""
     codes: str | None = None
-    """int8 or nf4: the file holds codes of bitsandbytes, and what they mean beside them."""
+    """int8 or nf4: the file holds codes of bitsandbytes, and what they mean beside them. float8 or mxfp4: small floats (small_floats.py)."""
+    scale: "Stored | None" = None
+    """What small floats are multiplied by."""
+    block: tuple[int, int] = (0, 0)
+    """Sides of the blocks that share a scale."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,8 @@ class TensorFiles:
     def read(self, name: str) -> Shaped[Tensor, "..."]:
         """A tensor in the dtype of the file, or decoded; a tied unembedding is read as the embedding. ModelError where the file is broken."""
         stored = self.stored[self._own(name)]
+        if stored.codes in SMALL:
+            return _decoded_small(stored)
         layer = stored.key.removesuffix("weight")
         try:
             with safe_open(stored.path, "pt") as file:
@@ -160,10 +170,29 @@ def open_tensors(folder: Path) -> TensorFiles:
             if not _NO_WEIGHTS.search(name):
                 turned = bool(family and family.conv1d and name.startswith(f"{family.blocks}.") and len(shape) == 2)
                 stored[name] = Stored(path=path, key=key, shape=shape[::-1] if turned else shape, dtype=dtype, transposed=turned)
-    found = TensorFiles(family, _with_codes(stored))
+    found = TensorFiles(family, in_small_floats(_with_codes(stored), replace, folder))
     if _same_twice(found):
         return TensorFiles(family, {name: where for name, where in found.stored.items() if name != found.head})
     return found
+
+
+def _decoded_small(stored: Stored) -> Float[Tensor, "..."]:
+    """The numbers of a tensor that its file holds as small floats."""
+    codes, scale = _raw(stored), _raw(stored.scale) if stored.scale else None
+    if stored.codes == "mxfp4":
+        assert scale is not None
+        return decoded_mxfp4(codes, scale)
+    return decoded_float8(codes, scale, stored.block)
+
+
+def _raw(stored: Stored) -> Shaped[Tensor, "..."]:
+    """A tensor as it stands in its file."""
+    try:
+        with safe_open(stored.path, "pt") as file:
+            found = aligned(file.get_tensor(stored.key))
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(stored.path, error) from error
+    return found.T if stored.transposed else found
 
 
 def _with_codes(stored: dict[str, Stored]) -> dict[str, Stored]:

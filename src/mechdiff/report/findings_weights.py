@@ -48,6 +48,27 @@ def how_many(summary: pl.DataFrame) -> Changed | None:
     )
 
 
+def unchanged(found: Changed, manifest: dict) -> str:
+    """What can be said where not one compared tensor differs: "the same weights" only where every tensor was compared, and what else differs."""
+    lineage = manifest.get("lineage") or {}
+    counts = [(lineage.get("only_base"), "only in the base"), (lineage.get("only_tuned"), "only in the tuned model"),
+              (lineage.get("uncompared_tensors"), "not compared"), (lineage.get("partly_tensors"), "compared in part")]  # fmt: skip
+    others = [f"{len(names)} {words}" for names, words in counts if names]
+    if others:
+        said = f"not one of the {found.tensors} tensors that were compared differs, but {', '.join(others)}: the weights may differ"
+    else:
+        said = f"not one of the {found.tensors} tensors differs: these are the same weights"
+    beside = beside_weights(manifest)
+    return f"{said}; {beside}" if beside else said
+
+
+def beside_weights(manifest: dict) -> str | None:
+    """What differs between the two configs and is no weight; None where nothing does."""
+    functions = (manifest.get("lineage") or {}).get("functions") or []
+    few = "; ".join(functions[:3]) + (f"; and {len(functions) - 3} more" if len(functions) > 3 else "")
+    return f"beside the weights their configs differ ({few}), and what is found is of that too" if functions else None
+
+
 def modules(summary: pl.DataFrame) -> tuple[pl.DataFrame, bool]:
     """`layer site change share unit` of each module, and whether `change` is that of the whole module.
 

@@ -24,7 +24,8 @@ def weights(run: Run) -> Section:
     if found is None:
         return Section(id="weights", title=TITLE, parts=[note("Weights were not compared in this run."), *statements])
     if not found.changed:
-        said = f"Not one of the {found.tensors} tensors differs in any entry: nothing was changed."
+        said = findings_weights.unchanged(found, run.manifest)
+        said = f"{said[0].upper()}{said[1:]}."
         return Section(id="weights", title=TITLE, parts=[note(said), *statements])
     parts: list[Any] = [Drawn(name="weight_map", chart=weight_map, caption=_caption(run, found), reading="weight_map")]
     spectra = findings_weights.spectra(run.summary, run.manifest)

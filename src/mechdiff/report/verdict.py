@@ -32,7 +32,7 @@ def refused(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[s
 def candidates(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[list[Candidate]]:
     """What might be said, a list for each of the five sentences."""
     found = findings.difference(rows, summary)
-    said: list[Sequence[Candidate | str]] = [_behaviour(rows, manifest, found), _weights(rows, summary, found)]
+    said: list[Sequence[Candidate | str]] = [_behaviour(rows, manifest, found), _weights(rows, summary, manifest, found)]
     if found is None or found.divides:
         said += [_where(rows, summary), can_it_be_carried(rows, summary, manifest), wording_heads.headlines(rows, summary, manifest)]
     return [[Candidate(text=one) if isinstance(one, str) else one for one in clauses] for clauses in said]
@@ -44,12 +44,12 @@ def _behaviour(rows: pl.DataFrame, manifest: dict, found: Difference | None) -> 
     return [told, *wording_behaviour.headlines(rows, manifest)]
 
 
-def _weights(rows: pl.DataFrame, summary: pl.DataFrame, found: Difference | None) -> list[Candidate]:
+def _weights(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, found: Difference | None) -> list[Candidate]:
     """How much of the network changed, and the module whose tuned weights alone go furthest."""
     changed = findings_weights.how_many(summary)
     said = []
     if changed is not None and not changed.changed:
-        return [Candidate(text=f"not one of the {changed.tensors} tensors differs: these are the same weights")]
+        return [Candidate(text=findings_weights.unchanged(changed, manifest))]
     if changed is not None:
         top = findings_weights.tensors(summary).row(0, named=True)
         most = f"{findings_weights.short_tensor(top['unit'])}, by {nats(top['relative_norm'])} of its norm"
@@ -58,6 +58,7 @@ def _weights(rows: pl.DataFrame, summary: pl.DataFrame, found: Difference | None
         only = "" if changed.changed == 1 else "most: "
         text = f"the fine-tune changed {changed.changed} of {changed.tensors} tensors, {layers} ({only}{most}{of_rank})"
         said.append(Candidate(text=text))
+        said += [Candidate(text=beside)] if (beside := findings_weights.beside_weights(manifest)) else []
     if found and wording.reparametrised(found):
         why = "on these prompts the function did not change with them: they are reparametrised, or the change does not reach here"
         return [*said, Candidate(text=why)] if said else []

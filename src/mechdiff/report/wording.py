@@ -39,7 +39,7 @@ def leads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> dict[str
         "behaviour": [how_different(found)],
         "texts": how_it_goes_on(rows, manifest),
         "answers": what_they_do(rows, manifest),
-        "weights": which_weights(summary, found),
+        "weights": which_weights(summary, manifest, found),
         "similarity": how_similar(rows, summary),
         "trust": how_sure(found, manifest),
     }
@@ -78,13 +78,14 @@ def how_it_goes_on(rows: pl.DataFrame, manifest: dict) -> list[str]:
     return [sentence + "."]
 
 
-def which_weights(summary: pl.DataFrame, difference: Difference | None = None) -> list[str]:
+def which_weights(summary: pl.DataFrame, manifest: dict, difference: Difference | None = None) -> list[str]:
     """How many tensors changed, and the most changed one; and whether the function changed with them."""
     found = findings_weights.how_many(summary)
     if found is None:
         return []
     if not found.changed:
-        return [f"Not one of the {found.tensors} tensors differs: these are the same weights."]
+        said = findings_weights.unchanged(found, manifest)
+        return [f"{said[0].upper()}{said[1:]}."]
     top = findings_weights.tensors(summary).row(0, named=True)
     rank = top.get("numerical_rank")
     of_rank = f", in a change of rank {rank:.0f}" if rank else ""
@@ -93,6 +94,7 @@ def which_weights(summary: pl.DataFrame, difference: Difference | None = None) -
     return [
         f"The fine-tune changed {found.changed} of {found.tensors} tensors, in {found.layers_changed} of {found.layers} layers. "
         f"{only} {name}, by {nats(top['relative_norm'])} of its norm{of_rank}.",
+        *([f"{beside[0].upper()}{beside[1:]}."] if (beside := findings_weights.beside_weights(manifest)) else []),
         *(["On these prompts the function did not change with the weights: they are reparametrised, or the change does not reach here."]
           if difference and reparametrised(difference) else []),
     ]  # fmt: skip

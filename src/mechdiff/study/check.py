@@ -84,12 +84,17 @@ def _templates(tokenizers: dict[Any, Any]) -> Iterator[Finding]:
 
 
 def _lineage(pair: Pair, alternatives: tuple[str, ...], tokens: Tokens) -> Iterator[Finding]:
-    found = lineage(pair.base, pair.tuned, [resolve(other) for other in alternatives], tokens)
+    found = lineage(pair.base, pair.tuned, [resolve(other) for other in alternatives], tokens, {side: pair.config(side) for side in SIDES})
     distance = "unknown from the files" if found["relative_distance"] is None else f"{fixed(found['relative_distance'])} of the base's size"
     changed = f"{found['changed_tensors']} tensors changed, {found['equal_tensors']} equal to the bit"
-    oddities = (("only_base", "only in base"), ("only_tuned", "only in tuned"), ("reshaped_tensors", "of other shape"))
+    oddities = (("only_base", "only in base"), ("only_tuned", "only in tuned"), ("reshaped_tensors", "of other shape"),
+                ("uncompared_tensors", "not compared"))  # fmt: skip
     others = [f"{len(found[name])} {words}" for name, words in oddities if found[name]]
     yield Finding("ok", "lineage", "; ".join([f"weights moved by {distance}", changed, *others]))
+    for said in found["functions"]:
+        yield Finding("note", "config", f"{said}: no weight, and it changes what is computed")
+    if not found["functions"]:
+        yield Finding("ok", "config", "both compute the same beside their weights")
     for other in found["alternatives"]:
         far = "unknown" if other["relative_distance"] is None else f"{fixed(other['relative_distance'])} of its size"
         yield Finding("ok", "lineage", f"distance from {other['ref']}: {far}")

@@ -9,7 +9,7 @@ import torch
 
 from mechdiff.engine.families import shape_of
 from mechdiff.engine.lineage import lineage
-from mechdiff.engine.models import SPLIT
+from mechdiff.engine.models import SIDES, SPLIT
 from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import engine_for
 from mechdiff.engine.sources import resolve
@@ -110,7 +110,7 @@ def _lineage(prepared: Prepared) -> dict[str, Any]:
             others.append(resolve(ref))
         except ModelError as error:
             unread.append(f"lineage is not held against the alternative {ref}: {error}")
-    found = lineage(pair.base, pair.tuned, others, prepared.tokens)
+    found = lineage(pair.base, pair.tuned, others, prepared.tokens, {side: pair.config(side) for side in SIDES})
     return {**found, "warnings": [*found["warnings"], *unread]}
 
 

@@ -38,15 +38,16 @@ def plan(
     touched: Sequence[tuple[int | None, str]] | None = None,
     one_vocabulary: bool = True,
     quantized: Sequence[str] = (),
+    functions: Sequence[str] = (),
     left_out: Sequence[dict[str, str]] = (),
 ) -> Plan:
     """The cells of a study of two models of `shapes` ("base", "tuned") that have the site `kinds`.
 
     `identity` hashes the models and the dtype; `touched` are the (block, site) whose weights may have changed (default: all);
     `one_vocabulary`: a token id means the same to both; `quantized`: sides whose files hold quantised
-    matrices; `left_out`: what is known already not to be done (what, why).
+    matrices; `functions`: what differs and is no weight; `left_out`: what is known already not to be done (what, why).
     """
-    planner = Planner(study, shapes, kinds, splits, identity, max_rows, touched, adapter, one_vocabulary, quantized)
+    planner = Planner(study, shapes, kinds, splits, identity, max_rows, touched, adapter, one_vocabulary, quantized, functions)
     planner.skipped += left_out
     captures = [cell for side in ("base", "tuned") for cell in _captures(planner, side)]
     checks = [_selfcheck(planner, side) for side in ("base", "tuned") if planner.wanted]
@@ -176,7 +177,7 @@ def _grafting(planner: Planner) -> Iterator[Cell]:
     if planner.shapes["base"] != planner.shapes["tuned"]:
         planner.skip("grafting", "the two models' tensors have different shapes: weights of one do not fit into the other")
         return
-    if why := planner.rounded:
+    if why := planner.ungraftable:
         planner.skip("grafting", why)
         return
     if not planner.one_vocabulary:

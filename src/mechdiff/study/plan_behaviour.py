@@ -160,7 +160,7 @@ def _made_of(planner: Planner, options: BehaviourOptions) -> dict[str, Any]:
     """What maps and steering vectors are made of."""
     measures = planner.study.measures
     fits = planner.shapes["base"] == planner.shapes["tuned"] and planner.one_vocabulary
-    why = planner.rounded if fits else "the two models' tensors or tokens differ: weights of one do not fit into the other"
+    why = planner.ungraftable if fits else "the two models' tensors or tokens differ: weights of one do not fit into the other"
     if why:
         planner.skip("grafts while texts are scored", why)
     return {

@@ -38,10 +38,11 @@ class Planner:
         adapter: bool,
         one_vocabulary: bool,
         quantized: Sequence[str],
+        functions: Sequence[str],
     ) -> None:
         self.study, self.shape, self.shapes, self.kinds, self.splits = study, shapes["base"], shapes, kinds, splits
         self.identity, self.max_rows, self.adapter = identity, max_rows, adapter
-        self.one_vocabulary, self.quantized = one_vocabulary, quantized
+        self.one_vocabulary, self.quantized, self.functions = one_vocabulary, quantized, functions
         self.skipped: list[dict[str, str]] = []
         every = [(layer, site) for layer in range(self.shape.n_layers) for site in ("attn", "mlp", "norm")]
         self.touched = [(None, "embed"), *every, (None, "final_norm"), (None, "head")] if touched is None else list(touched)
@@ -50,8 +51,10 @@ class Planner:
         self.factorial = study.measures.factorial if sizes(shapes["base"]) == sizes(shapes["tuned"]) else None
 
     @property
-    def rounded(self) -> str:
+    def ungraftable(self) -> str:
         """Why no weights of one model are put into the other; empty where they can be."""
+        if self.functions:
+            return f"the two differ in more than weights, so the base with all tuned weights is not the tuned model ({self.functions[0]})"
         if self.study.dtype in QUANTIZED:
             return f"the matrices are held in {self.study.dtype}, whose rounding would count as change; give float32, bfloat16 or float16"
         return f"the files of {' and '.join(self.quantized)} hold quantised matrices, no plain numbers" if self.quantized else ""

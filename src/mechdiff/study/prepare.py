@@ -12,6 +12,7 @@ import torch
 
 from mechdiff.engine.changes import open_changes
 from mechdiff.engine.families import Shape, family_of, shape_of
+from mechdiff.engine.functions import function_differences
 from mechdiff.engine.matching import Vocabulary, agreed
 from mechdiff.engine.models import Pair, is_quantized, open_pair
 from mechdiff.engine.prompts import SPLITS, Prompt, read_prompts, split_prompts
@@ -129,6 +130,7 @@ def prepare(study: StudyConfig, options: RunOptions, *, broken: Broken = ()) -> 
             touched=open_changes(pair.base, pair.tuned).touched() if study.measures.weights or study.measures.grafting else None,
             one_vocabulary=tokens.equal,
             quantized=[side for side, config in configs.items() if is_quantized(config)],
+            functions=function_differences(configs["base"], configs["tuned"]),
             left_out=left_out,
         ),
         vocabularies=vocabularies,
