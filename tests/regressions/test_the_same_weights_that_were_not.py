@@ -1,6 +1,6 @@
 """A user was told "the same weights, bit for bit: there is no change to find" of two models with D = 0.95: their matrices were FP8, or biases stood
-in the tuned model alone, or the weights were the same and the rotary base was not. What is not compared is never called equal, and what differs beside
-the weights is named."""
+in the tuned model alone, or the weights were the same and the rotary base was not. What is not compared is never called equal, and what differs
+beside the weights is named."""
 
 import json
 from pathlib import Path
