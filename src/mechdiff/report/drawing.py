@@ -84,7 +84,8 @@ def records(chart: Chart) -> list[list[dict]]:
 
 def inline(records: Iterable[dict]) -> alt.Data:
     """Records as the data of a chart: as JSON text, which altair hands on unread (it walks through lists again for every copy of a chart)."""
-    return alt.Data(values=json.dumps(list(records)), format={"type": "json"})
+    known = ({key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in record.items()} for record in records)
+    return alt.Data(values=json.dumps(list(known), allow_nan=False), format={"type": "json"})
 
 
 def layer_axis(layers: tuple[int, int], width: int, *, field: str = "layer", title: bool = True) -> alt.X:
