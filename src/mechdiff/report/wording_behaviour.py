@@ -102,7 +102,7 @@ def what_they_do(rows: pl.DataFrame, manifest: dict) -> list[str]:
             moved = (
                 f"is {_margin(one).partition(' is ')[2]}"
                 if one.counts
-                else f"shows no difference: {_unseen(one).partition(' (')[2].removesuffix(')')}"
+                else f"is not shown to differ: {_unseen(one).partition(' (')[2].removesuffix(')')}"
             )
             agree = "" if findings_behaviour.both_lengths(every) else "; per token and per byte it does not have the same sign"
             name = METRICS[one.metric].partition(", ")[0]
@@ -151,7 +151,8 @@ def _unseen(one: Compared) -> str:
     if not one.binary and not one.happened:
         return f"{name} (none in either)"
     if not one.binary:
-        return f"{name} (95 %: {between(*one.difference[1:])}; this study could detect {nats(one.detectable)})"
+        together = "" if one.family < 2 or one.holm is None else f", {nats(one.holm)} of {one.family} scores"
+        return f"{name} (95 %: {between(*one.difference[1:])}; p = {nats(one.p)}{together}; this study could detect {nats(one.detectable)})"
     least = "no difference at all" if one.smallest is None else f"only {one.smallest} or more of {one.n} prompts, all one way,"
     counts = f"{round(one.tuned[0] * one.n)} against {round(one.base[0] * one.n)}"
     return f"{name} ({counts}, {_test(one)}; {least} would have been seen)"
