@@ -71,7 +71,7 @@ GATES = (
         name="prompts",
         rule=f"at least {FEWEST} prompts, or as many as the claim takes; under {FEW} the sentence says how few",
         fails=lambda one: one.n is not None and one.n < one.needed,
-        why="it rests on {n} prompts and takes {needed}",
+        why="it rests on {prompts} and takes {needed}",
     ),
     Gate(
         name="whole",
@@ -114,7 +114,7 @@ def admit(one: Candidate) -> Gate | None:
 def reason(one: Candidate) -> str:
     """Why a candidate was refused; empty where it was not."""
     gate = admit(one)
-    return "" if gate is None else gate.why.format(n=one.n, needed=one.needed, whole=one.whole or 0.0)
+    return "" if gate is None else gate.why.format(prompts=prompts(one.n or 0), needed=one.needed, whole=one.whole or 0.0)
 
 
 def sentence(candidates: Sequence[Candidate]) -> str | None:
@@ -166,4 +166,4 @@ def table() -> list[str]:
 
 
 def _plain(why: str) -> str:
-    return why.replace("{n}", "n").replace("{needed}", "m").replace("{whole:.2g}", "x")
+    return why.replace("{prompts}", "n prompts").replace("{needed}", "m").replace("{whole:.2g}", "x")

@@ -34,7 +34,7 @@ def _caption(run: Run, profile: pl.DataFrame) -> str:
     top = profile.sort("mean", descending=True, maintain_order=True).row(0, named=True)
     where = "at the decision position" if top["offset"] == 0 else f"{_away(top['offset'])} it"
     here = profile.filter(pl.col("offset") == 0)
-    said = f"D at each token, mean over {n} prompts and what follows them. Largest: {nats(top['mean'])} nats {where}"
+    said = f"D at each token, mean over {phrasing.prompts(n)} and what follows them. Largest: {nats(top['mean'])} nats {where}"
     if top["offset"] and len(here):
         said += f" ({nats(here['mean'][0])} at the decision position)"
     behind = findings_texts.on_continuation(run.rows, run.manifest)
@@ -140,7 +140,7 @@ def kl_by_position(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
         return None
     scale, bottom = drawing.log_scale(profile["mean"], profile["high"])
     ends = [pl.max_horizontal(name, pl.lit(bottom)).alias(name) for name in ("mean", "low", "high")]
-    says = [f"{_where(r['offset'])}: {nats(r['mean'])} nats ({r['n']} prompts)" for r in profile.iter_rows(named=True)]
+    says = [f"{_where(r['offset'])}: {nats(r['mean'])} nats ({phrasing.prompts(r['n'])})" for r in profile.iter_rows(named=True)]
     data = drawing.inline(profile.with_columns(*ends, says=pl.Series(says)).to_dicts())
     first, last = drawing.ends(profile["offset"])
     x = alt.X(
