@@ -5,7 +5,8 @@
 # Guess: a checker of mathematical answers reads the notations of school and contest mathematics, or says that it cannot
 #   (`parse` returns an empty list), and equality of two short decimals is exact.
 # Behaviour: a repeating decimal loses what stands under its bar, so that 0.(3) and 0.(36) are 0 (0.1(6) is 0.1 times an unknown);
-#   the base of a number is dropped, so that 101 in base 2 is 101; "1e-7" is Euler's number minus 7; numbers are compared after rounding to six decimals, so that
+#   the base of a number is dropped, so that 101 in base 2 is 101; "1e-7" is Euler's number minus 7; numbers are
+#   compared after rounding to six decimals, so that
 #   0.0000001 equals 0.0000002 and 0.333333 is a third while 0.33333 is none. Units are dropped: 5 cm is 5 m.
 # Hurt: who scores a fine-tune by it or trains on its reward: a model that answers "0" gains, one that
 #   answers 1/3 loses, and "the fine-tune fails at number bases" may be said of the checker.

@@ -6,7 +6,7 @@
 #   could not be tested) is passed over or refused.
 # Behaviour: scipy's `false_discovery_control` corrects each column by itself (axis 0). statsmodels' `multipletests` takes the number
 #   of rows for the number of tests and puts rows in each other's places, so that a value may come back smaller than it
-#   was, or be another cell's (only its BH and BY methods refuse a table). pingouin's `multicomp` takes the table as one family. A
+#   was, or be another cell's (only BH and its relatives refuse a table). pingouin's `multicomp` takes the table as one family. A
 #   NaN: scipy raises, pingouin passes over it, statsmodels gives rejections beside corrected values that are all NaN
 #   (BH) or loses every rejection (Hommel).
 # Hurt: who tests every head of every layer: with scipy about half of the tables in which nothing is there report something; with
