@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mechdiff.errors import StudyError
 from mechdiff.measures.anchored import Pairs
-from mechdiff.measures.rank import FISHER_FLOOR, curve, curve_maps, fisher_weighted, measure, rank_uncentred, ranks
+from mechdiff.measures.rank import FISHER_FLOOR, agreement, curve, curve_maps, fisher_weighted, measure, rank_uncentred, ranks
 from mechdiff.measures.regression import fitted_axes, ridge
 from mechdiff.measures.transport import Sample
 from oracles.regression import coefficients
@@ -172,3 +172,9 @@ def test_measure_writes_the_curve_the_numbers_and_what_varies_for_each_layer() -
     assert set(table["prompt"]) == {None, *names}
     squares = table.filter(pl.col("metric") == "change_squared", pl.col("layer") == 3)["value"].to_torch()
     torch.testing.assert_close(squares, change[40:].square().sum(-1))
+
+
+def test_a_fisher_metric_agrees_with_itself_once_it_has_converged() -> None:
+    axes = random(24, 3, seed=1)
+    assert agreement(random(4000, 3, seed=2) @ axes.T) > 0.99
+    assert agreement(random(16, 24, seed=4)) < 0.4, "gradients without a direction"

@@ -72,7 +72,8 @@ def test_the_constant_stands_beside_the_patch_with_its_interval() -> None:
     assert first.startswith(
         "At L3.resid_post adding one fixed vector, the training prompts' mean activation difference, to the base recovers 0.8"
     )
-    assert "patching in the tuned activation itself recovers 0.92, so that the vector has 0.9" in first
+    assert ", of 0.92" in first
+    assert "that patching in the tuned activation itself recovers there (site and arms selected on the select prompts)" in first
     assert ", not significantly different from the vector: " in second
     (candidate,) = can_it_be_carried(table, summary, {})
     assert admit(candidate) is None

@@ -145,6 +145,13 @@ def fisher_weighted(pairs: Pairs, gradients: Float[Tensor, "draw d"], lam: float
             yield k, anchored(pairs, left @ (weighted @ axes[:, :k]), back[:k])
 
 
+def agreement(gradients: Float[Tensor, "draw d"]) -> float:
+    """Cosine of the Fisher metrics of the first and the second half of the gradients, of other prompts: 1 where the metric has converged."""
+    one, other = gradients.double().tensor_split(2)
+    sizes = (one @ one.T).norm() * (other @ other.T).norm()
+    return float((one @ other.T).square().sum() / sizes) if sizes else float("nan")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RankedMap:
     """One map of the causal curve."""

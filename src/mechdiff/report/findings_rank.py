@@ -29,6 +29,8 @@ EXPLAINS = 0.3
 """R2 of the change on the reported prompts under which its rank is not spoken of."""
 NEAR = 2
 """A rank within so many of the largest that the prompts can show is the prompts'."""
+CONVERGED = 0.9
+"""Agreement of the Fisher metrics of two halves of the prompts under which the metric has not converged."""
 CONSTANT = 0.05
 """Share of the squared change that may vary, at the upper end of its interval, where the change is said to be the same on every prompt."""
 
@@ -244,6 +246,13 @@ def drop_by_strength(summary: pl.DataFrame, name: str) -> pl.DataFrame:
         pl.col("control").is_null() & pl.col("unit").is_null() & pl.col("drop").is_not_null() & pl.col("layer").is_not_null(),
     ).filter(findings.site_name() == name)  # fmt: skip
     return cells.select("rank", s=pl.col("strength").fill_null(1.0), value="drop").sort("rank", "s")
+
+
+def fisher_agreement(rows: pl.DataFrame, names: Sequence[str]) -> dict[str, float]:
+    """By site: the cosine of the Fisher metrics of two halves of the fit prompts; under `CONVERGED` the Fisher-weighted curve is one of chance."""
+    found = rows.filter(pl.col("measure") == "rank", pl.col("metric") == "fisher_agreement", pl.col("value").is_finite())
+    found = found.with_columns(name=findings.site_name()).filter(pl.col("name").is_in(list(names)))
+    return dict(found.select("name", "value").iter_rows())
 
 
 @once

@@ -1,5 +1,6 @@
 """How many dimensions does the change have: the rank that regression chooses at every site, and what maps of each rank do."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -93,10 +94,19 @@ def _causal(run: Run, direction: str) -> list[Any]:
             name=name,
             chart=chart,
             options={"sites": shown},
-            caption=f"{words}. {'; '.join(said)}.",
+            caption=f"{words}. {'; '.join(said)}.{_fisher(run, shown)}",
             reading="rank_causal" if direction == CLOSENESS else "",
         )
     ]
+
+
+def _fisher(run: Run, shown: Sequence[str]) -> str:
+    """Where the metric of the Fisher-weighted curve has not converged."""
+    found = findings_rank.fisher_agreement(run.rows, shown)
+    apart = [f"{name} {share(value)}" for name, value in found.items() if value < findings_rank.CONVERGED]
+    if not apart:
+        return ""
+    return f" The Fisher metrics of two halves of the training prompts do not agree (cosine: {listed(apart)}): more fisher_samples are needed there."
 
 
 def _ends(run: Run) -> list[dict]:

@@ -73,6 +73,7 @@ def _untested(tried: pl.DataFrame, direction: str, allowed: Limits) -> str:
     of = (
         [f"{s or 1.0:g}" for s in here["strength"].to_list()] if QUESTIONS[direction] == "add" else [f"{k}" for k in here["rank"].to_list()]
     )
-    doses = f"{'strengths' if QUESTIONS[direction] == 'add' else 'numbers of directions'} {listed(dict.fromkeys(of))}"
+    word = "strength" if QUESTIONS[direction] == "add" else "number"
+    doses = f"{word}{'s' * (len(set(of)) > 1)}{' of directions' * (word == 'number')} {listed(dict.fromkeys(of))}"
     bounds = f"KL {nats(allowed.kl_nats)} nats per token, perplexity ratio {share(allowed.perplexity_ratio)}"
     return f"No dose tried of {what} at {where} ({doses}) keeps the limits on neutral prompts ({bounds})."

@@ -30,14 +30,11 @@ def constant(best: Carried) -> str:
     """What one fixed vector recovers, of what the patch itself does there; with its sign and interval."""
     assert best.trivial
     said = f"At {best.name} {CONSTANTS[best.trivial.arm]} recovers {_interval(best.trivial)} of D"
-    if best.ceiling is None:
-        return said
-    part = (
-        f", so that the vector has {share(best.trivial.share / best.ceiling.share)} of that"
-        if best.ceiling.share > 0 and _above_0(best.trivial)
-        else ""
+    return (
+        said
+        if best.ceiling is None
+        else f"{said}, of {_interval(best.ceiling)} that patching in the tuned activation itself recovers there"
     )
-    return f"{said}; patching in the tuned activation itself recovers {share(best.ceiling.share)}{part}"
 
 
 def _map(best: Carried) -> str:

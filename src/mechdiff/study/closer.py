@@ -17,7 +17,7 @@ from mechdiff.measures import rank, transport
 from mechdiff.measures.counterfactuals import LOCATING, labelled
 from mechdiff.measures.maps import Map
 from mechdiff.measures.outcome import EVERY
-from mechdiff.rows import empty
+from mechdiff.rows import empty, rows
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.mapping import LOGIT_SUBSPACES, decision_sample, few_threads, maps_at
@@ -155,7 +155,16 @@ def rank_curve(run: Execution, cell: Cell, model: Model | None) -> Result:
         with few_threads(len(fit.base)):
             maps = rank.curve_maps(fit, None if gradients is None else torch.from_numpy(gradients), seed=cell.key["seed"])
         _write_curve(look, layer, maps, options, cell.key["seed"])
-    return look.rows(run, cell, model, "rank"), {}
+    found = look.rows(run, cell, model, "rank")
+    if (look.direction, cell.key["shard"]) != ("tuned<-base", 0):
+        return found, {}
+    at = {
+        layer: rank.agreement(torch.from_numpy(held[name]))
+        for layer in run.closer(options)
+        if (name := str(Site(layer, look.kind))) in held
+    }
+    place = {"measure": "rank", "split": "fit", "site": look.kind, "unit": "fisher", "metric": "fisher_agreement"}
+    return pl.concat([found, rows(list(at.values()), layer=list(at), **place)]), {}
 
 
 def _write_curve(look: _Look, layer: int, maps: Sequence[rank.RankedMap], options: RankOptions, seed: int) -> None:
