@@ -35,9 +35,10 @@ def with_new_rows(net: nn.Module, rows: torch.Tensor, seed: int) -> None:
     net.config.vocab_size = N + len(rows)  # type: ignore[union-attr]
 
 
-def a_pair(place: Path, *, read: float, written: float, attention: float = 0.0, base_has: int = 0) -> Path:
+def a_pair(place: Path, *, read: float, written: float, attention: float = 0.0, base_has: int = 0, mass: float = 1.0) -> Path:
     """A base, and a tuned model with 32 tokens of its own, whose rows read a direction d by `read`; the last MLP writes d by `written`, and the last
-    attention is changed by `attention`. `base_has`: so many tokens that the tuned model lacks."""
+    attention is changed by `attention`. `base_has`: so many tokens that the tuned model lacks; `mass`: how much larger the new
+    rows are."""
     base = pico.pico("llama")
     tuned = pico.twin(base)
     d = _noise(1, 32, 1)[0] / _noise(1, 32, 1)[0].norm()
@@ -45,7 +46,7 @@ def a_pair(place: Path, *, read: float, written: float, attention: float = 0.0, 
         block = tuned.net.model.layers[LAST]  # type: ignore[union-attr, index]
         block.mlp.down_proj.weight += written * torch.outer(d, 50 * _noise(1, 48, 2)[0])  # type: ignore[union-attr, operator]
         block.self_attn.o_proj.weight += attention * 50 * _noise(32, 32, 3)  # type: ignore[union-attr, operator]
-        with_new_rows(tuned.net, _noise(NEW, 32, 4) + read * d, 5)
+        with_new_rows(tuned.net, mass * _noise(NEW, 32, 4) + read * d, 5)
         if base_has:
             with_new_rows(base.net, 5 * _noise(base_has, 32, 6), 7)
     cuts = {"base": [f"\u0645{i}" for i in range(base_has)], "tuned": [f"\u0644{i}" for i in range(NEW)]}

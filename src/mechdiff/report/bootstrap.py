@@ -54,7 +54,8 @@ def of_ratios(
     values: Float[ndarray, "prompt column"], total: Float[ndarray, "prompt total"], shares: Float[ndarray, "resample prompt"]
 ) -> tuple[Float[ndarray, " column"], Float[ndarray, "column resample"]]:
     """The same of mean(values) / mean(total), with one total for all columns or each its own. The error is that of the influence,
-    (v - share d) / mean(d), in a resample about the resample's own share.
+    (v - share d) / mean(d), in a resample about the resample's own share. A resample whose total is 0 has no share: NaN, and where there are many of
+    them no interval.
     """
     over = total.mean(axis=0)
     influence = np.ascontiguousarray(((values - values.mean(axis=0) / over * total) / over).T)
@@ -62,6 +63,7 @@ def of_ratios(
     influence = np.divide(influence, size, out=np.zeros_like(influence), where=size > 0)
     weight = np.ascontiguousarray((total / over).T)
     drawn = weight @ shares.T  # the resample's mean of the total, in units of the total's mean
+    drawn = np.where(drawn > 0, drawn, np.nan)
     moved = (influence @ shares.T) / drawn
     squares = (
         np.square(influence) @ shares.T - 2 * moved * ((influence * weight) @ shares.T) + np.square(moved) * (np.square(weight) @ shares.T)

@@ -262,6 +262,9 @@ def _with_floors(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     table = table.join(own, on=["runner", "split", "kl_or_js"], how="left", maintain_order="left")
     either = own.group_by("split", "kl_or_js").agg(floor_either=pl.col("floor_own").max())
     table = table.join(either, on=["split", "kl_or_js"], how="left", maintain_order="left")
+    any_split = own.group_by("kl_or_js").agg(floor_anywhere=pl.col("floor_own").max())  # a split on which no unedited row was replayed
+    table = table.join(any_split, on="kl_or_js", how="left", maintain_order="left")
+    table = table.with_columns(pl.coalesce("floor_either", "floor_anywhere").alias("floor_either"))
     between = (pl.col("measure") == "divergence") & pl.col("metric").str.contains("^(kl_tuned|kl_base|kl_shared|js_)")
     table = table.join(_crossing_floors(rows), on=["split", "unit"], how="left", nulls_equal=True, maintain_order="left")
     floor = pl.when(between).then("floor_either").when(_crossed()).then(4 * pl.col("floor_of_crossing"))
