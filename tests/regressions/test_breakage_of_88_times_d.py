@@ -73,7 +73,10 @@ def test_no_share_of_d_is_far_above_1(runs: dict[str, Run], name: str) -> None:
     for table in seen:
         assert table["share"].drop_nulls().max() <= limit  # type: ignore[operator]
     said = " ".join([*verdict(rows, summary, manifest), *(text for texts in leads(rows, summary, manifest).values() for text in texts)])
-    named = [float(number) for number in re.findall(r"(?:breakage|recovery|recovers?|has|moves the tuned model by) (-?\d+\.\d+)", said)]
+    named = [
+        float(number)
+        for number in re.findall(r"(?:KL increase|breakage|recovery|recovers?|has|moves the tuned model by) (-?\d+\.\d+)", said)
+    ]
     assert named
     assert max(named) <= limit
     assert "of its probability mass to tokens that the base lacks" in said
@@ -103,9 +106,10 @@ def test_a_comparison_of_two_such_runs_said_breakage_of_88(runs: dict[str, Run],
         of = effects.patched(one, "tuned<-base", ["resid_post"])
         assert of is not None
         assert of.values[:, -1] == pytest.approx(of.total, rel=1e-4), "writing the last state breaks D on every prompt"
-    both = effects.both(lambda direction: effects.patched(found[0], direction, effects.WRITES))
-    assert both is not None
-    assert (both.values.mean(0) <= (1 + NOTHING_BUT_ROUNDING) * both.total.mean()).all()
+    for direction in findings.BOTH:
+        of = effects.patched(found[0], direction, effects.WRITES)
+        assert of is not None
+        assert (of.values.mean(0) <= (1 + NOTHING_BUT_ROUNDING) * of.total.mean()).all()
     assert compare(runs["4 %"].path, runs["26 %"].path, out=tmp_path / "compared")
 
 
@@ -136,7 +140,7 @@ def test_a_run_without_the_cut_numbers_gives_no_breakage(runs: dict[str, Run]) -
     rows = run.rows().filter(~pl.col("metric").is_in(["kl_own_shared_nats", "js_own_shared_nats", "shapley_nats"]))
     summary = statistics.summarise(rows)
     assert summary.filter(pl.col("share").is_not_null(), pl.col("direction").str.starts_with("tuned").fill_null(False)).is_empty()
-    assert "breakage" not in " ".join(verdict(rows, summary, run.manifest()))
+    assert not re.search("breakage|KL increase [0-9]", " ".join(verdict(rows, summary, run.manifest())))
     found = findings.difference(rows, summary)
     assert found
     assert found.divides
