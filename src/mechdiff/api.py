@@ -19,7 +19,7 @@ from mechdiff.report.record import short_name
 from mechdiff.report.sections import all_sections
 from mechdiff.report.statistics import summarise
 from mechdiff.report.verdict import verdict
-from mechdiff.study.artifacts import RunFolder, read_manifest, read_rows, read_summary
+from mechdiff.study.artifacts import RunFolder, read_manifest, read_prompts, read_rows, read_summary
 from mechdiff.study.config import RunOptions, StudyConfig, load_study, make_study, refuse_beside, study_yaml
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def run(
         with _crew(prepared, folder) as crew:
             rows, record = execute(prepared, folder, progress, crew)
         progress("intervals and figures", 1.0)
-        folder.write_summary(summarise(rows, seed=config.seed))
+        folder.write_summary(summarise(rows, prompts=read_prompts(place), seed=config.seed))
         folder.write_manifest(record)
     build_report(place)
     return Run(place)

@@ -101,7 +101,7 @@ def test_delete_one_with_an_outlier_a_thousand_times_the_rest() -> None:
 def test_permuted_values_are_those_of_permuted_states() -> None:
     x = [made(0, 9, 4), made(1, 9, 30)]
     y = [near(x[0], 2), made(3, 9, 6)]
-    orders = pairings(9, 7, seed=5)
+    orders = pairings(range(9), 7, seed=5)
     found = permuted_cka(*(torch.stack([geometry(z).u_centred for z in side]) for side in (x, y)), orders)
     expected = torch.tensor([[linear_cka(a, b[order]) for a, b in zip(x, y, strict=True)] for order in orders], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
@@ -250,7 +250,7 @@ def test_rows_keep_the_contract() -> None:
         without = here.filter(metric="cka_without_prompt")
         assert without["prompt"].to_list() == ids(12)
         torch.testing.assert_close(without["value"].to_torch(), cka_without_each(x[site], y[site]))
-        orders = pairings(12, 8, seed=3)
+        orders = pairings(range(12), 8, seed=3)
         for metric, function, draws in (("cka", linear_cka, 8), ("procrustes_distance", procrustes_distance, 8)):
             drawn = dict(here.filter(here["control"].is_not_null(), metric=metric).select("control", "value").rows())
             expected = {f"permuted#{i}": function(x[site], y[site][orders[i]]) for i in range(draws)}

@@ -57,7 +57,7 @@ def test_a_map_and_its_way_back_close_the_circle() -> None:
 @pytest.mark.parametrize("n", [2, 3, 10])
 def test_without_fixed_points_every_prompt_gets_anothers_rows(n: int) -> None:
     for seed in range(20):
-        order = others_rows(n, 1, seed=seed)
+        order = others_rows(range(n), 1, seed=seed)
         assert (order != torch.arange(n)).all()
         assert sorted(order.tolist()) == list(range(n))
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import gmean, ttest_1samp
 from scipy.stats import t as student
 
-from mechdiff.report import bootstrap, intervals
+from mechdiff.report import bootstrap, intervals, simulated
 
 
 def test_p_is_the_larger_of_the_symmetric_and_twice_the_equal_tailed_share_of_resamples() -> None:
@@ -104,28 +104,28 @@ def test_coverage_is_as_the_shipped_table_says() -> None:
     truth = np.exp(-(spread**2) / 2)
     assert 0.93 <= ((log_low <= truth) & (log_high >= truth)).mean() <= 0.97
     measured = ((low <= 1) & (high >= 1)).mean()
-    assert intervals.coverage(3.5, 150) == pytest.approx(measured, abs=0.02)
+    assert simulated.coverage(3.5, 150) == pytest.approx(measured, abs=0.02)
     assert 0.88 <= measured <= 0.94
 
 
 def test_coverage_between_the_simulated_ones_lies_between() -> None:
     table = {(one["cv"], one["n"]): one["mean"] for one in json.loads((files("mechdiff") / "data" / "coverage.json").read_text())["table"]}
-    found = intervals.coverage(1.4, 24)
+    found = simulated.coverage(1.4, 24)
     assert found
     assert min(table[2.0, 16], table[1.0, 16]) <= found <= max(table[1.0, 32], table[2.0, 32])
-    assert intervals.coverage(1.0, 4) is None
-    assert intervals.coverage(9.0, 50) is None
+    assert simulated.coverage(1.0, 4) is None
+    assert simulated.coverage(9.0, 50) is None
 
 
 def test_a_test_speaks_where_its_simulated_false_alarms_are_few_all_around() -> None:
     told = json.loads((files("mechdiff") / "data" / "coverage.json").read_text())
     rates = {(one["cv"], one["n"]): one["mean_p"] for one in told["table"]}
     for (cv, n), rate in rates.items():
-        assert intervals.speaks("mean_p", n, cv) == (rate <= told["most"])
-    assert told["most"] == pytest.approx(0.05 + 2 * np.sqrt(0.05 * 0.95 / told["repeats"]), abs=1e-4)
-    assert intervals.speaks("mean_p", 12, 0.7)
-    assert intervals.speaks("mean_p", 12, 0.2), "less skew than was simulated"
-    assert intervals.speaks("mean_p", 5000, 0.7), "more prompts than were simulated"
-    assert not intervals.speaks("mean_p", 20, 1.9), "what lies between a sound and an unsound place is unsound"
-    assert not intervals.speaks("mean_p", 4, 0.5)
-    assert not intervals.speaks("mean_p", 500, 4.0), "more skew than was simulated"
+        assert simulated.speaks("mean_p", n, cv) == (rate <= told["most"]["mean_p"])
+    assert told["most"]["mean_p"] == pytest.approx(0.05 + 2 * np.sqrt(0.05 * 0.95 / told["repeats"]), abs=1e-4)
+    assert simulated.speaks("mean_p", 12, 0.7)
+    assert simulated.speaks("mean_p", 12, 0.2), "less skew than was simulated"
+    assert simulated.speaks("mean_p", 5000, 0.7), "more prompts than were simulated"
+    assert not simulated.speaks("mean_p", 20, 1.9), "what lies between a sound and an unsound place is unsound"
+    assert not simulated.speaks("mean_p", 4, 0.5)
+    assert not simulated.speaks("mean_p", 500, 4.0), "more skew than was simulated"

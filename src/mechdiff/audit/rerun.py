@@ -12,6 +12,7 @@ from torch import Tensor
 from mechdiff.audit import whole
 from mechdiff.engine.families import QUANTIZED
 from mechdiff.engine.models import SIDES, Model, Side, is_quantized, load_net, wrap
+from mechdiff.engine.prompts import clusters_of
 from mechdiff.engine.quantization import held_matrix
 from mechdiff.engine.sites import Site
 from mechdiff.engine.switches import attach_adapter
@@ -128,7 +129,8 @@ class Rerun:
     def donor(self, split: str, prompt: str) -> str:
         """The prompt whose state stands in for this one's in the arm resample."""
         names = self.names(split)
-        return names[donors(len(names), self.prepared.study.seed)[names.index(prompt)]]
+        clusters = clusters_of([self.prepared.rendered[split][name].prompt for name in names])
+        return names[donors(clusters, self.prepared.study.seed)[names.index(prompt)]]
 
     def mean(self, side: str, site: Site, n_pos: int) -> Tensor:
         """`[pos, d]`: the mean over the fit prompts."""

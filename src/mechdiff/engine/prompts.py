@@ -139,6 +139,22 @@ def n_words(text: str) -> int:
     return sum(1 for _ in _WORD.finditer(text))
 
 
+def cluster_names(prompts: Sequence[Prompt]) -> list[str]:
+    """The cluster of each prompt as a record calls it: by a `meta.cluster` of its prompts, else by the id of the first of them."""
+    names: dict[str, str] = {}
+    clusters = clusters_of(prompts)
+    for given in (True, False):
+        for prompt, cluster in zip(prompts, clusters, strict=True):
+            named = prompt.meta.get("cluster")
+            if cluster in names or (given and named is None):
+                continue
+            name = str(named) if given else prompt.id
+            while name in names.values():
+                name += "'"
+            names[cluster] = name
+    return [names[cluster] for cluster in clusters]
+
+
 def clusters_of(prompts: Sequence[Prompt]) -> list[str]:
     """The cluster of each prompt, named by the first in order of the texts and cluster names that it joins."""
     parent: dict[str, str] = {}

@@ -25,6 +25,7 @@ at one position is not the effect at all of them; and a written state can be one
 Logit differences are linear where KL saturates (Heimersheim & Nanda 2024, arXiv 2404.15255), so both are given.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -59,12 +60,25 @@ def written_state(
     return base + (mean_tuned - mean_base)[:, None] if arm == "shift" else mean_tuned[:, None].expand_as(tuned)
 
 
-def donors(n_prompts: int, seed: int) -> list[int]:
-    """For each prompt another one whose state stands in for it: a random cycle through all, so none is its own donor. Needs two prompts."""
-    order = torch.randperm(n_prompts, generator=torch.Generator().manual_seed(seed)).tolist()
-    donor = [0] * n_prompts
-    for here, there in zip(order, order[1:] + order[:1], strict=True):
-        donor[here] = there
+def donors(clusters: Sequence[object], seed: int) -> list[int]:
+    """For each prompt (named by its cluster) another one whose state stands in for it, of another cluster: one of its own would know the prompt.
+
+    A random order in which clusters stay together, turned by the size of the largest: every state is used once. A cluster with more than half of
+    the prompts has donors that others use too. Of a single cluster each has another prompt. Needs two prompts.
+    """
+    random = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(clusters), generator=random).tolist()
+    first: dict[object, int] = {}
+    for place, prompt in enumerate(order):
+        first.setdefault(clusters[prompt], place)
+    order.sort(key=lambda prompt: first[clusters[prompt]])  # stable: where every prompt is alone, the order as drawn
+    turn = max(Counter(clusters).values()) if len(first) > 1 else 1
+    donor = [0] * len(order)
+    for place, prompt in enumerate(order):
+        donor[prompt] = order[(place + turn) % len(order)]
+        if len(first) > 1 and clusters[donor[prompt]] == clusters[prompt]:
+            others = [one for one in order if clusters[one] != clusters[prompt]]
+            donor[prompt] = others[int(torch.randint(len(others), (1,), generator=random))]
     return donor
 
 

@@ -17,7 +17,8 @@ X and Y hold the two models' states at one site, a row for each prompt; K = XX�
 - `same_basis_change`: the mean of ‖y − x‖/‖x‖ over prompts, uncentred, no basis removed: 0 only if every state is the same. A fine-tune
   shares its base's basis, so this sees what the others forgive; it is the first number to read for a fine-tune.
 - `cka_without_prompt`: `cka` without that prompt, for the jackknife. (Drawing prompts with replacement repeats rows and inflates CKA.)
-- control `permuted#i`: the value with the tuned model's prompts in random order. The same orders serve all sites.
+- control `permuted#i`: the value with the tuned model's prompts in random order, clusters of prompts whole and each in the place of another of its
+  size. The same orders serve all sites.
 
 When it misleads: a few extreme rows or dimensions can make all of CKA (Davari 2023); a high value does not mean the same function, and a
 late, small, decisive edit moves it little. A measure that is not defined here (too few prompts, states that do not vary) is NaN;
@@ -25,7 +26,7 @@ late, small, decisive edit moves it little. A measure that is not defined here (
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -175,12 +176,20 @@ def _cka_without_each(base: Float64[Tensor, "prompt prompt"], tuned: Float64[Ten
     return cross / (base_size * tuned_size)
 
 
-def pairings(n_prompts: int, draws: int, seed: int) -> Int64[Tensor, "draw prompt"]:
-    """Random orders of the prompts."""
+def pairings(clusters: Sequence[object], draws: int, seed: int) -> Int64[Tensor, "draw prompt"]:
+    """Random orders of the prompts. Prompts of one cluster go together to the place of a cluster with as many: they are one observation."""
     generator = torch.Generator().manual_seed(seed)
-    orders = torch.empty(draws, n_prompts, dtype=torch.int64)
+    members: dict[object, list[int]] = {}
+    for prompt, cluster in enumerate(clusters):
+        members.setdefault(cluster, []).append(prompt)
+    by_size: dict[int, list[list[int]]] = {}
+    for group in members.values():
+        by_size.setdefault(len(group), []).append(group)
+    alike = [torch.tensor(groups) for groups in by_size.values()]
+    orders = torch.empty(draws, len(clusters), dtype=torch.int64)
     for order in orders:
-        order.copy_(torch.randperm(n_prompts, generator=generator))
+        for groups in alike:
+            order[groups] = groups[torch.randperm(len(groups), generator=generator)]
     return orders
 
 
@@ -229,11 +238,15 @@ def measure(
     *,
     permutations: int = 500,
     seed: int = 0,
+    clusters: Sequence[object] | None = None,
 ) -> pl.DataFrame:
-    """Rows of every site's similarity, its value without each prompt, and its draws under random pairings of the prompts."""
+    """Rows of every site's similarity, its value without each prompt, and its draws under random pairings of the prompts.
+
+    `clusters` names the cluster of each prompt; without it every prompt is its own.
+    """
     assert base.keys() == tuned.keys()
     n = len(prompt_ids)
-    orders = pairings(n, permutations, seed)
+    orders = pairings(prompt_ids if clusters is None else clusters, permutations, seed)
     together = max(1, min(32, 2**22 // n**2))
     sites = sorted(base)
     groups = [sites[start : start + together] for start in range(0, len(sites), together)]

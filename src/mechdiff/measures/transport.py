@@ -155,9 +155,9 @@ def _permuted_procrustes(
         yield float(quality(refitted.transform(test[0]), *test, torch.zeros(change.shape[1], dtype=torch.float64))["r2_change"])
 
 
-def others_rows(n_prompts: int, rows_per_prompt: int, *, seed: int) -> Int[Tensor, " row"]:
-    """Row numbers with whole prompts exchanged so that each gets another one's rows."""
-    return exchanged(torch.arange(n_prompts).repeat_interleave(rows_per_prompt), torch.tensor(donors(n_prompts, seed)))
+def others_rows(clusters: Sequence[object], rows_per_prompt: int, *, seed: int) -> Int[Tensor, " row"]:
+    """Row numbers with whole prompts exchanged so that each gets the rows of a prompt of another cluster."""
+    return exchanged(torch.arange(len(clusters)).repeat_interleave(rows_per_prompt), torch.tensor(donors(clusters, seed)))
 
 
 def projected_at_random(change: Float[Tensor, "*row d"], rank: int, *, seed: int) -> Float[Tensor, "*row d"]:

@@ -14,6 +14,7 @@ A resample in which hardly anything varies, such as one prompt drawn n times, wo
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -34,6 +35,14 @@ def resample_counts(n_prompts: int, *, resamples: int = RESAMPLES, seed: int = 0
     drawn = np.random.default_rng([seed, n_prompts]).integers(0, n_prompts, size=(resamples, n_prompts))
     drawn += np.arange(resamples)[:, None] * n_prompts
     return np.bincount(drawn.ravel(), minlength=resamples * n_prompts).reshape(resamples, n_prompts).astype(float)
+
+
+@lru_cache(maxsize=4)
+def drawn_shares(n_prompts: int, seed: int) -> Float[ndarray, "resample prompt"]:
+    """The counts over the number of prompts, to be read only: every column of a run is drawn alike."""
+    shares = resample_counts(n_prompts, seed=seed) / n_prompts
+    shares.flags.writeable = False
+    return shares
 
 
 def of_means(

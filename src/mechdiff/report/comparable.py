@@ -6,7 +6,7 @@ of the page: what changes how far a difference can be trusted, such as other pro
 shared tokens.
 """
 
-import json
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Any
 import polars as pl
 
 from mechdiff.errors import RunError
-from mechdiff.report import findings, statistics
+from mechdiff.report import findings, statistics, units
 from mechdiff.report.parts import Run
+from mechdiff.report.parts import load as load_run
 from mechdiff.report.phrasing import listed
 from mechdiff.report.record import said, short_name
-from mechdiff.study.artifacts import read_manifest, read_rows, read_summary
+from mechdiff.study.artifacts import read_manifest, read_prompts
 
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 """Files that make two models one: tokenizer files change with library versions and are not held against each other."""
@@ -74,7 +75,7 @@ def load(folders: Sequence[str | Path]) -> list[Loaded]:
         Loaded(
             name=name,
             folder=place,
-            content=Run(manifest=manifest, rows=read_rows(place), summary=read_summary(place)),
+            content=load_run(place),
             texts=rendered(place),
         )
         for name, place, manifest in zip(unique, places, manifests, strict=True)
@@ -82,17 +83,13 @@ def load(folders: Sequence[str | Path]) -> list[Loaded]:
 
 
 def rendered(folder: Path) -> dict[tuple[str, str], str]:
-    """Hash of each prompt's rendered text, by split and name; empty where the run keeps no prompts.jsonl."""
-    place = folder / "prompts.jsonl"
-    if not place.is_file():
-        return {}
-    try:
-        lines = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
-        return {(line["split"], line["id"]): line["sha256"] for line in lines}
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{place}: cannot be read ({error!r}), expected one prompt a line. Run the study again, or take the file away."
-        ) from error
+    """Hash of each prompt's rendered text, and of a cluster's texts together, by split and name; empty where the run keeps no prompts.jsonl."""
+    lines = read_prompts(folder)
+    texts = {(line["split"], line["id"]): str(line.get("sha256")) for line in lines}
+    members: dict[tuple[str, str], list[str]] = {}
+    for (split, prompt), unit in units.unit_names(lines).items():
+        members.setdefault((split, unit), []).append(texts[split, prompt])
+    return texts | {unit: hashlib.sha256(" ".join(sorted(of)).encode()).hexdigest() for unit, of in members.items()}
 
 
 def base_of(run: Loaded) -> str:
@@ -146,6 +143,7 @@ def report_texts(run: Loaded) -> frozenset[str]:
     """What the reported prompts are called across runs."""
     split = findings.reported(run.content.rows, "divergence")
     of_split = run.content.rows.filter(pl.col("measure") == "divergence", pl.col("split").eq_missing(split))
+    of_split = of_split.filter(~pl.col("unit").str.starts_with("token ").fill_null(False))  # single tokens are of prompts, not of units
     return frozenset(run.key(split, prompt) for prompt in of_split["prompt"].drop_nulls().unique().to_list())
 
 

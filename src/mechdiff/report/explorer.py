@@ -36,9 +36,9 @@ def explorer(run: Run) -> dict | None:
     cells = run.summary.filter(*where, pl.col("metric").is_in(list(METRICS)))
     if cells.is_empty():
         return None
-    d = findings.d_per_prompt(run.rows).sort("prompt")
+    d = findings.d_per_prompt(run.prompt_rows).sort("prompt")
     prompts = d["prompt"].to_list()
-    values = run.rows.filter(*where, pl.col("metric").is_in(list(BY_PROMPT)), pl.col("prompt").is_in(prompts)).sort("prompt")
+    values = run.prompt_rows.filter(*where, pl.col("metric").is_in(list(BY_PROMPT)), pl.col("prompt").is_in(prompts)).sort("prompt")
     key = ["direction", "arm", "unit", "site", "layer"]
     by_prompt = values.group_by([*key, "metric"]).agg("prompt", "value")
     each = {tuple(row[name] for name in (*key, "metric")): _in_order(row, prompts) for row in by_prompt.iter_rows(named=True)}

@@ -34,6 +34,7 @@ class Difference:
     """D in nats, over prompts."""
     low: float
     high: float
+    """NaN where there are too few prompts for an interval."""
     median: float
     log_mean: float | None
     """Geometric mean in nats; None where a prompt has D = 0."""
@@ -49,6 +50,8 @@ class Difference:
     """JS of the two laws over all tokens, in nats."""
     byte: float | None = None
     """KL(tuned || base) of the next byte, in nats."""
+    coverage: float | None = None
+    """How often such an interval held the truth in simulations."""
 
     @property
     def counts(self) -> bool:
@@ -132,8 +135,9 @@ def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
         split=one["split"],
         n=one["n"] or 0,
         mean=one["mean"],
-        low=one["mean"] if one["ci_low"] is None else one["ci_low"],
-        high=one["mean"] if one["ci_high"] is None else one["ci_high"],
+        low=float("nan") if one["ci_low"] is None else one["ci_low"],
+        high=float("nan") if one["ci_high"] is None else one["ci_high"],
+        coverage=one.get("coverage"),
         median=one["median"],
         log_mean=one["log_mean"],
         floor=one["floor"],

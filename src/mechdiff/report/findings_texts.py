@@ -70,6 +70,7 @@ def decision_places(rows: pl.DataFrame, manifest: dict) -> dict[str, int]:
 def by_offset(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
     """`offset n mean low high`: D at each offset that at least half of the prompts have, with 95 % intervals over prompts."""
     placed = offsets(rows, manifest).filter(pl.col("value").is_finite(), pl.col("offset").is_between(-BEFORE, AFTER))
+    placed = _by_unit(placed, rows, manifest, "offset").sort("prompt", "offset")
     enough = max(2, placed["prompt"].n_unique() / 2)
     found = []
     for offset, part in placed.group_by("offset", maintain_order=True):
@@ -84,7 +85,18 @@ def by_offset(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
 def on_continuation(rows: pl.DataFrame, manifest: dict) -> Interval | None:
     """D a token behind the decision position, each prompt's mean counting once."""
     behind = offsets(rows, manifest).filter(pl.col("offset") > 0, pl.col("value").is_finite())
-    return _interval(behind.group_by("prompt", maintain_order=True).agg(pl.col("value").mean())["value"])
+    of_prompt = behind.group_by("prompt", maintain_order=True).agg(pl.col("value").mean())
+    return _interval(_by_unit(of_prompt, rows, manifest)["value"])
+
+
+def _by_unit(of_prompt: pl.DataFrame, rows: pl.DataFrame, manifest: dict, *by: str) -> pl.DataFrame:
+    """The table with the prompts of one cluster made one (`parts.load` puts their names into the manifest)."""
+    split = reported(rows.filter(pl.col("measure") == "divergence"), "divergence")
+    names = (manifest.get("units") or {}).get(split)
+    if not names:
+        return of_prompt
+    named = of_prompt.with_columns(pl.col("prompt").replace(names))
+    return named.group_by("prompt", *by, maintain_order=True).agg(pl.col("value").mean())
 
 
 def bits_per_byte(rows: pl.DataFrame) -> dict[str, Interval]:

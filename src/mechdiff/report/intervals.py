@@ -9,14 +9,11 @@
 - `geometric`: the t interval of a geometric mean, which keeps its coverage where a mean's does not.
 - `peak_set`: where a profile is highest, as a set; `first_past`: the earliest layer whose share passes a threshold, with the 95 % set of that
   layer; `detectable`: what a null result would not have missed.
-- `coverage`, `speaks`: what simulations say of these intervals and tests at the run's own skew and number of prompts (docs/NULLS.md).
+
+How far they can be trusted at a run's own skew and number of prompts: `simulated.py`.
 
 The same seed gives the same bytes. There is no interval, and no p, of fewer than FEWEST rows: NaN.
 """
-
-import json
-from functools import cache
-from importlib.resources import files
 
 import numpy as np
 from jaxtyping import Float
@@ -46,7 +43,7 @@ def mean_intervals(
     if n_prompts > bootstrap.MANY_PROMPTS:
         low, high = bootstrap.expansion(values - mean, level)
         return mean + low, mean + high
-    shares = resample_counts(n_prompts, seed=seed) / n_prompts
+    shares = bootstrap.drawn_shares(n_prompts, seed)
     found = [
         bootstrap.ends(*bootstrap.of_means(values[:, block] - mean[block], shares), level)  # centred: small spreads keep their digits
         for block in bootstrap.blocks(n_columns)
@@ -70,7 +67,7 @@ def share_intervals(
     share = values.mean(axis=0) / np.broadcast_to(total, values.shape).mean(axis=0)  # summed in the same order: the share of the whole is 1
     if n_prompts < FEWEST:
         return share, np.full(n_columns, np.nan), np.full(n_columns, np.nan)
-    shares = resample_counts(n_prompts, seed=seed) / n_prompts
+    shares = bootstrap.drawn_shares(n_prompts, seed)
     found = [
         bootstrap.ends(*bootstrap.of_ratios(values[:, block], total if total.shape[1] == 1 else total[:, block], shares), level)
         for block in bootstrap.blocks(n_columns)
@@ -111,7 +108,7 @@ def _tested(values: ndarray, seed: int) -> tuple[Float[ndarray, " test"], Float[
     if n_prompts < FEWEST:
         return np.full(n_tests, np.nan), np.full(n_tests, np.nan)
     mean, own, real = values.mean(axis=0), np.empty(n_tests), np.empty(n_tests)
-    shares = resample_counts(n_prompts, seed=seed) / n_prompts
+    shares = bootstrap.drawn_shares(n_prompts, seed)
     largest = np.zeros(len(shares))
     for block in bootstrap.blocks(n_tests):
         error, t = bootstrap.of_means(values[:, block] - mean[block], shares)
@@ -223,46 +220,6 @@ def detectable(spread: ndarray, n_prompts: ndarray | int, *, level: float = LEVE
     n = np.maximum(np.asarray(n_prompts, float), 2)
     reach = student.ppf((1 + level) / 2, n - 1) + student.ppf(power, n - 1)
     return np.where(np.asarray(n_prompts) > 1, reach * spread / np.sqrt(n), np.nan)
-
-
-@cache
-def _measured() -> dict[str, dict[str, np.ndarray]]:
-    """Of the intervals (`mean`, `geometric`) and of each test: what simulations found, by `cv` and `n`."""
-    table = json.loads((files("mechdiff") / "data" / "coverage.json").read_text())
-    axes = {name: np.array(sorted({one[name] for one in table["table"]})) for name in ("cv", "n")}
-    names = [name for name in table["table"][0] if name not in axes]
-    by_place = {(one["cv"], one["n"]): one for one in table["table"]}
-    grids = {name: np.array([[by_place[cv, n][name] for n in axes["n"]] for cv in axes["cv"]], float) for name in names}
-    return {"axes": axes, "found": grids, "most": {"": np.array(table["most"])}}
-
-
-def coverage(cv: float, n_prompts: int) -> float | None:
-    """How often `mean_intervals` held the truth in simulations of this coefficient of variation and number of prompts (benchmarks/coverage.py).
-
-    Between the simulated ones on a logarithmic scale; None for fewer prompts or more skew than were simulated.
-    """
-    measured = _measured()
-    cvs, sizes = measured["axes"]["cv"], measured["axes"]["n"]
-    if n_prompts < sizes[0] or not 0 < cv <= cvs[-1]:
-        return None
-    of_size = [float(np.interp(np.log(n_prompts), np.log(sizes), row)) for row in measured["found"]["mean"]]
-    return float(np.interp(np.log(cv), np.log(cvs), of_size))
-
-
-def speaks(test: str, n_prompts: int, cv: float) -> bool:
-    """Whether so many prompts of this skew let a test's p of 0.05 be spoken of: at most 5 % false alarms + two standard errors, in simulations.
-
-    `test` is a column of data/coverage.json, such as "mean_p". Between simulated numbers of prompts and skews, all around must hold.
-    """
-    measured = _measured()
-    cvs, sizes, found = measured["axes"]["cv"], measured["axes"]["n"], measured["found"][test]
-    if n_prompts < max(sizes[0], FEWEST) or not 0 <= cv <= cvs[-1]:
-        return False
-    rows = slice(max(int(np.searchsorted(cvs, cv, side="right")) - 1, 0), int(np.searchsorted(cvs, cv)) + 1)
-    columns = slice(
-        int(np.searchsorted(sizes, n_prompts, side="right")) - 1, min(int(np.searchsorted(sizes, n_prompts)), len(sizes) - 1) + 1
-    )
-    return bool((found[rows, columns] <= float(measured["most"][""])).all())
 
 
 def peak_set(values: Float[ndarray, "prompt place"], *, seed: int = 0, level: float = LEVEL) -> tuple[int, list[int]]:

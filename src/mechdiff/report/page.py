@@ -18,9 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mechdiff.report import drawing, record, sections
-from mechdiff.report.parts import Drawn, Run, Section
+from mechdiff.report.parts import Drawn, Section, load
 from mechdiff.report.verdict import verdict
-from mechdiff.study.artifacts import read_manifest, read_prompts, read_rows, read_summary
 
 HERE = Path(__file__).parent
 BESIDE = ("rows.parquet", "summary.parquet", "manifest.json", "study.yaml", "log.txt")
@@ -32,7 +31,7 @@ def build_report(run: Path) -> Path:
     The same folder gives the same bytes. Raises RunError where there is no finished run, or its tables cannot be read.
     """
     run = Path(run)
-    content = Run(manifest=read_manifest(run), rows=read_rows(run), summary=read_summary(run), prompts=read_prompts(run))
+    content = load(run)
     manifest, tables = content.manifest, (content.rows, content.summary, content.manifest)
     quick = ["A quick run: only the first prompts of each split were used, so intervals are wide."] if manifest.get("quick") else []
     return write_page(

@@ -2,22 +2,43 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from mechdiff.report.drawing import Figure
+from mechdiff.report.units import clustered, unit_names
+from mechdiff.study.artifacts import read_manifest, read_prompts, read_rows, read_summary
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run folder holds, read once."""
+    """What a run folder holds, read once (`load`)."""
 
     rows: pl.DataFrame
+    """One row a unit: a prompt, or a cluster of prompts."""
     summary: pl.DataFrame
     manifest: dict
     prompts: list[dict] = field(default_factory=list)
-    """What the models read: `split id sha256 text_base ...`, as in prompts.jsonl."""
+    """What the models read: `split id cluster sha256 text_base ...`, as in prompts.jsonl."""
+    prompt_rows: pl.DataFrame = field(default=None)  # type: ignore[assignment]
+    """One row a prompt, for what shows single prompts; the same table where no two prompts share a cluster."""
+
+    def __post_init__(self) -> None:
+        if self.prompt_rows is None:
+            object.__setattr__(self, "prompt_rows", self.rows)
+
+
+def load(folder: str | Path) -> Run:
+    """A finished run as its page and comparisons read it. Raises RunError where there is none, or its tables cannot be read."""
+    place = Path(folder)
+    raw, prompts, manifest = read_rows(place), read_prompts(place), read_manifest(place)
+    names: dict[str, dict[str, str]] = {}
+    for (split, prompt), unit in unit_names(prompts).items():
+        names.setdefault(split, {})[prompt] = unit
+    manifest = manifest | ({"units": names} if names else {})
+    return Run(rows=clustered(raw, prompts), summary=read_summary(place), manifest=manifest, prompts=prompts, prompt_rows=raw)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from mechdiff.report.intervals import FEWEST
+from mechdiff.report.simulated import ENOUGH
 
 SHOWN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
@@ -48,13 +49,23 @@ def between(low: float | None, high: float | None, *, digits: int | None = None)
     return f"{nats(low)} to {nats(high)}" if digits is None else f"{share(low, digits)} to {share(high, digits)}"
 
 
-def with_interval(value: float | None, low: float | None, high: float | None, *, digits: int | None = None) -> str:
-    """ "7.69 (95 %: 6.77 to 9.16)". Decimals given as `digits` become one more where the interval would vanish in them."""
+def with_interval(
+    value: float | None, low: float | None, high: float | None, *, digits: int | None = None, coverage: float | None = None
+) -> str:
+    """ "7.69 (95 %: 6.77 to 9.16)"; "(88 % interval: ...)" where intervals like it held the truth no more often in simulations (`coverage`).
+
+    Decimals given as `digits` become one more where the interval would vanish in them.
+    """
     if digits is not None and low is not None and high is not None and high - low < 2 * 10**-digits:
         digits += 1
     estimate = nats(value) if digits is None else share(value, digits)
     ends = between(low, high, digits=digits)
-    return f"{estimate} (95 %: {ends})" if ends else estimate
+    return f"{estimate} ({level(coverage)}: {ends})" if ends else estimate
+
+
+def level(coverage: float | None) -> str:
+    """What an interval is called: "95 %", or the share of simulations in which it held the truth, where that is under ENOUGH."""
+    return "95 %" if coverage is None or coverage >= ENOUGH else f"{100 * coverage:.0f} % interval"
 
 
 def shown(

@@ -30,7 +30,7 @@ def texts(run: Run) -> Section:
 
 
 def _caption(run: Run, profile: pl.DataFrame) -> str:
-    n = findings_texts.offsets(run.rows, run.manifest)["prompt"].n_unique()
+    n = findings_texts.offsets(run.prompt_rows, run.manifest)["prompt"].n_unique()
     top = profile.sort("mean", descending=True, maintain_order=True).row(0, named=True)
     where = "at the decision position" if top["offset"] == 0 else f"{_away(top['offset'])} it"
     here = profile.filter(pl.col("offset") == 0)
@@ -40,7 +40,7 @@ def _caption(run: Run, profile: pl.DataFrame) -> str:
     behind = findings_texts.on_continuation(run.rows, run.manifest)
     if behind:
         said += f"; behind it {phrasing.with_interval(behind.mean, behind.low, behind.high)} nats a token"
-    found = findings_texts.parting(run.rows, run.manifest)
+    found = findings_texts.parting(run.prompt_rows, run.manifest)
     if found is None:
         return said + "."
     said += f". The two first choices differ for the first time at the decision position on {found.at} prompts, later on {found.after}"

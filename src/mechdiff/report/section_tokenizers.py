@@ -115,7 +115,7 @@ def _cut_apart(run: Run) -> list[dict]:
     """The prompts that the two tokenizers cut most differently."""
     sides = {}
     for side in ("base", "tuned"):
-        own = run.rows.filter(pl.col("metric") == f"tokens_per_word_{side}", pl.col("split") == "report")
+        own = run.prompt_rows.filter(pl.col("metric") == f"tokens_per_word_{side}", pl.col("split") == "report")
         sides[side] = dict(own.select("prompt", "value").iter_rows())
     ratios = {name: sides["tuned"][name] / value for name, value in sides["base"].items() if name in sides["tuned"] and value}
     order = [name for name in sorted(ratios, key=lambda name: (-abs(ratios[name] - 1), name)) if ratios[name] != 1]

@@ -9,9 +9,10 @@ from typing import Any
 import polars as pl
 from scipy.stats import spearmanr
 
-from mechdiff.report import asymmetry, charts_patching, figures, findings, intervals, statistics, verdict, wording
+from mechdiff.report import asymmetry, charts_patching, figures, findings, statistics, verdict, wording
 from mechdiff.report.explorer import explorer
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
+from mechdiff.report.intervals import FEWEST
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, listed, nats, share, with_interval
 from mechdiff.report.record import trust
@@ -26,6 +27,7 @@ from mechdiff.report.section_texts import texts
 from mechdiff.report.section_tokenizers import tokenizers
 from mechdiff.report.section_transport import transport
 from mechdiff.report.section_weights import weights
+from mechdiff.report.simulated import ENOUGH
 from mechdiff.report.wording_difference import why_no_share
 
 ARMS = {
@@ -82,16 +84,15 @@ def behaviour(run: Run) -> Section:
     if found is None:
         return Section(id="behaviour", title=title, parts=[note("Divergence was not measured in this run.")])
     d = findings.d_per_prompt(run.rows)
-    caption = (
-        f"D on {found.n} {found.split} prompts: mean {with_interval(found.mean, found.low, found.high)} nats, median {nats(found.median)}"
-    )
+    mean = with_interval(found.mean, found.low, found.high, coverage=found.coverage)
+    caption = f"D on {found.n} {found.split} prompts: mean {mean} nats, median {nats(found.median)}"
     caption += f", from {nats(d['d'][0])} to {nats(d['d'][-1])}."
     infinite = int(d["d"].is_infinite().sum())
     if infinite:
         caption += f" {infinite} prompts with infinite D are not drawn."
     drawn = Drawn(name="d_by_prompt", chart=figures.d_by_prompt, caption=caption, reading="d_by_prompt")
     said = {True: "same", False: "different", None: "not measured"}
-    order = [*d.sort("d", descending=True).head(TOP_PROMPTS).iter_rows(named=True)]
+    order = [*findings.d_per_prompt(run.prompt_rows).sort("d", descending=True).head(TOP_PROMPTS).iter_rows(named=True)]
     prompts = [(row["prompt"], nats(row["d"]), said[row["same"]]) for row in order]
     return Section(
         id="behaviour",
@@ -100,6 +101,7 @@ def behaviour(run: Run) -> Section:
             drawn,
             _divergences(run, found.split),
             *_coverage(run, found.split),
+            *_clusters(run, found.split),
             *_other_splits(run, found.split),
             table(("prompt", "D, nats", "first choice"), prompts, folded="The prompts that differ most"),
         ],
@@ -143,11 +145,24 @@ def _coverage(run: Run, split: str) -> list[dict]:
         pl.col("metric") == statistics.d_metric(run.rows), pl.col("split") == split, pl.col("control").is_null() & pl.col("unit").is_null()
     )
     for one in cells.head(1).iter_rows(named=True):
-        cv = one["sd"] / one["mean"] if one["sd"] and one["mean"] else 0.0
-        if found := intervals.coverage(cv, one["n"]):
-            said = f"Intervals of a mean at this skew (sd / mean {share(cv)}) and {one['n']} prompts held the truth in {found:.0%} of simulations, "
-            return [note(said + "not in 95 %; those of the geometric mean held it in 95 % (docs/STATISTICS.md).")]
+        if (found := one.get("coverage")) is not None and found < ENOUGH:
+            said = f"At the skew of these {one['n']} prompts, intervals of a mean that are called 95 % held the truth in {found:.0%} of simulations; "
+            return [note(said + "those of the geometric mean held it in 95 % (docs/STATISTICS.md).")]
     return []
+
+
+def _clusters(run: Run, split: str) -> list[dict]:
+    """What n counts, where prompts share a cluster."""
+    units = run.manifest.get("units", {}).get(split)
+    if not units:
+        return []
+    n = sum(one["split"] == split for one in run.prompts)
+    counted = n - len(units) + len(set(units.values()))
+    said = (
+        f"{n} {split} prompts are {counted} independent ones: those of one cluster (the same meta.cluster, or the same text) count as one, with "
+        "the mean of their values, in every n, interval, p and share."
+    )
+    return [note(said + (f" Of fewer than {FEWEST} there is no interval and no test." if counted < FEWEST else ""))]
 
 
 def _other_splits(run: Run, reported: str) -> list[dict]:

@@ -1,23 +1,24 @@
 """From values per prompt to `summary.parquet`: means, intervals, shares, p values and flags, made in this one place.
 
 Each group of rows that differ only in `prompt` becomes one row: the key without `prompt`, then the columns below. Draws
-of a null distribution that are one number for the whole set (`permuted#3`, `label_swap#3`) get no row: together they make `p`.
+of a null distribution that are one number for the whole set (`permuted#3`) get no row: together they make `p`.
 Values of single tokens (`divergence`, unit `token 17`) get no row each either: their mean over a prompt's tokens is that prompt's
 value in one row with the unit `tokens`, so that `n`, intervals and the rest are over prompts there too.
 
 | column | meaning |
 |---|---|
-| `n` | prompts with a defined value (for similarity: prompts the states came from) |
+| `n` | units with a defined value: prompts, or clusters of prompts (`units.py`); for similarity those the states came from |
 | `mean`, `sd` | over prompts; for a value of the whole set `mean` is the value |
 | `ci_low`, `ci_high` | 95 %: bootstrap-t over prompts for means (none under FEWEST), Wilson for shares of prompts, delete-one jackknife for CKA |
 | `log_mean` | geometric mean exp(mean log x), in nats: only for `*_nats` metrics that are positive on every prompt |
 | `median` | over prompts |
 | `share` | of D = KL(p_tuned || p_base), ratio of means: breakage kl_own/D (tuned runs), recovery 1 - kl_other/D (base runs, grafts): shares.py |
 | `drop` | 1 - kl_own(arm)/kl_own(identity), at the same strength, where the other model's state is written |
-| `p`, `q` | permutation of the row pairing, label swaps (`nulls.py`); Benjamini-Hochberg within measure, metric, direction, split, site |
+| `p`, `q` | permuted pairs (`nulls.py`); of a factorial's effects the bootstrap-t's. q within measure, metric, direction, split, site |
 | `floor` | the metric's noise floor in that direction: how far an unedited replayed row strays (see `noise_floors`) |
 | `flag` | words of `FLAGS`, joined by ";"; null if there is nothing to say |
 | `log_low`, `log_high` | t interval of `log_mean` on the scale of logarithms: the one that keeps its coverage at skew (docs/STATISTICS.md) |
+| `coverage` | how often such an interval held the truth in simulations, at this skew and n (`simulated.py`): of values that are never negative |
 | `detectable` | the smallest mean that would have been told from 0 with 80 % power at 5 %, two-sided: of metrics with a sign, such as differences |
 
 No share where D is not above three floors of the noisier model, no drop where the identity arm is not: a ratio of noise is not a number.
@@ -30,17 +31,18 @@ import numpy as np
 import polars as pl
 
 from mechdiff import shares
-from mechdiff.report import intervals
+from mechdiff.report import intervals, simulated
 from mechdiff.report.intervals import FEW, FEWEST
 from mechdiff.report.memory import once
-from mechdiff.report.nulls import GROUP, permutation_p, swap_p, with_q
+from mechdiff.report.nulls import GROUP, permutation_p, with_q
+from mechdiff.report.units import Prompts, clustered
 from mechdiff.rows import KEY, OVERLAP, SCHEMA
 
 STATISTICS: dict[str, Any] = {
     "n": pl.Int64,
     **dict.fromkeys(["mean", "sd", "ci_low", "ci_high", "log_mean", "median", "share", "drop", "p", "q", "floor"], pl.Float64),
     "flag": pl.String,
-    **dict.fromkeys(["log_low", "log_high", "detectable"], pl.Float64),
+    **dict.fromkeys(["log_low", "log_high", "detectable", "coverage"], pl.Float64),
 }
 SUMMARY: dict[str, Any] = {name: SCHEMA[name] for name in GROUP} | STATISTICS
 """Columns and types of summary.parquet."""
@@ -56,6 +58,7 @@ FLAGS = {
     "undefined": "undefined, for too few prompts or states without variance; n counts the prompts with a value",
     "infinite": "infinite on at least one prompt: a token that only one model can emit",
     "shared_tokens": "the vocabularies differ: the share is of D on the tokens that both models have",
+    "untestable": "cannot be tested with so few prompts (or clusters of them): even the strongest result would have p over 0.05",
     "few_prompts": f"fewer than {FEW} prompts: the interval is short, or there is none (under {FEWEST})",
 }
 
@@ -70,17 +73,20 @@ ON_DIVERGENT_TOKEN = "^(logit_diff_divergent|(upstream_effect|downstream_effect|
 """Metrics of the logits of the two models' first choices: undefined where these are one token."""
 
 
-def summarise(rows: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
-    """The summary table of a run's rows. The order of the rows changes no byte of it."""
-    rows = _tokens_together(rows)
+def summarise(rows: pl.DataFrame, *, prompts: Prompts = (), seed: int = 0) -> pl.DataFrame:
+    """The summary table of a run's rows, one a prompt; `prompts` (lines of prompts.jsonl) say which of them are one unit.
+
+    The order of the rows changes no byte of it.
+    """
+    rows = clustered(_tokens_together(rows), prompts)
     codes = rows.select(pl.col("prompt").unique().drop_nulls().sort()).with_row_index("code")
     coded = rows.filter(~_null_draw()).join(codes, on="prompt", how="left", maintain_order="left").sort("code")
     groups = coded.group_by(GROUP).agg("code", "value").sort(GROUP, nulls_last=True)
     table = pl.concat([groups.select(GROUP), _per_group(groups, _totals(coded, len(codes)), seed)], how="horizontal")
     table = _with_floors(table, rows)
     table = _with_similarity(table, rows)
-    tested = pl.concat([permutation_p(rows), swap_p(table, rows)])
-    table = with_q(table.join(tested, on=GROUP, how="left", nulls_equal=True, maintain_order="left"))
+    table = table.join(permutation_p(rows), on=GROUP, how="left", nulls_equal=True, maintain_order="left")
+    table = with_q(table.with_columns(pl.coalesce("p", "p_of_mean").alias("p")))
     table = table.with_columns(elsewhere=pl.col("split").is_in(differs_outside(table)))
     table = _with_drop(_with_share(table, shared=on_shared(rows)))
     table = table.with_columns(detectable=_detectable(table))
@@ -177,7 +183,7 @@ def _totals(coded: pl.DataFrame, n_codes: int) -> dict[tuple[str, str], np.ndarr
 
 def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], seed: int) -> pl.DataFrame:
     """n, mean, sd, interval, log_mean, median and the mean D over the same prompts, one row per group; `partial`: NaN on a prompt."""
-    names = ("n", "mean", "sd", "ci_low", "ci_high", "log_mean", "log_low", "log_high", "median", *TOTALS)
+    names = ("n", "mean", "sd", "ci_low", "ci_high", "log_mean", "log_low", "log_high", "median", "coverage", "p_of_mean", *TOTALS)
     found = {name: np.full(len(groups), np.nan) for name in names}
     whole = groups.select(pl.col("code").list.first().is_null()).to_series().to_numpy()
     found["n"][~whole] = 0
@@ -188,11 +194,15 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
         .to_series()
         .to_numpy()
     )
+    crossed = groups.select(_of_halves()).to_series().fill_null(False).to_numpy()
     for members, codes, values in _tables(groups, whole):
         for name, content in _statistics(values, seed).items():
             found[name][members] = content
-        binary = members[is_binary[members]]
+        binary = members[is_binary[members] & np.isin(values, (0, 1)).all(axis=0)]  # the mean of a cluster is neither
         found["ci_low"][binary], found["ci_high"][binary] = intervals.wilson(found["mean"][binary], len(values))
+        found["coverage"][binary] = np.nan
+        tested = crossed[members] & np.isfinite(values).all(axis=0)
+        found["p_of_mean"][members[tested]] = intervals.mean_p(values[:, tested], seed=seed)
         for name in TOTALS:
             of_split = {split: d[codes].mean() for (which, split), d in totals.items() if which == name}
             found[name][members] = [of_split.get(splits[member], np.nan) for member in members]
@@ -200,7 +210,7 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
     for name in ("log_mean", "log_low", "log_high"):
         found[name][~positive] = np.nan
     undefined = groups["metric"] == "cka_without_prompt"  # delete-one values are no sample: only their spread is used
-    for name in ("ci_low", "ci_high"):
+    for name in ("ci_low", "ci_high", "coverage"):
         found[name][undefined.to_numpy()] = np.nan
     partial = groups.select(partial=pl.col("value").list.eval(pl.element().is_nan()).list.any())
     return pl.DataFrame(found).with_columns(pl.exclude("mean").fill_nan(None)).with_columns(partial)
@@ -231,11 +241,12 @@ def _tables(groups: pl.DataFrame, whole: np.ndarray) -> Iterator[tuple[np.ndarra
 def _statistics(values: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     finite = np.isfinite(values).all(axis=0)
     positive = (values > 0).all(axis=0) & finite
-    found = {name: np.full(values.shape[1], np.nan) for name in ("sd", "ci_low", "ci_high", "log_mean", "log_low", "log_high")}
+    found = {name: np.full(values.shape[1], np.nan) for name in ("sd", "ci_low", "ci_high", "log_mean", "log_low", "log_high", "coverage")}
     found["n"] = np.full(values.shape[1], len(values))
     found["median"] = np.median(values, axis=0)
     found["mean"] = np.where(finite, np.where(finite, values, 0).mean(axis=0), values.max(axis=0))
     found["ci_low"][finite], found["ci_high"][finite] = intervals.mean_intervals(values[:, finite], seed=seed)
+    found["coverage"][finite] = simulated.coverages(simulated.cv_of(values[:, finite]), np.array(len(values)))
     for name, content in zip(("log_mean", "log_low", "log_high"), intervals.geometric(values[:, positive]), strict=True):
         found[name][positive] = content
     if len(values) > 1:
@@ -291,6 +302,11 @@ def differs_outside(table: pl.DataFrame) -> list[str]:
 def _crossed() -> pl.Expr:
     """Effects of a factorial in nats: sums of four scores."""
     return (pl.col("measure") == "factorial") & pl.col("metric").str.contains("^(upstream_effect|downstream_effect|interaction)_nats$")
+
+
+def _of_halves() -> pl.Expr:
+    """The same effects in any score: differences of runs on the same prompts, which are tested against 0."""
+    return (pl.col("measure") == "factorial") & pl.col("metric").str.contains("^(upstream_effect|downstream_effect|interaction)_")
 
 
 def _crossing_floors(rows: pl.DataFrame) -> pl.DataFrame:
@@ -381,6 +397,7 @@ def _flag() -> pl.Expr:
         "undefined": undefined & ~no_token,
         "infinite": pl.col("mean").is_infinite(),
         "shared_tokens": pl.col("on_shared"),
+        "untestable": pl.col("untestable") | (_of_halves() & pl.col("n").is_between(1, FEWEST - 1)),
         "few_prompts": pl.col("n").is_between(1, FEW - 1),
     }
     words = [pl.when(condition.fill_null(False)).then(pl.lit(word)) for word, condition in holds.items()]

@@ -1,9 +1,8 @@
 """How differently the two models behave, in words; and where no share of D can be given, why not."""
 
-from mechdiff.report import statistics
 from mechdiff.report.findings import Difference
-from mechdiff.report.intervals import FEWEST
-from mechdiff.report.phrasing import between, listed, nats, prompts, share
+from mechdiff.report.intervals import FEW, FEWEST
+from mechdiff.report.phrasing import between, level, listed, nats, prompts, share
 
 
 def how_different(found: Difference | None) -> str:
@@ -22,8 +21,8 @@ def how_different(found: Difference | None) -> str:
             "there is nothing there to take a share of, so no share of D is given below."
         )
     few = found.n < FEWEST
-    ends = "too few prompts for an interval" if few else f"95 %: {between(found.low, found.high)}"
-    short = f", too short with fewer than {statistics.FEW} prompts" if "few_prompts" in found.flags and not few else ""
+    ends = "too few prompts for an interval" if few else f"{level(found.coverage)}: {between(found.low, found.high)}"
+    short = f", from fewer than {FEW} prompts" if "few_prompts" in found.flags and not few else ""
     shared, outside = "", ""
     if found.mass_outside is not None:
         shared, outside = " on the tokens that both have", f"; {_outside(found)}{_bytes(found)}"

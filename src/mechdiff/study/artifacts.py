@@ -379,9 +379,18 @@ def _is_held(lock: Path) -> bool:
 
 
 def read_prompts(path: str | Path) -> list[dict[str, Any]]:
-    """What the models read, one prompt a line; empty for a run that kept none."""
+    """What the models read, one prompt a line, each with its `split` and `id`; empty for a run that kept none. Raises RunError for anything else."""
     file = Path(path) / "prompts.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    if not file.is_file():
+        return []
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        assert all(isinstance(line["split"], str) and isinstance(line["id"], str) for line in lines)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise RunError(
+            f"{file}: cannot be read ({error!r}), expected one prompt a line. Run the study again, or take the file away."
+        ) from error
+    return lines
 
 
 def read_rows(path: str | Path) -> pl.DataFrame:

@@ -15,6 +15,7 @@ from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.changes import Changes, open_changes
 from mechdiff.engine.families import shape_of
 from mechdiff.engine.models import Model
+from mechdiff.engine.prompts import clusters_of
 from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import ENGINES, Engine, Variant
 from mechdiff.errors import RunError, StudyError
@@ -117,11 +118,15 @@ class Execution:
             self._held = (cell, self.folder.load(cell.key).tensors)
         return self._held[1]
 
+    def clusters(self, split: str, names: Sequence[str]) -> list[str]:
+        """The cluster of each of these prompts of a split."""
+        return clusters_of([self.prompt(split, name).prompt for name in names])
+
     def donors(self, side: str, cell: Cell) -> Float[Tensor, "layer prompt pos d"]:
         """For a cell's prompts, one model's states on other prompts of the split: the same others in every cell."""
         key = cell.key
         everyone = [name for shard in self.captures(side, key["split"], key["position"]) for name in shard.key["ids"]]
-        donor = patching.donors(len(everyone), key["seed"])
+        donor = patching.donors(self.clusters(key["split"], everyone), key["seed"])
         chosen = [donor[everyone.index(name)] for name in key["ids"]]
         return self.states(side, key["split"], key["position"]).kinds[key["kind"]][:, chosen]
 

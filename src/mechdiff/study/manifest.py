@@ -10,6 +10,7 @@ import torch
 from mechdiff.engine.families import shape_of
 from mechdiff.engine.lineage import lineage
 from mechdiff.engine.models import SIDES, SPLIT
+from mechdiff.engine.prompts import cluster_names
 from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import engine_for
 from mechdiff.engine.sources import resolve
@@ -93,10 +94,18 @@ def _same_cut(one: Rendered, tokens: Tokens) -> bool:
 
 
 def rendered_lines(prepared: Prepared) -> Iterator[dict[str, Any]]:
-    """Every prompt as both models saw it: texts, token ids, and their hash. The tuned model's are left out where they are the base's."""
+    """Every prompt as both models saw it: its cluster, texts, token ids, and their hash. The tuned model's are left out where they are the base's."""
     for split, prompts in prepared.rendered.items():
-        for name, one in prompts.items():
-            line = {"split": split, "id": name, "sha256": one.sha256, "text_base": one.text_base, "ids_base": one.ids_base}
+        clusters = cluster_names([one.prompt for one in prompts.values()])
+        for (name, one), cluster in zip(prompts.items(), clusters, strict=True):
+            line = {
+                "split": split,
+                "id": name,
+                "cluster": cluster,
+                "sha256": one.sha256,
+                "text_base": one.text_base,
+                "ids_base": one.ids_base,
+            }
             if (one.text_base, one.ids_base) != (one.text_tuned, one.ids_tuned):
                 line |= {"text_tuned": one.text_tuned, "ids_tuned": one.ids_tuned, "aligned": one.positions}
             yield line

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mechdiff.engine.models import Model
-from mechdiff.engine.prompts import clusters_of
 from mechdiff.measures import patching, transport
 from mechdiff.measures.counterfactuals import labelled
 from mechdiff.measures.maps import Map, is_the_mean
@@ -44,7 +43,7 @@ def sample(run: Execution, cell: Cell, kind: str, layer: int) -> Sample:
 def groups(run: Execution, split: str) -> Tensor:
     """Numbers of the prompts' clusters, in the order of the captured states."""
     names = [name for shard in run.captures("base", split, "decision") for name in shard.key["ids"]]
-    found = clusters_of([run.prompt(split, name).prompt for name in names])
+    found = run.clusters(split, names)
     return torch.tensor([sorted(set(found)).index(name) for name in found])
 
 
@@ -60,7 +59,7 @@ def fitted(run: Execution, cell: Cell, kind: str, layer: int, shuffled: bool = F
     """The maps of one site; `shuffled`: of pairs that do not belong together."""
     fit = sample(run, cell, kind, layer)
     if shuffled:
-        order = transport.others_rows(len(run.prepared.rendered["fit"]), cell.key["settings"]["rows_per_prompt"], seed=cell.key["seed"])
+        order = transport.others_rows(groups(run, "fit").tolist(), cell.key["settings"]["rows_per_prompt"], seed=cell.key["seed"])
         fit = Sample(base=fit.base, tuned=fit.tuned[order], groups=fit.groups)
     arms = (*transport.TRIVIAL, *cell.key["settings"]["maps"])
     with few_threads(len(fit.base)):
@@ -177,7 +176,7 @@ def _of_another_prompt(fit: Sample, held_out: Sample, names: Sequence[str], seed
     """How well the tuned state of another prompt fits: it has the tuned states' mean and covariance, and knows nothing of this prompt."""
     if len(names) < 2:
         return
-    written = held_out.tuned[patching.donors(len(names), seed)]
+    written = held_out.tuned[patching.donors(held_out.groups.tolist(), seed)]
     quality = transport.quality(written, held_out.base, held_out.tuned, fit.tuned.double().mean(0))
     yield from ({"arm": "resample", **value} for value in _of_split("report", quality, names))
 

@@ -107,7 +107,10 @@ def _similarity(run: Execution, cell: Cell, model: Model | None) -> Result:
     split, kind, position = cell.key["split"], cell.key["kind"], cell.key["position"]
     states = {side: run.states(side, split, position).kinds[kind][:, :, 0] for side in ("base", "tuned")}
     base, tuned = ({Site(layer, kind): states[side][layer] for layer in cell.key["layers"]} for side in ("base", "tuned"))
-    found = similarity.measure(base, tuned, cell.key["ids"], split, permutations=cell.key["permutations"], seed=cell.key["seed"])
+    found = similarity.measure(
+        base, tuned, cell.key["ids"], split, permutations=cell.key["permutations"], seed=cell.key["seed"],
+        clusters=run.clusters(split, cell.key["ids"]),
+    )  # fmt: skip
     return found.with_columns(unit=pl.lit(unit_of(position, 1), pl.String)), {}
 
 

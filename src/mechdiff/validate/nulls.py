@@ -21,8 +21,9 @@ from mechdiff.engine.sites import Site
 from mechdiff.measures import factorial, similarity
 from mechdiff.measures.maps import Map
 from mechdiff.measures.transport import permuted_quality, quality
-from mechdiff.report import findings_behaviour, intervals, spread
-from mechdiff.report.nulls import GROUP, permutation_p, swap_p, with_q
+from mechdiff.report import findings_behaviour, intervals, simulated, spread
+from mechdiff.report.nulls import permutation_p, with_q
+from mechdiff.report.statistics import summarise
 from mechdiff.rows import rows
 from mechdiff.validate import planted, skewed
 
@@ -107,18 +108,37 @@ def maps_of_strangers(repeats: int, random: np.random.Generator) -> Iterator[Rat
         yield false_alarms(f"{arm}: R² of the change beyond that of refits on wrong pairs", p)
 
 
-def swapped_labels(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
-    """Crossed halves of two models whose labels mean nothing; every simulated study is a layer."""
+def halves(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """Crossed halves of two models, as a factorial measures them: the base's own run costs D, the tuned model's nothing. Every study is a layer."""
     layers, names = range(repeats), [str(i) for i in range(PROMPTS)]
-    runs = {
-        arm: {score: torch.from_numpy(random.lognormal(size=(repeats, PROMPTS))) for score in factorial.SCORES} for arm in factorial.ARMS
-    }
-    measured = factorial.measure(runs, layers, names, draws=199, seed=0, columns={"split": "report"})
-    key = [name for name in GROUP if name != "arm"]
-    summary = measured.filter(pl.col("prompt").is_not_null(), pl.col("arm").is_null()).group_by(key).agg(mean=pl.col("value").mean())
-    p = swap_p(summary.with_columns(arm=pl.lit(None, pl.String)), measured)
-    for effect in ("upstream_effect_nats", "interaction_nats"):
-        yield false_alarms(f"{effect} apart from 0 (exchanged labels)", p.filter(pl.col("metric") == effect)["p"].to_numpy())
+    shape = (repeats, PROMPTS)
+    for cv in (0.5, 1.0):
+        bb = skewed.lognormal(random, cv, shape)
+        for effect, parts in (("upstream_effect", (1.5, 0.5)), ("interaction", (0.4, 0.6))):
+            tb, bt = (part * bb * skewed.lognormal(random, cv / 2, shape) for part in parts)
+            cost = {"bb": bb, "bt": bt, "tb": tb, "tt": np.zeros(shape)}
+            runs = {arm: dict.fromkeys(factorial.SCORES, torch.from_numpy(value)) for arm, value in cost.items()}
+            measured = factorial.measure(runs, layers, names, draws=0, seed=0, columns={"split": "report"})
+            p = summarise(measured).filter(pl.col("metric") == f"{effect}_nats", pl.col("layer").is_not_null())["p"].to_numpy()
+            yield false_alarms(f"{effect} of a factorial apart from 0 (bb = D, tt = 0, CV {cv}, {PROMPTS} prompts)", p)
+
+
+def clusters(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """Prompts that are four by four of one template: what is counted is the template."""
+    names = [f"p{i:02}" for i in range(32)]
+    lines = [{"split": "report", "id": name, "cluster": f"template {i // 4}"} for i, name in enumerate(names)]
+    for correlation in (0.5, 0.8):
+        for cv in (0.5, 1.0):
+            values = skewed.in_clusters(random, cv, 8, 4, correlation, repeats).reshape(32, repeats)
+            place = {"measure": "patching", "split": "report", "metric": "kl_own_nats", "layer": np.repeat(np.arange(repeats), 32)}
+            table = rows(values.T.flatten(), prompt=names * repeats, **place)
+            found = summarise(table, prompts=lines).sort("layer")
+            held = ((found["ci_low"] <= 1) & (found["ci_high"] >= 1)).to_numpy()
+            said = float(np.mean(np.minimum(found["coverage"].to_numpy(), LEVEL)))
+            what = f"32 prompts, 8 clusters of 4 that share {correlation:.0%} of the logarithms' variance, CV {cv}, as the page says"
+            yield coverage(what, held, least=said - 0.025)
+    few = summarise(table.filter(pl.col("prompt") < "p16", pl.col("layer") < 50), prompts=lines)
+    yield coverage("16 prompts, 4 clusters of 4: no interval is given", few["ci_low"].is_null().to_numpy(), least=1.0)
 
 
 def paired(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
@@ -181,7 +201,7 @@ def means(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
         deviation = np.sqrt(np.log1p(cv**2))
         values = random.lognormal(-(deviation**2) / 2, deviation, (n, max(repeats, 2000)))
         low, high = intervals.mean_intervals(values)
-        known = intervals.coverage(cv, n) or 0.0
+        known = simulated.coverage(cv, n) or 0.0
         yield coverage(
             f"a mean in nats (bootstrap-t, CV {cv}, {n} prompts), as the page says", (low <= 1) & (high >= 1), least=known - 0.02
         )
@@ -281,7 +301,7 @@ def similarity_intervals(repeats: int, random: np.random.Generator) -> Iterator[
 Simulation = Callable[[int, np.random.Generator], Iterator[Rate]]
 
 SIMULATIONS: tuple[Simulation, ...] = (
-    similarity_of_strangers, swapped_labels, shares_of_prompts, behaviour_of_twins, means, profiles, spreads, similarity_intervals
+    similarity_of_strangers, halves, clusters, shares_of_prompts, behaviour_of_twins, means, profiles, spreads, similarity_intervals
 )  # fmt: skip
 COSTLY: tuple[Simulation, ...] = (paired, maps_of_strangers)
 """A bootstrap of a family, or a hundred maps fitted anew, in each repeat."""

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy import ndarray
 
+from mechdiff.report import intervals
+
 Draw = Callable[[float], ndarray]
 """Fresh log-normal values of mean 1 with this CV."""
 
@@ -54,3 +56,48 @@ NULLS: dict[str, Callable[[Draw, float], ndarray]] = {
 def null(name: str, random: np.random.Generator, cv: float, shape: tuple[int, ...]) -> ndarray:
     """Values of mean 0, by the name of their law."""
     return NULLS[name](lambda of: lognormal(random, of, shape), cv)
+
+
+FAMILY = 8
+"""Tests that are made together: layers, heads, scores."""
+FEWER = 4
+"""Of a family there are so many times fewer studies."""
+
+
+def most(repeats: int) -> float:
+    """False alarms up to which a test passes: 5 % and two standard errors of so many studies."""
+    return 0.05 + 2 * (0.05 * 0.95 / repeats) ** 0.5
+
+
+def simulated(cv: float, n: int, repeats: int, *, seed: int = 0) -> dict[str, float]:
+    """How often intervals hold the truth, and each test finds what is not there, in so many studies of n prompts.
+
+    `mean`, `geometric`, `share`: coverage of 95 % intervals. `mean_p`, `family_p`, `holm`: the largest rate, over all NULLS, of p <= 0.05; the last
+    two of any p of FAMILY tests on the same prompts, in a quarter as many studies.
+    """
+    random = np.random.default_rng([seed, round(10 * cv), n])
+    values = lognormal(random, cv, (n, repeats))
+    low, high = intervals.mean_intervals(values, seed=seed)
+    _, log_low, log_high = intervals.geometric(values)
+    middle = np.exp(-np.log1p(cv**2) / 2)
+    part = values * random.uniform(0, 0.8, values.shape)
+    _, share_low, share_high = intervals.share_intervals(part, values, seed=seed)
+    found = {
+        "mean": (low <= 1) & (high >= 1), "geometric": (log_low <= middle) & (log_high >= middle), "share": (share_low <= 0.4) & (share_high >= 0.4)
+    }  # fmt: skip
+    single, family, holm = [], [], []
+    for name in NULLS:
+        single.append((intervals.mean_p(null(name, random, cv, (n, repeats)), seed=seed) <= 0.05).mean())
+        families = [null(name, random, cv, (n, FAMILY)) for _ in range(repeats // FEWER)]
+        family.append(np.mean([intervals.family_p(one, seed=seed).min() <= 0.05 for one in families]))
+        holm.append(np.mean([intervals.holm(intervals.mean_p(one, seed=seed)).min() <= 0.05 for one in families]))
+    largest = {"mean_p": max(single), "family_p": max(family), "holm": max(holm)}
+    return {name: round(float(value), 4) for name, value in ({name: held.mean() for name, held in found.items()} | largest).items()}
+
+
+def in_clusters(random: np.random.Generator, cv: float, n_clusters: int, size: int, correlation: float, repeats: int) -> ndarray:
+    """`[cluster, prompt, study]`: log-normal values of mean 1 whose logarithms share so much of their variance within a cluster."""
+    deviation = np.sqrt(np.log1p(cv**2))
+    common, own = random.normal(size=(n_clusters, 1, repeats)), random.normal(size=(n_clusters, size, repeats))
+    mixed = np.sqrt(correlation) * common + np.sqrt(1 - correlation) * own
+    return np.exp(deviation * mixed - deviation**2 / 2)
