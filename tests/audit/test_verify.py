@@ -27,7 +27,7 @@ MEASURES: list[Any] = [
     "grafting",
     {"similarity": {"permutations": 3}},
     {"patching": {"windows": [2], "positions": ["decision", "last_4"]}},
-    {"factorial": {"swaps": 3}},
+    "factorial",
     {"transport": {"sites": ["resid_post"], "closer": [1, 2], "permutations": 2, "strengths": []}},
     {"rank": {"sites": ["resid_post"]}},
     {"steering": {"closer": [1, 2], "side_prompts": 3, "draws": 1, "texts": 0, "continuation": 4}},

@@ -18,7 +18,7 @@ TEXTS = [f"Say something about the number {number * 7919 % 1000}{'!' * (number %
 OTHER: list[Any] = [
     "weights",
     {"similarity": {"permutations": 5}},
-    {"factorial": {"swaps": 5, "positions": ["decision"]}},
+    {"factorial": {"positions": ["decision"]}},
     {"transport": {"sites": ["resid_post", "mlp_out"], "maps": ["anchored_ridge"], "closer": [LAST], "permutations": 1}},
     {"rank": {"sites": ["resid_post"], "closer": [LAST], "draws": 1, "fisher_samples": 0}},
     {"steering": {"closer": [LAST], "side_prompts": 3, "draws": 1, "texts": 0, "continuation": 2}},

@@ -22,7 +22,7 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
 def of_logits(bb: torch.Tensor, bt: torch.Tensor, tb: torch.Tensor, tt: torch.Tensor) -> pl.DataFrame:
     """The factorial's rows of one split point from the logits `[prompt, vocab]` of its four runs."""
     runs = {arm: factorial.scores(law[:, None], bb, tt) for arm, law in (("bb", bb), ("bt", bt), ("tb", tb), ("tt", tt))}
-    return factorial.measure(runs, [7], IDS, draws=0, seed=0, columns=COLUMNS)
+    return factorial.measure(runs, [7], IDS, columns=COLUMNS)
 
 
 def said(table: pl.DataFrame) -> list[str]:

@@ -163,9 +163,7 @@ def planted_js(table: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(both).with_columns(**shared).select(table.columns)
 
 
-def planted_factorial(
-    table: pl.DataFrame, *, n_layers: int, changed: int, split: str = "report", swaps: int = 40, seed: int = 3
-) -> pl.DataFrame:
+def planted_factorial(table: pl.DataFrame, *, n_layers: int, changed: int, split: str = "report", seed: int = 3) -> pl.DataFrame:
     """Blocks up to a split point below the change do nothing; above it they do all."""
     rng = np.random.default_rng(seed)
     prompts, d = d_of(table, split)
@@ -188,9 +186,7 @@ def planted_factorial(
                 name = {"nats": "kl_tuned_nats", "logits": "logit_diff_divergent"}.get(metric, metric)
                 parts += [rows(value, arm=arm, prompt=prompts, metric=name, **place) for arm, value in of.items()]
                 for effect, value in effects.items():
-                    null = [float((value * rng.choice([-1, 1], len(d))).mean()) for _ in range(swaps)]
                     parts.append(rows(value, prompt=prompts, metric=f"{effect}_{metric}", **place))
-                    parts.append(rows(null, control=[f"label_swap#{i}" for i in range(swaps)], metric=f"{effect}_{metric}", **place))
     return pl.concat(parts)
 
 

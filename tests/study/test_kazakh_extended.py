@@ -27,7 +27,7 @@ MEASURES: list[Any] = [
     "grafting",
     {"similarity": {"layers": LAYERS, "sites": ["resid_post"], "permutations": 20}},
     {"patching": {"layers": LAYERS, "sites": ["resid_post"], "arms": ["identity", "shift"]}},
-    {"factorial": {"layers": LAYERS, "positions": ["decision"], "swaps": 10}},
+    {"factorial": {"layers": LAYERS, "positions": ["decision"]}},
     {"transport": {**CLOSER, "sites": ["resid_post"], "maps": ["anchored_ridge"], "permutations": 2}},
     {"rank": {**CLOSER, "sites": ["resid_post"], "draws": 1, "fisher_samples": 0}},
     {"steering": {**CLOSER, "sites": ["resid_post"], "draws": 1, "side_prompts": 2, "texts": 1, "continuation": 2}},

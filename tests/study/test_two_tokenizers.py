@@ -30,7 +30,7 @@ MEASURES = [
     "grafting",
     {"similarity": {"permutations": 5}},
     {"patching": {"sites": ["resid_post", "attn_out"], "positions": ["decision", "last_40"]}},
-    {"factorial": {"swaps": 5}},
+    "factorial",
     {"transport": {"sites": ["resid_post"], "maps": ["anchored_ridge"], "closer": [1]}},
     {"steering": {"closer": [1], "side_prompts": 3, "draws": 1, "texts": 1, "continuation": 4}},
     {"heads": {"closer": [1], "draws": 2, "network_draws": 1, "permutations": 2, "null_edits": 1}},

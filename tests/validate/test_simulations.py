@@ -24,5 +24,5 @@ def test_an_interval_that_is_too_short_is_caught(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_same_seed_gives_the_same_studies() -> None:
-    one, other = (list(nulls.swapped_labels(20, np.random.default_rng(1))) for _ in range(2))
+    one, other = (list(nulls.halves(20, np.random.default_rng(1))) for _ in range(2))
     assert one == other

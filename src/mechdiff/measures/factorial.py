@@ -21,8 +21,9 @@ changes, gives them -2 <du, dd>_F: half of D for two equal steps. In `linear_nat
 the states of all positions are crossed, so the runs are the hybrid networks base[0..L] + tuned[L+1..] and the reverse, exactly; at the decision
 position the tuned keys and values of earlier positions stay behind, and what flows through them counts as downstream.
 
-**Null.** If it made no difference which model is called tuned, swapping the two labels on a prompt would turn the sign of its main effects (and
-swapping them on one half, that of the interaction). Random signs over prompts give the distribution of the mean under that null.
+**Null.** The effects are differences of runs on the same prompts and are tested as such: is their mean over prompts apart from 0? They are skewed (tt
+costs nothing and bb costs D), so no test may take them for symmetric; and exchanging the names base and tuned is no null either, since the two main
+effects add up to the same whole under both names, and cannot turn their signs. `report/intervals.mean_p` needs neither.
 
 When it misleads: averaged main effects hide an interaction as large as they are, so read them together; a late half alone can push away from
 the tuned model (its effect is negative there) while the whole change pulls towards it.
@@ -119,12 +120,10 @@ def measure(
     layers: Sequence[int],
     prompt_ids: Sequence[str],
     *,
-    draws: int,
-    seed: int,
     columns: dict[str, str | None],
     unedited: Mapping[str, Float[Tensor, " prompt"]] | None = None,
 ) -> pl.DataFrame:
-    """Rows of all four runs and of the effects, per prompt, and `draws` label swaps of the mean effects; `runs` by arm.
+    """Rows of all four runs and of the effects, per prompt; `runs` by arm.
 
     `unedited` is kl_tuned_nats of both models' unedited rows in the same passes, by arm (`bb`, `tt`): how far they stray from D and 0 is the floor.
     """
@@ -141,19 +140,4 @@ def measure(
         found = effects(*(sign * runs[arm][score].double() for arm in ARMS))
         for name, values in found.items():
             frames.append(rows(values.flatten().numpy(), metric=f"{name}_{unit}", **place, **columns))
-            frames.append(_swaps(values, f"{name}_{unit}", layers, draws=draws, seed=seed, columns=columns))
     return pl.concat(frames)
-
-
-def _swaps(
-    values: Float[Tensor, "layer prompt"], metric: str, layers: Sequence[int], *, draws: int, seed: int, columns: dict[str, str | None]
-) -> pl.DataFrame:
-    """Means over the prompts that have a value, with random signs: the same signs at every layer."""
-    defined = ~values.isnan().any(0)
-    if not draws or not defined.any():
-        return rows([], measure="factorial", metric=metric, **columns)
-    kept = values[:, defined]
-    signs = torch.randint(0, 2, (draws, kept.shape[1]), generator=torch.Generator().manual_seed(seed)).to(kept) * 2 - 1
-    means = signs @ kept.T / kept.shape[1]
-    controls = [f"label_swap#{i}" for i in range(draws) for _ in layers]
-    return rows(means.flatten().numpy(), measure="factorial", metric=metric, layer=list(layers) * draws, control=controls, **columns)

@@ -78,23 +78,6 @@ def units(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str | None]:
     return [unit for unit in UNITS if not effects(rows, summary, unit, shown_score(rows, unit)).is_empty()]
 
 
-def swap_band(rows: pl.DataFrame, unit: str | None, score: str = "nats") -> pl.DataFrame:
-    """`layer of low high draws`: the middle 95 % of the label swaps, `of` the interaction and, the wider one, of the two halves."""
-    draws = rows.filter(
-        pl.col("measure") == "factorial",
-        pl.col("control").str.starts_with("label_swap#").fill_null(False),
-        pl.col("metric").is_in([f"{name}_{score}" for name in EFFECTS]),
-        pl.col("unit").eq_missing(unit),
-        pl.col("split").eq_missing(findings.reported(rows, "factorial")),
-        pl.col("value").is_finite(),
-    )
-    of = pl.when(pl.col("metric") == f"interaction_{score}").then(pl.lit("interaction")).otherwise(pl.lit("halves"))
-    each = draws.group_by("layer", "metric", of=of).agg(
-        low=pl.col("value").quantile(0.025, "linear"), high=pl.col("value").quantile(0.975, "linear"), draws=pl.len()
-    )
-    return each.group_by("layer", "of").agg(pl.col("low").min(), pl.col("high").max(), pl.col("draws").min()).sort("of", "layer")
-
-
 def linear(rows: pl.DataFrame, unit: str | None) -> str | None:
     """The linear score that was measured; None without one."""
     measured = rows.filter(pl.col("measure") == "factorial", pl.col("unit").eq_missing(unit))["metric"].unique().to_list()

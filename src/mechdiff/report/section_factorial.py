@@ -74,20 +74,19 @@ def _effects(run: Run, unit: str | None) -> dict:
 
 
 def effects_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
-    """The two main effects and the interaction by split point, with 95 % bands; grey: the middle 95 % of label swaps."""
+    """The two main effects and the interaction by split point, with 95 % bands."""
     units = findings_factorial.units(rows, summary)
     if not units:
         return None
     score = findings_factorial.shown_score(rows, units[0])
     tables = {unit: findings_factorial.effects(rows, summary, unit, score) for unit in units}
-    swaps = {unit: findings_factorial.swap_band(rows, unit, score) for unit in units}
-    every = pl.concat(part.select("layer", "low", "high") for part in (*tables.values(), *swaps.values()))
+    every = pl.concat(part.select("layer", "low", "high") for part in tables.values())
     low, high = drawing.ends(every["low"])[0], drawing.ends(every["high"])[1]
     pad = 0.04 * (high - low) or 1e-9
     scale = alt.Scale(domain=[min(low, 0.0) - pad, max(high, 0.0) + pad], nice=False)
     layers = drawing.layer_range(every)
     panels = [
-        _panel(table, swaps[unit], scale, layers, width, unit, score, legend=place == 0, title=place == len(units) - 1)
+        _panel(table, scale, layers, width, unit, score, legend=place == 0, title=place == len(units) - 1)
         for place, (unit, table) in enumerate(tables.items())
     ]
     return drawing.styled(alt.vconcat(*panels, spacing=12))
@@ -95,7 +94,6 @@ def effects_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, 
 
 def _panel(
     table: pl.DataFrame,
-    swaps: pl.DataFrame,
     scale: alt.Scale,
     layers: tuple[int, int],
     width: int,
@@ -112,13 +110,9 @@ def _panel(
     stroke, dash, fill = drawing.line_channels(names, "effect", COLOURS, DASHES, width, legend)
     low, mean = alt.Y("low:Q", scale=scale, axis=axis), alt.Y("mean:Q", scale=scale, axis=axis)
     marks = [alt.Chart(drawing.inline([{"mean": 0}])).mark_rule(aria=False, color="#9aa4ae").encode(y=mean)]
-    for place, of in enumerate(("halves", "interaction")):
-        if not (part := swaps.filter(pl.col("of") == of).select("layer", "low", "high")).is_empty():
-            chance = alt.Chart(drawing.inline(part.to_dicts())).mark_area(aria=False, color="#9aa4ae", opacity=(0.2, 0.45)[place])
-            marks.insert(place, chance.encode(x=x, y=low, y2=alt.Y2("high:Q")))
     marks.append(base.mark_area(aria=False, opacity=0.14).encode(x=x, y=low, y2=alt.Y2("high:Q"), fill=fill))
     marks.append(base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=mean, stroke=stroke, strokeDash=dash))
     marks.append(base.mark_circle(size=20, opacity=1).encode(x=x, y=mean, fill=fill, description=alt.Description("says:N")))
     where = UNITS[unit] if width < WIDE else f"Activations exchanged at {UNITS[unit]}"
-    text = f"{where[0].upper()}{where[1:]}: {WORDS[score]}" + ("; grey: labels swapped" if len(swaps) and width >= WIDE else "")
+    text = f"{where[0].upper()}{where[1:]}: {WORDS[score]}"
     return alt.layer(*marks, width=width - LEFT - 12, height=170, title=drawing.title_of(text))

@@ -125,7 +125,6 @@ class GraftingOptions(Options):
 class FactorialOptions(LayeredOptions):
     positions: Annotated[tuple[Literal["decision", "all"], ...], BeforeValidator(_positions)] = ("decision", "all")
     all_positions_layers: Count = 6  # at all positions: so many splits, evenly spaced (their states are kept on disk)
-    swaps: Annotated[int, Field(ge=0, le=100_000)] = 200  # draws of the label-swap null
 
     def layers_at(self, position: str, n_layers: int) -> tuple[int, ...]:
         """The split points meant: all at the decision position, few where whole sequences are crossed."""

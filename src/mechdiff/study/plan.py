@@ -238,7 +238,7 @@ def _factorial(planner: Planner) -> Iterator[Cell]:
                     shard, "crossing", what | {"direction": direction, "n_variants": len(layers)}, n_positions(position)
                 )
         items = planner.whole(split)
-        key = planner.key(items, stage="factorial", swaps=options.swaps, seed=planner.study.seed, **what)
+        key = planner.key(items, stage="factorial", **what)
         yield Cell(stage="factorial", key=key, items=items, side=None, flops=0)
 
 

@@ -169,7 +169,7 @@ def _factorial(run: Execution, cell: Cell, model: Model | None) -> Result:
         joined = {score: torch.cat([torch.from_numpy(part[score]) for part in loaded], 1)[:, order] for score in factorial.SCORES}
         runs[arm], unedited[clean] = {score: values[1:] for score, values in joined.items()}, joined[factorial.SCORES[0]][0]
     columns = {"split": key["split"], "unit": unit_of(key["position"], 1)}
-    return factorial.measure(runs, key["layers"], names, draws=key["swaps"], seed=key["seed"], columns=columns, unedited=unedited), {}
+    return factorial.measure(runs, key["layers"], names, columns=columns, unedited=unedited), {}
 
 
 STAGES: dict[str, Stage] = {

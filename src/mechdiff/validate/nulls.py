@@ -118,7 +118,7 @@ def halves(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
             tb, bt = (part * bb * skewed.lognormal(random, cv / 2, shape) for part in parts)
             cost = {"bb": bb, "bt": bt, "tb": tb, "tt": np.zeros(shape)}
             runs = {arm: dict.fromkeys(factorial.SCORES, torch.from_numpy(value)) for arm, value in cost.items()}
-            measured = factorial.measure(runs, layers, names, draws=0, seed=0, columns={"split": "report"})
+            measured = factorial.measure(runs, layers, names, columns={"split": "report"})
             p = summarise(measured).filter(pl.col("metric") == f"{effect}_nats", pl.col("layer").is_not_null())["p"].to_numpy()
             yield false_alarms(f"{effect} of a factorial apart from 0 (bb = D, tt = 0, CV {cv}, {PROMPTS} prompts)", p)
 
