@@ -44,7 +44,7 @@ def test_a_study_of_every_family_ends_in_rows(name: str, tmp_path: Path) -> None
     rows, _, prepared = study(tmp_path, "tuned", CHEAP)
     assert {"divergence", "weights", "grafting", "patching"} <= set(rows["measure"])
     hold_against(prepared, rows, base.net, tuned.net)
-    whole = rows.filter(measure="grafting", arm="all")["value"]
+    whole = rows.filter(measure="grafting", arm="all", metric="kl_other_nats")["value"]
     assert len(whole)
     assert whole.is_between(-1e-6, 1e-6).all(), "all changed units in the base are the tuned model"
 
@@ -114,7 +114,7 @@ def test_an_adapter_of_empty_tensors_is_refused_in_words(tmp_path: Path) -> None
 def test_trainable_tokens_are_grafted_with_the_embedding(tmp_path: Path) -> None:
     make_pair(tmp_path, KINDS["lora with tokens"]())
     rows, _, _ = study(tmp_path, "adapter", CHEAP)
-    alone = rows.filter(measure="grafting", arm="alone").group_by("site").agg(pl.col("value").mean())
+    alone = rows.filter(measure="grafting", arm="alone", metric="kl_other_nats").group_by("site").agg(pl.col("value").mean())
     assert set(alone["site"]) == {"embed", "attn"}
-    none = float(rows.filter(measure="grafting", arm="none")["value"].mean())  # type: ignore[arg-type]
+    none = float(rows.filter(measure="grafting", arm="none", metric="kl_other_nats")["value"].mean())  # type: ignore[arg-type]
     assert (alone["value"] < none).all(), "each of them carries a part"
