@@ -52,7 +52,7 @@ def steered(
 
 def opening(config: Any, prompts: Sequence[Tensor]) -> int:
     """How many tokens all prompts open with and are read once; 0 where a model keeps more of the past than keys and values."""
-    if len(prompts) < 2 or engine_for(config)[0] != "replay":
+    if len(prompts) < 2 or engine_for(config, max(map(len, prompts)))[0] != "replay":
         return 0
     longest = min(len(ids) for ids in prompts) - LEAST
     same = [n for n in range(1, longest + 1) if all(torch.equal(ids[:n], prompts[0][:n]) for ids in prompts)]

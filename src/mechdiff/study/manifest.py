@@ -83,7 +83,9 @@ def engines(prepared: Prepared) -> dict[str, tuple[str, str]]:
     """Side -> the engine that its model gets, and why."""
     if prepared.options.engine == "full":
         return dict.fromkeys(("base", "tuned"), ("full", "asked for with --engine full"))
-    return {side: engine_for(prepared.pair.config(side)) for side in ("base", "tuned")}
+    every = [one for prompts in prepared.rendered.values() for one in prompts.values()]
+    longest = {"base": max(len(one.ids_base) for one in every), "tuned": max(len(one.ids_tuned) for one in every)}
+    return {side: engine_for(prepared.pair.config(side), longest[side]) for side in ("base", "tuned")}
 
 
 def _same_cut(one: Rendered, tokens: Tokens) -> bool:
