@@ -460,6 +460,11 @@ def similarity(run: Rerun, row: Row) -> float:
         return cka(x[kept], y[kept])
     if metric == "cka":
         return cka(x, y)
+    if metric == "cka_without_top3":
+        shares = [np.var(states, axis=0) / np.var(states, axis=0).sum() for states in (x, y)]
+        shares = [shares[0] + shares[1]] * 2 if x.shape == y.shape else shares
+        x, y = (np.delete(states, np.argsort(-share, kind="stable")[:3], 1) for states, share in zip((x, y), shares, strict=True))
+        return cka(x, y)
     if metric == "same_basis_change":
         return float(np.mean(np.linalg.norm(y - x, axis=1) / np.linalg.norm(x, axis=1)))
     x, y = x - x.mean(0), y - y.mean(0)

@@ -7,6 +7,9 @@ X and Y hold the two models' states at one site, a row for each prompt; K = XX�
   Nguyen 2021), which makes the inner product the unbiased HSIC₁. A small negative value is legal and means 0; it is never clipped.
 - `cka_biased`: the same with the diagonals left in, as most papers report it. With fewer prompts than dimensions it is near 1 whatever
   the models: over random pairings of prompts its mean is exactly √(PR_base · PR_tuned)/(N−1).
+- `cka_without_top3`: `cka` without the three coordinates of largest variance (as shares of each model's whole variance, added; the same three in
+  both models, or each model's own where their widths differ). A network may have a coordinate that is a hundred times as wide as the others
+  and hardly read: it alone makes `cka`, whatever the rest does. Layers for a closer look are chosen by this value.
 - `participation_ratio_base`, `_tuned`: PR = (Σλ)²/Σλ² over the eigenvalues of the states' sample covariance: how many directions they
   use, between 1 and N−1. A PR near N says that N, not the model, limits what is seen.
 - `procrustes_distance`: ‖XQ − Y‖ for the best rotation Q, both centred and of unit norm; 0 for the same shape, at most √2. More
@@ -40,12 +43,15 @@ from mechdiff.rows import empty, rows
 METRICS = (
     "cka",
     "cka_biased",
+    "cka_without_top3",
     "participation_ratio_base",
     "participation_ratio_tuned",
     "procrustes_distance",
     "mutual_knn",
     "same_basis_change",
 )
+TOP = 3
+"""Coordinates of largest variance that `cka_without_top3` leaves out."""
 PROCRUSTES_DRAWS = 19
 """Random pairings for the Procrustes distance, each of which costs a singular value decomposition: the fewest by which p can be 0.05."""
 
@@ -56,6 +62,31 @@ _NOISE = 1e-24
 def linear_cka(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"], *, debiased: bool = True) -> float:
     """Linear CKA of the two sets of states; NaN with fewer than 4 prompts, or 2 if biased."""
     return _cka(geometry(base), geometry(tuned), debiased=debiased)
+
+
+def cka_without_top(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"]) -> float:
+    """Debiased CKA without the `TOP` coordinates of largest variance; NaN where no others are."""
+    return _cka(*map(geometry, without_top(base, tuned)), debiased=True)
+
+
+def without_top(
+    base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"]
+) -> tuple[Float[Tensor, "prompt kept_base"], Float[Tensor, "prompt kept_tuned"]]:
+    """Both models' states without those coordinates."""
+    widths = [_widths(states) for states in (base, tuned)]
+    if base.shape == tuned.shape:
+        widths = [widths[0] + widths[1]] * 2
+    base, tuned = (
+        states[:, width.argsort(descending=True, stable=True)[TOP:].sort().values]
+        for states, width in zip((base, tuned), widths, strict=True)
+    )
+    return base, tuned
+
+
+def _widths(states: Float[Tensor, "prompt d"]) -> Float64[Tensor, " d"]:
+    """Each coordinate's share of the variance."""
+    squares = (states.double() - states.double().mean(0)).square().sum(0).cpu()
+    return (squares / squares.sum()).nan_to_num(0.0)
 
 
 def participation_ratio(states: Float[Tensor, "prompt d"]) -> float:
@@ -210,7 +241,7 @@ def permuted_cka(
 def undefined(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"]) -> dict[str, str]:
     """Why each metric that is NaN for these states is NaN, in words; empty if all are defined."""
     why: dict[str, str] = {}
-    n, comparisons = len(base), ("cka", "cka_biased", "procrustes_distance", "mutual_knn", "cka_without_prompt")
+    n, comparisons = len(base), ("cka", "cka_biased", "cka_without_top3", "procrustes_distance", "mutual_knn", "cka_without_prompt")
     for model, states in (("base", base), ("tuned", tuned)):
         own, lies = (*comparisons, f"participation_ratio_{model}"), geometry(states)
         if not states.isfinite().all():
@@ -220,7 +251,10 @@ def undefined(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt
             why = dict.fromkeys(own, said) | why
         elif not lies.u_centred.any() and n >= 4:
             why = dict.fromkeys(("cka", "cka_without_prompt"), f"all prompts are equally alike to the {model} model") | why
-    for metric, least in (("mutual_knn", 3), ("cka", 4), ("cka_without_prompt", 5)):
+    for model, states in zip(("base", "tuned"), without_top(base, tuned), strict=True):
+        if n >= 4 and not geometry(states).u_centred.any():
+            why.setdefault("cka_without_top3", f"beside {TOP} coordinates nothing varies in the {model} model")
+    for metric, least in (("mutual_knn", 3), ("cka", 4), ("cka_without_top3", 4), ("cka_without_prompt", 5)):
         if n < least:
             why.setdefault(metric, f"{n} prompts, at least {least} are needed")
     if base.shape != tuned.shape:
@@ -266,6 +300,7 @@ def _group_rows(
         whole = {
             "cka": _cka(x, y, debiased=True),
             "cka_biased": _cka(x, y, debiased=False),
+            "cka_without_top3": cka_without_top(base[site], tuned[site]),
             "participation_ratio_base": _participation_ratio(x),
             "participation_ratio_tuned": _participation_ratio(y),
             "procrustes_distance": _procrustes(x.shape, y.shape),

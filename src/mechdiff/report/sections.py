@@ -198,8 +198,31 @@ def similarity(run: Run) -> Section:
             else f"{len(inside)} sites cannot be told from random pairing"
         )
         caption += f" Permutation of the prompts, {draws} draws: {said} (q ≤ 0.05)."
+    caption += _by_few_dimensions(run, states)
     parts: list[Any] = [Drawn(name="cka_by_layer", chart=figures.cka_by_layer, caption=caption, reading="cka_by_layer")]
     return Section(id="similarity", title=title, parts=[*parts, *_selection(run), *_other_similarities(run, states)])
+
+
+def _by_few_dimensions(run: Run, states: pl.DataFrame) -> str:
+    """Where CKA is another without the three dimensions of largest variance; empty where that was not measured."""
+    without = run.summary.filter(pl.col("measure") == "similarity", pl.col("metric") == "cka_without_top3", pl.col("control").is_null())
+    without = without.filter(pl.col("unit").is_null(), pl.col("split") == findings.splits(run.rows, "similarity")[0])
+    both = states.join(without.select("layer", "site", without="mean"), on=["layer", "site"], maintain_order="left").drop_nulls("without")
+    both = both.filter(pl.col("without").is_not_nan()).with_columns(moved=(pl.col("cka") - pl.col("without")).abs())
+    if both.is_empty():
+        return ""
+    apart = both.filter(pl.col("moved") > DISAGREE)
+    if apart.is_empty():
+        return f" Without the three dimensions of largest variance no site's CKA moves by more than {DISAGREE}."
+    most = apart.sort("moved", descending=True, maintain_order=True).row(0, named=True)
+    return (
+        f" At {len(apart)} of {len(both)} sites three dimensions of large variance decide CKA: without them it moves by more than {DISAGREE}, "
+        f"most at {most['name']}, from {most['cka']:.3f} to {most['without']:.3f}. Layers are chosen by the value without them."
+    )
+
+
+DISAGREE = 0.1
+"""How far CKA may move without the three dimensions of largest variance before the page says so."""
 
 
 def _selection(run: Run) -> list[dict]:
@@ -226,6 +249,7 @@ def _other_similarities(run: Run, states: pl.DataFrame) -> list[dict]:
     names = {
         "cka": "CKA",
         "cka_biased": "CKA, biased",
+        "cka_without_top3": "CKA without 3 dimensions",
         "participation_ratio_base": "dimensions, base",
         "participation_ratio_tuned": "dimensions, tuned",
         "procrustes_distance": "Procrustes distance",

@@ -8,10 +8,12 @@ from mechdiff import shares
 from mechdiff.digits import fixed
 
 N_HOT = 3
+ROBUST = "cka_without_top3"
+"""What similarity is judged by: one wide coordinate that no one reads must not choose a layer, or hide one."""
 
 
 def choose_layers(rows: pl.DataFrame) -> dict[str, Any] | None:
-    """`hot_layers` (largest effect of one component, and lowest CKA), `control_layers` (highest CKA), and why each; None without `select` rows.
+    """`hot_layers` (largest effect of one component, and lowest CKA, by `ROBUST`), `control_layers` (highest), and why; None without `select` rows.
 
     The effect of a layer is the mean KL that patching its attention or MLP output brings (identity arm, both directions), because patching the
     residual stream grows towards the last layer whatever was changed. Where the vocabularies differ it is on the tokens of both models.
@@ -24,7 +26,10 @@ def choose_layers(rows: pl.DataFrame) -> dict[str, Any] | None:
     components = effect.filter(pl.col("site").is_in(["attn_out", "mlp_out"]))
     by_effect = (components if len(components) else effect).group_by("layer", "site", "direction").agg(pl.col("value").mean())
     by_effect = by_effect.group_by("layer").agg(pl.col("value").max()).sort("value", "layer", descending=[True, False])
-    cka = chosen.filter((pl.col("measure") == "similarity") & (pl.col("metric") == "cka") & pl.col("value").is_not_nan())
+    alike = chosen.filter((pl.col("measure") == "similarity") & pl.col("value").is_not_nan())
+    robust = alike.filter(pl.col("metric") == ROBUST)
+    cka = robust if len(robust) else alike.filter(pl.col("metric") == "cka")
+    name = "CKA without its three widest dimensions" if len(robust) else "CKA"
     by_cka = cka.group_by("layer").agg(pl.col("value").min()).sort("value", "layer")
     if not len(by_effect) and not len(by_cka):
         return None
@@ -32,9 +37,9 @@ def choose_layers(rows: pl.DataFrame) -> dict[str, Any] | None:
     hot = list(by_effect["layer"].head(N_HOT))
     if len(by_cka):
         layer, value = by_cka.row(0)
-        why[f"L{layer}"] = f"{why[f'L{layer}']}; lowest CKA {fixed(value)}" if layer in hot else f"lowest CKA {fixed(value)}"
+        why[f"L{layer}"] = f"{why[f'L{layer}']}; lowest {name} {fixed(value)}" if layer in hot else f"lowest {name} {fixed(value)}"
         hot += [layer] if layer not in hot else []
     control = [layer for layer in by_cka["layer"].reverse() if layer not in hot][:1]
-    why |= {f"L{layer}": f"control: highest CKA {fixed(by_cka.filter(pl.col('layer') == layer)['value'][0], 6)}" for layer in control}
+    why |= {f"L{layer}": f"control: highest {name} {fixed(by_cka.filter(pl.col('layer') == layer)['value'][0], 6)}" for layer in control}
     candidates = len(set(by_effect["layer"]) | set(by_cka["layer"]))
     return {"hot_layers": sorted(hot), "control_layers": control, "split": "select", "n_candidates": candidates, "why": why}
