@@ -185,7 +185,9 @@ def verdict(one: Effects, other: Effects, what: str = "adds", side: str = "base"
     assert found is not None
     apart = found.p <= spread.WRONG and max(here.value, there.value) >= WORTH * min(here.value, there.value)
     more = one if here.value > there.value else other
-    return f"{more.name} is more distributed (p {found.p:.2g})" if apart else f"not told apart (p {found.p:.2g})"
+    if apart:
+        return f"{more.name} is more distributed (p {found.p:.2g})"
+    return f"differ by less than a half (p {found.p:.2g})" if found.p <= spread.WRONG else f"not told apart (p {found.p:.2g})"
 
 
 def shown(found: Sequence[Effects], held: Sequence[tuple[int, int]]) -> None:

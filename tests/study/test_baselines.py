@@ -23,7 +23,8 @@ def finish(base: Path, tuned: Path, prompts: Path, out: Path, **options: object)
 
 
 def grafted(finished: Run, arm: str, **where: object) -> list[float]:
-    rows = finished.rows().filter(pl.col("measure") == "grafting", pl.col("split") == "report", pl.col("arm") == arm)
+    rows = finished.rows().filter(pl.col("measure") == "grafting", pl.col("metric") == "kl_other_nats")
+    rows = rows.filter(pl.col("split") == "report", pl.col("arm") == arm)
     return rows.filter(*(pl.col(name).eq_missing(value) for name, value in where.items())).sort("prompt")["value"].to_list()
 
 

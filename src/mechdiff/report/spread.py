@@ -184,7 +184,7 @@ def presence(values: Float[ndarray, "prompt part"], *, seed: int = 0) -> float:
         signs = 1.0 - 2.0 * ((np.arange(2 ** (n - 1))[:, None] >> np.arange(n)) & 1)
     else:
         signs = np.vstack([np.ones(n), np.random.default_rng(seed).choice([-1.0, 1.0], (FLIPS, n))])
-    lengths = np.einsum("fp,pq,fq->f", signs, products, signs)
+    lengths = ((signs @ products) * signs).sum(axis=1)
     return float((lengths >= lengths[0] - ROUNDING * np.abs(lengths).max()).mean())
 
 

@@ -22,6 +22,7 @@ from mechdiff.measures import factorial, similarity
 from mechdiff.measures.maps import Map
 from mechdiff.measures.transport import permuted_quality, quality
 from mechdiff.report import findings_behaviour, intervals, simulated, spread
+from mechdiff.report.contrasts import WORTH
 from mechdiff.report.nulls import permutation_p, with_q
 from mechdiff.report.statistics import summarise
 from mechdiff.rows import rows
@@ -277,6 +278,34 @@ def spreads(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
     yield false_alarms("an even spread is called local (below the null's middle 95 %)", local)
 
 
+def numbers_of_parts(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
+    """Of 60 parts one has all, or each has 0.8 of the one before; prompts differ in size (CV 1), and every part has a fifth of the largest as noise."""
+    for name, truth in (("one of 60", np.eye(60)[7]), ("0.8 of the one before", 0.8 ** np.arange(60))):
+        true = float(spread.root(truth) ** 2)
+        for n in (8, 32):
+            held: list[bool] = []
+            more: list[float] = []
+            for _ in range(repeats):
+                values = [_parts(random, truth, n) for _ in range(2)]
+                one, other = (spread.number_of_parts(of, [f"{side}{i}" for i in range(n)]) for side, of in zip("ab", values, strict=True))
+                held.append(one.low <= true <= one.high)
+                found = spread.contrast(one, other)
+                assert found is not None
+                enough = max(one.value, other.value) >= WORTH * min(one.value, other.value)
+                more.append(found.p if enough and not any(spread.silence(of) for of in values) else 1.0)
+            yield coverage(f"the effective number of 60 parts, {name} ({n} prompts)", np.array(held), least=0.87)
+            yield false_alarms(f"one truth is called more distributed than itself, {name} ({n} prompts)", more, at_most=APPROXIMATE)
+    for n in (8, 32):
+        spoken = [0.0 if not spread.silence(random.normal(size=(n, 60))) else 1.0 for _ in range(repeats)]
+        yield false_alarms(f"60 parts that do nothing are given a number ({n} prompts)", spoken)
+
+
+def _parts(random: np.random.Generator, truth: ndarray, n: int) -> ndarray:
+    """`[prompt, part]`: each prompt's log-normal size times the truth with noise."""
+    size = random.lognormal(-np.log(2) / 2, np.log(2) ** 0.5, (n, 1))
+    return np.asarray(size * (truth + random.normal(0, 0.2 * truth.max(), (n, len(truth)))))
+
+
 def similarity_intervals(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
     """Debiased CKA of Gaussian states, whose value in the population follows from their covariances."""
     d, n = 12, 40
@@ -301,7 +330,8 @@ def similarity_intervals(repeats: int, random: np.random.Generator) -> Iterator[
 Simulation = Callable[[int, np.random.Generator], Iterator[Rate]]
 
 SIMULATIONS: tuple[Simulation, ...] = (
-    similarity_of_strangers, halves, clusters, shares_of_prompts, behaviour_of_twins, means, profiles, spreads, similarity_intervals
+    similarity_of_strangers, halves, clusters, shares_of_prompts, behaviour_of_twins, means, profiles, spreads, numbers_of_parts,
+    similarity_intervals,
 )  # fmt: skip
 COSTLY: tuple[Simulation, ...] = (paired, maps_of_strangers)
 """A bootstrap of a family, or a hundred maps fitted anew, in each repeat."""
