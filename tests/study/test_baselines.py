@@ -71,11 +71,12 @@ def test_a_change_everywhere_is_not_one_modules(pair: Path, tmp_path: Path, memo
     save(twin(base, moved).net, tokenizer, tmp_path / "tuned")
     done = finish(pair / "base", tmp_path / "tuned", pair / "prompts.jsonl", tmp_path / "run", memory=memory)
     assert max(grafted(done, "all")) < 1e-6
-    alone = done.rows().filter(pl.col("arm") == "alone", pl.col("split") == "report").group_by("layer", "site").agg(pl.col("value").mean())
+    v = done.rows().filter(pl.col("metric") == "kl_other_nats", pl.col("split") == "report")
+    alone = v.filter(pl.col("arm") == "alone").group_by("layer", "site").agg(pl.col("value").mean())
     assert len(alone) == 4 * 3 + 3
     d = sum(grafted(done, "none")) / len(grafted(done, "none"))
     assert alone["value"].min() > 0.05 * d  # type: ignore[operator]
-    below = done.rows().filter(pl.col("arm") == "from_below", pl.col("split") == "report", pl.col("site") == "head")["value"]
+    below = v.filter(pl.col("arm") == "from_below", pl.col("site") == "head")["value"]
     assert max(below) < 1e-6
 
 

@@ -279,7 +279,7 @@ def spreads(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
 
 
 def numbers_of_parts(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
-    """Of 60 parts one has all, or each has 0.8 of the one before; prompts differ in size (CV 1), and every part has a fifth of the largest as noise."""
+    """Of 60 parts one has all, or each has 0.8 of the one before; every part has a fifth of the largest as noise, on prompts of CV 1."""
     for name, truth in (("one of 60", np.eye(60)[7]), ("0.8 of the one before", 0.8 ** np.arange(60))):
         true = float(spread.root(truth) ** 2)
         for n in (8, 32):
