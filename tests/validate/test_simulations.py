@@ -26,3 +26,8 @@ def test_an_interval_that_is_too_short_is_caught(monkeypatch: pytest.MonkeyPatch
 def test_the_same_seed_gives_the_same_studies() -> None:
     one, other = (list(nulls.halves(20, np.random.default_rng(1))) for _ in range(2))
     assert one == other
+
+
+def test_six_scores_each_at_five_per_cent_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "holm", lambda p: p)
+    assert not all(rate.holds for rate in nulls.behaviour_of_twins(400, np.random.default_rng(0)))
