@@ -109,6 +109,18 @@ def test_the_jackknife_of_a_mean_is_its_t_interval() -> None:
     np.testing.assert_allclose((low, high), scipy.stats.ttest_1samp(values, 0).confidence_interval())
 
 
+def test_no_interval_of_a_similarity_passes_1() -> None:
+    """Far from 1 it is the jackknife's own; near it, one-sided; a value of 1 itself, which debiasing can pass, is its own end."""
+    value, spread, n = np.array([0.1, 0.9, 0.9999, 1.002, 1.0]), np.array([0.002, 0.1, 0.05, 0.01, 0.0]), np.array(12)
+    low, high = intervals.jackknife_below_1(value, spread, n)
+    plain = intervals.jackknife(value, spread, n)
+    assert (low[0], high[0]) == (pytest.approx(plain[0][0], abs=1e-3), pytest.approx(plain[1][0], abs=1e-3))
+    assert (high <= np.maximum(value, 1)).all()
+    assert ((low <= value) & (value <= high)).all()
+    assert low[4] == high[4] == 1
+    assert np.isnan(intervals.jackknife_below_1(value, spread, np.array(4))).all()
+
+
 def test_pseudo_values_of_a_mean_are_its_values() -> None:
     values = np.random.default_rng(0).normal(size=(12, 3))
     without = (values.sum(axis=0) - values) / 11

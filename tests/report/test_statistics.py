@@ -233,7 +233,9 @@ def test_cka_takes_its_interval_from_the_delete_one_values(rows: pl.DataFrame, s
     n = len(without)
     error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
     assert cell["n"] == n
-    assert cell["ci_high"] - cell["ci_low"] == pytest.approx(2 * 2.0687 * error, rel=1e-4)  # t with 23 degrees of freedom
+    reach = 2.0687 * error / (1 - cell["mean"] ** 2)  # t with 23 degrees of freedom, on Fisher's scale
+    assert np.arctanh(cell["ci_high"]) - np.arctanh(cell["mean"]) == pytest.approx(reach, rel=1e-4)
+    assert np.arctanh(cell["mean"]) - np.arctanh(cell["ci_low"]) == pytest.approx(reach, rel=1e-4)
     assert cell["ci_low"] <= cell["mean"] <= cell["ci_high"]
     assert summary.filter(pl.col("metric") == "cka_without_prompt")["ci_low"].null_count() == 2 * 7 * 5
 
@@ -325,6 +327,10 @@ def test_a_factorial_s_effects_are_tested_by_the_bootstrap_t_and_by_no_exchange_
     table = pl.concat([rows(values[:, i], metric=name, **cell) for i, name in enumerate(names)])
     for i, name in enumerate(names):
         assert one(table, metric=name)["p"] == pytest.approx(float(intervals.mean_p(values)[i]))
+    skewed = rows(np.exp(2.5 * np.arange(12)), measure="divergence", split="report", metric="kl_tuned_base_nats", prompt=cell["prompt"])
+    silent = one(pl.concat([table, skewed]), metric=names[0])
+    assert silent["p"] is None
+    assert "untestable" in silent["flag"], "where one prompt has most of D, so small p are too often chance"
     few = one(table.filter(pl.col("prompt") < "p04"), metric=names[0])
     assert few["p"] is few["q"] is few["ci_low"] is None
     assert "untestable" in few["flag"]

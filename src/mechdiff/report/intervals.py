@@ -3,7 +3,7 @@
 - `mean_intervals`, `share_intervals`, `asymmetry_intervals`: bootstrap-t (`bootstrap.py`), for a mean, a ratio of means, and (a - b) / (a + b).
 - `mean_p`: is a mean apart from 0? `family_p`: the same of many columns at once. They need no symmetry, as flips of signs do.
 - `wilson`: for shares of prompts, whose bootstrap says "exactly 0" after 0 of 32.
-- `jackknife`: from delete-one values, for numbers such as CKA that a row bootstrap biases upward (duplicated rows).
+- `jackknife`, `jackknife_below_1`: from delete-one values, for numbers such as CKA that a row bootstrap biases upward (duplicated rows).
 - `simultaneous_bands`: the whole profile lies inside with 95 % probability (max-|t| bootstrap), so that peaks and
   crossings may be read off the curve.
 - `geometric`: the t interval of a geometric mean, which keeps its coverage where a mean's does not.
@@ -156,6 +156,20 @@ def jackknife(value: ndarray, spread: ndarray, n_prompts: ndarray, *, level: flo
         error = (n_prompts - 1) / np.sqrt(n_prompts) * spread
         reach = student.ppf((1 + level) / 2, n_prompts - 1) * error
     return value - reach, value + reach
+
+
+def jackknife_below_1(value: ndarray, spread: ndarray, n_prompts: ndarray, *, level: float = LEVEL) -> tuple[ndarray, ndarray]:
+    """The same of a similarity that ends at 1 (a debiased CKA), on the scale of Fisher's z, atanh: no end passes 1. NaN under FEWEST prompts.
+
+    From a debiased value of 1 or more, which rounding or chance can give, down to what lies as far below it, and up to itself.
+    """
+    low, high = jackknife(value, spread, n_prompts, level=level)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        z, reach = np.arctanh(value), (high - value) / (1 - value**2)
+        inside = np.abs(value) < 1
+        low, high = np.where(inside, np.tanh(z - reach), low), np.where(inside, np.tanh(z + reach), value)
+    enough = n_prompts >= FEWEST
+    return np.where(enough, low, np.nan), np.where(enough, high, np.nan)
 
 
 def pseudo_values(value: Float[ndarray, " layer"], without: Float[ndarray, "prompt layer"]) -> Float[ndarray, "prompt layer"]:

@@ -58,7 +58,7 @@ FLAGS = {
     "undefined": "undefined, for too few prompts or states without variance; n counts the prompts with a value",
     "infinite": "infinite on at least one prompt: a token that only one model can emit",
     "shared_tokens": "the vocabularies differ: the share is of D on the tokens that both models have",
-    "untestable": "cannot be tested with so few prompts (or clusters of them): even the strongest result would have p over 0.05",
+    "untestable": "cannot be tested with so few prompts (or clusters) of this skew: p could not reach 0.05, or would too often by chance",
     "few_prompts": f"fewer than {FEW} prompts: the interval is short, or there is none (under {FEWEST})",
 }
 
@@ -201,7 +201,9 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
         binary = members[is_binary[members] & np.isin(values, (0, 1)).all(axis=0)]  # the mean of a cluster is neither
         found["ci_low"][binary], found["ci_high"][binary] = intervals.wilson(found["mean"][binary], len(values))
         found["coverage"][binary] = np.nan
-        tested = crossed[members] & np.isfinite(values).all(axis=0)
+        of_split = {split: _speaks(totals, split, codes) for split in {splits[member] for member in members[crossed[members]]}}
+        spoken = np.array([of_split.get(splits[member], False) for member in members], bool)
+        tested = crossed[members] & spoken & np.isfinite(values).all(axis=0)
         found["p_of_mean"][members[tested]] = intervals.mean_p(values[:, tested], seed=seed)
         for name in TOTALS:
             of_split = {split: d[codes].mean() for (which, split), d in totals.items() if which == name}
@@ -214,6 +216,13 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
         found[name][undefined.to_numpy()] = np.nan
     partial = groups.select(partial=pl.col("value").list.eval(pl.element().is_nan()).list.any())
     return pl.DataFrame(found).with_columns(pl.exclude("mean").fill_nan(None)).with_columns(partial)
+
+
+def _speaks(totals: dict[tuple[str, str], np.ndarray], split: str | None, codes: np.ndarray) -> bool:
+    """Whether a test of the mean may be spoken of on these prompts: by the skew of D, which their effects are parts of, where D is known."""
+    d = totals.get(("total", str(split)))
+    skew = np.nan if d is None else float(simulated.cv_of(d[codes][:, None])[0])
+    return simulated.speaks("mean_p", len(codes), 0.0 if skew != skew else skew)
 
 
 def _tables(groups: pl.DataFrame, whole: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -327,7 +336,7 @@ def _with_similarity(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     table = table.with_columns(n=pl.when(pl.col("measure") == "similarity").then(pl.coalesce("n", "n_states")).otherwise("n"))
     cka = ((pl.col("metric") == "cka") & pl.col("mean").is_not_nan()).fill_null(False)
     filled = table.select(pl.col("mean", "spread", "n_states").cast(pl.Float64).fill_null(float("nan")))
-    low, high = intervals.jackknife(*(filled[name].to_numpy() for name in ("mean", "spread", "n_states")))
+    low, high = intervals.jackknife_below_1(*(filled[name].to_numpy() for name in ("mean", "spread", "n_states")))
     return table.with_columns(
         ci_low=pl.when(cka).then(pl.Series(low).fill_nan(None)).otherwise("ci_low"),
         ci_high=pl.when(cka).then(pl.Series(high).fill_nan(None)).otherwise("ci_high"),
@@ -397,7 +406,7 @@ def _flag() -> pl.Expr:
         "undefined": undefined & ~no_token,
         "infinite": pl.col("mean").is_infinite(),
         "shared_tokens": pl.col("on_shared"),
-        "untestable": pl.col("untestable") | (_of_halves() & pl.col("n").is_between(1, FEWEST - 1)),
+        "untestable": pl.col("untestable") | (_of_halves() & (pl.col("n") > 0) & pl.col("p").is_null() & pl.col("mean").is_finite()),
         "few_prompts": pl.col("n").is_between(1, FEW - 1),
     }
     words = [pl.when(condition.fill_null(False)).then(pl.lit(word)) for word, condition in holds.items()]

@@ -322,9 +322,9 @@ def similarity_intervals(repeats: int, random: np.random.Generator) -> Iterator[
         measured = similarity.measure(base, tuned, [str(i) for i in range(n)], "report", permutations=0)
         without = measured.filter(pl.col("metric") == "cka_without_prompt").group_by("layer").agg(spread=pl.col("value").std())
         table = measured.filter(pl.col("metric") == "cka").join(without, on="layer")
-        low, high = intervals.jackknife(table["value"].to_numpy(), table["spread"].to_numpy(), np.array(n))
+        low, high = intervals.jackknife_below_1(table["value"].to_numpy(), table["spread"].to_numpy(), np.array(n))
         held += list((low <= truth) & (truth <= high))
-    yield coverage(f"CKA (jackknife, {n} prompts)", np.array(held))
+    yield coverage(f"CKA (jackknife, Fisher's z, {n} prompts)", np.array(held))
 
 
 Simulation = Callable[[int, np.random.Generator], Iterator[Rate]]
