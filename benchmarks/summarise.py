@@ -1,10 +1,16 @@
 """Five million rows to summary.parquet: seconds and memory of `summarise`, in a process of its own.
 
-python benchmarks/summarise.py
+python benchmarks/summarise.py                      this checkout
+python benchmarks/summarise.py --beside CHECKOUT    ... and another one's, in turns in the same process: the ratio of their processor seconds
 """
 
+import argparse
+import importlib
 import resource
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -33,8 +39,48 @@ def rows(rng: np.random.Generator) -> pl.DataFrame:
     return every.with_columns(missing).select([pl.col(name).cast(kind) for name, kind in SCHEMA.items()])
 
 
+def of_checkout(folder: Path) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    """`summarise` of another checkout: its modules are imported under the same names while ours are put aside, and keep each other."""
+
+    def ours() -> list[str]:
+        return [name for name in sys.modules if name.partition(".")[0] == "mechdiff"]
+
+    aside = {name: sys.modules.pop(name) for name in ours()}
+    sys.path.insert(0, str(folder / "src"))
+    try:
+        module = importlib.import_module("mechdiff.report.statistics")
+        assert Path(str(module.__file__)).is_relative_to(folder), f"{module.__file__} is not of {folder}"
+        return module.summarise  # type: ignore[no-any-return]
+    finally:
+        sys.path.pop(0)
+        for name in ours():
+            del sys.modules[name]
+        sys.modules |= aside
+
+
+def in_turns(table: pl.DataFrame, other: Path, times: int = 3) -> None:
+    """Both, one after the other, so many times; the least of each counts."""
+    both = {"this checkout": summarise, str(other): of_checkout(other)}
+    least = dict.fromkeys(both, float("inf"))
+    for _ in range(times):
+        for name, one in both.items():
+            started = time.process_time()
+            one(table)
+            least[name] = min(least[name], time.process_time() - started)
+    here, there = least.values()
+    print(f"{len(table):,} rows: {here:.1f} s here, {there:.1f} s there, in processor seconds: {here / there:.2f} times")
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--beside", type=Path)
+    parser.add_argument("--share", type=float, default=1.0, help="of the layers")
+    asked = parser.parse_args()
     table = rows(np.random.default_rng(0))
+    if asked.share < 1:
+        table = table.filter(pl.col("layer").is_null() | (pl.col("layer") < round(LAYERS * asked.share)))
+    if asked.beside:
+        return in_turns(table, asked.beside.resolve())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     started = time.perf_counter()
     found = summarise(table)

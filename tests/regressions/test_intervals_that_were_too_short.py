@@ -75,3 +75,23 @@ def test_a_permutation_test_that_cannot_reach_its_level_gives_no_p(n: int, testa
         assert (one["p"] is not None) == testable, one["metric"]
         assert ("untestable" in (one["flag"] or "")) != testable
         assert one["p"] is None or one["p"] <= 0.1
+
+
+def test_a_prompt_that_has_most_of_d_is_named_beside_it() -> None:
+    """A share is a ratio of means: one prompt with a third of D is a third of every share."""
+    from mechdiff.report.parts import Run
+    from mechdiff.report.sections import behaviour
+
+    def notes(values: list[float]) -> str:
+        place = {
+            "measure": "divergence",
+            "split": "report",
+            "metric": "kl_tuned_base_nats",
+            "prompt": [f"p{i:02}" for i in range(len(values))],
+        }
+        table = rows(values, **place)
+        section = behaviour(Run(rows=table, summary=statistics.summarise(table), manifest={}))
+        return " ".join(part["text"] for part in section.parts if isinstance(part, dict) and part["kind"] == "note")
+
+    assert "One prompt, p11, makes up 0.48 of D" in notes([1.0] * 11 + [10.0])
+    assert "One prompt" not in notes([1.0] * 11 + [5.0])

@@ -14,7 +14,7 @@ from mechdiff.report.explorer import explorer
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.intervals import FEWEST
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import between, listed, nats, share, with_interval
+from mechdiff.report.phrasing import between, listed, nats, share, visible, with_interval
 from mechdiff.report.record import trust
 from mechdiff.report.section_attribution import attribution
 from mechdiff.report.section_behaviour import answers
@@ -38,6 +38,8 @@ ARMS = {
     "oracle": "the state already there",
 }
 TOP_SITES = 10
+LEANS = 1 / 3
+"""Of D: a prompt with more moves every share of D so far, if its own share differs."""
 TOP_PROMPTS = 5
 
 
@@ -102,6 +104,7 @@ def behaviour(run: Run) -> Section:
             _divergences(run, found.split),
             *_coverage(run, found.split),
             *_clusters(run, found.split),
+            *_weight_of_one(d),
             *_other_splits(run, found.split),
             table(("prompt", "D, nats", "first choice"), prompts, folded="The prompts that differ most"),
         ],
@@ -149,6 +152,18 @@ def _coverage(run: Run, split: str) -> list[dict]:
             said = f"At the skew of these {one['n']} prompts, intervals of a mean that are called 95 % held the truth in {found:.0%} of simulations; "
             return [note(said + "those of the geometric mean held it in 95 % (docs/STATISTICS.md).")]
     return []
+
+
+def _weight_of_one(d: pl.DataFrame) -> list[dict]:
+    """A share of D is a ratio of means, in which a prompt weighs what its D weighs: said where one prompt weighs more than LEANS."""
+    of_each = d.filter(pl.col("d").is_finite()).sort("d", descending=True)
+    weight = of_each["d"][0] / of_each["d"].sum() if len(of_each) > 1 and of_each["d"].sum() > 0 else 0.0
+    if weight <= LEANS:
+        return []
+    name, middle = of_each["prompt"][0], float(of_each["d"].to_numpy()[1:].mean())
+    said = f"One prompt, {visible(name)}, makes up {share(weight)} of D over all prompts: every share of D leans on it. "
+    said += f"Without it D is {nats(middle)} nats."
+    return [note(said)]
 
 
 def _clusters(run: Run, split: str) -> list[dict]:
