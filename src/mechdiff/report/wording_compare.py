@@ -135,7 +135,7 @@ def numbers(key: tuple[str, str], names: Sequence[str], found: Found, held: Sequ
     if any(one.silent for one in ones.values()):
         return f"{noun[0].upper()}{noun[1:]}: {told}."
     sizes = [size for name in names for size in found[name] if size.key == ("size", "D")] if key == SITES else []
-    at = f" (by shares that add; D is {listed(nats(one.estimate.value) for one in sizes)} nats)" if len(sizes) == len(names) else ""
+    at = f" by shares that add, at D of {listed(nats(one.estimate.value) for one in sizes)} nats" if len(sizes) == len(names) else ""
     return f"{noun[0].upper()}{noun[1:]}{at}: {told}; {_told_apart(pairs)}."
 
 
