@@ -14,9 +14,8 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechdiff.report import findings_attribution, intervals
+from mechdiff.report import findings_attribution, spoken
 from mechdiff.report.findings_attribution import GRAIN, graded, heads, side_by_side, spearman
-from mechdiff.report.intervals import FEWEST
 from mechdiff.report.memory import once
 
 MODELS = {"base": "base<-base", "tuned": "tuned<-tuned"}
@@ -66,7 +65,7 @@ def churn(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> pl.DataF
             "z_tuned": z["tuned"],
             "holds": holds,
             "state": [_STATES[int(c)] for c in code],
-            "p": _differ(values["tuned"] - values["base"]),
+            "p": _differ(rows, values["tuned"] - values["base"]),
         },
         schema_overrides={"state": pl.String},
     )
@@ -140,15 +139,13 @@ def _own(rows: pl.DataFrame) -> tuple[list[str], dict[str, np.ndarray]]:
     return names, {"base": base, "tuned": tuned}
 
 
-def _differ(differences: Float[ndarray, "prompt head"]) -> Float[ndarray, " head"]:
+def _differ(rows: pl.DataFrame, differences: Float[ndarray, "prompt head"]) -> Float[ndarray, " head"]:
     """Family-wise p of each head's mean difference; 1 from too few prompts, and where a head's differences are all rounding."""
-    if len(differences) < FEWEST:
-        return np.ones(differences.shape[1])
     size = np.abs(differences).max(axis=0)
     felt = size > GRAIN * size.max(initial=0.0)
     p = np.ones(differences.shape[1])
     if felt.any():
-        p[felt] = intervals.family_p(differences[:, felt])
+        p[felt] = spoken.family_p(rows, differences[:, felt])
     return p
 
 

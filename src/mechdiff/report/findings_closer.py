@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import spearmanr
 
-from mechdiff.report import findings, intervals, statistics
+from mechdiff.report import findings, intervals, spoken, statistics
 from mechdiff.report.findings_transport import CLOSENESS, arm_place, cells, kind_place, plain, shares, totals, written
 
 
@@ -83,7 +83,7 @@ def diagonal_wins(rows: pl.DataFrame, arm: str, site: str, layers: Sequence[int]
     if not pairs or len(table) < intervals.FEWEST:
         return [], []
     apart = np.column_stack([table[:, places[p, f]] - table[:, places[p, p]] for p, f in pairs])
-    sure, further = intervals.family_p(apart) <= 1 - intervals.LEVEL, apart.mean(axis=0) > 0
+    sure, further = spoken.family_p(rows, apart) <= 1 - intervals.LEVEL, apart.mean(axis=0) > 0
     of = {layer: [i for i, (p, _) in enumerate(pairs) if p == layer] for layer in dict.fromkeys(p for p, _ in pairs)}
     wins = [layer for layer, here in of.items() if all(sure[i] and further[i] for i in here)]
     return wins, [layer for layer, here in of.items() if any(sure[i] and not further[i] for i in here)]

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from mechdiff.report import findings, findings_transport, intervals, statistics
+from mechdiff.report import findings, findings_transport, intervals, spoken, statistics
 from mechdiff.report.findings import RECOVERY
-from mechdiff.report.intervals import FEWEST
 from mechdiff.report.memory import once
 
 CONSTANTS = ("shift", "mean")
@@ -73,7 +72,7 @@ def constant(rows: pl.DataFrame, summary: pl.DataFrame) -> Constant | None:
         fraction=fraction,
         low=low,
         high=high,
-        p=float(intervals.mean_p((own - taken)[:, None])[0]) if len(own) >= FEWEST else 1.0,
+        p=spoken.mean_p(rows, own - taken),
         n=len(own),
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from mechdiff.report import findings, intervals, statistics
+from mechdiff.report import findings, intervals, spoken, statistics
 from mechdiff.report.memory import once
 
 EFFECTS = {"upstream_effect": "upstream", "downstream_effect": "downstream", "interaction": "interaction"}
@@ -133,10 +133,10 @@ def interaction(rows: pl.DataFrame, unit: str | None) -> Interaction | None:
     if len(chosen_by) and candidates == layers:
         place = int(np.abs(chosen_by.mean(axis=0)).argmax())
         column = table[:, place : place + 1]
-        low, high, p = (*(ends[0] for ends in intervals.mean_intervals(column)), intervals.mean_p(column)[0])
+        low, high, p = (*(ends[0] for ends in intervals.mean_intervals(column)), spoken.mean_p(rows, column[:, 0]))
     else:
         place = int(np.abs(table.mean(axis=0)).argmax())
-        low, high, p = (*(ends[place] for ends in intervals.simultaneous_bands(table)), intervals.family_p(table)[place])
+        low, high, p = (*(ends[place] for ends in intervals.simultaneous_bands(table)), spoken.family_p(rows, table)[place])
     return Interaction(
         layer=layers[place], mean=float(table[:, place].mean()), low=float(low), high=float(high), p=float(p), whole=float(whole), score=score,
         n=len(table), candidates=len(layers), selected_on="select" if len(chosen_by) and candidates == layers else None,

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from mechdiff.engine.sites import KINDS
-from mechdiff.report import findings, intervals, statistics
+from mechdiff.report import findings, intervals, spoken, statistics
 from mechdiff.report.memory import once
 from mechdiff.shares import refuse_two_supports
 
@@ -299,7 +299,7 @@ def carried(rows: pl.DataFrame, summary: pl.DataFrame) -> Carried | None:
         name=site[0], layer=found["layer"][learned], site=found["site"][learned], best=part(arms[learned], effect[:, learned]), n=len(total),
         trivial=None if simple is None else part(arms[simple], effect[:, simple]),
         gain=None if apart is None else part(arms[learned], apart),
-        gain_p=None if apart is None or len(apart) < intervals.FEWEST else float(intervals.mean_p(apart[:, None])[0]),
+        gain_p=None if apart is None or len(apart) < intervals.FEWEST else spoken.mean_p(rows, apart),
         ceiling=None if top.is_empty() else Part(arm="identity", share=top["share"][0], low=top["low"][0], high=top["high"][0]),
         chosen_on="select" if not on.is_empty() else split or "report",
     )  # fmt: skip
@@ -318,7 +318,7 @@ def beaten(rows: pl.DataFrame) -> Beaten | None:
     top = ceiling(rows)
     worth = found["name"].to_list() if top.is_empty() else top.filter(pl.col("share") >= WORTH)["name"].to_list()
     nothing = dict.fromkeys(worth, total)
-    return _better(found.with_row_index("i").filter(pl.col("name").is_in(worth)), matrix, total, TRIVIAL[1:], nothing)
+    return _better(rows, found.with_row_index("i").filter(pl.col("name").is_in(worth)), matrix, total, TRIVIAL[1:], nothing)
 
 
 @once
@@ -329,11 +329,16 @@ def closer(rows: pl.DataFrame) -> Beaten | None:
     if len(matrix) < intervals.FEWEST:
         return None
     counts = closeness(rows).filter("counts")["name"].to_list()
-    return _better(found.with_row_index("i").filter(pl.col("name").is_in(counts)), matrix, None, TRIVIAL, {})
+    return _better(rows, found.with_row_index("i").filter(pl.col("name").is_in(counts)), matrix, None, TRIVIAL, {})
 
 
 def _better(
-    found: pl.DataFrame, matrix: np.ndarray, total: np.ndarray | None, simple: tuple[str, ...], nothing: dict[str, np.ndarray]
+    rows: pl.DataFrame,
+    found: pl.DataFrame,
+    matrix: np.ndarray,
+    total: np.ndarray | None,
+    simple: tuple[str, ...],
+    nothing: dict[str, np.ndarray],
 ) -> Beaten | None:
     """Every learned map against the best constant of its site, all tests as one family. Gains are shares of `total`; without, of the constant's nats.
 
@@ -351,7 +356,7 @@ def _better(
     if not columns:
         return None
     apart, divisor = np.array(columns).T, np.array(of).T.mean(axis=0)
-    p, gain = intervals.family_p(apart), apart.mean(axis=0) / divisor
+    p, gain = spoken.family_p(rows, apart), apart.mean(axis=0) / divisor
     low, high = intervals.simultaneous_bands((apart - gain * np.array(of).T) / divisor)
     sure, most = (gain > 0) & (p <= 1 - intervals.LEVEL), int(np.argmax(gain))
     best = {

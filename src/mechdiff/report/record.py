@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff.report import statistics
+from mechdiff.report import spoken, statistics
 from mechdiff.report.findings import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Run, Section, note, table
 from mechdiff.report.phrasing import nats
@@ -69,6 +69,8 @@ def trust(run: Run) -> Section:
     parts.append({"kind": "list", "entries": [{"what": "Warning", "why": text} for text in warned]} if warned else note("No warnings."))
     if checks := _selfcheck(manifest):
         parts.append(checks)
+    if quiet := spoken.silent(run.rows):
+        parts.append(note(quiet))
     real = run.summary.filter(pl.col("control").is_null())
     counts = real["flag"].drop_nulls().str.split(";").explode().value_counts().sort("count", "flag", descending=[True, False])
     flagged = [(statistics.FLAGS.get(name, name), f"{count:,}") for name, count in counts.iter_rows()]

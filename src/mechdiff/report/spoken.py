@@ -1,0 +1,49 @@
+"""p values that a sentence may rest on: the tests of `intervals.py`, held silent where simulations say that they find too often what is not there.
+
+A test of few and skewed values raises false alarms: of log-normal values with CV 2 and ten prompts, p <= 0.05 of a mean comes in 9 % of studies where
+nothing is to be found, of any of eight means in 19 %. Effects are parts of D, so the skew of a run is that of D over its prompts. Where a test's
+measured rate at this skew and number of prompts is above 5 % (`simulated.speaks`; docs/NULLS.md has the table) every p of it is 1 here: nothing is
+said to be there, and the section on trust says that nothing could be.
+"""
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+from numpy import ndarray
+
+from mechdiff.report import findings, intervals, simulated
+from mechdiff.report.memory import once
+
+TESTS = {"mean_p": "one mean", "family_p": "several means together"}
+
+
+@once
+def skew(rows: pl.DataFrame) -> float:
+    """The coefficient of variation of D over the reported prompts; 0 where D is not known, or is 0 on every prompt."""
+    d = findings.d_per_prompt(rows)["d"].to_numpy()
+    found = float(simulated.cv_of(d[:, None])[0]) if len(d) and np.isfinite(d).all() else np.nan
+    return 0.0 if np.isnan(found) else found
+
+
+def mean_p(rows: pl.DataFrame, values: Float[ndarray, " prompt"]) -> float:
+    """Two-sided p of a mean against 0, by the bootstrap-t; 1 where that test does not speak."""
+    return float(intervals.mean_p(values[:, None])[0]) if simulated.speaks("mean_p", len(values), skew(rows)) else 1.0
+
+
+def family_p(rows: pl.DataFrame, values: Float[ndarray, "prompt test"]) -> Float[ndarray, " test"]:
+    """The same of several means on the same prompts, family-wise."""
+    if not simulated.speaks("family_p", len(values), skew(rows)):
+        return np.ones(values.shape[1])
+    return intervals.family_p(values)
+
+
+def silent(rows: pl.DataFrame) -> str | None:
+    """The sentence that names the tests which do not speak at this run's number of prompts and skew; None where all do."""
+    n, cv = len(findings.d_per_prompt(rows)), skew(rows)
+    quiet = [words for test, words in TESTS.items() if n and not simulated.speaks(test, n, cv)]
+    if not quiet:
+        return None
+    return (
+        f"With {n} prompts whose D varies as it does here (coefficient of variation {cv:.2g}), a test of {' and of '.join(quiet)} against 0 would "
+        "find what is not there in more than 5 % of studies. It is not used: what rests on it is not said (docs/NULLS.md)."
+    )
