@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from mechdiff.report import spread
 from mechdiff.report.comparable import Loaded, Mark
 from mechdiff.report.contrasts import Pair, said_n
 from mechdiff.report.parts import table
-from mechdiff.report.phrasing import between, listed, nats
+from mechdiff.report.phrasing import between, level, listed, nats
 from mechdiff.report.quantity import Quantity
 
 LONG = 18
@@ -127,7 +128,8 @@ def said(of: Compared, key: tuple[str, str]) -> str:
 def with_ends(one: Quantity) -> str:
     if one.silent:
         return f"no number ({one.silent})"
-    return value_of(one) + (f" (95 %: {ends_of(one)})" if ends_of(one) else "")
+    jackknifed = len(one.estimate.contributions) > 0
+    return value_of(one) + (f" ({level(spread.COVERAGE if jackknifed else None)}: {ends_of(one)})" if ends_of(one) else "")
 
 
 def forest(of: Compared, keys: Sequence[tuple[str, str]]) -> pl.DataFrame:

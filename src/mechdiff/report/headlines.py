@@ -146,6 +146,10 @@ def refused(candidates: Sequence[Candidate]) -> list[str]:
     return [f"{one.text.removesuffix('.')}: {reason(one) or 'its sentence is full'}" for one in candidates if one not in said]
 
 
+INTERVAL = re.compile(r"\[([−\d][^\[\]]*, [^\[\]]+)\]")
+"""An interval of 95 % in brackets; the first of a verdict says what they are."""
+
+
 def _short(text: str) -> str:
     """Intervals in brackets: "0.94 (95 %: 0.92 to 0.96)" becomes "0.94 [0.92, 0.96]"."""
     return re.sub(r"\(95 %: ([^();]+?) to ([^();]+?)(?:; ([^()]*(?:\([^()]*\)[^()]*)*))?\)", _bracketed, text)

@@ -5,10 +5,14 @@ Shares are written as numbers from 0 to 1, divergences in nats with three digits
 
 import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from mechdiff.report.intervals import FEWEST
 from mechdiff.report.simulated import ENOUGH
+
+_MEASURED: ContextVar[tuple[float | None, float | None]] = ContextVar("coverage of intervals of means and of shares", default=(None, None))
 
 SHOWN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
@@ -52,15 +56,28 @@ def between(low: float | None, high: float | None, *, digits: int | None = None)
 def with_interval(
     value: float | None, low: float | None, high: float | None, *, digits: int | None = None, coverage: float | None = None
 ) -> str:
-    """ "7.69 (95 %: 6.77 to 9.16)"; "(88 % interval: ...)" where intervals like it held the truth no more often in simulations (`coverage`).
+    """ "7.69 (95 %: 6.77 to 9.16)"; "(88 % interval: ...)" where intervals like it held the truth no more often in simulations.
 
-    Decimals given as `digits` become one more where the interval would vanish in them.
+    `coverage` says how often; without, it is what `measured` said of means, and of shares where decimals are given as `digits`. These become one
+    more where the interval would vanish in them.
     """
+    if coverage is None:
+        coverage = _MEASURED.get()[digits is not None]
     if digits is not None and low is not None and high is not None and high - low < 2 * 10**-digits:
         digits += 1
     estimate = nats(value) if digits is None else share(value, digits)
     ends = between(low, high, digits=digits)
     return f"{estimate} ({level(coverage)}: {ends})" if ends else estimate
+
+
+@contextmanager
+def measured(means: float | None, shares: float | None) -> Iterator[None]:
+    """While open, sentences say how often intervals of means, and of shares of D, held the truth in simulations of a run like this one."""
+    token = _MEASURED.set((means, shares))
+    try:
+        yield
+    finally:
+        _MEASURED.reset(token)
 
 
 def level(coverage: float | None) -> str:

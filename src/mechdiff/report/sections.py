@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 from scipy.stats import spearmanr
 
-from mechdiff.report import asymmetry, charts_patching, figures, findings, statistics, verdict, wording
+from mechdiff.report import asymmetry, charts_patching, figures, findings, spoken, statistics, verdict, wording
 from mechdiff.report.explorer import explorer
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.intervals import FEWEST
@@ -45,6 +45,11 @@ TOP_PROMPTS = 5
 
 def all_sections(run: Run) -> list[Section]:
     """What the run found, in the order of its questions, and how far to trust it; each with what its measure found in words at its head."""
+    with spoken.in_measured_words(run.rows):
+        return _all_sections(run)
+
+
+def _all_sections(run: Run) -> list[Section]:
     found = [
         behaviour(run),
         texts(run),

@@ -42,13 +42,14 @@ def cv_of(values: Float[ndarray, "prompt column"]) -> Float[ndarray, " column"]:
     return np.where((values >= 0).all(axis=0) & (mean > 0), spread, np.nan)
 
 
-def coverages(cv: ndarray, n_prompts: ndarray) -> ndarray:
-    """How often `mean_intervals` held the truth at each skew and number of prompts: between the simulated ones on a logarithmic scale.
+def coverages(cv: ndarray, n_prompts: ndarray, *, of: str = "mean") -> ndarray:
+    """How often intervals of a `mean`, or of a `share` of D, held the truth at each skew and number of prompts: between the simulated ones on a
+    logarithmic scale.
 
     More prompts or less skew than were simulated count as the nearest simulated ones, and so does more skew: then it is what holds at most. NaN for
     fewer prompts than any interval has, and where the skew is not known.
     """
-    cvs, sizes, grid = _measured("mean")
+    cvs, sizes, grid = _measured(of)
     cv, n_prompts = np.broadcast_arrays(np.asarray(cv, float), np.asarray(n_prompts, float))
     found = np.full(cv.shape, np.nan)
     for n in np.unique(n_prompts[n_prompts >= FEWEST]):

@@ -1,17 +1,23 @@
-"""p values that a sentence may rest on: the tests of `intervals.py`, held silent where simulations say that they find too often what is not there.
+"""What a sentence may rest on at a run's own skew.
+
+p values: the tests of `intervals.py`, held silent where simulations say that they find too often what is not there.
 
 A test of few and skewed values raises false alarms: of log-normal values with CV 2 and ten prompts, p <= 0.05 of a mean comes in 9 % of studies where
 nothing is to be found, of any of eight means in 19 %. Effects are parts of D, so the skew of a run is that of D over its prompts. Where a test's
 measured rate at this skew and number of prompts is above 5 % (`simulated.speaks`; docs/NULLS.md has the table) every p of it is 1 here: nothing is
 said to be there, and the section on trust says that nothing could be.
+
+Intervals: `in_measured_words` has sentences print the share of simulations in which such an interval held the truth, where that is under 93 %.
 """
+
+from contextlib import AbstractContextManager
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechdiff.report import findings, intervals, simulated
+from mechdiff.report import findings, intervals, phrasing, simulated
 from mechdiff.report.memory import once
 
 TESTS = {"mean_p": "one mean", "family_p": "several means together"}
@@ -35,6 +41,13 @@ def family_p(rows: pl.DataFrame, values: Float[ndarray, "prompt test"]) -> Float
     if not simulated.speaks("family_p", len(values), skew(rows)):
         return np.ones(values.shape[1])
     return intervals.family_p(values)
+
+
+def in_measured_words(rows: pl.DataFrame) -> AbstractContextManager[None]:
+    """While open, intervals of means and of shares of D are called what such intervals held in simulations at this run's skew and prompts."""
+    cv, n = np.array(skew(rows)), np.array(len(findings.d_per_prompt(rows)))
+    found = (float(simulated.coverages(cv, n, of=of)) for of in ("mean", "share"))
+    return phrasing.measured(*(None if np.isnan(one) else one for one in found))
 
 
 def silent(rows: pl.DataFrame) -> str | None:

@@ -51,6 +51,8 @@ Statistic = Callable[[ndarray], ndarray]
 """From means [*, column] to [*] or [*, result]."""
 
 POWER = 0.8
+COVERAGE = 0.9
+"""How often the interval of an effective number held the truth in simulations of 8 to 32 prompts: 89 to 100 %, by the spread and the skew."""
 WRONG = 0.05
 """Of p values, what counts as found."""
 OPPOSED = 0.25

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from mechdiff.report import findings, findings_constant, findings_weights, headlines, wording, wording_behaviour, wording_heads
+from mechdiff.report import findings, findings_constant, findings_weights, headlines, spoken, wording, wording_behaviour, wording_heads
 from mechdiff.report.findings import BREAKAGE, RECOVERY, Difference
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.phrasing import nats
@@ -20,8 +20,10 @@ from mechdiff.report.wording_transport import can_it_be_carried
 
 def verdict(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
     """At most five sentences with their intervals; fewer where measures were left out, or where there is no effect to explain."""
-    said = (headlines.sentence(clauses) for clauses in candidates(rows, summary, manifest))
-    return [sentence for sentence in said if sentence]
+    with spoken.in_measured_words(rows):
+        said = [sentence for clauses in candidates(rows, summary, manifest) if (sentence := headlines.sentence(clauses))]
+    first = next((place for place, sentence in enumerate(said) if headlines.INTERVAL.search(sentence)), None)
+    return [headlines.INTERVAL.sub(r"[95 % CI: \1]", one, count=1) if place == first else one for place, one in enumerate(said)]
 
 
 def refused(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:

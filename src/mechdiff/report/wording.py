@@ -231,7 +231,7 @@ def lowest_cka(found: LeastSimilar, beside: str = "") -> str:
     """ "L26.attn_out (chosen on the select prompts): CKA 0.884 (95 %: 0.750 to 1); at 5 of 90 sites it is 1.000 to three digits"."""
     how = f"chosen on the {found.chosen_on} prompts" if found.chosen_on else f"of {found.sites} sites, {BIASED}"
     high = None if found.high is None else min(found.high, 1.0)
-    value = with_interval(found.cka, found.low, high, digits=3)
+    value = with_interval(found.cka, found.low, high, digits=3, coverage=1.0)
     return f"{found.name}{beside} ({how}): CKA {value}; at {found.same} of {found.sites} sites it is 1.000 to three digits"
 
 

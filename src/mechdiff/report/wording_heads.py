@@ -2,10 +2,10 @@
 
 import polars as pl
 
-from mechdiff.report import findings_heads
+from mechdiff.report import findings_heads, spread
 from mechdiff.report.findings import BREAKAGE
 from mechdiff.report.headlines import Candidate
-from mechdiff.report.phrasing import with_interval
+from mechdiff.report.phrasing import level, with_interval
 
 LEAST = 0.001
 """Per cent under which no digits are given."""
@@ -82,11 +82,11 @@ def how_many(rows: pl.DataFrame, summary: pl.DataFrame, one: findings_heads.Game
 
 
 def effective(shares: findings_heads.Shares, n: int) -> str:
-    """ "effective number of heads 6.1 [4.0, 9.2] of 9 (10 random edits of this size: 8.1 to 8.9)"; a range to look at, no test."""
+    """ "effective number of heads 6.1 (90 % interval: 4.0 to 9.2) of 9 (10 random edits of this size: 8.1 to 8.9)"; a range to look at, no test."""
     point, low, high = shares.effective
     if shares.silent:
         return f"no number of heads is given ({shares.silent})"
-    text = f"effective number of heads {point:.1f} [{low:.1f}, {high:.1f}] of {n}"
+    text = f"effective number of heads {point:.1f} ({level(spread.COVERAGE)}: {low:.1f} to {high:.1f}) of {n}"
     if not shares.null:
         return text
     least, most, draws = shares.null
