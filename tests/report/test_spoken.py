@@ -30,6 +30,7 @@ def test_a_p_is_given_only_where_its_test_holds_its_level(n: int, cv: float, sin
     run, values = run_of(n, cv), 1 + np.random.default_rng(0).normal(scale=0.01, size=(n, 3))
     assert (spoken.mean_p(run, values[:, 0]) < 0.05) == single
     assert (spoken.family_p(run, values) < 0.05).all() == family
+    assert (spoken.in_words(spoken.mean_p(run, values[:, 0])) == "no test: too few prompts for this skew") != single
     said = spoken.silent(run)
     assert (said is None) == (single and family)
     assert said is None or f"With {n} prompts" in said

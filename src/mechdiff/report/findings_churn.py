@@ -140,7 +140,7 @@ def _own(rows: pl.DataFrame) -> tuple[list[str], dict[str, np.ndarray]]:
 
 
 def _differ(rows: pl.DataFrame, differences: Float[ndarray, "prompt head"]) -> Float[ndarray, " head"]:
-    """Family-wise p of each head's mean difference; 1 from too few prompts, and where a head's differences are all rounding."""
+    """Family-wise p of each head's mean difference; NaN from too few prompts for their skew; 1 where a head's differences are all rounding."""
     size = np.abs(differences).max(axis=0)
     felt = size > GRAIN * size.max(initial=0.0)
     p = np.ones(differences.shape[1])

@@ -38,6 +38,7 @@ class Constant:
     high: float
     """Ends of its 95 % interval; NaN with fewer than FEWEST prompts."""
     p: float
+    """Paired; NaN where so few prompts of this skew have no test."""
     n: int
 
     @property

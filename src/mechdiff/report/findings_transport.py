@@ -78,6 +78,8 @@ class Beaten:
     """Tests: every learned map at every site."""
     better: int
     """Sites where some map's p is at most 5 %."""
+    tested: bool
+    """Whether so many prompts of this skew have such a test (`spoken.py`)."""
     best: dict | None
     """The map with the largest difference: `name arm gain low high`, as a share of the total; a band over all tests."""
 
@@ -226,7 +228,7 @@ def worth_mapping(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
 
 
 def fit_quality(rows: pl.DataFrame, summary: pl.DataFrame, metrics: tuple[str, ...], direction: str = CLOSENESS) -> pl.DataFrame:
-    """`name layer site arm rank metric split mean p q`: how well maps fit, on the prompts they were fitted on and on the reported ones."""
+    """`name layer site arm rank metric split mean p q flag`: how well maps fit, on the prompts they were fitted on and on the reported ones."""
     found = summary.filter(
         pl.col("measure") == "transport",
         pl.col("direction") == direction,
@@ -235,7 +237,7 @@ def fit_quality(rows: pl.DataFrame, summary: pl.DataFrame, metrics: tuple[str, .
         pl.col("mean").is_finite() & pl.col("layer").is_not_null(),
     )
     found = plain(found).with_columns(name=findings.site_name()).sort("layer", kind_place(), arm_place(), "split")
-    return found.select("name", "layer", "site", "arm", "rank", "metric", "split", "mean", "p", "q")
+    return found.select("name", "layer", "site", "arm", "rank", "metric", "split", "mean", "p", "q", "flag")
 
 
 def n_refits(rows: pl.DataFrame) -> int:
@@ -366,4 +368,10 @@ def _better(
         "low": float(gain[most] + low[most]),
         "high": float(gain[most] + high[most]),
     }
-    return Beaten(sites=len(set(names)), maps=len(names), better=len({names[i] for i in np.flatnonzero(sure)}), best=best)
+    return Beaten(
+        sites=len(set(names)),
+        maps=len(names),
+        better=len({names[i] for i in np.flatnonzero(sure)}),
+        tested=not np.isnan(p).any(),
+        best=best,
+    )

@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from mechdiff.report import drawing, findings_factorial, wording_factorial
+from mechdiff.report import drawing, findings_factorial, spoken, wording_factorial
 from mechdiff.report.drawing import BLACK, BLUE, LEFT, VERMILLION, WIDE, Chart
 from mechdiff.report.findings_factorial import UNITS
 from mechdiff.report.parts import Drawn, Run, Section, note, table
@@ -47,7 +47,7 @@ def _of_unit(run: Run, unit: str | None) -> str:
     said = [wording_factorial.which_half(findings_factorial.halves(run.rows, unit))]
     if one is not None:
         size = f"{with_interval(one.mean, one.low, one.high)} of {nats(one.whole)} {'nats' if one.score == 'linear_nats' else 'logits'}"
-        said.append(f"interaction at L = {one.layer} ({wording_factorial.how_chosen(one)}): {size}, p = {nats(one.p)}")
+        said.append(f"interaction at L = {one.layer} ({wording_factorial.how_chosen(one)}): {size}, {spoken.in_words(one.p)}")
     else:
         said.append("no interaction is given: too few prompts have a linear score")
     return f"Exchanged at {UNITS[unit]}: {'; '.join(said)}"

@@ -139,13 +139,23 @@ def _fits(run: Run) -> list[Any]:
     caption = f"R² of the change, 0 for a constant shift. Highest of {len(held)} maps on the {split} prompts (selected on them, so optimistically "
     caption += f"biased): {best['name']}, {best['arm']}, {share(best['mean'])}"
     caption += f" ({share(train[0])} on the prompts it was fitted on). " if len(train) else ". "
-    tested = held.filter(pl.col("q").is_not_null())
-    if not tested.is_empty():
-        sure = tested.filter(pl.col("q") <= SURE)["name"].n_unique()
-        draws = findings_transport.n_refits(run.rows)
-        caption += f"At {sure} of {tested['name'].n_unique()} sites a map predicts the change better than refits on permuted pairs "
-        caption += f"(q ≤ {SURE}, up to {draws} refits): those dots are filled."
+    caption += _better_than_refits(run, held)
     return [Drawn(name="transport_fit", chart=charts_transport.fit_by_layer, caption=caption, reading="transport_fit")]
+
+
+def _better_than_refits(run: Run, held: pl.DataFrame) -> str:
+    """At how many sites a map beats its refits on permuted pairs; and at how many no map could, however good."""
+    silent = pl.col("flag").str.contains("untestable").fill_null(False)
+    refitted = held.filter(pl.col("q").is_not_null() | silent)
+    if refitted.is_empty():
+        return ""
+    sure, sites = refitted.filter(pl.col("q") <= SURE)["name"].n_unique(), refitted["name"].n_unique()
+    untested = sites - refitted.filter(pl.col("q").is_not_null())["name"].n_unique()
+    said = f"At {sure} of {sites} sites a map predicts the change better than refits on permuted pairs "
+    said += f"(q ≤ {SURE}, up to {findings_transport.n_refits(run.rows)} refits): those dots are filled."
+    return said + (
+        f" At {untested} of them p cannot reach 0.05: too few refits that differ, or that many of them do best." if untested else ""
+    )
 
 
 def _strength(run: Run) -> list[Any]:

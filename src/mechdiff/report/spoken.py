@@ -4,8 +4,8 @@ p values: the tests of `intervals.py`, held silent where simulations say that th
 
 A test of few and skewed values raises false alarms: of log-normal values with CV 2 and ten prompts, p <= 0.05 of a mean comes in 9 % of studies where
 nothing is to be found, of any of eight means in 19 %. Effects are parts of D, so the skew of a run is that of D over its prompts. Where a test's
-measured rate at this skew and number of prompts is above 5 % (`simulated.speaks`; docs/NULLS.md has the table) every p of it is 1 here: nothing is
-said to be there, and the section on trust says that nothing could be.
+measured rate at this skew and number of prompts is above 5 % (`simulated.speaks`; docs/NULLS.md has the table) there is no p here, NaN: nothing is
+said to be there, no number stands for what was not tested (`in_words`), and the section on trust says why.
 
 Intervals: `in_measured_words` has sentences print the share of simulations in which such an interval held the truth, where that is under 93 %.
 """
@@ -32,14 +32,14 @@ def skew(rows: pl.DataFrame) -> float:
 
 
 def mean_p(rows: pl.DataFrame, values: Float[ndarray, " prompt"]) -> float:
-    """Two-sided p of a mean against 0, by the bootstrap-t; 1 where that test does not speak."""
-    return float(intervals.mean_p(values[:, None])[0]) if simulated.speaks("mean_p", len(values), skew(rows)) else 1.0
+    """Two-sided p of a mean against 0, by the bootstrap-t; NaN where that test does not speak."""
+    return float(intervals.mean_p(values[:, None])[0]) if simulated.speaks("mean_p", len(values), skew(rows)) else np.nan
 
 
 def family_p(rows: pl.DataFrame, values: Float[ndarray, "prompt test"]) -> Float[ndarray, " test"]:
     """The same of several means on the same prompts, family-wise."""
     if not simulated.speaks("family_p", len(values), skew(rows)):
-        return np.ones(values.shape[1])
+        return np.full(values.shape[1], np.nan)
     return intervals.family_p(values)
 
 
@@ -48,6 +48,11 @@ def in_measured_words(rows: pl.DataFrame) -> AbstractContextManager[None]:
     cv, n = np.array(skew(rows)), np.array(len(findings.d_per_prompt(rows)))
     found = (float(simulated.coverages(cv, n, of=of)) for of in ("mean", "share"))
     return phrasing.measured(*(None if np.isnan(one) else one for one in found))
+
+
+def in_words(p: float) -> str:
+    """ "p = 0.031", or that there is none."""
+    return "no test: too few prompts for this skew" if np.isnan(p) else f"p = {phrasing.nats(p)}"
 
 
 def silent(rows: pl.DataFrame) -> str | None:

@@ -58,7 +58,7 @@ FLAGS = {
     "undefined": "undefined, for too few prompts or states without variance; n counts the prompts with a value",
     "infinite": "infinite on at least one prompt: a token that only one model can emit",
     "shared_tokens": "the vocabularies differ: the share is of D on the tokens that both models have",
-    "untestable": "cannot be tested with so few prompts (or clusters) of this skew: p could not reach 0.05, or would too often by chance",
+    "untestable": "cannot be tested with so few prompts (or clusters, or refits that differ): p cannot reach 0.05, or would too often by chance",
     "few_prompts": f"fewer than {FEW} prompts: the interval is short, or there is none (under {FEWEST})",
 }
 

@@ -8,6 +8,7 @@ from mechdiff.report import (
     findings_grafting,
     findings_texts,
     findings_weights,
+    spoken,
 )
 from mechdiff.report.findings import BREAKAGE, RECOVERY, Crossing, Difference, LeastSimilar
 from mechdiff.report.findings_constant import Constant
@@ -201,15 +202,15 @@ def one_constant(found: Constant) -> str:
     else:
         fraction = f"{with_interval(found.fraction, found.low, found.high, digits=2)} of what the patch recovers there is {vector}"
     if found.depends:
-        return f"{fraction}, and the rest depends on the prompt (paired p = {nats(found.p)})"
+        return f"{fraction}, and the rest depends on the prompt (paired {spoken.in_words(found.p)})"
     rest = "it" if found.fraction >= 1 else "the rest"
-    return f"{fraction}; that {rest} depends on the prompt could not be shown (paired p = {nats(found.p)})"
+    return f"{fraction}; that {rest} depends on the prompt could not be shown ({spoken.in_words(found.p)})"
 
 
 def in_short(found: Constant) -> str:
     """The same for the verdict: "0.77 (95 %: 0.20 to 1.01) of that recovery is one constant vector; that the rest depends ..."."""
     fraction = f"{with_interval(max(found.fraction, 0.0), found.low, found.high, digits=2)} of that recovery is one constant vector"
-    p = f"(p = {nats(found.p)})"
+    p = f"({spoken.in_words(found.p)})"
     if found.depends:
         return f"{fraction}, the rest depends on the prompt {p}"
     return f"{fraction}; that more depends on the prompt could not be shown {p}"

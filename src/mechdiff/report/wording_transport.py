@@ -1,11 +1,13 @@
 """Maps of activations in words, and what the verdict says of maps, rank and steering."""
 
+import numpy as np
 import polars as pl
 
 from mechdiff.report import findings_rank, findings_transport, wording_rank, wording_steering
 from mechdiff.report.findings_transport import Beaten, Carried, Part
 from mechdiff.report.headlines import Candidate
-from mechdiff.report.phrasing import nats, share, with_interval
+from mechdiff.report.phrasing import share, with_interval
+from mechdiff.report.spoken import in_words
 
 CONSTANTS = {
     "shift": "adding one fixed vector, the training prompts' mean activation difference, to the base",
@@ -44,9 +46,11 @@ def _map(best: Carried) -> str:
 def _gain(best: Carried) -> str:
     if best.gain is None or best.gain_p is None:
         return ""
+    if np.isnan(best.gain_p):
+        return f", {_interval(best.gain)} more than the vector ({in_words(best.gain_p)})"
     if best.gain_p > SURE or not best.gain.low or best.gain.low * (best.gain.high or 0) <= 0:
-        return f", not significantly different from the vector: {_interval(best.gain)} more, p = {nats(best.gain_p)}"
-    return f", significantly different from the vector: {_interval(best.gain)} more, p = {nats(best.gain_p)}"
+        return f", not significantly different from the vector: {_interval(best.gain)} more, {in_words(best.gain_p)}"
+    return f", significantly different from the vector: {_interval(best.gain)} more, {in_words(best.gain_p)}"
 
 
 def _chosen(best: Carried) -> str:
@@ -67,6 +71,10 @@ def _beaten(found: Beaten | None) -> list[str]:
     if found is None:
         return []
     where = f"of the {found.sites} sites where the tuned activation recovers at least {share(findings_transport.WORTH)} of D"
+    if not found.tested:
+        return [
+            f"Whether a linear map recovers more than the best fixed vector at any {where} is not tested: too few prompts for this skew."
+        ]
     how = f"p ≤ 0.05, corrected for all {found.maps} maps there"
     if not found.better:
         return [f"No linear map recovers significantly more than the best fixed vector at any {where} ({how})."]
@@ -82,6 +90,8 @@ def comes_closer(found: Beaten | None) -> str:
     """At how many sites a fitted map comes closer to the tuned activation than what learns nothing; empty where that cannot be tested."""
     if found is None:
         return ""
+    if not found.tested:
+        return "Whether a fitted map comes closer than what learns nothing is not tested: too few prompts for this skew."
     said = f"At {found.better} of {found.sites} sites a fitted map comes closer than the best of identity, mean difference and mean activation "
     return f"{said}(p ≤ 0.05, corrected for all {found.maps} maps)."
 

@@ -16,6 +16,8 @@ def p20(bench: Bench) -> Iterator[Check]:
         what = f"{rate.kind}: {rate.what}"
         if rate.kind == "false alarms":
             yield at_most(what, rate.found, rate.most)
+        elif rate.least == rate.most:
+            yield near(what, rate.found, rate.least, 0.0)
         elif rate.most < 1:
             yield near(what, rate.found, (rate.least + rate.most) / 2, (rate.most - rate.least) / 2)
         else:
