@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from mechdiff.report import spread
+from mechdiff.report import simulated, spread
 from mechdiff.report.wording_heads import effective
+from mechdiff.validate import skewed
 
 REPEATS = 150
 
@@ -52,18 +53,31 @@ def test_noise_is_not_called_a_number_of_parts(parts: int) -> None:
     assert np.quantile(numbers, 0.9) < high < 20, "the null says what noise gives"
 
 
-def test_skewed_noise_that_all_parts_share_is_not_called_an_effect() -> None:
-    rng = np.random.default_rng(5)
+@pytest.mark.parametrize("n", [8, 16, 32])
+@pytest.mark.parametrize("cv", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("side", [1, -1], ids=["high tail", "low tail"])
+def test_skewed_noise_that_all_parts_share_is_not_called_an_effect(n: int, cv: float, side: int) -> None:
+    rng = np.random.default_rng([n, int(10 * cv), side + 1])
     spoken = 0
     for _ in range(REPEATS):
-        common = rng.lognormal(0, 1, (16, 1)) - np.exp(0.5)
-        spoken += not spread.silence(common + rng.normal(0, 0.1, (16, 60)))
-    assert spoken / REPEATS <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / REPEATS)
+        d = skewed.lognormal(rng, cv, (n, 1))
+        spoken += not spread.silence(side * (d - 1) + rng.normal(0, 0.1, (n, 60)), skew=float(simulated.cv_of(d)[0]))
+    assert spoken / REPEATS <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / REPEATS), "flips of signs called it an effect in 15 to 25 %"
+
+
+def test_a_number_is_not_said_where_prompts_are_too_few_for_their_skew() -> None:
+    rng = np.random.default_rng(8)
+    values = np.abs(rng.normal(1, 0.1, (8, 9)))
+    assert not spread.silence(values, skew=0.5)
+    assert spread.silence(values, skew=2.0) == "the parts' effects cannot be told from noise"
+    assert spread.presence(values, skew=2.0) == 1.0
+    assert not spread.silence(np.abs(rng.normal(1, 0.1, (64, 9))), skew=2.0)
 
 
 def test_an_effect_of_one_part_among_many_is_still_seen() -> None:
     rng = np.random.default_rng(6)
-    assert np.mean([not spread.silence(study(rng, np.eye(60)[7], 10, noise=0.1)) for _ in range(50)]) > 0.8
+    found = [not spread.silence(study(rng, np.eye(60)[7], 16, noise=0.05), skew=0.83) for _ in range(50)]
+    assert np.mean(found) > 0.7, "a test that holds where prompts are skewed costs power"
 
 
 def test_parts_that_cancel_get_no_number() -> None:

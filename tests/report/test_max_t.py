@@ -6,7 +6,6 @@ from importlib.resources import files
 import numpy as np
 import pytest
 from scipy.stats import gmean, ttest_1samp
-from scipy.stats import t as student
 
 from mechdiff.report import bootstrap, intervals, simulated
 
@@ -84,15 +83,6 @@ def test_the_geometric_mean_is_scipy_s_with_the_t_interval_of_logs() -> None:
     assert middle == pytest.approx(gmean(values, axis=0))
     expected = ttest_1samp(np.log(values[:, 0]), 0).confidence_interval()
     assert np.log([low[0], high[0]]) == pytest.approx([expected.low, expected.high])
-
-
-def test_what_is_detectable_is_detected_in_four_of_five_studies() -> None:
-    n, rng = 30, np.random.default_rng(6)
-    size = float(intervals.detectable(np.array(1.0), n))
-    assert size == pytest.approx((student.ppf(0.975, n - 1) + student.ppf(0.8, n - 1)) / np.sqrt(n))
-    found = ttest_1samp(rng.normal(size, 1, (n, 4000)), 0).pvalue <= 0.05
-    assert found.mean() == pytest.approx(0.8, abs=0.03)
-    assert intervals.detectable(np.array(0.57), 150) == pytest.approx(0.13, abs=0.005), "as METHOD's table of power has it"
 
 
 def test_coverage_is_as_the_shipped_table_says() -> None:

@@ -5,7 +5,7 @@ Differences of the main numbers (`MAIN`) are a family: q (Benjamini-Hochberg ove
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -30,7 +30,7 @@ SCHEMA = {
     "high": pl.Float64, "p": pl.Float64, "q": pl.Float64, "smallest": pl.Float64, "n": pl.String, "unit": pl.String, "where": pl.String,
 }  # fmt: skip
 """Columns of compare.parquet. `against` null: a run's own number; else the difference `run` - `against`, and the `smallest` one that would
-have been found with 80 % probability."""
+have been found with 80 % probability, by q where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,9 @@ def pairs(found: Mapping[str, Sequence[Quantity]]) -> list[Pair]:
             if key in by_key[one] and key in by_key[other] and (made := _contrast(by_key[one][key], by_key[other][key])) is not None:
                 held.append((key, one, other, (by_key[one][key].estimate.value, by_key[other][key].estimate.value), made))
     main = [i for i, (key, *_) in enumerate(held) if key in MAIN]
+    for i in main:
+        key, one, other, values, made = held[i]
+        held[i] = (key, one, other, values, _as_one_of(made, len(main), by_key[one][key], by_key[other][key]))
     q = dict(zip(main, false_discovery_control(np.array([held[i][4].p for i in main])), strict=True)) if main else {}
     return [
         Pair(
@@ -90,6 +93,12 @@ def _contrast(one: Quantity, other: Quantity) -> Contrast | None:
         n, same = (one.estimate.n, other.estimate.n), set(one.estimate.prompts) == set(other.estimate.prompts)
         return spread.contrast_of_draws(one.draws, other.draws, (one.estimate.value, other.estimate.value), n, paired=same)
     return spread.contrast(one.estimate, other.estimate)
+
+
+def _as_one_of(made: Contrast, tests: int, one: Quantity, other: Quantity) -> Contrast:
+    """The same, with the smallest difference that q would have found had it been the only one among so many tests."""
+    strict = spread.contrast(one.estimate, other.estimate, level=1 - ALPHA / tests)
+    return made if strict is None or made.smallest != made.smallest else replace(made, smallest=strict.smallest)
 
 
 def relative(found: Mapping[str, Sequence[Quantity]]) -> dict[str, list[Quantity]]:

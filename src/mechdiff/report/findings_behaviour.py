@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import spearmanr
 
-from mechdiff.report import intervals
+from mechdiff.report import intervals, simulated
 from mechdiff.report.memory import once
 from mechdiff.report.statistics import BINARY, FLOORS
 
@@ -63,7 +63,7 @@ class Compared:
         """The smallest mean difference that would have been seen with 80 % power in this family; NaN from fewer than FEW prompts."""
         if self.n < FEW:
             return np.nan
-        return float(intervals.detectable(np.array(self.spread), self.n, level=1 - WRONG / self.family))
+        return float(simulated.detectable(np.array(self.spread), self.n, level=1 - WRONG / self.family))
 
     @property
     def smallest(self) -> int | None:

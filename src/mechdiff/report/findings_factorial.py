@@ -54,7 +54,10 @@ class Halves:
 
 @once
 def effects(rows: pl.DataFrame, summary: pl.DataFrame, unit: str | None, metric: str = "nats") -> pl.DataFrame:
-    """`layer effect mean low high p q n counts`: the three effects at each split point, on the reported split, in the order of `EFFECTS`."""
+    """`layer effect mean low high p q n counts`: the three effects at each split point, on the reported split, in the order of `EFFECTS`.
+
+    Where too few prompts give no interval, its ends are null.
+    """
     names = {f"{name}_{metric}": word for name, word in EFFECTS.items()}
     found = summary.filter(
         pl.col("measure") == "factorial",
@@ -67,7 +70,7 @@ def effects(rows: pl.DataFrame, summary: pl.DataFrame, unit: str | None, metric:
     found = found.with_columns(effect=pl.col("metric").replace_strict(names, return_dtype=pl.Enum(list(EFFECTS.values()))))
     found = found.sort("effect", "layer").with_columns(pl.col("effect").cast(pl.String))
     return found.select(
-        "layer", "effect", "mean", pl.coalesce("ci_low", "mean").alias("low"), pl.coalesce("ci_high", "mean").alias("high"), "p", "q", "n",
+        "layer", "effect", "mean", pl.col("ci_low").alias("low"), pl.col("ci_high").alias("high"), "p", "q", "n",
         counts=~pl.col("flag").fill_null("").str.contains("below_floor"),
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechdiff.report import coverage, findings, findings_transport, intervals, spread, stability, statistics
+from mechdiff.report import coverage, findings, findings_transport, intervals, spoken, spread, stability, statistics
 from mechdiff.report.coverage import Covered, Whole
 from mechdiff.report.findings import BOTH, BREAKAGE, RECOVERY
 from mechdiff.report.memory import once
@@ -305,7 +305,7 @@ def head_shares(rows: pl.DataFrame, one: Game) -> Shares | None:
         shapley=coverage.coverage(phi, one.whole),
         fisher=fisher,
         effective=(amount.value, amount.low, amount.high) if one.whole.counts else (float("nan"),) * 3,
-        silent=spread.silence(phi) if one.whole.counts else "all heads together have no effect",
+        silent=spread.silence(phi, skew=spoken.skew(rows)) if one.whole.counts else "all heads together have no effect",
         null=_null(rows, one),
     )
 

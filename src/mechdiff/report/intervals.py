@@ -8,9 +8,9 @@
   crossings may be read off the curve.
 - `geometric`: the t interval of a geometric mean, which keeps its coverage where a mean's does not.
 - `peak_set`: where a profile is highest, as a set; `first_past`: the earliest layer whose share passes a threshold, with the 95 % set of that
-  layer; `detectable`: what a null result would not have missed.
+  layer.
 
-How far they can be trusted at a run's own skew and number of prompts: `simulated.py`.
+How far they can be trusted at a run's own skew and number of prompts, and what a null result would not have missed: `simulated.py`.
 
 The same seed gives the same bytes. There is no interval, and no p, of fewer than FEWEST rows: NaN.
 """
@@ -227,13 +227,6 @@ def geometric(
         return np.exp(middle), np.full_like(middle, np.nan), np.full_like(middle, np.nan)
     reach = student.ppf((1 + level) / 2, n - 1) * logs.std(axis=0, ddof=1) / np.sqrt(n)
     return np.exp(middle), np.exp(middle - reach), np.exp(middle + reach)
-
-
-def detectable(spread: ndarray, n_prompts: ndarray | int, *, level: float = LEVEL, power: float = 0.8) -> ndarray:
-    """The smallest mean, of values with this standard deviation, that would be told from 0 with this power: 2.8 standard errors, by Student's t."""
-    n = np.maximum(np.asarray(n_prompts, float), 2)
-    reach = student.ppf((1 + level) / 2, n - 1) + student.ppf(power, n - 1)
-    return np.where(np.asarray(n_prompts) > 1, reach * spread / np.sqrt(n), np.nan)
 
 
 def peak_set(values: Float[ndarray, "prompt place"], *, seed: int = 0, level: float = LEVEL) -> tuple[int, list[int]]:

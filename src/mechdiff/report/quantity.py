@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy import ndarray
 
-from mechdiff.report import spread
+from mechdiff.report import simulated, spread
 from mechdiff.report.effects import Table
 from mechdiff.report.spread import Estimate
 
@@ -57,8 +57,9 @@ def number(axis: str, name: str, of: Table, *, parts: int | None = None, null: b
     estimate = spread.number_of_parts(of.values, of.prompts, parts=parts)
     drawn = null and measured > 1 and len(of.prompts) > 1
     even, nothing = (spread.evened(of.values), spread.nothing(of.values)) if drawn else (None, None)
+    silent = spread.silence(of.values, skew=float(simulated.cv_of(of.total[:, None])[0]))
     return Quantity(
-        axis=axis, name=name, estimate=estimate, unit="parts", parts=parts, null=even, nothing=nothing, silent=spread.silence(of.values), where=where
+        axis=axis, name=name, estimate=estimate, unit="parts", parts=parts, null=even, nothing=nothing, silent=silent, where=where
     )  # fmt: skip
 
 

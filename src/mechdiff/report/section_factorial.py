@@ -67,7 +67,11 @@ def _effects(run: Run, unit: str | None) -> dict:
         row = [f"{layer}"]
         for effect in COLOURS:
             one, other = cells.get((layer, effect)), extra.get((layer, effect))
-            row += [nats(one["mean"]), between(one["low"], one["high"]), "–" if one["p"] is None else nats(one["p"])] if one else ["–"] * 3
+            row += (
+                [nats(one["mean"]), between(one["low"], one["high"]) or "–", "–" if one["p"] is None else nats(one["p"])]
+                if one
+                else ["–"] * 3
+            )
             row += ([nats(other["mean"]) if other else "–"]) if extra else []
         rows.append(row)
     return table(columns, rows, folded=f"Every split point, each by itself, exchanged at {UNITS[unit]}")
@@ -80,7 +84,7 @@ def effects_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, 
         return None
     score = findings_factorial.shown_score(rows, units[0])
     tables = {unit: findings_factorial.effects(rows, summary, unit, score) for unit in units}
-    every = pl.concat(part.select("layer", "low", "high") for part in tables.values())
+    every = pl.concat(part.select("layer", pl.coalesce("low", "mean"), pl.coalesce("high", "mean")) for part in tables.values())
     low, high = drawing.ends(every["low"])[0], drawing.ends(every["high"])[1]
     pad = 0.04 * (high - low) or 1e-9
     scale = alt.Scale(domain=[min(low, 0.0) - pad, max(high, 0.0) + pad], nice=False)
@@ -110,7 +114,9 @@ def _panel(
     stroke, dash, fill = drawing.line_channels(names, "effect", COLOURS, DASHES, width, legend)
     low, mean = alt.Y("low:Q", scale=scale, axis=axis), alt.Y("mean:Q", scale=scale, axis=axis)
     marks = [alt.Chart(drawing.inline([{"mean": 0}])).mark_rule(aria=False, color="#9aa4ae").encode(y=mean)]
-    marks.append(base.mark_area(aria=False, opacity=0.14).encode(x=x, y=low, y2=alt.Y2("high:Q"), fill=fill))
+    marks.append(
+        base.transform_filter("isValid(datum.low)").mark_area(aria=False, opacity=0.14).encode(x=x, y=low, y2=alt.Y2("high:Q"), fill=fill)
+    )
     marks.append(base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=mean, stroke=stroke, strokeDash=dash))
     marks.append(base.mark_circle(size=20, opacity=1).encode(x=x, y=mean, fill=fill, description=alt.Description("says:N")))
     where = UNITS[unit] if width < WIDE else f"Activations exchanged at {UNITS[unit]}"

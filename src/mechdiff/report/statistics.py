@@ -387,7 +387,7 @@ def _with_drop(table: pl.DataFrame) -> pl.DataFrame:
 def _detectable(table: pl.DataFrame) -> pl.Series:
     """By metric: values that can be of either sign, such as logit differences and effects of a factorial."""
     signed = table["metric"].str.contains("^logit_diff|_effect_|^interaction|^refusal_soft|^mc_margin").to_numpy()
-    smallest = intervals.detectable(table["sd"].fill_null(np.nan).to_numpy(), table["n"].fill_null(0).to_numpy())
+    smallest = simulated.detectable(table["sd"].fill_null(np.nan).to_numpy(), table["n"].fill_null(0).to_numpy())
     return pl.Series(np.where(signed, smallest, np.nan)).fill_nan(None)
 
 

@@ -215,12 +215,14 @@ def means(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
     one, other = random.exponential(2, (32, repeats)), random.exponential(1, (32, repeats))
     _, low, high = intervals.asymmetry_intervals(one, other)
     yield coverage("breakage against recovery (bootstrap-t, 32 prompts)", (low <= 1 / 3) & (high >= 1 / 3))
-    size = float(intervals.detectable(np.array(1.0), PROMPTS))
-    seen = random.normal(size, 1, (repeats, PROMPTS))
-    t = seen.mean(axis=1) / seen.std(axis=1, ddof=1) * np.sqrt(PROMPTS)
-    found = float((t > float(spread.student.ppf(0.975, PROMPTS - 1))).mean())
-    yield Rate(what="the smallest effect that would have been found", kind="power", asked=0.8, least=0.77, most=0.83, found=found,
-               repeats=repeats)  # fmt: skip
+    for n in (8, 16, 32):
+        for tested in (1, 4):
+            wrong = WRONG / tested
+            seen = random.normal(float(simulated.detectable(np.array(1.0), n, level=1 - wrong)), 1, (n, repeats))
+            of = f"one of {tested} scores" if tested > 1 else "one mean"
+            what = f"the smallest effect that would have been found ({of}, `mean_p`, {n} prompts)"
+            power = float((intervals.mean_p(seen) <= wrong).mean())
+            yield Rate(what=what, kind="power", asked=0.8, least=0.77, most=0.83, found=power, repeats=repeats)
 
 
 def profiles(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
@@ -307,13 +309,29 @@ def _parts(random: np.random.Generator, truth: ndarray, n: int) -> ndarray:
 
 
 def parts_of_noise(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
-    """Effects of parts that all are 0 on average: noise, as large on each prompt as that prompt's own size: is a number of them spoken of?"""
+    """Effects of parts that together are 0 on average: is a number of them spoken of?
+
+    Noise of its own in each part, as large on each prompt as that prompt's D; or noise that all parts share, D less its mean, or the mean less D.
+    """
     for n, parts in ((8, 9), (16, 9), (32, 9), (16, 270)):
         spoken = []
         for seed in range(repeats // 4):
-            values = skewed.lognormal(random, 1.0, (n, 1)) * random.normal(size=(n, parts))
-            spoken.append(1.0 if spread.silence(values, seed=seed) else 0.0)
+            d = skewed.lognormal(random, 1.0, (n, 1))
+            spoken.append(1.0 if _given(d * random.normal(size=(n, parts)), d, seed) else 0.0)
         yield false_alarms(f"a number of parts is said of noise ({parts} parts, CV 1 over {n} prompts)", spoken)
+    for n in (8, 16, 32):
+        for cv in (0.5, 1.0, 2.0):
+            for side, tail in ((1, "high"), (-1, "low")):
+                spoken = []
+                for seed in range(repeats):
+                    d = skewed.lognormal(random, cv, (n, 1))
+                    spoken.append(1.0 if _given(side * (d - 1) + random.normal(0, 0.1, (n, 60)), d, seed) else 0.0)
+                yield false_alarms(f"a number of parts is said of noise that 60 share ({tail} tail, CV {cv} over {n} prompts)", spoken)
+
+
+def _given(values: ndarray, d: ndarray, seed: int) -> str:
+    """Why no number is given of these parts, as a page has it, which knows each prompt's D."""
+    return spread.silence(values, skew=float(simulated.cv_of(d)[0]), seed=seed)
 
 
 def similarity_intervals(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
@@ -340,7 +358,7 @@ def similarity_intervals(repeats: int, random: np.random.Generator) -> Iterator[
 Simulation = Callable[[int, np.random.Generator], Iterator[Rate]]
 
 SIMULATIONS: tuple[Simulation, ...] = (
-    similarity_of_strangers, halves, clusters, shares_of_prompts, behaviour_of_twins, means, profiles, spreads, numbers_of_parts,
+    similarity_of_strangers, halves, clusters, shares_of_prompts, behaviour_of_twins, means, profiles, spreads, numbers_of_parts, parts_of_noise,
     similarity_intervals,
 )  # fmt: skip
 COSTLY: tuple[Simulation, ...] = (paired, maps_of_strangers)
@@ -350,8 +368,13 @@ COSTLY: tuple[Simulation, ...] = (paired, maps_of_strangers)
 def rates(repeats: int, costly: int, *, seed: int = 0) -> Iterator[Rate]:
     """Every simulation, with `repeats` studies each, and `costly` of the costly ones."""
     for simulation in (*SIMULATIONS, *COSTLY):
-        times = repeats if simulation in SIMULATIONS else costly
-        yield from simulation(times, np.random.default_rng([seed, *simulation.__name__.encode()]))
+        yield from rates_of(simulation, repeats, costly, seed=seed)
+
+
+def rates_of(simulation: Simulation, repeats: int, costly: int, *, seed: int = 0) -> list[Rate]:
+    """One simulation; its studies hang on its name and the seed, not on what is run beside it."""
+    times = costly if simulation in COSTLY else repeats
+    return list(simulation(times, np.random.default_rng([seed, *simulation.__name__.encode()])))
 
 
 def _states() -> dict[str, torch.Tensor]:
