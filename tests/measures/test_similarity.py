@@ -9,24 +9,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechdiff.engine.sites import Site
+from mechdiff.measures.geometry import geometry, pairings, permuted_cka, u_centred
 from mechdiff.measures.similarity import (
+    DEBIASED,
     METRICS,
     cka_without_each,
-    geometry,
+    cka_without_top,
     linear_cka,
     measure,
     mutual_knn,
-    pairings,
     participation_ratio,
-    permuted_cka,
     procrustes_distance,
     same_basis_change,
-    u_centred,
     undefined,
 )
-from mechdiff.rows import COLUMNS
+from mechdiff.rows import COLUMNS, WITHOUT
 from oracles import states
 
+LEFT_OUT = {metric for metric in DEBIASED if metric.endswith(WITHOUT)}
 seeds = st.integers(0, 10_000)
 sizes = st.tuples(st.integers(5, 24), st.integers(2, 40))
 
@@ -169,8 +169,8 @@ def whole(x: Tensor, y: Tensor) -> dict[str, float]:
     frame = measure({site: x}, {site: y}, ids(len(x)), "report", permutations=3)
     set_values = dict(of_the_set(frame).select("metric", "value").rows())
     assert tuple(set_values) == METRICS
-    without = frame.filter(metric="cka_without_prompt")["value"]
-    return set_values | {"cka_without_prompt": math.nan if without.is_nan().any() else 0.0}
+    without = {metric: frame.filter(metric=metric)["value"] for metric in LEFT_OUT}
+    return set_values | {metric: math.nan if values.is_nan().any() else 0.0 for metric, values in without.items()}
 
 
 def broken(x: Tensor) -> Tensor:
@@ -184,26 +184,26 @@ def broken(x: Tensor) -> Tensor:
     [
         (made(0, 9, 4), made(1, 9, 4), set(), ""),
         (made(0, 9, 4), made(1, 9, 6), {"same_basis_change"}, "width"),
-        (made(0, 4, 4), made(1, 4, 4), {"cka_without_prompt"}, "5"),
-        (made(0, 3, 4), made(1, 3, 4), {"cka", "cka_without_top3", "cka_without_prompt"}, "needed"),
-        (made(0, 2, 4), made(1, 2, 4), {"cka", "cka_without_top3", "cka_without_prompt", "mutual_knn"}, "needed"),
-        (made(0, 1, 4), made(1, 1, 4), {*METRICS, "cka_without_prompt"} - {"same_basis_change"}, ""),
+        (made(0, 4, 4), made(1, 4, 4), LEFT_OUT, "5"),
+        (made(0, 3, 4), made(1, 3, 4), set(DEBIASED), "needed"),
+        (made(0, 2, 4), made(1, 2, 4), {*DEBIASED, "mutual_knn"}, "needed"),
+        (made(0, 1, 4), made(1, 1, 4), {*METRICS, *LEFT_OUT} - {"same_basis_change"}, ""),
         (
             made(0, 1, 4).expand(9, -1),
             made(1, 9, 4),
-            {*METRICS, "cka_without_prompt"} - {"same_basis_change", "participation_ratio_tuned"},
+            {*METRICS, *LEFT_OUT} - {"same_basis_change", "participation_ratio_tuned"},
             "do not vary",
         ),
         (
             made(0, 1, 4).float().expand(9, -1),
             made(1, 1, 4).float().expand(9, -1),
-            {*METRICS, "cka_without_prompt"} - {"same_basis_change"},
+            {*METRICS, *LEFT_OUT} - {"same_basis_change"},
             "do not vary",
         ),
-        (torch.eye(9), made(1, 9, 9).float(), {"cka", "cka_without_top3", "cka_without_prompt"}, ""),
-        (torch.zeros(9, 4), made(1, 9, 4).float(), {*METRICS, "cka_without_prompt"} - {"participation_ratio_tuned"}, ""),
-        (broken(made(0, 9, 4)), made(1, 9, 4), {*METRICS, "cka_without_prompt"} - {"participation_ratio_tuned"}, "NaN or infinity"),
-        (made(0, 9, 20), broken(made(1, 9, 20)), {*METRICS, "cka_without_prompt"} - {"participation_ratio_base"}, "NaN or infinity"),
+        (torch.eye(9), made(1, 9, 9).float(), set(DEBIASED), ""),
+        (torch.zeros(9, 4), made(1, 9, 4).float(), {*METRICS, *LEFT_OUT} - {"participation_ratio_tuned"}, ""),
+        (broken(made(0, 9, 4)), made(1, 9, 4), {*METRICS, *LEFT_OUT} - {"participation_ratio_tuned"}, "NaN or infinity"),
+        (made(0, 9, 20), broken(made(1, 9, 20)), {*METRICS, *LEFT_OUT} - {"participation_ratio_base"}, "NaN or infinity"),
     ],
 )
 def test_what_is_undefined_is_nan_and_said_why(x: Tensor, y: Tensor, metrics: set[str], word: str) -> None:
@@ -236,7 +236,7 @@ def test_rows_keep_the_contract() -> None:
     assert frame.select(COLUMNS[:-1]).is_unique().all()
     assert frame["value"].null_count() == 0
     assert frame.select("measure", "split").unique().rows() == [("similarity", "select")]
-    assert len(frame) == 4 * (len(METRICS) + 12 + 8 + 8)
+    assert len(frame) == 4 * (len(METRICS) + 2 * 12 + 8 + 8)
     for site in sites:
         here = frame.filter(layer=site.layer, site=site.kind)
         value = dict(of_the_set(here).select("metric", "value").rows())
@@ -250,6 +250,9 @@ def test_rows_keep_the_contract() -> None:
         without = here.filter(metric="cka_without_prompt")
         assert without["prompt"].to_list() == ids(12)
         torch.testing.assert_close(without["value"].to_torch(), cka_without_each(x[site], y[site]))
+        robust = cka_without_top(x[site], y[site])
+        assert value["cka_without_top3"] == pytest.approx(robust, rel=1e-12)
+        assert here.filter(metric="cka_without_top3_without_prompt")["prompt"].to_list() == ids(12)
         orders = pairings(range(12), 8, seed=3)
         for metric, function, draws in (("cka", linear_cka, 8), ("procrustes_distance", procrustes_distance, 8)):
             drawn = dict(here.filter(here["control"].is_not_null(), metric=metric).select("control", "value").rows())
@@ -279,5 +282,5 @@ def test_identical_models_and_no_draws() -> None:
     assert value["mutual_knn"] == 1
     assert value["procrustes_distance"] == pytest.approx(0, abs=1e-12)
     assert value["same_basis_change"] == 0
-    assert len(frame) == len(METRICS) + 10
+    assert len(frame) == len(METRICS) + 2 * 10
     assert measure({}, {}, ids(10), "report").is_empty()

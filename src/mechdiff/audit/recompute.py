@@ -23,6 +23,7 @@ from mechdiff.engine.units import Unit, parts
 from mechdiff.measures.counterfactuals import LOCATING as LAW_METRICS
 from mechdiff.measures.maps import load_map
 from mechdiff.measures.vectors import load_vector
+from mechdiff.rows import WITHOUT
 
 Row = dict[str, Any]
 
@@ -454,17 +455,17 @@ def similarity(run: Rerun, row: Row) -> float:
         raise Not("states pooled over words")
     names, site = run.names(row["split"]), Site(row["layer"], row["site"])
     x, y = (np.stack([run.state(side, row["split"], name, site)[-1].double().numpy() for name in names]) for side in ("base", "tuned"))
-    metric = row["metric"]
-    if metric == "cka_without_prompt":
-        kept = [i for i, name in enumerate(names) if name != row["prompt"]]
-        return cka(x[kept], y[kept])
+    metric = row["metric"].removesuffix(WITHOUT)
+    kept = [i for i, name in enumerate(names) if metric == row["metric"] or name != row["prompt"]]
     if metric == "cka":
-        return cka(x, y)
+        return cka(x[kept], y[kept])
     if metric == "cka_without_top3":
         shares = [np.var(states, axis=0) / np.var(states, axis=0).sum() for states in (x, y)]
         shares = [shares[0] + shares[1]] * 2 if x.shape == y.shape else shares
         x, y = (np.delete(states, np.argsort(-share, kind="stable")[:3], 1) for states, share in zip((x, y), shares, strict=True))
-        return cka(x, y)
+        return cka(x[kept], y[kept])
+    if metric == "cka_normed":
+        return cka(*(run.after_norm(side, row["split"], site)[kept] for side in ("base", "tuned")))
     if metric == "same_basis_change":
         return float(np.mean(np.linalg.norm(y - x, axis=1) / np.linalg.norm(x, axis=1)))
     x, y = x - x.mean(0), y - y.mean(0)

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,6 +105,18 @@ class Rerun:
         at = positions(one, "decision" if n_pos == 1 else f"last_{n_pos}", side)
         length = len(self.ids(side, split, prompt))
         return kept[[place - length for place in at]]
+
+    def after_norm(self, side: str, split: str, site: Site) -> np.ndarray:
+        """`[prompt, d]`: what the norm that reads a site, found as the first one that the site's state enters, makes of it in float64."""
+        names = self.names(split)
+        states = torch.stack([self.state(side, split, name, site)[-1] for name in names])
+        with self.model(side) as model:
+            if ("norms", side, split) not in self.cached:
+                self.cached["norms", side, split] = whole.norms(model, self.ids(side, split, names[0]))
+            entered = self.cached["norms", side, split]
+            name = next(name for name, read in entered if read.shape[-1] == states.shape[-1] and torch.equal(read[-1], states[0]))
+            norm = deepcopy(model.net.get_submodule(name)).double()
+            return np.asarray(norm(states.to(model.device).double()).detach().cpu())
 
     def _clean(self, side: str, split: str, prompt: str) -> tuple[Tensor, dict[Site, Tensor]]:
         key = (side, split, prompt)

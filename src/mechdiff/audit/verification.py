@@ -163,7 +163,7 @@ def tolerance(row: dict[str, Any], value: float, floor: float) -> float:
     size = abs(value) if math.isfinite(value) else 0.0
     if metric == "top1_same":
         return 0.6 if value == 0.5 else 1e-9
-    if metric in ("cka", "cka_biased", "cka_without_prompt", "procrustes_distance"):
+    if metric.startswith("cka") or metric == "procrustes_distance":
         return RELATIVE * max(1.0, size)
     if metric.endswith("_logits") or metric == "logit_diff_divergent":
         return LOGITS_APART * r * (4 if row["measure"] in ("factorial", "attribution") else 1) + RELATIVE * size

@@ -124,6 +124,24 @@ def touched(model: Model, touches: Mapping[Site, Touch]) -> Iterator[None]:
             handle.remove()
 
 
+def norms(model: Model, ids: Sequence[int]) -> list[tuple[str, Tensor]]:
+    """What enters each norm `[pos, d]` in a whole pass, by the module's name, in the order of computation."""
+    found: list[tuple[str, Tensor]] = []
+
+    def read(name: str) -> Callable[[Any, tuple, dict], None]:
+        return lambda _, args, kwargs: found.append((name, (args[0] if args else kwargs["hidden_states"]).detach().clone().cpu()))
+
+    named = {name: one for name, one in model.net.named_modules() if "norm" in type(one).__name__.lower()}
+    handles = [one.register_forward_pre_hook(read(name), with_kwargs=True) for name, one in named.items()]
+    try:
+        with torch.no_grad():
+            model.net(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(name, tensor.reshape(-1, tensor.shape[-1])) for name, tensor in found]
+
+
 # ---- distances of laws, from their definitions -----------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,8 @@ class Family:
     blocks: str = "model.layers"
     projection: str = "self_attn.o_proj"
     """Attention output projection: its input is the site `z`, its output `attn_proj`."""
+    input_norm: str | None = "input_layernorm"
+    """The block's first norm, which reads the residual stream as it enters (`resid_pre`); None where nothing norms what the block reads."""
     attn_norm: str | None = None
     """Norm between the projection and the residual stream, where there is one: its output is `attn_out`."""
     mid: str | None = "post_attention_layernorm"
@@ -80,7 +82,7 @@ class Family:
 
 
 _LLAMA = Family()
-_OLMO = Family(attn_norm="post_attention_layernorm", mid="mlp", mlp_norm="post_feedforward_layernorm")
+_OLMO = Family(input_norm=None, attn_norm="post_attention_layernorm", mid="mlp", mlp_norm="post_feedforward_layernorm")
 _GEMMA = Family(
     attn_norm="post_attention_layernorm", mid="pre_feedforward_layernorm", mlp_norm="post_feedforward_layernorm", norm="rms_plus_one"
 )
@@ -115,7 +117,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
     "gpt2": Family(
-        blocks="transformer.h", projection="attn.c_proj", mid="ln_2", embed="transformer.wte", final_norm="transformer.ln_f",
+        blocks="transformer.h", projection="attn.c_proj", input_norm="ln_1", mid="ln_2", embed="transformer.wte", final_norm="transformer.ln_f",
         embed_parts=("transformer.wpe",), fused=("c_attn", "stacked"), conv1d=True, norm="layer",
     ),
     "gpt_neox": Family(
@@ -132,14 +134,15 @@ FAMILIES: dict[str, Family] = {
         fused=("query_key_value", "by_group"), norm="layer", only_if={"apply_residual_connection_post_layernorm": False},
     ),
     "opt": Family(
-        blocks="model.decoder.layers", projection="self_attn.out_proj", mid="final_layer_norm", mlp="fc2", mlp_modules=("fc1", "fc2"),
-        embed="model.decoder.embed_tokens", embed_parts=("model.decoder.embed_positions",), final_norm="model.decoder.final_layer_norm",
-        norm="layer", flat=True, only_if={"do_layer_norm_before": True},
+        blocks="model.decoder.layers", projection="self_attn.out_proj", input_norm="self_attn_layer_norm", mid="final_layer_norm", mlp="fc2",
+        mlp_modules=("fc1", "fc2"), embed="model.decoder.embed_tokens", embed_parts=("model.decoder.embed_positions",),
+        final_norm="model.decoder.final_layer_norm", norm="layer", flat=True, only_if={"do_layer_norm_before": True},
     ),
     "qwen3_next": Family(mixers={"linear_attention": "linear_attn.out_proj"}, norm="rms_plus_one"),
     "qwen3_5_text": Family(mixers={"linear_attention": "linear_attn.out_proj"}, norm="rms_plus_one"),
     "lfm2": Family(
-        projection="self_attn.out_proj", mixers={"conv": "conv.out_proj"}, mid="ffn_norm", mlp="feed_forward", final_norm="model.embedding_norm"
+        projection="self_attn.out_proj", mixers={"conv": "conv.out_proj"}, input_norm="operator_norm", mid="ffn_norm", mlp="feed_forward",
+        final_norm="model.embedding_norm",
     ),
 }  # fmt: skip
 

@@ -10,6 +10,8 @@ X and Y hold the two models' states at one site, a row for each prompt; K = XX�
 - `cka_without_top3`: `cka` without the three coordinates of largest variance (as shares of each model's whole variance, added; the same three in
   both models, or each model's own where their widths differ). A network may have a coordinate that is a hundred times as wide as the others
   and hardly read: it alone makes `cka`, whatever the rest does. Layers for a closer look are chosen by this value.
+- `cka_normed`: `cka` of what the model reads there: each model's states after its own norm that reads the site (`engine/norms.py` says which). Only
+  of the residual stream, at the decision position, where both models have such a norm.
 - `participation_ratio_base`, `_tuned`: PR = (Σλ)²/Σλ² over the eigenvalues of the states' sample covariance: how many directions they
   use, between 1 and N−1. A PR near N says that N, not the model, limits what is seen.
 - `procrustes_distance`: ‖XQ − Y‖ for the best rotation Q, both centred and of unit norm; 0 for the same shape, at most √2. More
@@ -19,7 +21,8 @@ X and Y hold the two models' states at one site, a row for each prompt; K = XX�
   prompts if fewer than 20. Unrelated states share k/(N−1).
 - `same_basis_change`: the mean of ‖y − x‖/‖x‖ over prompts, uncentred, no basis removed: 0 only if every state is the same. A fine-tune
   shares its base's basis, so this sees what the others forgive; it is the first number to read for a fine-tune.
-- `cka_without_prompt`: `cka` without that prompt, for the jackknife. (Drawing prompts with replacement repeats rows and inflates CKA.)
+- `cka_without_prompt`, `cka_without_top3_without_prompt`, `cka_normed_without_prompt`: the same without that prompt, for the jackknife; the three
+  coordinates stay those of all prompts. (Drawing prompts with replacement repeats rows and inflates CKA.)
 - control `permuted#i`: the value with the tuned model's prompts in random order, clusters of prompts whole and each in the place of another of its
   size. The same orders serve all sites.
 
@@ -29,8 +32,7 @@ late, small, decisive edit moves it little. A measure that is not defined here (
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import polars as pl
 import torch
@@ -38,25 +40,25 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from mechdiff.engine.sites import Site
-from mechdiff.rows import empty, rows
+from mechdiff.measures.geometry import TOP, Geometry, cosine, geometry, hollow, pairings, permuted_cka, without_each, without_top
+from mechdiff.rows import WITHOUT, empty, rows
 
 METRICS = (
     "cka",
     "cka_biased",
-    "cka_without_top3",
     "participation_ratio_base",
     "participation_ratio_tuned",
     "procrustes_distance",
     "mutual_knn",
     "same_basis_change",
+    "cka_without_top3",
 )
-TOP = 3
-"""Coordinates of largest variance that `cka_without_top3` leaves out."""
+DEBIASED = ("cka", f"cka{WITHOUT}", "cka_without_top3", f"cka_without_top3{WITHOUT}")
 PROCRUSTES_DRAWS = 19
 """Random pairings for the Procrustes distance, each of which costs a singular value decomposition: the fewest by which p can be 0.05."""
 
-_NOISE = 1e-24
-"""A sum of squares below this share of what it is made of is rounding."""
+States = Mapping[Site, Float[Tensor, "prompt _"]]
+"""One model's, by site."""
 
 
 def linear_cka(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"], *, debiased: bool = True) -> float:
@@ -66,27 +68,7 @@ def linear_cka(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "promp
 
 def cka_without_top(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"]) -> float:
     """Debiased CKA without the `TOP` coordinates of largest variance; NaN where no others are."""
-    return _cka(*map(geometry, without_top(base, tuned)), debiased=True)
-
-
-def without_top(
-    base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"]
-) -> tuple[Float[Tensor, "prompt kept_base"], Float[Tensor, "prompt kept_tuned"]]:
-    """Both models' states without those coordinates."""
-    widths = [_widths(states) for states in (base, tuned)]
-    if base.shape == tuned.shape:
-        widths = [widths[0] + widths[1]] * 2
-    base, tuned = (
-        states[:, width.argsort(descending=True, stable=True)[TOP:].sort().values]
-        for states, width in zip((base, tuned), widths, strict=True)
-    )
-    return base, tuned
-
-
-def _widths(states: Float[Tensor, "prompt d"]) -> Float64[Tensor, " d"]:
-    """Each coordinate's share of the variance."""
-    squares = (states.double() - states.double().mean(0)).square().sum(0).cpu()
-    return (squares / squares.sum()).nan_to_num(0.0)
+    return cosine(*map(hollow, without_top(base, tuned)))
 
 
 def participation_ratio(states: Float[Tensor, "prompt d"]) -> float:
@@ -120,48 +102,11 @@ def same_basis_change(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor,
 
 def cka_without_each(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"]) -> Float64[Tensor, " prompt"]:
     """Debiased CKA of all prompts but one, for each prompt left out."""
-    return _cka_without_each(geometry(base).u_centred, geometry(tuned).u_centred)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Geometry:
-    """How one model's states lie at one site: what every measure here is made of, computed once."""
-
-    gram: Float64[Tensor, "prompt prompt"]
-    """Inner products of the centred states; 0 if the states do not vary beyond their dtype's rounding."""
-    u_centred: Float64[Tensor, "prompt prompt"]
-    """The U-centred inner products; 0 if there are fewer than 4 prompts or all are equally alike."""
-    shape: Float64[Tensor, "prompt axis"]
-    """The centred states at unit norm, in coordinates of at most as many axes as prompts; NaN if the states do not vary."""
-
-
-def geometry(states: Float[Tensor, "prompt d"]) -> Geometry:
-    """The geometry of these states, in float64 on the CPU."""
-    x = states.detach().cpu().double()
-    centred = x - x.mean(0)
-    if centred.norm() <= 16 * torch.finfo(states.dtype).eps * x.norm():
-        centred = torch.zeros_like(centred)
-    n, d = centred.shape
-    shape = torch.linalg.qr(centred.T, mode="r").R.T if n < d and centred.isfinite().all() else centred
-    gram = centred @ centred.T
-    return Geometry(gram=gram, u_centred=u_centred(gram), shape=shape / centred.norm())
-
-
-def u_centred(gram: Float64[Tensor, "prompt prompt"]) -> Float64[Tensor, "prompt prompt"]:
-    """The Gram matrix with zero diagonal and zero row sums: HSIC₁ is (A * B).sum() / (N (N−3)) of two such. 0 where that is rounding."""
-    n = len(gram)
-    if n < 4:
-        return torch.zeros_like(gram)
-    hollow = gram.clone().fill_diagonal_(0)
-    mean = hollow.sum(1) / (n - 2)
-    found = (hollow - mean[:, None] - mean + mean.sum() / (n - 1)).fill_diagonal_(0)
-    return torch.zeros_like(gram) if found.square().sum() <= _NOISE * gram.square().sum() else found
+    return without_each(hollow(base), hollow(tuned))
 
 
 def _cka(base: Geometry, tuned: Geometry, *, debiased: bool) -> float:
-    """The cosine of the two Gram matrices, U-centred or merely centred; 0/0 is NaN."""
-    a, b = (base.u_centred, tuned.u_centred) if debiased else (base.gram, tuned.gram)
-    return float((a * b).sum() / (a.norm() * b.norm()))
+    return cosine(base.u_centred, tuned.u_centred) if debiased else cosine(base.gram, tuned.gram)
 
 
 def _participation_ratio(states: Geometry) -> float:
@@ -195,53 +140,10 @@ def _neighbours(gram: Float64[Tensor, "prompt prompt"], k: int) -> Bool[Tensor, 
     return torch.zeros_like(gram, dtype=torch.bool).scatter_(1, cosine.topk(k).indices, True)
 
 
-def _cka_without_each(base: Float64[Tensor, "prompt prompt"], tuned: Float64[Tensor, "prompt prompt"]) -> Float64[Tensor, " prompt"]:
-    """From the U-centred matrices of all N: HSIC₁ without prompt i is a constant times Σ AB − 2 (N−2)/(N−3) Σ_j A_ij B_ij."""
-    n = len(base)
-    if n < 5:
-        return torch.full((n,), torch.nan, dtype=torch.float64)
-    rows_of = torch.stack([base * tuned, base.square(), tuned.square()]).sum(2)
-    total = rows_of.sum(1, keepdim=True)
-    cross, *own = total - 2 * (n - 2) / (n - 3) * rows_of
-    base_size, tuned_size = (size.where(size > 1e-12 * all_of, torch.nan).sqrt() for size, all_of in zip(own, total[1:], strict=True))
-    return cross / (base_size * tuned_size)
-
-
-def pairings(clusters: Sequence[object], draws: int, seed: int) -> Int64[Tensor, "draw prompt"]:
-    """Random orders of the prompts. Prompts of one cluster go together to the place of a cluster with as many: they are one observation."""
-    generator = torch.Generator().manual_seed(seed)
-    members: dict[object, list[int]] = {}
-    for prompt, cluster in enumerate(clusters):
-        members.setdefault(cluster, []).append(prompt)
-    by_size: dict[int, list[list[int]]] = {}
-    for group in members.values():
-        by_size.setdefault(len(group), []).append(group)
-    alike = [torch.tensor(groups) for groups in by_size.values()]
-    orders = torch.empty(draws, len(clusters), dtype=torch.int64)
-    for order in orders:
-        for groups in alike:
-            order[groups] = groups[torch.randperm(len(groups), generator=generator)]
-    return orders
-
-
-def permuted_cka(
-    base: Float64[Tensor, "site prompt prompt"], tuned: Float64[Tensor, "site prompt prompt"], orders: Int64[Tensor, "draw prompt"]
-) -> Float64[Tensor, "draw site"]:
-    """Debiased CKA from U-centred matrices, the tuned model's prompts in each order."""
-    n = base.shape[1]
-    i, j = torch.triu_indices(n, n, 1)
-    pairs = (base / base.norm(dim=(1, 2), keepdim=True))[:, i, j].T.contiguous()
-    table = (tuned / tuned.norm(dim=(1, 2), keepdim=True)).flatten(1).T.contiguous()  # sites side by side: one gather serves all
-    found = torch.empty(len(orders), len(base), dtype=torch.float64)
-    for draw, order in enumerate(orders):
-        found[draw] = 2 * table.index_select(0, order[i] * n + order[j]).mul_(pairs).sum(0)
-    return found
-
-
 def undefined(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"]) -> dict[str, str]:
     """Why each metric that is NaN for these states is NaN, in words; empty if all are defined."""
     why: dict[str, str] = {}
-    n, comparisons = len(base), ("cka", "cka_biased", "cka_without_top3", "procrustes_distance", "mutual_knn", "cka_without_prompt")
+    n, comparisons = len(base), (*DEBIASED, "cka_biased", "procrustes_distance", "mutual_knn")
     for model, states in (("base", base), ("tuned", tuned)):
         own, lies = (*comparisons, f"participation_ratio_{model}"), geometry(states)
         if not states.isfinite().all():
@@ -250,11 +152,11 @@ def undefined(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt
             said = "there is one prompt" if n == 1 else f"the {model} model's states do not vary with the prompt"
             why = dict.fromkeys(own, said) | why
         elif not lies.u_centred.any() and n >= 4:
-            why = dict.fromkeys(("cka", "cka_without_prompt"), f"all prompts are equally alike to the {model} model") | why
+            why = dict.fromkeys(DEBIASED[:2], f"all prompts are equally alike to the {model} model") | why
     for model, states in zip(("base", "tuned"), without_top(base, tuned), strict=True):
-        if n >= 4 and not geometry(states).u_centred.any():
-            why.setdefault("cka_without_top3", f"beside {TOP} coordinates nothing varies in the {model} model")
-    for metric, least in (("mutual_knn", 3), ("cka", 4), ("cka_without_top3", 4), ("cka_without_prompt", 5)):
+        if n >= 4 and not hollow(states).any():
+            why = dict.fromkeys(DEBIASED[2:], f"beside {TOP} coordinates nothing varies in the {model} model") | why
+    for metric, least in (("mutual_knn", 3), *((metric, 5 if metric.endswith(WITHOUT) else 4) for metric in DEBIASED)):
         if n < least:
             why.setdefault(metric, f"{n} prompts, at least {least} are needed")
     if base.shape != tuned.shape:
@@ -265,42 +167,45 @@ def undefined(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt
 
 
 def measure(
-    base: dict[Site, Float[Tensor, "prompt _"]],
-    tuned: dict[Site, Float[Tensor, "prompt _"]],
+    base: States,
+    tuned: States,
     prompt_ids: list[str],
     split: str,
     *,
     permutations: int = 500,
     seed: int = 0,
     clusters: Sequence[object] | None = None,
+    normed: tuple[States, States] = ({}, {}),
 ) -> pl.DataFrame:
     """Rows of every site's similarity, its value without each prompt, and its draws under random pairings of the prompts.
 
-    `clusters` names the cluster of each prompt; without it every prompt is its own.
+    `clusters` names the cluster of each prompt; without it every prompt is its own. `normed`: the states after the norm that reads them, of both
+    models, at the sites where both have one.
     """
     assert base.keys() == tuned.keys()
+    assert normed[0].keys() == normed[1].keys()
     n = len(prompt_ids)
     orders = pairings(prompt_ids if clusters is None else clusters, permutations, seed)
     together = max(1, min(32, 2**22 // n**2))
     sites = sorted(base)
     groups = [sites[start : start + together] for start in range(0, len(sites), together)]
     frames = [frame for group in groups for frame in _group_rows(group, base, tuned, prompt_ids, orders)]
+    frames += [frame for site in normed[0] for frame in _variant_rows(site, "cka_normed", (normed[0][site], normed[1][site]), prompt_ids)]
     return pl.concat(frames).with_columns(measure=pl.lit("similarity"), split=pl.lit(split)) if frames else empty()
 
 
 def _group_rows(
-    sites: list[Site], base: dict[Site, Tensor], tuned: dict[Site, Tensor], prompt_ids: list[str], orders: Int64[Tensor, "draw prompt"]
+    sites: list[Site], base: States, tuned: States, prompt_ids: list[str], orders: Int64[Tensor, "draw prompt"]
 ) -> Iterator[pl.DataFrame]:
     """The rows of a few sites, `measure` and `split` still null."""
-    hollow = []
+    centred = []
     for site in sites:
         place: dict[str, object] = {"layer": site.layer, "site": site.kind}
         x, y = geometry(base[site]), geometry(tuned[site])
-        hollow.append((x.u_centred, y.u_centred))
+        centred.append((x.u_centred, y.u_centred))
         whole = {
             "cka": _cka(x, y, debiased=True),
             "cka_biased": _cka(x, y, debiased=False),
-            "cka_without_top3": cka_without_top(base[site], tuned[site]),
             "participation_ratio_base": _participation_ratio(x),
             "participation_ratio_tuned": _participation_ratio(y),
             "procrustes_distance": _procrustes(x.shape, y.shape),
@@ -308,12 +213,21 @@ def _group_rows(
             "same_basis_change": same_basis_change(base[site], tuned[site]),
         }
         yield rows(list(whole.values()), metric=list(whole), **place)
-        yield rows(_cka_without_each(x.u_centred, y.u_centred).numpy(), metric="cka_without_prompt", prompt=prompt_ids, **place)
+        yield rows(without_each(x.u_centred, y.u_centred).numpy(), metric=f"cka{WITHOUT}", prompt=prompt_ids, **place)
+        yield from _variant_rows(site, "cka_without_top3", without_top(base[site], tuned[site]), prompt_ids)
         drawn = [_procrustes(x.shape, y.shape[order]) for order in orders[:PROCRUSTES_DRAWS]]
         yield rows(drawn, metric="procrustes_distance", control=_draw_names(len(drawn)), **place)
-    draws = permuted_cka(torch.stack([a for a, _ in hollow]), torch.stack([b for _, b in hollow]), orders)
+    draws = permuted_cka(torch.stack([a for a, _ in centred]), torch.stack([b for _, b in centred]), orders)
     for site, values in zip(sites, draws.T, strict=True):
         yield rows(values.numpy(), metric="cka", control=_draw_names(len(orders)), layer=site.layer, site=site.kind)
+
+
+def _variant_rows(site: Site, metric: str, states: tuple[Tensor, Tensor], prompt_ids: list[str]) -> Iterator[pl.DataFrame]:
+    """Debiased CKA of other states of the site, and its delete-one values."""
+    x, y = map(hollow, states)
+    place: dict[str, object] = {"layer": site.layer, "site": site.kind}
+    yield rows([cosine(x, y)], metric=metric, **place)
+    yield rows(without_each(x, y).numpy(), metric=f"{metric}{WITHOUT}", prompt=prompt_ids, **place)
 
 
 def _draw_names(count: int) -> list[str]:

@@ -22,6 +22,7 @@ from mechdiff.report.section_factorial import factorial
 from mechdiff.report.section_grafting import grafting
 from mechdiff.report.section_heads import heads
 from mechdiff.report.section_rank import rank
+from mechdiff.report.section_similarity import similarity
 from mechdiff.report.section_steering import steering
 from mechdiff.report.section_texts import texts
 from mechdiff.report.section_tokenizers import tokenizers
@@ -194,109 +195,6 @@ def _other_splits(run: Run, reported: str) -> list[dict]:
         for r in cells.iter_rows(named=True)
     ]
     return [table(("split", "prompts", "D, nats", "95 % interval", "median"), rows, folded="D on the other splits")] if rows else []
-
-
-def similarity(run: Run) -> Section:
-    """Q2, first half: CKA by layer."""
-    title = "Where do their states differ?"
-    states = findings.similarity_by_site(run.rows, run.summary).filter(pl.col("cka").is_not_nan())
-    if states.is_empty():
-        return Section(
-            id="similarity", title=title, parts=[note("Similarity was not measured in this run, or is undefined at every site.")]
-        )
-    lowest = findings.least_similar(run.rows, run.summary)
-    assert lowest is not None, "there are states with a CKA"
-    counted = f"{states['n'][0]} prompts" if states["n"][0] else "an unknown number of prompts"
-    caption = f"CKA of the two models' activations at {len(states)} sites, {counted}. Lowest at {wording.lowest_cka(lowest)}."
-    null = findings.null_band(run.rows)
-    if not null.is_empty():
-        inside = states.filter(pl.col("q") > 0.05)
-        draws = null["draws"].to_numpy().min()
-        said = (
-            "every site lies above what random pairing gives"
-            if inside.is_empty()
-            else f"{len(inside)} sites cannot be told from random pairing"
-        )
-        caption += f" Permutation of the prompts, {draws} draws: {said} (q ≤ 0.05)."
-    caption += _by_few_dimensions(run, states)
-    parts: list[Any] = [Drawn(name="cka_by_layer", chart=figures.cka_by_layer, caption=caption, reading="cka_by_layer")]
-    return Section(id="similarity", title=title, parts=[*parts, *_selection(run), *_other_similarities(run, states)])
-
-
-def _by_few_dimensions(run: Run, states: pl.DataFrame) -> str:
-    """Where CKA is another without the three dimensions of largest variance; empty where that was not measured."""
-    without = run.summary.filter(pl.col("measure") == "similarity", pl.col("metric") == "cka_without_top3", pl.col("control").is_null())
-    without = without.filter(pl.col("unit").is_null(), pl.col("split") == findings.splits(run.rows, "similarity")[0])
-    both = states.join(without.select("layer", "site", without="mean"), on=["layer", "site"], maintain_order="left").drop_nulls("without")
-    both = both.filter(pl.col("without").is_not_nan()).with_columns(moved=(pl.col("cka") - pl.col("without")).abs())
-    if both.is_empty():
-        return ""
-    apart = both.filter(pl.col("moved") > DISAGREE)
-    if apart.is_empty():
-        return f" Without the three dimensions of largest variance no site's CKA moves by more than {DISAGREE}."
-    most = apart.sort("moved", descending=True, maintain_order=True).row(0, named=True)
-    return (
-        f" At {len(apart)} of {len(both)} sites three dimensions of large variance decide CKA: without them it moves by more than {DISAGREE}, "
-        f"most at {most['name']}, from {most['cka']:.3f} to {most['without']:.3f}. Layers are chosen by the value without them."
-    )
-
-
-DISAGREE = 0.1
-"""How far CKA may move without the three dimensions of largest variance before the page says so."""
-
-
-def _selection(run: Run) -> list[dict]:
-    """Which layers were chosen as hot and as controls, on which prompts."""
-    chosen = run.manifest.get("selection") or {}
-    hot, control = chosen.get("hot_layers") or [], chosen.get("control_layers") or []
-    if not hot and not control:
-        return []
-    names = " and ".join(
-        f"{word} layer{'s' * (len(layers) != 1)} {listed(layers)}" for word, layers in (("hot", hot), ("control", control)) if layers
-    )
-    said = f"Layers for a closer look, chosen on the {chosen.get('split', 'select')} prompts: {names}"
-    why = chosen.get("why")
-    reasons = "; ".join(f"{layer}: {reason}" for layer, reason in why.items()) if isinstance(why, dict) else why
-    return [note(f"{said} ({reasons})." if reasons else f"{said}.")]
-
-
-def _other_similarities(run: Run, states: pl.DataFrame) -> list[dict]:
-    """The other measures of similarity, at hot and control layers."""
-    chosen = run.manifest.get("selection") or {}
-    marked = dict.fromkeys(chosen.get("control_layers") or [], "control") | dict.fromkeys(chosen.get("hot_layers") or [], "hot")
-    if not marked:
-        marked = dict.fromkeys(states.sort("cka")["layer"].unique(maintain_order=True).head(3).to_list(), "lowest CKA")
-    names = {
-        "cka": "CKA",
-        "cka_biased": "CKA, biased",
-        "cka_without_top3": "CKA without 3 dimensions",
-        "participation_ratio_base": "dimensions, base",
-        "participation_ratio_tuned": "dimensions, tuned",
-        "procrustes_distance": "Procrustes distance",
-        "mutual_knn": "shared neighbours",
-        "same_basis_change": "change / norm",
-    }
-    split = findings.splits(run.rows, "similarity")[0]
-    wanted = run.summary.filter(
-        pl.col("measure") == "similarity",
-        pl.col("split") == split,
-        pl.col("control").is_null() & pl.col("unit").is_null(),
-        pl.col("layer").is_in(list(marked)),
-    )
-    values = {(row["layer"], row["site"], row["metric"]): row["mean"] for row in wanted.iter_rows(named=True)}
-    present = [metric for metric in names if any(key[2] == metric for key in values)]
-    if present == ["cka"]:
-        return []
-    order = states.filter(pl.col("layer").is_in(list(marked))).iter_rows(named=True)
-    rows = [
-        (f"{row['name']} ({marked[row['layer']]})", *(nats_or_dash(values.get((row["layer"], row["site"], m))) for m in present))
-        for row in order
-    ]
-    return [table(("site", *(names[m] for m in present)), rows, folded="Other measures of similarity, at the hot and control layers")]
-
-
-def nats_or_dash(value: float | None) -> str:
-    return "–" if value is None else nats(value)
 
 
 def causal(run: Run) -> Section:

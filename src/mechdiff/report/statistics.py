@@ -35,7 +35,7 @@ from mechdiff.report import intervals, simulated
 from mechdiff.report.intervals import FEW, FEWEST
 from mechdiff.report.memory import once
 from mechdiff.report.nulls import GROUP, permutation_p, with_q
-from mechdiff.report.units import Prompts, clustered
+from mechdiff.report.units import Prompts, clustered, delete_one, whole_metric
 from mechdiff.rows import KEY, OVERLAP, SCHEMA
 
 STATISTICS: dict[str, Any] = {
@@ -211,7 +211,7 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
     positive = groups["metric"].str.ends_with("_nats").to_numpy()
     for name in ("log_mean", "log_low", "log_high"):
         found[name][~positive] = np.nan
-    undefined = groups["metric"] == "cka_without_prompt"  # delete-one values are no sample: only their spread is used
+    undefined = groups.select(undefined=delete_one())["undefined"]  # delete-one values are no sample: only their spread is used
     for name in ("ci_low", "ci_high", "coverage"):
         found[name][undefined.to_numpy()] = np.nan
     partial = groups.select(partial=pl.col("value").list.eval(pl.element().is_nan()).list.any())
@@ -328,13 +328,15 @@ def _crossing_floors(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_similarity(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """CKA's jackknife interval, and n of the whole-set values."""
+    """The jackknife intervals of CKA, without three dimensions and after the norm too; and n of the whole-set values."""
     place = ["split", "layer", "site", "unit", "control"]
-    without = rows.filter(pl.col("metric") == "cka_without_prompt").sort("prompt")
-    without = without.group_by(place).agg(n_states=pl.len(), spread=pl.col("value").std())  # an undefined one: no interval
-    table = table.join(without, on=place, how="left", nulls_equal=True, maintain_order="left")
+    without = rows.filter(delete_one()).sort("prompt").with_columns(metric=whole_metric())
+    without = without.group_by(*place, "metric").agg(n_states=pl.len(), spread=pl.col("value").std())  # an undefined one: no interval
+    counts = without.group_by(place).agg(pl.col("n_states").max())
+    table = table.join(without.drop("n_states"), on=[*place, "metric"], how="left", nulls_equal=True, maintain_order="left")
+    table = table.join(counts, on=place, how="left", nulls_equal=True, maintain_order="left")
     table = table.with_columns(n=pl.when(pl.col("measure") == "similarity").then(pl.coalesce("n", "n_states")).otherwise("n"))
-    cka = ((pl.col("metric") == "cka") & pl.col("mean").is_not_nan()).fill_null(False)
+    cka = (pl.col("spread").is_not_null() & pl.col("mean").is_not_nan()).fill_null(False)
     filled = table.select(pl.col("mean", "spread", "n_states").cast(pl.Float64).fill_null(float("nan")))
     low, high = intervals.jackknife_below_1(*(filled[name].to_numpy() for name in ("mean", "spread", "n_states")))
     return table.with_columns(

@@ -8,9 +8,9 @@ permutation tests, bands and peaks all count clusters, and each cluster counts o
     run = parts.load(folder)         run.rows: one row a unit.  run.prompt_rows: one row a prompt, for what shows single prompts
 
 Where every prompt is its own cluster, and in runs that name none, both are the same table, to the bit. A unit has the name of its cluster. Prompts
-without a defined value are left out of their cluster's mean. Delete-one values (`cka_without_prompt`) are no values of a prompt: what leaving out
-the whole cluster does is, to first order, the sum of what leaving out each of its prompts does. Values of single tokens stay with their prompts:
-`statistics` takes their mean over a prompt first.
+without a defined value are left out of their cluster's mean. Delete-one values (`cka_without_prompt` and its like) are no values of a prompt: what
+leaving out the whole cluster does is, to first order, the sum of what leaving out each of its prompts does. Values of single tokens stay with their
+prompts: `statistics` takes their mean over a prompt first.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff.rows import COLUMNS, KEY
+from mechdiff.rows import COLUMNS, KEY, WITHOUT
 
 PLACE = ["split", "layer", "site", "unit", "control"]
 """What a similarity is of."""
@@ -40,15 +40,26 @@ def clustered(rows: pl.DataFrame, prompts: Prompts) -> pl.DataFrame:
     together = pl.col("in_cluster").is_not_null() & ~of_token
     members = joined.filter(together)
     alone = joined.filter(~together).select(COLUMNS)
-    without = pl.col("metric") == "cka_without_prompt"
-    whole = rows.filter(pl.col("metric") == "cka", pl.col("prompt").is_null()).select(*PLACE, whole="value")
-    left_out = members.filter(without).join(whole, on=PLACE, how="left", nulls_equal=True, maintain_order="left")
+    without = delete_one()
+    whole = rows.filter(pl.col("measure") == "similarity", pl.col("prompt").is_null()).select(*PLACE, of="metric", whole="value")
+    left_out = members.filter(without).with_columns(of=whole_metric())
+    left_out = left_out.join(whole, on=[*PLACE, "of"], how="left", nulls_equal=True, maintain_order="left")
     left_out = left_out.with_columns(value=pl.col("value") - pl.col("whole"))
     key = [name for name in KEY if name != "prompt"]
     moved = left_out.group_by(*key, "in_cluster", maintain_order=True).agg(pl.col("value").sum() + pl.col("whole").first())
     means = members.filter(~without).group_by(*key, "in_cluster", maintain_order=True).agg(_mean())
     found = [part.rename({"in_cluster": "prompt"}).select(COLUMNS) for part in (means, moved)]
     return pl.concat([alone, *found])
+
+
+def delete_one() -> pl.Expr:
+    """Whether a row is a value of all prompts but one."""
+    return pl.col("metric").str.ends_with(WITHOUT)
+
+
+def whole_metric() -> pl.Expr:
+    """The metric of all prompts that a delete-one value belongs to."""
+    return pl.col("metric").str.strip_suffix(WITHOUT)
 
 
 def _mean() -> pl.Expr:

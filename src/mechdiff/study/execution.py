@@ -15,6 +15,7 @@ from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.changes import Changes, open_changes
 from mechdiff.engine.families import shape_of
 from mechdiff.engine.models import Model
+from mechdiff.engine.norms import Norms, norms_in
 from mechdiff.engine.prompts import clusters_of
 from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import ENGINES, Engine, Variant
@@ -51,11 +52,13 @@ class States:
     kinds: dict[str, Float[Tensor, "layer prompt pos d"]]
     """One entry for each of `layers`."""
     logits: Float[Tensor, "prompt vocab"]
+    norms: dict[str, Norms]
+    """By site kind, where a norm may read it: at the decision position."""
 
     def at(self, prompts: Sequence[int]) -> "States":
         """Those of some prompts."""
         kinds = {kind: states[:, prompts] for kind, states in self.kinds.items()}
-        return States(layers=self.layers, kinds=kinds, logits=self.logits[prompts])
+        return States(layers=self.layers, kinds=kinds, logits=self.logits[prompts], norms=self.norms)
 
 
 class Execution:
@@ -109,7 +112,10 @@ class Execution:
         loaded = [self.folder.load(cell.key).tensors for cell in shards]
         kinds = {kind: torch.cat([torch.from_numpy(part[kind]) for part in loaded], 1) for kind in shards[0].key["kinds"]}
         return States(
-            layers=tuple(shards[0].key["layers"]), kinds=kinds, logits=torch.cat([torch.from_numpy(part["logits"]) for part in loaded])
+            layers=tuple(shards[0].key["layers"]),
+            kinds=kinds,
+            logits=torch.cat([torch.from_numpy(part["logits"]) for part in loaded]),
+            norms={kind: norms for kind in kinds if (norms := norms_in(loaded[0], kind))},
         )
 
     def tensors(self, cell: Cell) -> dict[str, np.ndarray]:

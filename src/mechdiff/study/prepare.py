@@ -28,7 +28,7 @@ from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_
 from mechdiff.study.plan import plan
 from mechdiff.study.planner import MAX_ROWS
 
-ENGINE_VERSION = 7
+ENGINE_VERSION = 8
 """Part of every cell's key: raised when the same cell would come out with other bits."""
 
 NEUTRAL = Path(__file__).parent.parent / "data" / "neutral.jsonl"

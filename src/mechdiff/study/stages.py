@@ -1,6 +1,6 @@
 """What each stage of a plan does: from a cell, the execution, and the model that runs where one does, to rows and tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.models import Model
+from mechdiff.engine.norms import NORMED, norms_of
 from mechdiff.engine.rendering import spans
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.engine.sites import Site
@@ -23,7 +24,7 @@ from mechdiff.study.baselines import graft, inputs, weigh
 from mechdiff.study.behaviour import behave
 from mechdiff.study.cells import Cell, unit_of
 from mechdiff.study.closer import closer, fisher, rank_curve, ranks
-from mechdiff.study.execution import Execution, positions
+from mechdiff.study.execution import Execution, States, positions
 from mechdiff.study.head_network import attention, head_network, looks
 from mechdiff.study.heads import every_head, head_orders, head_sets
 from mechdiff.study.mapping import fits, patched
@@ -68,6 +69,10 @@ def _capture(run: Execution, cell: Cell, model: Model | None) -> Result:
         ).float().cpu().numpy()
         for kind in kinds
     }  # fmt: skip
+    for kind in kinds if cell.key["position"] == "decision" else ():
+        if kind in NORMED:
+            at = {layer: torch.cat([clean.states[Site(layer, kind)] for clean in cleans]) for layer in layers}
+            tensors |= norms_of(model, kind, at).arrays(kind)
     tensors["logits"] = run.prepared.tokens.place(torch.stack([clean.logits for clean in cleans]), model.side).cpu().numpy()
     return empty(), tensors
 
@@ -105,13 +110,28 @@ def _native(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 def _similarity(run: Execution, cell: Cell, model: Model | None) -> Result:
     split, kind, position = cell.key["split"], cell.key["kind"], cell.key["position"]
-    states = {side: run.states(side, split, position).kinds[kind][:, :, 0] for side in ("base", "tuned")}
-    base, tuned = ({Site(layer, kind): states[side][layer] for layer in cell.key["layers"]} for side in ("base", "tuned"))
+    captured = {side: run.states(side, split, position) for side in ("base", "tuned")}
+    base, tuned = ({Site(layer, kind): one.kinds[kind][layer, :, 0] for layer in cell.key["layers"]} for one in captured.values())
     found = similarity.measure(
         base, tuned, cell.key["ids"], split, permutations=cell.key["permutations"], seed=cell.key["seed"],
-        clusters=run.clusters(split, cell.key["ids"]),
+        clusters=run.clusters(split, cell.key["ids"]), normed=_normed(captured, base, tuned),
     )  # fmt: skip
     return found.with_columns(unit=pl.lit(unit_of(position, 1), pl.String)), {}
+
+
+def _normed(
+    captured: Mapping[str, States], base: similarity.States, tuned: similarity.States
+) -> tuple[similarity.States, similarity.States]:
+    """The states after each model's norm that reads them, at the sites where both have one."""
+    found: tuple[dict[Site, Tensor], dict[Site, Tensor]] = ({}, {})
+    for site in base:
+        if site.kind not in captured["base"].norms or site.kind not in captured["tuned"].norms:
+            continue
+        x = captured["base"].norms[site.kind].apply(site.layer, base[site])
+        y = captured["tuned"].norms[site.kind].apply(site.layer, tuned[site])
+        if x is not None and y is not None:
+            found[0][site], found[1][site] = x.float(), y.float()  # no more exact than the states: what does not vary must not seem to
+    return found
 
 
 def _patching(run: Execution, cell: Cell, model: Model | None) -> Result:
