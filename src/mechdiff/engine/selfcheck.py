@@ -38,6 +38,8 @@ FEWER = 3
 """Tokens on which every kind is tried at every block, beside those: what is wrong with a place is wrong on any of them."""
 WINDOW = 3
 """Positions that are written at once, where windows are tried."""
+ROWS = 128
+"""Sites whose foreign states run in one pass."""
 APART = 6
 """On a whole prompt, where masks and positions could go wrong: every sixth block and the last."""
 
@@ -71,9 +73,12 @@ def self_check(model: Model, prompts: Sequence[Sequence[int]], *, kinds: Sequenc
     _writes_back(model, clean.ids[:FEWER], kinds)
     few, fewer = (capture(model, ids[:n], [], [0], keep_cache=engine is replay) for n in (FEW, max(1, min(FEW, len(ids)) - FEW + FEWER)))
     rounding = max(rounding_nats(model, few.ids), rounding_nats(model, clean.ids, draws=2))
-    foreign = [{site: clean.states[site] for site in every if site.kind == kind} for kind in kinds]
+    together = max(1, ROWS // model.shape.n_layers)
+    groups = [kinds[start : start + together] for start in range(0, len(kinds), together)]
+    foreign = [{site: clean.states[site] for site in every if site.kind in group} for group in groups]
+    last = {site: clean.states[site] for site in every if site.kind == kinds[-1]}
     tried = {*range(0, model.shape.n_layers, APART), model.shape.n_layers - 1}
-    sparse = {site: state for site, state in foreign[-1].items() if site.layer in tried}
+    sparse = {site: state for site, state in last.items() if site.layer in tried}
     width = max(1, min(WINDOW, len(few.ids) - 1))
     ways = _Ways(model=model, engine=engine, rounding=rounding)
     found = [ways.agree([fewer, few], states) for states in foreign]
@@ -84,7 +89,7 @@ def self_check(model: Model, prompts: Sequence[Sequence[int]], *, kinds: Sequenc
         found.append(ways.steered_agree(few, sparse))
     window = getattr(model.config, "sliding_window", None)
     if window and len(longest) > window:
-        found.append(ways.agree([capture(model, longest, [], [0], keep_cache=engine is replay), few], foreign[-1]))
+        found.append(ways.agree([capture(model, longest, [], [0], keep_cache=engine is replay), few], last))
     nats, site, _ = max(found)
     floor = max(floor for _, _, floor in found)
     return SelfCheck(
@@ -176,7 +181,7 @@ class _Ways:
     rounding: float
 
     def agree(self, cleans: Sequence[Clean], states: dict[Site, Tensor], width: int = 1) -> tuple[float, Site, float]:
-        """Largest KL(full || engine) in nats over states of other tokens (`[2, d]`, one site a block) written into the first of some prompts
+        """Largest KL(full || engine) in nats over states of other tokens (`[2, d]`, one site each) written into the first of some prompts
         that run in one pass, its site, and the largest floor of their unedited rows. SelfCheckError where one is more than rounding."""
         orders = ([1, 0, 1][:width], [0, 1, 0][:width])  # the second prompt's states are others, so that a mix-up shows
         written = {site: torch.stack([state[order] for order, _ in zip(orders, cleans, strict=False)]) for site, state in states.items()}
@@ -206,7 +211,7 @@ class _Ways:
         with edited(model, {site: _in_row(row, edit) for row, (site, edit) in enumerate(edits.items())}):
             expected = forward(model, ids.expand(len(edits), -1), use_cache=False).logits[:, -1].float()
         apart = nats_between(expected, found)
-        for row in apart.argsort(descending=True).tolist():
+        for row in apart.argsort(descending=True, stable=True).tolist():
             nats, site = float(apart[row]), sites[row]
             if nats <= allowed_nats(model, self.rounding):
                 break
