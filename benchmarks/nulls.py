@@ -1,6 +1,6 @@
 """Every test and interval of a report where the truth is known: how often does each find something that is not there?
 
-python benchmarks/nulls.py [JOBS]   2,000 studies each, about ten minutes of one core, on JOBS processes (2); writes docs/NULLS.md
+python benchmarks/nulls.py [JOBS]   2,000 studies each, about five minutes of one core, on JOBS processes (2); writes docs/NULLS.md
                                     and data/coverage.json (the table by skew); exit code 1 where one does not hold
 """
 
