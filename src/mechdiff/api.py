@@ -15,6 +15,7 @@ from mechdiff.report.export import chart, drawn_figures, export
 from mechdiff.report.page import build_report
 from mechdiff.report.parts import Drawn
 from mechdiff.report.parts import Run as Content
+from mechdiff.report.parts import load as load_content
 from mechdiff.report.record import short_name
 from mechdiff.report.sections import all_sections
 from mechdiff.report.statistics import summarise
@@ -73,7 +74,7 @@ class Run:
 
     @cached_property
     def _content(self) -> Content:
-        return Content(rows=self.rows(), summary=self.summary(), manifest=self.manifest())
+        return load_content(self.path)
 
     @cached_property
     def _drawn(self) -> dict[str, Drawn]:

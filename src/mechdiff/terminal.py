@@ -43,11 +43,10 @@ def _duration(seconds: float) -> str:
 def show_run(run: "Run", console: Console) -> None:
     """The pair, what was found in sentences, D, the strongest places of both directions, what was skipped, and the warnings."""
     from mechdiff.report.statistics import d_metric, effect_metric
-    from mechdiff.report.verdict import verdict
 
     manifest, summary = run.manifest(), run.summary()
     console.print(f"[bold]{escape(manifest['pair']['base']['ref'])}[/]  ->  [bold]{escape(manifest['pair']['tuned']['ref'])}[/]")
-    for sentence in verdict(run.rows(), summary, manifest):
+    for sentence in run.verdict():
         console.print(f"- {escape(sentence)}")
     table = _table(
         "How differently do they speak?  D = KL(tuned || base), nats", "split", "prompts", "mean", "95 %", "median", "same first choice"

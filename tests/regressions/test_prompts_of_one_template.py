@@ -15,8 +15,9 @@ from mechdiff.engine.prompts import Prompt, cluster_names
 from mechdiff.engine.sites import Site
 from mechdiff.measures import patching, similarity
 from mechdiff.measures.refits import permutations
-from mechdiff.report import intervals, parts, statistics
+from mechdiff.report import intervals, parts, statistics, wording_behaviour
 from mechdiff.report.units import clustered
+from mechdiff.report.verdict import verdict
 from mechdiff.rows import rows
 from mechdiff.validate import skewed
 
@@ -159,7 +160,8 @@ def run(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         one["id"] = f"q{i}"
     (folder / "report.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
     patched = {"patching": {"sites": ["resid_post"], "arms": ["identity", "resample"]}}
-    measures = ["divergence", {"similarity": {"sites": ["resid_post"], "permutations": 19}}, patched]
+    answered = {"behaviour": {"max_tokens": 4, "probes": False, "scored_prompts": 0, "spoken_prompts": 0}}
+    measures = ["divergence", {"similarity": {"sites": ["resid_post"], "permutations": 19}}, patched, answered]
     given = {"report": str(folder / "report.jsonl")}
     mechdiff.run(base=str(pair / "base"), tuned=str(pair / "tuned"), prompts=given, measures=measures, out=folder / "run")
     return folder / "run"
@@ -180,3 +182,14 @@ def test_a_run_s_numbers_count_templates_and_its_page_says_so(run: Path) -> None
     mean = loaded.prompt_rows.filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_null())["value"].mean()
     said = summary.filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_null(), pl.col("control").is_null())["mean"].item()
     assert said == pytest.approx(mean), "clusters of one size: the mean is the prompts' own"
+
+
+def test_answers_count_templates_too_wherever_they_are_read(run: Path) -> None:
+    loaded = parts.load(run)
+    group, found = wording_behaviour.on_report(loaded.rows, loaded.manifest)
+    assert group is not None
+    assert {one.n for one in found} == {6}
+    finished = mechdiff.open_run(run)
+    assert finished.verdict() == verdict(loaded.rows, loaded.summary, loaded.manifest)
+    assert finished.verdict()[0].startswith("On 6 report prompts")
+    assert "with 6 prompts" in finished.verdict()[0] or "6 prompts are too few" in finished.verdict()[0]

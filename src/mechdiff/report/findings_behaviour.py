@@ -92,9 +92,12 @@ class Group:
 def groups(rows: pl.DataFrame, manifest: dict) -> list[Group]:
     """The study's report prompts, each kind of probe, and behind each of these the same by language where there are several."""
     clean = rows.filter(pl.col("measure") == "behaviour", pl.col("direction").is_null(), pl.col("prompt").is_not_null())
+    units = (manifest.get("units") or {}).get("report", {})
     found = []
     for name, by_language in ((manifest.get("behaviour") or {}).get("groups") or {}).items():
         own = clean.filter(pl.col("split") == "report" if name == "report" else pl.col("split").is_null())
+        if name == "report":  # prompts of one cluster go by its name
+            by_language = {language: sorted({units.get(prompt, prompt) for prompt in prompts}) for language, prompts in by_language.items()}
         everyone = [prompt for prompts in by_language.values() for prompt in prompts]
         parts = {None: everyone, **(by_language if len(by_language) > 1 else {})}
         held = ((language, own.filter(pl.col("prompt").is_in(prompts))) for language, prompts in parts.items())
