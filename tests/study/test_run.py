@@ -48,7 +48,7 @@ def test_every_cell_of_the_plan_has_its_rows(finished: tuple[pl.DataFrame, dict[
     assert set(report["arm"]) == {"identity", "shift", "resample", "oracle"}
     assert set(patching.filter(pl.col("split") == "select")["arm"]) == {"identity"}, "only what chooses layers runs on select"
     assert set(patching["direction"]) == {"tuned<-base", "base<-tuned"}
-    assert len(report) == 2 * 4 * 2 * 4 * report["prompt"].n_unique() * 5  # directions, arms, sites, blocks, prompts, metrics
+    assert len(report) == 2 * 4 * 2 * 4 * report["prompt"].n_unique() * 6  # directions, arms, sites, blocks, prompts, metrics
     assert set(rows.filter(pl.col("measure") == "divergence")["split"]) == {"fit", "select", "report"}
     assert record["selection"]["split"] == "select"
     assert set(record["noise_floor"]) == {"tuned<-base", "base<-tuned"}
