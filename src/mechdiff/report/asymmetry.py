@@ -84,11 +84,11 @@ def parts(run: Run) -> list[Drawn]:
         return []
     caption = f"Asymmetry index A at {len(known)} sites"
     caption += f", {len(found) - len(known)} others are under three noise floors. " if len(known) < len(found) else ". "
-    outputs = known.filter(~pl.col("site").is_in(findings.STREAM))
-    strongest = (known if outputs.is_empty() else outputs).sort("nats", descending=True, maintain_order=True).row(0, named=True)
-    value = with_interval(strongest["index"], strongest["low"], strongest["high"], digits=2)
-    where = "" if outputs.is_empty() else " outside the residual stream"
-    caption += f"At {strongest['name']}, where the two writes together do most{where}, A = {value}."
+    ranked, chosen_on = findings.ranked_outputs(run.rows, run.summary)
+    first = ranked.select("name").join(known, on="name", maintain_order="left").head(1) if len(ranked) else ranked
+    for strongest in first.iter_rows(named=True):
+        value = with_interval(strongest["index"], strongest["low"], strongest["high"], digits=2)
+        caption += f"At {strongest['name']}, the site where both patches together do most on the {chosen_on} prompts, A = {value}."
     return [Drawn(name="asymmetry", chart=asymmetry_by_layer, caption=caption, reading="asymmetry")]
 
 

@@ -9,7 +9,7 @@ from mechdiff.report.findings_attribution import ESTIMATES, TOGETHER
 WAYS = {"grad_x_diff": "gradient × difference", "integrated_gradients": "integrated gradients"}
 WRITTEN = {True: "base into tuned", False: "tuned into base"}
 WELL, POORLY = 0.8, 0.5
-"""Rank correlations from which on gradients rank heads as patching does, and under which they are no guide."""
+"""Rank correlations from which on gradients rank heads as patching does, and under which they are no guide: the whole interval lies there."""
 
 
 def what_gradients_say(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
@@ -32,17 +32,19 @@ def _ranking(rows: pl.DataFrame, manifest: dict) -> str:
     if not known:
         return ""
     arm, one = known[0]
-    rho = one["rho"]
+    low, high = ((one["rho"] if one[end] is None else one[end]) for end in ("rho_low", "rho_high"))
     how = (
         "rank heads as patching does"
-        if rho >= WELL
+        if low >= WELL
         else "rank heads roughly as patching does"
-        if rho >= POORLY
+        if low >= POORLY
         else "are no guide to heads here"
+        if high < POORLY
+        else "may or may not rank heads as patching does"
     )
     both = ", the lower of both directions" if len(lowest[arm]) > 1 else ""
     sentence = f"gradients {how}: over the {one['heads']} heads that were patched, "
-    sentence += f"{WAYS[arm]} has a rank correlation of {_decimals(rho)} with the effects"
+    sentence += f"{WAYS[arm]} has a rank correlation of {_decimals(one['rho'])} with the effects"
     sentence += f" (95 %: {_decimals(one['rho_low'])} to {_decimals(one['rho_high'])}; " if one["rho_low"] is not None else " ("
     sentence += f"{written(one['direction'])}{both})"
     return sentence + "".join(f", {WAYS[other]} {_decimals(line['rho'])}" for other, line in known[1:])
