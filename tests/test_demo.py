@@ -79,7 +79,8 @@ def test_the_planted_matrix_is_found(finished: Path) -> None:
 @pytest.mark.slow
 def test_the_heads_of_the_planted_matrix_have_all_of_it(finished: Path) -> None:
     """All heads of block 26 together recover D, by what they write and not by what they read; below there is nothing."""
-    rows = read_rows(finished).filter(pl.col("measure") == "heads", pl.col("split") == "report", pl.col("control").is_null())
+    every = read_rows(finished).filter(pl.col("measure") == "heads", pl.col("split") == "report")
+    rows = every.filter(pl.col("control").is_null())
     d = read_summary(finished).filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("split") == "report", pl.col("unit").is_null())[
         "mean"
     ][0]
@@ -89,7 +90,9 @@ def test_the_heads_of_the_planted_matrix_have_all_of_it(finished: Path) -> None:
     left = dict(recovered.group_by("arm").agg(pl.col("value").mean()).iter_rows())
     assert left["contribution"] < 0.01 * d
     assert left["write"] < 0.01 * d
-    assert left["routing"] == pytest.approx(d, rel=1e-6)
+    unedited = every.filter(control="no_op", direction="base<-tuned", metric="kl_other_nats")
+    assert left["routing"] == pytest.approx(unedited["value"].mean(), rel=1e-9), "nothing is written"
+    assert left["routing"] == pytest.approx(d, rel=1e-5), "a KL of several nats is known to so many digits in float32 (docs/LOG.md)"
     below = rows.filter(pl.col("metric") == "kl_own_nats", pl.col("layer") < 26)["value"]
     assert below.max() < 1e-9  # type: ignore[operator]
     said = read_manifest(finished)

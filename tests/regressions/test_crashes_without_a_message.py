@@ -37,7 +37,7 @@ REFUSED = {
     "shadow": r"does not run with and without this adapter but through peft's own ShadowModel .* cannot be studied",
     "lily": r"replay and a whole forward pass disagree .*\. This model keeps state that parallel tokens share",
 }
-"""Shadow is no change of the network; Lily mixes its factors by a mean over all tokens of a pass, so that a token's state depends on what runs beside it."""
+"""Shadow is no change of the network. Lily mixes its factors by a mean over all tokens of a pass: what runs beside a token changes it."""
 
 
 @pytest.mark.parametrize("name", CONFIGS)
