@@ -100,4 +100,4 @@ def test_heads_whose_number_was_chosen_here_are_said_so_and_are_no_headline() ->
     (said,) = wording_heads.which_heads(table, summary, manifest)
     assert "number on these prompts, so optimistically biased" in said
     assert not any("heads" in sentence for sentence in verdict(table, summary, manifest))
-    assert any("no interval on other prompts than chose how many are named" in one for one in refused(table, summary, manifest))
+    assert any("how many are named was not chosen on other prompts" in one for one in refused(table, summary, manifest))

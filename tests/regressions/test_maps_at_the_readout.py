@@ -70,14 +70,14 @@ def test_the_constant_stands_beside_the_patch_with_its_interval() -> None:
     summary = statistics.summarise(table)
     first, second, _ = carried(table, summary)
     assert first.startswith(
-        "At L3.resid_post adding one fixed vector, the training prompts' mean activation difference, to the base recovers 0.8"
+        "At L3.resid_post adding one fixed vector (the training prompts' mean activation difference) to the base recovers 0.8"
     )
-    assert ", of 0.92" in first
-    assert "that patching in the tuned activation itself recovers there (site and arms selected on the select prompts)" in first
+    assert ", and patching in the tuned activation itself 0.92" in first
+    assert "(site and arms selected on the select prompts)" in first
     assert ", not significantly different from the vector: " in second
     (candidate,) = can_it_be_carried(table, summary, {})
     assert admit(candidate) is None
-    assert candidate.text.startswith("at L3.resid_post adding one fixed vector")
+    assert candidate.text.startswith("at L3.resid_post (selected on other prompts) adding one fixed vector"), "the verdict says so too"
 
 
 def test_a_constant_that_recovers_nothing_is_no_headline() -> None:

@@ -167,7 +167,7 @@ def test_effects_that_are_noise_are_not_called_distributed(tmp_path: Path) -> No
     found = beside([run_of(tmp_path, name, table) for name, table in tables.items()])
     said = verdict(found)
     assert not any("more distributed" in sentence for sentence in said)
-    assert any("no number (the parts' effects cannot be told from noise)" in sentence for sentence in said)
+    assert any("no number (the sum of the parts' effects is not significant (p > 0.05))" in sentence for sentence in said)
     text = str([part for section in sections(found) for part in section.parts])
     assert "nothing there: " in text, "beside 'all alike' stands the other null"
 

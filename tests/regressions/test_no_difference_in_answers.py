@@ -24,15 +24,14 @@ def spoken(rows: pl.DataFrame) -> list[Compared]:
 def test_five_of_eight_right_against_none_is_undecided_with_the_smallest_that_would_have_been_seen() -> None:
     rows = right(0, 5, 8)
     (said,) = headlines(rows, asked(8))
-    assert said.text == (
-        "no difference between their answers could be shown (with 8 prompts only a rate that differs on 6 or more, all one way, would have been)"
-    )
+    assert said.text == ("in their answers no difference in right final answers could be shown (6 of 8 prompts would have to differ)")
     (section,) = what_they_do(rows, asked(8))
     assert "right final answers (5 against 0, McNemar p = 0.062; only 6 or more of 8 prompts, all one way, would have been seen)" in section
     whole = pl.concat([rows, divergence(np.linspace(1, 2, 8))])
     (text,) = verdict(whole, statistics.summarise(whole), asked(8))
     assert "show no difference" not in text
-    assert "(8 prompts only)" in text
+    assert text.startswith("On 8 report prompts")
+    assert "6 of 8 prompts" in text
 
 
 def test_six_of_eight_are_seen() -> None:
@@ -51,7 +50,7 @@ def test_the_smallest_that_is_named_is_the_smallest_that_is_seen(n: int, family:
 
 def test_five_prompts_are_said_to_be_too_few_to_show_any() -> None:
     (said,) = headlines(right(0, 4, 5), asked(5))
-    assert said.text == "no difference between their answers could be shown (5 prompts are too few to show any)"
+    assert said.text == "in their answers no difference in right final answers could be shown (5 prompts are too few to show any)"
 
 
 def test_of_four_prompts_nothing_is_said_but_that_they_are_few() -> None:

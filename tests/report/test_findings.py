@@ -60,10 +60,10 @@ def test_the_verdict_is_true_of_the_planted_run(rows: pl.DataFrame, summary: pl.
     assert d
     assert len(said) == 2, "divergence and patching: two of the five questions"
     assert said[0].startswith(f"On 24 report prompts the two models' next-token distributions differ by D = {phrasing.nats(d.mean)} nats")
-    assert f"Patches along the residual stream carry more than half of D from L{CHANGED}.resid_mid on, in both directions" in said[1]
-    assert f"strongest output: L{CHANGED}.attn_out (chosen on select), KL increase 0.9" in said[1]
+    assert f"Patches of the residual stream carry more than half of D from L{CHANGED}.resid_mid on, in both directions" in said[1]
+    assert f"strongest output: L{CHANGED}.attn_out (selected on other prompts), KL increase 0.9" in said[1]
     leads = wording.leads(rows, summary, manifest)
-    assert f"in shape at L{CHANGED}.attn_out, the strongest output too (chosen on the select prompts)" in leads["similarity"][0]
+    assert f"in shape at L{CHANGED}.attn_out, the strongest output too (lowest on the select prompts; " in leads["similarity"][0]
     everything = " ".join([*said, *(sentence for lead in leads.values() for sentence in lead)])
     assert "None" not in everything
     assert "nan" not in everything
@@ -72,7 +72,7 @@ def test_the_verdict_is_true_of_the_planted_run(rows: pl.DataFrame, summary: pl.
 def test_the_verdict_of_every_measure_is_one_sentence_a_question(full_rows: pl.DataFrame, manifest: dict) -> None:
     said = verdict(full_rows, statistics.summarise(full_rows), manifest)
     assert [sentence.split(" ")[0] for sentence in said] == ["On", "The", "Patches"]
-    assert f"copied into the base, the best single module, L{CHANGED}.attn (chosen on these prompts" in said[1]
+    assert f"of single modules, the tuned weights of L{CHANGED}.attn (chosen on these prompts" in said[1]
 
 
 def test_no_effect_is_said_and_no_share_is_given(manifest: dict) -> None:

@@ -66,7 +66,7 @@ def test_what_has_no_room_in_its_sentence_stays_in_its_section() -> None:
     long = changed(text=" ".join(["word"] * (headlines.WORDS - 5)))
     assert headlines.sentence([long, SOUND]) == f"W{long.text[1:]}."
     (said,) = headlines.refused([long, SOUND])
-    assert said.endswith(": its sentence is full")
+    assert said.endswith(": it passes every gate, and its sentence has no room left")
     assert headlines.sentence([changed(text=" ".join(["word"] * 99))]) is not None, "the first always has room"
 
 
@@ -121,9 +121,18 @@ def test_the_verdict_of_a_run_with_all_of_these_says_none_of_them() -> None:
     summary = statistics.summarise(rows)
     said, kept = verdict.verdict(rows, summary, manifest), verdict.refused(rows, summary, manifest)
     everything = " ".join(said)
-    for misled in ("refusal", "2 modules", "heads", "it depends on the prompt", "do the same job", "rank"):
+    for misled in (
+        "more soft refusal",
+        "refusal log-probability margin",
+        "no difference between their answers",
+        "2 modules",
+        "heads",
+        "it depends on the prompt",
+        "do the same job",
+        "rank",
+    ):
         assert misled not in everything, misled
-    assert "of that recovery is one constant vector; that more depends on the prompt could not be shown" in everything  # row e
+    assert " of that recovery; that the rest depends on the prompt could not be shown" in everything  # row e
     assert [one.rpartition(": ")[2] for one in kept] == [
         "neither model ever does what this scores", "the search stopped at its budget", "the whole that it is a part of has 0.05 of D",
     ]  # fmt: skip
@@ -134,8 +143,7 @@ def test_the_verdict_of_a_run_with_all_of_these_says_none_of_them() -> None:
 
 def test_row_j_two_numbers_at_one_site_have_two_names() -> None:
     """What a comparison counts (a ratio, with the mean in it) is not called a rank, which is what regression sees."""
-    assert NOUNS[STATE_RANK].startswith("participation ratio")
-    assert "the mean included" in NOUNS[STATE_RANK]
+    assert "(participation ratio, the mean difference counted)" in NOUNS[STATE_RANK]
     assert not re.search(r"\brank\b", NOUNS[STATE_RANK])
 
 

@@ -43,7 +43,7 @@ def test_the_strongest_module_is_chosen_on_select(run: Run) -> None:
     alone, ranking = findings_grafting.ranked(both)
     assert (ranking, alone["name"][0]) == ("select", SECOND)
     assert alone["share"][0] == pytest.approx(ALONE["mlp"], abs=0.06)
-    assert f"{SECOND} (chosen on the select prompts; two halves of them choose the same in " in wording.which_module(both)[0]
+    assert f"{SECOND} (chosen on 24 select prompts; two halves of them choose the same in " in wording.which_module(both)[0]
 
 
 def test_what_is_said_is_what_was_planted(run: Run) -> None:
@@ -51,7 +51,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     drawn = {part.name: part.caption for part in section.parts if isinstance(part, Drawn)}
     assert list(drawn) == ["grafts_alone", "grafts_in_order", "grafts_greedy", "grafts_by_rank"]
     best = findings_grafting.ranked(run.rows)[0].row(0, named=True)
-    assert f"Most: {FIRST} (chosen on these prompts" in drawn["grafts_alone"]
+    assert f"{FIRST} (chosen on these prompts" in drawn["grafts_alone"]
     assert f"), {phrasing.with_interval(best['share'], best['low'], best['high'], digits=2)}" in drawn["grafts_alone"]
     assert f"half of D is recovered once {FIRST} is in, from the output down once {FIRST} is" in drawn["grafts_in_order"]
     greedy = f"2 modules, the smallest greedy set with 0.9 of D on these prompts ({FIRST} + {SECOND}), recover 0.99"

@@ -85,7 +85,7 @@ def test_what_is_no_better_than_random_directions_is_said_to_be_so(run: Run) -> 
     at = (pl.col("control").str.starts_with("random_vector#3")) & (pl.col("unit") == "all_pos") & (pl.col("metric") == "kl_other_nats")
     better = run.rows.with_columns(value=pl.when(at).then(pl.col("value") * 0.5).otherwise("value"))
     said = wording_steering.does_it_obey(better, statistics.summarise(better), run.manifest)
-    assert ": no more than random directions of this size do (39 random ones: mean 0." in said[0]
+    assert ", no more than random directions of this size do (39 random ones: mean 0." in said[0]
     (candidate,) = wording_steering.headline(better, statistics.summarise(better), run.manifest)
     assert admit(candidate) is not None
 

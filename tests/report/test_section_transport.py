@@ -180,9 +180,9 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert best.trivial
     assert best.ceiling
     value = phrasing.with_interval(best.trivial.share, best.trivial.low, best.trivial.high, digits=2)
-    first = f"At {SITE} adding one fixed vector, the training prompts' mean activation difference, to the base recovers {value} of D"
+    first = f"At {SITE} adding one fixed vector (the training prompts' mean activation difference) to the base recovers {value} of D"
     there = phrasing.with_interval(best.ceiling.share, best.ceiling.low, best.ceiling.high, digits=2)
-    assert f"{first}, of {there} that patching in the tuned activation itself recovers there" in said["transport_recovery"]
+    assert f"{first}, and patching in the tuned activation itself {there}" in said["transport_recovery"]
     assert "(site and arms selected on the select prompts)" in said["transport_recovery"]
     assert "The best linear map there, anchored_ridge, recovers" in said["transport_recovery"]
     assert (

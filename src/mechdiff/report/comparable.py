@@ -155,6 +155,8 @@ REFUSED: dict[str, Callable[[Loaded], str]] = {
 }
 OF_BASES = ("base model", "layers")
 
+FEW_PROMPTS = "few prompts"
+
 MARKED: dict[str, tuple[Callable[[Loaded], str], str]] = {
     "D is": (
         lambda run: statistics.d_metric(run.content.rows),
@@ -184,7 +186,7 @@ def differing(runs: Sequence[Loaded]) -> list[Mark]:
         found.append(Mark(field="reported prompts", values=tuple(_texts(run) for run in runs), meaning=meaning))
     if any(_small(run).startswith("only") for run in runs):
         meaning = f"under {statistics.FEW} prompts intervals rest on the assumption of a bell curve"
-        found.append(Mark(field="few prompts", values=tuple(_small(run) for run in runs), meaning=meaning))
+        found.append(Mark(field=FEW_PROMPTS, values=tuple(_small(run) for run in runs), meaning=meaning))
     return found
 
 

@@ -89,6 +89,9 @@ def pairs(found: Mapping[str, Sequence[Quantity]]) -> list[Pair]:
 
 
 def _contrast(one: Quantity, other: Quantity) -> Contrast | None:
+    """None where a threshold was not passed in a run: "more than 2" less "more than 2" is no difference of 0."""
+    if one.beyond or other.beyond:
+        return None
     if one.draws is not None and other.draws is not None:
         n, same = (one.estimate.n, other.estimate.n), set(one.estimate.prompts) == set(other.estimate.prompts)
         return spread.contrast_of_draws(one.draws, other.draws, (one.estimate.value, other.estimate.value), n, paired=same)

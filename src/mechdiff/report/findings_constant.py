@@ -30,6 +30,8 @@ class Constant:
     arm: str
     own: float
     """Share of D that the prompt's own tuned activation recovers."""
+    recovers: bool
+    """Whether the interval of `own` leaves 0 out: of what may be nothing no fraction is given."""
     share: float
     """Share of D that the constant recovers."""
     fraction: float
@@ -64,11 +66,13 @@ def constant(rows: pl.DataFrame, summary: pl.DataFrame) -> Constant | None:
     chooser = _gained(rows, "select", layer, site)
     arm = max(arms, key=lambda one: (chooser if one in chooser else found)[one].mean())
     taken = found[arm]
+    least = float(intervals.share_intervals(own[:, None], total)[1][0])
     fraction, low, high = (float(end[0]) for end in intervals.share_intervals(taken[:, None], own))
     return Constant(
         name=ranked["name"][0],
         arm=arm,
         own=float(own.mean() / total.mean()),
+        recovers=not least <= 0,
         share=float(taken.mean() / total.mean()),
         fraction=fraction,
         low=low,

@@ -89,7 +89,7 @@ GATES = (
         name="test",
         rule="a test at 5 % or an interval stands behind what is said to be there; how many parts are named was chosen on other prompts",
         fails=lambda one: not one.tested,
-        why="no test, and no interval on other prompts than chose how many are named, stands behind it",
+        why="it does not pass a test at 5 %, its interval holds 0, or how many are named was not chosen on other prompts",
     ),
     Gate(
         name="event",
@@ -144,7 +144,11 @@ def spoken(candidates: Iterable[Candidate]) -> list[Candidate]:
 def refused(candidates: Sequence[Candidate]) -> list[str]:
     """What did not pass, each with its reason."""
     said = spoken(candidates)
-    return [f"{one.text.removesuffix('.')}: {reason(one) or 'its sentence is full'}" for one in candidates if one not in said]
+    return [
+        f"{one.text.removesuffix('.')}: {reason(one) or 'it passes every gate, and its sentence has no room left'}"
+        for one in candidates
+        if one not in said
+    ]
 
 
 INTERVAL = re.compile(r"\[([−\d][^\[\]]*, [^\[\]]+)\]")

@@ -40,7 +40,7 @@ def local(of: Compared) -> Section:
     caption = f"Over how many parts each change is spread, by shares that add, where the base runs; {told}. "
     if any(one.null for name in of.names for key in keys if (one := of.one(name, key))):
         caption += "Grey: what would be found if all parts had alike, on as many prompts and with as much scatter; beside it in the table, if there "
-        caption += "were nothing there but scatter. "
+        caption += "were nothing there but scatter (that something is there is tested by the sum of the parts, not by this range). "
     caption += "Dashed: the parts there are." if not of.across_bases else "As shares of the parts there are."
     drawn_keys = [key for key in keys if not (of.across_bases and key[0] == "rank")]
     axis = "share of the parts there are" if of.across_bases else "effective number of parts"

@@ -62,7 +62,7 @@ def rank(of: Compared) -> Section:
     curves += _state_curves(of)
     table = pl.concat([part.select("panel", "line", "rank", "value", "low", "high") for part in curves]) if curves else pl.DataFrame()
     told = said(of, WEIGHT_RANK)
-    caption = "What the first k directions of each change recover: of every module's weights at once, of the states at each run's strongest site. "
+    caption = "What the first k directions of each change recover: of every module's weights at once, of the activations at one site. "
     caption += f"Participation ratio of what the directions of the weights' change gain, in a module: {told}." if told else ""
     options = {"table": table, "names": of.names, "title": "directions kept"}
     drawn = Drawn(name="compare_ranks", chart=charts_compare.by_rank, options=options, caption=caption, reading="compare_ranks")

@@ -61,14 +61,14 @@ def _alone_caption(run: Run, alone: pl.DataFrame, ranking: str | None) -> str:
     steady = findings_grafting.steadiness(run.rows, ranking)
     other = ranking != findings.reported(run.rows, "grafting")
     chosen = f"chosen on the {ranking} prompts" if other else BIASED
-    said += f". Most: {best['name']} ({chosen}{steady}), "
+    said += f". {best['name']} ({chosen}{steady}) recovers "
     said += with_interval(best["share"], best["low"], best["high"], digits=2)
     return f"{said}. The shares of all sum to {share(float(alone['share'].to_numpy().sum()))}; they need not sum to 1."
 
 
 def _ends(run: Run) -> list[dict]:
     """Did v(nothing) = D and v(everything) = 0 hold?"""
-    held = findings_grafting.checked(run.rows)
+    held = findings_grafting.checked(run.prompt_rows)
     found = findings.difference(run.rows, run.summary)
     said = []
     if held.none_from_d is not None:

@@ -43,7 +43,7 @@ def _caption(run: Run, profile: pl.DataFrame) -> str:
     found = findings_texts.parting(run.prompt_rows, run.manifest)
     if found is None:
         return said + "."
-    said += f". The two first choices differ for the first time at the decision position on {found.at} prompts, later on {found.after}"
+    said += f". Of single prompts, the two top-1 tokens differ for the first time at the decision position on {found.at}, later on {found.after}"
     return said + f", already inside the prompt on {found.before}, nowhere on {found.never}."
 
 

@@ -80,7 +80,7 @@ def _kept_below(run: Run) -> list[dict]:
     if not kept:
         return []
     return [
-        note("What did not pass the gates of the headlines at the top of the page (docs/STATISTICS.md), and why:"),
+        note("What does not stand at the top of the page, and why (the gates of headlines: docs/STATISTICS.md):"),
         {"kind": "list", "entries": [{"what": "", "why": one} for one in kept]},
     ]
 

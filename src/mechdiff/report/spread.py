@@ -179,10 +179,15 @@ def presence(values: Float[ndarray, "prompt part"], *, skew: float | None = None
     It asks for no symmetry: flips of whole prompts' signs found an effect in 15 to 25 % of studies of strongly skewed noise that all parts share.
     1 where even this finds more than may be at so many prompts of this `skew`: that of D, else of the length of each prompt's effects.
     """
-    cv = simulated.cv_of(np.linalg.norm(values, axis=1, keepdims=True))[0] if skew is None else skew
-    if not simulated.speaks("presence", len(values), 0.0 if cv != cv else float(cv)):
+    if not _tests_presence(values, skew):
         return 1.0
     return float(intervals.mean_p(values.sum(axis=1, keepdims=True), seed=seed)[0])
+
+
+def _tests_presence(values: Float[ndarray, "prompt part"], skew: float | None) -> bool:
+    """Whether `presence` speaks at so many prompts of this skew."""
+    cv = simulated.cv_of(np.linalg.norm(values, axis=1, keepdims=True))[0] if skew is None else skew
+    return simulated.speaks("presence", len(values), 0.0 if cv != cv else float(cv))
 
 
 def opposed(values: Float[ndarray, "prompt part"]) -> float:
@@ -195,12 +200,17 @@ def opposed(values: Float[ndarray, "prompt part"]) -> float:
     return max(0.0, back) / ahead if ahead > 0 else np.inf
 
 
+UNTESTED = "too few prompts of this skew for a test of whether the parts do anything"
+
+
 def silence(values: Float[ndarray, "prompt part"], *, skew: float | None = None, seed: int = 0) -> str:
     """Why no sentence may be made of a number of parts; empty where one may. `skew`: see `presence`."""
     if len(values) < FEWEST:
         return f"fewer than {FEWEST} prompts"
+    if not _tests_presence(values, skew):
+        return UNTESTED
     if values.mean(axis=0).sum() <= 0 or not presence(values, skew=skew, seed=seed) <= WRONG:
-        return "the parts' effects cannot be told from noise"
+        return "the sum of the parts' effects is not significant (p > 0.05)"
     if opposed(values) > OPPOSED:
         return "parts work against each other"
     return ""

@@ -72,19 +72,19 @@ def _where(rows: pl.DataFrame, summary: pl.DataFrame) -> list[Candidate]:
     crossings = {direction: findings.half_way(rows, direction) for direction in (BREAKAGE, RECOVERY)}
     n = findings.d_per_prompt(rows).height
     said = []
-    into = {BREAKAGE: "into the tuned model", RECOVERY: "into the base"}
+    into = {BREAKAGE: "(base into tuned)", RECOVERY: "(tuned into base)"}
     passed = [f"{wording.crossing(one, brief=True)} {into[direction]}" for direction, one in crossings.items() if one]
     if len({one.site for one in crossings.values() if one}) == 1 and len(passed) > 1:
         passed = [f"{wording.crossing(next(one for one in crossings.values() if one), brief=True)}, in both directions"]
     if passed:
-        text = f"patches along the residual stream carry more than half of D {', '.join(passed)}"
+        text = f"patches of the residual stream carry more than half of D {' and '.join(passed)}"
         said.append(Candidate(text=text, n=n))
     ranked, ranking = findings.ranked_outputs(rows, summary)
     if not ranked.is_empty():
         first = ranked.row(0, named=True)
-        chosen = f" (chosen on {ranking})" if ranking != findings.reported(rows, "patching") else f" ({wording.BIASED})"
+        chosen = " (selected on other prompts)" if ranking != findings.reported(rows, "patching") else f" ({wording.BIASED})"
         said.append(Candidate(text=f"strongest output: {first['name']}{chosen}, {wording.both_shares(first)}", n=n))
     constant = findings_constant.constant(rows, summary)
     if constant is not None:
-        said.append(Candidate(text=wording.in_short(constant), n=constant.n))
+        said.append(Candidate(text=wording.in_short(constant), n=constant.n, tested=constant.recovers))
     return said

@@ -13,7 +13,7 @@ from mechdiff.report import (
 from mechdiff.report.findings import BREAKAGE, RECOVERY, Crossing, Difference, LeastSimilar
 from mechdiff.report.findings_constant import Constant
 from mechdiff.report.headlines import Candidate
-from mechdiff.report.phrasing import between, listed, nats, share, with_interval
+from mechdiff.report.phrasing import between, listed, nats, prompts, share, with_interval
 from mechdiff.report.wording_attribution import what_gradients_say
 from mechdiff.report.wording_behaviour import what_they_do
 from mechdiff.report.wording_difference import how_different
@@ -113,7 +113,8 @@ def which_module(rows: pl.DataFrame) -> list[str]:
         return []
     best = alone.row(0, named=True)
     steady = findings_grafting.steadiness(rows, ranking)
-    chosen = f" (chosen on the {ranking} prompts{steady})" if ranking != findings.reported(rows, "grafting") else f" ({BIASED}{steady})"
+    other = ranking != findings.reported(rows, "grafting")
+    chosen = f" (chosen on {chosen_by(rows, ranking, ranking or '')}{steady})" if other else f" ({BIASED}{steady})"
     recovered = with_interval(best["share"], best["low"], best["high"], digits=2)
     sentence = f"Copied into the base alone, the tuned weights of {best['name']}{chosen} recover {recovered} of D"
     several = how_many_modules(rows)
@@ -145,12 +146,18 @@ def modules(rows: pl.DataFrame) -> list[Candidate]:
     best, found = alone.row(0, named=True), findings_grafting.needed(rows)
     said = []
     recovered = with_interval(best["share"], best["low"], best["high"], digits=2)
-    chosen = f" (chosen on {ranking})" if ranking != findings.reported(rows, "grafting") else f" ({BIASED})"
-    which = f"the best single module, {best['name']}{chosen}," if len(alone) > 1 else f"{best['name']}, the one module that changed,"
-    said.append(Candidate(text=f"copied into the base, {which} recovers {recovered} of D", n=best["n"]))
+    chosen = f"selected on {chosen_by(rows, ranking)}" if ranking != findings.reported(rows, "grafting") else BIASED
+    which = f"{best['name']} ({chosen})" if len(alone) > 1 else f"{best['name']}, the one module that changed,"
+    single = "of single modules, " if len(alone) > 1 else ""
+    said.append(Candidate(text=f"{single}the tuned weights of {which} recover {recovered} of D when copied into the base", n=best["n"]))
     if found is not None:
         said.append(Candidate(text=how_many_modules(rows), n=found.row["n"], at_budget=found.at_budget))
     return said
+
+
+def chosen_by(rows: pl.DataFrame, ranking: str | None, kind: str = "other") -> str:
+    """ "2 other prompts": those that ranked the modules."""
+    return prompts(findings_grafting.scores(rows, ranking).filter(pl.col("arm") == "alone")["prompt"].n_unique(), kind)
 
 
 def where_it_passes(rows: pl.DataFrame) -> list[str]:
@@ -196,6 +203,8 @@ def what_it_depends_on(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
 
 def one_constant(found: Constant) -> str:
     """The fraction that is one vector, and what the paired test says of the rest."""
+    if not found.recovers:
+        return "what the patch recovers there cannot be told from 0, so that no fraction of it is given"
     vector = "one vector, the mean difference" if found.arm == "shift" else "one vector, the mean tuned activation"
     if found.fraction <= 0:
         fraction = f"{vector}, recovers nothing of what the patch does there"
@@ -208,12 +217,13 @@ def one_constant(found: Constant) -> str:
 
 
 def in_short(found: Constant) -> str:
-    """The same for the verdict: "0.77 (95 %: 0.20 to 1.01) of that recovery is one constant vector; that the rest depends ..."."""
-    fraction = f"{with_interval(max(found.fraction, 0.0), found.low, found.high, digits=2)} of that recovery is one constant vector"
+    """The same for the verdict: "one constant vector has 0.77 (95 %: 0.20 to 1.01) of that recovery; that the rest depends ..."."""
+    fraction = f"one constant vector has {with_interval(max(found.fraction, 0.0), found.low, found.high, digits=2)} of that recovery"
     p = f"({spoken.in_words(found.p)})"
     if found.depends:
         return f"{fraction}, the rest depends on the prompt {p}"
-    return f"{fraction}; that more depends on the prompt could not be shown {p}"
+    rest = "any of it" if found.fraction >= 1 else "the rest"
+    return f"{fraction}; that {rest} depends on the prompt could not be shown {p}"
 
 
 def how_similar(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
@@ -224,13 +234,15 @@ def how_similar(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     ranked, _ = findings.ranked_outputs(rows, summary)
     top = None if ranked.is_empty() else ranked["name"][0]
     too = ", the strongest output too" if top == found.name else ""
-    sentence = f"Activations differ most in shape at {lowest_cka(found, too)}"
+    sentence = f"By CKA, activations differ most in shape at {lowest_cka(found, too)}"
     return [sentence + ("." if too or top is None else f"; the strongest output, {top}, is not where CKA is lowest.")]
 
 
 def lowest_cka(found: LeastSimilar, beside: str = "") -> str:
-    """ "L26.attn_out (chosen on the select prompts): CKA 0.884 (95 %: 0.750 to 1); at 5 of 90 sites it is 1.000 to three digits"."""
-    how = f"chosen on the {found.chosen_on} prompts" if found.chosen_on else f"of {found.sites} sites, {BIASED}"
+    """ "L26.attn_out (lowest on the select prompts; ...): CKA 0.884 (95 %: 0.750 to 1); at 5 of 90 sites it is 1.000 to three digits"."""
+    how = (
+        f"lowest on the {found.chosen_on} prompts; on these others may be lower" if found.chosen_on else f"of {found.sites} sites, {BIASED}"
+    )
     high = None if found.high is None else min(found.high, 1.0)
     value = with_interval(found.cka, found.low, high, digits=3, coverage=1.0)
     return f"{found.name}{beside} ({how}): CKA {value}; at {found.same} of {found.sites} sites it is 1.000 to three digits"

@@ -71,19 +71,27 @@ def headlines(rows: pl.DataFrame, manifest: dict) -> list[Candidate]:
     answers = [one for one in found if one.metric not in SOFT]
     if answers and not any(one.counts for one in answers):
         n = max(one.n for one in answers)
-        said.append(Candidate(text=f"no difference between their answers could be shown{_would_have(answers)}", n=n))
+        looked = listed(METRICS[one].partition(" per ")[0] for one in dict.fromkeys(one.metric for one in answers)).replace(" and ", " or ")
+        text = f"in their answers{_cut(every)} no difference in {looked} could be shown{_would_have(answers)}"
+        said.append(Candidate(text=text, n=n))
     return said
 
 
+def _cut(every: list[Compared]) -> str:
+    """ ", all cut off,": what a cut answer would have said, a final answer among it, was not seen."""
+    cut = [one for one in every if one.metric == "cut_off"]
+    return ", all cut off," if cut and all(one.base[0] == 1 == one.tuned[0] for one in cut) else ""
+
+
 def _would_have(found: list[Compared]) -> str:
-    """ " (with 10 prompts only a rate that differs on 6 or more, all one way, would have been)": of the rates that were asked for."""
+    """ " (6 of 10 prompts would have to differ)": of the rates that were asked for."""
     rates = [one for one in found if one.binary]
     if not rates:
         return ""
     widest = max(rates, key=lambda one: one.n)
     if widest.smallest is None:
         return f" ({prompts(widest.n)} are too few to show any)"
-    return f" (with {prompts(widest.n)} only a rate that differs on {widest.smallest} or more, all one way, would have been)"
+    return f" ({widest.smallest} of {prompts(widest.n)} would have to differ)"
 
 
 def what_they_do(rows: pl.DataFrame, manifest: dict) -> list[str]:
@@ -92,10 +100,10 @@ def what_they_do(rows: pl.DataFrame, manifest: dict) -> list[str]:
     if group is None or not found:
         return []
     n = max(one.n for one in found)
-    start = f"In their answers to {n} {group_name(group.name, None)} "
     if n < FEWEST:
         return [f"Of {group_name(group.name, None)} {n} {'was' if n == 1 else 'were'} asked: too few to compare the two models' answers."]
     answers, every = [one for one in found if one.metric not in SOFT], findings_behaviour.compared(group.rows)
+    start = f"In their answers to {n} {group_name(group.name, None)}{_cut(every)} "
     said = [f"{start}{_seen_and_unseen(answers)}."] if answers else []
     for one in found:
         if one.metric in SOFT:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from mechdiff.report import additive, findings
-from mechdiff.report.comparable import Loaded, Mark
+from mechdiff.report.comparable import FEW_PROMPTS, Loaded, Mark
 from mechdiff.report.compared import Compared, with_ends
 from mechdiff.report.contrasts import HEADS, MODULES, SITES, STATE_RANK, WEIGHT_RANK, Pair
 from mechdiff.report.findings import Difference
+from mechdiff.report.intervals import FEW
 from mechdiff.report.phrasing import between, listed, nats
 from mechdiff.report.quantity import Quantity
 
@@ -23,8 +24,8 @@ NOUNS = {
     SITES: "effective number of sites",
     MODULES: "effective number of modules, grafted alone",
     HEADS: "effective number of heads",
-    WEIGHT_RANK: "participation ratio of what the directions of the weights' change gain, in a module",
-    STATE_RANK: "participation ratio of what the directions of the states' change gain at the strongest site, the mean included",
+    WEIGHT_RANK: "effective number of directions of the weights' change (participation ratio), in a module",
+    STATE_RANK: "effective number of directions of the activations' change (participation ratio, the mean difference counted)",
 }
 
 
@@ -168,6 +169,11 @@ def seen(pair: Pair) -> str:
 
 def _not_alike(marks: Sequence[Mark]) -> list[str]:
     """What the runs differ in, in one sentence."""
-    fields = listed(mark.field for mark in marks)
-    other = "; prompts differ, so that a difference may be the prompts' too" if any(m.field == "reported prompts" for m in marks) else ""
-    return [f"Not the same in these runs: {fields}{other}."] if marks else []
+    fields = listed(mark.field for mark in marks if mark.field != FEW_PROMPTS)
+    few = f"a run has fewer than {FEW} prompts, so that its intervals are rough" if any(mark.field == FEW_PROMPTS for mark in marks) else ""
+    if marks and fields == "none":
+        return [f"{few[0].upper()}{few[1:]}."]
+    other = (
+        ", so that a difference may be the prompts' and not the fine-tunes'" if any(m.field == "reported prompts" for m in marks) else ""
+    )
+    return [f"The runs also differ in: {fields}{other}{few and '; '}{few}."] if marks else []

@@ -40,8 +40,10 @@ def _sentence(one: Tested) -> str:
     text = f"{text[0].upper()}{text[1:]}"
     if one.obeys:
         return f"{text} {_chance(one)}; {_harm(one)}."
-    why = "no more than random directions of this size do" if one.p > LEVEL else "which cannot be told from none"
-    return f"{text}: {why} {_chance(one)}; {_harm(one)}."
+    why = (
+        "no more than random directions of this size do" if one.p > LEVEL else "and as its interval holds 0, that cannot be told from none"
+    )
+    return f"{text}, {why} {_chance(one)}; {_harm(one)}."
 
 
 def _does(one: Tested) -> str:

@@ -10,8 +10,8 @@ from mechdiff.report.phrasing import share, with_interval
 from mechdiff.report.spoken import in_words
 
 CONSTANTS = {
-    "shift": "adding one fixed vector, the training prompts' mean activation difference, to the base",
-    "mean": "writing one fixed activation, the tuned model's mean over the training prompts, into the base",
+    "shift": "adding one fixed vector (the training prompts' mean activation difference) to the base",
+    "mean": "patching one fixed activation (the tuned model's mean over the training prompts) into the base",
 }
 SURE = 0.05
 
@@ -32,11 +32,7 @@ def constant(best: Carried) -> str:
     """What one fixed vector recovers, of what the patch itself does there; with its sign and interval."""
     assert best.trivial
     said = f"At {best.name} {CONSTANTS[best.trivial.arm]} recovers {_interval(best.trivial)} of D"
-    return (
-        said
-        if best.ceiling is None
-        else f"{said}, of {_interval(best.ceiling)} that patching in the tuned activation itself recovers there"
-    )
+    return said if best.ceiling is None else f"{said}, and patching in the tuned activation itself {_interval(best.ceiling)}"
 
 
 def _map(best: Carried) -> str:
@@ -57,6 +53,11 @@ def _chosen(best: Carried) -> str:
     if best.chosen_on == "select":
         return "site and arms selected on the select prompts"
     return "site and arms selected on these prompts, so optimistically biased"
+
+
+def _selected(best: Carried) -> str:
+    """The same in the verdict's words."""
+    return "selected on other prompts" if best.chosen_on == "select" else _chosen(best)
 
 
 def _interval(part: Part) -> str:
@@ -101,7 +102,9 @@ def can_it_be_carried(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict)
     found = []
     if best := findings_transport.carried(rows, summary):
         spoken = best.trivial or best.best
-        text = constant(best) if best.trivial else f"At {best.name} {_map(best)}"
+        text = (constant(best) if best.trivial else f"At {best.name} {_map(best)}").replace(
+            best.name, f"{best.name} ({_selected(best)})", 1
+        )
         found.append(
             Candidate(
                 text=f"{text[0].lower()}{text[1:]}", n=best.n, tested=_above_0(spoken),

@@ -115,7 +115,9 @@ def p2(bench: Bench) -> Iterator[Check]:
             "the verdict names the module that is enough for D", "L1.attn, the one module that changed, recovers 1.000" in said, True
         )
         yield same("and as the smallest set of modules", "on the select prompts (L1.attn), recovers 1.000" in said, True)
-        yield same("the strongest output, chosen on the select split", "strongest output: L1.attn_out (chosen on select)" in said, True)
+        yield same(
+            "the strongest output, chosen on the select split", "strongest output: L1.attn_out (selected on other prompts)" in said, True
+        )
         yield same("rank of the change there", found.values("rank_chosen", layer=1, site="attn_out", unit=None).tolist(), [2.0])
         early = found.rows.filter(pl.col("metric") == "kl_own_nats", pl.col("measure") == "patching", pl.col("layer") == 0)
         early = early.filter(pl.col("arm") == "identity", pl.col("site") != "resid_post_last", pl.col("control").is_null())
