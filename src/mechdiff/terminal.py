@@ -42,9 +42,11 @@ def _duration(seconds: float) -> str:
 
 def show_run(run: "Run", console: Console) -> None:
     """The pair, what was found in sentences, D, the strongest places of both directions, what was skipped, and the warnings."""
+    from mechdiff.report.parts import manifest_of
     from mechdiff.report.statistics import d_metric, effect_metric
+    from mechdiff.report.units import n_prompts
 
-    manifest, summary = run.manifest(), run.summary()
+    manifest, summary = manifest_of(run.path), run.summary()
     console.print(f"[bold]{escape(manifest['pair']['base']['ref'])}[/]  ->  [bold]{escape(manifest['pair']['tuned']['ref'])}[/]")
     for sentence in run.verdict():
         console.print(f"- {escape(sentence)}")
@@ -58,7 +60,9 @@ def show_run(run: "Run", console: Console) -> None:
         if len(d):
             one = d.row(0, named=True)
             share = percent(same["mean"][0]) if len(same) else ""
-            table.add_row(split, str(one["n"]), f"{one['mean']:.4g}", _interval(one), f"{one['median']:.4g}", share)
+            n = n_prompts(manifest, split, one["n"])
+            counted = str(n) if n == one["n"] else f"{n} in {one['n']} clusters"
+            table.add_row(split, counted, f"{one['mean']:.4g}", _interval(one), f"{one['median']:.4g}", share)
     console.print(table)
     for direction, words in (
         ("tuned<-base", "Breakage: the base's state in the tuned model, share of D"),

@@ -12,6 +12,7 @@ from peft import LoraConfig
 
 from adapters_made import KINDS, LORA, ON, make_pair
 from mechdiff.errors import MechdiffError, ModelError
+from mechdiff.study.artifacts import RunFolder, read_prompts
 from mechdiff.validate.made import save
 from pico import CONFIGS, moved, pico, twin
 from small_studies import hold_against, study
@@ -121,3 +122,13 @@ def test_trainable_tokens_are_grafted_with_the_embedding(tmp_path: Path) -> None
     assert set(alone["site"]) == {"embed", "attn"}
     none = float(rows.filter(measure="grafting", arm="none", metric="kl_other_nats")["value"].mean())  # type: ignore[arg-type]
     assert (alone["value"] < none).all(), "each of them carries a part"
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_a_line_separator_inside_a_prompt_is_no_end_of_its_line(tmp_path: Path, separator: str) -> None:
+    """The page of a finished run ended in "cannot be read", of a prompts.jsonl that mechdiff itself had written."""
+    study = "pair: {base: a, tuned: b}\n"
+    with RunFolder.open(tmp_path / "run", config_hash="0", study_text=study) as run:
+        run.write_prompts([{"split": "report", "id": "p0", "text_base": f"one{separator}two"}, {"split": "report", "id": "p1"}])
+    assert [line["id"] for line in read_prompts(tmp_path / "run")] == ["p0", "p1"]
+    assert read_prompts(tmp_path / "run")[0]["text_base"] == f"one{separator}two"

@@ -1,9 +1,10 @@
 """What a user saw: a run of a few prompts ended in its figures with "SyntaxError: Unexpected token 'N'", for an interval of four prompts is NaN."""
 
 import altair as alt
+import polars as pl
 import pytest
 
-from mechdiff.report import drawing
+from mechdiff.report import drawing, section_grafting
 
 
 @pytest.mark.parametrize("unknown", [float("nan"), float("inf"), None])
@@ -16,3 +17,17 @@ def test_a_mark_without_an_interval_is_drawn_without_it(unknown: float | None) -
     assert svg.count('aria-roledescription="circle"') == 2  # both values
     assert "NaN" not in svg
     assert "Infinity" not in svg
+
+
+@pytest.mark.parametrize(("low", "high", "domain"), [
+    (None, None, [0, 1]),
+    (float("nan"), float("nan"), [0, 1]),
+    (-0.5, 1.5, [-0.5, 1.5]),
+])  # fmt: skip
+def test_bars_of_one_prompt_have_a_scale_and_no_interval(low: float | None, high: float | None, domain: list[float]) -> None:
+    """A run of one to four report prompts with grafting ended in its page with a TypeError."""
+    table = pl.DataFrame(
+        {"name": ["L1.mlp"], "share": [0.4], "low": [low], "high": [high]}, schema_overrides={"low": pl.Float64, "high": pl.Float64}
+    )
+    assert section_grafting._scale_of(table).domain == domain
+    assert "NaN" not in drawing.to_svg(section_grafting._bars(table, ["L1.mlp"], drawing.WIDE))

@@ -22,6 +22,7 @@ from mechdiff.measures.patching import donors
 from mechdiff.study.artifacts import read_manifest
 from mechdiff.study.config import RunOptions, make_study
 from mechdiff.study.disk import sha256
+from mechdiff.study.document import of_this_version
 from mechdiff.study.execution import positions
 from mechdiff.study.prepare import Prepared, prepare
 
@@ -34,7 +35,7 @@ class Rerun:
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self.path, self.manifest = path, read_manifest(path)
-        study = make_study(self.manifest["config"])
+        study = make_study(of_this_version(self.manifest["config"]))
         options = RunOptions(device=device, quick=self.manifest["quick"], threads=torch.get_num_threads())
         self.prepared: Prepared = prepare(study, options, broken=self.manifest["left_out"])
         self.floor = max([1e-12, *self.manifest["noise_floor"].values()])

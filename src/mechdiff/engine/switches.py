@@ -30,6 +30,11 @@ REWRITES = ("pissa", "olora", "corda", "loftq")
 """How the names of initialisations begin that leave something else in the base's layers."""
 SAME_NATS = {torch.float32: 1e-9, torch.float16: 1e-4, torch.bfloat16: 1e-3}
 """Largest KL(before || after) of the pass with the adapter off, where a device does not compute it twice alike."""
+GROWN = (
+    "\nThe adapter was trained on this base with another number of token rows. Resize the base to that number (resize_token_embeddings) and save it "
+    "with the adapter's tokenizer, or merge the adapter into it, and give that folder."
+)
+"""What to do with an adapter that holds an embedding of another size."""
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -48,7 +53,8 @@ def attach_adapter(net: nn.Module, adapter: Path, *, base: str = "BASE") -> nn.M
         with quiet():
             adapted = PeftModel.from_pretrained(net, str(adapter)).eval()
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError, AssertionError, ImportError, SafetensorError) as error:
-        raise ModelError(f"{adapter}: peft cannot put this adapter on the base: {error}") from error
+        larger = GROWN if "size mismatch" in str(error) and "embed" in str(error) else ""
+        raise ModelError(f"{adapter}: peft cannot put this adapter on the base: {error}{larger}") from error
     refuse_nan(adapted, str(adapter))
     align(adapted)
     _prove_off(adapted, adapter, base, before, said)

@@ -42,6 +42,8 @@ class Difference:
     flags: tuple[str, ...]
     other_token: int | None
     """On how many prompts the two models' first choices differ."""
+    other_share: float | None = None
+    """The share of prompts on which they do; a cluster of prompts counts with the share of its own."""
     mass_outside: float | None = None
     """Of two vocabularies: mean mass that the tuned model gives to tokens that the base lacks. D is then of the tokens that both have."""
     mass_outside_base: float | None = None
@@ -143,6 +145,7 @@ def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
         floor=one["floor"],
         flags=tuple((one["flag"] or "").split(";")) if one["flag"] else (),
         other_token=None if same.is_empty() else round((1 - same["mean"][0]) * same["n"][0]),
+        other_share=None if same.is_empty() else 1 - same["mean"][0],
         mass_outside=means.get("mass_outside"),
         mass_outside_base=means.get("mass_outside_base"),
         js=means.get("js_nats"),

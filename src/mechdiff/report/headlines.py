@@ -20,7 +20,7 @@ from mechdiff.report.intervals import FEW, FEWEST
 from mechdiff.report.phrasing import prompts
 
 WORDS = 60
-"""Of a sentence, without its intervals, beyond which no clause is added: what comes later stays in its section."""
+"""Of a sentence, without its intervals and numbers of clusters, beyond which no clause is added: what comes later stays in its section."""
 LEAST_WHOLE = 0.2
 """Share of D under which what a whole has is too little to name its parts."""
 
@@ -124,7 +124,7 @@ def sentence(candidates: Sequence[Candidate]) -> str | None:
         return None
     text = _short("; ".join(one.text.removesuffix(".") for one in passed))
     few = min((one.n for one in passed if one.n is not None), default=FEW)
-    said = f"On {prompts(few, 'report')}" in text  # the sentence opens with how few they are
+    said = f"On {prompts(few, 'report')}" in text or f" ({few} cluster" in text  # the sentence opens with how few they are
     beside = f" ({prompts(few)} only)" if few < FEW and not said else ""
     return f"{text[0].upper()}{text[1:]}{beside}."
 
@@ -134,7 +134,7 @@ def spoken(candidates: Iterable[Candidate]) -> list[Candidate]:
     found: list[Candidate] = []
     length = 0
     for one in candidates:
-        words = len(re.sub(r"\[.*?\]", "", _short(one.text)).split())
+        words = len(re.sub(r"\[.*?\]|\(\d+ clusters?\)", "", _short(one.text)).split())
         if admit(one) is None and (not found or length + words <= WORDS):
             found.append(one)
             length += words

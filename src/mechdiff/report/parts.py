@@ -33,12 +33,16 @@ class Run:
 def load(folder: str | Path) -> Run:
     """A finished run as its page and comparisons read it. Raises RunError where there is none, or its tables cannot be read."""
     place = Path(folder)
-    raw, prompts, manifest = read_rows(place), read_prompts(place), read_manifest(place)
+    raw, prompts = read_rows(place), read_prompts(place)
+    return Run(rows=clustered(raw, prompts), summary=read_summary(place), manifest=manifest_of(place), prompts=prompts, prompt_rows=raw)
+
+
+def manifest_of(place: Path) -> dict:
+    """A run's record, and as `units` the name of each prompt's cluster by split and prompt, where prompts of a split share one."""
     names: dict[str, dict[str, str]] = {}
-    for (split, prompt), unit in unit_names(prompts).items():
+    for (split, prompt), unit in unit_names(read_prompts(place)).items():
         names.setdefault(split, {})[prompt] = unit
-    manifest = manifest | ({"units": names} if names else {})
-    return Run(rows=clustered(raw, prompts), summary=read_summary(place), manifest=manifest, prompts=prompts, prompt_rows=raw)
+    return read_manifest(place) | ({"units": names} if names else {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 import polars as pl
 
 from mechdiff.report import drawing, findings, findings_grafting
@@ -141,7 +142,10 @@ def _share_scale(low: float, high: float) -> alt.Scale:
 
 
 def _scale_of(table: pl.DataFrame) -> alt.Scale:
-    return _share_scale(float(table["low"].min()), float(table["high"].max()))  # type: ignore[arg-type]
+    """The scale that holds every share, and every end where there are intervals."""
+    ends = table.select("share", "low", "high").cast(pl.Float64).to_numpy()
+    known = ends[np.isfinite(ends)]
+    return _share_scale(float(known.min(initial=0.0)), float(known.max(initial=1.0)))
 
 
 def _says(row: dict, name: str) -> str:

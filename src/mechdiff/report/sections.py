@@ -29,7 +29,7 @@ from mechdiff.report.section_tokenizers import tokenizers
 from mechdiff.report.section_transport import transport
 from mechdiff.report.section_weights import weights
 from mechdiff.report.simulated import ENOUGH
-from mechdiff.report.wording_difference import why_no_share
+from mechdiff.report.wording_difference import counted, why_no_share
 
 ARMS = {
     "identity": "the other model's state",
@@ -93,7 +93,7 @@ def behaviour(run: Run) -> Section:
         return Section(id="behaviour", title=title, parts=[note("Divergence was not measured in this run.")])
     d = findings.d_per_prompt(run.rows)
     mean = with_interval(found.mean, found.low, found.high, coverage=found.coverage)
-    caption = f"D on {found.n} {found.split} prompts: mean {mean} nats, median {nats(found.median)}"
+    caption = f"D on {counted(found, run.manifest)[0]}: mean {mean} nats, median {nats(found.median)}"
     caption += f", from {nats(d['d'][0])} to {nats(d['d'][-1])}."
     infinite = int(d["d"].is_infinite().sum())
     if infinite:
@@ -178,12 +178,12 @@ def _clusters(run: Run, split: str) -> list[dict]:
     if not units:
         return []
     n = sum(one["split"] == split for one in run.prompts)
-    counted = n - len(units) + len(set(units.values()))
+    independent = n - len(units) + len(set(units.values()))
     said = (
-        f"{n} {split} prompts are {counted} independent ones: those of one cluster (the same meta.cluster, or the same text) count as one, with "
+        f"{n} {split} prompts are {independent} independent ones: those of one cluster (the same meta.cluster, or the same text) count as one, with "
         "the mean of their values, in every n, interval, p and share."
     )
-    return [note(said + (f" Of fewer than {FEWEST} there is no interval and no test." if counted < FEWEST else ""))]
+    return [note(said + (f" Of fewer than {FEWEST} there is no bootstrap interval and no test." if independent < FEWEST else ""))]
 
 
 def _other_splits(run: Run, reported: str) -> list[dict]:

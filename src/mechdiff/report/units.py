@@ -68,6 +68,12 @@ def _mean() -> pl.Expr:
     return pl.when(defined.len() > 0).then(defined.mean()).otherwise(float("nan")).alias("value")
 
 
+def n_prompts(manifest: dict, split: str | None, n_units: int) -> int:
+    """How many prompts of a split `n_units` stand for: more than these where prompts share a cluster (`parts.manifest_of` says which do)."""
+    shared = manifest.get("units", {}).get(split, {})
+    return n_units + len(shared) - len(set(shared.values()))
+
+
 def unit_names(prompts: Prompts) -> dict[tuple[str, str], str]:
     """The unit of each prompt, by split and id, that shares its cluster with another prompt of its split."""
     clusters = {(one["split"], one["id"]): str(one["cluster"]) for one in prompts if one.get("cluster") is not None}

@@ -42,7 +42,7 @@ def candidates(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> lis
 
 def _behaviour(rows: pl.DataFrame, manifest: dict, found: Difference | None) -> list[Candidate]:
     """D, and every difference between the answers that is seen; what was looked for and not seen stands in its section."""
-    told = Candidate(text=wording.how_different(found), n=None if found is None else found.n, needed=1)
+    told = Candidate(text=wording.how_different(found, manifest), n=None if found is None else found.n, needed=1)
     return [told, *wording_behaviour.headlines(rows, manifest)]
 
 

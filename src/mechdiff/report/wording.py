@@ -37,7 +37,7 @@ def leads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> dict[str
     """What stands at the head of each section, by its id: its measure's numbers in words. Shares of D only where there is an effect to share."""
     found = findings.difference(rows, summary)
     said = {
-        "behaviour": [how_different(found)],
+        "behaviour": [how_different(found, manifest)],
         "texts": how_it_goes_on(rows, manifest),
         "answers": what_they_do(rows, manifest),
         "weights": which_weights(summary, manifest, found),

@@ -3,37 +3,53 @@
 from mechdiff.report.findings import Difference
 from mechdiff.report.intervals import FEW, FEWEST
 from mechdiff.report.phrasing import between, level, listed, nats, prompts, share
+from mechdiff.report.units import n_prompts
 
 
-def how_different(found: Difference | None) -> str:
-    """D with its interval; of two vocabularies also what lies on tokens that one model lacks. Where there is nothing, or nothing to share, that."""
+def how_different(found: Difference | None, manifest: dict | None = None) -> str:
+    """D with its interval; of two vocabularies also what lies on tokens that one model lacks. Where there is nothing, or nothing to share, that.
+
+    With the manifest, prompts that share a cluster are counted as prompts and as clusters.
+    """
     if found is None:
         return "How differently the two models behave was not measured, so no effect can be given as a share of it."
+    on, clustered = counted(found, manifest or {})
     if not found.counts:
         floor = f" is not above three times the noise floor of {nats(found.floor)} nats" if found.mean else ""
-        return f"There is no effect to explain: D = {nats(found.mean)} nats{floor}, on {prompts(found.n)}. No share is given below."
+        return f"There is no effect to explain: D = {nats(found.mean)} nats{floor}, on {on}. No share is given below."
     choice = "" if found.other_token is None else f"; their top-1 tokens differ on {found.other_token} of them"
+    if clustered and found.other_share is not None:
+        choice = f"; their top-1 tokens differ on {share(found.other_share)} of them"
     if not found.divides:
         floor = f", not above three times the noise floor of {nats(found.floor)} nats" if found.mean else ""
         return (
-            f"On {prompts(found.n, found.split)} the two models differ in tokens that only one of them has: {_outside(found)} "
+            f"On {on} the two models differ in tokens that only one of them has: {_outside(found)} "
             f"(JS {nats(found.js)} nats{_bytes(found)}){choice}. On the tokens that both have D = KL(tuned ‖ base) = {nats(found.mean)} nats{floor}: "
             "there is nothing there to take a share of, so no share of D is given below."
         )
-    few = found.n < FEWEST
-    ends = "too few prompts for an interval" if few else f"{level(found.coverage)}: {between(found.low, found.high)}"
-    short = f", from fewer than {FEW} prompts" if "few_prompts" in found.flags and not few else ""
+    few, units = found.n < FEWEST, "clusters" if clustered else "prompts"
+    ends = f"too few {units} for an interval" if few else f"{level(found.coverage)}: {between(found.low, found.high)}"
+    short = f", from fewer than {FEW} {units}" if "few_prompts" in found.flags and not few else ""
     shared, outside = "", ""
     if found.mass_outside is not None:
         shared, outside = " on the tokens that both have", f"; {_outside(found)}{_bytes(found)}"
     said = (
-        f"On {prompts(found.n, found.split)} the two models' next-token distributions differ by D = {nats(found.mean)} nats{shared} "
+        f"On {on} the two models' next-token distributions differ by D = {nats(found.mean)} nats{shared} "
         f"({ends}{short}; D is the KL divergence KL(tuned ‖ base) between them){outside}{choice}."
     )
     if found.outside > found.mean:
         more = f"(−log(1 − mass) = {nats(found.outside)} nats)"
         said += f" More of the difference lies outside these tokens {more}: shares of D are of the smaller part."
     return said
+
+
+def counted(found: Difference, manifest: dict) -> tuple[str, bool]:
+    """ "24 report prompts (16 clusters)", and whether prompts share clusters; "16 report prompts" where none do."""
+    n = n_prompts(manifest, found.split, found.n)
+    kind = found.split if found.counts else ""
+    if n == found.n:
+        return prompts(n, kind), False
+    return f"{prompts(n, kind)} ({found.n} cluster{'s' * (found.n != 1)})", True
 
 
 def why_no_share(found: Difference | None) -> str:

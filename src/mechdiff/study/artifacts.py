@@ -384,7 +384,7 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in file.read_bytes().decode().split("\n") if line]
         assert all(isinstance(line["split"], str) and isinstance(line["id"], str) for line in lines)
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise RunError(

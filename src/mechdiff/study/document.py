@@ -144,6 +144,24 @@ def nearest(given: object, allowed: Iterable[str]) -> str:
     return f" Did you mean {found[0]}?" if found else ""
 
 
+GONE = {
+    "measures.factorial.swaps": "this option is gone, the p of a factorial draws no label swaps any more (docs/STATISTICS.md); leave it out.",
+}
+"""Options of earlier versions, and what to do with them."""
+
+
+def of_this_version(config: dict[str, Any]) -> dict[str, Any]:
+    """The study that a run of an earlier version recorded, without the options that are gone."""
+    if not isinstance(config.get("measures"), list):
+        return config
+    measures = [
+        {name: {key: value for key, value in options.items() if f"measures.{name}.{key}" not in GONE} if isinstance(options, dict) else options
+         for name, options in one.items()} if isinstance(one, dict) else one
+        for one in config["measures"]
+    ]  # fmt: skip
+    return config | {"measures": measures}
+
+
 _PLAIN = {
     "model_type": "a mapping of names to values",
     "string_type": "a text",
@@ -160,6 +178,8 @@ def explained(detail: ErrorDetails, root: type[BaseModel]) -> str:
     place, context = detail["loc"], detail.get("ctx", {})
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".") or "here"
     if detail["type"] == "extra_forbidden":
+        if gone := GONE.get(".".join(map(str, place))):
+            return f"{where}: {gone}"
         known = list(_section(root, place[:-1]).model_fields)
         return f"{where}: unknown key; known here: {', '.join(known)}.{nearest(place[-1], known)}"
     if detail["type"] == "missing":

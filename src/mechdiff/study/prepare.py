@@ -14,12 +14,12 @@ from mechdiff.engine.changes import open_changes
 from mechdiff.engine.families import Shape, family_of, shape_of
 from mechdiff.engine.functions import function_differences
 from mechdiff.engine.matching import Vocabulary, agreed
-from mechdiff.engine.models import Pair, is_quantized, open_pair
+from mechdiff.engine.models import SIDES, Pair, is_quantized, open_pair
 from mechdiff.engine.prompts import SPLITS, Prompt, read_prompts, split_prompts
 from mechdiff.engine.rendering import PromptPolicy, Rendered, render, tail
 from mechdiff.engine.sites import KINDS
 from mechdiff.engine.vocabularies import Tokens, shared_tokens, vocabulary_of
-from mechdiff.errors import PromptError
+from mechdiff.errors import ModelError, PromptError
 from mechdiff.measures.behaviour import language_of
 from mechdiff.measures.phrases import read_phrases
 from mechdiff.study.artifacts import cell_hash
@@ -99,6 +99,7 @@ def prepare(study: StudyConfig, options: RunOptions, *, broken: Broken = ()) -> 
         limits = dict.fromkeys(lengths, sys.maxsize) if shipped else lengths
         rendered[split] = {one.prompt.id: one for one in render(prompts, tokenizers["base"], tokenizers["tuned"], policy, **limits)}
     left_out = _add_native(study, rendered, tokenizers, policy, lengths)
+    _refuse_beyond(rendered, shapes, pair)
     left_out += _without_lists(study, rendered)
     behind = _behind(study, rendered, tokenizers)
     full = _without_room(behind, rendered, shapes)
@@ -139,6 +140,21 @@ def prepare(study: StudyConfig, options: RunOptions, *, broken: Broken = ()) -> 
         config_hash=cell_hash({"study": config_hash(study, content_hashes(study) | contents), "quick": options.quick}),
         broken=tuple(broken),
     )
+
+
+def _refuse_beyond(rendered: Mapping[str, Mapping[str, Rendered]], shapes: Mapping[str, Shape], pair: Pair) -> None:
+    """Raises ModelError where a prompt holds a token for which a model's embedding has no row."""
+    for split, prompts in rendered.items():
+        for name, one in prompts.items():
+            for side in SIDES:
+                token, rows = max(getattr(one, f"ids_{side}")), shapes[side].vocab
+                if token >= rows:
+                    raise ModelError(
+                        f"{pair.source(side).ref}: its tokenizer gives token {token} ({pair.tokenizer(side).convert_ids_to_tokens(token)}) in prompt "
+                        f"{name} ({split}), and its embedding has {rows} rows. The tokenizer has tokens for which the model was never enlarged: "
+                        "enlarge it (resize_token_embeddings; an adapter: merge it into the enlarged base) and save that folder, or, where the "
+                        "chat template prints them, give another one (prompts: {template: base}, or a file)."
+                    )
 
 
 def _add_native(
