@@ -124,7 +124,7 @@ def sentence(candidates: Sequence[Candidate]) -> str | None:
         return None
     text = _short("; ".join(one.text.removesuffix(".") for one in passed))
     few = min((one.n for one in passed if one.n is not None), default=FEW)
-    said = f"On {prompts(few, 'report')}" in text or f" ({few} cluster" in text  # the sentence opens with how few they are
+    said = re.search(rf"\b{few} (\w+ )?(prompt|cluster)", text)
     beside = f" ({prompts(few)} only)" if few < FEW and not said else ""
     return f"{text[0].upper()}{text[1:]}{beside}."
 
