@@ -217,12 +217,12 @@ def means(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
     yield coverage("breakage against recovery (bootstrap-t, 32 prompts)", (low <= 1 / 3) & (high >= 1 / 3))
     for n in (8, 16, 32):
         for tested in (1, 4):
-            wrong = WRONG / tested
-            seen = random.normal(float(simulated.detectable(np.array(1.0), n, level=1 - wrong)), 1, (n, repeats))
+            wrong, studies = WRONG / tested, max(repeats, 2000)
+            seen = random.normal(float(simulated.detectable(np.array(1.0), n, level=1 - wrong)), 1, (n, studies))
             of = f"one of {tested} scores" if tested > 1 else "one mean"
             what = f"the smallest effect that would have been found ({of}, `mean_p`, {n} prompts)"
             power = float((intervals.mean_p(seen) <= wrong).mean())
-            yield Rate(what=what, kind="power", asked=0.8, least=0.77, most=0.83, found=power, repeats=repeats)
+            yield Rate(what=what, kind="power", asked=0.8, least=0.77, most=0.83, found=power, repeats=studies)
 
 
 def profiles(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
