@@ -52,7 +52,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert list(drawn) == ["grafts_alone", "grafts_in_order", "grafts_greedy", "grafts_by_rank"]
     best = findings_grafting.ranked(run.rows)[0].row(0, named=True)
     assert f"{FIRST} (chosen on these prompts" in drawn["grafts_alone"]
-    assert f"), {phrasing.with_interval(best['share'], best['low'], best['high'], digits=2)}" in drawn["grafts_alone"]
+    assert f") recovers {phrasing.with_interval(best['share'], best['low'], best['high'], digits=2)}" in drawn["grafts_alone"]
     assert f"half of D is recovered once {FIRST} is in, from the output down once {FIRST} is" in drawn["grafts_in_order"]
     greedy = f"2 modules, the smallest greedy set with 0.9 of D on these prompts ({FIRST} + {SECOND}), recover 0.99"
     assert greedy in drawn["grafts_greedy"]
