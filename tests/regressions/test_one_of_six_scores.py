@@ -45,7 +45,8 @@ def test_a_real_difference_is_still_seen_among_six_scores() -> None:
 def test_more_soft_refusal_of_two_models_that_never_refuse_is_no_headline() -> None:
     rows = soft(0.0257, 0.01)
     (sentence,) = verdict(rows, statistics.summarise(rows), asked(N))
-    assert "refusal" not in sentence
+    assert "margin" not in sentence
+    assert "no difference in refusals could be shown" in sentence, "of what the models say, and no more"
     (kept, *_) = refused(rows, statistics.summarise(rows), asked(N))
     assert "refusal log-probability margin is 0.02" in kept
     assert kept.endswith("neither model ever does what this scores")
