@@ -112,7 +112,9 @@ def p2(bench: Bench) -> Iterator[Check]:
         said = " ".join(found.verdict)
         yield same("the verdict names the tensor and its rank", "L1.self_attn.o_proj" in said and "rank 2" in said, True)
         yield same(
-            "the verdict names the module that is enough for D", "L1.attn, the one module that changed, recovers 1.000" in said, True
+            "the verdict names the module that is enough for D",
+            "the tuned weights of L1.attn, the one module that changed, recover 1.000" in said,
+            True,
         )
         yield same("and as the smallest set of modules", "on the select prompts (L1.attn), recovers 1.000" in said, True)
         yield same(
