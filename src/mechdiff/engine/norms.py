@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from accelerate.utils import align_module_device
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
@@ -86,14 +87,15 @@ def _one(model: Model, site: Site, states: Float[Tensor, "row d"]) -> Norms:
     d = states.shape[-1]
     none = Norms(gain=torch.full((1, d), torch.nan), bias=torch.zeros(1, d), eps=torch.zeros(1).double(), centred=torch.zeros(1).double())
     module = norm_reading(model, site)
-    if module is None or any(held.is_meta for held in module.parameters()):  # weights that lie on the disk are not read
+    if module is None:
         return none
-    weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
-    gain = torch.ones(d) if weight is None else weight.detach().float().cpu()
+    with align_module_device(module):  # weights on disk (--device split) are read as a forward pass reads them
+        weight, bias = (None if held is None else held.detach().float().cpu() for held in (getattr(module, name, None) for name in ("weight", "bias")))
+    gain = torch.ones(d) if weight is None else weight
     eps = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), EPSILON)
     norm = Norms(
         gain=(gain + (model.family.norm == "rms_plus_one"))[None],
-        bias=(torch.zeros(d) if bias is None else bias.detach().float().cpu())[None],
+        bias=(torch.zeros(d) if bias is None else bias)[None],
         eps=torch.tensor([float(eps)]).double(),
         centred=torch.tensor([float(model.family.norm == "layer")]).double(),
     )
