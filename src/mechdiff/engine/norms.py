@@ -90,7 +90,8 @@ def _one(model: Model, site: Site, states: Float[Tensor, "row d"]) -> Norms:
     if module is None:
         return none
     with align_module_device(module):  # weights on disk (--device split) are read as a forward pass reads them
-        weight, bias = (None if held is None else held.detach().float().cpu() for held in (getattr(module, name, None) for name in ("weight", "bias")))
+        held = (getattr(module, name, None) for name in ("weight", "bias"))
+        weight, bias = (None if tensor is None else tensor.detach().float().cpu() for tensor in held)
     gain = torch.ones(d) if weight is None else weight
     eps = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), EPSILON)
     norm = Norms(
