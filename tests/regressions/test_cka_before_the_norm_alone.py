@@ -104,11 +104,11 @@ def test_a_run_has_it_with_an_interval_and_the_second_way_agrees(name: str, at: 
     run = Rerun(folder)
     for row in report.filter(layer=3).iter_rows(named=True):
         assert similarity(run, row) == pytest.approx(row["value"], abs=2e-4, nan_ok=True)
-    again = parts.load(folder)
-    summary = again.summary.filter(pl.col("metric") == "cka_normed", pl.col("split") == "report", pl.col("mean").is_not_nan())
+    loaded = parts.load(folder)
+    summary = loaded.summary.filter(pl.col("metric") == "cka_normed", pl.col("split") == "report", pl.col("mean").is_not_nan())
     assert summary["ci_low"].null_count() == summary["ci_high"].null_count() == 0
     assert ((summary["ci_low"] < summary["mean"]) & (summary["mean"] <= summary["ci_high"]) & (summary["ci_high"] <= 1)).all()
-    drawn = section(again).parts[0]
+    drawn = section(loaded).parts[0]
     assert "after the norm that reads the residual stream there" in drawn.caption.lower()
     assert ("no norm reads them in both models" in drawn.caption) == (name == "olmo2")
 

@@ -90,8 +90,15 @@ def sections(of: Compared) -> list[Section]:
     first = [section_compare.unlike(of), section_compare.local(of), section_compare.where(of)]
     if of.across_bases:
         return first
-    axes = section_compare_axes
-    return [*first, axes.size(of), axes.weights(of), axes.transport(of), axes.rank(of), axes.heads(of), axes.behaviour(of)]
+    return [
+        *first,
+        section_compare_axes.size(of),
+        section_compare_axes.weights(of),
+        section_compare_axes.transport(of),
+        section_compare_axes.rank(of),
+        section_compare_axes.heads(of),
+        section_compare_axes.behaviour(of),
+    ]
 
 
 def _page(made: Comparison) -> None:

@@ -99,7 +99,8 @@ def weights(run: Loaded) -> Iterator[Quantity]:
 def grafts(run: Loaded) -> Iterator[Quantity]:
     """Tuned weights put into the base: over how many modules, of what rank."""
     modules, _ = findings_weights.modules(run.content.summary)
-    alone, by_kl = (of.grafted(run, "alone", findings_grafting.module_name()) for of in (additive, effects))
+    alone = additive.grafted(run, "alone", findings_grafting.module_name())
+    by_kl = effects.grafted(run, "alone", findings_grafting.module_name())
     if alone is not None:
         yield number("weights", "effective modules, grafted alone", alone, parts=max(len(modules), len(alone.names)))
     if by_kl is not None:
