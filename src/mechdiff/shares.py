@@ -18,6 +18,8 @@ in the rows, and is never divided by D.
 
 from collections.abc import Collection
 
+from mechdiff.labels import runner
+
 BETWEEN = {"base": ("kl_tuned_base_nats", "kl_shared_nats"), "tuned": ("kl_base_tuned_nats", "kl_shared_base_tuned_nats")}
 """What `kl_other_nats` of the unedited run is, by the model that runs: of one vocabulary, of two. The base's is D."""
 
@@ -51,7 +53,7 @@ def own_js(*, shared: bool) -> str:
 
 def effect(direction: str, *, shared: bool) -> str:
     """The metric whose share of D says what a write does: what it breaks where the tuned model runs, what is left of D where the base does."""
-    return own(shared=shared) if direction.startswith("tuned") else OTHER
+    return own(shared=shared) if runner(direction) == "tuned" else OTHER
 
 
 def refuse_two_supports(above: Collection[str], below: Collection[str]) -> None:

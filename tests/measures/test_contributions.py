@@ -45,13 +45,6 @@ def test_all_heads_and_mlps_of_the_network_are_the_other_network_but_for_its_end
     assert Site(1, "z") in swap_across([(1, 3)], blocks, mlps)
 
 
-def test_names_of_players_and_sets() -> None:
-    for player in ((26, 3), (5, None), (0, 11)):
-        assert heads.player_named(heads.player_name(player)) == player
-    assert [heads.player_name(one) for one in ((26, 3), (5, None))] == ["L26.head 3", "L5.mlp"]
-    assert [heads.unit(one, 4) for one in ([2], [3, 0], range(4))] == ["head 2", "heads 0,3", "all"]
-
-
 def test_a_mismatch_of_all_heads_and_the_whole_site_is_refused() -> None:
     good = torch.tensor([0.5, 0.0])
     heads.refuse_mismatch("model", 3, good * (1 + 1e-5), good, 1e-10, torch.float32)

@@ -10,12 +10,12 @@ import pytest
 import pico
 from mechdiff.api import Run, run
 from mechdiff.errors import PromptError, StudyError
-from mechdiff.measures.heads import player_name
+from mechdiff.labels import player_name
 from mechdiff.rows import KEY
+from mechdiff.spacing import evenly_spaced
 from mechdiff.study import head_choices
 from mechdiff.study.cells import Item
 from mechdiff.study.config import RunOptions
-from mechdiff.study.plan_heads import spread
 from mechdiff.validate import planted
 from tokenizers_made import CHATML, byte_tokenizer
 
@@ -217,6 +217,6 @@ def test_a_label_metric_needs_labels_and_layers_must_be_there(tmp_path: Path, pa
 
 def test_prompts_that_choose_are_of_all_lengths() -> None:
     items = [Item(id=f"p{i}", sha256="", tokens=i, pairs=i, tail=i) for i in range(40)]
-    assert [item.tokens for item in spread(items, 4)] == [5, 15, 25, 35]
-    assert spread(items[:3], 16) == tuple(items[:3])
-    assert len({item.id for item in spread(items, 39)}) == 39
+    assert [item.tokens for item in evenly_spaced(4, items)] == [5, 15, 25, 35]
+    assert evenly_spaced(16, items[:3]) == tuple(items[:3])
+    assert len({item.id for item in evenly_spaced(39, items)}) == 39

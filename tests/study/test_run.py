@@ -9,7 +9,7 @@ import pytest
 from mechdiff.errors import MechdiffError, PromptError, StudyError
 from mechdiff.study import run as running
 from mechdiff.study.artifacts import RunFolder
-from mechdiff.study.cells import Item, n_positions, shards, unit_of
+from mechdiff.study.cells import Item, shards
 from mechdiff.study.config import RunOptions, StudyConfig, make_study, study_yaml
 from mechdiff.study.prepare import prepare
 
@@ -175,10 +175,3 @@ def test_shards_hold_neighbours_in_length_and_fit_the_pass() -> None:
     flat = [item.tokens for shard in packed for item in shard]
     assert flat == sorted(flat)
     assert [len(shard) for shard in shards(items, 30, None, 100)] == [1] * 20
-
-
-def test_names_of_positions_and_units() -> None:
-    assert [n_positions(word) for word in ("decision", "last_4", "all")] == [1, 4, None]
-    assert unit_of("decision", 1) is None
-    assert unit_of("last_4", 2) == "window 2, last_4"
-    assert unit_of("all", 1) == "all_pos"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.audit import whole
 from mechdiff.audit.rerun import WINDOW, Rerun
 from mechdiff.audit.whole import Put
@@ -37,7 +38,7 @@ class Not(Exception):
 
 def of_law(run: Rerun, row: Row, logits: Tensor) -> float:
     """A metric of a counterfactual run."""
-    own = row["direction"].split("<-")[0]
+    own = labels.runner(row["direction"])
     split, prompt, metric = row["split"], row["prompt"], row["metric"]
     base, tuned = (run.law(side, split, prompt) for side in ("base", "tuned"))
     mine, other = (tuned, base) if own == "tuned" else (base, tuned)
@@ -75,15 +76,8 @@ def divergent(logits: Tensor, base: Tensor, tuned: Tensor) -> float:
 
 def window(unit: str | None) -> tuple[int, int | None]:
     """Blocks and positions (None: all) that a unit of patching names."""
-    width, n_pos = 1, 1
-    for word in (unit or "").split(", "):
-        if word.startswith("window "):
-            width = int(word.split()[1])
-        elif word.startswith("last_"):
-            n_pos = int(word.removeprefix("last_"))
-        elif word == "all_pos":
-            return width, None
-    return width, n_pos
+    width, position = labels.window_of(unit)
+    return width, labels.n_positions(position)
 
 
 def run_with(run: Rerun, row: Row, puts: Callable[[], dict[Site, Put]]) -> Tensor:
@@ -92,7 +86,7 @@ def run_with(run: Rerun, row: Row, puts: Callable[[], dict[Site, Put]]) -> Tenso
         row[name] for name in ("measure", "direction", "split", "layer", "site", "unit", "arm", "rank", "strength", "control", "prompt")
     )
     if key not in run.cached:
-        run.cached[key] = run.run(row["direction"].split("<-")[0], row["split"], row["prompt"], puts())
+        run.cached[key] = run.run(labels.runner(row["direction"]), row["split"], row["prompt"], puts())
     return run.cached[key]
 
 
@@ -116,7 +110,7 @@ def divergence(run: Rerun, row: Row) -> float:
         return between(run, metric, run.law("base", split, prompt), run.law("tuned", split, prompt))
     base, tuned = _texts(run, split, prompt)
     if unit is not None:
-        place = int(unit.removeprefix("token "))
+        place = labels.token_of(unit)
         return between(run, metric, base["laws"][place], tuned["laws"][place])
     decision = len(run.ids("tuned", split, prompt)) - 1
     if metric == "first_divergence":
@@ -201,7 +195,7 @@ def patching(run: Rerun, row: Row) -> float:
 
 def written(run: Rerun, row: Row, site: Site, n_pos: int | None) -> Tensor:
     """`[pos, d]` that an arm without a fit writes."""
-    to, source = row["direction"].split("<-")
+    to, source = labels.sides(row["direction"])
     split, prompt, arm = row["split"], row["prompt"], row["arm"]
     if arm == "identity":
         return run.state(source, split, prompt, site, n_pos)
@@ -286,45 +280,42 @@ def heads(run: Rerun, row: Row) -> float:
         raise Not("Shapley values are means over many sets; attention patterns have no second way here")
     if row["control"] == "no_op":
         return of_law(run, row, run_with(run, row, dict))
-    if row["control"] and not row["control"].startswith("random_set#"):
+    if row["control"] and labels.control_kind(row["control"]) != "random_set":
         raise Not("random edits are draws")
     if row["arm"] not in ("contribution", "routing", "write"):
         raise Not(f"the arm {row['arm']}")
     law = run_with_heads(run, row, players(run, row))
     if row["metric"] != "fisher_nats":
         return of_law(run, row, law)
-    everyone = run_with_heads(run, {**row, "unit": "all"}, [(row["layer"], head) for head in range(run.nets["base"].shape.n_heads)])
-    own = run.law(row["direction"].split("<-")[0], row["split"], row["prompt"])
+    everyone = run_with_heads(run, {**row, "unit": labels.ALL}, [(row["layer"], head) for head in range(run.nets["base"].shape.n_heads)])
+    own = run.law(labels.runner(row["direction"]), row["split"], row["prompt"])
     own, law, everyone = (one[: run.prepared.tokens.n_shared] for one in (own, law, everyone))
     p, moved = own.softmax(-1), everyone - own
     return float((p * (law - own) * (moved - (p * moved).sum())).sum() / 2)
 
 
-def players(run: Rerun, row: Row) -> list[tuple[int, int | None]]:
+def players(run: Rerun, row: Row) -> list[labels.Player]:
     """(block, head), or (block, None) for its MLP, of a row's unit."""
     unit, layer, shape = row["unit"], row["layer"], run.nets["base"].shape
     if row["site"] == "mlp_out":
         return [(layer, None)]
-    if layer is None and unit == "all":  # the whole network: its heads, or (of no one site) its MLPs too
+    if layer is None and unit == labels.ALL:  # the whole network: its heads, or (of no one site) its MLPs too
         options, mlps = run.prepared.study.measures.heads, [None] if row["site"] is None else []
         assert options
         return [(block, one) for block in options.layer_numbers(shape.n_layers) for one in (*range(shape.n_heads), *mlps)]
     if unit is None:
         raise Not("random sets across the network are draws")
     if layer is None:
-        named = [one[1:].partition(".") for one in unit.split("+")]
-        return [(int(block), None if rest == "mlp" else int(rest.removeprefix("head "))) for block, _, rest in named]
-    if unit == "all":
-        return [(layer, head) for head in range(shape.n_heads)]
-    if unit.startswith("group "):
+        return [labels.player_of(name) for name in labels.set_of(unit)]
+    if (group := labels.group_of(unit)) is not None:
         size = shape.n_heads // shape.n_kv_heads
-        return [(layer, int(unit[6:]) * size + i) for i in range(size)]
-    return [(layer, int(head)) for head in unit.removeprefix("heads ").removeprefix("head ").split(",")]
+        return [(layer, group * size + i) for i in range(size)]
+    return [(layer, head) for head in labels.heads_of(unit, shape.n_heads)]
 
 
-def run_with_heads(run: Rerun, row: Row, chosen: list[tuple[int, int | None]]) -> Tensor:
+def run_with_heads(run: Rerun, row: Row, chosen: list[labels.Player]) -> Tensor:
     """The law of a run in which these heads and MLPs give what the other model's give: their own part is taken out as it is by then."""
-    side, other = row["direction"].split("<-")
+    side, other = labels.sides(row["direction"])
     split, prompt, arm = row["split"], row["prompt"], row["arm"]
     key = ("heads", row["direction"], split, prompt, arm, tuple(chosen))
     if key in run.cached:
@@ -376,10 +367,10 @@ def attribution(run: Rerun, row: Row) -> float:
     assert options
     if options.metric != "law":
         raise Not(f"attribution's metric {options.metric}")
-    if row["direction"] in ("tuned<-tuned", "base<-base"):
+    if row["direction"] in labels.WITHIN:
         raise Not("heads against their own mean")
     split, prompt = row["split"], row["prompt"]
-    side, other = row["direction"].split("<-")
+    side, other = labels.sides(row["direction"])
     shared = run.prepared.tokens.n_shared
     base, tuned = (run.law(one, split, prompt)[:shared] for one in ("base", "tuned"))
     if not run.prepared.tokens.all_shared:
@@ -394,7 +385,7 @@ def attribution(run: Rerun, row: Row) -> float:
         z = {one: run.state(one, split, prompt, Site(row["layer"], "z"))[-1].double() for one in (side, other)}
         parts_of = {one: z[one].reshape(len(run.output(one, row["layer"])), -1) for one in z}
         by_head = {one: torch.einsum("hk,hkd->hd", parts_of[one], run.output(one, row["layer"]).double()) for one in z}
-        change = (by_head[other] - by_head[side])[int(row["unit"].removeprefix("head "))]
+        change = (by_head[other] - by_head[side])[labels.head_of(row["unit"])]
         path = (by_head[other] - by_head[side]).sum(0)
     else:
         path = change
@@ -424,7 +415,7 @@ def grafting(run: Rerun, row: Row) -> float:
     unit_of = parts(base)
     changed = sorted({unit for name, unit in unit_of.items() if not torch.equal(named[name], new[name])})
     if row["arm"] == "greedy":
-        chosen = {str(unit) for unit in changed if str(unit) in row["unit"].split("+")}
+        chosen = {str(unit) for unit in changed if str(unit) in labels.set_of(row["unit"])}
     else:
         here = Unit(row["site"], row["layer"]) if row["site"] else None
         at = changed.index(here) if here else 0

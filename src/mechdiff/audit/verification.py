@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.audit.recompute import LOGITS_APART, RECOMPUTE, Not, answers
 from mechdiff.audit.rerun import Rerun
 from mechdiff.errors import RunError
@@ -137,7 +138,7 @@ def sample(rows: pl.DataFrame, n_rows: int, seed: int) -> pl.DataFrame:
         raise RunError(f"--rows {n_rows}: expected at least 1. Give a number, or --all.")
     random = np.random.default_rng(seed)
     shuffled = rows.sort(COLUMNS)[random.permutation(len(rows))]
-    draw = pl.col("control").str.contains("#").fill_null(False).alias("draw")
+    draw = labels.is_draw().alias("draw")
     turn = pl.int_range(pl.len()).over("measure", "direction", "arm", "metric", "site", draw).alias("turn")
     turned = shuffled.with_columns(turn, draw)
     wanted = -(-n_rows // rows["measure"].n_unique())

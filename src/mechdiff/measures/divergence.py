@@ -44,6 +44,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.prompts import n_words
 from mechdiff.engine.vocabularies import Tokens
 from mechdiff.measures.outcome import kl_and_js_nats, kl_nats, top1_same
@@ -152,7 +153,7 @@ def over_text(
     found = divergences(base_logits, tuned_logits) | (across_vocabularies(base_logits, tuned_logits, tokens) if tokens else {})
     n_pos = len(base_logits)
     columns = {"measure": "divergence", "split": split, "prompt": prompt}
-    units = [f"token {i}" for i in range(n_pos)]
+    units = [labels.token_unit(i) for i in range(n_pos)]
     frames = [rows(value.numpy(), unit=units, metric=metric, **columns) for metric, value in found.items()]
     apart = (found["top1_same"][decision:] == 0).nonzero()[:, 0]
     whole = {"first_divergence": float(apart[0]) + decision if len(apart) else math.nan}

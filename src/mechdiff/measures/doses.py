@@ -12,6 +12,8 @@ from typing import Any
 
 import polars as pl
 
+from mechdiff import labels
+
 QUESTIONS = {"base<-base": "add", "tuned<-tuned": "ablate"}
 """The arm that is tested, by direction."""
 
@@ -35,7 +37,7 @@ def doses(rows: pl.DataFrame, direction: str) -> pl.DataFrame:
     """`layer site arm rank strength side_kl side_ratio n`: mean side effects of every dose of a direction's question."""
     found = rows.filter(
         pl.col("measure") == "steering", pl.col("direction") == direction, pl.col("arm") == QUESTIONS[direction],
-        pl.col("control").is_null(), pl.col("unit") == "all_pos", pl.col("metric").str.starts_with("side_"),
+        pl.col("control").is_null(), pl.col("unit") == labels.ALL_POSITIONS, pl.col("metric").str.starts_with("side_"),
         pl.col("strength").fill_null(1.0) <= 1,
     )  # fmt: skip
     key = ["layer", "site", "arm", "rank", "strength"]

@@ -41,6 +41,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.grafts import Batch, Trace, batches, grafted, resume, trace, truncated
 from mechdiff.engine.models import Model
 from mechdiff.engine.units import ChangedUnits, Factors, Unit, factors
@@ -48,6 +49,7 @@ from mechdiff.errors import SelfCheckError
 from mechdiff.measures.outcome import ROUNDING_NATS, kl_nats
 from mechdiff.measures.overlap import OVERLAP, overlap_nats
 from mechdiff.rows import rows
+from mechdiff.spacing import evenly_spaced
 
 CANDIDATES, PICKS = 12, 8
 """Greedy search: units tried (the best alone), units picked."""
@@ -233,8 +235,7 @@ def ends(bench: Lattice) -> pl.DataFrame:
 def curves(bench: Lattice, chosen: Iterable[Unit], points: int | None = None) -> pl.DataFrame:
     """Rows of the arms alone, from_below and from_above of some changed units; the latter two only at `points` evenly spaced ones of all."""
     units = bench.changes.units
-    few = min(points or len(units), len(units))
-    cumulative = {(2 * i + 1) * len(units) // (2 * few) for i in range(few)}
+    cumulative = evenly_spaced(points or len(units), range(len(units)))
     frames = [ends(bench).clear()]
     for unit in chosen:
         i = units.index(unit)
@@ -255,7 +256,7 @@ def chosen_sets(bench: Lattice, sets: Iterable[tuple[Unit, ...]]) -> pl.DataFram
     """Rows of the arm greedy; `unit` names each set."""
     return pl.concat(
         [_rows(bench, bench.value([]), "none").clear()]
-        + [_of_set(bench, units, "greedy", name="+".join(map(str, units)), rank=len(units)) for units in sets]
+        + [_of_set(bench, units, "greedy", name=labels.set_unit(units), rank=len(units)) for units in sets]
     )
 
 
@@ -272,7 +273,7 @@ def truncation(bench: Lattice, units: Sequence[Unit]) -> pl.DataFrame:
         if changes:
             grid = ranks(max(change.full for change in changes), max(change.left.shape[-1] for change in changes))
             for rank in grid:
-                named: dict[str, Any] = {"name": None if unit else "all", "rank": rank}
+                named: dict[str, Any] = {"name": None if unit else labels.ALL, "rank": rank}
                 values = zip(("kl_other_nats", OVERLAP), bench.truncated(cut, rank), strict=True)
                 frames += [_rows(bench, value, "truncate", unit, metric=metric, **named) for metric, value in values]
     return pl.concat(frames)

@@ -43,7 +43,7 @@ act at earlier positions do not.
 Contributions: Elhage 2021 (a mathematical framework); coverage and Shapley values of heads: METHOD B14.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,7 @@ from torch import Tensor
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.sites import Site
 from mechdiff.errors import SelfCheckError
+from mechdiff.labels import Player
 from mechdiff.measures.outcome import ROUNDING_NATS
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.2}
@@ -119,21 +120,6 @@ def noise_like(block: Block, seed: int) -> Float[Tensor, "prompt head d"]:
 
 # ---- the whole network -------------------------------------------------------------------------------------------------------------
 
-Player = tuple[int, int | None]
-"""(block, head), or (block, None): the block's MLP."""
-
-
-def player_name(player: Player) -> str:
-    """As in the rows' `unit`: "L26.head 3", "L5.mlp"."""
-    layer, head = player
-    return f"L{layer}.mlp" if head is None else f"L{layer}.head {head}"
-
-
-def player_named(name: str) -> Player:
-    """The player that a name stands for."""
-    block, _, rest = name[1:].partition(".")
-    return int(block), None if rest == "mlp" else int(rest.removeprefix("head "))
-
 
 def swap_across(players: Iterable[Player], blocks: Mapping[int, Block], mlps: Mapping[int, Float[Tensor, "prompt d"]]) -> Variant:
     """The run in which these heads and MLPs, of any blocks, give what the other model's give: `mlps` are its MLP outputs by block."""
@@ -164,14 +150,6 @@ def fisher_weights(
     law = torch.zeros_like(own_logits, dtype=torch.float32)
     law[..., :n_shared] = own_logits[..., :n_shared].float().softmax(-1)
     return law * (moved - (law * moved).sum(-1, keepdim=True)) / 2
-
-
-def unit(heads: Sequence[int] | frozenset[int], n_heads: int) -> str:
-    """A set of one block's heads, as in the rows' `unit`."""
-    chosen = sorted(heads)
-    if len(chosen) == n_heads:
-        return "all"
-    return f"head {chosen[0]}" if len(chosen) == 1 else f"heads {','.join(map(str, chosen))}"
 
 
 def refuse_start(ref: str, nothing: Tensor, total: Tensor, dtype: torch.dtype) -> None:

@@ -39,6 +39,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.sites import Site
 from mechdiff.measures.geometry import TOP, Geometry, cosine, geometry, hollow, pairings, permuted_cka, without_each, without_top
 from mechdiff.rows import WITHOUT, empty, rows
@@ -216,10 +217,12 @@ def _group_rows(
         yield rows(without_each(x.u_centred, y.u_centred).numpy(), metric=f"cka{WITHOUT}", prompt=prompt_ids, **place)
         yield from _variant_rows(site, "cka_without_top3", without_top(base[site], tuned[site]), prompt_ids)
         drawn = [_procrustes(x.shape, y.shape[order]) for order in orders[:PROCRUSTES_DRAWS]]
-        yield rows(drawn, metric="procrustes_distance", control=_draw_names(len(drawn)), **place)
+        yield rows(drawn, metric="procrustes_distance", control=[labels.draw("permuted", i) for i in range(len(drawn))], **place)
     draws = permuted_cka(torch.stack([a for a, _ in centred]), torch.stack([b for _, b in centred]), orders)
     for site, values in zip(sites, draws.T, strict=True):
-        yield rows(values.numpy(), metric="cka", control=_draw_names(len(orders)), layer=site.layer, site=site.kind)
+        yield rows(
+            values.numpy(), metric="cka", control=[labels.draw("permuted", i) for i in range(len(orders))], layer=site.layer, site=site.kind
+        )
 
 
 def _variant_rows(site: Site, metric: str, states: tuple[Tensor, Tensor], prompt_ids: list[str]) -> Iterator[pl.DataFrame]:
@@ -228,7 +231,3 @@ def _variant_rows(site: Site, metric: str, states: tuple[Tensor, Tensor], prompt
     place: dict[str, object] = {"layer": site.layer, "site": site.kind}
     yield rows([cosine(x, y)], metric=metric, **place)
     yield rows(without_each(x, y).numpy(), metric=f"{metric}{WITHOUT}", prompt=prompt_ids, **place)
-
-
-def _draw_names(count: int) -> list[str]:
-    return [f"permuted#{i}" for i in range(count)]

@@ -49,6 +49,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.sites import Site
@@ -119,10 +120,9 @@ class Edit:
     def label(self, *, all_positions: bool = False) -> dict[str, str | int | float | None]:
         """Its key columns; a window of layers is named by its lowest."""
         first, width = min(self.pushes), len(self.pushes)
-        words = ([f"window {width}"] if width > 1 else []) + (["all_pos"] if all_positions else [])
         return {
             "layer": first.layer, "site": first.kind, "arm": self.arm, "rank": self.rank, "strength": self.strength, "control": self.control,
-            "unit": ", ".join(words) or None,
+            "unit": labels.window_unit(width, "all" if all_positions else "decision"),
         }  # fmt: skip
 
 
@@ -169,9 +169,9 @@ def _additions(place: Place, strengths: Sequence[float], draws: int, seed: int) 
     yield from (edit(means, strength) for strength in sorted({1.0, *strengths}))
     for draw in range(draws):
         random = {layer: random_vector(mean, seed=_seed(seed, layer, draw)) for layer, mean in means.items()}
-        yield edit(random, control=f"random_vector#{draw}")
+        yield edit(random, control=labels.draw("random_vector", draw))
         if place.swapped:
-            yield edit({layer: place.swapped[layer][draw] for layer in means}, control=f"label_swap#{draw}")
+            yield edit({layer: place.swapped[layer][draw] for layer in means}, control=labels.draw("label_swap", draw))
 
 
 def _projections(place: Place, arm: str, strengths: Sequence[float], draws: int, seed: int, ranks: Sequence[int]) -> Iterator[Edit]:
@@ -191,7 +191,7 @@ def _at_random(place: Place, arm: str, k: int, strength: float, draw: int, seed:
     for layer, one in place.subspaces.items():
         random = _push(place, arm, layer, random_basis(place.width, k, seed=_seed(seed, layer, draw)), strength)
         pushes[Site(layer, place.kind)] = replace(random, length_of=_push(place, arm, layer, one.leading(k), strength))
-    return Edit(pushes=pushes, arm=arm, rank=k, strength=None if strength == 1 else strength, control=f"random_subspace#{draw}")
+    return Edit(pushes=pushes, arm=arm, rank=k, strength=None if strength == 1 else strength, control=labels.draw("random_subspace", draw))
 
 
 def random_edits(place: Place, arm: str, rank: int, strength: float | None, *, draws: int, seed: int) -> list[Edit]:
@@ -203,7 +203,7 @@ def random_edits(place: Place, arm: str, rank: int, strength: float | None, *, d
     for draw in range(draws):
         vectors = {layer: random_vector(one.mean, seed=_seed(seed, layer, draw)) for layer, one in place.subspaces.items()}
         pushes = {Site(layer, place.kind): add(vector, dose) for layer, vector in vectors.items()}
-        found.append(Edit(pushes=pushes, arm=arm, rank=rank, strength=strength, control=f"random_vector#{draw}"))
+        found.append(Edit(pushes=pushes, arm=arm, rank=rank, strength=strength, control=labels.draw("random_vector", draw)))
     return found
 
 
@@ -270,12 +270,12 @@ def measure_side_effects(
     ids = list(prompts.values())
     n_shared, frames = opening(model.config, ids), [empty()]
     for part in chunks(len(every), max(1, max_rows // max(map(len, ids)) - 1)):
-        labels = [edit.label(all_positions=True) for edit in every[part]]
+        named = [edit.label(all_positions=True) for edit in every[part]]
         for name, one, logits in zip(prompts, ids, steered(model, ids, [edit.pushes for edit in every[part]]), strict=True):
             laws = tokens.place(logits, model.side)
             said = tokens.listed(model.side, one[n_shared:])
             for metric, values in side_effects(laws[0], laws[1:], said).items():
-                frames.append(_frame(values, labels, metric=metric, prompt=name, measure="steering", **columns))
+                frames.append(_frame(values, named, metric=metric, prompt=name, measure="steering", **columns))
     return pl.concat(frames)
 
 
@@ -295,15 +295,15 @@ def measure_effects(
     own, other = (tuned_logits, base_logits) if model.side == "tuned" else (base_logits, tuned_logits)
     ids, frames = list(prompts.values()), [empty()]
     for part in chunks(len(every), max(1, max_rows // max(map(len, ids)) - 1)):
-        labels = [edit.label(all_positions=all_positions) for edit in every[part]]
+        named = [edit.label(all_positions=all_positions) for edit in every[part]]
         runs = steered(model, ids, [edit.pushes for edit in every[part]], whole=False, last_only=not all_positions)
         logits = tokens.place(torch.stack([found[1:, -1] for found in runs]), model.side)
         found = outcomes(logits, own, other, tuned_clean=tuned_logits, base_clean=base_logits, n_shared=tokens.n_shared)
         for metric, values in found.items():
             for name, row in zip(prompts, values, strict=True):
-                frames.append(_frame(row, labels, metric=metric, prompt=name, measure="steering", **columns))
+                frames.append(_frame(row, named, metric=metric, prompt=name, measure="steering", **columns))
     return pl.concat(frames)
 
 
-def _frame(values: Tensor, labels: Sequence[Mapping[str, object]], **columns: str | None) -> pl.DataFrame:
-    return rows(values.numpy(), **{name: [label[name] for label in labels] for name in labels[0]}, **columns)
+def _frame(values: Tensor, named: Sequence[Mapping[str, object]], **columns: str | None) -> pl.DataFrame:
+    return rows(values.numpy(), **{name: [label[name] for label in named] for name in named[0]}, **columns)

@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.adapters import AdaptedTensors, Factors
 from mechdiff.engine.changes import Change, Changes
 from mechdiff.engine.families import family_of
@@ -205,7 +206,7 @@ def _of_heads(changes: Changes, layout: Layout, n_layers: int) -> list[Value]:
             assert not isinstance(tuned, str)
             ov, qk = head_changes(base, tuned)
         for metric, found in (("ov_relative_norm", ov), ("qk_relative_norm", qk)):
-            values += [(layer, "attn", f"head {head}", metric, value) for head, value in enumerate(found.tolist())]
+            values += [(layer, "attn", labels.head_unit(head), metric, value) for head, value in enumerate(found.tolist())]
     return values
 
 

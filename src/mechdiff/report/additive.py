@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import effects, findings, findings_grafting, findings_transport, statistics
 from mechdiff.report.comparable import Loaded
 from mechdiff.report.effects import PLAIN, Table
@@ -47,9 +48,14 @@ def patched(run: Loaded, kinds: Sequence[str], direction: str = RECOVERY) -> Tab
 
 def heads_alone(run: Loaded, direction: str = RECOVERY) -> Table | None:
     """Of every head of the network, swapped alone; names are (layer, head)."""
-    single = pl.col("unit").str.contains(r"^head \d+$")
     return _placed(
-        run, "heads", direction, pl.col("site") == "attn_proj", single, pl.col("arm") == "contribution", plain=["control", "strength"]
+        run,
+        "heads",
+        direction,
+        pl.col("site") == "attn_proj",
+        labels.is_head(),
+        pl.col("arm") == "contribution",
+        plain=["control", "strength"],
     )
 
 

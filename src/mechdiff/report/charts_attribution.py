@@ -12,10 +12,11 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import drawing, findings_attribution, findings_churn
 from mechdiff.report.curves import GREY
 from mechdiff.report.drawing import BLACK, BLUE, GREEN, INK, QUIET, VERMILLION, WIDE, Chart
-from mechdiff.report.findings_attribution import CROSSED, ESTIMATES, RANDOM, TOP
+from mechdiff.report.findings_attribution import ESTIMATES, RANDOM, TOP
 from mechdiff.report.findings_churn import OUTLIER
 from mechdiff.report.phrasing import nats, share, with_interval
 from mechdiff.report.wording_attribution import WAYS, written
@@ -81,7 +82,7 @@ def attributed_against_true(rows: pl.DataFrame, summary: pl.DataFrame, manifest:
     if found.is_empty():
         return None
     arms = [arm for arm in ESTIMATES if arm in found["arm"].to_list()]
-    directions = [direction for direction in CROSSED if direction in found["direction"].to_list()]
+    directions = [direction for direction in labels.CROSSED if direction in found["direction"].to_list()]
     across = 2 if width >= WIDE else 1
     inner = (width - 66 * across - 8) / across
     height = 210 if width >= WIDE else 190

@@ -6,6 +6,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import curves, drawing, findings_heads
 from mechdiff.report.drawing import BLUE, GREEN, INK, LEFT, ORANGE, PURPLE, QUIET, SHARE_RANGE, VERMILLION, WIDE, Chart
 from mechdiff.report.findings import BREAKAGE, RECOVERY
@@ -45,14 +46,14 @@ def _map(part: pl.DataFrame, layers: tuple[int, int], n_heads: int, width: int, 
     records = []
     for r in part.iter_rows(named=True):
         row = n_heads + 0.6 if r["head"] is None else r["head"]
-        name = f"L{r['layer']}.mlp" if r["head"] is None else f"L{r['layer']}.head {r['head']}"
+        name = labels.player_name((r["layer"], r["head"]))
         says = f"{name}: {with_interval(r['share'], r['low'], r['high'], digits=3)}" + ("" if r["counts"] else ", under three noise floors")
         records.append({"x": r["layer"] - 0.47, "end": r["layer"] + 0.47, "middle": r["layer"], "low": row - 0.45, "high": row + 0.45, "row": row,
                         "share": max(r["share"], 0.0), "minus": r["share"] < -0.005, "counts": r["counts"], "says": says})  # fmt: skip
     left = drawing.layer_axis(layers, width, field="x", title=not first)
     ticks = [*range(0, n_heads, 1 if n_heads <= 12 else 4 if n_heads <= 40 else 8), n_heads + 0.6]
-    labels = f"datum.value > {n_heads} ? 'MLP' : 'head ' + format(datum.value, 'd')"
-    axis = drawing.left_axis(values=ticks, labelExpr=labels, grid=False, labelOverlap=False)
+    number = f"datum.value > {n_heads} ? 'MLP' : 'head ' + format(datum.value, 'd')"
+    axis = drawing.left_axis(values=ticks, labelExpr=number, grid=False, labelOverlap=False)
     scale = alt.Scale(domain=[n_heads + 1.2, -0.6], nice=False)
     y = alt.Y("low:Q", axis=axis, scale=scale)
     legend = _bar("share of D")
@@ -158,7 +159,7 @@ def single_heads(
             continue
         room = one.n if one.n <= MANY else MANY if width >= WIDE else MANY // 2
         order = np.argsort(-np.abs(shares.shapley.share), kind="stable")[:room]
-        names = [f"head {head}" for head in sorted(order)]
+        names = [labels.head_unit(head) for head in sorted(order)]
         bars = [_bar_of(one, shares, head) for head in sorted(order.tolist())]
         title = f"L{layer}: share of all heads' {WORDS[direction]}" + (f" ({room} of {one.n})" if room < one.n else "")
         panels.append(_bars(bars, names, width, title, legend=not panels))
@@ -166,11 +167,19 @@ def single_heads(
 
 
 def _bar_of(one: Game, shares: Shares, head: int) -> dict:
+    name = labels.head_unit(head)
     found, alone, fisher = shares.shapley, findings_heads.alone(one, head), float(shares.fisher[head])
     value, low, high = (float(end[head]) if np.isfinite(end[head]) else None for end in (found.share, found.low, found.high))
-    says = f"L{one.layer}.head {head}: Shapley {with_interval(value, low, high, digits=2)}, alone {share(alone)}, Fisher {share(fisher)}"
+    says = f"L{one.layer}.{name}: Shapley {with_interval(value, low, high, digits=2)}, alone {share(alone)}, Fisher {share(fisher)}"
     ends = {"low": low, "high": high}  # none for a single prompt
-    return {"name": f"head {head}", "value": value, **ends, "alone": alone, "fisher": fisher if np.isfinite(fisher) else None, "says": says}
+    return {
+        "name": name,
+        "value": value,
+        **ends,
+        "alone": alone,
+        "fisher": fisher if np.isfinite(fisher) else None,
+        "says": says,
+    }
 
 
 def _bars(bars: list[dict], names: list[str], width: int, title: str, *, legend: bool) -> Chart:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import altair as alt
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import curves, drawing, findings, findings_closer, findings_transport
 from mechdiff.report.drawing import BLACK, INK, SHARE_RANGE, WIDE, Chart
 from mechdiff.report.findings_transport import ARMS, CLOSENESS, LEARNED, REMOVAL, TRANSPORT
@@ -156,7 +157,7 @@ def _by_strength(
 
 def arm_of_squares(rows: pl.DataFrame, summary: pl.DataFrame) -> str:
     """The map whose misplaced copies are drawn: the one that sentences speak of, if it has any."""
-    crossed = rows.filter(pl.col("measure") == "transport", pl.col("control").str.starts_with("bogus_map:").fill_null(False))
+    crossed = rows.filter(pl.col("measure") == "transport", labels.other_layer_column().is_not_null())
     arms = curves.ordered(crossed["arm"].unique().to_list(), ARMS)
     best = findings_transport.carried(rows, summary)
     return best.arm if best and best.arm in arms else arms[-1] if arms else ""

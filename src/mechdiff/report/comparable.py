@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.errors import RunError
 from mechdiff.report import findings, statistics, units
 from mechdiff.report.parts import Run
@@ -143,7 +144,7 @@ def report_texts(run: Loaded) -> frozenset[str]:
     """What the reported prompts are called across runs."""
     split = findings.reported(run.content.rows, "divergence")
     of_split = run.content.rows.filter(pl.col("measure") == "divergence", pl.col("split").eq_missing(split))
-    of_split = of_split.filter(~pl.col("unit").str.starts_with("token ").fill_null(False))  # single tokens are of prompts, not of units
+    of_split = of_split.filter(~labels.is_token())  # single tokens are of prompts, not of units
     return frozenset(run.key(split, prompt) for prompt in of_split["prompt"].drop_nulls().unique().to_list())
 
 

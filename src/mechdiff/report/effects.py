@@ -13,6 +13,7 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
+from mechdiff import labels
 from mechdiff.report import findings, findings_grafting, findings_transport, statistics
 from mechdiff.report.comparable import Loaded
 from mechdiff.report.findings import RECOVERY
@@ -56,9 +57,14 @@ def patched(run: Loaded, direction: str, kinds: Sequence[str]) -> Table | None:
 
 def heads_alone(run: Loaded, direction: str) -> Table | None:
     """Effects of every head of the network, swapped alone; names are (layer, head)."""
-    single = pl.col("unit").str.contains(r"^head \d+$")
     return _written(
-        run, "heads", direction, pl.col("site") == "attn_proj", single, pl.col("arm") == "contribution", plain=["control", "strength"]
+        run,
+        "heads",
+        direction,
+        pl.col("site") == "attn_proj",
+        labels.is_head(),
+        pl.col("arm") == "contribution",
+        plain=["control", "strength"],
     )
 
 
@@ -87,7 +93,7 @@ def grafted(run: Loaded, arm: str, by: pl.Expr, *where: pl.Expr) -> Table | None
 
 def shapley(run: Loaded, direction: str, layer: int) -> Table | None:
     """Shapley values of one block's heads, on each prompt; names are units."""
-    of_layer = _of_block(run, direction, layer).filter(pl.col("metric") == "shapley_nats", pl.col("unit").str.contains(r"^head \d+$"))
+    of_layer = _of_block(run, direction, layer).filter(pl.col("metric") == "shapley_nats", labels.is_head())
     return table(run, of_layer.with_columns(name=pl.col("unit")), recovered=False)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from mechdiff import shares
+from mechdiff import labels, shares
 from mechdiff.engine.sites import KINDS, Site
 from mechdiff.report import intervals, stability, statistics
 from mechdiff.report.memory import once
@@ -20,8 +20,7 @@ STREAM = ("resid_pre", "resid_mid", "resid_post")
 
 SAME_SHAPE = 0.9995
 """CKA from which on it is 1.000 to three digits."""
-BREAKAGE, RECOVERY = "tuned<-base", "base<-tuned"
-BOTH = (BREAKAGE, RECOVERY)
+BREAKAGE, RECOVERY = BOTH = labels.CROSSED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,7 +364,7 @@ def null_band(rows: pl.DataFrame) -> pl.DataFrame:
     draws = rows.filter(
         pl.col("metric") == "cka",
         pl.col("split").eq_missing(split) & pl.col("unit").is_null(),
-        pl.col("control").str.starts_with("permuted#"),
+        labels.is_draw("permuted"),
         pl.col("value").is_not_nan(),
     )
     each = draws.group_by("layer", "site").agg(

@@ -20,13 +20,13 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.stats import rankdata
 
+from mechdiff import labels
 from mechdiff.report import findings, intervals, statistics
-from mechdiff.report.findings import BREAKAGE, RECOVERY
+from mechdiff.report.findings import BREAKAGE
 from mechdiff.report.intervals import FEWEST
 from mechdiff.report.memory import once
 
 ESTIMATES = ("grad_x_diff", "integrated_gradients")
-CROSSED = (BREAKAGE, RECOVERY)
 TOP, RANDOM, TOGETHER = "top", "random", "together"
 GRAIN = 1e-4
 """Of the largest value over the heads: what lies closer together is one rank, because rounding must not be ranked."""
@@ -71,11 +71,11 @@ def validated(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> pl.D
     One row for each way of estimating, in network order; `group` is top or random, as the run chose them.
     """
     key = ["direction", "layer", "site", "unit", "name"]
-    estimates = heads(means(rows, summary, "attributed_logits")).filter(pl.col("direction").is_in(CROSSED))
+    estimates = heads(means(rows, summary, "attributed_logits")).filter(pl.col("direction").is_in(labels.CROSSED))
     effects = heads(means(rows, summary, "effect_logits")).select(*key, effect="mean", effect_low="low", effect_high="high")
     both = estimates.rename({"mean": "estimate", "low": "estimate_low", "high": "estimate_high"}).join(effects, on=key, nulls_equal=True)
     both = both.join(_groups(manifest), on=["direction", "name"], how="left").with_columns(pl.col("group").fill_null(RANDOM))
-    return both.drop("site").sort(pl.col("direction") != BREAKAGE, "arm", "layer", head_number())
+    return both.drop("site").sort(pl.col("direction") != BREAKAGE, "arm", "layer", labels.head_number())
 
 
 @once
@@ -87,7 +87,7 @@ def agreement(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
     """
     lines = []
     chosen = {(r["direction"], r["name"]): r["group"] for r in _groups(manifest).iter_rows(named=True)}
-    for direction in CROSSED:
+    for direction in labels.CROSSED:
         for arm in ESTIMATES:
             names, estimate, effect = _pairs(rows, direction, arm)
             if not names or not len(estimate):
@@ -107,10 +107,10 @@ def completeness(rows: pl.DataFrame) -> pl.DataFrame:
 
     `error` is the mean over prompts of |sum - effect| against that of |effect|; layers whose effect is next to nothing do not count.
     """
-    found = real(rows).filter(pl.col("direction").is_in(CROSSED), pl.col("site") == "attn_proj", pl.col("value").is_not_nan())
+    found = real(rows).filter(pl.col("direction").is_in(labels.CROSSED), pl.col("site") == "attn_proj", pl.col("value").is_not_nan())
     estimates = heads(found).filter(pl.col("metric") == "attributed_logits")
     summed = estimates.group_by("direction", "arm", "layer", "prompt").agg(summed=pl.col("value").sum())
-    whole = found.filter(pl.col("metric") == "effect_logits", pl.col("unit") == "all")
+    whole = found.filter(pl.col("metric") == "effect_logits", pl.col("unit") == labels.ALL)
     both = summed.join(whole.select("direction", "layer", "prompt", whole="value"), on=["direction", "layer", "prompt"]).sort("prompt")
     table = both.group_by("direction", "arm", "layer").agg(
         pl.col("summed").mean(),
@@ -167,11 +167,7 @@ def spearman(one: Float[ndarray, "... head"], other: Float[ndarray, "... head"])
 
 def heads(table: pl.DataFrame) -> pl.DataFrame:
     """The rows of single heads."""
-    return table.filter(pl.col("unit").str.contains(r"^head \d+$").fill_null(False))
-
-
-def head_number() -> pl.Expr:
-    return pl.col("unit").str.extract(r"(\d+)").cast(pl.Int64)
+    return table.filter(labels.is_head())
 
 
 def side_by_side(one: pl.DataFrame, other: pl.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import spearmanr
 
+from mechdiff import labels
 from mechdiff.report import intervals, simulated
 from mechdiff.report.memory import once
 from mechdiff.report.statistics import BINARY, FLOORS
@@ -156,9 +157,8 @@ def refused(rows: pl.DataFrame) -> bool:
 
 def by_model(rows: pl.DataFrame) -> pl.DataFrame:
     """`metric style prompt base tuned`; the style of drawn answers is "drawn", and what is masked is left out."""
-    parts = pl.col("unit").str.split(", ")
-    told = rows.filter(~pl.col("unit").str.contains("shared tokens"))
-    told = told.with_columns(side=parts.list.first(), style=parts.list.get(1, null_on_oob=True).replace("sampled", "drawn"))
+    told = rows.with_columns(side=labels.answer_side(), style=labels.answer_kind().replace(labels.SAMPLED, "drawn"))
+    told = told.filter(pl.col("style").ne_missing(labels.SHARED_TOKENS))
     sides = [
         told.filter(pl.col("side") == side).select("metric", "style", "prompt", value=pl.col("value").alias(side))
         for side in ("base", "tuned")
@@ -205,9 +205,8 @@ def _wilson(values: np.ndarray) -> Estimate:
 def masked(rows: pl.DataFrame) -> pl.DataFrame:
     """`model metric n plain masked coverage`: what the cut to shared tokens makes of each number, and the mass that it keeps."""
     clean = rows.filter(pl.col("measure") == "behaviour", pl.col("direction").is_null(), pl.col("unit").is_not_null())
-    parts = pl.col("unit").str.split(", ")
-    told = clean.with_columns(model=parts.list.first(), cut=parts.list.get(1, null_on_oob=True))
-    cut = told.filter(pl.col("cut") == "shared tokens")
+    told = clean.with_columns(model=labels.answer_side(), cut=labels.answer_kind())
+    cut = told.filter(pl.col("cut") == labels.SHARED_TOKENS)
     if cut.is_empty():
         return pl.DataFrame()
     key = ["model", "split", "prompt"]

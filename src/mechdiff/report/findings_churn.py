@@ -14,6 +14,7 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
+from mechdiff import labels
 from mechdiff.report import findings_attribution, spoken
 from mechdiff.report.findings_attribution import GRAIN, graded, heads, side_by_side, spearman
 from mechdiff.report.memory import once
@@ -76,9 +77,7 @@ def churn(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> pl.DataF
         scored = scored.join(kept, on="name", maintain_order="left")
     places = of_heads.select("name", "layer", "unit").unique()
     return (
-        scored.join(places, on="name")
-        .sort("layer", findings_attribution.head_number())
-        .select(pl.col(name).cast(kind) for name, kind in _CHURN.items())
+        scored.join(places, on="name").sort("layer", labels.head_number()).select(pl.col(name).cast(kind) for name, kind in _CHURN.items())
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import spearmanr
 
+from mechdiff import labels
 from mechdiff.report import findings, intervals, spoken, statistics
 from mechdiff.report.findings_transport import CLOSENESS, arm_place, cells, kind_place, plain, shares, totals, written
 
@@ -64,7 +65,7 @@ def bogus_values(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
     values = written(rows, CLOSENESS, "kl_own_nats").filter(
         pl.col("arm") == arm, pl.col("site") == site, pl.col("strength").is_null() & pl.col("unit").is_null()
     )
-    other = pl.col("control").str.extract(r"^bogus_map:L(\d+)$").cast(pl.Int64)
+    other = labels.other_layer_column()
     values = values.with_columns(other=other).filter(pl.col("control").is_null() | pl.col("other").is_not_null())
     crossed = values.filter(pl.col("other").is_not_null())["layer"].unique().to_list()
     return values.filter(pl.col("layer").is_in(crossed)).with_columns(fitted=pl.coalesce("other", "layer"), patched="layer")

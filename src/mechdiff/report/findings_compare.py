@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import (
     additive,
     effects,
@@ -109,7 +110,7 @@ def grafts(run: Loaded) -> Iterator[Quantity]:
     if sets is not None:
         sizes = [float(k) for k in sets.names]
         yield crossing("weights", MODULES, sets, [*sizes, sizes[-1] + 1], "modules", threshold=findings_grafting.WANTED)
-    cut = additive.grafted(run, "truncate", pl.col("rank"), pl.col("unit") == "all")
+    cut = additive.grafted(run, "truncate", pl.col("rank"), pl.col("unit") == labels.ALL)
     if cut is not None and len(cut.names) > 1:
         known = [int(rank) for rank in cut.names]
         found = spread.estimate(cut.values, lambda means: spread.effective_rank(means, known), cut.prompts, ends=(1, max(known)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import findings, findings_transport, intervals, stability, statistics
 from mechdiff.report.memory import once
 
@@ -82,9 +83,9 @@ def ranked(rows: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
 def greedy(rows: pl.DataFrame) -> pl.DataFrame:
     """`rank unit added share low high`: the greedy sets by size, and the module that each adds."""
     found = shares(rows, "greedy").sort("rank")
-    sets = [(unit or "").split("+") for unit in found["unit"].to_list()]
+    sets = [labels.set_of(unit) for unit in found["unit"].to_list()]
     before = [[], *sets[:-1]]
-    added = ["+".join(name for name in now if name not in then) for now, then in zip(sets, before, strict=True)] if sets else []
+    added = [labels.set_unit(name for name in now if name not in then) for now, then in zip(sets, before, strict=True)] if sets else []
     return found.with_columns(added=pl.Series(added, dtype=pl.String))
 
 

@@ -12,6 +12,7 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
+from mechdiff import labels
 from mechdiff.report import coverage, findings, findings_transport, intervals, spoken, spread, stability, statistics
 from mechdiff.report.coverage import Covered, Whole
 from mechdiff.report.findings import BOTH, BREAKAGE, RECOVERY
@@ -42,8 +43,7 @@ class Game:
         chosen = sorted(heads)
         if not chosen:
             return np.zeros_like(self.whole.values)
-        name = "all" if len(chosen) == self.n else f"head {chosen[0]}" if len(chosen) == 1 else f"heads {','.join(map(str, chosen))}"
-        return self.sets.get(name)
+        return self.sets.get(labels.heads_unit(chosen, self.n))
 
 
 @once
@@ -58,8 +58,9 @@ def map_of_heads(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     metrics = {direction: statistics.effect_metric(rows, direction) for direction in BOTH}
     for direction, metric in metrics.items():
         values = findings_transport.written(rows, direction, metric, measure="heads", split=split)
-        alone = ~pl.col("unit").str.starts_with("heads ").fill_null(False)
-        values = values.filter(pl.col("control").is_null(), pl.col("strength").is_null(), pl.col("rank").is_null(), alone)
+        values = values.filter(
+            pl.col("control").is_null(), pl.col("strength").is_null(), pl.col("rank").is_null(), ~labels.is_several_heads()
+        )
         parts.append(findings_transport.shares(values, of, recovered=direction == RECOVERY).with_columns(direction=pl.lit(direction)))
     flags = summary.filter(pl.col("measure") == "heads", pl.col("split").eq_missing(split), pl.col("control").is_null())
     key = ["direction", "layer", "site", "unit", "arm"]
@@ -67,8 +68,7 @@ def map_of_heads(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     quiet = quiet.filter(pl.col("metric") == pl.col("direction").replace_strict(metrics, default="", return_dtype=pl.String))
     quiet = quiet.select(key).unique().with_columns(counts=pl.lit(False))
     found = pl.concat(parts).join(quiet, on=key, how="left", nulls_equal=True, maintain_order="left")
-    number = pl.col("unit").str.extract(r"^head (\d+)$").cast(pl.Int64)
-    return found.with_columns(pl.col("counts").fill_null(True), head=number)
+    return found.with_columns(pl.col("counts").fill_null(True), head=labels.head_number())
 
 
 def arms_of_all(rows: pl.DataFrame) -> pl.DataFrame:
@@ -79,9 +79,9 @@ def arms_of_all(rows: pl.DataFrame) -> pl.DataFrame:
     split = findings.reported(rows, "heads")
     of = findings_transport.totals(rows, split)
     parts = []
-    for direction in (*BOTH, "base<-base"):
+    for direction in (*BOTH, labels.WITHIN[0]):
         values = findings_transport.written(rows, direction, statistics.effect_metric(rows, direction), measure="heads", split=split)
-        values = values.filter(pl.col("unit") == "all", pl.col("control").is_null(), pl.col("arm").is_not_null())
+        values = values.filter(pl.col("unit") == labels.ALL, pl.col("control").is_null(), pl.col("arm").is_not_null())
         found = findings_transport.shares(values, of, recovered=direction != BREAKAGE)
         parts.append(found.with_columns(direction=pl.lit(direction)))
     found = pl.concat(parts)
@@ -91,11 +91,8 @@ def arms_of_all(rows: pl.DataFrame) -> pl.DataFrame:
 
 def groups(found: pl.DataFrame) -> dict[tuple[str, int, int], float]:
     """Of `map_of_heads`, by (direction, layer, group): the share of D that a key-value group's heads have together."""
-    named = found.filter(pl.col("arm") == "contribution", pl.col("unit").str.contains(r"^group \d+$"))
-    return {
-        (d, layer, int(unit.removeprefix("group "))): one
-        for d, layer, unit, one in named.select("direction", "layer", "unit", "share").iter_rows()
-    }
+    named = found.filter(pl.col("arm") == "contribution").select("direction", "layer", "unit", "share").iter_rows()
+    return {(d, layer, group): one for d, layer, unit, one in named if (group := labels.group_of(unit)) is not None}
 
 
 def closer_layers(manifest: Mapping) -> list[int]:
@@ -114,7 +111,7 @@ def _of_layers(rows: pl.DataFrame, layers: Sequence[int]) -> pl.DataFrame:
     """What all heads of each layer break together, per prompt."""
     metric = statistics.effect_metric(rows, BREAKAGE)
     return rows.filter(
-        pl.col("measure") == "heads", pl.col("direction") == BREAKAGE, pl.col("metric") == metric, pl.col("unit") == "all",
+        pl.col("measure") == "heads", pl.col("direction") == BREAKAGE, pl.col("metric") == metric, pl.col("unit") == labels.ALL,
         pl.col("arm") == "contribution", pl.col("control").is_null(), pl.col("layer").is_in(list(layers)),
     )  # fmt: skip
 
@@ -146,16 +143,16 @@ def game(
     refuse_two_supports([metric], d["of"].unique())
     values = values.join(d, on="prompt").with_columns(v=pl.col("value") if direction == BREAKAGE else pl.col("total") - pl.col("value"))
     plain = values.filter(pl.col("control").is_null())
-    if plain.filter(pl.col("unit") == "all").is_empty():
+    if plain.filter(pl.col("unit") == labels.ALL).is_empty():
         return None
     sets = {str(unit): np.array(v) for unit, v in _together(plain, "unit")}
     draws: dict[int, list[ndarray]] = {}
-    for rank, _, v in _together(values.filter(pl.col("control").str.starts_with("random_set")), "rank", "control"):
+    for rank, _, v in _together(values.filter(labels.is_draw("random_set")), "rank", "control"):
         draws.setdefault(rank, []).append(np.array(v))
-    cell = summary.filter(*where, pl.col("unit") == "all", pl.col("metric") == metric, pl.col("control").is_null())
+    cell = summary.filter(*where, pl.col("unit") == labels.ALL, pl.col("metric") == metric, pl.col("control").is_null())
     floor = cell["floor"].fill_null(0.0).to_list()
-    whole = Whole(values=sets["all"], floor=float(floor[0]) if floor else 0.0)
-    n = sum(name.startswith("head ") for name in sets) if layer is not None else 0
+    whole = Whole(values=sets[labels.ALL], floor=float(floor[0]) if floor else 0.0)
+    n = sum(labels.head_of(name) is not None for name in sets) if layer is not None else 0
     return Game(direction=direction, layer=layer, n=n, whole=whole, sets=sets, drawn={k: np.column_stack(v) for k, v in draws.items()})
 
 
@@ -220,7 +217,7 @@ def half(rows: pl.DataFrame, summary: pl.DataFrame, one: Game, order: Sequence[i
 def of_d(rows: pl.DataFrame, summary: pl.DataFrame, one: Game) -> tuple[float, float | None, float | None] | None:
     """The share of D that all heads of a game's layer have together, and the ends of its interval; None where D has no share."""
     found = map_of_heads(rows, summary).filter(
-        pl.col("direction") == one.direction, pl.col("layer") == one.layer, pl.col("unit") == "all", pl.col("arm") == "contribution"
+        pl.col("direction") == one.direction, pl.col("layer") == one.layer, pl.col("unit") == labels.ALL, pl.col("arm") == "contribution"
     )
     return None if found.is_empty() else found.select("share", "low", "high").row(0)
 
@@ -245,7 +242,7 @@ def band(one: Game) -> pl.DataFrame:
 
 def network_curve(one: Game, order: Sequence[str]) -> pl.DataFrame:
     """`k share low high`: coverage by the first k players of an order of the network's, where that set was run."""
-    by_set = {frozenset(name.split("+")): values for name, values in one.sets.items()}
+    by_set = {frozenset(labels.set_of(name)): values for name, values in one.sets.items()}
     sets = {k: by_set.get(frozenset(order[:k])) if k < len(order) else one.whole.values for k in range(1, len(order) + 1)}
     return _points(one, {k: values for k, values in sets.items() if values is not None})
 
@@ -260,7 +257,7 @@ def orders(manifest: Mapping, direction: str, layer: int) -> dict[str, list[int]
 def network_orders(manifest: Mapping, direction: str, *, only_heads: bool) -> dict[str, list[str]]:
     """By way of ordering, the names of the network's players."""
     said = ((manifest.get("heads") or {}).get("orders") or {}).get(direction) or {}
-    return {way: [name for name in names if not (only_heads and name.endswith(".mlp"))] for way, names in said.items() if names}
+    return {way: [name for name in names if not (only_heads and labels.player_of(name)[1] is None)] for way, names in said.items() if names}
 
 
 # ---- single heads at the closer layers -----------------------------------------------------------------------------------------------
@@ -297,7 +294,7 @@ def head_shares(rows: pl.DataFrame, one: Game) -> Shares | None:
     if phi is None:
         return None
     projected = here.filter(pl.col("metric") == "fisher_nats")
-    of_heads, of_all = _by_head(projected, one.n), projected.filter(pl.col("unit") == "all")["value"].to_numpy()
+    of_heads, of_all = _by_head(projected, one.n), projected.filter(pl.col("unit") == labels.ALL)["value"].to_numpy()
     enough = of_heads is not None and len(of_all) and of_all.mean() > coverage.FLOORS * one.whole.floor and of_all.mean() > 0
     fisher = of_heads.mean(0) / of_all.mean() if enough and of_heads is not None else np.full(one.n, np.nan)
     amount = spread.number_of_parts(phi, [str(i) for i in range(len(phi))])
@@ -318,27 +315,27 @@ def needed(one: Game) -> Covered | None:
 
 
 def _by_head(rows: pl.DataFrame, n: int) -> Float[ndarray, "prompt head"] | None:
-    heads = rows.filter(pl.col("unit").str.contains(r"^head \d+$"))
+    heads = rows.filter(labels.is_head())
     if heads.is_empty():
         return None
     wide = heads.sort("prompt").pivot(on="unit", index="prompt", values="value")
-    return wide.select([f"head {head}" for head in range(n)]).to_numpy()
+    return wide.select([labels.head_unit(head) for head in range(n)]).to_numpy()
 
 
 def _null(rows: pl.DataFrame, one: Game) -> tuple[float, float, int] | None:
     """The effective number of heads of random edits, by the two-point formula."""
     drawn = rows.filter(
         pl.col("measure") == "heads", pl.col("direction") == one.direction, pl.col("layer") == one.layer,
-        pl.col("control").str.starts_with("random_vector"), pl.col("metric") == statistics.effect_metric(rows, one.direction),
+        labels.is_draw("random_vector"), pl.col("metric") == statistics.effect_metric(rows, one.direction),
     )  # fmt: skip
     numbers = []
     for _, part in drawn.group_by("control", maintain_order=True):
         wide = part.sort("prompt").pivot(on="unit", index="prompt", values="value")
         rest = [[other for other in range(one.n) if other != head] for head in range(one.n)]
-        names = [f"heads {','.join(map(str, others))}" if len(others) > 1 else f"head {others[0]}" for others in rest]
-        alone = wide.select([f"head {head}" for head in range(one.n)]).to_numpy()
+        names = [labels.heads_unit(others, one.n) for others in rest]
+        alone = wide.select([labels.head_unit(head) for head in range(one.n)]).to_numpy()
         phi = coverage.two_point(alone, wide.select([pl.col(name).alias(f"without {i}") for i, name in enumerate(names)]).to_numpy(),
-                                 wide["all"].to_numpy())  # fmt: skip
+                                 wide[labels.ALL].to_numpy())  # fmt: skip
         numbers.append(spread.number_of_parts(phi, wide["prompt"].to_list()).value)
     return (min(numbers), max(numbers), len(numbers)) if numbers else None
 

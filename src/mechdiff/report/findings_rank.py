@@ -12,6 +12,7 @@ from typing import Literal
 
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import findings, findings_transport, intervals, statistics
 from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
 from mechdiff.report.memory import once
@@ -168,7 +169,7 @@ def causal(rows: pl.DataFrame, name: str, direction: str) -> pl.DataFrame:
         low, high = intervals.mean_intervals(matrix)
     else:
         value, low, high = intervals.share_intervals(total[:, None] - matrix, total)
-    random = pl.col("control").str.starts_with("random_subspace#").fill_null(False)
+    random = labels.is_draw("random_subspace")
     series = pl.when(random).then(pl.lit(SERIES[3])).when(pl.col("unit") == "fisher").then(pl.lit("fisher")).otherwise("arm")
     numbers = [pl.Series(n, column, dtype=pl.Float64) for n, column in (("value", value), ("low", low), ("high", high))]
     table = found.with_columns(*numbers, series=series).filter(pl.col("control").is_null() | random)

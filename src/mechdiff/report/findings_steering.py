@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.measures import doses
 from mechdiff.report import findings, findings_transport, intervals
 from mechdiff.report.memory import once
@@ -84,28 +85,21 @@ def effects(rows: pl.DataFrame) -> pl.DataFrame:
     split = findings.reported(rows, "steering")
     parts = []
     for direction in DIRECTIONS:
-        runner = direction.partition("<-")[0]
+        runner = labels.runner(direction)
         values = findings_transport.written(rows, direction, "kl_other_nats", measure="steering", split=split)
         found = findings_transport.shares(values.filter(pl.col("arm").is_not_null()), findings_transport.totals(rows, split, runner))
         words = [EDITS.get((arm, runner), arm) for arm in found["arm"].to_list()]
         parts.append(found.with_columns(direction=pl.lit(direction), edit=pl.Series(words, dtype=pl.String)))
-    unit = pl.col("unit").fill_null("")
     return pl.concat(parts).with_columns(
-        everywhere=unit.str.contains("all_pos"), window=_window(unit), control_kind=pl.col("control").str.replace(r"#\d+$", "")
+        everywhere=labels.is_everywhere(), window=labels.window_words(), control_kind=labels.control_kind_column()
     )
-
-
-def _window(unit: pl.Expr) -> pl.Expr:
-    return unit.str.extract(r"(window \d+)")
 
 
 @once
 def sides(summary: pl.DataFrame) -> pl.DataFrame:
     """`KEY side_kl side_top1 side_log_ratio side_ratio`: what each edit does to neutral prompts; null where a number was not measured."""
     found = summary.filter(pl.col("measure") == "steering", pl.col("metric").is_in(list(SIDES)), pl.col("mean").is_finite())
-    found = found.with_columns(
-        window=_window(pl.col("unit").fill_null("")), side=pl.col("metric").replace_strict(SIDES, return_dtype=pl.String)
-    )
+    found = found.with_columns(window=labels.window_words(), side=pl.col("metric").replace_strict(SIDES, return_dtype=pl.String))
     groups = [pl.col("mean").filter(pl.col("side") == name).first().alias(name) for name in SIDES.values()]
     return found.group_by(KEY).agg(groups).with_columns(side_ratio=pl.col("side_log_ratio").exp())
 
@@ -142,7 +136,7 @@ def _tested(rows: pl.DataFrame, found: pl.DataFrame, direction: str, allowed: Li
     same = [pl.col(name).eq_missing(pl.lit(dose[name])) for name in ("layer", "site", "arm", "rank", "strength")]
     here = found.filter(pl.col("direction") == direction, "everywhere", pl.col("window").is_null(), *same)
     real = here.filter(pl.col("control").is_null())
-    random = here.filter(pl.col("control").str.starts_with("random_").fill_null(False))["share"].to_numpy()
+    random = here.filter(labels.is_random_edit())["share"].to_numpy()
     if len(real) != 1 or (1 + len(random)) * LEVEL < len(doses.QUESTIONS):
         return None
     one = real.row(0, named=True)
@@ -188,4 +182,4 @@ def sites(rows: pl.DataFrame, summary: pl.DataFrame, found: pl.DataFrame) -> lis
 def beside(found: pl.DataFrame, edit: dict) -> pl.Series:
     """Effects of random directions of an edit's own dose: the same arm, dimensions, strength, positions and layers. Empty where none was run."""
     same = [pl.col(name).eq_missing(pl.lit(edit[name])) for name in ("name", "edit", "rank", "strength", "everywhere", "window")]
-    return found.filter(pl.col("control").str.starts_with("random_").fill_null(False), *same)["share"]
+    return found.filter(labels.is_random_edit(), *same)["share"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import intervals, statistics
 from mechdiff.report.findings import reported
 
@@ -121,7 +122,7 @@ def parting(rows: pl.DataFrame, manifest: dict) -> Parting | None:
 
 def _of_tokens(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     found = rows.filter(pl.col("measure") == "divergence", pl.col("metric") == metric, pl.col("control").is_null())
-    found = found.filter(pl.col("unit").str.contains(r"^token \d+$").fill_null(False), pl.col("prompt").is_not_null())
+    found = found.filter(labels.is_token(), pl.col("prompt").is_not_null())
     return found.filter(pl.col("split").eq_missing(reported(found, "divergence")))
 
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.engine.sites import KINDS
 from mechdiff.report import findings, intervals, spoken, statistics
 from mechdiff.report.memory import once
 from mechdiff.shares import refuse_two_supports
 
-CLOSENESS, TRANSPORT, REMOVAL, CEILING = "tuned<-base", "base<-base", "tuned<-tuned", "base<-tuned"
+(CLOSENESS, CEILING), (TRANSPORT, REMOVAL) = labels.CROSSED, labels.WITHIN
 TRIVIAL = ("identity", "shift", "mean")
 """Arms that learn nothing about the single prompt."""
 ARMS = ("identity", "shift", "mean", "resample", "diag_affine", "anchored_ridge", "anchored_procrustes", "rrr", "ridge", "pca", "procrustes",
@@ -173,7 +174,7 @@ def recovered(
     split = split or findings.reported(rows, measure)
     values = written(rows, direction, "kl_other_nats", measure=measure, split=split)
     values = values.filter(pl.col("control").is_not_null()) if controls else plain(values)
-    return shares(values, totals(rows, split, direction.partition("<-")[0]))
+    return shares(values, totals(rows, split, labels.runner(direction)))
 
 
 @once
@@ -242,9 +243,7 @@ def fit_quality(rows: pl.DataFrame, summary: pl.DataFrame, metrics: tuple[str, .
 
 def n_refits(rows: pl.DataFrame) -> int:
     """The largest number of refits on permuted pairs that a map was held against."""
-    draws = rows.filter(
-        pl.col("measure") == "transport", pl.col("metric") == "r2_change", pl.col("control").str.starts_with("permuted#").fill_null(False)
-    )
+    draws = rows.filter(pl.col("measure") == "transport", pl.col("metric") == "r2_change", labels.is_draw("permuted"))
     return 0 if draws.is_empty() else max(draws.group_by("layer", "site", "arm", "direction", "split").len()["len"].to_list())
 
 

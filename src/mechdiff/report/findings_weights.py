@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report.memory import once
 
 IN_BLOCKS = ("attn", "mlp", "norm")
@@ -89,8 +90,8 @@ def modules(summary: pl.DataFrame) -> tuple[pl.DataFrame, bool]:
 def heads(summary: pl.DataFrame) -> pl.DataFrame:
     """`layer head metric change` of each head's two products; empty where none changed or none was measured."""
     found = summary.filter(pl.col("measure") == "weights", pl.col("metric").is_in(list(HEADS)))
-    found = found.filter(pl.col("unit").str.contains(r"^head \d+$"), pl.col("layer").is_not_null(), pl.col("mean").is_finite())
-    found = found.select("layer", "metric", head=pl.col("unit").str.slice(5).cast(pl.Int64), change="mean").sort("metric", "layer", "head")
+    found = found.filter(labels.is_head(), pl.col("layer").is_not_null(), pl.col("mean").is_finite())
+    found = found.select("layer", "metric", head=labels.head_number(), change="mean").sort("metric", "layer", "head")
     return found if (found["change"] > 0).any() else found.clear()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import false_discovery_control
 
+from mechdiff import labels
 from mechdiff.rows import KEY
 
 GROUP = [column for column in KEY if column != "prompt"]
@@ -27,7 +28,7 @@ def permutation_p(rows: pl.DataFrame) -> pl.DataFrame:
     key = [name for name in GROUP if name != "control"]
     closer = rows.filter(pl.col("metric").is_in([*HIGHER_IS_CLOSER, *LOWER_IS_CLOSER]), pl.col("value").is_not_nan())
     real = closer.filter(pl.col("control").is_null()).select(*key, real="value")
-    draws = closer.filter(pl.col("control").str.starts_with("permuted#")).join(real, on=key, nulls_equal=True)
+    draws = closer.filter(labels.is_draw("permuted")).join(real, on=key, nulls_equal=True)
     sign = pl.when(pl.col("metric").is_in(LOWER_IS_CLOSER)).then(-1).otherwise(1)
     # A refit that is the same map gives the same number, computed in another way: rounding must not make it smaller.
     tie = SAME * pl.max_horizontal(pl.lit(1.0), pl.col("real").abs())

@@ -4,8 +4,9 @@ from typing import Any
 
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import charts_attribution, findings, findings_attribution, findings_churn, statistics
-from mechdiff.report.findings_attribution import CROSSED, ESTIMATES, RANDOM, TOGETHER, TOP
+from mechdiff.report.findings_attribution import ESTIMATES, RANDOM, TOGETHER, TOP
 from mechdiff.report.findings_churn import OUTLIER, SURE, TOP_K
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import listed, nats, prompts, share, shown, with_interval
@@ -90,7 +91,7 @@ def _correlations(agreed: pl.DataFrame) -> dict:
     """Rank correlations over the top, the random and all patched heads: a line for each direction and way to estimate."""
     by = {(r["direction"], r["arm"], r["group"]): r for r in agreed.iter_rows(named=True)}
     lines = []
-    for arm, direction in ((arm, direction) for arm in ESTIMATES for direction in CROSSED):
+    for arm, direction in ((arm, direction) for arm in ESTIMATES for direction in labels.CROSSED):
         groups = [by.get((direction, arm, group)) for group in (TOGETHER, TOP, RANDOM)]
         if any(groups):
             cells = [with_interval(g["rho"], g["rho_low"], g["rho_high"], digits=2) if g else "–" for g in groups]
@@ -105,7 +106,7 @@ def _errors(run: Run, agreed: pl.DataFrame) -> list[dict]:
     sums = {(r["direction"], r["arm"]): r for r in whole.iter_rows(named=True)}
     heads = {(r["direction"], r["arm"]): r for r in agreed.filter(pl.col("group") == TOGETHER).iter_rows(named=True)}
     lines = []
-    for arm, direction in ((arm, direction) for arm in ESTIMATES for direction in CROSSED):
+    for arm, direction in ((arm, direction) for arm in ESTIMATES for direction in labels.CROSSED):
         one, summed = heads.get((direction, arm)), sums.get((direction, arm))
         if one or summed:
             error = with_interval(one["error"], one["error_low"], one["error_high"], digits=2).replace("95 %: ", "") if one else "–"
@@ -124,7 +125,7 @@ def _errors(run: Run, agreed: pl.DataFrame) -> list[dict]:
 def _top_heads(run: Run) -> list[dict]:
     """The heads with the largest estimates, by direction."""
     parts = []
-    for direction in CROSSED:
+    for direction in labels.CROSSED:
         found, split = findings_attribution.top_heads(run.rows, run.summary, direction)
         lines = [
             (_unbroken(r["name"]), _value(r["estimate"], r["low"], r["high"]), _value(r["integrated"]),
@@ -141,7 +142,7 @@ def _top_heads(run: Run) -> list[dict]:
 
 def _top_sites(run: Run) -> list[dict]:
     """MLPs and other whole sites, both directions side by side, ranked by the larger estimate."""
-    ranked = {direction: findings_attribution.top_sites(run.rows, run.summary, direction) for direction in CROSSED}
+    ranked = {direction: findings_attribution.top_sites(run.rows, run.summary, direction) for direction in labels.CROSSED}
     sides = {direction: found.filter(pl.col("estimate") != 0) for direction, (found, _) in ranked.items()}
     known = {direction: {r["name"]: r for r in found.iter_rows(named=True)} for direction, found in sides.items()}
     names = sorted(
@@ -152,7 +153,7 @@ def _top_sites(run: Run) -> list[dict]:
     for name in names[:TOP_SITES]:
         cells = [found.get(name) for found in known.values()]
         lines.append((name, *(_value(cell["estimate"], cell["low"], cell["high"]) if cell else "–" for cell in cells)))
-    columns = ("site", *(f"{written(direction)} (95\u00a0%)" for direction in CROSSED))
+    columns = ("site", *(f"{written(direction)} (95\u00a0%)" for direction in labels.CROSSED))
     split = next((split for _, split in ranked.values() if split), None)
     title = f"MLPs and other sites with the largest estimates by gradient × difference, logits, of {len(names)}{_ranked_on(run, split)}"
     return [table(columns, lines, title=title)] if lines else []

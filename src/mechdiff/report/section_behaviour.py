@@ -5,6 +5,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import curves, drawing, findings_behaviour, intervals
 from mechdiff.report.drawing import BLUE, VERMILLION, WIDE, Chart
 from mechdiff.report.findings import BREAKAGE, RECOVERY
@@ -164,7 +165,7 @@ def _edits(run: Run) -> list[dict]:
     for key, part in found.group_by(*findings_behaviour.EDIT, maintain_order=True):
         edit = dict(zip(findings_behaviour.EDIT, key, strict=True))
         values = {row["metric"]: row for row in part.iter_rows(named=True)}
-        lines.append((_edit_name(edit), edit["direction"].partition("<-")[0], *(_change(values.get(metric)) for metric in metrics)))
+        lines.append((_edit_name(edit), labels.runner(edit["direction"]), *(_change(values.get(metric)) for metric in metrics)))
     columns = (
         "edit",
         "edited model",
@@ -175,9 +176,9 @@ def _edits(run: Run) -> list[dict]:
 
 
 def _edit_name(edit: dict) -> str:
-    whose = "own activation" if len(set(edit["direction"].split("<-"))) == 1 else "activation of the other model"
+    whose = "own activation" if edit["direction"] in labels.WITHIN else "activation of the other model"
     name = f"L{edit['layer']}.{edit['site']}: {ARMS.get(edit['arm'], whose + ', mapped by ' + edit['arm'])}"
-    return name + (", all positions" if edit["unit"] == "all_pos" else "")
+    return name + (", all positions" if edit["unit"] == labels.ALL_POSITIONS else "")
 
 
 def _change(row: dict | None) -> str:
@@ -249,7 +250,7 @@ def _side_by_side(one: dict, *, folded: bool) -> dict:
     said = [("base", one["base"], one["tuned"]), ("tuned", one["tuned"], one["base"])]
     edits = {(edited["direction"], edited["arm"]): edited for edited in reversed(one["patched"])}  # each kind at its first layer
     for edited in list(edits.values())[::-1][:EDITS]:
-        runs = edited["direction"].partition("<-")[0]
+        runs = labels.runner(edited["direction"])
         said.append((f"{MODELS[edited['direction']]}, {_edit_name({'unit': None} | edited)}", edited["text"], one[runs]))
     told = [{"who": who, "spans": _spans(text, other)} for who, text, other in said]
     return {"kind": "answers", "title": visible(one["prompt"]), "asked": visible(one["text"]), "said": told, "folded": folded}

@@ -4,6 +4,7 @@ from typing import Any
 
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import charts_heads, coverage, findings, findings_heads, phrasing
 from mechdiff.report.findings import BREAKAGE, RECOVERY
 from mechdiff.report.findings_heads import WORDS, Game
@@ -75,9 +76,9 @@ def _inside(run: Run, one: Game, found: pl.DataFrame) -> list[dict]:
     arms = {(r["unit"], r["arm"]): share(r["share"]) for r in here.iter_rows(named=True)}
     lines = []
     for head in sorted(range(one.n), key=lambda head: -abs(shares.shapley.share[head]))[:TOP]:
-        split = (arms.get((f"head {head}", arm), "–") for arm in ("contribution", "routing", "write"))
+        split = (arms.get((labels.head_unit(head), arm), "–") for arm in ("contribution", "routing", "write"))
         of_all = (share(v) if v == v else "–" for v in (shares.shapley.share[head], shares.fisher[head]))
-        lines.append((_unbroken(f"L{one.layer}.head {head}"), *split, *of_all, share(missed.share[head]) if missed else "–"))
+        lines.append((_unbroken(f"L{one.layer}.{labels.head_unit(head)}"), *split, *of_all, share(missed.share[head]) if missed else "–"))
     columns = ("head", "effect / D", "routing / D", "write / D", "Shapley", "Fisher", "needed")
     title = f"{WORDS[one.direction].capitalize()} by the heads of L{one.layer}. "
     title += "Shapley, Fisher and needed (what is lost without the head): shares of the effect of all"

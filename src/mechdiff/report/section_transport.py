@@ -4,6 +4,7 @@ from typing import Any
 
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import charts_transport, findings, findings_closer, findings_transport, wording_transport
 from mechdiff.report.findings_transport import CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report.parts import Drawn, Run, Section, note, table
@@ -238,8 +239,11 @@ def _controls_table(run: Run) -> list[dict]:
     close = _nats_by_control(run)
     moved = findings_transport.recovered(run.rows, controls=True)
     real = {(r["name"], r["arm"]): r["share"] for r in findings_transport.recovered(run.rows).iter_rows(named=True)}
-    kinds = pl.col("control").str.replace(r"#\d+$", "").str.replace(r"^bogus_map:L\d+$", "bogus_map")
-    shares = moved.with_columns(kind=kinds).group_by("name", "arm", "kind").agg(best=pl.col("share").max(), mean=pl.col("share").mean())
+    shares = (
+        moved.with_columns(kind=labels.control_kind_column())
+        .group_by("name", "arm", "kind")
+        .agg(best=pl.col("share").max(), mean=pl.col("share").mean())
+    )
     by = {(r["name"], r["arm"], r["kind"]): r for r in shares.iter_rows(named=True)}
     early = {(name.partition(".")[2], arm): r["mean"] for (name, arm, kind), r in by.items() if kind == "early_layer"}
     lines = []
@@ -268,7 +272,7 @@ def _nats_by_control(run: Run) -> dict[tuple[str, str], dict[str, float]]:
     means = means.sort("layer", findings_transport.kind_place(), findings_transport.arm_place(), "control")
     found: dict[tuple[str, str], dict[str, float]] = {}
     for r in means.iter_rows(named=True):
-        kind = (r["control"] or "real").partition("#")[0].partition(":")[0]
+        kind = labels.control_kind(r["control"] or "real")
         here = found.setdefault((r["name"], r["arm"]), {})
         here[kind] = min(here.get(kind, float("inf")), r["nats"])
     return {key: kinds for key, kinds in found.items() if set(kinds) - {"real"}}

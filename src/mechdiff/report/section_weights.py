@@ -5,6 +5,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import drawing, findings_weights
 from mechdiff.report.drawing import BLUE, INK, LEFT, ORANGE, QUIET, SHARE_RANGE, WIDE, Chart
 from mechdiff.report.findings_weights import HEADS, IN_BLOCKS, OUTSIDE, short_tensor
@@ -276,7 +277,7 @@ def head_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width
             continue
         records = [
             {"head": r["head"], "layer": r["layer"], "x": r["layer"] - 0.47, "end": r["layer"] + 0.47, "low": r["head"] - 0.45,
-             "high": r["head"] + 0.45, "change": r["change"], "says": f"L{r['layer']}.head {r['head']}: {nats(r['change'])}"}
+             "high": r["head"] + 0.45, "change": r["change"], "says": f"{labels.player_name((r['layer'], r['head']))}: {nats(r['change'])}"}
             for r in part.iter_rows(named=True) if r["change"] > 0
         ]  # fmt: skip
         left = drawing.layer_axis(layers, width, field="x", title=place == len(HEADS) - 1)

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mechdiff import shares
+from mechdiff import labels, shares
 from mechdiff.report import intervals, simulated
 from mechdiff.report.intervals import FEW, FEWEST
 from mechdiff.report.memory import once
@@ -67,7 +67,6 @@ TOTALS = ("total", "total_reverse")
 BINARY = ("top1_same", "refusal", "mc_correct", "mc_correct_sum", "mc_correct_per_token", "exact_match", "cut_off")
 MAPPED = ("patching", "transport", "rank")
 EDITED = (*MAPPED, "steering", "heads")
-CROSSED = ("tuned<-base", "base<-tuned")
 """Directions in which one model runs with a state of the other, mapped or not."""
 ON_DIVERGENT_TOKEN = "^(logit_diff_divergent|(upstream_effect|downstream_effect|interaction)_logits)$"
 """Metrics of the logits of the two models' first choices: undefined where these are one token."""
@@ -95,7 +94,7 @@ def summarise(rows: pl.DataFrame, *, prompts: Prompts = (), seed: int = 0) -> pl
 
 def _tokens_together(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows of single tokens (`token 17`) become one per prompt: their mean over the prompt's tokens, under the unit `tokens`."""
-    of_token = (pl.col("measure") == "divergence") & pl.col("unit").str.starts_with("token ").fill_null(False)
+    of_token = (pl.col("measure") == "divergence") & labels.is_token()
     tokens = rows.filter(of_token)
     if tokens.is_empty():
         return rows
@@ -134,7 +133,7 @@ def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
     it to first order: its floor is the largest distance from there.
     """
     clean = _of_the_pair(rows).select("split", "prompt", pl.col("metric").alias("between"), clean="value")
-    unedited = rows.filter(pl.col("control") == "no_op").with_columns(_runner())
+    unedited = rows.filter(pl.col("control") == "no_op").with_columns(labels.runner_column())
     unedited = unedited.with_columns(between=pl.col("runner").replace_strict(between_models(rows), default=None, return_dtype=pl.String))
     unedited = unedited.join(clean, on=["split", "prompt", "between"], how="left")
     own, other = pl.col("metric").is_in([*shares.OWN, *shares.OWN_JS]), pl.col("metric") == shares.OTHER
@@ -160,7 +159,7 @@ def prompt_matrix(rows: pl.DataFrame, by: str = "layer") -> tuple[list[str], lis
 
 def _null_draw() -> pl.Expr:
     """One draw of a null distribution that is a value of the whole set."""
-    return pl.col("prompt").is_null() & pl.col("control").str.contains("#").fill_null(False)
+    return pl.col("prompt").is_null() & labels.is_draw()
 
 
 def _of_the_pair(rows: pl.DataFrame) -> pl.DataFrame:
@@ -263,11 +262,6 @@ def _statistics(values: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     return found
 
 
-def _runner() -> pl.Expr:
-    """The model that runs: what stands before the arrow of a direction."""
-    return pl.col("direction").str.split("<-").list.first().alias("runner")
-
-
 def _with_floors(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     """`floor`, by running model and split; `floor_either`, the larger of both models, for divergences between the two."""
     floors = noise_floors(rows)
@@ -275,7 +269,7 @@ def _with_floors(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
         pl.lit(on_shared(rows)) & (pl.col("metric") == shares.OTHER)
     )
     own_of = pl.col("metric").str.extract("^(kl|js)_") + "_own" + pl.when(on_both).then(pl.lit("_shared")).otherwise(pl.lit("")) + "_nats"
-    table = table.with_columns(_runner(), kl_or_js=own_of)
+    table = table.with_columns(labels.runner_column(), kl_or_js=own_of)
     of_metric = floors.rename({"floor": "floor_of_metric"})
     table = table.join(of_metric, on=["runner", "split", "metric"], how="left", maintain_order="left")
     own = floors.rename({"metric": "kl_or_js", "floor": "floor_own"})
@@ -374,7 +368,7 @@ def _with_drop(table: pl.DataFrame) -> pl.DataFrame:
     whole site's. Of one measure or another, the identity's rank is null or 0.
     """
     place = ["direction", "split", "layer", "site", "of_unit", "strength", "metric"]
-    own = pl.col("metric").is_in(shares.OWN) & pl.col("measure").is_in(MAPPED) & pl.col("direction").is_in(CROSSED)
+    own = pl.col("metric").is_in(shares.OWN) & pl.col("measure").is_in(MAPPED) & pl.col("direction").is_in(labels.CROSSED)
     table = table.with_columns(of_unit=pl.when(pl.col("unit").ne_missing("fisher")).then("unit"))
     plain = pl.col("control").is_null() & (pl.col("rank").fill_null(0) == 0)
     identity = table.filter(own, pl.col("arm") == "identity", plain, pl.col("mean") > FLOORS * pl.col("floor").fill_null(0))

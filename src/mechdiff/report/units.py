@@ -19,6 +19,7 @@ from typing import Any
 
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.rows import COLUMNS, KEY, WITHOUT
 
 PLACE = ["split", "layer", "site", "unit", "control"]
@@ -36,7 +37,7 @@ def clustered(rows: pl.DataFrame, prompts: Prompts) -> pl.DataFrame:
         [(split, prompt, unit) for (split, prompt), unit in names.items()], schema=["split", "prompt", "in_cluster"], orient="row"
     )
     joined = rows.join(units, on=["split", "prompt"], how="left", maintain_order="left")
-    of_token = pl.col("unit").str.starts_with("token ").fill_null(False)
+    of_token = labels.is_token()
     together = pl.col("in_cluster").is_not_null() & ~of_token
     members = joined.filter(together)
     alone = joined.filter(~together).select(COLUMNS)

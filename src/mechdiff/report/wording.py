@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.report import (
     findings,
     findings_constant,
@@ -128,7 +129,7 @@ def how_many_modules(rows: pl.DataFrame) -> str:
         return ""
     row, wanted = found.row, share(findings_grafting.WANTED, 1)
     on = "these" if found.chosen_on == findings.reported(rows, "grafting") else f"the {found.chosen_on}"
-    names = (row["unit"] or "").replace("+", " + ")
+    names = " + ".join(labels.set_of(row["unit"]))
     recovers = with_interval(row["share"], row["low"], row["high"], digits=2)
     if found.enough:
         size = "one module" if row["rank"] == 1 else f"{row['rank']} modules"

@@ -9,14 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.gradients import gradients
 from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Variant
 from mechdiff.engine.sites import Site
+from mechdiff.labels import Player
 from mechdiff.measures import attribution as measure
 from mechdiff.measures import heads
 from mechdiff.measures.counterfactuals import Along, chunks
-from mechdiff.measures.heads import Player
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.head_bench import Bench, output_of
@@ -89,7 +90,7 @@ def attribute(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 def _heads(found: _Attributed, layer: int, values: Float[Tensor, "prompt head"], arm: str, **columns: Any) -> None:
     for head, each in enumerate(values.unbind(1)):
-        found.add(each, layer=layer, site="attn_proj", unit=f"head {head}", arm=arm, metric="attributed_logits", **columns)
+        found.add(each, layer=layer, site="attn_proj", unit=labels.head_unit(head), arm=arm, metric="attributed_logits", **columns)
 
 
 def _path(found: _Attributed) -> None:
@@ -119,7 +120,7 @@ def _own_heads(found: _Attributed, clean: dict[Site, Tensor]) -> None:
         mean = heads.written(on_fit[layer, :, 0].unflatten(1, weights.shape[:2]).mean(0, keepdim=True), weights)
         own = heads.written(found.bench.state(side, "z", layer).unflatten(1, weights.shape[:2]), weights)
         values = measure.by_head(clean[Site(layer, "attn_proj")], mean - own)
-        _heads(found, layer, values, "grad_x_diff", direction=f"{side}<-{side}")
+        _heads(found, layer, values, "grad_x_diff", direction=labels.direction_of(side, side))
 
 
 def _true_effects(found: _Attributed) -> None:
@@ -131,7 +132,9 @@ def _true_effects(found: _Attributed) -> None:
     along = Along(name="effect_logits", weights=found.weights.nan_to_num()[None], which=[0] * len(variants))
     effects = found.bench.scores(variants, (), along)["effect_logits"][:, 1:]
     effects = effects.masked_fill(found.weights.isnan().any(-1)[:, None], torch.nan)
-    names = [(layer, f"head {head}") for layer, head in players] + [(layer, "all") for layer in found.layers]
+    names = [(layer, labels.head_unit(head)) for layer, head in players if head is not None] + [
+        (layer, labels.ALL) for layer in found.layers
+    ]
     for (layer, unit), values in zip(names, effects.unbind(1), strict=True):
         found.add(values, layer=layer, site="attn_proj", unit=unit, arm="contribution", metric="effect_logits")
 
@@ -148,13 +151,13 @@ def validated(run: Execution, direction: str) -> dict[str, list[Player]]:
 
 
 def _weights(run: Execution, cell: Cell, bench: Bench) -> Float[Tensor, "prompt vocab"]:
-    metric, tokens, labels = cell.key["settings"]["metric"], run.prepared.tokens, None
+    metric, tokens, listed = cell.key["settings"]["metric"], run.prepared.tokens, None
     if metric == "label":
         tokenizer = run.prepared.pair.tokenizer("tuned")
         ids = [measure.label_token(name, run.prompt(cell.key["split"], name).prompt.label, tokenizer) for name in cell.key["ids"]]
-        labels = tokens.listed("tuned", torch.tensor(ids)).tolist()
+        listed = tokens.listed("tuned", torch.tensor(ids)).tolist()
     logits = {side: bench.states[side].logits for side in ("base", "tuned")}
-    return measure.weights_of(metric, logits["base"], logits["tuned"], labels, n_shared=tokens.n_shared)
+    return measure.weights_of(metric, logits["base"], logits["tuned"], listed, n_shared=tokens.n_shared)
 
 
 def attribution_record(run: Execution) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def attribution_record(run: Execution) -> dict[str, Any]:
     chosen = {direction: validated(run, direction) for direction in DIRECTIONS}
     by = {direction: "select" if one["top"] else "chance" for direction, one in chosen.items()}
     said = {
-        direction: {what: [heads.player_name(player) for player in players] for what, players in one.items()} | {"by": by[direction]}
+        direction: {what: [labels.player_name(player) for player in players] for what, players in one.items()} | {"by": by[direction]}
         for direction, one in chosen.items()
     }
     shared = run.prepared.tokens.n_shared

@@ -12,6 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.continued import Continuation, Likelihoods, likelihoods
 from mechdiff.engine.models import Model
 from mechdiff.engine.prompts import Prompt
@@ -181,7 +182,7 @@ def behave(run: Execution, cell: Cell, model: Model | None) -> Result:
     values: list[Value] = []
     for i, (name, answer) in enumerate(zip(asker.names, answers, strict=True)):
         for (metric, style), value in asker.said(i, answer).items():
-            values.append({"prompt": name, "metric": metric, "unit": f"{model.side}, {style}" if style else model.side, "value": value})
+            values.append({"prompt": name, "metric": metric, "unit": labels.answer_unit(model.side, style), "value": value})
     values += _drawn(asker)
     values += _scored(asker)
     frame = table(values, measure="behaviour", split=published(cell.key["split"])) if values else empty()
@@ -198,7 +199,7 @@ def _drawn(asker: Asker) -> list[Value]:
             for (metric, style), value in asker.said(i, answer).items():
                 if style is None:
                     sums[i].setdefault(metric, []).append(value)
-    unit = f"{asker.model.side}, sampled"
+    unit = labels.answer_unit(asker.model.side, labels.SAMPLED)
     return [
         {"prompt": name, "metric": metric, "unit": unit, "value": sum(each) / len(each)}
         for name, found in zip(asker.names, sums, strict=True)
@@ -223,7 +224,10 @@ def _scored(asker: Asker) -> list[Value]:
     for name, one, logps, coverage in cut:
         inside = {metric: value for metric, value in one.values(logps).items() if math.isfinite(value)}
         inside |= {"mask_coverage": sum(coverage) / len(coverage)} if coverage else {}
-        values += [{"prompt": name, "metric": metric, "unit": f"{side}, shared tokens", "value": value} for metric, value in inside.items()]
+        values += [
+            {"prompt": name, "metric": metric, "unit": labels.answer_unit(side, labels.SHARED_TOKENS), "value": value}
+            for metric, value in inside.items()
+        ]
     return values
 
 

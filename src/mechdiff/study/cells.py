@@ -94,14 +94,3 @@ def shards(items: Sequence[Item], n_variants: int, n_pos: int | None, max_rows: 
     size = 1 if n_pos is None else max(1, max_rows // ((n_variants + 1) * n_pos))
     n_groups = -(-len(by_length) // size)
     return [tuple(by_length[i * len(by_length) // n_groups : (i + 1) * len(by_length) // n_groups]) for i in range(n_groups)]
-
-
-def n_positions(position: str) -> int | None:
-    """Positions that a study's word stands for: decision and words (a mean) 1, last_4 and spread_4 4, all None."""
-    return None if position == "all" else 1 if position in ("decision", "words") else int(position.rpartition("_")[2])
-
-
-def unit_of(position: str, width: int) -> str | None:
-    """The row contract's unit: null for the whole site at the decision position."""
-    words = ([f"window {width}"] if width > 1 else []) + ([] if position == "decision" else ["all_pos" if position == "all" else position])
-    return ", ".join(words) or None

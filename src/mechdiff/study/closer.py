@@ -9,6 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.gradients import fisher_samples
 from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Variant, Write
@@ -41,19 +42,19 @@ class _Look:
     def __init__(self, run: Execution, cell: Cell) -> None:
         self.direction, self.split, self.kind = cell.key["direction"], cell.key["split"], cell.key["kind"]
         sides = {side: run.states(side, self.split, "decision", cell.key["ids"]).kinds[self.kind][:, :, 0] for side in ("base", "tuned")}
-        self.source, self.own = sides["base"], sides[self.direction.partition("<-")[0]]
+        self.source, self.own = sides["base"], sides[labels.runner(self.direction)]
         """`[layer, prompt, d]`: what maps are applied to, and what the running model has there."""
         self.variants: list[Variant] = []
         self.labels: list[dict[str, Any]] = []
 
-    def write(self, layer: int, state: Tensor, **labels: Any) -> None:
+    def write(self, layer: int, state: Tensor, **named: Any) -> None:
         self.variants.append({Site(layer, self.kind): Write(value=state[:, None].float())})
-        self.labels.append({"layer": layer, **labels})
+        self.labels.append({"layer": layer, **named})
 
     def rows(self, run: Execution, cell: Cell, model: Model, measure: str) -> pl.DataFrame:
         columns = {name: [label.get(name) for label in self.labels] for name in ("layer", "arm", "rank", "strength", "control", "unit")}
-        labels = labelled(len(self.labels), measure=measure, direction=self.direction, split=self.split, site=self.kind, **columns)
-        return run.variants(cell, model, self.variants, labels, metrics=LOCATING if measure == "rank" else EVERY)
+        named = labelled(len(self.labels), measure=measure, direction=self.direction, split=self.split, site=self.kind, **columns)
+        return run.variants(cell, model, self.variants, named, metrics=LOCATING if measure == "rank" else EVERY)
 
 
 def closer(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -93,7 +94,7 @@ def _controls(run: Execution, cell: Cell, look: _Look, options: TransportOptions
             for other in layers:
                 if other != layer:
                     one = maps_at(run, cell, other).there[arm]
-                    look.write(layer, one.transform(source), arm=arm, rank=one.rank_, control=f"bogus_map:L{other}")
+                    look.write(layer, one.transform(source), arm=arm, rank=one.rank_, control=labels.other_layer(other))
             if len(run.prepared.rendered["fit"]) > 1:
                 shuffled = maps_at(run, cell, layer, shuffled=True).there[arm]
                 look.write(layer, shuffled.transform(source), arm=arm, rank=shuffled.rank_, control="permuted")
@@ -102,7 +103,7 @@ def _controls(run: Execution, cell: Cell, look: _Look, options: TransportOptions
                 change = one.transform(source) - own
                 for draw in range(RANDOM_DRAWS):
                     seen = transport.projected_at_random(change, one.rank_, seed=cell.key["seed"] + draw)
-                    look.write(layer, own + seen, arm=arm, rank=one.rank_, control=f"random_subspace#{draw}")
+                    look.write(layer, own + seen, arm=arm, rank=one.rank_, control=labels.draw("random_subspace", draw))
     early = run.n_layers // EARLY
     if early not in layers and early in options.layer_numbers(run.n_layers):
         for arm in asked:
@@ -180,4 +181,4 @@ def _write_curve(look: _Look, layer: int, maps: Sequence[rank.RankedMap], option
             look.write(layer, own + strength * (target - own), arm=one.arm, rank=one.rank, strength=strength)
         for draw in range(options.draws if one.rank else 0):
             moved = transport.projected_at_random(target - at_zero, one.rank, seed=seed + draw)
-            look.write(layer, at_zero + moved, arm=one.arm, rank=one.rank, control=f"random_subspace#{draw}")
+            look.write(layer, at_zero + moved, arm=one.arm, rank=one.rank, control=labels.draw("random_subspace", draw))

@@ -20,6 +20,7 @@ from mechdiff.engine.prompts import clusters_of
 from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import ENGINES, Engine, Variant
 from mechdiff.errors import RunError, StudyError
+from mechdiff.labels import n_positions
 from mechdiff.measures import patching
 from mechdiff.measures.counterfactuals import Along, Scores, moved_logits, score_rows, scores
 from mechdiff.measures.grafting import Lattice
@@ -27,8 +28,9 @@ from mechdiff.measures.maps_by_name import logit_directions
 from mechdiff.measures.outcome import EVERY
 from mechdiff.measures.transport import Maps
 from mechdiff.measures.weights import readout
+from mechdiff.spacing import evenly_spaced
 from mechdiff.study.artifacts import RunFolder
-from mechdiff.study.cells import Cell, n_positions
+from mechdiff.study.cells import Cell
 from mechdiff.study.manifest import engines
 from mechdiff.study.options import CloserOptions
 from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS
@@ -145,8 +147,7 @@ class Execution:
             self._hot = (choose_layers(pl.concat([self.folder.load(cell.key).frame for cell in found])) if found else None) or {}
         layers = options.layer_numbers(self.n_layers)
         hot = [layer for layer in self._hot.get("hot_layers", []) if layer in layers]
-        few = min(FEW, len(layers))
-        return hot or [layers[(2 * i + 1) * len(layers) // (2 * few)] for i in range(few)]
+        return hot or list(evenly_spaced(FEW, layers))
 
     def logit_directions(self, arm: str, q: int) -> Float[Tensor, "d q"]:
         """What the tuned model's unembedding reads most, or both models' (`logit_subspace_joint`)."""
@@ -243,8 +244,7 @@ def positions(one: Rendered, position: str, side: str) -> list[int]:
     if position.startswith("spread"):
         assert n_pos
         before = one.positions[: -1 - LAST_LEFT_OUT]
-        spread = [before[(2 * i + 1) * len(before) // (2 * (n_pos - 1))] for i in range(n_pos - 1)]
-        return [pair[model] for pair in (*spread, one.positions[-1])]
+        return [pair[model] for pair in (*evenly_spaced(n_pos - 1, before), one.positions[-1])]
     pairs = one.positions[-n_pos:] if n_pos else one.positions
     length = n_pos or len(one.ids_base)
     for which, ids in enumerate((one.ids_base, one.ids_tuned)):

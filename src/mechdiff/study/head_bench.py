@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from mechdiff import shares
+from mechdiff import labels, shares
 from mechdiff.engine.changes import Change
 from mechdiff.engine.families import QUANTIZED, family_of
 from mechdiff.engine.models import DTYPES, Model, Pair, Side, is_quantized
@@ -137,14 +137,14 @@ def head_layout(run: Execution) -> Layout:
 
 def units(run: Execution, n_heads: int, *, groups: bool) -> list[tuple[str, Sequence[int]]]:
     """(the rows' unit, heads) of every head, every key-value group that has several, and all."""
-    found: list[tuple[str, Sequence[int]]] = [(f"head {head}", [head]) for head in range(n_heads)]
+    found: list[tuple[str, Sequence[int]]] = [(labels.head_unit(head), [head]) for head in range(n_heads)]
     n_groups = head_layout(run).n_groups
     size = n_heads // n_groups
     if groups and size > 1:
-        found += [(f"group {group}", range(group * size, (group + 1) * size)) for group in range(n_groups)]
-    return [*found, ("all", range(n_heads))]
+        found += [(labels.group_unit(group), range(group * size, (group + 1) * size)) for group in range(n_groups)]
+    return [*found, (labels.ALL, range(n_heads))]
 
 
-def columns(labels: Sequence[Mapping[str, Any]], **constant: Any) -> pl.DataFrame:
-    names = {name for label in labels for name in label}
-    return labelled(len(labels), **{name: [label.get(name) for label in labels] for name in names}, **constant)
+def columns(places: Sequence[Mapping[str, Any]], **constant: Any) -> pl.DataFrame:
+    names = {name for label in places for name in label}
+    return labelled(len(places), **{name: [label.get(name) for label in places] for name in names}, **constant)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from mechdiff import shares
+from mechdiff import labels, shares
+from mechdiff.labels import Player
 from mechdiff.measures.divergence import total_effect
-from mechdiff.measures.heads import Player
 from mechdiff.rows import empty
+from mechdiff.spacing import evenly_spaced
 from mechdiff.study.execution import Execution
 from mechdiff.study.options import HeadsOptions
 
@@ -39,11 +40,9 @@ def closer_layers(run: Execution) -> tuple[list[int], str]:
     options = heads_options(run)
     if options.closer != "hot":
         return list(options.closer), "named"
-    effects = chosen_effects(run).filter(pl.col("unit") == "all").group_by("layer").agg(pl.col("v").mean())
+    effects = chosen_effects(run).filter(pl.col("unit") == labels.ALL).group_by("layer").agg(pl.col("v").mean())
     if effects.is_empty():
-        layers = options.layer_numbers(run.n_layers)
-        few = min(options.hot, len(layers))
-        return [layers[(2 * i + 1) * len(layers) // (2 * few)] for i in range(few)], "spread"
+        return list(evenly_spaced(options.hot, options.layer_numbers(run.n_layers))), "spread"
     return sorted(effects.sort("v", "layer", descending=[True, False])["layer"].head(options.hot).to_list()), "select"
 
 
@@ -57,11 +56,11 @@ def network_orders(run: Execution, direction: str) -> dict[str, list[Player]]:
 def order(run: Execution, direction: str, by: str) -> list[Player]:
     """All heads and MLPs of the network, the strongest on select first, `by` "single" effect or "attribution"; empty where that is not known."""
     if by == "single":
-        found = chosen_effects(run).filter(pl.col("direction") == direction, pl.col("unit").ne_missing("all"))
+        found = chosen_effects(run).filter(pl.col("direction") == direction, pl.col("unit").ne_missing(labels.ALL))
     else:
         found = attributed(run, direction)
     found = found.sort(-pl.col("v"), "layer", "site", "unit", nulls_last=True)
-    return [(layer, int(unit.removeprefix("head ")) if unit else None) for layer, unit in found.select("layer", "unit").iter_rows()]
+    return [(layer, labels.head_of(unit)) for layer, unit in found.select("layer", "unit").iter_rows()]
 
 
 def attributed(run: Execution, direction: str) -> pl.DataFrame:
@@ -70,9 +69,9 @@ def attributed(run: Execution, direction: str) -> pl.DataFrame:
         cell for cell in run.cells if cell.stage == "attribution" and (cell.key["split"], cell.key["direction"]) == ("select", direction)
     ]
     rows = pl.concat([run.folder.load(cell.key).frame for cell in cells]) if cells else empty()
-    players = (pl.col("site") == "mlp_out") & pl.col("unit").is_null() | pl.col("unit").str.starts_with("head")
+    players = (pl.col("site") == "mlp_out") & pl.col("unit").is_null() | labels.is_head()
     rows = rows.filter(pl.col("arm") == "grad_x_diff", players, pl.col("direction") == direction, pl.col("value").is_not_nan())
-    towards = -1 if direction == "tuned<-base" else 1
+    towards = -1 if direction == labels.BASE_INTO_TUNED else 1
     return rows.group_by("layer", "site", "unit", maintain_order=True).agg(v=towards * pl.col("value").mean())
 
 
@@ -89,9 +88,7 @@ def greedy_order(run: Execution, direction: str, layer: int) -> list[int]:
 
 def top_heads(run: Execution) -> list[Player]:
     """The heads of the largest effect on select, in either direction."""
-    found = chosen_effects(run).filter(pl.col("unit").str.starts_with("head"))
+    found = chosen_effects(run).filter(labels.is_head())
     best = found.group_by("layer", "unit").agg(pl.col("v").max()).sort(-pl.col("v"), "layer", "unit")
     best = best.filter(pl.col("v") > LEAST * pl.col("v").max())
-    return [
-        (layer, int(unit.removeprefix("head "))) for layer, unit in best.select("layer", "unit").head(heads_options(run).top).iter_rows()
-    ]
+    return [(layer, labels.head_of(unit)) for layer, unit in best.select("layer", "unit").head(heads_options(run).top).iter_rows()]

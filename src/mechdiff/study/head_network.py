@@ -9,12 +9,13 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.looks import attention_at_decision, pattern_js_nats
 from mechdiff.engine.models import Model
 from mechdiff.errors import ModelError
+from mechdiff.labels import Player
 from mechdiff.measures import games, heads
 from mechdiff.measures.counterfactuals import score_rows
-from mechdiff.measures.heads import Player
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
@@ -44,7 +45,7 @@ def head_network(run: Execution, cell: Cell, model: Model | None) -> Result:
     bench, key = Bench(run, cell, model), cell.key
     blocks = {layer: bench.block(layer) for layer in key["layers"]}
     mlps = {layer: bench.state(bench.theirs, "mlp_out", layer) for layer in key["layers"]}
-    labels: list[dict[str, Any]] = []
+    places: list[dict[str, Any]] = []
     sets: list[tuple[Player, ...]] = []
     for site, only_heads in (("attn_proj", True), (None, False)):
         by = [
@@ -53,17 +54,17 @@ def head_network(run: Execution, cell: Cell, model: Model | None) -> Result:
         everyone = by[0]
         nested = {frozenset(players[:k]): tuple(players[:k]) for players in by for k in ACROSS if k < len(players)}
         sets += [*nested.values(), tuple(everyone)]
-        labels += [{"site": site, "unit": "+".join(map(heads.player_name, sorted(one, key=_place)))} for one in nested.values()]
-        labels.append({"site": site, "unit": "all"})
+        places += [{"site": site, "unit": labels.set_unit(map(labels.player_name, sorted(one, key=_place)))} for one in nested.values()]
+        places.append({"site": site, "unit": labels.ALL})
         for k in [k for k in ACROSS if k < len(everyone)][:AT_RANDOM] if only_heads else []:
             drawn = games.random_coalitions(len(everyone), k, key["draws"], key["seed"])
             sets += [tuple(everyone[i] for i in sorted(one)) for one in drawn]
-            labels += [{"site": site, "rank": k, "control": f"random_set#{i}"} for i in range(len(drawn))]
+            places += [{"site": site, "rank": k, "control": labels.draw("random_set", i)} for i in range(len(drawn))]
     frames = []
     for start in range(0, len(sets), AT_ONCE):
         part = slice(start, start + AT_ONCE)
         variants = [heads.swap_across(one, blocks, mlps) for one in sets[part]]
-        named = columns(labels[part], measure="heads", direction=key["direction"], split=key["split"], arm="contribution")
+        named = columns(places[part], measure="heads", direction=key["direction"], split=key["split"], arm="contribution")
         frames.append(score_rows(bench.scores(variants, (bench.metric,)), named, key["ids"]))
     return pl.concat(frames), {}
 
@@ -93,15 +94,16 @@ def looks(run: Execution, cell: Cell, model: Model | None) -> Result:
     found = {}
     for layer, head in chosen:
         rows = [torch.nn.functional.pad(one[layer][head or 0], (0, longest - one[layer].shape[1])) for one in patterns]
-        found[heads.player_name((layer, head))] = torch.stack(rows).numpy()
+        found[labels.player_name((layer, head))] = torch.stack(rows).numpy()
     return empty(), found
 
 
 def attention(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of how far the two models' attention of the top heads differ."""
     values = [
-        {"layer": layer, "unit": f"head {head}", "prompt": name, "value": js}
+        {"layer": layer, "unit": labels.head_unit(head), "prompt": name, "value": js}
         for (layer, head), per_prompt in _pairs(run, cell).items()
+        if head is not None
         for name, (_, _, js) in zip(cell.key["ids"], per_prompt, strict=True)
     ]
     return table(values, measure="heads", split=cell.key["split"], site="attn_proj", metric="attention_js_nats"), {}
@@ -116,7 +118,7 @@ def _pairs(run: Execution, cell: Cell) -> dict[Player, list[tuple[Tensor, Tensor
         for i, name in enumerate(cell.key["ids"]):
             places = run.prompt(cell.key["split"], name).positions
             base, tuned = (
-                torch.from_numpy(held[side][heads.player_name(player)][i])[[place[which] for place in places]]
+                torch.from_numpy(held[side][labels.player_name(player)][i])[[place[which] for place in places]]
                 for which, side in enumerate(("base", "tuned"))
             )
             pairs.append((base, tuned, float(pattern_js_nats(base, tuned))))
@@ -151,7 +153,9 @@ def heads_record(run: Execution) -> dict[str, Any]:
             "heads_per_group": layout.n_heads // layout.n_groups,
             "exact": layout.n_heads <= options.exact_up_to,
             **options.model_dump(include={"permutations", "draws"}),
-            "orders": {direction: {way: [*map(heads.player_name, found)] for way, found in by.items()} for direction, by in orders.items()},
+            "orders": {
+                direction: {way: [*map(labels.player_name, found)] for way, found in by.items()} for direction, by in orders.items()
+            },
             "greedy": {direction: {str(layer): greedy_order(run, direction, layer) for layer in layers} for direction in DIRECTIONS},
             **{
                 way: {direction: {str(layer): within(by.get(way, []), layer) for layer in layers} for direction, by in orders.items()}
@@ -173,7 +177,7 @@ def _looked_at(run: Execution) -> list[dict[str, Any]]:
                 one = run.prompt(cell.key["split"], name)
                 ids = [one.ids_tuned[place[1]] for place in one.positions]
                 said = {side: _most(weights, ids, tokenizer) for side, weights in (("base", base), ("tuned", tuned))}
-                found.append({"head": heads.player_name(player), "prompt": name, **said, "js": js})
+                found.append({"head": labels.player_name(player), "prompt": name, **said, "js": js})
     return found
 
 

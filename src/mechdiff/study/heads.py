@@ -9,6 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.sites import Site
@@ -36,16 +37,16 @@ def every_head(run: Execution, cell: Cell, model: Model | None) -> Result:
     everyone = [heads.swap(layer, changes[layer], range(blocks[layer].n_heads)) for layer in layers]
     along = _checked(bench, layers, everyone) if published else None
     variants: list[Variant] = []
-    labels: list[dict[str, Any]] = []
+    places: list[dict[str, Any]] = []
     for layer in layers:
         for unit, chosen in units(run, blocks[layer].n_heads, groups=published):
             variants.append(heads.swap(layer, changes[layer], chosen))
-            labels.append({"layer": layer, "site": "attn_proj", "unit": unit})
-    groups = [layers.index(label["layer"]) for label in labels]
+            places.append({"layer": layer, "site": "attn_proj", "unit": unit})
+    groups = [layers.index(label["layer"]) for label in places]
     asked: dict[str, Any] = {"measure": "heads", "direction": key["direction"], "split": key["split"], "arm": "contribution"}
     metrics = LOCATING if published else (bench.metric,)
     found = bench.scores(variants, metrics, Along(name="fisher_nats", weights=along, which=groups) if along is not None else None)
-    frames = [score_rows(found, columns(labels, **asked), key["ids"], floor=key["floor"] and published)]
+    frames = [score_rows(found, columns(places, **asked), key["ids"], floor=key["floor"] and published)]
     mlps: list[Variant] = [{Site(layer, "mlp_out"): Write(value=bench.state(bench.theirs, "mlp_out", layer)[:, None])} for layer in layers]
     frames.append(
         score_rows(bench.scores(mlps, metrics), columns([{"layer": layer, "site": "mlp_out"} for layer in layers], **asked), key["ids"])
@@ -79,7 +80,7 @@ def head_orders(run: Execution, cell: Cell, model: Model | None) -> Result:
         order = games.greedy(game, min(cell.key["picks"], game.n))
         found[str(layer)] = np.array(order)
         several = [one for one in games.prefixes(order) if 1 < len(one) < game.n]  # single heads, and all, are rows of `every_head`
-        named = [({"unit": heads.unit(one, game.n), "metric": bench.metric}, bench.as_metric(game.value(one))) for one in several]
+        named = [({"unit": labels.heads_unit(one, game.n), "metric": bench.metric}, bench.as_metric(game.value(one))) for one in several]
         frames += [_as_rows(bench, layer, named)] if named else []
     return pl.concat(frames), found
 
@@ -115,19 +116,19 @@ def _sets(bench: Bench, here: Block) -> pl.DataFrame:
     game.values([*(games.every(n) if exact else prefixes), *named, *(one for drawn in draws.values() for one in drawn)])
     shapley = games.shapley_exact(game) if exact else games.shapley_sampled(game, orders)[0]
     found: list[tuple[dict[str, Any], np.ndarray]] = [
-        ({"unit": heads.unit(one, n), "metric": bench.metric}, bench.as_metric(game.value(one))) for one in named
+        ({"unit": labels.heads_unit(one, n), "metric": bench.metric}, bench.as_metric(game.value(one))) for one in named
     ]
-    found += [({"unit": f"head {head}", "metric": "shapley_nats"}, values) for head, values in enumerate(shapley)]
+    found += [({"unit": labels.head_unit(head), "metric": "shapley_nats"}, values) for head, values in enumerate(shapley)]
     for k, drawn in draws.items():
         found += [
-            ({"unit": heads.unit(one, n), "metric": bench.metric, "rank": k, "control": f"random_set#{i}"},
+            ({"unit": labels.heads_unit(one, n), "metric": bench.metric, "rank": k, "control": labels.draw("random_set", i)},
              bench.as_metric(game.value(one)))
             for i, one in enumerate(drawn)
         ]  # fmt: skip
     variants = [heads.swap(here.layer, change, one) for one in named]
     along = Along(name="fisher_nats", weights=bench.fisher([heads.swap(here.layer, change, range(n))]), which=[0] * len(variants))
     projected = bench.scores(variants, (), along)["fisher_nats"][:, 1:].numpy() if variants else np.empty((0, 0))
-    found += [({"unit": heads.unit(one, n), "metric": "fisher_nats"}, projected[:, i]) for i, one in enumerate(named)]
+    found += [({"unit": labels.heads_unit(one, n), "metric": "fisher_nats"}, projected[:, i]) for i, one in enumerate(named)]
     return _as_rows(bench, here.layer, found)
 
 
@@ -156,19 +157,19 @@ def _arms(bench: Bench, here: Block) -> pl.DataFrame:
     """Rows of each head and all by what it reads, by what it writes, and by z alone."""
     chosen = units(bench.run, here.n_heads, groups=False)
     variants: list[Variant] = []
-    labels: list[dict[str, Any]] = []
+    places: list[dict[str, Any]] = []
     for arm in ("routing", "write"):
         change = here.change(arm)
         variants += [heads.swap(here.layer, change, one) for _, one in chosen]
-        labels += [{"unit": unit, "arm": arm, "site": "attn_proj"} for unit, _ in chosen]
+        places += [{"unit": unit, "arm": arm, "site": "attn_proj"} for unit, _ in chosen]
     for strength in bench.cell.key["settings"]["z_swap"]:
         variants += [heads.swap_z(here, one, strength) for _, one in chosen]
-        labels += [{"unit": unit, "arm": "z_swap", "site": "z", "strength": None if strength == 1 else strength} for unit, _ in chosen]
-    return _arm_rows(bench, here.layer, variants, labels, bench.direction)
+        places += [{"unit": unit, "arm": "z_swap", "site": "z", "strength": None if strength == 1 else strength} for unit, _ in chosen]
+    return _arm_rows(bench, here.layer, variants, places, bench.direction)
 
 
-def _arm_rows(bench: Bench, layer: int, variants: Sequence[Variant], labels: Sequence[Mapping[str, Any]], direction: str) -> pl.DataFrame:
-    named = columns(labels, measure="heads", direction=direction, split=bench.cell.key["split"], layer=layer)
+def _arm_rows(bench: Bench, layer: int, variants: Sequence[Variant], places: Sequence[Mapping[str, Any]], direction: str) -> pl.DataFrame:
+    named = columns(places, measure="heads", direction=direction, split=bench.cell.key["split"], layer=layer)
     return score_rows(bench.scores(variants, EVERY), named, bench.cell.key["ids"])
 
 
@@ -179,7 +180,7 @@ def _mapped(bench: Bench, layer: int) -> pl.DataFrame:
     if not fits:
         return empty()
     source, runs = bench.state("base", "z", layer), bench.model.side
-    direction = "tuned<-base" if runs == "tuned" else "base<-base"
+    direction = labels.direction_of(runs, "base")
     weights, shape = {side: output_of(run, side, layer)[0] for side in ("base", "tuned")}, bench.block(layer).own.shape[1:]
     frames = [empty()]
     for arm in fits[0].key["settings"]["maps"]:
@@ -189,8 +190,8 @@ def _mapped(bench: Bench, layer: int) -> pl.DataFrame:
             layer=layer, own=bench.state(runs, "z", layer).unflatten(1, shape), other=mapped, w_own=weights[runs], w_other=weights["tuned"]
         )
         chosen, change = units(run, here.n_heads, groups=False), here.change()
-        labels = [{"unit": unit, "arm": arm, "rank": one.rank_, "site": "attn_proj"} for unit, _ in chosen]
-        frames.append(_arm_rows(bench, layer, [heads.swap(layer, change, heads_) for _, heads_ in chosen], labels, direction))
+        places = [{"unit": unit, "arm": arm, "rank": one.rank_, "site": "attn_proj"} for unit, _ in chosen]
+        frames.append(_arm_rows(bench, layer, [heads.swap(layer, change, heads_) for _, heads_ in chosen], places, direction))
     return pl.concat(frames)
 
 
@@ -207,8 +208,9 @@ def _null_edits(bench: Bench, layer: int) -> pl.DataFrame:
     for draw in range(key["settings"]["null_edits"] if n > 1 and whole.change().any() else 0):
         game = bench.game(layer, heads.noise_like(whole, key["seed"] + draw)[at])
         values = game.values(coalitions)
-        what = {"metric": bench.metric, "control": f"random_vector#{draw}"}
+        what = {"metric": bench.metric, "control": labels.draw("random_vector", draw)}
         found += [
-            (what | {"unit": unit}, v) for unit, v in {heads.unit(one, n): v for one, v in zip(coalitions, values, strict=True)}.items()
+            (what | {"unit": unit}, v)
+            for unit, v in {labels.heads_unit(one, n): v for one, v in zip(coalitions, values, strict=True)}.items()
         ]
     return _as_rows(bench, layer, found)

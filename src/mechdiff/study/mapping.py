@@ -10,6 +10,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.models import Model
 from mechdiff.measures import patching, transport
 from mechdiff.measures.counterfactuals import labelled
@@ -118,7 +119,7 @@ def _fit_layers(
         assert held_out
         for way, source, target in (("there", "base", "tuned"), ("back", "tuned", "base")):
             for arm, one in getattr(maps, way).items():
-                at = {"direction": f"{target}<-{source}", "layer": layer, "arm": arm, "rank": one.rank_}
+                at = {"direction": labels.direction_of(target, source), "layer": layer, "arm": arm, "rank": one.rank_}
                 found = list(_fit_values(maps, way, arm, fit, held_out, names))
                 values += [{**at, **value} for value in found]
                 states.setdefault(f"{arm}.{way}", []).append(one.transform(getattr(held_out, source)).float().numpy())
@@ -127,12 +128,13 @@ def _fit_layers(
                 flag = {"is_the_mean": True} if _learned_the_mean(one, train) else {}
                 said.setdefault(f"{arm}.{way}", {})[f"L{layer}"] = one.record() | flag
         values += [
-            {"direction": "tuned<-base", "layer": layer, **value} for value in _of_another_prompt(fit, held_out, names, cell.key["seed"])
+            {"direction": labels.BASE_INTO_TUNED, "layer": layer, **value}
+            for value in _of_another_prompt(fit, held_out, names, cell.key["seed"])
         ]
         for arm in cell.key["settings"]["maps"]:
             values += [
-                {"direction": "tuned<-base", "layer": layer, "arm": arm, "rank": maps.there[arm].rank_, "split": "report", "metric": "r2_change",
-                 "control": f"permuted#{draw}", "value": value}
+                {"direction": labels.BASE_INTO_TUNED, "layer": layer, "arm": arm, "rank": maps.there[arm].rank_, "split": "report",
+                 "metric": "r2_change", "control": labels.draw("permuted", draw), "value": value}
                 for draw, value in enumerate(transport.permuted_quality(
                     arm, maps.there[arm], fit.base, fit.tuned, fit.groups, (held_out.base, held_out.tuned),
                     draws=cell.key["permutations"], seed=cell.key["seed"],
@@ -203,11 +205,11 @@ def patched(run: Execution, cell: Cell, model: Model | None) -> Result:
         same = done.drop("rank").join(rank_of, on="layer", how="left", maintain_order="left").select(done.columns)
         return same.with_columns(measure=pl.lit("transport"), direction=pl.lit(key["direction"])), {}
     variants = patching.variants(key["kind"], key["layers"], dict(zip(key["layers"], written, strict=True)))
-    labels = labelled(
+    named = labelled(
         len(variants), measure="transport", direction=key["direction"], split=key["split"], layer=list(key["layers"]), site=key["kind"],
         arm=key["arm"], rank=ranks,
     )  # fmt: skip
-    return run.variants(cell, model, variants, labels, floor=key["floor"]), {}
+    return run.variants(cell, model, variants, named, floor=key["floor"]), {}
 
 
 def _patched_already(run: Execution, cell: Cell) -> pl.DataFrame | None:

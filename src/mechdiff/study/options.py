@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, mode
 
 from mechdiff.engine.sites import KINDS
 from mechdiff.errors import StudyError
+from mechdiff.spacing import evenly_spaced
 from mechdiff.study.document import Count, Section, listed, some_of, whole_numbers, wrong
 
 ARMS = ("identity", "shift", "mean", "resample", "oracle")
@@ -129,8 +130,7 @@ class FactorialOptions(LayeredOptions):
     def layers_at(self, position: str, n_layers: int) -> tuple[int, ...]:
         """The split points meant: all at the decision position, few where whole sequences are crossed."""
         layers = self.layer_numbers(n_layers)
-        few = min(len(layers), self.all_positions_layers)
-        return layers if position == "decision" else tuple(layers[(2 * i + 1) * len(layers) // (2 * few)] for i in range(few))
+        return layers if position == "decision" else evenly_spaced(self.all_positions_layers, layers)
 
 
 class CloserOptions(LayeredOptions):
@@ -250,9 +250,7 @@ class BehaviourOptions(CloserOptions):
 
     def scored(self, n_layers: int) -> tuple[int, ...]:
         """The evenly spaced layers."""
-        layers = self.layer_numbers(n_layers)
-        few = min(len(layers), self.scored_layers)
-        return tuple(layers[(2 * i + 1) * len(layers) // (2 * few)] for i in range(few))
+        return evenly_spaced(self.scored_layers, self.layer_numbers(n_layers))
 
 
 class Measures(Section):

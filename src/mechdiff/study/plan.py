@@ -7,14 +7,16 @@ from typing import Any
 from mechdiff.engine.families import Shape
 from mechdiff.engine.prompts import SPLITS
 from mechdiff.errors import StudyError
-from mechdiff.study.cells import Cell, Item, Plan, n_positions
+from mechdiff.labels import n_positions
+from mechdiff.spacing import evenly_spaced
+from mechdiff.study.cells import Cell, Item, Plan
 from mechdiff.study.config import StudyConfig
 from mechdiff.study.options import DIRECTIONS, PatchingOptions
 from mechdiff.study.plan_behaviour import behaviour_cells
 from mechdiff.study.plan_heads import attribution_cells, heads_cells
 from mechdiff.study.plan_maps import rank_cells, transport_cells
 from mechdiff.study.plan_steer import steering_cells
-from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS, Planner, sizes, spread
+from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS, Planner, sizes
 
 BLOCKS_A_CELL = 4
 """Blocks whose units are grafted in one cell."""
@@ -156,7 +158,7 @@ def _weights(planner: Planner) -> Iterator[Cell]:
     options = planner.study.measures.weights
     if not options:
         return
-    items = spread(planner.whole("report"), options.input_prompts) if "report" in planner.splits else ()
+    items = evenly_spaced(options.input_prompts, planner.whole("report")) if "report" in planner.splits else ()
     if items:
         key = planner.key(items, stage="inputs", split="report", side="base")
         yield Cell(stage="inputs", key=key, items=items, side="base", flops=planner.flops(sum(item.tokens for item in items), len(items)))
@@ -185,8 +187,8 @@ def _grafting(planner: Planner) -> Iterator[Cell]:
             "grafting", "the two tokenizers number their tokens differently: embedding and unembedding do not fit into the other model"
         )
         return
-    items = spread(planner.whole("report"), options.report_prompts or len(planner.whole("report")))
-    chosen_on = spread(planner.whole("select"), options.select_prompts) if "select" in planner.splits else ()
+    items = evenly_spaced(options.report_prompts or len(planner.whole("report")), planner.whole("report"))
+    chosen_on = evenly_spaced(options.select_prompts, planner.whole("select")) if "select" in planner.splits else ()
     tokens, few = sum(item.tokens for item in items), sum(item.tokens for item in chosen_on)
     n_layers = planner.shape.n_layers
     costs = {unit: 1 - max(0, _place(unit, n_layers)) / n_layers for unit in planner.touched}

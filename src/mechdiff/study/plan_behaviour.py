@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
+from mechdiff import labels
 from mechdiff.measures.phrases import read_phrases
+from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.options import BehaviourOptions
 from mechdiff.study.plan_maps import N_CLOSER, choice, possible, prompt_hashes
-from mechdiff.study.planner import Planner, spread
+from mechdiff.study.planner import Planner
 
 SPLITS = "report", "probes"
 
@@ -110,9 +112,9 @@ def chosen_prompts(planner: Planner, options: BehaviourOptions) -> dict[str, tup
     n_answered = min(n_probes, max(options.spoken_prompts // 2, options.spoken_prompts - len(report)))
     taken = _of_every_kind(probes, n_probes)
     asked = sorted(taken, key=lambda item: not asks_openings("probes", item.options > 0, item.label))  # those with right answers last
-    scored = spread(report, options.scored_prompts - n_probes)
+    scored = evenly_spaced(options.scored_prompts - n_probes, report)
     return {
-        "report": (scored, spread(scored, min(len(scored), options.spoken_prompts - n_answered))),
+        "report": (scored, evenly_spaced(options.spoken_prompts - n_answered, scored)),
         "probes": (tuple(taken), tuple(asked[:n_answered])),
     }
 
@@ -175,12 +177,12 @@ def _made_of(planner: Planner, options: BehaviourOptions) -> dict[str, Any]:
 
 
 def _cell(planner: Planner, scored: Sequence[Item], spoken: Sequence[Item], what: dict[str, Any], options: BehaviourOptions) -> Cell:
-    own = what["direction"] in ("base<-base", "tuned<-tuned")
+    own = what["direction"] in labels.WITHIN
     layers = [planner.shape.n_layers // 2] * N_CLOSER * len(what["maps"]) if own else [*what["layers"]] + [planner.shape.n_layers // 2] * 2
     n_closer = N_CLOSER * len(what["kinds"])
     tokens = sum(_texts(item, options, what["split"]) * item.text_tokens for item in scored)
     rows = 1 + sum(planner.shape.n_layers - layer for layer in layers) / planner.shape.n_layers * len(what["kinds"])
-    around = (AROUND - 2) if what["direction"] == "base<-tuned" and what["grafts"] else own * 1
+    around = (AROUND - 2) if what["direction"] == labels.TUNED_INTO_BASE and what["grafts"] else own * 1
     read = sum(item.tokens for item in scored) + tokens
     said = len(spoken) * options.max_tokens * (1 + n_closer + around)
     runs = len(layers) * len(what["kinds"])
@@ -189,7 +191,7 @@ def _cell(planner: Planner, scored: Sequence[Item], spoken: Sequence[Item], what
         stage="behaviour_edits",
         key={**key, "position": "decision", "n_variants": runs},
         items=tuple(scored),
-        side=what["direction"].partition("<-")[0],
+        side=labels.runner(what["direction"]),
         flops=planner.flops(tokens * rows + read * (1 + around) + said, tokens * (1 + runs + around) + said),
         steps=options.max_tokens * (1 + around) * bool(spoken),
     )

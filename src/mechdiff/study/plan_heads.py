@@ -7,10 +7,11 @@ by. Then the same on the report prompts, sets of heads at the closer layers and 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.options import DIRECTIONS, HeadsOptions, LayeredOptions
 from mechdiff.study.plan_maps import possible, prompt_hashes
-from mechdiff.study.planner import Planner, spread
+from mechdiff.study.planner import Planner
 
 ACROSS = 12
 """Sizes of the nested sets across the network, as far as the plan can know."""
@@ -55,7 +56,7 @@ def heads_cells(planner: Planner) -> Iterator[Cell]:
                 what = {"direction": direction, "split": "report", "shard": number, "draws": options.network_draws} | chosen
                 yield run_cell(planner, shard, "head_network", what, [0], ACROSS * (4 + options.network_draws))
     if chosen_on and options.attention_prompts:
-        items = spread(planner.whole("report"), options.attention_prompts)
+        items = evenly_spaced(options.attention_prompts, planner.whole("report"))
         for side in ("base", "tuned"):
             key = planner.key(items, stage="looks", side=side, split="report", position="decision", top=options.top, **chosen)
             tokens = sum(item.tokens for item in items)
@@ -86,7 +87,7 @@ def attribution_cells(planner: Planner) -> Iterator[Cell]:
 
 def select_items(planner: Planner, n: int) -> tuple[Item, ...]:
     """The select prompts on which heads are chosen, of all lengths; none where the study has no such split."""
-    return spread(planner.whole("select"), n) if "select" in planner.splits else ()
+    return evenly_spaced(n, planner.whole("select")) if "select" in planner.splits else ()
 
 
 def run_cell(planner: Planner, items: Sequence[Item], stage: str, what: dict[str, Any], layers: Sequence[int], runs: int) -> Cell:

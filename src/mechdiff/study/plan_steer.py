@@ -8,6 +8,7 @@ dose that neutral prompts allow; last a few texts that the steered base writes.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mechdiff import labels
 from mechdiff.errors import StudyError
 from mechdiff.measures.doses import QUESTIONS
 from mechdiff.study.cells import Cell, Item
@@ -38,9 +39,9 @@ def steering_cells(planner: Planner) -> Iterator[Cell]:
             for kind in kinds:
                 what = {"direction": direction, "split": "report", "kind": kind, "shard": number} | on
                 yield closer_cell(planner, shard, "steering", what, options, _runs(options, direction))
-                if direction in ("base<-base", "tuned<-tuned"):
+                if direction in labels.WITHIN:
                     yield _whole(planner, shard, "steered", what | everywhere, options)
-    for direction in ("base<-base", "tuned<-tuned") if neutral else ():
+    for direction in labels.WITHIN if neutral else ():
         for kind in kinds:
             what = {"direction": direction, "split": "neutral", "kind": kind} | on
             yield _whole(planner, neutral, "side_effects", what | everywhere, options)

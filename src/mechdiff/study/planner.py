@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechdiff import labels
 from mechdiff.engine.families import QUANTIZED, Shape
 from mechdiff.engine.sites import KINDS
-from mechdiff.study.cells import Cell, Item, n_positions, shards
+from mechdiff.labels import n_positions
+from mechdiff.study.cells import Cell, Item, shards
 from mechdiff.study.config import StudyConfig
 from mechdiff.study.options import PatchingOptions
 
@@ -115,7 +117,7 @@ class Planner:
             stage=stage,
             key=self.key(shard, stage=stage, states=[item.sha256 for item in others], **what),
             items=shard,
-            side=what["direction"].partition("<-")[0],
+            side=labels.runner(what["direction"]),
             flops=self.flops(tokens * networks, len(shard) * (1 + what["n_variants"])),
         )
 
@@ -154,9 +156,3 @@ class Planner:
 
 def sizes(shape: Shape) -> tuple[int, int, int]:
     return shape.n_layers, shape.d_model, shape.n_heads * shape.d_head
-
-
-def spread(items: Sequence[Item], n: int) -> tuple[Item, ...]:
-    """`n` of some items in the order of their lengths, evenly spaced: the first ones would be the shortest prompts."""
-    n = min(n, len(items))
-    return tuple(items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n))

@@ -22,6 +22,7 @@ from mechdiff.engine.vocabularies import Tokens, shared_tokens, vocabulary_of
 from mechdiff.errors import ModelError, PromptError
 from mechdiff.measures.behaviour import language_of
 from mechdiff.measures.phrases import read_phrases
+from mechdiff.spacing import evenly_spaced
 from mechdiff.study.artifacts import cell_hash
 from mechdiff.study.cells import TEXT_TOKENS, Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes
@@ -267,15 +268,9 @@ def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Pr
         found["neutral"] = neutral[: steering.side_prompts]
     behaviour = study.measures.behaviour
     if behaviour and behaviour.probes:
-        found["probes"] = read_prompts(PROBES if behaviour.probes is True else behaviour.probes)
-        found["probes"] = _of_every_kind(found["probes"], QUICK if quick else behaviour.n_probes)
+        probes, n = read_prompts(PROBES if behaviour.probes is True else behaviour.probes), QUICK if quick else behaviour.n_probes
+        found["probes"] = list(evenly_spaced(n or len(probes), probes))  # of every kind: kinds stand together in a file
     return {split: prompts[:QUICK] if quick else prompts for split, prompts in found.items()}
-
-
-def _of_every_kind(probes: list[Prompt], n: int | None) -> list[Prompt]:
-    """So many of them, evenly spaced: kinds stand together in a file."""
-    n = min(n or len(probes), len(probes))
-    return [probes[(2 * i + 1) * len(probes) // (2 * n)] for i in range(n)]
 
 
 def _items(

@@ -9,6 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.models import Model
 from mechdiff.engine.norms import NORMED, norms_of
@@ -22,7 +23,7 @@ from mechdiff.rows import empty, rows
 from mechdiff.study.attribution import attribute
 from mechdiff.study.baselines import graft, inputs, weigh
 from mechdiff.study.behaviour import behave
-from mechdiff.study.cells import Cell, unit_of
+from mechdiff.study.cells import Cell
 from mechdiff.study.closer import closer, fisher, rank_curve, ranks
 from mechdiff.study.execution import Execution, States, positions
 from mechdiff.study.head_network import attention, head_network, looks
@@ -116,7 +117,7 @@ def _similarity(run: Execution, cell: Cell, model: Model | None) -> Result:
         base, tuned, cell.key["ids"], split, permutations=cell.key["permutations"], seed=cell.key["seed"],
         clusters=run.clusters(split, cell.key["ids"]), normed=_normed(captured, base, tuned),
     )  # fmt: skip
-    return found.with_columns(unit=pl.lit(unit_of(position, 1), pl.String)), {}
+    return found.with_columns(unit=pl.lit(labels.window_unit(1, position), pl.String)), {}
 
 
 def _normed(
@@ -140,11 +141,11 @@ def _patching(run: Execution, cell: Cell, model: Model | None) -> Result:
     base, tuned = (run.states(side, key["split"], key["position"], key["ids"]).kinds[key["kind"]] for side in ("base", "tuned"))
     written = patching.written_state(key["arm"], key["direction"], base, tuned, **_arm_states(run, cell))
     variants = patching.variants(key["kind"], key["layers"], written, key["width"])
-    labels = labelled(
+    named = labelled(
         len(variants), measure="patching", direction=key["direction"], split=key["split"], arm=key["arm"], layer=list(key["layers"]),
-        site=key["kind"], unit=unit_of(key["position"], key["width"]),
+        site=key["kind"], unit=labels.window_unit(key["width"], key["position"]),
     )  # fmt: skip
-    return run.variants(cell, model, variants, labels, floor=key["floor"], metrics=LOCATING), {}
+    return run.variants(cell, model, variants, named, floor=key["floor"], metrics=LOCATING), {}
 
 
 def _arm_states(run: Execution, cell: Cell) -> dict[str, Tensor]:
@@ -188,7 +189,7 @@ def _factorial(run: Execution, cell: Cell, model: Model | None) -> Result:
         order = [at.index(name) for name in names]
         joined = {score: torch.cat([torch.from_numpy(part[score]) for part in loaded], 1)[:, order] for score in factorial.SCORES}
         runs[arm], unedited[clean] = {score: values[1:] for score, values in joined.items()}, joined[factorial.SCORES[0]][0]
-    columns = {"split": key["split"], "unit": unit_of(key["position"], 1)}
+    columns = {"split": key["split"], "unit": labels.window_unit(1, key["position"])}
     return factorial.measure(runs, key["layers"], names, columns=columns, unedited=unedited), {}
 
 

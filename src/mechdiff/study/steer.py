@@ -8,6 +8,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.models import Model
 from mechdiff.engine.sites import Site
 from mechdiff.engine.steered import opening, steering
@@ -84,7 +85,7 @@ def _places(run: Execution, cell: Cell, layers: Sequence[int], width: int = 1) -
         window = range(first, first + width)
         others = {}
         if measure.ARMS[direction] == ("interchange",):
-            theirs = run.states(direction.partition("<-")[2], cell.key["split"], "decision", cell.key["ids"]).kinds[kind]
+            theirs = run.states(labels.sides(direction)[1], cell.key["split"], "decision", cell.key["ids"]).kinds[kind]
             others = {layer: theirs[layer, :, 0] for layer in window}
         swapped = {layer: _swapped(run, kind, layer) for layer in window} if direction == "base<-base" else {}
         found.append(Place(kind=kind, subspaces={layer: subspace(run, kind, layer) for layer in window}, swapped=swapped, others=others))
@@ -112,13 +113,13 @@ def steer(run: Execution, cell: Cell, model: Model | None) -> Result:
         return empty(), {}
     states = run.states(model.side, key["split"], "decision", key["ids"]).kinds[key["kind"]]
     own = {layer: states[layer, :, 0] for layer in layers}
-    labels = labelled(len(edits), measure="steering", direction=key["direction"], split=key["split"], **_columns(edits))
-    return run.variants(cell, model, [measure.at_the_decision(edit, own) for edit in edits], labels), {}
+    named = labelled(len(edits), measure="steering", direction=key["direction"], split=key["split"], **_columns(edits))
+    return run.variants(cell, model, [measure.at_the_decision(edit, own) for edit in edits], named), {}
 
 
 def _columns(edits: Sequence[Edit]) -> dict[str, list[Any]]:
-    labels = [edit.label() for edit in edits]
-    return {name: [label[name] for label in labels] for name in labels[0]}
+    named = [edit.label() for edit in edits]
+    return {name: [label[name] for label in named] for name in named[0]}
 
 
 def steered_prompts(run: Execution, cell: Cell, model: Model | None) -> Result:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.grafts import grafted
 from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Variant, Write
@@ -74,18 +75,18 @@ class _Bench:
 
     def _variants(self) -> tuple[list[Variant], list[Columns]]:
         """The other model's state at every scored layer, mapped states at the closer ones; and what their rows are called."""
-        runs, source = self.direction.split("<-")
+        runs, source = labels.sides(self.direction)
         variants: list[Variant] = []
-        labels: list[Columns] = []
+        named: list[Columns] = []
         for kind in self.cell.key["kinds"]:
             for layer in sorted({*self.cell.key["layers"], *self.closer}) if runs != source else ():
                 variants.append({Site(layer, kind): Write(value=self._states(source, kind, layer)[:, None])})
-                labels.append({"layer": layer, "site": kind, "arm": "identity"})
+                named.append({"layer": layer, "site": kind, "arm": "identity"})
             for layer in self.closer:
                 for arm, rank, written in self._mapped(kind, layer):
                     variants.append({Site(layer, kind): Write(value=written[:, None].float())})
-                    labels.append({"layer": layer, "site": kind, "arm": arm, "rank": rank})
-        return variants, labels
+                    named.append({"layer": layer, "site": kind, "arm": arm, "rank": rank})
+        return variants, named
 
     def _states(self, side: str, kind: str, layer: int) -> Tensor:
         """`[prompt, d]`"""
@@ -95,7 +96,7 @@ class _Bench:
     def _mapped(self, kind: str, layer: int) -> Iterator[tuple[str, int, Tensor]]:
         """Arm, rank and state of every map of this site that says something in the direction."""
         fits = [one for one in self.run.cells if one.stage == "fits" and one.key["kind"] == kind and layer in one.key["layers"]]
-        if not fits or self.direction == "base<-tuned":  # a perfect map would write the base's own state: see transport
+        if not fits or self.direction == labels.TUNED_INTO_BASE:  # a perfect map would write the base's own state: see transport
             return
         way, source = ("back", "tuned") if self.direction == "tuned<-tuned" else ("there", "base")
         maps = getattr(maps_at(self.run, fits[0], layer), way)
@@ -140,16 +141,16 @@ class _Bench:
 
     def around(self) -> Iterator[Around]:
         """What is added or taken out at every position where steering ran, and grafts."""
-        if self.direction in ("base<-base", "tuned<-tuned"):
+        if self.direction in labels.WITHIN:
             yield from self._steered()
-        if self.direction == "base<-tuned" and self.cell.key["grafts"]:
+        if self.direction == labels.TUNED_INTO_BASE and self.cell.key["grafts"]:
             yield from self._grafts()
 
     def _steered(self) -> Iterator[Around]:
         """The mean difference added to the base; the first direction of the change taken out of the tuned model."""
         for kind in sorted({cell.key["kind"] for cell in self.run.cells if cell.stage == "steering"}):
             for layer in strongest(self.run, kind):
-                found, columns = subspace(self.run, kind, layer), {"layer": layer, "site": kind, "unit": "all_pos", "rank": 1}
+                found, columns = subspace(self.run, kind, layer), {"layer": layer, "site": kind, "unit": labels.ALL_POSITIONS, "rank": 1}
                 if not found.rank:
                     continue
                 add = self.direction == "base<-base"
@@ -163,7 +164,7 @@ class _Bench:
         for layer in self.closer[:GRAFTED_LAYERS]:
             for unit in changes.units:
                 if unit.layer == layer and unit.kind in ("attn", "mlp"):
-                    columns = {"layer": layer, "site": unit.kind, "arm": "alone", "unit": "all_pos"}
+                    columns = {"layer": layer, "site": unit.kind, "arm": "alone", "unit": labels.ALL_POSITIONS}
                     yield Around(columns=columns, opened=grafted(self.model, changes, [unit]))
 
     def scored_around(self, label: Columns) -> list[Value]:

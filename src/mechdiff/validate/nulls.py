@@ -17,6 +17,7 @@ import polars as pl
 import torch
 from numpy import ndarray
 
+from mechdiff import labels
 from mechdiff.engine.sites import Site
 from mechdiff.measures import factorial, similarity
 from mechdiff.measures.maps import Map
@@ -385,6 +386,6 @@ def _states() -> dict[str, torch.Tensor]:
 
 def _p_of(real: float, draws: list[float]) -> float:
     place = {"measure": "transport", "metric": "r2_change", "split": "report", "layer": 0, "arm": "map"}
-    named = rows(draws, control=[f"permuted#{i}" for i in range(len(draws))], **place)
+    named = rows(draws, control=[labels.draw("permuted", i) for i in range(len(draws))], **place)
     p = permutation_p(pl.concat([rows([real], **place), named]))["p"].item()
     return 1.0 if p is None else float(p)  # every refit is the same map: nothing is said

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from mechdiff import labels
 from mechdiff.engine.changes import open_changes
 from mechdiff.engine.lineage import lineage
 from mechdiff.engine.models import wrap
@@ -157,7 +158,7 @@ def of(found: dict[str, Any], metric: str) -> dict[str, float]:
 
 
 def _name(layer: int | None, unit: str) -> str:
-    return f"L{layer}.{unit}" if unit.startswith("head ") else unit
+    return f"L{layer}.{unit}" if labels.head_of(unit) is not None else unit
 
 
 def moved(found: dict[str, Any]) -> set[str]:

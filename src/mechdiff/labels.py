@@ -1,0 +1,247 @@
+"""The labels of rows: directions, units and controls are text in a table, and are made and read back here alone. No torch here.
+
+    direction   "tuned<-base"       the tuned model runs, the base's state is written into it
+    unit        "head 3", "heads 1,4", "group 0", "all"     heads of one block
+                "L3.head 1+L5.mlp"  players of the whole network; "L3.attn+L5.mlp": its modules
+                "window 2, last_4"  neighbouring blocks and several positions; "all_pos": every position
+                "token 17"          one token of a text;  "tuned, sampled": what one model said, and of which kind it is
+    control     "permuted#3"        one draw of a control; "bogus_map:L4": the map of another layer; others are plain words
+
+Nothing else composes these texts or takes them apart, so a writer of rows and a reader of them cannot disagree. Functions that return an expression
+read a whole column of a table.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import polars as pl
+
+# ---- directions ----------------------------------------------------------------------------------------------------------------------
+
+BASE_INTO_TUNED, TUNED_INTO_BASE = "tuned<-base", "base<-tuned"
+CROSSED = (BASE_INTO_TUNED, TUNED_INTO_BASE)
+"""Directions in which one model runs with a state of the other."""
+WITHIN = ("base<-base", "tuned<-tuned")
+"""Directions in which a model runs with an edited state of its own."""
+
+
+def direction_of(runs: str, source: str) -> str:
+    """The direction in which the model `runs` is given a state of the model `source`."""
+    return f"{runs}<-{source}"
+
+
+def sides(of: str) -> tuple[str, str]:
+    """The model that runs, and the model whose state is written."""
+    runs, _, source = of.partition("<-")
+    return runs, source
+
+
+def runner(of: str) -> str:
+    """The model that runs."""
+    return sides(of)[0]
+
+
+def runner_column() -> pl.Expr:
+    """The model that runs, as a column `runner`."""
+    return pl.col("direction").str.split("<-").list.first().alias("runner")
+
+
+# ---- units: heads of one block, and players of the network ----------------------------------------------------------------------------
+
+ALL = "all"
+"""All heads of a block, or all modules or players of the network."""
+
+Player = tuple[int, int | None]
+"""(block, head), or (block, None): the block's MLP."""
+
+
+def head_unit(head: int) -> str:
+    return f"head {head}"
+
+
+def heads_unit(heads: Iterable[int], n_heads: int) -> str:
+    """A set of one block's heads, of which it has `n_heads`."""
+    chosen = sorted(heads)
+    if len(chosen) == n_heads:
+        return ALL
+    return head_unit(chosen[0]) if len(chosen) == 1 else f"heads {','.join(map(str, chosen))}"
+
+
+def head_of(unit: str | None) -> int | None:
+    """The head that a unit is; None for every other unit."""
+    found = re.fullmatch(r"head (\d+)", unit or "")
+    return int(found[1]) if found else None
+
+
+def heads_of(unit: str, n_heads: int) -> list[int]:
+    """The heads of a set of one block's heads, of which it has `n_heads`."""
+    return list(range(n_heads)) if unit == ALL else [int(head) for head in unit.removeprefix("heads ").removeprefix("head ").split(",")]
+
+
+def is_head() -> pl.Expr:
+    """Whether a row is of one head."""
+    return pl.col("unit").str.contains(r"^head \d+$").fill_null(False)
+
+
+def is_several_heads() -> pl.Expr:
+    """Whether a row is of a set of two or more heads that is not all of them."""
+    return pl.col("unit").str.starts_with("heads ").fill_null(False)
+
+
+def head_number() -> pl.Expr:
+    """The number of the head that a row is of; null for other rows."""
+    return pl.col("unit").str.extract(r"^head (\d+)$").cast(pl.Int64)
+
+
+def group_unit(group: int) -> str:
+    """The heads that share one key and value."""
+    return f"group {group}"
+
+
+def group_of(unit: str | None) -> int | None:
+    """The key-value group that a unit is; None for every other unit."""
+    found = re.fullmatch(r"group (\d+)", unit or "")
+    return int(found[1]) if found else None
+
+
+def player_name(player: Player) -> str:
+    """A head or an MLP by its name in the network: "L26.head 3", "L5.mlp"."""
+    layer, head = player
+    return f"L{layer}.mlp" if head is None else f"L{layer}.{head_unit(head)}"
+
+
+def player_of(name: str) -> Player:
+    """The player that a name stands for."""
+    block, _, rest = name.removeprefix("L").partition(".")
+    return int(block), None if rest == "mlp" else head_of(rest)
+
+
+def set_unit(names: Iterable[object]) -> str:
+    """A set of modules, or of players, of the network."""
+    return "+".join(map(str, names))
+
+
+def set_of(unit: str | None) -> list[str]:
+    """The names of a set of modules or players; of no unit one empty name."""
+    return (unit or "").split("+")
+
+
+# ---- units: blocks, positions and tokens ----------------------------------------------------------------------------------------------
+
+ALL_POSITIONS = "all_pos"
+
+
+class Window(NamedTuple):
+    """How many neighbouring blocks are written at, and at which positions."""
+
+    width: int
+    position: str
+    """A study's word: "decision", "last_4", "all"."""
+
+
+def window_unit(width: int, position: str) -> str | None:
+    """A window of blocks and positions; None for one block at the decision position."""
+    words = [f"window {width}"] if width > 1 else []
+    if position != "decision":
+        words.append(ALL_POSITIONS if position == "all" else position)
+    return ", ".join(words) or None
+
+
+def window_of(unit: str | None) -> Window:
+    """The blocks and positions that a unit names."""
+    width, position = 1, "decision"
+    for word in unit.split(", ") if unit else []:
+        if word.startswith("window "):
+            width = int(word.removeprefix("window "))
+        else:
+            position = "all" if word == ALL_POSITIONS else word
+    return Window(width, position)
+
+
+def window_words() -> pl.Expr:
+    """The words of a unit that name several blocks ("window 3"); null where it names one."""
+    return pl.col("unit").str.extract(r"(window \d+)")
+
+
+def is_everywhere() -> pl.Expr:
+    """Whether a row is of every position."""
+    return pl.col("unit").str.contains(ALL_POSITIONS).fill_null(False)
+
+
+def n_positions(position: str) -> int | None:
+    """Positions that a study's word stands for: decision and words (a mean) 1, last_4 and spread_4 4, all None."""
+    return None if position == "all" else 1 if position in ("decision", "words") else int(position.rpartition("_")[2])
+
+
+def token_unit(place: int) -> str:
+    return f"token {place}"
+
+
+def token_of(unit: str) -> int:
+    """The place of a token in its text."""
+    return int(unit.removeprefix("token "))
+
+
+def is_token() -> pl.Expr:
+    """Whether a row is of one token of a text."""
+    return pl.col("unit").str.contains(r"^token \d+$").fill_null(False)
+
+
+# ---- units: what a model says ---------------------------------------------------------------------------------------------------------
+
+SAMPLED, SHARED_TOKENS = "sampled", "shared tokens"
+
+
+def answer_unit(side: str, kind: str | None = None) -> str:
+    """What a model says: in a style, drawn (`SAMPLED`), or cut to the tokens that both models have (`SHARED_TOKENS`)."""
+    return f"{side}, {kind}" if kind else side
+
+
+def answer_side() -> pl.Expr:
+    """The model that a row of answers is of."""
+    return pl.col("unit").str.split(", ").list.first()
+
+
+def answer_kind() -> pl.Expr:
+    """The kind of answers that a row is of; null for plain ones."""
+    return pl.col("unit").str.split(", ").list.get(1, null_on_oob=True)
+
+
+# ---- controls -------------------------------------------------------------------------------------------------------------------------
+
+
+def draw(control: str, number: int) -> str:
+    """One draw of a control."""
+    return f"{control}#{number}"
+
+
+def other_layer(layer: int) -> str:
+    """The control that writes what the map of another layer makes."""
+    return f"bogus_map:L{layer}"
+
+
+def control_kind(control: str) -> str:
+    """The control without its draw or layer: "permuted" of "permuted#3", "bogus_map" of "bogus_map:L4"."""
+    return control.partition("#")[0].partition(":")[0]
+
+
+def control_kind_column() -> pl.Expr:
+    """The control of each row without its draw or layer; null for the real thing."""
+    return pl.col("control").str.replace(r"#\d+$", "").str.replace(r"^bogus_map:L\d+$", "bogus_map")
+
+
+def is_draw(control: str | None = None) -> pl.Expr:
+    """Whether a row is one draw of a control: of this one, or of any."""
+    found = pl.col("control").str.contains("#") if control is None else pl.col("control").str.starts_with(f"{control}#")
+    return found.fill_null(False)
+
+
+def is_random_edit() -> pl.Expr:
+    """Whether a row is of a random vector, subspace or set."""
+    return pl.col("control").str.starts_with("random_").fill_null(False)
+
+
+def other_layer_column() -> pl.Expr:
+    """The layer whose map a row's control writes; null for other rows."""
+    return pl.col("control").str.extract(r"^bogus_map:L(\d+)$").cast(pl.Int64)
