@@ -4,7 +4,7 @@ BIN := .venv/bin
 comma := ,
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims clean
+.PHONY: install demo test test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims same-rows clean
 
 install: .venv/installed
 
@@ -63,6 +63,9 @@ scale: .venv/embedded-model  ## the plan's cost model against runs here, and wha
 
 claims: .venv/embedded-model  ## every claim of the README and the docs, run again; writes docs/CLAIMS.md
 	$(BIN)/python benchmarks/claims.py
+
+same-rows: .venv/installed  ## OLD=HEAD~1 NEW=HEAD: whether two commits (.: the working tree) give the same cells and rows; two minutes
+	$(BIN)/python benchmarks/same_rows.py $(or $(OLD),HEAD~1) $(or $(NEW),HEAD)
 
 clean:
 	rm -rf .venv .venv-oracles build dist src/*.egg-info

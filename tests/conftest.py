@@ -31,6 +31,31 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def every_measure(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of tests/every_measure.py with its `run`, made once for all workers. No test changes it: who wants another one copies it."""
+    from filelock import FileLock
+
+    from every_measure import made
+    from mechdiff.report.statistics import summarise
+    from mechdiff.study.artifacts import RunFolder, read_prompts
+    from mechdiff.study.config import RunOptions, load_study
+    from mechdiff.study.prepare import prepare
+    from mechdiff.study.run import execute
+
+    place = tmp_path_factory.getbasetemp()
+    folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "every_measure"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "run" / "manifest.json").is_file():
+            study, text = load_study(made(folder))
+            prepared = prepare(study, RunOptions(device="cpu"))
+            with RunFolder.open(folder / "run", config_hash=prepared.config_hash, study_text=text) as run:
+                rows, record = execute(prepared, run)
+                run.write_summary(summarise(rows, prompts=read_prompts(run.path), seed=study.seed))
+                run.write_manifest(record)
+    return folder
+
+
 LONG = "test_cli.py", "test_readme.py", "test_two_tokenizers.py", "test_on_ray.py", "test_faults.py", "test_truths.py"
 """Files that take a minute or more: first, so that no worker is left alone with them."""
 

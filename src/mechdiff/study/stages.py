@@ -50,7 +50,8 @@ def _selfcheck(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 
 def decoded(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {name: bytes(value).decode() if value.dtype == np.uint8 else value.item() for name, value in tensors.items()}
+    """What `_selfcheck` stored, by name: a file of tensors comes back in any order, and a page must not."""
+    return {name: bytes(value).decode() if value.dtype == np.uint8 else value.item() for name, value in sorted(tensors.items())}
 
 
 def _capture(run: Execution, cell: Cell, model: Model | None) -> Result:
