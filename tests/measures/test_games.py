@@ -1,7 +1,7 @@
 """Coalition games: shares against all n! orders and known games, and what is evaluated how often."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from itertools import permutations as all_orders
 from math import comb, factorial
@@ -9,6 +9,7 @@ from math import comb, factorial
 import numpy as np
 import pytest
 
+from games_made import NOBODY, game_of, table, two_point
 from mechdiff.errors import SelfCheckError
 from mechdiff.measures.games import (
     Coalition,
@@ -21,22 +22,8 @@ from mechdiff.measures.games import (
     random_coalitions,
     shapley_exact,
     shapley_sampled,
-    shapley_two_point,
     sizes,
 )
-
-NOBODY: Coalition = frozenset()
-
-
-def game_of(n: int, worth: Callable[[Coalition], Sequence[float] | np.ndarray]) -> Game:
-    """The game whose worth of one coalition, a number a prompt, is `worth(coalition)`."""
-    return Game(n, lambda coalitions: np.array([worth(coalition) for coalition in coalitions], dtype=float))
-
-
-def table(n: int, seed: int, n_prompts: int = 3) -> dict[Coalition, np.ndarray]:
-    """A worth of each coalition, of no structure at all."""
-    random = np.random.default_rng(seed)
-    return {coalition: random.normal(size=n_prompts) for coalition in every(n)} | {NOBODY: np.zeros(n_prompts)}
 
 
 def polynomial(n: int, degree: int, seed: int, n_prompts: int = 2) -> Game:
@@ -98,7 +85,7 @@ def test_whatever_is_asked_no_coalition_is_evaluated_twice() -> None:
     stub = Counting()
     game = Game(5, stub)
     greedy(game, 5)
-    shapley_two_point(game)
+    two_point(game)
     before = len(stub.calls)
     shapley_sampled(game, permutations(5, 8, seed=0))
     assert len(stub.calls) == before + 1, "all prefixes of all orders in one call"
@@ -115,7 +102,7 @@ def test_a4_a_player_is_what_it_is_called() -> None:
     names = np.arange(n)[:, None]
     np.testing.assert_allclose(np.array([game.value(frozenset({h})) for h in range(n)]), names)
     np.testing.assert_allclose(shapley_exact(game), names, atol=1e-12)
-    np.testing.assert_allclose(shapley_two_point(game), names, atol=1e-12)
+    np.testing.assert_allclose(two_point(game), names, atol=1e-12)
     np.testing.assert_allclose(shapley_sampled(game, permutations(n, 6, seed=3))[0], names, atol=1e-12)
     assert greedy(game, n) == [6, 5, 4, 3, 2, 1, 0]
 
@@ -232,13 +219,13 @@ def test_the_airport_game() -> None:
 def test_the_two_point_formula_and_one_pair_of_orders_are_exact_for_quadratic_games(n: int) -> None:
     game = polynomial(n, 2, seed=n)
     exact = shapley_exact(game)
-    np.testing.assert_allclose(shapley_two_point(game), exact, atol=1e-12)
+    np.testing.assert_allclose(two_point(game), exact, atol=1e-12)
     np.testing.assert_allclose(shapley_sampled(game, permutations(n, 2, seed=5))[0], exact, atol=1e-12)
 
 
 def test_the_two_point_formula_is_no_share_of_a_cubic_game() -> None:
     game = polynomial(5, 3, seed=0)
-    assert np.abs(shapley_two_point(game) - shapley_exact(game)).max() > 0.1
+    assert np.abs(two_point(game) - shapley_exact(game)).max() > 0.1
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -17,7 +17,8 @@ from mechdiff.engine.grafts import grafted
 from mechdiff.engine.models import Model, wrap
 from mechdiff.engine.units import ChangedUnits, Unit, changes_between, changes_of_adapter, tensors_of
 from mechdiff.errors import SelfCheckError
-from mechdiff.measures.grafting import Lattice, Prompts, best_alone, greedy, lattice, measure, ranks
+from mechdiff.measures import grafting
+from mechdiff.measures.grafting import Lattice, Prompts, best_alone, greedy, lattice, ranks
 from mechdiff.measures.outcome import kl_nats as kl_fast
 from mechdiff.measures.overlap import OVERLAP, total_nats
 from mechdiff.rows import KEY
@@ -37,6 +38,26 @@ def split(base: Model, tuned: Model, name: str = "report", n: int = 6, seed: int
     laws = {model.side: torch.stack([capture(model, one, [], [0]).logits for one in ids]) for model in (base, tuned)}
     names = [f"{name}{i}" for i in range(n)]
     return Prompts(split=name, names=names, ids=ids, base_logits=laws["base"], tuned_logits=laws["tuned"])
+
+
+def measure(
+    model: Model,
+    changes: ChangedUnits,
+    report: Prompts,
+    select: Prompts | None = None,
+    *,
+    truncate: bool = True,
+    max_tokens: int | None = None,
+) -> pl.DataFrame:
+    """The rows of every arm, as a run's cells make them one by one."""
+    bench = lattice(model, changes, report, max_tokens=max_tokens)
+    choosing = lattice(model, changes, select, max_tokens=max_tokens) if select else None
+    frames = [grafting.ends(bench), grafting.curves(bench, changes.units)]
+    if choosing and changes.units:
+        frames.append(grafting.searched(bench, choosing))
+    if truncate and changes.units:
+        frames.append(grafting.truncation(bench, grafting.few(bench, choosing)))
+    return pl.concat(frames)
 
 
 def measured(change, **how: object) -> tuple[pl.DataFrame, ChangedUnits, Prompts]:

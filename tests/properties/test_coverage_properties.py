@@ -1,7 +1,5 @@
 """Property 14 of METHOD: shares of an effect add up, wherever they come from: Shapley values, coverage, integrated gradients."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from hypothesis import given
@@ -9,28 +7,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from drawn import clean_of, examples, noise, pair, seeds, token_ids
+from games_made import NOBODY, game_of, table, two_point
 from mechdiff.engine.gradients import gradients
 from mechdiff.engine.replay import ENGINES, Write, engine_for
 from mechdiff.engine.sites import Site
 from mechdiff.measures.attribution import by_head, midpoints
-from mechdiff.measures.games import Coalition, Game, every, permutations, shapley_exact, shapley_sampled, shapley_two_point
+from mechdiff.measures.games import every, permutations, shapley_exact, shapley_sampled
 from mechdiff.report.coverage import Whole, coverage, necessity
 from mechdiff.report.intervals import FEWEST
 from mechdiff.report.spread import root
 
-NOBODY: Coalition = frozenset()
 players = st.integers(1, 6)
 scales = st.sampled_from([1e-12, 1e-3, 1.0, 1e6])
-
-
-def game_of(n: int, worth: Callable[[Coalition], np.ndarray]) -> Game:
-    return Game(n, lambda coalitions: np.array([worth(coalition) for coalition in coalitions], dtype=float))
-
-
-def table(n: int, seed: int, n_prompts: int = 3) -> dict[Coalition, np.ndarray]:
-    """A worth of each coalition, of no structure at all."""
-    random = np.random.default_rng(seed)
-    return {coalition: random.normal(size=n_prompts) for coalition in every(n)} | {NOBODY: np.zeros(n_prompts)}
 
 
 # ---- the axioms of shares ------------------------------------------------------------------------------------------------------------
@@ -54,7 +42,7 @@ def test_property_14_symmetry_a_duplicate_earns_what_its_original_earns(seed: in
     original = data.draw(st.integers(0, n - 1))
     worth = table(n, seed)
     game = game_of(n + 1, lambda coalition: worth[frozenset(original if player == n else player for player in coalition)])
-    shares, points = shapley_exact(game), shapley_two_point(game)
+    shares, points = shapley_exact(game), two_point(game)
     np.testing.assert_allclose(shares[original], shares[n], atol=1e-12)
     np.testing.assert_array_equal(points[original], points[n])
 
@@ -69,7 +57,7 @@ def test_property_14_a_dummy_earns_nothing_and_changes_nothing(seed: int, n: int
     shares = shapley_exact(game)
     np.testing.assert_array_equal(shares[dummy], 0)
     np.testing.assert_array_equal(shapley_sampled(game, permutations(n + 1, 6, seed=seed))[0][dummy], 0)
-    np.testing.assert_array_equal(shapley_two_point(game)[dummy], 0)
+    np.testing.assert_array_equal(two_point(game)[dummy], 0)
     np.testing.assert_allclose(np.delete(shares, dummy, 0), shapley_exact(game_of(n, worth.__getitem__)), atol=1e-12)
 
 

@@ -103,10 +103,10 @@ def test_share_and_drop_are_ratios_of_means_over_the_same_prompts() -> None:
 
 
 def test_share_interval_is_that_of_the_ratio_of_means() -> None:
-    share, low, high = statistics.share_interval(D / 2 + [0.1, -0.1, 0.2, 0.0], D)
+    share, low, high = (end[0] for end in intervals.share_intervals((D / 2 + [0.1, -0.1, 0.2, 0.0])[:, None], D))
     assert np.isnan([low, high]).all(), "four prompts have no interval"
     assert share == pytest.approx((10 + 0.2) / 20)
-    share, low, high = statistics.share_interval([*D / 2, 5.0], [*D, 9.0])
+    share, low, high = (end[0] for end in intervals.share_intervals(np.array([*D / 2, 5.0])[:, None], np.array([*D, 9.0])))
     assert share == pytest.approx(15 / 29)
     assert low < share < high
 

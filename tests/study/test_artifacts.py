@@ -448,13 +448,6 @@ def test_the_manifest_comes_last_and_is_plain(run: RunFolder, monkeypatch: pytes
     assert not [path for path in run.path.rglob("*") if path.is_file() and b"hf_0123456789" in path.read_bytes()]
 
 
-def test_tensors_for_readers(run: RunFolder) -> None:
-    run.write_tensors("states_base", _tensors())
-    assert (run.path / "tensors" / "states_base.safetensors").is_file()
-    with pytest.raises(AssertionError, match="plain word"):
-        run.write_tensors("../states", _tensors())
-
-
 def test_readers_say_what_is_wrong(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such folder"):
         read_manifest(folder)

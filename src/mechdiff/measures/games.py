@@ -161,14 +161,6 @@ def _efficient(shares: np.ndarray, game: Game, worth: np.ndarray) -> np.ndarray:
     return shares
 
 
-def shapley_two_point(game: Game) -> Float64[np.ndarray, "player prompt"]:
-    """The mean of what a player adds first and of what it adds last: the Shapley value of a game without interactions of three or more."""
-    alone = [frozenset({player}) for player in range(game.n)]
-    worth = game.values([game.everyone, *alone, *(game.everyone - player for player in alone)])
-    whole, first, rest = worth[0], worth[1 : game.n + 1], worth[game.n + 1 :]
-    return (first + whole - rest) / 2
-
-
 def greedy(game: Game, picks: int) -> list[int]:
     """The first `picks` players of the order in which the player joins next that raises the mean v most; ties go to the lowest number."""
     assert 0 <= picks <= game.n, f"{picks} picks among {game.n} players"

@@ -309,28 +309,7 @@ def few(bench: Lattice, choosing: Lattice | None, n: int = CANDIDATES) -> Sequen
     return units if len(units) <= n else sorted(best_alone(choosing, n)) if choosing else ()
 
 
-def measure(
-    model: Model,
-    changes: ChangedUnits,
-    report: Prompts,
-    select: Prompts | None = None,
-    *,
-    truncate: bool = True,
-    max_tokens: int | None = None,
-) -> pl.DataFrame:
-    """Rows of all arms on `report`; the greedy sets are chosen on `select`, and left out where it is not given.
-
-    `model` is the base in use (an adapter off), `changes` what `changes_of(pair, model)` found. Nothing is captured before: the residual
-    streams are traced here.
-
-    Raises SelfCheckError where v(nothing) is not D or v(all) not 0, and ModelError for an adapter that cannot be cut to a rank.
-    """
-    bench = lattice(model, changes, report, max_tokens=max_tokens)
-    frames, choosing = [ends(bench), curves(bench, changes.units)], None
-    if select is not None and changes.units:
-        choosing = lattice(model, changes, select, max_tokens=max_tokens)
-        sets = greedy(choosing)
-        frames += [chosen_sets(bench, sets), chosen_sets(choosing, sets), singles(choosing)]
-    if truncate and changes.units:
-        frames.append(truncation(bench, few(bench, choosing)))
-    return pl.concat(frames)
+def searched(bench: Lattice, choosing: Lattice, *, candidates: int = CANDIDATES, picks: int = PICKS) -> pl.DataFrame:
+    """Rows of the greedy sets, which are chosen on the prompts of `choosing`, on these and on the reported ones; and of its single units."""
+    sets = greedy(choosing, candidates=candidates, picks=picks)
+    return pl.concat([chosen_sets(bench, sets), chosen_sets(choosing, sets), singles(choosing)])

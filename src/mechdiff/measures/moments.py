@@ -35,7 +35,7 @@ from torch import Tensor
 
 from mechdiff.engine.alignment import aligned
 from mechdiff.errors import StudyError
-from mechdiff.measures.affine import ROUNDING, Affine
+from mechdiff.measures.affine import Affine
 from mechdiff.measures.maps import Map
 from mechdiff.measures.regression import LAMBDAS, SHRINK_LESS, WORTH, Decomposed, fitted_axes, last_least, ridge
 
@@ -133,17 +133,6 @@ class Moments:
         """Z'Z of the centred change z = y - x."""
         xx, xy, yy = self.scatter()
         return xx + yy - xy - xy.T
-
-    def change_basis(self, k: int) -> Float64[Tensor, "d k"]:
-        """At most k directions of the change, as subspaces.py has them: the mean's first, then the axes of what differs, without those that are
-        rounding."""
-        least = ROUNDING * float(self.length) / self.n
-        mean = self.mean_difference()
-        first = mean[:, None] / mean.norm() if float(mean.norm()) > least else mean.new_zeros(len(mean), 0)
-        rest = torch.eye(len(mean), dtype=torch.float64) - first @ first.T
-        values, vectors = torch.linalg.eigh(rest @ self.change_scatter() @ rest)
-        kept = values.clamp_min(0).sqrt() > least * self.n**0.5
-        return torch.cat([first, vectors[:, kept].flip(1)], 1)[:, :k]
 
     # ---- similarity
 

@@ -101,11 +101,6 @@ def same_basis_change(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor,
     return float(((tuned - base).norm(dim=1) / size.where(size > 0, torch.nan)).mean())
 
 
-def cka_without_each(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt d_tuned"]) -> Float64[Tensor, " prompt"]:
-    """Debiased CKA of all prompts but one, for each prompt left out."""
-    return without_each(hollow(base), hollow(tuned))
-
-
 def _cka(base: Geometry, tuned: Geometry, *, debiased: bool) -> float:
     return cosine(base.u_centred, tuned.u_centred) if debiased else cosine(base.gram, tuned.gram)
 

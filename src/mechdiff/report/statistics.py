@@ -143,12 +143,6 @@ def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
     return found.group_by("runner", "split", "metric").agg(pl.col("floor").max()).sort("runner", "split", "metric")
 
 
-def share_interval(effect: np.ndarray, total: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
-    """Share of `total` that `effect` makes up, low and high end: both per prompt, over the same prompts, in nats."""
-    share, low, high = intervals.share_intervals(np.asarray(effect, float)[:, None], np.asarray(total, float), seed=seed)
-    return float(share[0]), float(low[0]), float(high[0])
-
-
 def prompt_matrix(rows: pl.DataFrame, by: str = "layer") -> tuple[list[str], list[Any], np.ndarray]:
     """Prompt ids, the sorted values of `by`, and the table [prompt, by] of `value`; prompts that lack one are left out."""
     wide = rows.filter(pl.col("value").is_not_nan(), pl.col("prompt").is_not_null()).sort(by, "prompt")

@@ -249,13 +249,6 @@ class RunFolder:
         with writing(self.path):
             replace(self.path / "summary.parquet", _parquet(frame))
 
-    def write_tensors(self, name: str, tensors: Mapping[str, np.ndarray]) -> None:
-        """Writes tensors/`name`.safetensors, for readers; `name` is a plain word, not a path."""
-        assert re.fullmatch(r"[\w-]{1,80}", name), f"not a plain word: {name!r}"
-        with writing(self.path):
-            (self.path / "tensors").mkdir(exist_ok=True)
-            replace(self.path / "tensors" / f"{name}.safetensors", _tensors(tensors))
-
     def place(self, name: str) -> Path:
         """The path of a file that is written for readers, its folder made; `name` is like maps/L3.attn_out.rrr.safetensors."""
         assert re.fullmatch(r"\w+/[\w.-]{1,120}", name), f"not a plain name in a folder: {name!r}"

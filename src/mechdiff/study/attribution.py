@@ -19,13 +19,12 @@ from mechdiff.measures import attribution as measure
 from mechdiff.measures import heads
 from mechdiff.measures.counterfactuals import Along, chunks
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, Result
 from mechdiff.study.head_bench import Bench, output_of
 from mechdiff.study.head_choices import order
 from mechdiff.study.mapping import per_prompt
 from mechdiff.study.options import DIRECTIONS
 
-Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 Values = list[tuple[dict[str, Any], Tensor]]
 """(columns, `[prompt]`)"""
 

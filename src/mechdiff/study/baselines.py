@@ -17,7 +17,7 @@ from mechdiff.errors import ModelError
 from mechdiff.measures import grafting, weights
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, Result
 
 INPUT_POSITIONS = 4
 """Positions of each prompt, evenly spaced and the last among them, whose states weigh a change."""
@@ -27,8 +27,6 @@ DECODED = 6
 
 WRITERS = ("o_proj", "out_proj", "dense", "c_proj", "down_proj", "fc2", "w2", "dense_4h_to_h")
 """How the families call the last matrix of attention or MLP."""
-
-Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 
 
 def inputs(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -117,8 +115,7 @@ def graft(run: Execution, cell: Cell, model: Model | None) -> Result:
         return empty(), {}
     if arm == "greedy":
         assert choosing
-        sets = grafting.greedy(choosing, candidates=cell.key["candidates"], picks=cell.key["picks"])
-        return pl.concat([grafting.chosen_sets(bench, sets), grafting.chosen_sets(choosing, sets), grafting.singles(choosing)]), {}
+        return grafting.searched(bench, choosing, candidates=cell.key["candidates"], picks=cell.key["picks"]), {}
     try:
         return grafting.truncation(bench, grafting.few(bench, choosing, cell.key["candidates"])), {}
     except ModelError as error:

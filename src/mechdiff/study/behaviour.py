@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
@@ -24,12 +22,11 @@ from mechdiff.measures.behaviour import language_of, said_values, soft_refusal
 from mechdiff.measures.phrases import Phrases, read_phrases
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, Result
 from mechdiff.study.mapping import as_bytes, table
 from mechdiff.study.options import BehaviourOptions
 from mechdiff.study.plan_behaviour import asks_openings
 
-Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 Value = dict[str, Any]
 """Some columns of a row, `value` among them."""
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -20,11 +19,9 @@ from mechdiff.measures.maps import Map
 from mechdiff.measures.outcome import EVERY
 from mechdiff.rows import empty, rows
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, Result
 from mechdiff.study.mapping import LOGIT_SUBSPACES, decision_sample, few_threads, maps_at
 from mechdiff.study.options import RankOptions, TransportOptions
-
-Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 
 EARLY = 8
 """The early layer of the controls is that at one part in so many of the depth."""

@@ -39,6 +39,9 @@ from mechdiff.study.selection import choose_layers
 
 T = TypeVar("T")
 
+Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
+"""What a stage computes: rows, and tensors by name."""
+
 HELD_BYTES = 1 << 28
 """Keys and values of clean passes that are kept from one stage to the next."""
 

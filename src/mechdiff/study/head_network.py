@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -18,13 +17,11 @@ from mechdiff.measures import games, heads
 from mechdiff.measures.counterfactuals import score_rows
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, Result
 from mechdiff.study.head_bench import AT_ONCE, Bench, columns, head_layout
 from mechdiff.study.head_choices import closer_layers, greedy_order, heads_options, network_orders, top_heads, within
 from mechdiff.study.mapping import as_bytes, table
 from mechdiff.study.options import DIRECTIONS
-
-Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 
 ACROSS = (1, 2, 3, 5, 8, 12, 20, 32, 50, 80, 120, 200, 320, 500, 800, 1200, 2000, 3200)
 """Sizes of the nested sets across the network."""

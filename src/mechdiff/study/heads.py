@@ -19,12 +19,10 @@ from mechdiff.measures.heads import Block
 from mechdiff.measures.outcome import EVERY, kl_nats
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, Result
 from mechdiff.study.head_bench import Bench, block, columns, output_of, units
 from mechdiff.study.head_choices import closer_layers, greedy_order, network_orders, within
 from mechdiff.study.mapping import maps_at, per_prompt
-
-Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 
 
 def every_head(run: Execution, cell: Cell, model: Model | None) -> Result:

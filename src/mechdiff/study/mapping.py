@@ -18,10 +18,8 @@ from mechdiff.measures.maps import Map, is_the_mean
 from mechdiff.measures.transport import Maps, Sample
 from mechdiff.rows import empty, rows
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution, positions
+from mechdiff.study.execution import Execution, Result, positions
 from mechdiff.study.planner import LAST_LEFT_OUT
-
-Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 
 ROWS_FOR_THREADS = 128
 """Rows from which linear algebra gains by several threads."""

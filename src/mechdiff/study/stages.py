@@ -25,7 +25,7 @@ from mechdiff.study.baselines import graft, inputs, weigh
 from mechdiff.study.behaviour import behave
 from mechdiff.study.cells import Cell
 from mechdiff.study.closer import closer, fisher, rank_curve, ranks
-from mechdiff.study.execution import Execution, States, positions
+from mechdiff.study.execution import Execution, Result, States, positions
 from mechdiff.study.head_network import attention, head_network, looks
 from mechdiff.study.heads import every_head, head_orders, head_sets
 from mechdiff.study.mapping import fits, patched
@@ -35,7 +35,6 @@ from mechdiff.study.steer import side_effects, steer, steered_controls, steered_
 from mechdiff.study.swayed import sway
 from mechdiff.study.texts import texts
 
-Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 Stage = Callable[[Execution, Cell, Model | None], Result]
 
 

@@ -20,11 +20,9 @@ from mechdiff.measures.subspaces import Subspace, change_subspace, label_swapped
 from mechdiff.measures.vectors import has_control_vector, save_control_vector, save_vector
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, Result
 from mechdiff.study.options import SteeringOptions
 from mechdiff.study.texts import greedy
-
-Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
 
 TEXT_TOKENS = "base", "tuned", "steered"
 """Whose texts are kept."""

@@ -17,9 +17,9 @@ from mechdiff.engine.steered import steering
 from mechdiff.engine.units import changes_of
 from mechdiff.measures import steering as pushes
 from mechdiff.rows import empty
-from mechdiff.study.behaviour import Asker, Result, Scored, Value, by_prompt, options_of, published
+from mechdiff.study.behaviour import Asker, Scored, Value, by_prompt, options_of, published
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, Result
 from mechdiff.study.mapping import as_bytes, maps_at, table
 from mechdiff.study.steer import strongest, subspace
 

@@ -17,7 +17,7 @@ from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.speech import speak, stop_ids
 from mechdiff.measures import divergence
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, Result
 
 TEXTS = 6
 """Most divergent prompts whose texts the record keeps."""
@@ -25,7 +25,7 @@ MOVED = 12
 """Tokens whose probability rose (fell) most that the record keeps."""
 
 
-def texts(run: Execution, cell: Cell, model: Model | None) -> tuple[pl.DataFrame, dict[str, np.ndarray]]:
+def texts(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of every divergence at every place of a shard's prompts and continuations that both models cut; tensors: the tokens, and what each
     model would say."""
     split, names, tokens = cell.key["split"], cell.key["ids"], run.prepared.tokens
