@@ -6,11 +6,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechdiff import labels
 
+EXAMPLES = settings(max_examples=50, deadline=None)
 SOURCE = Path(labels.__file__).parent
 SIDES = st.sampled_from(["base", "tuned"])
 NUMBERS = st.integers(0, 200)
@@ -21,6 +22,7 @@ def column(name: str, content: list[str | None], expression: pl.Expr) -> list:
     return pl.DataFrame({name: pl.Series(content, dtype=pl.String)}).select(expression).to_series().to_list()
 
 
+@EXAMPLES
 @given(SIDES, SIDES)
 def test_a_direction_comes_back(runs: str, source: str) -> None:
     made = labels.direction_of(runs, source)
@@ -35,6 +37,7 @@ def test_directions_are_the_words_of_the_row_contract() -> None:
     assert labels.WITHIN == ("base<-base", "tuned<-tuned")
 
 
+@EXAMPLES
 @given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1))))
 def test_a_set_of_heads_comes_back(given_: tuple[int, set[int]]) -> None:
     n, heads = given_
@@ -52,6 +55,7 @@ def test_heads_are_named_as_rows_have_them() -> None:
     assert [labels.player_name(one) for one in ((26, 3), (5, None))] == ["L26.head 3", "L5.mlp"]
 
 
+@EXAMPLES
 @given(NUMBERS)
 def test_a_group_is_no_head(group: int) -> None:
     unit = labels.group_unit(group)
@@ -59,12 +63,14 @@ def test_a_group_is_no_head(group: int) -> None:
     assert labels.group_of(labels.head_unit(group)) is None
 
 
+@EXAMPLES
 @given(st.lists(PLAYERS, min_size=1, unique=True))
 def test_players_of_the_network_come_back(players: list[labels.Player]) -> None:
     unit = labels.set_unit(map(labels.player_name, players))
     assert [labels.player_of(name) for name in labels.set_of(unit)] == players
 
 
+@EXAMPLES
 @given(st.integers(1, 30), st.sampled_from(["decision", "all", "last_2", "last_16", "spread_4", "words"]))
 def test_a_window_comes_back(width: int, position: str) -> None:
     unit = labels.window_unit(width, position)
@@ -83,6 +89,7 @@ def test_windows_are_named_as_rows_have_them() -> None:
     assert [labels.n_positions(word) for word in ("decision", "words", "last_4", "spread_8", "all")] == [1, 1, 4, 8, None]
 
 
+@EXAMPLES
 @given(NUMBERS)
 def test_a_token_comes_back(place: int) -> None:
     unit = labels.token_unit(place)
@@ -90,6 +97,7 @@ def test_a_token_comes_back(place: int) -> None:
     assert column("unit", [unit, "tokens", None, "head 1"], labels.is_token()) == [True, False, False, False]
 
 
+@EXAMPLES
 @given(SIDES, st.sampled_from([None, "plain", labels.SAMPLED, labels.SHARED_TOKENS]))
 def test_an_answer_comes_back(side: str, kind: str | None) -> None:
     unit = labels.answer_unit(side, kind)
@@ -97,6 +105,7 @@ def test_an_answer_comes_back(side: str, kind: str | None) -> None:
     assert column("unit", [unit], labels.answer_kind()) == [kind]
 
 
+@EXAMPLES
 @given(st.sampled_from(["permuted", "random_vector", "random_set", "label_swap"]), NUMBERS)
 def test_a_draw_comes_back(control: str, number: int) -> None:
     made = labels.draw(control, number)
@@ -109,6 +118,7 @@ def test_a_draw_comes_back(control: str, number: int) -> None:
     assert column("control", [made, None], labels.is_random_edit()) == [control.startswith("random_"), False]
 
 
+@EXAMPLES
 @given(NUMBERS)
 def test_the_map_of_another_layer_comes_back(layer: int) -> None:
     made = labels.other_layer(layer)

@@ -2,10 +2,12 @@
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechdiff.spacing import evenly_spaced
+
+EXAMPLES = settings(max_examples=50, deadline=None)
 
 
 def test_each_pick_is_from_the_middle_of_an_equal_stretch() -> None:
@@ -13,6 +15,7 @@ def test_each_pick_is_from_the_middle_of_an_equal_stretch() -> None:
     assert evenly_spaced(1, range(30)) == (15,)
 
 
+@EXAMPLES
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_as_many_as_asked_each_once_and_in_order(n: int, length: int) -> None:
     found = evenly_spaced(n, range(length))
