@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from mechdiff.rows import COLUMNS, KEY, SCHEMA, empty, rows
+from mechdiff.rows import COLUMNS, KEY, SCHEMA, empty, rows, where
 
 TEXT = st.one_of(st.none(), st.text("aℓé7", max_size=5))
 VALUES = {
@@ -81,3 +81,14 @@ def test_an_empty_table_has_the_schema():
     assert empty().schema == pl.Schema(SCHEMA)
     assert empty().height == 0
     assert_frame_equal(rows([], measure="divergence"), empty())
+
+
+def test_rows_are_found_by_a_value_by_null_and_by_several_values():
+    frame = rows([0, 1, 2, 3], measure="patching", layer=[0, 1, 2, None], control=["no_op", None, None, None])
+    assert where(frame, measure="patching")["value"].to_list() == [0, 1, 2, 3]
+    assert where(frame, control=None, layer=1)["value"].to_list() == [1]
+    assert where(frame, layer=[0, 2])["value"].to_list() == [0, 2]
+    assert where(frame, layer=(2, None))["value"].to_list() == [2, 3]
+    assert where(frame, layer=[]).is_empty()
+    with pytest.raises(KeyError, match="no such columns"):
+        where(frame, value=1.0)

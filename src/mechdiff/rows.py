@@ -54,3 +54,22 @@ def rows(value: Sequence[float] | Any, **columns: Any) -> pl.DataFrame:
 def empty() -> pl.DataFrame:
     """A table of the contract with no rows."""
     return pl.DataFrame(schema=SCHEMA)
+
+
+def where(frame: pl.DataFrame, **columns: Any) -> pl.DataFrame:
+    """The rows of a table whose named columns are a value, null (None), or one of several values (a list or tuple).
+
+    Raises KeyError for a column outside the contract.
+    """
+    unknown = set(columns) - set(KEY)
+    if unknown:
+        raise KeyError(f"no such columns in the row contract: {sorted(unknown)}")
+    asked = []
+    for name, content in columns.items():
+        if isinstance(content, (list, tuple)):
+            asked.append(pl.col(name).is_in([one for one in content if one is not None]))
+            if None in content:
+                asked[-1] |= pl.col(name).is_null()
+        else:
+            asked.append(pl.col(name).is_null() if content is None else pl.col(name) == content)
+    return frame.filter(asked)

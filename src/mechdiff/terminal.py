@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mechdiff.digits import fixed, percent
+from mechdiff.rows import where
 
 if TYPE_CHECKING:
     from mechdiff.api import Run
@@ -80,10 +81,9 @@ def _interval(one: dict[str, Any]) -> str:
 
 
 def _show_strongest(summary: pl.DataFrame, direction: str, metric: str, words: str, console: Console) -> None:
-    found = summary.filter(
-        (pl.col("measure") == "patching") & (pl.col("direction") == direction) & (pl.col("metric") == metric) & (pl.col("split") == "report")
-        & (pl.col("arm") == "identity") & pl.col("unit").is_null() & pl.col("share").is_not_null()
-    )  # fmt: skip
+    found = where(summary, measure="patching", direction=direction, metric=metric, split="report", arm="identity", unit=None).filter(
+        pl.col("share").is_not_null()
+    )
     if not len(found):
         return
     table = _table(words, "site", "share of D", "KL, nats", "95 %")

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from mechdiff import labels
+from mechdiff.rows import where
 
 QUESTIONS = {"base<-base": "add", "tuned<-tuned": "ablate"}
 """The arm that is tested, by direction."""
@@ -35,11 +36,9 @@ def dose(rows: pl.DataFrame, direction: str, *, max_kl_nats: float, max_perplexi
 
 def doses(rows: pl.DataFrame, direction: str) -> pl.DataFrame:
     """`layer site arm rank strength side_kl side_ratio n`: mean side effects of every dose of a direction's question."""
-    found = rows.filter(
-        pl.col("measure") == "steering", pl.col("direction") == direction, pl.col("arm") == QUESTIONS[direction],
-        pl.col("control").is_null(), pl.col("unit") == labels.ALL_POSITIONS, pl.col("metric").str.starts_with("side_"),
-        pl.col("strength").fill_null(1.0) <= 1,
-    )  # fmt: skip
+    found = where(rows, measure="steering", direction=direction, control=None, unit=labels.ALL_POSITIONS).filter(
+        pl.col("arm") == QUESTIONS[direction], pl.col("metric").str.starts_with("side_"), pl.col("strength").fill_null(1.0) <= 1
+    )
     key = ["layer", "site", "arm", "rank", "strength"]
 
     def mean(metric: str) -> pl.Expr:

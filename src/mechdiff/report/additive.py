@@ -15,7 +15,7 @@ from mechdiff.report import effects, findings, findings_grafting, findings_trans
 from mechdiff.report.comparable import Loaded
 from mechdiff.report.effects import PLAIN, Table
 from mechdiff.report.findings import RECOVERY
-from mechdiff.rows import OVERLAP, TOTAL
+from mechdiff.rows import OVERLAP, TOTAL, where
 
 LOCATED = ("patching", "grafting", "heads")
 """Measures that say where a change is."""
@@ -32,7 +32,7 @@ def table(run: Loaded, values: pl.DataFrame, *, by: str = "name") -> Table | Non
     rows = run.content.rows
     split = findings.reported(rows, "divergence")
     plain = [pl.col(name).is_null() for name in ("control", "unit")]
-    of = rows.filter(pl.col("measure") == "divergence", pl.col("metric") == TOTAL, pl.col("split").eq_missing(split), *plain)
+    of = where(rows, measure="divergence", metric=TOTAL, split=split).filter(*plain)
     of = of.filter(pl.col("value").is_finite()).select("prompt", total="value")
     prompts, names, matrix = statistics.prompt_matrix(values.filter(pl.col("value").is_finite()).join(of, on="prompt", how="semi"), by=by)
     if not prompts:

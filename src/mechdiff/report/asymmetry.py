@@ -20,6 +20,7 @@ from mechdiff.report.drawing import LEFT, SITE_COLOURS, SITE_DASHES, WIDE, Chart
 from mechdiff.report.findings import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.report.phrasing import share, with_interval
+from mechdiff.rows import where
 
 SITES = ("resid_post", "attn_out", "mlp_out")
 _SCHEMA = {
@@ -39,14 +40,22 @@ def by_site(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
 
     `nats` is the sum of both J.
     """
-    written = rows.filter(
-        pl.col("measure") == "patching",
-        pl.col("metric") == shares.own_js(shared=statistics.on_shared(rows)),
-        pl.col("arm") == "identity",
-        pl.col("split").eq_missing(findings.reported(rows, "patching")),
-        pl.col("layer").is_not_null() & pl.col("value").is_finite() & pl.col("prompt").is_not_null(),
-        *(pl.col(name).is_null() for name in ("unit", "control", "rank", "strength")),
-    ).with_columns(name=findings.site_name())
+    written = (
+        where(
+            rows,
+            measure="patching",
+            metric=shares.own_js(shared=statistics.on_shared(rows)),
+            arm="identity",
+            split=findings.reported(rows, "patching"),
+        )
+        .filter(
+            pl.col("layer").is_not_null(),
+            pl.col("value").is_finite(),
+            pl.col("prompt").is_not_null(),
+            *(pl.col(name).is_null() for name in ("unit", "control", "rank", "strength")),
+        )
+        .with_columns(name=findings.site_name())
+    )
     sides = [written.filter(pl.col("direction") == direction) for direction in (BREAKAGE, RECOVERY)]
     both = sides[0].join(sides[1], on=["name", "prompt"], how="semi"), sides[1].join(sides[0], on=["name", "prompt"], how="semi")
     if both[0].is_empty():

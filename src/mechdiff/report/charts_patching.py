@@ -7,6 +7,7 @@ from mechdiff.report import curves, drawing, findings, statistics
 from mechdiff.report.drawing import SITE_COLOURS, SITE_DASHES, WIDE, Chart
 from mechdiff.report.findings import BREAKAGE, RECOVERY
 from mechdiff.report.phrasing import between, nats, power_of_ten
+from mechdiff.rows import where
 
 SITES = ("resid_post", "attn_out", "mlp_out")
 TITLES = {
@@ -19,10 +20,9 @@ SHORT = {BREAKAGE: "Base's state in tuned: KL, nats", RECOVERY: "Tuned state in 
 def cells(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     """`panel line layer value low high floor`: the mean KL from the unedited running model, identity arm, by direction and site."""
     plain = (pl.col(name).is_null() for name in ("unit", "control", "rank", "strength"))
-    found = summary.filter(
-        pl.col("measure") == "patching", pl.col("metric") == "kl_own_nats", pl.col("arm") == "identity", pl.col("site").is_in(SITES),
-        pl.col("split").eq_missing(findings.reported(rows, "patching")), pl.col("layer").is_not_null() & pl.col("mean").is_finite(), *plain,
-    )  # fmt: skip
+    found = where(
+        summary, measure="patching", metric="kl_own_nats", arm="identity", site=SITES, split=findings.reported(rows, "patching")
+    ).filter(pl.col("layer").is_not_null(), pl.col("mean").is_finite(), *plain)
     low, high = (pl.coalesce(end, "mean").alias(name) for end, name in (("ci_low", "low"), ("ci_high", "high")))
     return found.select("layer", "floor", low, high, panel="direction", line="site", value="mean").sort("panel", "line", "layer")
 

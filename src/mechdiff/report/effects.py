@@ -17,6 +17,7 @@ from mechdiff import labels
 from mechdiff.report import findings, findings_grafting, findings_transport, statistics
 from mechdiff.report.comparable import Loaded
 from mechdiff.report.findings import RECOVERY
+from mechdiff.rows import where
 from mechdiff.shares import refuse_two_supports
 
 WRITES = ("attn_out", "mlp_out")
@@ -100,16 +101,18 @@ def shapley(run: Loaded, direction: str, layer: int) -> Table | None:
 def head_prompts(run: Loaded, direction: str, layer: int) -> list[str]:
     """What the prompts are called across runs on which sets of one block's heads were swapped, by their own names."""
     split = findings.reported(run.content.rows, "heads")
-    every = _of_block(run, direction, layer).filter(
-        pl.col("unit") == "all", pl.col("metric") == statistics.effect_metric(run.content.rows, direction), pl.col("strength").is_null()
-    )
+    every = where(_of_block(run, direction, layer), unit="all", metric=statistics.effect_metric(run.content.rows, direction), strength=None)
     return [run.key(split, prompt) for prompt in every["prompt"].unique().sort()]
 
 
 def _of_block(run: Loaded, direction: str, layer: int) -> pl.DataFrame:
     rows = run.content.rows
-    return rows.filter(
-        pl.col("measure") == "heads", pl.col("direction") == direction, pl.col("layer") == layer, pl.col("site") == "attn_proj",
-        pl.col("split").eq_missing(findings.reported(rows, "heads")), pl.col("arm") == "contribution", pl.col("control").is_null(),
-        pl.col("prompt").is_not_null(),
-    )  # fmt: skip
+    return where(
+        rows,
+        measure="heads",
+        direction=direction,
+        site="attn_proj",
+        split=findings.reported(rows, "heads"),
+        arm="contribution",
+        control=None,
+    ).filter(pl.col("layer") == layer, pl.col("prompt").is_not_null())

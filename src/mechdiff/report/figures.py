@@ -26,6 +26,7 @@ from mechdiff.report.drawing import (
     Chart,
 )
 from mechdiff.report.findings import BREAKAGE, RECOVERY, STREAM
+from mechdiff.rows import where
 
 
 def d_by_prompt(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -119,15 +120,19 @@ def arms_by_layer(
     rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, sites: Sequence[str] = ("resid_post", "attn_out")
 ) -> Chart | None:
     """What each way of guessing the tuned state costs the tuned model, by layer, with D and the noise floor as references."""
-    cells = summary.filter(
-        pl.col("measure") == "patching",
-        pl.col("direction") == BREAKAGE,
-        pl.col("metric") == statistics.effect_metric(rows, BREAKAGE),
-        pl.col("arm").is_in(list(ARM_COLOURS)),
-        pl.col("site").is_in(list(sites)) & pl.col("layer").is_not_null(),
-        pl.col("unit").is_null() & pl.col("control").is_null() & pl.col("rank").is_null() & pl.col("strength").is_null(),
-        pl.col("split").eq_missing(findings.reported(rows, "patching")),
-    )
+    cells = where(
+        summary,
+        measure="patching",
+        direction=BREAKAGE,
+        metric=statistics.effect_metric(rows, BREAKAGE),
+        arm=list(ARM_COLOURS),
+        site=list(sites),
+        unit=None,
+        control=None,
+        rank=None,
+        strength=None,
+        split=findings.reported(rows, "patching"),
+    ).filter(pl.col("layer").is_not_null())
     if cells.is_empty() or not drawing.ends(cells["mean"])[1] > 0:
         return None
     found = findings.difference(rows, summary)

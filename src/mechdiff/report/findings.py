@@ -14,6 +14,7 @@ from mechdiff import labels, shares
 from mechdiff.engine.sites import KINDS, Site
 from mechdiff.report import intervals, stability, statistics
 from mechdiff.report.memory import once
+from mechdiff.rows import where
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 """Sites of the residual stream: a write there carries over everything that happened upstream."""
@@ -113,9 +114,7 @@ def reported(rows: pl.DataFrame, measure: str) -> str | None:
 @once
 def d_per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
     """`prompt d same`, ascending: D in nats and whether both models choose the same token (null if not measured)."""
-    measured = rows.filter(
-        pl.col("measure") == "divergence", pl.col("control").is_null(), pl.col("unit").is_null(), pl.col("prompt").is_not_null()
-    )
+    measured = where(rows, measure="divergence", control=None, unit=None).filter(pl.col("prompt").is_not_null())
     measured = measured.filter(pl.col("split").eq_missing(reported(rows, "divergence")))
     d = measured.filter(pl.col("metric") == statistics.d_metric(rows)).select("prompt", d="value")
     same = measured.filter(pl.col("metric") == "top1_same").select("prompt", same=pl.col("value") > 0.5)
@@ -218,13 +217,12 @@ def steadiness(rows: pl.DataFrame, split: str | None) -> str:
     names: list[str] = []
     effects: list[np.ndarray] = []
     for direction in BOTH:
-        written = rows.filter(
-            pl.col("measure") == "patching",
-            pl.col("direction") == direction,
-            pl.col("metric") == statistics.effect_metric(rows, direction),
-            pl.col("split").eq_missing(split) & (pl.col("arm") == "identity"),
+        written = where(
+            rows, measure="patching", direction=direction, metric=statistics.effect_metric(rows, direction), split=split, arm="identity"
+        ).filter(
             pl.all_horizontal(pl.col("unit", "control", "rank", "strength").is_null()),
-            ~pl.col("site").is_in(STREAM) & pl.col("layer").is_not_null(),
+            ~pl.col("site").is_in(STREAM),
+            pl.col("layer").is_not_null(),
         )
         if (aligned := _aligned(written, total)) is not None and (not names or aligned[0] == names):
             names = aligned[0]
@@ -237,13 +235,16 @@ def steadiness(rows: pl.DataFrame, split: str | None) -> str:
 def peak(rows: pl.DataFrame, direction: str, *, unit: str | None = None) -> tuple[str, list[str]] | None:
     """The output whose write does most in one direction, and the set of outputs that holds the strongest with 95 %; None without outputs."""
     split = reported(rows, "patching")
-    values = rows.filter(
-        pl.col("measure") == "patching",
-        pl.col("direction") == direction,
-        pl.col("metric") == statistics.effect_metric(rows, direction),
-        pl.col("split").eq_missing(split) & pl.col("unit").eq_missing(unit) & (pl.col("arm") == "identity"),
-        *(pl.col(name).is_null() for name in ("control", "rank", "strength")),
-        ~pl.col("site").is_in(STREAM) & pl.col("layer").is_not_null(),
+    values = where(
+        rows,
+        measure="patching",
+        direction=direction,
+        metric=statistics.effect_metric(rows, direction),
+        split=split,
+        unit=unit,
+        arm="identity",
+    ).filter(
+        *(pl.col(name).is_null() for name in ("control", "rank", "strength")), ~pl.col("site").is_in(STREAM), pl.col("layer").is_not_null()
     )
     aligned = _aligned(values, _totals(rows, split))
     if aligned is None:
@@ -267,12 +268,8 @@ def recovery_by_arm(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[str, dic
 
 def site_cells(rows: pl.DataFrame, summary: pl.DataFrame, *, layer: int, site: str) -> pl.DataFrame:
     """The summary of all arms written at one site, on the reported split."""
-    return _plain(summary).filter(
-        pl.col("measure") == "patching",
-        pl.col("split").eq_missing(reported(rows, "patching")),
-        pl.col("layer") == layer,
-        pl.col("site") == site,
-        pl.col("rank").is_null() & pl.col("strength").is_null(),
+    return where(_plain(summary), measure="patching", split=reported(rows, "patching"), site=site, rank=None, strength=None).filter(
+        pl.col("layer") == layer
     )
 
 
@@ -298,14 +295,17 @@ def site_name() -> pl.Expr:
 def half_way(rows: pl.DataFrame, direction: str) -> Crossing | None:
     """The first site of the residual stream, in the order of computation, whose share of D passes one half."""
     split = reported(rows, "patching")
-    written = rows.filter(
-        pl.col("measure") == "patching",
-        pl.col("split").eq_missing(split),
-        pl.col("direction") == direction,
-        pl.col("metric") == statistics.effect_metric(rows, direction),
-        pl.col("arm") == "identity",
-        pl.col("site").is_in(STREAM),
-        pl.col("unit").is_null() & pl.col("control").is_null() & pl.col("strength").is_null(),
+    written = where(
+        rows,
+        measure="patching",
+        split=split,
+        direction=direction,
+        metric=statistics.effect_metric(rows, direction),
+        arm="identity",
+        site=STREAM,
+        unit=None,
+        control=None,
+        strength=None,
     )
     aligned = _aligned(written, _totals(rows, split))
     if aligned is None:
@@ -326,7 +326,7 @@ def half_way(rows: pl.DataFrame, direction: str) -> Crossing | None:
 def similarity_by_site(rows: pl.DataFrame, summary: pl.DataFrame, *, split: str | None = None) -> pl.DataFrame:
     """`layer site cka low high p q flag`, in the order of computation; empty where similarity was not measured."""
     split = split or reported(rows, "similarity")
-    found = _plain(summary).filter(pl.col("measure") == "similarity", pl.col("metric") == "cka", pl.col("split").eq_missing(split))
+    found = where(_plain(summary), measure="similarity", metric="cka", split=split)
     order = pl.col("site").replace_strict({kind: place for place, kind in enumerate(KINDS)}, default=len(KINDS), return_dtype=pl.Int64)
     found = found.filter(pl.col("layer").is_not_null()).sort("layer", order)
     return found.select("layer", "site", "n", "p", "q", "flag", cka="mean", low="ci_low", high="ci_high").with_columns(name=site_name())
@@ -361,12 +361,7 @@ def similarity_against_effect(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.D
 def null_band(rows: pl.DataFrame) -> pl.DataFrame:
     """`layer low high draws`: the middle 95 % of CKA with the row pairing permuted, the widest over the sites of a layer."""
     split = reported(rows, "similarity")
-    draws = rows.filter(
-        pl.col("metric") == "cka",
-        pl.col("split").eq_missing(split) & pl.col("unit").is_null(),
-        labels.is_draw("permuted"),
-        pl.col("value").is_not_nan(),
-    )
+    draws = where(rows, metric="cka", split=split, unit=None).filter(labels.is_draw("permuted"), pl.col("value").is_not_nan())
     each = draws.group_by("layer", "site").agg(
         low=pl.col("value").quantile(0.025, "linear"), high=pl.col("value").quantile(0.975, "linear"), draws=pl.len()
     )
@@ -404,9 +399,7 @@ def _plain(summary: pl.DataFrame, unit: str | None = None) -> pl.DataFrame:
 @once
 def _totals(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
     """`prompt total of`: D of each prompt, and the metric that it is."""
-    chosen = rows.filter(
-        pl.col("measure") == "divergence", pl.col("split").eq_missing(split), pl.col("control").is_null(), pl.col("unit").is_null()
-    ).filter(pl.col("metric") == statistics.d_metric(rows))
+    chosen = where(rows, measure="divergence", split=split, control=None, unit=None).filter(pl.col("metric") == statistics.d_metric(rows))
     return chosen.filter(pl.col("prompt").is_not_null()).select("prompt", total="value", of="metric").sort("prompt")
 
 

@@ -13,6 +13,7 @@ from mechdiff import labels
 from mechdiff.report import intervals, simulated
 from mechdiff.report.memory import once
 from mechdiff.report.statistics import BINARY, FLOORS
+from mechdiff.rows import where
 
 RIGHT = ("exact_match", "mc_correct", "mc_margin_per_byte_nats")
 SPOKEN = ("refusal", *RIGHT, "style_per_100_words")
@@ -248,9 +249,7 @@ def per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
 
 def profile(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     """`direction layer n mean low high` of plain patches of the residual stream (or of the one site that was patched), with simultaneous bands."""
-    found = per_prompt(rows).filter(
-        pl.col("metric") == metric, pl.col("arm") == "identity", pl.col("unit").is_null(), pl.col("layer").is_not_null()
-    )
+    found = where(per_prompt(rows), metric=metric, arm="identity", unit=None).filter(pl.col("layer").is_not_null())
     sites = found["site"].unique().sort().to_list()
     lines = []
     for (direction,), part in found.filter(pl.col("site") == (STREAM if STREAM in sites else min(sites, default=""))).group_by(
@@ -271,11 +270,8 @@ def agreement(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
     """`direction layer site n rho low high`: over prompts, the rank correlation (Spearman) of what a patch does to the next token (its KL from the
     clean run) and the size of what it does to the soft refusal, where the effect is above three noise floors. Intervals by Fisher's transformation
     with the variance of Fieller et al. 1957."""
-    inside = rows.filter(
-        pl.col("measure") == "patching",
-        pl.col("metric") == "kl_own_nats",
-        pl.col("arm") == "identity",
-        pl.all_horizontal(pl.col("control", "unit", "strength").is_null()),
+    inside = where(rows, measure="patching", metric="kl_own_nats", arm="identity").filter(
+        pl.all_horizontal(pl.col("control", "unit", "strength").is_null())
     )
     inside = inside.select("direction", "layer", "site", "split", "prompt", kl="value")
     outside = per_prompt(rows).filter(pl.col("metric") == soft_metric(manifest), pl.col("arm") == "identity", pl.col("unit").is_null())

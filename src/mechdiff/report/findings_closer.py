@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from mechdiff import labels
 from mechdiff.report import findings, intervals, spoken, statistics
 from mechdiff.report.findings_transport import CLOSENESS, arm_place, cells, kind_place, plain, shares, totals, written
+from mechdiff.rows import where
 
 
 def quadratic(rows: pl.DataFrame) -> pl.DataFrame:
@@ -62,9 +63,7 @@ def bogus_square(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
 
 def bogus_values(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
     """The rows of that square, per prompt, with `fitted` and `patched`."""
-    values = written(rows, CLOSENESS, "kl_own_nats").filter(
-        pl.col("arm") == arm, pl.col("site") == site, pl.col("strength").is_null() & pl.col("unit").is_null()
-    )
+    values = where(written(rows, CLOSENESS, "kl_own_nats"), arm=arm, site=site, strength=None, unit=None)
     other = labels.other_layer_column()
     values = values.with_columns(other=other).filter(pl.col("control").is_null() | pl.col("other").is_not_null())
     crossed = values.filter(pl.col("other").is_not_null())["layer"].unique().to_list()
@@ -105,9 +104,7 @@ def correlation_with_cosine(rows: pl.DataFrame) -> pl.DataFrame:
 
 def drop_by_split(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     """`name arm split drop`: the drop on the prompts that maps were fitted on beside that on the reported ones, where both are known."""
-    found = summary.filter(
-        pl.col("measure") == "transport", pl.col("direction") == CLOSENESS, pl.col("metric") == "kl_own_nats", pl.col("drop").is_not_null()
-    )
+    found = where(summary, measure="transport", direction=CLOSENESS, metric="kl_own_nats").filter(pl.col("drop").is_not_null())
     found = plain(found).with_columns(name=findings.site_name()).sort("layer", kind_place(), arm_place())
     both = found.group_by("name", "arm").agg(pl.col("split").n_unique().alias("splits")).filter(pl.col("splits") > 1)
     return found.join(both, on=["name", "arm"], how="semi", maintain_order="left").select("name", "arm", "split", "drop")

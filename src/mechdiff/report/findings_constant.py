@@ -15,6 +15,7 @@ import polars as pl
 from mechdiff.report import findings, findings_transport, intervals, spoken, statistics
 from mechdiff.report.findings import RECOVERY
 from mechdiff.report.memory import once
+from mechdiff.rows import where
 
 CONSTANTS = ("shift", "mean")
 LEAST_TO_SPLIT = 0.1
@@ -84,16 +85,16 @@ def constant(rows: pl.DataFrame, summary: pl.DataFrame) -> Constant | None:
 
 def _gained(rows: pl.DataFrame, split: str | None, layer: int, site: str) -> dict[str, np.ndarray]:
     """By arm, nats of D that the base recovers on each prompt, and `total`, D itself, over the prompts that have them all; empty without."""
-    written = rows.filter(
-        pl.col("measure") == "patching",
-        pl.col("split").eq_missing(split),
-        pl.col("direction") == RECOVERY,
-        pl.col("metric") == statistics.effect_metric(rows, RECOVERY),
-        pl.col("layer") == layer,
-        pl.col("site") == site,
-        pl.col("arm").is_in(["identity", *CONSTANTS]),
-        pl.all_horizontal(pl.col("unit", "control", "rank", "strength").is_null()),
-        pl.col("value").is_finite(),
+    written = where(
+        rows,
+        measure="patching",
+        split=split,
+        direction=RECOVERY,
+        metric=statistics.effect_metric(rows, RECOVERY),
+        site=site,
+        arm=["identity", *CONSTANTS],
+    ).filter(
+        pl.col("layer") == layer, pl.all_horizontal(pl.col("unit", "control", "rank", "strength").is_null()), pl.col("value").is_finite()
     )
     if written.is_empty():
         return {}

@@ -15,6 +15,7 @@ import polars as pl
 
 from mechdiff.report import findings, intervals, spoken, statistics
 from mechdiff.report.memory import once
+from mechdiff.rows import where
 
 EFFECTS = {"upstream_effect": "upstream", "downstream_effect": "downstream", "interaction": "interaction"}
 UNITS = {None: "the last prompt token", "all_pos": "all positions"}
@@ -59,14 +60,9 @@ def effects(rows: pl.DataFrame, summary: pl.DataFrame, unit: str | None, metric:
     Where too few prompts give no interval, its ends are null.
     """
     names = {f"{name}_{metric}": word for name, word in EFFECTS.items()}
-    found = summary.filter(
-        pl.col("measure") == "factorial",
-        pl.col("metric").is_in(list(names)),
-        pl.col("split").eq_missing(findings.reported(rows, "factorial")),
-        pl.col("unit").eq_missing(unit),
-        pl.col("control").is_null() & pl.col("arm").is_null() & pl.col("layer").is_not_null(),
-        pl.col("mean").is_finite(),
-    )
+    found = where(
+        summary, measure="factorial", metric=list(names), split=findings.reported(rows, "factorial"), unit=unit, control=None, arm=None
+    ).filter(pl.col("layer").is_not_null(), pl.col("mean").is_finite())
     found = found.with_columns(effect=pl.col("metric").replace_strict(names, return_dtype=pl.Enum(list(EFFECTS.values()))))
     found = found.sort("effect", "layer").with_columns(pl.col("effect").cast(pl.String))
     return found.select(
@@ -94,11 +90,8 @@ def shown_score(rows: pl.DataFrame, unit: str | None) -> str:
 
 def per_prompt(rows: pl.DataFrame, unit: str | None, effect: str, score: str, split: str | None) -> tuple[list[int], np.ndarray]:
     """Split points, and one effect's values [prompt, split point]; prompts without a value are left out."""
-    found = rows.filter(
-        pl.col("measure") == "factorial",
-        pl.col("metric") == f"{effect}_{score}",
-        pl.col("split").eq_missing(split) & pl.col("unit").eq_missing(unit),
-        pl.col("control").is_null() & pl.col("arm").is_null() & pl.col("layer").is_not_null(),
+    found = where(rows, measure="factorial", split=split, unit=unit, control=None, arm=None).filter(
+        pl.col("metric") == f"{effect}_{score}", pl.col("layer").is_not_null()
     )
     _, layers, table = statistics.prompt_matrix(found)
     return layers, table

@@ -11,6 +11,7 @@ import polars as pl
 from mechdiff import labels
 from mechdiff.report import findings, findings_transport, intervals, stability, statistics
 from mechdiff.report.memory import once
+from mechdiff.rows import where
 
 KINDS = ("attn", "mlp", "norm")
 ORDER = {"embed": (-1, 0), "final_norm": (10**6, 0), "head": (10**6, 1)}
@@ -141,12 +142,7 @@ def checked(rows: pl.DataFrame) -> Checked:
     split = findings.reported(rows, "grafting")
     of_split = scores(rows, split)
     none = of_split.filter(pl.col("arm") == "none").select("prompt", "value")
-    d = rows.filter(
-        pl.col("measure") == "divergence",
-        pl.col("metric") == statistics.d_metric(rows),
-        pl.col("split").eq_missing(split),
-        pl.col("unit").is_null() & pl.col("control").is_null(),
-    )
+    d = where(rows, measure="divergence", metric=statistics.d_metric(rows), split=split, unit=None, control=None)
     away = none.join(d.select("prompt", d="value"), on="prompt").select((pl.col("value") - pl.col("d")).abs()).to_series()
     every = of_split.filter(pl.col("arm") == "all")["value"]
     largest = [float(found.to_numpy().max()) if len(found) else None for found in (away, every)]
@@ -161,7 +157,7 @@ def _nothing(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
 
 def scores(rows: pl.DataFrame, split: str | None, metric: str = "kl_other_nats") -> pl.DataFrame:
     """v of every set on every prompt of a split, or another metric of it."""
-    plain = rows.filter(pl.col("measure") == "grafting", pl.col("metric") == metric, pl.col("control").is_null())
+    plain = where(rows, measure="grafting", metric=metric, control=None)
     return plain.filter(pl.col("split").eq_missing(split), pl.col("prompt").is_not_null(), pl.col("value").is_not_nan())
 
 

@@ -17,6 +17,7 @@ from mechdiff.report import coverage, findings, findings_transport, intervals, s
 from mechdiff.report.coverage import Covered, Whole
 from mechdiff.report.findings import BOTH, BREAKAGE, RECOVERY
 from mechdiff.report.memory import once
+from mechdiff.rows import where
 from mechdiff.shares import refuse_two_supports
 
 ORDERS = ("greedy", "single", "attribution")
@@ -58,11 +59,9 @@ def map_of_heads(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     metrics = {direction: statistics.effect_metric(rows, direction) for direction in BOTH}
     for direction, metric in metrics.items():
         values = findings_transport.written(rows, direction, metric, measure="heads", split=split)
-        values = values.filter(
-            pl.col("control").is_null(), pl.col("strength").is_null(), pl.col("rank").is_null(), ~labels.is_several_heads()
-        )
+        values = where(values, control=None, strength=None, rank=None).filter(~labels.is_several_heads())
         parts.append(findings_transport.shares(values, of, recovered=direction == RECOVERY).with_columns(direction=pl.lit(direction)))
-    flags = summary.filter(pl.col("measure") == "heads", pl.col("split").eq_missing(split), pl.col("control").is_null())
+    flags = where(summary, measure="heads", split=split, control=None)
     key = ["direction", "layer", "site", "unit", "arm"]
     quiet = flags.filter(pl.col("flag").fill_null("").str.contains("below_floor"))
     quiet = quiet.filter(pl.col("metric") == pl.col("direction").replace_strict(metrics, default="", return_dtype=pl.String))
@@ -110,10 +109,9 @@ def strongest_layer(rows: pl.DataFrame, layers: Sequence[int]) -> tuple[int, str
 def _of_layers(rows: pl.DataFrame, layers: Sequence[int]) -> pl.DataFrame:
     """What all heads of each layer break together, per prompt."""
     metric = statistics.effect_metric(rows, BREAKAGE)
-    return rows.filter(
-        pl.col("measure") == "heads", pl.col("direction") == BREAKAGE, pl.col("metric") == metric, pl.col("unit") == labels.ALL,
-        pl.col("arm") == "contribution", pl.col("control").is_null(), pl.col("layer").is_in(list(layers)),
-    )  # fmt: skip
+    return where(
+        rows, measure="heads", direction=BREAKAGE, metric=metric, unit=labels.ALL, arm="contribution", control=None, layer=list(layers)
+    )
 
 
 @once
@@ -216,8 +214,8 @@ def half(rows: pl.DataFrame, summary: pl.DataFrame, one: Game, order: Sequence[i
 
 def of_d(rows: pl.DataFrame, summary: pl.DataFrame, one: Game) -> tuple[float, float | None, float | None] | None:
     """The share of D that all heads of a game's layer have together, and the ends of its interval; None where D has no share."""
-    found = map_of_heads(rows, summary).filter(
-        pl.col("direction") == one.direction, pl.col("layer") == one.layer, pl.col("unit") == labels.ALL, pl.col("arm") == "contribution"
+    found = where(map_of_heads(rows, summary), direction=one.direction, unit=labels.ALL, arm="contribution").filter(
+        pl.col("layer") == one.layer
     )
     return None if found.is_empty() else found.select("share", "low", "high").row(0)
 
@@ -286,10 +284,15 @@ class Shares:
 @once
 def head_shares(rows: pl.DataFrame, one: Game) -> Shares | None:
     """None where Shapley values were not computed."""
-    here = rows.filter(
-        pl.col("measure") == "heads", pl.col("direction") == one.direction, pl.col("layer") == one.layer, pl.col("control").is_null(),
-        pl.col("split").eq_missing(findings.reported(rows, "heads")), pl.col("arm") == "contribution", pl.col("site") == "attn_proj",
-    )  # fmt: skip
+    here = where(
+        rows,
+        measure="heads",
+        direction=one.direction,
+        control=None,
+        split=findings.reported(rows, "heads"),
+        arm="contribution",
+        site="attn_proj",
+    ).filter(pl.col("layer") == one.layer)
     phi = _by_head(here.filter(pl.col("metric") == "shapley_nats"), one.n)
     if phi is None:
         return None
@@ -324,10 +327,9 @@ def _by_head(rows: pl.DataFrame, n: int) -> Float[ndarray, "prompt head"] | None
 
 def _null(rows: pl.DataFrame, one: Game) -> tuple[float, float, int] | None:
     """The effective number of heads of random edits, by the two-point formula."""
-    drawn = rows.filter(
-        pl.col("measure") == "heads", pl.col("direction") == one.direction, pl.col("layer") == one.layer,
-        labels.is_draw("random_vector"), pl.col("metric") == statistics.effect_metric(rows, one.direction),
-    )  # fmt: skip
+    drawn = where(rows, measure="heads", direction=one.direction, metric=statistics.effect_metric(rows, one.direction)).filter(
+        pl.col("layer") == one.layer, labels.is_draw("random_vector")
+    )
     numbers = []
     for _, part in drawn.group_by("control", maintain_order=True):
         wide = part.sort("prompt").pivot(on="unit", index="prompt", values="value")

@@ -16,6 +16,7 @@ from mechdiff import labels
 from mechdiff.report import findings, findings_transport, intervals, statistics
 from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
 from mechdiff.report.memory import once
+from mechdiff.rows import where
 
 CHOSEN = {"rank_chosen": "centred", "rank_uncentred": "uncentred"}
 SERIES = ("rrr", "rank_truncated", "fisher", "random subspace")
@@ -120,9 +121,7 @@ def chosen(summary: pl.DataFrame) -> pl.DataFrame:
 @once
 def r2_curves(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> pl.DataFrame:
     """`rank curve value low high` at one site: `fit prompts`, `cross-validated` (with its standard error) and the reported prompts."""
-    of_site = summary.filter(
-        pl.col("measure") == "rank", pl.col("rank").is_not_null(), pl.col("control").is_null() & pl.col("unit").is_null()
-    )
+    of_site = where(summary, measure="rank", control=None, unit=None).filter(pl.col("rank").is_not_null())
     of_site = of_site.filter(findings.site_name() == name, pl.col("mean").is_finite())
     split = findings.reported(rows, "rank")
     parts = []
@@ -208,13 +207,11 @@ def same_at_all_ranks(rows: pl.DataFrame) -> pl.DataFrame:
 
     Also where a change has no more directions; so it is said, and left to the reader with `rank_chosen` beside it.
     """
-    values = rows.filter(
-        pl.col("measure") == "rank",
-        pl.col("metric") == "kl_own_nats",
-        pl.col("arm") == "rrr",
-        pl.col("rank") > 0,
-        pl.col("strength").is_null() & pl.col("control").is_null() & pl.col("layer").is_not_null() & pl.col("prompt").is_not_null(),
-    ).with_columns(name=findings.site_name())
+    values = (
+        where(rows, measure="rank", metric="kl_own_nats", arm="rrr", strength=None, control=None)
+        .filter(pl.col("rank") > 0, pl.col("layer").is_not_null(), pl.col("prompt").is_not_null())
+        .with_columns(name=findings.site_name())
+    )
     spread = values.group_by("layer", "site", "name", "direction", "unit", "prompt").agg(
         apart=(pl.col("value").max() - pl.col("value").min()), most=pl.col("value").abs().max(), ranks=pl.col("rank").n_unique()
     )
@@ -242,10 +239,11 @@ def by_strength(rows: pl.DataFrame, name: str, direction: str) -> pl.DataFrame:
 
 def drop_by_strength(summary: pl.DataFrame, name: str) -> pl.DataFrame:
     """`rank s value` at one site: the drop 1 - KL(map of rank k at strength s) / KL(identity at strength s), of the arm rrr."""
-    cells = summary.filter(
-        pl.col("measure") == "rank", pl.col("direction") == CLOSENESS, pl.col("metric") == "kl_own_nats", pl.col("arm") == "rrr",
-        pl.col("control").is_null() & pl.col("unit").is_null() & pl.col("drop").is_not_null() & pl.col("layer").is_not_null(),
-    ).filter(findings.site_name() == name)  # fmt: skip
+    cells = (
+        where(summary, measure="rank", direction=CLOSENESS, metric="kl_own_nats", arm="rrr", control=None, unit=None)
+        .filter(pl.col("drop").is_not_null(), pl.col("layer").is_not_null())
+        .filter(findings.site_name() == name)
+    )
     return cells.select("rank", s=pl.col("strength").fill_null(1.0), value="drop").sort("rank", "s")
 
 

@@ -12,6 +12,7 @@ import polars as pl
 from mechdiff import labels
 from mechdiff.report import intervals, statistics
 from mechdiff.report.findings import reported
+from mechdiff.rows import where
 
 BEFORE, AFTER = 60, 120
 """Offsets shown to the left and to the right."""
@@ -121,14 +122,14 @@ def parting(rows: pl.DataFrame, manifest: dict) -> Parting | None:
 
 
 def _of_tokens(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
-    found = rows.filter(pl.col("measure") == "divergence", pl.col("metric") == metric, pl.col("control").is_null())
+    found = where(rows, measure="divergence", metric=metric, control=None)
     found = found.filter(labels.is_token(), pl.col("prompt").is_not_null())
     return found.filter(pl.col("split").eq_missing(reported(found, "divergence")))
 
 
 def _whole(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     """`prompt value` of a metric of the whole text, on the reported split."""
-    found = rows.filter(pl.col("measure") == "divergence", pl.col("metric") == metric, pl.col("control").is_null())
+    found = where(rows, measure="divergence", metric=metric, control=None)
     found = found.filter(pl.col("unit").is_null(), pl.col("prompt").is_not_null())
     return found.filter(pl.col("split").eq_missing(reported(found, "divergence"))).select("prompt", "value").sort("prompt")
 

@@ -19,6 +19,7 @@ from mechdiff import labels
 from mechdiff.engine.sites import KINDS
 from mechdiff.report import findings, intervals, spoken, statistics
 from mechdiff.report.memory import once
+from mechdiff.rows import where
 from mechdiff.shares import refuse_two_supports
 
 (CLOSENESS, CEILING), (TRANSPORT, REMOVAL) = labels.CROSSED, labels.WITHIN
@@ -88,18 +89,14 @@ class Beaten:
 @once
 def written(rows: pl.DataFrame, direction: str, metric: str, *, measure: str = "transport", split: str | None = None) -> pl.DataFrame:
     """Rows of patches of one direction: per prompt, on the reported split unless another is named, controls and strengths among them."""
-    return rows.filter(
-        pl.col("measure") == measure,
-        pl.col("direction") == direction,
-        pl.col("metric") == metric,
-        pl.col("split").eq_missing(split or findings.reported(rows, measure)),
-        pl.col("layer").is_not_null() & pl.col("prompt").is_not_null(),
+    return where(rows, measure=measure, direction=direction, metric=metric, split=split or findings.reported(rows, measure)).filter(
+        pl.col("layer").is_not_null(), pl.col("prompt").is_not_null()
     )
 
 
 def plain(table: pl.DataFrame) -> pl.DataFrame:
     """The real maps at full strength."""
-    return table.filter(pl.col("control").is_null() & pl.col("strength").is_null() & pl.col("unit").is_null())
+    return where(table, control=None, strength=None, unit=None)
 
 
 @once
@@ -107,11 +104,8 @@ def totals(rows: pl.DataFrame, split: str | None, runner: str = "base") -> pl.Da
     """`prompt total of`: the other model's clean divergence from the one that runs: D, or KL(p_base || p_tuned) where the tuned model runs.
 
     `of` is the metric that this is."""
-    found = rows.filter(
-        pl.col("measure") == "divergence",
-        pl.col("metric") == statistics.between_models(rows)[runner],
-        pl.col("split").eq_missing(split),
-        pl.col("control").is_null() & pl.col("unit").is_null() & pl.col("prompt").is_not_null(),
+    found = where(rows, measure="divergence", metric=statistics.between_models(rows)[runner], split=split, control=None, unit=None).filter(
+        pl.col("prompt").is_not_null()
     )
     return found.select("prompt", total="value", of="metric")
 
@@ -230,13 +224,13 @@ def worth_mapping(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
 
 def fit_quality(rows: pl.DataFrame, summary: pl.DataFrame, metrics: tuple[str, ...], direction: str = CLOSENESS) -> pl.DataFrame:
     """`name layer site arm rank metric split mean p q flag`: how well maps fit, on the prompts they were fitted on and on the reported ones."""
-    found = summary.filter(
-        pl.col("measure") == "transport",
-        pl.col("direction") == direction,
-        pl.col("metric").is_in(list(metrics)),
-        pl.col("split").is_in(["fit", findings.reported(rows, "transport") or "report"]),
-        pl.col("mean").is_finite() & pl.col("layer").is_not_null(),
-    )
+    found = where(
+        summary,
+        measure="transport",
+        direction=direction,
+        metric=list(metrics),
+        split=["fit", findings.reported(rows, "transport") or "report"],
+    ).filter(pl.col("mean").is_finite(), pl.col("layer").is_not_null())
     found = plain(found).with_columns(name=findings.site_name()).sort("layer", kind_place(), arm_place(), "split")
     return found.select("name", "layer", "site", "arm", "rank", "metric", "split", "mean", "p", "q", "flag")
 

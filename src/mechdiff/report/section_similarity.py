@@ -9,6 +9,7 @@ from mechdiff.report import figures, findings, wording
 from mechdiff.report.findings import STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import listed, shown
+from mechdiff.rows import where
 
 
 def similarity(run: Run) -> Section:
@@ -56,7 +57,7 @@ def _other_ckas(run: Run, states: pl.DataFrame) -> str:
 
 def _beside(run: Run, states: pl.DataFrame, metric: str) -> pl.DataFrame:
     """The sites where CKA and another CKA are defined: `name cka other moved`."""
-    found = run.summary.filter(pl.col("measure") == "similarity", pl.col("metric") == metric, pl.col("control").is_null())
+    found = where(run.summary, measure="similarity", metric=metric, control=None)
     found = found.filter(pl.col("unit").is_null(), pl.col("split") == findings.splits(run.rows, "similarity")[0])
     both = states.join(found.select("layer", "site", other="mean"), on=["layer", "site"], maintain_order="left").drop_nulls("other")
     return both.filter(pl.col("other").is_not_nan()).with_columns(moved=(pl.col("cka") - pl.col("other")).abs())
@@ -111,12 +112,7 @@ def _other_similarities(run: Run, states: pl.DataFrame) -> list[dict]:
         "same_basis_change": "change / norm",
     }
     split = findings.splits(run.rows, "similarity")[0]
-    wanted = run.summary.filter(
-        pl.col("measure") == "similarity",
-        pl.col("split") == split,
-        pl.col("control").is_null() & pl.col("unit").is_null(),
-        pl.col("layer").is_in(list(marked)),
-    )
+    wanted = where(run.summary, measure="similarity", control=None, unit=None, layer=list(marked)).filter(pl.col("split") == split)
     values = {(row["layer"], row["site"], row["metric"]): row for row in wanted.iter_rows(named=True)}
     present = [metric for metric in names if any(key[2] == metric for key in values)]
     if present == ["cka"]:

@@ -7,6 +7,7 @@ import polars as pl
 from mechdiff.report import findings
 from mechdiff.report.parts import Run, Section, note, table
 from mechdiff.report.phrasing import between, nats, share
+from mechdiff.rows import where
 
 TITLE = "Do both models get the same input?"
 POLICIES = {
@@ -97,7 +98,7 @@ def _templates(run: Run) -> list[dict]:
 
 def _words(run: Run) -> list[dict]:
     """CKA of states averaged over whole words, beside CKA at the decision position."""
-    found = run.summary.filter(pl.col("measure") == "similarity", pl.col("metric") == "cka", pl.col("control").is_null())
+    found = where(run.summary, measure="similarity", metric="cka", control=None)
     found = found.filter(pl.col("split").eq_missing(findings.reported(run.rows, "similarity")))
     words = found.filter(pl.col("unit") == "words")
     if words.is_empty():

@@ -30,6 +30,7 @@ from mechdiff.report.section_transport import transport
 from mechdiff.report.section_weights import weights
 from mechdiff.report.simulated import ENOUGH
 from mechdiff.report.wording_difference import counted, why_no_share
+from mechdiff.rows import where
 
 ARMS = {
     "identity": "the other model's state",
@@ -129,9 +130,7 @@ def _divergences(run: Run, split: str) -> dict:
         "mass_outside_base": "base mass on tokens that the tuned model lacks",
         "kl_byte_nats": "KL(tuned ‖ base) of the next byte, nats",
     }
-    measured = run.summary.filter(
-        pl.col("measure") == "divergence", pl.col("split") == split, pl.col("control").is_null(), pl.col("unit").is_null()
-    )
+    measured = where(run.summary, measure="divergence", control=None, unit=None).filter(pl.col("split") == split)
     by_metric = {row["metric"]: row for row in measured.iter_rows(named=True)}
     rows = [
         (
@@ -150,9 +149,7 @@ def _divergences(run: Run, split: str) -> dict:
 
 def _coverage(run: Run, split: str) -> list[dict]:
     """How far the interval of D can be trusted at its skew."""
-    cells = run.summary.filter(
-        pl.col("metric") == statistics.d_metric(run.rows), pl.col("split") == split, pl.col("control").is_null() & pl.col("unit").is_null()
-    )
+    cells = where(run.summary, metric=statistics.d_metric(run.rows), control=None, unit=None).filter(pl.col("split") == split)
     for one in cells.head(1).iter_rows(named=True):
         if (found := one.get("coverage")) is not None and found < ENOUGH:
             said = f"At the skew of these {one['n']} prompts, intervals of a mean that are called 95 % held the truth in {found:.0%} of simulations; "
@@ -188,7 +185,7 @@ def _clusters(run: Run, split: str) -> list[dict]:
 
 def _other_splits(run: Run, reported: str) -> list[dict]:
     """D on the splits that nothing is published on: far from the reported one, the prompts are not alike."""
-    cells = run.summary.filter(pl.col("metric") == statistics.d_metric(run.rows), pl.col("control").is_null(), pl.col("unit").is_null())
+    cells = where(run.summary, metric=statistics.d_metric(run.rows), control=None, unit=None)
     cells = cells.filter(pl.col("split").is_not_null() & (pl.col("split") != reported)).sort("split")
     rows = [
         (r["split"], str(r["n"]), nats(r["mean"]), between(r["ci_low"], r["ci_high"]), nats(r["median"]))

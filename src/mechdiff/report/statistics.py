@@ -36,7 +36,7 @@ from mechdiff.report.intervals import FEW, FEWEST
 from mechdiff.report.memory import once
 from mechdiff.report.nulls import GROUP, permutation_p, with_q
 from mechdiff.report.units import Prompts, clustered, delete_one, whole_metric
-from mechdiff.rows import KEY, OVERLAP, SCHEMA
+from mechdiff.rows import KEY, OVERLAP, SCHEMA, where
 
 STATISTICS: dict[str, Any] = {
     "n": pl.Int64,
@@ -286,7 +286,7 @@ def differs_outside(table: pl.DataFrame) -> list[str]:
     - -log(1 - m), m the mean mass that one model gives to tokens that the other lacks. It is what KL(p_base || p_tuned) has above its part on
       shared tokens (and KL(p_tuned || p_base), of the base's own tokens), so it is held against the floor of a KL over all tokens.
     """
-    plain = table.filter(pl.col("measure") == "divergence", pl.col("control").is_null() & pl.col("unit").is_null())
+    plain = where(table, measure="divergence", control=None, unit=None)
     if not shares.on_shared(set(plain["metric"])):
         return []
     outside = pl.col("metric").str.starts_with("mass_outside")

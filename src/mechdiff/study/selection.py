@@ -6,6 +6,7 @@ import polars as pl
 
 from mechdiff import shares
 from mechdiff.digits import fixed
+from mechdiff.rows import where
 
 N_HOT = 3
 ROBUST = "cka_without_top3"
@@ -18,9 +19,7 @@ def choose_layers(rows: pl.DataFrame) -> dict[str, Any] | None:
     The effect of a layer is the mean KL that patching its attention or MLP output brings (identity arm, both directions), because patching the
     residual stream grows towards the last layer whatever was changed. Where the vocabularies differ it is on the tokens of both models.
     """
-    chosen = rows.filter(
-        (pl.col("split") == "select") & pl.col("control").is_null() & pl.col("unit").is_null() & pl.col("layer").is_not_null()
-    )
+    chosen = where(rows, split="select", control=None, unit=None).filter(pl.col("layer").is_not_null())
     patched = chosen.filter((pl.col("measure") == "patching") & (pl.col("arm") == "identity"))
     effect = patched.filter(pl.col("metric") == shares.own(shared=shares.OWN[1] in patched["metric"]))
     components = effect.filter(pl.col("site").is_in(["attn_out", "mlp_out"]))

@@ -18,6 +18,7 @@ from mechdiff.engine.sources import quiet
 from mechdiff.measures.outcome import kl_nats
 from mechdiff.report.statistics import summarise
 from mechdiff.report.verdict import verdict
+from mechdiff.rows import where
 from mechdiff.study.artifacts import RunFolder
 from mechdiff.study.config import RunOptions, make_study, study_yaml
 from mechdiff.study.prepare import prepare
@@ -56,10 +57,9 @@ class Studied:
     def verdict(self) -> list[str]:
         return verdict(self.rows, self.summary, self.record)
 
-    def values(self, metric: str, **where: Any) -> np.ndarray:
+    def values(self, metric: str, **columns: Any) -> np.ndarray:
         """Of the rows that are no controls."""
-        found = self.rows.filter(pl.col("metric") == metric, pl.col("control").is_null())
-        return found.filter(*[pl.col(name).eq_missing(pl.lit(value)) for name, value in where.items()])["value"].to_numpy()
+        return where(self.rows, metric=metric, control=None, **columns)["value"].to_numpy()
 
 
 @contextmanager
