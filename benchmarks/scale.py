@@ -18,7 +18,8 @@ import torch
 
 import mechdiff
 from mechdiff.demo import DATA, embedded_model
-from mechdiff.study.config import StudyConfig, load_study, make_study
+from mechdiff.measures.catalogue import load_study, make_study
+from mechdiff.study.config import StudyConfig
 from mechdiff.study.estimate import Estimate, Machine, estimate
 
 ROOT = Path(__file__).parents[1]

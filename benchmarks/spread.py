@@ -23,12 +23,13 @@ from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.models import Model, wrap
 from mechdiff.engine.replay import replay
 from mechdiff.engine.sites import Site
+from mechdiff.measures.catalogue import make_study
 from mechdiff.measures.outcome import kl_nats
 from mechdiff.measures.overlap import overlap_nats, total_nats
 from mechdiff.measures.patching import variants
 from mechdiff.report import spread
 from mechdiff.report.contrasts import WORTH
-from mechdiff.study.config import RunOptions, make_study
+from mechdiff.study.config import RunOptions
 from mechdiff.study.prepare import prepare
 from mechdiff.validate import made, planted
 

@@ -37,9 +37,10 @@ def every_measure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from filelock import FileLock
 
     from every_measure import made
+    from mechdiff.measures.catalogue import load_study
     from mechdiff.report.statistics import summarise
     from mechdiff.study.artifacts import RunFolder, read_prompts
-    from mechdiff.study.config import RunOptions, load_study
+    from mechdiff.study.config import RunOptions
     from mechdiff.study.prepare import prepare
     from mechdiff.study.run import execute
 

@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 import torch
 
+from mechdiff.measures.catalogue import make_study
 from mechdiff.study import run as running
 from mechdiff.study.artifacts import RunFolder
-from mechdiff.study.config import RunOptions, make_study, study_yaml
+from mechdiff.study.config import RunOptions, study_yaml
 from mechdiff.study.prepare import Prepared, prepare
 
 

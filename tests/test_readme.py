@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mechdiff import cli
-from mechdiff.study.config import make_study
+from mechdiff.measures.catalogue import make_study
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -19,7 +19,8 @@ import mechdiff
 from mechdiff.engine.models import open_pair
 from mechdiff.engine.prompts import read_prompts
 from mechdiff.errors import MechdiffError
-from mechdiff.study.config import RunOptions, load_study
+from mechdiff.measures.catalogue import load_study
+from mechdiff.study.config import RunOptions
 
 SOURCE = Path(__file__).parents[1] / "src" / "mechdiff"
 NEVER = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

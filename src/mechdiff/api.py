@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechdiff.errors import RunError
+from mechdiff.measures.catalogue import OPTIONS, load_study, make_study
 from mechdiff.report.drawing import WIDE
 from mechdiff.report.export import chart, drawn_figures, export
 from mechdiff.report.page import build_report
@@ -21,7 +22,7 @@ from mechdiff.report.sections import all_sections
 from mechdiff.report.statistics import summarise
 from mechdiff.report.verdict import verdict
 from mechdiff.study.artifacts import RunFolder, read_manifest, read_prompts, read_rows, read_summary
-from mechdiff.study.config import RunOptions, StudyConfig, load_study, make_study, refuse_beside, study_yaml
+from mechdiff.study.config import RunOptions, StudyConfig, refuse_beside, study_yaml
 
 if TYPE_CHECKING:
     import polars as pl
@@ -151,7 +152,7 @@ def verify(path: str | Path, *, rows: int | None = 200, seed: int = 0, device: s
     """
     from mechdiff.audit.verification import verify as recompute
 
-    return recompute(path, n_rows=rows, seed=seed, device=device)
+    return recompute(path, OPTIONS, n_rows=rows, seed=seed, device=device)
 
 
 def moments(

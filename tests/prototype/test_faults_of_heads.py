@@ -10,13 +10,14 @@ import polars as pl
 import pytest
 
 import mechdiff
+from mechdiff.measures.catalogue import load_study
 from mechdiff.report import asymmetry, findings_heads, section_heads, statistics
 from mechdiff.report.coverage import Whole, coverage
 from mechdiff.report.parts import Run
 from mechdiff.report.wording_heads import per_cent, which_heads
 from mechdiff.rows import rows as make_rows
 from mechdiff.study import run as running
-from mechdiff.study.config import load_study
+from mechdiff.study.options import HeadsOptions
 from mechdiff.validate import planted
 from mechdiff.validate.made import tiny_net
 from prototype.conftest import CLOSER
@@ -142,7 +143,7 @@ def test_a24_swapping_z_misses_an_edit_of_w_o_and_is_never_the_default(edited: F
     assert all_heads("contribution") > 1e-3
     assert all_heads("contribution") == pytest.approx(all_heads("write"), rel=1e-5)
     assert all_heads("routing") < 1e-11
-    assert study(edited.path, "heads").measures.heads.z_swap == ()
+    assert study(edited.path, "heads").asked(HeadsOptions).z_swap == ()
 
 
 def test_a24_a_change_of_gauge_has_no_effect_unless_z_is_swapped(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from mechdiff.report import phrasing, section_rank, section_transport, statistic
 from mechdiff.report.parts import Run
 from mechdiff.rows import rows as make_rows
 from mechdiff.study.config import RunOptions
+from mechdiff.study.options import TransportOptions
 from mechdiff.study.prepare import prepare
 from mechdiff.validate import planted
 from prototype.conftest import CLOSER
@@ -171,7 +172,7 @@ def test_a13_whitened_procrustes_fails_on_identical_models_and_says_so(edited: F
     assert one.warnings_ == (f"30 rows for 50 features: a map that is not anchored needs 5 each; {FROM_ITSELF} {one.identical_score_:.2f}",)
     for family in set(DEFAULT) - {"mean"}:
         torch.testing.assert_close(Map(family).fit(few, few).transform(held_out), held_out)
-    assert "whitened_procrustes" not in study(edited.path, "transport").measures.transport.maps, "it runs by name only"
+    assert "whitened_procrustes" not in study(edited.path, "transport").asked(TransportOptions).maps, "it runs by name only"
     assert any(text.startswith("36 rows for 32 features: a map that is not anchored") for text in edited.manifest["warnings"])
 
 

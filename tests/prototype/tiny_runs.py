@@ -10,10 +10,11 @@ import polars as pl
 from torch import nn
 
 import pico
+from mechdiff.measures.catalogue import make_study
 from mechdiff.report import statistics
 from mechdiff.report.parts import Drawn, Run, Section
 from mechdiff.study.artifacts import RunFolder
-from mechdiff.study.config import RunOptions, make_study, study_yaml
+from mechdiff.study.config import RunOptions, study_yaml
 from mechdiff.study.prepare import prepare
 from mechdiff.study.run import execute
 from tokenizers_made import byte_tokenizer

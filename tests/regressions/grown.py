@@ -10,7 +10,8 @@ from torch import nn
 
 import pico
 from mechdiff.api import Run, run
-from mechdiff.study.config import RunOptions, make_study
+from mechdiff.measures.catalogue import make_study
+from mechdiff.study.config import RunOptions
 from tokenizers_made import CHATML, byte_tokenizer
 
 N, NEW, LAST = 259, 32, 3

@@ -18,6 +18,7 @@ from mechdiff.engine.activations import capture, forward
 from mechdiff.engine.models import Model
 from mechdiff.engine.norms import NORMED, norm_reading, norms_of
 from mechdiff.engine.sites import Site
+from mechdiff.measures.catalogue import OPTIONS
 from mechdiff.measures.similarity import measure
 from mechdiff.report import parts
 from mechdiff.report.section_similarity import similarity as section
@@ -101,7 +102,7 @@ def test_a_run_has_it_with_an_interval_and_the_second_way_agrees(name: str, at: 
     report = rows.filter(pl.col("metric").str.starts_with("cka_normed"), pl.col("split") == "report")
     assert set(report["site"]) <= {"resid_pre", "resid_post"}
     assert sorted(report.filter(site="resid_post", metric="cka_normed")["layer"]) == list(at)
-    run = Rerun(folder)
+    run = Rerun(folder, OPTIONS)
     for row in report.filter(layer=3).iter_rows(named=True):
         assert similarity(run, row) == pytest.approx(row["value"], abs=2e-4, nan_ok=True)
     loaded = parts.load(folder)

@@ -19,9 +19,10 @@ import pico
 from mechdiff.api import Run, run
 from mechdiff.engine.matching import Vocabulary, agreed
 from mechdiff.engine.vocabularies import Tokens, shared_tokens, vocabulary_of
+from mechdiff.measures.catalogue import make_study
 from mechdiff.measures.divergence import across_vocabularies, total_effect
 from mechdiff.study.check import check_pair
-from mechdiff.study.config import RunOptions, make_study
+from mechdiff.study.config import RunOptions
 from tokenizers_made import bpe_tokenizer, byte_tokenizer, piece_tokenizer, wordpiece_tokenizer
 
 TEXTS = ["count the number of words in a line", "one number and another number, word by word"] * 4

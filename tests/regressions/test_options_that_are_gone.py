@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from mechdiff.errors import StudyError
-from mechdiff.study.config import make_study
-from mechdiff.study.document import of_this_version
+from mechdiff.measures.catalogue import OPTIONS, make_study
+from mechdiff.study.config import of_this_version
+from mechdiff.study.options import FactorialOptions
 
 STUDY: dict[str, Any] = {
     "pair": {"base": "a", "tuned": "b"},
@@ -22,12 +23,12 @@ def test_an_option_that_is_gone_is_said_to_be_gone_and_what_to_do() -> None:
 
 
 def test_a_run_that_recorded_it_is_read_without_it() -> None:
-    study = make_study(of_this_version(STUDY))
-    assert study.measures.factorial
-    assert study.measures.factorial.stride == 2
+    study = make_study(of_this_version(STUDY, OPTIONS))
+    assert study.asked(FactorialOptions)
+    assert study.asked(FactorialOptions).stride == 2
     assert STUDY["measures"][0]["factorial"]["swaps"] == 10  # the record itself is left as it is
 
 
 @pytest.mark.parametrize("measures", [[], ["factorial"], [{"factorial": {"stride": 2}}, "weights"], [{"divergence": {"continuation": 4}}]])
 def test_a_run_that_never_named_it_is_left_as_it_is(measures: list) -> None:
-    assert of_this_version({"measures": measures}) == {"measures": measures}
+    assert of_this_version({"measures": measures}, OPTIONS) == {"measures": measures}

@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 
 from mechdiff.engine.switches import attach_adapter
 from mechdiff.errors import ModelError
-from mechdiff.study.config import RunOptions, make_study
+from mechdiff.measures.catalogue import make_study
+from mechdiff.study.config import RunOptions
 from mechdiff.study.prepare import prepare
 from mechdiff.validate.made import save
 from pico import pico, twin

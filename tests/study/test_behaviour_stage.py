@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mechdiff.errors import PromptError, StudyError
 from mechdiff.measures.answers import CHOICE
+from mechdiff.measures.catalogue import make_study
 from mechdiff.study import run as running
 from mechdiff.study.artifacts import RunFolder, plain
-from mechdiff.study.config import RunOptions, make_study, study_yaml
+from mechdiff.study.config import RunOptions, study_yaml
 from mechdiff.study.estimate import estimate
 from mechdiff.study.prepare import prepare
 

@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechdiff.errors import StudyError
-from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes, load_study, make_study, study_yaml
+from mechdiff.measures.catalogue import load_study, make_study
+from mechdiff.study import config
+from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes, study_yaml
+from mechdiff.study.options import Options, PatchingOptions, SimilarityOptions
 
 LEAST: dict[str, Any] = {"pair": {"base": "org/base", "tuned": "org/tuned"}, "prompts": {"file": "prompts.jsonl"}}
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
@@ -26,7 +29,7 @@ def test_the_least_study_runs_every_measure_with_its_defaults(tmp_path: Path) ->
     path.write_text("pair: {base: org/base, tuned: org/tuned}\nprompts: {file: prompts.jsonl}\n")
     study, text = load_study(path)
     assert text == path.read_text()
-    assert list(study.measures.asked()) == [
+    assert list(study.measures) == [
         "divergence",
         "weights",
         "grafting",
@@ -48,10 +51,34 @@ def test_the_least_study_runs_every_measure_with_its_defaults(tmp_path: Path) ->
 
 def test_the_study_file_of_the_design() -> None:
     study = _study(measures=["divergence", {"similarity": {"sites": ["resid_post"], "layers": "all"}}, {"patching": None}])
-    assert study.measures.similarity is not None
-    assert study.measures.similarity.sites == ("resid_post",)
-    assert study.measures.patching is not None
-    assert list(_study(measures=["divergence"]).measures.asked()) == ["divergence"]
+    assert study.asked(SimilarityOptions) is not None
+    assert study.asked(SimilarityOptions).sites == ("resid_post",)
+    assert study.asked(PatchingOptions) is not None
+    assert list(_study(measures=["divergence"]).measures) == ["divergence"]
+
+
+class _Colours(Options):
+    paths = {"palette": "*.txt"}  # noqa: RUF012
+
+    palette: str | None = None
+    depth: int = 2
+
+
+def test_a_study_knows_only_the_measures_that_are_handed_in(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("x")
+    (tmp_path / "warm").mkdir()
+    (tmp_path / "warm" / "red.txt").write_text("red")
+    told = {**LEAST, "prompts": {"file": "p.jsonl"}, "measures": [{"colours": {"palette": "warm"}}]}
+    study = config.make_study(told, {"colours": _Colours}, folder=tmp_path)
+    assert study.asked(_Colours) == study.measures["colours"] == _Colours(palette=str(tmp_path / "warm"))
+    assert study.asked(PatchingOptions) is None
+    before = _hash(study)
+    (tmp_path / "warm" / "blue.txt").write_text("blue")
+    assert _hash(study) != before
+    with pytest.raises(StudyError, match=r"measures: given 'patching', expected some of colours"):
+        config.make_study({**LEAST, "measures": ["patching"]}, {"colours": _Colours})
+    with pytest.raises(StudyError, match=r"measures\.colours\.dept: unknown key; known here: palette, depth\. Did you mean depth\?"):
+        config.make_study({**LEAST, "measures": [{"colours": {"dept": 1}}]}, {"colours": _Colours})
 
 
 def test_paths_count_from_the_study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

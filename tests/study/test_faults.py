@@ -15,10 +15,11 @@ import torch
 
 from mechdiff.engine import models
 from mechdiff.errors import RunError
+from mechdiff.measures.catalogue import make_study
 from mechdiff.study import execution
 from mechdiff.study import run as running
 from mechdiff.study.artifacts import RunFolder, read_manifest, read_status
-from mechdiff.study.config import RunOptions, StudyConfig, make_study, study_yaml
+from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
 from mechdiff.study.prepare import prepare
 
 MEASURES = [

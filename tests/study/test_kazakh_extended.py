@@ -17,7 +17,8 @@ from mechdiff import demo
 from mechdiff.api import Run, run
 from mechdiff.engine.sources import quiet, resolve
 from mechdiff.errors import ModelError
-from mechdiff.study.config import RunOptions, make_study
+from mechdiff.measures.catalogue import make_study
+from mechdiff.study.config import RunOptions
 
 NEW, PROMPTS, LAYERS = 200, 5, [0, 29]
 CLOSER = {"layers": LAYERS, "closer": [29]}

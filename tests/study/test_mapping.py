@@ -15,11 +15,12 @@ from mechdiff.engine.models import Model
 from mechdiff.engine.replay import full
 from mechdiff.engine.sites import Site
 from mechdiff.errors import StudyError
+from mechdiff.measures.catalogue import make_study
 from mechdiff.measures.maps import DEFAULT, FAMILIES
 from mechdiff.study import closer
 from mechdiff.study.artifacts import RunFolder
 from mechdiff.study.cells import Cell
-from mechdiff.study.config import RunOptions, StudyConfig, make_study, study_yaml
+from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
 from mechdiff.study.execution import Execution
 from mechdiff.study.mapping import groups
 from mechdiff.study.options import MAPS, TransportOptions

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from mechdiff.errors import RunError
+from mechdiff.measures.catalogue import make_study
 from mechdiff.study.artifacts import RunFolder
-from mechdiff.study.config import RunOptions, StudyConfig, make_study, study_yaml
+from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
 from mechdiff.study.prepare import prepare
 from mechdiff.study.run import execute
 

@@ -5,11 +5,12 @@ from pydantic import ValidationError
 
 from mechdiff.engine.sites import KINDS
 from mechdiff.errors import StudyError
-from mechdiff.study.options import ARMS, DIRECTIONS, MEASURES, FactorialOptions, PatchingOptions, SimilarityOptions
+from mechdiff.measures.catalogue import OPTIONS
+from mechdiff.study.options import ARMS, DIRECTIONS, FactorialOptions, PatchingOptions, SimilarityOptions
 
 
 def test_defaults() -> None:
-    assert MEASURES == (
+    assert tuple(OPTIONS) == (
         "divergence",
         "weights",
         "grafting",

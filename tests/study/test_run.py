@@ -7,10 +7,11 @@ import polars as pl
 import pytest
 
 from mechdiff.errors import MechdiffError, PromptError, StudyError
+from mechdiff.measures.catalogue import make_study
 from mechdiff.study import run as running
 from mechdiff.study.artifacts import RunFolder
 from mechdiff.study.cells import Item, shards
-from mechdiff.study.config import RunOptions, StudyConfig, make_study, study_yaml
+from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
 from mechdiff.study.prepare import prepare
 
 SMALL = [

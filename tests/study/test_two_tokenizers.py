@@ -12,12 +12,13 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
 
 import pico
+from mechdiff.measures.catalogue import make_study
 from mechdiff.report.statistics import summarise
 from mechdiff.study import run as running
 from mechdiff.study import texts
 from mechdiff.study.artifacts import RunFolder
 from mechdiff.study.check import check_pair
-from mechdiff.study.config import RunOptions, make_study, study_yaml
+from mechdiff.study.config import RunOptions, study_yaml
 from mechdiff.study.prepare import prepare
 from mechdiff.validate import planted
 from mechdiff.validate.studies import with_rows

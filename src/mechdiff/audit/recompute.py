@@ -25,6 +25,7 @@ from mechdiff.measures.counterfactuals import LOCATING as LAW_METRICS
 from mechdiff.measures.maps import load_map
 from mechdiff.measures.vectors import load_vector
 from mechdiff.rows import WITHOUT
+from mechdiff.study.options import AttributionOptions, DivergenceOptions, HeadsOptions, TransportOptions
 
 Row = dict[str, Any]
 
@@ -155,7 +156,7 @@ def _texts(run: Rerun, split: str, prompt: str) -> tuple[dict[str, Any], dict[st
         raise Not("texts of two tokenizers are aligned by the run's own code")
     key = ("text", split, prompt)
     if key not in run.cached:
-        options = run.prepared.study.measures.divergence
+        options = run.prepared.study.asked(DivergenceOptions)
         ids = list(run.ids("tuned", split, prompt))
         said: list[int] = []
         with run.model("tuned") as model:
@@ -260,7 +261,7 @@ def transport(run: Rerun, row: Row) -> float:
         raise Not("strengths of a map")
     site = Site(row["layer"], row["site"])
     if row["arm"] in ("identity", "shift", "mean", "resample"):
-        if (options := run.prepared.study.measures.transport) and options.rows_per_prompt > 1:
+        if (options := run.prepared.study.asked(TransportOptions)) and options.rows_per_prompt > 1:
             raise Not("means over positions spread along the prompts")
         return of_law(run, row, run_with(run, row, lambda: {site: Put(value=written(run, row, site, 1))}))
     back = row["direction"] == "tuned<-tuned"
@@ -300,7 +301,7 @@ def players(run: Rerun, row: Row) -> list[labels.Player]:
     if row["site"] == "mlp_out":
         return [(layer, None)]
     if layer is None and unit == labels.ALL:  # the whole network: its heads, or (of no one site) its MLPs too
-        options, mlps = run.prepared.study.measures.heads, [None] if row["site"] is None else []
+        options, mlps = run.prepared.study.asked(HeadsOptions), [None] if row["site"] is None else []
         assert options
         return [(block, one) for block in options.layer_numbers(shape.n_layers) for one in (*range(shape.n_heads), *mlps)]
     if unit is None:
@@ -363,7 +364,7 @@ def run_with_heads(run: Rerun, row: Row, chosen: list[labels.Player]) -> Tensor:
 
 def attribution(run: Rerun, row: Row) -> float:
     """True effects on m, and gradients of whole passes."""
-    options = run.prepared.study.measures.attribution
+    options = run.prepared.study.asked(AttributionOptions)
     assert options
     if options.metric != "law":
         raise Not(f"attribution's metric {options.metric}")

@@ -20,9 +20,8 @@ from mechdiff.engine.sites import Site
 from mechdiff.engine.switches import attach_adapter
 from mechdiff.measures.patching import donors
 from mechdiff.study.artifacts import read_manifest
-from mechdiff.study.config import RunOptions, make_study
+from mechdiff.study.config import MeasureOptions, RunOptions, make_study, of_this_version
 from mechdiff.study.disk import sha256
-from mechdiff.study.document import of_this_version
 from mechdiff.study.execution import positions
 from mechdiff.study.prepare import Prepared, prepare
 
@@ -31,11 +30,11 @@ WINDOW = 8
 
 
 class Rerun:
-    """What recomputing rows of a run needs."""
+    """What recomputing rows of a run needs. `measures`: what a study may ask for."""
 
-    def __init__(self, path: Path, device: str = "cpu") -> None:
+    def __init__(self, path: Path, measures: MeasureOptions, device: str = "cpu") -> None:
         self.path, self.manifest = path, read_manifest(path)
-        study = make_study(of_this_version(self.manifest["config"]))
+        study = make_study(of_this_version(self.manifest["config"], measures), measures)
         options = RunOptions(device=device, quick=self.manifest["quick"], threads=torch.get_num_threads())
         self.prepared: Prepared = prepare(study, options, broken=self.manifest["left_out"])
         self.floor = max([1e-12, *self.manifest["noise_floor"].values()])

@@ -22,6 +22,7 @@ from mechdiff.audit.rerun import Rerun
 from mechdiff.errors import RunError
 from mechdiff.rows import COLUMNS, OVERLAP
 from mechdiff.study.artifacts import read_rows
+from mechdiff.study.config import MeasureOptions
 
 ROWS = 200
 TRIES = 6
@@ -102,15 +103,17 @@ class Verification:
 
 
 def verify(
-    path: str | Path, *, n_rows: int | None = ROWS, seed: int = 0, device: str = "cpu", progress: Callable[[str], None] = lambda what: None
-) -> Verification:
+    path: str | Path, measures: MeasureOptions, *, n_rows: int | None = ROWS, seed: int = 0, device: str = "cpu",
+    progress: Callable[[str], None] = lambda what: None,
+) -> Verification:  # fmt: skip
     """Recomputes `n_rows` rows of a finished run, drawn by the seed from every measure and metric alike; None: all rows.
 
+    `measures` is what a study may ask for, by which the run's own study is read.
     Where a file of a model or the run's tables changed, nothing is recomputed: the numbers would be another pair's. Raises RunError where there is no
     run, ModelError where a model is gone.
     """
     started = time.perf_counter()
-    run = Rerun(Path(path), device)
+    run = Rerun(Path(path), measures, device)
     found = Verification(path=str(path), n_rows=0, files=run.changed_files(), models=[*run.changed_models(), *run.changed_prompts()])
     if not found.models and not any(said.startswith("rows.parquet") for said in found.files):
         rows = read_rows(path)

@@ -23,7 +23,7 @@ from mechdiff.study.execution import Execution, Result
 from mechdiff.study.head_bench import Bench, output_of
 from mechdiff.study.head_choices import order
 from mechdiff.study.mapping import per_prompt
-from mechdiff.study.options import DIRECTIONS
+from mechdiff.study.options import DIRECTIONS, AttributionOptions
 
 Values = list[tuple[dict[str, Any], Tensor]]
 """(columns, `[prompt]`)"""
@@ -140,7 +140,7 @@ def _true_effects(found: _Attributed) -> None:
 
 def validated(run: Execution, direction: str) -> dict[str, list[Player]]:
     """The heads whose attribution is held against true patches: the top ones by the select prompts, and random others (without select: alone)."""
-    options = run.prepared.study.measures.attribution
+    options = run.prepared.study.asked(AttributionOptions)
     assert options
     layers, n_heads = options.layer_numbers(run.n_layers), len(output_of(run, "base", 0)[0])
     ranked = [player for player in order(run, direction, "attribution") if player[1] is not None]
@@ -162,7 +162,7 @@ def _weights(run: Execution, cell: Cell, bench: Bench) -> Float[Tensor, "prompt 
 def attribution_record(run: Execution) -> dict[str, Any]:
     """For the record: `attribution` (what was attributed, and which heads were held against true patches)."""
     cells = [cell for cell in run.cells if cell.stage == "attribution" and cell.key["split"] == "report"]
-    options = run.prepared.study.measures.attribution
+    options = run.prepared.study.asked(AttributionOptions)
     if not cells or not options:
         return {}
     chosen = {direction: validated(run, direction) for direction in DIRECTIONS}

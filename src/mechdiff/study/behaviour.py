@@ -36,7 +36,7 @@ _OPENING = tuple("([{«“‘/$")
 
 
 def options_of(run: Execution) -> BehaviourOptions:
-    options = run.prepared.study.measures.behaviour
+    options = run.prepared.study.asked(BehaviourOptions)
     assert options
     return options
 

@@ -57,7 +57,7 @@ class _Look:
 def closer(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of strengths and controls at the closer layers."""
     assert model
-    options = run.prepared.study.measures.transport
+    options = run.prepared.study.asked(TransportOptions)
     assert options
     look, layers = _Look(run, cell), run.closer(options)
     asked = cell.key["settings"]["maps"]
@@ -124,7 +124,7 @@ def ranks(run: Execution, cell: Cell, model: Model | None) -> Result:
 def fisher(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Tensors: gradients of log-probabilities at the closer layers, `[sample, d]` by the site's name."""
     assert model
-    options = run.prepared.study.measures.rank
+    options = run.prepared.study.asked(RankOptions)
     assert options
     sites = [Site(layer, kind) for layer in run.closer(options) for kind in cell.key["kinds"]]
     parts: dict[str, list[Tensor]] = {}
@@ -142,7 +142,7 @@ def fisher(run: Execution, cell: Cell, model: Model | None) -> Result:
 def rank_curve(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of maps of every rank, written at the closer layers."""
     assert model
-    options = run.prepared.study.measures.rank
+    options = run.prepared.study.asked(RankOptions)
     assert options
     look = _Look(run, cell)
     held = next((run.tensors(one) for one in run.cells if one.stage == "fisher"), {})

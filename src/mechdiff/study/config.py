@@ -1,24 +1,38 @@
 """What a study asks (`StudyConfig`: hashed into the result's identity) and how it is run (`RunOptions`: never hashed).
 
 A study file is YAML: a pair, prompts, a seed, a dtype and a list of measures, each with a few options that all have
-defaults. It is checked once, here, at the boundary: inside mechdiff a `StudyConfig` is known to be right. No torch here.
+defaults. It is checked once, here, at the boundary: inside mechdiff a `StudyConfig` is known to be right. Which measures
+there are is handed in, as their names and what each can be told (`MeasureOptions`). No torch here.
 """
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    model_validator,
+)  # fmt: skip
 
 from mechdiff.errors import StudyError
 from mechdiff.study.disk import canonical, sha256
-from mechdiff.study.document import Count, Section, Text, explained, listed, nearest, read_yaml, short, wrong
-from mechdiff.study.options import MEASURES, Measures, measures_asked, something_asked
+from mechdiff.study.document import Count, Known, Section, Text, explained, listed, nearest, read_yaml, short, wrong
+from mechdiff.study.options import Options
 
 Split = Literal["fit", "select", "report"]
+MeasureOptions = Mapping[str, type[Options]]
+"""Every measure that a study may ask for, by name, in the order in which they run: the class of its options."""
+
+Asked = TypeVar("Asked", bound=Options)
 
 
 def _of_each(given: object) -> object:
@@ -87,38 +101,73 @@ class Prompts(Section):
         return {name: path for name, path in given.items() if path}
 
 
+def _by_name(given: object, info: ValidationInfo) -> dict[str, tuple[type[Options], object]]:
+    """A file's list (names, or one-key mappings from a name to its options), in the order of the measures: name -> class, what it is told."""
+    assert info.context is not None, "a study is made by make_study, which says what measures there are"
+    known: MeasureOptions = info.context
+    if not isinstance(given, (list, tuple)) or not given:
+        raise wrong(given, f"a list of some of {', '.join(known)}, each a name or `name: {{option: value}}`")
+    asked: dict[str, object] = {}
+    for item in given:
+        entry = {item: None} if isinstance(item, str) else item
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise wrong(item, "a measure's name, or one `name: {option: value}` an item")
+        ((name, options),) = entry.items()
+        if name not in known:
+            raise wrong(name, f"some of {', '.join(known)}", known)
+        if name in asked:
+            raise wrong(name, "each measure once")
+        asked[name] = {} if options is None else options
+    return {name: (kind, asked[name]) for name, kind in known.items() if name in asked}
+
+
+def _told(given: tuple[type[Options], object]) -> Options:
+    kind, options = given
+    return kind.model_validate(options)
+
+
 class StudyConfig(Section):
-    """A study: everything that decides its numbers, and nothing else."""
+    """A study: everything that decides its numbers, and nothing else. It is made by `make_study`."""
 
     pair: Pair = Field(description="{base: ..., tuned: ...}")
     prompts: Prompts = Field(description="{file: prompts.jsonl}, or {fit: ..., select: ..., report: ...}")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dtype: Literal["float32", "bfloat16", "float16", "int8", "nf4"] = "float32"
-    measures: Annotated[Measures, BeforeValidator(measures_asked), AfterValidator(something_asked)] = Field(
-        default_factory=lambda: Measures.model_validate({name: {} for name in MEASURES})
-    )
+    measures: Annotated[dict[str, Annotated[SerializeAsAny[Options], BeforeValidator(_told)]], BeforeValidator(_by_name)]
+
+    def asked(self, kind: type[Asked]) -> Asked | None:
+        """The options of the measure whose options are of this class; None where the study does not ask for it."""
+        return next((options for options in self.measures.values() if isinstance(options, kind)), None)
+
+    @field_serializer("measures", mode="wrap")
+    def _as_in_a_file(self, measures: dict[str, Options], dump: SerializerFunctionWrapHandler) -> list[dict[str, Any]]:
+        return [{name: options} for name, options in dump(measures).items()]
 
 
 # --- from a file -------------------------------------------------------------------------------------------------------
 
 
-def load_study(path: str | Path) -> tuple[StudyConfig, str]:
+def load_study(path: str | Path, options: MeasureOptions) -> tuple[StudyConfig, str]:
     """The study in the file `path`, and the file's text. Paths in it count from its folder; `~` is the home folder."""
     path = Path(path)
     data, text = read_yaml(path)
-    return make_study(data, name=str(path), folder=path.parent), text
+    return make_study(data, options, name=str(path), folder=path.parent), text
 
 
-def make_study(data: object, *, name: str = "study", folder: Path | None = None) -> StudyConfig:
-    """The study that `data` describes (a mapping as in a file); paths count from `folder`. `name` opens error messages."""
+def make_study(data: object, options: MeasureOptions, *, name: str = "study", folder: Path | None = None) -> StudyConfig:
+    """The study that `data` describes (a mapping as in a file); paths count from `folder`. `name` opens error messages.
+
+    Where `data` names no measures, the study asks for all.
+    """
     if data is None or data == {}:
         raise StudyError(f"{name}: empty. A study needs at least pair: {{base: ..., tuned: ...}} and prompts: {{file: ...}}.")
     if not isinstance(data, dict):
         raise StudyError(f"{name}: given {short(data)}, expected a mapping with pair and prompts.")
     try:
-        study = StudyConfig.model_validate(data)
+        study = StudyConfig.model_validate({"measures": list(options), **data}, context=options)
     except ValidationError as error:
-        said = [explained(detail, StudyConfig) for detail in error.errors(include_url=False)]
+        known: Known = {("measures", measure): kind for measure, kind in options.items()}
+        said = [explained(detail, StudyConfig, known) for detail in error.errors(include_url=False)]
         raise StudyError(f"{name}: {said[0]}" if len(said) == 1 else "\n  ".join([f"{name}: {len(said)} faults", *said])) from error
     return _located(study, Path() if folder is None else folder)
 
@@ -136,23 +185,28 @@ def _located(study: StudyConfig, folder: Path) -> StudyConfig:
     files = {name: place(path) for name, path in prompts.sources().items()}
     template = prompts.template if prompts.template in ("tuned", "base") else place(prompts.template)
     models = {"base": model(pair.base), "tuned": model(pair.tuned), "alternatives": tuple(map(model, pair.alternatives))}
-    located = {"pair": pair.model_copy(update=models), "prompts": prompts.model_copy(update={**files, "template": template})}
-    moved: dict[str, Any] = {}
-    for (measure, option), path in _files_of_measures(study).items():
-        moved[measure] = (moved.get(measure) or getattr(study.measures, measure)).model_copy(update={option: place(path)})
-    return study.model_copy(update={**located, "measures": study.measures.model_copy(update=moved)})
+    located = {
+        "pair": pair.model_copy(update=models),
+        "prompts": prompts.model_copy(update={**files, "template": template}),
+        "measures": {
+            name: options.model_copy(update={option: place(path) for option, path in options.files().items()})
+            for name, options in study.measures.items()
+        },
+    }
+    return study.model_copy(update=located)
 
 
-def _files_of_measures(study: StudyConfig) -> dict[tuple[str, str], str]:
-    """(measure, option) -> the file or folder that a measure is told to read."""
-    found: dict[tuple[str, str], str] = {}
-    if (steering := study.measures.steering) and steering.neutral:
-        found["steering", "neutral"] = steering.neutral
-    if (behaviour := study.measures.behaviour) and isinstance(behaviour.probes, str):
-        found["behaviour", "probes"] = behaviour.probes
-    if behaviour and behaviour.patterns:
-        found["behaviour", "patterns"] = behaviour.patterns
-    return found
+def of_this_version(config: dict[str, Any], options: MeasureOptions) -> dict[str, Any]:
+    """The study that a run of an earlier version recorded, without the options that are gone."""
+    if not isinstance(config.get("measures"), list):
+        return config
+    gone = {name: kind.gone for name, kind in options.items()}
+    measures = [
+        {name: {key: value for key, value in told.items() if key not in gone.get(name, ())} if isinstance(told, dict) else told
+         for name, told in one.items()} if isinstance(one, dict) else one
+        for one in config["measures"]
+    ]  # fmt: skip
+    return config | {"measures": measures}
 
 
 # --- identity ----------------------------------------------------------------------------------------------------------
@@ -160,14 +214,15 @@ def _files_of_measures(study: StudyConfig) -> dict[tuple[str, str], str]:
 
 def content_hashes(study: StudyConfig) -> dict[str, str]:
     """SHA-256 of every prompt, template and pattern file that the study names, by path."""
-    named = {f"prompts.{name}": path for name, path in study.prompts.sources().items()}
+    named = {f"prompts.{name}": (path, "") for name, path in study.prompts.sources().items()}
     if study.prompts.template not in ("tuned", "base"):
-        named["prompts.template"] = study.prompts.template
-    named |= {f"measures.{measure}.{option}": path for (measure, option), path in _files_of_measures(study).items()}
+        named["prompts.template"] = (study.prompts.template, "")
+    for measure, options in study.measures.items():
+        named |= {f"measures.{measure}.{option}": (path, options.paths[option]) for option, path in options.files().items()}
     found = {}
-    for where, path in named.items():
+    for where, (path, inside) in named.items():
         try:
-            files = sorted(Path(path).glob("*.yaml")) if Path(path).is_dir() and where.endswith("patterns") else [Path(path)]
+            files = sorted(Path(path).glob(inside)) if inside and Path(path).is_dir() else [Path(path)]
             found[path] = sha256(b"".join(one.read_bytes() for one in files))
         except (OSError, ValueError) as error:
             hint = nearest(Path(path).name, ("tuned", "base")) if where.endswith("template") else ""
@@ -186,10 +241,10 @@ def config_hash(study: StudyConfig, contents: Mapping[str, str]) -> str:
         for name in names:
             if (given := what[section][name]) in contents:
                 what[section][name] = f"sha256:{contents[given]}"
-    for measure, option in _files_of_measures(study):
-        for told in (one[measure] for one in what["measures"] if measure in one):
-            if (given := told[option]) in contents:
-                told[option] = f"sha256:{contents[given]}"
+    for (measure, options), asked in zip(study.measures.items(), what["measures"], strict=True):
+        for option, path in options.files().items():
+            if path in contents:
+                asked[measure][option] = f"sha256:{contents[path]}"
     return sha256(canonical(what).encode())
 
 

@@ -6,9 +6,9 @@ known name. The checks raise `PydanticCustomError`s with that content; `explaine
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,6 +28,9 @@ class Section(BaseModel):
     """A part of a study: known keys only, types as written, never changed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    gone: ClassVar[Mapping[str, str]] = {}
+    """Keys of earlier versions, and what to do with them."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -144,24 +147,6 @@ def nearest(given: object, allowed: Iterable[str]) -> str:
     return f" Did you mean {found[0]}?" if found else ""
 
 
-GONE = {
-    "measures.factorial.swaps": "this option is gone, the p of a factorial draws no label swaps any more (docs/STATISTICS.md); leave it out.",
-}
-"""Options of earlier versions, and what to do with them."""
-
-
-def of_this_version(config: dict[str, Any]) -> dict[str, Any]:
-    """The study that a run of an earlier version recorded, without the options that are gone."""
-    if not isinstance(config.get("measures"), list):
-        return config
-    measures = [
-        {name: {key: value for key, value in options.items() if f"measures.{name}.{key}" not in GONE} if isinstance(options, dict) else options
-         for name, options in one.items()} if isinstance(one, dict) else one
-        for one in config["measures"]
-    ]  # fmt: skip
-    return config | {"measures": measures}
-
-
 _PLAIN = {
     "model_type": "a mapping of names to values",
     "string_type": "a text",
@@ -173,27 +158,34 @@ _PLAIN = {
 """What pydantic's types of fault expect, in plain words."""
 
 
-def explained(detail: ErrorDetails, root: type[BaseModel]) -> str:
+Known = Mapping[tuple[str, ...], type[Section]]
+"""Place -> the section that stands there, where it was chosen when the document was read."""
+
+
+def explained(detail: ErrorDetails, root: type[Section], known: Known) -> str:
     """One fault as a sentence: where, what was given, what was expected, the nearest known name."""
     place, context = detail["loc"], detail.get("ctx", {})
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".") or "here"
     if detail["type"] == "extra_forbidden":
-        if gone := GONE.get(".".join(map(str, place))):
+        section = _section(root, known, place[:-1])
+        if gone := section.gone.get(str(place[-1])):
             return f"{where}: {gone}"
-        known = list(_section(root, place[:-1]).model_fields)
-        return f"{where}: unknown key; known here: {', '.join(known)}.{nearest(place[-1], known)}"
+        fields = list(section.model_fields)
+        return f"{where}: unknown key; known here: {', '.join(fields)}.{nearest(place[-1], fields)}"
     if detail["type"] == "missing":
-        return f"{where}: missing; expected {_section(root, place[:-1]).model_fields[str(place[-1])].description or 'a value'}."
+        field = _section(root, known, place[:-1]).model_fields[str(place[-1])]
+        return f"{where}: missing; expected {field.description or 'a value'}."
     expected = context.get("expected") or _PLAIN.get(detail["type"]) or detail["msg"].removeprefix("Input should be ")
     allowed = context.get("allowed", re.findall("'([^']*)'", expected))
     given = context.get("given", detail["input"])
     return f"{where}: given {short(given)}, expected {expected}.{nearest(given, allowed)}"
 
 
-def _section(root: type[BaseModel], place: Iterable[int | str]) -> type[BaseModel]:
-    """The model that stands at `place` inside `root`."""
-    section = root
-    for name in place:
-        kind = section.model_fields[str(name)].annotation
-        section = next(option for option in (kind, *get_args(kind)) if isinstance(option, type) and issubclass(option, BaseModel))
-    return section
+def _section(root: type[Section], known: Known, place: tuple[int | str, ...]) -> type[Section]:
+    """The section that stands at `place` inside `root`."""
+    if not place:
+        return root
+    if found := known.get(tuple(map(str, place))):
+        return found
+    kind = _section(root, known, place[:-1]).model_fields[str(place[-1])].annotation
+    return next(option for option in (kind, *get_args(kind)) if isinstance(option, type) and issubclass(option, Section))

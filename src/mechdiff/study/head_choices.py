@@ -17,7 +17,7 @@ LEAST = 1e-6
 
 
 def heads_options(run: Execution) -> HeadsOptions:
-    options = run.prepared.study.measures.heads
+    options = run.prepared.study.asked(HeadsOptions)
     assert options
     return options
 

@@ -19,6 +19,7 @@ from mechdiff.measures.transport import Maps, Sample
 from mechdiff.rows import empty, rows
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution, Result, positions
+from mechdiff.study.options import TransportOptions
 from mechdiff.study.planner import LAST_LEFT_OUT
 
 ROWS_FOR_THREADS = 128
@@ -246,7 +247,7 @@ def as_bytes(said: Any) -> np.ndarray:
 
 def maps_record(run: Execution) -> dict[str, Any]:
     """For the record: `transport` (what each fit chose, the rows it was given, the saved maps). Saves the closer layers' maps."""
-    options = run.prepared.study.measures.transport
+    options = run.prepared.study.asked(TransportOptions)
     cells = [cell for cell in run.cells if cell.stage == "fits"]
     if not options or not cells:
         return {}

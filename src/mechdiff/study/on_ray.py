@@ -71,14 +71,17 @@ def run_task(prepared: Prepared, sent: dict[str, Any]) -> Task:
         opened[:] = opened or [Execution(prepared, folder)]
         compute_cell(opened[0], cell)
 
-    given = {"study": prepared.study.model_dump_json(), "options": sent, "broken": [list(one) for one in prepared.broken]}
+    study = prepared.study
+    measures = {name: type(asked) for name, asked in study.measures.items()}
+    given = {"study": study.model_dump_json(), "measures": measures, "options": sent, "broken": [list(one) for one in prepared.broken]}
     same = {"study and its files": prepared.config_hash, "models": prepared.identity}
     return Task(kind="run", given=given, cells=prepared.plan.cells, compute=compute, same=same)
 
 
 def _open_run(given: dict[str, Any]) -> Task:
     options = RunOptions(**given["options"])
-    prepared = prepare(StudyConfig.model_validate_json(given["study"]), options, broken=[tuple(one) for one in given["broken"]])
+    study = StudyConfig.model_validate_json(given["study"], context=given["measures"])
+    prepared = prepare(study, options, broken=[tuple(one) for one in given["broken"]])
     return run_task(prepared, given["options"])
 
 

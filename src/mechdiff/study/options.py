@@ -5,9 +5,10 @@ so it must not change a study's identity either.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mechdiff.engine.sites import KINDS
 from mechdiff.errors import StudyError
@@ -65,6 +66,14 @@ Kinds = Annotated[tuple[str, ...], BeforeValidator(some_of(KINDS))]
 
 class Options(Section):
     """What a measure can be told."""
+
+    paths: ClassVar[Mapping[str, str]] = {}
+    """Options that name a file -> which files count where a folder is named; empty: it may be none."""
+
+    def files(self) -> dict[str, str]:
+        """The files and folders that are named, by option."""
+        given = {option: getattr(self, option) for option in self.paths}
+        return {option: path for option, path in given.items() if isinstance(path, str) and path}
 
 
 class DivergenceOptions(Options):
@@ -124,6 +133,10 @@ class GraftingOptions(Options):
 
 
 class FactorialOptions(LayeredOptions):
+    gone: ClassVar[Mapping[str, str]] = {
+        "swaps": "this option is gone, the p of a factorial draws no label swaps any more (docs/STATISTICS.md); leave it out."
+    }
+
     positions: Annotated[tuple[Literal["decision", "all"], ...], BeforeValidator(_positions)] = ("decision", "all")
     all_positions_layers: Count = 6  # at all positions: so many splits, evenly spaced (their states are kept on disk)
 
@@ -177,6 +190,8 @@ class RankOptions(CloserOptions):
 
 
 class SteeringOptions(CloserOptions):
+    paths: ClassVar[Mapping[str, str]] = {"neutral": ""}
+
     sites: Kinds = ("resid_post",)
     strengths: Annotated[tuple[float, ...], BeforeValidator(_strengths)] = (0.5, 1.5, 2.0)  # of add and amplify, beside 1
     windows: Annotated[tuple[int, ...], BeforeValidator(lambda given: whole_numbers(given, 2))] = ()  # widths, in layers
@@ -229,6 +244,8 @@ def _ends(given: object) -> tuple[str, ...]:
 
 
 class BehaviourOptions(CloserOptions):
+    paths: ClassVar[Mapping[str, str]] = {"probes": "", "patterns": "*.yaml"}
+
     n_probes: Count | None = None  # of the probes: so many, of every kind; none: all
     probes: Annotated[bool | str, BeforeValidator(_probes)] = True  # beside the report prompts: those that come with mechdiff, or a file
     patterns: str | None = None  # lists of refusals and styles beside those that come with mechdiff: LANGUAGE.yaml, or a folder of some
@@ -251,57 +268,3 @@ class BehaviourOptions(CloserOptions):
     def scored(self, n_layers: int) -> tuple[int, ...]:
         """The evenly spaced layers."""
         return evenly_spaced(self.scored_layers, self.layer_numbers(n_layers))
-
-
-class Measures(Section):
-    """Every measure there is, in the order in which they run, and its options; None: not asked for."""
-
-    divergence: DivergenceOptions | None = None
-    weights: WeightsOptions | None = None
-    grafting: GraftingOptions | None = None
-    similarity: SimilarityOptions | None = None
-    patching: PatchingOptions | None = None
-    factorial: FactorialOptions | None = None
-    transport: TransportOptions | None = None
-    rank: RankOptions | None = None
-    steering: SteeringOptions | None = None
-    heads: HeadsOptions | None = None
-    attribution: AttributionOptions | None = None
-    behaviour: BehaviourOptions | None = None
-
-    def asked(self) -> dict[str, Options]:
-        """The measures asked for, with their options."""
-        return {name: options for name, options in self if options is not None}
-
-    @model_serializer(mode="wrap")
-    def _as_in_a_file(self, dump: SerializerFunctionWrapHandler) -> list[dict[str, Any]]:
-        return [{name: options} for name, options in dump(self).items() if options is not None]
-
-
-MEASURES = tuple(Measures.model_fields)
-
-
-def measures_asked(given: object) -> object:
-    """A file's list (names, or one-key mappings from a name to its options) as the mapping that `Measures` takes."""
-    if isinstance(given, Measures):
-        return given
-    if not isinstance(given, (list, tuple)) or not given:
-        raise wrong(given, f"a list of some of {', '.join(MEASURES)}, each a name or `name: {{option: value}}`")
-    asked: dict[str, object] = {}
-    for item in given:
-        entry = {item: None} if isinstance(item, str) else item
-        if not isinstance(entry, dict) or len(entry) != 1:
-            raise wrong(item, "a measure's name, or one `name: {option: value}` an item")
-        ((name, options),) = entry.items()
-        if name not in MEASURES:
-            raise wrong(name, f"some of {', '.join(MEASURES)}", MEASURES)
-        if name in asked:
-            raise wrong(name, "each measure once")
-        asked[name] = {} if options is None else options
-    return asked
-
-
-def something_asked(measures: Measures) -> Measures:
-    if not measures.asked():
-        raise wrong("none", f"some of {', '.join(MEASURES)}")
-    return measures

@@ -11,7 +11,19 @@ from mechdiff.labels import n_positions
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell, Item, Plan
 from mechdiff.study.config import StudyConfig
-from mechdiff.study.options import DIRECTIONS, PatchingOptions
+from mechdiff.study.options import (
+    DIRECTIONS,
+    AttributionOptions,
+    DivergenceOptions,
+    FactorialOptions,
+    GraftingOptions,
+    HeadsOptions,
+    PatchingOptions,
+    RankOptions,
+    SteeringOptions,
+    TransportOptions,
+    WeightsOptions,
+)
 from mechdiff.study.plan_behaviour import behaviour_cells
 from mechdiff.study.plan_heads import attribution_cells, heads_cells
 from mechdiff.study.plan_maps import rank_cells, transport_cells
@@ -101,10 +113,10 @@ def _states_needed(planner: Planner) -> list[tuple[str, str, tuple[str, ...], tu
         needed.append(("report", "words", tuple(kind for kind in planner.wanted if kind in planner.similarity.sites), every))
     if "native" in planner.splits:
         needed.append(("native", "decision", (), ()))
-    steering = planner.study.measures.steering
+    steering = planner.study.asked(SteeringOptions)
     if steering and steering.contrast and "neutral" in planner.splits:
         needed.append(("neutral", "decision", tuple(kind for kind in planner.wanted if kind in steering.sites), every))
-    transport = planner.study.measures.transport
+    transport = planner.study.asked(TransportOptions)
     if transport and transport.rows_per_prompt > 1 and "fit" in planner.splits:
         short = min(planner.splits["fit"], key=lambda item: item.pairs)
         if short.pairs - LAST_LEFT_OUT < transport.rows_per_prompt:
@@ -127,9 +139,10 @@ def _states_needed(planner: Planner) -> list[tuple[str, str, tuple[str, ...], tu
 
 
 def _divergence(planner: Planner) -> Iterator[Cell]:
-    measures = planner.study.measures
-    edited = (measures.patching, measures.transport, measures.rank, measures.steering, measures.heads, measures.attribution)
-    for split in SPLITS if measures.divergence or any(edited) else ():
+    asking = (
+        DivergenceOptions, PatchingOptions, TransportOptions, RankOptions, SteeringOptions, HeadsOptions, AttributionOptions,
+    )  # fmt: skip
+    for split in SPLITS if any(planner.study.asked(kind) for kind in asking) else ():
         if split in planner.splits:
             items = planner.whole(split)
             yield Cell(stage="divergence", key=planner.key(items, stage="divergence", split=split), items=items, side=None, flops=0)
@@ -139,7 +152,7 @@ def _divergence(planner: Planner) -> Iterator[Cell]:
 
 
 def _texts(planner: Planner) -> Iterator[Cell]:
-    options = planner.study.measures.divergence
+    options = planner.study.asked(DivergenceOptions)
     if not options or not options.over_text:
         return
     if "report" not in planner.splits:
@@ -155,7 +168,7 @@ def _texts(planner: Planner) -> Iterator[Cell]:
 
 def _weights(planner: Planner) -> Iterator[Cell]:
     """What enters the changed matrices on a few prompts, then every tensor of both models' files."""
-    options = planner.study.measures.weights
+    options = planner.study.asked(WeightsOptions)
     if not options:
         return
     items = evenly_spaced(options.input_prompts, planner.whole("report")) if "report" in planner.splits else ()
@@ -170,7 +183,7 @@ def _weights(planner: Planner) -> Iterator[Cell]:
 
 def _grafting(planner: Planner) -> Iterator[Cell]:
     """The units of a few blocks a cell; then the greedy sets; then the ranks. All start from one trace of each model."""
-    options = planner.study.measures.grafting
+    options = planner.study.asked(GraftingOptions)
     if not options:
         return
     if "report" not in planner.splits:
@@ -220,7 +233,7 @@ def _factorial(planner: Planner) -> Iterator[Cell]:
     """The crossed runs of each model, then what is computed from both; on select too, at the decision position, where split points are chosen."""
     options = planner.factorial
     if not options:
-        if planner.study.measures.factorial:
+        if planner.study.asked(FactorialOptions):
             planner.skip("factorial", "the two models differ in depth or width: a state of one does not fit into the other")
         return
     if "report" not in planner.splits:

@@ -12,7 +12,7 @@ from mechdiff import labels
 from mechdiff.measures.phrases import read_phrases
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell, Item
-from mechdiff.study.options import BehaviourOptions
+from mechdiff.study.options import BehaviourOptions, SteeringOptions, TransportOptions
 from mechdiff.study.plan_maps import N_CLOSER, choice, possible, prompt_hashes
 from mechdiff.study.planner import Planner
 
@@ -29,7 +29,7 @@ DIRECTIONS = "base<-tuned", "tuned<-base", "base<-base", "tuned<-tuned"
 
 def behaviour_cells(planner: Planner) -> Iterator[Cell]:
     """Clean answers of both models, then the edits of each direction."""
-    options = planner.study.measures.behaviour
+    options = planner.study.asked(BehaviourOptions)
     if not options:
         return
     if not any(planner.splits.get(split) for split in SPLITS):
@@ -139,15 +139,15 @@ def _shuffled(items: Sequence[Item]) -> list[Item]:
 
 def _directions(planner: Planner, options: BehaviourOptions) -> list[str]:
     """Those in which something is written: a model's own states only mapped or moved."""
-    measures = planner.study.measures
     maps = bool(_mapped(planner, options))
-    steering = bool(measures.steering) and possible(planner, "steering", measures.steering)  # type: ignore[arg-type]
+    steered = planner.study.asked(SteeringOptions)
+    steering = steered is not None and possible(planner, "steering", steered)
     own = {"base<-base": maps or steering, "tuned<-tuned": maps or steering}
     return [direction for direction in DIRECTIONS if own.get(direction, True)]
 
 
 def _mapped(planner: Planner, options: BehaviourOptions) -> tuple[str, ...]:
-    transport = planner.study.measures.transport
+    transport = planner.study.asked(TransportOptions)
     if not transport or "fit" not in planner.splits or "report" not in planner.splits:
         return ()
     if not set(transport.sites) & set(options.sites):
@@ -160,15 +160,15 @@ def _mapped(planner: Planner, options: BehaviourOptions) -> tuple[str, ...]:
 
 def _made_of(planner: Planner, options: BehaviourOptions) -> dict[str, Any]:
     """What maps and steering vectors are made of."""
-    measures = planner.study.measures
+    transport, steering = planner.study.asked(TransportOptions), planner.study.asked(SteeringOptions)
     fits = planner.shapes["base"] == planner.shapes["tuned"] and planner.one_vocabulary
     why = planner.ungraftable if fits else "the two models' tensors or tokens differ: weights of one do not fit into the other"
     if why:
         planner.skip("grafts while texts are scored", why)
     return {
         "maps": _mapped(planner, options),
-        "transport": measures.transport and measures.transport.model_dump(),
-        "steering": measures.steering and measures.steering.model_dump(),
+        "transport": transport and transport.model_dump(),
+        "steering": steering and steering.model_dump(),
         "fitted_on": prompt_hashes(planner, "fit"),
         "chosen_on": prompt_hashes(planner, "select"),
         "neutral": [item.sha256 for item in planner.splits.get("neutral", ())],

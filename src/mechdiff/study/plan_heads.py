@@ -9,7 +9,7 @@ from typing import Any
 
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell, Item
-from mechdiff.study.options import DIRECTIONS, HeadsOptions, LayeredOptions
+from mechdiff.study.options import DIRECTIONS, AttributionOptions, HeadsOptions, LayeredOptions, TransportOptions
 from mechdiff.study.plan_maps import possible, prompt_hashes
 from mechdiff.study.planner import Planner
 
@@ -19,7 +19,7 @@ ACROSS = 12
 
 def heads_cells(planner: Planner) -> Iterator[Cell]:
     """The map of all heads, sets of them, attention."""
-    options = planner.study.measures.heads
+    options = planner.study.asked(HeadsOptions)
     if not options or not _possible(planner, "heads", options):
         return
     layers, shape = options.layer_numbers(planner.shape.n_layers), planner.shape
@@ -28,7 +28,7 @@ def heads_cells(planner: Planner) -> Iterator[Cell]:
     if not chosen_on:
         planner.skip("orders of heads, their sets across the network, and attention of the top heads",
                      "the study has no select prompts, on which heads are chosen")  # fmt: skip
-    attribution = planner.study.measures.attribution
+    attribution = planner.study.asked(AttributionOptions)
     ranked = attribution.model_dump(include={"metric", "select_prompts", "layers", "stride"}) if attribution else None
     chosen: dict[str, Any] = {
         "closer": options.closer,
@@ -67,7 +67,7 @@ def heads_cells(planner: Planner) -> Iterator[Cell]:
 
 def attribution_cells(planner: Planner) -> Iterator[Cell]:
     """Gradients of heads, MLPs and sites: ranked on select, given on report, and held against true patches."""
-    options = planner.study.measures.attribution
+    options = planner.study.asked(AttributionOptions)
     if not options or not _possible(planner, "attribution", options):
         return
     if "fit" not in planner.splits:
@@ -118,7 +118,7 @@ def _sets(planner: Planner, options: HeadsOptions) -> int:
 
 def _mapped(planner: Planner) -> dict[str, Any]:
     """What maps of z are made of, where transport fits some."""
-    transport = planner.study.measures.transport
+    transport = planner.study.asked(TransportOptions)
     if not transport or "z" not in transport.sites or "fit" not in planner.splits:
         return {}
     return {"maps": transport.model_dump(), "fitted_on": prompt_hashes(planner, "fit")}

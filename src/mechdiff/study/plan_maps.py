@@ -10,7 +10,7 @@ from typing import Any
 
 from mechdiff.errors import StudyError
 from mechdiff.study.cells import Cell, Item
-from mechdiff.study.options import CloserOptions, LayeredOptions, TransportOptions
+from mechdiff.study.options import CloserOptions, LayeredOptions, PatchingOptions, RankOptions, SimilarityOptions, TransportOptions
 from mechdiff.study.planner import Planner, sizes
 
 N_CLOSER = 4
@@ -24,7 +24,7 @@ LEARN_NOTHING = ("identity", "shift", "mean", "resample")
 
 def transport_cells(planner: Planner) -> Iterator[Cell]:
     """Fits of every site, then their mapped patches, then the closer look."""
-    options = planner.study.measures.transport
+    options = planner.study.asked(TransportOptions)
     if not options or not possible(planner, "transport", options):
         return
     layers = options.layer_numbers(planner.shape.n_layers)
@@ -94,7 +94,7 @@ def prompt_hashes(planner: Planner, split: str) -> list[str]:
 
 def rank_cells(planner: Planner) -> Iterator[Cell]:
     """Ranks of every site, gradients for the Fisher metric, then what maps of each rank do at the closer layers."""
-    options = planner.study.measures.rank
+    options = planner.study.asked(RankOptions)
     if not options or not possible(planner, "rank", options):
         return
     layers = options.layer_numbers(planner.shape.n_layers)
@@ -131,8 +131,8 @@ def choice(planner: Planner, options: CloserOptions) -> dict[str, Any]:
     """What decides which layers are looked at more closely."""
     if options.closer != "hot":
         return {"closer": options.closer}
-    measures = planner.study.measures
-    by = {name: one.model_dump() for name, one in (("patching", measures.patching), ("similarity", measures.similarity)) if one}
+    patching, similarity = planner.study.asked(PatchingOptions), planner.study.asked(SimilarityOptions)
+    by = {name: one.model_dump() for name, one in (("patching", patching), ("similarity", similarity)) if one}
     return {
         "closer": "hot",
         "closer_by": by,

@@ -22,7 +22,7 @@ SEVERAL = 4
 
 def steering_cells(planner: Planner) -> Iterator[Cell]:
     """Edits at the decision position, over whole sequences, on neutral prompts, and texts."""
-    options = planner.study.measures.steering
+    options = planner.study.asked(SteeringOptions)
     if not options or not possible(planner, "steering", options):
         return
     if options.contrast and not options.side_prompts:

@@ -9,7 +9,17 @@ from mechdiff.engine.sites import KINDS
 from mechdiff.labels import n_positions
 from mechdiff.study.cells import Cell, Item, shards
 from mechdiff.study.config import StudyConfig
-from mechdiff.study.options import PatchingOptions
+from mechdiff.study.options import (
+    AttributionOptions,
+    BehaviourOptions,
+    FactorialOptions,
+    HeadsOptions,
+    PatchingOptions,
+    RankOptions,
+    SimilarityOptions,
+    SteeringOptions,
+    TransportOptions,
+)
 
 MAX_ROWS = 512
 """Rows of one replayed pass, unless the user says otherwise."""
@@ -48,9 +58,9 @@ class Planner:
         self.skipped: list[dict[str, str]] = []
         every = [(layer, site) for layer in range(self.shape.n_layers) for site in ("attn", "mlp", "norm")]
         self.touched = [(None, "embed"), *every, (None, "final_norm"), (None, "head")] if touched is None else list(touched)
-        self.patching = study.measures.patching
-        self.similarity = study.measures.similarity
-        self.factorial = study.measures.factorial if sizes(shapes["base"]) == sizes(shapes["tuned"]) else None
+        self.patching = study.asked(PatchingOptions)
+        self.similarity = study.asked(SimilarityOptions)
+        self.factorial = study.asked(FactorialOptions) if sizes(shapes["base"]) == sizes(shapes["tuned"]) else None
 
     @property
     def ungraftable(self) -> str:
@@ -77,9 +87,9 @@ class Planner:
     @property
     def wanted(self) -> tuple[str, ...]:
         """Site kinds whose states are captured at the decision position."""
-        measures = self.study.measures
-        with_sites = (self.patching, self.similarity, measures.transport, measures.rank, measures.steering, measures.behaviour)
-        asked = {kind for options in with_sites if options for kind in options.sites}
+        study = self.study
+        mapped = (study.asked(TransportOptions), study.asked(RankOptions), study.asked(SteeringOptions), study.asked(BehaviourOptions))
+        asked = {kind for options in (self.patching, self.similarity, *mapped) if options for kind in options.sites}
         asked |= {"resid_post"} if self.factorial else set()
         asked |= set(self.head_sites)
         for kind in sorted(asked - set(self.kinds), key=KINDS.index):
@@ -89,7 +99,7 @@ class Planner:
     @property
     def head_sites(self) -> tuple[str, ...]:
         """Site kinds that heads and attribution read; none where blocks have no heads."""
-        heads, attribution = self.study.measures.heads, self.study.measures.attribution
+        heads, attribution = self.study.asked(HeadsOptions), self.study.asked(AttributionOptions)
         if not (heads or attribution) or "z" not in self.kinds:
             return ()
         return (*HEAD_SITES, *(attribution.sites if attribution else ()))

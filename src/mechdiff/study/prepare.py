@@ -26,6 +26,7 @@ from mechdiff.spacing import evenly_spaced
 from mechdiff.study.artifacts import cell_hash
 from mechdiff.study.cells import TEXT_TOKENS, Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes
+from mechdiff.study.options import BehaviourOptions, DivergenceOptions, GraftingOptions, SteeringOptions, WeightsOptions
 from mechdiff.study.plan import plan
 from mechdiff.study.planner import MAX_ROWS
 
@@ -94,9 +95,9 @@ def prepare(study: StudyConfig, options: RunOptions, *, broken: Broken = ()) -> 
     tokens = replace(shared_tokens(both.base, both.tuned, **rows, same_rows=study.pair.same_rows), flags=both.flags)
     policy = PromptPolicy(**study.prompts.model_dump(include={"policy", "template", "position", "system", "date", "answer"}))
     lengths = {"max_base": shapes["base"].context, "max_tuned": shapes["tuned"].context}
-    rendered = {}
+    rendered, behaviour = {}, study.asked(BehaviourOptions)
     for split, prompts in read_splits(study, quick=options.quick).items():
-        shipped = split == "probes" and study.measures.behaviour and study.measures.behaviour.probes is True
+        shipped = split == "probes" and behaviour and behaviour.probes is True
         limits = dict.fromkeys(lengths, sys.maxsize) if shipped else lengths
         rendered[split] = {one.prompt.id: one for one in render(prompts, tokenizers["base"], tokenizers["tuned"], policy, **limits)}
     left_out = _add_native(study, rendered, tokenizers, policy, lengths)
@@ -115,6 +116,7 @@ def prepare(study: StudyConfig, options: RunOptions, *, broken: Broken = ()) -> 
     identity = cell_hash({"files": hashes, "dtype": study.dtype, "engine": options.engine, "version": ENGINE_VERSION})
     places = [family_of(config, pair.base.ref).places(config) for config in configs.values()]
     contents = {study.pair.base: cell_hash(hashes["base"]), study.pair.tuned: cell_hash(hashes["tuned"])}
+    by_weights = study.asked(WeightsOptions) or study.asked(GraftingOptions)
     return Prepared(
         study=study,
         options=options,
@@ -129,7 +131,7 @@ def prepare(study: StudyConfig, options: RunOptions, *, broken: Broken = ()) -> 
             identity=identity,
             max_rows=options.max_rows or MAX_ROWS,
             adapter=pair.tuned.adapter is not None,
-            touched=open_changes(pair.base, pair.tuned).touched() if study.measures.weights or study.measures.grafting else None,
+            touched=open_changes(pair.base, pair.tuned).touched() if by_weights else None,
             one_vocabulary=tokens.equal,
             quantized=[side for side, config in configs.items() if is_quantized(config)],
             functions=function_differences(configs["base"], configs["tuned"]),
@@ -166,7 +168,7 @@ def _add_native(
     lengths: Mapping[str, int],
 ) -> list[dict[str, str]]:
     """Adds the report prompts by each model's own template, as the split `native`, where that is another text; what is left out, and why."""
-    divergence = study.measures.divergence
+    divergence = study.asked(DivergenceOptions)
     if not (divergence and divergence.native and policy.policy == "same_text" and "report" in rendered):
         return []
     bare = [side for side, tokenizer in tokenizers.items() if not tokenizer.chat_template]
@@ -184,7 +186,7 @@ Behind = Mapping[str, Mapping[tuple[str, str], Sequence[int]]]
 
 
 def _behind(study: StudyConfig, rendered: Mapping[str, Mapping[str, Rendered]], tokenizers: Mapping[str, Any]) -> Behind:
-    behaviour = study.measures.behaviour
+    behaviour = study.asked(BehaviourOptions)
     if not behaviour:
         return {}
     phrases, n = read_phrases(behaviour.patterns), behaviour.openings
@@ -212,9 +214,10 @@ def _without_room(behind: Behind, rendered: Mapping[str, Mapping[str, Rendered]]
 
 def _without_lists(study: StudyConfig, rendered: Mapping[str, Mapping[str, Rendered]]) -> list[dict[str, str]]:
     """Prompts whose language has no lists, and lists whose language no prompt has."""
-    if not study.measures.behaviour:
+    behaviour = study.asked(BehaviourOptions)
+    if not behaviour:
         return []
-    own = study.measures.behaviour.patterns
+    own = behaviour.patterns
     phrases = read_phrases(own)
     prompts = [one.prompt for split in ("report", "probes") for one in rendered.get(split, {}).values()]
     found = [(prompt.id, language_of(prompt.text, prompt.meta, phrases)) for prompt in prompts]
@@ -262,11 +265,11 @@ def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Pr
                     f"the text of prompt {prompt.id!r} stands in both {split_of[prompt.text]} and {split}: what is chosen on one split would be "
                     "reported on the same prompt. Take it out of one of them."
                 )
-    steering = study.measures.steering
+    steering = study.asked(SteeringOptions)
     if steering and steering.side_prompts:  # last: a study's own splits come first
         neutral = [prompt for prompt in read_prompts(steering.neutral or NEUTRAL) if prompt.text not in split_of]
         found["neutral"] = neutral[: steering.side_prompts]
-    behaviour = study.measures.behaviour
+    behaviour = study.asked(BehaviourOptions)
     if behaviour and behaviour.probes:
         probes, n = read_prompts(PROBES if behaviour.probes is True else behaviour.probes), QUICK if quick else behaviour.n_probes
         found["probes"] = list(evenly_spaced(n or len(probes), probes))  # of every kind: kinds stand together in a file

@@ -32,7 +32,7 @@ TEXT_TOKENS = "base", "tuned", "steered"
 
 
 def _options(run: Execution) -> SteeringOptions:
-    options = run.prepared.study.measures.steering
+    options = run.prepared.study.asked(SteeringOptions)
     assert options
     return options
 

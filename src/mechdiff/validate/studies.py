@@ -15,12 +15,13 @@ from tokenizers import AddedToken
 from torch import nn
 
 from mechdiff.engine.sources import quiet
+from mechdiff.measures.catalogue import make_study
 from mechdiff.measures.outcome import kl_nats
 from mechdiff.report.statistics import summarise
 from mechdiff.report.verdict import verdict
 from mechdiff.rows import where
 from mechdiff.study.artifacts import RunFolder
-from mechdiff.study.config import RunOptions, make_study, study_yaml
+from mechdiff.study.config import RunOptions, study_yaml
 from mechdiff.study.prepare import prepare
 from mechdiff.study.run import execute
 from mechdiff.validate import made, planted
