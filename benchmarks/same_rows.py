@@ -13,21 +13,24 @@ import re
 import subprocess
 import sys
 import tarfile
+from difflib import unified_diff
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import polars as pl
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 RUN = """
 import sys, mechdiff
 assert mechdiff.__file__.startswith(sys.argv[1]), f"{mechdiff.__file__} was imported, not what lies in {sys.argv[1]}"
-mechdiff.run("study.yaml", out="run")
+mechdiff.run("study.yaml", out=sys.argv[2])
 """
 CLOCK = re.compile(r'<th scope="row">(seconds|started, finished)</th>\s*<td>[^<]*</td>')
 SHOWN = 5
 """Differences that are printed of each kind."""
+WIDE = 150
+"""Characters of a line of the page."""
 
 
 def source(commit: str, place: Path) -> Path:
@@ -40,11 +43,17 @@ def source(commit: str, place: Path) -> Path:
     return place / "src"
 
 
-def studied(src: Path, place: Path) -> Path:
-    """The folder of the run that this code makes of `place`/study.yaml. It always has the same path while it is written, so that no path differs."""
-    env = {**os.environ, "PYTHONPATH": str(src), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", RUN, str(src)], cwd=place, env=env, check=True)
-    return (place / "run").rename(place / f"run of {len(list(place.glob('run of *')))}")
+def study(place: Path, sources: dict[str, Path]) -> dict[str, Path]:
+    """Side -> the folder of the run that its code makes of `place`/study.yaml. Both run at the same time."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    started = {
+        side: subprocess.Popen([sys.executable, "-c", RUN, str(src), f"{side} run"], cwd=place, env={**env, "PYTHONPATH": str(src)})
+        for side, src in sources.items()
+    }
+    failed = [side for side, process in started.items() if process.wait()]
+    if failed:
+        sys.exit(f"the {' and the '.join(failed)} code did not finish the study: see above")
+    return {side: place / f"{side} run" for side in sources}
 
 
 def cells(run: Path) -> dict[str, str]:
@@ -53,19 +62,23 @@ def cells(run: Path) -> dict[str, str]:
     return {folder.name: planned.get(folder.name, "not in the plan") for folder in (run / "cells").iterdir() if folder.is_dir()}
 
 
+def page(run: Path) -> str:
+    """The page without what the clock said, a line a tag."""
+    return CLOCK.sub("", (run / "report.html").read_text()).replace("><", ">\n<")
+
+
 def hashed(run: Path) -> dict[str, str]:
-    """What is compared -> its SHA-256; the page without what the clock said."""
-    page = CLOCK.sub("", (run / "report.html").read_text())
+    """What is compared -> its SHA-256."""
     return {
         "cells": sha256("\n".join(sorted(cells(run))).encode()).hexdigest(),
         "rows": sha256((run / "rows.parquet").read_bytes()).hexdigest(),
         "summary": sha256((run / "summary.parquet").read_bytes()).hexdigest(),
-        "page": sha256(page.encode()).hexdigest(),
+        "page": sha256(page(run).encode()).hexdigest(),
     }
 
 
 def differences(old: Path, new: Path) -> list[str]:
-    """Sentences that say which cells and rows are not the same."""
+    """Sentences that say which cells, rows and lines of the page are not the same."""
     said = []
     for here, there, side in ((old, new, "old"), (new, old, "new")):
         for stage in sorted({stage for name, stage in cells(here).items() if name not in cells(there)}):
@@ -80,7 +93,10 @@ def differences(old: Path, new: Path) -> list[str]:
         said += [f"{n} rows of {measure}, {metric}, that only {side} has" for measure, metric, n in kinds.head(SHOWN).rows()]
     both = tables[0].join(tables[1], on=key, nulls_equal=True, suffix="_new").filter(~pl.col("value").eq_missing(pl.col("value_new")))
     kinds = both.group_by("measure", "metric").len().sort("len", descending=True)
-    return said + [f"{n} values of {measure}, {metric}, differ" for measure, metric, n in kinds.head(SHOWN).rows()]
+    said += [f"{n} values of {measure}, {metric}, differ" for measure, metric, n in kinds.head(SHOWN).rows()]
+    lines = unified_diff(*(page(run).splitlines() for run in (old, new)), n=0, lineterm="")
+    changed = [line[:WIDE] for line in lines if not line.startswith(("---", "+++", "@@"))]
+    return said + [f"page: {line}" for line in changed[: 2 * SHOWN]]
 
 
 def main() -> None:
@@ -96,12 +112,12 @@ def main() -> None:
     with TemporaryDirectory() as temporary:
         place = Path(temporary).resolve()
         made(place)
-        old, new = (studied(source(commit, place / side), place) for side, commit in (("old", asked.old), ("new", asked.new)))
-        here, there = hashed(old), hashed(new)
+        runs = study(place, {"old": source(asked.old, place / "old"), "new": source(asked.new, place / "new")})
+        here, there = (hashed(run) for run in runs.values())
         print(f"| what | {asked.old} | {asked.new} | same |\n|---|---|---|---|")
         for what in here:
             print(f"| {what} | {here[what][:12]} | {there[what][:12]} | {'yes' if here[what] == there[what] else 'NO'} |")
-        print("\n".join(differences(old, new)))
+        print("\n".join(differences(**runs)))
     counted = ["cells", "rows", *(["summary"] if asked.summary else []), *(["page"] if asked.page else [])]
     sys.exit(any(here[what] != there[what] for what in counted))
 

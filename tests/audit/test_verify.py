@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-import mechdiff
+from every_measure import MEASURES
 from mechdiff import cli
 from mechdiff.audit.recompute import RECOMPUTE, Not
 from mechdiff.audit.rerun import Rerun
@@ -22,37 +21,20 @@ from mechdiff.rows import COLUMNS
 from mechdiff.study.artifacts import read_rows
 from mechdiff.study.disk import sha256
 
-MEASURES: list[Any] = [
-    {"divergence": {"continuation": 3}},
-    "weights",
-    "grafting",
-    {"similarity": {"permutations": 3}},
-    {"patching": {"windows": [2], "positions": ["decision", "last_4"]}},
-    "factorial",
-    {"transport": {"sites": ["resid_post"], "closer": [1, 2], "permutations": 2, "strengths": []}},
-    {"rank": {"sites": ["resid_post"]}},
-    {"steering": {"closer": [1, 2], "side_prompts": 3, "draws": 1, "texts": 0, "continuation": 4}},
-    {"heads": {"closer": [1], "draws": 2, "network_draws": 1, "null_edits": 1}},
-    {"attribution": {"steps": 2, "validated": 2}},
-    {"behaviour": {"max_tokens": 3, "probes": False, "openings": 1, "scored_layers": 1, "scored_prompts": 2, "spoken_prompts": 1}},
-]
-
 
 @pytest.fixture(scope="module")
-def made(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with models, prompts and a run of every measure."""
-    place = tmp_path_factory.mktemp("verified")
-    shutil.copytree(pair, place / "pair")
-    mechdiff.run(
-        base=str(place / "pair" / "base"), tuned=str(place / "pair" / "tuned"), prompts=place / "pair" / "prompts.jsonl",
-        measures=MEASURES, out=place / "run",
-    )  # fmt: skip
+def made(every_measure: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models, prompts and a run of every measure, in which tests change what they like."""
+    place = Path(shutil.copytree(every_measure, tmp_path_factory.mktemp("verified") / "copy"))
+    for name in ("study.yaml", "manifest.json"):
+        file = place / "run" / name
+        file.write_text(file.read_text().replace(str(every_measure), str(place)))
     return place
 
 
 @pytest.fixture(scope="module")
 def found(made: Path) -> Verification:
-    return verify(made / "run", OPTIONS, n_rows=240)
+    return verify(made / "run", OPTIONS, n_rows=480)
 
 
 def copied(made: Path, tmp_path: Path) -> Path:
@@ -73,7 +55,7 @@ def test_a_run_verifies(found: Verification) -> None:
     assert found.files == found.models == []
     assert found.passed
     taken = {measure: n for measure, n, *_ in found.table()}
-    assert set(taken) == {next(iter(one)) if isinstance(one, dict) else one for one in MEASURES}
+    assert set(taken) == {measure for one in MEASURES for measure in one}
     assert all(n >= 15 for measure, n in taken.items() if measure not in ("rank", "behaviour", "steering", "weights"))
     assert min(taken["weights"], taken["steering"]) >= 5
     assert len(found.answers) > 4
@@ -102,7 +84,7 @@ def test_every_way_to_write_is_among_what_was_recomputed(found: Verification) ->
     wanted |= {("grafting", arm) for arm in ("alone", "from_below", "greedy")} | {("transport", "rrr"), ("steering", "add")}
     wanted |= {("attribution", arm) for arm in ("grad_x_diff", "integrated_gradients", "contribution")} | {("factorial", "tb")}
     assert wanted <= seen
-    assert {"window 2", "last_4"} <= {one.row["unit"] for one in found.compared if one.row["measure"] == "patching"}
+    assert {"window 2", "last_2"} <= {one.row["unit"] for one in found.compared if one.row["measure"] == "patching"}
     assert any((one.row["unit"] or "").startswith("token ") for one in found.compared if one.row["measure"] == "divergence")
 
 
@@ -142,7 +124,7 @@ def test_a_row_that_was_changed_is_named(made: Path, tmp_path: Path, measure: st
 
 
 def test_a_bit_of_a_model_is_named_and_nothing_recomputed(made: Path, tmp_path: Path) -> None:
-    file = made / "pair" / "tuned" / "model.safetensors"
+    file = made / "tuned" / "model.safetensors"
     before = file.read_bytes()
     tensors = load_file(file)
     name = next(name for name in tensors if "o_proj" in name)
@@ -169,10 +151,10 @@ def test_a_map_that_is_gone_and_one_that_was_changed_are_named(made: Path, tmp_p
 
 
 def test_other_prompts_are_named(made: Path, tmp_path: Path) -> None:
-    file = made / "pair" / "prompts.jsonl"
+    file = made / "report.jsonl"
     before = file.read_text()
     try:
-        file.write_text(before.replace("the number 0!", "the number 1!").replace("Say something", "Say anything", 3))
+        file.write_text(before.replace("Say something", "Say anything", 3))
         found = verify(made / "run", OPTIONS, n_rows=12)
     finally:
         file.write_text(before)

@@ -259,6 +259,8 @@ def transport(run: Rerun, row: Row) -> float:
         raise Not("controls by fits that are not kept")
     if row["strength"] is not None:
         raise Not("strengths of a map")
+    if row["unit"] == "interchange":
+        raise Not("interchanges, whose directions are not kept")
     site = Site(row["layer"], row["site"])
     if row["arm"] in ("identity", "shift", "mean", "resample"):
         if (options := run.prepared.study.asked(TransportOptions)) and options.rows_per_prompt > 1:
