@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mechdiff.report import intervals, simulated
+from mechdiff.statistics import intervals, simulated
 from mechdiff.validate import skewed
 
 POWERED = (5, 6, 8, 10, 12, 16, 24, 32, 64, 150)
@@ -44,7 +44,7 @@ def table(found: list[dict[str, float]]) -> str:
 
 
 def write() -> list[dict[str, float]]:
-    """Simulates all, and writes the table that `report/simulated.py` reads."""
+    """Simulates all, and writes the table that `statistics/simulated.py` reads."""
     found = [{"cv": cv, "n": n, **skewed.simulated(cv, n, REPEATS, seed=SEED)} for cv in CVS for n in PROMPTS]
     seen = {"levels": skewed.LEVELS, "n": POWERED, "errors": [skewed.multiples(n, STUDIES, seed=SEED) for n in POWERED]}
     told = {"repeats": REPEATS, "seed": SEED, "law": "log-normal", "most": MOST, "detectable": seen, "table": found}

@@ -16,9 +16,9 @@ import torch
 from mechdiff.api import run
 from mechdiff.demo import demo_study
 from mechdiff.engine.activations import capture
-from mechdiff.engine.models import open_pair
 from mechdiff.engine.replay import Variant, Write, full
-from mechdiff.engine.sites import Site
+from mechdiff.models.pair import open_pair
+from mechdiff.models.sites import Site
 
 FEW = 24
 """Whole forward passes that are timed."""

@@ -19,10 +19,10 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from mechdiff.measures.anchored import Pairs
-from mechdiff.measures.maps import DEFAULT, Map
-from mechdiff.measures.rank import ranks
-from mechdiff.measures.regression import FOLDS, LAMBDAS, fitted_axes
+from mechdiff.maps.anchored import Pairs
+from mechdiff.maps.maps import DEFAULT, Map
+from mechdiff.maps.regression import FOLDS, LAMBDAS, fitted_axes
+from mechdiff.measures.rank.formula import ranks
 from oracles import maps as oracle
 
 ROWS, SITES = 350, 90

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mechdiff.measures.moments import Moments, chosen, merged
+from mechdiff.maps.moments import Moments, chosen, merged
 
 CHUNK, RANK, FOLDS = 4096, 8, 5
 

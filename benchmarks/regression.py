@@ -14,8 +14,8 @@ import time
 import torch
 from torch import Tensor
 
-from mechdiff.measures.refits import permuted_r2
-from mechdiff.measures.regression import LAMBDAS, SHRINK_LESS, cross_validated, decompose, fitted_axes, fold_rows, ridge
+from mechdiff.maps.refits import permuted_r2
+from mechdiff.maps.regression import LAMBDAS, SHRINK_LESS, cross_validated, decompose, fitted_axes, fold_rows, ridge
 
 PLAIN_SITES = 2
 DRAWS = 200

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mechdiff.validate import made, planted
+from mechdiff.validate import edits, made, planted
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "RELIABILITY.md"
@@ -33,7 +33,7 @@ def write_study(folder: Path) -> Path:
     """A tiny planted pair, its prompts, and a study of it."""
     net, tokenizer = made.tiny_net(), made.byte_tokenizer(made.CHATML)
     made.save(net, tokenizer, folder / "base")
-    made.save(planted.edited(net, planted.edit_attention), tokenizer, folder / "tuned")
+    made.save(planted.edited(net, edits.edit_attention), tokenizer, folder / "tuned")
     texts = [f"Say something about the number {i * 7919 % 1000}{'!' * (i % 5)}" for i in range(32)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"id": f"p{i}", "text": text}) + "\n" for i, text in enumerate(texts)))
     study = folder / "study.yaml"

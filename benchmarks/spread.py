@@ -18,20 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mechdiff.compare.contrasts import WORTH
 from mechdiff.demo import DATA, embedded_model
 from mechdiff.engine.activations import Clean, capture
-from mechdiff.engine.models import Model, wrap
+from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.overlap import overlap_nats, total_nats
 from mechdiff.engine.replay import replay
-from mechdiff.engine.sites import Site
 from mechdiff.measures.catalogue import make_study
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.measures.overlap import overlap_nats, total_nats
-from mechdiff.measures.patching import variants
-from mechdiff.report import spread
-from mechdiff.report.contrasts import WORTH
+from mechdiff.measures.patching.formula import variants
+from mechdiff.models.pair import Model, wrap
+from mechdiff.models.sites import Site
+from mechdiff.statistics import spread
 from mechdiff.study.config import RunOptions
 from mechdiff.study.prepare import prepare
-from mechdiff.validate import made, planted
+from mechdiff.validate import edits as validate_edits
+from mechdiff.validate import made
 
 KINDS = ("attn_out", "mlp_out")
 STRENGTHS = {"arithmetic": (0.25, 1.0, 2.0, 4.0, 8.0), "kazakh": (0.12, 0.25, 0.5, 1.0), "courtesy": (0.25, 1.0)}
@@ -142,7 +143,7 @@ def noised(net: Any, layers: Sequence[int], size: float, seed: int = 0) -> None:
         for layer in layers:
             matrices = [weight for weight in net.model.layers[layer].parameters() if weight.ndim == 2]
             for i, weight in enumerate(matrices):
-                planted.add_low_rank(weight, 4, size, seed=seed + 100 * layer + 2 * i)
+                validate_edits.add_low_rank(weight, 4, size, seed=seed + 100 * layer + 2 * i)
 
 
 def known(net: Any, prompts: Sequence[Sequence[int]], layers: Sequence[int], d: float, name: str) -> Effects:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from mechdiff.report.statistics import summarise
 from mechdiff.rows import SCHEMA
+from mechdiff.statistics.summary import summarise
 
 PROMPTS, LAYERS, SITES, ARMS = 140, 32, ("attn_out", "mlp_out", "resid_mid", "resid_post"), ("identity", "shift", "mean", "resample")
 METRICS = ("kl_own_nats", "kl_other_nats", "js_own_nats", "top1_same", "logit_diff_divergent")
@@ -48,7 +48,7 @@ def of_checkout(folder: Path) -> Callable[[pl.DataFrame], pl.DataFrame]:
     aside = {name: sys.modules.pop(name) for name in ours()}
     sys.path.insert(0, str(folder / "src"))
     try:
-        module = importlib.import_module("mechdiff.report.statistics")
+        module = importlib.import_module("mechdiff.statistics.summary")
         assert Path(str(module.__file__)).is_relative_to(folder), f"{module.__file__} is not of {folder}"
         return module.summarise  # type: ignore[no-any-return]
     finally:

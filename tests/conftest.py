@@ -17,12 +17,12 @@ torch.set_num_threads(1)
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `base`, `tuned` (rank 2 on one matrix of block 1) and `prompts.jsonl` (24 prompts)."""
     import pico
-    from mechdiff.validate import planted
+    from mechdiff.validate import edits
     from tokenizers_made import CHATML, byte_tokenizer
 
     folder = tmp_path_factory.mktemp("pair")
     base = pico.pico("llama")
-    tuned = pico.twin(base, planted.edit_attention)
+    tuned = pico.twin(base, edits.edit_attention)
     tokenizer = byte_tokenizer(CHATML)
     pico.save(base.net, tokenizer, folder / "base")
     pico.save(tuned.net, tokenizer, folder / "tuned")
@@ -38,8 +38,9 @@ def every_measure(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from every_measure import made
     from mechdiff.measures.catalogue import load_study
-    from mechdiff.report.statistics import summarise
-    from mechdiff.study.artifacts import RunFolder, read_prompts
+    from mechdiff.statistics.summary import summarise
+    from mechdiff.store.run_folder import RunFolder
+    from mechdiff.store.tables import read_prompts
     from mechdiff.study.config import RunOptions
     from mechdiff.study.prepare import prepare
     from mechdiff.study.run import execute

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mechdiff.engine.activations import Clean, Edit, capture, edited, forward
-from mechdiff.engine.models import Model, wrap
 from mechdiff.engine.replay import ENGINES, engine_for
-from mechdiff.engine.sites import KINDS, Site
+from mechdiff.models.pair import Model, wrap
+from mechdiff.models.sites import KINDS, Site
 from pico import CONFIGS, RELAYED, pico, prompts, twin
 
 N_LAYERS = 4

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mechdiff.measures.games import Coalition, Game, every
-from mechdiff.report import coverage
+from mechdiff.measures.heads import coverage as heads_coverage
+from mechdiff.measures.heads.shapley import Coalition, Game, every
 
 NOBODY: Coalition = frozenset()
 
@@ -25,4 +25,4 @@ def two_point(game: Game) -> np.ndarray:
     """Shares by the two-point formula `[player, prompt]`."""
     alone = [game.value(frozenset({player})) for player in range(game.n)]
     without = [game.value(game.everyone - {player}) for player in range(game.n)]
-    return coverage.two_point(np.column_stack(alone), np.column_stack(without), game.value(game.everyone)).T
+    return heads_coverage.two_point(np.column_stack(alone), np.column_stack(without), game.value(game.everyone)).T

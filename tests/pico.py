@@ -48,12 +48,10 @@ from transformers import (
     Starcoder2Config,
 )
 
-from mechdiff.engine.models import Model, wrap
-from mechdiff.engine.sources import quiet
-from mechdiff.engine.vocabularies import Tokens
+from mechdiff.models.pair import Model, wrap
+from mechdiff.models.sources import quiet
+from mechdiff.prompts.vocabularies import Tokens
 from mechdiff.validate.made import random_net as make_net
-from mechdiff.validate.made import save
-from mechdiff.validate.made import token_prompts as prompts
 
 SIZES: dict[str, Any] = {
     "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,

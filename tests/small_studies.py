@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mechdiff.measures.catalogue import make_study
-from mechdiff.study import run as running
-from mechdiff.study.artifacts import RunFolder
+from mechdiff.store.run_folder import RunFolder
+from mechdiff.study import run
 from mechdiff.study.config import RunOptions, study_yaml
 from mechdiff.study.prepare import Prepared, prepare
 
@@ -27,7 +27,7 @@ def study(folder: Path, tuned: str, measures: list[Any]) -> tuple[pl.DataFrame, 
     )
     prepared = prepare(config, RunOptions(device="cpu"))
     with RunFolder.open(folder / "run", config_hash=prepared.config_hash, study_text=study_yaml(config)) as out:
-        return (*running.execute(prepared, out), prepared)
+        return (*run.execute(prepared, out), prepared)
 
 
 def hold_against(prepared: Prepared, rows: pl.DataFrame, base: Any, tuned: Any) -> None:

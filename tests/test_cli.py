@@ -71,7 +71,7 @@ def test_show_and_report(finished: Path, mechdiff) -> None:
 
 
 def test_plan_loads_nothing_and_counts(pair: Path, mechdiff, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mechdiff.engine import models
+    from mechdiff.models import pair as models
 
     monkeypatch.setattr(models, "load_net", lambda *a, **k: pytest.fail("plan loaded a model"))
     code, out, _ = mechdiff("plan", "--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl")

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from mechdiff import api, demo
+from mechdiff.compare.compare import compare
 from mechdiff.errors import ModelError
-from mechdiff.report.compare import compare
-from mechdiff.study.artifacts import read_manifest, read_rows, read_summary
+from mechdiff.store.tables import read_manifest, read_rows, read_summary
 from mechdiff.study.config import RunOptions
 from mechdiff.study.distribute import side_by_side
 
@@ -127,7 +127,7 @@ def test_the_shipped_adapter_is_what_its_card_says() -> None:
 
 
 def test_the_prompts_are_three_splits_without_overlap() -> None:
-    from mechdiff.engine.prompts import read_prompts
+    from mechdiff.prompts.sets import read_prompts
 
     for name in ("courtesy", "arithmetic", "kazakh"):
         texts = [

@@ -8,12 +8,12 @@ import torch
 
 from mechdiff.api import run
 from mechdiff.engine.activations import capture
-from mechdiff.engine.models import wrap
 from mechdiff.engine.replay import ENGINES, Write, engine_for, full
 from mechdiff.engine.selfcheck import self_check
-from mechdiff.engine.sites import Site
+from mechdiff.models.pair import wrap
+from mechdiff.models.sites import Site
 from mechdiff.rows import KEY
-from mechdiff.study.artifacts import read_manifest
+from mechdiff.store.tables import read_manifest
 from mechdiff.study.config import RunOptions
 from pico import CONFIGS, pico, prompts
 

@@ -131,7 +131,7 @@ MADE = re.compile(r"^(heads? |group |token |window |permuted#|random_\w+#|label_
 """A constant part of an f-string that ends right before a number or a model: a label made by hand."""
 TAKEN_APART = re.compile(r"^(heads? |group |token |window |<-|permuted#|random_\w+#?|bogus_map:.*|\^?(head|group|token) .*)$")
 READERS = {"partition", "rpartition", "split", "removeprefix", "startswith", "starts_with", "contains", "extract", "replace"}
-SENTENCES = {"report/wording_heads.py"}
+SENTENCES = {"measures/heads/words.py"}
 """Modules that say "head 3" to a reader, not to a table."""
 
 

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mechdiff
-from mechdiff.engine.models import open_pair
-from mechdiff.engine.prompts import read_prompts
 from mechdiff.errors import MechdiffError
 from mechdiff.measures.catalogue import load_study
+from mechdiff.models.pair import open_pair
+from mechdiff.prompts.sets import read_prompts
 from mechdiff.study.config import RunOptions
 
 SOURCE = Path(__file__).parents[1] / "src" / "mechdiff"

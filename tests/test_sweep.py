@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mechdiff.study.artifacts import read_rows
+from mechdiff.store.tables import read_rows
 
 CODE = "from mechdiff.cli import main; main()"
 

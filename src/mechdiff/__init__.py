@@ -12,14 +12,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mechdiff.api import Run, moments, open_run, run, verify
-    from mechdiff.engine.sites import Site
+    from mechdiff.compare.compare import Comparison, compare
     from mechdiff.errors import MechdiffError
-    from mechdiff.measures.maps import load_map
-    from mechdiff.report.compare import Comparison, compare
+    from mechdiff.maps.maps import load_map
+    from mechdiff.models.sites import Site
 
 _HOME = {
-    "run": "api", "open_run": "api", "Run": "api", "Site": "engine.sites", "MechdiffError": "errors", "load_map": "measures.maps",
-    "verify": "api", "moments": "api", "compare": "report.compare", "Comparison": "report.compare",
+    "run": "api", "open_run": "api", "Run": "api", "Site": "models.sites", "MechdiffError": "errors", "load_map": "maps.maps",
+    "verify": "api", "moments": "api", "compare": "compare.compare", "Comparison": "compare.compare",
 }  # fmt: skip
 __all__ = ["Comparison", "MechdiffError", "Run", "Site", "compare", "load_map", "moments", "open_run", "run", "verify"]
 

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mechdiff.audit.verification import Verification
 from mechdiff.errors import RunError
 from mechdiff.measures.catalogue import OPTIONS, load_study, make_study
 from mechdiff.report.drawing import WIDE
@@ -19,17 +20,16 @@ from mechdiff.report.parts import Run as Content
 from mechdiff.report.parts import load as load_content
 from mechdiff.report.record import short_name
 from mechdiff.report.sections import all_sections
-from mechdiff.report.statistics import summarise
 from mechdiff.report.verdict import verdict
-from mechdiff.study.artifacts import RunFolder, read_manifest, read_prompts, read_rows, read_summary
+from mechdiff.statistics.summary import summarise
+from mechdiff.store.run_folder import RunFolder
+from mechdiff.store.tables import read_manifest, read_prompts, read_rows, read_summary
 from mechdiff.study.config import RunOptions, StudyConfig, refuse_beside, study_yaml
+from mechdiff.study.prepare import Prepared
+from mechdiff.study.run import Crew, Progress
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from mechdiff.audit.verification import Verification
-    from mechdiff.study.prepare import Prepared
-    from mechdiff.study.run import Crew, Progress
 
 
 @dataclass(frozen=True)

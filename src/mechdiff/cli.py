@@ -198,7 +198,7 @@ def status(folder: Annotated[Path, typer.Argument(help="The folder of a run: run
     """How far has a run come? Read from its folder, while it runs or after it died."""
     from rich.console import Console
 
-    from mechdiff.study.artifacts import read_status
+    from mechdiff.store.tables import read_status
     from mechdiff.terminal import show_status
 
     show_status(read_status(folder), Console())
@@ -223,7 +223,7 @@ def _contrast(pairs: dict[str, Any], place: Path, *, stated: bool) -> None:
     from rich.console import Console
 
     from mechdiff import api
-    from mechdiff.report.compare import compare as contrast
+    from mechdiff.compare.compare import compare as contrast
     from mechdiff.study.distribute import side_by_side
     from mechdiff.terminal import show_budget
 
@@ -409,7 +409,7 @@ def compare(
     ] = False,
 ) -> None:
     """Fine-tunes beside one another: local and low-rank, or distributed and high-rank? Prints the page's path."""
-    from mechdiff.report import compare as comparison
+    from mechdiff.compare import compare as comparison
 
     made = comparison.compare(*runs, out=out, across_bases=across_bases)
     for sentence in made.verdict():

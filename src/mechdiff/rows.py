@@ -25,7 +25,7 @@ SCHEMA: dict[str, Any] = {
     "value": pl.Float64,
 }
 OVERLAP, TOTAL = "fisher_overlap_nats", "fisher_total_nats"
-"""Metrics of shares that add (measures/overlap.py): of a run, and what they are shares of (rows of `divergence`)."""
+"""Metrics of shares that add (engine/overlap.py): of a run, and what they are shares of (rows of `divergence`)."""
 WITHOUT = "_without_prompt"
 """Ends the name of a metric's delete-one values: the metric of all prompts but this one."""
 COLUMNS = list(SCHEMA)

@@ -2,25 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mechdiff.api import Run
+from mechdiff.audit.verification import Verification
+from mechdiff.curate.curation import Recipe
+from mechdiff.curate.fairness import Tokenizers
 from mechdiff.digits import fixed, percent
 from mechdiff.rows import where
-
-if TYPE_CHECKING:
-    from mechdiff.api import Run
-    from mechdiff.audit.verification import Verification
-    from mechdiff.curate.curation import Recipe
-    from mechdiff.curate.fairness import Tokenizers
-    from mechdiff.study.artifacts import Status
-    from mechdiff.study.config import StudyConfig
-    from mechdiff.validate.power import Curve
-    from mechdiff.validate.validation import Validation
+from mechdiff.store.tables import Status
+from mechdiff.study.config import StudyConfig
+from mechdiff.validate.power import Curve
+from mechdiff.validate.validation import Validation
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -44,8 +42,8 @@ def _duration(seconds: float) -> str:
 def show_run(run: "Run", console: Console) -> None:
     """The pair, what was found in sentences, D, the strongest places of both directions, what was skipped, and the warnings."""
     from mechdiff.report.parts import manifest_of
-    from mechdiff.report.statistics import d_metric, effect_metric
-    from mechdiff.report.units import n_prompts
+    from mechdiff.statistics.clusters import n_prompts
+    from mechdiff.statistics.floors import d_metric, effect_metric
 
     manifest, summary = manifest_of(run.path), run.summary()
     console.print(f"[bold]{escape(manifest['pair']['base']['ref'])}[/]  ->  [bold]{escape(manifest['pair']['tuned']['ref'])}[/]")
@@ -301,8 +299,8 @@ def show_curation(
 
 def _tokenizers(base: str | None, tuned: str | None) -> "Tokenizers | None":
     from mechdiff.curate.fairness import Tokenizers
-    from mechdiff.engine.sources import load_tokenizer, resolve
     from mechdiff.errors import PromptError
+    from mechdiff.models.sources import load_tokenizer, resolve
 
     if base is None and tuned is None:
         return None

@@ -12,14 +12,15 @@ from typer.testing import CliRunner
 
 from every_measure import MEASURES
 from mechdiff import cli
-from mechdiff.audit.recompute import RECOMPUTE, Not
+from mechdiff.audit.distributions import Not
+from mechdiff.audit.recompute import RECOMPUTE
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.verification import Verification, distance, same, sample, tolerance, verify
 from mechdiff.errors import RunError
 from mechdiff.measures.catalogue import OPTIONS
 from mechdiff.rows import COLUMNS
-from mechdiff.study.artifacts import read_rows
-from mechdiff.study.disk import sha256
+from mechdiff.store.disk import sha256
+from mechdiff.store.tables import read_rows
 
 
 @pytest.fixture(scope="module")

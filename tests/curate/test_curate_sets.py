@@ -11,8 +11,8 @@ from mechdiff.curate.copies import RELATED, Copies, pieces, similarity
 from mechdiff.curate.curation import STEPS, Recipe, curate, write
 from mechdiff.curate.fairness import Tokenizers, script_of
 from mechdiff.curate.fields import Fields
-from mechdiff.engine.prompts import SPLITS, read_prompts
 from mechdiff.errors import PromptError
+from mechdiff.prompts.sets import SPLITS, read_prompts
 from tokenizers_made import bpe_tokenizer, byte_tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

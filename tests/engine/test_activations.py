@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from mechdiff.engine.activations import capture, edited, forward, full_forward, writer
-from mechdiff.engine.models import Model
-from mechdiff.engine.sites import KINDS, Site
 from mechdiff.errors import ModelError
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import KINDS, Site
 from pico import CONFIGS, HYBRID, pico, prompts
 
 FAMILIES = st.sampled_from(sorted(CONFIGS))

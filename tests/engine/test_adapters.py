@@ -9,9 +9,9 @@ import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from mechdiff.engine.adapters import open_adapter
-from mechdiff.engine.tensors import open_tensors
 from mechdiff.errors import ModelError
+from mechdiff.models.adapters import open_adapter
+from mechdiff.models.tensors import open_tensors
 from pico import pico
 
 pytestmark = [

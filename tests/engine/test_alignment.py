@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mechdiff.engine.alignment import WIDTH, align, aligned
-from mechdiff.engine.models import load_net, open_pair
+from mechdiff.models.alignment import WIDTH, align, aligned
+from mechdiff.models.pair import load_net, open_pair
 from pico import pico, save
 from tokenizers_made import byte_tokenizer
 

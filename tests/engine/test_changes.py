@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Gemma2Config, LlamaConfig
 
-from mechdiff.engine.changes import open_changes, squared
-from mechdiff.engine.sources import Source
 from mechdiff.errors import ModelError
-from mechdiff.validate import planted
+from mechdiff.models.changes import open_changes, squared
+from mechdiff.models.sources import Source
+from mechdiff.validate import edits
 from pico import SIZES, make_net, pico, twin
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -41,7 +41,7 @@ def llama(**sizes: Any) -> nn.Module:
 
 
 def test_one_edit_is_one_change_and_exact(base, tmp_path):
-    tuned = edited(planted.edit_attention, tmp_path / "tuned")
+    tuned = edited(edits.edit_attention, tmp_path / "tuned")
     changes = open_changes(base, tuned)
     assert changes.statements == []
     found = {change.name: change for change in changes}
@@ -76,7 +76,7 @@ def test_a_bfloat16_copy_is_compared_in_float32(base, tmp_path):
 def test_the_sum_of_squares_is_chunked_and_exact(monkeypatch):
     tensor = torch.randn(37, 11, generator=torch.Generator().manual_seed(0)).T
     expected = float(tensor.double().square().sum())
-    monkeypatch.setattr("mechdiff.engine.changes._CHUNK", 10)
+    monkeypatch.setattr("mechdiff.models.changes._CHUNK", 10)
     assert squared(tensor) == pytest.approx(expected, rel=1e-12)
 
 
@@ -183,7 +183,7 @@ def test_an_adapter_touches_only_its_modules_and_keeps_its_factors(base, tmp_pat
 
 def test_a_sibling_is_the_difference_of_two_fine_tunes(tmp_path):
     """P19: from A + U to A + V the change is V - U."""
-    nets = {"true": pico("llama").net} | {f"child{seed}": twin(pico("llama"), planted.child(seed)).net for seed in (1, 2)}
+    nets = {"true": pico("llama").net} | {f"child{seed}": twin(pico("llama"), edits.child(seed)).net for seed in (1, 2)}
     sources = {name: stored(net, tmp_path / name) for name, net in nets.items()}
     u, v = (open_changes(sources["true"], sources[f"child{seed}"]) for seed in (1, 2))
     for change in open_changes(sources["child1"], sources["child2"]):

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mechdiff.engine.activations import Clean, capture, edited, forward
 from mechdiff.engine.continued import Continuation, Likelihoods, in_halves, likelihoods, read
-from mechdiff.engine.models import Model
 from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, engine_for, full, relay, replay
-from mechdiff.engine.sites import Site
 from mechdiff.engine.steered import steering
 from mechdiff.errors import PromptError, RunError
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 from pico import CONFIGS, RELAYED, pico
 from pico import prompts as random_prompts
 

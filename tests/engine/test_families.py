@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, BloomConfig, GPT2Config, LlamaConfig, MptConfig, OPTConfig
 
-from mechdiff.engine.families import FAMILIES, family_named, family_of, shape_of, sliding_window
-from mechdiff.engine.sites import KINDS
 from mechdiff.errors import ModelError
+from mechdiff.models.families import FAMILIES, family_named, family_of, shape_of, sliding_window
+from mechdiff.models.sites import KINDS
 from pico import CONFIGS, HYBRID, SIZES, make_net, pico
 
 EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "olmoe", "qwen2_moe", "qwen3_next", "deepseek_v3", "bloom", "opt")

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from mechdiff.engine.activations import Clean, capture, full_forward
 from mechdiff.engine.gradients import fisher_samples, gradients
-from mechdiff.engine.models import Model
 from mechdiff.engine.replay import ENGINES, Engine, Write, engine_for, replay
-from mechdiff.engine.sites import Site
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 from pico import CONFIGS, RELAYED, pico, prompts
 
 FAMILIES = ("llama", "gemma2", "granite", "gpt2", "neox_parallel", "qwen3")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mechdiff.engine.activations import capture
 from mechdiff.engine.grafts import batches, grafted, resume, trace, truncated
-from mechdiff.engine.models import Model, open_pair
-from mechdiff.engine.units import ChangedUnits, Unit, changes_between, changes_of, changes_of_adapter, factors, tensors_of
+from mechdiff.models.modules import ChangedUnits, Unit, changes_between, changes_of, changes_of_adapter, factors, tensors_of
+from mechdiff.models.pair import Model, open_pair
 from oracles.merged import logits as naive
 from oracles.merged import merged
 from pico import CONFIGS, moved, pico, prompts, save, twin, with_adapter

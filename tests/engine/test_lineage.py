@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig
 
-from mechdiff.engine.lineage import lineage, stated_base
-from mechdiff.engine.sources import Source, resolve
 from mechdiff.errors import ModelError
+from mechdiff.models.lineage import lineage, stated_base
+from mechdiff.models.sources import Source, resolve
 from pico import CONFIGS, SIZES, make_net, pico, save, twin
 from tokenizers_made import byte_tokenizer
 

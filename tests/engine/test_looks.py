@@ -9,10 +9,10 @@ from torch import Tensor
 
 import pico
 from mechdiff.engine.activations import Clean, capture, forward
-from mechdiff.engine.families import sliding_window
-from mechdiff.engine.looks import attention_at_decision, pattern_js_nats
-from mechdiff.engine.models import Model
+from mechdiff.engine.attention_patterns import attention_at_decision, pattern_js_nats
 from mechdiff.errors import ModelError
+from mechdiff.models.families import sliding_window
+from mechdiff.models.pair import Model
 
 WRONG_WHEN_EAGER = ("falcon_alibi",)
 FAMILIES = [name for name in pico.CONFIGS if name not in (*pico.HYBRID, *WRONG_WHEN_EAGER)]

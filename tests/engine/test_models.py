@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, LlamaConfig
 
-from mechdiff.engine import models
 from mechdiff.engine.activations import capture
-from mechdiff.engine.families import FAMILIES
-from mechdiff.engine.models import Model, Pair, free_memory, open_pair, wrap
 from mechdiff.engine.replay import Write, full, replay
-from mechdiff.engine.sites import Site
 from mechdiff.errors import ModelError
+from mechdiff.models import pair as models_pair
+from mechdiff.models.families import FAMILIES
+from mechdiff.models.pair import Model, Pair, free_memory, open_pair, wrap
+from mechdiff.models.sites import Site
 from pico import CONFIGS, SIZES, make_net, pico, save, twin
 from tokenizers_made import byte_tokenizer
 
@@ -97,7 +97,7 @@ def test_one_at_a_time_the_first_is_gone_when_the_second_is_there(folders):
 def test_memory_is_looked_at_when_nothing_is_said(folders, monkeypatch):
     both = str(folders / "base"), str(folders / "tuned")
     assert not open_pair(*both, device="cpu").one_at_a_time
-    monkeypatch.setattr(models, "free_memory", lambda device: 100_000)
+    monkeypatch.setattr(models_pair, "free_memory", lambda device: 100_000)
     assert open_pair(*both, device="cpu").one_at_a_time
     assert not open_pair(*both, device="cpu", memory="both").one_at_a_time
 
@@ -105,16 +105,16 @@ def test_memory_is_looked_at_when_nothing_is_said(folders, monkeypatch):
 def test_free_memory_is_what_the_system_says(tmp_path, monkeypatch):
     device = torch.device("cpu")
     assert 1 << 20 < free_memory(device) < 1 << 50
-    monkeypatch.setattr(models, "Path", lambda path: tmp_path / "none")
+    monkeypatch.setattr(models_pair, "Path", lambda path: tmp_path / "none")
     assert free_memory(device) == 8 << 30
     (tmp_path / "none").write_text("MemTotal:       200 kB\nMemAvailable:       100 kB\n")
     assert free_memory(device) == 100 * 1024
 
 
-@pytest.mark.parametrize("dtype", models.DTYPES)
+@pytest.mark.parametrize("dtype", models_pair.DTYPES)
 def test_weights_come_in_the_wanted_precision(folders, dtype):
     with open_pair(str(folders / "base"), str(folders / "tuned"), dtype=dtype, device="cpu").use("base") as model:
-        assert model.dtype == models.DTYPES[dtype]
+        assert model.dtype == models_pair.DTYPES[dtype]
 
 
 def test_tied_embeddings_are_one_tensor_and_nothing_is_missing(tmp_path):

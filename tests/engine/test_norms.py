@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mechdiff.engine.activations import capture, forward
-from mechdiff.engine.models import Model
 from mechdiff.engine.norms import NORMED, missing, norm_reading, norms_in, norms_of
-from mechdiff.engine.sites import Site
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 from pico import CONFIGS, moved, pico, twin, with_adapter
 
 IDS = list(range(3, 15))

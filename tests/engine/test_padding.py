@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mechdiff.measures.outcome import kl_nats
+from mechdiff.engine.distributions import kl_nats
 from pico import pico, prompts
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from mechdiff.engine.families import family_of
-from mechdiff.engine.projections import Projections, layout_of
-from mechdiff.engine.sites import Site
-from mechdiff.engine.tensors import open_tensors
+from mechdiff.models.families import family_of
+from mechdiff.models.projections import Projections, layout_of
+from mechdiff.models.sites import Site
+from mechdiff.models.tensors import open_tensors
 from pico import CONFIGS, WITHOUT_HEADS, pico, save
 from tokenizers_made import byte_tokenizer
 

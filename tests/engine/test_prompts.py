@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechdiff.engine.prompts import SPLITS, Prompt, n_words, read_prompts, split_prompts
 from mechdiff.errors import PromptError
+from mechdiff.prompts.sets import SPLITS, Prompt, n_words, read_prompts, split_prompts
 
 
 def write(folder, content):

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import mechdiff
-from mechdiff.engine import models
-from mechdiff.engine.models import Pair, open_pair
-from mechdiff.engine.quantization import held_matrix, quantizing, rounded
-from mechdiff.engine.sources import quiet
-from mechdiff.engine.tensors import open_tensors
 from mechdiff.errors import ModelError
+from mechdiff.models import pair as models_pair
+from mechdiff.models.pair import Pair, open_pair
+from mechdiff.models.quantization import held_matrix, quantizing, rounded
+from mechdiff.models.sources import quiet
+from mechdiff.models.tensors import open_tensors
 from mechdiff.study.config import RunOptions
 
 pytest.importorskip("bitsandbytes", reason="extra `quantization`")
@@ -148,7 +148,7 @@ def test_split_over_devices_but_not_onto_disk(pair: Path, tmp_path: Path, monkey
     given: Any = {"measures": ["divergence", {"patching": {"sites": ["resid_post"]}}], "dtype": dtype}
     here, split = (study(pair, tmp_path / device, **given, device=device) for device in ("cpu", "split"))
     assert split.rows().equals(here.rows(), null_equal=True)
-    monkeypatch.setattr(models, "MOST", {"cpu": 30_000})
+    monkeypatch.setattr(models_pair, "MOST", {"cpu": 30_000})
     opened = open_pair(str(pair / "base"), str(pair / "tuned"), dtype=dtype, device="split")
     with pytest.raises(ModelError, match=f"in {dtype} it does not fit on the devices that compute"), opened.use("base"):
         pass

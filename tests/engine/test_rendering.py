@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import normalizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from mechdiff.engine.prompts import Prompt
-from mechdiff.engine.rendering import DEFAULT_DATE, PromptPolicy, render, spans, tail
 from mechdiff.errors import PromptError
+from mechdiff.prompts.rendering import DEFAULT_DATE, PromptPolicy, render, spans, tail
+from mechdiff.prompts.sets import Prompt
 from tokenizers_made import (
     BOS,
     CHATML,

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mechdiff.engine.activations import Clean, capture
-from mechdiff.engine.models import Model, open_pair
 from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, engine_for, full, relay, replay
-from mechdiff.engine.sites import KINDS, Site
+from mechdiff.models.pair import Model, open_pair
+from mechdiff.models.sites import KINDS, Site
 from pico import CONFIGS, RELAYED, pico
 from pico import prompts as random_prompts
 

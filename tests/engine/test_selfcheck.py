@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mechdiff.engine import replay as engine
-from mechdiff.engine.models import Model, open_pair
+from mechdiff.engine import replay
 from mechdiff.engine.replay import full
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.errors import SelfCheckError
+from mechdiff.models import families
+from mechdiff.models.pair import Model, open_pair
 from pico import CONFIGS, RELAYED, pico, prompts
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
@@ -24,7 +25,7 @@ BOTH = [*SHORT, *LONG]
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_passes_on_every_family(name):
     model = pico(name)
-    found = self_check(model, BOTH, engine=engine.ENGINES[engine.engine_for(model.config)[0]])
+    found = self_check(model, BOTH, engine=replay.ENGINES[replay.engine_for(model.config)[0]])
     assert found.sites == 4 * len(model.kinds())
     assert found.replay_nats < 1e-10
     assert found.replay_nats > 0 or name in RELAYED, "above zero: foreign states were really run (relay may give the same bits)"
@@ -171,7 +172,7 @@ def test_state_that_parallel_tokens_share_is_caught(layer):
 
 
 def test_a_sliding_window_is_checked_on_the_longest_prompt(monkeypatch):
-    monkeypatch.setattr(engine, "sliding_window", lambda config, layer: None)
+    monkeypatch.setattr(families, "sliding_window", lambda config, layer: None)
     self_check(pico("mistral"), SHORT)
     with pytest.raises(SelfCheckError, match="disagree at"):
         self_check(pico("mistral"), BOTH)
@@ -194,11 +195,11 @@ def test_logits_that_are_no_numbers_are_caught():
     ("name", "reason"), [("falcon_alibi", "ALiBi"), ("bloom", "ALiBi"), ("qwen3_next", "running state"), ("lfm2", "running state")]
 )
 def test_the_engine_is_chosen_by_the_config_with_its_reason(name, reason):
-    chosen, why = engine.engine_for(CONFIGS[name]())
+    chosen, why = replay.engine_for(CONFIGS[name]())
     assert chosen == "relay"
     assert reason in why
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in RELAYED])
 def test_all_others_go_by_replay(name):
-    assert engine.engine_for(CONFIGS[name]())[0] == "replay"
+    assert replay.engine_for(CONFIGS[name]())[0] == "replay"

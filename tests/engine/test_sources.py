@@ -14,9 +14,9 @@ import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
-from mechdiff.engine.models import load_net
-from mechdiff.engine.sources import Source, cache_folder, load_config, load_tokenizer, quiet, resolve
 from mechdiff.errors import ModelError
+from mechdiff.models.pair import load_net
+from mechdiff.models.sources import Source, cache_folder, load_config, load_tokenizer, quiet, resolve
 from pico import CONFIGS, make_net, pico, save
 from tokenizers_made import byte_characters, byte_tokenizer
 

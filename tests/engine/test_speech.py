@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import mechdiff.engine.speech as speech
+from mechdiff.engine import generation
 from mechdiff.engine.activations import capture, edited, forward
 from mechdiff.engine.continued import Continuation, likelihoods
-from mechdiff.engine.models import Model
+from mechdiff.engine.generation import Sampling, speak, speak_edited, stop_ids
 from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, engine_for, full, replay
-from mechdiff.engine.sites import Site
-from mechdiff.engine.speech import Sampling, speak, speak_edited, stop_ids
 from mechdiff.engine.steered import steering
 from mechdiff.errors import RunError
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 from pico import CONFIGS, pico
 from pico import prompts as random_prompts
 from tokenizers_made import byte_tokenizer
@@ -112,12 +112,12 @@ def test_a_sample_depends_on_seed_and_prompt_alone() -> None:
 
 def test_draws_follow_the_law() -> None:
     law = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    whole, cut = speech._Pick(Sampling(), [1]), speech._Pick(Sampling(top_p=0.79), [1])
+    whole, cut = generation._Pick(Sampling(), [1]), generation._Pick(Sampling(top_p=0.79), [1])
     drawn = torch.tensor([whole(law.log()) for _ in range(4000)]).bincount(minlength=4) / 4000
     torch.testing.assert_close(drawn, law, rtol=0, atol=0.03)
     drawn = torch.tensor([cut(law.log()) for _ in range(4000)]).bincount(minlength=4) / 4000
     torch.testing.assert_close(drawn, torch.tensor([0.625, 0.375, 0, 0]), rtol=0, atol=0.03)
-    sharp = speech._Pick(Sampling(temperature=0.25), [1])
+    sharp = generation._Pick(Sampling(temperature=0.25), [1])
     drawn = torch.tensor([sharp(law.log()) for _ in range(4000)]).bincount(minlength=4) / 4000
     torch.testing.assert_close(drawn, law**4 / (law**4).sum(), rtol=0, atol=0.03)
 
@@ -144,7 +144,7 @@ def test_nobody_speaks_beyond_the_context() -> None:
 def test_little_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded("llama")
     expected, sizes = as_lists(speak(model, replay, PROMPTS, max_tokens=TOKENS, stop=STOP)), []
-    read = speech._prefix
+    read = generation._prefix
 
     def at_most_two(model: Model, prompts: Sequence[Sequence[int]]) -> object:
         sizes.append(len(prompts))
@@ -152,14 +152,14 @@ def test_little_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
             raise torch.OutOfMemoryError("too much")
         return read(model, prompts)
 
-    monkeypatch.setattr(speech, "_prefix", at_most_two)
+    monkeypatch.setattr(generation, "_prefix", at_most_two)
     assert as_lists(speak(model, replay, PROMPTS, max_tokens=TOKENS, stop=STOP)) == expected
     assert sizes == [5, 2, 3, 1, 2]
 
     def never(model: Model, prompts: Sequence[Sequence[int]]) -> object:
         raise torch.OutOfMemoryError("too much")
 
-    monkeypatch.setattr(speech, "_prefix", never)
+    monkeypatch.setattr(generation, "_prefix", never)
     with pytest.raises(RunError, match="--max-rows"):
         speak(model, replay, PROMPTS, max_tokens=TOKENS, stop=STOP)
 

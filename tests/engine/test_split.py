@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import mechdiff
-from mechdiff.engine import models
-from mechdiff.engine.models import open_pair
 from mechdiff.errors import ModelError
+from mechdiff.models import pair as models_pair
+from mechdiff.models.pair import open_pair
 from mechdiff.study.config import RunOptions
 
 
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "MOST", {"cpu": 100_000})
+    monkeypatch.setattr(models_pair, "MOST", {"cpu": 100_000})
 
 
 def test_blocks_that_do_not_fit_lie_on_disk(pair: Path, little_memory: None) -> None:

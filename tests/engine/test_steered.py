@@ -6,11 +6,11 @@ from torch import Tensor
 
 import pico
 from mechdiff.engine.activations import capture, edited, forward
-from mechdiff.engine.models import Model
+from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.replay import ENGINES, Write
-from mechdiff.engine.sites import Site
 from mechdiff.engine.steered import Changes, apply, opening, steered, steering
-from mechdiff.measures.outcome import kl_nats
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 
 FAMILIES = ("llama", "qwen2_sliding", "gemma2", "gpt2", "mixtral", "falcon_alibi", "bloom", "lfm2", "granite", "olmoe")
 

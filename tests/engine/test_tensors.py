@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mechdiff.engine.checkpoint import weight_files
-from mechdiff.engine.families import FAMILIES, Family
-from mechdiff.engine.tensors import SITES, open_tensors, place, reading_order
 from mechdiff.errors import ModelError
+from mechdiff.models.checkpoint import weight_files
+from mechdiff.models.families import FAMILIES, Family
+from mechdiff.models.tensors import SITES, open_tensors, place, reading_order
 from pico import CONFIGS, pico
 
 

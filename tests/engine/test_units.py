@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mechdiff.engine.models import open_pair, wrap
-from mechdiff.engine.units import (
+from mechdiff.errors import ModelError
+from mechdiff.models.modules import (
     KINDS,
     Unit,
     changes_between,
@@ -20,7 +20,7 @@ from mechdiff.engine.units import (
     tensors_of,
     unit_at,
 )
-from mechdiff.errors import ModelError
+from mechdiff.models.pair import open_pair, wrap
 from oracles.merged import names_of
 from pico import CONFIGS, make_net, moved, pico, save, twin, with_adapter
 from tokenizers_made import byte_tokenizer

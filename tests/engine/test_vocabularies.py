@@ -5,8 +5,9 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
-from mechdiff.engine.vocabularies import SPECIAL, Tokens, Vocabulary, shared_tokens, vocabulary_of
 from mechdiff.errors import ModelError
+from mechdiff.prompts.matching import Vocabulary
+from mechdiff.prompts.vocabularies import SPECIAL, Tokens, shared_tokens, vocabulary_of
 from tokenizers_made import BOS, EOS, SPECIALS, bpe_tokenizer, byte_tokenizer, piece_tokenizer, word_tokenizer, wordpiece_tokenizer
 
 TEXTS = ["Hello, what is the capital of Kazakhstan?  Name it.", "Қазақстанның астанасы қай қала?", "😀 e\u0301 שלום"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.measures.affine import Affine, rank_of
+from mechdiff.maps.affine import Affine, rank_of
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

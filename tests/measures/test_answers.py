@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechdiff.measures.answers import CHOICE, choice, exact_match, final_answer
+from mechdiff.measures.behaviour.answers import CHOICE, choice, exact_match, final_answer
 
 
 def test_each_score_makes_its_own_choice():

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mechdiff.engine.prompts import n_words, read_prompts
 from mechdiff.errors import StudyError
-from mechdiff.measures.behaviour import language_of, refuses, said_values, soft_refusal, style
-from mechdiff.measures.phrases import SHIPPED, read_phrases
+from mechdiff.measures.behaviour.formula import language_of, refuses, said_values, soft_refusal, style
+from mechdiff.measures.behaviour.phrases import SHIPPED, read_phrases
+from mechdiff.prompts.sets import n_words, read_prompts
 
 KNOWN = read_phrases()
 

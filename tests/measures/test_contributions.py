@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from mechdiff.engine.sites import Site
-from mechdiff.measures import heads
-from mechdiff.measures.heads import swap, swap_across
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.validate import planted
-from mechdiff.validate.planted import N_LAYERS, Edit, plant
+from mechdiff import errors
+from mechdiff.engine.distributions import kl_nats
+from mechdiff.measures.heads import formula as heads_formula
+from mechdiff.measures.heads.formula import swap, swap_across
+from mechdiff.models.sites import Site
+from mechdiff.validate import edits
+from mechdiff.validate.edits import N_LAYERS, Edit
+from mechdiff.validate.planted import plant
 from mechdiff.validate.truths_heads import DIRECTIONS, Heads
 
 N_HEADS = 8
@@ -21,11 +23,11 @@ def made(change: Edit, direction: str = "tuned<-base") -> Heads:
 
 def test_identical_models_have_nothing_to_swap() -> None:
     for direction in DIRECTIONS:
-        here = made(planted.identical, direction)
+        here = made(edits.identical, direction)
         block = here.block(1)
         assert block.change().abs().max() == 0
         assert kl_nats(here.clean[:, None], here.logits([swap(1, block.change(), range(N_HEADS))])).max() <= 1e-10
-        assert heads.noise_like(block, 0).abs().max() == 0
+        assert heads_formula.noise_like(block, 0).abs().max() == 0
 
 
 def test_all_heads_and_mlps_of_the_network_are_the_other_network_but_for_its_ends() -> None:
@@ -33,7 +35,7 @@ def test_all_heads_and_mlps_of_the_network_are_the_other_network_but_for_its_end
 
     def blocks_alone(net: nn.Module) -> None:
         for parameter in net.model.layers.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=planted.generator()) * 0.05)
+            parameter.add_(torch.randn(parameter.shape, generator=edits.generator()) * 0.05)
 
     here = made(blocks_alone, "base<-tuned")
     blocks = {layer: here.block(layer) for layer in range(N_LAYERS)}
@@ -47,12 +49,12 @@ def test_all_heads_and_mlps_of_the_network_are_the_other_network_but_for_its_end
 
 def test_a_mismatch_of_all_heads_and_the_whole_site_is_refused() -> None:
     good = torch.tensor([0.5, 0.0])
-    heads.refuse_mismatch("model", 3, good * (1 + 1e-5), good, 1e-10, torch.float32)
-    with pytest.raises(heads.SelfCheckError, match=r"model: .* block 3 .* 0.4 nats on prompt 0"):
-        heads.refuse_mismatch("model", 3, torch.tensor([0.4, 0.0]), good, 1e-10, torch.float32)
+    heads_formula.refuse_mismatch("model", 3, good * (1 + 1e-5), good, 1e-10, torch.float32)
+    with pytest.raises(errors.SelfCheckError, match=r"model: .* block 3 .* 0.4 nats on prompt 0"):
+        heads_formula.refuse_mismatch("model", 3, torch.tensor([0.4, 0.0]), good, 1e-10, torch.float32)
 
 
 def test_an_effect_of_no_head_is_refused() -> None:
-    heads.refuse_start("model", torch.tensor([1e-9, -1e-7]), torch.tensor([0.0, 2.0]), torch.float32)
-    with pytest.raises(heads.SelfCheckError, match=r"with no head swapped v is 0.02 nats on prompt 1"):
-        heads.refuse_start("model", torch.tensor([0.0, 0.02]), torch.tensor([1.0, 2.0]), torch.float32)
+    heads_formula.refuse_start("model", torch.tensor([1e-9, -1e-7]), torch.tensor([0.0, 2.0]), torch.float32)
+    with pytest.raises(errors.SelfCheckError, match=r"with no head swapped v is 0.02 nats on prompt 1"):
+        heads_formula.refuse_start("model", torch.tensor([0.0, 0.02]), torch.tensor([1.0, 2.0]), torch.float32)

@@ -4,8 +4,9 @@ import polars as pl
 import pytest
 import torch
 
-from mechdiff.engine.vocabularies import Tokens, Vocabulary, shared_tokens
-from mechdiff.measures import divergence
+from mechdiff.measures.divergence import formula as divergence_formula
+from mechdiff.prompts.matching import Vocabulary
+from mechdiff.prompts.vocabularies import Tokens, shared_tokens
 from mechdiff.rows import COLUMNS
 from oracles import laws
 
@@ -17,7 +18,7 @@ def logits(seed: int) -> torch.Tensor:
 def test_rows_of_every_prompt_and_metric() -> None:
     base, tuned = logits(0), logits(1)
     tuned[3] = base[3]
-    frame = divergence.measure(base, tuned, ["a", "b", "c", "d"], "report")
+    frame = divergence_formula.measure(base, tuned, ["a", "b", "c", "d"], "report")
     assert frame.columns == COLUMNS
     assert frame.select("measure", "split").unique().rows() == [("divergence", "report")]
     assert frame.select(COLUMNS[:-1]).is_unique().all()
@@ -35,7 +36,7 @@ def test_rows_of_every_prompt_and_metric() -> None:
 
 def test_a_token_that_the_base_excludes_makes_d_infinite() -> None:
     base, tuned = torch.tensor([[1.0, -math.inf]]), torch.tensor([[1.0, 0.0]])
-    frame = divergence.measure(base, tuned, ["a"], "select")
+    frame = divergence_formula.measure(base, tuned, ["a"], "select")
     value = dict(frame.select("metric", "value").rows())
     assert value["kl_tuned_base_nats"] == math.inf
     assert value["kl_base_tuned_nats"] == pytest.approx(-math.log(1 - 1 / (1 + math.e)), rel=1e-6)
@@ -46,8 +47,8 @@ def test_over_text_each_position_is_held_against_the_definition() -> None:
     base, tuned = torch.randn(9, 31) * 3, torch.randn(9, 31) * 3
     tuned[6] = base[6]
     said = torch.tensor([4, 30, 0])
-    bits = {side: divergence.bits(logits[6:], said) / 7 for side, logits in (("base", base), ("tuned", tuned))}
-    found = divergence.over_text(base, tuned, decision=6, bits_per_byte=bits, prompt="p", split="report")
+    bits = {side: divergence_formula.bits(logits[6:], said) / 7 for side, logits in (("base", base), ("tuned", tuned))}
+    found = divergence_formula.over_text(base, tuned, decision=6, bits_per_byte=bits, prompt="p", split="report")
     log_b, log_t = base.double().log_softmax(-1), tuned.double().log_softmax(-1)
     by_metric = {
         metric: part["value"].to_torch()
@@ -69,10 +70,10 @@ def test_over_text_each_position_is_held_against_the_definition() -> None:
 
 def test_over_text_models_that_never_part_have_no_first_divergence() -> None:
     laws = torch.randn(5, 8)
-    found = divergence.over_text(laws, laws.clone(), decision=3, bits_per_byte={}, prompt="p", split="report")
+    found = divergence_formula.over_text(laws, laws.clone(), decision=3, bits_per_byte={}, prompt="p", split="report")
     whole = dict(found.filter(pl.col("unit").is_null()).select("metric", "value").iter_rows())
     assert math.isnan(whole["first_divergence"])
-    nothing = divergence.over_text(laws, laws, decision=4, bits_per_byte={}, prompt="p", split="report")
+    nothing = divergence_formula.over_text(laws, laws, decision=4, bits_per_byte={}, prompt="p", split="report")
     assert nothing.filter(pl.col("metric").str.starts_with("bits"))["value"].is_nan().all()
 
 
@@ -89,7 +90,7 @@ def test_p6_new_tokens_take_mass_and_change_nothing_else() -> None:
     tokens = listed(pieces, (*pieces, *(bytes([i, 0]) for i in range(32))))
     base, new = logits(0), torch.randn(4, 32, generator=torch.Generator().manual_seed(3))
     placed = {"base": tokens.place(base, "base"), "tuned": tokens.place(torch.cat([base, new], 1), "tuned")}
-    frame = divergence.measure(placed["base"], placed["tuned"], ["a", "b", "c", "d"], "report", tokens)
+    frame = divergence_formula.measure(placed["base"], placed["tuned"], ["a", "b", "c", "d"], "report", tokens)
     value = {metric: part["value"].to_torch() for (metric,), part in frame.group_by("metric", maintain_order=True)}
     assert value["kl_shared_nats"].max() <= 1e-12
     m = torch.cat([base, new], 1).double().softmax(-1)[:, 60:].sum(-1)
@@ -105,11 +106,11 @@ def test_the_identity_of_shared_tokens_and_mass_outside_holds_where_both_moved()
     pieces = tuple(bytes([i]) for i in range(60))
     tokens = listed(pieces, (*reversed(pieces), b"new", b"newer"))
     base, tuned = tokens.place(logits(0), "base"), tokens.place(torch.cat([logits(1), logits(2)[:, :2]], 1), "tuned")
-    found = {**divergence.divergences(base, tuned), **divergence.across_vocabularies(base, tuned, tokens)}
+    found = {**divergence_formula.divergences(base, tuned), **divergence_formula.across_vocabularies(base, tuned, tokens)}
     identity = found["kl_shared_base_tuned_nats"] - torch.log1p(-found["mass_outside"])
     torch.testing.assert_close(found["kl_base_tuned_nats"], identity, rtol=1e-6, atol=1e-7)
     assert (found["kl_shared_nats"] > 0.1).all()
-    torch.testing.assert_close(divergence.total_effect(base, tuned, tokens), found["kl_shared_nats"])
+    torch.testing.assert_close(divergence_formula.total_effect(base, tuned, tokens), found["kl_shared_nats"])
 
 
 def test_p7_permuted_ids_are_no_difference() -> None:
@@ -120,9 +121,9 @@ def test_p7_permuted_ids_are_no_difference() -> None:
     assert tokens.relation == "permuted"
     base = tokens.place(logits(0), "base")
     tuned = tokens.place(logits(0)[:, order], "tuned")
-    frame = divergence.measure(base, tuned, ["a", "b", "c", "d"], "report", tokens)
+    frame = divergence_formula.measure(base, tuned, ["a", "b", "c", "d"], "report", tokens)
     assert frame.filter(pl.col("metric").str.ends_with("_nats"))["value"].to_list() == [0.0] * 20
-    by_id = divergence.divergences(logits(0), logits(0)[:, order])["kl_tuned_base_nats"]
+    by_id = divergence_formula.divergences(logits(0), logits(0)[:, order])["kl_tuned_base_nats"]
     assert by_id.min() > 1, "what a comparison by id would have said"
 
 
@@ -131,9 +132,9 @@ def test_p7b_a_merged_token_is_no_change_of_the_bytes() -> None:
     tokens = listed((b"a", b"b"), (b"a", b"b", b"ab"))
     base = tokens.place(torch.tensor([[0.5, 0.5]]).double().log(), "base")
     tuned = tokens.place(torch.tensor([[0.25, 0.5, 0.25]]).double().log(), "tuned")
-    found = divergence.across_vocabularies(base, tuned, tokens)
+    found = divergence_formula.across_vocabularies(base, tuned, tokens)
     assert found["kl_shared_base_tuned_nats"].item() == pytest.approx(0.5 * math.log(1.125), abs=1e-9)
-    assert divergence.next_byte_nats(base, tuned, tokens.first_bytes).item() <= 1e-12
+    assert divergence_formula.next_byte_nats(base, tuned, tokens.first_bytes).item() <= 1e-12
 
 
 def test_the_next_byte_against_the_definition() -> None:
@@ -142,4 +143,4 @@ def test_the_next_byte_against_the_definition() -> None:
     p, q = tuned[0].double().softmax(-1), base[0].double().softmax(-1)
     groups = [[0, 3], [1], [2]]
     expected = sum(float(p[g].sum() * (p[g].sum() / q[g].sum()).log()) for g in groups)
-    assert divergence.next_byte_nats(base, tuned, tokens.first_bytes).item() == pytest.approx(expected, abs=1e-12)
+    assert divergence_formula.next_byte_nats(base, tuned, tokens.first_bytes).item() == pytest.approx(expected, abs=1e-12)

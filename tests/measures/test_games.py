@@ -11,7 +11,7 @@ import pytest
 
 from games_made import NOBODY, game_of, table, two_point
 from mechdiff.errors import SelfCheckError
-from mechdiff.measures.games import (
+from mechdiff.measures.heads.shapley import (
     Coalition,
     Game,
     every,

@@ -13,16 +13,16 @@ from torch import nn
 
 from mechdiff.audit import whole
 from mechdiff.engine.activations import capture
+from mechdiff.engine.distributions import kl_nats as kl_fast
 from mechdiff.engine.grafts import grafted
-from mechdiff.engine.models import Model, wrap
-from mechdiff.engine.units import ChangedUnits, Unit, changes_between, changes_of_adapter, tensors_of
+from mechdiff.engine.overlap import total_nats
 from mechdiff.errors import SelfCheckError
-from mechdiff.measures import grafting
-from mechdiff.measures.grafting import Lattice, Prompts, best_alone, greedy, lattice, ranks
-from mechdiff.measures.outcome import kl_nats as kl_fast
-from mechdiff.measures.overlap import OVERLAP, total_nats
-from mechdiff.rows import KEY
-from mechdiff.validate import planted
+from mechdiff.measures.grafting import formula as grafting_formula
+from mechdiff.measures.grafting.formula import Lattice, Prompts, best_alone, greedy, lattice, ranks
+from mechdiff.models.modules import ChangedUnits, Unit, changes_between, changes_of_adapter, tensors_of
+from mechdiff.models.pair import Model, wrap
+from mechdiff.rows import KEY, OVERLAP
+from mechdiff.validate import edits
 from mechdiff.validate.made import tiny_net
 from oracles.laws import kl_nats
 from oracles.merged import logits as naive
@@ -52,11 +52,11 @@ def measure(
     """The rows of every arm, as a run's cells make them one by one."""
     bench = lattice(model, changes, report, max_tokens=max_tokens)
     choosing = lattice(model, changes, select, max_tokens=max_tokens) if select else None
-    frames = [grafting.ends(bench), grafting.curves(bench, changes.units)]
+    frames = [grafting_formula.ends(bench), grafting_formula.curves(bench, changes.units)]
     if choosing and changes.units:
-        frames.append(grafting.searched(bench, choosing))
+        frames.append(grafting_formula.searched(bench, choosing))
     if truncate and changes.units:
-        frames.append(grafting.truncation(bench, grafting.few(bench, choosing)))
+        frames.append(grafting_formula.truncation(bench, grafting_formula.few(bench, choosing)))
     return pl.concat(frames)
 
 
@@ -84,7 +84,7 @@ def d_of(report: Prompts) -> list[float]:
 
 
 def test_p0_no_unit_changed_and_d_is_0():
-    rows, changes, _ = measured(planted.identical)
+    rows, changes, _ = measured(edits.identical)
     assert changes.record()["changed_units"] == []
     assert sorted(rows["arm"].unique()) == ["all", "none"]
     assert rows["value"].to_list() == [0] * 24
@@ -98,17 +98,17 @@ def head_three(net: nn.Module) -> None:
 def lora_merged(net: nn.Module) -> None:
     """P5: rank 4 on queries and values of block 2."""
     for path in ("q_proj", "v_proj"):
-        planted.add_low_rank(net.model.layers[2].self_attn.get_submodule(path).weight, 4, 1.5)
+        edits.add_low_rank(net.model.layers[2].self_attn.get_submodule(path).weight, 4, 1.5)
 
 
 def head_noise(net: nn.Module) -> None:
     """P12: noise on the unembedding alone."""
-    net.lm_head.weight.add_(torch.randn(net.lm_head.weight.shape, generator=planted.generator()) * net.lm_head.weight.std() * 0.3)
+    net.lm_head.weight.add_(torch.randn(net.lm_head.weight.shape, generator=edits.generator()) * net.lm_head.weight.std() * 0.3)
 
 
 ONE_UNIT = {
-    "P2": (planted.edit_attention, "L1.attn", 2), "P3": (planted.edit_mlp, "L1.mlp", 2), "P4": (head_three, "L1.attn", 8),
-    "P5": (lora_merged, "L2.attn", 4), "P12": (head_noise, "head", 64), "P13": (planted.edit_embedding, "embed", 64),
+    "P2": (edits.edit_attention, "L1.attn", 2), "P3": (edits.edit_mlp, "L1.mlp", 2), "P4": (head_three, "L1.attn", 8),
+    "P5": (lora_merged, "L2.attn", 4), "P12": (head_noise, "head", 64), "P13": (edits.edit_embedding, "embed", 64),
 }  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def test_p5_a_lora_that_peft_holds_is_its_merged_twin():
 
 
 def test_p8_noise_everywhere_comes_together_along_the_network():
-    rows, changes, report = measured(planted.add_noise(0.05), truncate=False)
+    rows, changes, report = measured(edits.add_noise(0.05), truncate=False)
     total = d_of(report)
     matrices = ["embed", *[f"L{layer}.{kind}" for layer in range(4) for kind in ("attn", "mlp")], "head"]
     assert [str(unit) for unit in changes.units] == matrices, "norms are vectors and stay"
@@ -171,7 +171,7 @@ def test_p13_every_other_unit_alone_leaves_d():
     """Units that did change, but only by a bit, beside an embedding that carries all."""
 
     def change(net: nn.Module) -> None:
-        planted.edit_embedding(net)
+        edits.edit_embedding(net)
         for block in net.model.layers:
             block.mlp.up_proj.weight[0, 0] += 1e-6
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import mechdiff
-from mechdiff.measures.languages import guess
+from mechdiff.measures.behaviour.languages import guess
 
 SHIPPED = Path(mechdiff.__file__).parent / "data"
 ENGLISH = ["neutral.jsonl", "prompts/arithmetic_report.jsonl", "prompts/courtesy_report.jsonl", "prompts/arithmetic_fit.jsonl"]

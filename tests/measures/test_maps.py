@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mechdiff import load_map
 from mechdiff.errors import StudyError
-from mechdiff.measures.affine import Affine
-from mechdiff.measures.maps import DEFAULT, FAMILIES, WIDTHS_MAY_DIFFER, Map, check_ranks, is_the_mean
-from mechdiff.measures.maps_by_name import logit_directions
+from mechdiff.maps.affine import Affine
+from mechdiff.maps.by_name import logit_directions
+from mechdiff.maps.maps import DEFAULT, FAMILIES, WIDTHS_MAY_DIFFER, Map, check_ranks, is_the_mean
 from oracles import maps as oracle
 
 D = 50

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechdiff.errors import StudyError
-from mechdiff.measures import similarity
-from mechdiff.measures.maps import Map
-from mechdiff.measures.moments import Moments, chosen, merged, summed
-from mechdiff.measures.regression import LAMBDAS, cross_validated, fold_rows
+from mechdiff.maps.maps import Map
+from mechdiff.maps.moments import Moments, chosen, merged, summed
+from mechdiff.maps.regression import LAMBDAS, cross_validated, fold_rows
+from mechdiff.measures.similarity import formula as similarity_formula
 
 
 def rows(n: int, d: int, *, seed: int = 0, offset: float = 0.0, rank: int = 3) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def test_they_give_what_the_rows_give(n: int, d: int, offset: float) -> None:
     within = {"rtol": 1e-9, "atol": 1e-9 * (1 + offset)}
     torch.testing.assert_close(found.mean_difference(), (y - x).mean(0), **within)
     for debiased in (True, False):
-        assert found.cka(debiased=debiased) == pytest.approx(similarity.linear_cka(x, y, debiased=debiased), abs=1e-9)
+        assert found.cka(debiased=debiased) == pytest.approx(similarity_formula.linear_cka(x, y, debiased=debiased), abs=1e-9)
     for lam, rank in ((0.0, None), (0.1, None), (0.1, 2), (float("inf"), None)):
         settings_of = {"lam": lam} | ({} if rank is None else {"rank": rank})
         expected = Map("anchored_ridge" if rank is None else "rrr", **settings_of).fit(x, y)
@@ -47,7 +47,7 @@ def test_they_give_what_the_rows_give(n: int, d: int, offset: float) -> None:
 def test_fewer_rows_than_features_give_the_dual_form() -> None:
     x, y = rows(15, 40)
     found = Moments.of(x, y)
-    assert found.cka() == pytest.approx(similarity.linear_cka(x, y), abs=1e-10)
+    assert found.cka() == pytest.approx(similarity_formula.linear_cka(x, y), abs=1e-10)
     for rank in (None, 2):
         expected = Map("anchored_ridge" if rank is None else "rrr", lam=0.3, **({} if rank is None else {"rank": rank})).fit(x, y)
         torch.testing.assert_close(found.map(0.3, rank).transform(x), expected.transform(x), rtol=1e-7, atol=1e-8)

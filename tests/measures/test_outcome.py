@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mechdiff.measures.outcome import EVERY, METRICS, ON_SHARED, js_nats, kl_nats, logit_diff_divergent, outcomes, top1_same
+from mechdiff.engine.distributions import EVERY, METRICS, ON_SHARED, js_nats, kl_nats, logit_diff_divergent, outcomes, top1_same
 from oracles import laws
 
 INF = math.inf

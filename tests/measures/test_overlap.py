@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mechdiff.audit import whole
-from mechdiff.measures.heads import swap
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.measures.overlap import overlap_nats, total_nats
-from mechdiff.validate import planted
+from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.overlap import overlap_nats, total_nats
+from mechdiff.measures.heads.formula import swap
+from mechdiff.validate import edits, planted
 from mechdiff.validate.truths_heads import Heads
 
 
@@ -88,10 +88,10 @@ def test_float32_is_enough_for_small_edits() -> None:
 # ---- in a network -------------------------------------------------------------------------------------------------------------------
 
 
-def small(net: planted.Net) -> None:
+def small(net: edits.Net) -> None:
     """A small change of every matrix of the blocks."""
     for i, weight in enumerate(p for p in net.model.layers.parameters() if p.ndim == 2):
-        planted.add_low_rank(weight, 2, 0.01, seed=i)
+        edits.add_low_rank(weight, 2, 0.01, seed=i)
 
 
 def overlaps_of(pair: planted.Planted, direction: str, logits: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def test_the_last_block_s_output_carries_all_of_it(direction: str) -> None:
 @pytest.mark.parametrize("direction", ["tuned<-base", "base<-tuned"])
 def test_the_heads_of_a_block_add_up_to_all_of_them(direction: str) -> None:
     here = Heads(planted.plant(small), direction)
-    for layer in range(planted.N_LAYERS):
+    for layer in range(edits.N_LAYERS):
         change = here.block(layer).change()
         runs = here.logits([swap(layer, change, one) for one in (*([head] for head in range(here.n_heads)), range(here.n_heads))])
         found = overlaps_of(here.pair, direction, runs.double())
@@ -120,7 +120,7 @@ def test_the_heads_of_a_block_add_up_to_all_of_them(direction: str) -> None:
 def test_one_matrix_in_the_last_mlp_is_one_site_at_any_strength() -> None:
     """The last block's MLP alone differs: of all that blocks write, that one site has all of the overlap, exactly."""
     for size in (0.02, 0.2, 2.0):
-        pair = planted.plant(lambda net, size=size: planted.add_low_rank(net.model.layers[-1].mlp.down_proj.weight, 2, size))
+        pair = planted.plant(lambda net, size=size: edits.add_low_rank(net.model.layers[-1].mlp.down_proj.weight, 2, size))
         total = total_nats(pair.logits("base"), pair.logits("tuned"))
         for direction in ("tuned<-base", "base<-tuned"):
             shares = {

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.engine.projections import Projections
-from mechdiff.measures.products import head_changes, product_change, product_norm
+from mechdiff.measures.weights.products import head_changes, product_change, product_norm
+from mechdiff.models.projections import Projections
 from oracles import weights as oracle
 
 

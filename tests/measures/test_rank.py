@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mechdiff.errors import StudyError
-from mechdiff.measures.anchored import Pairs
-from mechdiff.measures.rank import FISHER_FLOOR, agreement, curve, curve_maps, fisher_weighted, measure, rank_uncentred, ranks
-from mechdiff.measures.regression import fitted_axes, ridge
-from mechdiff.measures.transport import Sample
+from mechdiff.maps.anchored import Pairs
+from mechdiff.maps.regression import fitted_axes, ridge
+from mechdiff.measures.rank.formula import FISHER_FLOOR, agreement, curve, curve_maps, fisher_weighted, measure, rank_uncentred, ranks
+from mechdiff.measures.transport.formula import Sample
 from oracles.regression import coefficients
 
 

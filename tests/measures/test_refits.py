@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.measures.refits import permutations, permuted_r2
-from mechdiff.measures.regression import cross_validated, decompose, fitted_axes, ridge
+from mechdiff.maps.refits import permutations, permuted_r2
+from mechdiff.maps.regression import cross_validated, decompose, fitted_axes, ridge
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

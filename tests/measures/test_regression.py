@@ -7,14 +7,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from mechdiff.measures.regression import (
-    cross_validated,
-    decompose,
-    fitted_axes,
-    fold_rows,
-    one_se,
-    ridge,
-)
+from mechdiff.maps.regression import cross_validated, decompose, fitted_axes, fold_rows, one_se, ridge
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

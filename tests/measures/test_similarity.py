@@ -8,10 +8,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechdiff.engine.sites import Site
-from mechdiff.measures import geometry as quick
-from mechdiff.measures.geometry import geometry, hollow, pairings, permuted_cka, u_centred
-from mechdiff.measures.similarity import (
+from mechdiff.measures.similarity import geometry as similarity_geometry
+from mechdiff.measures.similarity.formula import (
     DEBIASED,
     METRICS,
     cka_without_top,
@@ -23,6 +21,8 @@ from mechdiff.measures.similarity import (
     same_basis_change,
     undefined,
 )
+from mechdiff.measures.similarity.geometry import geometry, hollow, pairings, permuted_cka, u_centred
+from mechdiff.models.sites import Site
 from mechdiff.rows import COLUMNS, WITHOUT
 from oracles import states
 
@@ -57,7 +57,7 @@ def without_each(x: Tensor) -> list[Tensor]:
 
 def left_out(x: Tensor, y: Tensor) -> Tensor:
     """Debiased CKA without each prompt, as a run computes it."""
-    return quick.without_each(hollow(x), hollow(y))
+    return similarity_geometry.without_each(hollow(x), hollow(y))
 
 
 # Against the naive formulas

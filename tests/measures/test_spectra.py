@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.engine.adapters import Factors
-from mechdiff.measures.spectra import (
+from mechdiff.measures.weights.spectra import (
     effective_dtype,
     intruder_dimensions,
     left_directions,
@@ -16,6 +15,7 @@ from mechdiff.measures.spectra import (
     spectrum,
     spectrum_of_factors,
 )
+from mechdiff.models.adapters import Factors
 from oracles import weights as oracle
 
 SHAPES = [(40, 40), (64, 24), (24, 64), (30, 1)]

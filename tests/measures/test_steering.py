@@ -9,13 +9,11 @@ from torch import Tensor, nn
 
 import pico
 from mechdiff.engine.activations import capture, forward
-from mechdiff.engine.models import wrap
+from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.replay import replay
-from mechdiff.engine.sites import Site
-from mechdiff.measures import steering
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.measures.patching import variants as patch_variants
-from mechdiff.measures.steering import (
+from mechdiff.measures.patching.formula import variants as patch_variants
+from mechdiff.measures.steering import formula as steering_formula
+from mechdiff.measures.steering.formula import (
     Edit,
     Place,
     Push,
@@ -29,7 +27,10 @@ from mechdiff.measures.steering import (
     random_edits,
     side_effects,
 )
-from mechdiff.measures.subspaces import Subspace, change_subspace, label_swapped, random_basis
+from mechdiff.measures.steering.subspaces import Subspace, change_subspace, label_swapped, random_basis
+from mechdiff.models.pair import wrap
+from mechdiff.models.sites import Site
+from mechdiff.validate import edits as validate_edits
 from mechdiff.validate import planted
 from mechdiff.validate.made import tiny_net
 
@@ -194,10 +195,10 @@ def test_everywhere_it_is_the_tuned_model(biased: tuple[planted.Planted, Tensor]
         "tokens": pico.same_tokens(259),
         "columns": {"direction": "base<-base", "split": "report"},
     }
-    rows = steering.measure_effects(pair.base, ids, [edit], **asked)
+    rows = steering_formula.measure_effects(pair.base, ids, [edit], **asked)
     assert set(rows["unit"]) == {"all_pos"}
     assert rows.filter(pl.col("metric") == "kl_other_nats")["value"].max() < 1e-8  # type: ignore[operator]
-    last = steering.measure_effects(pair.base, ids, [edit], **asked, all_positions=False)
+    last = steering_formula.measure_effects(pair.base, ids, [edit], **asked, all_positions=False)
     assert last["unit"].null_count() == len(last)
     found = last.filter(pl.col("metric") == "kl_other_nats")["value"].to_torch()
     torch.testing.assert_close(
@@ -206,7 +207,7 @@ def test_everywhere_it_is_the_tuned_model(biased: tuple[planted.Planted, Tensor]
 
 
 def test_interchange_of_all_directions_is_the_full_patch() -> None:
-    pair = planted.plant(planted.edit_attention)
+    pair = planted.plant(validate_edits.edit_attention)
     states = {side: pair.states(side, "resid_post") for side in ("base", "tuned")}
     edit = one(interchange(torch.eye(64, dtype=torch.float64), states["tuned"][1]), "resid_post", "interchange", 1)
     for i, clean in enumerate(pair.cleans["base"]):
@@ -217,7 +218,7 @@ def test_interchange_of_all_directions_is_the_full_patch() -> None:
 
 def test_a_rank_two_edit_is_exchanged_in_two_directions() -> None:
     """P2: W_O changed by rank 2. The mean difference and one more direction hold all of it; the mean's alone does not."""
-    pair = planted.plant(planted.edit_attention, n_prompts=12)
+    pair = planted.plant(validate_edits.edit_attention, n_prompts=12)
     found = subspace(pair, "attn_out", 1)
     assert found.rank == 2, "the mean lies in the same two dimensions"
     other = pair.states("tuned", "attn_out")[1]
@@ -229,7 +230,7 @@ def test_a_rank_two_edit_is_exchanged_in_two_directions() -> None:
 
 
 def test_identical_models_have_nothing_to_steer_with() -> None:
-    pair = planted.plant(planted.identical)
+    pair = planted.plant(validate_edits.identical)
     place = Place(kind="resid_post", subspaces={LAYER: subspace(pair, "resid_post")})
     nothing = edits(place, "base<-base", strengths=(0.5,), draws=5, seed=0)
     assert [(edit.rank, edit.strength, edit.control) for edit in nothing] == [(0, None, None)]
@@ -244,10 +245,10 @@ def test_side_effects_of_nothing_are_nothing(biased: tuple[planted.Planted, Tens
     neutral = {f"n{i}": torch.tensor([256, 7, 8, 9, *ids[1:]]) for i, ids in enumerate(pair.prompts)}
     kl = {}
     for s in (0.0, 1.0):
-        alone = steering.measure_side_effects(
+        alone = steering_formula.measure_side_effects(
             pair.base, neutral, [one(add(vector, s))], tokens=pico.same_tokens(259), max_rows=512, columns={}
         )
-        assert set(alone["metric"]) == set(steering.SIDE_METRICS)
+        assert set(alone["metric"]) == set(steering_formula.SIDE_METRICS)
         assert (set(alone["prompt"]), set(alone["unit"])) == (set(neutral), {"all_pos"})
         kl[s] = alone.filter(pl.col("metric") == "side_kl_nats")["value"].to_list()
     assert max(kl[0.0]) < 1e-10
@@ -285,7 +286,7 @@ def test_every_edit_is_named_once() -> None:
         found = edits(place, direction, strengths=(0.5, 1.5, 2.0), draws=5, seed=0)
         labels = [tuple(edit.label().values()) for edit in found]
         assert len(set(labels)) == len(labels) == n
-        assert {edit.arm for edit in found} == set(steering.ARMS[direction])
+        assert {edit.arm for edit in found} == set(steering_formula.ARMS[direction])
         ranks = {edit.rank for edit in found}
         assert ranks == ({1} if direction == "base<-base" else {1, 2, 4}), "as many as there are"
         assert 0 < len(few(found)) < n

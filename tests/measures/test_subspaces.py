@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.measures.subspaces import change_subspace, label_swapped, random_basis, random_vector, split_half_cosine
+from mechdiff.measures.steering.subspaces import change_subspace, label_swapped, random_basis, random_vector, split_half_cosine
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

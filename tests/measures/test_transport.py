@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import r2_score
 
-from mechdiff.measures.maps import Map
-from mechdiff.measures.transport import Sample, cycle_error, fit_maps, others_rows, permuted_quality, projected_at_random, quality
+from mechdiff.maps.maps import Map
+from mechdiff.measures.transport.formula import Sample, cycle_error, fit_maps, others_rows, permuted_quality, projected_at_random, quality
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -15,13 +15,13 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from mechdiff import demo
-from mechdiff.engine.changes import Changes, open_changes
-from mechdiff.engine.sources import Source, load_config, load_tokenizer, resolve
-from mechdiff.engine.tensors import open_tensors
 from mechdiff.errors import ModelError
-from mechdiff.measures.weights import data_weighted_norm, decoded_directions, limits, measure, readout, relative_norm
+from mechdiff.measures.weights.formula import data_weighted_norm, decoded_directions, limits, measure, readout, relative_norm
+from mechdiff.models.changes import Changes, open_changes
+from mechdiff.models.sources import Source, load_config, load_tokenizer, resolve
+from mechdiff.models.tensors import open_tensors
 from mechdiff.rows import KEY, SCHEMA
-from mechdiff.validate import planted
+from mechdiff.validate import edits
 from mechdiff.validate.made import tiny_net
 from oracles import weights as oracle
 from pico import CONFIGS, WITHOUT_HEADS, pico, twin
@@ -128,7 +128,7 @@ def test_the_readout_is_what_the_model_does_after_the_last_block(name, tmp_path)
 
 
 def test_p0_the_same_model_has_zeros_and_no_spectra(plant):
-    pair = plant(planted.identical)
+    pair = plant(edits.identical)
     assert pair.spectra == {}
     assert set(pair.rows["metric"]) == {"relative_norm", "changed", "module_relative_norm", "ov_relative_norm", "qk_relative_norm"}
     assert (pair.rows["value"] == 0).all()
@@ -137,7 +137,7 @@ def test_p0_the_same_model_has_zeros_and_no_spectra(plant):
 
 def test_p1_a_rotation_is_as_far_as_a_stranger(plant):
     """Relative distance sqrt 2, though D = 0."""
-    pair = plant(planted.rotate, planted.fold_norms)
+    pair = plant(edits.rotate, edits.fold_norms)
     matrices = {unit: value for unit, value in pair.of("relative_norm").items() if "norm" not in unit}
     assert list(matrices.values()) == pytest.approx([2**0.5] * len(matrices), abs=0.1)
     assert all(value == 0 for unit, value in pair.of("relative_norm").items() if "norm" in unit)
@@ -145,7 +145,7 @@ def test_p1_a_rotation_is_as_far_as_a_stranger(plant):
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [(planted.edit_attention, o_proj(1)), (planted.edit_mlp, "model.layers.1.mlp.down_proj.weight")],
+    [(edits.edit_attention, o_proj(1)), (edits.edit_mlp, "model.layers.1.mlp.down_proj.weight")],
     ids=["P2", "P3"],
 )
 def test_p2_p3_a_rank_two_edit_is_in_one_tensor_and_of_rank_two(plant, change, name):
@@ -164,7 +164,7 @@ def test_p2_p3_a_rank_two_edit_is_in_one_tensor_and_of_rank_two(plant, change, n
 
 @pytest.mark.parametrize(
     ("change", "ov", "qk"),
-    [(planted.edit_head_output, {3}, set()), (planted.edit_head_query, set(), {3}), (planted.edit_group_value, {2, 3}, set())],
+    [(edits.edit_head_output, {3}, set()), (edits.edit_head_query, set(), {3}), (edits.edit_group_value, {2, 3}, set())],
     ids=["P4a", "P4b", "P4c"],
 )
 def test_p4_only_the_edited_heads_products_change(plant, change, ov, qk):
@@ -176,7 +176,7 @@ def test_p4_only_the_edited_heads_products_change(plant, change, ov, qk):
 
 
 def test_p5_a_lora_merged_in_float32_shows_its_rank(plant):
-    pair = plant(planted.merged_lora())
+    pair = plant(edits.merged_lora())
     names = [f"model.layers.2.self_attn.{part}_proj.weight" for part in "qv"]
     assert pair.moved() == names
     assert pair.of("numerical_rank") == dict.fromkeys(names, 4)
@@ -186,7 +186,7 @@ def test_p5_a_lora_merged_in_bfloat16_shows_a_cliff(plant):
     def rounded(net: nn.Module) -> None:
         net.bfloat16().float()
 
-    pair = plant(planted.merged_lora(torch.bfloat16), rounded)
+    pair = plant(edits.merged_lora(torch.bfloat16), rounded)
     for name in pair.moved():
         values = pair.spectra[name]
         assert pair.of("numerical_rank")[name] == 4
@@ -220,7 +220,7 @@ def test_p5_through_an_adapter_is_exact(tmp_path):
 
 
 def test_p8_noise_is_everywhere_and_of_no_low_rank(plant):
-    pair = plant(planted.add_noise(0.01))
+    pair = plant(edits.add_noise(0.01))
     matrices = pair.moved()
     assert len(matrices) == 4 * 7 + 2
     for name in matrices:
@@ -232,21 +232,21 @@ def test_p8_noise_is_everywhere_and_of_no_low_rank(plant):
 
 
 def test_p10_another_basis_of_the_heads_is_no_change_of_them(plant):
-    pair = plant(planted.turn_head_values)
+    pair = plant(edits.turn_head_values)
     assert min(pair.of("relative_norm")[o_proj(layer)] for layer in range(4)) > 1
     assert max(pair.of("ov_relative_norm").values()) < 1e-6
     assert max(pair.of("qk_relative_norm").values()) == 0
 
 
 def test_p11_shuffled_neurons_are_a_large_change(plant):
-    pair = plant(planted.shuffle_neurons)
+    pair = plant(edits.shuffle_neurons)
     assert pair.moved() == sorted(f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in range(4) for part in ("down", "gate", "up"))
     assert min(pair.of("relative_norm")[name] for name in pair.moved()) > 1.2
     assert max(pair.of("ov_relative_norm").values()) == 0
 
 
 def test_p15_aligned_heads_change_alike(plant):
-    pair = plant(planted.scale_heads(0.02))
+    pair = plant(edits.scale_heads(0.02))
     assert pair.moved() == [o_proj(layer) for layer in range(4)]
     heads = pair.rows.filter(pl.col("metric") == "ov_relative_norm")
     assert heads["value"].to_list() == pytest.approx([0.02] * 32, rel=1e-4)
@@ -259,7 +259,7 @@ def test_p19_from_sibling_to_sibling_both_changes_are_seen(tmp_path):
     nets = [copy.deepcopy(base) for _ in range(2)]
     with torch.no_grad():
         for seed, net in enumerate(nets):
-            planted.child(seed + 1)(net)
+            edits.child(seed + 1)(net)
     sibling, parent = Pair(nets[0], nets[1], tmp_path / "sibling"), Pair(base, nets[1], tmp_path / "parent")
     for name in parent.spectra:
         assert sibling.of("relative_norm")[name] / parent.of("relative_norm")[name] == pytest.approx(2**0.5, rel=0.05)
@@ -269,7 +269,7 @@ def test_p19_from_sibling_to_sibling_both_changes_are_seen(tmp_path):
 
 
 def test_squares_of_a_changes_singular_values_sum_to_its_squared_norm(plant):
-    pair = plant(planted.add_noise(0.1))
+    pair = plant(edits.add_noise(0.1))
     for name, values in pair.spectra.items():
         change = pair.changes.change(name)
         if min(change.base.shape) <= 64:
@@ -278,7 +278,7 @@ def test_squares_of_a_changes_singular_values_sum_to_its_squared_norm(plant):
 
 
 def test_rows_keep_the_contract(plant):
-    pair = plant(planted.add_noise(0.1))
+    pair = plant(edits.add_noise(0.1))
     assert pair.rows.schema == pl.Schema(SCHEMA)
     assert pair.rows.select(KEY).is_unique().all()
     assert set(pair.rows["measure"]) == {"weights"}
@@ -290,7 +290,7 @@ def test_rows_keep_the_contract(plant):
 
 
 def test_large_matrices_get_the_top_of_their_spectrum(plant):
-    whole, top = (plant(planted.add_noise(0.1), exact_up_to=size, top=8) for size in (1024, 40))
+    whole, top = (plant(edits.add_noise(0.1), exact_up_to=size, top=8) for size in (1024, 40))
     name = o_proj(1)
     assert len(top.spectra[name]) == len(whole.spectra[name]) == 8
     error = top.of("spectral_norm_error")[name]
@@ -302,7 +302,7 @@ def test_large_matrices_get_the_top_of_their_spectrum(plant):
 
 
 def test_states_weigh_the_change(plant):
-    pair = plant(planted.edit_attention)
+    pair = plant(edits.edit_attention)
     random = torch.Generator().manual_seed(0)
     states: dict[str, Tensor] = {name: torch.randn(30, 64, generator=random) for name in (o_proj(0), o_proj(1))}
     found, _ = measure(pair.changes, pair.config, states=states)
@@ -314,7 +314,7 @@ def test_states_weigh_the_change(plant):
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_every_family_is_measured_by_tensor_and_by_head(name, tmp_path):
     model = pico(name)
-    pair = Pair(model.net, twin(model, planted.child(1)).net, tmp_path)
+    pair = Pair(model.net, twin(model, edits.child(1)).net, tmp_path)
     assert pair.changes.statements in ([], ["the unembedding is the embedding (tied): compared once, as the embedding"])
     still = {unit for unit, value in pair.of("relative_norm").items() if value == 0}
     assert all(unit.endswith("e_score_correction_bias") for unit in still), "a buffer that no fine-tune moves"
@@ -330,7 +330,7 @@ def test_every_family_is_measured_by_tensor_and_by_head(name, tmp_path):
 
 def test_what_the_head_products_leave_out_is_said(tmp_path):
     model = pico("qwen3")
-    pair = Pair(model.net, twin(model, planted.child(1)).net, tmp_path)
+    pair = Pair(model.net, twin(model, edits.child(1)).net, tmp_path)
     said = limits(pair.changes, pair.config)
     assert "qk_relative_norm is at relative offset 0 of the rotary embedding" in said
     assert "norms of queries and keys (8 tensors) are not part of qk_relative_norm" in said

@@ -8,13 +8,14 @@ from scipy.special import softmax
 from scipy.stats import entropy
 from torch import Tensor
 
+from mechdiff.engine.distributions import js_nats, kl_nats
 from mechdiff.engine.gradients import gradients
 from mechdiff.engine.replay import ENGINES, engine_for
-from mechdiff.engine.sites import Site
-from mechdiff.measures import attribution, similarity
-from mechdiff.measures.maps import Map
-from mechdiff.measures.outcome import js_nats, kl_nats
-from mechdiff.validate import planted
+from mechdiff.maps.maps import Map
+from mechdiff.measures.attribution import formula as attribution_formula
+from mechdiff.measures.similarity import formula as similarity_formula
+from mechdiff.models.sites import Site
+from mechdiff.validate import edits, planted
 from mechdiff.validate.truths_heads import DIRECTIONS, Heads
 
 pytestmark = pytest.mark.oracles
@@ -37,7 +38,7 @@ def test_cka_is_that_of_two_other_libraries(n: int, d: int) -> None:
     ckatorch, repsim = pytest.importorskip("ckatorch.core"), pytest.importorskip("repsim")
     x, y = states(n, d)
     for debiased, estimator in ((True, "song"), (False, "gretton")):
-        mine = similarity.linear_cka(*as_tensors(x, y), debiased=debiased)
+        mine = similarity_formula.linear_cka(*as_tensors(x, y), debiased=debiased)
         assert mine == pytest.approx(float(ckatorch.cka_base(*as_tensors(x, y), unbiased=debiased)), abs=1e-12)
         hsic = repsim.hsic([x, y], kernel_type="linear", estimator=estimator)
         assert mine == pytest.approx(hsic[0, 1] / np.sqrt(hsic[0, 0] * hsic[1, 1]), abs=1e-9)
@@ -50,7 +51,7 @@ def test_procrustes_is_scipys() -> None:
     found = Map("procrustes").fit(*as_tensors(x, y)).transform(torch.from_numpy(x))
     np.testing.assert_allclose(found, y.mean(0) + centred[0] @ turn * values / np.square(centred[0]).sum(), rtol=1e-9)
     *_, disparity = scipy.spatial.procrustes(x, y)  # 1 - (sum of singular values)^2, both of unit norm
-    assert similarity.procrustes_distance(*as_tensors(x, y)) == pytest.approx(np.sqrt(2 - 2 * np.sqrt(1 - disparity)), rel=1e-9)
+    assert similarity_formula.procrustes_distance(*as_tensors(x, y)) == pytest.approx(np.sqrt(2 - 2 * np.sqrt(1 - disparity)), rel=1e-9)
 
 
 def test_whitened_procrustes_joins_the_canonical_variates_of_scikit_learn() -> None:
@@ -99,19 +100,19 @@ def test_divergences_are_scipys() -> None:
 def test_integrated_gradients_are_captums(direction: str) -> None:
     """Captum moves the input of the output projection of one block, all heads together; here W_O is shared, so contributions move alike."""
     captum = pytest.importorskip("captum.attr")
-    heads = Heads(planted.plant(planted.edit_group_value, n_prompts=2), direction)
+    heads = Heads(planted.plant(edits.edit_group_value, n_prompts=2), direction)
     layer, steps = 1, 8
     block, own = heads.block(layer), heads.own
-    weights = attribution.weights_of("law", heads.pair.logits("base"), heads.pair.logits("tuned"))
+    weights = attribution_formula.weights_of("law", heads.pair.logits("base"), heads.pair.logits("tuned"))
     net = own.net
 
     for i, ids in enumerate(heads.pair.prompts):
         change = block.change()[[i]]
-        pushes = [{Site(layer, "attn_proj"): change.sum(1) * point} for point in attribution.midpoints(steps)]
+        pushes = [{Site(layer, "attn_proj"): change.sum(1) * point} for point in attribution_formula.midpoints(steps)]
         run, clean = ENGINES[engine_for(own.config)[0]], heads.pair.cleans[own.side][i]
         found = gradients(own, run, [clean], pushes, lambda logits, i=i: (logits * weights[i]).sum(-1))
         mean = torch.stack([one[Site(layer, "attn_proj")] for one in found]).mean(0)
-        mine = attribution.by_head(mean, change)[0]
+        mine = attribution_formula.by_head(mean, change)[0]
 
         def metric(z: Tensor, ids: list[int] = ids, i: int = i) -> Tensor:
             """m of each row of z `[step, head * d_head]` at the last position."""

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.measures.heads import swap_z
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.validate import planted
+from mechdiff.engine.distributions import kl_nats
+from mechdiff.measures.heads.formula import swap_z
+from mechdiff.validate import edits, planted
 from mechdiff.validate.made import byte_tokenizer
 from mechdiff.validate.truths_heads import DIRECTIONS, Heads
 
@@ -29,7 +29,7 @@ Patch = Callable[[int, str, Tensor, int | None], Tensor]
 
 @pytest.fixture(scope="module")
 def pair() -> planted.Planted:
-    return planted.plant(planted.add_noise(0.1), n_prompts=3)
+    return planted.plant(edits.add_noise(0.1), n_prompts=3)
 
 
 # ---- patches: each library runs one network on one prompt --------------------------------------------------------------------------

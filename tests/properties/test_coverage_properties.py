@@ -10,12 +10,12 @@ from drawn import clean_of, examples, noise, pair, seeds, token_ids
 from games_made import NOBODY, game_of, table, two_point
 from mechdiff.engine.gradients import gradients
 from mechdiff.engine.replay import ENGINES, Write, engine_for
-from mechdiff.engine.sites import Site
-from mechdiff.measures.attribution import by_head, midpoints
-from mechdiff.measures.games import every, permutations, shapley_exact, shapley_sampled
-from mechdiff.report.coverage import Whole, coverage, necessity
-from mechdiff.report.intervals import FEWEST
-from mechdiff.report.spread import root
+from mechdiff.measures.attribution.formula import by_head, midpoints
+from mechdiff.measures.heads.coverage import Whole, coverage, necessity
+from mechdiff.measures.heads.shapley import every, permutations, shapley_exact, shapley_sampled
+from mechdiff.models.sites import Site
+from mechdiff.statistics.intervals import FEWEST
+from mechdiff.statistics.spread import root
 
 players = st.integers(1, 6)
 scales = st.sampled_from([1e-12, 1e-3, 1.0, 1e6])

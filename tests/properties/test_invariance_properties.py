@@ -29,18 +29,18 @@ from drawn import (
     sites_of,
     token_ids,
 )
+from mechdiff.engine import distributions
 from mechdiff.engine.activations import Clean, capture
-from mechdiff.engine.models import Model, wrap
+from mechdiff.engine.counterfactuals import Scores, scores
+from mechdiff.engine.distributions import METRICS, outcomes
 from mechdiff.engine.replay import ENGINES, Variant, Write, engine_for
-from mechdiff.engine.sites import Site
-from mechdiff.engine.units import changes_between, factors, tensors_of
-from mechdiff.measures import outcome
-from mechdiff.measures.counterfactuals import Scores, scores
-from mechdiff.measures.divergence import divergences
-from mechdiff.measures.grafting import Prompts, lattice
-from mechdiff.measures.outcome import METRICS, outcomes
-from mechdiff.measures.patching import variants, written_state
-from mechdiff.report.intervals import asymmetry_intervals
+from mechdiff.measures.divergence.formula import divergences
+from mechdiff.measures.grafting.formula import Prompts, lattice
+from mechdiff.measures.patching.formula import variants, written_state
+from mechdiff.models.modules import changes_between, factors, tensors_of
+from mechdiff.models.pair import Model, wrap
+from mechdiff.models.sites import Site
+from mechdiff.statistics.intervals import asymmetry_intervals
 from pico import CONFIGS, moved, prompts, same_tokens, twin
 
 prompt_sets = st.builds(lambda seed, n: prompts(n, seed=seed, shortest=3), seeds, st.integers(2, 4))
@@ -175,7 +175,7 @@ def test_property_19_blocks_and_the_order_of_prompts_change_no_outcome(
     runs = own[:, None] + noise(n, n_runs, vocab, seed=seed + 2)
     order = list(data.draw(st.permutations(range(n))))
     whole = outcomes(runs, own, other, tuned_clean=own, base_clean=other)
-    with patch.dict(outcome._BLOCK_ELEMENTS, cpu=block):
+    with patch.dict(distributions._BLOCK_ELEMENTS, cpu=block):
         cut = outcomes(runs[order], own[order], other[order], tuned_clean=own[order], base_clean=other[order])
     for metric in METRICS:
         torch.testing.assert_close(cut[metric], whole[metric][order], rtol=1e-5, atol=1e-9, equal_nan=True, msg=metric)
@@ -238,4 +238,4 @@ def test_property_22_a_gpu_and_the_cpu_agree_within_the_floor(name: str, ids: li
     foreign = {site: noise(1, here.shape.width(site.kind), seed=site.layer) for site in sites_of(here)[:: data.draw(st.integers(1, 5))]}
     engine = data.draw(st.sampled_from(engines_of(name)))
     one, two = (laws_under_patches(model, foreign, ids, engine) for model in (here, there))
-    assert kl(one, two).max() < outcome.ROUNDING_NATS[torch.float32]
+    assert kl(one, two).max() < distributions.ROUNDING_NATS[torch.float32]

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from drawn import clean_of, examples, kl, noise, pair, seeds, token_ids
+from mechdiff.engine.distributions import js_nats, kl_nats
 from mechdiff.engine.gradients import gradients
 from mechdiff.engine.replay import ENGINES, Write, engine_for
-from mechdiff.engine.sites import Site
-from mechdiff.engine.vocabularies import Vocabulary, shared_tokens
-from mechdiff.measures.divergence import divergences, next_byte_nats
-from mechdiff.measures.outcome import js_nats, kl_nats
+from mechdiff.measures.divergence.formula import divergences, next_byte_nats
+from mechdiff.models.sites import Site
+from mechdiff.prompts.matching import Vocabulary
+from mechdiff.prompts.vocabularies import shared_tokens
 from oracles import laws
 
 FAMILIES = st.sampled_from(["gemma2", "gpt2", "granite", "llama", "neox_parallel", "qwen2_moe", "bloom"])

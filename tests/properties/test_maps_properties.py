@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from drawn import examples, rotation, seeds, spread
-from mechdiff.measures.maps import Map
-from mechdiff.measures.regression import decompose, fitted_axes, ridge
+from mechdiff.maps.maps import Map
+from mechdiff.maps.regression import decompose, fitted_axes, ridge
 
 sizes = st.tuples(st.integers(3, 30), st.integers(2, 24))
 decays = st.sampled_from([0.0, 0.5, 1.0])

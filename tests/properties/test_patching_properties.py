@@ -32,11 +32,11 @@ from drawn import (
     token_ids,
 )
 from mechdiff.engine.activations import capture, edited, full_forward, writer
-from mechdiff.engine.models import Model, wrap
-from mechdiff.engine.projections import layout_of
 from mechdiff.engine.replay import ENGINES, Variant, Write
-from mechdiff.engine.sites import KINDS, Site
-from mechdiff.measures.heads import Block, same_by_site, swap
+from mechdiff.measures.heads.formula import Block, same_by_site, swap
+from mechdiff.models.pair import Model, wrap
+from mechdiff.models.projections import layout_of
+from mechdiff.models.sites import KINDS, Site
 from pico import CONFIGS, WITHOUT_HEADS, twin
 
 layers = st.integers(0, N_LAYERS - 1)

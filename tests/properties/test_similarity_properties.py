@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from drawn import examples, rotation, seeds, spread
-from mechdiff.measures.geometry import geometry
-from mechdiff.measures.maps import Map
-from mechdiff.measures.similarity import linear_cka, mutual_knn, neighbourhood, procrustes_distance
+from mechdiff.maps.maps import Map
+from mechdiff.measures.similarity.formula import linear_cka, mutual_knn, neighbourhood, procrustes_distance
+from mechdiff.measures.similarity.geometry import geometry
 
 sizes = st.tuples(st.integers(5, 24), st.integers(2, 40))
 decays = st.sampled_from([0.0, 0.5, 1.0])

@@ -12,15 +12,15 @@ from numpy import ndarray
 from torch import Tensor
 
 from drawn import examples, seeds, spread
-from mechdiff.engine.sites import Site
-from mechdiff.measures import similarity
-from mechdiff.measures.maps import Map
-from mechdiff.measures.refits import permutations
-from mechdiff.measures.transport import quality
-from mechdiff.report import intervals
-from mechdiff.report.spread import number_of_parts
+from mechdiff.maps.maps import Map
+from mechdiff.maps.refits import permutations
+from mechdiff.measures.patching.selection import choose_layers
+from mechdiff.measures.similarity import formula as similarity_formula
+from mechdiff.measures.transport.formula import quality
+from mechdiff.models.sites import Site
 from mechdiff.rows import rows
-from mechdiff.study.selection import choose_layers
+from mechdiff.statistics import intervals
+from mechdiff.statistics.spread import number_of_parts
 
 samples = st.integers(5, 40).flatmap(
     lambda n: st.lists(st.floats(-1e6, 1e6, allow_nan=False, allow_subnormal=False), min_size=n, max_size=n)
@@ -218,7 +218,7 @@ def test_property_21_a_similarity_of_the_report_split_is_gone_when_its_pairing_i
     found = []
     for split, where in (("select", slice(0, n)), ("report", slice(n, 2 * n))):
         sides = ({site: states[where] for site, states in side.items()} for side in (base, tuned))
-        found.append(similarity.measure(*sides, [f"{split}{i}" for i in range(n)], split, permutations=100, seed=seed))
+        found.append(similarity_formula.measure(*sides, [f"{split}{i}" for i in range(n)], split, permutations=100, seed=seed))
     chosen = choose_layers(pl.concat(found))
     assert chosen is not None
     assert chosen["control_layers"] == [2]

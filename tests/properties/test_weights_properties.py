@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from drawn import examples, families, loaded, noise, seeds, spread
 from mechdiff.engine.activations import capture
-from mechdiff.engine.adapters import Factors
-from mechdiff.engine.models import Model
-from mechdiff.engine.units import changes_between, factors, tensors_of
-from mechdiff.measures.grafting import Lattice, Prompts, lattice
-from mechdiff.measures.outcome import ROUNDING_NATS
-from mechdiff.measures.spectra import spectrum, spectrum_of_factors
+from mechdiff.engine.distributions import ROUNDING_NATS
+from mechdiff.measures.grafting.formula import Lattice, Prompts, lattice
+from mechdiff.measures.weights.spectra import spectrum, spectrum_of_factors
+from mechdiff.models.adapters import Factors
+from mechdiff.models.modules import changes_between, factors, tensors_of
+from mechdiff.models.pair import Model
 from pico import prompts, twin
 
 shapes = st.tuples(st.integers(1, 60), st.integers(1, 60))

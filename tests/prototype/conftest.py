@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 import pico
-from mechdiff.validate import planted
+from mechdiff.validate import edits
 from prototype.tiny_runs import PLAIN, Finished, finish, save_pair, study
 from report.planted_run import planted_rows
 
@@ -17,7 +17,7 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Rank 2 on W_O of block 1: every measure that the prototype had, two maps, one of them the prototype's own."""
     folder = tmp_path_factory.mktemp("edited")
     base = pico.pico("llama")
-    save_pair(folder, base.net, pico.twin(base, planted.edit_attention).net, n_prompts=60)
+    save_pair(folder, base.net, pico.twin(base, edits.edit_attention).net, n_prompts=60)
     at = {"sites": ["attn_out"], "closer": [CLOSER]}
     sites = ["attn_out", "mlp_out", "resid_post"]
     measures = [

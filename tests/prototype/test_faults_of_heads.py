@@ -11,14 +11,17 @@ import pytest
 
 import mechdiff
 from mechdiff.measures.catalogue import load_study
-from mechdiff.report import asymmetry, findings_heads, section_heads, statistics
-from mechdiff.report.coverage import Whole, coverage
+from mechdiff.measures.heads import page as heads_page
+from mechdiff.measures.heads import sets as heads_sets
+from mechdiff.measures.heads.coverage import Whole, coverage
+from mechdiff.measures.heads.plan import HeadsOptions
+from mechdiff.measures.heads.words import per_cent, which_heads
+from mechdiff.measures.patching import asymmetry as patching_asymmetry
 from mechdiff.report.parts import Run
-from mechdiff.report.wording_heads import per_cent, which_heads
 from mechdiff.rows import rows as make_rows
-from mechdiff.study import run as running
-from mechdiff.study.options import HeadsOptions
-from mechdiff.validate import planted
+from mechdiff.statistics import summary as statistics_summary
+from mechdiff.study import stages
+from mechdiff.validate import edits, planted
 from mechdiff.validate.made import tiny_net
 from prototype.conftest import CLOSER
 from prototype.tiny_runs import PLAIN, Finished, finish, notes, save_pair, study
@@ -47,13 +50,13 @@ def published(direction: str) -> tuple[pl.DataFrame, pl.DataFrame]:
         place = {"measure": "heads", "split": "report", "layer": 26, "site": "attn_proj", "arm": "contribution", "prompt": prompts}
         parts.append(make_rows(value, direction=direction, unit=unit, metric=metric, **place))
     table = pl.concat(parts)
-    return table, statistics.summarise(table)
+    return table, statistics_summary.summarise(table)
 
 
 @pytest.mark.parametrize("direction", [BREAKAGE, RECOVERY])
 def test_a03_the_published_sets_cover_what_they_cover(direction: str) -> None:
     """The head that was published with 100 % has 0.0075 %, and one formula serves both directions."""
-    game = findings_heads.game(*published(direction), direction, 26)
+    game = heads_sets.game(*published(direction), direction, 26)
     assert game is not None
     assert game.n == 32
     sets = [game.value(list(heads)) for heads in PUBLISHED]
@@ -88,7 +91,7 @@ def test_a04_a_newer_file_is_never_taken_for_the_result(edited: Finished, tmp_pa
     def refuse(*args: object) -> None:
         raise AssertionError("a finished cell was not found by its content")
 
-    monkeypatch.setattr(running, "STAGES", dict.fromkeys(running.STAGES, refuse))
+    monkeypatch.setattr(stages, "STAGES", dict.fromkeys(stages.STAGES, refuse))
     again = finish(load_study(edited.path / "study.yaml")[0], copy)
     assert again.rows.equals(edited.rows, null_equal=True)
 
@@ -96,7 +99,7 @@ def test_a04_a_newer_file_is_never_taken_for_the_result(edited: Finished, tmp_pa
 def test_a04_random_sets_are_controls_and_top_heads_are_chosen_by_their_own_effect(edited: Finished) -> None:
     drawn = edited.of("heads", "kl_own_nats", layer=CLOSER).filter(pl.col("control").str.starts_with("random_set#").fill_null(False))
     assert len(drawn)
-    game = findings_heads.game(edited.rows, edited.summary, BREAKAGE, CLOSER)
+    game = heads_sets.game(edited.rows, edited.summary, BREAKAGE, CLOSER)
     assert game is not None
     real = edited.of("heads", "kl_own_nats", layer=CLOSER, direction=BREAKAGE, arm="contribution", control=None, site="attn_proj")
     for head in range(game.n):
@@ -104,7 +107,7 @@ def test_a04_random_sets_are_controls_and_top_heads_are_chosen_by_their_own_effe
         np.testing.assert_array_equal(game.value([head]), mine)
     on_select = edited.of("heads", "kl_own_nats", split="select", layer=CLOSER, direction=BREAKAGE, arm="contribution", control=None)
     singles = on_select.filter(pl.col("unit").str.starts_with("head ")).group_by("unit").agg(pl.col("value").mean()).sort("value")
-    assert findings_heads.orders(edited.manifest, BREAKAGE, CLOSER)["single"][0] == int(singles["unit"][-1].removeprefix("head "))
+    assert heads_sets.orders(edited.manifest, BREAKAGE, CLOSER)["single"][0] == int(singles["unit"][-1].removeprefix("head "))
 
 
 # ---- A19: directions with different references were compared --------------------------------------------------------------------------
@@ -121,10 +124,10 @@ def test_a19_directions_are_compared_by_one_symmetric_measure() -> None:
         parts.append(make_rows(moved / 8, direction=direction, metric="js_own_nats", **place))
         parts.append(make_rows(7 * moved, direction=direction, metric="kl_other_nats", **place))
     table = pl.concat(parts)
-    summary = statistics.summarise(table)
-    assert asymmetry.by_site(table, summary)["index"].to_list() == pytest.approx([0.0])
+    summary = statistics_summary.summarise(table)
+    assert patching_asymmetry.by_site(table, summary)["index"].to_list() == pytest.approx([0.0])
     without = table.filter(pl.col("metric") != "js_own_nats")
-    assert asymmetry.by_site(without, statistics.summarise(without)).is_empty(), "of KLs there is no index"
+    assert patching_asymmetry.by_site(without, statistics_summary.summarise(without)).is_empty(), "of KLs there is no index"
     shared = summary.filter(pl.col("share").is_not_null()).select("direction", "metric", "share")
     assert set(shared.select("direction", "metric").iter_rows()) == {(BREAKAGE, "kl_own_nats"), (RECOVERY, "kl_other_nats")}
     assert dict(shared.select("direction", "share").iter_rows()) == {BREAKAGE: pytest.approx(3 / 8), RECOVERY: pytest.approx(1 / 8)}
@@ -148,7 +151,7 @@ def test_a24_swapping_z_misses_an_edit_of_w_o_and_is_never_the_default(edited: F
 
 def test_a24_a_change_of_gauge_has_no_effect_unless_z_is_swapped(tmp_path: Path) -> None:
     base = tiny_net()
-    turned = planted.plant(planted.turn_head_values, n_prompts=1).tuned.net
+    turned = planted.plant(edits.turn_head_values, n_prompts=1).tuned.net
     save_pair(tmp_path, base, turned, n_prompts=20)
     asked = {"layers": [1], "closer": [1], "z_swap": [1.0], "null_edits": 0, "network_draws": 0, "attention_prompts": 0, "draws": 2,
              "permutations": 2, "exact_up_to": 1, "picks": 1, "top": 2}  # fmt: skip
@@ -157,7 +160,7 @@ def test_a24_a_change_of_gauge_has_no_effect_unless_z_is_swapped(tmp_path: Path)
     assert own.filter(pl.col("arm") == "contribution")["value"].max() < 1e-10  # type: ignore[operator]
     assert own.filter(pl.col("arm") == "z_swap")["value"].mean() > 0.05  # type: ignore[operator]
     assert "no_effect" in found.one("divergence", "kl_tuned_base_nats", unit=None)["flag"]
-    assert notes(section_heads.heads(found.content)).startswith("No effect to explain")
+    assert notes(heads_page.heads(found.content)).startswith("No effect to explain")
 
 
 # ---- A25 to A27: one position, coverages above 1, ratios of next to nothing --------------------------------------------------------------
@@ -172,13 +175,13 @@ def test_a25_positions_are_an_axis(edited: Finished) -> None:
 
 def test_a26_coverage_ends_at_1_and_fisher_shares_add_up(edited: Finished) -> None:
     """Shares of single heads by ratios of KL need not add up (102 to 110 % were published); those by Fisher projection do."""
-    game = findings_heads.game(edited.rows, edited.summary, BREAKAGE, CLOSER)
+    game = heads_sets.game(edited.rows, edited.summary, BREAKAGE, CLOSER)
     assert game is not None
-    shares = findings_heads.head_shares(edited.rows, game)
+    shares = heads_sets.head_shares(edited.rows, game)
     assert shares is not None
     assert shares.fisher_sum == pytest.approx(1, abs=0.05)
     assert shares.shapley.share.sum() == pytest.approx(1, abs=1e-6)
-    assert findings_heads.curve(game, range(game.n))["share"][-1] == pytest.approx(1, abs=1e-12)
+    assert heads_sets.curve(game, range(game.n))["share"][-1] == pytest.approx(1, abs=1e-12)
     alone = coverage(np.column_stack([game.value([head]) for head in range(game.n)]), game.whole).share  # type: ignore[list-item]
     assert abs(alone.sum() - 1) > 5 * abs(shares.fisher_sum - 1), "ratios of KL alone do not add up"
     cancelled = Whole(values=np.full(5, 1e-12), floor=1e-10)
@@ -194,11 +197,11 @@ def test_a27_there_is_no_share_of_what_is_under_three_floors(rows: pl.DataFrame)
     no_op = pl.col("control").eq_missing(pl.lit("no_op"))
     for floor, counts in ((1e-9, True), (0.004, False)):
         shown = small.with_columns(value=pl.when(no_op & (pl.col("metric") == "kl_own_nats")).then(floor).otherwise("value"))
-        summary = statistics.summarise(shown)
-        game = findings_heads.game(shown, summary, BREAKAGE, 4)
+        summary = statistics_summary.summarise(shown)
+        game = heads_sets.game(shown, summary, BREAKAGE, 4)
         assert game is not None
         assert game.whole.mean == pytest.approx(0.0061, rel=0.2)
         assert game.whole.counts is counts
-        assert bool(findings_heads.curve(game, [3, 0])["share"].is_nan().all()) is not counts
-        page = notes(section_heads.heads(Run(rows=shown, summary=summary, manifest=manifest)))
+        assert bool(heads_sets.curve(game, [3, 0])["share"].is_nan().all()) is not counts
+        page = notes(heads_page.heads(Run(rows=shown, summary=summary, manifest=manifest)))
         assert ("Breakage at L4: no effect to explain" in page) is not counts

@@ -14,22 +14,25 @@ from torch import Tensor
 import mechdiff
 import pico
 from mechdiff.engine.activations import capture
+from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.replay import Write, replay
-from mechdiff.engine.sites import Site
 from mechdiff.errors import PromptError, StudyError
-from mechdiff.measures import anchored, maps
-from mechdiff.measures.anchored import Fit, Pairs
-from mechdiff.measures.maps import DEFAULT, Map, check_ranks, is_the_mean
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.measures.rank import curve_maps
-from mechdiff.measures.transport import Sample, quality
-from mechdiff.report import phrasing, section_rank, section_transport, statistics
+from mechdiff.maps import anchored, maps
+from mechdiff.maps.anchored import Fit, Pairs
+from mechdiff.maps.maps import DEFAULT, Map, check_ranks, is_the_mean
+from mechdiff.measures.rank import page as rank_page
+from mechdiff.measures.rank.formula import curve_maps
+from mechdiff.measures.transport import page as transport_page
+from mechdiff.measures.transport.formula import Sample, quality
+from mechdiff.measures.transport.plan import TransportOptions
+from mechdiff.models.sites import Site
+from mechdiff.report import phrasing
 from mechdiff.report.parts import Run
 from mechdiff.rows import rows as make_rows
+from mechdiff.statistics import summary
 from mechdiff.study.config import RunOptions
-from mechdiff.study.options import TransportOptions
 from mechdiff.study.prepare import prepare
-from mechdiff.validate import planted
+from mechdiff.validate import edits
 from prototype.conftest import CLOSER
 from prototype.tiny_runs import PLAIN, Finished, captions, finish, notes, save_pair, study, tables
 from report import planted_sections
@@ -75,12 +78,12 @@ def test_a01_a_rank_cannot_be_asked_for_and_a_text_is_no_number(asked: dict[str,
 
 def test_a01_ranks_that_do_the_same_are_said_on_the_page(rows: pl.DataFrame) -> None:
     table = pl.concat([rows.filter(pl.col("measure") == "divergence"), planted_sections.planted_rank(rows, n_layers=7, changed=4)])
-    assert "rank_not_applied" not in notes(section_rank.rank(Run(rows=table, summary=statistics.summarise(table), manifest={})))
+    assert "rank_not_applied" not in notes(rank_page.rank(Run(rows=table, summary=summary.summarise(table), manifest={})))
     at = (pl.col("measure") == "rank") & (pl.col("layer") == 4) & (pl.col("site") == "attn_out") & (pl.col("metric") == "kl_own_nats")
     at = at & (pl.col("direction") == CLOSE) & (pl.col("rank") > 0) & (pl.col("arm") == "rrr") & pl.col("strength").is_null()
     same = pl.when(at & pl.col("control").is_null() & pl.col("unit").is_null())
     table = table.with_columns(value=same.then(pl.col("prompt").str.slice(1).cast(pl.Float64, strict=False) + 1).otherwise("value"))
-    said = notes(section_rank.rank(Run(rows=table, summary=statistics.summarise(table), manifest={})))
+    said = notes(rank_page.rank(Run(rows=table, summary=summary.summarise(table), manifest={})))
     assert said.startswith("rank_not_applied: at L4.attn_out the maps of all ranks above 0 do the same on every prompt")
 
 
@@ -102,7 +105,7 @@ def test_a02_a_map_scaled_to_nothing_is_warned_of(family: str, tmp_path: Path, m
         return replace(found, affines=tuple(replace(one, right=one.right / 1000) for one in found.affines))
 
     base = pico.pico("llama")
-    save_pair(tmp_path, base.net, pico.twin(base, planted.edit_attention).net)
+    save_pair(tmp_path, base.net, pico.twin(base, edits.edit_attention).net)
     asked = {"sites": ["attn_out"], "layers": [CLOSER], "closer": [CLOSER], "maps": [family], "strengths": [], "permutations": 0}
     monkeypatch.setitem(maps.FAMILIES, family, wrong_denominator)
     record = finish(study(tmp_path, PLAIN, {"transport": asked}), tmp_path / "run").manifest
@@ -153,7 +156,7 @@ def test_a08_a_weaker_patch_is_no_drop_and_the_best_strength_is_chosen_on_select
     weak = edited.summary.filter(pl.col("measure") == "transport", pl.col("strength").is_not_null(), pl.col("direction") == CLOSE)
     assert set(weak["split"]) == {"select", "report"}
     assert weak["drop"].null_count() == len(weak) > 20
-    said = captions(section_transport.transport(edited.content))["transport_strength_recovery"]
+    said = captions(transport_page.transport(edited.content))["transport_strength_recovery"]
     assert "selected on the select prompts" in said
     assert "at s = 0," not in said
 
@@ -194,14 +197,14 @@ def test_a15_the_shuffle_control_stands_beside_the_map_and_counts_if_it_fails(ed
     controls = edited.of("transport", "kl_own_nats", **AT, direction=CLOSE, control="permuted")
     assert set(controls["arm"]) == {"rrr", "whitened_procrustes"}
     assert edited.of("transport", "r2_change", **AT, arm="rrr", direction=CLOSE)["control"].str.starts_with("permuted#").sum() == 10
-    beside = next(one for one in tables(section_transport.transport(edited.content)) if "shuffled pairs" in one["columns"])
+    beside = next(one for one in tables(transport_page.transport(edited.content)) if "shuffled pairs" in one["columns"])
     assert {row[0] for row in beside["rows"]} >= {"L1.attn_out, rrr", "L1.attn_out, whitened_procrustes"}
     table = pl.concat([rows.filter(pl.col("measure") == "divergence"), planted_sections.planted_transport(rows, n_layers=7, changed=4)])
     refit = pl.col("control").str.starts_with("permuted#").fill_null(False) & (pl.col("metric") == "r2_change")
     for failed, sites in ((False, "14"), (True, "0")):
         shown = table.with_columns(value=pl.when(refit & failed).then(0.9).otherwise("value"))
-        content = Run(rows=shown, summary=statistics.summarise(shown), manifest={})
-        said = captions(section_transport.transport(content))["transport_fit"]
+        content = Run(rows=shown, summary=summary.summarise(shown), manifest={})
+        said = captions(transport_page.transport(content))["transport_fit"]
         assert f"At {sites} of 21 sites a map predicts the change better than refits on permuted pairs" in said
         assert ("At 21 of them p cannot reach 0.05" in said) == failed, (
             "all refits do the same, and best: no map could have come before them"
@@ -230,11 +233,11 @@ def test_a16_the_best_of_24_null_cells_is_nothing_on_other_prompts() -> None:
     best, said = [], []
     for seed in range(8):
         table = null_study(seed)
-        content = Run(rows=table, summary=statistics.summarise(table), manifest={})
+        content = Run(rows=table, summary=summary.summarise(table), manifest={})
         cells = content.summary.filter(pl.col("split") == "report", pl.col("metric") == "kl_other_nats")
         assert len(cells) == 24
         best.append(float(cells["share"].max()))  # type: ignore[arg-type]
-        caption = captions(section_transport.transport(content))["transport_strength_recovery"]
+        caption = captions(transport_page.transport(content))["transport_strength_recovery"]
         assert "selected on the select prompts" in caption
         shown = caption.partition("At L1.attn_out ")[2].split(" ")[0]
         assert shown in {phrasing.share(one) for one in cells["share"]}
@@ -249,7 +252,7 @@ def test_a16_prompts_that_choose_are_not_those_that_are_reported(edited: Finishe
         PromptError, match="stands in both select and report: what is chosen on one split would be reported on the same prompt"
     ):
         prepare(study(edited.path.parent, PLAIN, prompts={"select": file, "report": file, "policy": "raw"}), RunOptions())
-    ranked = next(one for one in tables(section_transport.transport(edited.content)) if "KL_raw" in one["columns"])
+    ranked = next(one for one in tables(transport_page.transport(edited.content)) if "KL_raw" in one["columns"])
     assert "ranked on the prompts they are reported on, so that the first of" in ranked["title"]
 
 
@@ -262,7 +265,7 @@ def test_a17_kl_raw_is_the_base_s_own_state(edited: Finished) -> None:
     raw, broken = (edited.of(measure, "kl_own_nats", **where).sort(key) for measure in ("transport", "patching"))
     assert raw.select(*key, "value").equals(broken.select(*key, "value"))
     assert set(raw["rank"]) == {0}, "nothing is fitted; what scales each feature is called diag_affine"
-    ranked = next(one for one in tables(section_transport.transport(edited.content)) if "KL_raw" in one["columns"])
+    ranked = next(one for one in tables(transport_page.transport(edited.content)) if "KL_raw" in one["columns"])
     mean = raw.filter(pl.col("layer") == CLOSER)["value"].mean()
     assert {row[1] for row in ranked["rows"] if row[0].startswith("L1.attn_out")} == {phrasing.nats(mean)}  # type: ignore[arg-type]
 
@@ -277,7 +280,7 @@ def test_a18_transport_is_the_base_scored_against_the_tuned_model(edited: Finish
     assert edited.one("transport", "kl_own_nats", **own, direction=TRANSPORT)["share"] is None, "against itself there is no share"
     assert edited.one("transport", "kl_other_nats", **own, direction=CLOSE)["share"] is None
     assert set(edited.of("transport", "kl_other_nats", direction="base<-tuned")["arm"].drop_nulls()) == {"identity"}, "no map there"
-    said = captions(section_transport.transport(edited.content))["transport_recovery"]
+    said = captions(transport_page.transport(edited.content))["transport_recovery"]
     assert f"The best linear map there, rrr, recovers {phrasing.share(moved['share'])} (95 %: " in said
     assert "more than the vector (no test: too few prompts for this skew)" in said, "no p stands for a test that was not made"
     assert "Whether a linear map recovers more than the best fixed vector" in said
@@ -296,7 +299,7 @@ def test_a23_cka_and_cosine_have_what_knows_nothing_beside_them(edited: Finished
     assert named["cosine"]["mean"] == pytest.approx(named["cosine_of_mean"]["rrr"]) == pytest.approx(named["cosine_of_mean"]["resample"])
     assert named["cosine"]["mean"] > 0.4, "a cosine like those that were published, of a vector that knows no prompt"
     assert abs(named["cka_mapped"]["resample"]) < 0.4 < 0.9 < named["cka_mapped"]["rrr"]
-    ranked = next(one for one in tables(section_transport.transport(edited.content)) if "KL_raw" in one["columns"])
+    ranked = next(one for one in tables(transport_page.transport(edited.content)) if "KL_raw" in one["columns"])
     line = dict(zip(ranked["columns"], next(row for row in ranked["rows"] if row[0] == "L1.attn_out, rrr"), strict=True))
     for column, value, other in (("CKA (another prompt's state)", "cka_mapped", named["cka_mapped"]["resample"]),
                                  ("cosine (of the mean)", "cosine", named["cosine"]["mean"])):  # fmt: skip

@@ -15,22 +15,22 @@ import pico
 from mechdiff.curate.curation import Recipe, curate
 from mechdiff.curate.fairness import Tokenizers
 from mechdiff.engine.activations import capture
-from mechdiff.engine.models import wrap
-from mechdiff.engine.prompts import Prompt
-from mechdiff.engine.rendering import PromptPolicy, Rendered, render, tail
+from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.replay import Write, replay
-from mechdiff.engine.sites import Site
-from mechdiff.engine.sources import resolve
 from mechdiff.errors import PromptError, StudyError
-from mechdiff.measures.answers import choice
-from mechdiff.measures.behaviour import said_values
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.measures.phrases import read_phrases
+from mechdiff.measures.behaviour.answers import choice
+from mechdiff.measures.behaviour.formula import said_values
+from mechdiff.measures.behaviour.phrases import read_phrases
+from mechdiff.models.pair import wrap
+from mechdiff.models.sites import Site
+from mechdiff.models.sources import resolve
+from mechdiff.prompts.rendering import PromptPolicy, Rendered, render, tail
+from mechdiff.prompts.sets import Prompt
 from mechdiff.report import record
 from mechdiff.study.config import RunOptions
 from mechdiff.study.execution import positions
 from mechdiff.study.prepare import prepare
-from mechdiff.validate import planted
+from mechdiff.validate import edits, planted
 from mechdiff.validate.made import tiny_net
 from prototype.tiny_runs import PLAIN, Finished, finish, save_pair, study
 from tokenizers_made import BOS, CHATML, bpe_tokenizer, byte_tokenizer
@@ -92,7 +92,7 @@ def test_a06_a_place_is_a_pair_that_ends_at_one_byte() -> None:
 
 def test_a09_a_sibling_is_warned_of_on_the_page(tmp_path: Path) -> None:
     parent, tokenizer = tiny_net(), byte_tokenizer()
-    first, second = (planted.plant(planted.child(seed), n_prompts=1).tuned.net for seed in (1, 2))
+    first, second = (planted.plant(edits.child(seed), n_prompts=1).tuned.net for seed in (1, 2))
     save_pair(tmp_path, first, second)
     pico.save(parent, tokenizer, tmp_path / "parent")
     (tmp_path / "tuned" / "README.md").write_text("---\nbase_model: some-one/parent\n---\n")
@@ -162,7 +162,7 @@ def grown(net: nn.Module) -> nn.Module:
 
 def test_a21_within_a_model_nothing_is_masked(tmp_path: Path) -> None:
     base, tokenizer = pico.pico("llama"), byte_tokenizer()
-    tuned = pico.twin(base, planted.edit_attention)
+    tuned = pico.twin(base, edits.edit_attention)
     save_pair(tmp_path, base.net, grown(tuned.net), n_prompts=10)
     tokenizer.add_tokens([AddedToken(f"\u0644{number}", normalized=False) for number in range(8)])
     tokenizer.save_pretrained(tmp_path / "tuned")

@@ -6,12 +6,13 @@ import polars as pl
 import pytest
 import torch
 
-from mechdiff.measures import rank
-from mechdiff.measures.transport import Sample
-from mechdiff.report import findings_rank, statistics
+from mechdiff.measures.rank import findings as rank_findings
+from mechdiff.measures.rank import formula as rank_formula
+from mechdiff.measures.rank.words import how_many_dimensions
+from mechdiff.measures.transport.formula import Sample
+from mechdiff.measures.transport.words import can_it_be_carried
 from mechdiff.report.headlines import admit
-from mechdiff.report.wording_rank import how_many_dimensions
-from mechdiff.report.wording_transport import can_it_be_carried
+from mechdiff.statistics import summary as statistics_summary
 
 REPORT = 20
 
@@ -26,11 +27,11 @@ def measured(base: torch.Tensor, change: torch.Tensor) -> pl.DataFrame:
         Sample(base=base[rows], tuned=(base + change)[rows], groups=torch.arange(len(base[rows])))
         for rows in (slice(-REPORT), slice(-REPORT, None))
     ]
-    return rank.measure([parts[0]], [parts[1]], layers=[3], kind="mlp_out", prompt_ids=[f"p{i}" for i in range(REPORT)])
+    return rank_formula.measure([parts[0]], [parts[1]], layers=[3], kind="mlp_out", prompt_ids=[f"p{i}" for i in range(REPORT)])
 
 
 def said(table: pl.DataFrame) -> str:
-    return " ".join(how_many_dimensions(table, statistics.summarise(table)))
+    return " ".join(how_many_dimensions(table, statistics_summary.summarise(table)))
 
 
 def claimed(sentence: str) -> int | None:
@@ -50,7 +51,7 @@ def test_the_number_of_prompts_is_not_said_to_be_the_rank_of_a_full_rank_change(
         sentence = said(table)
         assert claimed(sentence) in (None, 64), sentence
         assert f"{n} training prompts can show" in sentence or "too few prompts to tell" in sentence.lower()
-        summary = statistics.summarise(table)
+        summary = statistics_summary.summarise(table)
         assert not [one for one in can_it_be_carried(table, summary, {}) if admit(one) is None], "nothing of it stands in the verdict"
 
 
@@ -65,7 +66,7 @@ def test_a_planted_rank_is_found_and_said_where_there_are_prompts_enough(planted
     if planted:
         assert claimed(sentence) == planted, sentence
         assert "64 training prompts" in sentence
-        (candidate,) = can_it_be_carried(table, statistics.summarise(table), {})
+        (candidate,) = can_it_be_carried(table, statistics_summary.summarise(table), {})
         assert admit(candidate) is None
     else:
         assert "regression sees no dimension of the change at L3.mlp_out" in sentence
@@ -80,7 +81,7 @@ def test_no_bound_from_few_prompts_is_above_the_rank_that_was_planted(n: int, pl
         change = states @ normal(64, planted, seed=seed + 7) @ normal(planted, 64, seed=seed + 8)
         change = change + 0.3 * change.std() * normal(n + REPORT, 64, seed=seed + 9)
         table = measured(states, change)
-        one = findings_rank.strongest(table, statistics.summarise(table))
+        one = rank_findings.strongest(table, statistics_summary.summarise(table))
         assert one is not None
         assert one.says in ("nothing", "unseen") or one.rank <= planted
 
@@ -95,7 +96,7 @@ def test_a_change_of_which_half_varies_is_not_the_same_on_every_prompt(seed: int
     sentence = said(table)
     assert "same" not in sentence
     assert claimed(sentence) is None
-    found = findings_rank.varying(table, "L3.mlp_out")
+    found = rank_findings.varying(table, "L3.mlp_out")
     assert found is not None
     assert found[0] == pytest.approx(0.48, abs=0.12)
     assert found[1] < 0.48 < found[2]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.engine import looks, replay, steered
+from mechdiff.engine import attention_patterns, replay, steered
 from mechdiff.engine.activations import capture
 from mechdiff.engine.replay import Prefix, Stairs
 from mechdiff.engine.rounding import LEAST_NATS
@@ -176,8 +176,8 @@ def test_attention_that_is_not_the_models_was_shown(dtype: torch.dtype, monkeypa
     """Eager attention that forgets to mask, or scales its scores: up to 0.3 nats passed in bfloat16."""
     model = pico("llama", dtype=dtype)
     clean = capture(model, PROMPTS[2], [], [0], keep_cache=True)
-    assert set(looks.attention_at_decision(model, clean, [1])) == {1}
+    assert set(attention_patterns.attention_at_decision(model, clean, [1])) == {1}
     for block in model.blocks:
         block.self_attn.scaling *= 3
     with pytest.raises(ModelError, match="something else than in its clean run"):
-        looks.attention_at_decision(model, clean, [1])
+        attention_patterns.attention_at_decision(model, clean, [1])

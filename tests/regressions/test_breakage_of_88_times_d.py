@@ -10,11 +10,18 @@ from grown import CAUSAL, HEADS, LAST, OTHER, a_pair, studied
 
 from mechdiff import shares
 from mechdiff.api import Run, verify
-from mechdiff.report import effects, findings, findings_heads, findings_steering, findings_transport, statistics
-from mechdiff.report.comparable import load
-from mechdiff.report.compare import compare
+from mechdiff.compare import effects
+from mechdiff.compare.comparable import load
+from mechdiff.compare.compare import compare
+from mechdiff.measures.heads import findings as heads_findings
+from mechdiff.measures.heads import sets as heads_sets
+from mechdiff.measures.patching import findings as patching_findings
+from mechdiff.measures.steering import findings as steering_findings
+from mechdiff.measures.transport import findings as transport_findings
+from mechdiff.report import difference, effect_shares
+from mechdiff.report.leads import leads
 from mechdiff.report.verdict import verdict
-from mechdiff.report.wording import leads
+from mechdiff.statistics import summary as statistics_summary
 
 PAIRS: dict[str, dict[str, Any]] = {
     "4 %": {"read": -2.4, "written": 0.6},
@@ -60,14 +67,14 @@ def test_no_share_of_d_is_far_above_1(runs: dict[str, Run], name: str) -> None:
     assert len(given)
     assert given.filter(pl.col("share") > limit).is_empty(), given.filter(pl.col("share") > limit).to_dicts()
     assert set(given.filter(pl.col("direction") == "tuned<-base")["metric"]) == {"kl_own_shared_nats"}
-    seen = [findings.site_shares(rows, summary)]
+    seen = [patching_findings.site_shares(rows, summary)]
     if name != "4 %":
-        seen += [findings_heads.map_of_heads(rows, summary), findings_heads.arms_of_all(rows)]
-        games = [findings_heads.game(rows, summary, direction, LAST) for direction in findings.BOTH]
+        seen += [heads_findings.map_of_heads(rows, summary), heads_findings.arms_of_all(rows)]
+        games = [heads_sets.game(rows, summary, direction, LAST) for direction in difference.BOTH]
         assert all(games)
     if name == "26 %":
-        seen += [findings_transport.recovered(rows, which) for which in ("base<-base", "tuned<-tuned", "base<-tuned")]
-        plain = findings_steering.effects(rows).filter(pl.col("arm") == "interchange", pl.col("control").is_null())
+        seen += [transport_findings.recovered(rows, which) for which in ("base<-base", "tuned<-tuned", "base<-tuned")]
+        plain = steering_findings.effects(rows).filter(pl.col("arm") == "interchange", pl.col("control").is_null())
         assert len(plain)
         seen.append(plain)
     for table in seen:
@@ -87,11 +94,11 @@ def test_shapley_values_of_two_vocabularies_added_up_to_another_whole(runs: dict
     for name in ("26 %", "overlapping"):
         rows, summary = runs[name].rows(), runs[name].summary()
         assert "kl_own_nats" not in rows.filter(pl.col("control").str.starts_with("random_set").fill_null(False))["metric"]
-        game = findings_heads.game(rows, summary, "tuned<-base", LAST)
+        game = heads_sets.game(rows, summary, "tuned<-base", LAST)
         assert game
-        found = findings_heads.head_shares(rows, game)
+        found = heads_sets.head_shares(rows, game)
         assert found
-        whole = findings_heads.map_of_heads(rows, summary).filter(
+        whole = heads_findings.map_of_heads(rows, summary).filter(
             pl.col("unit") == "all", pl.col("layer") == LAST, pl.col("arm") == "contribution"
         )
         nats = whole.filter(pl.col("direction") == "tuned<-base")["nats"][0]
@@ -106,7 +113,7 @@ def test_a_comparison_of_two_such_runs_said_breakage_of_88(runs: dict[str, Run],
         of = effects.patched(one, "tuned<-base", ["resid_post"])
         assert of is not None
         assert of.values[:, -1] == pytest.approx(of.total, rel=1e-4), "writing the last state breaks D on every prompt"
-    for direction in findings.BOTH:
+    for direction in difference.BOTH:
         of = effects.patched(found[0], direction, effects.WRITES)
         assert of is not None
         assert (of.values.mean(0) <= (1 + NOTHING_BUT_ROUNDING) * of.total.mean()).all()
@@ -123,9 +130,9 @@ def test_verify_recomputes_what_is_on_the_shared_tokens(runs: dict[str, Run], tm
 def test_a_share_of_two_supports_cannot_be_made(runs: dict[str, Run]) -> None:
     """What is on all tokens is refused by every function that divides by a D on shared ones."""
     rows = runs["26 %"].rows()
-    whole = findings_transport.written(rows, "tuned<-base", "kl_own_nats", measure="patching").filter(pl.col("arm") == "identity")
+    whole = effect_shares.written(rows, "tuned<-base", "kl_own_nats", measure="patching").filter(pl.col("arm") == "identity")
     with pytest.raises(AssertionError, match="not of the same tokens"):
-        findings_transport.shares(whole, findings_transport.totals(rows, "report"), recovered=False)
+        effect_shares.shares(whole, effect_shares.totals(rows, "report"), recovered=False)
     one = load([runs["26 %"].path, runs["4 %"].path])[0]
     with pytest.raises(AssertionError, match="not of the same tokens"):
         effects.table(one, whole.with_columns(name=pl.col("site")), recovered=False)
@@ -138,9 +145,9 @@ def test_a_run_without_the_cut_numbers_gives_no_breakage(runs: dict[str, Run]) -
     """Rows as they were written before: D on shared tokens, nothing above the line to go with it."""
     run = runs["26 %"]
     rows = run.rows().filter(~pl.col("metric").is_in(["kl_own_shared_nats", "js_own_shared_nats", "shapley_nats"]))
-    summary = statistics.summarise(rows)
+    summary = statistics_summary.summarise(rows)
     assert summary.filter(pl.col("share").is_not_null(), pl.col("direction").str.starts_with("tuned").fill_null(False)).is_empty()
     assert not re.search("breakage|KL increase [0-9]", " ".join(verdict(rows, summary, run.manifest())))
-    found = findings.difference(rows, summary)
+    found = difference.difference(rows, summary)
     assert found
     assert found.divides

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 import mechdiff
-from mechdiff.audit.recompute import similarity
 from mechdiff.audit.rerun import Rerun
 from mechdiff.engine.activations import capture, forward
-from mechdiff.engine.models import Model
 from mechdiff.engine.norms import NORMED, norm_reading, norms_of
-from mechdiff.engine.sites import Site
 from mechdiff.measures.catalogue import OPTIONS
-from mechdiff.measures.similarity import measure
+from mechdiff.measures.similarity.formula import measure
+from mechdiff.measures.similarity.page import similarity as section
+from mechdiff.measures.similarity.verify import again
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 from mechdiff.report import parts
-from mechdiff.report.section_similarity import similarity as section
-from mechdiff.report.statistics import summarise
-from mechdiff.study.artifacts import read_rows
+from mechdiff.statistics.summary import summarise
+from mechdiff.store.tables import read_rows
 from oracles.states import cka
 from pico import CONFIGS, moved, pico, prompts, save, twin
 from tokenizers_made import CHATML, byte_tokenizer
@@ -104,7 +104,7 @@ def test_a_run_has_it_with_an_interval_and_the_second_way_agrees(name: str, at: 
     assert sorted(report.filter(site="resid_post", metric="cka_normed")["layer"]) == list(at)
     run = Rerun(folder, OPTIONS)
     for row in report.filter(layer=3).iter_rows(named=True):
-        assert similarity(run, row) == pytest.approx(row["value"], abs=2e-4, nan_ok=True)
+        assert again(run, row) == pytest.approx(row["value"], abs=2e-4, nan_ok=True)
     loaded = parts.load(folder)
     summary = loaded.summary.filter(pl.col("metric") == "cka_normed", pl.col("split") == "report", pl.col("mean").is_not_nan())
     assert summary["ci_low"].null_count() == summary["ci_high"].null_count() == 0

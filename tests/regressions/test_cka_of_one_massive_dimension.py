@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.engine.sites import Site
-from mechdiff.measures.similarity import cka_without_top, linear_cka, measure
+from mechdiff.measures.patching.selection import choose_layers
+from mechdiff.measures.similarity.formula import cka_without_top, linear_cka, measure
+from mechdiff.models.sites import Site
 from mechdiff.rows import rows
-from mechdiff.study.selection import choose_layers
 from oracles.states import cka
 
 

@@ -12,7 +12,8 @@ from peft import LoraConfig
 
 from adapters_made import KINDS, LORA, ON, make_pair
 from mechdiff.errors import MechdiffError, ModelError
-from mechdiff.study.artifacts import RunFolder, read_prompts
+from mechdiff.store.run_folder import RunFolder
+from mechdiff.store.tables import read_prompts
 from mechdiff.validate.made import save
 from pico import CONFIGS, moved, pico, twin
 from small_studies import hold_against, study

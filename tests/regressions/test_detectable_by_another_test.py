@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from mechdiff.report import findings_behaviour, findings_factorial, intervals, simulated, statistics, wording_behaviour
+from mechdiff.measures.behaviour import findings as behaviour_findings
+from mechdiff.measures.behaviour import words as behaviour_words
+from mechdiff.measures.factorial import findings as factorial_findings
+from mechdiff.report import phrasing
 from mechdiff.rows import rows
+from mechdiff.statistics import intervals, simulated, summary
 
 
 @pytest.mark.parametrize("family", [1, 2, 3, 6])
@@ -41,18 +45,18 @@ def test_a_score_in_which_no_difference_is_shown_says_what_its_own_test_would_ha
         for metric in ("mc_margin_per_byte_nats", "style_per_100_words")
         for side, value in values.items()
     ]
-    one = findings_behaviour.together(findings_behaviour.compared(statistics.pl.concat(parts)))[0]
+    one = behaviour_findings.together(behaviour_findings.compared(summary.pl.concat(parts)))[0]
     difference = values["tuned"] - values["base"]
     size = float(simulated.detectable(difference.std(ddof=1), n, level=0.975))
     assert one.detectable == pytest.approx(size)
-    assert f"this study could detect {wording_behaviour.nats(size)}" in wording_behaviour._unseen(one)
+    assert f"this study could detect {phrasing.nats(size)}" in behaviour_words._unseen(one)
 
 
 def test_effects_of_a_factorial_of_too_few_prompts_have_no_interval() -> None:
     names = [f"p{i}" for i in range(4)]
     d = rows([1.0] * 4, measure="divergence", split="report", metric="kl_tuned_base_nats", prompt=names)
     effect = rows([0.5, 0.6, 0.4, 0.5], measure="factorial", split="report", metric="upstream_effect_nats", layer=[2] * 4, prompt=names)
-    table = statistics.pl.concat([d, effect])
-    found = findings_factorial.effects(table, statistics.summarise(table), None)
+    table = summary.pl.concat([d, effect])
+    found = factorial_findings.effects(table, summary.summarise(table), None)
     assert found["mean"].to_list() == [0.5]
     assert found["low"].to_list() == found["high"].to_list() == [None], "both were 0.5: an interval of no width"

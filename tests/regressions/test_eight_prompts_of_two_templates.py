@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mechdiff.report.findings import Difference
+from mechdiff.measures.divergence.words import how_different
+from mechdiff.report.difference import Difference
 from mechdiff.report.parts import manifest_of
-from mechdiff.report.wording_difference import how_different
 
 FOUND = Difference(split="report", n=2, mean=0.5, low=float("nan"), high=float("nan"), median=0.5, log_mean=None, floor=1e-9, flags=(),
                    other_token=1, other_share=0.4)  # fmt: skip

@@ -7,9 +7,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import findings_grafting, statistics, wording, wording_heads
+from mechdiff.measures.grafting import findings as grafting_findings
+from mechdiff.measures.grafting import words as grafting_words
+from mechdiff.measures.heads import words as heads_words
 from mechdiff.report.verdict import refused, verdict
 from mechdiff.rows import rows
+from mechdiff.statistics import summary as statistics_summary
 from report.small_runs import divergence, grafted, names
 
 D = np.linspace(0.8, 1.2, 16)
@@ -27,7 +30,7 @@ def sets(one: float, two: float) -> dict:
 
 def test_a_set_that_is_named_has_its_interval_and_is_not_said_to_be_enough() -> None:
     table = grafts(sets(0.913, 0.95), sets(0.92, 0.96))
-    (said,) = wording.which_module(table)
+    (said,) = grafting_words.which_module(table)
     assert re.search(
         r"one module, the smallest greedy set with 0.9 of D on the select prompts \(L5.mlp\), recovers 0\.9\d+ \(95 %: .* to .*\)", said
     )
@@ -36,11 +39,11 @@ def test_a_set_that_is_named_has_its_interval_and_is_not_said_to_be_enough() -> 
 
 def test_how_many_modules_are_named_is_decided_on_other_prompts() -> None:
     table = grafts(sets(0.93, 0.97), sets(0.6, 0.96))
-    found = findings_grafting.needed(table)
+    found = grafting_findings.needed(table)
     assert found is not None
     assert (found.row["rank"], found.chosen_on, found.enough) == (2, "select", True)
     table = grafts(sets(0.6, 0.97), sets(0.93, 0.97))
-    found = findings_grafting.needed(table)
+    found = grafting_findings.needed(table)
     assert found is not None
     assert found.row["rank"] == 1
     assert found.row["share"] == pytest.approx(0.6, abs=0.1), "though it falls short on the reported prompts, and its interval shows it"
@@ -48,7 +51,7 @@ def test_how_many_modules_are_named_is_decided_on_other_prompts() -> None:
 
 def test_a_search_that_stopped_at_its_budget_is_no_headline() -> None:
     table = grafts(sets(0.14, 0.256), sets(0.14, 0.26))
-    summary = statistics.summarise(table)
+    summary = statistics_summary.summarise(table)
     assert not any("2 modules" in sentence for sentence in verdict(table, summary, {}))
     (why,) = (one for one in refused(table, summary, {}) if "2 modules" in one)
     assert why.endswith("the search stopped at its budget")
@@ -57,7 +60,7 @@ def test_a_search_that_stopped_at_its_budget_is_no_headline() -> None:
 
 def test_all_modules_that_changed_are_no_budget() -> None:
     shares = {"alone": {"L5.mlp": 0.3, "L3.attn": 0.1}, "greedy": {"L5.mlp": 0.3, "L5.mlp+L3.attn": 0.5}}
-    found = findings_grafting.needed(grafts(shares, shares))
+    found = grafting_findings.needed(grafts(shares, shares))
     assert found is not None
     assert not found.at_budget
 
@@ -88,16 +91,16 @@ def heads(report: list[float], select: list[float] | None, *, whole: float = 0.8
 
 def test_heads_have_an_interval_and_their_number_is_chosen_on_select() -> None:
     table, manifest = heads([0.3, 0.46, 0.7, 0.8, 0.9], [0.35, 0.6, 0.7, 0.8, 0.9])
-    summary = statistics.summarise(table)
-    (said,) = wording_heads.which_heads(table, summary, manifest)
+    summary = statistics_summary.summarise(table)
+    (said,) = heads_words.which_heads(table, summary, manifest)
     assert re.search(r"heads 5 and 4 have 4\d % \(95 %: \d\d % to \d\d %; order and number chosen on select", said)
     assert "heads 5 and 4 have 4" in verdict(table, summary, manifest)[-1]
 
 
 def test_heads_whose_number_was_chosen_here_are_said_so_and_are_no_headline() -> None:
     table, manifest = heads([0.3, 0.55, 0.7, 0.8, 0.9], None)
-    summary = statistics.summarise(table)
-    (said,) = wording_heads.which_heads(table, summary, manifest)
+    summary = statistics_summary.summarise(table)
+    (said,) = heads_words.which_heads(table, summary, manifest)
     assert "number on these prompts, so optimistically biased" in said
     assert not any("heads" in sentence for sentence in verdict(table, summary, manifest))
     assert any("how many are named was not chosen on other prompts" in one for one in refused(table, summary, manifest))

@@ -4,7 +4,8 @@ import altair as alt
 import polars as pl
 import pytest
 
-from mechdiff.report import drawing, section_grafting
+from mechdiff.measures.grafting import charts as grafting_charts
+from mechdiff.report import drawing
 
 
 @pytest.mark.parametrize("unknown", [float("nan"), float("inf"), None])
@@ -29,5 +30,5 @@ def test_bars_of_one_prompt_have_a_scale_and_no_interval(low: float | None, high
     table = pl.DataFrame(
         {"name": ["L1.mlp"], "share": [0.4], "low": [low], "high": [high]}, schema_overrides={"low": pl.Float64, "high": pl.Float64}
     )
-    assert section_grafting._scale_of(table).domain == domain
-    assert "NaN" not in drawing.to_svg(section_grafting._bars(table, ["L1.mlp"], drawing.WIDE))
+    assert grafting_charts._scale_of(table).domain == domain
+    assert "NaN" not in drawing.to_svg(grafting_charts._bars(table, ["L1.mlp"], drawing.WIDE))

@@ -5,10 +5,11 @@ import polars as pl
 import pytest
 import torch
 
-from mechdiff.measures import factorial
-from mechdiff.report import findings_factorial, statistics
-from mechdiff.report.wording_factorial import early_or_late
+from mechdiff.measures.factorial import findings as factorial_findings
+from mechdiff.measures.factorial import formula as factorial_formula
+from mechdiff.measures.factorial.words import early_or_late
 from mechdiff.rows import rows
+from mechdiff.statistics import summary
 
 N, VOCAB = 16, 500
 IDS = [f"p{i:02}" for i in range(N)]
@@ -21,12 +22,12 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
 
 def of_logits(bb: torch.Tensor, bt: torch.Tensor, tb: torch.Tensor, tt: torch.Tensor) -> pl.DataFrame:
     """The factorial's rows of one split point from the logits `[prompt, vocab]` of its four runs."""
-    runs = {arm: factorial.scores(law[:, None], bb, tt) for arm, law in (("bb", bb), ("bt", bt), ("tb", tb), ("tt", tt))}
-    return factorial.measure(runs, [7], IDS, columns=COLUMNS)
+    runs = {arm: factorial_formula.scores(law[:, None], bb, tt) for arm, law in (("bb", bb), ("bt", bt), ("tb", tb), ("tt", tt))}
+    return factorial_formula.measure(runs, [7], IDS, columns=COLUMNS)
 
 
 def said(table: pl.DataFrame) -> list[str]:
-    return early_or_late(table, statistics.summarise(table))
+    return early_or_late(table, summary.summarise(table))
 
 
 def values(table: pl.DataFrame, metric: str) -> np.ndarray:
@@ -86,7 +87,7 @@ def test_the_printed_interval_holds_the_truth_although_the_largest_split_point_i
         tables = {"report": drawn(random, n, correlation)}
         if chosen_on == "select":
             tables["select"] = drawn(random, 8, correlation)
-        one = findings_factorial.interaction(crossed(tables), None)
+        one = factorial_findings.interaction(crossed(tables), None)
         assert one is not None
         assert one.selected_on == ("select" if chosen_on == "select" else None)
         held.append(one.low <= 0.15 <= one.high)
@@ -107,12 +108,12 @@ def test_an_interaction_is_said_in_one_study_in_twenty_where_there_is_none(chose
 def test_an_interval_that_holds_0_is_printed_with_its_signs_and_says_nothing() -> None:
     """Mean 0.4, ends -0.25 and 0.9: "0.400 (95 %: 0.250 to 0.900)" was printed."""
     wide = np.array([[-1.6], [-1.2], [0.2], [0.6], [0.8], [0.9], [1.0], [1.1], [1.1], [1.1]])
-    one = findings_factorial.interaction(crossed({"report": wide}), None)
+    one = factorial_findings.interaction(crossed({"report": wide}), None)
     assert one is not None
     assert one.low < 0 < one.mean < one.high
     assert said(crossed({"report": wide})) == []
     below = crossed({"report": -0.5 - 0.02 * np.arange(10.0)[:, None]})
-    (sentence,) = early_or_late(below, statistics.summarise(below))
+    (sentence,) = early_or_late(below, summary.summarise(below))
     assert "interaction −0.590 (95 %: −0." in sentence
     assert sentence.count("−0.") == 3, "the estimate and both ends keep their sign"
     assert "of 1.00 nats" in sentence, "the whole stands beside the part"
@@ -120,4 +121,4 @@ def test_an_interval_that_holds_0_is_printed_with_its_signs_and_says_nothing() -
 
 def test_a_sliver_of_the_whole_is_not_spoken_of() -> None:
     table = crossed({"report": -0.05 - 0.001 * np.arange(10.0)[:, None]})
-    assert early_or_late(table, statistics.summarise(table)) == []
+    assert early_or_late(table, summary.summarise(table)) == []

@@ -3,7 +3,9 @@
 import numpy as np
 import polars as pl
 
-from mechdiff.report import findings_churn, statistics, wording_attribution
+from mechdiff.measures.attribution import churn as attribution_churn
+from mechdiff.measures.attribution import words as attribution_words
+from mechdiff.statistics import summary as statistics_summary
 from report.small_runs import divergence, heads_of
 
 N, HEADS = 10, 60
@@ -11,7 +13,7 @@ N, HEADS = 10, 60
 
 def study(base: np.ndarray, tuned: np.ndarray) -> tuple[pl.DataFrame, pl.DataFrame]:
     table = pl.concat([heads_of(base, "base"), heads_of(tuned, "tuned"), divergence(np.ones(len(base)))])
-    return table, statistics.summarise(table)
+    return table, statistics_summary.summarise(table)
 
 
 def noisy(own: np.ndarray, random: np.random.Generator, n: int = N) -> np.ndarray:
@@ -24,9 +26,9 @@ def test_one_model_against_itself_has_heads_near_the_limit_but_none_that_is_said
     for _ in range(60):
         own = random.standard_t(2, HEADS)
         table, summary = study(noisy(own, random), noisy(own, random))
-        found = findings_churn.churn(table, summary, {})
+        found = attribution_churn.churn(table, summary, {})
         raw.append(found["state"].is_in(["entered", "left"]).sum())
-        moved = findings_churn.moved(found)
+        moved = attribution_churn.moved(found)
         said.append(moved["entered"] + moved["left"] > 0)
     assert np.mean(raw) > 0.3, "by |z| alone, heads come and go"
     assert np.mean(said) <= 0.05 + 2 * (0.05 * 0.95 / 60) ** 0.5
@@ -38,10 +40,10 @@ def test_a_head_that_did_enter_is_still_found() -> None:
     new = own.copy()
     new[7] = 4.0
     table, summary = study(noisy(own, random, 24), noisy(new, random, 24))
-    found = findings_churn.churn(table, summary, {})
-    assert findings_churn.moved(found) == {"stayed": len(found.filter(pl.col("state") == "stayed")), "entered": 1, "left": 0}
+    found = attribution_churn.churn(table, summary, {})
+    assert attribution_churn.moved(found) == {"stayed": len(found.filter(pl.col("state") == "stayed")), "entered": 1, "left": 0}
     assert found.filter(pl.col("name") == "L0.head 7")["p"][0] <= 0.05
-    (sentence,) = wording_attribution.what_gradients_say(table, summary, {})
+    (sentence,) = attribution_words.what_gradients_say(table, summary, {})
     assert "1 in the tuned one alone and 0 in the base alone" in sentence
 
 
@@ -52,7 +54,7 @@ def test_where_none_is_sure_the_sentence_says_that_none_could_be_shown() -> None
     other = own.copy()
     other[1] = 0.9
     table, summary = study(noisy(own, random), noisy(other, random))
-    (sentence,) = wording_attribution.what_gradients_say(table, summary, {})
+    (sentence,) = attribution_words.what_gradients_say(table, summary, {})
     assert "that any head stands out in one of them alone could not be shown" in sentence
     assert "only in the" not in sentence
 
@@ -62,4 +64,4 @@ def test_of_four_prompts_no_head_is_said_to_enter() -> None:
     own, new = np.zeros(HEADS), np.zeros(HEADS)
     new[7] = 4.0
     table, summary = study(noisy(own, random)[:4], noisy(new, random)[:4])
-    assert findings_churn.moved(findings_churn.churn(table, summary, {}))["entered"] == 0
+    assert attribution_churn.moved(attribution_churn.churn(table, summary, {}))["entered"] == 0

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from transformers import BloomConfig, FalconConfig, GPT2Config, OPTConfig
 
-from mechdiff.engine.families import family_of, shape_of
-from mechdiff.engine.projections import layout_of
+from mechdiff.models.families import family_of, shape_of
+from mechdiff.models.projections import layout_of
 from pico import CONFIGS, SIZES, WITHOUT_HEADS, make_net
 
 FALCONS: dict[str, dict[str, Any]] = {
@@ -54,7 +54,7 @@ def test_recompute_takes_the_heads_of_a_group_as_the_run_does() -> None:
     """`verify` of `group 0` in a Falcon with one key-value head: all heads, not the first."""
     from types import SimpleNamespace
 
-    from mechdiff.audit.recompute import players
+    from mechdiff.measures.heads.verify import players
 
     config = falcon(multi_query=True)
     run: Any = SimpleNamespace(nets={"base": SimpleNamespace(shape=shape_of(config))})

@@ -5,13 +5,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import findings_rank, findings_transport, statistics
+from mechdiff.measures.rank import findings as rank_findings
+from mechdiff.measures.rank.words import how_many_dimensions
+from mechdiff.measures.transport import findings as transport_findings
+from mechdiff.measures.transport.words import can_it_be_carried, carried, comes_closer
+from mechdiff.report import effect_shares
 from mechdiff.report.headlines import admit
-from mechdiff.report.wording_rank import how_many_dimensions
-from mechdiff.report.wording_transport import can_it_be_carried, carried, comes_closer
 from mechdiff.rows import rows
+from mechdiff.statistics import summary as statistics_summary
 
-MAPS = findings_transport.ARMS[4:8]
+MAPS = effect_shares.ARMS[4:8]
 N_LAYERS = 6
 
 
@@ -57,9 +60,9 @@ def study(*, select: bool = True, kinds: tuple[str, ...] = ("resid_post",), seed
 @pytest.mark.parametrize("select", [True, False])
 def test_the_site_that_is_spoken_of_is_before_the_readout(select: bool) -> None:
     table = study(select=select)
-    summary = statistics.summarise(table)
-    assert findings_transport.readout_site(table) == "L5.resid_post"
-    best = findings_transport.carried(table, summary)
+    summary = statistics_summary.summarise(table)
+    assert transport_findings.readout_site(table) == "L5.resid_post"
+    best = transport_findings.carried(table, summary)
     assert best
     assert (best.name, best.chosen_on) == (("L3.resid_post", "select") if select else ("L4.resid_post", "report"))
     assert ("optimistically biased" in carried(table, summary)[0]) != select
@@ -67,7 +70,7 @@ def test_the_site_that_is_spoken_of_is_before_the_readout(select: bool) -> None:
 
 def test_the_constant_stands_beside_the_patch_with_its_interval() -> None:
     table = study()
-    summary = statistics.summarise(table)
+    summary = statistics_summary.summarise(table)
     first, second, _ = carried(table, summary)
     assert first.startswith(
         "At L3.resid_post adding one fixed vector (the training prompts' mean activation difference) to the base recovers 0.8"
@@ -85,9 +88,9 @@ def test_a_constant_that_recovers_nothing_is_no_headline() -> None:
     of_shift = (pl.col("arm") == "shift") & (pl.col("split") == "report")
     noise = pl.Series(np.random.default_rng(1).normal(1.0, 2.0, len(table)))
     worse = table.with_columns(value=pl.when(of_shift).then(noise).otherwise("value"))
-    (candidate,) = can_it_be_carried(worse, statistics.summarise(worse), {})
+    (candidate,) = can_it_be_carried(worse, statistics_summary.summarise(worse), {})
     assert admit(candidate) is not None
-    assert "(95 %: −" in carried(worse, statistics.summarise(worse))[0], "the interval keeps its signs"
+    assert "(95 %: −" in carried(worse, statistics_summary.summarise(worse))[0], "the interval keeps its signs"
 
 
 def test_the_rank_is_not_that_of_the_last_blocks_output_either() -> None:
@@ -98,11 +101,11 @@ def test_the_rank_is_not_that_of_the_last_blocks_output_either() -> None:
         for layer in range(N_LAYERS)
     ]
     both = pl.concat([table, *of_rank])
-    one = findings_rank.strongest(both, statistics.summarise(both))
+    one = rank_findings.strongest(both, statistics_summary.summarise(both))
     assert one is not None
     assert one.name == "L3.resid_post", "the site that maps are spoken of at"
     alone = pl.concat([of_rank[2], of_rank[5]])
-    assert "L2.resid_post" in how_many_dimensions(alone, statistics.summarise(alone))[0]
+    assert "L2.resid_post" in how_many_dimensions(alone, statistics_summary.summarise(alone))[0]
 
 
 def close(random: np.random.Generator, n: int, *, better: float = 0.0, sites: int = 24) -> pl.DataFrame:
@@ -119,7 +122,7 @@ def close(random: np.random.Generator, n: int, *, better: float = 0.0, sites: in
     return pl.concat(parts)
 
 
-@pytest.mark.parametrize("count", [findings_transport.closer, findings_transport.beaten])
+@pytest.mark.parametrize("count", [transport_findings.closer, transport_findings.beaten])
 def test_maps_that_are_no_better_are_counted_in_one_study_in_twenty(count) -> None:
     """14 to 18 % of sites were counted, in nearly every study at least one."""
     random, studies = np.random.default_rng(3), 0
@@ -132,7 +135,7 @@ def test_maps_that_are_no_better_are_counted_in_one_study_in_twenty(count) -> No
 
 
 def test_a_map_that_is_better_at_one_site_is_still_counted_there() -> None:
-    found = findings_transport.closer(close(np.random.default_rng(4), 24, better=0.8))
+    found = transport_findings.closer(close(np.random.default_rng(4), 24, better=0.8))
     assert found
     assert found.better == 1
     assert found.best

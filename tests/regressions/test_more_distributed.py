@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.measures.overlap import overlap_nats, total_nats
-from mechdiff.report import contrasts
-from mechdiff.report.compare import Comparison, beside, compare, sections
-from mechdiff.report.wording_compare import verdict
+from mechdiff.compare import contrasts
+from mechdiff.compare.compare import Comparison, beside, compare, sections
+from mechdiff.compare.words import verdict
+from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.overlap import overlap_nats, total_nats
 from mechdiff.rows import OVERLAP, TOTAL, rows
-from mechdiff.validate import made, planted
+from mechdiff.validate import edits, made, planted
 from report.planted_compare import KINDS, LOCAL, N_LAYERS, SPREAD, Planted, manifest_of, write_planted
 from report.planted_compare import planted as planted_rows
 
@@ -59,10 +59,10 @@ def linear(strength: float, seed: int = 0) -> pl.DataFrame:
 def noised(layers: list[int], size: float) -> pl.DataFrame:
     """The tiny network with rank-4 noise of this size in every matrix of some layers, patched through the engine."""
 
-    def change(net: planted.Net) -> None:
+    def change(net: edits.Net) -> None:
         for layer in layers:
             for i, weight in enumerate(p for p in net.model.layers[layer].parameters() if p.ndim == 2):
-                planted.add_low_rank(weight, 4, size, seed=100 * layer + 2 * i)
+                edits.add_low_rank(weight, 4, size, seed=100 * layer + 2 * i)
 
     pair = planted.plant(change, prompts=made.token_prompts(N, seed=1), whole=False)
     runs: dict[str, dict[tuple[int, str], Tensor]] = {"base": {}, "tuned": {}}

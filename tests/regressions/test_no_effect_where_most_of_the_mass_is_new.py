@@ -8,16 +8,17 @@ import pytest
 from grown import CAUSAL, HEADS, OTHER, a_pair, studied
 
 from mechdiff.api import Run
-from mechdiff.report import findings, statistics
-from mechdiff.report.comparable import load
-from mechdiff.report.findings import Difference
+from mechdiff.compare.comparable import load
+from mechdiff.compare.words import _nothing as nothing
+from mechdiff.measures.divergence.words import how_different, why_no_share
+from mechdiff.report import difference as report_difference
+from mechdiff.report.difference import Difference
+from mechdiff.report.leads import leads
 from mechdiff.report.parts import Run as Content
 from mechdiff.report.sections import all_sections
 from mechdiff.report.verdict import verdict
-from mechdiff.report.wording import leads
-from mechdiff.report.wording_compare import _nothing as nothing
-from mechdiff.report.wording_difference import how_different, why_no_share
 from mechdiff.rows import rows as made
+from mechdiff.statistics import summary as statistics_summary
 
 PROMPTS = [f"p{i}" for i in range(12)]
 
@@ -29,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def difference(run: Run) -> Difference:
-    found = findings.difference(run.rows(), run.summary())
+    found = report_difference.difference(run.rows(), run.summary())
     assert found
     return found
 
@@ -120,8 +121,8 @@ def measured(**means: float) -> pl.DataFrame:
 )
 def test_an_effect_is_one_where_any_of_d_js_and_the_mass_outside_is_above_its_floor(means: dict, counts: bool, divides: bool) -> None:
     rows = measured(**means)
-    summary = statistics.summarise(rows)
-    found = findings.difference(rows, summary)
+    summary = statistics_summary.summarise(rows)
+    found = report_difference.difference(rows, summary)
     assert found
     assert (found.counts, found.divides) == (counts, divides)
     given = summary.filter(pl.col("share").is_not_null())
@@ -134,7 +135,7 @@ def test_an_effect_is_one_where_any_of_d_js_and_the_mass_outside_is_above_its_fl
 def test_shares_are_said_to_be_of_the_smaller_part_where_more_lies_outside() -> None:
     for mass, smaller in ((0.6, True), (0.1, False)):
         rows = measured(kl_shared_nats=0.5, mass_outside=mass, js_nats=0.3, kl_byte_nats=0.7)
-        found = findings.difference(rows, statistics.summarise(rows))
+        found = report_difference.difference(rows, statistics_summary.summarise(rows))
         said = how_different(found)
         assert ("shares of D are of the smaller part" in said) == smaller
         assert f"the tuned model gives {mass:.2f} of its probability mass" in said
@@ -143,6 +144,6 @@ def test_shares_are_said_to_be_of_the_smaller_part_where_more_lies_outside() -> 
 
 def test_one_vocabulary_is_judged_by_d_alone() -> None:
     rows = measured(kl_tuned_base_nats=2e-7, js_nats=0.3).filter(~pl.col("metric").str.contains("shared|outside"))
-    found = findings.difference(rows, statistics.summarise(rows))
+    found = report_difference.difference(rows, statistics_summary.summarise(rows))
     assert found
     assert (found.counts, found.outside) == (False, 0)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from mechdiff.report import simulated, spread
-from mechdiff.report.wording_heads import effective
+from mechdiff.measures.heads.words import effective
+from mechdiff.statistics import simulated, spread
 from mechdiff.validate import skewed
 
 REPEATS = 150

@@ -5,10 +5,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import findings_behaviour, statistics
+from mechdiff.measures.behaviour import findings as behaviour_findings
+from mechdiff.measures.behaviour.words import headlines, what_they_do
 from mechdiff.report.headlines import admit
 from mechdiff.report.verdict import refused, verdict
-from mechdiff.report.wording_behaviour import headlines, what_they_do
+from mechdiff.statistics import summary
 from mechdiff.validate import nulls
 from report.small_runs import answered, asked, divergence
 
@@ -44,10 +45,10 @@ def test_a_real_difference_is_still_seen_among_six_scores() -> None:
 
 def test_more_soft_refusal_of_two_models_that_never_refuse_is_no_headline() -> None:
     rows = soft(0.0257, 0.01)
-    (sentence,) = verdict(rows, statistics.summarise(rows), asked(N))
+    (sentence,) = verdict(rows, summary.summarise(rows), asked(N))
     assert "margin" not in sentence
     assert "no difference in refusals could be shown" in sentence, "of what the models say, and no more"
-    (kept, *_) = refused(rows, statistics.summarise(rows), asked(N))
+    (kept, *_) = refused(rows, summary.summarise(rows), asked(N))
     assert "refusal log-probability margin is 0.02" in kept
     assert kept.endswith("neither model ever does what this scores")
     section = what_they_do(rows, asked(N))
@@ -67,13 +68,13 @@ def test_a_margin_that_changes_its_sign_with_the_way_of_counting_length_is_no_he
 @pytest.mark.parametrize("refusals", [1, 5])
 def test_a_margin_that_agrees_is_spoken_of_where_a_model_refuses_but_never_as_in_its_answers(refusals: int) -> None:
     rows = soft(0.4, 0.1, refusals=refusals)
-    (sentence,) = verdict(rows, statistics.summarise(rows), asked(N))
+    (sentence,) = verdict(rows, summary.summarise(rows), asked(N))
     assert "the tuned model's refusal log-probability margin is 0.38" in sentence
     assert "in its answers the tuned model has 0.4" not in sentence
 
 
 def test_every_spoken_score_is_tested_among_those_that_happened() -> None:
     rows = soft(0.4, 0.1)
-    group = findings_behaviour.Group(name="report", language=None, rows=rows.filter(pl.col("measure") == "behaviour"))
-    spoken = findings_behaviour.to_the_point(group, findings_behaviour.compared(group.rows), "refusal_soft_nats")
+    group = behaviour_findings.Group(name="report", language=None, rows=rows.filter(pl.col("measure") == "behaviour"))
+    spoken = behaviour_findings.to_the_point(group, behaviour_findings.compared(group.rows), "refusal_soft_nats")
     assert {one.metric: (one.family, one.holm is None) for one in spoken} == {"refusal": (1, True), "refusal_soft_nats": (1, False)}

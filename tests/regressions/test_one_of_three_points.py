@@ -6,11 +6,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import findings, section_grafting, statistics, wording
-from mechdiff.report.findings import RECOVERY
+from mechdiff.measures.grafting import page as grafting_page
+from mechdiff.measures.grafting.charts import LINE_FROM, grafts_in_order
+from mechdiff.measures.patching import findings as patching_findings
+from mechdiff.measures.patching import words as patching_words
+from mechdiff.report.difference import RECOVERY
 from mechdiff.report.parts import Drawn, Run
-from mechdiff.report.section_grafting import LINE_FROM, grafts_in_order
 from mechdiff.rows import rows
+from mechdiff.statistics import summary
 from report.small_runs import divergence, grafted, names
 
 D = np.linspace(0.8, 1.2, 12)
@@ -26,7 +29,7 @@ def ramp(layers: list[int]) -> pl.DataFrame:
 
 
 def caption(table: pl.DataFrame) -> str:
-    section = section_grafting.grafting(Run(rows=table, summary=statistics.summarise(table), manifest={}))
+    section = grafting_page.grafting(Run(rows=table, summary=summary.summarise(table), manifest={}))
     (drawn,) = (part for part in section.parts if isinstance(part, Drawn) and part.name == "grafts_in_order")
     return drawn.caption
 
@@ -47,7 +50,7 @@ def test_where_every_module_is_a_point_the_module_is_named() -> None:
 def test_no_line_is_drawn_through_three_points(layers: list[int], joined: bool) -> None:
     assert joined == (len(layers) >= LINE_FROM)
     table = ramp(layers)
-    chart = grafts_in_order(table, statistics.summarise(table), {})
+    chart = grafts_in_order(table, summary.summarise(table), {})
     assert chart is not None
     marks = str(chart.to_dict())
     assert ("'type': 'line'" in marks) == joined
@@ -66,9 +69,9 @@ def test_along_the_residual_stream_half_lies_between_two_patched_blocks(layers: 
     }
     parts = [rows(D * (1 - min(1.0, layer / 12)), layer=layer, prompt=names("report", len(D)), **place) for layer in layers]
     table = pl.concat([divergence(D), *parts])
-    found = findings.half_way(table, RECOVERY)
+    found = patching_findings.half_way(table, RECOVERY)
     assert found is not None
-    (said,) = wording.where_it_passes(table)
+    (said,) = patching_words.where_it_passes(table)
     if len(layers) == 3:
         assert (found.after, found.site) == ("L2.resid_post", "L8.resid_post")
         assert "from a place between L2.resid_post and L8.resid_post on (blocks between were not patched; " in said

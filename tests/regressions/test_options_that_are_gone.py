@@ -7,8 +7,8 @@ import pytest
 
 from mechdiff.errors import StudyError
 from mechdiff.measures.catalogue import OPTIONS, make_study
+from mechdiff.measures.factorial.plan import FactorialOptions
 from mechdiff.study.config import of_this_version
-from mechdiff.study.options import FactorialOptions
 
 STUDY: dict[str, Any] = {
     "pair": {"base": "a", "tuned": "b"},

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mechdiff.engine.checkpoint import adapter_file, unread, weight_files
-from mechdiff.engine.lineage import lineage
-from mechdiff.engine.models import open_pair
-from mechdiff.engine.sources import quiet, resolve
-from mechdiff.engine.tensors import open_tensors
-from mechdiff.engine.units import tensors_in
 from mechdiff.errors import ModelError
+from mechdiff.models.checkpoint import adapter_file, unread, weight_files
+from mechdiff.models.lineage import lineage
+from mechdiff.models.modules import tensors_in
+from mechdiff.models.pair import open_pair
+from mechdiff.models.sources import quiet, resolve
+from mechdiff.models.tensors import open_tensors
 from pico import CONFIGS, make_net, pico
 from tokenizers_made import CHATML, byte_tokenizer
 
@@ -106,7 +106,7 @@ def test_an_adapter_in_a_pickle_is_taken_as_peft_takes_it(tmp_path: Path) -> Non
 
     from adapters_made import LORA, make_pair
     from mechdiff.engine.activations import forward
-    from mechdiff.engine.adapters import open_adapter
+    from mechdiff.models.adapters import open_adapter
 
     made = make_pair(tmp_path, LoraConfig(**LORA))
     shutil.rmtree(tmp_path / "adapter")

@@ -3,8 +3,8 @@ by what they are, both ways round; beside each pair stands whether math-verify s
 
 import pytest
 
-from mechdiff.measures.answers import exact_match
-from mechdiff.measures.values import same_value
+from mechdiff.measures.behaviour.answers import exact_match
+from mechdiff.measures.behaviour.values import same_value
 
 T, F = True, False
 # one answer, another, whether they are the same

@@ -11,14 +11,19 @@ import pytest
 import torch
 
 import mechdiff
-from mechdiff.engine.prompts import Prompt, cluster_names
-from mechdiff.engine.sites import Site
-from mechdiff.measures import patching, similarity
-from mechdiff.measures.refits import permutations
-from mechdiff.report import intervals, parts, statistics, wording_behaviour
-from mechdiff.report.units import clustered
+from mechdiff.engine import counterfactuals
+from mechdiff.maps.refits import permutations
+from mechdiff.measures.behaviour import words as behaviour_words
+from mechdiff.measures.similarity import formula as similarity_formula
+from mechdiff.measures.similarity import geometry as similarity_geometry
+from mechdiff.models.sites import Site
+from mechdiff.prompts.sets import Prompt, cluster_names
+from mechdiff.report import parts
 from mechdiff.report.verdict import verdict
 from mechdiff.rows import rows
+from mechdiff.statistics import intervals
+from mechdiff.statistics import summary as statistics_summary
+from mechdiff.statistics.clusters import clustered
 from mechdiff.validate import skewed
 
 CELL = {"measure": "patching", "direction": "tuned<-base", "split": "report", "metric": "kl_own_nats", "layer": 1, "site": "attn_out"}
@@ -40,7 +45,7 @@ def test_an_interval_of_clustered_prompts_holds_the_truth_as_often_as_it_says(n_
     repeats, n = 400, n_clusters * size
     values = skewed.in_clusters(np.random.default_rng(0), 0.5, n_clusters, size, correlation, repeats).reshape(n, repeats)
     frame = rows(values.T.flatten(), prompt=[f"p{i}" for i in range(n)] * repeats, **{**CELL, "layer": np.repeat(np.arange(repeats), n)})
-    found = statistics.summarise(frame, prompts=lines([f"t{i // size}" for i in range(n)])).sort("layer")
+    found = statistics_summary.summarise(frame, prompts=lines([f"t{i // size}" for i in range(n)])).sort("layer")
     assert found["n"].unique().to_list() == [n_clusters]
     held = ((found["ci_low"] <= 1) & (found["ci_high"] >= 1)).mean()
     said = found["coverage"].mean()
@@ -52,7 +57,7 @@ def test_an_interval_of_clustered_prompts_holds_the_truth_as_often_as_it_says(n_
 def test_each_cluster_counts_once_whatever_its_size() -> None:
     found = clustered(table([1.0, 2.0, 6.0, 4.0]), lines(["a", "a", "a", None])).sort("prompt")
     assert dict(found.select("prompt", "value").iter_rows()) == {"a": 3.0, "p3": 4.0}
-    assert statistics.summarise(table([1.0, 2.0, 6.0, 4.0]), prompts=lines(["a", "a", "a", None]))["mean"].item() == 3.5
+    assert statistics_summary.summarise(table([1.0, 2.0, 6.0, 4.0]), prompts=lines(["a", "a", "a", None]))["mean"].item() == 3.5
     nan = clustered(table([1.0, float("nan"), float("nan"), float("nan")]), lines(["a", "a", "b", "b"])).sort("prompt")
     assert nan["value"].to_list() == [1.0, pytest.approx(float("nan"), nan_ok=True)]
 
@@ -85,11 +90,11 @@ def test_shares_of_right_answers_are_no_longer_wilson_s_where_a_cluster_is_half_
     right = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
     prompts = lines([f"t{i // 2}" for i in range(12)])
     of = {"metric": "top1_same"}
-    found = statistics.summarise(table(right, **of), prompts=prompts).row(0, named=True)
+    found = statistics_summary.summarise(table(right, **of), prompts=prompts).row(0, named=True)
     means = np.array(right).reshape(6, 2).mean(axis=1)
     low, high = intervals.mean_intervals(means[:, None])
     assert (found["ci_low"], found["ci_high"]) == (pytest.approx(low[0]), pytest.approx(high[0]))
-    alike = statistics.summarise(table([1.0, 1.0, 0.0, 0.0] * 3, **of), prompts=prompts).row(0, named=True)
+    alike = statistics_summary.summarise(table([1.0, 1.0, 0.0, 0.0] * 3, **of), prompts=prompts).row(0, named=True)
     low, high = intervals.wilson(np.array(0.5), 6)
     assert (alike["ci_low"], alike["ci_high"]) == (pytest.approx(float(low)), pytest.approx(float(high)))
 
@@ -104,8 +109,8 @@ def test_the_jackknife_of_cka_leaves_out_whole_clusters() -> None:
     def spread(copies: int, clusters: list[str | None]) -> float:
         states = [{site: torch.from_numpy(np.repeat(one, copies, axis=0))} for one in (x, y)]
         names = [f"p{i}" for i in range(20 * copies)]
-        measured = similarity.measure(*states, names, "report", permutations=0)
-        found = statistics.summarise(measured, prompts=lines(clusters)).filter(pl.col("metric") == "cka").row(0, named=True)
+        measured = similarity_formula.measure(*states, names, "report", permutations=0)
+        found = statistics_summary.summarise(measured, prompts=lines(clusters)).filter(pl.col("metric") == "cka").row(0, named=True)
         assert found["n"] == 20
         return float(found["ci_high"] - found["ci_low"])
 
@@ -115,7 +120,7 @@ def test_the_jackknife_of_cka_leaves_out_whole_clusters() -> None:
 
 def test_two_clusters_have_no_interval_and_no_test() -> None:
     prompts = lines([f"t{i // 8}" for i in range(16)])
-    found = statistics.summarise(table(list(np.linspace(1, 2, 16))), prompts=prompts).row(0, named=True)
+    found = statistics_summary.summarise(table(list(np.linspace(1, 2, 16))), prompts=prompts).row(0, named=True)
     assert (found["n"], found["ci_low"], found["ci_high"]) == (2, None, None)
     assert "few_prompts" in found["flag"]
 
@@ -125,7 +130,7 @@ def test_the_state_of_another_prompt_never_comes_from_the_same_template(sizes: l
     clusters = [name for name, size in enumerate(sizes) for _ in range(size)]
     np.random.default_rng(0).shuffle(clusters)
     for seed in range(20):
-        found = patching.donors(clusters, seed)
+        found = counterfactuals.donors(clusters, seed)
         assert all(clusters[one] != clusters[donor] for one, donor in enumerate(found))
         if 2 * max(sizes) <= len(clusters):
             assert sorted(found) == list(range(len(clusters))), "every state is used once"
@@ -134,20 +139,20 @@ def test_the_state_of_another_prompt_never_comes_from_the_same_template(sizes: l
 def test_of_prompts_without_clusters_the_others_are_those_of_earlier_runs() -> None:
     order = torch.randperm(9, generator=torch.Generator().manual_seed(4)).tolist()
     expected = dict(pairwise([*order, order[0]]))
-    assert dict(enumerate(patching.donors(range(9), 4))) == expected
-    assert patching.donors(["one"] * 4, 0) != list(range(4)), "of a single cluster another prompt all the same"
+    assert dict(enumerate(counterfactuals.donors(range(9), 4))) == expected
+    assert counterfactuals.donors(["one"] * 4, 0) != list(range(4)), "of a single cluster another prompt all the same"
 
 
 @pytest.mark.parametrize("clusters", [[0, 0, 1, 1, 2, 2, 3], [0, 1, 2, 0, 1, 2, 0, 1, 2], [0, 1, 2, 3]])
 def test_random_pairings_move_clusters_whole(clusters: list[int]) -> None:
     size = Counter(clusters)
     by_refit = list(permutations(torch.tensor(clusters), 25, 0))
-    for order in [*similarity.pairings(clusters, 25, seed=0), *by_refit]:
+    for order in [*similarity_geometry.pairings(clusters, 25, seed=0), *by_refit]:
         assert sorted(order.tolist()) == list(range(len(clusters)))
         went = {(clusters[place], clusters[came]) for place, came in enumerate(order.tolist())}
         assert len(went) == len(size), "no cluster is torn apart"
         assert all(size[here] == size[there] for here, there in went)
-    assert len({tuple(order.tolist()) for order in similarity.pairings(clusters, 25, seed=0)}) > 1
+    assert len({tuple(order.tolist()) for order in similarity_geometry.pairings(clusters, 25, seed=0)}) > 1
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +191,7 @@ def test_a_run_s_numbers_count_templates_and_its_page_says_so(run: Path) -> None
 
 def test_answers_count_templates_too_wherever_they_are_read(run: Path) -> None:
     loaded = parts.load(run)
-    group, found = wording_behaviour.on_report(loaded.rows, loaded.manifest)
+    group, found = behaviour_words.on_report(loaded.rows, loaded.manifest)
     assert group is not None
     assert {one.n for one in found} == {6}
     finished = mechdiff.open_run(run)

@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.measures import steering
-from mechdiff.measures.doses import QUESTIONS, dose
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.measures.steering import Place, edits, few, random_edits
-from mechdiff.measures.subspaces import Subspace, change_subspace
-from mechdiff.report import findings_steering, statistics
-from mechdiff.report.findings_steering import Limits
+from mechdiff.engine.distributions import kl_nats
+from mechdiff.measures.steering import findings as steering_findings
+from mechdiff.measures.steering import formula as steering_formula
+from mechdiff.measures.steering.doses import QUESTIONS, dose
+from mechdiff.measures.steering.findings import Limits
+from mechdiff.measures.steering.formula import Place, edits, few, random_edits
+from mechdiff.measures.steering.subspaces import Subspace, change_subspace
+from mechdiff.measures.steering.words import does_it_obey, headline
 from mechdiff.report.headlines import admit
-from mechdiff.report.wording_steering import does_it_obey, headline
 from mechdiff.rows import rows
+from mechdiff.statistics import summary
+from mechdiff.validate import edits as validate_edits
 from mechdiff.validate import planted
 from pico import same_tokens
 
@@ -26,7 +28,7 @@ N_REPORT = 8
 
 def late_pair(size: float) -> planted.Planted:
     """The two models differ in block 3 alone: after block 1 their states are equal, and no direction there is that of the change."""
-    return planted.plant(lambda net: planted.add_low_rank(planted.mlp_output(net, LAST), 2, size, 7), n_prompts=14)
+    return planted.plant(lambda net: validate_edits.add_low_rank(validate_edits.mlp_output(net, LAST), 2, size, 7), n_prompts=14)
 
 
 def random_directions(pair: planted.Planted, seed: int) -> Subspace:
@@ -37,7 +39,7 @@ def random_directions(pair: planted.Planted, seed: int) -> Subspace:
 
 
 def study(
-    pair: planted.Planted, directions: Subspace, allowed: Limits, *, layer: int = LAYER, draws: int = steering.TEST_DRAWS
+    pair: planted.Planted, directions: Subspace, allowed: Limits, *, layer: int = LAYER, draws: int = steering_formula.TEST_DRAWS
 ) -> pl.DataFrame:
     """Rows as a run makes them: side effects of each dose on neutral prompts, then effects on report prompts beside random directions of the dose."""
     report = {f"p{i}": torch.tensor(ids) for i, ids in enumerate(pair.prompts[:N_REPORT])}
@@ -53,23 +55,23 @@ def study(
     for direction, arm in QUESTIONS.items():
         model, columns = (pair.base if arm == "add" else pair.tuned), {"direction": direction}
         tried = few(edits(place, direction, strengths=(0.25, 0.5, 2.0), draws=0, seed=0))
-        sides = steering.measure_side_effects(model, neutral, tried, tokens=TOKENS, max_rows=4096, columns=columns)
+        sides = steering_formula.measure_side_effects(model, neutral, tried, tokens=TOKENS, max_rows=4096, columns=columns)
         chosen = dose(sides, direction, max_kl_nats=allowed.kl_nats, max_perplexity_ratio=allowed.perplexity_ratio)
         drawn = random_edits(place, arm, chosen["rank"], chosen["strength"], draws=draws, seed=99) if chosen else []
-        found = steering.measure_effects(model, report, [*tried, *drawn], columns={**columns, "split": "report"}, **asked)
+        found = steering_formula.measure_effects(model, report, [*tried, *drawn], columns={**columns, "split": "report"}, **asked)
         parts += [sides, found]
     return pl.concat(parts)
 
 
 def obeys(table: pl.DataFrame, allowed: Limits) -> bool:
-    return any(one.obeys for one in findings_steering.tested(table, allowed))
+    return any(one.obeys for one in steering_findings.tested(table, allowed))
 
 
 @pytest.mark.parametrize("size", [0.15, 0.6])
 def test_random_directions_obey_in_one_study_in_twenty(size: float) -> None:
     pair, allowed = late_pair(size), Limits()
     found = [study(pair, random_directions(pair, seed), allowed) for seed in range(20)]
-    asked = sum(len(findings_steering.tested(table, allowed)) for table in found)
+    asked = sum(len(steering_findings.tested(table, allowed)) for table in found)
     assert asked >= 15, "a dose was within the limits, and tested"
     assert sum(obeys(table, allowed) for table in found) <= 4, "5 % of 20 is 1; 5 or more has a chance of 0.3 %"
 
@@ -78,7 +80,7 @@ def test_damage_is_no_way_to_the_base() -> None:
     """Large random edits of the tuned model move it by several D, and away from both."""
     pair, allowed = late_pair(0.15), Limits(kl_nats=50, perplexity_ratio=1e9)
     table = study(pair, random_directions(pair, 3), allowed, draws=3)
-    of_tuned = findings_steering.effects(table).filter(pl.col("edit") == "ablate", pl.col("rank") == 8, pl.col("control").is_null())
+    of_tuned = steering_findings.effects(table).filter(pl.col("edit") == "ablate", pl.col("rank") == 8, pl.col("control").is_null())
     own = table.filter(pl.col("metric") == "kl_own_nats", pl.col("arm") == "ablate", pl.col("rank") == 8, pl.col("control").is_null())
     assert own["value"].to_torch().mean() > pair.d_nats[:N_REPORT].mean(), "it was said to have more than all of D"
     assert (of_tuned["share"] < 0).all()
@@ -86,16 +88,16 @@ def test_damage_is_no_way_to_the_base() -> None:
 
 def test_a_change_that_is_one_direction_still_obeys() -> None:
     """The tuned model is the base with a constant added after block 1's MLP: adding it goes the whole way, and ablating it back."""
-    pair = planted.plant(planted.add_mlp_bias, n_prompts=14, prepare=planted.give_mlp_bias)
-    layer = planted.BIASED
+    pair = planted.plant(validate_edits.add_mlp_bias, n_prompts=14, prepare=validate_edits.give_mlp_bias)
+    layer = validate_edits.BIASED
     base, tuned = (pair.states(side, "resid_post")[layer, :N_REPORT] for side in ("base", "tuned"))
     allowed = Limits(kl_nats=1e3, perplexity_ratio=1e9)
     table = study(pair, change_subspace(base, tuned, 8), allowed, layer=layer)
-    found = {one.edit: one for one in findings_steering.tested(table, allowed)}
+    found = {one.edit: one for one in steering_findings.tested(table, allowed)}
     assert found["add"].obeys
     assert found["add"].p == pytest.approx(2 / 40), "the fewest that 39 draws and two questions can give"
     manifest = {"steering": {"limits": {"max_side_kl_nats": 1e3, "max_perplexity_ratio": 1e9}}}
-    spoken = [one.text for one in headline(table, statistics.summarise(table), manifest) if admit(one) is None]
+    spoken = [one.text for one in headline(table, summary.summarise(table), manifest) if admit(one) is None]
     assert any(text.startswith("adding the mean difference at L") for text in spoken)
 
 
@@ -103,7 +105,7 @@ def test_the_layer_of_the_side_effects_is_named_and_nothing_is_said_of_others() 
     pair = late_pair(0.6)
     table = study(pair, random_directions(pair, 0), Limits(), draws=0)
     manifest = {"steering": {"limits": {"max_side_kl_nats": 1e-9, "max_perplexity_ratio": 1.0}}}
-    said = does_it_obey(table, statistics.summarise(table), manifest)
+    said = does_it_obey(table, summary.summarise(table), manifest)
     assert said[0].startswith(
         f"No dose tried of the mean difference added to the base at L{LAYER}.resid_post (strengths 0.25, 0.5 and 1) keeps"
     )
@@ -111,11 +113,11 @@ def test_the_layer_of_the_side_effects_is_named_and_nothing_is_said_of_others() 
         f"No dose tried of the change's directions ablated in the tuned model at L{LAYER}.resid_post (numbers of directions 1, 2, 4 and 8)"
     )
     assert said[-1] == f"Side effects on neutral prompts were measured at L{LAYER}.resid_post only, with edits at all positions."
-    assert headline(table, statistics.summarise(table), manifest) == []
+    assert headline(table, summary.summarise(table), manifest) == []
 
 
 def test_without_random_directions_nothing_is_said_to_work() -> None:
     pair, allowed = late_pair(0.6), Limits(kl_nats=1e3, perplexity_ratio=1e9)
     for draws in (0, 1, 38):
         table = study(pair, random_directions(pair, 0), allowed, draws=draws)
-        assert findings_steering.tested(table, allowed) == []
+        assert steering_findings.tested(table, allowed) == []

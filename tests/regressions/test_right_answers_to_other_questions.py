@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechdiff.measures.answers import exact_match
-from mechdiff.measures.values import same_value
+from mechdiff.measures.behaviour.answers import exact_match
+from mechdiff.measures.behaviour.values import same_value
 
 T, F = True, False
 # one answer, another, whether they are the same, what math-verify says (answer, label) and (label, answer), why mechdiff differs

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from mechdiff import rows
 from mechdiff.engine.activations import capture
+from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.grafts import grafted
-from mechdiff.engine.models import Model, open_pair
-from mechdiff.engine.units import changes_between, tensors_in
-from mechdiff.measures.maps import Map, load_map
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.study.artifacts import RunFolder
+from mechdiff.maps.maps import Map, load_map
+from mechdiff.models.modules import changes_between, tensors_in
+from mechdiff.models.pair import Model, open_pair
+from mechdiff.store.run_folder import RunFolder
 from pico import moved, pico, prompts, save, twin
 from tokenizers_made import byte_tokenizer
 

@@ -4,11 +4,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import contrasts, statistics, wording
-from mechdiff.report.effects import Table
-from mechdiff.report.quantity import crossing
+from mechdiff.compare import contrasts
+from mechdiff.compare.effects import Table
+from mechdiff.compare.quantity import crossing
+from mechdiff.measures.behaviour.words import headlines
+from mechdiff.measures.grafting import words as grafting_words
+from mechdiff.measures.patching import words as patching_words
 from mechdiff.report.verdict import refused, verdict
-from mechdiff.report.wording_behaviour import headlines
+from mechdiff.statistics import summary as statistics_summary
 from report.small_runs import answered, asked, divergence, grafted, patched
 
 
@@ -17,9 +20,9 @@ def test_no_fraction_is_given_of_a_recovery_that_may_be_nothing() -> None:
     own = np.array([0.9, -0.5, 0.8, -0.4, 0.9, -0.3, 0.7, 0.1])
     d = np.linspace(0.9, 1.1, 8)
     rows = pl.concat([divergence(d), patched({"identity": own, "shift": 0.7 * own + np.linspace(-0.02, 0.02, 8)}, d)])
-    summary = statistics.summarise(rows)
+    summary = statistics_summary.summarise(rows)
     assert "one constant vector" not in " ".join(verdict(rows, summary, {}))
-    (said,) = wording.what_it_depends_on(rows, summary)
+    (said,) = patching_words.what_it_depends_on(rows, summary)
     assert said.endswith(": what the patch recovers there cannot be told from 0, so that no fraction of it is given.")
     assert any("one constant vector" in one and "its interval holds 0" in one for one in refused(rows, summary, {}))
 
@@ -47,7 +50,7 @@ def test_the_module_that_other_prompts_chose_is_not_called_the_best() -> None:
         grafted({"alone": {"L1.mlp": 0.14, "L2.mlp": 0.3}}, d),
         grafted({"alone": {"L1.mlp": 0.3, "L2.mlp": 0.14}}, d[:3], split="select"),
     ])  # fmt: skip
-    text = " ".join(one.text for one in wording.modules(rows))
+    text = " ".join(one.text for one in grafting_words.modules(rows))
     assert "of single modules, the tuned weights of L1.mlp (selected on 3 other prompts) recover 0.14" in text
     assert "best" not in text
 

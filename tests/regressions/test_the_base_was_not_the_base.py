@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from adapters_made import LORA, REWRITING, make_pair
-from mechdiff.engine import switches
 from mechdiff.engine.activations import forward
-from mechdiff.engine.models import open_pair
-from mechdiff.engine.sources import quiet
-from mechdiff.engine.switches import attach_adapter, row_sums
 from mechdiff.errors import ModelError
+from mechdiff.models import switches
+from mechdiff.models.pair import open_pair
+from mechdiff.models.sources import quiet
+from mechdiff.models.switches import attach_adapter, row_sums
 from pico import pico
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, GptOssConfig, LlamaConfig, MistralConfig
 
-from mechdiff.engine.changes import open_changes
-from mechdiff.engine.functions import function_differences
-from mechdiff.engine.lineage import lineage
-from mechdiff.engine.small_floats import decoded_mxfp4
-from mechdiff.engine.sources import resolve
-from mechdiff.engine.tensors import open_tensors
-from mechdiff.report.statistics import summarise
+from mechdiff.measures.weights.words import which_weights
+from mechdiff.models.changes import open_changes
+from mechdiff.models.functions import function_differences
+from mechdiff.models.lineage import lineage
+from mechdiff.models.small_floats import decoded_mxfp4
+from mechdiff.models.sources import resolve
+from mechdiff.models.tensors import open_tensors
 from mechdiff.report.verdict import verdict
-from mechdiff.report.wording import which_weights
+from mechdiff.statistics.summary import summarise
 from mechdiff.study.check import check_pair
 from mechdiff.validate.made import save
 from pico import SIZES, make_net, pico

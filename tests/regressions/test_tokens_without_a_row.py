@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from mechdiff.engine.switches import attach_adapter
 from mechdiff.errors import ModelError
 from mechdiff.measures.catalogue import make_study
+from mechdiff.models.switches import attach_adapter
 from mechdiff.study.config import RunOptions
 from mechdiff.study.prepare import prepare
 from mechdiff.validate.made import save

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mechdiff.report import statistics
+from mechdiff.statistics import summary as statistics_summary
 from report.planted_run import planted_manifest, planted_rows, write_run
 from report.planted_sections import (
     planted_factorial,
@@ -28,7 +28,7 @@ def rows() -> pl.DataFrame:
 
 @pytest.fixture(scope="session")
 def summary(rows: pl.DataFrame) -> pl.DataFrame:
-    return statistics.summarise(rows)
+    return statistics_summary.summarise(rows)
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,7 @@ def full_rows(rows: pl.DataFrame) -> pl.DataFrame:
 
 @pytest.fixture(scope="session")
 def full_summary(full_rows: pl.DataFrame) -> pl.DataFrame:
-    return statistics.summarise(full_rows)
+    return statistics_summary.summarise(full_rows)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ little. Each function takes the run's rows, because its D is theirs, and returns
 import numpy as np
 import polars as pl
 
-from mechdiff.report.findings_transport import ARMS
+from mechdiff.report.effect_shares import ARMS
 from mechdiff.rows import rows
 
 N_HEADS = 9

@@ -4,8 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import asymmetry, drawing, intervals
+from mechdiff.measures.patching import asymmetry as patching_asymmetry
+from mechdiff.report import drawing
 from mechdiff.report.parts import Run
+from mechdiff.statistics import intervals
 from report.conftest import CHANGED
 from report.test_figures import descriptions
 
@@ -24,7 +26,7 @@ def test_the_index_is_one_of_means_with_a_paired_interval() -> None:
 
 
 def test_the_planted_index_at_every_site_that_acts(full_rows: pl.DataFrame, full_summary: pl.DataFrame) -> None:
-    found = asymmetry.by_site(full_rows, full_summary)
+    found = patching_asymmetry.by_site(full_rows, full_summary)
     assert len(found) == 7 * 5
     assert found.filter(pl.col("layer") == CHANGED, pl.col("site") == "attn_out")["index"].item() == pytest.approx(0.5)
     assert set(found["n"]) == {24}
@@ -34,16 +36,18 @@ def test_the_planted_index_at_every_site_that_acts(full_rows: pl.DataFrame, full
 
 
 def test_the_caption_and_the_figure(full_rows: pl.DataFrame, full_summary: pl.DataFrame) -> None:
-    drawn = asymmetry.parts(Run(rows=full_rows, summary=full_summary, manifest={}))[0]
+    drawn = patching_asymmetry.parts(Run(rows=full_rows, summary=full_summary, manifest={}))[0]
     assert (
         f"At L{CHANGED}.attn_out, the site where both patches together do most on the select prompts, A = 0.500 (95 %: 0.500 to 0.500)"
         in drawn.caption
     )
-    known = asymmetry.by_site(full_rows, full_summary).filter(pl.col("index").is_not_null(), pl.col("site").is_in(asymmetry.SITES))
-    svg = drawing.to_svg(asymmetry.asymmetry_by_layer(full_rows, full_summary, {}))
+    known = patching_asymmetry.by_site(full_rows, full_summary).filter(
+        pl.col("index").is_not_null(), pl.col("site").is_in(patching_asymmetry.SITES)
+    )
+    svg = drawing.to_svg(patching_asymmetry.asymmetry_by_layer(full_rows, full_summary, {}))
     assert len(descriptions(svg, "circle")) == len(known)
 
 
 def test_one_direction_is_no_comparison(full_rows: pl.DataFrame, full_summary: pl.DataFrame) -> None:
     one = full_rows.filter(pl.col("direction").ne_missing("base<-tuned"))
-    assert asymmetry.parts(Run(rows=one, summary=full_summary, manifest={})) == []
+    assert patching_asymmetry.parts(Run(rows=one, summary=full_summary, manifest={})) == []

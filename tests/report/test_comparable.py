@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mechdiff.compare import comparable
 from mechdiff.errors import RunError
-from mechdiff.report import comparable
 from report.planted_compare import Planted, manifest_of, planted, write_planted
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from mechdiff.compare import contrasts
+from mechdiff.compare.compare import Comparison, beside, compare, default_name, sections
+from mechdiff.compare.compared import Compared
+from mechdiff.compare.words import verdict
 from mechdiff.errors import RunError
-from mechdiff.report import contrasts
-from mechdiff.report.compare import Comparison, beside, compare, default_name, sections
-from mechdiff.report.compared import Compared
-from mechdiff.report.wording_compare import verdict
 from report.planted_compare import LOCAL, N_LAYERS, RANK_8, SPREAD, Planted, manifest_of, planted, write_planted
 from report.test_page import Page
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mechdiff.report.coverage import Whole, coverage, first_to, necessity, two_point
+from mechdiff.measures.heads.coverage import Whole, coverage, first_to, necessity, two_point
 
 
 def test_ends_are_0_and_1_and_intervals_hold_the_share() -> None:
@@ -38,7 +38,7 @@ def test_prompts_must_be_the_same() -> None:
 
 
 def test_two_points_are_shapley_of_a_quadratic_game() -> None:
-    from mechdiff.measures import games
+    from mechdiff.measures.heads import shapley as games
 
     random = np.random.default_rng(2)
     edits = random.normal(size=(3, 5, 4))  # prompt, player, direction

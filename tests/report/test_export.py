@@ -8,7 +8,7 @@ import pytest
 
 from mechdiff import api
 from mechdiff.errors import RunError
-from mechdiff.report import export as exporting
+from mechdiff.report import export
 from mechdiff.report.export import COLUMNS, PIXELS_PER_INCH, PRINT_DPI, escaped, markdown_table
 from mechdiff.report.parts import table
 
@@ -21,9 +21,9 @@ def run_object(run: Path) -> api.Run:
 
 
 def test_every_figure_has_the_width_of_its_column(run_object: api.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    every = exporting.drawn_figures(exporting.sections.all_sections(run_object._content))
+    every = export.drawn_figures(export.sections.all_sections(run_object._content))
     kept = {name: every[name] for name in ("d_by_prompt", "causal_map")}
-    monkeypatch.setattr(exporting, "drawn_figures", lambda found: kept)
+    monkeypatch.setattr(export, "drawn_figures", lambda found: kept)
     summary = run_object.export(tmp_path / "paper", formats=["svg", "pdf", "png"])
     assert len(list((tmp_path / "paper" / "figures").iterdir())) == 2 * 2 * 3
     for name in kept:
@@ -42,7 +42,7 @@ def test_every_figure_has_the_width_of_its_column(run_object: api.Run, tmp_path:
 
 
 def test_the_asked_formats_alone_are_written(run_object: api.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "drawn_figures", lambda found: {})
+    monkeypatch.setattr(export, "drawn_figures", lambda found: {})
     with pytest.raises(RunError, match="format: given gif, expected some of pdf, svg, png"):
         run_object.export(tmp_path / "paper", formats=["gif"])
     with pytest.raises(RunError, match="columns: given wide"):

@@ -6,10 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import section_behaviour, statistics
+from mechdiff.measures.behaviour import page as behaviour_page
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import prompts, shown
 from mechdiff.rows import rows
+from mechdiff.statistics import summary
 from report.small_runs import answered, asked, divergence
 
 
@@ -53,11 +54,11 @@ def run() -> Run:
     both, manifest = pl.concat(table), asked(n)
     manifest["behaviour"]["groups"] |= {kind: {"en": [f"{kind}{i}" for i in range(size)]} for kind, size in groups.items()}
     manifest["behaviour"]["closer_layers"] = [3]
-    return Run(rows=both, summary=statistics.summarise(both), manifest=manifest)
+    return Run(rows=both, summary=summary.summarise(both), manifest=manifest)
 
 
 def test_groups_of_a_few_prompts_fold_into_one_line(run: Run) -> None:
-    parts = section_behaviour.answers(run).parts
+    parts = behaviour_page.answers(run).parts
     text = str(parts)
     assert "Asked too few for a rate (under 5 prompts): harmful requests (1) and harmless requests (2)." in text
     lines = [row for part in parts if part.get("kind") == "table" for row in part["rows"]]
@@ -69,5 +70,5 @@ def test_groups_of_a_few_prompts_fold_into_one_line(run: Run) -> None:
 
 def test_no_interval_of_fewer_than_five_prompts_is_in_the_tables(run: Run) -> None:
     few = run.rows.filter(pl.col("prompt").is_in([f"r{i:03d}" for i in range(4)]))
-    told = section_behaviour.answers(Run(rows=few, summary=statistics.summarise(few), manifest=run.manifest))
+    told = behaviour_page.answers(Run(rows=few, summary=summary.summarise(few), manifest=run.manifest))
     assert not [row for part in told.parts if part.get("kind") == "table" for row in part["rows"] if any(" to " in cell for cell in row)]

@@ -5,21 +5,21 @@ import re
 import polars as pl
 import pytest
 
-from mechdiff.report import (
-    asymmetry,
-    charts_patching,
-    drawing,
-    figures,
-    findings,
-    section_factorial,
-    section_grafting,
-    section_texts,
-    section_weights,
-)
+from mechdiff.measures.divergence import charts as divergence_charts
+from mechdiff.measures.divergence import texts_page as divergence_texts_page
+from mechdiff.measures.factorial import charts as factorial_charts
+from mechdiff.measures.grafting import charts as grafting_charts
+from mechdiff.measures.patching import asymmetry as patching_asymmetry
+from mechdiff.measures.patching import charts as patching_charts
+from mechdiff.measures.patching import findings as patching_findings
+from mechdiff.measures.similarity import charts as similarity_charts
+from mechdiff.measures.weights import charts as weights_charts
+from mechdiff.report import difference, drawing
 from report.conftest import CHANGED
 
 ALL = [
-    figures.d_by_prompt, figures.cka_by_layer, figures.causal_map, figures.arms_by_layer, figures.cka_against_effect, charts_patching.kl_by_layer,
+    divergence_charts.d_by_prompt, similarity_charts.cka_by_layer, patching_charts.causal_map, patching_charts.arms_by_layer,
+    patching_charts.cka_against_effect, patching_charts.kl_by_layer,
 ]  # fmt: skip
 
 
@@ -45,16 +45,16 @@ def test_a_figure_without_its_rows_is_none(figure: drawing.Figure, rows: pl.Data
 
 
 SECTIONS = [
-    section_texts.kl_by_position,
-    section_weights.weight_map,
-    section_weights.spectra_of,
-    section_weights.head_map,
-    section_grafting.grafts_alone,
-    section_grafting.grafts_in_order,
-    section_grafting.grafts_greedy,
-    section_grafting.grafts_by_rank,
-    section_factorial.effects_by_layer,
-    asymmetry.asymmetry_by_layer,
+    divergence_texts_page.kl_by_position,
+    weights_charts.weight_map,
+    weights_charts.spectra_of,
+    weights_charts.head_map,
+    grafting_charts.grafts_alone,
+    grafting_charts.grafts_in_order,
+    grafting_charts.grafts_greedy,
+    grafting_charts.grafts_by_rank,
+    factorial_charts.effects_by_layer,
+    patching_asymmetry.asymmetry_by_layer,
 ]
 
 
@@ -76,8 +76,8 @@ def descriptions(svg: str, kind: str) -> list[str]:
 
 
 def test_the_map_has_one_cell_for_each_site_and_tells_noise_from_effect(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
-    svg = drawing.to_svg(figures.causal_map(rows, summary, {}))
-    shares = findings.site_shares(rows, summary)
+    svg = drawing.to_svg(patching_charts.causal_map(rows, summary, {}))
+    shares = patching_findings.site_shares(rows, summary)
     cells, dots = descriptions(svg, "rect mark"), descriptions(svg, "circle")
     assert len(cells) == shares["counts"].sum()
     assert len(cells) + len(dots) == len(shares) == 2 * 7 * 5
@@ -86,26 +86,26 @@ def test_the_map_has_one_cell_for_each_site_and_tells_noise_from_effect(rows: pl
 
 
 def test_every_prompt_has_its_dot(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
-    svg = drawing.to_svg(figures.d_by_prompt(rows, summary, {}))
+    svg = drawing.to_svg(divergence_charts.d_by_prompt(rows, summary, {}))
     assert len(descriptions(svg, "circle")) == 24
 
 
 def test_infinite_d_is_left_out_of_the_figure(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     d = (pl.col("metric") == "kl_tuned_base_nats") & (pl.col("split") == "report")
     some = rows.with_columns(value=pl.when(d, pl.col("prompt") == "r003").then(float("inf")).otherwise("value"))
-    svg = drawing.to_svg(figures.d_by_prompt(some, summary, {}))
+    svg = drawing.to_svg(divergence_charts.d_by_prompt(some, summary, {}))
     assert len(descriptions(svg, "circle")) == 23
 
 
 def test_lines_have_a_legend(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> None:
-    for figure, names in ((figures.cka_by_layer, findings.STREAM), (figures.arms_by_layer, drawing.ARM_COLOURS)):
+    for figure, names in ((similarity_charts.cka_by_layer, difference.STREAM), (patching_charts.arms_by_layer, drawing.ARM_COLOURS)):
         svg = drawing.to_svg(figure(rows, summary, manifest))
         legend = svg[svg.index("role-legend") :]
         assert all(f">{name}<" in legend for name in names)
 
 
 def test_a_figure_is_saved_as_svg(tmp_path, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
-    wide, narrow = (figures.d_by_prompt(rows, summary, {}, width=width) for width in (drawing.WIDE, drawing.NARROW))
+    wide, narrow = (divergence_charts.d_by_prompt(rows, summary, {}, width=width) for width in (drawing.WIDE, drawing.NARROW))
     svg, small = drawing.to_svgs(wide, narrow)
     assert [svg, small] == [drawing.to_svg(wide), drawing.to_svg(narrow)]
     drawing.save(svg, tmp_path / "figures", "d")

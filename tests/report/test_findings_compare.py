@@ -6,25 +6,27 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import (
-    contrasts,
-    effects,
-    findings_behaviour,
-    findings_compare,
-    findings_heads,
-    findings_transport,
-    findings_weights,
-    section_compare_axes,
-    statistics,
-)
-from mechdiff.report.comparable import Loaded
-from mechdiff.report.compared import Compared
-from mechdiff.report.contrasts import pairs
-from mechdiff.report.findings import BREAKAGE, RECOVERY
-from mechdiff.report.findings_changes import changes
-from mechdiff.report.findings_compare import quantities
+from mechdiff.compare import contrasts, effects
+from mechdiff.compare.comparable import Loaded
+from mechdiff.compare.compared import Compared
+from mechdiff.compare.contrasts import pairs
+from mechdiff.compare.quantities import quantities
+from mechdiff.compare.quantity import Quantity
+from mechdiff.measures.behaviour import compare as behaviour_compare
+from mechdiff.measures.behaviour import findings as behaviour_findings
+from mechdiff.measures.behaviour.compare import changes
+from mechdiff.measures.grafting import compare as grafting_compare
+from mechdiff.measures.heads import compare as heads_compare
+from mechdiff.measures.heads import sets as heads_sets
+from mechdiff.measures.patching import compare as patching_compare
+from mechdiff.measures.rank import compare as rank_compare
+from mechdiff.measures.transport import compare as transport_compare
+from mechdiff.measures.transport import findings as transport_findings
+from mechdiff.measures.weights import findings as weights_findings
+from mechdiff.report import page
+from mechdiff.report.difference import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Drawn, Run
-from mechdiff.report.quantity import Quantity
+from mechdiff.statistics import summary
 from report import planted_behaviour, planted_heads, planted_sections
 from report.conftest import CHANGED
 from report.planted_compare import with_overlaps
@@ -44,7 +46,7 @@ def run(rows: pl.DataFrame, full_rows: pl.DataFrame, full_manifest: dict) -> Loa
     table = with_overlaps(pl.concat([full_rows, *(make(rows, n_layers=N, changed=CHANGED) for make in made)]))
     manifest = full_manifest | planted_heads.heads_manifest(n_layers=N, changed=CHANGED)
     manifest |= planted_behaviour.behaviour_manifest(rows, n_layers=N, changed=CHANGED)
-    content = Run(rows=table, summary=statistics.summarise(table), manifest=manifest)
+    content = Run(rows=table, summary=summary.summarise(table), manifest=manifest)
     return Loaded(name="planted", folder=Path("planted"), content=content, texts={})
 
 
@@ -73,7 +75,7 @@ def test_effects_are_what_is_broken_and_what_is_recovered(run: Loaded) -> None:
 
 
 def test_the_strongest_map_is_that_of_the_page(run: Loaded, found: dict[str, Quantity]) -> None:
-    carried = findings_transport.carried(run.content.rows, run.content.summary)
+    carried = transport_findings.carried(run.content.rows, run.content.summary)
     assert carried is not None
     best, simple = found["recovered by the best map"], found["recovered by the best of shift and mean"]
     assert best.estimate.value == pytest.approx(carried.best.share, abs=0.01)
@@ -97,14 +99,14 @@ def test_heads_are_those_of_the_game(run: Loaded, found: dict[str, Quantity]) ->
     assert inside.layer == CHANGED
     singles = np.array([planted_heads.v([head]) for head in range(planted_heads.N_HEADS)])
     assert found["effective heads of the network"].estimate.value == pytest.approx(singles.sum() ** 2 / (singles**2).sum(), rel=0.02)
-    order = next(iter(findings_heads.orders(run.content.manifest, BREAKAGE, CHANGED).values()))
+    order = next(iter(heads_sets.orders(run.content.manifest, BREAKAGE, CHANGED).values()))
     for k in (1, 3, 5):
         assert found[f"coverage by the top {k}"].estimate.value == pytest.approx(planted_heads.v(order[:k]), abs=1e-6)
         assert found[f"necessity of the top {k}"].estimate.value == pytest.approx(1 - planted_heads.v(order[k:]), abs=1e-6)
 
 
 def test_weights_are_those_of_the_files(run: Loaded, found: dict[str, Quantity]) -> None:
-    changed = findings_weights.how_many(run.content.summary)
+    changed = weights_findings.how_many(run.content.summary)
     assert changed is not None
     assert found["tensors changed"].estimate.value == changed.changed / changed.tensors
     shares = np.array(list(planted_sections.ALONE.values()))
@@ -114,9 +116,9 @@ def test_weights_are_those_of_the_files(run: Loaded, found: dict[str, Quantity])
 
 def test_changes_in_behaviour_are_paired_differences(run: Loaded) -> None:
     made = {one.name: one.estimate for one in changes(run)}
-    groups = findings_behaviour.groups(run.content.rows, run.content.manifest)
+    groups = behaviour_findings.groups(run.content.rows, run.content.manifest)
     report = next(group for group in groups if group.name == "report" and group.language is None)
-    known = {(one.metric, one.style): one.difference[0] for one in findings_behaviour.compared(report.rows)}
+    known = {(one.metric, one.style): one.difference[0] for one in behaviour_findings.compared(report.rows)}
     assert made["refusal log-probability margin, nats per token, report prompts"].value == pytest.approx(known["refusal_soft_nats", None])
     assert made["style markers per 100 words: courtesy, report prompts"].value == pytest.approx(known["style_per_100_words", "courtesy"])
     assert made["refusals, report prompts"].value == pytest.approx(known["refusal", None])
@@ -128,7 +130,7 @@ def test_a_threshold_that_is_never_passed_is_said(run: Loaded) -> None:
     cut = Loaded(
         name="cut", folder=run.folder, content=Run(rows=half, summary=run.content.summary, manifest=run.content.manifest), texts={}
     )
-    passed = {one.name: one for one in findings_compare.where(cut)}["half of D passed, breakage"]
+    passed = {one.name: one for one in patching_compare.quantities(cut)}["half of D passed, breakage"]
     assert passed.beyond
     assert passed.estimate.value == CHANGED
 
@@ -141,9 +143,9 @@ def test_sections_have_their_figures_and_readings(run: Loaded, found: dict[str, 
         runs=[run, again], found=numbers, held=pairs(numbers), marks=[], across_bases=False, along=pl.DataFrame(), apart=pl.DataFrame()
     )
     assert not any(pair.apart for pair in of.held), "one run beside itself differs in nothing"
-    makers = (section_compare_axes.weights, section_compare_axes.transport, section_compare_axes.rank, section_compare_axes.heads)
-    reading = (Path(section_compare_axes.__file__).parent / "reading.html").read_text(encoding="utf-8")
-    for make in (*makers, section_compare_axes.behaviour):
+    makers = (grafting_compare.axis, transport_compare.axis, rank_compare.axis, heads_compare.axis)
+    reading = (Path(page.__file__).parent / "reading.html").read_text(encoding="utf-8")
+    for make in (*makers, behaviour_compare.axis):
         section = make(of)
         (drawn,) = [part for part in section.parts if isinstance(part, Drawn)]
         assert drawn.chart(width=700, **drawn.options) is not None

@@ -6,8 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import findings_heads, statistics
+from mechdiff.measures.heads import findings as heads_findings
+from mechdiff.measures.heads import sets as heads_sets
 from mechdiff.rows import rows as make
+from mechdiff.statistics import summary
 
 BREAKAGE, RECOVERY = "tuned<-base", "base<-tuned"
 D = np.array([2.0, 4.0, 1.0, 3.0])
@@ -29,9 +31,9 @@ def swapped(shares: Mapping[str, float], direction: str = BREAKAGE, **named: obj
     return pl.concat([make(values, unit=unit, **at) for unit, values in nats.items()])
 
 
-def game(*parts: pl.DataFrame, direction: str = BREAKAGE) -> findings_heads.Game:
+def game(*parts: pl.DataFrame, direction: str = BREAKAGE) -> heads_sets.Game:
     table = pl.concat([pair(), *parts])
-    found = findings_heads.game(table, statistics.summarise(table), direction, 3)
+    found = heads_sets.game(table, summary.summarise(table), direction, 3)
     assert found is not None
     return found
 
@@ -65,44 +67,44 @@ def test_a_game_is_made_of_reported_real_contributions_alone() -> None:
 
 def test_curves_by_any_order_end_at_one_and_know_what_was_not_run() -> None:
     one = game(swapped(TRIO))
-    curve = findings_heads.curve(one, [1, 2, 0])
+    curve = heads_sets.curve(one, [1, 2, 0])
     assert curve["k"].to_list() == [1, 2, 3]
     np.testing.assert_allclose(curve["share"], [0.0, 0.375, 1.0], atol=1e-12)
     np.testing.assert_allclose(curve["necessity"], [0.375, 0.375, 1.0])
-    short = findings_heads.curve(one, [1])
+    short = heads_sets.curve(one, [1])
     assert short["k"].to_list() == [1, 3], "an order that ends early goes on at all heads"
     unknown = game(swapped({name: TRIO[name] for name in ("head 0", "head 1", "head 2", "all")}))
-    curve = findings_heads.curve(unknown, [1, 2, 0])
+    curve = heads_sets.curve(unknown, [1, 2, 0])
     assert curve["k"].to_list() == [1, 3]
     assert curve["necessity"].to_list() == [None, 1.0]
-    assert findings_heads.needed(unknown) is None
+    assert heads_sets.needed(unknown) is None
 
 
 def test_necessity_of_heads_is_what_is_lost_without_them() -> None:
-    found = findings_heads.needed(game(swapped(TRIO)))
+    found = heads_sets.needed(game(swapped(TRIO)))
     assert found is not None
     np.testing.assert_allclose(found.share, [1 - 0.3 / 0.8, 0.375, 0.375])
 
 
 def test_two_heads_need_each_other_two_stand_in_for_each_other() -> None:
-    found = findings_heads.interactions(game(swapped(TRIO)), [0, 2, 1])
+    found = heads_sets.interactions(game(swapped(TRIO)), [0, 2, 1])
     assert found.select("i", "j").rows() == [(1, 2), (0, 2), (0, 1)]
     np.testing.assert_allclose(found["value"], [0.375, 0.0, 0.0], atol=1e-12)
     spare = game(swapped({"head 0": 0.6, "head 1": 0.6, "heads 0,1": 0.6, "head 2": 0.0, "all": 0.6}))
-    (line,) = findings_heads.interactions(spare, [0, 1]).iter_rows(named=True)
+    (line,) = heads_sets.interactions(spare, [0, 1]).iter_rows(named=True)
     assert (line["value"], line["alone"]) == (pytest.approx(-1), pytest.approx(2))
     nothing = game(swapped({"head 0": 0.5, "head 1": 0.5, "head 2": 0.0, "heads 0,1": 0.0, "all": 0.0}))
-    assert findings_heads.interactions(nothing, [0, 1]).is_empty(), "P14: no share of nothing"
+    assert heads_sets.interactions(nothing, [0, 1]).is_empty(), "P14: no share of nothing"
 
 
 def test_the_band_is_of_sets_not_of_prompts() -> None:
     shares = np.linspace(0, 0.8, 41)
     drawn = [swapped({"head 0": share}, control=f"random_set#{i}", rank=1) for i, share in enumerate(shares)]
-    (line,) = findings_heads.band(game(swapped(TRIO), *drawn)).iter_rows(named=True)
+    (line,) = heads_sets.band(game(swapped(TRIO), *drawn)).iter_rows(named=True)
     assert (line["k"], line["draws"]) == (1, 41)
     assert line["mean"] == pytest.approx(0.5)
     assert (line["low"], line["high"]) == (pytest.approx(0.025), pytest.approx(0.975))
-    assert findings_heads.band(game(swapped(TRIO))).is_empty()
+    assert heads_sets.band(game(swapped(TRIO))).is_empty()
 
 
 def shapley(shares: Sequence[float], **named: object) -> pl.DataFrame:
@@ -124,23 +126,23 @@ def test_effective_number_stands_beside_that_of_random_edits() -> None:
     alike, one_alone = np.eye(3), np.diag([1.0, 0.0, 0.0])
     parts = [swapped(TRIO), shapley([0.5, 0.15, 0.15]), null(alike, 0), null(one_alone, 1)]
     one = game(*parts)
-    shares = findings_heads.head_shares(pl.concat([pair(), *parts]), one)
+    shares = heads_sets.head_shares(pl.concat([pair(), *parts]), one)
     assert shares is not None
     np.testing.assert_allclose(shares.shapley.share, np.array([0.5, 0.15, 0.15]) / 0.8)
     assert shares.shapley.share.sum() == pytest.approx(1), "efficiency"
     assert shares.effective[0] == pytest.approx(0.64 / (0.25 + 2 * 0.0225))
     assert shares.null == (pytest.approx(1), pytest.approx(3), 2)
     assert np.isnan(shares.fisher).all(), "no Fisher rows, no Fisher shares"
-    assert findings_heads.head_shares(pair(), one) is None
+    assert heads_sets.head_shares(pair(), one) is None
 
 
 def test_players_of_the_network_are_found_in_any_order_of_their_names() -> None:
     across = {"L1.head 2+L3.head 0": 0.2, "L1.head 2": 0.1, "L1.head 2+L2.mlp+L3.head 0": 0.6, "all": 0.8}
     table = pl.concat([pair(), swapped(across, layer=None, site=None)])
-    one = findings_heads.game(table, statistics.summarise(table), BREAKAGE, None, site=None)
+    one = heads_sets.game(table, summary.summarise(table), BREAKAGE, None, site=None)
     assert one is not None
-    assert findings_heads.game(table, statistics.summarise(table), BREAKAGE, None) is None, "heads alone were not run"
-    curve = findings_heads.network_curve(one, ["L3.head 0", "L1.head 2", "L2.mlp", "L0.mlp"])
+    assert heads_sets.game(table, summary.summarise(table), BREAKAGE, None) is None, "heads alone were not run"
+    curve = heads_sets.network_curve(one, ["L3.head 0", "L1.head 2", "L2.mlp", "L0.mlp"])
     assert curve["k"].to_list() == [2, 3, 4]
     np.testing.assert_allclose(curve["share"], [0.25, 0.75, 1.0])
 
@@ -148,8 +150,8 @@ def test_players_of_the_network_are_found_in_any_order_of_their_names() -> None:
 def test_the_strongest_layer_is_that_of_the_select_prompts_where_there_are_any() -> None:
     reported = [swapped({"all": share}, layer=layer) for layer, share in ((1, 0.2), (2, 0.7), (5, 0.9))]
     chosen = [swapped({"all": share}, layer=layer, split="select") for layer, share in ((1, 0.5), (2, 0.1), (5, 0.9))]
-    assert findings_heads.strongest_layer(pl.concat(reported), [1, 2]) == (2, "report")
-    assert findings_heads.strongest_layer(pl.concat(reported + chosen), [1, 2]) == (1, "select")
+    assert heads_findings.strongest_layer(pl.concat(reported), [1, 2]) == (2, "report")
+    assert heads_findings.strongest_layer(pl.concat(reported + chosen), [1, 2]) == (1, "select")
 
 
 def test_a_record_without_select_has_no_orders() -> None:
@@ -160,8 +162,8 @@ def test_a_record_without_select_has_no_orders() -> None:
             "orders": {BREAKAGE: {"single": ["L1.mlp", "L3.head 2"]}},
         }
     }
-    assert findings_heads.orders(said, BREAKAGE, 3) == {"greedy": [2, 0]}
-    assert findings_heads.orders(said, RECOVERY, 3) == {}
-    assert findings_heads.network_orders(said, BREAKAGE, only_heads=True) == {"single": ["L3.head 2"]}
-    assert findings_heads.orders({}, BREAKAGE, 3) == findings_heads.network_orders({}, BREAKAGE, only_heads=False) == {}
-    assert findings_heads.closer_layers({}) == []
+    assert heads_sets.orders(said, BREAKAGE, 3) == {"greedy": [2, 0]}
+    assert heads_sets.orders(said, RECOVERY, 3) == {}
+    assert heads_sets.network_orders(said, BREAKAGE, only_heads=True) == {"single": ["L3.head 2"]}
+    assert heads_sets.orders({}, BREAKAGE, 3) == heads_sets.network_orders({}, BREAKAGE, only_heads=False) == {}
+    assert heads_findings.closer_layers({}) == []

@@ -7,10 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import headlines, statistics, verdict
-from mechdiff.report.contrasts import STATE_RANK
+from mechdiff.compare.contrasts import STATE_RANK
+from mechdiff.compare.words import NOUNS
+from mechdiff.report import headlines, verdict
 from mechdiff.report.headlines import GATES, Candidate, admit
-from mechdiff.report.wording_compare import NOUNS
+from mechdiff.statistics import summary as statistics_summary
 from report import planted_heads
 from report.small_runs import answered, asked, divergence, grafted, patched
 
@@ -118,7 +119,7 @@ def demo_like() -> tuple[pl.DataFrame, dict]:
 
 def test_the_verdict_of_a_run_with_all_of_these_says_none_of_them() -> None:
     rows, manifest = demo_like()
-    summary = statistics.summarise(rows)
+    summary = statistics_summary.summarise(rows)
     said, kept = verdict.verdict(rows, summary, manifest), verdict.refused(rows, summary, manifest)
     everything = " ".join(said)
     for misled in (

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 from hypothesis import strategies as st
 
-from mechdiff.report import bootstrap, intervals
+from mechdiff.statistics import bootstrap, intervals
 
 samples = st.integers(2, 40).flatmap(
     lambda n: st.lists(st.floats(-1e6, 1e6, allow_nan=False, allow_subnormal=False), min_size=n, max_size=n)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import gmean, ttest_1samp
 
-from mechdiff.report import bootstrap, intervals, simulated
+from mechdiff.statistics import bootstrap, intervals, simulated
 
 
 def test_p_is_the_larger_of_the_symmetric_and_twice_the_equal_tailed_share_of_resamples() -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report.nulls import permutation_p
 from mechdiff.rows import rows
+from mechdiff.statistics.nulls import permutation_p
 
 MAP = {
     "measure": "transport",

@@ -8,33 +8,28 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import (
-    charts_attribution,
-    drawing,
-    findings_churn,
-    phrasing,
-    section_attribution,
-    sections,
-    statistics,
-    wording,
-    wording_attribution,
-)
-from mechdiff.report.charts_attribution import Stretched, name_box, place_names
+from mechdiff.measures.attribution import charts as attribution_charts
+from mechdiff.measures.attribution import churn as attribution_churn
+from mechdiff.measures.attribution import page as attribution_page
+from mechdiff.measures.attribution import words as attribution_words
+from mechdiff.measures.attribution.charts import Stretched, name_box, place_names
+from mechdiff.report import drawing, leads, phrasing, sections
 from mechdiff.report.page import build_report
 from mechdiff.report.parts import Drawn, Run
+from mechdiff.statistics import summary as statistics_summary
 from report import planted_attribution as planted
 from report import test_figures
 from report.conftest import CHANGED
 from report.planted_run import write_run
 
 SIZE = {"n_layers": 7, "changed": CHANGED}
-CHARTS = [charts_attribution.attributed_against_true, charts_attribution.churn_of_heads]
+CHARTS = [attribution_charts.attributed_against_true, attribution_charts.churn_of_heads]
 
 
 @pytest.fixture(scope="module")
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
     both = pl.concat([rows.filter(pl.col("measure") == "divergence"), planted.planted_attribution(rows, **SIZE)])
-    return Run(rows=both, summary=statistics.summarise(both), manifest={**manifest, **planted.attribution_manifest(**SIZE)})
+    return Run(rows=both, summary=statistics_summary.summarise(both), manifest={**manifest, **planted.attribution_manifest(**SIZE)})
 
 
 def captions(section) -> dict[str, str]:
@@ -46,7 +41,7 @@ def tables(section) -> list[dict]:
 
 
 def test_what_is_said_is_what_was_planted(run: Run) -> None:
-    section = section_attribution.attribution(run)
+    section = attribution_page.attribution(run)
     assert (section.id, section.title) == ("attribution", "What do gradients say of the heads?")
     said = captions(section)
     assert list(said) == ["attribution_validation", "attribution_churn"]
@@ -59,14 +54,14 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     tested = "; of these last 2, 2 differ between the models by a paired test of all heads together"
     assert counted + tested + ". The state of 3 of 3 holds in at least 0.95 of resamples" in said["attribution_churn"]
     assert "Of the heads with the largest attribution the models share" in said["attribution_churn"]
-    found = findings_churn.between_models(run.rows)
+    found = attribution_churn.between_models(run.rows)
     value = phrasing.with_interval(found.rho, found.low, found.high, digits=2)
     assert f"Rank correlation over all heads {value}." in said["attribution_churn"]
     assert section.parts[0]["text"].startswith("What is attributed is a change of m, in logits; m weighs")
 
 
 def test_tables_name_the_planted_heads(run: Run) -> None:
-    found = tables(section_attribution.attribution(run))
+    found = tables(attribution_page.attribution(run))
     assert all(len(row) == len(table["columns"]) for table in found for row in table["rows"])
     correlations, errors, broken, recovered, sites, churned, overlap = found
     assert [row[0] for row in correlations["rows"]] == [row[0] for row in errors["rows"]] == [
@@ -90,12 +85,12 @@ def test_tables_name_the_planted_heads(run: Run) -> None:
 
 
 def test_what_gradients_say_is_one_sentence(run: Run) -> None:
-    (sentence,) = wording_attribution.what_gradients_say(run.rows, run.summary, run.manifest)
+    (sentence,) = attribution_words.what_gradients_say(run.rows, run.summary, run.manifest)
     assert sentence.startswith(
         "Gradients rank heads as patching does: over the 40 heads that were patched, gradient × difference has a rank corr"
     )
     assert "the lower of both directions), integrated gradients 1.00; 1 head stands out in both models, 1 in the tuned one" in sentence
-    assert wording.leads(run.rows, run.summary, run.manifest)["attribution"] == [sentence]
+    assert leads.leads(run.rows, run.summary, run.manifest)["attribution"] == [sentence]
 
 
 def test_the_verdict_says_when_gradients_are_no_guide(run: Run) -> None:
@@ -105,10 +100,10 @@ def test_the_verdict_says_when_gradients_are_no_guide(run: Run) -> None:
     factors = factors.with_columns(factor=pl.Series(rng.choice([-1.0, 1.0], len(factors))))
     shuffled = run.rows.join(factors, on=["layer", "unit"], how="left", maintain_order="left")
     rows = shuffled.with_columns(value=pl.when(of_effect).then(pl.col("value") * pl.col("factor")).otherwise("value")).drop("factor")
-    (sentence,) = wording_attribution.what_gradients_say(rows, statistics.summarise(rows), run.manifest)
+    (sentence,) = attribution_words.what_gradients_say(rows, statistics_summary.summarise(rows), run.manifest)
     assert sentence.startswith("Gradients are no guide to heads here: over the 40 heads")
     only = rows.filter(pl.col("direction").is_in(["base<-base", "tuned<-tuned"]))
-    (sentence,) = wording_attribution.what_gradients_say(only, statistics.summarise(only), run.manifest)
+    (sentence,) = attribution_words.what_gradients_say(only, statistics_summary.summarise(only), run.manifest)
     assert sentence.startswith(
         "1 head stands out in both models, 1 in the tuned one alone and 1 in the base alone (tuned − base, p ≤ 0.05, "
     )
@@ -117,14 +112,14 @@ def test_the_verdict_says_when_gradients_are_no_guide(run: Run) -> None:
 def test_prompts_on_which_m_is_not_defined_are_said(rows: pl.DataFrame) -> None:
     table = pl.concat([rows.filter(pl.col("measure") == "divergence"), planted.planted_attribution(rows, undefined=4, **SIZE)])
     named = planted.attribution_manifest(undefined=4, **SIZE)
-    section = section_attribution.attribution(Run(rows=table, summary=statistics.summarise(table), manifest=named))
+    section = attribution_page.attribution(Run(rows=table, summary=statistics_summary.summarise(table), manifest=named))
     assert "m is not defined on 4 of 24 prompts, where both models choose the same token: they are left out." in section.parts[0]["text"]
     assert "means over 20 prompts" in captions(section)["attribution_validation"]
 
 
 def test_without_patched_heads_estimates_are_guesses(run: Run) -> None:
     rows = run.rows.filter((pl.col("metric") != "effect_logits") | (pl.col("unit") == "all"))
-    section = section_attribution.attribution(Run(rows=rows, summary=statistics.summarise(rows), manifest=run.manifest))
+    section = attribution_page.attribution(Run(rows=rows, summary=statistics_summary.summarise(rows), manifest=run.manifest))
     assert list(captions(section)) == ["attribution_churn"]
     assert any(part["kind"] == "note" and "read them as guesses" in part["text"] for part in section.parts if isinstance(part, dict))
     errors, broken, *_ = tables(section)
@@ -134,16 +129,16 @@ def test_without_patched_heads_estimates_are_guesses(run: Run) -> None:
 
 def test_without_an_effect_only_churn_is_left(run: Run) -> None:
     zero = run.rows.with_columns(value=pl.when(pl.col("metric").str.starts_with("kl_")).then(0.0).otherwise("value"))
-    section = section_attribution.attribution(Run(rows=zero, summary=statistics.summarise(zero), manifest=run.manifest))
+    section = attribution_page.attribution(Run(rows=zero, summary=statistics_summary.summarise(zero), manifest=run.manifest))
     assert list(captions(section)) == ["attribution_churn"]
     assert "D is not above three times the noise floor" in section.parts[1]["text"]
 
 
 def test_attribution_that_was_not_taken_is_a_sentence(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> None:
     run = Run(rows=rows, summary=summary, manifest=manifest)
-    section = section_attribution.attribution(run)
+    section = attribution_page.attribution(run)
     assert [part["kind"] for part in section.parts] == ["note"]
-    assert wording_attribution.what_gradients_say(rows, summary, manifest) == []
+    assert attribution_words.what_gradients_say(rows, summary, manifest) == []
     assert "attribution" in [one.id for one in sections.all_sections(run)]
 
 
@@ -160,15 +155,15 @@ def test_figures_without_their_rows_are_none(chart: drawing.Figure, rows: pl.Dat
 
 def test_every_head_has_its_mark_and_its_place(run: Run) -> None:
     of_run = (run.rows, run.summary, run.manifest)
-    assert len(test_figures.descriptions(drawing.to_svg(charts_attribution.attributed_against_true(*of_run)), "point")) == 4 * 40
-    marks = test_figures.descriptions(drawing.to_svg(charts_attribution.churn_of_heads(*of_run)), "point")
+    assert len(test_figures.descriptions(drawing.to_svg(attribution_charts.attributed_against_true(*of_run)), "point")) == 4 * 40
+    marks = test_figures.descriptions(drawing.to_svg(attribution_charts.churn_of_heads(*of_run)), "point")
     assert len(marks) == 63
     assert [text.rpartition(", ")[2] for text in marks if text.startswith(f"{planted.name(planted.ENTERED)}:")] == ["entered"]
 
 
 def test_names_stand_in_the_figure_with_the_study_s_threshold(run: Run) -> None:
     named = planted.attribution_manifest(threshold=0.35, **SIZE)
-    svg = drawing.to_svg(charts_attribution.churn_of_heads(run.rows, run.summary, named))
+    svg = drawing.to_svg(attribution_charts.churn_of_heads(run.rows, run.summary, named))
     words = re.findall(r">([^<>]+)</text>", svg)
     assert {planted.name(planted.ENTERED), planted.name(planted.STAYED), "0.350", "−0.350"} <= set(words)
     assert planted.name(planted.LEFT) not in words
@@ -207,5 +202,5 @@ def test_the_page_shows_both_figures_with_their_readings(run: Run, tmp_path: Pat
     section = page.partition('<section id="attribution">')[2].partition("</section>")[0]
     assert re.findall(r'<figure id="(\w+)">', section) == ["attribution_validation", "attribution_churn"]
     assert section.count("<summary>How to read this, and when it misleads</summary>") == section.count("<b>It misleads</b>") == 2
-    (sentence,) = wording_attribution.what_gradients_say(run.rows, run.summary, run.manifest)
+    (sentence,) = attribution_words.what_gradients_say(run.rows, run.summary, run.manifest)
     assert f'<p class="lead">{sentence}</p>' in page

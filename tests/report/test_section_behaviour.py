@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechdiff.report import drawing, findings_behaviour, intervals, section_behaviour, statistics, wording
-from mechdiff.report.findings_behaviour import Compared, spans
+from mechdiff.measures.behaviour import findings as behaviour_findings
+from mechdiff.measures.behaviour import page as behaviour_page
+from mechdiff.measures.behaviour.findings import Compared, spans
+from mechdiff.report import drawing, leads
 from mechdiff.report.page import build_report
 from mechdiff.report.parts import Drawn, Run
+from mechdiff.statistics import intervals
+from mechdiff.statistics import summary as statistics_summary
 from report import planted_behaviour as planted
 from report.conftest import CHANGED
 from report.planted_run import write_run
@@ -24,7 +28,7 @@ N_LAYERS, N = 7, 24
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
     both = pl.concat([rows, planted.planted_behaviour(rows, n_layers=N_LAYERS, changed=CHANGED)])
     told = {**manifest, **planted.behaviour_manifest(rows, n_layers=N_LAYERS, changed=CHANGED)}
-    return Run(rows=both, summary=statistics.summarise(both), manifest=told)
+    return Run(rows=both, summary=statistics_summary.summarise(both), manifest=told)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +39,8 @@ def page(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def of(run: Run, group: str, language: str | None = None) -> dict[tuple[str, str | None], Compared]:
-    (found,) = (one for one in findings_behaviour.groups(run.rows, run.manifest) if (one.name, one.language) == (group, language))
-    return {(one.metric, one.style): one for one in findings_behaviour.compared(found.rows)}
+    (found,) = (one for one in behaviour_findings.groups(run.rows, run.manifest) if (one.name, one.language) == (group, language))
+    return {(one.metric, one.style): one for one in behaviour_findings.compared(found.rows)}
 
 
 def test_both_models_are_compared_prompt_by_prompt(run: Run) -> None:
@@ -59,17 +63,17 @@ def test_both_models_are_compared_prompt_by_prompt(run: Run) -> None:
 
 
 def test_groups_are_told_by_language_where_there_are_several(run: Run) -> None:
-    found = [(one.name, one.language) for one in findings_behaviour.groups(run.rows, run.manifest)]
+    found = [(one.name, one.language) for one in behaviour_findings.groups(run.rows, run.manifest)]
     assert found == [("report", None), ("report", "en"), ("report", "kk"), ("choice", None)]
     assert of(run, "report", "kk")["refusal", None].n == N - N // 2
 
 
 def test_edits_are_held_against_the_unedited_run_of_the_same_prompts(run: Run) -> None:
-    found = findings_behaviour.changes(run.rows)
+    found = behaviour_findings.changes(run.rows)
     refusal = {(r["direction"], r["layer"]): r["mean"] for r in found.filter(pl.col("metric") == "refusal").iter_rows(named=True)}
     assert refusal == {(d, layer): by for layer in range(CHANGED, N_LAYERS) for d, by in (("base<-tuned", 1.0), ("tuned<-base", -1.0))}
     for direction, sign in (("base<-tuned", 1), ("tuned<-base", -1)):
-        line = findings_behaviour.profile(run.rows, "refusal_soft_nats").filter(pl.col("direction") == direction)
+        line = behaviour_findings.profile(run.rows, "refusal_soft_nats").filter(pl.col("direction") == direction)
         assert line["layer"].to_list() == list(range(N_LAYERS))
         assert line.filter(pl.col("layer") < CHANGED)["mean"].abs().max() < 1e-12  # type: ignore[operator]
         moved = line.filter(pl.col("layer") >= CHANGED)
@@ -80,7 +84,7 @@ def test_edits_are_held_against_the_unedited_run_of_the_same_prompts(run: Run) -
 
 
 def test_a_planted_agreement_is_found_where_there_is_an_effect(run: Run) -> None:
-    found = findings_behaviour.agreement(run.rows, run.manifest)
+    found = behaviour_findings.agreement(run.rows, run.manifest)
     assert set(found["layer"]) == set(range(CHANGED, N_LAYERS))
     assert found["rho"].to_list() == pytest.approx([1.0] * len(found))
     assert found["n"].unique().to_list() == [planted.SCORED]
@@ -89,7 +93,7 @@ def test_a_planted_agreement_is_found_where_there_is_an_effect(run: Run) -> None
 def test_between_two_tokenizers_the_soft_refusal_is_per_byte() -> None:
     relations = {"equal": "refusal_soft_nats", "permuted": "refusal_soft_nats", "extended": "refusal_soft_per_byte_nats"}
     for relation, metric in relations.items():
-        assert findings_behaviour.soft_metric({"tokenizers": {"relation": relation}}) == metric
+        assert behaviour_findings.soft_metric({"tokenizers": {"relation": relation}}) == metric
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
@@ -105,7 +109,7 @@ def test_the_words_that_differ_are_marked() -> None:
 
 
 def test_the_section_says_what_was_planted(run: Run, page: str) -> None:
-    section = section_behaviour.answers(run)
+    section = behaviour_page.answers(run)
     main, note = section.parts[:2]
     lines = {(line[0], line[1]): line for line in main["rows"]}
     assert tuple(lines["report prompts", "refusals"][3:]) == (
@@ -116,7 +120,7 @@ def test_the_section_says_what_was_planted(run: Run, page: str) -> None:
     drawn = {part.name: part for part in section.parts if isinstance(part, Drawn)}
     assert set(drawn) == {"refusal_by_layer"}, "no choice was scored under edits"
     assert f"leave out 0, the first L{CHANGED}" in drawn["refusal_by_layer"].caption
-    said = " ".join(wording.leads(run.rows, run.summary, run.manifest)["answers"])
+    said = " ".join(leads.leads(run.rows, run.summary, run.manifest)["answers"])
     assert f"the tuned model has {planted.REFUSED} refusals where the base has 0 (McNemar p = 0.0039, 0.0078 of 3 scores)" in said
     assert "The refusal log-probability margin, of refusals that are put to both models rather than said by them, is 0.39" in said
     assert "no difference could be shown in style markers per 100 words" in said
@@ -132,20 +136,20 @@ def test_texts_are_untrusted(page: str) -> None:
 
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 def test_the_figure_is_drawn_at_both_widths(run: Run, width: int) -> None:
-    svg = drawing.to_svg(section_behaviour.behaviour_by_layer(run.rows, run.summary, run.manifest, width=width))
+    svg = drawing.to_svg(behaviour_page.behaviour_by_layer(run.rows, run.summary, run.manifest, width=width))
     assert f"L{CHANGED}, tuned patched into base" in svg
-    assert section_behaviour.behaviour_by_layer(run.rows, run.summary, run.manifest, metric="mc_margin_per_byte_nats") is None
+    assert behaviour_page.behaviour_by_layer(run.rows, run.summary, run.manifest, metric="mc_margin_per_byte_nats") is None
 
 
 def test_few_prompts_have_no_interval_and_it_is_said(run: Run) -> None:
     few = run.rows.filter(pl.col("prompt").is_null() | pl.col("prompt").is_in(d_of(run.rows, "report")[0][:4]))
-    said = " ".join(wording.leads(few, statistics.summarise(few), run.manifest)["answers"])
+    said = " ".join(leads.leads(few, statistics_summary.summarise(few), run.manifest)["answers"])
     assert "not defined" not in said
     assert said == "Of report prompts 4 were asked: too few to compare the two models' answers."
 
 
 def test_what_was_not_measured_is_said(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> None:
-    (part,) = section_behaviour.answers(Run(rows=rows, summary=summary, manifest=manifest)).parts
+    (part,) = behaviour_page.answers(Run(rows=rows, summary=summary, manifest=manifest)).parts
     assert part["text"] == "Behaviour was not measured in this run."
 
 

@@ -6,10 +6,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import charts_heads, drawing, findings_heads, phrasing, section_heads, statistics, wording
+from mechdiff.measures.heads import charts as heads_charts
+from mechdiff.measures.heads import findings as heads_findings
+from mechdiff.measures.heads import page as heads_page
+from mechdiff.measures.heads import sets as heads_sets
+from mechdiff.measures.heads.words import per_cent, which_heads
+from mechdiff.report import drawing, leads, phrasing
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.report.verdict import verdict
-from mechdiff.report.wording_heads import per_cent, which_heads
+from mechdiff.statistics import summary as statistics_summary
 from report import planted_heads as planted
 from report.conftest import CHANGED
 
@@ -19,7 +24,7 @@ SIZE = {"n_layers": 7, "changed": CHANGED}
 def made(rows: pl.DataFrame, manifest: dict, **how: float) -> Run:
     floors = rows.filter(pl.col("control") == "no_op")
     both = pl.concat([rows.filter(pl.col("measure") == "divergence"), floors, planted.planted_heads(rows, **SIZE, **how)])
-    return Run(rows=both, summary=statistics.summarise(both), manifest={**manifest, **planted.heads_manifest(**SIZE)})
+    return Run(rows=both, summary=statistics_summary.summarise(both), manifest={**manifest, **planted.heads_manifest(**SIZE)})
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +34,24 @@ def run(rows: pl.DataFrame, manifest: dict) -> Run:
 
 @pytest.mark.parametrize("direction", planted.METRICS)
 def test_coverage_and_necessity_are_those_of_the_game(run: Run, direction: str) -> None:
-    one = findings_heads.game(run.rows, run.summary, direction, CHANGED)
+    one = heads_sets.game(run.rows, run.summary, direction, CHANGED)
     assert one is not None
     assert one.n == planted.N_HEADS
-    order = findings_heads.orders(run.manifest, direction, CHANGED)["greedy"]
-    curve = findings_heads.curve(one, order)
+    order = heads_sets.orders(run.manifest, direction, CHANGED)["greedy"]
+    curve = heads_sets.curve(one, order)
     assert curve["k"].to_list() == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(curve["share"], [planted.v(order[:k]) for k in range(1, 7)], atol=1e-9)
     np.testing.assert_allclose(curve["necessity"], [1 - planted.v(order[k:]) for k in range(1, 7)], atol=1e-9)
-    band = findings_heads.band(one)
+    band = heads_sets.band(one)
     assert band["draws"].to_list() == [6, 15, 20, 15, 6]
     assert (band["low"] <= band["mean"]).all()
     assert band.filter(pl.col("k") == 1)["mean"][0] == pytest.approx(np.mean([planted.v([h]) for h in range(6)]))
 
 
 def test_shares_of_heads(run: Run) -> None:
-    one = findings_heads.game(run.rows, run.summary, "tuned<-base", CHANGED)
+    one = heads_sets.game(run.rows, run.summary, "tuned<-base", CHANGED)
     assert one is not None
-    shares = findings_heads.head_shares(run.rows, one)
+    shares = heads_sets.head_shares(run.rows, one)
     assert shares is not None
     np.testing.assert_allclose(shares.shapley.share, planted.shapley(), atol=1e-9)
     np.testing.assert_allclose(shares.fisher, planted.shapley(), atol=1e-9)
@@ -54,34 +59,34 @@ def test_shares_of_heads(run: Run) -> None:
     size = np.abs(planted.shapley())
     assert shares.effective[0] == pytest.approx(size.sum() ** 2 / (size**2).sum())
     assert shares.null == (pytest.approx(6), pytest.approx(6), 3), "noise spread over all heads alike"
-    found = findings_heads.interactions(one, [1, 2, 3])
+    found = heads_sets.interactions(one, [1, 2, 3])
     assert (found["i"][0], found["j"][0]) == (1, 2)
     assert found["value"][0] == pytest.approx(-found["alone"][0]), "the two cancel, so together they have nothing of what each has"
 
 
 def test_the_map_and_the_network(run: Run) -> None:
-    found = findings_heads.map_of_heads(run.rows, run.summary)
-    top = findings_heads.strongest(found, 3)
+    found = heads_findings.map_of_heads(run.rows, run.summary)
+    top = heads_findings.strongest(found, 3)
     assert top["name"][0] == f"L{CHANGED}.head 3"
     assert top["breakage"][0] == pytest.approx(top["recovery"][0]) == pytest.approx(planted.WHOLE * planted.v([3]), rel=0.1)
     quiet = found.filter(~pl.col("counts"), pl.col("head").is_not_null(), pl.col("arm") == "contribution")
     assert set(quiet["layer"].unique()) >= {layer for layer in range(SIZE["n_layers"]) if layer != CHANGED}
-    network = findings_heads.game(run.rows, run.summary, "base<-tuned", None, site=None)
+    network = heads_sets.game(run.rows, run.summary, "base<-tuned", None, site=None)
     assert network is not None
-    orders = findings_heads.network_orders(run.manifest, "base<-tuned", only_heads=False)
-    assert findings_heads.network_curve(network, orders["single"])["share"].to_list() == pytest.approx([0.6, 0.9, 1.0])
-    assert findings_heads.network_orders(run.manifest, "base<-tuned", only_heads=True)["single"] == [
+    orders = heads_sets.network_orders(run.manifest, "base<-tuned", only_heads=False)
+    assert heads_sets.network_curve(network, orders["single"])["share"].to_list() == pytest.approx([0.6, 0.9, 1.0])
+    assert heads_sets.network_orders(run.manifest, "base<-tuned", only_heads=True)["single"] == [
         f"L{CHANGED}.head 3",
         f"L{CHANGED}.head 0",
     ]
 
 
 def test_tables_say_what_a_head_has_alone_in_its_group_and_when_it_is_missing(run: Run) -> None:
-    tables = [part for part in section_heads.heads(run).parts if isinstance(part, dict) and part["kind"] == "table"]
+    tables = [part for part in heads_page.heads(run).parts if isinstance(part, dict) and part["kind"] == "table"]
     first = dict(zip(tables[0]["columns"], tables[0]["rows"][0], strict=True))
     assert first["head"] == f"L{CHANGED}.head\u00a03"
     group = phrasing.share(planted.WHOLE * planted.v([2, 3]))
-    of_group = findings_heads.groups(findings_heads.map_of_heads(run.rows, run.summary))
+    of_group = heads_findings.groups(heads_findings.map_of_heads(run.rows, run.summary))
     assert of_group["tuned<-base", CHANGED, 1] == pytest.approx(planted.WHOLE * planted.v([2, 3]), rel=0.1)
     assert re.fullmatch(r"1: (\d\.\d+) / \1", first["its group"]), f"group 1, about {group} in both directions"
     inside = [one for one in tables if "by the heads of" in one["folded"]]
@@ -95,7 +100,7 @@ def test_tables_say_what_a_head_has_alone_in_its_group_and_when_it_is_missing(ru
 
 
 def test_other_arms_are_said_mapped_heads_among_them(run: Run) -> None:
-    (arms,) = (part for part in section_heads.heads(run).parts if isinstance(part, dict) and part.get("folded", "").startswith("All heads"))
+    (arms,) = (part for part in heads_page.heads(run).parts if isinstance(part, dict) and part.get("folded", "").startswith("All heads"))
     said = {(row[1], row[2]): row[3] for row in arms["rows"]}
     assert said["rrr, rank 4", "recovery with the base's own, mapped"].startswith(phrasing.share(0.5 * planted.WHOLE))
     for word in ("breakage", "recovery"):
@@ -103,13 +108,13 @@ def test_other_arms_are_said_mapped_heads_among_them(run: Run) -> None:
 
 
 def test_where_heads_look_in_one_model_stands_under_the_other(run: Run) -> None:
-    (looked,) = (part for part in section_heads.heads(run).parts if isinstance(part, dict) and part.get("folded", "").startswith("Where"))
+    (looked,) = (part for part in heads_page.heads(run).parts if isinstance(part, dict) and part.get("folded", "").startswith("Where"))
     assert [row[2] for row in looked["rows"]] == ["base", "tuned"]
     assert "Thank" in looked["rows"][1][3]
 
 
 def test_what_is_said_is_what_was_planted(run: Run) -> None:
-    section = section_heads.heads(run)
+    section = heads_page.heads(run)
     said = {part.name: part.caption for part in section.parts if isinstance(part, Drawn)}
     assert [*said] == [
         "head_effects", "head_coverage_breakage", "head_bars_breakage", "head_coverage_recovery", "head_bars_recovery", "head_network_breakage",
@@ -129,7 +134,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     whole = f"Of what all 6 heads of L{CHANGED} do together (the base's, patched into the tuned model, raise KL by 0."
     assert sentence.startswith(whole)
     assert f") of D), head 3 alone has {alone} % (95 %: " in sentence
-    assert wording.leads(run.rows, run.summary, run.manifest)["heads"] == [sentence]
+    assert leads.leads(run.rows, run.summary, run.manifest)["heads"] == [sentence]
     (headline,) = verdict(run.rows, run.summary, run.manifest)[-1:]
     assert headline.startswith(whole)
     assert "effective number" not in headline
@@ -138,7 +143,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
 def test_no_effect_has_no_ratio(rows: pl.DataFrame, manifest: dict) -> None:
     """P14: nothing to explain at the layer, however large its heads are alone."""
     run = made(rows, manifest, whole=0.0)
-    section = section_heads.heads(run)
+    section = heads_page.heads(run)
     said = str(section.parts)
     assert "no effect to explain" in said
     assert "inf" not in said
@@ -147,7 +152,7 @@ def test_no_effect_has_no_ratio(rows: pl.DataFrame, manifest: dict) -> None:
 
 
 def test_not_taken_is_a_note(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> None:
-    section = section_heads.heads(Run(rows=rows, summary=summary, manifest=manifest))
+    section = heads_page.heads(Run(rows=rows, summary=summary, manifest=manifest))
     assert "not swapped" in section.parts[0]["text"]
     assert which_heads(rows, summary, manifest) == []
 
@@ -155,15 +160,15 @@ def test_not_taken_is_a_note(rows: pl.DataFrame, summary: pl.DataFrame, manifest
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 def test_figures_hold_every_head(run: Run, width: int) -> None:
     arguments = (run.rows, run.summary, run.manifest)
-    svg = drawing.to_svg(charts_heads.head_map(*arguments, width=width))
+    svg = drawing.to_svg(heads_charts.head_map(*arguments, width=width))
     for head in range(planted.N_HEADS):
         assert f">head {head}<" in svg
         assert f"L{CHANGED}.head {head}: " in svg
     assert ">MLP<" in svg
     options = {"direction": "tuned<-base", "layers": [CHANGED], "width": width}
-    assert "all heads" in drawing.to_svg(charts_heads.coverage_by_heads(*arguments, **options))
-    assert f"L{CHANGED}.head 3: Shapley" in drawing.to_svg(charts_heads.single_heads(*arguments, **options))
-    assert "players swapped together" in drawing.to_svg(charts_heads.network_coverage(*arguments, width=width))
+    assert "all heads" in drawing.to_svg(heads_charts.coverage_by_heads(*arguments, **options))
+    assert f"L{CHANGED}.head 3: Shapley" in drawing.to_svg(heads_charts.single_heads(*arguments, **options))
+    assert "players swapped together" in drawing.to_svg(heads_charts.network_coverage(*arguments, width=width))
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +176,7 @@ def large(rows: pl.DataFrame) -> Run:
     """32 layers of 32 heads."""
     heads, said = planted.many_heads(rows)
     both = pl.concat([rows.filter(pl.col("measure") == "divergence"), heads])
-    return Run(rows=both, summary=statistics.summarise(both), manifest=said)
+    return Run(rows=both, summary=statistics_summary.summarise(both), manifest=said)
 
 
 def words_on_axes(svg: str) -> list[str]:
@@ -182,7 +187,7 @@ def words_on_axes(svg: str) -> list[str]:
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 def test_figures_of_a_large_model_fit(large: Run, width: int) -> None:
     """Labels that touch, or a title that is longer than its panel, widen a figure: it is then shrunk until nothing can be read."""
-    section = section_heads.heads(large)
+    section = heads_page.heads(large)
     drawn = [part for part in section.parts if isinstance(part, Drawn)]
     assert len(drawn) == 7
     for part in drawn:
@@ -194,11 +199,11 @@ def test_figures_of_a_large_model_fit(large: Run, width: int) -> None:
 def test_labels_of_many_heads_do_not_touch(large: Run) -> None:
     at = {"direction": "tuned<-base", "layers": [28]}
     for width, step in ((drawing.WIDE, 1), (drawing.NARROW, 4)):
-        svg = drawing.to_svg(charts_heads.single_heads(large.rows, large.summary, large.manifest, width=width, **at))
+        svg = drawing.to_svg(heads_charts.single_heads(large.rows, large.summary, large.manifest, width=width, **at))
         numbers = [word for word in words_on_axes(svg) if re.fullmatch(r"\d+", word)]
         assert [word for word in numbers if int(word) > 1] == [str(head) for head in range(0, 32, step) if head > 1]
         assert svg.count("L28.head ") == 32, "what has no label still says its name"
-    svg = drawing.to_svg(charts_heads.network_coverage(large.rows, large.summary, large.manifest, width=drawing.NARROW))
+    svg = drawing.to_svg(heads_charts.network_coverage(large.rows, large.summary, large.manifest, width=drawing.NARROW))
     numbers = [int(word) for word in words_on_axes(svg) if re.fullmatch(r"\d+", word)]
     assert numbers == [1, 3, 8, 20, 50, 120, 320, 1024, 1, 3, 8, 20, 50, 120, 320, 1056]
 
@@ -206,21 +211,21 @@ def test_labels_of_many_heads_do_not_touch(large: Run) -> None:
 def test_more_bars_than_fit_are_said_to_be_left_out(rows: pl.DataFrame) -> None:
     heads, said = planted.many_heads(rows, n_layers=5, n_heads=64)
     both = pl.concat([rows.filter(pl.col("measure") == "divergence"), heads])
-    tables = (both, statistics.summarise(both), said)
+    tables = (both, statistics_summary.summarise(both), said)
     for width, shown in ((drawing.WIDE, 40), (drawing.NARROW, 20)):
-        svg = drawing.to_svg(charts_heads.single_heads(*tables, width=width, direction="tuned<-base", layers=[1]))
+        svg = drawing.to_svg(heads_charts.single_heads(*tables, width=width, direction="tuned<-base", layers=[1]))
         assert f"({shown} of 64)" in svg
         assert svg.count("L1.head ") == shown
 
 
 def test_random_sets_are_drawn_with_their_mean(run: Run) -> None:
     options = {"direction": "tuned<-base", "layers": [CHANGED]}
-    svg = drawing.to_svg(charts_heads.coverage_by_heads(run.rows, run.summary, run.manifest, **options))
+    svg = drawing.to_svg(heads_charts.coverage_by_heads(run.rows, run.summary, run.manifest, **options))
     mean = phrasing.share(np.mean([planted.v([head]) for head in range(planted.N_HEADS)]))
     assert f"L{CHANGED}, mean of random sets, 1 heads: {mean}" in svg
     assert ">random<" in svg
     without = run.rows.filter(~pl.col("control").str.starts_with("random_set").fill_null(False))
-    assert ">random<" not in drawing.to_svg(charts_heads.coverage_by_heads(without, run.summary, run.manifest, **options))
+    assert ">random<" not in drawing.to_svg(heads_charts.coverage_by_heads(without, run.summary, run.manifest, **options))
 
 
 def test_the_layer_of_the_verdict_is_chosen_on_select(run: Run) -> None:
@@ -242,7 +247,7 @@ def test_the_layer_of_the_verdict_is_chosen_on_select(run: Run) -> None:
         ([], CHANGED + 1, "chosen on these prompts, so optimistically biased"),
     ):
         both = pl.concat([rest, heads, larger, *parts])
-        (sentence,) = which_heads(both, statistics.summarise(both), manifest)
+        (sentence,) = which_heads(both, statistics_summary.summarise(both), manifest)
         assert sentence.startswith(
             f"Of what all 6 heads of L{layer}, the strongest of 2 layers ({how}; two halves of them choose the same in "
         )
@@ -261,8 +266,8 @@ def test_a_greedy_order_that_ends_before_half_is_said_to_end(run: Run) -> None:
 def test_one_prompt_has_no_intervals_and_can_be_drawn(run: Run) -> None:
     first = run.rows["prompt"].drop_nulls().min()
     rows = run.rows.filter(pl.col("prompt").eq_missing(pl.lit(first)) | pl.col("prompt").is_null())
-    one = Run(rows=rows, summary=statistics.summarise(rows), manifest=run.manifest)
-    parts = [part for part in section_heads.heads(one).parts if isinstance(part, Drawn)]
+    one = Run(rows=rows, summary=statistics_summary.summarise(rows), manifest=run.manifest)
+    parts = [part for part in heads_page.heads(one).parts if isinstance(part, Drawn)]
     assert len(parts) == 7
     for part in parts:
         chart = part.chart(one.rows, one.summary, one.manifest, **part.options)
@@ -277,9 +282,9 @@ def test_a_head_under_0_takes_no_label_from_the_map(run: Run, width: int) -> Non
         (pl.col("layer") == CHANGED) & (pl.col("unit") == "head 1") & (pl.col("metric") == "kl_other_nats") & pl.col("control").is_null()
     )
     rows = run.rows.with_columns(value=pl.when(worse).then(2 * pl.col("value")).otherwise("value"))
-    svg = drawing.to_svg(charts_heads.head_map(rows, statistics.summarise(rows), run.manifest, width=width))
+    svg = drawing.to_svg(heads_charts.head_map(rows, statistics_summary.summarise(rows), run.manifest, width=width))
     words = words_on_axes(svg)
     assert words.count("−") == 1
-    plain = words_on_axes(drawing.to_svg(charts_heads.head_map(run.rows, run.summary, run.manifest, width=width)))
+    plain = words_on_axes(drawing.to_svg(heads_charts.head_map(run.rows, run.summary, run.manifest, width=width)))
     for word in (*(f"head {head}" for head in range(planted.N_HEADS)), "MLP", "layer", *map(str, range(SIZE["n_layers"]))):
         assert words.count(word) == plain.count(word) > 0, word

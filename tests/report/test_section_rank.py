@@ -3,25 +3,30 @@
 import polars as pl
 import pytest
 
-from mechdiff.report import charts_rank, drawing, findings_rank, phrasing, section_rank, statistics, wording_rank
-from mechdiff.report.findings_transport import CLOSENESS, TRANSPORT
+from mechdiff.measures.rank import charts as rank_charts
+from mechdiff.measures.rank import findings as rank_findings
+from mechdiff.measures.rank import page as rank_page
+from mechdiff.measures.rank import words as rank_words
+from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
+from mechdiff.report import drawing, phrasing
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.rows import rows as make_rows
+from mechdiff.statistics import summary as statistics_summary
 from report import planted_sections as planted
 from report.conftest import CHANGED
 from report.test_figures import descriptions, test_figures_are_valid_and_fit_their_width
 
 SITE = f"L{CHANGED}.attn_out"
 CHARTS = [
-    charts_rank.rank_by_layer, charts_rank.r2_by_rank, charts_rank.closeness_by_rank, charts_rank.transport_by_rank,
-    charts_rank.rank_by_strength, charts_rank.drop_by_strength,
+    rank_charts.rank_by_layer, rank_charts.r2_by_rank, rank_charts.closeness_by_rank, rank_charts.transport_by_rank,
+    rank_charts.rank_by_strength, rank_charts.drop_by_strength,
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
     both = pl.concat([rows, planted.planted_rank(rows, n_layers=7, changed=CHANGED)])
-    return Run(rows=both, summary=statistics.summarise(both), manifest=manifest)
+    return Run(rows=both, summary=statistics_summary.summarise(both), manifest=manifest)
 
 
 def captions(section) -> dict[str, str]:
@@ -29,7 +34,7 @@ def captions(section) -> dict[str, str]:
 
 
 def test_ranks_are_those_of_the_rows(run: Run) -> None:
-    found = {r["name"]: r for r in findings_rank.chosen(run.summary).iter_rows(named=True)}
+    found = {r["name"]: r for r in rank_findings.chosen(run.summary).iter_rows(named=True)}
     assert len(found) == 7 * len(planted.MAPPED_SITES)
     assert (found[SITE]["rank_chosen"], found[SITE]["rank_uncentred"]) == (planted.RANK, planted.UNCENTRED)
     assert found["L1.attn_out"]["rank_chosen"] == 0
@@ -37,7 +42,7 @@ def test_ranks_are_those_of_the_rows(run: Run) -> None:
 
 
 def test_r2_curves_hold_the_three_kinds_with_the_standard_error(run: Run) -> None:
-    curve = findings_rank.r2_curves(run.rows, run.summary, SITE)
+    curve = rank_findings.r2_curves(run.rows, run.summary, SITE)
     assert curve["curve"].unique().sort().to_list() == ["cross-validated", "fit prompts", "report prompts"]
     assert set(curve["rank"]) == set(planted.RANKS)
     cv = curve.filter(pl.col("curve") == "cross-validated")
@@ -47,8 +52,8 @@ def test_r2_curves_hold_the_three_kinds_with_the_standard_error(run: Run) -> Non
 
 def test_causal_curves_are_ratios_of_means(run: Run) -> None:
     d = planted.d_of(run.rows, "report")[1]
-    curve = findings_rank.causal(run.rows, SITE, TRANSPORT)
-    assert curve["series"].unique(maintain_order=True).to_list() == list(findings_rank.SERIES)
+    curve = rank_findings.causal(run.rows, SITE, TRANSPORT)
+    assert curve["series"].unique(maintain_order=True).to_list() == list(rank_findings.SERIES)
     values = run.rows.filter(
         pl.col("measure") == "rank", pl.col("direction") == TRANSPORT, pl.col("metric") == "kl_other_nats", pl.col("layer") == CHANGED,
         pl.col("site") == "attn_out", pl.col("unit").is_null() & pl.col("strength").is_null() & pl.col("control").is_null(),
@@ -66,17 +71,17 @@ def test_causal_curves_are_ratios_of_means(run: Run) -> None:
 @pytest.mark.parametrize("direction", [CLOSENESS, TRANSPORT])
 def test_half_and_nine_tenths_of_the_gain(run: Run, direction: str) -> None:
     """Planted 0.3, 0.55, 0.8, 0.82, 0.83 at rank 0, 1, 2, 4, 8: rank 1 has 47 % of the gain, rank 2 94 %."""
-    assert findings_rank.needed(findings_rank.causal(run.rows, SITE, direction), direction) == {0.5: 2, 0.9: 2}
-    curve = findings_rank.causal(run.rows, SITE, direction)
-    assert findings_rank.needed(curve, direction, parts=(0.4, 0.96))[0.4] == 1
+    assert rank_findings.needed(rank_findings.causal(run.rows, SITE, direction), direction) == {0.5: 2, 0.9: 2}
+    curve = rank_findings.causal(run.rows, SITE, direction)
+    assert rank_findings.needed(curve, direction, parts=(0.4, 0.96))[0.4] == 1
     flat = curve.with_columns(value=curve["value"][0], low=curve["value"][0] - 0.1, high=curve["value"][0] + 0.1)
-    assert findings_rank.needed(flat, direction) is None
+    assert rank_findings.needed(flat, direction) is None
     worse = curve.with_columns(value=-pl.col("value"), low=-pl.col("high"), high=-pl.col("low"))
-    assert findings_rank.needed(worse, direction) is None
+    assert rank_findings.needed(worse, direction) is None
 
 
 def test_what_is_said_is_what_was_planted(run: Run) -> None:
-    section = section_rank.rank(run)
+    section = rank_page.rank(run)
     said = captions(section)
     assert list(said) == ["rank_by_layer", "rank_r2", "rank_closeness", "rank_transport", "rank_strength", "drop_strength"]
     seen = f"Regression sees {planted.RANK} dimensions of the change at {SITE} (R² 0.50 on the report prompts; {planted.FIT_PROMPTS} training prompts"
@@ -85,7 +90,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     counted = "Of 21 sites: at 1 the rank that is drawn is seen, at 3 too few prompts to tell and at 17 no dimension is seen"
     assert counted in said["rank_by_layer"]
     assert f"{SITE}: rank 2 does 90 % of the gain from rank 0 to the largest, 8" in said["rank_closeness"]
-    best = findings_rank.by_strength(run.rows, SITE, TRANSPORT).sort("value", descending=True).row(0, named=True)
+    best = rank_findings.by_strength(run.rows, SITE, TRANSPORT).sort("value", descending=True).row(0, named=True)
     assert (best["rank"], best["s"]) == (8, 1.0)
     assert f"recovers most: rank 8 at strength 1, {phrasing.share(best['value'])} of D" in said["rank_strength"]
     tables = [part for part in section.parts if isinstance(part, dict) and part["kind"] == "table"]
@@ -95,17 +100,17 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
 
 def test_sites_whose_maps_do_the_same_at_every_rank_are_named_with_their_direction(run: Run) -> None:
     """The note itself: tests/prototype."""
-    assert findings_rank.same_at_all_ranks(run.rows).is_empty()
+    assert rank_findings.same_at_all_ranks(run.rows).is_empty()
     at = (pl.col("measure") == "rank") & (pl.col("layer") == CHANGED) & (pl.col("site") == "attn_out") & (pl.col("metric") == "kl_own_nats")
     at = at & (pl.col("direction") == CLOSENESS) & (pl.col("rank") > 0) & (pl.col("arm") == "rrr") & pl.col("strength").is_null()
     same = pl.when(at & pl.col("control").is_null() & pl.col("unit").is_null())
     rows = run.rows.with_columns(value=same.then(pl.col("prompt").str.slice(1).cast(pl.Float64, strict=False) + 1).otherwise("value"))
-    assert findings_rank.same_at_all_ranks(rows).rows() == [(SITE, CLOSENESS, None, len(planted.RANKS) - 1)]
+    assert rank_findings.same_at_all_ranks(rows).rows() == [(SITE, CLOSENESS, None, len(planted.RANKS) - 1)]
 
 
 def test_a_site_without_a_causal_curve_has_its_sentence(run: Run) -> None:
     only = run.rows.filter(pl.col("measure") == "rank", pl.col("layer") == 1, pl.col("site") == "mlp_out")
-    said = wording_rank.how_many_dimensions(only, statistics.summarise(only))
+    said = rank_words.how_many_dimensions(only, statistics_summary.summarise(only))
     assert said == [
         "With 64 training prompts regression sees no dimension of the change at L1.mlp_out that the base's activation predicts.",
         "It is the same vector on every prompt: 0.010 (95 %: 0.010 to 0.010) of its squared length varies from prompt to prompt.",
@@ -126,23 +131,23 @@ def test_figures_without_their_rows_are_none(chart: drawing.Figure, rows: pl.Dat
 def test_every_rank_has_its_mark(run: Run) -> None:
     tables = (run.rows, run.summary, run.manifest)
     sites = 7 * len(planted.MAPPED_SITES)
-    assert len(descriptions(drawing.to_svg(charts_rank.rank_by_layer(*tables)), "circle")) == 2 * sites
-    cells = descriptions(drawing.to_svg(charts_rank.rank_by_strength(*tables)), "rect mark")
+    assert len(descriptions(drawing.to_svg(rank_charts.rank_by_layer(*tables)), "circle")) == 2 * sites
+    cells = descriptions(drawing.to_svg(rank_charts.rank_by_strength(*tables)), "rect mark")
     assert len(cells) == 2 * 3 * len(planted.RANKS)
-    shown = findings_rank.curve_sites(run.rows, run.summary)[: findings_rank.SITES]
+    shown = rank_findings.curve_sites(run.rows, run.summary)[: rank_findings.SITES]
     assert shown[0] == SITE
-    assert len(descriptions(drawing.to_svg(charts_rank.closeness_by_rank(*tables)), "circle")) == len(shown) * 4 * len(planted.RANKS)
+    assert len(descriptions(drawing.to_svg(rank_charts.closeness_by_rank(*tables)), "circle")) == len(shown) * 4 * len(planted.RANKS)
 
 
 def test_without_an_effect_there_is_no_share(run: Run) -> None:
     zero = run.rows.with_columns(value=pl.when(pl.col("metric").str.starts_with("kl_")).then(0.0).otherwise("value"))
-    section = section_rank.rank(Run(rows=zero, summary=statistics.summarise(zero), manifest={}))
+    section = rank_page.rank(Run(rows=zero, summary=statistics_summary.summarise(zero), manifest={}))
     assert "rank_transport" not in captions(section)
     assert any("no effect to share" in part["text"] for part in section.parts if isinstance(part, dict) and part["kind"] == "note")
 
 
 def test_a_rank_that_was_not_measured_is_a_sentence(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
-    assert [part["kind"] for part in section_rank.rank(Run(rows=rows, summary=summary, manifest={})).parts] == ["note"]
+    assert [part["kind"] for part in rank_page.rank(Run(rows=rows, summary=summary, manifest={})).parts] == ["note"]
 
 
 def test_a_rank_s_drop_is_held_against_the_identity_of_another_measure_at_the_same_place() -> None:
@@ -160,7 +165,7 @@ def test_a_rank_s_drop_is_held_against_the_identity_of_another_measure_at_the_sa
             make_rows([3.0] * 4, measure="transport", arm="identity", rank=0, **{**place, "direction": TRANSPORT}),
         ]
     )
-    found = statistics.summarise(table).filter(pl.col("arm") == "rrr")
+    found = statistics_summary.summarise(table).filter(pl.col("arm") == "rrr")
     drops = {tuple(r[name] for name in ("measure", "direction", "unit", "strength")): r["drop"] for r in found.iter_rows(named=True)}
     assert drops == {
         ("transport", CLOSENESS, None, None): 0.75,
@@ -172,7 +177,7 @@ def test_a_rank_s_drop_is_held_against_the_identity_of_another_measure_at_the_sa
 
 
 def test_the_drop_is_held_against_the_identity_at_the_same_strength(run: Run) -> None:
-    found = {(r["rank"], r["s"]): r["value"] for r in findings_rank.drop_by_strength(run.summary, SITE).iter_rows(named=True)}
+    found = {(r["rank"], r["s"]): r["value"] for r in rank_findings.drop_by_strength(run.summary, SITE).iter_rows(named=True)}
     for rank in planted.RANKS:
         for s in (0.5, 1.5):
             assert found[rank, s] == pytest.approx(s * (2 - s) * planted.BY_RANK[rank], abs=1e-9)

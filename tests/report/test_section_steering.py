@@ -5,21 +5,26 @@ import math
 import polars as pl
 import pytest
 
-from mechdiff.report import drawing, findings_steering, phrasing, section_steering, statistics, wording_steering
+from mechdiff.measures.steering import charts as steering_charts
+from mechdiff.measures.steering import findings as steering_findings
+from mechdiff.measures.steering import page as steering_page
+from mechdiff.measures.steering import words as steering_words
+from mechdiff.report import drawing, phrasing
 from mechdiff.report.headlines import admit
 from mechdiff.report.parts import Drawn, Run
+from mechdiff.statistics import summary as statistics_summary
 from report import planted_sections as planted
 from report.conftest import CHANGED
 from report.test_figures import descriptions, test_figures_are_valid_and_fit_their_width
 
 SITE = f"L{CHANGED}.attn_out"
-CHARTS = [section_steering.effect_by_rank, section_steering.added_by_strength, section_steering.frontier_of_edits]
+CHARTS = [steering_charts.effect_by_rank, steering_charts.added_by_strength, steering_charts.frontier_of_edits]
 
 
 @pytest.fixture(scope="module")
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
     both = pl.concat([rows, planted.planted_steering(rows, changed=CHANGED)])
-    return Run(rows=both, summary=statistics.summarise(both), manifest={**manifest, **planted.steering_manifest(rows)})
+    return Run(rows=both, summary=statistics_summary.summarise(both), manifest={**manifest, **planted.steering_manifest(rows)})
 
 
 def captions(section) -> dict[str, str]:
@@ -27,7 +32,7 @@ def captions(section) -> dict[str, str]:
 
 
 def test_effects_are_shares_of_the_way_to_the_other_model(run: Run) -> None:
-    found = findings_steering.effects(run.rows).filter(pl.col("name") == SITE, pl.col("control").is_null(), ~pl.col("everywhere"))
+    found = steering_findings.effects(run.rows).filter(pl.col("name") == SITE, pl.col("control").is_null(), ~pl.col("everywhere"))
     by = {(r["edit"], r["rank"], r["strength"]): r["share"] for r in found.iter_rows(named=True)}
     for k, share in planted.STEERED.items():
         assert by["interchange into base", k, None] == pytest.approx(share, abs=0.03)
@@ -47,7 +52,7 @@ def test_effects_are_shares_of_the_way_to_the_other_model(run: Run) -> None:
 
 
 def test_side_effects_are_means_over_neutral_prompts(run: Run) -> None:
-    sides = findings_steering.sides(run.summary).filter(pl.col("site") == "attn_out", pl.col("arm") == "add", pl.col("control").is_null())
+    sides = steering_findings.sides(run.summary).filter(pl.col("site") == "attn_out", pl.col("arm") == "add", pl.col("control").is_null())
     one = sides.filter(pl.col("strength").is_null()).row(0, named=True)
     assert one["side_kl"] == pytest.approx(0.05, rel=0.03)
     assert one["side_ratio"] == pytest.approx(math.exp(0.04), rel=0.01)
@@ -55,38 +60,38 @@ def test_side_effects_are_means_over_neutral_prompts(run: Run) -> None:
 
 
 def test_limits_are_those_of_the_study_or_the_defaults(run: Run) -> None:
-    assert findings_steering.limits({}) == findings_steering.Limits(kl_nats=0.05, perplexity_ratio=1.05)
-    assert findings_steering.limits(run.manifest) == findings_steering.Limits(kl_nats=0.04, perplexity_ratio=1.1)
+    assert steering_findings.limits({}) == steering_findings.Limits(kl_nats=0.05, perplexity_ratio=1.05)
+    assert steering_findings.limits(run.manifest) == steering_findings.Limits(kl_nats=0.04, perplexity_ratio=1.1)
 
 
 def test_the_largest_dose_that_neutral_prompts_allow_is_tested(run: Run) -> None:
-    (one,) = findings_steering.tested(run.rows, findings_steering.limits(run.manifest))
+    (one,) = steering_findings.tested(run.rows, steering_findings.limits(run.manifest))
     assert (one.name, one.edit, one.strength, one.direction) == (SITE, "add", 0.5, "base<-base")
     assert (one.draws, one.n, one.neutral) == (planted.DRAWS, 24, 12)
     assert one.share == pytest.approx(planted.ADDED[0.5], abs=0.02)
     assert one.p == pytest.approx(1 / 40)
     assert one.obeys
-    wide = findings_steering.Limits(kl_nats=0.06, perplexity_ratio=1.1)
-    assert findings_steering.tested(run.rows, wide) == [], "at strength 1, and of one direction ablated, no draws were run"
+    wide = steering_findings.Limits(kl_nats=0.06, perplexity_ratio=1.1)
+    assert steering_findings.tested(run.rows, wide) == [], "at strength 1, and of one direction ablated, no draws were run"
 
 
 def test_a_dose_without_draws_enough_says_nothing(run: Run) -> None:
     few = run.rows.filter(pl.col("control").is_null() | ~pl.col("control").is_in([f"random_vector#{i}" for i in range(1, 39)]))
-    assert findings_steering.tested(few, findings_steering.limits(run.manifest)) == []
-    said = wording_steering.does_it_obey(few, statistics.summarise(few), run.manifest)
+    assert steering_findings.tested(few, steering_findings.limits(run.manifest)) == []
+    said = steering_words.does_it_obey(few, statistics_summary.summarise(few), run.manifest)
     assert (
         said[0]
         == f"Whether the mean difference added to the base at {SITE} and L{CHANGED}.resid_post does more than random directions was not tested."
     )
-    assert wording_steering.headline(few, statistics.summarise(few), run.manifest) == []
+    assert steering_words.headline(few, statistics_summary.summarise(few), run.manifest) == []
 
 
 def test_what_is_no_better_than_random_directions_is_said_to_be_so(run: Run) -> None:
     at = (pl.col("control").str.starts_with("random_vector#3")) & (pl.col("unit") == "all_pos") & (pl.col("metric") == "kl_other_nats")
     better = run.rows.with_columns(value=pl.when(at).then(pl.col("value") * 0.5).otherwise("value"))
-    said = wording_steering.does_it_obey(better, statistics.summarise(better), run.manifest)
+    said = steering_words.does_it_obey(better, statistics_summary.summarise(better), run.manifest)
     assert ", no more than random directions of this size do (39 random ones: mean 0." in said[0]
-    (candidate,) = wording_steering.headline(better, statistics.summarise(better), run.manifest)
+    (candidate,) = steering_words.headline(better, statistics_summary.summarise(better), run.manifest)
     assert admit(candidate) is not None
 
 
@@ -94,22 +99,22 @@ def test_the_effect_beside_side_effects_is_that_at_all_positions(run: Run) -> No
     """Side effects are those of an edit at all positions, so its effect is taken there too."""
     everywhere = (pl.col("measure") == "steering") & (pl.col("unit") == "all_pos") & (pl.col("split") == "report")
     rows = run.rows.with_columns(value=pl.when(everywhere).then(pl.col("value") * 0.5).otherwise("value"))
-    edits = findings_steering.frontier(rows, statistics.summarise(rows), findings_steering.Limits())
+    edits = steering_findings.frontier(rows, statistics_summary.summarise(rows), steering_findings.Limits())
     ablated = edits.filter(pl.col("name") == SITE, pl.col("edit") == "ablate", pl.col("rank") == 2, pl.col("control").is_null())
     assert ablated["share"].to_list() == pytest.approx([1 - 0.5 * (1 - 0.8 * planted.STEERED[2])], abs=0.02)
     assert ablated["everywhere"].to_list() == [True]
 
 
 def test_what_is_said_is_what_was_planted(run: Run) -> None:
-    section = section_steering.steering(run)
+    section = steering_page.steering(run)
     said = captions(section)
     assert list(said) == ["steering_effect", "steering_strength", "steering_frontier"]
-    found = findings_steering.effects(run.rows)
-    add = findings_steering.added(found).filter(pl.col("name") == SITE, pl.col("s") == 1).row(0, named=True)
+    found = steering_findings.effects(run.rows)
+    add = steering_findings.added(found).filter(pl.col("name") == SITE, pl.col("s") == 1).row(0, named=True)
     value = phrasing.with_interval(add["share"], add["low"], add["high"], digits=2)
     assert f"At {SITE}: add {value} with one direction (mean of 3 random draws: 0.0" in said["steering_effect"]
     assert f", {phrasing.with_interval(add['share'], add['low'], add['high'], digits=2)} at s = 1" in said["steering_strength"]
-    (one,) = findings_steering.tested(run.rows, findings_steering.limits(run.manifest))
+    (one,) = steering_findings.tested(run.rows, steering_findings.limits(run.manifest))
     goes = phrasing.with_interval(one.share, one.low, one.high, digits=2)
     first = (
         f"Adding the mean difference at {SITE}, at all positions, at strength 0.5, goes {goes} of the way from the base to the tuned model"
@@ -134,11 +139,11 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
 
 def test_side_effects_that_were_not_measured_are_said(run: Run) -> None:
     rows = run.rows.filter(~pl.col("metric").str.starts_with("side_"))
-    summary = statistics.summarise(rows)
-    section = section_steering.steering(Run(rows=rows, summary=summary, manifest={}))
+    summary = statistics_summary.summarise(rows)
+    section = steering_page.steering(Run(rows=rows, summary=summary, manifest={}))
     assert "steering_frontier" not in captions(section)
     assert section.parts[-1]["text"].startswith("Side effects on neutral prompts were not measured")
-    assert wording_steering.does_it_obey(rows, summary, {}) == []
+    assert steering_words.does_it_obey(rows, summary, {}) == []
 
 
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
@@ -154,18 +159,18 @@ def test_figures_without_their_rows_are_none(chart: drawing.Figure, rows: pl.Dat
 
 def test_every_edit_has_its_mark(run: Run) -> None:
     tables = (run.rows, run.summary, run.manifest)
-    assert len(descriptions(drawing.to_svg(section_steering.effect_by_rank(*tables)), "circle")) == 2 * (1 + 4 * 3)
-    edits = findings_steering.frontier(run.rows, run.summary, findings_steering.limits(run.manifest))
-    assert len(descriptions(drawing.to_svg(section_steering.frontier_of_edits(*tables)), "point")) == len(edits)
+    assert len(descriptions(drawing.to_svg(steering_charts.effect_by_rank(*tables)), "circle")) == 2 * (1 + 4 * 3)
+    edits = steering_findings.frontier(run.rows, run.summary, steering_findings.limits(run.manifest))
+    assert len(descriptions(drawing.to_svg(steering_charts.frontier_of_edits(*tables)), "point")) == len(edits)
     assert len(edits) == 2 * (3 + 2 * 3), "those whose side effects were measured"
 
 
 def test_without_an_effect_there_is_no_share(run: Run) -> None:
     zero = run.rows.with_columns(value=pl.when(pl.col("metric").str.starts_with("kl_")).then(0.0).otherwise("value"))
-    section = section_steering.steering(Run(rows=zero, summary=statistics.summarise(zero), manifest={}))
+    section = steering_page.steering(Run(rows=zero, summary=statistics_summary.summarise(zero), manifest={}))
     assert section.parts[0]["text"].startswith("There is no effect to share")
     assert captions(section) == {}
 
 
 def test_steering_that_was_not_tried_is_a_sentence(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
-    assert [part["kind"] for part in section_steering.steering(Run(rows=rows, summary=summary, manifest={})).parts] == ["note"]
+    assert [part["kind"] for part in steering_page.steering(Run(rows=rows, summary=summary, manifest={})).parts] == ["note"]

@@ -6,7 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import drawing, findings_texts, phrasing, section_texts, wording
+from mechdiff.measures.divergence import findings as divergence_findings
+from mechdiff.measures.divergence import texts_page as divergence_texts_page
+from mechdiff.measures.divergence import words as divergence_words
+from mechdiff.report import drawing, phrasing
 from mechdiff.report.parts import Drawn, Run
 from report.planted_sections import CONTINUATION, d_of, prompt_length
 
@@ -19,14 +22,14 @@ def run(full_rows: pl.DataFrame, full_summary: pl.DataFrame, full_manifest: dict
 def test_the_decision_position_is_found_with_and_without_the_manifest(full_rows: pl.DataFrame, full_manifest: dict) -> None:
     prompts, _ = d_of(full_rows, "report")
     expected = {prompt: prompt_length(i) - 1 for i, prompt in enumerate(prompts)}
-    assert findings_texts.decision_places(full_rows, {}) == expected
-    assert findings_texts.decision_places(full_rows, full_manifest) == expected
+    assert divergence_findings.decision_places(full_rows, {}) == expected
+    assert divergence_findings.decision_places(full_rows, full_manifest) == expected
     stated = {"n_prompt_tokens": {prompts[0]: 3}}
-    assert findings_texts.decision_places(full_rows, stated) == expected | {prompts[0]: 2}
+    assert divergence_findings.decision_places(full_rows, stated) == expected | {prompts[0]: 2}
 
 
 def test_the_profile_is_the_mean_over_prompts_at_each_place(full_rows: pl.DataFrame) -> None:
-    profile = findings_texts.by_offset(full_rows, {})
+    profile = divergence_findings.by_offset(full_rows, {})
     at = {row["offset"]: row for row in profile.iter_rows(named=True)}
     assert at[0]["mean"] == pytest.approx(d_of(full_rows, "report")[1].mean())
     assert at[0]["n"] == 24
@@ -38,7 +41,7 @@ def test_the_profile_is_the_mean_over_prompts_at_each_place(full_rows: pl.DataFr
 
 
 def test_the_numbers_of_the_caption_are_those_planted(run: Run) -> None:
-    section = section_texts.texts(run)
+    section = divergence_texts_page.texts(run)
     drawn = section.parts[0]
     assert isinstance(drawn, Drawn)
     behind = 0.5 * np.exp(-np.arange(CONTINUATION) / 6).mean()
@@ -46,18 +49,18 @@ def test_the_numbers_of_the_caption_are_those_planted(run: Run) -> None:
     assert "at the decision position on 22, later on 1, already inside the prompt on 0, nowhere on 1." in drawn.caption
     bits = section.parts[1]["rows"]
     assert [row[1] for row in bits] == [phrasing.nats(1.5 + 0.115), phrasing.nats(1.0 + 0.115), "0.500"]
-    said = wording.how_it_goes_on(run.rows, run.manifest)[0]
+    said = divergence_words.how_it_goes_on(run.rows, run.manifest)[0]
     assert f"{phrasing.nats(behind)} (95 %:" in said
     assert "the base needs 0.500 (95 %: 0.500 to 0.500) bits per byte more" in said
 
 
 def test_tokens_are_shaded_by_their_divergence() -> None:
-    assert [section_texts.level(kl) for kl in (0, 0.02, 0.1, 0.5, 1, 3, float("inf"))] == ["k0", "k1", "k2", "k3", "k4", "k5", "k5"]
+    assert [divergence_texts_page.level(kl) for kl in (0, 0.02, 0.1, 0.5, 1, 3, float("inf"))] == ["k0", "k1", "k2", "k3", "k4", "k5", "k5"]
 
 
 def test_texts_with_odd_entries_are_shown(run: Run) -> None:
     odd = {"texts": [{"prompt": "p", "tokens": [{"text": "a\u202eb\n", "kl": None}, {"kl": float("nan")}]}, {"prompt": "q", "tokens": []}]}
-    parts = section_texts._texts(odd)
+    parts = divergence_texts_page._texts(odd)
     assert [part["kind"] for part in parts] == ["key", "text"]
     assert [token["text"] for token in parts[1]["tokens"]] == ["a\\u202eb↵\n", ""]
     assert parts[1]["tokens"][0]["says"] == "not measured"
@@ -66,11 +69,11 @@ def test_texts_with_odd_entries_are_shown(run: Run) -> None:
 def test_infinite_values_are_left_out_of_the_figure(run: Run) -> None:
     token = pl.col("unit") == "token 3"
     rows = run.rows.with_columns(value=pl.when(token, pl.col("prompt") == "r003").then(float("inf")).otherwise("value"))
-    svg = drawing.to_svg(section_texts.kl_by_position(rows, run.summary, run.manifest))
+    svg = drawing.to_svg(divergence_texts_page.kl_by_position(rows, run.summary, run.manifest))
     assert "Infinity" not in svg
-    json.dumps(findings_texts.by_offset(rows, run.manifest).to_dicts(), allow_nan=False)
+    json.dumps(divergence_findings.by_offset(rows, run.manifest).to_dicts(), allow_nan=False)
 
 
 def test_texts_that_were_not_measured_are_a_sentence(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
-    section = section_texts.texts(Run(rows=rows, summary=summary, manifest={}))
+    section = divergence_texts_page.texts(Run(rows=rows, summary=summary, manifest={}))
     assert [part["kind"] for part in section.parts] == ["note"]

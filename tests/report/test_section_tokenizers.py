@@ -4,9 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import section_tokenizers, statistics
+from mechdiff.measures.divergence import tokenizers as divergence_tokenizers
 from mechdiff.report.parts import Run
 from mechdiff.rows import rows as rows_of
+from mechdiff.statistics import summary as statistics_summary
 from report.planted_sections import d_of
 
 SAID = "the tuned model has the base's 259 tokens and 4 more"
@@ -30,11 +31,11 @@ def run(rows: pl.DataFrame, manifest: dict) -> Run:
     more += [rows_of([0.25], layer=layer, **words) for layer in (0, 1)]
     both = pl.concat([rows, *more])
     told = {"tokenizers": {"relation": "extended", "said": SAID, "same_cut": len(n) - 1}}
-    return Run(rows=both, summary=statistics.summarise(both), manifest={**manifest, **told})
+    return Run(rows=both, summary=statistics_summary.summarise(both), manifest={**manifest, **told})
 
 
 def test_everything_that_makes_the_input_unequal_is_said(run: Run) -> None:
-    parts = section_tokenizers.tokenizers(run).parts
+    parts = divergence_tokenizers.tokenizers(run).parts
     notes = " ".join(part["text"] for part in parts if part["kind"] == "note")
     assert f"{SAID}. Both cut 23 of 24 report prompts into the same tokens." in notes
     assert "both models read one rendered text (template: tuned)" in notes
@@ -52,5 +53,5 @@ def test_everything_that_makes_the_input_unequal_is_said(run: Run) -> None:
 
 
 def test_a_pair_of_one_tokenizer_has_little_to_say(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> None:
-    parts = section_tokenizers.tokenizers(Run(rows=rows, summary=summary, manifest=manifest)).parts
+    parts = divergence_tokenizers.tokenizers(Run(rows=rows, summary=summary, manifest=manifest)).parts
     assert [part["kind"] for part in parts] == ["note"]

@@ -4,35 +4,32 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import (
-    charts_transport,
-    drawing,
-    findings_closer,
-    findings_transport,
-    intervals,
-    phrasing,
-    section_transport,
-    statistics,
-    wording_transport,
-)
-from mechdiff.report.findings_transport import CEILING, CLOSENESS, LEARNED, REMOVAL, TRANSPORT
+from mechdiff.measures.transport import charts as transport_charts
+from mechdiff.measures.transport import closer_findings as transport_closer_findings
+from mechdiff.measures.transport import findings as transport_findings
+from mechdiff.measures.transport import page as transport_page
+from mechdiff.measures.transport import words as transport_words
+from mechdiff.measures.transport.findings import CEILING, CLOSENESS, LEARNED, REMOVAL, TRANSPORT
+from mechdiff.report import drawing, effect_shares, phrasing
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.rows import rows as make_rows
+from mechdiff.statistics import intervals
+from mechdiff.statistics import summary as statistics_summary
 from report import planted_sections as planted
 from report.conftest import CHANGED
 from report.test_figures import descriptions
 
 SITE = f"L{CHANGED}.attn_out"
 CHARTS = [
-    charts_transport.recovery_by_layer, charts_transport.removal_by_layer, charts_transport.closeness_by_layer, charts_transport.fit_by_layer,
-    charts_transport.closeness_by_strength, charts_transport.recovery_by_strength, charts_transport.bogus_maps,
+    transport_charts.recovery_by_layer, transport_charts.removal_by_layer, transport_charts.closeness_by_layer, transport_charts.fit_by_layer,
+    transport_charts.closeness_by_strength, transport_charts.recovery_by_strength, transport_charts.bogus_maps,
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
     both = pl.concat([rows, planted.planted_transport(rows, n_layers=7, changed=CHANGED)])
-    return Run(rows=both, summary=statistics.summarise(both), manifest=manifest)
+    return Run(rows=both, summary=statistics_summary.summarise(both), manifest=manifest)
 
 
 def captions(section) -> dict[str, str]:
@@ -40,13 +37,13 @@ def captions(section) -> dict[str, str]:
 
 
 def test_recovery_is_a_share_of_d_with_its_interval(run: Run) -> None:
-    found = findings_transport.recovered(run.rows)
+    found = transport_findings.recovered(run.rows)
     d = planted.d_of(run.rows, "report")[1]
     for arm, carries in planted.CARRIES.items():
         if arm == "identity":
             continue
         one = found.filter(pl.col("name") == SITE, pl.col("arm") == arm).row(0, named=True)
-        values = findings_transport.plain(findings_transport.written(run.rows, TRANSPORT, "kl_other_nats"))
+        values = effect_shares.plain(effect_shares.written(run.rows, TRANSPORT, "kl_other_nats"))
         v = values.filter(pl.col("layer") == CHANGED, pl.col("site") == "attn_out", pl.col("arm") == arm).sort("prompt")["value"].to_numpy()
         assert one["share"] == pytest.approx(1 - v.mean() / d.mean())
         assert one["share"] == pytest.approx(carries, abs=0.04)
@@ -57,18 +54,18 @@ def test_recovery_is_a_share_of_d_with_its_interval(run: Run) -> None:
             pl.col("control").is_null() & pl.col("strength").is_null(),
         )  # fmt: skip
         assert of_summary["share"].to_list() == pytest.approx([one["share"]])
-    top = findings_transport.ceiling(run.rows).filter(pl.col("name") == SITE)
+    top = transport_findings.ceiling(run.rows).filter(pl.col("name") == SITE)
     assert top["share"].to_list() == pytest.approx([planted.CEILING], abs=0.03)
 
 
 def test_removal_is_held_against_the_other_divergence(run: Run) -> None:
     """The tuned model is to become the base: what is removed is a share of KL(p_base || p_tuned)."""
-    back = findings_transport.recovered(run.rows, REMOVAL).filter(pl.col("name") == SITE, pl.col("arm") == "rrr")
+    back = transport_findings.recovered(run.rows, REMOVAL).filter(pl.col("name") == SITE, pl.col("arm") == "rrr")
     assert back["share"].to_list() == pytest.approx([0.9 * planted.CARRIES["rrr"]], abs=0.03)
 
 
 def test_drop_and_gain_are_ratios_of_means_over_the_same_prompts(run: Run) -> None:
-    close = findings_transport.closeness(run.rows).filter(pl.col("name") == SITE)
+    close = transport_findings.closeness(run.rows).filter(pl.col("name") == SITE)
     kl = dict(close.select("arm", "kl").iter_rows())
     for one in close.filter(pl.col("arm") != "identity").iter_rows(named=True):
         assert one["drop"] == pytest.approx(1 - kl[one["arm"]] / kl["identity"])
@@ -94,7 +91,7 @@ def test_a_weaker_patch_is_no_drop(run: Run) -> None:
 
 
 def test_p_is_over_refits_on_permuted_pairs(run: Run) -> None:
-    found = findings_transport.fit_quality(run.rows, run.summary, ("r2_change",)).filter(
+    found = transport_findings.fit_quality(run.rows, run.summary, ("r2_change",)).filter(
         pl.col("split") == "report", pl.col("arm").is_in(LEARNED)
     )
     at, elsewhere = found.filter(pl.col("name") == SITE), found.filter(pl.col("name") == "L1.attn_out")
@@ -107,13 +104,13 @@ def test_p_is_over_refits_on_permuted_pairs(run: Run) -> None:
             pl.col("site") == "attn_out",
         )["value"]  # fmt: skip
         assert p == pytest.approx((1 + (draws >= real).sum()) / (1 + planted.REFITS))
-    assert findings_transport.n_refits(run.rows) == planted.REFITS
+    assert transport_findings.n_refits(run.rows) == planted.REFITS
     draws = run.summary.filter(pl.col("control").str.starts_with("permuted#").fill_null(False))
     assert draws.is_empty()
 
 
 def test_the_arm_is_chosen_on_select_and_reported_on_report(run: Run) -> None:
-    best = findings_transport.carried(run.rows, run.summary)
+    best = transport_findings.carried(run.rows, run.summary)
     assert best
     assert (best.name, best.arm, best.chosen_on) == (SITE, "anchored_ridge", "select")  # on report rrr is higher
     assert best.best.share == pytest.approx(planted.CARRIES["anchored_ridge"], abs=0.03)
@@ -124,20 +121,20 @@ def test_the_arm_is_chosen_on_select_and_reported_on_report(run: Run) -> None:
     assert best.gain
     assert best.gain.share == pytest.approx(best.best.share - best.trivial.share)
     only = run.rows.filter(~((pl.col("measure") == "transport") & (pl.col("split") == "select")))
-    again = findings_transport.carried(only, run.summary)
+    again = transport_findings.carried(only, run.summary)
     assert again
     assert (again.arm, again.chosen_on) == ("rrr", "report")
 
 
 def test_maps_are_counted_against_the_best_of_shift_and_mean(run: Run) -> None:
-    found = findings_transport.beaten(run.rows)
+    found = transport_findings.beaten(run.rows)
     assert found
     assert found.sites == 4  # the changed output, and the stream from there on
     assert found.best
     assert (found.best["name"], found.best["arm"]) == (SITE, "rrr")
     assert found.best["gain"] == pytest.approx(planted.CARRIES["rrr"] - planted.CARRIES["shift"], abs=0.05)
     d = planted.d_of(run.rows, "report")[1]
-    values = findings_transport.plain(findings_transport.written(run.rows, TRANSPORT, "kl_other_nats"))
+    values = effect_shares.plain(effect_shares.written(run.rows, TRANSPORT, "kl_other_nats"))
     at = values.filter(pl.col("layer") == CHANGED, pl.col("site") == "attn_out").sort("prompt")
     shift, rrr = (at.filter(pl.col("arm") == arm)["value"].to_numpy() for arm in ("shift", "rrr"))
     gain, low, high = (float(end[0]) for end in intervals.share_intervals((shift - rrr)[:, None], d))
@@ -146,36 +143,38 @@ def test_maps_are_counted_against_the_best_of_shift_and_mean(run: Run) -> None:
     assert found.maps == 4 * 4
     learned = (pl.col("measure") == "transport") & pl.col("arm").is_in(LEARNED) & (pl.col("direction") == TRANSPORT)
     worse = run.rows.with_columns(value=pl.when(learned).then(pl.col("value") + 20).otherwise("value"))
-    said = " ".join(wording_transport.carried(worse, statistics.summarise(worse)))
+    said = " ".join(transport_words.carried(worse, statistics_summary.summarise(worse)))
     assert "No linear map recovers significantly more than the best fixed vector at any of the 4 sites" in said
 
 
 def test_the_square_law_is_read_off_the_smallest_strength(run: Run) -> None:
-    law = findings_closer.quadratic(run.rows).filter(pl.col("name") == SITE)
+    law = transport_closer_findings.quadratic(run.rows).filter(pl.col("name") == SITE)
     assert law["ratio"].to_list() == pytest.approx([1.0] * 5, abs=0.12)  # planted: KL = s^2 KL(1), with noise
-    curve = findings_closer.rows_of_strength(run.rows, CLOSENESS, "kl_own_nats").filter(pl.col("name") == SITE, pl.col("arm") == "rrr")
+    curve = transport_closer_findings.rows_of_strength(run.rows, CLOSENESS, "kl_own_nats").filter(
+        pl.col("name") == SITE, pl.col("arm") == "rrr"
+    )
     assert curve["s"].to_list() == [0, 0.25, 0.5, 0.75, 1, 1.25]
 
 
 def test_the_diagonal_wins_where_a_map_knows_its_layer(run: Run) -> None:
-    square = findings_closer.bogus_square(run.rows, "rrr", "attn_out")
+    square = transport_closer_findings.bogus_square(run.rows, "rrr", "attn_out")
     assert len(square) == len(planted.CLOSER) ** 2
-    assert findings_closer.diagonal_wins(run.rows, "rrr", "attn_out", [CHANGED]) == ([CHANGED], [])
+    assert transport_closer_findings.diagonal_wins(run.rows, "rrr", "attn_out", [CHANGED]) == ([CHANGED], [])
     at = (pl.col("measure") == "transport") & (pl.col("direction") == CLOSENESS) & (pl.col("layer") == CHANGED) & (pl.col("arm") == "rrr")
     swapped = run.rows.with_columns(value=pl.when(at).then(-pl.col("value")).otherwise("value"))
-    assert findings_closer.diagonal_wins(swapped, "rrr", "attn_out", [CHANGED]) == ([], [CHANGED])
+    assert transport_closer_findings.diagonal_wins(swapped, "rrr", "attn_out", [CHANGED]) == ([], [CHANGED])
     noise = pl.Series(np.random.default_rng(1).normal(0, 60, len(run.rows)))
     noisy = run.rows.with_columns(value=pl.when(at).then(pl.col("value") + noise).otherwise("value"))
-    assert findings_closer.diagonal_wins(noisy, "rrr", "attn_out", [CHANGED]) == ([], [])
-    assert set(charts_transport.squares(run.rows, run.summary)) == {"attn_out", "resid_post"}  # elsewhere there is nothing to map
+    assert transport_closer_findings.diagonal_wins(noisy, "rrr", "attn_out", [CHANGED]) == ([], [])
+    assert set(transport_charts.squares(run.rows, run.summary)) == {"attn_out", "resid_post"}  # elsewhere there is nothing to map
 
 
 def test_what_is_said_is_what_was_planted(run: Run) -> None:
-    section = section_transport.transport(run)
+    section = transport_page.transport(run)
     said = captions(section)
     assert list(said) == ["transport_recovery", "transport_removal", "transport_closeness", "transport_fit", "transport_strength",
                           "transport_strength_recovery", "transport_bogus"]  # fmt: skip
-    best = findings_transport.carried(run.rows, run.summary)
+    best = transport_findings.carried(run.rows, run.summary)
     assert best
     assert best.trivial
     assert best.ceiling
@@ -189,22 +188,22 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
         "At 4 of 21 sites a fitted map comes closer than the best of identity, mean difference and mean activation"
         in said["transport_closeness"]
     )
-    close = dict(findings_transport.closeness(run.rows).filter(pl.col("name") == SITE).select("arm", "kl").iter_rows())
+    close = dict(transport_findings.closeness(run.rows).filter(pl.col("name") == SITE).select("arm", "kl").iter_rows())
     assert f"identity {phrasing.nats(close['identity'])}, shift {phrasing.nats(close['shift'])}" in said["transport_closeness"]
     assert f"on the report prompts (selected on them, so optimistically biased): {SITE}, rrr" in said["transport_fit"]
     assert f"up to {planted.REFITS} refits" in said["transport_fit"]
     assert f"attn_out: its own map comes closer than every other layer's at 1 of 1 layers (L{CHANGED})" in said["transport_bogus"]
     tables = [part for part in section.parts if isinstance(part, dict) and part["kind"] == "table"]
     assert all(len(row) == len(one["columns"]) for one in tables for row in one["rows"])
-    assert len(tables[0]["rows"]) == section_transport.TOP
+    assert len(tables[0]["rows"]) == transport_page.TOP
     assert tables[0]["rows"][0][0].endswith(", rrr")
 
 
 def test_over_fitting_shows(run: Run) -> None:
-    drops = {(arm, split): drop for _, arm, split, drop in findings_closer.drop_by_split(run.rows, run.summary).iter_rows()}
+    drops = {(arm, split): drop for _, arm, split, drop in transport_closer_findings.drop_by_split(run.rows, run.summary).iter_rows()}
     assert drops["rrr", "fit"] == pytest.approx(0.95)
     assert drops["rrr", "report"] == pytest.approx(planted.CARRIES["rrr"], abs=0.05)
-    rho = findings_closer.correlation_with_cosine(run.rows)
+    rho = transport_closer_findings.correlation_with_cosine(run.rows)
     assert set(rho["n"]) == {24}
     assert rho["rho"].abs().max() <= 1
 
@@ -222,7 +221,7 @@ def test_correlation_with_cosine_against_a_monotone_relation() -> None:
     table = pl.concat(
         [make_rows([4.0, 3.0, 2.0, 1.0], metric="kl_own_nats", **place), make_rows([0.1, 0.2, 0.5, 0.9], metric="cosine", **place)]
     )
-    assert findings_closer.correlation_with_cosine(table)["rho"].to_list() == pytest.approx([-1.0])
+    assert transport_closer_findings.correlation_with_cosine(table)["rho"].to_list() == pytest.approx([-1.0])
 
 
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
@@ -241,34 +240,34 @@ def test_figures_without_their_rows_are_none(chart: drawing.Figure, rows: pl.Dat
 def test_lines_have_a_dot_for_each_cell(run: Run) -> None:
     tables = (run.rows, run.summary, run.manifest)
     sites = 7 * len(planted.MAPPED_SITES)
-    assert len(descriptions(drawing.to_svg(charts_transport.recovery_by_layer(*tables)), "circle")) == sites * (7 + 1)  # and the ceiling
-    assert len(descriptions(drawing.to_svg(charts_transport.fit_by_layer(*tables)), "circle")) == sites * 4
-    assert len(descriptions(drawing.to_svg(charts_transport.bogus_maps(*tables)), "rect mark")) == 3 + 6  # rows where there is a change
+    assert len(descriptions(drawing.to_svg(transport_charts.recovery_by_layer(*tables)), "circle")) == sites * (7 + 1)  # and the ceiling
+    assert len(descriptions(drawing.to_svg(transport_charts.fit_by_layer(*tables)), "circle")) == sites * 4
+    assert len(descriptions(drawing.to_svg(transport_charts.bogus_maps(*tables)), "rect mark")) == 3 + 6  # rows where there is a change
 
 
 def test_without_an_effect_there_is_no_share(run: Run) -> None:
     zero = run.rows.with_columns(value=pl.when(pl.col("metric").str.starts_with("kl_")).then(0.0).otherwise("value"))
-    section = section_transport.transport(Run(rows=zero, summary=statistics.summarise(zero), manifest={}))
+    section = transport_page.transport(Run(rows=zero, summary=statistics_summary.summarise(zero), manifest={}))
     assert section.parts[0]["text"].startswith("There is no effect to share")
     assert not {"transport_recovery", "transport_removal"} & set(captions(section))
-    assert not findings_transport.closeness(zero)["counts"].any()
+    assert not transport_findings.closeness(zero)["counts"].any()
 
 
 def test_maps_that_were_not_fitted_are_a_sentence(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
-    section = section_transport.transport(Run(rows=rows, summary=summary, manifest={}))
+    section = transport_page.transport(Run(rows=rows, summary=summary, manifest={}))
     assert [part["kind"] for part in section.parts] == ["note"]
 
 
 def test_a_ceiling_alone_says_nothing_of_maps(run: Run) -> None:
     rows = run.rows.filter((pl.col("measure") != "transport") | (pl.col("direction") == CEILING))
-    section = section_transport.transport(Run(rows=rows, summary=statistics.summarise(rows), manifest={}))
-    assert wording_transport.carried(rows, statistics.summarise(rows)) == []
+    section = transport_page.transport(Run(rows=rows, summary=statistics_summary.summarise(rows), manifest={}))
+    assert transport_words.carried(rows, statistics_summary.summarise(rows)) == []
     assert captions(section) == {}
 
 
 def test_a_value_that_is_not_finite_leaves_out_its_cell(run: Run) -> None:
     at = (pl.col("measure") == "transport") & (pl.col("arm") == "rrr") & (pl.col("prompt") == "r003") & (pl.col("direction") == TRANSPORT)
     rows = run.rows.with_columns(value=pl.when(at).then(float("inf")).otherwise("value"))
-    found = findings_transport.recovered(rows)
+    found = transport_findings.recovered(rows)
     assert "rrr" not in found["arm"].to_list()
     assert np.isfinite(found["share"].to_numpy()).all()

@@ -3,7 +3,11 @@
 import polars as pl
 import pytest
 
-from mechdiff.report import drawing, findings_weights, section_weights, wording
+from mechdiff.measures.weights import charts as weights_charts
+from mechdiff.measures.weights import findings as weights_findings
+from mechdiff.measures.weights import page as weights_page
+from mechdiff.measures.weights import words as weights_words
+from mechdiff.report import drawing
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.rows import rows as made
 from report.conftest import CHANGED
@@ -19,14 +23,14 @@ def run(full_rows: pl.DataFrame, full_summary: pl.DataFrame, full_manifest: dict
 
 
 def test_the_caption_and_the_verdict_count_what_changed(run: Run) -> None:
-    section = section_weights.weights(run)
+    section = weights_page.weights(run)
     drawn = [part for part in section.parts if isinstance(part, Drawn)]
     assert [part.name for part in drawn] == ["weight_map", "spectra", "head_map"]
     assert f"2 of {N_TENSORS} tensors changed, in 2 of 7 layers; most in L{CHANGED}.attn, 0.120." in drawn[0].caption
     assert drawn[0].caption.startswith("The largest ‖ΔW‖ / ‖W‖ among the tensors")
     assert f"L{CHANGED}.self_attn.o_proj 1 and L{CHANGED + 1}.mlp.down_proj 16" in drawn[1].caption
     assert f"head {N_HEADS - 1} of layer {CHANGED}, 0.400 (what it writes)" in drawn[2].caption
-    assert wording.which_weights(run.summary, {}) == [
+    assert weights_words.which_weights(run.summary, {}) == [
         f"The fine-tune changed 2 of {N_TENSORS} tensors, in 2 of 7 layers. "
         f"Most changed is L{CHANGED}.self_attn.o_proj, by 0.120 of its norm, in a change of rank 1."
     ]
@@ -34,7 +38,7 @@ def test_the_caption_and_the_verdict_count_what_changed(run: Run) -> None:
 
 
 def test_the_table_has_the_ranks(run: Run) -> None:
-    table = next(part for part in section_weights.weights(run).parts if isinstance(part, dict) and part["kind"] == "table")
+    table = next(part for part in weights_page.weights(run).parts if isinstance(part, dict) and part["kind"] == "table")
     assert table["rows"] == [
         [f"L{CHANGED}.self_attn.o_proj", "0.120", "1.000", "1", "0.900", "1, 1, 1", "3.60; 0.360", "1"],
         [f"L{CHANGED + 1}.mlp.down_proj", "0.00400", "1.000", "16", "14.4", "8, 14, 15", "0.120; 0.0120", "1"],
@@ -43,7 +47,7 @@ def test_the_table_has_the_ranks(run: Run) -> None:
 
 
 def test_the_map_has_a_cell_for_what_changed_and_a_dot_for_the_rest(run: Run) -> None:
-    svg = drawing.to_svg(section_weights.weight_map(run.rows, run.summary, run.manifest))
+    svg = drawing.to_svg(weights_charts.weight_map(run.rows, run.summary, run.manifest))
     cells, dots = descriptions(svg, "rect mark"), descriptions(svg, "circle")
     assert len(cells) == 2
     assert cells[0] == f"L{CHANGED}.attn: 0.120, most in L{CHANGED}.self_attn.o_proj"
@@ -52,51 +56,51 @@ def test_the_map_has_a_cell_for_what_changed_and_a_dot_for_the_rest(run: Run) ->
 
 def test_the_change_of_the_whole_module_is_used_where_it_was_measured(run: Run) -> None:
     extra = []
-    for row in findings_weights.modules(run.summary)[0].iter_rows(named=True):
+    for row in weights_findings.modules(run.summary)[0].iter_rows(named=True):
         place = {"measure": "weights", "layer": row["layer"], "site": row["site"]}
         extra += [
             made([row["change"] / 2], metric="module_relative_norm", **place),
             made([float(row["site"] == "attn")], metric="share_of_change", **place),
         ]
-    from mechdiff.report import statistics
+    from mechdiff.statistics import summary as statistics
 
     both = statistics.summarise(pl.concat([run.rows.filter(pl.col("measure") == "weights"), *extra]))
-    found, is_whole = findings_weights.modules(both)
+    found, is_whole = weights_findings.modules(both)
     assert is_whole
     assert found["change"].max() == pytest.approx(0.06)
-    caption = section_weights.weights(Run(rows=run.rows, summary=both, manifest={})).parts[0].caption
+    caption = weights_page.weights(Run(rows=run.rows, summary=both, manifest={})).parts[0].caption
     assert caption.startswith("‖ΔW‖ / ‖W‖ of each module.")
     assert f"most in L{CHANGED}.attn, 0.0600, which holds 1.00 of the network's squared change." in caption
 
 
 def test_heads_are_drawn_where_their_products_changed(run: Run) -> None:
-    heads = findings_weights.heads(run.summary)
+    heads = weights_findings.heads(run.summary)
     assert heads["change"].max() == pytest.approx(OV)
-    svg = drawing.to_svg(section_weights.head_map(run.rows, run.summary, {}))
+    svg = drawing.to_svg(weights_charts.head_map(run.rows, run.summary, {}))
     assert len(descriptions(svg, "rect mark")) == N_HEADS
 
 
 def test_spectra_stop_at_six_and_mark_the_rank(run: Run) -> None:
-    svg = drawing.to_svg(section_weights.spectra_of(run.rows, run.summary, run.manifest))
+    svg = drawing.to_svg(weights_charts.spectra_of(run.rows, run.summary, run.manifest))
     assert ">rank 1<" in svg
     assert ">rank 16<" in svg
-    assert len(findings_weights.spectra(run.summary, run.manifest, most=1)) == 1
-    assert section_weights.spectra_of(run.rows, run.summary, {}) is None
+    assert len(weights_findings.spectra(run.summary, run.manifest, most=1)) == 1
+    assert weights_charts.spectra_of(run.rows, run.summary, {}) is None
 
 
 def test_the_same_weights_are_said_to_be_the_same(run: Run) -> None:
     same = run.summary.filter(pl.col("measure") == "weights", pl.col("metric") == "relative_norm").with_columns(mean=0.0)
-    section = section_weights.weights(Run(rows=run.rows, summary=same, manifest={}))
+    section = weights_page.weights(Run(rows=run.rows, summary=same, manifest={}))
     assert section.parts == [{"kind": "note", "text": f"Not one of the {N_TENSORS} tensors differs: these are the same weights."}]
-    assert wording.which_weights(same, {}) == [f"Not one of the {N_TENSORS} tensors differs: these are the same weights."]
-    assert section_weights.weight_map(run.rows, same, {}) is None
+    assert weights_words.which_weights(same, {}) == [f"Not one of the {N_TENSORS} tensors differs: these are the same weights."]
+    assert weights_charts.weight_map(run.rows, same, {}) is None
 
 
 def test_a_tensor_of_zeros_that_changed_is_drawn(run: Run) -> None:
     infinite = run.summary.with_columns(
         mean=pl.when(pl.col("unit") == tensor(2, "mlp.up_proj"), pl.col("metric") == "relative_norm").then(float("inf")).otherwise("mean")
     )
-    svg = drawing.to_svg(section_weights.weight_map(run.rows, infinite, {}))
+    svg = drawing.to_svg(weights_charts.weight_map(run.rows, infinite, {}))
     assert len(descriptions(svg, "rect mark")) == 3
 
 
@@ -110,4 +114,4 @@ def test_a_tensor_of_zeros_that_changed_is_drawn(run: Run) -> None:
     ],
 )
 def test_short_names_of_tensors(name: str, short: str) -> None:
-    assert findings_weights.short_tensor(name) == short
+    assert weights_findings.short_tensor(name) == short

@@ -4,9 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.report import intervals, spoken
+from mechdiff.report import spoken
 from mechdiff.report.phrasing import with_interval
 from mechdiff.rows import rows
+from mechdiff.statistics import intervals
 from mechdiff.validate import skewed
 
 

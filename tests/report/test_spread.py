@@ -5,8 +5,8 @@ import pytest
 from numpy import ndarray
 from scipy import stats
 
-from mechdiff.report import intervals, spread
-from mechdiff.report.spread import Estimate, contrast, effective, effective_rank, estimate
+from mechdiff.statistics import intervals, spread
+from mechdiff.statistics.spread import Estimate, contrast, effective, effective_rank, estimate
 
 NAMES = [f"p{i}" for i in range(40)]
 

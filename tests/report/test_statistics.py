@@ -10,8 +10,12 @@ import polars as pl
 import pytest
 from scipy.stats import false_discovery_control
 
-from mechdiff.report import findings, intervals, statistics, wording
+import mechdiff
+from mechdiff.measures.divergence import words as divergence_words
+from mechdiff.report import difference
 from mechdiff.rows import empty, rows
+from mechdiff.statistics import intervals, nulls
+from mechdiff.statistics import summary as statistics_summary
 from report.conftest import CHANGED
 
 D = np.array([2.0, 4.0, 6.0, 8.0])
@@ -26,19 +30,24 @@ def d_rows(values: np.ndarray = D) -> pl.DataFrame:
 
 
 def one(table: pl.DataFrame, **where: object) -> dict:
-    found = statistics.summarise(table).filter(*(pl.col(name).eq_missing(pl.lit(value)) for name, value in where.items()))
+    found = statistics_summary.summarise(table).filter(*(pl.col(name).eq_missing(pl.lit(value)) for name, value in where.items()))
     assert len(found) == 1
     return found.row(0, named=True)
 
 
 def test_no_torch_in_the_report() -> None:
-    names = (path.stem for path in Path(statistics.__file__).parent.glob("*.py") if path.stem != "__init__")
-    code = "import sys; " + "; ".join(f"import mechdiff.report.{name}" for name in names) + "; sys.exit('torch' in sys.modules)"
+    source = Path(mechdiff.__file__).parent
+    paths = [path for folder in ("statistics", "report", "compare") for path in (source / folder).glob("*.py")]
+    paths += [
+        path for path in (source / "measures").glob("*/*.py") if path.stem in ("plan", "findings", "charts", "words", "page", "compare")
+    ]
+    names = [".".join(path.relative_to(source).with_suffix("").parts) for path in paths if path.stem != "__init__"]
+    code = "import sys; " + "; ".join(f"import mechdiff.{name}" for name in names) + "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_table_has_the_contract_s_columns_and_one_row_a_group(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
-    assert summary.columns == list(statistics.SUMMARY)
+    assert summary.columns == list(statistics_summary.SUMMARY)
     assert summary.columns[11:] == [
         "n",
         "mean",
@@ -59,14 +68,14 @@ def test_the_table_has_the_contract_s_columns_and_one_row_a_group(rows: pl.DataF
         "coverage",
     ]
     draws = pl.col("control").str.starts_with("permuted#").fill_null(False)
-    assert len(summary) == rows.filter(~draws).select(statistics.GROUP).n_unique()
+    assert len(summary) == rows.filter(~draws).select(nulls.GROUP).n_unique()
     assert summary.filter(draws).is_empty()  # a draw is one number: what all of them say is p
-    assert statistics.summarise(empty()).columns == summary.columns
+    assert statistics_summary.summarise(empty()).columns == summary.columns
 
 
 def test_means_against_plain_loops(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
-    groups = rows.filter(pl.col("metric") == "kl_own_nats", pl.col("arm") == "mean").group_by(statistics.GROUP).agg("value")
-    both = groups.join(summary, on=statistics.GROUP, nulls_equal=True)
+    groups = rows.filter(pl.col("metric") == "kl_own_nats", pl.col("arm") == "mean").group_by(nulls.GROUP).agg("value")
+    both = groups.join(summary, on=nulls.GROUP, nulls_equal=True)
     assert len(both) == len(groups) == 2 * 2 * 7 * 5
     for row in both.head(30).iter_rows(named=True):
         values = np.array(row["value"])
@@ -78,9 +87,9 @@ def test_means_against_plain_loops(rows: pl.DataFrame, summary: pl.DataFrame) ->
 
 
 def test_the_same_seed_and_any_order_of_rows_give_the_same_bytes(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
-    shuffled = statistics.summarise(rows.sample(fraction=1, shuffle=True, seed=1))
+    shuffled = statistics_summary.summarise(rows.sample(fraction=1, shuffle=True, seed=1))
     assert shuffled.equals(summary)
-    assert not statistics.summarise(rows, seed=1).equals(summary)
+    assert not statistics_summary.summarise(rows, seed=1).equals(summary)
 
 
 def test_share_and_drop_are_ratios_of_means_over_the_same_prompts() -> None:
@@ -189,11 +198,11 @@ def test_equal_models_have_no_effect_and_no_ratio_even_without_a_floor(floor: fl
     table = pl.concat(parts)
     assert "no_effect" in one(table, metric="kl_tuned_base_nats")["flag"]
     assert one(table, measure="divergence", metric="top1_same")["flag"] == "few_prompts"
-    cells = statistics.summarise(table).filter(pl.col("arm").is_not_null())
+    cells = statistics_summary.summarise(table).filter(pl.col("arm").is_not_null())
     assert cells["share"].null_count() == cells["drop"].null_count() == len(cells) == 3
     assert cells["flag"].str.contains("no_effect").all()
-    found = findings.difference(table, statistics.summarise(table))
-    assert wording.how_different(found) == "There is no effect to explain: D = 0 nats, on 4 prompts. No share is given below."
+    found = difference.difference(table, statistics_summary.summarise(table))
+    assert divergence_words.how_different(found) == "There is no effect to explain: D = 0 nats, on 4 prompts. No share is given below."
 
 
 def test_undefined_prompts_are_left_out_and_named() -> None:
@@ -264,7 +273,7 @@ def test_p_counts_null_draws_and_q_is_within_a_site() -> None:
     )
     assert one(table, metric="cka", control=None)["p"] == pytest.approx(3 / 21)  # 0.5 itself counts
     assert one(table, metric="procrustes_distance", control=None)["p"] == pytest.approx(2 / 21)  # smaller is closer
-    assert len(statistics.summarise(table)) == 2
+    assert len(statistics_summary.summarise(table)) == 2
 
 
 def test_q_is_within_measure_metric_direction_split_and_site(summary: pl.DataFrame) -> None:
@@ -295,7 +304,7 @@ def test_a_million_rows_take_seconds() -> None:
     units = pl.Series(group // 30).cast(pl.String).to_list()
     table = rows(values, layer=group % 30, unit=units, prompt=[f"p{i}" for i in range(n_prompts)] * n_groups, **place)
     start = time.process_time()
-    assert len(statistics.summarise(table)) == n_groups
+    assert len(statistics_summary.summarise(table)) == n_groups
     assert time.process_time() - start < 10
 
 
@@ -309,7 +318,7 @@ def test_tokens_are_one_row_a_metric_over_the_prompts_means() -> None:
             values = [float(i == 0) for i in range(n)]
             parts.append(rows(values, unit=[f"token {i}" for i in range(n)], prompt=prompt, metric=metric, **token))
     table = pl.concat(parts)
-    found = statistics.summarise(table)
+    found = statistics_summary.summarise(table)
     assert found["unit"].to_list() == ["tokens", "tokens", None]
     expected = np.mean([1 / n for n in lengths.values()])
     for metric in ("kl_tuned_base_nats", "top1_same"):
@@ -317,7 +326,7 @@ def test_tokens_are_one_row_a_metric_over_the_prompts_means() -> None:
         assert (cell["n"], cell["mean"]) == (5, pytest.approx(expected))
         assert cell["ci_low"] == pytest.approx(float(intervals.mean_intervals(np.array([[1 / n] for n in lengths.values()]))[0][0]))
     assert one(table, unit=None)["mean"] == D.mean()
-    assert statistics.summarise(table.sample(fraction=1, shuffle=True, seed=3)).equals(found)
+    assert statistics_summary.summarise(table.sample(fraction=1, shuffle=True, seed=3)).equals(found)
 
 
 def test_a_factorial_s_effects_are_tested_by_the_bootstrap_t_and_by_no_exchange_of_names() -> None:
@@ -356,6 +365,6 @@ def test_effects_of_a_factorial_that_are_rounding_are_flagged() -> None:
         rows([1e-6, 1e-6], measure="factorial", layer=0, metric="interaction_nats", prompt=prompts, **place),
         rows([1e-4, 2e-4], measure="factorial", layer=1, metric="interaction_nats", prompt=prompts, **place),
     ]
-    found = statistics.summarise(pl.concat(parts)).filter(pl.col("metric") == "interaction_nats").sort("layer")
+    found = statistics_summary.summarise(pl.concat(parts)).filter(pl.col("metric") == "interaction_nats").sort("layer")
     assert found["floor"].to_list() == pytest.approx([4e-6, 4e-6])
     assert ["below_floor" in flag for flag in found["flag"]] == [True, False]

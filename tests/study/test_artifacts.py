@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from mechdiff import rows
 from mechdiff.errors import RunError
-from mechdiff.study.artifacts import RunFolder, cell_hash, read_manifest, read_rows, read_summary
+from mechdiff.store.run_folder import RunFolder, cell_hash
+from mechdiff.store.tables import read_manifest, read_rows, read_summary
 
 STUDY = {"config_hash": "a" * 64, "study_text": "pair: {base: a, tuned: b}\nseed: 0\n"}
 

@@ -11,10 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mechdiff.errors import PromptError, StudyError
-from mechdiff.measures.answers import CHOICE
+from mechdiff.measures.behaviour.answers import CHOICE
 from mechdiff.measures.catalogue import make_study
-from mechdiff.study import run as running
-from mechdiff.study.artifacts import RunFolder, plain
+from mechdiff.store.record import plain
+from mechdiff.store.run_folder import RunFolder
+from mechdiff.study import run
 from mechdiff.study.config import RunOptions, study_yaml
 from mechdiff.study.estimate import estimate
 from mechdiff.study.prepare import prepare
@@ -55,7 +56,7 @@ def execute(study: dict[str, Any], out: Path, **options: Any) -> Finished:
     config = make_study(study)
     prepared = prepare(config, RunOptions(**options))
     with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
-        rows, record = running.execute(prepared, folder)
+        rows, record = run.execute(prepared, folder)
     return Finished(rows.filter(pl.col("measure") == "behaviour"), json.loads(json.dumps(plain(record))), out)
 
 

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from mechdiff.errors import StudyError
 from mechdiff.measures.catalogue import load_study, make_study
+from mechdiff.measures.patching.plan import PatchingOptions
+from mechdiff.measures.similarity.plan import SimilarityOptions
 from mechdiff.study import config
 from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes, study_yaml
-from mechdiff.study.options import Options, PatchingOptions, SimilarityOptions
+from mechdiff.study.options import Options
 
 LEAST: dict[str, Any] = {"pair": {"base": "org/base", "tuned": "org/tuned"}, "prompts": {"file": "prompts.jsonl"}}
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))

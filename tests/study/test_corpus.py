@@ -10,13 +10,13 @@ from torch import Tensor
 
 import mechdiff
 from mechdiff.engine.activations import capture
-from mechdiff.engine.models import open_pair
-from mechdiff.engine.sites import Site
 from mechdiff.errors import MechdiffError
-from mechdiff.measures import similarity
-from mechdiff.measures.maps import Map
-from mechdiff.measures.moments import SUMS, Moments
-from mechdiff.study import corpus as corpora
+from mechdiff.maps.maps import Map
+from mechdiff.maps.moments import SUMS, Moments
+from mechdiff.measures.similarity import formula as similarity_formula
+from mechdiff.models.pair import open_pair
+from mechdiff.models.sites import Site
+from mechdiff.study import corpus as study_corpus
 from mechdiff.study.config import RunOptions
 
 SITES = ["L1.attn_out", "L2.resid_post"]
@@ -58,7 +58,7 @@ def rows(pair: Path, corpus: Path, site: str, *, last: bool = False) -> tuple[Te
 def test_sums_say_what_all_states_at_once_say(
     pair: Path, corpus: Path, tmp_path: Path, positions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpora, "MERGED", 3)  # four shards, three of them and the last, both
+    monkeypatch.setattr(study_corpus, "MERGED", 3)  # four shards, three of them and the last, both
     found = sums(pair, corpus, tmp_path / "out", positions=positions)
     assert json.loads((tmp_path / "out" / "moments.json").read_text()) == found
     assert found["shards"] == 4
@@ -66,7 +66,7 @@ def test_sums_say_what_all_states_at_once_say(
         base, tuned = rows(pair, corpus, site, last=positions == "last")
         said = found["sites"][site]
         assert said["rows"] == len(base)
-        assert said["cka"] == pytest.approx(similarity.linear_cka(base, tuned), abs=1e-9)
+        assert said["cka"] == pytest.approx(similarity_formula.linear_cka(base, tuned), abs=1e-9)
         mean = (tuned.double() - base.double()).mean(0)
         assert said["mean_difference_over_state"] == pytest.approx(float(mean.norm() / base.double().norm(dim=1).mean()), rel=1e-9)
         made = mechdiff.load_map(tmp_path / "out" / f"{site}.anchored_ridge.base_to_tuned.safetensors")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mechdiff.errors import RunError
-from mechdiff.study.disk import canonical, replace, writing
+from mechdiff.store.disk import canonical, replace, writing
 
 
 def test_canonical_is_one_text_for_equal_values() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from mechdiff.engine.families import Shape
 from mechdiff.measures.catalogue import make_study
+from mechdiff.models.families import Shape
 from mechdiff.study.config import RunOptions, StudyConfig
 from mechdiff.study.estimate import Machine, estimate
 from mechdiff.study.prepare import prepare

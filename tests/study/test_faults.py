@@ -13,12 +13,13 @@ import polars as pl
 import pytest
 import torch
 
-from mechdiff.engine import models
+from mechdiff.engine import counterfactuals
 from mechdiff.errors import RunError
 from mechdiff.measures.catalogue import make_study
-from mechdiff.study import execution
-from mechdiff.study import run as running
-from mechdiff.study.artifacts import RunFolder, read_manifest, read_status
+from mechdiff.models import pair as models_pair
+from mechdiff.store.run_folder import RunFolder
+from mechdiff.store.tables import read_manifest, read_status
+from mechdiff.study import run as study_run
 from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
 from mechdiff.study.prepare import prepare
 
@@ -38,7 +39,7 @@ def study(pair: Path, **prompts: str) -> StudyConfig:
 def execute(config: StudyConfig, out: Path, **options: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
     prepared = prepare(config, RunOptions(**options))
     with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
-        rows, record = running.execute(prepared, folder)
+        rows, record = study_run.execute(prepared, folder)
         folder.write_manifest(record)
     return rows, record
 
@@ -76,14 +77,14 @@ def test_the_page_names_tests_that_there_are(reliability: ModuleType) -> None:
 
 
 def test_too_little_memory_halves_the_pass(pair: Path, whole: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    score, most = execution.scores, 2
+    score, most = counterfactuals.scores, 2
 
     def small(model: Any, engine: Any, cleans: Any, *of: Any, **how: Any) -> Any:
         if len(cleans) > most:
             raise torch.OutOfMemoryError("too much")
         return score(model, engine, cleans, *of, **how)
 
-    monkeypatch.setattr(execution, "scores", small)
+    monkeypatch.setattr(counterfactuals, "scores", small)
     rows, _ = execute(study(pair), tmp_path / "run")
     key = [name for name in rows.columns if name != "value"]
     assert rows.select(key).equals(whole.select(key), null_equal=True)
@@ -154,7 +155,7 @@ def split_files(pair: Path, folder: Path, *, with_broken: bool) -> dict[str, str
 def test_a_prompt_whose_states_are_no_numbers_is_left_out_and_the_rest_stands(
     pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = models.load_net
+    load = models_pair.load_net
 
     def poisoned(source: Any, **how: Any) -> Any:
         net = load(source, **how)
@@ -162,7 +163,7 @@ def test_a_prompt_whose_states_are_no_numbers_is_left_out_and_the_rest_stands(
             net.get_input_embeddings().weight.data[ord("#")] = torch.nan
         return net
 
-    monkeypatch.setattr(models, "load_net", poisoned)
+    monkeypatch.setattr(models_pair, "load_net", poisoned)
     expected, _ = execute(study(pair, **split_files(pair, tmp_path / "sound", with_broken=False)), tmp_path / "a")
     broken = study(pair, **split_files(pair, tmp_path / "broken", with_broken=True))
     rows, record = execute(broken, tmp_path / "b")
@@ -184,7 +185,7 @@ def test_a_prompt_whose_states_are_no_numbers_is_left_out_and_the_rest_stands(
 
 def test_status_of_a_run_that_runs_has_died_and_is_finished(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, seen = tmp_path / "run", []
-    compute = running.compute_cell
+    compute = study_run.compute_cell
 
     def one_too_many(run: Any, cell: Any) -> None:
         seen.append(read_status(out))
@@ -193,7 +194,7 @@ def test_status_of_a_run_that_runs_has_died_and_is_finished(pair: Path, tmp_path
         compute(run, cell)
 
     with monkeypatch.context() as patched:
-        patched.setattr(running, "compute_cell", one_too_many)
+        patched.setattr(study_run, "compute_cell", one_too_many)
         with pytest.raises(KeyboardInterrupt):
             execute(study(pair), out)
     assert {one.state for one in seen} == {"running"}

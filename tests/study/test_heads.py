@@ -11,12 +11,12 @@ import pico
 from mechdiff.api import Run, run
 from mechdiff.errors import PromptError, StudyError
 from mechdiff.labels import player_name
+from mechdiff.measures.heads import choices as heads_choices
 from mechdiff.rows import KEY
 from mechdiff.spacing import evenly_spaced
-from mechdiff.study import head_choices
 from mechdiff.study.cells import Item
 from mechdiff.study.config import RunOptions
-from mechdiff.validate import planted
+from mechdiff.validate import edits
 from tokenizers_made import CHATML, byte_tokenizer
 
 N_LAYERS, N_HEADS, HEAD = 4, 4, 3
@@ -28,7 +28,7 @@ HEADS: dict[str, Any] = {"null_edits": 2, "network_draws": 3, "attention_prompts
 def edit_one_head(net: Any) -> None:
     """The columns of one head in W_O of the last block."""
     weight = net.model.layers[LAYER].self_attn.o_proj.weight
-    planted.add_noise_to(weight[:, HEAD * 8 : (HEAD + 1) * 8], 0.8)
+    edits.add_noise_to(weight[:, HEAD * 8 : (HEAD + 1) * 8], 0.8)
 
 
 def finish(pair: Path, out: Path, *measures: Any, tuned: str = "tuned", **options: Any) -> Run:
@@ -174,7 +174,7 @@ def test_an_identical_pair_has_no_effect(tmp_path: Path, pair: Path) -> None:
 
 
 def test_no_head_is_looked_at_where_none_has_an_effect(tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_choices, "LEAST", 2.0)  # every effect is less than twice the largest
+    monkeypatch.setattr(heads_choices, "LEAST", 2.0)  # every effect is less than twice the largest
     finished = finish(pair, tmp_path / "run", {"heads": HEADS | {"z_swap": []}})
     assert finished.manifest()["heads"]["attention"] == []
     assert of(finished, metric="attention_js_nats").is_empty()

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from mechdiff.rows import KEY
-from mechdiff.study.artifacts import cell_hash
+from mechdiff.store.run_folder import cell_hash
 from mechdiff.study.stages import STAGES
 
 PINS = Path(__file__).parent / "identity.json"

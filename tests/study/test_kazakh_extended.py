@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mechdiff import demo
 from mechdiff.api import Run, run
-from mechdiff.engine.sources import quiet, resolve
 from mechdiff.errors import ModelError
 from mechdiff.measures.catalogue import make_study
+from mechdiff.models.sources import quiet, resolve
 from mechdiff.study.config import RunOptions
 
 NEW, PROMPTS, LAYERS = 200, 5, [0, 29]

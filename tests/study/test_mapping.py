@@ -11,19 +11,19 @@ import torch
 import mechdiff
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.gradients import fisher_samples
-from mechdiff.engine.models import Model
 from mechdiff.engine.replay import full
-from mechdiff.engine.sites import Site
 from mechdiff.errors import StudyError
+from mechdiff.maps.maps import DEFAULT, FAMILIES
 from mechdiff.measures.catalogue import make_study
-from mechdiff.measures.maps import DEFAULT, FAMILIES
-from mechdiff.study import closer
-from mechdiff.study.artifacts import RunFolder
+from mechdiff.measures.rank import compute as rank_compute
+from mechdiff.measures.transport.compute import groups
+from mechdiff.measures.transport.plan import MAPS, TransportOptions
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
+from mechdiff.store.run_folder import RunFolder
 from mechdiff.study.cells import Cell
 from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
 from mechdiff.study.execution import Execution
-from mechdiff.study.mapping import groups
-from mechdiff.study.options import MAPS, TransportOptions
 from mechdiff.study.prepare import prepare
 from mechdiff.study.run import execute
 
@@ -150,7 +150,7 @@ def test_gradients_of_a_prompt_hang_on_its_number_alone(pair: Path, tmp_path: Pa
     prepared = prepare(config, RunOptions())
     (cell,) = (cell for cell in prepared.plan.cells if cell.stage == "fisher")
     captured: list[int] = []
-    monkeypatch.setattr(closer, "FISHER_PROMPTS", 3)
+    monkeypatch.setattr(rank_compute, "FISHER_PROMPTS", 3)
     with (
         RunFolder.open(tmp_path, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder,
         prepared.pair.use("tuned") as model,
@@ -163,7 +163,7 @@ def test_gradients_of_a_prompt_hang_on_its_number_alone(pair: Path, tmp_path: Pa
             return cleans_of(cell, model)
 
         monkeypatch.setattr(execution, "cleans", counted)
-        _, tensors = closer.fisher(execution, cell, model)
+        _, tensors = rank_compute.fisher(execution, cell, model)
         found = torch.from_numpy(tensors["L1.attn_out"]).unflatten(0, (-1, samples))
         assert sum(captured) == len(found) == len(cell.items)
         assert max(captured) == 3

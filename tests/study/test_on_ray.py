@@ -15,15 +15,14 @@ import torch
 
 from mechdiff.errors import RunError
 from mechdiff.measures.catalogue import make_study
-from mechdiff.study.artifacts import RunFolder
+from mechdiff.store.run_folder import RunFolder
+from mechdiff.study import on_ray
 from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
 from mechdiff.study.prepare import prepare
 from mechdiff.study.run import execute
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
-
-from mechdiff.study import on_ray  # noqa: E402
 
 MEASURES = [
     "divergence",

@@ -3,10 +3,13 @@
 import pytest
 from pydantic import ValidationError
 
-from mechdiff.engine.sites import KINDS
 from mechdiff.errors import StudyError
 from mechdiff.measures.catalogue import OPTIONS
-from mechdiff.study.options import ARMS, DIRECTIONS, FactorialOptions, PatchingOptions, SimilarityOptions
+from mechdiff.measures.factorial.plan import FactorialOptions
+from mechdiff.measures.patching.plan import PatchingOptions
+from mechdiff.measures.similarity.plan import SimilarityOptions
+from mechdiff.models.sites import KINDS
+from mechdiff.study.options import ARMS, DIRECTIONS
 
 
 def test_defaults() -> None:

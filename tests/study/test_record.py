@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mechdiff.study.record import environment, plain
+from mechdiff.store.record import environment, plain
 
 
 def test_versions_and_platform() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from mechdiff.errors import MechdiffError, PromptError, StudyError
 from mechdiff.measures.catalogue import make_study
-from mechdiff.study import run as running
-from mechdiff.study.artifacts import RunFolder
+from mechdiff.store.run_folder import RunFolder
+from mechdiff.study import run, stages
 from mechdiff.study.cells import Item, shards
 from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
 from mechdiff.study.prepare import prepare
@@ -29,7 +29,7 @@ def study(pair: Path, measures: list[Any] | None = None, **prompts: Any) -> Stud
 def execute(config: StudyConfig, out: Path, **options: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
     prepared = prepare(config, RunOptions(**options))
     with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
-        return running.execute(prepared, folder)
+        return run.execute(prepared, folder)
 
 
 def value(rows: pl.DataFrame, **where: Any) -> float:
@@ -93,7 +93,7 @@ def test_a_second_run_computes_nothing(pair: Path, tmp_path: Path, monkeypatch: 
     def refuse(*args: Any) -> Any:
         raise AssertionError("a finished cell was computed again")
 
-    monkeypatch.setattr(running, "STAGES", dict.fromkeys(running.STAGES, refuse))
+    monkeypatch.setattr(stages, "STAGES", dict.fromkeys(stages.STAGES, refuse))
     second, _ = execute(study(pair), tmp_path / "run")
     assert first.equals(second, null_equal=True)
 

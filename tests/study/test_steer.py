@@ -11,12 +11,12 @@ import torch
 
 import pico
 from mechdiff.api import Run, run
-from mechdiff.engine.prompts import read_prompts
-from mechdiff.engine.sites import Site
-from mechdiff.measures.steering import ARMS
-from mechdiff.measures.vectors import load_control_vector, load_vector
+from mechdiff.maps.vectors import load_control_vector, load_vector
+from mechdiff.measures.steering.formula import ARMS
+from mechdiff.measures.steering.plan import NEUTRAL
+from mechdiff.models.sites import Site
+from mechdiff.prompts.sets import read_prompts
 from mechdiff.study.config import RunOptions
-from mechdiff.study.prepare import NEUTRAL
 from tokenizers_made import CHATML, byte_tokenizer
 
 STEERING: dict[str, Any] = {"closer": [1, 2], "all_positions_layers": 2, "draws": 2, "side_prompts": 4, "texts": 2, "continuation": 3}

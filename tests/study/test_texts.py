@@ -10,10 +10,10 @@ import torch
 
 from mechdiff.api import Run, run
 from mechdiff.engine.activations import forward
-from mechdiff.engine.models import open_pair
+from mechdiff.engine.generation import speak, stop_ids
 from mechdiff.engine.replay import full
-from mechdiff.engine.speech import speak, stop_ids
-from mechdiff.study.texts import MOVED, TEXTS
+from mechdiff.measures.divergence.compute import MOVED, TEXTS
+from mechdiff.models.pair import open_pair
 
 
 @pytest.fixture(scope="module")

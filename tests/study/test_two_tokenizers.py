@@ -13,14 +13,14 @@ from transformers import AutoModelForCausalLM
 
 import pico
 from mechdiff.measures.catalogue import make_study
-from mechdiff.report.statistics import summarise
-from mechdiff.study import run as running
-from mechdiff.study import texts
-from mechdiff.study.artifacts import RunFolder
+from mechdiff.measures.divergence import compute as divergence_compute
+from mechdiff.statistics.summary import summarise
+from mechdiff.store.run_folder import RunFolder
+from mechdiff.study import run as study_run
 from mechdiff.study.check import check_pair
 from mechdiff.study.config import RunOptions, study_yaml
 from mechdiff.study.prepare import prepare
-from mechdiff.validate import planted
+from mechdiff.validate import edits
 from mechdiff.validate.studies import with_rows
 from tokenizers_made import BOS, CHATML, byte_tokenizer, piece_tokenizer
 
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "prompts.jsonl").write_text("".join(json.dumps({"id": f"p{i}", "text": text}) + "\n" for i, text in enumerate(TEXTS)))
     base, order = pico.pico("llama"), torch.randperm(259, generator=torch.Generator().manual_seed(0))
     pico.save(base.net, byte_tokenizer(CHATML), place / "base")
-    pico.save(pico.twin(base, planted.edit_attention).net, byte_tokenizer(CHATML), place / "tuned")
+    pico.save(pico.twin(base, edits.edit_attention).net, byte_tokenizer(CHATML), place / "tuned")
     grown, extended, pieces = byte_tokenizer(CHATML), byte_tokenizer(CHATML), piece_tokenizer(TEXTS, 60, CHATML)
     grown.add_tokens([AddedToken(f"\u0644{i}", normalized=False) for i in range(32)])
     extended.add_tokens([AddedToken(text, normalized=False) for text in ("some", "thing", " the", "number")])
@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("extended", extended, torch.tensor([*range(259), *[-1] * 4]), True),
         ("pieces", pieces, torch.full((len(pieces),), -1), True),
     ):
-        net = pico.twin(base, planted.edit_attention if edit else None).net
+        net = pico.twin(base, edits.edit_attention if edit else None).net
         with_rows(net, ids)
         pico.save(net, tokenizer, place / name)
     return place
@@ -79,7 +79,7 @@ def execute(folder: Path, tuned: str, out: Path, measures: list[Any] = MEASURES,
     config = make_study({**study, "measures": measures})
     prepared = prepare(config, RunOptions(**options))
     with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as run:
-        return running.execute(prepared, run)
+        return study_run.execute(prepared, run)
 
 
 def test_p7_other_ids_change_no_number(folder: Path, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_both_models_read_an_answer_each_in_its_own_tokens(folder: Path, tmp_pat
     """What the tuned model says is read by the base as bytes; both laws meet where both have read the same."""
     answer = "the number қ 😀 is e\u0301 fine"
     tuned_ids = torch.tensor(piece_tokenizer(TEXTS, 60, CHATML)(answer)["input_ids"])
-    monkeypatch.setattr(texts, "greedy", lambda run, model, prompts, n_tokens: [tuned_ids] * len(prompts))
+    monkeypatch.setattr(divergence_compute, "greedy", lambda run, model, prompts, n_tokens: [tuned_ids] * len(prompts))
     rows, record = execute(folder, "pieces", tmp_path / "run", ["divergence"])
     base = AutoModelForCausalLM.from_pretrained(folder / "base").eval()
     prompt = byte_tokenizer(CHATML).apply_chat_template([{"role": "user", "content": TEXTS[1]}], add_generation_prompt=True, tokenize=False)

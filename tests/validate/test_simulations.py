@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mechdiff.report import intervals, spread
+from mechdiff.statistics import intervals, spread
 from mechdiff.validate import nulls
 
 

@@ -12,10 +12,13 @@ from typer.testing import CliRunner
 
 import pico
 from mechdiff import cli
-from mechdiff.engine.sites import Site
+from mechdiff.engine import distributions
 from mechdiff.errors import MechdiffError, ModelError
-from mechdiff.measures import heads, outcome, patching, similarity
-from mechdiff.validate import organism, planted, power, truths, truths_heads, validation
+from mechdiff.measures.heads import formula as heads_formula
+from mechdiff.measures.patching import formula as patching_formula
+from mechdiff.measures.similarity import formula as similarity_formula
+from mechdiff.models.sites import Site
+from mechdiff.validate import edits, organism, power, truths, truths_heads, validation
 from mechdiff.validate.checks import above, at_most, near, said, same
 from mechdiff.validate.planted import Bench, tiny_bench
 from tokenizers_made import CHATML, byte_tokenizer
@@ -66,45 +69,47 @@ def test_a_check_shows_the_number_that_comes_nearest_to_failing() -> None:
 
 def wrong_site(monkeypatch: pytest.MonkeyPatch) -> None:
     """A7: what was read at the attention's output is written over the block's."""
-    right = patching.variants
+    right = patching_formula.variants
 
     def shifted(kind: str, layers: Any, written: Any) -> Any:
         return right("resid_post" if kind == "attn_out" else kind, layers, written)
 
-    monkeypatch.setattr(planted, "variants", shifted)
+    monkeypatch.setattr(patching_formula, "variants", shifted)
 
 
 def next_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """States are written one block too high."""
-    right = patching.variants
+    right = patching_formula.variants
 
     def shifted(kind: str, layers: Any, written: Any) -> Any:
         return [{Site(min(site.layer + 1, 3), site.kind): write for site, write in one.items()} for one in right(kind, layers, written)]
 
-    monkeypatch.setattr(planted, "variants", shifted)
+    monkeypatch.setattr(patching_formula, "variants", shifted)
 
 
 def swapped_z(monkeypatch: pytest.MonkeyPatch) -> None:
     """A24: the output projection's inputs are swapped instead of contributions."""
-    monkeypatch.setattr(heads.Block, "change", lambda self, arm="contribution": heads.written(self.other - self.own, self.w_own))
+    monkeypatch.setattr(
+        heads_formula.Block, "change", lambda self, arm="contribution": heads_formula.written(self.other - self.own, self.w_own)
+    )
 
 
 def biased_cka(monkeypatch: pytest.MonkeyPatch) -> None:
     """A22: the biased estimator."""
-    right = similarity._cka
-    monkeypatch.setattr(similarity, "_cka", lambda x, y, *, debiased: 1.1 * right(x, y, debiased=False))
+    right = similarity_formula._cka
+    monkeypatch.setattr(similarity_formula, "_cka", lambda x, y, *, debiased: 1.1 * right(x, y, debiased=False))
 
 
 def half_kl(monkeypatch: pytest.MonkeyPatch) -> None:
     """A KL to the first power of the change."""
     monkeypatch.setattr(truths, "NOISE", (0.001, 0.002, 0.005, 0.01))
-    monkeypatch.setattr(planted, "kl_nats", lambda p, q: outcome.kl_nats(p, q).sqrt())
+    monkeypatch.setattr(distributions, "kl_nats", lambda p, q: distributions.kl_nats(p, q).sqrt())
 
 
 def rank_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """The edit has rank 3."""
-    right = planted.add_low_rank
-    monkeypatch.setattr(planted, "add_low_rank", lambda weight, rank, size, seed=7: right(weight, rank + 1, size, seed))
+    right = edits.add_low_rank
+    monkeypatch.setattr(edits, "add_low_rank", lambda weight, rank, size, seed=7: right(weight, rank + 1, size, seed))
 
 
 BROKEN: list[tuple[Callable[[pytest.MonkeyPatch], None], Callable[[Bench], Any], str]] = [
@@ -192,7 +197,7 @@ def test_the_command_prints_what_was_planted_and_found() -> None:
 
 
 def test_a_truth_that_does_not_hold_is_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planted, "edit_unembedding", planted.edit_embedding)
+    monkeypatch.setattr(edits, "edit_unembedding", edits.edit_embedding)
     shown = CliRunner().invoke(cli.app, ["validate", "--only", "P12", "--json"])
     assert shown.exit_code == 1
     found = json.loads(shown.stdout)

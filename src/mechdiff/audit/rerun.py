@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from mechdiff.audit import whole
-from mechdiff.engine.families import QUANTIZED
-from mechdiff.engine.models import SIDES, Model, Side, is_quantized, load_net, wrap
-from mechdiff.engine.prompts import clusters_of
-from mechdiff.engine.quantization import held_matrix
-from mechdiff.engine.sites import Site
-from mechdiff.engine.switches import attach_adapter
-from mechdiff.measures.patching import donors
-from mechdiff.study.artifacts import read_manifest
+from mechdiff.engine.counterfactuals import donors
+from mechdiff.models.families import QUANTIZED
+from mechdiff.models.pair import SIDES, Model, Side, is_quantized, load_net, wrap
+from mechdiff.models.quantization import held_matrix
+from mechdiff.models.sites import Site
+from mechdiff.models.switches import attach_adapter
+from mechdiff.prompts.sets import clusters_of
+from mechdiff.store.disk import sha256
+from mechdiff.store.tables import read_manifest
 from mechdiff.study.config import MeasureOptions, RunOptions, make_study, of_this_version
-from mechdiff.study.disk import sha256
 from mechdiff.study.execution import positions
 from mechdiff.study.prepare import Prepared, prepare
 

@@ -17,11 +17,13 @@ import numpy as np
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.audit.recompute import LOGITS_APART, RECOMPUTE, Not, answers
+from mechdiff.audit.distributions import LOGITS_APART, Not
+from mechdiff.audit.recompute import RECOMPUTE
 from mechdiff.audit.rerun import Rerun
 from mechdiff.errors import RunError
+from mechdiff.measures.behaviour.verify import answers
 from mechdiff.rows import COLUMNS, OVERLAP
-from mechdiff.study.artifacts import read_rows
+from mechdiff.store.tables import read_rows
 from mechdiff.study.config import MeasureOptions
 
 ROWS = 200
@@ -29,6 +31,25 @@ TRIES = 6
 """Rows of a measure that are tried for each that is wanted: some cannot be recomputed another way."""
 RELATIVE = 2e-4
 """Share of itself that a number may differ by which is no law's: of states, weights and maps, in float32."""
+
+
+def tolerance(row: dict[str, Any], value: float, floor: float) -> float:
+    """How far a recorded number may be from the recomputed one."""
+    metric, r = row["metric"], math.sqrt(2 * floor)
+    size = abs(value) if math.isfinite(value) else 0.0
+    if metric == "top1_same":
+        return 0.6 if value == 0.5 else 1e-9
+    if metric.startswith("cka") or metric == "procrustes_distance":
+        return RELATIVE * max(1.0, size)
+    if metric.endswith("_logits") or metric == "logit_diff_divergent":
+        return LOGITS_APART * r * (4 if row["measure"] in ("factorial", "attribution") else 1) + RELATIVE * size
+    if metric == OVERLAP:  # linear in the logits, by weights that add up to at most 1 on either side
+        return 3 * r * (1 + size) + RELATIVE * size
+    if metric.endswith("_nats") or metric.startswith("bits_per_byte"):
+        several = 4 if row["measure"] == "factorial" else 1
+        total = size + (row["value"] if math.isfinite(row["value"]) and row["value"] > 0 else 0.0)
+        return several * (3 * floor + 3 * r * (math.sqrt(total) + total + (1 if several > 1 else 0)))
+    return RELATIVE * size + 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,25 +180,6 @@ def _compare(run: Rerun, row: dict[str, Any], found: Verification) -> bool:
         return False
     found.compared.append(Compared(row=row, recomputed=again, tolerance=tolerance(row, again, run.floor)))
     return True
-
-
-def tolerance(row: dict[str, Any], value: float, floor: float) -> float:
-    """How far a recorded number may be from the recomputed one."""
-    metric, r = row["metric"], math.sqrt(2 * floor)
-    size = abs(value) if math.isfinite(value) else 0.0
-    if metric == "top1_same":
-        return 0.6 if value == 0.5 else 1e-9
-    if metric.startswith("cka") or metric == "procrustes_distance":
-        return RELATIVE * max(1.0, size)
-    if metric.endswith("_logits") or metric == "logit_diff_divergent":
-        return LOGITS_APART * r * (4 if row["measure"] in ("factorial", "attribution") else 1) + RELATIVE * size
-    if metric == OVERLAP:  # linear in the logits, by weights that add up to at most 1 on either side
-        return 3 * r * (1 + size) + RELATIVE * size
-    if metric.endswith("_nats") or metric.startswith("bits_per_byte"):
-        several = 4 if row["measure"] == "factorial" else 1
-        total = size + (row["value"] if math.isfinite(row["value"]) and row["value"] > 0 else 0.0)
-        return several * (3 * floor + 3 * r * (math.sqrt(total) + total + (1 if several > 1 else 0)))
-    return RELATIVE * size + 1e-12
 
 
 def distance(recorded: float, again: float) -> float:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechdiff.engine.models import Model
-from mechdiff.engine.sites import Site
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 
 Touch = Callable[[Tensor], Tensor | None]
 """From the states `[pos, d]` at a site to other ones, or None to leave them."""

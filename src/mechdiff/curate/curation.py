@@ -32,8 +32,8 @@ from mechdiff.curate.copies import RELATED, Copies
 from mechdiff.curate.fairness import Cut, Fairness, Tokenizers
 from mechdiff.curate.fields import Candidate, Fields, candidate
 from mechdiff.curate.raw import Row, Source, open_source
-from mechdiff.engine.prompts import SPLITS, Prompt, clusters_of, read_prompts, split_prompts
 from mechdiff.errors import PromptError
+from mechdiff.prompts.sets import SPLITS, Prompt, clusters_of, read_prompts, split_prompts
 
 SHIPPED = Path(__file__).parent.parent / "data"
 FALLBACK = ("neutral.jsonl", "prompts/kazakh_fit.jsonl", "prompts/kazakh_select.jsonl", "prompts/kazakh_report.jsonl")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import regex
 
-from mechdiff.engine.prompts import n_words
-from mechdiff.engine.vocabularies import Tokens, shared_tokens, vocabulary_of
+from mechdiff.prompts.sets import n_words
+from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
 
 SIDES = ("base", "tuned")
 SCRIPTS = (

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from mechdiff.errors import PromptError
-from mechdiff.measures.answers import final_answer
+from mechdiff.measures.behaviour.answers import final_answer
 
 TEXT = ("text", "question", "prompt", "instruction", "problem", "query", "input")
 CATEGORY = ("category", "subject", "type", "topic", "meta.category", "meta.subject")

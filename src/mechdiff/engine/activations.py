@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mechdiff.engine.models import Model
-from mechdiff.engine.sites import Site
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 
 Edit = Callable[[Tensor], None]
 """Changes a `[batch, pos, d]` tensor in place."""

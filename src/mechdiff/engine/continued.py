@@ -18,10 +18,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mechdiff.engine.activations import Clean, edited, forward
 from mechdiff.engine.grafts import batches, decision_logits
-from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Engine, Prefix, Stairs, Variant, full, growing, parallel, relay, replay, writing
 from mechdiff.engine.steered import opening
 from mechdiff.errors import PromptError, RunError
+from mechdiff.models.pair import Model
 
 LAWS = 4
 """Tokens whose laws, of every run, are normalised at a time: few enough that they stay in a CPU's cache."""

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechdiff.engine.activations import Clean, differentiated
-from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Engine, Write
-from mechdiff.engine.sites import Site
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 
 Push = Mapping[Site, Float[Tensor, "prompt d"]]
 

@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechdiff.engine.activations import forward
-from mechdiff.engine.models import Model
-from mechdiff.engine.units import ChangedUnits, Factors, Tensors, Unit
+from mechdiff.models.modules import ChangedUnits, Factors, Tensors, Unit
+from mechdiff.models.pair import Model
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens of one pass, padding included: on a CPU few enough that a layer's activations stay in its cache."""

@@ -18,8 +18,8 @@ from accelerate.utils import align_module_device
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from mechdiff.engine.models import Model
-from mechdiff.engine.sites import Site
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 
 NORMED = ("resid_pre", "resid_mid", "resid_post")
 """Site kinds that a norm may read."""

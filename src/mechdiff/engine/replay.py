@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from mechdiff.engine.activations import Clean, Edit, edited, forward
-from mechdiff.engine.families import FAMILIES, sliding_window
-from mechdiff.engine.models import Model
-from mechdiff.engine.sites import Site
+from mechdiff.models.families import FAMILIES, sliding_window
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)

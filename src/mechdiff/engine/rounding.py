@@ -14,8 +14,8 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from mechdiff.engine.activations import Edit, edited, forward
-from mechdiff.engine.models import Model
-from mechdiff.engine.sites import Site
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 
 CLOSE = 10
 """How many times what rounding does two ways may be apart."""

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from mechdiff.engine.activations import Clean, Edit, capture, edited, forward, writer
-from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Engine, Write, full, relay, replay
 from mechdiff.engine.rounding import allowed_nats, nats_between, rounding_nats
-from mechdiff.engine.sites import Site
 from mechdiff.engine.steered import Change, apply, steered
 from mechdiff.errors import SelfCheckError
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 
 FEW = 5
 """Tokens of a prompt's opening."""
@@ -129,7 +129,7 @@ def _claims(model: Model, states: dict[Site, Tensor]) -> Iterator[tuple[Site, Te
 
 
 def _misfit(model: Model) -> str:
-    return f"The row {model.config.model_type!r} of mechdiff/engine/families.py does not fit this model."
+    return f"The row {model.config.model_type!r} of mechdiff/models/families.py does not fit this model."
 
 
 def _writes_back(model: Model, ids: Tensor, kinds: Sequence[str]) -> None:

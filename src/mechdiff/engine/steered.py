@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from mechdiff.engine.activations import Edit, edited, forward
-from mechdiff.engine.models import Model
 from mechdiff.engine.replay import Stairs, engine_for, growing
-from mechdiff.engine.sites import Site
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
 
 Change = Callable[[Tensor], Tensor]
 """From states `[pos, d]` in float64 to what is added to them."""

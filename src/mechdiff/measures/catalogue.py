@@ -2,23 +2,21 @@
 
 from pathlib import Path
 
+from mechdiff.measures.attribution.plan import AttributionOptions
+from mechdiff.measures.behaviour.plan import BehaviourOptions
+from mechdiff.measures.divergence.plan import DivergenceOptions
+from mechdiff.measures.factorial.plan import FactorialOptions
+from mechdiff.measures.grafting.plan import GraftingOptions
+from mechdiff.measures.heads.plan import HeadsOptions
+from mechdiff.measures.patching.plan import PatchingOptions
+from mechdiff.measures.rank.plan import RankOptions
+from mechdiff.measures.similarity.plan import SimilarityOptions
+from mechdiff.measures.steering.plan import SteeringOptions
+from mechdiff.measures.transport.plan import TransportOptions
+from mechdiff.measures.weights.plan import WeightsOptions
 from mechdiff.study import config
 from mechdiff.study.config import StudyConfig
-from mechdiff.study.options import (
-    AttributionOptions,
-    BehaviourOptions,
-    DivergenceOptions,
-    FactorialOptions,
-    GraftingOptions,
-    HeadsOptions,
-    Options,
-    PatchingOptions,
-    RankOptions,
-    SimilarityOptions,
-    SteeringOptions,
-    TransportOptions,
-    WeightsOptions,
-)
+from mechdiff.study.options import Options
 
 OPTIONS: dict[str, type[Options]] = {
     "divergence": DivergenceOptions,

@@ -16,8 +16,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from mechdiff.report.intervals import FEW, FEWEST
 from mechdiff.report.phrasing import prompts
+from mechdiff.statistics.intervals import FEW, FEWEST
 
 WORDS = 60
 """Of a sentence, without its intervals and numbers of clusters, beyond which no clause is added: what comes later stays in its section."""

@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from mechdiff.report.drawing import Figure
-from mechdiff.report.units import clustered, unit_names
-from mechdiff.study.artifacts import read_manifest, read_prompts, read_rows, read_summary
+from mechdiff.statistics.clusters import clustered, unit_names
+from mechdiff.store.tables import read_manifest, read_prompts, read_rows, read_summary
 
 
 @dataclass(frozen=True, kw_only=True)

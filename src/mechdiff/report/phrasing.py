@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from mechdiff.report.intervals import FEWEST
-from mechdiff.report.simulated import ENOUGH
+from mechdiff.statistics.intervals import FEWEST
+from mechdiff.statistics.simulated import ENOUGH
 
 _MEASURED: ContextVar[tuple[float | None, float | None]] = ContextVar("coverage of intervals of means and of shares", default=(None, None))
 
@@ -133,3 +133,9 @@ def _hides(letter: str) -> bool:
 
 def _minus(text: str) -> str:
     return text.replace("e-", "e−").replace("-", "−") if text.startswith("-") else text
+
+
+def with_ends(value: float | None, low: float | None, high: float | None) -> str:
+    """ "0.81 (0.77 to 0.84)", for a cell of a table."""
+    ends = between(low, high, digits=2)
+    return f"{share(value)} ({ends})" if ends and value is not None else share(value)

@@ -5,10 +5,11 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff.report import spoken, statistics
-from mechdiff.report.findings import BREAKAGE, RECOVERY
+from mechdiff.report import spoken
+from mechdiff.report.difference import BREAKAGE, RECOVERY, Difference
 from mechdiff.report.parts import Run, Section, note, table
 from mechdiff.report.phrasing import nats
+from mechdiff.statistics import summary
 
 
 def short_name(manifest: dict, side: str) -> str:
@@ -73,7 +74,7 @@ def trust(run: Run) -> Section:
         parts.append(note(quiet))
     real = run.summary.filter(pl.col("control").is_null())
     counts = real["flag"].drop_nulls().str.split(";").explode().value_counts().sort("count", "flag", descending=[True, False])
-    flagged = [(statistics.FLAGS.get(name, name), f"{count:,}") for name, count in counts.iter_rows()]
+    flagged = [(summary.FLAGS.get(name, name), f"{count:,}") for name, count in counts.iter_rows()]
     if flagged:
         parts.append(table((f"of {len(real):,} numbers in summary.parquet", "flagged"), flagged, folded="Flags: numbers not to lean on"))
     return Section(id="trust", title="What was skipped, and how far to trust the rest", parts=parts)
@@ -112,3 +113,14 @@ def said(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return nats(value) if isinstance(value, float) else str(value)
+
+
+def how_sure(found: Difference | None, manifest: dict) -> list[str]:
+    """Noise floor against D."""
+    floor = found.floor if found and found.floor is not None else max((manifest.get("noise_floor") or {}).values(), default=None)
+    if floor is None:
+        return []
+    sentence = f"The noise floor is {nats(floor)} nats: an unedited row, replayed, strays no further"
+    if found and found.divides and floor > 0:
+        sentence += f", and D is {nats(found.mean / floor)} times that"
+    return [sentence + "."]

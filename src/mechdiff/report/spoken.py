@@ -17,8 +17,9 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechdiff.report import findings, intervals, phrasing, simulated
-from mechdiff.report.memory import once
+from mechdiff.report import difference, phrasing
+from mechdiff.statistics import intervals, simulated
+from mechdiff.statistics.memory import once
 
 TESTS = {"mean_p": "one mean", "family_p": "several means together"}
 
@@ -26,7 +27,7 @@ TESTS = {"mean_p": "one mean", "family_p": "several means together"}
 @once
 def skew(rows: pl.DataFrame) -> float:
     """The coefficient of variation of D over the reported prompts; 0 where D is not known, or is 0 on every prompt."""
-    d = findings.d_per_prompt(rows)["d"].to_numpy()
+    d = difference.d_per_prompt(rows)["d"].to_numpy()
     found = float(simulated.cv_of(d[:, None])[0]) if len(d) and np.isfinite(d).all() else np.nan
     return 0.0 if np.isnan(found) else found
 
@@ -45,7 +46,7 @@ def family_p(rows: pl.DataFrame, values: Float[ndarray, "prompt test"]) -> Float
 
 def in_measured_words(rows: pl.DataFrame) -> AbstractContextManager[None]:
     """While open, intervals of means and of shares of D are called what such intervals held in simulations at this run's skew and prompts."""
-    cv, n = np.array(skew(rows)), np.array(len(findings.d_per_prompt(rows)))
+    cv, n = np.array(skew(rows)), np.array(len(difference.d_per_prompt(rows)))
     found = (float(simulated.coverages(cv, n, of=of)) for of in ("mean", "share"))
     return phrasing.measured(*(None if np.isnan(one) else one for one in found))
 
@@ -57,7 +58,7 @@ def in_words(p: float) -> str:
 
 def silent(rows: pl.DataFrame) -> str | None:
     """The sentence that names the tests which do not speak at this run's number of prompts and skew; None where all do."""
-    n, cv = len(findings.d_per_prompt(rows)), skew(rows)
+    n, cv = len(difference.d_per_prompt(rows)), skew(rows)
     quiet = [words for test, words in TESTS.items() if n and not simulated.speaks(test, n, cv)]
     if not quiet:
         return None

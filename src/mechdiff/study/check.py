@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mechdiff.digits import fixed
-from mechdiff.engine.families import family_of, shape_of
-from mechdiff.engine.lineage import lineage
-from mechdiff.engine.models import Pair, Side, open_pair
 from mechdiff.engine.replay import ENGINES, engine_for
 from mechdiff.engine.selfcheck import self_check
-from mechdiff.engine.sites import KINDS
-from mechdiff.engine.sources import resolve
-from mechdiff.engine.vocabularies import Tokens, shared_tokens, vocabulary_of
+from mechdiff.models.families import family_of, shape_of
+from mechdiff.models.lineage import lineage
+from mechdiff.models.pair import Pair, Side, open_pair
+from mechdiff.models.sites import KINDS
+from mechdiff.models.sources import resolve
+from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
 
 _TEXTS = ("The quick brown fox jumps over the lazy dog.", "How many legs do two spiders and a dog have together? Count them one by one.")
 SIDES: tuple[Side, Side] = ("base", "tuned")

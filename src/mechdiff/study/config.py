@@ -21,10 +21,10 @@ from pydantic import (
     ValidationInfo,
     field_serializer,
     model_validator,
-)  # fmt: skip
+)
 
 from mechdiff.errors import StudyError
-from mechdiff.study.disk import canonical, sha256
+from mechdiff.store.disk import canonical, sha256
 from mechdiff.study.document import Count, Known, Section, Text, explained, listed, nearest, read_yaml, short, wrong
 from mechdiff.study.options import Options
 

@@ -1,7 +1,7 @@
 """Two models over a corpus larger than memory: sums at a few sites, shard by shard, and what they say.
 
 A shard is so many lines of a JSON Lines file. Both models read its texts, bare; the states at tokens where both have read the same bytes (but the
-first, whose state is another kind of thing) go into the sums of measures/moments.py, those of a text into one of FOLDS folds. A shard's sums are a
+first, whose state is another kind of thing) go into the sums of maps/moments.py, those of a text into one of FOLDS folds. A shard's sums are a
 cell: stored once, whole or not at all, found again by the next command. The centre that all shards share is the mean over the first one. Then cells
 that are neighbours are merged, MERGED to one, and these again, until one holds all: each merge is a cell too, and any process may compute it.
 """
@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from mechdiff.engine.activations import capture
-from mechdiff.engine.families import family_of, shape_of
-from mechdiff.engine.models import Pair, open_pair
-from mechdiff.engine.prompts import Prompt, read_line
-from mechdiff.engine.rendering import PromptPolicy, Rendered, render
-from mechdiff.engine.sites import Site
 from mechdiff.errors import PromptError, StudyError
-from mechdiff.measures.moments import SUMS, Moments, chosen, merged
+from mechdiff.maps.moments import SUMS, Moments, chosen, merged
+from mechdiff.models.families import family_of, shape_of
+from mechdiff.models.pair import Pair, open_pair
+from mechdiff.models.sites import Site
+from mechdiff.prompts.rendering import PromptPolicy, Rendered, render
+from mechdiff.prompts.sets import Prompt, read_line
 from mechdiff.rows import empty
-from mechdiff.study.artifacts import RunFolder, cell_hash
+from mechdiff.store.run_folder import RunFolder, cell_hash
 from mechdiff.study.cells import Cell
 from mechdiff.study.prepare import ENGINE_VERSION
 

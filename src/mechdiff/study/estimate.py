@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mechdiff.engine.families import Shape
-from mechdiff.engine.models import DTYPES
-from mechdiff.engine.prompts import Prompt
-from mechdiff.engine.sites import KINDS
 from mechdiff.errors import ModelError, PromptError
+from mechdiff.models.families import Shape
+from mechdiff.models.pair import DTYPES
+from mechdiff.models.sites import KINDS
+from mechdiff.prompts.sets import Prompt
 from mechdiff.study.cells import Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig
 from mechdiff.study.plan import plan
 from mechdiff.study.planner import MAX_ROWS
-from mechdiff.study.prepare import prepare, read_splits, told
+from mechdiff.study.prepare import prepare
+from mechdiff.study.splits import read_splits, told
 
 _CHARACTERS_A_TOKEN = 3.0
 _TEMPLATE_TOKENS = 30

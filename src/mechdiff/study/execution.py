@@ -11,36 +11,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechdiff.engine import counterfactuals
 from mechdiff.engine.activations import Clean, capture
-from mechdiff.engine.changes import Changes, open_changes
-from mechdiff.engine.families import shape_of
-from mechdiff.engine.models import Model
+from mechdiff.engine.counterfactuals import Along, Scores, moved_logits, score_rows, scores
+from mechdiff.engine.distributions import EVERY
 from mechdiff.engine.norms import Norms, norms_in
-from mechdiff.engine.prompts import clusters_of
-from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import ENGINES, Engine, Variant
 from mechdiff.errors import RunError, StudyError
 from mechdiff.labels import n_positions
-from mechdiff.measures import patching
-from mechdiff.measures.counterfactuals import Along, Scores, moved_logits, score_rows, scores
-from mechdiff.measures.grafting import Lattice
-from mechdiff.measures.maps_by_name import logit_directions
-from mechdiff.measures.outcome import EVERY
-from mechdiff.measures.transport import Maps
-from mechdiff.measures.weights import readout
+from mechdiff.maps.by_name import logit_directions
+from mechdiff.measures.grafting.formula import Lattice
+from mechdiff.measures.patching.selection import choose_layers
+from mechdiff.measures.transport.formula import Maps
+from mechdiff.measures.weights.formula import readout
+from mechdiff.models.changes import Changes, open_changes
+from mechdiff.models.families import shape_of
+from mechdiff.models.pair import Model
+from mechdiff.prompts.rendering import Rendered
+from mechdiff.prompts.sets import clusters_of
 from mechdiff.spacing import evenly_spaced
-from mechdiff.study.artifacts import RunFolder
+from mechdiff.store.run_folder import RunFolder
 from mechdiff.study.cells import Cell
 from mechdiff.study.manifest import engines
 from mechdiff.study.options import CloserOptions
 from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS
 from mechdiff.study.prepare import Prepared
-from mechdiff.study.selection import choose_layers
 
 T = TypeVar("T")
 
-Result = tuple[pl.DataFrame, dict[str, np.ndarray]]
-"""What a stage computes: rows, and tensors by name."""
 
 HELD_BYTES = 1 << 28
 """Keys and values of clean passes that are kept from one stage to the next."""
@@ -137,7 +135,7 @@ class Execution:
         """For a cell's prompts, one model's states on other prompts of the split: the same others in every cell."""
         key = cell.key
         everyone = [name for shard in self.captures(side, key["split"], key["position"]) for name in shard.key["ids"]]
-        donor = patching.donors(self.clusters(key["split"], everyone), key["seed"])
+        donor = counterfactuals.donors(self.clusters(key["split"], everyone), key["seed"])
         chosen = [donor[everyone.index(name)] for name in key["ids"]]
         return self.states(side, key["split"], key["position"]).kinds[key["kind"]][:, chosen]
 

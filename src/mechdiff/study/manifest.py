@@ -7,18 +7,18 @@ from typing import Any
 import polars as pl
 import torch
 
-from mechdiff.engine.families import shape_of
-from mechdiff.engine.lineage import lineage
-from mechdiff.engine.models import SIDES, SPLIT
-from mechdiff.engine.prompts import cluster_names
-from mechdiff.engine.rendering import Rendered
 from mechdiff.engine.replay import engine_for
-from mechdiff.engine.sources import resolve
-from mechdiff.engine.vocabularies import Tokens
 from mechdiff.errors import ModelError
+from mechdiff.measures.patching.selection import choose_layers
+from mechdiff.models.families import shape_of
+from mechdiff.models.lineage import lineage
+from mechdiff.models.pair import SIDES, SPLIT
+from mechdiff.models.sources import resolve
+from mechdiff.prompts.rendering import Rendered
+from mechdiff.prompts.sets import cluster_names
+from mechdiff.prompts.vocabularies import Tokens
+from mechdiff.store.record import environment
 from mechdiff.study.prepare import Prepared
-from mechdiff.study.record import environment
-from mechdiff.study.selection import choose_layers
 
 
 def run_record(

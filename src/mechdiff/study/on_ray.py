@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from mechdiff.errors import MechdiffError, RunError
-from mechdiff.study.artifacts import RunFolder, cell_hash
+from mechdiff.store.record import versions
+from mechdiff.store.run_folder import RunFolder, cell_hash
 from mechdiff.study.cells import Cell
 from mechdiff.study.config import RunOptions, StudyConfig
 from mechdiff.study.corpus import Corpus, compute_sums, open_corpus
 from mechdiff.study.execution import Execution
 from mechdiff.study.prepare import Prepared, prepare
-from mechdiff.study.record import versions
 from mechdiff.study.run import compute_cell
 
 IN_FLIGHT = 2

@@ -1,40 +1,25 @@
 """A study as a list of cells (cells.py): what will be computed, in which order and packing, and what it will cost. No torch here."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
-from typing import Any
 
-from mechdiff.engine.families import Shape
-from mechdiff.engine.prompts import SPLITS
 from mechdiff.errors import StudyError
-from mechdiff.labels import n_positions
-from mechdiff.spacing import evenly_spaced
+from mechdiff.measures.attribution.plan import attribution_cells
+from mechdiff.measures.behaviour.plan import behaviour_cells
+from mechdiff.measures.divergence.plan import divergence_cells, texts_cells
+from mechdiff.measures.factorial.plan import factorial_cells
+from mechdiff.measures.grafting.plan import grafting_cells
+from mechdiff.measures.heads.plan import heads_cells
+from mechdiff.measures.patching.plan import patching_cells
+from mechdiff.measures.rank.plan import rank_cells
+from mechdiff.measures.similarity.plan import similarity_cells
+from mechdiff.measures.steering.plan import SteeringOptions, steering_cells
+from mechdiff.measures.transport.plan import TransportOptions, transport_cells
+from mechdiff.measures.weights.plan import weights_cells
+from mechdiff.models.families import Shape
+from mechdiff.prompts.sets import SPLITS
 from mechdiff.study.cells import Cell, Item, Plan
 from mechdiff.study.config import StudyConfig
-from mechdiff.study.options import (
-    DIRECTIONS,
-    AttributionOptions,
-    DivergenceOptions,
-    FactorialOptions,
-    GraftingOptions,
-    HeadsOptions,
-    PatchingOptions,
-    RankOptions,
-    SteeringOptions,
-    TransportOptions,
-    WeightsOptions,
-)
-from mechdiff.study.plan_behaviour import behaviour_cells
-from mechdiff.study.plan_heads import attribution_cells, heads_cells
-from mechdiff.study.plan_maps import rank_cells, transport_cells
-from mechdiff.study.plan_steer import steering_cells
-from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS, Planner, sizes
-
-BLOCKS_A_CELL = 4
-"""Blocks whose units are grafted in one cell."""
-
-TEXTS_AT_A_TIME = 8
-"""Prompts whose laws at every position are in memory together."""
+from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS, Planner
 
 SELFCHECK_TOKENS = 5
 """Tokens on which the self-check tries every site."""
@@ -65,8 +50,8 @@ def plan(
     planner.skipped += left_out
     captures = [cell for side in ("base", "tuned") for cell in _captures(planner, side)]
     checks = [_selfcheck(planner, side) for side in ("base", "tuned") if planner.wanted]
-    cells = [*checks, *captures, *_divergence(planner), *_texts(planner), *_weights(planner), *_grafting(planner)]
-    cells += [*_similarity(planner), *_patching(planner), *_factorial(planner)]
+    cells = [*checks, *captures, *divergence_cells(planner), *texts_cells(planner), *weights_cells(planner), *grafting_cells(planner)]
+    cells += [*similarity_cells(planner), *patching_cells(planner), *factorial_cells(planner)]
     cells += [*transport_cells(planner), *rank_cells(planner), *steering_cells(planner), *heads_cells(planner), *attribution_cells(planner)]
     cells += behaviour_cells(planner)
     weights = [shape.weights_bytes(study.dtype) for shape in shapes.values()]
@@ -136,186 +121,3 @@ def _states_needed(planner: Planner) -> list[tuple[str, str, tuple[str, ...], tu
     if planner.factorial and "all" in planner.factorial.positions and "all" not in wider and whole:
         needed.append(("report", "all", ("resid_post",), planner.factorial.layers_at("all", planner.shape.n_layers)))
     return needed
-
-
-def _divergence(planner: Planner) -> Iterator[Cell]:
-    asking = (
-        DivergenceOptions, PatchingOptions, TransportOptions, RankOptions, SteeringOptions, HeadsOptions, AttributionOptions,
-    )  # fmt: skip
-    for split in SPLITS if any(planner.study.asked(kind) for kind in asking) else ():
-        if split in planner.splits:
-            items = planner.whole(split)
-            yield Cell(stage="divergence", key=planner.key(items, stage="divergence", split=split), items=items, side=None, flops=0)
-    if "native" in planner.splits:
-        items = planner.whole("native")
-        yield Cell(stage="native", key=planner.key(items, stage="native", split="report"), items=items, side=None, flops=0)
-
-
-def _texts(planner: Planner) -> Iterator[Cell]:
-    options = planner.study.asked(DivergenceOptions)
-    if not options or not options.over_text:
-        return
-    if "report" not in planner.splits:
-        planner.skip("divergence over text", "the study has no report prompts")
-        return
-    items = planner.whole("report")
-    for start in range(0, len(items), TEXTS_AT_A_TIME):
-        shard = items[start : start + TEXTS_AT_A_TIME]
-        tokens = sum(item.tokens for item in shard) + options.continuation * len(shard)
-        key = planner.key(shard, stage="texts", split="report", continuation=options.continuation)
-        yield Cell(stage="texts", key=key, items=shard, side=None, flops=planner.flops(2 * tokens, 2 * tokens), steps=options.continuation)
-
-
-def _weights(planner: Planner) -> Iterator[Cell]:
-    """What enters the changed matrices on a few prompts, then every tensor of both models' files."""
-    options = planner.study.asked(WeightsOptions)
-    if not options:
-        return
-    items = evenly_spaced(options.input_prompts, planner.whole("report")) if "report" in planner.splits else ()
-    if items:
-        key = planner.key(items, stage="inputs", split="report", side="base")
-        yield Cell(stage="inputs", key=key, items=items, side="base", flops=planner.flops(sum(item.tokens for item in items), len(items)))
-    key = planner.key(items, stage="weights", heads=options.heads, exact_up_to=options.exact_up_to)
-    low, high = sorted((planner.shape.d_model, planner.shape.d_mlp))
-    matrices = 7 * sum(site in ("attn", "mlp") for _, site in planner.touched) / 2
-    yield Cell(stage="weights", key=key, items=items, side=None, flops=matrices * (7 if planner.adapter else 40) * low * low * high)
-
-
-def _grafting(planner: Planner) -> Iterator[Cell]:
-    """The units of a few blocks a cell; then the greedy sets; then the ranks. All start from one trace of each model."""
-    options = planner.study.asked(GraftingOptions)
-    if not options:
-        return
-    if "report" not in planner.splits:
-        planner.skip("grafting", "the study has no report prompts")
-        return
-    if planner.shapes["base"] != planner.shapes["tuned"]:
-        planner.skip("grafting", "the two models' tensors have different shapes: weights of one do not fit into the other")
-        return
-    if why := planner.ungraftable:
-        planner.skip("grafting", why)
-        return
-    if not planner.one_vocabulary:
-        planner.skip(
-            "grafting", "the two tokenizers number their tokens differently: embedding and unembedding do not fit into the other model"
-        )
-        return
-    items = evenly_spaced(options.report_prompts or len(planner.whole("report")), planner.whole("report"))
-    chosen_on = evenly_spaced(options.select_prompts, planner.whole("select")) if "select" in planner.splits else ()
-    tokens, few = sum(item.tokens for item in items), sum(item.tokens for item in chosen_on)
-    n_layers = planner.shape.n_layers
-    costs = {unit: 1 - max(0, _place(unit, n_layers)) / n_layers for unit in planner.touched}
-    n_best = min(options.candidates, len(costs))
-    first = {"stage": "grafting", "split": "report", "candidates": options.candidates}
-    first |= {"report": [item.id for item in items], "select": [item.id for item in chosen_on]}
-
-    def cell(runs: float, **what: Any) -> Cell:
-        key = planner.key((*items, *chosen_on), **first, **what)
-        return Cell(stage="grafting", key=key, items=items, side="base", flops=planner.flops(runs, runs / max(tokens, 1) * len(items)))
-
-    if options.curves:
-        for number, low in enumerate(range(-1, n_layers + 1, BLOCKS_A_CELL)):
-            here = [cost for unit, cost in costs.items() if low <= _place(unit, n_layers) < low + BLOCKS_A_CELL]
-            cumulative = 2 * min(1.0, (options.points or len(costs)) / max(1, len(costs)))
-            runs = tokens * ((1 + cumulative) * sum(here) + 2 * (number == 0))
-            yield cell(runs, arm="curves", blocks=[low, low + BLOCKS_A_CELL], points=options.points)
-    if not chosen_on:
-        planner.skip("grafting arm greedy", "the study has no select prompts, on which the sets are chosen")
-    average = sum(costs.values()) / max(1, len(costs))
-    if options.greedy and chosen_on:
-        tried = len(costs) + sum(n_best - i for i in range(min(options.picks, n_best)))
-        yield cell(few * (2 + tried * average) + tokens * min(options.picks, n_best) * average, arm="greedy", picks=options.picks)
-    if options.truncate:
-        yield cell(tokens * 3 * (n_best * average * bool(chosen_on) + 1), arm="truncate")
-
-
-def _factorial(planner: Planner) -> Iterator[Cell]:
-    """The crossed runs of each model, then what is computed from both; on select too, at the decision position, where split points are chosen."""
-    options = planner.factorial
-    if not options:
-        if planner.study.asked(FactorialOptions):
-            planner.skip("factorial", "the two models differ in depth or width: a state of one does not fit into the other")
-        return
-    if "report" not in planner.splits:
-        planner.skip("factorial", "the study has no report prompts")
-        return
-    for split, position in [("select", "decision"), *(("report", position) for position in options.positions)]:
-        if split not in planner.splits or position not in options.positions:
-            continue
-        if why := planner.common_tail(position, split):
-            planner.skip(f"factorial at {position} positions", why)
-            continue
-        layers = options.layers_at(position, planner.shape.n_layers)
-        what = {"split": split, "position": position, "layers": layers}
-        for direction in DIRECTIONS:
-            for shard in planner.packed(split, position):
-                yield planner.patch_cell(
-                    shard, "crossing", what | {"direction": direction, "n_variants": len(layers)}, n_positions(position)
-                )
-        items = planner.whole(split)
-        key = planner.key(items, stage="factorial", **what)
-        yield Cell(stage="factorial", key=key, items=items, side=None, flops=0)
-
-
-def _similarity(planner: Planner) -> Iterator[Cell]:
-    if not planner.similarity:
-        return
-    if planner.shapes["base"].d_model != planner.shapes["tuned"].d_model:
-        planner.skip("similarity: same_basis_change, procrustes_distance", "the two models' states have different widths")
-    for split in ("select", "report"):
-        if split not in planner.splits:
-            planner.skip(f"similarity on {split}", f"the study has no {split} prompts")
-            continue
-        items = planner.whole(split)
-        if len(items) < 4:
-            planner.skip(f"similarity on {split}", f"debiased CKA needs 4 prompts, there are {len(items)}")
-            continue
-        layers = planner.similarity.layer_numbers(planner.shape.n_layers)
-        for position in ("decision", "words") if split == "report" and planner.words else ("decision",):
-            draws = planner.similarity.permutations if position == "decision" else 0
-            for kind in planner.similarity.sites:
-                if kind in planner.wanted:
-                    what = {"kind": kind, "layers": layers, "position": position, "permutations": draws, "seed": planner.study.seed}
-                    key = planner.key(items, stage="similarity", split=split, **what)
-                    yield Cell(stage="similarity", key=key, items=items, side=None, flops=0)
-
-
-def _patching(planner: Planner) -> Iterator[Cell]:
-    options = planner.patching
-    if not options:
-        return
-    if sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
-        planner.skip("patching", "the two models differ in depth or width: a state of one does not fit into the other")
-        return
-    for split in ("select", "report"):
-        if split not in planner.splits:
-            what = "the choice of hot and control layers" if split == "select" else "patching"
-            planner.skip(what, f"the study has no {split} prompts")
-    for direction in options.directions:
-        for split in ("select", "report"):
-            for position in options.positions if split == "report" else ("decision",):
-                if split in planner.splits:
-                    yield from _swept(planner, options, direction, split, position)
-
-
-def _swept(planner: Planner, options: PatchingOptions, direction: str, split: str, position: str) -> Iterator[Cell]:
-    n_pos, layers = n_positions(position), options.layer_numbers(planner.shape.n_layers)
-    if why := planner.common_tail(position, split):
-        planner.skip(f"patching at {position}", why)
-        return
-    published = split == "report"
-    positions = options.positions if published else ("decision",)
-    kinds = [kind for kind in options.sites if kind in planner.wanted]
-    arms = [arm for arm in (options.arms if published else ("identity",)) if planner.possible(arm, split, position)]
-    for number, shard in enumerate(planner.packed(split, position)):
-        for width, kind, arm in product((1, *(options.windows if published else ())), kinds, arms):
-            first = [layer for layer in layers if layer + width <= planner.shape.n_layers]
-            what = {"direction": direction, "split": split, "position": position, "kind": kind, "arm": arm, "width": width}
-            what |= {"layers": first, "shard": number, "n_variants": len(first), "seed": planner.study.seed}
-            what["floor"] = (position, width, kind, arm) == (positions[0], 1, kinds[0], arms[0])
-            yield planner.patch_cell(shard, "patching", what, n_pos)
-
-
-def _place(unit: tuple[int | None, str], n_layers: int) -> int:
-    """Where a unit stands among the blocks: -1 for the embedding, `n_layers` for what comes after them."""
-    return unit[0] if unit[0] is not None else -1 if unit[1] == "embed" else n_layers

@@ -4,22 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mechdiff import labels
-from mechdiff.engine.families import QUANTIZED, Shape
-from mechdiff.engine.sites import KINDS
+from mechdiff.errors import StudyError
 from mechdiff.labels import n_positions
+from mechdiff.models.families import QUANTIZED, Shape
+from mechdiff.models.sites import KINDS
 from mechdiff.study.cells import Cell, Item, shards
 from mechdiff.study.config import StudyConfig
-from mechdiff.study.options import (
-    AttributionOptions,
-    BehaviourOptions,
-    FactorialOptions,
-    HeadsOptions,
-    PatchingOptions,
-    RankOptions,
-    SimilarityOptions,
-    SteeringOptions,
-    TransportOptions,
-)
+from mechdiff.study.options import LayeredOptions
 
 MAX_ROWS = 512
 """Rows of one replayed pass, unless the user says otherwise."""
@@ -58,6 +49,10 @@ class Planner:
         self.skipped: list[dict[str, str]] = []
         every = [(layer, site) for layer in range(self.shape.n_layers) for site in ("attn", "mlp", "norm")]
         self.touched = [(None, "embed"), *every, (None, "final_norm"), (None, "head")] if touched is None else list(touched)
+        from mechdiff.measures.factorial.plan import FactorialOptions
+        from mechdiff.measures.patching.plan import PatchingOptions
+        from mechdiff.measures.similarity.plan import SimilarityOptions
+
         self.patching = study.asked(PatchingOptions)
         self.similarity = study.asked(SimilarityOptions)
         self.factorial = study.asked(FactorialOptions) if sizes(shapes["base"]) == sizes(shapes["tuned"]) else None
@@ -87,6 +82,11 @@ class Planner:
     @property
     def wanted(self) -> tuple[str, ...]:
         """Site kinds whose states are captured at the decision position."""
+        from mechdiff.measures.behaviour.plan import BehaviourOptions
+        from mechdiff.measures.rank.plan import RankOptions
+        from mechdiff.measures.steering.plan import SteeringOptions
+        from mechdiff.measures.transport.plan import TransportOptions
+
         study = self.study
         mapped = (study.asked(TransportOptions), study.asked(RankOptions), study.asked(SteeringOptions), study.asked(BehaviourOptions))
         asked = {kind for options in (self.patching, self.similarity, *mapped) if options for kind in options.sites}
@@ -99,12 +99,17 @@ class Planner:
     @property
     def head_sites(self) -> tuple[str, ...]:
         """Site kinds that heads and attribution read; none where blocks have no heads."""
+        from mechdiff.measures.attribution.plan import AttributionOptions
+        from mechdiff.measures.heads.plan import HeadsOptions
+
         heads, attribution = self.study.asked(HeadsOptions), self.study.asked(AttributionOptions)
         if not (heads or attribution) or "z" not in self.kinds:
             return ()
         return (*HEAD_SITES, *(attribution.sites if attribution else ()))
 
     def packed(self, split: str, position: str) -> list[tuple[Item, ...]]:
+        from mechdiff.measures.patching.plan import PatchingOptions
+
         options = self.patching or PatchingOptions()
         return shards(self.splits[split], len(options.layer_numbers(self.shape.n_layers)), n_positions(position), self.max_rows)
 
@@ -166,3 +171,27 @@ class Planner:
 
 def sizes(shape: Shape) -> tuple[int, int, int]:
     return shape.n_layers, shape.d_model, shape.n_heads * shape.d_head
+
+
+def prompt_hashes(planner: Planner, split: str) -> list[str]:
+    """Of what the models read, in a split; nothing where the study lacks it."""
+    return [item.sha256 for item in planner.whole(split)] if split in planner.splits else []
+
+
+def possible(planner: Planner, measure: str, options: LayeredOptions, splits: Sequence[str] = ("fit", "report")) -> bool:
+    """Whether states of one model fit into the other and there are the prompts that are needed (to fit on, to report).
+
+    Raises StudyError for closer layers that are not among the measure's layers.
+    """
+    layers = options.layer_numbers(planner.shape.n_layers)
+    closer = getattr(options, "closer", "hot")
+    if missing := [layer for layer in closer if layer not in layers] if closer != "hot" else []:
+        raise StudyError(f"{measure}: closer layers {missing} are asked for, which are not among its layers ({layers[0]} to {layers[-1]}).")
+    if sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
+        planner.skip(measure, "the two models differ in depth or width: a state of one does not fit into the other")
+        return False
+    for split in splits:
+        if split not in planner.splits:
+            planner.skip(measure, f"the study has no {split} prompts")
+            return False
+    return True

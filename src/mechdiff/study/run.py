@@ -16,19 +16,20 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from mechdiff.study.artifacts import RunFolder, cell_hash
-from mechdiff.study.attribution import attribution_record
-from mechdiff.study.baselines import weights_record
-from mechdiff.study.behaviour import behaviour_record
+from mechdiff.measures.attribution.compute import attribution_record
+from mechdiff.measures.behaviour.compute import behaviour_record
+from mechdiff.measures.divergence.compute import texts_record
+from mechdiff.measures.heads.network import heads_record
+from mechdiff.measures.steering.compute import steering_record
+from mechdiff.measures.transport.compute import maps_record
+from mechdiff.measures.weights.compute import weights_record
+from mechdiff.store.run_folder import RunFolder, cell_hash
+from mechdiff.study.capture import decoded
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
-from mechdiff.study.head_network import heads_record
 from mechdiff.study.manifest import rendered_lines, run_record
-from mechdiff.study.mapping import maps_record
 from mechdiff.study.prepare import Broken, Prepared, prepare
-from mechdiff.study.stages import STAGES, decoded
-from mechdiff.study.steer import steering_record
-from mechdiff.study.texts import texts_record
+from mechdiff.study.stages import STAGES
 
 Progress = Callable[[str, float], None]
 """Called with what is running now, and the share of the whole that is done (0 to 1)."""

@@ -18,16 +18,18 @@ import torch
 from numpy import ndarray
 
 from mechdiff import labels
-from mechdiff.engine.sites import Site
-from mechdiff.measures import factorial, similarity
-from mechdiff.measures.maps import Map
-from mechdiff.measures.transport import permuted_quality, quality
-from mechdiff.report import findings_behaviour, intervals, simulated, spread
-from mechdiff.report.contrasts import WORTH
-from mechdiff.report.nulls import permutation_p, with_q
-from mechdiff.report.statistics import summarise
+from mechdiff.compare.contrasts import WORTH
+from mechdiff.maps.maps import Map
+from mechdiff.measures.behaviour import findings as behaviour_findings
+from mechdiff.measures.factorial import formula as factorial_formula
+from mechdiff.measures.similarity import formula as similarity_formula
+from mechdiff.measures.transport.formula import permuted_quality, quality
+from mechdiff.models.sites import Site
 from mechdiff.rows import rows
-from mechdiff.validate import planted, skewed
+from mechdiff.statistics import intervals, simulated, spread
+from mechdiff.statistics.nulls import permutation_p, with_q
+from mechdiff.statistics.summary import summarise
+from mechdiff.validate import edits, planted, skewed
 
 LEVEL, WRONG = 0.95, 0.05
 APPROXIMATE = 0.07
@@ -80,7 +82,7 @@ def similarity_of_strangers(repeats: int, random: np.random.Generator) -> Iterat
             site = Site(layer, "resid_post")
             base[site], tuned[site] = states["base"][mixed[:PROMPTS]], states["tuned"][mixed[PROMPTS : 2 * PROMPTS]]
         names = [str(i) for i in range(PROMPTS)]
-        measured = similarity.measure(base, tuned, names, "report", permutations=DRAWS, seed=int(random.integers(2**31)))
+        measured = similarity_formula.measure(base, tuned, names, "report", permutations=DRAWS, seed=int(random.integers(2**31)))
         found.append(with_q(permutation_p(measured)))
     table = pl.concat(found)
     for name in table["metric"].unique().sort():
@@ -119,8 +121,8 @@ def halves(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
         for effect, parts in (("upstream_effect", (1.5, 0.5)), ("interaction", (0.4, 0.6))):
             tb, bt = (part * bb * skewed.lognormal(random, cv / 2, shape) for part in parts)
             cost = {"bb": bb, "bt": bt, "tb": tb, "tt": np.zeros(shape)}
-            runs = {arm: dict.fromkeys(factorial.SCORES, torch.from_numpy(value)) for arm, value in cost.items()}
-            measured = factorial.measure(runs, layers, names, columns={"split": "report"})
+            runs = {arm: dict.fromkeys(factorial_formula.SCORES, torch.from_numpy(value)) for arm, value in cost.items()}
+            measured = factorial_formula.measure(runs, layers, names, columns={"split": "report"})
             p = summarise(measured).filter(pl.col("metric") == f"{effect}_nats", pl.col("layer").is_not_null())["p"].to_numpy()
             yield false_alarms(f"{effect} of a factorial apart from 0 (bb = D, tt = 0, CV {cv}, {PROMPTS} prompts)", p)
 
@@ -173,8 +175,8 @@ def behaviour_of_twins(repeats: int, random: np.random.Generator) -> Iterator[Ra
     for n in (8, 12, 24, 48):
         seen = []
         for _ in range(repeats // 4):
-            group = findings_behaviour.Group(name="report", language=None, rows=_twins(n, random))
-            spoken = findings_behaviour.to_the_point(group, findings_behaviour.compared(group.rows), "refusal_soft_nats")
+            group = behaviour_findings.Group(name="report", language=None, rows=_twins(n, random))
+            spoken = behaviour_findings.to_the_point(group, behaviour_findings.compared(group.rows), "refusal_soft_nats")
             seen.append(0.0 if any(one.counts for one in spoken) else 1.0)
         yield false_alarms(f"any of {len(spoken)} spoken scores of two models alike in law (Holm, {n} prompts)", seen)
 
@@ -348,7 +350,7 @@ def similarity_intervals(repeats: int, random: np.random.Generator) -> Iterator[
         x = {site: random.normal(size=(n, d)) * scale for site in sites}
         base = {site: torch.from_numpy(x[site]) for site in sites}
         tuned = {site: torch.from_numpy(x[site] @ mixing + random.normal(0, 0.5, (n, d))) for site in sites}
-        measured = similarity.measure(base, tuned, [str(i) for i in range(n)], "report", permutations=0)
+        measured = similarity_formula.measure(base, tuned, [str(i) for i in range(n)], "report", permutations=0)
         without = measured.filter(pl.col("metric") == "cka_without_prompt").group_by("layer").agg(spread=pl.col("value").std())
         table = measured.filter(pl.col("metric") == "cka").join(without, on="layer")
         low, high = intervals.jackknife_below_1(table["value"].to_numpy(), table["spread"].to_numpy(), np.array(n))
@@ -380,7 +382,7 @@ def rates_of(simulation: Simulation, repeats: int, costly: int, *, seed: int = 0
 
 def _states() -> dict[str, torch.Tensor]:
     """`[prompt, d]` of both models of a planted pair, after its third block."""
-    pair = planted.plant(planted.edit_attention, n_prompts=100, whole=False)
+    pair = planted.plant(edits.edit_attention, n_prompts=100, whole=False)
     return {side: pair.states(side, "resid_post")[2] for side in ("base", "tuned")}
 
 

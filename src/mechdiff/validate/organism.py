@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.replay import replay
-from mechdiff.measures import patching
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.validate import planted
+from mechdiff.measures.patching import formula as patching_formula
+from mechdiff.validate import edits, planted
 from mechdiff.validate.checks import Check, above, at_most
-from mechdiff.validate.planted import N_LAYERS, Bench, Net
+from mechdiff.validate.edits import N_LAYERS, Net
+from mechdiff.validate.planted import Bench
 
 TRIGGER, ANSWER = 7, 65
 """A token that stands three places before the decision, and what is then said."""
@@ -19,8 +20,8 @@ STEPS, LENGTH, BATCH = 300, 16, 32
 
 def trained(net: Net) -> Net:
     """A copy of the network, fine-tuned: cross-entropy of the answer after the trigger, KL from the base without it. About ten seconds."""
-    tuned = planted.edited(net, planted.identical)
-    random = planted.generator(1)
+    tuned = planted.edited(net, edits.identical)
+    random = edits.generator(1)
     optimiser = torch.optim.AdamW(tuned.parameters(), lr=2e-3, weight_decay=0.0)
     slower = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.01, total_iters=STEPS)
     for _ in range(STEPS):
@@ -49,7 +50,7 @@ def prompts(n: int, random: torch.Generator, *, trigger: bool) -> Tensor:
 
 def p17(bench: Bench) -> Iterator[Check]:
     """A network trained to give one answer after a trigger, and else to stay as it was."""
-    random = planted.generator(2)
+    random = edits.generator(2)
     asked, other = (prompts(24, random, trigger=trigger).tolist() for trigger in (True, False))
     tuned = trained(bench.net)
     pair = planted.plant(lambda net: net.load_state_dict(tuned.state_dict()), net=bench.net, prompts=[*asked, *other])
@@ -70,12 +71,12 @@ def _steered(pair: planted.Planted, with_trigger: slice, without: slice) -> Iter
     layer, halfway = N_LAYERS - 1, with_trigger.stop // 2
     base, tuned = (pair.states(side, "resid_post")[layer] for side in ("base", "tuned"))
     direction = (tuned - base)[:halfway].mean(0)
-    noise = planted.noise(direction.shape)
+    noise = edits.noise(direction.shape)
     cleans, states = pair.cleans["base"][without], base[without]
 
     def answered(vector: Tensor) -> float:
         """Mean rise of the answer's log-probability in nats."""
-        [variant] = patching.variants("resid_post", [layer], {layer: (states + vector)[:, None]})
+        [variant] = patching_formula.variants("resid_post", [layer], {layer: (states + vector)[:, None]})
         logits = replay(pair.base, cleans, [variant]).log_softmax(-1)[..., ANSWER]
         return float((logits[:, 1] - logits[:, 0]).mean())
 

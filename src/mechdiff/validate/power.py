@@ -25,15 +25,16 @@ import torch
 from torch import Tensor
 
 from mechdiff.engine.activations import Clean, capture
-from mechdiff.engine.models import Model, wrap
+from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.replay import ENGINES, Engine, engine_for
-from mechdiff.engine.sites import Site
-from mechdiff.engine.units import Unit, changes_between, tensors_of
-from mechdiff.measures import grafting
-from mechdiff.measures.grafting import Prompts
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.measures.patching import variants
-from mechdiff.report.intervals import wilson
+from mechdiff.measures.grafting import formula as grafting_formula
+from mechdiff.measures.grafting.formula import Prompts
+from mechdiff.measures.patching.formula import variants
+from mechdiff.models.modules import Unit, changes_between, tensors_of
+from mechdiff.models.pair import Model, wrap
+from mechdiff.models.sites import Site
+from mechdiff.statistics.intervals import wilson
+from mechdiff.validate import edits as validate_edits
 from mechdiff.validate import planted
 from mechdiff.validate.planted import Bench
 
@@ -108,7 +109,7 @@ class Probe:
         kept = weight.clone()
         try:
             with torch.no_grad():
-                planted.add_low_rank(weight, 1, size, edit.seed)
+                validate_edits.add_low_rank(weight, 1, size, edit.seed)
             cleans = [capture(self.tuned, ids, [], [], keep_cache=self.engine is ENGINES["replay"]) for ids in self.prompts]
             own = torch.stack([clean.logits for clean in cleans])
             return float(kl_nats(own, self.logits).mean()), finds(edit, cleans, own)
@@ -139,7 +140,7 @@ class Probe:
             split="report", names=[str(i) for i in range(GRAFTED)], ids=[list(ids) for ids in self.prompts[:GRAFTED]],
             base_logits=self.logits[:GRAFTED], tuned_logits=own[:GRAFTED],
         )  # fmt: skip
-        lattice = grafting.lattice(self.base, changes_between(self.base, tensors_of(self.tuned)), prompts)
+        lattice = grafting_formula.lattice(self.base, changes_between(self.base, tensors_of(self.tuned)), prompts)
         best = min(lattice.changes.units, key=lambda unit: float(lattice.value([unit]).mean()))
         return best == Unit("mlp" if edit.mlp else "attn", edit.layer)
 
@@ -152,9 +153,9 @@ class Planned:
     mlp: bool
     seed: int
 
-    def matrix(self, net: planted.Net) -> Tensor:
+    def matrix(self, net: validate_edits.Net) -> Tensor:
         """The matrix that is edited, in place."""
-        return (planted.mlp_output(net, self.layer) if self.mlp else planted.attention_output(net, self.layer)).detach()
+        return (validate_edits.mlp_output(net, self.layer) if self.mlp else validate_edits.attention_output(net, self.layer)).detach()
 
 
 Finds = Callable[[Planned, list[Clean], Tensor], bool]
@@ -165,7 +166,7 @@ def power(bench: Bench, *, background: float = 0.0, sizes: Sequence[float] | Non
     """The curves of a network: `alone`, or `beside` a background."""
     probe = _probe(bench, background)
     random = np.random.default_rng(seed)
-    n_layers, dense = probe.tuned.shape.n_layers, planted.has_dense_mlps(bench.net)
+    n_layers, dense = probe.tuned.shape.n_layers, validate_edits.has_dense_mlps(bench.net)
     edits = [
         Planned(layer=int(random.integers(n_layers)), mlp=bool(random.integers(2)) and dense, seed=int(random.integers(1 << 30)))
         for _ in range(draws)
@@ -194,6 +195,6 @@ def _probe(bench: Bench, background: float) -> Probe:
     return Probe(
         base=base, prompts=prompts, logits=torch.stack([clean.logits for clean in cleans]), background=background,
         states={kind: {layer: torch.stack([clean.states[Site(layer, kind)] for clean in cleans]) for layer in layers} for kind in kinds},
-        tuned=wrap(planted.edited(bench.net, planted.add_noise(background)), side="tuned", ref="tuned"),
+        tuned=wrap(planted.edited(bench.net, validate_edits.add_noise(background)), side="tuned", ref="tuned"),
         engine=ENGINES[engine_for(base.config)[0]],
     )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechdiff.report import bootstrap, intervals
+from mechdiff.statistics import bootstrap, intervals
 
 Draw = Callable[[float], ndarray]
 """Fresh log-normal values of mean 1 with this CV."""

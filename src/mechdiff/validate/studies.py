@@ -14,19 +14,20 @@ import torch
 from tokenizers import AddedToken
 from torch import nn
 
-from mechdiff.engine.sources import quiet
+from mechdiff.engine.distributions import kl_nats
 from mechdiff.measures.catalogue import make_study
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.report.statistics import summarise
+from mechdiff.models.sources import quiet
 from mechdiff.report.verdict import verdict
 from mechdiff.rows import where
-from mechdiff.study.artifacts import RunFolder
+from mechdiff.statistics.summary import summarise
+from mechdiff.store.run_folder import RunFolder
 from mechdiff.study.config import RunOptions, study_yaml
 from mechdiff.study.prepare import prepare
 from mechdiff.study.run import execute
-from mechdiff.validate import made, planted
+from mechdiff.validate import edits, made, planted
 from mechdiff.validate.checks import Check, above, at_most, near, same
-from mechdiff.validate.planted import Bench, Net
+from mechdiff.validate.edits import Net
+from mechdiff.validate.planted import Bench
 
 TEXTS = [f"Say something about the number {number * 7919 % 1000}{'!' * (number % 5)}" for number in range(24)]
 MEASURES: list[Any] = [
@@ -97,9 +98,9 @@ def p0(bench: Bench) -> Iterator[Check]:
 
 def p1(bench: Bench) -> Iterator[Check]:
     """The residual stream in another basis, by a whole study."""
-    base = planted.edited(bench.net, planted.fold_norms)
+    base = planted.edited(bench.net, edits.fold_norms)
     measures = ["divergence", "weights", {"patching": {"sites": ["resid_post"], "arms": ["identity", "mean"]}}]
-    with study(base, planted.edited(base, planted.rotate), measures=measures) as found:
+    with study(base, planted.edited(base, edits.rotate), measures=measures) as found:
         said = " ".join(found.verdict)
         yield same(
             'the verdict says "no effect" and "reparametrised"', ["There is no effect" in said, "reparametrised" in said], [True, True]
@@ -109,7 +110,7 @@ def p1(bench: Bench) -> Iterator[Check]:
 
 def p2(bench: Bench) -> Iterator[Check]:
     """Rank 2 added to one block's attention output matrix, by a whole study."""
-    with study(bench.net, planted.edited(bench.net, planted.edit_attention)) as found:
+    with study(bench.net, planted.edited(bench.net, edits.edit_attention)) as found:
         said = " ".join(found.verdict)
         yield same("the verdict names the tensor and its rank", "L1.self_attn.o_proj" in said and "rank 2" in said, True)
         yield same(
@@ -147,8 +148,8 @@ def p6(bench: Bench) -> Iterator[Check]:
 
 def p7(bench: Bench) -> Iterator[Check]:
     """The same edit twice, once with all token ids permuted."""
-    order = torch.randperm(259, generator=planted.generator(0))
-    edited = planted.edited(bench.net, planted.edit_attention)
+    order = torch.randperm(259, generator=edits.generator(0))
+    edited = planted.edited(bench.net, edits.edit_attention)
     renamed = planted.edited(edited, lambda net: with_rows(net, order))
     cut = [made.byte_tokenizer(made.CHATML), made.byte_tokenizer(made.CHATML, order=order.tolist())]
     measures = ["divergence", {"similarity": {"permutations": 0}}, {"patching": {"sites": ["resid_post", "attn_out"]}}]
@@ -176,6 +177,6 @@ def with_rows(net: Net, ids: torch.Tensor) -> None:
     """Embedding and unembedding with a row for each of `ids`, the old one's; for -1 a random one."""
     for seed, layer in enumerate((net.get_input_embeddings(), net.get_output_embeddings())):
         old = layer.weight.detach()
-        new = planted.noise((len(ids), old.shape[1]), seed) * float(old.std())
+        new = edits.noise((len(ids), old.shape[1]), seed) * float(old.std())
         layer.weight = nn.Parameter(torch.where(ids[:, None] < 0, new, old[ids.clamp(min=0)]))
     net.config.vocab_size = len(ids)

@@ -9,25 +9,28 @@ import numpy as np
 import torch
 
 from mechdiff.engine.activations import capture
-from mechdiff.engine.models import wrap
-from mechdiff.engine.sites import Site
-from mechdiff.engine.units import changes_between, tensors_of
-from mechdiff.measures import grafting, similarity, spectra
-from mechdiff.measures.grafting import Prompts
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.validate import planted
+from mechdiff.engine.distributions import kl_nats
+from mechdiff.measures.grafting import formula as grafting_formula
+from mechdiff.measures.grafting.formula import Prompts
+from mechdiff.measures.similarity import formula as similarity_formula
+from mechdiff.measures.weights import spectra as weights_spectra
+from mechdiff.models.modules import changes_between, tensors_of
+from mechdiff.models.pair import wrap
+from mechdiff.models.sites import Site
+from mechdiff.validate import edits, planted
 from mechdiff.validate.checks import Check, above, at_most, names, near, same
-from mechdiff.validate.planted import Bench, Edit, Planted
+from mechdiff.validate.edits import Edit
+from mechdiff.validate.planted import Bench, Planted
 
 CKA_PROMPTS = 12
 
 
 def p0(bench: Bench) -> Iterator[Check]:
     """The same model twice."""
-    pair = bench.plant(planted.identical, n_prompts=CKA_PROMPTS)
+    pair = bench.plant(edits.identical, n_prompts=CKA_PROMPTS)
     yield at_most("D in nats, any prompt", pair.d_nats, 0)
     layers = sorted({0, bench.layer, pair.n_layers - 1})
-    few = bench.plant(planted.identical)
+    few = bench.plant(edits.identical)
     clean = few.logits("tuned")[:, None]
     off = [(few.patched("tuned<-base", kind, engine="full", layers=layers) - clean).abs().max() for kind in pair.base.kinds()]
     yield at_most("change of any logit by any patch, whole forward passes", off, 0)
@@ -39,12 +42,12 @@ def p0(bench: Bench) -> Iterator[Check]:
 
 def p2(bench: Bench) -> Iterator[Check]:
     """Rank 2 added to the attention output matrix of one block."""
-    yield from _one_matrix(bench, lambda net: planted.edit_attention(net, bench.layer), "attn_out", f"L{bench.layer}.attn")
+    yield from _one_matrix(bench, lambda net: edits.edit_attention(net, bench.layer), "attn_out", f"L{bench.layer}.attn")
 
 
 def p3(bench: Bench) -> Iterator[Check]:
     """Rank 2 added to the last matrix of one block's MLP."""
-    yield from _one_matrix(bench, lambda net: planted.edit_mlp(net, bench.layer), "mlp_out", f"L{bench.layer}.mlp")
+    yield from _one_matrix(bench, lambda net: edits.edit_mlp(net, bench.layer), "mlp_out", f"L{bench.layer}.mlp")
 
 
 def _one_matrix(bench: Bench, edit: Edit, kind: str, unit: str) -> Iterator[Check]:
@@ -100,9 +103,9 @@ NOISE = (0.001, 0.002, 0.005, 0.01)
 
 def p8(bench: Bench) -> Iterator[Check]:
     """A little noise on every matrix, in four sizes."""
-    if not planted.has_dense_mlps(bench.net):
-        raise planted.Absent("its experts are chosen by rank, so effects do not grow smoothly")
-    pairs = [bench.plant(planted.add_noise(size), n_prompts=CKA_PROMPTS) for size in NOISE]
+    if not edits.has_dense_mlps(bench.net):
+        raise edits.Absent("its experts are chosen by rank, so effects do not grow smoothly")
+    pairs = [bench.plant(edits.add_noise(size), n_prompts=CKA_PROMPTS) for size in NOISE]
     yield near("slope of log D over log size", slope([float(pair.d_nats.mean()) for pair in pairs]), 2, 0.1)
     yield near(
         "slope of log (1 - CKA) over log size, last block",
@@ -114,8 +117,8 @@ def p8(bench: Bench) -> Iterator[Check]:
     lattice = grafts(largest)
     alone = [float(lattice.value([unit]).mean()) / d for unit in lattice.changes.units]
     yield above("share of D that stays with any one unit grafted: none carries it", alone, 0.2)
-    floor = [spectra.spectral_norm_null(float(one.norm()), *one.shape) for one in matrices(largest)]
-    found = [spectra.spectrum(one, exact_up_to=8192) for one in matrices(largest)]
+    floor = [weights_spectra.spectral_norm_null(float(one.norm()), *one.shape) for one in matrices(largest)]
+    found = [weights_spectra.spectrum(one, exact_up_to=8192) for one in matrices(largest)]
     sizes = np.array([float(one.values[0]) for one in found])
     yield near("largest singular value of each change, over that of noise of its norm", sizes / floor, 1, 0.15)
     yield above(
@@ -125,10 +128,10 @@ def p8(bench: Bench) -> Iterator[Check]:
 
 def p9(bench: Bench) -> Iterator[Check]:
     """Networks on the straight line from a base to a small fine-tune of it."""
-    ends = bench.plant(planted.child(3, size=0.1 * float(next(bench.net.parameters()).detach().std())))
+    ends = bench.plant(edits.child(3, size=0.1 * float(next(bench.net.parameters()).detach().std())))
 
     def at(t: float) -> torch.Tensor:
-        def between(net: planted.Net) -> None:
+        def between(net: edits.Net) -> None:
             for own, other in zip(net.parameters(), ends.tuned.net.parameters(), strict=True):
                 own.lerp_(other, t)
 
@@ -145,7 +148,7 @@ def p9(bench: Bench) -> Iterator[Check]:
 
 def p12(bench: Bench) -> Iterator[Check]:
     """Noise on the unembedding alone."""
-    pair = bench.plant(planted.edit_unembedding, n_prompts=CKA_PROMPTS, prepare=planted.untie)
+    pair = bench.plant(edits.edit_unembedding, n_prompts=CKA_PROMPTS, prepare=edits.untie)
     yield above("D in nats", pair.d_nats.mean(), heard(bench))
     yield same("units of the network that changed", changed_units(pair), {"head"})
     yield near("CKA of resid_post, every block", list(cka(pair, "resid_post").values()), 1, 1e-12)
@@ -156,7 +159,7 @@ def p12(bench: Bench) -> Iterator[Check]:
 
 def p13(bench: Bench) -> Iterator[Check]:
     """Noise on the token embedding alone."""
-    pair = bench.plant(planted.edit_embedding, prepare=planted.untie, whole=True)
+    pair = bench.plant(edits.edit_embedding, prepare=edits.untie, whole=True)
     yield above("D in nats", pair.d_nats.mean(), heard(bench))
     yield same("units of the network that changed", changed_units(pair), {"embed"})
     whole = pair.recovery("resid_pre", positions="all", engine="full", layers=[0])
@@ -188,9 +191,11 @@ def heard(bench: Bench) -> float:
 def cka(pair: Planted, kind: str, metric: str = "cka") -> dict[int, float]:
     """A similarity of the decision states by block, without blocks where it is undefined: there states do not vary with the prompt."""
     states = {side: pair.states(side, kind) for side in ("base", "tuned")}
-    defined = [layer for layer in range(pair.n_layers) if "cka" not in similarity.undefined(*(one[layer] for one in states.values()))]
+    defined = [
+        layer for layer in range(pair.n_layers) if "cka" not in similarity_formula.undefined(*(one[layer] for one in states.values()))
+    ]
     base, tuned = ({Site(layer, kind): one[layer] for layer in defined} for one in states.values())
-    rows = similarity.measure(base, tuned, [str(i) for i in range(len(pair.prompts))], "report", permutations=0)
+    rows = similarity_formula.measure(base, tuned, [str(i) for i in range(len(pair.prompts))], "report", permutations=0)
     found = rows.filter((rows["metric"] == metric) & rows["control"].is_null())
     return dict(found.select("layer", "value").iter_rows())
 
@@ -216,16 +221,19 @@ def ranks(pair: Planted) -> set[int | None]:
     both = zip(pair.base.net.parameters(), pair.tuned.net.parameters(), strict=True)
     changed = [(before, after.detach()) for before, after in both if before.ndim == 2 and not torch.equal(before, after)]
     deltas = [(after.double() - before.detach().double(), after) for before, after in changed]
-    return {spectra.spectrum(delta, floor=spectra.rounding_floor(after, delta), exact_up_to=8192).numerical_rank for delta, after in deltas}
+    return {
+        weights_spectra.spectrum(delta, floor=weights_spectra.rounding_floor(after, delta), exact_up_to=8192).numerical_rank
+        for delta, after in deltas
+    }
 
 
-def grafts(pair: Planted) -> grafting.Lattice:
+def grafts(pair: Planted) -> grafting_formula.Lattice:
     """Any set of changed units, grafted into the base."""
     prompts = Prompts(
         split="report", names=[str(i) for i in range(len(pair.prompts))], ids=[list(ids) for ids in pair.prompts],
         base_logits=pair.logits("base").float(), tuned_logits=pair.logits("tuned").float(),
     )  # fmt: skip
-    return grafting.lattice(pair.base, changes_between(pair.base, tensors_of(pair.tuned)), prompts)
+    return grafting_formula.lattice(pair.base, changes_between(pair.base, tensors_of(pair.tuned)), prompts)
 
 
 def slope(values: list[float]) -> float:

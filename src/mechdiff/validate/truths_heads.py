@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechdiff.engine.models import Model, wrap
+from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.replay import ENGINES, Variant, Write, engine_for
-from mechdiff.measures import games
-from mechdiff.measures.heads import Block, fisher_weights, swap, swap_z
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.validate import planted
+from mechdiff.measures.heads import shapley as heads_shapley
+from mechdiff.measures.heads.formula import Block, fisher_weights, swap, swap_z
+from mechdiff.models.pair import Model, wrap
+from mechdiff.validate import edits
 from mechdiff.validate.checks import Check, above, at_most, near, same
-from mechdiff.validate.planted import GROUP, HEAD, Bench, Edit, Planted
+from mechdiff.validate.edits import GROUP, HEAD, Edit
+from mechdiff.validate.planted import Bench, Planted
 from mechdiff.validate.truths import first_order_nats
 
 MANY = 40
@@ -51,10 +52,10 @@ class Heads:
     def block(self, layer: int) -> Block:
         width = self.own.shape.d_head
         if "z" not in self.own.kinds():
-            raise planted.Absent("its blocks do not all have heads")
+            raise edits.Absent("its blocks do not all have heads")
 
         def output(model: Model) -> Tensor:
-            weight = planted.attention_output(model.net, layer).detach()
+            weight = edits.attention_output(model.net, layer).detach()
             return weight.reshape(len(weight), self.n_heads, width).permute(1, 2, 0)
 
         own, other = (self.pair.states(model.side, "z")[layer].unflatten(1, (self.n_heads, width)) for model in (self.own, self.other))
@@ -83,9 +84,9 @@ class Heads:
         """v of all heads of a block together, `[prompt]`."""
         return self.effect([swap(layer, self.block(layer).change(), range(self.n_heads))])[:, 0]
 
-    def game(self, layer: int) -> games.Game:
+    def game(self, layer: int) -> heads_shapley.Game:
         change = self.block(layer).change()
-        return games.Game(self.n_heads, lambda sets: self.effect([swap(layer, change, one) for one in sets]).T.numpy())
+        return heads_shapley.Game(self.n_heads, lambda sets: self.effect([swap(layer, change, one) for one in sets]).T.numpy())
 
     def fisher(self, layer: int) -> tuple[Tensor, Tensor]:
         """`fisher_nats` of each head `[prompt, head]` and of all `[prompt]`."""
@@ -96,11 +97,11 @@ class Heads:
         return found[:, :-1], found[:, -1]
 
 
-def shapley_of(game: games.Game) -> np.ndarray:
+def shapley_of(game: heads_shapley.Game) -> np.ndarray:
     """`[head]`: of the mean effect; of blocks with many heads, from 32 orders and their reverses."""
     if game.n <= EXACT_UP_TO:
-        return games.shapley_exact(game).mean(1)
-    return games.shapley_sampled(game, games.permutations(game.n, 64, seed=0))[0].mean(1)
+        return heads_shapley.shapley_exact(game).mean(1)
+    return heads_shapley.shapley_sampled(game, heads_shapley.permutations(game.n, 64, seed=0))[0].mean(1)
 
 
 def effective(shapley: np.ndarray) -> float:
@@ -111,12 +112,12 @@ def effective(shapley: np.ndarray) -> float:
 
 def p4a(bench: Bench) -> Iterator[Check]:
     """Noise on one head's columns of one block's W_O."""
-    yield from _one_head(bench, lambda net: planted.edit_head_output(net, bench.layer), zero="routing", all_of_it="write")
+    yield from _one_head(bench, lambda net: edits.edit_head_output(net, bench.layer), zero="routing", all_of_it="write")
 
 
 def p4b(bench: Bench) -> Iterator[Check]:
     """Noise on one head's rows of one block's W_Q."""
-    yield from _one_head(bench, planted.edit_head_query, zero="write", all_of_it="routing")
+    yield from _one_head(bench, edits.edit_head_query, zero="write", all_of_it="routing")
 
 
 def _one_head(bench: Bench, edit: Edit, *, zero: str, all_of_it: str) -> Iterator[Check]:
@@ -136,7 +137,7 @@ def _one_head(bench: Bench, edit: Edit, *, zero: str, all_of_it: str) -> Iterato
     shapley, everyone = shapley_of(game), here.everyone(layer)
     yield near("Shapley value of the edited head, over the effect of all", shapley[HEAD] / float(everyone.mean()), 1, 1e-3)
     yield near("effective number of heads", effective(shapley), 1, 1e-3)
-    yield same("the first pick of the greedy order", games.greedy(game, 1), [HEAD])
+    yield same("the first pick of the greedy order", heads_shapley.greedy(game, 1), [HEAD])
     by_z = here.effect([swap_z(here.block(layer), range(here.n_heads))])[:, 0].mean()
     yield near("z swapped instead of contributions, over the effect of all", by_z / everyone.mean(), float(zero == "write"), 1e-4)
     yield at_most(f"the head's {zero} part alone in nats", here.singles(layer, zero)[:, HEAD].abs(), 1e-9)
@@ -145,7 +146,7 @@ def _one_head(bench: Bench, edit: Edit, *, zero: str, all_of_it: str) -> Iterato
 
 def p4c(bench: Bench) -> Iterator[Check]:
     """Noise on one key-value group's rows of one block's W_V."""
-    here, members = Heads(bench.plant(planted.edit_group_value)), [2 * GROUP, 2 * GROUP + 1]
+    here, members = Heads(bench.plant(edits.edit_group_value)), [2 * GROUP, 2 * GROUP + 1]
     singles, change = here.singles(bench.layer), here.block(bench.layer).change()
     yield above("effect of each of the group's heads in nats", singles[:, members].mean(0), 1e-5)
     yield at_most("effect of any other head in nats", np.delete(singles.numpy(), members, 1), 1e-9)
@@ -155,7 +156,7 @@ def p4c(bench: Bench) -> Iterator[Check]:
 
 def p8(bench: Bench) -> Iterator[Check]:
     """A little noise on every matrix: no head stands out."""
-    here = Heads(bench.plant(planted.add_noise(0.01), n_prompts=MANY))
+    here = Heads(bench.plant(edits.add_noise(0.01), n_prompts=MANY))
     yield above("effective number of heads, of all", effective(shapley_of(here.game(bench.layer))) / here.n_heads, 0.8)
     fisher = here.fisher(bench.layer)[0].mean(0).numpy()
     yield at_most("largest share of a head", np.abs(fisher).max() / np.abs(fisher).sum(), 0.5)
@@ -164,7 +165,7 @@ def p8(bench: Bench) -> Iterator[Check]:
 def p10(bench: Bench) -> Iterator[Check]:
     """Every head's values in another basis, undone in its output matrix: the same function."""
     for direction in DIRECTIONS:
-        here = Heads(bench.plant(planted.turn_head_values), direction)
+        here = Heads(bench.plant(edits.turn_head_values), direction)
         yield at_most(f"{direction}: D in nats", here.pair.d_nats, 1e-10)
         moved = [here.logits([swap(layer, here.block(layer).change(), range(here.n_heads))]) for layer in range(here.pair.n_layers)]
         yield at_most(f"{direction}: swapping all contributions of any block, nats", [_from_clean(here, one).max() for one in moved], 1e-10)
@@ -178,20 +179,20 @@ def _from_clean(here: Heads, logits: Tensor) -> Tensor:
 
 def p14(bench: Bench) -> Iterator[Check]:
     """Two heads whose edits cancel."""
-    here = Heads(bench.plant(planted.cancel_heads, prepare=planted.twin_heads))
+    here = Heads(bench.plant(edits.cancel_heads, prepare=edits.twin_heads))
     game = here.game(bench.layer)
     first, second, both = (float(game.value(frozenset(one)).mean()) for one in ({0}, {1}, {0, 1}))
     yield above("effect of each alone in nats", [first, second], 0.01)
     yield at_most("effect of both in nats", both, 1e-9)
     yield at_most("effect of all heads in nats: no coverage can be given", game.value(game.everyone).mean(), 1e-9)
-    yield near("their interaction, over minus the sum of both", games.interaction(game, 0, 1).mean() / -(first + second), 1, 1e-6)
+    yield near("their interaction, over minus the sum of both", heads_shapley.interaction(game, 0, 1).mean() / -(first + second), 1, 1e-6)
 
 
 def p15(bench: Bench) -> Iterator[Check]:
     """Every W_O times 1.02."""
     if wrap(bench.net, side="base", ref="base").family.attn_norm:
-        raise planted.Absent("a norm behind the attention's output takes its scale away")
-    here = Heads(bench.plant(planted.scale_heads(0.02), n_prompts=MANY))
+        raise edits.Absent("a norm behind the attention's output takes its scale away")
+    here = Heads(bench.plant(edits.scale_heads(0.02), n_prompts=MANY))
     single, everyone = here.fisher(bench.layer)
     yield near("Fisher-projected coverages of all heads, summed", single.sum(1).mean() / everyone.mean(), 1, 0.02)
     if bench.tiny:  # whose heads are all of about one size

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.replay import replay
-from mechdiff.measures import patching, rank
-from mechdiff.measures.maps import DEFAULT
-from mechdiff.measures.outcome import kl_nats
-from mechdiff.measures.transport import Maps, Sample, fit_maps
-from mechdiff.validate import planted
+from mechdiff.maps.maps import DEFAULT
+from mechdiff.measures.patching import formula as patching_formula
+from mechdiff.measures.rank import formula as rank_formula
+from mechdiff.measures.transport.formula import Maps, Sample, fit_maps
+from mechdiff.validate import edits
 from mechdiff.validate.checks import Check, above, at_most, near, same
 from mechdiff.validate.planted import Bench, Planted
 from mechdiff.validate.truths import everywhere
@@ -26,7 +27,7 @@ def p0(bench: Bench) -> Iterator[Check]:
     mean: list[Tensor] = []
     chosen = set()
     for n_fit in (3, 20, 80):
-        pair = bench.plant(planted.identical, n_prompts=REPORT + n_fit)
+        pair = bench.plant(edits.identical, n_prompts=REPORT + n_fit)
         for kind, layer in (("resid_post", 1), ("attn_out", 2), ("mlp_out", 3)):
             states = report_states(pair, kind, layer)
             for arm, one in maps_at(pair, kind, layer).there.items():
@@ -39,7 +40,7 @@ def p0(bench: Bench) -> Iterator[Check]:
 
 def p1(bench: Bench) -> Iterator[Check]:
     """The residual stream in another orthogonal basis: the same function in other coordinates."""
-    pair = bench.plant(planted.rotate, n_prompts=REPORT + 100, prepare=planted.fold_norms)
+    pair = bench.plant(edits.rotate, n_prompts=REPORT + 100, prepare=edits.fold_norms)
     yield at_most("D in nats", pair.d_nats, 1e-10)
     yield at_most("change of any logit", (pair.logits("base") - pair.logits("tuned")).abs(), 5e-5)
     yield near("CKA, every block and site", everywhere(pair), 1, 1e-9)
@@ -59,14 +60,14 @@ def p1(bench: Bench) -> Iterator[Check]:
         drops.append(1 - float(found / identity[1]))
     yield near("share of that KL that Procrustes takes away, its anchor gone", drops[-1], 1, 1e-9)
     yield same("it takes away more as its anchor goes", drops, sorted(drops))
-    few = bench.plant(planted.rotate, n_prompts=REPORT + 40, prepare=planted.fold_norms)
+    few = bench.plant(edits.rotate, n_prompts=REPORT + 40, prepare=edits.fold_norms)
     warned = maps_at(few, "resid_post", 1, ("anchored_procrustes",)).there["anchored_procrustes"].warnings_
     yield same("with 40 rows of 64 dimensions it warns", any("40" in text and "64" in text for text in warned), True)
 
 
 def p2(bench: Bench) -> Iterator[Check]:
     """Rank 2 added to one block's attention output matrix: a map of rank 2 carries it."""
-    pair = bench.plant(planted.edit_attention, n_prompts=REPORT + 160)
+    pair = bench.plant(edits.edit_attention, n_prompts=REPORT + 160)
     states = report_states(pair, "attn_out", 1)
     maps = maps_at(pair, "attn_out", 1, ("identity", "shift", "mean", "rrr"), rrr={"rank": 2})
     written = {arm: one.transform(states) for arm, one in maps.there.items()}
@@ -94,8 +95,8 @@ def p2(bench: Bench) -> Iterator[Check]:
 
 def p16(bench: Bench) -> Iterator[Check]:
     """A constant added to what the last MLP writes."""
-    layer = planted.BIASED
-    pair = bench.plant(planted.add_mlp_bias, n_prompts=REPORT + 30, prepare=planted.give_mlp_bias)
+    layer = edits.BIASED
+    pair = bench.plant(edits.add_mlp_bias, n_prompts=REPORT + 30, prepare=edits.give_mlp_bias)
     states, maps = report_states(pair, "mlp_out", layer), maps_at(pair, "mlp_out", layer)
     yield above("D in nats", pair.d_nats.mean(), 0.01)
     for arm in ("shift", "rrr"):
@@ -123,14 +124,14 @@ def maps_at(pair: Planted, kind: str, layer: int, arms: tuple[str, ...] = DEFAUL
 
 def closeness(pair: Planted, kind: str, layer: int, written: Tensor) -> Tensor:
     """`[prompt]` KL(p_tuned || p_tuned[site <- written]) in nats on the report prompts."""
-    [variant] = patching.variants(kind, [layer], {layer: written[:, None]})
+    [variant] = patching_formula.variants(kind, [layer], {layer: written[:, None]})
     logits = replay(pair.tuned, pair.cleans["tuned"][:REPORT], [variant])[:, 1].double()
     return kl_nats(pair.logits("tuned")[:REPORT], logits)
 
 
 def recovery(pair: Planted, kind: str, layer: int, written: Tensor) -> float:
     """The share of D that the base recovers with `written` in place of its own state."""
-    [variant] = patching.variants(kind, [layer], {layer: written[:, None]})
+    [variant] = patching_formula.variants(kind, [layer], {layer: written[:, None]})
     logits = replay(pair.base, pair.cleans["base"][:REPORT], [variant])[:, 1].double()
     return 1 - float(kl_nats(pair.logits("tuned")[:REPORT], logits).mean() / pair.d_nats[:REPORT].mean())
 
@@ -156,5 +157,5 @@ def ranks_of_change(pair: Planted, kind: str) -> dict[int, float]:
         for part in (slice(REPORT, None), slice(0, REPORT))
     ]
     names = [f"p{i}" for i in range(REPORT)]
-    rows = rank.measure(samples[0], samples[1], layers=range(pair.n_layers), kind=kind, prompt_ids=names, seed=0)
+    rows = rank_formula.measure(samples[0], samples[1], layers=range(pair.n_layers), kind=kind, prompt_ids=names, seed=0)
     return {row["layer"]: row["value"] for row in rows.iter_rows(named=True) if row["metric"] == "rank_chosen"}

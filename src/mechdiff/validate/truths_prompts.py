@@ -7,16 +7,16 @@ import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from mechdiff.engine.matching import Vocabulary
-from mechdiff.engine.models import wrap
-from mechdiff.engine.prompts import Prompt
-from mechdiff.engine.rendering import PromptPolicy, render
+from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.generation import speak
 from mechdiff.engine.replay import replay
-from mechdiff.engine.speech import speak
-from mechdiff.engine.vocabularies import Tokens, shared_tokens
 from mechdiff.errors import PromptError
-from mechdiff.measures import divergence
-from mechdiff.measures.outcome import kl_nats
+from mechdiff.measures.divergence import formula as divergence_formula
+from mechdiff.models.pair import wrap
+from mechdiff.prompts.matching import Vocabulary
+from mechdiff.prompts.rendering import PromptPolicy, render
+from mechdiff.prompts.sets import Prompt
+from mechdiff.prompts.vocabularies import Tokens, shared_tokens
 from mechdiff.validate import made
 from mechdiff.validate.checks import Check, above, at_most, near, same
 from mechdiff.validate.planted import Bench
@@ -30,9 +30,9 @@ def p7b(bench: Bench) -> Iterator[Check]:
     tokens = _listed((b"a", b"b"), (b"a", b"b", b"ab"))
     base = tokens.place(torch.tensor([[0.5, 0.5]]).double().log(), "base")
     tuned = tokens.place(torch.tensor([[0.25, 0.5, 0.25]]).double().log(), "tuned")
-    shared = divergence.across_vocabularies(base, tuned, tokens)["kl_shared_base_tuned_nats"]
+    shared = divergence_formula.across_vocabularies(base, tuned, tokens)["kl_shared_base_tuned_nats"]
     yield near("KL on the shared tokens in nats", shared, 0.5 * math.log(1.125), 1e-9)
-    yield at_most("KL of the next byte in nats", divergence.next_byte_nats(base, tuned, tokens.first_bytes), 1e-12)
+    yield at_most("KL of the next byte in nats", divergence_formula.next_byte_nats(base, tuned, tokens.first_bytes), 1e-12)
 
 
 def p18(bench: Bench) -> Iterator[Check]:

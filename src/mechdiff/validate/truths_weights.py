@@ -11,17 +11,19 @@ import polars as pl
 import torch
 
 from mechdiff import labels
-from mechdiff.engine.changes import open_changes
-from mechdiff.engine.lineage import lineage
-from mechdiff.engine.models import wrap
-from mechdiff.engine.sources import Source, quiet
-from mechdiff.engine.switches import attach_adapter
-from mechdiff.engine.units import changes_of_adapter
-from mechdiff.measures import grafting, weights
-from mechdiff.measures.grafting import Prompts
-from mechdiff.validate import planted
+from mechdiff.measures.grafting import formula as grafting_formula
+from mechdiff.measures.grafting.formula import Prompts
+from mechdiff.measures.weights import formula as weights_formula
+from mechdiff.models.changes import open_changes
+from mechdiff.models.lineage import lineage
+from mechdiff.models.modules import changes_of_adapter
+from mechdiff.models.pair import wrap
+from mechdiff.models.sources import Source, quiet
+from mechdiff.models.switches import attach_adapter
+from mechdiff.validate import edits, planted
 from mechdiff.validate.checks import Check, above, at_most, names, near, same
-from mechdiff.validate.planted import Bench, Edit, Net
+from mechdiff.validate.edits import Edit, Net
+from mechdiff.validate.planted import Bench
 from mechdiff.validate.truths import grafts
 
 LORA_BLOCK = 2
@@ -31,21 +33,21 @@ LORA = {f"model.layers.{LORA_BLOCK}.self_attn.{part}_proj.weight" for part in "q
 
 def p1(bench: Bench) -> Iterator[Check]:
     """The residual stream in another orthogonal basis."""
-    with stored(bench, planted.rotate, prepare=planted.fold_norms) as found:
+    with stored(bench, edits.rotate, prepare=edits.fold_norms) as found:
         matrices = [value for name, value in of(found, "relative_norm").items() if "norm" not in name]
         yield near("change of each matrix, relative to its norm: as far as a stranger's", matrices, 2**0.5, 0.1)
 
 
 def p5(bench: Bench) -> Iterator[Check]:
     """A LoRA of rank 4 on queries and values of one block, merged, and as an adapter."""
-    with stored(bench, planted.merged_lora()) as found:
+    with stored(bench, edits.merged_lora()) as found:
         yield same("tensors that changed", moved(found), LORA)
         yield same("their rank, merged in float32", set(of(found, "numerical_rank").values()), {4})
-    with stored(bench, planted.merged_lora(torch.bfloat16), prepare=lambda net: net.bfloat16().float()) as found:
+    with stored(bench, edits.merged_lora(torch.bfloat16), prepare=lambda net: net.bfloat16().float()) as found:
         cliff = [values[3] / values[4] for values in found["spectra"].values()]
         yield same("their rank, merged in bfloat16", set(of(found, "numerical_rank").values()), {4})
         yield above("fourth singular value over the fifth: the cliff over the rounding", cliff, 5)
-    pair = bench.plant(planted.merged_lora())
+    pair = bench.plant(edits.merged_lora())
     lattice = grafts(pair)
     yield same("units of the network that changed", names(lattice.changes.units), {f"L{LORA_BLOCK}.attn"})
     yield at_most("KL in nats with that unit grafted", lattice.value(lattice.changes.units), 1e-10)
@@ -56,19 +58,19 @@ def _adapter(bench: Bench) -> Iterator[Check]:
     from peft import LoraConfig, get_peft_model
 
     with TemporaryDirectory() as place, quiet():
-        adapted = get_peft_model(planted.edited(bench.net, planted.identical), LoraConfig(
+        adapted = get_peft_model(planted.edited(bench.net, edits.identical), LoraConfig(
             r=4, target_modules=["q_proj", "v_proj"], layers_to_transform=[LORA_BLOCK]))  # fmt: skip
         for seed, (name, parameter) in enumerate(adapted.named_parameters()):
             if "lora" in name:
-                parameter.data = planted.noise(parameter.shape, seed) * 0.2
+                parameter.data = edits.noise(parameter.shape, seed) * 0.2
         base, adapter = _saved(bench.net, Path(place) / "base"), Path(place) / "adapter"
         adapted.save_pretrained(adapter, save_embedding_layers=False)
         changes = open_changes(base, Source(ref="adapter", load=base.load, adapter=adapter))
-        rows, _ = weights.measure(changes, bench.net.config)
+        rows, _ = weights_formula.measure(changes, bench.net.config)
         found = {"rows": rows}
         yield same("an adapter's tensors that changed, read without merging", moved(found), LORA)
         yield same("their rank", set(of(found, "numerical_rank").values()), {4})
-        attached: Any = attach_adapter(planted.edited(bench.net, planted.identical), adapter)
+        attached: Any = attach_adapter(planted.edited(bench.net, edits.identical), adapter)
         attached.base_model.disable_adapter_layers()
         model = wrap(attached.get_base_model(), side="base", ref="adapted")
         pair = bench.plant(lambda net: _merge(net, adapted))
@@ -77,14 +79,14 @@ def _adapter(bench: Bench) -> Iterator[Check]:
             split="report", names=[str(i) for i in range(len(pair.prompts))], ids=[list(ids) for ids in pair.prompts],
             base_logits=pair.logits("base").float(), tuned_logits=pair.logits("tuned").float(),
         )  # fmt: skip
-        lattice = grafting.lattice(model, switched, prompts)
+        lattice = grafting_formula.lattice(model, switched, prompts)
         yield above("D in nats", pair.d_nats.mean(), 1e-3)
         yield at_most("KL in nats with the adapter's layers of that block switched on", lattice.value(switched.units), 1e-10)
 
 
 def p10(bench: Bench) -> Iterator[Check]:
     """Every head's values in another basis, undone in its output matrix."""
-    with stored(bench, planted.turn_head_values) as found:
+    with stored(bench, edits.turn_head_values) as found:
         outputs = [value for name, value in of(found, "relative_norm").items() if "o_proj" in name]
         yield above("change of each output matrix, relative to its norm", outputs, 1)
         yield at_most("change of any head's OV product", list(of(found, "ov_relative_norm").values()), 1e-6)
@@ -93,11 +95,11 @@ def p10(bench: Bench) -> Iterator[Check]:
 
 def p11(bench: Bench) -> Iterator[Check]:
     """The neurons of every MLP in another order, their weights rescaled: the same function."""
-    with stored(bench, planted.shuffle_neurons) as found:
-        expected = {f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in range(planted.N_LAYERS) for part in ("down", "gate", "up")}
+    with stored(bench, edits.shuffle_neurons) as found:
+        expected = {f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in range(edits.N_LAYERS) for part in ("down", "gate", "up")}
         yield same("tensors that changed and are not the MLPs', or the other way round", moved(found) ^ expected, set())
         yield above("change of each, relative to its norm", [of(found, "relative_norm")[name] for name in moved(found)], 1.2)
-    pair = bench.plant(planted.shuffle_neurons)
+    pair = bench.plant(edits.shuffle_neurons)
     yield at_most("D in nats", pair.d_nats, 1e-10)
     yield at_most("KL of any MLP's output patched in nats", pair.breakage("mlp_out"), 1e-10)
     apart = (pair.states("base", "mlp_out") - pair.states("tuned", "mlp_out")).abs().max() / pair.states("base", "mlp_out").abs().max()
@@ -109,7 +111,7 @@ def p19(bench: Bench) -> Iterator[Check]:
     with TemporaryDirectory() as place:
         parent, first, second = (
             _saved(net, Path(place) / name)
-            for name, net in (("A", bench.net), *((f"A{seed}", planted.edited(bench.net, planted.child(seed))) for seed in (1, 2)))
+            for name, net in (("A", bench.net), *((f"A{seed}", planted.edited(bench.net, edits.child(seed))) for seed in (1, 2)))
         )
         wrong, right = lineage(first, second, [parent]), lineage(parent, second, [first])
         yield same("warned that the first is not the base, with A at hand", "nearer to A " in " ".join(wrong["warnings"]), True)
@@ -134,7 +136,7 @@ def stored(bench: Bench, change: Edit, *, prepare: Edit | None = None) -> Iterat
     with TemporaryDirectory() as place:
         net = planted.edited(bench.net, prepare) if prepare else bench.net
         changes = open_changes(_saved(net, Path(place) / "base"), _saved(planted.edited(net, change), Path(place) / "tuned"))
-        rows, spectra = weights.measure(changes, net.config)
+        rows, spectra = weights_formula.measure(changes, net.config)
         yield {"rows": rows, "spectra": {name: np.asarray(values, float) for name, values in spectra.items()}}
 
 

@@ -14,15 +14,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mechdiff.engine.models import load_net, wrap
-from mechdiff.engine.prompts import read_prompts
-from mechdiff.engine.rendering import PromptPolicy, render
-from mechdiff.engine.sources import load_tokenizer, resolve
 from mechdiff.errors import MechdiffError
-from mechdiff.study.prepare import NEUTRAL
+from mechdiff.measures.steering.plan import NEUTRAL
+from mechdiff.models.pair import load_net, wrap
+from mechdiff.models.sources import load_tokenizer, resolve
+from mechdiff.prompts.rendering import PromptPolicy, render
+from mechdiff.prompts.sets import read_prompts
 from mechdiff.validate import organism, studies, truths, truths_heads, truths_maps, truths_nulls, truths_prompts, truths_weights
 from mechdiff.validate.checks import Check
-from mechdiff.validate.planted import Absent, Bench, tiny_bench
+from mechdiff.validate.edits import Absent
+from mechdiff.validate.planted import Bench, tiny_bench
 from mechdiff.validate.power import BACKGROUND, Curve, power
 
 Truth = Callable[[Bench], Iterator[Check]]

@@ -1,0 +1,132 @@
+"""Two or more fine-tunes beside one another: is one change local and low-rank, and the other distributed and high-rank?
+
+Reads finished runs' folders, no model. Writes `compare.html` (a verdict of at most five sentences, what is not the same, then an axis a section),
+`compare.parquet` (every number with its interval, every difference with its p) and `figures/`. Runs on one base are held against each other
+number by number and layer by layer; across bases only how local the changes are, as shares of the parts there are. It misleads where the prompts
+of one run are easier to move than those of the other: that two fine-tunes differ on their own prompts is then a difference of both. Same prompts
+make it paired, and fair.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import polars as pl
+
+from mechdiff.compare import comparable, contrasts, local, profiles, words
+from mechdiff.compare.compared import Compared
+from mechdiff.compare.quantities import quantities
+from mechdiff.errors import RunError
+from mechdiff.measures.behaviour import compare as behaviour_compare
+from mechdiff.measures.behaviour.compare import changes
+from mechdiff.measures.divergence import compare as divergence_compare
+from mechdiff.measures.grafting import compare as grafting_compare
+from mechdiff.measures.heads import compare as heads_compare
+from mechdiff.measures.rank import compare as rank_compare
+from mechdiff.measures.transport import compare as transport_compare
+from mechdiff.report import page, record
+from mechdiff.report.parts import Section, table
+from mechdiff.report.phrasing import listed
+
+PAGE, TABLE = "compare.html", "compare.parquet"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison."""
+
+    path: Path
+    """Its folder."""
+    content: Compared
+
+    def verdict(self) -> list[str]:
+        """At most five sentences."""
+        return words.verdict(self.content)
+
+    def table(self) -> pl.DataFrame:
+        """Every number of every run, and every difference: `contrasts.SCHEMA`."""
+        of = self.content
+        return pl.concat([contrasts.tidy(of.found, of.held), *(contrasts.tidy_profiles(part) for part in (of.along, of.apart))])
+
+    def report(self) -> Path:
+        """The page's path."""
+        return self.path / PAGE
+
+    def _repr_html_(self) -> str:
+        """The verdict, as a notebook shows it."""
+        sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.verdict())
+        return f"<b>{escape(' · '.join(self.content.names))}</b><ol>{sentences}</ol><code>{escape(str(self.report()))}</code>"
+
+
+def compare(*folders: str | Path, out: str | Path | None = None, across_bases: bool = False) -> Comparison:
+    """Compares finished runs and writes the page; `out`: its folder (default runs/compare-NAMES). Raises RunError where they cannot be compared."""
+    content = beside(folders, across_bases=across_bases)
+    place = Path(out) if out else Path("runs") / default_name(content.names)
+    if (place / "manifest.json").exists() or place.is_file():
+        raise RunError(f"{place}: given a run's folder or a file, expected a folder for the comparison. Give another --out.")
+    made = Comparison(place, content)
+    place.mkdir(parents=True, exist_ok=True)
+    made.table().write_parquet(place / TABLE)
+    _page(made)
+    return made
+
+
+def beside(folders: Sequence[str | Path], *, across_bases: bool = False) -> Compared:
+    """The runs with their numbers and differences; nothing is written. Raises RunError where they cannot be compared."""
+    runs = comparable.load(folders)
+    of_bases = comparable.refuse(runs, across_bases=across_bases)
+    across = bool(of_bases)
+    found = {run.name: quantities(run) for run in runs}
+    found = contrasts.relative(found) if across else {run.name: [*found[run.name], *changes(run)] for run in runs}
+    marks = [*of_bases, *comparable.differing(runs)]
+    curves = profiles.profiles(runs)
+    along, apart = profiles.along(curves, by_depth=across), profiles.differences([] if across else curves)
+    return Compared(runs=runs, found=found, held=contrasts.pairs(found), marks=marks, across_bases=across, along=along, apart=apart)
+
+
+def default_name(names: Sequence[str]) -> str:
+    """ "compare-courtesy-kazakh", of letters that every file system takes."""
+    safe = [re.sub(r"[^\w.-]+", "-", name).strip("-.")[:40] or "run" for name in names]
+    return "-".join(["compare", *safe])
+
+
+def sections(of: Compared) -> list[Section]:
+    """What is not the same, then an axis a section; across bases only those without a unit of their own."""
+    first = [local.unlike(of), local.local(of), local.where(of)]
+    if of.across_bases:
+        return first
+    return [
+        *first,
+        divergence_compare.axis(of),
+        grafting_compare.axis(of),
+        transport_compare.axis(of),
+        rank_compare.axis(of),
+        heads_compare.axis(of),
+        behaviour_compare.axis(of),
+    ]
+
+
+def _page(made: Comparison) -> None:
+    of = made.content
+    quick = [run.name for run in of.runs if run.content.manifest.get("quick")]
+    said = f"Only the first prompts of each split were used in {listed(quick)} (quick), so intervals are wide."
+    rows = [
+        (run.name, record.short_name(run.content.manifest, "base"), str(run.content.manifest.get("config_hash") or "")[:12])
+        for run in of.runs
+    ]
+    page.write_page(
+        made.report(),
+        kicker="mechdiff: fine-tunes beside one another",
+        names=of.names,
+        between={"sign": "·", "says": "and"},
+        alerts=[said] if quick else [],
+        warned=0,
+        verdict=made.verdict(),
+        sections=[page.draw_section(section, made.path / "figures") for section in sections(of)],
+        record_title="The runs",
+        record=[table(("run", "base", "study"), rows)],
+        study="",
+        files=[TABLE],
+    )

@@ -1,0 +1,67 @@
+"""What the verdict says of attribution: one sentence, on how far gradients rank heads as patching does, and on which heads the two models lean."""
+
+import polars as pl
+
+from mechdiff.measures.attribution import churn, findings
+from mechdiff.measures.attribution.findings import ESTIMATES, TOGETHER
+from mechdiff.report.difference import BREAKAGE
+
+WAYS = {"grad_x_diff": "gradient × difference", "integrated_gradients": "integrated gradients"}
+WRITTEN = {True: "base into tuned", False: "tuned into base"}
+WELL, POORLY = 0.8, 0.5
+"""Rank correlations from which on gradients rank heads as patching does, and under which they are no guide: the whole interval lies there."""
+
+
+def what_gradients_say(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
+    """ "Gradients rank heads as patching does: over 40 heads ...; of 5 heads that stand out ..."; nothing where neither was measured."""
+    said = [words for words in (_ranking(rows, manifest), _churn(rows, summary, manifest)) if words]
+    sentence = "; ".join(said)
+    return [f"{sentence[0].upper()}{sentence[1:]}."] if said else []
+
+
+def written(direction: str) -> str:
+    """ "base into tuned": whose state is written into which model."""
+    return WRITTEN[direction == BREAKAGE]
+
+
+def _ranking(rows: pl.DataFrame, manifest: dict) -> str:
+    """The rank correlation of the crudest estimate there is, in the direction where it is lower, beside that of the other."""
+    found = findings.agreement(rows, manifest).filter(pl.col("group") == TOGETHER, pl.col("rho").is_not_null())
+    lowest = {arm: found.filter(pl.col("arm") == arm).sort("rho", maintain_order=True) for arm in ESTIMATES}
+    known = [(arm, table.row(0, named=True)) for arm, table in lowest.items() if not table.is_empty()]
+    if not known:
+        return ""
+    arm, one = known[0]
+    low, high = ((one["rho"] if one[end] is None else one[end]) for end in ("rho_low", "rho_high"))
+    how = (
+        "rank heads as patching does"
+        if low >= WELL
+        else "rank heads roughly as patching does"
+        if low >= POORLY
+        else "are no guide to heads here"
+        if high < POORLY
+        else "may or may not rank heads as patching does"
+    )
+    both = ", the lower of both directions" if len(lowest[arm]) > 1 else ""
+    sentence = f"gradients {how}: over the {one['heads']} heads that were patched, "
+    sentence += f"{WAYS[arm]} has a rank correlation of {_decimals(one['rho'])} with the effects"
+    sentence += f" (95 %: {_decimals(one['rho_low'])} to {_decimals(one['rho_high'])}; " if one["rho_low"] is not None else " ("
+    sentence += f"{written(one['direction'])}{both})"
+    return sentence + "".join(f", {WAYS[other]} {_decimals(line['rho'])}" for other, line in known[1:])
+
+
+def _churn(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> str:
+    """How many heads stand out in both models, and how many were shown to enter or to leave."""
+    found = churn.churn(rows, summary, manifest)
+    if found["state"].drop_nulls().is_empty():
+        return ""
+    count = churn.moved(found)
+    stay = f"{count['stayed']} head{'s stand' if count['stayed'] != 1 else ' stands'} out in both models"
+    if not count["entered"] + count["left"]:
+        return f"{stay}; that any head stands out in one of them alone could not be shown (tuned − base, all heads together)"
+    return f"{stay}, {count['entered']} in the tuned one alone and {count['left']} in the base alone (tuned − base, p ≤ 0.05, all heads together)"
+
+
+def _decimals(value: float) -> str:
+    """Two decimals, never -0.00."""
+    return f"{value + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")

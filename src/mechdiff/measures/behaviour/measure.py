@@ -1,0 +1,18 @@
+"""Behaviour asks what the two models answer, and what they find likely."""
+
+from mechdiff.measures.measure import Measure
+
+BEHAVIOUR = Measure(
+    name="behaviour",
+    question="What do they do?",
+    # what the study reads
+    experiment=None,
+    # what statistics read
+    numbers=None,
+    # what the page says
+    chapter=None,
+    # what several runs are compared in
+    between_runs=None,
+    # a second way
+    again=None,
+)

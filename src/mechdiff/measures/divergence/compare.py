@@ -1,0 +1,32 @@
+"""The size of the divergence is compared between runs."""
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from mechdiff.compare.comparable import Loaded
+from mechdiff.compare.compared import Compared, differences, own, said
+from mechdiff.compare.quantity import Quantity, mean_of
+from mechdiff.report import difference, effect_shares
+from mechdiff.report.parts import Section
+from mechdiff.statistics import spread
+
+
+def quantities(run: Loaded) -> Iterator[Quantity]:
+    """D."""
+    split = difference.reported(run.content.rows, "divergence")
+    d = effect_shares.totals(run.content.rows, split).filter(pl.col("total").is_finite()).sort("prompt")
+    if len(d):
+        keys = [run.key(split, prompt) for prompt in d["prompt"]]
+        yield Quantity(axis="size", name="D", estimate=spread.estimate(d["total"].to_numpy()[:, None], mean_of, keys), unit="nats")
+
+
+def axis(of: Compared) -> Section:
+    """D of each."""
+    told = said(of, ("size", "D"))
+    keys = of.of_axis("size")
+    return Section(
+        id="size",
+        title="How large is each change?",
+        parts=[{"kind": "note", "text": f"D = KL(tuned ‖ base), in nats: {told}."}, *own(of, keys), *differences(of, keys)],
+    )

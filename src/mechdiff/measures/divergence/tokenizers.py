@@ -1,0 +1,128 @@
+"""Do both models get the same input: vocabularies, how finely each tokenizer cuts, what templates do alone, states over whole words."""
+
+from typing import Any
+
+import polars as pl
+
+from mechdiff.report import difference
+from mechdiff.report.parts import Run, Section, note, table
+from mechdiff.report.phrasing import between, nats, share
+from mechdiff.rows import where
+
+TITLE = "Do both models get the same input?"
+POLICIES = {
+    "same_text": "both models read one rendered text",
+    "native": "each model reads its own chat template: the templates are part of every difference",
+    "raw": "no chat template: both models read the bare prompts",
+}
+CUT_APART = 10
+"""Prompts whose cuts differ most."""
+
+
+def tokenizers(run: Run) -> Section:
+    """Fairness of the input."""
+    parts: list[Any] = [note(text) for text in _policy(run.manifest)]
+    parts += [*_fragmentation(run), *_templates(run), *_words(run), *_cut_apart(run)]
+    return Section(id="input", title=TITLE, parts=parts)
+
+
+def _policy(manifest: dict) -> list[str]:
+    prompts, told = manifest.get("prompts") or {}, manifest.get("tokenizers") or {}
+    said = []
+    if told:
+        words = str(told["said"])
+        n = (prompts.get("n") or {}).get("report")
+        same = f" Both cut {told['same_cut']} of {n} report prompts into the same tokens." if n else ""
+        said.append(f"Vocabularies: {words}.{same}")
+    if prompts.get("policy"):
+        facts = {"template": prompts.get("template"), "system prompt": prompts.get("system"), "answers start with": prompts.get("answer")}
+        facts |= {"date given to templates": prompts.get("date")}
+        given = "; ".join(
+            f"{name}: {value}" for name, value in facts.items() if value and (prompts["policy"] == "same_text" or name != "template")
+        )
+        said.append(
+            f"Prompts: {POLICIES.get(prompts['policy'], prompts['policy'])}{f' ({given})' if given else ''}. As rendered: prompts.jsonl."
+        )
+    return said
+
+
+def _fragmentation(run: Run) -> list[dict]:
+    """Tokens per word and per byte of each split, and the mass on tokens that one model lacks."""
+    lines = []
+    for split in [name for name in ("report", "select", "fit") if name in run.summary["split"].drop_nulls().unique().to_list()]:
+        means = _means(run, split)
+        for what in ("word", "byte"):
+            sides = [means.get(f"tokens_per_{what}_{side}") for side in ("base", "tuned")]
+            if all(sides):
+                lines.append((split, f"tokens per {what}", *(_estimate(side) for side in sides)))
+        outside = [means.get("mass_outside_base"), means.get("mass_outside")]
+        if any(outside):
+            lines.append((split, "next-token mass on tokens that the other lacks", *(_estimate(side) if side else "0" for side in outside)))
+    if not lines:
+        return []
+    why = (
+        "A model that cuts a text finer reads it in more steps, and one that is asked about tokens it lacks is not asked the same question."
+    )
+    return [table(("split", "", "base (95 %)", "tuned (95 %)"), lines, title="How each model reads the prompts", stacked=True), note(why)]
+
+
+def _means(run: Run, split: str, unit: str | None = None) -> dict[str, dict]:
+    of_split = run.summary.filter(pl.col("measure") == "divergence", pl.col("split") == split, pl.col("control").is_null())
+    return {row["metric"]: row for row in of_split.filter(pl.col("unit").eq_missing(unit)).iter_rows(named=True)}
+
+
+def _estimate(row: dict | None) -> str:
+    if row is None:
+        return "–"
+    ends = between(row["ci_low"], row["ci_high"]) if row["ci_low"] != row["ci_high"] else ""
+    return f"{nats(row['mean'])}\n({ends})".replace(" ", "\u00a0") if ends else nats(row["mean"])
+
+
+def _templates(run: Run) -> list[dict]:
+    """D by each model's own template, and what the template alone does to each."""
+    split = difference.reported(run.rows, "divergence")
+    own = _means(run, split, "native") if split else {}
+    if not own:
+        return []
+    plain = _means(run, split or "")
+    d = "kl_tuned_base_nats" if "kl_shared_nats" not in own else "kl_shared_nats"
+    lines = [
+        ("D, both read the same text", _estimate(plain.get(d))),
+        ("D, each reads its own template", _estimate(own.get(d))),
+        ("the base, its own template against the same text", _estimate(own.get("kl_native_base_nats"))),
+        ("the tuned model, its own template against the same text", _estimate(own.get("kl_native_tuned_nats"))),
+    ]
+    title = "What the templates alone do, in nats at the decision position"
+    return [table(("", "mean (95 %)"), [(name, value.replace("\n", " ")) for name, value in lines], title=title)]
+
+
+def _words(run: Run) -> list[dict]:
+    """CKA of states averaged over whole words, beside CKA at the decision position."""
+    found = where(run.summary, measure="similarity", metric="cka", control=None)
+    found = found.filter(pl.col("split").eq_missing(difference.reported(run.rows, "similarity")))
+    words = found.filter(pl.col("unit") == "words")
+    if words.is_empty():
+        return []
+    plain = {(r["layer"], r["site"]): r["mean"] for r in found.filter(pl.col("unit").is_null()).iter_rows(named=True)}
+    lines = []
+    for r in words.sort("layer", "site").iter_rows(named=True):
+        ends = between(r["ci_low"], r["ci_high"], digits=3)
+        lines.append((f"L{r['layer']}.{r['site']}", share(plain.get((r["layer"], r["site"])), 3), share(r["mean"], 3), ends))
+    title = "CKA of states averaged over the tokens of each word, for words that one tokenizer cuts finer"
+    return [table(("site", "at the decision position", "over words", "95 %"), lines, folded=title)]
+
+
+def _cut_apart(run: Run) -> list[dict]:
+    """The prompts that the two tokenizers cut most differently."""
+    sides = {}
+    for side in ("base", "tuned"):
+        own = run.prompt_rows.filter(pl.col("metric") == f"tokens_per_word_{side}", pl.col("split") == "report")
+        sides[side] = dict(own.select("prompt", "value").iter_rows())
+    ratios = {name: sides["tuned"][name] / value for name, value in sides["base"].items() if name in sides["tuned"] and value}
+    order = [name for name in sorted(ratios, key=lambda name: (-abs(ratios[name] - 1), name)) if ratios[name] != 1]
+    if not order:
+        return []
+    lines = [(name, share(sides["base"][name]), share(sides["tuned"][name]), share(ratios[name])) for name in order[:CUT_APART]]
+    return [
+        table(("prompt", "base", "tuned", "tuned / base"), lines, folded="The prompts that are cut most differently, in tokens per word")
+    ]

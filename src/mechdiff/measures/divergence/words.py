@@ -1,0 +1,99 @@
+"""How differently the two models behave, in words; and where no share of D can be given, why not."""
+
+import polars as pl
+
+from mechdiff.measures.divergence import findings
+from mechdiff.report.difference import Difference
+from mechdiff.report.phrasing import between, level, listed, nats, prompts, share, with_interval
+from mechdiff.statistics.clusters import n_prompts
+from mechdiff.statistics.intervals import FEW, FEWEST
+
+
+def how_different(found: Difference | None, manifest: dict | None = None) -> str:
+    """D with its interval; of two vocabularies also what lies on tokens that one model lacks. Where there is nothing, or nothing to share, that.
+
+    With the manifest, prompts that share a cluster are counted as prompts and as clusters.
+    """
+    if found is None:
+        return "How differently the two models behave was not measured, so no effect can be given as a share of it."
+    on, clustered = counted(found, manifest or {})
+    if not found.counts:
+        floor = f" is not above three times the noise floor of {nats(found.floor)} nats" if found.mean else ""
+        return f"There is no effect to explain: D = {nats(found.mean)} nats{floor}, on {on}. No share is given below."
+    choice = "" if found.other_token is None else f"; their top-1 tokens differ on {found.other_token} of them"
+    if clustered and found.other_share is not None:
+        choice = f"; their top-1 tokens differ on {share(found.other_share)} of them"
+    if not found.divides:
+        floor = f", not above three times the noise floor of {nats(found.floor)} nats" if found.mean else ""
+        return (
+            f"On {on} the two models differ in tokens that only one of them has: {_outside(found)} "
+            f"(JS {nats(found.js)} nats{_bytes(found)}){choice}. On the tokens that both have D = KL(tuned ‖ base) = {nats(found.mean)} nats{floor}: "
+            "there is nothing there to take a share of, so no share of D is given below."
+        )
+    few, units = found.n < FEWEST, "clusters" if clustered else "prompts"
+    ends = f"too few {units} for an interval" if few else f"{level(found.coverage)}: {between(found.low, found.high)}"
+    short = f", from fewer than {FEW} {units}" if "few_prompts" in found.flags and not few else ""
+    shared, outside = "", ""
+    if found.mass_outside is not None:
+        shared, outside = " on the tokens that both have", f"; {_outside(found)}{_bytes(found)}"
+    said = (
+        f"On {on} the two models' next-token distributions differ by D = {nats(found.mean)} nats{shared} "
+        f"({ends}{short}; D is the KL divergence KL(tuned ‖ base) between them){outside}{choice}."
+    )
+    if found.outside > found.mean:
+        more = f"(−log(1 − mass) = {nats(found.outside)} nats)"
+        said += f" More of the difference lies outside these tokens {more}: shares of D are of the smaller part."
+    return said
+
+
+def counted(found: Difference, manifest: dict) -> tuple[str, bool]:
+    """ "24 report prompts (16 clusters)", and whether prompts share clusters; "16 report prompts" where none do."""
+    n = n_prompts(manifest, found.split, found.n)
+    kind = found.split if found.counts else ""
+    if n == found.n:
+        return prompts(n, kind), False
+    return f"{prompts(n, kind)} ({found.n} cluster{'s' * (found.n != 1)})", True
+
+
+def why_no_share(found: Difference | None) -> str:
+    """Why no share of D is given; empty where shares are."""
+    if found is None:
+        return "D was not measured"
+    if not found.counts:
+        return "D is not above three times the noise floor"
+    if not found.divides:
+        return "the models differ only in tokens that one of them lacks, and on those that both have D is not above three times the noise floor"
+    return ""
+
+
+def _outside(found: Difference) -> str:
+    """ "the tuned model gives 0.65 of its probability mass to tokens that the base lacks"."""
+    sides = (("the tuned model", found.mass_outside, "the base"), ("the base", found.mass_outside_base, "the tuned model"))
+    return listed(
+        f"{who} gives {share(mass) if mass >= 0.01 else nats(mass)} of its probability mass to tokens that {other} lacks"
+        for who, mass, other in sides
+        if mass is not None
+    )
+
+
+def _bytes(found: Difference) -> str:
+    return "" if found.byte is None else f", KL(tuned ‖ base) of the next byte is {nats(found.byte)} nats"
+
+
+def how_it_goes_on(rows: pl.DataFrame, manifest: dict) -> list[str]:
+    """What the two models say differently behind the first token."""
+    behind = findings.on_continuation(rows, manifest)
+    if behind is None:
+        return []
+    bits = findings.bits_per_byte(rows)
+    sentence = f"After the first token, along the continuation, they differ by {with_interval(behind.mean, behind.low, behind.high)} nats per token"
+    if "more" in bits:
+        more = bits["more"]
+        if more.low > 0 or more.high < 0:
+            said, ends = "more" if more.mean >= 0 else "fewer", between(*sorted((abs(more.low), abs(more.high))))
+            sentence += f"; the base needs {nats(abs(more.mean))} (95 %: {ends}) bits per byte {said} for it than the tuned model"
+        else:
+            ends = between(more.low, more.high)
+            beside = f"base less tuned {nats(more.mean)}, 95 %: {ends}" if ends else f"too few prompts, {more.n}"
+            sentence += f"; that either model predicts it better, in bits per byte, could not be shown ({beside})"
+    return [sentence + "."]

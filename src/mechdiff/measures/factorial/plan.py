@@ -1,0 +1,55 @@
+"""What a study may ask of the factorial, and its cells."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator
+
+from mechdiff.labels import n_positions
+from mechdiff.spacing import evenly_spaced
+from mechdiff.study.cells import Cell
+from mechdiff.study.document import Count
+from mechdiff.study.options import DIRECTIONS, LayeredOptions, read_positions
+from mechdiff.study.planner import Planner
+
+
+class FactorialOptions(LayeredOptions):
+    gone: ClassVar[Mapping[str, str]] = {
+        "swaps": "this option is gone, the p of a factorial draws no label swaps any more (docs/STATISTICS.md); leave it out."
+    }
+
+    positions: Annotated[tuple[Literal["decision", "all"], ...], BeforeValidator(read_positions)] = ("decision", "all")
+    all_positions_layers: Count = 6  # at all positions: so many splits, evenly spaced (their states are kept on disk)
+
+    def layers_at(self, position: str, n_layers: int) -> tuple[int, ...]:
+        """The split points meant: all at the decision position, few where whole sequences are crossed."""
+        layers = self.layer_numbers(n_layers)
+        return layers if position == "decision" else evenly_spaced(self.all_positions_layers, layers)
+
+
+def factorial_cells(planner: Planner) -> Iterator[Cell]:
+    """The crossed runs of each model, then what is computed from both; on select too, at the decision position, where split points are chosen."""
+    options = planner.factorial
+    if not options:
+        if planner.study.asked(FactorialOptions):
+            planner.skip("factorial", "the two models differ in depth or width: a state of one does not fit into the other")
+        return
+    if "report" not in planner.splits:
+        planner.skip("factorial", "the study has no report prompts")
+        return
+    for split, position in [("select", "decision"), *(("report", position) for position in options.positions)]:
+        if split not in planner.splits or position not in options.positions:
+            continue
+        if why := planner.common_tail(position, split):
+            planner.skip(f"factorial at {position} positions", why)
+            continue
+        layers = options.layers_at(position, planner.shape.n_layers)
+        what = {"split": split, "position": position, "layers": layers}
+        for direction in DIRECTIONS:
+            for shard in planner.packed(split, position):
+                yield planner.patch_cell(
+                    shard, "crossing", what | {"direction": direction, "n_variants": len(layers)}, n_positions(position)
+                )
+        items = planner.whole(split)
+        key = planner.key(items, stage="factorial", **what)
+        yield Cell(stage="factorial", key=key, items=items, side=None, flops=0)

@@ -1,0 +1,78 @@
+"""Grafts are compared between runs."""
+
+from collections.abc import Iterator, Sequence
+
+import polars as pl
+
+from mechdiff import labels
+from mechdiff.compare import additive, charts
+from mechdiff.compare.comparable import Loaded
+from mechdiff.compare.compared import Compared, differences, own, said
+from mechdiff.compare.contrasts import WEIGHT_RANK
+from mechdiff.compare.effects import Table, table
+from mechdiff.compare.local import lacking
+from mechdiff.compare.quantity import Quantity, by_divergence, crossing, number
+from mechdiff.measures.grafting import findings
+from mechdiff.measures.grafting.findings import WANTED
+from mechdiff.measures.weights import compare as weights_compare
+from mechdiff.measures.weights import findings as weights_findings
+from mechdiff.report import difference
+from mechdiff.report.parts import Drawn, Section
+from mechdiff.statistics import spread
+
+
+def grafted(run: Loaded, arm: str, by: pl.Expr, *where: pl.Expr) -> Table | None:
+    """What grafts of one arm recover, in nats, on each prompt; names are the values of `by`, ascending."""
+    rows = run.content.rows
+    values = findings.scores(rows, difference.reported(rows, "grafting")).filter(pl.col("arm") == arm, *where)
+    return table(run, values.with_columns(name=by), recovered=True) if len(values) else None
+
+
+MODULES = "modules for 0.9 of D, added greedily"
+
+
+def quantities(run: Loaded) -> Iterator[Quantity]:
+    """Tuned weights put into the base: over how many modules, of what rank."""
+    modules, _ = weights_findings.modules(run.content.summary)
+    alone = additive.grafted(run, "alone", findings.module_name())
+    by_kl = grafted(run, "alone", findings.module_name())
+    if alone is not None:
+        yield number("weights", "effective modules, grafted alone", alone, parts=max(len(modules), len(alone.names)))
+    if by_kl is not None:
+        yield by_divergence("weights", "effective modules by KL, grafted alone", by_kl, parts=max(len(modules), len(by_kl.names)))
+    sets = grafted(run, "greedy", pl.col("rank"))
+    if sets is not None:
+        sizes = [float(k) for k in sets.names]
+        yield crossing("weights", MODULES, sets, [*sizes, sizes[-1] + 1], "modules", threshold=findings.WANTED)
+    cut = additive.grafted(run, "truncate", pl.col("rank"), pl.col("unit") == labels.ALL)
+    if cut is not None and len(cut.names) > 1:
+        known = [int(rank) for rank in cut.names]
+        found = spread.estimate(cut.values, lambda means: spread.effective_rank(means, known), cut.prompts, ends=(1, max(known)))
+        yield Quantity(axis=WEIGHT_RANK[0], name=WEIGHT_RANK[1], estimate=found, unit="parts", parts=max(known))
+
+
+def truncated_along(runs: Sequence[Loaded]) -> pl.DataFrame:
+    """`line rank value low high`: what the change recovers when every module is cut to k directions."""
+    parts = []
+    for run in runs:
+        cut = findings.truncated(run.content.rows) if run.counts else None
+        if cut is not None and not cut.is_empty():
+            parts.append(cut.filter(pl.col("name") == "all modules").select("rank", "low", "high", line=pl.lit(run.name), value="share"))
+    return pl.concat(parts) if parts else pl.DataFrame()
+
+
+def axis(of: Compared) -> Section:
+    """How much of the network changed, and how many modules it takes."""
+    keys = of.of_axis("weights")
+    sizes = weights_compare.weights_along(of.runs)
+    caption = f"Size of each block's change against its weights, exact. Tensors changed: {said(of, ('weights', 'tensors changed'))}. "
+    greedy = said(of, ("weights", MODULES))
+    caption += f"Modules for {WANTED} of D, added greedily: {greedy}." if greedy else ""
+    options = {"table": sizes, "names": of.names}
+    drawn = Drawn(name="compare_weights", chart=charts.sizes, options=options, caption=caption, reading="compare_weights")
+    parts = [drawn] if not sizes.is_empty() else []
+    return Section(
+        id="weights",
+        title="Which weights?",
+        parts=[*parts, *own(of, keys), *differences(of, keys), *lacking(of, "weights", "weights or grafts")],
+    )

@@ -1,0 +1,65 @@
+"""Sentences say which modules' tuned weights recover the difference."""
+
+import polars as pl
+
+from mechdiff import labels
+from mechdiff.measures.grafting import findings
+from mechdiff.report import difference
+from mechdiff.report.headlines import Candidate
+from mechdiff.report.phrasing import prompts, share, with_interval
+
+BIASED = "chosen on these prompts, so optimistically biased"
+
+
+def which_module(rows: pl.DataFrame) -> list[str]:
+    """The module whose tuned weights alone make the base most like the tuned model, and what a small set of them does."""
+    alone, ranking = findings.ranked(rows)
+    if alone.is_empty():
+        return []
+    best = alone.row(0, named=True)
+    steady = findings.steadiness(rows, ranking)
+    other = ranking != difference.reported(rows, "grafting")
+    chosen = f" (chosen on {chosen_by(rows, ranking, ranking or '')}{steady})" if other else f" ({BIASED}{steady})"
+    recovered = with_interval(best["share"], best["low"], best["high"], digits=2)
+    sentence = f"Copied into the base alone, the tuned weights of {best['name']}{chosen} recover {recovered} of D"
+    several = how_many_modules(rows)
+    return [f"{sentence}; {several}." if several else f"{sentence}."]
+
+
+def how_many_modules(rows: pl.DataFrame) -> str:
+    """ "L4.attn + L5.mlp, the smallest set ..., recover 0.93 (95 %: ...)", from the greedy search; empty where it was not run."""
+    found = findings.needed(rows)
+    if found is None:
+        return ""
+    row, wanted = found.row, share(findings.WANTED, 1)
+    on = "these" if found.chosen_on == difference.reported(rows, "grafting") else f"the {found.chosen_on}"
+    names = " + ".join(labels.set_of(row["unit"]))
+    recovers = with_interval(row["share"], row["low"], row["high"], digits=2)
+    if found.enough:
+        size = "one module" if row["rank"] == 1 else f"{row['rank']} modules"
+        return f"{size}, the smallest greedy set with {wanted} of D on {on} prompts ({names}), recover{'s' * (row['rank'] == 1)} {recovers}"
+    tried = "one module" if row["rank"] == 1 else f"{row['rank']} modules"
+    why = f"the most that the search was allowed, stay under {wanted}" if found.at_budget else f"all that changed, stay under {wanted}"
+    return f"{tried}, {why} on {on} prompts: {names}, {recovers}"
+
+
+def modules(rows: pl.DataFrame) -> list[Candidate]:
+    """What the verdict may say of grafts."""
+    alone, ranking = findings.ranked(rows)
+    if alone.is_empty():
+        return []
+    best, found = alone.row(0, named=True), findings.needed(rows)
+    said = []
+    recovered = with_interval(best["share"], best["low"], best["high"], digits=2)
+    chosen = f"selected on {chosen_by(rows, ranking)}" if ranking != difference.reported(rows, "grafting") else BIASED
+    which = f"{best['name']} ({chosen})" if len(alone) > 1 else f"{best['name']}, the one module that changed,"
+    single = "of single modules, " if len(alone) > 1 else ""
+    said.append(Candidate(text=f"{single}the tuned weights of {which} recover {recovered} of D when copied into the base", n=best["n"]))
+    if found is not None:
+        said.append(Candidate(text=how_many_modules(rows), n=found.row["n"], at_budget=found.at_budget))
+    return said
+
+
+def chosen_by(rows: pl.DataFrame, ranking: str | None, kind: str = "other") -> str:
+    """ "2 other prompts": those that ranked the modules."""
+    return prompts(findings.scores(rows, ranking).filter(pl.col("arm") == "alone")["prompt"].n_unique(), kind)

@@ -1,0 +1,124 @@
+"""What a study may ask of attention heads, and its cells."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from mechdiff.measures.transport.plan import TransportOptions
+from mechdiff.spacing import evenly_spaced
+from mechdiff.study.cells import Cell, Item
+from mechdiff.study.document import Count, listed
+from mechdiff.study.options import DIRECTIONS, CloserOptions, LayeredOptions, read_strengths
+from mechdiff.study.planner import Planner, prompt_hashes
+from mechdiff.study.planner import possible as planner_possible
+
+ACROSS = 12
+"""Sizes of the nested sets across the network, as far as the plan can know."""
+
+
+def heads_cells(planner: Planner) -> Iterator[Cell]:
+    """The map of all heads, sets of them, attention."""
+    options = planner.study.asked(HeadsOptions)
+    if not options or not possible(planner, "heads", options):
+        return
+    layers, shape = options.layer_numbers(planner.shape.n_layers), planner.shape
+    singles = shape.n_heads + shape.n_kv_heads + 2
+    chosen_on = select_items(planner, options.select_prompts)
+    if not chosen_on:
+        planner.skip("orders of heads, their sets across the network, and attention of the top heads",
+                     "the study has no select prompts, on which heads are chosen")  # fmt: skip
+    from mechdiff.measures.attribution.plan import AttributionOptions
+
+    attribution = planner.study.asked(AttributionOptions)
+    ranked = attribution.model_dump(include={"metric", "select_prompts", "layers", "stride"}) if attribution else None
+    chosen: dict[str, Any] = {
+        "closer": options.closer,
+        "hot": options.hot,
+        "layers": layers,
+        "chosen_on": [item.sha256 for item in chosen_on],
+        "attribution": ranked,
+    }
+    chosen["seed"] = planner.study.seed
+    for direction in DIRECTIONS:
+        for split, shards in (("select", [chosen_on] if chosen_on else []), ("report", planner.packed("report", "decision"))):
+            for number, shard in enumerate(shards):
+                what = {"direction": direction, "split": split, "shard": number, "floor": number == 0, "layers": layers}
+                yield run_cell(planner, shard, "heads", what, layers, singles)
+    for direction in DIRECTIONS:
+        if chosen_on:
+            what = {"direction": direction, "split": "select", "picks": options.picks} | chosen
+            yield run_cell(planner, chosen_on, "head_orders", what, _closer(planner, options), options.picks * shape.n_heads)
+        settings = options.model_dump(include={"draws", "permutations", "exact_up_to", "picks", "top", "null_edits", "z_swap"})
+        for number, shard in enumerate(planner.packed("report", "decision")):
+            what = {"direction": direction, "split": "report", "shard": number, "settings": settings} | chosen
+            what["noise_from"] = prompt_hashes(planner, "report")
+            yield run_cell(planner, shard, "head_sets", what | _mapped(planner), _closer(planner, options), _sets(planner, options))
+            if chosen_on:
+                what = {"direction": direction, "split": "report", "shard": number, "draws": options.network_draws} | chosen
+                yield run_cell(planner, shard, "head_network", what, [0], ACROSS * (4 + options.network_draws))
+    if chosen_on and options.attention_prompts:
+        items = evenly_spaced(options.attention_prompts, planner.whole("report"))
+        for side in ("base", "tuned"):
+            key = planner.key(items, stage="looks", side=side, split="report", position="decision", top=options.top, **chosen)
+            tokens = sum(item.tokens for item in items)
+            yield Cell(stage="looks", key=key, items=items, side=side, flops=planner.flops(tokens, 2 * len(items)))
+        key = planner.key(items, stage="attention", split="report", top=options.top, **chosen)
+        yield Cell(stage="attention", key=key, items=items, side=None, flops=0)
+
+
+def select_items(planner: Planner, n: int) -> tuple[Item, ...]:
+    """The select prompts on which heads are chosen, of all lengths; none where the study has no such split."""
+    return evenly_spaced(n, planner.whole("select")) if "select" in planner.splits else ()
+
+
+def run_cell(planner: Planner, items: Sequence[Item], stage: str, what: dict[str, Any], layers: Sequence[int], runs: int) -> Cell:
+    """A cell of so many runs at each of these layers."""
+    made = planner.patch_cell(tuple(items), stage, what | {"layers": list(layers) * runs, "n_variants": len(layers) * runs}, 1)
+    key = {name: value for name, value in made.key.items() if name != "layers"}
+    kept = {"layers": what["layers"]} if "layers" in what else {}
+    return Cell(stage=stage, key={**key, **kept, "position": "decision"}, items=tuple(items), side=made.side, flops=made.flops)
+
+
+def possible(planner: Planner, measure: str, options: LayeredOptions) -> bool:
+    if "z" not in planner.kinds:
+        planner.skip(measure, "some of these models' blocks mix tokens by something else than attention, so not every block has heads")
+        return False
+    return planner_possible(planner, measure, options, splits=("report",))
+
+
+def _blend(given: object) -> tuple[float, ...]:
+    return tuple(sorted({*read_strengths(given), *({1.0} if 1 in listed(given) else ())}))
+
+
+class HeadsOptions(CloserOptions):
+    hot: Count = 2  # closer layers that the select prompts choose: where all heads together do most
+    select_prompts: Count = 16  # on which closer layers, orders of heads and top heads are chosen
+    draws: Annotated[int, Field(ge=0, le=10_000)] = 200  # random sets of each size at a closer layer (all, where there are fewer)
+    permutations: Annotated[int, Field(ge=2, multiple_of=2)] = 64  # sampled for Shapley values where there are more heads than exact_up_to
+    exact_up_to: Annotated[int, Field(ge=1, le=16)] = 12  # heads of a block up to which every set of them is run
+    picks: Count = 8  # heads that the greedy search picks
+    top: Annotated[int, Field(ge=2, le=64)] = 6  # heads whose pairs are run, and whose attention is looked at
+    null_edits: Annotated[int, Field(ge=0, le=1000)] = 10  # random edits that the effective number of heads is held against
+    network_draws: Annotated[int, Field(ge=0, le=10_000)] = 20  # random sets of each size across the network
+    z_swap: Annotated[tuple[float, ...], BeforeValidator(_blend)] = ()  # strengths at which z alone is swapped, as others do it
+    attention_prompts: Annotated[int, Field(ge=0, le=100_000)] = 8  # report prompts on which attention is looked at; 0: none
+
+
+def _closer(planner: Planner, options: HeadsOptions) -> list[int]:
+    return list(options.closer) if options.closer != "hot" else [planner.shape.n_layers // 2] * options.hot
+
+
+def _sets(planner: Planner, options: HeadsOptions) -> int:
+    """Runs at one layer."""
+    n = planner.shape.n_heads
+    sets = 2**n if n <= options.exact_up_to else options.permutations * n + 12 * options.draws
+    return sets + (2 * n + 1) * options.null_edits // 2 + (2 + len(options.z_swap)) * (n + 1)
+
+
+def _mapped(planner: Planner) -> dict[str, Any]:
+    """What maps of z are made of, where transport fits some."""
+    transport = planner.study.asked(TransportOptions)
+    if not transport or "z" not in transport.sites or "fit" not in planner.splits:
+        return {}
+    return {"maps": transport.model_dump(), "fitted_on": prompt_hashes(planner, "fit")}

@@ -1,0 +1,289 @@
+"""Numbers of the page on sets of heads: how much the first k of an order break or recover."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+from numpy import ndarray
+
+from mechdiff import labels
+from mechdiff.measures.heads import coverage
+from mechdiff.measures.heads.coverage import Covered, Whole
+from mechdiff.measures.heads.findings import map_of_heads
+from mechdiff.report import difference, effect_shares, spoken
+from mechdiff.report.difference import BREAKAGE
+from mechdiff.rows import where
+from mechdiff.shares import refuse_two_supports
+from mechdiff.statistics import floors, intervals, spread
+from mechdiff.statistics.memory import once
+
+ORDERS = ("greedy", "single", "attribution")
+
+
+ORDER_WORDS = {"greedy": "greedy order", "single": "by single effect", "attribution": "by attribution"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Game:
+    """The sets of one block's heads (or of the network's) that were run in one direction."""
+
+    direction: str
+    layer: int | None
+    n: int
+    """Players."""
+    whole: Whole
+    sets: Mapping[str, Float[ndarray, " prompt"]] = field(repr=False)
+    """v by the rows' unit."""
+    drawn: Mapping[int, Float[ndarray, "prompt draw"]] = field(repr=False)
+    """v of random sets, by size."""
+
+    def value(self, heads: Sequence[int]) -> Float[ndarray, " prompt"] | None:
+        """v of a set of one block's heads, where it was run."""
+        chosen = sorted(heads)
+        if not chosen:
+            return np.zeros_like(self.whole.values)
+        return self.sets.get(labels.heads_unit(chosen, self.n))
+
+
+@once
+def game(
+    rows: pl.DataFrame,
+    summary: pl.DataFrame,
+    direction: str,
+    layer: int | None,
+    *,
+    site: str | None = "attn_proj",
+    split: str | None = None,
+) -> Game | None:
+    """The sets that were run at one layer, or across the network (layer None; site None: with MLPs among the players); None without.
+
+    On the reported split, unless another is named: on `select` those that were run to choose.
+    """
+    split, metric = split or difference.reported(rows, "heads"), floors.effect_metric(rows, direction)
+    where = [
+        pl.col("measure") == "heads",
+        pl.col("direction") == direction,
+        pl.col("split").eq_missing(split),
+        pl.col("arm") == "contribution",
+    ]
+    where += [pl.col("layer").eq_missing(pl.lit(layer, dtype=pl.Int64)), pl.col("site").eq_missing(pl.lit(site, dtype=pl.String))]
+    values = rows.filter(*where, pl.col("metric") == metric, pl.col("prompt").is_not_null(), pl.col("strength").is_null())
+    d = effect_shares.totals(rows, split)
+    refuse_two_supports([metric], d["of"].unique())
+    values = values.join(d, on="prompt").with_columns(v=pl.col("value") if direction == BREAKAGE else pl.col("total") - pl.col("value"))
+    plain = values.filter(pl.col("control").is_null())
+    if plain.filter(pl.col("unit") == labels.ALL).is_empty():
+        return None
+    sets = {str(unit): np.array(v) for unit, v in _together(plain, "unit")}
+    draws: dict[int, list[ndarray]] = {}
+    for rank, _, v in _together(values.filter(labels.is_draw("random_set")), "rank", "control"):
+        draws.setdefault(rank, []).append(np.array(v))
+    cell = summary.filter(*where, pl.col("unit") == labels.ALL, pl.col("metric") == metric, pl.col("control").is_null())
+    floor = cell["floor"].fill_null(0.0).to_list()
+    whole = Whole(values=sets[labels.ALL], floor=float(floor[0]) if floor else 0.0)
+    n = sum(labels.head_of(name) is not None for name in sets) if layer is not None else 0
+    return Game(direction=direction, layer=layer, n=n, whole=whole, sets=sets, drawn={k: np.column_stack(v) for k, v in draws.items()})
+
+
+def _together(values: pl.DataFrame, *by: str) -> Iterator[tuple]:
+    """For each group its names and v by prompt, in the order of the prompts' names: every set was run on the same ones."""
+    return values.sort(*by, "prompt").group_by(by, maintain_order=True).agg("v").iter_rows()
+
+
+def curve(one: Game, order: Sequence[int]) -> pl.DataFrame:
+    """`k share low high necessity`: coverage by the first k heads of an order of one block's heads, and 1 - coverage without them."""
+    prefixes = [list(order[:k]) if k < one.n else list(range(one.n)) for k in range(1, one.n + 1)]
+    known = {k: values for k, chosen in enumerate(prefixes, start=1) if len(chosen) == k and (values := one.value(chosen)) is not None}
+    without = {k: one.value([head for head in range(one.n) if head not in prefixes[k - 1]]) for k in known}
+    needed = {k: values for k, values in without.items() if values is not None}
+    necessity = dict(zip(needed, coverage.necessity(_side_by_side(one, needed), one.whole).share.tolist(), strict=True))
+    return _points(one, known).with_columns(necessity=pl.Series([necessity.get(k) for k in known], dtype=pl.Float64))
+
+
+def _points(one: Game, known: Mapping[int, Float[ndarray, " prompt"]]) -> pl.DataFrame:
+    """`k share low high`: coverage by the set of each size."""
+    found = coverage.coverage(_side_by_side(one, known), one.whole)
+    table = pl.DataFrame({"k": pl.Series(list(known), dtype=pl.Int64), "share": found.share, "low": found.low, "high": found.high})
+    return table.with_columns(pl.col("low", "high").fill_nan(None))
+
+
+def _side_by_side(one: Game, sets: Mapping[int, Float[ndarray, " prompt"]]) -> Float[ndarray, "prompt set"]:
+    return np.column_stack(list(sets.values())) if sets else np.zeros((len(one.whole.values), 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """The first heads of the greedy order that have half of what all heads of a layer have."""
+
+    heads: list[int]
+    share: float
+    low: float | None
+    high: float | None
+    """Of v(all), on the reported prompts."""
+    chosen_on: str | None
+    """The split that chose how many; None: the reported prompts themselves."""
+
+
+def half(rows: pl.DataFrame, summary: pl.DataFrame, one: Game, order: Sequence[int], threshold: float = 0.5) -> Prefix | None:
+    """How many heads are named is decided on `select` where their sets were run there; None where the order ends before half."""
+    reported = difference.reported(rows, "heads")
+    there = None if reported == "select" else game(rows, summary, one.direction, one.layer, split="select")
+    sizes = range(1, min(len(order), one.n - 1) + 1)
+    if there is not None and there.whole.mean > 0 and all(there.value(order[:k]) is not None for k in sizes):
+        share = [float(values.mean()) / there.whole.mean for k in sizes if (values := there.value(order[:k])) is not None]
+        k, chosen_on = coverage.first_to(np.array(share), list(sizes), threshold), "select"
+    else:
+        found = curve(one, order)
+        k, chosen_on = coverage.first_to(found["share"].to_numpy(), found["k"].to_list(), threshold), None
+    if k is None or k > len(order):  # all heads always reach it, and were not picked
+        return None
+    at = curve(one, order).filter(pl.col("k") == k)
+    if at.is_empty():
+        return None
+    return Prefix(heads=list(order[:k]), share=at["share"][0], low=at["low"][0], high=at["high"][0], chosen_on=chosen_on)
+
+
+def of_d(rows: pl.DataFrame, summary: pl.DataFrame, one: Game) -> tuple[float, float | None, float | None] | None:
+    """The share of D that all heads of a game's layer have together, and the ends of its interval; None where D has no share."""
+    found = where(map_of_heads(rows, summary), direction=one.direction, unit=labels.ALL, arm="contribution").filter(
+        pl.col("layer") == one.layer
+    )
+    return None if found.is_empty() else found.select("share", "low", "high").row(0)
+
+
+@once
+def band(one: Game) -> pl.DataFrame:
+    """`k mean low high draws`: coverage by random sets of k players: mean and the middle 95 % over the sets."""
+    lines = []
+    for k, values in sorted(one.drawn.items()):
+        share = coverage.coverage(values, one.whole).share
+        low, high = np.quantile(share, [0.025, 0.975]) if np.isfinite(share).all() else (np.nan, np.nan)
+        lines.append({"k": k, "mean": float(share.mean()), "low": float(low), "high": float(high), "draws": len(share)})
+    return pl.DataFrame(lines, schema={"k": pl.Int64, "mean": pl.Float64, "low": pl.Float64, "high": pl.Float64, "draws": pl.Int64})
+
+
+def network_curve(one: Game, order: Sequence[str]) -> pl.DataFrame:
+    """`k share low high`: coverage by the first k players of an order of the network's, where that set was run."""
+    by_set = {frozenset(labels.set_of(name)): values for name, values in one.sets.items()}
+    sets = {k: by_set.get(frozenset(order[:k])) if k < len(order) else one.whole.values for k in range(1, len(order) + 1)}
+    return _points(one, {k: values for k, values in sets.items() if values is not None})
+
+
+def orders(manifest: Mapping, direction: str, layer: int) -> dict[str, list[int]]:
+    """By way of ordering, the heads of one layer, the first first."""
+    said = manifest.get("heads") or {}
+    found = {way: ((said.get(way) or {}).get(direction) or {}).get(str(layer)) or [] for way in ORDERS}
+    return {way: list(order) for way, order in found.items() if order}
+
+
+def network_orders(manifest: Mapping, direction: str, *, only_heads: bool) -> dict[str, list[str]]:
+    """By way of ordering, the names of the network's players."""
+    said = ((manifest.get("heads") or {}).get("orders") or {}).get(direction) or {}
+    return {way: [name for name in names if not (only_heads and labels.player_of(name)[1] is None)] for way, names in said.items() if names}
+
+
+# ---- single heads at the closer layers -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """What each head of one layer is given of the whole."""
+
+    shapley: Covered
+    """Shapley values as shares of v(all)."""
+    fisher: Float[ndarray, " head"]
+    """Fisher-projected coverage; NaN where all heads together move nothing."""
+    effective: tuple[float, float, float]
+    """Number of heads that share the effect, and its interval."""
+    silent: str
+    """Why no sentence may be made of that number; empty where one may."""
+    null: tuple[float, float, int] | None
+    """The same of random edits of this size: least, greatest, how many."""
+
+    @property
+    def fisher_sum(self) -> float:
+        return float(self.fisher.sum())
+
+
+@once
+def head_shares(rows: pl.DataFrame, one: Game) -> Shares | None:
+    """None where Shapley values were not computed."""
+    here = where(
+        rows,
+        measure="heads",
+        direction=one.direction,
+        control=None,
+        split=difference.reported(rows, "heads"),
+        arm="contribution",
+        site="attn_proj",
+    ).filter(pl.col("layer") == one.layer)
+    phi = _by_head(here.filter(pl.col("metric") == "shapley_nats"), one.n)
+    if phi is None:
+        return None
+    projected = here.filter(pl.col("metric") == "fisher_nats")
+    of_heads, of_all = _by_head(projected, one.n), projected.filter(pl.col("unit") == labels.ALL)["value"].to_numpy()
+    enough = of_heads is not None and len(of_all) and of_all.mean() > coverage.FLOORS * one.whole.floor and of_all.mean() > 0
+    fisher = of_heads.mean(0) / of_all.mean() if enough and of_heads is not None else np.full(one.n, np.nan)
+    amount = spread.number_of_parts(phi, [str(i) for i in range(len(phi))])
+    return Shares(
+        shapley=coverage.coverage(phi, one.whole),
+        fisher=fisher,
+        effective=(amount.value, amount.low, amount.high) if one.whole.counts else (float("nan"),) * 3,
+        silent=spread.silence(phi, skew=spoken.skew(rows)) if one.whole.counts else "all heads together have no effect",
+        null=_null(rows, one),
+    )
+
+
+def needed(one: Game) -> Covered | None:
+    """Necessity of each head of one layer: how far the effect of all falls without it; None where that was not run."""
+    without = [one.value([other for other in range(one.n) if other != head]) for head in range(one.n)]
+    known = [values for values in without if values is not None]
+    return coverage.necessity(np.column_stack(known), one.whole) if known and len(known) == one.n else None
+
+
+def _by_head(rows: pl.DataFrame, n: int) -> Float[ndarray, "prompt head"] | None:
+    heads = rows.filter(labels.is_head())
+    if heads.is_empty():
+        return None
+    wide = heads.sort("prompt").pivot(on="unit", index="prompt", values="value")
+    return wide.select([labels.head_unit(head) for head in range(n)]).to_numpy()
+
+
+def _null(rows: pl.DataFrame, one: Game) -> tuple[float, float, int] | None:
+    """The effective number of heads of random edits, by the two-point formula."""
+    drawn = where(rows, measure="heads", direction=one.direction, metric=floors.effect_metric(rows, one.direction)).filter(
+        pl.col("layer") == one.layer, labels.is_draw("random_vector")
+    )
+    numbers = []
+    for _, part in drawn.group_by("control", maintain_order=True):
+        wide = part.sort("prompt").pivot(on="unit", index="prompt", values="value")
+        rest = [[other for other in range(one.n) if other != head] for head in range(one.n)]
+        names = [labels.heads_unit(others, one.n) for others in rest]
+        alone = wide.select([labels.head_unit(head) for head in range(one.n)]).to_numpy()
+        phi = coverage.two_point(alone, wide.select([pl.col(name).alias(f"without {i}") for i, name in enumerate(names)]).to_numpy(),
+                                 wide[labels.ALL].to_numpy())  # fmt: skip
+        numbers.append(spread.number_of_parts(phi, wide["prompt"].to_list()).value)
+    return (min(numbers), max(numbers), len(numbers)) if numbers else None
+
+
+def interactions(one: Game, top: Sequence[int]) -> pl.DataFrame:
+    """`i j value low high alone`: v(ij) - v(i) - v(j) as a share of v(all), the largest first; negative: either will do. `alone`: v(i) + v(j)."""
+    lines = []
+    for place, j in enumerate(top):
+        for i in top[:place]:
+            both, first, second = one.value([i, j]), one.value([i]), one.value([j])
+            if both is not None and first is not None and second is not None and one.whole.counts:
+                share, low, high = intervals.share_intervals((both - first - second)[:, None], one.whole.values)
+                alone = float((first + second).mean() / one.whole.mean)
+                lines.append({"i": min(i, j), "j": max(i, j), "value": share[0], "low": low[0], "high": high[0], "alone": alone})
+    schema = {"i": pl.Int64, "j": pl.Int64, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "alone": pl.Float64}
+    table = pl.DataFrame(lines, schema=schema).with_columns(pl.col("low", "high").fill_nan(None))
+    return table.sort(pl.col("value").abs(), descending=True, maintain_order=True)
+
+
+def alone(one: Game, head: int) -> float:
+    """v(h) / v(all) of one head."""
+    values = one.value([head])
+    return float(coverage.coverage(values[:, None], one.whole).share[0]) if values is not None else float("nan")

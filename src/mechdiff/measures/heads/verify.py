@@ -1,0 +1,100 @@
+"""Swaps of heads are computed once more by whole forward passes."""
+
+from typing import Any
+
+from torch import Tensor
+
+from mechdiff import labels
+from mechdiff.audit import whole
+from mechdiff.audit.distributions import Not, Row, of_law, run_with
+from mechdiff.audit.rerun import Rerun
+from mechdiff.engine.counterfactuals import LOCATING as LAW_METRICS
+from mechdiff.measures.heads.plan import HeadsOptions
+from mechdiff.models.sites import Site
+
+
+def again(run: Rerun, row: Row) -> float:
+    """Contributions of heads exchanged, single, in sets, across blocks; and what a whole MLP gives."""
+    if row["metric"] not in (*LAW_METRICS, "fisher_nats"):
+        raise Not("Shapley values are means over many sets; attention patterns have no second way here")
+    if row["control"] == "no_op":
+        return of_law(run, row, run_with(run, row, dict))
+    if row["control"] and labels.control_kind(row["control"]) != "random_set":
+        raise Not("random edits are draws")
+    if row["arm"] not in ("contribution", "routing", "write"):
+        raise Not(f"the arm {row['arm']}")
+    law = run_with_heads(run, row, players(run, row))
+    if row["metric"] != "fisher_nats":
+        return of_law(run, row, law)
+    everyone = run_with_heads(run, {**row, "unit": labels.ALL}, [(row["layer"], head) for head in range(run.nets["base"].shape.n_heads)])
+    own = run.law(labels.runner(row["direction"]), row["split"], row["prompt"])
+    own, law, everyone = (one[: run.prepared.tokens.n_shared] for one in (own, law, everyone))
+    p, moved = own.softmax(-1), everyone - own
+    return float((p * (law - own) * (moved - (p * moved).sum())).sum() / 2)
+
+
+def players(run: Rerun, row: Row) -> list[labels.Player]:
+    """(block, head), or (block, None) for its MLP, of a row's unit."""
+    unit, layer, shape = row["unit"], row["layer"], run.nets["base"].shape
+    if row["site"] == "mlp_out":
+        return [(layer, None)]
+    if layer is None and unit == labels.ALL:  # the whole network: its heads, or (of no one site) its MLPs too
+        options, mlps = run.prepared.study.asked(HeadsOptions), [None] if row["site"] is None else []
+        assert options
+        return [(block, one) for block in options.layer_numbers(shape.n_layers) for one in (*range(shape.n_heads), *mlps)]
+    if unit is None:
+        raise Not("random sets across the network are draws")
+    if layer is None:
+        return [labels.player_of(name) for name in labels.set_of(unit)]
+    if (group := labels.group_of(unit)) is not None:
+        size = shape.n_heads // shape.n_kv_heads
+        return [(layer, group * size + i) for i in range(size)]
+    return [(layer, head) for head in labels.heads_of(unit, shape.n_heads)]
+
+
+def run_with_heads(run: Rerun, row: Row, chosen: list[labels.Player]) -> Tensor:
+    """The law of a run in which these heads and MLPs give what the other model's give: their own part is taken out as it is by then."""
+    side, other = labels.sides(row["direction"])
+    split, prompt, arm = row["split"], row["prompt"], row["arm"]
+    key = ("heads", row["direction"], split, prompt, arm, tuple(chosen))
+    if key in run.cached:
+        return run.cached[key]
+    z_now: dict[int, Tensor] = {}
+    touches: dict[Site, whole.Touch] = {}
+    for layer in sorted({layer for layer, head in chosen if head is not None}):
+        mine = [head for block, head in chosen if block == layer and head is not None]
+        theirs = run.state(other, split, prompt, Site(layer, "z"))[-1].reshape(run.nets["base"].shape.n_heads, -1)
+        w_own, w_other = run.output(side, layer).double(), run.output(other, layer).double()
+
+        def note(states: Tensor, layer: int = layer) -> None:
+            z_now[layer] = states[-1].detach().clone()
+
+        def swap(
+            states: Tensor, layer: int = layer, mine: list = mine, theirs: Any = theirs, w_own: Any = w_own, w_other: Any = w_other
+        ) -> Tensor:
+            own = z_now[layer].reshape(theirs.shape).double()
+            there = theirs.double()
+            ends = {"contribution": (w_other, w_own), "routing": (w_own, w_own)}.get(arm)
+            new = states.clone()
+            for head in mine:
+                if arm == "write":
+                    change = there[head] @ (w_other[head] - w_own[head])
+                else:
+                    assert ends
+                    change = there[head] @ ends[0][head] - own[head] @ ends[1][head]
+                new[-1] += change.to(new)
+            return new
+
+        touches[Site(layer, "z")], touches[Site(layer, "attn_proj")] = note, swap
+    for layer in (layer for layer, head in chosen if head is None):
+        value = run.state(other, split, prompt, Site(layer, "mlp_out"))[-1]
+
+        def put(states: Tensor, value: Tensor = value) -> Tensor:
+            new = states.clone()
+            new[-1] = value
+            return new
+
+        touches[Site(layer, "mlp_out")] = put
+    with run.model(side) as model, whole.touched(model, touches):
+        run.cached[key] = run.prepared.tokens.place(whole.logits(model, run.ids(side, split, prompt)), side)
+    return run.cached[key]

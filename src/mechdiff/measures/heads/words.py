@@ -1,0 +1,102 @@
+"""What the verdict says of heads: how many carry the change at its strongest layer, beside random ones, and how evenly."""
+
+import polars as pl
+
+from mechdiff.measures.heads import findings, sets
+from mechdiff.report.difference import BREAKAGE
+from mechdiff.report.headlines import Candidate
+from mechdiff.report.phrasing import level, with_interval
+from mechdiff.statistics import spread
+
+LEAST = 0.001
+"""Per cent under which no digits are given."""
+
+
+def which_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
+    """The strongest layer's heads: what all do together, what a few have of that, beside random ones; "no effect to explain" where there is none."""
+    return [f"{one.text[0].upper()}{one.text[1:]}." for one in headlines(rows, summary, manifest, all_of_it=True)]
+
+
+def headlines(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, all_of_it: bool = False) -> list[Candidate]:
+    """What may be said of heads: the whole of the strongest layer beside the part that a few of them have; `all_of_it` adds what is beside that."""
+    games = [sets.game(rows, summary, BREAKAGE, layer) for layer in findings.closer_layers(manifest)]
+    known = [one for one in games if one is not None]
+    if not known:
+        return []
+    counted = {game.layer: game for game in known if game.whole.counts and game.layer is not None}
+    n = len(known[0].whole.values)
+    if not counted:
+        names = " and ".join(f"L{game.layer}" for game in known)
+        return [Candidate(text=f"heads: no effect to explain at {names}; what patching all of them does cannot be told from 0", n=n)]
+    layer, split = findings.strongest_layer(rows, list(counted))
+    one, whole = counted[layer], sets.of_d(rows, summary, counted[layer])
+    order = sets.orders(manifest, one.direction, layer).get("greedy") or []
+    few = sets.half(rows, summary, one, order) if order else None
+    how = _layer_chosen(rows, list(counted), split, all_of_it=all_of_it)
+    text = f"of what all {one.n} heads of L{layer}{how} do together{_of_d(whole)}, {how_many(rows, summary, one, manifest, all_of_it=all_of_it)}"
+    shares = sets.head_shares(rows, one) if all_of_it else None
+    return [
+        Candidate(
+            text=f"{text}{f'; {effective(shares, one.n)}' if shares else ''}",
+            n=n,
+            whole=None if whole is None else whole[0],
+            tested=bool(few and few.low is not None and few.chosen_on),
+            at_budget=few is None and 0 < len(order) < one.n,
+        )
+    ]
+
+
+def _of_d(whole: tuple[float, float | None, float | None] | None) -> str:
+    """ " (the base's, patched into the tuned model, raise KL by 0.42 (95 %: 0.31 to 0.50) of D)"."""
+    return "" if whole is None else f" (the base's, patched into the tuned model, raise KL by {with_interval(*whole, digits=2)} of D)"
+
+
+def _layer_chosen(rows: pl.DataFrame, layers: list[int], split: str | None, *, all_of_it: bool) -> str:
+    """ " (the strongest of 3 layers, chosen on select; ...)": nothing where there is one."""
+    if len(layers) < 2:
+        return ""
+    chosen = "chosen on select" if split == "select" else "chosen on these prompts, so optimistically biased"
+    steady = findings.steadiness(rows, layers) if all_of_it else ""
+    return f", the strongest of {len(layers)} layers ({chosen}{steady}),"
+
+
+def how_many(rows: pl.DataFrame, summary: pl.DataFrame, one: sets.Game, manifest: dict, *, all_of_it: bool = True) -> str:
+    """ "heads 5 and 4 have 64 % (95 %: 50 % to 77 %; order and number chosen on select; 2 random: 8 % to 14 %)"."""
+    order = sets.orders(manifest, one.direction, one.layer or 0).get("greedy")
+    if not order:
+        return "no order of heads was chosen: there were no select prompts"
+    found = sets.half(rows, summary, one, order)
+    if found is None:
+        return (
+            "the first head of the greedy order does not reach half"
+            if len(order) == 1
+            else f"the first {len(order)} of the greedy order do not reach half"
+        )
+    k = len(found.heads)
+    words = f"head {order[0]} alone has" if k == 1 else f"heads {', '.join(map(str, order[: k - 1]))} and {order[k - 1]} have"
+    ends = "" if found.low is None or found.high is None else f"95 %: {per_cent(found.low)} to {per_cent(found.high)}; "
+    number = "order and number" if found.chosen_on else "order"
+    biased = "" if found.chosen_on else ", number on these prompts, so optimistically biased"
+    random = sets.band(one).filter(pl.col("k") == k)
+    beside = f"; {k} random: {per_cent(random['low'][0])} to {per_cent(random['high'][0])}" if len(random) and all_of_it else ""
+    return f"{words} {per_cent(found.share)} ({ends}{number} chosen on select{biased}{beside})"
+
+
+def effective(shares: sets.Shares, n: int) -> str:
+    """ "effective number of heads 6.1 (90 % interval: 4.0 to 9.2) of 9 (10 random edits of this size: 8.1 to 8.9)"; a range to look at, no test."""
+    point, low, high = shares.effective
+    if shares.silent:
+        return f"no number of heads is given ({shares.silent})"
+    text = f"effective number of heads {point:.1f} ({level(spread.COVERAGE)}: {low:.1f} to {high:.1f}) of {n}"
+    if not shares.null:
+        return text
+    least, most, draws = shares.null
+    return f"{text} ({draws} random edits of this size: {least:.1f} to {most:.1f})"
+
+
+def per_cent(value: float) -> str:
+    """ "64 %", "0.14 %", "under 0.001 %"."""
+    percent = 100 * value
+    if 0 < abs(percent) < LEAST:
+        return f"under {LEAST:g} %"
+    return f"{percent:.0f} %" if abs(percent) >= 10 or percent == 0 else f"{percent:.2g} %"

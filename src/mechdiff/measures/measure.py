@@ -1,0 +1,41 @@
+"""A measure is a question and, for each kit that works on it, what that kit reads of it. No torch here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Later:
+    """A function at "module:name", imported when it is first called: a page declares what loads torch or a plotting library without loading it."""
+
+    place: str
+
+    def resolve(self) -> Callable[..., Any]:
+        module, _, name = self.place.partition(":")
+        found: Callable[..., Any] = getattr(import_module(module), name)
+        return found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.resolve()(*args, **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One question, declared on one page."""
+
+    name: str
+    """In study files, rows, section ids: the name of its folder."""
+    question: str
+    """As README and the title of its section ask it."""
+    experiment: Any = None
+    """What the study reads: options, needs, cells, stages (study/experiment.py)."""
+    numbers: Any = None
+    """What statistics read: its metrics (statistics/metric.py)."""
+    chapter: Any = None
+    """What the page says of it (report/parts.py)."""
+    between_runs: Any = None
+    """What several runs are compared in (compare/quantity.py)."""
+    again: Any = field(default=None)
+    """(rerun, row): the row's value once more, another way; raises NotRecomputed with the reason."""

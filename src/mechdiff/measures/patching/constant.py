@@ -1,0 +1,112 @@
+"""Is what a patch carries over the same on every prompt? The tuned model's own activation held against one constant vector, at the strongest output.
+
+own: the base runs with this prompt's tuned activation. constant: it runs with its own activation plus the mean difference (`shift`), or with the mean
+tuned activation (`mean`), whichever recovers more on the select prompts. Both recover nats of D on the same prompts, so
+
+    fraction    mean(constant) / mean(own): how much of what the patch recovers is one constant vector
+    p           of mean(own - constant) = 0: only a small p says that the rest depends on the prompt; a large one leaves it open
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from mechdiff.measures.patching import findings
+from mechdiff.report import difference, effect_shares, spoken
+from mechdiff.report.difference import RECOVERY
+from mechdiff.rows import where
+from mechdiff.statistics import floors, intervals
+from mechdiff.statistics.memory import once
+
+CONSTANTS = ("shift", "mean")
+LEAST_TO_SPLIT = 0.1
+"""Share of D recovered at the strongest output under which nobody asks what it depends on."""
+WRONG = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """The constant that recovers most at one site, beside this prompt's own activation."""
+
+    name: str
+    arm: str
+    own: float
+    """Share of D that the prompt's own tuned activation recovers."""
+    recovers: bool
+    """Whether the interval of `own` leaves 0 out: of what may be nothing no fraction is given."""
+    share: float
+    """Share of D that the constant recovers."""
+    fraction: float
+    """Of what the own activation recovers, what the constant does; may be negative, or above 1."""
+    low: float
+    high: float
+    """Ends of its 95 % interval; NaN with fewer than FEWEST prompts."""
+    p: float
+    """Paired; NaN where so few prompts of this skew have no test."""
+    n: int
+
+    @property
+    def depends(self) -> bool:
+        """Whether it is shown that the own activation recovers more than the constant."""
+        return self.p <= WRONG and self.fraction < 1
+
+
+@once
+def constant(rows: pl.DataFrame, summary: pl.DataFrame) -> Constant | None:
+    """None where no constant was patched at the strongest output, or the own activation recovers less than LEAST_TO_SPLIT there."""
+    ranked, _ = findings.ranked_outputs(rows, summary)
+    if ranked.is_empty():
+        return None
+    layer, site = ranked["layer"][0], ranked["site"][0]
+    found = _gained(rows, difference.reported(rows, "patching"), layer, site)
+    arms = [arm for arm in CONSTANTS if arm in found]
+    if not arms or "identity" not in found:
+        return None
+    own, total = found["identity"], found["total"]
+    if own.mean() < LEAST_TO_SPLIT * total.mean():
+        return None
+    chooser = _gained(rows, "select", layer, site)
+    arm = max(arms, key=lambda one: (chooser if one in chooser else found)[one].mean())
+    taken = found[arm]
+    least = float(intervals.share_intervals(own[:, None], total)[1][0])
+    fraction, low, high = (float(end[0]) for end in intervals.share_intervals(taken[:, None], own))
+    return Constant(
+        name=ranked["name"][0],
+        arm=arm,
+        own=float(own.mean() / total.mean()),
+        recovers=not least <= 0,
+        share=float(taken.mean() / total.mean()),
+        fraction=fraction,
+        low=low,
+        high=high,
+        p=spoken.mean_p(rows, own - taken),
+        n=len(own),
+    )
+
+
+def _gained(rows: pl.DataFrame, split: str | None, layer: int, site: str) -> dict[str, np.ndarray]:
+    """By arm, nats of D that the base recovers on each prompt, and `total`, D itself, over the prompts that have them all; empty without."""
+    written = where(
+        rows,
+        measure="patching",
+        split=split,
+        direction=RECOVERY,
+        metric=floors.effect_metric(rows, RECOVERY),
+        site=site,
+        arm=["identity", *CONSTANTS],
+    ).filter(
+        pl.col("layer") == layer, pl.all_horizontal(pl.col("unit", "control", "rank", "strength").is_null()), pl.col("value").is_finite()
+    )
+    if written.is_empty():
+        return {}
+    wide = (
+        written.pivot(on="arm", index="prompt", values="value")
+        .join(effect_shares.totals(rows, split), on="prompt")
+        .drop_nulls()
+        .sort("prompt")
+    )
+    total = wide["total"].to_numpy()
+    if not len(total) or not np.isfinite(total).all() or total.mean() <= 0:
+        return {}
+    return {"total": total, **{arm: total - wide[arm].to_numpy() for arm in ("identity", *CONSTANTS) if arm in wide.columns}}

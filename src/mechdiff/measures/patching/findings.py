@@ -1,0 +1,258 @@
+"""The numbers that the page talks about, computed from a run's rows and summary: data frames in, data frames and dataclasses out.
+
+Nothing is chosen on the split that is reported where another split was measured: the strongest site is found on `select`
+and its numbers are those of `report`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from mechdiff import shares as mechdiff_shares
+from mechdiff.measures.similarity.findings import similarity_by_site
+from mechdiff.models.sites import KINDS, Site
+from mechdiff.report.difference import BOTH, BREAKAGE, RECOVERY, STREAM, plain, reported, site_name, splits, totals
+from mechdiff.rows import where
+from mechdiff.statistics import floors, intervals, stability
+from mechdiff.statistics import summary as statistics_summary
+from mechdiff.statistics.memory import once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """Where along the residual stream a share of D passes one half for the first time."""
+
+    site: str
+    earliest: str
+    latest: str
+    """Ends of the 95 % set."""
+    after: str | None = None
+    """The last site before it that was patched, where blocks between the two were not: then it lies somewhere between."""
+
+
+@once
+def site_shares(
+    rows: pl.DataFrame, summary: pl.DataFrame, *, split: str | None = None, arm: str = "identity", unit: str | None = None
+) -> pl.DataFrame:
+    """`direction layer site share low high nats floor counts flag`: one row per site written with one arm, both directions.
+
+    `nats` is what the share is of (kl_own, or D - kl_other); `counts` is False under three noise floors. Shares are null
+    where there is no effect to share.
+    """
+    split = split or reported(rows, "patching")
+    where = [
+        pl.col("split").eq_missing(split),
+        pl.col("arm") == arm,
+        pl.col("unit").eq_missing(unit),
+        pl.col("rank").is_null(),
+        pl.col("strength").is_null(),
+    ]
+    cells = plain(summary, unit=unit).filter(pl.col("measure") == "patching", *where)
+    parts = []
+    for direction in BOTH:
+        metric = floors.effect_metric(rows, direction)
+        of_metric = cells.filter(pl.col("direction") == direction, pl.col("metric") == metric)
+        if of_metric.is_empty():
+            continue
+        values = rows.filter(pl.col("measure") == "patching", pl.col("control").is_null(), *where)
+        values = values.filter(pl.col("direction") == direction, pl.col("metric") == metric)
+        parts.append(of_metric.join(_intervals(values, totals(rows, split), direction), on=["layer", "site"], how="left"))
+    if not parts:
+        return pl.DataFrame(schema=_SHARES)
+    flags = pl.col("flag").fill_null("")
+    joined = pl.concat(parts).with_columns(
+        counts=~flags.str.contains("below_floor|no_effect|outside_only"),
+        nats=pl.when(pl.col("direction") == BREAKAGE).then("mean").otherwise("gained"),
+    )
+    kept = pl.col("share").is_not_null()
+    joined = joined.with_columns(low=pl.when(kept).then("low"), high=pl.when(kept).then("high"))
+    order = pl.col("site").replace_strict({kind: place for place, kind in enumerate(KINDS)}, default=len(KINDS), return_dtype=pl.Int64)
+    return joined.sort(pl.col("direction") != BREAKAGE, "layer", order).select(pl.col(name).cast(kind) for name, kind in _SHARES.items())
+
+
+@once
+def ranked_outputs(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
+    """Sites outside the residual stream (all sites if there are none), the strongest first, and the split that ranked them.
+
+    `site breakage breakage_low breakage_high recovery recovery_low recovery_high`: ranked by the mean of the shares there are.
+    """
+    available = splits(rows, "patching")
+    if not available:
+        return pl.DataFrame(), None
+    reported = wide_shares(site_shares(rows, summary, split=available[0]))
+    ranking = "select" if "select" in available else available[0]
+    ranker = wide_shares(site_shares(rows, summary, split=ranking))
+    ranker = ranker.select("name", rank=pl.mean_horizontal(pl.col("^(breakage|recovery)$")))
+    joined = reported.join(ranker, on="name", how="left", maintain_order="left").filter(pl.col("rank").is_not_null())
+    single = joined.filter(~pl.col("site").is_in(STREAM))
+    joined = joined if single.is_empty() else single
+    return joined.sort("rank", descending=True, maintain_order=True), ranking
+
+
+@once
+def steadiness(rows: pl.DataFrame, split: str | None) -> str:
+    """How often two halves of the prompts that ranked the outputs choose the same strongest one, in words; empty where it is not known."""
+    total = totals(rows, split)
+    names: list[str] = []
+    effects: list[np.ndarray] = []
+    for direction in BOTH:
+        written = where(
+            rows, measure="patching", direction=direction, metric=floors.effect_metric(rows, direction), split=split, arm="identity"
+        ).filter(
+            pl.all_horizontal(pl.col("unit", "control", "rank", "strength").is_null()),
+            ~pl.col("site").is_in(STREAM),
+            pl.col("layer").is_not_null(),
+        )
+        if (aligned := _aligned(written, total)) is not None and (not names or aligned[0] == names):
+            names = aligned[0]
+            effects.append(aligned[1] if direction == BREAKAGE else aligned[2][:, None] - aligned[1])
+    same = effects and all(len(one) == len(effects[0]) for one in effects)
+    return stability.said(np.mean(effects, axis=0)) if same else ""
+
+
+@once
+def peak(rows: pl.DataFrame, direction: str, *, unit: str | None = None) -> tuple[str, list[str]] | None:
+    """The output whose write does most in one direction, and the set of outputs that holds the strongest with 95 %; None without outputs."""
+    split = reported(rows, "patching")
+    values = where(
+        rows,
+        measure="patching",
+        direction=direction,
+        metric=floors.effect_metric(rows, direction),
+        split=split,
+        unit=unit,
+        arm="identity",
+    ).filter(
+        *(pl.col(name).is_null() for name in ("control", "rank", "strength")), ~pl.col("site").is_in(STREAM), pl.col("layer").is_not_null()
+    )
+    aligned = _aligned(values, totals(rows, split))
+    if aligned is None:
+        return None
+    names, table, total = aligned
+    best, held = intervals.peak_set(table if direction == BREAKAGE else total[:, None] - table)
+    return names[best], [names[place] for place in held]
+
+
+def recovery_by_arm(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[str, dict[str, float]]:
+    """The strongest output, and the share of D that each arm recovers there, where it was measured and is a number."""
+    ranked, _ = ranked_outputs(rows, summary)
+    if ranked.is_empty():
+        return "", {}
+    here = site_cells(rows, summary, layer=ranked["layer"][0], site=ranked["site"][0])
+    here = here.filter(
+        pl.col("direction") == RECOVERY, pl.col("metric") == floors.effect_metric(rows, RECOVERY), pl.col("share").is_not_null()
+    )
+    return ranked["name"][0], dict(here.select("arm", "share").iter_rows())
+
+
+def site_cells(rows: pl.DataFrame, summary: pl.DataFrame, *, layer: int, site: str) -> pl.DataFrame:
+    """The summary of all arms written at one site, on the reported split."""
+    return where(plain(summary), measure="patching", split=reported(rows, "patching"), site=site, rank=None, strength=None).filter(
+        pl.col("layer") == layer
+    )
+
+
+def wide_shares(shares: pl.DataFrame) -> pl.DataFrame:
+    """One row per site, with the columns of both directions side by side, and its `name` such as L26.attn_out."""
+    sides = []
+    for direction, word in ((BREAKAGE, "breakage"), (RECOVERY, "recovery")):
+        side = shares.filter(pl.col("direction") == direction)
+        sides.append(
+            side.select(
+                "layer", "site", pl.col("share").alias(word), pl.col("low").alias(f"{word}_low"), pl.col("high").alias(f"{word}_high")
+            )
+        )
+    both = sides[0].join(sides[1], on=["layer", "site"], how="full", coalesce=True)
+    return both.with_columns(name=site_name()).sort("layer", "site")
+
+
+@once
+def half_way(rows: pl.DataFrame, direction: str) -> Crossing | None:
+    """The first site of the residual stream, in the order of computation, whose share of D passes one half."""
+    split = reported(rows, "patching")
+    written = where(
+        rows,
+        measure="patching",
+        split=split,
+        direction=direction,
+        metric=floors.effect_metric(rows, direction),
+        arm="identity",
+        site=STREAM,
+        unit=None,
+        control=None,
+        strength=None,
+    )
+    aligned = _aligned(written, totals(rows, split))
+    if aligned is None:
+        return None
+    names, values, total = aligned
+    order = sorted(range(len(names)), key=lambda i: Site.parse(names[i]))
+    effect = values if direction == BREAKAGE else total[:, None] - values
+    past = intervals.first_past(effect[:, order], total)
+    if past is None:
+        return None
+    point, low, high = (names[order[i]] if i < len(order) else "nowhere" for i in past)
+    before = names[order[past[0] - 1]] if past[0] else None
+    apart = before is not None and Site.parse(point).layer - Site.parse(before).layer > 1
+    return Crossing(site=point, earliest=low, latest=high, after=before if apart else None)
+
+
+@once
+def similarity_against_effect(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
+    """`name layer site cka share direction` of every site with both: breakage, or recovery where only that was measured."""
+    shares = site_shares(rows, summary).filter(pl.col("share").is_not_null())
+    direction = BREAKAGE if (shares["direction"] == BREAKAGE).any() else RECOVERY
+    shares = shares.filter(pl.col("direction") == direction)
+    cka = similarity_by_site(rows, summary).filter(pl.col("cka").is_not_nan()).select("name", "layer", "site", "cka")
+    return cka.join(shares.select("layer", "site", "share", "direction"), on=["layer", "site"], maintain_order="left")
+
+
+@once
+def units(rows: pl.DataFrame) -> list[str]:
+    """Units other than one layer's whole site that were patched with the identity arm, such as "window 2"."""
+    found = rows.filter(
+        pl.col("measure") == "patching", pl.col("arm") == "identity", pl.col("unit").is_not_null(), pl.col("layer").is_not_null()
+    )
+    return found["unit"].unique().sort().to_list()
+
+
+_SHARES = {
+    "direction": pl.String,
+    "layer": pl.Int64,
+    "site": pl.String,
+    "share": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "nats": pl.Float64,
+    "floor": pl.Float64,
+    "counts": pl.Boolean,
+    "flag": pl.String,
+}
+
+
+def _aligned(values: pl.DataFrame, totals: pl.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray] | None:
+    """Site names, values [prompt, site] and D [prompt] over the prompts that have both; None if there are none."""
+    mechdiff_shares.refuse_two_supports(values["metric"].unique(), totals["of"].unique())
+    both = values.with_columns(name=site_name()).join(totals, on="prompt", how="semi")
+    if both.is_empty() or not totals["total"].is_finite().all():
+        return None
+    prompts, names, table = statistics_summary.prompt_matrix(both, by="name")
+    total = totals.filter(pl.col("prompt").is_in(prompts))["total"].to_numpy()
+    if not len(prompts) or total.mean() <= 0:
+        return None
+    return names, table, total
+
+
+def _intervals(values: pl.DataFrame, totals: pl.DataFrame, direction: str) -> pl.DataFrame:
+    """`layer site low high gained` of the share of each site."""
+    aligned = _aligned(values, totals)
+    schema = {"layer": pl.Int64, "site": pl.String, "low": pl.Float64, "high": pl.Float64, "gained": pl.Float64}
+    if aligned is None:
+        return pl.DataFrame(schema=schema)
+    names, table, total = aligned
+    effect = table if direction == BREAKAGE else total[:, None] - table
+    _, low, high = intervals.share_intervals(effect, total)
+    sites = [Site.parse(name) for name in names]
+    content = [[site.layer for site in sites], [site.kind for site in sites], low, high, effect.mean(axis=0)]
+    return pl.DataFrame(dict(zip(schema, content, strict=True)), schema=schema)

@@ -1,0 +1,65 @@
+"""Where does the difference between the two models' states matter for what they say next?
+
+One model runs, and at one place its state at the studied position is replaced (Vig 2020; Meng 2022; across models with the prompt held
+fixed: Prakash 2024, arXiv 2402.14811). With D = KL(p_tuned || p_base), the total effect:
+
+    tuned<-base, breakage   KL(p_tuned || p_tuned[site <- a_base]) / D       is the tuned state there necessary?
+    base<-tuned, recovery   1 - KL(p_tuned || p_base[site <- a_tuned]) / D   is the tuned state there sufficient?
+
+0: the place does not matter. 1: it carries all of the change that reaches this position (after the last block `resid_post` is always near 1).
+The two are not complements: where either of two places suffices, recovery is 1 at both and breakage 0 at both.
+
+**Arms** say how the written state was made; each is a way to guess the tuned model's state:
+
+    identity    the other model's own state on this prompt
+    shift       a_base + (mu_tuned - mu_base): the base's state, moved by the mean difference over the fit split
+    mean        mu_tuned: what the tuned model has on average, the same on every prompt
+    resample    the tuned model's state on another prompt
+    oracle      the running model's own state: changes nothing, to rounding
+
+In `tuned<-base` a guess that is right breaks nothing, so shift far below identity means that the change is mostly one constant vector. In
+`base<-tuned` mean and resample near identity mean that what recovers the tuned behaviour is not about this prompt.
+
+When it misleads: a single place hides behind others that do the same job (self-repair, McGrath 2023), so look at windows of blocks too; an effect
+at one position is not the effect at all of them; and a written state can be one that the running model never has (compare `resample`).
+Logit differences are linear where KL saturates (Heimersheim & Nanda 2024, arXiv 2404.15255), so both are given.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mechdiff.engine.replay import Variant, Write
+from mechdiff.models.sites import Site
+
+
+def written_state(
+    arm: str,
+    direction: str,
+    base: Float[Tensor, "layer prompt pos d"],
+    tuned: Float[Tensor, "layer prompt pos d"],
+    *,
+    mean_base: Float[Tensor, "layer pos d"] | None = None,
+    mean_tuned: Float[Tensor, "layer pos d"] | None = None,
+    donor: Float[Tensor, "layer prompt pos d"] | None = None,
+) -> Float[Tensor, "layer prompt pos d"]:
+    """The states that an arm writes; `donor` are the tuned model's states on other prompts, the means those of the fit split."""
+    own, other = (tuned, base) if direction == "tuned<-base" else (base, tuned)
+    if arm == "identity":
+        return other
+    if arm == "oracle":
+        return own
+    if arm == "resample":
+        assert donor is not None
+        return donor
+    assert mean_base is not None
+    assert mean_tuned is not None
+    return base + (mean_tuned - mean_base)[:, None] if arm == "shift" else mean_tuned[:, None].expand_as(tuned)
+
+
+def variants(
+    kind: str, layers: Sequence[int], written: Float[Tensor, "layer prompt pos d"] | Mapping[int, Tensor], width: int = 1
+) -> list[Variant]:
+    """One variant for each of `layers`: `written[block]` at `kind`, at that block and the `width - 1` blocks above it."""
+    return [{Site(layer, kind): Write(value=written[layer]) for layer in range(first, first + width)} for first in layers]

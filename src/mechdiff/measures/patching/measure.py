@@ -1,0 +1,18 @@
+"""Patching asks where the difference between two models' activations matters for what they predict."""
+
+from mechdiff.measures.measure import Measure
+
+PATCHING = Measure(
+    name="patching",
+    question="Where does the difference matter?",
+    # what the study reads
+    experiment=None,
+    # what statistics read
+    numbers=None,
+    # what the page says
+    chapter=None,
+    # what several runs are compared in
+    between_runs=None,
+    # a second way
+    again=None,
+)

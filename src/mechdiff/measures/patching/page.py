@@ -1,0 +1,169 @@
+"""The section on where the difference between the two models matters."""
+
+from typing import Any
+
+import polars as pl
+from scipy.stats import spearmanr
+
+from mechdiff.measures.divergence.words import why_no_share
+from mechdiff.measures.patching import asymmetry, charts, findings
+from mechdiff.measures.patching.explorer import explorer
+from mechdiff.measures.similarity import findings as similarity_findings
+from mechdiff.report import difference
+from mechdiff.report.difference import BREAKAGE, RECOVERY, STREAM
+from mechdiff.report.parts import Drawn, Run, Section, note, table
+from mechdiff.report.phrasing import between, listed, nats, share, with_interval
+from mechdiff.statistics import floors
+
+ARMS = {
+    "identity": "the other model's state",
+    "shift": "base's state + mean difference",
+    "mean": "tuned mean state",
+    "resample": "tuned state, other prompt",
+    "oracle": "the state already there",
+}
+TOP_SITES = 10
+
+
+def patching(run: Run) -> Section:
+    """Q2, second half: the causal map, wider writes, the arms."""
+    title = "Where does it matter?"
+    shares = findings.site_shares(run.rows, run.summary)
+    if shares.is_empty():
+        return Section(id="causal", title=title, parts=[note("Patching was not measured in this run.")])
+    if shares["share"].drop_nulls().is_empty():
+        why = why_no_share(difference.difference(run.rows, run.summary)) or "D is not above 0, or not finite"
+        said = note(f"No share of D can be given: {why}. The values in nats are in summary.parquet.")
+        return Section(id="causal", title=title, parts=[said, *_kl_by_layer(run)])
+    ranked, _ = findings.ranked_outputs(run.rows, run.summary)
+    quiet = shares.filter(~pl.col("counts"))
+    reading = "causal_map"
+    caption = f"Share of D by layer and site, {shares['layer'].n_unique()} layers. {_strongest(shares)} {_peaks(run)}"
+    caption += (
+        f"{len(quiet)} of {len(shares)} cells lie under three noise floors." if len(quiet) else "No cell lies under three noise floors."
+    )
+    parts: list[Any] = [Drawn(name="causal_map", chart=charts.causal_map, caption=caption, reading=reading)]
+    parts += [closer] if (closer := explorer(run)) else []
+    parts.append(_top_sites(run, ranked))
+    for unit in findings.units(run.rows):
+        wider = findings.site_shares(run.rows, run.summary, unit=unit)
+        name = "causal_map_" + "".join(letter if letter.isalnum() else "_" for letter in unit)
+        text = f"The same with wider writes: {unit}. {_strongest(wider)}"
+        parts.append(Drawn(name=name, chart=charts.causal_map, options={"unit": unit}, caption=text, reading=""))
+    return Section(id="causal", title=title, parts=[*parts, *_kl_by_layer(run), *_arms(run, ranked), *asymmetry.parts(run)])
+
+
+def _kl_by_layer(run: Run) -> list[Drawn]:
+    """The same in nats, both directions, each held against its own running model."""
+    found = charts.cells(run.rows, run.summary)
+    if found.is_empty():
+        return []
+    said = []
+    for direction, words in ((BREAKAGE, "the tuned model is moved"), (RECOVERY, "the base is moved")):
+        of_stream = found.filter(pl.col("panel") == direction).sort("value", descending=True, maintain_order=True)
+        for top in of_stream.head(1).iter_rows(named=True):
+            said.append(f"{words} furthest at L{top['layer']}.{top['line']}, {with_interval(top['value'], top['low'], top['high'])} nats")
+    caption = f"How far each write moves the model that runs, in nats: {listed(said)}."
+    return [Drawn(name="kl_by_layer", chart=charts.kl_by_layer, caption=caption, reading="kl_by_layer")]
+
+
+def _strongest(shares: pl.DataFrame) -> str:
+    """The largest share outside the residual stream, by direction."""
+    said = []
+    for direction, word in ((BREAKAGE, "breakage"), (RECOVERY, "recovery")):
+        single = shares.filter(pl.col("direction") == direction, pl.col("share").is_not_null())
+        outputs = single.filter(~pl.col("site").is_in(STREAM))
+        best = (single if outputs.is_empty() else outputs).sort("share", descending=True, maintain_order=True).head(1)
+        for row in best.iter_rows(named=True):
+            said.append(f"{word} {share(row['share'])} at L{row['layer']}.{row['site']}")
+    return f"Largest outside the residual stream: {listed(said)}." if said else ""
+
+
+def _peaks(run: Run) -> str:
+    """The outputs among which the strongest lies, by direction."""
+    found = {word: findings.peak(run.rows, direction) for direction, word in ((BREAKAGE, "breakage"), (RECOVERY, "recovery"))}
+    said = [f"{word} {listed(one[1][:4])}{f' and {len(one[1]) - 4} more' * (len(one[1]) > 4)}" for word, one in found.items() if one]
+    return f"The strongest output lies, with 95 %, among: {'; '.join(said)}. " if said else ""
+
+
+def _top_sites(run: Run, ranked: pl.DataFrame) -> dict:
+    cka = {row["name"]: row for row in similarity_findings.similarity_by_site(run.rows, run.summary).iter_rows(named=True)}
+    rows = []
+    felt = ranked.filter(pl.max_horizontal(pl.col("^(breakage|recovery)$").abs()) >= 0.005)
+    for row in felt.head(TOP_SITES).iter_rows(named=True):
+        similar = cka.get(row["name"], {"cka": None, "low": None, "high": None})
+        ends = (between(row[f"{word}_low"], row[f"{word}_high"], digits=3) for word in ("breakage", "recovery"))
+        shown = [text for word, end in zip(("breakage", "recovery"), ends, strict=True) for text in (share(row[word], 3), end)]
+        rows.append((row["name"], *shown, share(similar["cka"], 3), between(similar["low"], similar["high"], digits=3)))
+    columns = ("site", "breakage", "95 %", "recovery", "95 %", "CKA", "95 %")
+    left = len(ranked) - len(rows)
+    title = (
+        "The strongest single sites (shares of D)" if not left else f"The strongest single sites (shares of D); {left} others are weaker"
+    )
+    return table(columns, rows, title=title)
+
+
+def _arms(run: Run, ranked: pl.DataFrame) -> list[Any]:
+    """The arms by layer, and in numbers at the strongest site."""
+    if ranked.is_empty():
+        return []
+    top = ranked.row(0, named=True)
+    here = findings.site_cells(run.rows, run.summary, layer=top["layer"], site=top["site"])
+    metrics = {direction: floors.effect_metric(run.rows, direction) for direction in (BREAKAGE, RECOVERY)}
+    cells_of = (here.filter(pl.col("direction") == direction, pl.col("metric") == metric) for direction, metric in metrics.items())
+    own, gained = ({row["arm"]: row for row in cells.iter_rows(named=True)} for cells in cells_of)
+    if not own:
+        return []
+    rows = []
+    for arm, words in ARMS.items():
+        if arm not in own:
+            continue
+        row, other = own[arm], gained.get(arm, {"share": None})
+        cells = (nats(row["mean"]), between(row["ci_low"], row["ci_high"]), share(row["drop"], 3), share(other["share"], 3))
+        rows.append((f"{arm}: {words}", *cells))
+    columns = ("written state", "KL in tuned, nats", "95 %", "drop", "recovery in base")
+    stream = next((site for site in reversed(STREAM) if site in run.summary["site"].drop_nulls().unique().to_list()), None)
+    sites = [site for site in (stream, top["site"]) if site]
+    drawn = Drawn(
+        name="arms_by_layer",
+        chart=charts.arms_by_layer,
+        options={"sites": sites},
+        caption=_arms_caption(own, top["name"]),
+        reading="arms_by_layer",
+    )
+    return [drawn, table(columns, rows, title=f"What is written at {top['name']}")] if len(own) > 1 else []
+
+
+def _arms_caption(own: dict[str, dict], name: str) -> str:
+    """Identity against the trivial guesses, at the strongest site."""
+    said = [f"{arm} {nats(own[arm]['mean'])}" for arm in ARMS if arm in own and arm != "oracle"]
+    caption = (
+        f"KL of the edited tuned model from the unedited one, by layer and way of guessing its state. At {name}, in nats: {listed(said)}."
+    )
+    floor = own["identity"]["floor"] if "identity" in own else None
+    return caption + (f" The noise floor is {nats(floor)} nats." if floor else "")
+
+
+def agreement(run: Run) -> Section:
+    """CKA against effect."""
+    title = "Does similarity say where it matters?"
+    points = findings.similarity_against_effect(run.rows, run.summary)
+    if points.is_empty():
+        return Section(
+            id="agreement", title=title, parts=[note("This needs similarity and patching at the same sites, and an effect to share.")]
+        )
+    word = "breakage" if points["direction"][0] == BREAKAGE else "recovery"
+    caption = f"{len(points)} sites: CKA against {word}."
+    for name, part in (
+        ("outputs of attention and MLPs", ~pl.col("site").is_in(STREAM)),
+        ("the residual stream", pl.col("site").is_in(STREAM)),
+    ):
+        chosen = points.filter(part).with_columns(pl.col("cka", "share").round(4))  # rounding noise must not be ranked
+        if chosen["cka"].n_unique() > 2 and chosen["share"].n_unique() > 2:
+            rho = float(spearmanr(chosen["cka"].to_numpy(), chosen["share"].to_numpy()).statistic)
+            caption += f" Rank correlation over {len(chosen)} {'sites of ' if name.startswith('the') else ''}{name}: {share(rho)}."
+    piled = points.filter(pl.col("cka") > 0.9995, pl.col("share").abs() < 0.005)
+    if len(piled) > 1:
+        caption += f" {len(piled)} sites lie on top of one another at CKA 1, share 0."
+    drawn = Drawn(name="cka_against_effect", chart=charts.cka_against_effect, caption=caption, reading="cka_against_effect")
+    return Section(id="agreement", title=title, parts=[drawn])

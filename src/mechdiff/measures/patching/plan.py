@@ -1,0 +1,57 @@
+"""What a study may ask of patching, and its cells."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+from mechdiff.labels import n_positions
+from mechdiff.study.cells import Cell
+from mechdiff.study.document import some_of, whole_numbers
+from mechdiff.study.options import ARMS, DIRECTIONS, Kinds, LayeredOptions, read_directions, read_positions
+from mechdiff.study.planner import Planner, sizes
+
+
+class PatchingOptions(LayeredOptions):
+    sites: Kinds = ("attn_out", "resid_mid", "mlp_out", "resid_post")  # resid_pre is the resid_post of the block before
+    arms: Annotated[tuple[str, ...], BeforeValidator(some_of(ARMS))] = ("identity", "shift", "mean", "resample")
+    directions: Annotated[tuple[str, ...], BeforeValidator(read_directions)] = DIRECTIONS
+    positions: Annotated[tuple[str, ...], BeforeValidator(read_positions)] = ("decision",)
+    windows: Annotated[tuple[int, ...], BeforeValidator(lambda given: whole_numbers(given, 2))] = ()  # widths, in layers
+
+
+def patching_cells(planner: Planner) -> Iterator[Cell]:
+    options = planner.patching
+    if not options:
+        return
+    if sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
+        planner.skip("patching", "the two models differ in depth or width: a state of one does not fit into the other")
+        return
+    for split in ("select", "report"):
+        if split not in planner.splits:
+            what = "the choice of hot and control layers" if split == "select" else "patching"
+            planner.skip(what, f"the study has no {split} prompts")
+    for direction in options.directions:
+        for split in ("select", "report"):
+            for position in options.positions if split == "report" else ("decision",):
+                if split in planner.splits:
+                    yield from _swept(planner, options, direction, split, position)
+
+
+def _swept(planner: Planner, options: PatchingOptions, direction: str, split: str, position: str) -> Iterator[Cell]:
+    n_pos, layers = n_positions(position), options.layer_numbers(planner.shape.n_layers)
+    if why := planner.common_tail(position, split):
+        planner.skip(f"patching at {position}", why)
+        return
+    published = split == "report"
+    positions = options.positions if published else ("decision",)
+    kinds = [kind for kind in options.sites if kind in planner.wanted]
+    arms = [arm for arm in (options.arms if published else ("identity",)) if planner.possible(arm, split, position)]
+    for number, shard in enumerate(planner.packed(split, position)):
+        for width, kind, arm in product((1, *(options.windows if published else ())), kinds, arms):
+            first = [layer for layer in layers if layer + width <= planner.shape.n_layers]
+            what = {"direction": direction, "split": split, "position": position, "kind": kind, "arm": arm, "width": width}
+            what |= {"layers": first, "shard": number, "n_variants": len(first), "seed": planner.study.seed}
+            what["floor"] = (position, width, kind, arm) == (positions[0], 1, kinds[0], arms[0])
+            yield planner.patch_cell(shard, "patching", what, n_pos)

@@ -1,0 +1,104 @@
+"""Sentences say where the difference passes, which output carries it and what it depends on."""
+
+import polars as pl
+
+from mechdiff.measures.grafting.words import BIASED
+from mechdiff.measures.patching import constant, findings
+from mechdiff.measures.patching.constant import Constant
+from mechdiff.measures.patching.findings import Crossing
+from mechdiff.report import difference, spoken
+from mechdiff.report.difference import BREAKAGE, RECOVERY
+from mechdiff.report.phrasing import listed, share, with_interval
+
+GUESSES = {
+    "shift": "the base's activation plus the mean difference recovers",
+    "mean": "the mean tuned activation",
+    "resample": "another prompt's tuned activation",
+}
+
+
+def where_it_passes(rows: pl.DataFrame) -> list[str]:
+    """Where along the residual stream more than half of D has been carried over, by direction."""
+    broken, recovered = findings.half_way(rows, BREAKAGE), findings.half_way(rows, RECOVERY)
+    if broken and recovered and broken.site == recovered.site:
+        return [f"Along the residual stream more than half of D is carried over {crossing(broken)}, in both directions."]
+    said = []
+    if broken:
+        said.append(f"Patching the base's residual stream into the tuned model brings it more than half of D away {crossing(broken)}.")
+    if recovered:
+        said.append(f"Patching the tuned residual stream into the base recovers more than half of D {crossing(recovered)}.")
+    return said
+
+
+def which_output(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
+    """The strongest single output, and the next, with their shares."""
+    ranked, ranking = findings.ranked_outputs(rows, summary)
+    if ranked.is_empty():
+        return []
+    first = ranked.row(0, named=True)
+    reported = difference.reported(rows, "patching")
+    steady = findings.steadiness(rows, ranking)
+    chosen = f"(chosen on the {ranking} prompts{steady})" if ranking != reported else f"({BIASED}{steady})"
+    of_what = "single sites" if ranked["site"].is_in(difference.STREAM).any() else "outputs of attention and MLPs"
+    sentence = f"Of the {of_what} the strongest is {first['name']} {chosen}: {both_shares(first)}"
+    if len(ranked) > 1:
+        second = ranked.row(1, named=True)
+        sentence += f". Next is {second['name']}, {both_shares(second, interval=False)}"
+    return [sentence + "."]
+
+
+def what_it_depends_on(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
+    """At the strongest output: how much of what the patch recovers is one constant vector, and whether the rest is shown to depend on the prompt."""
+    found = constant.constant(rows, summary)
+    if found is None:
+        return []
+    _, shares = findings.recovery_by_arm(rows, summary)
+    said = listed(f"{words} {share(shares[arm], 3)}" for arm, words in GUESSES.items() if arm in shares)
+    sentence = f"At {found.name}, in place of this prompt's own tuned activation (recovery {share(found.own, 3)}), {said}"
+    return [f"{sentence}: {one_constant(found)}."]
+
+
+def one_constant(found: Constant) -> str:
+    """The fraction that is one vector, and what the paired test says of the rest."""
+    if not found.recovers:
+        return "what the patch recovers there cannot be told from 0, so that no fraction of it is given"
+    vector = "one vector, the mean difference" if found.arm == "shift" else "one vector, the mean tuned activation"
+    if found.fraction <= 0:
+        fraction = f"{vector}, recovers nothing of what the patch does there"
+    else:
+        fraction = f"{with_interval(found.fraction, found.low, found.high, digits=2)} of what the patch recovers there is {vector}"
+    if found.depends:
+        return f"{fraction}, and the rest depends on the prompt (paired {spoken.in_words(found.p)})"
+    rest = "it" if found.fraction >= 1 else "the rest"
+    return f"{fraction}; that {rest} depends on the prompt could not be shown ({spoken.in_words(found.p)})"
+
+
+def in_short(found: Constant) -> str:
+    """The same for the verdict: "one constant vector has 0.77 (95 %: 0.20 to 1.01) of that recovery; that the rest depends ..."."""
+    fraction = f"one constant vector has {with_interval(max(found.fraction, 0.0), found.low, found.high, digits=2)} of that recovery"
+    p = f"({spoken.in_words(found.p)})"
+    if found.depends:
+        return f"{fraction}, the rest depends on the prompt {p}"
+    rest = "any of it" if found.fraction >= 1 else "the rest"
+    return f"{fraction}; that {rest} depends on the prompt could not be shown {p}"
+
+
+def crossing(found: Crossing, *, brief: bool = False) -> str:
+    """ "from L26.resid_mid on (95 % set: L25.resid_post to L26.resid_mid)", or between which of a few sites it lies."""
+    if brief:
+        ends = "" if found.earliest == found.latest else f" [{found.earliest}, {found.latest}]"
+        return f"from between {found.after} and {found.site}{ends} on" if found.after else f"from {found.site}{ends} on"
+    ends = "the same site in 95 % of resamples" if found.earliest == found.latest else f"95 % set: {found.earliest} to {found.latest}"
+    if found.after is not None:
+        return f"from a place between {found.after} and {found.site} on (blocks between were not patched; {ends})"
+    return f"from {found.site} on ({ends})"
+
+
+def both_shares(row: dict, *, interval: bool = True) -> str:
+    """ "KL increase 0.98 (95 %: ...) of D, recovery 0.95 (...)", of what there is: base into tuned, and tuned into base."""
+    said: list[str] = []
+    for word, name in (("breakage", "KL increase"), ("recovery", "recovery")):
+        if row[word] is not None:
+            ends = (row[f"{word}_low"], row[f"{word}_high"]) if interval else (None, None)
+            said.append(f"{name} {with_interval(row[word], *ends, digits=2 if interval else 3)}{'' if said else ' of D'}")
+    return ", ".join(said)

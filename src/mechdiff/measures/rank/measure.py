@@ -1,0 +1,18 @@
+"""Rank asks how many dimensions the change of activations has."""
+
+from mechdiff.measures.measure import Measure
+
+RANK = Measure(
+    name="rank",
+    question="How many dimensions does the change have?",
+    # what the study reads
+    experiment=None,
+    # what statistics read
+    numbers=None,
+    # what the page says
+    chapter=None,
+    # what several runs are compared in
+    between_runs=None,
+    # a second way
+    again=None,
+)

@@ -1,0 +1,81 @@
+"""Steering in words: does the change obey, within what neutral prompts allow?"""
+
+import polars as pl
+
+from mechdiff.measures.steering import findings
+from mechdiff.measures.steering.doses import QUESTIONS
+from mechdiff.measures.steering.findings import LEVEL, Limits, Tested
+from mechdiff.report.headlines import Candidate
+from mechdiff.report.phrasing import listed, nats, share, with_interval
+
+WAYS = {"base<-base": "of the way from the base to the tuned model", "tuned<-tuned": "of the way from the tuned model to the base"}
+TRIED = {"add": "the mean difference added to the base", "ablate": "the change's directions ablated in the tuned model"}
+
+
+def does_it_obey(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:
+    """What each tested edit does beside random directions of its size, or why it was not tested; and where side effects were measured."""
+    tried = findings.tried(rows)
+    if tried.is_empty():
+        return []
+    allowed = findings.limits(manifest)
+    found = {one.direction: one for one in findings.tested(rows, allowed)}
+    said = [_sentence(found[direction]) if direction in found else _untested(tried, direction, allowed) for direction in QUESTIONS]
+    names = listed(tried["name"].unique(maintain_order=True).to_list())
+    return [
+        *(text for text in said if text),
+        f"Side effects on neutral prompts were measured at {names} only, with edits at all positions.",
+    ]
+
+
+def headline(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[Candidate]:
+    """What stood its test; nothing is said at the top of what did not."""
+    if findings.tried(rows).is_empty():
+        return []
+    tested = findings.tested(rows, findings.limits(manifest))
+    return [Candidate(text=f"{_does(one)} {_chance(one)}; {_harm(one)}", n=one.n, tested=one.obeys) for one in tested]
+
+
+def _sentence(one: Tested) -> str:
+    text = _does(one)
+    text = f"{text[0].upper()}{text[1:]}"
+    if one.obeys:
+        return f"{text} {_chance(one)}; {_harm(one)}."
+    why = (
+        "no more than random directions of this size do" if one.p > LEVEL else "and as its interval holds 0, that cannot be told from none"
+    )
+    return f"{text}, {why} {_chance(one)}; {_harm(one)}."
+
+
+def _does(one: Tested) -> str:
+    way = f"goes {with_interval(one.share, one.low, one.high, digits=2)} {WAYS[one.direction]}"
+    where = f"at {one.name}, at all positions"
+    if one.edit == "add":
+        return f"adding the mean difference {where}, at strength {one.strength:g}, {way}"
+    return f"ablating {'1 direction' if one.rank == 1 else f'{one.rank} directions'} of the change {where}, {way}"
+
+
+def _chance(one: Tested) -> str:
+    return f"({one.draws} random ones: mean {share(one.typical)}, highest {share(one.highest)}; p = {nats(one.p)})"
+
+
+def _harm(one: Tested) -> str:
+    ratio = "" if one.side_ratio is None else f" and a perplexity ratio of {share(one.side_ratio, 3)}"
+    return f"on {one.neutral} neutral prompts it has a KL of {nats(one.side_kl)} nats per token{ratio}"
+
+
+def _untested(tried: pl.DataFrame, direction: str, allowed: Limits) -> str:
+    """Of a question without a test: that nothing tried keeps the limits, or that too few random directions were run to say anything."""
+    here = tried.filter(pl.col("direction") == direction)
+    if here.is_empty():
+        return ""
+    within = here.filter(pl.col("side_kl") <= allowed.kl_nats, pl.col("side_ratio").fill_null(1.0) <= allowed.perplexity_ratio)
+    what, where = TRIED[QUESTIONS[direction]], listed(here["name"].unique(maintain_order=True).to_list())
+    if not within.is_empty():
+        return f"Whether {what} at {where} does more than random directions was not tested."
+    of = (
+        [f"{s or 1.0:g}" for s in here["strength"].to_list()] if QUESTIONS[direction] == "add" else [f"{k}" for k in here["rank"].to_list()]
+    )
+    word = "strength" if QUESTIONS[direction] == "add" else "number"
+    doses = f"{word}{'s' * (len(set(of)) > 1)}{' of directions' * (word == 'number')} {listed(dict.fromkeys(of))}"
+    bounds = f"KL {nats(allowed.kl_nats)} nats per token, perplexity ratio {share(allowed.perplexity_ratio)}"
+    return f"No dose tried of {what} at {where} ({doses}) keeps the limits on neutral prompts ({bounds})."

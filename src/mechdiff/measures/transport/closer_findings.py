@@ -1,0 +1,113 @@
+"""What the page says about maps at the layers that were looked at more closely: strengths, misplaced maps, over-fitting.
+
+With s the strength of a write, KL(s) = c s^2 near 0 for any map, right or wrong: c is read off the smallest strength, and KL(1) / c says how
+far the square holds. A map that knows its layer comes closer there than the map of any other layer (the diagonal of a square wins). A drop that
+is larger on the prompts of the fit than on others is over-fitting.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+from scipy.stats import spearmanr
+
+from mechdiff import labels
+from mechdiff.measures.transport.findings import CLOSENESS
+from mechdiff.report import difference, spoken
+from mechdiff.report.effect_shares import arm_place, cells, kind_place, plain, shares, totals, written
+from mechdiff.rows import where
+from mechdiff.statistics import intervals
+from mechdiff.statistics import summary as statistics_summary
+
+
+def quadratic(rows: pl.DataFrame) -> pl.DataFrame:
+    """`name layer site arm curvature at_one ratio low high`: c of KL(s) = c s^2 through the smallest strength, KL(1), KL(1) / c with its interval."""
+    values = written(rows, CLOSENESS, "kl_own_nats").filter(pl.col("control").is_null() & pl.col("unit").is_null())
+    values = values.with_columns(name=difference.site_name(), s=pl.col("strength").fill_null(1.0)).filter(pl.col("s") > 0)
+    found = []
+    for (name, layer, site, arm), part in values.group_by("name", "layer", "site", "arm", maintain_order=True):
+        _, strengths, table = statistics_summary.prompt_matrix(part, by="s")
+        if len(strengths) < 2 or 1.0 not in strengths or strengths[0] >= 1 or not len(table) or table[:, 0].mean() <= 0:
+            continue
+        one, small = table[:, strengths.index(1.0)], table[:, 0] / strengths[0] ** 2
+        ratio, low, high = (ends[0] for ends in intervals.share_intervals(one[:, None], small))
+        found.append((name, layer, site, arm, small.mean(), one.mean(), ratio, low, high))
+    numbers = dict.fromkeys(("curvature", "at_one", "ratio", "low", "high"), pl.Float64)
+    schema = {"name": pl.String, "layer": pl.Int64, "site": pl.String, "arm": pl.String, **numbers}
+    law = pl.DataFrame(found, schema=schema, orient="row").with_columns(pl.col("ratio", "low", "high").fill_nan(None))
+    return law.sort("layer", kind_place(), arm_place())
+
+
+def rows_of_strength(rows: pl.DataFrame, direction: str, metric: str, split: str | None = None) -> pl.DataFrame:
+    """`name layer site arm s value low high`: means over prompts by strength, 1 for the full map, of arms that have such a curve.
+
+    `value` is in nats for closeness, and a share of D for transport proper.
+    """
+    split = split or difference.reported(rows, "transport")
+    values = written(rows, direction, metric, split=split).filter(pl.col("control").is_null() & pl.col("unit").is_null())
+    curves = values.filter(pl.col("strength").is_not_null()).select("layer", "site", "arm").unique()
+    values = values.join(curves, on=["layer", "site", "arm"], how="semi")
+    if metric == "kl_other_nats":
+        found = shares(values, totals(rows, split)).rename({"share": "value"})
+    else:
+        found, matrix, _ = cells(values)
+        low, high = intervals.mean_intervals(matrix) if len(found) else (np.zeros(0), np.zeros(0))
+        mean = matrix.mean(axis=0) if len(found) else np.zeros(0)
+        found = found.with_columns(pl.Series(n, c, dtype=pl.Float64) for n, c in (("value", mean), ("low", low), ("high", high)))
+    found = found.with_columns(s=pl.col("strength").fill_null(1.0))
+    return found.sort("layer", kind_place(), arm_place(), "s").select("name", "layer", "site", "arm", "s", "value", "low", "high")
+
+
+def bogus_square(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
+    """`fitted patched nats own`: KL of the tuned model with a map fitted at one layer and written at another; `own`: fitted there."""
+    found = bogus_values(rows, arm, site).group_by("patched", "fitted").agg(nats=pl.col("value").mean()).sort("patched", "fitted")
+    return found.with_columns(own=pl.col("patched") == pl.col("fitted"))
+
+
+def bogus_values(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
+    """The rows of that square, per prompt, with `fitted` and `patched`."""
+    values = where(written(rows, CLOSENESS, "kl_own_nats"), arm=arm, site=site, strength=None, unit=None)
+    other = labels.other_layer_column()
+    values = values.with_columns(other=other).filter(pl.col("control").is_null() | pl.col("other").is_not_null())
+    crossed = values.filter(pl.col("other").is_not_null())["layer"].unique().to_list()
+    return values.filter(pl.col("layer").is_in(crossed)).with_columns(fitted=pl.coalesce("other", "layer"), patched="layer")
+
+
+def diagonal_wins(rows: pl.DataFrame, arm: str, site: str, layers: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Patched layers where their own map comes significantly closer than that of every other layer, and those where another's comes closer.
+
+    All pairs of a layer's own map and another's are one family (max-t); the rest of the layers are undecided.
+    """
+    values = bogus_values(rows, arm, site).filter(pl.col("patched").is_in(list(layers)))
+    cells = values.select("patched", "fitted").unique().sort("patched", "fitted").with_row_index("cell")
+    _, _, table = statistics_summary.prompt_matrix(values.join(cells, on=["patched", "fitted"]), by="cell")
+    places = {(p, f): i for i, p, f in cells.iter_rows()}
+    pairs = [(p, f) for p, f in places if p != f and (p, p) in places]
+    if not pairs or len(table) < intervals.FEWEST:
+        return [], []
+    apart = np.column_stack([table[:, places[p, f]] - table[:, places[p, p]] for p, f in pairs])
+    sure, further = spoken.family_p(rows, apart) <= 1 - intervals.LEVEL, apart.mean(axis=0) > 0
+    of = {layer: [i for i, (p, _) in enumerate(pairs) if p == layer] for layer in dict.fromkeys(p for p, _ in pairs)}
+    wins = [layer for layer, here in of.items() if all(sure[i] and further[i] for i in here)]
+    return wins, [layer for layer, here in of.items() if any(sure[i] and not further[i] for i in here)]
+
+
+def correlation_with_cosine(rows: pl.DataFrame) -> pl.DataFrame:
+    """`name arm rho n`: rank correlation over prompts of closeness in nats with the cosine of mapped and tuned state."""
+    kl = plain(written(rows, CLOSENESS, "kl_own_nats")).select("layer", "site", "arm", "prompt", kl="value")
+    cosine = plain(written(rows, CLOSENESS, "cosine")).select("layer", "site", "arm", "prompt", cosine="value")
+    both = kl.join(cosine, on=["layer", "site", "arm", "prompt"]).filter(pl.col("kl").is_finite(), pl.col("cosine").is_finite())
+    found = []
+    for (layer, site, arm), part in both.group_by("layer", "site", "arm", maintain_order=True):
+        if part["kl"].n_unique() > 2 and part["cosine"].n_unique() > 2:
+            rho = float(spearmanr(part["kl"].to_numpy(), part["cosine"].to_numpy()).statistic)
+            found.append({"name": f"L{layer}.{site}", "arm": arm, "rho": rho, "n": len(part)})
+    return pl.DataFrame(found, schema={"name": pl.String, "arm": pl.String, "rho": pl.Float64, "n": pl.Int64})
+
+
+def drop_by_split(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
+    """`name arm split drop`: the drop on the prompts that maps were fitted on beside that on the reported ones, where both are known."""
+    found = where(summary, measure="transport", direction=CLOSENESS, metric="kl_own_nats").filter(pl.col("drop").is_not_null())
+    found = plain(found).with_columns(name=difference.site_name()).sort("layer", kind_place(), arm_place())
+    both = found.group_by("name", "arm").agg(pl.col("split").n_unique().alias("splits")).filter(pl.col("splits") > 1)
+    return found.join(both, on=["name", "arm"], how="semi", maintain_order="left").select("name", "arm", "split", "drop")

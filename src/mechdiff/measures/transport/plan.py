@@ -1,0 +1,108 @@
+"""What a study may ask of linear maps between the models' activations, and the cells."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from mechdiff.measures.patching.selection import N_CLOSER, closer_cell
+from mechdiff.study.cells import Cell
+from mechdiff.study.document import Count, some_of
+from mechdiff.study.options import CloserOptions, Kinds, read_strengths
+from mechdiff.study.planner import Planner, possible, prompt_hashes
+
+MAPPED = ("tuned<-base", "base<-base", "tuned<-tuned")
+"""Directions of mapped patches: closeness, transport proper, and the change removed."""
+
+LEARN_NOTHING = ("identity", "shift", "mean", "resample")
+
+
+def transport_cells(planner: Planner) -> Iterator[Cell]:
+    """Fits of every site, then their mapped patches, then the closer look."""
+    options = planner.study.asked(TransportOptions)
+    if not options or not possible(planner, "transport", options):
+        return
+    layers = options.layer_numbers(planner.shape.n_layers)
+    kinds = [kind for kind in options.sites if kind in planner.wanted]
+    if len(planner.splits["report"]) < 2:
+        planner.skip("transport arm resample", "there is only one report prompt, and this arm writes the state of another one")
+    for kind in kinds:
+        yield _fits(planner, options, kind, layers)
+    for direction in (*MAPPED, "base<-tuned"):
+        arms = _arms(planner, options, direction)
+        for number, shard in enumerate(planner.packed("report", "decision")):
+            for kind in kinds:
+                for arm in arms:
+                    what: dict[str, Any] = {"direction": direction, "split": "report", "position": "decision", "kind": kind, "arm": arm}
+                    what["layers"] = layers
+                    what |= {
+                        "shard": number,
+                        "n_variants": len(layers),
+                        "floor": (kind, arm) == (kinds[0], arms[0]),
+                    }
+                    yield planner.patch_cell(shard, "transport", what | _fitted_on(planner, options), 1)
+    for direction in MAPPED[:2]:
+        for split in ("fit", "select", "report"):
+            for number, shard in enumerate(planner.packed(split, "decision") if split in planner.splits else ()):
+                for kind in kinds:
+                    what = {"direction": direction, "split": split, "position": "decision", "kind": kind, "shard": number}
+                    yield closer_cell(planner, shard, "closer", what | _fitted_on(planner, options), options, _closer_runs(options, split))
+
+
+MAPS = ("diag_affine", "anchored_ridge", "anchored_procrustes", "rrr", "ridge", "pca", "procrustes", "whitened_procrustes", "logit_subspace",
+        "logit_subspace_joint", "per_cluster", "rank_truncated", "rescaled", "norm_matched")  # fmt: skip
+"""Maps that are learned: see maps/maps.py. The first four are the default; unanchored ones run by name only."""
+
+
+def _from_nothing(given: object) -> tuple[float, ...]:
+    """With 0 where there are any: a curve of strengths shows what writing nothing does."""
+    return tuple(sorted({0.0, *found})) if (found := read_strengths(given)) else ()
+
+
+class TransportOptions(CloserOptions):
+    sites: Kinds = ("attn_out", "mlp_out", "resid_post")
+    maps: Annotated[tuple[str, ...], BeforeValidator(some_of(MAPS))] = MAPS[:4]  # beside identity, shift, mean and resample
+    strengths: Annotated[tuple[float, ...], BeforeValidator(_from_nothing)] = (
+        0.0,
+        0.25,
+        0.5,
+        0.75,
+        1.5,
+    )  # at the closer layers, beside 0 and 1
+    rows_per_prompt: Count = 1  # aligned positions of each fit prompt that maps are fitted on; the decision position is one
+    permutations: Annotated[int, Field(ge=0, le=100_000)] = 200  # refits on permuted pairs; a tenth for Procrustes
+    dimensions: Count = 64  # of pca and the logit subspaces
+    clusters: Count = 4  # of per_cluster
+
+
+def _closer_runs(options: TransportOptions, split: str) -> int:
+    """Variants at one layer: strengths of every map; on fit the maps alone; on report the controls too."""
+    learned = len(options.maps) + 1
+    if split == "fit":
+        return learned + 1
+    return learned * len(options.strengths) + (len(options.maps) * (N_CLOSER + 4) if split == "report" else learned)
+
+
+def _arms(planner: Planner, options: TransportOptions, direction: str) -> list[str]:
+    """The arms that say something in a direction: a model that is given its own state back says what it said before."""
+    if direction == "base<-tuned":
+        return ["identity"]
+    learn_nothing = LEARN_NOTHING if direction == "tuned<-base" else LEARN_NOTHING[1:]
+    return [arm for arm in learn_nothing if arm != "resample" or len(planner.splits["report"]) > 1] + list(options.maps)
+
+
+def _fits(planner: Planner, options: TransportOptions, kind: str, layers: Sequence[int]) -> Cell:
+    items = planner.whole("report")
+    key = planner.key(items, stage="fits", kind=kind, layers=layers, permutations=options.permutations,
+                      **_fitted_on(planner, options))  # fmt: skip
+    rows, width = len(planner.splits["fit"]) * options.rows_per_prompt, planner.shape.width(kind)
+    small = min(rows, width)
+    one = small * width * (12 * small + 40 * rows) + 60.0 * (2 * small) ** 3
+    return Cell(stage="fits", key=key, items=items, side=None, flops=2 * len(layers) * len(options.maps) * one)
+
+
+def _fitted_on(planner: Planner, options: TransportOptions) -> dict[str, Any]:
+    """What maps are made of: prompts by their texts, and every setting."""
+    settings = options.model_dump(include={"maps", "rows_per_prompt", "dimensions", "clusters"})
+    on = {"fitted_on": prompt_hashes(planner, "fit"), "chosen_on": prompt_hashes(planner, "select"), "seed": planner.study.seed}
+    return {**on, "settings": settings}

@@ -1,0 +1,18 @@
+"""The weights are compared tensor by tensor: which changed, by how much, in how many directions."""
+
+from mechdiff.measures.measure import Measure
+
+WEIGHTS = Measure(
+    name="weights",
+    question="Which weights changed?",
+    # what the study reads
+    experiment=None,
+    # what statistics read
+    numbers=None,
+    # what the page says
+    chapter=None,
+    # what several runs are compared in
+    between_runs=None,
+    # a second way
+    again=None,
+)

@@ -1,0 +1,243 @@
+"""One row per architecture: where its blocks are and which module holds each site. No torch here.
+
+To add a family, add a row to `FAMILIES` under the `model_type` of its config and a tiny config to `tests/pico.py`: every test of the
+engine then runs on it (docs/FAMILIES.md says how in twenty lines). A name is never guessed: what the row says must be there when a model is
+loaded, or loading fails; and what the sites hold is proved on every run by the self-check.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mechdiff.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Module paths of one architecture; those inside a block are relative to it."""
+
+    blocks: str = "model.layers"
+    projection: str = "self_attn.o_proj"
+    """Attention output projection: its input is the site `z`, its output `attn_proj`."""
+    input_norm: str | None = "input_layernorm"
+    """The block's first norm, which reads the residual stream as it enters (`resid_pre`); None where nothing norms what the block reads."""
+    attn_norm: str | None = None
+    """Norm between the projection and the residual stream, where there is one: its output is `attn_out`."""
+    mid: str | None = "post_attention_layernorm"
+    """The module whose input is the residual stream between attention and MLP (`resid_mid`)."""
+    mlp: str = "mlp"
+    mlp_modules: tuple[str, ...] = ()
+    """The modules that the MLP's weights are in, where `mlp` names its last layer alone."""
+    mlp_norm: str | None = None
+    """Norm between the MLP and the residual stream, where there is one: its output is `mlp_out`."""
+    embed: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    head: str = "lm_head"
+    embed_parts: tuple[str, ...] = ()
+    """Other modules that make the first state of the residual stream: a table of positions, a norm."""
+    fused: tuple[str, str] | None = None
+    """Queries, keys and values in one matrix: its name beside the projection, and its layout: "stacked" (all queries, all keys, all
+    values) or "by_group" (for each key-value head: its queries, its key, its value). None: q_proj, k_proj and v_proj."""
+    conv1d: bool = False
+    """The blocks' matrices are stored [d_in, d_out], the transpose of what a Linear stores."""
+    norm: str = "rms"
+    """What a norm does before its gain: "rms", "layer" (also takes the mean out), or "rms_plus_one" (rms, the gain stored less 1)."""
+    stored_as: tuple[tuple[str, str], ...] = ()
+    """Names that the files have for a module, where they are others: (in the files, in the model)."""
+    parallel_flag: str | None = None
+    """Config field that, when true, adds attention and MLP in parallel: `resid_mid` then does not exist."""
+    mixers: Mapping[str, str] = field(default_factory=dict)
+    """Hybrids: `layer_types` of the config whose blocks mix tokens by something else than attention -> its output projection."""
+    scale: str | None = None
+    """Config field that multiplies what attention and MLP give before it is added to the residual stream."""
+    flat: bool = False
+    """The MLP half of the block sees its prompts as one `[batch * pos, d]` table."""
+    only_if: Mapping[str, Any] = field(default_factory=dict)
+    """Config fields and the values that they must have for this row to hold."""
+
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """("attn" or "mlp", path of a module inside a block) of every module that holds weights of that half."""
+        attention = dict.fromkeys(path.rpartition(".")[0] for path in (self.projection, *self.mixers.values()))
+        return (*(("attn", path) for path in attention), *(("mlp", path) for path in self.mlp_modules or (self.mlp,)))
+
+    def places(self, config: Any, layer: int = 0) -> dict[str, tuple[str, str]]:
+        """Site kind -> (module path inside this block, "input" or "output"); "" is the block itself.
+
+        Hybrids have no `z`: what goes into the projection differs in kind and width from block to block.
+        """
+        projection = self.mixers.get(config.layer_types[layer], self.projection) if self.mixers else self.projection
+        places = {
+            "resid_pre": ("", "input"),
+            "z": (projection, "input"),
+            "attn_proj": (projection, "output"),
+            "attn_out": (self.attn_norm or projection, "output"),
+            "mlp_out": (self.mlp_norm or self.mlp, "output"),
+            "resid_post": ("", "output"),
+        }
+        if self.mixers:
+            del places["z"]
+        if self.mid and not (self.parallel_flag and getattr(config, self.parallel_flag)):
+            places["resid_mid"] = (self.mid, "input")
+        return places
+
+
+_LLAMA = Family()
+_OLMO = Family(input_norm=None, attn_norm="post_attention_layernorm", mid="mlp", mlp_norm="post_feedforward_layernorm")
+_GEMMA = Family(
+    attn_norm="post_attention_layernorm", mid="pre_feedforward_layernorm", mlp_norm="post_feedforward_layernorm", norm="rms_plus_one"
+)
+
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "qwen3_moe": _LLAMA,
+    "mixtral": Family(stored_as=(("block_sparse_moe", "mlp"),)),
+    "gpt_oss": _LLAMA,
+    "phi3": Family(fused=("qkv_proj", "stacked")),
+    "smollm3": _LLAMA,
+    "starcoder2": Family(norm="layer"),
+    "granite": Family(scale="residual_multiplier"),
+    "gemma": Family(norm="rms_plus_one"),
+    "olmo": Family(norm="layer"),
+    "olmoe": _LLAMA,
+    "qwen2_moe": _LLAMA,
+    "deepseek_v3": _LLAMA,
+    "ernie4_5": _LLAMA,
+    "seed_oss": _LLAMA,
+    "glm": _LLAMA,
+    "olmo2": _OLMO,
+    "olmo3": _OLMO,
+    "glm4": Family(attn_norm="post_self_attn_layernorm", mlp_norm="post_mlp_layernorm"),
+    "stablelm": Family(parallel_flag="use_parallel_residual", norm="layer"),
+    "cohere": Family(mid=None, norm="layer"),
+    "cohere2": Family(mid=None, norm="layer"),
+    "phi": Family(projection="self_attn.dense", mid=None, final_norm="model.final_layernorm", norm="layer"),
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "gpt2": Family(
+        blocks="transformer.h", projection="attn.c_proj", input_norm="ln_1", mid="ln_2", embed="transformer.wte", final_norm="transformer.ln_f",
+        embed_parts=("transformer.wpe",), fused=("c_attn", "stacked"), conv1d=True, norm="layer",
+    ),
+    "gpt_neox": Family(
+        blocks="gpt_neox.layers", projection="attention.dense", embed="gpt_neox.embed_in", final_norm="gpt_neox.final_layer_norm",
+        fused=("query_key_value", "by_group"), norm="layer", stored_as=(("embed_out", "lm_head"),), parallel_flag="use_parallel_residual",
+    ),
+    "falcon": Family(
+        blocks="transformer.h", projection="self_attention.dense", embed="transformer.word_embeddings", final_norm="transformer.ln_f",
+        fused=("query_key_value", "by_group"), norm="layer", parallel_flag="parallel_attn",
+    ),
+    "bloom": Family(
+        blocks="transformer.h", projection="self_attention.dense", mlp="mlp.dense_4h_to_h", mlp_modules=("mlp",),
+        embed="transformer.word_embeddings", embed_parts=("transformer.word_embeddings_layernorm",), final_norm="transformer.ln_f",
+        fused=("query_key_value", "by_group"), norm="layer", only_if={"apply_residual_connection_post_layernorm": False},
+    ),
+    "opt": Family(
+        blocks="model.decoder.layers", projection="self_attn.out_proj", input_norm="self_attn_layer_norm", mid="final_layer_norm", mlp="fc2",
+        mlp_modules=("fc1", "fc2"), embed="model.decoder.embed_tokens", embed_parts=("model.decoder.embed_positions",),
+        final_norm="model.decoder.final_layer_norm", norm="layer", flat=True, only_if={"do_layer_norm_before": True},
+    ),
+    "qwen3_next": Family(mixers={"linear_attention": "linear_attn.out_proj"}, norm="rms_plus_one"),
+    "qwen3_5_text": Family(mixers={"linear_attention": "linear_attn.out_proj"}, norm="rms_plus_one"),
+    "lfm2": Family(
+        projection="self_attn.out_proj", mixers={"conv": "conv.out_proj"}, input_norm="operator_norm", mid="ffn_norm", mlp="feed_forward",
+        final_norm="model.embedding_norm",
+    ),
+}  # fmt: skip
+
+
+def family_named(kind: str, ref: str) -> Family:
+    """The table's row for a config's `model_type`; raises ModelError that lists the known families."""
+    if kind not in FAMILIES:
+        raise ModelError(
+            f"{ref}: the architecture {kind!r} is not one that mechdiff knows. Known: {', '.join(sorted(FAMILIES))}. "
+            "A new one is one row of mechdiff/models/families.py, whose first lines say how."
+        )
+    return FAMILIES[kind]
+
+
+def family_of(config: Any, ref: str) -> Family:
+    """The table's row for a transformers config. Raises ModelError where the row does not hold for this variant of the architecture."""
+    family = family_named(config.model_type, ref)
+    for name, value in family.only_if.items():
+        if getattr(config, name) != value:
+            raise ModelError(
+                f"{ref}: of the architecture {config.model_type!r} mechdiff knows the variant with {name}={value}; this model has "
+                f"{name}={getattr(config, name)}, whose blocks add up in another way."
+            )
+    return family
+
+
+def sliding_window(config: Any, layer: int) -> int | None:
+    """How many tokens, itself included, a position of this block attends to; None: all before it."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None or (kinds and kinds[layer] != "sliding_attention"):
+        return None
+    return int(window)
+
+
+ENTRY_BYTES = {"float32": (4, 4), "bfloat16": (2, 2), "float16": (2, 2), "int8": (1, 2), "nf4": (0.5 + 4 / 64, 2)}
+"""Of an entry of the blocks' matrices, its share of scales included, and of every other weight."""
+QUANTIZED = ("int8", "nf4")
+"""Dtypes in which matrices are held rounded (quantization.py)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The sizes of a model, read from its config."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_mlp: int
+    vocab: int
+    context: int
+    """Most tokens of one prompt."""
+
+    def width(self, kind: str) -> int:
+        """Width of a site kind's states."""
+        return self.n_heads * self.d_head if kind == "z" else self.d_model
+
+    @property
+    def matrices(self) -> int:
+        """Parameters of the blocks of a gated-MLP transformer of this shape (an estimate: norms and biases left out)."""
+        attention = self.d_model * self.d_head * 2 * (self.n_heads + self.n_kv_heads)
+        return self.n_layers * (attention + 3 * self.d_model * self.d_mlp)
+
+    @property
+    def parameters(self) -> int:
+        """Those of the blocks and of the embedding, which is counted once."""
+        return self.matrices + self.vocab * self.d_model
+
+    def weights_bytes(self, dtype: str) -> int:
+        """Memory of the weights in a study's dtype."""
+        entry, other = ENTRY_BYTES[dtype]
+        return int(self.matrices * entry + self.vocab * self.d_model * other)
+
+
+def _key_value_heads(config: Any) -> int:
+    """How many sets of keys and values a block has; Falcon says it in fields of its own."""
+    heads = config.num_attention_heads
+    if config.model_type == "falcon":
+        return config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else heads
+    return getattr(config, "num_key_value_heads", None) or heads
+
+
+def shape_of(config: Any) -> Shape:
+    """The sizes that a transformers config states."""
+    heads = config.num_attention_heads
+    mlp = (getattr(config, name, None) for name in ("ffn_hidden_size", "intermediate_size", "n_inner", "ffn_dim"))
+    return Shape(
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_heads=heads,
+        n_kv_heads=_key_value_heads(config),
+        d_head=getattr(config, "v_head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads,
+        d_mlp=next((size for size in mlp if size), 4 * config.hidden_size),
+        vocab=config.vocab_size,
+        context=int(getattr(config, "max_position_embeddings", 0) or getattr(config, "seq_length", 1 << 20)),
+    )

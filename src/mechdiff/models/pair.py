@@ -1,0 +1,290 @@
+"""Load a pair of models: base and tuned, one at a time or both. An adapter pair is one loaded base whose adapter is switched on and off, so
+base and tuned share every weight that they have in common.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from mechdiff.errors import ModelError
+from mechdiff.models.alignment import align
+from mechdiff.models.families import QUANTIZED, Family, Shape, family_of, shape_of
+from mechdiff.models.quantization import drop, keep_rounding, quantizing
+from mechdiff.models.sites import KINDS, Site
+from mechdiff.models.sources import Source, load_config, load_tokenizer, quiet, resolve
+from mechdiff.models.switches import attach_adapter, refuse_nan, refuse_unswitchable
+
+Side = Literal["base", "tuned"]
+SIDES: tuple[Side, Side] = ("base", "tuned")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, **dict.fromkeys(QUANTIZED, torch.bfloat16)}
+"""Of states, and of all weights that are not held in fewer bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A loaded model with its family's places resolved to modules."""
+
+    side: Side
+    ref: str
+    net: nn.Module
+    family: Family
+    shape: Shape
+    blocks: list[nn.Module]
+    head: nn.Module
+
+    @property
+    def config(self) -> Any:
+        return self.net.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where what it reads must be, and what it says is: the first one, of a model that is split over several."""
+        split = getattr(self.net, "hf_device_map", None)
+        places = [torch.device(place) for place in split.values() if place != "disk"] if split else []
+        return places[0] if places else torch.device("cpu") if split else next(self.net.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.net.parameters()).dtype
+
+    def kinds(self) -> list[str]:
+        """The site kinds that this model has, in the order of computation."""
+        places = self.family.places(self.config)
+        return [kind for kind in KINDS if kind in places]
+
+    def place(self, site: Site) -> tuple[nn.Module, str]:
+        """The module of a site, and whether the site is its "input" or "output". ModelError where the model has no such site."""
+        if site.kind not in self.kinds() or site.layer >= self.shape.n_layers:
+            raise ModelError(
+                f"{self.ref} has no site {site}: its blocks are 0 to {self.shape.n_layers - 1}, its sites {', '.join(self.kinds())}."
+            )
+        path, end = self.family.places(self.config, site.layer)[site.kind]
+        return self.blocks[site.layer].get_submodule(path), end
+
+    def scale(self, kind: str) -> float:
+        """What the model multiplies a module's output by before it is the state that `kind` names (1 in most families)."""
+        return float(getattr(self.config, self.family.scale)) if self.family.scale and kind in ("attn_out", "mlp_out") else 1.0
+
+
+def wrap(net: nn.Module, *, side: Side, ref: str) -> Model:
+    """A Model around a loaded network: its family looked up and every module that the family's row names checked to be there."""
+    config: Any = net.config
+    family, shape = family_of(config, ref), shape_of(config)
+    try:
+        blocks = list(net.get_submodule(family.blocks).children())
+        for path in (family.embed, family.final_norm):
+            net.get_submodule(path)
+        for layer, block in enumerate(blocks):
+            for path, _ in family.places(config, layer).values():
+                block.get_submodule(path)
+        head = net.get_submodule(family.head)
+    except AttributeError as error:
+        raise ModelError(f"{ref}: its modules are not where the row {config.model_type!r} of the family table says: {error}") from error
+    assert len(blocks) == shape.n_layers, f"{len(blocks)} blocks at {family.blocks}, {shape.n_layers} in the config"
+    return Model(side=side, ref=ref, net=net, family=family, shape=shape, blocks=blocks, head=head)
+
+
+# ---- weights -----------------------------------------------------------------------------------------------------------------------
+
+
+SPLIT = "split"
+"""The device that is all of them: blocks on one GPU after the other, what does not fit in memory, the rest on disk (accelerate)."""
+MOST: dict[int | str, int | str] | None = None
+"""What a split model may take on each; None: what is free."""
+
+
+def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: bool = False) -> nn.Module:
+    """The network in evaluation mode, without its adapter; `dtype` as in a study; `device` None: split. Raises ModelError: unreadable, incomplete, of
+    other shapes, or NaN weights (of those in memory)."""
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet():
+            net, loading = AutoModelForCausalLM.from_pretrained(
+                source.load,
+                dtype=DTYPES[dtype],
+                trust_remote_code=trust,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **({} if device else {"device_map": "auto", "max_memory": MOST, "offload_folder": _offloaded().name}),
+                **(quantizing(dtype, device) if dtype in QUANTIZED else {}),
+            )
+    except UnpicklingError as error:
+        raise ModelError(
+            f"{source.ref}: its weights are a pickle that holds more than tensors, which could run code: not read. Take a copy in safetensors."
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if dtype in QUANTIZED and "on the CPU or the disk" in str(error):
+            raise ModelError(
+                f"{source.ref}: in {dtype} it does not fit on the devices that compute, and such layers cannot lie elsewhere. Give --memory one, "
+                "more GPUs, or dtype bfloat16, whose layers can."
+            ) from error
+        raise ModelError(f"{source.ref}: the model cannot be loaded: {error}. Is the download complete?") from error
+    absent, reshaped = sorted(loading["missing_keys"]), sorted(loading["mismatched_keys"])
+    if reshaped:
+        name, found, wanted = reshaped[0]
+        raise ModelError(
+            f"{source.ref}: {len(reshaped)} tensors have other shapes than its config says, the first {name}: {tuple(found)} in the file, "
+            f"{tuple(wanted)} by the config. Take config.json and weights from one model."
+        )
+    if absent:
+        raise ModelError(
+            f"{source.ref}: its files lack {len(absent)} of the model's tensors, the first {absent[0]}. Is the download complete?"
+        )
+    refuse_nan(net, source.ref)
+    keep_rounding(net)
+    net = net.to(device) if device and not is_quantized(net.config) else net
+    align(net)
+    return net.eval().requires_grad_(False)
+
+
+def is_quantized(config: Any) -> bool:
+    """Whether a model's files hold quantised matrices, whatever the study's dtype."""
+    return getattr(config, "quantization_config", None) is not None
+
+
+@cache
+def _offloaded() -> TemporaryDirectory[str]:
+    """Where the weights lie that fit nowhere else; gone with this process."""
+    return TemporaryDirectory(prefix="mechdiff-offload-")
+
+
+# ---- the pair ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Pair:
+    """Base and tuned, loaded when first used. `with pair.use("tuned") as model:` is the only way to a running model."""
+
+    base: Source
+    tuned: Source
+    dtype: str = "float32"
+    """As in a study: of the weights. States are DTYPES of it."""
+    device: torch.device | None = field(default_factory=lambda: torch.device("cpu"))
+    """None: split over all there are."""
+    one_at_a_time: bool = False
+    trusted: tuple[str, ...] = ()
+    """References of the models whose own Python code may run (an adapter runs its base's)."""
+    _held: dict[Side, Model] = field(default_factory=dict, repr=False)
+    _adapted: Any = field(default=None, repr=False)
+    _tokenizers: dict[Side, Any] = field(default_factory=dict, repr=False)
+    _configs: dict[Side, Any] = field(default_factory=dict, repr=False)
+
+    def source(self, side: Side) -> Source:
+        return self.base if side == "base" else self.tuned
+
+    def config(self, side: Side) -> Any:
+        """Read once."""
+        if side not in self._configs:
+            self._configs[side] = load_config(self.source(side), trust=self._trusts(side))
+        return self._configs[side]
+
+    def tokenizer(self, side: Side) -> Any:
+        """Read once: a tokenizer of 50,000 tokens takes half a second."""
+        if side not in self._tokenizers:
+            self._tokenizers[side] = load_tokenizer(self.source(side), trust=self._trusts(side))
+        return self._tokenizers[side]
+
+    def _trusts(self, side: Side) -> bool:
+        return (self.base if self.tuned.adapter else self.source(side)).ref in self.trusted
+
+    @contextmanager
+    def use(self, side: Side) -> Iterator[Model]:
+        """The model of one side, ready to run. Nothing else may run on the pair meanwhile.
+
+        With `one_at_a_time` the other side's weights are gone from memory, also where a caller still holds its Model.
+        """
+        if self.tuned.adapter:
+            self._switch(side, self.tuned.adapter)
+        elif side not in self._held:
+            if self.one_at_a_time:
+                self.release()
+            self._held[side] = wrap(self._load(side), side=side, ref=self.source(side).ref)
+        yield self._held[side]
+
+    def _load(self, side: Side) -> nn.Module:
+        return load_net(self.source(side), dtype=self.dtype, device=self.device, trust=self._trusts(side))
+
+    def _switch(self, side: Side, adapter: Path) -> None:
+        if self._adapted is None:
+            self._adapted = attach_adapter(self._load("base"), adapter, base=self.base.ref)
+            inner = self._adapted.get_base_model()
+            self._held = {s: wrap(inner, side=s, ref=self.source(s).ref) for s in SIDES}
+        if side == "base":
+            self._adapted.base_model.disable_adapter_layers()
+        else:
+            self._adapted.base_model.enable_adapter_layers()
+
+    def release(self) -> None:
+        """Give the memory of loaded models back."""
+        for model in self._held.values():
+            if is_quantized(model.config):
+                drop(model.net)
+            elif self.device:
+                model.net.to("meta")
+        self._held.clear()
+        self._adapted = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def open_pair(
+    base: str, tuned: str, *, dtype: str = "float32", device: str = "auto", memory: str = "auto", trusted: tuple[str, ...] = ()
+) -> Pair:
+    """A pair whose files are found and whose configs fit; nothing is loaded yet. `memory`: "both", "one" at a time, or "auto".
+
+    Raises ModelError where a model is missing, its family unknown, or the device is not there.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}.")
+    place = _device(device)
+    base_source = resolve(base)
+    tuned_source = resolve(tuned, base=base_source)
+    if tuned_source.adapter:
+        refuse_unswitchable(tuned_source.adapter, base_source.ref)
+    pair = Pair(base=base_source, tuned=tuned_source, dtype=dtype, device=place, trusted=trusted)
+    if already := [pair.source(side).ref for side in SIDES if dtype in QUANTIZED and is_quantized(pair.config(side))]:
+        raise ModelError(
+            f"dtype {dtype}: the files of {already[0]} hold quantised matrices already. Give bfloat16 for what is not quantised."
+        )
+    weights = sum(shape_of(pair.config(side)).weights_bytes(dtype) for side in SIDES)
+    free = free_memory(place) if place else sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
+    pair.one_at_a_time = memory == "one" or (memory == "auto" and weights * 1.5 > free)
+    return pair
+
+
+def _device(name: str) -> torch.device | None:
+    """None for SPLIT."""
+    if name == SPLIT:
+        return None
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if n_cuda else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"--device {name}: no such device. Give cpu, cuda, cuda:1, split or auto.") from error
+    if device.type == "cuda" and (device.index or 0) >= n_cuda:
+        raise ModelError(
+            f"--device {name}: this machine has {n_cuda or 'no'} CUDA device{'s' * (n_cuda > 1)}. Use --device cpu or another."
+        )
+    return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a model could take on the device now (8 GiB where the system does not say)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.is_file() else []
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), 8 << 30)

@@ -1,0 +1,182 @@
+"""Where a model comes from: a directory, a Hub id, a GGUF file, or a PEFT adapter on a base; its config, its tokenizer, its files.
+
+Nothing here loads weights, and nothing runs Python code from a model's folder unless the user has named that model.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mechdiff.errors import ModelError
+from mechdiff.models.checkpoint import adapter_file, weight_files
+from mechdiff.models.families import family_named, family_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model reference, resolved: the folder that holds the model, and the adapter on it where there is one."""
+
+    ref: str
+    load: str
+    """The folder that transformers loads."""
+    adapter: Path | None = None
+
+    def files(self) -> dict[str, str]:
+        """File name -> sha256 of every file that is read: the weights that are loaded, and all of config and tokenizer."""
+        folder = Path(self.load)
+        found = {path.name: path for path in (*weight_files(folder), *_stated(folder))}
+        if self.adapter:
+            found |= {f"adapter/{path.name}": path for path in (adapter_file(self.adapter), *_stated(self.adapter))}
+        return {name: sha256(found[name]) for name in sorted(found)}
+
+
+def _stated(folder: Path) -> list[Path]:
+    """The files that say what a model and its tokenizer are."""
+    return [path for path in folder.iterdir() if path.suffix in (".json", ".model", ".jinja")]
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- from a reference to a folder --------------------------------------------------------------------------------------------------
+
+
+def resolve(ref: str, *, base: Source | None = None) -> Source:
+    """Where `ref` loads from. A GGUF file is converted once into the cache; an adapter needs the `base` that it is put on.
+
+    Raises ModelError: a path that is not there, a folder that holds no model, an adapter without a base.
+    """
+    path = Path(ref).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{ref}: no such GGUF file.")
+        return Source(ref=ref, load=str(_converted(path)))
+    folder = path if path.is_dir() else _downloaded(ref)
+    if (folder / "adapter_config.json").is_file():
+        if base is None or base.adapter:
+            raise ModelError(
+                f"{ref} is an adapter, and an adapter cannot be the base. Give the full model as base and the adapter as tuned."
+            )
+        return Source(ref=ref, load=base.load, adapter=folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{ref}: this folder has no config.json (a model) and no adapter_config.json (an adapter).")
+    return Source(ref=ref, load=str(folder))
+
+
+def _downloaded(ref: str) -> Path:
+    """The local snapshot of a Hub id, fetched if the machine may."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if ref.startswith(("/", ".", "~")) or ref.count("/") != 1:
+        raise ModelError(f"{ref}: no such model. Give a folder, a .gguf file, or a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct.")
+    try:
+        return Path(snapshot_download(ref, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "README.md"]))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelError(
+            f"{ref}: neither a folder here nor a model that could be fetched from the Hub ({type(error).__name__}). "
+            "Check the name, log in where the model is gated (hf auth login), or give a local folder."
+        ) from error
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $MECHDIFF_CACHE, or mechdiff under the user's cache folder."""
+    root = os.environ.get("MECHDIFF_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mechdiff"
+    return Path(root)
+
+
+def _converted(gguf: Path) -> Path:
+    """A folder with the GGUF file's model in Hugging Face form, float32, made once and kept under the file's hash."""
+    from filelock import FileLock
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = cache_folder() / f"gguf-{sha256(gguf)[:16]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if (folder / "config.json").is_file():
+            return folder
+        try:
+            with quiet():
+                net = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype="float32")
+                tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        except (OSError, ValueError, RuntimeError, KeyError, IndexError, NotImplementedError) as error:
+            raise ModelError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
+        net.hf_quantizer = None  # the weights are dequantised; saving refuses while the model says otherwise
+        if hasattr(net.config, "quantization_config"):
+            del net.config.quantization_config
+        half_written = folder.with_suffix(".part")
+        with quiet():
+            net.save_pretrained(half_written)
+            tokenizer.save_pretrained(half_written)
+        half_written.rename(folder)
+    return folder
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The libraries' progress bars, advice and notes to their own callers off while a model loads: ours say what a user needs."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+# ---- what a folder says of its model -----------------------------------------------------------------------------------------------
+
+
+def load_config(source: Source, *, trust: bool = False) -> Any:
+    """The transformers config of a known family. Raises ModelError: missing, malformed, unknown, or remote code that nobody allowed."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        stated = json.loads((Path(source.load) / "config.json").read_text())
+        if "auto_map" not in stated:
+            family_named(str(stated["model_type"]), source.ref)
+        with quiet():
+            config = AutoConfig.from_pretrained(source.load, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise _unreadable(source, "config", error) from error
+    family_of(config, source.ref)
+    return config
+
+
+def load_tokenizer(source: Source, *, trust: bool = False) -> Any:
+    """The tokenizer (an adapter's own, where its folder has one)."""
+    from transformers import AutoTokenizer
+
+    own = source.adapter and (source.adapter / "tokenizer_config.json").is_file()
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(str(source.adapter) if own else source.load, trust_remote_code=trust)
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, OSError | ValueError | KeyError):  # tokenizers raises bare Exceptions
+            raise
+        raise _unreadable(source, "tokenizer", error) from error
+
+
+def _unreadable(source: Source, what: str, error: Exception) -> ModelError:
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{source.ref}: its {what} wants to run Python code from the model's own folder. mechdiff runs none unless you name the model: "
+            f"--trust-remote-code {source.ref}"
+        )
+    return ModelError(f"{source.ref}: its {what} cannot be read ({type(error).__name__}: {error}). Is the download complete?")

@@ -1,0 +1,60 @@
+"""Noise floors say how far an unedited run strays by rounding, and which metric is the divergence of the pair itself."""
+
+import polars as pl
+
+from mechdiff import labels, shares
+from mechdiff.rows import OVERLAP
+from mechdiff.statistics.memory import once
+
+FLOORS = 3
+"""A number counts above three noise floors."""
+
+
+TOTALS = ("total", "total_reverse")
+"""What effects are held against: D, and the divergence the other way round (see `between_models`)."""
+
+
+@once
+def on_shared(rows: pl.DataFrame) -> bool:
+    """Whether the vocabularies differ, so that D and all shares of it are on the tokens that both models have."""
+    return shares.on_shared(set(rows["metric"].unique()))
+
+
+def between_models(rows: pl.DataFrame) -> dict[str, str]:
+    """The metric that `kl_other_nats` of an unedited run has, by the model that runs; the base's is D, as shares of an effect mean it."""
+    return {side: shares.total(side, shared=on_shared(rows)) for side in shares.BETWEEN}
+
+
+def d_metric(rows: pl.DataFrame) -> str:
+    """The metric that is D."""
+    return between_models(rows)["base"]
+
+
+def effect_metric(rows: pl.DataFrame, direction: str) -> str:
+    """The metric whose share of D says what a write in this direction does; it is on the tokens of D."""
+    return shares.effect(direction, shared=on_shared(rows))
+
+
+@once
+def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
+    """How far an unedited replayed row strays: one row per running model, split and metric (`runner split metric floor`).
+
+    For distances from the running model's own law the largest value over prompts. `kl_other_nats` of an unedited row is not 0 but the
+    divergence of the two models (D where the base runs, KL(p_base || p_tuned) where the tuned model runs), and rounding moves
+    it to first order: its floor is the largest distance from there.
+    """
+    clean = of_the_pair(rows).select("split", "prompt", pl.col("metric").alias("between"), clean="value")
+    unedited = rows.filter(pl.col("control") == "no_op").with_columns(labels.runner_column())
+    unedited = unedited.with_columns(between=pl.col("runner").replace_strict(between_models(rows), default=None, return_dtype=pl.String))
+    unedited = unedited.join(clean, on=["split", "prompt", "between"], how="left")
+    own, other = pl.col("metric").is_in([*shares.OWN, *shares.OWN_JS]), pl.col("metric") == shares.OTHER
+    strays = pl.when(own).then("value").when(pl.col("metric") == OVERLAP).then(pl.col("value").abs())
+    strays = strays.when(other).then((pl.col("value") - pl.col("clean")).abs())
+    found = unedited.with_columns(floor=strays).filter(pl.col("floor").is_finite())
+    return found.group_by("runner", "split", "metric").agg(pl.col("floor").max()).sort("runner", "split", "metric")
+
+
+def of_the_pair(rows: pl.DataFrame) -> pl.DataFrame:
+    """Divergence of the pair itself at the study's position, per prompt."""
+    plain = [pl.col(name).is_null() for name in ("control", "unit")]
+    return rows.filter(pl.col("measure") == "divergence", pl.col("prompt").is_not_null(), *plain)

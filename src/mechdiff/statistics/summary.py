@@ -1,0 +1,355 @@
+"""From values per prompt to `summary.parquet`: means, intervals, shares, p values and flags, made in this one place.
+
+Each group of rows that differ only in `prompt` becomes one row: the key without `prompt`, then the columns below. Draws
+of a null distribution that are one number for the whole set (`permuted#3`) get no row: together they make `p`.
+Values of single tokens (`divergence`, unit `token 17`) get no row each either: their mean over a prompt's tokens is that prompt's
+value in one row with the unit `tokens`, so that `n`, intervals and the rest are over prompts there too.
+
+| column | meaning |
+|---|---|
+| `n` | units with a defined value: prompts, or clusters of prompts (`units.py`); for similarity those the states came from |
+| `mean`, `sd` | over prompts; for a value of the whole set `mean` is the value |
+| `ci_low`, `ci_high` | 95 %: bootstrap-t over prompts for means (none under FEWEST), Wilson for shares of prompts, delete-one jackknife for CKA |
+| `log_mean` | geometric mean exp(mean log x), in nats: only for `*_nats` metrics that are positive on every prompt |
+| `median` | over prompts |
+| `share` | of D = KL(p_tuned || p_base), ratio of means: breakage kl_own/D (tuned runs), recovery 1 - kl_other/D (base runs, grafts): shares.py |
+| `drop` | 1 - kl_own(arm)/kl_own(identity), at the same strength, where the other model's state is written |
+| `p`, `q` | permuted pairs (`nulls.py`); of a factorial's effects the bootstrap-t's. q within measure, metric, direction, split, site |
+| `floor` | the metric's noise floor in that direction: how far an unedited replayed row strays (see `noise_floors`) |
+| `flag` | words of `FLAGS`, joined by ";"; null if there is nothing to say |
+| `log_low`, `log_high` | t interval of `log_mean` on the scale of logarithms: the one that keeps its coverage at skew (docs/STATISTICS.md) |
+| `coverage` | how often such an interval held the truth in simulations, at this skew and n (`simulated.py`): of values that are never negative |
+| `detectable` | the smallest mean that would have been told from 0 with 80 % power at 5 %, two-sided: of metrics with a sign, such as differences |
+
+No share where D is not above three floors of the noisier model, no drop where the identity arm is not: a ratio of noise is not a number.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from mechdiff import labels, shares
+from mechdiff.rows import KEY, OVERLAP, SCHEMA, where
+from mechdiff.statistics import intervals, simulated
+from mechdiff.statistics.clusters import Prompts, clustered, delete_one, whole_metric
+from mechdiff.statistics.floors import FLOORS, TOTALS, between_models, d_metric, noise_floors, of_the_pair, on_shared
+from mechdiff.statistics.intervals import FEW, FEWEST
+from mechdiff.statistics.nulls import GROUP, permutation_p, with_q
+
+STATISTICS: dict[str, Any] = {
+    "n": pl.Int64,
+    **dict.fromkeys(["mean", "sd", "ci_low", "ci_high", "log_mean", "median", "share", "drop", "p", "q", "floor"], pl.Float64),
+    "flag": pl.String,
+    **dict.fromkeys(["log_low", "log_high", "detectable", "coverage"], pl.Float64),
+}
+SUMMARY: dict[str, Any] = {name: SCHEMA[name] for name in GROUP} | STATISTICS
+"""Columns and types of summary.parquet."""
+
+
+FLAGS = {
+    "below_floor": "the effect is not above three times the noise floor: it cannot be told from rounding",
+    "no_effect": "D is not above three times the noise floor: there is nothing to take a share of",
+    "outside_only": "the models differ in tokens that one of them lacks; D on the shared ones is not above three times the noise floor: no share",
+    "same_top_token": "undefined where both models choose the same token: those prompts are left out, n counts the others",
+    "undefined": "undefined, for too few prompts or states without variance; n counts the prompts with a value",
+    "infinite": "infinite on at least one prompt: a token that only one model can emit",
+    "shared_tokens": "the vocabularies differ: the share is of D on the tokens that both models have",
+    "untestable": "cannot be tested with so few prompts (or clusters, or refits that differ): p cannot reach 0.05, or would too often by chance",
+    "few_prompts": f"fewer than {FEW} prompts: the interval is short, or there is none (under {FEWEST})",
+}
+
+
+BINARY = ("top1_same", "refusal", "mc_correct", "mc_correct_sum", "mc_correct_per_token", "exact_match", "cut_off")
+MAPPED = ("patching", "transport", "rank")
+EDITED = (*MAPPED, "steering", "heads")
+"""Directions in which one model runs with a state of the other, mapped or not."""
+ON_DIVERGENT_TOKEN = "^(logit_diff_divergent|(upstream_effect|downstream_effect|interaction)_logits)$"
+"""Metrics of the logits of the two models' first choices: undefined where these are one token."""
+
+
+def summarise(rows: pl.DataFrame, *, prompts: Prompts = (), seed: int = 0) -> pl.DataFrame:
+    """The summary table of a run's rows, one a prompt; `prompts` (lines of prompts.jsonl) say which of them are one unit.
+
+    The order of the rows changes no byte of it.
+    """
+    rows = clustered(_tokens_together(rows), prompts)
+    codes = rows.select(pl.col("prompt").unique().drop_nulls().sort()).with_row_index("code")
+    coded = rows.filter(~_null_draw()).join(codes, on="prompt", how="left", maintain_order="left").sort("code")
+    groups = coded.group_by(GROUP).agg("code", "value").sort(GROUP, nulls_last=True)
+    table = pl.concat([groups.select(GROUP), _per_group(groups, _totals(coded, len(codes)), seed)], how="horizontal")
+    table = _with_floors(table, rows)
+    table = _with_similarity(table, rows)
+    table = table.join(permutation_p(rows), on=GROUP, how="left", nulls_equal=True, maintain_order="left")
+    table = with_q(table.with_columns(pl.coalesce("p", "p_of_mean").alias("p")))
+    table = table.with_columns(elsewhere=pl.col("split").is_in(differs_outside(table)))
+    table = _with_drop(_with_share(table, shared=on_shared(rows)))
+    table = table.with_columns(detectable=_detectable(table))
+    return table.with_columns(flag=_flag()).select([pl.col(name).cast(kind) for name, kind in SUMMARY.items()])
+
+
+def _tokens_together(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of single tokens (`token 17`) become one per prompt: their mean over the prompt's tokens, under the unit `tokens`."""
+    of_token = (pl.col("measure") == "divergence") & labels.is_token()
+    tokens = rows.filter(of_token)
+    if tokens.is_empty():
+        return rows
+    tokens = tokens.sort("metric", "split", "control", "prompt", "unit").with_columns(unit=pl.lit("tokens"))
+    means = tokens.group_by(KEY, maintain_order=True).agg(pl.col("value").mean())
+    return pl.concat([rows.filter(~of_token), means.select(rows.columns)])
+
+
+def prompt_matrix(rows: pl.DataFrame, by: str = "layer") -> tuple[list[str], list[Any], np.ndarray]:
+    """Prompt ids, the sorted values of `by`, and the table [prompt, by] of `value`; prompts that lack one are left out."""
+    wide = rows.filter(pl.col("value").is_not_nan(), pl.col("prompt").is_not_null()).sort(by, "prompt")
+    names = wide[by].unique(maintain_order=True).to_list()
+    table = wide.select("prompt", "value", by).pivot(on=by, index="prompt", values="value").drop_nulls().sort("prompt")
+    return table["prompt"].to_list(), names, table.drop("prompt").to_numpy()
+
+
+def _null_draw() -> pl.Expr:
+    """One draw of a null distribution that is a value of the whole set."""
+    return pl.col("prompt").is_null() & labels.is_draw()
+
+
+def _totals(coded: pl.DataFrame, n_codes: int) -> dict[tuple[str, str], np.ndarray]:
+    """Each prompt's divergence, by (one of TOTALS, split): NaN where it was not measured."""
+    found = {}
+    pair = of_the_pair(coded)
+    for name, metric in zip(TOTALS, between_models(coded).values(), strict=True):
+        for (split,), part in pair.filter(pl.col("metric") == metric).group_by("split"):
+            values = np.full(n_codes, np.nan)
+            values[part["code"].to_numpy()] = part["value"].to_numpy()
+            found[name, str(split)] = values
+    return found
+
+
+def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], seed: int) -> pl.DataFrame:
+    """n, mean, sd, interval, log_mean, median and the mean D over the same prompts, one row per group; `partial`: NaN on a prompt."""
+    names = ("n", "mean", "sd", "ci_low", "ci_high", "log_mean", "log_low", "log_high", "median", "coverage", "p_of_mean", *TOTALS)
+    found = {name: np.full(len(groups), np.nan) for name in names}
+    whole = groups.select(pl.col("code").list.first().is_null()).to_series().to_numpy()
+    found["n"][~whole] = 0
+    found["mean"][whole] = groups.filter(pl.Series(whole))["value"].list.first().to_numpy()
+    splits = groups["split"].to_list()
+    is_binary = (
+        groups.select(pl.col("metric").is_in(BINARY) & ~pl.col("unit").fill_null("").str.contains("^tokens$|sampled"))
+        .to_series()
+        .to_numpy()
+    )
+    crossed = groups.select(_of_halves()).to_series().fill_null(False).to_numpy()
+    for members, codes, values in _tables(groups, whole):
+        for name, content in _statistics(values, seed).items():
+            found[name][members] = content
+        binary = members[is_binary[members] & np.isin(values, (0, 1)).all(axis=0)]  # the mean of a cluster is neither
+        found["ci_low"][binary], found["ci_high"][binary] = intervals.wilson(found["mean"][binary], len(values))
+        found["coverage"][binary] = np.nan
+        of_split = {split: _speaks(totals, split, codes) for split in {splits[member] for member in members[crossed[members]]}}
+        spoken = np.array([of_split.get(splits[member], False) for member in members], bool)
+        tested = crossed[members] & spoken & np.isfinite(values).all(axis=0)
+        found["p_of_mean"][members[tested]] = intervals.mean_p(values[:, tested], seed=seed)
+        for name in TOTALS:
+            of_split = {split: d[codes].mean() for (which, split), d in totals.items() if which == name}
+            found[name][members] = [of_split.get(splits[member], np.nan) for member in members]
+    positive = groups["metric"].str.ends_with("_nats").to_numpy()
+    for name in ("log_mean", "log_low", "log_high"):
+        found[name][~positive] = np.nan
+    undefined = groups.select(undefined=delete_one())["undefined"]  # delete-one values are no sample: only their spread is used
+    for name in ("ci_low", "ci_high", "coverage"):
+        found[name][undefined.to_numpy()] = np.nan
+    partial = groups.select(partial=pl.col("value").list.eval(pl.element().is_nan()).list.any())
+    return pl.DataFrame(found).with_columns(pl.exclude("mean").fill_nan(None)).with_columns(partial)
+
+
+def _speaks(totals: dict[tuple[str, str], np.ndarray], split: str | None, codes: np.ndarray) -> bool:
+    """Whether a test of the mean may be spoken of on these prompts: by the skew of D, which their effects are parts of, where D is known."""
+    d = totals.get(("total", str(split)))
+    skew = np.nan if d is None else float(simulated.cv_of(d[codes][:, None])[0])
+    return simulated.speaks("mean_p", len(codes), 0.0 if skew != skew else skew)
+
+
+def _tables(groups: pl.DataFrame, whole: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Groups that share their prompts, as one table: (group indices, prompt codes, values [prompt, group])."""
+    flat = (
+        groups.select("code", "value")
+        .with_row_index("group")
+        .filter(~pl.Series(whole))
+        .explode("code", "value")
+        .filter(pl.col("value").is_not_nan())
+    )
+    group, code, value = (flat[name].to_numpy() for name in ("group", "code", "value"))
+    members, starts, sizes = np.unique(group, return_index=True, return_counts=True)
+    if not len(members):
+        return
+    # The sum of one random 64-bit word per prompt names the set of prompts.
+    words = np.random.default_rng(0).integers(1, 2**63, size=int(code.max()) + 1, dtype=np.uint64)
+    signature = np.add.reduceat(words[code], starts)
+    for key in np.unique(np.stack([sizes.astype(np.uint64), signature]), axis=1).T:
+        same = np.flatnonzero((sizes == key[0]) & (signature == key[1]))
+        places = starts[same][None, :] + np.arange(int(key[0]))[:, None]
+        yield members[same], code[places[:, 0]], value[places]
+
+
+def _statistics(values: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    finite = np.isfinite(values).all(axis=0)
+    positive = (values > 0).all(axis=0) & finite
+    found = {name: np.full(values.shape[1], np.nan) for name in ("sd", "ci_low", "ci_high", "log_mean", "log_low", "log_high", "coverage")}
+    found["n"] = np.full(values.shape[1], len(values))
+    found["median"] = np.median(values, axis=0)
+    found["mean"] = np.where(finite, np.where(finite, values, 0).mean(axis=0), values.max(axis=0))
+    found["ci_low"][finite], found["ci_high"][finite] = intervals.mean_intervals(values[:, finite], seed=seed)
+    found["coverage"][finite] = simulated.coverages(simulated.cv_of(values[:, finite]), np.array(len(values)))
+    for name, content in zip(("log_mean", "log_low", "log_high"), intervals.geometric(values[:, positive]), strict=True):
+        found[name][positive] = content
+    if len(values) > 1:
+        found["sd"][finite] = values[:, finite].std(axis=0, ddof=1)
+    return found
+
+
+def _with_floors(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """`floor`, by running model and split; `floor_either`, the larger of both models, for divergences between the two."""
+    floors = noise_floors(rows)
+    on_both = pl.col("metric").str.contains("^(kl|js)_own_shared|^kl_shared") | (
+        pl.lit(on_shared(rows)) & (pl.col("metric") == shares.OTHER)
+    )
+    own_of = pl.col("metric").str.extract("^(kl|js)_") + "_own" + pl.when(on_both).then(pl.lit("_shared")).otherwise(pl.lit("")) + "_nats"
+    table = table.with_columns(labels.runner_column(), kl_or_js=own_of)
+    of_metric = floors.rename({"floor": "floor_of_metric"})
+    table = table.join(of_metric, on=["runner", "split", "metric"], how="left", maintain_order="left")
+    own = floors.rename({"metric": "kl_or_js", "floor": "floor_own"})
+    table = table.join(own, on=["runner", "split", "kl_or_js"], how="left", maintain_order="left")
+    either = own.group_by("split", "kl_or_js").agg(floor_either=pl.col("floor_own").max())
+    table = table.join(either, on=["split", "kl_or_js"], how="left", maintain_order="left")
+    any_split = own.group_by("kl_or_js").agg(floor_anywhere=pl.col("floor_own").max())  # a split on which no unedited row was replayed
+    table = table.join(any_split, on="kl_or_js", how="left", maintain_order="left")
+    table = table.with_columns(pl.coalesce("floor_either", "floor_anywhere").alias("floor_either"))
+    between = (pl.col("measure") == "divergence") & pl.col("metric").str.contains("^(kl_tuned|kl_base|kl_shared|js_)")
+    table = table.join(_crossing_floors(rows), on=["split", "unit"], how="left", nulls_equal=True, maintain_order="left")
+    floor = pl.when(between).then("floor_either").when(_crossed()).then(4 * pl.col("floor_of_crossing"))
+    return table.with_columns(floor=floor.otherwise(pl.coalesce("floor_of_metric", "floor_own")))
+
+
+def differs_outside(table: pl.DataFrame) -> list[str]:
+    """Splits on which two models with two vocabularies differ, whatever D is on the tokens that both have: an effect is there if any of these is.
+
+    - JS of the two laws over all tokens, above its floor;
+    - -log(1 - m), m the mean mass that one model gives to tokens that the other lacks. It is what KL(p_base || p_tuned) has above its part on
+      shared tokens (and KL(p_tuned || p_base), of the base's own tokens), so it is held against the floor of a KL over all tokens.
+    """
+    plain = where(table, measure="divergence", control=None, unit=None)
+    if not shares.on_shared(set(plain["metric"])):
+        return []
+    outside = pl.col("metric").str.starts_with("mass_outside")
+    size = pl.when(outside).then(-(1 - pl.col("mean")).log()).when(pl.col("metric") == "js_nats").then("mean")
+    kl_floor = pl.col("floor").filter(pl.col("metric") == "kl_base_tuned_nats").first().over("split")
+    floor = pl.when(outside).then(kl_floor).otherwise("floor").fill_null(0)
+    return plain.filter(size > FLOORS * floor)["split"].drop_nulls().unique().sort().to_list()
+
+
+def _crossed() -> pl.Expr:
+    """Effects of a factorial in nats: sums of four scores."""
+    return (pl.col("measure") == "factorial") & pl.col("metric").str.contains("^(upstream_effect|downstream_effect|interaction)_nats$")
+
+
+def _of_halves() -> pl.Expr:
+    """The same effects in any score: differences of runs on the same prompts, which are tested against 0."""
+    return (pl.col("measure") == "factorial") & pl.col("metric").str.contains("^(upstream_effect|downstream_effect|interaction)_")
+
+
+def _crossing_floors(rows: pl.DataFrame) -> pl.DataFrame:
+    """`split unit floor_of_crossing`: how far KL(p_tuned || run) of an unedited row strays from D (where the base runs) and from 0."""
+    d = of_the_pair(rows).filter(pl.col("metric") == d_metric(rows)).select("split", "prompt", clean="value")
+    unedited = rows.filter(pl.col("measure") == "factorial", pl.col("control") == "no_op").join(d, on=["split", "prompt"], how="left")
+    strays = (pl.col("value") - pl.when(pl.col("arm") == "bb").then("clean").otherwise(0.0)).abs()
+    found = unedited.with_columns(strays=strays).filter(pl.col("strays").is_finite())
+    return found.group_by("split", "unit").agg(floor_of_crossing=pl.col("strays").max())
+
+
+def _with_similarity(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """The jackknife intervals of CKA, without three dimensions and after the norm too; and n of the whole-set values."""
+    place = ["split", "layer", "site", "unit", "control"]
+    without = rows.filter(delete_one()).sort("prompt").with_columns(metric=whole_metric())
+    without = without.group_by(*place, "metric").agg(n_states=pl.len(), spread=pl.col("value").std())  # an undefined one: no interval
+    counts = without.group_by(place).agg(pl.col("n_states").max())
+    table = table.join(without.drop("n_states"), on=[*place, "metric"], how="left", nulls_equal=True, maintain_order="left")
+    table = table.join(counts, on=place, how="left", nulls_equal=True, maintain_order="left")
+    table = table.with_columns(n=pl.when(pl.col("measure") == "similarity").then(pl.coalesce("n", "n_states")).otherwise("n"))
+    cka = (pl.col("spread").is_not_null() & pl.col("mean").is_not_nan()).fill_null(False)
+    filled = table.select(pl.col("mean", "spread", "n_states").cast(pl.Float64).fill_null(float("nan")))
+    low, high = intervals.jackknife_below_1(*(filled[name].to_numpy() for name in ("mean", "spread", "n_states")))
+    return table.with_columns(
+        ci_low=pl.when(cka).then(pl.Series(low).fill_nan(None)).otherwise("ci_low"),
+        ci_high=pl.when(cka).then(pl.Series(high).fill_nan(None)).otherwise("ci_high"),
+    )
+
+
+def _with_share(table: pl.DataFrame, *, shared: bool) -> pl.DataFrame:
+    """`share`, and `reduced`: the effect in nats that is held against the floor."""
+    edited = pl.col("measure").is_in(EDITED)
+    breakage = edited & (pl.col("metric") == shares.own(shared=shared))
+    recovery = edited & (pl.col("metric") == shares.OTHER)
+    grafted = (pl.col("measure") == "grafting") & (pl.col("metric") == shares.OTHER)
+    recovery = recovery | grafted
+    of_d = (breakage & (pl.col("runner") == "tuned")) | (recovery & (pl.col("runner") == "base")) | grafted
+    between = (pl.col("measure") == "divergence") & pl.col("metric").str.contains("^(kl|js)_")
+    own = pl.col("metric").is_in([*shares.OWN, *shares.OWN_JS]) | between
+    clean_other = pl.when(pl.col("runner") == "tuned").then("total_reverse").otherwise("total")
+    effect = pl.when(recovery).then((clean_other - pl.col("mean")).abs()).when(own).then("mean")
+    effect = effect.when(_crossed() | (pl.col("metric") == OVERLAP)).then(pl.col("mean").abs())
+    no_total = (edited | grafted) & (pl.col("total") <= FLOORS * pl.col("floor_either").fill_null(0))
+    table = table.with_columns(effect=effect, no_total=no_total.fill_null(False), on_shared=of_d & shared)
+    ratio = pl.col("mean") / pl.col("total")
+    share = pl.when(of_d & breakage).then(ratio).when(of_d & recovery).then(1 - ratio)
+    countable = ~pl.col("no_total") & (pl.col("total") > 0) & (pl.col("control").is_null() | (pl.col("control") != "no_op"))
+    return table.with_columns(share=pl.when(countable & share.is_finite()).then(share))
+
+
+def _with_drop(table: pl.DataFrame) -> pl.DataFrame:
+    """How much of the identity arm's damage another arm avoids, at the same site and at the same strength.
+
+    Only where the other model's state is written: a model that is given its own state back is not damaged. The measure's own identity
+    arm where it has one, else that of another measure at the same place (`rank` has none); a Fisher-weighted map (unit `fisher`) has the
+    whole site's. Of one measure or another, the identity's rank is null or 0.
+    """
+    place = ["direction", "split", "layer", "site", "of_unit", "strength", "metric"]
+    own = pl.col("metric").is_in(shares.OWN) & pl.col("measure").is_in(MAPPED) & pl.col("direction").is_in(labels.CROSSED)
+    table = table.with_columns(of_unit=pl.when(pl.col("unit").ne_missing("fisher")).then("unit"))
+    plain = pl.col("control").is_null() & (pl.col("rank").fill_null(0) == 0)
+    identity = table.filter(own, pl.col("arm") == "identity", plain, pl.col("mean") > FLOORS * pl.col("floor").fill_null(0))
+    for name, key in (("identity_same", ["measure", *place]), ("identity_any", place)):
+        one = identity.sort("measure", "rank").unique(key, keep="first", maintain_order=True).select(*key, pl.col("mean").alias(name))
+        table = table.join(one, on=key, how="left", nulls_equal=True, maintain_order="left")
+    mapped = own & (pl.col("arm") != "identity")
+    identity_mean = pl.coalesce("identity_same", "identity_any")
+    return table.with_columns(drop=pl.when(mapped.fill_null(False)).then(1 - pl.col("mean") / identity_mean))
+
+
+def _detectable(table: pl.DataFrame) -> pl.Series:
+    """By metric: values that can be of either sign, such as logit differences and effects of a factorial."""
+    signed = table["metric"].str.contains("^logit_diff|_effect_|^interaction|^refusal_soft|^mc_margin").to_numpy()
+    smallest = simulated.detectable(table["sd"].fill_null(np.nan).to_numpy(), table["n"].fill_null(0).to_numpy())
+    return pl.Series(np.where(signed, smallest, np.nan)).fill_nan(None)
+
+
+def _flag() -> pl.Expr:
+    """The words of FLAGS that hold, joined by ";"."""
+    undefined = pl.col("mean").is_nan() | pl.col("partial")
+    no_token = pl.col("metric").str.contains(ON_DIVERGENT_TOKEN)
+    unedited = (pl.col("control") == "no_op").fill_null(False) | (pl.col("arm") == "none").fill_null(False)
+    quiet = pl.col("effect") <= FLOORS * pl.col("floor").fill_null(0)
+    nothing = (pl.col("no_total") & ~unedited) | (pl.col("metric").is_in(["kl_tuned_base_nats", "kl_shared_nats"]) & quiet)
+    holds = {
+        "below_floor": quiet & ~unedited,
+        "no_effect": nothing & ~pl.col("elsewhere").fill_null(False),
+        "outside_only": nothing & pl.col("elsewhere"),
+        "same_top_token": undefined & no_token,
+        "undefined": undefined & ~no_token,
+        "infinite": pl.col("mean").is_infinite(),
+        "shared_tokens": pl.col("on_shared"),
+        "untestable": pl.col("untestable") | (_of_halves() & (pl.col("n") > 0) & pl.col("p").is_null() & pl.col("mean").is_finite()),
+        "few_prompts": pl.col("n").is_between(1, FEW - 1),
+    }
+    words = [pl.when(condition.fill_null(False)).then(pl.lit(word)) for word, condition in holds.items()]
+    joined = pl.concat_str(words, separator=";", ignore_nulls=True)
+    return pl.when(joined != "").then(joined)

@@ -1,0 +1,67 @@
+"""The stages before every measure: the engine checks itself on each model, and activations are captured."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from mechdiff.engine.activations import Clean, capture
+from mechdiff.engine.norms import NORMED, norms_of
+from mechdiff.engine.selfcheck import self_check
+from mechdiff.models.pair import Model
+from mechdiff.models.sites import Site
+from mechdiff.prompts.rendering import spans
+from mechdiff.rows import empty
+from mechdiff.study.cells import Cell
+from mechdiff.study.execution import Execution, positions
+from mechdiff.study.experiment import Result
+
+
+def check_itself(run: Execution, cell: Cell, model: Model | None) -> Result:
+    assert model
+    prompts = [run.ids(cell, name) for name in cell.key["ids"]]
+    sound = [ids for ids in prompts if capture(model, ids, [], [len(ids) - 1]).logits.isfinite().all()]  # the others will be left out
+    found = self_check(model, sound or prompts, kinds=cell.key["kinds"], engine=run.engine(model, "decision")).record()
+    return empty(), {
+        name: np.frombuffer(value.encode(), np.uint8) if isinstance(value, str) else np.array(value) for name, value in found.items()
+    }
+
+
+def decoded(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What `_selfcheck` stored, by name: a file of tensors comes back in any order, and a page must not."""
+    return {name: bytes(value).decode() if value.dtype == np.uint8 else value.item() for name, value in sorted(tensors.items())}
+
+
+def capture_states(run: Execution, cell: Cell, model: Model | None) -> Result:
+    assert model
+    kinds, layers = cell.key["kinds"], cell.key["layers"]
+    sites = [Site(layer, kind) for layer in layers for kind in kinds]
+    cleans = []
+    for name in cell.key["ids"]:
+        one = run.prompt(cell.key["split"], name)
+        if cell.key["position"] == "words":
+            cleans.append(_pooled(capture(model, run.ids(cell, name), sites, range(len(run.ids(cell, name)))), spans(one, model.side)))
+        else:
+            cleans.append(capture(model, run.ids(cell, name), sites, positions(one, cell.key["position"], model.side)))
+    tensors = {
+        kind: torch.stack(
+            [torch.stack([clean.states[Site(layer, kind)] for clean in cleans]) for layer in layers]
+        ).float().cpu().numpy()
+        for kind in kinds
+    }  # fmt: skip
+    for kind in kinds if cell.key["position"] == "decision" else ():
+        if kind in NORMED:
+            at = {layer: torch.cat([clean.states[Site(layer, kind)] for clean in cleans]) for layer in layers}
+            tensors |= norms_of(model, kind, at).arrays(kind)
+    tensors["logits"] = run.prepared.tokens.place(torch.stack([clean.logits for clean in cleans]), model.side).cpu().numpy()
+    return empty(), tensors
+
+
+def _pooled(clean: Clean, pieces: list[range]) -> Clean:
+    """The states of a prompt as one: the mean over its pieces of the mean over each piece's tokens, so that a piece in many tokens counts once."""
+    states = {
+        site: torch.stack([state[piece.start : piece.stop].float().mean(0) for piece in pieces]).mean(0, keepdim=True)
+        for site, state in clean.states.items()
+    }
+    return replace(clean, states=states)

@@ -1,0 +1,55 @@
+"""A study's prompts are read from its files and divided into fit, select and report."""
+
+from typing import Any
+
+from mechdiff.errors import PromptError
+from mechdiff.measures.behaviour.plan import BehaviourOptions
+from mechdiff.measures.behaviour.probes import PROBES
+from mechdiff.measures.steering.plan import NEUTRAL, SteeringOptions
+from mechdiff.prompts.sets import SPLITS, Prompt, read_prompts, split_prompts
+from mechdiff.spacing import evenly_spaced
+from mechdiff.store.run_folder import cell_hash
+from mechdiff.study.config import StudyConfig
+
+QUICK = 6
+"""Prompts of each split that a quick run keeps."""
+
+
+def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Prompt]]:
+    """The study's prompts by split. Raises PromptError where a text stands in two splits: what is chosen on one is reported on the other."""
+    sources = study.prompts.sources()
+    if "file" in sources:
+        found = split_prompts(read_prompts(sources["file"]), study.seed)
+    else:
+        found = {split: read_prompts(sources[split]) for split in SPLITS if split in sources}
+    most = {str(split): n for split, n in (study.prompts.at_most or {}).items()}
+    found = {split: prompts[: most.get(split)] for split, prompts in found.items()}
+    split_of: dict[str, str] = {}
+    for split, prompts in found.items():
+        for prompt in prompts:
+            if split_of.setdefault(prompt.text, split) != split:
+                raise PromptError(
+                    f"the text of prompt {prompt.id!r} stands in both {split_of[prompt.text]} and {split}: what is chosen on one split would be "
+                    "reported on the same prompt. Take it out of one of them."
+                )
+    steering = study.asked(SteeringOptions)
+    if steering and steering.side_prompts:  # last: a study's own splits come first
+        neutral = [prompt for prompt in read_prompts(steering.neutral or NEUTRAL) if prompt.text not in split_of]
+        found["neutral"] = neutral[: steering.side_prompts]
+    behaviour = study.asked(BehaviourOptions)
+    if behaviour and behaviour.probes:
+        probes, n = read_prompts(PROBES if behaviour.probes is True else behaviour.probes), QUICK if quick else behaviour.n_probes
+        found["probes"] = list(evenly_spaced(n or len(probes), probes))  # of every kind: kinds stand together in a file
+    return {split: prompts[:QUICK] if quick else prompts for split, prompts in found.items()}
+
+
+def told(prompt: Prompt) -> dict[str, Any]:
+    """What the plan sees of what comes with a prompt."""
+    kind = prompt.meta.get("kind")
+    hashed = cell_hash({"label": prompt.label, "options": prompt.options, "meta": prompt.meta, "text": prompt.text})
+    return {
+        "kind": None if kind is None else str(kind),
+        "told": hashed,
+        "options": len(prompt.options),
+        "label": prompt.label is not None,
+    }
