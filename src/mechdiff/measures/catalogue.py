@@ -2,21 +2,50 @@
 
 from pathlib import Path
 
+from mechdiff.measures.attribution.measure import ATTRIBUTION
 from mechdiff.measures.attribution.plan import AttributionOptions
+from mechdiff.measures.behaviour.measure import BEHAVIOUR
 from mechdiff.measures.behaviour.plan import BehaviourOptions
+from mechdiff.measures.divergence.measure import DIVERGENCE
 from mechdiff.measures.divergence.plan import DivergenceOptions
+from mechdiff.measures.factorial.measure import FACTORIAL
 from mechdiff.measures.factorial.plan import FactorialOptions
+from mechdiff.measures.grafting.measure import GRAFTING
 from mechdiff.measures.grafting.plan import GraftingOptions
+from mechdiff.measures.heads.measure import HEADS
 from mechdiff.measures.heads.plan import HeadsOptions
+from mechdiff.measures.measure import Measure
+from mechdiff.measures.patching.measure import PATCHING
 from mechdiff.measures.patching.plan import PatchingOptions
+from mechdiff.measures.rank.measure import RANK
 from mechdiff.measures.rank.plan import RankOptions
+from mechdiff.measures.similarity.measure import SIMILARITY
 from mechdiff.measures.similarity.plan import SimilarityOptions
+from mechdiff.measures.steering.measure import STEERING
 from mechdiff.measures.steering.plan import SteeringOptions
+from mechdiff.measures.transport.measure import TRANSPORT
 from mechdiff.measures.transport.plan import TransportOptions
+from mechdiff.measures.weights.measure import WEIGHTS
 from mechdiff.measures.weights.plan import WeightsOptions
 from mechdiff.study import config
 from mechdiff.study.config import StudyConfig
 from mechdiff.study.options import Options
+
+MEASURES: tuple[Measure, ...] = (
+    DIVERGENCE, WEIGHTS, GRAFTING, SIMILARITY, PATCHING, FACTORIAL, TRANSPORT, RANK, STEERING, HEADS, ATTRIBUTION, BEHAVIOUR,
+)  # fmt: skip
+"""The questions, in the order in which measures may build on one another."""
+
+EXPERIMENTS = {one.name: one.experiment for one in MEASURES}
+"""What a study reads of each."""
+NUMBERS = {one.name: one.numbers for one in MEASURES}
+"""What statistics read of each."""
+CHAPTERS = {one.name: one.chapter for one in MEASURES}
+"""What a page says of each."""
+BETWEEN_RUNS = {one.name: one.between_runs for one in MEASURES}
+"""What several runs are compared in."""
+AGAIN = {one.name: one.again for one in MEASURES}
+"""The second way of each."""
 
 OPTIONS: dict[str, type[Options]] = {
     "divergence": DivergenceOptions,
