@@ -52,6 +52,8 @@ from mechdiff.models.pair import Model, wrap
 from mechdiff.models.sources import quiet
 from mechdiff.prompts.vocabularies import Tokens
 from mechdiff.validate.made import random_net as make_net
+from mechdiff.validate.made import save
+from mechdiff.validate.made import token_prompts as prompts
 
 SIZES: dict[str, Any] = {
     "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,

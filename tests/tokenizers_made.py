@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mechdiff.validate.made import BOS, EOS, PAD, SPECIALS, byte_level, wrapped
+from mechdiff.validate.made import BOS, CHATML, EOS, PAD, SPECIALS, byte_characters, byte_level, byte_tokenizer, wrapped
 
 TRIMMING = (
     "{{ bos_token }}{% for message in messages %}[{{ message.content | trim }}]{% endfor %}{% if add_generation_prompt %}=>{% endif %}"
