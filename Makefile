@@ -4,7 +4,7 @@ BIN := .venv/bin
 comma := ,
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims same-rows clean
+.PHONY: install demo test test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims same-rows shape clean
 
 install: .venv/installed
 
@@ -66,6 +66,9 @@ claims: .venv/embedded-model  ## every claim of the README and the docs, run aga
 
 same-rows: .venv/installed  ## OLD=HEAD~1 NEW=HEAD: whether two commits (.: the working tree) give the same cells and rows; two minutes
 	$(BIN)/python benchmarks/same_rows.py $(or $(OLD),HEAD~1) $(or $(NEW),HEAD)
+
+shape: .venv/installed  ## how large and how tangled the package is, each bar beside its limit
+	$(BIN)/python tools/shape.py
 
 clean:
 	rm -rf .venv .venv-oracles build dist src/*.egg-info
