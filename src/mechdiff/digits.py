@@ -1,4 +1,4 @@
-"""Numbers as the terminal and the warnings print them: with so many decimals, and never as 0 (or 100 %) where they are not.
+"""Numbers are printed with so many decimals, and never as 0 (or 100 %) where they are not.
 
 A table of fixed decimals prints 7e-6 as 0.0000, and a reader takes it for nothing. What would round to 0 is printed with its own two digits.
 """

@@ -1,4 +1,4 @@
-"""Errors that a user can put right. Each message says what was given, what was expected, and what to do."""
+"""These are the errors that a user can put right. Each message says what was given, what was expected, and what to do."""
 
 
 class MechdiffError(Exception):

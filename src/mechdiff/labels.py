@@ -1,4 +1,4 @@
-"""The labels of rows: directions, units and controls are text in a table, and are made and read back here alone. No torch here.
+"""Directions, units and controls are text in a table of rows, and are made and read back here alone. No torch here.
 
     direction   "tuned<-base"       the tuned model runs, the base's state is written into it
     unit        "head 3", "heads 1,4", "group 0", "all"     heads of one block

@@ -1,4 +1,4 @@
-"""The row contract: one value a row, the same thirteen columns for every measure.
+"""A row has one value and the same thirteen columns for every measure: that is the contract between measures and page.
 
 The twelve columns before `value` are a unique key. Measures write rows, reports read them, and they agree through
 this file and nothing else. No torch here.

@@ -1,4 +1,4 @@
-"""Evenly spaced picks: so many of a list, each from the middle of an equal stretch of it. No torch here."""
+"""So many of a list are picked evenly spaced, each from the middle of an equal stretch of it. No torch here."""
 
 from collections.abc import Sequence
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""What the command line prints: a plan, a check, a finished run, as rich tables."""
+"""The command line prints a plan, a check or a finished run as tables."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Each row once more, another way: by whole forward passes, from the definitions, in float64.
+"""The numbers of a patched run are computed once more here: by whole forward passes, from the definitions, in float64.
 
 A function takes the run and a row and returns the number, or raises `Not` with the reason why this row is not computed another way (a random draw, a
 fit that was not kept).

@@ -1,4 +1,4 @@
-"""A finished run opened again: its models, its prompts as they were rendered, its splits. Says what is no longer as it was recorded."""
+"""A finished run is opened again: its models, its prompts as they were rendered, its splits. It says what is no longer as it was recorded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

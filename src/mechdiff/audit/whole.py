@@ -1,4 +1,4 @@
-"""One whole forward pass of one prompt, read and written by plain hooks: the slow way, which every number of a run must agree with.
+"""One prompt goes through one whole forward pass, read and patched by plain hooks: the slow way, which every number of a run must agree with.
 
 No cache, no batch, no rows side by side, and no code of the engine but the family's table, which says where a site is.
 """

@@ -1,4 +1,4 @@
-"""Effects per prompt that add, as tables that two runs can be held against each other by: overlaps with the difference of the models.
+"""Effects that add, prompt by prompt, are made into tables that two runs can be compared by: overlaps with the difference of the models.
 
 An overlap (engine/overlap.py) is linear in a run's logits, so that what each part has of the sum does not hang on how large the fine-tune is, as a
 share of a divergence does. The base runs throughout: it is the network that two fine-tunes of it share, and with a tuned model that has gone far

@@ -1,3 +1,3 @@
-"""The other sections of a comparison: weights, maps of states, rank, heads, behaviour."""
+"""A comparison's other sections are made here: weights, linear maps, rank, heads, behaviour."""
 
 FAVOURITES = ("refusal log-probability margin", "choice margin")

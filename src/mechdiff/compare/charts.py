@@ -1,4 +1,4 @@
-"""The charts of a comparison: numbers of runs with intervals, and curves of several runs over one another."""
+"""The charts of a comparison show numbers of runs with intervals, and curves of several runs over one another."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,6 @@
-"""May these runs be compared, and what of them is not the same? Fields of their records, held against one another.
+"""May these runs be compared, and what differs in how they were made?
+
+Fields of their records are held against one another.
 
 Refused: what changes the meaning of every number. Another base (another network: sites, heads and sizes are not the same things; with
 `across_bases` what has no unit of its own is compared still), another prompt policy or position (another token is looked at). Marked, at the top

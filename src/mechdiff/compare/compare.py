@@ -1,4 +1,4 @@
-"""Two or more fine-tunes beside one another: is one change local and low-rank, and the other distributed and high-rank?
+"""Two or more fine-tunes are compared: is one change local and low-rank, and the other distributed and high-rank?
 
 Reads finished runs' folders, no model. Writes `compare.html` (a verdict of at most five sentences, what is not the same, then an axis a section),
 `compare.parquet` (every number with its interval, every difference with its p) and `figures/`. Runs on one base are held against each other

@@ -1,4 +1,4 @@
-"""A comparison as the page needs it: the runs, their numbers, the differences, and the tables that all its sections have."""
+"""A comparison holds what its page needs: the runs, their numbers, the differences, and the tables that all its sections have."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

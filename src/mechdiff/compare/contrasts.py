@@ -1,4 +1,4 @@
-"""Every number of every run beside the others', and the difference of each two runs, as one tidy table.
+"""One tidy table gives every number of every run beside the others', and the difference of each two runs.
 
 Differences of the main numbers (`MAIN`) are a family: q (Benjamini-Hochberg over these numbers and all pairs of runs) is what a claim needs under
 0.05, beside an interval that leaves 0 out. The other numbers are for looking, and have no q.

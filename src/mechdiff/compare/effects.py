@@ -1,4 +1,4 @@
-"""Effects per prompt, as tables that two runs can be held against each other by: what a write, a swap or a graft does, in nats.
+"""Effects on each prompt are made into tables that two runs can be compared by: what a patch, a swap or a graft does, in nats.
 
 What a write breaks is kl_own, what it recovers D - kl_other, both on the tokens of D; so are the effects of grafts. Breakage hides what self-repair
 makes good, recovery what needs a partner: they are two questions, and their mean answers none, so each stands alone. As shares of D both hang on how

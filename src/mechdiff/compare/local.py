@@ -1,4 +1,4 @@
-"""The first sections of a comparison: what is not the same, how distributed each change is, and where along the layers it acts."""
+"""A comparison's first sections say what is not the same, how distributed each change is, and where along the layers it acts."""
 
 from typing import Any
 

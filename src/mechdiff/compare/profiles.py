@@ -1,4 +1,4 @@
-"""Shares of D along the layers, of all runs over one another, and the difference of each two.
+"""Shares of D along the layers are drawn for all runs over one another, with the difference of each two.
 
 The share of a layer is a ratio of means over prompts; its pseudo-values (`spread.py`) are each prompt's contribution. Bands cover a whole profile
 at once (max-|t| bootstrap), so that a layer where the band of a difference leaves 0 out is one where the two runs differ.

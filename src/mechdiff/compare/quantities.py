@@ -1,4 +1,4 @@
-"""The numbers that are held against each other between runs: each run's own, on its reported prompts.
+"""Each run's own numbers, on its reported prompts, are what runs are compared in.
 
 An axis is a question, a quantity one number of it. What is chosen (the strongest site, the best map, orders of heads and modules) was chosen by
 each run on its select prompts, and is given of its reported ones. Effective numbers choose nothing: all parts are in them. They are of overlaps,

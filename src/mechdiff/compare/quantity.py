@@ -1,4 +1,4 @@
-"""One number of one run, and how it is made from effects per prompt."""
+"""A quantity is one number of one run, made from effects on each prompt."""
 
 from dataclasses import dataclass, field, replace
 

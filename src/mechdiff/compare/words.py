@@ -1,4 +1,4 @@
-"""What a comparison says, in at most five sentences.
+"""A comparison is summed up in at most five sentences.
 
 A claim needs an interval that leaves 0 out, q under 0.05, and half as much again. Which change is more distributed is said of shares that add alone:
 by divergences the number of parts falls as D grows, so that one fine-tune at two strengths would be two.

@@ -1,4 +1,4 @@
-"""Copies and near copies among prompts, in any script.
+"""Copies and near copies are found among prompts, in any script.
 
 Two texts are the same if they are equal once letters are normalised (NFKC), case is folded and white space collapsed. They are near by the Jaccard
 similarity of their sets of five-character pieces: the share of pieces that they have in common. Candidates are found by MinHash and locality-

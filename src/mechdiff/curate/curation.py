@@ -1,4 +1,6 @@
-"""Make a prompt set: read sources, map fields, filter, take out copies, split. Whatever is dropped is counted, by the step that dropped it.
+"""A prompt set is made from sources: they are read, fields mapped, prompts filtered, copies taken out, the rest split.
+
+Whatever is dropped is counted, by the step that dropped it.
 
 The steps, in this order; a prompt that a step drops comes to no later one:
 

@@ -1,4 +1,4 @@
-"""How two tokenizers treat a prompt: its length in each one's tokens, and the share of them that both vocabularies have.
+"""Two tokenizers are compared on a prompt: its length in each one's tokens, and the share of them that both vocabularies have.
 
 A study that compares next-token laws only on shared tokens is tempted to keep the prompts that consist of them. **That selects on the treatment**:
 where a fine-tune brought tokens of its own for a language, the prompts that are left are those with the least of that language. So no prompt

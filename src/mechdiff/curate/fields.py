@@ -1,4 +1,4 @@
-"""From a row of a source to a prompt: which field is the text, the category, the options, the answer.
+"""A row of a source becomes a prompt: which field is the text, the category, the options, the answer?
 
     --preset choice     a question with options (one column that holds a list, or columns A, B, C, D) and the right one
     --preset maths      a problem and a final answer (`#### 42`, \\boxed{42}, or the bare answer)

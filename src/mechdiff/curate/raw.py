@@ -1,4 +1,4 @@
-"""Rows of any source, one after the other: JSON Lines, JSON, CSV, TSV, Parquet, plain text, a data set on disk or on the Hub.
+"""Rows are read from any source, one after the other: JSON Lines, JSON, CSV, TSV, Parquet, plain text, a data set on disk or on the Hub.
 
 A file is streamed where its format allows it, and a run that has enough stops reading. Nothing is interpreted here: a row is a mapping from
 the source's own names to its values.

@@ -1,4 +1,4 @@
-"""Look inside a model and write into it. Hooks live here and in replay, nowhere else.
+"""The engine looks inside a model and writes into it. Hooks live here and in replay, nowhere else.
 
 One primitive does both: `edited(model, {site: fn})` runs `fn` on the tensor at each site, in place, while the block computes. Reading is an
 edit that copies and changes nothing; so the place that is read and the place that is written cannot differ.

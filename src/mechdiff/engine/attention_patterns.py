@@ -1,4 +1,4 @@
-"""Where a head looks: attention patterns at the decision position.
+"""An attention pattern says which tokens a head attends to from the decision position.
 
 The token whose next-token law is studied attends to itself and to all tokens before it. A head's pattern a is its share of attention on each of
 them: a >= 0, and the sum is 1, but for heads with a *sink* (GPT-OSS: a learned place that takes attention and gives nothing), where the sum

@@ -1,4 +1,4 @@
-"""Many counterfactual runs: each prompt under each variant, by every metric of outcome.py.
+"""Many counterfactual runs are scored: each prompt under each variant, by every metric of `engine.distributions`.
 
 What all causal measures share: a measure says what is written where (variants) and what each of them is called (labels); here the model runs,
 and the laws that come out are held against the clean laws of both models.

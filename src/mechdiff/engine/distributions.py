@@ -1,4 +1,4 @@
-"""What did one counterfactual run do to the next-token law?
+"""What did one counterfactual run do to the next-token distribution?
 
 A run's logits z give a law q = softmax(z). It is held against a *reference*, the clean law p of a model:
 

@@ -1,4 +1,4 @@
-"""What a model says: greedy or sampled answers to many prompts at once, clean and under edits.
+"""A model answers many prompts at once, greedily or by sampling, clean and under edits.
 
 Each prompt is read once. Its last token then runs as parallel copies (`replay.py`): one clean, one for each variant, which is edited there alone.
 From then on every copy is a sequence of its own on the prompt's keys and values, and the sequences of several prompts take one token each in

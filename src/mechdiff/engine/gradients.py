@@ -1,4 +1,4 @@
-"""Gradients of what a model says with respect to its states: every site, many runs, one forward and one backward pass.
+"""Gradients of what a model predicts are taken with respect to its activations: every site, many runs, one forward and one backward pass.
 
 A *push* is a run in which states are added at some sites (zeros: the clean run). The runs of `replay.py` stand side by side and do not see each
 other, so one backward pass of the sum of their objectives gives each run its own gradient, at all of its sites.

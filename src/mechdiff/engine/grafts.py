@@ -1,4 +1,4 @@
-"""Run a network in which some units hold the tuned weights and all others the base's.
+"""A network runs in which some units hold the tuned weights and all others the base's.
 
 A graft puts tuned tensors (or switched-on adapter layers) in place and, whatever happens, puts back what was there: the very tensors, so every
 bit. Nothing is added to a weight and taken off again.

@@ -1,4 +1,4 @@
-"""The norm that reads the residual stream at a site, as numbers: kept beside captured states, applied to them without the model.
+"""The norm that reads the residual stream at a site is kept as numbers beside captured activations, and applied to them without the model.
 
 A block never reads the residual stream as it is: its first norm stands before attention (`resid_pre`, and the `resid_post` of the block before), its
 second before the MLP (`resid_mid`), the final norm behind the last block. A coordinate that is a hundred times as wide as the others shrinks them all

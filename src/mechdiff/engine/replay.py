@@ -1,4 +1,4 @@
-"""Many counterfactual runs of one prompt in one forward pass.
+"""Many counterfactual runs of one prompt are computed in one forward pass.
 
 The question "what would the next token be, had this state been that one?" is asked thousands of times of the same prompt: every layer, site
 and arm is a *variant*. Nothing written at the last position can reach the keys and values of earlier ones. So the prefix is computed once, and

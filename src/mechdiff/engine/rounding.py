@@ -1,4 +1,4 @@
-"""What rounding alone does to a model's next-token law: the measure of every check that two ways of computing one thing agree.
+"""How far does rounding alone move a model's next-token distribution? Every check that two ways of computing one thing agree is held against that.
 
 A number of nats that is rounding in one model is a mistake in another: a wrong position moves a small random network by 0.005 nats, and rounding
 to bfloat16 moves a model of 30 blocks on a sharp law by as much. So it is measured, on the very model and prompt, by whole forward passes in which

@@ -1,4 +1,4 @@
-"""Runs of one model whose states are changed at every position, by a function of the state: what steering does while a model reads and speaks.
+"""One model runs while its activations are changed at every position, by a function of the activation: so steering reads and generates.
 
 `replay` writes given values at the last positions. Here an edit is a *change*: a function from the states at a site, `[pos, d]`, to what is added to
 them, so it can be used at positions whose states nobody has seen yet. The variants of a prompt are sequences side by side, born at the block

@@ -1,4 +1,4 @@
-"""What a fitted map is: an affine function of states, kept as a diagonal and a product of two thin matrices.
+"""A fitted map is an affine function of activations, kept as a diagonal and a product of two thin matrices.
 
     T(x) = mean_out + (x - mean_in) * diagonal + ((x - mean_in) @ left) @ right
 

@@ -1,4 +1,4 @@
-"""The default maps: learned changes of the state, anchored at the identity, and the trivial ones that they must beat.
+"""The default maps learn a change of the activation, anchored at the identity; the trivial ones that they must beat stand beside them.
 
 Two identical models give the identity whatever the number of rows, and what is not seen is left as it is:
 

@@ -1,4 +1,4 @@
-"""Maps of other studies, which run by name only.
+"""These are the maps of other studies, which run only where a study file names them.
 
 Not anchored: they predict the target itself, so with few rows they fail even where the two models are one. Each says so below five rows for each
 feature, and gives the held-out R2 that it reaches between the source and itself (1 for an estimator that can be believed).

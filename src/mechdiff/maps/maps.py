@@ -1,4 +1,4 @@
-"""Maps of states from one model to the other, scikit-learn shaped: `Map("rrr").fit(source, target).transform(states)`.
+"""Linear maps carry one model's activations to the other's, scikit-learn shaped: `Map("rrr").fit(source, target).transform(states)`.
 
 The default families (anchored.py) learn the change, so that two identical models give the identity whatever the number of rows. Those of other
 studies run by name only (maps_by_name.py); most are not anchored, and fail on identical models with fewer than five rows for each feature.

@@ -1,4 +1,4 @@
-"""Sums that are enough: fits, CKA, subspaces and mean differences over more rows than memory holds.
+"""Sums are enough for fits, CKA, subspaces and mean differences over more rows than memory holds.
 
 What these need of n pairs of states x (base), y (tuned) is a few sums over rows, in float64, whose size does not depend on n:
 

@@ -1,4 +1,4 @@
-"""Ridge and reduced-rank regression: one decomposition for every penalty and every rank.
+"""Ridge and reduced-rank regression come from one decomposition for every penalty and every rank.
 
 Inputs X `[row, d]` and targets Z `[row, d_out]`, both centred; for anchored maps Z is the change Y - X. With X = U S V' (thin, from the
 n x n Gram matrix when there are fewer rows than features, never from a d x d one) everything is diagonal in U:

@@ -1,4 +1,4 @@
-"""Steering vectors as files that other programs read: what to add, where, and how long it is.
+"""Steering vectors are files that other programs read: what to add, where, and how long it is.
 
 **safetensors**: one float32 tensor, named by its site (`L24.resid_post`), to be added to the states there at strength 1; the metadata say of which
 models and prompts it is the mean difference.

@@ -1,4 +1,4 @@
-"""What a PEFT adapter adds to each tensor of its base, without merging: exact low-rank factors, or whole tensors where it stores them.
+"""A PEFT adapter adds exact low-rank factors, or whole tensors where it stores them, to each tensor of its base: read without merging.
 
 LoRA (Hu 2021, arXiv 2106.09685): W + s B A with s = alpha / r, or alpha / sqrt(r) with rslora; both may differ by module. DoRA (Liu 2024,
 arXiv 2402.09353): the rows of W + s B A rescaled to a learned magnitude; it is no low-rank change, so it comes as the merged matrix.

@@ -1,4 +1,4 @@
-"""Where tensors lie in memory, so that the same numbers give the same bits.
+"""Tensors are laid at aligned addresses in memory, so that the same numbers give the same bits.
 
 A product of a matrix with a single row (one token that runs alone) may be summed in another order where the matrix begins elsewhere within a
 register's width: on many processors two copies of one weight, one of them four bytes further on, give other last bits. A file's tensors lie where its

@@ -1,4 +1,4 @@
-"""What changed between two models, tensor by tensor: streamed from their files in the order of computation.
+"""What changed between two models, tensor by tensor? Both are streamed from their files in the order of computation.
 
     for change in open_changes(base, tuned):
         change.name, change.layer, change.site, change.delta()

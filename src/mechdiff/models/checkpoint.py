@@ -1,4 +1,4 @@
-"""Which files hold a model's weights: those that transformers loads from its folder, or peft from an adapter's.
+"""Which files hold a model's weights? Those that transformers loads from its folder, or peft from an adapter's.
 
 A folder can hold several sets of weights: a second save leaves the first one's shards and index behind, an original release lies beside its
 conversion. transformers takes the first of this list that is there, and everything that reads a folder here asks this module:

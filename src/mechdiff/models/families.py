@@ -1,4 +1,4 @@
-"""One row per architecture: where its blocks are and which module holds each site. No torch here.
+"""Each architecture is one row of a table: where its blocks are and which module holds each site. No torch here.
 
 To add a family, add a row to `FAMILIES` under the `model_type` of its config and a tiny config to `tests/pico.py`: every test of the
 engine then runs on it (docs/FAMILIES.md says how in twenty lines). A name is never guessed: what the row says must be there when a model is

@@ -1,4 +1,6 @@
-"""What two models compute otherwise though it is no weight: rotary base and scaling, windows, norm epsilon, activation, soft-capping, scales, ties.
+"""What do two models compute otherwise although no weight says so?
+
+Rotary base and scaling, windows, norm epsilon, activation, soft-capping, scales, ties.
 
 Two models of the same weights whose configs differ in such a field say different things, and no comparison of weights shows it. So every field of
 the two configs is compared but those that are known to change nothing that a forward pass computes: all that is not on that list counts.

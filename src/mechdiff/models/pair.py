@@ -1,5 +1,6 @@
-"""Load a pair of models: base and tuned, one at a time or both. An adapter pair is one loaded base whose adapter is switched on and off, so
-base and tuned share every weight that they have in common.
+"""A pair of models is loaded: base and tuned, one at a time or both.
+
+An adapter pair is one loaded base whose adapter is switched on and off, so base and tuned share every weight that they have in common.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The attention matrices of one block, by head, from whatever tensors the family stores them in.
+"""The attention matrices of one block are given by head, from whatever tensors the family stores them in.
 
 Heads' own coordinates are free: an invertible map on a head's values, undone in its output projection, changes no output. What these
 matrices do is in their products (measures/weights/products.py); here they are only cut out.

@@ -1,4 +1,4 @@
-"""Models whose matrices are held in 8 or 4 bits, by bitsandbytes: `dtype: int8` and `dtype: nf4` of a study.
+"""A study's `dtype: int8` or `dtype: nf4` holds a model's matrices in 8 or 4 bits, by bitsandbytes.
 
 int8 keeps each row of a matrix as whole numbers of its largest entry's 127th part, and rounds what enters it in the same way, but for columns
 with outliers (LLM.int8: Dettmers et al. 2022, arXiv:2208.07339). Which these are is decided for all rows of a pass together, so a run depends a

@@ -1,4 +1,4 @@
-"""Weights that a file holds in 8 or 4 bits as numbers times scales: found beside their scales, and decoded.
+"""Weights that a file holds in 8 or 4 bits as numbers times scales are found beside their scales and decoded.
 
 | in the file | what it is |
 |---|---|

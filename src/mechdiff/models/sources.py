@@ -1,4 +1,4 @@
-"""Where a model comes from: a directory, a Hub id, a GGUF file, or a PEFT adapter on a base; its config, its tokenizer, its files.
+"""Where does a model come from? From a directory, a Hub id, a GGUF file, or a PEFT adapter on a base: its config, its tokenizer, its files.
 
 Nothing here loads weights, and nothing runs Python code from a model's folder unless the user has named that model.
 """

@@ -1,4 +1,4 @@
-"""An adapter put on its base so that it can be switched off again, and the proof that with it off the network is the base.
+"""An adapter is put on its base so that it can be switched off again, with the proof that with it off the network is the base.
 
 Some adapters rewrite the base's weights when peft puts them on: PiSSA and OLoRA leave a residual in the base layer, LoftQ a rounded matrix, KaSA a
 truncated one, `layer_replication` more blocks. "Adapter off" is then another model than the base, and every number of it would be wrong without a

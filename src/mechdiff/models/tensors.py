@@ -1,4 +1,4 @@
-"""The tensors of one model as its files hold them: streamed, each under its module's name and with its place in the network.
+"""The tensors of one model are streamed from its files, each under its module's name and with its place in the network.
 
 Nothing is loaded but the tensor that is asked for, so a model of any size takes the memory of its largest tensor. Matrices come as
 [d_out, d_in] whatever the family stores.

@@ -1,4 +1,4 @@
-"""Each prompt as both models see it: rendered, tokenised once, and aligned. No torch here.
+"""Each prompt is rendered as both models see it, tokenised once, and aligned. No torch here.
 
 Two models may cut one text into different tokens, so a place in a text is never a bare token index. It is a pair (index in the
 base's tokens, index in the tuned model's tokens) whose two tokens end at the same byte: there both models have read the same

@@ -1,4 +1,4 @@
-"""Prompt sets and their splits. No torch here.
+"""A prompt set is read and divided into splits. No torch here.
 
 A prompt set is a JSON Lines file, one prompt a line: `text`, and if wanted `id`, `label`, `options` and `meta`. What is fitted, what is
 chosen and what is published each have prompts of their own (METHOD B18), and prompts that are near copies of each other, named

@@ -1,4 +1,4 @@
-"""Lines with bands, in panels: what the charts on maps, ranks and steering share.
+"""Charts on maps, ranks and steering share these panels of lines with bands.
 
 A table for these charts has the columns `panel line value says`, the x that it is drawn along, `low high` where there are bands, and
 `sure` where dots are to be hollow if it is False.

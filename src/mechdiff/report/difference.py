@@ -1,4 +1,4 @@
-"""The divergence between the two models, as every section of the page refers to it: D, whether it can be told from rounding, and on which prompts."""
+"""Every section refers to the divergence of the two models in one way: D, whether it can be told from rounding, and on which prompts."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How a chart of this project looks: widths, colours, axes, legends; and how it is saved.
+"""All charts of this project look alike: widths, colours, axes, legends, and how they are saved.
 
 Colours are told apart by colour-blind readers (Okabe and Ito 2008; one hue from light to dark in the map), and line
 patterns and shapes repeat what colour says.

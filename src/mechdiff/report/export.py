@@ -1,4 +1,4 @@
-"""What a paper needs of a run: every figure at column widths as PDF, SVG and PNG, every table as Markdown, and a summary in the form of a journal's.
+"""A paper needs of a run every figure at column widths as PDF, SVG and PNG, every table as Markdown, and a summary.
 
 `summary.md` has an abstract (the verdict), methods (from the run's record), results (sentences, tables and figures of each section) and
 limitations (warnings, skipped parts). Nothing in it was written by hand: a second export gives the same bytes.

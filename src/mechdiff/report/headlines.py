@@ -1,4 +1,4 @@
-"""Which sentences may stand at the top of the page. A sentence that is true can still mislead a reader who quotes it alone.
+"""Which sentences may stand at the top of the page? A sentence that is true can still mislead a reader who quotes it alone.
 
 Each clause of the verdict is a `Candidate`: its words, and beside them what a reader would have to know to weigh them. `admit` says which gate of
 GATES it fails; the verdict is built from those that fail none. What is refused stays in its own section, and the section on trust says why.

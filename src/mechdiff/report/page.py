@@ -1,4 +1,4 @@
-"""From a run folder to `report.html`: one file that opens from disk, loads nothing from anywhere.
+"""A run's folder becomes `report.html`: one file that opens from disk and loads nothing from anywhere.
 
 Reads `rows.parquet`, `summary.parquet`, `manifest.json` and `study.yaml`; writes `figures/` and the page. Whatever comes
 from models, prompts and file names is untrusted: the template escapes everything but the figures (whose text the SVG

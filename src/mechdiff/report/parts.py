@@ -1,4 +1,4 @@
-"""What the page is made of: sections of figures with captions, tables, notes and texts. Plain data; `page` renders it."""
+"""A page is made of sections of figures with captions, tables, notes and texts. Plain data; `page` renders it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Numbers, lists and texts in words.
+"""Numbers, lists and texts are put into words here.
 
 Shares are written as numbers from 0 to 1, divergences in nats with three digits, intervals always beside their estimate.
 """

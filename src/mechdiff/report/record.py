@@ -1,4 +1,4 @@
-"""What a run says about itself: its pair and settings, what was skipped, what was warned of, what its engine checked."""
+"""A run's record says its pair and settings, what was skipped, what was warned of, and what its engine checked."""
 
 from pathlib import Path
 from typing import Any

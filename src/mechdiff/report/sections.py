@@ -1,4 +1,4 @@
-"""The sections of the page, each from the run's tables, in the order of its questions. Numbers in, plain text out.
+"""The sections of the page are made from the run's tables, in the order of its questions. Numbers in, plain text out.
 
 A section whose rows are absent is one sentence that says so.
 """

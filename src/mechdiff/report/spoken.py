@@ -1,4 +1,4 @@
-"""What a sentence may rest on at a run's own skew.
+"""What may a sentence rest on at a run's own skew?
 
 p values: the tests of `intervals.py`, held silent where simulations say that they find too often what is not there.
 

@@ -1,4 +1,4 @@
-"""The verdict: at most five sentences, one for each question of a study, each computed from the run's tables and true of them.
+"""The verdict has at most five sentences, one for each question of a study, each computed from the run's tables and true of them.
 
 1. Do they behave differently?  2. Which weights changed, and which module's change matters?  3. Where does it matter?
 4. Can a map carry it, how many dimensions has it, does it obey?  5. Which heads carry it?

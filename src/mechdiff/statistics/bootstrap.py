@@ -1,4 +1,4 @@
-"""The bootstrap-t: how far means, and ratios of means, stray in units of their own standard error. Arrays in, arrays out.
+"""The bootstrap-t says how far means, and ratios of means, stray in units of their own standard error. Arrays in, arrays out.
 
 The unit that is resampled is the prompt (or the cluster of prompts): values of different layers, sites and arms on one prompt belong together, so
 prompts are drawn once for all columns. That also makes it fast: sums over B resamples of G columns are one matrix product, [G, prompt] values

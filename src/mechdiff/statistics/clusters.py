@@ -1,4 +1,4 @@
-"""The units of statistics: prompts, or clusters of prompts that say the same thing twice.
+"""Statistics count prompts, or clusters of prompts that say the same thing twice.
 
 Prompts made from one template, or asking one question, share what they show: 32 prompts of 8 templates are nearer to 8 observations than to 32, and
 intervals that take them for 32 hold the truth in 64 to 84 % of studies instead of 95 % (docs/NULLS.md). So the prompts of one cluster

@@ -1,4 +1,6 @@
-"""Intervals, p values and sets from values per prompt. Arrays in, arrays out; a row is a prompt, or the mean of a cluster of prompts (`units.py`).
+"""Intervals, p values and sets are made here from values on each prompt.
+
+Arrays in, arrays out; a row is a prompt, or the mean of a cluster of prompts (`units.py`).
 
 - `mean_intervals`, `share_intervals`, `asymmetry_intervals`: bootstrap-t (`bootstrap.py`), for a mean, a ratio of means, and (a - b) / (a + b).
 - `mean_p`: is a mean apart from 0? `family_p`: the same of many columns at once. They need no symmetry, as flips of signs do.

@@ -1,4 +1,4 @@
-"""Tables that several sections of a page ask for, made once.
+"""Tables that several sections of a page ask for are made once.
 
 A function of a run's frames gives the same table every time, and a page asks for some of them dozens of times. `once` remembers what a function gave
 for the very same frames (by identity: frames are never changed in place) and equal other arguments. What a call with another run's frames gave

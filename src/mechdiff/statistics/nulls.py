@@ -1,4 +1,4 @@
-"""From draws of a null distribution to p and q: what would the number be if there were nothing to find?
+"""What would a number be if there were nothing to find? Draws of a null distribution become p and q.
 
 Draws are rows whose control ends in "#12". `permuted#i`: states of the two models paired with the wrong prompts (similarity),
 or a map fitted anew on wrong pairs and held against the right ones (transport: `r2_change`, higher is closer).

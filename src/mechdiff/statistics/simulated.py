@@ -1,4 +1,4 @@
-"""What simulations say of the intervals and tests of `intervals.py`, at the skew and the number of prompts of a run's own values.
+"""Simulations say how the intervals and tests of `statistics.intervals` fare at the skew and the number of prompts of a run's own values.
 
 Intervals of a mean and p values are exact only for very many prompts. How often they hold the truth, and how often they find what is not there, was
 measured on values of known mean (`validate/skewed.py`): data/coverage.json, written by benchmarks/coverage.py, shown in docs/STATISTICS.md and

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, what a disk's refusal means, and content as identity. No torch here."""
+"""Files are written whole or not at all, a disk's refusal is explained, and content is identity. No torch here."""
 
 import hashlib
 import json

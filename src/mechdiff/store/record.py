@@ -1,4 +1,4 @@
-"""What a run's record says of the machine, and what it never says: no host name, no user, no secret. No torch here."""
+"""A run's record says what machine it ran on, and never a host name, a user or a secret. No torch here."""
 
 import importlib.metadata
 import math

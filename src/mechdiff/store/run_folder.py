@@ -1,4 +1,4 @@
-"""A run's folder on disk: finished cells, the tables made of them, the record. No torch here.
+"""A run's folder on disk has finished cells, the tables made of them, and the record. No torch here.
 
 ```
 RUN/study.yaml  manifest.json  rows.parquet  summary.parquet  log.txt     what a reader needs; the manifest comes last

@@ -1,4 +1,4 @@
-"""Where finished cells lie: a folder, or any place that fsspec reaches (s3://..., gs://..., file:///shared/...). No torch here.
+"""Where do finished cells lie? In a folder, or any place that fsspec reaches (s3://..., gs://..., file:///shared/...). No torch here.
 
 A cell is a few files under one name, there whole or not at all. In a folder they are written under a temporary name, flushed, then renamed. Elsewhere
 nothing can be renamed, so the record (`cell.json`) is written last: without it there is no cell. Who reads holds every file against the hashes in the

@@ -1,4 +1,4 @@
-"""What a study is cut into: cells, the shards of prompts that run side by side, and the words for positions. No torch here.
+"""A study is cut into cells, its prompts into shards that run side by side. Words for positions are here too. No torch here.
 
 A cell is what is stored, and what a killed run can lose at most one of. Its key says *what* it holds (measure, direction, split, site kind,
 arm, which prompts of which models), never how far a run has come: so packing is a function of the plan alone, and a resumed run makes the

@@ -1,4 +1,4 @@
-"""What a study asks (`StudyConfig`: hashed into the result's identity) and how it is run (`RunOptions`: never hashed).
+"""What a study asks (`StudyConfig`) is hashed into the result's identity; how it is run (`RunOptions`) never is.
 
 A study file is YAML: a pair, prompts, a seed, a dtype and a list of measures, each with a few options that all have
 defaults. It is checked once, here, at the boundary: inside mechdiff a `StudyConfig` is known to be right. Which measures

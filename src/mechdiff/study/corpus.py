@@ -1,4 +1,4 @@
-"""Two models over a corpus larger than memory: sums at a few sites, shard by shard, and what they say.
+"""Two models are compared over a corpus larger than memory, by sums at a few sites, shard by shard.
 
 A shard is so many lines of a JSON Lines file. Both models read its texts, bare; the states at tokens where both have read the same bytes (but the
 first, whose state is another kind of thing) go into the sums of maps/moments.py, those of a text into one of FOLDS folds. A shard's sums are a

@@ -1,4 +1,4 @@
-"""Map a function over jobs: here, in processes of their own; or one cluster for several runs."""
+"""A function is mapped over jobs: here, in processes of their own, or on one cluster for several runs."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping

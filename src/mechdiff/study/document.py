@@ -1,4 +1,4 @@
-"""A YAML document read strictly, and what is wrong with it said so that a person can put it right. No torch here.
+"""A YAML document is read strictly, and what is wrong with it is said so that a person can put it right. No torch here.
 
 Strictly: no key twice, no aliases, no tags, a date stays text. Said: dotted path, given value, allowed values, nearest
 known name. The checks raise `PydanticCustomError`s with that content; `explained` turns pydantic's errors into sentences.

@@ -1,4 +1,4 @@
-"""What a study will cost, before anything is loaded: the plan's cells, their floating-point operations, and this machine's speed."""
+"""What will a study cost, before anything is loaded? The plan's cells have floating-point operations, and this machine a speed."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""One execution of a plan, as its stages see it: the prompts, the engines, the states that were captured, the folder of finished cells."""
+"""One execution of a plan holds what its stages share: the prompts, the engines, captured activations, the folder of finished cells."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace

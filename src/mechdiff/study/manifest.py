@@ -1,4 +1,4 @@
-"""The record of a run: everything a reader needs to believe its numbers, or to get them again."""
+"""The record of a run has everything a reader needs to believe its numbers, or to get them again."""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""The same run on a Ray cluster: workers that hold the pair, cells as work, and the loss of a worker no loss. The only file that imports Ray.
+"""The same run goes on a Ray cluster: workers hold the pair, cells are the work, and the loss of a worker is no loss. The only file that imports Ray.
 
 The driver owns the run's folder and plans; a worker prepares the same study, joins the folder (or the URL under which its cells lie), and puts the
 cells that it is given there. Nothing but names travels: a cell's inputs are cells, its result is a cell. So a worker that dies takes nothing with it

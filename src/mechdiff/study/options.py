@@ -1,4 +1,4 @@
-"""What each measure can be told in a study file: one class of options a measure, all with defaults. No torch here.
+"""Each measure can be told a few things in a study file: one class of options a measure, all with defaults. No torch here.
 
 Lists come back sorted (sites and arms in their own order, numbers ascending): the order in a file changes no result,
 so it must not change a study's identity either.

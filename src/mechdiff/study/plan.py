@@ -1,4 +1,4 @@
-"""A study as a list of cells (cells.py): what will be computed, in which order and packing, and what it will cost. No torch here."""
+"""A study becomes a list of cells: what will be computed, in which order and packing, and what it will cost. No torch here."""
 
 from collections.abc import Iterator, Mapping, Sequence
 

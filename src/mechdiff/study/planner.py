@@ -1,4 +1,4 @@
-"""What the cells of every measure need: the prompts and how they are packed, keys, costs, and the list of what is left out. No torch here."""
+"""The cells of every measure need the prompts and how they are packed, keys, costs, and the list of what is left out. No torch here."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Everything that is found, read and checked before a model is loaded: files, tokenizers, prompts, and the plan."""
+"""Everything is found, read and checked before a model is loaded: files, tokenizers, prompts, and the plan."""
 
 import statistics
 import sys

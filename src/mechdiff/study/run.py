@@ -1,4 +1,4 @@
-"""Run a plan: compute the cells that are missing, write the rows, hand back the record.
+"""A plan is run: the cells that are missing are computed, the rows written, the record handed back.
 
 Order: captures with the base, captures with the tuned model, what needs states alone, then each direction with the model that runs, and again where
 what is run was chosen by both directions. So each model is loaded a few times at most, also where only one fits into memory; and the engine checks

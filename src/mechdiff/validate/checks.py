@@ -1,4 +1,4 @@
-"""What a planted truth expects, beside what was found. NaN never passes."""
+"""A planted truth's expectation is set beside what was found. NaN never passes."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""A tiny network, its tokenizer and its prompts, made in code: what truths are planted in when no model is given."""
+"""A tiny network, its tokenizer and its prompts are made in code: truths are planted in it when no model is given."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A model organism: a tiny network trained to give one answer after a trigger, and to stay as it was on everything else (METHOD C: P17)."""
+"""A model organism is a tiny network trained to give one answer after a trigger, and to stay as it was on everything else (METHOD C: P17)."""
 
 from collections.abc import Iterator
 

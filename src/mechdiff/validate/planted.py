@@ -1,4 +1,4 @@
-"""Pairs of models with one planted, known difference.
+"""Pairs of models are made with one planted, known difference.
 
 An *edit* is a function that changes a network in place; `plant` makes the pair base, edit(base), and runs both on the same prompts. Edits of the
 first part go into any model that mechdiff knows (the family's row tells where the matrices are); those of the second are written for Llama's

@@ -1,4 +1,4 @@
-"""Values per prompt with a known mean, as skewed as divergences are: log-normal parts of a given coefficient of variation (CV).
+"""Values per prompt are drawn with a known mean, as skewed as divergences are: log-normal parts of a given coefficient of variation (CV).
 
 Divergences of real pairs have CVs of 0.6 to 3.8 over prompts. Each null here has the mean 0 exactly, and none is symmetric about it: the
 values of a paired test, of a factorial and of a difference between two runs, where there is nothing to find.

@@ -1,4 +1,4 @@
-"""Truths of whole studies: planted pairs on disk, every measure, rows to summary to verdict, as a user runs them (METHOD C: P0, P1, P2, P6, P7)."""
+"""Whole studies are held against truths: planted pairs on disk, every measure, as a user runs them (METHOD C: P0, P1, P2, P6, P7)."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Truths of states: what patching, similarity and divergence must say of an edit whose place is known (METHOD C: P0, P2, P3, P8, P9, P12, P13).
+"""Patching, similarity and divergence are held against edits whose place is known (METHOD C: P0, P2, P3, P8, P9, P12, P13).
 
 They hold by construction in every model that mechdiff knows, so they are planted in a user's model too.
 """

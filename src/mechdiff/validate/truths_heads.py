@@ -1,4 +1,4 @@
-"""Truths of heads: which head was edited is known, and contributions have to say it (METHOD C: P4, P8, P10, P14, P15)."""
+"""Which head was edited is known, and measures of heads have to say it (METHOD C: P4, P8, P10, P14, P15)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

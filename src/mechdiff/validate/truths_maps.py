@@ -1,4 +1,4 @@
-"""Truths of maps: what a map of states must find, and what it must not (METHOD C: P0, P1, P2, P8, P16; A8's law of strengths)."""
+"""A linear map must find what is there, and nothing else (METHOD C: P0, P1, P2, P8, P16; A8's law of strengths)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Truths of chance: where there is nothing to find, tests find it no more often than they say, and intervals hold the truth (METHOD C: P20)."""
+"""Where there is nothing to find, tests find it no more often than they say, and intervals hold the truth (METHOD C: P20)."""
 
 from collections.abc import Iterator
 

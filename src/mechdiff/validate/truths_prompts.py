@@ -1,4 +1,4 @@
-"""Truths of prompts and vocabularies: faults are errors by name, other tokens are seen for what they are (METHOD C: P7b, P18)."""
+"""Faults of prompts are errors by name, and other tokens are seen for what they are (METHOD C: P7b, P18)."""
 
 import math
 from collections.abc import Callable, Iterator

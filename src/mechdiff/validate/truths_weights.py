@@ -1,4 +1,4 @@
-"""Truths of weights, read from files as a run reads them (METHOD C: P1, P5, P10, P11, P19)."""
+"""Truths of weights are read from files as a run reads them (METHOD C: P1, P5, P10, P11, P19)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

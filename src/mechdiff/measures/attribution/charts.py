@@ -1,4 +1,4 @@
-"""The charts of the section on attribution: estimates against true effects, and the heads of one model against those of the other.
+"""The charts on attribution hold estimates against true effects, and the heads of one model against those of the other.
 
 A few heads are far larger than all others, so both axes are linear near 0 and logarithmic far from it (symlog, the same on both): the line on
 which both coordinates are equal stays straight, the many small heads come apart, and the large ones stay on the page.

@@ -1,4 +1,4 @@
-"""What the page says about churn: which heads each model leans on, and which of them the fine-tune brought or took away.
+"""Which heads does each model lean on, and which of them did the fine-tune bring or take away?
 
 A head's attribution within one model is the estimate (gradient times difference) of what m changes by when the head's contribution is replaced by
 its own mean. A head stands out where |z| of that over all heads is at least `OUTLIER`, or above the study's own threshold. Those that stand out in

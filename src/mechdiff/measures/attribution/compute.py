@@ -1,4 +1,4 @@
-"""The stage of attribution: gradients of heads, MLPs and sites, held against true patches."""
+"""Gradients of heads, MLPs and sites are taken and held against true patches."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the page says about attribution: what gradients estimate, how far to believe them, and which places they point to.
+"""The numbers on attribution say what gradients estimate, how far to believe them, and which units they point to.
 
     estimate   attributed_logits: gradient of m times the difference of states, or integrated gradients along the way from one to the other
     effect     effect_logits: what m really changes by when the state is written; known for the heads that were patched, and for whole layers

@@ -1,4 +1,4 @@
-"""What do gradients say of the heads: the effect of swapping each of them, all at once, without running any of the swaps.
+"""What do gradients say of swapping each head, all at once, without running any of the swaps?
 
 One model runs clean, and m is a number that is linear in its logits. If a component's output (a head's contribution, an MLP's, a whole site) were
 moved by D to what the other model has there, m would change by about

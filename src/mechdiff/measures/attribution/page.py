@@ -1,4 +1,4 @@
-"""What do gradients say of the heads: how far their estimates can be believed, which heads each model leans on, which places weigh most."""
+"""The section on attribution says how far its estimates can be believed, which heads each model leans on, and which units weigh most."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a study may ask of attribution, and its cells."""
+"""A study file may set these options of attribution; its cells are planned from them."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""What the verdict says of attribution: one sentence, on how far gradients rank heads as patching does, and on which heads the two models lean."""
+"""One sentence of the verdict says how far gradients rank heads as patching does, and on which heads the two models lean."""
 
 import polars as pl
 

@@ -1,4 +1,4 @@
-"""What each fine-tune changed in behaviour: tuned - base on each prompt, so that two changes can be held against each other.
+"""Behaviour is compared between runs by what each fine-tune changed: tuned - base on each prompt.
 
 Prompts that all runs were asked (probes, mostly) pair. A change of what is 0 or 1 is -1, 0 or 1: its t interval is rough under some twenty prompts.
 """

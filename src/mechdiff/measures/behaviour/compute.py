@@ -1,4 +1,4 @@
-"""The stage in which both models answer: greedy and drawn answers, soft refusals, multiple choice; and what texts are held against."""
+"""Both models answer: greedy and sampled answers, refusals by likelihood, multiple choice. What texts are compared with is made here too."""
 
 import collections
 import json

@@ -1,4 +1,4 @@
-"""The stage in which a model is edited while it scores texts and answers: states written, vectors added or taken out, weights grafted."""
+"""A model is edited while it scores texts and answers: activations patched, vectors added or taken out, weights grafted."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""The numbers of the section on behaviour: what both models do, and what edits of their states change about it."""
+"""The numbers on behaviour say what both models do, and what edits of their activations change about it."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A guess at the language of a prompt, from its letters and its commonest words. It decides whose lists of refusals and styles are used, no more.
+"""The language of a prompt is guessed from its letters and its commonest words. It decides whose lists of refusals and styles are used, no more.
 
 Kazakh and Russian are told by their letters. Latin letters say nothing: most languages have them. So the words that every text is full of (the, and,
 is) are counted for some languages, and English is guessed where it has most of them and enough. A text in a language of no list (Swahili) has too few

@@ -1,4 +1,4 @@
-"""What both models do: a table of both with intervals, what edits change about it by layer, and their answers side by side."""
+"""The section on behaviour has a table of both models with intervals, what edits change about it by layer, and answers side by side."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What refusals, neutral openings and styles look like, by language: lists in data files, which a user may replace or add to.
+"""Refusals, neutral openings and styles are recognised by lists, one a language, which a user may replace or add to.
 
 A file `LANGUAGE.yaml` (`en`, `kk`, `ru` ship) has
 

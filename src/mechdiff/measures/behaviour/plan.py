@@ -1,4 +1,4 @@
-"""What a study may ask of behaviour, and its cells."""
+"""A study file may set these options of behaviour; its cells are planned from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, zip_longest

@@ -1,4 +1,4 @@
-"""Behaviour in words."""
+"""The page's sentences say how the two models' answers differ."""
 
 import polars as pl
 

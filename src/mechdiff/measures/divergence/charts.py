@@ -1,4 +1,4 @@
-"""The figure of the divergence on each prompt."""
+"""The figure shows the divergence on each prompt."""
 
 import altair as alt
 import polars as pl

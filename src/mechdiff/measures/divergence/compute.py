@@ -1,4 +1,4 @@
-"""The stage that lets both models read whole texts, and what the record keeps of it: the texts where they part, token by token."""
+"""Both models read whole texts, and the record keeps those where they part most, token by token."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What the page says about whole texts: the divergence at every token of a prompt and its continuation.
+"""The numbers on whole texts give the divergence at every token of a prompt and its continuation.
 
 Offsets count tokens from the decision position (0): negative in the prompt, positive in the continuation. The value at a
 token is the divergence of the two laws of what follows it.

@@ -1,4 +1,4 @@
-"""Do the two models say different things next, and by how much?
+"""Do the two models predict different things next, and by how much?
 
 At the decision position of each prompt, with p_t the tuned model's next-token law and p_b the base's, in nats:
 

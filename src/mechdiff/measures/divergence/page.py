@@ -1,4 +1,4 @@
-"""The section on how far the two models' predictions lie apart, prompt by prompt."""
+"""The section on divergence says how far apart the two models' predictions lie, prompt by prompt."""
 
 import polars as pl
 

@@ -1,4 +1,4 @@
-"""What a study may ask of divergence, and its cells."""
+"""A study file may set these options of divergence; its cells are planned from them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The most divergent texts: where along a prompt and its continuation the two models part, with figure, texts and tables."""
+"""A section shows the most divergent texts: where along a prompt and its continuation the two models part, with figure, texts and tables."""
 
 import itertools
 from typing import Any

@@ -1,4 +1,7 @@
-"""Do both models get the same input: vocabularies, how finely each tokenizer cuts, what templates do alone, states over whole words."""
+"""Do both models get the same input?
+
+Compared are vocabularies, how finely each tokenizer cuts, what templates do alone, and activations over whole words.
+"""
 
 from typing import Any
 

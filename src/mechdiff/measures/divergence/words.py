@@ -1,4 +1,4 @@
-"""How differently the two models behave, in words; and where no share of D can be given, why not."""
+"""The page's sentences say how differently the two models predict and, where no share of D can be given, why not."""
 
 import polars as pl
 

@@ -1,4 +1,4 @@
-"""The figure of effects below and above each block."""
+"""The figure shows the effects below and above each block."""
 
 import altair as alt
 import polars as pl

@@ -1,4 +1,4 @@
-"""What the page says about the factorial: blocks up to L from one model, those above from the other, in all four pairings.
+"""The numbers on the factorial are of runs with blocks up to L from one model and those above from the other, in all four pairings.
 
 What turning the upstream half from base to tuned brings (`upstream_effect`, the mean over both downstream halves), the same for the downstream half,
 and what both together bring beyond the sum (`interaction`), in one of three scores. In `nats` of KL(p_tuned || run) the two effects sum to D, but

@@ -1,4 +1,4 @@
-"""Early or late: the lower blocks of one model under the upper blocks of the other, in all four pairings, at every split point."""
+"""The section on the factorial sets the lower blocks of one model under the upper blocks of the other, at every split point."""
 
 from typing import Any
 

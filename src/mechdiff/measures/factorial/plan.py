@@ -1,4 +1,4 @@
-"""What a study may ask of the factorial, and its cells."""
+"""A study file may set these options of the factorial; its cells are planned from them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""The factorial in words: do lower and upper layers build on each other, or are they redundant?"""
+"""Do lower and upper layers build on each other, or are they redundant?"""
 
 import numpy as np
 import polars as pl

@@ -1,4 +1,4 @@
-"""The figures of what grafted modules recover."""
+"""The figures show what grafted modules recover."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the page says about grafts: how much of D the tuned weights of some modules recover when they are put into the base.
+"""The numbers on grafts say how much of D the tuned weights of some modules recover when they are put into the base.
 
 v(S) is KL(p_tuned || p_{base + dW_S}) in nats; the recovered share is 1 - v(S) / v(nothing), a ratio of means over the same prompts.
 """

@@ -1,4 +1,4 @@
-"""Which module's change matters: grafts of tuned weights into the base, alone, in network order, greedily, and cut to a rank."""
+"""The section on grafts puts tuned weights into the base: modules alone, in network order, greedily, and cut to a rank."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Sentences say which modules' tuned weights recover the difference."""
+"""The page's sentences say which modules' tuned weights recover the difference."""
 
 import polars as pl
 

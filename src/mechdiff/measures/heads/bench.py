@@ -1,4 +1,4 @@
-"""What the heads of some prompts contribute in both models, and runs of one model in which they are swapped."""
+"""A bench holds what the heads of some prompts contribute in both models, and runs one model with some of them swapped."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast

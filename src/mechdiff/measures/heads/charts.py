@@ -1,4 +1,4 @@
-"""The charts on heads: the map of all of them, coverage by sets with random sets beside, bars of single heads, coverage across the network."""
+"""The charts on heads show the map of all of them, coverage by sets with random sets beside, single heads, and coverage across the network."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""What is chosen on the select prompts: the closer layers, orders of heads, the top heads."""
+"""The select prompts alone choose the closer layers, the orders of heads and the top heads."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The stages of heads: every head of every layer, orders of heads, sets of them at the closer layers."""
+"""Heads are swapped: every one of every layer, in order of effect, and in sets at the closer layers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""How much of an effect a set of players (heads, MLPs) covers: the one place where such a ratio is made. Arrays in, numbers out.
+"""How much of an effect does a set of players (heads, MLPs) cover? Arrays in, numbers out.
 
 Every player's and set's effect is v(S) in nats on each prompt, 0 for the empty set, and the whole is v(all). Coverage is a ratio of means over
 prompts,

@@ -1,4 +1,4 @@
-"""What the page says about heads: the causal map of all of them, and the games of sets of heads at the closer layers and across the network.
+"""The numbers on heads are the causal map of all of them, and the games of sets of heads at the closer layers and across the network.
 
 v of a set, per prompt in nats: kl_own where the tuned model runs (breakage), D - kl_other where the base runs (recovery), both on the tokens of D.
 All ratios of v are made in coverage.py. Orders of heads are those of the record, chosen on the select prompts; values are those of the reported ones.

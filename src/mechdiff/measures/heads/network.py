@@ -1,4 +1,4 @@
-"""The stages of heads beyond one layer: sets across the network, the attention of the top heads, the record."""
+"""Beyond one layer, sets of heads are swapped across the network, and the attention of the top heads is recorded."""
 
 import json
 from collections.abc import Sequence

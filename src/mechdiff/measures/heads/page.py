@@ -1,4 +1,4 @@
-"""Which heads carry it: every head of every layer, sets of heads at the closer layers with random sets beside, the network, where top heads look."""
+"""The section on heads shows every head of every layer, sets of heads with random sets beside, the network, and what top heads attend to."""
 
 from typing import Any
 

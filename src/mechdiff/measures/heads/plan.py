@@ -1,4 +1,4 @@
-"""What a study may ask of attention heads, and its cells."""
+"""A study file may set these options of heads; its cells are planned from them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""Numbers of the page on sets of heads: how much the first k of an order break or recover."""
+"""How much do the first k heads of an order break or recover?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

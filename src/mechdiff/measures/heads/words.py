@@ -1,4 +1,4 @@
-"""What the verdict says of heads: how many carry the change at its strongest layer, beside random ones, and how evenly."""
+"""The verdict's sentences say how many heads carry the change at its strongest layer, beside random ones, and how evenly."""
 
 import polars as pl
 

@@ -1,4 +1,4 @@
-"""Does writing the base's state into the tuned model do more than the reverse? One number a site, comparable across directions.
+"""Does patching the base's activation into the tuned model do more than the reverse? One number a site, comparable across directions.
 
     A = (J_breakage - J_recovery) / (J_breakage + J_recovery)
 

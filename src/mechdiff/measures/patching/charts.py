@@ -1,4 +1,4 @@
-"""The figures of the causal map: by layer and site, in shares of D and in nats."""
+"""The figures show the causal map, by layer and site, in shares of D and in nats."""
 
 import math
 from collections.abc import Sequence

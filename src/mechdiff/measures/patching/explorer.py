@@ -1,4 +1,4 @@
-"""The data behind the explorer of the causal map: every arm, direction and metric of every site, and its values prompt by prompt.
+"""The explorer of the causal map has every condition, direction and metric of every site, and its values prompt by prompt.
 
 The page's script reads it; without a script the drawn map stands alone. Numbers have four digits: the whole ones are in rows.parquet.
 """

@@ -1,4 +1,4 @@
-"""The numbers that the page talks about, computed from a run's rows and summary: data frames in, data frames and dataclasses out.
+"""The numbers on patching are computed from a run's rows and summary: data frames in, data frames and dataclasses out.
 
 Nothing is chosen on the split that is reported where another split was measured: the strongest site is found on `select`
 and its numbers are those of `report`.

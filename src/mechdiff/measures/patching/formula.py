@@ -1,4 +1,4 @@
-"""Where does the difference between the two models' states matter for what they say next?
+"""Where does the difference between the two models' activations matter for what they predict next?
 
 One model runs, and at one place its state at the studied position is replaced (Vig 2020; Meng 2022; across models with the prompt held
 fixed: Prakash 2024, arXiv 2402.14811). With D = KL(p_tuned || p_base), the total effect:

@@ -1,4 +1,4 @@
-"""The section on where the difference between the two models matters."""
+"""The section on patching says where the difference between the two models matters."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a study may ask of patching, and its cells."""
+"""A study file may set these options of patching; its cells are planned from them."""
 
 from collections.abc import Iterator
 from itertools import product

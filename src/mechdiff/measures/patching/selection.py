@@ -1,4 +1,4 @@
-"""Which layers later measures look at: chosen on the `select` split alone, and carried by name into what is reported."""
+"""Which layers do later measures look at? Chosen on the `select` split alone, they are carried by name into what is reported."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Sentences say where the difference passes, which output carries it and what it depends on."""
+"""The page's sentences say where the difference passes, which output carries it and what it depends on."""
 
 import polars as pl
 

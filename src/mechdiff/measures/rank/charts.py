@@ -1,4 +1,4 @@
-"""The charts of the section on rank."""
+"""The charts on rank show the rank chosen by layer, R² of the change by rank, and what maps of each rank do."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the page says about the number of dimensions of the change: reduced-rank regression by rank, and what maps of each rank do.
+"""The numbers on rank are of reduced-rank regression by rank, and of what maps of each rank do.
 
 `rank_chosen` is the smallest rank within one standard error of the best cross-validated one; `rank_uncentred` that of the change with its
 mean left in (a constant shift: 0 in the first, 1 in the second). Causal curves write the map of rank k: closeness (`tuned<-base`, nats) and transport

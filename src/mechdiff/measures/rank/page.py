@@ -1,4 +1,4 @@
-"""How many dimensions does the change have: the rank that regression chooses at every site, and what maps of each rank do."""
+"""The section on rank gives the rank that regression chooses at every site, and what maps of each rank do."""
 
 from collections.abc import Sequence
 from typing import Any

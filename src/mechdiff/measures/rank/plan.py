@@ -1,4 +1,4 @@
-"""What a study may ask of rank, and its cells."""
+"""A study file may set these options of rank; its cells are planned from them."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any

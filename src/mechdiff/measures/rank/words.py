@@ -1,4 +1,4 @@
-"""The rank of the change in words: what so many prompts can say of it."""
+"""The page's sentences say the rank of the change, as far as so many prompts can tell it."""
 
 import polars as pl
 

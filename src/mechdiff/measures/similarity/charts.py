@@ -1,4 +1,4 @@
-"""The figure of CKA by layer."""
+"""The figure shows CKA by layer."""
 
 import altair as alt
 import polars as pl

@@ -1,4 +1,4 @@
-"""Numbers of the page on how alike the two models' activations are."""
+"""The numbers on similarity say how alike the two models' activations are."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Where do the two models' states differ, and is the difference more than a change of basis?
+"""Where do the two models' activations differ, and is the difference more than a change of basis?
 
 X and Y hold the two models' states at one site, a row for each prompt; K = XXᵀ and L = YYᵀ say how alike prompts look to each model.
 

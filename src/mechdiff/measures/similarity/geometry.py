@@ -1,4 +1,4 @@
-"""How one model's states lie at one site: the matrices that every measure of similarity is made of.
+"""How do one model's activations lie at one site? Every measure of similarity is made of these matrices.
 
 `u_centred` is K = XXᵀ without its diagonal and with rows that sum to 0 (Székely & Rizzo 2014): the inner product of two such is the unbiased HSIC₁,
 and their cosine is debiased CKA. From it follow CKA without each prompt, and under other pairings of the prompts, with no state read again.

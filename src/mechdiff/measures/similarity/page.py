@@ -1,4 +1,4 @@
-"""The section on similarity: CKA by layer, and the other measures of how alike the two models' states are."""
+"""The section on similarity shows CKA by layer, and the other measures of how alike the two models' activations are."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a study may ask of similarity, and its cells."""
+"""A study file may set these options of similarity; its cells are planned from them."""
 
 from collections.abc import Iterator
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Sentences say how alike the two models' activations are."""
+"""The page's sentences say how alike the two models' activations are."""
 
 import polars as pl
 

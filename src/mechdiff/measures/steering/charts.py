@@ -1,4 +1,4 @@
-"""The figures of what steering along the change does, and what it harms."""
+"""The figures show what steering along the change does, and what it harms."""
 
 from collections.abc import Sequence
 

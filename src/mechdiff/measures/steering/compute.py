@@ -1,4 +1,4 @@
-"""The stages of steering: edits at the decision position and over whole sequences, side effects on neutral prompts, texts, and saved vectors."""
+"""Models are steered: at the decision position, over whole sequences, on neutral prompts for side effects, on texts; vectors are saved."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the page says about steering: what edits along the change's directions do to D, and what they do to prompts that have nothing to do with it.
+"""The numbers on steering say what edits along the change's directions do to D, and to prompts that have nothing to do with it.
 
 Effect, a share of the way to the other model: where the base runs 1 - KL(p_tuned || run)/D (1: it behaves like the tuned model), where the tuned
 model runs 1 - KL(p_base || run)/KL(p_base || p_tuned) (1: it behaves like the base); damage alone has none. Side effects are means over neutral

@@ -1,4 +1,4 @@
-"""Does the change obey: its directions added, enlarged, removed and exchanged, and what that costs on prompts that have nothing to do with it."""
+"""The section on steering adds, enlarges, removes and exchanges the change's directions, and says what that costs on unrelated prompts."""
 
 from typing import Any
 

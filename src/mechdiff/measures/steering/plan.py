@@ -1,4 +1,4 @@
-"""What a study may ask of steering, and its cells."""
+"""A study file may set these options of steering; its cells are planned from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The directions of a change: which way do the tuned model's states lie from the base's?
+"""In which directions do the tuned model's activations lie from the base's?
 
 At one site, with a_b and a_t the two models' states on the same prompts of the fit split and d_i = a_t,i - a_b,i:
 

@@ -1,4 +1,4 @@
-"""Steering in words: does the change obey, within what neutral prompts allow?"""
+"""The page's sentences say whether a vector switches the change on or off, within what neutral prompts allow."""
 
 import polars as pl
 

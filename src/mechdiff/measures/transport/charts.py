@@ -1,4 +1,4 @@
-"""The charts on maps of states: both scores by layer, how well maps fit, strengths, and maps written at layers they were not fitted at."""
+"""The charts on linear maps show both scores by layer, how well maps fit, strengths, and maps applied at layers they were not fitted at."""
 
 from collections.abc import Callable, Sequence
 

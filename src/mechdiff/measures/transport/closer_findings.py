@@ -1,4 +1,4 @@
-"""What the page says about maps at the layers that were looked at more closely: strengths, misplaced maps, over-fitting.
+"""The numbers on maps at the layers looked at more closely are strengths, misplaced maps and over-fitting.
 
 With s the strength of a write, KL(s) = c s^2 near 0 for any map, right or wrong: c is read off the smallest strength, and KL(1) / c says how
 far the square holds. A map that knows its layer comes closer there than the map of any other layer (the diagonal of a square wins). A drop that

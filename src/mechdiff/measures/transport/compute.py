@@ -1,4 +1,4 @@
-"""The stages of the measures that fit maps of states: the fits, what the maps do in a running model, and the closer look at a few layers."""
+"""Linear maps between activations are fitted, applied in a running model, and looked at closely at a few layers."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the page says about maps of states: how close a mapped state comes, and what it makes the other model do. Two scores, never mixed.
+"""The numbers on maps say how close a mapped activation comes, and what it makes the other model do. Two scores, never mixed.
 
     closeness, tuned<-base         KL(p_tuned || p_tuned[T(base's state)])     0: the map found the tuned state; KL_raw is the identity arm
     transport proper, base<-base   1 - KL(p_tuned || p_base[T(own state)]) / D   1: the base, mapped, speaks like the tuned model

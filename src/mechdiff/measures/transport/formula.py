@@ -1,4 +1,4 @@
-"""Can a map of states carry the change from one model to the other?
+"""Can a linear map of activations carry the change from one model to the other?
 
 At one site, x is a state of the base on a prompt and y the tuned model's state on the same. A map T is fitted on the `fit` split (maps.py) and
 asked two questions that must not be mixed (Lenc & Vedaldi 2015; Csiszárik 2021; direct matching: Balogh & Jelasity 2025, arXiv 2412.11299):

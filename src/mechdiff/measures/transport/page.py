@@ -1,4 +1,4 @@
-"""Can a linear map carry the change: how close mapped states come, what they make the base do, and what shuffled or misplaced maps do."""
+"""The section on maps says how close mapped activations come, what they make the base do, and what shuffled or misplaced maps do."""
 
 from typing import Any
 

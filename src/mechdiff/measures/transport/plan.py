@@ -1,4 +1,4 @@
-"""What a study may ask of linear maps between the models' activations, and the cells."""
+"""A study file may set these options of transport; its cells are planned from them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any

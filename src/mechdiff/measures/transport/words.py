@@ -1,4 +1,4 @@
-"""Maps of activations in words, and what the verdict says of maps, rank and steering."""
+"""The page's sentences say what linear maps carry over, and the verdict's what maps, rank and steering say together."""
 
 import numpy as np
 import polars as pl

@@ -1,4 +1,4 @@
-"""The figures of which weights changed, and in how many directions."""
+"""The figures show which weights changed, and in how many directions."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the page says about the weights: which tensors changed, by how much, in how many directions."""
+"""The numbers on the weights say which tensors changed, by how much, in how many directions."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which weights changed: the change of every module and head, spectra of the most changed matrices, and their ranks."""
+"""The section on the weights gives the change of every module and head, spectra of the most changed matrices, and their ranks."""
 
 from typing import Any
 

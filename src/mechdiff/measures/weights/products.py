@@ -1,4 +1,4 @@
-"""What a head's weights do, whatever the basis of its own coordinates: its OV and QK products.
+"""What do a head's weights do, whatever the basis of its own coordinates? Its OV and QK products do not depend on it.
 
 A head reads the normed residual stream x by W_Q, W_K, W_V and writes z W_O. Its own d_head coordinates are free: W_V -> G W_V with
 W_O -> W_O G^-1 changes every entry of both and nothing that the model says. What the head does is in

@@ -1,4 +1,4 @@
-"""The singular values of a weight change: how large is it, of what rank, and is it more than noise?
+"""How large is a weight change, of what rank, and is it more than noise? The singular values of the change say it.
 
 With dW = W_tuned - W_base [d_out, d_in] and s_1 >= s_2 >= ... its singular values (their squares sum to ||dW||_F^2):
 

@@ -1,4 +1,4 @@
-"""Sentences say which weights changed, and whether the function changed with them."""
+"""The page's sentences say which weights changed, and whether the function changed with them."""
 
 import polars as pl
 
