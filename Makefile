@@ -4,7 +4,7 @@ BIN := .venv/bin
 comma := ,
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims same-rows shape clean
+.PHONY: install demo test test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims same-rows shape map clean
 
 install: .venv/installed
 
@@ -69,6 +69,9 @@ same-rows: .venv/installed  ## OLD=HEAD~1 NEW=HEAD: whether two commits (.: the 
 
 shape: .venv/installed  ## how large and how tangled the package is, each bar beside its limit
 	$(BIN)/python tools/shape.py
+
+map: .venv/installed  ## docs/MAP.md from first sentences, docs/architecture.svg from imports
+	$(BIN)/python tools/map.py
 
 clean:
 	rm -rf .venv .venv-oracles build dist src/*.egg-info

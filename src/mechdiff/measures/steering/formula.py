@@ -1,7 +1,6 @@
 """Can directions of the change switch it on or off?
 
-Directions of the base-to-tuned difference are added, amplified, removed and exchanged; what does that do elsewhere? Directions of the base-to-tuned
-difference added, amplified, removed and exchanged, and what that does elsewhere.
+Directions of the base-to-tuned difference are added, amplified, removed and exchanged; what does that do elsewhere?
 
 With the directions of subspaces.py at one site (U_k orthonormal, P_k = U_k U_k', m the mean difference, mu_b the base's mean state) and h the state
 of the model that runs:

@@ -1,0 +1,59 @@
+"""This script writes what is read from the code itself: docs/MAP.md, a line a module, and docs/architecture.svg, its folders and arrows: `make map`.
+
+--check writes nothing and exits 1 where a file is no longer what the code says.
+"""
+
+import ast
+import re
+import sys
+
+import imports
+import picture
+
+HEAD = """# Map
+
+Every file of `src/mechdiff` in the reading order of [ARCHITECTURE.md](ARCHITECTURE.md), with the first sentence of its docstring.
+`make map` writes this page.
+"""
+
+
+def first_sentence(module: str) -> str:
+    """The first sentence of a module's docstring, on one line."""
+    said = (ast.get_docstring(imports.syntax(module)) or "").partition("\n\n")[0]
+    sentence = re.match(r".*?[.?!](?=\s|$)", said, re.DOTALL)
+    return " ".join((sentence[0] if sentence else said).split())
+
+
+def map_page() -> str:
+    """docs/MAP.md: a heading a folder, a line a file."""
+    page = [HEAD]
+    for room, said in imports.reading_order().items():
+        inside = [module for module in imports.modules() if imports.room(module) == room]
+        name = room.replace(".", "/")
+        alone = inside == [room]
+        page.append(f"## {name}{'.py' if alone else '/'}\n")
+        if not alone:
+            page.append(f"{said[0].upper()}{said[1:]}{'' if said[-1] in '.?' else '.'}\n")
+        page.append("\n".join(line(module) for module in sorted(inside, key=lambda one: (not one.endswith(".measure"), one))) + "\n")
+    return "\n".join(page)
+
+
+def line(module: str) -> str:
+    place = imports.file_of(module)
+    return f"- [`{place.name}`](../{place.relative_to(imports.ROOT)}): {first_sentence(module)}"
+
+
+def main() -> int:
+    made = {"MAP.md": map_page(), "architecture.svg": picture.drawn()}
+    files = {imports.ROOT / "docs" / name: text for name, text in made.items()}
+    old = [path for path, text in files.items() if not path.is_file() or path.read_text() != text]
+    for path in old:
+        if "--check" in sys.argv:
+            print(f"docs/{path.name} is no longer what the code says: make map writes it")
+        else:
+            path.write_text(files[path])
+    return int(bool(old) and "--check" in sys.argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
