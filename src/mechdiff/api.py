@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechdiff.audit.verification import Verification
 from mechdiff.errors import RunError
-from mechdiff.measures.catalogue import OPTIONS, load_study, make_study
+from mechdiff.measures.catalogue import AGAIN, ANSWERS, OPTIONS, load_study, make_study
 from mechdiff.report.drawing import WIDE
 from mechdiff.report.export import chart, drawn_figures, export
 from mechdiff.report.page import build_report
@@ -152,7 +152,7 @@ def verify(path: str | Path, *, rows: int | None = 200, seed: int = 0, device: s
     """
     from mechdiff.audit.verification import verify as recompute
 
-    return recompute(path, OPTIONS, n_rows=rows, seed=seed, device=device)
+    return recompute(path, OPTIONS, AGAIN, ANSWERS, n_rows=rows, seed=seed, device=device)
 
 
 def moments(

@@ -430,11 +430,14 @@ def verify(
     from rich.console import Console
 
     from mechdiff.audit.verification import verify as recompute
-    from mechdiff.measures.catalogue import OPTIONS
+    from mechdiff.measures.catalogue import AGAIN, ANSWERS, OPTIONS
     from mechdiff.terminal import show_verification
 
     with Console(stderr=True).status("opening the run") as status:
-        found = recompute(run, OPTIONS, n_rows=None if every else rows, seed=seed, device=device, progress=lambda what: status.update(what))
+        found = recompute(
+            run, OPTIONS, AGAIN, ANSWERS, n_rows=None if every else rows, seed=seed, device=device,
+            progress=lambda what: status.update(what),
+        )  # fmt: skip
     if json:
         print(found.to_json())
     else:

@@ -1,7 +1,7 @@
 """The numbers of a patched run are computed once more here: by whole forward passes, from the definitions, in float64.
 
-A function takes the run and a row and returns the number, or raises `Not` with the reason why this row is not computed another way (a random draw, a
-fit that was not kept).
+A function takes the run and a row and returns the number, or raises `NotRecomputed` with the reason why this row is not computed another way (a
+random draw, a fit that was not kept).
 """
 
 import math
@@ -18,9 +18,11 @@ from mechdiff.audit.whole import Put
 from mechdiff.models.sites import Site
 
 Row = dict[str, Any]
+SecondWay = Callable[[Rerun, Row], float]
+"""Of one measure: a row's value once more, or NotRecomputed."""
 
 
-class Not(Exception):
+class NotRecomputed(Exception):
     """A row that is not computed another way; its text says why."""
 
 
@@ -51,7 +53,7 @@ def of_law(run: Rerun, row: Row, logits: Tensor) -> float:
         return divergent(logits[:n_shared], base[:n_shared], tuned[:n_shared])
     if metric == "fisher_overlap_nats":
         return whole.overlap(mine[:n_shared], other[:n_shared], logits[:n_shared])
-    raise Not(f"the metric {metric} is a fit or a draw")
+    raise NotRecomputed(f"the metric {metric} is a fit or a draw")
 
 
 def top1(logits: Tensor, top: int) -> float:
@@ -104,7 +106,7 @@ def between(run: Rerun, metric: str, base: Tensor, tuned: Tensor) -> float:
         first = run.prepared.tokens.first_bytes
         laws = [np.bincount(first, weights=law.softmax(-1).numpy(), minlength=257) for law in (tuned, base)]
         return float(sum(p * math.log(p / q) for p, q in zip(*laws, strict=True) if p > 0))
-    raise Not(f"the metric {metric}")
+    raise NotRecomputed(f"the metric {metric}")
 
 
 LOGITS_APART = 20

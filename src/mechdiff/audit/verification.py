@@ -8,7 +8,7 @@ r (sqrt(v) + v). What is compared gets three times that; logits and their differ
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ import numpy as np
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.audit.distributions import LOGITS_APART, Not
-from mechdiff.audit.recompute import RECOMPUTE
+from mechdiff.audit.distributions import LOGITS_APART, NotRecomputed, SecondWay
 from mechdiff.audit.rerun import Rerun
 from mechdiff.errors import RunError
-from mechdiff.measures.behaviour.verify import answers
 from mechdiff.rows import COLUMNS, OVERLAP
 from mechdiff.store.tables import read_rows
 from mechdiff.study.config import MeasureOptions
 
+Answer = tuple[str, str, str, str]
+"""(prompt, side, recorded, generated again)"""
 ROWS = 200
 TRIES = 6
 """Rows of a measure that are tried for each that is wanted: some cannot be recomputed another way."""
@@ -78,6 +78,8 @@ class Verification:
 
     path: str
     n_rows: int
+    measures: Sequence[str] = ()
+    """Names of the measures that have a second way, in the order of the table."""
     files: list[str] = field(default_factory=list)
     """Files that are gone or not what was written, in words."""
     models: list[str] = field(default_factory=list)
@@ -85,8 +87,8 @@ class Verification:
     compared: list[Compared] = field(default_factory=list)
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     """Measure -> why rows of it were not recomputed -> how many of those drawn."""
-    answers: list[tuple[str, str, str, str]] = field(default_factory=list)
-    """(prompt, side, recorded, generated again) of every recorded answer."""
+    answers: list[Answer] = field(default_factory=list)
+    """Every recorded answer beside the one that was generated again."""
     seconds: float = 0.0
 
     @property
@@ -94,7 +96,7 @@ class Verification:
         return [one for one in self.compared if one.differs]
 
     @property
-    def other_answers(self) -> list[tuple[str, str, str, str]]:
+    def other_answers(self) -> list[Answer]:
         return [one for one in self.answers if one[2] != one[3]]
 
     @property
@@ -104,7 +106,7 @@ class Verification:
     def table(self) -> list[tuple[str, int, int, float, int]]:
         """(measure, rows drawn that were recomputed, not recomputed, worst distance over tolerance, rows that differ)."""
         found = []
-        for measure in RECOMPUTE:
+        for measure in self.measures:
             here = [one for one in self.compared if one.row["measure"] == measure]
             out = sum(self.left_out.get(measure, {}).values())
             if here or out:
@@ -124,18 +126,21 @@ class Verification:
 
 
 def verify(
-    path: str | Path, measures: MeasureOptions, *, n_rows: int | None = ROWS, seed: int = 0, device: str = "cpu",
+    path: str | Path, measures: MeasureOptions, again: Mapping[str, SecondWay],
+    answers: Mapping[str, Callable[[Rerun], list[Answer]]], *, n_rows: int | None = ROWS, seed: int = 0, device: str = "cpu",
     progress: Callable[[str], None] = lambda what: None,
 ) -> Verification:  # fmt: skip
     """Recomputes `n_rows` rows of a finished run, drawn by the seed from every measure and metric alike; None: all rows.
 
-    `measures` is what a study may ask for, by which the run's own study is read.
+    `measures` is what a study may ask for, by which the run's own study is read; `again` the second way of each, and `answers` of those that record
+    answers.
     Where a file of a model or the run's tables changed, nothing is recomputed: the numbers would be another pair's. Raises RunError where there is no
     run, ModelError where a model is gone.
     """
     started = time.perf_counter()
     run = Rerun(Path(path), measures, device)
-    found = Verification(path=str(path), n_rows=0, files=run.changed_files(), models=[*run.changed_models(), *run.changed_prompts()])
+    changed = [*run.changed_models(), *run.changed_prompts()]
+    found = Verification(path=str(path), n_rows=0, measures=list(again), files=run.changed_files(), models=changed)
     if not found.models and not any(said.startswith("rows.parquet") for said in found.files):
         rows = read_rows(path)
         found.n_rows = len(rows)
@@ -146,9 +151,9 @@ def verify(
             if done.get(measure, 0) < wanted:
                 if number % 10 == 0:
                     progress(f"{measure}: {done.get(measure, 0)} of {wanted} rows")
-                done[measure] = done.get(measure, 0) + _compare(run, row, found)
+                done[measure] = done.get(measure, 0) + _compare(run, row, again[measure], found)
         progress("answers")
-        found.answers = answers(run)
+        found.answers = [one for generate in answers.values() for one in generate(run)]
     found.seconds = time.perf_counter() - started
     return found
 
@@ -170,11 +175,11 @@ def sample(rows: pl.DataFrame, n_rows: int, seed: int) -> pl.DataFrame:
     return ordered.group_by("measure", maintain_order=True).head(TRIES * wanted).select(*COLUMNS, pl.lit(wanted).alias("wanted"))
 
 
-def _compare(run: Rerun, row: dict[str, Any], found: Verification) -> bool:
+def _compare(run: Rerun, row: dict[str, Any], second_way: SecondWay, found: Verification) -> bool:
     """Whether the row was recomputed."""
     try:
-        again = RECOMPUTE[row["measure"]](run, row)
-    except Not as why:
+        again = second_way(run, row)
+    except NotRecomputed as why:
         reasons = found.left_out.setdefault(row["measure"], {})
         reasons[str(why)] = reasons.get(str(why), 0) + 1
         return False

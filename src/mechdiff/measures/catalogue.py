@@ -46,6 +46,8 @@ BETWEEN_RUNS = {one.name: one.between_runs for one in MEASURES}
 """What several runs are compared in."""
 AGAIN = {one.name: one.again for one in MEASURES}
 """The second way of each."""
+ANSWERS = {one.name: one.answers for one in MEASURES if one.answers}
+"""The second way of recorded answers."""
 
 OPTIONS: dict[str, type[Options]] = {
     "divergence": DivergenceOptions,

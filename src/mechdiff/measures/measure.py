@@ -39,3 +39,5 @@ class Measure:
     """What several runs are compared in (compare/quantity.py)."""
     again: Any = field(default=None)
     """(rerun, row): the row's value once more, another way; raises NotRecomputed with the reason."""
+    answers: Any = field(default=None)
+    """(rerun): what its record says the models answered, beside what is generated again; None where it records no answers."""

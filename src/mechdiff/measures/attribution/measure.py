@@ -1,6 +1,6 @@
 """Attribution asks what gradients say of each head, and holds it against true patches."""
 
-from mechdiff.measures.measure import Measure
+from mechdiff.measures.measure import Later, Measure
 
 ATTRIBUTION = Measure(
     name="attribution",
@@ -14,5 +14,5 @@ ATTRIBUTION = Measure(
     # what several runs are compared in
     between_runs=None,
     # a second way
-    again=None,
+    again=Later("mechdiff.measures.attribution.verify:again"),
 )

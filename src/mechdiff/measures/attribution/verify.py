@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mechdiff import labels
 from mechdiff.audit import whole
-from mechdiff.audit.distributions import Not, Row
+from mechdiff.audit.distributions import NotRecomputed, Row
 from mechdiff.audit.rerun import Rerun
 from mechdiff.measures.attribution.plan import AttributionOptions
 from mechdiff.measures.heads.verify import players, run_with_heads
@@ -17,15 +17,15 @@ def again(run: Rerun, row: Row) -> float:
     options = run.prepared.study.asked(AttributionOptions)
     assert options
     if options.metric != "law":
-        raise Not(f"attribution's metric {options.metric}")
+        raise NotRecomputed(f"attribution's metric {options.metric}")
     if row["direction"] in labels.WITHIN:
-        raise Not("heads against their own mean")
+        raise NotRecomputed("heads against their own mean")
     split, prompt = row["split"], row["prompt"]
     side, other = labels.sides(row["direction"])
     shared = run.prepared.tokens.n_shared
     base, tuned = (run.law(one, split, prompt)[:shared] for one in ("base", "tuned"))
     if not run.prepared.tokens.all_shared:
-        raise Not("two vocabularies")
+        raise NotRecomputed("two vocabularies")
     weights = tuned.softmax(-1) - base.softmax(-1)
     if row["metric"] == "effect_logits":
         return float(weights @ (run_with_heads(run, row, players(run, row)) - run.law(side, split, prompt)))

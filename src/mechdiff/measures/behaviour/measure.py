@@ -1,6 +1,6 @@
 """Behaviour asks what the two models answer, and what they find likely."""
 
-from mechdiff.measures.measure import Measure
+from mechdiff.measures.measure import Later, Measure
 
 BEHAVIOUR = Measure(
     name="behaviour",
@@ -14,5 +14,6 @@ BEHAVIOUR = Measure(
     # what several runs are compared in
     between_runs=None,
     # a second way
-    again=None,
+    again=Later("mechdiff.measures.behaviour.verify:again"),
+    answers=Later("mechdiff.measures.behaviour.verify:answers"),
 )

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from mechdiff.audit.distributions import LOGITS_APART, Not, Row
+from mechdiff.audit.distributions import LOGITS_APART, NotRecomputed, Row
 from mechdiff.audit.rerun import Rerun
 from mechdiff.measures.divergence.verify import text_ends
 
 
 def again(run: Rerun, row: Row) -> float:
     """How likely the models find what they do not say has no second way here; what they say has (see `answers`)."""
-    raise Not("scores of answers; the answers that the record holds are generated again")
+    raise NotRecomputed("scores of answers; the answers that the record holds are generated again")
 
 
 def answers(run: Rerun) -> list[tuple[str, str, str, str]]:

@@ -1,6 +1,6 @@
 """The divergence asks how far apart the two models' predictions lie, and at which token."""
 
-from mechdiff.measures.measure import Measure
+from mechdiff.measures.measure import Later, Measure
 
 DIVERGENCE = Measure(
     name="divergence",
@@ -14,5 +14,5 @@ DIVERGENCE = Measure(
     # what several runs are compared in
     between_runs=None,
     # a second way
-    again=None,
+    again=Later("mechdiff.measures.divergence.verify:again"),
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from mechdiff import labels
 from mechdiff.audit import whole
-from mechdiff.audit.distributions import Not, Row, between
+from mechdiff.audit.distributions import NotRecomputed, Row, between
 from mechdiff.audit.rerun import Rerun
 from mechdiff.engine.generation import stop_ids
 from mechdiff.measures.divergence.plan import DivergenceOptions
@@ -47,7 +47,7 @@ def again(run: Rerun, row: Row) -> float:
 def _texts(run: Rerun, split: str, prompt: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both models' laws after each token of the prompt and of what the tuned model says next, by itself."""
     if not run.prepared.tokens.all_shared or run.ids("base", split, prompt) != run.ids("tuned", split, prompt):
-        raise Not("texts of two tokenizers are aligned by the run's own code")
+        raise NotRecomputed("texts of two tokenizers are aligned by the run's own code")
     key = ("text", split, prompt)
     if key not in run.cached:
         options = run.prepared.study.asked(DivergenceOptions)

@@ -1,6 +1,6 @@
 """The factorial asks whether a behaviour is made below a block, above it, or only by both together."""
 
-from mechdiff.measures.measure import Measure
+from mechdiff.measures.measure import Later, Measure
 
 FACTORIAL = Measure(
     name="factorial",
@@ -14,5 +14,5 @@ FACTORIAL = Measure(
     # what several runs are compared in
     between_runs=None,
     # a second way
-    again=None,
+    again=Later("mechdiff.measures.factorial.verify:again"),
 )

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from mechdiff.audit import whole
-from mechdiff.audit.distributions import Not, Row, divergent, window
+from mechdiff.audit.distributions import NotRecomputed, Row, divergent, window
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.whole import Put
 from mechdiff.models.sites import Site
@@ -12,7 +12,7 @@ from mechdiff.models.sites import Site
 def again(run: Rerun, row: Row) -> float:
     """Four runs of two halves, and the effects made of them."""
     if row["control"] not in (None, "no_op"):
-        raise Not("label swaps are random draws of the rows above")
+        raise NotRecomputed("label swaps are random draws of the rows above")
     split, prompt, n_pos = row["split"], row["prompt"], window(row["unit"])[1]
     base, tuned = (run.law(side, split, prompt)[: run.prepared.tokens.n_shared] for side in ("base", "tuned"))
 

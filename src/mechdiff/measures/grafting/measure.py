@@ -1,6 +1,6 @@
 """Grafting asks which modules' tuned weights, put into the base, make it behave like the tuned model."""
 
-from mechdiff.measures.measure import Measure
+from mechdiff.measures.measure import Later, Measure
 
 GRAFTING = Measure(
     name="grafting",
@@ -14,5 +14,5 @@ GRAFTING = Measure(
     # what several runs are compared in
     between_runs=None,
     # a second way
-    again=None,
+    again=Later("mechdiff.measures.grafting.verify:again"),
 )

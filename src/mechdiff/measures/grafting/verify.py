@@ -6,7 +6,7 @@ import torch
 
 from mechdiff import labels
 from mechdiff.audit import whole
-from mechdiff.audit.distributions import Not, Row
+from mechdiff.audit.distributions import NotRecomputed, Row
 from mechdiff.audit.rerun import Rerun
 from mechdiff.models.modules import Unit, parts
 
@@ -14,7 +14,7 @@ from mechdiff.models.modules import Unit, parts
 def again(run: Rerun, row: Row) -> float:
     """A hybrid network: tensors of the tuned model put into a copy of the base's, one whole pass."""
     if row["arm"] not in ("none", "all", "alone", "from_below", "from_above", "greedy"):
-        raise Not("changes cut to a rank")
+        raise NotRecomputed("changes cut to a rank")
     base, tuned = run.nets["base"], run.nets["tuned"]
     named, new = (dict(model.net.named_parameters(remove_duplicate=False)) for model in (base, tuned))
     unit_of = parts(base)

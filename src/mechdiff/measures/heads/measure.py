@@ -1,6 +1,6 @@
 """This measure asks which attention heads carry the change."""
 
-from mechdiff.measures.measure import Measure
+from mechdiff.measures.measure import Later, Measure
 
 HEADS = Measure(
     name="heads",
@@ -14,5 +14,5 @@ HEADS = Measure(
     # what several runs are compared in
     between_runs=None,
     # a second way
-    again=None,
+    again=Later("mechdiff.measures.heads.verify:again"),
 )

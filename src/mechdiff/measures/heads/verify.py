@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mechdiff import labels
 from mechdiff.audit import whole
-from mechdiff.audit.distributions import Not, Row, of_law, run_with
+from mechdiff.audit.distributions import NotRecomputed, Row, of_law, run_with
 from mechdiff.audit.rerun import Rerun
 from mechdiff.engine.counterfactuals import LOCATING as LAW_METRICS
 from mechdiff.measures.heads.plan import HeadsOptions
@@ -16,13 +16,13 @@ from mechdiff.models.sites import Site
 def again(run: Rerun, row: Row) -> float:
     """Contributions of heads exchanged, single, in sets, across blocks; and what a whole MLP gives."""
     if row["metric"] not in (*LAW_METRICS, "fisher_nats"):
-        raise Not("Shapley values are means over many sets; attention patterns have no second way here")
+        raise NotRecomputed("Shapley values are means over many sets; attention patterns have no second way here")
     if row["control"] == "no_op":
         return of_law(run, row, run_with(run, row, dict))
     if row["control"] and labels.control_kind(row["control"]) != "random_set":
-        raise Not("random edits are draws")
+        raise NotRecomputed("random edits are draws")
     if row["arm"] not in ("contribution", "routing", "write"):
-        raise Not(f"the arm {row['arm']}")
+        raise NotRecomputed(f"the arm {row['arm']}")
     law = run_with_heads(run, row, players(run, row))
     if row["metric"] != "fisher_nats":
         return of_law(run, row, law)
@@ -43,7 +43,7 @@ def players(run: Rerun, row: Row) -> list[labels.Player]:
         assert options
         return [(block, one) for block in options.layer_numbers(shape.n_layers) for one in (*range(shape.n_heads), *mlps)]
     if unit is None:
-        raise Not("random sets across the network are draws")
+        raise NotRecomputed("random sets across the network are draws")
     if layer is None:
         return [labels.player_of(name) for name in labels.set_of(unit)]
     if (group := labels.group_of(unit)) is not None:

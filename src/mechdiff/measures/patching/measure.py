@@ -1,6 +1,6 @@
 """Patching asks where the difference between two models' activations matters for what they predict."""
 
-from mechdiff.measures.measure import Measure
+from mechdiff.measures.measure import Later, Measure
 
 PATCHING = Measure(
     name="patching",
@@ -14,5 +14,5 @@ PATCHING = Measure(
     # what several runs are compared in
     between_runs=None,
     # a second way
-    again=None,
+    again=Later("mechdiff.measures.patching.verify:again"),
 )

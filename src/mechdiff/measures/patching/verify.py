@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from mechdiff import labels
-from mechdiff.audit.distributions import Not, Row, of_law, run_with, window
+from mechdiff.audit.distributions import NotRecomputed, Row, of_law, run_with, window
 from mechdiff.audit.rerun import WINDOW, Rerun
 from mechdiff.audit.whole import Put
 from mechdiff.models.sites import Site
@@ -15,7 +15,7 @@ def again(run: Rerun, row: Row) -> float:
         return of_law(run, row, run_with(run, row, dict))
     width, n_pos = window(row["unit"])
     if n_pos and n_pos > WINDOW:
-        raise Not(f"more than {WINDOW} positions")
+        raise NotRecomputed(f"more than {WINDOW} positions")
 
     def puts() -> dict[Site, Put]:
         sites = [Site(layer, row["site"]) for layer in range(row["layer"], row["layer"] + width)]
@@ -31,7 +31,7 @@ def written(run: Rerun, row: Row, site: Site, n_pos: int | None) -> Tensor:
     if arm == "identity":
         return run.state(source, split, prompt, site, n_pos)
     if n_pos is None:
-        raise Not("an arm of all positions that needs other prompts")
+        raise NotRecomputed("an arm of all positions that needs other prompts")
     towards = "base" if row["direction"] == "tuned<-tuned" else "tuned"
     if arm == "oracle":
         return run.state(to, split, prompt, site, n_pos)
@@ -42,4 +42,4 @@ def written(run: Rerun, row: Row, site: Site, n_pos: int | None) -> Tensor:
     if arm == "shift":
         away = "tuned" if towards == "base" else "base"
         return run.state(away, split, prompt, site, n_pos) + run.mean(towards, site, n_pos) - run.mean(away, site, n_pos)
-    raise Not(f"the arm {arm}")
+    raise NotRecomputed(f"the arm {arm}")

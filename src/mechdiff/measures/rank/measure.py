@@ -1,6 +1,6 @@
 """Rank asks how many dimensions the change of activations has."""
 
-from mechdiff.measures.measure import Measure
+from mechdiff.measures.measure import Later, Measure
 
 RANK = Measure(
     name="rank",
@@ -14,5 +14,5 @@ RANK = Measure(
     # what several runs are compared in
     between_runs=None,
     # a second way
-    again=None,
+    again=Later("mechdiff.measures.rank.verify:again"),
 )

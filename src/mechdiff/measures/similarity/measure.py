@@ -1,6 +1,6 @@
 """Similarity asks at which sites the two models' activations differ."""
 
-from mechdiff.measures.measure import Measure
+from mechdiff.measures.measure import Later, Measure
 
 SIMILARITY = Measure(
     name="similarity",
@@ -14,5 +14,5 @@ SIMILARITY = Measure(
     # what several runs are compared in
     between_runs=None,
     # a second way
-    again=None,
+    again=Later("mechdiff.measures.similarity.verify:again"),
 )

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from mechdiff.audit.distributions import Not, Row
+from mechdiff.audit.distributions import NotRecomputed, Row
 from mechdiff.audit.rerun import Rerun
 from mechdiff.models.sites import Site
 from mechdiff.rows import WITHOUT
@@ -13,9 +13,9 @@ from mechdiff.rows import WITHOUT
 def again(run: Rerun, row: Row) -> float:
     """From the definitions, with N x N matrices, on states of whole passes."""
     if row["control"] is not None:
-        raise Not("random pairings are draws")
+        raise NotRecomputed("random pairings are draws")
     if row["unit"] is not None:
-        raise Not("states pooled over words")
+        raise NotRecomputed("states pooled over words")
     names, site = run.names(row["split"]), Site(row["layer"], row["site"])
     x, y = (np.stack([run.state(side, row["split"], name, site)[-1].double().numpy() for name in names]) for side in ("base", "tuned"))
     metric = row["metric"].removesuffix(WITHOUT)
@@ -42,11 +42,13 @@ def again(run: Rerun, row: Row) -> float:
             return math.nan
         u, _, vt = np.linalg.svd((x / np.linalg.norm(x)).T @ (y / np.linalg.norm(y)), full_matrices=False)
         return float(np.linalg.norm((x / np.linalg.norm(x)) @ (u @ vt) - y / np.linalg.norm(y)))
-    raise Not("neighbours may be tied")
+    raise NotRecomputed("neighbours may be tied")
 
 
 def cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Debiased, by HSIC1's three terms (Nguyen 2021, equation 3)."""
+    """Debiased, by HSIC1's three terms (Nguyen 2021, equation 3); NaN below four prompts, of which it is not defined."""
+    if len(x) < 4:
+        return math.nan
 
     def hsic(a: np.ndarray, b: np.ndarray) -> float:
         n = len(a)

@@ -1,6 +1,6 @@
 """Steering asks whether one vector, or a few directions, switch the change on or off."""
 
-from mechdiff.measures.measure import Measure
+from mechdiff.measures.measure import Later, Measure
 
 STEERING = Measure(
     name="steering",
@@ -14,5 +14,5 @@ STEERING = Measure(
     # what several runs are compared in
     between_runs=None,
     # a second way
-    again=None,
+    again=Later("mechdiff.measures.steering.verify:again"),
 )

@@ -1,6 +1,6 @@
 """Steered runs are computed once more by whole forward passes."""
 
-from mechdiff.audit.distributions import Not, Row, of_law, run_with, window
+from mechdiff.audit.distributions import NotRecomputed, Row, of_law, run_with, window
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.whole import Put
 from mechdiff.engine.counterfactuals import LOCATING as LAW_METRICS
@@ -11,16 +11,16 @@ from mechdiff.models.sites import Site
 def again(run: Rerun, row: Row) -> float:
     """The mean difference, as the run saved it, added to the base's states."""
     if row["arm"] != "add" or row["control"] is not None:
-        raise Not("projections into subspaces, which are fits; random and exchanged vectors")
+        raise NotRecomputed("projections into subspaces, which are fits; random and exchanged vectors")
     if row["metric"] not in LAW_METRICS:
-        raise Not("side effects on texts")
+        raise NotRecomputed("side effects on texts")
     width, n_pos = window(row["unit"])
     if width > 1 or row["rank"] == 0:
-        raise Not("windows")
+        raise NotRecomputed("windows")
     site = Site(row["layer"], row["site"])
     file = run.path / "steering" / f"{site}.safetensors"
     if not file.is_file():
-        raise Not("vectors are kept at the closer layers alone")
+        raise NotRecomputed("vectors are kept at the closer layers alone")
     vector = load_vector(file)[1] * (1.0 if row["strength"] is None else row["strength"])
     length = len(run.ids("base", row["split"], row["prompt"])) if n_pos is None else n_pos
     return of_law(run, row, run_with(run, row, lambda: {site: Put(value=vector.expand(length, -1), add=True)}))

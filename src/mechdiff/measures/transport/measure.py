@@ -1,6 +1,6 @@
 """Transport asks whether a linear map from one model's activations to the other's carries the change."""
 
-from mechdiff.measures.measure import Measure
+from mechdiff.measures.measure import Later, Measure
 
 TRANSPORT = Measure(
     name="transport",
@@ -14,5 +14,5 @@ TRANSPORT = Measure(
     # what several runs are compared in
     between_runs=None,
     # a second way
-    again=None,
+    again=Later("mechdiff.measures.transport.verify:again"),
 )

@@ -1,6 +1,6 @@
 """Mapped patches are computed once more by whole forward passes."""
 
-from mechdiff.audit.distributions import Not, Row, of_law, run_with
+from mechdiff.audit.distributions import NotRecomputed, Row, of_law, run_with
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.whole import Put
 from mechdiff.engine.counterfactuals import LOCATING as LAW_METRICS
@@ -13,26 +13,26 @@ from mechdiff.models.sites import Site
 def again(run: Rerun, row: Row) -> float:
     """Mapped states written into a running model, by the maps that the run kept."""
     if row["metric"] not in LAW_METRICS:
-        raise Not("qualities of fits")
+        raise NotRecomputed("qualities of fits")
     if row["control"] == "no_op":
         return of_law(run, row, run_with(run, row, dict))
     if row["control"] is not None:
-        raise Not("controls by fits that are not kept")
+        raise NotRecomputed("controls by fits that are not kept")
     if row["strength"] is not None:
-        raise Not("strengths of a map")
+        raise NotRecomputed("strengths of a map")
     if row["unit"] == "interchange":
-        raise Not("interchanges, whose directions are not kept")
+        raise NotRecomputed("interchanges, whose directions are not kept")
     site = Site(row["layer"], row["site"])
     if row["arm"] in ("identity", "shift", "mean", "resample"):
         if (options := run.prepared.study.asked(TransportOptions)) and options.rows_per_prompt > 1:
-            raise Not("means over positions spread along the prompts")
+            raise NotRecomputed("means over positions spread along the prompts")
         return of_law(run, row, run_with(run, row, lambda: {site: Put(value=written(run, row, site, 1))}))
     back = row["direction"] == "tuned<-tuned"
     file = run.path / "maps" / f"{site}.{row['arm']}.{'tuned_to_base' if back else 'base_to_tuned'}.safetensors"
     if not file.is_file():
-        raise Not("maps are kept at the closer layers alone")
+        raise NotRecomputed("maps are kept at the closer layers alone")
     one = load_map(file)
     if row["rank"] != one.rank_:
-        raise Not("maps of other ranks are not kept")
+        raise NotRecomputed("maps of other ranks are not kept")
     source = run.state("tuned" if back else "base", row["split"], row["prompt"], site)
     return of_law(run, row, run_with(run, row, lambda: {site: Put(value=one.transform(source).float())}))

@@ -1,6 +1,6 @@
 """The weights are compared tensor by tensor: which changed, by how much, in how many directions."""
 
-from mechdiff.measures.measure import Measure
+from mechdiff.measures.measure import Later, Measure
 
 WEIGHTS = Measure(
     name="weights",
@@ -14,5 +14,5 @@ WEIGHTS = Measure(
     # what several runs are compared in
     between_runs=None,
     # a second way
-    again=None,
+    again=Later("mechdiff.measures.weights.verify:again"),
 )

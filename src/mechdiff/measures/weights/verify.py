@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mechdiff.audit.distributions import Not, Row
+from mechdiff.audit.distributions import NotRecomputed, Row
 from mechdiff.audit.rerun import Rerun
 from mechdiff.models.quantization import held_matrix
 
@@ -12,12 +12,12 @@ def again(run: Rerun, row: Row) -> float:
     metric = row["metric"]
     named = {side: dict(run.nets[side].net.named_parameters()) for side in ("base", "tuned")}
     if row["unit"] not in named["base"] or row["unit"] not in named["tuned"]:
-        raise Not("modules, heads and tensors under other names")
+        raise NotRecomputed("modules, heads and tensors under other names")
     path, _, leaf = row["unit"].rpartition(".")
     layers = [run.nets[side].net.get_submodule(path) for side in ("base", "tuned")]
     before, after = ((held_matrix(one) if leaf == "weight" else one.get_parameter(leaf)).detach().double().cpu().numpy() for one in layers)
     if before.shape != after.shape:
-        raise Not("tensors of two shapes")
+        raise NotRecomputed("tensors of two shapes")
     delta = after - before
     if metric == "relative_norm":
         return float(np.linalg.norm(delta) / np.linalg.norm(before)) if delta.any() else 0.0
@@ -25,7 +25,7 @@ def again(run: Rerun, row: Row) -> float:
         return float(np.mean(delta != 0))
     if metric in ("spectral_norm", "stable_rank"):
         if min(delta.shape) > 2048:
-            raise Not("matrices whose full decomposition would take minutes")
+            raise NotRecomputed("matrices whose full decomposition would take minutes")
         values = np.linalg.svd(delta, compute_uv=False)
         return float(values[0] if metric == "spectral_norm" else (values**2).sum() / values[0] ** 2)
-    raise Not("ranks and shares made of the values above")
+    raise NotRecomputed("ranks and shares made of the values above")
