@@ -1,4 +1,4 @@
-"""What the README shows can be done as it stands there."""
+"""What the README and the pages on use show can be done as it stands there."""
 
 import re
 from pathlib import Path
@@ -7,19 +7,21 @@ import pytest
 import yaml
 
 from mechdiff import cli
-from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.catalogue import MEASURES, make_study
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [README, *((ROOT / "docs" / name).read_text() for name in ("USAGE.md", "STUDIES.md")), (ROOT / "CONTRIBUTING.md").read_text()]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, pages: list[str] = PAGES) -> list[str]:
+    return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)]
 
 
 def test_the_python_block_runs(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.jsonl").write_text((pair / "prompts.jsonl").read_text())
-    (code,) = blocks("python")
+    (code,) = blocks("python", [README])
     scope: dict[str, object] = {}
     exec(code.replace("BASE", str(pair / "base")).replace("TUNED", str(pair / "tuned")), scope)
     assert "kl_tuned_base_nats" in str(scope["run"].summary()["metric"].to_list())  # type: ignore[attr-defined]
@@ -28,17 +30,34 @@ def test_the_python_block_runs(pair: Path, tmp_path: Path, monkeypatch: pytest.M
     assert callable(scope["run"].report), "it builds this page once more"  # type: ignore[attr-defined]
 
 
-def test_the_study_file_is_one() -> None:
-    for text in blocks("yaml"):
-        make_study(yaml.safe_load(text))
+def test_the_study_file_is_one_and_asks_everything() -> None:
+    (text,) = blocks("yaml")
+    study = yaml.safe_load(text)
+    make_study(study)
+    assert [measure if isinstance(measure, str) else next(iter(measure)) for measure in study["measures"]] == [one.name for one in MEASURES]
+
+
+def test_the_table_asks_what_the_measures_ask() -> None:
+    rows = re.findall(r"^\| (.+?) \| `(\w+)` \|", README, re.MULTILINE)
+    assert rows == [(one.question, one.name) for one in MEASURES]
 
 
 def test_every_verb_and_target_that_is_named_exists() -> None:
     verbs = {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback}
     assert set(re.findall(r"(?:^|· )mechdiff ([a-z]+)", "\n".join(blocks("bash") + blocks("")), re.MULTILINE)) <= verbs
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make ([\w-]+)", "\n".join(blocks("bash")), re.MULTILINE):
         assert f"\n{target}:" in makefile
+
+
+def test_what_the_pages_link_to_exists() -> None:
+    for folder, names in (
+        (ROOT, ("README.md", "CONTRIBUTING.md")),
+        (ROOT / "docs", ("USAGE.md", "STUDIES.md", "ARCHITECTURE.md", "MAP.md")),
+    ):
+        for name in names:
+            for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", (folder / name).read_text()):
+                assert link.startswith("https://") or (folder / link).exists(), f"{name} links to {link}"
 
 
 def test_code_comes_within_the_first_35_lines() -> None:
