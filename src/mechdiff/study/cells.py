@@ -47,7 +47,7 @@ class Cell:
     """One unit of work and of storage."""
 
     stage: str
-    """Names the function of `run.STAGES` that computes it."""
+    """Names what computes it: see `experiment.Stage`."""
     key: dict[str, Any]
     """What it is: the content address of its result. Every value is also an argument of the stage's function."""
     items: tuple[Item, ...]

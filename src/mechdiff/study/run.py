@@ -1,13 +1,12 @@
 """A plan is run: the cells that are missing are computed, the rows written, the record handed back.
 
-Order: captures with the base, captures with the tuned model, what needs states alone, then each direction with the model that runs, and again where
-what is run was chosen by both directions. So each model is loaded a few times at most, also where only one fits into memory; and the engine checks
-itself on a model before it gives a number.
+First the engine checks itself on each model and states are captured; prompts that break a model are then left out. All else runs in the order that
+schedule.py computes.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.manifest import rendered_lines, run_record
 from mechdiff.study.prepare import Broken, Prepared, prepare
+from mechdiff.study.schedule import first_stages, schedule
 from mechdiff.study.stages import STAGES
 
 Progress = Callable[[str, float], None]
@@ -54,7 +54,7 @@ def compute_cell(run: Execution, cell: Cell) -> None:
     warned = len(run.folder.warnings)
     started = time.perf_counter()
     with run.prepared.pair.use(cell.side) if cell.side else nullcontext() as model:  # type: ignore[arg-type]
-        frame, tensors = STAGES[cell.stage](run, cell, model)
+        frame, tensors = STAGES[cell.stage].compute(run, cell, model)
     spent = time.perf_counter() - started
     warnings = run.folder.warnings[warned:]
     run.folder.store(cell.key, frame, tensors, seconds=spent, notes={"warnings": warnings} if warnings else None)
@@ -100,13 +100,15 @@ class _Run:
         self.crew = crew or Here(self.execution)
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.left = 0.0
+        self.loaded: str | None = None
+        """The model that ran last."""
 
     def execute(self) -> tuple[pl.DataFrame, dict[str, Any]]:
         self.folder.log("started", cells=len(self.cells), missing=sum(not self.folder.has(cell.key) for cell in self.cells))
-        self._compute(_ORDER[:CAPTURES])
+        self._compute(first_stages(STAGES, "capture"))
         if broken := broken_prompts(self.execution):
             self._leave_out(broken)
-        self._compute(_ORDER)
+        self._compute(STAGES)
         finished = [self.folder.load(cell.key) for cell in self.cells]
         self.folder.log("all_there", cells=len(self.cells))
         rows = pl.concat([cell.frame for cell in finished])
@@ -135,15 +137,15 @@ class _Run:
             "warnings": list(dict.fromkeys([*record["warnings"], *lost, *told])),
         }
 
-    def _compute(self, stages: Sequence[tuple[str, Any]]) -> None:
+    def _compute(self, stages: Collection[str]) -> None:
         """The missing cells of these stages."""
         missing = [cell for cell in self.cells if not self.folder.has(cell.key)]
         planned = [{"name": cell_hash(cell.key), "stage": cell.stage, "side": cell.side, "flops": cell.flops} for cell in self.cells]
         self.folder.write_plan({"cells": planned, "cells_at": self.prepared.options.cells, "started": self.started})
         self.left = sum(cell.flops for cell in missing)
-        for stage, side in stages:
-            todo = [cell for cell in missing if (cell.stage, cell.side) == (stage, side)]
-            for cell in self.crew.compute(todo, self._say) if todo else ():
+        for group in [group for group in schedule(STAGES, missing, self.loaded) if group.stage.name in stages]:
+            self.loaded = (self.loaded, *group.models)[-1]
+            for cell in self.crew.compute(group.cells, self._say):
                 self.left -= cell.flops
                 self._say(cell)
 
@@ -152,6 +154,7 @@ class _Run:
         for split, name, why in broken:
             self.folder.log("left_out", prompt=name, split=split, why=why)
         self.prepared.pair.release()
+        self.loaded = None
         self.prepared = prepare(self.prepared.study, self.prepared.options, broken=broken)
         self.cells = self.prepared.plan.cells
         self.execution = Execution(self.prepared, self.folder)
@@ -174,62 +177,3 @@ def broken_prompts(run: Execution) -> Broken:
         for name in np.array(cell.key["ids"])[~fine].tolist():
             found.setdefault((cell.key["split"], name), f"the {cell.side} model's states on it hold NaN or infinity")
     return tuple((split, name, why) for (split, name), why in found.items())
-
-
-CAPTURES = 4
-"""Stages, of those below, after which all states are there."""
-
-_ORDER: tuple[tuple[str, Any], ...] = (
-    ("selfcheck", "base"),
-    ("capture", "base"),
-    ("selfcheck", "tuned"),
-    ("capture", "tuned"),
-    # what follows needs states that are numbers
-    ("divergence", None),
-    ("native", None),
-    ("inputs", "base"),
-    ("weights", None),
-    ("grafting", "base"),
-    ("similarity", None),
-    ("fits", None),
-    ("rank", None),
-    ("texts", None),
-    ("patching", "tuned"),
-    ("crossing", "tuned"),
-    ("patching", "base"),
-    ("crossing", "base"),
-    ("behaviour", "base"),
-    ("factorial", None),
-    ("transport", "base"),
-    ("closer", "base"),
-    ("fisher", "tuned"),
-    ("transport", "tuned"),
-    ("closer", "tuned"),
-    ("behaviour", "tuned"),
-    ("rank_curve", "tuned"),
-    ("steering", "tuned"),
-    ("steered", "tuned"),
-    ("side_effects", "tuned"),
-    ("steered_controls", "tuned"),
-    ("heads", "tuned"),
-    ("attribution", "tuned"),
-    ("behaviour_edits", "tuned"),
-    ("rank_curve", "base"),
-    ("steering", "base"),
-    ("steered", "base"),
-    ("side_effects", "base"),
-    ("steered_controls", "base"),
-    ("heads", "base"),
-    ("attribution", "base"),
-    ("behaviour_edits", "base"),
-    ("head_orders", "base"),
-    ("head_sets", "base"),
-    ("head_network", "base"),
-    ("looks", "base"),
-    ("head_orders", "tuned"),
-    ("head_sets", "tuned"),
-    ("head_network", "tuned"),
-    ("looks", "tuned"),
-    ("attention", None),
-    ("steered_texts", None),
-)
