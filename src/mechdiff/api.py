@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechdiff.audit.verification import Verification
 from mechdiff.errors import RunError
-from mechdiff.measures.catalogue import AGAIN, ANSWERS, OPTIONS, load_study, make_study
+from mechdiff.measures.catalogue import AGAIN, ANSWERS, CHAPTERS, OPTIONS, load_study, make_study
 from mechdiff.report.drawing import WIDE
 from mechdiff.report.export import chart, drawn_figures, export
 from mechdiff.report.page import build_report
@@ -52,8 +52,7 @@ class Run:
 
     def verdict(self) -> list[str]:
         """What was found, in at most five sentences."""
-        content = self._content
-        return verdict(content.rows, content.summary, content.manifest)
+        return verdict(self._content, CHAPTERS)
 
     def figures(self) -> dict[str, str]:
         """The names of the report's figures, and their captions."""
@@ -67,11 +66,11 @@ class Run:
 
     def report(self) -> Path:
         """Builds report.html anew from the folder; returns the page's path."""
-        return build_report(self.path)
+        return build_report(self.path, CHAPTERS)
 
     def export(self, out: str | Path, **options: Any) -> Path:
         """Every figure at column widths, and summary.md with every table, into a folder: see `report/export.py`. Returns the summary's path."""
-        return export(self._content, Path(out), **options)
+        return export(self._content, CHAPTERS, Path(out), **options)
 
     @cached_property
     def _content(self) -> Content:
@@ -79,7 +78,7 @@ class Run:
 
     @cached_property
     def _drawn(self) -> dict[str, Drawn]:
-        return drawn_figures(all_sections(self._content))
+        return drawn_figures(all_sections(self._content, CHAPTERS))
 
     def _repr_html_(self) -> str:
         names = " → ".join(escape(short_name(self.manifest(), side)) for side in ("base", "tuned"))
@@ -132,7 +131,7 @@ def run(
         progress("intervals and figures", 1.0)
         folder.write_summary(summarise(rows, prompts=read_prompts(place), seed=config.seed))
         folder.write_manifest(record)
-    build_report(place)
+    build_report(place, CHAPTERS)
     return Run(place)
 
 

@@ -8,10 +8,10 @@ import torch
 
 from mechdiff.measures.rank import findings as rank_findings
 from mechdiff.measures.rank import formula as rank_formula
-from mechdiff.measures.rank.words import how_many_dimensions
+from mechdiff.measures.rank.words import clause, how_many_dimensions
 from mechdiff.measures.transport.formula import Sample
-from mechdiff.measures.transport.words import can_it_be_carried
 from mechdiff.report.headlines import admit
+from mechdiff.report.parts import Run
 from mechdiff.statistics import summary as statistics_summary
 
 REPORT = 20
@@ -52,7 +52,9 @@ def test_the_number_of_prompts_is_not_said_to_be_the_rank_of_a_full_rank_change(
         assert claimed(sentence) in (None, 64), sentence
         assert f"{n} training prompts can show" in sentence or "too few prompts to tell" in sentence.lower()
         summary = statistics_summary.summarise(table)
-        assert not [one for one in can_it_be_carried(table, summary, {}) if admit(one) is None], "nothing of it stands in the verdict"
+        assert not [one for one in clause(Run(rows=table, summary=summary, manifest={})) if admit(one) is None], (
+            "nothing of it stands in the verdict"
+        )
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.5])
@@ -66,7 +68,7 @@ def test_a_planted_rank_is_found_and_said_where_there_are_prompts_enough(planted
     if planted:
         assert claimed(sentence) == planted, sentence
         assert "64 training prompts" in sentence
-        (candidate,) = can_it_be_carried(table, statistics_summary.summarise(table), {})
+        (candidate,) = clause(Run(rows=table, summary=statistics_summary.summarise(table), manifest={}))
         assert admit(candidate) is None
     else:
         assert "regression sees no dimension of the change at L3.mlp_out" in sentence

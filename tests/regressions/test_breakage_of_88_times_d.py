@@ -19,9 +19,8 @@ from mechdiff.measures.patching import findings as patching_findings
 from mechdiff.measures.steering import findings as steering_findings
 from mechdiff.measures.transport import findings as transport_findings
 from mechdiff.report import difference, effect_shares
-from mechdiff.report.leads import leads
-from mechdiff.report.verdict import verdict
 from mechdiff.statistics import summary as statistics_summary
+from said import leads, verdict
 
 PAIRS: dict[str, dict[str, Any]] = {
     "4 %": {"read": -2.4, "written": 0.6},

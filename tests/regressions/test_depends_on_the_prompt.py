@@ -7,9 +7,9 @@ import pytest
 from mechdiff.measures.patching import constant as patching_constant
 from mechdiff.measures.patching import words as patching_words
 from mechdiff.measures.patching.constant import constant
-from mechdiff.report.verdict import verdict
 from mechdiff.statistics import summary as statistics_summary
 from report.small_runs import divergence, patched
+from said import verdict
 
 
 def run(own: np.ndarray, shift: np.ndarray, *, mean: np.ndarray | None = None) -> pl.DataFrame:

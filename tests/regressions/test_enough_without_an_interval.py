@@ -10,10 +10,10 @@ import pytest
 from mechdiff.measures.grafting import findings as grafting_findings
 from mechdiff.measures.grafting import words as grafting_words
 from mechdiff.measures.heads import words as heads_words
-from mechdiff.report.verdict import refused, verdict
 from mechdiff.rows import rows
 from mechdiff.statistics import summary as statistics_summary
 from report.small_runs import divergence, grafted, names
+from said import refused, verdict
 
 D = np.linspace(0.8, 1.2, 16)
 

@@ -8,9 +8,10 @@ import pytest
 from mechdiff.measures.rank import findings as rank_findings
 from mechdiff.measures.rank.words import how_many_dimensions
 from mechdiff.measures.transport import findings as transport_findings
-from mechdiff.measures.transport.words import can_it_be_carried, carried, comes_closer
+from mechdiff.measures.transport.words import carried, clause, comes_closer
 from mechdiff.report import effect_shares
 from mechdiff.report.headlines import admit
+from mechdiff.report.parts import Run
 from mechdiff.rows import rows
 from mechdiff.statistics import summary as statistics_summary
 
@@ -78,7 +79,7 @@ def test_the_constant_stands_beside_the_patch_with_its_interval() -> None:
     assert ", and patching in the tuned activation itself 0.92" in first
     assert "(site and arms selected on the select prompts)" in first
     assert ", not significantly different from the vector: " in second
-    (candidate,) = can_it_be_carried(table, summary, {})
+    (candidate,) = clause(Run(rows=table, summary=summary, manifest={}))
     assert admit(candidate) is None
     assert candidate.text.startswith("at L3.resid_post (selected on other prompts) adding one fixed vector"), "the verdict says so too"
 
@@ -88,7 +89,7 @@ def test_a_constant_that_recovers_nothing_is_no_headline() -> None:
     of_shift = (pl.col("arm") == "shift") & (pl.col("split") == "report")
     noise = pl.Series(np.random.default_rng(1).normal(1.0, 2.0, len(table)))
     worse = table.with_columns(value=pl.when(of_shift).then(noise).otherwise("value"))
-    (candidate,) = can_it_be_carried(worse, statistics_summary.summarise(worse), {})
+    (candidate,) = clause(Run(rows=worse, summary=statistics_summary.summarise(worse), manifest={}))
     assert admit(candidate) is not None
     assert "(95 %: −" in carried(worse, statistics_summary.summarise(worse))[0], "the interval keeps its signs"
 

@@ -7,9 +7,9 @@ import pytest
 from mechdiff.measures.behaviour import findings as behaviour_findings
 from mechdiff.measures.behaviour.findings import Compared, Group, to_the_point
 from mechdiff.measures.behaviour.words import headlines, what_they_do
-from mechdiff.report.verdict import verdict
 from mechdiff.statistics import intervals, summary
 from report.small_runs import answered, asked, divergence
+from said import verdict
 
 
 def right(of_base: int, of_tuned: int, n: int) -> pl.DataFrame:

@@ -10,15 +10,15 @@ from grown import CAUSAL, HEADS, OTHER, a_pair, studied
 from mechdiff.api import Run
 from mechdiff.compare.comparable import load
 from mechdiff.compare.words import _nothing as nothing
+from mechdiff.measures.catalogue import CHAPTERS
 from mechdiff.measures.divergence.words import how_different, why_no_share
 from mechdiff.report import difference as report_difference
 from mechdiff.report.difference import Difference
-from mechdiff.report.leads import leads
 from mechdiff.report.parts import Run as Content
 from mechdiff.report.sections import all_sections
-from mechdiff.report.verdict import verdict
 from mechdiff.rows import rows as made
 from mechdiff.statistics import summary as statistics_summary
+from said import leads, verdict
 
 PROMPTS = [f"p{i}" for i in range(12)]
 
@@ -57,14 +57,14 @@ def test_the_verdict_said_no_effect_where_most_of_the_mass_was_new(run: Run) -> 
 def test_no_share_of_nothing_is_given_and_the_page_says_why(run: Run) -> None:
     assert run.summary()["share"].drop_nulls().is_empty()
     content = Content(manifest=run.manifest(), rows=run.rows(), summary=run.summary())
-    sections = {section.id: section for section in all_sections(content)}
+    sections = {section.id: section for section in all_sections(content, CHAPTERS)}
     why = why_no_share(difference(run))
     assert "only in tokens that one of them lacks" in why
-    for name in ("causal", "transport", "rank", "steering", "heads", "attribution"):
+    for name in ("patching", "transport", "rank", "steering", "heads", "attribution"):
         assert any(why in str(part.get("text", "")) for part in sections[name].parts if isinstance(part, dict)), name
-    assert len(sections["causal"].parts) > 1, "what each write does in nats is shown"
+    assert len(sections["patching"].parts) > 1, "what each write does in nats is shown"
     assert len(sections["similarity"].parts) >= 1
-    assert not {"causal", "grafting", "transport", "steering", "heads"} & set(leads(content.rows, content.summary, content.manifest))
+    assert not {"patching", "grafting", "transport", "steering", "heads"} & set(leads(content.rows, content.summary, content.manifest))
 
 
 def test_the_function_was_said_not_to_have_changed(run: Run) -> None:

@@ -8,10 +8,10 @@ import pytest
 from mechdiff.measures.behaviour import findings as behaviour_findings
 from mechdiff.measures.behaviour.words import headlines, what_they_do
 from mechdiff.report.headlines import admit
-from mechdiff.report.verdict import refused, verdict
 from mechdiff.statistics import summary
 from mechdiff.validate import nulls
 from report.small_runs import answered, asked, divergence
+from said import refused, verdict
 
 N = 10
 

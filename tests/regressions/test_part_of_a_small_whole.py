@@ -3,9 +3,9 @@
 import pytest
 
 from mechdiff.measures.heads import words as heads_words
-from mechdiff.report.verdict import refused, verdict
 from mechdiff.statistics import summary as statistics_summary
 from regressions.test_enough_without_an_interval import heads
+from said import refused, verdict
 
 SHARES = [0.3, 0.65, 0.7, 0.8, 0.9]
 

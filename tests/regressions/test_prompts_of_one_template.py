@@ -19,12 +19,12 @@ from mechdiff.measures.similarity import geometry as similarity_geometry
 from mechdiff.models.sites import Site
 from mechdiff.prompts.sets import Prompt, cluster_names
 from mechdiff.report import parts
-from mechdiff.report.verdict import verdict
 from mechdiff.rows import rows
 from mechdiff.statistics import intervals
 from mechdiff.statistics import summary as statistics_summary
 from mechdiff.statistics.clusters import clustered
 from mechdiff.validate import skewed
+from said import verdict
 
 CELL = {"measure": "patching", "direction": "tuned<-base", "split": "report", "metric": "kl_own_nats", "layer": 1, "site": "attn_out"}
 

@@ -10,9 +10,9 @@ from mechdiff.compare.quantity import crossing
 from mechdiff.measures.behaviour.words import headlines
 from mechdiff.measures.grafting import words as grafting_words
 from mechdiff.measures.patching import words as patching_words
-from mechdiff.report.verdict import refused, verdict
 from mechdiff.statistics import summary as statistics_summary
 from report.small_runs import answered, asked, divergence, grafted, patched
+from said import refused, verdict
 
 
 def test_no_fraction_is_given_of_a_recovery_that_may_be_nothing() -> None:

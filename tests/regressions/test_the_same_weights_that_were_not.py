@@ -19,11 +19,11 @@ from mechdiff.models.lineage import lineage
 from mechdiff.models.small_floats import decoded_mxfp4
 from mechdiff.models.sources import resolve
 from mechdiff.models.tensors import open_tensors
-from mechdiff.report.verdict import verdict
 from mechdiff.statistics.summary import summarise
 from mechdiff.study.check import check_pair
 from mechdiff.validate.made import save
 from pico import SIZES, make_net, pico
+from said import verdict
 from small_studies import study
 from tokenizers_made import CHATML, byte_tokenizer
 

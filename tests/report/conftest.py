@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import CHAPTERS
 from mechdiff.statistics import summary as statistics_summary
 from report.planted_run import planted_manifest, planted_rows, write_run
 from report.planted_sections import (
@@ -42,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, rows: pl.DataFrame, manifest: 
     from mechdiff.report.page import build_report
 
     folder = write_run(tmp_path_factory.mktemp("run"), rows, manifest)
-    build_report(folder)
+    build_report(folder, CHAPTERS)
     return folder
 
 
@@ -77,5 +78,5 @@ def full_run(tmp_path_factory: pytest.TempPathFactory, full_rows: pl.DataFrame, 
     from mechdiff.report.page import build_report
 
     folder = write_run(tmp_path_factory.mktemp("full"), full_rows, full_manifest)
-    build_report(folder)
+    build_report(folder, CHAPTERS)
     return folder

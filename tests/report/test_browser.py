@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import CHAPTERS
 from mechdiff.report.page import build_report
 from report.planted_run import planted_manifest, write_run
 
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, full_rows: pl.DataFrame) ->
     names = rows.filter(pl.col("split") == "report")["prompt"].drop_nulls().unique().sort()
     lines = [{"split": "report", "id": name, "sha256": name, "text_base": f"{name} says {EVIL} to {name}"} for name in names]
     (made / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    build_report(made)
+    build_report(made, CHAPTERS)
     return made
 
 
@@ -106,7 +107,7 @@ def test_a_cell_opens_its_prompts_by_click_and_by_key(page: Any, folder: Path) -
 
 
 def test_tables_sort_and_search(page: Any) -> None:
-    table = page.locator("#causal table").first
+    table = page.locator("#patching table").first
     head = table.locator("thead th", has_text="recovery").locator("button")
     head.click()
     values = [float(text.replace("−", "-")) for text in table.locator("tbody tr td:nth-child(4)").all_inner_texts()]

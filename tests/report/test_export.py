@@ -8,6 +8,7 @@ import pytest
 
 from mechdiff import api
 from mechdiff.errors import RunError
+from mechdiff.measures.catalogue import CHAPTERS
 from mechdiff.report import export
 from mechdiff.report.export import COLUMNS, PIXELS_PER_INCH, PRINT_DPI, escaped, markdown_table
 from mechdiff.report.parts import table
@@ -21,7 +22,7 @@ def run_object(run: Path) -> api.Run:
 
 
 def test_every_figure_has_the_width_of_its_column(run_object: api.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    every = export.drawn_figures(export.sections.all_sections(run_object._content))
+    every = export.drawn_figures(export.sections.all_sections(run_object._content, CHAPTERS))
     kept = {name: every[name] for name in ("d_by_prompt", "causal_map")}
     monkeypatch.setattr(export, "drawn_figures", lambda found: kept)
     summary = run_object.export(tmp_path / "paper", formats=["svg", "pdf", "png"])

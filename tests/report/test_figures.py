@@ -15,6 +15,7 @@ from mechdiff.measures.patching import findings as patching_findings
 from mechdiff.measures.similarity import charts as similarity_charts
 from mechdiff.measures.weights import charts as weights_charts
 from mechdiff.report import difference, drawing
+from mechdiff.report.parts import Figure
 from report.conftest import CHANGED
 
 ALL = [
@@ -26,7 +27,7 @@ ALL = [
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 @pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.__name__)
 def test_figures_are_valid_and_fit_their_width(
-    figure: drawing.Figure, width: int, rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
+    figure: Figure, width: int, rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
 ) -> None:
     chart = figure(rows, summary, manifest, width=width)
     chart.to_dict()  # altair checks the specification
@@ -39,7 +40,7 @@ def test_figures_are_valid_and_fit_their_width(
 
 
 @pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.__name__)
-def test_a_figure_without_its_rows_is_none(figure: drawing.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+def test_a_figure_without_its_rows_is_none(figure: Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     only = rows.filter(pl.col("measure") == "weights")
     assert figure(only, summary.filter(pl.col("measure") == "weights"), {}) is None
 
@@ -61,13 +62,13 @@ SECTIONS = [
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 @pytest.mark.parametrize("figure", SECTIONS, ids=lambda figure: figure.__name__)
 def test_figures_of_the_other_sections_are_valid_and_fit(
-    figure: drawing.Figure, width: int, full_rows: pl.DataFrame, full_summary: pl.DataFrame, full_manifest: dict
+    figure: Figure, width: int, full_rows: pl.DataFrame, full_summary: pl.DataFrame, full_manifest: dict
 ) -> None:
     test_figures_are_valid_and_fit_their_width(figure, width, full_rows, full_summary, full_manifest)
 
 
 @pytest.mark.parametrize("figure", SECTIONS, ids=lambda figure: figure.__name__)
-def test_they_are_none_without_their_rows(figure: drawing.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+def test_they_are_none_without_their_rows(figure: Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     assert figure(rows, summary, {}) is None
 
 

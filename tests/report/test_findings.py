@@ -6,14 +6,15 @@ import pytest
 
 from mechdiff.measures.patching import findings as patching_findings
 from mechdiff.measures.patching import page as patching_page
+from mechdiff.measures.patching import words as patching_words
 from mechdiff.report import difference, phrasing
-from mechdiff.report import leads as report_leads
 from mechdiff.report.difference import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Run
-from mechdiff.report.verdict import verdict
 from mechdiff.statistics import summary as statistics_summary
 from report.conftest import CHANGED
 from report.planted_run import planted_rows
+from said import leads as said_leads
+from said import verdict
 
 
 def test_d_and_its_relatives(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
@@ -66,8 +67,10 @@ def test_the_verdict_is_true_of_the_planted_run(rows: pl.DataFrame, summary: pl.
     assert said[0].startswith(f"On 24 report prompts the two models' next-token distributions differ by D = {phrasing.nats(d.mean)} nats")
     assert f"Patches of the residual stream carry more than half of D from L{CHANGED}.resid_mid on, in both directions" in said[1]
     assert f"strongest output: L{CHANGED}.attn_out (selected on other prompts), KL increase 0.9" in said[1]
-    leads = report_leads.leads(rows, summary, manifest)
-    assert f"in shape at L{CHANGED}.attn_out, the strongest output too (lowest on the select prompts; " in leads["similarity"][0]
+    leads = said_leads(rows, summary, manifest)
+    assert f"in shape at L{CHANGED}.attn_out (lowest on the select prompts; " in leads["similarity"][0]
+    (beside,) = patching_words.is_it_where_similarity_is_lowest(rows, summary)
+    assert beside == f"The strongest output, L{CHANGED}.attn_out, is also where CKA is lowest."
     everything = " ".join([*said, *(sentence for lead in leads.values() for sentence in lead)])
     assert "None" not in everything
     assert "nan" not in everything
@@ -86,7 +89,7 @@ def test_no_effect_is_said_and_no_share_is_given(manifest: dict) -> None:
     summary = statistics_summary.summarise(rows)
     (said,) = verdict(rows, summary, manifest)
     assert said.startswith("There is no effect to explain: D = ")
-    assert "causal" not in report_leads.leads(rows, summary, manifest)
+    assert "patching" not in said_leads(rows, summary, manifest)
     assert patching_findings.site_shares(rows, summary)["share"].null_count() == 2 * 5 * 5
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from mechdiff.compare.contrasts import STATE_RANK
 from mechdiff.compare.words import NOUNS
-from mechdiff.report import headlines, verdict
+from mechdiff.report import headlines
 from mechdiff.report.headlines import GATES, Candidate, admit
 from mechdiff.statistics import summary as statistics_summary
 from report import planted_heads
 from report.small_runs import answered, asked, divergence, grafted, patched
+from said import refused, verdict
 
 SOUND = Candidate(text="L22.mlp_out recovers 0.42 of D (95 %: 0.31 to 0.55; chosen on select)", n=24, whole=0.6)
 SAID = "L22.mlp_out recovers 0.42 of D [0.31, 0.55] (chosen on select)"
@@ -120,7 +121,7 @@ def demo_like() -> tuple[pl.DataFrame, dict]:
 def test_the_verdict_of_a_run_with_all_of_these_says_none_of_them() -> None:
     rows, manifest = demo_like()
     summary = statistics_summary.summarise(rows)
-    said, kept = verdict.verdict(rows, summary, manifest), verdict.refused(rows, summary, manifest)
+    said, kept = verdict(rows, summary, manifest), refused(rows, summary, manifest)
     everything = " ".join(said)
     for misled in (
         "more soft refusal",

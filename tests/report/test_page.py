@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from mechdiff.errors import RunError
+from mechdiff.measures.catalogue import CHAPTERS
 from mechdiff.report.page import build_report
 from mechdiff.report.record import short_name
 from report.conftest import CHANGED
@@ -95,7 +96,7 @@ def test_links_within_the_page_lead_somewhere_and_ids_are_unique(run: Path) -> N
 def test_the_same_folder_gives_the_same_bytes_in_time(run: Path) -> None:
     before = (run / "report.html").read_bytes()
     start = time.process_time()
-    assert build_report(run) == run / "report.html"
+    assert build_report(run, CHAPTERS) == run / "report.html"
     assert time.process_time() - start < 20
     assert (run / "report.html").read_bytes() == before
     assert not list(run.glob("*.partial"))
@@ -112,7 +113,7 @@ def test_what_comes_from_prompts_and_models_stays_text(tmp_path: Path) -> None:
     manifest["pair"]["base"]["files"] = {EVIL: EVIL}
     folder = write_run(tmp_path, rows, manifest)
     (folder / "study.yaml").write_text(EVIL)
-    build_report(folder)
+    build_report(folder, CHAPTERS)
     page = page_of(folder)
     assert page.tags.count("script") == 1
     assert page.text.count(EVIL) > 8
@@ -122,7 +123,7 @@ def test_what_comes_from_prompts_and_models_stays_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [["divergence"], ["similarity"], ["patching"], []])
 def test_what_was_not_measured_is_a_sentence(kept: list[str], tmp_path: Path, rows: pl.DataFrame) -> None:
     folder = write_run(tmp_path, rows.filter(pl.col("measure").is_in(kept)), {})
-    page_text = Page(build_report(folder).read_text(encoding="utf-8")).text
+    page_text = Page(build_report(folder, CHAPTERS).read_text(encoding="utf-8")).text
     missing = {"divergence": "Divergence was not measured", "similarity": "Similarity was not", "patching": "Patching was not"}
     for measure, sentence in missing.items():
         assert (sentence in page_text) == (measure not in kept)
@@ -133,7 +134,7 @@ def test_equal_models_on_one_split_have_no_shares(tmp_path: Path) -> None:
         pl.col("split") == "select", pl.col("measure") != "similarity"
     )
     rows = rows.with_columns(value=pl.when(pl.col("metric").str.ends_with("_nats")).then(0.0).otherwise("value"))
-    text = Page(build_report(write_run(tmp_path, rows, planted_manifest())).read_text(encoding="utf-8")).text
+    text = Page(build_report(write_run(tmp_path, rows, planted_manifest()), CHAPTERS).read_text(encoding="utf-8")).text
     assert "There is no effect to explain: D = 0 nats, on 6 prompts." in text
     assert "strongest" not in text
     assert not (tmp_path / "figures/causal_map.svg").exists()
@@ -144,14 +145,14 @@ def test_wider_writes_have_their_own_map(tmp_path: Path) -> None:
     rows = planted_rows(n_layers=3, n_prompts=6, changed=1, permutations=4).filter(pl.col("measure") != "similarity")
     wider = rows.filter(pl.col("measure") == "patching", pl.col("layer").is_not_null()).with_columns(unit=pl.lit("window 2"))
     folder = write_run(tmp_path, pl.concat([rows, wider]), planted_manifest(n_layers=3, n_prompts=6, changed=1))
-    assert "wider writes: window 2" in Page(build_report(folder).read_text(encoding="utf-8")).text
+    assert "wider writes: window 2" in Page(build_report(folder, CHAPTERS).read_text(encoding="utf-8")).text
     assert (folder / "figures/causal_map_window_2.svg").is_file()
 
 
 def test_a_folder_without_a_finished_run_is_an_error(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RunError, match="finished run"):
-            build_report(folder)
+            build_report(folder, CHAPTERS)
 
 
 def test_the_real_manifest_s_shapes(tmp_path: Path, rows: pl.DataFrame, manifest: dict) -> None:
@@ -159,7 +160,7 @@ def test_the_real_manifest_s_shapes(tmp_path: Path, rows: pl.DataFrame, manifest
     odd = json.loads(json.dumps(manifest))
     odd |= {"quick": True, "selection": None, "noise_floor": {}, "selfcheck": {"base": {}, "tuned": {}}, "skipped": [], "warnings": []}
     folder = write_run(tmp_path, rows.filter(pl.col("measure") == "divergence"), odd)
-    text = Page(build_report(folder).read_text(encoding="utf-8")).text
+    text = Page(build_report(folder, CHAPTERS).read_text(encoding="utf-8")).text
     assert "A quick run" in text
     assert "Nothing that the study asked for was skipped." in text
 
@@ -178,7 +179,18 @@ def test_a_model_s_name_in_the_title(ref: str, name: str) -> None:
     assert short_name({}, "tuned") == "tuned"
 
 
-FULL = ["behaviour", "texts", "weights", "grafting", "similarity", "causal", "factorial", "agreement", "trust", "record"]
+FULL = [
+    "divergence",
+    "divergence.texts",
+    "weights",
+    "grafting",
+    "similarity",
+    "patching",
+    "factorial",
+    "patching.agreement",
+    "trust",
+    "record",
+]
 
 
 def test_a_run_of_all_measures_has_all_sections_in_order(full_run: Path) -> None:
@@ -224,7 +236,7 @@ def test_hostile_tokens_tensors_and_statements_stay_text(tmp_path: Path, full_ro
     unit = pl.when(pl.col("unit") == name).then(pl.lit(EVIL)).when(pl.col("arm") == "greedy").then(pl.lit(EVIL)).otherwise("unit")
     site = pl.when(pl.col("site") == "final_norm", pl.col("measure") == "grafting").then(pl.lit(EVIL)).otherwise("site")
     folder = write_run(tmp_path, rows.with_columns(unit=unit, site=site), manifest)
-    build_report(folder)
+    build_report(folder, CHAPTERS)
     page = page_of(folder)
     assert page.tags.count("script") == 1
     assert page.text.count(EVIL) > 6

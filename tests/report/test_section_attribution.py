@@ -13,14 +13,16 @@ from mechdiff.measures.attribution import churn as attribution_churn
 from mechdiff.measures.attribution import page as attribution_page
 from mechdiff.measures.attribution import words as attribution_words
 from mechdiff.measures.attribution.charts import Stretched, name_box, place_names
-from mechdiff.report import drawing, leads, phrasing, sections
+from mechdiff.measures.catalogue import CHAPTERS
+from mechdiff.report import drawing, phrasing, sections
 from mechdiff.report.page import build_report
-from mechdiff.report.parts import Drawn, Run
+from mechdiff.report.parts import Drawn, Figure, Run
 from mechdiff.statistics import summary as statistics_summary
 from report import planted_attribution as planted
 from report import test_figures
 from report.conftest import CHANGED
 from report.planted_run import write_run
+from said import leads
 
 SIZE = {"n_layers": 7, "changed": CHANGED}
 CHARTS = [attribution_charts.attributed_against_true, attribution_charts.churn_of_heads]
@@ -90,7 +92,7 @@ def test_what_gradients_say_is_one_sentence(run: Run) -> None:
         "Gradients rank heads as patching does: over the 40 heads that were patched, gradient × difference has a rank corr"
     )
     assert "the lower of both directions), integrated gradients 1.00; 1 head stands out in both models, 1 in the tuned one" in sentence
-    assert leads.leads(run.rows, run.summary, run.manifest)["attribution"] == [sentence]
+    assert leads(run.rows, run.summary, run.manifest)["attribution"] == [sentence]
 
 
 def test_the_verdict_says_when_gradients_are_no_guide(run: Run) -> None:
@@ -139,17 +141,17 @@ def test_attribution_that_was_not_taken_is_a_sentence(rows: pl.DataFrame, summar
     section = attribution_page.attribution(run)
     assert [part["kind"] for part in section.parts] == ["note"]
     assert attribution_words.what_gradients_say(rows, summary, manifest) == []
-    assert "attribution" in [one.id for one in sections.all_sections(run)]
+    assert "attribution" in [one.id for one in sections.all_sections(run, CHAPTERS)]
 
 
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
-def test_figures_are_valid_and_fit(chart: drawing.Figure, width: int, run: Run) -> None:
+def test_figures_are_valid_and_fit(chart: Figure, width: int, run: Run) -> None:
     test_figures.test_figures_are_valid_and_fit_their_width(chart, width, run.rows, run.summary, run.manifest)
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
-def test_figures_without_their_rows_are_none(chart: drawing.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+def test_figures_without_their_rows_are_none(chart: Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     assert chart(rows, summary, {}) is None
 
 
@@ -198,7 +200,7 @@ def test_a_stretched_axis_keeps_order_symmetry_and_room() -> None:
 
 
 def test_the_page_shows_both_figures_with_their_readings(run: Run, tmp_path: Path) -> None:
-    page = build_report(write_run(tmp_path / "run", run.rows, run.manifest)).read_text(encoding="utf-8")
+    page = build_report(write_run(tmp_path / "run", run.rows, run.manifest), CHAPTERS).read_text(encoding="utf-8")
     section = page.partition('<section id="attribution">')[2].partition("</section>")[0]
     assert re.findall(r'<figure id="(\w+)">', section) == ["attribution_validation", "attribution_churn"]
     assert section.count("<summary>How to read this, and when it misleads</summary>") == section.count("<b>It misleads</b>") == 2

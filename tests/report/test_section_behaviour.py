@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from mechdiff.measures.behaviour import findings as behaviour_findings
 from mechdiff.measures.behaviour import page as behaviour_page
 from mechdiff.measures.behaviour.findings import Compared, spans
-from mechdiff.report import drawing, leads
+from mechdiff.measures.catalogue import CHAPTERS
+from mechdiff.report import drawing
 from mechdiff.report.page import build_report
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.statistics import intervals
@@ -20,6 +21,7 @@ from report import planted_behaviour as planted
 from report.conftest import CHANGED
 from report.planted_run import write_run
 from report.planted_sections import d_of
+from said import leads
 
 N_LAYERS, N = 7, 24
 
@@ -34,7 +36,7 @@ def run(rows: pl.DataFrame, manifest: dict) -> Run:
 @pytest.fixture(scope="module")
 def page(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = write_run(tmp_path_factory.mktemp("answers"), run.rows, run.manifest)
-    build_report(folder)
+    build_report(folder, CHAPTERS)
     return (folder / "report.html").read_text()
 
 
@@ -120,7 +122,7 @@ def test_the_section_says_what_was_planted(run: Run, page: str) -> None:
     drawn = {part.name: part for part in section.parts if isinstance(part, Drawn)}
     assert set(drawn) == {"refusal_by_layer"}, "no choice was scored under edits"
     assert f"leave out 0, the first L{CHANGED}" in drawn["refusal_by_layer"].caption
-    said = " ".join(leads.leads(run.rows, run.summary, run.manifest)["answers"])
+    said = " ".join(leads(run.rows, run.summary, run.manifest)["behaviour"])
     assert f"the tuned model has {planted.REFUSED} refusals where the base has 0 (McNemar p = 0.0039, 0.0078 of 3 scores)" in said
     assert "The refusal log-probability margin, of refusals that are put to both models rather than said by them, is 0.39" in said
     assert "no difference could be shown in style markers per 100 words" in said
@@ -143,7 +145,7 @@ def test_the_figure_is_drawn_at_both_widths(run: Run, width: int) -> None:
 
 def test_few_prompts_have_no_interval_and_it_is_said(run: Run) -> None:
     few = run.rows.filter(pl.col("prompt").is_null() | pl.col("prompt").is_in(d_of(run.rows, "report")[0][:4]))
-    said = " ".join(leads.leads(few, statistics_summary.summarise(few), run.manifest)["answers"])
+    said = " ".join(leads(few, statistics_summary.summarise(few), run.manifest)["behaviour"])
     assert "not defined" not in said
     assert said == "Of report prompts 4 were asked: too few to compare the two models' answers."
 

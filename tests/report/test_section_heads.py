@@ -11,12 +11,12 @@ from mechdiff.measures.heads import findings as heads_findings
 from mechdiff.measures.heads import page as heads_page
 from mechdiff.measures.heads import sets as heads_sets
 from mechdiff.measures.heads.words import per_cent, which_heads
-from mechdiff.report import drawing, leads, phrasing
+from mechdiff.report import drawing, phrasing
 from mechdiff.report.parts import Drawn, Run
-from mechdiff.report.verdict import verdict
 from mechdiff.statistics import summary as statistics_summary
 from report import planted_heads as planted
 from report.conftest import CHANGED
+from said import leads, verdict
 
 SIZE = {"n_layers": 7, "changed": CHANGED}
 
@@ -134,7 +134,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     whole = f"Of what all 6 heads of L{CHANGED} do together (the base's, patched into the tuned model, raise KL by 0."
     assert sentence.startswith(whole)
     assert f") of D), head 3 alone has {alone} % (95 %: " in sentence
-    assert leads.leads(run.rows, run.summary, run.manifest)["heads"] == [sentence]
+    assert leads(run.rows, run.summary, run.manifest)["heads"] == [sentence]
     (headline,) = verdict(run.rows, run.summary, run.manifest)[-1:]
     assert headline.startswith(whole)
     assert "effective number" not in headline

@@ -9,7 +9,7 @@ from mechdiff.measures.rank import page as rank_page
 from mechdiff.measures.rank import words as rank_words
 from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
 from mechdiff.report import drawing, phrasing
-from mechdiff.report.parts import Drawn, Run
+from mechdiff.report.parts import Drawn, Figure, Run
 from mechdiff.rows import rows as make_rows
 from mechdiff.statistics import summary as statistics_summary
 from report import planted_sections as planted
@@ -119,12 +119,12 @@ def test_a_site_without_a_causal_curve_has_its_sentence(run: Run) -> None:
 
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
-def test_figures_are_valid_and_fit(chart: drawing.Figure, width: int, run: Run) -> None:
+def test_figures_are_valid_and_fit(chart: Figure, width: int, run: Run) -> None:
     test_figures_are_valid_and_fit_their_width(chart, width, run.rows, run.summary, run.manifest)
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
-def test_figures_without_their_rows_are_none(chart: drawing.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+def test_figures_without_their_rows_are_none(chart: Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     assert chart(rows, summary, {}) is None
 
 

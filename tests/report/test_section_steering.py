@@ -11,7 +11,7 @@ from mechdiff.measures.steering import page as steering_page
 from mechdiff.measures.steering import words as steering_words
 from mechdiff.report import drawing, phrasing
 from mechdiff.report.headlines import admit
-from mechdiff.report.parts import Drawn, Run
+from mechdiff.report.parts import Drawn, Figure, Run
 from mechdiff.statistics import summary as statistics_summary
 from report import planted_sections as planted
 from report.conftest import CHANGED
@@ -148,12 +148,12 @@ def test_side_effects_that_were_not_measured_are_said(run: Run) -> None:
 
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
-def test_figures_are_valid_and_fit(chart: drawing.Figure, width: int, run: Run) -> None:
+def test_figures_are_valid_and_fit(chart: Figure, width: int, run: Run) -> None:
     test_figures_are_valid_and_fit_their_width(chart, width, run.rows, run.summary, run.manifest)
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
-def test_figures_without_their_rows_are_none(chart: drawing.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+def test_figures_without_their_rows_are_none(chart: Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     assert chart(rows, summary, {}) is None
 
 

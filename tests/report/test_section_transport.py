@@ -11,7 +11,7 @@ from mechdiff.measures.transport import page as transport_page
 from mechdiff.measures.transport import words as transport_words
 from mechdiff.measures.transport.findings import CEILING, CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report import drawing, effect_shares, phrasing
-from mechdiff.report.parts import Drawn, Run
+from mechdiff.report.parts import Drawn, Figure, Run
 from mechdiff.rows import rows as make_rows
 from mechdiff.statistics import intervals
 from mechdiff.statistics import summary as statistics_summary
@@ -226,14 +226,14 @@ def test_correlation_with_cosine_against_a_monotone_relation() -> None:
 
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
-def test_figures_are_valid_and_fit(chart: drawing.Figure, width: int, run: Run) -> None:
+def test_figures_are_valid_and_fit(chart: Figure, width: int, run: Run) -> None:
     from report.test_figures import test_figures_are_valid_and_fit_their_width
 
     test_figures_are_valid_and_fit_their_width(chart, width, run.rows, run.summary, run.manifest)
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
-def test_figures_without_their_rows_are_none(chart: drawing.Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+def test_figures_without_their_rows_are_none(chart: Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     assert chart(rows, summary, {}) is None
 
 

@@ -7,7 +7,7 @@ patterns and shapes repeat what colour says.
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ import vl_convert
 
 Chart = Any
 """An altair chart of any composition."""
-Figure = Callable[..., Chart | None]
-"""(rows, summary, manifest, *, width) to a chart, or None where its rows are absent."""
 
 WIDE, NARROW = 700, 350
 """Outer widths in pixels: a page column, and a phone."""

@@ -6,14 +6,14 @@ limitations (warnings, skipped parts). Nothing in it was written by hand: a seco
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import vl_convert
 
 from mechdiff.errors import RunError
 from mechdiff.report import drawing, record, sections
-from mechdiff.report.parts import Drawn, Run, Section
+from mechdiff.report.parts import Chapter, Drawn, Run, Section
 from mechdiff.report.phrasing import listed
 from mechdiff.report.verdict import verdict
 
@@ -35,15 +35,17 @@ def chart(run: Run, drawn: Drawn, width: int = drawing.WIDE) -> drawing.Chart | 
     return drawn.chart(run.rows, run.summary, run.manifest, width=width, **drawn.options)
 
 
-def export(run: Run, folder: Path, *, formats: Sequence[str] = FORMATS, columns: Sequence[str] = tuple(COLUMNS)) -> Path:
+def export(
+    run: Run, chapters: Mapping[str, Chapter], folder: Path, *, formats: Sequence[str] = FORMATS, columns: Sequence[str] = tuple(COLUMNS)
+) -> Path:
     """Writes `figures/NAME.COLUMN.FORMAT` and `summary.md` to a folder; returns the latter's path. Raises RunError for a format that is not known."""
     for what, given, known in (("format", formats, FORMATS), ("columns", columns, tuple(COLUMNS))):
         if unknown := [name for name in given if name not in known]:
             raise RunError(f"{what}: given {', '.join(unknown)}, expected some of {', '.join(known)}.")
-    found = sections.all_sections(run)
+    found = sections.all_sections(run, chapters)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn = {name: _written(run, figure, folder / "figures", formats, columns) for name, figure in drawn_figures(found).items()}
-    text = "\n".join(_document(run, found, {name for name, there in drawn.items() if there}, formats, columns))
+    text = "\n".join(_document(run, verdict(run, chapters), found, {name for name, there in drawn.items() if there}, formats, columns))
     partial = folder / "summary.md.partial"
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, folder / "summary.md")
@@ -83,12 +85,14 @@ def _scaled(svg: str, scale: float) -> str:
 # ---- the summary -------------------------------------------------------------------------------------------------------------------
 
 
-def _document(run: Run, found: Sequence[Section], drawn: set[str], formats: Sequence[str], columns: Sequence[str]) -> Iterator[str]:
+def _document(
+    run: Run, said: Sequence[str], found: Sequence[Section], drawn: set[str], formats: Sequence[str], columns: Sequence[str]
+) -> Iterator[str]:
     manifest = run.manifest
     base, tuned = (escaped(record.short_name(manifest, side)) for side in ("base", "tuned"))
     yield f"# What the fine-tune changed: {base} → {tuned}\n"
     yield "## Abstract\n"
-    yield from (f"{escaped(sentence)} " for sentence in verdict(run.rows, run.summary, manifest))
+    yield from (f"{escaped(sentence)} " for sentence in said)
     yield "\n## Methods\n"
     yield from methods(manifest)
     yield "\n## Results\n"

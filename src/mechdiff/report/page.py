@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mechdiff.report import drawing, record, sections
-from mechdiff.report.parts import Drawn, Section, load
+from mechdiff.report.parts import Chapter, Drawn, Section, load
 from mechdiff.report.verdict import verdict
 
 HERE = Path(__file__).parent
 BESIDE = ("rows.parquet", "summary.parquet", "manifest.json", "study.yaml", "log.txt")
 
 
-def build_report(run: Path) -> Path:
-    """Writes `report.html` and `figures/` into the folder of a finished run; returns the page's path.
+def build_report(run: Path, chapters: Mapping[str, Chapter]) -> Path:
+    """Writes `report.html` and `figures/` into the folder of a finished run, with what `chapters` say of it; returns the page's path.
 
     The same folder gives the same bytes. Raises RunError where there is no finished run, or its tables cannot be read.
     """
@@ -41,8 +42,8 @@ def build_report(run: Path) -> Path:
         between={"sign": "→", "says": "to"},
         alerts=quick,
         warned=len(record.warnings(manifest)),
-        verdict=verdict(content.rows, content.summary, manifest),
-        sections=[draw_section(one, run / "figures", *tables) for one in sections.all_sections(content)],
+        verdict=verdict(content, chapters),
+        sections=[draw_section(one, run / "figures", *tables) for one in sections.all_sections(content, chapters)],
         record_title="The run's record",
         record=record.tables(manifest),
         study=(run / "study.yaml").read_text(encoding="utf-8") if (run / "study.yaml").exists() else "",

@@ -1,15 +1,20 @@
-"""A page is made of sections of figures with captions, tables, notes and texts. Plain data; `page` renders it."""
+"""A page is made of chapters, one a measure, and these of sections: figures, tables, notes and texts. Plain data; `page` renders it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
-from mechdiff.report.drawing import Figure
+from mechdiff.report.headlines import Candidate
 from mechdiff.statistics.clusters import clustered, unit_names
 from mechdiff.store.tables import read_manifest, read_prompts, read_rows, read_summary
+
+Figure = Callable[..., Any]
+"""(rows, summary, manifest, *, width) to an altair chart, or None where its rows are absent."""
+Tile = Literal["how_much", "what", "where", "how_complicated", "what_else", "how_sure"]
+"""The six answers that a reader looks for first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,33 @@ class Section:
     """Drawn figures, and dicts for the template: tables, lists, notes."""
     lead: list[str] = field(default_factory=list)
     """Sentences at its head."""
+    place: float | None = None
+    """Its order on the page, where that is not its chapter's."""
+
+
+def nothing(run: Run) -> list[Any]:
+    """What a chapter says that says nothing."""
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chapter:
+    """What the page says of a measure."""
+
+    sections: Callable[[Run], list[Section]]
+    """All of its sections, also where it was not measured: then each says so."""
+    lead: Callable[[Run], list[str]] = nothing
+    """What stands at the head of the first of them: the measure's numbers in words."""
+    needs: Literal["nothing", "effect", "shares"] = "nothing"
+    """What there must be for the lead: nothing, any difference between the two models, or a D to take shares of (`sections.lead`)."""
+    clause: Callable[[Run], list[Candidate]] = nothing
+    """What it adds to the verdict ..."""
+    clause_of: Literal[1, 2, 3, 4, 5]
+    """... and to which of its sentences (`verdict`)."""
+    place: float
+    """Its order on the page, which is not the order in which measures run."""
+    tile: Tile | None = None
+    """Which of the six first answers it feeds."""
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str = "", folded: str = "", stacked: bool = False) -> dict:

@@ -3,61 +3,42 @@
 A section whose rows are absent is one sentence that says so.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from mechdiff.measures.attribution.page import attribution
-from mechdiff.measures.behaviour.page import answers
-from mechdiff.measures.divergence.page import divergence
-from mechdiff.measures.divergence.texts_page import texts
-from mechdiff.measures.divergence.tokenizers import tokenizers
-from mechdiff.measures.factorial.page import factorial
-from mechdiff.measures.grafting.page import grafting
-from mechdiff.measures.heads.page import heads
-from mechdiff.measures.patching.page import agreement, patching
-from mechdiff.measures.rank.page import rank
-from mechdiff.measures.similarity.page import similarity
-from mechdiff.measures.steering.page import steering
-from mechdiff.measures.transport.page import transport
-from mechdiff.measures.weights.page import weights
-from mechdiff.report import leads as report_leads
-from mechdiff.report import spoken, verdict
-from mechdiff.report.parts import Run, Section, note
-from mechdiff.report.record import trust
+from mechdiff.report import difference, spoken, verdict
+from mechdiff.report.parts import Chapter, Run, Section, note
+from mechdiff.report.record import how_sure, trust
 
 
-def all_sections(run: Run) -> list[Section]:
+def all_sections(run: Run, chapters: Mapping[str, Chapter]) -> list[Section]:
     """What the run found, in the order of its questions, and how far to trust it; each with what its measure found in words at its head."""
     with spoken.in_measured_words(run.rows):
-        return _all_sections(run)
+        placed = [(section.place or chapter.place, section) for chapter in chapters.values() for section in _of_chapter(run, chapter)]
+        return [*(section for _, section in sorted(placed, key=lambda one: one[0])), _trust(run, chapters)]
 
 
-def _all_sections(run: Run) -> list[Section]:
-    found = [
-        divergence(run),
-        texts(run),
-        answers(run),
-        weights(run),
-        grafting(run),
-        similarity(run),
-        patching(run),
-        factorial(run),
-        transport(run),
-        rank(run),
-        steering(run),
-        heads(run),
-        attribution(run),
-        agreement(run),
-        tokenizers(run),
-        trust(run),
-    ]
-    leads = report_leads.leads(run.rows, run.summary, run.manifest)
-    found[-1] = replace(found[-1], parts=[*found[-1].parts, *_kept_below(run)])
-    return [replace(section, lead=leads.get(section.id, [])) for section in found]
+def lead(run: Run, chapter: Chapter) -> list[str]:
+    """A measure's numbers in words. Where the two models do not differ, or there is no D to take shares of, most measures have nothing to say."""
+    found = difference.difference(run.rows, run.summary)
+    there = found is None or {"nothing": True, "effect": found.counts, "shares": found.divides}[chapter.needs]
+    return chapter.lead(run) if there else []
 
 
-def _kept_below(run: Run) -> list[dict]:
-    """What did not pass the gates of the verdict, and why."""
-    kept = verdict.refused(run.rows, run.summary, run.manifest)
+def _of_chapter(run: Run, chapter: Chapter) -> list[Section]:
+    first, *others = chapter.sections(run)
+    return [replace(first, lead=lead(run, chapter)), *others]
+
+
+def _trust(run: Run, chapters: Mapping[str, Chapter]) -> Section:
+    """How far to trust the rest, and what did not pass the gates of the verdict, with the reason."""
+    section = trust(run)
+    said = how_sure(difference.difference(run.rows, run.summary), run.manifest)
+    return replace(section, lead=said, parts=[*section.parts, *_kept_below(run, chapters)])
+
+
+def _kept_below(run: Run, chapters: Mapping[str, Chapter]) -> list[dict]:
+    kept = verdict.refused(run, chapters)
     if not kept:
         return []
     return [

@@ -15,8 +15,9 @@ from tokenizers import AddedToken
 from torch import nn
 
 from mechdiff.engine.distributions import kl_nats
-from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.catalogue import CHAPTERS, make_study
 from mechdiff.models.sources import quiet
+from mechdiff.report.parts import Run
 from mechdiff.report.verdict import verdict
 from mechdiff.rows import where
 from mechdiff.statistics.summary import summarise
@@ -57,7 +58,7 @@ class Studied:
 
     @property
     def verdict(self) -> list[str]:
-        return verdict(self.rows, self.summary, self.record)
+        return verdict(Run(rows=self.rows, summary=self.summary, manifest=self.record), CHAPTERS)
 
     def values(self, metric: str, **columns: Any) -> np.ndarray:
         """Of the rows that are no controls."""

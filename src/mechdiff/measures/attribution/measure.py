@@ -1,6 +1,7 @@
 """Attribution asks what gradients say of each head, and holds it against true patches."""
 
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.report.parts import Chapter
 
 ATTRIBUTION = Measure(
     name="attribution",
@@ -10,7 +11,13 @@ ATTRIBUTION = Measure(
     # what statistics read
     numbers=None,
     # what the page says
-    chapter=None,
+    chapter=Chapter(
+        sections=Later("mechdiff.measures.attribution.page:sections"),
+        lead=Later("mechdiff.measures.attribution.words:lead"),
+        needs="shares",
+        clause_of=5,
+        place=12,
+    ),
     # what several runs are compared in
     between_runs=None,
     # a second way

@@ -5,11 +5,17 @@ import polars as pl
 from mechdiff.measures.attribution import churn, findings
 from mechdiff.measures.attribution.findings import ESTIMATES, TOGETHER
 from mechdiff.report.difference import BREAKAGE
+from mechdiff.report.parts import Run
 
 WAYS = {"grad_x_diff": "gradient × difference", "integrated_gradients": "integrated gradients"}
 WRITTEN = {True: "base into tuned", False: "tuned into base"}
 WELL, POORLY = 0.8, 0.5
 """Rank correlations from which on gradients rank heads as patching does, and under which they are no guide: the whole interval lies there."""
+
+
+def lead(run: Run) -> list[str]:
+    """What gradients say of heads."""
+    return what_gradients_say(run.rows, run.summary, run.manifest)
 
 
 def what_gradients_say(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:

@@ -1,6 +1,7 @@
 """Behaviour asks what the two models answer, and what they find likely."""
 
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.report.parts import Chapter
 
 BEHAVIOUR = Measure(
     name="behaviour",
@@ -10,7 +11,14 @@ BEHAVIOUR = Measure(
     # what statistics read
     numbers=None,
     # what the page says
-    chapter=None,
+    chapter=Chapter(
+        sections=Later("mechdiff.measures.behaviour.page:sections"),
+        lead=Later("mechdiff.measures.behaviour.words:lead"),
+        clause=Later("mechdiff.measures.behaviour.words:clause"),
+        clause_of=1,
+        place=2,
+        tile="what",
+    ),
     # what several runs are compared in
     between_runs=None,
     # a second way

@@ -37,13 +37,17 @@ OPEN, TEXTS, EDITS = 3, 12, 4
 """Prompts whose answers are shown at once, in all, and the edited answers of one."""
 
 
+def sections(run: Run) -> list[Section]:
+    return [answers(run)]
+
+
 def answers(run: Run) -> Section:
     """Q0, last part: behaviour."""
     groups = findings.groups(run.rows, run.manifest)
     if not groups:
-        return Section(id="answers", title=TITLE, parts=[note("Behaviour was not measured in this run.")])
+        return Section(id="behaviour", title=TITLE, parts=[note("Behaviour was not measured in this run.")])
     parts = [*_both(run, groups), *_by_layer(run), *_edits(run), *_agreement(run), *_texts(run), *_masked(run)]
-    return Section(id="answers", title=TITLE, parts=parts)
+    return Section(id="behaviour", title=TITLE, parts=parts)
 
 
 # ---- both models -------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import polars as pl
 from mechdiff.measures.behaviour import findings
 from mechdiff.measures.behaviour.findings import SOFT, Compared, Group
 from mechdiff.report.headlines import Candidate
+from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import between, listed, nats, prompts
 from mechdiff.statistics import intervals
 from mechdiff.statistics.intervals import FEWEST
@@ -54,6 +55,16 @@ def on_report(rows: pl.DataFrame, manifest: dict) -> tuple[Group | None, list[Co
         return None, []
     found = findings.to_the_point(group, findings.compared(group.rows), findings.soft_metric(manifest))
     return group, [one for one in found if one.metric != "cut_off"]
+
+
+def lead(run: Run) -> list[str]:
+    """What both models do, beside one another."""
+    return what_they_do(run.rows, run.manifest)
+
+
+def clause(run: Run) -> list[Candidate]:
+    """Every difference between the answers that is seen; what was looked for and not seen stands in its section."""
+    return headlines(run.rows, run.manifest)
 
 
 def headlines(rows: pl.DataFrame, manifest: dict) -> list[Candidate]:

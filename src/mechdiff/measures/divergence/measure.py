@@ -1,6 +1,7 @@
 """The divergence asks how far apart the two models' predictions lie, and at which token."""
 
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.report.parts import Chapter
 
 DIVERGENCE = Measure(
     name="divergence",
@@ -10,7 +11,14 @@ DIVERGENCE = Measure(
     # what statistics read
     numbers=None,
     # what the page says
-    chapter=None,
+    chapter=Chapter(
+        sections=Later("mechdiff.measures.divergence.page:sections"),
+        lead=Later("mechdiff.measures.divergence.words:lead"),
+        clause=Later("mechdiff.measures.divergence.words:clause"),
+        clause_of=1,
+        place=1,
+        tile="how_much",
+    ),
     # what several runs are compared in
     between_runs=None,
     # a second way

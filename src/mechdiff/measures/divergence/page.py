@@ -3,6 +3,8 @@
 import polars as pl
 
 from mechdiff.measures.divergence import charts
+from mechdiff.measures.divergence.texts_page import texts
+from mechdiff.measures.divergence.tokenizers import tokenizers
 from mechdiff.measures.divergence.words import counted
 from mechdiff.report import difference
 from mechdiff.report.parts import Drawn, Run, Section, note, table
@@ -17,12 +19,17 @@ LEANS = 1 / 3
 TOP_PROMPTS = 5
 
 
+def sections(run: Run) -> list[Section]:
+    """D at the decision position, along whole texts, and whether both models got the same input."""
+    return [divergence(run), texts(run), tokenizers(run)]
+
+
 def divergence(run: Run) -> Section:
     """Q0: D per prompt."""
     title = "How differently do they behave?"
     found = difference.difference(run.rows, run.summary)
     if found is None:
-        return Section(id="behaviour", title=title, parts=[note("Divergence was not measured in this run.")])
+        return Section(id="divergence", title=title, parts=[note("Divergence was not measured in this run.")])
     d = difference.d_per_prompt(run.rows)
     mean = with_interval(found.mean, found.low, found.high, coverage=found.coverage)
     caption = f"D on {counted(found, run.manifest)[0]}: mean {mean} nats, median {nats(found.median)}"
@@ -35,7 +42,7 @@ def divergence(run: Run) -> Section:
     order = [*difference.d_per_prompt(run.prompt_rows).sort("d", descending=True).head(TOP_PROMPTS).iter_rows(named=True)]
     prompts = [(row["prompt"], nats(row["d"]), said[row["same"]]) for row in order]
     return Section(
-        id="behaviour",
+        id="divergence",
         title=title,
         parts=[
             drawn,

@@ -7,6 +7,7 @@ import altair as alt
 import polars as pl
 
 from mechdiff.measures.divergence import findings
+from mechdiff.measures.divergence.words import how_it_goes_on
 from mechdiff.report import drawing, phrasing
 from mechdiff.report.drawing import BLUE, LEFT, ORANGE, QUIET, WIDE, Chart
 from mechdiff.report.parts import Drawn, Run, Section, note, table
@@ -27,7 +28,8 @@ def texts(run: Run) -> Section:
     if not profile.is_empty():
         parts.append(Drawn(name="kl_by_position", chart=kl_by_position, caption=_caption(run, profile), reading="kl_by_position"))
     parts += [*_bits(run), *_texts(run.manifest), *_moved(run.manifest)]
-    return Section(id="texts", title=TITLE, parts=parts or [note("Divergence along whole texts was not measured in this run.")])
+    parts = parts or [note("Divergence along whole texts was not measured in this run.")]
+    return Section(id="divergence.texts", title=TITLE, parts=parts, lead=how_it_goes_on(run.rows, run.manifest))
 
 
 def _caption(run: Run, profile: pl.DataFrame) -> str:

@@ -26,7 +26,7 @@ def tokenizers(run: Run) -> Section:
     """Fairness of the input."""
     parts: list[Any] = [note(text) for text in _policy(run.manifest)]
     parts += [*_fragmentation(run), *_templates(run), *_words(run), *_cut_apart(run)]
-    return Section(id="input", title=TITLE, parts=parts)
+    return Section(id="divergence.tokenizers", title=TITLE, parts=parts, place=14)
 
 
 def _policy(manifest: dict) -> list[str]:

@@ -3,10 +3,24 @@
 import polars as pl
 
 from mechdiff.measures.divergence import findings
+from mechdiff.report import difference
 from mechdiff.report.difference import Difference
+from mechdiff.report.headlines import Candidate
+from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import between, level, listed, nats, prompts, share, with_interval
 from mechdiff.statistics.clusters import n_prompts
 from mechdiff.statistics.intervals import FEW, FEWEST
+
+
+def lead(run: Run) -> list[str]:
+    """D in words, or why there is none."""
+    return [how_different(difference.difference(run.rows, run.summary), run.manifest)]
+
+
+def clause(run: Run) -> list[Candidate]:
+    """The same for the verdict."""
+    found = difference.difference(run.rows, run.summary)
+    return [Candidate(text=how_different(found, run.manifest), n=None if found is None else found.n, needed=1)]
 
 
 def how_different(found: Difference | None, manifest: dict | None = None) -> str:

@@ -1,6 +1,7 @@
 """The factorial asks whether a behaviour is made below a block, above it, or only by both together."""
 
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.report.parts import Chapter
 
 FACTORIAL = Measure(
     name="factorial",
@@ -10,7 +11,14 @@ FACTORIAL = Measure(
     # what statistics read
     numbers=None,
     # what the page says
-    chapter=None,
+    chapter=Chapter(
+        sections=Later("mechdiff.measures.factorial.page:sections"),
+        lead=Later("mechdiff.measures.factorial.words:lead"),
+        needs="shares",
+        clause_of=3,
+        place=7,
+        tile="where",
+    ),
     # what several runs are compared in
     between_runs=None,
     # a second way

@@ -5,12 +5,18 @@ import polars as pl
 
 from mechdiff.measures.factorial import findings
 from mechdiff.measures.factorial.findings import UNITS, Halves, Interaction
+from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import nats, with_interval
 from mechdiff.statistics import intervals
 
 SURE = 0.05
 LEAST = 0.1
 """Part of what both halves bring together under which an interaction is not spoken of."""
+
+
+def lead(run: Run) -> list[str]:
+    """Where lower and upper layers build on each other."""
+    return early_or_late(run.rows, run.summary)
 
 
 def early_or_late(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:

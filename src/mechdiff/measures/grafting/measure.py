@@ -1,6 +1,7 @@
 """Grafting asks which modules' tuned weights, put into the base, make it behave like the tuned model."""
 
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.report.parts import Chapter
 
 GRAFTING = Measure(
     name="grafting",
@@ -10,7 +11,15 @@ GRAFTING = Measure(
     # what statistics read
     numbers=None,
     # what the page says
-    chapter=None,
+    chapter=Chapter(
+        sections=Later("mechdiff.measures.grafting.page:sections"),
+        lead=Later("mechdiff.measures.grafting.words:lead"),
+        needs="shares",
+        clause=Later("mechdiff.measures.grafting.words:clause"),
+        clause_of=2,
+        place=4,
+        tile="where",
+    ),
     # what several runs are compared in
     between_runs=None,
     # a second way

@@ -4,11 +4,27 @@ import polars as pl
 
 from mechdiff import labels
 from mechdiff.measures.grafting import findings
+from mechdiff.measures.weights import findings as weights_findings
+from mechdiff.measures.weights.words import reparametrised
 from mechdiff.report import difference
 from mechdiff.report.headlines import Candidate
+from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import prompts, share, with_interval
 
 BIASED = "chosen on these prompts, so optimistically biased"
+
+
+def lead(run: Run) -> list[str]:
+    """The module that does most, and the smallest set that does nearly all."""
+    return which_module(run.rows)
+
+
+def clause(run: Run) -> list[Candidate]:
+    """The same for the verdict; nothing where no weight changed, or the function did not change with them."""
+    changed, found = weights_findings.how_many(run.summary), difference.difference(run.rows, run.summary)
+    if (changed is not None and not changed.changed) or (found is not None and reparametrised(found)):
+        return []
+    return modules(run.rows)
 
 
 def which_module(rows: pl.DataFrame) -> list[str]:

@@ -5,11 +5,22 @@ import polars as pl
 from mechdiff.measures.heads import findings, sets
 from mechdiff.report.difference import BREAKAGE
 from mechdiff.report.headlines import Candidate
+from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import level, with_interval
 from mechdiff.statistics import spread
 
 LEAST = 0.001
 """Per cent under which no digits are given."""
+
+
+def lead(run: Run) -> list[str]:
+    """Which heads carry it."""
+    return which_heads(run.rows, run.summary, run.manifest)
+
+
+def clause(run: Run) -> list[Candidate]:
+    """The same for the verdict, without what is beside it."""
+    return headlines(run.rows, run.summary, run.manifest)
 
 
 def which_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:

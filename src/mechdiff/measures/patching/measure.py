@@ -1,6 +1,7 @@
 """Patching asks where the difference between two models' activations matters for what they predict."""
 
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.report.parts import Chapter
 
 PATCHING = Measure(
     name="patching",
@@ -10,7 +11,15 @@ PATCHING = Measure(
     # what statistics read
     numbers=None,
     # what the page says
-    chapter=None,
+    chapter=Chapter(
+        sections=Later("mechdiff.measures.patching.page:sections"),
+        lead=Later("mechdiff.measures.patching.words:lead"),
+        needs="shares",
+        clause=Later("mechdiff.measures.patching.words:clause"),
+        clause_of=3,
+        place=6,
+        tile="where",
+    ),
     # what several runs are compared in
     between_runs=None,
     # a second way

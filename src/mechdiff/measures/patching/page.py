@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 from mechdiff.measures.divergence.words import why_no_share
 from mechdiff.measures.patching import asymmetry, charts, findings
 from mechdiff.measures.patching.explorer import explorer
+from mechdiff.measures.patching.words import is_it_where_similarity_is_lowest
 from mechdiff.measures.similarity import findings as similarity_findings
 from mechdiff.report import difference
 from mechdiff.report.difference import BREAKAGE, RECOVERY, STREAM
@@ -25,16 +26,21 @@ ARMS = {
 TOP_SITES = 10
 
 
+def sections(run: Run) -> list[Section]:
+    """The effects of patches, and how similarity goes with them."""
+    return [patching(run), agreement(run)]
+
+
 def patching(run: Run) -> Section:
     """Q2, second half: the causal map, wider writes, the arms."""
     title = "Where does it matter?"
     shares = findings.site_shares(run.rows, run.summary)
     if shares.is_empty():
-        return Section(id="causal", title=title, parts=[note("Patching was not measured in this run.")])
+        return Section(id="patching", title=title, parts=[note("Patching was not measured in this run.")])
     if shares["share"].drop_nulls().is_empty():
         why = why_no_share(difference.difference(run.rows, run.summary)) or "D is not above 0, or not finite"
         said = note(f"No share of D can be given: {why}. The values in nats are in summary.parquet.")
-        return Section(id="causal", title=title, parts=[said, *_kl_by_layer(run)])
+        return Section(id="patching", title=title, parts=[said, *_kl_by_layer(run)])
     ranked, _ = findings.ranked_outputs(run.rows, run.summary)
     quiet = shares.filter(~pl.col("counts"))
     reading = "causal_map"
@@ -50,7 +56,7 @@ def patching(run: Run) -> Section:
         name = "causal_map_" + "".join(letter if letter.isalnum() else "_" for letter in unit)
         text = f"The same with wider writes: {unit}. {_strongest(wider)}"
         parts.append(Drawn(name=name, chart=charts.causal_map, options={"unit": unit}, caption=text, reading=""))
-    return Section(id="causal", title=title, parts=[*parts, *_kl_by_layer(run), *_arms(run, ranked), *asymmetry.parts(run)])
+    return Section(id="patching", title=title, parts=[*parts, *_kl_by_layer(run), *_arms(run, ranked), *asymmetry.parts(run)])
 
 
 def _kl_by_layer(run: Run) -> list[Drawn]:
@@ -149,9 +155,8 @@ def agreement(run: Run) -> Section:
     title = "Does similarity say where it matters?"
     points = findings.similarity_against_effect(run.rows, run.summary)
     if points.is_empty():
-        return Section(
-            id="agreement", title=title, parts=[note("This needs similarity and patching at the same sites, and an effect to share.")]
-        )
+        missing = note("This needs similarity and patching at the same sites, and an effect to share.")
+        return Section(id="patching.agreement", title=title, parts=[missing], place=13)
     word = "breakage" if points["direction"][0] == BREAKAGE else "recovery"
     caption = f"{len(points)} sites: CKA against {word}."
     for name, part in (
@@ -166,4 +171,5 @@ def agreement(run: Run) -> Section:
     if len(piled) > 1:
         caption += f" {len(piled)} sites lie on top of one another at CKA 1, share 0."
     drawn = Drawn(name="cka_against_effect", chart=charts.cka_against_effect, caption=caption, reading="cka_against_effect")
-    return Section(id="agreement", title=title, parts=[drawn])
+    lead = is_it_where_similarity_is_lowest(run.rows, run.summary)
+    return Section(id="patching.agreement", title=title, parts=[drawn], lead=lead, place=13)

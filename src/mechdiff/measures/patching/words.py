@@ -6,8 +6,11 @@ from mechdiff.measures.grafting.words import BIASED
 from mechdiff.measures.patching import constant, findings
 from mechdiff.measures.patching.constant import Constant
 from mechdiff.measures.patching.findings import Crossing
+from mechdiff.measures.similarity.findings import least_similar
 from mechdiff.report import difference, spoken
 from mechdiff.report.difference import BREAKAGE, RECOVERY
+from mechdiff.report.headlines import Candidate
+from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import listed, share, with_interval
 
 GUESSES = {
@@ -15,6 +18,50 @@ GUESSES = {
     "mean": "the mean tuned activation",
     "resample": "another prompt's tuned activation",
 }
+
+
+def lead(run: Run) -> list[str]:
+    """Where the difference passes, which output carries it, and whether one constant vector does."""
+    return [*where_it_passes(run.rows), *which_output(run.rows, run.summary), *what_it_depends_on(run.rows, run.summary)]
+
+
+def clause(run: Run) -> list[Candidate]:
+    """From where on more than half of D is carried over, the strongest single output, and how much of that is one constant vector."""
+    rows, summary, n = run.rows, run.summary, difference.d_per_prompt(run.rows).height
+    said = [Candidate(text=text, n=n) for text in (_passes(rows), _strongest(rows, summary)) if text]
+    vector = constant.constant(rows, summary)
+    if vector is not None:
+        said.append(Candidate(text=in_short(vector), n=vector.n, tested=vector.recovers))
+    return said
+
+
+def _passes(rows: pl.DataFrame) -> str:
+    """ "patches of the residual stream carry more than half of D from L2.resid_post on (base into tuned)"; empty where none does."""
+    crossings = {words: findings.half_way(rows, way) for way, words in ((BREAKAGE, "base into tuned"), (RECOVERY, "tuned into base"))}
+    there = {words: one for words, one in crossings.items() if one is not None}
+    passed = [f"{crossing(one, brief=True)} ({words})" for words, one in there.items()]
+    if len(there) > 1 and len({one.site for one in there.values()}) == 1:
+        passed = [f"{crossing(next(iter(there.values())), brief=True)}, in both directions"]
+    return f"patches of the residual stream carry more than half of D {' and '.join(passed)}" if passed else ""
+
+
+def _strongest(rows: pl.DataFrame, summary: pl.DataFrame) -> str:
+    """ "strongest output: L2.mlp_out (selected on other prompts), KL increase 0.4 of D, recovery 0.3"; empty where nothing was patched."""
+    ranked, ranking = findings.ranked_outputs(rows, summary)
+    if ranked.is_empty():
+        return ""
+    first = ranked.row(0, named=True)
+    chosen = "selected on other prompts" if ranking != difference.reported(rows, "patching") else BIASED
+    return f"strongest output: {first['name']} ({chosen}), {both_shares(first)}"
+
+
+def is_it_where_similarity_is_lowest(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
+    """Whether the strongest output is the site of the lowest CKA."""
+    lowest, (ranked, _) = least_similar(rows, summary), findings.ranked_outputs(rows, summary)
+    if lowest is None or ranked.is_empty():
+        return []
+    top = ranked["name"][0]
+    return [f"The strongest output, {top}, is {'also' if top == lowest.name else 'not'} where CKA is lowest."]
 
 
 def where_it_passes(rows: pl.DataFrame) -> list[str]:

@@ -1,6 +1,7 @@
 """Rank asks how many dimensions the change of activations has."""
 
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.report.parts import Chapter
 
 RANK = Measure(
     name="rank",
@@ -10,7 +11,15 @@ RANK = Measure(
     # what statistics read
     numbers=None,
     # what the page says
-    chapter=None,
+    chapter=Chapter(
+        sections=Later("mechdiff.measures.rank.page:sections"),
+        lead=Later("mechdiff.measures.rank.words:lead"),
+        needs="effect",
+        clause=Later("mechdiff.measures.rank.words:clause"),
+        clause_of=4,
+        place=9,
+        tile="how_complicated",
+    ),
     # what several runs are compared in
     between_runs=None,
     # a second way

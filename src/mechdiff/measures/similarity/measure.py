@@ -1,6 +1,7 @@
 """Similarity asks at which sites the two models' activations differ."""
 
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.report.parts import Chapter
 
 SIMILARITY = Measure(
     name="similarity",
@@ -10,7 +11,12 @@ SIMILARITY = Measure(
     # what statistics read
     numbers=None,
     # what the page says
-    chapter=None,
+    chapter=Chapter(
+        sections=Later("mechdiff.measures.similarity.page:sections"),
+        lead=Later("mechdiff.measures.similarity.words:lead"),
+        clause_of=3,
+        place=5,
+    ),
     # what several runs are compared in
     between_runs=None,
     # a second way

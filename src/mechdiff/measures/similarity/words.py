@@ -3,29 +3,28 @@
 import polars as pl
 
 from mechdiff.measures.grafting.words import BIASED
-from mechdiff.measures.patching import findings as patching_findings
 from mechdiff.measures.similarity import findings
 from mechdiff.measures.similarity.findings import LeastSimilar
+from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import with_interval
+
+
+def lead(run: Run) -> list[str]:
+    """The site of the lowest CKA."""
+    return how_similar(run.rows, run.summary)
 
 
 def how_similar(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     """The site of the lowest CKA, by other prompts where there are some, and at how many sites CKA is 1 to three digits."""
     found = findings.least_similar(rows, summary)
-    if found is None:
-        return []
-    ranked, _ = patching_findings.ranked_outputs(rows, summary)
-    top = None if ranked.is_empty() else ranked["name"][0]
-    too = ", the strongest output too" if top == found.name else ""
-    sentence = f"By CKA, activations differ most in shape at {lowest_cka(found, too)}"
-    return [sentence + ("." if too or top is None else f"; the strongest output, {top}, is not where CKA is lowest.")]
+    return [] if found is None else [f"By CKA, activations differ most in shape at {lowest_cka(found)}."]
 
 
-def lowest_cka(found: LeastSimilar, beside: str = "") -> str:
+def lowest_cka(found: LeastSimilar) -> str:
     """ "L26.attn_out (lowest on the select prompts; ...): CKA 0.884 (95 %: 0.750 to 1); at 5 of 90 sites it is 1.000 to three digits"."""
     how = (
         f"lowest on the {found.chosen_on} prompts; on these others may be lower" if found.chosen_on else f"of {found.sites} sites, {BIASED}"
     )
     high = None if found.high is None else min(found.high, 1.0)
     value = with_interval(found.cka, found.low, high, digits=3, coverage=1.0)
-    return f"{found.name}{beside} ({how}): CKA {value}; at {found.same} of {found.sites} sites it is 1.000 to three digits"
+    return f"{found.name} ({how}): CKA {value}; at {found.same} of {found.sites} sites it is 1.000 to three digits"

@@ -1,6 +1,7 @@
 """Steering asks whether one vector, or a few directions, switch the change on or off."""
 
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.report.parts import Chapter
 
 STEERING = Measure(
     name="steering",
@@ -10,7 +11,15 @@ STEERING = Measure(
     # what statistics read
     numbers=None,
     # what the page says
-    chapter=None,
+    chapter=Chapter(
+        sections=Later("mechdiff.measures.steering.page:sections"),
+        lead=Later("mechdiff.measures.steering.words:lead"),
+        needs="shares",
+        clause=Later("mechdiff.measures.steering.words:clause"),
+        clause_of=4,
+        place=10,
+        tile="how_complicated",
+    ),
     # what several runs are compared in
     between_runs=None,
     # a second way

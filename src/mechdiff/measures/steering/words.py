@@ -6,10 +6,21 @@ from mechdiff.measures.steering import findings
 from mechdiff.measures.steering.doses import QUESTIONS
 from mechdiff.measures.steering.findings import LEVEL, Limits, Tested
 from mechdiff.report.headlines import Candidate
+from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import listed, nats, share, with_interval
 
 WAYS = {"base<-base": "of the way from the base to the tuned model", "tuned<-tuned": "of the way from the tuned model to the base"}
 TRIED = {"add": "the mean difference added to the base", "ablate": "the change's directions ablated in the tuned model"}
+
+
+def lead(run: Run) -> list[str]:
+    """Whether an edit obeys."""
+    return does_it_obey(run.rows, run.summary, run.manifest)
+
+
+def clause(run: Run) -> list[Candidate]:
+    """The edit that does it with little harm, for the verdict."""
+    return headline(run.rows, run.summary, run.manifest)
 
 
 def does_it_obey(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:

@@ -1,6 +1,7 @@
 """Transport asks whether a linear map from one model's activations to the other's carries the change."""
 
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.report.parts import Chapter
 
 TRANSPORT = Measure(
     name="transport",
@@ -10,7 +11,15 @@ TRANSPORT = Measure(
     # what statistics read
     numbers=None,
     # what the page says
-    chapter=None,
+    chapter=Chapter(
+        sections=Later("mechdiff.measures.transport.page:sections"),
+        lead=Later("mechdiff.measures.transport.words:lead"),
+        needs="shares",
+        clause=Later("mechdiff.measures.transport.words:clause"),
+        clause_of=4,
+        place=8,
+        tile="how_complicated",
+    ),
     # what several runs are compared in
     between_runs=None,
     # a second way

@@ -1,14 +1,12 @@
-"""The page's sentences say what linear maps carry over, and the verdict's what maps, rank and steering say together."""
+"""The page's sentences say what one fixed vector and linear maps carry over."""
 
 import numpy as np
 import polars as pl
 
-from mechdiff.measures.rank import findings as rank_findings
-from mechdiff.measures.rank import words as rank_words
-from mechdiff.measures.steering import words as steering_words
 from mechdiff.measures.transport import findings
 from mechdiff.measures.transport.findings import Beaten, Carried, Part
 from mechdiff.report.headlines import Candidate
+from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import share, with_interval
 from mechdiff.report.spoken import in_words
 
@@ -17,6 +15,22 @@ CONSTANTS = {
     "mean": "patching one fixed activation (the tuned model's mean over the training prompts) into the base",
 }
 SURE = 0.05
+
+
+def lead(run: Run) -> list[str]:
+    """Whether one vector, or a map, carries it."""
+    return carried(run.rows, run.summary)
+
+
+def clause(run: Run) -> list[Candidate]:
+    """What one fixed vector recovers, for the verdict."""
+    best = findings.carried(run.rows, run.summary)
+    if best is None:
+        return []
+    text = constant(best) if best.trivial else f"At {best.name} {_map(best)}"
+    text = text.replace(best.name, f"{best.name} ({_selected(best)})", 1)
+    tested, last = _above_0(best.trivial or best.best), best.name == findings.readout_site(run.rows)
+    return [Candidate(text=f"{text[0].lower()}{text[1:]}", n=best.n, tested=tested, by_construction=last)]
 
 
 def carried(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
@@ -98,26 +112,3 @@ def comes_closer(found: Beaten | None) -> str:
         return "Whether a fitted map comes closer than what learns nothing is not tested: too few prompts for this skew."
     said = f"At {found.better} of {found.sites} sites a fitted map comes closer than the best of identity, mean difference and mean activation "
     return f"{said}(p ≤ 0.05, corrected for all {found.maps} maps)."
-
-
-def can_it_be_carried(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[Candidate]:
-    """For the verdict: what one fixed vector recovers, the rank of the change, and the edit that does it with little harm."""
-    found = []
-    if best := findings.carried(rows, summary):
-        spoken = best.trivial or best.best
-        text = (constant(best) if best.trivial else f"At {best.name} {_map(best)}").replace(
-            best.name, f"{best.name} ({_selected(best)})", 1
-        )
-        found.append(
-            Candidate(
-                text=f"{text[0].lower()}{text[1:]}", n=best.n, tested=_above_0(spoken),
-                by_construction=best.name == findings.readout_site(rows),
-            )
-        )  # fmt: skip
-    if one := rank_findings.strongest(rows, summary):
-        found.append(
-            Candidate(
-                text=rank_words.rank_of(one), n=one.prompts, needed=rank_findings.ENOUGH * max(one.rank, 1), tested=one.says == "rank"
-            )
-        )
-    return [*found, *steering_words.headline(rows, summary, manifest)]

@@ -1,6 +1,7 @@
 """The weights are compared tensor by tensor: which changed, by how much, in how many directions."""
 
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.report.parts import Chapter
 
 WEIGHTS = Measure(
     name="weights",
@@ -10,7 +11,14 @@ WEIGHTS = Measure(
     # what statistics read
     numbers=None,
     # what the page says
-    chapter=None,
+    chapter=Chapter(
+        sections=Later("mechdiff.measures.weights.page:sections"),
+        lead=Later("mechdiff.measures.weights.words:lead"),
+        clause=Later("mechdiff.measures.weights.words:clause"),
+        clause_of=2,
+        place=3,
+        tile="where",
+    ),
     # what several runs are compared in
     between_runs=None,
     # a second way
