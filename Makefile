@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 comma := ,
+SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims same-rows shape map clean
+.PHONY: install demo test test-ci test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims same-rows shape map clean
 
 install: .venv/installed
 
@@ -22,13 +23,16 @@ demo: .venv/embedded-model  ## arithmetic and Kazakh side by side, and their con
 	@$(BIN)/mechdiff demo
 
 test: .venv/embedded-model  ## JAXTYPING=1: with the shapes of every signature checked
-	$(BIN)/python -m pytest -n auto --dist loadfile $(if $(JAXTYPING),--jaxtyping-packages=mechdiff.engine$(comma)mechdiff.measures$(comma)beartype.beartype)
+	$(BIN)/python -m pytest $(SPREAD) $(if $(JAXTYPING),--jaxtyping-packages=mechdiff.engine$(comma)mechdiff.measures$(comma)beartype.beartype)
 
 test-avx2: .venv/embedded-model  ## what compares bits, computed as on a processor that has AVX2 and no more
-	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n auto --dist loadfile -m bits
+	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(SPREAD) -m bits
 
-test-slow: .venv/embedded-model  ## the demo end to end, against what is known of its fine-tune
-	$(BIN)/python -m pytest -m slow
+test-ci: .venv/embedded-model  ## of the slow tests those that CI runs: the embedded fine-tunes end to end, and the heaviest claims
+	$(BIN)/python -m pytest $(SPREAD) -m ci
+
+test-slow: .venv/embedded-model  ## all slow tests: those of CI, every family and adapter kind, every measure of the demo
+	$(BIN)/python -m pytest $(SPREAD) -m 'slow or ci'
 
 test-real: .venv/embedded-model  ## every measure on SmolLM2 with Kazakh tokens added: two minutes
 	$(BIN)/python -m pytest -m real

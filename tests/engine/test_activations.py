@@ -14,7 +14,7 @@ from mechdiff.engine.activations import capture, edited, forward, full_forward, 
 from mechdiff.errors import ModelError
 from mechdiff.models.pair import Model
 from mechdiff.models.sites import KINDS, Site
-from pico import CONFIGS, HYBRID, pico, prompts
+from pico import CONFIGS, HYBRID, each, pico, prompts
 
 FAMILIES = st.sampled_from(sorted(CONFIGS))
 EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "olmoe", "qwen2_moe", "qwen3_next", "deepseek_v3")
@@ -48,7 +48,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 # ---- the places are what their names say (A7) --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 def test_what_is_written_at_a_site_is_what_is_read_there(name):
     model = loaded(name)
     before = everything(model)
@@ -78,7 +78,7 @@ def _one_tensor(model: Model, first: Site, second: Site) -> bool:
     return kinds == ("attn_proj", "attn_out") and first.layer == second.layer and plain
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 def test_the_kinds_of_a_block_are_different_tensors(name):
     model = loaded(name)
     states = everything(model)
@@ -87,7 +87,7 @@ def test_the_kinds_of_a_block_are_different_tensors(name):
             assert torch.equal(states[first], states[second]) == _one_tensor(model, first, second), f"{first} and {second}"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 def test_the_parts_of_a_block_add_up_to_its_output(name):
     model = loaded(name)
     states = everything(model)
@@ -104,7 +104,7 @@ def test_parallel_blocks_have_no_resid_mid():
     assert "resid_mid" in loaded("neox_sequential").kinds()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 def test_the_residual_stream_is_what_transformers_calls_hidden_states(name):
     model = pico(name)  # a fresh one: asked for hidden states, transformers leaves hooks of its own
     states = everything(model)
@@ -116,7 +116,7 @@ def test_the_residual_stream_is_what_transformers_calls_hidden_states(name):
     assert torch.equal(last, hidden[-1][0])
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in HYBRID])
+@pytest.mark.parametrize("name", each(name for name in CONFIGS if name not in HYBRID))
 def test_heads_contributions_and_bias_sum_to_attn_proj(name):
     model = loaded(name)
     states = everything(model)

@@ -15,7 +15,7 @@ from mechdiff.engine.steered import steering
 from mechdiff.errors import PromptError, RunError
 from mechdiff.models.pair import Model
 from mechdiff.models.sites import Site
-from pico import CONFIGS, RELAYED, pico
+from pico import CONFIGS, RELAYED, each, pico
 from pico import prompts as random_prompts
 
 OPENING = [256, 7, 8, 9, 10]
@@ -69,7 +69,7 @@ def slowly(model: Model, variants: Sequence[Variant]) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 def test_blocks_are_whole_hooked_passes(name: str) -> None:
     model, variants = loaded(name), variants_of(name)
     expected = slowly(model, variants)
@@ -79,7 +79,7 @@ def test_blocks_are_whole_hooked_passes(name: str) -> None:
         torch.testing.assert_close(found.logps, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIGS) - set(RELAYED)))
+@pytest.mark.parametrize("name", each(sorted(set(CONFIGS) - set(RELAYED))))
 def test_prompts_that_are_read_side_by_side_are_read_as_alone(name: str) -> None:
     model = loaded(name)
     for ids, found in zip(PROMPTS, read(model, PROMPTS), strict=True):

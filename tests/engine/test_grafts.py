@@ -14,7 +14,7 @@ from mechdiff.models.modules import ChangedUnits, Unit, changes_between, changes
 from mechdiff.models.pair import Model, open_pair
 from oracles.merged import logits as naive
 from oracles.merged import merged
-from pico import CONFIGS, moved, pico, prompts, save, twin, with_adapter
+from pico import each, moved, pico, prompts, save, twin, with_adapter
 from tokenizers_made import byte_tokenizer
 
 PROMPTS = prompts(4, seed=2, shortest=4, longest=22)
@@ -44,7 +44,7 @@ def in_order(model: Model, found: Sequence[Tensor], packed: Sequence) -> Tensor:
     return torch.cat(list(found))[rows.argsort()]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 def test_a_graft_is_the_merged_network_from_whichever_block_it_starts(name):
     base, tuned, changes = pair(name)
     packed = batches(base, PROMPTS, max_tokens=48)
@@ -68,7 +68,7 @@ def test_a_graft_is_the_merged_network_from_whichever_block_it_starts(name):
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in base.net.modules())
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 def test_everything_grafted_is_the_tuned_model_to_the_bit(name):
     base, tuned, changes = pair(name)
     (batch,) = batches(base, PROMPTS[:1])

@@ -15,7 +15,7 @@ from mechdiff.models.families import sliding_window
 from mechdiff.models.pair import Model
 
 WRONG_WHEN_EAGER = ("falcon_alibi",)
-FAMILIES = [name for name in pico.CONFIGS if name not in (*pico.HYBRID, *WRONG_WHEN_EAGER)]
+FAMILIES = pico.each(name for name in pico.CONFIGS if name not in (*pico.HYBRID, *WRONG_WHEN_EAGER))
 LAYERS = range(4)
 [IDS] = pico.prompts(1, shortest=20, longest=20)
 

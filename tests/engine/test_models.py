@@ -20,7 +20,7 @@ from mechdiff.models import pair as models_pair
 from mechdiff.models.families import FAMILIES
 from mechdiff.models.pair import Model, Pair, free_memory, open_pair, wrap
 from mechdiff.models.sites import Site
-from pico import CONFIGS, SIZES, make_net, pico, save, twin
+from pico import CONFIGS, SIZES, each, make_net, pico, save, twin
 from tokenizers_made import byte_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -281,7 +281,7 @@ def test_sites_and_replay_work_through_an_adapter(folders, adapter):
 
 
 @pytest.mark.bits
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("qwen2_sliding", "neox_sequential")])
+@pytest.mark.parametrize("name", each(name for name in CONFIGS if name not in ("qwen2_sliding", "neox_sequential")))
 def test_adapters_fit_every_family(tmp_path, name):
     model = pico(name)
     save(model.net, byte_tokenizer(), tmp_path / "base")

@@ -12,7 +12,7 @@ from mechdiff.engine.activations import capture, forward
 from mechdiff.engine.norms import NORMED, missing, norm_reading, norms_in, norms_of
 from mechdiff.models.pair import Model
 from mechdiff.models.sites import Site
-from pico import CONFIGS, moved, pico, twin, with_adapter
+from pico import each, moved, pico, twin, with_adapter
 
 IDS = list(range(3, 15))
 UNREAD = {"olmo2": {"resid_pre": [0, 1, 2, 3], "resid_mid": [0, 1, 2, 3], "resid_post": [0, 1, 2]}}
@@ -39,7 +39,7 @@ def in_a_pass(model: Model, sites: list[Site]) -> dict[Site, tuple[Tensor, Tenso
     return seen
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 def test_numbers_do_what_the_norm_that_reads_the_site_does(name: str) -> None:
     model = twin(pico(name), moved)  # gains and biases that are not 1 and 0
     kinds = [kind for kind in NORMED if kind in model.kinds()]

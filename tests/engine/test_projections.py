@@ -7,11 +7,11 @@ from mechdiff.models.families import family_of
 from mechdiff.models.projections import Projections, layout_of
 from mechdiff.models.sites import Site
 from mechdiff.models.tensors import open_tensors
-from pico import CONFIGS, WITHOUT_HEADS, pico, save
+from pico import CONFIGS, WITHOUT_HEADS, each, pico, save
 from tokenizers_made import byte_tokenizer
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIGS) - set(WITHOUT_HEADS)))
+@pytest.mark.parametrize("name", each(sorted(set(CONFIGS) - set(WITHOUT_HEADS))))
 def test_a_heads_output_at_one_token_is_its_products(name, tmp_path):
     """With a single token attention is 1 (no sink), so z of a head is W_V (x, 1) of its group: the cut of V is right, and of O."""
     model = pico(name)

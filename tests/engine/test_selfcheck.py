@@ -13,7 +13,7 @@ from mechdiff.engine.selfcheck import self_check
 from mechdiff.errors import SelfCheckError
 from mechdiff.models import families
 from mechdiff.models.pair import Model, open_pair
-from pico import CONFIGS, RELAYED, pico, prompts
+from pico import CONFIGS, RELAYED, each, pico, prompts
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
 SHORT = prompts(2, shortest=4, longest=6)
@@ -22,7 +22,7 @@ BOTH = [*SHORT, *LONG]
 """Sorted by nothing, and on both sides of the pico models' sliding window of 8."""
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 def test_it_passes_on_every_family(name):
     model = pico(name)
     found = self_check(model, BOTH, engine=replay.ENGINES[replay.engine_for(model.config)[0]])

@@ -12,7 +12,7 @@ from mechdiff.errors import ModelError
 from mechdiff.models.checkpoint import weight_files
 from mechdiff.models.families import FAMILIES, Family
 from mechdiff.models.tensors import SITES, open_tensors, place, reading_order
-from pico import CONFIGS, pico
+from pico import each, pico
 
 
 def saved(name: str, folder: Path, **how: str) -> Path:
@@ -20,7 +20,7 @@ def saved(name: str, folder: Path, **how: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", each())
 def test_every_tensor_is_the_modules_and_has_a_place(name, tmp_path):
     model = pico(name)
     files = open_tensors(saved(name, tmp_path / "model"))

@@ -22,11 +22,11 @@ from mechdiff.models.modules import (
 )
 from mechdiff.models.pair import open_pair, wrap
 from oracles.merged import names_of
-from pico import CONFIGS, make_net, moved, pico, save, twin, with_adapter
+from pico import CONFIGS, each, make_net, moved, pico, save, twin, with_adapter
 from tokenizers_made import byte_tokenizer
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 def test_every_tensor_has_the_unit_that_its_name_says(name):
     model = pico(name)
     found = parts(model)
@@ -59,7 +59,7 @@ def test_a_family_row_that_misses_a_matrix_is_refused():
         parts(model)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 def test_all_units_of_a_model_that_moved_everywhere_have_changed(name):
     model = pico(name)
     found = changes_between(model, tensors_of(twin(model, moved)))

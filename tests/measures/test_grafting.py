@@ -27,7 +27,7 @@ from mechdiff.validate.made import tiny_net
 from oracles.laws import kl_nats
 from oracles.merged import logits as naive
 from oracles.merged import merged
-from pico import CONFIGS, moved, pico, prompts, twin, with_adapter
+from pico import CONFIGS, each, moved, pico, prompts, twin, with_adapter
 
 FLOOR = 1e-9
 """Nats: float32 rounding of these small models."""
@@ -232,7 +232,7 @@ def test_below_the_first_change_both_models_are_one():
         assert same == [True, True, True, False, False]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 def test_in_half_precision_both_ends_hold_within_the_stated_tolerance(name):
     base = pico(name, dtype=torch.bfloat16)
     tuned = twin(base, moved)

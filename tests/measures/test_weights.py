@@ -24,7 +24,7 @@ from mechdiff.rows import KEY, SCHEMA
 from mechdiff.validate import edits
 from mechdiff.validate.made import tiny_net
 from oracles import weights as oracle
-from pico import CONFIGS, WITHOUT_HEADS, pico, twin
+from pico import WITHOUT_HEADS, each, pico, twin
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
@@ -311,7 +311,7 @@ def test_states_weigh_the_change(plant):
     assert 0.3 < rows["value"][0] < 1.5
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", each())
 def test_every_family_is_measured_by_tensor_and_by_head(name, tmp_path):
     model = pico(name)
     pair = Pair(model.net, twin(model, edits.child(1)).net, tmp_path)

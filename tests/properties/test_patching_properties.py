@@ -37,7 +37,7 @@ from mechdiff.measures.heads.formula import Block, same_by_site, swap
 from mechdiff.models.pair import Model, wrap
 from mechdiff.models.projections import layout_of
 from mechdiff.models.sites import KINDS, Site
-from pico import CONFIGS, WITHOUT_HEADS, twin
+from pico import CONFIGS, WITHOUT_HEADS, each, twin
 
 layers = st.integers(0, N_LAYERS - 1)
 
@@ -50,7 +50,7 @@ def positions_of(data: st.DataObject, ids: list[int]) -> list[int]:
 # ---- 1: a model's own states change nothing ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 @examples(2)
 @given(token_ids, st.data())
 def test_property_01_writing_back_what_was_read_changes_no_bit(name: str, ids: list[int], data: st.DataObject) -> None:
@@ -80,7 +80,7 @@ def test_property_01_own_states_change_nothing_in_any_engine(name: str, dtype: t
 # ---- 2, 3: residual streams are all that passes from block to block ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 @examples(2)
 @given(dtypes, token_ids, st.booleans(), st.data())
 def test_property_02_the_last_blocks_output_is_the_other_models_answer(
@@ -100,7 +100,7 @@ def test_property_02_the_last_blocks_output_is_the_other_models_answer(
     assert kl(theirs[-1], ENGINES[engine](runs, [clean_of(runs, ids)], [written])[0, 1]) < FLOOR_NATS[dtype]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", each())
 @examples(2)
 @given(dtypes, token_ids, layers, st.booleans(), st.data())
 def test_property_03_a_patch_at_all_positions_is_the_hybrid_network(

@@ -8,7 +8,7 @@ from transformers import BloomConfig, FalconConfig, GPT2Config, OPTConfig
 
 from mechdiff.models.families import family_of, shape_of
 from mechdiff.models.projections import layout_of
-from pico import CONFIGS, SIZES, WITHOUT_HEADS, make_net
+from pico import CONFIGS, SIZES, WITHOUT_HEADS, each, make_net
 
 FALCONS: dict[str, dict[str, Any]] = {
     "one for all heads": {"multi_query": True},
@@ -33,7 +33,7 @@ def test_falcons_key_value_heads_are_those_of_its_fused_matrix(kind: str) -> Non
     assert layout_of(family_of(config, "falcon"), config).n_groups == shape.n_kv_heads
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in WITHOUT_HEADS])
+@pytest.mark.parametrize("name", each(name for name in CONFIGS if name not in WITHOUT_HEADS))
 def test_every_familys_heads_are_those_of_its_weights(name: str) -> None:
     config = CONFIGS[name]()
     net, family = make_net(config), family_of(config, name)

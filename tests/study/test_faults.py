@@ -64,6 +64,7 @@ def reliability() -> ModuleType:
     return module
 
 
+@pytest.mark.ci
 def test_killed_three_times_at_random_it_gives_the_same_bits_and_computes_nothing_twice(reliability: ModuleType, tmp_path: Path) -> None:
     found = reliability.trials(3, tmp_path, seed=1)
     assert (found["same bits"], found["nothing computed twice"]) == (3, 3)

@@ -104,6 +104,7 @@ def test_three_workers_give_the_bits_of_one_process(cluster: Cluster, study: Stu
     assert len(computed(log)) == len(set(computed(log))) == len(list((tmp_path / "run" / "cells").glob("*/cell.json")))
 
 
+@pytest.mark.ci
 def test_a_worker_that_is_killed_loses_nothing_that_was_finished(
     cluster: Cluster, study: StudyConfig, alone: pl.DataFrame, tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_worker_that_is_killed_loses_nothing_that_was_finished(
     assert len({line.rsplit(":", 1)[1] for line in log if " computed " in line} - {str(killed[0])}) == 1, "the other one went on"
 
 
+@pytest.mark.slow
 def test_a_node_that_goes_takes_its_work_nowhere(cluster: Cluster, study: StudyConfig, alone: pl.DataFrame, tmp_path: Path) -> None:
     node = cluster.add_node(num_cpus=1, resources={"leaving": 1})
     rows, record, log = run(
@@ -132,6 +134,7 @@ def test_a_node_that_goes_takes_its_work_nowhere(cluster: Cluster, study: StudyC
     assert len(computed(log)) == len(set(computed(log)))
 
 
+@pytest.mark.slow
 def test_a_cell_that_kills_its_workers_is_named(
     cluster: Cluster, study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +155,7 @@ def test_a_cell_that_kills_its_workers_is_named(
         run(study, out, ray="auto", threads=1, workers=1)
 
 
+@pytest.mark.slow
 def test_cells_may_lie_under_a_url(cluster: Cluster, study: StudyConfig, alone: pl.DataFrame, tmp_path: Path) -> None:
     url = (tmp_path / "shared").as_uri()
     rows, _, log = run(study, tmp_path / "run", ray="auto", threads=1, workers=2, cells=url)

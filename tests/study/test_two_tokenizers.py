@@ -98,7 +98,7 @@ def test_p7_other_ids_change_no_number(folder: Path, tmp_path: Path) -> None:
     assert apart.is_empty(), apart
 
 
-@pytest.mark.parametrize("tuned", ["extended", "pieces"])
+@pytest.mark.parametrize("tuned", ["extended", pytest.param("pieces", marks=pytest.mark.slow)])
 def test_every_measure_runs_or_says_why_not(folder: Path, tmp_path: Path, tuned: str) -> None:
     rows, record = execute(folder, tuned, tmp_path / "run")
     skipped = {entry["what"]: entry["why"] for entry in record["skipped"]}
