@@ -20,6 +20,7 @@ from mechdiff.models.quantization import held_matrix, quantizing, rounded
 from mechdiff.models.sources import quiet
 from mechdiff.models.tensors import open_tensors
 from mechdiff.study.config import RunOptions
+from runs import run
 
 pytest.importorskip("bitsandbytes", reason="extra `quantization`")
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ MEASURES: list[Any] = [
 
 
 def study(pair: Path, out: Path, tuned: str = "tuned", measures: list[Any] = MEASURES, dtype: str = "nf4", **options: Any) -> mechdiff.Run:
-    return mechdiff.run(
+    return run(
         base=str(pair / "base"), tuned=str(pair / tuned), prompts=str(pair / "prompts.jsonl"), measures=measures, dtype=dtype, out=out,
         options=RunOptions(**{"device": "cpu", "threads": 1, **options}),
     )  # fmt: skip
@@ -107,7 +108,7 @@ def test_the_other_model_leaves_memory(pair: Path) -> None:
 # ---- studies -----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
 def test_a_study_of_rounded_models_holds_against_whole_passes(pair: Path, tmp_path: Path, dtype: str) -> None:
     run = study(pair, tmp_path / "run", dtype=dtype)
     assert run.manifest()["dtype"] == dtype

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-import mechdiff
 from mechdiff.errors import ModelError
 from mechdiff.models import pair as models_pair
 from mechdiff.models.pair import open_pair
 from mechdiff.study.config import RunOptions
+from runs import run
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def test_a_split_pair_gives_the_rows_of_one_in_memory(pair: Path, tmp_path: Path
         {"rank": {"sites": ["resid_post"], "closer": [1]}}, {"heads": {"closer": [1], "draws": 4, "null_edits": 0}}, "attribution", "steering",
     ]  # fmt: skip
     given = {"base": str(pair / "base"), "tuned": str(pair / "tuned"), "prompts": str(pair / "prompts.jsonl"), "measures": measures}
-    whole = mechdiff.run(**given, out=tmp_path / "whole", options=RunOptions(device="cpu", threads=1))
-    split = mechdiff.run(**given, out=tmp_path / "split", options=RunOptions(device="split", threads=1))
+    whole = run(**given, out=tmp_path / "whole", options=RunOptions(device="cpu", threads=1))
+    split = run(**given, out=tmp_path / "split", options=RunOptions(device="split", threads=1))
     assert split.manifest()["device"] == "split"
     assert split.rows().equals(whole.rows(), null_equal=True)
     with pytest.raises(ModelError, match=r"base: .* tensors lie on disk .* Leave the measure grafting out, or give it a device with room"):
-        mechdiff.run(**{**given, "measures": ["grafting"]}, out=tmp_path / "grafting", options=RunOptions(device="split", threads=1))
+        run(**{**given, "measures": ["grafting"]}, out=tmp_path / "grafting", options=RunOptions(device="split", threads=1))

@@ -9,9 +9,10 @@ from tokenizers import AddedToken
 from torch import nn
 
 import pico
-from mechdiff.api import Run, run
+from mechdiff.api import Run
 from mechdiff.measures.catalogue import make_study
 from mechdiff.study.config import RunOptions
+from runs import run
 from tokenizers_made import CHATML, byte_tokenizer
 
 N, NEW, LAST = 259, 32, 3

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import mechdiff
 from mechdiff.audit.rerun import Rerun
 from mechdiff.engine.activations import capture, forward
 from mechdiff.engine.norms import NORMED, norm_reading, norms_of
@@ -26,6 +25,7 @@ from mechdiff.statistics.summary import summarise
 from mechdiff.store.tables import read_rows
 from oracles.states import cka
 from pico import each, moved, pico, prompts, save, twin
+from runs import run
 from tokenizers_made import CHATML, byte_tokenizer
 
 PROMPTS = prompts(8, shortest=6, longest=9)
@@ -88,7 +88,7 @@ def ran(folder: Path, name: str) -> Path:
     save(twin(base, scaled).net, tokenizer, folder / "tuned")
     texts = [f'{{"id": "p{i}", "text": "Say {i * 7919 % 1000}{"!" * (i % 5)}"}}\n' for i in range(40)]
     (folder / "prompts.jsonl").write_text("".join(texts))
-    mechdiff.run(
+    run(
         base=str(folder / "base"), tuned=str(folder / "tuned"), prompts=folder / "prompts.jsonl", out=folder / "run",
         measures=["divergence", {"similarity": {"permutations": 3, "sites": ["resid_pre", "attn_out", "resid_post"]}}],
     )  # fmt: skip
@@ -102,9 +102,9 @@ def test_a_run_has_it_with_an_interval_and_the_second_way_agrees(name: str, at: 
     report = rows.filter(pl.col("metric").str.starts_with("cka_normed"), pl.col("split") == "report")
     assert set(report["site"]) <= {"resid_pre", "resid_post"}
     assert sorted(report.filter(site="resid_post", metric="cka_normed")["layer"]) == list(at)
-    run = Rerun(folder, OPTIONS)
+    rerun = Rerun(folder, OPTIONS)
     for row in report.filter(layer=3).iter_rows(named=True):
-        assert again(run, row) == pytest.approx(row["value"], abs=2e-4, nan_ok=True)
+        assert again(rerun, row) == pytest.approx(row["value"], abs=2e-4, nan_ok=True)
     loaded = parts.load(folder)
     summary = loaded.summary.filter(pl.col("metric") == "cka_normed", pl.col("split") == "report", pl.col("mean").is_not_nan())
     assert summary["ci_low"].null_count() == summary["ci_high"].null_count() == 0

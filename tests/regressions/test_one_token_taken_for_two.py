@@ -16,13 +16,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import pico
-from mechdiff.api import Run, run
+from mechdiff.api import Run
 from mechdiff.measures.catalogue import make_study
 from mechdiff.measures.divergence.formula import across_vocabularies, total_effect
 from mechdiff.prompts.matching import Vocabulary, agreed
 from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
 from mechdiff.study.check import check_pair
 from mechdiff.study.config import RunOptions
+from runs import run
 from tokenizers_made import bpe_tokenizer, byte_tokenizer, piece_tokenizer, wordpiece_tokenizer
 
 TEXTS = ["count the number of words in a line", "one number and another number, word by word"] * 4

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import mechdiff
+import runs
 from mechdiff.engine import counterfactuals
 from mechdiff.maps.refits import permutations
 from mechdiff.measures.behaviour import words as behaviour_words
@@ -168,7 +169,7 @@ def run(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     answered = {"behaviour": {"max_tokens": 4, "probes": False, "scored_prompts": 0, "spoken_prompts": 0}}
     measures = ["divergence", {"similarity": {"sites": ["resid_post"], "permutations": 19}}, patched, answered]
     given = {"report": str(folder / "report.jsonl")}
-    mechdiff.run(base=str(pair / "base"), tuned=str(pair / "tuned"), prompts=given, measures=measures, out=folder / "run")
+    runs.run(base=str(pair / "base"), tuned=str(pair / "tuned"), prompts=given, measures=measures, out=folder / "run")
     return folder / "run"
 
 

@@ -9,10 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig
 
-from mechdiff.api import Run, run
+from mechdiff.api import Run
 from mechdiff.models.sources import quiet
 from mechdiff.study.config import RunOptions
 from pico import SIZES, make_net, moved, pico, save, twin
+from runs import run
 from tokenizers_made import CHATML, byte_tokenizer
 
 MEASURES = ["divergence", "weights", "grafting"]

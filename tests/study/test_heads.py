@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 import pico
-from mechdiff.api import Run, run
+from mechdiff.api import Run
 from mechdiff.errors import PromptError, StudyError
 from mechdiff.labels import player_name
 from mechdiff.measures.heads import choices as heads_choices
@@ -17,6 +17,7 @@ from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Item
 from mechdiff.study.config import RunOptions
 from mechdiff.validate import edits
+from runs import run
 from tokenizers_made import CHATML, byte_tokenizer
 
 N_LAYERS, N_HEADS, HEAD = 4, 4, 3

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import pico
-from mechdiff.api import Run, run
+from mechdiff.api import Run
 from mechdiff.maps.vectors import load_control_vector, load_vector
 from mechdiff.measures.steering.formula import ARMS
 from mechdiff.measures.steering.plan import NEUTRAL
 from mechdiff.models.sites import Site
 from mechdiff.prompts.sets import read_prompts
 from mechdiff.study.config import RunOptions
+from runs import run
 from tokenizers_made import CHATML, byte_tokenizer
 
 STEERING: dict[str, Any] = {"closer": [1, 2], "all_positions_layers": 2, "draws": 2, "side_prompts": 4, "texts": 2, "continuation": 3}

@@ -8,12 +8,13 @@ import polars as pl
 import pytest
 import torch
 
-from mechdiff.api import Run, run
+from mechdiff.api import Run
 from mechdiff.engine.activations import forward
 from mechdiff.engine.generation import speak, stop_ids
 from mechdiff.engine.replay import full
 from mechdiff.measures.divergence.compute import MOVED, TEXTS
 from mechdiff.models.pair import open_pair
+from runs import run
 
 
 @pytest.fixture(scope="module")

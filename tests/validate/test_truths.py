@@ -18,7 +18,7 @@ from mechdiff.measures.heads import formula as heads_formula
 from mechdiff.measures.patching import formula as patching_formula
 from mechdiff.measures.similarity import formula as similarity_formula
 from mechdiff.models.sites import Site
-from mechdiff.validate import edits, organism, power, truths, truths_heads, validation
+from mechdiff.validate import edits, organism, power, studies, truths, truths_heads, truths_nulls, validation
 from mechdiff.validate.checks import above, at_most, near, said, same
 from mechdiff.validate.planted import Bench, tiny_bench
 from tokenizers_made import CHATML, byte_tokenizer
@@ -31,9 +31,20 @@ def bench() -> Bench:
     return tiny_bench()
 
 
-@pytest.mark.parametrize("name", validation.TRUTHS)
-def test_planted_truth(bench: Bench, name: str) -> None:
-    checks = [check for truth in validation.TRUTHS[name] for check in truth(bench)]
+WHOLE = {studies.p0: "ci", studies.p1: "slow", studies.p2: "ci", studies.p6: "slow", studies.p7: "slow", truths_nulls.p20: "ci"}
+"""Truths of whole studies, or of hundreds of simulated ones: ten seconds and more each."""
+TRUTHS = [
+    pytest.param(
+        truth, marks=getattr(pytest.mark, WHOLE[truth]) if truth in WHOLE else (), id=f"{name} of {truth.__module__.split('.')[-1]}"
+    )
+    for name, of in validation.TRUTHS.items()
+    for truth in of
+]
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_planted_truth(bench: Bench, truth: validation.Truth) -> None:
+    checks = list(truth(bench))
     assert checks
     failed = [f"{one.what}: expected {one.expectation}, found {said(one.found)}" for one in checks if not one.passed]
     assert not failed
