@@ -88,8 +88,8 @@ def repeats() -> Bar:
 
     Lines are compared by their shape: names, strings and numbers count for one each, keywords and operators for themselves. Only lines of
     functions are compared, signatures included; docstrings, comments, imports, decorators, fields of classes, blank lines and lone brackets are
-    passed over. A run may go on into the next function; runs of the same two functions count once. What stands in more than eight places is an
-    idiom, no copy.
+    passed over. A run may go on into the next function; runs of the same two functions, and runs that overlap in both places, count once. What
+    stands in more than eight places is an idiom, no copy.
     """
     places = defaultdict(list)
     for module in imports.modules():
@@ -97,24 +97,21 @@ def repeats() -> Bar:
         for start in range(len(lines) - RUN + 1):
             part = lines[start : start + RUN]
             places[tuple(line.shape for line in part)].append((start, part[0], part[-1]))
-    shared: dict[tuple[str, str], tuple[Line, Line, Line, Line]] = {}
+    runs: list[Run] = []
     for found in places.values():
         for (i, first, last), (j, other, end) in combinations(found, 2) if len(found) <= COMMON else ():
-            if first.module == other.module and j - i < RUN:
-                continue
-            pair = (first.function, other.function)
-            if pair in shared:
-                first, last, other, end = (
-                    pick(a, b) for pick, a, b in zip((min, max, min, max), shared[pair], (first, last, other, end), strict=True)
-                )
-            shared[pair] = (first, last, other, end)
-    runs = sorted(shared.values(), key=lambda run: run[0].number - run[1].number)
-    return Bar(
-        "pairs of functions that share six lines",
-        len(runs),
-        20,
-        [f"{a.module}:{a.number}-{b.number} ~ {c.module}:{c.number}-{d.number}" for a, b, c, d in runs],
-    )
+            if first.module != other.module or j - i >= RUN:
+                runs.append(Run((first, last), (other, end)))
+    joined: list[Run] = []
+    for run in sorted(runs, key=lambda run: (run.here, run.there)):
+        for place, one in enumerate(joined):
+            if run.meets(one):
+                joined[place] = one.with_(run)
+                break
+        else:
+            joined.append(run)
+    joined.sort(key=lambda run: run.here[0].number - run.here[1].number)
+    return Bar("pairs of functions that share six lines", len(joined), 20, [str(run) for run in joined])
 
 
 @dataclass(frozen=True, order=True)
@@ -125,6 +122,27 @@ class Line:
     number: int
     function: str
     shape: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """The same lines in two places, each from its first to its last."""
+
+    here: tuple[Line, Line]
+    there: tuple[Line, Line]
+
+    def meets(self, other: "Run") -> bool:
+        """Whether both places are those of another run: the same two functions, or the same lines."""
+        pairs = ((self.here, other.here), (self.there, other.there))
+        same = all(a[0].function == b[0].function for a, b in pairs)
+        return same or all(a[0].module == b[0].module and a[0].number <= b[1].number and b[0].number <= a[1].number for a, b in pairs)
+
+    def with_(self, other: "Run") -> "Run":
+        here, there = ((min(a[0], b[0]), max(a[1], b[1])) for a, b in ((self.here, other.here), (self.there, other.there)))
+        return Run(here, there)
+
+    def __str__(self) -> str:
+        return " ~ ".join(f"{first.module}:{first.number}-{last.number}" for first, last in (self.here, self.there))
 
 
 def shapes(module: str) -> Iterator[Line]:
