@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechdiff.compare.contrasts import WORTH
+from mechdiff.comparison.contrasts import WORTH
 from mechdiff.demo import DATA, embedded_model
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.distributions import kl_nats

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from mechdiff import api, demo
-from mechdiff.compare.compare import compare
+from mechdiff.api import compare
 from mechdiff.errors import ModelError
 from mechdiff.store.tables import read_manifest, read_rows, read_summary
 from mechdiff.study.config import RunOptions

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mechdiff.api import Run, moments, open_run, run, verify
-    from mechdiff.compare.compare import Comparison, compare
+    from mechdiff.api import Run, compare, moments, open_run, run, verify
+    from mechdiff.comparison.compare import Comparison
     from mechdiff.errors import MechdiffError
     from mechdiff.maps.maps import load_map
     from mechdiff.models.sites import Site
 
 _HOME = {
     "run": "api", "open_run": "api", "Run": "api", "Site": "models.sites", "MechdiffError": "errors", "load_map": "maps.maps",
-    "verify": "api", "moments": "api", "compare": "compare.compare", "Comparison": "compare.compare",
+    "verify": "api", "moments": "api", "compare": "api", "Comparison": "comparison.compare",
 }  # fmt: skip
 __all__ = ["Comparison", "MechdiffError", "Run", "Site", "compare", "load_map", "moments", "open_run", "run", "verify"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechdiff.audit.verification import Verification
 from mechdiff.errors import RunError
-from mechdiff.measures.catalogue import AGAIN, ANSWERS, CHAPTERS, OPTIONS, load_study, make_study
+from mechdiff.measures.catalogue import AGAIN, ANSWERS, BETWEEN_RUNS, CHAPTERS, OPTIONS, load_study, make_study
 from mechdiff.report.drawing import WIDE
 from mechdiff.report.export import chart, drawn_figures, export
 from mechdiff.report.page import build_report
@@ -30,6 +30,8 @@ from mechdiff.study.run import Crew, Progress
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from mechdiff.comparison.compare import Comparison
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,13 @@ def verify(path: str | Path, *, rows: int | None = 200, seed: int = 0, device: s
     from mechdiff.audit.verification import verify as recompute
 
     return recompute(path, OPTIONS, AGAIN, ANSWERS, n_rows=rows, seed=seed, device=device)
+
+
+def compare(*runs: str | Path, out: str | Path | None = None, across_bases: bool = False) -> "Comparison":
+    """Compares finished runs and writes the page; `out`: its folder (default runs/compare-NAMES). Raises RunError where they cannot be compared."""
+    from mechdiff.comparison.compare import compare as hold_against_each_other
+
+    return hold_against_each_other(*runs, measures=BETWEEN_RUNS, out=out, across_bases=across_bases)
 
 
 def moments(

@@ -223,7 +223,7 @@ def _contrast(pairs: dict[str, Any], place: Path, *, stated: bool) -> None:
     from rich.console import Console
 
     from mechdiff import api
-    from mechdiff.compare.compare import compare as contrast
+    from mechdiff.api import compare as contrast
     from mechdiff.study.distribute import side_by_side
     from mechdiff.terminal import show_budget
 
@@ -409,9 +409,9 @@ def compare(
     ] = False,
 ) -> None:
     """Fine-tunes beside one another: local and low-rank, or distributed and high-rank? Prints the page's path."""
-    from mechdiff.compare import compare as comparison
+    from mechdiff.api import compare as hold_against_each_other
 
-    made = comparison.compare(*runs, out=out, across_bases=across_bases)
+    made = hold_against_each_other(*runs, out=out, across_bases=across_bases)
     for sentence in made.verdict():
         _say(f"- {_escaped(sentence)}")
     print(made.report())

@@ -9,12 +9,12 @@ import pytest
 from grown import CAUSAL, HEADS, LAST, OTHER, a_pair, studied
 
 from mechdiff import shares
-from mechdiff.api import Run, verify
-from mechdiff.compare import effects
-from mechdiff.compare.comparable import load
-from mechdiff.compare.compare import compare
+from mechdiff.api import Run, compare, verify
+from mechdiff.comparison import effects
+from mechdiff.comparison.comparable import load
 from mechdiff.measures.heads import findings as heads_findings
 from mechdiff.measures.heads import sets as heads_sets
+from mechdiff.measures.patching import compare as patching_compare
 from mechdiff.measures.patching import findings as patching_findings
 from mechdiff.measures.steering import findings as steering_findings
 from mechdiff.measures.transport import findings as transport_findings
@@ -109,11 +109,11 @@ def test_shapley_values_of_two_vocabularies_added_up_to_another_whole(runs: dict
 def test_a_comparison_of_two_such_runs_said_breakage_of_88(runs: dict[str, Run], tmp_path: Path) -> None:
     found = load([runs["4 %"].path, runs["26 %"].path])
     for one in found:
-        of = effects.patched(one, "tuned<-base", ["resid_post"])
+        of = patching_compare.patched(one, "tuned<-base", ["resid_post"])
         assert of is not None
         assert of.values[:, -1] == pytest.approx(of.total, rel=1e-4), "writing the last state breaks D on every prompt"
     for direction in difference.BOTH:
-        of = effects.patched(found[0], direction, effects.WRITES)
+        of = patching_compare.patched(found[0], direction, patching_compare.WRITES)
         assert of is not None
         assert (of.values.mean(0) <= (1 + NOTHING_BUT_ROUNDING) * of.total.mean()).all()
     assert compare(runs["4 %"].path, runs["26 %"].path, out=tmp_path / "compared")

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.compare import contrasts
-from mechdiff.compare.compare import Comparison, beside, compare, sections
-from mechdiff.compare.words import verdict
+from mechdiff.api import compare
+from mechdiff.comparison import contrasts
+from mechdiff.comparison.compare import Comparison, beside, sections
+from mechdiff.comparison.words import verdict
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.overlap import overlap_nats, total_nats
+from mechdiff.measures.catalogue import BETWEEN_RUNS
 from mechdiff.rows import OVERLAP, TOTAL, rows
 from mechdiff.validate import edits, made, planted
 from report.planted_compare import KINDS, LOCAL, N_LAYERS, SPREAD, Planted, manifest_of, write_planted
@@ -79,7 +81,7 @@ def run_of(folder: Path, name: str, table: pl.DataFrame) -> Path:
 
 def compared(runs: list[Path]) -> Comparison:
     """Without its page."""
-    return Comparison(runs[0].parent, beside(runs))
+    return Comparison(runs[0].parent, beside(runs, BETWEEN_RUNS))
 
 
 def numbers(found: Comparison, quantity: str) -> list[dict]:
@@ -125,7 +127,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("one", ["one layer, weak", "one layer, strong"])
 @pytest.mark.parametrize("many", ["all layers, weak", "all layers, strong"])
 def test_a_change_of_one_layer_and_one_of_all_are_told_apart_whichever_is_larger(one: str, many: str, known: dict[str, Path]) -> None:
-    found = beside([known[one], known[many]])
+    found = beside([known[one], known[many]], BETWEEN_RUNS)
     sizes = {name: next(q.estimate.value for q in found.found[name] if q.key == ("size", "D")) for name in (one, many)}
     if one.endswith("weak") != many.endswith("weak"):
         assert max(sizes.values()) > 12 * min(sizes.values())
@@ -134,7 +136,7 @@ def test_a_change_of_one_layer_and_one_of_all_are_told_apart_whichever_is_larger
 
 @pytest.mark.parametrize("kind", ["one layer", "all layers"])
 def test_the_same_layers_weak_and_strong_are_not_told_apart(kind: str, known: dict[str, Path]) -> None:
-    found = beside([known[f"{kind}, weak"], known[f"{kind}, strong"]])
+    found = beside([known[f"{kind}, weak"], known[f"{kind}, strong"]], BETWEEN_RUNS)
     assert not any("more distributed" in sentence for sentence in verdict(found))
 
 
@@ -151,7 +153,7 @@ def test_runs_with_shares_of_kl_alone_are_not_called_more_distributed_and_it_is_
     assert "Run it again" in said
     assert not numbers(found, "effective sites")
     assert len(numbers(found, "effective sites by KL, breakage")) == 2
-    mixed = beside([run_of(tmp_path, "new", planted_rows(Planted(sites=SPREAD, n=N))), tmp_path / "local"])
+    mixed = beside([run_of(tmp_path, "new", planted_rows(Planted(sites=SPREAD, n=N))), tmp_path / "local"], BETWEEN_RUNS)
     assert "cannot be said of local: " in " ".join(verdict(mixed))
 
 
@@ -164,16 +166,16 @@ def test_effects_that_are_noise_are_not_called_distributed(tmp_path: Path) -> No
             values = rng.normal(size=len(table))
             table = table.with_columns(value=pl.when(pl.col("metric") == OVERLAP).then(pl.lit(pl.Series(values))).otherwise("value"))
         tables[name] = table
-    found = beside([run_of(tmp_path, name, table) for name, table in tables.items()])
+    found = beside([run_of(tmp_path, name, table) for name, table in tables.items()], BETWEEN_RUNS)
     said = verdict(found)
     assert not any("more distributed" in sentence for sentence in said)
     assert any("no number (the sum of the parts' effects is not significant (p > 0.05))" in sentence for sentence in said)
-    text = str([part for section in sections(found) for part in section.parts])
+    text = str([part for section in sections(found, BETWEEN_RUNS) for part in section.parts])
     assert "nothing there: " in text, "beside 'all alike' stands the other null"
 
 
 def test_breakage_and_recovery_are_given_apart_and_not_averaged(tmp_path: Path) -> None:
-    found = beside([run_of(tmp_path, name, linear(s)) for name, s in (("weak", 0.05), ("strong", 8.0))])
+    found = beside([run_of(tmp_path, name, linear(s)) for name, s in (("weak", 0.05), ("strong", 8.0))], BETWEEN_RUNS)
     names = {one.name for one in found.found["weak"] if one.axis == "where"}
     assert {"effective sites by KL, breakage", "effective sites by KL, recovery"} <= names
     assert not [key for key in contrasts.MAIN if "KL" in key[1]], "no claim is made of them"

@@ -8,8 +8,8 @@ import pytest
 from grown import CAUSAL, HEADS, OTHER, a_pair, studied
 
 from mechdiff.api import Run
-from mechdiff.compare.comparable import load
-from mechdiff.compare.words import _nothing as nothing
+from mechdiff.comparison.comparable import load
+from mechdiff.comparison.words import _nothing as nothing
 from mechdiff.measures.catalogue import CHAPTERS
 from mechdiff.measures.divergence.words import how_different, why_no_share
 from mechdiff.report import difference as report_difference

@@ -4,9 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.compare import contrasts
-from mechdiff.compare.effects import Table
-from mechdiff.compare.quantity import crossing
+from mechdiff.comparison import contrasts
+from mechdiff.comparison.effects import Table
+from mechdiff.comparison.quantity import crossing
 from mechdiff.measures.behaviour.words import headlines
 from mechdiff.measures.grafting import words as grafting_words
 from mechdiff.measures.patching import words as patching_words

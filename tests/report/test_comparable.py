@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mechdiff.compare import comparable
+from mechdiff.comparison import comparable
 from mechdiff.errors import RunError
 from report.planted_compare import Planted, manifest_of, planted, write_planted
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mechdiff.compare import contrasts
-from mechdiff.compare.compare import Comparison, beside, compare, default_name, sections
-from mechdiff.compare.compared import Compared
-from mechdiff.compare.words import verdict
+from mechdiff.api import compare
+from mechdiff.comparison import contrasts
+from mechdiff.comparison.compare import Comparison, beside, default_name, sections
+from mechdiff.comparison.compared import Compared
+from mechdiff.comparison.words import verdict
 from mechdiff.errors import RunError
+from mechdiff.measures.catalogue import BETWEEN_RUNS
 from report.planted_compare import LOCAL, N_LAYERS, RANK_8, SPREAD, Planted, manifest_of, planted, write_planted
 from report.test_page import Page
 
@@ -88,7 +90,7 @@ def test_two_runs_of_one_truth_are_not_told_apart(folder: Path) -> None:
         write_planted(folder / name, Planted(sites=SPREAD, ranks=RANK_8, n=12, seed=seed, texts=name), manifest=manifest_of(name))
         for name, seed in (("one", 5), ("two", 6))
     ]
-    said = verdict(beside(runs))
+    said = verdict(beside(runs, BETWEEN_RUNS))
     assert said[0] == "one and two cannot be told apart, neither in how distributed they are nor in the number of their directions."
     assert not any("more distributed" in one or "more directions" in one for one in said)
     assert "would have been seen" in said[1]
@@ -96,27 +98,32 @@ def test_two_runs_of_one_truth_are_not_told_apart(folder: Path) -> None:
 
 def test_the_same_texts_pair_and_other_texts_do_not(folder: Path, local: Path) -> None:
     again = write_planted(folder / "again", Planted(seed=9))
-    paired = table_of(beside([local, again]))
+    paired = table_of(beside([local, again], BETWEEN_RUNS))
     assert number(paired, "local", "D", "again")["where"] == "paired"
     assert number(paired, "local", "D", "again")["n"] == "16"
     other = write_planted(folder / "other", Planted(seed=9, texts="elsewhere"))
-    assert number(table_of(beside([local, other])), "local", "D", "other")["where"] == "unpaired"
+    assert number(table_of(beside([local, other], BETWEEN_RUNS)), "local", "D", "other")["where"] == "unpaired"
 
 
 def test_what_one_run_lacks_is_left_out_and_said(folder: Path, local: Path) -> None:
     table = planted(Planted(sites=SPREAD, seed=2))
     bare = write_planted(folder / "bare", Planted(), table=table.filter(pl.col("measure") != "grafting"))
-    found = beside([local, bare])
+    found = beside([local, bare], BETWEEN_RUNS)
     assert table_of(found).filter(pl.col("against").is_not_null(), pl.col("axis") == "weights").is_empty()
     assert "bare is more distributed than local; the number of their directions was not measured in both." in verdict(found)
-    notes = [part["text"] for section in sections(found) for part in section.parts if isinstance(part, dict) and part["kind"] == "note"]
+    notes = [
+        part["text"]
+        for section in sections(found, BETWEEN_RUNS)
+        for part in section.parts
+        if isinstance(part, dict) and part["kind"] == "note"
+    ]
     assert "No ranks in bare: not measured, or no effect was found." in notes
     assert "No heads in local and bare: not measured, or no effect was found." in notes
 
 
 def test_without_an_effect_there_is_nothing_to_compare(folder: Path, local: Path) -> None:
     still = write_planted(folder / "still", Planted(strength=1e-10))
-    found = beside([local, still])
+    found = beside([local, still], BETWEEN_RUNS)
     said = verdict(found)
     assert said[0].startswith("There is no effect to compare in still (D = ")
     assert "nothing to compare it with" in said[1]
@@ -125,9 +132,9 @@ def test_without_an_effect_there_is_nothing_to_compare(folder: Path, local: Path
 
 def test_three_runs_stand_in_order_or_are_not_set_apart(folder: Path, local: Path, spread_out: Path) -> None:
     middle = write_planted(folder / "middle", Planted(sites={(at, "mlp_out"): 0.3 for at in (1, 3, 5)}, seed=3, texts="third"))
-    assert verdict(beside([local, spread_out, middle]))[0] == "From local to distributed: local, middle, spread."
+    assert verdict(beside([local, spread_out, middle], BETWEEN_RUNS))[0] == "From local to distributed: local, middle, spread."
     twin = write_planted(folder / "twin", Planted(sites=SPREAD, ranks=RANK_8, seed=7, texts="fourth"))
-    said = verdict(beside([local, spread_out, twin]))
+    said = verdict(beside([local, spread_out, twin], BETWEEN_RUNS))
     assert said[0] == "Of these 3, most local is local; the others are not set apart."
     assert "not told apart: spread and twin" in said[1]
 
@@ -139,12 +146,12 @@ def test_across_bases_only_shares_of_what_there_is(folder: Path, local: Path) ->
     with pytest.raises(RunError, match="--across-bases"):
         compare(local, other, out=folder / "refused")
     assert not (folder / "refused").exists()
-    found = beside([local, other], across_bases=True)
+    found = beside([local, other], BETWEEN_RUNS, across_bases=True)
     table = table_of(found)
     assert set(table["axis"]) == {"where", "weights", "rank"}
     assert set(table.filter(pl.col("axis") != "rank")["unit"]) == {"share of parts", "share of depth"}
     assert number(table, "local", "effective sites")["value"] == pytest.approx(1 / 12, rel=0.02)
-    assert [section.id for section in sections(found)] == ["unlike", "local", "where"]
+    assert [section.id for section in sections(found, BETWEEN_RUNS)] == ["unlike", "local", "where"]
     assert verdict(found)[0] == "elsewhere is more distributed and takes more directions than local."
 
 

@@ -6,15 +6,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.compare import contrasts, effects
-from mechdiff.compare.comparable import Loaded
-from mechdiff.compare.compared import Compared
-from mechdiff.compare.contrasts import pairs
-from mechdiff.compare.quantities import quantities
-from mechdiff.compare.quantity import Quantity
+from mechdiff.comparison import contrasts
+from mechdiff.comparison.comparable import Loaded
+from mechdiff.comparison.compared import Compared
+from mechdiff.comparison.contrasts import pairs
+from mechdiff.comparison.quantities import quantities
+from mechdiff.comparison.quantity import Quantity
 from mechdiff.measures.behaviour import compare as behaviour_compare
 from mechdiff.measures.behaviour import findings as behaviour_findings
 from mechdiff.measures.behaviour.compare import changes
+from mechdiff.measures.catalogue import BETWEEN_RUNS
 from mechdiff.measures.grafting import compare as grafting_compare
 from mechdiff.measures.heads import compare as heads_compare
 from mechdiff.measures.heads import sets as heads_sets
@@ -52,16 +53,16 @@ def run(rows: pl.DataFrame, full_rows: pl.DataFrame, full_manifest: dict) -> Loa
 
 @pytest.fixture(scope="module")
 def found(run: Loaded) -> dict[str, Quantity]:
-    return {one.name: one for one in quantities(run)}
+    return {one.name: one for one in quantities(run, BETWEEN_RUNS)}
 
 
 def test_every_axis_has_its_numbers(found: dict[str, Quantity]) -> None:
-    assert {one.axis for one in found.values()} == {"size", "where", "weights", "transport", "rank", "heads"}
+    assert {one.axis for one in found.values()} == {"size", "where", "weights", "transport", "rank", "heads", "behaviour"}
     assert all(one.estimate.low <= one.estimate.value <= one.estimate.high for one in found.values())
 
 
 def test_effects_are_what_is_broken_and_what_is_recovered(run: Loaded) -> None:
-    sides = {direction: effects.patched(run, direction, ("attn_out",)) for direction in (BREAKAGE, RECOVERY)}
+    sides = {direction: patching_compare.patched(run, direction, ("attn_out",)) for direction in (BREAKAGE, RECOVERY)}
     for direction, metric in ((BREAKAGE, "kl_own_nats"), (RECOVERY, "kl_other_nats")):
         side = sides[direction]
         assert side is not None
@@ -136,11 +137,18 @@ def test_a_threshold_that_is_never_passed_is_said(run: Loaded) -> None:
 
 
 def test_sections_have_their_figures_and_readings(run: Loaded, found: dict[str, Quantity]) -> None:
-    every = [*found.values(), *changes(run)]
+    every = list(found.values())
     numbers = {"planted": every, "again": every}
     again = Loaded(name="again", folder=run.folder, content=run.content, texts={})
     of = Compared(
-        runs=[run, again], found=numbers, held=pairs(numbers), marks=[], across_bases=False, along=pl.DataFrame(), apart=pl.DataFrame()
+        runs=[run, again],
+        found=numbers,
+        held=pairs(numbers),
+        marks=[],
+        locating=[],
+        across_bases=False,
+        along=pl.DataFrame(),
+        apart=pl.DataFrame(),
     )
     assert not any(pair.apart for pair in of.held), "one run beside itself differs in nothing"
     makers = (grafting_compare.axis, transport_compare.axis, rank_compare.axis, heads_compare.axis)

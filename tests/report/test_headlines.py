@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.compare.contrasts import STATE_RANK
-from mechdiff.compare.words import NOUNS
+from mechdiff.comparison.contrasts import STATE_RANK
+from mechdiff.comparison.words import NOUNS
 from mechdiff.report import headlines
 from mechdiff.report.headlines import GATES, Candidate, admit
 from mechdiff.statistics import summary as statistics_summary

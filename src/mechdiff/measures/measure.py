@@ -36,7 +36,7 @@ class Measure:
     chapter: Any = None
     """What the page says of it (report/parts.py)."""
     between_runs: Any = None
-    """What several runs are compared in (compare/quantity.py)."""
+    """What several runs are compared in (comparison/between_runs.py)."""
     again: Any = field(default=None)
     """(rerun, row): the row's value once more, another way; raises NotRecomputed with the reason."""
     answers: Any = field(default=None)

@@ -16,6 +16,7 @@ STREAM = ("resid_pre", "resid_mid", "resid_post")
 SAME_SHAPE = 0.9995
 """CKA from which on it is 1.000 to three digits."""
 BREAKAGE, RECOVERY = BOTH = labels.CROSSED
+WORDS = {BREAKAGE: "breakage", RECOVERY: "recovery"}
 
 
 @dataclass(frozen=True, kw_only=True)

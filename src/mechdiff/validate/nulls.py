@@ -18,7 +18,7 @@ import torch
 from numpy import ndarray
 
 from mechdiff import labels
-from mechdiff.compare.contrasts import WORTH
+from mechdiff.comparison.contrasts import WORTH
 from mechdiff.maps.maps import Map
 from mechdiff.measures.behaviour import findings as behaviour_findings
 from mechdiff.measures.factorial import formula as factorial_formula

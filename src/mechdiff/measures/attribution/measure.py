@@ -1,5 +1,6 @@
 """Attribution asks what gradients say of each head, and holds it against true patches."""
 
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 
@@ -19,7 +20,7 @@ ATTRIBUTION = Measure(
         place=12,
     ),
     # what several runs are compared in
-    between_runs=None,
+    between_runs=BetweenRuns(),
     # a second way
     again=Later("mechdiff.measures.attribution.verify:again"),
 )

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mechdiff.compare import charts
-from mechdiff.compare.axes import FAVOURITES
-from mechdiff.compare.comparable import Loaded
-from mechdiff.compare.compared import Compared, differences, forest, own, said
-from mechdiff.compare.local import lacking
-from mechdiff.compare.quantity import Quantity, mean_of
+from mechdiff.comparison import charts
+from mechdiff.comparison.comparable import Loaded
+from mechdiff.comparison.compared import Compared, differences, forest, own, said
+from mechdiff.comparison.local import lacking
+from mechdiff.comparison.quantity import Quantity, mean_of
 from mechdiff.measures.behaviour import findings
 from mechdiff.measures.behaviour.findings import RIGHT
 from mechdiff.measures.behaviour.words import METRICS, group_name
@@ -23,6 +22,8 @@ from mechdiff.statistics import spread
 
 SCORES = ("refusal", *RIGHT, "style_per_100_words")
 LEAST = 2
+FAVOURITES = ("refusal log-probability margin", "choice margin")
+"""Numbers that are drawn, by the beginnings of their names."""
 
 
 def changes(run: Loaded) -> Iterator[Quantity]:

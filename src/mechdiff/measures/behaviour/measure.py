@@ -1,5 +1,6 @@
 """Behaviour asks what the two models answer, and what they find likely."""
 
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 
@@ -20,7 +21,12 @@ BEHAVIOUR = Measure(
         tile="what",
     ),
     # what several runs are compared in
-    between_runs=None,
+    between_runs=BetweenRuns(
+        place=8,
+        quantities=Later("mechdiff.measures.behaviour.compare:changes"),
+        axis=Later("mechdiff.measures.behaviour.compare:axis"),
+        without_effect=True,
+    ),
     # a second way
     again=Later("mechdiff.measures.behaviour.verify:again"),
     answers=Later("mechdiff.measures.behaviour.verify:answers"),

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from mechdiff.compare.comparable import Loaded
-from mechdiff.compare.compared import Compared, differences, own, said
-from mechdiff.compare.quantity import Quantity, mean_of
+from mechdiff.comparison.comparable import Loaded
+from mechdiff.comparison.compared import Compared, differences, own, said
+from mechdiff.comparison.quantity import Quantity, mean_of
 from mechdiff.report import difference, effect_shares
 from mechdiff.report.parts import Section
 from mechdiff.statistics import spread

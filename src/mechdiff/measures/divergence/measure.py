@@ -1,5 +1,6 @@
 """The divergence asks how far apart the two models' predictions lie, and at which token."""
 
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 
@@ -20,7 +21,12 @@ DIVERGENCE = Measure(
         tile="how_much",
     ),
     # what several runs are compared in
-    between_runs=None,
+    between_runs=BetweenRuns(
+        place=1,
+        quantities=Later("mechdiff.measures.divergence.compare:quantities"),
+        axis=Later("mechdiff.measures.divergence.compare:axis"),
+        without_effect=True,
+    ),
     # a second way
     again=Later("mechdiff.measures.divergence.verify:again"),
 )

@@ -1,5 +1,6 @@
 """The factorial asks whether a behaviour is made below a block, above it, or only by both together."""
 
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 
@@ -20,7 +21,7 @@ FACTORIAL = Measure(
         tile="where",
     ),
     # what several runs are compared in
-    between_runs=None,
+    between_runs=BetweenRuns(),
     # a second way
     again=Later("mechdiff.measures.factorial.verify:again"),
 )

@@ -5,19 +5,20 @@ from collections.abc import Iterator, Sequence
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.compare import additive, charts
-from mechdiff.compare.comparable import Loaded
-from mechdiff.compare.compared import Compared, differences, own, said
-from mechdiff.compare.contrasts import WEIGHT_RANK
-from mechdiff.compare.effects import Table, table
-from mechdiff.compare.local import lacking
-from mechdiff.compare.quantity import Quantity, by_divergence, crossing, number
+from mechdiff.comparison import additive, charts
+from mechdiff.comparison.comparable import Loaded
+from mechdiff.comparison.compared import Compared, differences, own, said
+from mechdiff.comparison.contrasts import WEIGHT_RANK
+from mechdiff.comparison.effects import Table, table
+from mechdiff.comparison.local import lacking
+from mechdiff.comparison.quantity import Quantity, by_divergence, crossing, number
 from mechdiff.measures.grafting import findings
 from mechdiff.measures.grafting.findings import WANTED
 from mechdiff.measures.weights import compare as weights_compare
 from mechdiff.measures.weights import findings as weights_findings
 from mechdiff.report import difference
 from mechdiff.report.parts import Drawn, Section
+from mechdiff.rows import OVERLAP
 from mechdiff.statistics import spread
 
 
@@ -28,13 +29,20 @@ def grafted(run: Loaded, arm: str, by: pl.Expr, *where: pl.Expr) -> Table | None
     return table(run, values.with_columns(name=by), recovered=True) if len(values) else None
 
 
+def grafted_overlaps(run: Loaded, arm: str, by: pl.Expr, *where: pl.Expr) -> Table | None:
+    """The same as overlaps, which add."""
+    rows = run.content.rows
+    values = findings.scores(rows, difference.reported(rows, "grafting"), OVERLAP).filter(pl.col("arm") == arm, *where)
+    return additive.table(run, values.with_columns(name=by)) if len(values) else None
+
+
 MODULES = "modules for 0.9 of D, added greedily"
 
 
 def quantities(run: Loaded) -> Iterator[Quantity]:
     """Tuned weights put into the base: over how many modules, of what rank."""
     modules, _ = weights_findings.modules(run.content.summary)
-    alone = additive.grafted(run, "alone", findings.module_name())
+    alone = grafted_overlaps(run, "alone", findings.module_name())
     by_kl = grafted(run, "alone", findings.module_name())
     if alone is not None:
         yield number("weights", "effective modules, grafted alone", alone, parts=max(len(modules), len(alone.names)))
@@ -44,7 +52,7 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
     if sets is not None:
         sizes = [float(k) for k in sets.names]
         yield crossing("weights", MODULES, sets, [*sizes, sizes[-1] + 1], "modules", threshold=findings.WANTED)
-    cut = additive.grafted(run, "truncate", pl.col("rank"), pl.col("unit") == labels.ALL)
+    cut = grafted_overlaps(run, "truncate", pl.col("rank"), pl.col("unit") == labels.ALL)
     if cut is not None and len(cut.names) > 1:
         known = [int(rank) for rank in cut.names]
         found = spread.estimate(cut.values, lambda means: spread.effective_rank(means, known), cut.prompts, ends=(1, max(known)))

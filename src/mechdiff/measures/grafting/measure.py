@@ -1,5 +1,6 @@
 """Grafting asks which modules' tuned weights, put into the base, make it behave like the tuned model."""
 
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 
@@ -21,7 +22,12 @@ GRAFTING = Measure(
         tile="where",
     ),
     # what several runs are compared in
-    between_runs=None,
+    between_runs=BetweenRuns(
+        place=4,
+        quantities=Later("mechdiff.measures.grafting.compare:quantities"),
+        axis=Later("mechdiff.measures.grafting.compare:axis"),
+        locates=True,
+    ),
     # a second way
     again=Later("mechdiff.measures.grafting.verify:again"),
 )

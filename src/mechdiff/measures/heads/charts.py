@@ -8,10 +8,9 @@ import polars as pl
 
 from mechdiff import labels
 from mechdiff.measures.heads import findings, sets
-from mechdiff.measures.heads.findings import WORDS
 from mechdiff.measures.heads.sets import ORDER_WORDS, Game, Shares
 from mechdiff.report import curves, drawing
-from mechdiff.report.difference import BREAKAGE, RECOVERY
+from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
 from mechdiff.report.drawing import BLUE, GREEN, INK, LEFT, ORANGE, PURPLE, QUIET, SHARE_RANGE, VERMILLION, WIDE, Chart
 from mechdiff.report.phrasing import share, with_interval
 

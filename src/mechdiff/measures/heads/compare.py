@@ -7,20 +7,32 @@ from typing import Any
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.compare import additive, charts, effects
-from mechdiff.compare.comparable import Loaded
-from mechdiff.compare.compared import Compared, differences, own, said
-from mechdiff.compare.contrasts import HEADS
-from mechdiff.compare.effects import Table, table
-from mechdiff.compare.local import lacking
-from mechdiff.compare.quantity import Quantity, by_divergence, number, ratio
+from mechdiff.comparison import additive, charts, effects
+from mechdiff.comparison.comparable import Loaded
+from mechdiff.comparison.compared import Compared, differences, own, said
+from mechdiff.comparison.contrasts import HEADS
+from mechdiff.comparison.effects import Table, table
+from mechdiff.comparison.local import lacking
+from mechdiff.comparison.quantity import Quantity, by_divergence, number, ratio
 from mechdiff.measures.heads import findings, sets
-from mechdiff.measures.heads.findings import WORDS
 from mechdiff.report import difference
-from mechdiff.report.difference import BREAKAGE
+from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
 from mechdiff.report.parts import Drawn, Section
 from mechdiff.rows import where
 from mechdiff.statistics import floors
+
+SINGLE = (pl.col("site") == "attn_proj", labels.is_head(), pl.col("arm") == "contribution")
+"""Rows of heads swapped alone."""
+
+
+def head_overlaps(run: Loaded, direction: str = RECOVERY) -> Table | None:
+    """Overlaps of every head of the network, swapped alone; names are (layer, head)."""
+    return additive.of_parts(run, "heads", direction, *SINGLE, plain=["control", "strength"])
+
+
+def heads_alone(run: Loaded, direction: str) -> Table | None:
+    """Effects of the same, in nats of KL."""
+    return effects.of_parts(run, "heads", direction, *SINGLE, plain=["control", "strength"])
 
 
 def shapley(run: Loaded, direction: str, layer: int) -> Table | None:
@@ -55,11 +67,11 @@ TOPS = (1, 3, 5)
 
 def quantities(run: Loaded) -> Iterator[Quantity]:
     """Heads of the network, each alone; and the heads of the strongest layer, together."""
-    singles = additive.heads_alone(run)
+    singles = head_overlaps(run)
     if singles is not None:
         yield number("heads", "effective heads of the network", singles, null=True)
     for direction, word in WORDS.items():
-        if (alone := effects.heads_alone(run, direction)) is not None:
+        if (alone := heads_alone(run, direction)) is not None:
             yield by_divergence("heads", f"effective heads of the network by KL, {word}", alone)
     rows, summary, manifest = run.content.rows, run.content.summary, run.content.manifest
     games = {layer: sets.game(rows, summary, BREAKAGE, layer) for layer in findings.closer_layers(manifest)}

@@ -10,13 +10,11 @@ import polars as pl
 
 from mechdiff import labels
 from mechdiff.report import difference, effect_shares
-from mechdiff.report.difference import BOTH, BREAKAGE, RECOVERY
+from mechdiff.report.difference import BOTH, BREAKAGE, RECOVERY, WORDS
 from mechdiff.rows import where
 from mechdiff.statistics import floors, stability
 from mechdiff.statistics import summary as statistics_summary
 from mechdiff.statistics.memory import once
-
-WORDS = {BREAKAGE: "breakage", RECOVERY: "recovery"}
 
 
 @once

@@ -1,5 +1,6 @@
 """This measure asks which attention heads carry the change."""
 
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 
@@ -21,7 +22,12 @@ HEADS = Measure(
         tile="where",
     ),
     # what several runs are compared in
-    between_runs=None,
+    between_runs=BetweenRuns(
+        place=7,
+        quantities=Later("mechdiff.measures.heads.compare:quantities"),
+        axis=Later("mechdiff.measures.heads.compare:axis"),
+        locates=True,
+    ),
     # a second way
     again=Later("mechdiff.measures.heads.verify:again"),
 )

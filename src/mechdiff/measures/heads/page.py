@@ -7,11 +7,10 @@ import polars as pl
 from mechdiff import labels
 from mechdiff.measures.divergence.words import why_no_share
 from mechdiff.measures.heads import charts, coverage, findings, sets
-from mechdiff.measures.heads.findings import WORDS
 from mechdiff.measures.heads.sets import Game
 from mechdiff.measures.heads.words import effective, how_many, per_cent
 from mechdiff.report import difference, phrasing
-from mechdiff.report.difference import BREAKAGE, RECOVERY
+from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import listed, nats, share, with_ends
 

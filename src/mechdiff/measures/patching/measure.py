@@ -1,5 +1,6 @@
 """Patching asks where the difference between two models' activations matters for what they predict."""
 
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 
@@ -21,7 +22,14 @@ PATCHING = Measure(
         tile="where",
     ),
     # what several runs are compared in
-    between_runs=None,
+    between_runs=BetweenRuns(
+        place=2,
+        quantities=Later("mechdiff.measures.patching.compare:quantities"),
+        profiles=Later("mechdiff.measures.patching.compare:profiles"),
+        axis=Later("mechdiff.measures.patching.compare:axis"),
+        locates=True,
+        across_bases=True,
+    ),
     # a second way
     again=Later("mechdiff.measures.patching.verify:again"),
 )

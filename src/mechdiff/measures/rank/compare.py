@@ -5,14 +5,14 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff.compare import additive, charts, effects, profiles
-from mechdiff.compare.comparable import Loaded
-from mechdiff.compare.compared import Compared, differences, own, said
-from mechdiff.compare.contrasts import STATE_RANK, WEIGHT_RANK
-from mechdiff.compare.effects import Table
-from mechdiff.compare.local import lacking
-from mechdiff.compare.profiles import shares_along
-from mechdiff.compare.quantity import Quantity, exact, mean_of
+from mechdiff.comparison import additive, charts, effects, profiles
+from mechdiff.comparison.comparable import Loaded
+from mechdiff.comparison.compared import Compared, differences, own, said
+from mechdiff.comparison.contrasts import STATE_RANK, WEIGHT_RANK
+from mechdiff.comparison.effects import Table
+from mechdiff.comparison.local import lacking
+from mechdiff.comparison.profiles import shares_along
+from mechdiff.comparison.quantity import Quantity, exact, mean_of
 from mechdiff.measures.grafting import compare as grafting_compare
 from mechdiff.measures.rank import findings
 from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT

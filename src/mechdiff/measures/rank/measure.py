@@ -1,5 +1,6 @@
 """Rank asks how many dimensions the change of activations has."""
 
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 
@@ -21,7 +22,11 @@ RANK = Measure(
         tile="how_complicated",
     ),
     # what several runs are compared in
-    between_runs=None,
+    between_runs=BetweenRuns(
+        place=6,
+        quantities=Later("mechdiff.measures.rank.compare:quantities"),
+        axis=Later("mechdiff.measures.rank.compare:axis"),
+    ),
     # a second way
     again=Later("mechdiff.measures.rank.verify:again"),
 )

@@ -1,5 +1,6 @@
 """Similarity asks at which sites the two models' activations differ."""
 
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 
@@ -18,7 +19,7 @@ SIMILARITY = Measure(
         place=5,
     ),
     # what several runs are compared in
-    between_runs=None,
+    between_runs=BetweenRuns(),
     # a second way
     again=Later("mechdiff.measures.similarity.verify:again"),
 )

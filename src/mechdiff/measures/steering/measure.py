@@ -1,5 +1,6 @@
 """Steering asks whether one vector, or a few directions, switch the change on or off."""
 
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 
@@ -21,7 +22,7 @@ STEERING = Measure(
         tile="how_complicated",
     ),
     # what several runs are compared in
-    between_runs=None,
+    between_runs=BetweenRuns(),
     # a second way
     again=Later("mechdiff.measures.steering.verify:again"),
 )

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 
 import polars as pl
 
-from mechdiff.compare import charts, effects
-from mechdiff.compare.comparable import Loaded
-from mechdiff.compare.compared import Compared, differences, own, said
-from mechdiff.compare.local import lacking
-from mechdiff.compare.profiles import SCHEMA
-from mechdiff.compare.quantity import Quantity, ratio
+from mechdiff.comparison import charts, effects
+from mechdiff.comparison.comparable import Loaded
+from mechdiff.comparison.compared import Compared, differences, own, said
+from mechdiff.comparison.local import lacking
+from mechdiff.comparison.profiles import SCHEMA
+from mechdiff.comparison.quantity import Quantity, ratio
 from mechdiff.measures.transport import findings
 from mechdiff.measures.transport.findings import TRANSPORT
 from mechdiff.report import difference, effect_shares

@@ -1,5 +1,6 @@
 """Transport asks whether a linear map from one model's activations to the other's carries the change."""
 
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 
@@ -21,7 +22,11 @@ TRANSPORT = Measure(
         tile="how_complicated",
     ),
     # what several runs are compared in
-    between_runs=None,
+    between_runs=BetweenRuns(
+        place=5,
+        quantities=Later("mechdiff.measures.transport.compare:quantities"),
+        axis=Later("mechdiff.measures.transport.compare:axis"),
+    ),
     # a second way
     again=Later("mechdiff.measures.transport.verify:again"),
 )

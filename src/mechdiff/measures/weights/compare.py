@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 
-from mechdiff.compare.comparable import Loaded
-from mechdiff.compare.profiles import SCHEMA
-from mechdiff.compare.quantity import Quantity, exact
+from mechdiff.comparison.comparable import Loaded
+from mechdiff.comparison.profiles import SCHEMA
+from mechdiff.comparison.quantity import Quantity, exact
 from mechdiff.measures.weights import findings
 from mechdiff.statistics import spread
 

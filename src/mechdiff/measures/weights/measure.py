@@ -1,5 +1,6 @@
 """The weights are compared tensor by tensor: which changed, by how much, in how many directions."""
 
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 
@@ -20,7 +21,10 @@ WEIGHTS = Measure(
         tile="where",
     ),
     # what several runs are compared in
-    between_runs=None,
+    between_runs=BetweenRuns(
+        place=3,
+        quantities=Later("mechdiff.measures.weights.compare:quantities"),
+    ),
     # a second way
     again=Later("mechdiff.measures.weights.verify:again"),
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy import ndarray
 
-from mechdiff.compare.effects import Table
+from mechdiff.comparison.effects import Table
 from mechdiff.report.phrasing import nats
 from mechdiff.statistics import simulated, spread
 from mechdiff.statistics.spread import Estimate

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from mechdiff.compare.comparable import Loaded, Mark
-from mechdiff.compare.contrasts import Pair, said_n
-from mechdiff.compare.quantity import Quantity
+from mechdiff.comparison.comparable import Loaded, Mark
+from mechdiff.comparison.contrasts import Pair, said_n
+from mechdiff.comparison.quantity import Quantity
 from mechdiff.report.parts import table
 from mechdiff.report.phrasing import between, level, listed, nats
 from mechdiff.statistics import spread
@@ -25,6 +25,8 @@ class Compared:
     found: Mapping[str, Sequence[Quantity]]
     held: Sequence[Pair]
     marks: Sequence[Mark]
+    locating: Sequence[str]
+    """Names of the measures that say where a change is."""
     across_bases: bool
     along: pl.DataFrame
     """Shares of D along the layers, with simultaneous bands: `profiles.SCHEMA`."""

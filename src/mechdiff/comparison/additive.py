@@ -10,23 +10,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import polars as pl
 
-from mechdiff import labels
-from mechdiff.compare import effects
-from mechdiff.compare.comparable import Loaded
-from mechdiff.compare.effects import PLAIN, Table
-from mechdiff.measures.grafting import findings as grafting_findings
+from mechdiff.comparison import effects
+from mechdiff.comparison.comparable import Loaded
+from mechdiff.comparison.effects import Table
 from mechdiff.report import difference, effect_shares
-from mechdiff.report.difference import RECOVERY
 from mechdiff.rows import OVERLAP, TOTAL, where
 from mechdiff.statistics import summary
 
-LOCATED = ("patching", "grafting", "heads")
-"""Measures that say where a change is."""
 
-
-def lacking(run: Loaded) -> bool:
-    """Whether a run says where its change is, and only by divergences: it was made before shares that add were."""
-    located = run.content.rows.filter(pl.col("measure").is_in(LOCATED))
+def lacking(run: Loaded, locating: Sequence[str]) -> bool:
+    """Whether a run says where its change is, by the measures that locate it, and only by divergences: it was made before shares that add were."""
+    located = run.content.rows.filter(pl.col("measure").is_in(list(locating)))
     return not located.is_empty() and not (located["metric"] == OVERLAP).any()
 
 
@@ -44,36 +38,12 @@ def table(run: Loaded, values: pl.DataFrame, *, by: str = "name") -> Table | Non
     return Table(names=names, prompts=[run.key(split, prompt) for prompt in prompts], values=matrix, total=total)
 
 
-def patched(run: Loaded, kinds: Sequence[str], direction: str = RECOVERY) -> Table | None:
-    """Of the other model's state, written at each layer's sites of these kinds; names are (layer, site)."""
-    return _placed(run, "patching", direction, pl.col("site").is_in(list(kinds)), pl.col("arm") == "identity", plain=PLAIN)
-
-
-def heads_alone(run: Loaded, direction: str = RECOVERY) -> Table | None:
-    """Of every head of the network, swapped alone; names are (layer, head)."""
-    return _placed(
-        run,
-        "heads",
-        direction,
-        pl.col("site") == "attn_proj",
-        labels.is_head(),
-        pl.col("arm") == "contribution",
-        plain=["control", "strength"],
-    )
-
-
-def _placed(run: Loaded, measure: str, direction: str, *where: pl.Expr, plain: Sequence[str]) -> Table | None:
+def of_parts(run: Loaded, measure: str, direction: str, *where: pl.Expr, plain: Sequence[str]) -> Table | None:
+    """Of a measure's writes at single parts, those with null in the columns `plain`; names are (layer, unit or site)."""
     found = effect_shares.written(run.content.rows, direction, OVERLAP, measure=measure)
     found = found.filter(*where, *(pl.col(name).is_null() for name in plain))
     named = found.with_columns(name=pl.format("{}.{}", pl.col("layer").cast(pl.String).str.zfill(5), pl.coalesce("unit", "site")))
     return effects.placed(table(run, named))
-
-
-def grafted(run: Loaded, arm: str, by: pl.Expr, *where: pl.Expr) -> Table | None:
-    """Of grafts of one arm into the base; names are the values of `by`, ascending."""
-    rows = run.content.rows
-    values = grafting_findings.scores(rows, difference.reported(rows, "grafting"), OVERLAP).filter(pl.col("arm") == arm, *where)
-    return table(run, values.with_columns(name=by)) if len(values) else None
 
 
 def summed(of: Table, key: Callable[[tuple], object]) -> Table:

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import false_discovery_control
 
-from mechdiff.compare.quantity import Quantity
+from mechdiff.comparison.quantity import Quantity
 from mechdiff.statistics import spread
 from mechdiff.statistics.spread import Contrast
 

@@ -7,11 +7,11 @@ by divergences the number of parts falls as D grows, so that one fine-tune at tw
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from mechdiff.compare import additive
-from mechdiff.compare.comparable import FEW_PROMPTS, Loaded, Mark
-from mechdiff.compare.compared import Compared, with_ends
-from mechdiff.compare.contrasts import HEADS, MODULES, SITES, STATE_RANK, WEIGHT_RANK, Pair
-from mechdiff.compare.quantity import Quantity
+from mechdiff.comparison import additive
+from mechdiff.comparison.comparable import FEW_PROMPTS, Loaded, Mark
+from mechdiff.comparison.compared import Compared, with_ends
+from mechdiff.comparison.contrasts import HEADS, MODULES, SITES, STATE_RANK, WEIGHT_RANK, Pair
+from mechdiff.comparison.quantity import Quantity
 from mechdiff.report import difference
 from mechdiff.report.difference import Difference
 from mechdiff.report.phrasing import between, listed, nats
@@ -44,7 +44,7 @@ def verdict(of: Compared) -> list[str]:
         said.append(_lead(names, _pair(held, spread_key), _pair(held, rank_key)))
     elif spread_key:
         said += _chain(names, spread_key, found, held, ("local", "distributed"))
-    said += _only_divergences([run for run in runs if run.counts])
+    said += _only_divergences([run for run in runs if run.counts], of.locating)
     for key in (spread_key, rank_key, HEADS):
         if key is not None and _measured(key, found, names):
             said.append(numbers(key, names, found, held))
@@ -67,9 +67,9 @@ def _elsewhere(d: Difference) -> str:
     return f"; its models differ in tokens that one of them lacks, JS {nats(d.js)} nats, of which no share is given"
 
 
-def _only_divergences(runs: Sequence[Loaded]) -> list[str]:
+def _only_divergences(runs: Sequence[Loaded], locating: Sequence[str]) -> list[str]:
     """Of runs that were made before there were shares that add."""
-    old = [run.name for run in runs if additive.lacking(run)]
+    old = [run.name for run in runs if additive.lacking(run, locating)]
     if not old:
         return []
     return [

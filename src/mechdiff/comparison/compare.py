@@ -8,24 +8,18 @@ make it paired, and fair.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import polars as pl
 
-from mechdiff.compare import comparable, contrasts, local, profiles, words
-from mechdiff.compare.compared import Compared
-from mechdiff.compare.quantities import quantities
+from mechdiff.comparison import comparable, contrasts, local, profiles, words
+from mechdiff.comparison.between_runs import BetweenRuns
+from mechdiff.comparison.compared import Compared
+from mechdiff.comparison.quantities import quantities
 from mechdiff.errors import RunError
-from mechdiff.measures.behaviour import compare as behaviour_compare
-from mechdiff.measures.behaviour.compare import changes
-from mechdiff.measures.divergence import compare as divergence_compare
-from mechdiff.measures.grafting import compare as grafting_compare
-from mechdiff.measures.heads import compare as heads_compare
-from mechdiff.measures.rank import compare as rank_compare
-from mechdiff.measures.transport import compare as transport_compare
 from mechdiff.report import page, record
 from mechdiff.report.parts import Section, table
 from mechdiff.report.phrasing import listed
@@ -60,30 +54,39 @@ class Comparison:
         return f"<b>{escape(' · '.join(self.content.names))}</b><ol>{sentences}</ol><code>{escape(str(self.report()))}</code>"
 
 
-def compare(*folders: str | Path, out: str | Path | None = None, across_bases: bool = False) -> Comparison:
-    """Compares finished runs and writes the page; `out`: its folder (default runs/compare-NAMES). Raises RunError where they cannot be compared."""
-    content = beside(folders, across_bases=across_bases)
+def compare(
+    *folders: str | Path, measures: Mapping[str, BetweenRuns], out: str | Path | None = None, across_bases: bool = False
+) -> Comparison:
+    """Compares finished runs in what these measures can be compared in, and writes the page; `out`: its folder (default runs/compare-NAMES).
+
+    Raises RunError where they cannot be compared.
+    """
+    content = beside(folders, measures, across_bases=across_bases)
     place = Path(out) if out else Path("runs") / default_name(content.names)
     if (place / "manifest.json").exists() or place.is_file():
         raise RunError(f"{place}: given a run's folder or a file, expected a folder for the comparison. Give another --out.")
     made = Comparison(place, content)
     place.mkdir(parents=True, exist_ok=True)
     made.table().write_parquet(place / TABLE)
-    _page(made)
+    _page(made, measures)
     return made
 
 
-def beside(folders: Sequence[str | Path], *, across_bases: bool = False) -> Compared:
+def beside(folders: Sequence[str | Path], measures: Mapping[str, BetweenRuns], *, across_bases: bool = False) -> Compared:
     """The runs with their numbers and differences; nothing is written. Raises RunError where they cannot be compared."""
     runs = comparable.load(folders)
     of_bases = comparable.refuse(runs, across_bases=across_bases)
     across = bool(of_bases)
-    found = {run.name: quantities(run) for run in runs}
-    found = contrasts.relative(found) if across else {run.name: [*found[run.name], *changes(run)] for run in runs}
+    found = {run.name: quantities(run, measures) for run in runs}
+    found = contrasts.relative(found) if across else found
     marks = [*of_bases, *comparable.differing(runs)]
-    curves = profiles.profiles(runs)
+    curves = [profile for one in measures.values() for profile in one.profiles(runs)]
     along, apart = profiles.along(curves, by_depth=across), profiles.differences([] if across else curves)
-    return Compared(runs=runs, found=found, held=contrasts.pairs(found), marks=marks, across_bases=across, along=along, apart=apart)
+    locating = [name for name, one in measures.items() if one.locates]
+    held = contrasts.pairs(found)
+    return Compared(
+        runs=runs, found=found, held=held, marks=marks, locating=locating, across_bases=across, along=along, apart=apart
+    )  # fmt: skip
 
 
 def default_name(names: Sequence[str]) -> str:
@@ -92,23 +95,13 @@ def default_name(names: Sequence[str]) -> str:
     return "-".join(["compare", *safe])
 
 
-def sections(of: Compared) -> list[Section]:
+def sections(of: Compared, measures: Mapping[str, BetweenRuns]) -> list[Section]:
     """What is not the same, then an axis a section; across bases only those without a unit of their own."""
-    first = [local.unlike(of), local.local(of), local.where(of)]
-    if of.across_bases:
-        return first
-    return [
-        *first,
-        divergence_compare.axis(of),
-        grafting_compare.axis(of),
-        transport_compare.axis(of),
-        rank_compare.axis(of),
-        heads_compare.axis(of),
-        behaviour_compare.axis(of),
-    ]
+    axes = sorted((one for one in measures.values() if one.axis), key=lambda one: (not one.across_bases, one.place))
+    return [local.unlike(of), local.local(of), *(one.axis(of) for one in axes if one.axis and (one.across_bases or not of.across_bases))]
 
 
-def _page(made: Comparison) -> None:
+def _page(made: Comparison, measures: Mapping[str, BetweenRuns]) -> None:
     of = made.content
     quick = [run.name for run in of.runs if run.content.manifest.get("quick")]
     said = f"Only the first prompts of each split were used in {listed(quick)} (quick), so intervals are wide."
@@ -124,7 +117,7 @@ def _page(made: Comparison) -> None:
         alerts=[said] if quick else [],
         warned=0,
         verdict=made.verdict(),
-        sections=[page.draw_section(section, made.path / "figures") for section in sections(of)],
+        sections=[page.draw_section(section, made.path / "figures") for section in sections(of, measures)],
         record_title="The runs",
         record=[table(("run", "base", "study"), rows)],
         study="",

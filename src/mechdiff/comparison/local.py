@@ -1,18 +1,14 @@
-"""A comparison's first sections say what is not the same, how distributed each change is, and where along the layers it acts."""
+"""A comparison's first sections say what is not the same, and how distributed each change is."""
 
 from typing import Any
 
-import polars as pl
-
-from mechdiff.compare import charts
-from mechdiff.compare.compared import Compared, differences, forest, own, said
-from mechdiff.compare.contrasts import HEADS, LAYERS, MAIN, MODULES, SITES, STATE_RANK, WEIGHT_RANK
+from mechdiff.comparison import charts
+from mechdiff.comparison.compared import Compared, differences, forest, own, said
+from mechdiff.comparison.contrasts import HEADS, LAYERS, MAIN, MODULES, SITES, STATE_RANK, WEIGHT_RANK
 from mechdiff.report.parts import Drawn, Section, note, table
 from mechdiff.report.phrasing import listed, nats
 
 LOCAL = (SITES, LAYERS, MODULES, HEADS, WEIGHT_RANK, STATE_RANK)
-DRAWN_PAIRS = 3
-"""Pairs of runs whose differences along the layers are drawn."""
 
 
 def unlike(of: Compared) -> Section:
@@ -63,46 +59,6 @@ def _index(of: Compared) -> list[dict]:
             rows.append((name, nats(1 / e.value), f"{nats(1 / e.high)} to {most}" if e.low == e.low else "", nats(1 / one.parts)))
     columns = ("", "1 / N", "95 %", "evenly everywhere")
     return [table(columns, rows, folded="The same as localisation index of sites: 1 for a single site")] if rows else []
-
-
-def where(of: Compared) -> Section:
-    """Profiles along the layers, their differences, and where half of D is passed."""
-    title = "Where along the layers?"
-    if of.along.is_empty():
-        return Section(id="where", title=title, parts=[note("Patching was not measured, or found no effect, in any of these runs.")])
-    half = [key for key in of.of_axis("where") if key[1].startswith("half of D")]
-    passed = "; ".join(f"{key[1].removeprefix('half of D passed, ')}: {said(of, key)}" for key in half)
-    place = "Share of depth" if of.across_bases else "Layer"
-    caption = "Shares of D by the site that is written, with bands that cover a whole profile with 95 %."
-    caption += f" {place} of the residual stream at which half of D is passed: {passed}." if passed else ""
-    options: dict[str, Any] = {"table": of.along, "names": of.names, "by_depth": of.across_bases, "title": ": share of D"}
-    parts: list[Any] = [Drawn(name="compare_profiles", chart=charts.along, options=options, caption=caption, reading="compare_profiles")]
-    parts += _differences(of.apart)
-    keys = [key for key in of.of_axis("where") if key not in (SITES, LAYERS)]
-    return Section(id="where", title=title, parts=[*parts, *own(of, keys), *differences(of, keys)])
-
-
-def _differences(table_of: pl.DataFrame) -> list[Drawn]:
-    if table_of.is_empty():
-        return []
-    table_of = table_of.with_columns(line=pl.format("{} − {}", "line", "against"))
-    names = table_of["line"].unique(maintain_order=True).to_list()[:DRAWN_PAIRS]
-    drawn = table_of.filter(pl.col("line").is_in(names))
-    outputs = drawn.filter(~pl.col("panel").str.starts_with("resid"))
-    apart = outputs.filter((pl.col("low") > 0) | (pl.col("high") < 0))
-    told = []
-    for name in names:
-        layers = apart.filter(pl.col("line") == name)
-        most = layers.sort(pl.col("value").abs(), descending=True, maintain_order=True).head(1)
-        largest = "".join(
-            f", most at L{r['layer']} {r['panel']} ({nats(r['value'])}, {nats(r['low'])} to {nats(r['high'])})"
-            for r in most.iter_rows(named=True)
-        )
-        of_line = outputs.filter(pl.col("line") == name)
-        told.append(f"{name}: {len(layers)} of {len(of_line)} outputs differ{largest}")
-    caption = f"Differences of these shares, with simultaneous 95 % bands. {'; '.join(told)}."
-    options = {"table": drawn, "names": names, "zero": True, "title": ": difference"}
-    return [Drawn(name="compare_differences", chart=charts.along, options=options, caption=caption, reading="compare_differences")]
 
 
 def lacking(of: Compared, axis: str, what: str) -> list[Any]:

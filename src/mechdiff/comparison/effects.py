@@ -13,15 +13,12 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechdiff import labels
-from mechdiff.compare.comparable import Loaded
+from mechdiff.comparison.comparable import Loaded
 from mechdiff.report import difference, effect_shares
 from mechdiff.report.difference import RECOVERY
 from mechdiff.shares import refuse_two_supports
 from mechdiff.statistics import floors, summary
 
-WRITES = ("attn_out", "mlp_out")
-"""What blocks write: the parts that localisation counts."""
 PLAIN = ("control", "unit", "rank", "strength")
 
 
@@ -51,25 +48,8 @@ def table(run: Loaded, values: pl.DataFrame, *, recovered: bool, by: str = "name
     return Table(names=names, prompts=keys, values=total[:, None] - matrix if recovered else matrix, total=total)
 
 
-def patched(run: Loaded, direction: str, kinds: Sequence[str]) -> Table | None:
-    """Effects of the other model's state, written at each layer's sites of these kinds; names are (layer, site)."""
-    return _written(run, "patching", direction, pl.col("site").is_in(list(kinds)), pl.col("arm") == "identity", plain=PLAIN)
-
-
-def heads_alone(run: Loaded, direction: str) -> Table | None:
-    """Effects of every head of the network, swapped alone; names are (layer, head)."""
-    return _written(
-        run,
-        "heads",
-        direction,
-        pl.col("site") == "attn_proj",
-        labels.is_head(),
-        pl.col("arm") == "contribution",
-        plain=["control", "strength"],
-    )
-
-
-def _written(run: Loaded, measure: str, direction: str, *where: pl.Expr, plain: Sequence[str]) -> Table | None:
+def of_parts(run: Loaded, measure: str, direction: str, *where: pl.Expr, plain: Sequence[str]) -> Table | None:
+    """Effects of a measure's writes at single parts, those with null in the columns `plain`; names are (layer, unit or site)."""
     rows = run.content.rows
     metric = floors.effect_metric(rows, direction)
     found = effect_shares.written(rows, direction, metric, measure=measure).filter(*where, *(pl.col(name).is_null() for name in plain))

@@ -13,15 +13,11 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechdiff.compare import effects
-from mechdiff.compare.comparable import Loaded
-from mechdiff.compare.effects import Table
-from mechdiff.compare.quantity import share_of
-from mechdiff.report.difference import BREAKAGE, RECOVERY
+from mechdiff.comparison.comparable import Loaded
+from mechdiff.comparison.effects import Table
+from mechdiff.comparison.quantity import share_of
 from mechdiff.statistics import intervals, spread
 
-KINDS = ("attn_out", "mlp_out", "resid_post")
-WORDS = {BREAKAGE: "breakage", RECOVERY: "recovery"}
 SCHEMA = {
     "panel": pl.String, "line": pl.String, "against": pl.String, "layer": pl.Int64, "x": pl.Float64, "value": pl.Float64, "low": pl.Float64,
     "high": pl.Float64, "n": pl.String,
@@ -43,29 +39,14 @@ class Profile:
         return self.contributions[:, [self.layers.index(layer) for layer in layers]]
 
 
-def panel_of(kind: str, direction: str) -> str:
-    return f"{kind}, {WORDS[direction]}"
-
-
-def profile(run: Loaded, kind: str, direction: str) -> Profile | None:
-    """None where it was not measured, or of one prompt."""
-    of = effects.patched(run, direction, (kind,))
-    return shares_along(run, panel_of(kind, direction), of, [layer for layer, _ in of.names]) if of is not None else None
-
-
 def shares_along(run: Loaded, panel: str, of: Table, layers: list[int]) -> Profile | None:
+    """Effects at layers as shares of D; None of one prompt, or where there is no D."""
     if len(of.prompts) < 2 or of.total.mean() <= 0:
         return None
     pseudo = spread.pseudo_values(np.column_stack([of.values, of.total]), share_of)
     pseudo = pseudo if pseudo.ndim == 2 else pseudo[:, None]
     depth = int(((run.content.manifest.get("pair") or {}).get("base") or {}).get("n_layers") or max(layers) + 1)
     return Profile(run=run.name, panel=panel, layers=layers, depth=depth, prompts=tuple(of.prompts), contributions=pseudo)
-
-
-def profiles(runs: Sequence[Loaded]) -> list[Profile]:
-    """Every profile of every run with an effect."""
-    made = (profile(run, kind, direction) for kind in KINDS for direction in WORDS for run in runs if run.counts)
-    return [one for one in made if one is not None]
 
 
 def along(found: Sequence[Profile], *, by_depth: bool = False) -> pl.DataFrame:
