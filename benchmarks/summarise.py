@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.rows import SCHEMA
 from mechdiff.statistics.summary import summarise
 
@@ -83,7 +84,7 @@ def main() -> None:
         return in_turns(table, asked.beside.resolve())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     started = time.perf_counter()
-    found = summarise(table)
+    found = summarise(table, NUMBERS)
     seconds, most = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{len(table):,} rows, {len(found):,} numbers: {seconds:.1f} s, {most:.2f} GiB at most, of which {before:.2f} before")
 

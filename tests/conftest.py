@@ -37,7 +37,7 @@ def every_measure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from filelock import FileLock
 
     from every_measure import made
-    from mechdiff.measures.catalogue import load_study
+    from mechdiff.measures.catalogue import NUMBERS, load_study
     from mechdiff.statistics.summary import summarise
     from mechdiff.store.run_folder import RunFolder
     from mechdiff.store.tables import read_prompts
@@ -53,7 +53,7 @@ def every_measure(tmp_path_factory: pytest.TempPathFactory) -> Path:
             prepared = prepare(study, RunOptions(device="cpu"))
             with RunFolder.open(folder / "run", config_hash=prepared.config_hash, study_text=text) as run:
                 rows, record = execute(prepared, run)
-                run.write_summary(summarise(rows, prompts=read_prompts(run.path), seed=study.seed))
+                run.write_summary(summarise(rows, NUMBERS, prompts=read_prompts(run.path), seed=study.seed))
                 run.write_manifest(record)
     return folder
 

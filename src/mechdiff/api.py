@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechdiff.audit.verification import Verification
 from mechdiff.errors import RunError
-from mechdiff.measures.catalogue import AGAIN, ANSWERS, BETWEEN_RUNS, CHAPTERS, OPTIONS, load_study, make_study
+from mechdiff.measures.catalogue import AGAIN, ANSWERS, BETWEEN_RUNS, CHAPTERS, NUMBERS, OPTIONS, load_study, make_study
 from mechdiff.report.drawing import WIDE
 from mechdiff.report.export import chart, drawn_figures, export
 from mechdiff.report.page import build_report
@@ -131,7 +131,7 @@ def run(
         with _crew(prepared, folder) as crew:
             rows, record = execute(prepared, folder, progress, crew)
         progress("intervals and figures", 1.0)
-        folder.write_summary(summarise(rows, prompts=read_prompts(place), seed=config.seed))
+        folder.write_summary(summarise(rows, NUMBERS, prompts=read_prompts(place), seed=config.seed))
         folder.write_manifest(record)
     build_report(place, CHAPTERS)
     return Run(place)

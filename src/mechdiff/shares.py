@@ -20,6 +20,9 @@ from collections.abc import Collection
 
 from mechdiff.labels import runner
 
+OF_THE_PAIR = "divergence"
+"""The measure whose rows are of the two models themselves, unedited: what everything else is a share of."""
+
 BETWEEN = {"base": ("kl_tuned_base_nats", "kl_shared_nats"), "tuned": ("kl_base_tuned_nats", "kl_shared_base_tuned_nats")}
 """What `kl_other_nats` of the unedited run is, by the model that runs: of one vocabulary, of two. The base's is D."""
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 import mechdiff
-from mechdiff.measures.catalogue import load_study
+from mechdiff.measures.catalogue import NUMBERS, load_study
 from mechdiff.measures.heads import page as heads_page
 from mechdiff.measures.heads import sets as heads_sets
 from mechdiff.measures.heads.coverage import Whole, coverage
@@ -50,7 +50,7 @@ def published(direction: str) -> tuple[pl.DataFrame, pl.DataFrame]:
         place = {"measure": "heads", "split": "report", "layer": 26, "site": "attn_proj", "arm": "contribution", "prompt": prompts}
         parts.append(make_rows(value, direction=direction, unit=unit, metric=metric, **place))
     table = pl.concat(parts)
-    return table, statistics_summary.summarise(table)
+    return table, statistics_summary.summarise(table, NUMBERS)
 
 
 @pytest.mark.parametrize("direction", [BREAKAGE, RECOVERY])
@@ -124,10 +124,10 @@ def test_a19_directions_are_compared_by_one_symmetric_measure() -> None:
         parts.append(make_rows(moved / 8, direction=direction, metric="js_own_nats", **place))
         parts.append(make_rows(7 * moved, direction=direction, metric="kl_other_nats", **place))
     table = pl.concat(parts)
-    summary = statistics_summary.summarise(table)
+    summary = statistics_summary.summarise(table, NUMBERS)
     assert patching_asymmetry.by_site(table, summary)["index"].to_list() == pytest.approx([0.0])
     without = table.filter(pl.col("metric") != "js_own_nats")
-    assert patching_asymmetry.by_site(without, statistics_summary.summarise(without)).is_empty(), "of KLs there is no index"
+    assert patching_asymmetry.by_site(without, statistics_summary.summarise(without, NUMBERS)).is_empty(), "of KLs there is no index"
     shared = summary.filter(pl.col("share").is_not_null()).select("direction", "metric", "share")
     assert set(shared.select("direction", "metric").iter_rows()) == {(BREAKAGE, "kl_own_nats"), (RECOVERY, "kl_other_nats")}
     assert dict(shared.select("direction", "share").iter_rows()) == {BREAKAGE: pytest.approx(3 / 8), RECOVERY: pytest.approx(1 / 8)}
@@ -197,7 +197,7 @@ def test_a27_there_is_no_share_of_what_is_under_three_floors(rows: pl.DataFrame)
     no_op = pl.col("control").eq_missing(pl.lit("no_op"))
     for floor, counts in ((1e-9, True), (0.004, False)):
         shown = small.with_columns(value=pl.when(no_op & (pl.col("metric") == "kl_own_nats")).then(floor).otherwise("value"))
-        summary = statistics_summary.summarise(shown)
+        summary = statistics_summary.summarise(shown, NUMBERS)
         game = heads_sets.game(shown, summary, BREAKAGE, 4)
         assert game is not None
         assert game.whole.mean == pytest.approx(0.0061, rel=0.2)

@@ -20,6 +20,7 @@ from mechdiff.errors import PromptError, StudyError
 from mechdiff.maps import anchored, maps
 from mechdiff.maps.anchored import Fit, Pairs
 from mechdiff.maps.maps import DEFAULT, Map, check_ranks, is_the_mean
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.rank import page as rank_page
 from mechdiff.measures.rank.formula import curve_maps
 from mechdiff.measures.transport import page as transport_page
@@ -78,12 +79,12 @@ def test_a01_a_rank_cannot_be_asked_for_and_a_text_is_no_number(asked: dict[str,
 
 def test_a01_ranks_that_do_the_same_are_said_on_the_page(rows: pl.DataFrame) -> None:
     table = pl.concat([rows.filter(pl.col("measure") == "divergence"), planted_sections.planted_rank(rows, n_layers=7, changed=4)])
-    assert "rank_not_applied" not in notes(rank_page.rank(Run(rows=table, summary=summary.summarise(table), manifest={})))
+    assert "rank_not_applied" not in notes(rank_page.rank(Run(rows=table, summary=summary.summarise(table, NUMBERS), manifest={})))
     at = (pl.col("measure") == "rank") & (pl.col("layer") == 4) & (pl.col("site") == "attn_out") & (pl.col("metric") == "kl_own_nats")
     at = at & (pl.col("direction") == CLOSE) & (pl.col("rank") > 0) & (pl.col("arm") == "rrr") & pl.col("strength").is_null()
     same = pl.when(at & pl.col("control").is_null() & pl.col("unit").is_null())
     table = table.with_columns(value=same.then(pl.col("prompt").str.slice(1).cast(pl.Float64, strict=False) + 1).otherwise("value"))
-    said = notes(rank_page.rank(Run(rows=table, summary=summary.summarise(table), manifest={})))
+    said = notes(rank_page.rank(Run(rows=table, summary=summary.summarise(table, NUMBERS), manifest={})))
     assert said.startswith("rank_not_applied: at L4.attn_out the maps of all ranks above 0 do the same on every prompt")
 
 
@@ -203,7 +204,7 @@ def test_a15_the_shuffle_control_stands_beside_the_map_and_counts_if_it_fails(ed
     refit = pl.col("control").str.starts_with("permuted#").fill_null(False) & (pl.col("metric") == "r2_change")
     for failed, sites in ((False, "14"), (True, "0")):
         shown = table.with_columns(value=pl.when(refit & failed).then(0.9).otherwise("value"))
-        content = Run(rows=shown, summary=summary.summarise(shown), manifest={})
+        content = Run(rows=shown, summary=summary.summarise(shown, NUMBERS), manifest={})
         said = captions(transport_page.transport(content))["transport_fit"]
         assert f"At {sites} of 21 sites a map predicts the change better than refits on permuted pairs" in said
         assert ("At 21 of them p cannot reach 0.05" in said) == failed, (
@@ -233,7 +234,7 @@ def test_a16_the_best_of_24_null_cells_is_nothing_on_other_prompts() -> None:
     best, said = [], []
     for seed in range(8):
         table = null_study(seed)
-        content = Run(rows=table, summary=summary.summarise(table), manifest={})
+        content = Run(rows=table, summary=summary.summarise(table, NUMBERS), manifest={})
         cells = content.summary.filter(pl.col("split") == "report", pl.col("metric") == "kl_other_nats")
         assert len(cells) == 24
         best.append(float(cells["share"].max()))  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import torch
 import pico
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.errors import StudyError
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.similarity.formula import measure
 from mechdiff.models.sites import Site
 from mechdiff.statistics import summary as statistics_summary
@@ -60,7 +61,7 @@ def unrelated() -> pl.DataFrame:
 
 
 def test_a22_independent_states_are_not_similar(unrelated: pl.DataFrame) -> None:
-    summary = statistics_summary.summarise(unrelated)
+    summary = statistics_summary.summarise(unrelated, NUMBERS)
     found = {one["metric"]: one for one in summary.iter_rows(named=True)}
     assert found["cka_biased"]["mean"] == pytest.approx(0.99, abs=0.002), "what was published"
     assert abs(found["cka"]["mean"]) < 0.05
@@ -71,14 +72,14 @@ def test_a22_independent_states_are_not_similar(unrelated: pl.DataFrame) -> None
 
 
 def test_a22_the_interval_is_a_jackknife_and_no_bootstrap_of_rows_can_be_had(unrelated: pl.DataFrame, tmp_path: Path) -> None:
-    found = statistics_summary.summarise(unrelated).filter(pl.col("metric") == "cka").row(0, named=True)
+    found = statistics_summary.summarise(unrelated, NUMBERS).filter(pl.col("metric") == "cka").row(0, named=True)
     without = unrelated.filter(pl.col("metric") == "cka_without_prompt")["value"].to_numpy()
     error = float(np.sqrt(39 / 40 * ((without - without.mean()) ** 2).sum()))
     assert found["ci_low"] < found["mean"] < found["ci_high"]
     low, middle, high = np.arctanh([found["ci_low"], found["mean"], found["ci_high"]])
     assert high - middle == pytest.approx(middle - low), "symmetric on the scale of Fisher's z"
     assert (found["ci_high"] - found["mean"]) / error == pytest.approx(2.0, abs=0.1)
-    alone = statistics_summary.summarise(unrelated.filter(pl.col("metric") != "cka_without_prompt"))
+    alone = statistics_summary.summarise(unrelated.filter(pl.col("metric") != "cka_without_prompt"), NUMBERS)
     assert alone.filter(pl.col("metric") == "cka")["ci_low"].to_list() == [None]
     for asked in ({"similarity": {"bootstrap": 100}}, {"similarity": {"subsample": 40}}):
         with pytest.raises(StudyError, match="unknown key"):

@@ -10,7 +10,7 @@ import polars as pl
 from torch import nn
 
 import pico
-from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.catalogue import NUMBERS, make_study
 from mechdiff.report.parts import Drawn, Run, Section
 from mechdiff.statistics import summary as statistics_summary
 from mechdiff.store.run_folder import RunFolder
@@ -75,7 +75,7 @@ def finish(config: Any, out: Path) -> Finished:
     prepared = prepare(config, RunOptions(threads=1))
     with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
         rows, record = execute(prepared, folder)
-        summary = statistics_summary.summarise(rows, seed=config.seed)
+        summary = statistics_summary.summarise(rows, NUMBERS, seed=config.seed)
         folder.write_summary(summary)
         folder.write_manifest(record)
     return Finished(rows=rows, summary=summary, manifest=json.loads(json.dumps(record)), path=out)

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 import torch
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.rank import findings as rank_findings
 from mechdiff.measures.rank import formula as rank_formula
 from mechdiff.measures.rank.words import clause, how_many_dimensions
@@ -31,7 +32,7 @@ def measured(base: torch.Tensor, change: torch.Tensor) -> pl.DataFrame:
 
 
 def said(table: pl.DataFrame) -> str:
-    return " ".join(how_many_dimensions(table, statistics_summary.summarise(table)))
+    return " ".join(how_many_dimensions(table, statistics_summary.summarise(table, NUMBERS)))
 
 
 def claimed(sentence: str) -> int | None:
@@ -51,7 +52,7 @@ def test_the_number_of_prompts_is_not_said_to_be_the_rank_of_a_full_rank_change(
         sentence = said(table)
         assert claimed(sentence) in (None, 64), sentence
         assert f"{n} training prompts can show" in sentence or "too few prompts to tell" in sentence.lower()
-        summary = statistics_summary.summarise(table)
+        summary = statistics_summary.summarise(table, NUMBERS)
         assert not [one for one in clause(Run(rows=table, summary=summary, manifest={})) if admit(one) is None], (
             "nothing of it stands in the verdict"
         )
@@ -68,7 +69,7 @@ def test_a_planted_rank_is_found_and_said_where_there_are_prompts_enough(planted
     if planted:
         assert claimed(sentence) == planted, sentence
         assert "64 training prompts" in sentence
-        (candidate,) = clause(Run(rows=table, summary=statistics_summary.summarise(table), manifest={}))
+        (candidate,) = clause(Run(rows=table, summary=statistics_summary.summarise(table, NUMBERS), manifest={}))
         assert admit(candidate) is None
     else:
         assert "regression sees no dimension of the change at L3.mlp_out" in sentence
@@ -83,7 +84,7 @@ def test_no_bound_from_few_prompts_is_above_the_rank_that_was_planted(n: int, pl
         change = states @ normal(64, planted, seed=seed + 7) @ normal(planted, 64, seed=seed + 8)
         change = change + 0.3 * change.std() * normal(n + REPORT, 64, seed=seed + 9)
         table = measured(states, change)
-        one = rank_findings.strongest(table, statistics_summary.summarise(table))
+        one = rank_findings.strongest(table, statistics_summary.summarise(table, NUMBERS))
         assert one is not None
         assert one.says in ("nothing", "unseen") or one.rank <= planted
 

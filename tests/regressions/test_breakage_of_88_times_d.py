@@ -12,6 +12,7 @@ from mechdiff import shares
 from mechdiff.api import Run, compare, verify
 from mechdiff.comparison import effects
 from mechdiff.comparison.comparable import load
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.heads import findings as heads_findings
 from mechdiff.measures.heads import sets as heads_sets
 from mechdiff.measures.patching import compare as patching_compare
@@ -144,7 +145,7 @@ def test_a_run_without_the_cut_numbers_gives_no_breakage(runs: dict[str, Run]) -
     """Rows as they were written before: D on shared tokens, nothing above the line to go with it."""
     run = runs["26 %"]
     rows = run.rows().filter(~pl.col("metric").is_in(["kl_own_shared_nats", "js_own_shared_nats", "shapley_nats"]))
-    summary = statistics_summary.summarise(rows)
+    summary = statistics_summary.summarise(rows, NUMBERS)
     assert summary.filter(pl.col("share").is_not_null(), pl.col("direction").str.starts_with("tuned").fill_null(False)).is_empty()
     assert not re.search("breakage|KL increase [0-9]", " ".join(verdict(rows, summary, run.manifest())))
     found = difference.difference(rows, summary)

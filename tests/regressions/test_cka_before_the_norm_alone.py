@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mechdiff.audit.rerun import Rerun
 from mechdiff.engine.activations import capture, forward
 from mechdiff.engine.norms import NORMED, norm_reading, norms_of
-from mechdiff.measures.catalogue import OPTIONS
+from mechdiff.measures.catalogue import NUMBERS, OPTIONS
 from mechdiff.measures.similarity.formula import measure
 from mechdiff.measures.similarity.page import similarity as section
 from mechdiff.measures.similarity.verify import again
@@ -122,7 +122,7 @@ def test_the_page_says_where_the_norm_makes_it_another() -> None:
     site, kept = Site(1, "resid_post"), [i for i in range(64) if i != 7]
     normed = {site: x[:, kept] / x.norm(dim=1, keepdim=True)}, {site: y[:, kept] / y.norm(dim=1, keepdim=True)}
     frame = measure({site: x}, {site: y}, [f"p{i}" for i in range(40)], "report", permutations=3, normed=normed)
-    caption = section(parts.Run(rows=frame, summary=summarise(frame), manifest={})).parts[0].caption
+    caption = section(parts.Run(rows=frame, summary=summarise(frame, NUMBERS), manifest={})).parts[0].caption
     assert (
         "At 1 of 1 sites CKA moves by more than 0.1 after the norm that reads the residual stream there, most at L1.resid_post: 1.000"
         in caption

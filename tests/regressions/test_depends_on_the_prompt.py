@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.patching import constant as patching_constant
 from mechdiff.measures.patching import words as patching_words
 from mechdiff.measures.patching.constant import constant
@@ -21,7 +22,7 @@ def run(own: np.ndarray, shift: np.ndarray, *, mean: np.ndarray | None = None) -
 
 def said(rows: pl.DataFrame) -> tuple[str, str]:
     """The page's sentence and the verdict's."""
-    summary = statistics_summary.summarise(rows)
+    summary = statistics_summary.summarise(rows, NUMBERS)
     return " ".join(patching_words.what_it_depends_on(rows, summary)), " ".join(verdict(rows, summary, {}))
 
 
@@ -35,7 +36,7 @@ def demo() -> tuple[np.ndarray, np.ndarray]:
 
 def test_a_constant_with_three_quarters_of_the_patch_is_not_said_to_depend_on_the_prompt() -> None:
     rows = run(*demo())
-    found = constant(rows, statistics_summary.summarise(rows))
+    found = constant(rows, statistics_summary.summarise(rows, NUMBERS))
     assert found is not None
     assert found.fraction == pytest.approx(0.267 / 0.348, abs=1e-6)
     assert found.p > 0.05
@@ -79,7 +80,7 @@ def test_the_constant_is_chosen_on_other_prompts_than_those_that_it_is_reported_
             patched({"identity": own, "shift": worse, "mean": better}, d, split="select"),
         ]
     )  # fmt: skip
-    found = constant(rows, statistics_summary.summarise(rows))
+    found = constant(rows, statistics_summary.summarise(rows, NUMBERS))
     assert found is not None
     assert found.arm == "mean", "better on select, though worse here"
 
@@ -90,6 +91,6 @@ def test_dependence_is_claimed_in_one_of_twenty_studies_where_there_is_none() ->
     for _ in range(200):
         own = random.normal(0.5, 0.2, 10)
         rows = run(own, own + random.exponential(0.1, 10) * random.choice([-1, 1], 10))
-        found = patching_constant.constant(rows, statistics_summary.summarise(rows))
+        found = patching_constant.constant(rows, statistics_summary.summarise(rows, NUMBERS))
         claims.append(found is not None and found.depends)
     assert np.mean(claims) <= 0.05 + 2 * (0.05 * 0.95 / 200) ** 0.5

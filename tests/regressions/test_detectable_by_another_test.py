@@ -5,6 +5,7 @@ import pytest
 
 from mechdiff.measures.behaviour import findings as behaviour_findings
 from mechdiff.measures.behaviour import words as behaviour_words
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.factorial import findings as factorial_findings
 from mechdiff.report import phrasing
 from mechdiff.rows import rows
@@ -57,6 +58,6 @@ def test_effects_of_a_factorial_of_too_few_prompts_have_no_interval() -> None:
     d = rows([1.0] * 4, measure="divergence", split="report", metric="kl_tuned_base_nats", prompt=names)
     effect = rows([0.5, 0.6, 0.4, 0.5], measure="factorial", split="report", metric="upstream_effect_nats", layer=[2] * 4, prompt=names)
     table = summary.pl.concat([d, effect])
-    found = factorial_findings.effects(table, summary.summarise(table), None)
+    found = factorial_findings.effects(table, summary.summarise(table, NUMBERS), None)
     assert found["mean"].to_list() == [0.5]
     assert found["low"].to_list() == found["high"].to_list() == [None], "both were 0.5: an interval of no width"

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.grafting import findings as grafting_findings
 from mechdiff.measures.grafting import words as grafting_words
 from mechdiff.measures.heads import words as heads_words
@@ -51,7 +52,7 @@ def test_how_many_modules_are_named_is_decided_on_other_prompts() -> None:
 
 def test_a_search_that_stopped_at_its_budget_is_no_headline() -> None:
     table = grafts(sets(0.14, 0.256), sets(0.14, 0.26))
-    summary = statistics_summary.summarise(table)
+    summary = statistics_summary.summarise(table, NUMBERS)
     assert not any("2 modules" in sentence for sentence in verdict(table, summary, {}))
     (why,) = (one for one in refused(table, summary, {}) if "2 modules" in one)
     assert why.endswith("the search stopped at its budget")
@@ -91,7 +92,7 @@ def heads(report: list[float], select: list[float] | None, *, whole: float = 0.8
 
 def test_heads_have_an_interval_and_their_number_is_chosen_on_select() -> None:
     table, manifest = heads([0.3, 0.46, 0.7, 0.8, 0.9], [0.35, 0.6, 0.7, 0.8, 0.9])
-    summary = statistics_summary.summarise(table)
+    summary = statistics_summary.summarise(table, NUMBERS)
     (said,) = heads_words.which_heads(table, summary, manifest)
     assert re.search(r"heads 5 and 4 have 4\d % \(95 %: \d\d % to \d\d %; order and number chosen on select", said)
     assert "heads 5 and 4 have 4" in verdict(table, summary, manifest)[-1]
@@ -99,7 +100,7 @@ def test_heads_have_an_interval_and_their_number_is_chosen_on_select() -> None:
 
 def test_heads_whose_number_was_chosen_here_are_said_so_and_are_no_headline() -> None:
     table, manifest = heads([0.3, 0.55, 0.7, 0.8, 0.9], None)
-    summary = statistics_summary.summarise(table)
+    summary = statistics_summary.summarise(table, NUMBERS)
     (said,) = heads_words.which_heads(table, summary, manifest)
     assert "number on these prompts, so optimistically biased" in said
     assert not any("heads" in sentence for sentence in verdict(table, summary, manifest))

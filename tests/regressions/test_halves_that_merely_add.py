@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 import torch
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.factorial import findings as factorial_findings
 from mechdiff.measures.factorial import formula as factorial_formula
 from mechdiff.measures.factorial.words import early_or_late
@@ -27,7 +28,7 @@ def of_logits(bb: torch.Tensor, bt: torch.Tensor, tb: torch.Tensor, tt: torch.Te
 
 
 def said(table: pl.DataFrame) -> list[str]:
-    return early_or_late(table, summary.summarise(table))
+    return early_or_late(table, summary.summarise(table, NUMBERS))
 
 
 def values(table: pl.DataFrame, metric: str) -> np.ndarray:
@@ -113,7 +114,7 @@ def test_an_interval_that_holds_0_is_printed_with_its_signs_and_says_nothing() -
     assert one.low < 0 < one.mean < one.high
     assert said(crossed({"report": wide})) == []
     below = crossed({"report": -0.5 - 0.02 * np.arange(10.0)[:, None]})
-    (sentence,) = early_or_late(below, summary.summarise(below))
+    (sentence,) = early_or_late(below, summary.summarise(below, NUMBERS))
     assert "interaction −0.590 (95 %: −0." in sentence
     assert sentence.count("−0.") == 3, "the estimate and both ends keep their sign"
     assert "of 1.00 nats" in sentence, "the whole stands beside the part"
@@ -121,4 +122,4 @@ def test_an_interval_that_holds_0_is_printed_with_its_signs_and_says_nothing() -
 
 def test_a_sliver_of_the_whole_is_not_spoken_of() -> None:
     table = crossed({"report": -0.05 - 0.001 * np.arange(10.0)[:, None]})
-    assert early_or_late(table, summary.summarise(table)) == []
+    assert early_or_late(table, summary.summarise(table, NUMBERS)) == []

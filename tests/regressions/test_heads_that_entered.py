@@ -5,6 +5,7 @@ import polars as pl
 
 from mechdiff.measures.attribution import churn as attribution_churn
 from mechdiff.measures.attribution import words as attribution_words
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.statistics import summary as statistics_summary
 from report.small_runs import divergence, heads_of
 
@@ -13,7 +14,7 @@ N, HEADS = 10, 60
 
 def study(base: np.ndarray, tuned: np.ndarray) -> tuple[pl.DataFrame, pl.DataFrame]:
     table = pl.concat([heads_of(base, "base"), heads_of(tuned, "tuned"), divergence(np.ones(len(base)))])
-    return table, statistics_summary.summarise(table)
+    return table, statistics_summary.summarise(table, NUMBERS)
 
 
 def noisy(own: np.ndarray, random: np.random.Generator, n: int = N) -> np.ndarray:

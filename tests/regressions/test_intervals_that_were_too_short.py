@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.divergence.words import how_different
 from mechdiff.report.difference import Difference
 from mechdiff.report.phrasing import with_interval
@@ -30,7 +31,7 @@ def test_a_sentence_gives_the_measured_coverage_where_it_is_under_93() -> None:
     assert with_interval(7.69, 6.77, 9.16, coverage=0.883) == "7.69 (88 % interval: 6.77 to 9.16)"
     values = np.array([0.01, 0.02, 0.02, 0.03, 0.05, 0.08, 0.1, 0.2, 0.9, 4.0, 9.0, 30.0])
     place = {"measure": "divergence", "split": "report", "metric": "kl_tuned_base_nats", "prompt": [f"p{i:02}" for i in range(12)]}
-    one = summary.summarise(rows(values, **place)).row(0, named=True)
+    one = summary.summarise(rows(values, **place), NUMBERS).row(0, named=True)
     assert one["coverage"] < 0.9
     found = Difference(split="report", n=12, mean=one["mean"], low=one["ci_low"], high=one["ci_high"], median=one["median"], log_mean=None,
                        floor=None, flags=(), other_token=None, coverage=one["coverage"])  # fmt: skip
@@ -55,7 +56,7 @@ def test_no_sentence_rests_on_a_test_at_a_skew_where_it_was_measured_to_err() ->
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_fewer_than_five_prompts_have_no_interval_and_no_p(n: int) -> None:
     place = {"measure": "factorial", "split": "report", "layer": 0, "metric": "interaction_nats", "prompt": [f"p{i}" for i in range(n)]}
-    found = summary.summarise(rows(np.arange(n) + 1.0, **place)).row(0, named=True)
+    found = summary.summarise(rows(np.arange(n) + 1.0, **place), NUMBERS).row(0, named=True)
     assert found["ci_low"] is found["ci_high"] is found["p"] is found["q"] is None
     assert "untestable" in found["flag"]
 
@@ -70,7 +71,7 @@ def test_a_permutation_test_that_cannot_reach_its_level_gives_no_p(n: int, testa
 
     states = {Site(0, "resid_post"): torch.from_numpy(np.random.default_rng(0).normal(size=(n, 12)))}
     measured = similarity.measure(states, states, [f"p{i}" for i in range(n)], "report", permutations=499)
-    found = summary.summarise(measured).filter(pl.col("metric").is_in(["cka", "procrustes_distance"]), pl.col("mean").is_not_nan())
+    found = summary.summarise(measured, NUMBERS).filter(pl.col("metric").is_in(["cka", "procrustes_distance"]), pl.col("mean").is_not_nan())
     for one in found.iter_rows(named=True):
         assert (one["p"] is not None) == testable, one["metric"]
         assert ("untestable" in (one["flag"] or "")) != testable
@@ -90,7 +91,7 @@ def test_a_prompt_that_has_most_of_d_is_named_beside_it() -> None:
             "prompt": [f"p{i:02}" for i in range(len(values))],
         }
         table = rows(values, **place)
-        section = behaviour(Run(rows=table, summary=summary.summarise(table), manifest={}))
+        section = behaviour(Run(rows=table, summary=summary.summarise(table, NUMBERS), manifest={}))
         return " ".join(part["text"] for part in section.parts if isinstance(part, dict) and part["kind"] == "note")
 
     assert "One prompt, p11, makes up 0.48 of D" in notes([1.0] * 11 + [10.0])

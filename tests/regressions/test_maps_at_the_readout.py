@@ -5,6 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.rank import findings as rank_findings
 from mechdiff.measures.rank.words import how_many_dimensions
 from mechdiff.measures.transport import findings as transport_findings
@@ -61,7 +62,7 @@ def study(*, select: bool = True, kinds: tuple[str, ...] = ("resid_post",), seed
 @pytest.mark.parametrize("select", [True, False])
 def test_the_site_that_is_spoken_of_is_before_the_readout(select: bool) -> None:
     table = study(select=select)
-    summary = statistics_summary.summarise(table)
+    summary = statistics_summary.summarise(table, NUMBERS)
     assert transport_findings.readout_site(table) == "L5.resid_post"
     best = transport_findings.carried(table, summary)
     assert best
@@ -71,7 +72,7 @@ def test_the_site_that_is_spoken_of_is_before_the_readout(select: bool) -> None:
 
 def test_the_constant_stands_beside_the_patch_with_its_interval() -> None:
     table = study()
-    summary = statistics_summary.summarise(table)
+    summary = statistics_summary.summarise(table, NUMBERS)
     first, second, _ = carried(table, summary)
     assert first.startswith(
         "At L3.resid_post adding one fixed vector (the training prompts' mean activation difference) to the base recovers 0.8"
@@ -89,9 +90,9 @@ def test_a_constant_that_recovers_nothing_is_no_headline() -> None:
     of_shift = (pl.col("arm") == "shift") & (pl.col("split") == "report")
     noise = pl.Series(np.random.default_rng(1).normal(1.0, 2.0, len(table)))
     worse = table.with_columns(value=pl.when(of_shift).then(noise).otherwise("value"))
-    (candidate,) = clause(Run(rows=worse, summary=statistics_summary.summarise(worse), manifest={}))
+    (candidate,) = clause(Run(rows=worse, summary=statistics_summary.summarise(worse, NUMBERS), manifest={}))
     assert admit(candidate) is not None
-    assert "(95 %: −" in carried(worse, statistics_summary.summarise(worse))[0], "the interval keeps its signs"
+    assert "(95 %: −" in carried(worse, statistics_summary.summarise(worse, NUMBERS))[0], "the interval keeps its signs"
 
 
 def test_the_rank_is_not_that_of_the_last_blocks_output_either() -> None:
@@ -102,11 +103,11 @@ def test_the_rank_is_not_that_of_the_last_blocks_output_either() -> None:
         for layer in range(N_LAYERS)
     ]
     both = pl.concat([table, *of_rank])
-    one = rank_findings.strongest(both, statistics_summary.summarise(both))
+    one = rank_findings.strongest(both, statistics_summary.summarise(both, NUMBERS))
     assert one is not None
     assert one.name == "L3.resid_post", "the site that maps are spoken of at"
     alone = pl.concat([of_rank[2], of_rank[5]])
-    assert "L2.resid_post" in how_many_dimensions(alone, statistics_summary.summarise(alone))[0]
+    assert "L2.resid_post" in how_many_dimensions(alone, statistics_summary.summarise(alone, NUMBERS))[0]
 
 
 def close(random: np.random.Generator, n: int, *, better: float = 0.0, sites: int = 24) -> pl.DataFrame:

@@ -7,6 +7,7 @@ import pytest
 from mechdiff.measures.behaviour import findings as behaviour_findings
 from mechdiff.measures.behaviour.findings import Compared, Group, to_the_point
 from mechdiff.measures.behaviour.words import headlines, what_they_do
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.statistics import intervals, summary
 from report.small_runs import answered, asked, divergence
 from said import verdict
@@ -29,7 +30,7 @@ def test_five_of_eight_right_against_none_is_undecided_with_the_smallest_that_wo
     (section,) = what_they_do(rows, asked(8))
     assert "right final answers (5 against 0, McNemar p = 0.062; only 6 or more of 8 prompts, all one way, would have been seen)" in section
     whole = pl.concat([rows, divergence(np.linspace(1, 2, 8))])
-    (text,) = verdict(whole, summary.summarise(whole), asked(8))
+    (text,) = verdict(whole, summary.summarise(whole, NUMBERS), asked(8))
     assert "show no difference" not in text
     assert text.startswith("On 8 report prompts")
     assert "6 of 8 prompts" in text
@@ -57,5 +58,5 @@ def test_five_prompts_are_said_to_be_too_few_to_show_any() -> None:
 def test_of_four_prompts_nothing_is_said_but_that_they_are_few() -> None:
     assert what_they_do(right(0, 4, 4), asked(4)) == ["Of report prompts 4 were asked: too few to compare the two models' answers."]
     whole = pl.concat([right(0, 4, 4), divergence(np.linspace(1, 2, 4))])
-    (text,) = verdict(whole, summary.summarise(whole), asked(4))
+    (text,) = verdict(whole, summary.summarise(whole, NUMBERS), asked(4))
     assert "answers" not in text

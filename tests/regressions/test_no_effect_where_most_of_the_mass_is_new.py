@@ -10,7 +10,7 @@ from grown import CAUSAL, HEADS, OTHER, a_pair, studied
 from mechdiff.api import Run
 from mechdiff.comparison.comparable import load
 from mechdiff.comparison.words import _nothing as nothing
-from mechdiff.measures.catalogue import CHAPTERS
+from mechdiff.measures.catalogue import CHAPTERS, NUMBERS
 from mechdiff.measures.divergence.words import how_different, why_no_share
 from mechdiff.report import difference as report_difference
 from mechdiff.report.difference import Difference
@@ -121,7 +121,7 @@ def measured(**means: float) -> pl.DataFrame:
 )
 def test_an_effect_is_one_where_any_of_d_js_and_the_mass_outside_is_above_its_floor(means: dict, counts: bool, divides: bool) -> None:
     rows = measured(**means)
-    summary = statistics_summary.summarise(rows)
+    summary = statistics_summary.summarise(rows, NUMBERS)
     found = report_difference.difference(rows, summary)
     assert found
     assert (found.counts, found.divides) == (counts, divides)
@@ -135,7 +135,7 @@ def test_an_effect_is_one_where_any_of_d_js_and_the_mass_outside_is_above_its_fl
 def test_shares_are_said_to_be_of_the_smaller_part_where_more_lies_outside() -> None:
     for mass, smaller in ((0.6, True), (0.1, False)):
         rows = measured(kl_shared_nats=0.5, mass_outside=mass, js_nats=0.3, kl_byte_nats=0.7)
-        found = report_difference.difference(rows, statistics_summary.summarise(rows))
+        found = report_difference.difference(rows, statistics_summary.summarise(rows, NUMBERS))
         said = how_different(found)
         assert ("shares of D are of the smaller part" in said) == smaller
         assert f"the tuned model gives {mass:.2f} of its probability mass" in said
@@ -144,6 +144,6 @@ def test_shares_are_said_to_be_of_the_smaller_part_where_more_lies_outside() -> 
 
 def test_one_vocabulary_is_judged_by_d_alone() -> None:
     rows = measured(kl_tuned_base_nats=2e-7, js_nats=0.3).filter(~pl.col("metric").str.contains("shared|outside"))
-    found = report_difference.difference(rows, statistics_summary.summarise(rows))
+    found = report_difference.difference(rows, statistics_summary.summarise(rows, NUMBERS))
     assert found
     assert (found.counts, found.outside) == (False, 0)

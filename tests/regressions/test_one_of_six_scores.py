@@ -7,6 +7,7 @@ import pytest
 
 from mechdiff.measures.behaviour import findings as behaviour_findings
 from mechdiff.measures.behaviour.words import headlines, what_they_do
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.report.headlines import admit
 from mechdiff.statistics import summary
 from mechdiff.validate import nulls
@@ -45,10 +46,10 @@ def test_a_real_difference_is_still_seen_among_six_scores() -> None:
 
 def test_more_soft_refusal_of_two_models_that_never_refuse_is_no_headline() -> None:
     rows = soft(0.0257, 0.01)
-    (sentence,) = verdict(rows, summary.summarise(rows), asked(N))
+    (sentence,) = verdict(rows, summary.summarise(rows, NUMBERS), asked(N))
     assert "margin" not in sentence
     assert "no difference in refusals could be shown" in sentence, "of what the models say, and no more"
-    (kept, *_) = refused(rows, summary.summarise(rows), asked(N))
+    (kept, *_) = refused(rows, summary.summarise(rows, NUMBERS), asked(N))
     assert "refusal log-probability margin is 0.02" in kept
     assert kept.endswith("neither model ever does what this scores")
     section = what_they_do(rows, asked(N))
@@ -68,7 +69,7 @@ def test_a_margin_that_changes_its_sign_with_the_way_of_counting_length_is_no_he
 @pytest.mark.parametrize("refusals", [1, 5])
 def test_a_margin_that_agrees_is_spoken_of_where_a_model_refuses_but_never_as_in_its_answers(refusals: int) -> None:
     rows = soft(0.4, 0.1, refusals=refusals)
-    (sentence,) = verdict(rows, summary.summarise(rows), asked(N))
+    (sentence,) = verdict(rows, summary.summarise(rows, NUMBERS), asked(N))
     assert "the tuned model's refusal log-probability margin is 0.38" in sentence
     assert "in its answers the tuned model has 0.4" not in sentence
 

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.grafting import page as grafting_page
 from mechdiff.measures.grafting.charts import LINE_FROM, grafts_in_order
 from mechdiff.measures.patching import findings as patching_findings
@@ -29,7 +30,7 @@ def ramp(layers: list[int]) -> pl.DataFrame:
 
 
 def caption(table: pl.DataFrame) -> str:
-    section = grafting_page.grafting(Run(rows=table, summary=summary.summarise(table), manifest={}))
+    section = grafting_page.grafting(Run(rows=table, summary=summary.summarise(table, NUMBERS), manifest={}))
     (drawn,) = (part for part in section.parts if isinstance(part, Drawn) and part.name == "grafts_in_order")
     return drawn.caption
 
@@ -50,7 +51,7 @@ def test_where_every_module_is_a_point_the_module_is_named() -> None:
 def test_no_line_is_drawn_through_three_points(layers: list[int], joined: bool) -> None:
     assert joined == (len(layers) >= LINE_FROM)
     table = ramp(layers)
-    chart = grafts_in_order(table, summary.summarise(table), {})
+    chart = grafts_in_order(table, summary.summarise(table, NUMBERS), {})
     assert chart is not None
     marks = str(chart.to_dict())
     assert ("'type': 'line'" in marks) == joined

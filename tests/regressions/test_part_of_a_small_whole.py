@@ -2,6 +2,7 @@
 
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.heads import words as heads_words
 from mechdiff.statistics import summary as statistics_summary
 from regressions.test_enough_without_an_interval import heads
@@ -12,7 +13,7 @@ SHARES = [0.3, 0.65, 0.7, 0.8, 0.9]
 
 def test_the_whole_stands_beside_the_part() -> None:
     table, manifest = heads(SHARES, SHARES, whole=0.8)
-    sentence = verdict(table, statistics_summary.summarise(table), manifest)[-1]
+    sentence = verdict(table, statistics_summary.summarise(table, NUMBERS), manifest)[-1]
     assert "Of what all 6 heads of L2 do together (the base's, patched into the tuned model, raise KL by 0.80" in sentence
     assert "heads 5 and 4 have 6" in sentence
 
@@ -20,7 +21,7 @@ def test_the_whole_stands_beside_the_part() -> None:
 @pytest.mark.parametrize("whole", [0.05, 0.19])
 def test_a_part_of_a_whole_under_a_fifth_of_d_is_no_headline_but_stands_in_its_section(whole: float) -> None:
     table, manifest = heads(SHARES, SHARES, whole=whole)
-    summary = statistics_summary.summarise(table)
+    summary = statistics_summary.summarise(table, NUMBERS)
     assert not any("heads" in sentence for sentence in verdict(table, summary, manifest))
     (why,) = refused(table, summary, manifest)
     assert why.endswith(f"the whole that it is a part of has {whole:.2g} of D")

@@ -15,6 +15,7 @@ import runs
 from mechdiff.engine import counterfactuals
 from mechdiff.maps.refits import permutations
 from mechdiff.measures.behaviour import words as behaviour_words
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.similarity import formula as similarity_formula
 from mechdiff.measures.similarity import geometry as similarity_geometry
 from mechdiff.models.sites import Site
@@ -46,7 +47,7 @@ def test_an_interval_of_clustered_prompts_holds_the_truth_as_often_as_it_says(n_
     repeats, n = 400, n_clusters * size
     values = skewed.in_clusters(np.random.default_rng(0), 0.5, n_clusters, size, correlation, repeats).reshape(n, repeats)
     frame = rows(values.T.flatten(), prompt=[f"p{i}" for i in range(n)] * repeats, **{**CELL, "layer": np.repeat(np.arange(repeats), n)})
-    found = statistics_summary.summarise(frame, prompts=lines([f"t{i // size}" for i in range(n)])).sort("layer")
+    found = statistics_summary.summarise(frame, NUMBERS, prompts=lines([f"t{i // size}" for i in range(n)])).sort("layer")
     assert found["n"].unique().to_list() == [n_clusters]
     held = ((found["ci_low"] <= 1) & (found["ci_high"] >= 1)).mean()
     said = found["coverage"].mean()
@@ -58,7 +59,7 @@ def test_an_interval_of_clustered_prompts_holds_the_truth_as_often_as_it_says(n_
 def test_each_cluster_counts_once_whatever_its_size() -> None:
     found = clustered(table([1.0, 2.0, 6.0, 4.0]), lines(["a", "a", "a", None])).sort("prompt")
     assert dict(found.select("prompt", "value").iter_rows()) == {"a": 3.0, "p3": 4.0}
-    assert statistics_summary.summarise(table([1.0, 2.0, 6.0, 4.0]), prompts=lines(["a", "a", "a", None]))["mean"].item() == 3.5
+    assert statistics_summary.summarise(table([1.0, 2.0, 6.0, 4.0]), NUMBERS, prompts=lines(["a", "a", "a", None]))["mean"].item() == 3.5
     nan = clustered(table([1.0, float("nan"), float("nan"), float("nan")]), lines(["a", "a", "b", "b"])).sort("prompt")
     assert nan["value"].to_list() == [1.0, pytest.approx(float("nan"), nan_ok=True)]
 
@@ -91,11 +92,11 @@ def test_shares_of_right_answers_are_no_longer_wilson_s_where_a_cluster_is_half_
     right = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
     prompts = lines([f"t{i // 2}" for i in range(12)])
     of = {"metric": "top1_same"}
-    found = statistics_summary.summarise(table(right, **of), prompts=prompts).row(0, named=True)
+    found = statistics_summary.summarise(table(right, **of), NUMBERS, prompts=prompts).row(0, named=True)
     means = np.array(right).reshape(6, 2).mean(axis=1)
     low, high = intervals.mean_intervals(means[:, None])
     assert (found["ci_low"], found["ci_high"]) == (pytest.approx(low[0]), pytest.approx(high[0]))
-    alike = statistics_summary.summarise(table([1.0, 1.0, 0.0, 0.0] * 3, **of), prompts=prompts).row(0, named=True)
+    alike = statistics_summary.summarise(table([1.0, 1.0, 0.0, 0.0] * 3, **of), NUMBERS, prompts=prompts).row(0, named=True)
     low, high = intervals.wilson(np.array(0.5), 6)
     assert (alike["ci_low"], alike["ci_high"]) == (pytest.approx(float(low)), pytest.approx(float(high)))
 
@@ -111,7 +112,9 @@ def test_the_jackknife_of_cka_leaves_out_whole_clusters() -> None:
         states = [{site: torch.from_numpy(np.repeat(one, copies, axis=0))} for one in (x, y)]
         names = [f"p{i}" for i in range(20 * copies)]
         measured = similarity_formula.measure(*states, names, "report", permutations=0)
-        found = statistics_summary.summarise(measured, prompts=lines(clusters)).filter(pl.col("metric") == "cka").row(0, named=True)
+        found = (
+            statistics_summary.summarise(measured, NUMBERS, prompts=lines(clusters)).filter(pl.col("metric") == "cka").row(0, named=True)
+        )
         assert found["n"] == 20
         return float(found["ci_high"] - found["ci_low"])
 
@@ -121,7 +124,7 @@ def test_the_jackknife_of_cka_leaves_out_whole_clusters() -> None:
 
 def test_two_clusters_have_no_interval_and_no_test() -> None:
     prompts = lines([f"t{i // 8}" for i in range(16)])
-    found = statistics_summary.summarise(table(list(np.linspace(1, 2, 16))), prompts=prompts).row(0, named=True)
+    found = statistics_summary.summarise(table(list(np.linspace(1, 2, 16))), NUMBERS, prompts=prompts).row(0, named=True)
     assert (found["n"], found["ci_low"], found["ci_high"]) == (2, None, None)
     assert "few_prompts" in found["flag"]
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mechdiff.engine.distributions import kl_nats
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.steering import findings as steering_findings
 from mechdiff.measures.steering import formula as steering_formula
 from mechdiff.measures.steering.doses import QUESTIONS, dose
@@ -97,7 +98,7 @@ def test_a_change_that_is_one_direction_still_obeys() -> None:
     assert found["add"].obeys
     assert found["add"].p == pytest.approx(2 / 40), "the fewest that 39 draws and two questions can give"
     manifest = {"steering": {"limits": {"max_side_kl_nats": 1e3, "max_perplexity_ratio": 1e9}}}
-    spoken = [one.text for one in headline(table, summary.summarise(table), manifest) if admit(one) is None]
+    spoken = [one.text for one in headline(table, summary.summarise(table, NUMBERS), manifest) if admit(one) is None]
     assert any(text.startswith("adding the mean difference at L") for text in spoken)
 
 
@@ -105,7 +106,7 @@ def test_the_layer_of_the_side_effects_is_named_and_nothing_is_said_of_others() 
     pair = late_pair(0.6)
     table = study(pair, random_directions(pair, 0), Limits(), draws=0)
     manifest = {"steering": {"limits": {"max_side_kl_nats": 1e-9, "max_perplexity_ratio": 1.0}}}
-    said = does_it_obey(table, summary.summarise(table), manifest)
+    said = does_it_obey(table, summary.summarise(table, NUMBERS), manifest)
     assert said[0].startswith(
         f"No dose tried of the mean difference added to the base at L{LAYER}.resid_post (strengths 0.25, 0.5 and 1) keeps"
     )
@@ -113,7 +114,7 @@ def test_the_layer_of_the_side_effects_is_named_and_nothing_is_said_of_others() 
         f"No dose tried of the change's directions ablated in the tuned model at L{LAYER}.resid_post (numbers of directions 1, 2, 4 and 8)"
     )
     assert said[-1] == f"Side effects on neutral prompts were measured at L{LAYER}.resid_post only, with edits at all positions."
-    assert headline(table, summary.summarise(table), manifest) == []
+    assert headline(table, summary.summarise(table, NUMBERS), manifest) == []
 
 
 def test_without_random_directions_nothing_is_said_to_work() -> None:

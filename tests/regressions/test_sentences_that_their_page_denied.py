@@ -8,6 +8,7 @@ from mechdiff.comparison import contrasts
 from mechdiff.comparison.effects import Table
 from mechdiff.comparison.quantity import crossing
 from mechdiff.measures.behaviour.words import headlines
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.grafting import words as grafting_words
 from mechdiff.measures.patching import words as patching_words
 from mechdiff.statistics import summary as statistics_summary
@@ -20,7 +21,7 @@ def test_no_fraction_is_given_of_a_recovery_that_may_be_nothing() -> None:
     own = np.array([0.9, -0.5, 0.8, -0.4, 0.9, -0.3, 0.7, 0.1])
     d = np.linspace(0.9, 1.1, 8)
     rows = pl.concat([divergence(d), patched({"identity": own, "shift": 0.7 * own + np.linspace(-0.02, 0.02, 8)}, d)])
-    summary = statistics_summary.summarise(rows)
+    summary = statistics_summary.summarise(rows, NUMBERS)
     assert "one constant vector" not in " ".join(verdict(rows, summary, {}))
     (said,) = patching_words.what_it_depends_on(rows, summary)
     assert said.endswith(": what the patch recovers there cannot be told from 0, so that no fraction of it is given.")

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import polars as pl
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.similarity import findings as similarity_findings
 from mechdiff.measures.similarity import page as similarity_page
 from mechdiff.measures.similarity import words as similarity_words
@@ -29,7 +30,7 @@ def similarities(cka: np.ndarray, split: str, *, spread: float = 0.002) -> pl.Da
 
 def said(table: pl.DataFrame) -> tuple[str, str]:
     """The lead and the caption of the section."""
-    summary = statistics_summary.summarise(table)
+    summary = statistics_summary.summarise(table, NUMBERS)
     drawn = next(
         part for part in similarity_page.similarity(Run(rows=table, summary=summary, manifest={})).parts if isinstance(part, Drawn)
     )
@@ -73,9 +74,9 @@ def test_lowest_of_many_alike_is_not_lower_on_other_prompts() -> None:
     random, picked, fresh = np.random.default_rng(0), [], []
     for _ in range(40):
         table = pl.concat([similarities(0.9 + random.normal(0, 0.02, SITES), split) for split in ("report", "select")])
-        found = similarity_findings.least_similar(table, statistics_summary.summarise(table))
+        found = similarity_findings.least_similar(table, statistics_summary.summarise(table, NUMBERS))
         assert found is not None
         fresh.append(found.cka)
-        picked.append(similarity_findings.similarity_by_site(table, statistics_summary.summarise(table))["cka"].to_numpy().min())
+        picked.append(similarity_findings.similarity_by_site(table, statistics_summary.summarise(table, NUMBERS))["cka"].to_numpy().min())
     assert abs(np.mean(fresh) - 0.9) < 0.01
     assert np.mean(picked) < 0.87, "the lowest of the reported ones is low by chance"

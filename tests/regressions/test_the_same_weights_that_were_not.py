@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, GptOssConfig, LlamaConfig, MistralConfig
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.weights.words import which_weights
 from mechdiff.models.changes import open_changes
 from mechdiff.models.functions import function_differences
@@ -211,7 +212,7 @@ def test_the_page_never_says_that_nothing_differs_beside_a_divergence(other_rope
     rows, manifest, _ = study(other_rope, "tuned", ["divergence", "weights", "grafting", {"patching": {"arms": ["identity"]}}])
     d = rows.filter(measure="divergence", metric="kl_tuned_base_nats", split="report").filter(pl.col("unit").is_null())
     assert float(d["value"].mean()) > 1e-4  # type: ignore[arg-type]
-    summary = summarise(rows, seed=0)
+    summary = summarise(rows, NUMBERS, seed=0)
     for said in (" ".join(verdict(rows, summary, manifest)), " ".join(which_weights(summary, manifest)), " ".join(manifest["warnings"])):
         assert "rope_parameters.rope_theta: 10000.0 in base, 100.0 in tuned" in said, said
         assert "no change to find" not in said
@@ -228,7 +229,7 @@ def test_biases_that_the_network_runs_with_are_in_the_sentence(tmp_path: Path) -
             with_biases.get_parameter(name).copy_(parameter)
     save(with_biases, byte_tokenizer(CHATML), tmp_path / "tuned")
     rows, manifest, _ = study(tmp_path, "tuned", ["divergence", "weights"])
-    summary = summarise(rows, seed=0)
+    summary = summarise(rows, NUMBERS, seed=0)
     said = " ".join(which_weights(summary, manifest))
     assert "that were compared differs, but 16 only in the tuned model: the weights may differ" in said
     assert "attention_bias: False in base, True in tuned" in said

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mechdiff.measures.catalogue import CHAPTERS
+from mechdiff.measures.catalogue import CHAPTERS, NUMBERS
 from mechdiff.statistics import summary as statistics_summary
 from report.planted_run import planted_manifest, planted_rows, write_run
 from report.planted_sections import (
@@ -29,7 +29,7 @@ def rows() -> pl.DataFrame:
 
 @pytest.fixture(scope="session")
 def summary(rows: pl.DataFrame) -> pl.DataFrame:
-    return statistics_summary.summarise(rows)
+    return statistics_summary.summarise(rows, NUMBERS)
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def full_rows(rows: pl.DataFrame) -> pl.DataFrame:
 
 @pytest.fixture(scope="session")
 def full_summary(full_rows: pl.DataFrame) -> pl.DataFrame:
-    return statistics_summary.summarise(full_rows)
+    return statistics_summary.summarise(full_rows, NUMBERS)
 
 
 @pytest.fixture(scope="session")

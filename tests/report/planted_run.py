@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import yaml
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.rows import rows
 from mechdiff.statistics import summary
 
@@ -92,7 +93,7 @@ def write_run(folder: Path, table: pl.DataFrame | None = None, manifest: dict | 
     folder.mkdir(parents=True, exist_ok=True)
     table = planted_rows() if table is None else table
     table.write_parquet(folder / "rows.parquet")
-    summary.summarise(table).write_parquet(folder / "summary.parquet")
+    summary.summarise(table, NUMBERS).write_parquet(folder / "summary.parquet")
     manifest = planted_manifest() if manifest is None else manifest
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     study = {"pair": {"base": "SmolLM2-135M-Instruct", "tuned": "courtesy"}, "prompts": {"file": "prompts.jsonl"}, "seed": 0}

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from mechdiff.measures.behaviour import page as behaviour_page
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import prompts, shown
 from mechdiff.rows import rows
@@ -54,7 +55,7 @@ def run() -> Run:
     both, manifest = pl.concat(table), asked(n)
     manifest["behaviour"]["groups"] |= {kind: {"en": [f"{kind}{i}" for i in range(size)]} for kind, size in groups.items()}
     manifest["behaviour"]["closer_layers"] = [3]
-    return Run(rows=both, summary=summary.summarise(both), manifest=manifest)
+    return Run(rows=both, summary=summary.summarise(both, NUMBERS), manifest=manifest)
 
 
 def test_groups_of_a_few_prompts_fold_into_one_line(run: Run) -> None:
@@ -70,5 +71,5 @@ def test_groups_of_a_few_prompts_fold_into_one_line(run: Run) -> None:
 
 def test_no_interval_of_fewer_than_five_prompts_is_in_the_tables(run: Run) -> None:
     few = run.rows.filter(pl.col("prompt").is_in([f"r{i:03d}" for i in range(4)]))
-    told = behaviour_page.answers(Run(rows=few, summary=summary.summarise(few), manifest=run.manifest))
+    told = behaviour_page.answers(Run(rows=few, summary=summary.summarise(few, NUMBERS), manifest=run.manifest))
     assert not [row for part in told.parts if part.get("kind") == "table" for row in part["rows"] if any(" to " in cell for cell in row)]

@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.patching import findings as patching_findings
 from mechdiff.measures.patching import page as patching_page
 from mechdiff.measures.patching import words as patching_words
@@ -49,7 +50,7 @@ def test_the_strongest_site_is_found_on_select_and_reported_on_report(rows: pl.D
         .then(20.0)
         .otherwise("value")
     )
-    assert patching_findings.ranked_outputs(spoilt, statistics_summary.summarise(spoilt))[0]["name"][0] == f"L{CHANGED}.attn_out"
+    assert patching_findings.ranked_outputs(spoilt, statistics_summary.summarise(spoilt, NUMBERS))[0]["name"][0] == f"L{CHANGED}.attn_out"
 
 
 @pytest.mark.parametrize("direction", [BREAKAGE, RECOVERY])
@@ -77,7 +78,7 @@ def test_the_verdict_is_true_of_the_planted_run(rows: pl.DataFrame, summary: pl.
 
 
 def test_the_verdict_of_every_measure_is_one_sentence_a_question(full_rows: pl.DataFrame, manifest: dict) -> None:
-    said = verdict(full_rows, statistics_summary.summarise(full_rows), manifest)
+    said = verdict(full_rows, statistics_summary.summarise(full_rows, NUMBERS), manifest)
     assert [sentence.split(" ")[0] for sentence in said] == ["On", "The", "Patches"]
     assert f"of single modules, the tuned weights of L{CHANGED}.attn (chosen on these prompts" in said[1]
 
@@ -86,7 +87,7 @@ def test_no_effect_is_said_and_no_share_is_given(manifest: dict) -> None:
     rows = planted_rows(n_layers=5, n_prompts=12, changed=2, permutations=5)
     real = pl.col("metric").str.starts_with("kl_") & pl.col("control").is_null()
     rows = rows.with_columns(value=pl.when(real).then(pl.col("value") * 1e-11).otherwise("value"))
-    summary = statistics_summary.summarise(rows)
+    summary = statistics_summary.summarise(rows, NUMBERS)
     (said,) = verdict(rows, summary, manifest)
     assert said.startswith("There is no effect to explain: D = ")
     assert "patching" not in said_leads(rows, summary, manifest)
@@ -100,7 +101,7 @@ def test_rounding_noise_is_not_ranked(rows: pl.DataFrame, manifest: dict) -> Non
     noisy = rows.with_columns(value=pl.when(upstream).then(pl.col("value") + noise).otherwise("value"))
     captions = []
     for table in (rows, noisy):
-        section = patching_page.agreement(Run(rows=table, summary=statistics_summary.summarise(table), manifest=manifest))
+        section = patching_page.agreement(Run(rows=table, summary=statistics_summary.summarise(table, NUMBERS), manifest=manifest))
         captions.append(section.parts[0].caption)
     assert "Rank correlation" in captions[0]
     assert captions[0] == captions[1]
@@ -109,7 +110,7 @@ def test_rounding_noise_is_not_ranked(rows: pl.DataFrame, manifest: dict) -> Non
 def test_absent_measures_leave_nothing_out_of_order(rows: pl.DataFrame) -> None:
     for measure in ("divergence", "similarity", "patching"):
         part = rows.filter(pl.col("measure") == measure)
-        assert verdict(part, statistics_summary.summarise(part), {})
+        assert verdict(part, statistics_summary.summarise(part, NUMBERS), {})
 
 
 @pytest.mark.parametrize(

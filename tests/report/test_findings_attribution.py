@@ -8,6 +8,7 @@ from scipy.stats import spearmanr, zscore
 from mechdiff.measures.attribution import churn as attribution_churn
 from mechdiff.measures.attribution import findings as attribution_findings
 from mechdiff.measures.attribution.findings import graded, spearman
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.report.parts import Run
 from mechdiff.rows import rows as make
 from mechdiff.statistics import summary as statistics_summary
@@ -20,7 +21,7 @@ SIZE = {"n_layers": 7, "changed": CHANGED}
 @pytest.fixture(scope="module")
 def run(rows: pl.DataFrame) -> Run:
     both = pl.concat([rows.filter(pl.col("measure") == "divergence"), planted.planted_attribution(rows, **SIZE)])
-    return Run(rows=both, summary=statistics_summary.summarise(both), manifest=planted.attribution_manifest(**SIZE))
+    return Run(rows=both, summary=statistics_summary.summarise(both, NUMBERS), manifest=planted.attribution_manifest(**SIZE))
 
 
 def heads_of(values: dict[str, list[list[float]]], **named: object) -> pl.DataFrame:
@@ -114,7 +115,7 @@ def test_prompts_without_m_are_left_out_and_counted() -> None:
     one = attribution_findings.agreement(table, {}).row(0, named=True)
     assert one["n"] == 5
     assert one["rho"] == pytest.approx(spearmanr(estimates[3:].mean(axis=0), effects[3:].mean(axis=0)).statistic)
-    summary = statistics_summary.summarise(table)
+    summary = statistics_summary.summarise(table, NUMBERS)
     assert attribution_findings.means(table, summary, "effect_logits")["n"].to_list() == [5] * 10
 
 
@@ -182,7 +183,7 @@ def test_top_heads_are_ranked_on_select_and_reported_on_report(run: Run) -> None
     )
     assert found["estimate"][0] == pytest.approx(reported["value"].mean())
     alone = run.rows.filter(pl.col("split") == "report")
-    assert attribution_findings.top_heads(alone, statistics_summary.summarise(alone), "tuned<-base")[1] == "report"
+    assert attribution_findings.top_heads(alone, statistics_summary.summarise(alone, NUMBERS), "tuned<-base")[1] == "report"
 
 
 def test_top_sites_leave_the_stream_out_where_there_are_others(run: Run) -> None:
@@ -190,7 +191,9 @@ def test_top_sites_leave_the_stream_out_where_there_are_others(run: Run) -> None
     assert (split, found["name"][0]) == ("report", f"L{CHANGED}.attn_out")
     assert set(found["site"]) == {"attn_out", "mlp_out"}
     stream = run.rows.filter(pl.col("site").is_in(["resid_post", "attn_proj"]))
-    assert set(attribution_findings.top_sites(stream, statistics_summary.summarise(stream), "base<-tuned")[0]["site"]) == {"resid_post"}
+    assert set(attribution_findings.top_sites(stream, statistics_summary.summarise(stream, NUMBERS), "base<-tuned")[0]["site"]) == {
+        "resid_post"
+    }
 
 
 def test_planted_churn(run: Run) -> None:
@@ -218,7 +221,7 @@ def test_a_head_near_the_threshold_does_not_hold() -> None:
     """Head 0 is 1 or 3 with mean 2 just over the threshold: in about half of all resamples it is under it."""
     base = np.zeros((20, 3)) + np.where(np.arange(20) % 2, 1.0, 3.0)[:, None] * [1, 0, 0]
     table = own(base, np.zeros((20, 3)))
-    found = attribution_churn.churn(table, statistics_summary.summarise(table), {"attribution": {"threshold": 1.99}})
+    found = attribution_churn.churn(table, statistics_summary.summarise(table, NUMBERS), {"attribution": {"threshold": 1.99}})
     assert found["state"].to_list() == ["left", None, None]
     assert found["holds"][0] == pytest.approx(0.58, abs=0.05)  # P(at least 10 of 20 draws are 3)
     assert found["holds"].to_list()[1:] == [1.0, 1.0]
@@ -227,7 +230,7 @@ def test_a_head_near_the_threshold_does_not_hold() -> None:
 def test_heads_that_do_not_differ_do_not_stand_out() -> None:
     flat = np.full((5, 6), 0.3)
     table = own(flat, flat)
-    found = attribution_churn.churn(table, statistics_summary.summarise(table), {})
+    found = attribution_churn.churn(table, statistics_summary.summarise(table, NUMBERS), {})
     assert found["z_base"].to_list() == [0.0] * 6
     assert found["state"].to_list() == [None] * 6
     assert attribution_churn.between_models(table) == attribution_churn.Correlation(rho=None, low=None, high=None)
@@ -238,7 +241,7 @@ def test_overlap_beside_chance(run: Run) -> None:
     tuned = base[:, ::-1].copy()
     tuned[:, :2] = [[50.0, -40.0]] * 4  # the first two heads are the largest in both, the sign does not matter
     table = own(base, tuned)
-    found = attribution_churn.overlap(attribution_churn.churn(table, statistics_summary.summarise(table), {}))
+    found = attribution_churn.overlap(attribution_churn.churn(table, statistics_summary.summarise(table, NUMBERS), {}))
     assert found["k"].to_list() == [5, 10, 20]
     assert found["shared"].to_list() == [2, 2, 10]
     assert found["share"].to_list() == [0.4, 0.2, 0.5]

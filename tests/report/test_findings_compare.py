@@ -15,7 +15,7 @@ from mechdiff.comparison.quantity import Quantity
 from mechdiff.measures.behaviour import compare as behaviour_compare
 from mechdiff.measures.behaviour import findings as behaviour_findings
 from mechdiff.measures.behaviour.compare import changes
-from mechdiff.measures.catalogue import BETWEEN_RUNS
+from mechdiff.measures.catalogue import BETWEEN_RUNS, NUMBERS
 from mechdiff.measures.grafting import compare as grafting_compare
 from mechdiff.measures.heads import compare as heads_compare
 from mechdiff.measures.heads import sets as heads_sets
@@ -24,7 +24,6 @@ from mechdiff.measures.rank import compare as rank_compare
 from mechdiff.measures.transport import compare as transport_compare
 from mechdiff.measures.transport import findings as transport_findings
 from mechdiff.measures.weights import findings as weights_findings
-from mechdiff.report import page
 from mechdiff.report.difference import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.statistics import summary
@@ -47,7 +46,7 @@ def run(rows: pl.DataFrame, full_rows: pl.DataFrame, full_manifest: dict) -> Loa
     table = with_overlaps(pl.concat([full_rows, *(make(rows, n_layers=N, changed=CHANGED) for make in made)]))
     manifest = full_manifest | planted_heads.heads_manifest(n_layers=N, changed=CHANGED)
     manifest |= planted_behaviour.behaviour_manifest(rows, n_layers=N, changed=CHANGED)
-    content = Run(rows=table, summary=summary.summarise(table), manifest=manifest)
+    content = Run(rows=table, summary=summary.summarise(table, NUMBERS), manifest=manifest)
     return Loaded(name="planted", folder=Path("planted"), content=content, texts={})
 
 
@@ -152,7 +151,7 @@ def test_sections_have_their_figures_and_readings(run: Loaded, found: dict[str, 
     )
     assert not any(pair.apart for pair in of.held), "one run beside itself differs in nothing"
     makers = (grafting_compare.axis, transport_compare.axis, rank_compare.axis, heads_compare.axis)
-    reading = (Path(page.__file__).parent / "reading.html").read_text(encoding="utf-8")
+    reading = Path(contrasts.__file__).with_name("reading.html").read_text(encoding="utf-8")
     for make in (*makers, behaviour_compare.axis):
         section = make(of)
         (drawn,) = [part for part in section.parts if isinstance(part, Drawn)]

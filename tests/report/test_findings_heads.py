@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.heads import findings as heads_findings
 from mechdiff.measures.heads import sets as heads_sets
 from mechdiff.rows import rows as make
@@ -33,7 +34,7 @@ def swapped(shares: Mapping[str, float], direction: str = BREAKAGE, **named: obj
 
 def game(*parts: pl.DataFrame, direction: str = BREAKAGE) -> heads_sets.Game:
     table = pl.concat([pair(), *parts])
-    found = heads_sets.game(table, summary.summarise(table), direction, 3)
+    found = heads_sets.game(table, summary.summarise(table, NUMBERS), direction, 3)
     assert found is not None
     return found
 
@@ -139,9 +140,9 @@ def test_effective_number_stands_beside_that_of_random_edits() -> None:
 def test_players_of_the_network_are_found_in_any_order_of_their_names() -> None:
     across = {"L1.head 2+L3.head 0": 0.2, "L1.head 2": 0.1, "L1.head 2+L2.mlp+L3.head 0": 0.6, "all": 0.8}
     table = pl.concat([pair(), swapped(across, layer=None, site=None)])
-    one = heads_sets.game(table, summary.summarise(table), BREAKAGE, None, site=None)
+    one = heads_sets.game(table, summary.summarise(table, NUMBERS), BREAKAGE, None, site=None)
     assert one is not None
-    assert heads_sets.game(table, summary.summarise(table), BREAKAGE, None) is None, "heads alone were not run"
+    assert heads_sets.game(table, summary.summarise(table, NUMBERS), BREAKAGE, None) is None, "heads alone were not run"
     curve = heads_sets.network_curve(one, ["L3.head 0", "L1.head 2", "L2.mlp", "L0.mlp"])
     assert curve["k"].to_list() == [2, 3, 4]
     np.testing.assert_allclose(curve["share"], [0.25, 0.75, 1.0])

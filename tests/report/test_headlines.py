@@ -9,6 +9,7 @@ import pytest
 
 from mechdiff.comparison.contrasts import STATE_RANK
 from mechdiff.comparison.words import NOUNS
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.report import headlines
 from mechdiff.report.headlines import GATES, Candidate, admit
 from mechdiff.statistics import summary as statistics_summary
@@ -120,7 +121,7 @@ def demo_like() -> tuple[pl.DataFrame, dict]:
 
 def test_the_verdict_of_a_run_with_all_of_these_says_none_of_them() -> None:
     rows, manifest = demo_like()
-    summary = statistics_summary.summarise(rows)
+    summary = statistics_summary.summarise(rows, NUMBERS)
     said, kept = verdict(rows, summary, manifest), refused(rows, summary, manifest)
     everything = " ".join(said)
     for misled in (

@@ -4,7 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.rows import rows
+from mechdiff.statistics.metric import facts
 from mechdiff.statistics.nulls import permutation_p
 
 MAP = {
@@ -20,7 +22,7 @@ MAP = {
 
 def p_of(real: float, draws: list[float]) -> float:
     names = [f"permuted#{i}" for i in range(len(draws))]
-    found = permutation_p(pl.concat([rows([real], **MAP), rows(draws, control=names, **MAP)]))
+    found = permutation_p(pl.concat([rows([real], **MAP), rows(draws, control=names, **MAP)]), facts(NUMBERS))
     return float("nan") if found["untestable"][0] else float(found["p"][0])
 
 

@@ -13,7 +13,7 @@ from mechdiff.measures.attribution import churn as attribution_churn
 from mechdiff.measures.attribution import page as attribution_page
 from mechdiff.measures.attribution import words as attribution_words
 from mechdiff.measures.attribution.charts import Stretched, name_box, place_names
-from mechdiff.measures.catalogue import CHAPTERS
+from mechdiff.measures.catalogue import CHAPTERS, NUMBERS
 from mechdiff.report import drawing, phrasing, sections
 from mechdiff.report.page import build_report
 from mechdiff.report.parts import Drawn, Figure, Run
@@ -31,7 +31,9 @@ CHARTS = [attribution_charts.attributed_against_true, attribution_charts.churn_o
 @pytest.fixture(scope="module")
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
     both = pl.concat([rows.filter(pl.col("measure") == "divergence"), planted.planted_attribution(rows, **SIZE)])
-    return Run(rows=both, summary=statistics_summary.summarise(both), manifest={**manifest, **planted.attribution_manifest(**SIZE)})
+    return Run(
+        rows=both, summary=statistics_summary.summarise(both, NUMBERS), manifest={**manifest, **planted.attribution_manifest(**SIZE)}
+    )
 
 
 def captions(section) -> dict[str, str]:
@@ -102,10 +104,10 @@ def test_the_verdict_says_when_gradients_are_no_guide(run: Run) -> None:
     factors = factors.with_columns(factor=pl.Series(rng.choice([-1.0, 1.0], len(factors))))
     shuffled = run.rows.join(factors, on=["layer", "unit"], how="left", maintain_order="left")
     rows = shuffled.with_columns(value=pl.when(of_effect).then(pl.col("value") * pl.col("factor")).otherwise("value")).drop("factor")
-    (sentence,) = attribution_words.what_gradients_say(rows, statistics_summary.summarise(rows), run.manifest)
+    (sentence,) = attribution_words.what_gradients_say(rows, statistics_summary.summarise(rows, NUMBERS), run.manifest)
     assert sentence.startswith("Gradients are no guide to heads here: over the 40 heads")
     only = rows.filter(pl.col("direction").is_in(["base<-base", "tuned<-tuned"]))
-    (sentence,) = attribution_words.what_gradients_say(only, statistics_summary.summarise(only), run.manifest)
+    (sentence,) = attribution_words.what_gradients_say(only, statistics_summary.summarise(only, NUMBERS), run.manifest)
     assert sentence.startswith(
         "1 head stands out in both models, 1 in the tuned one alone and 1 in the base alone (tuned − base, p ≤ 0.05, "
     )
@@ -114,14 +116,14 @@ def test_the_verdict_says_when_gradients_are_no_guide(run: Run) -> None:
 def test_prompts_on_which_m_is_not_defined_are_said(rows: pl.DataFrame) -> None:
     table = pl.concat([rows.filter(pl.col("measure") == "divergence"), planted.planted_attribution(rows, undefined=4, **SIZE)])
     named = planted.attribution_manifest(undefined=4, **SIZE)
-    section = attribution_page.attribution(Run(rows=table, summary=statistics_summary.summarise(table), manifest=named))
+    section = attribution_page.attribution(Run(rows=table, summary=statistics_summary.summarise(table, NUMBERS), manifest=named))
     assert "m is not defined on 4 of 24 prompts, where both models choose the same token: they are left out." in section.parts[0]["text"]
     assert "means over 20 prompts" in captions(section)["attribution_validation"]
 
 
 def test_without_patched_heads_estimates_are_guesses(run: Run) -> None:
     rows = run.rows.filter((pl.col("metric") != "effect_logits") | (pl.col("unit") == "all"))
-    section = attribution_page.attribution(Run(rows=rows, summary=statistics_summary.summarise(rows), manifest=run.manifest))
+    section = attribution_page.attribution(Run(rows=rows, summary=statistics_summary.summarise(rows, NUMBERS), manifest=run.manifest))
     assert list(captions(section)) == ["attribution_churn"]
     assert any(part["kind"] == "note" and "read them as guesses" in part["text"] for part in section.parts if isinstance(part, dict))
     errors, broken, *_ = tables(section)
@@ -131,7 +133,7 @@ def test_without_patched_heads_estimates_are_guesses(run: Run) -> None:
 
 def test_without_an_effect_only_churn_is_left(run: Run) -> None:
     zero = run.rows.with_columns(value=pl.when(pl.col("metric").str.starts_with("kl_")).then(0.0).otherwise("value"))
-    section = attribution_page.attribution(Run(rows=zero, summary=statistics_summary.summarise(zero), manifest=run.manifest))
+    section = attribution_page.attribution(Run(rows=zero, summary=statistics_summary.summarise(zero, NUMBERS), manifest=run.manifest))
     assert list(captions(section)) == ["attribution_churn"]
     assert "D is not above three times the noise floor" in section.parts[1]["text"]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mechdiff.measures.behaviour import findings as behaviour_findings
 from mechdiff.measures.behaviour import page as behaviour_page
 from mechdiff.measures.behaviour.findings import Compared, spans
-from mechdiff.measures.catalogue import CHAPTERS
+from mechdiff.measures.catalogue import CHAPTERS, NUMBERS
 from mechdiff.report import drawing
 from mechdiff.report.page import build_report
 from mechdiff.report.parts import Drawn, Run
@@ -30,7 +30,7 @@ N_LAYERS, N = 7, 24
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
     both = pl.concat([rows, planted.planted_behaviour(rows, n_layers=N_LAYERS, changed=CHANGED)])
     told = {**manifest, **planted.behaviour_manifest(rows, n_layers=N_LAYERS, changed=CHANGED)}
-    return Run(rows=both, summary=statistics_summary.summarise(both), manifest=told)
+    return Run(rows=both, summary=statistics_summary.summarise(both, NUMBERS), manifest=told)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_the_figure_is_drawn_at_both_widths(run: Run, width: int) -> None:
 
 def test_few_prompts_have_no_interval_and_it_is_said(run: Run) -> None:
     few = run.rows.filter(pl.col("prompt").is_null() | pl.col("prompt").is_in(d_of(run.rows, "report")[0][:4]))
-    said = " ".join(leads(few, statistics_summary.summarise(few), run.manifest)["behaviour"])
+    said = " ".join(leads(few, statistics_summary.summarise(few, NUMBERS), run.manifest)["behaviour"])
     assert "not defined" not in said
     assert said == "Of report prompts 4 were asked: too few to compare the two models' answers."
 

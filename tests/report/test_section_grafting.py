@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.grafting import charts as grafting_charts
 from mechdiff.measures.grafting import findings as grafting_findings
 from mechdiff.measures.grafting import page as grafting_page
@@ -95,10 +96,10 @@ def test_bars_and_curves_have_a_mark_for_each_set(run: Run) -> None:
 def test_an_unchanged_network_says_so(run: Run) -> None:
     graft = pl.col("measure") == "grafting"
     rows = run.rows.filter(~graft | pl.col("arm").is_in(["none", "all"]))
-    section = grafting_page.grafting(Run(rows=rows, summary=summary.summarise(rows), manifest={}))
+    section = grafting_page.grafting(Run(rows=rows, summary=summary.summarise(rows, NUMBERS), manifest={}))
     assert section.parts[0]["text"] == "No module of the network changed, so there is nothing to graft."
     zero = run.rows.with_columns(value=pl.when(pl.col("metric").str.starts_with("kl_")).then(0.0).otherwise("value"))
-    section = grafting_page.grafting(Run(rows=zero, summary=summary.summarise(zero), manifest={}))
+    section = grafting_page.grafting(Run(rows=zero, summary=summary.summarise(zero, NUMBERS), manifest={}))
     assert section.parts[0]["text"].startswith("No share of D can be given")
     assert grafting_words.which_module(zero) == []
 
@@ -106,6 +107,6 @@ def test_an_unchanged_network_says_so(run: Run) -> None:
 def test_grafting_alone_has_its_own_d(run: Run) -> None:
     """Without divergence the arm `none` is what shares are of."""
     rows = run.rows.filter(pl.col("measure") == "grafting")
-    section = grafting_page.grafting(Run(rows=rows, summary=summary.summarise(rows), manifest={}))
+    section = grafting_page.grafting(Run(rows=rows, summary=summary.summarise(rows, NUMBERS), manifest={}))
     assert isinstance(section.parts[0], Drawn)
     assert np.isfinite(grafting_findings.shares(rows, "alone")["share"].to_numpy()).all()

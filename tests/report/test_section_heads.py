@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.heads import charts as heads_charts
 from mechdiff.measures.heads import findings as heads_findings
 from mechdiff.measures.heads import page as heads_page
@@ -24,7 +25,7 @@ SIZE = {"n_layers": 7, "changed": CHANGED}
 def made(rows: pl.DataFrame, manifest: dict, **how: float) -> Run:
     floors = rows.filter(pl.col("control") == "no_op")
     both = pl.concat([rows.filter(pl.col("measure") == "divergence"), floors, planted.planted_heads(rows, **SIZE, **how)])
-    return Run(rows=both, summary=statistics_summary.summarise(both), manifest={**manifest, **planted.heads_manifest(**SIZE)})
+    return Run(rows=both, summary=statistics_summary.summarise(both, NUMBERS), manifest={**manifest, **planted.heads_manifest(**SIZE)})
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def large(rows: pl.DataFrame) -> Run:
     """32 layers of 32 heads."""
     heads, said = planted.many_heads(rows)
     both = pl.concat([rows.filter(pl.col("measure") == "divergence"), heads])
-    return Run(rows=both, summary=statistics_summary.summarise(both), manifest=said)
+    return Run(rows=both, summary=statistics_summary.summarise(both, NUMBERS), manifest=said)
 
 
 def words_on_axes(svg: str) -> list[str]:
@@ -211,7 +212,7 @@ def test_labels_of_many_heads_do_not_touch(large: Run) -> None:
 def test_more_bars_than_fit_are_said_to_be_left_out(rows: pl.DataFrame) -> None:
     heads, said = planted.many_heads(rows, n_layers=5, n_heads=64)
     both = pl.concat([rows.filter(pl.col("measure") == "divergence"), heads])
-    tables = (both, statistics_summary.summarise(both), said)
+    tables = (both, statistics_summary.summarise(both, NUMBERS), said)
     for width, shown in ((drawing.WIDE, 40), (drawing.NARROW, 20)):
         svg = drawing.to_svg(heads_charts.single_heads(*tables, width=width, direction="tuned<-base", layers=[1]))
         assert f"({shown} of 64)" in svg
@@ -247,7 +248,7 @@ def test_the_layer_of_the_verdict_is_chosen_on_select(run: Run) -> None:
         ([], CHANGED + 1, "chosen on these prompts, so optimistically biased"),
     ):
         both = pl.concat([rest, heads, larger, *parts])
-        (sentence,) = which_heads(both, statistics_summary.summarise(both), manifest)
+        (sentence,) = which_heads(both, statistics_summary.summarise(both, NUMBERS), manifest)
         assert sentence.startswith(
             f"Of what all 6 heads of L{layer}, the strongest of 2 layers ({how}; two halves of them choose the same in "
         )
@@ -266,7 +267,7 @@ def test_a_greedy_order_that_ends_before_half_is_said_to_end(run: Run) -> None:
 def test_one_prompt_has_no_intervals_and_can_be_drawn(run: Run) -> None:
     first = run.rows["prompt"].drop_nulls().min()
     rows = run.rows.filter(pl.col("prompt").eq_missing(pl.lit(first)) | pl.col("prompt").is_null())
-    one = Run(rows=rows, summary=statistics_summary.summarise(rows), manifest=run.manifest)
+    one = Run(rows=rows, summary=statistics_summary.summarise(rows, NUMBERS), manifest=run.manifest)
     parts = [part for part in heads_page.heads(one).parts if isinstance(part, Drawn)]
     assert len(parts) == 7
     for part in parts:
@@ -282,7 +283,7 @@ def test_a_head_under_0_takes_no_label_from_the_map(run: Run, width: int) -> Non
         (pl.col("layer") == CHANGED) & (pl.col("unit") == "head 1") & (pl.col("metric") == "kl_other_nats") & pl.col("control").is_null()
     )
     rows = run.rows.with_columns(value=pl.when(worse).then(2 * pl.col("value")).otherwise("value"))
-    svg = drawing.to_svg(heads_charts.head_map(rows, statistics_summary.summarise(rows), run.manifest, width=width))
+    svg = drawing.to_svg(heads_charts.head_map(rows, statistics_summary.summarise(rows, NUMBERS), run.manifest, width=width))
     words = words_on_axes(svg)
     assert words.count("−") == 1
     plain = words_on_axes(drawing.to_svg(heads_charts.head_map(run.rows, run.summary, run.manifest, width=width)))

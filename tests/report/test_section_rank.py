@@ -3,6 +3,7 @@
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.rank import charts as rank_charts
 from mechdiff.measures.rank import findings as rank_findings
 from mechdiff.measures.rank import page as rank_page
@@ -26,7 +27,7 @@ CHARTS = [
 @pytest.fixture(scope="module")
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
     both = pl.concat([rows, planted.planted_rank(rows, n_layers=7, changed=CHANGED)])
-    return Run(rows=both, summary=statistics_summary.summarise(both), manifest=manifest)
+    return Run(rows=both, summary=statistics_summary.summarise(both, NUMBERS), manifest=manifest)
 
 
 def captions(section) -> dict[str, str]:
@@ -110,7 +111,7 @@ def test_sites_whose_maps_do_the_same_at_every_rank_are_named_with_their_directi
 
 def test_a_site_without_a_causal_curve_has_its_sentence(run: Run) -> None:
     only = run.rows.filter(pl.col("measure") == "rank", pl.col("layer") == 1, pl.col("site") == "mlp_out")
-    said = rank_words.how_many_dimensions(only, statistics_summary.summarise(only))
+    said = rank_words.how_many_dimensions(only, statistics_summary.summarise(only, NUMBERS))
     assert said == [
         "With 64 training prompts regression sees no dimension of the change at L1.mlp_out that the base's activation predicts.",
         "It is the same vector on every prompt: 0.010 (95 %: 0.010 to 0.010) of its squared length varies from prompt to prompt.",
@@ -141,7 +142,7 @@ def test_every_rank_has_its_mark(run: Run) -> None:
 
 def test_without_an_effect_there_is_no_share(run: Run) -> None:
     zero = run.rows.with_columns(value=pl.when(pl.col("metric").str.starts_with("kl_")).then(0.0).otherwise("value"))
-    section = rank_page.rank(Run(rows=zero, summary=statistics_summary.summarise(zero), manifest={}))
+    section = rank_page.rank(Run(rows=zero, summary=statistics_summary.summarise(zero, NUMBERS), manifest={}))
     assert "rank_transport" not in captions(section)
     assert any("no effect to share" in part["text"] for part in section.parts if isinstance(part, dict) and part["kind"] == "note")
 
@@ -165,7 +166,7 @@ def test_a_rank_s_drop_is_held_against_the_identity_of_another_measure_at_the_sa
             make_rows([3.0] * 4, measure="transport", arm="identity", rank=0, **{**place, "direction": TRANSPORT}),
         ]
     )
-    found = statistics_summary.summarise(table).filter(pl.col("arm") == "rrr")
+    found = statistics_summary.summarise(table, NUMBERS).filter(pl.col("arm") == "rrr")
     drops = {tuple(r[name] for name in ("measure", "direction", "unit", "strength")): r["drop"] for r in found.iter_rows(named=True)}
     assert drops == {
         ("transport", CLOSENESS, None, None): 0.75,

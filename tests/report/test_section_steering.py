@@ -5,6 +5,7 @@ import math
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.steering import charts as steering_charts
 from mechdiff.measures.steering import findings as steering_findings
 from mechdiff.measures.steering import page as steering_page
@@ -24,7 +25,7 @@ CHARTS = [steering_charts.effect_by_rank, steering_charts.added_by_strength, ste
 @pytest.fixture(scope="module")
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
     both = pl.concat([rows, planted.planted_steering(rows, changed=CHANGED)])
-    return Run(rows=both, summary=statistics_summary.summarise(both), manifest={**manifest, **planted.steering_manifest(rows)})
+    return Run(rows=both, summary=statistics_summary.summarise(both, NUMBERS), manifest={**manifest, **planted.steering_manifest(rows)})
 
 
 def captions(section) -> dict[str, str]:
@@ -78,20 +79,20 @@ def test_the_largest_dose_that_neutral_prompts_allow_is_tested(run: Run) -> None
 def test_a_dose_without_draws_enough_says_nothing(run: Run) -> None:
     few = run.rows.filter(pl.col("control").is_null() | ~pl.col("control").is_in([f"random_vector#{i}" for i in range(1, 39)]))
     assert steering_findings.tested(few, steering_findings.limits(run.manifest)) == []
-    said = steering_words.does_it_obey(few, statistics_summary.summarise(few), run.manifest)
+    said = steering_words.does_it_obey(few, statistics_summary.summarise(few, NUMBERS), run.manifest)
     assert (
         said[0]
         == f"Whether the mean difference added to the base at {SITE} and L{CHANGED}.resid_post does more than random directions was not tested."
     )
-    assert steering_words.headline(few, statistics_summary.summarise(few), run.manifest) == []
+    assert steering_words.headline(few, statistics_summary.summarise(few, NUMBERS), run.manifest) == []
 
 
 def test_what_is_no_better_than_random_directions_is_said_to_be_so(run: Run) -> None:
     at = (pl.col("control").str.starts_with("random_vector#3")) & (pl.col("unit") == "all_pos") & (pl.col("metric") == "kl_other_nats")
     better = run.rows.with_columns(value=pl.when(at).then(pl.col("value") * 0.5).otherwise("value"))
-    said = steering_words.does_it_obey(better, statistics_summary.summarise(better), run.manifest)
+    said = steering_words.does_it_obey(better, statistics_summary.summarise(better, NUMBERS), run.manifest)
     assert ", no more than random directions of this size do (39 random ones: mean 0." in said[0]
-    (candidate,) = steering_words.headline(better, statistics_summary.summarise(better), run.manifest)
+    (candidate,) = steering_words.headline(better, statistics_summary.summarise(better, NUMBERS), run.manifest)
     assert admit(candidate) is not None
 
 
@@ -99,7 +100,7 @@ def test_the_effect_beside_side_effects_is_that_at_all_positions(run: Run) -> No
     """Side effects are those of an edit at all positions, so its effect is taken there too."""
     everywhere = (pl.col("measure") == "steering") & (pl.col("unit") == "all_pos") & (pl.col("split") == "report")
     rows = run.rows.with_columns(value=pl.when(everywhere).then(pl.col("value") * 0.5).otherwise("value"))
-    edits = steering_findings.frontier(rows, statistics_summary.summarise(rows), steering_findings.Limits())
+    edits = steering_findings.frontier(rows, statistics_summary.summarise(rows, NUMBERS), steering_findings.Limits())
     ablated = edits.filter(pl.col("name") == SITE, pl.col("edit") == "ablate", pl.col("rank") == 2, pl.col("control").is_null())
     assert ablated["share"].to_list() == pytest.approx([1 - 0.5 * (1 - 0.8 * planted.STEERED[2])], abs=0.02)
     assert ablated["everywhere"].to_list() == [True]
@@ -139,7 +140,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
 
 def test_side_effects_that_were_not_measured_are_said(run: Run) -> None:
     rows = run.rows.filter(~pl.col("metric").str.starts_with("side_"))
-    summary = statistics_summary.summarise(rows)
+    summary = statistics_summary.summarise(rows, NUMBERS)
     section = steering_page.steering(Run(rows=rows, summary=summary, manifest={}))
     assert "steering_frontier" not in captions(section)
     assert section.parts[-1]["text"].startswith("Side effects on neutral prompts were not measured")
@@ -167,7 +168,7 @@ def test_every_edit_has_its_mark(run: Run) -> None:
 
 def test_without_an_effect_there_is_no_share(run: Run) -> None:
     zero = run.rows.with_columns(value=pl.when(pl.col("metric").str.starts_with("kl_")).then(0.0).otherwise("value"))
-    section = steering_page.steering(Run(rows=zero, summary=statistics_summary.summarise(zero), manifest={}))
+    section = steering_page.steering(Run(rows=zero, summary=statistics_summary.summarise(zero, NUMBERS), manifest={}))
     assert section.parts[0]["text"].startswith("There is no effect to share")
     assert captions(section) == {}
 

@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.divergence import tokenizers as divergence_tokenizers
 from mechdiff.report.parts import Run
 from mechdiff.rows import rows as rows_of
@@ -31,7 +32,7 @@ def run(rows: pl.DataFrame, manifest: dict) -> Run:
     more += [rows_of([0.25], layer=layer, **words) for layer in (0, 1)]
     both = pl.concat([rows, *more])
     told = {"tokenizers": {"relation": "extended", "said": SAID, "same_cut": len(n) - 1}}
-    return Run(rows=both, summary=statistics_summary.summarise(both), manifest={**manifest, **told})
+    return Run(rows=both, summary=statistics_summary.summarise(both, NUMBERS), manifest={**manifest, **told})
 
 
 def test_everything_that_makes_the_input_unequal_is_said(run: Run) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.transport import charts as transport_charts
 from mechdiff.measures.transport import closer_findings as transport_closer_findings
 from mechdiff.measures.transport import findings as transport_findings
@@ -29,7 +30,7 @@ CHARTS = [
 @pytest.fixture(scope="module")
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
     both = pl.concat([rows, planted.planted_transport(rows, n_layers=7, changed=CHANGED)])
-    return Run(rows=both, summary=statistics_summary.summarise(both), manifest=manifest)
+    return Run(rows=both, summary=statistics_summary.summarise(both, NUMBERS), manifest=manifest)
 
 
 def captions(section) -> dict[str, str]:
@@ -143,7 +144,7 @@ def test_maps_are_counted_against_the_best_of_shift_and_mean(run: Run) -> None:
     assert found.maps == 4 * 4
     learned = (pl.col("measure") == "transport") & pl.col("arm").is_in(LEARNED) & (pl.col("direction") == TRANSPORT)
     worse = run.rows.with_columns(value=pl.when(learned).then(pl.col("value") + 20).otherwise("value"))
-    said = " ".join(transport_words.carried(worse, statistics_summary.summarise(worse)))
+    said = " ".join(transport_words.carried(worse, statistics_summary.summarise(worse, NUMBERS)))
     assert "No linear map recovers significantly more than the best fixed vector at any of the 4 sites" in said
 
 
@@ -247,7 +248,7 @@ def test_lines_have_a_dot_for_each_cell(run: Run) -> None:
 
 def test_without_an_effect_there_is_no_share(run: Run) -> None:
     zero = run.rows.with_columns(value=pl.when(pl.col("metric").str.starts_with("kl_")).then(0.0).otherwise("value"))
-    section = transport_page.transport(Run(rows=zero, summary=statistics_summary.summarise(zero), manifest={}))
+    section = transport_page.transport(Run(rows=zero, summary=statistics_summary.summarise(zero, NUMBERS), manifest={}))
     assert section.parts[0]["text"].startswith("There is no effect to share")
     assert not {"transport_recovery", "transport_removal"} & set(captions(section))
     assert not transport_findings.closeness(zero)["counts"].any()
@@ -260,8 +261,8 @@ def test_maps_that_were_not_fitted_are_a_sentence(rows: pl.DataFrame, summary: p
 
 def test_a_ceiling_alone_says_nothing_of_maps(run: Run) -> None:
     rows = run.rows.filter((pl.col("measure") != "transport") | (pl.col("direction") == CEILING))
-    section = transport_page.transport(Run(rows=rows, summary=statistics_summary.summarise(rows), manifest={}))
-    assert transport_words.carried(rows, statistics_summary.summarise(rows)) == []
+    section = transport_page.transport(Run(rows=rows, summary=statistics_summary.summarise(rows, NUMBERS), manifest={}))
+    assert transport_words.carried(rows, statistics_summary.summarise(rows, NUMBERS)) == []
     assert captions(section) == {}
 
 

@@ -3,6 +3,7 @@
 import polars as pl
 import pytest
 
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.weights import charts as weights_charts
 from mechdiff.measures.weights import findings as weights_findings
 from mechdiff.measures.weights import page as weights_page
@@ -64,7 +65,7 @@ def test_the_change_of_the_whole_module_is_used_where_it_was_measured(run: Run) 
         ]
     from mechdiff.statistics import summary as statistics
 
-    both = statistics.summarise(pl.concat([run.rows.filter(pl.col("measure") == "weights"), *extra]))
+    both = statistics.summarise(pl.concat([run.rows.filter(pl.col("measure") == "weights"), *extra]), NUMBERS)
     found, is_whole = weights_findings.modules(both)
     assert is_whole
     assert found["change"].max() == pytest.approx(0.06)

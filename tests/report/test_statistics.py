@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import false_discovery_control
 
 import mechdiff
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.divergence import words as divergence_words
 from mechdiff.report import difference
 from mechdiff.rows import empty, rows
@@ -30,7 +31,7 @@ def d_rows(values: np.ndarray = D) -> pl.DataFrame:
 
 
 def one(table: pl.DataFrame, **where: object) -> dict:
-    found = statistics_summary.summarise(table).filter(*(pl.col(name).eq_missing(pl.lit(value)) for name, value in where.items()))
+    found = statistics_summary.summarise(table, NUMBERS).filter(*(pl.col(name).eq_missing(pl.lit(value)) for name, value in where.items()))
     assert len(found) == 1
     return found.row(0, named=True)
 
@@ -70,7 +71,7 @@ def test_the_table_has_the_contract_s_columns_and_one_row_a_group(rows: pl.DataF
     draws = pl.col("control").str.starts_with("permuted#").fill_null(False)
     assert len(summary) == rows.filter(~draws).select(nulls.GROUP).n_unique()
     assert summary.filter(draws).is_empty()  # a draw is one number: what all of them say is p
-    assert statistics_summary.summarise(empty()).columns == summary.columns
+    assert statistics_summary.summarise(empty(), NUMBERS).columns == summary.columns
 
 
 def test_means_against_plain_loops(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
@@ -87,9 +88,9 @@ def test_means_against_plain_loops(rows: pl.DataFrame, summary: pl.DataFrame) ->
 
 
 def test_the_same_seed_and_any_order_of_rows_give_the_same_bytes(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
-    shuffled = statistics_summary.summarise(rows.sample(fraction=1, shuffle=True, seed=1))
+    shuffled = statistics_summary.summarise(rows.sample(fraction=1, shuffle=True, seed=1), NUMBERS)
     assert shuffled.equals(summary)
-    assert not statistics_summary.summarise(rows, seed=1).equals(summary)
+    assert not statistics_summary.summarise(rows, NUMBERS, seed=1).equals(summary)
 
 
 def test_share_and_drop_are_ratios_of_means_over_the_same_prompts() -> None:
@@ -198,10 +199,10 @@ def test_equal_models_have_no_effect_and_no_ratio_even_without_a_floor(floor: fl
     table = pl.concat(parts)
     assert "no_effect" in one(table, metric="kl_tuned_base_nats")["flag"]
     assert one(table, measure="divergence", metric="top1_same")["flag"] == "few_prompts"
-    cells = statistics_summary.summarise(table).filter(pl.col("arm").is_not_null())
+    cells = statistics_summary.summarise(table, NUMBERS).filter(pl.col("arm").is_not_null())
     assert cells["share"].null_count() == cells["drop"].null_count() == len(cells) == 3
     assert cells["flag"].str.contains("no_effect").all()
-    found = difference.difference(table, statistics_summary.summarise(table))
+    found = difference.difference(table, statistics_summary.summarise(table, NUMBERS))
     assert divergence_words.how_different(found) == "There is no effect to explain: D = 0 nats, on 4 prompts. No share is given below."
 
 
@@ -273,7 +274,7 @@ def test_p_counts_null_draws_and_q_is_within_a_site() -> None:
     )
     assert one(table, metric="cka", control=None)["p"] == pytest.approx(3 / 21)  # 0.5 itself counts
     assert one(table, metric="procrustes_distance", control=None)["p"] == pytest.approx(2 / 21)  # smaller is closer
-    assert len(statistics_summary.summarise(table)) == 2
+    assert len(statistics_summary.summarise(table, NUMBERS)) == 2
 
 
 def test_q_is_within_measure_metric_direction_split_and_site(summary: pl.DataFrame) -> None:
@@ -304,7 +305,7 @@ def test_a_million_rows_take_seconds() -> None:
     units = pl.Series(group // 30).cast(pl.String).to_list()
     table = rows(values, layer=group % 30, unit=units, prompt=[f"p{i}" for i in range(n_prompts)] * n_groups, **place)
     start = time.process_time()
-    assert len(statistics_summary.summarise(table)) == n_groups
+    assert len(statistics_summary.summarise(table, NUMBERS)) == n_groups
     assert time.process_time() - start < 10
 
 
@@ -318,7 +319,7 @@ def test_tokens_are_one_row_a_metric_over_the_prompts_means() -> None:
             values = [float(i == 0) for i in range(n)]
             parts.append(rows(values, unit=[f"token {i}" for i in range(n)], prompt=prompt, metric=metric, **token))
     table = pl.concat(parts)
-    found = statistics_summary.summarise(table)
+    found = statistics_summary.summarise(table, NUMBERS)
     assert found["unit"].to_list() == ["tokens", "tokens", None]
     expected = np.mean([1 / n for n in lengths.values()])
     for metric in ("kl_tuned_base_nats", "top1_same"):
@@ -326,7 +327,7 @@ def test_tokens_are_one_row_a_metric_over_the_prompts_means() -> None:
         assert (cell["n"], cell["mean"]) == (5, pytest.approx(expected))
         assert cell["ci_low"] == pytest.approx(float(intervals.mean_intervals(np.array([[1 / n] for n in lengths.values()]))[0][0]))
     assert one(table, unit=None)["mean"] == D.mean()
-    assert statistics_summary.summarise(table.sample(fraction=1, shuffle=True, seed=3)).equals(found)
+    assert statistics_summary.summarise(table.sample(fraction=1, shuffle=True, seed=3), NUMBERS).equals(found)
 
 
 def test_a_factorial_s_effects_are_tested_by_the_bootstrap_t_and_by_no_exchange_of_names() -> None:
@@ -365,6 +366,11 @@ def test_effects_of_a_factorial_that_are_rounding_are_flagged() -> None:
         rows([1e-6, 1e-6], measure="factorial", layer=0, metric="interaction_nats", prompt=prompts, **place),
         rows([1e-4, 2e-4], measure="factorial", layer=1, metric="interaction_nats", prompt=prompts, **place),
     ]
-    found = statistics_summary.summarise(pl.concat(parts)).filter(pl.col("metric") == "interaction_nats").sort("layer")
+    found = statistics_summary.summarise(pl.concat(parts), NUMBERS).filter(pl.col("metric") == "interaction_nats").sort("layer")
     assert found["floor"].to_list() == pytest.approx([4e-6, 4e-6])
     assert ["below_floor" in flag for flag in found["flag"]] == [True, False]
+
+
+def test_a_metric_that_no_measure_declares_is_an_error_that_names_it() -> None:
+    with pytest.raises(KeyError, match=r"patching: loss_nats"):
+        statistics_summary.summarise(rows([1.0, 2.0], measure="patching", metric="loss_nats", split="report", prompt=["a", "b"]), NUMBERS)

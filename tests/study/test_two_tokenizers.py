@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
 
 import pico
-from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.catalogue import NUMBERS, make_study
 from mechdiff.measures.divergence import compute as divergence_compute
 from mechdiff.statistics.summary import summarise
 from mechdiff.store.run_folder import RunFolder
@@ -105,7 +105,7 @@ def test_every_measure_runs_or_says_why_not(folder: Path, tmp_path: Path, tuned:
     assert set(skipped) >= {"grafting", "patching at last_40", "factorial at all positions"}
     asked = {next(iter(one)) if isinstance(one, dict) else one for one in MEASURES}
     assert set(rows["measure"]) == asked - {"grafting"}
-    shares = summarise(rows).filter(pl.col("share").is_not_null(), pl.col("measure") == "patching", pl.col("control").is_null())
+    shares = summarise(rows, NUMBERS).filter(pl.col("share").is_not_null(), pl.col("measure") == "patching", pl.col("control").is_null())
     assert len(shares)
     assert shares["flag"].str.contains("shared_tokens").all()
     assert rows.filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_null())["value"].is_infinite().all()

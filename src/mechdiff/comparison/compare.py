@@ -111,6 +111,7 @@ def _page(made: Comparison, measures: Mapping[str, BetweenRuns]) -> None:
     ]
     page.write_page(
         made.report(),
+        readings=[Path(__file__).with_name("reading.html")],
         kicker="mechdiff: fine-tunes beside one another",
         names=of.names,
         between={"sign": "·", "says": "and"},

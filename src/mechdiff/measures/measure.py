@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from mechdiff.report.parts import Chapter
+from mechdiff.statistics.metric import Numbers
+
 
 @dataclass(frozen=True)
 class Later:
@@ -31,9 +34,9 @@ class Measure:
     """As README and the title of its section ask it."""
     experiment: Any = None
     """What the study reads: options, needs, cells, stages (study/experiment.py)."""
-    numbers: Any = None
+    numbers: Numbers
     """What statistics read: its metrics (statistics/metric.py)."""
-    chapter: Any = None
+    chapter: Chapter
     """What the page says of it (report/parts.py)."""
     between_runs: Any = None
     """What several runs are compared in (comparison/between_runs.py)."""

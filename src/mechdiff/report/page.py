@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def build_report(run: Path, chapters: Mapping[str, Chapter]) -> Path:
     quick = ["A quick run: only the first prompts of each split were used, so intervals are wide."] if manifest.get("quick") else []
     return write_page(
         run / "report.html",
+        readings=[chapter.reading for chapter in chapters.values()],
         kicker="mechdiff: what a fine-tune changed",
         names=[record.short_name(manifest, "base"), record.short_name(manifest, "tuned")],
         between={"sign": "→", "says": "to"},
@@ -51,15 +52,23 @@ def build_report(run: Path, chapters: Mapping[str, Chapter]) -> Path:
     )
 
 
-def write_page(path: Path, **content: Any) -> Path:
-    """Fills the template with a page's content, its style sheet and its script; returns the path."""
+def write_page(path: Path, *, readings: Iterable[Path], **content: Any) -> Path:
+    """Fills the template with a page's content, its style sheet, its script and what explains its figures; returns the path."""
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     hashes = {"style_hash": policy_hash(style), "script_hash": policy_hash(script)}
-    page = environment.get_template("page.html").render(**content, style=Markup(style), script=Markup(script), **hashes)
+    page = environment.get_template("page.html").render(
+        **content, readings=_macros(environment, readings), style=Markup(style), script=Markup(script), **hashes
+    )
     return _write(path, page.encode())
+
+
+def _macros(environment: Environment, templates: Iterable[Path]) -> dict[str, Callable[[], Markup]]:
+    """The macros of all templates, by name."""
+    modules = [environment.from_string(path.read_text(encoding="utf-8")).module for path in templates]
+    return {name: macro for module in modules for name, macro in vars(module).items() if not name.startswith("_")}
 
 
 def policy_hash(text: str) -> str:

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from mechdiff.report.headlines import Candidate
 from mechdiff.statistics.clusters import clustered, unit_names
 from mechdiff.store.tables import read_manifest, read_prompts, read_rows, read_summary
+
+if TYPE_CHECKING:
+    from mechdiff.report.headlines import Candidate
 
 Figure = Callable[..., Any]
 """(rows, summary, manifest, *, width) to an altair chart, or None where its rows are absent."""
@@ -59,7 +61,7 @@ class Drawn:
     options: dict = field(default_factory=dict)
     caption: str
     reading: str
-    """Which explanation of reading.html belongs to it."""
+    """Which explanation of its folder's reading.html belongs to it; empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +85,18 @@ def nothing(run: Run) -> list[Any]:
 class Chapter:
     """What the page says of a measure."""
 
-    sections: Callable[[Run], list[Section]]
-    """All of its sections, also where it was not measured: then each says so."""
+    sections: tuple[Callable[[Run], Section], ...]
+    """Each makes a section of it, also where it was not measured: then the section says so."""
     lead: Callable[[Run], list[str]] = nothing
     """What stands at the head of the first of them: the measure's numbers in words."""
     needs: Literal["nothing", "effect", "shares"] = "nothing"
     """What there must be for the lead: nothing, any difference between the two models, or a D to take shares of (`sections.lead`)."""
-    clause: Callable[[Run], list[Candidate]] = nothing
+    clause: Callable[[Run], list["Candidate"]] = nothing
     """What it adds to the verdict ..."""
     clause_of: Literal[1, 2, 3, 4, 5]
     """... and to which of its sentences (`verdict`)."""
+    reading: Path
+    """A template with a macro for each figure, of its name: how to read it, and when it misleads."""
     place: float
     """Its order on the page, which is not the order in which measures run."""
     tile: Tile | None = None

@@ -26,7 +26,7 @@ def lead(run: Run, chapter: Chapter) -> list[str]:
 
 
 def _of_chapter(run: Run, chapter: Chapter) -> list[Section]:
-    first, *others = chapter.sections(run)
+    first, *others = (make(run) for make in chapter.sections)
     return [replace(first, lead=lead(run, chapter)), *others]
 
 

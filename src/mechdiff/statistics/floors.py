@@ -3,7 +3,7 @@
 import polars as pl
 
 from mechdiff import labels, shares
-from mechdiff.rows import OVERLAP
+from mechdiff.rows import OVERLAP, where
 from mechdiff.statistics.memory import once
 
 FLOORS = 3
@@ -54,7 +54,24 @@ def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
     return found.group_by("runner", "split", "metric").agg(pl.col("floor").max()).sort("runner", "split", "metric")
 
 
+def differs_outside(table: pl.DataFrame) -> list[str]:
+    """Splits on which two models with two vocabularies differ, whatever D is on the tokens that both have: an effect is there if any of these is.
+
+    - JS of the two laws over all tokens, above its floor;
+    - -log(1 - m), m the mean mass that one model gives to tokens that the other lacks. It is what KL(p_base || p_tuned) has above its part on
+      shared tokens (and KL(p_tuned || p_base), of the base's own tokens), so it is held against the floor of a KL over all tokens.
+    """
+    plain = where(table, measure=shares.OF_THE_PAIR, control=None, unit=None)
+    if not shares.on_shared(set(plain["metric"])):
+        return []
+    outside = pl.col("metric").str.starts_with("mass_outside")
+    size = pl.when(outside).then(-(1 - pl.col("mean")).log()).when(pl.col("metric") == "js_nats").then("mean")
+    kl_floor = pl.col("floor").filter(pl.col("metric") == "kl_base_tuned_nats").first().over("split")
+    floor = pl.when(outside).then(kl_floor).otherwise("floor").fill_null(0)
+    return plain.filter(size > FLOORS * floor)["split"].drop_nulls().unique().sort().to_list()
+
+
 def of_the_pair(rows: pl.DataFrame) -> pl.DataFrame:
     """Divergence of the pair itself at the study's position, per prompt."""
     plain = [pl.col(name).is_null() for name in ("control", "unit")]
-    return rows.filter(pl.col("measure") == "divergence", pl.col("prompt").is_not_null(), *plain)
+    return rows.filter(pl.col("measure") == shares.OF_THE_PAIR, pl.col("prompt").is_not_null(), *plain)

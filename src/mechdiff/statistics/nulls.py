@@ -1,7 +1,7 @@
 """What would a number be if there were nothing to find? Draws of a null distribution become p and q.
 
-Draws are rows whose control ends in "#12". `permuted#i`: states of the two models paired with the wrong prompts (similarity),
-or a map fitted anew on wrong pairs and held against the right ones (transport: `r2_change`, higher is closer).
+Draws are rows whose control ends in "#12". `permuted#i`: states of the two models paired with the wrong prompts,
+or a map fitted anew on wrong pairs and held against the right ones. Which way is nearer, the metric declares (`Metric.nearer`).
 """
 
 import numpy as np
@@ -15,21 +15,20 @@ GROUP = [column for column in KEY if column != "prompt"]
 """What names one line of the summary."""
 SAME = 1e-6
 LEVEL = 0.05
-LOWER_IS_CLOSER = ("procrustes_distance",)
-HIGHER_IS_CLOSER = ("cka", "cka_biased", "mutual_knn", "r2_change")
 
 
-def permutation_p(rows: pl.DataFrame) -> pl.DataFrame:
+def permutation_p(rows: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
     """(1 + null draws at least as close as the real pairing) / (1 + draws), one row per group that has draws; null where it is `untestable`.
 
     `untestable`: not even the closest pairing of all would have p <= LEVEL, since so many draws are it. Three prompts have six pairings, four have
     six that CKA tells apart, and clusters move whole: their p is 1/6 at the least and says nothing.
     """
     key = [name for name in GROUP if name != "control"]
-    closer = rows.filter(pl.col("metric").is_in([*HIGHER_IS_CLOSER, *LOWER_IS_CLOSER]), pl.col("value").is_not_nan())
+    drawn = facts.filter(pl.col("nearer").is_not_null()).select("measure", "metric", "nearer")
+    closer = rows.join(drawn, on=["measure", "metric"], maintain_order="left").filter(pl.col("value").is_not_nan())
     real = closer.filter(pl.col("control").is_null()).select(*key, real="value")
     draws = closer.filter(labels.is_draw("permuted")).join(real, on=key, nulls_equal=True)
-    sign = pl.when(pl.col("metric").is_in(LOWER_IS_CLOSER)).then(-1).otherwise(1)
+    sign = pl.when(pl.col("nearer") == "lower").then(-1).otherwise(1)
     # A refit that is the same map gives the same number, computed in another way: rounding must not make it smaller.
     tie = SAME * pl.max_horizontal(pl.lit(1.0), pl.col("real").abs())
     near, here = sign * pl.col("value"), (sign * pl.col("real")).first()

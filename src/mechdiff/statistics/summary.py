@@ -24,18 +24,19 @@ value in one row with the unit `tokens`, so that `n`, intervals and the rest are
 No share where D is not above three floors of the noisier model, no drop where the identity arm is not: a ratio of noise is not a number.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from mechdiff import labels, shares
-from mechdiff.rows import KEY, OVERLAP, SCHEMA, where
+from mechdiff.rows import KEY, SCHEMA
 from mechdiff.statistics import intervals, simulated
-from mechdiff.statistics.clusters import Prompts, clustered, delete_one, whole_metric
-from mechdiff.statistics.floors import FLOORS, TOTALS, between_models, d_metric, noise_floors, of_the_pair, on_shared
+from mechdiff.statistics.clusters import Prompts, clustered, delete_one
+from mechdiff.statistics.floors import FLOORS, TOTALS, between_models, differs_outside, noise_floors, of_the_pair, on_shared
 from mechdiff.statistics.intervals import FEW, FEWEST
+from mechdiff.statistics.metric import Numbers, facts, refuse_undeclared
 from mechdiff.statistics.nulls import GROUP, permutation_p, with_q
 
 STATISTICS: dict[str, Any] = {
@@ -61,27 +62,25 @@ FLAGS = {
 }
 
 
-BINARY = ("top1_same", "refusal", "mc_correct", "mc_correct_sum", "mc_correct_per_token", "exact_match", "cut_off")
-MAPPED = ("patching", "transport", "rank")
-EDITED = (*MAPPED, "steering", "heads")
-"""Directions in which one model runs with a state of the other, mapped or not."""
-ON_DIVERGENT_TOKEN = "^(logit_diff_divergent|(upstream_effect|downstream_effect|interaction)_logits)$"
-"""Metrics of the logits of the two models' first choices: undefined where these are one token."""
+def summarise(rows: pl.DataFrame, numbers: Mapping[str, Numbers], *, prompts: Prompts = (), seed: int = 0) -> pl.DataFrame:
+    """The summary table of a run's rows, one a prompt; `numbers` say what each measure's metrics are, `prompts` (lines of prompts.jsonl) which of
+    the prompts are one unit.
 
-
-def summarise(rows: pl.DataFrame, *, prompts: Prompts = (), seed: int = 0) -> pl.DataFrame:
-    """The summary table of a run's rows, one a prompt; `prompts` (lines of prompts.jsonl) say which of them are one unit.
-
-    The order of the rows changes no byte of it.
+    The order of the rows changes no byte of it. Raises KeyError where the rows have a metric that no measure declares.
     """
+    known = facts(numbers)
+    refuse_undeclared(rows, known)
     rows = clustered(_tokens_together(rows), prompts)
     codes = rows.select(pl.col("prompt").unique().drop_nulls().sort()).with_row_index("code")
     coded = rows.filter(~_null_draw()).join(codes, on="prompt", how="left", maintain_order="left").sort("code")
     groups = coded.group_by(GROUP).agg("code", "value").sort(GROUP, nulls_last=True)
-    table = pl.concat([groups.select(GROUP), _per_group(groups, _totals(coded, len(codes)), seed)], how="horizontal")
+    groups = groups.join(known, on=["measure", "metric"], how="left", maintain_order="left", validate="m:1")
+    table = pl.concat([groups.drop("code", "value"), _per_group(groups, _totals(coded, len(codes)), seed)], how="horizontal")
     table = _with_floors(table, rows)
-    table = _with_similarity(table, rows)
-    table = table.join(permutation_p(rows), on=GROUP, how="left", nulls_equal=True, maintain_order="left")
+    for name, of in numbers.items():
+        if name in rows["measure"]:
+            table = of.refine(table, rows)
+    table = table.join(permutation_p(rows, known), on=GROUP, how="left", nulls_equal=True, maintain_order="left")
     table = with_q(table.with_columns(pl.coalesce("p", "p_of_mean").alias("p")))
     table = table.with_columns(elsewhere=pl.col("split").is_in(differs_outside(table)))
     table = _with_drop(_with_share(table, shared=on_shared(rows)))
@@ -91,11 +90,11 @@ def summarise(rows: pl.DataFrame, *, prompts: Prompts = (), seed: int = 0) -> pl
 
 def _tokens_together(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows of single tokens (`token 17`) become one per prompt: their mean over the prompt's tokens, under the unit `tokens`."""
-    of_token = (pl.col("measure") == "divergence") & labels.is_token()
+    of_token = labels.is_token()
     tokens = rows.filter(of_token)
     if tokens.is_empty():
         return rows
-    tokens = tokens.sort("metric", "split", "control", "prompt", "unit").with_columns(unit=pl.lit("tokens"))
+    tokens = tokens.sort("measure", "metric", "split", "control", "prompt", "unit").with_columns(unit=pl.lit("tokens"))
     means = tokens.group_by(KEY, maintain_order=True).agg(pl.col("value").mean())
     return pl.concat([rows.filter(~of_token), means.select(rows.columns)])
 
@@ -133,12 +132,9 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
     found["n"][~whole] = 0
     found["mean"][whole] = groups.filter(pl.Series(whole))["value"].list.first().to_numpy()
     splits = groups["split"].to_list()
-    is_binary = (
-        groups.select(pl.col("metric").is_in(BINARY) & ~pl.col("unit").fill_null("").str.contains("^tokens$|sampled"))
-        .to_series()
-        .to_numpy()
-    )
-    crossed = groups.select(_of_halves()).to_series().fill_null(False).to_numpy()
+    of_one_answer = ~pl.col("unit").fill_null("").str.contains("^tokens$|sampled")
+    is_binary = groups.select(pl.col("binary") & of_one_answer).to_series().to_numpy()
+    crossed = groups["tested"].to_numpy()
     for members, codes, values in _tables(groups, whole):
         for name, content in _statistics(values, seed).items():
             found[name][members] = content
@@ -152,7 +148,7 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
         for name in TOTALS:
             of_split = {split: d[codes].mean() for (which, split), d in totals.items() if which == name}
             found[name][members] = [of_split.get(splits[member], np.nan) for member in members]
-    positive = groups["metric"].str.ends_with("_nats").to_numpy()
+    positive = groups["in_nats"].to_numpy()
     for name in ("log_mean", "log_low", "log_high"):
         found[name][~positive] = np.nan
     undefined = groups.select(undefined=delete_one())["undefined"]  # delete-one values are no sample: only their spread is used
@@ -224,80 +220,22 @@ def _with_floors(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     any_split = own.group_by("kl_or_js").agg(floor_anywhere=pl.col("floor_own").max())  # a split on which no unedited row was replayed
     table = table.join(any_split, on="kl_or_js", how="left", maintain_order="left")
     table = table.with_columns(pl.coalesce("floor_either", "floor_anywhere").alias("floor_either"))
-    between = (pl.col("measure") == "divergence") & pl.col("metric").str.contains("^(kl_tuned|kl_base|kl_shared|js_)")
-    table = table.join(_crossing_floors(rows), on=["split", "unit"], how="left", nulls_equal=True, maintain_order="left")
-    floor = pl.when(between).then("floor_either").when(_crossed()).then(4 * pl.col("floor_of_crossing"))
-    return table.with_columns(floor=floor.otherwise(pl.coalesce("floor_of_metric", "floor_own")))
-
-
-def differs_outside(table: pl.DataFrame) -> list[str]:
-    """Splits on which two models with two vocabularies differ, whatever D is on the tokens that both have: an effect is there if any of these is.
-
-    - JS of the two laws over all tokens, above its floor;
-    - -log(1 - m), m the mean mass that one model gives to tokens that the other lacks. It is what KL(p_base || p_tuned) has above its part on
-      shared tokens (and KL(p_tuned || p_base), of the base's own tokens), so it is held against the floor of a KL over all tokens.
-    """
-    plain = where(table, measure="divergence", control=None, unit=None)
-    if not shares.on_shared(set(plain["metric"])):
-        return []
-    outside = pl.col("metric").str.starts_with("mass_outside")
-    size = pl.when(outside).then(-(1 - pl.col("mean")).log()).when(pl.col("metric") == "js_nats").then("mean")
-    kl_floor = pl.col("floor").filter(pl.col("metric") == "kl_base_tuned_nats").first().over("split")
-    floor = pl.when(outside).then(kl_floor).otherwise("floor").fill_null(0)
-    return plain.filter(size > FLOORS * floor)["split"].drop_nulls().unique().sort().to_list()
-
-
-def _crossed() -> pl.Expr:
-    """Effects of a factorial in nats: sums of four scores."""
-    return (pl.col("measure") == "factorial") & pl.col("metric").str.contains("^(upstream_effect|downstream_effect|interaction)_nats$")
-
-
-def _of_halves() -> pl.Expr:
-    """The same effects in any score: differences of runs on the same prompts, which are tested against 0."""
-    return (pl.col("measure") == "factorial") & pl.col("metric").str.contains("^(upstream_effect|downstream_effect|interaction)_")
-
-
-def _crossing_floors(rows: pl.DataFrame) -> pl.DataFrame:
-    """`split unit floor_of_crossing`: how far KL(p_tuned || run) of an unedited row strays from D (where the base runs) and from 0."""
-    d = of_the_pair(rows).filter(pl.col("metric") == d_metric(rows)).select("split", "prompt", clean="value")
-    unedited = rows.filter(pl.col("measure") == "factorial", pl.col("control") == "no_op").join(d, on=["split", "prompt"], how="left")
-    strays = (pl.col("value") - pl.when(pl.col("arm") == "bb").then("clean").otherwise(0.0)).abs()
-    found = unedited.with_columns(strays=strays).filter(pl.col("strays").is_finite())
-    return found.group_by("split", "unit").agg(floor_of_crossing=pl.col("strays").max())
-
-
-def _with_similarity(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """The jackknife intervals of CKA, without three dimensions and after the norm too; and n of the whole-set values."""
-    place = ["split", "layer", "site", "unit", "control"]
-    without = rows.filter(delete_one()).sort("prompt").with_columns(metric=whole_metric())
-    without = without.group_by(*place, "metric").agg(n_states=pl.len(), spread=pl.col("value").std())  # an undefined one: no interval
-    counts = without.group_by(place).agg(pl.col("n_states").max())
-    table = table.join(without.drop("n_states"), on=[*place, "metric"], how="left", nulls_equal=True, maintain_order="left")
-    table = table.join(counts, on=place, how="left", nulls_equal=True, maintain_order="left")
-    table = table.with_columns(n=pl.when(pl.col("measure") == "similarity").then(pl.coalesce("n", "n_states")).otherwise("n"))
-    cka = (pl.col("spread").is_not_null() & pl.col("mean").is_not_nan()).fill_null(False)
-    filled = table.select(pl.col("mean", "spread", "n_states").cast(pl.Float64).fill_null(float("nan")))
-    low, high = intervals.jackknife_below_1(*(filled[name].to_numpy() for name in ("mean", "spread", "n_states")))
-    return table.with_columns(
-        ci_low=pl.when(cka).then(pl.Series(low).fill_nan(None)).otherwise("ci_low"),
-        ci_high=pl.when(cka).then(pl.Series(high).fill_nan(None)).otherwise("ci_high"),
-    )
+    one_models = pl.col("floor_of").is_in(["own", "other", "size"])
+    floor = pl.when(pl.col("floor_of") == "either").then("floor_either").when(one_models).then(pl.coalesce("floor_of_metric", "floor_own"))
+    return table.with_columns(floor=floor)
 
 
 def _with_share(table: pl.DataFrame, *, shared: bool) -> pl.DataFrame:
     """`share`, and `reduced`: the effect in nats that is held against the floor."""
-    edited = pl.col("measure").is_in(EDITED)
-    breakage = edited & (pl.col("metric") == shares.own(shared=shared))
-    recovery = edited & (pl.col("metric") == shares.OTHER)
-    grafted = (pl.col("measure") == "grafting") & (pl.col("metric") == shares.OTHER)
-    recovery = recovery | grafted
-    of_d = (breakage & (pl.col("runner") == "tuned")) | (recovery & (pl.col("runner") == "base")) | grafted
-    between = (pl.col("measure") == "divergence") & pl.col("metric").str.contains("^(kl|js)_")
-    own = pl.col("metric").is_in([*shares.OWN, *shares.OWN_JS]) | between
+    breakage = (pl.col("share_of") == "breakage") & (pl.col("metric") == shares.own(shared=shared))
+    recovery = pl.col("share_of") == "recovery"
+    of_d = (breakage & (pl.col("runner") == "tuned")) | (recovery & pl.col("runner").ne_missing("tuned"))
     clean_other = pl.when(pl.col("runner") == "tuned").then("total_reverse").otherwise("total")
-    effect = pl.when(recovery).then((clean_other - pl.col("mean")).abs()).when(own).then("mean")
-    effect = effect.when(_crossed() | (pl.col("metric") == OVERLAP)).then(pl.col("mean").abs())
-    no_total = (edited | grafted) & (pl.col("total") <= FLOORS * pl.col("floor_either").fill_null(0))
+    distance, size = pl.col("floor_of").is_in(["own", "either", "zero"]), pl.col("floor_of") == "size"
+    effect = pl.when(distance).then("mean").when(size).then(pl.col("mean").abs())
+    effect = effect.when(pl.col("floor_of") == "other").then((clean_other - pl.col("mean")).abs())
+    explained = pl.col("edited") | pl.col("share_of").is_not_null()
+    no_total = explained & (pl.col("total") <= FLOORS * pl.col("floor_either").fill_null(0))
     table = table.with_columns(effect=effect, no_total=no_total.fill_null(False), on_shared=of_d & shared)
     ratio = pl.col("mean") / pl.col("total")
     share = pl.when(of_d & breakage).then(ratio).when(of_d & recovery).then(1 - ratio)
@@ -313,7 +251,7 @@ def _with_drop(table: pl.DataFrame) -> pl.DataFrame:
     whole site's. Of one measure or another, the identity's rank is null or 0.
     """
     place = ["direction", "split", "layer", "site", "of_unit", "strength", "metric"]
-    own = pl.col("metric").is_in(shares.OWN) & pl.col("measure").is_in(MAPPED) & pl.col("direction").is_in(labels.CROSSED)
+    own = pl.col("drops") & pl.col("direction").is_in(labels.CROSSED)
     table = table.with_columns(of_unit=pl.when(pl.col("unit").ne_missing("fisher")).then("unit"))
     plain = pl.col("control").is_null() & (pl.col("rank").fill_null(0) == 0)
     identity = table.filter(own, pl.col("arm") == "identity", plain, pl.col("mean") > FLOORS * pl.col("floor").fill_null(0))
@@ -326,19 +264,18 @@ def _with_drop(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _detectable(table: pl.DataFrame) -> pl.Series:
-    """By metric: values that can be of either sign, such as logit differences and effects of a factorial."""
-    signed = table["metric"].str.contains("^logit_diff|_effect_|^interaction|^refusal_soft|^mc_margin").to_numpy()
+    """Of values that can be of either sign, such as differences of logits."""
     smallest = simulated.detectable(table["sd"].fill_null(np.nan).to_numpy(), table["n"].fill_null(0).to_numpy())
-    return pl.Series(np.where(signed, smallest, np.nan)).fill_nan(None)
+    return pl.Series(np.where(table["signed"].to_numpy(), smallest, np.nan)).fill_nan(None)
 
 
 def _flag() -> pl.Expr:
     """The words of FLAGS that hold, joined by ";"."""
     undefined = pl.col("mean").is_nan() | pl.col("partial")
-    no_token = pl.col("metric").str.contains(ON_DIVERGENT_TOKEN)
+    no_token = pl.col("undefined_as") == "same_top_token"
     unedited = (pl.col("control") == "no_op").fill_null(False) | (pl.col("arm") == "none").fill_null(False)
     quiet = pl.col("effect") <= FLOORS * pl.col("floor").fill_null(0)
-    nothing = (pl.col("no_total") & ~unedited) | (pl.col("metric").is_in(["kl_tuned_base_nats", "kl_shared_nats"]) & quiet)
+    nothing = (pl.col("no_total") & ~unedited) | (pl.col("metric").is_in(shares.BETWEEN["base"]) & quiet)
     holds = {
         "below_floor": quiet & ~unedited,
         "no_effect": nothing & ~pl.col("elsewhere").fill_null(False),
@@ -347,7 +284,7 @@ def _flag() -> pl.Expr:
         "undefined": undefined & ~no_token,
         "infinite": pl.col("mean").is_infinite(),
         "shared_tokens": pl.col("on_shared"),
-        "untestable": pl.col("untestable") | (_of_halves() & (pl.col("n") > 0) & pl.col("p").is_null() & pl.col("mean").is_finite()),
+        "untestable": pl.col("untestable") | (pl.col("tested") & (pl.col("n") > 0) & pl.col("p").is_null() & pl.col("mean").is_finite()),
         "few_prompts": pl.col("n").is_between(1, FEW - 1),
     }
     words = [pl.when(condition.fill_null(False)).then(pl.lit(word)) for word, condition in holds.items()]

@@ -21,12 +21,14 @@ from mechdiff import labels
 from mechdiff.comparison.contrasts import WORTH
 from mechdiff.maps.maps import Map
 from mechdiff.measures.behaviour import findings as behaviour_findings
+from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.factorial import formula as factorial_formula
 from mechdiff.measures.similarity import formula as similarity_formula
 from mechdiff.measures.transport.formula import permuted_quality, quality
 from mechdiff.models.sites import Site
 from mechdiff.rows import rows
 from mechdiff.statistics import intervals, simulated, spread
+from mechdiff.statistics.metric import facts
 from mechdiff.statistics.nulls import permutation_p, with_q
 from mechdiff.statistics.summary import summarise
 from mechdiff.validate import edits, planted, skewed
@@ -83,7 +85,7 @@ def similarity_of_strangers(repeats: int, random: np.random.Generator) -> Iterat
             base[site], tuned[site] = states["base"][mixed[:PROMPTS]], states["tuned"][mixed[PROMPTS : 2 * PROMPTS]]
         names = [str(i) for i in range(PROMPTS)]
         measured = similarity_formula.measure(base, tuned, names, "report", permutations=DRAWS, seed=int(random.integers(2**31)))
-        found.append(with_q(permutation_p(measured)))
+        found.append(with_q(permutation_p(measured, facts(NUMBERS))))
     table = pl.concat(found)
     for name in table["metric"].unique().sort():
         yield false_alarms(
@@ -123,7 +125,7 @@ def halves(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
             cost = {"bb": bb, "bt": bt, "tb": tb, "tt": np.zeros(shape)}
             runs = {arm: dict.fromkeys(factorial_formula.SCORES, torch.from_numpy(value)) for arm, value in cost.items()}
             measured = factorial_formula.measure(runs, layers, names, columns={"split": "report"})
-            p = summarise(measured).filter(pl.col("metric") == f"{effect}_nats", pl.col("layer").is_not_null())["p"].to_numpy()
+            p = summarise(measured, NUMBERS).filter(pl.col("metric") == f"{effect}_nats", pl.col("layer").is_not_null())["p"].to_numpy()
             yield false_alarms(f"{effect} of a factorial apart from 0 (bb = D, tt = 0, CV {cv}, {PROMPTS} prompts)", p)
 
 
@@ -136,12 +138,12 @@ def clusters(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
             values = skewed.in_clusters(random, cv, 8, 4, correlation, repeats).reshape(32, repeats)
             place = {"measure": "patching", "split": "report", "metric": "kl_own_nats", "layer": np.repeat(np.arange(repeats), 32)}
             table = rows(values.T.flatten(), prompt=names * repeats, **place)
-            found = summarise(table, prompts=lines).sort("layer")
+            found = summarise(table, NUMBERS, prompts=lines).sort("layer")
             held = ((found["ci_low"] <= 1) & (found["ci_high"] >= 1)).to_numpy()
             said = float(np.mean(np.minimum(found["coverage"].to_numpy(), LEVEL)))
             what = f"32 prompts, 8 clusters of 4 that share {correlation:.0%} of the logarithms' variance, CV {cv}, as the page says"
             yield coverage(what, held, least=said - 0.025)
-    few = summarise(table.filter(pl.col("prompt") < "p16", pl.col("layer") < 50), prompts=lines)
+    few = summarise(table.filter(pl.col("prompt") < "p16", pl.col("layer") < 50), NUMBERS, prompts=lines)
     yield coverage("16 prompts, 4 clusters of 4: no interval is given", few["ci_low"].is_null().to_numpy(), least=1.0)
 
 
@@ -389,5 +391,5 @@ def _states() -> dict[str, torch.Tensor]:
 def _p_of(real: float, draws: list[float]) -> float:
     place = {"measure": "transport", "metric": "r2_change", "split": "report", "layer": 0, "arm": "map"}
     named = rows(draws, control=[labels.draw("permuted", i) for i in range(len(draws))], **place)
-    p = permutation_p(pl.concat([rows([real], **place), named]))["p"].item()
+    p = permutation_p(pl.concat([rows([real], **place), named]), facts(NUMBERS))["p"].item()
     return 1.0 if p is None else float(p)  # every refit is the same map: nothing is said

@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from torch import nn
 
 from mechdiff.engine.distributions import kl_nats
-from mechdiff.measures.catalogue import CHAPTERS, make_study
+from mechdiff.measures.catalogue import CHAPTERS, NUMBERS, make_study
 from mechdiff.models.sources import quiet
 from mechdiff.report.parts import Run
 from mechdiff.report.verdict import verdict
@@ -80,7 +80,7 @@ def study(base: Net, tuned: Net, *, tokenizers: Sequence[Any] = (), measures: Se
         prepared = prepare(config, RunOptions(threads=torch.get_num_threads()))
         with RunFolder.open(folder / "run", config_hash=prepared.config_hash, study_text=study_yaml(config)) as run:
             rows, record = execute(prepared, run)
-        yield Studied(rows=rows, summary=summarise(rows), record=record)
+        yield Studied(rows=rows, summary=summarise(rows, NUMBERS), record=record)
 
 
 def p0(bench: Bench) -> Iterator[Check]:

@@ -1,8 +1,11 @@
 """Attribution asks what gradients say of each head, and holds it against true patches."""
 
+from pathlib import Path
+
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
+from mechdiff.statistics.metric import Metric, Numbers
 
 ATTRIBUTION = Measure(
     name="attribution",
@@ -10,13 +13,19 @@ ATTRIBUTION = Measure(
     # what the study reads
     experiment=None,
     # what statistics read
-    numbers=None,
+    numbers=Numbers(
+        metrics=(
+            Metric(name="attributed_logits", unit="logits", terms=4),
+            Metric(name="effect_logits", unit="logits", terms=4),
+        ),
+    ),
     # what the page says
     chapter=Chapter(
-        sections=Later("mechdiff.measures.attribution.page:sections"),
+        sections=(Later("mechdiff.measures.attribution.page:attribution"),),
         lead=Later("mechdiff.measures.attribution.words:lead"),
         needs="shares",
         clause_of=5,
+        reading=Path(__file__).with_name("reading.html"),
         place=12,
     ),
     # what several runs are compared in

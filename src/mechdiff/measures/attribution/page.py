@@ -25,10 +25,6 @@ M = {
 }
 
 
-def sections(run: Run) -> list[Section]:
-    return [attribution(run)]
-
-
 def attribution(run: Run) -> Section:
     """Attribution by gradients, held against true patches; and the heads that matter in each model."""
     if findings.real(run.rows).is_empty():

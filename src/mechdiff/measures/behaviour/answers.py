@@ -37,6 +37,8 @@ CHOICE = (
     "mc_logp_per_byte_nats",
     "mc_margin_per_byte_nats",
 )
+BINARY = ("refusal", "exact_match", "cut_off", "mc_correct", "mc_correct_sum", "mc_correct_per_token")
+"""0 or 1 on a prompt."""
 
 _SAID = regex.compile(
     r"(?:final answer|the answer|answer|жауабы|жауап|ответ)\s*(?:is|are|:|=|-|–|—|болады)\s*:?\s*(?P<answer>[^\n]+)", regex.IGNORECASE

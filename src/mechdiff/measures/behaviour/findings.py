@@ -10,11 +10,11 @@ import polars as pl
 from scipy.stats import spearmanr
 
 from mechdiff import labels
+from mechdiff.measures.behaviour.answers import BINARY
 from mechdiff.rows import where
 from mechdiff.statistics import intervals, simulated
 from mechdiff.statistics.floors import FLOORS
 from mechdiff.statistics.memory import once
-from mechdiff.statistics.summary import BINARY
 
 RIGHT = ("exact_match", "mc_correct", "mc_margin_per_byte_nats")
 SPOKEN = ("refusal", *RIGHT, "style_per_100_words")

@@ -1,8 +1,12 @@
 """Behaviour asks what the two models answer, and what they find likely."""
 
+from pathlib import Path
+
 from mechdiff.comparison.between_runs import BetweenRuns
+from mechdiff.measures.behaviour.answers import BINARY
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
+from mechdiff.statistics.metric import Numbers, metrics
 
 BEHAVIOUR = Measure(
     name="behaviour",
@@ -10,13 +14,22 @@ BEHAVIOUR = Measure(
     # what the study reads
     experiment=None,
     # what statistics read
-    numbers=None,
+    numbers=Numbers(
+        metrics=(
+            *metrics(*BINARY, unit="share", binary=True),
+            *metrics("refusal_soft_nats", "refusal_soft_per_byte_nats", "mc_margin_per_byte_nats", unit="nats", signed=True),
+            *metrics("mc_logp_sum_nats", "mc_logp_per_token_nats", "mc_logp_per_byte_nats", unit="nats"),
+            *metrics("style_per_100_words", "style_per_100_tokens", unit="ratio"),
+            *metrics("mask_coverage", unit="share"),
+        ),
+    ),
     # what the page says
     chapter=Chapter(
-        sections=Later("mechdiff.measures.behaviour.page:sections"),
+        sections=(Later("mechdiff.measures.behaviour.page:answers"),),
         lead=Later("mechdiff.measures.behaviour.words:lead"),
         clause=Later("mechdiff.measures.behaviour.words:clause"),
         clause_of=1,
+        reading=Path(__file__).with_name("reading.html"),
         place=2,
         tile="what",
     ),

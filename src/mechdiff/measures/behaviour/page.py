@@ -37,10 +37,6 @@ OPEN, TEXTS, EDITS = 3, 12, 4
 """Prompts whose answers are shown at once, in all, and the edited answers of one."""
 
 
-def sections(run: Run) -> list[Section]:
-    return [answers(run)]
-
-
 def answers(run: Run) -> Section:
     """Q0, last part: behaviour."""
     groups = findings.groups(run.rows, run.manifest)

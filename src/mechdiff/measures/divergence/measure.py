@@ -1,8 +1,13 @@
 """The divergence asks how far apart the two models' predictions lie, and at which token."""
 
+from pathlib import Path
+
+from mechdiff import shares
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
+from mechdiff.rows import TOTAL
+from mechdiff.statistics.metric import Metric, Numbers, metrics
 
 DIVERGENCE = Measure(
     name="divergence",
@@ -10,13 +15,29 @@ DIVERGENCE = Measure(
     # what the study reads
     experiment=None,
     # what statistics read
-    numbers=None,
+    numbers=Numbers(
+        metrics=(
+            *(Metric(name=name, unit="nats", floor="either") for name in (*sum(shares.BETWEEN.values(), ()), "js_nats")),
+            *(Metric(name=name, unit="nats", floor="zero") for name in ("kl_byte_nats", "kl_native_base_nats", "kl_native_tuned_nats")),
+            Metric(name="top1_same", unit="share", binary=True),
+            *metrics("mass_outside", "mass_outside_base", unit="share"),
+            Metric(name=TOTAL, unit="nats"),
+            *metrics("bits_per_byte_base", "bits_per_byte_tuned", unit="bits"),
+            Metric(name="first_divergence", unit="count"),
+            *metrics("tokens_per_word_base", "tokens_per_word_tuned", "tokens_per_byte_base", "tokens_per_byte_tuned", unit="ratio"),
+        ),
+    ),
     # what the page says
     chapter=Chapter(
-        sections=Later("mechdiff.measures.divergence.page:sections"),
+        sections=(
+            Later("mechdiff.measures.divergence.page:divergence"),
+            Later("mechdiff.measures.divergence.texts_page:texts"),
+            Later("mechdiff.measures.divergence.tokenizers:tokenizers"),
+        ),
         lead=Later("mechdiff.measures.divergence.words:lead"),
         clause=Later("mechdiff.measures.divergence.words:clause"),
         clause_of=1,
+        reading=Path(__file__).with_name("reading.html"),
         place=1,
         tile="how_much",
     ),

@@ -3,8 +3,6 @@
 import polars as pl
 
 from mechdiff.measures.divergence import charts
-from mechdiff.measures.divergence.texts_page import texts
-from mechdiff.measures.divergence.tokenizers import tokenizers
 from mechdiff.measures.divergence.words import counted
 from mechdiff.report import difference
 from mechdiff.report.parts import Drawn, Run, Section, note, table
@@ -17,11 +15,6 @@ from mechdiff.statistics.simulated import ENOUGH
 LEANS = 1 / 3
 """Of D: a prompt with more moves every share of D so far, if its own share differs."""
 TOP_PROMPTS = 5
-
-
-def sections(run: Run) -> list[Section]:
-    """D at the decision position, along whole texts, and whether both models got the same input."""
-    return [divergence(run), texts(run), tokenizers(run)]
 
 
 def divergence(run: Run) -> Section:

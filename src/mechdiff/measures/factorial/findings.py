@@ -15,12 +15,14 @@ import polars as pl
 
 from mechdiff.report import difference, spoken
 from mechdiff.rows import where
-from mechdiff.statistics import intervals
+from mechdiff.statistics import floors, intervals
 from mechdiff.statistics import summary as statistics_summary
 from mechdiff.statistics.memory import once
 
 EFFECTS = {"upstream_effect": "upstream", "downstream_effect": "downstream", "interaction": "interaction"}
 UNITS = {None: "the last prompt token", "all_pos": "all positions"}
+TERMS = 4
+"""Runs that an effect is a sum over."""
 LINEAR = ("linear_nats", "logits")
 """Scores in which halves that merely add have no interaction, the better one first."""
 
@@ -139,3 +141,19 @@ def interaction(rows: pl.DataFrame, unit: str | None) -> Interaction | None:
         layer=layers[place], mean=float(table[:, place].mean()), low=float(low), high=float(high), p=float(p), whole=float(whole), score=score,
         n=len(table), candidates=len(layers), selected_on="select" if len(chosen_by) and candidates == layers else None,
     )  # fmt: skip
+
+
+def with_crossing_floors(summary: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """The summary, effects in nats held against four times what one unedited row strays: they are sums of four scores."""
+    found = summary.join(_crossing_floors(rows), on=["split", "unit"], how="left", nulls_equal=True, maintain_order="left")
+    of_four = (pl.col("measure") == "factorial") & (pl.col("floor_of") == "size")
+    return found.with_columns(floor=pl.when(of_four).then(TERMS * pl.col("floor_of_crossing")).otherwise("floor"))
+
+
+def _crossing_floors(rows: pl.DataFrame) -> pl.DataFrame:
+    """`split unit floor_of_crossing`: how far KL(p_tuned || run) of an unedited row strays from D (where the base runs) and from 0."""
+    d = floors.of_the_pair(rows).filter(pl.col("metric") == floors.d_metric(rows)).select("split", "prompt", clean="value")
+    unedited = rows.filter(pl.col("measure") == "factorial", pl.col("control") == "no_op").join(d, on=["split", "prompt"], how="left")
+    strays = (pl.col("value") - pl.when(pl.col("arm") == "bb").then("clean").otherwise(0.0)).abs()
+    found = unedited.with_columns(strays=strays).filter(pl.col("strays").is_finite())
+    return found.group_by("split", "unit").agg(floor_of_crossing=pl.col("strays").max())

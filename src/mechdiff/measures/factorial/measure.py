@@ -1,8 +1,15 @@
 """The factorial asks whether a behaviour is made below a block, above it, or only by both together."""
 
+from pathlib import Path
+
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
+from mechdiff.statistics.metric import Metric, Numbers, metrics
+
+EFFECTS = ("upstream_effect", "downstream_effect", "interaction")
+RUNS = 4
+"""An effect is a sum over so many."""
 
 FACTORIAL = Measure(
     name="factorial",
@@ -10,13 +17,26 @@ FACTORIAL = Measure(
     # what the study reads
     experiment=None,
     # what statistics read
-    numbers=None,
+    numbers=Numbers(
+        metrics=(
+            *metrics("kl_tuned_nats", "linear_nats", unit="nats"),
+            Metric(name="logit_diff_divergent", unit="logits", signed=True, undefined="same_top_token"),
+            *(Metric(name=f"{one}_nats", unit="nats", floor="size", signed=True, tested=True, terms=RUNS) for one in EFFECTS),
+            *(Metric(name=f"{one}_linear_nats", unit="nats", signed=True, tested=True, terms=RUNS) for one in EFFECTS),
+            *(
+                Metric(name=f"{one}_logits", unit="logits", signed=True, tested=True, terms=RUNS, undefined="same_top_token")
+                for one in EFFECTS
+            ),
+        ),
+        refine=Later("mechdiff.measures.factorial.findings:with_crossing_floors"),
+    ),
     # what the page says
     chapter=Chapter(
-        sections=Later("mechdiff.measures.factorial.page:sections"),
+        sections=(Later("mechdiff.measures.factorial.page:factorial"),),
         lead=Later("mechdiff.measures.factorial.words:lead"),
         needs="shares",
         clause_of=3,
+        reading=Path(__file__).with_name("reading.html"),
         place=7,
         tile="where",
     ),

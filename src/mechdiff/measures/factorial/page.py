@@ -12,10 +12,6 @@ from mechdiff.report.phrasing import between, nats, with_interval
 TITLE = "Early or late, and do they need each other?"
 
 
-def sections(run: Run) -> list[Section]:
-    return [factorial(run)]
-
-
 def factorial(run: Run) -> Section:
     """Two factors: what the blocks up to L and those above them contribute, and what only both together do."""
     units = findings.units(run.rows, run.summary)

@@ -1,8 +1,13 @@
 """Grafting asks which modules' tuned weights, put into the base, make it behave like the tuned model."""
 
+from pathlib import Path
+
+from mechdiff import shares
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
+from mechdiff.rows import OVERLAP
+from mechdiff.statistics.metric import Metric, Numbers
 
 GRAFTING = Measure(
     name="grafting",
@@ -10,14 +15,20 @@ GRAFTING = Measure(
     # what the study reads
     experiment=None,
     # what statistics read
-    numbers=None,
+    numbers=Numbers(
+        metrics=(
+            Metric(name=shares.OTHER, unit="nats", floor="other", share="recovery"),
+            Metric(name=OVERLAP, unit="nats", floor="size"),
+        ),
+    ),
     # what the page says
     chapter=Chapter(
-        sections=Later("mechdiff.measures.grafting.page:sections"),
+        sections=(Later("mechdiff.measures.grafting.page:grafting"),),
         lead=Later("mechdiff.measures.grafting.words:lead"),
         needs="shares",
         clause=Later("mechdiff.measures.grafting.words:clause"),
         clause_of=2,
+        reading=Path(__file__).with_name("reading.html"),
         place=4,
         tile="where",
     ),

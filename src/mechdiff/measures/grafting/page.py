@@ -19,10 +19,6 @@ ROUNDING = 0.02
 """How far the ends may be off, as a share of 1 + D: half precision on other batch shapes moves them by less."""
 
 
-def sections(run: Run) -> list[Section]:
-    return [grafting(run)]
-
-
 def grafting(run: Run) -> Section:
     """Q1, second half: what the change of each module does."""
     if run.rows.filter(pl.col("measure") == "grafting").is_empty():

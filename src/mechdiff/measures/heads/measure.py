@@ -1,8 +1,11 @@
 """This measure asks which attention heads carry the change."""
 
+from pathlib import Path
+
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
+from mechdiff.statistics.metric import Numbers, metrics, of_edited_runs
 
 HEADS = Measure(
     name="heads",
@@ -10,14 +13,21 @@ HEADS = Measure(
     # what the study reads
     experiment=None,
     # what statistics read
-    numbers=None,
+    numbers=Numbers(
+        metrics=(
+            *of_edited_runs(),
+            *metrics("shapley_nats", "fisher_nats", "attention_js_nats", unit="nats"),
+        ),
+        edited=True,
+    ),
     # what the page says
     chapter=Chapter(
-        sections=Later("mechdiff.measures.heads.page:sections"),
+        sections=(Later("mechdiff.measures.heads.page:heads"),),
         lead=Later("mechdiff.measures.heads.words:lead"),
         needs="shares",
         clause=Later("mechdiff.measures.heads.words:clause"),
         clause_of=5,
+        reading=Path(__file__).with_name("reading.html"),
         place=11,
         tile="where",
     ),

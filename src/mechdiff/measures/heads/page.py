@@ -21,10 +21,6 @@ LOOKED = 12
 """Heads and prompts in the table of attention, two rows each."""
 
 
-def sections(run: Run) -> list[Section]:
-    return [heads(run)]
-
-
 def heads(run: Run) -> Section:
     """Q4: heads."""
     if run.rows.filter(pl.col("measure") == "heads", pl.col("control").ne_missing("no_op")).is_empty():

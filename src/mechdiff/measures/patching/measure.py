@@ -1,8 +1,11 @@
 """Patching asks where the difference between two models' activations matters for what they predict."""
 
+from pathlib import Path
+
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
+from mechdiff.statistics.metric import Numbers, of_edited_runs
 
 PATCHING = Measure(
     name="patching",
@@ -10,14 +13,21 @@ PATCHING = Measure(
     # what the study reads
     experiment=None,
     # what statistics read
-    numbers=None,
+    numbers=Numbers(
+        metrics=of_edited_runs(drops=True),
+        edited=True,
+    ),
     # what the page says
     chapter=Chapter(
-        sections=Later("mechdiff.measures.patching.page:sections"),
+        sections=(
+            Later("mechdiff.measures.patching.page:patching"),
+            Later("mechdiff.measures.patching.page:agreement"),
+        ),
         lead=Later("mechdiff.measures.patching.words:lead"),
         needs="shares",
         clause=Later("mechdiff.measures.patching.words:clause"),
         clause_of=3,
+        reading=Path(__file__).with_name("reading.html"),
         place=6,
         tile="where",
     ),

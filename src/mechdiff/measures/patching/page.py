@@ -26,11 +26,6 @@ ARMS = {
 TOP_SITES = 10
 
 
-def sections(run: Run) -> list[Section]:
-    """The effects of patches, and how similarity goes with them."""
-    return [patching(run), agreement(run)]
-
-
 def patching(run: Run) -> Section:
     """Q2, second half: the causal map, wider writes, the arms."""
     title = "Where does it matter?"

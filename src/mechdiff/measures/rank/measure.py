@@ -1,8 +1,11 @@
 """Rank asks how many dimensions the change of activations has."""
 
+from pathlib import Path
+
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
+from mechdiff.statistics.metric import Numbers, metrics, of_edited_runs
 
 RANK = Measure(
     name="rank",
@@ -10,14 +13,23 @@ RANK = Measure(
     # what the study reads
     experiment=None,
     # what statistics read
-    numbers=None,
+    numbers=Numbers(
+        metrics=(
+            *of_edited_runs(drops=True),
+            *metrics("r2_change", "r2_change_cv", "r2_change_cv_se", "fisher_agreement", unit="ratio"),
+            *metrics("change_squared", "change_varying_squared", unit="ratio"),
+            *metrics("rank_chosen", "rank_best", "rank_uncentred", "rank_limit", "rank_prompts", unit="count"),
+        ),
+        edited=True,
+    ),
     # what the page says
     chapter=Chapter(
-        sections=Later("mechdiff.measures.rank.page:sections"),
+        sections=(Later("mechdiff.measures.rank.page:rank"),),
         lead=Later("mechdiff.measures.rank.words:lead"),
         needs="effect",
         clause=Later("mechdiff.measures.rank.words:clause"),
         clause_of=4,
+        reading=Path(__file__).with_name("reading.html"),
         place=9,
         tile="how_complicated",
     ),

@@ -17,10 +17,6 @@ from mechdiff.report.phrasing import between, listed, nats, share
 TITLE = "How many dimensions does the change have?"
 
 
-def sections(run: Run) -> list[Section]:
-    return [rank(run)]
-
-
 def rank(run: Run) -> Section:
     """Q3, second half: the rank of the change, and the least rank that does what the whole map does."""
     if run.rows.filter(pl.col("measure") == "rank", pl.col("control").ne_missing("no_op")).is_empty():

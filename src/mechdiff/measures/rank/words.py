@@ -9,17 +9,17 @@ from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import share, with_interval
 
 
-def lead(run: Run) -> list[str]:
-    """How many dimensions the change has."""
-    return how_many_dimensions(run.rows, run.summary)
-
-
 def clause(run: Run) -> list[Candidate]:
     """The rank of the change, for the verdict."""
     one = findings.strongest(run.rows, run.summary)
     if one is None:
         return []
     return [Candidate(text=rank_of(one), n=one.prompts, needed=findings.ENOUGH * max(one.rank, 1), tested=one.says == "rank")]
+
+
+def lead(run: Run) -> list[str]:
+    """How many dimensions the change has."""
+    return how_many_dimensions(run.rows, run.summary)
 
 
 def how_many_dimensions(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:

@@ -8,6 +8,8 @@ from mechdiff import labels
 from mechdiff.models.sites import KINDS
 from mechdiff.report.difference import SAME_SHAPE, plain, reported, site_name
 from mechdiff.rows import where
+from mechdiff.statistics import intervals
+from mechdiff.statistics.clusters import delete_one, whole_metric
 from mechdiff.statistics.memory import once
 
 
@@ -60,3 +62,24 @@ def null_band(rows: pl.DataFrame) -> pl.DataFrame:
         low=pl.col("value").quantile(0.025, "linear"), high=pl.col("value").quantile(0.975, "linear"), draws=pl.len()
     )
     return each.group_by("layer").agg(pl.col("low").min(), pl.col("high").max(), pl.col("draws").min()).sort("layer")
+
+
+def with_jackknife(summary: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """The summary with the jackknife intervals of CKA, without three dimensions and after the norm too; and n of the whole-set values."""
+    place = ["split", "layer", "site", "unit", "control"]
+    without = rows.filter(pl.col("measure") == "similarity", delete_one()).sort("prompt").with_columns(metric=whole_metric())
+    without = without.group_by("measure", *place, "metric").agg(
+        n_states=pl.len(), spread=pl.col("value").std()
+    )  # an undefined one: no interval
+    counts = without.group_by("measure", *place).agg(pl.col("n_states").max())
+    key = ["measure", *place, "metric"]
+    table = summary.join(without.drop("n_states"), on=key, how="left", nulls_equal=True, maintain_order="left")
+    table = table.join(counts, on=["measure", *place], how="left", nulls_equal=True, maintain_order="left")
+    table = table.with_columns(n=pl.when(pl.col("measure") == "similarity").then(pl.coalesce("n", "n_states")).otherwise("n"))
+    cka = (pl.col("spread").is_not_null() & pl.col("mean").is_not_nan()).fill_null(False)
+    filled = table.select(pl.col("mean", "spread", "n_states").cast(pl.Float64).fill_null(float("nan")))
+    low, high = intervals.jackknife_below_1(*(filled[name].to_numpy() for name in ("mean", "spread", "n_states")))
+    return table.with_columns(
+        ci_low=pl.when(cka).then(pl.Series(low).fill_nan(None)).otherwise("ci_low"),
+        ci_high=pl.when(cka).then(pl.Series(high).fill_nan(None)).otherwise("ci_high"),
+    )

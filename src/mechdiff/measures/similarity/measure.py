@@ -1,8 +1,11 @@
 """Similarity asks at which sites the two models' activations differ."""
 
+from pathlib import Path
+
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
+from mechdiff.statistics.metric import Numbers, metrics
 
 SIMILARITY = Measure(
     name="similarity",
@@ -10,12 +13,21 @@ SIMILARITY = Measure(
     # what the study reads
     experiment=None,
     # what statistics read
-    numbers=None,
+    numbers=Numbers(
+        metrics=(
+            *metrics("cka", "cka_biased", "mutual_knn", unit="ratio", nearer="higher"),
+            *metrics("cka_without_top3", "cka_normed", unit="ratio"),
+            *metrics("procrustes_distance", unit="ratio", nearer="lower"),
+            *metrics("participation_ratio_base", "participation_ratio_tuned", "same_basis_change", unit="ratio"),
+        ),
+        refine=Later("mechdiff.measures.similarity.findings:with_jackknife"),
+    ),
     # what the page says
     chapter=Chapter(
-        sections=Later("mechdiff.measures.similarity.page:sections"),
+        sections=(Later("mechdiff.measures.similarity.page:similarity"),),
         lead=Later("mechdiff.measures.similarity.words:lead"),
         clause_of=3,
+        reading=Path(__file__).with_name("reading.html"),
         place=5,
     ),
     # what several runs are compared in

@@ -13,10 +13,6 @@ from mechdiff.report.phrasing import listed, shown
 from mechdiff.rows import where
 
 
-def sections(run: Run) -> list[Section]:
-    return [similarity(run)]
-
-
 def similarity(run: Run) -> Section:
     """Q2, first half: CKA by layer."""
     title = "Where do their states differ?"

@@ -19,10 +19,6 @@ TOP = 14
 ANSWERS = 5
 
 
-def sections(run: Run) -> list[Section]:
-    return [steering(run)]
-
-
 def steering(run: Run) -> Section:
     """Q3, last part: can the change be turned on and off by hand."""
     if run.rows.filter(pl.col("measure") == "steering", pl.col("control").ne_missing("no_op")).is_empty():

@@ -1,8 +1,11 @@
 """Transport asks whether a linear map from one model's activations to the other's carries the change."""
 
+from pathlib import Path
+
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
+from mechdiff.statistics.metric import Numbers, metrics, of_edited_runs
 
 TRANSPORT = Measure(
     name="transport",
@@ -10,14 +13,22 @@ TRANSPORT = Measure(
     # what the study reads
     experiment=None,
     # what statistics read
-    numbers=None,
+    numbers=Numbers(
+        metrics=(
+            *of_edited_runs(drops=True),
+            *metrics("r2_change", unit="ratio", nearer="higher"),
+            *metrics("r2", "cka_mapped", "cosine", "cosine_centred", "cosine_of_mean", "norm_ratio", "cycle_error", unit="ratio"),
+        ),
+        edited=True,
+    ),
     # what the page says
     chapter=Chapter(
-        sections=Later("mechdiff.measures.transport.page:sections"),
+        sections=(Later("mechdiff.measures.transport.page:transport"),),
         lead=Later("mechdiff.measures.transport.words:lead"),
         needs="shares",
         clause=Later("mechdiff.measures.transport.words:clause"),
         clause_of=4,
+        reading=Path(__file__).with_name("reading.html"),
         place=8,
         tile="how_complicated",
     ),

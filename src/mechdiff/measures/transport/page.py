@@ -18,10 +18,6 @@ TOP = 16
 SURE = 0.05
 
 
-def sections(run: Run) -> list[Section]:
-    return [transport(run)]
-
-
 def transport(run: Run) -> Section:
     """Q3: maps of states from base to tuned, against what needs no map."""
     if run.rows.filter(pl.col("measure") == "transport", pl.col("control").ne_missing("no_op")).is_empty():

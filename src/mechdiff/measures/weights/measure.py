@@ -1,8 +1,11 @@
 """The weights are compared tensor by tensor: which changed, by how much, in how many directions."""
 
+from pathlib import Path
+
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
+from mechdiff.statistics.metric import Numbers, metrics
 
 WEIGHTS = Measure(
     name="weights",
@@ -10,13 +13,21 @@ WEIGHTS = Measure(
     # what the study reads
     experiment=None,
     # what statistics read
-    numbers=None,
+    numbers=Numbers(
+        metrics=(
+            *metrics("changed", "share_of_change", unit="share"),
+            *metrics("relative_norm", "module_relative_norm", "ov_relative_norm", "qk_relative_norm", "data_weighted_norm", unit="ratio"),
+            *metrics("spectral_norm", "spectral_norm_error", "spectral_norm_null", "stable_rank", unit="ratio"),
+            *metrics("numerical_rank", "energy_rank_50", "energy_rank_90", "energy_rank_99", "intruder_dimensions", unit="count"),
+        ),
+    ),
     # what the page says
     chapter=Chapter(
-        sections=Later("mechdiff.measures.weights.page:sections"),
+        sections=(Later("mechdiff.measures.weights.page:weights"),),
         lead=Later("mechdiff.measures.weights.words:lead"),
         clause=Later("mechdiff.measures.weights.words:clause"),
         clause_of=2,
+        reading=Path(__file__).with_name("reading.html"),
         place=3,
         tile="where",
     ),

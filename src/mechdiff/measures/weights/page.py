@@ -14,10 +14,6 @@ TITLE = "Which weights changed?"
 TOP = 10
 
 
-def sections(run: Run) -> list[Section]:
-    return [weights(run)]
-
-
 def weights(run: Run) -> Section:
     """Q1, first half: the change of the weights themselves."""
     found = findings.how_many(run.summary)
