@@ -43,7 +43,7 @@ def write_study(folder: Path) -> Path:
 
 def started(study: Path, out: Path) -> subprocess.Popen[bytes]:
     """`mechdiff run` in a process of its own."""
-    code = "from mechdiff.cli import main; main()"
+    code = "from mechdiff.cli.main import main; main()"
     command = [sys.executable, "-c", code, "run", str(study), "--out", str(out), "--threads", "1"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
 

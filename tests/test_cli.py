@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from mechdiff import api, cli
+from mechdiff import api
+from mechdiff.cli import main as cli
 from mechdiff.errors import StudyError
 
 CONTRACT = Path(__file__).parents[2] / "shared" / "rows_contract.py"
@@ -50,7 +51,7 @@ def whole(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ran(pair: Path, out: Path, *more: str) -> Path:
     asked = ["--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl", "--out", out, *more]
-    done = subprocess.run([sys.executable, "-m", "mechdiff.cli", "run", *map(str, asked)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "mechdiff.cli.main", "run", *map(str, asked)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(out / "report.html")
     return out
@@ -122,9 +123,7 @@ def test_check_says_what_fits(pair: Path, mechdiff) -> None:
 def test_ctrl_c_keeps_what_is_finished_and_says_so(pair: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     asked = ["--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl", "--out", out]
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from mechdiff import cli; cli.main()"  # as from a shell
-    )
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from mechdiff.cli.main import main; main()"  # as from a shell
     child = subprocess.Popen([sys.executable, "-c", code, "run", *map(str, asked)], stderr=subprocess.PIPE, text=True)
     while child.poll() is None and len(list(out.glob("cells/[0-9a-f]*/cell.json"))) < 3:
         time.sleep(0.02)
@@ -137,7 +136,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_so(pair: Path, tmp_path: Path) -
 
 def test_help_is_quick() -> None:
     code = (
-        "import sys; from mechdiff import cli; sys.exit('torch' in sys.modules or 'polars' in sys.modules or 'transformers' in sys.modules)"
+        "import sys; import mechdiff.cli.main; sys.exit('torch' in sys.modules or 'polars' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -234,7 +233,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(pair: Path, tmp_path: Path) -> 
     study.write_text(
         f"pair: {{base: {pair / 'base'}, tuned: {pair / 'tuned'}}}\nprompts: {{file: {pair / 'prompts.jsonl'}}}\nmeasures: {few}\n"
     )
-    command = [sys.executable, "-m", "mechdiff.cli", "run", str(study), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "mechdiff.cli.main", "run", str(study), "--out", str(tmp_path / "run")]
     code = "import resource, sys, os; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); os.execv(sys.argv[1], sys.argv[1:])"
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     full = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False, env=environment)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mechdiff import cli
+from mechdiff.cli import main as cli
 from mechdiff.measures.catalogue import MEASURES, make_study
 
 ROOT = Path(__file__).parents[1]

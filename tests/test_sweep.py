@@ -8,7 +8,7 @@ import pytest
 
 from mechdiff.store.tables import read_rows
 
-CODE = "from mechdiff.cli import main; main()"
+CODE = "from mechdiff.cli.main import main; main()"
 
 
 def mechdiff(*words: object) -> subprocess.CompletedProcess[str]:

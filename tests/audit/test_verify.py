@@ -12,10 +12,10 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from every_measure import MEASURES
-from mechdiff import cli
 from mechdiff.audit.distributions import NotRecomputed
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.verification import Verification, distance, same, sample, tolerance, verify
+from mechdiff.cli import main as cli
 from mechdiff.errors import RunError
 from mechdiff.measures.catalogue import AGAIN, ANSWERS, OPTIONS
 from mechdiff.measures.similarity.formula import linear_cka

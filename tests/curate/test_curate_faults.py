@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mechdiff.cli import app
+from mechdiff.cli.main import app
 
 
 def curated(folder: Path, *options: str, code: int = 0) -> tuple[list[dict], str]:

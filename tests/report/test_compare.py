@@ -209,7 +209,7 @@ def test_from_the_command_line_the_same_runs_give_the_same_page(
     made: Comparison, local: Path, spread_out: Path, capsys, monkeypatch
 ) -> None:
     import mechdiff
-    from mechdiff import cli
+    from mechdiff.cli import main as cli
 
     assert mechdiff.compare is compare
     before = made.report().read_bytes()

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import pico
-from mechdiff import cli
+from mechdiff.cli import main as cli
 from mechdiff.engine import distributions
 from mechdiff.errors import MechdiffError, ModelError
 from mechdiff.measures.heads import formula as heads_formula

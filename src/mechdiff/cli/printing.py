@@ -2,23 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mechdiff.api import Run
-from mechdiff.audit.verification import Verification
-from mechdiff.curate.curation import Recipe
-from mechdiff.curate.fairness import Tokenizers
 from mechdiff.digits import fixed, percent
 from mechdiff.rows import where
-from mechdiff.store.tables import Status
-from mechdiff.study.config import StudyConfig
-from mechdiff.validate.power import Curve
-from mechdiff.validate.validation import Validation
+
+if TYPE_CHECKING:
+    from mechdiff.api import Run
+    from mechdiff.audit.verification import Verification
+    from mechdiff.curate.curation import Recipe
+    from mechdiff.curate.fairness import Tokenizers
+    from mechdiff.store.tables import Status
+    from mechdiff.study.config import StudyConfig
+    from mechdiff.validate.power import Curve
+    from mechdiff.validate.validation import Validation
 
 
 def _table(title: str, *columns: str) -> Table:

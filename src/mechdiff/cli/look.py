@@ -1,0 +1,114 @@
+"""These verbs look at finished runs, and at mechdiff itself. Everything heavy is imported inside the verb."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mechdiff.cli.flags import Folder, escaped, say
+
+
+def report(run: Folder) -> None:
+    """Build the report and the figures of a finished run anew; prints the page's path."""
+    from mechdiff.api import open_run
+
+    print(open_run(run).report())
+
+
+def export(
+    run: Folder,
+    out: Annotated[Path, typer.Option(help="Folder for figures/ and summary.md.")] = Path("paper"),
+    formats: Annotated[str, typer.Option("--format", help="Comma-separated: pdf, svg, png.")] = "pdf,svg,png",
+    columns: Annotated[str, typer.Option(help="Comma-separated widths: single (3.3 inches), double (6.9).")] = "single,double",
+) -> None:
+    """For a paper: every figure at column widths, every table and a summary in Markdown. Prints the summary's path."""
+    from mechdiff.api import open_run
+
+    asked = {"formats": formats.split(","), "columns": columns.split(",")}
+    print(open_run(run).export(out, **{name: [one.strip() for one in given] for name, given in asked.items()}))
+
+
+def show(run: Folder) -> None:
+    """A finished run's main numbers, in the terminal."""
+    from rich.console import Console
+
+    from mechdiff.api import open_run
+    from mechdiff.cli.printing import show_run
+
+    show_run(open_run(run), Console())
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of two or more finished runs.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="The comparison's folder; default runs/compare-NAMES.", show_default=False)] = None,
+    across_bases: Annotated[
+        bool, typer.Option("--across-bases", help="Allow other base models: only how local the changes are is then compared.")
+    ] = False,
+) -> None:
+    """Fine-tunes beside one another: local and low-rank, or distributed and high-rank? Prints the page's path."""
+    from mechdiff.api import compare as hold_against_each_other
+
+    made = hold_against_each_other(*runs, out=out, across_bases=across_bases)
+    for sentence in made.verdict():
+        say(f"- {escaped(sentence)}")
+    print(made.report())
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
+    rows: Annotated[int, typer.Option(help="How many rows are recomputed.")] = 200,
+    every: Annotated[bool, typer.Option("--all", help="All rows: hours for a large run.")] = False,
+    seed: Annotated[int, typer.Option(help="Which rows.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON on standard output.")] = False,
+) -> None:
+    """Recompute rows of a run by whole forward passes; hold every file against its hash. Exit code 1 where something differs."""
+    from rich.console import Console
+
+    from mechdiff.audit.verification import verify as recompute
+    from mechdiff.cli.printing import show_verification
+    from mechdiff.measures.catalogue import AGAIN, ANSWERS, OPTIONS
+
+    with Console(stderr=True).status("opening the run") as status:
+        found = recompute(
+            run, OPTIONS, AGAIN, ANSWERS, n_rows=None if every else rows, seed=seed, device=device,
+            progress=lambda what: status.update(what),
+        )  # fmt: skip
+    if json:
+        print(found.to_json())
+    else:
+        show_verification(found, Console(width=None if sys.stdout.isatty() else 160))
+    raise typer.Exit(0 if found.passed else 1)
+
+
+def validate(
+    base: Annotated[str | None, typer.Option(help="Plant them in this model: a folder, a .gguf file, a Hub id.", show_default=False)] = None,
+    real: Annotated[bool, typer.Option("--real", help="Plant them in the demo's model.")] = False,
+    only: Annotated[str | None, typer.Option(help="Some truths: P2,P4a.", show_default=False)] = None,
+    power: Annotated[bool, typer.Option(help="With --base or --real: how small an edit would be found in this model?")] = True,
+    seed: Annotated[int, typer.Option(help="Of the tiny network, and of the edits of the power curve.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON on standard output.")] = False,
+) -> None:  # fmt: skip
+    """Planted, known differences, and what mechdiff says of them. Exit code 1 where one does not come out."""
+    from rich.console import Console
+
+    from mechdiff.cli.printing import show_validation
+    from mechdiff.demo import embedded_model
+    from mechdiff.errors import StudyError
+    from mechdiff.validate.validation import run as prove
+
+    if base and real:
+        raise StudyError("given --base and --real. Give one or the other.")
+    errors = Console(stderr=True)
+    with errors.status("planting") as status:
+        found = prove(
+            base=str(embedded_model()) if real else base, only=[one.strip() for one in only.split(",")] if only else (), seed=seed,
+            device=device, with_power=power and not only, progress=lambda what: status.update(what),
+        )  # fmt: skip
+    if json:
+        print(found.to_json())
+    else:
+        show_validation(found, Console(width=None if sys.stdout.isatty() else 160))
+    raise typer.Exit(0 if found.passed else 1)

@@ -1,0 +1,251 @@
+"""These verbs run, plan and check studies. Everything heavy is imported inside the verb."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mechdiff.cli.flags import (
+    AtOnce,
+    Base,
+    Cells,
+    Device,
+    Dtype,
+    Engine,
+    Gpus,
+    MaxRows,
+    Measures,
+    Memory,
+    OnRay,
+    Out,
+    Policy,
+    Prompts,
+    Quick,
+    Seed,
+    Study,
+    Template,
+    Threads,
+    Trust,
+    Tuned,
+    Verbose,
+    Workers,
+    escaped,
+    progress,
+    say,
+)
+
+
+def _asked(study: Path | None, base: str | None, tuned: str | None, prompts: Path | None, policy: str, template: str, measures: str | None,
+           seed: int, dtype: str) -> tuple[Any, str]:  # fmt: skip
+    """The study that the arguments describe, and its text."""
+    from mechdiff.errors import StudyError
+    from mechdiff.measures.catalogue import load_study, make_study
+    from mechdiff.study.config import refuse_beside, study_yaml
+
+    told = {"--base": base, "--tuned": tuned, "--prompts": prompts, "--measures": measures, "--policy": policy != "same_text",
+            "--template": template != "tuned", "--seed": seed, "--dtype": dtype != "float32"}  # fmt: skip
+    if study is not None:
+        refuse_beside(study, told)
+        return load_study(study)
+    absent = [flag for flag, value in (("--base", base), ("--tuned", tuned), ("--prompts", prompts)) if not value]
+    if absent:
+        raise StudyError(f"no study file, and {', '.join(absent)} not given. Give STUDY.yaml, or all of --base, --tuned and --prompts.")
+    data: dict[str, Any] = {
+        "pair": {"base": base, "tuned": tuned},
+        "prompts": {"file": str(prompts), "policy": policy, "template": template},
+        "seed": seed,
+        "dtype": dtype,
+    }
+    if measures:
+        data["measures"] = [name.strip() for name in measures.split(",")]
+    config = make_study(data, name="flags")
+    return config, study_yaml(config)
+
+
+def demo(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One embedded fine-tune: courtesy, arithmetic or kazakh. None: the last two, compared.", show_default=False),
+    ] = None,
+    out: Out = None,
+    full: Annotated[bool, typer.Option("--full", help="All prompts and every measure with its defaults: no budget.")] = False,
+    quick: Quick = False,
+) -> None:
+    """The whole study on embedded pairs, with no network: arithmetic and Kazakh side by side, and their contrast. Prints the page's path."""
+    from mechdiff.demo import CONTRAST, NAMES, demo_study, embedded_model
+    from mechdiff.errors import StudyError
+    from mechdiff.study.config import RunOptions
+
+    if name is not None and name not in NAMES:
+        raise StudyError(f"no embedded fine-tune is called {name!r}. There are: {', '.join(NAMES)}.")
+    embedded_model()
+    say("a real model from a package, converted once into the cache; its fine-tunes come with mechdiff")
+    place = out or Path("runs") / ("demo" + f"-{name}" * (name is not None) + "-full" * full + "-quick" * quick)
+    if name is not None:
+        _run(demo_study(name, full=full), RunOptions(out=place, quick=quick))
+        return
+    pairs = {one: (demo_study(one, full=full), RunOptions(out=place / one, quick=quick)) for one in CONTRAST}
+    _contrast(pairs, place, stated=not (full or quick))
+
+
+def run(
+    study: Annotated[
+        list[Path] | None, typer.Argument(help="Study files (YAML); several: a sweep. Or --base, --tuned, --prompts.", show_default=False)
+    ] = None,
+    base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "same_text", template: Template = "tuned",
+    measures: Measures = None, seed: Seed = 0, dtype: Dtype = "float32", out: Out = None, device: Device = "auto", memory: Memory = "auto",
+    max_rows: MaxRows = None, threads: Threads = None, engine: Engine = "auto", quick: Quick = False, trust_remote_code: Trust = None,
+    ray: OnRay = None, workers: Workers = None, gpus_per_worker: Gpus = 0.0, cells: Cells = None, at_once: AtOnce = 1, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Run a study of a pair, or several. Finished cells are never computed again; the last line printed is the report's path."""
+    from mechdiff.study.config import RunOptions
+
+    options = RunOptions(
+        out=out, device=device, memory=memory, max_rows=max_rows, threads=threads, engine=engine, quick=quick,  # type: ignore[arg-type]
+        trust_remote_code=tuple(trust_remote_code or ()), ray=ray, workers=workers, gpus_per_worker=gpus_per_worker, cells=cells,
+    )  # fmt: skip
+    files: list[Path | None] = [*study] if study else [None]
+    configs = [_asked(file, base, tuned, prompts, policy, template, measures, seed, dtype)[0] for file in files]
+    if study and len(study) > 1:
+        _sweep(dict(zip(study, configs, strict=True)), options, at_once)
+    else:
+        _run(files[0] or configs[0], options, verbose)
+
+
+def moments(
+    base: Annotated[str, typer.Argument(help="Base model.", show_default=False)],
+    tuned: Annotated[str, typer.Argument(help="Tuned model, or an adapter.", show_default=False)],
+    corpus: Annotated[Path, typer.Argument(help="JSON Lines of any size, a `text` in every line.", show_default=False)],
+    sites: Annotated[str, typer.Option(help="Comma-separated, such as L3.resid_post,L5.attn_out.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="A folder for sums, maps and moments.json.", show_default=False)],
+    positions: Annotated[str, typer.Option(help="all: every token but a text's first; last: its last one.")] = "all",
+    longest: Annotated[int, typer.Option(min=2, help="Tokens of a text that are read.")] = 512,
+    shard: Annotated[int, typer.Option(min=1, help="Texts of one unit of work and of storage.")] = 1024,
+    dtype: Dtype = "float32", device: Device = "auto", memory: Memory = "auto", threads: Threads = None, trust_remote_code: Trust = None,
+    ray: OnRay = None, workers: Workers = None, gpus_per_worker: Gpus = 0.0, cells: Cells = None,
+) -> None:  # fmt: skip
+    """Fits, CKA and mean differences over a corpus larger than memory, by sums. A killed one goes on; the last line is the folder's record."""
+    from rich.console import Console
+
+    from mechdiff import api
+    from mechdiff.cli.printing import show_moments
+    from mechdiff.study.config import RunOptions
+
+    options = RunOptions(
+        device=device, memory=memory, threads=threads, ray=ray, workers=workers, gpus_per_worker=gpus_per_worker, cells=cells,  # type: ignore[arg-type]
+        trust_remote_code=tuple(trust_remote_code or ()),
+    )  # fmt: skip
+    with progress() as bar:
+        task = bar.add_task("preparing", total=1.0)
+        found = api.moments(
+            base, tuned, corpus, [site.strip() for site in sites.split(",")], out=out, positions=positions, longest=longest, shard=shard, dtype=dtype,
+            options=options, progress=lambda what, share: bar.update(task, description=what, completed=share),
+        )  # fmt: skip
+    show_moments(found, Console(stderr=True))
+    print(out / "moments.json")
+
+
+def status(folder: Annotated[Path, typer.Argument(help="The folder of a run: running, dead or finished.", show_default=False)]) -> None:
+    """How far has a run come? Read from its folder, while it runs or after it died."""
+    from rich.console import Console
+
+    from mechdiff.cli.printing import show_status
+    from mechdiff.store.tables import read_status
+
+    show_status(read_status(folder), Console())
+
+
+def _contrast(pairs: dict[str, Any], place: Path, *, stated: bool) -> None:
+    """Both pairs' studies side by side, then their comparison; `stated`: what they cost beside their budget."""
+    from rich.console import Console
+
+    from mechdiff import api
+    from mechdiff.api import compare as contrast
+    from mechdiff.cli.printing import show_budget
+    from mechdiff.study.distribute import side_by_side
+
+    with progress() as bar:
+        tasks = {name: bar.add_task(f"{name}: preparing", total=1.0) for name in pairs}
+        runs = side_by_side(
+            api.run_job, pairs, lambda name, what, share: bar.update(tasks[name], description=f"{name}: {what}"[:34], completed=share)
+        )
+    console = Console(stderr=True)
+    if stated:
+        show_budget(runs, console)
+    compared = contrast(*(run.path for run in runs.values()), out=place)
+    for sentence in compared.verdict():
+        console.print(f"- {escaped(sentence)}")
+    print(compared.report())
+
+
+def _sweep(studies: dict[Path, Any], options: Any, at_once: int) -> None:
+    """Several studies, each in a folder of its own under --out; on one cluster, where there is one."""
+    from dataclasses import replace
+
+    from mechdiff import api
+    from mechdiff.errors import StudyError
+    from mechdiff.study.distribute import side_by_side, together
+
+    names = [study.stem for study in studies]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise StudyError(f"two study files are called {', '.join(twice)}: their runs would share a folder. Give them different names.")
+    with together(options.ray) as address, progress() as bar:
+        jobs = {
+            name: (config, replace(options, out=(options.out or Path("runs")) / name, ray=address))
+            for name, config in zip(names, studies.values(), strict=True)
+        }
+        tasks = {name: bar.add_task(f"{name}: waiting", total=1.0) for name in names}
+        runs = side_by_side(
+            api.run_job, jobs, lambda name, what, share: bar.update(tasks[name], description=f"{name}: {what}"[:34], completed=share),
+            at_once=at_once,
+        )  # fmt: skip
+    for run in runs.values():
+        print(run.path / "report.html")
+
+
+def _run(study: Any, options: Any, verbose: bool = False) -> None:
+    from rich.console import Console
+
+    from mechdiff import api
+
+    with progress() as bar:
+        task = bar.add_task("preparing", total=1.0)
+        finished = api.run(
+            study, options=options, progress=lambda what, share: bar.update(task, description=what[:34], completed=share),
+            listener=lambda line: bar.console.print(line, style="dim", markup=False, highlight=False) if verbose else None,
+        )  # fmt: skip
+        bar.update(task, description="done", completed=1.0)
+    from mechdiff.cli.printing import show_run
+
+    show_run(finished, Console(stderr=True))
+    print(finished.path / "report.html")
+
+
+def plan(
+    study: Study = None, base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "same_text", template: Template = "tuned",
+    measures: Measures = None, seed: Seed = 0, dtype: Dtype = "float32", max_rows: MaxRows = None,
+) -> None:  # fmt: skip
+    """What a study would compute: cells, memory, time. No model is loaded."""
+    from rich.console import Console
+
+    from mechdiff.cli.printing import show_plan
+
+    config, _ = _asked(study, base, tuned, prompts, policy, template, measures, seed, dtype)
+    show_plan(config, max_rows, Console())
+
+
+def check(
+    base: Annotated[str, typer.Argument(help="Base model.", show_default=False)],
+    tuned: Annotated[str, typer.Argument(help="Tuned model, or an adapter.", show_default=False)],
+    alternative: Annotated[
+        list[str] | None, typer.Option(help="Another model that may be the tuned one's base; may be given again.", show_default=False)
+    ] = None,
+    dtype: Dtype = "float32", device: Device = "auto", memory: Memory = "auto", trust_remote_code: Trust = None,
+) -> None:  # fmt: skip
+    """Does this pair fit? Families, sites, tokenizers, templates, lineage, and the engine's self-check on both models."""
+    from rich.console import Console
+
+    from mechdiff.cli.printing import show_check
+
+    fits = show_check(base, tuned, dtype, device, memory, tuple(trust_remote_code or ()), tuple(alternative or ()), Console())
+    raise typer.Exit(0 if fits else 1)
