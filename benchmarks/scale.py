@@ -18,7 +18,7 @@ import torch
 
 import mechdiff
 from mechdiff.demo import DATA, embedded_model
-from mechdiff.measures.catalogue import load_study, make_study
+from mechdiff.measures.catalogue import EXPERIMENTS, load_study, make_study
 from mechdiff.study.config import StudyConfig
 from mechdiff.study.estimate import Estimate, Machine, estimate
 
@@ -51,7 +51,7 @@ def measured() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         for name, measures in STUDIES.items():
             study = small(measures)
-            planned = estimate(study).seconds
+            planned = estimate(study, EXPERIMENTS).seconds
             started = time.perf_counter()
             run = mechdiff.run(study, out=Path(folder) / name)
             took = time.perf_counter() - started
@@ -66,7 +66,7 @@ def on_paper(shape: dict[str, Any] | None = None, dtype: str = "bfloat16") -> Es
     study, _ = load_study(ROOT / "studies" / "llama31_base_openmath2.yaml")
     said = study.model_dump(mode="json", exclude_defaults=True) | {"dtype": dtype}
     pair = study.pair.model_dump(mode="json")
-    return estimate(make_study({**said, "pair": {**pair, "shape": shape or pair["shape"]}}), machine=H100)
+    return estimate(make_study({**said, "pair": {**pair, "shape": shape or pair["shape"]}}), EXPERIMENTS, machine=H100)
 
 
 def memory_of(shape: dict[str, Any] | None) -> list[str]:

@@ -24,7 +24,7 @@ from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.overlap import overlap_nats, total_nats
 from mechdiff.engine.replay import replay
-from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.measures.patching.formula import variants
 from mechdiff.models.pair import Model, wrap
 from mechdiff.models.sites import Site
@@ -102,7 +102,7 @@ def opened(name: str) -> Any:
     """The pair of one embedded fine-tune with its report prompts."""
     prompts = {"report": str(DATA / "prompts" / f"{name}_report.jsonl"), "at_most": {"report": N_PROMPTS}}
     pair = {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)}
-    return prepare(make_study({"pair": pair, "prompts": prompts, "measures": ["divergence"]}), RunOptions(device="cpu"))
+    return prepare(make_study({"pair": pair, "prompts": prompts, "measures": ["divergence"]}), RunOptions(device="cpu"), EXPERIMENTS)
 
 
 def at_strengths(name: str, strengths: Sequence[float]) -> Iterator[Effects]:

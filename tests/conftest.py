@@ -37,7 +37,7 @@ def every_measure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from filelock import FileLock
 
     from every_measure import made
-    from mechdiff.measures.catalogue import NUMBERS, load_study
+    from mechdiff.measures.catalogue import EXPERIMENTS, NUMBERS, load_study
     from mechdiff.statistics.summary import summarise
     from mechdiff.store.run_folder import RunFolder
     from mechdiff.store.tables import read_prompts
@@ -50,7 +50,7 @@ def every_measure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "run" / "manifest.json").is_file():
             study, text = load_study(made(folder))
-            prepared = prepare(study, RunOptions(device="cpu"))
+            prepared = prepare(study, RunOptions(device="cpu"), EXPERIMENTS)
             with RunFolder.open(folder / "run", config_hash=prepared.config_hash, study_text=text) as run:
                 rows, record = execute(prepared, run)
                 run.write_summary(summarise(rows, NUMBERS, prompts=read_prompts(run.path), seed=study.seed))

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.store.run_folder import RunFolder
 from mechdiff.study import run
 from mechdiff.study.config import RunOptions, study_yaml
@@ -25,7 +25,7 @@ def study(folder: Path, tuned: str, measures: list[Any]) -> tuple[pl.DataFrame, 
             "measures": measures,
         }
     )
-    prepared = prepare(config, RunOptions(device="cpu"))
+    prepared = prepare(config, RunOptions(device="cpu"), EXPERIMENTS)
     with RunFolder.open(folder / "run", config_hash=prepared.config_hash, study_text=study_yaml(config)) as out:
         return (*run.execute(prepared, out), prepared)
 

@@ -150,10 +150,12 @@ def test_the_prompts_are_three_splits_without_overlap() -> None:
         assert len(texts) == len(set(texts)) >= 80
 
 
-def test_every_stage_has_a_budget_and_every_measure_is_in_the_demo() -> None:
-    from mechdiff.study.stages import STAGES
+def test_every_second_of_a_run_has_a_budget_and_every_measure_is_in_the_demo() -> None:
+    from mechdiff.measures.catalogue import EXPERIMENTS
+    from mechdiff.study.stages import stages_of
 
-    budgeted = [stage for one in (demo.SHARED, *demo.BUDGETS.values()) for stage in one.stages]
-    assert sorted(budgeted) == sorted(STAGES)
-    assert list(demo.demo_study("kazakh").measures) == list(demo.BUDGETS)
+    seconds = dict.fromkeys(stages_of(EXPERIMENTS), 1.0)
+    assert sum(took for took, _ in demo.spent(seconds).values()) == len(seconds)
+    assert demo.spent(seconds)["states"] == (2.0, demo.SHARED)
+    assert list(demo.demo_study("kazakh").measures) == list(EXPERIMENTS)
     assert demo.demo_study("kazakh", full=True).prompts.at_most is None

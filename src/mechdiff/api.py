@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechdiff.audit.verification import Verification
 from mechdiff.errors import RunError
-from mechdiff.measures.catalogue import AGAIN, ANSWERS, BETWEEN_RUNS, CHAPTERS, NUMBERS, OPTIONS, load_study, make_study
+from mechdiff.measures.catalogue import AGAIN, ANSWERS, BETWEEN_RUNS, CHAPTERS, EXPERIMENTS, NUMBERS, load_study, make_study
 from mechdiff.report.drawing import WIDE
 from mechdiff.report.export import chart, drawn_figures, export
 from mechdiff.report.page import build_report
@@ -124,7 +124,7 @@ def run(
 
     options = options or RunOptions()
     config, text = _study(study, base=base, tuned=tuned, prompts=prompts, measures=measures, seed=seed, dtype=dtype)
-    prepared, progress = prepare(config, options), progress or (lambda what, share: None)
+    prepared, progress = prepare(config, options, EXPERIMENTS), progress or (lambda what, share: None)
     place = Path(out or options.out or Path("runs") / _name(config, prepared.config_hash))
     with RunFolder.open(place, config_hash=prepared.config_hash, study_text=text, cells=options.cells) as folder:
         folder.listener = listener
@@ -153,7 +153,7 @@ def verify(path: str | Path, *, rows: int | None = 200, seed: int = 0, device: s
     """
     from mechdiff.audit.verification import verify as recompute
 
-    return recompute(path, OPTIONS, AGAIN, ANSWERS, n_rows=rows, seed=seed, device=device)
+    return recompute(path, EXPERIMENTS, AGAIN, ANSWERS, n_rows=rows, seed=seed, device=device)
 
 
 def compare(*runs: str | Path, out: str | Path | None = None, across_bases: bool = False) -> "Comparison":

@@ -20,7 +20,7 @@ from mechdiff.measures.patching import asymmetry as patching_asymmetry
 from mechdiff.report.parts import Run
 from mechdiff.rows import rows as make_rows
 from mechdiff.statistics import summary as statistics_summary
-from mechdiff.study import stages
+from mechdiff.study import run
 from mechdiff.validate import edits, planted
 from mechdiff.validate.made import tiny_net
 from prototype.conftest import CLOSER
@@ -91,7 +91,7 @@ def test_a04_a_newer_file_is_never_taken_for_the_result(edited: Finished, tmp_pa
     def refuse(*args: object) -> None:
         raise AssertionError("a finished cell was not found by its content")
 
-    monkeypatch.setattr(stages, "STAGES", dict.fromkeys(stages.STAGES, refuse))
+    monkeypatch.setattr(run, "compute_cell", refuse)
     again = finish(load_study(edited.path / "study.yaml")[0], copy)
     assert again.rows.equals(edited.rows, null_equal=True)
 

@@ -20,7 +20,7 @@ from mechdiff.errors import PromptError, StudyError
 from mechdiff.maps import anchored, maps
 from mechdiff.maps.anchored import Fit, Pairs
 from mechdiff.maps.maps import DEFAULT, Map, check_ranks, is_the_mean
-from mechdiff.measures.catalogue import NUMBERS
+from mechdiff.measures.catalogue import EXPERIMENTS, NUMBERS
 from mechdiff.measures.rank import page as rank_page
 from mechdiff.measures.rank.formula import curve_maps
 from mechdiff.measures.transport import page as transport_page
@@ -252,7 +252,7 @@ def test_a16_prompts_that_choose_are_not_those_that_are_reported(edited: Finishe
     with pytest.raises(
         PromptError, match="stands in both select and report: what is chosen on one split would be reported on the same prompt"
     ):
-        prepare(study(edited.path.parent, PLAIN, prompts={"select": file, "report": file, "policy": "raw"}), RunOptions())
+        prepare(study(edited.path.parent, PLAIN, prompts={"select": file, "report": file, "policy": "raw"}), RunOptions(), EXPERIMENTS)
     ranked = next(one for one in tables(transport_page.transport(edited.content)) if "KL_raw" in one["columns"])
     assert "ranked on the prompts they are reported on, so that the first of" in ranked["title"]
 

@@ -21,6 +21,7 @@ from mechdiff.errors import PromptError, StudyError
 from mechdiff.measures.behaviour.answers import choice
 from mechdiff.measures.behaviour.formula import said_values
 from mechdiff.measures.behaviour.phrases import read_phrases
+from mechdiff.measures.catalogue import EXPERIMENTS
 from mechdiff.models.pair import wrap
 from mechdiff.models.sites import Site
 from mechdiff.models.sources import resolve
@@ -58,7 +59,7 @@ def test_a05_a_missing_template_ends_the_run_before_it_begins(policy: str, tmp_p
     with pytest.raises(PromptError, match=r"asks for the tuned model's chat template, but its tokenizer has none.*Choose policy `raw`"):
         mechdiff.run(study(tmp_path, PLAIN, prompts=given), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    bare = prepare(study(tmp_path, PLAIN), RunOptions()).rendered["report"]
+    bare = prepare(study(tmp_path, PLAIN), RunOptions(), EXPERIMENTS).rendered["report"]
     assert all(one.text_base == one.text_tuned == one.prompt.text for one in bare.values())
 
 
@@ -139,13 +140,13 @@ def test_a12_windows_and_rows_of_two_tokenizers_are_the_same_bytes_or_refused(tm
     one = rendered(byte_tokenizer(), coarse, PromptPolicy(policy="raw"))
     assert tail(one) < 6
     windows = {"patching": {"sites": ["resid_post"], "arms": ["identity"], "positions": ["decision", "last_6"]}}
-    skipped = {entry["what"]: entry["why"] for entry in prepare(study(tmp_path, windows), RunOptions()).plan.skipped}
+    skipped = {entry["what"]: entry["why"] for entry in prepare(study(tmp_path, windows), RunOptions(), EXPERIMENTS).plan.skipped}
     assert "cut the end of" in skipped["patching at last_6"]
     many = {"transport": {"sites": ["resid_post"], "rows_per_prompt": 60}}
     with pytest.raises(
         StudyError, match=r"rows_per_prompt: given 60, but the fit prompt .* tokens that end at the same byte for both models"
     ):
-        prepare(study(tmp_path, many), RunOptions())
+        prepare(study(tmp_path, many), RunOptions(), EXPERIMENTS)
 
 
 # ---- A21: laws masked within a model, and a filter that selects on the treatment ---------------------------------------------------------

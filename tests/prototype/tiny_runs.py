@@ -10,7 +10,7 @@ import polars as pl
 from torch import nn
 
 import pico
-from mechdiff.measures.catalogue import NUMBERS, make_study
+from mechdiff.measures.catalogue import EXPERIMENTS, NUMBERS, make_study
 from mechdiff.report.parts import Drawn, Run, Section
 from mechdiff.statistics import summary as statistics_summary
 from mechdiff.store.run_folder import RunFolder
@@ -72,7 +72,7 @@ def study(folder: Path, *measures: Any, prompts: dict[str, Any] | None = None, *
 
 def finish(config: Any, out: Path) -> Finished:
     """Runs a study."""
-    prepared = prepare(config, RunOptions(threads=1))
+    prepared = prepare(config, RunOptions(threads=1), EXPERIMENTS)
     with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
         rows, record = execute(prepared, folder)
         summary = statistics_summary.summarise(rows, NUMBERS, seed=config.seed)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mechdiff.audit.rerun import Rerun
 from mechdiff.engine.activations import capture, forward
 from mechdiff.engine.norms import NORMED, norm_reading, norms_of
-from mechdiff.measures.catalogue import NUMBERS, OPTIONS
+from mechdiff.measures.catalogue import EXPERIMENTS, NUMBERS
 from mechdiff.measures.similarity.formula import measure
 from mechdiff.measures.similarity.page import similarity as section
 from mechdiff.measures.similarity.verify import again
@@ -102,7 +102,7 @@ def test_a_run_has_it_with_an_interval_and_the_second_way_agrees(name: str, at: 
     report = rows.filter(pl.col("metric").str.starts_with("cka_normed"), pl.col("split") == "report")
     assert set(report["site"]) <= {"resid_pre", "resid_post"}
     assert sorted(report.filter(site="resid_post", metric="cka_normed")["layer"]) == list(at)
-    rerun = Rerun(folder, OPTIONS)
+    rerun = Rerun(folder, EXPERIMENTS)
     for row in report.filter(layer=3).iter_rows(named=True):
         assert again(rerun, row) == pytest.approx(row["value"], abs=2e-4, nan_ok=True)
     loaded = parts.load(folder)

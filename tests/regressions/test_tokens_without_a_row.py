@@ -7,7 +7,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from mechdiff.errors import ModelError
-from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.models.switches import attach_adapter
 from mechdiff.study.config import RunOptions
 from mechdiff.study.prepare import prepare
@@ -31,7 +31,7 @@ def test_a_token_beyond_the_embedding_is_refused_before_anything_is_computed(pri
     pair = {"base": str(tmp_path / "base"), "tuned": str(tmp_path / "adapter")}
     study = make_study({"pair": pair, "prompts": {"file": str(tmp_path / "p.jsonl")}, "measures": ["divergence"]})
     with pytest.raises(ModelError, match=r"token 259 \(<\|new\|>\) in prompt .* its embedding has 259 rows.*resize_token_embeddings"):
-        prepare(study, RunOptions(device="cpu"))
+        prepare(study, RunOptions(device="cpu"), EXPERIMENTS)
 
 
 def test_an_adapter_with_a_larger_embedding_is_refused_with_what_to_do(tmp_path: Path) -> None:

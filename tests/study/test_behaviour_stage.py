@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mechdiff.errors import PromptError, StudyError
 from mechdiff.measures.behaviour.answers import CHOICE
-from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.store.record import plain
 from mechdiff.store.run_folder import RunFolder
 from mechdiff.study import run
@@ -54,7 +54,7 @@ class Finished:
 
 def execute(study: dict[str, Any], out: Path, **options: Any) -> Finished:
     config = make_study(study)
-    prepared = prepare(config, RunOptions(**options))
+    prepared = prepare(config, RunOptions(**options), EXPERIMENTS)
     with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
         rows, record = run.execute(prepared, folder)
     return Finished(rows.filter(pl.col("measure") == "behaviour"), json.loads(json.dumps(plain(record))), out)
@@ -221,14 +221,14 @@ def test_own_lists_and_probes_are_used_and_hashed(study: dict[str, Any], tmp_pat
     assert done.rows.filter(pl.col("split").is_null())["prompt"].unique().to_list() == ["q"]
     assert done.record["behaviour"]["groups"]["greeting"] == {"en": ["q"]}
     assert done.rows["direction"].null_count() == len(done.rows), "no prompt is edited where none is asked for"
-    before = prepare(make_study(asked), RunOptions()).config_hash
+    before = prepare(make_study(asked), RunOptions(), EXPERIMENTS).config_hash
     (tmp_path / "probes.jsonl").write_text('{"id": "q", "text": "Hello you", "meta": {"kind": "greeting"}}\n')
-    assert prepare(make_study(asked), RunOptions()).config_hash != before
+    assert prepare(make_study(asked), RunOptions(), EXPERIMENTS).config_hash != before
 
 
 def test_the_estimate_knows_what_answers_cost(study: dict[str, Any]) -> None:
     def flops(**options: Any) -> float:
-        found = estimate(make_study({**study, "measures": [{"behaviour": options}]}))
+        found = estimate(make_study({**study, "measures": [{"behaviour": options}]}), EXPERIMENTS)
         return sum(flops for _, _, flops, _ in found.stages.values())
 
     assert flops(max_tokens=8, scored_prompts=0) < flops(max_tokens=8) < flops(max_tokens=8, samples=4)
@@ -247,4 +247,4 @@ def test_the_estimate_knows_what_answers_cost(study: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_bad_input_is_said_before_anything_is_computed(study: dict[str, Any], options: dict[str, Any], error: type, message: str) -> None:
     with pytest.raises(error, match=f"(?s){message}"):
-        prepare(make_study({**study, "measures": [{"behaviour": options}]}), RunOptions())
+        prepare(make_study({**study, "measures": [{"behaviour": options}]}), RunOptions(), EXPERIMENTS)

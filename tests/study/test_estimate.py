@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.models.families import Shape
 from mechdiff.study.config import RunOptions, StudyConfig
 from mechdiff.study.estimate import Machine, estimate
@@ -30,8 +30,8 @@ def absent(pair: Path, dtype: str) -> StudyConfig:
 
 def test_time_is_operations_over_the_rate_and_weights_over_the_bandwidth(pair: Path) -> None:
     asked = study(pair, [{"divergence": {"over_text": False}}, {"behaviour": {"scored_prompts": 0, "max_tokens": 10, "probes": False}}])
-    found = estimate(asked, machine=MACHINE)
-    cells = [cell for cell in prepare(asked, RunOptions()).plan.cells if cell.stage == "behaviour"]
+    found = estimate(asked, EXPERIMENTS, machine=MACHINE)
+    cells = [cell for cell in prepare(asked, RunOptions(), EXPERIMENTS).plan.cells if cell.stage == "behaviour"]
     assert [cell.steps for cell in cells] == [10, 10]
     one_model = Shape(n_layers=4, d_model=32, n_heads=4, n_kv_heads=2, d_head=8, d_mlp=48, vocab=259, context=128).weights_bytes("float32")
     assert found.stages["behaviour"][3] == pytest.approx(sum(cell.flops for cell in cells) / 1e9 + 20 * one_model / 1e6)
@@ -39,14 +39,14 @@ def test_time_is_operations_over_the_rate_and_weights_over_the_bandwidth(pair: P
 
 
 def test_texts_behind_a_prompt_are_counted_in_its_models_tokens(pair: Path) -> None:
-    plan = prepare(study(pair, [{"behaviour": {"probes": False}}]), RunOptions()).plan
+    plan = prepare(study(pair, [{"behaviour": {"probes": False}}]), RunOptions(), EXPERIMENTS).plan
     cell = next(cell for cell in plan.cells if cell.stage == "behaviour")
     assert all(15 < item.text_tokens < 60 for item in cell.items)  # English openings in bytes
 
 
 @pytest.mark.parametrize(("dtype", "entry", "other"), [("float32", 4, 4), ("bfloat16", 2, 2), ("int8", 1, 2), ("nf4", 0.5625, 2)])
 def test_memory_is_the_dtypes(pair: Path, dtype: str, entry: float, other: float) -> None:
-    found = estimate(absent(pair, dtype), machine=MACHINE)
+    found = estimate(absent(pair, dtype), EXPERIMENTS, machine=MACHINE)
     blocks = 32 * (4096 * 128 * 2 * (32 + 8) + 3 * 4096 * 14336)
     each = blocks * entry + 128256 * 4096 * other
     assert found.gpu - found.gpu_one == pytest.approx(each)
@@ -56,8 +56,8 @@ def test_memory_is_the_dtypes(pair: Path, dtype: str, entry: float, other: float
 
 
 def test_gpus_are_counted_with_a_tenth_left_free(pair: Path) -> None:
-    found = estimate(absent(pair, "bfloat16"), machine=MACHINE)
+    found = estimate(absent(pair, "bfloat16"), EXPERIMENTS, machine=MACHINE)
     assert found.gpus(80 << 30) == (1, 1)
     assert found.gpus(24 << 30) == (2, 1)
     assert found.gpus(int(found.gpu)) == (2, 1)
-    assert estimate(absent(pair, "nf4"), machine=MACHINE).gpus(24 << 30) == (1, 1)
+    assert estimate(absent(pair, "nf4"), EXPERIMENTS, machine=MACHINE).gpus(24 << 30) == (1, 1)

@@ -15,7 +15,7 @@ import torch
 
 from mechdiff.engine import counterfactuals
 from mechdiff.errors import RunError
-from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.models import pair as models_pair
 from mechdiff.store.run_folder import RunFolder
 from mechdiff.store.tables import read_manifest, read_status
@@ -37,7 +37,7 @@ def study(pair: Path, **prompts: str) -> StudyConfig:
 
 
 def execute(config: StudyConfig, out: Path, **options: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
-    prepared = prepare(config, RunOptions(**options))
+    prepared = prepare(config, RunOptions(**options), EXPERIMENTS)
     with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
         rows, record = study_run.execute(prepared, folder)
         folder.write_manifest(record)

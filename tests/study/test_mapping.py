@@ -14,7 +14,7 @@ from mechdiff.engine.gradients import fisher_samples
 from mechdiff.engine.replay import full
 from mechdiff.errors import StudyError
 from mechdiff.maps.maps import DEFAULT, FAMILIES
-from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.measures.rank import compute as rank_compute
 from mechdiff.measures.transport.compute import groups
 from mechdiff.measures.transport.plan import MAPS, TransportOptions
@@ -41,7 +41,7 @@ def study(pair: Path, *measures: Any) -> StudyConfig:
 
 
 def run(config: StudyConfig, out: Path, **options: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
-    prepared = prepare(config, RunOptions(**options))
+    prepared = prepare(config, RunOptions(**options), EXPERIMENTS)
     with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
         return execute(prepared, folder)
 
@@ -147,7 +147,7 @@ def test_a_resumed_run_gives_the_same_rows(pair: Path, tmp_path: Path, finished:
 def test_gradients_of_a_prompt_hang_on_its_number_alone(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not on the prompts that share its pass, of which no more are held than the pass takes."""
     config, samples = study(pair, {"rank": {"sites": ["attn_out"], "layers": [1, 3], "closer": [1], "fisher_samples": 2}}), 2
-    prepared = prepare(config, RunOptions())
+    prepared = prepare(config, RunOptions(), EXPERIMENTS)
     (cell,) = (cell for cell in prepared.plan.cells if cell.stage == "fisher")
     captured: list[int] = []
     monkeypatch.setattr(rank_compute, "FISHER_PROMPTS", 3)
@@ -191,7 +191,7 @@ def test_maps_of_many_positions_and_every_map_by_name(pair: Path, tmp_path: Path
     interchange = rows.filter(pl.col("unit") == "interchange")
     assert set(interchange["arm"]) == {"logit_subspace", "logit_subspace_joint"}
     with pytest.raises(StudyError, match="rows_per_prompt: given 4000"):
-        prepare(study(pair, {"transport": {"rows_per_prompt": 4000}}), RunOptions())
+        prepare(study(pair, {"transport": {"rows_per_prompt": 4000}}), RunOptions(), EXPERIMENTS)
 
 
 def test_splits_that_are_missing_are_named(pair: Path, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_splits_that_are_missing_are_named(pair: Path, tmp_path: Path) -> None:
             "measures": ["divergence", "transport", "rank"],
         }
     )
-    skipped = {entry["what"]: entry["why"] for entry in prepare(config, RunOptions()).plan.skipped}
+    skipped = {entry["what"]: entry["why"] for entry in prepare(config, RunOptions(), EXPERIMENTS).plan.skipped}
     assert skipped["transport"] == skipped["rank"] == "the study has no fit prompts"
 
 
@@ -255,7 +255,7 @@ def test_means_over_other_positions_are_not_patchings(pair: Path, tmp_path: Path
 )
 def test_what_cannot_be_looked_at_is_refused_before_anything_runs(pair: Path, measure: str, given: dict[str, Any], said: str) -> None:
     with pytest.raises(StudyError, match=said):
-        prepare(study(pair, {measure: given}), RunOptions())
+        prepare(study(pair, {measure: given}), RunOptions(), EXPERIMENTS)
 
 
 def test_prompts_of_one_cluster_are_one_group(pair: Path, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_prompts_of_one_cluster_are_one_group(pair: Path, tmp_path: Path) -> Non
     models = {"base": str(pair / "base"), "tuned": str(pair / "tuned")}
     asked = {"transport": {"sites": ["attn_out"], "layers": [1], "closer": [1], "permutations": 3}}
     config = make_study({"pair": models, "prompts": prompts, "measures": [asked]})
-    prepared = prepare(config, RunOptions())
+    prepared = prepare(config, RunOptions(), EXPERIMENTS)
     with RunFolder.open(tmp_path / "run", config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
         rows, _ = execute(prepared, folder)
         found = groups(Execution(prepared, folder), "fit")

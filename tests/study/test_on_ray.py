@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mechdiff.errors import RunError
-from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.store.run_folder import RunFolder
 from mechdiff.study import on_ray
 from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
@@ -68,7 +68,7 @@ def run(
     study: StudyConfig, out: Path, *, meanwhile: Callable[[on_ray.RayCrew], None] | None = None, **options: Any
 ) -> tuple[Any, Any, Any]:
     """Rows, record and log of a run; `meanwhile` is called once a few cells are there."""
-    prepared = prepare(study, RunOptions(max_rows=64, **options))
+    prepared = prepare(study, RunOptions(max_rows=64, **options), EXPERIMENTS)
     with ExitStack() as stack:
         at = {"config_hash": prepared.config_hash, "study_text": study_yaml(study), "cells": options.get("cells")}
         folder = stack.enter_context(RunFolder.open(out, **at))

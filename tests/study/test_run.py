@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 
 from mechdiff.errors import MechdiffError, PromptError, StudyError
-from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.store.run_folder import RunFolder
-from mechdiff.study import run, stages
+from mechdiff.study import run
 from mechdiff.study.cells import Item, shards
 from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
 from mechdiff.study.prepare import prepare
@@ -27,7 +27,7 @@ def study(pair: Path, measures: list[Any] | None = None, **prompts: Any) -> Stud
 
 
 def execute(config: StudyConfig, out: Path, **options: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
-    prepared = prepare(config, RunOptions(**options))
+    prepared = prepare(config, RunOptions(**options), EXPERIMENTS)
     with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
         return run.execute(prepared, folder)
 
@@ -93,7 +93,7 @@ def test_a_second_run_computes_nothing(pair: Path, tmp_path: Path, monkeypatch: 
     def refuse(*args: Any) -> Any:
         raise AssertionError("a finished cell was computed again")
 
-    monkeypatch.setattr(stages, "STAGES", dict.fromkeys(stages.STAGES, refuse))
+    monkeypatch.setattr(run, "compute_cell", refuse)
     second, _ = execute(study(pair), tmp_path / "run")
     assert first.equals(second, null_equal=True)
 
@@ -101,7 +101,7 @@ def test_a_second_run_computes_nothing(pair: Path, tmp_path: Path, monkeypatch: 
 def test_more_arms_leave_the_other_cells_as_they_are(pair: Path) -> None:
     def keys(arms: list[str]) -> set[str]:
         config = study(pair, [{"patching": {"sites": ["resid_post"], "arms": arms}}])
-        return {str(cell.key) for cell in prepare(config, RunOptions()).plan.cells if cell.stage == "patching"}
+        return {str(cell.key) for cell in prepare(config, RunOptions(), EXPERIMENTS).plan.cells if cell.stage == "patching"}
 
     assert keys(["identity"]) < keys(["identity", "shift"])
 
@@ -151,12 +151,12 @@ def test_what_needs_an_absent_split_is_skipped_and_named(pair: Path, tmp_path: P
 
 def test_one_text_in_two_splits_is_refused(pair: Path) -> None:
     with pytest.raises(PromptError, match="stands in both select and report"):
-        prepare(study(pair, select=str(pair / "prompts.jsonl"), report=str(pair / "prompts.jsonl")), RunOptions())
+        prepare(study(pair, select=str(pair / "prompts.jsonl"), report=str(pair / "prompts.jsonl")), RunOptions(), EXPERIMENTS)
 
 
 def test_a_layer_that_is_not_there_is_refused(pair: Path) -> None:
     with pytest.raises(StudyError, match="numbered 0 to 3"):
-        prepare(study(pair, [{"patching": {"layers": [9]}}]), RunOptions())
+        prepare(study(pair, [{"patching": {"layers": [9]}}]), RunOptions(), EXPERIMENTS)
 
 
 def test_a_folder_of_another_study_is_refused(pair: Path, tmp_path: Path) -> None:

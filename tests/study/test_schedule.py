@@ -7,17 +7,21 @@ from typing import Any
 import pytest
 
 from every_measure import made
-from mechdiff.demo import BUDGETS
-from mechdiff.measures.catalogue import load_study
+from mechdiff.measures.catalogue import EXPERIMENTS, load_study
 from mechdiff.study.cells import Cell
 from mechdiff.study.config import RunOptions
 from mechdiff.study.experiment import Stage
 from mechdiff.study.prepare import prepare
 from mechdiff.study.schedule import Group, Need, first_stages, n_loads, schedule
-from mechdiff.study.stages import STAGES
+from mechdiff.study.stages import stages_of
+
+STAGES = stages_of(EXPERIMENTS)
 
 BY_HAND = 8
 """Loads of the order that was written by hand, stages that load both models themselves apart."""
+
+OWN = {name: [stage.name for stage in one.stages] for name, one in EXPERIMENTS.items()}
+"""The stages of each measure."""
 
 NOTHING = Stage(name="nothing", compute=lambda *given: given, needs=())
 
@@ -30,12 +34,12 @@ def cell(stage: str, side: str | None = None, **key: Any) -> Cell:
 def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Cell]:
     """One cell of each stage, model and split of the study of every measure."""
     study, _ = load_study(made(tmp_path_factory.mktemp("every_measure")))
-    planned = prepare(study, RunOptions(device="cpu")).plan.cells
+    planned = prepare(study, RunOptions(device="cpu"), EXPERIMENTS).plan.cells
     return list({(one.stage, one.side, one.key.get("split")): one for one in planned}.values())
 
 
 def of(cells: Collection[Cell], measures: Collection[str]) -> list[Cell]:
-    wanted = {"selfcheck", "capture"} | {stage for name in measures for stage in BUDGETS[name].stages}
+    wanted = {"selfcheck", "capture"} | {stage for name in measures for stage in OWN[name]}
     return [one for one in cells if one.stage in wanted]
 
 
@@ -48,9 +52,9 @@ def too_early(order: list[Group]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("n", range(len(BUDGETS) + 1))
+@pytest.mark.parametrize("n", range(len(OWN) + 1))
 def test_no_stage_comes_before_what_it_needs(cells: list[Cell], n: int) -> None:
-    for measures in combinations(BUDGETS, n):
+    for measures in combinations(OWN, n):
         asked = of(cells, measures)
         order = schedule(STAGES, asked)
         assert not too_early(order), measures

@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
 
 import pico
-from mechdiff.measures.catalogue import NUMBERS, make_study
+from mechdiff.measures.catalogue import EXPERIMENTS, NUMBERS, make_study
 from mechdiff.measures.divergence import compute as divergence_compute
 from mechdiff.statistics.summary import summarise
 from mechdiff.store.run_folder import RunFolder
@@ -77,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def execute(folder: Path, tuned: str, out: Path, measures: list[Any] = MEASURES, **options: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
     study = {"pair": {"base": str(folder / "base"), "tuned": str(folder / tuned)}, "prompts": {"file": str(folder / "prompts.jsonl")}}
     config = make_study({**study, "measures": measures})
-    prepared = prepare(config, RunOptions(**options))
+    prepared = prepare(config, RunOptions(**options), EXPERIMENTS)
     with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as run:
         return study_run.execute(prepared, run)
 
@@ -165,7 +165,7 @@ def test_what_the_template_alone_does_is_an_arm_of_its_own(folder: Path, tmp_pat
         "pair": {"base": str(tmp_path / "bare"), "tuned": str(tmp_path / "tuned")},
         "prompts": {"file": str(tmp_path / "prompts.jsonl")},
     }
-    prepared = prepare(make_study({**data, "measures": ["divergence"]}), RunOptions())
+    prepared = prepare(make_study({**data, "measures": ["divergence"]}), RunOptions(), EXPERIMENTS)
     assert {"what": "divergence: native templates", "why": "the tokenizer of base has no chat template of its own"} in prepared.plan.skipped
 
 

@@ -1,6 +1,6 @@
 """A finished run is opened again: its models, its prompts as they were rendered, its splits. It says what is no longer as it was recorded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
@@ -21,8 +21,9 @@ from mechdiff.models.switches import attach_adapter
 from mechdiff.prompts.sets import clusters_of
 from mechdiff.store.disk import sha256
 from mechdiff.store.tables import read_manifest
-from mechdiff.study.config import MeasureOptions, RunOptions, make_study, of_this_version
+from mechdiff.study.config import RunOptions, make_study, of_this_version
 from mechdiff.study.execution import positions
+from mechdiff.study.experiment import Experiment
 from mechdiff.study.prepare import Prepared, prepare
 
 WINDOW = 8
@@ -30,13 +31,14 @@ WINDOW = 8
 
 
 class Rerun:
-    """What recomputing rows of a run needs. `measures`: what a study may ask for."""
+    """What recomputing rows of a run needs. `experiments`: of every measure that a study may ask for."""
 
-    def __init__(self, path: Path, measures: MeasureOptions, device: str = "cpu") -> None:
+    def __init__(self, path: Path, experiments: Mapping[str, Experiment], device: str = "cpu") -> None:
         self.path, self.manifest = path, read_manifest(path)
+        measures = {name: one.options for name, one in experiments.items()}
         study = make_study(of_this_version(self.manifest["config"], measures), measures)
         options = RunOptions(device=device, quick=self.manifest["quick"], threads=torch.get_num_threads())
-        self.prepared: Prepared = prepare(study, options, broken=self.manifest["left_out"])
+        self.prepared: Prepared = prepare(study, options, experiments, broken=self.manifest["left_out"])
         self.floor = max([1e-12, *self.manifest["noise_floor"].values()])
         """Nats: the largest KL of an unedited run of the engine from the model's own pass."""
         self._laws: dict[tuple[str, str, str], Tensor] = {}

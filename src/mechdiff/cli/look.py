@@ -68,11 +68,11 @@ def verify(
 
     from mechdiff.audit.verification import verify as recompute
     from mechdiff.cli.printing import show_verification
-    from mechdiff.measures.catalogue import AGAIN, ANSWERS, OPTIONS
+    from mechdiff.measures.catalogue import AGAIN, ANSWERS, EXPERIMENTS
 
     with Console(stderr=True).status("opening the run") as status:
         found = recompute(
-            run, OPTIONS, AGAIN, ANSWERS, n_rows=None if every else rows, seed=seed, device=device,
+            run, EXPERIMENTS, AGAIN, ANSWERS, n_rows=None if every else rows, seed=seed, device=device,
             progress=lambda what: status.update(what),
         )  # fmt: skip
     if json:

@@ -115,9 +115,10 @@ GPUS = (80, 24)
 
 def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> None:
     """Cells by measure, memory, and time on this machine's processor; models that are not here are planned from the study's `shape`."""
+    from mechdiff.measures.catalogue import EXPERIMENTS
     from mechdiff.study.estimate import estimate
 
-    found = estimate(study, max_rows)
+    found = estimate(study, EXPERIMENTS, max_rows)
     table = _table("cells", "stage", "cells", "counterfactual runs", "TFLOP", "seconds")
     for stage, (cells, runs, flops, seconds) in found.stages.items():
         table.add_row(stage, str(cells), f"{runs:,}" if runs else "", fixed(flops / 1e12, 2), fixed(seconds, 0))

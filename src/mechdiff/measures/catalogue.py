@@ -3,33 +3,20 @@
 from pathlib import Path
 
 from mechdiff.measures.attribution.measure import ATTRIBUTION
-from mechdiff.measures.attribution.plan import AttributionOptions
 from mechdiff.measures.behaviour.measure import BEHAVIOUR
-from mechdiff.measures.behaviour.plan import BehaviourOptions
 from mechdiff.measures.divergence.measure import DIVERGENCE
-from mechdiff.measures.divergence.plan import DivergenceOptions
 from mechdiff.measures.factorial.measure import FACTORIAL
-from mechdiff.measures.factorial.plan import FactorialOptions
 from mechdiff.measures.grafting.measure import GRAFTING
-from mechdiff.measures.grafting.plan import GraftingOptions
 from mechdiff.measures.heads.measure import HEADS
-from mechdiff.measures.heads.plan import HeadsOptions
 from mechdiff.measures.measure import Measure
 from mechdiff.measures.patching.measure import PATCHING
-from mechdiff.measures.patching.plan import PatchingOptions
 from mechdiff.measures.rank.measure import RANK
-from mechdiff.measures.rank.plan import RankOptions
 from mechdiff.measures.similarity.measure import SIMILARITY
-from mechdiff.measures.similarity.plan import SimilarityOptions
 from mechdiff.measures.steering.measure import STEERING
-from mechdiff.measures.steering.plan import SteeringOptions
 from mechdiff.measures.transport.measure import TRANSPORT
-from mechdiff.measures.transport.plan import TransportOptions
 from mechdiff.measures.weights.measure import WEIGHTS
-from mechdiff.measures.weights.plan import WeightsOptions
 from mechdiff.study import config
 from mechdiff.study.config import StudyConfig
-from mechdiff.study.options import Options
 
 MEASURES: tuple[Measure, ...] = (
     DIVERGENCE, WEIGHTS, GRAFTING, SIMILARITY, PATCHING, FACTORIAL, TRANSPORT, RANK, STEERING, HEADS, ATTRIBUTION, BEHAVIOUR,
@@ -49,20 +36,7 @@ AGAIN = {one.name: one.again for one in MEASURES}
 ANSWERS = {one.name: one.answers for one in MEASURES if one.answers}
 """The second way of recorded answers."""
 
-OPTIONS: dict[str, type[Options]] = {
-    "divergence": DivergenceOptions,
-    "weights": WeightsOptions,
-    "grafting": GraftingOptions,
-    "similarity": SimilarityOptions,
-    "patching": PatchingOptions,
-    "factorial": FactorialOptions,
-    "transport": TransportOptions,
-    "rank": RankOptions,
-    "steering": SteeringOptions,
-    "heads": HeadsOptions,
-    "attribution": AttributionOptions,
-    "behaviour": BehaviourOptions,
-}
+OPTIONS = {name: one.options for name, one in EXPERIMENTS.items()}
 """What each measure can be told."""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mechdiff.report.parts import Chapter
 from mechdiff.statistics.metric import Numbers
+from mechdiff.study.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Measure:
     """In study files, rows, section ids: the name of its folder."""
     question: str
     """As README and the title of its section ask it."""
-    experiment: Any = None
+    experiment: Experiment
     """What the study reads: options, needs, cells, stages (study/experiment.py)."""
     numbers: Numbers
     """What statistics read: its metrics (statistics/metric.py)."""

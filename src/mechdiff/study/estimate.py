@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,15 +16,15 @@ from mechdiff.models.sites import KINDS
 from mechdiff.prompts.sets import Prompt
 from mechdiff.study.cells import Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig
+from mechdiff.study.experiment import Experiment, runs_of
 from mechdiff.study.plan import plan
-from mechdiff.study.planner import MAX_ROWS
+from mechdiff.study.planner import MAX_ROWS, PairFacts
 from mechdiff.study.prepare import prepare
 from mechdiff.study.splits import read_splits, told
+from mechdiff.study.stages import stages_of
 
 _CHARACTERS_A_TOKEN = 3.0
 _TEMPLATE_TOKENS = 30
-_EFFICIENCY_OF = {"weights": 0.33, "selfcheck": 0.6, "capture": 0.6, "inputs": 0.6, "texts": 0.6}
-"""Stages that reach a smaller share of the machine's rate than the others: singular values, and short passes of one prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +78,22 @@ class Estimate:
         return both, one
 
 
-def estimate(study: StudyConfig, max_rows: int | None = None, machine: Machine | None = None) -> Estimate:
+def estimate(
+    study: StudyConfig, experiments: Mapping[str, Experiment], max_rows: int | None = None, machine: Machine | None = None
+) -> Estimate:
     """Plans for `machine` (this one where None), with the models' own configs and tokenizers where they are here, else with `pair.shape`.
 
     Raises ModelError where the sizes are nowhere to be found.
     """
-    planned, splits, tokens_from, sizes_from, vocab = _planned(study, max_rows or MAX_ROWS)
+    planned, splits, tokens_from, sizes_from, vocab = _planned(study, experiments, max_rows or MAX_ROWS)
     machine = machine or this_machine(study.dtype)
     stages: dict[str, tuple[int, int, float, float]] = {}
+    known = stages_of(experiments)
     one_model = planned.weights_bytes if planned.shared_weights else planned.weights_bytes / 2
     for cell in planned.cells:
-        runs = int(cell.key.get("n_variants", 0)) * len(cell.items)
-        laws = 3 * (cell.steps * len(cell.items) + sum(item.tokens for item in cell.items)) if cell.stage == "texts" else runs
-        seconds = cell.flops / machine.flops / _EFFICIENCY_OF.get(cell.stage, 1.0) + laws * vocab * machine.seconds_a_logit
+        runs = runs_of(cell)
+        stage = known[cell.stage]
+        seconds = cell.flops / machine.flops / stage.rate + stage.laws(cell) * vocab * machine.seconds_a_logit
         seconds += cell.steps * one_model / machine.bytes_a_second
         before = stages.get(cell.stage, (0, 0, 0.0, 0.0))
         stages[cell.stage] = (before[0] + 1, before[1] + runs, before[2] + cell.flops, before[3] + seconds)
@@ -110,10 +114,10 @@ def estimate(study: StudyConfig, max_rows: int | None = None, machine: Machine |
     )
 
 
-def _planned(study: StudyConfig, max_rows: int) -> tuple[Plan, dict[str, int], str, str, int]:
+def _planned(study: StudyConfig, experiments: Mapping[str, Experiment], max_rows: int) -> tuple[Plan, dict[str, int], str, str, int]:
     shape = study.pair.shape
     try:
-        prepared = prepare(study, RunOptions(max_rows=max_rows, device="cpu"))
+        prepared = prepare(study, RunOptions(max_rows=max_rows, device="cpu"), experiments)
     except (ModelError, PromptError):
         if shape is None:
             raise
@@ -123,9 +127,9 @@ def _planned(study: StudyConfig, max_rows: int) -> tuple[Plan, dict[str, int], s
     common = {"n_layers": shape.n_layers, "d_model": shape.d_model, "n_heads": shape.n_heads, "n_kv_heads": shape.n_kv_heads,
               "d_head": shape.d_model // shape.n_heads, "d_mlp": shape.d_mlp, "context": 1 << 20}  # fmt: skip
     shapes = {"base": Shape(**common, vocab=shape.vocab), "tuned": Shape(**common, vocab=shape.vocab_tuned or shape.vocab)}
-    splits = read_splits(study)
+    splits = read_splits(study, experiments)
     items = {split: [_guessed(p) for p in prompts] for split, prompts in splits.items()}
-    planned = plan(study, shapes, KINDS, items, max_rows=max_rows)
+    planned = plan(study, experiments, PairFacts(shapes=shapes, kinds=KINDS), items, max_rows=max_rows)
     counts = {split: len(prompts) for split, prompts in splits.items()}
     return (
         planned,

@@ -1,9 +1,9 @@
 """One execution of a plan holds what its stages share: the prompts, the engines, captured activations, the folder of finished cells."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import polars as pl
@@ -19,11 +19,6 @@ from mechdiff.engine.norms import Norms, norms_in
 from mechdiff.engine.replay import ENGINES, Engine, Variant
 from mechdiff.errors import RunError, StudyError
 from mechdiff.labels import n_positions
-from mechdiff.maps.by_name import logit_directions
-from mechdiff.measures.grafting.formula import Lattice
-from mechdiff.measures.patching.selection import choose_layers
-from mechdiff.measures.transport.formula import Maps
-from mechdiff.measures.weights.formula import readout
 from mechdiff.models.changes import Changes, open_changes
 from mechdiff.models.families import shape_of
 from mechdiff.models.pair import Model
@@ -33,7 +28,6 @@ from mechdiff.spacing import evenly_spaced
 from mechdiff.store.run_folder import RunFolder
 from mechdiff.study.cells import Cell
 from mechdiff.study.manifest import engines
-from mechdiff.study.options import CloserOptions
 from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS
 from mechdiff.study.prepare import Prepared
 
@@ -42,9 +36,6 @@ T = TypeVar("T")
 
 HELD_BYTES = 1 << 28
 """Keys and values of clean passes that are kept from one stage to the next."""
-
-FEW = 3
-"""Layers that are looked at more closely where nothing chose them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +64,14 @@ class Execution:
         self.engines = engines(prepared)
         self._states: dict[tuple[str, str, str], States] = {}
         self._cleans: dict[Any, list[Clean]] = {}
-        self.outputs: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
-        """Output projections by side and layer, read from the files once."""
-        self.maps: dict[tuple[str, int, bool], Maps] = {}
-        """By site kind, layer, and whether of shuffled pairs: kept from one cell of the closer look to the next."""
         self._held: tuple[Any, dict[str, np.ndarray]] = (None, {})
-        self._directions: dict[str, Tensor] = {}
-        self._hot: dict[str, Any] | None = None
-        self.lattices: dict[str, Lattice] = {}
-        """By split: what all grafting cells start from, kept from one to the next."""
+        self._once: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made for the first cell that asks for it and kept for all others."""
+        if key not in self._once:
+            self._once[key] = make()
+        return cast(T, self._once[key])
 
     def engine(self, model: Model, position: str) -> Engine:
         """The engine for one model and window: whole sequences where edits are at all positions."""
@@ -138,24 +128,6 @@ class Execution:
         donor = counterfactuals.donors(self.clusters(key["split"], everyone), key["seed"])
         chosen = [donor[everyone.index(name)] for name in key["ids"]]
         return self.states(side, key["split"], key["position"]).kinds[key["kind"]][:, chosen]
-
-    def closer(self, options: CloserOptions) -> list[int]:
-        """The layers that a measure looks at more closely: named, or the hot ones of the select prompts, or else a few evenly spaced."""
-        if options.closer != "hot":
-            return list(options.closer)
-        if self._hot is None:
-            found = [cell for cell in self.cells if cell.stage in ("patching", "similarity") and cell.key["split"] == "select"]
-            self._hot = (choose_layers(pl.concat([self.folder.load(cell.key).frame for cell in found])) if found else None) or {}
-        layers = options.layer_numbers(self.n_layers)
-        hot = [layer for layer in self._hot.get("hot_layers", []) if layer in layers]
-        return hot or list(evenly_spaced(FEW, layers))
-
-    def logit_directions(self, arm: str, q: int) -> Float[Tensor, "d q"]:
-        """What the tuned model's unembedding reads most, or both models' (`logit_subspace_joint`)."""
-        if arm not in self._directions:
-            read = [readout(self.changes.tuned), *([readout(self.changes.base)] if arm == "logit_subspace_joint" else [])]
-            self._directions[arm] = logit_directions(torch.cat(read), q)
-        return self._directions[arm]
 
     @cached_property
     def changes(self) -> Changes:

@@ -9,7 +9,6 @@ import torch
 
 from mechdiff.engine.replay import engine_for
 from mechdiff.errors import ModelError
-from mechdiff.measures.patching.selection import choose_layers
 from mechdiff.models.families import shape_of
 from mechdiff.models.lineage import lineage
 from mechdiff.models.pair import SIDES, SPLIT
@@ -65,7 +64,6 @@ def run_record(
         },
         "selfcheck": selfcheck,
         "noise_floor": _noise_floor(rows),
-        "selection": choose_layers(rows),
         "skipped": list(prepared.plan.skipped),
         "warnings": [*family["warnings"], *filter(None, [listed.said_of_renamed()])],
         "seconds": {stage: round(spent, 2) for stage, spent in seconds.items()},

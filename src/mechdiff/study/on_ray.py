@@ -72,16 +72,17 @@ def run_task(prepared: Prepared, sent: dict[str, Any]) -> Task:
         compute_cell(opened[0], cell)
 
     study = prepared.study
-    measures = {name: type(asked) for name, asked in study.measures.items()}
-    given = {"study": study.model_dump_json(), "measures": measures, "options": sent, "broken": [list(one) for one in prepared.broken]}
+    broken = [list(one) for one in prepared.broken]
+    given = {"study": study.model_dump_json(), "experiments": prepared.experiments, "options": sent, "broken": broken}
     same = {"study and its files": prepared.config_hash, "models": prepared.identity}
     return Task(kind="run", given=given, cells=prepared.plan.cells, compute=compute, same=same)
 
 
 def _open_run(given: dict[str, Any]) -> Task:
     options = RunOptions(**given["options"])
-    study = StudyConfig.model_validate_json(given["study"], context=given["measures"])
-    prepared = prepare(study, options, broken=[tuple(one) for one in given["broken"]])
+    experiments = given["experiments"]
+    study = StudyConfig.model_validate_json(given["study"], context={name: one.options for name, one in experiments.items()})
+    prepared = prepare(study, options, experiments, broken=[tuple(one) for one in given["broken"]])
     return run_task(prepared, given["options"])
 
 

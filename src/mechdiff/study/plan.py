@@ -2,24 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mechdiff.errors import StudyError
-from mechdiff.measures.attribution.plan import attribution_cells
-from mechdiff.measures.behaviour.plan import behaviour_cells
-from mechdiff.measures.divergence.plan import divergence_cells, texts_cells
-from mechdiff.measures.factorial.plan import factorial_cells
-from mechdiff.measures.grafting.plan import grafting_cells
-from mechdiff.measures.heads.plan import heads_cells
-from mechdiff.measures.patching.plan import patching_cells
-from mechdiff.measures.rank.plan import rank_cells
-from mechdiff.measures.similarity.plan import similarity_cells
-from mechdiff.measures.steering.plan import SteeringOptions, steering_cells
-from mechdiff.measures.transport.plan import TransportOptions, transport_cells
-from mechdiff.measures.weights.plan import weights_cells
-from mechdiff.models.families import Shape
 from mechdiff.prompts.sets import SPLITS
 from mechdiff.study.cells import Cell, Item, Plan
 from mechdiff.study.config import StudyConfig
-from mechdiff.study.planner import LAST_LEFT_OUT, MAX_ROWS, Planner
+from mechdiff.study.experiment import Experiment, Window, asked
+from mechdiff.study.planner import MAX_ROWS, PairFacts, Planner
 
 SELFCHECK_TOKENS = 5
 """Tokens on which the self-check tries every site."""
@@ -27,40 +14,32 @@ SELFCHECK_TOKENS = 5
 
 def plan(
     study: StudyConfig,
-    shapes: Mapping[str, Shape],
-    kinds: Sequence[str],
+    experiments: Mapping[str, Experiment],
+    pair: PairFacts,
     splits: Mapping[str, Sequence[Item]],
     *,
-    identity: str = "",
     max_rows: int = MAX_ROWS,
-    adapter: bool = False,
-    touched: Sequence[tuple[int | None, str]] | None = None,
-    one_vocabulary: bool = True,
-    quantized: Sequence[str] = (),
-    functions: Sequence[str] = (),
     left_out: Sequence[dict[str, str]] = (),
 ) -> Plan:
-    """The cells of a study of two models of `shapes` ("base", "tuned") that have the site `kinds`.
-
-    `identity` hashes the models and the dtype; `touched` are the (block, site) whose weights may have changed (default: all);
-    `one_vocabulary`: a token id means the same to both; `quantized`: sides whose files hold quantised
-    matrices; `functions`: what differs and is no weight; `left_out`: what is known already not to be done (what, why).
-    """
-    planner = Planner(study, shapes, kinds, splits, identity, max_rows, touched, adapter, one_vocabulary, quantized, functions)
+    """The cells of a study; `left_out`: what is known already not to be done (what, why)."""
+    planner = Planner(study, pair, splits, max_rows)
     planner.skipped += left_out
-    captures = [cell for side in ("base", "tuned") for cell in _captures(planner, side)]
+    measures = asked(study, experiments)
+    needs = [experiment.needs(planner, options) for experiment, options in measures]
+    planner.capture({kind for one in needs for kind in one.sites})
+    planner.side_by_side = max((one.side_by_side for one in needs if one.side_by_side is not None), default=planner.shape.n_layers)
+    planner.total_effect = any(experiment.total_effect for experiment, _ in measures)
+    windows = [*(Window(split=split) for split in SPLITS), *(window for one in needs for window in one.windows)]
+    captures = [cell for side in ("base", "tuned") for cell in _captures(planner, side, windows)]
     checks = [_selfcheck(planner, side) for side in ("base", "tuned") if planner.wanted]
-    cells = [*checks, *captures, *divergence_cells(planner), *texts_cells(planner), *weights_cells(planner), *grafting_cells(planner)]
-    cells += [*similarity_cells(planner), *patching_cells(planner), *factorial_cells(planner)]
-    cells += [*transport_cells(planner), *rank_cells(planner), *steering_cells(planner), *heads_cells(planner), *attribution_cells(planner)]
-    cells += behaviour_cells(planner)
-    weights = [shape.weights_bytes(study.dtype) for shape in shapes.values()]
+    cells = [*checks, *captures, *(cell for experiment in experiments.values() for cell in experiment.cells(planner))]
+    weights = [shape.weights_bytes(study.dtype) for shape in pair.shapes.values()]
     states = sum(_states_bytes(planner, cell) for cell in captures)
     return Plan(
         cells=tuple(cells),
         skipped=tuple(planner.skipped),
-        weights_bytes=weights[0] if adapter else sum(weights),
-        shared_weights=adapter,
+        weights_bytes=weights[0] if pair.adapter else sum(weights),
+        shared_weights=pair.adapter,
         states_bytes=states + sum(8 * len(items) * planner.shape.vocab for items in splits.values()),
         pass_bytes=max((4 * 3 * planner.shape.vocab * planner.rows(cell) for cell in cells if "n_variants" in cell.key), default=0),
     )
@@ -82,42 +61,22 @@ def _selfcheck(planner: Planner, side: str) -> Cell:
     )
 
 
-def _captures(planner: Planner, side: str) -> Iterator[Cell]:
-    for split, position, kinds, layers in _states_needed(planner):
+def _captures(planner: Planner, side: str, windows: Sequence[Window]) -> Iterator[Cell]:
+    for (split, position), (kinds, layers) in _joined(planner, windows).items():
         for shard in planner.packed(split, position):
             what = {"split": split, "position": position, "kinds": kinds, "layers": layers}
             key = planner.key(shard, stage="capture", side=side, **what)
             yield Cell(stage="capture", key=key, items=shard, side=side, flops=planner.flops(sum(i.tokens for i in shard), len(shard)))
 
 
-def _states_needed(planner: Planner) -> list[tuple[str, str, tuple[str, ...], tuple[int, ...]]]:
-    """(split, position, site kinds, layers): the decision position of every split, wider windows where states are written there."""
-    every = tuple(range(planner.shape.n_layers))
-    needed = [(split, "decision", planner.wanted, every) for split in SPLITS if split in planner.splits]
-    if planner.words and planner.similarity:
-        needed.append(("report", "words", tuple(kind for kind in planner.wanted if kind in planner.similarity.sites), every))
-    if "native" in planner.splits:
-        needed.append(("native", "decision", (), ()))
-    steering = planner.study.asked(SteeringOptions)
-    if steering and steering.contrast and "neutral" in planner.splits:
-        needed.append(("neutral", "decision", tuple(kind for kind in planner.wanted if kind in steering.sites), every))
-    transport = planner.study.asked(TransportOptions)
-    if transport and transport.rows_per_prompt > 1 and "fit" in planner.splits:
-        short = min(planner.splits["fit"], key=lambda item: item.pairs)
-        if short.pairs - LAST_LEFT_OUT < transport.rows_per_prompt:
-            raise StudyError(
-                f"transport.rows_per_prompt: given {transport.rows_per_prompt}, but the fit prompt {short.id!r} has {short.pairs} tokens that end "
-                f"at the same byte for both models, of which {LAST_LEFT_OUT} before the last are left out. Give at most "
-                f"{max(1, short.pairs - LAST_LEFT_OUT)}, or longer prompts."
-            )
-        kinds = tuple(kind for kind in planner.wanted if kind in transport.sites)
-        needed.append(("fit", f"spread_{transport.rows_per_prompt}", kinds, transport.layer_numbers(planner.shape.n_layers)))
-    wider = [position for position in (planner.patching.positions if planner.patching else ()) if position != "decision"]
-    for position in wider:
-        for split in ("fit", "report") if position != "all" else ("report",):
-            if split in planner.splits and not planner.common_tail(position, split):
-                needed.append((split, position, planner.wanted, every))
-    whole = "report" in planner.splits and not planner.common_tail("all", "report")
-    if planner.factorial and "all" in planner.factorial.positions and "all" not in wider and whole:
-        needed.append(("report", "all", ("resid_post",), planner.factorial.layers_at("all", planner.shape.n_layers)))
-    return needed
+def _joined(planner: Planner, windows: Sequence[Window]) -> dict[tuple[str, str], tuple[tuple[str, ...], tuple[int, ...]]]:
+    """(split, position) -> site kinds and layers that any measure asks for there."""
+    found: dict[tuple[str, str], tuple[tuple[str, ...], tuple[int, ...]]] = {}
+    for window in windows:
+        if window.split not in planner.splits:
+            continue
+        kinds, layers = found.get((window.split, window.position), ((), ()))
+        kinds += planner.wanted if window.kinds is None else window.kinds
+        layers += tuple(range(planner.shape.n_layers)) if window.layers is None else window.layers
+        found[window.split, window.position] = tuple(kind for kind in planner.wanted if kind in kinds), tuple(sorted(set(layers)))
+    return found

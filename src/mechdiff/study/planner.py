@@ -1,6 +1,7 @@
 """The cells of every measure need the prompts and how they are packed, keys, costs, and the list of what is left out. No torch here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mechdiff import labels
@@ -16,46 +17,61 @@ MAX_ROWS = 512
 """Rows of one replayed pass, unless the user says otherwise."""
 
 NEED_FIT = ("shift", "mean")
-NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
-
-
-HEAD_SITES = ("z", "attn_proj", "mlp_out")
-"""What a head reads and writes, and the MLPs that stand beside heads."""
+"""Arms that write mean states of the fit prompts."""
 
 LAST_LEFT_OUT = 4
 """Of the positions spread over a prompt: the last few before the decision position, where templates stand."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairFacts:
+    """What the plan knows of a pair."""
+
+    shapes: Mapping[str, Shape]
+    """By side."""
+    kinds: Sequence[str]
+    """Site kinds that both models have."""
+    identity: str = ""
+    """Hash of the models and the dtype."""
+    adapter: bool = False
+    """Whether the tuned model is an adapter on the base."""
+    touched: Sequence[tuple[int | None, str]] | None = None
+    """(block, site) whose weights may have changed; None: all."""
+    one_vocabulary: bool = True
+    """Whether a token id means the same to both."""
+    quantized: Sequence[str] = ()
+    """Sides whose files hold quantised matrices."""
+    functions: Sequence[str] = ()
+    """What differs and is no weight."""
+
+
 class Planner:
     """Walks through a study's measures; holds what every cell needs."""
 
-    def __init__(
-        self,
-        study: StudyConfig,
-        shapes: Mapping[str, Shape],
-        kinds: Sequence[str],
-        splits: Mapping[str, Sequence[Item]],
-        identity: str,
-        max_rows: int,
-        touched: Sequence[tuple[int | None, str]] | None,
-        adapter: bool,
-        one_vocabulary: bool,
-        quantized: Sequence[str],
-        functions: Sequence[str],
-    ) -> None:
-        self.study, self.shape, self.shapes, self.kinds, self.splits = study, shapes["base"], shapes, kinds, splits
-        self.identity, self.max_rows, self.adapter = identity, max_rows, adapter
-        self.one_vocabulary, self.quantized, self.functions = one_vocabulary, quantized, functions
+    def __init__(self, study: StudyConfig, pair: PairFacts, splits: Mapping[str, Sequence[Item]], max_rows: int) -> None:
+        self.study, self.splits, self.max_rows = study, splits, max_rows
+        self.shape, self.shapes, self.kinds, self.identity = pair.shapes["base"], pair.shapes, pair.kinds, pair.identity
+        self.adapter, self.one_vocabulary, self.quantized, self.functions = (
+            pair.adapter,
+            pair.one_vocabulary,
+            pair.quantized,
+            pair.functions,
+        )
         self.skipped: list[dict[str, str]] = []
         every = [(layer, site) for layer in range(self.shape.n_layers) for site in ("attn", "mlp", "norm")]
-        self.touched = [(None, "embed"), *every, (None, "final_norm"), (None, "head")] if touched is None else list(touched)
-        from mechdiff.measures.factorial.plan import FactorialOptions
-        from mechdiff.measures.patching.plan import PatchingOptions
-        from mechdiff.measures.similarity.plan import SimilarityOptions
+        self.touched = [(None, "embed"), *every, (None, "final_norm"), (None, "head")] if pair.touched is None else list(pair.touched)
+        self.wanted: tuple[str, ...] = ()
+        """Site kinds whose states are captured at the decision position."""
+        self.side_by_side = self.shape.n_layers
+        """Edits of one prompt that run side by side."""
+        self.total_effect = False
+        """Whether D of every split is computed."""
 
-        self.patching = study.asked(PatchingOptions)
-        self.similarity = study.asked(SimilarityOptions)
-        self.factorial = study.asked(FactorialOptions) if sizes(shapes["base"]) == sizes(shapes["tuned"]) else None
+    def capture(self, kinds: Collection[str]) -> None:
+        """States of these kinds of site are wanted; what these models do not have is skipped."""
+        for kind in sorted(set(kinds) - set(self.kinds), key=KINDS.index):
+            self.skip(f"site {kind}", "these models add attention and MLP in parallel: the residual stream has no place between them")
+        self.wanted = tuple(kind for kind in KINDS if kind in kinds and kind in self.kinds)
 
     @property
     def ungraftable(self) -> str:
@@ -79,39 +95,8 @@ class Planner:
         """Rows of the largest pass of a cell."""
         return min((1 + int(cell.key["n_variants"])) * len(cell.items), max(self.max_rows, 2 * len(cell.items)))
 
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """Site kinds whose states are captured at the decision position."""
-        from mechdiff.measures.behaviour.plan import BehaviourOptions
-        from mechdiff.measures.rank.plan import RankOptions
-        from mechdiff.measures.steering.plan import SteeringOptions
-        from mechdiff.measures.transport.plan import TransportOptions
-
-        study = self.study
-        mapped = (study.asked(TransportOptions), study.asked(RankOptions), study.asked(SteeringOptions), study.asked(BehaviourOptions))
-        asked = {kind for options in (self.patching, self.similarity, *mapped) if options for kind in options.sites}
-        asked |= {"resid_post"} if self.factorial else set()
-        asked |= set(self.head_sites)
-        for kind in sorted(asked - set(self.kinds), key=KINDS.index):
-            self.skip(f"site {kind}", "these models add attention and MLP in parallel: the residual stream has no place between them")
-        return tuple(kind for kind in KINDS if kind in asked and kind in self.kinds)
-
-    @property
-    def head_sites(self) -> tuple[str, ...]:
-        """Site kinds that heads and attribution read; none where blocks have no heads."""
-        from mechdiff.measures.attribution.plan import AttributionOptions
-        from mechdiff.measures.heads.plan import HeadsOptions
-
-        heads, attribution = self.study.asked(HeadsOptions), self.study.asked(AttributionOptions)
-        if not (heads or attribution) or "z" not in self.kinds:
-            return ()
-        return (*HEAD_SITES, *(attribution.sites if attribution else ()))
-
     def packed(self, split: str, position: str) -> list[tuple[Item, ...]]:
-        from mechdiff.measures.patching.plan import PatchingOptions
-
-        options = self.patching or PatchingOptions()
-        return shards(self.splits[split], len(options.layer_numbers(self.shape.n_layers)), n_positions(position), self.max_rows)
+        return shards(self.splits[split], self.side_by_side, n_positions(position), self.max_rows)
 
     def key(self, items: Sequence[Item], **what: Any) -> dict[str, Any]:
         return {"models": self.identity, "prompts": [item.sha256 for item in items], "ids": [item.id for item in items], **what}
@@ -136,14 +121,6 @@ class Planner:
             flops=self.flops(tokens * networks, len(shard) * (1 + what["n_variants"])),
         )
 
-    @property
-    def words(self) -> bool:
-        """Whether states averaged over words are compared too."""
-        if not self.similarity or "report" not in self.splits:
-            return False
-        unlike = any(item.tail < item.tokens for item in self.splits["report"])
-        return unlike if self.similarity.words is None else self.similarity.words
-
     def common_tail(self, position: str, split: str) -> str | None:
         """Why a window of last positions cannot be written on a split; None where it can: both models cut these tokens alike."""
         n_pos = n_positions(position)
@@ -154,19 +131,6 @@ class Planner:
         if unlike:
             return f"the two models cut the end of {len(unlike)} {split} prompts into different tokens, the first {unlike[0].id!r}"
         return None
-
-    def possible(self, arm: str, split: str, position: str) -> bool:
-        if arm in NEED_FIT and "fit" not in self.splits:
-            self.skip(f"patching arm {arm}", "the study has no fit prompts, whose mean states this arm writes")
-        elif arm in NEED_FIT and (why := self.common_tail(position, "fit")):
-            self.skip(f"patching arm {arm} at {position}", why)
-        elif arm in NEED_COMMON_POSITIONS and position == "all":
-            self.skip(f"patching arm {arm} at all positions", "states of prompts of different lengths have no common positions")
-        elif arm == "resample" and len(self.splits[split]) < 2:
-            self.skip("patching arm resample", "there is only one prompt, and this arm writes the state of another one")
-        else:
-            return True
-        return False
 
 
 def sizes(shape: Shape) -> tuple[int, int, int]:

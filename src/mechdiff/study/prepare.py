@@ -2,18 +2,13 @@
 
 import statistics
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from mechdiff.errors import ModelError
-from mechdiff.measures.behaviour.plan import BehaviourOptions
-from mechdiff.measures.behaviour.probes import said_of_full, texts_behind, without_lists, without_room
-from mechdiff.measures.divergence.plan import add_native
-from mechdiff.measures.grafting.plan import GraftingOptions
-from mechdiff.measures.weights.plan import WeightsOptions
 from mechdiff.models.changes import open_changes
 from mechdiff.models.families import Shape, family_of, shape_of
 from mechdiff.models.functions import function_differences
@@ -25,9 +20,10 @@ from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
 from mechdiff.store.run_folder import cell_hash
 from mechdiff.study.cells import TEXT_TOKENS, Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes
+from mechdiff.study.experiment import Experiment, Reading, asked
 from mechdiff.study.plan import plan
-from mechdiff.study.planner import MAX_ROWS
-from mechdiff.study.splits import read_splits, told
+from mechdiff.study.planner import MAX_ROWS, PairFacts
+from mechdiff.study.splits import brought, read_splits, told
 
 ENGINE_VERSION = 8
 """Part of every cell's key: raised when the same cell would come out with other bits."""
@@ -49,6 +45,8 @@ class Prepared:
     hashes: dict[str, dict[str, str]]
     """Side -> file -> sha256."""
     plan: Plan
+    experiments: Mapping[str, Experiment]
+    """Of every measure that a study may ask for."""
     vocabularies: dict[str, Vocabulary]
     """By side."""
     tokens: Tokens
@@ -64,8 +62,11 @@ class Prepared:
         return self.pair.tokenizer("base"), self.pair.tokenizer("tuned")
 
 
-def prepare(study: StudyConfig, options: RunOptions, *, broken: Broken = ()) -> Prepared:
-    """Raises MechdiffError for whatever a user can put right: models, templates, prompts, options. `broken` prompts are left out, and said to be."""
+def prepare(study: StudyConfig, options: RunOptions, experiments: Mapping[str, Experiment], *, broken: Broken = ()) -> Prepared:
+    """Raises MechdiffError for whatever a user can put right: models, templates, prompts, options. `broken` prompts are left out, and said to be.
+
+    `experiments`: of every measure that a study may ask for.
+    """
     if options.threads:
         torch.set_num_threads(options.threads)
     pair = open_pair(
@@ -85,53 +86,53 @@ def prepare(study: StudyConfig, options: RunOptions, *, broken: Broken = ()) -> 
     tokens = replace(shared_tokens(both.base, both.tuned, **rows, same_rows=study.pair.same_rows), flags=both.flags)
     policy = PromptPolicy(**study.prompts.model_dump(include={"policy", "template", "position", "system", "date", "answer"}))
     lengths = {"max_base": shapes["base"].context, "max_tuned": shapes["tuned"].context}
-    rendered, behaviour = {}, study.asked(BehaviourOptions)
-    for split, prompts in read_splits(study, quick=options.quick).items():
-        shipped = split == "probes" and behaviour and behaviour.probes is True
-        limits = dict.fromkeys(lengths, sys.maxsize) if shipped else lengths
+    reading = Reading(study=study, rendered={}, tokenizers=tokenizers, policy=policy, lengths=lengths, shapes=shapes)
+    rendered, any_length = reading.rendered, {one.split for one in brought(study, experiments) if one.any_length}
+    for split, prompts in read_splits(study, experiments, quick=options.quick).items():
+        limits = dict.fromkeys(lengths, sys.maxsize) if split in any_length else lengths
         rendered[split] = {one.prompt.id: one for one in render(prompts, tokenizers["base"], tokenizers["tuned"], policy, **limits)}
-    left_out = add_native(study, rendered, tokenizers, policy, lengths)
+    for experiment in experiments.values():
+        experiment.read(reading)
     _refuse_beyond(rendered, shapes, pair)
-    left_out += without_lists(study, rendered)
-    behind = texts_behind(study, rendered, tokenizers)
-    full = without_room(behind, rendered, shapes)
-    if full:
-        left_out.append(said_of_full(full))
-        rendered["probes"] = {name: one for name, one in rendered.get("probes", {}).items() if ("probes", name) not in full}
+    left_out = reading.left_out
     for split, name, why in broken:
         del rendered[split][name]
         left_out.append({"what": f"prompt {name} ({split})", "why": why})
     rendered = {split: prompts for split, prompts in rendered.items() if prompts}
     hashes = {"base": pair.base.files(), "tuned": pair.tuned.files()}
     identity = cell_hash({"files": hashes, "dtype": study.dtype, "engine": options.engine, "version": ENGINE_VERSION})
-    places = [family_of(config, pair.base.ref).places(config) for config in configs.values()]
     contents = {study.pair.base: cell_hash(hashes["base"]), study.pair.tuned: cell_hash(hashes["tuned"])}
-    by_weights = study.asked(WeightsOptions) or study.asked(GraftingOptions)
+    facts = _facts(study, experiments, pair, identity, one_vocabulary=tokens.equal)
+    items = {split: _items(split, prompts, reading) for split, prompts in rendered.items()}
     return Prepared(
         study=study,
         options=options,
         pair=pair,
         rendered=rendered,
         hashes=hashes,
-        plan=plan(
-            study,
-            shapes,
-            [kind for kind in KINDS if all(kind in place for place in places)],
-            {split: _items(split, prompts, full, behind.get("base", {})) for split, prompts in rendered.items()},
-            identity=identity,
-            max_rows=options.max_rows or MAX_ROWS,
-            adapter=pair.tuned.adapter is not None,
-            touched=open_changes(pair.base, pair.tuned).touched() if by_weights else None,
-            one_vocabulary=tokens.equal,
-            quantized=[side for side, config in configs.items() if is_quantized(config)],
-            functions=function_differences(configs["base"], configs["tuned"]),
-            left_out=left_out,
-        ),
+        plan=plan(study, experiments, facts, items, max_rows=options.max_rows or MAX_ROWS, left_out=left_out),
+        experiments=experiments,
         vocabularies=vocabularies,
         tokens=tokens,
         identity=identity,
         config_hash=cell_hash({"study": config_hash(study, content_hashes(study) | contents), "quick": options.quick}),
         broken=tuple(broken),
+    )
+
+
+def _facts(study: StudyConfig, experiments: Mapping[str, Experiment], pair: Pair, identity: str, *, one_vocabulary: bool) -> PairFacts:
+    configs = {side: pair.config(side) for side in SIDES}
+    places = [family_of(config, pair.base.ref).places(config) for config in configs.values()]
+    by_weights = any(experiment.parts_changed for experiment, _ in asked(study, experiments))
+    return PairFacts(
+        shapes={side: shape_of(config) for side, config in configs.items()},
+        kinds=[kind for kind in KINDS if all(kind in place for place in places)],
+        identity=identity,
+        adapter=pair.tuned.adapter is not None,
+        touched=open_changes(pair.base, pair.tuned).touched() if by_weights else None,
+        one_vocabulary=one_vocabulary,
+        quantized=[side for side, config in configs.items() if is_quantized(config)],
+        functions=function_differences(configs["base"], configs["tuned"]),
     )
 
 
@@ -150,9 +151,7 @@ def _refuse_beyond(rendered: Mapping[str, Mapping[str, Rendered]], shapes: Mappi
                     )
 
 
-def _items(
-    split: str, prompts: Mapping[str, Rendered], full: Collection[tuple[str, str]], behind: Mapping[tuple[str, str], Sequence[int]]
-) -> list[Item]:
+def _items(split: str, prompts: Mapping[str, Rendered], reading: Reading) -> list[Item]:
     return [
         Item(
             id=name,
@@ -160,8 +159,8 @@ def _items(
             tokens=min(len(one.ids_base), len(one.ids_tuned)),
             pairs=len(one.positions),
             tail=tail(one),
-            room=(split, name) not in full,
-            text_tokens=statistics.fmean(behind.get((split, name)) or [TEXT_TOKENS]),
+            room=(split, name) not in reading.full,
+            text_tokens=statistics.fmean(reading.text_tokens.get((split, name)) or [TEXT_TOKENS]),
             **told(one.prompt),
         )
         for name, one in prompts.items()

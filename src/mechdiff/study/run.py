@@ -15,13 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from mechdiff.measures.attribution.compute import attribution_record
-from mechdiff.measures.behaviour.compute import behaviour_record
-from mechdiff.measures.divergence.compute import texts_record
-from mechdiff.measures.heads.network import heads_record
-from mechdiff.measures.steering.compute import steering_record
-from mechdiff.measures.transport.compute import maps_record
-from mechdiff.measures.weights.compute import weights_record
 from mechdiff.store.run_folder import RunFolder, cell_hash
 from mechdiff.study.capture import decoded
 from mechdiff.study.cells import Cell
@@ -29,7 +22,7 @@ from mechdiff.study.execution import Execution
 from mechdiff.study.manifest import rendered_lines, run_record
 from mechdiff.study.prepare import Broken, Prepared, prepare
 from mechdiff.study.schedule import first_stages, schedule
-from mechdiff.study.stages import STAGES
+from mechdiff.study.stages import stages_of
 
 Progress = Callable[[str, float], None]
 """Called with what is running now, and the share of the whole that is done (0 to 1)."""
@@ -54,7 +47,7 @@ def compute_cell(run: Execution, cell: Cell) -> None:
     warned = len(run.folder.warnings)
     started = time.perf_counter()
     with run.prepared.pair.use(cell.side) if cell.side else nullcontext() as model:  # type: ignore[arg-type]
-        frame, tensors = STAGES[cell.stage].compute(run, cell, model)
+        frame, tensors = stages_of(run.prepared.experiments)[cell.stage].compute(run, cell, model)
     spent = time.perf_counter() - started
     warnings = run.folder.warnings[warned:]
     run.folder.store(cell.key, frame, tensors, seconds=spent, notes={"warnings": warnings} if warnings else None)
@@ -95,7 +88,7 @@ class _Run:
 
     def __init__(self, prepared: Prepared, folder: RunFolder, progress: Progress, crew: Crew | None) -> None:
         self.prepared, self.folder, self.progress = prepared, folder, progress
-        self.cells = prepared.plan.cells
+        self.cells, self.stages = prepared.plan.cells, stages_of(prepared.experiments)
         self.execution = Execution(prepared, folder)
         self.crew = crew or Here(self.execution)
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -105,10 +98,10 @@ class _Run:
 
     def execute(self) -> tuple[pl.DataFrame, dict[str, Any]]:
         self.folder.log("started", cells=len(self.cells), missing=sum(not self.folder.has(cell.key) for cell in self.cells))
-        self._compute(first_stages(STAGES, "capture"))
+        self._compute(first_stages(self.stages, "capture"))
         if broken := broken_prompts(self.execution):
             self._leave_out(broken)
-        self._compute(STAGES)
+        self._compute(self.stages)
         finished = [self.folder.load(cell.key) for cell in self.cells]
         self.folder.log("all_there", cells=len(self.cells))
         rows = pl.concat([cell.frame for cell in finished])
@@ -119,19 +112,13 @@ class _Run:
         self.folder.write_prompts(rendered_lines(self.prepared))
         checks = {cell.key["side"]: decoded(self.folder.load(cell.key).tensors) for cell in self.cells if cell.stage == "selfcheck"}
         record = run_record(self.prepared, rows, engines=self.execution.engines, selfcheck=checks, seconds=seconds, started=self.started)
-        maps, said = maps_record(self.execution), texts_record(self.execution)
+        records = [experiment.record(self.execution) for experiment in self.prepared.experiments.values()]
         lost = [f"prompt {name} ({split}) is left out of everything: {why}" for split, name, why in self.prepared.broken]
         kept = [warning for one in finished for warning in one.record["notes"].get("warnings", ())]
-        told = [*said.pop("text_warnings", []), *maps.get("transport", {}).get("warnings", []), *kept, *self.folder.warnings]
+        told = [*(warning for one in records for warning in one.pop("warnings", ())), *kept, *self.folder.warnings]
         return rows, {
             **record,
-            **said,
-            **weights_record(self.execution),
-            **maps,
-            **steering_record(self.execution),
-            **heads_record(self.execution),
-            **attribution_record(self.execution),
-            **behaviour_record(self.execution),
+            **{name: value for one in records for name, value in one.items()},
             **self.crew.record(),
             "left_out": [list(one) for one in self.prepared.broken],
             "warnings": list(dict.fromkeys([*record["warnings"], *lost, *told])),
@@ -143,7 +130,7 @@ class _Run:
         planned = [{"name": cell_hash(cell.key), "stage": cell.stage, "side": cell.side, "flops": cell.flops} for cell in self.cells]
         self.folder.write_plan({"cells": planned, "cells_at": self.prepared.options.cells, "started": self.started})
         self.left = sum(cell.flops for cell in missing)
-        for group in [group for group in schedule(STAGES, missing, self.loaded) if group.stage.name in stages]:
+        for group in [group for group in schedule(self.stages, missing, self.loaded) if group.stage.name in stages]:
             self.loaded = (self.loaded, *group.models)[-1]
             for cell in self.crew.compute(group.cells, self._say):
                 self.left -= cell.flops
@@ -155,7 +142,7 @@ class _Run:
             self.folder.log("left_out", prompt=name, split=split, why=why)
         self.prepared.pair.release()
         self.loaded = None
-        self.prepared = prepare(self.prepared.study, self.prepared.options, broken=broken)
+        self.prepared = prepare(self.prepared.study, self.prepared.options, self.prepared.experiments, broken=broken)
         self.cells = self.prepared.plan.cells
         self.execution = Execution(self.prepared, self.folder)
         self.crew = self.crew.anew(self.execution)

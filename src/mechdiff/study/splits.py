@@ -1,21 +1,20 @@
 """A study's prompts are read from its files and divided into fit, select and report."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from mechdiff.errors import PromptError
-from mechdiff.measures.behaviour.plan import BehaviourOptions
-from mechdiff.measures.behaviour.probes import PROBES
-from mechdiff.measures.steering.plan import NEUTRAL, SteeringOptions
 from mechdiff.prompts.sets import SPLITS, Prompt, read_prompts, split_prompts
 from mechdiff.spacing import evenly_spaced
 from mechdiff.store.run_folder import cell_hash
 from mechdiff.study.config import StudyConfig
+from mechdiff.study.experiment import Experiment, PromptSet, asked
 
 QUICK = 6
 """Prompts of each split that a quick run keeps."""
 
 
-def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Prompt]]:
+def read_splits(study: StudyConfig, experiments: Mapping[str, Experiment], *, quick: bool = False) -> dict[str, list[Prompt]]:
     """The study's prompts by split. Raises PromptError where a text stands in two splits: what is chosen on one is reported on the other."""
     sources = study.prompts.sources()
     if "file" in sources:
@@ -32,15 +31,16 @@ def read_splits(study: StudyConfig, *, quick: bool = False) -> dict[str, list[Pr
                     f"the text of prompt {prompt.id!r} stands in both {split_of[prompt.text]} and {split}: what is chosen on one split would be "
                     "reported on the same prompt. Take it out of one of them."
                 )
-    steering = study.asked(SteeringOptions)
-    if steering and steering.side_prompts:  # last: a study's own splits come first
-        neutral = [prompt for prompt in read_prompts(steering.neutral or NEUTRAL) if prompt.text not in split_of]
-        found["neutral"] = neutral[: steering.side_prompts]
-    behaviour = study.asked(BehaviourOptions)
-    if behaviour and behaviour.probes:
-        probes, n = read_prompts(PROBES if behaviour.probes is True else behaviour.probes), QUICK if quick else behaviour.n_probes
-        found["probes"] = list(evenly_spaced(n or len(probes), probes))  # of every kind: kinds stand together in a file
+    for one in brought(study, experiments):  # last: a study's own splits come first
+        prompts = [prompt for prompt in read_prompts(one.file) if not (one.unread and prompt.text in split_of)]
+        n = QUICK if quick and one.spread else one.n
+        found[one.split] = list(evenly_spaced(n or len(prompts), prompts)) if one.spread else prompts[:n]
     return {split: prompts[:QUICK] if quick else prompts for split, prompts in found.items()}
+
+
+def brought(study: StudyConfig, experiments: Mapping[str, Experiment]) -> list[PromptSet]:
+    """The prompts that measures bring beside the study's own."""
+    return [one for experiment, options in asked(study, experiments) for one in experiment.prompts(options)]
 
 
 def told(prompt: Prompt) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from torch import nn
 
 from mechdiff.engine.distributions import kl_nats
-from mechdiff.measures.catalogue import CHAPTERS, NUMBERS, make_study
+from mechdiff.measures.catalogue import CHAPTERS, EXPERIMENTS, NUMBERS, make_study
 from mechdiff.models.sources import quiet
 from mechdiff.report.parts import Run
 from mechdiff.report.verdict import verdict
@@ -31,20 +31,7 @@ from mechdiff.validate.edits import Net
 from mechdiff.validate.planted import Bench
 
 TEXTS = [f"Say something about the number {number * 7919 % 1000}{'!' * (number % 5)}" for number in range(24)]
-MEASURES: list[Any] = [
-    "divergence",
-    "weights",
-    "grafting",
-    {"similarity": {"permutations": 200}},
-    "patching",
-    "factorial",
-    {"transport": {"permutations": 20}},
-    "rank",
-    {"steering": {"side_prompts": 3, "draws": 1, "texts": 0, "continuation": 4}},
-    {"heads": {"draws": 5, "network_draws": 1, "null_edits": 2}},
-    {"attribution": {"steps": 1}},
-    {"behaviour": {"max_tokens": 3, "probes": False, "openings": 1, "scored_layers": 1, "scored_prompts": 2, "spoken_prompts": 1}},
-]
+MEASURES: list[Any] = [{name: dict(one.few)} for name, one in EXPERIMENTS.items()]
 """Every measure, with few draws."""
 
 
@@ -77,7 +64,7 @@ def study(base: Net, tuned: Net, *, tokenizers: Sequence[Any] = (), measures: Se
         (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
         pair = {"base": str(folder / "base"), "tuned": str(folder / "tuned")}
         config = make_study({"pair": pair, "prompts": {"file": str(folder / "prompts.jsonl")}, "measures": list(measures)})
-        prepared = prepare(config, RunOptions(threads=torch.get_num_threads()))
+        prepared = prepare(config, RunOptions(threads=torch.get_num_threads()), EXPERIMENTS)
         with RunFolder.open(folder / "run", config_hash=prepared.config_hash, study_text=study_yaml(config)) as run:
             rows, record = execute(prepared, run)
         yield Studied(rows=rows, summary=summarise(rows, NUMBERS), record=record)

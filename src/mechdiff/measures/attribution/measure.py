@@ -3,15 +3,32 @@
 from pathlib import Path
 
 from mechdiff.comparison.between_runs import BetweenRuns
+from mechdiff.measures.attribution import plan
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 from mechdiff.statistics.metric import Metric, Numbers
+from mechdiff.study.experiment import Budget, Experiment, Stage
 
 ATTRIBUTION = Measure(
     name="attribution",
     question="What do gradients say of the heads?",
     # what the study reads
-    experiment=None,
+    experiment=Experiment(
+        options=plan.AttributionOptions,
+        cells=plan.attribution_cells,
+        needs=plan.needs,
+        record=Later("mechdiff.measures.attribution.compute:attribution_record"),
+        stages=(
+            Stage(
+                name="attribution",
+                compute=Later("mechdiff.measures.attribution.compute:attribute"),
+                needs=("capture", "attribution/select@same"),
+            ),
+        ),
+        total_effect=True,
+        few={"steps": 1},
+        demo=Budget(seconds=20, options={"select_prompts": 4, "validated": 6, "steps": 1}),
+    ),
     # what statistics read
     numbers=Numbers(
         metrics=(

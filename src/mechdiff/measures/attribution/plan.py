@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mechdiff.measures.heads.plan import possible, run_cell, select_items
+from mechdiff.measures.heads.plan import HEAD_SITES, possible, run_cell, select_items
 from mechdiff.study.cells import Cell
 from mechdiff.study.document import Count
+from mechdiff.study.experiment import Needs
 from mechdiff.study.options import DIRECTIONS, Kinds, LayeredOptions
 from mechdiff.study.planner import Planner, prompt_hashes
 
@@ -19,6 +20,11 @@ class AttributionOptions(LayeredOptions):
     validated: Annotated[int, Field(ge=2, le=1000)] = 20  # top heads, and as many random ones, whose effect is measured by true patches
     threshold: Annotated[float | None, Field(gt=0)] = None  # attribution (in logits) from which a head counts in the churn; none: |z| >= 2
     select_prompts: Count = 16  # on which heads are ranked
+
+
+def needs(planner: Planner, options: AttributionOptions) -> Needs:
+    """States of heads and of its whole sites, where blocks have heads."""
+    return Needs(sites=(*HEAD_SITES, *options.sites) if "z" in planner.kinds else ())
 
 
 def attribution_cells(planner: Planner) -> Iterator[Cell]:

@@ -18,6 +18,7 @@ from mechdiff.measures.behaviour.answers import choice, mathematical
 from mechdiff.measures.behaviour.formula import language_of, said_values, soft_refusal
 from mechdiff.measures.behaviour.phrases import Phrases, read_phrases
 from mechdiff.measures.behaviour.plan import BehaviourOptions, asks_openings
+from mechdiff.measures.patching.hot import closer_layers
 from mechdiff.measures.transport.compute import table
 from mechdiff.models.pair import Model
 from mechdiff.prompts.rendering import Rendered
@@ -263,8 +264,8 @@ def behaviour_record(run: Execution) -> dict[str, Any]:
             "max_tokens": options.max_tokens,
             "samples": options.samples,
             "openings": options.openings,
-            "layers": sorted({layer for cell in edits for layer in (*cell.key["layers"], *run.closer(options))}),
-            "closer_layers": run.closer(options) if edits else [],
+            "layers": sorted({layer for cell in edits for layer in (*cell.key["layers"], *closer_layers(run, options))}),
+            "closer_layers": closer_layers(run, options) if edits else [],
             "n_scored": len(scored),
             "n_spoken": sum(scored.values()),
             "texts": texts[:TEXTS],

@@ -13,10 +13,11 @@ from mechdiff.engine.grafts import grafted
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.steered import steering
 from mechdiff.measures.behaviour.compute import Asker, Scored, Value, by_prompt, options_of, published
+from mechdiff.measures.grafting.compute import units_changed
+from mechdiff.measures.patching.hot import closer_layers
 from mechdiff.measures.steering import formula as steering_formula
 from mechdiff.measures.steering.compute import strongest, subspace
 from mechdiff.measures.transport.compute import maps_at, table
-from mechdiff.models.modules import changes_of
 from mechdiff.models.pair import Model
 from mechdiff.models.sites import Site
 from mechdiff.rows import empty
@@ -69,7 +70,7 @@ class _Bench:
         self.scoring, self.speaking = (Asker(run, cell, model, cell.key[which]) for which in ("ids", "spoken"))
         self.at = [list(cell.key["ids"]).index(name) for name in cell.key["spoken"]]
         """The places of the answered prompts among the scored ones."""
-        self.closer = run.closer(options_of(run))
+        self.closer = closer_layers(run, options_of(run))
         self.texts: list[Scored] = self.scoring.texts()
         self.variants, self.labels = self._variants()
 
@@ -161,8 +162,7 @@ class _Bench:
 
     def _grafts(self) -> Iterator[Around]:
         """The tuned attention or MLP of one of the closer layers in the base, where it has changed."""
-        held = next((one.changes for one in self.run.lattices.values()), None)
-        changes = held or changes_of(self.run.prepared.pair, self.model)
+        changes = units_changed(self.run, self.model)
         for layer in self.closer[:GRAFTED_LAYERS]:
             for unit in changes.units:
                 if unit.layer == layer and unit.kind in ("attn", "mlp"):

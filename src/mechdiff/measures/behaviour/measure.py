@@ -3,16 +3,35 @@
 from pathlib import Path
 
 from mechdiff.comparison.between_runs import BetweenRuns
+from mechdiff.measures.behaviour import plan
 from mechdiff.measures.behaviour.answers import BINARY
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.measures.patching.selection import CLOSER
 from mechdiff.report.parts import Chapter
 from mechdiff.statistics.metric import Numbers, metrics
+from mechdiff.study.experiment import Budget, Experiment, Stage
 
 BEHAVIOUR = Measure(
     name="behaviour",
     question="What do they do?",
     # what the study reads
-    experiment=None,
+    experiment=Experiment(
+        options=plan.BehaviourOptions,
+        cells=plan.behaviour_cells,
+        needs=plan.needs,
+        prompts=plan.prompts,
+        read=Later("mechdiff.measures.behaviour.probes:read"),
+        record=Later("mechdiff.measures.behaviour.compute:behaviour_record"),
+        stages=(
+            Stage(name="behaviour", compute=Later("mechdiff.measures.behaviour.compute:behave")),
+            Stage(name="behaviour_edits", compute=Later("mechdiff.measures.behaviour.edited:sway"), needs=CLOSER),
+        ),
+        few={"max_tokens": 3, "probes": False, "openings": 1, "scored_layers": 1, "scored_prompts": 2, "spoken_prompts": 1},
+        demo=Budget(
+            seconds=60,
+            options={"n_probes": 4, "max_tokens": 10, "openings": 2, "scored_layers": 1, "scored_prompts": 2, "spoken_prompts": 1},
+        ),
+    ),
     # what statistics read
     numbers=Numbers(
         metrics=(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
@@ -14,6 +15,7 @@ from mechdiff.measures.transport.plan import MAPS, TransportOptions
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.document import Count, listed, some_of, wrong
+from mechdiff.study.experiment import Needs, PromptSet
 from mechdiff.study.options import CloserOptions, Kinds
 from mechdiff.study.planner import Planner, possible, prompt_hashes
 
@@ -26,6 +28,10 @@ AROUND = 6
 """Edits that are open around whole runs, as far as the plan can know."""
 
 DIRECTIONS = "base<-tuned", "tuned<-base", "base<-base", "tuned<-tuned"
+
+
+PROBES = Path(__file__).parents[2] / "data" / "behaviour" / "probes.jsonl"
+"""Requests, questions and sums on which behaviour is looked at beside the study's own prompts."""
 
 
 def behaviour_cells(planner: Planner) -> Iterator[Cell]:
@@ -85,6 +91,19 @@ class BehaviourOptions(CloserOptions):
     def scored(self, n_layers: int) -> tuple[int, ...]:
         """The evenly spaced layers."""
         return evenly_spaced(self.scored_layers, self.layer_numbers(n_layers))
+
+
+def prompts(options: BehaviourOptions) -> tuple[PromptSet, ...]:
+    """Probes, of every kind: kinds stand together in a file."""
+    if not options.probes:
+        return ()
+    shipped = options.probes is True
+    file = options.probes if isinstance(options.probes, str) else PROBES
+    return (PromptSet(split="probes", file=file, n=options.n_probes, spread=True, any_length=shipped),)
+
+
+def needs(planner: Planner, options: BehaviourOptions) -> Needs:
+    return Needs(sites=options.sites)
 
 
 def _settings(planner: Planner, options: BehaviourOptions) -> dict[str, Any]:

@@ -11,13 +11,23 @@ from mechdiff.measures.behaviour.plan import BehaviourOptions
 from mechdiff.models.families import Shape
 from mechdiff.prompts.rendering import Rendered
 from mechdiff.study.config import StudyConfig
-
-PROBES = Path(__file__).parents[2] / "data" / "behaviour" / "probes.jsonl"
-"""Requests, questions and sums on which behaviour is looked at beside the study's own prompts."""
-
+from mechdiff.study.experiment import Reading
 
 Behind = Mapping[str, Mapping[tuple[str, str], Sequence[int]]]
 """Side -> (split, prompt) -> tokens of each text that behaviour may score behind it."""
+
+
+def read(reading: Reading) -> None:
+    """Finds the prompts behind which not every text has room, and takes such probes out."""
+    rendered = reading.rendered
+    reading.left_out += without_lists(reading.study, rendered)
+    behind = texts_behind(reading.study, rendered, reading.tokenizers)
+    full = without_room(behind, rendered, reading.shapes)
+    if full:
+        reading.left_out.append(said_of_full(full))
+        rendered["probes"] = {name: one for name, one in rendered.get("probes", {}).items() if ("probes", name) not in full}
+    reading.full |= full
+    reading.text_tokens = behind.get("base", {})
 
 
 def texts_behind(study: StudyConfig, rendered: Mapping[str, Mapping[str, Rendered]], tokenizers: Mapping[str, Any]) -> Behind:

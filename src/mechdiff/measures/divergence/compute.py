@@ -153,7 +153,7 @@ def texts_record(run: Execution) -> dict[str, Any]:
     named = ", ".join(unread[:5]) + ", ..." * (len(unread) > 5)
     warned = f"{len(unread)} of {len(every)} answers are not read by the base, whose tokenizer would not write them byte for byte: {named}"
     return {
-        "text_warnings": [warned] if unread else [],
+        "warnings": [warned] if unread else [],
         "texts": said,
         "n_prompt_tokens": lengths,
         "moved_tokens": _moved(run, cells[0].key["split"]),

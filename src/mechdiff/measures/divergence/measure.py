@@ -4,16 +4,37 @@ from pathlib import Path
 
 from mechdiff import shares
 from mechdiff.comparison.between_runs import BetweenRuns
+from mechdiff.measures.divergence import plan
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 from mechdiff.rows import TOTAL
 from mechdiff.statistics.metric import Metric, Numbers, metrics
+from mechdiff.study.experiment import Budget, Experiment, Stage
 
 DIVERGENCE = Measure(
     name="divergence",
     question="How differently do they predict, and at which token?",
     # what the study reads
-    experiment=None,
+    experiment=Experiment(
+        options=plan.DivergenceOptions,
+        cells=plan.cells,
+        needs=plan.needs,
+        read=plan.read,
+        record=Later("mechdiff.measures.divergence.compute:texts_record"),
+        stages=(
+            Stage(name="divergence", compute=Later("mechdiff.measures.divergence.compute:diverge")),
+            Stage(name="native", compute=Later("mechdiff.measures.divergence.compute:native")),
+            Stage(
+                name="texts",
+                compute=Later("mechdiff.measures.divergence.compute:texts"),
+                loads=("tuned", "base"),
+                rate=0.6,
+                laws=plan.laws_over_text,
+            ),
+        ),
+        total_effect=True,
+        demo=Budget(seconds=15, options={"continuation": 6}),
+    ),
     # what statistics read
     numbers=Numbers(
         metrics=(

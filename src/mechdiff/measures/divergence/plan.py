@@ -1,21 +1,15 @@
 """A study file may set these options of divergence; its cells are planned from them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from mechdiff.measures.attribution.plan import AttributionOptions
-from mechdiff.measures.heads.plan import HeadsOptions
-from mechdiff.measures.patching.plan import PatchingOptions
-from mechdiff.measures.rank.plan import RankOptions
-from mechdiff.measures.steering.plan import SteeringOptions
-from mechdiff.measures.transport.plan import TransportOptions
-from mechdiff.prompts.rendering import PromptPolicy, Rendered, render
+from mechdiff.prompts.rendering import render
 from mechdiff.prompts.sets import SPLITS
 from mechdiff.study.cells import Cell
-from mechdiff.study.config import StudyConfig
+from mechdiff.study.experiment import Needs, Reading, Window
 from mechdiff.study.options import Options
 from mechdiff.study.planner import Planner
 
@@ -30,11 +24,25 @@ TEXTS_AT_A_TIME = 8
 """Prompts whose laws at every position are in memory together."""
 
 
+def needs(planner: Planner, options: DivergenceOptions) -> Needs:
+    """Laws of the prompts by each model's own template, where there are some."""
+    return Needs(windows=(Window(split="native", kinds=(), layers=()),) if "native" in planner.splits else ())
+
+
+def cells(planner: Planner) -> Iterator[Cell]:
+    """D at the decision position, then over text."""
+    yield from divergence_cells(planner)
+    yield from texts_cells(planner)
+
+
+def laws_over_text(cell: Cell) -> int:
+    """Laws that a cell over text makes: at every position of the prompts and their continuations, for either model."""
+    return 3 * (cell.steps * len(cell.items) + sum(item.tokens for item in cell.items))
+
+
 def divergence_cells(planner: Planner) -> Iterator[Cell]:
-    asking = (
-        DivergenceOptions, PatchingOptions, TransportOptions, RankOptions, SteeringOptions, HeadsOptions, AttributionOptions,
-    )  # fmt: skip
-    for split in SPLITS if any(planner.study.asked(kind) for kind in asking) else ():
+    """D of every split, wherever a measure of the study needs it; D once more by the models' own templates."""
+    for split in SPLITS if planner.total_effect else ():
         if split in planner.splits:
             items = planner.whole(split)
             yield Cell(stage="divergence", key=planner.key(items, stage="divergence", split=split), items=items, side=None, flops=0)
@@ -58,22 +66,16 @@ def texts_cells(planner: Planner) -> Iterator[Cell]:
         yield Cell(stage="texts", key=key, items=shard, side=None, flops=planner.flops(2 * tokens, 2 * tokens), steps=options.continuation)
 
 
-def add_native(
-    study: StudyConfig,
-    rendered: dict[str, dict[str, Rendered]],
-    tokenizers: Mapping[str, Any],
-    policy: PromptPolicy,
-    lengths: Mapping[str, int],
-) -> list[dict[str, str]]:
-    """Adds the report prompts by each model's own template, as the split `native`, where that is another text; what is left out, and why."""
-    divergence = study.asked(DivergenceOptions)
-    if not (divergence and divergence.native and policy.policy == "same_text" and "report" in rendered):
-        return []
-    bare = [side for side, tokenizer in tokenizers.items() if not tokenizer.chat_template]
-    if bare:
-        return [{"what": "divergence: native templates", "why": f"the tokenizer of {' and '.join(bare)} has no chat template of its own"}]
-    prompts = [one.prompt for one in rendered["report"].values()]
-    own = render(prompts, tokenizers["base"], tokenizers["tuned"], replace(policy, policy="native", position="decision"), **lengths)
-    if any(one.sha256 != rendered["report"][one.prompt.id].sha256 for one in own):
-        rendered["native"] = {one.prompt.id: one for one in own}
-    return []
+def read(reading: Reading) -> None:
+    """Adds the report prompts by each model's own template, as the split `native`, where that is another text."""
+    options, policy, report = reading.study.asked(DivergenceOptions), reading.policy, reading.rendered.get("report")
+    if not (options and options.native and policy.policy == "same_text" and report is not None):
+        return
+    if bare := [side for side, tokenizer in reading.tokenizers.items() if not tokenizer.chat_template]:
+        why = f"the tokenizer of {' and '.join(bare)} has no chat template of its own"
+        reading.left_out.append({"what": "divergence: native templates", "why": why})
+        return
+    base, tuned, native = reading.tokenizers["base"], reading.tokenizers["tuned"], replace(policy, policy="native", position="decision")
+    own = render([one.prompt for one in report.values()], base, tuned, native, **reading.lengths)
+    if any(one.sha256 != report[one.prompt.id].sha256 for one in own):
+        reading.rendered["native"] = {one.prompt.id: one for one in own}

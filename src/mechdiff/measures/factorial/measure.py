@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from mechdiff.comparison.between_runs import BetweenRuns
+from mechdiff.measures.factorial import plan
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 from mechdiff.statistics.metric import Metric, Numbers, metrics
+from mechdiff.study.experiment import Budget, Experiment, Stage
 
 EFFECTS = ("upstream_effect", "downstream_effect", "interaction")
 RUNS = 4
@@ -15,7 +17,16 @@ FACTORIAL = Measure(
     name="factorial",
     question="Is it made below or above a block, or only by both?",
     # what the study reads
-    experiment=None,
+    experiment=Experiment(
+        options=plan.FactorialOptions,
+        cells=plan.factorial_cells,
+        needs=plan.needs,
+        stages=(
+            Stage(name="crossing", compute=Later("mechdiff.measures.factorial.compute:crossing")),
+            Stage(name="factorial", compute=Later("mechdiff.measures.factorial.compute:cross"), needs=("capture", "crossing")),
+        ),
+        demo=Budget(seconds=15, options={"all_positions_layers": 2}),
+    ),
     # what statistics read
     numbers=Numbers(
         metrics=(

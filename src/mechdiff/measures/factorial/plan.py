@@ -9,8 +9,9 @@ from mechdiff.labels import n_positions
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell
 from mechdiff.study.document import Count
+from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import DIRECTIONS, LayeredOptions, read_positions
-from mechdiff.study.planner import Planner
+from mechdiff.study.planner import Planner, sizes
 
 
 class FactorialOptions(LayeredOptions):
@@ -27,12 +28,22 @@ class FactorialOptions(LayeredOptions):
         return layers if position == "decision" else evenly_spaced(self.all_positions_layers, layers)
 
 
+def needs(planner: Planner, options: FactorialOptions) -> Needs:
+    """The residual stream at the decision position, and of whole prompts where they are crossed."""
+    if sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
+        return Needs()
+    window = Window(split="report", position="all", kinds=("resid_post",), layers=options.layers_at("all", planner.shape.n_layers))
+    whole = "all" in options.positions and "report" in planner.splits and not planner.common_tail("all", "report")
+    return Needs(sites=("resid_post",), windows=(window,) if whole else ())
+
+
 def factorial_cells(planner: Planner) -> Iterator[Cell]:
     """The crossed runs of each model, then what is computed from both; on select too, at the decision position, where split points are chosen."""
-    options = planner.factorial
+    options = planner.study.asked(FactorialOptions)
     if not options:
-        if planner.study.asked(FactorialOptions):
-            planner.skip("factorial", "the two models differ in depth or width: a state of one does not fit into the other")
+        return
+    if sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
+        planner.skip("factorial", "the two models differ in depth or width: a state of one does not fit into the other")
         return
     if "report" not in planner.splits:
         planner.skip("factorial", "the study has no report prompts")

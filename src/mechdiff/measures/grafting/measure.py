@@ -4,16 +4,26 @@ from pathlib import Path
 
 from mechdiff import shares
 from mechdiff.comparison.between_runs import BetweenRuns
+from mechdiff.measures.grafting import plan
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 from mechdiff.rows import OVERLAP
 from mechdiff.statistics.metric import Metric, Numbers
+from mechdiff.study.experiment import Budget, Experiment, Stage
 
 GRAFTING = Measure(
     name="grafting",
     question="Which module's change matters?",
     # what the study reads
-    experiment=None,
+    experiment=Experiment(
+        options=plan.GraftingOptions,
+        cells=plan.grafting_cells,
+        stages=(Stage(name="grafting", compute=Later("mechdiff.measures.grafting.compute:graft")),),
+        parts_changed=True,
+        demo=Budget(
+            seconds=60, options={"report_prompts": 5, "points": 3, "candidates": 4, "picks": 2, "select_prompts": 2, "truncate": False}
+        ),
+    ),
     # what statistics read
     numbers=Numbers(
         metrics=(

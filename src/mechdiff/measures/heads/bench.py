@@ -94,8 +94,10 @@ def block(run: Execution, layer: int, z: Mapping[str, Float[Tensor, "prompt z"]]
 
 def output_of(run: Execution, side: str, layer: int) -> tuple[Float[Tensor, "head d_head d"], Float[Tensor, " d"]]:
     """One model's output projection by head, and its bias, in float32 as the model holds them. ModelError: not in the files."""
-    if (side, layer) in run.outputs:
-        return run.outputs[side, layer]
+    return run.once(("output projection", side, layer), lambda: _output(run, side, layer))
+
+
+def _output(run: Execution, side: str, layer: int) -> tuple[Float[Tensor, "head d_head d"], Float[Tensor, " d"]]:
     pair, changes = run.prepared.pair, run.changes
 
     def read(name: str) -> Tensor | None:
@@ -108,7 +110,6 @@ def output_of(run: Execution, side: str, layer: int) -> tuple[Float[Tensor, "hea
         raise ModelError(
             f"{pair.base.ref}, {pair.tuned.ref}: heads cannot be told apart in block {layer}: {found}. Leave the measures heads and attribution out."
         )
-    run.outputs[side, layer] = found
     return found
 
 

@@ -3,15 +3,61 @@
 from pathlib import Path
 
 from mechdiff.comparison.between_runs import BetweenRuns
+from mechdiff.measures.heads import plan
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
 from mechdiff.statistics.metric import Numbers, metrics, of_edited_runs
+from mechdiff.study.experiment import Budget, Experiment, Stage
 
 HEADS = Measure(
     name="heads",
     question="Which heads carry it?",
     # what the study reads
-    experiment=None,
+    experiment=Experiment(
+        options=plan.HeadsOptions,
+        cells=plan.heads_cells,
+        needs=plan.needs,
+        record=Later("mechdiff.measures.heads.network:heads_record"),
+        stages=(
+            Stage(name="heads", compute=Later("mechdiff.measures.heads.compute:every_head")),
+            Stage(
+                name="head_orders",
+                compute=Later("mechdiff.measures.heads.compute:head_orders"),
+                needs=("capture", "heads"),
+            ),
+            Stage(
+                name="head_sets",
+                compute=Later("mechdiff.measures.heads.compute:head_sets"),
+                needs=("capture", "heads", "head_orders@same", "attribution@same"),
+            ),
+            Stage(
+                name="head_network",
+                compute=Later("mechdiff.measures.heads.network:head_network"),
+                needs=("capture", "heads", "attribution@same"),
+            ),
+            Stage(name="looks", compute=Later("mechdiff.measures.heads.network:looks"), needs=("capture", "heads")),
+            Stage(
+                name="attention",
+                compute=Later("mechdiff.measures.heads.network:attention"),
+                needs=("capture", "heads", "looks"),
+            ),
+        ),
+        total_effect=True,
+        few={"draws": 5, "network_draws": 1, "null_edits": 2},
+        demo=Budget(
+            seconds=65,
+            options={
+                "hot": 1,
+                "select_prompts": 4,
+                "draws": 20,
+                "network_draws": 5,
+                "attention_prompts": 4,
+                "null_edits": 5,
+                "exact_up_to": 8,
+                "permutations": 16,
+            },
+        ),
+    ),
     # what statistics read
     numbers=Numbers(
         metrics=(

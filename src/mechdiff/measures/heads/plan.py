@@ -9,12 +9,17 @@ from mechdiff.measures.transport.plan import TransportOptions
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.document import Count, listed
+from mechdiff.study.experiment import Needs
 from mechdiff.study.options import DIRECTIONS, CloserOptions, LayeredOptions, read_strengths
 from mechdiff.study.planner import Planner, prompt_hashes
 from mechdiff.study.planner import possible as planner_possible
 
 ACROSS = 12
 """Sizes of the nested sets across the network, as far as the plan can know."""
+
+
+HEAD_SITES = ("z", "attn_proj", "mlp_out")
+"""What a head reads and writes, and the MLPs that stand beside heads."""
 
 
 def heads_cells(planner: Planner) -> Iterator[Cell]:
@@ -28,9 +33,7 @@ def heads_cells(planner: Planner) -> Iterator[Cell]:
     if not chosen_on:
         planner.skip("orders of heads, their sets across the network, and attention of the top heads",
                      "the study has no select prompts, on which heads are chosen")  # fmt: skip
-    from mechdiff.measures.attribution.plan import AttributionOptions
-
-    attribution = planner.study.asked(AttributionOptions)
+    attribution = planner.study.measures.get("attribution")  # a later measure, by which heads are put into an order too
     ranked = attribution.model_dump(include={"metric", "select_prompts", "layers", "stride"}) if attribution else None
     chosen: dict[str, Any] = {
         "closer": options.closer,
@@ -103,6 +106,11 @@ class HeadsOptions(CloserOptions):
     network_draws: Annotated[int, Field(ge=0, le=10_000)] = 20  # random sets of each size across the network
     z_swap: Annotated[tuple[float, ...], BeforeValidator(_blend)] = ()  # strengths at which z alone is swapped, as others do it
     attention_prompts: Annotated[int, Field(ge=0, le=100_000)] = 8  # report prompts on which attention is looked at; 0: none
+
+
+def needs(planner: Planner, options: HeadsOptions) -> Needs:
+    """States of heads, where blocks have some."""
+    return Needs(sites=HEAD_SITES if "z" in planner.kinds else ())
 
 
 def _closer(planner: Planner, options: HeadsOptions) -> list[int]:

@@ -4,14 +4,24 @@ from pathlib import Path
 
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.measures.patching import plan
 from mechdiff.report.parts import Chapter
 from mechdiff.statistics.metric import Numbers, of_edited_runs
+from mechdiff.study.experiment import Budget, Experiment, Stage
 
 PATCHING = Measure(
     name="patching",
     question="Where does the difference matter?",
     # what the study reads
-    experiment=None,
+    experiment=Experiment(
+        options=plan.PatchingOptions,
+        cells=plan.patching_cells,
+        needs=plan.needs,
+        record=Later("mechdiff.measures.patching.hot:selection_record"),
+        stages=(Stage(name="patching", compute=Later("mechdiff.measures.patching.compute:patch")),),
+        total_effect=True,
+        demo=Budget(seconds=45, options={"sites": ["attn_out", "mlp_out", "resid_post"]}),
+    ),
     # what statistics read
     numbers=Numbers(
         metrics=of_edited_runs(drops=True),

@@ -9,8 +9,11 @@ from pydantic import BeforeValidator
 from mechdiff.labels import n_positions
 from mechdiff.study.cells import Cell
 from mechdiff.study.document import some_of, whole_numbers
+from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import ARMS, DIRECTIONS, Kinds, LayeredOptions, read_directions, read_positions
-from mechdiff.study.planner import Planner, sizes
+from mechdiff.study.planner import NEED_FIT, Planner, sizes
+
+NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
 
 
 class PatchingOptions(LayeredOptions):
@@ -21,8 +24,20 @@ class PatchingOptions(LayeredOptions):
     windows: Annotated[tuple[int, ...], BeforeValidator(lambda given: whole_numbers(given, 2))] = ()  # widths, in layers
 
 
+def needs(planner: Planner, options: PatchingOptions) -> Needs:
+    """States wherever some are written."""
+    windows = [
+        Window(split=split, position=position)
+        for position in options.positions
+        if position != "decision"
+        for split in (("fit", "report") if position != "all" else ("report",))
+        if split in planner.splits and not planner.common_tail(position, split)
+    ]
+    return Needs(sites=options.sites, windows=tuple(windows), side_by_side=len(options.layer_numbers(planner.shape.n_layers)))
+
+
 def patching_cells(planner: Planner) -> Iterator[Cell]:
-    options = planner.patching
+    options = planner.study.asked(PatchingOptions)
     if not options:
         return
     if sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
@@ -47,7 +62,7 @@ def _swept(planner: Planner, options: PatchingOptions, direction: str, split: st
     published = split == "report"
     positions = options.positions if published else ("decision",)
     kinds = [kind for kind in options.sites if kind in planner.wanted]
-    arms = [arm for arm in (options.arms if published else ("identity",)) if planner.possible(arm, split, position)]
+    arms = [arm for arm in (options.arms if published else ("identity",)) if _possible(planner, arm, split, position)]
     for number, shard in enumerate(planner.packed(split, position)):
         for width, kind, arm in product((1, *(options.windows if published else ())), kinds, arms):
             first = [layer for layer in layers if layer + width <= planner.shape.n_layers]
@@ -55,3 +70,17 @@ def _swept(planner: Planner, options: PatchingOptions, direction: str, split: st
             what |= {"layers": first, "shard": number, "n_variants": len(first), "seed": planner.study.seed}
             what["floor"] = (position, width, kind, arm) == (positions[0], 1, kinds[0], arms[0])
             yield planner.patch_cell(shard, "patching", what, n_pos)
+
+
+def _possible(planner: Planner, arm: str, split: str, position: str) -> bool:
+    if arm in NEED_FIT and "fit" not in planner.splits:
+        planner.skip(f"patching arm {arm}", "the study has no fit prompts, whose mean states this arm writes")
+    elif arm in NEED_FIT and (why := planner.common_tail(position, "fit")):
+        planner.skip(f"patching arm {arm} at {position}", why)
+    elif arm in NEED_COMMON_POSITIONS and position == "all":
+        planner.skip(f"patching arm {arm} at all positions", "states of prompts of different lengths have no common positions")
+    elif arm == "resample" and len(planner.splits[split]) < 2:
+        planner.skip("patching arm resample", "there is only one prompt, and this arm writes the state of another one")
+    else:
+        return True
+    return False

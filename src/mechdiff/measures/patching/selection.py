@@ -49,6 +49,12 @@ def choose_layers(rows: pl.DataFrame) -> dict[str, Any] | None:
     return {"hot_layers": sorted(hot), "control_layers": control, "split": "select", "n_candidates": candidates, "why": why}
 
 
+CHOOSING = ("patching", "similarity")
+"""Stages whose rows on the select prompts choose the hot layers."""
+
+CLOSER = ("capture", *CHOOSING)
+"""What must be there before the closer layers are known."""
+
 N_CLOSER = 4
 """Layers that are looked at more closely, as far as the plan can know."""
 

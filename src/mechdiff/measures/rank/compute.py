@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mechdiff import labels
 from mechdiff.engine.gradients import fisher_samples
+from mechdiff.measures.patching.hot import closer_layers
 from mechdiff.measures.rank import formula
 from mechdiff.measures.rank.plan import RankOptions
 from mechdiff.measures.transport import formula as transport_formula
@@ -43,7 +44,7 @@ def fisher(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert model
     options = run.prepared.study.asked(RankOptions)
     assert options
-    sites = [Site(layer, kind) for layer in run.closer(options) for kind in cell.key["kinds"]]
+    sites = [Site(layer, kind) for layer in closer_layers(run, options) for kind in cell.key["kinds"]]
     parts: dict[str, list[Tensor]] = {}
     names, draws = cell.key["ids"], cell.key["samples"]
     width = max(1, min(FISHER_PROMPTS, run.max_rows // (1 + draws)))
@@ -63,7 +64,7 @@ def rank_curve(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert options
     look = Look(run, cell)
     held = next((run.tensors(one) for one in run.cells if one.stage == "fisher"), {})
-    for layer in run.closer(options):
+    for layer in closer_layers(run, options):
         fit = decision_sample(run, "fit", look.kind, layer)
         assert fit
         gradients = held.get(str(Site(layer, look.kind)))
@@ -75,7 +76,7 @@ def rank_curve(run: Execution, cell: Cell, model: Model | None) -> Result:
         return found, {}
     at = {
         layer: formula.agreement(torch.from_numpy(held[name]))
-        for layer in run.closer(options)
+        for layer in closer_layers(run, options)
         if (name := str(Site(layer, look.kind))) in held
     }
     place = {"measure": "rank", "split": "fit", "site": look.kind, "unit": "fisher", "metric": "fisher_agreement"}

@@ -4,14 +4,28 @@ from pathlib import Path
 
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.measures.patching.selection import CLOSER
+from mechdiff.measures.rank import plan
 from mechdiff.report.parts import Chapter
 from mechdiff.statistics.metric import Numbers, metrics, of_edited_runs
+from mechdiff.study.experiment import Budget, Experiment, Stage
 
 RANK = Measure(
     name="rank",
     question="How many dimensions does the change have?",
     # what the study reads
-    experiment=None,
+    experiment=Experiment(
+        options=plan.RankOptions,
+        cells=plan.rank_cells,
+        needs=plan.needs,
+        stages=(
+            Stage(name="rank", compute=Later("mechdiff.measures.rank.compute:ranks")),
+            Stage(name="fisher", compute=Later("mechdiff.measures.rank.compute:fisher"), needs=CLOSER),
+            Stage(name="rank_curve", compute=Later("mechdiff.measures.rank.compute:rank_curve"), needs=(*CLOSER, "fisher")),
+        ),
+        total_effect=True,
+        demo=Budget(seconds=15, options={"fisher_samples": 2, "strengths": [0.5]}),
+    ),
     # what statistics read
     numbers=Numbers(
         metrics=(

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 from mechdiff.measures.patching.selection import choice, closer_cell
 from mechdiff.measures.transport.plan import MAPPED
 from mechdiff.study.cells import Cell
+from mechdiff.study.experiment import Needs
 from mechdiff.study.options import CloserOptions, Kinds, read_strengths
 from mechdiff.study.planner import Planner, possible, prompt_hashes
 
@@ -17,6 +18,10 @@ class RankOptions(CloserOptions):
     strengths: Annotated[tuple[float, ...], BeforeValidator(read_strengths)] = (0.5, 1.5)  # beside 1, at each rank
     fisher_samples: Annotated[int, Field(ge=0, le=1024)] = 4  # gradients a fit prompt for the Fisher-weighted variant; 0: none
     draws: Annotated[int, Field(ge=0, le=1000)] = 3  # random subspaces at each rank
+
+
+def needs(planner: Planner, options: RankOptions) -> Needs:
+    return Needs(sites=options.sites)
 
 
 def rank_cells(planner: Planner) -> Iterator[Cell]:

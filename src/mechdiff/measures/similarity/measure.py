@@ -4,14 +4,23 @@ from pathlib import Path
 
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.measures.similarity import plan
 from mechdiff.report.parts import Chapter
 from mechdiff.statistics.metric import Numbers, metrics
+from mechdiff.study.experiment import Budget, Experiment, Stage
 
 SIMILARITY = Measure(
     name="similarity",
     question="Where do their activations differ?",
     # what the study reads
-    experiment=None,
+    experiment=Experiment(
+        options=plan.SimilarityOptions,
+        cells=plan.similarity_cells,
+        needs=plan.needs,
+        stages=(Stage(name="similarity", compute=Later("mechdiff.measures.similarity.compute:compare_states")),),
+        few={"permutations": 200},
+        demo=Budget(seconds=5),
+    ),
     # what statistics read
     numbers=Numbers(
         metrics=(

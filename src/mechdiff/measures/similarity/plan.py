@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from mechdiff.study.cells import Cell
+from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import Kinds, LayeredOptions
 from mechdiff.study.planner import Planner
 
@@ -16,8 +17,23 @@ class SimilarityOptions(LayeredOptions):
     words: bool | None = None  # also states averaged over each prompt's words; none: where the two models cut the prompts differently
 
 
+def needs(planner: Planner, options: SimilarityOptions) -> Needs:
+    """States at its sites; also averaged over words where they are compared."""
+    return Needs(
+        sites=options.sites, windows=(Window(split="report", position="words", kinds=options.sites),) if _words(planner, options) else ()
+    )
+
+
+def _words(planner: Planner, options: SimilarityOptions) -> bool:
+    """Whether states averaged over words are compared too."""
+    if "report" not in planner.splits:
+        return False
+    return any(item.tail < item.tokens for item in planner.splits["report"]) if options.words is None else options.words
+
+
 def similarity_cells(planner: Planner) -> Iterator[Cell]:
-    if not planner.similarity:
+    options = planner.study.asked(SimilarityOptions)
+    if not options:
         return
     if planner.shapes["base"].d_model != planner.shapes["tuned"].d_model:
         planner.skip("similarity: same_basis_change, procrustes_distance", "the two models' states have different widths")
@@ -29,10 +45,10 @@ def similarity_cells(planner: Planner) -> Iterator[Cell]:
         if len(items) < 4:
             planner.skip(f"similarity on {split}", f"debiased CKA needs 4 prompts, there are {len(items)}")
             continue
-        layers = planner.similarity.layer_numbers(planner.shape.n_layers)
-        for position in ("decision", "words") if split == "report" and planner.words else ("decision",):
-            draws = planner.similarity.permutations if position == "decision" else 0
-            for kind in planner.similarity.sites:
+        layers = options.layer_numbers(planner.shape.n_layers)
+        for position in ("decision", "words") if split == "report" and _words(planner, options) else ("decision",):
+            draws = options.permutations if position == "decision" else 0
+            for kind in options.sites:
                 if kind in planner.wanted:
                     what = {"kind": kind, "layers": layers, "position": position, "permutations": draws, "seed": planner.study.seed}
                     key = planner.key(items, stage="similarity", split=split, **what)

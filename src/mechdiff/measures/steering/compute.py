@@ -13,6 +13,7 @@ from mechdiff.engine.counterfactuals import labelled
 from mechdiff.engine.steered import opening, steering
 from mechdiff.maps.vectors import has_control_vector, save_control_vector, save_vector
 from mechdiff.measures.divergence.compute import greedy
+from mechdiff.measures.patching.hot import closer_layers
 from mechdiff.measures.steering import formula
 from mechdiff.measures.steering.doses import dose
 from mechdiff.measures.steering.formula import Edit, Place
@@ -70,7 +71,9 @@ def strongest(run: Execution, kind: str) -> list[int]:
     The last block's output comes last: what is added there is added to the logits, of any two models.
     """
     last = run.n_layers - 1 if kind == "resid_post" else run.n_layers
-    layers = sorted(run.closer(_options(run)), key=lambda layer: (layer != last, subspace(run, kind, layer).relative_size), reverse=True)
+    layers = sorted(
+        closer_layers(run, _options(run)), key=lambda layer: (layer != last, subspace(run, kind, layer).relative_size), reverse=True
+    )
     return sorted(layers[: _options(run).all_positions_layers])
 
 
@@ -106,7 +109,7 @@ def _edits(run: Execution, cell: Cell, layers: Sequence[int], width: int = 1) ->
 def steer(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of every edit at the decision position."""
     assert model
-    key, layers = cell.key, run.closer(_options(run))
+    key, layers = cell.key, closer_layers(run, _options(run))
     edits = _edits(run, cell, layers)
     if not edits:
         return empty(), {}
@@ -179,7 +182,7 @@ def _prompts(run: Execution, cell: Cell, model: Model) -> dict[str, Tensor]:
 def steered_texts(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Tensors: what the tuned model, the base, and the base steered by the mean difference at one layer say to a few prompts."""
     key = cell.key
-    layer = max(run.closer(_options(run)), key=lambda layer: subspace(run, key["kind"], layer).relative_size)
+    layer = max(closer_layers(run, _options(run)), key=lambda layer: subspace(run, key["kind"], layer).relative_size)
     found = subspace(run, key["kind"], layer)
     said: dict[str, list[Tensor]] = {}
     for side in ("tuned", "base"):
@@ -202,10 +205,10 @@ def steering_record(run: Execution) -> dict[str, Any]:
     if not cells:
         return {}
     options, kinds = _options(run), sorted({cell.key["kind"] for cell in cells})
-    sites = {Site(layer, kind): subspace(run, kind, layer) for kind in kinds for layer in run.closer(options)}
+    sites = {Site(layer, kind): subspace(run, kind, layer) for kind in kinds for layer in closer_layers(run, options)}
     return {
         "steering": {
-            "closer_layers": run.closer(options),
+            "closer_layers": closer_layers(run, options),
             "all_positions": {kind: strongest(run, kind) for kind in kinds},
             "sites": {str(site): _said(one) for site, one in sorted(sites.items())},
             "files": [name for site, one in sorted(sites.items()) if one.mean.any() for name in _save(run, site, one)],

@@ -12,6 +12,7 @@ from mechdiff.measures.patching.selection import N_CLOSER, closer_cell
 from mechdiff.measures.steering.doses import QUESTIONS
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.document import Count, whole_numbers
+from mechdiff.study.experiment import Needs, PromptSet, Window
 from mechdiff.study.options import CloserOptions, Kinds, read_strengths
 from mechdiff.study.planner import Planner, possible, prompt_hashes
 
@@ -71,6 +72,19 @@ class SteeringOptions(CloserOptions):
     test_draws: Annotated[int, Field(ge=0, le=10_000)] = 39  # random directions that the largest harmless dose is held against; 0: no test
     max_side_kl_nats: Annotated[float, Field(ge=0)] = 0.05  # the most that a direction of use may move neutral prompts
     max_perplexity_ratio: Annotated[float, Field(ge=1)] = 1.05  # and worsen their perplexity
+
+
+def prompts(options: SteeringOptions) -> tuple[PromptSet, ...]:
+    """Neutral prompts, for side effects."""
+    if not options.side_prompts:
+        return ()
+    return (PromptSet(split="neutral", file=options.neutral or NEUTRAL, n=options.side_prompts, unread=True),)
+
+
+def needs(planner: Planner, options: SteeringOptions) -> Needs:
+    """States at its sites; of neutral prompts too, where their mean difference is taken off."""
+    contrast = options.contrast and "neutral" in planner.splits
+    return Needs(sites=options.sites, windows=(Window(split="neutral", kinds=options.sites),) if contrast else ())
 
 
 def _tests(planner: Planner, options: SteeringOptions, kinds: Sequence[str], on: dict[str, Any], neutral: Sequence[Item]) -> Iterator[Cell]:

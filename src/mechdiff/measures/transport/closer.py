@@ -11,8 +11,9 @@ from mechdiff.engine.counterfactuals import LOCATING, labelled
 from mechdiff.engine.distributions import EVERY
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.maps.maps import Map
+from mechdiff.measures.patching.hot import closer_layers
 from mechdiff.measures.transport import formula
-from mechdiff.measures.transport.compute import LOGIT_SUBSPACES, maps_at
+from mechdiff.measures.transport.compute import LOGIT_SUBSPACES, logit_subspace, maps_at
 from mechdiff.measures.transport.plan import TransportOptions
 from mechdiff.models.pair import Model
 from mechdiff.models.sites import Site
@@ -54,7 +55,7 @@ def closer(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert model
     options = run.prepared.study.asked(TransportOptions)
     assert options
-    look, layers = Look(run, cell), run.closer(options)
+    look, layers = Look(run, cell), closer_layers(run, options)
     asked = cell.key["settings"]["maps"]
     for layer in layers:
         source, own = look.source[layer], look.own[layer]
@@ -69,7 +70,7 @@ def closer(run: Execution, cell: Cell, model: Model | None) -> Result:
             if look.split != "report":
                 look.write(layer, target, arm=arm, rank=one.rank_)
             elif arm in LOGIT_SUBSPACES and look.direction == "tuned<-base":  # the base's own coordinates in the subspace
-                inside = run.logit_directions(arm, cell.key["settings"]["dimensions"])
+                inside = logit_subspace(run, arm, cell.key["settings"]["dimensions"])
                 swapped = Map(arm, directions=inside, mode="interchange").fit(source, own)
                 look.write(layer, swapped.transform(source, own=own), arm=arm, rank=swapped.rank_, unit="interchange")
     if look.split == "report":
@@ -79,7 +80,7 @@ def closer(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 def _controls(run: Execution, cell: Cell, look: Look, options: TransportOptions, asked: Sequence[str]) -> None:
     """Another layer's map, a map of shuffled pairs, a random subspace, and an early layer."""
-    layers = run.closer(options)
+    layers = closer_layers(run, options)
     for layer in layers:
         source, own = look.source[layer], look.own[layer]
         for arm in asked:

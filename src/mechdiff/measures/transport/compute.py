@@ -8,16 +8,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mechdiff import labels
 from mechdiff.engine import counterfactuals
 from mechdiff.engine.counterfactuals import labelled
+from mechdiff.maps.by_name import logit_directions
 from mechdiff.maps.maps import Map, is_the_mean
 from mechdiff.measures.patching import formula as patching_formula
+from mechdiff.measures.patching.hot import closer_layers
 from mechdiff.measures.transport import formula
 from mechdiff.measures.transport.formula import Maps, Sample
 from mechdiff.measures.transport.plan import TransportOptions
+from mechdiff.measures.weights.formula import readout
 from mechdiff.models.pair import Model
 from mechdiff.rows import empty, rows
 from mechdiff.store.disk import as_bytes
@@ -75,15 +79,23 @@ def _settings(run: Execution, cell: Cell) -> dict[str, dict[str, Any]]:
     """Constructor arguments by arm."""
     asked, seed = cell.key["settings"], cell.key["seed"]
     found: dict[str, dict[str, Any]] = {"pca": {"q": asked["dimensions"]}, "per_cluster": {"k": asked["clusters"], "seed": seed}}
-    return found | {arm: {"directions": run.logit_directions(arm, asked["dimensions"])} for arm in LOGIT_SUBSPACES if arm in asked["maps"]}
+    return found | {arm: {"directions": logit_subspace(run, arm, asked["dimensions"])} for arm in LOGIT_SUBSPACES if arm in asked["maps"]}
+
+
+def logit_subspace(run: Execution, arm: str, q: int) -> Float[Tensor, "d q"]:
+    """What the tuned model's unembedding reads most, or both models' (`logit_subspace_joint`)."""
+
+    def found() -> Tensor:
+        read = [readout(run.changes.tuned), *([readout(run.changes.base)] if arm == "logit_subspace_joint" else [])]
+        return logit_directions(torch.cat(read), q)
+
+    return run.once(("logit directions", arm, q), found)
 
 
 def maps_at(run: Execution, cell: Cell, layer: int, *, shuffled: bool = False) -> Maps:
     """The maps of one site, fitted once an execution."""
     kind = cell.key["kind"]
-    if (kind, layer, shuffled) not in run.maps:
-        run.maps[kind, layer, shuffled] = fitted(run, cell, kind, layer, shuffled)
-    return run.maps[kind, layer, shuffled]
+    return run.once(("maps", kind, layer, shuffled), lambda: fitted(run, cell, kind, layer, shuffled))
 
 
 # ---- every layer -------------------------------------------------------------------------------------------------------------------
@@ -248,7 +260,7 @@ def maps_record(run: Execution) -> dict[str, Any]:
     cells = [cell for cell in run.cells if cell.stage == "fits"]
     if not options or not cells:
         return {}
-    layers = run.closer(options)
+    layers = closer_layers(run, options)
     files = [name for cell in cells for layer in layers for name in save(run, cell, layer)]
     said = {cell.key["kind"]: json.loads(bytes(run.tensors(cell)["said"]).decode()) for cell in cells}
     records = [one for site in said.values() for arm in site.values() for one in arm.values()]
@@ -260,7 +272,10 @@ def maps_record(run: Execution) -> dict[str, Any]:
         "prompts": len(run.prepared.rendered["fit"]),
         **_spread(run, options.rows_per_prompt),
     }
-    return {"transport": {"closer_layers": layers, "fits": said, "rows": rows_given, "maps": files, "warnings": warnings}}
+    return {
+        "transport": {"closer_layers": layers, "fits": said, "rows": rows_given, "maps": files, "warnings": warnings},
+        "warnings": warnings,
+    }
 
 
 def save(run: Execution, cell: Cell, layer: int) -> list[str]:

@@ -4,14 +4,32 @@ from pathlib import Path
 
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.measures.patching.selection import CLOSER
+from mechdiff.measures.transport import plan
 from mechdiff.report.parts import Chapter
 from mechdiff.statistics.metric import Numbers, metrics, of_edited_runs
+from mechdiff.study.experiment import Budget, Experiment, Stage
 
 TRANSPORT = Measure(
     name="transport",
     question="Can a linear map carry the change?",
     # what the study reads
-    experiment=None,
+    experiment=Experiment(
+        options=plan.TransportOptions,
+        cells=plan.transport_cells,
+        needs=plan.needs,
+        record=Later("mechdiff.measures.transport.compute:maps_record"),
+        stages=(
+            Stage(name="fits", compute=Later("mechdiff.measures.transport.compute:fits")),
+            Stage(
+                name="transport", compute=Later("mechdiff.measures.transport.compute:patched"), needs=("capture", "fits", "patching@same")
+            ),
+            Stage(name="closer", compute=Later("mechdiff.measures.transport.closer:closer"), needs=CLOSER),
+        ),
+        total_effect=True,
+        few={"permutations": 20},
+        demo=Budget(seconds=40, options={"strengths": [0.5], "permutations": 40}),
+    ),
     # what statistics read
     numbers=Numbers(
         metrics=(

@@ -5,11 +5,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from mechdiff.errors import StudyError
 from mechdiff.measures.patching.selection import N_CLOSER, closer_cell
 from mechdiff.study.cells import Cell
 from mechdiff.study.document import Count, some_of
+from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import CloserOptions, Kinds, read_strengths
-from mechdiff.study.planner import Planner, possible, prompt_hashes
+from mechdiff.study.planner import LAST_LEFT_OUT, Planner, possible, prompt_hashes
 
 MAPPED = ("tuned<-base", "base<-base", "tuned<-tuned")
 """Directions of mapped patches: closeness, transport proper, and the change removed."""
@@ -73,6 +75,24 @@ class TransportOptions(CloserOptions):
     permutations: Annotated[int, Field(ge=0, le=100_000)] = 200  # refits on permuted pairs; a tenth for Procrustes
     dimensions: Count = 64  # of pca and the logit subspaces
     clusters: Count = 4  # of per_cluster
+
+
+def needs(planner: Planner, options: TransportOptions) -> Needs:
+    """States at its sites; of each fit prompt several positions, where maps are fitted on more than one."""
+    if options.rows_per_prompt == 1 or "fit" not in planner.splits:
+        return Needs(sites=options.sites)
+    short = min(planner.splits["fit"], key=lambda item: item.pairs)
+    if short.pairs - LAST_LEFT_OUT < options.rows_per_prompt:
+        raise StudyError(
+            f"transport.rows_per_prompt: given {options.rows_per_prompt}, but the fit prompt {short.id!r} has {short.pairs} tokens that end "
+            f"at the same byte for both models, of which {LAST_LEFT_OUT} before the last are left out. Give at most "
+            f"{max(1, short.pairs - LAST_LEFT_OUT)}, or longer prompts."
+        )
+    layers = options.layer_numbers(planner.shape.n_layers)
+    return Needs(
+        sites=options.sites,
+        windows=(Window(split="fit", position=f"spread_{options.rows_per_prompt}", kinds=options.sites, layers=layers),),
+    )
 
 
 def _closer_runs(options: TransportOptions, split: str) -> int:

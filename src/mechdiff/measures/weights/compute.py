@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
+from mechdiff.engine.activations import matrix_inputs
 from mechdiff.measures.weights import formula
 from mechdiff.models.changes import Changes
 from mechdiff.models.families import QUANTIZED, shape_of
 from mechdiff.models.pair import Model
+from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.experiment import Result
@@ -20,6 +23,25 @@ DECODED = 6
 
 WRITERS = ("o_proj", "out_proj", "dense", "c_proj", "down_proj", "fc2", "w2", "dense_4h_to_h")
 """How the families call the last matrix of attention or MLP."""
+
+
+INPUT_POSITIONS = 4
+"""Positions of each prompt, evenly spaced and the last among them, whose states weigh a change."""
+
+
+def inputs(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Tensors: what enters every matrix that may have changed, on a few prompts, `[row, d_in]` by the tensor's name."""
+    assert model
+    changes = run.changes
+    touched = set(changes.touched())
+    names = [name for name in changes.names if len(changes.base.shape(name)) == 2 and changes.places.get(name) in touched]
+    parts: dict[str, list[Tensor]] = {}
+    for prompt in cell.key["ids"]:
+        ids = run.ids(cell, prompt)
+        at = sorted({(i + 1) * len(ids) // INPUT_POSITIONS - 1 for i in range(min(INPUT_POSITIONS, len(ids)))})
+        for name, states in matrix_inputs(model, ids, names, at).items():
+            parts.setdefault(name, []).append(states)
+    return empty(), {name: torch.cat(states).numpy() for name, states in parts.items()}
 
 
 def weigh(run: Execution, cell: Cell, model: Model | None) -> Result:

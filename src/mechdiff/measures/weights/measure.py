@@ -4,14 +4,26 @@ from pathlib import Path
 
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
+from mechdiff.measures.weights import plan
 from mechdiff.report.parts import Chapter
 from mechdiff.statistics.metric import Numbers, metrics
+from mechdiff.study.experiment import Budget, Experiment, Stage
 
 WEIGHTS = Measure(
     name="weights",
     question="Which weights changed?",
     # what the study reads
-    experiment=None,
+    experiment=Experiment(
+        options=plan.WeightsOptions,
+        cells=plan.weights_cells,
+        record=Later("mechdiff.measures.weights.compute:weights_record"),
+        stages=(
+            Stage(name="inputs", compute=Later("mechdiff.measures.weights.compute:inputs"), rate=0.6),
+            Stage(name="weights", compute=Later("mechdiff.measures.weights.compute:weigh"), needs=("capture", "inputs"), rate=0.33),
+        ),
+        parts_changed=True,
+        demo=Budget(seconds=10, options={"input_prompts": 8, "exact_up_to": 512}),
+    ),
     # what statistics read
     numbers=Numbers(
         metrics=(
