@@ -27,6 +27,7 @@ def studies(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.glob("*.yaml"))
 
 
+@pytest.mark.ci
 def test_a_sweep_runs_every_study_in_a_folder_of_its_own(studies: list[Path], tmp_path: Path) -> None:
     done = mechdiff("run", *studies, "--out", tmp_path / "sweep", "--at-once", 2)
     assert done.returncode == 0, done.stderr

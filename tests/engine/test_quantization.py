@@ -34,8 +34,9 @@ MEASURES: list[Any] = [
 
 
 def study(pair: Path, out: Path, tuned: str = "tuned", measures: list[Any] = MEASURES, dtype: str = "nf4", **options: Any) -> mechdiff.Run:
+    few = {"file": str(pair / "prompts.jsonl"), "at_most": {"fit": 6, "select": 3, "report": 3}}
     return run(
-        base=str(pair / "base"), tuned=str(pair / tuned), prompts=str(pair / "prompts.jsonl"), measures=measures, dtype=dtype, out=out,
+        base=str(pair / "base"), tuned=str(pair / tuned), prompts=few, measures=measures, dtype=dtype, out=out,
         options=RunOptions(**{"device": "cpu", "threads": 1, **options}),
     )  # fmt: skip
 

@@ -188,7 +188,7 @@ def test_anchored_procrustes_in_the_span_is_the_whole_problem() -> None:
 
 
 def test_a_small_rotation_with_fewer_rows_than_features_needs_the_anchor() -> None:
-    n, d = 450, 1024
+    n, d = 225, 512
     spread = torch.arange(1, d + 1).double() ** -0.5
     source, held_out, turn = random(n, d) * spread, random(200, d, seed=1) * spread, rotation(d, 0.1)
     target = source @ turn

@@ -65,12 +65,16 @@ def crossed(tables: dict[str, np.ndarray], whole: float = 1.0) -> pl.DataFrame:
     """Rows of interactions [prompt, split point] by split, of halves that bring `whole` together."""
     parts = []
     for split, table in tables.items():
-        prompts = [f"{split}{i}" for i in range(len(table))]
-        for layer in range(table.shape[1]):
-            place = {"measure": "factorial", "split": split, "layer": layer, "prompt": prompts}
-            parts.append(rows(table[:, layer], metric="interaction_linear_nats", **place))
-            for effect in ("upstream_effect", "downstream_effect"):
-                parts.append(rows(np.full(len(table), whole / 2), metric=f"{effect}_linear_nats", **place))
+        n, points = table.shape
+        place = {
+            "measure": "factorial",
+            "split": split,
+            "layer": np.repeat(np.arange(points), n),
+            "prompt": [f"{split}{i}" for i in range(n)] * points,
+        }
+        parts.append(rows(table.T.flatten(), metric="interaction_linear_nats", **place))
+        for effect in ("upstream_effect", "downstream_effect"):
+            parts.append(rows(np.full(n * points, whole / 2), metric=f"{effect}_linear_nats", **place))
     return pl.concat(parts)
 
 

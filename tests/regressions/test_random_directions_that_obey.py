@@ -68,7 +68,7 @@ def obeys(table: pl.DataFrame, allowed: Limits) -> bool:
     return any(one.obeys for one in steering_findings.tested(table, allowed))
 
 
-@pytest.mark.parametrize("size", [0.15, 0.6])
+@pytest.mark.parametrize("size", [pytest.param(0.15, marks=pytest.mark.slow), 0.6])
 def test_random_directions_obey_in_one_study_in_twenty(size: float) -> None:
     pair, allowed = late_pair(size), Limits()
     found = [study(pair, random_directions(pair, seed), allowed) for seed in range(20)]

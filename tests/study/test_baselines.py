@@ -66,7 +66,7 @@ def test_grafting_it_alone_is_the_whole_fine_tune(finished: Run) -> None:
     assert min(grafted(finished, "truncate", unit="all", rank=1)) > 1e-6
 
 
-@pytest.mark.parametrize("memory", ["both", "one"])
+@pytest.mark.parametrize("memory", [pytest.param("both", marks=pytest.mark.slow), "one"])
 def test_a_change_everywhere_is_not_one_modules(pair: Path, tmp_path: Path, memory: str) -> None:
     base, tokenizer = pico("llama"), byte_tokenizer(CHATML)
     save(twin(base, moved).net, tokenizer, tmp_path / "tuned")

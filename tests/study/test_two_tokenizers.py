@@ -50,6 +50,14 @@ MEASURES = [
 ]
 
 
+FEW = [
+    "divergence",
+    "weights",
+    {"similarity": {"permutations": 5}},
+    {"patching": {"sites": ["resid_post"], "positions": ["decision", "last_40"]}},
+]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`base`, and beside it `tuned` (an edit of attention), `permuted` (the same, other ids), `grown` (only new tokens, which no prompt has),
@@ -82,8 +90,10 @@ def execute(folder: Path, tuned: str, out: Path, measures: list[Any] = MEASURES,
         return study_run.execute(prepared, run)
 
 
-def test_p7_other_ids_change_no_number(folder: Path, tmp_path: Path) -> None:
-    kept = [measure for measure in MEASURES if measure != "grafting"]
+@pytest.mark.parametrize(
+    "kept", [FEW, pytest.param([one for one in MEASURES if one != "grafting"], marks=pytest.mark.slow)], ids=["few", "all"]
+)
+def test_p7_other_ids_change_no_number(folder: Path, tmp_path: Path, kept: list[Any]) -> None:
     plain, _ = execute(folder, "tuned", tmp_path / "plain", kept)
     plain = plain.filter(~((pl.col("measure") == "behaviour") & (pl.col("arm") == "alone").fill_null(False)))  # grafts need one vocabulary
     permuted, record = execute(folder, "permuted", tmp_path / "permuted", kept)
