@@ -19,12 +19,17 @@ def blocks(language: str, pages: list[str] = PAGES) -> list[str]:
     return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)]
 
 
-def test_the_python_block_runs(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("measures", ["divergence, patching", pytest.param("all of them", marks=pytest.mark.ci)])
+def test_the_python_block_runs(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], measures: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(drawing, "to_svg", lambda chart: "<svg/>")
     few = (pair / "prompts.jsonl").read_text().splitlines(keepends=True)[:9]
     (tmp_path / "prompts.jsonl").write_text("".join(few))
     (code,) = blocks("python", [README])
+    if measures != "all of them":
+        code = code.replace('"prompts.jsonl"', f'"prompts.jsonl", measures={measures.split(", ")}')
     scope: dict[str, object] = {}
     exec(code.replace("BASE", str(pair / "base")).replace("TUNED", str(pair / "tuned")), scope)
     assert "kl_tuned_base_nats" in str(scope["run"].summary()["metric"].to_list())  # type: ignore[attr-defined]

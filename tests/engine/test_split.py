@@ -27,12 +27,15 @@ def test_blocks_that_do_not_fit_lie_on_disk(pair: Path, little_memory: None) -> 
         assert any(parameter.is_meta for parameter in model.net.parameters())
 
 
+FEW: list[Any] = ["divergence", "weights", {"similarity": {"permutations": 5}}, {"patching": {"sites": ["resid_post", "attn_out"]}}]
+MORE: list[Any] = [
+    {"rank": {"sites": ["resid_post"], "closer": [1]}}, {"heads": {"closer": [1], "draws": 4, "null_edits": 0}}, "attribution", "steering",
+]  # fmt: skip
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_split_pair_gives_the_rows_of_one_in_memory(pair: Path, tmp_path: Path, little_memory: None) -> None:
-    measures: list[Any] = [
-        "divergence", "weights", {"similarity": {"permutations": 5}}, {"patching": {"sites": ["resid_post", "attn_out", "mlp_out"]}},
-        {"rank": {"sites": ["resid_post"], "closer": [1]}}, {"heads": {"closer": [1], "draws": 4, "null_edits": 0}}, "attribution", "steering",
-    ]  # fmt: skip
+@pytest.mark.parametrize("measures", [FEW, pytest.param(["divergence", *MORE], marks=pytest.mark.slow)], ids=["few", "more"])
+def test_a_split_pair_gives_the_rows_of_one_in_memory(pair: Path, tmp_path: Path, little_memory: None, measures: list[Any]) -> None:
     given = {"base": str(pair / "base"), "tuned": str(pair / "tuned"), "prompts": str(pair / "prompts.jsonl"), "measures": measures}
     whole = run(**given, out=tmp_path / "whole", options=RunOptions(device="cpu", threads=1))
     split = run(**given, out=tmp_path / "split", options=RunOptions(device="split", threads=1))

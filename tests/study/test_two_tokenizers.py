@@ -50,7 +50,7 @@ MEASURES = [
 ]
 
 
-FEW = [
+FEW: list[Any] = [
     "divergence",
     "weights",
     {"similarity": {"permutations": 5}},
