@@ -118,7 +118,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "ray": Claim(
         says="The same bits on Ray with three nodes, a worker killed and a node gone: tests that pass",
-        command="python -m pytest -p no:xdist tests/study/test_on_ray.py", number=r"^(\d+) passed", least=7, runs="CI",
+        command="python -m pytest -p no:xdist -m 'not gpu' tests/study/test_on_ray.py", number=r"^(\d+) passed", least=7, runs="CI",
     ),
     "moments": Claim(
         says="A stream of a million rows at d = 576 into sums: rows a second",

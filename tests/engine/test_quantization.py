@@ -145,7 +145,7 @@ def test_moments_of_rounded_models(pair: Path, tmp_path: Path) -> None:
     assert cka[0] == pytest.approx(cka[1], abs=0.1)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
 def test_split_over_devices_but_not_onto_disk(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     given: Any = {"measures": ["divergence", {"patching": {"sites": ["resid_post"]}}], "dtype": dtype}
     here, split = (study(pair, tmp_path / device, **given, device=device) for device in ("cpu", "split"))
@@ -159,7 +159,7 @@ def test_split_over_devices_but_not_onto_disk(pair: Path, tmp_path: Path, monkey
 # ---- files that are quantised already ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["int8", "nf4"])
+@pytest.fixture(scope="module", params=[pytest.param("int8", marks=pytest.mark.slow), "nf4"])
 def stored(request: pytest.FixtureRequest, pair: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     from tokenizers_made import CHATML, byte_tokenizer
 
