@@ -18,7 +18,7 @@ from mechdiff.measures.heads import formula as heads_formula
 from mechdiff.measures.patching import formula as patching_formula
 from mechdiff.measures.similarity import formula as similarity_formula
 from mechdiff.models.sites import Site
-from mechdiff.validate import edits, organism, power, studies, truths, truths_heads, truths_nulls, validation
+from mechdiff.validate import edits, organism, planted, power, studies, truths, truths_heads, truths_nulls, validation
 from mechdiff.validate.checks import above, at_most, near, said, same
 from mechdiff.validate.planted import Bench, tiny_bench
 from tokenizers_made import CHATML, byte_tokenizer
@@ -85,7 +85,7 @@ def wrong_site(monkeypatch: pytest.MonkeyPatch) -> None:
     def shifted(kind: str, layers: Any, written: Any) -> Any:
         return right("resid_post" if kind == "attn_out" else kind, layers, written)
 
-    monkeypatch.setattr(patching_formula, "variants", shifted)
+    monkeypatch.setattr(planted, "variants", shifted)
 
 
 def next_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def next_block(monkeypatch: pytest.MonkeyPatch) -> None:
     def shifted(kind: str, layers: Any, written: Any) -> Any:
         return [{Site(min(site.layer + 1, 3), site.kind): write for site, write in one.items()} for one in right(kind, layers, written)]
 
-    monkeypatch.setattr(patching_formula, "variants", shifted)
+    monkeypatch.setattr(planted, "variants", shifted)
 
 
 def swapped_z(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def biased_cka(monkeypatch: pytest.MonkeyPatch) -> None:
 def half_kl(monkeypatch: pytest.MonkeyPatch) -> None:
     """A KL to the first power of the change."""
     monkeypatch.setattr(truths, "NOISE", (0.001, 0.002, 0.005, 0.01))
-    monkeypatch.setattr(distributions, "kl_nats", lambda p, q: distributions.kl_nats(p, q).sqrt())
+    monkeypatch.setattr(planted, "kl_nats", lambda p, q: distributions.kl_nats(p, q).sqrt())
 
 
 def rank_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
