@@ -41,6 +41,7 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/map.py --check
 
 oracles: .venv-oracles/installed  ## the same numbers from TransformerLens, nnsight, pyvene, captum, ckatorch, repsim and scikit-learn
 	.venv-oracles/bin/python -m pytest -m oracles tests/others

@@ -16,6 +16,10 @@ COPIED = """def {name}({first}):
 """
 
 
+PENDING = ("lines of the longest file", "functions with seven parameters or more")
+"""Bars that the package does not keep yet."""
+
+
 def shape(root: Path) -> tuple[int, str]:
     run = subprocess.run([sys.executable, root / "tools" / "shape.py"], capture_output=True, text=True, check=False)
     assert not run.stderr, run.stderr
@@ -76,3 +80,9 @@ def test_a_copy_counts_whatever_its_names_and_numbers(tmp_path: Path) -> None:
     (tmp_path / "src/mechdiff/low/two.py").write_text(twice["src/mechdiff/low/two.py"].replace("total +=", "total -="))
     _, said = shape(tmp_path)
     assert "functions that share six lines 0 " in " ".join(said.split())
+
+
+def test_the_package_is_within_its_bars() -> None:
+    _, said = shape(ROOT)
+    over = [line for line in said.splitlines() if line.endswith("OVER")]
+    assert not [line for line in over if not line.startswith(PENDING)], said
