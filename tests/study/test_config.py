@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechdiff.errors import StudyError
-from mechdiff.measures.catalogue import load_study, make_study
+from mechdiff.measures.catalogue import EXPERIMENTS, load_study, make_study
 from mechdiff.measures.patching.plan import PatchingOptions
 from mechdiff.measures.similarity.plan import SimilarityOptions
 from mechdiff.study import config
@@ -31,20 +31,7 @@ def test_the_least_study_runs_every_measure_with_its_defaults(tmp_path: Path) ->
     path.write_text("pair: {base: org/base, tuned: org/tuned}\nprompts: {file: prompts.jsonl}\n")
     study, text = load_study(path)
     assert text == path.read_text()
-    assert list(study.measures) == [
-        "divergence",
-        "weights",
-        "grafting",
-        "similarity",
-        "patching",
-        "factorial",
-        "transport",
-        "rank",
-        "steering",
-        "heads",
-        "attribution",
-        "behaviour",
-    ]
+    assert list(study.measures) == list(EXPERIMENTS)
     assert (study.seed, study.dtype, study.prompts.policy, study.prompts.template, study.prompts.position) == (
         *(0, "float32", "same_text"),
         *("tuned", "decision"),

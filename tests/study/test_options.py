@@ -4,7 +4,6 @@ import pytest
 from pydantic import ValidationError
 
 from mechdiff.errors import StudyError
-from mechdiff.measures.catalogue import OPTIONS
 from mechdiff.measures.factorial.plan import FactorialOptions
 from mechdiff.measures.patching.plan import PatchingOptions
 from mechdiff.measures.similarity.plan import SimilarityOptions
@@ -13,20 +12,6 @@ from mechdiff.study.options import ARMS, DIRECTIONS
 
 
 def test_defaults() -> None:
-    assert tuple(OPTIONS) == (
-        "divergence",
-        "weights",
-        "grafting",
-        "similarity",
-        "patching",
-        "factorial",
-        "transport",
-        "rank",
-        "steering",
-        "heads",
-        "attribution",
-        "behaviour",
-    )
     assert SimilarityOptions().sites == ("attn_out", "mlp_out", "resid_post")
     assert PatchingOptions().arms == ("identity", "shift", "mean", "resample")
     assert PatchingOptions().directions == DIRECTIONS
