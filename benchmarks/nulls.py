@@ -13,6 +13,7 @@ from pathlib import Path
 import coverage
 
 from mechdiff.validate import nulls, skewed
+from mechdiff.validate.rates import Rate
 
 REPEATS, COSTLY = 2000, 1000
 PAGE = Path(__file__).parents[1] / "docs" / "NULLS.md"
@@ -34,13 +35,13 @@ how often it finds that same mean of log-normal values: on the side of their lon
 """
 
 
-def page(rates: list[nulls.Rate], by_skew: list[dict[str, float]]) -> str:
+def page(rates: list[Rate], by_skew: list[dict[str, float]]) -> str:
     """docs/NULLS.md."""
     lines = [
         "# Where there is nothing to find",
         "",
         f"Simulated studies in which the truth is known, {REPEATS:,} of each kind, {COSTLY:,} where every one is a family of tests or fits",
-        "a hundred maps anew. Written by `make validate-long` (`src/mechdiff/validate/nulls.py` makes the studies); 200 of each run in CI.",
+        "a hundred maps anew. Written by `make validate-long` (studies: `src/mechdiff/validate/nulls.py`, `spreads.py`); 200 of each run in CI.",
         "",
     ]
     kinds = {

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from mechdiff.statistics import intervals, spread
-from mechdiff.validate import nulls
+from mechdiff.validate import nulls, spreads
 
 
 def failed(simulation: nulls.Simulation) -> set[str]:
@@ -20,7 +20,7 @@ def test_many_tests_without_a_correction_are_caught(monkeypatch: pytest.MonkeyPa
 def test_an_interval_that_is_too_short_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = spread.contributions
     monkeypatch.setattr(spread, "contributions", lambda *of: (pseudo := whole(*of)).mean() + (pseudo - pseudo.mean()) / 2)
-    assert failed(nulls.spreads) == {"false alarms", "coverage"}
+    assert failed(spreads.spreads) == {"false alarms", "coverage"}
 
 
 def test_the_same_seed_gives_the_same_studies() -> None:
