@@ -1,4 +1,6 @@
-"""This script writes what is read from the code itself: docs/MAP.md, a line a module, and docs/architecture.svg, its folders and arrows: `make map`.
+"""This script writes what is read from the code: docs/MAP.md, a line a module, docs/architecture.svg, folders and arrows, and docs/TERMS.md.
+
+`make map` runs it.
 
 --check writes nothing and exits 1 where a file is no longer what the code says.
 """
@@ -9,6 +11,7 @@ import sys
 
 import imports
 import picture
+from mechdiff import terms
 
 HEAD = """# Map
 
@@ -38,13 +41,24 @@ def map_page() -> str:
     return "\n".join(page)
 
 
+def terms_page() -> str:
+    """docs/TERMS.md: what each key of a table is called."""
+    tables: dict[str, dict[str, terms.Term]] = terms.TABLES
+    said = "What a key of rows and study files is called on the page. `mechdiff terms KEY` says one; `make map` writes this page."
+    page = [f"# Terms\n\n{said}\n"]
+    for name, table in tables.items():
+        page.append(f"## {name}\n\n| key | label | what it means | source |\n|---|---|---|---|")
+        page.append("\n".join(f"| `{key}` | {one.label} | {one.long} | {one.reference} |" for key, one in table.items()) + "\n")
+    return "\n".join(page)
+
+
 def line(module: str) -> str:
     place = imports.file_of(module)
     return f"- [`{place.name}`](../{place.relative_to(imports.ROOT)}): {first_sentence(module)}"
 
 
 def main() -> int:
-    made = {"MAP.md": map_page(), "architecture.svg": picture.drawn()}
+    made = {"MAP.md": map_page(), "TERMS.md": terms_page(), "architecture.svg": picture.drawn()}
     files = {imports.ROOT / "docs" / name: text for name, text in made.items()}
     old = [path for path, text in files.items() if not path.is_file() or path.read_text() != text]
     for path in old:

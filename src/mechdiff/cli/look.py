@@ -39,6 +39,23 @@ def show(run: Folder) -> None:
     show_run(open_run(run), Console())
 
 
+def terms(
+    key: Annotated[
+        str, typer.Argument(help="A key of rows.parquet or of a study file, such as kl_own_nats or resample.", show_default=False)
+    ],
+) -> None:
+    """What a key of a run's tables is called, what it means, and where the field defines it."""
+    from mechdiff import terms as known
+    from mechdiff.errors import StudyError
+    from mechdiff.study.document import nearest
+
+    if not (found := known.find(key)):
+        every = [name for table in known.TABLES.values() for name in table]
+        raise StudyError(f"{key!r}: no such term. docs/TERMS.md lists all of them.{nearest(key, every)}")
+    for table, one in found:
+        say(escaped(f"{key} ({table.lower()}): {one.label}. {one.long}{f' {one.reference}.' if one.reference else ''}"))
+
+
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of two or more finished runs.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="The comparison's folder; default runs/compare-NAMES.", show_default=False)] = None,

@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from mechdiff import terms
 from mechdiff.measures.behaviour import findings
 from mechdiff.measures.behaviour.findings import SOFT, Compared, Group
 from mechdiff.report.headlines import Candidate
@@ -10,22 +11,23 @@ from mechdiff.report.phrasing import between, listed, nats, prompts
 from mechdiff.statistics import intervals
 from mechdiff.statistics.intervals import FEWEST
 
-METRICS = {
-    "refusal": "refusals",
-    "exact_match": "right final answers",
-    "mc_correct": "right choices",
-    "cut_off": "answers cut off",
-    "refusal_soft_nats": "refusal log-probability margin, nats per token",
-    "refusal_soft_per_byte_nats": "refusal log-probability margin, nats per byte",
-    "mc_margin_per_byte_nats": "choice margin, nats per byte",
-    "style_per_100_words": "style markers per 100 words",
-    "style_per_100_tokens": "style markers per 100 tokens",
-    "mc_correct_sum": "right choices by the sum",
-    "mc_correct_per_token": "right choices per token",
-    "mc_logp_sum_nats": "log p of the right option, nats",
-    "mc_logp_per_token_nats": "log p of the right option, nats per token",
-    "mc_logp_per_byte_nats": "log p of the right option, nats per byte",
-}
+METRICS = terms.labels_of(
+    terms.METRICS,
+    "refusal",
+    "exact_match",
+    "mc_correct",
+    "cut_off",
+    "refusal_soft_nats",
+    "refusal_soft_per_byte_nats",
+    "mc_margin_per_byte_nats",
+    "style_per_100_words",
+    "style_per_100_tokens",
+    "mc_correct_sum",
+    "mc_correct_per_token",
+    "mc_logp_sum_nats",
+    "mc_logp_per_token_nats",
+    "mc_logp_per_byte_nats",
+)
 GROUPS = {
     "report": "report prompts",
     "refusal_unsafe": "harmful requests",

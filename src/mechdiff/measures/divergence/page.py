@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from mechdiff import terms
 from mechdiff.measures.divergence import charts
 from mechdiff.measures.divergence.words import counted
 from mechdiff.report import difference
@@ -50,17 +51,18 @@ def divergence(run: Run) -> Section:
 
 
 def _divergences(run: Run, split: str) -> dict:
-    names = {
-        "kl_tuned_base_nats": "D = KL(tuned ‖ base), nats",
-        "kl_base_tuned_nats": "KL(base ‖ tuned), nats",
-        "js_nats": "Jensen-Shannon, nats (at most 0.693)",
-        "top1_same": "same first choice, share of prompts",
-        "kl_shared_nats": "D on the tokens that both have, nats",
-        "kl_shared_base_tuned_nats": "KL(base ‖ tuned) on the tokens that both have, nats",
-        "mass_outside": "tuned mass on tokens that the base lacks",
-        "mass_outside_base": "base mass on tokens that the tuned model lacks",
-        "kl_byte_nats": "KL(tuned ‖ base) of the next byte, nats",
-    }
+    names = terms.labels_of(
+        terms.METRICS,
+        "kl_tuned_base_nats",
+        "kl_base_tuned_nats",
+        "js_nats",
+        "top1_same",
+        "kl_shared_nats",
+        "kl_shared_base_tuned_nats",
+        "mass_outside",
+        "mass_outside_base",
+        "kl_byte_nats",
+    )
     measured = where(run.summary, measure="divergence", control=None, unit=None).filter(pl.col("split") == split)
     by_metric = {row["metric"]: row for row in measured.iter_rows(named=True)}
     rows = [

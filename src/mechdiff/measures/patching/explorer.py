@@ -7,27 +7,21 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff import shares
+from mechdiff import shares, terms
 from mechdiff.measures.patching import findings
 from mechdiff.models.sites import KINDS
 from mechdiff.report import difference
 from mechdiff.report.parts import Run
 from mechdiff.statistics import floors
 
-METRICS = {
-    "share": "share of D",
-    "kl_own_nats": "KL from the running model's own law, nats",
-    "kl_other_nats": "KL from the other model's law, nats",
-    "js_own_nats": "Jensen-Shannon from its own law, nats",
-    "top1_same": "same first choice",
-    "logit_diff_divergent": "logit difference of the two first choices",
-    "kl_own_shared_nats": "KL from the running model's own law, tokens that both have, nats",
-    "js_own_shared_nats": "Jensen-Shannon from its own law, tokens that both have, nats",
-}
+METRICS = terms.labels_of(
+    terms.METRICS, "share", "kl_own_nats", "kl_other_nats", "js_own_nats", "top1_same", "logit_diff_divergent", "kl_own_shared_nats",
+    "js_own_shared_nats",
+)  # fmt: skip
 QUIET = {"below_floor", "no_effect", "outside_only"}
 """Flags of a cell whose effect is not drawn as one."""
 BY_PROMPT = (*shares.OWN, shares.OTHER)
-DIRECTIONS = {"tuned<-base": "the base's state written into the tuned model", "base<-tuned": "the tuned state written into the base"}
+DIRECTIONS = terms.labels_of(terms.DIRECTIONS)
 
 
 def explorer(run: Run) -> dict | None:

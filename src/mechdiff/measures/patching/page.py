@@ -5,6 +5,7 @@ from typing import Any
 import polars as pl
 from scipy.stats import spearmanr
 
+from mechdiff import terms
 from mechdiff.measures.divergence.words import why_no_share
 from mechdiff.measures.patching import asymmetry, charts, findings
 from mechdiff.measures.patching.explorer import explorer
@@ -16,13 +17,7 @@ from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, listed, nats, share, with_interval
 from mechdiff.statistics import floors
 
-ARMS = {
-    "identity": "the other model's state",
-    "shift": "base's state + mean difference",
-    "mean": "tuned mean state",
-    "resample": "tuned state, other prompt",
-    "oracle": "the state already there",
-}
+ARMS = terms.labels_of(terms.CONDITIONS)
 TOP_SITES = 10
 
 

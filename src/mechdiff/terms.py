@@ -1,0 +1,174 @@
+"""A key of a table has words here: a label, what it means in full, and where it comes from. Page, terminal and docs/TERMS.md use them.
+
+Keys of study files, rows and files stay what they are; whoever shows one to a reader takes its words from here.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one key is called."""
+
+    label: str
+    """On a page, beside a number."""
+    long: str
+    """In a sentence that needs no other."""
+    reference: str = ""
+    """Where the field defines it."""
+
+
+PATCHING = "Heimersheim & Nanda 2024, arXiv 2404.15255"
+BETWEEN = "Kullback & Leibler 1951"
+
+METRICS: dict[str, Term] = {
+    "kl_tuned_base_nats": Term(
+        "D = KL(tuned ‖ base), nats", "KL divergence of the base's next-token distribution from the tuned model's.", BETWEEN
+    ),
+    "kl_base_tuned_nats": Term(
+        "KL(base ‖ tuned), nats", "KL divergence of the tuned model's next-token distribution from the base's.", BETWEEN
+    ),
+    "js_nats": Term(
+        "Jensen-Shannon, nats (at most 0.693)",
+        "Mean KL of both next-token distributions from their average; symmetric, at most ln 2.",
+        "Lin 1991",
+    ),
+    "top1_same": Term(
+        "same first choice, share of prompts", "Top-1 agreement: whether the most probable next token is the same; 0.5 at a tie."
+    ),
+    "kl_shared_nats": Term(
+        "D on the tokens that both have, nats", "D over the tokens of both vocabularies, each distribution made to add up to 1 on them."
+    ),
+    "kl_shared_base_tuned_nats": Term(
+        "KL(base ‖ tuned) on the tokens that both have, nats", "The reverse of D over the tokens of both vocabularies."
+    ),
+    "mass_outside": Term(
+        "tuned mass on tokens that the base lacks", "Probability that the tuned model gives to tokens that the base does not have."
+    ),
+    "mass_outside_base": Term(
+        "base mass on tokens that the tuned model lacks", "Probability that the base gives to tokens that the tuned model does not have."
+    ),
+    "kl_byte_nats": Term(
+        "KL(tuned ‖ base) of the next byte, nats",
+        "KL divergence of the distributions of the next byte, which any two tokenizers have in common.",
+    ),
+    "share": Term(
+        "share of D",
+        "Fraction of KL: what an edit breaks (base to tuned patches) or recovers (tuned to base patches), over D, as a ratio of means.",
+        PATCHING,
+    ),
+    "kl_own_nats": Term(
+        "KL from the running model's own distribution, nats",
+        "KL of the edited run's next-token distribution from the same model's without the edit.",
+        PATCHING,
+    ),
+    "kl_other_nats": Term(
+        "KL from the other model's distribution, nats", "KL of the edited run's next-token distribution from the other model's.", PATCHING
+    ),
+    "js_own_nats": Term(
+        "Jensen-Shannon from its own distribution, nats",
+        "Jensen-Shannon divergence of the edited run from the same model without the edit.",
+        "Lin 1991",
+    ),
+    "logit_diff_divergent": Term(
+        "logit difference of the two first choices",
+        "Logit of the tuned model's top-1 token less that of the base's, where these differ.",
+        PATCHING,
+    ),
+    "kl_own_shared_nats": Term(
+        "KL from the running model's own distribution, tokens that both have, nats", "kl_own_nats over the tokens of both vocabularies."
+    ),
+    "js_own_shared_nats": Term(
+        "Jensen-Shannon from its own distribution, tokens that both have, nats", "js_own_nats over the tokens of both vocabularies."
+    ),
+    "refusal": Term("refusals", "Share of answers that refuse, by the lists of phrases of their language."),
+    "exact_match": Term("right final answers", "Exact match of the final answer with the label, numbers and expressions by their value."),
+    "mc_correct": Term("right choices", "Accuracy of multiple choice: the right option has the highest log-probability per byte."),
+    "cut_off": Term("answers cut off", "Share of answers that reached the most tokens before they ended."),
+    "refusal_soft_nats": Term(
+        "refusal log-probability margin, nats per token", "Log-probability of refusing openings less that of complying ones, per token."
+    ),
+    "refusal_soft_per_byte_nats": Term(
+        "refusal log-probability margin, nats per byte", "Log-probability of refusing openings less that of complying ones, per byte."
+    ),
+    "mc_margin_per_byte_nats": Term(
+        "choice margin, nats per byte", "Log-probability of the right option less that of the best wrong one, per byte."
+    ),
+    "style_per_100_words": Term("style markers per 100 words", "Phrases of the lists of style, per 100 words of the answer."),
+    "style_per_100_tokens": Term("style markers per 100 tokens", "Phrases of the lists of style, per 100 tokens of the answer."),
+    "mc_correct_sum": Term(
+        "right choices by the sum", "Accuracy of multiple choice by the sum of log-probabilities over an option's tokens."
+    ),
+    "mc_correct_per_token": Term("right choices per token", "Accuracy of multiple choice by log-probability per token."),
+    "mc_logp_sum_nats": Term("log p of the right option, nats", "Log-probability of the right option, summed over its tokens."),
+    "mc_logp_per_token_nats": Term("log p of the right option, nats per token", "Log-probability of the right option per token."),
+    "mc_logp_per_byte_nats": Term("log p of the right option, nats per byte", "Log-probability of the right option per byte."),
+}
+"""Metrics of rows and of the page."""
+
+CONDITIONS: dict[str, Term] = {
+    "identity": Term("the other model's state", "Patch: the other model's activation on the same prompt.", PATCHING),
+    "shift": Term(
+        "base's state + mean difference",
+        "The base's activation with the difference of the two models' means added (difference in means).",
+        "Arditi 2024, arXiv 2406.11717",
+    ),
+    "mean": Term("tuned mean state", "Mean ablation: the tuned model's mean activation over the fit prompts."),
+    "resample": Term(
+        "tuned state, other prompt", "Resample ablation: the tuned model's activation on another prompt.", "Chan 2022, causal scrubbing"
+    ),
+    "oracle": Term("the state already there", "Control: the running model's own activation is written back, which must change nothing."),
+}
+"""What is patched in (the column `arm`)."""
+
+DIRECTIONS: dict[str, Term] = {
+    "tuned<-base": Term(
+        "the base's state written into the tuned model", "Base to tuned (noising, tests necessity): what of the change breaks.", PATCHING
+    ),
+    "base<-tuned": Term(
+        "the tuned state written into the base", "Tuned to base (denoising, tests sufficiency): what of the change is recovered.", PATCHING
+    ),
+}
+"""The first model runs, an activation of the second is patched in."""
+
+SITES: dict[str, Term] = {
+    "resid_pre": Term(
+        "residual stream before the block", "The residual stream as it enters a block.", "TransformerLens: blocks.N.hook_resid_pre"
+    ),
+    "z": Term(
+        "heads' outputs before W_O",
+        "The input of the attention output projection, heads side by side.",
+        "TransformerLens: blocks.N.attn.hook_z",
+    ),
+    "attn_proj": Term("attention output before any post-norm", "The attention output projection's result before any post-norm."),
+    "attn_out": Term("attention output", "What attention adds to the residual stream.", "TransformerLens: blocks.N.hook_attn_out"),
+    "resid_mid": Term(
+        "residual stream between attention and MLP",
+        "The residual stream between attention and MLP.",
+        "TransformerLens: blocks.N.hook_resid_mid",
+    ),
+    "mlp_out": Term("MLP output", "What the MLP adds to the residual stream.", "TransformerLens: blocks.N.hook_mlp_out"),
+    "resid_post": Term(
+        "residual stream after the block", "The residual stream as it leaves a block.", "TransformerLens: blocks.N.hook_resid_post"
+    ),
+}
+"""Where activations are read and patched, at one block N."""
+
+SPLITS: dict[str, Term] = {
+    "fit": Term("fit prompts", "Training prompts: maps and means are fitted on them."),
+    "select": Term("select prompts", "Validation prompts: layers, heads and ranks are chosen on them."),
+    "report": Term("report prompts", "Test prompts: what is published is measured on them, and nothing was fitted or chosen on them."),
+}
+"""Which part of the prompts a row is of."""
+
+TABLES = {"Metrics": METRICS, "Conditions": CONDITIONS, "Directions": DIRECTIONS, "Sites": SITES, "Splits": SPLITS}
+
+
+def labels_of(terms: dict[str, Term], *keys: str) -> dict[str, str]:
+    """The labels of some keys, or of all."""
+    return {key: terms[key].label for key in (keys or terms)}
+
+
+def find(key: str) -> list[tuple[str, Term]]:
+    """(table, term) of every table that has this key."""
+    return [(table, terms[key]) for table, terms in TABLES.items() if key in terms]
