@@ -172,21 +172,24 @@ def moments(
     `corpus`: JSON Lines with a `text` in every line. `shard` texts are one unit of work and of storage. Returns the record of OUT/moments.json; the
     sums and the maps (`mechdiff.load_map`) lie beside it. Raises MechdiffError for what a user can put right.
     """
+    from mechdiff.models.pair import open_pair
     from mechdiff.study.corpus import Here, open_corpus, write
 
     options, out = options or RunOptions(), Path(out)
-    given: dict[str, Any] = {
-        "base": base, "tuned": tuned, "path": str(corpus), "sites": sites, "positions": positions, "longest": longest, "shard": shard,
-        "dtype": dtype, "device": options.device, "memory": options.memory, "trusted": list(options.trust_remote_code),
+    pair: dict[str, Any] = {
+        "base": base, "tuned": tuned, "dtype": dtype, "device": options.device, "memory": options.memory, "trusted": options.trust_remote_code,
     }  # fmt: skip
-    read = open_corpus(**given)
+    texts: dict[str, Any] = {"path": str(corpus), "sites": sites, "positions": positions, "longest": longest, "shard": shard}
+    read = open_corpus(open_pair(**pair), **texts)
     with ExitStack() as stack:
         folder = stack.enter_context(RunFolder.open(out, config_hash=read.hash, study_text=read.text(), cells=options.cells))
         crew: Any = Here(read, folder)
         if options.ray is not None:
             from mechdiff.study.on_ray import corpus_task, workers_for
 
-            crew = stack.enter_context(workers_for(corpus_task(read, given), folder, options.ray, options, read.bytes))
+            crew = stack.enter_context(
+                workers_for(corpus_task(read, {"pair": pair, "texts": texts}), folder, options.ray, options, read.bytes)
+            )
         done, shards = sum(folder.has(cell.key) for cell in read.cells), read.levels[0]
         for cells in (shards[:1], shards[1:], *read.levels[1:]):  # the first shard gives the centre
             for _ in crew.compute([cell for cell in cells if not folder.has(cell.key)], lambda cell: None):

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechdiff.engine.activations import capture
-from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.counterfactuals import Subject
+from mechdiff.engine.distributions import CleanLogits, kl_nats
 from mechdiff.engine.replay import relay, replay
 from mechdiff.measures.factorial import formula as factorial_formula
 from mechdiff.models.pair import Model
@@ -32,18 +33,18 @@ def crossed(base: Model, tuned: Model, n_pos: int) -> dict[str, factorial_formul
     }
     laws = {side: torch.stack([clean.logits for clean in found]) for side, found in cleans.items()}
     states = {side: torch.stack([torch.stack([clean.states[site] for clean in found]) for site in sites]) for side, found in cleans.items()}
-    logits = {"base_logits": laws["base"], "tuned_logits": laws["tuned"]}
-    engine = replay if n_pos == 1 else relay
+    logits, engine = CleanLogits(**laws), replay if n_pos == 1 else relay
+    subjects = {model.side: Subject(model=model, engine=engine, cleans=cleans[model.side], tokens=TOKENS) for model in (base, tuned)}
     runs = {
-        "bt": factorial_formula.crossed(tuned, engine, cleans["tuned"], layers=LAYERS, written=states["base"], tokens=TOKENS, **logits),
-        "tb": factorial_formula.crossed(base, engine, cleans["base"], layers=LAYERS, written=states["tuned"], tokens=TOKENS, **logits),
+        "bt": factorial_formula.crossed(subjects["tuned"], LAYERS, states["base"], logits),
+        "tb": factorial_formula.crossed(subjects["base"], LAYERS, states["tuned"], logits),
     }
     clean = {"bt": torch.zeros(5).double(), "tb": kl_nats(laws["tuned"], laws["base"])}
     for arm, strayed in clean.items():  # the first run is the unedited one
         torch.testing.assert_close(runs[arm]["kl_tuned_nats"][0], strayed, rtol=1e-5, atol=1e-8)
         runs[arm] = {score: values[1:] for score, values in runs[arm].items()}
     for arm, side in (("bb", "base"), ("tt", "tuned")):
-        found = factorial_formula.scores(laws[side][:, None], **logits)
+        found = factorial_formula.scores(laws[side][:, None], logits)
         runs[arm] = {score: values.expand(len(LAYERS), -1) for score, values in found.items()}
     return runs
 
@@ -120,7 +121,7 @@ def test_unedited_rows_stand_beside_as_the_floor() -> None:
 
 def test_scores_are_against_the_tuned_model() -> None:
     logits, base, tuned = (torch.randn(2, 3, 11), torch.randn(2, 11), torch.randn(2, 11))
-    found = factorial_formula.scores(logits, base, tuned)
+    found = factorial_formula.scores(logits, CleanLogits(base=base, tuned=tuned))
     torch.testing.assert_close(found["kl_tuned_nats"][1, 0], kl_nats(tuned[0], logits[0, 1]))
     top = (int(tuned[0].argmax()), int(base[0].argmax()))
     assert float(found["logit_diff_divergent"][1, 0]) == pytest.approx(float(logits[0, 1, top[0]] - logits[0, 1, top[1]]), abs=1e-6)
@@ -129,7 +130,7 @@ def test_scores_are_against_the_tuned_model() -> None:
 def test_the_linear_score_runs_from_0_to_both_divergences_together() -> None:
     base, tuned, run = torch.randn(2, 11), torch.randn(2, 11), torch.randn(2, 1, 11)
     logits = torch.cat([base[:, None], tuned[:, None], run, base[:, None] + 7], 1)
-    found = factorial_formula.scores(logits, base, tuned)["linear_nats"]
+    found = factorial_formula.scores(logits, CleanLogits(base=base, tuned=tuned))["linear_nats"]
     torch.testing.assert_close(found[0], torch.zeros(2).double(), rtol=0, atol=1e-12)
     torch.testing.assert_close(found[1], kl_nats(tuned, base) + kl_nats(base, tuned), rtol=1e-6, atol=1e-8)
     naive = ((tuned.softmax(-1) - base.softmax(-1)) * (run[:, 0] - base)).sum(-1)

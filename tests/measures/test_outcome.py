@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,17 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mechdiff.engine.distributions import EVERY, METRICS, ON_SHARED, js_nats, kl_nats, logit_diff_divergent, outcomes, top1_same
+from mechdiff.engine.distributions import (
+    EVERY,
+    METRICS,
+    ON_SHARED,
+    CleanLogits,
+    js_nats,
+    kl_nats,
+    logit_diff_divergent,
+    outcomes,
+    top1_same,
+)
 from oracles import laws
 
 INF = math.inf
@@ -143,7 +154,7 @@ def test_outcomes_are_the_five_metrics_of_each_run() -> None:
     tuned[2, 5] = base[2, 5] = 20.0  # the third prompt has no divergent token
     runs = made(2, 3, 4, 80)
     runs[:, 0] = base
-    found = outcomes(runs, base, tuned, tuned_clean=tuned, base_clean=base)
+    found = outcomes(runs, CleanLogits(base=base, tuned=tuned), "base")
     assert tuple(found) == METRICS
     assert all(value.shape == (3, 4) and value.dtype == torch.float64 for value in found.values())
     assert not found["kl_own_nats"][:, 0].any()
@@ -166,9 +177,10 @@ def test_where_the_vocabularies_differ_the_own_law_is_compared_on_the_shared_tok
     own, other, runs = made(0, 2, 80), made(1, 2, 80), made(2, 2, 3, 80)
     if outside == -np.inf:
         own[..., 60:], runs[..., 60:] = outside, outside
-    found = outcomes(runs, own, other, tuned_clean=own, base_clean=other, n_shared=60)
+    clean = CleanLogits(base=other, tuned=own, n_shared=60)
+    found = outcomes(runs, clean, "tuned")
     assert tuple(found) == EVERY
-    assert not set(ON_SHARED) & set(outcomes(runs, own, other, tuned_clean=own, base_clean=other, n_shared=80)), "one vocabulary: no cut"
+    assert not set(ON_SHARED) & set(outcomes(runs, replace(clean, n_shared=80), "tuned")), "one vocabulary: no cut"
     for i in range(2):
         for j in range(3):
             cut = own[i, :60], runs[i, j, :60]
@@ -176,7 +188,7 @@ def test_where_the_vocabularies_differ_the_own_law_is_compared_on_the_shared_tok
             assert float(found["js_own_shared_nats"][i, j]) == pytest.approx(laws.js_nats(*cut), rel=1e-5)
     same = torch.isclose(found["kl_own_shared_nats"], found["kl_own_nats"], rtol=1e-5)
     assert same.all() if outside == -np.inf else not same.any()
-    one = outcomes(runs, own, other, tuned_clean=own, base_clean=other, n_shared=60, metrics=("kl_own_shared_nats",))
+    one = outcomes(runs, clean, "tuned", metrics=("kl_own_shared_nats",))
     assert tuple(one) == ("kl_own_shared_nats",)
     torch.testing.assert_close(one["kl_own_shared_nats"], found["kl_own_shared_nats"], rtol=0, atol=0)
 
@@ -190,7 +202,7 @@ def test_half_precision_logits_are_compared_in_float32() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_property_22_the_gpu_agrees_with_the_cpu() -> None:
     own, other, runs = made(0, 2, 5000), made(1, 2, 5000), made(2, 2, 6, 5000)
-    here = outcomes(runs, own, other, tuned_clean=own, base_clean=other)
-    there = outcomes(runs.cuda(), own.cuda(), other.cuda(), tuned_clean=own.cuda(), base_clean=other.cuda())
+    here = outcomes(runs, CleanLogits(base=other, tuned=own), "tuned")
+    there = outcomes(runs.cuda(), CleanLogits(base=other.cuda(), tuned=own.cuda()), "tuned")
     for metric in METRICS:
         torch.testing.assert_close(there[metric], here[metric], rtol=1e-5, atol=1e-9, equal_nan=True)

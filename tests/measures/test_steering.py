@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import pico
 from mechdiff.engine.activations import capture, forward
-from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.distributions import CleanLogits, kl_nats
 from mechdiff.engine.replay import replay
 from mechdiff.measures.patching.formula import variants as patch_variants
 from mechdiff.measures.steering import formula as steering_formula
@@ -188,17 +188,13 @@ def test_everywhere_it_is_the_tuned_model(biased: tuple[planted.Planted, Tensor]
     pair, _ = biased
     edit = one(add(subspace(pair, "mlp_out").mean))
     ids = {f"p{i}": torch.tensor(prompt) for i, prompt in enumerate(pair.prompts)}
-    asked = {
-        "base_logits": pair.logits("base"),
-        "tuned_logits": pair.logits("tuned"),
-        "max_rows": 512,
-        "tokens": pico.same_tokens(259),
-        "columns": {"direction": "base<-base", "split": "report"},
-    }
-    rows = steering_formula.measure_effects(pair.base, ids, [edit], **asked)
+    reader = steering_formula.Reader(model=pair.base, prompts=ids, tokens=pico.same_tokens(259), max_rows=512)
+    clean = CleanLogits(base=pair.logits("base"), tuned=pair.logits("tuned"))
+    columns = {"direction": "base<-base", "split": "report"}
+    rows = steering_formula.measure_effects(reader, [edit], clean, columns)
     assert set(rows["unit"]) == {"all_pos"}
     assert rows.filter(pl.col("metric") == "kl_other_nats")["value"].max() < 1e-8  # type: ignore[operator]
-    last = steering_formula.measure_effects(pair.base, ids, [edit], **asked, all_positions=False)
+    last = steering_formula.measure_effects(reader, [edit], clean, columns, all_positions=False)
     assert last["unit"].null_count() == len(last)
     found = last.filter(pl.col("metric") == "kl_other_nats")["value"].to_torch()
     torch.testing.assert_close(
@@ -245,9 +241,8 @@ def test_side_effects_of_nothing_are_nothing(biased: tuple[planted.Planted, Tens
     neutral = {f"n{i}": torch.tensor([256, 7, 8, 9, *ids[1:]]) for i, ids in enumerate(pair.prompts)}
     kl = {}
     for s in (0.0, 1.0):
-        alone = steering_formula.measure_side_effects(
-            pair.base, neutral, [one(add(vector, s))], tokens=pico.same_tokens(259), max_rows=512, columns={}
-        )
+        reader = steering_formula.Reader(model=pair.base, prompts=neutral, tokens=pico.same_tokens(259), max_rows=512)
+        alone = steering_formula.measure_side_effects(reader, [one(add(vector, s))], {})
         assert set(alone["metric"]) == set(steering_formula.SIDE_METRICS)
         assert (set(alone["prompt"]), set(alone["unit"])) == (set(neutral), {"all_pos"})
         kl[s] = alone.filter(pl.col("metric") == "side_kl_nats")["value"].to_list()

@@ -31,8 +31,8 @@ from drawn import (
 )
 from mechdiff.engine import distributions
 from mechdiff.engine.activations import Clean, capture
-from mechdiff.engine.counterfactuals import Scores, scores
-from mechdiff.engine.distributions import METRICS, outcomes
+from mechdiff.engine.counterfactuals import Scores, Subject, scores
+from mechdiff.engine.distributions import METRICS, CleanLogits, outcomes
 from mechdiff.engine.replay import ENGINES, Variant, Write, engine_for
 from mechdiff.measures.divergence.formula import divergences
 from mechdiff.measures.grafting.formula import Prompts, lattice
@@ -56,10 +56,9 @@ def patched(base: Model, tuned: Model, ids: Sequence[Sequence[int]], kind: str, 
     laws = {side: torch.stack([clean.logits for clean in found]) for side, found in cleans.items()}
     runs = tuned if direction == "tuned<-base" else base
     written = written_state("identity", direction, states["base"], states["tuned"])
-    return scores(
-        runs, ENGINES[engine_for(runs.config)[0]], cleans[runs.side], variants(kind, range(N_LAYERS), written),
-        base_logits=laws["base"], tuned_logits=laws["tuned"], tokens=same_tokens(runs.shape.vocab), max_rows=max_rows,
-    )  # fmt: skip
+    engine, tokens = ENGINES[engine_for(runs.config)[0]], same_tokens(runs.shape.vocab)
+    subject = Subject(model=runs, engine=engine, cleans=cleans[runs.side], tokens=tokens)
+    return scores(subject, variants(kind, range(N_LAYERS), written), CleanLogits(**laws), max_rows=max_rows)
 
 
 @examples(15)
@@ -174,9 +173,9 @@ def test_property_19_blocks_and_the_order_of_prompts_change_no_outcome(
     own, other = (3 * noise(n, vocab, seed=seed + i) for i in range(2))
     runs = own[:, None] + noise(n, n_runs, vocab, seed=seed + 2)
     order = list(data.draw(st.permutations(range(n))))
-    whole = outcomes(runs, own, other, tuned_clean=own, base_clean=other)
+    whole = outcomes(runs, CleanLogits(base=other, tuned=own), "tuned")
     with patch.dict(distributions._BLOCK_ELEMENTS, cpu=block):
-        cut = outcomes(runs[order], own[order], other[order], tuned_clean=own[order], base_clean=other[order])
+        cut = outcomes(runs[order], CleanLogits(base=other[order], tuned=own[order]), "tuned")
     for metric in METRICS:
         torch.testing.assert_close(cut[metric], whole[metric][order], rtol=1e-5, atol=1e-9, equal_nan=True, msg=metric)
 

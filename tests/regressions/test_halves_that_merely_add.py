@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 import torch
 
+from mechdiff.engine.distributions import CleanLogits
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.factorial import findings as factorial_findings
 from mechdiff.measures.factorial import formula as factorial_formula
@@ -23,7 +24,10 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
 
 def of_logits(bb: torch.Tensor, bt: torch.Tensor, tb: torch.Tensor, tt: torch.Tensor) -> pl.DataFrame:
     """The factorial's rows of one split point from the logits `[prompt, vocab]` of its four runs."""
-    runs = {arm: factorial_formula.scores(law[:, None], bb, tt) for arm, law in (("bb", bb), ("bt", bt), ("tb", tb), ("tt", tt))}
+    runs = {
+        arm: factorial_formula.scores(law[:, None], CleanLogits(base=bb, tuned=tt))
+        for arm, law in (("bb", bb), ("bt", bt), ("tb", tb), ("tt", tt))
+    }
     return factorial_formula.measure(runs, [7], IDS, columns=COLUMNS)
 
 

@@ -19,6 +19,7 @@ import pico
 from mechdiff.api import Run
 from mechdiff.measures.catalogue import make_study
 from mechdiff.measures.divergence.formula import across_vocabularies, total_effect
+from mechdiff.models.pair import open_pair
 from mechdiff.prompts.matching import Vocabulary, agreed
 from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
 from mechdiff.study.check import check_pair
@@ -241,7 +242,7 @@ def test_a_study_says_which_tokens_were_renamed_and_how_to_take_them_for_one(tmp
     assert math.isinf(d_of(done))
     assert [said for said in done.manifest()["warnings"] if "259: <|reserved_0|> in the base" in said and "same_rows" in said]
     asked: dict[str, Any] = {"dtype": "float32", "device": "cpu", "memory": "auto", "trusted": ()}
-    notes = [one.said for one in check_pair(str(tmp_path / "base"), str(tmp_path / "tuned"), **asked) if one.verdict == "note"]
+    notes = [one.said for one in check_pair(open_pair(str(tmp_path / "base"), str(tmp_path / "tuned"), **asked)) if one.verdict == "note"]
     assert any("pair.same_rows: true" in said for said in notes)
     as_one = studied(tmp_path, base, tuned, same_rows=True)
     assert d_of(as_one) == pytest.approx(d_by_hand(tmp_path, byte_tokenizer()), rel=1e-4)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.distributions import CleanLogits, kl_nats
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.steering import findings as steering_findings
 from mechdiff.measures.steering import formula as steering_formula
 from mechdiff.measures.steering.doses import QUESTIONS, dose
 from mechdiff.measures.steering.findings import Limits
-from mechdiff.measures.steering.formula import Place, edits, few, random_edits
+from mechdiff.measures.steering.formula import Place, Reader, edits, few, random_edits
 from mechdiff.measures.steering.subspaces import Subspace, change_subspace
 from mechdiff.measures.steering.words import does_it_obey, headline
 from mechdiff.report.headlines import admit
@@ -47,7 +47,6 @@ def study(
     neutral = {f"n{i}": torch.tensor(ids) for i, ids in enumerate(pair.prompts[N_REPORT:])}
     place = Place(kind="resid_post", subspaces={layer: directions})
     logits: dict[str, Tensor] = {side: pair.logits(side)[:N_REPORT].float() for side in ("base", "tuned")}
-    asked = {"base_logits": logits["base"], "tuned_logits": logits["tuned"], "max_rows": 4096, "tokens": TOKENS}
     at = {"measure": "divergence", "split": "report", "prompt": list(report)}
     parts = [
         rows(kl_nats(logits["tuned"], logits["base"]).numpy(), metric="kl_tuned_base_nats", **at),
@@ -56,10 +55,13 @@ def study(
     for direction, arm in QUESTIONS.items():
         model, columns = (pair.base if arm == "add" else pair.tuned), {"direction": direction}
         tried = few(edits(place, direction, strengths=(0.25, 0.5, 2.0), draws=0, seed=0))
-        sides = steering_formula.measure_side_effects(model, neutral, tried, tokens=TOKENS, max_rows=4096, columns=columns)
+        reads = {"model": model, "tokens": TOKENS, "max_rows": 4096}
+        sides = steering_formula.measure_side_effects(Reader(prompts=neutral, **reads), tried, columns)
         chosen = dose(sides, direction, max_kl_nats=allowed.kl_nats, max_perplexity_ratio=allowed.perplexity_ratio)
         drawn = random_edits(place, arm, chosen["rank"], chosen["strength"], draws=draws, seed=99) if chosen else []
-        found = steering_formula.measure_effects(model, report, [*tried, *drawn], columns={**columns, "split": "report"}, **asked)
+        found = steering_formula.measure_effects(
+            Reader(prompts=report, **reads), [*tried, *drawn], CleanLogits(**logits), {**columns, "split": "report"}
+        )
         parts += [sides, found]
     return pl.concat(parts)
 

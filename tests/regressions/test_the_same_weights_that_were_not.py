@@ -17,6 +17,7 @@ from mechdiff.measures.weights.words import which_weights
 from mechdiff.models.changes import open_changes
 from mechdiff.models.functions import function_differences
 from mechdiff.models.lineage import lineage
+from mechdiff.models.pair import open_pair
 from mechdiff.models.small_floats import decoded_mxfp4
 from mechdiff.models.sources import resolve
 from mechdiff.models.tensors import open_tensors
@@ -200,8 +201,8 @@ def other_rope(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_check_names_what_differs_beside_equal_weights(other_rope: Path) -> None:
-    pair = {"dtype": "float32", "device": "cpu", "memory": "both", "trusted": ()}
-    found = list(check_pair(str(other_rope / "base"), str(other_rope / "tuned"), **pair))  # type: ignore[arg-type]
+    pair: dict[str, Any] = {"dtype": "float32", "device": "cpu", "memory": "both", "trusted": ()}
+    found = list(check_pair(open_pair(str(other_rope / "base"), str(other_rope / "tuned"), **pair)))
     (said,) = [one for one in found if one.what == "config"]
     assert (said.verdict, said.said.split(":")[0]) == ("note", "rope_parameters.rope_theta")
     assert not [one for one in found if "no change to find" in one.said]

@@ -80,10 +80,10 @@ def test_the_page_names_tests_that_there_are(reliability: ModuleType) -> None:
 def test_too_little_memory_halves_the_pass(pair: Path, whole: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score, most = counterfactuals.scores, 2
 
-    def small(model: Any, engine: Any, cleans: Any, *of: Any, **how: Any) -> Any:
-        if len(cleans) > most:
+    def small(subject: Any, *of: Any, **how: Any) -> Any:
+        if len(subject.cleans) > most:
             raise torch.OutOfMemoryError("too much")
-        return score(model, engine, cleans, *of, **how)
+        return score(subject, *of, **how)
 
     monkeypatch.setattr(counterfactuals, "scores", small)
     rows, _ = execute(study(pair), tmp_path / "run")

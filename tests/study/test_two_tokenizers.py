@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 import pico
 from mechdiff.measures.catalogue import EXPERIMENTS, NUMBERS, make_study
 from mechdiff.measures.divergence import compute as divergence_compute
+from mechdiff.models.pair import open_pair
 from mechdiff.statistics.summary import summarise
 from mechdiff.store.run_folder import RunFolder
 from mechdiff.study import run as study_run
@@ -181,8 +182,8 @@ def test_what_the_template_alone_does_is_an_arm_of_its_own(folder: Path, tmp_pat
 
 def test_check_says_how_the_vocabularies_relate(folder: Path) -> None:
     asked: dict[str, Any] = {"dtype": "float32", "device": "cpu", "memory": "auto", "trusted": ()}
-    found = {one.what: one for one in check_pair(str(folder / "base"), str(folder / "permuted"), **asked)}
+    found = {one.what: one for one in check_pair(open_pair(str(folder / "base"), str(folder / "permuted"), **asked))}
     assert found["tokenizers"].verdict == "note"
     assert "other ids" in found["tokenizers"].said
-    found = {one.what: one for one in check_pair(str(folder / "base"), str(folder / "extended"), **asked)}
+    found = {one.what: one for one in check_pair(open_pair(str(folder / "base"), str(folder / "extended"), **asked))}
     assert "4 only in tuned" in found["tokenizers"].said

@@ -142,10 +142,11 @@ def show_check(
     base: str, tuned: str, dtype: str, device: str, memory: str, trusted: tuple[str, ...], alternatives: tuple[str, ...], console: Console
 ) -> bool:
     """Prints what fits and what does not; True where a study of the pair can run."""
+    from mechdiff.models.pair import open_pair
     from mechdiff.study.check import check_pair
 
     fits = True
-    for finding in check_pair(base, tuned, dtype=dtype, device=device, memory=memory, trusted=trusted, alternatives=alternatives):
+    for finding in check_pair(open_pair(base, tuned, dtype=dtype, device=device, memory=memory, trusted=trusted), alternatives):
         mark = {"ok": "[green]ok[/]  ", "note": "[cyan]note[/]", "fail": "[red]no[/]  "}[finding.verdict]
         console.print(f"{mark}  {finding.what:<12} {escape(finding.said)}", soft_wrap=True)
         fits = fits and finding.verdict != "fail"

@@ -6,7 +6,7 @@ and the laws that come out are held against the clean laws of both models.
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 import torch
@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mechdiff.engine.activations import Clean
-from mechdiff.engine.distributions import EVERY, outcomes
+from mechdiff.engine.distributions import EVERY, CleanLogits, outcomes
 from mechdiff.engine.overlap import overlap_nats
 from mechdiff.engine.replay import Engine, Variant
 from mechdiff.models.pair import Model
@@ -38,10 +38,14 @@ class Along:
     which: Sequence[int]
     """Whose weights count, by variant."""
 
-    def values(self, logits: Float[Tensor, "prompt run vocab"], which: Sequence[int], prompts: slice) -> Float64[Tensor, "prompt run"]:
-        """Of runs by these weights on these prompts, behind the unedited run."""
+    def at(self, prompts: slice) -> "Along":
+        """The same metric on some prompts."""
+        return replace(self, weights=self.weights[:, prompts])
+
+    def values(self, logits: Float[Tensor, "prompt run vocab"], which: Sequence[int]) -> Float64[Tensor, "prompt run"]:
+        """Of runs by these weights, behind the unedited run."""
         found = torch.zeros(logits.shape[:2], dtype=torch.float64)
-        for runs, weights, values in zip(logits, self.weights[:, prompts].unbind(1), found, strict=True):
+        for runs, weights, values in zip(logits, self.weights.unbind(1), found, strict=True):
             moved = change(runs[1:], runs[0])
             for one in sorted(set(which)):
                 here = [i for i, other in enumerate(which) if other == one]
@@ -49,36 +53,44 @@ class Along:
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The model that is experimented on, with the prompts that it has read."""
+
+    model: Model
+    engine: Engine
+    cleans: Sequence[Clean]
+    """Its unedited run of each prompt."""
+    tokens: Tokens
+
+    def logits(self, variants: Sequence[Variant]) -> Float[Tensor, "prompt run vocab"]:
+        """What the unedited run and each variant say next, over the tokens of both models."""
+        return self.tokens.place(self.engine(self.model, self.cleans, variants), self.model.side)
+
+
 def scores(
-    model: Model,
-    engine: Engine,
-    cleans: Sequence[Clean],
+    subject: Subject,
     variants: Sequence[Variant],
+    clean: CleanLogits,
     *,
-    base_logits: Float[Tensor, "prompt vocab"],
-    tuned_logits: Float[Tensor, "prompt vocab"],
-    tokens: Tokens,
     max_rows: int,
     metrics: Collection[str] = EVERY,
     along: Along | None = None,
-    prompts: slice = slice(None),
 ) -> Scores:
     """What every variant does to each prompt's law. No pass has more than about `max_rows` rows.
 
-    A variant that adds nothing anywhere is not run: it is the unedited run. `prompts` are those of `along` that are run here.
+    A variant that adds nothing anywhere is not run: it is the unedited run.
     """
-    own, other = (tuned_logits, base_logits) if model.side == "tuned" else (base_logits, tuned_logits)
+    side = subject.model.side
     busy = [i for i, variant in enumerate(variants) if not adds_nothing(variant)]
     parts: list[Scores] = []
-    for part in chunks(max(1, len(busy)), max(1, max_rows // len(cleans) - 1)):
-        logits = engine(model, cleans, [variants[i] for i in busy[part]])
-        logits = tokens.place(logits, model.side)
-        clean = {"tuned_clean": tuned_logits, "base_clean": base_logits}
-        found = outcomes(logits, own, other, **clean, metrics=metrics, n_shared=tokens.n_shared)
+    for part in chunks(max(1, len(busy)), max(1, max_rows // len(subject.cleans) - 1)):
+        logits = subject.logits([variants[i] for i in busy[part]])
+        found = outcomes(logits, clean, side, metrics=metrics)
         if OVERLAP in metrics:
-            found[OVERLAP] = overlap_nats(logits, own, other, tokens.n_shared)
+            found[OVERLAP] = overlap_nats(logits, clean.of(side), clean.beside(side), clean.n_shared)
         if along:
-            found[along.name] = along.values(logits, [along.which[i] for i in busy[part]], prompts)
+            found[along.name] = along.values(logits, [along.which[i] for i in busy[part]])
         parts.append(found if not parts else {name: values[:, 1:] for name, values in found.items()})
     run_of = [0, *(1 + busy.index(i) if i in busy else 0 for i in range(len(variants)))]
     return {name: torch.cat([part[name] for part in parts], 1)[:, run_of] for name in parts[0]}
@@ -89,14 +101,12 @@ def adds_nothing(variant: Variant) -> bool:
     return all(write.add and not write.value.any() for write in variant.values())
 
 
-def moved_logits(
-    model: Model, engine: Engine, cleans: Sequence[Clean], variants: Sequence[Variant], *, tokens: Tokens, max_rows: int
-) -> Float[Tensor, "prompt variant vocab"]:
+def moved_logits(subject: Subject, variants: Sequence[Variant], *, max_rows: int) -> Float[Tensor, "prompt variant vocab"]:
     """How far every variant moves each prompt's logits from the unedited run of the same pass, on the CPU."""
-    found = torch.zeros(len(cleans), len(variants), len(tokens))
+    found = torch.zeros(len(subject.cleans), len(variants), len(subject.tokens))
     busy = [i for i, variant in enumerate(variants) if not adds_nothing(variant)]
-    for part in chunks(len(busy), max(1, max_rows // len(cleans) - 1)) if busy else ():
-        logits = tokens.place(engine(model, cleans, [variants[i] for i in busy[part]]), model.side)
+    for part in chunks(len(busy), max(1, max_rows // len(subject.cleans) - 1)) if busy else ():
+        logits = subject.logits([variants[i] for i in busy[part]])
         found[:, busy[part]] = change(logits[:, 1:], logits[:, :1]).cpu()
     return found
 

@@ -112,26 +112,37 @@ def logit_diff_divergent(
     return difference.masked_fill((tuned_top == base_top)[..., 0].cpu(), math.nan)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CleanLogits:
+    """What both models, unedited, say next on the same prompts, over the tokens of both."""
+
+    base: Float[Tensor, "prompt vocab"]
+    tuned: Float[Tensor, "prompt vocab"]
+    n_shared: int | None = None
+    """The first so many tokens are those that both models have; None: all."""
+
+    def of(self, side: str) -> Float[Tensor, "prompt vocab"]:
+        return self.tuned if side == "tuned" else self.base
+
+    def beside(self, side: str) -> Float[Tensor, "prompt vocab"]:
+        """Those of the other model."""
+        return self.base if side == "tuned" else self.tuned
+
+
 @torch.no_grad()
 def outcomes(
-    logits: Float[Tensor, "prompt variant vocab"],
-    own_clean: Float[Tensor, "prompt vocab"],
-    other_clean: Float[Tensor, "prompt vocab"],
-    *,
-    tuned_clean: Float[Tensor, "prompt vocab"],
-    base_clean: Float[Tensor, "prompt vocab"],
-    metrics: Collection[str] = EVERY,
-    n_shared: int | None = None,
+    logits: Float[Tensor, "prompt variant vocab"], clean: CleanLogits, side: str, *, metrics: Collection[str] = EVERY
 ) -> dict[str, Float64[Tensor, "prompt variant"]]:
-    """`metrics` of each run, on the CPU: `own` is the model that runs, `other` its partner; one of them is tuned, one base.
+    """`metrics` of each run of the model on this `side`, on the CPU.
 
-    What holds a run against the other model looks at the first `n_shared` tokens alone, renormalised: those that both models have. Where these are
-    all tokens there is no cut, and no metric of `ON_SHARED`.
+    What holds a run against the other model looks at the tokens alone that both models have, renormalised. Where these are all tokens there is no
+    cut, and no metric of `ON_SHARED`.
     """
+    n_shared = clean.n_shared
     cut = n_shared is not None and n_shared < logits.shape[-1]
     asked = [name for name in EVERY if name in metrics and (cut or name not in ON_SHARED)]
     found = {name: torch.empty(logits.shape[:2], dtype=torch.float64) for name in EVERY}
-    for i, (own_logits, other_logits) in enumerate(zip(own_clean, other_clean, strict=True)):
+    for i, (own_logits, other_logits) in enumerate(zip(clean.of(side), clean.beside(side), strict=True)):
         own, other = reference(own_logits), reference(other_logits[:n_shared])
         alone = reference(own_logits[:n_shared]) if cut and not set(ON_SHARED).isdisjoint(asked) else None
         for at in _blocks(logits[i]):
@@ -146,7 +157,7 @@ def outcomes(
             if "top1_same" in metrics:
                 found["top1_same"][i, at] = (block[:, int(own.top)] == block.amax(-1)).cpu().double()
     if "logit_diff_divergent" in metrics:
-        shared = (law[..., :n_shared] for law in (logits, tuned_clean[:, None], base_clean[:, None]))
+        shared = (law[..., :n_shared] for law in (logits, clean.tuned[:, None], clean.base[:, None]))
         found["logit_diff_divergent"] = logit_diff_divergent(*shared)
     return {name: found[name] for name in asked}
 

@@ -9,7 +9,7 @@ from mechdiff.engine.replay import ENGINES, engine_for
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.models.families import family_of, shape_of
 from mechdiff.models.lineage import lineage
-from mechdiff.models.pair import Pair, Side, open_pair
+from mechdiff.models.pair import Pair, Side
 from mechdiff.models.sites import KINDS
 from mechdiff.models.sources import resolve
 from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
@@ -27,14 +27,11 @@ class Finding:
     said: str
 
 
-def check_pair(
-    base: str, tuned: str, *, dtype: str, device: str, memory: str, trusted: tuple[str, ...], alternatives: tuple[str, ...] = ()
-) -> Iterator[Finding]:
+def check_pair(pair: Pair, alternatives: tuple[str, ...] = ()) -> Iterator[Finding]:
     """Findings on files, families, sizes, tokenizers, templates, lineage (also to other candidate bases), and the engine's self-check.
 
-    Raises ModelError where a model cannot be found or loaded at all.
+    Raises ModelError where a model cannot be loaded at all.
     """
-    pair = open_pair(base, tuned, dtype=dtype, device=device, memory=memory, trusted=trusted)
     configs = {side: pair.config(side) for side in SIDES}
     shapes = {side: shape_of(config) for side, config in configs.items()}
     for side in SIDES:

@@ -22,7 +22,7 @@ from mechdiff.engine.activations import capture
 from mechdiff.errors import PromptError, StudyError
 from mechdiff.maps.moments import SUMS, Moments, chosen, merged
 from mechdiff.models.families import family_of, shape_of
-from mechdiff.models.pair import Pair, open_pair
+from mechdiff.models.pair import Pair
 from mechdiff.models.sites import Site
 from mechdiff.prompts.rendering import PromptPolicy, Rendered, render
 from mechdiff.prompts.sets import Prompt, read_line
@@ -161,12 +161,8 @@ class Corpus:
         return (number * self.shard + text) % FOLDS
 
 
-def open_corpus(
-    base: str, tuned: str, path: str, sites: Sequence[str], *, positions: str, longest: int, shard: int, dtype: str, device: str, memory: str,
-    trusted: Sequence[str],
-) -> Corpus:  # fmt: skip
+def open_corpus(pair: Pair, path: str, sites: Sequence[str], *, positions: str, longest: int, shard: int) -> Corpus:
     """A corpus to be read by a pair. Raises MechdiffError for what a user can put right."""
-    pair = open_pair(base, tuned, dtype=dtype, device=device, memory=memory, trusted=tuple(trusted))
     named = tuple(sorted({Site.parse(site) for site in sites}))
     return Corpus(pair=pair, path=Path(path), sites=named, positions=positions, longest=longest, shard=shard)
 

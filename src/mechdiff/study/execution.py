@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mechdiff.engine import counterfactuals
 from mechdiff.engine.activations import Clean, capture
-from mechdiff.engine.counterfactuals import Along, Scores, moved_logits, score_rows, scores
-from mechdiff.engine.distributions import EVERY
+from mechdiff.engine.counterfactuals import Along, Scores, Subject, moved_logits, score_rows, scores
+from mechdiff.engine.distributions import EVERY, CleanLogits
 from mechdiff.engine.norms import Norms, norms_in
 from mechdiff.engine.replay import ENGINES, Engine, Variant
 from mechdiff.errors import RunError, StudyError
@@ -156,13 +156,13 @@ class Execution:
     ) -> Scores:
         """What these variants do to the laws of a cell's prompts; with too little memory, of half the prompts at a time."""
         key, engine = cell.key, self.engine(model, cell.key["position"])
-        logits = {side: self.states(side, key["split"], key["position"], key["ids"]).logits for side in ("base", "tuned")}
+        base, tuned = (self.states(side, key["split"], key["position"], key["ids"]).logits for side in ("base", "tuned"))
+        tokens = self.prepared.tokens
 
         def score(cleans: Sequence[Clean], here: Sequence[Variant], part: slice) -> Scores:
-            return scores(
-                model, engine, cleans, here, base_logits=logits["base"][part].to(model.device), tuned_logits=logits["tuned"][part].to(model.device),
-                tokens=self.prepared.tokens, max_rows=self.max_rows, metrics=metrics, along=along, prompts=part,
-            )  # fmt: skip
+            clean = CleanLogits(base=base[part].to(model.device), tuned=tuned[part].to(model.device), n_shared=tokens.n_shared)
+            subject, on = Subject(model=model, engine=engine, cleans=cleans, tokens=tokens), along and along.at(part)
+            return scores(subject, here, clean, max_rows=self.max_rows, metrics=metrics, along=on)
 
         found = self._in_parts(cell, model, variants, score)
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
@@ -172,7 +172,8 @@ class Execution:
         engine = self.engine(model, cell.key["position"])
 
         def move(cleans: Sequence[Clean], here: Sequence[Variant], part: slice) -> Tensor:
-            return moved_logits(model, engine, cleans, here, tokens=self.prepared.tokens, max_rows=self.max_rows)
+            subject = Subject(model=model, engine=engine, cleans=cleans, tokens=self.prepared.tokens)
+            return moved_logits(subject, here, max_rows=self.max_rows)
 
         return torch.cat(self._in_parts(cell, model, variants, move))
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from mechdiff.errors import MechdiffError, RunError
+from mechdiff.models.pair import open_pair
 from mechdiff.store.record import versions
 from mechdiff.store.run_folder import RunFolder, cell_hash
 from mechdiff.study.cells import Cell
@@ -87,14 +88,14 @@ def _open_run(given: dict[str, Any]) -> Task:
 
 
 def corpus_task(corpus: Corpus, given: dict[str, Any]) -> Task:
-    """The shards of a corpus; `given` are the arguments of `open_corpus`."""
+    """The shards of a corpus; `given` are the arguments of `open_pair` (pair) and of `open_corpus` (texts)."""
     return Task(
         kind="moments", given=given, cells=corpus.cells, compute=lambda folder, cell: compute_sums(corpus, folder, cell), same={},
     )  # fmt: skip
 
 
 def _open_moments(given: dict[str, Any]) -> Task:
-    return corpus_task(open_corpus(**given), given)
+    return corpus_task(open_corpus(open_pair(**given["pair"]), **given["texts"]), given)
 
 
 OPENERS: dict[str, Callable[[dict[str, Any]], Task]] = {"run": _open_run, "moments": _open_moments}

@@ -76,18 +76,18 @@ class Planted:
 
 
 def plant(
-    change: Edit, *, n_prompts: int = 6, seed: int = 0, prepare: Edit | None = None, net: Net | None = None,
-    prompts: Sequence[Sequence[int]] | None = None, whole: bool = True,
+    change: Edit, *, n_prompts: int = 6, prepare: Edit | None = None, net: Net | None = None, prompts: Sequence[Sequence[int]] | None = None,
+    whole: bool = True,
 ) -> Planted:  # fmt: skip
     """The pair base, change(base), `prepare` applied to both; of the tiny network and random prompts where none are given.
 
     States are kept at every position, or (not `whole`) at the decision position alone.
     """
-    net = made.tiny_net(seed) if net is None else net
+    net = made.tiny_net() if net is None else net
     if prepare:
         net = edited(net, prepare)
     base, tuned = wrap(net, side="base", ref="planted base"), wrap(edited(net, change), side="tuned", ref="planted tuned")
-    prompts = made.token_prompts(n_prompts, seed=seed + 1) if prompts is None else prompts
+    prompts = made.token_prompts(n_prompts, seed=1) if prompts is None else prompts
     sites = [Site(layer, kind) for layer in range(base.shape.n_layers) for kind in base.kinds()]
     replays = engine_for(base.config)[0] == "replay"
     cleans: dict[str, list[Clean]] = {

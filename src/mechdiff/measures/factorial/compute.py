@@ -3,6 +3,8 @@
 import torch
 
 from mechdiff import labels
+from mechdiff.engine.counterfactuals import Subject
+from mechdiff.engine.distributions import CleanLogits
 from mechdiff.measures.factorial import formula
 from mechdiff.models.pair import Model
 from mechdiff.rows import empty
@@ -18,11 +20,10 @@ def crossing(run: Execution, cell: Cell, model: Model | None) -> Result:
     position, other = key["position"], "base" if model.side == "tuned" else "tuned"
     states = {side: run.states(side, key["split"], position, key["ids"]) for side in ("base", "tuned")}
     chosen = [states[other].layers.index(layer) for layer in key["layers"]]
-    found = formula.crossed(
-        model, run.engine(model, position), run.cleans(cell, model), layers=key["layers"],
-        written=states[other].kinds["resid_post"][chosen].to(model.device),
-        base_logits=states["base"].logits.to(model.device), tuned_logits=states["tuned"].logits.to(model.device), tokens=run.prepared.tokens,
-    )  # fmt: skip
+    written = states[other].kinds["resid_post"][chosen].to(model.device)
+    tokens, logits = run.prepared.tokens, {side: held.logits.to(model.device) for side, held in states.items()}
+    subject = Subject(model=model, engine=run.engine(model, position), cleans=run.cleans(cell, model), tokens=tokens)
+    found = formula.crossed(subject, key["layers"], written, CleanLogits(**logits, n_shared=tokens.n_shared))
     return empty(), {score: values.numpy() for score, values in found.items()}
 
 
@@ -30,18 +31,17 @@ def cross(run: Execution, cell: Cell, model: Model | None) -> Result:
     key = cell.key
     base, tuned = (run.states(side, key["split"], "decision").logits for side in ("base", "tuned"))
     names = [name for shard in run.captures("base", key["split"], "decision") for name in shard.key["ids"]]
-    runs = {
-        arm: formula.scores(law[:, None], base, tuned, n_shared=run.prepared.tokens.n_shared) for arm, law in (("bb", base), ("tt", tuned))
-    }
+    clean = CleanLogits(base=base, tuned=tuned, n_shared=run.prepared.tokens.n_shared)
+    runs = {arm: formula.scores(law[:, None], clean) for arm, law in (("bb", base), ("tt", tuned))}
     runs = {arm: {score: values.expand(len(key["layers"]), -1) for score, values in found.items()} for arm, found in runs.items()}
     unedited = {}
-    for arm, clean, direction in (("bt", "tt", DIRECTIONS[0]), ("tb", "bb", DIRECTIONS[1])):
+    for arm, same, direction in (("bt", "tt", DIRECTIONS[0]), ("tb", "bb", DIRECTIONS[1])):
         wanted = (direction, key["split"], key["position"])
         parts = [c for c in run.cells if c.stage == "crossing" and (c.key["direction"], c.key["split"], c.key["position"]) == wanted]
         at = [name for part in parts for name in part.key["ids"]]
         loaded = [run.folder.load(part.key).tensors for part in parts]
         order = [at.index(name) for name in names]
         joined = {score: torch.cat([torch.from_numpy(part[score]) for part in loaded], 1)[:, order] for score in formula.SCORES}
-        runs[arm], unedited[clean] = {score: values[1:] for score, values in joined.items()}, joined[formula.SCORES[0]][0]
+        runs[arm], unedited[same] = {score: values[1:] for score, values in joined.items()}, joined[formula.SCORES[0]][0]
     columns = {"split": key["split"], "unit": labels.window_unit(1, key["position"])}
     return formula.measure(runs, key["layers"], names, columns=columns, unedited=unedited), {}

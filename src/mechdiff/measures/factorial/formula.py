@@ -36,12 +36,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from mechdiff.engine.activations import Clean
-from mechdiff.engine.distributions import kl_nats, logit_diff_divergent
-from mechdiff.engine.replay import Engine
+from mechdiff.engine.counterfactuals import Subject
+from mechdiff.engine.distributions import CleanLogits, kl_nats, logit_diff_divergent
 from mechdiff.measures.patching.formula import variants
-from mechdiff.models.pair import Model
-from mechdiff.prompts.vocabularies import Tokens
 from mechdiff.rows import rows
 
 ARMS = ("bb", "bt", "tb", "tt")
@@ -68,35 +65,18 @@ def effects(
     }
 
 
-def crossed(
-    model: Model,
-    engine: Engine,
-    cleans: Sequence[Clean],
-    *,
-    layers: Sequence[int],
-    written: Float[Tensor, "layer prompt pos d"],
-    base_logits: Float[Tensor, "prompt vocab"],
-    tuned_logits: Float[Tensor, "prompt vocab"],
-    tokens: Tokens,
-) -> Scores:
-    """Scores of the unedited run (first) and of the runs of `model` on top of the other model's residual stream after each of `layers`.
+def crossed(subject: Subject, layers: Sequence[int], written: Float[Tensor, "layer prompt pos d"], clean: CleanLogits) -> Scores:
+    """Scores of the unedited run (first) and of the runs of the subject on top of the other model's residual stream after each of `layers`.
 
     `written` has one entry for each of `layers`, at the last `pos` positions. The result is `bt` where the tuned model runs, else `tb`.
     """
     chosen = variants("resid_post", layers, dict(zip(layers, written, strict=True)))
-    logits = tokens.place(engine(model, cleans, chosen), model.side)
-    return scores(logits, base_logits, tuned_logits, n_shared=tokens.n_shared)
+    return scores(subject.logits(chosen), clean)
 
 
-def scores(
-    logits: Float[Tensor, "prompt run vocab"],
-    base_logits: Float[Tensor, "prompt vocab"],
-    tuned_logits: Float[Tensor, "prompt vocab"],
-    *,
-    n_shared: int | None = None,
-) -> Scores:
-    """All scores of each run, on the first `n_shared` tokens, renormalised: those that both models have."""
-    logits, base_logits, tuned_logits = (law[..., :n_shared] for law in (logits, base_logits, tuned_logits))
+def scores(logits: Float[Tensor, "prompt run vocab"], clean: CleanLogits) -> Scores:
+    """All scores of each run, on the tokens that both models have, renormalised."""
+    logits, base_logits, tuned_logits = (law[..., : clean.n_shared] for law in (logits, clean.base, clean.tuned))
     return {
         "kl_tuned_nats": kl_nats(tuned_logits[:, None], logits).T,
         "logit_diff_divergent": logit_diff_divergent(logits, tuned_logits[:, None], base_logits[:, None]).T,

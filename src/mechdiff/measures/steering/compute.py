@@ -10,13 +10,14 @@ from torch import Tensor
 
 from mechdiff import labels
 from mechdiff.engine.counterfactuals import labelled
+from mechdiff.engine.distributions import CleanLogits
 from mechdiff.engine.steered import opening, steering
 from mechdiff.maps.vectors import has_control_vector, save_control_vector, save_vector
 from mechdiff.measures.divergence.compute import greedy
 from mechdiff.measures.patching.hot import closer_layers
 from mechdiff.measures.steering import formula
 from mechdiff.measures.steering.doses import dose
-from mechdiff.measures.steering.formula import Edit, Place
+from mechdiff.measures.steering.formula import Edit, Place, Reader
 from mechdiff.measures.steering.plan import SteeringOptions
 from mechdiff.measures.steering.subspaces import Subspace, change_subspace, label_swapped
 from mechdiff.models.pair import Model
@@ -128,17 +129,13 @@ def steered_prompts(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of fewer edits over whole report prompts; windows of layers also at the decision position alone."""
     assert model
     key = cell.key
-    logits = {side: run.states(side, key["split"], "decision", key["ids"]).logits.to(model.device) for side in ("base", "tuned")}
-    asked: dict[str, Any] = {
-        "base_logits": logits["base"], "tuned_logits": logits["tuned"], "max_rows": run.max_rows, "tokens": run.prepared.tokens,
-        "columns": {"direction": key["direction"], "split": key["split"]},
-    }  # fmt: skip
-    prompts, frames = _prompts(run, cell, model), [empty()]
+    reader, clean, columns = _reader(run, cell, model), _clean(run, cell, model), {"direction": key["direction"], "split": key["split"]}
+    frames = [empty()]
     for width in (1, *key["windows"]):
         edits = formula.few(_edits(run, cell, strongest(run, key["kind"]), width))
-        frames.append(formula.measure_effects(model, prompts, edits, **asked))
+        frames.append(formula.measure_effects(reader, edits, clean, columns))
         if width > 1:
-            frames.append(formula.measure_effects(model, prompts, edits, **asked, all_positions=False))
+            frames.append(formula.measure_effects(reader, edits, clean, columns, all_positions=False))
     return pl.concat(frames), {}
 
 
@@ -147,11 +144,7 @@ def side_effects(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert model
     layers = strongest(run, cell.key["kind"])
     edits = [edit for width in (1, *cell.key["windows"]) for edit in formula.few(_edits(run, cell, layers, width))]
-    rows = formula.measure_side_effects(
-        model, _prompts(run, cell, model), edits, tokens=run.prepared.tokens, max_rows=run.max_rows,
-        columns={"direction": cell.key["direction"]},
-    )  # fmt: skip
-    return rows, {}
+    return formula.measure_side_effects(_reader(run, cell, model), edits, {"direction": cell.key["direction"]}), {}
 
 
 def steered_controls(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -167,16 +160,18 @@ def steered_controls(run: Execution, cell: Cell, model: Model | None) -> Result:
         return empty(), {}
     places = _places(run, cell, [found["layer"]])
     edits = formula.random_edits(places[0], found["arm"], found["rank"], found["strength"], draws=options.test_draws, seed=key["seed"])
-    logits = {side: run.states(side, key["split"], "decision", key["ids"]).logits.to(model.device) for side in ("base", "tuned")}
-    rows = formula.measure_effects(
-        model, _prompts(run, cell, model), edits, base_logits=logits["base"], tuned_logits=logits["tuned"], max_rows=run.max_rows,
-        tokens=run.prepared.tokens, columns={"direction": key["direction"], "split": key["split"]},
-    )  # fmt: skip
-    return rows, {}
+    columns = {"direction": key["direction"], "split": key["split"]}
+    return formula.measure_effects(_reader(run, cell, model), edits, _clean(run, cell, model), columns), {}
 
 
-def _prompts(run: Execution, cell: Cell, model: Model) -> dict[str, Tensor]:
-    return {name: torch.tensor(run.ids(cell, name), device=model.device) for name in cell.key["ids"]}
+def _reader(run: Execution, cell: Cell, model: Model) -> Reader:
+    prompts = {name: torch.tensor(run.ids(cell, name), device=model.device) for name in cell.key["ids"]}
+    return Reader(model=model, prompts=prompts, tokens=run.prepared.tokens, max_rows=run.max_rows)
+
+
+def _clean(run: Execution, cell: Cell, model: Model) -> CleanLogits:
+    logits = {side: run.states(side, cell.key["split"], "decision", cell.key["ids"]).logits.to(model.device) for side in ("base", "tuned")}
+    return CleanLogits(**logits, n_shared=run.prepared.tokens.n_shared)
 
 
 def steered_texts(run: Execution, cell: Cell, model: Model | None) -> Result:

@@ -53,7 +53,7 @@ from torch import Tensor
 
 from mechdiff import labels
 from mechdiff.engine.counterfactuals import chunks
-from mechdiff.engine.distributions import kl_nats, outcomes, top1_same
+from mechdiff.engine.distributions import CleanLogits, kl_nats, outcomes, top1_same
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.steered import opening, steered
 from mechdiff.measures.steering.subspaces import Subspace, random_basis, random_vector
@@ -259,50 +259,51 @@ def side_effects(
     return found
 
 
-def measure_side_effects(
-    model: Model,
-    prompts: Mapping[str, Int[Tensor, " pos"]],
-    every: Sequence[Edit],
-    *,
-    tokens: Tokens,
-    max_rows: int,
-    columns: Mapping[str, str | None],
-) -> pl.DataFrame:
-    """Rows of the side effects of each edit, at all positions of each neutral prompt (by its id)."""
-    ids = list(prompts.values())
-    n_shared, frames = opening(model.config, ids), [empty()]
-    for part in chunks(len(every), max(1, max_rows // max(map(len, ids)) - 1)):
-        named = [edit.label(all_positions=True) for edit in every[part]]
-        for name, one, logits in zip(prompts, ids, steered(model, ids, [edit.pushes for edit in every[part]]), strict=True):
-            laws = tokens.place(logits, model.side)
-            said = tokens.listed(model.side, one[n_shared:])
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """A model, and the prompts that it reads from end to end under edits."""
+
+    model: Model
+    prompts: Mapping[str, Int[Tensor, " pos"]]
+    """By id."""
+    tokens: Tokens
+    max_rows: int
+    """Tokens of a pass, about."""
+
+    @property
+    def ids(self) -> list[Int[Tensor, " pos"]]:
+        return list(self.prompts.values())
+
+    def parts(self, every: Sequence[Edit]) -> Iterator[Sequence[Edit]]:
+        """So many edits at a time as a pass has room for."""
+        return (every[part] for part in chunks(len(every), max(1, self.max_rows // max(map(len, self.ids)) - 1)))
+
+
+def measure_side_effects(reader: Reader, every: Sequence[Edit], columns: Mapping[str, str | None]) -> pl.DataFrame:
+    """Rows of the side effects of each edit, at all positions of each neutral prompt."""
+    model, ids, frames = reader.model, reader.ids, [empty()]
+    n_shared = opening(model.config, ids)
+    for part in reader.parts(every):
+        named = [edit.label(all_positions=True) for edit in part]
+        for name, one, logits in zip(reader.prompts, ids, steered(model, ids, [edit.pushes for edit in part]), strict=True):
+            laws = reader.tokens.place(logits, model.side)
+            said = reader.tokens.listed(model.side, one[n_shared:])
             for metric, values in side_effects(laws[0], laws[1:], said).items():
                 frames.append(_frame(values, named, metric=metric, prompt=name, measure="steering", **columns))
     return pl.concat(frames)
 
 
 def measure_effects(
-    model: Model,
-    prompts: Mapping[str, Int[Tensor, " pos"]],
-    every: Sequence[Edit],
-    *,
-    base_logits: Float[Tensor, "prompt vocab"],
-    tuned_logits: Float[Tensor, "prompt vocab"],
-    tokens: Tokens,
-    max_rows: int,
-    columns: Mapping[str, str | None],
-    all_positions: bool = True,
+    reader: Reader, every: Sequence[Edit], clean: CleanLogits, columns: Mapping[str, str | None], *, all_positions: bool = True
 ) -> pl.DataFrame:
     """Rows of every metric of outcome.py on prompts that are read under each edit, at all positions or at the last one alone."""
-    own, other = (tuned_logits, base_logits) if model.side == "tuned" else (base_logits, tuned_logits)
-    ids, frames = list(prompts.values()), [empty()]
-    for part in chunks(len(every), max(1, max_rows // max(map(len, ids)) - 1)):
-        named = [edit.label(all_positions=all_positions) for edit in every[part]]
-        runs = steered(model, ids, [edit.pushes for edit in every[part]], whole=False, last_only=not all_positions)
-        logits = tokens.place(torch.stack([found[1:, -1] for found in runs]), model.side)
-        found = outcomes(logits, own, other, tuned_clean=tuned_logits, base_clean=base_logits, n_shared=tokens.n_shared)
-        for metric, values in found.items():
-            for name, row in zip(prompts, values, strict=True):
+    side, frames = reader.model.side, [empty()]
+    for part in reader.parts(every):
+        named = [edit.label(all_positions=all_positions) for edit in part]
+        runs = steered(reader.model, reader.ids, [edit.pushes for edit in part], whole=False, last_only=not all_positions)
+        logits = reader.tokens.place(torch.stack([found[1:, -1] for found in runs]), side)
+        for metric, values in outcomes(logits, clean, side).items():
+            for name, row in zip(reader.prompts, values, strict=True):
                 frames.append(_frame(row, named, metric=metric, prompt=name, measure="steering", **columns))
     return pl.concat(frames)
 
