@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mechdiff.maps.refits import permuted_r2
-from mechdiff.maps.regression import LAMBDAS, SHRINK_LESS, cross_validated, decompose, fitted_axes, fold_rows, ridge
+from mechdiff.maps.regression import LAMBDAS, SHRINK_LESS, Examples, cross_validated, decompose, fitted_axes, fold_rows, ridge
 
 PLAIN_SITES = 2
 DRAWS = 200
@@ -88,10 +88,12 @@ def main() -> None:
     print(f"through d x d matrices: {of_plain:.2f} s a site, {of_plain / (seconds / count):.1f} times as long")
 
     states, change = site(args.prompts, args.width, 0)
-    fit, test = slice(0, args.prompts * 4 // 5), slice(args.prompts * 4 // 5, None)
+    n_fit, groups = args.prompts * 4 // 5, torch.arange(args.prompts)
+    fit = Examples(inputs=states[:n_fit], targets=change[:n_fit], groups=groups[:n_fit])
+    test = Examples(inputs=states[n_fit:], targets=change[n_fit:], groups=groups[n_fit:])
     for name, rank in (("ridge", None), ("rrr, rank 4", 4)):
         started = time.perf_counter()
-        permuted_r2(states[fit], change[fit], torch.arange(args.prompts)[fit], states[test], change[test], draws=DRAWS, seed=0, rank=rank)
+        permuted_r2(fit, test, draws=DRAWS, seed=0, rank=rank)
         print(f"{DRAWS} refits on permuted prompts, {name}: {time.perf_counter() - started:.2f} s")
 
 

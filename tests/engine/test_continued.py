@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mechdiff.engine.activations import Clean, capture, edited, forward
-from mechdiff.engine.continued import Continuation, Likelihoods, in_halves, likelihoods, read
+from mechdiff.engine.continued import Continuation, Continued, Likelihoods, in_halves, likelihoods, read
 from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, engine_for, full, relay, replay
 from mechdiff.engine.steered import steering
 from mechdiff.errors import PromptError, RunError
@@ -22,6 +22,7 @@ OPENING = [256, 7, 8, 9, 10]
 PROMPTS = [[*OPENING, *ids[1:]] for ids in random_prompts(4, shortest=3, longest=16)]
 SAID = [(0, [5]), (0, [5, 6, 7, 8, 9, 10]), (1, [90, 91]), (2, [30, 31, 32]), (3, [30, 31, 32, 33, 34]), (1, [5, 6, 200])]
 CONTINUATIONS = [Continuation(prompt=prompt, ids=ids) for prompt, ids in SAID]
+ASKED = Continued(prompts=PROMPTS, continuations=CONTINUATIONS)
 CLOSE = {"rtol": 0, "atol": 1e-4}
 FEW = ("llama", "qwen2_sliding", "gemma2", "gpt2", "bloom", "lfm2", "olmoe")
 
@@ -75,7 +76,7 @@ def test_blocks_are_whole_hooked_passes(name: str) -> None:
     expected = slowly(model, variants)
     assert (expected[:, 1:] - expected[:, :1]).abs().amax(0).min() > 0.01, "each variant does something"
     for engine in {own(model), relay, full} if name in FEW else {own(model)}:
-        found = likelihoods(model, engine, PROMPTS, CONTINUATIONS, variants, max_rows=64)
+        found = likelihoods(model, engine, ASKED, variants, max_rows=64)
         torch.testing.assert_close(found.logps, expected, **CLOSE)
 
 
@@ -95,12 +96,12 @@ def test_prompts_that_are_read_side_by_side_are_read_as_alone(name: str) -> None
 @pytest.mark.parametrize("max_rows", [1, 7, 30, 4096])
 def test_packing_and_padding_change_nothing(max_rows: int) -> None:
     model, variants = loaded("qwen2_sliding"), variants_of("qwen2_sliding")
-    together = likelihoods(model, replay, PROMPTS, CONTINUATIONS, variants, max_rows=512).logps
-    torch.testing.assert_close(likelihoods(model, replay, PROMPTS, CONTINUATIONS, variants, max_rows=max_rows).logps, together, **CLOSE)
+    together = likelihoods(model, replay, ASKED, variants, max_rows=512).logps
+    torch.testing.assert_close(likelihoods(model, replay, ASKED, variants, max_rows=max_rows).logps, together, **CLOSE)
     for i, one in enumerate(CONTINUATIONS):
         mine: list[Variant] = [{s: replace(w, value=w.value[[one.prompt]]) for s, w in variant.items()} for variant in variants]
         alone = [replace(one, prompt=0)]
-        found = likelihoods(model, replay, [PROMPTS[one.prompt]], alone, mine, max_rows=max_rows)
+        found = likelihoods(model, replay, Continued(prompts=[PROMPTS[one.prompt]], continuations=alone), mine, max_rows=max_rows)
         torch.testing.assert_close(found.logps[0], together[i], **CLOSE)
 
 
@@ -108,7 +109,7 @@ def test_packing_and_padding_change_nothing(max_rows: int) -> None:
 def test_a_models_own_state_changes_nothing(name: str) -> None:
     model, sites = loaded(name), [Site(layer, "resid_post") for layer in range(4)]
     mine: list[Variant] = [{site: Write(value=value)} for site, value in states(model, sites).items()]
-    found = likelihoods(model, own(model), PROMPTS, CONTINUATIONS, mine, max_rows=128).logps
+    found = likelihoods(model, own(model), ASKED, mine, max_rows=128).logps
     torch.testing.assert_close(found, found[:, :1].expand_as(found), **CLOSE)
 
 
@@ -118,16 +119,16 @@ def test_what_follows_cannot_reach_back() -> None:
     whole = [5, 6, 7, 8, 9, 10]
     parts = [Continuation(prompt=2, ids=whole[: n + 1]) for n in range(len(whole))]
     other = [Continuation(prompt=2, ids=[5, 6, 7, 100, 101, 102])]
-    sums = likelihoods(model, replay, PROMPTS, parts, variants, max_rows=512).logps
+    sums = likelihoods(model, replay, Continued(prompts=PROMPTS, continuations=parts), variants, max_rows=512).logps
     assert (sums.diff(dim=0) < 0).all()
-    theirs = likelihoods(model, replay, PROMPTS, [*other, parts[2]], variants, max_rows=512).logps
+    theirs = likelihoods(model, replay, Continued(prompts=PROMPTS, continuations=[*other, parts[2]]), variants, max_rows=512).logps
     torch.testing.assert_close(theirs[1], sums[2], **CLOSE)
 
 
 def test_laws_cut_to_some_tokens() -> None:
     model = loaded("gpt2")
     kept = torch.tensor([5, 6, 7, 8, 9, 10, 30, 31, 32, 90])
-    found = likelihoods(model, replay, PROMPTS, CONTINUATIONS, variants_of("gpt2"), max_rows=128, kept=kept)
+    found = likelihoods(model, replay, ASKED, variants_of("gpt2"), max_rows=128, kept=kept)
     assert found.kept_logps is not None
     assert found.coverage is not None
     laws = forward(model, torch.tensor([[*PROMPTS[2], 30, 31, 32]]), use_cache=False, logits_to_keep=0).logits[0, -4:-1].double()
@@ -135,7 +136,7 @@ def test_laws_cut_to_some_tokens() -> None:
     assert found.kept_logps[3, 0].item() == pytest.approx(sum(cut[i, kept.tolist().index(t)].item() for i, t in enumerate((30, 31, 32))))
     assert found.coverage[3, 0].item() == pytest.approx(laws.softmax(-1)[:, kept].sum(-1).mean().item())
     assert torch.isinf(found.kept_logps[[2, 4, 5]]).all(), "91, 33 and 200 are not kept"
-    everything = likelihoods(model, replay, PROMPTS, CONTINUATIONS, max_rows=128, kept=torch.arange(259))
+    everything = likelihoods(model, replay, ASKED, max_rows=128, kept=torch.arange(259))
     torch.testing.assert_close(everything.kept_logps, everything.logps, **CLOSE)
     torch.testing.assert_close(everything.coverage, torch.ones(len(SAID), 1, dtype=torch.float64), **CLOSE)
 
@@ -145,7 +146,7 @@ def test_an_edit_that_is_open_around_the_call_holds_everywhere(name: str) -> Non
     model = loaded(name)
     vector = torch.randn(32, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     with steering(model, {Site(1, "resid_post"): lambda state: vector.expand_as(state)}):
-        found = likelihoods(model, own(model), PROMPTS, CONTINUATIONS, max_rows=64).logps
+        found = likelihoods(model, own(model), ASKED, max_rows=64).logps
         expected = slowly(model, [])
     torch.testing.assert_close(found, expected, **CLOSE)
     assert (found - slowly(model, [])).abs().max() > 0.1
@@ -171,12 +172,14 @@ def test_little_memory_halves_the_prompts() -> None:
 
 def test_what_is_longer_than_the_context_is_refused() -> None:
     with pytest.raises(PromptError, match="context of 128 tokens"):
-        likelihoods(loaded("gpt2"), replay, [[5] * 120], [Continuation(prompt=0, ids=[7] * 10)], max_rows=64)
+        likelihoods(
+            loaded("gpt2"), replay, Continued(prompts=[[5] * 120], continuations=[Continuation(prompt=0, ids=[7] * 10)]), max_rows=64
+        )
     edge = [Continuation(prompt=0, ids=[7] * 8), Continuation(prompt=1, ids=[7] * 9)]
-    found: Likelihoods = likelihoods(loaded("gpt2"), replay, [[5] * 121, [5] * 100], edge, max_rows=512)
+    found: Likelihoods = likelihoods(loaded("gpt2"), replay, Continued(prompts=[[5] * 121, [5] * 100], continuations=edge), max_rows=512)
     assert torch.isfinite(found.logps).all()
 
 
 def test_only_what_is_asked_is_read() -> None:
     assert isinstance(read(loaded("llama"), [PROMPTS[0]])[0], Clean)
-    assert likelihoods(loaded("llama"), replay, PROMPTS, [], max_rows=64).logps.shape == (0, 1)
+    assert likelihoods(loaded("llama"), replay, Continued(prompts=PROMPTS, continuations=[]), max_rows=64).logps.shape == (0, 1)

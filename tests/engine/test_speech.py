@@ -1,6 +1,7 @@
 """What models say: many answers at once are each the answer alone, whatever is edited, drawn, or beside them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from mechdiff.engine import generation
 from mechdiff.engine.activations import capture, edited, forward
-from mechdiff.engine.continued import Continuation, likelihoods
-from mechdiff.engine.generation import Sampling, speak, speak_edited, stop_ids
+from mechdiff.engine.continued import Continuation, Continued, likelihoods
+from mechdiff.engine.generation import Sampling, Speech, speak, speak_edited, stop_ids
 from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, engine_for, full, replay
 from mechdiff.engine.steered import steering
 from mechdiff.errors import RunError
@@ -65,7 +66,7 @@ def test_answers_at_once_are_the_answers_alone(name: str) -> None:
     sites = [Site(layer, "resid_post") for layer in (2, 0, 3)]
     cleans = [capture(other, ids, sites, [len(ids) - 1]) for ids in PROMPTS]
     variants: list[Variant] = [{site: Write(value=torch.stack([clean.states[site] for clean in cleans]))} for site in sites]
-    found = speak_edited(model, own(model), PROMPTS, variants, max_tokens=TOKENS, stop=STOP)
+    found = speak_edited(model, own(model), PROMPTS, variants, Speech(max_tokens=TOKENS, stop=STOP))
     for i, (ids, runs) in enumerate(zip(PROMPTS, found, strict=True)):
         assert as_lists(runs) == [alone(model, ids), *(alone(model, ids, {site: cleans[i].states[site][0]}) for site in sites)]
 
@@ -73,15 +74,15 @@ def test_answers_at_once_are_the_answers_alone(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "qwen2_sliding", "gemma3"])
 def test_batches_and_ends_change_nothing(name: str) -> None:
     model = loaded(name)
-    together = as_lists(speak(model, replay, PROMPTS, max_tokens=TOKENS, stop=STOP))
+    together = as_lists(speak(model, replay, PROMPTS, Speech(max_tokens=TOKENS, stop=STOP)))
     for most in (1, 2, 64):
-        assert as_lists(speak(model, replay, PROMPTS[::-1], max_tokens=TOKENS, stop=STOP, most=most))[::-1] == together
-    assert as_lists(speak(model, full, PROMPTS, max_tokens=TOKENS, stop=STOP)) == together
-    many, how = random_prompts(20), {"max_tokens": TOKENS, "stop": frozenset(range(0, 259, 9)), "sampling": Sampling(temperature=3)}
-    staggered = as_lists(speak(model, replay, many, **how))
+        assert as_lists(speak(model, replay, PROMPTS[::-1], Speech(max_tokens=TOKENS, stop=STOP), most=most))[::-1] == together
+    assert as_lists(speak(model, full, PROMPTS, Speech(max_tokens=TOKENS, stop=STOP))) == together
+    many, how = random_prompts(20), Speech(max_tokens=TOKENS, stop=frozenset(range(0, 259, 9)), sampling=Sampling(temperature=3))
+    staggered = as_lists(speak(model, replay, many, how))
     assert len({len(said) for said in staggered}) > 3, "answers leave the batch at different times"
-    assert staggered == as_lists(speak(model, full, many, **how))
-    longer = as_lists(speak(model, replay, PROMPTS, max_tokens=TOKENS, stop=()))
+    assert staggered == as_lists(speak(model, full, many, how))
+    longer = as_lists(speak(model, replay, PROMPTS, Speech(max_tokens=TOKENS, stop=())))
     assert all(len(said) == TOKENS for said in longer)
     assert [said[: len(cut)] for said, cut in zip(longer, together, strict=True)] == together
 
@@ -89,10 +90,9 @@ def test_batches_and_ends_change_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "bloom"])
 def test_what_is_said_is_most_likely_word_by_word(name: str) -> None:
     model = loaded(name)
-    said = speak(model, own(model), PROMPTS, max_tokens=3, stop=())
-    best = likelihoods(
-        model, own(model), PROMPTS, [Continuation(prompt=i, ids=one[:1].tolist()) for i, one in enumerate(said)], max_rows=64
-    )
+    said = speak(model, own(model), PROMPTS, Speech(max_tokens=3, stop=()))
+    first = [Continuation(prompt=i, ids=one[:1].tolist()) for i, one in enumerate(said)]
+    best = likelihoods(model, own(model), Continued(prompts=PROMPTS, continuations=first), max_rows=64)
     for ids, found in zip(PROMPTS, best.logps[:, 0], strict=True):
         law = forward(model, torch.tensor([ids]), use_cache=False).logits[0, -1].double().log_softmax(-1)
         assert found.item() == pytest.approx(law.max().item(), abs=1e-4)
@@ -100,14 +100,14 @@ def test_what_is_said_is_most_likely_word_by_word(name: str) -> None:
 
 def test_a_sample_depends_on_seed_and_prompt_alone() -> None:
     model = loaded("llama")
-    how = {"max_tokens": TOKENS, "stop": STOP, "sampling": Sampling(temperature=1.5, top_p=0.9, seed=3)}
-    together = as_lists(speak(model, replay, PROMPTS, **how))
-    assert [as_lists(speak(model, replay, [ids], **how))[0] for ids in PROMPTS] == together
-    assert as_lists(speak(model, full, PROMPTS, **how)) == together
-    assert as_lists(speak(model, replay, PROMPTS, **how | {"sampling": Sampling(temperature=1.5, top_p=0.9, seed=4)})) != together
-    greedy = as_lists(speak(model, replay, PROMPTS, max_tokens=TOKENS, stop=STOP))
+    how = Speech(max_tokens=TOKENS, stop=STOP, sampling=Sampling(temperature=1.5, top_p=0.9, seed=3))
+    together = as_lists(speak(model, replay, PROMPTS, how))
+    assert [as_lists(speak(model, replay, [ids], how))[0] for ids in PROMPTS] == together
+    assert as_lists(speak(model, full, PROMPTS, how)) == together
+    assert as_lists(speak(model, replay, PROMPTS, replace(how, sampling=Sampling(temperature=1.5, top_p=0.9, seed=4)))) != together
+    greedy = as_lists(speak(model, replay, PROMPTS, Speech(max_tokens=TOKENS, stop=STOP)))
     assert greedy != together
-    assert as_lists(speak(model, replay, PROMPTS, **how | {"sampling": Sampling(top_p=1e-9)})) == greedy
+    assert as_lists(speak(model, replay, PROMPTS, replace(how, sampling=Sampling(top_p=1e-9)))) == greedy
 
 
 def test_draws_follow_the_law() -> None:
@@ -126,9 +126,9 @@ def test_draws_follow_the_law() -> None:
 def test_an_edit_that_is_open_around_the_call_holds_while_it_speaks(name: str) -> None:
     model = loaded(name)
     vector = torch.randn(32, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    clean = as_lists(speak(model, own(model), PROMPTS, max_tokens=TOKENS, stop=STOP))
+    clean = as_lists(speak(model, own(model), PROMPTS, Speech(max_tokens=TOKENS, stop=STOP)))
     with steering(model, {Site(1, "resid_post"): lambda states: vector - (states @ vector)[:, None] * vector / 32}):
-        found = as_lists(speak(model, own(model), PROMPTS, max_tokens=TOKENS, stop=STOP))
+        found = as_lists(speak(model, own(model), PROMPTS, Speech(max_tokens=TOKENS, stop=STOP)))
         assert found == [alone(model, ids) for ids in PROMPTS]
     assert found != clean
 
@@ -137,13 +137,13 @@ def test_nobody_speaks_beyond_the_context() -> None:
     model = loaded("gpt2")
     long = [[5] * 120, [6] * 125, [7] * 128, [8] * 20]
     for engine in (replay, full):
-        assert [len(said) for said in speak(model, engine, long, max_tokens=20, stop=())] == [8, 3, 0, 20]
-        assert [len(said) for said in speak(model, engine, long, max_tokens=0, stop=())] == [0, 0, 0, 0]
+        assert [len(said) for said in speak(model, engine, long, Speech(max_tokens=20, stop=()))] == [8, 3, 0, 20]
+        assert [len(said) for said in speak(model, engine, long, Speech(max_tokens=0, stop=()))] == [0, 0, 0, 0]
 
 
 def test_little_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded("llama")
-    expected, sizes = as_lists(speak(model, replay, PROMPTS, max_tokens=TOKENS, stop=STOP)), []
+    expected, sizes = as_lists(speak(model, replay, PROMPTS, Speech(max_tokens=TOKENS, stop=STOP))), []
     read = generation._prefix
 
     def at_most_two(model: Model, prompts: Sequence[Sequence[int]]) -> object:
@@ -153,7 +153,7 @@ def test_little_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
         return read(model, prompts)
 
     monkeypatch.setattr(generation, "_prefix", at_most_two)
-    assert as_lists(speak(model, replay, PROMPTS, max_tokens=TOKENS, stop=STOP)) == expected
+    assert as_lists(speak(model, replay, PROMPTS, Speech(max_tokens=TOKENS, stop=STOP))) == expected
     assert sizes == [5, 2, 3, 1, 2]
 
     def never(model: Model, prompts: Sequence[Sequence[int]]) -> object:
@@ -161,7 +161,7 @@ def test_little_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(generation, "_prefix", never)
     with pytest.raises(RunError, match="--max-rows"):
-        speak(model, replay, PROMPTS, max_tokens=TOKENS, stop=STOP)
+        speak(model, replay, PROMPTS, Speech(max_tokens=TOKENS, stop=STOP))
 
 
 def test_stops_are_the_models_the_tokenizers_and_the_templates() -> None:

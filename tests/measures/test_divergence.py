@@ -48,7 +48,7 @@ def test_over_text_each_position_is_held_against_the_definition() -> None:
     tuned[6] = base[6]
     said = torch.tensor([4, 30, 0])
     bits = {side: divergence_formula.bits(logits[6:], said) / 7 for side, logits in (("base", base), ("tuned", tuned))}
-    found = divergence_formula.over_text(base, tuned, decision=6, bits_per_byte=bits, prompt="p", split="report")
+    found = divergence_formula.over_text(base, tuned, decision=6, bits_per_byte=bits, columns={"prompt": "p", "split": "report"})
     log_b, log_t = base.double().log_softmax(-1), tuned.double().log_softmax(-1)
     by_metric = {
         metric: part["value"].to_torch()
@@ -70,10 +70,10 @@ def test_over_text_each_position_is_held_against_the_definition() -> None:
 
 def test_over_text_models_that_never_part_have_no_first_divergence() -> None:
     laws = torch.randn(5, 8)
-    found = divergence_formula.over_text(laws, laws.clone(), decision=3, bits_per_byte={}, prompt="p", split="report")
+    found = divergence_formula.over_text(laws, laws.clone(), decision=3, bits_per_byte={}, columns={"prompt": "p", "split": "report"})
     whole = dict(found.filter(pl.col("unit").is_null()).select("metric", "value").iter_rows())
     assert math.isnan(whole["first_divergence"])
-    nothing = divergence_formula.over_text(laws, laws, decision=4, bits_per_byte={}, prompt="p", split="report")
+    nothing = divergence_formula.over_text(laws, laws, decision=4, bits_per_byte={}, columns={"prompt": "p", "split": "report"})
     assert nothing.filter(pl.col("metric").str.starts_with("bits"))["value"].is_nan().all()
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mechdiff.maps.refits import permutations, permuted_r2
-from mechdiff.maps.regression import cross_validated, decompose, fitted_axes, ridge
+from mechdiff.maps.regression import Examples, cross_validated, decompose, fitted_axes, ridge
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -27,8 +27,8 @@ def coefficients(inputs: Tensor, targets: Tensor, lam: float, rank: int | None =
 @pytest.mark.parametrize("rank", [None, 2])
 def test_permuted_refits_are_refits(rank: int | None) -> None:
     x, z, x_test, z_test = random(40, 60), random(40, 5, seed=1) + 3, random(15, 60, seed=2), random(15, 5, seed=3) + 3
-    groups = torch.arange(20).repeat_interleave(2)
-    found = permuted_r2(x, z, groups, x_test, z_test, draws=4, seed=3, rank=rank, lam=0.1)
+    groups, test = torch.arange(20).repeat_interleave(2), Examples(inputs=x_test, targets=z_test, groups=torch.arange(15))
+    found = permuted_r2(Examples(inputs=x, targets=z, groups=groups), test, draws=4, seed=3, rank=rank, lam=0.1)
     expected = []
     for order in permutations(groups, 4, 3):
         predicted = (x_test - x.mean(0)) @ coefficients(x, z[order], 0.1, rank) + z.mean(0)
@@ -38,8 +38,8 @@ def test_permuted_refits_are_refits(rank: int | None) -> None:
 
 def test_permuted_refits_choose_lambda_anew() -> None:
     x, z, x_test, z_test = random(20, 30), random(20, 3, seed=1), random(9, 30, seed=2), random(9, 3, seed=3)
-    groups = torch.arange(20)
-    found = permuted_r2(x, z, groups, x_test, z_test, draws=4, seed=3)
+    groups, test = torch.arange(20), Examples(inputs=x_test, targets=z_test, groups=torch.arange(9))
+    found = permuted_r2(Examples(inputs=x, targets=z, groups=groups), test, draws=4, seed=3)
     expected = []
     for order in permutations(groups, 4, 3):
         lam = cross_validated(x, z[order], groups, seed=3).lambda_

@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from mechdiff.maps.regression import cross_validated, decompose, fitted_axes, fold_rows, one_se, ridge
+from mechdiff.maps.regression import FOLDS, cross_validated, decompose, fitted_axes, fold_rows, one_se, ridge
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -66,9 +66,9 @@ def test_both_ends_of_lambda() -> None:
 def test_errors_by_penalty_and_rank_are_those_of_fits_without_the_fold() -> None:
     x, z = random(18, 30), random(18, 4, seed=1)
     groups = torch.arange(9).repeat_interleave(2)
-    found = cross_validated(x, z, groups, folds=3, lambdas=(0.1, 1.0))
+    found = cross_validated(x, z, groups, lambdas=(0.1, 1.0))
     expected, by_rank = torch.zeros(2).double(), torch.zeros(5).double()
-    for held in fold_rows(groups, 3, 0):
+    for held in fold_rows(groups, FOLDS, 0):
         rest = torch.tensor([row not in held.tolist() for row in range(18)])
 
         def error(lam: float, rank: int | None = None, rest: Tensor = rest, held: Tensor = held) -> Tensor:

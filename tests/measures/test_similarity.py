@@ -171,7 +171,7 @@ def test_participation_ratio_in_closed_form() -> None:
 
 def whole(x: Tensor, y: Tensor) -> dict[str, float]:
     site = Site(0, "resid_post")
-    frame = measure({site: x}, {site: y}, ids(len(x)), "report", permutations=3)
+    frame = measure({site: x}, {site: y}, ids(len(x)), "report", orders=pairings(range(len(x)), 3, 0))
     set_values = dict(of_the_set(frame).select("metric", "value").rows())
     assert tuple(set_values) == METRICS
     without = {metric: frame.filter(metric=metric)["value"] for metric in LEFT_OUT}
@@ -236,7 +236,7 @@ def test_rows_keep_the_contract() -> None:
     sites = [Site(layer, kind) for layer in (1, 0) for kind in ("resid_post", "z")]
     x = {site: made(i, 12, 5 + i).float() for i, site in enumerate(sites)}
     y = {site: near(state.double(), 9).float() for site, state in x.items()}
-    frame = measure(x, y, ids(12), "select", permutations=8, seed=3)
+    frame = measure(x, y, ids(12), "select", orders=pairings(range(12), 8, 3))
     assert frame.columns == COLUMNS
     assert frame.select(COLUMNS[:-1]).is_unique().all()
     assert frame["value"].null_count() == 0
@@ -268,19 +268,19 @@ def test_rows_keep_the_contract() -> None:
 def test_same_seed_same_bytes_and_grouping_of_sites_is_unseen() -> None:
     x = {Site(i, "resid_post"): made(i, 10, 6) for i in range(40)}
     y = {site: near(state, 9) for site, state in x.items()}
-    frame = measure(x, y, ids(10), "report", permutations=4)
-    assert frame.equals(measure(x, y, ids(10), "report", permutations=4))
+    frame = measure(x, y, ids(10), "report", orders=pairings(range(10), 4, 0))
+    assert frame.equals(measure(x, y, ids(10), "report", orders=pairings(range(10), 4, 0)))
     last = Site(39, "resid_post")
-    alone = measure({last: x[last]}, {last: y[last]}, ids(10), "report", permutations=4)
+    alone = measure({last: x[last]}, {last: y[last]}, ids(10), "report", orders=pairings(range(10), 4, 0))
     together = frame.filter(layer=39)
     key = ["metric", "control", "prompt"]
     torch.testing.assert_close(together.sort(key)["value"].to_torch(), alone.sort(key)["value"].to_torch(), rtol=1e-12, atol=1e-14)
-    assert not frame.equals(measure(x, y, ids(10), "report", permutations=4, seed=1))
+    assert not frame.equals(measure(x, y, ids(10), "report", orders=pairings(range(10), 4, 1)))
 
 
 def test_identical_models_and_no_draws() -> None:
     x = {Site(0, "resid_post"): made(0, 10, 30).float()}
-    frame = measure(x, x, ids(10), "report", permutations=0)
+    frame = measure(x, x, ids(10), "report")
     value = dict(of_the_set(frame).select("metric", "value").rows())
     assert value["cka"] == pytest.approx(1, abs=1e-12)
     assert value["cka_biased"] == pytest.approx(1, abs=1e-12)

@@ -36,7 +36,7 @@ from mechdiff.engine.distributions import METRICS, CleanLogits, outcomes
 from mechdiff.engine.replay import ENGINES, Variant, Write, engine_for
 from mechdiff.measures.divergence.formula import divergences
 from mechdiff.measures.grafting.formula import Prompts, lattice
-from mechdiff.measures.patching.formula import variants, written_state
+from mechdiff.measures.patching.formula import Both, variants, written_state
 from mechdiff.models.modules import changes_between, factors, tensors_of
 from mechdiff.models.pair import Model, wrap
 from mechdiff.models.sites import Site
@@ -55,7 +55,7 @@ def patched(base: Model, tuned: Model, ids: Sequence[Sequence[int]], kind: str, 
     states = {side: torch.stack([torch.stack([clean.states[site] for clean in found]) for site in sites]) for side, found in cleans.items()}
     laws = {side: torch.stack([clean.logits for clean in found]) for side, found in cleans.items()}
     runs = tuned if direction == "tuned<-base" else base
-    written = written_state("identity", direction, states["base"], states["tuned"])
+    written = written_state("identity", direction, Both(**states))
     engine, tokens = ENGINES[engine_for(runs.config)[0]], same_tokens(runs.shape.vocab)
     subject = Subject(model=runs, engine=engine, cleans=cleans[runs.side], tokens=tokens)
     return scores(subject, variants(kind, range(N_LAYERS), written), CleanLogits(**laws), max_rows=max_rows)

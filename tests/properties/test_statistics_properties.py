@@ -16,6 +16,7 @@ from mechdiff.maps.maps import Map
 from mechdiff.maps.refits import permutations
 from mechdiff.measures.patching.selection import choose_layers
 from mechdiff.measures.similarity import formula as similarity_formula
+from mechdiff.measures.similarity.geometry import pairings
 from mechdiff.measures.transport.formula import quality
 from mechdiff.models.sites import Site
 from mechdiff.rows import rows
@@ -218,7 +219,7 @@ def test_property_21_a_similarity_of_the_report_split_is_gone_when_its_pairing_i
     found = []
     for split, where in (("select", slice(0, n)), ("report", slice(n, 2 * n))):
         sides = ({site: states[where] for site, states in side.items()} for side in (base, tuned))
-        found.append(similarity_formula.measure(*sides, [f"{split}{i}" for i in range(n)], split, permutations=100, seed=seed))
+        found.append(similarity_formula.measure(*sides, [f"{split}{i}" for i in range(n)], split, orders=pairings(range(n), 100, seed)))
     chosen = choose_layers(pl.concat(found))
     assert chosen is not None
     assert chosen["control_layers"] == [2]

@@ -16,6 +16,7 @@ from mechdiff.engine.activations import capture, forward
 from mechdiff.engine.norms import NORMED, norm_reading, norms_of
 from mechdiff.measures.catalogue import EXPERIMENTS, NUMBERS
 from mechdiff.measures.similarity.formula import measure
+from mechdiff.measures.similarity.geometry import pairings
 from mechdiff.measures.similarity.page import similarity as section
 from mechdiff.measures.similarity.verify import again
 from mechdiff.models.pair import Model
@@ -65,7 +66,7 @@ def test_cka_is_of_what_goes_out_of_each_models_own_norm(name: str) -> None:
     for kind in (kind for kind in NORMED if kind in base.kinds()):
         (x, x_normed), (y, y_normed) = captured(base, kind), captured(tuned, kind)
         names = [str(i) for i in range(len(PROMPTS))]
-        frame = measure(x, y, names, "report", permutations=0, normed=(x_normed, y_normed))
+        frame = measure(x, y, names, "report", normed=(x_normed, y_normed))
         for site in x:
             found = frame.filter(layer=site.layer, metric="cka_normed")
             modules = norm_reading(base, site), norm_reading(tuned, site)
@@ -121,7 +122,7 @@ def test_the_page_says_where_the_norm_makes_it_another() -> None:
     x[:, 7] = y[:, 7] = 100 * torch.randn(40, generator=random, dtype=torch.float64)
     site, kept = Site(1, "resid_post"), [i for i in range(64) if i != 7]
     normed = {site: x[:, kept] / x.norm(dim=1, keepdim=True)}, {site: y[:, kept] / y.norm(dim=1, keepdim=True)}
-    frame = measure({site: x}, {site: y}, [f"p{i}" for i in range(40)], "report", permutations=3, normed=normed)
+    frame = measure({site: x}, {site: y}, [f"p{i}" for i in range(40)], "report", orders=pairings(range(40), 3, 0), normed=normed)
     caption = section(parts.Run(rows=frame, summary=summarise(frame, NUMBERS), manifest={})).parts[0].caption
     assert (
         "At 1 of 1 sites CKA moves by more than 0.1 after the norm that reads the residual stream there, most at L1.resid_post: 1.000"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mechdiff.measures.patching.selection import choose_layers
 from mechdiff.measures.similarity.formula import cka_without_top, linear_cka, measure
+from mechdiff.measures.similarity.geometry import pairings
 from mechdiff.models.sites import Site
 from mechdiff.rows import rows
 from oracles.states import cka
@@ -35,7 +36,9 @@ def test_cka_without_three_dimensions_is_that_of_the_others(widths: tuple[int, i
     kept = [np.delete(states, [1, 3, 6], 1) for states in (x, y)]
     assert cka_without_top(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(cka(*kept), abs=1e-12)
     site = Site(2, "resid_post")
-    frame = measure({site: torch.from_numpy(x)}, {site: torch.from_numpy(y)}, [str(i) for i in range(20)], "report", permutations=2)
+    frame = measure(
+        {site: torch.from_numpy(x)}, {site: torch.from_numpy(y)}, [str(i) for i in range(20)], "report", orders=pairings(range(20), 2, 0)
+    )
     assert frame.filter(pl.col("metric") == "cka_without_top3")["value"].item() == pytest.approx(cka(*kept), abs=1e-12)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.divergence.words import how_different
+from mechdiff.measures.similarity.geometry import pairings
 from mechdiff.report.difference import Difference
 from mechdiff.report.phrasing import with_interval
 from mechdiff.rows import rows
@@ -70,7 +71,7 @@ def test_a_permutation_test_that_cannot_reach_its_level_gives_no_p(n: int, testa
     from mechdiff.models.sites import Site
 
     states = {Site(0, "resid_post"): torch.from_numpy(np.random.default_rng(0).normal(size=(n, 12)))}
-    measured = similarity.measure(states, states, [f"p{i}" for i in range(n)], "report", permutations=499)
+    measured = similarity.measure(states, states, [f"p{i}" for i in range(n)], "report", orders=pairings(range(n), 499, 0))
     found = summary.summarise(measured, NUMBERS).filter(pl.col("metric").is_in(["cka", "procrustes_distance"]), pl.col("mean").is_not_nan())
     for one in found.iter_rows(named=True):
         assert (one["p"] is not None) == testable, one["metric"]

@@ -111,7 +111,7 @@ def test_the_jackknife_of_cka_leaves_out_whole_clusters() -> None:
     def spread(copies: int, clusters: list[str | None]) -> float:
         states = [{site: torch.from_numpy(np.repeat(one, copies, axis=0))} for one in (x, y)]
         names = [f"p{i}" for i in range(20 * copies)]
-        measured = similarity_formula.measure(*states, names, "report", permutations=0)
+        measured = similarity_formula.measure(*states, names, "report")
         found = (
             statistics_summary.summarise(measured, NUMBERS, prompts=lines(clusters)).filter(pl.col("metric") == "cka").row(0, named=True)
         )

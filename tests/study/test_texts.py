@@ -10,7 +10,7 @@ import torch
 
 from mechdiff.api import Run
 from mechdiff.engine.activations import forward
-from mechdiff.engine.generation import speak, stop_ids
+from mechdiff.engine.generation import Speech, speak, stop_ids
 from mechdiff.engine.replay import full
 from mechdiff.measures.divergence.compute import MOVED, TEXTS
 from mechdiff.models.pair import open_pair
@@ -45,7 +45,7 @@ def test_bits_and_first_divergence_are_those_of_whole_forward_passes(pair: Path,
         prompt = torch.tensor(tokenizer("".join(shown), add_special_tokens=False)["input_ids"])
         assert len(prompt) == text["n_prompt_tokens"]
         with nets.use("tuned") as tuned:
-            said = speak(tuned, full, [prompt.tolist()], max_tokens=5, stop=stop_ids(tuned, tokenizer))[0]
+            said = speak(tuned, full, [prompt.tolist()], Speech(max_tokens=5, stop=stop_ids(tuned, tokenizer)))[0]
         n_bytes = int((said < 256).sum())  # ids below 256 are the bytes
         tops = {}
         for side in ("base", "tuned"):

@@ -37,6 +37,14 @@ class Continuation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Continued:
+    """Some prompts (token ids), and what may follow them."""
+
+    prompts: Sequence[Sequence[int]]
+    continuations: Sequence[Continuation]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Likelihoods:
     """How likely continuations are; run 0 is the clean one, the others are the variants."""
 
@@ -51,18 +59,18 @@ class Likelihoods:
 def likelihoods(
     model: Model,
     engine: Engine,
-    prompts: Sequence[Sequence[int]],
-    continuations: Sequence[Continuation],
+    texts: Continued,
     variants: Sequence[Variant] = (),
     *,
     max_rows: int,
     kept: Tensor | None = None,
 ) -> Likelihoods:
-    """Every continuation of these prompts (token ids), in the clean run and under each variant, which writes at a prompt's last token alone.
+    """Every continuation of these prompts, in the clean run and under each variant, which writes at a prompt's last token alone.
 
     `kept`: token ids to which the laws are cut too. A pass has about `max_rows` tokens at most; with too little memory half the prompts.
     """
-    _refuse_impossible(model, prompts, continuations)
+    prompts, continuations = texts.prompts, texts.continuations
+    _refuse_impossible(model, texts)
     found = torch.zeros(3, len(continuations), 1 + len(variants), dtype=torch.float64)
 
     def score(numbers: Sequence[int]) -> None:
@@ -84,7 +92,8 @@ def likelihoods(
     return Likelihoods(logps=found[0], **cut)
 
 
-def _refuse_impossible(model: Model, prompts: Sequence[Sequence[int]], continuations: Sequence[Continuation]) -> None:
+def _refuse_impossible(model: Model, texts: Continued) -> None:
+    prompts, continuations = texts.prompts, texts.continuations
     assert all(len(one.ids) for one in continuations), "a continuation has no tokens"
     long = [one for one in continuations if len(prompts[one.prompt]) + len(one.ids) > model.shape.context + 1]
     if long:

@@ -48,6 +48,16 @@ class Sampling:
     """With the prompt's tokens it decides the sample: not what else is in the batch, and not the variant."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Speech:
+    """How long an answer may be, what ends it, and how its tokens are drawn."""
+
+    max_tokens: int
+    stop: Collection[int]
+    """Tokens; the answer ends before the first of them."""
+    sampling: Sampling | None = None
+
+
 def stop_ids(model: Model, tokenizer: Any, templates_of: Collection[Any] = ()) -> frozenset[int]:
     """The tokens that end an answer: those that model and tokenizer name, and the one that the chat template prints behind an answer.
 
@@ -73,9 +83,11 @@ def _behind_an_answer(tokenizer: Any) -> list[str]:
     return [one.content for one in tokenizer.added_tokens_decoder.values() if one.special and behind.startswith(one.content or "\0")]
 
 
-def speak(model: Model, engine: Engine, prompts: Sequence[Sequence[int]], **how: Any) -> list[Int[Tensor, " token"]]:
-    """What the model answers to each prompt (token ids), without the token that ends it, on the CPU. Takes what `speak_edited` takes."""
-    return [runs[0] for runs in speak_edited(model, engine, prompts, (), **how)]
+def speak(
+    model: Model, engine: Engine, prompts: Sequence[Sequence[int]], speech: Speech, *, most: int = SEQUENCES
+) -> list[Int[Tensor, " token"]]:
+    """What the model answers to each prompt (token ids), without the token that ends it, on the CPU."""
+    return [runs[0] for runs in speak_edited(model, engine, prompts, (), speech, most=most)]
 
 
 def speak_edited(
@@ -83,18 +95,15 @@ def speak_edited(
     engine: Engine,
     prompts: Sequence[Sequence[int]],
     variants: Sequence[Variant],
+    speech: Speech,
     *,
-    max_tokens: int,
-    stop: Collection[int],
-    sampling: Sampling | None = None,
     most: int = SEQUENCES,
 ) -> list[list[Int[Tensor, " token"]]]:
     """For each prompt the clean answer and, behind it, the answer under each variant, which writes at the prompt's last token alone.
 
-    An answer has at most `max_tokens` tokens, ends before the first of `stop`, and never leaves the model's context. About `most` sequences
-    speak side by side; with too little memory half of them.
+    An answer never leaves the model's context. About `most` sequences speak side by side; with too little memory half of them.
     """
-    if not max_tokens:
+    if not speech.max_tokens:
         return [[torch.empty(0, dtype=torch.long) for _ in (None, *variants)] for _ in prompts]
     found: list[list[Tensor]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
@@ -103,8 +112,8 @@ def speak_edited(
     def answer(numbers: Sequence[int]) -> None:
         here = [{site: write.of(numbers) for site, write in variant.items()} for variant in variants]
         asked = [prompts[i] for i in numbers]
-        voices = _Voices(model, asked, here, max_tokens, stop, sampling) if engine is replay else None
-        said = voices.speak() if voices else _one_by_one(model, asked, here, max_tokens, stop, sampling)
+        voices = _Voices(model, asked, here, speech) if engine is replay else None
+        said = voices.speak() if voices else _one_by_one(model, asked, here, speech)
         for place, i in enumerate(numbers):
             found[i] = said[place * (1 + len(variants)) : (place + 1) * (1 + len(variants))]
 
@@ -124,20 +133,18 @@ class _Voices:
         model: Model,
         prompts: Sequence[Sequence[int]],
         variants: Sequence[Variant],
-        max_tokens: int,
-        stop: Collection[int],
-        sampling: Sampling | None,
+        speech: Speech,
     ) -> None:
-        self.model, self.max_tokens, self.stop = model, max_tokens, frozenset(stop)
-        runs, self.sampled = 1 + len(variants), sampling is not None
+        self.model, self.max_tokens, self.stop = model, speech.max_tokens, frozenset(speech.stop)
+        runs, self.sampled = 1 + len(variants), speech.sampling is not None
         self.prefix = _prefix(model, prompts)
         self.logits, self.cache = self._open(variants)
         self.rows = list(range(len(prompts) * runs))
         """Which sequence each row of the batch is."""
         self.lengths = self.prefix.lengths.repeat_interleave(runs)
         """`[row]`: tokens before the decision token."""
-        self.pick = [_Pick(sampling, ids) for ids in prompts for _ in range(runs)]
-        self.room = [min(max_tokens, model.shape.context - len(ids)) for ids in prompts for _ in range(runs)]
+        self.pick = [_Pick(speech.sampling, ids) for ids in prompts for _ in range(runs)]
+        self.room = [min(self.max_tokens, model.shape.context - len(ids)) for ids in prompts for _ in range(runs)]
         self.said: list[list[int]] = [[] for _ in self.rows]
         self.over = [room <= 0 for room in self.room]
 
@@ -276,9 +283,7 @@ def _one_by_one(
     model: Model,
     prompts: Sequence[Sequence[int]],
     variants: Sequence[Variant],
-    max_tokens: int,
-    stop: Collection[int],
-    sampling: Sampling | None,
+    speech: Speech,
 ) -> list[Tensor]:
     """As `_Voices`, each sequence alone on the model's own cache."""
 
@@ -290,10 +295,10 @@ def _one_by_one(
         for variant in ({}, *variants):
             with edited(model, writing([variant], rows_of, prompt=i)):
                 output = forward(model, torch.tensor([ids], device=model.device), use_cache=True)
-            pick, said = _Pick(sampling, ids), []
-            for _ in range(min(max_tokens, model.shape.context - len(ids))):
+            pick, said = _Pick(speech.sampling, ids), []
+            for _ in range(min(speech.max_tokens, model.shape.context - len(ids))):
                 token = pick(output.logits[0, -1].float())
-                if token in stop:
+                if token in speech.stop:
                     break
                 said.append(token)
                 last = torch.tensor([[token]], device=model.device)

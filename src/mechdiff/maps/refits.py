@@ -8,29 +8,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 
-from mechdiff.maps.regression import FOLDS, LAMBDAS, Decomposed, decompose, fold_rows, last_least
+from mechdiff.maps.regression import FOLDS, LAMBDAS, Decomposed, Examples, decompose, fold_rows, last_least
 
 _EPS = torch.finfo(torch.float64).eps
 
 
 def permuted_r2(
-    inputs: Float[Tensor, "row d"], targets: Float[Tensor, "row d_out"], groups: Int[Tensor, " row"], test_inputs: Float[Tensor, "test d"],
-    test_targets: Float[Tensor, "test d_out"], *, draws: int, seed: int, rank: int | None = None, lam: float | None = None,
-) -> Float64[Tensor, " draw"]:  # fmt: skip
-    """Held-out R2 of the targets in each draw of targets permuted among prompts, lambda chosen anew in each unless given.
+    fit: Examples, test: Examples, *, draws: int, seed: int, rank: int | None = None, lam: float | None = None
+) -> Float64[Tensor, " draw"]:
+    """R2 of the targets of `test` in each draw of targets permuted among prompts, lambda chosen anew in each unless given.
 
     Only inner products of targets are permuted, so a draw costs n^2. `rank` None is ridge.
     """
-    z, test = targets.double(), test_targets.double()
-    gram, cross = z @ z.T, test @ z.T
-    total, whole = (test - test.mean(0)).square().sum(), test.square().sum()
+    z, held_out = fit.targets.double(), test.targets.double()
+    gram, cross = z @ z.T, held_out @ z.T
+    total, whole = (held_out - held_out.mean(0)).square().sum(), held_out.square().sum()
     tried = LAMBDAS if lam is None else (lam,)
-    smoothers = _Smoothers.of(inputs, test_inputs, groups, tried, seed)
+    smoothers = _Smoothers.of(fit.inputs, test.inputs, fit.groups, tried, seed)
     found = []
-    for order in permutations(groups, draws, seed):
+    for order in permutations(fit.groups, draws, seed):
         permuted = gram[order][:, order]
         best = last_least(smoothers.held_out @ permuted.flatten()) if len(tried) > 1 else 0
         if rank is None:

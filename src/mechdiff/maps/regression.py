@@ -43,6 +43,16 @@ _EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, kw_only=True)
+class Examples:
+    """What a regression is fitted or judged on, row by row."""
+
+    inputs: Float[Tensor, "row d"]
+    targets: Float[Tensor, "row d_out"]
+    groups: Int[Tensor, " row"]
+    """Which prompt a row is of."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decomposed:
     """The thin singular value decomposition of centred inputs."""
 
@@ -125,7 +135,7 @@ class Validated:
 
 
 def cross_validated(
-    inputs: Float[Tensor, "row d"], targets: Float[Tensor, "row d_out"], groups: Int[Tensor, " row"], *, folds: int = FOLDS, seed: int = 0,
+    inputs: Float[Tensor, "row d"], targets: Float[Tensor, "row d_out"], groups: Int[Tensor, " row"], *, seed: int = 0,
     lambdas: Sequence[float] = LAMBDAS, uncentred: bool = False,
 ) -> Validated:  # fmt: skip
     """Penalty and rank chosen on these rows; a prompt's rows (of one group) are in one fold.
@@ -133,7 +143,7 @@ def cross_validated(
     `uncentred` counts the mean of the targets as one more direction that the states decide (a constant input, not penalised): a constant
     target has rank 0 without and 1 with it.
     """
-    parts = [_Fold.of(inputs, targets, held, uncentred) for held in fold_rows(groups, folds, seed)]
+    parts = [_Fold.of(inputs, targets, held, uncentred) for held in fold_rows(groups, FOLDS, seed)]
     if not parts:
         return _nothing_seen(len(lambdas))
     errors = torch.stack([sum((part.error(lam) for part in parts), torch.tensor(0.0)) for lam in lambdas]) / len(inputs)

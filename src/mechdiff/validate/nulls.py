@@ -21,7 +21,8 @@ from mechdiff.measures.behaviour import findings as behaviour_findings
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.factorial import formula as factorial_formula
 from mechdiff.measures.similarity import formula as similarity_formula
-from mechdiff.measures.transport.formula import permuted_quality, quality
+from mechdiff.measures.similarity.geometry import pairings
+from mechdiff.measures.transport.formula import Sample, permuted_quality, quality
 from mechdiff.models.sites import Site
 from mechdiff.rows import rows
 from mechdiff.statistics import intervals, simulated
@@ -47,7 +48,7 @@ def similarity_of_strangers(repeats: int, random: np.random.Generator) -> Iterat
             site = Site(layer, "resid_post")
             base[site], tuned[site] = states["base"][mixed[:PROMPTS]], states["tuned"][mixed[PROMPTS : 2 * PROMPTS]]
         names = [str(i) for i in range(PROMPTS)]
-        measured = similarity_formula.measure(base, tuned, names, "report", permutations=DRAWS, seed=int(random.integers(2**31)))
+        measured = similarity_formula.measure(base, tuned, names, "report", orders=pairings(names, DRAWS, int(random.integers(2**31))))
         found.append(with_q(permutation_p(measured, facts(NUMBERS))))
     table = pl.concat(found)
     for name in table["metric"].unique().sort():
@@ -68,11 +69,14 @@ def maps_of_strangers(repeats: int, random: np.random.Generator) -> Iterator[Rat
         for _ in range(repeats):
             here, there = torch.from_numpy(random.permutation(len(change))), torch.from_numpy(random.permutation(len(change)))
             source, moved = states["base"][here[: 2 * PROMPTS]], change[there[: 2 * PROMPTS]]
-            fit, test = ((source[part], source[part] + moved[part]) for part in (slice(0, PROMPTS), slice(PROMPTS, None)))
-            fitted = Map(arm).fit(*fit, groups=groups)
-            real = float(quality(fitted.transform(test[0]), *test, moved[:PROMPTS].double().mean(0))["r2_change"])
+            fit, test = (
+                Sample(base=source[part], tuned=source[part] + moved[part], groups=groups)
+                for part in (slice(0, PROMPTS), slice(PROMPTS, None))
+            )
+            fitted = Map(arm).fit(fit.base, fit.tuned, groups=groups)
+            real = float(quality(fitted.transform(test.base), test.base, test.tuned, moved[:PROMPTS].double().mean(0))["r2_change"])
             seed = int(random.integers(2**31))
-            draws = permuted_quality(arm, fitted, *fit, groups, test, draws=DRAWS, seed=seed)
+            draws = permuted_quality(fitted, fit, test, draws=DRAWS, seed=seed)
             p.append(_p_of(real, draws))
         yield false_alarms(f"{arm}: R² of the change beyond that of refits on wrong pairs", p)
 
@@ -206,7 +210,7 @@ def similarity_intervals(repeats: int, random: np.random.Generator) -> Iterator[
         x = {site: random.normal(size=(n, d)) * scale for site in sites}
         base = {site: torch.from_numpy(x[site]) for site in sites}
         tuned = {site: torch.from_numpy(x[site] @ mixing + random.normal(0, 0.5, (n, d))) for site in sites}
-        measured = similarity_formula.measure(base, tuned, [str(i) for i in range(n)], "report", permutations=0)
+        measured = similarity_formula.measure(base, tuned, [str(i) for i in range(n)], "report")
         without = measured.filter(pl.col("metric") == "cka_without_prompt").group_by("layer").agg(spread=pl.col("value").std())
         table = measured.filter(pl.col("metric") == "cka").join(without, on="layer")
         low, high = intervals.jackknife_below_1(table["value"].to_numpy(), table["spread"].to_numpy(), np.array(n))

@@ -195,7 +195,7 @@ def cka(pair: Planted, kind: str, metric: str = "cka") -> dict[int, float]:
         layer for layer in range(pair.n_layers) if "cka" not in similarity_formula.undefined(*(one[layer] for one in states.values()))
     ]
     base, tuned = ({Site(layer, kind): one[layer] for layer in defined} for one in states.values())
-    rows = similarity_formula.measure(base, tuned, [str(i) for i in range(len(pair.prompts))], "report", permutations=0)
+    rows = similarity_formula.measure(base, tuned, [str(i) for i in range(len(pair.prompts))], "report")
     found = rows.filter((rows["metric"] == metric) & rows["control"].is_null())
     return dict(found.select("layer", "value").iter_rows())
 

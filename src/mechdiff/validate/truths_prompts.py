@@ -8,7 +8,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from mechdiff.engine.distributions import kl_nats
-from mechdiff.engine.generation import speak
+from mechdiff.engine.generation import Speech, speak
 from mechdiff.engine.replay import replay
 from mechdiff.errors import PromptError
 from mechdiff.measures.divergence import formula as divergence_formula
@@ -46,8 +46,8 @@ def p18(bench: Bench) -> Iterator[Check]:
     model = wrap(bench.net, side="base", ref="base")
     yield at_most("KL in nats of padding on the left", _padded(model.net, bench.prompts[0]), 3e-12)
     asked = [list(ids) for ids in bench.prompts[:6]]
-    together = speak(model, replay, asked, max_tokens=6, stop=())
-    alone = [speak(model, replay, [ids], max_tokens=6, stop=())[0].tolist() for ids in asked]
+    together = speak(model, replay, asked, Speech(max_tokens=6, stop=()))
+    alone = [speak(model, replay, [ids], Speech(max_tokens=6, stop=()))[0].tolist() for ids in asked]
     yield same("answers beside prompts of other lengths", [one.tolist() for one in together] == alone, True)
     coarse = _cut_coarser(chat)
     (one,) = render([Prompt(id="a", text=TEXT)], chat, coarse, PromptPolicy(), **LENGTHS)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mechdiff import labels
-from mechdiff.engine.continued import Continuation, Likelihoods, likelihoods
-from mechdiff.engine.generation import Sampling, speak, stop_ids
+from mechdiff.engine.continued import Continuation, Continued, Likelihoods, likelihoods
+from mechdiff.engine.generation import Sampling, Speech, speak, stop_ids
 from mechdiff.engine.replay import Engine, Variant
 from mechdiff.measures.behaviour.answers import choice, mathematical
 from mechdiff.measures.behaviour.formula import language_of, said_values, soft_refusal
@@ -85,17 +85,17 @@ class Asker:
     def engine(self) -> Engine:
         return self.run.engine(self.model, "decision")
 
-    def speaking(self, sampling: Sampling | None = None) -> dict[str, Any]:
+    def speaking(self, sampling: Sampling | None = None) -> Speech:
         """How answers are given."""
         stop = stop_ids(self.model, self.tokenizer, self.run.prepared.tokenizers())
-        return {"max_tokens": self.settings["max_tokens"], "stop": stop, "sampling": sampling}
+        return Speech(max_tokens=self.settings["max_tokens"], stop=stop, sampling=sampling)
 
     def text(self, said: Tensor) -> str:
         return str(self.tokenizer.decode(said.tolist(), skip_special_tokens=True))
 
     def answers(self, sampling: Sampling | None = None) -> list[Tensor]:
         """What the model says to each prompt, up to the first of the study's stop texts."""
-        return [self.cut(said) for said in speak(self.model, self.engine, self.ids, **self.speaking(sampling))]
+        return [self.cut(said) for said in speak(self.model, self.engine, self.ids, self.speaking(sampling))]
 
     def cut(self, said: Tensor) -> Tensor:
         """The longest beginning of an answer without a stop text."""
@@ -157,8 +157,9 @@ class Asker:
         return list(self.tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"])
 
     def likelihoods(self, texts: Sequence[Scored], variants: Sequence[Variant] = (), kept: Tensor | None = None) -> Likelihoods:
-        asked = [Continuation(prompt=i, ids=ids) for i, one in enumerate(texts) for ids in one.ids]
-        return likelihoods(self.model, self.engine, self.ids, asked, variants, max_rows=self.run.max_rows, kept=kept)
+        said = [Continuation(prompt=i, ids=ids) for i, one in enumerate(texts) for ids in one.ids]
+        asked = Continued(prompts=self.ids, continuations=said)
+        return likelihoods(self.model, self.engine, asked, variants, max_rows=self.run.max_rows, kept=kept)
 
 
 def language(one: Rendered, phrases: Mapping[str, Phrases]) -> str | None:

@@ -123,7 +123,7 @@ class _Bench:
         near = [i for i, label in enumerate(self.labels) if label["layer"] in self.closer]
         variants = [{site: write.of(self.at) for site, write in self.variants[i].items()} for i in near]
         asker = self.speaking
-        runs = speak_edited(self.model, asker.engine, asker.ids, variants, **asker.speaking())
+        runs = speak_edited(self.model, asker.engine, asker.ids, variants, asker.speaking())
         values: list[Value] = []
         texts: list[Columns] = []
         for place, label in enumerate([NO_OP, *(self.labels[i] for i in near)]):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechdiff.engine.activations import forward
 from mechdiff.engine.distributions import kl_nats
-from mechdiff.engine.generation import speak, stop_ids
+from mechdiff.engine.generation import Speech, speak, stop_ids
 from mechdiff.measures.divergence import formula
 from mechdiff.models.pair import Model
 from mechdiff.prompts.rendering import Rendered
@@ -54,7 +54,8 @@ def texts(run: Execution, cell: Cell, model: Model | None) -> Result:
             for side, written in said.items()
             if written.ends and written.ends[-1]
         }
-        rows = formula.over_text(base, tuned, decision=len(one.positions) - 1, bits_per_byte=bits, prompt=name, split=split, tokens=tokens)
+        columns = {"prompt": name, "split": split}
+        rows = formula.over_text(base, tuned, decision=len(one.positions) - 1, bits_per_byte=bits, columns=columns, tokens=tokens)
         found.append(rows)
         d = pl.col("metric") == ("kl_tuned_base_nats" if tokens.all_shared else "kl_shared_nats")
         kept["ids"].append(torch.cat([torch.tensor(one.ids_tuned), said["tuned"].ids])[: int(places[-1, 1]) + 1])
@@ -118,7 +119,7 @@ def _places(run: Execution, one: Rendered, said: Mapping[str, _Said]) -> Int[Ten
 def greedy(run: Execution, model: Model, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[Int[Tensor, " said"]]:
     """The model's own most likely continuation of each prompt: at most `n_tokens` tokens, the one that ends it left out."""
     stop = stop_ids(model, run.prepared.pair.tokenizer(model.side), run.prepared.tokenizers())
-    return speak(model, run.engine(model, "decision"), prompts, max_tokens=n_tokens, stop=stop)
+    return speak(model, run.engine(model, "decision"), prompts, Speech(max_tokens=n_tokens, stop=stop))
 
 
 def _laws(model: Model, prompt: Tensor, said: Tensor) -> Tensor:

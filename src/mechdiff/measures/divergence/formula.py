@@ -141,25 +141,24 @@ def over_text(
     *,
     decision: int,
     bits_per_byte: Mapping[str, float],
-    prompt: str,
-    split: str,
+    columns: Mapping[str, str],
     tokens: Tokens | None = None,
 ) -> pl.DataFrame:
     """Rows of every divergence at each position of one prompt and its continuation.
 
     Logits at a position are the law of the token after it; `decision` is the position before the continuation's first token. `bits_per_byte` of the
-    continuation by each model ("base", "tuned"); a model that is not in it has none.
+    continuation by each model ("base", "tuned"); a model that is not in it has none. `columns` name the prompt and its split.
     """
     found = divergences(base_logits, tuned_logits) | (across_vocabularies(base_logits, tuned_logits, tokens) if tokens else {})
     n_pos = len(base_logits)
-    columns = {"measure": "divergence", "split": split, "prompt": prompt}
+    named = {"measure": "divergence", **columns}
     units = [labels.token_unit(i) for i in range(n_pos)]
-    frames = [rows(value.numpy(), unit=units, metric=metric, **columns) for metric, value in found.items()]
+    frames = [rows(value.numpy(), unit=units, metric=metric, **named) for metric, value in found.items()]
     apart = (found["top1_same"][decision:] == 0).nonzero()[:, 0]
     whole = {"first_divergence": float(apart[0]) + decision if len(apart) else math.nan}
     for name in ("base", "tuned"):
         whole[f"bits_per_byte_{name}"] = bits_per_byte.get(name, math.nan)
-    return pl.concat([*frames, *(rows([value], metric=metric, **columns) for metric, value in whole.items())])
+    return pl.concat([*frames, *(rows([value], metric=metric, **named) for metric, value in whole.items())])
 
 
 def bits(logits: Float[Tensor, "said vocab"], tokens: Int[Tensor, " said"]) -> float:

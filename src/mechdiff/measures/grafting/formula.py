@@ -34,7 +34,6 @@ Shuttleworth 2024 (arXiv 2410.21228).
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
 
 import polars as pl
 import torch
@@ -227,9 +226,22 @@ def ranks(full: int, kept: int) -> list[int]:
 # ---- rows ---------------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """What a grafted set is called in its rows."""
+
+    arm: str
+    unit: Unit | None = None
+    """The one that the set is made from, where it is."""
+    name: str | None = None
+    """Of a set that is made from no single unit."""
+    rank: int | None = None
+    """Of its change, or the size of a greedy set."""
+
+
 def ends(bench: Lattice) -> pl.DataFrame:
     """Rows of the arms none and all."""
-    return pl.concat([_of_set(bench, (), "none"), _of_set(bench, bench.changes.units, "all")])
+    return pl.concat([_of_set(bench, (), Label(arm="none")), _of_set(bench, bench.changes.units, Label(arm="all"))])
 
 
 def curves(bench: Lattice, chosen: Iterable[Unit], points: int | None = None) -> pl.DataFrame:
@@ -239,24 +251,24 @@ def curves(bench: Lattice, chosen: Iterable[Unit], points: int | None = None) ->
     frames = [ends(bench).clear()]
     for unit in chosen:
         i = units.index(unit)
-        frames.append(_of_set(bench, [unit], "alone", unit))
+        frames.append(_of_set(bench, [unit], Label(arm="alone", unit=unit)))
         if i in cumulative:
-            frames.append(_of_set(bench, units[: i + 1], "from_below", unit))
-            frames.append(_of_set(bench, units[i:], "from_above", unit))
+            frames.append(_of_set(bench, units[: i + 1], Label(arm="from_below", unit=unit)))
+            frames.append(_of_set(bench, units[i:], Label(arm="from_above", unit=unit)))
     return pl.concat(frames)
 
 
 def singles(bench: Lattice) -> pl.DataFrame:
     """Rows of the arm alone of every changed unit, and of none: on the select prompts, whose greedy search has run them all."""
-    units = bench.changes.units
-    return pl.concat([_rows(bench, bench.value(()), "none"), *(_rows(bench, bench.value([unit]), "alone", unit) for unit in units)])
+    alone = (_rows(bench, bench.value([unit]), Label(arm="alone", unit=unit)) for unit in bench.changes.units)
+    return pl.concat([_rows(bench, bench.value(()), Label(arm="none")), *alone])
 
 
 def chosen_sets(bench: Lattice, sets: Iterable[tuple[Unit, ...]]) -> pl.DataFrame:
     """Rows of the arm greedy; `unit` names each set."""
     return pl.concat(
-        [_rows(bench, bench.value([]), "none").clear()]
-        + [_of_set(bench, units, "greedy", name=labels.set_unit(units), rank=len(units)) for units in sets]
+        [_rows(bench, bench.value([]), Label(arm="none")).clear()]
+        + [_of_set(bench, units, Label(arm="greedy", name=labels.set_unit(units), rank=len(units))) for units in sets]
     )
 
 
@@ -266,40 +278,31 @@ def truncation(bench: Lattice, units: Sequence[Unit]) -> pl.DataFrame:
     Raises ModelError for an adapter that is no LoRA on matrices.
     """
     every = {unit: factors(bench.model, bench.changes, unit) for unit in bench.changes.units}
-    frames = [_rows(bench, bench.value([]), "none").clear()]
+    frames = [_rows(bench, bench.value([]), Label(arm="none")).clear()]
     for unit in [*units, None]:
         cut = every if unit is None else {unit: every[unit]}
         changes = [change for matrices in cut.values() for change in matrices.values()]
         if changes:
             grid = ranks(max(change.full for change in changes), max(change.left.shape[-1] for change in changes))
             for rank in grid:
-                named: dict[str, Any] = {"name": None if unit else labels.ALL, "rank": rank}
+                label = Label(arm="truncate", unit=unit, name=None if unit else labels.ALL, rank=rank)
                 values = zip(("kl_other_nats", OVERLAP), bench.truncated(cut, rank), strict=True)
-                frames += [_rows(bench, value, "truncate", unit, metric=metric, **named) for metric, value in values]
+                frames += [_rows(bench, value, label, metric) for metric, value in values]
     return pl.concat(frames)
 
 
-def _of_set(bench: Lattice, units: Iterable[Unit], arm: str, unit: Unit | None = None, **named: Any) -> pl.DataFrame:
+def _of_set(bench: Lattice, units: Iterable[Unit], label: Label) -> pl.DataFrame:
     """Rows of v and of the overlap of a set of units."""
     chosen = frozenset(units)
-    v = _rows(bench, bench.value(chosen), arm, unit, **named)
-    return pl.concat([v, _rows(bench, bench.overlaps[chosen], arm, unit, metric=OVERLAP, **named)])
+    v = _rows(bench, bench.value(chosen), label)
+    return pl.concat([v, _rows(bench, bench.overlaps[chosen], label, OVERLAP)])
 
 
-def _rows(
-    bench: Lattice,
-    values: Float64[Tensor, " prompt"],
-    arm: str,
-    unit: Unit | None = None,
-    *,
-    name: str | None = None,
-    rank: int | None = None,
-    metric: str = "kl_other_nats",
-) -> pl.DataFrame:
-    place = {"layer": unit.layer, "site": unit.kind} if unit else {}
+def _rows(bench: Lattice, values: Float64[Tensor, " prompt"], label: Label, metric: str = "kl_other_nats") -> pl.DataFrame:
+    place = {"layer": label.unit.layer, "site": label.unit.kind} if label.unit else {}
     return rows(
-        values.numpy(), measure="grafting", split=bench.prompts.split, arm=arm, unit=name, rank=rank, prompt=list(bench.prompts.names),
-        metric=metric, **place,
+        values.numpy(), measure="grafting", split=bench.prompts.split, arm=label.arm, unit=label.name, rank=label.rank,
+        prompt=list(bench.prompts.names), metric=metric, **place,
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ Logit differences are linear where KL saturates (Heimersheim & Nanda 2024, arXiv
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
@@ -34,18 +35,19 @@ from mechdiff.engine.replay import Variant, Write
 from mechdiff.models.sites import Site
 
 
+@dataclass(frozen=True, kw_only=True)
+class Both:
+    """Both models' states at the same places: of each prompt, or their mean over prompts."""
+
+    base: Float[Tensor, "layer *prompt pos d"]
+    tuned: Float[Tensor, "layer *prompt pos d"]
+
+
 def written_state(
-    arm: str,
-    direction: str,
-    base: Float[Tensor, "layer prompt pos d"],
-    tuned: Float[Tensor, "layer prompt pos d"],
-    *,
-    mean_base: Float[Tensor, "layer pos d"] | None = None,
-    mean_tuned: Float[Tensor, "layer pos d"] | None = None,
-    donor: Float[Tensor, "layer prompt pos d"] | None = None,
+    arm: str, direction: str, states: Both, *, means: Both | None = None, donor: Float[Tensor, "layer prompt pos d"] | None = None
 ) -> Float[Tensor, "layer prompt pos d"]:
     """The states that an arm writes; `donor` are the tuned model's states on other prompts, the means those of the fit split."""
-    own, other = (tuned, base) if direction == "tuned<-base" else (base, tuned)
+    own, other = (states.tuned, states.base) if direction == "tuned<-base" else (states.base, states.tuned)
     if arm == "identity":
         return other
     if arm == "oracle":
@@ -53,9 +55,10 @@ def written_state(
     if arm == "resample":
         assert donor is not None
         return donor
-    assert mean_base is not None
-    assert mean_tuned is not None
-    return base + (mean_tuned - mean_base)[:, None] if arm == "shift" else mean_tuned[:, None].expand_as(tuned)
+    assert means is not None
+    if arm == "shift":
+        return states.base + (means.tuned - means.base)[:, None]
+    return means.tuned[:, None].expand_as(states.tuned)
 
 
 def variants(

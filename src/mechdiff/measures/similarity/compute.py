@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mechdiff import labels
 from mechdiff.measures.similarity import formula
+from mechdiff.measures.similarity.geometry import pairings
 from mechdiff.models.pair import Model
 from mechdiff.models.sites import Site
 from mechdiff.study.cells import Cell
@@ -18,10 +19,8 @@ def compare_states(run: Execution, cell: Cell, model: Model | None) -> Result:
     split, kind, position = cell.key["split"], cell.key["kind"], cell.key["position"]
     captured = {side: run.states(side, split, position) for side in ("base", "tuned")}
     base, tuned = ({Site(layer, kind): one.kinds[kind][layer, :, 0] for layer in cell.key["layers"]} for one in captured.values())
-    found = formula.measure(
-        base, tuned, cell.key["ids"], split, permutations=cell.key["permutations"], seed=cell.key["seed"],
-        clusters=run.clusters(split, cell.key["ids"]), normed=_normed(captured, base, tuned),
-    )  # fmt: skip
+    orders = pairings(run.clusters(split, cell.key["ids"]), cell.key["permutations"], cell.key["seed"])
+    found = formula.measure(base, tuned, cell.key["ids"], split, orders=orders, normed=_normed(captured, base, tuned))
     return found.with_columns(unit=pl.lit(labels.window_unit(1, position), pl.String)), {}
 
 

@@ -32,7 +32,7 @@ late, small, decisive edit moves it little. A measure that is not defined here (
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import polars as pl
 import torch
@@ -40,7 +40,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from mechdiff import labels
-from mechdiff.measures.similarity.geometry import TOP, Geometry, cosine, geometry, hollow, pairings, permuted_cka, without_each, without_top
+from mechdiff.measures.similarity.geometry import TOP, Geometry, cosine, geometry, hollow, permuted_cka, without_each, without_top
 from mechdiff.models.sites import Site
 from mechdiff.rows import WITHOUT, empty, rows
 
@@ -168,20 +168,18 @@ def measure(
     prompt_ids: list[str],
     split: str,
     *,
-    permutations: int = 500,
-    seed: int = 0,
-    clusters: Sequence[object] | None = None,
+    orders: Int64[Tensor, "draw prompt"] | None = None,
     normed: tuple[States, States] = ({}, {}),
 ) -> pl.DataFrame:
-    """Rows of every site's similarity, its value without each prompt, and its draws under random pairings of the prompts.
+    """Rows of every site's similarity, its value without each prompt, and its draws under random pairings of the prompts (`geometry.pairings`).
 
-    `clusters` names the cluster of each prompt; without it every prompt is its own. `normed`: the states after the norm that reads them, of both
+    `normed`: the states after the norm that reads them, of both
     models, at the sites where both have one.
     """
     assert base.keys() == tuned.keys()
     assert normed[0].keys() == normed[1].keys()
     n = len(prompt_ids)
-    orders = pairings(prompt_ids if clusters is None else clusters, permutations, seed)
+    orders = torch.empty(0, n, dtype=torch.int64) if orders is None else orders
     together = max(1, min(32, 2**22 // n**2))
     sites = sorted(base)
     groups = [sites[start : start + together] for start in range(0, len(sites), together)]

@@ -151,8 +151,7 @@ def _fit_layers(
                 {"direction": labels.BASE_INTO_TUNED, "layer": layer, "arm": arm, "rank": maps.there[arm].rank_, "split": "report",
                  "metric": "r2_change", "control": labels.draw("permuted", draw), "value": value}
                 for draw, value in enumerate(formula.permuted_quality(
-                    arm, maps.there[arm], fit.base, fit.tuned, fit.groups, (held_out.base, held_out.tuned),
-                    draws=cell.key["permutations"], seed=cell.key["seed"],
+                    maps.there[arm], fit, held_out, draws=cell.key["permutations"], seed=cell.key["seed"],
                 ))
             ]  # fmt: skip
 

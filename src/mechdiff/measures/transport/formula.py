@@ -43,6 +43,7 @@ from mechdiff.engine.counterfactuals import donors
 from mechdiff.maps.anchored import Pairs, differs
 from mechdiff.maps.maps import Map
 from mechdiff.maps.refits import exchanged, permutations, permuted_r2
+from mechdiff.maps.regression import Examples
 from mechdiff.measures.similarity import formula as similarity_formula
 
 TRIVIAL = ("identity", "shift", "mean")
@@ -60,6 +61,11 @@ class Sample:
     tuned: Float[Tensor, "row d_tuned"]
     groups: Int[Tensor, " row"]
     """Which source item a row is of: prompts of one cluster, and all positions of a prompt, are in one group."""
+
+    @property
+    def change(self) -> Float64[Tensor, "row d"]:
+        """From base to tuned, of models of one width."""
+        return self.tuned.double() - self.base.double()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,29 +136,29 @@ def cycle_error(there: Map, back: Map, states: Float[Tensor, "row d"]) -> float:
     return float((back.transform(there.transform(states)) - states).norm() / spread) if spread else math.nan
 
 
-def permuted_quality(
-    arm: str, fitted: Map, source: Float[Tensor, "row d"], target: Float[Tensor, "row d"], groups: Int[Tensor, " row"],
-    test: tuple[Float[Tensor, "other d"], Float[Tensor, "other d"]], *, draws: int, seed: int,
-) -> list[float]:  # fmt: skip
-    """Held-out r2 of the change of refits whose changes were permuted among the prompts; none for arms without such a null, or one prompt."""
-    if len(groups.unique()) < 2:
+def permuted_quality(fitted: Map, fit: Sample, test: Sample, *, draws: int, seed: int) -> list[float]:
+    """r2 of the change on `test` of refits of a map from base to tuned whose changes were permuted among the prompts of `fit`.
+
+    None for families without such a null, or one prompt.
+    """
+    if len(fit.groups.unique()) < 2:
         return []
-    if arm in ("anchored_ridge", "rrr"):
-        rank = fitted.rank_ if arm == "rrr" else None
-        change, held_out = target.double() - source.double(), test[1].double() - test[0].double()
-        return [float(r2) for r2 in permuted_r2(source, change, groups, test[0], held_out, draws=draws, seed=seed, rank=rank)]
-    if arm == "anchored_procrustes":
-        return list(_permuted_procrustes(fitted, source, target, groups, test, draws=max(1, draws // PROCRUSTES_SHARE), seed=seed))
+    if fitted.family in ("anchored_ridge", "rrr"):
+        rank = fitted.rank_ if fitted.family == "rrr" else None
+        parts = (Examples(inputs=one.base, targets=one.change, groups=one.groups) for one in (fit, test))
+        return [float(r2) for r2 in permuted_r2(*parts, draws=draws, seed=seed, rank=rank)]
+    if fitted.family == "anchored_procrustes":
+        return list(_permuted_procrustes(fitted, fit, test, draws=max(1, draws // PROCRUSTES_SHARE), seed=seed))
     return []
 
 
-def _permuted_procrustes(
-    fitted: Map, source: Tensor, target: Tensor, groups: Tensor, test: tuple[Tensor, Tensor], *, draws: int, seed: int
-) -> Iterator[float]:
-    change = target.double() - source.double()
-    for order in permutations(groups, draws, seed):
-        refitted = Map("anchored_procrustes", lam=fitted.lambda_).fit(source, source.double() + change[order], groups=groups)
-        yield float(quality(refitted.transform(test[0]), *test, torch.zeros(change.shape[1], dtype=torch.float64))["r2_change"])
+def _permuted_procrustes(fitted: Map, fit: Sample, test: Sample, *, draws: int, seed: int) -> Iterator[float]:
+    change = fit.change
+    for order in permutations(fit.groups, draws, seed):
+        refitted = Map("anchored_procrustes", lam=fitted.lambda_).fit(fit.base, fit.base.double() + change[order], groups=fit.groups)
+        yield float(
+            quality(refitted.transform(test.base), test.base, test.tuned, torch.zeros(change.shape[1], dtype=torch.float64))["r2_change"]
+        )
 
 
 def others_rows(clusters: Sequence[object], rows_per_prompt: int, *, seed: int) -> Int[Tensor, " row"]:
