@@ -13,12 +13,12 @@ import polars as pl
 import pytest
 import torch
 
-from mechdiff.engine import counterfactuals
 from mechdiff.errors import RunError
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.models import pair as models_pair
 from mechdiff.store.run_folder import RunFolder
 from mechdiff.store.tables import read_manifest, read_status
+from mechdiff.study import execution
 from mechdiff.study import run as study_run
 from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
 from mechdiff.study.prepare import prepare
@@ -78,14 +78,14 @@ def test_the_page_names_tests_that_there_are(reliability: ModuleType) -> None:
 
 
 def test_too_little_memory_halves_the_pass(pair: Path, whole: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    score, most = counterfactuals.scores, 2
+    score, most = execution.scores, 2
 
     def small(subject: Any, *of: Any, **how: Any) -> Any:
         if len(subject.cleans) > most:
             raise torch.OutOfMemoryError("too much")
         return score(subject, *of, **how)
 
-    monkeypatch.setattr(counterfactuals, "scores", small)
+    monkeypatch.setattr(execution, "scores", small)
     rows, _ = execute(study(pair), tmp_path / "run")
     key = [name for name in rows.columns if name != "value"]
     assert rows.select(key).equals(whole.select(key), null_equal=True)
