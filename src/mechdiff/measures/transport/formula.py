@@ -67,6 +67,11 @@ class Sample:
         """From base to tuned, of models of one width."""
         return self.tuned.double() - self.base.double()
 
+    @property
+    def examples(self) -> Examples:
+        """Of the change by the base's state."""
+        return Examples(inputs=self.base, targets=self.change, groups=self.groups)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Maps:
@@ -145,8 +150,7 @@ def permuted_quality(fitted: Map, fit: Sample, test: Sample, *, draws: int, seed
         return []
     if fitted.family in ("anchored_ridge", "rrr"):
         rank = fitted.rank_ if fitted.family == "rrr" else None
-        parts = (Examples(inputs=one.base, targets=one.change, groups=one.groups) for one in (fit, test))
-        return [float(r2) for r2 in permuted_r2(*parts, draws=draws, seed=seed, rank=rank)]
+        return [float(r2) for r2 in permuted_r2(fit.examples, test.examples, draws=draws, seed=seed, rank=rank)]
     if fitted.family == "anchored_procrustes":
         return list(_permuted_procrustes(fitted, fit, test, draws=max(1, draws // PROCRUSTES_SHARE), seed=seed))
     return []
