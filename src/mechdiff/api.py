@@ -151,9 +151,10 @@ def verify(path: str | Path, *, rows: int | None = 200, seed: int = 0, device: s
 
     Raises RunError where there is no run. What was found: `.passed`, `.differing`, `.files`, `.models`, `.table()`.
     """
+    from mechdiff.audit.rerun import Rerun
     from mechdiff.audit.verification import verify as recompute
 
-    return recompute(path, EXPERIMENTS, AGAIN, ANSWERS, n_rows=rows, seed=seed, device=device)
+    return recompute(Rerun(Path(path), EXPERIMENTS, device), AGAIN, ANSWERS, n_rows=rows, seed=seed)
 
 
 def compare(*runs: str | Path, out: str | Path | None = None, across_bases: bool = False) -> "Comparison":

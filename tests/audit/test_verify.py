@@ -37,7 +37,7 @@ def made(every_measure: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(made: Path) -> Verification:
-    return verify(made / "run", EXPERIMENTS, AGAIN, ANSWERS, n_rows=480)
+    return verify(Rerun(made / "run", EXPERIMENTS), AGAIN, ANSWERS, n_rows=480)
 
 
 def copied(made: Path, tmp_path: Path) -> Path:
@@ -113,12 +113,12 @@ def test_a_row_that_was_changed_is_named(made: Path, tmp_path: Path, measure: st
     here = (pl.col("measure") == measure) & (pl.col("metric") == metric) & pl.col("control").is_null()
     rows = rows.with_columns(value=pl.when(here).then(pl.col("value") * 1.02 + 1e-3).otherwise("value"))
     rows.write_parquet(run / "rows.parquet")
-    found = verify(run, EXPERIMENTS, AGAIN, ANSWERS, n_rows=12)
+    found = verify(Rerun(run, EXPERIMENTS), AGAIN, ANSWERS, n_rows=12)
     assert any(said.startswith("rows.parquet is SHA-256") for said in found.files)
     assert not found.compared
     assert not found.passed
     reseal(run, "rows.parquet")
-    found = verify(run, EXPERIMENTS, AGAIN, ANSWERS, n_rows=240)
+    found = verify(Rerun(run, EXPERIMENTS), AGAIN, ANSWERS, n_rows=240)
     assert found.files == []
     assert not found.passed
     assert {one.row["metric"] for one in found.differing if one.row["measure"] == measure} == {metric}
@@ -134,7 +134,7 @@ def test_a_bit_of_a_model_is_named_and_nothing_recomputed(made: Path, tmp_path: 
     tensors[name].view(np.uint32).flat[0] ^= 1
     try:
         save_file(tensors, file, metadata={"format": "pt"})
-        found = verify(made / "run", EXPERIMENTS, AGAIN, ANSWERS, n_rows=12)
+        found = verify(Rerun(made / "run", EXPERIMENTS), AGAIN, ANSWERS, n_rows=12)
         shown = CliRunner().invoke(cli.app, ["verify", str(made / "run")])
     finally:
         file.write_bytes(before)
@@ -149,7 +149,7 @@ def test_a_map_that_is_gone_and_one_that_was_changed_are_named(made: Path, tmp_p
     gone, other = sorted((run / "maps").iterdir())[:2]
     gone.unlink()
     other.write_bytes(other.read_bytes()[:-1] + b"\x00")
-    said = verify(run, EXPERIMENTS, AGAIN, ANSWERS, n_rows=1).files
+    said = verify(Rerun(run, EXPERIMENTS), AGAIN, ANSWERS, n_rows=1).files
     assert [f"maps/{gone.name} is not there" in one or f"maps/{other.name} is SHA-256" in one for one in said] == [True, True]
 
 
@@ -158,7 +158,7 @@ def test_other_prompts_are_named(made: Path, tmp_path: Path) -> None:
     before = file.read_text()
     try:
         file.write_text(before.replace("Say something", "Say anything", 3))
-        found = verify(made / "run", EXPERIMENTS, AGAIN, ANSWERS, n_rows=12)
+        found = verify(Rerun(made / "run", EXPERIMENTS), AGAIN, ANSWERS, n_rows=12)
     finally:
         file.write_text(before)
     assert any(said.startswith("prompts of ") for said in found.models)
@@ -172,9 +172,9 @@ def test_the_command(made: Path) -> None:
     shown = CliRunner().invoke(cli.app, ["verify", str(made / "run"), "--rows", "12"])
     assert "all agree; all files as written" in " ".join(shown.stdout.split())
     with pytest.raises(RunError, match="--rows 0: expected at least 1"):
-        verify(made / "run", EXPERIMENTS, AGAIN, ANSWERS, n_rows=0)
+        verify(Rerun(made / "run", EXPERIMENTS), AGAIN, ANSWERS, n_rows=0)
     with pytest.raises(RunError, match="no such folder"):
-        verify(made / "nothing", EXPERIMENTS, AGAIN, ANSWERS)
+        verify(Rerun(made / "nothing", EXPERIMENTS), AGAIN, ANSWERS)
 
 
 def test_a_sample_is_the_seeds_and_has_every_measure(made: Path) -> None:

@@ -25,8 +25,7 @@ from report.small_runs import answered, asked, divergence
         (shown(0.64, float("nan"), float("nan"), 24), "0.640"),
         (shown(float("nan"), 0.1, 0.2, 24), "–"),
         (shown(None), "–"),
-        (shown(1.5, 1.2, 1.8, 24, control=0.4), "1.50 (1.20 to 1.80)"),
-        (shown(1.5, 1.2, 1.8, 24, control=-2.0), "1.50 (1.20 to 1.80) [control −2.00]"),
+        (shown(1.5, 1.2, 1.8, 24), "1.50 (1.20 to 1.80)"),
         (shown(1.5, 1.2, 1.8, 24, line="\n"), "1.50\n(1.20 to 1.80)"),
     ],
 )

@@ -31,7 +31,10 @@ WINDOW = 8
 
 
 class Rerun:
-    """What recomputing rows of a run needs. `experiments`: of every measure that a study may ask for."""
+    """What recomputing rows of a run needs. `experiments`: of every measure that a study may ask for.
+
+    Raises RunError where there is no run, ModelError where a model is gone.
+    """
 
     def __init__(self, path: Path, experiments: Mapping[str, Experiment], device: str = "cpu") -> None:
         self.path, self.manifest = path, read_manifest(path)

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from mechdiff.audit.rerun import Rerun
 from mechdiff.errors import RunError
 from mechdiff.rows import COLUMNS, OVERLAP
 from mechdiff.store.tables import read_rows
-from mechdiff.study.experiment import Experiment
 
 Answer = tuple[str, str, str, str]
 """(prompt, side, recorded, generated again)"""
@@ -126,23 +124,19 @@ class Verification:
 
 
 def verify(
-    path: str | Path, experiments: Mapping[str, Experiment], again: Mapping[str, SecondWay],
-    answers: Mapping[str, Callable[[Rerun], list[Answer]]], *, n_rows: int | None = ROWS, seed: int = 0, device: str = "cpu",
-    progress: Callable[[str], None] = lambda what: None,
+    run: Rerun, again: Mapping[str, SecondWay], answers: Mapping[str, Callable[[Rerun], list[Answer]]], *, n_rows: int | None = ROWS,
+    seed: int = 0, progress: Callable[[str], None] = lambda what: None,
 ) -> Verification:  # fmt: skip
     """Recomputes `n_rows` rows of a finished run, drawn by the seed from every measure and metric alike; None: all rows.
 
-    `experiments` are those of every measure, by which the run's own study is read; `again` the second way of each, and `answers` of those that record
-    answers.
-    Where a file of a model or the run's tables changed, nothing is recomputed: the numbers would be another pair's. Raises RunError where there is no
-    run, ModelError where a model is gone.
+    `again` is the second way of every measure, and `answers` of those that record answers. Where a file of a model or the run's tables changed,
+    nothing is recomputed: the numbers would be another pair's.
     """
     started = time.perf_counter()
-    run = Rerun(Path(path), experiments, device)
     changed = [*run.changed_models(), *run.changed_prompts()]
-    found = Verification(path=str(path), n_rows=0, measures=list(again), files=run.changed_files(), models=changed)
+    found = Verification(path=str(run.path), n_rows=0, measures=list(again), files=run.changed_files(), models=changed)
     if not found.models and not any(said.startswith("rows.parquet") for said in found.files):
-        rows = read_rows(path)
+        rows = read_rows(run.path)
         found.n_rows = len(rows)
         chosen = rows.with_columns(wanted=pl.len().over("measure")) if n_rows is None else sample(rows, n_rows, seed)
         done: dict[str, int] = {}

@@ -83,15 +83,14 @@ def verify(
     """Recompute rows of a run by whole forward passes; hold every file against its hash. Exit code 1 where something differs."""
     from rich.console import Console
 
+    from mechdiff.audit.rerun import Rerun
     from mechdiff.audit.verification import verify as recompute
     from mechdiff.cli.printing import show_verification
     from mechdiff.measures.catalogue import AGAIN, ANSWERS, EXPERIMENTS
 
     with Console(stderr=True).status("opening the run") as status:
-        found = recompute(
-            run, EXPERIMENTS, AGAIN, ANSWERS, n_rows=None if every else rows, seed=seed, device=device,
-            progress=lambda what: status.update(what),
-        )  # fmt: skip
+        opened = Rerun(run, EXPERIMENTS, device)
+        found = recompute(opened, AGAIN, ANSWERS, n_rows=None if every else rows, seed=seed, progress=lambda what: status.update(what))
     if json:
         print(found.to_json())
     else:

@@ -1,6 +1,6 @@
 """The command line prints a plan, a check or a finished run as tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mechdiff.curate.curation import Recipe
     from mechdiff.curate.fairness import Tokenizers
     from mechdiff.store.tables import Status
+    from mechdiff.study.check import Finding
     from mechdiff.study.config import StudyConfig
     from mechdiff.validate.power import Curve
     from mechdiff.validate.validation import Validation
@@ -138,15 +139,10 @@ def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> N
 # ---- a check -----------------------------------------------------------------------------------------------------------------------
 
 
-def show_check(
-    base: str, tuned: str, dtype: str, device: str, memory: str, trusted: tuple[str, ...], alternatives: tuple[str, ...], console: Console
-) -> bool:
-    """Prints what fits and what does not; True where a study of the pair can run."""
-    from mechdiff.models.pair import open_pair
-    from mechdiff.study.check import check_pair
-
+def show_check(found: "Iterable[Finding]", console: Console) -> bool:
+    """Prints what fits and what does not, each finding as it comes; True where a study of the pair can run."""
     fits = True
-    for finding in check_pair(open_pair(base, tuned, dtype=dtype, device=device, memory=memory, trusted=trusted), alternatives):
+    for finding in found:
         mark = {"ok": "[green]ok[/]  ", "note": "[cyan]note[/]", "fail": "[red]no[/]  "}[finding.verdict]
         console.print(f"{mark}  {finding.what:<12} {escape(finding.said)}", soft_wrap=True)
         fits = fits and finding.verdict != "fail"
@@ -262,7 +258,7 @@ def _show_power(curve: "Curve", console: Console) -> None:
 
 
 def show_curation(
-    sources: Sequence[str], recipe: "Recipe", base: str | None, tuned: str | None, out: Path, *, one_file: bool, overwrite: bool
+    sources: Sequence[str], recipe: "Recipe", tokenizers: "Tokenizers | None", out: Path, *, one_file: bool, overwrite: bool
 ) -> Path:
     """Makes and writes a prompt set, and prints on standard error what each step did; returns its folder."""
     from rich.progress import Progress, TextColumn
@@ -270,7 +266,6 @@ def show_curation(
     from mechdiff.curate.curation import curate, write
 
     console = Console(stderr=True, highlight=False)
-    tokenizers = _tokenizers(base, tuned)
     with Progress(TextColumn("{task.description}"), console=console, transient=True) as bar:
         task = bar.add_task("reading")
         made = curate(
@@ -299,19 +294,6 @@ def show_curation(
         console.print("[yellow]too few clusters for three splits: all are in report[/]")
     console.print(f"written: {', '.join(path.name for path in files)}")
     return out
-
-
-def _tokenizers(base: str | None, tuned: str | None) -> "Tokenizers | None":
-    from mechdiff.curate.fairness import Tokenizers
-    from mechdiff.errors import PromptError
-    from mechdiff.models.sources import load_tokenizer, resolve
-
-    if base is None and tuned is None:
-        return None
-    if base is None or tuned is None:
-        raise PromptError("given one of --base and --tuned: fairness is between two tokenizers. Give both, or neither.")
-    first = resolve(base)
-    return Tokenizers(load_tokenizer(first), load_tokenizer(resolve(tuned, base=first)))
 
 
 def _show_fairness(found: dict[str, Any], console: Console) -> None:

@@ -1,11 +1,14 @@
 """This verb makes prompt sets. Everything heavy is imported inside it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mechdiff.cli.flags import Base, Seed, Tuned
+
+if TYPE_CHECKING:
+    from mechdiff.curate.fairness import Tokenizers
 
 Sources = Annotated[
     list[str] | None,
@@ -54,4 +57,18 @@ def curate(
         exclude_category=tuple(exclude_category or ()), characters=(min_characters, max_characters), tokens=(min_tokens, max_tokens),
         near=near, min_shared=min_shared, shuffle=shuffle, seed=seed, language=language, paragraphs=paragraphs,
     )  # fmt: skip
-    print(show_curation(sources or [], recipe, base, tuned, out, one_file=one_file, overwrite=overwrite))
+    print(show_curation(sources or [], recipe, _tokenizers(base, tuned), out, one_file=one_file, overwrite=overwrite))
+
+
+def _tokenizers(base: str | None, tuned: str | None) -> "Tokenizers | None":
+    """The two tokenizers that a set is to be fair between; None where no model is named."""
+    from mechdiff.curate.fairness import Tokenizers
+    from mechdiff.errors import PromptError
+    from mechdiff.models.sources import load_tokenizer, resolve
+
+    if base is None and tuned is None:
+        return None
+    if base is None or tuned is None:
+        raise PromptError("given one of --base and --tuned: fairness is between two tokenizers. Give both, or neither.")
+    first = resolve(base)
+    return Tokenizers(load_tokenizer(first), load_tokenizer(resolve(tuned, base=first)))

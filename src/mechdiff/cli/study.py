@@ -1,5 +1,6 @@
 """These verbs run, plan and check studies. Everything heavy is imported inside the verb."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,31 +36,49 @@ from mechdiff.cli.flags import (
 )
 
 
-def _asked(study: Path | None, base: str | None, tuned: str | None, prompts: Path | None, policy: str, template: str, measures: str | None,
-           seed: int, dtype: str) -> tuple[Any, str]:  # fmt: skip
-    """The study that the arguments describe, and its text."""
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags describe a study where no file does."""
+
+    base: str | None
+    tuned: str | None
+    prompts: Path | None
+    policy: str
+    template: str
+    measures: str | None
+    seed: int
+    dtype: str
+
+    def told(self) -> dict[str, Any]:
+        """Flag -> something true where it was given."""
+        return {
+            "--base": self.base, "--tuned": self.tuned, "--prompts": self.prompts, "--measures": self.measures,
+            "--policy": self.policy != "same_text", "--template": self.template != "tuned", "--seed": self.seed, "--dtype": self.dtype != "float32",
+        }  # fmt: skip
+
+
+def _asked(study: Path | None, flags: Flags) -> Any:
+    """The study that its file or the flags describe."""
     from mechdiff.errors import StudyError
     from mechdiff.measures.catalogue import load_study, make_study
-    from mechdiff.study.config import refuse_beside, study_yaml
+    from mechdiff.study.config import refuse_beside
 
-    told = {"--base": base, "--tuned": tuned, "--prompts": prompts, "--measures": measures, "--policy": policy != "same_text",
-            "--template": template != "tuned", "--seed": seed, "--dtype": dtype != "float32"}  # fmt: skip
+    told = flags.told()
     if study is not None:
         refuse_beside(study, told)
-        return load_study(study)
-    absent = [flag for flag, value in (("--base", base), ("--tuned", tuned), ("--prompts", prompts)) if not value]
+        return load_study(study)[0]
+    absent = [flag for flag in ("--base", "--tuned", "--prompts") if not told[flag]]
     if absent:
         raise StudyError(f"no study file, and {', '.join(absent)} not given. Give STUDY.yaml, or all of --base, --tuned and --prompts.")
     data: dict[str, Any] = {
-        "pair": {"base": base, "tuned": tuned},
-        "prompts": {"file": str(prompts), "policy": policy, "template": template},
-        "seed": seed,
-        "dtype": dtype,
+        "pair": {"base": flags.base, "tuned": flags.tuned},
+        "prompts": {"file": str(flags.prompts), "policy": flags.policy, "template": flags.template},
+        "seed": flags.seed,
+        "dtype": flags.dtype,
     }
-    if measures:
-        data["measures"] = [name.strip() for name in measures.split(",")]
-    config = make_study(data, name="flags")
-    return config, study_yaml(config)
+    if flags.measures:
+        data["measures"] = [name.strip() for name in flags.measures.split(",")]
+    return make_study(data, name="flags")
 
 
 def demo(
@@ -104,8 +123,9 @@ def run(
         out=out, device=device, memory=memory, max_rows=max_rows, threads=threads, engine=engine, quick=quick,  # type: ignore[arg-type]
         trust_remote_code=tuple(trust_remote_code or ()), ray=ray, workers=workers, gpus_per_worker=gpus_per_worker, cells=cells,
     )  # fmt: skip
+    flags = Flags(base=base, tuned=tuned, prompts=prompts, policy=policy, template=template, measures=measures, seed=seed, dtype=dtype)
     files: list[Path | None] = [*study] if study else [None]
-    configs = [_asked(file, base, tuned, prompts, policy, template, measures, seed, dtype)[0] for file in files]
+    configs = [_asked(file, flags) for file in files]
     if study and len(study) > 1:
         _sweep(dict(zip(study, configs, strict=True)), options, at_once)
     else:
@@ -230,8 +250,8 @@ def plan(
 
     from mechdiff.cli.printing import show_plan
 
-    config, _ = _asked(study, base, tuned, prompts, policy, template, measures, seed, dtype)
-    show_plan(config, max_rows, Console())
+    flags = Flags(base=base, tuned=tuned, prompts=prompts, policy=policy, template=template, measures=measures, seed=seed, dtype=dtype)
+    show_plan(_asked(study, flags), max_rows, Console())
 
 
 def check(
@@ -246,6 +266,9 @@ def check(
     from rich.console import Console
 
     from mechdiff.cli.printing import show_check
+    from mechdiff.models.pair import open_pair
+    from mechdiff.study.check import check_pair
 
-    fits = show_check(base, tuned, dtype, device, memory, tuple(trust_remote_code or ()), tuple(alternative or ()), Console())
+    pair = open_pair(base, tuned, dtype=dtype, device=device, memory=memory, trusted=tuple(trust_remote_code or ()))
+    fits = show_check(check_pair(pair, tuple(alternative or ())), Console())
     raise typer.Exit(0 if fits else 1)

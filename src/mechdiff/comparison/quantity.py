@@ -64,18 +64,14 @@ def number(axis: str, name: str, of: Table, *, parts: int | None = None, null: b
     )  # fmt: skip
 
 
-def exact(
-    axis: str, name: str, value: float, unit: str, *, parts: int | None = None, where: str = "", layer: int | None = None
-) -> Quantity:
+def exact(value: float) -> Estimate:
     """A number that no prompt moves."""
-    estimate = Estimate(value=value, low=value, high=value)
-    return Quantity(axis=axis, name=name, estimate=estimate, unit=unit, parts=parts, where=where, layer=layer)
+    return Estimate(value=value, low=value, high=value)
 
 
-def ratio(axis: str, name: str, part: ndarray, whole: ndarray, prompts: list[str], *, where: str, layer: int | None = None) -> Quantity:
+def ratio(part: ndarray, whole: ndarray, prompts: list[str]) -> Estimate:
     """A share: the mean of `part` over that of `whole`, on the same prompts."""
-    estimate = spread.estimate(np.column_stack([part, whole]), share_of, prompts)
-    return Quantity(axis=axis, name=name, estimate=estimate, unit="share", where=where, layer=layer)
+    return spread.estimate(np.column_stack([part, whole]), share_of, prompts)
 
 
 def share_of(means: ndarray) -> ndarray:

@@ -91,14 +91,13 @@ def shown(
     high: float | None = None,
     n: int | None = None,
     *,
-    control: float | None = None,
     digits: int | None = None,
     line: str = " ",
 ) -> str:
     """A table's cell: "0.64 (0.39 to 0.84)", and no more than `n` prompts can carry.
 
-    Under FEWEST prompts the value and n alone; without ends, or with ends that are the value, the value alone. `control` is what the same does with
-    nothing to find: where it is at least as far from 0, the cell says so. `line` stands between the value and its ends.
+    Under FEWEST prompts the value and n alone; without ends, or with ends that are the value, the value alone. `line` stands between the value and
+    its ends.
     """
     if value is None or value != value:
         return "–"
@@ -108,7 +107,7 @@ def shown(
         cell += f"{line}(n\u00a0=\u00a0{n})"
     elif known and low != high:
         cell += f"{line}({between(low, high, digits=digits)})"
-    return cell if control is None or abs(control) < abs(value) else f"{cell}{line}[control {nats(control)}]"
+    return cell
 
 
 def prompts(n: int, kind: str = "") -> str:

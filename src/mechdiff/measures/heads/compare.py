@@ -91,7 +91,8 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
             continue
         for word, part in (("coverage by", together), ("necessity of", None if without is None else game.whole.values - without)):
             if part is not None:
-                yield ratio("heads", f"{word} the top {k}", part, game.whole.values, keys, where=f"of L{layer}", layer=layer)
+                share = ratio(part, game.whole.values, keys)
+                yield Quantity(axis="heads", name=f"{word} the top {k}", estimate=share, unit="share", where=f"of L{layer}", layer=layer)
 
 
 def axis(of: Compared) -> Section:

@@ -30,7 +30,7 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
         for words, rank in (("the shift apart", top.rank), ("the shift counted", top.uncentred)):
             if rank is not None:
                 name, at = f"rank chosen by cross-validation, {words}", f"at {top.name}"
-                yield exact("rank", name, float(rank), "dimensions", where=at, layer=top.layer)
+                yield Quantity(axis="rank", name=name, estimate=exact(float(rank)), unit="dimensions", where=at, layer=top.layer)
     site = next(iter(findings.curve_sites(rows, summary)), "")
     curve = rank_gains(run, site)
     if curve is None:
@@ -44,7 +44,8 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
     for direction, words in ((TRANSPORT, "transport"), (CLOSENESS, "closeness")):
         needed = findings.needed(findings.causal(rows, site, direction), direction) or {}
         for part, k in needed.items():
-            yield exact("rank", f"rank for {100 * part:.0f} % of the gain over a shift, {words}", float(k), "dimensions", where=at)
+            name = f"rank for {100 * part:.0f} % of the gain over a shift, {words}"
+            yield Quantity(axis="rank", name=name, estimate=exact(float(k)), unit="dimensions", where=at)
 
 
 def recovers(curve: Table) -> bool:

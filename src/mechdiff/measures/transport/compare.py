@@ -30,13 +30,14 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
         return
     gained = {arm: of.values[:, of.names.index(arm)] for arm in arms}
     best, at = gained[carried.arm], f"at {carried.name}"
-    yield ratio("transport", "recovered by the best map", best, of.total, of.prompts, where=f"{carried.arm} {at}", layer=carried.layer)
+    found = [("recovered by the best map", best, f"{carried.arm} {at}")]
     if carried.trivial:
         simple = gained[carried.trivial.arm]
-        name, how = "recovered by the best of shift and mean", f"{carried.trivial.arm} {at}"
-        yield ratio("transport", name, simple, of.total, of.prompts, where=how, layer=carried.layer)
-        name = "best map, less the best of shift and mean"
-        yield ratio("transport", name, best - simple, of.total, of.prompts, where=at, layer=carried.layer)
+        found.append(("recovered by the best of shift and mean", simple, f"{carried.trivial.arm} {at}"))
+        found.append(("best map, less the best of shift and mean", best - simple, at))
+    for name, gain, how in found:
+        estimate = ratio(gain, of.total, of.prompts)
+        yield Quantity(axis="transport", name=name, estimate=estimate, unit="share", where=how, layer=carried.layer)
 
 
 def maps_along(runs: Sequence[Loaded]) -> pl.DataFrame:

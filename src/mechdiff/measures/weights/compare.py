@@ -20,16 +20,18 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
     changed = findings.how_many(summary)
     if changed is None:
         return
-    yield exact("weights", "tensors changed", changed.changed / changed.tensors, "share", where=f"{changed.changed} of {changed.tensors}")
+    part, of = exact(changed.changed / changed.tensors), f"{changed.changed} of {changed.tensors}"
+    yield Quantity(axis="weights", name="tensors changed", estimate=part, unit="share", where=of)
     tensors = findings.tensors(summary).filter(pl.col("relative_norm") > 0)
-    for part, metric in ENERGY.items():
+    for percent, metric in ENERGY.items():
         if metric in tensors.columns and len(known := tensors[metric].drop_nulls()):
-            name = f"directions with {part} % of a tensor's squared change"
-            yield exact("weights", name, float(np.median(known.to_numpy())), "dimensions", where=f"median of {len(known)} tensors")
+            name = f"directions with {percent} % of a tensor's squared change"
+            middle, of = exact(float(np.median(known.to_numpy()))), f"median of {len(known)} tensors"
+            yield Quantity(axis="weights", name=name, estimate=middle, unit="dimensions", where=of)
     modules, _ = findings.modules(summary)
     if len(modules) and "share" in modules.columns and not modules["share"].null_count():
-        amount = float(spread.effective(modules["share"].to_numpy()[None])[0])
-        yield exact("weights", "effective modules, by squared change", amount, "parts", parts=len(modules))
+        amount = exact(float(spread.effective(modules["share"].to_numpy()[None])[0]))
+        yield Quantity(axis="weights", name="effective modules, by squared change", estimate=amount, unit="parts", parts=len(modules))
 
 
 # ---- other things along layers or ranks ----------------------------------------------------------------------------------------------
