@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from mechdiff.report import curves, drawing
-from mechdiff.report.curves import GREY, OLIVE, WINE
+from mechdiff.report.curves import GREY, OLIVE, WINE, Axes, Behind, Look
 from mechdiff.report.drawing import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, WIDE, Chart
 from mechdiff.report.phrasing import with_interval
 
@@ -16,11 +16,14 @@ ROW = 22
 """Pixels of a run in a panel of numbers."""
 
 
-def looks(names: Sequence[str]) -> tuple[dict[str, str], dict[str, list[int]]]:
+def look_of(names: Sequence[str], *, opacity: float = 0.16) -> Look:
     """Colour and dash of each run, by its place."""
-    return (
-        {name: RUNS[place % len(RUNS)] for place, name in enumerate(names)},
-        {name: DASHES[place % len(DASHES)] for place, name in enumerate(names)},
+    return Look(
+        names=names,
+        colours={name: RUNS[place % len(RUNS)] for place, name in enumerate(names)},
+        dashes={name: DASHES[place % len(DASHES)] for place, name in enumerate(names)},
+        opacity=opacity,
+        columns=3,
     )
 
 
@@ -33,7 +36,7 @@ def numbers(*, table: pl.DataFrame, names: Sequence[str], log: bool, title: str,
         return None
     least, most = _domain(table, log)
     scale = alt.Scale(type="log", domain=[least, most], nice=False, clamp=True) if log else alt.Scale(domain=[least, most], nice=True)
-    colours, _ = looks(names)
+    colours = look_of(names).colours
     panels = table["panel"].unique(maintain_order=True).to_list()
     shown = []
     for place, panel in enumerate(panels):
@@ -113,9 +116,8 @@ def along(
 
     panels = {panel: panel + title for panel in table["panel"].unique(maintain_order=True).to_list()}
     marks = (lambda panel: [curves.zero(scale, axis)]) if zero else None
-    return curves.panels(
-        table.drop("against"), x, panels, names, scale, axis, width, looks_of=looks(names), height=100, opacity=0.16, marks=marks, columns=3
-    )
+    axes = Axes(x=x, scale=scale, ticks=axis, height=100)
+    return curves.panels(table.drop("against"), panels, axes, look_of(names), width, Behind(marks=marks))
 
 
 def _point(row: dict) -> str:
@@ -136,9 +138,8 @@ def sizes(*, table: pl.DataFrame, names: Sequence[str], width: int = WIDE) -> Ch
     def x(last: bool) -> alt.X:
         return drawing.layer_axis(ends, width, title=last)
 
-    return curves.panels(
-        drawn.drop("against"), x, panels, names, scale, axis, width, looks_of=looks(names), height=100, opacity=0, columns=3
-    )
+    axes = Axes(x=x, scale=scale, ticks=axis, height=100)
+    return curves.panels(drawn.drop("against"), panels, axes, look_of(names, opacity=0), width)
 
 
 def by_rank(*, table: pl.DataFrame, names: Sequence[str], title: str, width: int = WIDE) -> Chart | None:
@@ -150,4 +151,5 @@ def by_rank(*, table: pl.DataFrame, names: Sequence[str], title: str, width: int
     scale, axis = curves.share_scale(table), drawing.left_axis(tickCount=4, format="~g")
     x = curves.rank_axis(table["rank"].to_list(), width, title)
     panels = {panel: panel for panel in table["panel"].unique(maintain_order=True).to_list()}
-    return curves.panels(table, x, panels, names, scale, axis, width, looks_of=looks(names), height=130, opacity=0.16, columns=3)
+    axes = Axes(x=x, scale=scale, ticks=axis, height=130)
+    return curves.panels(table, panels, axes, look_of(names), width)

@@ -5,6 +5,7 @@ A table for these charts has the columns `panel line value says`, the x that it 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import altair as alt
 import polars as pl
@@ -23,22 +24,66 @@ OTHERS = (OLIVE, GREY, BLACK, BLUE, GREEN, VERMILLION, SKY, PURPLE, ORANGE, WINE
 OTHER_DASHES: tuple[list[int], ...] = ([5, 2, 1, 2], [10, 4], [3, 1], [1, 3])
 
 
-def looks(names: Sequence[str]) -> tuple[dict[str, str], dict[str, list[int]]]:
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """The axes of a panel: `x` of all panels, values on `scale` with the marks of `ticks`, and how tall it is."""
+
+    x: Callable[[bool], alt.X]
+    """The x axis of the last panel, or of one above it."""
+    scale: alt.Scale
+    ticks: alt.Axis
+    height: int = 150
+    """Pixels."""
+
+    def y(self, column: str = "value") -> alt.Y:
+        return alt.Y(f"{column}:Q", scale=self.scale, axis=self.ticks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """The look of lines: their order in the legend, colours and dashes by name, and how dark their bands are."""
+
+    names: Sequence[str]
+    colours: Mapping[str, str]
+    dashes: Mapping[str, list[int]]
+    """Names without one are solid."""
+    opacity: float = 0.12
+    """0: no bands."""
+    columns: int = 5
+    """Names in a row of the legend on a wide page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behind:
+    """What is drawn behind the lines of panels."""
+
+    marks: Callable[[str], list[alt.Chart]] | None = None
+    """Whatever else, by panel."""
+    bands: pl.DataFrame | None = None
+    """Grey areas: `panel low high` and the x."""
+    faint: pl.DataFrame | None = None
+    """Lines without dots, such as values on the fit split, or a law: `panel line value` and the x."""
+
+
+NOTHING = Behind()
+
+
+def look_of(names: Sequence[str]) -> Look:
     """Colour and dash of each name: those of the default arms, and others for arms that run by name only."""
     spare = [name for name in names if name not in COLOURS]
     colours = COLOURS | {name: OTHERS[place % len(OTHERS)] for place, name in enumerate(spare)}
-    return colours, DASHES | {name: OTHER_DASHES[place % len(OTHER_DASHES)] for place, name in enumerate(spare)}
+    dashes = DASHES | {name: OTHER_DASHES[place % len(OTHER_DASHES)] for place, name in enumerate(spare)}
+    return Look(names=names, colours=colours, dashes=dashes)
 
 
-def channels(
-    names: Sequence[str], colours: Mapping[str, str], dashes: Mapping[str, list[int]], width: int, *, legend: bool, columns: int = 5
-) -> tuple[alt.Stroke, alt.StrokeDash, alt.Fill]:
-    """As `drawing.line_channels`, with the legend in rows of `columns`, or two on a phone: names of maps are long."""
+def channels(look: Look, width: int, *, legend: bool) -> tuple[alt.Stroke, alt.StrokeDash, alt.Fill]:
+    """As `drawing.line_channels`, with the legend in rows of `look.columns`, or two on a phone: names of maps are long."""
+    names = look.names
     shown = drawing.legend_of(names, width, "stroke") if legend else None
     if shown is not None:
-        shown.columns = 2 if width < WIDE else columns if len(names) > columns else 0
-    scale = {"domain": list(names), "range": [colours[name] for name in names]}
-    patterns = alt.Scale(domain=list(names), range=[dashes.get(name, [1, 0]) for name in names])
+        shown.columns = 2 if width < WIDE else look.columns if len(names) > look.columns else 0
+    scale = {"domain": list(names), "range": [look.colours[name] for name in names]}
+    patterns = alt.Scale(domain=list(names), range=[look.dashes.get(name, [1, 0]) for name in names])
     return (
         alt.Stroke("line:N", title=None, scale=alt.Scale(**scale), legend=shown),
         alt.StrokeDash("line:N", title=None, scale=patterns, legend=shown),
@@ -46,61 +91,35 @@ def channels(
     )
 
 
-def panels(
-    table: pl.DataFrame,
-    x: Callable[[bool], alt.X],
-    titles: Mapping[str, str],
-    names: Sequence[str],
-    scale: alt.Scale,
-    axis: alt.Axis,
-    width: int,
-    *,
-    looks_of: tuple[Mapping[str, str], Mapping[str, list[int]]] | None = None,
-    height: int = 150,
-    opacity: float = 0.12,
-    faint: pl.DataFrame | None = None,
-    bands: pl.DataFrame | None = None,
-    marks: Callable[[str], list[alt.Chart]] | None = None,
-    columns: int = 5,
-) -> Chart:
-    """One panel above the other, in the order of `titles`; `x(last)` is the x axis.
-
-    `faint` are lines without dots (such as values on the fit split, or a law), `bands` grey areas (`low`, `high`), `marks` whatever else.
-    """
-    colours, dashes = looks_of or looks(names)
+def panels(table: pl.DataFrame, titles: Mapping[str, str], axes: Axes, look: Look, width: int, behind: Behind = NOTHING) -> Chart:
+    """One panel above the other, in the order of `titles`."""
     shown = [panel for panel in titles if panel in table["panel"].unique().to_list()]
     parts = []
     for place, panel in enumerate(shown):
-        drawn = channels(names, colours, dashes, width, legend=place == 0, columns=columns)
-        layers = [*(marks(panel) if marks else [])]
-        y = alt.Y("value:Q", scale=scale, axis=axis)
-        if bands is not None and not (grey := bands.filter(pl.col("panel") == panel)).is_empty():
+        last = place == len(shown) - 1
+        drawn = channels(look, width, legend=place == 0)
+        layers = [*(behind.marks(panel) if behind.marks else [])]
+        if behind.bands is not None and not (grey := behind.bands.filter(pl.col("panel") == panel)).is_empty():
             area = alt.Chart(drawing.inline(grey.to_dicts())).mark_area(aria=False, color=GREY, opacity=0.3)
-            layers.append(area.encode(x=x(place == len(shown) - 1), y=alt.Y("low:Q", scale=scale, axis=axis), y2=alt.Y2("high:Q")))
-        if faint is not None and not (thin := faint.filter(pl.col("panel") == panel)).is_empty():
+            layers.append(area.encode(x=axes.x(last), y=axes.y("low"), y2=alt.Y2("high:Q")))
+        if behind.faint is not None and not (thin := behind.faint.filter(pl.col("panel") == panel)).is_empty():
             line = alt.Chart(drawing.inline(thin.to_dicts())).mark_line(aria=False, strokeWidth=1, opacity=0.75)
-            layers.append(line.encode(x=x(place == len(shown) - 1), y=y, stroke=drawn[0], detail="line:N").properties())
+            layers.append(line.encode(x=axes.x(last), y=axes.y(), stroke=drawn[0], detail="line:N").properties())
             layers[-1].mark.strokeDash = [2, 2]
-        layers += _lines(table.filter(pl.col("panel") == panel), x(place == len(shown) - 1), y, scale, axis, drawn, opacity)
-        parts.append(alt.layer(*layers, width=width - LEFT - 12, height=height, title=drawing.title_of(titles[panel])))
+        layers += _lines(table.filter(pl.col("panel") == panel), axes.x(last), axes, drawn, look.opacity)
+        parts.append(alt.layer(*layers, width=width - LEFT - 12, height=axes.height, title=drawing.title_of(titles[panel])))
     return drawing.styled(alt.vconcat(*parts, spacing=12))
 
 
 def _lines(
-    table: pl.DataFrame,
-    x: alt.X,
-    y: alt.Y,
-    scale: alt.Scale,
-    axis: alt.Axis,
-    drawn: tuple[alt.Stroke, alt.StrokeDash, alt.Fill],
-    opacity: float,
+    table: pl.DataFrame, x: alt.X, axes: Axes, drawn: tuple[alt.Stroke, alt.StrokeDash, alt.Fill], opacity: float
 ) -> list[alt.Chart]:
-    stroke, dash, fill = drawn
+    (stroke, dash, fill), y = drawn, axes.y()
     layers = []
     if "low" in table.columns and opacity:
         banded = alt.Chart(drawing.inline(table.drop("says").filter(pl.col("low").is_not_null(), pl.col("high").is_not_null()).to_dicts()))
         area = banded.mark_area(aria=False, opacity=opacity)
-        layers.append(area.encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2=alt.Y2("high:Q"), fill=fill))
+        layers.append(area.encode(x=x, y=axes.y("low"), y2=alt.Y2("high:Q"), fill=fill))
     base = alt.Chart(drawing.inline(table.to_dicts()))
     layers.append(base.mark_line(aria=False, strokeWidth=1.8).encode(x=x, y=y, stroke=stroke, strokeDash=dash))
     says = alt.Description("says:N")

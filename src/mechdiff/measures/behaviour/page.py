@@ -10,6 +10,7 @@ from mechdiff.measures.behaviour import findings
 from mechdiff.measures.behaviour.findings import Compared, Group
 from mechdiff.measures.behaviour.words import LANGUAGES, METRICS, group_name, metric_name, never
 from mechdiff.report import curves, drawing
+from mechdiff.report.curves import Axes, Behind, Look
 from mechdiff.report.difference import BREAKAGE, RECOVERY
 from mechdiff.report.drawing import BLUE, VERMILLION, WIDE, Chart
 from mechdiff.report.parts import Drawn, Run, Section, note, table
@@ -231,10 +232,9 @@ def behaviour_by_layer(
     scale, axis = alt.Scale(domain=[low, high], nice=True), drawing.left_axis(tickCount=5, format="~g")
     x = drawing.layer_axis(drawing.layer_range(found), width)
     zero, title = curves.zero(scale, axis), f"change of {METRICS[metric]}"
-    looks = (LOOKS, {MODELS[RECOVERY]: [7, 3]})
-    return curves.panels(
-        drawn, lambda _: x, {metric: title}, list(LOOKS), scale, axis, width, looks_of=looks, height=140, marks=lambda _: [zero]
-    )
+    axes = Axes(x=lambda _: x, scale=scale, ticks=axis, height=140)
+    look = Look(names=list(LOOKS), colours=LOOKS, dashes={MODELS[RECOVERY]: [7, 3]})
+    return curves.panels(drawn, {metric: title}, axes, look, width, Behind(marks=lambda _: [zero]))
 
 
 # ---- texts -------------------------------------------------------------------------------------------------------------------------

@@ -26,25 +26,16 @@ def effects_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, 
     pad = 0.04 * (high - low) or 1e-9
     scale = alt.Scale(domain=[min(low, 0.0) - pad, max(high, 0.0) + pad], nice=False)
     layers = drawing.layer_range(every)
-    panels = [
-        _panel(table, scale, layers, width, unit, score, legend=place == 0, title=place == len(units) - 1)
-        for place, (unit, table) in enumerate(tables.items())
-    ]
+    panels = []
+    for place, (unit, table) in enumerate(tables.items()):
+        where = UNITS[unit] if width < WIDE else f"Activations exchanged at {UNITS[unit]}"
+        x = drawing.layer_axis(layers, width, title=place == len(units) - 1)
+        panels.append(_panel(table, scale, x, width, f"{where[0].upper()}{where[1:]}: {WORDS[score]}", legend=place == 0))
     return drawing.styled(alt.vconcat(*panels, spacing=12))
 
 
-def _panel(
-    table: pl.DataFrame,
-    scale: alt.Scale,
-    layers: tuple[int, int],
-    width: int,
-    unit: str | None,
-    score: str,
-    *,
-    legend: bool,
-    title: bool,
-) -> alt.LayerChart:
-    x, axis = drawing.layer_axis(layers, width, title=title), drawing.left_axis(tickCount=5, format=".3~g")
+def _panel(table: pl.DataFrame, scale: alt.Scale, x: alt.X, width: int, title: str, *, legend: bool) -> alt.LayerChart:
+    axis = drawing.left_axis(tickCount=5, format=".3~g")
     names = [name for name in COLOURS if name in table["effect"].unique().to_list()]
     says = [f"L = {r['layer']}, {r['effect']}: {with_interval(r['mean'], r['low'], r['high'])} nats" for r in table.iter_rows(named=True)]
     base = alt.Chart(drawing.inline(table.select("layer", "effect", "mean", "low", "high").with_columns(says=pl.Series(says)).to_dicts()))
@@ -56,6 +47,4 @@ def _panel(
     )
     marks.append(base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=mean, stroke=stroke, strokeDash=dash))
     marks.append(base.mark_circle(size=20, opacity=1).encode(x=x, y=mean, fill=fill, description=alt.Description("says:N")))
-    where = UNITS[unit] if width < WIDE else f"Activations exchanged at {UNITS[unit]}"
-    text = f"{where[0].upper()}{where[1:]}: {WORDS[score]}"
-    return alt.layer(*marks, width=width - LEFT - 12, height=170, title=drawing.title_of(text))
+    return alt.layer(*marks, width=width - LEFT - 12, height=170, title=drawing.title_of(title))

@@ -30,9 +30,9 @@ def _share_scale(low: float, high: float) -> alt.Scale:
     return alt.Scale(domain=[max(min(0.0, low), -1.0), min(max(1.0, high), 2.0)], nice=False, clamp=True)
 
 
-def _scale_of(table: pl.DataFrame) -> alt.Scale:
+def _scale_of(records: list[dict]) -> alt.Scale:
     """The scale that holds every share, and every end where there are intervals."""
-    ends = table.select("share", "low", "high").cast(pl.Float64).to_numpy()
+    ends = np.array([[one["share"], one["low"], one["high"]] for one in records], dtype=float)
     known = ends[np.isfinite(ends)]
     return _share_scale(float(known.min(initial=0.0)), float(known.max(initial=1.0)))
 
@@ -48,7 +48,7 @@ def _bars(table: pl.DataFrame, labels: Sequence[str], width: int, *, wanted: flo
         {"name": label, "share": r["share"], "low": r["low"], "high": r["high"], "zero": 0, "says": _says(r, label)}
         for label, r in zip(labels, table.iter_rows(named=True), strict=True)
     ]
-    scale = _scale_of(table)
+    scale = _scale_of(records)
     y = alt.Y(
         "name:N",
         sort=list(labels),
@@ -103,7 +103,7 @@ def grafts_in_order(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *
     present = [words for words in RAMPS.values() if words in both["curve"].unique().to_list()]
     channels = drawing.line_channels(present, "curve", RAMP_COLOURS, RAMP_DASHES, width)
     few = both.group_by("curve").len()["len"].to_numpy().max() < LINE_FROM
-    return _lines(both, records, x, channels, width, opacity=0.13, joined=not few)
+    return _lines(records, x, channels, width, opacity=0.13, joined=not few)
 
 
 def grafts_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -126,11 +126,10 @@ def grafts_by_rank(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
     ranks = sorted(set(cut["rank"].to_list()))
     x = alt.X("rank:O", title="directions kept, k", sort=ranks, axis=alt.Axis(labelAngle=0, grid=False), scale=alt.Scale(padding=0.5))
     colours, dashes = dict(zip(names, LINES, strict=False)), dict(zip(names, DASHES, strict=False))
-    return _lines(cut, records, x, drawing.line_channels(names, "name", colours, dashes, width), width, opacity=0.1)
+    return _lines(records, x, drawing.line_channels(names, "name", colours, dashes, width), width, opacity=0.1)
 
 
 def _lines(
-    table: pl.DataFrame,
     records: list[dict],
     x: alt.X,
     channels: tuple[alt.Stroke, alt.StrokeDash, alt.Fill],
@@ -140,7 +139,7 @@ def _lines(
     joined: bool = True,
 ) -> Chart:
     """Recovered shares as lines with dots, and their 95 % bands of this opacity; not `joined`: as dots with their intervals."""
-    scale, left = _scale_of(table), drawing.left_axis(tickCount=5, format=".1f")
+    scale, left = _scale_of(records), drawing.left_axis(tickCount=5, format=".1f")
     stroke, dash, fill = channels
     base, y = alt.Chart(drawing.inline(records)), alt.Y("share:Q", scale=scale, axis=left)
     band = base.mark_area(aria=False, opacity=opacity).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=left), y2=alt.Y2("high:Q"), fill=fill)

@@ -10,6 +10,7 @@ from mechdiff import labels
 from mechdiff.measures.heads import findings, sets
 from mechdiff.measures.heads.sets import ORDER_WORDS, Game, Shares
 from mechdiff.report import curves, drawing
+from mechdiff.report.curves import Axes, Behind, Look
 from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
 from mechdiff.report.drawing import BLUE, GREEN, INK, LEFT, ORANGE, PURPLE, QUIET, SHARE_RANGE, VERMILLION, WIDE, Chart
 from mechdiff.report.phrasing import share, with_interval
@@ -115,10 +116,9 @@ def coverage_by_heads(
     x = _sizes(table["k"].to_list(), width)
     one_line = curves.rule(1.0, "all heads", scale, axis)
     marks = [*one_line, curves.zero(scale, axis)]
-    look = (COLOURS, DASHES)
-    return curves.panels(
-        table, x, titles, names, scale, axis, width, looks_of=look, opacity=0.1, bands=grey, marks=lambda _: marks, height=190
-    )
+    axes = Axes(x=x, scale=scale, ticks=axis, height=190)
+    look = Look(names=names, colours=COLOURS, dashes=DASHES, opacity=0.1)
+    return curves.panels(table, titles, axes, look, width, Behind(marks=lambda _: marks, bands=grey))
 
 
 def _line(table: pl.DataFrame, panel: str, line: str, words: str) -> pl.DataFrame:
@@ -254,8 +254,6 @@ def network_coverage(
     of = f" of the {WORDS[direction]} by all of them" if width >= WIDE else ""
     titles = {panel: f"{panel}: coverage{of}" for panel in ("heads", "heads and MLPs")}
     marks = [*curves.rule(1.0, "all", scale, axis), curves.zero(scale, axis)]
-    look = (COLOURS, DASHES)
-    grey = pl.concat(bands)
-    return curves.panels(
-        table, x, titles, names, scale, axis, width, looks_of=look, opacity=0.1, bands=grey, marks=lambda _: marks, height=180
-    )
+    axes = Axes(x=x, scale=scale, ticks=axis, height=180)
+    look = Look(names=names, colours=COLOURS, dashes=DASHES, opacity=0.1)
+    return curves.panels(table, titles, axes, look, width, Behind(marks=lambda _: marks, bands=pl.concat(bands)))

@@ -8,6 +8,7 @@ import polars as pl
 
 from mechdiff.measures.patching import findings
 from mechdiff.report import curves, difference, drawing, phrasing
+from mechdiff.report.curves import Axes, Look
 from mechdiff.report.difference import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.drawing import (
     ARM_COLOURS,
@@ -61,10 +62,8 @@ def kl_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wi
     pinned = f", nats (bottom: {power_of_ten(bottom)} or less)"
     titles = {direction: text + pinned for direction, text in TITLES.items()} if width >= WIDE else SHORT
     names = [site for site in SITE_COLOURS if site in table["line"].unique().to_list()]
-    return curves.panels(
-        table, lambda last: drawing.layer_axis(layers, width, title=last), titles, names, scale, axis, width,
-        looks_of=(SITE_COLOURS, SITE_DASHES), height=130,
-    )  # fmt: skip
+    axes = Axes(x=lambda last: drawing.layer_axis(layers, width, title=last), scale=scale, ticks=axis, height=130)
+    return curves.panels(table, titles, axes, Look(names=names, colours=SITE_COLOURS, dashes=SITE_DASHES), width)
 
 
 def causal_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, unit: str | None = None) -> Chart | None:
@@ -118,7 +117,6 @@ def arms_by_layer(
         _arms_panel(
             cells.filter(pl.col("site") == site),
             scale,
-            bottom,
             found.mean if found else None,
             drawing.layer_range(cells),
             width,
@@ -222,8 +220,9 @@ def _cell_says(row: dict) -> str:
 
 
 def _arms_panel(
-    table: pl.DataFrame, scale: alt.Scale, bottom: float, d: float | None, layers: tuple[int, int], width: int, *, first: bool
+    table: pl.DataFrame, scale: alt.Scale, d: float | None, layers: tuple[int, int], width: int, *, first: bool
 ) -> alt.LayerChart:
+    bottom = float(scale.domain[0])
     names = [arm for arm in ARM_COLOURS if arm in table["arm"].unique().to_list()]
     says = [f"L{r['layer']}.{r['site']}, {r['arm']}: {r['mean']:.3g} nats" for r in table.iter_rows(named=True)]
     ends = [pl.max_horizontal(pl.coalesce(name, "mean"), pl.lit(bottom)).alias(name) for name in ("ci_low", "ci_high", "mean")]

@@ -10,7 +10,7 @@ from mechdiff.measures.rank import findings
 from mechdiff.measures.rank.findings import SERIES
 from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
 from mechdiff.report import curves, difference, drawing
-from mechdiff.report.curves import GREY, WINE
+from mechdiff.report.curves import GREY, WINE, Axes, Behind, Look
 from mechdiff.report.drawing import BLUE, INK, LEFT, ORANGE, SHARE_RANGE, SITE_COLOURS, SITE_DASHES, VERMILLION, WIDE, Chart
 from mechdiff.report.phrasing import nats, share, with_interval
 
@@ -44,10 +44,9 @@ def rank_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, 
     layers = drawing.layer_range(table)
     titles = {kind: words if width >= WIDE else words.partition(":")[0] for kind, words in KINDS.items()}
     titles = {kind: f"Rank, {words}" for kind, words in titles.items()}
-    return curves.panels(
-        table.drop("rank", "name"), lambda last: drawing.layer_axis(layers, width, title=last), titles, names, scale, axis, width,
-        looks_of=(SITE_COLOURS, SITE_DASHES), height=120,
-    )  # fmt: skip
+    axes = Axes(x=lambda last: drawing.layer_axis(layers, width, title=last), scale=scale, ticks=axis, height=120)
+    look = Look(names=names, colours=SITE_COLOURS, dashes=SITE_DASHES)
+    return curves.panels(table.drop("rank", "name"), titles, axes, look, width)
 
 
 def r2_by_rank(
@@ -75,8 +74,9 @@ def r2_by_rank(
         return drawn
 
     titles = {name: f"{name}: R² of the change" + ("; orange: the rank chosen" if width >= WIDE else "") for name in shown}
-    looks = {**R2_LOOKS, held: VERMILLION}, R2_DASHES
-    return curves.panels(table, x, titles, names, scale, axis, width, looks_of=looks, height=120, marks=marks, opacity=0.18)
+    axes = Axes(x=x, scale=scale, ticks=axis, height=120)
+    look = Look(names=names, colours={**R2_LOOKS, held: VERMILLION}, dashes=R2_DASHES, opacity=0.18)
+    return curves.panels(table, titles, axes, look, width, Behind(marks=marks))
 
 
 def closeness_by_rank(
@@ -114,9 +114,10 @@ def _causal_chart(
     else:
         scale, axis = curves.share_scale(table), drawing.left_axis(tickCount=5, format=".1f")
     x = curves.rank_axis(table["rank"].to_list(), width, "rank k of the map")
-    looks = {**curves.looks([n for n in names if n not in LOOKS])[0], **LOOKS}, LOOK_DASHES
+    axes = Axes(x=x, scale=scale, ticks=axis, height=120)
+    colours = {**curves.look_of([n for n in names if n not in LOOKS]).colours, **LOOKS}
     titles = {name: f"{name}: {words}" for name in shown}
-    return curves.panels(table, x, titles, names, scale, axis, width, looks_of=looks, height=120, opacity=0.14)
+    return curves.panels(table, titles, axes, Look(names=names, colours=colours, dashes=LOOK_DASHES, opacity=0.14), width)
 
 
 def drop_by_strength(
@@ -132,13 +133,13 @@ def drop_by_strength(
     names = [f"rank {rank}" for rank in ranks]
     shades = [SHARE_RANGE[2 + place * 3 // max(1, len(ranks) - 1)] if rank else GREY for place, rank in enumerate(ranks)]
     patterns = [[1, 0], [7, 3], [2, 3], [5, 2, 1, 2], [10, 4], [3, 1]]
-    looks = dict(zip(names, shades, strict=True)), {line: patterns[place % len(patterns)] for place, line in enumerate(names)}
+    dashes = {line: patterns[place % len(patterns)] for place, line in enumerate(names)}
+    look = Look(names=names, colours=dict(zip(names, shades, strict=True)), dashes=dashes)
     scale, axis = curves.share_scale(found, least=-1.0), drawing.left_axis(tickCount=5, format=".1f")
     x, titles = curves.strength_axis(drawing.ends(found["s"])[1]), {name: f"{name}: drop by strength and rank"}
     table = found.with_columns(says=pl.Series(says)).drop("rank")
-    return curves.panels(
-        table, x, titles, names, scale, axis, width, looks_of=looks, height=150, marks=lambda _: [curves.zero(scale, axis)]
-    )
+    axes = Axes(x=x, scale=scale, ticks=axis)
+    return curves.panels(table, titles, axes, look, width, Behind(marks=lambda _: [curves.zero(scale, axis)]))
 
 
 def rank_by_strength(

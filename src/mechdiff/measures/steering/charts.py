@@ -8,6 +8,7 @@ import polars as pl
 from mechdiff.measures.steering import findings
 from mechdiff.measures.steering.findings import EDITS, Limits
 from mechdiff.report import curves, drawing
+from mechdiff.report.curves import Axes, Behind, Look
 from mechdiff.report.drawing import BLUE, GREEN, ORANGE, PURPLE, QUIET, VERMILLION, WIDE, Chart
 from mechdiff.report.phrasing import nats, share, with_interval
 
@@ -57,10 +58,8 @@ def effect_by_rank(
     x = curves.rank_axis(table["rank"].to_list(), width, "directions, k")
     zero = [curves.zero(scale, axis)]
     titles = {name: f"{name}: share of the way" + ("; dotted: random directions" if width >= WIDE else "") for name in shown}
-    return curves.panels(
-        table.sort("panel", "line", "rank"), x, titles, names, scale, axis, width, looks_of=(LOOKS, LOOK_DASHES), height=130, faint=faint,
-        marks=lambda _: zero,
-    )  # fmt: skip
+    axes, look = Axes(x=x, scale=scale, ticks=axis, height=130), Look(names=names, colours=LOOKS, dashes=LOOK_DASHES)
+    return curves.panels(table.sort("panel", "line", "rank"), titles, axes, look, width, Behind(marks=lambda _: zero, faint=faint))
 
 
 def added_by_strength(
@@ -102,7 +101,8 @@ def added_by_strength(
     titles = {
         name: f"{name}: share of D recovered" + ("; crosses: random vectors, swapped labels" if width >= WIDE else "") for name in shown
     }
-    return curves.panels(table, x, titles, ["add"], scale, axis, width, looks_of=(LOOKS, {}), height=120, marks=marks)
+    axes, look = Axes(x=x, scale=scale, ticks=axis, height=120), Look(names=["add"], colours=LOOKS, dashes={})
+    return curves.panels(table, titles, axes, look, width, Behind(marks=marks))
 
 
 def frontier_of_edits(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:

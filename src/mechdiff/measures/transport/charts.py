@@ -1,6 +1,7 @@
 """The charts on linear maps show both scores by layer, how well maps fit, strengths, and maps applied at layers they were not fitted at."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import altair as alt
 import polars as pl
@@ -9,6 +10,7 @@ from mechdiff import labels
 from mechdiff.measures.transport import closer_findings, findings
 from mechdiff.measures.transport.findings import CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report import curves, difference, drawing, effect_shares
+from mechdiff.report.curves import Axes, Behind
 from mechdiff.report.drawing import BLACK, INK, SHARE_RANGE, WIDE, Chart
 from mechdiff.report.effect_shares import ARMS
 from mechdiff.report.phrasing import nats, share, with_interval
@@ -44,11 +46,11 @@ def _shares_by_layer(found: pl.DataFrame, words: str, width: int) -> Chart | Non
     table = found.select("layer", "share", "arm", "site").rename({"share": "value", "arm": "line", "site": "panel"})
     table = table.with_columns(says=pl.Series(says))
     scale, axis = curves.share_scale(table), drawing.left_axis(tickCount=5, format=".1f")
-    colours, dashes = curves.looks([name for name in names if name != TOP])
-    look = {**colours, TOP: BLACK}, {**dashes, TOP: [3, 3]}
+    maps = curves.look_of([name for name in names if name != TOP])
+    look = replace(maps, names=names, colours={**maps.colours, TOP: BLACK}, dashes={**maps.dashes, TOP: [3, 3]})
     titles = {site: f"{site}: {words}" for site in _sites(found)}
-    x = _layers(table, width)
-    return curves.panels(table, x, titles, names, scale, axis, width, looks_of=look, marks=lambda _: [curves.zero(scale, axis)])
+    axes = Axes(x=_layers(table, width), scale=scale, ticks=axis)
+    return curves.panels(table, titles, axes, look, width, Behind(marks=lambda _: [curves.zero(scale, axis)]))
 
 
 def closeness_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -66,7 +68,8 @@ def closeness_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
     known = difference.difference(rows, summary)
     titles = {site: f"{site}: KL, nats{drawing.pinned(found['kl'], bottom)}" for site in _sites(found)}
     marks = curves.rule(known.mean, f"D = {nats(known.mean)}", scale, axis) if known and known.mean > bottom else []
-    return curves.panels(table, _layers(table, width), titles, names, scale, axis, width, marks=lambda _: marks)
+    axes = Axes(x=_layers(table, width), scale=scale, ticks=axis)
+    return curves.panels(table, titles, axes, curves.look_of(names), width, Behind(marks=lambda _: marks))
 
 
 def fit_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -77,7 +80,6 @@ def fit_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, w
     if held.is_empty():
         return None
     names = curves.ordered(held["arm"].unique().to_list(), ARMS)
-    colours, _ = curves.looks(names)
     other = {(r["name"], r["arm"]): r["mean"] for r in train.iter_rows(named=True)}
     says = [
         f"{r['name']}, {r['arm']}: {share(r['mean'])} ({share(other.get((r['name'], r['arm'])))} on the fit prompts)"
@@ -88,12 +90,11 @@ def fit_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, w
     table = held.select("layer", "says", "sure", value="mean", line="arm", panel="site")
     low = max(min(0.0, drawing.ends(held["mean"])[0]), LEAST_R2)
     scale, axis = alt.Scale(domain=[low, 1.0], nice=False, clamp=True), drawing.left_axis(tickCount=5, format=".1f")
-    x = _layers(table, width)
-
     titles = {site: f"{site}: R² of the change" + ("; dotted: on the fit prompts" if width >= WIDE else "") for site in _sites(held)}
     faint = train.select("layer", value="mean", line="arm", panel="site")
     zero = [curves.zero(scale, axis)]
-    return curves.panels(table, x, titles, names, scale, axis, width, looks_of=(colours, {}), faint=faint, marks=lambda _: zero)
+    axes, look = Axes(x=_layers(table, width), scale=scale, ticks=axis), replace(curves.look_of(names), dashes={})
+    return curves.panels(table, titles, axes, look, width, Behind(marks=lambda _: zero, faint=faint))
 
 
 def shown_at_strength(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
@@ -127,7 +128,8 @@ def closeness_by_strength(
     ]
     faint = pl.DataFrame(points, schema={"panel": pl.String, "line": pl.String, "s": pl.Float64, "value": pl.Float64})
     scale = alt.Scale(domain=[0, 1.15 * most or 1.0], nice=False, clamp=True)
-    return _by_strength(found, shown, scale, "KL, nats" + ("; dotted: c s²" if width >= WIDE else ""), "nats", ".3~g", width, faint)
+    words = "KL, nats" + ("; dotted: c s²" if width >= WIDE else "")
+    return _by_strength(found, {name: f"{name}: {words}" for name in shown}, scale, "nats", width, faint)
 
 
 def recovery_by_strength(
@@ -138,23 +140,23 @@ def recovery_by_strength(
     found = closer_findings.rows_of_strength(rows, TRANSPORT, "kl_other_nats").filter(pl.col("name").is_in(shown))
     if found.is_empty():
         return None
-    return _by_strength(found, shown, curves.share_scale(found), "share of D recovered", "of D", ".1f", width, None)
+    return _by_strength(found, {name: f"{name}: share of D recovered" for name in shown}, curves.share_scale(found), "of D", width)
 
 
 def _by_strength(
-    found: pl.DataFrame, shown: list[str], scale: alt.Scale, words: str, unit: str, format_: str, width: int, faint: pl.DataFrame | None
+    found: pl.DataFrame, titles: dict[str, str], scale: alt.Scale, unit: str, width: int, faint: pl.DataFrame | None = None
 ) -> Chart:
-    digits = 2 if unit == "of D" else None
+    digits, form = (2, ".1f") if unit == "of D" else (None, ".3~g")
     says = [
         f"{r['name']}, {r['arm']}, s = {r['s']:g}: {with_interval(r['value'], r['low'], r['high'], digits=digits)} {unit}"
         for r in found.iter_rows(named=True)
     ]
     names = curves.ordered(found["arm"].unique().to_list(), ARMS)
     table = found.select("s", "value", "low", "high", line="arm", panel="name").with_columns(says=pl.Series(says))
-    x, axis = curves.strength_axis(drawing.ends(found["s"])[1]), drawing.left_axis(tickCount=4, format=format_)
-    titles = {name: f"{name}: {words}" for name in shown}
-    marks = curves.full_strength(x)
-    return curves.panels(table, x, titles, names, scale, axis, width, height=120, faint=faint, marks=lambda _: marks, opacity=0.08)
+    x = curves.strength_axis(drawing.ends(found["s"])[1])
+    axes = Axes(x=x, scale=scale, ticks=drawing.left_axis(tickCount=4, format=form), height=120)
+    marks, look = curves.full_strength(x), replace(curves.look_of(names), opacity=0.08)
+    return curves.panels(table, titles, axes, look, width, Behind(marks=lambda _: marks, faint=faint))
 
 
 def arm_of_squares(rows: pl.DataFrame, summary: pl.DataFrame) -> str:
