@@ -23,7 +23,7 @@ demo: .venv/embedded-model  ## arithmetic and Kazakh side by side, and their con
 	@$(BIN)/mechdiff demo
 
 test: .venv/embedded-model  ## JAXTYPING=1: with the shapes of every signature checked
-	$(BIN)/python -m pytest $(SPREAD) $(if $(JAXTYPING),--jaxtyping-packages=mechdiff.engine$(comma)mechdiff.measures$(comma)beartype.beartype)
+	$(BIN)/python -m pytest $(SPREAD) $(if $(JAXTYPING),--jaxtyping-packages=mechdiff.models$(comma)mechdiff.engine$(comma)mechdiff.maps$(comma)mechdiff.measures$(comma)beartype.beartype)
 
 test-avx2: .venv/embedded-model  ## what compares bits, computed as on a processor that has AVX2 and no more
 	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(SPREAD) -m 'bits and not slow'
@@ -42,6 +42,7 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/map.py --check
+	$(BIN)/python tools/shape.py
 
 oracles: .venv-oracles/installed  ## the same numbers from TransformerLens, nnsight, pyvene, captum, ckatorch, repsim and scikit-learn
 	.venv-oracles/bin/python -m pytest -m oracles tests/others
