@@ -11,7 +11,6 @@ from mechdiff.engine import replay
 from mechdiff.engine.replay import full
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.errors import SelfCheckError
-from mechdiff.models import families
 from mechdiff.models.pair import Model, open_pair
 from pico import CONFIGS, RELAYED, each, pico, prompts
 
@@ -172,7 +171,7 @@ def test_state_that_parallel_tokens_share_is_caught(layer):
 
 
 def test_a_sliding_window_is_checked_on_the_longest_prompt(monkeypatch):
-    monkeypatch.setattr(families, "sliding_window", lambda config, layer: None)
+    monkeypatch.setattr(replay, "sliding_window", lambda config, layer: None)
     self_check(pico("mistral"), SHORT)
     with pytest.raises(SelfCheckError, match="disagree at"):
         self_check(pico("mistral"), BOTH)
