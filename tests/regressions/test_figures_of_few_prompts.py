@@ -30,5 +30,5 @@ def test_bars_of_one_prompt_have_a_scale_and_no_interval(low: float | None, high
     table = pl.DataFrame(
         {"name": ["L1.mlp"], "share": [0.4], "low": [low], "high": [high]}, schema_overrides={"low": pl.Float64, "high": pl.Float64}
     )
-    assert grafting_charts._scale_of(table).domain == domain
+    assert grafting_charts._scale_of(table.to_dicts()).domain == domain
     assert "NaN" not in drawing.to_svg(grafting_charts._bars(table, ["L1.mlp"], drawing.WIDE))
