@@ -1,10 +1,11 @@
 """A measure is a question and, for each kit that works on it, what that kit reads of it. No torch here."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.report.parts import Chapter
 from mechdiff.statistics.metric import Numbers
 from mechdiff.study.experiment import Experiment
@@ -39,9 +40,9 @@ class Measure:
     """What statistics read: its metrics (statistics/metric.py)."""
     chapter: Chapter
     """What the page says of it (report/parts.py)."""
-    between_runs: Any = None
+    between_runs: BetweenRuns
     """What several runs are compared in (comparison/between_runs.py)."""
-    again: Any = field(default=None)
+    again: Callable[..., float]
     """(rerun, row): the row's value once more, another way; raises NotRecomputed with the reason."""
-    answers: Any = field(default=None)
+    answers: Callable[..., Any] | None = None
     """(rerun): what its record says the models answered, beside what is generated again; None where it records no answers."""
