@@ -58,7 +58,7 @@ def run(folder: Path) -> Iterator[RunFolder]:
         yield opened
 
 
-_IMPORTS = "import sys, time\nimport numpy as np\nfrom mechdiff import rows\nfrom mechdiff.study.artifacts import RunFolder\n"
+_IMPORTS = "import sys, time\nimport numpy as np\nfrom mechdiff import rows\nfrom mechdiff.store.run_folder import RunFolder\n"
 
 
 @contextmanager
