@@ -34,7 +34,7 @@ IN_FLIGHT = 2
 """Cells that a worker has been given at most: the one that it computes, and the next."""
 DEATHS = 3
 """Workers that may die of one cell before the run gives up on it."""
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds without any worker, while one is being started, before the run gives up."""
 
 
