@@ -2,7 +2,7 @@
 
 python benchmarks/loads.py                     the tiny study of every measure (tests/every_measure.py)
 python benchmarks/loads.py study.yaml          any study
-python benchmarks/loads.py --at beforemove     as the code of another commit runs it
+python benchmarks/loads.py --at 942ae29        as the code of another commit runs it
 """
 
 import argparse
