@@ -7,17 +7,18 @@ import pytest
 from typer.testing import CliRunner
 
 from mechdiff import terms
+from mechdiff.labels import CROSSED
 from mechdiff.models.sites import KINDS
 from mechdiff.report import parts
 from mechdiff.report.sections import all_sections
-from mechdiff.study.options import ARMS, DIRECTIONS
+from mechdiff.study.options import ARMS
 
 
 def test_sites_conditions_directions_and_splits_have_all_their_words(every_measure: Path) -> None:
     rows = parts.load(every_measure / "run").rows
     assert tuple(terms.SITES) == KINDS
     assert tuple(terms.CONDITIONS) == ARMS
-    assert tuple(terms.DIRECTIONS) == DIRECTIONS
+    assert tuple(terms.DIRECTIONS) == CROSSED
     published = rows.filter(pl.col("measure") == "patching")
     assert set(published["split"].drop_nulls()) <= set(terms.SPLITS)
     assert set(published["metric"]) - {"fisher_overlap_nats"} <= set(terms.METRICS)

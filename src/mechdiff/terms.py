@@ -23,10 +23,12 @@ BETWEEN = "Kullback & Leibler 1951"
 
 METRICS: dict[str, Term] = {
     "kl_tuned_base_nats": Term(
-        "D = KL(tuned ‖ base), nats", "KL divergence of the base's next-token distribution from the tuned model's.", BETWEEN
+        "D = KL(tuned ‖ base), nats",
+        "How far the tuned model's next-token distribution lies from the base's: KL(p_tuned ‖ p_base).",
+        BETWEEN,
     ),
     "kl_base_tuned_nats": Term(
-        "KL(base ‖ tuned), nats", "KL divergence of the tuned model's next-token distribution from the base's.", BETWEEN
+        "KL(base ‖ tuned), nats", "How far the base's next-token distribution lies from the tuned model's: KL(p_base ‖ p_tuned).", BETWEEN
     ),
     "js_nats": Term(
         "Jensen-Shannon, nats (at most 0.693)",
@@ -34,7 +36,8 @@ METRICS: dict[str, Term] = {
         "Lin 1991",
     ),
     "top1_same": Term(
-        "same first choice, share of prompts", "Top-1 agreement: whether the most probable next token is the same; 0.5 at a tie."
+        "same first choice, share of prompts",
+        "Top-1 agreement: whether the most probable next token is that of the distribution it is compared with.",
     ),
     "kl_shared_nats": Term(
         "D on the tokens that both have, nats", "D over the tokens of both vocabularies, each distribution made to add up to 1 on them."
@@ -59,11 +62,13 @@ METRICS: dict[str, Term] = {
     ),
     "kl_own_nats": Term(
         "KL from the running model's own distribution, nats",
-        "KL of the edited run's next-token distribution from the same model's without the edit.",
+        "KL(p ‖ q), with p the running model's next-token distribution without the edit and q with it.",
         PATCHING,
     ),
     "kl_other_nats": Term(
-        "KL from the other model's distribution, nats", "KL of the edited run's next-token distribution from the other model's.", PATCHING
+        "KL from the other model's distribution, nats",
+        "KL(p ‖ q), with p the other model's next-token distribution, unedited, and q the edited run's.",
+        PATCHING,
     ),
     "js_own_nats": Term(
         "Jensen-Shannon from its own distribution, nats",
@@ -83,7 +88,9 @@ METRICS: dict[str, Term] = {
     ),
     "refusal": Term("refusals", "Share of answers that refuse, by the lists of phrases of their language."),
     "exact_match": Term("right final answers", "Exact match of the final answer with the label, numbers and expressions by their value."),
-    "mc_correct": Term("right choices", "Accuracy of multiple choice: the right option has the highest log-probability per byte."),
+    "mc_correct": Term(
+        "right choices", "Accuracy of multiple choice: no other option has a higher log-probability per byte than the right one."
+    ),
     "cut_off": Term("answers cut off", "Share of answers that reached the most tokens before they ended."),
     "refusal_soft_nats": Term(
         "refusal log-probability margin, nats per token", "Log-probability of refusing openings less that of complying ones, per token."

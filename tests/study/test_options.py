@@ -4,17 +4,18 @@ import pytest
 from pydantic import ValidationError
 
 from mechdiff.errors import StudyError
+from mechdiff.labels import CROSSED
 from mechdiff.measures.factorial.plan import FactorialOptions
 from mechdiff.measures.patching.plan import PatchingOptions
 from mechdiff.measures.similarity.plan import SimilarityOptions
 from mechdiff.models.sites import KINDS
-from mechdiff.study.options import ARMS, DIRECTIONS
+from mechdiff.study.options import ARMS
 
 
 def test_defaults() -> None:
     assert SimilarityOptions().sites == ("attn_out", "mlp_out", "resid_post")
     assert PatchingOptions().arms == ("identity", "shift", "mean", "resample")
-    assert PatchingOptions().directions == DIRECTIONS
+    assert PatchingOptions().directions == CROSSED
     assert PatchingOptions().positions == ("decision",)
     assert PatchingOptions().windows == ()
 
@@ -51,10 +52,10 @@ def test_the_order_of_a_list_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("given", "directions"),
     [
-        ("both", DIRECTIONS),
+        ("both", CROSSED),
         ("base<-tuned", ("base<-tuned",)),
-        (["base<-tuned", "tuned<-base"], DIRECTIONS),
-        (["tuned<-base"], DIRECTIONS[:1]),
+        (["base<-tuned", "tuned<-base"], CROSSED),
+        (["tuned<-base"], CROSSED[:1]),
     ],
 )
 def test_directions(given: object, directions: tuple[str, ...]) -> None:

@@ -11,15 +11,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, model_validator
 
 from mechdiff.errors import StudyError
+from mechdiff.labels import CROSSED
 from mechdiff.models.sites import KINDS
 from mechdiff.study.document import Count, Section, listed, some_of, whole_numbers, wrong
 
 ARMS = ("identity", "shift", "mean", "resample", "oracle")
 """How a written state can be made: see measures/patching/formula.py."""
-
-
-DIRECTIONS = ("tuned<-base", "base<-tuned")
-"""The first model runs, a state of the second is written into it."""
 
 
 def _layers(given: object) -> Literal["all"] | tuple[int, ...]:
@@ -40,12 +37,12 @@ def _closer(given: object) -> Literal["hot"] | tuple[int, ...]:
 
 def read_directions(given: object) -> tuple[str, ...]:
     if given == "both":
-        return DIRECTIONS
+        return CROSSED
     if isinstance(given, str):
-        if given not in DIRECTIONS:
-            raise wrong(given, f"both, {' or '.join(DIRECTIONS)}", ["both", *DIRECTIONS])
+        if given not in CROSSED:
+            raise wrong(given, f"both, {' or '.join(CROSSED)}", ["both", *CROSSED])
         return (given,)
-    return some_of(DIRECTIONS)(given)
+    return some_of(CROSSED)(given)
 
 
 def read_positions(given: object) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from mechdiff import labels
 from mechdiff.engine.counterfactuals import Along, chunks
 from mechdiff.engine.gradients import gradients
 from mechdiff.engine.replay import Variant
-from mechdiff.labels import Player
+from mechdiff.labels import CROSSED, Player
 from mechdiff.measures.attribution import formula
 from mechdiff.measures.attribution.plan import AttributionOptions
 from mechdiff.measures.heads import formula as heads_formula
@@ -25,7 +25,6 @@ from mechdiff.models.sites import Site
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.experiment import Result
-from mechdiff.study.options import DIRECTIONS
 
 Values = list[tuple[dict[str, Any], Tensor]]
 """(columns, `[prompt]`)"""
@@ -167,7 +166,7 @@ def attribution_record(run: Execution) -> dict[str, Any]:
     options = run.prepared.study.asked(AttributionOptions)
     if not cells or not options:
         return {}
-    chosen = {direction: validated(run, direction) for direction in DIRECTIONS}
+    chosen = {direction: validated(run, direction) for direction in CROSSED}
     by = {direction: "select" if one["top"] else "chance" for direction, one in chosen.items()}
     said = {
         direction: {what: [labels.player_name(player) for player in players] for what, players in one.items()} | {"by": by[direction]}

@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from mechdiff.labels import CROSSED
 from mechdiff.measures.heads.plan import HEAD_SITES, possible, run_cell, select_items
 from mechdiff.study.cells import Cell
 from mechdiff.study.document import Count
 from mechdiff.study.experiment import Needs
-from mechdiff.study.options import DIRECTIONS, Kinds, LayeredOptions
+from mechdiff.study.options import Kinds, LayeredOptions
 from mechdiff.study.planner import Planner, prompt_hashes
 
 
@@ -38,7 +39,7 @@ def attribution_cells(planner: Planner) -> Iterator[Cell]:
     settings = options.model_dump(include={"metric", "sites", "steps", "validated"})
     chosen_on = select_items(planner, options.select_prompts)
     on = {"seed": planner.study.seed, "layers": layers, "settings": settings, "mean_of": prompt_hashes(planner, "fit")}
-    for direction in DIRECTIONS:
+    for direction in CROSSED:
         for split, shards in (("select", [chosen_on] if chosen_on else []), ("report", planner.packed("report", "decision"))):
             for number, shard in enumerate(shards):
                 what = {"direction": direction, "split": split, "shard": number} | on

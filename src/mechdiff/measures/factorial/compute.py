@@ -5,13 +5,13 @@ import torch
 from mechdiff import labels
 from mechdiff.engine.counterfactuals import Subject
 from mechdiff.engine.distributions import CleanLogits
+from mechdiff.labels import CROSSED
 from mechdiff.measures.factorial import formula
 from mechdiff.models.pair import Model
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.experiment import Result
-from mechdiff.study.options import DIRECTIONS
 
 
 def crossing(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -35,7 +35,7 @@ def cross(run: Execution, cell: Cell, model: Model | None) -> Result:
     runs = {arm: formula.scores(law[:, None], clean) for arm, law in (("bb", base), ("tt", tuned))}
     runs = {arm: {score: values.expand(len(key["layers"]), -1) for score, values in found.items()} for arm, found in runs.items()}
     unedited = {}
-    for arm, same, direction in (("bt", "tt", DIRECTIONS[0]), ("tb", "bb", DIRECTIONS[1])):
+    for arm, same, direction in (("bt", "tt", CROSSED[0]), ("tb", "bb", CROSSED[1])):
         wanted = (direction, key["split"], key["position"])
         parts = [c for c in run.cells if c.stage == "crossing" and (c.key["direction"], c.key["split"], c.key["position"]) == wanted]
         at = [name for part in parts for name in part.key["ids"]]

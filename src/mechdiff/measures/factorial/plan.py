@@ -5,12 +5,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from mechdiff.labels import n_positions
+from mechdiff.labels import CROSSED, n_positions
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell
 from mechdiff.study.document import Count
 from mechdiff.study.experiment import Needs, Window
-from mechdiff.study.options import DIRECTIONS, LayeredOptions, read_positions
+from mechdiff.study.options import LayeredOptions, read_positions
 from mechdiff.study.planner import Planner, sizes
 
 
@@ -56,7 +56,7 @@ def factorial_cells(planner: Planner) -> Iterator[Cell]:
             continue
         layers = options.layers_at(position, planner.shape.n_layers)
         what = {"split": split, "position": position, "layers": layers}
-        for direction in DIRECTIONS:
+        for direction in CROSSED:
             for shard in planner.packed(split, position):
                 yield planner.patch_cell(
                     shard, "crossing", what | {"direction": direction, "n_variants": len(layers)}, n_positions(position)

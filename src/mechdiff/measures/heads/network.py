@@ -12,7 +12,7 @@ from mechdiff import labels
 from mechdiff.engine.attention_patterns import attention_at_decision, pattern_js_nats
 from mechdiff.engine.counterfactuals import score_rows
 from mechdiff.errors import ModelError
-from mechdiff.labels import Player
+from mechdiff.labels import CROSSED, Player
 from mechdiff.measures.heads import formula, shapley
 from mechdiff.measures.heads.bench import AT_ONCE, Bench, columns, head_layout
 from mechdiff.measures.heads.choices import closer_layers, greedy_order, heads_options, network_orders, top_heads, within
@@ -23,7 +23,6 @@ from mechdiff.store.disk import as_bytes
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.experiment import Result
-from mechdiff.study.options import DIRECTIONS
 
 ACROSS = (1, 2, 3, 5, 8, 12, 20, 32, 50, 80, 120, 200, 320, 500, 800, 1200, 2000, 3200)
 """Sizes of the nested sets across the network."""
@@ -141,7 +140,7 @@ def heads_record(run: Execution) -> dict[str, Any]:
         return {}
     options, (layers, chosen) = heads_options(run), closer_layers(run)
     layout = head_layout(run)
-    orders = {direction: network_orders(run, direction) for direction in DIRECTIONS}
+    orders = {direction: network_orders(run, direction) for direction in CROSSED}
     return {
         "heads": {
             "closer_layers": layers,
@@ -155,7 +154,7 @@ def heads_record(run: Execution) -> dict[str, Any]:
             "orders": {
                 direction: {way: [*map(labels.player_name, found)] for way, found in by.items()} for direction, by in orders.items()
             },
-            "greedy": {direction: {str(layer): greedy_order(run, direction, layer) for layer in layers} for direction in DIRECTIONS},
+            "greedy": {direction: {str(layer): greedy_order(run, direction, layer) for layer in layers} for direction in CROSSED},
             **{
                 way: {direction: {str(layer): within(by.get(way, []), layer) for layer in layers} for direction, by in orders.items()}
                 for way in ("single", "attribution")

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from mechdiff.labels import CROSSED
 from mechdiff.measures.transport.plan import TransportOptions
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.document import Count, listed
 from mechdiff.study.experiment import Needs
-from mechdiff.study.options import DIRECTIONS, CloserOptions, LayeredOptions, read_strengths
+from mechdiff.study.options import CloserOptions, LayeredOptions, read_strengths
 from mechdiff.study.planner import Planner, prompt_hashes
 from mechdiff.study.planner import possible as planner_possible
 
@@ -43,12 +44,12 @@ def heads_cells(planner: Planner) -> Iterator[Cell]:
         "attribution": ranked,
     }
     chosen["seed"] = planner.study.seed
-    for direction in DIRECTIONS:
+    for direction in CROSSED:
         for split, shards in (("select", [chosen_on] if chosen_on else []), ("report", planner.packed("report", "decision"))):
             for number, shard in enumerate(shards):
                 what = {"direction": direction, "split": split, "shard": number, "floor": number == 0, "layers": layers}
                 yield run_cell(planner, shard, "heads", what, layers, singles)
-    for direction in DIRECTIONS:
+    for direction in CROSSED:
         if chosen_on:
             what = {"direction": direction, "split": "select", "picks": options.picks} | chosen
             yield run_cell(planner, chosen_on, "head_orders", what, _closer(planner, options), options.picks * shape.n_heads)

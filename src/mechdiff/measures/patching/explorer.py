@@ -53,7 +53,7 @@ def explorer(run: Run) -> dict | None:
         "layers": sorted(set(cells["layer"].to_list())),
         "sites": [kind for kind in KINDS if kind in cells["site"].unique().to_list()],
         "directions": {name: words for name, words in DIRECTIONS.items() if name in cells["direction"].unique().to_list()},
-        "arms": [arm for arm in ("identity", "shift", "mean", "resample", "oracle") if arm in cells["arm"].unique().to_list()],
+        "arms": [arm for arm in terms.CONDITIONS if arm in cells["arm"].unique().to_list()],
         "metrics": {name: words for name, words in METRICS.items() if name == "share" or name in cells["metric"].unique().to_list()},
         "units": sorted({unit or "" for unit in cells["unit"].unique().to_list()}),
         "floors": floors.FLOORS,

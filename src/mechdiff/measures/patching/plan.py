@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from mechdiff.labels import n_positions
+from mechdiff.labels import CROSSED, n_positions
 from mechdiff.study.cells import Cell
 from mechdiff.study.document import some_of, whole_numbers
 from mechdiff.study.experiment import Needs, Window
-from mechdiff.study.options import ARMS, DIRECTIONS, Kinds, LayeredOptions, read_directions, read_positions
+from mechdiff.study.options import ARMS, Kinds, LayeredOptions, read_directions, read_positions
 from mechdiff.study.planner import NEED_FIT, Planner, sizes
 
 NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
@@ -19,7 +19,7 @@ NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
 class PatchingOptions(LayeredOptions):
     sites: Kinds = ("attn_out", "resid_mid", "mlp_out", "resid_post")  # resid_pre is the resid_post of the block before
     arms: Annotated[tuple[str, ...], BeforeValidator(some_of(ARMS))] = ("identity", "shift", "mean", "resample")
-    directions: Annotated[tuple[str, ...], BeforeValidator(read_directions)] = DIRECTIONS
+    directions: Annotated[tuple[str, ...], BeforeValidator(read_directions)] = CROSSED
     positions: Annotated[tuple[str, ...], BeforeValidator(read_positions)] = ("decision",)
     windows: Annotated[tuple[int, ...], BeforeValidator(lambda given: whole_numbers(given, 2))] = ()  # widths, in layers
 
