@@ -2,26 +2,28 @@
 
 from pathlib import Path
 
-from mechdiff.measures.attribution.measure import ATTRIBUTION
-from mechdiff.measures.behaviour.measure import BEHAVIOUR
-from mechdiff.measures.divergence.measure import DIVERGENCE
-from mechdiff.measures.factorial.measure import FACTORIAL
-from mechdiff.measures.grafting.measure import GRAFTING
-from mechdiff.measures.heads.measure import HEADS
-from mechdiff.measures.measure import Measure
-from mechdiff.measures.patching.measure import PATCHING
-from mechdiff.measures.rank.measure import RANK
-from mechdiff.measures.similarity.measure import SIMILARITY
-from mechdiff.measures.steering.measure import STEERING
-from mechdiff.measures.transport.measure import TRANSPORT
-from mechdiff.measures.weights.measure import WEIGHTS
+from mechdiff.measures.measure import Measure, page
 from mechdiff.study import config
 from mechdiff.study.config import StudyConfig
 
-MEASURES: tuple[Measure, ...] = (
-    DIVERGENCE, WEIGHTS, GRAFTING, SIMILARITY, PATCHING, FACTORIAL, TRANSPORT, RANK, STEERING, HEADS, ATTRIBUTION, BEHAVIOUR,
-)  # fmt: skip
-"""The questions, in the order in which measures may build on one another."""
+PAGES = (
+    "mechdiff.measures.divergence.measure:DIVERGENCE",
+    "mechdiff.measures.weights.measure:WEIGHTS",
+    "mechdiff.measures.grafting.measure:GRAFTING",
+    "mechdiff.measures.similarity.measure:SIMILARITY",
+    "mechdiff.measures.patching.measure:PATCHING",
+    "mechdiff.measures.factorial.measure:FACTORIAL",
+    "mechdiff.measures.transport.measure:TRANSPORT",
+    "mechdiff.measures.rank.measure:RANK",
+    "mechdiff.measures.steering.measure:STEERING",
+    "mechdiff.measures.heads.measure:HEADS",
+    "mechdiff.measures.attribution.measure:ATTRIBUTION",
+    "mechdiff.measures.behaviour.measure:BEHAVIOUR",
+)
+"""The page of each measure, in the order in which measures may build on one another: whoever adds a measure adds its folder and a line here."""
+
+MEASURES: tuple[Measure, ...] = tuple(page(place) for place in PAGES)
+"""The questions, in that order."""
 
 EXPERIMENTS = {one.name: one.experiment for one in MEASURES}
 """What a study reads of each."""

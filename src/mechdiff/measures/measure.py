@@ -46,3 +46,10 @@ class Measure:
     """(rerun, row): the row's value once more, another way; raises NotRecomputed with the reason."""
     answers: Callable[..., Any] | None = None
     """(rerun): what its record says the models answered, beside what is generated again; None where it records no answers."""
+
+
+def page(place: str) -> Measure:
+    """The measure that is declared at "module:name"."""
+    found = Later(place).resolve()
+    assert isinstance(found, Measure), f"{place} is no measure"
+    return found
