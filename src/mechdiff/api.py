@@ -154,7 +154,7 @@ def verify(path: str | Path, *, rows: int | None = 200, seed: int = 0, device: s
     from mechdiff.audit.rerun import Rerun
     from mechdiff.audit.verification import verify as recompute
 
-    return recompute(Rerun(Path(path), EXPERIMENTS, device), AGAIN, ANSWERS, n_rows=rows, seed=seed)
+    return recompute(Rerun(Path(path), EXPERIMENTS, device), AGAIN, ANSWERS, NUMBERS, n_rows=rows, seed=seed)
 
 
 def compare(*runs: str | Path, out: str | Path | None = None, across_bases: bool = False) -> "Comparison":

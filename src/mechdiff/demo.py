@@ -50,9 +50,10 @@ def embedded_model() -> Path:
 def demo_study(name: str = "courtesy", *, full: bool = False) -> StudyConfig:
     """The study of one embedded fine-tune on prompts of its own kind, with every measure: within the budget, or as any study has it by default."""
     prompts: dict[str, Any] = {split: str(DATA / "prompts" / f"{name}_{split}.jsonl") for split in PROMPTS}
-    told: dict[str, dict[str, Any]] = {name: {} if full else dict(experiment.demo.options) for name, experiment in EXPERIMENTS.items()}
-    for measure in ("transport", "rank"):
-        told[measure] |= {"sites": MAPPED_SITES.get(name, ["attn_out", "resid_post"] if full else ["resid_post"])}
+    told: dict[str, dict[str, Any]] = {measure: {} if full else dict(one.demo.options) for measure, one in EXPERIMENTS.items()}
+    for measure, one in EXPERIMENTS.items():
+        if one.demo.few_sites:
+            told[measure] |= {"sites": MAPPED_SITES.get(name, ["attn_out", "resid_post"] if full else ["resid_post"])}
     return make_study(
         {
             "pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)},

@@ -1,6 +1,7 @@
-"""Directions, units and controls are text in a table of rows, and are made and read back here alone. No torch here.
+"""Directions, arms, units and controls are text in a table of rows, and are made and read back here alone. No torch here.
 
     direction   "tuned<-base"       the tuned model runs, the base's state is written into it
+    arm         "rrr"               how the state was made that is written, by a patch or a map; other measures have other arms
     unit        "head 3", "heads 1,4", "group 0", "all"     heads of one block
                 "L3.head 1+L5.mlp"  players of the whole network; "L3.attn+L5.mlp": its modules
                 "window 2, last_4"  neighbouring blocks and several positions; "all_pos": every position
@@ -46,6 +47,14 @@ def runner_column() -> pl.Expr:
     """The model that runs, as a column `runner`."""
     return pl.col("direction").str.split("<-").list.first().alias("runner")
 
+
+# ---- arms ----------------------------------------------------------------------------------------------------------------------------
+
+PATCHES = ("identity", "shift", "mean", "resample")
+"""What is written without learning anything about the single prompt: see measures/patching/formula.py."""
+MAPS = ("diag_affine", "anchored_ridge", "anchored_procrustes", "rrr", "ridge", "pca", "procrustes", "whitened_procrustes", "logit_subspace",
+        "logit_subspace_joint", "per_cluster", "rank_truncated", "rescaled", "norm_matched")  # fmt: skip
+"""Maps that are learned: see maps/maps.py. The first four are the default; unanchored ones run by name only."""
 
 # ---- units: heads of one block, and players of the network ----------------------------------------------------------------------------
 

@@ -17,10 +17,11 @@ from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.verification import Verification, distance, same, sample, tolerance, verify
 from mechdiff.cli import main as cli
 from mechdiff.errors import RunError
-from mechdiff.measures.catalogue import AGAIN, ANSWERS, EXPERIMENTS
+from mechdiff.measures.catalogue import AGAIN, ANSWERS, EXPERIMENTS, NUMBERS
 from mechdiff.measures.similarity.formula import linear_cka
 from mechdiff.measures.similarity.verify import cka
 from mechdiff.rows import COLUMNS
+from mechdiff.statistics.metric import terms
 from mechdiff.store.disk import sha256
 from mechdiff.store.tables import read_rows
 
@@ -36,8 +37,14 @@ def made(every_measure: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(made: Path) -> Verification:
-    return verify(Rerun(made / "run", EXPERIMENTS), AGAIN, ANSWERS, n_rows=480)
+def rerun(made: Path) -> Rerun:
+    """The run, opened once: clean passes and what rows share are kept."""
+    return Rerun(made / "run", EXPERIMENTS)
+
+
+@pytest.fixture(scope="module")
+def found(rerun: Rerun) -> Verification:
+    return verify(rerun, AGAIN, ANSWERS, NUMBERS, n_rows=480)
 
 
 def copied(made: Path, tmp_path: Path) -> Path:
@@ -64,21 +71,28 @@ def test_a_run_verifies(found: Verification) -> None:
     assert len(found.answers) > 4
 
 
-def test_a_row_of_every_kind_is_recomputed_or_said_not_to_be(made: Path) -> None:
-    rows = read_rows(made / "run").with_columns(
+def test_a_row_of_every_kind_is_recomputed_or_said_not_to_be(rerun: Rerun) -> None:
+    rows = read_rows(rerun.path).with_columns(
         *(pl.col(name).str.replace_all(r"\d+", "#").alias(f"{name}_kind") for name in ("unit", "control")),
         *(pl.col(name).is_null().alias(f"no_{name}") for name in ("layer", "rank", "strength")),
     )
     kind = ["measure", "direction", "site", "arm", "metric", "unit_kind", "control_kind", "no_layer", "no_rank", "no_strength"]
-    run, recomputed = Rerun(made / "run", EXPERIMENTS), 0
+    sums, recomputed = terms(NUMBERS), 0
     for row in rows.group_by(kind, maintain_order=True).first().select(COLUMNS).iter_rows(named=True):
         try:
-            again = AGAIN[row["measure"]](run, row)
+            again = AGAIN[row["measure"]](rerun, row)
         except NotRecomputed:
             continue
-        assert same(row["value"], again, tolerance(row, again, run.floor)), row
+        assert same(row["value"], again, tolerance(row, again, rerun.floor, sums.get((row["measure"], row["metric"]), 1))), row
         recomputed += 1
     assert recomputed > 300
+
+
+def test_a_sum_is_held_to_as_many_scores_as_it_has_and_each_of_its_runs_to_one(rerun: Rerun, found: Verification) -> None:
+    for metric, n_terms in (("kl_tuned_nats", 1), ("linear_nats", 2), ("interaction_nats", 4), ("interaction_logits", 4)):
+        held = [one for one in found.compared if one.row["measure"] == "factorial" and one.row["metric"] == metric]
+        assert held, metric
+        assert all(one.tolerance == tolerance(one.row, one.recomputed, rerun.floor, n_terms) for one in held), metric
 
 
 def test_every_way_to_write_is_among_what_was_recomputed(found: Verification) -> None:
@@ -97,33 +111,34 @@ def test_recomputed_numbers_are_no_copies(found: Verification) -> None:
     assert any(one.row["value"] != one.recomputed for one in patched)
 
 
-@pytest.mark.parametrize(
-    ("measure", "metric"),
-    [
-        ("patching", "kl_other_nats"),
-        ("similarity", "cka"),
-        ("heads", "kl_own_nats"),
-        ("grafting", "kl_other_nats"),
-        ("divergence", "js_nats"),
-    ],
-)
-def test_a_row_that_was_changed_is_named(made: Path, tmp_path: Path, measure: str, metric: str) -> None:
+CHANGED = {
+    ("patching", "kl_other_nats"),
+    ("similarity", "cka"),
+    ("heads", "kl_own_nats"),
+    ("grafting", "kl_other_nats"),
+    ("divergence", "js_nats"),
+}
+
+
+def test_rows_that_were_changed_are_named_and_no_others(made: Path, tmp_path: Path) -> None:
     run = copied(made, tmp_path)
     rows = pl.read_parquet(run / "rows.parquet")
-    here = (pl.col("measure") == measure) & (pl.col("metric") == metric) & pl.col("control").is_null()
+    here = pl.any_horizontal((pl.col("measure") == measure) & (pl.col("metric") == metric) for measure, metric in CHANGED)
+    here &= pl.col("control").is_null()
     rows = rows.with_columns(value=pl.when(here).then(pl.col("value") * 1.02 + 1e-3).otherwise("value"))
     rows.write_parquet(run / "rows.parquet")
-    found = verify(Rerun(run, EXPERIMENTS), AGAIN, ANSWERS, n_rows=12)
+    found = verify(Rerun(run, EXPERIMENTS), AGAIN, ANSWERS, NUMBERS, n_rows=12)
     assert any(said.startswith("rows.parquet is SHA-256") for said in found.files)
     assert not found.compared
     assert not found.passed
     reseal(run, "rows.parquet")
-    found = verify(Rerun(run, EXPERIMENTS), AGAIN, ANSWERS, n_rows=240)
+    found = verify(Rerun(run, EXPERIMENTS), AGAIN, ANSWERS, NUMBERS, n_rows=240)
     assert found.files == []
     assert not found.passed
-    assert {one.row["metric"] for one in found.differing if one.row["measure"] == measure} == {metric}
-    assert f"measure={measure}" in found.differing[0].said
-    assert f"metric={metric}" in found.differing[0].said
+    assert {(one.row["measure"], one.row["metric"]) for one in found.differing} == CHANGED
+    for one in found.differing:
+        assert f"measure={one.row['measure']}" in one.said
+        assert f"metric={one.row['metric']}" in one.said
 
 
 def test_a_bit_of_a_model_is_named_and_nothing_recomputed(made: Path, tmp_path: Path) -> None:
@@ -134,7 +149,7 @@ def test_a_bit_of_a_model_is_named_and_nothing_recomputed(made: Path, tmp_path: 
     tensors[name].view(np.uint32).flat[0] ^= 1
     try:
         save_file(tensors, file, metadata={"format": "pt"})
-        found = verify(Rerun(made / "run", EXPERIMENTS), AGAIN, ANSWERS, n_rows=12)
+        found = verify(Rerun(made / "run", EXPERIMENTS), AGAIN, ANSWERS, NUMBERS, n_rows=12)
         shown = CliRunner().invoke(cli.app, ["verify", str(made / "run")])
     finally:
         file.write_bytes(before)
@@ -149,7 +164,7 @@ def test_a_map_that_is_gone_and_one_that_was_changed_are_named(made: Path, tmp_p
     gone, other = sorted((run / "maps").iterdir())[:2]
     gone.unlink()
     other.write_bytes(other.read_bytes()[:-1] + b"\x00")
-    said = verify(Rerun(run, EXPERIMENTS), AGAIN, ANSWERS, n_rows=1).files
+    said = verify(Rerun(run, EXPERIMENTS), AGAIN, ANSWERS, NUMBERS, n_rows=1).files
     assert [f"maps/{gone.name} is not there" in one or f"maps/{other.name} is SHA-256" in one for one in said] == [True, True]
 
 
@@ -158,7 +173,7 @@ def test_other_prompts_are_named(made: Path, tmp_path: Path) -> None:
     before = file.read_text()
     try:
         file.write_text(before.replace("Say something", "Say anything", 3))
-        found = verify(Rerun(made / "run", EXPERIMENTS), AGAIN, ANSWERS, n_rows=12)
+        found = verify(Rerun(made / "run", EXPERIMENTS), AGAIN, ANSWERS, NUMBERS, n_rows=12)
     finally:
         file.write_text(before)
     assert any(said.startswith("prompts of ") for said in found.models)
@@ -172,9 +187,9 @@ def test_the_command(made: Path) -> None:
     shown = CliRunner().invoke(cli.app, ["verify", str(made / "run"), "--rows", "12"])
     assert "all agree; all files as written" in " ".join(shown.stdout.split())
     with pytest.raises(RunError, match="--rows 0: expected at least 1"):
-        verify(Rerun(made / "run", EXPERIMENTS), AGAIN, ANSWERS, n_rows=0)
+        verify(Rerun(made / "run", EXPERIMENTS), AGAIN, ANSWERS, NUMBERS, n_rows=0)
     with pytest.raises(RunError, match="no such folder"):
-        verify(Rerun(made / "nothing", EXPERIMENTS), AGAIN, ANSWERS)
+        verify(Rerun(made / "nothing", EXPERIMENTS), AGAIN, ANSWERS, NUMBERS)
 
 
 def test_a_sample_is_the_seeds_and_has_every_measure(made: Path) -> None:
@@ -194,11 +209,12 @@ def test_cka_of_three_prompts_is_undefined_without_a_warning() -> None:
 
 def test_tolerances_grow_with_the_floor_and_are_small_beside_the_number() -> None:
     row = {"metric": "kl_own_nats", "measure": "patching", "value": 1.0}
-    assert tolerance(row, 1.0, 1e-11) < 1e-4
-    assert tolerance(row, 1.0, 1e-3) > 0.1
-    assert tolerance({**row, "value": 0.0}, 0.0, 1e-11) < 1e-9
+    assert tolerance(row, 1.0, 1e-11, 1) < 1e-4
+    assert tolerance(row, 1.0, 1e-3, 1) > 0.1
+    assert tolerance({**row, "value": 0.0}, 0.0, 1e-11, 1) < 1e-9
+    assert tolerance(row, 1.0, 1e-11, 4) > 4 * tolerance(row, 1.0, 1e-11, 1), "four scores stray four times as far, and may add up to 0"
     overlap = {"metric": "fisher_overlap_nats", "measure": "patching", "value": 0.1}
-    assert 1e-6 < tolerance(overlap, 0.1, 1e-12) < 1e-4, "rounding moves what is linear in the logits to first order"
+    assert 1e-6 < tolerance(overlap, 0.1, 1e-12, 1) < 1e-4, "rounding moves what is linear in the logits to first order"
     assert distance(float("nan"), float("nan")) == distance(float("inf"), float("inf")) == 0
     assert not same(float("nan"), 1.0, 1e9)
     assert not same(float("inf"), 1.0, 1e9)

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,12 +17,15 @@ import pytest
 import yaml
 
 import mechdiff
-from mechdiff.measures.catalogue import AGAIN, CHAPTERS, EXPERIMENTS, MEASURES, OPTIONS, load_study, make_study
+from imports import KITS, modules, room, syntax
+from mechdiff import shares
+from mechdiff.comparison.compare import beside
+from mechdiff.measures.catalogue import AGAIN, BETWEEN_RUNS, CHAPTERS, EXPERIMENTS, MEASURES, OPTIONS, load_study, make_study
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report import parts
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.report.sections import all_sections
-from mechdiff.rows import WITHOUT
+from mechdiff.rows import KEY, WITHOUT
 from mechdiff.store.tables import read_rows
 from mechdiff.study.config import study_yaml
 
@@ -165,6 +169,38 @@ def test_the_names_are_typed_in_one_place() -> None:
                     items = node.keys if isinstance(node, ast.Dict) else node.elts
                     typed = {item.value for item in items if isinstance(item, ast.Constant)} & set(NAMES)
                     assert len(typed) < len(NAMES) - 2, f"{path.relative_to(ROOT)}:{node.lineno} lists the measures"
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if room(name) in KITS])
+def test_a_kit_types_no_measures_name(module: str) -> None:
+    """It is handed what a measure declares. `rank` is a column of rows too: there it may stand, but not as what `measure` is."""
+    nodes = list(ast.walk(syntax(module)))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    texts = [
+        (node, node.value)
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+    ]
+    typed = [(node.lineno, value) for node, value in texts if value in set(NAMES) - set(KEY) or re.search(f"`({'|'.join(NAMES)})`", value)]
+    of_measure = [node for node in nodes if isinstance(node, ast.Compare) and "measure" in ast.unparse(node)]
+    of_measure += [node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "measure"]
+    typed += [
+        (one.lineno, one.value) for node in of_measure for one in ast.walk(node) if isinstance(one, ast.Constant) and one.value in NAMES
+    ]
+    assert not typed
+
+
+def test_one_measure_is_the_divergence_of_the_pair_itself() -> None:
+    (one,) = [measure for measure in MEASURES if measure.name == shares.OF_THE_PAIR]
+    assert {name for names in shares.BETWEEN.values() for name in names} <= {metric.name for metric in one.numbers.metrics}
+
+
+def test_a_main_number_of_a_comparison_has_words_where_it_leads(every_measure: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(every_measure / "run", tmp_path / "again")
+    found = beside([every_measure / "run", again], BETWEEN_RUNS)
+    assert {(one.of, one.leads) for one in found.main} >= {("parts", True), ("directions", True)}
+    assert all(one.noun for one in found.main if one.leads)
+    assert len({one.key for one in found.main}) == len(found.main)
 
 
 def test_the_catalogue_loads_neither_torch_nor_a_plotting_library() -> None:

@@ -6,13 +6,14 @@ from torch import nn
 
 from mechdiff import errors
 from mechdiff.engine.distributions import kl_nats
+from mechdiff.labels import CROSSED
 from mechdiff.measures.heads import formula as heads_formula
 from mechdiff.measures.heads.formula import swap, swap_across
 from mechdiff.models.sites import Site
 from mechdiff.validate import edits
 from mechdiff.validate.edits import N_LAYERS, Edit
 from mechdiff.validate.planted import plant
-from mechdiff.validate.truths_heads import DIRECTIONS, Heads
+from mechdiff.validate.truths_heads import Heads
 
 N_HEADS = 8
 
@@ -22,7 +23,7 @@ def made(change: Edit, direction: str = "tuned<-base") -> Heads:
 
 
 def test_identical_models_have_nothing_to_swap() -> None:
-    for direction in DIRECTIONS:
+    for direction in CROSSED:
         here = made(edits.identical, direction)
         block = here.block(1)
         assert block.change().abs().max() == 0

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mechdiff import load_map
 from mechdiff.errors import StudyError
+from mechdiff.labels import MAPS, PATCHES
 from mechdiff.maps.affine import Affine
 from mechdiff.maps.by_name import logit_directions
 from mechdiff.maps.maps import DEFAULT, FAMILIES, WIDTHS_MAY_DIFFER, Map, check_ranks, is_the_mean
@@ -112,6 +113,10 @@ def test_an_unknown_map_and_unequal_rows_are_refused(tmp_path: Path) -> None:
     (tmp_path / "y.safetensors").write_text("nothing")
     with pytest.raises(StudyError, match="not a readable"):
         load_map(tmp_path / "y.safetensors")
+
+
+def test_every_arm_that_is_a_map_has_its_fit() -> None:
+    assert tuple(FAMILIES) == (*PATCHES[:3], *MAPS)
 
 
 # ---- identical models ----------------------------------------------------------------------------------------------------------------

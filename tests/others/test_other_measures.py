@@ -11,12 +11,13 @@ from torch import Tensor
 from mechdiff.engine.distributions import js_nats, kl_nats
 from mechdiff.engine.gradients import gradients
 from mechdiff.engine.replay import ENGINES, engine_for
+from mechdiff.labels import CROSSED
 from mechdiff.maps.maps import Map
 from mechdiff.measures.attribution import formula as attribution_formula
 from mechdiff.measures.similarity import formula as similarity_formula
 from mechdiff.models.sites import Site
 from mechdiff.validate import edits, planted
-from mechdiff.validate.truths_heads import DIRECTIONS, Heads
+from mechdiff.validate.truths_heads import Heads
 
 pytestmark = pytest.mark.oracles
 
@@ -96,7 +97,7 @@ def test_divergences_are_scipys() -> None:
     )
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", CROSSED)
 def test_integrated_gradients_are_captums(direction: str) -> None:
     """Captum moves the input of the output projection of one block, all heads together; here W_O is shared, so contributions move alike."""
     captum = pytest.importorskip("captum.attr")

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from mechdiff.api import compare
-from mechdiff.comparison import contrasts
 from mechdiff.comparison.compare import Comparison, beside, sections
 from mechdiff.comparison.words import verdict
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.overlap import overlap_nats, total_nats
 from mechdiff.measures.catalogue import BETWEEN_RUNS
+from mechdiff.measures.grafting import compare as grafting_compare
+from mechdiff.measures.rank import compare as rank_compare
 from mechdiff.rows import OVERLAP, TOTAL, rows
 from mechdiff.validate import edits, made, planted
 from report.planted_compare import KINDS, LOCAL, N_LAYERS, SPREAD, Planted, manifest_of, write_planted
@@ -178,7 +179,7 @@ def test_breakage_and_recovery_are_given_apart_and_not_averaged(tmp_path: Path) 
     found = beside([run_of(tmp_path, name, linear(s)) for name, s in (("weak", 0.05), ("strong", 8.0))], BETWEEN_RUNS)
     names = {one.name for one in found.found["weak"] if one.axis == "where"}
     assert {"effective sites by KL, breakage", "effective sites by KL, recovery"} <= names
-    assert not [key for key in contrasts.MAIN if "KL" in key[1]], "no claim is made of them"
+    assert not [one.name for one in found.main if "KL" in one.name], "no claim is made of them"
 
 
 def test_a_participation_ratio_is_not_called_a_rank(tmp_path: Path) -> None:
@@ -188,8 +189,8 @@ def test_a_participation_ratio_is_not_called_a_rank(tmp_path: Path) -> None:
         out=tmp_path / "out",
     )
     named = found.table().filter(pl.col("axis") == "rank")["quantity"].unique().to_list()
-    assert named == [contrasts.WEIGHT_RANK[1]]
-    for name in (contrasts.WEIGHT_RANK[1], contrasts.STATE_RANK[1]):
+    assert named == [grafting_compare.DIMENSIONS.name]
+    for name in (grafting_compare.DIMENSIONS.name, rank_compare.DIMENSIONS.name):
         assert "rank" not in name
         assert "participation ratio" in name
     assert "effective rank" not in found.report().read_text(encoding="utf-8").lower()

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from mechdiff.labels import CROSSED
 from mechdiff.rows import OVERLAP, TOTAL, rows
-from report.planted_run import DIRECTIONS, planted_manifest, write_run
+from report.planted_run import planted_manifest, write_run
 
 N_LAYERS = 6
 KINDS = {"attn_out": "attn", "mlp_out": "mlp"}
@@ -46,7 +47,7 @@ def planted(truth: Planted) -> pl.DataFrame:
         d = truth.strength * rng.lognormal(0, 0.2, truth.n)
         for metric in ("kl_tuned_base_nats", TOTAL):
             tables.append(rows(d, measure="divergence", split=split, metric=metric, prompt=prompts))
-        for direction in DIRECTIONS:
+        for direction in CROSSED:
             unedited = {"measure": "patching", "direction": direction, "split": split, "prompt": prompts, "control": "no_op"}
             tables.append(rows(np.full(truth.n, 1e-10), metric="kl_own_nats", **unedited))
             tables += [_write(rng, truth, d, prompts, split, direction, layer) for layer in range(N_LAYERS)]
@@ -75,7 +76,7 @@ def _write(
             "arm": "identity",
             "prompt": prompts,
         }
-        metric, value = ("kl_own_nats", share * d) if direction == DIRECTIONS[0] else ("kl_other_nats", d * (1 - share))
+        metric, value = ("kl_own_nats", share * d) if direction == CROSSED[0] else ("kl_other_nats", d * (1 - share))
         parts += [rows(value, metric=metric, **place), rows(share * d, metric=OVERLAP, **place)]
     return pl.concat(parts)
 

@@ -11,13 +11,13 @@ import numpy as np
 import polars as pl
 import yaml
 
+from mechdiff.labels import CROSSED
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.rows import rows
 from mechdiff.statistics import summary
 
 KINDS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 ARMS = ("identity", "shift", "mean", "resample")
-DIRECTIONS = ("tuned<-base", "base<-tuned")
 CHANGED = 26
 FLOOR = 4.5e-11
 
@@ -34,7 +34,7 @@ def planted_rows(
         tables += [
             _divergence(rng, d, prompts, split),
             _similarity(rng, prompts, split, n_layers, changed, permutations),
-            *(_patching(rng, d, prompts, split, direction, n_layers, changed) for direction in DIRECTIONS),
+            *(_patching(rng, d, prompts, split, direction, n_layers, changed) for direction in CROSSED),
         ]
     return pl.concat(tables)
 

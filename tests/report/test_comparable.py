@@ -8,6 +8,7 @@ import pytest
 
 from mechdiff.comparison import comparable
 from mechdiff.errors import RunError
+from mechdiff.measures.catalogue import BETWEEN_RUNS
 from report.planted_compare import Planted, manifest_of, planted, write_planted
 
 
@@ -52,7 +53,7 @@ def two(run_of):
 
 def checked(folders: list[Path], **options: bool) -> list[str]:
     runs = comparable.load(folders)
-    return [mark.field for mark in (*comparable.refuse(runs, **options), *comparable.differing(runs))]
+    return [mark.field for mark in (*comparable.refuse(runs, **options), *comparable.differing(runs, BETWEEN_RUNS))]
 
 
 def test_runs_that_are_alike_have_no_marks(two) -> None:
@@ -97,7 +98,7 @@ def test_a_tokenizer_file_of_another_version_is_the_same_base(two) -> None:
 )
 def test_what_changes_how_far_to_trust_it_is_marked(two, field: str, value: object, mark: str) -> None:
     folders = two(**{field: value})
-    (only,) = [one for one in comparable.differing(comparable.load(folders)) if one.field == mark]
+    (only,) = [one for one in comparable.differing(comparable.load(folders), BETWEEN_RUNS) if one.field == mark]
     assert len(only.values) == 2
     assert only.values[0] != only.values[1]
 

@@ -13,6 +13,8 @@ from mechdiff.comparison.compared import Compared
 from mechdiff.comparison.words import verdict
 from mechdiff.errors import RunError
 from mechdiff.measures.catalogue import BETWEEN_RUNS
+from mechdiff.measures.grafting import compare as grafting_compare
+from mechdiff.measures.patching import compare as patching_compare
 from report.planted_compare import LOCAL, N_LAYERS, RANK_8, SPREAD, Planted, manifest_of, planted, write_planted
 from report.test_page import Page
 
@@ -61,7 +63,7 @@ def test_the_verdict_tells_the_planted_truth(made: Comparison) -> None:
         assert difference["value"] == pytest.approx(one["value"] - other["value"], rel=0.05)
         assert difference["high"] < 0
         assert difference["q"] < 1e-3
-    ranks = [number(table, run, contrasts.WEIGHT_RANK[1])["value"] for run in ("local", "spread")]
+    ranks = [number(table, run, grafting_compare.DIMENSIONS.name)["value"] for run in ("local", "spread")]
     assert ranks[0] == pytest.approx(1, abs=0.05)
     assert ranks[1] > 6.5
 
@@ -194,7 +196,7 @@ def test_default_names_are_plain() -> None:
 
 
 def test_a_claim_needs_more_than_certainty(made: Comparison) -> None:
-    pair = next(pair for pair in made.content.held if pair.key == contrasts.SITES)
+    pair = next(pair for pair in made.content.held if pair.key == patching_compare.SITES.key)
     assert pair.apart
     assert pair.higher == "spread"
     close = contrasts.Pair(key=pair.key, one="local", other="spread", values=(10.0, 11.0), contrast=pair.contrast, q=1e-9)

@@ -88,7 +88,7 @@ def test_the_strongest_map_is_that_of_the_page(run: Loaded, found: dict[str, Qua
 def test_ranks_are_the_planted_ones(found: dict[str, Quantity]) -> None:
     assert found["rank chosen by cross-validation, the shift apart"].estimate.value == planted_sections.RANK
     assert found["rank chosen by cross-validation, the shift counted"].estimate.value == planted_sections.UNCENTRED
-    states = found[contrasts.STATE_RANK[1]]
+    states = found[rank_compare.DIMENSIONS.name]
     assert 1 < states.estimate.value < planted_sections.UNCENTRED + 1
 
 

@@ -7,9 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mechdiff.comparison.contrasts import STATE_RANK
-from mechdiff.comparison.words import NOUNS
 from mechdiff.measures.catalogue import NUMBERS
+from mechdiff.measures.rank.compare import DIMENSIONS
 from mechdiff.report import headlines
 from mechdiff.report.headlines import GATES, Candidate, admit
 from mechdiff.statistics import summary as statistics_summary
@@ -146,8 +145,8 @@ def test_the_verdict_of_a_run_with_all_of_these_says_none_of_them() -> None:
 
 def test_row_j_two_numbers_at_one_site_have_two_names() -> None:
     """What a comparison counts (a ratio, with the mean in it) is not called a rank, which is what regression sees."""
-    assert "(participation ratio, the mean difference counted)" in NOUNS[STATE_RANK]
-    assert not re.search(r"\brank\b", NOUNS[STATE_RANK])
+    assert "(participation ratio, the mean difference counted)" in DIMENSIONS.noun
+    assert not re.search(r"\brank\b", DIMENSIONS.noun)
 
 
 def test_the_gates_stand_in_the_document() -> None:

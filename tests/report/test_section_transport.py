@@ -44,7 +44,7 @@ def test_recovery_is_a_share_of_d_with_its_interval(run: Run) -> None:
         if arm == "identity":
             continue
         one = found.filter(pl.col("name") == SITE, pl.col("arm") == arm).row(0, named=True)
-        values = effect_shares.plain(effect_shares.written(run.rows, TRANSPORT, "kl_other_nats"))
+        values = effect_shares.plain(effect_shares.written(run.rows, TRANSPORT, "kl_other_nats", measure="transport"))
         v = values.filter(pl.col("layer") == CHANGED, pl.col("site") == "attn_out", pl.col("arm") == arm).sort("prompt")["value"].to_numpy()
         assert one["share"] == pytest.approx(1 - v.mean() / d.mean())
         assert one["share"] == pytest.approx(carries, abs=0.04)
@@ -135,7 +135,7 @@ def test_maps_are_counted_against_the_best_of_shift_and_mean(run: Run) -> None:
     assert (found.best["name"], found.best["arm"]) == (SITE, "rrr")
     assert found.best["gain"] == pytest.approx(planted.CARRIES["rrr"] - planted.CARRIES["shift"], abs=0.05)
     d = planted.d_of(run.rows, "report")[1]
-    values = effect_shares.plain(effect_shares.written(run.rows, TRANSPORT, "kl_other_nats"))
+    values = effect_shares.plain(effect_shares.written(run.rows, TRANSPORT, "kl_other_nats", measure="transport"))
     at = values.filter(pl.col("layer") == CHANGED, pl.col("site") == "attn_out").sort("prompt")
     shift, rrr = (at.filter(pl.col("arm") == arm)["value"].to_numpy() for arm in ("shift", "rrr"))
     gain, low, high = (float(end[0]) for end in intervals.share_intervals((shift - rrr)[:, None], d))

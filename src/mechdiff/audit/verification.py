@@ -3,6 +3,7 @@
 A row differs where its number is further from the recomputed one than rounding explains. The engine's noise floor f (nats, measured in the run) is a
 KL of the second order in the rounding of the logits, so the logits themselves are off by about r = sqrt(2 f), and a KL of v nats by about
 r (sqrt(v) + v). What is compared gets three times that; logits and their differences get 20 r, and the other numbers a share of themselves.
+A sum of n scores (`Metric.terms`) gets n times as much, and of nats n times 3 r beside it, since scores that are not 0 may add up to 0.
 """
 
 import json
@@ -20,6 +21,7 @@ from mechdiff.audit.distributions import LOGITS_APART, NotRecomputed, SecondWay
 from mechdiff.audit.rerun import Rerun
 from mechdiff.errors import RunError
 from mechdiff.rows import COLUMNS, OVERLAP
+from mechdiff.statistics.metric import Numbers, terms
 from mechdiff.store.tables import read_rows
 
 Answer = tuple[str, str, str, str]
@@ -31,8 +33,8 @@ RELATIVE = 2e-4
 """Share of itself that a number may differ by which is no law's: of states, weights and maps, in float32."""
 
 
-def tolerance(row: dict[str, Any], value: float, floor: float) -> float:
-    """How far a recorded number may be from the recomputed one."""
+def tolerance(row: dict[str, Any], value: float, floor: float, n_terms: int) -> float:
+    """How far a recorded number, a sum of so many scores, may be from the recomputed one."""
     metric, r = row["metric"], math.sqrt(2 * floor)
     size = abs(value) if math.isfinite(value) else 0.0
     if metric == "top1_same":
@@ -40,13 +42,12 @@ def tolerance(row: dict[str, Any], value: float, floor: float) -> float:
     if metric.startswith("cka") or metric == "procrustes_distance":
         return RELATIVE * max(1.0, size)
     if metric.endswith("_logits") or metric == "logit_diff_divergent":
-        return LOGITS_APART * r * (4 if row["measure"] in ("factorial", "attribution") else 1) + RELATIVE * size
+        return n_terms * LOGITS_APART * r + RELATIVE * size
     if metric == OVERLAP:  # linear in the logits, by weights that add up to at most 1 on either side
         return 3 * r * (1 + size) + RELATIVE * size
     if metric.endswith("_nats") or metric.startswith("bits_per_byte"):
-        several = 4 if row["measure"] == "factorial" else 1
         total = size + (row["value"] if math.isfinite(row["value"]) and row["value"] > 0 else 0.0)
-        return several * (3 * floor + 3 * r * (math.sqrt(total) + total + (1 if several > 1 else 0)))
+        return n_terms * (3 * floor + 3 * r * (math.sqrt(total) + total + (1 if n_terms > 1 else 0)))
     return RELATIVE * size + 1e-12
 
 
@@ -124,13 +125,13 @@ class Verification:
 
 
 def verify(
-    run: Rerun, again: Mapping[str, SecondWay], answers: Mapping[str, Callable[[Rerun], list[Answer]]], *, n_rows: int | None = ROWS,
-    seed: int = 0, progress: Callable[[str], None] = lambda what: None,
+    run: Rerun, again: Mapping[str, SecondWay], answers: Mapping[str, Callable[[Rerun], list[Answer]]], numbers: Mapping[str, Numbers], *,
+    n_rows: int | None = ROWS, seed: int = 0, progress: Callable[[str], None] = lambda what: None,
 ) -> Verification:  # fmt: skip
     """Recomputes `n_rows` rows of a finished run, drawn by the seed from every measure and metric alike; None: all rows.
 
-    `again` is the second way of every measure, and `answers` of those that record answers. Where a file of a model or the run's tables changed,
-    nothing is recomputed: the numbers would be another pair's.
+    `again` is the second way of every measure, `answers` of those that record answers, and `numbers` say what metrics are sums of. Where a file of a
+    model or the run's tables changed, nothing is recomputed: the numbers would be another pair's.
     """
     started = time.perf_counter()
     changed = [*run.changed_models(), *run.changed_prompts()]
@@ -140,12 +141,13 @@ def verify(
         found.n_rows = len(rows)
         chosen = rows.with_columns(wanted=pl.len().over("measure")) if n_rows is None else sample(rows, n_rows, seed)
         done: dict[str, int] = {}
+        sums = terms(numbers)
         for number, row in enumerate(chosen.iter_rows(named=True)):
             wanted, measure = row.pop("wanted"), row["measure"]
             if done.get(measure, 0) < wanted:
                 if number % 10 == 0:
                     progress(f"{measure}: {done.get(measure, 0)} of {wanted} rows")
-                done[measure] = done.get(measure, 0) + _compare(run, row, again[measure], found)
+                done[measure] = done.get(measure, 0) + _compare(run, row, again[measure], sums.get((measure, row["metric"]), 1), found)
         progress("answers")
         found.answers = [one for generate in answers.values() for one in generate(run)]
     found.seconds = time.perf_counter() - started
@@ -169,7 +171,7 @@ def sample(rows: pl.DataFrame, n_rows: int, seed: int) -> pl.DataFrame:
     return ordered.group_by("measure", maintain_order=True).head(TRIES * wanted).select(*COLUMNS, pl.lit(wanted).alias("wanted"))
 
 
-def _compare(run: Rerun, row: dict[str, Any], second_way: SecondWay, found: Verification) -> bool:
+def _compare(run: Rerun, row: dict[str, Any], second_way: SecondWay, n_terms: int, found: Verification) -> bool:
     """Whether the row was recomputed."""
     try:
         again = second_way(run, row)
@@ -177,7 +179,7 @@ def _compare(run: Rerun, row: dict[str, Any], second_way: SecondWay, found: Veri
         reasons = found.left_out.setdefault(row["measure"], {})
         reasons[str(why)] = reasons.get(str(why), 0) + 1
         return False
-    found.compared.append(Compared(row=row, recomputed=again, tolerance=tolerance(row, again, run.floor)))
+    found.compared.append(Compared(row=row, recomputed=again, tolerance=tolerance(row, again, run.floor, n_terms)))
     return True
 
 

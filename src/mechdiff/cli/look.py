@@ -86,11 +86,12 @@ def verify(
     from mechdiff.audit.rerun import Rerun
     from mechdiff.audit.verification import verify as recompute
     from mechdiff.cli.printing import show_verification
-    from mechdiff.measures.catalogue import AGAIN, ANSWERS, EXPERIMENTS
+    from mechdiff.measures.catalogue import AGAIN, ANSWERS, EXPERIMENTS, NUMBERS
 
     with Console(stderr=True).status("opening the run") as status:
         opened = Rerun(run, EXPERIMENTS, device)
-        found = recompute(opened, AGAIN, ANSWERS, n_rows=None if every else rows, seed=seed, progress=lambda what: status.update(what))
+        n_rows = None if every else rows
+        found = recompute(opened, AGAIN, ANSWERS, NUMBERS, n_rows=n_rows, seed=seed, progress=lambda what: status.update(what))
     if json:
         print(found.to_json())
     else:

@@ -15,6 +15,7 @@ from mechdiff.comparison.comparable import Loaded
 from mechdiff.comparison.effects import Table
 from mechdiff.report import difference, effect_shares
 from mechdiff.rows import OVERLAP, TOTAL, where
+from mechdiff.shares import OF_THE_PAIR
 from mechdiff.statistics import summary
 
 
@@ -27,9 +28,9 @@ def lacking(run: Loaded, locating: Sequence[str]) -> bool:
 def table(run: Loaded, values: pl.DataFrame, *, by: str = "name") -> Table | None:
     """Overlaps with a column `by`, as [prompt, part] beside each prompt's total; None without prompts that have all."""
     rows = run.content.rows
-    split = difference.reported(rows, "divergence")
+    split = difference.reported(rows, OF_THE_PAIR)
     plain = [pl.col(name).is_null() for name in ("control", "unit")]
-    of = where(rows, measure="divergence", metric=TOTAL, split=split).filter(*plain)
+    of = where(rows, measure=OF_THE_PAIR, metric=TOTAL, split=split).filter(*plain)
     of = of.filter(pl.col("value").is_finite()).select("prompt", total="value")
     prompts, names, matrix = summary.prompt_matrix(values.filter(pl.col("value").is_finite()).join(of, on="prompt", how="semi"), by=by)
     if not prompts:

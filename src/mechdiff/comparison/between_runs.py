@@ -23,6 +23,8 @@ class BetweenRuns:
     """Its numbers and its section stand in a comparison in this order."""
     locates: bool = False
     """Whether it says where a change is."""
+    arms: bool = False
+    """Whether its best arm is compared, so that runs that tried other arms are marked."""
     without_effect: bool = False
     """Whether its numbers mean something where D cannot be told from rounding."""
     across_bases: bool = False

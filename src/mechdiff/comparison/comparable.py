@@ -9,14 +9,15 @@ shared tokens.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from mechdiff import labels
+from mechdiff import labels, shares
+from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.errors import RunError
 from mechdiff.report import difference
 from mechdiff.report.parts import Run
@@ -125,13 +126,21 @@ def _measures(run: Loaded) -> str:
     return ", ".join(sorted(real["measure"].unique().to_list()))
 
 
-def _arms(run: Loaded) -> str:
-    found = run.content.rows.filter(pl.col("measure").is_in(["patching", "transport"]), pl.col("arm").is_not_null())
+def _arms(run: Loaded, measures: Mapping[str, BetweenRuns]) -> str:
+    chosen = [name for name, one in measures.items() if one.arms]
+    found = run.content.rows.filter(pl.col("measure").is_in(chosen), pl.col("arm").is_not_null())
     return ", ".join(sorted(found["arm"].unique().to_list()))
 
 
-def _splits(run: Loaded) -> str:
-    return difference.reported(run.content.rows, "patching") or difference.reported(run.content.rows, "divergence") or "–"
+def _splits(run: Loaded, measures: Mapping[str, BetweenRuns]) -> str:
+    """The split that is reported of where the change is, else of D."""
+    known = (difference.reported(run.content.rows, name) for name in (*locating(measures), shares.OF_THE_PAIR))
+    return next((split for split in known if split), "–")
+
+
+def locating(measures: Mapping[str, BetweenRuns]) -> list[str]:
+    """Names of the measures that say where a change is, in the order of a comparison."""
+    return sorted((name for name, one in measures.items() if one.locates), key=lambda name: measures[name].place)
 
 
 def _texts(run: Loaded) -> str:
@@ -145,8 +154,8 @@ def _small(run: Loaded) -> str:
 
 def report_texts(run: Loaded) -> frozenset[str]:
     """What the reported prompts are called across runs."""
-    split = difference.reported(run.content.rows, "divergence")
-    of_split = run.content.rows.filter(pl.col("measure") == "divergence", pl.col("split").eq_missing(split))
+    split = difference.reported(run.content.rows, shares.OF_THE_PAIR)
+    of_split = run.content.rows.filter(pl.col("measure") == shares.OF_THE_PAIR, pl.col("split").eq_missing(split))
     of_split = of_split.filter(~labels.is_token())  # single tokens are of prompts, not of units
     return frozenset(run.key(split, prompt) for prompt in of_split["prompt"].drop_nulls().unique().to_list())
 
@@ -161,27 +170,30 @@ OF_BASES = ("base model", "layers")
 
 FEW_PROMPTS = "few prompts"
 
-MARKED: dict[str, tuple[Callable[[Loaded], str], str]] = {
-    "D is": (
-        lambda run: floors.d_metric(run.content.rows),
-        "shares are of different totals: on shared tokens what is outside is not seen",
-    ),
-    "template": (_of("prompts", "template"), "the same question stands in other surroundings"),
-    "dtype": (_of("dtype"), "the noise floors differ; small effects may be rounding in one run"),
-    "prompts": (_n_prompts, "intervals, fitted maps and choices of the smaller run are poorer"),
-    "reported split": (_splits, "what is reported was used for choices in one run"),
-    "measures": (_measures, "axes that one run lacks are left out"),
-    "arms": (_arms, "the best map is the best of another choice"),
-    "quick run": (_of("quick"), "only the first prompts of each split were used there"),
-    "engine": (_of("engine", "name"), "other rounding; the noise floors say how much"),
-    "mechdiff": (_of("versions", "mechdiff"), "made by different versions"),
-}
+
+def marked(measures: Mapping[str, BetweenRuns]) -> dict[str, tuple[Callable[[Loaded], str], str]]:
+    """Field -> what a run says of it, and what it does to a comparison that it differs."""
+    return {
+        "D is": (
+            lambda run: floors.d_metric(run.content.rows),
+            "shares are of different totals: on shared tokens what is outside is not seen",
+        ),
+        "template": (_of("prompts", "template"), "the same question stands in other surroundings"),
+        "dtype": (_of("dtype"), "the noise floors differ; small effects may be rounding in one run"),
+        "prompts": (_n_prompts, "intervals, fitted maps and choices of the smaller run are poorer"),
+        "reported split": (lambda run: _splits(run, measures), "what is reported was used for choices in one run"),
+        "measures": (_measures, "axes that one run lacks are left out"),
+        "arms": (lambda run: _arms(run, measures), "the best map is the best of another choice"),
+        "quick run": (_of("quick"), "only the first prompts of each split were used there"),
+        "engine": (_of("engine", "name"), "other rounding; the noise floors say how much"),
+        "mechdiff": (_of("versions", "mechdiff"), "made by different versions"),
+    }
 
 
-def differing(runs: Sequence[Loaded]) -> list[Mark]:
+def differing(runs: Sequence[Loaded], measures: Mapping[str, BetweenRuns]) -> list[Mark]:
     """What is not the same and yet may be compared; that the prompts are other texts is one of them."""
     found = []
-    for field, (of, meaning) in MARKED.items():
+    for field, (of, meaning) in marked(measures).items():
         values = tuple(of(run) for run in runs)
         if len(set(values)) > 1 or (field == "quick run" and values[0] == "yes"):
             found.append(Mark(field=field, values=values, meaning=meaning))
@@ -209,10 +221,8 @@ def refuse(runs: Sequence[Loaded], *, across_bases: bool = False) -> list[Mark]:
             else "Run them alike."
         )
         raise RunError(f"these runs cannot be compared: {told}. {do}")
-    if not all((run.content.rows["measure"] == "divergence").any() for run in runs):
-        lacking = listed(run.name for run in runs if not (run.content.rows["measure"] == "divergence").any())
-        raise RunError(
-            f"{lacking}: D was not measured, so no effect is a share of anything. Run `divergence` too, and `patching` for where."
-        )
+    if not all((run.content.rows["measure"] == shares.OF_THE_PAIR).any() for run in runs):
+        lacking = listed(run.name for run in runs if not (run.content.rows["measure"] == shares.OF_THE_PAIR).any())
+        raise RunError(f"{lacking}: D was not measured, so no effect is a share of anything. Run `{shares.OF_THE_PAIR}` too.")
     meaning = "another network: compared are shares of the parts there are, relative depths and ranks"
     return [Mark(field=field, values=tuple(values), meaning=meaning) for field, values in differ.items()]

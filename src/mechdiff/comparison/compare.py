@@ -79,14 +79,12 @@ def beside(folders: Sequence[str | Path], measures: Mapping[str, BetweenRuns], *
     across = bool(of_bases)
     found = {run.name: quantities(run, measures) for run in runs}
     found = contrasts.relative(found) if across else found
-    marks = [*of_bases, *comparable.differing(runs)]
+    marks = [*of_bases, *comparable.differing(runs, measures)]
     curves = [profile for one in measures.values() for profile in one.profiles(runs)]
     along, apart = profiles.along(curves, by_depth=across), profiles.differences([] if across else curves)
-    locating = [name for name, one in measures.items() if one.locates]
     held = contrasts.pairs(found)
-    return Compared(
-        runs=runs, found=found, held=held, marks=marks, locating=locating, across_bases=across, along=along, apart=apart
-    )  # fmt: skip
+    where = comparable.locating(measures)
+    return Compared(runs=runs, found=found, held=held, marks=marks, locating=where, across_bases=across, along=along, apart=apart)
 
 
 def default_name(names: Sequence[str]) -> str:

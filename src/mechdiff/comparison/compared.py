@@ -7,7 +7,7 @@ import polars as pl
 
 from mechdiff.comparison.comparable import Loaded, Mark
 from mechdiff.comparison.contrasts import Pair, said_n
-from mechdiff.comparison.quantity import Quantity
+from mechdiff.comparison.quantity import Main, Quantity
 from mechdiff.report.parts import table
 from mechdiff.report.phrasing import between, level, listed, nats
 from mechdiff.statistics import spread
@@ -40,6 +40,12 @@ class Compared:
     def of_axis(self, *axes: str) -> list[tuple[str, str]]:
         """The numbers of some axes that any run has, in order."""
         return list(dict.fromkeys(one.key for numbers in self.found.values() for one in numbers if one.axis in axes))
+
+    @property
+    def main(self) -> list[Main]:
+        """The main numbers that any run has: those of parts first, then those of directions, each in the order of the measures."""
+        found = dict.fromkeys(one.main for numbers in self.found.values() for one in numbers if one.main)
+        return sorted(found, key=lambda one: one.of == "directions")
 
     def one(self, run: str, key: tuple[str, str]) -> Quantity | None:
         return next((one for one in self.found[run] if one.key == key), None)

@@ -1,7 +1,7 @@
 """One tidy table gives every number of every run beside the others', and the difference of each two runs.
 
-Differences of the main numbers (`MAIN`) are a family: q (Benjamini-Hochberg over these numbers and all pairs of runs) is what a claim needs under
-0.05, beside an interval that leaves 0 out. The other numbers are for looking, and have no q.
+Differences of the main numbers (`quantity.Main`) are a family: q (Benjamini-Hochberg over these numbers and all pairs of runs) is what a claim needs
+under 0.05, beside an interval that leaves 0 out. The other numbers are for looking, and have no q.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,6 @@ from mechdiff.comparison.quantity import Quantity
 from mechdiff.statistics import spread
 from mechdiff.statistics.spread import Contrast
 
-SITES, LAYERS = ("where", "effective sites"), ("where", "effective layers")
-MODULES, HEADS = ("weights", "effective modules, grafted alone"), ("heads", "effective heads of the network")
-WEIGHT_RANK = ("rank", "participation ratio of the weights' gains by direction")
-STATE_RANK = ("rank", "participation ratio of the states' gains by direction, the mean included")
-MAIN = (SITES, LAYERS, MODULES, HEADS, WEIGHT_RANK, STATE_RANK)
 ALPHA = 0.05
 WORTH = 1.5
 """A number of parts is called higher where it is this many times the other; a difference that is certain can still be small."""
@@ -69,7 +64,7 @@ def pairs(found: Mapping[str, Sequence[Quantity]]) -> list[Pair]:
         for one, other in combinations(found, 2):
             if key in by_key[one] and key in by_key[other] and (made := _contrast(by_key[one][key], by_key[other][key])) is not None:
                 held.append((key, one, other, (by_key[one][key].estimate.value, by_key[other][key].estimate.value), made))
-    main = [i for i, (key, *_) in enumerate(held) if key in MAIN]
+    main = [i for i, (key, one, *_) in enumerate(held) if by_key[one][key].main]
     for i in main:
         key, one, other, values, made = held[i]
         held[i] = (key, one, other, values, _as_one_of(made, len(main), by_key[one][key], by_key[other][key]))
@@ -110,9 +105,9 @@ def relative(found: Mapping[str, Sequence[Quantity]]) -> dict[str, list[Quantity
 
 
 def _without_unit(one: Quantity) -> Quantity | None:
-    if one.key in (WEIGHT_RANK, STATE_RANK):
+    if one.main and one.main.of == "directions":
         return one
-    return one.of_available() if one.parts and (one.key in MAIN or one.unit == "layer") else None
+    return one.of_available() if one.parts and (one.main or one.unit == "layer") else None
 
 
 def tidy(found: Mapping[str, Sequence[Quantity]], held: Sequence[Pair]) -> pl.DataFrame:

@@ -16,7 +16,7 @@ from numpy import ndarray
 from mechdiff.comparison.comparable import Loaded
 from mechdiff.report import difference, effect_shares
 from mechdiff.report.difference import RECOVERY
-from mechdiff.shares import refuse_two_supports
+from mechdiff.shares import OF_THE_PAIR, refuse_two_supports
 from mechdiff.statistics import floors, summary
 
 PLAIN = ("control", "unit", "rank", "strength")
@@ -37,7 +37,7 @@ class Table:
 
 def table(run: Loaded, values: pl.DataFrame, *, recovered: bool, by: str = "name") -> Table | None:
     """Rows with a column `by` as effects [prompt, part], beside each prompt's D; None without prompts that have all."""
-    split = difference.reported(run.content.rows, "divergence")
+    split = difference.reported(run.content.rows, OF_THE_PAIR)
     of = effect_shares.totals(run.content.rows, split).filter(pl.col("total").is_finite())
     refuse_two_supports(values["metric"].unique(), of["of"].unique())
     prompts, names, matrix = summary.prompt_matrix(values.filter(pl.col("value").is_finite()).join(of, on="prompt", how="semi"), by=by)

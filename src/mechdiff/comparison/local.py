@@ -4,11 +4,8 @@ from typing import Any
 
 from mechdiff.comparison import charts
 from mechdiff.comparison.compared import Compared, differences, forest, own, said
-from mechdiff.comparison.contrasts import HEADS, LAYERS, MAIN, MODULES, SITES, STATE_RANK, WEIGHT_RANK
 from mechdiff.report.parts import Drawn, Section, note, table
 from mechdiff.report.phrasing import listed, nats
-
-LOCAL = (SITES, LAYERS, MODULES, HEADS, WEIGHT_RANK, STATE_RANK)
 
 
 def unlike(of: Compared) -> Section:
@@ -24,13 +21,13 @@ def unlike(of: Compared) -> Section:
 
 def local(of: Compared) -> Section:
     """The localisation index, over each kind of parts."""
-    keys = [key for key in LOCAL if key in of.of_axis("where", "weights", "heads", "rank") and any(of.one(name, key) for name in of.names)]
+    keys = [one.key for one in of.main]
     title = "Local or distributed, low rank or high?"
     if not keys:
         return Section(
             id="local",
             title=title,
-            parts=[note("No run has shares that add of its parts (patching, grafting, heads), which this is made of.")],
+            parts=[note(f"No run has shares that add of its parts ({', '.join(of.locating)}), which this is made of.")],
         )
     told = "; ".join(f"{key[1]}: {said(of, key)}" for key in keys[:2])
     caption = f"Over how many parts each change is spread, by shares that add, where the base runs; {told}. "
@@ -38,19 +35,21 @@ def local(of: Compared) -> Section:
         caption += "Grey: what would be found if all parts had alike, on as many prompts and with as much scatter; beside it in the table, if there "
         caption += "were nothing there but scatter (that something is there is tested by the sum of the parts, not by this range). "
     caption += "Dashed: the parts there are." if not of.across_bases else "As shares of the parts there are."
-    drawn_keys = [key for key in keys if not (of.across_bases and key[0] == "rank")]
+    drawn_keys = [one.key for one in of.main if not (of.across_bases and one.of == "directions")]
     axis = "share of the parts there are" if of.across_bases else "effective number of parts"
     chart = {"table": forest(of, drawn_keys), "names": of.names, "log": not of.across_bases, "title": axis}
     drawn = Drawn(name="compare_local", chart=charts.numbers, options=chart, caption=caption, reading="compare_local")
-    main = [key for key in keys if key in MAIN]
-    return Section(id="local", title=title, parts=[drawn, *own(of, keys), *differences(of, main, folded=""), *_index(of)])
+    return Section(id="local", title=title, parts=[drawn, *own(of, keys), *differences(of, keys, folded=""), *_index(of)])
 
 
 def _index(of: Compared) -> list[dict]:
-    """The localisation index 1 / N: 1 for one site, 1/n for evenly everywhere."""
+    """The localisation index 1 / N, by the number that says how distributed a change is: 1 for one part, 1/n for evenly everywhere."""
+    leading = next((one for one in of.main if one.leads and one.of == "parts"), None)
+    if leading is None:
+        return []
     rows = []
     for name in of.names:
-        one = of.one(name, SITES)
+        one = of.one(name, leading.key)
         if one is not None and one.unit == "parts" and one.parts:
             e = one.estimate
             if one.silent or e.value <= 0:
@@ -58,7 +57,9 @@ def _index(of: Compared) -> list[dict]:
             most = nats(1 / e.low) if e.low > 0 else "no end"
             rows.append((name, nats(1 / e.value), f"{nats(1 / e.high)} to {most}" if e.low == e.low else "", nats(1 / one.parts)))
     columns = ("", "1 / N", "95 %", "evenly everywhere")
-    return [table(columns, rows, folded="The same as localisation index of sites: 1 for a single site")] if rows else []
+    return (
+        [table(columns, rows, folded=f"The same as localisation index, N being {leading.name}: 1 where it is all in one")] if rows else []
+    )
 
 
 def lacking(of: Compared, axis: str, what: str) -> list[Any]:

@@ -1,6 +1,7 @@
 """A quantity is one number of one run, made from effects on each prompt."""
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy import ndarray
@@ -9,6 +10,24 @@ from mechdiff.comparison.effects import Table
 from mechdiff.report.phrasing import nats
 from mechdiff.statistics import simulated, spread
 from mechdiff.statistics.spread import Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Main:
+    """A number that runs are compared in first: the differences of all such numbers are one family of tests (`contrasts`), and `local` draws them."""
+
+    axis: str
+    name: str
+    of: Literal["parts", "directions"]
+    """Over how many of what it says that a change is spread."""
+    noun: str = ""
+    """What the summary calls it; empty: no sentence is made of it."""
+    leads: bool = False
+    """Whether it says which change is more distributed, or takes more directions; where several do, the first that all runs have."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.axis, self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +53,8 @@ class Quantity:
     """Whether a threshold was not passed at any place that was measured: the value is one behind the last."""
     draws: ndarray | None = field(default=None, repr=False)
     """Bootstrap draws of a number that is no smooth one, such as a layer."""
+    main: Main | None = None
+    """Of a main number, what makes it one."""
 
     @property
     def key(self) -> tuple[str, str]:

@@ -10,24 +10,18 @@ from itertools import pairwise
 from mechdiff.comparison import additive
 from mechdiff.comparison.comparable import FEW_PROMPTS, Loaded, Mark
 from mechdiff.comparison.compared import Compared, with_ends
-from mechdiff.comparison.contrasts import HEADS, MODULES, SITES, STATE_RANK, WEIGHT_RANK, Pair
-from mechdiff.comparison.quantity import Quantity
+from mechdiff.comparison.contrasts import Pair
+from mechdiff.comparison.quantity import Main, Quantity
 from mechdiff.report import difference
 from mechdiff.report.difference import Difference
 from mechdiff.report.phrasing import between, listed, nats
 from mechdiff.statistics.intervals import FEW
 
+D = ("size", "D")
 DISTRIBUTED, DIRECTIONS = "how distributed they are", "the number of their directions"
 MOST = 4
 """Sentences before the one on what is not alike."""
 Found = Mapping[str, Sequence[Quantity]]
-NOUNS = {
-    SITES: "effective number of sites",
-    MODULES: "effective number of modules, grafted alone",
-    HEADS: "effective number of heads",
-    WEIGHT_RANK: "effective number of directions of the weights' change (participation ratio), in a module",
-    STATE_RANK: "effective number of directions of the activations' change (participation ratio, the mean difference counted)",
-}
 
 
 def verdict(of: Compared) -> list[str]:
@@ -38,16 +32,16 @@ def verdict(of: Compared) -> list[str]:
     said = [_nothing(quiet)] if quiet else []
     if len(names) < 2:
         return [*said, "With one run left there is nothing to compare it with." if names else "So there is nothing to compare."]
-    spread_key = next((key for key in (SITES, MODULES) if _measured(key, found, names)), None)
-    rank_key = next((key for key in (WEIGHT_RANK, STATE_RANK) if _measured(key, found, names)), None)
+    main = [one for one in of.main if one.noun and _measured(one, found, names)]
+    spread, rank = (next((one for one in main if one.leads and one.of == what), None) for what in ("parts", "directions"))
     if len(names) == 2:
-        said.append(_lead(names, _pair(held, spread_key), _pair(held, rank_key)))
-    elif spread_key:
-        said += _chain(names, spread_key, found, held, ("local", "distributed"))
+        said.append(_lead(names, _pair(held, spread), _pair(held, rank)))
+    elif spread:
+        said += _chain(names, spread, found, held, ("local", "distributed"))
     said += _only_divergences([run for run in runs if run.counts], of.locating)
-    for key in (spread_key, rank_key, HEADS):
-        if key is not None and _measured(key, found, names):
-            said.append(numbers(key, names, found, held))
+    for one in (spread, rank, *(one for one in main if not one.leads)):
+        if one is not None:
+            said.append(numbers(one, names, found, held, sized=one is spread))
     return [*said[:MOST], *_not_alike(marks)]
 
 
@@ -78,12 +72,12 @@ def _only_divergences(runs: Sequence[Loaded], locating: Sequence[str]) -> list[s
     ]
 
 
-def _measured(key: tuple[str, str], found: Found, names: Sequence[str]) -> bool:
-    return all(any(one.key == key for one in found[name]) for name in names)
+def _measured(main: Main, found: Found, names: Sequence[str]) -> bool:
+    return all(any(one.main == main for one in found[name]) for name in names)
 
 
-def _pair(held: Sequence[Pair], key: tuple[str, str] | None) -> Pair | None:
-    return next((pair for pair in held if pair.key == key), None)
+def _pair(held: Sequence[Pair], main: Main | None) -> Pair | None:
+    return next((pair for pair in held if main and pair.key == main.key), None)
 
 
 def _lead(names: Sequence[str], where: Pair | None, rank: Pair | None) -> str:
@@ -104,11 +98,11 @@ def _lead(names: Sequence[str], where: Pair | None, rank: Pair | None) -> str:
     return f"{both}: {_unsaid(DISTRIBUTED, where)}; {_unsaid(DIRECTIONS, rank)}."
 
 
-def _chain(names: Sequence[str], key: tuple[str, str], found: Found, held: Sequence[Pair], words: tuple[str, str]) -> list[str]:
+def _chain(names: Sequence[str], main: Main, found: Found, held: Sequence[Pair], words: tuple[str, str]) -> list[str]:
     """Three or more runs in the order of a number, where each can be told from the next and is enough beyond it; else who stands apart."""
-    value = {name: one.estimate.value for name in names for one in found[name] if one.key == key}
+    value = {name: one.estimate.value for name in names for one in found[name] if one.main == main}
     order = sorted(names, key=lambda name: value[name])
-    higher = {frozenset((pair.one, pair.other)): pair.higher for pair in held if pair.key == key}
+    higher = {frozenset((pair.one, pair.other)): pair.higher for pair in held if pair.key == main.key}
     steps = [higher.get(frozenset(two)) == two[1] for two in pairwise(order)]
     if all(steps):
         return [f"From {words[0]} to {words[1]}: {', '.join(order)}."]
@@ -126,17 +120,17 @@ def _unsaid(what: str, pair: Pair | None) -> str:
     return f"{what} can be told apart, but differ by less than a half" if pair.apart else f"{what} cannot be told apart"
 
 
-def numbers(key: tuple[str, str], names: Sequence[str], found: Found, held: Sequence[Pair]) -> str:
-    """One number of all runs with intervals, and which of them can be told apart."""
-    ones = {name: next(one for one in found[name] if one.key == key) for name in names}
+def numbers(main: Main, names: Sequence[str], found: Found, held: Sequence[Pair], *, sized: bool) -> str:
+    """One number of all runs with intervals, and which of them can be told apart; `sized`: with the D that it is at."""
+    ones = {name: next(one for one in found[name] if one.main == main) for name in names}
     ofs = {str(one.parts) for one in ones.values() if one.parts and one.unit == "parts"}
-    out_of = f" (of {next(iter(ofs))})" if len(ofs) == 1 and key not in (WEIGHT_RANK, STATE_RANK) else ""
-    noun = NOUNS[key] + (", as a share of all there are" if next(iter(ones.values())).unit == "share of parts" else out_of)
+    out_of = f" (of {next(iter(ofs))})" if len(ofs) == 1 and main.of == "parts" else ""
+    noun = main.noun + (", as a share of all there are" if next(iter(ones.values())).unit == "share of parts" else out_of)
     told = listed(f"{name} {with_ends(one)}" for name, one in ones.items())
-    pairs = [pair for pair in held if pair.key == key]
+    pairs = [pair for pair in held if pair.key == main.key]
     if any(one.silent for one in ones.values()):
         return f"{noun[0].upper()}{noun[1:]}: {told}."
-    sizes = [size for name in names for size in found[name] if size.key == ("size", "D")] if key == SITES else []
+    sizes = [size for name in names for size in found[name] if size.key == D] if sized else []
     at = f" by shares that add, at D of {listed(nats(one.estimate.value) for one in sizes)} nats" if len(sizes) == len(names) else ""
     return f"{noun[0].upper()}{noun[1:]}{at}: {told}; {_told_apart(pairs)}."
 

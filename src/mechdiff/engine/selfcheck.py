@@ -204,7 +204,7 @@ class _Ways:
         first, second = steered(self.model, [few.ids, other], [{site: change(by)} for site, by in added.items()], whole=False)
         own = forward(self.model, other[None], use_cache=False).logits[0, -1].float()
         floors = [nats_between(few.logits, first[0, -1]), nats_between(own, second[0, -1])]
-        return self._close("steering", other, {site: adding(by) for site, by in added.items()}, second[1:, -1], floors)
+        return self._close("a steered pass", other, {site: adding(by) for site, by in added.items()}, second[1:, -1], floors)
 
     def _close(self, way: str, ids: Tensor, edits: dict[Site, Edit], found: Tensor, floors: Sequence[Tensor]) -> tuple[float, Site, float]:
         model, sites = self.model, list(edits)

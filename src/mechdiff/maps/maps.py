@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mechdiff.errors import StudyError
+from mechdiff.labels import MAPS, PATCHES
 from mechdiff.maps import anchored, by_name
 from mechdiff.maps.affine import Affine
 from mechdiff.maps.anchored import Fit, Pairs, Rows
@@ -42,7 +43,7 @@ FAMILIES: dict[str, Callable[..., Fit]] = {
     "rescaled": by_name.rescaled,
     "norm_matched": by_name.norm_matched,
 }
-DEFAULT = ("identity", "shift", "mean", "diag_affine", "anchored_ridge", "anchored_procrustes", "rrr")
+DEFAULT = (*PATCHES[:3], *MAPS[:4])
 WIDTHS_MAY_DIFFER = ("mean", "ridge", "pca", "procrustes")
 NEXT_TO_NOTHING = 0.05
 """A map that explains less of the variance of the states it was fitted on writes all but the mean."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from mechdiff import labels
+from mechdiff import labels, shares
 from mechdiff.rows import where
 from mechdiff.statistics import floors
 from mechdiff.statistics.memory import once
@@ -82,8 +82,8 @@ def reported(rows: pl.DataFrame, measure: str) -> str | None:
 @once
 def d_per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
     """`prompt d same`, ascending: D in nats and whether both models choose the same token (null if not measured)."""
-    measured = where(rows, measure="divergence", control=None, unit=None).filter(pl.col("prompt").is_not_null())
-    measured = measured.filter(pl.col("split").eq_missing(reported(rows, "divergence")))
+    measured = where(rows, measure=shares.OF_THE_PAIR, control=None, unit=None).filter(pl.col("prompt").is_not_null())
+    measured = measured.filter(pl.col("split").eq_missing(reported(rows, shares.OF_THE_PAIR)))
     d = measured.filter(pl.col("metric") == floors.d_metric(rows)).select("prompt", d="value")
     same = measured.filter(pl.col("metric") == "top1_same").select("prompt", same=pl.col("value") > 0.5)
     return d.join(same, on="prompt", how="left").sort("d", "prompt")
@@ -92,7 +92,7 @@ def d_per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
 @once
 def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
     """D and its relatives; None where divergence was not measured."""
-    found = plain(summary).filter(pl.col("measure") == "divergence", pl.col("split").eq_missing(reported(rows, "divergence")))
+    found = plain(summary).filter(pl.col("measure") == shares.OF_THE_PAIR, pl.col("split").eq_missing(reported(rows, shares.OF_THE_PAIR)))
     d = found.filter(pl.col("metric") == floors.d_metric(rows))
     if d.is_empty():
         return None
@@ -131,5 +131,5 @@ def plain(summary: pl.DataFrame, unit: str | None = None) -> pl.DataFrame:
 @once
 def totals(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
     """`prompt total of`: D of each prompt, and the metric that it is."""
-    chosen = where(rows, measure="divergence", split=split, control=None, unit=None).filter(pl.col("metric") == floors.d_metric(rows))
+    chosen = where(rows, measure=shares.OF_THE_PAIR, split=split, control=None, unit=None).filter(pl.col("metric") == floors.d_metric(rows))
     return chosen.filter(pl.col("prompt").is_not_null()).select("prompt", total="value", of="metric").sort("prompt")

@@ -3,15 +3,15 @@
 import numpy as np
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.models.sites import KINDS
 from mechdiff.report import difference
 from mechdiff.rows import where
-from mechdiff.shares import refuse_two_supports
+from mechdiff.shares import OF_THE_PAIR, refuse_two_supports
 from mechdiff.statistics import floors, intervals, summary
 from mechdiff.statistics.memory import once
 
-ARMS = ("identity", "shift", "mean", "resample", "diag_affine", "anchored_ridge", "anchored_procrustes", "rrr", "ridge", "pca", "procrustes",
-        "whitened_procrustes", "logit_subspace", "logit_subspace_joint", "per_cluster", "rank_truncated", "rescaled", "norm_matched")  # fmt: skip
+ARMS = (*labels.PATCHES, *labels.MAPS)
 """All arms, in the order in which they are named."""
 
 
@@ -19,7 +19,7 @@ CELL = ("layer", "site", "unit", "arm", "rank", "strength", "control")
 
 
 @once
-def written(rows: pl.DataFrame, direction: str, metric: str, *, measure: str = "transport", split: str | None = None) -> pl.DataFrame:
+def written(rows: pl.DataFrame, direction: str, metric: str, *, measure: str, split: str | None = None) -> pl.DataFrame:
     """Rows of patches of one direction: per prompt, on the reported split unless another is named, controls and strengths among them."""
     return where(rows, measure=measure, direction=direction, metric=metric, split=split or difference.reported(rows, measure)).filter(
         pl.col("layer").is_not_null(), pl.col("prompt").is_not_null()
@@ -36,7 +36,7 @@ def totals(rows: pl.DataFrame, split: str | None, runner: str = "base") -> pl.Da
     """`prompt total of`: the other model's clean divergence from the one that runs: D, or KL(p_base || p_tuned) where the tuned model runs.
 
     `of` is the metric that this is."""
-    found = where(rows, measure="divergence", metric=floors.between_models(rows)[runner], split=split, control=None, unit=None).filter(
+    found = where(rows, measure=OF_THE_PAIR, metric=floors.between_models(rows)[runner], split=split, control=None, unit=None).filter(
         pl.col("prompt").is_not_null()
     )
     return found.select("prompt", total="value", of="metric")

@@ -22,8 +22,8 @@ import polars as pl
 from mechdiff import labels
 from mechdiff.rows import COLUMNS, KEY, WITHOUT
 
-PLACE = ["split", "layer", "site", "unit", "control"]
-"""What a similarity is of."""
+WHOLE = [name for name in KEY if name not in ("prompt", "metric")]
+"""What a value of all prompts and its delete-one values have in common."""
 Prompts = Sequence[Mapping[str, Any]]
 """Lines of a run's prompts.jsonl: `split id cluster ...`; without `cluster` a prompt is its own."""
 
@@ -42,9 +42,9 @@ def clustered(rows: pl.DataFrame, prompts: Prompts) -> pl.DataFrame:
     members = joined.filter(together)
     alone = joined.filter(~together).select(COLUMNS)
     without = delete_one()
-    whole = rows.filter(pl.col("measure") == "similarity", pl.col("prompt").is_null()).select(*PLACE, of="metric", whole="value")
+    whole = rows.filter(pl.col("prompt").is_null()).select(*WHOLE, of="metric", whole="value")
     left_out = members.filter(without).with_columns(of=whole_metric())
-    left_out = left_out.join(whole, on=[*PLACE, "of"], how="left", nulls_equal=True, maintain_order="left")
+    left_out = left_out.join(whole, on=[*WHOLE, "of"], how="left", nulls_equal=True, maintain_order="left")
     left_out = left_out.with_columns(value=pl.col("value") - pl.col("whole"))
     key = [name for name in KEY if name != "prompt"]
     moved = left_out.group_by(*key, "in_cluster", maintain_order=True).agg(pl.col("value").sum() + pl.col("whole").first())

@@ -102,6 +102,11 @@ def facts(numbers: Mapping[str, Numbers]) -> pl.DataFrame:
     return pl.DataFrame(lines, schema={"measure": pl.String, "metric": pl.String, **FACTS}, orient="row")
 
 
+def terms(numbers: Mapping[str, Numbers]) -> dict[tuple[str, str], int]:
+    """Scores that a metric is a sum of, by (measure, metric)."""
+    return {(measure, metric.name): metric.terms for measure, one in numbers.items() for metric in one.metrics}
+
+
 def refuse_undeclared(rows: pl.DataFrame, of: pl.DataFrame) -> None:
     """Raises KeyError where rows have a metric that `of`, the facts, do not know: it would have no share and no floor, and nobody would be told."""
     unknown = rows.select("measure", "metric").unique().join(of, on=["measure", "metric"], how="anti").sort("measure", "metric")

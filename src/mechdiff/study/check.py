@@ -43,7 +43,7 @@ def check_pair(pair: Pair, alternatives: tuple[str, ...] = ()) -> Iterator[Findi
         sizes = f"{shape.n_layers} blocks, d_model {shape.d_model}, {heads}, vocabulary {shape.vocab}"
         yield Finding("ok", side, f"{configs[side].model_type}{adapter}: {sizes}; sites {', '.join(kinds)}")
     same = all(getattr(shapes["base"], size) == getattr(shapes["tuned"], size) for size in ("n_layers", "d_model", "n_heads", "d_head"))
-    differ = Finding("note", "sizes", "they differ in depth or width: no state of one fits into the other, so patching is skipped")
+    differ = Finding("note", "sizes", "they differ in depth or width: no state of one fits into the other, so none can be patched in")
     yield Finding("ok", "sizes", "equal") if same else differ
     tokenizers = {side: pair.tokenizer(side) for side in SIDES}
     tokens = shared_tokens(
@@ -63,7 +63,9 @@ def _vocabularies(tokens: Tokens) -> Finding:
         if tokens.n_shared < len(tokens)
         else ""
     )
-    fits = "" if tokens.equal else f"; {said}grafting is skipped, and windows of positions where the two cut prompts differently"
+    fits = (
+        "" if tokens.equal else f"; {said}no weights are grafted, and no windows of positions patched where the two cut prompts differently"
+    )
     return Finding("ok" if tokens.equal else "note", "tokenizers", tokens.said() + fits)
 
 

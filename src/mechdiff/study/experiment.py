@@ -110,6 +110,8 @@ class Budget:
     seconds: int
     """Of one core like those of a small server of 2024, for one pair."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    few_sites: bool = False
+    """Whether it is told to look where the embedded fine-tune is known to be, at one kind of site: of the demo, with or without a budget."""
 
 
 def needs_nothing(planner: Planner, options: Any) -> Needs:

@@ -11,11 +11,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, model_validator
 
 from mechdiff.errors import StudyError
-from mechdiff.labels import CROSSED
+from mechdiff.labels import CROSSED, PATCHES
 from mechdiff.models.sites import KINDS
 from mechdiff.study.document import Count, Section, listed, some_of, whole_numbers, wrong
 
-ARMS = ("identity", "shift", "mean", "resample", "oracle")
+ARMS = (*PATCHES, "oracle")
 """How a written state can be made: see measures/patching/formula.py."""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.replay import ENGINES, Variant, Write, engine_for
 from mechdiff.measures.heads import shapley as heads_shapley
@@ -21,7 +22,6 @@ from mechdiff.validate.truths import first_order_nats
 
 MANY = 40
 """Prompts, where heads are told apart by their means over them."""
-DIRECTIONS = ("tuned<-base", "base<-tuned")
 EXACT_UP_TO = 12
 """Heads of a block up to which Shapley values are exact."""
 
@@ -122,7 +122,7 @@ def p4b(bench: Bench) -> Iterator[Check]:
 
 def _one_head(bench: Bench, edit: Edit, *, zero: str, all_of_it: str) -> Iterator[Check]:
     pair, layer = bench.plant(edit), bench.layer
-    for direction in DIRECTIONS:
+    for direction in labels.CROSSED:
         here = Heads(pair, direction)
         singles, everyone = here.singles(layer), here.everyone(layer)
         # D - KL(tuned || run) is rounded to the first order in the logits, KL(tuned || tuned') to the second.
@@ -164,7 +164,7 @@ def p8(bench: Bench) -> Iterator[Check]:
 
 def p10(bench: Bench) -> Iterator[Check]:
     """Every head's values in another basis, undone in its output matrix: the same function."""
-    for direction in DIRECTIONS:
+    for direction in labels.CROSSED:
         here = Heads(bench.plant(edits.turn_head_values), direction)
         yield at_most(f"{direction}: D in nats", here.pair.d_nats, 1e-10)
         moved = [here.logits([swap(layer, here.block(layer).change(), range(here.n_heads))]) for layer in range(here.pair.n_layers)]

@@ -11,7 +11,7 @@ from mechdiff import labels
 from mechdiff.measures.behaviour.phrases import read_phrases
 from mechdiff.measures.patching.selection import N_CLOSER, choice
 from mechdiff.measures.steering.plan import SteeringOptions
-from mechdiff.measures.transport.plan import MAPS, TransportOptions
+from mechdiff.measures.transport.plan import TransportOptions
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.document import Count, listed, some_of, wrong
@@ -83,7 +83,7 @@ class BehaviourOptions(CloserOptions):
     )
     masked: Literal["auto"] | bool = "auto"  # also laws cut to the tokens that both models have; auto: where these are not all
     sites: Kinds = ("resid_post",)  # where states are written while texts are scored and answers given
-    maps: Annotated[tuple[str, ...], BeforeValidator(some_of(MAPS))] = ("anchored_ridge",)  # of those that transport fits
+    maps: Annotated[tuple[str, ...], BeforeValidator(some_of(labels.MAPS))] = ("anchored_ridge",)  # of those that transport fits
     scored_layers: Count = 10  # of the layers: so many, evenly spaced, beside the closer ones
     scored_prompts: Annotated[int, Field(ge=0, le=100_000)] = 16  # on which texts are scored under edits: report prompts and probes
     spoken_prompts: Annotated[int, Field(ge=0, le=100_000)] = 6  # of these: so many are answered under edits at the closer layers

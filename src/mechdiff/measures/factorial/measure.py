@@ -6,12 +6,14 @@ from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.factorial import plan
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
-from mechdiff.statistics.metric import Metric, Numbers, metrics
+from mechdiff.statistics.metric import Metric, Numbers
 from mechdiff.study.experiment import Budget, Experiment, Stage
 
 EFFECTS = ("upstream_effect", "downstream_effect", "interaction")
 RUNS = 4
 """An effect is a sum over so many."""
+MEANS = 2
+"""`linear_nats` is so many means of what the logits moved by: under the tuned model's law, less under the base's."""
 
 FACTORIAL = Measure(
     name="factorial",
@@ -30,7 +32,8 @@ FACTORIAL = Measure(
     # what statistics read
     numbers=Numbers(
         metrics=(
-            *metrics("kl_tuned_nats", "linear_nats", unit="nats"),
+            Metric(name="kl_tuned_nats", unit="nats"),
+            Metric(name="linear_nats", unit="nats", terms=MEANS),
             Metric(name="logit_diff_divergent", unit="logits", signed=True, undefined="same_top_token"),
             *(Metric(name=f"{one}_nats", unit="nats", floor="size", signed=True, tested=True, terms=RUNS) for one in EFFECTS),
             *(Metric(name=f"{one}_linear_nats", unit="nats", signed=True, tested=True, terms=RUNS) for one in EFFECTS),

@@ -1,6 +1,7 @@
 """Grafts are compared between runs."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import polars as pl
 
@@ -8,10 +9,9 @@ from mechdiff import labels
 from mechdiff.comparison import additive, charts
 from mechdiff.comparison.comparable import Loaded
 from mechdiff.comparison.compared import Compared, differences, own, said
-from mechdiff.comparison.contrasts import WEIGHT_RANK
 from mechdiff.comparison.effects import Table, table
 from mechdiff.comparison.local import lacking
-from mechdiff.comparison.quantity import Quantity, by_divergence, crossing, number
+from mechdiff.comparison.quantity import Main, Quantity, by_divergence, crossing, number
 from mechdiff.measures.grafting import findings
 from mechdiff.measures.grafting.findings import WANTED
 from mechdiff.measures.weights import compare as weights_compare
@@ -36,6 +36,16 @@ def grafted_overlaps(run: Loaded, arm: str, by: pl.Expr, *where: pl.Expr) -> Tab
     return additive.table(run, values.with_columns(name=by)) if len(values) else None
 
 
+ALONE = Main(
+    axis="weights", name="effective modules, grafted alone", of="parts", noun="effective number of modules, grafted alone", leads=True
+)  # fmt: skip
+DIMENSIONS = Main(
+    axis="rank",
+    name="participation ratio of the weights' gains by direction",
+    of="directions",
+    noun="effective number of directions of the weights' change (participation ratio), in a module",
+    leads=True,
+)
 MODULES = "modules for 0.9 of D, added greedily"
 
 
@@ -45,7 +55,7 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
     alone = grafted_overlaps(run, "alone", findings.module_name())
     by_kl = grafted(run, "alone", findings.module_name())
     if alone is not None:
-        yield number("weights", "effective modules, grafted alone", alone, parts=max(len(modules), len(alone.names)))
+        yield replace(number(*ALONE.key, alone, parts=max(len(modules), len(alone.names))), main=ALONE)
     if by_kl is not None:
         yield by_divergence("weights", "effective modules by KL, grafted alone", by_kl, parts=max(len(modules), len(by_kl.names)))
     sets = grafted(run, "greedy", pl.col("rank"))
@@ -56,7 +66,7 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
     if cut is not None and len(cut.names) > 1:
         known = [int(rank) for rank in cut.names]
         found = spread.estimate(cut.values, lambda means: spread.effective_rank(means, known), cut.prompts, ends=(1, max(known)))
-        yield Quantity(axis=WEIGHT_RANK[0], name=WEIGHT_RANK[1], estimate=found, unit="parts", parts=max(known))
+        yield Quantity(axis=DIMENSIONS.axis, name=DIMENSIONS.name, estimate=found, unit="parts", parts=max(known), main=DIMENSIONS)
 
 
 def truncated_along(runs: Sequence[Loaded]) -> pl.DataFrame:

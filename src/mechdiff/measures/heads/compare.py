@@ -10,10 +10,9 @@ from mechdiff import labels
 from mechdiff.comparison import additive, charts, effects
 from mechdiff.comparison.comparable import Loaded
 from mechdiff.comparison.compared import Compared, differences, own, said
-from mechdiff.comparison.contrasts import HEADS
 from mechdiff.comparison.effects import Table, table
 from mechdiff.comparison.local import lacking
-from mechdiff.comparison.quantity import Quantity, by_divergence, number, ratio
+from mechdiff.comparison.quantity import Main, Quantity, by_divergence, number, ratio
 from mechdiff.measures.heads import findings, sets
 from mechdiff.report import difference
 from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
@@ -23,6 +22,7 @@ from mechdiff.statistics import floors
 
 SINGLE = (pl.col("site") == "attn_proj", labels.is_head(), pl.col("arm") == "contribution")
 """Rows of heads swapped alone."""
+NETWORK = Main(axis="heads", name="effective heads of the network", of="parts", noun="effective number of heads")
 
 
 def head_overlaps(run: Loaded, direction: str = RECOVERY) -> Table | None:
@@ -69,7 +69,7 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
     """Heads of the network, each alone; and the heads of the strongest layer, together."""
     singles = head_overlaps(run)
     if singles is not None:
-        yield number("heads", "effective heads of the network", singles, null=True)
+        yield replace(number(*NETWORK.key, singles, null=True), main=NETWORK)
     for direction, word in WORDS.items():
         if (alone := heads_alone(run, direction)) is not None:
             yield by_divergence("heads", f"effective heads of the network by KL, {word}", alone)
@@ -104,7 +104,7 @@ def axis(of: Compared) -> Section:
         caption = (
             "Coverage of the strongest layer's effect by the first k of its heads, in the order that each run chose on its select prompts. "
         )
-        told = said(of, HEADS)
+        told = said(of, NETWORK.key)
         caption += f"Effective heads of the whole network, each alone: {told}." if told else ""
         options = {"table": pl.concat(curves), "names": of.names, "title": "heads in the set"}
         parts.append(Drawn(name="compare_heads", chart=charts.by_rank, options=options, caption=caption, reading="compare_heads"))

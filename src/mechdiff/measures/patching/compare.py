@@ -1,6 +1,7 @@
 """Where the difference matters is compared between runs."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -8,10 +9,9 @@ import polars as pl
 from mechdiff.comparison import additive, charts, effects
 from mechdiff.comparison.comparable import Loaded
 from mechdiff.comparison.compared import Compared, differences, own, said
-from mechdiff.comparison.contrasts import LAYERS, SITES
 from mechdiff.comparison.effects import PLAIN, Table
 from mechdiff.comparison.profiles import Profile, shares_along
-from mechdiff.comparison.quantity import Quantity, by_divergence, crossing, number
+from mechdiff.comparison.quantity import Main, Quantity, by_divergence, crossing, number
 from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
 from mechdiff.report.parts import Drawn, Section, note
 from mechdiff.report.phrasing import nats
@@ -19,6 +19,8 @@ from mechdiff.report.phrasing import nats
 WRITES = ("attn_out", "mlp_out")
 """What blocks write: the parts that localisation counts."""
 STREAM = "resid_post"
+SITES = Main(axis="where", name="effective sites", of="parts", noun="effective number of sites", leads=True)
+LAYERS = Main(axis="where", name="effective layers", of="parts")
 DRAWN_PAIRS = 3
 """Pairs of runs whose differences along the layers are drawn."""
 
@@ -37,8 +39,8 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
     """Sites and layers that carry it, by shares that add; the same by divergences, at this D; and where half of D is passed."""
     sites, back = overlaps(run, WRITES), overlaps(run, WRITES, BREAKAGE)
     if sites is not None:
-        yield number("where", "effective sites", sites, null=True)
-        yield number("where", "effective layers", additive.summed(sites, lambda name: name[0]), null=True)
+        yield replace(number(*SITES.key, sites, null=True), main=SITES)
+        yield replace(number(*LAYERS.key, additive.summed(sites, lambda name: name[0]), null=True), main=LAYERS)
     if back is not None:
         yield number("where", "effective sites, where the tuned model runs", back)
     for direction, word in WORDS.items():
@@ -75,7 +77,7 @@ def axis(of: Compared) -> Section:
     options: dict[str, Any] = {"table": of.along, "names": of.names, "by_depth": of.across_bases, "title": ": share of D"}
     parts: list[Any] = [Drawn(name="compare_profiles", chart=charts.along, options=options, caption=caption, reading="compare_profiles")]
     parts += _differences(of.apart)
-    keys = [key for key in of.of_axis("where") if key not in (SITES, LAYERS)]
+    keys = [key for key in of.of_axis("where") if key not in (SITES.key, LAYERS.key)]
     return Section(id="where", title=title, parts=[*parts, *own(of, keys), *differences(of, keys)])
 
 

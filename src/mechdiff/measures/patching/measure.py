@@ -48,6 +48,7 @@ PATCHING = Measure(
         profiles=Later("mechdiff.measures.patching.compare:profiles"),
         axis=Later("mechdiff.measures.patching.compare:axis"),
         locates=True,
+        arms=True,
         across_bases=True,
     ),
     # a second way

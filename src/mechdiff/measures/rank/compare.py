@@ -8,11 +8,10 @@ import polars as pl
 from mechdiff.comparison import additive, charts, effects, profiles
 from mechdiff.comparison.comparable import Loaded
 from mechdiff.comparison.compared import Compared, differences, own, said
-from mechdiff.comparison.contrasts import STATE_RANK, WEIGHT_RANK
 from mechdiff.comparison.effects import Table
 from mechdiff.comparison.local import lacking
 from mechdiff.comparison.profiles import shares_along
-from mechdiff.comparison.quantity import Quantity, exact, mean_of
+from mechdiff.comparison.quantity import Main, Quantity, exact, mean_of
 from mechdiff.measures.grafting import compare as grafting_compare
 from mechdiff.measures.rank import findings
 from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
@@ -20,6 +19,14 @@ from mechdiff.report import difference, effect_shares
 from mechdiff.report.parts import Drawn, Section
 from mechdiff.rows import OVERLAP
 from mechdiff.statistics import spread
+
+DIMENSIONS = Main(
+    axis="rank",
+    name="participation ratio of the states' gains by direction, the mean included",
+    of="directions",
+    noun="effective number of directions of the activations' change (participation ratio, the mean difference counted)",
+    leads=True,
+)
 
 
 def quantities(run: Loaded) -> Iterator[Quantity]:
@@ -40,7 +47,7 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
     found = spread.estimate(curve.values, lambda means: spread.effective_rank(means, known, shift=True), curve.prompts, ends=ends)
     at = f"at {site}"
     if recovers(curve):
-        yield Quantity(axis=STATE_RANK[0], name=STATE_RANK[1], estimate=found, unit="parts", parts=ends[1], where=at)
+        yield Quantity(axis=DIMENSIONS.axis, name=DIMENSIONS.name, estimate=found, unit="parts", parts=ends[1], where=at, main=DIMENSIONS)
     for direction, words in ((TRANSPORT, "transport"), (CLOSENESS, "closeness")):
         needed = findings.needed(findings.causal(rows, site, direction), direction) or {}
         for part, k in needed.items():
@@ -81,7 +88,7 @@ def axis(of: Compared) -> Section:
     curves = [cut.with_columns(panel=pl.lit("Share of D: weights cut to k directions"))] if not cut.is_empty() else []
     curves += _state_curves(of)
     table = pl.concat([part.select("panel", "line", "rank", "value", "low", "high") for part in curves]) if curves else pl.DataFrame()
-    told = said(of, WEIGHT_RANK)
+    told = said(of, grafting_compare.DIMENSIONS.key)
     caption = "What the first k directions of each change recover: of every module's weights at once, of the activations at one site. "
     caption += f"Participation ratio of what the directions of the weights' change gain, in a module: {told}." if told else ""
     options = {"table": table, "names": of.names, "title": "directions kept"}

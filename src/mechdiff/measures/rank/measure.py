@@ -24,7 +24,7 @@ RANK = Measure(
             Stage(name="rank_curve", compute=Later("mechdiff.measures.rank.compute:rank_curve"), needs=(*CLOSER, "fisher")),
         ),
         total_effect=True,
-        demo=Budget(seconds=15, options={"fisher_samples": 2, "strengths": [0.5]}),
+        demo=Budget(seconds=15, options={"fisher_samples": 2, "strengths": [0.5]}, few_sites=True),
     ),
     # what statistics read
     numbers=Numbers(

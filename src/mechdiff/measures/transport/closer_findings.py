@@ -22,7 +22,7 @@ from mechdiff.statistics import summary as statistics_summary
 
 def quadratic(rows: pl.DataFrame) -> pl.DataFrame:
     """`name layer site arm curvature at_one ratio low high`: c of KL(s) = c s^2 through the smallest strength, KL(1), KL(1) / c with its interval."""
-    values = written(rows, CLOSENESS, "kl_own_nats").filter(pl.col("control").is_null() & pl.col("unit").is_null())
+    values = written(rows, CLOSENESS, "kl_own_nats", measure="transport").filter(pl.col("control").is_null() & pl.col("unit").is_null())
     values = values.with_columns(name=difference.site_name(), s=pl.col("strength").fill_null(1.0)).filter(pl.col("s") > 0)
     found = []
     for (name, layer, site, arm), part in values.group_by("name", "layer", "site", "arm", maintain_order=True):
@@ -44,7 +44,9 @@ def rows_of_strength(rows: pl.DataFrame, direction: str, metric: str, split: str
     `value` is in nats for closeness, and a share of D for transport proper.
     """
     split = split or difference.reported(rows, "transport")
-    values = written(rows, direction, metric, split=split).filter(pl.col("control").is_null() & pl.col("unit").is_null())
+    values = written(rows, direction, metric, measure="transport", split=split).filter(
+        pl.col("control").is_null() & pl.col("unit").is_null()
+    )
     curves = values.filter(pl.col("strength").is_not_null()).select("layer", "site", "arm").unique()
     values = values.join(curves, on=["layer", "site", "arm"], how="semi")
     if metric == "kl_other_nats":
@@ -66,7 +68,7 @@ def bogus_square(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
 
 def bogus_values(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
     """The rows of that square, per prompt, with `fitted` and `patched`."""
-    values = where(written(rows, CLOSENESS, "kl_own_nats"), arm=arm, site=site, strength=None, unit=None)
+    values = where(written(rows, CLOSENESS, "kl_own_nats", measure="transport"), arm=arm, site=site, strength=None, unit=None)
     other = labels.other_layer_column()
     values = values.with_columns(other=other).filter(pl.col("control").is_null() | pl.col("other").is_not_null())
     crossed = values.filter(pl.col("other").is_not_null())["layer"].unique().to_list()
@@ -94,8 +96,8 @@ def diagonal_wins(rows: pl.DataFrame, arm: str, site: str, layers: Sequence[int]
 
 def correlation_with_cosine(rows: pl.DataFrame) -> pl.DataFrame:
     """`name arm rho n`: rank correlation over prompts of closeness in nats with the cosine of mapped and tuned state."""
-    kl = plain(written(rows, CLOSENESS, "kl_own_nats")).select("layer", "site", "arm", "prompt", kl="value")
-    cosine = plain(written(rows, CLOSENESS, "cosine")).select("layer", "site", "arm", "prompt", cosine="value")
+    kl = plain(written(rows, CLOSENESS, "kl_own_nats", measure="transport")).select("layer", "site", "arm", "prompt", kl="value")
+    cosine = plain(written(rows, CLOSENESS, "cosine", measure="transport")).select("layer", "site", "arm", "prompt", cosine="value")
     both = kl.join(cosine, on=["layer", "site", "arm", "prompt"]).filter(pl.col("kl").is_finite(), pl.col("cosine").is_finite())
     found = []
     for (layer, site, arm), part in both.group_by("layer", "site", "arm", maintain_order=True):

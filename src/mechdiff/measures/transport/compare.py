@@ -23,7 +23,7 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
     if carried is None:
         return
     arms = [carried.arm, *([carried.trivial.arm] if carried.trivial else [])]
-    values = effect_shares.plain(effect_shares.written(rows, TRANSPORT, "kl_other_nats"))
+    values = effect_shares.plain(effect_shares.written(rows, TRANSPORT, "kl_other_nats", measure="transport"))
     here = values.filter(difference.site_name() == carried.name, pl.col("arm").is_in(arms))
     of = effects.table(run, here.with_columns(name=pl.col("arm")), recovered=True)
     if of is None or of.total.mean() <= 0:

@@ -17,18 +17,18 @@ import polars as pl
 
 from mechdiff import labels
 from mechdiff.report import difference, spoken
-from mechdiff.report.effect_shares import ARMS, arm_place, cells, kind_place, plain, shares, totals, written
+from mechdiff.report.effect_shares import arm_place, cells, kind_place, plain, shares, totals, written
 from mechdiff.rows import where
 from mechdiff.statistics import floors as statistics_floors
 from mechdiff.statistics import intervals
 from mechdiff.statistics.memory import once
 
 (CLOSENESS, CEILING), (TRANSPORT, REMOVAL) = labels.CROSSED, labels.WITHIN
-TRIVIAL = ("identity", "shift", "mean")
+TRIVIAL = labels.PATCHES[:3]
 """Arms that learn nothing about the single prompt."""
 
 
-LEARNED = ARMS[4:]
+LEARNED = labels.MAPS
 WORTH = 0.05
 """Share of D that the tuned state itself must recover at a site before maps are counted there."""
 BREAKS = 0.01
@@ -109,7 +109,7 @@ def closeness(rows: pl.DataFrame, *, split: str | None = None) -> pl.DataFrame:
     arm of `TRIVIAL` that comes closest at the site. `counts` is False, and no ratio given, where the divisor is not above three noise floors.
     """
     split = split or difference.reported(rows, "transport")
-    found, matrix, _ = cells(plain(written(rows, CLOSENESS, "kl_own_nats", split=split)))
+    found, matrix, _ = cells(plain(written(rows, CLOSENESS, "kl_own_nats", measure="transport", split=split)))
     floors = statistics_floors.noise_floors(rows).filter(
         pl.col("runner") == "tuned", pl.col("split").eq_missing(split), pl.col("metric") == "kl_own_nats"
     )
@@ -142,7 +142,7 @@ def worth_mapping(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     if not (found and found.divides):
         return raw["name"].to_list()
     split = difference.reported(rows, "transport")
-    broken = plain(written(rows, CLOSENESS, statistics_floors.effect_metric(rows, CLOSENESS), split=split)).filter(
+    broken = plain(written(rows, CLOSENESS, statistics_floors.effect_metric(rows, CLOSENESS), measure="transport", split=split)).filter(
         pl.col("arm") == "identity"
     )
     enough = shares(broken, totals(rows, split), recovered=False).filter(pl.col("share") >= BREAKS)["name"].to_list()
@@ -199,7 +199,7 @@ def carried(rows: pl.DataFrame, summary: pl.DataFrame) -> Carried | None:
     if site is None:
         return None
     split = difference.reported(rows, "transport")
-    values = plain(written(rows, TRANSPORT, "kl_other_nats", split=split)).filter(difference.site_name() == site[0])
+    values = plain(written(rows, TRANSPORT, "kl_other_nats", measure="transport", split=split)).filter(difference.site_name() == site[0])
     found, matrix, total = cells(values, totals(rows, split))
     if found.is_empty() or total.mean() <= 0:
         return None
@@ -234,7 +234,7 @@ def beaten(rows: pl.DataFrame) -> Beaten | None:
     None without such arms or shares, or with fewer than `intervals.FEWEST` prompts.
     """
     split = difference.reported(rows, "transport")
-    found, matrix, total = cells(plain(written(rows, TRANSPORT, "kl_other_nats", split=split)), totals(rows, split))
+    found, matrix, total = cells(plain(written(rows, TRANSPORT, "kl_other_nats", measure="transport", split=split)), totals(rows, split))
     if len(total) < intervals.FEWEST or total.mean() <= 0:
         return None
     top = ceiling(rows)
@@ -247,7 +247,7 @@ def beaten(rows: pl.DataFrame) -> Beaten | None:
 def closer(rows: pl.DataFrame) -> Beaten | None:
     """Where learned maps come closer to the tuned state than the best of identity, shift and mean, as a share of what that leaves."""
     split = difference.reported(rows, "transport")
-    found, matrix, _ = cells(plain(written(rows, CLOSENESS, "kl_own_nats", split=split)))
+    found, matrix, _ = cells(plain(written(rows, CLOSENESS, "kl_own_nats", measure="transport", split=split)))
     if len(matrix) < intervals.FEWEST:
         return None
     counts = closeness(rows).filter("counts")["name"].to_list()

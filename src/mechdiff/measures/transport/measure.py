@@ -28,7 +28,7 @@ TRANSPORT = Measure(
         ),
         total_effect=True,
         few={"permutations": 20},
-        demo=Budget(seconds=40, options={"strengths": [0.5], "permutations": 40}),
+        demo=Budget(seconds=40, options={"strengths": [0.5], "permutations": 40}, few_sites=True),
     ),
     # what statistics read
     numbers=Numbers(
@@ -55,6 +55,7 @@ TRANSPORT = Measure(
         place=5,
         quantities=Later("mechdiff.measures.transport.compare:quantities"),
         axis=Later("mechdiff.measures.transport.compare:axis"),
+        arms=True,
     ),
     # a second way
     again=Later("mechdiff.measures.transport.verify:again"),

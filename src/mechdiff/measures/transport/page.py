@@ -256,7 +256,8 @@ def _controls_table(run: Run) -> list[dict]:
 
 def _nats_by_control(run: Run) -> dict[tuple[str, str], dict[str, float]]:
     """Closeness in nats by (site, arm) and kind of control; of maps from other layers the closest. Only where there is a control."""
-    values = effect_shares.written(run.rows, CLOSENESS, "kl_own_nats").filter(pl.col("strength").is_null() & pl.col("unit").is_null())
+    values = effect_shares.written(run.rows, CLOSENESS, "kl_own_nats", measure="transport")
+    values = values.filter(pl.col("strength").is_null() & pl.col("unit").is_null())
     values = values.with_columns(name=difference.site_name())
     means = values.group_by("layer", "site", "name", "arm", "control").agg(nats=pl.col("value").mean())
     means = means.sort("layer", effect_shares.kind_place(), effect_shares.arm_place(), "control")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from mechdiff.errors import StudyError
+from mechdiff.labels import BASE_INTO_TUNED, MAPS, PATCHES, TUNED_INTO_BASE, WITHIN
 from mechdiff.measures.patching.selection import N_CLOSER, closer_cell
 from mechdiff.study.cells import Cell
 from mechdiff.study.document import Count, some_of
@@ -13,10 +14,8 @@ from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import CloserOptions, Kinds, read_strengths
 from mechdiff.study.planner import LAST_LEFT_OUT, Planner, possible, prompt_hashes
 
-MAPPED = ("tuned<-base", "base<-base", "tuned<-tuned")
+MAPPED = (BASE_INTO_TUNED, *WITHIN)
 """Directions of mapped patches: closeness, transport proper, and the change removed."""
-
-LEARN_NOTHING = ("identity", "shift", "mean", "resample")
 
 
 def transport_cells(planner: Planner) -> Iterator[Cell]:
@@ -30,7 +29,7 @@ def transport_cells(planner: Planner) -> Iterator[Cell]:
         planner.skip("transport arm resample", "there is only one report prompt, and this arm writes the state of another one")
     for kind in kinds:
         yield _fits(planner, options, kind, layers)
-    for direction in (*MAPPED, "base<-tuned"):
+    for direction in (*MAPPED, TUNED_INTO_BASE):
         arms = _arms(planner, options, direction)
         for number, shard in enumerate(planner.packed("report", "decision")):
             for kind in kinds:
@@ -49,11 +48,6 @@ def transport_cells(planner: Planner) -> Iterator[Cell]:
                 for kind in kinds:
                     what = {"direction": direction, "split": split, "position": "decision", "kind": kind, "shard": number}
                     yield closer_cell(planner, shard, "closer", what | _fitted_on(planner, options), options, _closer_runs(options, split))
-
-
-MAPS = ("diag_affine", "anchored_ridge", "anchored_procrustes", "rrr", "ridge", "pca", "procrustes", "whitened_procrustes", "logit_subspace",
-        "logit_subspace_joint", "per_cluster", "rank_truncated", "rescaled", "norm_matched")  # fmt: skip
-"""Maps that are learned: see maps/maps.py. The first four are the default; unanchored ones run by name only."""
 
 
 def _from_nothing(given: object) -> tuple[float, ...]:
@@ -107,7 +101,7 @@ def _arms(planner: Planner, options: TransportOptions, direction: str) -> list[s
     """The arms that say something in a direction: a model that is given its own state back says what it said before."""
     if direction == "base<-tuned":
         return ["identity"]
-    learn_nothing = LEARN_NOTHING if direction == "tuned<-base" else LEARN_NOTHING[1:]
+    learn_nothing = PATCHES if direction == BASE_INTO_TUNED else PATCHES[1:]
     return [arm for arm in learn_nothing if arm != "resample" or len(planner.splits["report"]) > 1] + list(options.maps)
 
 
