@@ -1,4 +1,4 @@
-"""Shared by all tests: no hub, quiet threads, and a pico pair on disk."""
+"""Shared by all tests: no hub, quiet threads, no clock, and a pico pair on disk."""
 
 import json
 import os
@@ -10,8 +10,11 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")  # how long an example takes says how busy the machine is
 
 
 @pytest.fixture(autouse=True)
@@ -46,24 +49,15 @@ def every_measure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from filelock import FileLock
 
     from every_measure import made
-    from mechdiff.measures.catalogue import EXPERIMENTS, NUMBERS, load_study
-    from mechdiff.statistics.summary import summarise
-    from mechdiff.store.run_folder import RunFolder
-    from mechdiff.store.tables import read_prompts
-    from mechdiff.study.config import RunOptions
-    from mechdiff.study.prepare import prepare
-    from mechdiff.study.run import execute
+    from mechdiff.measures.catalogue import load_study
+    from runs import finish
 
     place = tmp_path_factory.getbasetemp()
     folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "every_measure"
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "run" / "manifest.json").is_file():
             study, text = load_study(made(folder))
-            prepared = prepare(study, RunOptions(device="cpu"), EXPERIMENTS)
-            with RunFolder.open(folder / "run", config_hash=prepared.config_hash, study_text=text) as run:
-                rows, record = execute(prepared, run)
-                run.write_summary(summarise(rows, NUMBERS, prompts=read_prompts(run.path), seed=study.seed))
-                run.write_manifest(record)
+            finish(study, folder / "run", text=text, device="cpu")
     return folder
 
 

@@ -36,7 +36,7 @@ token_ids = st.builds(lambda seed, length: prompts(1, seed=seed, shortest=length
 
 def examples(n: int) -> Callable[[Any], Any]:
     """So many draws, the same ones everywhere."""
-    return settings(deadline=None, max_examples=n, derandomize=True, phases=(Phase.explicit, Phase.generate, Phase.shrink))
+    return settings(max_examples=n, derandomize=True, phases=(Phase.explicit, Phase.generate, Phase.shrink))
 
 
 # ---- models ------------------------------------------------------------------------------------------------------------------------

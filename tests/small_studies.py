@@ -8,11 +8,10 @@ import polars as pl
 import pytest
 import torch
 
-from mechdiff.measures.catalogue import EXPERIMENTS, make_study
-from mechdiff.store.run_folder import RunFolder
+from mechdiff.measures.catalogue import make_study
 from mechdiff.study import run
-from mechdiff.study.config import RunOptions, study_yaml
-from mechdiff.study.prepare import Prepared, prepare
+from mechdiff.study.prepare import Prepared
+from runs import opened
 
 
 def study(folder: Path, tuned: str, measures: list[Any]) -> tuple[pl.DataFrame, dict[str, Any], Prepared]:
@@ -25,8 +24,7 @@ def study(folder: Path, tuned: str, measures: list[Any]) -> tuple[pl.DataFrame, 
             "measures": measures,
         }
     )
-    prepared = prepare(config, RunOptions(device="cpu"), EXPERIMENTS)
-    with RunFolder.open(folder / "run", config_hash=prepared.config_hash, study_text=study_yaml(config)) as out:
+    with opened(config, folder / "run", device="cpu") as (prepared, out):
         return (*run.execute(prepared, out), prepared)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mechdiff import labels
 
-EXAMPLES = settings(max_examples=50, deadline=None)
+EXAMPLES = settings(max_examples=50)
 SOURCE = Path(labels.__file__).parent
 SIDES = st.sampled_from(["base", "tuned"])
 NUMBERS = st.integers(0, 200)

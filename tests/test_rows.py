@@ -5,7 +5,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
@@ -33,7 +33,6 @@ def test_scalars_are_repeated_and_what_is_absent_is_null():
     assert frame["value"].to_list() == [0.5, 0.25]
 
 
-@settings(deadline=None)
 @given(st.data(), st.integers(0, 6))
 def test_every_table_has_the_schema_and_keeps_what_it_was_given(data, n):
     listed = data.draw(st.sets(st.sampled_from(KEY)))

@@ -120,7 +120,7 @@ _JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(lines=st.lists(_JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=40), min_size=1, max_size=4))
 def test_any_prompt_file_is_read_or_refused(tmp_path: Path, lines: list[bytes]) -> None:
     (tmp_path / "fuzz.jsonl").write_bytes(b"\n".join(lines))
@@ -128,7 +128,7 @@ def test_any_prompt_file_is_read_or_refused(tmp_path: Path, lines: list[bytes]) 
         assert all(prompt.text.strip() for prompt in read_prompts(tmp_path / "fuzz.jsonl"))
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     told=st.dictionaries(st.sampled_from(["pair", "prompts", "seed", "dtype", "measures", "x"]), _JSON, max_size=5),
     tail=st.text(max_size=10),

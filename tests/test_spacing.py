@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mechdiff.spacing import evenly_spaced
 
-EXAMPLES = settings(max_examples=50, deadline=None)
+EXAMPLES = settings(max_examples=50)
 
 
 def test_each_pick_is_from_the_middle_of_an_equal_stretch() -> None:

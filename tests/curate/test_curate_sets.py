@@ -62,7 +62,7 @@ def test_patterns_see_any_script_and_any_form_of_letters(tmp_path):
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from(THINGS), st.integers(0, 400)), min_size=12, max_size=40), st.integers(0, 5))
 def test_related_prompts_never_stand_on_both_sides_of_a_split(tmp_path_factory, parts, seed):
     folder = tmp_path_factory.mktemp("set")

@@ -4,7 +4,7 @@ import codecs
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mechdiff.errors import PromptError
@@ -47,7 +47,6 @@ def test_a_byte_order_mark_and_nulls_are_no_content(tmp_path):
     assert read_prompts(str(path)) == [Prompt(id="line-1", text="a")]
 
 
-@settings(deadline=None)
 @given(texts=st.lists(st.text('aé😀қ\u0301\u2028\n"\\ ', min_size=1).filter(str.strip), min_size=1), ascii_only=st.booleans())
 def test_what_is_written_as_json_is_read_back(tmp_path_factory, texts, ascii_only):
     lines = "\n".join(json.dumps({"text": text}, ensure_ascii=ascii_only) for text in texts)
@@ -124,7 +123,6 @@ def split_or_none(prompts, seed):
         return None
 
 
-@settings(deadline=None)
 @given(PROMPTS, st.integers(0, 5), st.randoms(use_true_random=False))
 def test_splits_are_a_partition_by_cluster_in_file_order(prompts, seed, rng):
     splits = split_or_none(prompts, seed)

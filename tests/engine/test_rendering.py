@@ -98,7 +98,7 @@ def check_aligned(rendered, base, tuned):
     return ends_base, ends_tuned
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(ANY_TEXT, NAMES, NAMES, st.sampled_from(["raw", "same_text"]), st.sampled_from(["base", "tuned"]))
 def test_aligned_tokens_end_at_the_same_byte(text, base, tuned, policy, template):
     base, tuned = TOKENIZERS[base], TOKENIZERS[tuned]
@@ -126,7 +126,7 @@ def test_aligned_tokens_end_at_the_same_byte(text, base, tuned, policy, template
     )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(ANY_TEXT.map(str.strip), NAMES, NAMES, st.sampled_from(["decision", "last_user"]))
 def test_native_pairs_are_counted_in_the_users_own_text(text, base_name, tuned_name, position):
     base, tuned = TOKENIZERS[base_name], TOKENIZERS[tuned_name]
@@ -145,7 +145,7 @@ def test_native_pairs_are_counted_in_the_users_own_text(text, base_name, tuned_n
     assert list(rendered.positions) == sorted(rendered.positions)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(ANY_TEXT.map(str.strip), BYTES_OR_WORDS, BYTES_OR_WORDS, st.sampled_from([CHATML, TRIMMING]))
 def test_last_user_is_where_the_users_text_ends(tmp_path_factory, text, base, tuned, template):
     base, tuned = TOKENIZERS[base], TOKENIZERS[tuned]
@@ -215,7 +215,7 @@ def test_a_normaliser_moves_no_boundary_into_a_character():
         assert normalizers.NFKC().normalize_str(text[:end]) == composing.decode(rendered.ids_tuned[: j + 1]), (i, j)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(ANY_TEXT.map(str.strip).filter(lambda text: EOS not in text), NAMES, st.booleans())
 def test_a_space_that_a_tokenizer_puts_in_front_moves_no_pair(text, base, unigram):
     tuned = piece_tokenizer(TEXTS, 150, unigram=unigram, prefix=True)
@@ -286,7 +286,7 @@ def test_the_tail_is_what_both_cut_alike_at_the_end(base, tuned, n):
     assert rendered.positions[-found - 1] != (len(rendered.ids_base) - found - 1, len(rendered.ids_tuned) - found - 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(ANY_TEXT, NAMES, NAMES)
 def test_spans_are_the_same_bytes_in_both_models(text, base, tuned):
     rendered = one(text, TOKENIZERS[base], TOKENIZERS[tuned], policy="raw")

@@ -1,7 +1,7 @@
 """A site is parsed, printed and sorted, and nothing that is no site can be made."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mechdiff.errors import StudyError
@@ -10,7 +10,6 @@ from mechdiff.models.sites import KINDS, Site
 SITES = st.builds(Site, st.integers(0, 200), st.sampled_from(KINDS))
 
 
-@settings(deadline=None)
 @given(SITES)
 def test_what_is_printed_is_parsed_back(site):
     assert Site.parse(str(site)) == site
@@ -22,7 +21,6 @@ def test_a_site_reads_as_layer_and_kind():
     assert str(site) == "L24.resid_post"
 
 
-@settings(deadline=None)
 @given(st.lists(SITES, max_size=30))
 def test_sites_sort_in_the_order_of_computation(sites):
     assert sorted(sites) == sorted(sites, key=lambda site: (site.layer, KINDS.index(site.kind)))
@@ -35,7 +33,6 @@ def test_a_block_reads_its_input_before_it_writes_its_output():
     assert Site(10, "z") > Site(9, "z"), "layers sort as numbers, not as text"
 
 
-@settings(deadline=None)
 @given(SITES, SITES)
 def test_two_sites_compare_in_one_way(first, second):
     assert (first < second) + (first == second) + (first > second) == 1

@@ -191,7 +191,7 @@ def bench(name: str) -> tuple[Lattice, Model]:
     return lattice(base, changes_between(base, tensors_of(tuned)), split(base, tuned, n=4), max_tokens=40), tuned
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(CONFIGS)), st.data())
 def test_v_of_any_set_is_that_of_the_merged_network(name, data):
     found, tuned = bench(name)

@@ -68,7 +68,7 @@ def test_penalty_and_rank_are_those_of_the_rows() -> None:
     assert found.r2 == pytest.approx(1 - float(expected.errors.min()) / float((y - x - (y - x).mean(0)).square().sum(1).mean()), abs=0.02)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(cuts=st.lists(st.integers(1, 59), max_size=6, unique=True), seed=st.integers(0, 5))
 def test_shards_may_be_cut_anywhere(cuts: list[int], seed: int) -> None:
     x, y = rows(60, 6, seed=seed, offset=50.0)

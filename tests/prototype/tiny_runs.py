@@ -10,13 +10,9 @@ import polars as pl
 from torch import nn
 
 import pico
-from mechdiff.measures.catalogue import EXPERIMENTS, NUMBERS, make_study
+import runs
+from mechdiff.measures.catalogue import make_study
 from mechdiff.report.parts import Drawn, Run, Section
-from mechdiff.statistics import summary as statistics_summary
-from mechdiff.store.run_folder import RunFolder
-from mechdiff.study.config import RunOptions, study_yaml
-from mechdiff.study.prepare import prepare
-from mechdiff.study.run import execute
 from tokenizers_made import byte_tokenizer
 
 PLAIN = {"divergence": {"over_text": False, "native": False}}
@@ -72,12 +68,7 @@ def study(folder: Path, *measures: Any, prompts: dict[str, Any] | None = None, *
 
 def finish(config: Any, out: Path) -> Finished:
     """Runs a study."""
-    prepared = prepare(config, RunOptions(threads=1), EXPERIMENTS)
-    with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
-        rows, record = execute(prepared, folder)
-        summary = statistics_summary.summarise(rows, NUMBERS, seed=config.seed)
-        folder.write_summary(summary)
-        folder.write_manifest(record)
+    rows, summary, record = runs.finish(config, out, threads=1)
     return Finished(rows=rows, summary=summary, manifest=json.loads(json.dumps(record)), path=out)
 
 

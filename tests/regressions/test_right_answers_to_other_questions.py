@@ -107,7 +107,7 @@ def test_a_text_that_is_another_number_is_no_right_answer(text: str, label: str)
         assert exact_match(said, text), said
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(-9, 9), st.integers(1, 9), st.integers(-9, 9), st.integers(1, 9), st.sampled_from(["/", "frac"]))
 def test_fractions_are_one_only_where_they_are(a: int, b: int, c: int, d: int, how: str) -> None:
     first = f"{a}/{b}" if how == "/" else rf"{'-' * (a < 0)}\frac{{{abs(a)}}}{{{b}}}"

@@ -128,7 +128,7 @@ _VALUES = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=F
 _KEYS = st.dictionaries(st.text(max_size=5), _VALUES | st.lists(_VALUES, max_size=3), max_size=6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(key=_KEYS, other=_KEYS, shuffled=st.randoms(use_true_random=False))
 def test_a_hash_is_the_keys_content(key: dict[str, Any], other: dict[str, Any], shuffled: random.Random) -> None:
     items = list(key.items())

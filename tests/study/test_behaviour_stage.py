@@ -10,13 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+import runs
 from mechdiff.errors import PromptError, StudyError
 from mechdiff.measures.behaviour.answers import CHOICE
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.store.record import plain
-from mechdiff.store.run_folder import RunFolder
-from mechdiff.study import run
-from mechdiff.study.config import RunOptions, study_yaml
+from mechdiff.study.config import RunOptions
 from mechdiff.study.estimate import estimate
 from mechdiff.study.prepare import prepare
 
@@ -53,10 +52,7 @@ class Finished:
 
 
 def execute(study: dict[str, Any], out: Path, **options: Any) -> Finished:
-    config = make_study(study)
-    prepared = prepare(config, RunOptions(**options), EXPERIMENTS)
-    with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
-        rows, record = run.execute(prepared, folder)
+    rows, record = runs.execute(make_study(study), out, **options)
     return Finished(rows.filter(pl.col("measure") == "behaviour"), json.loads(json.dumps(plain(record))), out)
 
 

@@ -191,7 +191,7 @@ def test_identity_ignores_what_only_plan_reads_and_the_order_of_measures(tmp_pat
         assert _hash(plain) != _hash(_study(**{"prompts": prompts, "measures": ["divergence", "patching"], **changed}))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**63 - 1), arms=st.permutations(["identity", "shift", "oracle"]), shuffled=st.randoms(use_true_random=False))
 def test_identity_does_not_see_the_order_of_keys_or_of_lists(seed: int, arms: list[str], shuffled: random.Random) -> None:
     def mixed(mapping: dict[str, Any]) -> dict[str, Any]:
@@ -223,7 +223,7 @@ _LEAVES = _WORDS | st.none() | st.booleans() | st.integers() | st.floats() | st.
 _DATA = st.recursive(_LEAVES, lambda part: st.lists(part, max_size=3) | st.dictionaries(_WORDS, part, max_size=4), max_leaves=12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.fixed_dictionaries({}, optional=dict.fromkeys(("pair", "prompts", "seed", "dtype", "measures", "x"), _DATA)))
 def test_any_content_is_a_study_or_a_study_error(data: dict[str, Any]) -> None:
     for content in (data, {**LEAST, "measures": data.get("measures", ["divergence"])}):

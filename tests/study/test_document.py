@@ -61,7 +61,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_yaml(tmp_path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(content=st.binary(max_size=60) | st.text("a:-[]{}?&*!|>'\"#%@`,\n \t<=~0x_.", max_size=60).map(str.encode))
 def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "study.yaml"

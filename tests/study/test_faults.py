@@ -14,14 +14,13 @@ import pytest
 import torch
 
 from mechdiff.errors import RunError
-from mechdiff.measures.catalogue import EXPERIMENTS, make_study
+from mechdiff.measures.catalogue import make_study
 from mechdiff.models import pair as models_pair
-from mechdiff.store.run_folder import RunFolder
 from mechdiff.store.tables import read_manifest, read_status
 from mechdiff.study import execution
 from mechdiff.study import run as study_run
-from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
-from mechdiff.study.prepare import prepare
+from mechdiff.study.config import StudyConfig
+from runs import opened
 
 MEASURES = [
     "divergence",
@@ -37,8 +36,7 @@ def study(pair: Path, **prompts: str) -> StudyConfig:
 
 
 def execute(config: StudyConfig, out: Path, **options: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
-    prepared = prepare(config, RunOptions(**options), EXPERIMENTS)
-    with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
+    with opened(config, out, **options) as (prepared, folder):
         rows, record = study_run.execute(prepared, folder)
         folder.write_manifest(record)
     return rows, record

@@ -13,19 +13,20 @@ from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.gradients import fisher_samples
 from mechdiff.engine.replay import full
 from mechdiff.errors import StudyError
+from mechdiff.labels import MAPS
 from mechdiff.maps.maps import DEFAULT, FAMILIES
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.measures.rank import compute as rank_compute
 from mechdiff.measures.transport.compute import groups
-from mechdiff.measures.transport.plan import MAPS, TransportOptions
+from mechdiff.measures.transport.plan import TransportOptions
 from mechdiff.models.pair import Model
 from mechdiff.models.sites import Site
-from mechdiff.store.run_folder import RunFolder
+from mechdiff.study import run as study_run
 from mechdiff.study.cells import Cell
-from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
+from mechdiff.study.config import RunOptions, StudyConfig
 from mechdiff.study.execution import Execution
 from mechdiff.study.prepare import prepare
-from mechdiff.study.run import execute
+from runs import execute, opened
 
 LEARNED = DEFAULT[3:]
 
@@ -40,18 +41,12 @@ def study(pair: Path, *measures: Any) -> StudyConfig:
     )
 
 
-def run(config: StudyConfig, out: Path, **options: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
-    prepared = prepare(config, RunOptions(**options), EXPERIMENTS)
-    with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
-        return execute(prepared, folder)
-
-
 @pytest.fixture(scope="module")
 def finished(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pl.DataFrame, dict[str, Any], Path]:
     asked = {"sites": ["attn_out", "resid_post"]}
     out = tmp_path_factory.mktemp("maps")
     measures = ["divergence", {"patching": {**asked, "arms": ["identity"]}}, {"transport": {**asked, "permutations": 10}}, {"rank": asked}]
-    rows, record = run(study(pair, *measures), out)
+    rows, record = execute(study(pair, *measures), out)
     return rows, record, out
 
 
@@ -133,13 +128,13 @@ def test_ranks_have_numbers_and_curves(finished: tuple[pl.DataFrame, dict[str, A
 def test_a_resumed_run_gives_the_same_rows(pair: Path, tmp_path: Path, finished: tuple[pl.DataFrame, dict[str, Any], Path]) -> None:
     asked = {"sites": ["attn_out"], "layers": [1, 3], "closer": [1], "permutations": 3}
     config = study(pair, {"transport": asked}, {"rank": {"sites": ["attn_out"], "closer": [1]}})
-    once, _ = run(config, tmp_path / "run")
+    once, _ = execute(config, tmp_path / "run")
     cells = sorted((tmp_path / "run" / "cells").glob("*/cell.json"))
     for cell in cells[::2]:
         for file in cell.parent.iterdir():
             file.unlink()
         cell.parent.rmdir()
-    again, _ = run(config, tmp_path / "run")
+    again, _ = execute(config, tmp_path / "run")
     assert again.equals(once)
     assert set(once.filter(pl.col("strength").is_not_null())["layer"]) == {1}
 
@@ -147,14 +142,10 @@ def test_a_resumed_run_gives_the_same_rows(pair: Path, tmp_path: Path, finished:
 def test_gradients_of_a_prompt_hang_on_its_number_alone(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not on the prompts that share its pass, of which no more are held than the pass takes."""
     config, samples = study(pair, {"rank": {"sites": ["attn_out"], "layers": [1, 3], "closer": [1], "fisher_samples": 2}}), 2
-    prepared = prepare(config, RunOptions(), EXPERIMENTS)
-    (cell,) = (cell for cell in prepared.plan.cells if cell.stage == "fisher")
     captured: list[int] = []
     monkeypatch.setattr(rank_compute, "FISHER_PROMPTS", 3)
-    with (
-        RunFolder.open(tmp_path, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder,
-        prepared.pair.use("tuned") as model,
-    ):
+    with opened(config, tmp_path) as (prepared, folder), prepared.pair.use("tuned") as model:
+        (cell,) = (cell for cell in prepared.plan.cells if cell.stage == "fisher")
         execution = Execution(prepared, folder)
         cleans_of = execution.cleans
 
@@ -183,7 +174,7 @@ def test_maps_of_many_positions_and_every_map_by_name(pair: Path, tmp_path: Path
         "dimensions": 4,
         "permutations": 2,
     }
-    rows, record = run(study(pair, {"transport": asked}), tmp_path / "run")
+    rows, record = execute(study(pair, {"transport": asked}), tmp_path / "run")
     assert set(rows.filter(pl.col("metric") == "r2")["arm"]) == {*FAMILIES, "resample"}
     assert record["transport"]["rows"]["positions"] == "spread_2"
     assert record["transport"]["rows"]["per_prompt"] == 2
@@ -216,8 +207,8 @@ def test_options_that_cannot_be(given: dict[str, Any], said: str) -> None:
 
 def test_what_patching_has_run_is_not_run_again_and_is_what_would_come_out(pair: Path, tmp_path: Path) -> None:
     asked = {"sites": ["attn_out"]}
-    alone, _ = run(study(pair, {"transport": {**asked, "closer": [1]}}), tmp_path / "alone")
-    beside, _ = run(study(pair, {"patching": asked}, {"transport": {**asked, "closer": [1]}}), tmp_path / "beside")
+    alone, _ = execute(study(pair, {"transport": {**asked, "closer": [1]}}), tmp_path / "alone")
+    beside, _ = execute(study(pair, {"patching": asked}, {"transport": {**asked, "closer": [1]}}), tmp_path / "beside")
     key = [name for name in alone.columns if name != "value"]
     plain = (pl.col("measure") == "transport") & pl.col("metric").is_in(["kl_own_nats", "kl_other_nats"]) & pl.col("control").is_null()
     both = alone.filter(plain).join(beside.filter(plain), on=key, how="full", nulls_equal=True, suffix="_beside")
@@ -237,7 +228,7 @@ def test_means_over_other_positions_are_not_patchings(pair: Path, tmp_path: Path
     mapped = {"transport": {**asked, "closer": [1], "rows_per_prompt": 2, "permutations": 0}}
     found = []
     for name, measures in (("alone", [mapped]), ("beside", [{"patching": {"sites": ["attn_out"], "layers": [1]}}, mapped])):
-        rows, _ = run(study(pair, *measures), tmp_path / name)
+        rows, _ = execute(study(pair, *measures), tmp_path / name)
         plain = rows.filter(
             pl.col("measure") == "transport", pl.col("arm") == "shift", pl.col("strength").is_null(), pl.col("control").is_null()
         )
@@ -268,9 +259,8 @@ def test_prompts_of_one_cluster_are_one_group(pair: Path, tmp_path: Path) -> Non
     models = {"base": str(pair / "base"), "tuned": str(pair / "tuned")}
     asked = {"transport": {"sites": ["attn_out"], "layers": [1], "closer": [1], "permutations": 3}}
     config = make_study({"pair": models, "prompts": prompts, "measures": [asked]})
-    prepared = prepare(config, RunOptions(), EXPERIMENTS)
-    with RunFolder.open(tmp_path / "run", config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
-        rows, _ = execute(prepared, folder)
+    with opened(config, tmp_path / "run") as (prepared, folder):
+        rows, _ = study_run.execute(prepared, folder)
         found = groups(Execution(prepared, folder), "fit")
     assert sorted(found.bincount().tolist()) == [2] * 8
     assert len(rows.filter(pl.col("control") == "permuted#2")) == 2

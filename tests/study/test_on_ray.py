@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from mechdiff.errors import RunError
-from mechdiff.measures.catalogue import EXPERIMENTS, make_study
+from mechdiff.measures.catalogue import make_study
 from mechdiff.store.run_folder import RunFolder
 from mechdiff.study import on_ray
-from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
-from mechdiff.study.prepare import prepare
+from mechdiff.study.config import StudyConfig
 from mechdiff.study.run import execute
+from runs import opened
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -68,10 +68,8 @@ def run(
     study: StudyConfig, out: Path, *, meanwhile: Callable[[on_ray.RayCrew], None] | None = None, **options: Any
 ) -> tuple[Any, Any, Any]:
     """Rows, record and log of a run; `meanwhile` is called once a few cells are there."""
-    prepared = prepare(study, RunOptions(max_rows=64, **options), EXPERIMENTS)
     with ExitStack() as stack:
-        at = {"config_hash": prepared.config_hash, "study_text": study_yaml(study), "cells": options.get("cells")}
-        folder = stack.enter_context(RunFolder.open(out, **at))
+        prepared, folder = stack.enter_context(opened(study, out, max_rows=64, **options))
         crew = stack.enter_context(on_ray.ray_crew(prepared, folder, "auto")) if options.get("ray") else None
         if meanwhile:
             threading.Thread(target=_after, args=(out / "cells", lambda: meanwhile(crew)), daemon=True).start()

@@ -8,11 +8,11 @@ import pytest
 
 from mechdiff.errors import MechdiffError, PromptError, StudyError
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
-from mechdiff.store.run_folder import RunFolder
 from mechdiff.study import run
 from mechdiff.study.cells import Item, shards
-from mechdiff.study.config import RunOptions, StudyConfig, study_yaml
+from mechdiff.study.config import RunOptions, StudyConfig
 from mechdiff.study.prepare import prepare
+from runs import execute
 
 SMALL = [
     "divergence",
@@ -24,12 +24,6 @@ SMALL = [
 def study(pair: Path, measures: list[Any] | None = None, **prompts: Any) -> StudyConfig:
     data = {"pair": {"base": str(pair / "base"), "tuned": str(pair / "tuned")}, "prompts": prompts or {"file": str(pair / "prompts.jsonl")}}
     return make_study({**data, "measures": measures or SMALL})
-
-
-def execute(config: StudyConfig, out: Path, **options: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
-    prepared = prepare(config, RunOptions(**options), EXPERIMENTS)
-    with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as folder:
-        return run.execute(prepared, folder)
 
 
 def value(rows: pl.DataFrame, **where: Any) -> float:

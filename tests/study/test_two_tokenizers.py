@@ -12,14 +12,13 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
 
 import pico
+import runs
 from mechdiff.measures.catalogue import EXPERIMENTS, NUMBERS, make_study
 from mechdiff.measures.divergence import compute as divergence_compute
 from mechdiff.models.pair import open_pair
 from mechdiff.statistics.summary import summarise
-from mechdiff.store.run_folder import RunFolder
-from mechdiff.study import run as study_run
 from mechdiff.study.check import check_pair
-from mechdiff.study.config import RunOptions, study_yaml
+from mechdiff.study.config import RunOptions
 from mechdiff.study.prepare import prepare
 from mechdiff.validate import edits
 from mechdiff.validate.studies import with_rows
@@ -85,10 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def execute(folder: Path, tuned: str, out: Path, measures: list[Any] = MEASURES, **options: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
     study = {"pair": {"base": str(folder / "base"), "tuned": str(folder / tuned)}, "prompts": {"file": str(folder / "prompts.jsonl")}}
-    config = make_study({**study, "measures": measures})
-    prepared = prepare(config, RunOptions(**options), EXPERIMENTS)
-    with RunFolder.open(out, config_hash=prepared.config_hash, study_text=study_yaml(config)) as run:
-        return study_run.execute(prepared, run)
+    return runs.execute(make_study({**study, "measures": measures}), out, **options)
 
 
 @pytest.mark.parametrize(
