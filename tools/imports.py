@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "mechdiff"
-KITS = ("prompts", "models", "engine", "maps", "store", "statistics", "study", "report", "comparison", "audit")
+KITS = ("prompts", "files", "models", "engine", "maps", "store", "statistics", "study", "report", "comparison", "audit")
 """Folders that know no measure."""
 
 

@@ -169,9 +169,8 @@ def test_a_copy_in_half_precision_is_near_and_changed(base, tmp_path):
     assert found["warnings"] == []
 
 
-def test_weights_in_files_that_are_not_streamed_have_no_distance(base, tmp_path):
+def test_a_folder_without_weights_has_no_distance(base, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
     found = lineage(base, resolve(str(tmp_path)))
     assert found["relative_distance"] is None
     assert found["warnings"] == []
@@ -181,6 +180,10 @@ def test_weights_that_cannot_be_read_are_said_to_be_so(base, tmp_path):
     broken = Path(shutil.copytree(base.load, tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(ModelError, match=r"the weights in .*broken/model\.safetensors cannot be read: .*Is the download complete\?"):
+        lineage(base, resolve(str(broken)))
+    (broken / "model.safetensors").unlink()
+    (broken / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"the weights in .*broken/pytorch_model\.bin cannot be read: .*Is the download complete\?"):
         lineage(base, resolve(str(broken)))
 
 

@@ -6,19 +6,18 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-import gguf
 import huggingface_hub
 import pytest
 import torch
 import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
-from torch import nn
 
+from gguf_made import write_gguf
 from mechdiff.errors import ModelError
 from mechdiff.models.pair import load_net
 from mechdiff.models.sources import Source, cache_folder, load_config, load_tokenizer, quiet, resolve
 from pico import CONFIGS, make_net, pico, save
-from tokenizers_made import byte_characters, byte_tokenizer
+from tokenizers_made import byte_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -126,39 +125,6 @@ def test_a_name_that_the_hub_cannot_have_is_refused():
 
 
 # ---- GGUF --------------------------------------------------------------------------------------------------------------------------
-
-
-def write_gguf(net: nn.Module, path: Path) -> None:
-    """The network in llama.cpp's form, float32: other names, and query and key rows interleaved for its rotary embedding."""
-    config = net.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list([*byte_characters(), "ab", "<|bos|>", "<|eos|>"])
-    writer.add_token_types([gguf.TokenType.NORMAL] * 257 + [gguf.TokenType.CONTROL] * 2)
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(257)
-    writer.add_eos_token_id(258)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, tensor in net.state_dict().items():
-        n_heads = next((n for part, n in heads.items() if part in name), None)
-        if n_heads:
-            tensor = tensor.reshape(n_heads, 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=[".weight"]), tensor.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def test_a_gguf_file_is_converted_once_into_the_same_network(tmp_path, monkeypatch):

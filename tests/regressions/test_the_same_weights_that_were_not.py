@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, GptOssConfig, LlamaConfig, MistralConfig
 
+from mechdiff.files.small_floats import decoded_mxfp4
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.weights.words import which_weights
 from mechdiff.models.changes import open_changes
 from mechdiff.models.functions import function_differences
 from mechdiff.models.lineage import lineage
 from mechdiff.models.pair import open_pair
-from mechdiff.models.small_floats import decoded_mxfp4
 from mechdiff.models.sources import resolve
 from mechdiff.models.tensors import open_tensors
 from mechdiff.statistics.summary import summarise

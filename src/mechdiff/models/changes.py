@@ -233,7 +233,12 @@ def _said_of(changes: Changes, sharing: set[str]) -> list[str]:
             said.append(f"{len(names)} tensors are only in {side}, the first {names[0]}")
     if not ours.names or not theirs.names:
         side = "base" if not ours.names else "tuned"
-        said.append(f"the {side} model has no safetensors files, so its weights are not read; save_pretrained writes them")
+        said.append(f"the {side} model has no files of weights, so none are compared")
+    for files, side in ((ours, "base"), (theirs, "tuned")):
+        stored = files.stored if isinstance(files, TensorFiles) else {}
+        for codes in sorted({one.codes for one in stored.values() if one.codes}):
+            n = sum(one.codes == codes for one in stored.values())
+            said.append(f"{n} tensors of {side} are held as {codes} and compared as the numbers that they stand for")
     unplaced = [name for name in changes.names if name not in changes.places] if changes.family else []
     if unplaced:
         said.append(f"{len(unplaced)} tensors stand in no part of the network that mechdiff knows, the first {unplaced[0]}")

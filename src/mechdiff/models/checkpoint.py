@@ -9,6 +9,8 @@ conversion. transformers takes the first of this list that is there, and everyth
 4. pytorch_model.bin
 5. the shards that pytorch_model.bin.index.json lists
 
+Where none of them is there, pytorch_model_fsdp.bin of a trainer is taken: one table of all tensors, which transformers does not look for.
+
 peft takes adapter_model.safetensors before adapter_model.bin. What is there and not loaded is told by `unread`.
 """
 
@@ -19,11 +21,15 @@ from typing import Any
 from mechdiff.errors import ModelError
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
+_FSDP = "pytorch_model_fsdp.bin"
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
+
+DECODED = ("gptq", "awq", "compressed-tensors", "modelopt")
+"""Forms of quantisation, by `quant_method`, that run as the numbers that they stand for."""
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers loads a model of this folder from; none where it would find none. ModelError: one of them is missing."""
+    """The files that a model of this folder is loaded from; none where there are none. ModelError: one of them is missing."""
     if named := _named(folder):
         return _listed(folder / named) if named.endswith(".index.json") else [_there(folder / named)]
     for name in _SINGLE:
@@ -31,7 +37,7 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if (folder / f"{name}.index.json").is_file():
             return _listed(folder / f"{name}.index.json")
-    return []
+    return [folder / _FSDP] if (folder / _FSDP).is_file() else []
 
 
 def adapter_file(folder: Path) -> Path:
@@ -73,6 +79,20 @@ def said_of_both(adapter: Path, ref: str) -> list[str]:
     ]
 
 
+def said_of_rotation(folder: Path, ref: str) -> list[str]:
+    """A warning where config.json says rotary settings twice (as transformers 4 wrote them, and as 5 does), and not alike."""
+    config = config_of(folder)
+    new = config.get("rope_parameters")
+    if not isinstance(new, dict):
+        return []
+    said, theta, old = [], config.get("rope_theta"), config.get("rope_scaling")
+    if theta is not None and "rope_theta" in new and theta != new["rope_theta"]:
+        said.append(f"rope_theta is {theta} and in rope_parameters {new['rope_theta']}; transformers obeys rope_parameters")
+    if isinstance(old, dict) and any(new.get(name) != value for name, value in old.items() if name not in ("type", "rope_type")):
+        said.append("rope_scaling and rope_parameters differ; transformers obeys rope_scaling")
+    return [f"{ref}: its config.json says its rotary settings twice: {one}. Leave one of them out." for one in said]
+
+
 def _holds_weights(path: Path) -> bool:
     if path.name.startswith("consolidated"):  # Mistral's original release, beside its conversion
         return False
@@ -83,16 +103,43 @@ def _counted(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _named(folder: Path) -> str | None:
-    """The file that config.json names, which goes before all others."""
+def config_of(folder: Path) -> dict[str, Any]:
+    """What a model's config.json says; nothing where there is none. ModelError: it is no JSON."""
     config = folder / "config.json"
-    if not config.is_file():
-        return None
     try:
-        stated = json.loads(config.read_text())
+        stated = json.loads(config.read_text()) if config.is_file() else {}
     except ValueError as error:
         raise ModelError(f"{config}: this is no JSON ({error}). Is the download complete?") from error
-    named = stated.get("transformers_weights") if isinstance(stated, dict) else None
+    return stated if isinstance(stated, dict) else {}
+
+
+def quantizer_of(folder: Path) -> dict[str, Any]:
+    """What a folder says of how its matrices are held, `quant_method` among it: nothing where they are not quantised."""
+    config, apart = config_of(folder), folder / "hf_quant_config.json"
+    stated = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(stated, dict) and apart.is_file():  # NVIDIA ModelOpt beside older configs
+        return {"quant_method": "modelopt", **(json.loads(apart.read_text()).get("quantization") or {})}
+    return stated if isinstance(stated, dict) else {}
+
+
+def method_of(folder: Path) -> str:
+    """The form in which a folder's matrices are quantised: gptq, awq, ...; "" where they are not."""
+    return str(quantizer_of(folder).get("quant_method", "")).lower()
+
+
+def is_decoded(folder: Path) -> bool:
+    """Whether a folder's matrices are decoded while they are loaded (models/decoded.py)."""
+    return method_of(folder) in DECODED
+
+
+def is_found(folder: Path) -> bool:
+    """Whether transformers finds the files of weights by itself."""
+    return [path.name for path in weight_files(folder)] != [_FSDP]
+
+
+def _named(folder: Path) -> str | None:
+    """The file that config.json names, which goes before all others."""
+    named = config_of(folder).get("transformers_weights")
     return str(named) if named else None
 
 

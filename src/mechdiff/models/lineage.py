@@ -18,7 +18,7 @@ import yaml
 from mechdiff.digits import fixed
 from mechdiff.errors import ModelError
 from mechdiff.models.changes import open_changes
-from mechdiff.models.checkpoint import said_of_both, said_of_unread
+from mechdiff.models.checkpoint import said_of_both, said_of_rotation, said_of_unread
 from mechdiff.models.functions import function_differences
 from mechdiff.models.sources import Source
 from mechdiff.prompts.vocabularies import Tokens
@@ -57,7 +57,8 @@ def lineage(
 def _of_folders(base: Source, tuned: Source) -> list[str]:
     """What stands in the models' folders and is not read."""
     of_tuned = said_of_both(tuned.adapter, tuned.ref) if tuned.adapter else said_of_unread(Path(tuned.load), tuned.ref)
-    return said_of_unread(Path(base.load), base.ref) + of_tuned
+    rotation = [said for one in (base, tuned) for said in said_of_rotation(Path(one.load), one.ref)]
+    return said_of_unread(Path(base.load), base.ref) + of_tuned + list(dict.fromkeys(rotation))
 
 
 def _warnings(base: Source, tuned: Source, named: str | None, found: Mapping[str, Any]) -> list[str]:

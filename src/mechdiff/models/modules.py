@@ -25,11 +25,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechdiff.errors import ModelError
+from mechdiff.files.containers import contents, read
 from mechdiff.models.alignment import aligned
 from mechdiff.models.checkpoint import weight_files
 from mechdiff.models.families import Family
 from mechdiff.models.pair import Model, Pair
-from mechdiff.models.tensors import contents, place
+from mechdiff.models.tensors import open_tensors, place
 
 KINDS = ("embed", "attn", "mlp", "norm", "final_norm", "head")
 
@@ -171,11 +172,10 @@ def tensors_of(model: Model) -> Tensors:
 
 
 def tensors_in(folder: Path, like: Model) -> Tensors:
-    """The tensors of the safetensors files that a folder's model is loaded from, each read when asked for, in the dtype and on the device that it has
-    in the network `like`."""
-    from safetensors import safe_open
-
-    files = {key: path for path in weight_files(folder) if path.suffix == ".safetensors" for key in contents(path)}
+    """The tensors of the files that a folder's model is loaded from, each read (and decoded) when asked for, in the dtype and on the device that it
+    has in the network `like`."""
+    files = {key: path for path in weight_files(folder) for key in contents(path)}
+    opened = open_tensors(folder)
     device, dtypes = like.device, {}
     same: dict[int, list[str]] = {}
     for name, parameter in like.net.named_parameters(remove_duplicate=False):
@@ -185,12 +185,13 @@ def tensors_in(folder: Path, like: Model) -> Tensors:
 
     def tensor(name: str) -> Tensor:
         stored = next((other for other in (name, *also.get(name, ())) if other in files), None)
+        if (held := opened.stored.get(name)) and held.codes:
+            return aligned(opened.read(name).to(device=device, dtype=dtypes[name]))
         if stored is None:
             raise ModelError(
                 f"{folder}: no tensor {name} in its files, which name things otherwise than the network does. Use --memory both."
             )
-        with safe_open(files[stored], "pt") as file:
-            return aligned(file.get_tensor(stored).to(device=device, dtype=dtypes[name]))
+        return aligned(read(files[stored], stored).to(device=device, dtype=dtypes[name]))
 
     return tensor
 

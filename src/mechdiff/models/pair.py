@@ -3,10 +3,10 @@
 An adapter pair is one loaded base whose adapter is switched on and off, so base and tuned share every weight that they have in common.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -16,6 +16,8 @@ from torch import nn
 
 from mechdiff.errors import ModelError
 from mechdiff.models.alignment import align
+from mechdiff.models.checkpoint import is_decoded, is_found
+from mechdiff.models.decoded import cannot_run, decoded_state
 from mechdiff.models.families import QUANTIZED, Family, Shape, family_of, shape_of
 from mechdiff.models.quantization import drop, keep_rounding, quantizing
 from mechdiff.models.sites import KINDS, Site
@@ -107,14 +109,11 @@ def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: 
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     try:
         with quiet():
-            net, loading = AutoModelForCausalLM.from_pretrained(
-                source.load,
+            net, loading = _loader(source, DTYPES[dtype], trust=trust)(
                 dtype=DTYPES[dtype],
-                trust_remote_code=trust,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 **({} if device else {"device_map": "auto", "max_memory": MOST, "offload_folder": _offloaded().name}),
@@ -124,6 +123,8 @@ def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: 
         raise ModelError(
             f"{source.ref}: its weights are a pickle that holds more than tensors, which could run code: not read. Take a copy in safetensors."
         ) from error
+    except ImportError as error:
+        raise cannot_run(source.ref, Path(source.load), error) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if dtype in QUANTIZED and "on the CPU or the disk" in str(error):
             raise ModelError(
@@ -138,6 +139,11 @@ def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: 
             f"{source.ref}: {len(reshaped)} tensors have other shapes than its config says, the first {name}: {tuple(found)} in the file, "
             f"{tuple(wanted)} by the config. Take config.json and weights from one model."
         )
+    if absent == [f"{family_of(net.config, source.ref).head}.weight"]:
+        raise ModelError(
+            f"{source.ref}: its config says that the unembedding is a matrix of its own (tie_word_embeddings is false), and its files hold no "
+            f"{absent[0]}. If it is the embedding, as in most small models, set tie_word_embeddings to true in config.json."
+        )
     if absent:
         raise ModelError(
             f"{source.ref}: its files lack {len(absent)} of the model's tensors, the first {absent[0]}. Is the download complete?"
@@ -147,6 +153,19 @@ def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: 
     net = net.to(device) if device and not is_quantized(net.config) else net
     align(net)
     return net.eval().requires_grad_(False)
+
+
+def _loader(source: Source, dtype: torch.dtype, *, trust: bool) -> Callable[..., Any]:
+    """A class's from_pretrained, told what to load: a folder, or tensors that are read here."""
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(source.load)
+    if is_found(folder) and not is_decoded(folder):
+        return partial(AutoModelForCausalLM.from_pretrained, source.load, trust_remote_code=trust)
+    config = load_config(source, trust=trust)
+    with torch.device("meta"):
+        kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
+    return partial(kind.from_pretrained, None, config=config, state_dict=decoded_state(folder, source.ref, dtype))
 
 
 def is_quantized(config: Any) -> bool:
@@ -193,7 +212,7 @@ class Pair:
     def tokenizer(self, side: Side) -> Any:
         """Read once: a tokenizer of 50,000 tokens takes half a second."""
         if side not in self._tokenizers:
-            self._tokenizers[side] = load_tokenizer(self.source(side), trust=self._trusts(side))
+            self._tokenizers[side] = load_tokenizer(self.source(side), trust=self._trusts(side), base=self.base.ref)
         return self._tokenizers[side]
 
     def _trusts(self, side: Side) -> bool:

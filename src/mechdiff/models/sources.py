@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mechdiff.errors import ModelError
-from mechdiff.models.checkpoint import adapter_file, weight_files
+from mechdiff.files.llama_cpp import convert, parts
+from mechdiff.files.trainers import said_of
+from mechdiff.models.checkpoint import adapter_file, is_decoded, weight_files
 from mechdiff.models.families import family_named, family_of
 
 
@@ -67,6 +69,8 @@ def resolve(ref: str, *, base: Source | None = None) -> Source:
                 f"{ref} is an adapter, and an adapter cannot be the base. Give the full model as base and the adapter as tuned."
             )
         return Source(ref=ref, load=base.load, adapter=folder)
+    if (said := said_of(folder)) and not weight_files(folder):
+        raise ModelError(f"{ref}: {said}")
     if not (folder / "config.json").is_file():
         raise ModelError(f"{ref}: this folder has no config.json (a model) and no adapter_config.json (an adapter).")
     return Source(ref=ref, load=str(folder))
@@ -79,8 +83,12 @@ def _downloaded(ref: str) -> Path:
 
     if ref.startswith(("/", ".", "~")) or ref.count("/") != 1:
         raise ModelError(f"{ref}: no such model. Give a folder, a .gguf file, or a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct.")
+    stated = ["*.json", "*.model", "*.jinja", "*.txt", "README.md"]
     try:
-        return Path(snapshot_download(ref, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "README.md"]))
+        folder = Path(snapshot_download(ref, allow_patterns=[*stated, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(ref, allow_patterns=[*stated, "pytorch_model*.bin", "adapter_model.bin"]))
+        return folder
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelError(
             f"{ref}: neither a folder here nor a model that could be fetched from the Hub ({type(error).__name__}). "
@@ -94,29 +102,24 @@ def cache_folder() -> Path:
     return Path(root)
 
 
-def _converted(gguf: Path) -> Path:
-    """A folder with the GGUF file's model in Hugging Face form, float32, made once and kept under the file's hash."""
-    from filelock import FileLock
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+_CONVERSION = 2
+"""Counts the ways in which GGUF files were converted: a folder that was made in another way is not used again."""
 
-    folder = cache_folder() / f"gguf-{sha256(gguf)[:16]}"
+
+def _converted(gguf: Path) -> Path:
+    """A folder with the GGUF file's model in Hugging Face form, float32, made once and kept under the hash of all its parts."""
+    from filelock import FileLock
+
+    files = parts(gguf)
+    identity = hashlib.sha256("".join([str(_CONVERSION), *map(sha256, files)]).encode()).hexdigest()
+    folder = cache_folder() / f"gguf-{identity[:16]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if (folder / "config.json").is_file():
             return folder
-        try:
-            with quiet():
-                net = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype="float32")
-                tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        except (OSError, ValueError, RuntimeError, KeyError, IndexError, NotImplementedError) as error:
-            raise ModelError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
-        net.hf_quantizer = None  # the weights are dequantised; saving refuses while the model says otherwise
-        if hasattr(net.config, "quantization_config"):
-            del net.config.quantization_config
         half_written = folder.with_suffix(".part")
         with quiet():
-            net.save_pretrained(half_written)
-            tokenizer.save_pretrained(half_written)
+            convert(files, half_written)
         half_written.rename(folder)
     return folder
 
@@ -156,21 +159,57 @@ def load_config(source: Source, *, trust: bool = False) -> Any:
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise _unreadable(source, "config", error) from error
     family_of(config, source.ref)
+    if is_decoded(Path(source.load)) and hasattr(config, "quantization_config"):
+        del config.quantization_config  # the model runs as the numbers that its codes stand for
     return config
 
 
-def load_tokenizer(source: Source, *, trust: bool = False) -> Any:
-    """The tokenizer (an adapter's own, where its folder has one)."""
+_VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+"""Files that hold a vocabulary."""
+_OF_BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
+"""Tokenizers that need none."""
+
+
+def load_tokenizer(source: Source, *, trust: bool = False, base: str = "BASE") -> Any:
+    """The tokenizer (an adapter's own, where its folder has one). `base`: the model whose tokenizer to take where this one has none."""
     from transformers import AutoTokenizer
 
     own = source.adapter and (source.adapter / "tokenizer_config.json").is_file()
+    folder = source.adapter if own and source.adapter else Path(source.load)
+    if not _has_vocabulary(folder):
+        raise ModelError(
+            f"{source.ref}: no tokenizer lies beside its weights (no {', '.join(_VOCABULARIES[:3])} in {folder}): it was saved without one. If it "
+            f"reads the base's tokens, copy the base's files there: python -c \"from transformers import AutoTokenizer as T; "
+            f"T.from_pretrained('{base}').save_pretrained('{folder}')\""
+        )
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(str(source.adapter) if own else source.load, trust_remote_code=trust)
+            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust)
     except Exception as error:
         if type(error) is not Exception and not isinstance(error, OSError | ValueError | KeyError):  # tokenizers raises bare Exceptions
             raise
         raise _unreadable(source, "tokenizer", error) from error
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    """Whether a tokenizer could be read from a folder: from its files, or by code that needs none."""
+    if any((folder / name).is_file() for name in _VOCABULARIES) or any(folder.glob("*.tiktoken")):
+        return True
+    config = folder / "tokenizer_config.json"
+    try:
+        stated = json.loads(config.read_text()) if config.is_file() else {}
+    except ValueError:
+        return True  # which is said when it is read
+    return "auto_map" in stated or stated.get("tokenizer_class") in _OF_BYTES
 
 
 def _unreadable(source: Source, what: str, error: Exception) -> ModelError:

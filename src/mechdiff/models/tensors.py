@@ -6,28 +6,27 @@ Nothing is loaded but the tensor that is asked for, so a model of any size takes
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Shaped
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mechdiff.errors import ModelError
+from mechdiff.files import packed
+from mechdiff.files.containers import contents, first_row, read
+from mechdiff.files.small_floats import decoded_float8, decoded_mxfp4, in_small_floats
 from mechdiff.models.alignment import aligned
-from mechdiff.models.checkpoint import weight_files
+from mechdiff.models.checkpoint import config_of, quantizer_of, weight_files
 from mechdiff.models.families import FAMILIES, Family
 from mechdiff.models.quantization import STATISTICS, decoded
-from mechdiff.models.small_floats import decoded_float8, decoded_mxfp4, in_small_floats
 
 SITES = ("embed", "norm", "attn", "mlp", "final_norm", "head")
 """Parts of a network that a tensor can stand in; the order is that of computation."""
 
-SMALL = ("float8", "mxfp4")
-"""Codes that are numbers in few bits."""
+__all__ = ["Stored", "TensorFiles", "attention_path", "contents", "open_tensors", "place", "reading_order"]
 
 _NO_WEIGHTS = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias)$|\.(attn|attention|self_attention)\.bias$")
 """Masks and tables that older files hold beside the weights."""
@@ -47,16 +46,16 @@ class Stored:
     transposed: bool = False
     """Stored [d_in, d_out]."""
     codes: str | None = None
-    """int8 or nf4: the file holds codes of bitsandbytes, and what they mean beside them. float8 or mxfp4: small floats (small_floats.py)."""
-    scale: "Stored | None" = None
-    """What small floats are multiplied by."""
+    """int8 or nf4: the file holds codes of bitsandbytes; float8 or mxfp4: of `files.small_floats`; else of `files.packed`. None: numbers."""
+    beside: Mapping[str, "Stored"] = field(default_factory=dict)
+    """What codes are decoded with, by the part that it plays: their scale, their zeros, the group of each input."""
     block: tuple[int, int] = (0, 0)
     """Sides of the blocks that share a scale."""
 
 
 @dataclass(frozen=True)
 class TensorFiles:
-    """The tensors of one model's safetensors files."""
+    """The tensors of one model's files."""
 
     family: Family | None
     """The row of the model's architecture; None where the table has none."""
@@ -98,19 +97,11 @@ class TensorFiles:
     def read(self, name: str) -> Shaped[Tensor, "..."]:
         """A tensor in the dtype of the file, or decoded; a tied unembedding is read as the embedding. ModelError where the file is broken."""
         stored = self.stored[self._own(name)]
-        if stored.codes in SMALL:
-            return _decoded_small(stored)
-        layer = stored.key.removesuffix("weight")
-        try:
-            with safe_open(stored.path, "pt") as file:
-                found = aligned(file.get_tensor(stored.key))
-                keys = [key for key in file.keys() if key.startswith(layer)] if stored.codes else []  # noqa: SIM118
-                statistics = {key.removeprefix(layer): file.get_tensor(key) for key in keys if key != stored.key}
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(stored.path, error) from error
-        if stored.codes:
-            return decoded(found, statistics, stored.codes)
-        return found.T if stored.transposed else found
+        if stored.codes in STATISTICS:
+            layer = stored.key.removesuffix("weight")
+            keys = [key for key in contents(stored.path) if key.startswith(layer) and key != stored.key]
+            return decoded(_raw(stored), {key.removeprefix(layer): read(stored.path, key) for key in keys}, stored.codes)
+        return _decoded(stored) if stored.codes else _raw(stored)
 
     def _own(self, name: str) -> str:
         return self.embed if name == self.head and self.tied else name
@@ -154,44 +145,37 @@ def reading_order(names: Iterable[str], places: dict[str, tuple[int | None, str]
 
 
 def open_tensors(folder: Path) -> TensorFiles:
-    """The tensors in a model's folder (none where it has no safetensors files). ModelError: a file is broken or missing."""
-    config = folder / "config.json"
-    try:
-        kind = str(json.loads(config.read_text()).get("model_type")) if config.is_file() else ""
-    except ValueError as error:
-        raise ModelError(f"{config}: this is no JSON ({error}). Is the download complete?") from error
-    family = FAMILIES.get(kind)
+    """The tensors in a model's folder (none where it has no files of weights). ModelError: a file is broken or missing."""
+    config = config_of(folder)
+    family = FAMILIES.get(str(config.get("model_type")))
     stored: dict[str, Stored] = {}
     for path in weight_files(folder):
-        if path.suffix != ".safetensors":
-            continue
         for key, (shape, dtype) in contents(path).items():
             name = _module_name(key, family) if family else key
             if not _NO_WEIGHTS.search(name):
                 turned = bool(family and family.conv1d and name.startswith(f"{family.blocks}.") and len(shape) == 2)
                 stored[name] = Stored(path=path, key=key, shape=shape[::-1] if turned else shape, dtype=dtype, transposed=turned)
-    found = TensorFiles(family, in_small_floats(_with_codes(stored), replace, folder))
+    quantizer = quantizer_of(folder)
+    stored = packed.in_packed(_with_codes(stored), replace, quantizer, _raw)
+    found = TensorFiles(family, in_small_floats(stored, replace, quantizer))
+    if family and found.head in found.stored and found.embed not in found.stored:  # transformers ties either to the other
+        found.stored[found.embed] = found.stored.pop(found.head)
     if _same_twice(found):
         return TensorFiles(family, {name: where for name, where in found.stored.items() if name != found.head})
     return found
 
 
-def _decoded_small(stored: Stored) -> Float[Tensor, "..."]:
-    """The numbers of a tensor that its file holds as small floats."""
-    codes, scale = _raw(stored), _raw(stored.scale) if stored.scale else None
-    if stored.codes == "mxfp4":
-        assert scale is not None
-        return decoded_mxfp4(codes, scale)
-    return decoded_float8(codes, scale, stored.block)
+def _decoded(stored: Stored) -> Float[Tensor, "..."]:
+    """The numbers that codes stand for."""
+    codes, beside = _raw(stored), {part: _raw(where) for part, where in stored.beside.items()}
+    if stored.codes in packed.KINDS:
+        return packed.decoded(stored.codes, codes, beside, stored.shape)
+    return decoded_mxfp4(codes, beside["scale"]) if stored.codes == "mxfp4" else decoded_float8(codes, beside.get("scale"), stored.block)
 
 
 def _raw(stored: Stored) -> Shaped[Tensor, "..."]:
-    """A tensor as it stands in its file."""
-    try:
-        with safe_open(stored.path, "pt") as file:
-            found = aligned(file.get_tensor(stored.key))
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(stored.path, error) from error
+    """A tensor as it stands in its file, a matrix as [d_out, d_in]."""
+    found = aligned(read(stored.path, stored.key))
     return found.T if stored.transposed else found
 
 
@@ -212,22 +196,7 @@ def _with_codes(stored: dict[str, Stored]) -> dict[str, Stored]:
 
 def _stated(where: Stored) -> tuple[int, ...]:
     """The shape of a matrix whose codes are packed."""
-    with safe_open(where.path, "pt") as file:
-        return tuple(json.loads(bytes(file.get_tensor(f"{where.key}.quant_state.bitsandbytes__nf4").tolist()))["shape"])
-
-
-def contents(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name -> shape and dtype of every tensor in a safetensors file. ModelError where it cannot be read."""
-    try:
-        with safe_open(path, "pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
-            return {key: (tuple(part.get_shape()), str(part.get_dtype())) for key, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> ModelError:
-    return ModelError(f"the weights in {path} cannot be read: {error}. Is the download complete?")
+    return tuple(json.loads(bytes(read(where.path, f"{where.key}.quant_state.bitsandbytes__nf4").tolist()))["shape"])
 
 
 def _module_name(key: str, family: Family) -> str:
@@ -246,12 +215,7 @@ def _same_twice(files: TensorFiles) -> bool:
     one, other = files.stored[files.head], files.stored[files.embed]
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    return torch.equal(_first_row(one), _first_row(other)) and torch.equal(files.read(files.head), files.read(files.embed))
-
-
-def _first_row(stored: Stored) -> Shaped[Tensor, "..."]:
-    try:
-        with safe_open(stored.path, "pt") as file:
-            return file.get_slice(stored.key)[:1]
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(stored.path, error) from error
+    if one.codes or other.codes:
+        return False
+    rows = [first_row(where.path, where.key) for where in (one, other)]
+    return torch.equal(*rows) and torch.equal(files.read(files.head), files.read(files.embed))

@@ -10,18 +10,16 @@
 A scale may lie in another shard than its weight. What is in no such form is left as it is, and is not compared.
 """
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from mechdiff.files.packed import E2M1
+
 FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""What the lower three bits of a 4-bit number stand for; the fourth is the sign."""
 
 
 def scale_of(name: str, names: Mapping[str, Any]) -> str | None:
@@ -29,16 +27,16 @@ def scale_of(name: str, names: Mapping[str, Any]) -> str | None:
     return next((name + ending for ending in ("_scale_inv", "_scale") if name + ending in names), None)
 
 
-def block_of(folder: Path) -> tuple[int, int]:
-    """The sides of the blocks that share a scale, by a model's config."""
-    config = folder / "config.json"
-    stated = json.loads(config.read_text()).get("quantization_config") if config.is_file() else None
-    sides = (stated or {}).get("weight_block_size") or (128, 128)
+def block_of(quantizer: Mapping[str, Any]) -> tuple[int, int]:
+    """The sides of the blocks that share a scale, by the `quantization_config` of a model's config."""
+    groups = (quantizer.get("config_groups") or {}).values()
+    of_groups = [(one.get("weights") or {}).get("block_structure") for one in groups if isinstance(one, Mapping)]
+    sides = quantizer.get("weight_block_size") or next((one for one in of_groups if one), None) or (128, 128)
     return int(sides[0]), int(sides[1])
 
 
 def decoded_float8(codes: Shaped[Tensor, "..."], scale: Float[Tensor, "..."] | None, block: tuple[int, int]) -> Float[Tensor, "..."]:
-    """An 8-bit weight in float32: by blocks where its scale is a matrix of more than one column, else by rows or as a whole."""
+    """An 8-bit weight in float32: by blocks (or groups of one row) where its scale has more than one column, else by rows or as a whole."""
     numbers = codes.float()
     if scale is None:
         return numbers
@@ -49,6 +47,8 @@ def decoded_float8(codes: Shaped[Tensor, "..."], scale: Float[Tensor, "..."] | N
         return numbers * scale.reshape(-1, *[1] * (numbers.ndim - 1))
     if scale.shape[-1] > 1 or (numbers.ndim == scale.ndim and scale.shape[-2] != numbers.shape[-2]):
         rows, columns = numbers.shape[-2:]
+        if scale.shape[-2] == rows:
+            block = 1, -(-columns // scale.shape[-1])
         scale = scale.repeat_interleave(block[0], -2)[..., :rows, :].repeat_interleave(block[1], -1)[..., :columns]
     return numbers * scale
 
@@ -63,23 +63,26 @@ def decoded_mxfp4(
     blocks: Shaped[Tensor, "*expert row group packed"], scales: Shaped[Tensor, "*expert row group"]
 ) -> Float[Tensor, "*expert d_in row"]:
     """Experts' matrices in float32 from 4-bit numbers, the lower half of a byte first, and exponents of two with bias 127."""
-    table = torch.tensor([*_E2M1, *(-number for number in _E2M1)])
+    table = torch.tensor([*E2M1, *(-number for number in E2M1)])
     halves = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2)
     numbers = torch.ldexp(table[halves.long()], scales.int()[..., None] - 127)
     return numbers.flatten(-2).transpose(-1, -2).contiguous()
 
 
-def in_small_floats(stored: dict[str, Any], rename: Callable[..., Any], folder: Path) -> dict[str, Any]:
+def in_small_floats(stored: dict[str, Any], rename: Callable[..., Any], quantizer: Mapping[str, Any]) -> dict[str, Any]:
     """`stored` with each small float as one tensor that knows its scale, and without the scales. `rename` makes a Stored of another."""
     found = dict(stored)
-    block = block_of(folder) if any(one.dtype in FLOAT8 for one in stored.values()) else (0, 0)
+    block = block_of(quantizer)
     for name, where in stored.items():
+        if where.codes:
+            continue
         if where.dtype in FLOAT8 and not name.endswith(("_scale", "_scale_inv")):
             beside = scale_of(name, stored)
-            found[name] = rename(where, codes="float8", scale=stored[beside] if beside else None, block=block)
+            found[name] = rename(where, codes="float8", beside={"scale": stored[beside]} if beside else {}, block=block)
             if beside:
                 del found[beside]
         elif name.endswith("_blocks") and where.dtype == "U8" and (scales := f"{name.removesuffix('_blocks')}_scales") in stored:
-            found[name.removesuffix("_blocks")] = rename(where, codes="mxfp4", scale=stored[scales], shape=mxfp4_shape(where.shape))
+            shape = mxfp4_shape(where.shape)
+            found[name.removesuffix("_blocks")] = rename(where, codes="mxfp4", beside={"scale": stored[scales]}, shape=shape)
             del found[name], found[scales]
     return found
