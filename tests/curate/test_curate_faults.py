@@ -48,7 +48,7 @@ def test_one_question_with_other_options_is_another_prompt_of_the_same_cluster(t
         ("a.csv", 'text,label\n"unclosed, 3\nfoo,4\n', (), "unexpected end of data"),
         ("a.jsonl", '{"text": "\\ud800"}\n', (), "half of a surrogate pair"),
         ("a.jsonl", '{"question": "q", "options": ["B", "A"], "answer": "A"}\n', CHOICE, "the letter of one option and the text of another"),
-        ("a.jsonl", '{"prompt": [{"role": "user", "content": "Hi"}]}\n', (), "the text is a list"),
+        ("a.jsonl", '{"prompt": ["Hi", "Ho"]}\n', (), "the text is a list: name the field that holds it"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_said(tmp_path: Path, name: str, text: str, options: tuple[str, ...], message: str) -> None:

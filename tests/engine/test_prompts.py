@@ -69,7 +69,7 @@ def test_what_is_written_as_json_is_read_back(tmp_path_factory, texts, ascii_onl
         ('{"text": 5}', r"line 2: `text` is 5"),
         (
             '{"text": "a", "lable": "b"}',
-            r"line 2: unknown key 'lable'; known keys: text, id, label, options, meta\. Did you mean 'label'\?",
+            r"line 2: unknown key 'lable'; known keys: text, id, label, options, meta, system, before\. Did you mean 'label'\?",
         ),
         ('{"text": "a", "answer": "b"}', r"line 2: unknown key 'answer'.*into meta"),
         ('{"text": "a", "id": true}', r"line 2: `id` is True"),

@@ -11,8 +11,9 @@ from tokenizers import normalizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from mechdiff.errors import PromptError
-from mechdiff.prompts.rendering import DEFAULT_DATE, PromptPolicy, render, spans, tail
+from mechdiff.prompts.rendering import render, spans, tail
 from mechdiff.prompts.sets import Prompt
+from mechdiff.prompts.templates import DEFAULT_DATE, PromptPolicy
 from tokenizers_made import (
     BOS,
     CHATML,

@@ -25,8 +25,9 @@ from mechdiff.measures.catalogue import EXPERIMENTS
 from mechdiff.models.pair import wrap
 from mechdiff.models.sites import Site
 from mechdiff.models.sources import resolve
-from mechdiff.prompts.rendering import PromptPolicy, Rendered, render, tail
+from mechdiff.prompts.rendering import Rendered, render, tail
 from mechdiff.prompts.sets import Prompt
+from mechdiff.prompts.templates import PromptPolicy
 from mechdiff.report import record
 from mechdiff.study.config import RunOptions
 from mechdiff.study.execution import positions

@@ -12,7 +12,7 @@ Prompts = Annotated[
     Path | None, typer.Option(help="JSONL, a `text` in every line; split into fit, select, report by the seed.", show_default=False)
 ]
 Policy = Annotated[str, typer.Option(help="same_text (one rendered string for both), native (each its own template), raw (the bare text).")]
-Template = Annotated[str, typer.Option(help="For same_text: tuned, base, or a Jinja file.")]
+Template = Annotated[str, typer.Option(help="For same_text: tuned, base, tuned:NAME (one of several), or a Jinja file.")]
 Measures = Annotated[str | None, typer.Option(help="Comma-separated names; default: all.", show_default=False)]
 Seed = Annotated[int, typer.Option(help="Splits, permutations, donors.")]
 Dtype = Annotated[

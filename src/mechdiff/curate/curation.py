@@ -32,7 +32,7 @@ import regex
 
 from mechdiff.curate.copies import RELATED, Copies
 from mechdiff.curate.fairness import Cut, Fairness, Tokenizers
-from mechdiff.curate.fields import Candidate, Fields, candidate
+from mechdiff.curate.fields import Candidate, Fields, candidate, told_of
 from mechdiff.curate.raw import Row, Source, open_source
 from mechdiff.errors import PromptError
 from mechdiff.prompts.sets import SPLITS, Prompt, clusters_of, read_prompts, split_prompts
@@ -198,7 +198,7 @@ class _Work:
             self.fairness.note(fair, found.text, found.category, cut)
             if not fair:
                 return self._drop("shared", f"under {self.recipe.min_shared:g} of shared tokens", place)
-        related = [name for name, _ in near] + [name for name in (self.copies.asked(found.text),) if name]
+        related = [name for name, _ in near] + [name for name in (self.copies.asked(found.question),) if name]
         self._keep(found, row, place, source, related, cut)
 
     def _plain_faults(self, found: Candidate) -> Iterator[tuple[str, str]]:
@@ -223,14 +223,13 @@ class _Work:
         entry.setdefault("first", place)
 
     def _keep(self, found: Candidate, row: Row, place: str, source: str, related: list[str], cut: Cut | None) -> None:
-        digest = hashlib.sha256(json.dumps([found.text, found.options]).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps([found.question, found.options]).encode()).hexdigest()[:12]
         name = found.id if found.id and found.id not in self.kept else f"{found.id}-{digest}" if found.id else digest
-        told = row.get("meta") if isinstance(row.get("meta"), dict) else {}
-        assert told is not None
+        told = told_of(row.get("meta"))
         if told.get("cluster") is not None:
             first = self.clusters.setdefault(f"{source}\0{told['cluster']}", name)
             related = related + ([first] if first != name else [])
-        self.copies.keep(name, found.whole, related, question=found.text)
+        self.copies.keep(name, found.whole, related, question=found.question)
         meta: dict[str, Any] = {key: value for key, value in told.items() if key != "cluster"}
         meta |= {"source": source, "row": int(place.rpartition(" ")[2])}
         language = self.recipe.language or told.get("language")
@@ -247,7 +246,7 @@ class _Work:
         sizes = Counter(cluster.values())
         return [
             Prompt(
-                id=name, text=found.text, label=found.label, options=found.options,
+                id=name, text=found.text, label=found.label, options=found.options, system=found.system, before=found.before,
                 meta=meta | ({"cluster": cluster[name]} if sizes[cluster[name]] > 1 else {}),
             )
             for name, (found, meta) in self.kept.items()
@@ -327,5 +326,9 @@ def write(made: Curation, out: Path, *, one_file: bool = False, overwrite: bool 
 
 
 def _line(one: Prompt) -> str:
-    told = {"id": one.id, "text": one.text, "label": one.label, "options": list(one.options) or None, "meta": one.meta}
+    before = [{"role": turn.role, "content": turn.text} for turn in one.before]
+    told = {
+        "id": one.id, "system": one.system, "before": before or None, "text": one.text, "label": one.label,
+        "options": list(one.options) or None, "meta": one.meta,
+    }  # fmt: skip
     return json.dumps({name: value for name, value in told.items() if value is not None}, ensure_ascii=False) + "\n"

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from jinja2 import TemplateError
 from torch import Tensor
 
 from mechdiff.engine.activations import edited, forward
@@ -27,14 +26,13 @@ from mechdiff.engine.grafts import batches
 from mechdiff.engine.replay import Engine, Prefix, Stairs, Variant, growing, parallel, replay, writing
 from mechdiff.models.families import sliding_window
 from mechdiff.models.pair import Model
+from mechdiff.prompts.templates import behind_an_answer
 
 SEQUENCES = 64
 """That speak side by side, at most."""
 
 LEAVING = 0.25
 """Share of a batch that has ended before what goes on is moved together: moving copies every key and value."""
-
-_MARK = "\u27eaan answer\u27eb"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +71,7 @@ def stop_ids(model: Model, tokenizer: Any, templates_of: Collection[Any] = ()) -
 
 def _behind_an_answer(tokenizer: Any) -> list[str]:
     """The special token that a chat template prints there, if it prints one."""
-    if not tokenizer.chat_template:
-        return []
-    conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-    try:
-        behind = tokenizer.apply_chat_template(conversation, tokenize=False).rpartition(_MARK)[2].lstrip()
-    except (TemplateError, TypeError, ValueError):  # it wants a system message, or tools, or is none of several: no end can be seen
-        return []
+    behind = behind_an_answer(tokenizer)
     return [one.content for one in tokenizer.added_tokens_decoder.values() if one.special and behind.startswith(one.content or "\0")]
 
 

@@ -37,10 +37,17 @@ class Source:
             found |= {f"adapter/{path.name}": path for path in (adapter_file(self.adapter), *_stated(self.adapter))}
         return {name: sha256(found[name]) for name in sorted(found)}
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder of its tokenizer: an adapter's own, where that has one."""
+        own = self.adapter and (self.adapter / "tokenizer_config.json").is_file()
+        return self.adapter if self.adapter and own else Path(self.load)
+
 
 def _stated(folder: Path) -> list[Path]:
     """The files that say what a model and its tokenizer are."""
-    return [path for path in folder.iterdir() if path.suffix in (".json", ".model", ".jinja")]
+    named = (folder / "additional_chat_templates").glob("*.jinja")
+    return [*(path for path in folder.iterdir() if path.suffix in (".json", ".model", ".jinja")), *named]
 
 
 def sha256(path: Path) -> str:
@@ -180,11 +187,13 @@ _OF_BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 
 
 def load_tokenizer(source: Source, *, trust: bool = False, base: str = "BASE") -> Any:
-    """The tokenizer (an adapter's own, where its folder has one). `base`: the model whose tokenizer to take where this one has none."""
-    from transformers import AutoTokenizer
+    """The tokenizer (an adapter's own, where its folder has one). `base`: the model whose tokenizer to take where this one has none.
 
-    own = source.adapter and (source.adapter / "tokenizer_config.json").is_file()
-    folder = source.adapter if own and source.adapter else Path(source.load)
+    transformers chooses the class that reads tokenizer files by the architecture in config.json, which an adapter's folder lacks: its base's says it.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = source.tokenizer_folder
     if not _has_vocabulary(folder):
         raise ModelError(
             f"{source.ref}: no tokenizer lies beside its weights (no {', '.join(_VOCABULARIES[:3])} in {folder}): it was saved without one. If it "
@@ -193,7 +202,11 @@ def load_tokenizer(source: Source, *, trust: bool = False, base: str = "BASE") -
         )
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust)
+            config = AutoConfig.from_pretrained(source.load, trust_remote_code=trust) if folder == source.adapter else None
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust, config=config)
+        if template := _template_beside(source, tokenizer):
+            tokenizer.chat_template = template
+        return tokenizer
     except Exception as error:
         if type(error) is not Exception and not isinstance(error, OSError | ValueError | KeyError):  # tokenizers raises bare Exceptions
             raise
@@ -210,6 +223,19 @@ def _has_vocabulary(folder: Path) -> bool:
     except ValueError:
         return True  # which is said when it is read
     return "auto_map" in stated or stated.get("tokenizer_class") in _OF_BYTES
+
+
+def _template_beside(source: Source, tokenizer: Any) -> str | None:
+    """The chat template that lies in a folder and is none of its tokenizer's: in an adapter's folder that has no tokenizer, or, as image-text models
+    of transformers 4 have it, in the processor's file."""
+    if source.adapter and source.tokenizer_folder != source.adapter and (source.adapter / "chat_template.jinja").is_file():
+        return (source.adapter / "chat_template.jinja").read_text(encoding="utf-8")
+    processor = source.tokenizer_folder / "chat_template.json"
+    if tokenizer.chat_template or not processor.is_file():
+        return None
+    stated = json.loads(processor.read_text(encoding="utf-8"))
+    template = stated.get("chat_template") if isinstance(stated, dict) else None
+    return template if isinstance(template, str) else None
 
 
 def _unreadable(source: Source, what: str, error: Exception) -> ModelError:

@@ -16,45 +16,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-
-from jinja2 import TemplateError
+from typing import TYPE_CHECKING, Any
 
 from mechdiff.errors import PromptError
 from mechdiff.prompts.sets import Prompt
+from mechdiff.prompts.templates import Pair, PromptPolicy, templates_of
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
 
-DEFAULT_DATE = "26 Jul 2024"
-"""What a template's clock says when the policy pins no date (Llama's templates print this day where there is no clock)."""
-
-_CHOICES = "Choose policy `raw` (no template), or policy `same_text` with template `base`, `tuned` or the path of a Jinja file."
-_MARK = "\u27eathe user's own text\u27eb"  # printed in a prompt's place, to see what a template puts around it
 _SPACES = " \u0120\u2581"  # how vocabularies write a space
-
-T = TypeVar("T")
-Pair = tuple[T, T]  # of the base model and the tuned one, or from and to
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptPolicy:
-    """How a prompt becomes what the models read, and which of its tokens is the decision position."""
-
-    policy: Literal["same_text", "native", "raw"] = "same_text"
-    """One rendered string for both; each model its own template; or the bare text with the tokenizer's default special tokens."""
-    template: str = "tuned"
-    """For `same_text`: whose template, "tuned" or "base", or the path of a Jinja file (it prints the tuned model's special tokens)."""
-    position: Literal["decision", "last_user"] = "decision"
-    """The last token of what is rendered, or the token that ends the user's own text (white space around it left aside)."""
-    system: str | None = None
-    """A system message; None leaves it to the template."""
-    date: str | None = None
-    """The date that a template prints; None leaves it to the template, with DEFAULT_DATE where it would look at the clock."""
-    answer: str | None = None
-    """What the answer is made to begin with: text put behind everything else ("The answer is ("), so that the next token is the one asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +49,9 @@ def render(
 ) -> list[Rendered]:
     """Each prompt as both models see it; `max_*` are the lengths of their contexts in tokens."""
     tokenizers = (base_tokenizer, tuned_tokenizer)
-    templates = _templates(*tokenizers, policy)
+    templates = templates_of(*tokenizers, policy)
     texts = [
-        [template.print(prompt.text, policy) if template else prompt.text + (policy.answer or "") for prompt in prompts]
+        [template.print(prompt.text, policy, prompt) if template else _bare(prompt) + (policy.answer or "") for prompt in prompts]
         for template in templates
     ]
     encodings = [
@@ -118,82 +90,6 @@ def spans(one: Rendered, side: str) -> list[range]:
     return [range(before + 1, end + 1) for before, end in pairwise(ends)]
 
 
-@dataclass(frozen=True)
-class _Template:
-    """A chat template, and the tokenizer whose special tokens it prints."""
-
-    name: str
-    source: str
-    tokenizer: Any
-
-    def print(self, text: str, policy: PromptPolicy) -> str:
-        """The conversation of one user message, with the opening of the answer."""
-        system = [] if policy.system is None else [{"role": "system", "content": policy.system}]
-        pinned: dict[str, str] = {} if policy.date is None else {"date_string": policy.date}
-        source = self.source
-        if "strftime_now" in source:  # a clock: the same prompt would be rendered otherwise tomorrow
-            pinned["pinned_date"] = policy.date or DEFAULT_DATE
-            source = "{% macro strftime_now(format) %}{{ pinned_date }}{% endmacro %}\n" + source
-        try:
-            printed: str = self.tokenizer.apply_chat_template(
-                [*system, {"role": "user", "content": text}], chat_template=source, add_generation_prompt=True, tokenize=False, **pinned
-            )
-        except (TemplateError, TypeError) as error:
-            hint = " It was given a system message: leave `system` out if it takes none." if system else ""
-            raise PromptError(f"{self.name} cannot be rendered: {error}.{hint} {_CHOICES}") from error
-        for what, given in (("system message", policy.system or ""), ("user's text", text)):
-            if given.strip() not in printed:
-                raise PromptError(
-                    f"{self.name} does not print the {what} {_short(given)} as given. Leave it out, or change the template. {_CHOICES}"
-                )
-        return printed + (policy.answer or "")
-
-    def user_span(self, text: str, printed: str, policy: PromptPolicy, place: str) -> Pair[int]:
-        """Where in `printed` the user's own text stands, as characters from and to, without the white space around it."""
-        before, _, after = self.print(_MARK, policy).partition(_MARK)
-        inner = printed[len(before) : len(printed) - len(after)]
-        if before + inner + after != printed or inner.strip() != text.strip():
-            raise PromptError(
-                f"{place}: {self.name} does not print the user's text once and unchanged, so that its place in the rendered text is "
-                f"unknown. Choose position `decision` with policy `same_text`, or another template. {_CHOICES}"
-            )
-        start = len(before) + len(inner) - len(inner.lstrip())
-        return start, start + len(text.strip())
-
-
-def _templates(base: Any, tuned: Any, policy: PromptPolicy) -> Pair[_Template] | Pair[None]:
-    """What each model's prompts are rendered with; None where the policy is `raw`."""
-    if policy.policy == "raw":
-        return None, None
-    if policy.policy == "native":
-        return _own_template("base", base, policy), _own_template("tuned", tuned, policy)
-    if policy.template in ("base", "tuned"):
-        template = _own_template(policy.template, {"base": base, "tuned": tuned}[policy.template], policy)
-        return template, template
-    try:
-        source = Path(policy.template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise PromptError(
-            f"template {policy.template!r} is neither `base` nor `tuned`, nor a file that can be read ({reason}). {_CHOICES}"
-        ) from error
-    template = _Template(f"the template {policy.template}", source, tuned)
-    return template, template
-
-
-def _own_template(model: str, tokenizer: Any, policy: PromptPolicy) -> _Template:
-    """The chat template that a tokenizer brings; where it brings several, the one named `default`."""
-    source = tokenizer.chat_template
-    several = f" named `default` (it has: {', '.join(sorted(source))})" if isinstance(source, dict) else ""
-    if isinstance(source, dict):
-        source = source.get("default")
-    if not source:
-        raise PromptError(
-            f"policy `{policy.policy}` asks for the {model} model's chat template, but its tokenizer has none{several}. {_CHOICES}"
-        )
-    return _Template(f"the {model} model's chat template", source, tokenizer)
-
-
 def _encode(owner: str, tokenizer: Any, prompts: Sequence[Prompt], texts: list[str], *, raw: bool) -> "list[Encoding]":
     """The tokens of each text, once, and checked. Special tokens are added to raw text only: templates print their own."""
     if not tokenizer.is_fast:
@@ -225,7 +121,7 @@ def _one(prompt: Prompt, texts: Pair[str], encodings: "Pair[Encoding]", template
     spans: Pair[Pair[int]] | None = None
     if policy.position == "last_user" or texts[0] != texts[1]:
         base, tuned = (
-            template.user_span(prompt.text, text, policy, f"prompt {prompt.id!r}") if template else _bare_span(text)
+            template.user_span(prompt, text, policy) if template else _bare_span(text)
             for template, text in zip(templates, texts, strict=True)
         )
         spans = base, tuned
@@ -293,11 +189,16 @@ def _last_token(encoding: "Encoding", stop: int) -> int:
     return max((index for index, (start, end) in enumerate(encoding.offsets) if start < min(stop, end)), default=-1)
 
 
+def _bare(prompt: Prompt) -> str:
+    """A prompt's text without a template, which earlier turns would need."""
+    if prompt.system is not None or prompt.before:
+        what = "a system message" if prompt.system is not None else "earlier turns"
+        raise PromptError(
+            f"prompt {prompt.id!r} has {what}, and policy `raw` renders no template that could print it. Choose policy `same_text`, or take it out."
+        )
+    return prompt.text
+
+
 def _bare_span(text: str) -> Pair[int]:
     """The span of a text without the white space around it."""
     return len(text) - len(text.lstrip()), len(text.rstrip())
-
-
-def _short(text: str) -> str:
-    """The beginning of a text, in quotes."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")

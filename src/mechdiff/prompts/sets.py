@@ -1,8 +1,8 @@
 """A prompt set is read and divided into splits. No torch here.
 
-A prompt set is a JSON Lines file, one prompt a line: `text`, and if wanted `id`, `label`, `options` and `meta`. What is fitted, what is
-chosen and what is published each have prompts of their own (METHOD B18), and prompts that are near copies of each other, named
-by `meta.cluster`, never stand on both sides of a split.
+A prompt set is a JSON Lines file, one prompt a line: `text`, and if wanted `id`, `label`, `options` and `meta`; of a conversation also `system` and
+`before`, its earlier turns. What is fitted, what is chosen and what is published each have prompts of their own (METHOD B18), and prompts that are
+near copies of each other, named by `meta.cluster`, never stand on both sides of a split.
 """
 
 import codecs
@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import regex
 
@@ -22,9 +22,22 @@ SPLITS = ("fit", "select", "report")
 """`fit` for maps and subspaces, `select` for every choice, `report` for every published number."""
 
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
-_KEYS = ("text", "id", "label", "options", "meta")
+_KEYS = ("text", "id", "label", "options", "meta", "system", "before")
+_FOREIGN = (
+    "messages", "conversations", "conversation", "question", "questions", "prompt", "instruction", "input", "output", "problem", "query", "answer",
+    "choices", "response", "completion", "chosen", "rejected", "solution", "target",
+)  # fmt: skip
+"""Keys by which other tools' files are known."""
 _EXAMPLE = '{"text": "What is 2+2?", "id": "sum-1", "label": "4", "meta": {"cluster": "sums"}}'
 _CHOICE = '{"text": "What is 2+2?", "options": ["3", "4"], "label": "4"}'
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +53,20 @@ class Prompt:
     """Answers to choose from, in a multiple choice: different texts, one of them the label."""
     meta: dict[str, Any] = field(default_factory=dict, hash=False)
     """Anything else; prompts with the same `cluster` stay in one split."""
+    system: str | None = None
+    """A system message of its own, in the place of the study's."""
+    before: tuple[Turn, ...] = ()
+    """Turns of user and assistant before the text."""
+
+    @property
+    def whole(self) -> str:
+        """What makes two prompts the same: the text, and what was said before it."""
+        earlier = [*([] if self.system is None else [f"system\0{self.system}"]), *(f"{turn.role}\0{turn.text}" for turn in self.before)]
+        return "\0".join([*earlier, self.text])
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:
-    """The prompts of a JSON Lines file: `text`, and if wanted `id`, `label`, `options` and `meta`. Blank lines are skipped."""
+    """The prompts of a JSON Lines file: `text`, and if wanted `id`, `label`, `options`, `meta`, `system` and `before`. Blank lines are skipped."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -70,7 +93,7 @@ def read_line(line: bytes, number: int, place: str) -> Prompt:
     """One line of a prompt file, checked; `place` opens every message."""
     try:
         record = json.loads(line.decode("utf-8"))
-        json.dumps(record, ensure_ascii=False).encode("utf-8")
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise PromptError(f"{place}: not UTF-8 (at byte {error.start + 1} of the line). Save the file as UTF-8.") from error
     except UnicodeEncodeError as error:
@@ -79,15 +102,16 @@ def read_line(line: bytes, number: int, place: str) -> Prompt:
         ) from error
     except (ValueError, RecursionError) as error:
         reason = str(error).replace("line 1 column", "column")
+        if "JSON compliant" in reason:
+            raise PromptError(
+                f"{place}: NaN or an infinite number, which is no JSON. Write null where there is no value, and a text for any other."
+            ) from error
         raise PromptError(f"{place}: malformed JSON ({reason}). Write one JSON object a line: {_EXAMPLE}") from error
     if not isinstance(record, dict):
         raise PromptError(f"{place}: a JSON {type(record).__name__}, not an object. Write one object a line: {_EXAMPLE}")
-    for key in sorted(record.keys() - set(_KEYS)):
-        near = difflib.get_close_matches(key, _KEYS, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else "Put what else belongs to a prompt into meta."
-        raise PromptError(f"{place}: unknown key {key!r}; known keys: {', '.join(_KEYS)}. {hint}")
+    _refuse_keys(record, place)
     given = {key: value for key, value in record.items() if value is not None}
-    text, name, label, options, meta = (given.get(key) for key in _KEYS)
+    text, name, label, options, meta, system, before = (given.get(key) for key in _KEYS)
     if not isinstance(text, str) or not text.strip():
         raise PromptError(f"{place}: `text` is {text!r}; it must be a string that is not empty. {_EXAMPLE}")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int) or name == ""):
@@ -100,7 +124,48 @@ def read_line(line: bytes, number: int, place: str) -> Prompt:
         raise PromptError(f"{place}: `meta` is {meta!r}; it must be an object. {_EXAMPLE}")
     if options is not None:
         _check_options(options, label, place)
-    return Prompt(id=f"line-{number}" if name is None else str(name), text=text, label=label, options=tuple(options or ()), meta=meta or {})
+    if system is not None and not isinstance(system, str):
+        raise PromptError(f"{place}: `system` is {system!r}; it must be a string.")
+    return Prompt(
+        id=f"line-{number}" if name is None else str(name),
+        text=text,
+        label=label,
+        options=tuple(options or ()),
+        meta=meta or {},
+        system=system,
+        before=_earlier(before, place),
+    )
+
+
+def _refuse_keys(record: dict[str, Any], place: str) -> None:
+    """Raises PromptError for keys that no prompt has; a file of another tool is told by its own."""
+    unknown = sorted(record.keys() - set(_KEYS))
+    if not unknown:
+        return
+    foreign = [key for key in unknown if key in _FOREIGN]
+    if foreign and not isinstance(record.get("text"), str):
+        raise PromptError(
+            f"{place}: the keys are {', '.join(sorted(record))}, as in a file of another tool; a prompt's text is its `text`. "
+            f"`mechdiff curate {place.rpartition(', line')[0] or 'FILE'} --out prompts` makes prompts of it: give the files that it writes."
+        )
+    near = difflib.get_close_matches(unknown[0], _KEYS, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else "Put what else belongs to a prompt into meta."
+    raise PromptError(f"{place}: unknown key {unknown[0]!r}; known keys: {', '.join(_KEYS)}. {hint}")
+
+
+def _earlier(before: object, place: str) -> tuple[Turn, ...]:
+    """Earlier turns, checked."""
+    if before is None:
+        return ()
+    turns: list[Any] = before if isinstance(before, list) else [before]
+    for turn in turns:
+        if not (isinstance(turn, dict) and set(turn) == {"role", "content"} and turn["role"] in ("user", "assistant")
+                and isinstance(turn["content"], str) and turn["content"].strip()):  # fmt: skip
+            raise PromptError(
+                f"{place}: `before` holds {turn!r}; each earlier turn must be "
+                '{"role": "user" or "assistant", "content": "a text"}, and the last user\'s turn is the `text`.'
+            )
+    return tuple(Turn(turn["role"], turn["content"]) for turn in turns)
 
 
 def _check_options(options: object, label: str | None, place: str) -> None:
@@ -165,7 +230,7 @@ def clusters_of(prompts: Sequence[Prompt]) -> list[str]:
         return name
 
     for prompt in prompts:
-        named = "cluster " + str(prompt.meta["cluster"]) if prompt.meta.get("cluster") is not None else "text " + prompt.text
-        first, second = sorted((root("text " + prompt.text), root(named)))
+        named = "cluster " + str(prompt.meta["cluster"]) if prompt.meta.get("cluster") is not None else "text " + prompt.whole
+        first, second = sorted((root("text " + prompt.whole), root(named)))
         parent[second] = first
-    return [root("text " + prompt.text) for prompt in prompts]
+    return [root("text " + prompt.whole) for prompt in prompts]

@@ -168,6 +168,10 @@ class Tokens:
 
         return torch.from_numpy(self._places[side]).to(ids.device)[ids]
 
+    def places(self, side: str, ids: Sequence[int]) -> list[int]:
+        """The same of a prompt's ids."""
+        return list(ids) if self.equal else self._places[side][list(ids)].tolist()
+
     @cached_property
     def _places(self) -> dict[str, np.ndarray]:
         found = {}

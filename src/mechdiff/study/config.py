@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from mechdiff.errors import StudyError
+from mechdiff.prompts.templates import of_a_model
 from mechdiff.store.disk import canonical, sha256
 from mechdiff.study.document import Count, Known, Section, Text, explained, listed, nearest, read_yaml, short, wrong
 from mechdiff.study.options import Options
@@ -49,9 +50,11 @@ class Shape(Section):
     d_model: Count
     n_heads: Count
     n_kv_heads: Count
-    d_mlp: Count
+    d_mlp: Count  # of one expert, where there are several
     vocab: Count
     vocab_tuned: Count | None = None  # where the tuned model's vocabulary is larger or smaller
+    experts: Count = 1  # in each block
+    experts_used: Count = 1  # by one token
 
 
 class Pair(Section):
@@ -75,7 +78,7 @@ class Prompts(Section):
         None  # prompts of each split, from the top; one number is for all
     )
     policy: Literal["same_text", "native", "raw"] = "same_text"
-    template: Text = "tuned"  # "tuned", "base", or a jinja file
+    template: Text = "tuned"  # "tuned", "base", "tuned:NAME" (one of several), or a jinja file
     position: Literal["decision", "last_user"] = "decision"
     system: str | None = None
     date: Text | None = None
@@ -183,7 +186,7 @@ def _located(study: StudyConfig, folder: Path) -> StudyConfig:
 
     pair, prompts = study.pair, study.prompts
     files = {name: place(path) for name, path in prompts.sources().items()}
-    template = prompts.template if prompts.template in ("tuned", "base") else place(prompts.template)
+    template = prompts.template if of_a_model(prompts.template) else place(prompts.template)
     models = {"base": model(pair.base), "tuned": model(pair.tuned), "alternatives": tuple(map(model, pair.alternatives))}
     located = {
         "pair": pair.model_copy(update=models),
@@ -215,7 +218,7 @@ def of_this_version(config: dict[str, Any], options: MeasureOptions) -> dict[str
 def content_hashes(study: StudyConfig) -> dict[str, str]:
     """SHA-256 of every prompt, template and pattern file that the study names, by path."""
     named = {f"prompts.{name}": (path, "") for name, path in study.prompts.sources().items()}
-    if study.prompts.template not in ("tuned", "base"):
+    if not of_a_model(study.prompts.template):
         named["prompts.template"] = (study.prompts.template, "")
     for measure, options in study.measures.items():
         named |= {f"measures.{measure}.{option}": (path, options.paths[option]) for option, path in options.files().items()}

@@ -26,13 +26,13 @@ def read_splits(study: StudyConfig, experiments: Mapping[str, Experiment], *, qu
     split_of: dict[str, str] = {}
     for split, prompts in found.items():
         for prompt in prompts:
-            if split_of.setdefault(prompt.text, split) != split:
+            if split_of.setdefault(prompt.whole, split) != split:
                 raise PromptError(
-                    f"the text of prompt {prompt.id!r} stands in both {split_of[prompt.text]} and {split}: what is chosen on one split would be "
+                    f"the text of prompt {prompt.id!r} stands in both {split_of[prompt.whole]} and {split}: what is chosen on one split would be "
                     "reported on the same prompt. Take it out of one of them."
                 )
     for one in brought(study, experiments):  # last: a study's own splits come first
-        prompts = [prompt for prompt in read_prompts(one.file) if not (one.unread and prompt.text in split_of)]
+        prompts = [prompt for prompt in read_prompts(one.file) if not (one.unread and prompt.whole in split_of)]
         n = QUICK if quick and one.spread else one.n
         found[one.split] = list(evenly_spaced(n or len(prompts), prompts)) if one.spread else prompts[:n]
     return {split: prompts[:QUICK] if quick else prompts for split, prompts in found.items()}

@@ -14,8 +14,9 @@ from mechdiff.errors import PromptError
 from mechdiff.measures.divergence import formula as divergence_formula
 from mechdiff.models.pair import wrap
 from mechdiff.prompts.matching import Vocabulary
-from mechdiff.prompts.rendering import PromptPolicy, render
+from mechdiff.prompts.rendering import render
 from mechdiff.prompts.sets import Prompt
+from mechdiff.prompts.templates import PromptPolicy
 from mechdiff.prompts.vocabularies import Tokens, shared_tokens
 from mechdiff.validate import made
 from mechdiff.validate.checks import Check, above, at_most, near, same

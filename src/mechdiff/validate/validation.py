@@ -18,8 +18,9 @@ from mechdiff.errors import MechdiffError
 from mechdiff.measures.steering.plan import NEUTRAL
 from mechdiff.models.pair import load_net, wrap
 from mechdiff.models.sources import load_tokenizer, resolve
-from mechdiff.prompts.rendering import PromptPolicy, render
+from mechdiff.prompts.rendering import render
 from mechdiff.prompts.sets import read_prompts
+from mechdiff.prompts.templates import PromptPolicy
 from mechdiff.validate import organism, studies, truths, truths_heads, truths_maps, truths_nulls, truths_prompts, truths_weights
 from mechdiff.validate.checks import Check
 from mechdiff.validate.edits import Absent
