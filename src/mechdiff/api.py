@@ -1,7 +1,7 @@
 """This is mechdiff from Python: it runs a study, opens a finished run and shows what was found."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     import polars as pl
 
     from mechdiff.comparison.compare import Comparison
+    from mechdiff.study.check import Finding
+
+SAMPLE = Path(__file__).parent / "data" / "neutral.jsonl"
+"""What is asked where no prompts are given."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,19 @@ def _crew(prepared: "Prepared", folder: RunFolder) -> "AbstractContextManager[Cr
     from mechdiff.study.on_ray import ray_crew
 
     return ray_crew(prepared, folder, prepared.options.ray)
+
+
+def check(
+    base: str, tuned: str, *, prompts: str | Path | None = None, policy: str = "same_text", template: str = "tuned", dtype: str = "float32",
+    alternatives: Sequence[str] = (), options: RunOptions | None = None,
+) -> "Iterator[Finding]":  # fmt: skip
+    """Does this pair fit? Findings, each as it comes: every step that a run takes before its first number, on `prompts` (a JSONL file) or, without
+    them, on questions that ship with mechdiff. A study of the pair runs where none of them is a "fail"."""
+    from mechdiff.study.check import check as steps
+
+    asked = {"file": str(prompts or SAMPLE), "policy": policy, "template": template}
+    study = make_study({"pair": {"base": base, "tuned": tuned}, "prompts": asked, "dtype": dtype})
+    return steps(study, replace(options or RunOptions(), quick=prompts is None), EXPERIMENTS, alternatives)
 
 
 def verify(path: str | Path, *, rows: int | None = 200, seed: int = 0, device: str = "cpu") -> "Verification":

@@ -3,14 +3,13 @@
 import ast
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from mechdiff import api
 from mechdiff.digits import fixed, percent
-from mechdiff.models.pair import open_pair
-from mechdiff.study.check import check_pair
+from mechdiff.study.config import RunOptions
 from mechdiff.validate.made import save
 from pico import pico, twin
 from tokenizers_made import CHATML, byte_tokenizer
@@ -45,8 +44,8 @@ def test_check_prints_by_how_much_weights_moved(tmp_path: Path) -> None:
 
     save(base.net, byte_tokenizer(CHATML), tmp_path / "base")
     save(twin(base, one_step).net, byte_tokenizer(CHATML), tmp_path / "tuned")
-    pair: dict[str, Any] = {"dtype": "float32", "device": "cpu", "memory": "both", "trusted": ()}
-    found = check_pair(open_pair(str(tmp_path / "base"), str(tmp_path / "tuned"), **pair), (str(tmp_path / "base"),))
+    models = {side: str(tmp_path / side) for side in ("base", "tuned")}
+    found = api.check(**models, alternatives=(models["base"],), options=RunOptions(device="cpu"))
     said = " ".join(one.said for one in found if one.what == "lineage")
     assert re.search(r"weights moved by \d\.\d?e-07 of the base's size; 1 tensors changed", said), said
     assert re.search(r"distance from \S+: \d\.\d?e-07 of its size", said), said

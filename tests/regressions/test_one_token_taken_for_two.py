@@ -16,13 +16,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import pico
+from mechdiff import api
 from mechdiff.api import Run
 from mechdiff.measures.catalogue import make_study
 from mechdiff.measures.divergence.formula import across_vocabularies, total_effect
-from mechdiff.models.pair import open_pair
 from mechdiff.prompts.matching import Vocabulary, agreed
 from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
-from mechdiff.study.check import check_pair
 from mechdiff.study.config import RunOptions
 from runs import run
 from tokenizers_made import bpe_tokenizer, byte_tokenizer, piece_tokenizer, wordpiece_tokenizer
@@ -241,8 +240,11 @@ def test_a_study_says_which_tokens_were_renamed_and_how_to_take_them_for_one(tmp
     done = studied(tmp_path, base, tuned)
     assert math.isinf(d_of(done))
     assert [said for said in done.manifest()["warnings"] if "259: <|reserved_0|> in the base" in said and "same_rows" in said]
-    asked: dict[str, Any] = {"dtype": "float32", "device": "cpu", "memory": "auto", "trusted": ()}
-    notes = [one.said for one in check_pair(open_pair(str(tmp_path / "base"), str(tmp_path / "tuned"), **asked)) if one.verdict == "note"]
+    notes = [
+        one.said
+        for one in api.check(str(tmp_path / "base"), str(tmp_path / "tuned"), options=RunOptions(device="cpu"))
+        if one.verdict == "note"
+    ]
     assert any("pair.same_rows: true" in said for said in notes)
     as_one = studied(tmp_path, base, tuned, same_rows=True)
     assert d_of(as_one) == pytest.approx(d_by_hand(tmp_path, byte_tokenizer()), rel=1e-4)

@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, GptOssConfig, LlamaConfig, MistralConfig
 
+from mechdiff import api
 from mechdiff.files.small_floats import decoded_mxfp4
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.weights.words import which_weights
 from mechdiff.models.changes import open_changes
 from mechdiff.models.functions import function_differences
 from mechdiff.models.lineage import lineage
-from mechdiff.models.pair import open_pair
 from mechdiff.models.sources import resolve
 from mechdiff.models.tensors import open_tensors
 from mechdiff.statistics.summary import summarise
-from mechdiff.study.check import check_pair
+from mechdiff.study.config import RunOptions
 from mechdiff.validate.made import save
 from pico import SIZES, make_net, pico
 from said import verdict
@@ -201,8 +201,7 @@ def other_rope(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_check_names_what_differs_beside_equal_weights(other_rope: Path) -> None:
-    pair: dict[str, Any] = {"dtype": "float32", "device": "cpu", "memory": "both", "trusted": ()}
-    found = list(check_pair(open_pair(str(other_rope / "base"), str(other_rope / "tuned"), **pair)))
+    found = list(api.check(str(other_rope / "base"), str(other_rope / "tuned"), options=RunOptions(device="cpu")))
     (said,) = [one for one in found if one.what == "config"]
     assert (said.verdict, said.said.split(":")[0]) == ("note", "rope_parameters.rope_theta")
     assert not [one for one in found if "no change to find" in one.said]

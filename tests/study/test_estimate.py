@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
-from mechdiff.models.families import Shape
 from mechdiff.study.config import RunOptions, StudyConfig
 from mechdiff.study.estimate import Machine, estimate
 from mechdiff.study.prepare import prepare
+from pico import pico
 
 MACHINE = Machine(name="a machine", flops=1e9, seconds_a_logit=0, bytes_a_second=1e6, fixed=7)
 LLAMA_8B = {"n_layers": 32, "d_model": 4096, "n_heads": 32, "n_kv_heads": 8, "d_mlp": 14336, "vocab": 128256}
@@ -33,7 +33,7 @@ def test_time_is_operations_over_the_rate_and_weights_over_the_bandwidth(pair: P
     found = estimate(asked, EXPERIMENTS, machine=MACHINE)
     cells = [cell for cell in prepare(asked, RunOptions(), EXPERIMENTS).plan.cells if cell.stage == "behaviour"]
     assert [cell.steps for cell in cells] == [10, 10]
-    one_model = Shape(n_layers=4, d_model=32, n_heads=4, n_kv_heads=2, d_head=8, d_mlp=48, vocab=259, context=128).weights_bytes("float32")
+    one_model = 4 * sum(parameter.numel() for parameter in pico("llama").net.parameters())
     assert found.stages["behaviour"][3] == pytest.approx(sum(cell.flops for cell in cells) / 1e9 + 20 * one_model / 1e6)
     assert found.seconds == pytest.approx(7 + sum(seconds for *_, seconds in found.stages.values()))
 

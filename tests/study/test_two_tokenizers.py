@@ -13,11 +13,10 @@ from transformers import AutoModelForCausalLM
 
 import pico
 import runs
+from mechdiff import api
 from mechdiff.measures.catalogue import EXPERIMENTS, NUMBERS, make_study
 from mechdiff.measures.divergence import compute as divergence_compute
-from mechdiff.models.pair import open_pair
 from mechdiff.statistics.summary import summarise
-from mechdiff.study.check import check_pair
 from mechdiff.study.config import RunOptions
 from mechdiff.study.prepare import prepare
 from mechdiff.validate import edits
@@ -177,9 +176,9 @@ def test_what_the_template_alone_does_is_an_arm_of_its_own(folder: Path, tmp_pat
 
 
 def test_check_says_how_the_vocabularies_relate(folder: Path) -> None:
-    asked: dict[str, Any] = {"dtype": "float32", "device": "cpu", "memory": "auto", "trusted": ()}
-    found = {one.what: one for one in check_pair(open_pair(str(folder / "base"), str(folder / "permuted"), **asked))}
+    asked: dict[str, Any] = {"base": str(folder / "base"), "options": RunOptions(device="cpu")}
+    found = {one.what: one for one in api.check(tuned=str(folder / "permuted"), **asked)}
     assert found["tokenizers"].verdict == "note"
     assert "other ids" in found["tokenizers"].said
-    found = {one.what: one for one in check_pair(open_pair(str(folder / "base"), str(folder / "extended"), **asked))}
+    found = {one.what: one for one in api.check(tuned=str(folder / "extended"), **asked)}
     assert "4 only in tuned" in found["tokenizers"].said

@@ -125,7 +125,7 @@ def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> N
         table.add_row(stage, str(cells), f"{runs:,}" if runs else "", fixed(flops / 1e12, 2), fixed(seconds, 0))
     console.print(table)
     console.print(f"prompts   {', '.join(f'{split} {n}' for split, n in found.prompts.items())}   ({found.tokens_from})")
-    console.print(f"sizes     {found.sizes_from}")
+    console.print(f"sizes     {found.weights}   ({found.sizes_from})")
     console.print(f"memory    {_bytes(found.memory)} with both models, {_bytes(found.memory_one)} with one at a time")
     counts = {size: found.gpus(size << 30) for size in GPUS}
     sizes = [f"{both} of {size} GiB" + f" ({one} with one at a time)" * (one < both) for size, (both, one) in counts.items()]

@@ -260,15 +260,18 @@ def check(
     alternative: Annotated[
         list[str] | None, typer.Option(help="Another model that may be the tuned one's base; may be given again.", show_default=False)
     ] = None,
-    dtype: Dtype = "float32", device: Device = "auto", memory: Memory = "auto", trust_remote_code: Trust = None,
+    prompts: Prompts = None, policy: Policy = "same_text", template: Template = "tuned", dtype: Dtype = "float32", device: Device = "auto",
+    memory: Memory = "auto", trust_remote_code: Trust = None,
 ) -> None:  # fmt: skip
-    """Does this pair fit? Families, sites, tokenizers, templates, lineage, and the engine's self-check on both models."""
+    """Does this pair fit? Models, tokenizers, templates, prompts, what will be left out, lineage, and the engine's self-check on both."""
     from rich.console import Console
 
+    from mechdiff import api
     from mechdiff.cli.printing import show_check
-    from mechdiff.models.pair import open_pair
-    from mechdiff.study.check import check_pair
+    from mechdiff.study.config import RunOptions
 
-    pair = open_pair(base, tuned, dtype=dtype, device=device, memory=memory, trusted=tuple(trust_remote_code or ()))
-    fits = show_check(check_pair(pair, tuple(alternative or ())), Console())
-    raise typer.Exit(0 if fits else 1)
+    options = RunOptions(device=device, memory=memory, trust_remote_code=tuple(trust_remote_code or ()))  # type: ignore[arg-type]
+    found = api.check(
+        base, tuned, prompts=prompts, policy=policy, template=template, dtype=dtype, alternatives=tuple(alternative or ()), options=options
+    )
+    raise typer.Exit(0 if show_check(found, Console()) else 1)

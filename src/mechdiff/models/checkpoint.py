@@ -15,6 +15,7 @@ peft takes adapter_model.safetensors before adapter_model.bin. What is there and
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,26 @@ def said_of_rotation(folder: Path, ref: str) -> list[str]:
     if isinstance(old, dict) and any(new.get(name) != value for name, value in old.items() if name not in ("type", "rope_type")):
         said.append("rope_scaling and rope_parameters differ; transformers obeys rope_scaling")
     return [f"{ref}: its config.json says its rotary settings twice: {one}. Leave one of them out." for one in said]
+
+
+def said_of_unplaced(folder: Path, ref: str, names: Collection[str]) -> list[str]:
+    """What is to be said of tensors in a model's files for which its network has no place; nothing of those that are 0 throughout."""
+    from safetensors import safe_open
+
+    left, filled = set(names), []
+    for path in weight_files(folder) if left else ():
+        if path.suffix != ".safetensors":
+            continue
+        with safe_open(path, "pt") as file:
+            here = left.intersection(file.keys())
+            filled += [name for name in here if file.get_tensor(name).any()]
+            left -= here
+    if lost := sorted([*filled, *left]):
+        return [
+            f"{ref}: its files hold {len(lost)} tensors that are not 0 and for which its network has no place, the first {lost[0]}: what runs is the "
+            "model without them. Is config.json of the same model as the weights (biases, heads, an image encoder)?"
+        ]
+    return []
 
 
 def _holds_weights(path: Path) -> bool:

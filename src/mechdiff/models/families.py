@@ -185,6 +185,35 @@ QUANTIZED = ("int8", "nf4")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weights:
+    """How many numbers the weights of a network are. A tied tensor counts once."""
+
+    stored: int
+    """All of them."""
+    active: int
+    """Those that one token uses: of experts the share that it is sent to."""
+    body: int
+    """Of the active ones, those that are neither embedding nor unembedding."""
+    rounded: int
+    """Of all, those in matrices that `int8` and `nf4` hold rounded."""
+    experts: int = 0
+    """Of all, those of experts that lie side by side in one tensor, which is no linear layer: never rounded."""
+    tensors: tuple[tuple[str, ...], ...] = ()
+    """Each parameter of the network by its names: several, where it is tied."""
+
+    def bytes(self, dtype: str) -> int:
+        """Memory of the weights in a study's dtype."""
+        entry, other = ENTRY_BYTES[dtype]
+        return int(self.rounded * entry + (self.stored - self.rounded) * other)
+
+    def said(self, dtype: str) -> str:
+        """How many there are, and what of them a quantised dtype leaves as it is."""
+        used = f", {self.active:,} of them used by one token" if self.active < self.stored else ""
+        kept = f", of which those of the experts ({self.experts:,}) stay bfloat16" if dtype in QUANTIZED and self.experts else ""
+        return f"{self.stored:,} parameters{used}{kept}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shape:
     """The sizes of a model, read from its config."""
 
@@ -208,15 +237,18 @@ class Shape:
         attention = self.d_model * self.d_head * 2 * (self.n_heads + self.n_kv_heads)
         return self.n_layers * (attention + 3 * self.d_model * self.d_mlp)
 
-    @property
-    def parameters(self) -> int:
-        """Those of the blocks and of the embedding, which is counted once."""
-        return self.matrices + self.vocab * self.d_model
-
-    def weights_bytes(self, dtype: str) -> int:
-        """Memory of the weights in a study's dtype."""
-        entry, other = ENTRY_BYTES[dtype]
-        return int(self.matrices * entry + self.vocab * self.d_model * other)
+    def guessed(self, experts: int = 1, used: int = 1) -> Weights:
+        """Of a network of this shape that is not here: the embedding counts once, and of `experts` in each block a token uses some."""
+        mlp = 3 * self.n_layers * self.d_model * self.d_mlp
+        embedding, many = self.vocab * self.d_model, mlp * experts if experts > 1 else 0
+        body = self.matrices + mlp * (used - 1)
+        return Weights(
+            stored=self.matrices + mlp * (experts - 1) + embedding,
+            active=body + embedding,
+            body=body,
+            rounded=self.matrices - (mlp if many else 0),
+            experts=many,
+        )
 
 
 def _key_value_heads(config: Any) -> int:

@@ -14,7 +14,7 @@ memory), or as the layers of an adapter that can be switched on one by one. The 
 vectors, so that it can be cut down to a rank.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import total_ordering
 from pathlib import Path
@@ -174,7 +174,7 @@ def tensors_of(model: Model) -> Tensors:
 def tensors_in(folder: Path, like: Model) -> Tensors:
     """The tensors of the files that a folder's model is loaded from, each read (and decoded) when asked for, in the dtype and on the device that it
     has in the network `like`."""
-    files = {key: path for path in weight_files(folder) for key in contents(path)}
+    files = _files(folder)
     opened = open_tensors(folder)
     device, dtypes = like.device, {}
     same: dict[int, list[str]] = {}
@@ -194,6 +194,17 @@ def tensors_in(folder: Path, like: Model) -> Tensors:
         return aligned(read(files[stored], stored).to(device=device, dtype=dtypes[name]))
 
     return tensor
+
+
+def not_in_files(folder: Path, tensors: Iterable[Sequence[str]]) -> str | None:
+    """The first of a network's tensors (each by its names) that `tensors_in` would not find in a folder; None: it finds all."""
+    files, opened = _files(folder), open_tensors(folder).stored
+    there = files.keys() | {name for name, held in opened.items() if held.codes}
+    return next((names[0] for names in tensors if not there.intersection(names)), None)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {key: path for path in weight_files(folder) for key in contents(path)}
 
 
 def changes_of_adapter(base: Model) -> ChangedUnits:

@@ -16,10 +16,10 @@ from torch import nn
 
 from mechdiff.errors import ModelError
 from mechdiff.models.alignment import align
-from mechdiff.models.checkpoint import is_decoded, is_found
+from mechdiff.models.checkpoint import is_decoded, is_found, said_of_unplaced
 from mechdiff.models.decoded import cannot_run, decoded_state
-from mechdiff.models.families import QUANTIZED, Family, Shape, family_of, shape_of
-from mechdiff.models.quantization import drop, keep_rounding, quantizing
+from mechdiff.models.families import QUANTIZED, Family, Shape, Weights, family_of, shape_of
+from mechdiff.models.quantization import drop, keep_rounding, quantizing, weights_of
 from mechdiff.models.sites import KINDS, Site
 from mechdiff.models.sources import Source, load_config, load_tokenizer, quiet, resolve
 from mechdiff.models.switches import attach_adapter, refuse_nan, refuse_unswitchable
@@ -103,9 +103,9 @@ MOST: dict[int | str, int | str] | None = None
 """What a split model may take on each; None: what is free."""
 
 
-def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: bool = False) -> nn.Module:
+def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: bool = False, told: list[str] | None = None) -> nn.Module:
     """The network in evaluation mode, without its adapter; `dtype` as in a study; `device` None: split. Raises ModelError: unreadable, incomplete, of
-    other shapes, or NaN weights (of those in memory)."""
+    other shapes, or NaN weights (of those in memory). Warnings on what was loaded are added to `told`."""
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
@@ -148,6 +148,8 @@ def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: 
         raise ModelError(
             f"{source.ref}: its files lack {len(absent)} of the model's tensors, the first {absent[0]}. Is the download complete?"
         )
+    if told is not None:
+        told += said_of_unplaced(Path(source.load), source.ref, loading["unexpected_keys"])
     refuse_nan(net, source.ref)
     keep_rounding(net)
     net = net.to(device) if device and not is_quantized(net.config) else net
@@ -195,10 +197,13 @@ class Pair:
     one_at_a_time: bool = False
     trusted: tuple[str, ...] = ()
     """References of the models whose own Python code may run (an adapter runs its base's)."""
+    told: list[str] = field(default_factory=list)
+    """Warnings on what was loaded so far, each once."""
     _held: dict[Side, Model] = field(default_factory=dict, repr=False)
     _adapted: Any = field(default=None, repr=False)
     _tokenizers: dict[Side, Any] = field(default_factory=dict, repr=False)
     _configs: dict[Side, Any] = field(default_factory=dict, repr=False)
+    _weights: dict[Side, Weights] = field(default_factory=dict, repr=False)
 
     def source(self, side: Side) -> Source:
         return self.base if side == "base" else self.tuned
@@ -214,6 +219,12 @@ class Pair:
         if side not in self._tokenizers:
             self._tokenizers[side] = load_tokenizer(self.source(side), trust=self._trusts(side), base=self.base.ref)
         return self._tokenizers[side]
+
+    def weights(self, side: Side) -> Weights:
+        """How many there are, counted once on the network without its numbers; of an adapter pair those of the base."""
+        if side not in self._weights:
+            self._weights[side] = weights_of(self.config(side), trust=self._trusts(side))
+        return self._weights[side]
 
     def _trusts(self, side: Side) -> bool:
         return (self.base if self.tuned.adapter else self.source(side)).ref in self.trusted
@@ -233,7 +244,10 @@ class Pair:
         yield self._held[side]
 
     def _load(self, side: Side) -> nn.Module:
-        return load_net(self.source(side), dtype=self.dtype, device=self.device, trust=self._trusts(side))
+        told: list[str] = []
+        net = load_net(self.source(side), dtype=self.dtype, device=self.device, trust=self._trusts(side), told=told)
+        self.told += [said for said in told if said not in self.told]
+        return net
 
     def _switch(self, side: Side, adapter: Path) -> None:
         if self._adapted is None:
@@ -277,7 +291,7 @@ def open_pair(
         raise ModelError(
             f"dtype {dtype}: the files of {already[0]} hold quantised matrices already. Give bfloat16 for what is not quantised."
         )
-    weights = sum(shape_of(pair.config(side)).weights_bytes(dtype) for side in SIDES)
+    weights = sum(pair.weights(side).bytes(dtype) for side in (SIDES[:1] if tuned_source.adapter else SIDES))
     free = free_memory(place) if place else sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
     pair.one_at_a_time = memory == "one" or (memory == "auto" and weights * 1.5 > free)
     return pair

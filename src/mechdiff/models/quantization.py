@@ -4,7 +4,8 @@ int8 keeps each row of a matrix as whole numbers of its largest entry's 127th pa
 with outliers (LLM.int8: Dettmers et al. 2022, arXiv:2208.07339). Which these are is decided for all rows of a pass together, so a run depends a
 little on its company; the noise floor, measured in the same passes, holds that. nf4 keeps 64 entries at a time as one of 16 quantiles of a normal
 law, and computes in bfloat16 (QLoRA: Dettmers et al. 2023, arXiv:2305.14314). Only linear layers of the blocks are held so: embedding, unembedding,
-norms and the factors of an adapter stay bfloat16, and so do all states.
+norms and the factors of an adapter stay bfloat16, and so do all states. So do experts that lie side by side in one tensor, which is no linear layer:
+`weights_of` counts them, on the network itself, without memory for a single weight.
 
 Such a model is another model than its files say: what it computes with are the *rounded* matrices. Measures that read a matrix beside states
 (heads) read it rounded; `weights` compares what the files say; grafting is not done, because one block's rounding would count as its change.
@@ -12,6 +13,7 @@ Such a model is another model than its files say: what it computes with are the 
 Files may hold the codes already (a checkpoint that was saved so): then they are decoded, and that is what they say.
 """
 
+import copy
 import logging
 from typing import Any
 
@@ -20,6 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechdiff.errors import ModelError
+from mechdiff.models.families import Weights
+from mechdiff.models.sources import quiet
 
 for said in ("autograd._functions", "backends.cpu.ops"):  # that int8 reads float16, and (to whoever loads peft) of kernels on a hub
     logging.getLogger(f"bitsandbytes.{said}").setLevel(logging.ERROR)
@@ -35,6 +39,49 @@ def quantizing(dtype: str, device: torch.device | None) -> dict[str, Any]:
     else:
         how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     return {"quantization_config": how, **({"device_map": {"": device}} if device else {})}
+
+
+def weights_of(config: Any, *, trust: bool = False) -> Weights:
+    """The weights of a config's network, counted on the network itself (on the meta device: nothing is read, and nothing takes memory)."""
+    from transformers import AutoModelForCausalLM
+
+    stated = copy.deepcopy(config)
+    if hasattr(stated, "quantization_config"):
+        del stated.quantization_config
+    with quiet(), torch.device("meta"):
+        net: Any = AutoModelForCausalLM.from_config(stated, trust_remote_code=trust)
+    names: dict[int, list[str]] = {}
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    ends = {id(module.weight) for module in (net.get_input_embeddings(), net.get_output_embeddings()) if module is not None}
+    linear = {id(module.weight) for module in net.modules() if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"}
+    held = {id(parameter): parameter for parameter in net.parameters()}
+    shares = {key: _share_of_experts(names[key][0], parameter, stated, net) for key, parameter in held.items()}
+    return Weights(
+        stored=sum(parameter.numel() for parameter in held.values()),
+        active=sum(round(parameter.numel() * shares[key]) for key, parameter in held.items()),
+        body=sum(round(parameter.numel() * shares[key]) for key, parameter in held.items() if key not in ends),
+        rounded=sum(parameter.numel() for key, parameter in held.items() if key in linear - ends),
+        experts=sum(parameter.numel() for key, parameter in held.items() if _EXPERTS in names[key][0].split(".") and parameter.ndim > 2),
+        tensors=tuple(tuple(same) for same in names.values()),
+    )
+
+
+_EXPERTS = "experts"
+_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+"""Config fields that say how many experts a token is sent to."""
+
+
+def _share_of_experts(name: str, parameter: Tensor, config: Any, net: nn.Module) -> float:
+    """Of a parameter, the share that one token uses: all but of experts, which lie side by side in a tensor or in a list of modules."""
+    path = name.split(".")
+    if _EXPERTS not in path:
+        return 1.0
+    stated = config.get_text_config()
+    used = next((n for field in _USED if isinstance(n := getattr(stated, field, None), int) and n), None)
+    owner = net.get_submodule(".".join(path[: path.index(_EXPERTS) + 1]))
+    several = len(owner) if isinstance(owner, nn.ModuleList) else len(parameter) if parameter.ndim > 1 else 0
+    return min(1.0, used / several) if used and several else 1.0
 
 
 def keep_rounding(net: nn.Module) -> None:

@@ -23,7 +23,7 @@ def tables(manifest: dict) -> list[dict]:
     """The tables of the run's record: the pair, the run, and file hashes and versions folded away."""
     pair = manifest.get("pair") or {}
     sides = {side: pair.get(side) or {} for side in ("base", "tuned")}
-    fields = ("ref", "family", "n_layers", "d_model", "n_heads", "vocab", "parameters", "tokenizer", "adapter")
+    fields = ("ref", "family", "n_layers", "d_model", "n_heads", "vocab", "parameters", "active_parameters", "tokenizer", "adapter")
     models = [
         (name.replace("_", " "), *(said(side.get(name)) for side in sides.values()))
         for name in fields

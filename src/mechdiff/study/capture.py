@@ -20,6 +20,7 @@ from mechdiff.study.experiment import Result
 
 def check_itself(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert model
+    run.folder.warnings.extend(run.prepared.pair.told)
     prompts = [run.ids(cell, name) for name in cell.key["ids"]]
     sound = [ids for ids in prompts if capture(model, ids, [], [len(ids) - 1]).logits.isfinite().all()]  # the others will be left out
     found = self_check(model, sound or prompts, kinds=cell.key["kinds"], engine=run.engine(model, "decision")).record()
@@ -35,6 +36,7 @@ def decoded(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def capture_states(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert model
+    run.folder.warnings.extend(run.prepared.pair.told)
     kinds, layers = cell.key["kinds"], cell.key["layers"]
     sites = [Site(layer, kind) for layer in layers for kind in kinds]
     cleans = []

@@ -1,21 +1,33 @@
-"""Does a pair fit? Each finding is said on its own, so that one fault does not hide the next."""
+"""Does a pair fit? Every step that a run takes before its first number is tried here by the functions that a run calls.
 
-from collections.abc import Iterator
+Each finding is said on its own, so that one fault does not hide the next. A step that a run would end in is one finding, in the sentence that the
+run would end with; the steps that do not need it go on. So what passes here ends a run in no error that could have been seen without computing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mechdiff.digits import fixed
 from mechdiff.engine.replay import ENGINES, engine_for
 from mechdiff.engine.selfcheck import self_check
+from mechdiff.errors import MechdiffError, PromptError
 from mechdiff.models.families import family_of, shape_of
 from mechdiff.models.lineage import lineage
-from mechdiff.models.pair import Pair, Side
+from mechdiff.models.pair import SIDES, Pair, Side, open_pair
 from mechdiff.models.sites import KINDS
 from mechdiff.models.sources import resolve
+from mechdiff.prompts.rendering import Rendered
+from mechdiff.prompts.templates import PromptPolicy, said_of_template, several_templates
 from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
+from mechdiff.study.config import RunOptions, StudyConfig
+from mechdiff.study.execution import Execution
+from mechdiff.study.experiment import Experiment
+from mechdiff.study.prepare import Prepared, prepare
 
 _TEXTS = ("The quick brown fox jumps over the lazy dog.", "How many legs do two spiders and a dog have together? Count them one by one.")
-SIDES: tuple[Side, Side] = ("base", "tuned")
+"""What the engines read where the prompts cannot be rendered."""
 
 
 @dataclass(frozen=True)
@@ -27,87 +39,168 @@ class Finding:
     said: str
 
 
-def check_pair(pair: Pair, alternatives: tuple[str, ...] = ()) -> Iterator[Finding]:
-    """Findings on files, families, sizes, tokenizers, templates, lineage (also to other candidate bases), and the engine's self-check.
+def check(
+    study: StudyConfig, options: RunOptions, experiments: Mapping[str, Experiment], alternatives: Sequence[str] = ()
+) -> Iterator[Finding]:
+    """Findings on the models, their tokenizers and templates, the prompts, what will be left out, the lineage (also to other candidate bases), and
+    both engines. `experiments`: of every measure that a study may ask for."""
+    given, failed = study.pair, set[str]()
+    try:
+        pair = open_pair(
+            given.base, given.tuned, dtype=study.dtype, device=options.device, memory=options.memory, trusted=options.trust_remote_code
+        )
+        tried = _Check(study, options, experiments, pair)
+        steps = tried.steps(alternatives)
+    except MechdiffError as error:
+        yield Finding("fail", "models", str(error))
+        return
+    for what, findings in steps:
+        try:
+            yield from findings
+        except MechdiffError as error:
+            if str(error) not in failed:
+                yield Finding("fail", what, str(error))
+            failed.add(str(error))
 
-    Raises ModelError where a model cannot be loaded at all.
-    """
-    configs = {side: pair.config(side) for side in SIDES}
-    shapes = {side: shape_of(config) for side, config in configs.items()}
-    for side in SIDES:
-        places = family_of(configs[side], pair.source(side).ref).places(configs[side])
+
+class _Check:
+    """What one step finds and the next may use; None where the step that makes it failed."""
+
+    def __init__(self, study: StudyConfig, options: RunOptions, experiments: Mapping[str, Experiment], pair: Pair) -> None:
+        self.study, self.options, self.experiments, self.pair = study, options, experiments, pair
+        self.shapes = {side: shape_of(pair.config(side)) for side in SIDES}
+        self.tokens: Tokens | None = None
+        self.prepared: Prepared | None = None
+        self.told = set[str]()
+
+    def steps(self, alternatives: Sequence[str]) -> Iterator[tuple[str, Iterator[Finding]]]:
+        yield from ((side, self._model(side)) for side in SIDES)
+        yield "sizes", self._sizes()
+        yield "tokenizers", self._tokenizers()
+        yield "templates", self._templates()
+        yield "prompts", self._prompts()
+        yield "lineage", self._lineage(alternatives)
+        yield from (("engine", self._engine(side)) for side in SIDES)
+        yield from (("measures", self._proof(experiment)) for experiment in self.experiments.values())
+
+    def _model(self, side: Side) -> Iterator[Finding]:
+        config, shape = self.pair.config(side), self.shapes[side]
+        places = family_of(config, self.pair.source(side).ref).places(config)
         kinds = [kind for kind in KINDS if kind in places]
-        shape = shapes[side]
-        adapter = ", an adapter on the base" if side == "tuned" and pair.tuned.adapter else ""
+        adapter = ", an adapter on the base" if side == "tuned" and self.pair.tuned.adapter else ""
         heads = f"{shape.n_heads} heads, {shape.n_kv_heads} key-value heads"
         sizes = f"{shape.n_layers} blocks, d_model {shape.d_model}, {heads}, vocabulary {shape.vocab}"
-        yield Finding("ok", side, f"{configs[side].model_type}{adapter}: {sizes}; sites {', '.join(kinds)}")
-    same = all(getattr(shapes["base"], size) == getattr(shapes["tuned"], size) for size in ("n_layers", "d_model", "n_heads", "d_head"))
-    differ = Finding("note", "sizes", "they differ in depth or width: no state of one fits into the other, so none can be patched in")
-    yield Finding("ok", "sizes", "equal") if same else differ
-    tokenizers = {side: pair.tokenizer(side) for side in SIDES}
-    tokens = shared_tokens(
-        *(vocabulary_of(tokenizers[side]) for side in SIDES), rows_base=shapes["base"].vocab, rows_tuned=shapes["tuned"].vocab
-    )
-    yield _vocabularies(tokens)
-    if renamed := tokens.said_of_renamed():
-        yield Finding("note", "tokenizers", renamed)
-    yield from _templates(tokenizers)
-    yield from _lineage(pair, alternatives, tokens)
-    yield from _engines(pair, tokenizers)
+        counted = self.pair.weights(side).said(self.study.dtype)
+        absent = [kind for kind in KINDS if kind not in places]
+        without = f"; it has no {' and no '.join(absent)}" if absent else ""
+        yield Finding("ok", side, f"{config.model_type}{adapter}: {sizes}; {counted}; sites {', '.join(kinds)}{without}")
 
+    def _sizes(self) -> Iterator[Finding]:
+        base, tuned = self.shapes.values()
+        same = all(getattr(base, size) == getattr(tuned, size) for size in ("n_layers", "d_model", "n_heads", "d_head"))
+        differ = Finding("note", "sizes", "they differ in depth or width: no state of one fits into the other, so none can be patched in")
+        yield Finding("ok", "sizes", "equal") if same else differ
 
-def _vocabularies(tokens: Tokens) -> Finding:
-    said = (
-        "next-token laws are compared on the shared tokens beside the mass outside, and by next bytes; "
-        if tokens.n_shared < len(tokens)
-        else ""
-    )
-    fits = (
-        "" if tokens.equal else f"; {said}no weights are grafted, and no windows of positions patched where the two cut prompts differently"
-    )
-    return Finding("ok" if tokens.equal else "note", "tokenizers", tokens.said() + fits)
+    def _tokenizers(self) -> Iterator[Finding]:
+        rows = {f"rows_{side}": shape.vocab for side, shape in self.shapes.items()}
+        base, tuned = (vocabulary_of(self.pair.tokenizer(side)) for side in SIDES)
+        tokens = self.tokens = shared_tokens(base, tuned, **rows, same_rows=self.study.pair.same_rows)
+        said = (
+            "next-token laws are compared on the shared tokens beside the mass outside, and by next bytes; "
+            if tokens.n_shared < len(tokens)
+            else ""
+        )
+        fits = (
+            "" if tokens.equal else f"; {said}no weights are grafted, and no windows of positions patched where the two cut prompts differently"
+        )
+        yield Finding("ok" if tokens.equal else "note", "tokenizers", tokens.said() + fits)
+        if renamed := tokens.said_of_renamed():
+            yield Finding("note", "tokenizers", renamed)
 
+    def _templates(self) -> Iterator[Finding]:
+        tokenizers = {side: self.pair.tokenizer(side) for side in SIDES}
+        base, tuned = (tokenizer.chat_template for tokenizer in tokenizers.values())
+        if not base and not tuned:
+            yield Finding(
+                "note", "templates", "neither model has a chat template: use prompt policy raw, or same_text with a template file"
+            )
+        elif not tuned:
+            yield Finding("note", "templates", "only the base has one: use prompt policy same_text with template base, or raw")
+        elif not base:
+            yield Finding(
+                "ok", "templates", "only the tuned model has one, and same_text (the default) renders both models' prompts with it"
+            )
+        else:
+            said = "equal" if base == tuned else "they differ; same_text (the default) renders both models' prompts with the tuned one's"
+            yield Finding("ok" if base == tuned else "note", "templates", said)
+        for side, tokenizer in tokenizers.items():
+            yield from (Finding("note", "templates", said) for said in several_templates(side, tokenizer))
+        given = self.study.prompts
+        policy = PromptPolicy(**given.model_dump(include={"policy", "template", "position", "system", "date", "answer"}))
+        with suppress(PromptError):  # one that cannot be rendered ends the next step, in the words that a run ends with
+            for said in said_of_template((tokenizers["base"], tokenizers["tuned"]), policy):
+                yield Finding("note", "templates", said)
 
-def _templates(tokenizers: dict[Any, Any]) -> Iterator[Finding]:
-    base, tuned = (tokenizers[side].chat_template for side in SIDES)
-    if not base and not tuned:
-        yield Finding("note", "templates", "neither model has a chat template: use prompt policy raw, or same_text with a template file")
-    elif not tuned:
-        yield Finding("note", "templates", "only the base has one: use prompt policy same_text with template base, or raw")
-    elif not base:
-        yield Finding("ok", "templates", "only the tuned model has one, and same_text (the default) renders both models' prompts with it")
-    else:
-        said = "equal" if base == tuned else "they differ; same_text (the default) renders both models' prompts with the tuned one's"
-        yield Finding("ok" if base == tuned else "note", "templates", said)
+    def _prompts(self) -> Iterator[Finding]:
+        """As a run prepares itself: its prompts as both models read them, and what of the study is left out."""
+        self.prepared = prepare(self.study, self.options, self.experiments)
+        every = [one for prompts in self.prepared.rendered.values() for one in prompts.values()]
+        lengths = [len(ids) for one in every for ids in (one.ids_base, one.ids_tuned)]
+        shown = self._shortest()[0]
+        yield Finding(
+            "ok",
+            "prompts",
+            f"{len(every)} rendered, of {min(lengths)} to {max(lengths)} tokens; the tuned model reads {shown.text_tuned!r}",
+        )
+        yield from (Finding("note", "prompts", said) for said in self.prepared.said)
+        yield from (Finding("note", "left out", f"{one['what']}: {one['why']}") for one in self.prepared.plan.skipped)
 
+    def _shortest(self) -> list[Rendered]:
+        """The shortest prompts of the study's own first split: enough for the engines to prove themselves on."""
+        assert self.prepared
+        prompts = next(iter(self.prepared.rendered.values())).values()
+        return sorted(prompts, key=lambda one: (len(one.ids_tuned), one.prompt.id))[:2]
 
-def _lineage(pair: Pair, alternatives: tuple[str, ...], tokens: Tokens) -> Iterator[Finding]:
-    found = lineage(pair.base, pair.tuned, [resolve(other) for other in alternatives], tokens, {side: pair.config(side) for side in SIDES})
-    distance = "unknown from the files" if found["relative_distance"] is None else f"{fixed(found['relative_distance'])} of the base's size"
-    changed = f"{found['changed_tensors']} tensors changed, {found['equal_tensors']} equal to the bit"
-    oddities = (("only_base", "only in base"), ("only_tuned", "only in tuned"), ("reshaped_tensors", "of other shape"),
-                ("uncompared_tensors", "not compared"))  # fmt: skip
-    others = [f"{len(found[name])} {words}" for name, words in oddities if found[name]]
-    yield Finding("ok", "lineage", "; ".join([f"weights moved by {distance}", changed, *others]))
-    for said in found["functions"]:
-        yield Finding("note", "config", f"{said}: no weight, and it changes what is computed")
-    if not found["functions"]:
-        yield Finding("ok", "config", "both compute the same beside their weights")
-    for other in found["alternatives"]:
-        far = "unknown" if other["relative_distance"] is None else f"{fixed(other['relative_distance'])} of its size"
-        yield Finding("ok", "lineage", f"distance from {other['ref']}: {far}")
-    for said in (*found["not_compared"], *found["warnings"]):
-        yield Finding("note", "lineage", said)
+    def _lineage(self, alternatives: Sequence[str]) -> Iterator[Finding]:
+        pair = self.pair
+        configs: dict[str, Any] = {side: pair.config(side) for side in SIDES}
+        found = lineage(pair.base, pair.tuned, [resolve(other) for other in alternatives], self.tokens, configs)
+        far = found["relative_distance"]
+        distance = "unknown from the files" if far is None else f"{fixed(far)} of the base's size"
+        changed = f"{found['changed_tensors']} tensors changed, {found['equal_tensors']} equal to the bit"
+        oddities = (("only_base", "only in base"), ("only_tuned", "only in tuned"), ("reshaped_tensors", "of other shape"),
+                    ("uncompared_tensors", "not compared"))  # fmt: skip
+        others = [f"{len(found[name])} {words}" for name, words in oddities if found[name]]
+        yield Finding("ok", "lineage", "; ".join([f"weights moved by {distance}", changed, *others]))
+        for said in found["functions"]:
+            yield Finding("note", "config", f"{said}: no weight, and it changes what is computed")
+        if not found["functions"]:
+            yield Finding("ok", "config", "both compute the same beside their weights")
+        for other in found["alternatives"]:
+            far = "unknown" if other["relative_distance"] is None else f"{fixed(other['relative_distance'])} of its size"
+            yield Finding("ok", "lineage", f"distance from {other['ref']}: {far}")
+        for said in (*found["not_compared"], *found["warnings"]):
+            yield Finding("note", "lineage", said)
 
-
-def _engines(pair: Pair, tokenizers: dict[Any, Any]) -> Iterator[Finding]:
-    for side in SIDES:
-        ids = [tokenizers[side](text)["input_ids"] for text in _TEXTS]
+    def _engine(self, side: Side) -> Iterator[Finding]:
+        pair = self.prepared.pair if self.prepared else self.pair
+        if self.prepared:
+            ids = [list(one.ids_base if side == "base" else one.ids_tuned) for one in self._shortest()]
+        else:
+            tokenizer, rows = pair.tokenizer(side), self.shapes[side].vocab
+            ids = [[token for token in tokenizer(text)["input_ids"] if token < rows] for text in _TEXTS]
         name, reason = engine_for(pair.config(side))
         with pair.use(side) as model:
             found = self_check(model, ids, engine=ENGINES[name])
+        yield from (Finding("note", side, said) for said in pair.told if said not in self.told)
+        self.told.update(pair.told)
         proof = f"{found.sites} sites written back bit for bit, whole forward passes agree within {found.replay_nats:.1e} nats"
         yield Finding(
             "ok", "engine", f"{side}: {name}, because {reason}; {proof} (worst {found.worst_site}), floor {found.floor_nats:.1e} nats"
         )
+
+    def _proof(self, experiment: Experiment) -> Iterator[Finding]:
+        """What would end a measure and shows on the loaded models alone."""
+        if self.prepared and {stage.name for stage in experiment.stages} & {cell.stage for cell in self.prepared.plan.cells}:
+            experiment.proof(Execution(self.prepared, None))
+        yield from ()

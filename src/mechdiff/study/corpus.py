@@ -22,10 +22,11 @@ from mechdiff.engine.activations import capture
 from mechdiff.errors import PromptError, StudyError
 from mechdiff.maps.moments import SUMS, Moments, chosen, merged
 from mechdiff.models.families import family_of, shape_of
-from mechdiff.models.pair import Pair
+from mechdiff.models.pair import SIDES, Pair
 from mechdiff.models.sites import Site
-from mechdiff.prompts.rendering import PromptPolicy, Rendered, render
+from mechdiff.prompts.rendering import Rendered, render
 from mechdiff.prompts.sets import Prompt, read_line
+from mechdiff.prompts.templates import PromptPolicy
 from mechdiff.rows import empty
 from mechdiff.store.run_folder import RunFolder, cell_hash
 from mechdiff.study.cells import Cell
@@ -121,10 +122,10 @@ class Corpus:
     @property
     def bytes(self) -> float:
         """Memory of one process: both models and half as much again, a shard's states, and its sums."""
-        shapes = [shape_of(self.pair.config(side)) for side in ("base", "tuned")]
+        shapes = [shape_of(self.pair.config(side)) for side in SIDES]
         d = max(shape.d_model for shape in shapes)
         rows = self.shard * (self.longest if self.positions == "all" else 1)
-        weights = 1.5 * sum(shape.weights_bytes(self.pair.dtype) for shape in shapes)
+        weights = 1.5 * sum(self.pair.weights(side).bytes(self.pair.dtype) for side in SIDES)
         return weights + len(self.sites) * (2 * 4 * rows * d + FOLDS * 3 * 8 * d * d)
 
     def texts(self, number: int) -> Iterator[Prompt]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mechdiff.errors import ModelError, PromptError
-from mechdiff.models.families import Shape
+from mechdiff.models.families import Shape, Weights
 from mechdiff.models.pair import DTYPES
 from mechdiff.models.sites import KINDS
 from mechdiff.prompts.sets import Prompt
@@ -62,6 +62,8 @@ class Estimate:
     prompts: dict[str, int]
     tokens_from: str
     sizes_from: str
+    weights: str
+    """Parameters of the base, in words."""
     rate_from: str
     memory: float
     memory_one: float
@@ -85,7 +87,7 @@ def estimate(
 
     Raises ModelError where the sizes are nowhere to be found.
     """
-    planned, splits, tokens_from, sizes_from, vocab = _planned(study, experiments, max_rows or MAX_ROWS)
+    planned, splits, tokens_from, sizes_from, vocab, weights = _planned(study, experiments, max_rows or MAX_ROWS)
     machine = machine or this_machine(study.dtype)
     stages: dict[str, tuple[int, int, float, float]] = {}
     known = stages_of(experiments)
@@ -103,6 +105,7 @@ def estimate(
         prompts=splits,
         tokens_from=tokens_from,
         sizes_from=sizes_from,
+        weights=weights.said(study.dtype),
         rate_from=f"at {machine.name}",
         memory=planned.weights_bytes + working,
         memory_one=one_model + working,
@@ -114,7 +117,9 @@ def estimate(
     )
 
 
-def _planned(study: StudyConfig, experiments: Mapping[str, Experiment], max_rows: int) -> tuple[Plan, dict[str, int], str, str, int]:
+def _planned(
+    study: StudyConfig, experiments: Mapping[str, Experiment], max_rows: int
+) -> tuple[Plan, dict[str, int], str, str, int, Weights]:
     shape = study.pair.shape
     try:
         prepared = prepare(study, RunOptions(max_rows=max_rows, device="cpu"), experiments)
@@ -123,13 +128,15 @@ def _planned(study: StudyConfig, experiments: Mapping[str, Experiment], max_rows
             raise
     else:
         counts = {split: len(prompts) for split, prompts in prepared.rendered.items()}
-        return prepared.plan, counts, "tokens counted", "from the models' configs", len(prepared.tokens)
+        counted = prepared.pair.weights("base")
+        return prepared.plan, counts, "tokens counted", "from the models' own networks", len(prepared.tokens), counted
     common = {"n_layers": shape.n_layers, "d_model": shape.d_model, "n_heads": shape.n_heads, "n_kv_heads": shape.n_kv_heads,
               "d_head": shape.d_model // shape.n_heads, "d_mlp": shape.d_mlp, "context": 1 << 20}  # fmt: skip
     shapes = {"base": Shape(**common, vocab=shape.vocab), "tuned": Shape(**common, vocab=shape.vocab_tuned or shape.vocab)}
     splits = read_splits(study, experiments)
     items = {split: [_guessed(p) for p in prompts] for split, prompts in splits.items()}
-    planned = plan(study, experiments, PairFacts(shapes=shapes, kinds=KINDS), items, max_rows=max_rows)
+    weights = {side: one.guessed(shape.experts, shape.experts_used) for side, one in shapes.items()}
+    planned = plan(study, experiments, PairFacts(shapes=shapes, kinds=KINDS, weights=weights), items, max_rows=max_rows)
     counts = {split: len(prompts) for split, prompts in splits.items()}
     return (
         planned,
@@ -137,6 +144,7 @@ def _planned(study: StudyConfig, experiments: Mapping[str, Experiment], max_rows
         "tokens guessed from the texts' lengths",
         "from the study's `shape`: the models are not on this machine",
         shape.vocab,
+        weights["base"],
     )
 
 

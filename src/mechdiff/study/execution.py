@@ -58,14 +58,20 @@ class States:
 class Execution:
     """What every stage may ask for. Nothing here computes a result."""
 
-    def __init__(self, prepared: Prepared, folder: RunFolder) -> None:
-        self.prepared, self.folder = prepared, folder
+    def __init__(self, prepared: Prepared, folder: RunFolder | None) -> None:
+        self.prepared, self._folder = prepared, folder
         self.cells = prepared.plan.cells
         self.engines = engines(prepared)
         self._states: dict[tuple[str, str, str], States] = {}
         self._cleans: dict[Any, list[Clean]] = {}
         self._held: tuple[Any, dict[str, np.ndarray]] = (None, {})
         self._once: dict[Hashable, Any] = {}
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where finished cells lie: there is none while a study is only checked."""
+        assert self._folder
+        return self._folder
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` gives, made for the first cell that asks for it and kept for all others."""

@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from mechdiff.models.families import Shape
-from mechdiff.prompts.rendering import PromptPolicy, Rendered
+from mechdiff.prompts.rendering import Rendered
+from mechdiff.prompts.templates import PromptPolicy
 from mechdiff.study.cells import Cell
 from mechdiff.study.config import StudyConfig
 from mechdiff.study.options import Options
@@ -126,6 +127,10 @@ def reads_nothing(reading: Reading) -> None:
     return None
 
 
+def proves_nothing(run: Any) -> None:
+    return None
+
+
 def no_record(run: Any) -> dict[str, Any]:
     return {}
 
@@ -147,8 +152,10 @@ class Experiment:
     """(its options)"""
     read: Callable[[Reading], None] = reads_nothing
     """Looks through the rendered prompts; in every study."""
+    proof: Callable[[Any], None] = proves_nothing
+    """(execution without a folder): raises ModelError for what would end its stages and shows on the loaded models alone. For `check`."""
     record: Callable[[Any], dict[str, Any]] = no_record
-    """(execution): what the manifest keeps of it. "warnings" are added to the run's; in every study."""
+    """(execution): what the manifest keeps of it. "warnings" and "skipped" (what, why) are added to the run's; in every study."""
     total_effect: bool = False
     """Whether D of every split is computed beside it."""
     parts_changed: bool = False

@@ -13,9 +13,8 @@ from mechdiff.models.families import shape_of
 from mechdiff.models.lineage import lineage
 from mechdiff.models.pair import SIDES, SPLIT
 from mechdiff.models.sources import resolve
-from mechdiff.prompts.rendering import Rendered
+from mechdiff.prompts.cuts import same_cut
 from mechdiff.prompts.sets import cluster_names
-from mechdiff.prompts.vocabularies import Tokens
 from mechdiff.store.record import environment
 from mechdiff.study.prepare import Prepared
 
@@ -54,7 +53,7 @@ def run_record(
             "kinds": {side: vocabulary.kind for side, vocabulary in prepared.vocabularies.items()},
             "n_shared": listed.n_shared,
             "n_tokens": {side: int(listed.has(side).sum()) for side in ("base", "tuned")},
-            "same_cut": sum(_same_cut(one, listed) for one in prepared.rendered.get("report", {}).values()),
+            "same_cut": sum(same_cut(one, listed) for one in prepared.rendered.get("report", {}).values()),
         },
         "engine": {
             "name": names["base"] if names["base"] == names["tuned"] else f"base {names['base']}, tuned {names['tuned']}",
@@ -65,7 +64,7 @@ def run_record(
         "selfcheck": selfcheck,
         "noise_floor": _noise_floor(rows),
         "skipped": list(prepared.plan.skipped),
-        "warnings": [*family["warnings"], *filter(None, [listed.said_of_renamed()])],
+        "warnings": [*family["warnings"], *filter(None, [listed.said_of_renamed()]), *prepared.said],
         "seconds": {stage: round(spent, 2) for stage, spent in seconds.items()},
         "device": str(pair.device or SPLIT),
         "dtype": study.dtype,
@@ -84,13 +83,6 @@ def engines(prepared: Prepared) -> dict[str, tuple[str, str]]:
     every = [one for prompts in prepared.rendered.values() for one in prompts.values()]
     longest = {"base": max(len(one.ids_base) for one in every), "tuned": max(len(one.ids_tuned) for one in every)}
     return {side: engine_for(prepared.pair.config(side), longest[side]) for side in ("base", "tuned")}
-
-
-def _same_cut(one: Rendered, tokens: Tokens) -> bool:
-    """Whether both models read one prompt as the same tokens, whatever their ids."""
-    sides = {"base": one.ids_base, "tuned": one.ids_tuned}
-    listed = {side: tokens.listed(side, torch.tensor(ids)).tolist() for side, ids in sides.items()}
-    return len(one.ids_base) == len(one.ids_tuned) and listed["base"] == listed["tuned"]
 
 
 def rendered_lines(prepared: Prepared) -> Iterator[dict[str, Any]]:
@@ -125,8 +117,9 @@ def _lineage(prepared: Prepared) -> dict[str, Any]:
 
 def _model_record(prepared: Prepared, side: Any) -> dict[str, Any]:
     source, config = prepared.pair.source(side), prepared.pair.config(side)
-    shape = shape_of(config)
-    sizes = {name: getattr(shape, name) for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "vocab", "parameters")}
+    shape, weights = shape_of(config), prepared.pair.weights(side)
+    sizes = {name: getattr(shape, name) for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "vocab")}
+    sizes |= {"parameters": weights.stored, "active_parameters": weights.active}
     return {"ref": source.ref, "adapter": source.adapter is not None, "family": config.model_type, "files": prepared.hashes[side], **sizes}
 
 

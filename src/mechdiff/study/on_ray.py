@@ -10,6 +10,7 @@ Before a worker is given anything it says which code, versions, files and plan i
 import hashlib
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from mechdiff.study.run import compute_cell
 IN_FLIGHT = 2
 """Cells that a worker has been given at most: the one that it computes, and the next."""
 DEATHS = 3
-"""Workers that may die of one cell before the run gives up on it."""
+"""Workers that may die of one cell before the run gives up on it; and that may die while they start, where none is left."""
 PATIENCE = 300.0
 """Seconds without any worker, while one is being started, before the run gives up."""
 
@@ -152,7 +153,7 @@ class RayCrew:
         self.ray, self.folder, self.n_workers = ray, folder, workers
         self.cells, self.gpus, self.threads = options.cells, options.gpus_per_worker, options.threads or 1
         self.deaths: dict[str, int] = {}
-        self.lost = 0
+        self.lost = self.unstarted = 0
         self.hands: list[_Hand] = []
         self._open(task)
 
@@ -208,7 +209,7 @@ class RayCrew:
         try:
             told = self.ray.get(reference)
         except (self.ray.exceptions.RayActorError, self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.OutOfMemoryError) as error:
-            yield from self._replace(hand, waiting, str(error).splitlines()[0])
+            yield from self._replace(hand, waiting, cause(error))
             return
         self.folder.write_lines(told.get("told", []))
         if "error" in told:
@@ -237,6 +238,11 @@ class RayCrew:
         self.hands.remove(hand)
         self.lost += 1
         self.folder.log("worker_lost", cells=len(hand.given), why=why)
+        self.unstarted += hand.starting is not None
+        if not self.hands and self.unstarted >= DEATHS:
+            raise RunError(
+                f"{self.unstarted} workers died while they were starting, and none is left: {why}. Is the same mechdiff installed on every node?"
+            )
         for order, cell in enumerate(hand.given.values()):
             if self.folder.has(cell.key):
                 yield cell
@@ -250,7 +256,8 @@ class RayCrew:
                         f"{DEATHS} workers died of the same cell ({cell.title}, {len(cell.items)} prompts): {why} "
                         "If it is memory, lower --max-rows or the number of --workers."
                     )
-        self.hands.append(self._hire())
+        if hand.starting is None or not self.hands or self.unstarted < 2 * DEATHS:  # others go on without those that cannot start
+            self.hands.append(self._hire())
 
     def record(self) -> dict[str, Any]:
         said = {"ray": self.ray.__version__, "workers": self.n_workers, "lost": self.lost}
@@ -259,6 +266,13 @@ class RayCrew:
     def close(self) -> None:
         for hand in self.hands:
             self.ray.kill(hand.actor)
+
+
+def cause(error: Exception) -> str:
+    """Why a worker died: the error that was raised there, where one was; else the first line of what Ray says."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    raised = [line.strip() for line in lines if re.match(r"\s*[\w.]*(Error|Exception): ", line)]
+    return (raised or lines)[-1 if raised else 0]
 
 
 def n_workers(options: RunOptions, resources: Mapping[str, float], need: float) -> int:
@@ -285,7 +299,14 @@ def cluster(address: str) -> Iterator[Any]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         ray.init(address=address, **quiet)
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        if re.search(r"auth|token", str(error), re.IGNORECASE):
+            raise RunError(
+                f"--ray {address}: the cluster there refuses the token ({cause(error)}). Give its own: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or "
+                "RAY_AUTH_TOKEN_PATH."
+            ) from error
+        if not isinstance(error, ConnectionError):
+            raise
         if address != "auto":
             raise RunError(
                 f"--ray {address}: no Ray cluster answers there ({error}). Start one with `ray start --head`, or give auto."

@@ -33,7 +33,7 @@ def plan(
     captures = [cell for side in ("base", "tuned") for cell in _captures(planner, side, windows)]
     checks = [_selfcheck(planner, side) for side in ("base", "tuned") if planner.wanted]
     cells = [*checks, *captures, *(cell for experiment in experiments.values() for cell in experiment.cells(planner))]
-    weights = [shape.weights_bytes(study.dtype) for shape in pair.shapes.values()]
+    weights = [one.bytes(study.dtype) for one in pair.weights.values()]
     states = sum(_states_bytes(planner, cell) for cell in captures)
     return Plan(
         cells=tuple(cells),

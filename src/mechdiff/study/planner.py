@@ -7,7 +7,7 @@ from typing import Any
 from mechdiff import labels
 from mechdiff.errors import StudyError
 from mechdiff.labels import n_positions
-from mechdiff.models.families import QUANTIZED, Shape
+from mechdiff.models.families import QUANTIZED, Shape, Weights
 from mechdiff.models.sites import KINDS
 from mechdiff.study.cells import Cell, Item, shards
 from mechdiff.study.config import StudyConfig
@@ -31,6 +31,8 @@ class PairFacts:
     """By side."""
     kinds: Sequence[str]
     """Site kinds that both models have."""
+    weights: Mapping[str, Weights]
+    """By side."""
     identity: str = ""
     """Hash of the models and the dtype."""
     adapter: bool = False
@@ -43,6 +45,8 @@ class PairFacts:
     """Sides whose files hold quantised matrices."""
     functions: Sequence[str] = ()
     """What differs and is no weight."""
+    unread: str = ""
+    """Why tensors cannot be read again from the files while one model is in memory; empty where they can be, or need not."""
 
 
 class Planner:
@@ -51,12 +55,8 @@ class Planner:
     def __init__(self, study: StudyConfig, pair: PairFacts, splits: Mapping[str, Sequence[Item]], max_rows: int) -> None:
         self.study, self.splits, self.max_rows = study, splits, max_rows
         self.shape, self.shapes, self.kinds, self.identity = pair.shapes["base"], pair.shapes, pair.kinds, pair.identity
-        self.adapter, self.one_vocabulary, self.quantized, self.functions = (
-            pair.adapter,
-            pair.one_vocabulary,
-            pair.quantized,
-            pair.functions,
-        )
+        self.adapter, self.one_vocabulary, self.quantized = pair.adapter, pair.one_vocabulary, pair.quantized
+        self.functions, self.unread, self.body = pair.functions, pair.unread, pair.weights["base"].body
         self.skipped: list[dict[str, str]] = []
         every = [(layer, site) for layer in range(self.shape.n_layers) for site in ("attn", "mlp", "norm")]
         self.touched = [(None, "embed"), *every, (None, "final_norm"), (None, "head")] if pair.touched is None else list(pair.touched)
@@ -80,7 +80,7 @@ class Planner:
             return f"the two differ in more than weights, so the base with all tuned weights is not the tuned model ({self.functions[0]})"
         if self.study.dtype in QUANTIZED:
             return f"the matrices are held in {self.study.dtype}, whose rounding would count as change; give float32, bfloat16 or float16"
-        return f"the files of {' and '.join(self.quantized)} hold quantised matrices, no plain numbers" if self.quantized else ""
+        return f"the files of {' and '.join(self.quantized)} hold quantised matrices, no plain numbers" if self.quantized else self.unread
 
     def skip(self, what: str, why: str) -> None:
         entry = {"what": what, "why": why}
@@ -102,8 +102,7 @@ class Planner:
         return {"models": self.identity, "prompts": [item.sha256 for item in items], "ids": [item.id for item in items], **what}
 
     def flops(self, tokens: float, decisions: float) -> float:
-        body = self.shape.matrices
-        return 2 * (body * tokens + self.shape.vocab * self.shape.d_model * decisions)
+        return 2 * (self.body * tokens + self.shape.vocab * self.shape.d_model * decisions)
 
     def whole(self, split: str) -> tuple[Item, ...]:
         return tuple(item for shard in self.packed(split, "decision") for item in shard)

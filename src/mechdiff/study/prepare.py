@@ -4,18 +4,22 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mechdiff.errors import ModelError
 from mechdiff.models.changes import open_changes
-from mechdiff.models.families import Shape, family_of, shape_of
+from mechdiff.models.families import QUANTIZED, Shape, family_of, shape_of
 from mechdiff.models.functions import function_differences
+from mechdiff.models.modules import not_in_files
 from mechdiff.models.pair import SIDES, Pair, is_quantized, open_pair
 from mechdiff.models.sites import KINDS
+from mechdiff.prompts.cuts import said_of_cuts, said_of_file
 from mechdiff.prompts.matching import Vocabulary, agreed
-from mechdiff.prompts.rendering import PromptPolicy, Rendered, render, tail
+from mechdiff.prompts.rendering import Rendered, render, tail
+from mechdiff.prompts.templates import PromptPolicy, said_of_chats
 from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
 from mechdiff.store.run_folder import cell_hash
 from mechdiff.study.cells import TEXT_TOKENS, Item, Plan
@@ -51,6 +55,8 @@ class Prepared:
     """By side."""
     tokens: Tokens
     """The tokens of both models, over which all laws are written."""
+    said: tuple[str, ...]
+    """Warnings of the prompts and of what the tokenizers make of them."""
     identity: str
     """Hash of the models' files, dtype and engine: part of every cell's key."""
     config_hash: str
@@ -77,22 +83,13 @@ def prepare(study: StudyConfig, options: RunOptions, experiments: Mapping[str, E
         memory=options.memory,
         trusted=options.trust_remote_code,
     )
-    configs = {"base": pair.config("base"), "tuned": pair.config("tuned")}
-    shapes = {side: shape_of(config) for side, config in configs.items()}
-    tokenizers = {"base": pair.tokenizer("base"), "tuned": pair.tokenizer("tuned")}
+    shapes: dict[str, Shape] = {side: shape_of(pair.config(side)) for side in SIDES}
+    tokenizers: dict[str, Any] = {side: pair.tokenizer(side) for side in SIDES}
     both = agreed(vocabulary_of(tokenizers["base"]), vocabulary_of(tokenizers["tuned"]))
-    vocabularies = {"base": both.base, "tuned": both.tuned}
     rows = {f"rows_{side}": shape.vocab for side, shape in shapes.items()}
     tokens = replace(shared_tokens(both.base, both.tuned, **rows, same_rows=study.pair.same_rows), flags=both.flags)
-    policy = PromptPolicy(**study.prompts.model_dump(include={"policy", "template", "position", "system", "date", "answer"}))
-    lengths = {"max_base": shapes["base"].context, "max_tuned": shapes["tuned"].context}
-    reading = Reading(study=study, rendered={}, tokenizers=tokenizers, policy=policy, lengths=lengths, shapes=shapes)
-    rendered, any_length = reading.rendered, {one.split for one in brought(study, experiments) if one.any_length}
-    for split, prompts in read_splits(study, experiments, quick=options.quick).items():
-        limits = dict.fromkeys(lengths, sys.maxsize) if split in any_length else lengths
-        rendered[split] = {one.prompt.id: one for one in render(prompts, tokenizers["base"], tokenizers["tuned"], policy, **limits)}
-    for experiment in experiments.values():
-        experiment.read(reading)
+    reading = _read(study, options, experiments, tokenizers=tokenizers, shapes=shapes)
+    rendered = reading.rendered
     _refuse_beyond(rendered, shapes, pair)
     left_out = reading.left_out
     for split, name, why in broken:
@@ -112,12 +109,57 @@ def prepare(study: StudyConfig, options: RunOptions, experiments: Mapping[str, E
         hashes=hashes,
         plan=plan(study, experiments, facts, items, max_rows=options.max_rows or MAX_ROWS, left_out=left_out),
         experiments=experiments,
-        vocabularies=vocabularies,
+        vocabularies={"base": both.base, "tuned": both.tuned},
         tokens=tokens,
+        said=_said(rendered, pair, tokens, reading.policy),
         identity=identity,
         config_hash=cell_hash({"study": config_hash(study, content_hashes(study) | contents), "quick": options.quick}),
         broken=tuple(broken),
     )
+
+
+def _read(
+    study: StudyConfig,
+    options: RunOptions,
+    experiments: Mapping[str, Experiment],
+    *,
+    tokenizers: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+) -> Reading:
+    """All prompts as both models read them, and what the measures make of them."""
+    policy = PromptPolicy(**study.prompts.model_dump(include={"policy", "template", "position", "system", "date", "answer"}))
+    lengths = {"max_base": shapes["base"].context, "max_tuned": shapes["tuned"].context}
+    reading = Reading(study=study, rendered={}, tokenizers=tokenizers, policy=policy, lengths=lengths, shapes=shapes)
+    any_length = {one.split for one in brought(study, experiments) if one.any_length}
+    for split, prompts in read_splits(study, experiments, quick=options.quick).items():
+        limits = dict.fromkeys(lengths, sys.maxsize) if split in any_length else lengths
+        rendered = render(prompts, tokenizers["base"], tokenizers["tuned"], policy, **limits)
+        reading.rendered[split] = {one.prompt.id: one for one in rendered}
+    for experiment in experiments.values():
+        experiment.read(reading)
+    return reading
+
+
+def _said(rendered: Mapping[str, Mapping[str, Rendered]], pair: Pair, tokens: Tokens, policy: PromptPolicy) -> tuple[str, ...]:
+    """What a reader must know of prompts and tokenizers: chats in chats, cuts that are not the files', cuts that are not the other model's."""
+    every = [one for prompts in rendered.values() for one in prompts.values()]
+    texts = {"base": [one.text_base for one in every], "tuned": [one.text_tuned for one in every]}
+    sources = {side: pair.source(side) for side in SIDES}
+    files = [
+        said for side, one in sources.items() for said in said_of_file(pair.tokenizer(side), one.tokenizer_folder, texts[side], one.ref)
+    ]
+    chats = said_of_chats([one.prompt for one in every], (pair.tokenizer("base"), pair.tokenizer("tuned")), policy)
+    return (*chats, *files, *said_of_cuts(every, tokens), *_said_of_experts(pair))
+
+
+def _said_of_experts(pair: Pair) -> list[str]:
+    """A warning where a quantised dtype leaves experts as they are."""
+    kept = {side: weights for side in SIDES if (weights := pair.weights(side)).experts and pair.dtype in QUANTIZED}
+    return [
+        f"{pair.source(side).ref}: in {pair.dtype} its experts ({weights.experts:,} of {weights.stored:,} parameters) stay bfloat16: they lie side "
+        "by side in one tensor, and linear layers alone are held in fewer bits"
+        for side, weights in kept.items()
+    ]
 
 
 def _facts(study: StudyConfig, experiments: Mapping[str, Experiment], pair: Pair, identity: str, *, one_vocabulary: bool) -> PairFacts:
@@ -126,6 +168,7 @@ def _facts(study: StudyConfig, experiments: Mapping[str, Experiment], pair: Pair
     by_weights = any(experiment.parts_changed for experiment, _ in asked(study, experiments))
     return PairFacts(
         shapes={side: shape_of(config) for side, config in configs.items()},
+        weights={side: pair.weights(side) for side in SIDES},
         kinds=[kind for kind in KINDS if all(kind in place for place in places)],
         identity=identity,
         adapter=pair.tuned.adapter is not None,
@@ -133,7 +176,21 @@ def _facts(study: StudyConfig, experiments: Mapping[str, Experiment], pair: Pair
         one_vocabulary=one_vocabulary,
         quantized=[side for side, config in configs.items() if is_quantized(config)],
         functions=function_differences(configs["base"], configs["tuned"]),
+        unread=_unread(pair) if by_weights else "",
     )
+
+
+def _unread(pair: Pair) -> str:
+    """Why a model's tensors cannot be read again from its files, which one model in memory at a time needs; empty where they can be."""
+    if not pair.one_at_a_time or pair.tuned.adapter:
+        return ""
+    for side in SIDES:
+        if name := not_in_files(Path(pair.source(side).load), pair.weights(side).tensors):
+            return (
+                f"with one model in memory its tensors are read again from the files, and those of the {side} model hold no {name}: they name or lay "
+                "out tensors otherwise than the network does. Give --memory both"
+            )
+    return ""
 
 
 def _refuse_beyond(rendered: Mapping[str, Mapping[str, Rendered]], shapes: Mapping[str, Shape], pair: Pair) -> None:

@@ -115,11 +115,13 @@ class _Run:
         records = [experiment.record(self.execution) for experiment in self.prepared.experiments.values()]
         lost = [f"prompt {name} ({split}) is left out of everything: {why}" for split, name, why in self.prepared.broken]
         kept = [warning for one in finished for warning in one.record["notes"].get("warnings", ())]
+        skipped = [*record["skipped"], *(one for each in records for one in each.pop("skipped", ()))]
         told = [*(warning for one in records for warning in one.pop("warnings", ())), *kept, *self.folder.warnings]
         return rows, {
             **record,
             **{name: value for one in records for name, value in one.items()},
             **self.crew.record(),
+            "skipped": [*skipped, *silent(self.prepared.study.measures, rows, skipped)],
             "left_out": [list(one) for one in self.prepared.broken],
             "warnings": list(dict.fromkeys([*record["warnings"], *lost, *told])),
         }
@@ -149,6 +151,12 @@ class _Run:
 
     def _say(self, cell: Cell) -> None:
         self.progress(cell.title, 1 - self.left / sum(one.flops for one in self.cells))
+
+
+def silent(measures: Collection[str], rows: pl.DataFrame, skipped: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The measures that were asked for, gave no row, and are not among what is said to be skipped."""
+    there = set(rows["measure"]) | {one["what"].split()[0].rstrip(":") for one in skipped}
+    return [{"what": name, "why": "it was asked for, ran, and gave no number"} for name in measures if name not in there]
 
 
 def broken_prompts(run: Execution) -> Broken:

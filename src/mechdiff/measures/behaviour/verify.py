@@ -1,7 +1,8 @@
 """Scores of texts and answers are computed once more without the engine."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,15 +28,17 @@ def answers(run: Rerun) -> list[tuple[str, str, str, str]]:
         for side in ("base", "tuned"):
             tokenizer = run.prepared.pair.tokenizer(side)
             with run.model(side) as model:
+                ends = text_ends(run, model)
                 ids = torch.tensor([run.ids(side, one["split"] or "probes", one["prompt"])], device=model.device)
                 net: Any = model.net
-                made = net.generate(
-                    ids, attention_mask=torch.ones_like(ids), do_sample=False, num_beams=1,
-                    max_new_tokens=min(record["max_tokens"], model.shape.context - ids.shape[1]),
-                    eos_token_id=sorted(text_ends(run, model)), pad_token_id=0, return_dict_in_generate=True, output_logits=True,
-                )  # fmt: skip
+                with plainly(net):
+                    made = net.generate(
+                        ids, attention_mask=torch.ones_like(ids), do_sample=False, num_beams=1,
+                        max_new_tokens=min(record["max_tokens"], model.shape.context - ids.shape[1]),
+                        eos_token_id=sorted(ends), pad_token_id=0, return_dict_in_generate=True, output_logits=True,
+                    )  # fmt: skip
                 said = made.sequences[0, ids.shape[1] :].tolist()
-                kept = said[: next((i for i, token in enumerate(said) if token in text_ends(run, model)), len(said))]
+                kept = said[: next((i for i, token in enumerate(said) if token in ends), len(said))]
                 again = str(tokenizer.decode(kept, skip_special_tokens=True))
                 texts = (
                     [str(tokenizer.decode(kept[:n], skip_special_tokens=True)) for n in range(1, len(kept) + 1)]
@@ -47,6 +50,20 @@ def answers(run: Rerun) -> list[tuple[str, str, str, str]]:
                 tied = any(first - second <= LOGITS_APART * math.sqrt(2 * run.floor) + eps * first.abs() for first, second in leads)
                 found.append((one["prompt"], side, one[side], one[side] if tied else again))
     return found
+
+
+@contextmanager
+def plainly(net: Any) -> Iterator[None]:
+    """While open, generation has no settings but those it is called with: else it takes every other one from the folder's generation_config.json, a
+    penalty on repetition for one."""
+    from transformers import GenerationConfig
+
+    own = net.generation_config
+    net.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        net.generation_config = own
 
 
 def parting(recorded: str, texts: Sequence[str]) -> range:

@@ -50,6 +50,12 @@ def _lattice(run: Execution, split: str, model: Model, cell: Cell) -> formula.La
     return run.once(("lattice", split), made)
 
 
+def proof(run: Execution) -> None:
+    """Raises ModelError where the tuned weights do not fit into the base."""
+    with run.prepared.pair.use("base") as base:
+        units_changed(run, base)
+
+
 def units_changed(run: Execution, model: Model) -> ChangedUnits:
     """The units that can be grafted into the base, `model`."""
     return run.once("changed units", lambda: changes_of(run.prepared.pair, model))

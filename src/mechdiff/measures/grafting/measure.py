@@ -19,6 +19,7 @@ GRAFTING = Measure(
         options=plan.GraftingOptions,
         cells=plan.grafting_cells,
         stages=(Stage(name="grafting", compute=Later("mechdiff.measures.grafting.compute:graft")),),
+        proof=Later("mechdiff.measures.grafting.compute:proof"),
         parts_changed=True,
         demo=Budget(
             seconds=60, options={"report_prompts": 5, "points": 3, "candidates": 4, "picks": 2, "select_prompts": 2, "truncate": False}

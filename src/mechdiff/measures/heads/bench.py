@@ -17,8 +17,8 @@ from mechdiff.measures.divergence.formula import total_effect
 from mechdiff.measures.heads import formula, shapley
 from mechdiff.measures.heads.formula import Block
 from mechdiff.models.changes import Change
-from mechdiff.models.families import QUANTIZED, family_of
-from mechdiff.models.pair import DTYPES, Model, Pair, Side, is_quantized
+from mechdiff.models.families import QUANTIZED, family_of, shape_of
+from mechdiff.models.pair import DTYPES, SIDES, Model, Pair, Side, is_quantized
 from mechdiff.models.projections import Layout, layout_of
 from mechdiff.models.quantization import rounded
 from mechdiff.study.cells import Cell
@@ -95,6 +95,13 @@ def block(run: Execution, layer: int, z: Mapping[str, Float[Tensor, "prompt z"]]
 def output_of(run: Execution, side: str, layer: int) -> tuple[Float[Tensor, "head d_head d"], Float[Tensor, " d"]]:
     """One model's output projection by head, and its bias, in float32 as the model holds them. ModelError: not in the files."""
     return run.once(("output projection", side, layer), lambda: _output(run, side, layer))
+
+
+def proof(run: Execution) -> None:
+    """Raises ModelError where the heads of a model cannot be told apart."""
+    for side in SIDES:
+        for layer in range(shape_of(run.prepared.pair.config(side)).n_layers):
+            _output(run, side, layer)
 
 
 def _output(run: Execution, side: str, layer: int) -> tuple[Float[Tensor, "head d_head d"], Float[Tensor, " d"]]:

@@ -17,6 +17,7 @@ HEADS = Measure(
         options=plan.HeadsOptions,
         cells=plan.heads_cells,
         needs=plan.needs,
+        proof=Later("mechdiff.measures.heads.bench:proof"),
         record=Later("mechdiff.measures.heads.network:heads_record"),
         stages=(
             Stage(name="heads", compute=Later("mechdiff.measures.heads.compute:every_head")),

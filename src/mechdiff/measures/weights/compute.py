@@ -92,6 +92,12 @@ def weights_record(run: Execution) -> dict[str, Any]:
     cells = [cell for cell in run.cells if cell.stage == "weights"]
     if not cells:
         return {}
-    tensors = dict(run.folder.load(cells[0].key).tensors)
+    found = run.folder.load(cells[0].key)
+    tensors = dict(found.tensors)
     said = json.loads(bytes(tensors.pop("said")).decode())
-    return {"weights": {**said, "spectra": {name: [float(f"{value:.6g}") for value in values] for name, values in tensors.items()}}}
+    why = "; ".join(said["statements"]) or "the two models' files have no tensor in common that can be compared"
+    left_out = [{"what": "weights", "why": why}] if found.frame.is_empty() else []
+    return {
+        "skipped": left_out,
+        "weights": {**said, "spectra": {name: [float(f"{value:.6g}") for value in values] for name, values in tensors.items()}},
+    }
