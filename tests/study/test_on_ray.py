@@ -170,6 +170,37 @@ def test_a_worker_with_other_code_is_refused(cluster: Cluster, study: StudyConfi
         run(study, tmp_path / "run", ray="auto", threads=1, workers=1)
 
 
+class Elsewhere(on_ray.Worker):
+    """A worker whose module, this one, no node can import: as mechdiff's cannot where it is not installed."""
+
+
+def test_workers_that_die_while_they_start_are_counted_and_their_error_is_said(
+    cluster: Cluster, study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were hired again and again, until no worker had come in time."""
+    monkeypatch.setattr(on_ray, "Worker", Elsewhere)
+    with pytest.raises(
+        RunError,
+        match=r"3 workers died while they were starting, and none is left: ModuleNotFoundError: No module named 'test_on_ray'.*every node",
+    ):
+        run(study, tmp_path / "run", ray="auto", threads=1, workers=1)
+    assert len([line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if " worker_lost " in line]) == on_ray.DEATHS
+
+
+def test_a_token_that_a_cluster_refuses_is_not_called_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**how: Any) -> None:
+        raise ConnectionError("Could not connect: UNAUTHENTICATED: Invalid or missing authentication token")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    for address in ("auto", "ray.example:6379"):
+        with (
+            pytest.raises(RunError, match=f"--ray {address}: the cluster there refuses the token .*RAY_AUTH_TOKEN"),
+            on_ray.cluster(address),
+        ):
+            pass
+
+
 def test_what_a_user_can_put_right_is_said(cluster: Cluster, study: StudyConfig, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"the cluster has 3 CPUs, 0 GPUs, a worker takes 64 CPUs and 0 GPUs. Lower --threads"):
         run(study, tmp_path / "run", ray="auto", threads=64)
