@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mechdiff.errors import ModelError
+from mechdiff.files.containers import contents, read
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _FSDP = "pytorch_model_fsdp.bin"
@@ -96,16 +97,11 @@ def said_of_rotation(folder: Path, ref: str) -> list[str]:
 
 def said_of_unplaced(folder: Path, ref: str, names: Collection[str]) -> list[str]:
     """What is to be said of tensors in a model's files for which its network has no place; nothing of those that are 0 throughout."""
-    from safetensors import safe_open
-
     left, filled = set(names), []
     for path in weight_files(folder) if left else ():
-        if path.suffix != ".safetensors":
-            continue
-        with safe_open(path, "pt") as file:
-            here = left.intersection(file.keys())
-            filled += [name for name in here if file.get_tensor(name).any()]
-            left -= here
+        here = left & contents(path).keys()
+        filled += [name for name in here if read(path, name).count_nonzero()]
+        left -= here
     if lost := sorted([*filled, *left]):
         return [
             f"{ref}: its files hold {len(lost)} tensors that are not 0 and for which its network has no place, the first {lost[0]}: what runs is the "

@@ -111,7 +111,9 @@ class _Check:
             else ""
         )
         fits = (
-            "" if tokens.equal else f"; {said}no weights are grafted, and no windows of positions patched where the two cut prompts differently"
+            ""
+            if tokens.equal
+            else f"; {said}no weights are grafted, and no windows of positions patched where the two cut prompts differently"
         )
         yield Finding("ok" if tokens.equal else "note", "tokenizers", tokens.said() + fits)
         if renamed := tokens.said_of_renamed():
