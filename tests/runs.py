@@ -44,8 +44,12 @@ def finish(config: StudyConfig, out: Path, **options: Any) -> tuple[pl.DataFrame
     return rows, summary, record
 
 
-def run(*study: Any, **how: Any) -> api.Run:
-    """What mechdiff.run does, and all of its page but the drawing of the figures: Vega draws for longer than a tiny study computes."""
+def run(*study: Any, page: bool = True, **how: Any) -> api.Run:
+    """What mechdiff.run does, and all of its page but the drawing of the figures: Vega draws for longer than a tiny study computes.
+
+    A page takes as long as all the rest of such a study, so a run whose like has its page elsewhere goes without."""
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(drawing, "to_svg", lambda chart: "<svg/>")
+        if not page:
+            changed.setattr(api, "build_report", lambda place, chapters: None)
         return api.run(*study, **how)

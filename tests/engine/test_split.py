@@ -37,7 +37,7 @@ MORE: list[Any] = [
 @pytest.mark.parametrize("measures", [FEW, pytest.param(["divergence", *MORE], marks=pytest.mark.slow)], ids=["few", "more"])
 def test_a_split_pair_gives_the_rows_of_one_in_memory(pair: Path, tmp_path: Path, little_memory: None, measures: list[Any]) -> None:
     given = {"base": str(pair / "base"), "tuned": str(pair / "tuned"), "prompts": str(pair / "prompts.jsonl"), "measures": measures}
-    whole = run(**given, out=tmp_path / "whole", options=RunOptions(device="cpu", threads=1))
+    whole = run(**given, out=tmp_path / "whole", page=False, options=RunOptions(device="cpu", threads=1))
     split = run(**given, out=tmp_path / "split", options=RunOptions(device="split", threads=1))
     assert split.manifest()["device"] == "split"
     assert split.rows().equals(whole.rows(), null_equal=True)

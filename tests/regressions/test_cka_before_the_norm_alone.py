@@ -91,7 +91,7 @@ def ran(folder: Path, name: str) -> Path:
     (folder / "prompts.jsonl").write_text("".join(texts))
     run(
         base=str(folder / "base"), tuned=str(folder / "tuned"), prompts=folder / "prompts.jsonl", out=folder / "run",
-        measures=["divergence", {"similarity": {"permutations": 3, "sites": ["resid_pre", "attn_out", "resid_post"]}}],
+        measures=["divergence", {"similarity": {"permutations": 3, "sites": ["resid_pre", "attn_out", "resid_post"]}}], page=name == "gpt2",
     )  # fmt: skip
     return folder / "run"
 

@@ -32,10 +32,10 @@ def edit_one_head(net: Any) -> None:
     edits.add_noise_to(weight[:, HEAD * 8 : (HEAD + 1) * 8], 0.8)
 
 
-def finish(pair: Path, out: Path, *measures: Any, tuned: str = "tuned", **options: Any) -> Run:
+def finish(pair: Path, out: Path, *measures: Any, tuned: str = "tuned", page: bool = True, **options: Any) -> Run:
     return run(
         base=str(pair / "base"), tuned=str(pair / tuned), prompts=pair / "prompts.jsonl", measures=["divergence", *measures], out=out,
-        options=RunOptions(**options),
+        page=page, options=RunOptions(**options),
     )  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def test_without_select_prompts_what_is_chosen_there_is_left_out_and_said(tmp_pa
 def test_other_layers_for_heads_than_for_gradients(tmp_path: Path, pair: Path) -> None:
     """An order by attribution that does not know every head is none."""
     few = HEADS | {"layers": [1, 3], "closer": [3], "attention_prompts": 0, "z_swap": []}
-    finished = finish(pair, tmp_path / "run", {"heads": few}, {"attribution": {"layers": [0, 3], "validated": 2}})
+    finished = finish(pair, tmp_path / "run", {"heads": few}, {"attribution": {"layers": [0, 3], "validated": 2}}, page=False)
     said = finished.manifest()["heads"]
     assert {name.partition(".")[0] for name in said["orders"]["tuned<-base"]["single"]} == {"L1", "L3"}
     assert "attribution" not in said["orders"]["tuned<-base"]

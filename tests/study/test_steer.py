@@ -23,9 +23,9 @@ from tokenizers_made import CHATML, byte_tokenizer
 STEERING: dict[str, Any] = {"closer": [1, 2], "all_positions_layers": 2, "draws": 2, "side_prompts": 4, "texts": 2, "continuation": 3}
 
 
-def finish(base: Path, tuned: Path, prompts: Path, out: Path, **options: Any) -> Run:
+def finish(base: Path, tuned: Path, prompts: Path, out: Path, *, page: bool = True, **options: Any) -> Run:
     measures = ["divergence", {"steering": STEERING | options}]
-    return run(base=str(base), tuned=str(tuned), prompts=prompts, measures=measures, out=out, options=RunOptions())
+    return run(base=str(base), tuned=str(tuned), prompts=prompts, measures=measures, out=out, page=page, options=RunOptions())
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_contrast_and_own_neutral_prompts(pair: Path, tmp_path: Path) -> None:
     lines = [json.dumps({"id": f"mine-{i}", "text": f"Tell me about river {i}"}) for i in range(5)]
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
     mine = str(tmp_path / "mine.jsonl")
-    plain = finish(pair / "base", pair / "tuned", pair / "prompts.jsonl", tmp_path / "plain", neutral=mine)
+    plain = finish(pair / "base", pair / "tuned", pair / "prompts.jsonl", tmp_path / "plain", page=False, neutral=mine)
     contrast = finish(pair / "base", pair / "tuned", pair / "prompts.jsonl", tmp_path / "contrast", neutral=mine, contrast=True)
     names = set(steering(contrast, metric="side_kl_nats")["prompt"])
     assert len(names) == 4
