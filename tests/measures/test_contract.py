@@ -114,6 +114,7 @@ def test_a_run_without_its_rows_says_so_once_a_section(measure: Measure, every_m
         section = make(without)
         assert section.id.split(".")[0] == measure.name
         assert section.parts
+        assert section.title == measure.question or make is not measure.chapter.sections[0], "the first section asks the measure's question"
         assert not [
             part for part in section.parts if isinstance(part, Drawn) and part.chart(*tables, width=700, **part.options) is not None
         ]

@@ -20,7 +20,7 @@ TOP_PROMPTS = 5
 
 def divergence(run: Run) -> Section:
     """Q0: D per prompt."""
-    title = "How differently do they behave?"
+    title = "How differently do they predict, and at which token?"
     found = difference.difference(run.rows, run.summary)
     if found is None:
         return Section(id="divergence", title=title, parts=[note("Divergence was not measured in this run.")])

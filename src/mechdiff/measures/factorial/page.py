@@ -9,7 +9,7 @@ from mechdiff.report import spoken
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, nats, with_interval
 
-TITLE = "Early or late, and do they need each other?"
+TITLE = "Is it made below or above a block, or only by both?"
 
 
 def factorial(run: Run) -> Section:

@@ -23,7 +23,7 @@ TOP_SITES = 10
 
 def patching(run: Run) -> Section:
     """Q2, second half: the causal map, wider writes, the arms."""
-    title = "Where does it matter?"
+    title = "Where does the difference matter?"
     shares = findings.site_shares(run.rows, run.summary)
     if shares.is_empty():
         return Section(id="patching", title=title, parts=[note("Patching was not measured in this run.")])

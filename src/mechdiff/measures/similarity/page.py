@@ -15,7 +15,7 @@ from mechdiff.rows import where
 
 def similarity(run: Run) -> Section:
     """Q2, first half: CKA by layer."""
-    title = "Where do their states differ?"
+    title = "Where do their activations differ?"
     states = findings.similarity_by_site(run.rows, run.summary).filter(pl.col("cka").is_not_nan())
     if states.is_empty():
         return Section(

@@ -12,7 +12,7 @@ from mechdiff.report import difference, phrasing
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import listed, nats, share, shown, with_interval
 
-TITLE = "Does it obey?"
+TITLE = "Can one vector switch it on or off?"
 
 
 TOP = 14
