@@ -35,9 +35,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Runs where the results come together, so it adds up the seconds of all workers."""
+    """Adds up the seconds of all workers where their results come together."""
     spent = dict(report.user_properties).get("cpu_seconds") if report.when == "teardown" else None
-    if spent is not None:
+    if spent is not None and "PYTEST_XDIST_WORKER" not in os.environ:
         _spent[report.nodeid] += spent
         if "CPU_SECONDS" in os.environ:
             with open(os.environ["CPU_SECONDS"], "a") as file:

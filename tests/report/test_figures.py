@@ -2,6 +2,7 @@
 
 import re
 
+import altair as alt
 import polars as pl
 import pytest
 
@@ -43,6 +44,15 @@ def test_figures_are_valid_and_fit_their_width(
 def test_a_figure_without_its_rows_is_none(figure: Figure, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     only = rows.filter(pl.col("measure") == "weights")
     assert figure(only, summary.filter(pl.col("measure") == "weights"), {}) is None
+
+
+@pytest.mark.parametrize("how", list(drawing.COMPOSED))
+def test_charts_are_put_together_as_altair_does(how: str) -> None:
+    """Data that all layers share altair moves up to their panel; where each has its own, the specification is the very same."""
+    one, other = (alt.Chart(drawing.inline([{"x": x}, {"x": 2}])).mark_point().encode(x=alt.X("x:Q")) for x in (1, 3))
+    given = {} if how == "layer" else {"spacing": 7}
+    made, altairs = (getattr(module, how)(one, other, title="panels", **given).to_dict() for module in (drawing, alt))
+    assert made == altairs
 
 
 SECTIONS = [

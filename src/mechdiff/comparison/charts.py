@@ -48,8 +48,8 @@ def numbers(*, table: pl.DataFrame, names: Sequence[str], log: bool, title: str,
         legend = drawing.legend_of(names, width) if place == 0 else None
         colour = alt.Color("line:N", title=None, scale=alt.Scale(domain=list(names), range=[colours[n] for n in names]), legend=legend)
         layers = _marks(part, x, y, colour, scale)
-        shown.append(alt.layer(*layers, width=width - 30, height=ROW * len(names), title=drawing.title_of(panel)))
-    return drawing.styled(alt.vconcat(*shown, spacing=6))
+        shown.append(drawing.layer(*layers, width=width - 30, height=ROW * len(names), title=drawing.title_of(panel)))
+    return drawing.styled(drawing.vconcat(*shown, spacing=6))
 
 
 def _domain(table: pl.DataFrame, log: bool) -> tuple[float, float]:
@@ -67,7 +67,9 @@ def _marks(part: pl.DataFrame, x: alt.X, y: alt.Y, colour: alt.Color, scale: alt
     if not null.is_empty():
         grey = alt.Chart(drawing.inline(null.select("line", "null_low", "null_high").to_dicts()))
         layers.append(
-            grey.mark_bar(aria=False, color=GREY, opacity=0.35, height=12).encode(x=alt.X("null_low:Q", scale=scale), x2="null_high:Q", y=y)
+            grey.mark_bar(aria=False, color=GREY, opacity=0.35, height=12).encode(
+                x=alt.X("null_low:Q", scale=scale), x2=alt.X2("null_high:Q"), y=y
+            )
         )
     ends = part.filter(pl.col("most").is_not_null()).select("most").unique().sort("most")
     if not ends.is_empty():
@@ -81,9 +83,9 @@ def _marks(part: pl.DataFrame, x: alt.X, y: alt.Y, colour: alt.Color, scale: alt
     says = [{**row, "says": _says(row)} for row in part.iter_rows(named=True)]
     known = [{key: row[key] for key in ("line", "low", "high")} for row in says if row["low"] is not None]
     bars = alt.Chart(drawing.inline(known)).mark_rule(aria=False, strokeWidth=2)
-    layers.append(bars.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=colour))
+    layers.append(bars.encode(x=alt.X("low:Q", scale=scale), x2=alt.X2("high:Q"), y=y, color=colour))
     dots = alt.Chart(drawing.inline(says)).mark_circle(size=70, opacity=1)
-    layers.append(dots.encode(x=x, y=y, color=colour, description="says:N"))
+    layers.append(dots.encode(x=x, y=y, color=colour, description=alt.Description("says:N")))
     return layers
 
 

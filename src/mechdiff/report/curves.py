@@ -104,11 +104,11 @@ def panels(table: pl.DataFrame, titles: Mapping[str, str], axes: Axes, look: Loo
             layers.append(area.encode(x=axes.x(last), y=axes.y("low"), y2=alt.Y2("high:Q")))
         if behind.faint is not None and not (thin := behind.faint.filter(pl.col("panel") == panel)).is_empty():
             line = alt.Chart(drawing.inline(thin.to_dicts())).mark_line(aria=False, strokeWidth=1, opacity=0.75)
-            layers.append(line.encode(x=axes.x(last), y=axes.y(), stroke=drawn[0], detail="line:N").properties())
+            layers.append(line.encode(x=axes.x(last), y=axes.y(), stroke=drawn[0], detail=alt.Detail("line:N")).properties())
             layers[-1].mark.strokeDash = [2, 2]
         layers += _lines(table.filter(pl.col("panel") == panel), axes.x(last), axes, drawn, look.opacity)
-        parts.append(alt.layer(*layers, width=width - LEFT - 12, height=axes.height, title=drawing.title_of(titles[panel])))
-    return drawing.styled(alt.vconcat(*parts, spacing=12))
+        parts.append(drawing.layer(*layers, width=width - LEFT - 12, height=axes.height, title=drawing.title_of(titles[panel])))
+    return drawing.styled(drawing.vconcat(*parts, spacing=12))
 
 
 def _lines(
@@ -138,7 +138,7 @@ def rule(value: float, text: str, scale: alt.Scale, axis: alt.Axis, *, colour: s
     drawn = [line.mark_rule(aria=False, color=colour, strokeDash=[3, 3]).encode(y=y)]
     if text:
         words = line.mark_text(aria=False, align="left", baseline="bottom", dx=3, dy=-2, color=colour)
-        drawn.append(words.encode(x=alt.value(0), y=y, text=alt.value(text)))
+        drawn.append(words.encode(x=alt.XValue(0), y=y, text=alt.TextValue(text)))
     return drawn
 
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ def to_svgs(*charts: Chart) -> list[str]:
     """Several charts as SVG documents, drawn side by side."""
     with ThreadPoolExecutor(len(charts)) as pool:
         return list(pool.map(to_svg, charts))
+
+
+def _together(how: str, *charts: Chart, **properties: Any) -> Chart:
+    """Charts of one panel, or panels of one figure, as they stand: altair copies every part of each, anew at every level, which takes as long as
+    all else on a page."""
+    made = COMPOSED[how](**properties)
+    made[how] = list(charts)
+    return made
+
+
+COMPOSED = {"layer": alt.LayerChart, "vconcat": alt.VConcatChart, "hconcat": alt.HConcatChart, "concat": alt.ConcatChart}
+layer, vconcat, hconcat, concat = (partial(_together, how) for how in COMPOSED)
 
 
 def save(svg: str, folder: Path, name: str) -> None:

@@ -96,7 +96,7 @@ def attributed_against_true(rows: pl.DataFrame, summary: pl.DataFrame, manifest:
         last = place >= len(arms) * len(directions) - (len(directions) if across == 2 else 1)
         panels.append(_scatter(here, axes, f"{WAYS[arm]}, {written(direction)}", width, last=last))
     return drawing.styled(
-        alt.concat(*panels, columns=min(across, len(directions)), spacing=14).resolve_scale(
+        drawing.concat(*panels, columns=min(across, len(directions)), spacing=14).resolve_scale(
             x="independent", y="independent", shape="shared", fill="shared"
         )
     )
@@ -121,7 +121,7 @@ def _scatter(table: pl.DataFrame, axes: tuple[Stretched, Stretched], title: str,
     points = [(x_of.place(r["effect"]), y_of.pixels - y_of.place(r["estimate"]), r["name"]) for r in records]
     order = sorted(range(len(records)), key=lambda i: -abs(records[i]["effect"]))[:4]
     names = _names(records, points, order, axes, x, y)
-    return alt.layer(
+    return drawing.layer(
         *_zeros(axes, x, y),
         _identity(axes, x, y),
         across,
@@ -167,7 +167,7 @@ def churn_of_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
     )
     names = _names(records, points, farthest[: LABELS if width >= WIDE else LABELS // 2], axes, x, y)
     return drawing.styled(
-        alt.layer(
+        drawing.layer(
             *_zeros(axes, x, y),
             _identity(axes, x, y),
             *_limit_lines(lines, limit, x, y, inner, height),
@@ -192,8 +192,8 @@ def _limit_lines(
         flat = alt.Chart(drawing.inline([{"tuned": lines["tuned"][place]}]))
         layers += [upright.mark_rule(**look).encode(x=x), flat.mark_rule(**look).encode(y=y)]
         ends = {"align": "right", "baseline": "top", "dx": -3, "dy": 2}, {"align": "left", "baseline": "bottom", "dx": 3, "dy": -2}
-        layers.append(upright.mark_text(**words, **ends[place]).encode(x=x, y=alt.value((0, height)[place]), text=alt.value(text)))
-        layers.append(flat.mark_text(**words, **ends[place]).encode(x=alt.value((width, 0)[place]), y=y, text=alt.value(text)))
+        layers.append(upright.mark_text(**words, **ends[place]).encode(x=x, y=alt.YValue((0, height)[place]), text=alt.TextValue(text)))
+        layers.append(flat.mark_text(**words, **ends[place]).encode(x=alt.XValue((width, 0)[place]), y=y, text=alt.TextValue(text)))
     return layers
 
 

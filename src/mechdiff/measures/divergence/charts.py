@@ -44,6 +44,6 @@ def d_by_prompt(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wi
     band = mean.mark_rect(aria=False, color=ORANGE, opacity=0.22).encode(y=alt.Y("low:Q", scale=scale), y2=alt.Y2("high:Q"))
     line = mean.mark_rule(aria=False, color=ORANGE, strokeWidth=2).encode(y=alt.Y("d:Q", scale=scale))
     label = mean.mark_text(aria=False, align="left", baseline="bottom", dx=4, dy=-4, color="#8a5c00", fontWeight=600).encode(
-        x=alt.value(0), y=alt.Y("d:Q", scale=scale), text=alt.value(f"mean {phrasing.nats(found.mean)}")
+        x=alt.XValue(0), y=alt.Y("d:Q", scale=scale), text=alt.TextValue(f"mean {phrasing.nats(found.mean)}")
     )
-    return drawing.styled(alt.layer(band, line, dots, label, width=width - 72, height=240))
+    return drawing.styled(drawing.layer(band, line, dots, label, width=width - 72, height=240))

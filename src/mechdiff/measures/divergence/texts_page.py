@@ -163,11 +163,11 @@ def kl_by_position(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
     sides = [
         alt.Chart(drawing.inline([{"offset": 0}]))
         .mark_text(aria=False, align=align, dx=dx, baseline="top", color=QUIET)
-        .encode(x=x, y=alt.value(0), text=alt.value(text))
+        .encode(x=x, y=alt.YValue(0), text=alt.TextValue(text))
         for text, align, dx in (("prompt", "right", -6), ("continuation", "left", 6))
     ]
     title = drawing.title_of("D at each token, nats" + drawing.pinned(profile["mean"], bottom))
-    return drawing.styled(alt.layer(here, band, line, dots, *sides, width=width - LEFT - 12, height=190, title=title))
+    return drawing.styled(drawing.layer(here, band, line, dots, *sides, width=width - LEFT - 12, height=190, title=title))
 
 
 def _where(offset: int) -> str:

@@ -31,7 +31,7 @@ def effects_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, 
         where = UNITS[unit] if width < WIDE else f"Activations exchanged at {UNITS[unit]}"
         x = drawing.layer_axis(layers, width, title=place == len(units) - 1)
         panels.append(_panel(table, scale, x, width, f"{where[0].upper()}{where[1:]}: {WORDS[score]}", legend=place == 0))
-    return drawing.styled(alt.vconcat(*panels, spacing=12))
+    return drawing.styled(drawing.vconcat(*panels, spacing=12))
 
 
 def _panel(table: pl.DataFrame, scale: alt.Scale, x: alt.X, width: int, title: str, *, legend: bool) -> alt.LayerChart:
@@ -47,4 +47,4 @@ def _panel(table: pl.DataFrame, scale: alt.Scale, x: alt.X, width: int, title: s
     )
     marks.append(base.mark_line(aria=False, strokeWidth=2).encode(x=x, y=mean, stroke=stroke, strokeDash=dash))
     marks.append(base.mark_circle(size=20, opacity=1).encode(x=x, y=mean, fill=fill, description=alt.Description("says:N")))
-    return alt.layer(*marks, width=width - LEFT - 12, height=170, title=drawing.title_of(title))
+    return drawing.layer(*marks, width=width - LEFT - 12, height=170, title=drawing.title_of(title))

@@ -62,7 +62,7 @@ def _bars(table: pl.DataFrame, labels: Sequence[str], width: int, *, wanted: flo
     if wanted is not None:
         rule = alt.Chart(drawing.inline([{"share": wanted}])).mark_rule(aria=False, color=ORANGE, strokeDash=[3, 3])
         marks.append(rule.encode(x=x))
-    return alt.layer(*marks, width=width - left - 20, height=19 * len(labels))
+    return drawing.layer(*marks, width=width - left - 20, height=19 * len(labels))
 
 
 def grafts_alone(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -150,4 +150,4 @@ def _lines(
         x=x, y=alt.Y("low:Q", scale=scale, axis=left), y2=alt.Y2("high:Q"), stroke=stroke, strokeDash=dash
     )
     marks = (band, line, dots) if joined else (ends, dots)
-    return drawing.styled(alt.layer(*marks, width=width - LEFT - 12, height=190, title=title))
+    return drawing.styled(drawing.layer(*marks, width=width - LEFT - 12, height=190, title=title))

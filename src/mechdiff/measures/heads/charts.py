@@ -40,7 +40,7 @@ def head_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width
     note = alt.TitleParams(
         "; ".join(key) if width >= WIDE else key, anchor="start", orient="bottom", fontSize=11, fontWeight="normal", color=QUIET, offset=4
     )
-    return drawing.styled(alt.vconcat(*panels, spacing=12, title=note).resolve_scale(color="independent"))
+    return drawing.styled(drawing.vconcat(*panels, spacing=12, title=note).resolve_scale(color="independent"))
 
 
 def _map(part: pl.DataFrame, layers: tuple[int, int], n_heads: int, width: int, title: str, *, first: bool) -> Chart:
@@ -68,9 +68,9 @@ def _map(part: pl.DataFrame, layers: tuple[int, int], n_heads: int, width: int, 
     if under:
         words = alt.Chart(drawing.inline(under)).mark_text(aria=False, color=INK, fontSize=9)
         at = alt.X("middle:Q", scale=alt.Scale(domain=[layers[0] - 0.5, layers[1] + 0.5], nice=False, zero=False))
-        drawn.append(words.encode(x=at, y=alt.Y("row:Q", scale=scale, axis=axis), text=alt.value("−")))
+        drawn.append(words.encode(x=at, y=alt.Y("row:Q", scale=scale, axis=axis), text=alt.TextValue("−")))
     height = max(110, min(15 * (n_heads + 2), 340))
-    return alt.layer(*drawn, width=width - LEFT - 12, height=height, title=drawing.title_of(title))
+    return drawing.layer(*drawn, width=width - LEFT - 12, height=height, title=drawing.title_of(title))
 
 
 def _bar(title: str) -> alt.Legend:
@@ -164,7 +164,7 @@ def single_heads(
         bars = [_bar_of(one, shares, head) for head in sorted(order.tolist())]
         title = f"L{layer}: share of all heads' {WORDS[direction]}" + (f" ({room} of {one.n})" if room < one.n else "")
         panels.append(_bars(bars, names, width, title, legend=not panels))
-    return drawing.styled(alt.vconcat(*panels, spacing=14)) if panels else None
+    return drawing.styled(drawing.vconcat(*panels, spacing=14)) if panels else None
 
 
 def _bar_of(one: Game, shares: Shares, head: int) -> dict:
@@ -202,9 +202,9 @@ def _bars(bars: list[dict], names: list[str], width: int, title: str, *, legend:
     keyed = [*dots, *({"name": b["name"], "value": 0.0, "kind": "Shapley"} for b in bars[:1])]
     points = alt.Chart(drawing.inline(keyed)).mark_point(aria=False, filled=True, size=42, opacity=1)
     marks = points.encode(x=x, y=alt.Y("value:Q", scale=scale, axis=axis), color=colour, shape=shape,
-                          opacity=alt.condition("datum.kind == 'Shapley'", alt.value(0), alt.value(1)))  # fmt: skip
+                          opacity=alt.OpacityValue(1, condition={"test": "datum.kind == 'Shapley'", "value": 0}))  # fmt: skip
     zero = curves.zero(scale, axis)
-    return alt.layer(zero, bar, ends, marks, width=width - LEFT - 12, height=150, title=drawing.title_of(title))
+    return drawing.layer(zero, bar, ends, marks, width=width - LEFT - 12, height=150, title=drawing.title_of(title))
 
 
 def _head_axis(names: list[str], width: int) -> alt.Axis:

@@ -124,4 +124,4 @@ def asymmetry_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
     line = base.mark_line(aria=False, strokeWidth=1.6).encode(x=x, y=y, stroke=stroke, strokeDash=dash)
     dots = base.mark_circle(size=26, opacity=1).encode(x=x, y=y, fill=fill, description=alt.Description("says:N"))
     title = drawing.title_of("A: 1 only the tuned model is moved, −1 only the base" if width >= WIDE else "A: tuned moved 1, base moved −1")
-    return drawing.styled(alt.layer(zero, band, line, dots, width=width - LEFT - 12, height=130, title=title))
+    return drawing.styled(drawing.layer(zero, band, line, dots, width=width - LEFT - 12, height=130, title=title))

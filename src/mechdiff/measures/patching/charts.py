@@ -84,7 +84,7 @@ def causal_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wid
     ]
     key = "dot: under three noise floors; plus: share over 1.05; minus: under −0.05"
     note = alt.TitleParams(key, anchor="start", orient="bottom", fontSize=11, fontWeight="normal", color=QUIET, offset=4)
-    return drawing.styled(alt.vconcat(*panels, spacing=12, title=note))
+    return drawing.styled(drawing.vconcat(*panels, spacing=12, title=note))
 
 
 def arms_by_layer(
@@ -124,7 +124,7 @@ def arms_by_layer(
         )
         for place, site in enumerate(present)
     ]
-    return drawing.styled(alt.vconcat(*panels, spacing=14))
+    return drawing.styled(drawing.vconcat(*panels, spacing=14))
 
 
 def cka_against_effect(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -161,7 +161,7 @@ def cka_against_effect(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
         .encode(x=x, y=y, text=alt.Text("name:N"))
         for row, side, shift in _labelled(points, (low + high) / 2)
     ]
-    return drawing.styled(alt.layer(dots, *names, width=width - 72, height=270))
+    return drawing.styled(drawing.layer(dots, *names, width=width - 72, height=270))
 
 
 def _labelled(points: pl.DataFrame, middle: float) -> list[tuple[dict, str, int]]:
@@ -203,7 +203,7 @@ def _map_panel(table: pl.DataFrame, layers: tuple[int, int], width: int, title: 
     )
     quiet = alt.Chart(drawing.inline([r for r in records if not r["counts"]]))
     empty = quiet.mark_circle(size=6, color="#9aa4ae", opacity=1).encode(x=x, y=y, description=alt.Description("says:N"))
-    return alt.layer(cells, signs, empty, width=width - LEFT - 12, height=24 * len(sites), title=drawing.title_of(title))
+    return drawing.layer(cells, signs, empty, width=width - LEFT - 12, height=24 * len(sites), title=drawing.title_of(title))
 
 
 def _sign(row: dict) -> str:
@@ -241,6 +241,6 @@ def _arms_panel(
         rule = alt.Chart(drawing.inline([{"mean": d}]))
         marks.insert(0, rule.mark_rule(aria=False, color=QUIET, strokeDash=[3, 3]).encode(y=y))
         text = rule.mark_text(aria=False, align="left", baseline="bottom", dx=3, dy=-2, color=QUIET)
-        marks.append(text.encode(x=alt.value(0), y=y, text=alt.value(f"D = {phrasing.nats(d)}")))
+        marks.append(text.encode(x=alt.XValue(0), y=y, text=alt.TextValue(f"D = {phrasing.nats(d)}")))
     pinned = f" (bottom: {phrasing.power_of_ten(bottom)} or less)" if drawing.ends(table["mean"])[0] < bottom else ""
-    return alt.layer(*marks, width=width - LEFT - 12, height=150, title=drawing.title_of(f"{table['site'][0]}: KL, nats{pinned}"))
+    return drawing.layer(*marks, width=width - LEFT - 12, height=150, title=drawing.title_of(f"{table['site'][0]}: KL, nats{pinned}"))

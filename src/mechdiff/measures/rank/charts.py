@@ -151,7 +151,7 @@ def rank_by_strength(
     known = [
         _heat(found, direction, name, width, first=direction == CLOSENESS) for direction, found in tables.items() if not found.is_empty()
     ]
-    return drawing.styled(alt.vconcat(*known, spacing=12).resolve_scale(color="independent")) if known else None
+    return drawing.styled(drawing.vconcat(*known, spacing=12).resolve_scale(color="independent")) if known else None
 
 
 def _heat(found: pl.DataFrame, direction: str, name: str, width: int, *, first: bool) -> alt.LayerChart:
@@ -183,4 +183,4 @@ def _heat(found: pl.DataFrame, direction: str, name: str, width: int, *, first: 
             layers.append(words.encode(x=x, y=y, text=alt.Text("text:N")))
     words_of = {CLOSENESS: "KL, nats (dark: close)", TRANSPORT: "share of D recovered (dark: all)"}[direction]
     title = drawing.title_of(f"{name}, strength by rank: {words_of}" if width >= WIDE else words_of)
-    return alt.layer(*layers, width=width - LEFT - 12, height=24 * len(strengths), title=title)
+    return drawing.layer(*layers, width=width - LEFT - 12, height=24 * len(strengths), title=title)

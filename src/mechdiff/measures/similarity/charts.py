@@ -29,7 +29,7 @@ def cka_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, w
     if far:
         panels.append(_whole_scale(table, null, width))
     return drawing.styled(
-        alt.vconcat(*panels, spacing=12).resolve_scale(stroke="independent", strokeDash="independent", fill="independent")
+        drawing.vconcat(*panels, spacing=12).resolve_scale(stroke="independent", strokeDash="independent", fill="independent")
     )
 
 
@@ -56,7 +56,7 @@ def _cka_panel(table: pl.DataFrame, manifest: dict, layers: tuple[int, int], wid
     dots = base.mark_circle(size=22, opacity=1).encode(
         x=x, y=alt.Y("cka:Q", scale=scale, axis=axis), fill=fill, description=alt.Description("says:N")
     )
-    return alt.layer(*_marked_layers(manifest, layers, x), band, line, dots, width=width - LEFT - 12, height=140)
+    return drawing.layer(*_marked_layers(manifest, layers, x), band, line, dots, width=width - LEFT - 12, height=140)
 
 
 def _marked_layers(manifest: dict, layers: tuple[int, int], x: alt.X) -> list[alt.Chart]:
@@ -84,4 +84,4 @@ def _whole_scale(table: pl.DataFrame, null: pl.DataFrame, width: int) -> alt.Lay
     colour = alt.Color("site:N", legend=None, scale=alt.Scale(domain=names, range=[SITE_COLOURS[n] for n in names]))
     lines = lines.encode(x=x, y=alt.Y("cka:Q", scale=scale, axis=axis), color=colour)
     title = drawing.title_of("The same from 0 to 1; grey: random pairing")
-    return alt.layer(chance, lines, width=width - LEFT - 12, height=64, title=title)
+    return drawing.layer(chance, lines, width=width - LEFT - 12, height=64, title=title)

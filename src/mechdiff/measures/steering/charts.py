@@ -144,7 +144,7 @@ def frontier_of_edits(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict,
         points = alt.Chart(drawing.inline([r for r in records if r["within"] == within]))
         dots = points.mark_point(size=56, opacity=0.85, strokeWidth=1.4, filled=within, **({} if within else {"fill": "white"}))
         layers.append(dots.encode(x=x, y=y, shape=shape, stroke=stroke, description=says, **({"fill": fill} if within else {})))
-    return drawing.styled(alt.layer(*layers, width=width - 72, height=270))
+    return drawing.styled(drawing.layer(*layers, width=width - 72, height=270))
 
 
 def _limits(allowed: Limits, scale: alt.Scale) -> list[alt.Chart]:
@@ -153,4 +153,4 @@ def _limits(allowed: Limits, scale: alt.Scale) -> list[alt.Chart]:
     x = alt.X("side:Q", scale=scale)
     upright = across.mark_rule(aria=False, color=ORANGE, strokeDash=[4, 3], strokeWidth=1.5).encode(x=x)
     limit = across.mark_text(aria=False, align="left", baseline="top", dx=4, dy=2, color="#8a5c00", fontWeight=600)
-    return [upright, limit.encode(x=x, y=alt.value(0), text=alt.value("limit"))]
+    return [upright, limit.encode(x=x, y=alt.YValue(0), text=alt.TextValue("limit"))]

@@ -189,7 +189,7 @@ def bogus_maps(
     abreast = len(found) if width >= WIDE else 1
     side = (width - 58 * abreast) // abreast
     panels = [_square(site, square, side) for site, square in found.items()]
-    return drawing.styled(alt.hconcat(*panels, spacing=16) if width >= WIDE else alt.vconcat(*panels, spacing=12))
+    return drawing.styled(drawing.hconcat(*panels, spacing=16) if width >= WIDE else drawing.vconcat(*panels, spacing=12))
 
 
 def _square(site: str, square: pl.DataFrame, side: int) -> alt.LayerChart:
@@ -219,7 +219,7 @@ def _square(site: str, square: pl.DataFrame, side: int) -> alt.LayerChart:
             words = alt.Chart(drawing.inline([r for r in records if r["ink"] == ink])).mark_text(aria=False, fontSize=10, color=ink)
             layers_.append(words.encode(x=x, y=y, text=alt.Text("text:N")))
     title = drawing.title_of(f"{site}: nats")
-    return alt.layer(*layers_, width=max(side, 90), height=max(24 * len(rows_of), 30), title=title)
+    return drawing.layer(*layers_, width=max(side, 90), height=max(24 * len(rows_of), 30), title=title)
 
 
 def _sites(found: pl.DataFrame) -> list[str]:

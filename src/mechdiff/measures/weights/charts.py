@@ -32,7 +32,7 @@ def weight_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wid
         panels.append(_outside_panel(outside, scale, width, legend=not panels))
     text = "dot: equal to the bit" if (modules["change"] == 0).any() else ""
     key = alt.TitleParams(text, anchor="start", orient="bottom", fontSize=11, fontWeight="normal", color=QUIET, offset=4)
-    return drawing.styled(alt.vconcat(*panels, spacing=10, title=key)) if panels else None
+    return drawing.styled(drawing.vconcat(*panels, spacing=10, title=key)) if panels else None
 
 
 def _colours(changes: pl.Series) -> alt.Scale:
@@ -69,7 +69,7 @@ def _block_panel(table: pl.DataFrame, scale: alt.Scale, width: int) -> alt.Layer
     left, x = drawing.layer_axis(layers, width, field="x"), drawing.layer_axis(layers, width)
     cells = alt.Chart(drawing.inline([r for r in records if r["change"]])).mark_rect(stroke="#c3ccd6", strokeWidth=0.5)
     dots = alt.Chart(drawing.inline([r for r in records if not r["change"]])).mark_circle(size=6, color=GREY, opacity=1)
-    layered = alt.layer(
+    layered = drawing.layer(
         cells.encode(x=left, x2=alt.X2("end:Q"), y=y, color=colour, description=alt.Description("says:N")),
         dots.encode(x=x, y=y, description=alt.Description("says:N")),
     )
@@ -94,7 +94,7 @@ def _outside_panel(table: pl.DataFrame, scale: alt.Scale, width: int, *, legend:
     dots = dots.encode(x=alt.X("middle:Q", **across), y=y, description=alt.Description("says:N"))
     values = alt.Chart(drawing.inline(changed)).mark_text(aria=False, align="left", color=INK)
     values = values.encode(x=alt.X("beside:Q", **across), y=y, text=alt.Text("text:N"))
-    return alt.layer(cells, dots, values, width=width - LEFT - 12, height=24 * len(sites))
+    return drawing.layer(cells, dots, values, width=width - LEFT - 12, height=24 * len(sites))
 
 
 def _drawn(change: float, scale: alt.Scale) -> float:
@@ -114,13 +114,13 @@ def spectra_of(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wid
     inner = (width - LEFT - 12 - 26 * (columns - 1)) // columns
     rows_of = [found[start : start + columns] for start in range(0, len(found), columns)]
     panels = [
-        alt.hconcat(
+        drawing.hconcat(
             *(_spectrum(one, scale, bottom, inner, first=place == 0, lowest=line is rows_of[-1]) for place, one in enumerate(line)),
             spacing=10,
         )
         for line in rows_of
     ]
-    return drawing.styled(alt.vconcat(*panels, spacing=8))
+    return drawing.styled(drawing.vconcat(*panels, spacing=8))
 
 
 def _spectrum(one: dict, scale: alt.Scale, bottom: float, width: int, *, first: bool, lowest: bool) -> alt.LayerChart:
@@ -157,10 +157,10 @@ def _spectrum(one: dict, scale: alt.Scale, bottom: float, width: int, *, first: 
         rule = alt.Chart(drawing.inline([{"index": one["rank"] + 0.5}]))
         marks.append(rule.mark_rule(aria=False, color=ORANGE, strokeWidth=1.5).encode(x=x))
         text = rule.mark_text(aria=False, align="left", baseline="top", dx=4, color="#8a5c00", fontWeight=600)
-        marks.append(text.encode(x=x, y=alt.value(0), text=alt.value(f"rank {one['rank']:.0f}")))
+        marks.append(text.encode(x=x, y=alt.YValue(0), text=alt.TextValue(f"rank {one['rank']:.0f}")))
     title = drawing.title_of(name)
     title.fontSize, title.limit = 11.5, width
-    return alt.layer(*marks, width=width, height=110, title=title)
+    return drawing.layer(*marks, width=width, height=110, title=title)
 
 
 def head_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -192,5 +192,5 @@ def head_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width
         cells = cells.encode(x=left, x2=alt.X2("end:Q"), y=y, y2=alt.Y2("high:Q"), color=colour, description=alt.Description("says:N"))
         height = max(90, min(14 * n_heads, 320))
         title = drawing.title_of(words[0].upper() + words[1:])
-        panels.append(alt.layer(frame, cells, width=width - LEFT - 12, height=height, title=title))
-    return drawing.styled(alt.vconcat(*panels, spacing=12))
+        panels.append(drawing.layer(frame, cells, width=width - LEFT - 12, height=height, title=title))
+    return drawing.styled(drawing.vconcat(*panels, spacing=12))
