@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 from mechdiff.errors import ModelError
+from mechdiff.files.foreign_adapters import FOREIGN_FILES, foreign, in_peft_form, is_gguf_adapter
 from mechdiff.files.llama_cpp import convert, parts
 from mechdiff.files.trainers import said_of
 from mechdiff.models.checkpoint import adapter_file, is_decoded, weight_files
@@ -60,7 +62,8 @@ def sha256(path: Path) -> str:
 
 
 def resolve(ref: str, *, base: Source | None = None) -> Source:
-    """Where `ref` loads from. A GGUF file is converted once into the cache; an adapter needs the `base` that it is put on.
+    """Where `ref` loads from. A GGUF file, and an adapter that peft did not save or saved as a pickle, is converted once into the cache; an
+    adapter needs the `base` that it is put on.
 
     Raises ModelError: a path that is not there, a folder that holds no model, an adapter without a base.
     """
@@ -68,19 +71,28 @@ def resolve(ref: str, *, base: Source | None = None) -> Source:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"{ref}: no such GGUF file.")
+        if is_gguf_adapter(path):
+            return _adapted(ref, path, base)
         return Source(ref=ref, load=str(_converted(path)))
     folder = path if path.is_dir() else _downloaded(ref)
     if (folder / "adapter_config.json").is_file():
-        if base is None or base.adapter:
-            raise ModelError(
-                f"{ref} is an adapter, and an adapter cannot be the base. Give the full model as base and the adapter as tuned."
-            )
-        return Source(ref=ref, load=base.load, adapter=folder)
+        return _adapted(ref, folder, base)
     if (said := said_of(folder)) and not weight_files(folder):
         raise ModelError(f"{ref}: {said}")
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{ref}: this folder has no config.json (a model) and no adapter_config.json (an adapter).")
+        several = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
+        inside = f" It holds the adapters {', '.join(several)}: give one of their folders." if several else ""
+        raise ModelError(f"{ref}: this folder has no config.json (a model) and no adapter_config.json (an adapter).{inside}")
     return Source(ref=ref, load=str(folder))
+
+
+def _adapted(ref: str, adapter: Path, base: Source | None) -> Source:
+    if base is None or base.adapter:
+        raise ModelError(
+            f"{ref} is an adapter, and an adapter cannot be the base. Give the full model as base and the adapter as tuned. Where tuned was trained "
+            "on top of this adapter, merge the adapter (merge_and_unload) and give that model as base."
+        )
+    return Source(ref=ref, load=base.load, adapter=_in_peft_form(adapter, Path(base.load)) if foreign(adapter) else adapter)
 
 
 def _downloaded(ref: str) -> Path:
@@ -127,6 +139,31 @@ def _converted(gguf: Path) -> Path:
         half_written = folder.with_suffix(".part")
         with quiet():
             convert(files, half_written)
+        half_written.rename(folder)
+    return folder
+
+
+def _in_peft_form(adapter: Path, base: Path) -> Path:
+    """A folder with the adapter in peft's form, made once and kept under the hash of all that it is made from."""
+    from filelock import FileLock
+    from safetensors.torch import save_file
+
+    beside = [] if adapter.is_file() else [path for path in _stated(adapter) if path.name != "adapter_config.json"]
+    held = [adapter] if adapter.is_file() else [path for path in map(adapter.joinpath, FOREIGN_FILES) if path.is_file()]
+    made_from = hashlib.sha256("".join(sha256(path) for path in (*held, *sorted(beside), base / "config.json")).encode()).hexdigest()
+    folder = cache_folder() / f"adapter-{made_from[:16]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+        with quiet():
+            config, tensors = in_peft_form(adapter, base)
+        half_written = folder.with_suffix(".part")
+        half_written.mkdir(exist_ok=True)
+        for path in beside:
+            copyfile(path, half_written / path.name)
+        save_file(tensors, half_written / "adapter_model.safetensors")
+        (half_written / "adapter_config.json").write_text(json.dumps(config, indent=2))
         half_written.rename(folder)
     return folder
 
