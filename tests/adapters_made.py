@@ -28,6 +28,11 @@ KINDS: dict[str, Callable[[], Any]] = {
     "lora with tokens": lambda: LoraConfig(**LORA, trainable_token_indices=[97, 98, 99, 101]),
     "lora on a parameter": lambda: LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["mlp.gate_proj.weight"]),
     "lora biases": lambda: LoraConfig(**LORA, lora_bias=True),
+    "velora": lambda: LoraConfig(**LORA, velora_config=peft.VeloraConfig()),
+    "bd-lora": lambda: LoraConfig(
+        **LORA, use_bdlora=peft.BdLoraConfig(target_modules_bd_a=["o_proj"], target_modules_bd_b=["q_proj"], nblocks=2)
+    ),
+    "monteclora": lambda: LoraConfig(**LORA, monteclora_config=peft.MontecloraConfig()),
     "tokens": lambda: peft.TrainableTokensConfig(token_indices=[97, 98, 99, 101], target_modules=["embed_tokens"]),
     "adalora": lambda: peft.AdaLoraConfig(init_r=3, target_r=2, total_step=10, **ON),
     "ia3": lambda: peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),

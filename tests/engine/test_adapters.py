@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import IA3Config, KasaConfig, LoraConfig, TrainableTokensConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from mechdiff.errors import ModelError
@@ -35,6 +35,9 @@ KINDS = {
     "conv1d": ("gpt2", LoraConfig(r=2, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)),
     "conv1d_dora": ("gpt2", LoraConfig(r=2, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, use_dora=True)),
     "gaussian": ("llama", LoraConfig(**LORA, init_lora_weights="gaussian")),
+    "tokens": ("llama", LoraConfig(**LORA, trainable_token_indices=[97, 98, 101])),
+    "tokens_by_name": ("llama", LoraConfig(**LORA, trainable_token_indices={"embed_tokens": [97, 98], "lm_head": [5]})),
+    "tokens_alone": ("llama", TrainableTokensConfig(token_indices=[97, 98], target_modules=["embed_tokens"])),
 }
 
 
@@ -86,11 +89,11 @@ def test_an_adapter_on_one_of_two_tied_matrices_unties_them(tmp_path):
     ("config", "why"),
     [
         (IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), "is of the kind IA3"),
-        (LoraConfig(**LORA, init_lora_weights="pissa"), "rewrites its base's weights when it is put on"),
-        (LoraConfig(**LORA, init_lora_weights="olora"), "rewrites its base's weights when it is put on"),
+        (LoraConfig(**LORA, init_lora_weights="pissa_niter_2"), "rewrites its base's weights when it is put on"),
+        (LoraConfig(**LORA, kasa_config=KasaConfig()), "changes model.layers.0.mlp.down_proj.weight by A, B, diag, a form"),
         (LoraConfig(r=2, target_modules=["embed_tokens"], use_dora=True), "changes model.embed_tokens.weight by embedding_A"),
     ],
-    ids=["ia3", "pissa", "olora", "dora_embedding"],
+    ids=["ia3", "fast pissa", "kasa", "dora_embedding"],
 )
 def test_what_cannot_be_read_is_refused_with_the_reason(config, why, tmp_path):
     base, adapter, _ = made("llama", config, tmp_path)

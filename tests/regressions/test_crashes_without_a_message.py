@@ -88,23 +88,36 @@ def test_lora_on_experts_is_taken_as_peft_takes_it(tmp_path: Path) -> None:
 
 
 PROMPTS = {
-    "prompt tuning": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
-    "p-tuning": lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
-    "prefix tuning": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
-    "llama adapter": lambda: peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=3, adapter_layers=2),
+    "prompt tuning": (
+        lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+        "puts virtual tokens before the prompt",
+    ),
+    "p-tuning": (
+        lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8),
+        "puts virtual tokens before the prompt",
+    ),
+    "prefix tuning": (
+        lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+        "puts keys and values before those of the prompt",
+    ),
+    "llama adapter": (
+        lambda: peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=3, adapter_layers=2),
+        "lets each block attend to trained prompts beside the text",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
 def test_an_adapter_that_is_no_change_of_the_network_is_refused(kind: str, tmp_path: Path) -> None:
-    make_pair(tmp_path, PROMPTS[kind]())
-    with pytest.raises(ModelError, match="that changes the prompt or picks its tokens, not the network: it cannot be studied"):
+    config, why = PROMPTS[kind]
+    make_pair(tmp_path, config())
+    with pytest.raises(ModelError, match=f"that changes the prompt or picks its tokens, not the network: it {why}.*cannot be studied"):
         study(tmp_path, "adapter", CHEAP)
 
 
 @pytest.mark.parametrize(
     ("config", "why"),
-    [(lambda: LoraConfig(**LORA, alora_invocation_tokens=[97, 98]), "that changes the prompt or picks its tokens"),
+    [(lambda: LoraConfig(**LORA, alora_invocation_tokens=[97, 98]), "not the network: it acts only from its invocation tokens on"),
      (lambda: peft.PolyConfig(r=2, task_type="CAUSAL_LM", **ON), "peft")],
     ids=["alora", "poly"],
 )  # fmt: skip

@@ -96,6 +96,7 @@ def test_paths_count_from_the_study_file(tmp_path: Path, monkeypatch: pytest.Mon
         ({"pair": {"base": "a", "tunned": "b", "tuned": "c"}}, r"pair\.tunned: unknown key.*Did you mean tuned\?"),
         ({"pair": {"base": "a"}}, r"pair\.tuned: missing; expected a Hub id"),
         ({"pair": {"base": "", "tuned": "b"}}, r"pair\.base: given '', expected a text that is not empty"),
+        ({"pair": {"base": "a", "tuned": ["b", "c"]}}, r"pair\.tuned: given \['b', 'c'\], expected one model or adapter\. Several"),
         ({"pair": {"base": 7, "tuned": "b"}}, r"pair\.base: given 7, expected a text"),
         ({"pair": {"base": "\ud800", "tuned": "b"}}, r"pair\.base: given .*UTF-8"),
         ({"pair": {"base": "a", "tuned": "b", "alternatives": [1]}}, r"pair\.alternatives\[0\]: given 1, expected a text"),

@@ -9,15 +9,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechdiff.audit import whole
 from mechdiff.engine.counterfactuals import donors
+from mechdiff.models.adapters import open_adapter
 from mechdiff.models.families import QUANTIZED
 from mechdiff.models.pair import SIDES, Model, Side, is_quantized, load_net, wrap
 from mechdiff.models.quantization import held_matrix
 from mechdiff.models.sites import Site
 from mechdiff.models.switches import attach_adapter
+from mechdiff.models.tensors import open_tensors
 from mechdiff.prompts.sets import clusters_of
 from mechdiff.store.disk import sha256
 from mechdiff.store.tables import read_manifest
@@ -168,8 +170,8 @@ class Rerun:
             dtype = "float32" if pair.dtype in QUANTIZED else pair.dtype  # the files' weights, not as they are rounded
             net = load_net(source, dtype=dtype, device=pair.device)
             if source.adapter:
-                adapted: Any = attach_adapter(net, source.adapter, base=source.load)
-                net = adapted.merge_and_unload()
+                tied = open_adapter(source.adapter, open_tensors(Path(source.load))).tied
+                net = merged(attach_adapter(net, source.adapter, base=source.load), tied=tied)
             found[side] = wrap(net.requires_grad_(False), side=side, ref=source.ref)
         return found
 
@@ -187,6 +189,18 @@ class Rerun:
                 if side == "tuned" and hasattr(module, "get_delta_weight"):
                     weight = weight + module.get_delta_weight("default").float()
         return weight.reshape(len(weight), model.shape.n_heads, -1).permute(1, 2, 0)
+
+
+def merged(adapted: Any, *, tied: bool) -> nn.Module:
+    """The network with the adapter's change in its weights. `tied`: whether embedding and unembedding are one matrix with it; where they are not,
+    each is its own before, for peft would add the change of one to both."""
+    net = adapted.get_base_model()
+    embed, head = net.get_input_embeddings(), net.get_output_embeddings()
+    if not tied and embed.weight is head.weight:
+        layer = head.get_base_layer() if hasattr(head, "get_base_layer") else head
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+    whole: nn.Module = adapted.merge_and_unload()
+    return whole
 
 
 def _short(digest: str | None) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mechdiff.engine.activations import forward
 from mechdiff.models.modules import ChangedUnits, Factors, Tensors, Unit
 from mechdiff.models.pair import Model
+from mechdiff.models.switches import Rewritten
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens of one pass, padding included: on a CPU few enough that a layer's activations stay in its cache."""
@@ -58,6 +59,9 @@ def truncated(base: Model, changes: ChangedUnits, cut: Mapping[Unit, Mapping[str
                     new[name] = (own.float() + change.cut(rank)).to(own.dtype)
             for name, tensor in new.items():
                 stack.enter_context(_placed(base, name, tensor, _again(changes, unit)))
+            for layer in changes.switches.get(unit, ()):
+                if isinstance(layer, Rewritten) and layer.parameter.ndim == 1:
+                    stack.enter_context(_switched_on(layer))
         yield
 
 

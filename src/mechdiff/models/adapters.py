@@ -1,31 +1,33 @@
 """A PEFT adapter adds exact low-rank factors, or whole tensors where it stores them, to each tensor of its base: read without merging.
 
-LoRA (Hu 2021, arXiv 2106.09685): W + s B A with s = alpha / r, or alpha / sqrt(r) with rslora; both may differ by module. DoRA (Liu 2024,
-arXiv 2402.09353): the rows of W + s B A rescaled to a learned magnitude; it is no low-rank change, so it comes as the merged matrix.
+LoRA (Hu 2021, arXiv 2106.09685): W + s B A with s = alpha / r, or alpha / sqrt(r) with rslora; both may differ by module. PiSSA (Meng 2024,
+arXiv 2404.02948) and OLoRA (Buyukakyuz 2024, arXiv 2406.01775) take their first factors out of the base, W + s (B A - B0 A0): the r largest
+singular components of W, or s times the first r columns and rows of its QR decomposition; twice the rank. DoRA (Liu 2024, arXiv 2402.09353): the
+rows of W + s B A rescaled to a learned magnitude; no low-rank change, so it comes as the merged matrix. Trained tokens are rows in the place of
+the base's.
 """
 
 import json
 import math
 import re
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float64, Shaped
+import torch
+from jaxtyping import Float32, Float64, Shaped
 from torch import Tensor
-from torch.linalg import vector_norm
+from torch.linalg import qr, svd, vector_norm
 
 from mechdiff.errors import ModelError
 from mechdiff.models.checkpoint import adapter_file
 from mechdiff.models.families import Family
-from mechdiff.models.switches import refuse_empty, rewrites
+from mechdiff.models.switches import KEPT, refuse_empty, rewrites
 from mechdiff.models.tensors import Stored, TensorFiles, contents
 
-_INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""How factors may have started: ways that leave the base's weights alone when the adapter is loaded."""
-_OTHER_KINDS = ("use_qalora", "use_bdlora", "monteclora_config", "arrow_config", "target_parameters", "trainable_token_indices",
-                "alora_invocation_tokens")  # fmt: skip
+_INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica", "lora_ga", *KEPT)
+"""How factors may have started: ways that leave the base's weights alone when the adapter is loaded, or take their own start out of them."""
+_OTHER_KINDS = ("use_qalora", "use_bdlora", "monteclora_config", "arrow_config", "target_parameters", "alora_invocation_tokens")
 """Options of a LoRA config that make the change another one than s B A."""
 
 
@@ -50,6 +52,10 @@ class _Edit:
 
     keys: dict[str, str] = field(default_factory=dict)
     scale: float = 1.0
+    start: str | None = None
+    """An initialisation of KEPT, whose first factors were taken out of the base's tensor."""
+    rows: tuple[int, ...] = ()
+    """Of trained tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,8 @@ class AdaptedTensors:
     edits: dict[str, _Edit]
     refused: str | None
     """Why this adapter's change cannot be read from its file; None where it can."""
+    tied: bool
+    """Whether embedding and unembedding are one matrix still: an adapter's factors on one of the two leave the other as it is, and so untie them."""
 
     @property
     def family(self) -> Family | None:
@@ -75,14 +83,15 @@ class AdaptedTensors:
     def embed(self) -> str:
         return self.base.embed
 
-    @cached_property
-    def tied(self) -> bool:
-        """An adapter on one of two tied matrices leaves the other as it is, and so unties them."""
-        return self.base.tied and not {self.head, self.embed} & self.edits.keys()
-
     @property
     def names(self) -> set[str]:
         return self.base.names | self.edits.keys()
+
+    @property
+    def merges_into_both(self) -> bool:
+        """Whether peft, merging, would add a change of one of two tied matrices to both: another model than the adapter on its base."""
+        layers = tuple(f".{name.removesuffix('weight')}" for name in (self.embed, self.head))
+        return self.base.tied and any(layer in f".{key}" for key in self.file.names for layer in layers)
 
     def shape(self, name: str) -> tuple[int, ...]:
         edit = self.edits.get(name)
@@ -95,12 +104,15 @@ class AdaptedTensors:
     def factors(self, name: str) -> Factors | None:
         """The exact change of this tensor as factors; None where it has none or is more than that (`read` then tells)."""
         edit = self.edits.get(name)
-        return self._factors(edit) if edit and edit.keys.keys() in ({"A", "B"}, {"embedding_A", "embedding_B"}) else None
+        return self._factors(name, edit) if edit and edit.keys.keys() in ({"A", "B"}, {"embedding_A", "embedding_B"}) else None
 
-    def _factors(self, edit: _Edit) -> Factors:
+    def _factors(self, name: str, edit: _Edit) -> Factors:
         kind = "embedding_" if "embedding_A" in edit.keys else ""
         a, b = (self.file.read(edit.keys[kind + factor]).double() for factor in "AB")
-        return Factors(left=edit.scale * a.T, right=b.T) if kind else Factors(left=edit.scale * b, right=a)
+        if edit.start is None:
+            return Factors(left=edit.scale * a.T, right=b.T) if kind else Factors(left=edit.scale * b, right=a)
+        first = _taken_out(self.base.read(name).float(), edit, len(a))
+        return Factors(left=torch.cat([edit.scale * b, -first.left], 1), right=torch.cat([a, first.right]))
 
     def changes(self, name: str) -> bool:
         """Whether the adapter holds anything for this tensor."""
@@ -112,54 +124,57 @@ class AdaptedTensors:
         if edit is None:
             return self.base.read(name)
         weight = self.file.read(edit.keys["saved"]) if "saved" in edit.keys else self.base.read(name)
+        if "tokens" in edit.keys:
+            rows = torch.tensor(edit.rows, dtype=torch.long)
+            return weight.index_copy(0, rows, self.file.read(edit.keys["tokens"]).to(weight))
         if edit.keys.keys() == {"saved"}:
             return weight
         if "bias" in edit.keys:
             return weight.double() + edit.scale * self.file.read(edit.keys["bias"]).double()
-        merged = weight.double() + self._factors(edit).product()
+        merged = weight.double() + self._factors(name, edit).product()
         if "magnitude" not in edit.keys:
             return merged
         return merged * (self.file.read(edit.keys["magnitude"]).double() / vector_norm(merged, dim=1))[:, None]
 
 
 def open_adapter(adapter: Path, base: TensorFiles) -> AdaptedTensors:
-    """The base's tensors with the adapter's change. ModelError: its file is broken, or it changes tensors that the base does not have."""
+    """The base's tensors with the change of an adapter in peft's form. ModelError: its file is broken, or it changes tensors that the base does not
+    have."""
     path = adapter_file(adapter)
-    if path.suffix != ".safetensors":
-        pickled = f"is a pickle ({path.name}), whose factors are not read; save it again with peft, which writes safetensors"
-        return AdaptedTensors(base=base, file=TensorFiles(None, {}), edits={}, refused=pickled)
     config = json.loads((adapter / "adapter_config.json").read_text())
     held = {key: Stored(path=path, key=key, shape=shape, dtype=dtype) for key, (shape, dtype) in contents(path).items()}
     refuse_empty(adapter, {key: stored.shape for key, stored in held.items()})
     refused = _refusal(config)
     edits: dict[str, _Edit] = {}
     for key in held if refused is None else ():
+        if config.get("velora_config") and key.endswith("velora_embed"):  # of the backward pass alone
+            continue
         name, role = _named(key) or ("", "")
         if not role:
             refused = f"holds {key}, which mechdiff cannot read"
             break
         edits.setdefault(name, _Edit()).keys[role] = key
     for name, edit in edits.items() if refused is None else ():
-        if "bias" in edit.keys and name not in base.names and name.removesuffix("bias") + "weight" in base.names:
-            refused = f"adds {name}, which the base has none of"
-            break
-        if name not in base.names | ({base.head} if base.tied else set()):
-            raise ModelError(f"{adapter}: this adapter changes {name}, which the base does not have. It was made for another architecture.")
-        if not _readable(edit):
-            refused = f"changes {name} by {', '.join(sorted(edit.keys))}, a form that mechdiff cannot read"
+        if (refused := _unread(adapter, name, edit, base, config)) is not None:
             break
         if (saved := edit.keys.get("saved")) and base.transposed(name):
             held[saved] = replace(held[saved], shape=held[saved].shape[::-1], transposed=True)
-        edit.scale = _scale(config, name.rpartition(".")[0], _rank(edit, held))
+        module = name.rpartition(".")[0]
+        edit.scale = _scale(config, module, _rank(edit, held))
+        edit.start = str(config.get("init_lora_weights")).lower() if "A" in edit.keys and config.get("init_lora_weights") in KEPT else None
+        edit.rows = _token_rows(config, module)
         _refuse_misfit(adapter, name, edit, held, base)
-    return AdaptedTensors(base=base, file=TensorFiles(None, held), edits={} if refused else edits, refused=refused)
+    tied = base.tied and (refused is not None or _tied_still(edits, base, config))
+    if tied and base.embed in edits:
+        edits.pop(base.head, None)  # the same trained tokens, held twice
+    return AdaptedTensors(base=base, file=TensorFiles(None, held), edits={} if refused else edits, refused=refused, tied=tied)
 
 
 def _refusal(config: dict[str, Any]) -> str | None:
     """Why the change is not s B A by this config; None where it is."""
-    if (kind := config.get("peft_type")) != "LORA":
+    if (kind := config.get("peft_type")) not in ("LORA", "TRAINABLE_TOKENS"):
         return f"is of the kind {kind}"
-    if (reason := rewrites({**config, "bias": "none"})) is not None:
+    if (reason := rewrites(config)) is not None:
         return reason
     if (init := config.get("init_lora_weights")) not in _INITS:
         return f"starts its factors in a way that mechdiff does not know (init_lora_weights={init!r})"
@@ -168,8 +183,34 @@ def _refusal(config: dict[str, Any]) -> str | None:
     return next((f"uses {name}={config[name]!r}" for name in _OTHER_KINDS if config.get(name)), None)
 
 
+def _unread(adapter: Path, name: str, edit: _Edit, base: TensorFiles, config: dict[str, Any]) -> str | None:
+    """Why a tensor's change cannot be read; None where it can. ModelError where the base has no such tensor."""
+    if "bias" in edit.keys and name not in base.names and name.removesuffix("bias") + "weight" in base.names:
+        return f"adds {name}, which the base has none of"
+    if name not in base.names | ({base.head} if base.tied else set()):
+        raise ModelError(f"{adapter}: this adapter changes {name}, which the base does not have. It was made for another architecture.")
+    if not _readable(edit):
+        return f"changes {name} by {', '.join(sorted(edit.keys))}, a form that mechdiff cannot read"
+    if config.get("init_lora_weights") in KEPT and base.tied and name in (base.embed, base.head):
+        return (
+            f"takes its start (init_lora_weights={config['init_lora_weights']!r}) out of a matrix that is embedding and unembedding at once"
+        )
+    return None
+
+
+def _tied_still(edits: dict[str, _Edit], base: TensorFiles, config: dict[str, Any]) -> bool:
+    """Whether a tied pair is one matrix with the adapter on. What the file holds as the base's own tensor is written over both, and with it trained
+    tokens; factors, and modules that peft keeps a copy of (modules_to_save), change one of them."""
+    copies = tuple(config.get("modules_to_save") or ())
+    for name in {base.embed, base.head} & edits.keys():
+        roles = edits[name].keys.keys()
+        if not roles <= {"saved", "tokens"} or ("saved" in roles and name.removesuffix(".weight").endswith(copies)):
+            return False
+    return True
+
+
 _KEY = re.compile(
-    r"base_model\.model\.(?P<module>.+?)\.(?P<part>lora_[AB]\.(?:weight|bias)|lora_embedding_[AB]|lora_magnitude_vector|\w+)$"
+    r"base_model\.model\.(?P<module>.+?)\.(?P<part>lora_[AB]\.(?:weight|bias)|lora_embedding_[AB]|lora_magnitude_vector|trainable_tokens_delta|\w+)$"
 )
 
 
@@ -179,6 +220,8 @@ def _named(key: str) -> tuple[str, str] | None:
     if found is None:
         return None
     module, part = found["module"].replace(".base_layer", "").replace(".modules_to_save.default", ""), found["part"]
+    if part == "trainable_tokens_delta":
+        return f"{module.removesuffix('.token_adapter')}.weight", "tokens"
     if part == "lora_B.bias":
         return f"{module}.bias", "bias"
     if part.startswith("lora_"):
@@ -189,12 +232,29 @@ def _named(key: str) -> tuple[str, str] | None:
 
 def _readable(edit: _Edit) -> bool:
     factors = edit.keys.keys() - {"saved"}
-    return factors in (set(), {"A", "B"}, {"A", "B", "magnitude"}, {"embedding_A", "embedding_B"}, {"bias"})
+    return factors in (set(), {"A", "B"}, {"A", "B", "magnitude"}, {"embedding_A", "embedding_B"}, {"bias"}, {"tokens"})
 
 
 def _rank(edit: _Edit, held: dict[str, Stored]) -> int | None:
     factor = edit.keys.get("A") or edit.keys.get("embedding_A")
     return held[factor].shape[0] if factor else None
+
+
+def _token_rows(config: dict[str, Any], module: str) -> tuple[int, ...]:
+    """The trained tokens of a module: one list for the embedding, or lists by the modules' names."""
+    given = config.get("trainable_token_indices") or config.get("token_indices") or ()
+    if isinstance(given, dict):
+        given = next((rows for name, rows in given.items() if f".{module}".endswith(f".{name}")), ())
+    return tuple(given)
+
+
+def _taken_out(weight: Float32[Tensor, "d_out d_in"], edit: _Edit, rank: int) -> Factors:
+    """What peft takes out of a base's matrix as an adapter's first factors, times the scale: of PiSSA's singular components it is divided by that."""
+    if edit.start == "pissa":
+        u, s, v = svd(weight, full_matrices=False)
+        return Factors(left=(u[:, :rank] * s[:rank]).double(), right=v[:rank].double())
+    q, r = qr(weight)
+    return Factors(left=edit.scale * q[:, :rank].double(), right=r[:rank].double())
 
 
 def _scale(config: dict[str, Any], module: str, rank: int | None) -> float:

@@ -192,8 +192,10 @@ def changes_between(ours: TensorFiles, theirs: TensorFiles | AdaptedTensors, tok
         if tokens is None or tokens.equal
         else {side: torch.from_numpy(ids[: tokens.n_shared]) for side, ids in tokens.ids.items()},
     )
-    if refused:
-        statements.append(f"this adapter {refused}: its change is not compared. Where peft can, merge it and give the full model as tuned")
+    if isinstance(theirs, AdaptedTensors) and refused:
+        way = "Where peft can, merge it and give the full model as tuned"
+        both = "Merged it would be another model, for peft adds a change of the tied embedding to the unembedding too"
+        statements.append(f"this adapter {refused}: its change is not compared. {both if theirs.merges_into_both else way}")
     if coded:
         statements.append(
             f"{len(coded)} tensors are quantised (no plain floating-point weights), the first {min(coded)}; not compared. Dequantise the model"

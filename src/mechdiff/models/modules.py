@@ -30,6 +30,7 @@ from mechdiff.models.alignment import aligned
 from mechdiff.models.checkpoint import weight_files
 from mechdiff.models.families import Family
 from mechdiff.models.pair import Model, Pair
+from mechdiff.models.switches import Rewritten
 from mechdiff.models.tensors import open_tensors, place
 
 KINDS = ("embed", "attn", "mlp", "norm", "final_norm", "head")
@@ -267,9 +268,14 @@ def factors(base: Model, changes: ChangedUnits, unit: Unit) -> dict[str, Factors
     named = dict(base.net.named_parameters(remove_duplicate=False))
     found = {name: _of_dense(named[name].detach(), new) for name, new in changes.new_tensors(unit).items() if new.ndim > 1}
     path = {id(module): name for name, module in base.net.named_modules()}
-    for layer in changes.switches.get(unit, ()):
-        found[f"{path[id(layer)]}.base_layer.weight"] = _of_lora(layer)
-    return found
+    layers = changes.switches.get(unit, ())
+    rewritten = {id(layer.parameter): layer.other for layer in layers if isinstance(layer, Rewritten) and layer.parameter.ndim > 1}
+    for layer in layers:
+        if not isinstance(layer, Rewritten):
+            own = getattr(getattr(layer, "base_layer", None), "weight", None)
+            found[f"{path[id(layer)]}.base_layer.weight"] = _of_lora(layer, rewritten.pop(id(own), None))
+    at = {id(parameter): name for name, parameter in named.items()}
+    return found | {at[place]: _of_dense(named[at[place]].detach(), other) for place, other in rewritten.items()}
 
 
 def _of_dense(own: Float[Tensor, "*expert d_out d_in"], new: Float[Tensor, "*expert d_out d_in"]) -> Factors:
@@ -287,15 +293,19 @@ def _rounding(weight: Float[Tensor, "*expert d_out d_in"], largest: float) -> fl
     return torch.finfo(weight.dtype).eps * norm * (m**-0.5 + n**-0.5) + 10 * torch.finfo(torch.float32).eps * largest
 
 
-def _of_lora(layer: Any) -> Factors:
-    """From B and A alone: the singular vectors of their product live in the spans of both."""
+def _of_lora(layer: Any, rewritten: Float[Tensor, "d_out d_in"] | None) -> Factors:
+    """From B and A alone: the singular vectors of their product live in the spans of both. `rewritten`: what the adapter has in the base's place."""
     from peft.tuners.lora import LoraLayer
 
     if not (isinstance(layer, LoraLayer) and _is_plain(layer)):
         raise ModelError(
             f"an adapter layer of the kind {type(layer).__name__} is no product of two factors, so it cannot be cut to a rank. Merge the adapter "
-            "(merge_and_unload) and give the full model as tuned, or leave the arm truncate out."
+            "(merge_and_unload; never one that changes a tied embedding, which is another model merged) and give the full model as tuned, or leave "
+            "the arm truncate out."
         )
+    if rewritten is not None:
+        added = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+        return _of_dense(layer.get_base_layer().weight.detach(), rewritten.float() + added)
     scaled = [
         (layer.lora_B[name].weight.detach().float() * layer.scaling[name], layer.lora_A[name].weight.detach().float())
         for name in layer.active_adapters

@@ -57,11 +57,22 @@ class Shape(Section):
     experts_used: Count = 1  # by one token
 
 
+def _one(given: object) -> object:
+    """A list of adapters is refused in words: peft has several ways to combine them, and each is another model."""
+    if isinstance(given, (list, tuple)):
+        raise wrong(
+            given,
+            "one model or adapter. Several adapters are combined into one before: with peft's add_weighted_adapter (combination_type cat is their "
+            "sum), or, where one was trained on top of another, that one merged into the base (merge_and_unload) and given as base",
+        )
+    return given
+
+
 class Pair(Section):
     """The two models: each a Hub id, a local folder or a GGUF file; tuned may be a PEFT adapter on base."""
 
     base: Text = Field(description="a Hub id, a model folder or a GGUF file")
-    tuned: Text = Field(description="a Hub id, a model folder, a GGUF file or an adapter")
+    tuned: Annotated[Text, BeforeValidator(_one)] = Field(description="a Hub id, a model folder, a GGUF file or an adapter")
     same_rows: bool = False  # a token that has another name in the tuned model's tokenizer, at the same row, is one token
     alternatives: Names = ()  # other models that may be nearer to tuned than base is: lineage is held against them too
     shape: Shape | None = None

@@ -10,7 +10,7 @@ from mechdiff.models.quantization import held_matrix
 def again(run: Rerun, row: Row) -> float:
     """From whole tensors and full decompositions."""
     metric = row["metric"]
-    named = {side: dict(run.nets[side].net.named_parameters()) for side in ("base", "tuned")}
+    named = {side: dict(run.nets[side].net.named_parameters(remove_duplicate=False)) for side in ("base", "tuned")}
     if row["unit"] not in named["base"] or row["unit"] not in named["tuned"]:
         raise NotRecomputed("modules, heads and tensors under other names")
     path, _, leaf = row["unit"].rpartition(".")
