@@ -1,7 +1,6 @@
-"""An adapter of mlx-lm, of llama.cpp or in a pickle gives the logits of the peft adapter that it was made from; what has no such form is refused."""
+"""An adapter of mlx-lm or of llama.cpp gives the logits of the peft adapter that it was made from; what has no such form is refused."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -203,32 +202,6 @@ def test_a_gguf_adapter_alone_is_no_model(tmp_path: Path) -> None:
     make_pair(tmp_path, LoraConfig(**LORA))
     with pytest.raises(ModelError, match="an adapter cannot be the base"):
         resolve(str(as_gguf(tmp_path, "llama", interleave=True)))
-
-
-def test_an_adapter_in_a_pickle_is_read_by_every_measure(tmp_path: Path) -> None:
-    """As peft before 0.7 saved it, and safe_serialization=False does. Other weights in the folder make another adapter of it."""
-    made = make_pair(tmp_path, LoraConfig(**LORA))
-    (tmp_path / "pickled").mkdir()
-    held = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    torch.save(held, tmp_path / "pickled" / "adapter_model.bin")
-    (tmp_path / "pickled" / "adapter_config.json").write_bytes((tmp_path / "adapter" / "adapter_config.json").read_bytes())
-    hold(tmp_path, made, tmp_path / "pickled")
-    torch.save({key: 0 * tensor for key, tensor in held.items()}, tmp_path / "pickled" / "adapter_model.bin")
-    assert torch.equal(logits(tmp_path, tmp_path / "pickled", "tuned"), logits(tmp_path, tmp_path / "pickled", "base"))
-
-
-class _Code:
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        return print, ("this ran",)
-
-
-def test_a_pickle_that_runs_code_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    make_pair(tmp_path, LoraConfig(**LORA))
-    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
-    torch.save({"a": _Code()}, tmp_path / "adapter" / "adapter_model.bin")
-    with pytest.raises(ModelError, match="holds more than tensors, which could run code, or is none: not read"):
-        open_pair(str(tmp_path / "base"), str(tmp_path / "adapter"), device="cpu")
-    assert "this ran" not in capsys.readouterr().out
 
 
 def test_a_folder_of_several_adapters_is_named_with_them(tmp_path: Path) -> None:

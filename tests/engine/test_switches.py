@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from mechdiff.audit.rerun import merged
 from mechdiff.engine.activations import forward
 from mechdiff.engine.grafts import grafted, truncated
 from mechdiff.errors import ModelError
+from mechdiff.models.adapters import open_adapter
 from mechdiff.models.changes import open_changes
 from mechdiff.models.modules import changes_of_adapter, factors
 from mechdiff.models.pair import Pair, open_pair
 from mechdiff.models.sources import quiet, resolve
 from mechdiff.models.switches import Rewritten, attach_adapter
+from mechdiff.models.tensors import open_tensors
 from pico import pico
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -236,3 +239,36 @@ def test_a_plain_adapter_costs_no_second_copy_of_the_base(tmp_path: Path) -> Non
     start.save_pretrained(tmp_path / "pissa")
     held = [module for module in attach_adapter(pico("llama").net, tmp_path / "pissa").modules() if isinstance(module, Rewritten)]
     assert len(held) == 8, "q_proj and o_proj of four blocks"
+
+
+def in_a_pickle(folder: Path, held: Any) -> None:
+    """The adapter of a folder as peft before 0.7 saved it, and safe_serialization=False does."""
+    path = folder / "adapter" / "adapter_model.safetensors"
+    torch.save(held or load_file(path), path.with_name("adapter_model.bin"))
+    path.unlink()
+
+
+def test_an_adapter_in_a_pickle_is_the_same_adapter(tmp_path: Path) -> None:
+    make_pair(tmp_path, LoraConfig(**LORA))
+    tuned, base = by_peft(tmp_path), resolve(str(tmp_path / "base"))
+    expected = {change.name: change.delta() for change in open_changes(base, resolve(str(tmp_path / "adapter"), base=base))}
+    in_a_pickle(tmp_path, None)
+    pair = opened(tmp_path)
+    assert torch.equal(logits(pair, "tuned"), tuned)
+    assert torch.equal(logits(pair, "base"), forward(pico("llama"), IDS, logits_to_keep=0).logits)
+    for change in open_changes(base, resolve(str(tmp_path / "adapter"), base=base)):
+        assert torch.equal(change.delta(), expected[change.name])
+
+
+class _Code:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return print, ("this ran",)
+
+
+def test_a_pickle_that_runs_code_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make_pair(tmp_path, LoraConfig(**LORA))
+    in_a_pickle(tmp_path, {"a": _Code()})
+    for read in (lambda: logits(opened(tmp_path), "tuned"), lambda: open_adapter(tmp_path / "adapter", open_tensors(tmp_path / "base"))):
+        with pytest.raises(ModelError, match="a pickle that holds more than tensors"):
+            read()
+    assert "this ran" not in capsys.readouterr().out

@@ -11,7 +11,7 @@ from adapters_made import KINDS, LORA, make_pair
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.verification import verify
 from mechdiff.errors import ModelError
-from mechdiff.measures.catalogue import AGAIN, ANSWERS, EXPERIMENTS
+from mechdiff.measures.catalogue import AGAIN, ANSWERS, EXPERIMENTS, NUMBERS
 from mechdiff.models.changes import open_changes
 from mechdiff.models.pair import open_pair
 from mechdiff.models.sources import resolve
@@ -34,7 +34,7 @@ def test_verify_called_the_weights_of_an_adapter_on_a_tied_matrix_wrong(target: 
     (tmp_path / "p.jsonl").write_text("".join(f'{{"text": "Say {number} of ab"}}\n' for number in range(6)))
     pair, prompts = {"base": str(tmp_path / "base"), "tuned": str(tmp_path / "adapter")}, {"report": str(tmp_path / "p.jsonl")}
     run(**pair, prompts=prompts, measures=["weights"], out=tmp_path / "run", options=RunOptions(device="cpu"))
-    found = verify(Rerun(tmp_path / "run", EXPERIMENTS), AGAIN, ANSWERS, n_rows=400)
+    found = verify(Rerun(tmp_path / "run", EXPERIMENTS), AGAIN, ANSWERS, NUMBERS, n_rows=400)
     tied = [
         one
         for one in found.compared
@@ -86,8 +86,7 @@ def test_the_advice_to_merge_gave_a_third_model_where_embeddings_are_tied(tmp_pa
         assert ("Merged it would be another model" in said) == (not merges)
 
 
-def test_an_adapter_in_a_pickle_was_not_read_by_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MECHDIFF_CACHE", str(tmp_path / "cache"))
+def test_an_adapter_in_a_pickle_was_not_read_by_weights(tmp_path: Path) -> None:
     made = make_pair(tmp_path, LoraConfig(**LORA))
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     torch.save(load_file(path), path.with_name("adapter_model.bin"))

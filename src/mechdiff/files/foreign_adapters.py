@@ -1,10 +1,9 @@
-"""An adapter that another program saved is given in the form that peft loads: of mlx-lm, of llama.cpp, and a pickle of peft itself.
+"""An adapter that another program saved is given in the form that peft loads: one of mlx-lm, or of llama.cpp.
 
 | saved by | where | the change of a matrix [d_out, d_in] |
 |---|---|---|
 | mlx-lm | adapters.safetensors, adapter_config.json | scale (lora_a lora_b)^T, factors [d_in, r] and [r, d_out]; with `m`, a DoRA |
 | llama.cpp | a GGUF file that says `adapter.type` | alpha / r B A, names as llama.cpp has them; rows of some queries and keys in another order |
-| peft | adapter_model.bin | as in adapter_model.safetensors |
 
 The scale is llama.cpp's and mlx-lm's own: of an alpha and a rank, or stated. What has no such form is refused with what to do.
 """
@@ -25,8 +24,8 @@ from mechdiff.errors import ModelError
 Form = tuple[dict[str, Any], dict[str, Tensor]]
 """What stands in adapter_config.json, and the tensors of adapter_model.safetensors."""
 
-FOREIGN_FILES = ("adapter_config.json", "adapters.safetensors", "adapter_model.bin")
-"""What a folder of a foreign adapter holds of it."""
+FOREIGN_FILES = ("adapter_config.json", "adapters.safetensors")
+"""What a folder of mlx-lm holds of an adapter."""
 _PERMUTED = ("llama", "granite", "smollm3")
 """Architectures of llama.cpp whose queries and keys it stores with the two halves of a head's rows interleaved."""
 _AS_THEY_ARE = ("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "starcoder2")
@@ -41,18 +40,16 @@ def is_gguf_adapter(path: Path) -> bool:
 
 
 def foreign(path: Path) -> str | None:
-    """Who saved an adapter in a form that peft does not load, or mechdiff does not read: "llama.cpp", "mlx-lm" or "pickle"; None: peft, as it is."""
+    """Who saved an adapter in a form that peft does not load: "llama.cpp" or "mlx-lm"; None: peft did."""
     if path.suffix == ".gguf":
         return "llama.cpp"
-    if "peft_type" not in _stated(path) and ((path / "adapters.safetensors").is_file() or "lora_parameters" in _stated(path)):
-        return "mlx-lm"
-    pickled = (path / "adapter_model.bin").is_file() and not (path / "adapter_model.safetensors").is_file()
-    return "pickle" if pickled else None
+    of_mlx = (path / "adapters.safetensors").is_file() or "lora_parameters" in _stated(path)
+    return "mlx-lm" if of_mlx and "peft_type" not in _stated(path) else None
 
 
 def in_peft_form(path: Path, base: Path) -> Form:
     """An adapter that is `foreign`, on the model in the folder `base`. ModelError: broken, or of a kind that peft has not."""
-    return {"llama.cpp": _of_llama_cpp, "mlx-lm": _of_mlx, "pickle": _of_pickle}[str(foreign(path))](path, base)
+    return {"llama.cpp": _of_llama_cpp, "mlx-lm": _of_mlx}[str(foreign(path))](path, base)
 
 
 def _stated(folder: Path) -> dict[str, Any]:
@@ -62,27 +59,6 @@ def _stated(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path}: this is no JSON ({error}). Is the download complete?") from error
     return stated if isinstance(stated, dict) else {}
-
-
-# ---- a pickle ----------------------------------------------------------------------------------------------------------------------
-
-
-def _of_pickle(folder: Path, base: Path) -> Form:
-    from pickle import UnpicklingError
-
-    path = folder / "adapter_model.bin"
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise ModelError(
-            f"{path}: this pickle holds more than tensors, which could run code, or is none: not read. Save the adapter with a newer peft, which "
-            "writes safetensors."
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{path}: this file cannot be read ({error}). Is the download complete?") from error
-    if not isinstance(held, dict) or not all(isinstance(tensor, Tensor) for tensor in held.values()):
-        raise ModelError(f"{path}: expected tensors by name, found {type(held).__name__}. Save the adapter with peft (save_pretrained).")
-    return _stated(folder), {name: tensor.contiguous().clone() for name, tensor in held.items()}
 
 
 # ---- mlx-lm ------------------------------------------------------------------------------------------------------------------------

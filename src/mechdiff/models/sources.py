@@ -62,8 +62,8 @@ def sha256(path: Path) -> str:
 
 
 def resolve(ref: str, *, base: Source | None = None) -> Source:
-    """Where `ref` loads from. A GGUF file, and an adapter that peft did not save or saved as a pickle, is converted once into the cache; an
-    adapter needs the `base` that it is put on.
+    """Where `ref` loads from. A GGUF file, and an adapter that another program than peft saved, is converted once into the cache; an adapter needs
+    the `base` that it is put on.
 
     Raises ModelError: a path that is not there, a folder that holds no model, an adapter without a base.
     """

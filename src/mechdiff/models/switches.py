@@ -172,9 +172,8 @@ def _refuse_misfit(net: nn.Module, adapter: Path, config: Mapping[str, Any]) -> 
 
 
 def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors in an adapter's file, by their keys there; none of a pickle, which `sources.resolve` converts before."""
-    file = adapter_file(adapter)
-    return {key: shape for key, (shape, _) in contents(file).items()} if file.suffix == ".safetensors" else {}
+    """The shapes of the tensors in an adapter's file, by their keys there."""
+    return {key: shape for key, (shape, _) in contents(adapter_file(adapter)).items()}
 
 
 def refuse_empty(adapter: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
