@@ -130,7 +130,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "rounded": Claim(
         says="Matrices in 8 and 4 bits: what they are, every measure of states, adapters, files stored so: tests that pass",
-        command="python -m pytest -p no:xdist tests/engine/test_quantization.py", number=r"^(\d+) passed", least=15, runs="CI",
+        command="python -m pytest -p no:xdist tests/models/test_quantization.py", number=r"^(\d+) passed", least=15, runs="CI",
     ),
     "plan": Claim(
         says="What `mechdiff plan` foretells of five studies is off by at most, %",

@@ -125,25 +125,25 @@ FAULTS = (
     (
         "too little memory in a pass",
         "half the prompts at a time, down to one; then a message",
-        "test_faults.py, test_speech.py, test_continued.py",
+        "test_faults.py, test_generation.py, test_continued.py",
     ),
     ("a cell that kills its workers", "after three deaths the run names it", "test_on_ray.py"),
     (
         "the disk is full, at each of its writes",
         "what is lost (nothing) and how much is free; the same command goes on",
-        "test_artifacts.py",
+        "test_run_folder.py",
     ),
     (
         "an artifact is cut short, flipped, or another's",
         "found by its hash, named, computed again",
-        "test_artifacts.py, test_faults.py",
+        "test_run_folder.py, test_faults.py",
     ),
-    ("two runs in one folder", "the second is refused; the lock dies with its process", "test_artifacts.py"),
+    ("two runs in one folder", "the second is refused; the lock dies with its process", "test_run_folder.py"),
     ("a clock that jumps", "nothing depends on it", "test_faults.py"),
-    ("a folder that may not be written", "a message; nothing half-made", "test_artifacts.py"),
+    ("a folder that may not be written", "a message; nothing half-made", "test_run_folder.py"),
     ("a model's file changes before a run goes on", "the folder is refused: it holds another study's run", "test_faults.py"),
     ("NaN or infinity in a prompt's states", "that prompt is left out and named; the rest is as without it", "test_faults.py"),
-    ("NaN in a model's file", "refused, with the tensor's name", "test_models.py"),
+    ("NaN in a model's file", "refused, with the tensor's name", "test_pair.py"),
 )
 
 SAME_BITS = (
