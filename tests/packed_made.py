@@ -144,6 +144,23 @@ def nvfp4(matrix: Tensor, *, modelopt: bool = False) -> Made:
     return tensors, meant
 
 
+def mxfp(matrix: Tensor, *, bits: int) -> Made:
+    """compressed-tensors, mxfp4-pack-quantized or mxfp8-quantized: a power of two a group of 32 inputs, as a byte."""
+    most = 6.0 if bits == 4 else 448.0
+    exponent = (matrix.unflatten(1, (-1, 32)).abs().amax(-1) / most).log2().ceil()
+    spread = exponent.exp2().repeat_interleave(32, 1)
+    if bits == 8:
+        codes = (matrix / spread).to(torch.float8_e4m3fn)
+        numbers = codes.float()
+    else:
+        lower = (matrix.abs() / spread)[..., None].sub(torch.tensor(_E2M1)).abs().argmin(-1)
+        code = lower + 8 * (matrix < 0).int()
+        codes = (code[:, 0::2] | (code[:, 1::2] << 4)).to(torch.uint8)
+        numbers = torch.tensor([[_E2M1[int(one) & 7] * (-1 if int(one) & 8 else 1) for one in row] for row in code])
+    meant = torch.tensor([[float(one) * 2 ** float(exponent[i, j // 32]) for j, one in enumerate(row)] for i, row in enumerate(numbers)])
+    return {"weight" if bits == 8 else "weight_packed": codes, "weight_scale": (exponent + 127).to(torch.uint8)}, meant
+
+
 def quantise(folder: Path, form: Callable[[Tensor], Made], config: dict[str, Any]) -> dict[str, Tensor]:
     """Holds every matrix of a saved model's blocks in a form. What each tensor of the network then means, by name."""
     path = folder / "model.safetensors"

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from mechdiff.errors import ModelError
 from mechdiff.files.containers import contents, first_row, read
+from mechdiff.models.changes import open_changes
 from mechdiff.models.checkpoint import weight_files
 from mechdiff.models.lineage import lineage
 from mechdiff.models.modules import tensors_in
@@ -175,6 +176,8 @@ def test_heads_are_read_as_transformers_loads_them(tmp_path: Path, tied: bool, h
         assert torch.equal(files.read(name), loaded.get_parameter(name)), name
         assert torch.equal(grafts(name), loaded.get_parameter(name)), name
     assert files.tied == (held != "both")
+    said = [one for one in open_changes(source, source).statements if "its files hold another" in one]
+    assert len(said) == (2 if tied and held == "both" else 0), "of base and of tuned"
 
 
 # ---- configs -----------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    StableLmConfig,
+    Starcoder2Config,
+)
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from gguf_made import TOKENS, write_gguf
@@ -110,6 +119,44 @@ def test_what_the_keys_say_is_computed(tmp_path: Path, fields: dict[str, Any]) -
     torch.testing.assert_close(logits(converted(tmp_path / "small.gguf")), logits(net))
 
 
+FAMILIES: dict[str, Any] = {
+    "qwen2": lambda: Qwen2Config(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 777.0}, rms_norm_eps=0.01),
+    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=128, rope_parameters={"rope_type": "default", "rope_theta": 777.0}),
+    "gemma2": lambda: Gemma2Config(**SIZES, head_dim=16, sliding_window=8, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    "stablelm": lambda: StableLmConfig(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 777.0, "partial_rotary_factor": 0.5}),
+    "starcoder2": lambda: Starcoder2Config(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 777.0}, norm_epsilon=0.01),
+    "phi3": lambda: Phi3Config(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 777.0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_computes_what_its_keys_say_or_is_refused(tmp_path: Path, family: str) -> None:
+    net = make_net(FAMILIES[family]())
+    write_gguf(net, tmp_path / "small.gguf", keys=lambda writer: writer.add_pad_token_id(258))
+    torch.testing.assert_close(logits(converted(tmp_path / "small.gguf")), logits(net))
+
+
+def test_phi_3_rotates_by_its_lists(tmp_path: Path) -> None:
+    rope = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.5, 2.0, 4.0], "long_factor": [2.0, 3.0, 4.0, 9.0],
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    net = make_net(Phi3Config(**SIZES | {"original_max_position_embeddings": 64}, rope_parameters=rope))
+
+    def keys(writer: gguf.GGUFWriter) -> None:
+        writer.add_pad_token_id(258)
+        writer.add_rope_scaling_orig_ctx_len(64)
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(2) / math.log(64)))  # as its converter writes it, for 128 / 64
+
+    lists = {f"rope_factors_{name}.weight": np.array(rope[f"{name}_factor"], np.float32) for name in ("short", "long")}
+    write_gguf(net, tmp_path / "small.gguf", keys=keys, tensors=lists)
+    found = converted(tmp_path / "small.gguf")
+    assert IDS.shape[1] > 64, "the long list is used"
+    torch.testing.assert_close(logits(found), logits(net))
+    with torch.no_grad():
+        torch.testing.assert_close(found(IDS[:, :20]).logits, net(IDS[:, :20]).logits)
+
+
 # ---- rotation ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -127,8 +174,7 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_fre
 @pytest.mark.parametrize("more", [{"original_max_position_embeddings": 8192}, {"factor": 32.0, "original_max_position_embeddings": 8192}])
 def test_the_divisors_of_llama_3_are_its_config(tmp_path: Path, head_dim: int, more: dict[str, Any]) -> None:
     net = llama(head_dim=head_dim, rope_parameters={**LLAMA3, **more}, max_position_embeddings=131072)
-    write_gguf(net, tmp_path / "small.gguf", tensors={"rope_freqs.weight": divisors(net)},
-               keys=lambda writer: writer.add_rope_dimension_count(head_dim))  # fmt: skip
+    write_gguf(net, tmp_path / "small.gguf", tensors={"rope_freqs.weight": divisors(net)})
     found = converted(tmp_path / "small.gguf")
     assert found.config.rope_parameters == net.config.rope_parameters
     assert torch.equal(logits(found), logits(net))
@@ -137,8 +183,7 @@ def test_the_divisors_of_llama_3_are_its_config(tmp_path: Path, head_dim: int, m
 def test_divisors_that_other_numbers_made_are_fitted(tmp_path: Path) -> None:
     rope = {**LLAMA3, "rope_theta": 10000.0, "low_freq_factor": 2.0, "high_freq_factor": 8.0, "original_max_position_embeddings": 1024}
     net = llama(head_dim=64, rope_parameters=rope)
-    write_gguf(net, tmp_path / "small.gguf", tensors={"rope_freqs.weight": divisors(net)},
-               keys=lambda writer: writer.add_rope_dimension_count(64))  # fmt: skip
+    write_gguf(net, tmp_path / "small.gguf", tensors={"rope_freqs.weight": divisors(net)})
     found = converted(tmp_path / "small.gguf")
     assert found.config.rope_parameters["rope_type"] == "llama3"
     torch.testing.assert_close(logits(found), logits(net))

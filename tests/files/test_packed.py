@@ -35,6 +35,8 @@ FORMS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "floats": (made.floats, {**COMPRESSED, "format": "float-quantized"}),
     "floats_group": (partial(made.floats, group=True), {**COMPRESSED, "format": "float-quantized"}),
     "nvfp4": (made.nvfp4, {**COMPRESSED, "format": "nvfp4-pack-quantized"}),
+    "mxfp4": (partial(made.mxfp, bits=4), {**COMPRESSED, "format": "mxfp4-pack-quantized"}),
+    "mxfp8": (partial(made.mxfp, bits=8), {**COMPRESSED, "format": "mxfp8-quantized"}),
     "modelopt": (partial(made.nvfp4, modelopt=True), NVFP4),
 }
 CPU = torch.device("cpu")

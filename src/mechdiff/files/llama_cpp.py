@@ -167,7 +167,7 @@ def _converted(gguf: Gguf, said: Path) -> tuple[Any, Any]:
     try:
         net, loading = AutoModelForCausalLM.from_pretrained(str(gguf.path.parent), dtype="float32", output_loading_info=True, **where)
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.path.parent), **where)
-    except (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError, ImportError) as error:
         raise ModelError(f"{said}: transformers cannot read this GGUF file: {error}") from error
     if absent := sorted(loading["missing_keys"]):
         raise ModelError(
@@ -204,6 +204,11 @@ def _state(gguf: Gguf, config: Any) -> None:
     stated = gguf.stated("rope.")
     if "freq_base" in stated:
         whole["rope_theta"] = float(stated["freq_base"])
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads if rotary else 0
+    if "dimension_count" in stated and rotary and not layered and "mrope_section" not in whole:
+        share = int(stated["dimension_count"]) / head_dim
+        if whole.get("partial_rotary_factor", 1) != share:
+            whole["partial_rotary_factor"] = share
     held = set(gguf.tensors)
     divisors = {name: gguf.numbers(name) for name in _NO_WEIGHTS if name in held}
     if whole.get("rope_type") not in (None, "default") and not (stated.keys() - {"freq_base", "dimension_count"}):
@@ -212,6 +217,8 @@ def _state(gguf: Gguf, config: Any) -> None:
     found = scaled(stated, divisors, context, whole) or whole
     if found:
         config.rope_parameters = {**rotary, "full_attention": found} if layered else found
+        if hasattr(config, "original_max_position_embeddings") and "original_max_position_embeddings" in found:  # Phi-3 says it twice
+            config.original_max_position_embeddings = found["original_max_position_embeddings"]
     for key, value in gguf.stated().items():
         if key in _FIELDS and not isinstance(value, list):
             _set(config, key, float(value))

@@ -7,6 +7,7 @@
 | `X.weight_packed` in I32, `X.weight_scale`, `X.weight_shape` | compressed-tensors: (q - z) s; z = 2^(bits - 1), or `weight_zero_point` |
 | `X.weight` in I8, `X.weight_scale` | compressed-tensors: q s, or (q - `weight_zero_point`) s |
 | `X.weight_packed` or `X.weight` in U8, `X.weight_scale` in F8_E4M3, `X.weight_global_scale` or `X.weight_scale_2` | NVFP4: two E2M1 numbers a byte |
+| `X.weight_packed` in U8, `X.weight_scale` in U8 | MXFP4 of compressed-tensors: two E2M1 numbers a byte, times a power of two a group of 32 |
 
 An NVFP4 number is multiplied by the scale of its 16 and by one of the tensor: divided by `weight_global_scale`, multiplied by `weight_scale_2`.
 Groups are told by shapes, so no config is needed to decode but for GPTQ's zeros. What is in no such form is left as it is, and is not compared.
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-KINDS = ("gptq", "gptq_v2", "awq", "packed", "whole", "nvfp4")
+KINDS = ("gptq", "gptq_v2", "awq", "packed", "whole", "nvfp4", "mxfp4_rows")
 """Names of the forms, as `Stored.codes`."""
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -89,6 +90,8 @@ def _compressed(name: str, stored: Mapping[str, Any], read: Callable[[Any], Tens
     parts = {role: part for role, part in named if f"{layer}.{part}" in stored}
     if "scale" not in parts or len(shape) != 2:
         return None
+    if where.dtype == "U8" and stored[f"{layer}.weight_scale"].dtype == "U8":
+        return "mxfp4_rows", (shape[0], shape[1] * 2), parts
     if where.dtype == "U8":
         one = next((part for part in ("weight_global_scale", "weight_scale_2") if f"{layer}.{part}" in stored), None)
         if one is None or stored[f"{layer}.weight_scale"].dtype != "F8_E4M3":
@@ -105,8 +108,8 @@ def _compressed(name: str, stored: Mapping[str, Any], read: Callable[[Any], Tens
 
 def decoded(kind: str, codes: Shaped[Tensor, "..."], beside: Mapping[str, Tensor], shape: tuple[int, ...]) -> Float[Tensor, "d_out d_in"]:
     """The matrix that packed codes stand for, in float32."""
-    if kind == "nvfp4":
-        return _nvfp4(codes, beside)
+    if kind in ("nvfp4", "mxfp4_rows"):
+        return _four_bit(codes, beside)
     if kind == "awq":
         q, z = (_columns_of_awq(beside_or) for beside_or in (codes, beside["qzeros"]))
         return _by_groups(q.T, z.T, beside["scales"].float().T, None)
@@ -127,8 +130,9 @@ def decoded(kind: str, codes: Shaped[Tensor, "..."], beside: Mapping[str, Tensor
 
 
 def _bits(words: int, columns: int) -> int:
-    """In how many bits so many columns fill so many words; 0 where no whole number of them fills one."""
-    return next((bits for bits in (2, 4, 8, 16) if -(-columns * bits // 32) == words), 0)
+    """In how many bits so many columns fill so many words; 0 where none do."""
+    usual = (bits for bits in (2, 4, 8) if -(-columns * bits // 32) == words)
+    return next(usual, next((bits for bits in (1, 3, 5, 6, 7) if columns * bits == 32 * words), 0))
 
 
 def _by_groups(
@@ -165,9 +169,17 @@ def _columns_of_awq(words: Int[Tensor, "rows packed"]) -> Int[Tensor, "rows colu
     return numbers[..., _AWQ].flatten(-2)
 
 
-def _nvfp4(codes: Shaped[Tensor, "d_out packed"], beside: Mapping[str, Tensor]) -> Float[Tensor, "d_out d_in"]:
+def powers(exponents: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Powers of two that bytes stand for, with bias 127."""
+    return torch.ldexp(torch.ones(exponents.shape), exponents.int() - 127)
+
+
+def _four_bit(codes: Shaped[Tensor, "d_out packed"], beside: Mapping[str, Tensor]) -> Float[Tensor, "d_out d_in"]:
     table = torch.tensor([*E2M1, *(-number for number in E2M1)])
     numbers = table[torch.stack([codes & 15, codes >> 4], -1).flatten(-2).long()]
-    scale = beside["scale"].float()
-    scale = scale * beside["factor"].float().reshape(()) if "factor" in beside else scale / beside["divisor"].float().reshape(())
+    scale = powers(beside["scale"]) if beside["scale"].dtype == torch.uint8 else beside["scale"].float()
+    if "factor" in beside:
+        scale = scale * beside["factor"].float().reshape(())
+    if "divisor" in beside:
+        scale = scale / beside["divisor"].float().reshape(())
     return numbers * scale.repeat_interleave(numbers.shape[1] // scale.shape[1], 1)

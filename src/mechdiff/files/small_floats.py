@@ -3,7 +3,7 @@
 | in the file | what it is |
 |---|---|
 | `X` in F8_E4M3 or F8_E5M2, `X_scale_inv` | blocks of 128 x 128 (or the config's `weight_block_size`), each times its scale (DeepSeek) |
-| `X` in F8_E4M3 or F8_E5M2, `X_scale` | rows, or the whole matrix, times a scale |
+| `X` in F8_E4M3 or F8_E5M2, `X_scale` | rows, groups of a row, or the whole matrix, times a scale (MXFP8: in U8, an exponent of two) |
 | `X` in F8_E4M3 or F8_E5M2 alone | the numbers themselves |
 | `X_blocks` and `X_scales` in U8 | MXFP4 (GPT-OSS): 32 numbers of 4 bits (E2M1) times a power of two; the network holds them transposed |
 
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from mechdiff.files.packed import E2M1
+from mechdiff.files.packed import E2M1, powers
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
@@ -30,7 +30,8 @@ def scale_of(name: str, names: Mapping[str, Any]) -> str | None:
 def block_of(quantizer: Mapping[str, Any]) -> tuple[int, int]:
     """The sides of the blocks that share a scale, by the `quantization_config` of a model's config."""
     groups = (quantizer.get("config_groups") or {}).values()
-    of_groups = [(one.get("weights") or {}).get("block_structure") for one in groups if isinstance(one, Mapping)]
+    parts = [part for one in groups if isinstance(one, Mapping) for part in one.values() if isinstance(part, Mapping)]
+    of_groups = [part.get("block_structure") for part in parts]
     sides = quantizer.get("weight_block_size") or next((one for one in of_groups if one), None) or (128, 128)
     return int(sides[0]), int(sides[1])
 
@@ -40,7 +41,7 @@ def decoded_float8(codes: Shaped[Tensor, "..."], scale: Float[Tensor, "..."] | N
     numbers = codes.float()
     if scale is None:
         return numbers
-    scale = scale.float()
+    scale = powers(scale) if scale.dtype == torch.uint8 else scale.float()
     if scale.numel() == 1:
         return numbers * scale.reshape(())
     if scale.ndim == 1:

@@ -238,6 +238,11 @@ def _said_of(changes: Changes, sharing: set[str]) -> list[str]:
         said.append(f"the {side} model has no files of weights, so none are compared")
     for files, side in ((ours, "base"), (theirs, "tuned")):
         stored = files.stored if isinstance(files, TensorFiles) else {}
+        if isinstance(files, TensorFiles) and files.says_tied and files.head in stored and files.embed in stored:
+            said.append(
+                f"the config of {side} says that the unembedding is the embedding (tied), and its files hold another: transformers runs that one, "
+                "and it is compared"
+            )
         for codes in sorted({one.codes for one in stored.values() if one.codes}):
             n = sum(one.codes == codes for one in stored.values())
             said.append(f"{n} tensors of {side} are held as {codes} and compared as the numbers that they stand for")

@@ -61,6 +61,8 @@ class TensorFiles:
     """The row of the model's architecture; None where the table has none."""
     stored: dict[str, Stored]
     """Module's name + ".weight" (".bias", ...) -> where the tensor lies; a tied unembedding is not listed."""
+    says_tied: bool = False
+    """Whether the config says that the unembedding is the embedding. Where the files hold two that differ, transformers loads both all the same."""
 
     @property
     def names(self) -> set[str]:
@@ -157,11 +159,11 @@ def open_tensors(folder: Path) -> TensorFiles:
                 stored[name] = Stored(path=path, key=key, shape=shape[::-1] if turned else shape, dtype=dtype, transposed=turned)
     quantizer = quantizer_of(folder)
     stored = packed.in_packed(_with_codes(stored), replace, quantizer, _raw)
-    found = TensorFiles(family, in_small_floats(stored, replace, quantizer))
+    found = TensorFiles(family, in_small_floats(stored, replace, quantizer), says_tied=bool(config.get("tie_word_embeddings")))
     if family and found.head in found.stored and found.embed not in found.stored:  # transformers ties either to the other
         found.stored[found.embed] = found.stored.pop(found.head)
     if _same_twice(found):
-        return TensorFiles(family, {name: where for name, where in found.stored.items() if name != found.head})
+        return replace(found, stored={name: where for name, where in found.stored.items() if name != found.head})
     return found
 
 
