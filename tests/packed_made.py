@@ -116,7 +116,7 @@ def floats(matrix: Tensor, *, group: bool = False) -> Made:
     scale = matrix.unflatten(1, (-1, size)).abs().amax(-1) / 448
     codes = (matrix / scale.repeat_interleave(size, 1)).to(torch.float8_e4m3fn)
     meant = torch.tensor([[float(one) * float(scale[i, j // size]) for j, one in enumerate(row)] for i, row in enumerate(codes.float())])
-    return {"weight": codes, "weight_scale": scale}, meant
+    return {"weight": codes, "weight_scale": scale, "input_scale_ub": torch.ones(1)}, meant
 
 
 def nvfp4(matrix: Tensor, *, modelopt: bool = False) -> Made:

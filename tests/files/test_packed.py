@@ -34,6 +34,7 @@ FORMS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "whole": (made.whole, {**COMPRESSED, "format": "int-quantized"}),
     "floats": (made.floats, {**COMPRESSED, "format": "float-quantized"}),
     "floats_group": (partial(made.floats, group=True), {**COMPRESSED, "format": "float-quantized"}),
+    "fbgemm": (made.floats, {"quant_method": "fbgemm_fp8"}),
     "nvfp4": (made.nvfp4, {**COMPRESSED, "format": "nvfp4-pack-quantized"}),
     "mxfp4": (partial(made.mxfp, bits=4), {**COMPRESSED, "format": "mxfp4-pack-quantized"}),
     "mxfp8": (partial(made.mxfp, bits=8), {**COMPRESSED, "format": "mxfp8-quantized"}),

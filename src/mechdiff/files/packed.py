@@ -30,7 +30,7 @@ _AWQ = [0, 4, 1, 5, 2, 6, 3, 7]
 """Place of the column in a packed word: the inverse of the order in which AWQ packs eight."""
 
 _ACTIVATIONS = tuple(
-    f".{what}_{end}" for what in ("input", "output", "q", "k", "v", "activation") for end in ("scale", "zero_point", "global_scale")
+    f".{what}_{end}" for what in ("input", "output", "q", "k", "v", "activation") for end in ("scale", "scale_ub", "zero_point", "global_scale")
 )  # fmt: skip
 """Endings of what rounds activations: no weights."""
 

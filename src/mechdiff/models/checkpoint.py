@@ -26,7 +26,7 @@ _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _FSDP = "pytorch_model_fsdp.bin"
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 
-DECODED = ("gptq", "awq", "compressed-tensors", "modelopt")
+DECODED = ("gptq", "awq", "compressed-tensors", "modelopt", "fbgemm_fp8")
 """Forms of quantisation, by `quant_method`, that run as the numbers that they stand for."""
 
 

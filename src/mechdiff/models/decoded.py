@@ -39,6 +39,6 @@ def cannot_run(ref: str, folder: Path, error: Exception) -> ModelError:
     """The error of a quantised model that needs a package that is not installed."""
     wanted = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ModelError(
-        f"{ref}: its matrices are quantised by {method_of(folder) or 'another library'}, and transformers cannot run them here: {wanted} "
-        "Install that package, or take the unquantised model."
+        f"{ref}: its matrices are quantised by {method_of(folder) or 'another library'}, and transformers cannot run them here: "
+        f"{wanted.rstrip('.')}. Install what it asks for, or take the unquantised model."
     )
