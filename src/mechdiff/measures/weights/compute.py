@@ -95,7 +95,7 @@ def weights_record(run: Execution) -> dict[str, Any]:
     found = run.folder.load(cells[0].key)
     tensors = dict(found.tensors)
     said = json.loads(bytes(tensors.pop("said")).decode())
-    why = "; ".join(said["statements"]) or "the two models' files have no tensor in common that can be compared"
+    why = "; ".join(run.changes.statements) or "the two models' files have no tensor in common that can be compared"
     left_out = [{"what": "weights", "why": why}] if found.frame.is_empty() else []
     return {
         "skipped": left_out,
