@@ -144,9 +144,9 @@ def _said(rendered: Mapping[str, Mapping[str, Rendered]], pair: Pair, tokens: To
     """What a reader must know of prompts and tokenizers: chats in chats, cuts that are not the files', cuts that are not the other model's."""
     every = [one for prompts in rendered.values() for one in prompts.values()]
     texts = {"base": [one.text_base for one in every], "tuned": [one.text_tuned for one in every]}
-    sources = {side: pair.source(side) for side in SIDES}
+    sides = {pair.source(side).tokenizer_folder: side for side in reversed(SIDES)}  # an adapter may have its base's tokenizer
     files = [
-        said for side, one in sources.items() for said in said_of_file(pair.tokenizer(side), one.tokenizer_folder, texts[side], one.ref)
+        said for folder, side in sides.items() for said in said_of_file(pair.tokenizer(side), folder, texts[side], pair.source(side).ref)
     ]
     chats = said_of_chats([one.prompt for one in every], (pair.tokenizer("base"), pair.tokenizer("tuned")), policy)
     return (*chats, *files, *said_of_cuts(every, tokens), *_said_of_experts(pair))
