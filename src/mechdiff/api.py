@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mechdiff.comparison.compare import Comparison
     from mechdiff.study.check import Finding
 
-SAMPLE = Path(__file__).parent / "data" / "neutral.jsonl"
+SAMPLE = {split: str(Path(__file__).parent / "data" / "prompts" / f"courtesy_{split}.jsonl") for split in ("fit", "select", "report")}
 """What is asked where no prompts are given."""
 
 
@@ -158,7 +158,7 @@ def check(
     them, on questions that ship with mechdiff. A study of the pair runs where none of them is a "fail"."""
     from mechdiff.study.check import check as steps
 
-    asked = {"file": str(prompts or SAMPLE), "policy": policy, "template": template}
+    asked = {**({"file": str(prompts)} if prompts else SAMPLE), "policy": policy, "template": template}
     study = make_study({"pair": {"base": base, "tuned": tuned}, "prompts": asked, "dtype": dtype})
     return steps(study, replace(options or RunOptions(), quick=prompts is None), EXPERIMENTS, alternatives)
 

@@ -190,6 +190,14 @@ def test_a_field_that_changes_nothing_is_not_named() -> None:
     assert [said.split(":")[0] for said in function_differences(*dynamic)] == ["max_position_embeddings"], "its scaling depends on it"
 
 
+def test_what_one_architecture_cannot_turn_on_is_no_difference_where_the_other_leaves_it_off() -> None:
+    """The reason that is named first is the architecture."""
+    found = function_differences(LlamaConfig(**SIZES), MistralConfig(**SIZES, sliding_window=None))
+    assert found == ["model_type: llama in base, mistral in tuned"]
+    on = function_differences(LlamaConfig(**SIZES, attention_bias=True), MistralConfig(**SIZES, sliding_window=None))
+    assert on[0] == "attention_bias: True in base, nothing in tuned"
+
+
 @pytest.fixture(scope="module")
 def other_rope(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rope")

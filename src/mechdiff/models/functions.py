@@ -31,6 +31,8 @@ def function_differences(base: Any, tuned: Any) -> list[str]:
     for name in sorted(ours.keys() | theirs.keys()):
         if name == "max_position_embeddings" and not scaled:  # a length, unless the rotary scaling depends on it; tables are weights
             continue
+        if (name in ours) != (name in theirs) and (ours | theirs)[name] is False:  # what one architecture can turn on and the other has not
+            continue
         if ours.get(name) != theirs.get(name):
             found.append(f"{name}: {_short(ours.get(name))} in base, {_short(theirs.get(name))} in tuned")
     return found
