@@ -101,7 +101,7 @@ def test_a_change_with_its_start_in_the_base_is_cut_to_a_rank(kind: str, tmp_pat
         assert torch.equal(forward(base, IDS, logits_to_keep=0).logits, plain)
 
 
-@pytest.mark.parametrize("kind", ["pissa", "pissa on conv1d", "olora", "biases of its layers", "all biases"])
+@pytest.mark.parametrize("kind", ["pissa", "pissa on conv1d", "olora", "kasa", "biases of its layers", "all biases"])
 def test_the_weights_are_those_that_peft_merges(kind: str, tmp_path: Path) -> None:
     name, config = KINDS[kind]
     make_pair(tmp_path, config(), name)

@@ -2,7 +2,8 @@
 
 LoRA (Hu 2021, arXiv 2106.09685): W + s B A with s = alpha / r, or alpha / sqrt(r) with rslora; both may differ by module. PiSSA (Meng 2024,
 arXiv 2404.02948) and OLoRA (Buyukakyuz 2024, arXiv 2406.01775) take their first factors out of the base, W + s (B A - B0 A0): the r largest
-singular components of W, or s times the first r columns and rows of its QR decomposition; twice the rank. DoRA (Liu 2024, arXiv 2402.09353): the
+singular components of W, or s times the first r columns and rows of its QR decomposition; twice the rank. KaSA (Wang 2024, arXiv 2412.06071)
+takes the r smallest components out and adds s B diag A. DoRA (Liu 2024, arXiv 2402.09353): the
 rows of W + s B A rescaled to a learned magnitude; no low-rank change, so it comes as the merged matrix. Trained tokens are rows in the place of
 the base's.
 """
@@ -53,7 +54,7 @@ class _Edit:
     keys: dict[str, str] = field(default_factory=dict)
     scale: float = 1.0
     start: str | None = None
-    """An initialisation of KEPT, whose first factors were taken out of the base's tensor."""
+    """pissa, olora or kasa: of what was taken out of the base's tensor."""
     rows: tuple[int, ...] = ()
     """Of trained tokens."""
 
@@ -104,13 +105,16 @@ class AdaptedTensors:
     def factors(self, name: str) -> Factors | None:
         """The exact change of this tensor as factors; None where it has none or is more than that (`read` then tells)."""
         edit = self.edits.get(name)
-        return self._factors(name, edit) if edit and edit.keys.keys() in ({"A", "B"}, {"embedding_A", "embedding_B"}) else None
+        low_rank = ({"A", "B"}, {"A", "B", "diag"}, {"embedding_A", "embedding_B"})
+        return self._factors(name, edit) if edit and edit.keys.keys() in low_rank else None
 
     def _factors(self, name: str, edit: _Edit) -> Factors:
         kind = "embedding_" if "embedding_A" in edit.keys else ""
         a, b = (self.file.read(edit.keys[kind + factor]).double() for factor in "AB")
         if edit.start is None:
             return Factors(left=edit.scale * a.T, right=b.T) if kind else Factors(left=edit.scale * b, right=a)
+        if "diag" in edit.keys:
+            b = b * self.file.read(edit.keys["diag"]).double()
         first = _taken_out(self.base.read(name).float(), edit, len(a))
         return Factors(left=torch.cat([edit.scale * b, -first.left], 1), right=torch.cat([a, first.right]))
 
@@ -161,7 +165,7 @@ def open_adapter(adapter: Path, base: TensorFiles) -> AdaptedTensors:
             held[saved] = replace(held[saved], shape=held[saved].shape[::-1], transposed=True)
         module = name.rpartition(".")[0]
         edit.scale = _scale(config, module, _rank(edit, held))
-        edit.start = str(config.get("init_lora_weights")).lower() if "A" in edit.keys and config.get("init_lora_weights") in KEPT else None
+        edit.start = _start(config) if "A" in edit.keys else None
         edit.rows = _token_rows(config, module)
         _refuse_misfit(adapter, name, edit, held, base)
     tied = base.tied and (refused is not None or _tied_still(edits, base, config))
@@ -191,11 +195,15 @@ def _unread(adapter: Path, name: str, edit: _Edit, base: TensorFiles, config: di
         raise ModelError(f"{adapter}: this adapter changes {name}, which the base does not have. It was made for another architecture.")
     if not _readable(edit):
         return f"changes {name} by {', '.join(sorted(edit.keys))}, a form that mechdiff cannot read"
-    if config.get("init_lora_weights") in KEPT and base.tied and name in (base.embed, base.head):
-        return (
-            f"takes its start (init_lora_weights={config['init_lora_weights']!r}) out of a matrix that is embedding and unembedding at once"
-        )
+    if (start := _start(config)) and base.tied and name in (base.embed, base.head):
+        return f"takes its start ({start}) out of a matrix that is embedding and unembedding at once"
     return None
+
+
+def _start(config: dict[str, Any]) -> str | None:
+    """Which of the ways to start takes something out of the base's matrices; None where the base stays as it is."""
+    init = config.get("init_lora_weights")
+    return init if init in KEPT else "kasa" if config.get("kasa_config") else None
 
 
 def _tied_still(edits: dict[str, _Edit], base: TensorFiles, config: dict[str, Any]) -> bool:
@@ -232,7 +240,7 @@ def _named(key: str) -> tuple[str, str] | None:
 
 def _readable(edit: _Edit) -> bool:
     factors = edit.keys.keys() - {"saved"}
-    return factors in (set(), {"A", "B"}, {"A", "B", "magnitude"}, {"embedding_A", "embedding_B"}, {"bias"}, {"tokens"})
+    return factors in (set(), {"A", "B"}, {"A", "B", "magnitude"}, {"A", "B", "diag"}, {"embedding_A", "embedding_B"}, {"bias"}, {"tokens"})
 
 
 def _rank(edit: _Edit, held: dict[str, Stored]) -> int | None:
@@ -249,12 +257,28 @@ def _token_rows(config: dict[str, Any], module: str) -> tuple[int, ...]:
 
 
 def _taken_out(weight: Float32[Tensor, "d_out d_in"], edit: _Edit, rank: int) -> Factors:
-    """What peft takes out of a base's matrix as an adapter's first factors, times the scale: of PiSSA's singular components it is divided by that."""
-    if edit.start == "pissa":
-        u, s, v = svd(weight, full_matrices=False)
-        return Factors(left=(u[:, :rank] * s[:rank]).double(), right=v[:rank].double())
-    q, r = qr(weight)
-    return Factors(left=edit.scale * q[:, :rank].double(), right=r[:rank].double())
+    """What peft takes out of a base's matrix when it puts the adapter on, the scale in it: PiSSA's factors are divided by that before."""
+    if edit.start == "olora":
+        q, r = qr(weight)
+        return Factors(left=edit.scale * q[:, :rank].double(), right=r[:rank].double())
+    u, s, v = svd(weight, full_matrices=False)
+    some = slice(rank) if edit.start == "pissa" else slice(len(s) - rank, None)
+    return Factors(left=(u[:, some] * s[some]).double(), right=v[some].double())
+
+
+def said_of_patterns(adapter: Path, ref: str) -> list[str]:
+    """A warning where several patterns of an adapter's alphas fit one layer and differ: the first in the file counts, and saving sorts them."""
+    patterns = json.loads((adapter / "adapter_config.json").read_text()).get("alpha_pattern") or {}
+    for key in contents(adapter_file(adapter)) if len(patterns) > 1 else ():
+        module = (_named(key) or ("", ""))[0].rpartition(".")[0]
+        fits = {pattern: alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)}  # as peft matches
+        if len(set(fits.values())) > 1:
+            named = ", ".join(f"{name} ({alpha})" for name, alpha in fits.items())
+            return [
+                f"{ref}: several patterns of its alpha_pattern fit {module}: {named}. peft takes the first in the file, and sorts them when it "
+                "saves: if another stood first in training, the scale is not the one that was trained with."
+            ]
+    return []
 
 
 def _scale(config: dict[str, Any], module: str, rank: int | None) -> float:

@@ -17,6 +17,7 @@ import yaml
 
 from mechdiff.digits import fixed
 from mechdiff.errors import ModelError
+from mechdiff.models.adapters import said_of_patterns
 from mechdiff.models.changes import open_changes
 from mechdiff.models.checkpoint import said_of_both, said_of_rotation, said_of_unread
 from mechdiff.models.functions import function_differences
@@ -55,8 +56,11 @@ def lineage(
 
 
 def _of_folders(base: Source, tuned: Source) -> list[str]:
-    """What stands in the models' folders and is not read."""
-    of_tuned = said_of_both(tuned.adapter, tuned.ref) if tuned.adapter else said_of_unread(Path(tuned.load), tuned.ref)
+    """What stands in the models' folders and is not read, or not as one would think."""
+    if tuned.adapter:
+        of_tuned = said_of_both(tuned.adapter, tuned.ref) + said_of_patterns(tuned.adapter, tuned.ref)
+    else:
+        of_tuned = said_of_unread(Path(tuned.load), tuned.ref)
     rotation = [said for one in (base, tuned) for said in said_of_rotation(Path(one.load), one.ref)]
     return said_of_unread(Path(base.load), base.ref) + of_tuned + list(dict.fromkeys(rotation))
 
