@@ -146,6 +146,12 @@ def test_without_prompts_it_asks_those_that_ship(folder: Path) -> None:
     assert ["does not print the user's text" in one for one in refused(folder)] == [True]
 
 
+def test_another_base_that_is_not_there_is_no_fault_of_the_pair(folder: Path) -> None:
+    found = checked(folder, alternatives=(str(folder / "nowhere"),))
+    assert [one for one in found if one.verdict == "fail"] == []
+    assert "nowhere: no such model" in said(found, "lineage")
+
+
 def test_one_fault_does_not_hide_the_next(folder: Path) -> None:
     (folder / "tuned" / "chat_template.jinja").write_text("hello")
     tensors(folder / "base", _nan)

@@ -166,14 +166,20 @@ class _Check:
     def _lineage(self, alternatives: Sequence[str]) -> Iterator[Finding]:
         pair = self.pair
         configs: dict[str, Any] = {side: pair.config(side) for side in SIDES}
-        found = lineage(pair.base, pair.tuned, [resolve(other) for other in alternatives], self.tokens, configs)
+        others = []
+        for ref in alternatives:
+            try:
+                others.append(resolve(ref))
+            except MechdiffError as error:  # of which a run warns, and goes on
+                yield Finding("note", "lineage", str(error))
+        found = lineage(pair.base, pair.tuned, others, self.tokens, configs)
         far = found["relative_distance"]
         distance = "unknown from the files" if far is None else f"{fixed(far)} of the base's size"
         changed = f"{found['changed_tensors']} tensors changed, {found['equal_tensors']} equal to the bit"
         oddities = (("only_base", "only in base"), ("only_tuned", "only in tuned"), ("reshaped_tensors", "of other shape"),
                     ("uncompared_tensors", "not compared"))  # fmt: skip
-        others = [f"{len(found[name])} {words}" for name, words in oddities if found[name]]
-        yield Finding("ok", "lineage", "; ".join([f"weights moved by {distance}", changed, *others]))
+        unlike = [f"{len(found[name])} {words}" for name, words in oddities if found[name]]
+        yield Finding("ok", "lineage", "; ".join([f"weights moved by {distance}", changed, *unlike]))
         for said in found["functions"]:
             yield Finding("note", "config", f"{said}: no weight, and it changes what is computed")
         if not found["functions"]:
