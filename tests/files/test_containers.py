@@ -64,6 +64,17 @@ def test_a_pickle_that_is_no_table_is_refused(tmp_path: Path, held: Any, said: s
         contents(tmp_path / "x.bin")
 
 
+def test_nothing_in_a_pickle_runs(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.mkdir, (tmp_path / "made",)
+
+    torch.save({**TENSORS, "more": Evil()}, tmp_path / "x.bin")
+    with pytest.raises(ModelError, match="a pickle that holds more than tensors, which could run code: not read"):
+        contents(tmp_path / "x.bin")
+    assert not (tmp_path / "made").exists()
+
+
 # ---- folders -----------------------------------------------------------------------------------------------------------------------
 
 
