@@ -189,13 +189,15 @@ def test_workers_that_die_while_they_start_are_counted_and_their_error_is_said(
 
 def test_a_token_that_a_cluster_refuses_is_not_called_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**how: Any) -> None:
-        raise ConnectionError("Could not connect: UNAUTHENTICATED: Invalid or missing authentication token")
+        """As Ray 2.60 says it: what is wrong stands in the cause."""
+        cause = "Failed to connect to GCS. Last connection error: ...\nRPC error: InvalidAuthToken: Authentication token is missing or incorrect."
+        raise ConnectionError("Failed to connect to Ray cluster at 192.0.2.7:6379") from RuntimeError(cause)
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
     for address in ("auto", "ray.example:6379"):
         with (
-            pytest.raises(RunError, match=f"--ray {address}: the cluster there refuses the token .*RAY_AUTH_TOKEN"),
+            pytest.raises(RunError, match=f"--ray {address}: the cluster there wants a token and refuses .*RAY_AUTH_TOKEN"),
             on_ray.cluster(address),
         ):
             pass

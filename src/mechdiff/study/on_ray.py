@@ -300,10 +300,10 @@ def cluster(address: str) -> Iterator[Any]:
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        if re.search(r"auth|token", str(error), re.IGNORECASE):
+        if re.search(r"authentication token|InvalidAuthToken|unauthenticated", f"{error}\n{error.__cause__}", re.IGNORECASE):
             raise RunError(
-                f"--ray {address}: the cluster there refuses the token ({cause(error)}). Give its own: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or "
-                "RAY_AUTH_TOKEN_PATH."
+                f"--ray {address}: the cluster there wants a token and refuses the one given, or that none is ({cause(error)}). Give its own: "
+                "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
             ) from error
         if not isinstance(error, ConnectionError):
             raise
