@@ -31,8 +31,9 @@ test-avx2: .venv/embedded-model  ## what compares bits, computed as on a process
 test-ci: .venv/embedded-model  ## of the slow tests those that CI runs: the embedded fine-tunes end to end, and the heaviest claims
 	$(BIN)/python -m pytest $(SPREAD) -m ci
 
-test-slow: .venv/embedded-model  ## all slow tests: those of CI, every family and adapter kind, every measure of the demo
+test-slow: .venv/embedded-model  ## all slow tests: those of CI, every family, adapter kind and draw, every measure of the demo
 	$(BIN)/python -m pytest $(SPREAD) -m 'slow or ci'
+	DRAWS=all $(BIN)/python -m pytest $(SPREAD) tests/properties
 
 test-real: .venv/embedded-model  ## every measure on SmolLM2 with Kazakh tokens added: two minutes
 	$(BIN)/python -m pytest -m real

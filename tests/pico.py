@@ -134,6 +134,11 @@ USUAL = (
 sinks, latent and no attention, positions learned, rotated or sloped, attention beside the MLP, multipliers, tied and untied heads."""
 
 
+FEW = ("llama", "gemma2", "gpt2", "gpt_oss", "bloom", "falcon", "lfm2", "deepseek_v3")
+"""Of these, where a test takes half a second for each: both kinds of position, of norm and of residual stream, windows, sinks and experts, slopes,
+no attention and latent attention."""
+
+
 def each(names: Iterable[str] = tuple(CONFIGS), *more: Any, usual: Collection[str] = USUAL) -> list[Any]:
     """Families as a test's parameters, `more` beside each: the usual ones in `make test`, the others in `make test-slow`."""
     return [pytest.param(name, *more, marks=() if name in usual else pytest.mark.slow) for name in names]

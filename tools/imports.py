@@ -45,6 +45,12 @@ def syntax(module: str) -> ast.Module:
     return ast.parse(file_of(module).read_text())
 
 
+@cache
+def nodes(module: str) -> tuple[ast.AST, ...]:
+    """Every node of a module's tree."""
+    return tuple(ast.walk(syntax(module)))
+
+
 def room(module: str) -> str:
     """The entry of the tree that a module belongs to."""
     parts = module.split(".")
@@ -63,7 +69,7 @@ def imported(module: str, *, late: bool = True) -> frozenset[str]:
         if isinstance(target, ast.Name)
     }
     names = set()
-    for node in ast.walk(tree) if late else tree.body:
+    for node in nodes(module) if late else tree.body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mechdiff":
             inside = ".".join(node.module.split(".")[1:])
             names |= {f"{inside}.{alias.name}".strip(".") for alias in node.names} | {inside}

@@ -150,7 +150,7 @@ def shapes(module: str) -> Iterator[Line]:
     source = imports.file_of(module).read_text()
     owner: dict[int, str] = {}
     passed: set[int] = set()
-    for node in ast.walk(imports.syntax(module)):
+    for node in imports.nodes(module):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             owner |= dict.fromkeys(range(node.lineno, node.end_lineno + 1), f"{module}.{node.name}:{node.lineno}")
         said = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -171,7 +171,7 @@ def shapes(module: str) -> Iterator[Line]:
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Every function of the package with its module, methods and inner ones included."""
     for module in imports.modules():
-        for node in ast.walk(imports.syntax(module)):
+        for node in imports.nodes(module):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield module, node
 

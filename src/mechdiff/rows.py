@@ -30,6 +30,7 @@ WITHOUT = "_without_prompt"
 """Ends the name of a metric's delete-one values: the metric of all prompts but this one."""
 COLUMNS = list(SCHEMA)
 KEY = COLUMNS[:-1]
+_NULL = {name: pl.Series(name, [None], dtype=kind) for name, kind in SCHEMA.items()}
 
 
 def rows(value: Sequence[float] | Any, **columns: Any) -> pl.DataFrame:
@@ -40,15 +41,16 @@ def rows(value: Sequence[float] | Any, **columns: Any) -> pl.DataFrame:
     unknown = set(columns) - set(SCHEMA)
     if unknown:
         raise KeyError(f"no such columns in the row contract: {sorted(unknown)}")
-    frame = pl.DataFrame({"value": pl.Series(value, dtype=pl.Float64)})
-    given: list[pl.Series | pl.Expr] = []
+    values = pl.Series("value", value, dtype=pl.Float64)
+    made = []
     for name in KEY:
         content = columns.get(name)
         if isinstance(content, (list, tuple)) or hasattr(content, "__array__"):
-            given.append(pl.Series(name, content, dtype=SCHEMA[name]))
+            made.append(pl.Series(name, content, dtype=SCHEMA[name]))
         else:
-            given.append(pl.lit(content, dtype=SCHEMA[name]).alias(name))
-    return frame.with_columns(given).select(COLUMNS)
+            one = _NULL[name] if content is None else pl.Series(name, [content], dtype=SCHEMA[name])
+            made.append(one.new_from_index(0, len(values)))
+    return pl.DataFrame([*made, values])
 
 
 def empty() -> pl.DataFrame:

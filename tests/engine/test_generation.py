@@ -18,7 +18,7 @@ from mechdiff.engine.steered import steering
 from mechdiff.errors import RunError
 from mechdiff.models.pair import Model
 from mechdiff.models.sites import Site
-from pico import each, pico
+from pico import FEW, each, pico
 from pico import prompts as random_prompts
 from tokenizers_made import byte_tokenizer
 
@@ -60,7 +60,7 @@ def as_lists(found: Sequence[Tensor]) -> list[list[int]]:
     return [one.tolist() for one in found]
 
 
-@pytest.mark.parametrize("name", each())
+@pytest.mark.parametrize("name", each(usual=FEW))
 def test_answers_at_once_are_the_answers_alone(name: str) -> None:
     model, other = loaded(name), pico(name, seed=1)
     sites = [Site(layer, "resid_post") for layer in (2, 0, 3)]

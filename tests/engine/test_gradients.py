@@ -11,7 +11,7 @@ from mechdiff.engine.gradients import fisher_samples, gradients
 from mechdiff.engine.replay import ENGINES, Engine, Write, engine_for, replay
 from mechdiff.models.pair import Model
 from mechdiff.models.sites import Site
-from pico import RELAYED, each, pico, prompts
+from pico import FEW, RELAYED, each, pico, prompts
 
 FAMILIES = ("llama", "gemma2", "granite", "gpt2", "neox_parallel", "qwen3")
 PROMPTS = [prompts(1, seed=length, shortest=length, longest=length)[0] for length in (5, 11, 21)]
@@ -56,7 +56,7 @@ def test_gradients_are_finite_differences_at_every_kind_of_site(family: str) -> 
             assert float(gradient @ step) == pytest.approx((ends[0] - ends[1]) / 2, rel=0.02, abs=2e-6), site
 
 
-@pytest.mark.parametrize("name", each())
+@pytest.mark.parametrize("name", each(usual=FEW))
 def test_every_engine_gives_the_gradients_of_the_full_forward_pass(name: str) -> None:
     """At clean states and at pushed ones, in one pass each; and what the engine gives afterwards, and the weights, are as before."""
     model = pico(name)

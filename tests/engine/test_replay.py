@@ -13,7 +13,7 @@ from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, engine_for, full, relay, replay
 from mechdiff.models.pair import Model, open_pair
 from mechdiff.models.sites import KINDS, Site
-from pico import CONFIGS, RELAYED, each, pico
+from pico import CONFIGS, FEW, RELAYED, each, pico
 from pico import prompts as random_prompts
 
 LENGTHS = (5, 9, 21)
@@ -104,7 +104,7 @@ def test_replay_and_relay_are_the_full_forward_pass(name, attention, n_pos):
         torch.testing.assert_close(engine(model, cleans, variants), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("name", each())
+@pytest.mark.parametrize("name", each(usual=FEW))
 def test_replay_is_the_full_forward_pass_in_half_precision_within_its_floor(name):
     model = loaded(name, None, torch.bfloat16)
     cleans = cleans_of(model, TWO)
@@ -144,7 +144,7 @@ def test_replay_and_relay_are_the_full_forward_pass_on_trained_weights(n_pos):
 
 
 @pytest.mark.parametrize("dtype", FLOOR_NATS, ids=str)
-@pytest.mark.parametrize("name", each())
+@pytest.mark.parametrize("name", each(usual=FEW))
 def test_row_0_is_the_models_own_forward_pass(name, dtype):
     model = loaded(name, None, dtype)
     cleans = cleans_of(model, TWO)

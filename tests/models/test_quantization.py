@@ -33,10 +33,12 @@ MEASURES: list[Any] = [
 ]  # fmt: skip
 
 
-def study(pair: Path, out: Path, tuned: str = "tuned", measures: list[Any] = MEASURES, dtype: str = "nf4", **options: Any) -> mechdiff.Run:
+def study(
+    pair: Path, out: Path, tuned: str = "tuned", measures: list[Any] = MEASURES, dtype: str = "nf4", *, page: bool = False, **options: Any
+) -> mechdiff.Run:
     few = {"file": str(pair / "prompts.jsonl"), "at_most": {"fit": 6, "select": 3, "report": 3}}
     return run(
-        base=str(pair / "base"), tuned=str(pair / tuned), prompts=few, measures=measures, dtype=dtype, out=out,
+        base=str(pair / "base"), tuned=str(pair / tuned), prompts=few, measures=measures, dtype=dtype, out=out, page=page,
         options=RunOptions(**{"device": "cpu", "threads": 1, **options}),
     )  # fmt: skip
 
@@ -111,7 +113,7 @@ def test_the_other_model_leaves_memory(pair: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
 def test_a_study_of_rounded_models_holds_against_whole_passes(pair: Path, tmp_path: Path, dtype: str) -> None:
-    run = study(pair, tmp_path / "run", dtype=dtype)
+    run = study(pair, tmp_path / "run", dtype=dtype, page=True)
     assert run.manifest()["dtype"] == dtype
     assert [one["what"] for one in run.manifest()["skipped"]] == ["grafting"]
     assert f"held in {dtype}, whose rounding would count as change" in run.manifest()["skipped"][0]["why"]
@@ -121,7 +123,7 @@ def test_a_study_of_rounded_models_holds_against_whole_passes(pair: Path, tmp_pa
 
 
 def test_weights_are_compared_as_the_files_say(pair: Path, tmp_path: Path) -> None:
-    rounded_, plain = (study(pair, tmp_path / dtype, measures=["weights"], dtype=dtype) for dtype in ("nf4", "float32"))
+    rounded_, plain = (study(pair, tmp_path / dtype, measures=["weights"], dtype=dtype, page=True) for dtype in ("nf4", "float32"))
     norms = [run.rows().filter(metric="relative_norm").sort("unit", "layer", "site")["value"].to_list() for run in (rounded_, plain)]
     assert norms[0] == norms[1]
     assert "held them rounded to nf4" in (tmp_path / "nf4" / "report.html").read_text(encoding="utf-8")

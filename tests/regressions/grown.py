@@ -60,10 +60,10 @@ def a_pair(place: Path, *, read: float, written: float, attention: float = 0.0, 
     return place
 
 
-def studied(place: Path, measures: list[Any]) -> Run:
-    """The finished study of a pair, with its page."""
+def studied(place: Path, measures: list[Any], *, page: bool = True) -> Run:
+    """The finished study of a pair."""
     study = {"pair": {"base": str(place / "base"), "tuned": str(place / "tuned")}, "prompts": {"file": str(place / "prompts.jsonl")}}
-    return run(make_study({**study, "measures": measures}), out=place / "run", options=RunOptions(threads=1))
+    return run(make_study({**study, "measures": measures}), out=place / "run", page=page, options=RunOptions(threads=1))
 
 
 def _noise(n: int, width: int, seed: int) -> torch.Tensor:

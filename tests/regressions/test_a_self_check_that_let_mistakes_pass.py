@@ -17,7 +17,7 @@ from mechdiff.engine.replay import Prefix, Stairs
 from mechdiff.engine.rounding import LEAST_NATS
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.errors import ModelError, SelfCheckError
-from pico import each, pico, prompts
+from pico import CONFIGS, FEW, USUAL, each, pico, prompts
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 PROMPTS = [*prompts(2, shortest=9, longest=14), *prompts(1, shortest=20, longest=20)]
@@ -163,8 +163,11 @@ def test_a_mistake_passed_in_bfloat16_whatever_the_family(name: str, mistake: st
         self_check(model, PROMPTS)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", each())
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [one for dtype in DTYPES for one in each(tuple(CONFIGS), dtype, usual=FEW if dtype == torch.float16 else USUAL)],
+    ids=str,
+)
 def test_a_sound_model_is_not_refused(name: str, dtype: torch.dtype) -> None:
     model = pico(name, dtype=dtype)
     found = self_check(model, PROMPTS, engine=replay.ENGINES[replay.engine_for(model.config)[0]])

@@ -33,9 +33,12 @@ NOTHING_BUT_ROUNDING = 1e-4
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """The study of each pair: the second with every measure that two vocabularies allow."""
+    """The study of each pair: the second with every measure that two vocabularies allow, and with its page."""
     more = {"4 %": [], "26 %": [HEADS, *OTHER], "overlapping": [HEADS]}
-    return {name: studied(a_pair(tmp_path_factory.mktemp("grown"), **PAIRS[name]), [*CAUSAL, *more[name]]) for name in PAIRS}
+    return {
+        name: studied(a_pair(tmp_path_factory.mktemp("grown"), **PAIRS[name]), [*CAUSAL, *more[name]], page=name == "26 %")
+        for name in PAIRS
+    }
 
 
 def shares_of(run: Run, *where: pl.Expr) -> pl.DataFrame:

@@ -25,7 +25,7 @@ from mechdiff.report import parts
 from mechdiff.statistics.summary import summarise
 from mechdiff.store.tables import read_rows
 from oracles.states import cka
-from pico import each, moved, pico, prompts, save, twin
+from pico import FEW, each, moved, pico, prompts, save, twin
 from runs import run
 from tokenizers_made import CHATML, byte_tokenizer
 
@@ -59,7 +59,7 @@ def out_of(module: nn.Module, model: Model) -> np.ndarray:
     return torch.stack(rows).numpy()
 
 
-@pytest.mark.parametrize("name", each())
+@pytest.mark.parametrize("name", each(usual=FEW))
 def test_cka_is_of_what_goes_out_of_each_models_own_norm(name: str) -> None:
     base = twin(pico(name), moved)
     tuned = twin(base, scaled)

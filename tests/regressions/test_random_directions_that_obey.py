@@ -70,13 +70,17 @@ def obeys(table: pl.DataFrame, allowed: Limits) -> bool:
     return any(one.obeys for one in steering_findings.tested(table, allowed))
 
 
-@pytest.mark.parametrize("size", [pytest.param(0.15, marks=pytest.mark.slow), 0.6])
-def test_random_directions_obey_in_one_study_in_twenty(size: float) -> None:
+@pytest.mark.parametrize(
+    ("size", "studies", "most"),
+    [pytest.param(0.15, 20, 4, marks=pytest.mark.slow), pytest.param(0.6, 20, 4, marks=pytest.mark.slow), (0.6, 9, 2)],
+)
+def test_random_directions_obey_in_one_study_in_twenty(size: float, studies: int, most: int) -> None:
+    """5 % of 20 is 1, and 5 or more have a chance of 0.3 %; of 9, 3 or more have one of 0.8 %."""
     pair, allowed = late_pair(size), Limits()
-    found = [study(pair, random_directions(pair, seed), allowed) for seed in range(20)]
+    found = [study(pair, random_directions(pair, seed), allowed) for seed in range(studies)]
     asked = sum(len(steering_findings.tested(table, allowed)) for table in found)
-    assert asked >= 15, "a dose was within the limits, and tested"
-    assert sum(obeys(table, allowed) for table in found) <= 4, "5 % of 20 is 1; 5 or more has a chance of 0.3 %"
+    assert asked >= 0.75 * studies, "a dose was within the limits, and tested"
+    assert sum(obeys(table, allowed) for table in found) <= most
 
 
 def test_damage_is_no_way_to_the_base() -> None:

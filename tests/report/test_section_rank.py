@@ -15,7 +15,8 @@ from mechdiff.rows import rows as make_rows
 from mechdiff.statistics import summary as statistics_summary
 from report import planted_sections as planted
 from report.conftest import CHANGED
-from report.test_figures import descriptions, test_figures_are_valid_and_fit_their_width
+from report import test_figures
+from report.test_figures import descriptions
 
 SITE = f"L{CHANGED}.attn_out"
 CHARTS = [
@@ -121,7 +122,7 @@ def test_a_site_without_a_causal_curve_has_its_sentence(run: Run) -> None:
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
 def test_figures_are_valid_and_fit(chart: Figure, width: int, run: Run) -> None:
-    test_figures_are_valid_and_fit_their_width(chart, width, run.rows, run.summary, run.manifest)
+    test_figures.test_figures_are_valid_and_fit_their_width(chart, width, run.rows, run.summary, run.manifest)
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)

@@ -16,7 +16,8 @@ from mechdiff.report.parts import Drawn, Figure, Run
 from mechdiff.statistics import summary as statistics_summary
 from report import planted_sections as planted
 from report.conftest import CHANGED
-from report.test_figures import descriptions, test_figures_are_valid_and_fit_their_width
+from report import test_figures
+from report.test_figures import descriptions
 
 SITE = f"L{CHANGED}.attn_out"
 CHARTS = [steering_charts.effect_by_rank, steering_charts.added_by_strength, steering_charts.frontier_of_edits]
@@ -150,7 +151,7 @@ def test_side_effects_that_were_not_measured_are_said(run: Run) -> None:
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)
 def test_figures_are_valid_and_fit(chart: Figure, width: int, run: Run) -> None:
-    test_figures_are_valid_and_fit_their_width(chart, width, run.rows, run.summary, run.manifest)
+    test_figures.test_figures_are_valid_and_fit_their_width(chart, width, run.rows, run.summary, run.manifest)
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.__name__)

@@ -91,6 +91,7 @@ def test_a_corpus_that_was_interrupted_goes_on(pair: Path, corpus: Path, tmp_pat
         sums(pair, corpus, tmp_path / "out", shard=8)
 
 
+@pytest.mark.ci
 def test_workers_on_ray_give_the_same_bits(pair: Path, corpus: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     alone = sums(pair, corpus, tmp_path / "alone", shard=2)
