@@ -63,8 +63,9 @@ def every_measure(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 LONG = (
-    "test_demo.py", "test_truths.py", "test_crashes_without_a_message.py", "test_faults.py", "test_cli.py", "test_on_ray.py",
-    "test_two_tokenizers.py", "test_verify.py", "test_quantization.py", "test_breakage_of_88_times_d.py",
+    "test_demo.py", "test_truths.py", "test_cli.py", "test_verify.py", "test_crashes_without_a_message.py", "test_quantization.py",
+    "test_page.py", "test_mapping.py", "test_on_ray.py", "test_faults.py", "test_two_tokenizers.py", "test_breakage_of_88_times_d.py",
+    "test_browser.py", "test_worked_example.py",
 )  # fmt: skip
 """Files that take longest, in this order (`pytest -p cpu_seconds` says): first, so that no worker is left alone with one of them."""
 

@@ -106,7 +106,8 @@ def test_ids_that_look_like_paths_stay_ids_and_secrets_stay_at_home(pair: Path, 
     outside, before = tmp_path / "inside", everything(tmp_path)
     done = mechdiff.run(
         base=str(pair / "base"), tuned=str(pair / "tuned"), prompts=str(tmp_path / "prompts.jsonl"), out=outside / "run",
-        measures=["divergence", {"patching": {"sites": ["attn_out"], "arms": ["identity"]}}, {"transport": {"sites": ["attn_out"], "maps": ["anchored_ridge"], "closer": [1]}}],
+        measures=["divergence", {"patching": {"sites": ["attn_out"], "arms": ["identity"]}},
+            {"transport": {"sites": ["attn_out"], "maps": ["anchored_ridge"], "closer": [1]}}],
     )  # fmt: skip
     assert {name.split("/")[0] for name in everything(tmp_path) - before} == {"inside"}
     assert not (tmp_path / "escaped").exists()

@@ -14,8 +14,8 @@ from mechdiff.report.parts import Drawn, Figure, Run
 from mechdiff.rows import rows as make_rows
 from mechdiff.statistics import summary as statistics_summary
 from report import planted_sections as planted
-from report.conftest import CHANGED
 from report import test_figures
+from report.conftest import CHANGED
 from report.test_figures import descriptions
 
 SITE = f"L{CHANGED}.attn_out"

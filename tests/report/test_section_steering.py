@@ -15,8 +15,8 @@ from mechdiff.report.headlines import admit
 from mechdiff.report.parts import Drawn, Figure, Run
 from mechdiff.statistics import summary as statistics_summary
 from report import planted_sections as planted
-from report.conftest import CHANGED
 from report import test_figures
+from report.conftest import CHANGED
 from report.test_figures import descriptions
 
 SITE = f"L{CHANGED}.attn_out"

@@ -128,7 +128,7 @@ def test_contrast_and_own_neutral_prompts(pair: Path, tmp_path: Path) -> None:
     assert all(name.startswith("mine-") for name in names)
     sizes = [one.manifest()["steering"]["sites"]["L1.resid_post"]["relative_size"] for one in (plain, contrast)]
     assert 0 < sizes[1] < sizes[0], "most of this change is the same on neutral prompts"
-    without = finish(pair / "base", pair / "tuned", pair / "prompts.jsonl", tmp_path / "without", side_prompts=0, texts=0)
+    without = finish(pair / "base", pair / "tuned", pair / "prompts.jsonl", tmp_path / "without", page=False, side_prompts=0, texts=0)
     assert steering(without, metric="side_kl_nats").is_empty()
 
 

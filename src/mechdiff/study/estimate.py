@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -42,8 +43,9 @@ class Machine:
     """Seconds for start, loading of small models, tables and figures."""
 
 
+@cache
 def this_machine(dtype: str) -> Machine:
-    """Its rate is measured now: 60 % of a matrix product's, for attention, norms, and rows that are few in the lower blocks."""
+    """Its rate is measured once in a process: 60 % of a matrix product's, for attention, norms, and rows that are few in the lower blocks."""
     rate = _matrix_rate(dtype)
     name = f"this machine's measured {rate / 1e9:.0f} GFLOP/s ({dtype})"
     return Machine(name=name, flops=0.6 * rate, seconds_a_logit=1.2e-8, bytes_a_second=_read_rate(), fixed=20)
