@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from mechdiff import api
@@ -88,6 +88,11 @@ def _other_architecture(folder: Path) -> None:
     save(net, byte_tokenizer(CHATML), folder / "base")
 
 
+def _prompt_tuning(folder: Path) -> None:
+    shutil.rmtree(folder / "tuned")
+    get_peft_model(pico("llama").net, PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")).save_pretrained(folder / "tuned")
+
+
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no template": (lambda f: (f / "tuned" / "chat_template.jinja").unlink(), "has none"),
     "a template that cannot be parsed": (lambda f: (f / "tuned" / "chat_template.jinja").write_text("{% for %}"), "cannot be rendered"),
@@ -108,8 +113,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda f: (f / "tuned" / "model.safetensors").unlink(), "tuned"),
     "no folder": (lambda f: shutil.rmtree(f / "base"), "base"),
     "no config": (lambda f: (f / "tuned" / "config.json").unlink(), "no config.json"),
-    "an adapter that rewrites its base": (lambda f: adapter(f, init_lora_weights="pissa"), "rewrites its base's weights"),
-    "an adapter with biases": (lambda f: adapter(f, bias="all"), "biases"),
+    "an adapter that is drawn anew at each load": (lambda f: adapter(f, init_lora_weights="pissa_niter_2"), "pissa_niter_2"),
+    "an adapter that changes the prompt": (_prompt_tuning, "of the kind PROMPT_TUNING"),
     "an adapter of another architecture": (_other_architecture, "another architecture"),
     "an adapter without its file": (lambda f: adapter(f) or (f / "tuned" / "adapter_model.safetensors").unlink(), "adapter_model"),
 }
