@@ -248,10 +248,9 @@ def test_lists_of_phi_3_are_its_longrope() -> None:
 
 # ---- quantised tensors -------------------------------------------------------------------------------------------------------------
 
-TYPES = [
-    kind for kind in gguf.GGMLQuantizationType
-    if hasattr(gguf.quants, kind.name) and kind.name not in ("F32", "F16")
-]  # fmt: skip
+TYPES = [kind for kind in gguf.GGMLQuantizationType if hasattr(gguf.quants, kind.name) and kind.name not in ("F32", "F16")]
+USUAL = ("BF16", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS")
+"""Of `make test`; the others are of `make test-slow`."""
 
 
 def blocks(kind: Any, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -264,7 +263,7 @@ def blocks(kind: Any, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return drawn.reshape(shape[0], -1)
 
 
-@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.name, marks=() if kind.name in USUAL else pytest.mark.slow) for kind in TYPES])
 def test_every_quantisation_is_what_gguf_reads(tmp_path: Path, kind: Any) -> None:
     net = llama(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
     stored: dict[str, np.ndarray] = {}

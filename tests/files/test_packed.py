@@ -41,6 +41,8 @@ FORMS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "modelopt": (partial(made.nvfp4, modelopt=True), NVFP4),
 }
 CPU = torch.device("cpu")
+USUAL = ("gptq", "gptq_order", "awq", "packed", "packed_zeros", "whole", "floats", "nvfp4", "modelopt")
+"""Of `make test`; the others are of `make test-slow`."""
 
 
 def net(kind: str = "llama", seed: int = 0) -> Any:
@@ -49,7 +51,7 @@ def net(kind: str = "llama", seed: int = 0) -> Any:
     return make_net(CONFIGS[kind](), seed=seed)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [pytest.param(form, marks=() if form in USUAL else pytest.mark.slow) for form in FORMS])
 def test_a_packed_model_is_read_and_run_as_its_numbers(tmp_path: Path, form: str) -> None:
     original = net()
     original.save_pretrained(tmp_path)

@@ -110,6 +110,21 @@ def test_a_hub_id_is_its_snapshot(saved, tmp_path, monkeypatch):
     assert resolve("some-one/some-adapter", base=base).adapter == tmp_path
 
 
+def test_pickles_are_fetched_where_the_hub_has_no_safetensors(folder, monkeypatch):
+    asked = []
+
+    def fetched(ref: str, allow_patterns: list[str]) -> str:
+        asked.append([pattern for pattern in allow_patterns if pattern.endswith((".safetensors", ".bin"))])
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    resolve("some-one/some-model")
+    assert asked == [["*.safetensors"]]
+    (folder / "model.safetensors").unlink()
+    resolve("some-one/some-model")
+    assert asked[1:] == [["*.safetensors"], ["pytorch_model*.bin", "adapter_model.bin"]]
+
+
 def test_a_hub_id_that_cannot_be_fetched_is_refused(monkeypatch):
     def offline(ref: str, allow_patterns: list[str]) -> str:
         raise LocalEntryNotFoundError("no network")
