@@ -123,6 +123,7 @@ def test_check_says_what_fits(pair: Path, mechdiff) -> None:
 def test_ctrl_c_keeps_what_is_finished_and_says_so(pair: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     asked = ["--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl", "--out", out]
+    asked += ["--measures", "divergence,patching"]
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from mechdiff.cli.main import main; main()"  # as from a shell
     child = subprocess.Popen([sys.executable, "-c", code, "run", *map(str, asked)], stderr=subprocess.PIPE, text=True)
     while child.poll() is None and len(list(out.glob("cells/[0-9a-f]*/cell.json"))) < 3:
