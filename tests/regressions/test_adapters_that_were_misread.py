@@ -13,7 +13,7 @@ from mechdiff.audit.verification import verify
 from mechdiff.errors import ModelError
 from mechdiff.measures.catalogue import AGAIN, ANSWERS, EXPERIMENTS, NUMBERS
 from mechdiff.models.changes import open_changes
-from mechdiff.models.pair import open_pair
+from mechdiff.models.pair import load_net, open_pair
 from mechdiff.models.sources import resolve
 from mechdiff.models.switches import attach_adapter
 from mechdiff.study.config import RunOptions
@@ -99,3 +99,28 @@ def test_an_adapter_in_a_pickle_was_not_read_by_weights(tmp_path: Path) -> None:
         )
     )
     assert "not compared" not in " ".join(manifest["weights"]["statements"])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_an_adapter_on_a_base_in_8_bits_ended_in_an_attribute_error(dtype: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra that holds matrices in few bits")
+    ids = torch.tensor([[256, 5, 90, 17]])
+    for number, config in enumerate((LoraConfig(**LORA), LoraConfig(**LORA, bias="all"), LoraConfig(**LORA, init_lora_weights="pissa"))):
+        folder = tmp_path / str(number)
+        make_pair(folder, config, "qwen2")
+        pair = open_pair(str(folder / "base"), str(folder / "adapter"), dtype=dtype, device="cpu")
+        if number == 2:
+            with (
+                pytest.raises(ModelError, match="takes its start out of the base's matrices, which are held in 8 or 4 bits here"),
+                pair.use("base"),
+            ):
+                pass
+            continue
+        found = {}
+        for side in ("tuned", "base"):
+            with pair.use(side) as model, torch.no_grad():  # type: ignore[arg-type]
+                found[side] = model.net(input_ids=ids).logits
+        plain = load_net(resolve(str(folder / "base")), dtype=dtype, device=torch.device("cpu"))
+        with torch.no_grad():
+            assert torch.equal(found["base"], plain(input_ids=ids).logits)
+        assert not torch.allclose(found["tuned"], found["base"], atol=0.1)

@@ -113,8 +113,8 @@ def held_matrix(layer: nn.Module) -> Float[Tensor, "d_out d_in"]:
 
 
 def scales(layer: nn.Module) -> Tensor | None:
-    """What a layer's codes are multiplied by; NaN where the matrix was. None: it holds no codes."""
-    weight: Any = getattr(layer, "weight", None)
+    """What a layer's codes are multiplied by; NaN where the matrix was. None: it holds no codes of its own (an adapter's layer lends its base's)."""
+    weight: Any = dict(layer.named_parameters(recurse=False)).get("weight")
     if hasattr(weight, "quant_state"):
         return weight.quant_state.absmax
     if hasattr(weight, "SCB"):

@@ -239,6 +239,11 @@ def _kept(net: nn.Module, adapter: Path, config: Mapping[str, Any]) -> dict[int,
     """The base's own tensors, by the parameter's id, in whose place peft may put others: those that the adapter's file holds as such, and those that
     its initialisation changes."""
     made_anew = str(config.get("init_lora_weights")).lower() in KEPT or config.get("kasa_config")
+    if made_anew and any(scales(module) is not None for module in net.modules()):
+        raise ModelError(
+            f"{adapter}: this adapter takes its start out of the base's matrices, which are held in 8 or 4 bits here: what is left would be rounded "
+            "otherwise than in training. Give dtype float32, bfloat16 or float16."
+        )
     named = dict(net.named_parameters(remove_duplicate=False))
     found: dict[int, Tensor] = {}
     for key in _shapes(adapter):
