@@ -39,22 +39,29 @@ def mechdiff(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(scope="module")
 def finished(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of three measures, made by the command line in a process of its own."""
-    return ran(pair, tmp_path_factory.mktemp("cli") / "run", "--measures", "divergence,weights,patching")
+    """The folder of a finished run of three measures, made by the command line."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(sys, "argv", ["mechdiff", *asked(pair, out), "--measures", "divergence,weights,patching"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 0
+    return out
 
 
 @pytest.fixture(scope="module")
 def whole(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of every measure with its defaults: a minute."""
-    return ran(pair, tmp_path_factory.mktemp("whole") / "run")
-
-
-def ran(pair: Path, out: Path, *more: str) -> Path:
-    asked = ["--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl", "--out", out, *more]
-    done = subprocess.run([sys.executable, "-m", "mechdiff.cli.main", "run", *map(str, asked)], capture_output=True, text=True, check=False)
+    """The same of every measure with its defaults, in a process of its own: a minute."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = subprocess.run([sys.executable, "-m", "mechdiff.cli.main", *asked(pair, out)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(out / "report.html")
     return out
+
+
+def asked(pair: Path, out: Path) -> list[str]:
+    """The words that run a study of the pair."""
+    return [*map(str, ["run", "--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl", "--out", out])]
 
 
 RUNS = ["finished", pytest.param("whole", marks=pytest.mark.ci)]

@@ -28,13 +28,18 @@ def test_blocks_that_do_not_fit_lie_on_disk(pair: Path, little_memory: None) -> 
 
 
 FEW: list[Any] = ["divergence", "weights", {"similarity": {"permutations": 5}}, {"patching": {"sites": ["resid_post", "attn_out"]}}]
+FEWER: list[Any] = ["divergence", {"patching": {"sites": ["attn_out"]}}]
 MORE: list[Any] = [
     {"rank": {"sites": ["resid_post"], "closer": [1]}}, {"heads": {"closer": [1], "draws": 4, "null_edits": 0}}, "attribution", "steering",
 ]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("measures", [FEW, pytest.param(["divergence", *MORE], marks=pytest.mark.slow)], ids=["few", "more"])
+@pytest.mark.parametrize(
+    "measures",
+    [FEWER, pytest.param(FEW, marks=pytest.mark.slow), pytest.param(["divergence", *MORE], marks=pytest.mark.slow)],
+    ids=["fewer", "few", "more"],
+)
 def test_a_split_pair_gives_the_rows_of_one_in_memory(pair: Path, tmp_path: Path, little_memory: None, measures: list[Any]) -> None:
     given = {"base": str(pair / "base"), "tuned": str(pair / "tuned"), "prompts": str(pair / "prompts.jsonl"), "measures": measures}
     whole = run(**given, out=tmp_path / "whole", page=False, options=RunOptions(device="cpu", threads=1))

@@ -159,6 +159,7 @@ def contrast(one: list[int], other: list[int]) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+@pytest.mark.ci
 def test_print_shows_what_is_folded_and_hides_what_is_clicked(page: Any) -> None:
     page.emulate_media(media="print")
     assert page.locator(".explorer:visible").count() == 0

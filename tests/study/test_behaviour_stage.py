@@ -178,6 +178,7 @@ def test_the_answers_stand_in_the_record(finished: Finished) -> None:
     assert "longer than a model's context: choice-kk-1, " in left_out["why"]
 
 
+@pytest.mark.slow
 def test_the_slow_engine_says_and_scores_the_same(study: dict[str, Any], rows: pl.DataFrame, tmp_path: Path) -> None:
     measures = ["divergence", {"behaviour": OPTIONS | {"samples": 0, "probes": False}}]
     found = execute({**study, "measures": measures}, tmp_path / "run", engine="full").rows
