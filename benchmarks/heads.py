@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from mechdiff.api import run
+from mechdiff.architectures.sites import Site
 from mechdiff.demo import demo_study
 from mechdiff.engine.activations import capture
 from mechdiff.engine.replay import Variant, Write, full
 from mechdiff.models.pair import open_pair
-from mechdiff.models.sites import Site
 
 FEW = 24
 """Whole forward passes that are timed."""

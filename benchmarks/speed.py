@@ -24,13 +24,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mechdiff.architectures.sites import Site
 from mechdiff.demo import DATA, embedded_model
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.replay import full, replay
 from mechdiff.measures.patching.formula import variants
 from mechdiff.models.pair import Model, open_pair, wrap
-from mechdiff.models.sites import Site
 
 KINDS = ("resid_post", "attn_out", "mlp_out")
 OUT = Path(__file__).parents[1] / "docs" / "SPEED.md"

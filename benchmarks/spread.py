@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.comparison.contrasts import WORTH
 from mechdiff.demo import DATA, embedded_model
 from mechdiff.engine.activations import Clean, capture
@@ -27,7 +28,6 @@ from mechdiff.engine.replay import replay
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.measures.patching.formula import variants
 from mechdiff.models.pair import Model, wrap
-from mechdiff.models.sites import Site
 from mechdiff.statistics import spread
 from mechdiff.study.config import RunOptions
 from mechdiff.study.prepare import prepare

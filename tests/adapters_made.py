@@ -8,7 +8,7 @@ import peft
 import torch
 from peft import LoraConfig, get_peft_model
 
-from mechdiff.models.sources import quiet
+from mechdiff.architectures.network import quiet
 from mechdiff.validate.made import save
 from pico import pico
 from tokenizers_made import CHATML, byte_tokenizer

@@ -14,10 +14,11 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mechdiff.architectures.sites import KINDS, Site
 from mechdiff.engine.activations import Clean, Edit, capture, edited, forward
-from mechdiff.engine.replay import ENGINES, engine_for
+from mechdiff.engine.choice import engine_for
+from mechdiff.engine.replay import ENGINES
 from mechdiff.models.pair import Model, wrap
-from mechdiff.models.sites import KINDS, Site
 from pico import CONFIGS, RELAYED, pico, prompts, twin
 
 N_LAYERS = 4

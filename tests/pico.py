@@ -49,8 +49,8 @@ from transformers import (
     Starcoder2Config,
 )
 
+from mechdiff.architectures.network import quiet
 from mechdiff.models.pair import Model, wrap
-from mechdiff.models.sources import quiet
 from mechdiff.prompts.vocabularies import Tokens
 from mechdiff.validate.made import random_net as make_net
 from mechdiff.validate.made import save

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from mechdiff.api import run
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture
-from mechdiff.engine.replay import ENGINES, Write, engine_for, full
+from mechdiff.engine.choice import engine_for
+from mechdiff.engine.replay import ENGINES, Write, full
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.models.pair import wrap
-from mechdiff.models.sites import Site
 from mechdiff.rows import KEY
 from mechdiff.store.tables import read_manifest
 from mechdiff.study.config import RunOptions

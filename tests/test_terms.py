@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mechdiff import terms
+from mechdiff.architectures.sites import KINDS
 from mechdiff.labels import CROSSED
-from mechdiff.models.sites import KINDS
 from mechdiff.report import parts
 from mechdiff.report.sections import all_sections
 from mechdiff.study.options import ARMS

@@ -12,10 +12,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mechdiff.api import Run, compare, moments, open_run, run, verify
+    from mechdiff.architectures.sites import Site
     from mechdiff.comparison.compare import Comparison
     from mechdiff.errors import MechdiffError
     from mechdiff.maps.maps import load_map
-    from mechdiff.models.sites import Site
 
 _HOME = {
     "run": "api", "open_run": "api", "Run": "api", "Site": "models.sites", "MechdiffError": "errors", "load_map": "maps.maps",

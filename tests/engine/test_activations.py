@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from mechdiff.architectures.sites import KINDS, Site
 from mechdiff.engine.activations import capture, edited, forward, full_forward, writer
 from mechdiff.errors import ModelError
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import KINDS, Site
 from pico import CONFIGS, HYBRID, each, pico, prompts
 
 FAMILIES = st.sampled_from(sorted(CONFIGS))

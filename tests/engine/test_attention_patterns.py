@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import pico
+from mechdiff.architectures.families import sliding_window
 from mechdiff.engine.activations import Clean, capture, forward
 from mechdiff.engine.attention_patterns import attention_at_decision, pattern_js_nats
 from mechdiff.errors import ModelError
-from mechdiff.models.families import sliding_window
 from mechdiff.models.pair import Model
 
 WRONG_WHEN_EAGER = ("falcon_alibi",)

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, capture, edited, forward
+from mechdiff.engine.choice import engine_for
 from mechdiff.engine.continued import Continuation, Continued, Likelihoods, in_halves, likelihoods, read
-from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, engine_for, full, relay, replay
+from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, full, relay, replay
 from mechdiff.engine.steered import steering
 from mechdiff.errors import PromptError, RunError
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from pico import CONFIGS, RELAYED, each, pico
 from pico import prompts as random_prompts
 

@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine import generation
 from mechdiff.engine.activations import capture, edited, forward
+from mechdiff.engine.choice import engine_for
 from mechdiff.engine.continued import Continuation, Continued, likelihoods
 from mechdiff.engine.generation import Sampling, Speech, speak, speak_edited, stop_ids
-from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, engine_for, full, replay
+from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, full, replay
 from mechdiff.engine.steered import steering
 from mechdiff.errors import RunError
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
+from mechdiff.architectures.sites import Site
 from pico import FEW, each, pico
 from pico import prompts as random_prompts
 from tokenizers_made import byte_tokenizer

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, capture, full_forward
+from mechdiff.engine.choice import engine_for
 from mechdiff.engine.gradients import fisher_samples, gradients
-from mechdiff.engine.replay import ENGINES, Engine, Write, engine_for, replay
+from mechdiff.engine.replay import ENGINES, Engine, Write, replay
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
+from mechdiff.architectures.sites import Site
 from pico import FEW, RELAYED, each, pico, prompts
 
 FAMILIES = ("llama", "gemma2", "granite", "gpt2", "neox_parallel", "qwen3")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture, forward
 from mechdiff.engine.norms import NORMED, missing, norm_reading, norms_in, norms_of
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from pico import each, moved, pico, twin, with_adapter
 
 IDS = list(range(3, 15))

@@ -9,10 +9,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mechdiff.architectures.sites import KINDS, Site
 from mechdiff.engine.activations import Clean, capture
-from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, engine_for, full, relay, replay
+from mechdiff.engine.choice import engine_for
+from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, full, relay, replay
 from mechdiff.models.pair import Model, open_pair
-from mechdiff.models.sites import KINDS, Site
+from mechdiff.architectures.sites import KINDS, Site
 from pico import CONFIGS, FEW, RELAYED, each, pico
 from pico import prompts as random_prompts
 

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 import pico
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture, edited, forward
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.replay import ENGINES, Write
 from mechdiff.engine.steered import Changes, apply, opening, steered, steering
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 
 FAMILIES = ("llama", "qwen2_sliding", "gemma2", "gpt2", "mixtral", "falcon_alibi", "bloom", "lfm2", "granite", "olmoe")
 

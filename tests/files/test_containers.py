@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from mechdiff.architectures.network import quiet
 from mechdiff.errors import ModelError
 from mechdiff.files.containers import contents, first_row, read
 from mechdiff.models.changes import open_changes
@@ -16,7 +17,7 @@ from mechdiff.models.checkpoint import weight_files
 from mechdiff.models.lineage import lineage
 from mechdiff.models.modules import tensors_in
 from mechdiff.models.pair import load_net, wrap
-from mechdiff.models.sources import quiet, resolve
+from mechdiff.models.sources import resolve
 from mechdiff.models.tensors import open_tensors
 from pico import CONFIGS, SIZES, make_net
 

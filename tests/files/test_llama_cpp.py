@@ -22,8 +22,9 @@ from transformers import (
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from gguf_made import TOKENS, write_gguf
+from mechdiff.architectures.network import quiet
 from mechdiff.errors import ModelError
-from mechdiff.models.sources import load_config, load_tokenizer, quiet, resolve
+from mechdiff.models.sources import load_config, load_tokenizer, resolve
 from mechdiff.models.tensors import open_tensors
 from pico import SIZES, make_net
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
 
+from mechdiff.architectures.sites import Site
 from mechdiff.errors import StudyError
 from mechdiff.maps.vectors import has_control_vector, load_control_vector, load_vector, save_control_vector, save_vector
-from mechdiff.models.sites import Site
 
 VECTOR = torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from mechdiff import errors
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.labels import CROSSED
 from mechdiff.measures.heads import formula as heads_formula
 from mechdiff.measures.heads.formula import swap, swap_across
-from mechdiff.models.sites import Site
 from mechdiff.validate import edits
 from mechdiff.validate.edits import N_LAYERS, Edit
 from mechdiff.validate.planted import plant

@@ -8,13 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture
 from mechdiff.engine.counterfactuals import Subject
 from mechdiff.engine.distributions import CleanLogits, kl_nats
 from mechdiff.engine.replay import relay, replay
 from mechdiff.measures.factorial import formula as factorial_formula
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from mechdiff.validate import edits
 from pico import pico, prompts, same_tokens, twin
 

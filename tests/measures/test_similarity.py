@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.measures.similarity import geometry as similarity_geometry
 from mechdiff.measures.similarity.formula import (
     DEBIASED,
@@ -22,7 +23,6 @@ from mechdiff.measures.similarity.formula import (
     undefined,
 )
 from mechdiff.measures.similarity.geometry import geometry, hollow, pairings, permuted_cka, u_centred
-from mechdiff.models.sites import Site
 from mechdiff.rows import COLUMNS, WITHOUT
 from oracles import states
 

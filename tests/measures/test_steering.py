@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import pico
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture, forward
 from mechdiff.engine.distributions import CleanLogits, kl_nats
 from mechdiff.engine.replay import replay
@@ -29,7 +30,6 @@ from mechdiff.measures.steering.formula import (
 )
 from mechdiff.measures.steering.subspaces import Subspace, change_subspace, label_swapped, random_basis
 from mechdiff.models.pair import wrap
-from mechdiff.models.sites import Site
 from mechdiff.validate import edits as validate_edits
 from mechdiff.validate import planted
 from mechdiff.validate.made import tiny_net

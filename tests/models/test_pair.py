@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, LlamaConfig
 
+from mechdiff.architectures.families import FAMILIES
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture
 from mechdiff.engine.replay import Write, full, replay
 from mechdiff.errors import ModelError
 from mechdiff.models import pair as models_pair
-from mechdiff.models.families import FAMILIES
 from mechdiff.models.pair import Model, Pair, free_memory, open_pair, wrap
-from mechdiff.models.sites import Site
 from pico import CONFIGS, SIZES, each, make_net, pico, save, twin
 from tokenizers_made import byte_tokenizer
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mechdiff.models.families import family_of
+from mechdiff.architectures.lookup import family_of
+from mechdiff.architectures.sites import Site
 from mechdiff.models.projections import Projections, layout_of
-from mechdiff.models.sites import Site
 from mechdiff.models.tensors import open_tensors
 from pico import CONFIGS, WITHOUT_HEADS, each, pico, save
 from tokenizers_made import byte_tokenizer

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import mechdiff
+from mechdiff.architectures.network import quiet
 from mechdiff.errors import ModelError
 from mechdiff.models import pair as models_pair
 from mechdiff.models.pair import Pair, open_pair
 from mechdiff.models.quantization import held_matrix, quantizing, rounded
-from mechdiff.models.sources import quiet
 from mechdiff.models.tensors import open_tensors
 from mechdiff.study.config import RunOptions
 from runs import run

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mechdiff.architectures.sites import KINDS, Site
 from mechdiff.errors import StudyError
-from mechdiff.models.sites import KINDS, Site
 
 SITES = st.builds(Site, st.integers(0, 200), st.sampled_from(KINDS))
 

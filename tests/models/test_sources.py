@@ -13,9 +13,10 @@ import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from gguf_made import write_gguf
+from mechdiff.architectures.network import quiet
 from mechdiff.errors import ModelError
 from mechdiff.models.pair import load_net
-from mechdiff.models.sources import Source, cache_folder, load_config, load_tokenizer, quiet, resolve
+from mechdiff.models.sources import Source, cache_folder, load_config, load_tokenizer, resolve
 from pico import CONFIGS, make_net, pico, save
 from tokenizers_made import byte_tokenizer
 

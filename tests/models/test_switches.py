@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adapters_made import LORA, REWRITING, make_pair
+from mechdiff.architectures.network import quiet
 from mechdiff.audit.rerun import merged
 from mechdiff.engine.activations import forward
 from mechdiff.engine.grafts import grafted, truncated
@@ -21,7 +22,7 @@ from mechdiff.models.adapters import open_adapter
 from mechdiff.models.changes import open_changes
 from mechdiff.models.modules import changes_of_adapter, factors
 from mechdiff.models.pair import Pair, open_pair
-from mechdiff.models.sources import quiet, resolve
+from mechdiff.models.sources import resolve
 from mechdiff.models.switches import Rewritten, attach_adapter
 from mechdiff.models.tensors import open_tensors
 from pico import pico

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mechdiff.architectures.families import FAMILIES, Family
 from mechdiff.errors import ModelError
 from mechdiff.models.checkpoint import weight_files
-from mechdiff.models.families import FAMILIES, Family
 from mechdiff.models.tensors import SITES, open_tensors, place, reading_order
 from pico import each, pico
 

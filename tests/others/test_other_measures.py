@@ -8,14 +8,15 @@ from scipy.special import softmax
 from scipy.stats import entropy
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
+from mechdiff.engine.choice import engine_for
 from mechdiff.engine.distributions import js_nats, kl_nats
 from mechdiff.engine.gradients import gradients
-from mechdiff.engine.replay import ENGINES, engine_for
+from mechdiff.engine.replay import ENGINES
 from mechdiff.labels import CROSSED
 from mechdiff.maps.maps import Map
 from mechdiff.measures.attribution import formula as attribution_formula
 from mechdiff.measures.similarity import formula as similarity_formula
-from mechdiff.models.sites import Site
 from mechdiff.validate import edits, planted
 from mechdiff.validate.truths_heads import Heads
 

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from drawn import clean_of, examples, noise, pair, seeds, token_ids
 from games_made import NOBODY, game_of, table, two_point
+from mechdiff.architectures.sites import Site
+from mechdiff.engine.choice import engine_for
 from mechdiff.engine.gradients import gradients
-from mechdiff.engine.replay import ENGINES, Write, engine_for
+from mechdiff.engine.replay import ENGINES, Write
 from mechdiff.measures.attribution.formula import by_head, midpoints
 from mechdiff.measures.heads.coverage import Whole, coverage, necessity
 from mechdiff.measures.heads.shapley import every, permutations, shapley_exact, shapley_sampled
-from mechdiff.models.sites import Site
 from mechdiff.statistics.intervals import FEWEST
 from mechdiff.statistics.spread import root
 

@@ -29,17 +29,18 @@ from drawn import (
     sites_of,
     token_ids,
 )
+from mechdiff.architectures.sites import Site
 from mechdiff.engine import distributions
 from mechdiff.engine.activations import Clean, capture
+from mechdiff.engine.choice import engine_for
 from mechdiff.engine.counterfactuals import Scores, Subject, scores
 from mechdiff.engine.distributions import METRICS, CleanLogits, outcomes
-from mechdiff.engine.replay import ENGINES, Variant, Write, engine_for
+from mechdiff.engine.replay import ENGINES, Variant, Write
 from mechdiff.measures.divergence.formula import divergences
 from mechdiff.measures.grafting.formula import Prompts, lattice
 from mechdiff.measures.patching.formula import Both, variants, written_state
 from mechdiff.models.modules import changes_between, factors, tensors_of
 from mechdiff.models.pair import Model, wrap
-from mechdiff.models.sites import Site
 from mechdiff.statistics.intervals import asymmetry_intervals
 from pico import CONFIGS, moved, prompts, same_tokens, twin
 

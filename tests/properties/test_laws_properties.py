@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from drawn import clean_of, examples, kl, noise, pair, seeds, token_ids
+from mechdiff.architectures.sites import Site
+from mechdiff.engine.choice import engine_for
 from mechdiff.engine.distributions import js_nats, kl_nats
 from mechdiff.engine.gradients import gradients
-from mechdiff.engine.replay import ENGINES, Write, engine_for
+from mechdiff.engine.replay import ENGINES, Write
 from mechdiff.measures.divergence.formula import divergences, next_byte_nats
-from mechdiff.models.sites import Site
 from mechdiff.prompts.matching import Vocabulary
 from mechdiff.prompts.vocabularies import shared_tokens
 from oracles import laws

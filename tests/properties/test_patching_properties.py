@@ -31,12 +31,12 @@ from drawn import (
     sites_of,
     token_ids,
 )
+from mechdiff.architectures.sites import KINDS, Site
 from mechdiff.engine.activations import capture, edited, full_forward, writer
 from mechdiff.engine.replay import ENGINES, Variant, Write
 from mechdiff.measures.heads.formula import Block, same_by_site, swap
 from mechdiff.models.pair import Model, wrap
 from mechdiff.models.projections import layout_of
-from mechdiff.models.sites import KINDS, Site
 from pico import CONFIGS, WITHOUT_HEADS, each, twin
 
 layers = st.integers(0, N_LAYERS - 1)

@@ -12,13 +12,13 @@ from numpy import ndarray
 from torch import Tensor
 
 from drawn import examples, seeds, spread
+from mechdiff.architectures.sites import Site
 from mechdiff.maps.maps import Map
 from mechdiff.maps.refits import permutations
 from mechdiff.measures.patching.selection import choose_layers
 from mechdiff.measures.similarity import formula as similarity_formula
 from mechdiff.measures.similarity.geometry import pairings
 from mechdiff.measures.transport.formula import quality
-from mechdiff.models.sites import Site
 from mechdiff.rows import rows
 from mechdiff.statistics import intervals
 from mechdiff.statistics.spread import number_of_parts

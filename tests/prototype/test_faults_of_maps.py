@@ -13,6 +13,7 @@ from torch import Tensor
 
 import mechdiff
 import pico
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.replay import Write, replay
@@ -26,7 +27,6 @@ from mechdiff.measures.rank.formula import curve_maps
 from mechdiff.measures.transport import page as transport_page
 from mechdiff.measures.transport.formula import Sample, quality
 from mechdiff.measures.transport.plan import TransportOptions
-from mechdiff.models.sites import Site
 from mechdiff.report import phrasing
 from mechdiff.report.parts import Run
 from mechdiff.rows import rows as make_rows

@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 
 import mechdiff
 import pico
+from mechdiff.architectures.sites import Site
 from mechdiff.curate.curation import Recipe, curate
 from mechdiff.curate.fairness import Tokenizers
 from mechdiff.engine.activations import capture
@@ -23,7 +24,6 @@ from mechdiff.measures.behaviour.formula import said_values
 from mechdiff.measures.behaviour.phrases import read_phrases
 from mechdiff.measures.catalogue import EXPERIMENTS
 from mechdiff.models.pair import wrap
-from mechdiff.models.sites import Site
 from mechdiff.models.sources import resolve
 from mechdiff.prompts.rendering import Rendered, render, tail
 from mechdiff.prompts.sets import Prompt

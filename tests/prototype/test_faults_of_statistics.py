@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import pico
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.errors import StudyError
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.similarity.formula import measure
 from mechdiff.measures.similarity.geometry import pairings
-from mechdiff.models.sites import Site
 from mechdiff.statistics import summary as statistics_summary
 from mechdiff.validate import edits
 from prototype.tiny_runs import PLAIN, Finished, finish, save_pair, study

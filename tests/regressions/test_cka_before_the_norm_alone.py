@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mechdiff.architectures.sites import Site
 from mechdiff.audit.rerun import Rerun
 from mechdiff.engine.activations import capture, forward
 from mechdiff.engine.norms import NORMED, norm_reading, norms_of
@@ -20,7 +21,6 @@ from mechdiff.measures.similarity.geometry import pairings
 from mechdiff.measures.similarity.page import similarity as section
 from mechdiff.measures.similarity.verify import again
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from mechdiff.report import parts
 from mechdiff.statistics.summary import summarise
 from mechdiff.store.tables import read_rows

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.measures.patching.selection import choose_layers
 from mechdiff.measures.similarity.formula import cka_without_top, linear_cka, measure
 from mechdiff.measures.similarity.geometry import pairings
-from mechdiff.models.sites import Site
 from mechdiff.rows import rows
 from oracles.states import cka
 

@@ -67,8 +67,8 @@ def test_a_permutation_test_that_cannot_reach_its_level_gives_no_p(n: int, testa
     """States of both models that are the same: nothing could be closer. Of 3 or 4 prompts p was 1/6."""
     import torch
 
+    from mechdiff.architectures.sites import Site
     from mechdiff.measures.similarity import formula as similarity
-    from mechdiff.models.sites import Site
 
     states = {Site(0, "resid_post"): torch.from_numpy(np.random.default_rng(0).normal(size=(n, 12)))}
     measured = similarity.measure(states, states, [f"p{i}" for i in range(n)], "report", orders=pairings(range(n), 499, 0))

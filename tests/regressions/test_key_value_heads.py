@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import BloomConfig, FalconConfig, GPT2Config, OPTConfig
 
-from mechdiff.models.families import family_of, shape_of
+from mechdiff.architectures.lookup import family_of, shape_of
 from mechdiff.models.projections import layout_of
 from pico import CONFIGS, SIZES, WITHOUT_HEADS, each, make_net
 

@@ -6,7 +6,8 @@ import torch
 from transformers import LlamaConfig, Phi3Config
 
 from mechdiff.engine.activations import capture
-from mechdiff.engine.replay import ENGINES, engine_for, replay
+from mechdiff.engine.choice import engine_for
+from mechdiff.engine.replay import ENGINES, replay
 from mechdiff.models.pair import wrap
 from pico import SIZES, make_net
 from pico import prompts as random_prompts

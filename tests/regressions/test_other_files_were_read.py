@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from mechdiff.architectures.network import quiet
 from mechdiff.errors import ModelError
 from mechdiff.models.checkpoint import adapter_file, unread, weight_files
 from mechdiff.models.lineage import lineage
 from mechdiff.models.modules import tensors_in
 from mechdiff.models.pair import open_pair
-from mechdiff.models.sources import quiet, resolve
+from mechdiff.models.sources import resolve
 from mechdiff.models.tensors import open_tensors
 from pico import CONFIGS, make_net, pico
 from tokenizers_made import CHATML, byte_tokenizer

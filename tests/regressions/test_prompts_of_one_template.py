@@ -12,13 +12,13 @@ import torch
 
 import mechdiff
 import runs
+from mechdiff.architectures.sites import Site
 from mechdiff.engine import counterfactuals
 from mechdiff.maps.refits import permutations
 from mechdiff.measures.behaviour import words as behaviour_words
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.similarity import formula as similarity_formula
 from mechdiff.measures.similarity import geometry as similarity_geometry
-from mechdiff.models.sites import Site
 from mechdiff.prompts.sets import Prompt, cluster_names
 from mechdiff.report import parts
 from mechdiff.rows import rows

@@ -9,11 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from adapters_made import LORA, REWRITING, make_pair
+from mechdiff.architectures.network import quiet
 from mechdiff.engine.activations import forward
 from mechdiff.errors import ModelError
 from mechdiff.models import switches
 from mechdiff.models.pair import open_pair
-from mechdiff.models.sources import quiet
 from mechdiff.models.switches import attach_adapter, row_sums
 from pico import pico
 from small_studies import hold_against, study

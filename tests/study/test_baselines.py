@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig
 
 from mechdiff.api import Run
-from mechdiff.models.sources import quiet
+from mechdiff.architectures.network import quiet
 from mechdiff.study.config import RunOptions
 from pico import SIZES, make_net, moved, pico, save, twin
 from runs import run

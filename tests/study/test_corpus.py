@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 import mechdiff
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture
 from mechdiff.errors import MechdiffError
 from mechdiff.maps.maps import Map
 from mechdiff.maps.moments import SUMS, Moments
 from mechdiff.measures.similarity import formula as similarity_formula
 from mechdiff.models.pair import open_pair
-from mechdiff.models.sites import Site
 from mechdiff.study import corpus as study_corpus
 from mechdiff.study.config import RunOptions
 

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mechdiff import demo
 from mechdiff.api import Run, run
+from mechdiff.architectures.network import quiet
 from mechdiff.errors import ModelError
 from mechdiff.measures.catalogue import make_study
-from mechdiff.models.sources import quiet, resolve
+from mechdiff.models.sources import resolve
 from mechdiff.study.config import RunOptions
 
 NEW, PROMPTS, LAYERS = 200, 5, [0, 29]

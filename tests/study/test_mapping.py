@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mechdiff
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.gradients import fisher_samples
 from mechdiff.engine.replay import full
@@ -20,7 +21,6 @@ from mechdiff.measures.rank import compute as rank_compute
 from mechdiff.measures.transport.compute import groups
 from mechdiff.measures.transport.plan import TransportOptions
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from mechdiff.study import run as study_run
 from mechdiff.study.cells import Cell
 from mechdiff.study.config import RunOptions, StudyConfig

@@ -3,12 +3,12 @@
 import pytest
 from pydantic import ValidationError
 
+from mechdiff.architectures.sites import KINDS
 from mechdiff.errors import StudyError
 from mechdiff.labels import CROSSED
 from mechdiff.measures.factorial.plan import FactorialOptions
 from mechdiff.measures.patching.plan import PatchingOptions
 from mechdiff.measures.similarity.plan import SimilarityOptions
-from mechdiff.models.sites import KINDS
 from mechdiff.study.options import ARMS
 
 

@@ -11,10 +11,10 @@ import torch
 
 import pico
 from mechdiff.api import Run
+from mechdiff.architectures.sites import Site
 from mechdiff.maps.vectors import load_control_vector, load_vector
 from mechdiff.measures.steering.formula import ARMS
 from mechdiff.measures.steering.plan import NEUTRAL
-from mechdiff.models.sites import Site
 from mechdiff.prompts.sets import read_prompts
 from mechdiff.study.config import RunOptions
 from runs import run

@@ -11,13 +11,13 @@ import torch
 from typer.testing import CliRunner
 
 import pico
+from mechdiff.architectures.sites import Site
 from mechdiff.cli import main as cli
 from mechdiff.engine import distributions
 from mechdiff.errors import MechdiffError, ModelError
 from mechdiff.measures.heads import formula as heads_formula
 from mechdiff.measures.patching import formula as patching_formula
 from mechdiff.measures.similarity import formula as similarity_formula
-from mechdiff.models.sites import Site
 from mechdiff.validate import edits, organism, planted, power, studies, truths, truths_heads, truths_nulls, validation
 from mechdiff.validate.checks import above, at_most, near, said, same
 from mechdiff.validate.planted import Bench, tiny_bench

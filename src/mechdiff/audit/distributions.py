@@ -12,10 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.audit import whole
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.whole import Put
-from mechdiff.models.sites import Site
 
 Row = dict[str, Any]
 SecondWay = Callable[[Rerun, Row], float]

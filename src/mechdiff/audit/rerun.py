@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mechdiff.architectures.families import QUANTIZED
+from mechdiff.architectures.sites import Site
 from mechdiff.audit import whole
 from mechdiff.engine.counterfactuals import donors
 from mechdiff.models.adapters import open_adapter
-from mechdiff.models.families import QUANTIZED
 from mechdiff.models.pair import SIDES, Model, Side, is_quantized, load_net, wrap
 from mechdiff.models.quantization import held_matrix
-from mechdiff.models.sites import Site
 from mechdiff.models.switches import attach_adapter
 from mechdiff.models.tensors import open_tensors
 from mechdiff.prompts.sets import clusters_of

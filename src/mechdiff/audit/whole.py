@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 
 Touch = Callable[[Tensor], Tensor | None]
 """From the states `[pos, d]` at a site to other ones, or None to leave them."""
@@ -89,7 +89,7 @@ def touched(model: Model, touches: Mapping[Site, Touch]) -> Iterator[None]:
     try:
         for site, touch in touches.items():
             module, end = model.place(site)
-            scale = model.scale(site.kind)
+            scale = model.scale(site)
 
             def changed(tensor: Tensor, touch: Touch = touch, scale: float = scale) -> Tensor | None:
                 table = tensor.reshape(-1, tensor.shape[-1]) * scale

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mechdiff.architectures.sites import Site
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 
 Edit = Callable[[Tensor], None]
 """Changes a `[batch, pos, d]` tensor in place."""
@@ -35,7 +35,7 @@ def edited(model: Model, edits: Mapping[Site, Edit]) -> Iterator[None]:
     try:
         for site in sorted(edits):
             module, end = model.place(site)
-            edit = _scaled(edits[site], model.scale(site.kind))
+            edit = _scaled(edits[site], model.scale(site))
             if model.family.flat:
                 edit, handle = _unflattened(edit, model.blocks[site.layer])
                 handles.append(handle)

@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechdiff.architectures.families import sliding_window
 from mechdiff.engine.activations import edited, forward
 from mechdiff.engine.continued import in_halves, read
 from mechdiff.engine.grafts import batches
 from mechdiff.engine.replay import Engine, Prefix, Stairs, Variant, growing, parallel, replay, writing
-from mechdiff.models.families import sliding_window
 from mechdiff.models.pair import Model
 from mechdiff.prompts.templates import behind_an_answer
 

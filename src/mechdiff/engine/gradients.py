@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, differentiated
 from mechdiff.engine.replay import Engine, Write
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 
 Push = Mapping[Site, Float[Tensor, "prompt d"]]
 

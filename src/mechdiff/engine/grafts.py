@@ -189,8 +189,8 @@ def resume(model: Model, batch: Batch, start: Trace, layer: int) -> Float[Tensor
 
 
 def _stations(model: Model) -> list[nn.Module]:
-    """The modules that the residual stream enters one after the other: the blocks, and the final norm."""
-    return [*model.blocks, model.net.get_submodule(model.family.final_norm)]
+    """The modules that the residual stream enters one after the other: the blocks, and the final norm (the unembedding where there is none)."""
+    return [*model.blocks, model.net.get_submodule(model.family.final_norm or model.family.head)]
 
 
 def decision_logits(model: Model, batch: Batch, *, cache: Any = None) -> Float[Tensor, "prompt vocab"]:

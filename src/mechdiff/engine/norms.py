@@ -18,8 +18,8 @@ from accelerate.utils import align_module_device
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from mechdiff.architectures.sites import Site
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 
 NORMED = ("resid_pre", "resid_mid", "resid_post")
 """Site kinds that a norm may read."""
@@ -62,13 +62,13 @@ def norm_reading(model: Model, site: Site) -> nn.Module | None:
     family, layer = model.family, site.layer
     if site.kind not in NORMED:
         return None
-    holder, path = model.blocks[layer], family.input_norm
+    holder, path = model.blocks[layer], family.norms(layer)[0]
     if site.kind == "resid_mid":
-        path = family.mid if family.mid != family.mlp else None
+        path = family.norms(layer)[1]
     elif site.kind == "resid_post" and layer + 1 == model.shape.n_layers:
         holder, path = model.net, family.final_norm
     elif site.kind == "resid_post":
-        holder = model.blocks[layer + 1]
+        holder, path = model.blocks[layer + 1], family.norms(layer + 1)[0]
     return dict(holder.named_modules()).get(path) if path else None
 
 

@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.families import sliding_window
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, Edit, edited, forward
-from mechdiff.models.families import FAMILIES, sliding_window
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,35 +137,6 @@ def full(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -> 
 
 
 ENGINES: dict[str, Engine] = {"replay": replay, "relay": relay, "full": full}
-
-
-LENGTH_DEPENDENT = ("longrope", "dynamic")
-"""Kinds of rotary scaling whose frequencies are chosen anew in each pass, by the longest position in it."""
-
-
-def engine_for(config: Any, longest: int = 0) -> tuple[str, str]:
-    """The fastest engine that is right for a model of this transformers config and prompts of at most `longest` tokens, and why."""
-    if getattr(config, "alibi", config.model_type == "bloom"):
-        return "relay", "its attention adds a bias for each distance (ALiBi), which parallel tokens cannot be given"
-    if FAMILIES[config.model_type].mixers:
-        return "relay", "some of its blocks keep a running state instead of keys and values, which parallel tokens would share"
-    if longest > _original_context(config):
-        return "relay", "its rotary frequencies depend on the longest prompt of a pass, so each prompt runs alone"
-    return "replay", "it keeps plain keys and values, so variants run as parallel tokens"
-
-
-def _original_context(config: Any) -> float:
-    """Tokens up to which the rotary frequencies are one set; infinite where they do not depend on the length."""
-    stated = getattr(config, "rope_parameters", None) or {}
-    nested = [one for one in stated.values() if isinstance(one, dict)] or [stated]
-    contexts = [
-        one.get("original_max_position_embeddings")
-        or getattr(config, "original_max_position_embeddings", None)
-        or config.max_position_embeddings
-        for one in nested
-        if one.get("rope_type") in LENGTH_DEPENDENT
-    ]
-    return min(contexts, default=float("inf"))
 
 
 def writing(variants: Sequence[Variant], rows_of: Callable[[Tensor, int, int], Tensor], prompt: int | None = None) -> dict[Site, Edit]:

@@ -2,9 +2,9 @@
 
 A number of nats that is rounding in one model is a mistake in another: a wrong position moves a small random network by 0.005 nats, and rounding
 to bfloat16 moves a model of 30 blocks on a sharp law by as much. So it is measured, on the very model and prompt, by whole forward passes in which
-each block's two outputs are rounded once more than they are: an eighth of the entries to the next number above, an eighth to the one below. No way
-of running variants takes part in it, so none can hide its own mistake there. Two sound ways (other matrix shapes, another attention kernel) differ by
-0.3 to 3 of these draws' largest KL; a position that is off by one, or a hidden token, by tens to thousands.
+each block's two outputs (where it has no two, what leaves it) are rounded once more than they are: an eighth of the entries to the next number above,
+an eighth to the one below. No way of running variants takes part in it, so none can hide its own mistake there. Two sound ways (other matrix shapes,
+another attention kernel) differ by 0.3 to 3 of these draws' largest KL; a position that is off by one, or a hidden token, by tens to thousands.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Edit, edited, forward
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 
 CLOSE = 10
 """How many times what rounding does two ways may be apart."""
@@ -36,8 +36,9 @@ def rounding_nats(model: Model, ids: Int[Tensor, " pos"], edits: Mapping[Site, E
     """Largest KL(whole pass of `ids` under `edits` || the same once more rounded) of some draws."""
     edits = dict(edits or {})
     random = torch.Generator().manual_seed(0)
+    outputs = [kind for kind in ("attn_out", "mlp_out") if kind in model.kinds()]
     for layer in range(model.shape.n_layers):
-        for site in (Site(layer, "attn_out"), Site(layer, "mlp_out")):
+        for site in (Site(layer, kind) for kind in (outputs if len(outputs) == 2 else [*outputs, "resid_post"])):
             edits[site] = _rounded_after(edits.get(site), torch.finfo(model.dtype).eps, random)
     with edited(model, edits):
         found = forward(model, ids.expand(1 + draws, -1), use_cache=False).logits[:, -1].float()

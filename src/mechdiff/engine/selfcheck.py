@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, Edit, capture, edited, forward, writer
 from mechdiff.engine.replay import Engine, Write, full, relay, replay
 from mechdiff.engine.rounding import allowed_nats, nats_between, rounding_nats
 from mechdiff.engine.steered import Change, apply, steered
 from mechdiff.errors import SelfCheckError
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 
 FEW = 5
 """Tokens of a prompt's opening."""
@@ -87,7 +87,7 @@ def self_check(model: Model, prompts: Sequence[Sequence[int]], *, kinds: Sequenc
         found.append(replace(ways, engine=relay).agree([few], sparse, width))
     if engine is not full:  # whoever asks for whole passes alone knows of a state that a shared opening lacks
         found.append(ways.steered_agree(few, sparse))
-    window = getattr(model.config, "sliding_window", None)
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
     if window and len(longest) > window:
         found.append(ways.agree([capture(model, longest, [], [0], keep_cache=engine is replay), few], last))
     nats, site, _ = max(found)
@@ -113,22 +113,38 @@ def _adds_up(model: Model, states: dict[Site, Tensor]) -> None:
 
 def _claims(model: Model, states: dict[Site, Tensor]) -> Iterator[tuple[Site, Tensor, str]]:
     """A site, what its state must be by the other sites' states, and this in words."""
-    norm = model.family.attn_norm
     for layer, block in enumerate(model.blocks):
         at = {kind: states[Site(layer, kind)] for kind in model.kinds()}
         if layer:
             yield Site(layer, "resid_pre"), states[Site(layer - 1, "resid_post")], "resid_post of the block before"
-        if norm:
+        if norm := model.family.norm_behind(layer) if {"attn_out", "attn_proj"} <= at.keys() else None:
             with torch.inference_mode():
                 normed = block.get_submodule(norm)(at["attn_proj"])
-            yield Site(layer, "attn_out"), normed * model.scale("attn_out"), "attn_proj after the post-norm"
-        attended = at["resid_pre"] + at["attn_out"]
-        if "resid_mid" in at:
-            yield Site(layer, "resid_mid"), attended, "resid_pre + attn_out"
-        yield Site(layer, "resid_post"), attended + at["mlp_out"], "resid_pre + attn_out + mlp_out"
+            yield Site(layer, "attn_out"), normed * model.scale(Site(layer, "attn_out")), "attn_proj after the post-norm"
+        if {"resid_mid", "attn_out"} <= at.keys():
+            yield Site(layer, "resid_mid"), at["resid_pre"] + at["attn_out"], "resid_pre + attn_out"
+        added = model.family.adds(layer)
+        if added is not None and at.keys() >= set(added):
+            yield Site(layer, "resid_post"), sum((at[kind] for kind in added), at["resid_pre"]), " + ".join(["resid_pre", *added])
+        if model.family.by_layer and "z" in at:
+            yield Site(layer, "attn_proj"), _by_head(model, layer, at["z"]), "the sum of what its heads add through the projection"
+
+
+def _by_head(model: Model, layer: int, z: Tensor) -> Tensor:
+    """What each head's part of z adds through the output projection, summed: the projection of the whole where it is a linear map of its input."""
+    projection = model.place(Site(layer, "z"))[0]
+    parts = torch.block_diag(*z.new_ones(model.shape.n_heads, 1, model.shape.d_head))
+    with torch.inference_mode():
+        nothing = projection(torch.zeros_like(z))
+        return sum((projection(z * mask) - nothing for mask in parts), nothing)
 
 
 def _misfit(model: Model) -> str:
+    if model.family.by_layer:
+        return (
+            f"The row that was proposed for the architecture {model.config.model_type!r} does not hold: it has the blocks in {model.family.blocks}, "
+            f"and in the first {dict(model.family.places(model.config))}. docs/FAMILIES.md says how to write a row by hand."
+        )
     return f"The row {model.config.model_type!r} of mechdiff/models/families.py does not fit this model."
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Edit, edited, forward
-from mechdiff.engine.replay import Stairs, engine_for, growing
+from mechdiff.engine.choice import engine_for
+from mechdiff.engine.replay import Stairs, growing
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 
 Change = Callable[[Tensor], Tensor]
 """From states `[pos, d]` in float64 to what is added to them."""

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.errors import StudyError
 from mechdiff.models.alignment import aligned
-from mechdiff.models.sites import Site
 
 ARCHITECTURE = "controlvector"
 

@@ -20,9 +20,9 @@ from jaxtyping import Float32, Float64, Shaped
 from torch import Tensor
 from torch.linalg import qr, svd, vector_norm
 
+from mechdiff.architectures.families import Family
 from mechdiff.errors import ModelError
 from mechdiff.models.checkpoint import adapter_file
-from mechdiff.models.families import Family
 from mechdiff.models.switches import KEPT, refuse_empty, rewrites
 from mechdiff.models.tensors import Stored, TensorFiles, contents
 

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from mechdiff.architectures.families import Family
 from mechdiff.errors import ModelError
 from mechdiff.models.adapters import AdaptedTensors, Factors, open_adapter
-from mechdiff.models.families import Family
 from mechdiff.models.sources import Source
 from mechdiff.models.tensors import TensorFiles, open_tensors, place, reading_order
 from mechdiff.prompts.vocabularies import Tokens
@@ -162,7 +162,7 @@ def open_changes(base: Source, tuned: Source, tokens: Tokens | None = None) -> C
     """
     ours = open_tensors(Path(base.load))
     if tuned.adapter is None:
-        return changes_between(ours, open_tensors(Path(tuned.load)), tokens)
+        return changes_between(ours, open_tensors(Path(tuned.load)).named_as(ours.family), tokens)
     adapted = open_adapter(tuned.adapter, ours if tuned.load == base.load else open_tensors(Path(tuned.load)))
     return changes_between(ours, adapted, tokens)
 

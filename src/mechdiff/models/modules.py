@@ -24,11 +24,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mechdiff.architectures.families import Family
 from mechdiff.errors import ModelError
 from mechdiff.files.containers import contents, read
 from mechdiff.models.alignment import aligned
 from mechdiff.models.checkpoint import weight_files
-from mechdiff.models.families import Family
 from mechdiff.models.pair import Model, Pair
 from mechdiff.models.switches import Rewritten
 from mechdiff.models.tensors import open_tensors, place
@@ -92,7 +92,8 @@ def parts(model: Model) -> dict[str, Unit]:
 
     Raises ModelError where a block holds a matrix that is neither in its attention nor in its MLP: the family's row does not fit.
     """
-    named = dict(model.net.named_parameters(remove_duplicate=False))
+    unread = tuple(f"{path}." for path in model.family.unread)
+    named = {name: tensor for name, tensor in model.net.named_parameters(remove_duplicate=False) if not name.startswith(unread)}
     units = {name: unit_at(model.family, name) for name in named}
     for name, unit in units.items():
         if unit.kind == "norm" and named[name].ndim > 1:
@@ -128,7 +129,7 @@ def changes_of(pair: Pair, base: Model) -> ChangedUnits:
     if pair.one_at_a_time:
         return changes_between(base, tensors_in(Path(pair.tuned.load), base), again=tensors_in(Path(pair.base.load), base))
     with pair.use("tuned") as tuned:
-        return changes_between(base, tensors_of(tuned))
+        return changes_between(base, tensors_of(tuned, base.family))
 
 
 def changes_between(base: Model, tuned: Tensors, *, again: Tensors | None = None) -> ChangedUnits:
@@ -160,9 +161,10 @@ def changes_between(base: Model, tuned: Tensors, *, again: Tensors | None = None
     return ChangedUnits(units=units, names={unit: tuple(found[unit]) for unit in units}, tuned=tuned, base=again)
 
 
-def tensors_of(model: Model) -> Tensors:
-    """The tensors of a loaded model, by name."""
-    named = dict(model.net.named_parameters(remove_duplicate=False))
+def tensors_of(model: Model, names: Family | None = None) -> Tensors:
+    """The tensors of a loaded model, by the names that the architecture `names` has for them (default: its own)."""
+    own = dict(model.net.named_parameters(remove_duplicate=False))
+    named = {model.family.as_in(names or model.family, name): tensor for name, tensor in own.items()}
 
     def tensor(name: str) -> Tensor:
         if name not in named:

@@ -14,14 +14,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from mechdiff.architectures.families import QUANTIZED, Family, Shape, Weights
+from mechdiff.architectures.lookup import family_of, shape_of
+from mechdiff.architectures.network import auto_class, network_of, quiet
+from mechdiff.architectures.sites import Site
 from mechdiff.errors import ModelError
 from mechdiff.models.alignment import align
 from mechdiff.models.checkpoint import is_decoded, is_found, said_of_unplaced
 from mechdiff.models.decoded import cannot_run, decoded_state
-from mechdiff.models.families import QUANTIZED, Family, Shape, Weights, family_of, shape_of
 from mechdiff.models.quantization import drop, keep_rounding, quantizing, weights_of
-from mechdiff.models.sites import KINDS, Site
-from mechdiff.models.sources import Source, load_config, load_tokenizer, quiet, resolve
+from mechdiff.models.sources import Source, load_config, load_tokenizer, resolve
 from mechdiff.models.switches import attach_adapter, refuse_nan, refuse_unswitchable
 
 Side = Literal["base", "tuned"]
@@ -59,8 +61,7 @@ class Model:
 
     def kinds(self) -> list[str]:
         """The site kinds that this model has, in the order of computation."""
-        places = self.family.places(self.config)
-        return [kind for kind in KINDS if kind in places]
+        return self.family.kinds(self.config)
 
     def place(self, site: Site) -> tuple[nn.Module, str]:
         """The module of a site, and whether the site is its "input" or "output". ModelError where the model has no such site."""
@@ -71,18 +72,19 @@ class Model:
         path, end = self.family.places(self.config, site.layer)[site.kind]
         return self.blocks[site.layer].get_submodule(path), end
 
-    def scale(self, kind: str) -> float:
-        """What the model multiplies a module's output by before it is the state that `kind` names (1 in most families)."""
-        return float(getattr(self.config, self.family.scale)) if self.family.scale and kind in ("attn_out", "mlp_out") else 1.0
+    def scale(self, site: Site) -> float:
+        """What the model multiplies a module's output by before it is the state of a site (1 in most families)."""
+        return self.family.scale_of(self.config, site.layer) if site.kind in ("attn_out", "mlp_out") else 1.0
 
 
-def wrap(net: nn.Module, *, side: Side, ref: str) -> Model:
-    """A Model around a loaded network: its family looked up and every module that the family's row names checked to be there."""
-    config: Any = net.config
+def wrap(net: nn.Module, *, side: Side, ref: str, config: Any = None) -> Model:
+    """A Model around a loaded network: its family looked up by the `config` that it was loaded by (default: its own), and every module that the
+    family's row names checked to be there."""
+    config = config or net.config
     family, shape = family_of(config, ref), shape_of(config)
     try:
         blocks = list(net.get_submodule(family.blocks).children())
-        for path in (family.embed, family.final_norm):
+        for path in filter(None, (family.embed, family.final_norm)):
             net.get_submodule(path)
         for layer, block in enumerate(blocks):
             for path, _ in family.places(config, layer).values():
@@ -159,14 +161,10 @@ def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: 
 
 def _loader(source: Source, dtype: torch.dtype, *, trust: bool) -> Callable[..., Any]:
     """A class's from_pretrained, told what to load: a folder, or tensors that are read here."""
-    from transformers import AutoModelForCausalLM
-
-    folder = Path(source.load)
+    folder, config = Path(source.load), load_config(source, trust=trust)
     if is_found(folder) and not is_decoded(folder):
-        return partial(AutoModelForCausalLM.from_pretrained, source.load, trust_remote_code=trust)
-    config = load_config(source, trust=trust)
-    with torch.device("meta"):
-        kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
+        return partial(auto_class(config).from_pretrained, source.load, trust_remote_code=trust)
+    kind = type(network_of(config))
     return partial(kind.from_pretrained, None, config=config, state_dict=decoded_state(folder, source.ref, dtype))
 
 
@@ -212,6 +210,7 @@ class Pair:
         """Read once."""
         if side not in self._configs:
             self._configs[side] = load_config(self.source(side), trust=self._trusts(side))
+            family_of(self._configs[side], self.source(side).ref)
         return self._configs[side]
 
     def tokenizer(self, side: Side) -> Any:
@@ -223,7 +222,7 @@ class Pair:
     def weights(self, side: Side) -> Weights:
         """How many there are, counted once on the network without its numbers; of an adapter pair those of the base."""
         if side not in self._weights:
-            self._weights[side] = weights_of(self.config(side), trust=self._trusts(side))
+            self._weights[side] = weights_of(self.config(side))
         return self._weights[side]
 
     def _trusts(self, side: Side) -> bool:
@@ -240,7 +239,7 @@ class Pair:
         elif side not in self._held:
             if self.one_at_a_time:
                 self.release()
-            self._held[side] = wrap(self._load(side), side=side, ref=self.source(side).ref)
+            self._held[side] = wrap(self._load(side), side=side, ref=self.source(side).ref, config=self.config(side))
         yield self._held[side]
 
     def _load(self, side: Side) -> nn.Module:
@@ -253,7 +252,7 @@ class Pair:
         if self._adapted is None:
             self._adapted = attach_adapter(self._load("base"), adapter, base=self.base.ref)
             inner = self._adapted.get_base_model()
-            self._held = {s: wrap(inner, side=s, ref=self.source(s).ref) for s in SIDES}
+            self._held = {s: wrap(inner, side=s, ref=self.source(s).ref, config=self.config("base")) for s in SIDES}
         if side == "base":
             self._adapted.base_model.disable_adapter_layers()
         else:

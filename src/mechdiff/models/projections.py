@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechdiff.models.families import Family, shape_of
-from mechdiff.models.tensors import attention_path
+from mechdiff.architectures.families import Family
+from mechdiff.architectures.lookup import shape_of
 
 Read = Callable[[str], Float[Tensor, "..."] | None]
 """A tensor by its name, a matrix as [d_out, d_in]; None where there is none."""
@@ -45,13 +45,14 @@ class Layout:
 
     def names(self, layer: int) -> list[str]:
         """The tensors of one block's attention that hold projections; not all families have all."""
-        path = f"{self.family.blocks}.{layer}.{attention_path(self.family)}"
-        parts = [self.family.fused[0]] if self.family.fused else ["q_proj", "k_proj", "v_proj"]
-        inputs = [f"{path}.{part}.{kind}" for part in parts for kind in ("weight", "bias")]
-        return [*inputs, f"{self.family.blocks}.{layer}.{self.family.projection}.weight"]
+        inputs, output = self.family.projections(layer) or ([], "")
+        names = [f"{path}.{kind}" for path in inputs for kind in ("weight", "bias")] + [f"{output}.weight"] * bool(output)
+        return [f"{self.family.blocks}.{layer}.{name}" for name in names]
 
     def cut(self, layer: int, read: Read) -> Projections | str:
         """The block's attention by head, in float64, or why it cannot be cut out (a sentence's end)."""
+        if len(self.names(layer)) < 2:
+            return "the row of its architecture was proposed, and the network does not show one matrix each for queries, keys and values"
         *inputs, output = (read(name) for name in self.names(layer))
         if output is None or any(weight is None for weight in inputs[::2]):
             missing = [
@@ -71,6 +72,8 @@ class Layout:
 
     def output(self, layer: int, read: Read) -> tuple[Float[Tensor, "head d_head d"], Float[Tensor, " d"]] | str:
         """What turns each head's z into its contribution z_h W_O^h, and the bias that no head owns (0 without one); or why it is not there."""
+        if not self.names(layer):
+            return "no matrix is its output projection"
         name = self.names(layer)[-1]
         weight, bias = read(name), read(name.removesuffix("weight") + "bias")
         if weight is None:

@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mechdiff.architectures.families import Weights
+from mechdiff.architectures.network import network_of
 from mechdiff.errors import ModelError
-from mechdiff.models.families import Weights
-from mechdiff.models.sources import quiet
 
 for said in ("autograd._functions", "backends.cpu.ops"):  # that int8 reads float16, and (to whoever loads peft) of kernels on a hub
     logging.getLogger(f"bitsandbytes.{said}").setLevel(logging.ERROR)
@@ -41,15 +41,12 @@ def quantizing(dtype: str, device: torch.device | None) -> dict[str, Any]:
     return {"quantization_config": how, **({"device_map": {"": device}} if device else {})}
 
 
-def weights_of(config: Any, *, trust: bool = False) -> Weights:
+def weights_of(config: Any) -> Weights:
     """The weights of a config's network, counted on the network itself (on the meta device: nothing is read, and nothing takes memory)."""
-    from transformers import AutoModelForCausalLM
-
     stated = copy.deepcopy(config)
     if hasattr(stated, "quantization_config"):
         del stated.quantization_config
-    with quiet(), torch.device("meta"):
-        net: Any = AutoModelForCausalLM.from_config(stated, trust_remote_code=trust)
+    net = network_of(stated)
     names: dict[int, list[str]] = {}
     for name, parameter in net.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

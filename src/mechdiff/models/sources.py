@@ -6,20 +6,17 @@ Nothing here loads weights, and nothing runs Python code from a model's folder u
 import hashlib
 import json
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
+from mechdiff.architectures.network import quiet
 from mechdiff.errors import ModelError
 from mechdiff.files.foreign_adapters import FOREIGN_FILES, foreign, in_peft_form, is_gguf_adapter
 from mechdiff.files.llama_cpp import convert, parts
 from mechdiff.files.trainers import said_of
 from mechdiff.models.checkpoint import adapter_file, is_decoded, weight_files
-from mechdiff.models.families import family_named, family_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,41 +165,21 @@ def _in_peft_form(adapter: Path, base: Path) -> Path:
     return folder
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """The libraries' progress bars, advice and notes to their own callers off while a model loads: ours say what a user needs."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 # ---- what a folder says of its model -----------------------------------------------------------------------------------------------
 
 
 def load_config(source: Source, *, trust: bool = False) -> Any:
-    """The transformers config of a known family. Raises ModelError: missing, malformed, unknown, or remote code that nobody allowed."""
+    """The transformers config. Raises ModelError: missing, malformed, of an architecture that transformers does not know, or remote code that nobody
+    allowed."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
-        stated = json.loads((Path(source.load) / "config.json").read_text())
-        if "auto_map" not in stated:
-            family_named(str(stated["model_type"]), source.ref)
+        json.loads((Path(source.load) / "config.json").read_text())["model_type"]
         with quiet():
             config = AutoConfig.from_pretrained(source.load, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise _unreadable(source, "config", error) from error
-    family_of(config, source.ref)
     if is_decoded(Path(source.load)) and hasattr(config, "quantization_config"):
         del config.quantization_config  # the model runs as the numbers that its codes stand for
     return config

@@ -23,11 +23,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mechdiff.architectures.network import quiet
 from mechdiff.errors import ModelError
 from mechdiff.models.alignment import align
 from mechdiff.models.checkpoint import adapter_file
 from mechdiff.models.quantization import held_shape, scales
-from mechdiff.models.sources import quiet
 from mechdiff.models.tensors import contents
 
 KEPT = ("pissa", "olora")

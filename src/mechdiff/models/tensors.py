@@ -15,18 +15,19 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from mechdiff.architectures.families import Family
+from mechdiff.architectures.lookup import row_of_folder
 from mechdiff.files import packed
 from mechdiff.files.containers import contents, first_row, read
 from mechdiff.files.small_floats import decoded_float8, decoded_mxfp4, in_small_floats
 from mechdiff.models.alignment import aligned
 from mechdiff.models.checkpoint import config_of, quantizer_of, weight_files
-from mechdiff.models.families import FAMILIES, Family
 from mechdiff.models.quantization import STATISTICS, decoded
 
 SITES = ("embed", "norm", "attn", "mlp", "final_norm", "head")
 """Parts of a network that a tensor can stand in; the order is that of computation."""
 
-__all__ = ["Stored", "TensorFiles", "attention_path", "contents", "open_tensors", "place", "reading_order"]
+__all__ = ["Stored", "TensorFiles", "contents", "open_tensors", "place", "reading_order"]
 
 _NO_WEIGHTS = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias)$|\.(attn|attention|self_attention)\.bias$")
 """Masks and tables that older files hold beside the weights."""
@@ -105,6 +106,12 @@ class TensorFiles:
             return decoded(_raw(stored), {key.removeprefix(layer): read(stored.path, key) for key in keys}, stored.codes)
         return _decoded(stored) if stored.codes else _raw(stored)
 
+    def named_as(self, family: Family | None) -> "TensorFiles":
+        """The same tensors by the names that another architecture has for them: of a language model by itself and inside a wrapper for images."""
+        if self.family is None or family is None or self.family.blocks == family.blocks:
+            return self
+        return TensorFiles(family, {self.family.as_in(family, name): where for name, where in self.stored.items()})
+
     def _own(self, name: str) -> str:
         return self.embed if name == self.head and self.tied else name
 
@@ -116,20 +123,15 @@ def place(name: str, family: Family, n_axes: int) -> tuple[int | None, str] | No
     """
     embeds = (("embed", path) for path in (family.embed, *family.embed_parts))
     for site, path in (*embeds, ("final_norm", family.final_norm), ("head", family.head)):
-        if name.startswith(f"{path}."):
+        if path and name.startswith(f"{path}."):
             return None, site
     index, _, rest = name.removeprefix(f"{family.blocks}.").partition(".")
     if not name.startswith(f"{family.blocks}.") or not index.isdigit():
         return None
-    for site, path in family.parts():
+    for site, path in family.parts(int(index)):
         if rest.startswith(f"{path}."):
             return int(index), site
     return (int(index), "norm") if n_axes == 1 else None
-
-
-def attention_path(family: Family) -> str:
-    """Path of the attention module inside a block: the parent of its output projection."""
-    return family.projection.rpartition(".")[0]
 
 
 def reading_order(names: Iterable[str], places: dict[str, tuple[int | None, str]]) -> list[str]:
@@ -149,11 +151,11 @@ def reading_order(names: Iterable[str], places: dict[str, tuple[int | None, str]
 def open_tensors(folder: Path) -> TensorFiles:
     """The tensors in a model's folder (none where it has no files of weights). ModelError: a file is broken or missing."""
     config = config_of(folder)
-    family = FAMILIES.get(str(config.get("model_type")))
+    family, named = row_of_folder(folder, str(config.get("model_type") or ""))
     stored: dict[str, Stored] = {}
     for path in weight_files(folder):
         for key, (shape, dtype) in contents(path).items():
-            name = _module_name(key, family) if family else key
+            name = named(key) if named else _module_name(key, family) if family else key
             if not _NO_WEIGHTS.search(name):
                 turned = bool(family and family.conv1d and name.startswith(f"{family.blocks}.") and len(shape) == 2)
                 stored[name] = Stored(path=path, key=key, shape=shape[::-1] if turned else shape, dtype=dtype, transposed=turned)

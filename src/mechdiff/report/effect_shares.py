@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.models.sites import KINDS
+from mechdiff.architectures.sites import KINDS
 from mechdiff.report import difference
 from mechdiff.rows import where
 from mechdiff.shares import OF_THE_PAIR, refuse_two_supports

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.norms import NORMED, norms_of
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from mechdiff.prompts.rendering import spans
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell

@@ -9,14 +9,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mechdiff.architectures.lookup import family_of, shape_of
+from mechdiff.architectures.sites import KINDS
 from mechdiff.digits import fixed
-from mechdiff.engine.replay import ENGINES, engine_for
+from mechdiff.engine.choice import engine_for
+from mechdiff.engine.replay import ENGINES
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.errors import MechdiffError, PromptError
-from mechdiff.models.families import family_of, shape_of
 from mechdiff.models.lineage import lineage
 from mechdiff.models.pair import SIDES, Pair, Side, open_pair
-from mechdiff.models.sites import KINDS
 from mechdiff.models.sources import resolve
 from mechdiff.prompts.rendering import Rendered
 from mechdiff.prompts.templates import PromptPolicy, said_of_template, several_templates
@@ -85,15 +86,16 @@ class _Check:
 
     def _model(self, side: Side) -> Iterator[Finding]:
         config, shape = self.pair.config(side), self.shapes[side]
-        places = family_of(config, self.pair.source(side).ref).places(config)
-        kinds = [kind for kind in KINDS if kind in places]
+        family = family_of(config, self.pair.source(side).ref)
+        kinds = family.kinds(config)
         adapter = ", an adapter on the base" if side == "tuned" and self.pair.tuned.adapter else ""
         heads = f"{shape.n_heads} heads, {shape.n_kv_heads} key-value heads"
         sizes = f"{shape.n_layers} blocks, d_model {shape.d_model}, {heads}, vocabulary {shape.vocab}"
         counted = self.pair.weights(side).said(self.study.dtype)
-        absent = [kind for kind in KINDS if kind not in places]
+        absent = [kind for kind in KINDS if kind not in kinds]
         without = f"; it has no {' and no '.join(absent)}" if absent else ""
-        yield Finding("ok", side, f"{config.model_type}{adapter}: {sizes}; {counted}; sites {', '.join(kinds)}{without}")
+        row = " (row proposed from the network, proved below)" if family.by_layer else ""
+        yield Finding("ok", side, f"{config.model_type}{row}{adapter}: {sizes}; {counted}; sites {', '.join(kinds)}{without}")
 
     def _sizes(self) -> Iterator[Finding]:
         base, tuned = self.shapes.values()

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.lookup import family_of, shape_of
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture
 from mechdiff.errors import PromptError, StudyError
 from mechdiff.maps.moments import SUMS, Moments, chosen, merged
-from mechdiff.models.families import family_of, shape_of
 from mechdiff.models.pair import SIDES, Pair
-from mechdiff.models.sites import Site
 from mechdiff.prompts.rendering import Rendered, render
 from mechdiff.prompts.sets import Prompt, read_line
 from mechdiff.prompts.templates import PromptPolicy
@@ -58,7 +58,7 @@ class Corpus:
             raise StudyError(f"--positions {self.positions}: expected all or last.")
         for side in ("base", "tuned"):
             config = self.pair.config(side)
-            there, n_layers = family_of(config, self.pair.base.ref).places(config), shape_of(config).n_layers
+            there, n_layers = family_of(config, self.pair.base.ref).kinds(config), shape_of(config).n_layers
             for site in self.sites:
                 if site.kind not in there or site.layer >= n_layers:
                     raise StudyError(f"--sites {site}: the {side} model has blocks 0 to {n_layers - 1} and the kinds {', '.join(there)}.")

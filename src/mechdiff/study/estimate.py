@@ -10,10 +10,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.families import Shape, Weights
+from mechdiff.architectures.sites import KINDS
 from mechdiff.errors import ModelError, PromptError
-from mechdiff.models.families import Shape, Weights
 from mechdiff.models.pair import DTYPES
-from mechdiff.models.sites import KINDS
 from mechdiff.prompts.sets import Prompt
 from mechdiff.study.cells import Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig

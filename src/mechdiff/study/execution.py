@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechdiff.architectures.lookup import shape_of
 from mechdiff.engine import counterfactuals
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.counterfactuals import Along, Scores, Subject, moved_logits, score_rows, scores
@@ -20,7 +21,6 @@ from mechdiff.engine.replay import ENGINES, Engine, Variant
 from mechdiff.errors import RunError, StudyError
 from mechdiff.labels import n_positions
 from mechdiff.models.changes import Changes, open_changes
-from mechdiff.models.families import shape_of
 from mechdiff.models.pair import Model
 from mechdiff.prompts.rendering import Rendered
 from mechdiff.prompts.sets import clusters_of

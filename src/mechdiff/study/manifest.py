@@ -7,9 +7,9 @@ from typing import Any
 import polars as pl
 import torch
 
-from mechdiff.engine.replay import engine_for
+from mechdiff.architectures.lookup import shape_of
+from mechdiff.engine.choice import engine_for
 from mechdiff.errors import ModelError
-from mechdiff.models.families import shape_of
 from mechdiff.models.lineage import lineage
 from mechdiff.models.pair import SIDES, SPLIT
 from mechdiff.models.sources import resolve

@@ -10,9 +10,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, model_validator
 
+from mechdiff.architectures.sites import KINDS
 from mechdiff.errors import StudyError
 from mechdiff.labels import CROSSED, PATCHES
-from mechdiff.models.sites import KINDS
 from mechdiff.study.document import Count, Section, listed, some_of, whole_numbers, wrong
 
 ARMS = (*PATCHES, "oracle")

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechdiff import labels
+from mechdiff.architectures.families import QUANTIZED, Shape, Weights
+from mechdiff.architectures.sites import KINDS
 from mechdiff.errors import StudyError
 from mechdiff.labels import n_positions
-from mechdiff.models.families import QUANTIZED, Shape, Weights
-from mechdiff.models.sites import KINDS
 from mechdiff.study.cells import Cell, Item, shards
 from mechdiff.study.config import StudyConfig
 from mechdiff.study.options import LayeredOptions

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from mechdiff.architectures.families import QUANTIZED, Shape
+from mechdiff.architectures.lookup import family_of, shape_of
 from mechdiff.errors import ModelError
 from mechdiff.models.changes import open_changes
-from mechdiff.models.families import QUANTIZED, Shape, family_of, shape_of
 from mechdiff.models.functions import function_differences
 from mechdiff.models.modules import not_in_files
 from mechdiff.models.pair import SIDES, Pair, is_quantized, open_pair
-from mechdiff.models.sites import KINDS
 from mechdiff.prompts.cuts import said_of_cuts, said_of_file
 from mechdiff.prompts.matching import Vocabulary, agreed
 from mechdiff.prompts.rendering import Rendered, render, tail
@@ -164,12 +164,12 @@ def _said_of_experts(pair: Pair) -> list[str]:
 
 def _facts(study: StudyConfig, experiments: Mapping[str, Experiment], pair: Pair, identity: str, *, one_vocabulary: bool) -> PairFacts:
     configs = {side: pair.config(side) for side in SIDES}
-    places = [family_of(config, pair.base.ref).places(config) for config in configs.values()]
+    kinds = [family_of(config, pair.base.ref).kinds(config) for config in configs.values()]
     by_weights = any(experiment.parts_changed for experiment, _ in asked(study, experiments))
     return PairFacts(
         shapes={side: shape_of(config) for side, config in configs.items()},
         weights={side: pair.weights(side) for side in SIDES},
-        kinds=[kind for kind in KINDS if all(kind in place for place in places)],
+        kinds=[kind for kind in kinds[0] if kind in kinds[1]],
         identity=identity,
         adapter=pair.tuned.adapter is not None,
         touched=open_changes(pair.base, pair.tuned).touched() if by_weights else None,

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mechdiff.architectures.sites import Site
 from mechdiff.errors import MechdiffError
 from mechdiff.models.pair import wrap
-from mechdiff.models.sites import Site
 
 Net = Any
 """A network of transformers: its modules are found by name."""

@@ -16,6 +16,7 @@ import polars as pl
 import torch
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.maps.maps import Map
 from mechdiff.measures.behaviour import findings as behaviour_findings
 from mechdiff.measures.catalogue import NUMBERS
@@ -23,7 +24,6 @@ from mechdiff.measures.factorial import formula as factorial_formula
 from mechdiff.measures.similarity import formula as similarity_formula
 from mechdiff.measures.similarity.geometry import pairings
 from mechdiff.measures.transport.formula import Sample, permuted_quality, quality
-from mechdiff.models.sites import Site
 from mechdiff.rows import rows
 from mechdiff.statistics import intervals, simulated
 from mechdiff.statistics.metric import facts

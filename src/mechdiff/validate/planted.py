@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, capture
+from mechdiff.engine.choice import engine_for
 from mechdiff.engine.distributions import kl_nats
-from mechdiff.engine.replay import ENGINES, engine_for
+from mechdiff.engine.replay import ENGINES
 from mechdiff.measures.patching.formula import variants
 from mechdiff.models.pair import Model, wrap
-from mechdiff.models.sites import Site
 from mechdiff.validate import made
 from mechdiff.validate.edits import LAYER, Edit, Net
 

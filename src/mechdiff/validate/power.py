@@ -24,15 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, capture
+from mechdiff.engine.choice import engine_for
 from mechdiff.engine.distributions import kl_nats
-from mechdiff.engine.replay import ENGINES, Engine, engine_for
+from mechdiff.engine.replay import ENGINES, Engine
 from mechdiff.measures.grafting import formula as grafting_formula
 from mechdiff.measures.grafting.formula import Prompts
 from mechdiff.measures.patching.formula import variants
 from mechdiff.models.modules import Unit, changes_between, tensors_of
 from mechdiff.models.pair import Model, wrap
-from mechdiff.models.sites import Site
 from mechdiff.statistics.intervals import wilson
 from mechdiff.validate import edits as validate_edits
 from mechdiff.validate import planted

@@ -14,9 +14,9 @@ import torch
 from tokenizers import AddedToken
 from torch import nn
 
+from mechdiff.architectures.network import quiet
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.measures.catalogue import CHAPTERS, EXPERIMENTS, NUMBERS, make_study
-from mechdiff.models.sources import quiet
 from mechdiff.report.parts import Run
 from mechdiff.report.verdict import verdict
 from mechdiff.rows import where

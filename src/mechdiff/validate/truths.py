@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.measures.grafting import formula as grafting_formula
@@ -16,7 +17,6 @@ from mechdiff.measures.similarity import formula as similarity_formula
 from mechdiff.measures.weights import spectra as weights_spectra
 from mechdiff.models.modules import changes_between, tensors_of
 from mechdiff.models.pair import wrap
-from mechdiff.models.sites import Site
 from mechdiff.validate import edits, planted
 from mechdiff.validate.checks import Check, above, at_most, names, near, same
 from mechdiff.validate.edits import Edit

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.engine.choice import engine_for
 from mechdiff.engine.distributions import kl_nats
-from mechdiff.engine.replay import ENGINES, Variant, Write, engine_for
+from mechdiff.engine.replay import ENGINES, Variant, Write
 from mechdiff.measures.heads import shapley as heads_shapley
 from mechdiff.measures.heads.formula import Block, fisher_weights, swap, swap_z
 from mechdiff.models.pair import Model, wrap

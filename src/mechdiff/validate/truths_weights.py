@@ -11,6 +11,7 @@ import polars as pl
 import torch
 
 from mechdiff import labels
+from mechdiff.architectures.network import quiet
 from mechdiff.measures.grafting import formula as grafting_formula
 from mechdiff.measures.grafting.formula import Prompts
 from mechdiff.measures.weights import formula as weights_formula
@@ -18,7 +19,7 @@ from mechdiff.models.changes import open_changes
 from mechdiff.models.lineage import lineage
 from mechdiff.models.modules import changes_of_adapter
 from mechdiff.models.pair import wrap
-from mechdiff.models.sources import Source, quiet
+from mechdiff.models.sources import Source
 from mechdiff.models.switches import attach_adapter
 from mechdiff.validate import edits, planted
 from mechdiff.validate.checks import Check, above, at_most, names, near, same

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.counterfactuals import Along, chunks
 from mechdiff.engine.gradients import gradients
 from mechdiff.engine.replay import Variant
@@ -21,7 +22,6 @@ from mechdiff.measures.heads.bench import Bench, output_of
 from mechdiff.measures.heads.choices import order
 from mechdiff.measures.transport.compute import per_prompt
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.experiment import Result

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.audit import whole
 from mechdiff.audit.distributions import NotRecomputed, Row
 from mechdiff.audit.rerun import Rerun
 from mechdiff.measures.attribution.plan import AttributionOptions
 from mechdiff.measures.heads.verify import players, run_with_heads
-from mechdiff.models.sites import Site
 
 
 def again(run: Rerun, row: Row) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.generation import speak_edited
 from mechdiff.engine.grafts import grafted
 from mechdiff.engine.replay import Variant, Write
@@ -19,7 +20,6 @@ from mechdiff.measures.steering import formula as steering_formula
 from mechdiff.measures.steering.compute import strongest, subspace
 from mechdiff.measures.transport.compute import maps_at, table
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from mechdiff.rows import empty
 from mechdiff.store.disk import as_bytes
 from mechdiff.study.cells import Cell

@@ -5,10 +5,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mechdiff.architectures.families import Shape
 from mechdiff.measures.behaviour.formula import language_of
 from mechdiff.measures.behaviour.phrases import read_phrases
 from mechdiff.measures.behaviour.plan import BehaviourOptions
-from mechdiff.models.families import Shape
 from mechdiff.prompts.rendering import Rendered
 from mechdiff.study.config import StudyConfig
 from mechdiff.study.experiment import Reading

@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.audit import whole
 from mechdiff.audit.distributions import NotRecomputed, Row, divergent, window
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.whole import Put
-from mechdiff.models.sites import Site
 
 
 def again(run: Rerun, row: Row) -> float:

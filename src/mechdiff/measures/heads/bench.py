@@ -10,6 +10,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mechdiff import labels, shares
+from mechdiff.architectures.families import QUANTIZED
+from mechdiff.architectures.lookup import family_of, shape_of
 from mechdiff.engine.counterfactuals import Along, Scores, labelled
 from mechdiff.engine.replay import Variant
 from mechdiff.errors import ModelError
@@ -17,7 +19,6 @@ from mechdiff.measures.divergence.formula import total_effect
 from mechdiff.measures.heads import formula, shapley
 from mechdiff.measures.heads.formula import Block
 from mechdiff.models.changes import Change
-from mechdiff.models.families import QUANTIZED, family_of, shape_of
 from mechdiff.models.pair import DTYPES, SIDES, Model, Pair, Side, is_quantized
 from mechdiff.models.projections import Layout, layout_of
 from mechdiff.models.quantization import rounded

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.counterfactuals import LOCATING, Along, score_rows
 from mechdiff.engine.distributions import EVERY, kl_nats
 from mechdiff.engine.replay import Variant, Write
@@ -20,7 +21,6 @@ from mechdiff.measures.heads.choices import closer_layers, greedy_order, network
 from mechdiff.measures.heads.formula import Block
 from mechdiff.measures.transport.compute import maps_at, per_prompt
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution

@@ -50,11 +50,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.distributions import ROUNDING_NATS
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.errors import SelfCheckError
 from mechdiff.labels import Player
-from mechdiff.models.sites import Site
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.2}
 """Largest distance of v(all) from the effect of the whole site, as a share; half precision rounds each of the sums."""

@@ -5,12 +5,12 @@ from typing import Any
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.audit import whole
 from mechdiff.audit.distributions import NotRecomputed, Row, of_law, run_with
 from mechdiff.audit.rerun import Rerun
 from mechdiff.engine.counterfactuals import LOCATING as LAW_METRICS
 from mechdiff.measures.heads.plan import HeadsOptions
-from mechdiff.models.sites import Site
 
 
 def again(run: Rerun, row: Row) -> float:

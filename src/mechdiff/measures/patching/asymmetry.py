@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 
 from mechdiff import shares
+from mechdiff.architectures.sites import KINDS, Site
 from mechdiff.measures.patching import findings
-from mechdiff.models.sites import KINDS, Site
 from mechdiff.report import difference, drawing
 from mechdiff.report.difference import BREAKAGE, RECOVERY
 from mechdiff.report.drawing import LEFT, SITE_COLOURS, SITE_DASHES, WIDE, Chart

@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from mechdiff import shares, terms
+from mechdiff.architectures.sites import KINDS
 from mechdiff.measures.patching import findings
-from mechdiff.models.sites import KINDS
 from mechdiff.report import difference
 from mechdiff.report.parts import Run
 from mechdiff.statistics import floors

@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from mechdiff import shares as mechdiff_shares
+from mechdiff.architectures.sites import KINDS, Site
 from mechdiff.measures.similarity.findings import similarity_by_site
-from mechdiff.models.sites import KINDS, Site
 from mechdiff.report.difference import BOTH, BREAKAGE, RECOVERY, STREAM, plain, reported, site_name, splits, totals
 from mechdiff.rows import where
 from mechdiff.statistics import floors, intervals, stability

@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.replay import Variant, Write
-from mechdiff.models.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)

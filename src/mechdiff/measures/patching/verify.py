@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.audit.distributions import NotRecomputed, Row, of_law, run_with, window
 from mechdiff.audit.rerun import WINDOW, Rerun
 from mechdiff.audit.whole import Put
-from mechdiff.models.sites import Site
 
 
 def again(run: Rerun, row: Row) -> float:

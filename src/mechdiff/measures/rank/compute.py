@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.gradients import fisher_samples
 from mechdiff.measures.patching.hot import closer_layers
 from mechdiff.measures.rank import formula
@@ -16,7 +17,6 @@ from mechdiff.measures.transport import formula as transport_formula
 from mechdiff.measures.transport.closer import Look
 from mechdiff.measures.transport.compute import decision_sample, few_threads
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from mechdiff.rows import empty, rows
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution

@@ -6,10 +6,10 @@ import polars as pl
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.measures.similarity import formula
 from mechdiff.measures.similarity.geometry import pairings
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution, States
 from mechdiff.study.experiment import Result

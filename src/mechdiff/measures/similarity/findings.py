@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.models.sites import KINDS
+from mechdiff.architectures.sites import KINDS
 from mechdiff.report.difference import SAME_SHAPE, plain, reported, site_name
 from mechdiff.rows import where
 from mechdiff.statistics import intervals

@@ -40,8 +40,8 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.measures.similarity.geometry import TOP, Geometry, cosine, geometry, hollow, permuted_cka, without_each, without_top
-from mechdiff.models.sites import Site
 from mechdiff.rows import WITHOUT, empty, rows
 
 METRICS = (

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
+from mechdiff.architectures.sites import Site
 from mechdiff.audit.distributions import NotRecomputed, Row
 from mechdiff.audit.rerun import Rerun
-from mechdiff.models.sites import Site
 from mechdiff.rows import WITHOUT
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.counterfactuals import labelled
 from mechdiff.engine.distributions import CleanLogits
 from mechdiff.engine.steered import opening, steering
@@ -21,7 +22,6 @@ from mechdiff.measures.steering.formula import Edit, Place, Reader
 from mechdiff.measures.steering.plan import SteeringOptions
 from mechdiff.measures.steering.subspaces import Subspace, change_subspace, label_swapped
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution

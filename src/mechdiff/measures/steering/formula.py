@@ -52,13 +52,13 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.counterfactuals import chunks
 from mechdiff.engine.distributions import CleanLogits, kl_nats, outcomes, top1_same
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.steered import opening, steered
 from mechdiff.measures.steering.subspaces import Subspace, random_basis, random_vector
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from mechdiff.prompts.vocabularies import Tokens
 from mechdiff.rows import empty, rows
 

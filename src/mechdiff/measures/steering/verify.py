@@ -1,11 +1,11 @@
 """Steered runs are computed once more by whole forward passes."""
 
+from mechdiff.architectures.sites import Site
 from mechdiff.audit.distributions import NotRecomputed, Row, of_law, run_with, window
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.whole import Put
 from mechdiff.engine.counterfactuals import LOCATING as LAW_METRICS
 from mechdiff.maps.vectors import load_vector
-from mechdiff.models.sites import Site
 
 
 def again(run: Rerun, row: Row) -> float:

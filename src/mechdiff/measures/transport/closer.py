@@ -7,6 +7,7 @@ import polars as pl
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
 from mechdiff.engine.counterfactuals import LOCATING, labelled
 from mechdiff.engine.distributions import EVERY
 from mechdiff.engine.replay import Variant, Write
@@ -16,7 +17,6 @@ from mechdiff.measures.transport import formula
 from mechdiff.measures.transport.compute import LOGIT_SUBSPACES, logit_subspace, maps_at
 from mechdiff.measures.transport.plan import TransportOptions
 from mechdiff.models.pair import Model
-from mechdiff.models.sites import Site
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.experiment import Result

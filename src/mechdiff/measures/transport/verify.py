@@ -1,5 +1,6 @@
 """Mapped patches are computed once more by whole forward passes."""
 
+from mechdiff.architectures.sites import Site
 from mechdiff.audit.distributions import NotRecomputed, Row, of_law, run_with
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.whole import Put
@@ -7,7 +8,6 @@ from mechdiff.engine.counterfactuals import LOCATING as LAW_METRICS
 from mechdiff.maps.maps import load_map
 from mechdiff.measures.patching.verify import written
 from mechdiff.measures.transport.plan import TransportOptions
-from mechdiff.models.sites import Site
 
 
 def again(run: Rerun, row: Row) -> float:

@@ -8,10 +8,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mechdiff.architectures.families import QUANTIZED
+from mechdiff.architectures.lookup import shape_of
 from mechdiff.engine.activations import matrix_inputs
 from mechdiff.measures.weights import formula
 from mechdiff.models.changes import Changes
-from mechdiff.models.families import QUANTIZED, shape_of
 from mechdiff.models.pair import Model
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell

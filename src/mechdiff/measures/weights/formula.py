@@ -31,6 +31,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.lookup import family_of
 from mechdiff.measures.weights.products import head_changes
 from mechdiff.measures.weights.spectra import (
     ENERGY_PERCENTS,
@@ -44,7 +45,6 @@ from mechdiff.measures.weights.spectra import (
 )
 from mechdiff.models.adapters import AdaptedTensors, Factors
 from mechdiff.models.changes import Change, Changes
-from mechdiff.models.families import family_of
 from mechdiff.models.projections import Layout, layout_of
 from mechdiff.models.tensors import TensorFiles
 from mechdiff.rows import empty, rows

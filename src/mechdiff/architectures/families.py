@@ -2,14 +2,47 @@
 
 To add a family, add a row to `FAMILIES` under the `model_type` of its config and a tiny config to `tests/pico.py`: every test of the
 engine then runs on it (docs/FAMILIES.md says how in twenty lines). A name is never guessed: what the row says must be there when a model is
-loaded, or loading fails; and what the sites hold is proved on every run by the self-check.
+loaded, or loading fails; and what the sites hold is proved on every run by the self-check. An architecture without a row gets one from its own
+network (architecture.py).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mechdiff.errors import ModelError
+from mechdiff.architectures.sites import KINDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One block of an architecture whose row was proposed: module paths relative to it."""
+
+    places: Mapping[str, tuple[str, str]]
+    """Site kind -> (module path, "input" or "output")."""
+    attention: tuple[str, ...]
+    """The modules that hold the matrices of attention, or of what mixes positions in its place."""
+    mlp: tuple[str, ...]
+    """Those that hold all others."""
+    norm: str | None = None
+    """What norms the attention projection's output before it is added."""
+    input_norm: str | None = None
+    """What norms the residual stream as it enters."""
+    mid_norm: str | None = None
+    """What norms it between attention and MLP."""
+    scale: float = 1.0
+    """What attention's and the MLP's outputs are multiplied by before they are added."""
+    heads: tuple[int, int] | None = None
+    """How many, and how wide the input of the output projection is for each."""
+    inputs: tuple[str, ...] = ()
+    """The matrices that attention's queries, keys and values are the products of, where each has one of its own."""
+    parallel: bool = False
+    """Whether copies of a token can stand side by side: all that mixes positions is one attention with keys and values of its own."""
+    flat: bool = False
+    """As in Family."""
+    adds: tuple[str, ...] | None = None
+    """The sites whose states, added to `resid_pre`, make `resid_post`; None where no sites do."""
+    reasons: tuple[str, ...] = ()
+    """Of sites that are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +65,7 @@ class Family:
     """Norm between the MLP and the residual stream, where there is one: its output is `mlp_out`."""
     embed: str = "model.embed_tokens"
     final_norm: str = "model.norm"
+    """What norms the residual stream behind the last block; empty where nothing does."""
     head: str = "lm_head"
     embed_parts: tuple[str, ...] = ()
     """Other modules that make the first state of the residual stream: a table of positions, a norm."""
@@ -54,9 +88,63 @@ class Family:
     """The MLP half of the block sees its prompts as one `[batch * pos, d]` table."""
     only_if: Mapping[str, Any] = field(default_factory=dict)
     """Config fields and the values that they must have for this row to hold."""
+    by_layer: tuple[Block, ...] = ()
+    """Of a proposed row: every block by itself, in the place of what is said above of blocks."""
+    shape: "Shape | None" = None
+    """Of a proposed row: the sizes that the network shows."""
+    opaque: Mapping[str, int] = field(default_factory=dict)
+    """Of a proposed row: modules that do not run without numbers, and whether they give a tensor (0) or a tuple (1)."""
+    unread: tuple[str, ...] = ()
+    """Of a proposed row: modules that text does not reach (what sees images)."""
 
-    def parts(self) -> tuple[tuple[str, str], ...]:
+    def as_in(self, other: "Family", name: str) -> str:
+        """The name that `other` has for a tensor of this architecture, where the two differ in where the same modules are: a language model by
+        itself, and inside a wrapper for images."""
+        for part in ("blocks", "embed", "final_norm", "head"):
+            ours, theirs = getattr(self, part), getattr(other, part)
+            if ours and name.startswith(f"{ours}."):
+                return theirs + name.removeprefix(ours)
+        return name
+
+    def kinds(self, config: Any) -> list[str]:
+        """The site kinds that every block has, in the order of computation."""
+        places = [self.places(config, layer) for layer in range(len(self.by_layer) or 1)]
+        return [kind for kind in KINDS if all(kind in one for one in places)]
+
+    def norms(self, layer: int) -> tuple[str | None, str | None]:
+        """What norms the residual stream as it enters a block, and what between attention and MLP."""
+        if self.by_layer:
+            return self.by_layer[layer].input_norm, self.by_layer[layer].mid_norm
+        return self.input_norm, self.mid if self.mid != self.mlp else None
+
+    def projections(self, layer: int) -> tuple[list[str], str] | None:
+        """The matrices of queries, keys and values (all in one, or one each) and the output projection of a block's attention, as module paths inside
+        the block; no inputs where a proposed row does not know them; None where the block has no output projection."""
+        if self.by_layer:
+            block = self.by_layer[layer]
+            return (list(block.inputs), block.places["attn_proj"][0]) if "attn_proj" in block.places else None
+        beside = self.projection.rpartition(".")[0]
+        return [f"{beside}.{part}" for part in ([self.fused[0]] if self.fused else ["q_proj", "k_proj", "v_proj"])], self.projection
+
+    def norm_behind(self, layer: int) -> str | None:
+        """What norms the attention projection's output before it is added, where something does."""
+        return self.by_layer[layer].norm if self.by_layer else self.attn_norm
+
+    def adds(self, layer: int) -> tuple[str, ...] | None:
+        """The sites whose states, added to `resid_pre`, make `resid_post`; None where no sites do."""
+        return self.by_layer[layer].adds if self.by_layer else ("attn_out", "mlp_out")
+
+    def scale_of(self, config: Any, layer: int) -> float:
+        """What attention's and the MLP's outputs are multiplied by before they are added to the residual stream."""
+        if self.by_layer:
+            return self.by_layer[layer].scale
+        return float(getattr(config, self.scale)) if self.scale else 1.0
+
+    def parts(self, layer: int = 0) -> tuple[tuple[str, str], ...]:
         """("attn" or "mlp", path of a module inside a block) of every module that holds weights of that half."""
+        if self.by_layer:
+            block = self.by_layer[layer]
+            return (*(("attn", path) for path in block.attention), *(("mlp", path) for path in block.mlp))
         attention = dict.fromkeys(path.rpartition(".")[0] for path in (self.projection, *self.mixers.values()))
         return (*(("attn", path) for path in attention), *(("mlp", path) for path in self.mlp_modules or (self.mlp,)))
 
@@ -65,6 +153,8 @@ class Family:
 
         Hybrids have no `z`: what goes into the projection differs in kind and width from block to block.
         """
+        if self.by_layer:
+            return dict(self.by_layer[layer].places)
         projection = self.mixers.get(config.layer_types[layer], self.projection) if self.mixers else self.projection
         places = {
             "resid_pre": ("", "input"),
@@ -147,30 +237,9 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
-def family_named(kind: str, ref: str) -> Family:
-    """The table's row for a config's `model_type`; raises ModelError that lists the known families."""
-    if kind not in FAMILIES:
-        raise ModelError(
-            f"{ref}: the architecture {kind!r} is not one that mechdiff knows. Known: {', '.join(sorted(FAMILIES))}. "
-            "A new one is one row of mechdiff/models/families.py, whose first lines say how."
-        )
-    return FAMILIES[kind]
-
-
-def family_of(config: Any, ref: str) -> Family:
-    """The table's row for a transformers config. Raises ModelError where the row does not hold for this variant of the architecture."""
-    family = family_named(config.model_type, ref)
-    for name, value in family.only_if.items():
-        if getattr(config, name) != value:
-            raise ModelError(
-                f"{ref}: of the architecture {config.model_type!r} mechdiff knows the variant with {name}={value}; this model has "
-                f"{name}={getattr(config, name)}, whose blocks add up in another way."
-            )
-    return family
-
-
 def sliding_window(config: Any, layer: int) -> int | None:
     """How many tokens, itself included, a position of this block attends to; None: all before it."""
+    config = config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if window is None or (kinds and kinds[layer] != "sliding_attention"):
@@ -259,8 +328,8 @@ def _key_value_heads(config: Any) -> int:
     return getattr(config, "num_key_value_heads", None) or heads
 
 
-def shape_of(config: Any) -> Shape:
-    """The sizes that a transformers config states."""
+def stated_shape(config: Any) -> Shape:
+    """The sizes that the config of a listed family states."""
     heads = config.num_attention_heads
     mlp = (getattr(config, name, None) for name in ("ffn_hidden_size", "intermediate_size", "n_inner", "ffn_dim"))
     return Shape(

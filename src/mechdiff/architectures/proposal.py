@@ -1,0 +1,166 @@
+"""An architecture that the table of families does not list gets a row from its own network, by what its tensors do and not by what they are called.
+
+The network is built without weights and one pass of it is recorded (dataflow.py). In that record
+
+- the *blocks* are the modules of one list that run one after the other, each on what the one before gave;
+- the *residual stream* is what enters a block and leaves it as a sum: its other terms are what attention and MLP add (stream.py);
+- *attention* is the term that holds a product of two activations (or a convolution, or a running sum) over positions, its *output projection* the
+  matrix whose product is that term, or is normed into it; its *heads* are the axis that the projection's input was put together from (blocks.py);
+- a matrix belongs to the half whose term it is an ancestor of.
+
+A site that the record does not show is left out, and the row says why. Nothing of it is taken on trust: the engine's self-check proves the row on the
+loaded weights before anything is measured.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mechdiff.architectures.blocks import read_block
+from mechdiff.architectures.dataflow import N_TOKENS, PARAMETER, Call, Dataflow, trace
+from mechdiff.architectures.families import Block, Family, Shape
+from mechdiff.architectures.stream import is_matrix, shortest
+from mechdiff.errors import ModelError
+
+
+def propose(net: nn.Module, config: Any) -> Family:
+    """The row that the network's own pass shows; `net` lies on the meta device. Raises ModelError where it has no blocks that can be studied."""
+    flow = trace(net)
+    path, calls = _block_list(net, flow)
+    blocks = _of_one_width(tuple(read_block(net, flow, call) for call in calls))
+    left, width = calls[-1].outputs[0], flow.nodes[calls[0].inputs[0]].shape[-1]
+    embed, head = _path_of(net, net.get_input_embeddings()), _path_of(net, net.get_output_embeddings()) or _last_matrix(net, flow)
+    behind = (call for call in sorted(flow.calls, key=lambda call: call.first) if call.first >= calls[-1].last and call.inputs)
+    final = next((call.path for call in behind if flow.root(call.inputs[0]) == flow.root(left)), None)
+    if embed is None or head is None:
+        raise ModelError(f"no module is its {'embedding' if embed is None else 'unembedding'}")
+    read = {flow.nodes[node].module for node in flow.ancestors([left]) if flow.nodes[node].op == PARAMETER}
+    outside = {owner for owner in read if not owner.startswith(f"{path}.")}
+    return Family(
+        blocks=path,
+        by_layer=blocks,
+        embed=embed,
+        embed_parts=tuple(sorted(outside - {embed, head})),
+        final_norm=final if final and final != head else "",
+        head=head,
+        norm=norm_kind(net.get_submodule(final), width) if final and final != head else "rms",
+        conv1d=any(type(module).__name__ == "Conv1D" for module in net.modules()),
+        flat=any(block.flat for block in blocks),
+        opaque=flow.opaque,
+        unread=_unread(net, flow),
+        shape=_shape(blocks, width, net.get_submodule(embed).weight.shape[0], config.get_text_config()),
+    )
+
+
+# ---- where things are --------------------------------------------------------------------------------------------------------------
+
+
+def _block_list(net: nn.Module, flow: Dataflow) -> tuple[str, list[Call]]:
+    """The longest list of modules that run one after the other on a state `[1, pos, d]`, and their runs."""
+    found: list[tuple[int, int, str, list[Call]]] = []
+    for path, module in net.named_modules():
+        if not isinstance(module, nn.ModuleList):
+            continue
+        calls = [flow.by_path.get(f"{path}.{name}", []) for name, _ in module.named_children()]
+        if calls and all(len(one) == 1 for one in calls) and _chained(flow, line := [one[0] for one in calls]):
+            found.append((len(line), -path.count("."), path, line))
+    if not found:
+        raise ModelError(
+            "no list of its modules is a chain of blocks, each run once on the state [text, position, d] that the one before gave"
+        )
+    _, _, path, line = max(found, key=lambda one: one[:2])
+    return path, line
+
+
+def _chained(flow: Dataflow, line: list[Call]) -> bool:
+    if not all(call.inputs and call.outputs for call in line):
+        return False
+    shapes = {flow.nodes[node].shape for call in line for node in (call.inputs[0], call.outputs[0])}
+    passed = all(flow.root(one.outputs[0]) == flow.root(other.inputs[0]) for one, other in pairwise(line))
+    return passed and len(shapes) == 1 and next(iter(shapes))[:-1] == (1, N_TOKENS)
+
+
+def _path_of(net: nn.Module, module: nn.Module | None) -> str | None:
+    return next((path for path, one in net.named_modules() if one is module), None) if module is not None else None
+
+
+def _last_matrix(net: nn.Module, flow: Dataflow) -> str | None:
+    return next((call.path for call in reversed(flow.calls) if is_matrix(net.get_submodule(call.path))), None)
+
+
+def _unread(net: nn.Module, flow: Dataflow) -> tuple[str, ...]:
+    """The modules whose weights nothing was made of."""
+    used = {at for node in flow.nodes for at in node.inputs}
+    read = {node.module for at, node in enumerate(flow.nodes) if node.op == PARAMETER and at in used}
+    seen = {
+        id(one) for path in read for one in net.get_submodule(path).parameters(recurse=False)
+    }  # tied weights have one owner in the record
+    owned = {path: [id(one) for one in module.parameters(recurse=False)] for path, module in net.named_modules() if path}
+    return tuple(shortest({path: any(one in seen for one in its) for path, its in owned.items() if its}, False))
+
+
+# ---- sizes and norms ---------------------------------------------------------------------------------------------------------------
+
+
+def _of_one_width(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    """The blocks, without the site z where they differ in their heads."""
+    if len({block.heads for block in blocks}) == 1:
+        return blocks
+    without = ({kind: place for kind, place in block.places.items() if kind != "z"} for block in blocks)
+    why = "z: blocks differ in their heads"
+    return tuple(
+        replace(block, heads=None, places=places, reasons=(*block.reasons, why)) for block, places in zip(blocks, without, strict=True)
+    )
+
+
+def _shape(blocks: tuple[Block, ...], d_model: int, vocab: int, config: Any) -> Shape:
+    stated = config.to_dict()
+
+    def size(*names: str) -> int | None:
+        values = (stated.get(name, stated.get(config.attribute_map.get(name))) for name in names)
+        return next((value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0), None)
+
+    n_heads, d_head = blocks[0].heads or (0, 0)
+    return Shape(
+        n_layers=len(blocks),
+        d_model=d_model,
+        n_heads=n_heads,
+        d_head=d_head,
+        n_kv_heads=size("num_key_value_heads", "num_kv_heads", "multi_query_group_num") or n_heads,
+        d_mlp=size("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "d_ff", "moe_intermediate_size") or 4 * d_model,
+        vocab=vocab,
+        context=size("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length") or 1 << 20,
+    )
+
+
+def norm_kind(module: nn.Module, width: int) -> str:
+    """What a norm of `width` coordinates does before its gain, as in Family.norm, by what a copy with other weights makes of random rows; "rms"
+    where it is none of them."""
+    copy, random = deepcopy(module).to_empty(device="cpu").float(), torch.Generator().manual_seed(0)
+    for parameter in copy.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=random)
+    weight, bias = (getattr(copy, name, None) for name in ("weight", "bias"))
+    gain, shift = (torch.tensor(other) if one is None else one.detach() for one, other in ((weight, 1.0), (bias, 0.0)))
+    rows = torch.randn(4, width, generator=random) * 3
+    ways: dict[str, Callable[[], Tensor]] = {
+        "rms": lambda: _normed(rows) * gain + shift,
+        "layer": lambda: _normed(rows - rows.mean(-1, keepdim=True)) * gain + shift,
+        "rms_plus_one": lambda: _normed(rows) * (gain + 1) + shift,
+    }
+    try:
+        with torch.inference_mode():
+            made = copy(rows)
+    except (RuntimeError, TypeError, ValueError):
+        return "rms"
+    return next(
+        (kind for kind, way in ways.items() if way().shape == made.shape and torch.allclose(way(), made, rtol=1e-3, atol=1e-3)), "rms"
+    )
+
+
+def _normed(rows: Tensor) -> Tensor:
+    return rows / rows.square().mean(-1, keepdim=True).sqrt()
