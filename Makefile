@@ -5,7 +5,7 @@ comma := ,
 SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-ci test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims same-rows shape map clean
+.PHONY: install demo test test-ci test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims same-rows shape map families clean
 
 install: .venv/installed
 
@@ -76,6 +76,9 @@ same-rows: .venv/installed  ## OLD=HEAD~1 NEW=HEAD: whether two commits (.: the 
 
 shape: .venv/installed  ## how large and how tangled the package is, each bar beside its limit
 	$(BIN)/python tools/shape.py
+
+families: .venv/embedded-model  ## how far mechdiff goes with a tiny pair of every decoder type; writes the table of docs/FAMILIES.md; twenty minutes
+	$(BIN)/python tools/families.py
 
 map: .venv/installed  ## docs/MAP.md from first sentences, docs/architecture.svg from imports
 	$(BIN)/python tools/map.py

@@ -215,7 +215,7 @@ def _weighs(pair: Two, folder: Path) -> Any:
     assert compared, "no tensor of the files has its name in the network"
     for name in compared:
         moved, change = (second[name] - first[name]).detach(), changes.change(name).delta()
-        assert torch.equal(change, moved if change.shape == moved.shape else moved.T), (
+        assert torch.equal(change, moved.T if changes.base.transposed(name) else moved), (
             f"the change of {name} in the files is not the one in memory"
         )
     return True

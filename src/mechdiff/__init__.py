@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mechdiff.maps.maps import load_map
 
 _HOME = {
-    "run": "api", "open_run": "api", "Run": "api", "Site": "models.sites", "MechdiffError": "errors", "load_map": "maps.maps",
+    "run": "api", "open_run": "api", "Run": "api", "Site": "architectures.sites", "MechdiffError": "errors", "load_map": "maps.maps",
     "verify": "api", "moments": "api", "compare": "api", "Comparison": "comparison.compare",
 }  # fmt: skip
 __all__ = ["Comparison", "MechdiffError", "Run", "Site", "compare", "load_map", "moments", "open_run", "run", "verify"]

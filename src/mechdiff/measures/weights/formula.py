@@ -31,7 +31,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from mechdiff import labels
-from mechdiff.architectures.lookup import family_of
+from mechdiff.architectures.lookup import family_of, shape_of
 from mechdiff.measures.weights.products import head_changes
 from mechdiff.measures.weights.spectra import (
     ENERGY_PERCENTS,
@@ -152,7 +152,7 @@ def measure(
                 values.append((*here, "data_weighted_norm", data_weighted_norm(change.delta(), change.base, states[change.name])))
     values += _of_modules(moved)
     if heads:
-        values += _of_heads(changes, layout_of(family_of(config, "base"), config), config.num_hidden_layers)
+        values += _of_heads(changes, layout_of(family_of(config, "base"), config), shape_of(config).n_layers)
     return _as_rows(values), spectra
 
 
@@ -234,7 +234,7 @@ def limits(changes: Changes, config: Any, *, exact_up_to: int = 1024) -> list[st
     if norms := [name for name in changes.names if name.endswith(("q_norm.weight", "k_norm.weight")) or "layernorm.norms" in name]:
         said.append(f"norms of queries and keys ({len(norms)} tensors) are not part of qk_relative_norm")
     uncut = {}
-    for layer in range(config.num_hidden_layers):
+    for layer in range(shape_of(config).n_layers):
         held = {name: torch.empty(shapes[name], device="meta") for name in layout.names(layer) if name in shapes}
         if isinstance(reason := layout.cut(layer, held.get), str):
             uncut[layer] = reason
