@@ -52,6 +52,14 @@ def test_package_files_are_empty() -> None:
 def test_no_torch_where_none_is_needed() -> None:
     light = [name for name in modules() if room(name) in ("statistics", "report", "comparison", "labels", "rows", "cli")]
     light += [name for name in modules() if name.startswith("measures.") and name.split(".")[-1] in LIGHT]
-    light += ["study.config", "study.planner", "study.plan", "store.run_folder", "architectures.sites", "architectures.families", "measures.catalogue"]
+    light += [
+        "study.config",
+        "study.planner",
+        "study.plan",
+        "store.run_folder",
+        "architectures.sites",
+        "architectures.families",
+        "measures.catalogue",
+    ]
     code = "import sys; " + "; ".join(f"import mechdiff.{name}" for name in light) + "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -193,7 +193,9 @@ def _close(opaque: dict[str, int], path: str) -> None:
 @contextmanager
 def _recorded(net: nn.Module, recorder: _Recorder, opaque: Mapping[str, int]) -> Iterator[None]:
     """While open, every module's runs are recorded, and opaque ones do not run."""
-    from torch.fx.experimental import _config as meta
+    from torch.fx.experimental import _config
+
+    meta: Any = _config
 
     handles, started = [], []
     modules = {path: module for path, module in net.named_modules() if path}

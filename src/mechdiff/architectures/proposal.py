@@ -28,7 +28,7 @@ from mechdiff.architectures.stream import is_matrix, shortest
 from mechdiff.errors import ModelError
 
 
-def propose(net: nn.Module, config: Any) -> Family:
+def propose(net: Any, config: Any) -> Family:
     """The row that the network's own pass shows; `net` lies on the meta device. Raises ModelError where it has no blocks that can be studied."""
     flow = trace(net)
     path, calls = _block_list(net, flow)

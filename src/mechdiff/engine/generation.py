@@ -62,7 +62,11 @@ def stop_ids(model: Model, tokenizer: Any, templates_of: Collection[Any] = ()) -
     Also the one that the templates of other tokenizers print there, where this one has it: a prompt may be rendered with the other model's.
     """
     net: Any = model.net
-    named = [net.generation_config and net.generation_config.eos_token_id, model.config.get_text_config().eos_token_id, tokenizer.eos_token_id]
+    named = [
+        net.generation_config and net.generation_config.eos_token_id,
+        model.config.get_text_config().eos_token_id,
+        tokenizer.eos_token_id,
+    ]
     found = {one for each in named for one in (each if isinstance(each, list) else [each]) if one is not None}
     behind = [token for one in (tokenizer, *templates_of) for token in _behind_an_answer(one)]
     own = tokenizer.get_vocab()

@@ -24,8 +24,9 @@ _TRAINING = ("dropout", "_pdrop", "unsloth", "summary_")
 
 
 def function_differences(base: Any, tuned: Any) -> list[str]:
-    """ "rope_parameters.rope_theta: 10000.0 in base, 5000.0 in tuned" of each field in which two transformers configs compute otherwise."""
-    ours, theirs = (dict(_fields(config.to_dict())) for config in (base, tuned))
+    """ "rope_parameters.rope_theta: 10000.0 in base, 5000.0 in tuned" of each field in which two transformers configs compute otherwise on
+    text."""
+    ours, theirs = (dict(_fields(config.get_text_config().to_dict())) for config in (base, tuned))
     scaled = any("dynamic" in str(value) or "longrope" in str(value) for side in (ours, theirs) for value in side.values())
     found = []
     for name in sorted(ours.keys() | theirs.keys()):

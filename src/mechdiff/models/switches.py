@@ -339,9 +339,9 @@ def row_sums(tensor: Tensor) -> Int[Tensor, " row"]:
 
 
 @torch.no_grad()
-def _logits(net: nn.Module) -> Float[Tensor, "pos vocab"]:
+def _logits(net: Any) -> Float[Tensor, "pos vocab"]:
     """Logits behind each of sixteen tokens that are spread over the vocabulary."""
-    config: Any = net.config.get_text_config()
+    config = net.config.get_text_config()
     place = next((parameter.device for parameter in net.parameters() if not parameter.is_meta), torch.device("cpu"))
     ids = torch.arange(16, device=place)[None] * (config.vocab_size // 17 or 1) % config.vocab_size
     return net(input_ids=ids, use_cache=False).logits[0]

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from mechdiff.architectures.lookup import shape_of
+from mechdiff.architectures.lookup import family_of, shape_of
 from mechdiff.engine.choice import engine_for
 from mechdiff.errors import ModelError
 from mechdiff.models.lineage import lineage
@@ -120,7 +120,15 @@ def _model_record(prepared: Prepared, side: Any) -> dict[str, Any]:
     shape, weights = shape_of(config), prepared.pair.weights(side)
     sizes = {name: getattr(shape, name) for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "vocab")}
     sizes |= {"parameters": weights.stored, "active_parameters": weights.active}
-    return {"ref": source.ref, "adapter": source.adapter is not None, "family": config.model_type, "files": prepared.hashes[side], **sizes}
+    row = "proposed and proved" if family_of(config).by_layer else "listed"
+    return {
+        "ref": source.ref,
+        "adapter": source.adapter is not None,
+        "family": config.model_type,
+        "row": row,
+        "files": prepared.hashes[side],
+        **sizes,
+    }
 
 
 def _noise_floor(rows: pl.DataFrame) -> dict[str, float]:
