@@ -19,7 +19,6 @@ from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, full, replay
 from mechdiff.engine.steered import steering
 from mechdiff.errors import RunError
 from mechdiff.models.pair import Model
-from mechdiff.architectures.sites import Site
 from pico import FEW, each, pico
 from pico import prompts as random_prompts
 from tokenizers_made import byte_tokenizer

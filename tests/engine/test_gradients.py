@@ -12,7 +12,6 @@ from mechdiff.engine.choice import engine_for
 from mechdiff.engine.gradients import fisher_samples, gradients
 from mechdiff.engine.replay import ENGINES, Engine, Write, replay
 from mechdiff.models.pair import Model
-from mechdiff.architectures.sites import Site
 from pico import FEW, RELAYED, each, pico, prompts
 
 FAMILIES = ("llama", "gemma2", "granite", "gpt2", "neox_parallel", "qwen3")

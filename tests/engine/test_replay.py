@@ -14,7 +14,6 @@ from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.choice import engine_for
 from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, full, relay, replay
 from mechdiff.models.pair import Model, open_pair
-from mechdiff.architectures.sites import KINDS, Site
 from pico import CONFIGS, FEW, RELAYED, each, pico
 from pico import prompts as random_prompts
 
