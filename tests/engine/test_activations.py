@@ -56,7 +56,7 @@ def test_what_is_written_at_a_site_is_what_is_read_there(name):
         written = noise(2, model.shape.width(site.kind))
         with edited(model, {site: writer(written)}):
             after = everything(model)
-        if model.scale(site.kind) == 1:
+        if model.scale(site) == 1:
             assert torch.equal(after[site][-2:], written), site
         else:  # divided by the scale and multiplied again
             torch.testing.assert_close(after[site][-2:], written, rtol=2e-7, atol=0)
@@ -74,7 +74,7 @@ def _one_tensor(model: Model, first: Site, second: Site) -> bool:
     kinds = (first.kind, second.kind)
     if kinds == ("resid_post", "resid_pre"):
         return second.layer == first.layer + 1
-    plain = model.family.attn_norm is None and model.scale("attn_out") == 1
+    plain = model.family.attn_norm is None and model.scale(Site(0, "attn_out")) == 1
     return kinds == ("attn_proj", "attn_out") and first.layer == second.layer and plain
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mechdiff.engine import replay
+from mechdiff.engine.choice import engine_for
 from mechdiff.engine.replay import full
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.errors import SelfCheckError
@@ -24,7 +25,7 @@ BOTH = [*SHORT, *LONG]
 @pytest.mark.parametrize("name", each())
 def test_it_passes_on_every_family(name):
     model = pico(name)
-    found = self_check(model, BOTH, engine=replay.ENGINES[replay.engine_for(model.config)[0]])
+    found = self_check(model, BOTH, engine=replay.ENGINES[engine_for(model.config)[0]])
     assert found.sites == 4 * len(model.kinds())
     assert found.replay_nats < 1e-10
     assert found.replay_nats > 0 or name in RELAYED, "above zero: foreign states were really run (relay may give the same bits)"
@@ -194,11 +195,11 @@ def test_logits_that_are_no_numbers_are_caught():
     ("name", "reason"), [("falcon_alibi", "ALiBi"), ("bloom", "ALiBi"), ("qwen3_next", "running state"), ("lfm2", "running state")]
 )
 def test_the_engine_is_chosen_by_the_config_with_its_reason(name, reason):
-    chosen, why = replay.engine_for(CONFIGS[name]())
+    chosen, why = engine_for(CONFIGS[name]())
     assert chosen == "relay"
     assert reason in why
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in RELAYED])
 def test_all_others_go_by_replay(name):
-    assert replay.engine_for(CONFIGS[name]())[0] == "replay"
+    assert engine_for(CONFIGS[name]())[0] == "replay"

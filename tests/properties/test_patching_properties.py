@@ -213,7 +213,7 @@ def one_tensor(model: Model, first: Site, second: Site) -> bool:
     kinds = (first.kind, second.kind)
     if kinds == ("resid_post", "resid_pre"):
         return second.layer == first.layer + 1
-    plain = model.family.attn_norm is None and model.scale("attn_out") == 1
+    plain = model.family.attn_norm is None and model.scale(Site(0, "attn_out")) == 1
     return kinds == ("attn_proj", "attn_out") and first.layer == second.layer and plain
 
 

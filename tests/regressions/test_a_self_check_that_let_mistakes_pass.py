@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mechdiff.engine import attention_patterns, replay, steered
 from mechdiff.engine.activations import capture
+from mechdiff.engine.choice import engine_for
 from mechdiff.engine.replay import Prefix, Stairs
 from mechdiff.engine.rounding import LEAST_NATS
 from mechdiff.engine.selfcheck import self_check
@@ -170,7 +171,7 @@ def test_a_mistake_passed_in_bfloat16_whatever_the_family(name: str, mistake: st
 )
 def test_a_sound_model_is_not_refused(name: str, dtype: torch.dtype) -> None:
     model = pico(name, dtype=dtype)
-    found = self_check(model, PROMPTS, engine=replay.ENGINES[replay.engine_for(model.config)[0]])
+    found = self_check(model, PROMPTS, engine=replay.ENGINES[engine_for(model.config)[0]])
     assert max(found.replay_nats, found.floor_nats) <= 5 * max(found.rounding_nats, LEAST_NATS[dtype]), "half of what is allowed"
 
 

@@ -171,14 +171,19 @@ def _in_peft_form(adapter: Path, base: Path) -> Path:
 def load_config(source: Source, *, trust: bool = False) -> Any:
     """The transformers config. Raises ModelError: missing, malformed, of an architecture that transformers does not know, or remote code that nobody
     allowed."""
+    import transformers
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
-        json.loads((Path(source.load) / "config.json").read_text())["model_type"]
+        kind = json.loads((Path(source.load) / "config.json").read_text())["model_type"]
         with quiet():
             config = AutoConfig.from_pretrained(source.load, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        if "does not recognize this architecture" in str(error):
+            raise ModelError(
+                f"{source.ref}: the architecture {kind!r} is not one that transformers {transformers.__version__} knows. A newer transformers may."
+            ) from error
         raise _unreadable(source, "config", error) from error
     if is_decoded(Path(source.load)) and hasattr(config, "quantization_config"):
         del config.quantization_config  # the model runs as the numbers that its codes stand for
