@@ -338,7 +338,9 @@ def test_a_truncated_adapter_is_refused(folders, broken_adapter):
 @pytest.mark.parametrize("text", ["{", "{}", '{"peft_type": "NONE_SUCH"}'])
 def test_an_adapter_whose_config_cannot_be_read_is_refused(folders, broken_adapter, text):
     (broken_adapter / "adapter_config.json").write_text(text)
-    with pytest.raises(ModelError, match="broken: peft cannot put this adapter on the base: |broken.adapter_config.json: this is no JSON"):
+    with pytest.raises(
+        ModelError, match=r"broken: peft cannot put this adapter on the base: |broken.adapter_config\.json: this is no JSON"
+    ):
         use(folders, broken_adapter)
 
 

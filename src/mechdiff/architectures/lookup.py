@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mechdiff.architectures.families import FAMILIES, Family, Shape, stated_shape
-from mechdiff.architectures.network import names_in, network_of
+from mechdiff.architectures.network import names_in, network_of, quiet
 from mechdiff.architectures.proposal import propose
 from mechdiff.errors import ModelError
 
@@ -45,7 +45,8 @@ def row_of_folder(folder: Path, kind: str) -> tuple[Family | None, Callable[[str
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        with quiet():
+            config = AutoConfig.from_pretrained(folder)
         return family_of(config), names_in(network_of(config))
     except (ModelError, OSError, ValueError, KeyError):
         return None, None
