@@ -28,7 +28,7 @@ test: .venv/embedded-model  ## JAXTYPING=1: with the shapes of every signature c
 test-avx2: .venv/embedded-model  ## what compares bits, computed as on a processor that has AVX2 and no more
 	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(SPREAD) -m 'bits and not slow'
 
-test-ci: .venv/embedded-model  ## of the slow tests those that CI runs: the embedded fine-tunes end to end, and the heaviest claims
+test-ci: .venv/embedded-model  ## what CI runs beside make test: whole studies end to end, planted truths, clusters, the browser
 	$(BIN)/python -m pytest $(SPREAD) -m ci
 
 test-slow: .venv/embedded-model  ## all slow tests: those of CI, every family, adapter kind and draw, every measure of the demo

@@ -25,6 +25,8 @@ from mechdiff.statistics.metric import terms
 from mechdiff.store.disk import sha256
 from mechdiff.store.tables import read_rows
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.fixture(scope="module")
 def made(every_measure: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -18,6 +18,8 @@ from mechdiff.measures.patching import compare as patching_compare
 from report.planted_compare import LOCAL, N_LAYERS, RANK_8, SPREAD, Planted, manifest_of, planted, write_planted
 from report.test_page import Page
 
+pytestmark = pytest.mark.ci
+
 EVIL = "<script>alert(1)</script>"
 
 

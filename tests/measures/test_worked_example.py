@@ -14,6 +14,8 @@ import yaml
 
 import every_measure
 
+pytestmark = pytest.mark.ci
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
 KINDS = ("sums", "prose")

@@ -12,6 +12,8 @@ from mechdiff.models.pair import open_pair
 from mechdiff.study.config import RunOptions
 from runs import run
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:

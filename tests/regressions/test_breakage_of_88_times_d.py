@@ -23,6 +23,8 @@ from mechdiff.report import difference, effect_shares
 from mechdiff.statistics import summary as statistics_summary
 from said import leads, verdict
 
+pytestmark = pytest.mark.ci
+
 PAIRS: dict[str, dict[str, Any]] = {
     "4 %": {"read": -2.4, "written": 0.6},
     "26 %": {"read": 4, "written": 0.6, "attention": 0.01},

@@ -29,6 +29,8 @@ from pico import FEW, each, moved, pico, prompts, save, twin
 from runs import run
 from tokenizers_made import CHATML, byte_tokenizer
 
+pytestmark = pytest.mark.ci
+
 PROMPTS = prompts(8, shortest=6, longest=9)
 
 

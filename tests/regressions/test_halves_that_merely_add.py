@@ -13,6 +13,8 @@ from mechdiff.measures.factorial.words import early_or_late
 from mechdiff.rows import rows
 from mechdiff.statistics import summary
 
+pytestmark = pytest.mark.ci
+
 N, VOCAB = 16, 500
 IDS = [f"p{i:02}" for i in range(N)]
 COLUMNS = {"split": "report", "unit": None}

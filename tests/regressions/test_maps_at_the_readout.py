@@ -16,6 +16,8 @@ from mechdiff.report.parts import Run
 from mechdiff.rows import rows
 from mechdiff.statistics import summary as statistics_summary
 
+pytestmark = pytest.mark.ci
+
 MAPS = effect_shares.ARMS[4:8]
 N_LAYERS = 6
 

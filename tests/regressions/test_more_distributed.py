@@ -21,6 +21,8 @@ from mechdiff.validate import edits, made, planted
 from report.planted_compare import KINDS, LOCAL, N_LAYERS, SPREAD, Planted, manifest_of, write_planted
 from report.planted_compare import planted as planted_rows
 
+pytestmark = pytest.mark.ci
+
 N = 12
 
 

@@ -20,6 +20,8 @@ from mechdiff.rows import rows as made
 from mechdiff.statistics import summary as statistics_summary
 from said import leads, verdict
 
+pytestmark = pytest.mark.ci
+
 PROMPTS = [f"p{i}" for i in range(12)]
 
 

@@ -22,6 +22,8 @@ from mechdiff.validate import edits as validate_edits
 from mechdiff.validate import planted
 from pico import same_tokens
 
+pytestmark = pytest.mark.ci
+
 LAYER, LAST = 1, 3
 TOKENS = same_tokens(259)
 N_REPORT = 8

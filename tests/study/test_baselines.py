@@ -16,6 +16,8 @@ from pico import SIZES, make_net, moved, pico, save, twin
 from runs import run
 from tokenizers_made import CHATML, byte_tokenizer
 
+pytestmark = pytest.mark.ci
+
 MEASURES = ["divergence", "weights", "grafting"]
 
 

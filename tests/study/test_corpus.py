@@ -19,6 +19,8 @@ from mechdiff.models.pair import open_pair
 from mechdiff.study import corpus as study_corpus
 from mechdiff.study.config import RunOptions
 
+pytestmark = pytest.mark.ci
+
 SITES = ["L1.attn_out", "L2.resid_post"]
 
 

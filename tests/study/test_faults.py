@@ -22,6 +22,8 @@ from mechdiff.study import run as study_run
 from mechdiff.study.config import StudyConfig
 from runs import opened
 
+pytestmark = pytest.mark.ci
+
 MEASURES = [
     "divergence",
     {"similarity": {"sites": ["resid_post"], "permutations": 5}},

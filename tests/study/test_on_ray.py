@@ -30,6 +30,7 @@ MEASURES = [
     {"patching": {"sites": ["resid_post", "attn_out", "mlp_out"], "arms": ["identity", "shift", "resample", "oracle"]}},
 ]
 pytestmark = [
+    pytest.mark.ci,
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::FutureWarning"),
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="workers are killed by their process number"),
 ]

@@ -20,6 +20,8 @@ from mechdiff.study.config import RunOptions
 from runs import run
 from tokenizers_made import CHATML, byte_tokenizer
 
+pytestmark = pytest.mark.ci
+
 STEERING: dict[str, Any] = {"closer": [1, 2], "all_positions_layers": 2, "draws": 2, "side_prompts": 4, "texts": 2, "continuation": 3}
 
 

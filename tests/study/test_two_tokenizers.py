@@ -23,6 +23,8 @@ from mechdiff.validate import edits
 from mechdiff.validate.studies import with_rows
 from tokenizers_made import BOS, CHATML, byte_tokenizer, piece_tokenizer
 
+pytestmark = pytest.mark.ci
+
 TEXTS = [f"Say something about the number {number * 7919 % 1000}{'!' * (number % 5)}" for number in range(24)]
 MEASURES = [
     "divergence",

@@ -23,6 +23,8 @@ from mechdiff.validate.checks import above, at_most, near, said, same
 from mechdiff.validate.planted import Bench, tiny_bench
 from tokenizers_made import CHATML, byte_tokenizer
 
+pytestmark = pytest.mark.ci
+
 NAN = float("nan")
 
 
