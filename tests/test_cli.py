@@ -169,7 +169,7 @@ def broken(pair: Path, tmp_path: Path) -> Path:
     (tmp_path / "no_template" / "tokenizer_config.json").write_text(json.dumps(settings))
     shutil.copytree(pair / "base", tmp_path / "unknown")
     config = json.loads((tmp_path / "unknown" / "config.json").read_text())
-    (tmp_path / "unknown" / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    (tmp_path / "unknown" / "config.json").write_text(json.dumps({**config, "model_type": "hrm_text"}))
     (tmp_path / "study.yaml").write_text(f"pair: {{base: {pair / 'base'}, tuned: {pair / 'tuned'}}}\nprompts: {{flie: x.jsonl}}\n")
     (tmp_path / "occupied").mkdir()
     (tmp_path / "occupied" / "thesis.tex").write_text("do not touch")
@@ -181,7 +181,7 @@ def broken(pair: Path, tmp_path: Path) -> Path:
     [
         ({"--base": "no/such/model/here"}, ["no such model"]),
         ({"--base": "no_config"}, ["config.json"]),
-        ({"--tuned": "unknown"}, ["bert", "llama", "gpt2"]),
+        ({"--tuned": "unknown"}, ["hrm_text", "llama", "gpt2"]),
         ({"--tuned": "no_template"}, ["template", "raw"]),
         ({"--prompts": "absent.jsonl"}, ["absent.jsonl"]),
         ({"--prompts": "empty.jsonl"}, ["empty"]),

@@ -111,6 +111,16 @@ def test_heads_that_are_not_the_parts_of_the_projections_input_are_refused() -> 
         self_check(replace(model, shape=replace(model.shape, n_heads=3)), token_prompts(3))
 
 
+def test_a_model_that_reads_what_comes_later_is_refused() -> None:
+    config = decoders.tiny_config("bert")
+    net = decoders.auto_class(config).from_config(config).eval()
+    model = decoders.wrap(net, side="base", ref="an encoder")
+    with pytest.raises(
+        SelfCheckError, match=r"an encoder: another last token changes what it says before it .* not causal: it is no decoder"
+    ):
+        self_check(model, token_prompts(3), engine=ENGINES["full"])
+
+
 def test_a_matrix_in_neither_half_is_refused() -> None:
     model, family = _of("apertus")
     lost = tuple(replace(block, mlp=()) for block in family.by_layer)

@@ -6,7 +6,7 @@ from torch import nn
 
 from mechdiff.architectures.dataflow import OPAQUE, PARAMETER, Call, Dataflow
 from mechdiff.architectures.families import Block
-from mechdiff.architectures.stream import SAME, Stream, Term, is_matrix, shortest
+from mechdiff.architectures.stream import SAME, Stream, Term, is_matrix, is_norm, shortest
 
 _TURNED = ("transpose", "permute", "t")
 _PRODUCTS = ("bmm", "baddbmm", "matmul", "mm", "einsum")
@@ -57,7 +57,7 @@ class _Reader:
             scale=next(iter(scales.values()), 1.0),
             heads=heads,
             input_norm=stream.inside(entry.path) if entry else None,
-            mid_norm=stream.inside(mid.path) if mid and stream.is_norm(mid) else None,
+            mid_norm=stream.inside(mid.path) if mid and is_norm(stream.module(mid)) else None,
             parallel=self.attention.is_plain(mixing),
             flat=any(self._is_flat(*place) for place in places.values()),
             adds=tuple(scales) if stream.terms and len(scales) == len(stream.terms) else None,
@@ -138,7 +138,7 @@ class _Attention:
         made = stream.maker(mixing[0].node) if of_term else None
         if made and is_matrix(stream.module(made[0])):
             return made[0], None
-        before = stream.maker(made[0].inputs[0]) if made and stream.is_norm(made[0]) else None
+        before = stream.maker(made[0].inputs[0]) if made and is_norm(stream.module(made[0])) else None
         if made and before and before[1] == 1.0 and is_matrix(stream.module(before[0])):
             return before[0], stream.inside(made[0].path)
         last = max((index for index in stream.made if self._is_attention(index)), default=None)

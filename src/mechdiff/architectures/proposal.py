@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mechdiff.architectures.blocks import read_block
 from mechdiff.architectures.dataflow import N_TOKENS, PARAMETER, Call, Dataflow, trace
 from mechdiff.architectures.families import Block, Family, Shape
-from mechdiff.architectures.stream import is_matrix, shortest
+from mechdiff.architectures.stream import is_matrix, is_norm, shortest
 from mechdiff.errors import ModelError
 
 
@@ -36,7 +36,9 @@ def propose(net: Any, config: Any) -> Family:
     left, width = calls[-1].outputs[0], flow.nodes[calls[0].inputs[0]].shape[-1]
     embed, head = _path_of(net, net.get_input_embeddings()), _path_of(net, net.get_output_embeddings()) or _last_matrix(net, flow)
     behind = (call for call in sorted(flow.calls, key=lambda call: call.first) if call.first >= calls[-1].last and call.inputs)
-    final = next((call.path for call in behind if flow.root(call.inputs[0]) == flow.root(left)), None)
+    final = next(
+        (call.path for call in behind if flow.root(call.inputs[0]) == flow.root(left) and is_norm(net.get_submodule(call.path))), ""
+    )
     if embed is None or head is None:
         raise ModelError(f"no module is its {'embedding' if embed is None else 'unembedding'}")
     read = {flow.nodes[node].module for node in flow.ancestors([left]) if flow.nodes[node].op == PARAMETER}
@@ -46,9 +48,9 @@ def propose(net: Any, config: Any) -> Family:
         by_layer=blocks,
         embed=embed,
         embed_parts=tuple(sorted(outside - {embed, head})),
-        final_norm=final if final and final != head else "",
+        final_norm=final,
         head=head,
-        norm=norm_kind(net.get_submodule(final), width) if final and final != head else "rms",
+        norm=norm_kind(net.get_submodule(final), width) if final else "rms",
         conv1d=any(type(module).__name__ == "Conv1D" for module in net.modules()),
         flat=any(block.flat for block in blocks),
         opaque=flow.opaque,

@@ -142,12 +142,9 @@ class Stream:
     def norm_of(self, stream: int) -> Call | None:
         """The norm that is the first to read a state of the residual stream."""
         reads = sorted(self.within, key=lambda call: (call.first, -call.last))
-        return next((call for call in reads if self.flow.root(call.inputs[0]) == self.flow.root(stream) and self.is_norm(call)), None)
-
-    def is_norm(self, call: Call) -> bool:
-        """Whether a module has no modules inside and no weights but vectors."""
-        module = self.module(call)
-        return not any(True for _ in module.children()) and all(parameter.ndim == 1 for parameter in module.parameters())
+        return next(
+            (call for call in reads if self.flow.root(call.inputs[0]) == self.flow.root(stream) and is_norm(self.module(call))), None
+        )
 
     def between(self, attention: Term, other: list[Term]) -> Call | None:
         """The module that is the first to read the residual stream behind attention's term, where its input is that tensor itself and all other terms
@@ -167,6 +164,11 @@ def is_matrix(module: nn.Module) -> bool:
     """Whether a module's weight is a matrix."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, torch.Tensor) and weight.ndim == 2
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module has no modules inside and no weights but vectors."""
+    return not any(True for _ in module.children()) and all(parameter.ndim == 1 for parameter in module.parameters())
 
 
 def shortest(sides: Mapping[str, bool], side: bool) -> Iterable[str]:

@@ -73,6 +73,8 @@ def self_check(model: Model, prompts: Sequence[Sequence[int]], *, kinds: Sequenc
     _writes_back(model, clean.ids[:FEWER], kinds)
     few, fewer = (capture(model, ids[:n], [], [0], keep_cache=engine is replay) for n in (FEW, max(1, min(FEW, len(ids)) - FEW + FEWER)))
     rounding = max(rounding_nats(model, few.ids), rounding_nats(model, clean.ids, draws=2))
+    if model.family.by_layer:
+        _is_causal(model, clean.ids, allowed_nats(model, rounding))
     together = max(1, ROWS // model.shape.n_layers)
     groups = [kinds[start : start + together] for start in range(0, len(kinds), together)]
     foreign = [{site: clean.states[site] for site in every if site.kind in group} for group in groups]
@@ -137,6 +139,19 @@ def _by_head(model: Model, layer: int, z: Tensor) -> Tensor:
     with torch.inference_mode():
         nothing = projection(torch.zeros_like(z))
         return sum((projection(z * mask) - nothing for mask in parts), nothing)
+
+
+def _is_causal(model: Model, ids: Tensor, allowed: float) -> None:
+    """Raises where what a model says at a position depends on the tokens behind it: every engine counts on it that it does not."""
+    other = ids.clone()
+    other[-1] = ids[0] if ids[-1] != ids[0] else ids[0] + 1
+    said, again = (forward(model, one[None], use_cache=False, logits_to_keep=0).logits[0, :-1].float() for one in (ids, other))
+    nats = float(nats_between(said, again).max()) if len(ids) > 1 else 0.0
+    if not nats <= allowed:
+        raise SelfCheckError(
+            f"{model.ref}: another last token changes what it says before it (by {nats:.1e} nats), so its attention is not causal: it is no decoder, "
+            "or its config does not say that it is one (is_decoder)."
+        )
 
 
 def _misfit(model: Model) -> str:
