@@ -176,7 +176,8 @@ def walk(kind: str, folder: Path) -> Walked:
             if does(pair, folder) is not None:
                 found.done.append(step)
     except Exception as error:  # noqa: BLE001  a table says of every type how far it goes
-        found.reason = f"{step}: {type(error).__name__}: {str(error).splitlines()[0]}"
+        said = str(error).strip().partition("\n")[0]
+        found.reason = f"{step}: {type(error).__name__}: {said}"
         found.row = found.row or "none"
     return found
 

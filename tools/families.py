@@ -33,12 +33,10 @@ def walked(kinds: list[str]) -> list[Walked]:
 
 def table(found: list[Walked]) -> list[str]:
     """A line a type."""
-    lines = ["| type | row | engine | sites | " + " | ".join(STEPS) + " | what stops it |", "|---" * (5 + len(STEPS)) + "|"]
+    lines = ["| type | row | engine | " + " | ".join(STEPS) + " | what stops it |", "|---" * (4 + len(STEPS)) + "|"]
     for one in found:
         marks = ["yes" if step in one.done else "-" for step in STEPS]
-        lines.append(
-            f"| {one.kind} | {one.row} | {one.engine or '-'} | {len(one.sites)} | {' | '.join(marks)} | {one.reason[:160].replace('|', '/')} |"
-        )
+        lines.append(f"| {one.kind} | {one.row} | {one.engine or '-'} | {' | '.join(marks)} | {one.reason[:160].replace('|', '/')} |")
     return lines
 
 

@@ -72,6 +72,14 @@ def test_a_model_and_the_same_one_in_its_wrapper_are_one_model(folders: dict[str
     assert len(placed) == len([name for name in changes.base.names if ".layers." in name and "vision" not in name])
 
 
+def test_what_text_does_not_reach_is_compared_and_said(folders: dict[str, Path]) -> None:
+    changes = open_changes(*(Source(ref=name, load=str(folders[name])) for name in ("wrapped", "wrapped_moved")))
+    said = [one for one in changes.statements if "text does not reach" in one]
+    assert len(said) == 1
+    assert "vision_tower" in said[0]
+    assert said[0].startswith(f"{sum('vision' in name or 'projector' in name for name in changes.names)} tensors are of what")
+
+
 @pytest.mark.parametrize(("base", "tuned"), [("wrapped", "text_moved"), ("text", "wrapped_moved"), ("wrapped", "wrapped_moved")])
 def test_every_mixture_of_the_two_forms_gives_the_rows_of_the_text_models(
     folders: dict[str, Path], base: str, tuned: str, tmp_path: Path

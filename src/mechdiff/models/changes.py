@@ -246,7 +246,13 @@ def _said_of(changes: Changes, sharing: set[str]) -> list[str]:
         for codes in sorted({one.codes for one in stored.values() if one.codes}):
             n = sum(one.codes == codes for one in stored.values())
             said.append(f"{n} tensors of {side} are held as {codes} and compared as the numbers that they stand for")
+    unread = changes.family.unread if changes.family else ()
     unplaced = [name for name in changes.names if name not in changes.places] if changes.family else []
-    if unplaced:
+    beyond = [name for name in unplaced if name.startswith(tuple(f"{path}." for path in unread))]
+    if beyond:
+        said.append(
+            f"{len(beyond)} tensors are of what text does not reach ({', '.join(unread)}): they are compared, and in no part of the network"
+        )
+    if unplaced := [name for name in unplaced if name not in beyond]:
         said.append(f"{len(unplaced)} tensors stand in no part of the network that mechdiff knows, the first {unplaced[0]}")
     return said
