@@ -49,6 +49,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 """What a config's other sizes become where it states them."""
 
+_SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
 _LATENT = {"num_key_value_heads": 4, "head_dim": 16}
 OTHER: dict[str, dict[str, Any]] = {
     "dots3_note": _LATENT,
@@ -59,6 +60,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "deepseek_v2": _LATENT | {"num_experts_per_tok": 2, "topk_group": 1, "n_group": 1, "head_dim": 8},
     "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16, "n_mamba_heads": 1},
     "zamba2": {"attention_hidden_size": 64, "attention_head_dim": 16},
+    "qwen2_5_vl": {"rope_parameters": _SECTIONS},
+    "qwen2_5_omni_thinker": {"rope_parameters": _SECTIONS},
     "zaya": {"num_experts_per_tok": 1},
     "xglm": {"pad_token_id": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
@@ -78,6 +81,10 @@ OUT_OF_SCOPE = {
 """Encoders and halves of encoder-decoders that have a head for the next token: nobody fine-tunes them as decoders."""
 
 
+OF_IMAGES = ("pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder")
+"""Encoder-decoders whose encoder reads images or documents: there is no text in, text out."""
+
+
 def decoders() -> list[str]:
     """Every `model_type` that transformers makes a causal language model of, those that are out of scope left out."""
     return [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if kind not in OUT_OF_SCOPE]
@@ -85,7 +92,7 @@ def decoders() -> list[str]:
 
 def wrappers() -> list[str]:
     """Every `model_type` of image-text models that is none of those."""
-    return [kind for kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+    return [kind for kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if kind not in {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *OF_IMAGES}]
 
 
 def tiny_config(kind: str) -> Any:

@@ -14,7 +14,7 @@ import transformers
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
-from decoders import OUT_OF_SCOPE, STEPS, Walked, decoders, walk, wrappers  # noqa: E402
+from decoders import OF_IMAGES, OUT_OF_SCOPE, STEPS, Walked, decoders, walk, wrappers  # noqa: E402
 
 PAGE = ROOT / "docs" / "FAMILIES.md"
 BEGIN, END = "<!-- decoders: written by `make families` -->", "<!-- end of decoders -->"
@@ -40,6 +40,22 @@ def table(found: list[Walked]) -> list[str]:
     return lines
 
 
+def write(texts: list[Walked], images: list[Walked]) -> None:
+    """The table, into the page."""
+    whole, heads = (sum(one.whole for one in texts), sum("heads" in one.done for one in texts))
+    said = (
+        f"With transformers {transformers.__version__}: of {len(texts)} decoder types {whole} run divergence, weights, grafting and patching of "
+        f"three kinds of site both ways on a row that the self-check proved, {heads} of them heads; of {len(images)} image-text types, text in and "
+        f"text out, {sum(one.whole for one in images)}. Out of scope: encoders and halves of encoder-decoders "
+        f"({', '.join(sorted({*OUT_OF_SCOPE, *OF_IMAGES}))})."
+    )
+    page = PAGE.read_text()
+    head = page.partition(BEGIN)[0].rstrip()
+    PAGE.write_text(
+        "\n".join([head, "", BEGIN, "", said, "", *table(texts), "", *table(images), "", END]) + page.partition(END)[2].rstrip() + "\n"
+    )
+
+
 def main() -> None:
     """Write the page, or print the types that were asked for."""
     warnings.simplefilter("ignore")
@@ -48,18 +64,7 @@ def main() -> None:
     if sys.argv[1:]:
         walked(sys.argv[1:])
         return
-    texts, images = walked(decoders()), walked(wrappers())
-    whole, heads = (sum(one.whole for one in texts), sum("heads" in one.done for one in texts))
-    said = (
-        f"With transformers {transformers.__version__}: of {len(texts)} decoder types {whole} run divergence, weights, grafting and patching of "
-        f"three kinds of site both ways on a row that the self-check proved, {heads} of them heads; of {len(images)} image-text types, text in and "
-        f"text out, {sum(one.whole for one in images)}. Out of scope: encoders and halves of encoder-decoders ({', '.join(sorted(OUT_OF_SCOPE))})."
-    )
-    page = PAGE.read_text()
-    head = page.partition(BEGIN)[0].rstrip()
-    PAGE.write_text(
-        "\n".join([head, "", BEGIN, "", said, "", *table(texts), "", *table(images), "", END]) + page.partition(END)[2].rstrip() + "\n"
-    )
+    write(walked(decoders()), walked(wrappers()))
 
 
 if __name__ == "__main__":
