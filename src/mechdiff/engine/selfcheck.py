@@ -160,7 +160,7 @@ def _misfit(model: Model) -> str:
             f"The row that was proposed for the architecture {model.config.model_type!r} does not hold: it has the blocks in {model.family.blocks}, "
             f"and in the first {dict(model.family.places(model.config))}. docs/FAMILIES.md says how to write a row by hand."
         )
-    return f"The row {model.config.model_type!r} of mechdiff/models/families.py does not fit this model."
+    return f"The row {model.config.model_type!r} of mechdiff/architectures/families.py does not fit this model."
 
 
 def _writes_back(model: Model, ids: Tensor, kinds: Sequence[str]) -> None:

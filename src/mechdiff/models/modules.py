@@ -99,7 +99,7 @@ def parts(model: Model) -> dict[str, Unit]:
         if unit.kind == "norm" and named[name].ndim > 1:
             raise ModelError(
                 f"{model.ref}: the tensor {name} has shape {tuple(named[name].shape)} and is neither in the attention nor in the MLP of its "
-                f"block, where only norms are expected. The row {model.config.model_type!r} of mechdiff/models/families.py does not fit."
+                f"block, where only norms are expected. The row {model.config.model_type!r} of mechdiff/architectures/families.py does not fit."
             )
     embedded = {id(named[name]) for name, unit in units.items() if unit.kind == "embed"}
     return {name: Unit("embed") if id(named[name]) in embedded else unit for name, unit in units.items()}

@@ -110,7 +110,7 @@ class TensorFiles:
         """The same tensors by the names that another architecture has for them: of a language model by itself and inside a wrapper for images."""
         if self.family is None or family is None or self.family.blocks == family.blocks:
             return self
-        return TensorFiles(family, {self.family.as_in(family, name): where for name, where in self.stored.items()})
+        return replace(self, family=family, stored={self.family.as_in(family, name): where for name, where in self.stored.items()})
 
     def _own(self, name: str) -> str:
         return self.embed if name == self.head and self.tied else name
