@@ -5,23 +5,12 @@ import torch
 from torch import Tensor
 
 from mechdiff.maps.refits import permutations, permuted_r2
-from mechdiff.maps.regression import Examples, cross_validated, decompose, fitted_axes, ridge
+from mechdiff.maps.regression import Examples, cross_validated
+from whole_matrix import coefficients
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def coefficients(inputs: Tensor, targets: Tensor, lam: float, rank: int | None = None) -> Tensor:
-    """The whole d x d_out matrix, from the factors."""
-    found = decompose(inputs)
-    assert found.left is not None
-    projected = found.left.T @ (targets - targets.mean(0))
-    left, right = ridge(found, projected, lam)
-    if rank is None:
-        return left @ right
-    axes = fitted_axes(found, projected, lam)[:, :rank]
-    return left @ right @ axes @ axes.T
 
 
 @pytest.mark.parametrize("rank", [None, 2])

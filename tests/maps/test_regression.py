@@ -7,23 +7,12 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from mechdiff.maps.regression import FOLDS, cross_validated, decompose, fitted_axes, fold_rows, one_se, ridge
+from mechdiff.maps.regression import FOLDS, cross_validated, fold_rows, one_se
+from whole_matrix import coefficients
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def coefficients(inputs: Tensor, targets: Tensor, lam: float, rank: int | None = None) -> Tensor:
-    """The whole d x d_out matrix, from the factors."""
-    found = decompose(inputs)
-    assert found.left is not None
-    projected = found.left.T @ (targets - targets.mean(0))
-    left, right = ridge(found, projected, lam)
-    if rank is None:
-        return left @ right
-    axes = fitted_axes(found, projected, lam)[:, :rank]
-    return left @ right @ axes @ axes.T
 
 
 def naive(inputs: Tensor, targets: Tensor, penalty: float, rank: int | None = None) -> Tensor:

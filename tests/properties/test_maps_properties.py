@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drawn import examples, rotation, seeds, spread
 from mechdiff.maps.maps import Map
-from mechdiff.maps.regression import decompose, fitted_axes, ridge
+from whole_matrix import coefficients
 
 sizes = st.tuples(st.integers(3, 30), st.integers(2, 24))
 decays = st.sampled_from([0.0, 0.5, 1.0])
@@ -24,18 +24,6 @@ def pair_of_states(seed: int, size: tuple[int, int], decay: float, rank: int, no
     x = spread(seed, *size, decay)
     change = x @ spread(seed + 2, size[1], rank) @ spread(seed + 3, rank, size[1]) / size[1]
     return x, x + change + noise * spread(seed + 4, *size) + 0.5
-
-
-def coefficients(inputs: Tensor, targets: Tensor, lam: float, rank: int | None = None) -> Tensor:
-    """The whole d x d_out matrix, from the factors."""
-    found = decompose(inputs)
-    assert found.left is not None
-    projected = found.left.T @ (targets - targets.mean(0))
-    left, right = ridge(found, projected, lam)
-    if rank is None:
-        return left @ right
-    axes = fitted_axes(found, projected, lam)[:, :rank]
-    return left @ right @ axes @ axes.T
 
 
 # ---- 15: reduced-rank regression -----------------------------------------------------------------------------------------------------
