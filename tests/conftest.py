@@ -63,6 +63,24 @@ def every_measure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of tests/mixture.py with its `run`, made once for all workers. No test changes it."""
+    from filelock import FileLock
+
+    from mechdiff.measures.catalogue import load_study
+    from mixture import made
+    from runs import finish
+
+    place = tmp_path_factory.getbasetemp()
+    folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "mixture"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "run" / "manifest.json").is_file():
+            study, text = load_study(made(folder))
+            finish(study, folder / "run", text=text, device="cpu")
+    return folder
+
+
 LONG = (
     "test_demo.py", "test_truths.py", "test_cli.py", "test_verify.py", "test_crashes_without_a_message.py", "test_quantization.py",
     "test_page.py", "test_mapping.py", "test_on_ray.py", "test_faults.py", "test_two_tokenizers.py", "test_breakage_of_88_times_d.py",

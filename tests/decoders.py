@@ -1,5 +1,6 @@
 """Every decoder type of the installed transformers as a tiny random network: the sizes that its config states are made small, by their names."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from mechdiff.architectures.lookup import family_of
+from mechdiff.architectures.lookup import family_of, routers_of
 from mechdiff.architectures.network import auto_class, network_of, quiet
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture, forward
@@ -16,6 +17,7 @@ from mechdiff.engine.choice import engine_for
 from mechdiff.engine.grafts import grafted
 from mechdiff.engine.replay import ENGINES, Write, full
 from mechdiff.engine.rounding import nats_between
+from mechdiff.engine.routers import ask, routed
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.models.changes import open_changes
 from mechdiff.models.modules import changes_between, parts, tensors_of
@@ -70,6 +72,7 @@ OTHER: dict[str, dict[str, Any]] = {
 }
 """Of types whose sizes hang together in another way."""
 
+
 MOST = 20_000_000
 """Parameters of a tiny model."""
 OUT_OF_SCOPE = {
@@ -119,6 +122,15 @@ def _small(config: Any) -> dict[str, Any]:
     if kinds:
         field = "layer_types" if stated.get("layer_types") else "layers_block_type"
         found[field] = [list(dict.fromkeys(kinds))[i % len(set(kinds))] for i in range(4)]
+    return found
+
+
+def mixtures(kinds: list[str]) -> list[str]:
+    """Those of some types whose config speaks of experts; of which no tiny config can be made are left out."""
+    found = []
+    for kind in kinds:
+        with suppress(Exception):
+            found += [kind] if any("expert" in name or "moe" in name for name in tiny_config(kind).get_text_config().to_dict()) else []
     return found
 
 
@@ -261,6 +273,28 @@ def _patches(pair: Two, folder: Path) -> Any:
         assert nats.max() <= 1e-8, f"the engine strays by {float(nats.max()):.1e} nats from whole passes"
         assert nats_between(slow[:, :1], slow[:, 1:]).amax() > 1e-4, "no patch does anything"
     return True
+
+
+def routes(kind: str) -> str:
+    """ "yes" where every router of a tiny network of this type gives a choice, whose top expert another network's router moves for some token; else
+    the reason why none does."""
+    try:
+        config = tiny_config(kind)
+        base, tuned = (wrap(tiny_decoder(kind, seed=seed), side=side, ref=kind, config=config) for seed, side in enumerate(SIDES))
+        paths = routers_of(config)
+    except Exception as error:  # noqa: BLE001  a table says of every type how far it goes
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if not paths:
+        return "no router"
+    found = routed(base, token_prompts(1, shortest=20)[0], paths)
+    for layer, (asked, choice) in found.items():
+        same, other = ask(base, layer, paths[layer], asked), ask(tuned, layer, paths[layer], asked)
+        assert choice, f"the router of block {layer} gives no choice"
+        assert same, f"the router of block {layer} gives no choice when it is asked again"
+        assert other, f"the other router of block {layer} gives no choice"
+        assert torch.equal(same.weights, choice.weights), f"the router of block {layer} asked again gives another choice"
+        assert (choice.top != other.top).any(), f"another router of block {layer} moves no token"
+    return "yes"
 
 
 def _adds_up_by_head(pair: Two, folder: Path) -> Any:

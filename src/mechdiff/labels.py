@@ -5,6 +5,7 @@
     unit        "head 3", "heads 1,4", "group 0", "all"     heads of one block
                 "L3.head 1+L5.mlp"  players of the whole network; "L3.attn+L5.mlp": its modules
                 "window 2, last_4"  neighbouring blocks and several positions; "all_pos": every position
+                "experts, all_pos"  the experts that a block's tokens are sent to, at every position; "experts": at the decision position
                 "token 17"          one token of a text;  "tuned, sampled": what one model said, and of which kind it is
     control     "permuted#3"        one draw of a control; "bogus_map:L4": the map of another layer; others are plain words
 
@@ -181,6 +182,11 @@ def is_everywhere() -> pl.Expr:
 def n_positions(position: str) -> int | None:
     """Positions that a study's word stands for: decision and words (a mean) 1, last_4 and spread_4 4, all None."""
     return None if position == "all" else 1 if position in ("decision", "words") else int(position.rpartition("_")[2])
+
+
+def experts_unit(position: str) -> str:
+    """The experts of one block, at the decision position or as the mean over "all"."""
+    return ", ".join(filter(None, ("experts", window_unit(1, position))))
 
 
 def token_unit(place: int) -> str:

@@ -20,6 +20,7 @@ class Term:
 
 PATCHING = "Heimersheim & Nanda 2024, arXiv 2404.15255"
 BETWEEN = "Kullback & Leibler 1951"
+MIXTURES = "Shazeer et al. 2017, arXiv 1701.06538"
 
 METRICS: dict[str, Term] = {
     "kl_tuned_base_nats": Term(
@@ -85,6 +86,20 @@ METRICS: dict[str, Term] = {
     ),
     "js_own_shared_nats": Term(
         "Jensen-Shannon from its own distribution, tokens that both have, nats", "js_own_nats over the tokens of both vocabularies."
+    ),
+    "top1_expert_changed": Term(
+        "other top-1 expert, share of tokens",
+        "Share of tokens whose expert of the largest gate weight, of those chosen, is another in the tuned model than in the base.",
+        MIXTURES,
+    ),
+    "expert_set_changed": Term("other set of experts, share of tokens", "Share of tokens that are not sent to the same set of experts."),
+    "experts_replaced": Term(
+        "experts replaced, share", "Of the experts that a token is sent to in the base, the share that the tuned model replaces."
+    ),
+    "gate_js_nats": Term(
+        "Jensen-Shannon of the gates, nats (at most 0.693)",
+        "Jensen-Shannon divergence of the two routers' distributions over all experts at one token.",
+        "Lin 1991",
     ),
     "refusal": Term("refusals", "Share of answers that refuse, by the lists of phrases of their language."),
     "exact_match": Term("right final answers", "Exact match of the final answer with the label, numbers and expressions by their value."),

@@ -91,15 +91,21 @@ def test_stages_have_one_name_and_need_stages_that_there_are() -> None:
             assert re.split("[@/]", need)[0] in {*names, "selfcheck", "capture"}, f"{stage.name} needs {need}"
 
 
+@pytest.fixture
+def run_of(measure: Measure, request: pytest.FixtureRequest) -> Path:
+    """The folder of a run that has the measure's rows: of a mixture of experts where it takes one."""
+    return Path(request.getfixturevalue("mixture" if measure.experiment.routers else "every_measure"))
+
+
 @each
-def test_every_stage_and_metric_of_a_page_is_in_a_run_of_every_measure(measure: Measure, every_measure: Path) -> None:
+def test_every_stage_and_metric_of_a_page_is_in_a_run_of_every_measure(measure: Measure, run_of: Path) -> None:
     from mechdiff.study.config import RunOptions
     from mechdiff.study.prepare import prepare
 
-    study, _ = load_study(every_measure / "study.yaml")
+    study, _ = load_study(run_of / "study.yaml")
     planned = {cell.stage for cell in prepare(study, RunOptions(device="cpu"), EXPERIMENTS).plan.cells}
     assert {stage.name for stage in measure.experiment.stages} <= planned
-    rows = read_rows(every_measure / "run").filter(pl.col("measure") == measure.name)
+    rows = read_rows(run_of / "run").filter(pl.col("measure") == measure.name)
     declared = {metric.name for metric in measure.numbers.metrics}
     measured = {metric.removesuffix(WITHOUT) for metric in rows["metric"].unique()}
     assert measured <= declared
@@ -107,8 +113,8 @@ def test_every_stage_and_metric_of_a_page_is_in_a_run_of_every_measure(measure: 
 
 
 @each
-def test_a_run_without_its_rows_says_so_once_a_section(measure: Measure, every_measure: Path) -> None:
-    content = parts.load(every_measure / "run")
+def test_a_run_without_its_rows_says_so_once_a_section(measure: Measure, run_of: Path) -> None:
+    content = parts.load(run_of / "run")
     kept = {name: getattr(content, name).filter(pl.col("measure") != measure.name) for name in ("rows", "summary", "prompt_rows")}
     without = Run(**kept, manifest=content.manifest, prompts=content.prompts)
     tables = (without.rows, without.summary, without.manifest)
@@ -139,16 +145,12 @@ def test_chapters_have_places_of_their_own_and_a_sentence_of_five() -> None:
 
 
 @each
-def test_rows_are_recomputed_or_it_is_said_why_not(measure: Measure, every_measure: Path) -> None:
+def test_rows_are_recomputed_or_it_is_said_why_not(measure: Measure, run_of: Path) -> None:
     from mechdiff.audit.distributions import NotRecomputed
     from mechdiff.audit.rerun import Rerun
 
-    run = Rerun(every_measure / "run", EXPERIMENTS, "cpu")
-    rows = (
-        read_rows(every_measure / "run")
-        .filter(pl.col("measure") == measure.name)
-        .unique(subset=["metric"], keep="first", maintain_order=True)
-    )
+    run = Rerun(run_of / "run", EXPERIMENTS, "cpu")
+    rows = read_rows(run_of / "run").filter(pl.col("measure") == measure.name).unique(subset=["metric"], keep="first", maintain_order=True)
     for row in rows.iter_rows(named=True):
         with contextlib.suppress(NotRecomputed):
             assert isinstance(AGAIN[measure.name](run, row), float)

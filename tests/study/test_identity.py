@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from mechdiff.measures.catalogue import EXPERIMENTS
 from mechdiff.rows import KEY
@@ -39,8 +40,15 @@ def identities(run: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def test_every_stage_has_the_cells_and_rows_that_are_pinned(every_measure: Path) -> None:
-    found = identities(every_measure / "run")
+@pytest.fixture
+def found(every_measure: Path, mixture: Path) -> dict[str, dict[str, str]]:
+    """Of the study of every measure, and of a mixture of experts the stages that take one."""
+    of_mixtures = {stage.name for one in EXPERIMENTS.values() if one.routers for stage in one.stages}
+    beside = {stage: one for stage, one in identities(mixture / "run").items() if stage in of_mixtures}
+    return dict(sorted((identities(every_measure / "run") | beside).items()))
+
+
+def test_every_stage_has_the_cells_and_rows_that_are_pinned(found: dict[str, dict[str, str]]) -> None:
     if "RENEW" in os.environ:
         PINS.write_text(json.dumps(found, indent=2) + "\n")
     pinned = json.loads(PINS.read_text())
@@ -54,6 +62,6 @@ def test_every_stage_has_the_cells_and_rows_that_are_pinned(every_measure: Path)
     assert not said, "; ".join(said)
 
 
-def test_the_study_of_every_measure_has_every_stage(every_measure: Path) -> None:
-    missing = set(stages_of(EXPERIMENTS)) - set(identities(every_measure / "run"))
-    assert not missing, f"no option in tests/every_measure.py makes these stages run: {sorted(missing)}"
+def test_the_study_of_every_measure_has_every_stage(found: dict[str, dict[str, str]]) -> None:
+    missing = set(stages_of(EXPERIMENTS)) - set(found)
+    assert not missing, f"no option in tests/every_measure.py or tests/mixture.py makes these stages run: {sorted(missing)}"

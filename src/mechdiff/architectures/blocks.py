@@ -6,6 +6,7 @@ from torch import nn
 
 from mechdiff.architectures.dataflow import OPAQUE, PARAMETER, Call, Dataflow
 from mechdiff.architectures.families import Block
+from mechdiff.architectures.routers import router_in
 from mechdiff.architectures.stream import SAME, Stream, Term, is_matrix, is_norm, shortest
 
 _TURNED = ("transpose", "permute", "t")
@@ -60,6 +61,7 @@ class _Reader:
             mid_norm=stream.inside(mid.path) if mid and is_norm(stream.module(mid)) else None,
             parallel=self.attention.is_plain(mixing),
             flat=any(self._is_flat(*place) for place in places.values()),
+            router=router_in(stream),
             adds=tuple(scales) if stream.terms and len(scales) == len(stream.terms) else None,
             reasons=tuple(self.reasons),
         )

@@ -39,6 +39,8 @@ class Block:
     """Whether copies of a token can stand side by side: all that mixes positions is one attention with keys and values of its own."""
     flat: bool = False
     """As in Family."""
+    router: str | None = None
+    """The module that chooses each token's experts, where there is one."""
     adds: tuple[str, ...] | None = None
     """The sites whose states, added to `resid_pre`, make `resid_post`; None where no sites do."""
     reasons: tuple[str, ...] = ()
@@ -86,6 +88,8 @@ class Family:
     """Config field that multiplies what attention and MLP give before it is added to the residual stream."""
     flat: bool = False
     """The MLP half of the block sees its prompts as one `[batch * pos, d]` table."""
+    router: str | None = None
+    """The module that chooses each token's experts, in a mixture of experts. Blocks without it are dense."""
     only_if: Mapping[str, Any] = field(default_factory=dict)
     """Config fields and the values that they must have for this row to hold."""
     by_layer: tuple[Block, ...] = ()
@@ -172,6 +176,7 @@ class Family:
 
 
 _LLAMA = Family()
+_MIXTURE = Family(router="mlp.gate")
 _OLMO = Family(input_norm=None, attn_norm="post_attention_layernorm", mid="mlp", mlp_norm="post_feedforward_layernorm")
 _GEMMA = Family(
     attn_norm="post_attention_layernorm", mid="pre_feedforward_layernorm", mlp_norm="post_feedforward_layernorm", norm="rms_plus_one"
@@ -182,18 +187,18 @@ FAMILIES: dict[str, Family] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "qwen3_moe": _LLAMA,
-    "mixtral": Family(stored_as=(("block_sparse_moe", "mlp"),)),
-    "gpt_oss": _LLAMA,
+    "qwen3_moe": _MIXTURE,
+    "mixtral": Family(router="mlp.gate", stored_as=(("block_sparse_moe", "mlp"),)),
+    "gpt_oss": Family(router="mlp.router"),
     "phi3": Family(fused=("qkv_proj", "stacked")),
     "smollm3": _LLAMA,
     "starcoder2": Family(norm="layer"),
     "granite": Family(scale="residual_multiplier"),
     "gemma": Family(norm="rms_plus_one"),
     "olmo": Family(norm="layer"),
-    "olmoe": _LLAMA,
-    "qwen2_moe": _LLAMA,
-    "deepseek_v3": _LLAMA,
+    "olmoe": _MIXTURE,
+    "qwen2_moe": _MIXTURE,
+    "deepseek_v3": _MIXTURE,
     "ernie4_5": _LLAMA,
     "seed_oss": _LLAMA,
     "glm": _LLAMA,
@@ -228,7 +233,7 @@ FAMILIES: dict[str, Family] = {
         mlp_modules=("fc1", "fc2"), embed="model.decoder.embed_tokens", embed_parts=("model.decoder.embed_positions",),
         final_norm="model.decoder.final_layer_norm", norm="layer", flat=True, only_if={"do_layer_norm_before": True},
     ),
-    "qwen3_next": Family(mixers={"linear_attention": "linear_attn.out_proj"}, norm="rms_plus_one"),
+    "qwen3_next": Family(mixers={"linear_attention": "linear_attn.out_proj"}, norm="rms_plus_one", router="mlp.gate"),
     "qwen3_5_text": Family(mixers={"linear_attention": "linear_attn.out_proj"}, norm="rms_plus_one"),
     "lfm2": Family(
         projection="self_attn.out_proj", mixers={"conv": "conv.out_proj"}, input_norm="operator_norm", mid="ffn_norm", mlp="feed_forward",

@@ -37,6 +37,17 @@ def shape_of(config: Any) -> Shape:
     return family.shape or stated_shape(config)
 
 
+def routers_of(config: Any) -> dict[int, str]:
+    """Of each block that sends its tokens to experts, the path inside the block of the module that chooses them. Empty for a dense model."""
+    family = family_of(config)
+    if family.by_layer:
+        return {layer: block.router for layer, block in enumerate(family.by_layer) if block.router}
+    if not family.router:
+        return {}
+    blocks = network_of(config).get_submodule(family.blocks).children()
+    return {layer: family.router for layer, block in enumerate(blocks) if any(path == family.router for path, _ in block.named_modules())}
+
+
 def row_of_folder(folder: Path, kind: str) -> tuple[Family | None, Callable[[str], str] | None]:
     """The row of the model in a folder whose config says that it is of this `kind`, and for a proposed row what gives a tensor's name in the network
     by its name in the file; None where there is no row."""

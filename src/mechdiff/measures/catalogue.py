@@ -11,6 +11,7 @@ PAGES = (
     "mechdiff.measures.weights.measure:WEIGHTS",
     "mechdiff.measures.grafting.measure:GRAFTING",
     "mechdiff.measures.similarity.measure:SIMILARITY",
+    "mechdiff.measures.routing.measure:ROUTING",
     "mechdiff.measures.patching.measure:PATCHING",
     "mechdiff.measures.factorial.measure:FACTORIAL",
     "mechdiff.measures.transport.measure:TRANSPORT",

@@ -138,7 +138,8 @@ def _planned(
     splits = read_splits(study, experiments)
     items = {split: [_guessed(p) for p in prompts] for split, prompts in splits.items()}
     weights = {side: one.guessed(shape.experts, shape.experts_used) for side, one in shapes.items()}
-    planned = plan(study, experiments, PairFacts(shapes=shapes, kinds=KINDS, weights=weights), items, max_rows=max_rows)
+    routers = dict.fromkeys(shapes, tuple(range(shape.n_layers)) if shape.experts > 1 else ())
+    planned = plan(study, experiments, PairFacts(shapes=shapes, kinds=KINDS, weights=weights, routers=routers), items, max_rows=max_rows)
     counts = {split: len(prompts) for split, prompts in splits.items()}
     return (
         planned,

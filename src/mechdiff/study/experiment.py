@@ -160,6 +160,8 @@ class Experiment:
     """Whether D of every split is computed beside it."""
     parts_changed: bool = False
     """Whether the plan must know which weights have changed."""
+    routers: bool = False
+    """Whether the plan must know which blocks choose experts for their tokens."""
     few: Mapping[str, Any] = field(default_factory=dict)
     """Options with which it runs in seconds."""
 

@@ -1,7 +1,7 @@
 """The cells of every measure need the prompts and how they are packed, keys, costs, and the list of what is left out. No torch here."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mechdiff import labels
@@ -45,6 +45,8 @@ class PairFacts:
     """Sides whose files hold quantised matrices."""
     functions: Sequence[str] = ()
     """What differs and is no weight."""
+    routers: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """By side: the blocks whose router, which chooses each token's experts, is known."""
     unread: str = ""
     """Why tensors cannot be read again from the files while one model is in memory; empty where they can be, or need not."""
 
@@ -57,6 +59,7 @@ class Planner:
         self.shape, self.shapes, self.kinds, self.identity = pair.shapes["base"], pair.shapes, pair.kinds, pair.identity
         self.adapter, self.one_vocabulary, self.quantized = pair.adapter, pair.one_vocabulary, pair.quantized
         self.functions, self.unread, self.body = pair.functions, pair.unread, pair.weights["base"].body
+        self.routers, self.mixture = pair.routers, any(one.active < one.stored for one in pair.weights.values())
         self.skipped: list[dict[str, str]] = []
         every = [(layer, site) for layer in range(self.shape.n_layers) for site in ("attn", "mlp", "norm")]
         self.touched = [(None, "embed"), *every, (None, "final_norm"), (None, "head")] if pair.touched is None else list(pair.touched)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mechdiff.architectures.families import QUANTIZED, Shape
-from mechdiff.architectures.lookup import family_of, shape_of
+from mechdiff.architectures.lookup import family_of, routers_of, shape_of
 from mechdiff.errors import ModelError
 from mechdiff.models.changes import open_changes
 from mechdiff.models.functions import function_differences
@@ -166,6 +166,7 @@ def _facts(study: StudyConfig, experiments: Mapping[str, Experiment], pair: Pair
     configs = {side: pair.config(side) for side in SIDES}
     kinds = [family_of(config, pair.base.ref).kinds(config) for config in configs.values()]
     by_weights = any(experiment.parts_changed for experiment, _ in asked(study, experiments))
+    routed = any(experiment.routers for experiment, _ in asked(study, experiments))
     return PairFacts(
         shapes={side: shape_of(config) for side, config in configs.items()},
         weights={side: pair.weights(side) for side in SIDES},
@@ -176,6 +177,7 @@ def _facts(study: StudyConfig, experiments: Mapping[str, Experiment], pair: Pair
         one_vocabulary=one_vocabulary,
         quantized=[side for side, config in configs.items() if is_quantized(config)],
         functions=function_differences(configs["base"], configs["tuned"]),
+        routers={side: tuple(routers_of(config)) for side, config in configs.items()} if routed else {},
         unread=_unread(pair) if by_weights else "",
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 SPECIALS = (BOS, EOS, PAD)
@@ -48,6 +48,15 @@ def tiny_net(seed: int = 0, entropy_nats: float = 3.5) -> Any:
             law = net(ids).logits.double().softmax(-1)
         low, high = (middle, high) if float(-(law * law.log()).sum(-1).mean()) > entropy_nats else (low, middle)
     return net
+
+
+def tiny_mixture(seed: int = 0) -> Any:
+    """A Mixtral of 4 blocks, d_model 32 and 4 experts a block, random, which sends each token to 2."""
+    config = MixtralConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+        num_experts_per_tok=2, max_position_embeddings=128, tie_word_embeddings=False, bos_token_id=256, eos_token_id=257,
+    )  # fmt: skip
+    return random_net(config, seed=seed)
 
 
 def token_prompts(n: int = 3, *, seed: int = 0, shortest: int = 5, longest: int = 24) -> list[list[int]]:

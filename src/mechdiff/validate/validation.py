@@ -21,7 +21,17 @@ from mechdiff.models.sources import load_tokenizer, resolve
 from mechdiff.prompts.rendering import render
 from mechdiff.prompts.sets import read_prompts
 from mechdiff.prompts.templates import PromptPolicy
-from mechdiff.validate import organism, studies, truths, truths_heads, truths_maps, truths_nulls, truths_prompts, truths_weights
+from mechdiff.validate import (
+    organism,
+    studies,
+    truths,
+    truths_experts,
+    truths_heads,
+    truths_maps,
+    truths_nulls,
+    truths_prompts,
+    truths_weights,
+)
 from mechdiff.validate.checks import Check
 from mechdiff.validate.edits import Absent
 from mechdiff.validate.planted import Bench, tiny_bench
@@ -54,6 +64,7 @@ TRUTHS: dict[str, tuple[Truth, ...]] = {
     "P18": (truths_prompts.p18,),
     "P19": (truths_weights.p19,),
     "P20": (truths_nulls.p20,),
+    "P21": (truths_experts.p21,),
 }
 """By METHOD's number, in its order."""
 
