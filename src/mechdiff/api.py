@@ -9,7 +9,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechdiff.audit.verification import Verification
 from mechdiff.errors import RunError
 from mechdiff.measures.catalogue import AGAIN, ANSWERS, BETWEEN_RUNS, CHAPTERS, EXPERIMENTS, NUMBERS, load_study, make_study
 from mechdiff.report.drawing import WIDE
@@ -25,14 +24,15 @@ from mechdiff.statistics.summary import summarise
 from mechdiff.store.run_folder import RunFolder
 from mechdiff.store.tables import read_manifest, read_prompts, read_rows, read_summary
 from mechdiff.study.config import RunOptions, StudyConfig, refuse_beside, study_yaml
-from mechdiff.study.prepare import Prepared
-from mechdiff.study.run import Crew, Progress
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from mechdiff.audit.verification import Verification
     from mechdiff.comparison.compare import Comparison
     from mechdiff.study.check import Finding
+    from mechdiff.study.prepare import Prepared
+    from mechdiff.study.run import Crew, Progress
 
 SAMPLE = {split: str(Path(__file__).parent / "data" / "prompts" / f"courtesy_{split}.jsonl") for split in ("fit", "select", "report")}
 """What is asked where no prompts are given."""

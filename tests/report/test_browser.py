@@ -61,7 +61,7 @@ def page(browser: Any, folder: Path) -> Iterator[Any]:
 
 
 def test_every_figure_is_there_and_not_empty(page: Any) -> None:
-    marks = "f => [...f.querySelectorAll('.wide svg path, .wide svg circle')].filter(m => m.getBoundingClientRect().width > 0).length"
+    marks = "f => [...f.querySelectorAll('.plot svg path, .plot svg circle')].filter(m => m.getBoundingClientRect().width > 0).length"
     found = page.eval_on_selector_all("figure", f"all => all.map({marks})")
     assert len(found) >= 10
     assert min(found) > 2
@@ -138,6 +138,12 @@ def test_a_figure_can_be_taken_from_the_file_alone(page: Any, kind: str, start: 
 def test_a_phone_has_no_sideways_scroll_and_dark_is_readable(page: Any) -> None:
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    letters = "all => all.map(t => parseFloat(getComputedStyle(t).fontSize) * t.ownerSVGElement.getScreenCTM().a)"
+    assert min(page.eval_on_selector_all(".plot svg text", letters)) >= 8.9, (
+        "figures shrink no further than can be read: they move in their frame"
+    )
+    frames = page.eval_on_selector_all(".plot", "all => all.map(f => [f.getBoundingClientRect().width, f.scrollWidth])")
+    assert all(width <= 400 < inner for width, inner in frames)
     colours = {}
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)

@@ -57,7 +57,7 @@ def page_of(folder: Path) -> Page:
 
 def test_the_page_is_whole_and_names_the_planted_site(run: Path) -> None:
     page = page_of(run)
-    assert page.tags.count("svg") == 2 * 6  # six figures, at two widths
+    assert page.tags.count("svg") == 6
     assert page.tags.count("h2") == 17
     assert page.tags.count("data") == 6 + 1  # behind each figure, and behind the map's explorer
     assert f"L{CHANGED}.attn_out" in page.text
@@ -197,7 +197,7 @@ def test_a_run_of_all_measures_has_all_sections_in_order(full_run: Path) -> None
     page = page_of(full_run)
     sections = [value for name, value in page.attributes if name == "id" and value in FULL]
     assert sections == FULL
-    assert page.tags.count("svg") == 2 * 16
+    assert page.tags.count("svg") == 16
     for name in ("kl_by_position", "weight_map", "grafts_alone", "factorial_by_layer", "asymmetry"):
         assert (full_run / f"figures/{name}.svg").is_file()
     text = (full_run / "report.html").read_text(encoding="utf-8")

@@ -47,6 +47,29 @@ def test_no_torch_in_the_report() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("by", ["layer", "site", "strength"])
+def test_the_table_of_prompts_holds_each_value_in_its_place(by: str) -> None:
+    """Beside a loop over rows that lack some values, have others that are no numbers, and lie in any order."""
+    rng = np.random.default_rng(3)
+    places = {"layer": [11, 2, 5], "site": ["z", "attn_out", "mlp_out"], "strength": [1.0, 0.25, 10.0]}[by]
+    told = [(prompt, place, value) for prompt in "dbca" for place, value in zip(places, rng.normal(size=3), strict=True)]
+    told = [(p, place, {("a", places[1]): np.nan, ("b", places[0]): np.inf}.get((p, place), value)) for p, place, value in told]
+    del told[1]  # d lacks a place
+    rng.shuffle(told)
+    table = pl.concat(
+        rows([v], measure="patching", split="report", prompt=[p], metric="kl_own_nats", **{by: place}) for p, place, v in told
+    )
+    prompts, names, values = statistics_summary.prompt_matrix(table, by=by)
+    known = {(p, place): v for p, place, v in told}
+    assert (prompts, names) == (["b", "c"], sorted(places))
+    assert values.tolist() == [[known[prompt, place] for place in names] for prompt in prompts]
+
+
+def test_two_values_of_a_prompt_in_one_place_are_refused() -> None:
+    with pytest.raises(AssertionError, match="two values of one layer"):
+        statistics_summary.prompt_matrix(pl.concat([rows(D, **{**OWN, **PLACE})] * 2))
+
+
 def test_the_table_has_the_contract_s_columns_and_one_row_a_group(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     assert summary.columns == list(statistics_summary.SUMMARY)
     assert summary.columns[11:] == [

@@ -8,7 +8,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 import vl_convert
+from altair.utils.schemapi import SchemaBase
 
 Chart = Any
 """An altair chart of any composition."""
@@ -45,16 +45,24 @@ LEFT = 76
 
 
 def to_svg(chart: Chart) -> str:
-    """The chart as an SVG document; the same chart gives the same bytes (Vega numbers ids through the life of the process)."""
-    svg = str(vl_convert.vegalite_to_svg(chart.to_dict(validate=False)))
+    """The chart as an SVG document; the same chart gives the same bytes."""
+    return drawn(specification(chart))
+
+
+def drawn(vega_lite: dict[str, Any]) -> str:
+    """A specification as an SVG document, whose ids are numbered anew (Vega numbers them through the life of the process)."""
+    svg = str(vl_convert.vegalite_to_svg(vega_lite))
     numbers = {name: f"id{number}" for number, name in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', svg)))}
     return re.sub(r'(\bid="|url\(#)([^")]+)', lambda found: found[1] + numbers.get(found[2], found[2]), svg)
 
 
-def to_svgs(*charts: Chart) -> list[str]:
-    """Several charts as SVG documents, drawn side by side."""
-    with ThreadPoolExecutor(len(charts)) as pool:
-        return list(pool.map(to_svg, charts))
+def specification(chart: Chart) -> dict[str, Any]:
+    """The chart in Vega-Lite: what its `to_dict` gives, read where it stands. altair copies every part of a composed chart, anew at every level."""
+    how = next((name for name, kind in COMPOSED.items() if isinstance(chart, kind)), None)
+    if how is None:
+        return SchemaBase.to_dict(chart, validate=False)
+    made = SchemaBase.to_dict(chart, validate=False, ignore=[how])
+    return made | {how: [specification(part) for part in chart[how]]}
 
 
 def _together(how: str, *charts: Chart, **properties: Any) -> Chart:
@@ -67,6 +75,11 @@ def _together(how: str, *charts: Chart, **properties: Any) -> Chart:
 
 COMPOSED = {"layer": alt.LayerChart, "vconcat": alt.VConcatChart, "hconcat": alt.HConcatChart, "concat": alt.ConcatChart}
 layer, vconcat, hconcat, concat = (partial(_together, how) for how in COMPOSED)
+
+
+def scales(**channels: str) -> alt.Resolve:
+    """Which scales the panels of a figure share and which are their own, for `vconcat` and the like: `resolve_scale` copies every panel."""
+    return alt.Resolve(scale=alt.ScaleResolveMap(**channels))
 
 
 def save(svg: str, folder: Path, name: str) -> None:
@@ -181,6 +194,7 @@ def styled(chart: Chart) -> Chart:
         "padding": 4,
         "view": {"stroke": None},
         "axis": {**axis, **lines},
+        "axisQuantitative": {"labelLimit": 0},  # no number is as long as the limit, and every label is measured against one
         "legend": {"labelFontSize": 11.5, "titleFontSize": 11.5, "titleFontWeight": "normal", "labelColor": INK, "titleColor": INK},
         "text": {"font": font, "fontSize": 11.5},
     }

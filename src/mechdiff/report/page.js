@@ -57,11 +57,10 @@ function button(text, action, label) {
 // ---- figures: to take with one
 
 function picture(figure) {
-  const shown = [...figure.querySelectorAll(".plot > div")].find((one) => getComputedStyle(one).display !== "none") || figure.querySelector(".plot > div");
-  const svg = shown.querySelector("svg").cloneNode(true);
+  const shown = figure.querySelector(".plot svg"), svg = shown.cloneNode(true);
   svg.setAttribute("xmlns", "http://www.w3.org/2000/svg");
   svg.querySelector("rect")?.setAttribute("fill", "white");
-  return { text: new XMLSerializer().serializeToString(svg), box: shown.querySelector("svg").viewBox.baseVal };
+  return { text: new XMLSerializer().serializeToString(svg), box: shown.viewBox.baseVal };
 }
 
 function asPng(figure) {

@@ -88,24 +88,15 @@ def draw_section(section: Section, folder: Path, *tables: Any) -> dict:
 
 
 def _figure(drawn: Drawn, folder: Path, tables: tuple) -> list[dict]:
-    """The figure at both widths, for the template; nothing if its rows are absent."""
+    """The figure for the template, which the style sheet fits to the window; nothing if its rows are absent."""
     with debug_mode(False):  # no part of a chart is held against the schema: that takes longer than making it
-        wide = drawn.chart(*tables, width=drawing.WIDE, **drawn.options)
-        narrow = drawn.chart(*tables, width=drawing.NARROW, **drawn.options)
-        if wide is None or narrow is None:
+        chart = drawn.chart(*tables, width=drawing.WIDE, **drawn.options)
+        if chart is None:
             return []
-        svg, small = drawing.to_svgs(wide, narrow)
+        svg = drawing.to_svg(chart)
     drawing.save(svg, folder, drawn.name)
     text = {"name": drawn.name, "caption": drawn.caption, "alt": drawn.caption, "reading": drawn.reading}
-    return [
-        {
-            "kind": "figure",
-            "wide": inline(svg, drawn.name),
-            "narrow": inline(small, f"{drawn.name}_narrow"),
-            "data": _json(drawing.records(wide)),
-            **text,
-        }
-    ]
+    return [{"kind": "figure", "svg": inline(svg, drawn.name), "data": _json(drawing.records(chart)), **text}]
 
 
 def _json(data: Any) -> Markup:

@@ -96,10 +96,11 @@ def attributed_against_true(rows: pl.DataFrame, summary: pl.DataFrame, manifest:
         last = place >= len(arms) * len(directions) - (len(directions) if across == 2 else 1)
         panels.append(_scatter(here, axes, f"{WAYS[arm]}, {written(direction)}", width, last=last))
     return drawing.styled(
-        drawing.concat(*panels, columns=min(across, len(directions)), spacing=14).resolve_scale(
-            x="independent", y="independent", shape="shared", fill="shared"
+        drawing.concat(
+            *panels, columns=min(across, len(directions)), spacing=14,
+            resolve=drawing.scales(x="independent", y="independent", shape="shared", fill="shared"),
         )
-    )
+    )  # fmt: skip
 
 
 def _scatter(table: pl.DataFrame, axes: tuple[Stretched, Stretched], title: str, width: int, *, last: bool) -> alt.LayerChart:

@@ -40,7 +40,7 @@ def head_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width
     note = alt.TitleParams(
         "; ".join(key) if width >= WIDE else key, anchor="start", orient="bottom", fontSize=11, fontWeight="normal", color=QUIET, offset=4
     )
-    return drawing.styled(drawing.vconcat(*panels, spacing=12, title=note).resolve_scale(color="independent"))
+    return drawing.styled(drawing.vconcat(*panels, spacing=12, title=note, resolve=drawing.scales(color="independent")))
 
 
 def _map(part: pl.DataFrame, layers: tuple[int, int], n_heads: int, width: int, title: str, *, first: bool) -> Chart:

@@ -151,7 +151,7 @@ def rank_by_strength(
     known = [
         _heat(found, direction, name, width, first=direction == CLOSENESS) for direction, found in tables.items() if not found.is_empty()
     ]
-    return drawing.styled(drawing.vconcat(*known, spacing=12).resolve_scale(color="independent")) if known else None
+    return drawing.styled(drawing.vconcat(*known, spacing=12, resolve=drawing.scales(color="independent"))) if known else None
 
 
 def _heat(found: pl.DataFrame, direction: str, name: str, width: int, *, first: bool) -> alt.LayerChart:

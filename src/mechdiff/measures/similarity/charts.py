@@ -29,7 +29,7 @@ def cka_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, w
     if far:
         panels.append(_whole_scale(table, null, width))
     return drawing.styled(
-        drawing.vconcat(*panels, spacing=12).resolve_scale(stroke="independent", strokeDash="independent", fill="independent")
+        drawing.vconcat(*panels, spacing=12, resolve=drawing.scales(stroke="independent", strokeDash="independent", fill="independent"))
     )
 
 
