@@ -4,6 +4,7 @@ BIN := .venv/bin
 comma := ,
 SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
+unexport PYTHONDONTWRITEBYTECODE  # what pytest makes of a test file is kept: to make it anew takes every worker eight seconds
 
 .PHONY: install demo test test-ci test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims same-rows shape map families clean
 
@@ -31,6 +32,7 @@ test-avx2: .venv/embedded-model  ## what compares bits, computed as on a process
 test-ci: .venv/embedded-model  ## what CI runs beside make test: whole studies end to end, planted truths, clusters, the browser
 	$(BIN)/python -m pytest $(SPREAD) -m ci
 
+test-slow: export TORCHDYNAMO_DISABLE = 0  # bitsandbytes as users run it, with what it compiles
 test-slow: .venv/embedded-model  ## all slow tests: those of CI, every family, adapter kind and draw, every measure of the demo
 	$(BIN)/python -m pytest $(SPREAD) -m 'slow or ci'
 	DRAWS=all $(BIN)/python -m pytest $(SPREAD) tests/properties

@@ -9,6 +9,9 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that tests start share the cores with the other workers
+os.environ.setdefault(
+    "TORCHDYNAMO_DISABLE", "1"
+)  # two functions of bitsandbytes, which peft imports; to load a compiler takes three seconds
 
 import pytest
 import torch

@@ -127,6 +127,26 @@ def test_check_says_what_fits(pair: Path, mechdiff) -> None:
         assert word in out, word
 
 
+def test_an_interrupt_keeps_what_is_finished_and_says_so(pair: Path, tmp_path: Path, mechdiff, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C in a terminal raises it, while the fourth cell is computed."""
+    from mechdiff.study import run
+
+    compute_cell, computed = run.compute_cell, []
+
+    def interrupted(*args: Any) -> Any:
+        if len(computed) == 3:
+            raise KeyboardInterrupt
+        computed.append(args)
+        return compute_cell(*args)
+
+    monkeypatch.setattr(run, "compute_cell", interrupted)
+    code, _, err = mechdiff(*asked(pair, tmp_path / "run"), "--measures", "divergence,patching")
+    assert code == 130
+    assert "same command goes on" in " ".join(err.split())
+    assert len(list(tmp_path.glob("run/cells/[0-9a-f]*/cell.json"))) == 3
+
+
+@pytest.mark.ci
 def test_ctrl_c_keeps_what_is_finished_and_says_so(pair: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     asked = ["--base", pair / "base", "--tuned", pair / "tuned", "--prompts", pair / "prompts.jsonl", "--out", out]

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(path for path in (ROOT / "src" / "mechdiff").rglob("*.py") if path.name != "__init__.py")
 
 
+@pytest.mark.slow
 def test_map_and_picture_are_what_the_code_says() -> None:
     run = subprocess.run([sys.executable, ROOT / "tools" / "map.py", "--check"], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr

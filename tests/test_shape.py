@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 COPIED = """def {name}({first}):
     total = 0
@@ -78,6 +80,7 @@ def test_a_copy_counts_whatever_its_names_and_numbers(tmp_path: Path) -> None:
     assert "functions that share six lines 0 " in " ".join(said.split())
 
 
+@pytest.mark.slow
 def test_the_package_is_within_its_bars() -> None:
     code, said = shape(ROOT)
     assert code == 0, said

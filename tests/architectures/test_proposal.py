@@ -63,7 +63,10 @@ def test_its_sizes_norms_and_numbers_are_those_of_the_listed_row(name: str) -> N
         assert row.norms(layer)[0] == listed.family.norms(layer)[0]
 
 
-@pytest.mark.parametrize("kind", ["apertus", "mamba", "falcon_h1", "deepseek_v2", "gemma3", "gemma4_text"])
+@pytest.mark.parametrize(
+    "kind",
+    ["apertus", "mamba", "gemma4_text", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("falcon_h1", "deepseek_v2", "gemma3"))],
+)
 def test_types_without_a_row_are_studied(kind: str, tmp_path: Path) -> None:
     found = decoders.walk(kind, tmp_path)
     assert found.whole, found.reason

@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM
 
 import decoders
 import pico
-from mechdiff.api import run
 from mechdiff.architectures.lookup import family_of
 from mechdiff.architectures.network import quiet
 from mechdiff.measures.catalogue import make_study
 from mechdiff.models.changes import open_changes
 from mechdiff.models.sources import Source
 from mechdiff.study.config import RunOptions
+from runs import run
 from tokenizers_made import byte_tokenizer
 
 MEASURES = ["divergence", "weights", "grafting", "patching"]
@@ -57,11 +57,17 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return {name: folder / name for name in (*nets, "prompts.jsonl")}
 
 
-def _rows(folders: dict[str, Path], base: str, tuned: str, out: Path) -> pl.DataFrame:
+@pytest.fixture(scope="module")
+def plain(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
+    """The rows of the language models alone."""
+    return _rows(folders, "text", "text_moved", tmp_path_factory.mktemp("plain"))
+
+
+def _rows(folders: dict[str, Path], base: str, tuned: str, out: Path, *, page: bool = False) -> pl.DataFrame:
     pair = {"base": str(folders[base]), "tuned": str(folders[tuned])}
     prompts = {"file": str(folders["prompts.jsonl"]), "policy": "raw"}
     study = make_study({"pair": pair, "prompts": prompts, "measures": MEASURES})
-    return run(study, out=out, options=RunOptions(threads=1)).rows()
+    return run(study, out=out, options=RunOptions(threads=1), page=page).rows()
 
 
 @pytest.mark.parametrize(("base", "tuned"), [("wrapped", "text"), ("text", "wrapped")])
@@ -82,9 +88,9 @@ def test_what_text_does_not_reach_is_compared_and_said(folders: dict[str, Path])
 
 @pytest.mark.parametrize(("base", "tuned"), [("wrapped", "text_moved"), ("text", "wrapped_moved"), ("wrapped", "wrapped_moved")])
 def test_every_mixture_of_the_two_forms_gives_the_rows_of_the_text_models(
-    folders: dict[str, Path], base: str, tuned: str, tmp_path: Path
+    folders: dict[str, Path], plain: pl.DataFrame, base: str, tuned: str, tmp_path: Path
 ) -> None:
-    plain, mixed = _rows(folders, "text", "text_moved", tmp_path / "plain"), _rows(folders, base, tuned, tmp_path / "mixed")
+    mixed = _rows(folders, base, tuned, tmp_path / "mixed", page=(base, tuned) == ("wrapped", "wrapped_moved"))
     keys = [name for name in plain.columns if name != "value"]
     both = plain.join(mixed, on=keys, how="full", coalesce=True, nulls_equal=True)
     effects = both.filter(pl.col("measure").is_in(["divergence", "grafting", "patching"]))

@@ -28,7 +28,12 @@ N_LAYERS, N = 7, 24
 
 @pytest.fixture(scope="module")
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
-    both = pl.concat([rows, planted.planted_behaviour(rows, n_layers=N_LAYERS, changed=CHANGED)])
+    both = pl.concat(
+        [
+            rows.filter(pl.col("measure").is_in(["divergence", "patching"])),
+            planted.planted_behaviour(rows, n_layers=N_LAYERS, changed=CHANGED),
+        ]
+    )
     told = {**manifest, **planted.behaviour_manifest(rows, n_layers=N_LAYERS, changed=CHANGED)}
     return Run(rows=both, summary=statistics_summary.summarise(both, NUMBERS), manifest=told)
 

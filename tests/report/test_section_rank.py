@@ -27,7 +27,7 @@ CHARTS = [
 
 @pytest.fixture(scope="module")
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
-    both = pl.concat([rows, planted.planted_rank(rows, n_layers=7, changed=CHANGED)])
+    both = pl.concat([rows.filter(pl.col("measure") == "divergence"), planted.planted_rank(rows, n_layers=7, changed=CHANGED)])
     return Run(rows=both, summary=statistics_summary.summarise(both, NUMBERS), manifest=manifest)
 
 

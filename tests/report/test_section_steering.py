@@ -25,7 +25,7 @@ CHARTS = [steering_charts.effect_by_rank, steering_charts.added_by_strength, ste
 
 @pytest.fixture(scope="module")
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
-    both = pl.concat([rows, planted.planted_steering(rows, changed=CHANGED)])
+    both = pl.concat([rows.filter(pl.col("measure") == "divergence"), planted.planted_steering(rows, changed=CHANGED)])
     return Run(rows=both, summary=statistics_summary.summarise(both, NUMBERS), manifest={**manifest, **planted.steering_manifest(rows)})
 
 
@@ -80,20 +80,22 @@ def test_the_largest_dose_that_neutral_prompts_allow_is_tested(run: Run) -> None
 def test_a_dose_without_draws_enough_says_nothing(run: Run) -> None:
     few = run.rows.filter(pl.col("control").is_null() | ~pl.col("control").is_in([f"random_vector#{i}" for i in range(1, 39)]))
     assert steering_findings.tested(few, steering_findings.limits(run.manifest)) == []
-    said = steering_words.does_it_obey(few, statistics_summary.summarise(few, NUMBERS), run.manifest)
+    summary = statistics_summary.summarise(few, NUMBERS)
+    said = steering_words.does_it_obey(few, summary, run.manifest)
     assert (
         said[0]
         == f"Whether the mean difference added to the base at {SITE} and L{CHANGED}.resid_post does more than random directions was not tested."
     )
-    assert steering_words.headline(few, statistics_summary.summarise(few, NUMBERS), run.manifest) == []
+    assert steering_words.headline(few, summary, run.manifest) == []
 
 
 def test_what_is_no_better_than_random_directions_is_said_to_be_so(run: Run) -> None:
     at = (pl.col("control").str.starts_with("random_vector#3")) & (pl.col("unit") == "all_pos") & (pl.col("metric") == "kl_other_nats")
     better = run.rows.with_columns(value=pl.when(at).then(pl.col("value") * 0.5).otherwise("value"))
-    said = steering_words.does_it_obey(better, statistics_summary.summarise(better, NUMBERS), run.manifest)
+    summary = statistics_summary.summarise(better, NUMBERS)
+    said = steering_words.does_it_obey(better, summary, run.manifest)
     assert ", no more than random directions of this size do (39 random ones: mean 0." in said[0]
-    (candidate,) = steering_words.headline(better, statistics_summary.summarise(better, NUMBERS), run.manifest)
+    (candidate,) = steering_words.headline(better, summary, run.manifest)
     assert admit(candidate) is not None
 
 

@@ -29,7 +29,7 @@ CHARTS = [
 
 @pytest.fixture(scope="module")
 def run(rows: pl.DataFrame, manifest: dict) -> Run:
-    both = pl.concat([rows, planted.planted_transport(rows, n_layers=7, changed=CHANGED)])
+    both = pl.concat([rows.filter(pl.col("measure") == "divergence"), planted.planted_transport(rows, n_layers=7, changed=CHANGED)])
     return Run(rows=both, summary=statistics_summary.summarise(both, NUMBERS), manifest=manifest)
 
 
@@ -261,8 +261,9 @@ def test_maps_that_were_not_fitted_are_a_sentence(rows: pl.DataFrame, summary: p
 
 def test_a_ceiling_alone_says_nothing_of_maps(run: Run) -> None:
     rows = run.rows.filter((pl.col("measure") != "transport") | (pl.col("direction") == CEILING))
-    section = transport_page.transport(Run(rows=rows, summary=statistics_summary.summarise(rows, NUMBERS), manifest={}))
-    assert transport_words.carried(rows, statistics_summary.summarise(rows, NUMBERS)) == []
+    summary = statistics_summary.summarise(rows, NUMBERS)
+    section = transport_page.transport(Run(rows=rows, summary=summary, manifest={}))
+    assert transport_words.carried(rows, summary) == []
     assert captions(section) == {}
 
 

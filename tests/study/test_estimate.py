@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
+from mechdiff.study import estimate as study_estimate
 from mechdiff.study.config import RunOptions, StudyConfig
 from mechdiff.study.estimate import Machine, estimate
 from mechdiff.study.prepare import prepare
@@ -61,3 +62,19 @@ def test_gpus_are_counted_with_a_tenth_left_free(pair: Path) -> None:
     assert found.gpus(24 << 30) == (2, 1)
     assert found.gpus(int(found.gpu)) == (2, 1)
     assert estimate(absent(pair, "nf4"), EXPERIMENTS, machine=MACHINE).gpus(24 << 30) == (1, 1)
+
+
+@pytest.mark.parametrize(("takes", "tries"), [(0.001, 40), (0.3, 4), (2.0, 1)])
+def test_a_slow_machine_is_timed_in_a_second(takes: float, tries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product in bfloat16 took two seconds of a processor without instructions for it, and `plan` two minutes for forty."""
+    clock = [takes * (number // 2 + number % 2) for number in range(100)]  # nothing passes between one try and the next
+    read: list[float] = []
+
+    def now() -> float:
+        read.append(clock[len(read)])
+        return read[-1]
+
+    monkeypatch.setattr(study_estimate.time, "perf_counter", now)
+    rate = study_estimate._matrix_rate("float32")
+    assert rate == pytest.approx(2 * 512 * 1536 * 1536 / takes)
+    assert len(read) == 2 * tries

@@ -206,9 +206,9 @@ def test_options_that_cannot_be(given: dict[str, Any], said: str) -> None:
 
 
 def test_what_patching_has_run_is_not_run_again_and_is_what_would_come_out(pair: Path, tmp_path: Path) -> None:
-    asked = {"sites": ["attn_out"]}
-    alone, _ = execute(study(pair, {"transport": {**asked, "closer": [1]}}), tmp_path / "alone")
-    beside, _ = execute(study(pair, {"patching": asked}, {"transport": {**asked, "closer": [1]}}), tmp_path / "beside")
+    asked = {"sites": ["attn_out"], "layers": [1, 3]}
+    alone, _ = execute(study(pair, {"transport": {**asked, "closer": [1], "permutations": 2}}), tmp_path / "alone")
+    beside, _ = execute(study(pair, {"patching": asked}, {"transport": {**asked, "closer": [1], "permutations": 2}}), tmp_path / "beside")
     key = [name for name in alone.columns if name != "value"]
     plain = (pl.col("measure") == "transport") & pl.col("metric").is_in(["kl_own_nats", "kl_other_nats"]) & pl.col("control").is_null()
     both = alone.filter(plain).join(beside.filter(plain), on=key, how="full", nulls_equal=True, suffix="_beside")
@@ -225,7 +225,7 @@ def test_what_patching_has_run_is_not_run_again_and_is_what_would_come_out(pair:
 
 def test_means_over_other_positions_are_not_patchings(pair: Path, tmp_path: Path) -> None:
     asked = {"sites": ["attn_out"], "layers": [1]}
-    mapped = {"transport": {**asked, "closer": [1], "rows_per_prompt": 2, "permutations": 0}}
+    mapped = {"transport": {**asked, "closer": [1], "maps": ["rrr"], "rows_per_prompt": 2, "permutations": 0}}
     found = []
     for name, measures in (("alone", [mapped]), ("beside", [{"patching": {"sites": ["attn_out"], "layers": [1]}}, mapped])):
         rows, _ = execute(study(pair, *measures), tmp_path / name)

@@ -32,8 +32,13 @@ def value(rows: pl.DataFrame, **where: Any) -> float:
 
 
 @pytest.fixture(scope="module")
-def finished(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pl.DataFrame, dict[str, Any]]:
-    return execute(study(pair), tmp_path_factory.mktemp("finished"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finished")
+
+
+@pytest.fixture(scope="module")
+def finished(pair: Path, folder: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    return execute(study(pair), folder)
 
 
 def test_every_cell_of_the_plan_has_its_rows(finished: tuple[pl.DataFrame, dict[str, Any]]) -> None:
@@ -81,15 +86,16 @@ def test_packing_changes_nothing_beyond_the_floor(pair: Path, finished: tuple[pl
     assert (both["value"] - both["value_other"]).abs().max() < 1e-7  # type: ignore[operator]
 
 
-def test_a_second_run_computes_nothing(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = execute(study(pair), tmp_path / "run")
+def test_a_second_run_computes_nothing(
+    pair: Path, folder: Path, finished: tuple[pl.DataFrame, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     def refuse(*args: Any) -> Any:
         raise AssertionError("a finished cell was computed again")
 
     monkeypatch.setattr(run, "compute_cell", refuse)
-    second, _ = execute(study(pair), tmp_path / "run")
-    assert first.equals(second, null_equal=True)
+    second, _ = execute(study(pair), folder)
+    assert finished[0].equals(second, null_equal=True)
 
 
 def test_more_arms_leave_the_other_cells_as_they_are(pair: Path) -> None:

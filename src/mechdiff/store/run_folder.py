@@ -275,7 +275,8 @@ class RunFolder:
 
     def log(self, event: str, **said: Any) -> None:
         """Adds a line to log.txt: when, what, and `name=value` of the rest. A worker's lines go to the run that it works for."""
-        words = [str(plain(event)), *(f"{name}={_quoted(plain(value))}" for name, value in said.items())]
+        told = plain({"event": event, "said": said})  # at once: secrets are looked for in the whole environment
+        words = [str(told["event"]), *(f"{name}={_quoted(value)}" for name, value in told["said"].items())]
         line = " ".join([datetime.now(UTC).isoformat(timespec="milliseconds"), *words])
         if self._told is not None:
             self._told.append(line)
