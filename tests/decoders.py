@@ -134,9 +134,11 @@ def mixtures(kinds: list[str]) -> list[str]:
     return found
 
 
-def tiny_decoder(kind: str, seed: int = 0) -> Any:
-    """A random network of this type whose states and logits have spread enough for effects to be seen."""
+def tiny_decoder(kind: str, seed: int = 0, **stated: Any) -> Any:
+    """A random network of this type whose states and logits have spread enough for effects to be seen; with these fields of its config."""
     config = tiny_config(kind)
+    for name, value in stated.items():
+        setattr(config, name, value)
     if (size := sum(one.numel() for one in network_of(config).parameters())) > MOST:
         raise ValueError(f"its sizes do not shrink: {size:,} parameters")
     torch.manual_seed(seed)
@@ -275,18 +277,27 @@ def _patches(pair: Two, folder: Path) -> Any:
     return True
 
 
+WITH_EXPERTS: dict[str, dict[str, Any]] = {
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2},
+    "doge": {"is_moe": True},
+    "gemma4_text": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16},
+}
+"""What gives experts to types whose tiny network has none."""
+
+
 def routes(kind: str) -> str:
     """ "yes" where every router of a tiny network of this type gives a choice, whose top expert another network's router moves for some token; else
     the reason why none does."""
     try:
-        config = tiny_config(kind)
-        base, tuned = (wrap(tiny_decoder(kind, seed=seed), side=side, ref=kind, config=config) for seed, side in enumerate(SIDES))
+        nets = [tiny_decoder(kind, seed=seed, **WITH_EXPERTS.get(kind, {})) for seed in range(2)]
+        config = nets[0].config
+        base, tuned = (wrap(net, side=side, ref=kind, config=config) for net, side in zip(nets, SIDES, strict=True))
         paths = routers_of(config)
+        found = routed(base, token_prompts(1, shortest=20)[0], paths)
     except Exception as error:  # noqa: BLE001  a table says of every type how far it goes
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if not paths:
         return "no router"
-    found = routed(base, token_prompts(1, shortest=20)[0], paths)
     for layer, (asked, choice) in found.items():
         same, other = ask(base, layer, paths[layer], asked), ask(tuned, layer, paths[layer], asked)
         assert choice, f"the router of block {layer} gives no choice"
