@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from mechdiff.report import difference, headlines, spoken
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Chapter, Run
+from mechdiff.statistics.memory import once
 
 SENTENCES = (1, 2, 3, 4, 5)
 OF_SHARES = 3
@@ -20,8 +21,7 @@ OF_SHARES = 3
 
 def verdict(run: Run, chapters: Mapping[str, Chapter]) -> list[str]:
     """At most five sentences with their intervals; fewer where measures were left out, or where there is no effect to explain."""
-    with spoken.in_measured_words(run.rows):
-        said = [sentence for clauses in candidates(run, chapters) if (sentence := headlines.sentence(clauses))]
+    said = [sentence for clauses in candidates(run, chapters) if (sentence := headlines.sentence(clauses))]
     first = next((place for place, sentence in enumerate(said) if headlines.INTERVAL.search(sentence)), None)
     return [headlines.INTERVAL.sub(r"[95 % CI: \1]", one, count=1) if place == first else one for place, one in enumerate(said)]
 
@@ -31,9 +31,11 @@ def refused(run: Run, chapters: Mapping[str, Chapter]) -> list[str]:
     return [text for clauses in candidates(run, chapters) for text in headlines.refused(clauses)]
 
 
+@once
 def candidates(run: Run, chapters: Mapping[str, Chapter]) -> list[list[Candidate]]:
     """What might be said, a list for each of the five sentences: the clauses of its measures, in the order of the page."""
     found = difference.difference(run.rows, run.summary)
     sentences = [number for number in SENTENCES if number < OF_SHARES or found is None or found.divides]
     ordered = sorted(chapters.values(), key=lambda chapter: chapter.place)
-    return [[clause for chapter in ordered if chapter.clause_of == number for clause in chapter.clause(run)] for number in sentences]
+    with spoken.in_measured_words(run.rows):
+        return [[clause for chapter in ordered if chapter.clause_of == number for clause in chapter.clause(run)] for number in sentences]

@@ -101,14 +101,13 @@ def _tokens_together(rows: pl.DataFrame) -> pl.DataFrame:
 
 def prompt_matrix(rows: pl.DataFrame, by: str = "layer") -> tuple[list[str], list[Any], np.ndarray]:
     """Prompt ids, the sorted values of `by`, and the table [prompt, by] of `value`; prompts that lack one are left out."""
-    there = rows.filter(pl.col("value").is_not_nan(), pl.col("prompt").is_not_null())
-    prompts, line = np.unique(
-        there["prompt"].to_numpy(), return_inverse=True
-    )  # not a pivot: pages ask hundreds of times, each for a few rows
-    names, column = np.unique(there[by].to_numpy(), return_inverse=True)
-    assert len(set(zip(line, column, strict=True))) == len(there), f"a prompt has two values of one {by}"
+    prompt, value = rows["prompt"].to_numpy(), rows["value"].to_numpy()
+    there = ~np.isnan(value) & np.array([name is not None for name in prompt], bool)
+    prompts, line = np.unique(prompt[there], return_inverse=True)  # not a pivot: pages ask hundreds of times, each for a few rows
+    names, column = np.unique(rows[by].to_numpy()[there], return_inverse=True)
+    assert len(set(zip(line, column, strict=True))) == len(line), f"a prompt has two values of one {by}"
     table = np.full((len(prompts), len(names)), np.nan)
-    table[line, column] = there["value"].to_numpy()
+    table[line, column] = value[there]
     whole = ~np.isnan(table).any(axis=1)
     return prompts[whole].tolist(), names.tolist(), np.asfortranarray(table[whole])  # a column is what is summed
 

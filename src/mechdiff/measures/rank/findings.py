@@ -98,13 +98,18 @@ def seen(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> Seen | None:
 @once
 def varying(rows: pl.DataFrame, name: str) -> tuple[float, float, float] | None:
     """Share of the squared change at one site that varies from prompt to prompt, with its interval; None where it cannot be given."""
-    found = rows.filter(pl.col("measure") == "rank", pl.col("metric").is_in(["change_squared", "change_varying_squared"]))
-    found = found.filter(difference.site_name() == name, pl.col("split").eq_missing(difference.reported(rows, "rank")))
-    _, names, table = statistics_summary.prompt_matrix(found, by="metric")
+    _, names, table = statistics_summary.prompt_matrix(_squares(rows).filter(pl.col("name") == name), by="metric")
     if len(names) < 2 or len(table) < intervals.FEWEST or table[:, 0].mean() <= 0:
         return None
     share, low, high = intervals.share_intervals(table[:, 1:], table[:, 0])
     return float(share[0]), float(low[0]), float(high[0])
+
+
+@once
+def _squares(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the squared change and of what of it varies, on the reported prompts, with the `name` of their site."""
+    found = rows.filter(pl.col("measure") == "rank", pl.col("metric").is_in(["change_squared", "change_varying_squared"]))
+    return found.filter(pl.col("split").eq_missing(difference.reported(rows, "rank"))).with_columns(name=difference.site_name())
 
 
 @once
@@ -125,8 +130,7 @@ def chosen(summary: pl.DataFrame) -> pl.DataFrame:
 @once
 def r2_curves(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> pl.DataFrame:
     """`rank curve value low high` at one site: `fit prompts`, `cross-validated` (with its standard error) and the reported prompts."""
-    of_site = where(summary, measure="rank", control=None, unit=None).filter(pl.col("rank").is_not_null())
-    of_site = of_site.filter(difference.site_name() == name, pl.col("mean").is_finite())
+    of_site = _by_rank(summary).filter(pl.col("name") == name)
     split = difference.reported(rows, "rank")
     parts = []
     for metric, of, words in (
@@ -141,6 +145,13 @@ def r2_curves(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> pl.DataFr
     reach = pl.when(pl.col("curve") == "cross-validated").then("error")
     table = table.with_columns(low=pl.col("value") - reach, high=pl.col("value") + reach)
     return table.select("rank", "curve", "value", "low", "high").sort("curve", "rank")
+
+
+@once
+def _by_rank(summary: pl.DataFrame) -> pl.DataFrame:
+    """Means by rank, with the `name` of their site."""
+    found = where(summary, measure="rank", control=None, unit=None).filter(pl.col("rank").is_not_null(), pl.col("mean").is_finite())
+    return found.with_columns(name=difference.site_name())
 
 
 @once

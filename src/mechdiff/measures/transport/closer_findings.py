@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
-from scipy.stats import spearmanr
 
 from mechdiff import labels
 from mechdiff.measures.transport.findings import CLOSENESS
@@ -99,12 +98,11 @@ def correlation_with_cosine(rows: pl.DataFrame) -> pl.DataFrame:
     kl = plain(written(rows, CLOSENESS, "kl_own_nats", measure="transport")).select("layer", "site", "arm", "prompt", kl="value")
     cosine = plain(written(rows, CLOSENESS, "cosine", measure="transport")).select("layer", "site", "arm", "prompt", cosine="value")
     both = kl.join(cosine, on=["layer", "site", "arm", "prompt"]).filter(pl.col("kl").is_finite(), pl.col("cosine").is_finite())
-    found = []
-    for (layer, site, arm), part in both.group_by("layer", "site", "arm", maintain_order=True):
-        if part["kl"].n_unique() > 2 and part["cosine"].n_unique() > 2:
-            rho = float(spearmanr(part["kl"].to_numpy(), part["cosine"].to_numpy()).statistic)
-            found.append({"name": f"L{layer}.{site}", "arm": arm, "rho": rho, "n": len(part)})
-    return pl.DataFrame(found, schema={"name": pl.String, "arm": pl.String, "rho": pl.Float64, "n": pl.Int64})
+    varies = (pl.col("kl").n_unique() > 2) & (pl.col("cosine").n_unique() > 2)
+    found = both.group_by("layer", "site", "arm", maintain_order=True).agg(
+        varies=varies, rho=pl.corr("kl", "cosine", method="spearman"), n=pl.len().cast(pl.Int64)
+    )
+    return found.filter("varies").select(difference.site_name().alias("name"), "arm", "rho", "n")
 
 
 def drop_by_split(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
