@@ -60,6 +60,7 @@ def test_no_torch_where_none_is_needed() -> None:
         "architectures.sites",
         "architectures.families",
         "measures.catalogue",
+        "api",
     ]
     code = "import sys; " + "; ".join(f"import mechdiff.{name}" for name in light) + "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -117,7 +117,7 @@ GPUS = (80, 24)
 def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> None:
     """Cells by measure, memory, and time on this machine's processor; models that are not here are planned from the study's `shape`."""
     from mechdiff.measures.catalogue import EXPERIMENTS
-    from mechdiff.study.estimate import estimate
+    from mechdiff.study.estimate import SHARED, estimate
 
     found = estimate(study, EXPERIMENTS, max_rows)
     table = _table("cells", "stage", "cells", "counterfactual runs", "TFLOP", "seconds")
@@ -132,6 +132,9 @@ def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> N
     console.print(f"GPUs      {' or '.join(sizes)}" + "; several: --device split" * any(both > 1 for both, _ in counts.values()))
     console.print(f"disk      {_bytes(found.disk)} of captured states")
     console.print(f"time      about {_duration(found.seconds)} {found.rate_from}")
+    if found.stray > SHARED:
+        said = f"that time is of a quiet machine. Other programs, or a limit on processors, make a product take {found.stray:.1f} times as long now."
+        console.print(f"[yellow]shared[/]    {said}")
     for skipped in found.skipped:
         console.print(f"[yellow]skipped[/]   {escape(skipped['what'])}: {escape(skipped['why'])}")
 

@@ -1,6 +1,7 @@
 """What will a study cost, before anything is loaded? The plan's cells have floating-point operations, and this machine a speed."""
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from mechdiff.study.prepare import prepare
 from mechdiff.study.splits import read_splits, told
 from mechdiff.study.stages import stages_of
 
+SHARED = 1.3
+"""Times the processor's time, by the clock: a product that takes longer has its machine not to itself."""
 _CHARACTERS_A_TOKEN = 3.0
 _TEMPLATE_TOKENS = 30
 
@@ -41,14 +44,17 @@ class Machine:
     """Of weights, read for every step in which each of some sequences says one token."""
     fixed: float
     """Seconds for start, loading of small models, tables and figures."""
+    stray: float = 1.0
+    """How many times as long a product takes now as where nothing else runs; the rates above are of a quiet machine."""
 
 
 @cache
 def this_machine(dtype: str) -> Machine:
     """Its rate is measured once in a process: 60 % of a matrix product's, for attention, norms, and rows that are few in the lower blocks."""
-    rate = _matrix_rate(dtype)
+    seconds, stray = _quiet(torch.randn(512, 1536, dtype=DTYPES[dtype]), torch.randn(1536, 1536, dtype=DTYPES[dtype]))
+    rate = 2 * 512 * 1536 * 1536 / seconds  # a product of a block's size
     name = f"this machine's measured {rate / 1e9:.0f} GFLOP/s ({dtype})"
-    return Machine(name=name, flops=0.6 * rate, seconds_a_logit=1.2e-8, bytes_a_second=_read_rate(), fixed=20)
+    return Machine(name=name, flops=0.6 * rate, seconds_a_logit=1.2e-8, bytes_a_second=_read_rate(), fixed=20, stray=stray)
 
 
 _PROGRAM_BYTES = 900 << 20
@@ -74,6 +80,9 @@ class Estimate:
     gpu_one: float
     disk: float
     seconds: float
+    """On a quiet machine."""
+    stray: float
+    """How many times as long the machine takes now: over `SHARED`, others have it too."""
     skipped: tuple[dict[str, str], ...]
 
     def gpus(self, each: float) -> tuple[int, int]:
@@ -115,6 +124,7 @@ def estimate(
         gpu_one=one_model + planned.pass_bytes,
         disk=planned.states_bytes,
         seconds=machine.fixed + sum(entry[3] for entry in stages.values()),
+        stray=machine.stray,
         skipped=planned.skipped,
     )
 
@@ -156,26 +166,29 @@ def _guessed(prompt: Prompt) -> Item:
     return Item(id=prompt.id, sha256="", tokens=n, pairs=n, tail=n, **told(prompt))
 
 
-def _matrix_rate(dtype: str) -> float:
-    """Floating-point operations a second of one matrix product of a block's size: what the machine gives now, in the middle of many tries."""
-    return 2 * 512 * 1536 * 1536 / _middle(torch.randn(512, 1536, dtype=DTYPES[dtype]), torch.randn(1536, 1536, dtype=DTYPES[dtype]))
-
-
 def _read_rate() -> float:
     """Bytes a second of a matrix that is too large for the cache, as one vector goes through it."""
     matrix = torch.randn(8192, 4096)
-    return matrix.nbytes / _middle(matrix, torch.randn(4096, 1))
+    return matrix.nbytes / _quiet(matrix, torch.randn(4096, 1))[0]
 
 
 _TRYING_S = 1.0
 """Seconds that the tries of a product may take: without its own instructions for bfloat16 a processor takes two for a single one."""
 
 
-def _middle(left: Tensor, right: Tensor) -> float:
-    """Seconds of a product, in the middle of 40 tries, or of those that are begun within a second."""
-    tries: list[float] = []
-    while len(tries) < 40 and sum(tries) < _TRYING_S:
-        started = time.perf_counter()
+def _quiet(left: Tensor, right: Tensor) -> tuple[float, float]:
+    """Seconds of a product where nothing else runs, and how many times as long it takes now: of 40 tries, or of those that are begun within a second.
+
+    A thread that waits for its turn uses no processor time. Where the clock says far more than that time over the threads, others have the machine
+    too, and the processor's time counts: of the quarter of the tries that the others' work in the caches slowed least.
+    """
+    threads = min(torch.get_num_threads(), os.cpu_count() or 1)
+    walls: list[float] = []
+    used: list[float] = []
+    while len(walls) < 40 and sum(walls) < _TRYING_S:
+        clock, processor = time.perf_counter(), time.process_time()
         left @ right
-        tries.append(time.perf_counter() - started)
-    return statistics.median(tries)
+        walls.append(time.perf_counter() - clock)
+        used.append((time.process_time() - processor) / threads)
+    wall, alone = statistics.median(walls), sorted(used)[len(used) // 4]
+    return (alone, wall / alone) if wall > SHARED * alone else (wall, 1.0)
