@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mechdiff.cli.main import main
 from mechdiff.store.tables import read_rows
 
 CODE = "from mechdiff.cli.main import main; main()"
@@ -13,6 +15,23 @@ CODE = "from mechdiff.cli.main import main; main()"
 
 def mechdiff(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", CODE, *map(str, words)], capture_output=True, text=True, check=False)
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """What the command says, in this process, as it ends with 1."""
+
+    def call(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["mechdiff", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1
+        return " ".join(capsys.readouterr().err.split())
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +62,10 @@ def test_a_sweep_runs_every_study_in_a_folder_of_its_own(studies: list[Path], tm
     assert told.stdout.startswith("100% of the work is done; the run is finished")
 
 
-def test_studies_of_one_name_are_refused(studies: list[Path], tmp_path: Path) -> None:
+def test_studies_of_one_name_are_refused(studies: list[Path], tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "seed0.yaml").write_text(studies[0].read_text())
-    done = mechdiff("run", studies[0], tmp_path / "seed0.yaml", "--out", tmp_path / "sweep")
-    assert done.returncode == 1
-    assert "two study files are called seed0" in " ".join(done.stderr.split())
+    assert "two study files are called seed0" in refused("run", studies[0], tmp_path / "seed0.yaml", "--out", tmp_path / "sweep")
 
 
-def test_the_state_of_what_is_no_run(tmp_path: Path) -> None:
-    done = mechdiff("status", tmp_path)
-    assert done.returncode == 1
-    assert "no mechdiff run. Give the folder that `mechdiff run` was told." in " ".join(done.stderr.split())
+def test_the_state_of_what_is_no_run(tmp_path: Path, refused: Refused) -> None:
+    assert "no mechdiff run. Give the folder that `mechdiff run` was told." in refused("status", tmp_path)

@@ -1,6 +1,7 @@
 """Rows proposed from a network without weights: of listed families they are the listed ones, wrong ones are refused, all decoders are walked."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,11 +27,17 @@ IDS = token_prompts(1, shortest=9, longest=9)[0]
 FALCONS = ("falcon", "falcon_sequential", "falcon_alibi")
 
 
+@cache
+def _proposed(name: str) -> Family:
+    config = CONFIGS[name]()
+    return propose(network_of(config), config)
+
+
 @pytest.mark.parametrize("name", each())
 def test_a_listed_family_is_proposed_as_it_is_listed(name: str) -> None:
     """At every site both rows read the same numbers, and put every matrix in the same unit."""
     listed = pico(name)
-    proposed = replace(listed, family=propose(network_of(listed.config), listed.config))
+    proposed = replace(listed, family=_proposed(name))
     assert set(proposed.kinds()) >= set(listed.kinds())
     sites = [Site(layer, kind) for layer in range(listed.shape.n_layers) for kind in listed.kinds()]
     ours, theirs = (capture(model, IDS, sites, range(len(IDS))).states for model in (proposed, listed))
@@ -42,7 +49,7 @@ def test_a_listed_family_is_proposed_as_it_is_listed(name: str) -> None:
 @pytest.mark.parametrize("name", each())
 def test_its_sizes_norms_and_numbers_are_those_of_the_listed_row(name: str) -> None:
     listed, config = pico(name), CONFIGS[name]()
-    row = propose(network_of(config), config)
+    row = _proposed(name)
     assert row.shape
     sizes = (
         ("n_layers", "d_model", "vocab", "context")

@@ -20,7 +20,10 @@ from mechdiff.study.config import RunOptions
 from runs import run
 from tokenizers_made import byte_tokenizer
 
-MEASURES = ["divergence", "weights", "grafting", "patching"]
+MEASURES: list[Any] = [
+    "divergence", "weights", {"grafting": {"candidates": 2, "picks": 1}},
+    {"patching": {"sites": ["attn_out", "resid_post"], "arms": ["identity", "shift"]}},
+]  # fmt: skip
 
 
 def _text_of(wrapper: Any, kind: str) -> Any:

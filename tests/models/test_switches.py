@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,20 @@ KINDS: dict[str, tuple[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder with the base and the adapter of a kind, made once; no test changes it."""
+
+    @cache
+    def folder(kind: str) -> Path:
+        name, config = KINDS[kind]
+        place = tmp_path_factory.mktemp("kind")
+        make_pair(place, config(), name)
+        return place
+
+    return folder
+
+
 def opened(folder: Path) -> Pair:
     return open_pair(str(folder / "base"), str(folder / "adapter"), device="cpu")
 
@@ -58,10 +73,9 @@ def by_peft(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_models_are_right_where_peft_writes_over_the_base(kind: str, tmp_path: Path) -> None:
-    name, config = KINDS[kind]
-    make_pair(tmp_path, config(), name)
-    pair, plain, tuned = opened(tmp_path), forward(pico(name), IDS, logits_to_keep=0).logits, by_peft(tmp_path)
+def test_both_models_are_right_where_peft_writes_over_the_base(kind: str, made: Callable[[str], Path]) -> None:
+    name, folder = KINDS[kind][0], made(kind)
+    pair, plain, tuned = opened(folder), forward(pico(name), IDS, logits_to_keep=0).logits, by_peft(folder)
     for _ in range(2):
         assert torch.equal(logits(pair, "base"), plain)
         torch.testing.assert_close(logits(pair, "tuned"), tuned, rtol=1e-5, atol=1e-6)
@@ -69,10 +83,9 @@ def test_both_models_are_right_where_peft_writes_over_the_base(kind: str, tmp_pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_that_an_adapter_changes_is_grafted_and_taken_back(kind: str, tmp_path: Path) -> None:
-    name, config = KINDS[kind]
-    make_pair(tmp_path, config(), name)
-    pair = opened(tmp_path)
+def test_all_that_an_adapter_changes_is_grafted_and_taken_back(kind: str, made: Callable[[str], Path]) -> None:
+    folder = made(kind)
+    pair = opened(folder)
     tuned = logits(pair, "tuned")
     with pair.use("base") as base:
         plain, changes = logits(pair, "base"), changes_of_adapter(base)
@@ -86,11 +99,10 @@ def test_all_that_an_adapter_changes_is_grafted_and_taken_back(kind: str, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["pissa", "pissa on conv1d", "olora", "biases of its layers", "all biases"])
-def test_a_change_with_its_start_in_the_base_is_cut_to_a_rank(kind: str, tmp_path: Path) -> None:
+def test_a_change_with_its_start_in_the_base_is_cut_to_a_rank(kind: str, made: Callable[[str], Path]) -> None:
     """At its full rank it is the tuned model; the rank of a start and a learned part together is twice that of the factors."""
-    name, config = KINDS[kind]
-    make_pair(tmp_path, config(), name)
-    pair = opened(tmp_path)
+    folder = made(kind)
+    pair = opened(folder)
     tuned = logits(pair, "tuned")
     with pair.use("base") as base:
         plain, changes = logits(pair, "base"), changes_of_adapter(base)
@@ -103,15 +115,14 @@ def test_a_change_with_its_start_in_the_base_is_cut_to_a_rank(kind: str, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["pissa", "pissa on conv1d", "olora", "kasa", "biases of its layers", "all biases"])
-def test_the_weights_are_those_that_peft_merges(kind: str, tmp_path: Path) -> None:
-    name, config = KINDS[kind]
-    make_pair(tmp_path, config(), name)
+def test_the_weights_are_those_that_peft_merges(kind: str, made: Callable[[str], Path]) -> None:
+    folder = made(kind)
     with quiet():
-        net = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
-        merged: Any = PeftModel.from_pretrained(net, str(tmp_path / "adapter")).merge_and_unload()
+        net = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
+        merged: Any = PeftModel.from_pretrained(net, str(folder / "adapter")).merge_and_unload()
     save = dict(merged.named_parameters())
-    base = resolve(str(tmp_path / "base"))
-    changes = open_changes(base, resolve(str(tmp_path / "adapter"), base=base))
+    base = resolve(str(folder / "base"))
+    changes = open_changes(base, resolve(str(folder / "adapter"), base=base))
     assert not changes.uncompared
     for change in changes:
         expected = save[change.name].detach()

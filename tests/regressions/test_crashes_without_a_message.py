@@ -31,7 +31,7 @@ CHEAP: list[Any] = [
     {"patching": {"sites": ["resid_post"], "arms": ["identity"]}},
 ]
 EXPERTS = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
-FAMILIES = ("llama", "olmo", "gpt2", "gemma2", "bloom", "qwen3_moe", "gpt_oss", "deepseek_v3", "lfm2")
+FAMILIES = ("llama", "olmo", "gpt2", "bloom", "qwen3_moe", "deepseek_v3", "lfm2")
 """The one that crashed, and those that share least; a study takes seconds."""
 KINDS_HERE = (
     "lora",

@@ -24,6 +24,7 @@ N_LAYERS, N_HEADS, HEAD = 4, 4, 3
 LAYER = 3
 """The last block: above it nothing reads earlier positions, so the decision position tells all."""
 HEADS: dict[str, Any] = {"null_edits": 2, "network_draws": 3, "attention_prompts": 3, "z_swap": [0.5, 1.0], "top": 3, "picks": 3}
+FEWER: dict[str, Any] = {"layers": [1, 3], "closer": [3], "null_edits": 1, "network_draws": 1}
 
 
 def edit_one_head(net: Any) -> None:
@@ -167,7 +168,7 @@ def test_gradients_agree_with_patches_and_are_complete(one_head: Run) -> None:
 
 
 def test_an_identical_pair_has_no_effect(tmp_path: Path, pair: Path) -> None:
-    finished = finish(pair, tmp_path / "run", {"heads": HEADS | {"attention_prompts": 1}}, "attribution", tuned="base")
+    finished = finish(pair, tmp_path / "run", {"heads": HEADS | FEWER | {"attention_prompts": 1}}, "attribution", tuned="base")
     rows = of(finished)
     assert rows.filter(pl.col("metric") == "kl_own_nats")["value"].max() <= 1e-10  # type: ignore[operator]
     assert of(finished, "attribution", direction="tuned<-base")["value"].abs().max() == 0
@@ -176,7 +177,7 @@ def test_an_identical_pair_has_no_effect(tmp_path: Path, pair: Path) -> None:
 
 def test_no_head_is_looked_at_where_none_has_an_effect(tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads_choices, "LEAST", 2.0)  # every effect is less than twice the largest
-    finished = finish(pair, tmp_path / "run", {"heads": HEADS | {"z_swap": []}})
+    finished = finish(pair, tmp_path / "run", {"heads": HEADS | FEWER | {"z_swap": []}})
     assert finished.manifest()["heads"]["attention"] == []
     assert of(finished, metric="attention_js_nats").is_empty()
 

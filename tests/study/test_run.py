@@ -20,6 +20,9 @@ SMALL = [
     {"patching": {"sites": ["resid_post", "attn_out"], "arms": ["identity", "shift", "resample", "oracle"]}},
 ]
 
+FEWER = [*SMALL[:2], {"patching": {"sites": ["resid_post", "attn_out"], "arms": ["identity", "resample", "oracle"], "layers": [1, 3]}}]
+"""Half of its blocks, without the arm that is fitted on other prompts."""
+
 
 def study(pair: Path, measures: list[Any] | None = None, **prompts: Any) -> StudyConfig:
     data = {"pair": {"base": str(pair / "base"), "tuned": str(pair / "tuned")}, "prompts": prompts or {"file": str(pair / "prompts.jsonl")}}
@@ -68,21 +71,22 @@ def test_the_planted_edit_is_where_the_rows_say(finished: tuple[pl.DataFrame, di
 
 
 def test_full_engine_gives_the_same_values(pair: Path, finished: tuple[pl.DataFrame, dict[str, Any]], tmp_path: Path) -> None:
-    slow, record = execute(study(pair), tmp_path / "full", engine="full")
+    slow, record = execute(study(pair, FEWER), tmp_path / "full", engine="full")
     assert record["engine"]["name"] == "full"
     key = [name for name in slow.columns if name != "value"]
-    both = finished[0].filter(pl.col("control").is_null()).join(slow, on=key, how="left", nulls_equal=True, suffix="_full")
+    slow = slow.filter(pl.col("control").is_null())
+    both = slow.join(finished[0], on=key, how="left", nulls_equal=True, suffix="_full")
     apart = (both["value"] - both["value_full"]).abs().fill_nan(0)
     assert both["value_full"].null_count() == 0
     assert apart.max() < 1e-5  # type: ignore[operator]
 
 
 def test_packing_changes_nothing_beyond_the_floor(pair: Path, finished: tuple[pl.DataFrame, dict[str, Any]], tmp_path: Path) -> None:
-    other, _ = execute(study(pair), tmp_path / "rows", max_rows=7, memory="one")
+    other, _ = execute(study(pair, FEWER), tmp_path / "rows", max_rows=7, memory="one")
     key = [name for name in other.columns if name != "value"]
     kl = pl.col("metric").str.starts_with("kl_own")
     both = finished[0].filter(kl).join(other.filter(kl), on=key, nulls_equal=True, suffix="_other")
-    assert len(both) == len(finished[0].filter(kl))
+    assert len(both) == len(other.filter(kl)) > 100
     assert (both["value"] - both["value_other"]).abs().max() < 1e-7  # type: ignore[operator]
 
 
