@@ -35,7 +35,7 @@ test-ci: .venv/embedded-model  ## what CI runs beside make test: whole studies e
 test-slow: export TORCHDYNAMO_DISABLE = 0  # bitsandbytes as users run it, with what it compiles
 test-slow: .venv/embedded-model  ## all slow tests: those of CI, every family, adapter kind and draw, every measure of the demo
 	$(BIN)/python -m pytest $(SPREAD) -m 'slow or ci'
-	DRAWS=all $(BIN)/python -m pytest $(SPREAD) tests/properties
+	DRAWS=all $(BIN)/python -m pytest $(SPREAD) tests/properties tests/measures/test_grafting.py
 
 test-real: .venv/embedded-model  ## every measure on SmolLM2 with Kazakh tokens added: two minutes
 	$(BIN)/python -m pytest -m real

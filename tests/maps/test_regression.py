@@ -101,8 +101,11 @@ def planted_change(rank: int, n: int, noise: float, seed: int, d: int = 1024) ->
     return states, change + noise * draw(n, d)
 
 
-@pytest.mark.parametrize("n", [150, 450])
-@pytest.mark.parametrize(("rank", "noise"), [(0, 0.0), (0, 0.05), (1, 0.0), (4, 0.0), (4, 0.05), (32, 0.0)])
+PLANTED = [(0, 0.0), (0, 0.05), (1, 0.0), (4, 0.0), (4, 0.05), (32, 0.0)]
+WITH_MANY_ROWS = [pytest.param(*one, 450, marks=() if one == (4, 0.05) else pytest.mark.slow) for one in PLANTED]
+
+
+@pytest.mark.parametrize(("rank", "noise", "n"), [*((*one, 150) for one in PLANTED), *WITH_MANY_ROWS])
 def test_planted_ranks_come_out(rank: int, noise: float, n: int) -> None:
     for seed in range(2):
         states, change = planted_change(rank, n, noise, seed)

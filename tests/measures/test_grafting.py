@@ -7,10 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from drawn import examples
 from mechdiff.audit import whole
 from mechdiff.engine.activations import capture
 from mechdiff.engine.distributions import kl_nats as kl_fast
@@ -191,7 +192,7 @@ def bench(name: str) -> tuple[Lattice, Model]:
     return lattice(base, changes_between(base, tensors_of(tuned)), split(base, tuned, n=4), max_tokens=40), tuned
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.sampled_from(sorted(CONFIGS)), st.data())
 def test_v_of_any_set_is_that_of_the_merged_network(name, data):
     found, tuned = bench(name)
