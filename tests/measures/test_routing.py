@@ -1,6 +1,7 @@
 """Routing reads what transformers itself says of its routers, and tells the routers' own change from that of their inputs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -295,6 +296,15 @@ def test_dense_models_are_skipped_with_a_sentence_and_no_zero(pair: Path) -> Non
     assert not [cell for cell in plan.cells if cell.stage == "routing"]
     (said,) = routing(Run(rows=empty(), summary=summarise(empty(), NUMBERS), manifest={"skipped": list(plan.skipped)})).parts
     assert said["text"] == "Routing was not measured: these models have no experts."
+
+
+def test_the_record_names_the_blocks_that_were_left_out_once_a_reason() -> None:
+    facts = [[compute.UNREAD, -1, 0, 0], [0, -1, 4, 2], [0, 1, 4, 2], [0, -1, 4, 2]]
+    loaded = SimpleNamespace(tensors={"layers": np.arange(4), "facts": np.array(facts)})
+    run: Any = SimpleNamespace(cells=[SimpleNamespace(stage="routing", key={})] * 2, folder=SimpleNamespace(load=lambda key: loaded))
+    found = compute.routers_record(run)
+    assert [one["what"] for one in found["skipped"]] == ["routing at block 0", "routing: JS of the gates at blocks 1, 3"]
+    assert {layer: one["gate"] for layer, one in found["routers"].items()} == {"1": None, "2": "sigmoid", "3": None}
 
 
 def test_two_models_of_other_numbers_of_experts_are_no_row_and_a_reason() -> None:

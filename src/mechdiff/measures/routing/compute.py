@@ -18,11 +18,13 @@ from mechdiff.study.experiment import Result
 
 Choices = list[dict[int, Choice | None]]
 """By prompt: what the router of each block made of it."""
-UNREAD, UNLIKE = 1, 2
-"""Why a block has no rows: a router's outputs are none that a router gives; the two choose among, or choose, different numbers of experts."""
+UNREAD, UNLIKE, NO_GATE = 1, 2, 3
+"""Why a block has no rows: a router's outputs are none that a router gives; the two choose among, or choose, different numbers of experts. Why it has
+none of JS: its gate is not known."""
 WHY = {
     UNREAD: "a router gives away no score of each expert beside the experts that it chose and their weights",
     UNLIKE: "the two models choose among different numbers of experts, or choose different numbers of them",
+    NO_GATE: "the chosen experts' weights are in the proportion of neither a softmax nor sigmoids of the scores, or not alike in both models",
 }
 
 
@@ -100,18 +102,19 @@ def routers_record(run: Execution) -> dict[str, Any]:
     """For the record: `routers` (of each block that was read: its experts, how many of them a token is sent to, and the gate), and what was left
     out."""
     cells = [cell for cell in run.cells if cell.stage == "routing"]
-    known: dict[int, dict[str, Any]] = {}
-    skipped: dict[str, str] = {}
+    known: dict[str, dict[str, Any]] = {}
+    blocks: dict[int, set[int]] = {UNREAD: set(), UNLIKE: set(), NO_GATE: set()}
     for cell in cells:
         tensors = run.folder.load(cell.key).tensors
         for layer, (why, gate, experts, chosen) in zip(tensors["layers"].tolist(), tensors["facts"].tolist(), strict=True):
             if why:
-                skipped[f"routing at block {layer}"] = WHY[why]
+                blocks[why].add(layer)
                 continue
-            known[layer] = {"experts": experts, "chosen": chosen, "gate": GATES[gate] if gate >= 0 else None}
+            known[str(layer)] = {"experts": experts, "chosen": chosen, "gate": GATES[gate] if gate >= 0 else None}
             if gate < 0:
-                skipped[f"routing: JS of the gates at block {layer}"] = (
-                    "the weights of the chosen experts are in the proportion of neither a softmax nor of sigmoids of the scores"
-                )
-    left_out = {"skipped": [{"what": what, "why": why} for what, why in skipped.items()]} if skipped else {}
-    return {"routers": {str(layer): known[layer] for layer in sorted(known)}, **left_out} if cells else {}
+                blocks[NO_GATE].add(layer)
+    skipped = []
+    for why, layers in blocks.items():
+        what = f"routing{': JS of the gates' if why == NO_GATE else ''} at block{'s' * (len(layers) != 1)} {', '.join(map(str, sorted(layers)))}"
+        skipped += [{"what": what, "why": WHY[why]}] if layers else []
+    return {"routers": known, **({"skipped": skipped} if skipped else {})} if cells else {}
