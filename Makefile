@@ -32,7 +32,8 @@ test-avx2: .venv/embedded-model  ## what compares bits, computed as on a process
 test-ci: .venv/embedded-model  ## what CI runs beside make test: whole studies end to end, planted truths, clusters, the browser
 	$(BIN)/python -m pytest $(SPREAD) -m ci
 
-test-slow: export TORCHDYNAMO_DISABLE = 0  # bitsandbytes as users run it, with what it compiles
+# bitsandbytes as users run it, with what it compiles
+test-slow: export TORCHDYNAMO_DISABLE = 0
 test-slow: .venv/embedded-model  ## all slow tests: those of CI, every family, adapter kind and draw, every measure of the demo
 	$(BIN)/python -m pytest $(SPREAD) -m 'slow or ci'
 	DRAWS=all $(BIN)/python -m pytest $(SPREAD) tests/properties tests/measures/test_grafting.py
