@@ -11,13 +11,12 @@ from mechdiff.engine.distributions import (
     EVERY,
     METRICS,
     ON_SHARED,
-    CleanLogits,
     js_nats,
     kl_nats,
     logit_diff_divergent,
-    outcomes,
     top1_same,
 )
+from mechdiff.engine.outcome import CleanLogits, outcomes
 from oracles import laws
 
 INF = math.inf

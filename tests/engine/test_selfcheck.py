@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mechdiff.engine import replay
+from mechdiff.engine import parallel_attention, replay
 from mechdiff.engine.choice import engine_for
 from mechdiff.engine.replay import full
 from mechdiff.engine.selfcheck import self_check
@@ -172,7 +172,7 @@ def test_state_that_parallel_tokens_share_is_caught(layer):
 
 
 def test_a_sliding_window_is_checked_on_the_longest_prompt(monkeypatch):
-    monkeypatch.setattr(replay, "sliding_window", lambda config, layer: None)
+    monkeypatch.setattr(parallel_attention, "sliding_window", lambda config, layer: None)
     self_check(pico("mistral"), SHORT)
     with pytest.raises(SelfCheckError, match="disagree at"):
         self_check(pico("mistral"), BOTH)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture
 from mechdiff.engine.counterfactuals import Subject
-from mechdiff.engine.distributions import CleanLogits, kl_nats
+from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.outcome import CleanLogits
 from mechdiff.engine.replay import relay, replay
 from mechdiff.measures.factorial import formula as factorial_formula
 from mechdiff.models.pair import Model

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import pico
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture, forward
-from mechdiff.engine.distributions import CleanLogits, kl_nats
+from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.outcome import CleanLogits
 from mechdiff.engine.replay import replay
 from mechdiff.measures.patching.formula import variants as patch_variants
 from mechdiff.measures.steering import formula as steering_formula

@@ -34,7 +34,8 @@ from mechdiff.engine import distributions
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.choice import engine_for
 from mechdiff.engine.counterfactuals import Scores, Subject, scores
-from mechdiff.engine.distributions import METRICS, CleanLogits, outcomes
+from mechdiff.engine.distributions import METRICS
+from mechdiff.engine.outcome import CleanLogits, outcomes
 from mechdiff.engine.replay import ENGINES, Variant, Write
 from mechdiff.measures.divergence.formula import divergences
 from mechdiff.measures.grafting.formula import Prompts, lattice

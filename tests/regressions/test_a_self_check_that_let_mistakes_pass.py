@@ -14,7 +14,8 @@ from torch import Tensor
 from mechdiff.engine import attention_patterns, replay, steered
 from mechdiff.engine.activations import capture
 from mechdiff.engine.choice import engine_for
-from mechdiff.engine.replay import Prefix, Stairs
+from mechdiff.engine.prefix import Prefix
+from mechdiff.engine.replay import Stairs
 from mechdiff.engine.rounding import LEAST_NATS
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.errors import ModelError, SelfCheckError

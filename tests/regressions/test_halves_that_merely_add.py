@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 import torch
 
-from mechdiff.engine.distributions import CleanLogits
+from mechdiff.engine.outcome import CleanLogits
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.factorial import findings as factorial_findings
 from mechdiff.measures.factorial import formula as factorial_formula

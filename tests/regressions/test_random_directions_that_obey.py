@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.engine.distributions import CleanLogits, kl_nats
+from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.outcome import CleanLogits
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.steering import findings as steering_findings
 from mechdiff.measures.steering import formula as steering_formula

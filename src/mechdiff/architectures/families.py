@@ -89,7 +89,9 @@ class Family:
     flat: bool = False
     """The MLP half of the block sees its prompts as one `[batch * pos, d]` table."""
     router: str | None = None
-    """The module that chooses each token's experts, in a mixture of experts. Blocks without it are dense."""
+    """The module that chooses each token's experts. Blocks without it are dense."""
+    latent: bool = False
+    """Its cache holds what keys and values are made of anew in each pass (multi-head latent attention), not them."""
     only_if: Mapping[str, Any] = field(default_factory=dict)
     """Config fields and the values that they must have for this row to hold."""
     by_layer: tuple[Block, ...] = ()
@@ -198,7 +200,7 @@ FAMILIES: dict[str, Family] = {
     "olmo": Family(norm="layer"),
     "olmoe": _MIXTURE,
     "qwen2_moe": _MIXTURE,
-    "deepseek_v3": _MIXTURE,
+    "deepseek_v3": Family(router="mlp.gate", latent=True),
     "ernie4_5": _LLAMA,
     "seed_oss": _LLAMA,
     "glm": _LLAMA,
@@ -327,10 +329,9 @@ class Shape:
 
 def _key_value_heads(config: Any) -> int:
     """How many sets of keys and values a block has; Falcon says it in fields of its own."""
-    heads = config.num_attention_heads
     if config.model_type == "falcon":
-        return config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else heads
-    return getattr(config, "num_key_value_heads", None) or heads
+        return config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else config.num_attention_heads
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
 def stated_shape(config: Any) -> Shape:

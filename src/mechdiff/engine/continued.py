@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mechdiff.engine.activations import Clean, edited, forward
 from mechdiff.engine.grafts import batches, decision_logits
-from mechdiff.engine.replay import Engine, Prefix, Stairs, Variant, full, growing, parallel, relay, replay, writing
+from mechdiff.engine.prefix import Prefix
+from mechdiff.engine.replay import Engine, Stairs, Variant, full, growing, parallel, relay, replay, writing
 from mechdiff.engine.steered import opening
 from mechdiff.errors import PromptError, RunError
 from mechdiff.models.pair import Model

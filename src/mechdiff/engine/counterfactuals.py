@@ -14,7 +14,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mechdiff.engine.activations import Clean
-from mechdiff.engine.distributions import EVERY, CleanLogits, outcomes
+from mechdiff.engine.distributions import EVERY
+from mechdiff.engine.outcome import CleanLogits, outcomes
 from mechdiff.engine.overlap import overlap_nats
 from mechdiff.engine.replay import Engine, Variant
 from mechdiff.models.pair import Model
@@ -87,7 +88,7 @@ def scores(
     for part in chunks(max(1, len(busy)), max(1, max_rows // len(subject.cleans) - 1)):
         logits = subject.logits([variants[i] for i in busy[part]])
         found = outcomes(logits, clean, side, metrics=metrics)
-        if OVERLAP in metrics:
+        if OVERLAP in metrics and OVERLAP not in found:
             found[OVERLAP] = overlap_nats(logits, clean.of(side), clean.beside(side), clean.n_shared)
         if along:
             found[along.name] = along.values(logits, [along.which[i] for i in busy[part]])

@@ -29,8 +29,9 @@ by a nat; and KL grows as the square of a small edit, so two small effects do no
 """
 
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -65,13 +66,19 @@ class Reference:
     vanishing: bool
     """Some probabilities are too small for float32, so that a sum weighted by them may miss what a run makes of those tokens."""
 
+    def at(self, prompts: int | slice) -> "Reference":
+        """That of one row, `[vocab]`, or of several for tables of their runs, `[row, 1, vocab]`."""
+        each = (self.logits[prompts], self.probabilities[prompts], self.top[prompts])
+        logits, probabilities, top = each if isinstance(prompts, int) else (one[:, None] for one in each)
+        return replace(self, logits=logits, probabilities=probabilities, top=top)
+
 
 def reference(logits: Float[Tensor, "*row vocab"]) -> Reference:
     """The law of these logits (of each row), in float32, or in float64 if they are."""
     logits = logits.detach()
     if logits.dtype != torch.float64:
         logits = logits.float()
-    probabilities = torch.softmax(logits, -1)
+    probabilities = torch.softmax(logits.double(), -1).to(logits.dtype)  # float32's own sum is off by more than small divergences are
     masked, vanishing = bool(logits.amin() == -math.inf), bool(probabilities.amin() < _SMALLEST_PROBABILITY)
     return Reference(logits=logits, probabilities=probabilities, top=logits.argmax(-1), masked=masked, vanishing=vanishing)
 
@@ -105,87 +112,89 @@ def top1_same(a: Float[Tensor, "... vocab"], b: Float[Tensor, "... vocab"]) -> B
 def logit_diff_divergent(
     logits: Float[Tensor, "... vocab"], tuned_clean: Float[Tensor, "... vocab"], base_clean: Float[Tensor, "... vocab"]
 ) -> Float64[Tensor, "..."]:
-    """logits[argmax tuned_clean] - logits[argmax base_clean], on the CPU; NaN where the two are one token. Leading axes broadcast."""
+    """logits[argmax tuned_clean] - logits[argmax base_clean]; NaN where the two are one token. Leading axes broadcast."""
     tuned_top = tuned_clean.argmax(-1).expand(logits.shape[:-1])[..., None]
     base_top = base_clean.argmax(-1).expand(logits.shape[:-1])[..., None]
-    difference = (logits.gather(-1, tuned_top).cpu().double() - logits.gather(-1, base_top).cpu().double())[..., 0]
-    return difference.masked_fill((tuned_top == base_top)[..., 0].cpu(), math.nan)
+    difference = (logits.gather(-1, tuned_top).double() - logits.gather(-1, base_top).double())[..., 0]
+    return difference.masked_fill((tuned_top == base_top)[..., 0], math.nan)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CleanLogits:
-    """What both models, unedited, say next on the same prompts, over the tokens of both."""
-
-    base: Float[Tensor, "prompt vocab"]
-    tuned: Float[Tensor, "prompt vocab"]
-    n_shared: int | None = None
-    """The first so many tokens are those that both models have; None: all."""
-
-    def of(self, side: str) -> Float[Tensor, "prompt vocab"]:
-        return self.tuned if side == "tuned" else self.base
-
-    def beside(self, side: str) -> Float[Tensor, "prompt vocab"]:
-        """Those of the other model."""
-        return self.base if side == "tuned" else self.tuned
-
-
-@torch.no_grad()
-def outcomes(
-    logits: Float[Tensor, "prompt variant vocab"], clean: CleanLogits, side: str, *, metrics: Collection[str] = EVERY
-) -> dict[str, Float64[Tensor, "prompt variant"]]:
-    """`metrics` of each run of the model on this `side`, on the CPU.
-
-    What holds a run against the other model looks at the tokens alone that both models have, renormalised. Where these are all tokens there is no
-    cut, and no metric of `ON_SHARED`.
-    """
-    n_shared = clean.n_shared
-    cut = n_shared is not None and n_shared < logits.shape[-1]
-    asked = [name for name in EVERY if name in metrics and (cut or name not in ON_SHARED)]
-    found = {name: torch.empty(logits.shape[:2], dtype=torch.float64) for name in EVERY}
-    for i, (own_logits, other_logits) in enumerate(zip(clean.of(side), clean.beside(side), strict=True)):
-        own, other = reference(own_logits), reference(other_logits[:n_shared])
-        alone = reference(own_logits[:n_shared]) if cut and not set(ON_SHARED).isdisjoint(asked) else None
-        for at in _blocks(logits[i]):
-            block = logits[i, at]
-            if not {"kl_own_nats", "js_own_nats"}.isdisjoint(metrics):
-                found["kl_own_nats"][i, at], found["js_own_nats"][i, at] = _kl_and_js(own, block, with_js="js_own_nats" in metrics)
-            if alone is not None:
-                of_shared = _kl_and_js(alone, block[:, :n_shared], with_js=ON_SHARED[1] in metrics)
-                found[ON_SHARED[0]][i, at], found[ON_SHARED[1]][i, at] = of_shared
-            if "kl_other_nats" in metrics:
-                found["kl_other_nats"][i, at] = _kl_and_js(other, block[:, :n_shared], with_js=False)[0]
-            if "top1_same" in metrics:
-                found["top1_same"][i, at] = (block[:, int(own.top)] == block.amax(-1)).cpu().double()
-    if "logit_diff_divergent" in metrics:
-        shared = (law[..., :n_shared] for law in (logits, clean.tuned[:, None], clean.base[:, None]))
-        found["logit_diff_divergent"] = logit_diff_divergent(*shared)
-    return {name: found[name] for name in asked}
+_FAR = 0.1, 0.05
+"""What KL(other || run) must at least be, of the terms that it is the difference of, and of their root, to be taken as their difference: rounding is
+of the size of u, and divergences of its square."""
 
 
 def _kl_and_js(
     law: Reference, logits: Float[Tensor, "row vocab"], *, with_js: bool
 ) -> tuple[Float64[Tensor, " row"], Float64[Tensor, " row"]]:
     """KL(law || row), and JS(law, row) or NaN if not asked for: by the centred form, and by the definition where that cannot be trusted."""
-    p = law.probabilities
-    u = logits.to(p.dtype) - law.logits
-    if law.masked:
-        u.masked_fill_((logits == -math.inf) & (law.logits == -math.inf), 0.0)
-    u -= _expected(u, p)[:, None]
-    within = u.amax(-1) <= _LARGEST_LOG_RATIO if law.vanishing else torch.tensor(True, device=u.device)
-    growth = torch.expm1(u)
-    excess = _expected(torch.sub(growth, u), p)
-    kl = torch.log1p(excess)
-    js = _js_centred(p, u.sub_(kl[:, None]), growth, excess) if with_js else torch.full_like(kl, math.nan)
-    trusted = excess.isfinite() & ~js.isinf() & within
-    kl, js = torch.log1p(excess.cpu().double()), js.cpu().double().clamp(max=math.log(2))
+    table = Sweep.of(logits.shape[:1], logits.device)
+    table.put((slice(None),), law, logits, with_js)
+    kl, js, trusted = (values.cpu() for values in table.divergences())
     if not trusted.all():
         redo = (~trusted).nonzero()[:, 0]
-        kl[redo.cpu()], js[redo.cpu()] = _from_definition(law.logits if law.logits.ndim == 1 else law.logits[redo], logits[redo])
+        kl[redo], js[redo] = _from_definition(law.logits if law.logits.ndim == 1 else law.logits[redo], logits[redo])
     return kl, js
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What sweeps over the vocabulary leave of each run, float64; u = logits - those of a clean distribution p, centred."""
+
+    excess: Float64[Tensor, "*run"]
+    """E_p[expm1(u) - u]"""
+    js: Float64[Tensor, "*run"]
+    """NaN where it was not asked for."""
+    widest: Float64[Tensor, "*run"]
+    """The largest u, where p may not see what it does."""
+    rest: Float64[Tensor, "*run"]
+    """E_p[u]: what rounding left of it."""
+    led: Float64[Tensor, "*run"]
+    """E[u] under the other clean distribution."""
+
+    @classmethod
+    def of(cls, shape: Sequence[int], device: torch.device) -> "Sweep":
+        tables = torch.zeros(5, *shape, dtype=torch.float64, device=device).unbind()
+        tables[1].fill_(math.nan)
+        return cls(**dict(zip(("excess", "js", "widest", "rest", "led"), tables, strict=True)))
+
+    def put(
+        self, at: Any, law: Reference, logits: Float[Tensor, "*prompt row vocab"], with_js: bool, other: Reference | None = None
+    ) -> None:
+        """Sweeps over some runs, whose place in the tables is `at`."""
+        p = law.probabilities
+        u = logits.to(p.dtype) - law.logits
+        if law.masked:
+            u.masked_fill_((logits == -math.inf) & (law.logits == -math.inf), 0.0)
+        u -= _expected(u, p)[..., None]
+        if law.vanishing:
+            self.widest[at] = u.amax(-1).double()
+        growth = torch.expm1(u)
+        excess = _expected(torch.sub(growth, u), p)
+        self.excess[at] = excess.double()
+        if other:
+            self.rest[at], self.led[at] = _expected(u, p).double(), _expected(u, other.probabilities).double()
+        if with_js:
+            self.js[at] = _js_centred(p, u.sub_(torch.log1p(excess)[..., None]), growth, excess).double()
+
+    def divergences(self) -> tuple[Tensor, Tensor, Tensor]:
+        """KL(p || run), JS(p, run), and whether both can be trusted."""
+        trusted = self.excess.isfinite() & ~self.js.isinf() & (self.widest <= _LARGEST_LOG_RATIO)
+        return torch.log1p(self.excess), self.js.clamp(max=math.log(2)), trusted
+
+    def towards(self, apart: Float64[Tensor, " prompt"]) -> tuple[Tensor, Tensor, Tensor]:
+        """KL(other || run), the overlap, and whether the first can be trusted; `apart`: KL(other || p)."""
+        kl, _, trusted = self.divergences()
+        other_kl = apart[:, None] + torch.log1p(self.excess + self.rest) - self.led
+        terms = apart[:, None] + kl + self.led.abs()
+        far = other_kl > torch.maximum(_FAR[0] * terms, _FAR[1] * terms.sqrt())
+        return other_kl, (self.led - self.rest) / 2, trusted & far
+
+
 def _expected(values: Float[Tensor, "row vocab"], p: Float[Tensor, "*row vocab"]) -> Float[Tensor, " row"]:
-    """The mean of each row of values under one law, or under the row's own."""
+    """The mean of each row of values under one law, under that of its prompt (`[prompt, 1, vocab]`), or under the row's own."""
+    if p.ndim == 3:
+        return torch.bmm(values, p.mT)[..., 0]
     return values @ p if p.ndim == 1 else (values * p).sum(-1)
 
 
@@ -193,7 +202,7 @@ def _js_centred(
     p: Float[Tensor, "*row vocab"], log_ratio: Float[Tensor, "row vocab"], growth: Float[Tensor, "row vocab"], excess: Float[Tensor, " row"]
 ) -> Float[Tensor, " row"]:
     """E_p[(1+t) log(1+t) - (2+t) log(1+t/2)]/2 with log(1+t) = `log_ratio` and 1+t = (1+growth)/(1+excess); overwrites both tables."""
-    half = growth.sub_(excess[:, None]).mul_(0.5 / (1 + excess[:, None]))  # t/2
+    half = growth.sub_(excess[..., None]).mul_(0.5 / (1 + excess[..., None]))  # t/2
     log_mean = torch.log1p(half)
     rest = log_ratio.sub_(log_mean)
     term = torch.sub(rest, log_mean, out=log_mean).addcmul_(half, rest, value=2)
@@ -224,21 +233,24 @@ def _over_rows(
     table = logits.reshape(-1, logits.shape[-1])
     kl, js = torch.empty(len(table), dtype=torch.float64), torch.empty(len(table), dtype=torch.float64)
     if len(laws) == len(table) > 1:
-        for at in _blocks(table):
+        for at in blocks(table):
             kl[at], js[at] = _kl_and_js(reference(laws[at]), table[at], with_js=with_js)
         return kl.reshape(lead), js.reshape(lead)
     ids, counts = torch.unique_consecutive(which, return_counts=True)
     start = 0
     for i, count in zip(ids.tolist(), counts.tolist(), strict=True):
         law, run = reference(laws[i]), slice(start, start + count)
-        for at in _blocks(table[run]):
+        for at in blocks(table[run]):
             kl[run][at], js[run][at] = _kl_and_js(law, table[run][at], with_js=with_js)
         start += count
     return kl.reshape(lead), js.reshape(lead)
 
 
-def _blocks(logits: Float[Tensor, "row vocab"]) -> Iterator[slice]:
+def blocks(logits: Float[Tensor, "row vocab"]) -> Iterator[slice]:
     """Slices of rows, each small enough to be handled at once."""
-    n_rows, vocab = logits.shape
-    step = max(1, _BLOCK_ELEMENTS.get(logits.device.type, _BLOCK_ELEMENTS["cuda"]) // vocab)
-    return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
+    step = rows_at_once(logits)
+    return (slice(start, min(start + step, len(logits))) for start in range(0, len(logits), step))
+
+
+def rows_at_once(logits: Float[Tensor, "*row vocab"]) -> int:
+    return max(1, _BLOCK_ELEMENTS.get(logits.device.type, _BLOCK_ELEMENTS["cuda"]) // logits.shape[-1])

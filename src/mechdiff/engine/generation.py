@@ -24,7 +24,8 @@ from mechdiff.architectures.families import sliding_window
 from mechdiff.engine.activations import edited, forward
 from mechdiff.engine.continued import in_halves, read
 from mechdiff.engine.grafts import batches
-from mechdiff.engine.replay import Engine, Prefix, Stairs, Variant, growing, parallel, replay, writing
+from mechdiff.engine.prefix import KeysValues, Prefix
+from mechdiff.engine.replay import Engine, Stairs, Variant, growing, later_born, parallel, replay, writing
 from mechdiff.models.pair import Model
 from mechdiff.prompts.templates import behind_an_answer
 
@@ -148,20 +149,20 @@ class _Voices:
         """The first pass: the laws after the decision token `[row, vocab]`, and a cache for every sequence."""
         from transformers import DynamicCache
 
-        prefix, stairs = self.prefix, Stairs.of(variants, len(self.model.blocks))
-        started = prefix.cache()
+        prefix, n_layers = self.prefix, len(self.model.blocks)
+        copies: list[KeysValues] = []
+        variants = [later_born(variant, n_layers) for variant in variants]
         everywhere = torch.ones_like(prefix.suffix, dtype=torch.bool)
-        logits = parallel(self.model, prefix, variants, everywhere, started).flatten(0, 1)
-        cache = DynamicCache()
-        for layer, (held, rows) in enumerate(zip(started.layers, stairs.rows, strict=True)):
+        logits = parallel(self.model, prefix, variants, everywhere, copies).flatten(0, 1)
+        stairs, cache = Stairs.of(variants, n_layers), DynamicCache()
+        for layer, (keys, values, rows) in enumerate(zip(prefix.keys, prefix.values, stairs.rows, strict=True)):
             own = [row if row < rows else 0 for row in (0, *stairs.row)]  # not born yet: what the clean run has
-            cache.update(*(self._by_sequence(kept, own) for kept in (held.keys, held.values)), layer)
+            cache.update(self._by_sequence(keys, copies[layer][0], own), self._by_sequence(values, copies[layer][1], own), layer)
             make_room(cache.layers[layer], self.max_tokens)
         return logits, cache
 
-    def _by_sequence(self, kept: Tensor, own: Sequence[int]) -> Tensor:
-        """`[sequence, head, pos, d]` from `[prompt, head, pos, d]`, whose last positions are the copies: to each sequence its own copy."""
-        before, copies = kept.split([self.prefix.longest, kept.shape[2] - self.prefix.longest], 2)
+    def _by_sequence(self, before: Tensor, copies: Tensor, own: Sequence[int]) -> Tensor:
+        """`[sequence, head, pos, d]` from the prompts' `[prompt, head, pos, d]` and that of all copies: to each sequence its own copy."""
         before = before[:, None].expand(-1, len(own), -1, -1, -1)
         return torch.cat([before, copies[:, :, own].transpose(1, 2)[:, :, :, None]], 3).flatten(0, 1)
 

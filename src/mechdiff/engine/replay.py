@@ -18,7 +18,7 @@ Three engines with one signature, `(model, cleans, variants) -> logits [prompt, 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import accumulate
@@ -29,7 +29,9 @@ from torch import Tensor
 
 from mechdiff.architectures.families import sliding_window
 from mechdiff.architectures.sites import Site
+from mechdiff.engine import parallel_attention
 from mechdiff.engine.activations import Clean, Edit, edited, forward
+from mechdiff.engine.prefix import KeysValues, Prefix
 from mechdiff.models.pair import Model
 
 
@@ -60,51 +62,60 @@ def replay(model: Model, cleans: Sequence[Clean], variants: Sequence[Variant]) -
     """
     widths = {write.value.shape[1] for variant in variants for write in variant.values()} or {1}
     assert len(widths) == 1, "the variants of one pass write one number of positions"
-    prefix = Prefix.of(cleans, widths.pop())
-    wanted = torch.zeros(prefix.suffix.shape, dtype=torch.bool, device=model.device)
-    wanted[:, -1] = True
-    return parallel(model, prefix, variants, wanted)
+    return parallel(model, Prefix.of(cleans, widths.pop()), variants)
 
 
-def parallel(model: Model, prefix: "Prefix", variants: Sequence[Variant], wanted: Tensor, cache: Any = None) -> Tensor:
-    """Logits `[wanted, 1 + variant, vocab]`, float32, of copies of each prompt's suffix, at its `wanted` positions (`[prompt, pos]`, bool).
+def parallel(
+    model: Model, prefix: Prefix, variants: Sequence[Variant], wanted: Tensor | None = None, own: list[KeysValues] | None = None
+) -> Tensor:
+    """Logits `[wanted, 1 + variant, vocab]`, float32, of copies of each prompt's suffix, at its `wanted` positions (`[prompt, pos]`, bool; None:
+    each one's last).
 
-    A variant writes at the first positions of its copy, as many as its values have. `cache` is the prefix's, where what the pass adds to it is
-    of use afterwards.
+    A variant writes at the first positions of its copy, as many as its values have. `own` takes each block's keys and values of the copies,
+    `[prompt, kv_head, row * pos, d_head]`, where they are of use afterwards.
     """
     n_prompts, n_pos, n_rows = *prefix.suffix.shape, 1 + len(variants)
+    variants = [later_born(variant, model.shape.n_layers) for variant in variants]
     stairs = Stairs.of(variants, len(model.blocks))
+    order = torch.tensor([0, *stairs.row], device=model.device)
+    masked = not parallel_attention.is_possible(model)
     masks: dict[int | None, Tensor] = {}
+    tables: dict[int, tuple[Any, Any]] = {}
 
     def grow(layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if born := stairs.born[layer]:
             hidden = torch.cat([hidden, hidden[:, :n_pos].detach().repeat(1, born, 1)], 1)
         rows = stairs.rows[layer]
         window = sliding_window(model.config, layer)
-        if window not in masks:
+        if masked and window not in masks:
             masks[window] = prefix.mask(n_rows, window, model.dtype)
-        kwargs["attention_mask"] = masks[window][:, :, : rows * n_pos, : prefix.longest + rows * n_pos]
+        kwargs["attention_mask"] = masks[window][:, :, : rows * n_pos, : prefix.longest + rows * n_pos] if masked else None
         for name in ("position_ids", "position_embeddings"):
-            if kwargs.get(name) is not None:
-                kwargs[name] = _repeat(kwargs[name], rows)
+            if (one := kwargs.get(name)) is not None:
+                if id(one) not in tables:
+                    tables[id(one)] = one, _repeat(one, n_rows)
+                kwargs[name] = _first(tables[id(one)][1], rows * n_pos)
         return hidden
 
-    def rows_of(tensor: Tensor, variant: int, n_written: int) -> Tensor:
-        start = stairs.row[variant] * n_pos
-        return tensor[:, start : start + n_written]
-
     def chosen(head: Any, args: tuple) -> tuple[Tensor]:
-        copies = args[0].reshape(n_prompts, n_rows, n_pos, -1)[:, [0, *stairs.row]]
-        return (copies.transpose(1, 2)[wanted],)
+        copies = args[0].reshape(n_prompts, n_rows, n_pos, -1)
+        if wanted is None:
+            return (copies[:, :, -1].index_select(1, order.to(args[0].device)),)
+        return (copies.index_select(1, order.to(args[0].device)).transpose(1, 2)[wanted],)
 
-    with growing(model, grow), edited(model, writing(variants, rows_of)):
+    cache: Any = prefix.cache() if masked else parallel_attention.OwnKeys(prefix.longest)
+    way = nullcontext() if masked else parallel_attention.without_mask(model, prefix)
+    with way, growing(model, grow), edited(model, writing_copies(variants, stairs, n_pos)):
         handle = model.head.register_forward_pre_hook(chosen)
         try:
             output = forward(model, prefix.suffix, logits_to_keep=0, attention_mask=prefix.mask(1, None, model.dtype),
-                             position_ids=prefix.positions.clamp(max=model.shape.context - 1),
-                             past_key_values=prefix.cache() if cache is None else cache, use_cache=True)  # fmt: skip
+                             position_ids=prefix.positions.clamp(max=model.shape.context - 1), past_key_values=cache, use_cache=True)  # fmt: skip
         finally:
             handle.remove()
+    if own is not None:
+        own += (
+            [(layer.keys[:, :, prefix.longest :], layer.values[:, :, prefix.longest :]) for layer in cache.layers] if masked else cache.own
+        )
     return output.logits.float()
 
 
@@ -161,6 +172,38 @@ def writing(variants: Sequence[Variant], rows_of: Callable[[Tensor, int, int], T
     return {site: edit_all(writes) for site, writes in at.items()}
 
 
+def writing_copies(variants: Sequence[Variant], stairs: "Stairs", n_pos: int) -> dict[Site, Edit]:
+    """As `writing`, of copies of `n_pos` tokens that lie side by side in the rows of `stairs`: what is written alike at a site is written at once."""
+    at: dict[Site, dict[tuple[int, bool, bool], list[tuple[int, Write]]]] = {}
+    for v, variant in enumerate(variants):
+        for site, write in variant.items():
+            alike = (write.value.shape[1], write.add, write.where is not None)
+            at.setdefault(site, {}).setdefault(alike, []).append((stairs.row[v], write))
+
+    def edit_all(groups: list[tuple[Sequence[int] | slice, Write]]) -> Edit:
+        def edit(tensor: Tensor) -> None:
+            copies = tensor.unflatten(1, (-1, n_pos))
+            for rows, write in groups:
+                value = write.value.to(tensor)
+                here = copies[:, rows, : value.shape[2]]
+                new = _written(here, value, write)
+                copies[:, rows, : value.shape[2]] = new
+
+        return edit
+
+    return {site: edit_all([_stacked(writes) for writes in groups.values()]) for site, groups in at.items()}
+
+
+def _stacked(writes: list[tuple[int, Write]]) -> tuple[list[int] | slice, Write]:
+    """The rows of several writes (a slice where they are neighbours), and one write of all: values `[prompt, row, pos, d]`, `where` `[row, 1, d]`."""
+    writes = sorted(writes, key=lambda one: one[0])
+    rows, each = [row for row, _ in writes], [write for _, write in writes]
+    value = torch.stack([write.value for write in each], 1)
+    where = torch.stack([write.where for write in each if write.where is not None])[:, None] if each[0].where is not None else None
+    neighbours = rows == list(range(rows[0], rows[0] + len(rows)))
+    return slice(rows[0], rows[-1] + 1) if neighbours else rows, Write(value=value, add=each[0].add, where=where)
+
+
 def _written(state: Tensor, value: Tensor, write: Write) -> Tensor:
     value = state + value if write.add else value
     return value if write.where is None else torch.where(write.where.to(value.device), value, state)
@@ -168,7 +211,7 @@ def _written(state: Tensor, value: Tensor, write: Write) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Stairs:
-    """Which row each variant takes, and how many rows there are at each block. Variants born at one block take neighbouring rows."""
+    """Which row each variant takes, and how many rows there are at each block. Variants that first write at one site take neighbouring rows."""
 
     row: list[int]
     """By variant; row 0 is the clean one."""
@@ -181,7 +224,7 @@ class Stairs:
     def of(cls, variants: Sequence[Mapping[Site, Any]], n_layers: int) -> "Stairs":
         births = [min(variant).layer for variant in variants]
         row = [0] * len(births)
-        for place, variant in enumerate(sorted(range(len(births)), key=births.__getitem__), start=1):
+        for place, variant in enumerate(sorted(range(len(births)), key=lambda one: min(variants[one])), start=1):
             row[variant] = place
         born = [births.count(layer) for layer in range(n_layers)]
         return cls(row=row, born=born, rows=list(accumulate(born, initial=1))[1:])
@@ -194,11 +237,24 @@ class Stairs:
         return torch.cat([hidden, hidden[:1].detach().expand(born, -1, -1)]) if born else hidden
 
 
+def later_born(variant: Variant, n_layers: int) -> Variant:
+    """The same variant, its first write put at the input of the next block where it is at a block's output: its copy need not exist before."""
+    first = min(variant)
+    if first.kind != "resid_post" or first.layer == n_layers - 1 or (after := Site(first.layer + 1, "resid_pre")) in variant:
+        return variant
+    return {after: variant[first], **{site: write for site, write in variant.items() if site != first}}
+
+
 def _repeat(value: Any, rows: int) -> Any:
     """Tables of shape `[prompt, pos, ...]` repeated once for each row."""
     if isinstance(value, tuple):
         return tuple(_repeat(part, rows) for part in value)
     return value.repeat(1, rows, *[1] * (value.ndim - 2))
+
+
+def _first(value: Any, n: int) -> Any:
+    """The first `n` positions of such tables."""
+    return tuple(_first(part, n) for part in value) if isinstance(value, tuple) else value[:, :n]
 
 
 @contextmanager
@@ -219,66 +275,3 @@ def growing(model: Model, grow: Callable[[int, Tensor, dict[str, Any]], Tensor])
     finally:
         for handle in handles:
             handle.remove()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prefix:
-    """The caches of several prompts side by side, each without its last positions, padded on the right to the longest."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    lengths: Tensor
-    """`[prompt]`: tokens before the suffix."""
-    longest: int
-    suffix: Tensor
-    """`[prompt, pos]`: the tokens that the variants are copies of."""
-
-    @classmethod
-    def of(cls, cleans: Sequence[Clean], n_pos: int, suffix: Tensor | None = None) -> "Prefix":
-        """The prompts without their last `n_pos` tokens, which are the suffix unless another is given."""
-        lengths = [len(clean.ids) - n_pos for clean in cleans]
-        assert min(lengths) >= 0, "a prompt is shorter than the window that is written"
-        caches = [clean.cache for clean in cleans if clean.cache is not None]
-        assert len(caches) == len(cleans), "replay needs clean runs that were captured with keep_cache=True"
-
-        def stacked(layer: int, part: int) -> Tensor:
-            kept = [cache[layer][part][:, :, :length] for cache, length in zip(caches, lengths, strict=True)]
-            return torch.cat([torch.nn.functional.pad(tensor, (0, 0, 0, max(lengths) - tensor.shape[2])) for tensor in kept])
-
-        if suffix is None:
-            suffix = torch.stack([clean.ids[length:] for clean, length in zip(cleans, lengths, strict=True)])
-        n_layers = len(caches[0])
-        return cls(
-            keys=[stacked(layer, 0) for layer in range(n_layers)],
-            values=[stacked(layer, 1) for layer in range(n_layers)],
-            lengths=torch.tensor(lengths, device=cleans[0].ids.device),
-            longest=max(lengths),
-            suffix=suffix,
-        )
-
-    @property
-    def positions(self) -> Tensor:
-        """`[prompt, pos]`: the suffix tokens' positions."""
-        return self.lengths[:, None] + torch.arange(self.suffix.shape[1], device=self.lengths.device)
-
-    def cache(self) -> Any:
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            cache.update(keys, values, layer)
-        return cache
-
-    def mask(self, n_rows: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """`[prompt, 1, row, key]` to add to attention scores: a row sees its prompt's prefix, its own block up to itself, and nothing else."""
-        device, n_pos = self.lengths.device, self.suffix.shape[1]
-        key = torch.arange(self.longest, device=device)
-        sees_prefix = (key < self.lengths[:, None])[:, None, :].expand(-1, n_pos, -1)
-        step = torch.arange(n_pos, device=device)
-        sees_block = step[:, None] >= step
-        if window is not None:
-            sees_prefix = sees_prefix & (self.positions[:, :, None] - key < window)
-            sees_block = sees_block & (step[:, None] - step < window)
-        own = torch.kron(torch.eye(n_rows, dtype=torch.int8, device=device), sees_block.to(torch.int8)).bool()
-        sees = torch.cat([sees_prefix.repeat(1, n_rows, 1), own.expand(len(self.lengths), -1, -1)], 2)
-        return torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]

@@ -15,8 +15,9 @@ from mechdiff.architectures.lookup import shape_of
 from mechdiff.engine import counterfactuals
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.counterfactuals import Along, Scores, Subject, moved_logits, score_rows, scores
-from mechdiff.engine.distributions import EVERY, CleanLogits
+from mechdiff.engine.distributions import EVERY
 from mechdiff.engine.norms import Norms, norms_in
+from mechdiff.engine.outcome import CleanLogits
 from mechdiff.engine.replay import ENGINES, Engine, Variant
 from mechdiff.errors import RunError, StudyError
 from mechdiff.labels import n_positions

@@ -4,7 +4,7 @@ import torch
 
 from mechdiff import labels
 from mechdiff.engine.counterfactuals import Subject
-from mechdiff.engine.distributions import CleanLogits
+from mechdiff.engine.outcome import CleanLogits
 from mechdiff.labels import CROSSED
 from mechdiff.measures.factorial import formula
 from mechdiff.models.pair import Model

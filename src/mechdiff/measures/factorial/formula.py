@@ -37,7 +37,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mechdiff.engine.counterfactuals import Subject
-from mechdiff.engine.distributions import CleanLogits, kl_nats, logit_diff_divergent
+from mechdiff.engine.distributions import kl_nats, logit_diff_divergent
+from mechdiff.engine.outcome import CleanLogits
 from mechdiff.measures.patching.formula import variants
 from mechdiff.rows import rows
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mechdiff import labels
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.counterfactuals import labelled
-from mechdiff.engine.distributions import CleanLogits
+from mechdiff.engine.outcome import CleanLogits
 from mechdiff.engine.steered import opening, steering
 from mechdiff.maps.vectors import has_control_vector, save_control_vector, save_vector
 from mechdiff.measures.divergence.compute import greedy

@@ -54,7 +54,8 @@ from torch import Tensor
 from mechdiff import labels
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.counterfactuals import chunks
-from mechdiff.engine.distributions import CleanLogits, kl_nats, outcomes, top1_same
+from mechdiff.engine.distributions import kl_nats, top1_same
+from mechdiff.engine.outcome import CleanLogits, outcomes
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.engine.steered import opening, steered
 from mechdiff.measures.steering.subspaces import Subspace, random_basis, random_vector
