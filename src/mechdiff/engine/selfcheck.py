@@ -34,7 +34,7 @@ from mechdiff.models.pair import Model
 
 FEW = 5
 """Tokens of a prompt's opening."""
-FEWER = 3
+FEWER = 2
 """Tokens on which every kind is tried at every block, beside those: what is wrong with a place is wrong on any of them."""
 WINDOW = 3
 """Positions that are written at once, where windows are tried."""
