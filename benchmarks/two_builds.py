@@ -116,6 +116,16 @@ def capture_():
         for one in every[::max(1, len(every) // 16)][:16]:
             capture(model, one, [Site(layer, kind) for layer in range(30) for kind in STUDIED], [len(one) - 1])
 
+try:
+    from mechdiff.engine.reading import captures
+except ImportError:
+    pass
+else:
+    def capture_():
+        chosen = every[::max(1, len(every) // 16)][:16]
+        with pair.use("base") as model:
+            captures(model, chosen, [Site(layer, kind) for layer in range(30) for kind in STUDIED], [[len(one) - 1] for one in chosen])
+
 for line in sys.stdin:
     work = globals()[line.strip() + "_"]
     if line.strip() == "merged":

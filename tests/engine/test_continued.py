@@ -11,7 +11,8 @@ from torch import Tensor
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, capture, edited, forward
 from mechdiff.engine.choice import engine_for
-from mechdiff.engine.continued import Continuation, Continued, Likelihoods, in_halves, likelihoods, read
+from mechdiff.engine.continued import Continuation, Continued, Likelihoods, in_halves, likelihoods
+from mechdiff.engine.reading import read
 from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, full, relay, replay
 from mechdiff.engine.steered import steering
 from mechdiff.errors import PromptError, RunError

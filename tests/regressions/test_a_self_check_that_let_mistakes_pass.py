@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechdiff.engine import attention_patterns, replay, steered
+from mechdiff.engine import attention_patterns, parallel_attention, replay, steered
 from mechdiff.engine.activations import capture
 from mechdiff.engine.choice import engine_for
 from mechdiff.engine.prefix import Prefix
@@ -75,16 +75,21 @@ def window_sees_itself_alone(monkeypatch: Patch) -> None:
 
 
 def neighbours_seen(monkeypatch: Patch) -> None:
-    """A variant sees the variant beside it."""
-    right = Prefix.mask
+    """A variant sees the variant beside it: behind a mask also, without one instead of itself."""
+    of_prefix, right = Prefix.mask, parallel_attention.attend
 
     def mask(self: Prefix, n_rows: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        found = right(self, n_rows, window, dtype)
+        found = of_prefix(self, n_rows, window, dtype)
         rows = torch.arange(found.shape[-2] - 1)
         found[..., rows + 1, self.longest + rows] = 0
         return found
 
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        n_pos = parallel_attention._OPEN.get().n_pos
+        return right(module, query, key.roll(n_pos, 2), value.roll(n_pos, 2), *args, **kwargs)
+
     monkeypatch.setattr(Prefix, "mask", mask)
+    monkeypatch.setattr(parallel_attention, "attend", attend)
 
 
 def relay_loses_a_position(monkeypatch: Patch) -> None:
@@ -122,13 +127,13 @@ def opening_not_taken_back(monkeypatch: Patch) -> None:
 
 def prompts_swapped(monkeypatch: Patch) -> None:
     """Each prompt of a pass gets the states that were meant for the next one."""
-    right = replay.writing
+    right = replay.writing_copies
 
-    def writing(variants: Any, rows_of: Any, prompt: int | None = None) -> Any:
+    def writing(variants: Any, stairs: Stairs, n_pos: int) -> Any:
         turned = [{site: replay.replace(write, value=write.value.roll(1, 0)) for site, write in one.items()} for one in variants]
-        return right(turned, rows_of, prompt)
+        return right(turned, stairs, n_pos)
 
-    monkeypatch.setattr(replay, "writing", writing)
+    monkeypatch.setattr(replay, "writing_copies", writing)
 
 
 MISTAKES: dict[str, Callable[[Patch], None]] = {

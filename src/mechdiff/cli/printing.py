@@ -133,7 +133,8 @@ def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> N
     console.print(f"disk      {_bytes(found.disk)} of captured states")
     console.print(f"time      about {_duration(found.seconds)} {found.rate_from}")
     if found.stray > SHARED:
-        said = f"that time is of a quiet machine. Other programs, or a limit on processors, make a product take {found.stray:.1f} times as long now."
+        times = fixed(found.stray, 1)
+        said = f"that time is of a quiet machine. Other programs, or a limit on processors, make a product take {times} times as long now."
         console.print(f"[yellow]shared[/]    {said}")
     for skipped in found.skipped:
         console.print(f"[yellow]skipped[/]   {escape(skipped['what'])}: {escape(skipped['why'])}")

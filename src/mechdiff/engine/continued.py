@@ -9,7 +9,7 @@ Edits that are open around a call (`steering`, `grafted`) hold for the prefix an
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mechdiff.engine.activations import Clean, edited, forward
-from mechdiff.engine.grafts import batches, decision_logits
+from mechdiff.engine.grafts import batches
 from mechdiff.engine.prefix import Prefix
+from mechdiff.engine.reading import read
 from mechdiff.engine.replay import Engine, Stairs, Variant, full, growing, parallel, relay, replay, writing
-from mechdiff.engine.steered import opening
 from mechdiff.errors import PromptError, RunError
 from mechdiff.models.pair import Model
 
@@ -159,23 +159,6 @@ def _of_tokens(
 
 
 # ---- the prompts -------------------------------------------------------------------------------------------------------------------
-
-
-def read(model: Model, prompts: Sequence[Sequence[int]]) -> list[Clean]:
-    """Clean runs of several prompts side by side, their caches kept; what all of them open with is read once. For `replay` alone."""
-    from transformers import DynamicCache
-
-    (batch,) = batches(model, prompts, sum(map(len, prompts)) * len(prompts))
-    n_shared, cache = opening(model.config, [torch.tensor(ids) for ids in prompts]), DynamicCache()
-    if n_shared:
-        forward(model, batch.ids[:1, :n_shared], past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(len(prompts))
-    logits = decision_logits(model, replace(batch, ids=batch.ids[:, n_shared:], last=batch.last - n_shared), cache=cache)
-    found: dict[int, Clean] = {}
-    for place, (row, last) in enumerate(zip(batch.rows, batch.last.tolist(), strict=True)):
-        kept = [(layer.keys[place : place + 1, :, : last + 1], layer.values[place : place + 1, :, : last + 1]) for layer in cache.layers]
-        found[row] = Clean(logits=logits[place], states={}, cache=kept, ids=batch.ids[place, : last + 1])
-    return [found[row] for row in range(len(prompts))]
 
 
 def _cleans(model: Model, engine: Engine, prompts: Sequence[Sequence[int]]) -> list[Clean]:

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from mechdiff.architectures.families import sliding_window
 from mechdiff.engine.activations import edited, forward
-from mechdiff.engine.continued import in_halves, read
+from mechdiff.engine.continued import in_halves
 from mechdiff.engine.grafts import batches
 from mechdiff.engine.prefix import KeysValues, Prefix
+from mechdiff.engine.reading import read
 from mechdiff.engine.replay import Engine, Stairs, Variant, growing, later_born, parallel, replay, writing
 from mechdiff.models.pair import Model
 from mechdiff.prompts.templates import behind_an_answer

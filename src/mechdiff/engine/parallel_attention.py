@@ -6,7 +6,8 @@ product for all copies of a prompt, its scores over its own tokens stand beside 
 
     scores = scale * [q . prefix keys, q . own keys],  then the cap, the padding and the sinks that the family has
 
-It is a function of transformers' attention interface, so all around it is the model's own code. Half precision is softmaxed in float32.
+It is a function of transformers' attention interface, so all around it is the model's own code. In half precision a mask it is: there attention
+kernels round inside as no other way does, and the choice of an expert can hang on that.
 """
 
 from collections.abc import Iterator
@@ -53,9 +54,9 @@ _OPEN: ContextVar[Copies] = ContextVar("copies")
 
 
 def is_possible(model: Model) -> bool:
-    """Whether a model's attention goes through the interface, on the keys that it caches. Of a proposed row it is not known."""
-    family = model.family
-    return bool(getattr(model.net, "_supports_attention_backend", False)) and not (family.latent or family.by_layer)
+    """Whether a model in float32 sends its attention through the interface, on the keys that it caches. Of a proposed row it is not known."""
+    through = bool(getattr(model.net, "_supports_attention_backend", False)) and model.dtype == torch.float32
+    return through and not (model.family.latent or model.family.by_layer)
 
 
 @contextmanager
@@ -126,7 +127,7 @@ def attend(
     scores = scores + now.bias(module.layer_idx, n_tokens)
     if s_aux is not None:
         scores = torch.cat([scores, s_aux.to(scores).view(1, -1, 1, 1).expand(n_prompts, -1, n_tokens, 1)], -1)
-    shares = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    shares = scores.softmax(-1)
     of_prefix = torch.bmm(shares[..., :longest].view(n_prompts * n_kv, by_kv.shape[1], longest), values.flatten(0, 1))
     of_own = _own_values(shares[..., longest : longest + n_pos], value, n_pos)
     return (of_prefix.view(of_own.shape) + of_own).transpose(1, 2), None

@@ -1,5 +1,6 @@
 """The stages before every measure: the engine checks itself on each model, and activations are captured."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.norms import NORMED, norms_of
+from mechdiff.engine.reading import captures
+from mechdiff.engine.replay import ENGINES
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.models.pair import Model
 from mechdiff.prompts.rendering import spans
@@ -22,11 +25,16 @@ def check_itself(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert model
     run.folder.warnings.extend(run.prepared.pair.told)
     prompts = [run.ids(cell, name) for name in cell.key["ids"]]
-    sound = [ids for ids in prompts if capture(model, ids, [], [len(ids) - 1]).logits.isfinite().all()]  # the others will be left out
-    found = self_check(model, sound or prompts, kinds=cell.key["kinds"], engine=run.engine(model, "decision")).record()
+    ends = [_first_sound(model, sorted(prompts, key=len, reverse=longest)) for longest in (False, True)]  # the others will be left out
+    found = self_check(model, ends, kinds=cell.key["kinds"], engine=run.engine(model, "decision")).record()
     return empty(), {
         name: np.frombuffer(value.encode(), np.uint8) if isinstance(value, str) else np.array(value) for name, value in found.items()
     }
+
+
+def _first_sound(model: Model, prompts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The first prompt after which the model gives finite logits; the very first where there is none."""
+    return next((ids for ids in prompts if capture(model, ids, [], [len(ids) - 1]).logits.isfinite().all()), prompts[0])
 
 
 def decoded(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -39,13 +47,18 @@ def capture_states(run: Execution, cell: Cell, model: Model | None) -> Result:
     run.folder.warnings.extend(run.prepared.pair.told)
     kinds, layers = cell.key["kinds"], cell.key["layers"]
     sites = [Site(layer, kind) for layer in layers for kind in kinds]
-    cleans = []
-    for name in cell.key["ids"]:
-        one = run.prompt(cell.key["split"], name)
-        if cell.key["position"] == "words":
-            cleans.append(_pooled(capture(model, run.ids(cell, name), sites, range(len(run.ids(cell, name)))), spans(one, model.side)))
-        else:
-            cleans.append(capture(model, run.ids(cell, name), sites, positions(one, cell.key["position"], model.side)))
+    prompts = [run.ids(cell, name) for name in cell.key["ids"]]
+    rendered = [run.prompt(cell.key["split"], name) for name in cell.key["ids"]]
+    words = cell.key["position"] == "words"
+    where = [
+        range(len(ids)) if words else positions(one, cell.key["position"], model.side) for ids, one in zip(prompts, rendered, strict=True)
+    ]
+    if run.engine(model, "decision") is ENGINES["replay"]:
+        cleans = captures(model, prompts, sites, where)
+    else:
+        cleans = [capture(model, ids, sites, places) for ids, places in zip(prompts, where, strict=True)]
+    if words:
+        cleans = [_pooled(clean, spans(one, model.side)) for clean, one in zip(cleans, rendered, strict=True)]
     tensors = {
         kind: torch.stack(
             [torch.stack([clean.states[Site(layer, kind)] for clean in cleans]) for layer in layers]

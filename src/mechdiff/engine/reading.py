@@ -1,0 +1,55 @@
+"""Several prompts are read side by side, unedited: their states, their caches, what the model says next.
+
+They are padded on the right; attention is causal, so no prompt sees the padding. A pass of a few hundred tokens streams the weights once for all of
+them, where a prompt by itself streams them for a few dozen. For models that `replay` suits: others may choose what they do by the longest of a pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mechdiff.architectures.sites import Site
+from mechdiff.engine.activations import Clean, Edit, edited, forward
+from mechdiff.engine.grafts import batches, decision_logits
+from mechdiff.engine.steered import opening
+from mechdiff.models.pair import Model
+
+
+def captures(model: Model, prompts: Sequence[Sequence[int]], sites: Sequence[Site], positions: Sequence[Sequence[int]]) -> list[Clean]:
+    """As `activations.capture` of each prompt, without caches; `positions` are token indices, of each prompt its own."""
+    found: dict[int, Clean] = {}
+    for batch in batches(model, prompts):
+        where = [torch.tensor(positions[row], device=model.device) for row in batch.rows]
+        states: list[dict[Site, Tensor]] = [{} for _ in batch.rows]
+
+        def reader(site: Site, states: list[dict[Site, Tensor]] = states, where: list[Tensor] = where) -> Edit:
+            def read_states(tensor: Tensor) -> None:
+                for kept, row, places in zip(states, tensor, where, strict=True):
+                    kept[site] = row[places.to(row.device)].clone()
+
+            return read_states
+
+        with edited(model, {site: reader(site) for site in sites}):
+            logits = decision_logits(model, batch)
+        for place, (row, last) in enumerate(zip(batch.rows, batch.last.tolist(), strict=True)):
+            found[row] = Clean(logits=logits[place].clone(), states=states[place], cache=None, ids=batch.ids[place, : last + 1])
+    return [found[row] for row in range(len(prompts))]
+
+
+def read(model: Model, prompts: Sequence[Sequence[int]]) -> list[Clean]:
+    """Clean runs of several prompts side by side, their caches kept; what all of them open with is read once. For `replay` alone."""
+    from transformers import DynamicCache
+
+    (batch,) = batches(model, prompts, sum(map(len, prompts)) * len(prompts))
+    n_shared, cache = opening(model.config, [torch.tensor(ids) for ids in prompts]), DynamicCache()
+    if n_shared:
+        forward(model, batch.ids[:1, :n_shared], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(prompts))
+    logits = decision_logits(model, replace(batch, ids=batch.ids[:, n_shared:], last=batch.last - n_shared), cache=cache)
+    found: dict[int, Clean] = {}
+    for place, (row, last) in enumerate(zip(batch.rows, batch.last.tolist(), strict=True)):
+        kept = [(layer.keys[place : place + 1, :, : last + 1], layer.values[place : place + 1, :, : last + 1]) for layer in cache.layers]
+        found[row] = Clean(logits=logits[place], states={}, cache=kept, ids=batch.ids[place, : last + 1])
+    return [found[row] for row in range(len(prompts))]
