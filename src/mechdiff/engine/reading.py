@@ -1,7 +1,8 @@
 """Several prompts are read side by side, unedited: their states, their caches, what the model says next.
 
 They are padded on the right; attention is causal, so no prompt sees the padding. A pass of a few hundred tokens streams the weights once for all of
-them, where a prompt by itself streams them for a few dozen. For models that `replay` suits: others may choose what they do by the longest of a pass.
+them, where a prompt by itself streams them for a few dozen. For models that `replay` suits (others may choose what they do by the longest of a pass),
+and where the rounding of one shape or another does not show: in bfloat16 D of a prompt is a thousandth off beside others.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,11 @@ from mechdiff.engine.activations import Clean, Edit, edited, forward
 from mechdiff.engine.grafts import batches, decision_logits
 from mechdiff.engine.steered import opening
 from mechdiff.models.pair import Model
+
+
+def is_exact(model: Model) -> bool:
+    """Whether what a prompt gives beside others is what it gives by itself, but for rounding that no published number shows: float32 throughout."""
+    return model.dtype == torch.float32 and getattr(model.config, "quantization_config", None) is None
 
 
 def captures(model: Model, prompts: Sequence[Sequence[int]], sites: Sequence[Site], positions: Sequence[Sequence[int]]) -> list[Clean]:

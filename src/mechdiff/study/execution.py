@@ -18,7 +18,7 @@ from mechdiff.engine.counterfactuals import Along, Scores, Subject, moved_logits
 from mechdiff.engine.distributions import EVERY
 from mechdiff.engine.norms import Norms, norms_in
 from mechdiff.engine.outcome import CleanLogits
-from mechdiff.engine.reading import read
+from mechdiff.engine.reading import is_exact, read
 from mechdiff.engine.replay import ENGINES, Engine, Variant
 from mechdiff.errors import RunError, StudyError
 from mechdiff.labels import n_positions
@@ -217,7 +217,10 @@ class Execution:
             while sum(t.nbytes for held in self._cleans.values() for one in held for block in one.cache or () for t in block) > HELD_BYTES:
                 del self._cleans[next(iter(self._cleans))]
             prompts = [self.ids(cell, name) for name in cell.key["ids"]]
-            self._cleans[wanted] = read(model, prompts) if keep else [capture(model, ids, [], [0]) for ids in prompts]
+            if keep and is_exact(model):
+                self._cleans[wanted] = read(model, prompts)
+            else:
+                self._cleans[wanted] = [capture(model, ids, [], [0], keep_cache=keep) for ids in prompts]
         return self._cleans[wanted]
 
 
