@@ -150,7 +150,7 @@ class Sweep:
     rest: Float64[Tensor, "*run"]
     """E_p[u]: what rounding left of it."""
     led: Float64[Tensor, "*run"]
-    """E[u] under the other clean distribution."""
+    """E[u] under the other clean distribution, less that under p: twice the overlap."""
 
     @classmethod
     def of(cls, shape: Sequence[int], device: torch.device) -> "Sweep":
@@ -158,9 +158,7 @@ class Sweep:
         tables[1].fill_(math.nan)
         return cls(**dict(zip(("excess", "js", "widest", "rest", "led"), tables, strict=True)))
 
-    def put(
-        self, at: Any, law: Reference, logits: Float[Tensor, "*prompt row vocab"], with_js: bool, other: Reference | None = None
-    ) -> None:
+    def put(self, at: Any, law: Reference, logits: Float[Tensor, "*prompt row vocab"], with_js: bool, toward: Tensor | None = None) -> None:
         """Sweeps over some runs, whose place in the tables is `at`."""
         p = law.probabilities
         u = logits.to(p.dtype) - law.logits
@@ -172,8 +170,8 @@ class Sweep:
         growth = torch.expm1(u)
         excess = _expected(torch.sub(growth, u), p)
         self.excess[at] = excess.double()
-        if other:
-            self.rest[at], self.led[at] = _expected(u, p).double(), _expected(u, other.probabilities).double()
+        if toward is not None:
+            self.rest[at], self.led[at] = _expected(u, p).double(), _expected(u, toward).double()
         if with_js:
             self.js[at] = _js_centred(p, u.sub_(torch.log1p(excess)[..., None]), growth, excess).double()
 
@@ -185,10 +183,10 @@ class Sweep:
     def towards(self, apart: Float64[Tensor, " prompt"]) -> tuple[Tensor, Tensor, Tensor]:
         """KL(other || run), the overlap, and whether the first can be trusted; `apart`: KL(other || p)."""
         kl, _, trusted = self.divergences()
-        other_kl = apart[:, None] + torch.log1p(self.excess + self.rest) - self.led
+        other_kl = apart[:, None] + torch.log1p(self.excess + self.rest) - self.rest - self.led
         terms = apart[:, None] + kl + self.led.abs()
         far = other_kl > torch.maximum(_FAR[0] * terms, _FAR[1] * terms.sqrt())
-        return other_kl, (self.led - self.rest) / 2, trusted & far
+        return other_kl, self.led / 2, trusted & far
 
 
 def _expected(values: Float[Tensor, "row vocab"], p: Float[Tensor, "*row vocab"]) -> Float[Tensor, " row"]:

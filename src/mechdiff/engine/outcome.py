@@ -64,6 +64,13 @@ class CleanLogits:
             self._made[key] = reference(self.of(side)[:, : self.n_shared if key[1] == "shared" else None])
         return self._made[key]
 
+    def toward(self, side: str) -> Float[Tensor, "prompt vocab"]:
+        """p_other - p_own of the clean distributions where this side runs; made once, in float64, for in float32 near ones lose their digits."""
+        if (side, "toward") not in self._made:
+            other, own = (logits.double().softmax(-1) for logits in (self.beside(side), self.of(side)))
+            self._made[side, "toward"] = (other - own).to(torch.promote_types(self.base.dtype, torch.float32))
+        return self._made[side, "toward"]
+
     def apart(self, side: str) -> Float64[Tensor, " prompt"]:
         """KL(other || own) of the clean distributions where this side runs, in float64, where they are; made once."""
         if (side, "apart") not in self._made:
@@ -112,8 +119,9 @@ def outcomes(
     same = torch.empty(logits.shape[:2], dtype=torch.float64, device=logits.device)
     for prompts, runs in _tiles(logits):
         block, at = logits[prompts, runs], (prompts, runs)
+        toward = (clean.toward(side)[prompts] if isinstance(prompts, int) else clean.toward(side)[prompts, None]) if one_sweep else None
         for one, table in zip(swept, raw, strict=True):
-            table.put(at, one.law.at(prompts), block[..., : one.n_tokens], one.js in metrics, other.at(prompts) if one_sweep else None)
+            table.put(at, one.law.at(prompts), block[..., : one.n_tokens], one.js in metrics, toward)
         top = own.at(prompts).top.expand(*block.shape[:-1])[..., None]
         same[at] = block.gather(-1, top)[..., 0] == block.amax(-1)
     found = {"top1_same": same}

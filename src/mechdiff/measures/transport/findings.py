@@ -270,11 +270,14 @@ def _better(
     for (name,), part in found.group_by("name", maintain_order=True):
         known = [matrix[:, i] for i in part.filter(pl.col("arm").is_in(list(simple)))["i"].to_list()]
         against = min([*known, *([nothing[name]] if name in nothing else [])], key=np.mean, default=None) if known else None
-        for i, arm in part.filter(pl.col("arm").is_in(LEARNED)).select("i", "arm").iter_rows() if against is not None else ():
+        whole = against if total is None else total
+        if against is None or whole is None or not whole.mean():  # where a constant leaves nothing there is no share to gain
+            continue
+        for i, arm in part.filter(pl.col("arm").is_in(LEARNED)).select("i", "arm").iter_rows():
             columns.append(against - matrix[:, i])
             names.append(name)
             arms.append(arm)
-            of.append(against if total is None else total)
+            of.append(whole)
     if not columns:
         return None
     apart, divisor = np.array(columns).T, np.array(of).T.mean(axis=0)
