@@ -89,7 +89,10 @@ def test_too_little_memory_halves_the_pass(pair: Path, whole: pl.DataFrame, tmp_
     rows, _ = execute(study(pair), tmp_path / "run")
     key = [name for name in rows.columns if name != "value"]
     assert rows.select(key).equals(whole.select(key), null_equal=True)
-    np.testing.assert_allclose(rows["value"], whole["value"], rtol=1e-3, atol=1e-8)  # other packing: other rounding
+    floor = pl.col("control").is_in(["no_op"]) & (pl.col("metric") != "top1_same")  # rounding itself: another packing has another one
+    here, there = (found.filter(~floor.fill_null(False))["value"] for found in (rows, whole))
+    np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-8)
+    assert rows.filter(floor & pl.col("metric").str.contains("own|overlap"))["value"].abs().max() < 1e-7
     assert "out_of_memory" in (tmp_path / "run" / "log.txt").read_text()
     most = 0
     with pytest.raises(RunError, match=r"one prompt's .* variants do not fit on cpu. Lower --max-rows"):
