@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import DeepseekV3Config, LlamaConfig, MixtralConfig, Qwen3MoeConfig
 
-from mechdiff.architectures.families import Shape
+from mechdiff.architectures.sizes import Shape
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.models.pair import open_pair
 from mechdiff.models.quantization import weights_of

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mechdiff.architectures.families import FAMILIES, Family, Shape, stated_shape
+from mechdiff.architectures.families import FAMILIES, Family
 from mechdiff.architectures.network import names_in, network_of, quiet
 from mechdiff.architectures.proposal import propose
+from mechdiff.architectures.sizes import Shape, stated_shape
 from mechdiff.errors import ModelError
 
 _PROPOSED: dict[str, Family | str] = {}

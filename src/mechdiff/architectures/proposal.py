@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from mechdiff.architectures.blocks import read_block
 from mechdiff.architectures.dataflow import N_TOKENS, PARAMETER, Call, Dataflow, trace
-from mechdiff.architectures.families import Block, Family, Shape
+from mechdiff.architectures.families import Block, Family
+from mechdiff.architectures.sizes import Shape
 from mechdiff.architectures.stream import is_matrix, is_norm, shortest
 from mechdiff.errors import ModelError
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mechdiff.architectures.families import QUANTIZED
 from mechdiff.architectures.sites import Site
+from mechdiff.architectures.sizes import QUANTIZED
 from mechdiff.audit import whole
 from mechdiff.engine.counterfactuals import donors
 from mechdiff.models.adapters import open_adapter

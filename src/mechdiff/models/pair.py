@@ -14,10 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from mechdiff.architectures.families import QUANTIZED, Family, Shape, Weights
+from mechdiff.architectures.families import Family
 from mechdiff.architectures.lookup import family_of, shape_of
 from mechdiff.architectures.network import auto_class, network_of, quiet
 from mechdiff.architectures.sites import Site
+from mechdiff.architectures.sizes import QUANTIZED, Shape, Weights
 from mechdiff.errors import ModelError
 from mechdiff.models.alignment import align
 from mechdiff.models.checkpoint import is_decoded, is_found, said_of_unplaced

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechdiff.architectures.families import Weights
 from mechdiff.architectures.network import network_of
+from mechdiff.architectures.sizes import Weights
 from mechdiff.errors import ModelError
 
 for said in ("autograd._functions", "backends.cpu.ops"):  # that int8 reads float16, and (to whoever loads peft) of kernels on a hub

@@ -11,8 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from mechdiff.architectures.families import Shape, Weights
 from mechdiff.architectures.sites import KINDS
+from mechdiff.architectures.sizes import Shape, Weights
 from mechdiff.errors import ModelError, PromptError
 from mechdiff.models.pair import DTYPES
 from mechdiff.prompts.sets import Prompt

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mechdiff.architectures.families import Shape
+from mechdiff.architectures.sizes import Shape
 from mechdiff.prompts.rendering import Rendered
 from mechdiff.prompts.templates import PromptPolicy
 from mechdiff.study.cells import Cell

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mechdiff import labels
-from mechdiff.architectures.families import QUANTIZED, Shape, Weights
 from mechdiff.architectures.sites import KINDS
+from mechdiff.architectures.sizes import QUANTIZED, Shape, Weights
 from mechdiff.errors import StudyError
 from mechdiff.labels import n_positions
 from mechdiff.study.cells import Cell, Item, shards

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from mechdiff.architectures.families import QUANTIZED, Shape
 from mechdiff.architectures.lookup import family_of, routers_of, shape_of
+from mechdiff.architectures.sizes import QUANTIZED, Shape
 from mechdiff.errors import ModelError
 from mechdiff.models.changes import open_changes
 from mechdiff.models.functions import function_differences

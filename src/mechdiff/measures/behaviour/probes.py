@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mechdiff.architectures.families import Shape
+from mechdiff.architectures.sizes import Shape
 from mechdiff.measures.behaviour.formula import language_of
 from mechdiff.measures.behaviour.phrases import read_phrases
 from mechdiff.measures.behaviour.plan import BehaviourOptions

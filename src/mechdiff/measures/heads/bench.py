@@ -10,8 +10,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mechdiff import labels, shares
-from mechdiff.architectures.families import QUANTIZED
 from mechdiff.architectures.lookup import family_of, shape_of
+from mechdiff.architectures.sizes import QUANTIZED
 from mechdiff.engine.counterfactuals import Along, Scores, labelled
 from mechdiff.engine.replay import Variant
 from mechdiff.errors import ModelError

@@ -8,8 +8,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mechdiff.architectures.families import QUANTIZED
 from mechdiff.architectures.lookup import shape_of
+from mechdiff.architectures.sizes import QUANTIZED
 from mechdiff.engine.activations import matrix_inputs
 from mechdiff.measures.weights import formula
 from mechdiff.models.changes import Changes
