@@ -11,6 +11,7 @@ import pytest
 
 import mechdiff
 from mechdiff.measures.catalogue import NUMBERS, load_study
+from mechdiff.measures.heads import both_formulas
 from mechdiff.measures.heads import page as heads_page
 from mechdiff.measures.heads import sets as heads_sets
 from mechdiff.measures.heads.coverage import Whole, coverage
@@ -73,6 +74,24 @@ def test_a03_the_sentence_does_not_say_that_one_head_carries_it() -> None:
     said = which_heads(table, summary, {"heads": {"closer_layers": [26], "greedy": {BREAKAGE: {"26": [24]}}}})
     (sentence,) = said
     assert sentence.endswith(", the first head of the greedy order does not reach half.")
+
+
+def test_a03_both_formulas_stand_side_by_side() -> None:
+    """What was printed on this pair is 100 less what the same heads cover; the formulas differ in nothing else."""
+    printed = {(24,): 100, (8,): 99.9, (0,): 98.5, (3,): 92.8, (2, 16, 24, 26): 98.6, (2, 3, 8, 18, 24, 25, 27, 31): 90.0}
+    table, summary = published(BREAKAGE)
+    game = heads_sets.game(table, summary, BREAKAGE, 26)
+    assert game is not None
+    found = both_formulas.figures(game, list(PUBLISHED)).iter_rows(named=True)
+    for one, (heads, (nats, said)) in zip(found, PUBLISHED.items(), strict=True):
+        assert one["nats"] == pytest.approx(nats)
+        assert f"{100 * one['share']:.{len(said.partition('.')[2])}f}" == said
+        if heads in printed:
+            assert 100 * one["inverted"] == pytest.approx(printed[heads], abs=0.06)
+    [shown] = both_formulas.side_by_side(game, [24, 26])
+    assert shown["rows"][-1] == ["all", "0.193", "100 %", "0 %"], "of four prompts there is no interval"
+    assert [line[0] for line in shown["rows"][:2]] == ["head 3", "head 0"]
+    assert ["heads 24,26", "4.1 × 10⁻⁵", "0.021 %", "100 %"] in shown["rows"]
 
 
 # ---- A4: results found again by the newest file name: the "top heads" were the random controls -----------------------------------------

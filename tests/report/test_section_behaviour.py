@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mechdiff.measures.behaviour import findings as behaviour_findings
 from mechdiff.measures.behaviour import page as behaviour_page
+from mechdiff.measures.behaviour import refusals as behaviour_refusals
 from mechdiff.measures.behaviour.findings import Compared, spans
 from mechdiff.measures.catalogue import CHAPTERS, NUMBERS
 from mechdiff.report import drawing
@@ -88,6 +89,31 @@ def test_edits_are_held_against_the_unedited_run_of_the_same_prompts(run: Run) -
         pointwise = found.filter(pl.col("metric") == "refusal_soft_nats", pl.col("direction") == direction, pl.col("layer") == CHANGED)
         wide = moved.row(0, named=True)
         assert wide["high"] - wide["low"] > pointwise["high"][0] - pointwise["low"][0], "the bands hold at all layers at once"
+
+
+def test_effects_by_layer_stand_in_one_table(run: Run) -> None:
+    """Points of refusals and nats of the next token, both directions of a layer in one line; where no answer changes, what would not have shown."""
+    found = behaviour_refusals.per_layer(run.rows)
+    assert {(r["direction"], r["layer"]): r["points"] for r in found.iter_rows(named=True)} == {
+        (direction, layer): points
+        for layer in range(CHANGED, N_LAYERS)
+        for direction, points in (("base<-tuned", 100), ("tuned<-base", -100))
+    }
+    kl = run.rows.filter(
+        pl.col("measure") == "patching", pl.col("metric") == "kl_own_nats", pl.col("arm") == "identity", pl.col("split") == "report",
+        pl.col("site") == "resid_post", pl.col("layer") == CHANGED, pl.col("direction") == "base<-tuned",
+        pl.col("control").is_null(), pl.col("unit").is_null(), pl.col("strength").is_null(),
+    )["value"].to_numpy()  # fmt: skip
+    at = found.filter(pl.col("layer") == CHANGED, pl.col("direction") == "base<-tuned")
+    assert at["kl"].to_list() == pytest.approx([kl.mean()])
+    [table] = behaviour_refusals.effects_by_layer(run)
+    assert [line[0] for line in table["rows"]] == [f"L{layer}.resid_post" for layer in range(CHANGED, N_LAYERS)]
+    assert [line[3:] for line in table["rows"]] == [["−100", "+100"]] * (N_LAYERS - CHANGED)
+    assert "rule of three" not in table["title"]
+    still = run.rows.with_columns(value=pl.when(pl.col("metric") == "refusal").then(0.0).otherwise("value"))
+    [table] = behaviour_refusals.effects_by_layer(Run(rows=still, summary=run.summary, manifest=run.manifest))
+    assert [line[3:] for line in table["rows"]] == [["0", "0"]] * (N_LAYERS - CHANGED)
+    assert f"up to {100 * intervals.rule_of_three(planted.SPOKEN):.0f} points" in table["title"]
 
 
 def test_a_planted_agreement_is_found_where_there_is_an_effect(run: Run) -> None:

@@ -171,6 +171,25 @@ def test_the_diagonal_wins_where_a_map_knows_its_layer(run: Run) -> None:
     assert set(transport_charts.squares(run.rows, run.summary)) == {"attn_out", "resid_post"}  # elsewhere there is nothing to map
 
 
+def test_bogus_maps_stand_as_drops_beside_their_layer_s_own(run: Run) -> None:
+    arm = transport_charts.arm_of_squares(run.rows, run.summary)
+    found = transport_closer_findings.bogus_drops(run.rows, arm, "attn_out").filter(pl.col("patched") == CHANGED)
+    own = found.filter("own").row(0, named=True)
+    close = transport_findings.closeness(run.rows).filter(pl.col("name") == SITE, pl.col("arm") == arm).row(0, named=True)
+    for name, other in (("raw", "raw"), ("nats", "kl"), ("drop", "drop"), ("low", "low"), ("high", "high")):
+        assert own[name] == pytest.approx(close[other]), name
+    bogus = found.filter(~pl.col("own"))
+    assert len(bogus) == len(planted.CLOSER) - 1
+    for one in bogus.iter_rows(named=True):
+        assert one["raw"] == pytest.approx(own["raw"])
+        assert one["drop"] == pytest.approx(1 - one["nats"] / one["raw"])
+        assert one["low"] < one["drop"] < one["high"] < own["low"], "another layer's map takes off less"
+    parts = (part for part in transport_page.transport(run).parts if isinstance(part, dict))
+    [table] = [part for part in parts if part.get("folded", "").startswith("Bogus maps")]
+    assert [SITE, f"L{CHANGED}, its own", phrasing.nats(own["raw"]), phrasing.nats(own["nats"])] in [line[:4] for line in table["rows"]]
+    assert {line[1].partition(", ")[2] for line in table["rows"]} == {"its own", "bogus"}
+
+
 def test_what_is_said_is_what_was_planted(run: Run) -> None:
     section = transport_page.transport(run)
     said = captions(section)

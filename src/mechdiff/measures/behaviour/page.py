@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.measures.behaviour import findings
+from mechdiff.measures.behaviour import findings, refusals
 from mechdiff.measures.behaviour.findings import Compared, Group
 from mechdiff.measures.behaviour.words import LANGUAGES, METRICS, group_name, metric_name, never
 from mechdiff.report import curves, drawing
@@ -43,7 +43,15 @@ def answers(run: Run) -> Section:
     groups = findings.groups(run.rows, run.manifest)
     if not groups:
         return Section(id="behaviour", title=TITLE, parts=[note("Behaviour was not measured in this run.")])
-    parts = [*_both(run, groups), *_by_layer(run), *_edits(run), *_agreement(run), *_texts(run), *_masked(run)]
+    parts = [
+        *_both(run, groups),
+        *_by_layer(run),
+        *refusals.effects_by_layer(run),
+        *_edits(run),
+        *_agreement(run),
+        *_texts(run),
+        *_masked(run),
+    ]
     return Section(id="behaviour", title=TITLE, parts=parts)
 
 

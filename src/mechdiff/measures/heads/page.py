@@ -6,7 +6,7 @@ import polars as pl
 
 from mechdiff import labels
 from mechdiff.measures.divergence.words import why_no_share
-from mechdiff.measures.heads import charts, coverage, findings, sets
+from mechdiff.measures.heads import both_formulas, charts, coverage, findings, sets
 from mechdiff.measures.heads.sets import Game
 from mechdiff.measures.heads.words import effective, how_many, per_cent
 from mechdiff.report import difference, phrasing
@@ -141,7 +141,10 @@ def _sets(run: Run, direction: str, found: pl.DataFrame) -> list[Any]:
                 reading=reading,
             )
         )
-    return parts + [one for each in games for one in _inside(run, each, found)]
+    for one in games:
+        order = sets.orders(run.manifest, direction, one.layer or 0).get("greedy") or []
+        parts += [*_inside(run, one, found), *both_formulas.side_by_side(one, order)]
+    return parts
 
 
 def _ninety(one: Game, run: Run) -> str:

@@ -74,6 +74,32 @@ def bogus_values(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
     return values.filter(pl.col("layer").is_in(crossed)).with_columns(fitted=pl.coalesce("other", "layer"), patched="layer")
 
 
+def bogus_drops(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
+    """`patched fitted own raw nats drop low high`: that square as drops 1 - KL_mapped / KL_raw.
+
+    KL_raw is of the base's own state at the patched layer; where it is 0 there is no drop.
+    """
+    values = bogus_values(rows, arm, site)
+    plain_raw = plain(written(rows, CLOSENESS, "kl_own_nats", measure="transport"))
+    raw = where(plain_raw, arm="identity", site=site).select("prompt", patched="layer", raw="value")
+    found = []
+    for (patched, fitted), part in (
+        values.join(raw, on=["patched", "prompt"]).sort("patched", "fitted", "prompt").group_by("patched", "fitted", maintain_order=True)
+    ):
+        mapped, unmapped = part["value"].to_numpy(), part["raw"].to_numpy()
+        ends: list[float | None] = [None, None, None]
+        if unmapped.mean() > 0:
+            ends = [float(end[0]) for end in intervals.share_intervals((unmapped - mapped)[:, None], unmapped)]
+        found.append((patched, fitted, patched == fitted, unmapped.mean(), mapped.mean(), *ends))
+    schema = {
+        "patched": pl.Int64,
+        "fitted": pl.Int64,
+        "own": pl.Boolean,
+        **dict.fromkeys(("raw", "nats", "drop", "low", "high"), pl.Float64),
+    }
+    return pl.DataFrame(found, schema=schema, orient="row").with_columns(pl.col("low", "high").fill_nan(None))
+
+
 def diagonal_wins(rows: pl.DataFrame, arm: str, site: str, layers: Sequence[int]) -> tuple[list[int], list[int]]:
     """Patched layers where their own map comes significantly closer than that of every other layer, and those where another's comes closer.
 

@@ -220,7 +220,21 @@ def _controls(run: Run) -> list[Any]:
                 reading="transport_bogus",
             )
         )
-    return [*parts, *_controls_table(run), *_overfit(run)]
+    return [*parts, *_bogus_table(run, arm, squares), *_controls_table(run), *_overfit(run)]
+
+
+def _bogus_table(run: Run, arm: str, squares: dict[str, pl.DataFrame]) -> list[dict]:
+    """Each map at its own layer and at those where it does not belong, as drops from what the base's own state does there."""
+    lines = []
+    for site, square in squares.items():
+        found = closer_findings.bogus_drops(run.rows, arm, site).filter(pl.col("patched").is_in(square["patched"].to_list()))
+        for r in found.iter_rows(named=True):
+            which = "its own" if r["own"] else "bogus"
+            drop = with_ends(r["drop"], r["low"], r["high"])
+            lines.append((f"L{r['patched']}.{site}", f"L{r['fitted']}, {which}", nats(r["raw"]), nats(r["nats"]), drop))
+    columns = ("written at", "map fitted at", "KL_raw", "KL_mapped", "drop (95 %)")
+    folded = f"Bogus maps ({arm}): the map of another layer, as the drop 1 − KL_mapped / KL_raw at s = 1"
+    return [table(columns, lines, folded=folded)] if lines else []
 
 
 def _controls_table(run: Run) -> list[dict]:
