@@ -180,6 +180,36 @@ def test_procrustes_is_scipys() -> None:
     torch.testing.assert_close(Map("anchored_procrustes", lam=0.0).fit(source, target).transform(source), expected)
 
 
+@pytest.mark.parametrize("family", ["procrustes", "whitened_procrustes"])
+@pytest.mark.parametrize("n", [30, 300])
+def test_a_cut_map_of_identical_models_is_the_projection_on_what_is_kept(family: str, n: int) -> None:
+    """What a sweep over cuts takes for a change of many dimensions is there where nothing has changed."""
+    spread = torch.arange(1, D + 1).double() ** -0.5
+    states = random(n, D) * spread + 3
+    centred = states - states.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    for cut in (1, 8, 20):
+        axes = vectors[:, -cut:]
+        moved = make(family, cut=cut).fit(states, states).transform(states)
+        torch.testing.assert_close(moved, states.mean(0) + centred @ axes @ axes.T)
+        assert r2(moved, states) == pytest.approx(float(values[-cut:].sum() / values.sum()))
+        assert torch.linalg.matrix_rank(moved - states.mean(0), rtol=1e-9) == cut
+
+
+@pytest.mark.parametrize("family", ["procrustes", "whitened_procrustes"])
+def test_a_cut_is_the_map_between_the_components_that_are_kept(family: str) -> None:
+    """Fitted in the coordinates of numpy's principal components; a cut that keeps all of them is the map without a cut."""
+    source, target, held_out = random(120, 8), random(120, 8) @ random(8, 8, seed=1), random(9, 8, seed=2)
+    (mean_x, x_axes), (mean_y, y_axes) = ((one.mean(0), torch.linalg.svd(one - one.mean(0)).Vh[:3]) for one in (source, target))
+    inside = make(family).fit((source - mean_x) @ x_axes.T, (target - mean_y) @ y_axes.T)
+    expected = mean_y + inside.transform((held_out - mean_x) @ x_axes.T) @ y_axes
+    torch.testing.assert_close(make(family, cut=3).fit(source, target).transform(held_out), expected)
+    for whole in (8, 500):
+        torch.testing.assert_close(
+            make(family, cut=whole).fit(source, target).transform(held_out), make(family).fit(source, target).transform(held_out)
+        )
+
+
 def test_anchored_procrustes_in_the_span_is_the_whole_problem() -> None:
     """2 N < d: the small problem's answer minimises |XQ - Y|^2 + lambda |Q - I|^2 over all rotations (the d x d singular value decomposition)."""
     source, target, lam = random(8, D), random(8, D, seed=1), 0.3

@@ -77,6 +77,22 @@ def test_a01_a_rank_cannot_be_asked_for_and_a_text_is_no_number(asked: dict[str,
         study(tmp_path, asked)
 
 
+def test_a01_a_cut_that_is_asked_for_is_that_of_the_map(tmp_path: Path) -> None:
+    """The sweep of the original study: its shrinkage and its cut reach the map, which spans as many dimensions as were asked for and no more."""
+    base = pico.pico("llama")
+    save_pair(tmp_path, base.net, pico.twin(base, edits.edit_attention).net)
+    asked = {"sites": ["resid_post"], "layers": [CLOSER], "closer": [CLOSER], "maps": ["procrustes", "whitened_procrustes"],
+             "shrinkage": 0.05, "strengths": [0.3], "permutations": 0}  # fmt: skip
+    for cut in (1, 3):
+        folder = finish(study(tmp_path, PLAIN, {"transport": {**asked, "cut": cut}}), tmp_path / f"run{cut}").path / "maps"
+        for arm, settings in (("procrustes", {"cut": cut}), ("whitened_procrustes", {"cut": cut, "shrinkage": 0.05})):
+            one = mechdiff.load_map(folder / f"L{CLOSER}.resid_post.{arm}.base_to_tuned.safetensors")
+            assert one.settings == settings
+            states = random(40, len(one.affines_[0].mean_in))
+            spread = one.transform(states) - one.transform(states[:1])
+            assert torch.linalg.matrix_rank(spread, rtol=1e-6) == cut
+
+
 def test_a01_ranks_that_do_the_same_are_said_on_the_page(rows: pl.DataFrame) -> None:
     table = pl.concat([rows.filter(pl.col("measure") == "divergence"), planted_sections.planted_rank(rows, n_layers=7, changed=4)])
     assert "rank_not_applied" not in notes(rank_page.rank(Run(rows=table, summary=summary.summarise(table, NUMBERS), manifest={})))

@@ -8,6 +8,9 @@ feature, and gives the held-out R2 that it reaches between the source and itself
     procrustes            the rotation and scale of least squares (Schoenemann 1966), between widths that may differ
     whitened_procrustes   whiten, rotate, scale, colour: covariances shrunk towards a multiple of the identity, eigenvalues kept above a floor
 
+The last two may be cut: fitted between the top `cut` principal components of each side, the target's mean elsewhere. A cut map is no low-rank change:
+from the source to itself it is the projection on those components, which takes away what lies outside.
+
 Anchored, with a further idea:
 
     logit_subspace        ridge of the change, of which only the part inside the top q directions of an unembedding is written; with
@@ -82,34 +85,46 @@ def pca(pairs: Pairs, q: int = 64) -> Fit:
     return _judged(pairs, solve)
 
 
-def procrustes(pairs: Pairs) -> Fit:
+def procrustes(pairs: Pairs, cut: int | None = None) -> Fit:
     def solve(part: Pairs) -> Affine:
-        other = decompose(part.target)
-        assert part.decomposed.left is not None
+        one, other = part.decomposed, decompose(part.target)
+        assert one.left is not None
         assert other.left is not None
-        inner = part.decomposed.singular[:, None] * (part.decomposed.left.T @ other.left) * other.singular
+        inner = one.singular[:cut, None] * (one.left[:, :cut].T @ other.left[:, :cut]) * other.singular[:cut]
         u, values, vh = torch.linalg.svd(inner, full_matrices=False)
-        scale = values.sum() / part.decomposed.singular.square().sum()
-        return _linear(part, part.decomposed.right.T @ u * scale, vh @ other.right)
+        scale = values.sum() / one.singular[:cut].square().sum()
+        return _linear(part, one.right[:cut].T @ u * scale, vh @ other.right[:cut])
 
     return _judged(pairs, solve)
 
 
-def whitened_procrustes(pairs: Pairs, shrinkage: float = 0.1, floor: float = 1e-3) -> Fit:
+def whitened_procrustes(pairs: Pairs, shrinkage: float = 0.1, floor: float = 1e-3, cut: int | None = None) -> Fit:
     def solve(part: Pairs) -> Affine:
         x, y = part.source - part.mean_source, part.target - part.mean_target
-        n, d = x.shape
         if not x.any() or not y.any():  # nothing to whiten: the mean
-            return _linear(part, x.new_zeros(d, 0), x.new_zeros(0, d))
-        basis = torch.linalg.qr(torch.cat([x, y]).T).Q if 2 * n < d else torch.eye(d, dtype=torch.float64)
-        x, y = x @ basis, y @ basis
-        whiten, _ = _roots(x, d, shrinkage, floor)
-        whiten_target, colour = _roots(y, d, shrinkage, floor)
-        u, values, vh = torch.linalg.svd(whiten @ x.T @ y @ whiten_target)
-        scale = values.sum() / (x @ whiten).square().sum()
-        return _linear(part, basis @ whiten @ u * scale, vh @ colour @ basis.T)
+            return _linear(part, x.new_zeros(x.shape[1], 0), x.new_zeros(0, x.shape[1]))
+        if cut is None:
+            return _linear(part, *_whitened(x, y, shrinkage, floor))
+        axes, axes_target = part.decomposed.right[:cut], decompose(part.target).right[:cut]
+        kept = min(len(axes), len(axes_target))
+        left, right = _whitened(x @ axes[:kept].T, y @ axes_target[:kept].T, shrinkage, floor)
+        return _linear(part, axes[:kept].T @ left, right @ axes_target[:kept])
 
     return _judged(pairs, solve)
+
+
+def _whitened(
+    x: Float64[Tensor, "row d"], y: Float64[Tensor, "row d"], shrinkage: float, floor: float
+) -> tuple[Float64[Tensor, "d rank"], Float64[Tensor, "rank d"]]:
+    """The two factors of the map between centred states."""
+    n, d = x.shape
+    basis = torch.linalg.qr(torch.cat([x, y]).T).Q if 2 * n < d else torch.eye(d, dtype=torch.float64)
+    x, y = x @ basis, y @ basis
+    whiten, _ = _roots(x, d, shrinkage, floor)
+    whiten_target, colour = _roots(y, d, shrinkage, floor)
+    u, values, vh = torch.linalg.svd(whiten @ x.T @ y @ whiten_target)
+    scale = values.sum() / (x @ whiten).square().sum()
+    return basis @ whiten @ u * scale, vh @ colour @ basis.T
 
 
 def _roots(centred: Tensor, d: int, shrinkage: float, floor: float) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,12 @@ def fitted(run: Execution, cell: Cell, kind: str, layer: int, shuffled: bool = F
 def _settings(run: Execution, cell: Cell) -> dict[str, dict[str, Any]]:
     """Constructor arguments by arm."""
     asked, seed = cell.key["settings"], cell.key["seed"]
-    found: dict[str, dict[str, Any]] = {"pca": {"q": asked["dimensions"]}, "per_cluster": {"k": asked["clusters"], "seed": seed}}
+    found: dict[str, dict[str, Any]] = {
+        "pca": {"q": asked["dimensions"]},
+        "per_cluster": {"k": asked["clusters"], "seed": seed},
+        "procrustes": {"cut": asked["cut"]},
+        "whitened_procrustes": {"cut": asked["cut"], "shrinkage": asked["shrinkage"]},
+    }
     return found | {arm: {"directions": logit_subspace(run, arm, asked["dimensions"])} for arm in LOGIT_SUBSPACES if arm in asked["maps"]}
 
 

@@ -69,6 +69,8 @@ class TransportOptions(CloserOptions):
     permutations: Annotated[int, Field(ge=0, le=100_000)] = 200  # refits on permuted pairs; a tenth for Procrustes
     dimensions: Count = 64  # of pca and the logit subspaces
     clusters: Count = 4  # of per_cluster
+    shrinkage: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of whitened_procrustes: of covariances, towards a multiple of the identity
+    cut: Count | None = None  # of procrustes and whitened_procrustes: so many principal components of each side; none: all
 
 
 def needs(planner: Planner, options: TransportOptions) -> Needs:
@@ -117,6 +119,6 @@ def _fits(planner: Planner, options: TransportOptions, kind: str, layers: Sequen
 
 def _fitted_on(planner: Planner, options: TransportOptions) -> dict[str, Any]:
     """What maps are made of: prompts by their texts, and every setting."""
-    settings = options.model_dump(include={"maps", "rows_per_prompt", "dimensions", "clusters"})
+    settings = options.model_dump(include={"maps", "rows_per_prompt", "dimensions", "clusters", "shrinkage", "cut"})
     on = {"fitted_on": prompt_hashes(planner, "fit"), "chosen_on": prompt_hashes(planner, "select"), "seed": planner.study.seed}
     return {**on, "settings": settings}
