@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that tests start share the cores with the other workers
+os.environ.setdefault("POLARS_MAX_THREADS", "1")  # and tables of tests are small
 os.environ.setdefault(
     "TORCHDYNAMO_DISABLE", "1"
 )  # two functions of bitsandbytes, which peft imports; to load a compiler takes three seconds
@@ -28,6 +29,14 @@ def one_thread() -> Iterator[None]:
     yield
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_power_cut() -> Iterator[None]:
+    """Files are not waited for until they are on the disk, which takes a tenth of a tiny study: what tests kill are processes, never the machine."""
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -155,6 +155,13 @@ def test_the_kind_of_a_norm_is_what_it_does() -> None:
     ]
 
 
-def test_a_row_is_proposed_once_for_a_config() -> None:
-    config = decoders.tiny_config("apertus")
-    assert family_of(config) is family_of(decoders.tiny_config("apertus"))
+def test_a_row_is_proposed_once_for_a_pair() -> None:
+    """The two models' configs name other folders; one that was stored names a class and a dtype too, also of the configs inside it."""
+    held, stored = decoders.tiny_config("gemma3"), decoders.tiny_config("gemma3")
+    stored.name_or_path, stored.architectures, stored.dtype, stored.text_config.dtype = "tuned", ["X"], torch.float16, torch.float32
+    assert stored.to_dict() != held.to_dict()
+    assert family_of(held) is family_of(stored)
+    other = decoders.tiny_config("gemma3")
+    other.text_config.num_hidden_layers += 1
+    other.text_config.layer_types = [*other.text_config.layer_types, "full_attention"]
+    assert family_of(other) is not family_of(held)

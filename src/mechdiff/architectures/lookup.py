@@ -12,7 +12,9 @@ from mechdiff.architectures.sizes import Shape, stated_shape
 from mechdiff.errors import ModelError
 
 _PROPOSED: dict[str, Family | str] = {}
-"""By config: the row, or why there is none. A pass without weights takes a second or two."""
+"""By what a config says of its network: the row, or why there is none. A pass without weights takes a second or two."""
+_LABELS = ("_name_or_path", "architectures", "dtype", "transformers_version")
+"""Fields that differ between base and tuned and say nothing of the network's modules."""
 
 
 def family_of(config: Any, ref: str = "the model") -> Family:
@@ -20,7 +22,7 @@ def family_of(config: Any, ref: str = "the model") -> Family:
     family = FAMILIES.get(config.model_type)
     if family and all(getattr(config, name) == value for name, value in family.only_if.items()):
         return family
-    key = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    key = f"{type(config).__module__} {json.dumps(_plain(config.to_dict()), sort_keys=True, default=str)}"
     if key not in _PROPOSED:
         _PROPOSED[key] = _proposed(config)
     found = _PROPOSED[key]
@@ -30,6 +32,11 @@ def family_of(config: Any, ref: str = "the model") -> Family:
             "docs/FAMILIES.md says how to add one."
         )
     return found
+
+
+def _plain(stated: Any) -> Any:
+    """A config's fields without its labels, those of the configs inside it too."""
+    return {name: _plain(value) for name, value in stated.items() if name not in _LABELS} if isinstance(stated, dict) else stated
 
 
 def shape_of(config: Any) -> Shape:
