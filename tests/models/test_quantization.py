@@ -10,17 +10,21 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import mechdiff
+import pico
 from mechdiff.architectures.network import quiet
 from mechdiff.errors import ModelError
 from mechdiff.models import pair as models_pair
-from mechdiff.models.pair import Pair, open_pair
+from mechdiff.models.pair import Pair, open_pair, wrap
 from mechdiff.models.quantization import held_matrix, quantizing, rounded
 from mechdiff.models.tensors import open_tensors
+from mechdiff.store.tables import read_manifest, read_rows
 from mechdiff.study.config import RunOptions
+from mechdiff.validate import edits
 from runs import run
+from tokenizers_made import CHATML, byte_tokenizer
 
 pytest.importorskip("bitsandbytes", reason="extra `quantization`")
 CPU = torch.device("cpu")
@@ -29,7 +33,8 @@ NF4 = (-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.0
 """The quantiles of QLoRA, appendix E."""
 MEASURES: list[Any] = [
     "divergence", "weights", {"patching": {"sites": ["resid_post", "attn_out"], "arms": ["identity", "shift"]}},
-    {"heads": {"closer": [1], "draws": 4, "network_draws": 1, "null_edits": 0, "attention_prompts": 0}}, "attribution", "grafting",
+    {"heads": {"closer": [1], "draws": 2, "network_draws": 1, "null_edits": 0, "attention_prompts": 0}},
+    {"attribution": {"steps": 1, "validated": 2}}, "grafting",
 ]  # fmt: skip
 
 
@@ -44,6 +49,25 @@ def study(
 
 
 @pytest.fixture(scope="module")
+def pair(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the pair that all tests share, with half its blocks: rounded matrices take twice the time of plain ones here."""
+    folder = tmp_path_factory.mktemp("short")
+    base = wrap(pico.make_net(LlamaConfig(**pico.SIZES | {"num_hidden_layers": 2})), side="base", ref="two blocks")
+    for side, model in (("base", base), ("tuned", pico.twin(base, edits.edit_attention))):
+        pico.save(model.net, byte_tokenizer(CHATML), folder / side)
+    shutil.copy(pair / "prompts.jsonl", folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[pytest.param("int8", marks=pytest.mark.slow), "nf4"])
+def anew(request: pytest.FixtureRequest, pair: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A run of plain files that are rounded as they are loaded."""
+    out = tmp_path_factory.mktemp("anew") / "run"
+    study(pair, out, dtype=request.param)
+    return request.param, out
+
+
+@pytest.fixture(scope="module")
 def adapter(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shared pair's folders and prompts, and a LoRA adapter on its base."""
     folder = tmp_path_factory.mktemp("adapted")
@@ -55,6 +79,11 @@ def adapter(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("base", "prompts.jsonl"):
         (folder / name).symlink_to(pair / name)
     return folder
+
+
+def of(run: Path, *measures: str) -> pl.DataFrame:
+    """The rows of some of a run's measures."""
+    return read_rows(run).filter(pl.col("measure").is_in(measures))
 
 
 def loaded(pair: Path, dtype: str) -> Any:
@@ -111,13 +140,13 @@ def test_the_other_model_leaves_memory(pair: Path) -> None:
 # ---- studies -----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
-def test_a_study_of_rounded_models_holds_against_whole_passes(pair: Path, tmp_path: Path, dtype: str) -> None:
-    run = study(pair, tmp_path / "run", dtype=dtype)
-    assert run.manifest()["dtype"] == dtype
-    assert [one["what"] for one in run.manifest()["skipped"]] == ["grafting"]
-    assert f"held in {dtype}, whose rounding would count as change" in run.manifest()["skipped"][0]["why"]
-    found = mechdiff.verify(tmp_path / "run", rows=40)
+def test_a_study_of_rounded_models_holds_against_whole_passes(anew: tuple[str, Path]) -> None:
+    dtype, run = anew
+    manifest = read_manifest(run)
+    assert manifest["dtype"] == dtype
+    assert [one["what"] for one in manifest["skipped"]] == ["grafting"]
+    assert f"held in {dtype}, whose rounding would count as change" in manifest["skipped"][0]["why"]
+    found = mechdiff.verify(run, rows=40)
     assert found.passed, found.table()
     assert {measure for measure, n, *_ in found.table() if n} == {"divergence", "weights", "patching", "heads", "attribution"}
 
@@ -136,28 +165,27 @@ def test_an_adapter_on_a_rounded_base(adapter: Path, tmp_path: Path) -> None:
         adapter,
         tmp_path / "run",
         tuned="adapter",
-        measures=["divergence", "weights", {"patching": {"sites": ["attn_out"], "layers": [1, 2], "arms": ["identity", "shift"]}}],
+        measures=["divergence", "weights", {"patching": {"sites": ["attn_out"], "layers": [0, 1], "arms": ["identity", "shift"]}}],
     )
     assert run.rows().filter(measure="divergence", metric="kl_tuned_base_nats")["value"].max() > 0.01  # type: ignore[operator]
     assert mechdiff.verify(tmp_path / "run", rows=30).passed
 
 
 def test_moments_of_rounded_models(pair: Path, tmp_path: Path) -> None:
-    given = [str(pair / "base"), str(pair / "tuned"), pair / "prompts.jsonl", ["L2.resid_post"]]
+    given = [str(pair / "base"), str(pair / "tuned"), pair / "prompts.jsonl", ["L1.resid_post"]]
     cka = [
-        mechdiff.moments(*given, out=tmp_path / dtype, dtype=dtype, options=RunOptions(device="cpu"))["sites"]["L2.resid_post"]["cka"]  # type: ignore[arg-type]
+        mechdiff.moments(*given, out=tmp_path / dtype, dtype=dtype, options=RunOptions(device="cpu"))["sites"]["L1.resid_post"]["cka"]  # type: ignore[arg-type]
         for dtype in ("nf4", "float32")
     ]
     assert cka[0] != cka[1]
     assert cka[0] == pytest.approx(cka[1], abs=0.1)
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
-def test_split_over_devices_but_not_onto_disk(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    given: Any = {"measures": ["divergence", {"patching": {"sites": ["resid_post"], "arms": ["identity", "shift"]}}], "dtype": dtype}
-    here, split = (study(pair, tmp_path / device, **given, device=device) for device in ("cpu", "split"))
-    assert split.rows().equals(here.rows(), null_equal=True)
-    monkeypatch.setattr(models_pair, "MOST", {"cpu": 30_000})
+def test_split_over_devices_but_not_onto_disk(anew: tuple[str, Path], pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtype, here = anew
+    split = study(pair, tmp_path / "split", measures=[MEASURES[0], MEASURES[2]], dtype=dtype, device="split").rows()
+    assert split.equals(of(here, "divergence", "patching"), null_equal=True)
+    monkeypatch.setattr(models_pair, "MOST", {"cpu": 20_000})
     opened = open_pair(str(pair / "base"), str(pair / "tuned"), dtype=dtype, device="split")
     with pytest.raises(ModelError, match=f"in {dtype} it does not fit on the devices that compute"), opened.use("base"):
         pass
@@ -166,34 +194,30 @@ def test_split_over_devices_but_not_onto_disk(pair: Path, tmp_path: Path, monkey
 # ---- files that are quantised already ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[pytest.param("int8", marks=pytest.mark.slow), "nf4"])
-def stored(request: pytest.FixtureRequest, pair: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    from tokenizers_made import CHATML, byte_tokenizer
-
+@pytest.fixture(scope="module")
+def stored(anew: tuple[str, Path], pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pair's models as they are once rounded."""
     folder = tmp_path_factory.mktemp("stored")
     for side in ("base", "tuned"):
-        net = AutoModelForCausalLM.from_pretrained(pair / side, dtype=torch.bfloat16, **quantizing(request.param, CPU))
+        net = AutoModelForCausalLM.from_pretrained(pair / side, dtype=torch.bfloat16, **quantizing(anew[0], CPU))
         with quiet():
             net.save_pretrained(folder / side)
         byte_tokenizer(CHATML).save_pretrained(folder / side)
     (folder / "prompts.jsonl").symlink_to(pair / "prompts.jsonl")
-    return request.param, folder
+    return folder
 
 
-def test_quantised_files_give_what_quantising_gives(stored: tuple[str, Path], pair: Path, tmp_path: Path) -> None:
-    dtype, folder = stored
-    few = {"closer": [1], "layers": [1, 3], "draws": 2, "network_draws": 1, "null_edits": 0, "attention_prompts": 0}
-    measures = ["divergence", {"patching": {"sites": ["resid_post"], "arms": ["identity", "shift"]}}, {"heads": few}]
-    from_files = study(folder, tmp_path / "stored", measures=[*measures, "grafting"], dtype="bfloat16")
-    anew = study(pair, tmp_path / "anew", measures=measures, dtype=dtype)
-    assert from_files.rows().equals(anew.rows(), null_equal=True)
+def test_quantised_files_give_what_quantising_gives(stored: Path, anew: tuple[str, Path], tmp_path: Path) -> None:
+    from_files = study(stored, tmp_path / "stored", dtype="bfloat16")
+    runs = ("divergence", "patching", "heads", "attribution")
+    assert of(tmp_path / "stored", *runs).equals(of(anew[1], *runs), null_equal=True)
     assert [one["why"] for one in from_files.manifest()["skipped"]] == [
         "the files of base and tuned hold quantised matrices, no plain numbers"
     ]
 
 
-def test_what_quantised_files_hold_is_decoded(stored: tuple[str, Path], pair: Path, tmp_path: Path) -> None:
-    dtype, folder = stored
+def test_what_quantised_files_hold_is_decoded(stored: Path, anew: tuple[str, Path], pair: Path, tmp_path: Path) -> None:
+    dtype, folder = anew[0], stored
     codes, plain = open_tensors(folder / "base"), open_tensors(pair / "base")
     assert codes.names == plain.names
     name = "model.layers.1.mlp.up_proj.weight"
@@ -206,10 +230,9 @@ def test_what_quantised_files_hold_is_decoded(stored: tuple[str, Path], pair: Pa
     assert mechdiff.verify(tmp_path / "run", rows=40).passed
 
 
-def test_quantised_files_are_not_quantised_again(stored: tuple[str, Path]) -> None:
-    dtype, folder = stored
+def test_quantised_files_are_not_quantised_again(stored: Path, anew: tuple[str, Path]) -> None:
     with pytest.raises(ModelError, match=r"the files of .*base hold quantised matrices already\. Give bfloat16"):
-        open_pair(str(folder / "base"), str(folder / "tuned"), dtype=dtype, device="cpu")
+        open_pair(str(stored / "base"), str(stored / "tuned"), dtype=anew[0], device="cpu")
 
 
 # ---- what a user can put right -----------------------------------------------------------------------------------------------------
@@ -230,10 +253,10 @@ def test_nan_weights_are_named(pair: Path, tmp_path: Path, dtype: str) -> None:
     shutil.copytree(pair / "base", tmp_path / "broken")
     file = tmp_path / "broken" / "model.safetensors"
     tensors = load_file(file)
-    tensors["model.layers.2.mlp.down_proj.weight"][3, 5] = torch.nan
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = torch.nan
     save_file(tensors, file, metadata={"format": "pt"})
     opened = open_pair(str(tmp_path / "broken"), str(pair / "tuned"), dtype=dtype, device="cpu")
-    with pytest.raises(ModelError, match=r"the tensor model\.layers\.2\.mlp\.down_proj\.weight holds NaN"), opened.use("base"):
+    with pytest.raises(ModelError, match=r"the tensor model\.layers\.1\.mlp\.down_proj\.weight holds NaN"), opened.use("base"):
         pass
 
 
@@ -243,11 +266,6 @@ def test_an_unknown_dtype() -> None:
 
 
 def test_an_adapter_of_another_size_is_named_by_the_matrix(adapter: Path, tmp_path: Path) -> None:
-    from transformers import LlamaConfig
-
-    import pico
-    from tokenizers_made import CHATML, byte_tokenizer
-
     pico.save(pico.make_net(LlamaConfig(**pico.SIZES | {"hidden_size": 64})), byte_tokenizer(CHATML), tmp_path / "wide")
     pair: Pair = open_pair(str(tmp_path / "wide"), str(adapter / "adapter"), dtype="nf4", device="cpu")
     with pytest.raises(ModelError, match=r"has shape \(2, 32\), the base's .* has \(48, 64\)"), pair.use("tuned"):

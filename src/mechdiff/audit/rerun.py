@@ -44,8 +44,10 @@ class Rerun:
         study = make_study(of_this_version(self.manifest["config"], measures), measures)
         options = RunOptions(device=device, quick=self.manifest["quick"], threads=torch.get_num_threads())
         self.prepared: Prepared = prepare(study, options, experiments, broken=self.manifest["left_out"])
-        self.floor = max([1e-12, *self.manifest["noise_floor"].values()])
-        """Nats: the largest KL of an unedited run of the engine from the model's own pass."""
+        checked = [one["replay_nats"] for one in self.manifest["selfcheck"].values()]
+        self.floor = max([1e-12, *self.manifest["noise_floor"].values(), *checked])
+        """Nats: the largest KL of the engine from whole passes: of unedited runs, and of the edited ones of the self-check. In few bits the first may
+        agree to the bit where the second do not."""
         self._laws: dict[tuple[str, str, str], Tensor] = {}
         self._states: dict[tuple[str, str, str], dict[Site, Tensor]] = {}
         self.cached: dict[Any, Any] = {}
