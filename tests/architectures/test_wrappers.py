@@ -21,7 +21,8 @@ from runs import run
 from tokenizers_made import byte_tokenizer
 
 MEASURES: list[Any] = [
-    "divergence", "weights", {"grafting": {"candidates": 2, "picks": 1}},
+    {"divergence": {"continuation": 2}}, "weights",
+    {"grafting": {"candidates": 2, "picks": 1, "points": 2, "select_prompts": 2, "report_prompts": 3}},
     {"patching": {"sites": ["attn_out", "resid_post"], "arms": ["identity", "shift"]}},
 ]  # fmt: skip
 
@@ -45,7 +46,7 @@ def _edited(net: Any) -> Any:
     return net
 
 
-@pytest.fixture(scope="module", params=["gemma3", "mistral3"])
+@pytest.fixture(scope="module", params=["gemma3", pytest.param("mistral3", marks=pytest.mark.ci)])
 def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A wrapper and its language model alone, as they are and with one matrix moved; and six prompts."""
     folder, tokenizer = tmp_path_factory.mktemp(request.param), byte_tokenizer()

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -107,7 +105,7 @@ def test_weights_without_a_tokenizer_are_told_the_line_that_copies_the_bases(tmp
     ) as refused:
         pair.tokenizer("tuned")
     line = str(refused.value).partition('python -c "')[2].rstrip('"')
-    subprocess.run([sys.executable, "-c", line], check=True)
+    exec(line)
     pair = open_pair(str(tmp_path / "base"), str(tmp_path / "tuned"), device="cpu")
     assert pair.tokenizer("tuned")("ab")["input_ids"] == [256, 97, 98]
     shutil.rmtree(tmp_path / "tuned")

@@ -5,6 +5,7 @@ engine here, in each dtype.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from mechdiff.engine.replay import Stairs
 from mechdiff.engine.rounding import LEAST_NATS
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.errors import ModelError, SelfCheckError
+from mechdiff.models.pair import Model
 from pico import CONFIGS, FEW, USUAL, each, pico, prompts
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -151,11 +153,18 @@ MISTAKES: dict[str, Callable[[Patch], None]] = {
 }
 
 
+@cache
+def sound(dtype: torch.dtype) -> Model:
+    """A model that the self-check lets pass."""
+    model = pico("qwen3", dtype=dtype)
+    assert self_check(model, PROMPTS).sites
+    return model
+
+
 @pytest.mark.parametrize("dtype", [*DTYPES[:2], pytest.param(DTYPES[2], marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_engine_passed_its_self_check(mistake: str, dtype: torch.dtype, monkeypatch: Patch) -> None:
-    model = pico("qwen3", dtype=dtype)
-    assert self_check(model, PROMPTS).sites
+    model = sound(dtype)
     MISTAKES[mistake](monkeypatch)
     with pytest.raises(SelfCheckError, match=r"disagree at|strays by"):
         self_check(model, PROMPTS)

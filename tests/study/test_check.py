@@ -36,14 +36,20 @@ def said(found: list[Finding], what: str) -> str:
     return "\n".join(one.said for one in found if one.what == what)
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`base` and `tuned`, which fit, and eight prompts."""
+    folder, base = tmp_path_factory.mktemp("sound"), pico("llama")
+    save(base.net, byte_tokenizer(CHATML), folder / "base")
+    save(twin(base, moved).net, byte_tokenizer(CHATML), folder / "tuned")
+    (folder / "p.jsonl").write_text("".join(json.dumps({"text": f"What is {i}?"}) + "\n" for i in range(8)))
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """`base` and `tuned`, which fit, and eight prompts: each test breaks something."""
-    base = pico("llama")
-    save(base.net, byte_tokenizer(CHATML), tmp_path / "base")
-    save(twin(base, moved).net, byte_tokenizer(CHATML), tmp_path / "tuned")
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"text": f"What is {i}?"}) + "\n" for i in range(8)))
-    return tmp_path
+def folder(sound: Path, tmp_path: Path) -> Path:
+    """The same for a test that breaks something of it."""
+    return Path(shutil.copytree(sound, tmp_path, dirs_exist_ok=True))
 
 
 def config(folder: Path, **fields: Any) -> None:

@@ -1,6 +1,7 @@
 """Transport and rank through a whole run: every row that is promised, strengths and controls where they belong, maps that load."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,17 @@ def test_ranks_have_numbers_and_curves(finished: tuple[pl.DataFrame, dict[str, A
         assert part["value"].is_nan().all() or part["value"].diff().drop_nulls().min() >= -1e-9  # type: ignore[operator]
 
 
-def test_a_resumed_run_gives_the_same_rows(pair: Path, tmp_path: Path, finished: tuple[pl.DataFrame, dict[str, Any], Path]) -> None:
-    asked = {"sites": ["attn_out"], "layers": [1, 3], "closer": [1], "permutations": 3}
-    config = study(pair, {"transport": asked}, {"rank": {"sites": ["attn_out"], "closer": [1]}})
-    once, _ = execute(config, tmp_path / "run")
+@pytest.fixture(scope="module")
+def alone(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, pl.DataFrame, Path]:
+    """A study without patching, its rows, and its folder."""
+    asked = {"sites": ["attn_out"], "layers": [1, 3], "closer": [1]}
+    config, out = study(pair, {"transport": {**asked, "permutations": 3}}, {"rank": asked}), tmp_path_factory.mktemp("alone")
+    return config, execute(config, out)[0], out
+
+
+def test_a_resumed_run_gives_the_same_rows(alone: tuple[StudyConfig, pl.DataFrame, Path], tmp_path: Path) -> None:
+    config, once, out = alone
+    shutil.copytree(out, tmp_path / "run")
     cells = sorted((tmp_path / "run" / "cells").glob("*/cell.json"))
     for cell in cells[::2]:
         for file in cell.parent.iterdir():
@@ -205,13 +213,14 @@ def test_options_that_cannot_be(given: dict[str, Any], said: str) -> None:
         TransportOptions.model_validate(given)
 
 
-def test_what_patching_has_run_is_not_run_again_and_is_what_would_come_out(pair: Path, tmp_path: Path) -> None:
+def test_what_patching_has_run_is_not_run_again_and_is_what_would_come_out(
+    pair: Path, alone: tuple[StudyConfig, pl.DataFrame, Path], tmp_path: Path
+) -> None:
     asked = {"sites": ["attn_out"], "layers": [1, 3]}
-    alone, _ = execute(study(pair, {"transport": {**asked, "closer": [1], "permutations": 2}}), tmp_path / "alone")
-    beside, _ = execute(study(pair, {"patching": asked}, {"transport": {**asked, "closer": [1], "permutations": 2}}), tmp_path / "beside")
-    key = [name for name in alone.columns if name != "value"]
+    beside, _ = execute(study(pair, {"patching": asked}, {"transport": {**asked, "closer": [1], "permutations": 0}}), tmp_path / "beside")
+    key = [name for name in beside.columns if name != "value"]
     plain = (pl.col("measure") == "transport") & pl.col("metric").is_in(["kl_own_nats", "kl_other_nats"]) & pl.col("control").is_null()
-    both = alone.filter(plain).join(beside.filter(plain), on=key, how="full", nulls_equal=True, suffix="_beside")
+    both = alone[1].filter(plain).join(beside.filter(plain), on=key, how="full", nulls_equal=True, suffix="_beside")
     assert both["value"].null_count() == both["value_beside"].null_count() == 0
     assert (both["value"] - both["value_beside"]).abs().max() < 1e-6
     written = beside.filter(
