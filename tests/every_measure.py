@@ -19,7 +19,7 @@ MEASURES: list[Any] = [
         "positions": ["decision", "last_2", "all"], "windows": [2]}},
     {"factorial": {"all_positions_layers": 2}},
     {"transport": {
-        "sites": ["resid_post", "z"], "layers": [1, 2], "closer": [1], "strengths": [0.5], "rows_per_prompt": 4, "permutations": 10,
+        "sites": ["resid_post", "z"], "layers": [1, 2], "closer": [1, 2], "strengths": [0.5], "rows_per_prompt": 4, "permutations": 10,
         "dimensions": 2, "clusters": 2,
         "maps": ["diag_affine", "anchored_ridge", "anchored_procrustes", "rrr", "ridge", "pca", "procrustes", "whitened_procrustes",
                  "logit_subspace", "logit_subspace_joint", "per_cluster", "rank_truncated", "rescaled", "norm_matched"],
