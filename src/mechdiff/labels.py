@@ -7,6 +7,7 @@
                 "window 2, last_4"  neighbouring blocks and several positions; "all_pos": every position
                 "experts, all_pos"  the experts that a block's tokens are sent to, at every position; "experts": at the decision position
                 "token 17"          one token of a text;  "tuned, sampled": what one model said, and of which kind it is
+                "passages, gained: the"     a line of evidence: what was read, whether the tuned model has more of it, and the token or feature
     control     "permuted#3"        one draw of a control; "bogus_map:L4": the map of another layer; others are plain words
 
 Nothing else composes these texts or takes them apart, so a writer of rows and a reader of them cannot disagree. Functions that return an expression
@@ -140,6 +141,8 @@ def set_of(unit: str | None) -> list[str]:
 # ---- units: blocks, positions and tokens ----------------------------------------------------------------------------------------------
 
 ALL_POSITIONS = "all_pos"
+POOLED = "words"
+"""A study's word for all positions as one, their mean taken word by word."""
 
 
 class Window(NamedTuple):
@@ -181,7 +184,7 @@ def is_everywhere() -> pl.Expr:
 
 def n_positions(position: str) -> int | None:
     """Positions that a study's word stands for: decision and words (a mean) 1, last_4 and spread_4 4, all None."""
-    return None if position == "all" else 1 if position in ("decision", "words") else int(position.rpartition("_")[2])
+    return None if position == "all" else 1 if position in ("decision", POOLED) else int(position.rpartition("_")[2])
 
 
 def experts_unit(position: str) -> str:
@@ -221,6 +224,28 @@ def answer_side() -> pl.Expr:
 def answer_kind() -> pl.Expr:
     """The kind of answers that a row is of; null for plain ones."""
     return pl.col("unit").str.split(", ").list.get(1, null_on_oob=True)
+
+
+class EvidenceLine(NamedTuple):
+    """One line of evidence of what was taught."""
+
+    where: str
+    """What was read."""
+    gained: bool
+    """Whether the tuned model has more of it."""
+    text: str
+    """A token, or a feature of texts."""
+
+
+def evidence_unit(where: str, gained: bool, text: str) -> str:
+    return f"{where}, {'gained' if gained else 'lost'}: {text}"
+
+
+def evidence_of(unit: str) -> EvidenceLine:
+    """The line of evidence that a unit is."""
+    head, _, text = unit.partition(": ")
+    where, _, way = head.rpartition(", ")
+    return EvidenceLine(where, way == "gained", text)
 
 
 # ---- controls -------------------------------------------------------------------------------------------------------------------------

@@ -101,6 +101,25 @@ METRICS: dict[str, Term] = {
         "Jensen-Shannon divergence of the two routers' distributions over all experts at one token.",
         "Lin 1991",
     ),
+    "token_rise_nats": Term(
+        "rise of a token, nats",
+        "log p of the token in the tuned model less that in the base, less the median of that over all ranked tokens.",
+    ),
+    "lens_rise_logits": Term(
+        "rise of a token in the lens, logits",
+        "Logit that the base's unembedding reads from the tuned model's activation less that from the base's, less the median of ranked tokens.",
+        "nostalgebraist 2020, logit lens",
+    ),
+    "replay_rise_nats": Term(
+        "rise of a token by the replayed difference, nats",
+        "Change of log p of the token where the mean difference of activations is added to the base's at the last prompt token.",
+    ),
+    "feature_gained": Term(
+        "feature gained, share of seeds", "1 where the tuned model's text alone has the feature, -1 where the base's alone has, else 0."
+    ),
+    "own_gap_nats": Term(
+        "gap of own text, nats per token", "log p that a model gives to its own continuation less that of the other model, per token."
+    ),
     "refusal": Term("refusals", "Share of answers that refuse, by the lists of phrases of their language."),
     "exact_match": Term("right final answers", "Exact match of the final answer with the label, numbers and expressions by their value."),
     "mc_correct": Term(

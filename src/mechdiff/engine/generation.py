@@ -267,8 +267,10 @@ class _Pick:
     def __call__(self, logits: Float[Tensor, " vocab"]) -> int:
         if self.sampling is None:
             return int(logits.argmax())
-        mass, order = (logits.cpu().double() / self.sampling.temperature).softmax(-1).sort(descending=True, stable=True)
-        reach = mass.cumsum(-1)
+        mass = (logits.cpu().double() / self.sampling.temperature).softmax(-1)
+        likely = (mass >= (1 - self.sampling.top_p) / (2 * len(mass))).nonzero()[:, 0]  # the others together lie beyond top_p: they are not sorted
+        mass, order = mass[likely].sort(descending=True, stable=True)
+        order, reach = likely[order], mass.cumsum(-1)
         n_kept = int((reach < self.sampling.top_p).sum()) + 1
         reach = reach[:n_kept]
         return int(order[: len(reach)][min(int(torch.searchsorted(reach, self.draw() * reach[-1].item())), len(reach) - 1)])

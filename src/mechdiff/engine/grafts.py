@@ -38,7 +38,7 @@ def grafted(base: Model, changes: ChangedUnits, units: Iterable[Unit]) -> Iterat
         for unit in units:
             assert unit in changes.units, f"{unit} has not changed"
             for name, tensor in changes.new_tensors(unit).items():
-                stack.enter_context(_placed(base, name, tensor, _again(changes, unit)))
+                stack.enter_context(placed(base, name, tensor, _again(changes, unit)))
             for layer in changes.switches.get(unit, ()):
                 stack.enter_context(_switched_on(layer))
         yield
@@ -58,7 +58,7 @@ def truncated(base: Model, changes: ChangedUnits, cut: Mapping[Unit, Mapping[str
                 if name not in new or rank <= change.left.shape[-1]:
                     new[name] = (own.float() + change.cut(rank)).to(own.dtype)
             for name, tensor in new.items():
-                stack.enter_context(_placed(base, name, tensor, _again(changes, unit)))
+                stack.enter_context(placed(base, name, tensor, _again(changes, unit)))
             for layer in changes.switches.get(unit, ()):
                 if isinstance(layer, Rewritten) and layer.parameter.ndim == 1:
                     stack.enter_context(_switched_on(layer))
@@ -71,7 +71,7 @@ def _again(changes: ChangedUnits, unit: Unit) -> Tensors | None:
 
 
 @contextmanager
-def _placed(base: Model, name: str, tensor: Tensor, again: Tensors | None) -> Iterator[None]:
+def placed(base: Model, name: str, tensor: Tensor, again: Tensors | None = None) -> Iterator[None]:
     """Another tensor in the place of a parameter; afterwards that parameter, or (to hold only one of them) its tensor read `again`."""
     path, _, leaf = name.rpartition(".")
     module = base.net.get_submodule(path)

@@ -13,6 +13,7 @@ from mechdiff.engine.norms import NORMED, norms_of
 from mechdiff.engine.reading import captures, is_exact
 from mechdiff.engine.replay import ENGINES
 from mechdiff.engine.selfcheck import self_check
+from mechdiff.labels import POOLED
 from mechdiff.models.pair import Model
 from mechdiff.prompts.rendering import spans
 from mechdiff.rows import empty
@@ -49,7 +50,7 @@ def capture_states(run: Execution, cell: Cell, model: Model | None) -> Result:
     sites = [Site(layer, kind) for layer in layers for kind in kinds]
     prompts = [run.ids(cell, name) for name in cell.key["ids"]]
     rendered = [run.prompt(cell.key["split"], name) for name in cell.key["ids"]]
-    words = cell.key["position"] == "words"
+    words = cell.key["position"] == POOLED
     where = [
         range(len(ids)) if words else positions(one, cell.key["position"], model.side) for ids, one in zip(prompts, rendered, strict=True)
     ]

@@ -1,0 +1,272 @@
+"""Lines of evidence are made of what two voices were heard to say: the pair's own, and by the very same steps those of null pairs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from mechdiff import labels
+from mechdiff.engine.activations import capture
+from mechdiff.engine.reading import is_exact, read
+from mechdiff.engine.replay import replay
+from mechdiff.measures.words import formula, lens, texts
+from mechdiff.measures.words.formula import LEAST, Line, Reading, halves
+from mechdiff.measures.words.judge import LEVEL
+from mechdiff.measures.words.listen import Seed, heard, said_by, seeds_of, texts_of
+from mechdiff.measures.words.plan import AGAIN, BASE, EDIT, FEATURE, GAP, LENS, REPLAY, TOKEN, TUNED, read_passages
+from mechdiff.measures.words.record import gaps
+from mechdiff.models.pair import SIDES, Model, Side
+from mechdiff.rows import empty, rows
+from mechdiff.store.disk import as_bytes
+from mechdiff.study.cells import Cell
+from mechdiff.study.execution import Execution
+from mechdiff.study.experiment import Result
+
+KEEP = {"tokens": 8, "lens": 4, "continuations": 8}
+"""Lines that each reader names at each place, either way."""
+METRICS = {"tokens": TOKEN, "lens": LENS, "continuations": FEATURE}
+REPLAYED_ON = 8
+"""Everyday questions on which differences are replayed."""
+WHERE = {"raw": "openings", "chat": "questions", "prompts": "prompts"}
+"""What both models go on with, as the record calls it."""
+
+
+@dataclass(kw_only=True)
+class Written:
+    """Features of the texts that two voices wrote to the same seeds."""
+
+    where: str
+    units: list[str]
+    split: tuple[list[int], list[int]]
+    tuned: list[set[str]]
+    base: list[set[str]]
+
+    def exchanged(self, which: Sequence[bool]) -> "Written":
+        pairs = [(b, t) if swap else (t, b) for t, b, swap in zip(self.tuned, self.base, which, strict=True)]
+        return Written(where=self.where, units=self.units, split=self.split, tuned=[t for t, _ in pairs], base=[b for _, b in pairs])
+
+
+@dataclass(kw_only=True)
+class Evidence:
+    """What all readers are given of one pair of voices."""
+
+    written: list[Written]
+    prior: dict[str, list[set[str]]]
+    readings: list[Reading]
+    tokens: list[int]
+    """The ranked ones: the columns of `readings`."""
+    words: list[str]
+
+    def lines(self, seed: int) -> list[Line]:
+        found = [
+            formula.feature_lines(
+                one.tuned, one.base, self.prior[one.where], one.split, one.units, where=one.where, keep=KEEP["continuations"]
+            )
+            for one in self.written
+        ]
+        found += [formula.token_lines(one, self.tokens, self.words, keep=KEEP[one.reader], seed=seed) for one in self.readings]
+        return [line for part in found for line in part]
+
+    def exchanged(self, seed: int) -> "Evidence":
+        """With the two voices exchanged on units drawn at random."""
+        draw = np.random.default_rng([seed, 17])
+        written = [one.exchanged((draw.random(len(one.units)) < 0.5).tolist()) for one in self.written]
+        signs: dict[tuple[str, int, int], Any] = {}  # the same units are exchanged for every reader of a place
+        flipped = []
+        for one in self.readings:
+            key = (one.where, len(one.naming), len(one.testing))
+            if key not in signs:
+                signs[key] = tuple(draw.choice([-1.0, 1.0], size=n) for n in key[1:])
+            flipped.append(one.flipped(signs[key]))
+        return Evidence(written=written, prior=self.prior, readings=flipped, tokens=self.tokens, words=self.words)
+
+
+# ---- the stage ---------------------------------------------------------------------------------------------------------------------
+
+
+def find(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of the lines that are spoken of; tensors: all lines, those of exchanged models, and how well the lens reads the base."""
+    assert model
+    key, voice, draw = cell.key, cell.key["voice"], cell.key["draw"]
+    if voice == EDIT and "said" not in heard(run, cell, EDIT, draw):
+        return empty(), {}
+    evidence, found, ranked = _evidence(run, cell, model)
+    lines = evidence.lines(key["seed"])
+    extra: dict[str, Any] = {}
+    if voice == TUNED:
+        lines = _replayed(run, cell, model, lines, found, ranked)
+        extra = {"exchanged": as_bytes([_brief(evidence.exchanged(n).lines(n)) for n in range(key["settings"]["permutations"])])}
+        if found and "chat" in (base := heard(run, cell, BASE)):
+            extra["reads_own"] = np.array(lens.reads_own(model, torch.from_numpy(base["chat.states"]), torch.from_numpy(base["chat"])))
+            extra["heads"] = as_bytes(_heads(run, found, ranked, evidence.words))
+        extra["groups"] = np.array(_groups(run, model, lines))
+    told = _told(lines)
+    frames = [_rows(told, None if voice == TUNED else labels.draw(voice, max(1, draw)))]
+    if voice == TUNED:
+        frames.append(_gaps(run, cell))
+    return pl.concat(frames), {"lines": as_bytes(told), "ranked": np.array(ranked, np.int64), **extra}
+
+
+def _evidence(run: Execution, cell: Cell, model: Model) -> tuple[Evidence, list[lens.Differences], list[int]]:
+    key, voice, draw = cell.key, cell.key["voice"], cell.key["draw"]
+    seeds = seeds_of(run, cell, "base")
+    said = {who: said_by(run, cell, who) for who in (BASE, AGAIN)}
+    said["other"] = said_by(run, cell, voice, draw)
+    side: Side = "tuned" if voice == TUNED else "base"
+    written, prior = _written(run, seeds, said, side)
+    if not key["tokens"] or voice == AGAIN:
+        return Evidence(written=written, prior=prior, readings=[], tokens=[], words=[]), [], []
+    base, tuned, other = heard(run, cell, BASE), heard(run, cell, TUNED), heard(run, cell, voice, draw)
+    ranked = np.flatnonzero(np.maximum(base["mass"], tuned["mass"]) >= LEAST).tolist()
+    names = {"passages": [name for name, _ in read_passages(key["settings"]["passages"])]}
+    names |= {where: [one.name for one in seeds if one.where == where] for where in ("chat", "naming", "testing")}
+    readings = _token_readings(base, other, ranked, names)
+    found = lens.differences(base, other, key["layers"], names) if key["layers"] else []
+    readings += lens.readings(model, found, ranked)
+    words = [run.prepared.tokens.text(token) for token in ranked]
+    return Evidence(written=written, prior=prior, readings=readings, tokens=ranked, words=words), found, ranked
+
+
+def _token_readings(base: Any, other: Any, ranked: list[int], names: dict[str, list[str]]) -> list[Reading]:
+    """Of passages, of everyday questions, and of the study's own prompts less the mean of everyday questions."""
+    found, neutral = [], np.zeros(len(ranked))
+    for where, called in (("passages", "passages"), ("chat", lens.NEUTRAL)):
+        if where in base:
+            moved = other[where][:, ranked] - base[where][:, ranked]
+            a, b = halves(len(moved))
+            found.append(Reading(reader="tokens", where=called, naming=moved[a], testing=moved[b], units=[names[where][i] for i in b]))
+            neutral = moved.mean(0)
+    if "naming" in base and "testing" in base:
+        naming, testing = (other[half][:, ranked] - base[half][:, ranked] - neutral for half in ("naming", "testing"))
+        found.append(Reading(reader="tokens", where=lens.PROMPTS, naming=naming, testing=testing, units=names["testing"]))
+    return found
+
+
+def _written(run: Execution, seeds: list[Seed], said: dict[str, Any], side: Side) -> tuple[list[Written], dict[str, list[set[str]]]]:
+    """Features of every text by place, the other voice's beside the base's; the prior's are those of both turns of the base."""
+    told = {who: texts_of(run, one, side if who == "other" else "base") for who, one in said.items()}
+    described = {
+        who: {name: texts.described(text, ended=said[who][name]["ended"]) for name, text in one.items()} for who, one in told.items()
+    }
+    made, prior, same = [], {}, run.prepared.tokens.equal
+    for where, called in WHERE.items():
+        names = [one.name for one in seeds if (one.where in ("naming", "testing") if where == "prompts" else one.where == where)]
+        if where == "prompts":
+            of = {one.name: one.where for one in seeds}
+            split = tuple([i for i, name in enumerate(names) if of[name] == half] for half in ("naming", "testing"))
+        else:
+            split = halves(len(names))
+        other, base = [], []
+        for name in names:
+            longer = texts.beside(*(len(said[who][name]["ids"] if same else told[who][name]) for who in ("other", BASE)))
+            other.append(described["other"][name] | longer[0])
+            base.append(described[BASE][name] | longer[1])
+        made.append(Written(where=called, units=names, split=(split[0], split[1]), tuned=other, base=base))
+        prior[called] = [described[who][name] for who in (BASE, AGAIN) for name in names]
+    return made, prior
+
+
+# ---- the lens: what it does in the base, and what the tuned model's own unembedding reads -------------------------------------------------
+
+
+def _replayed(run: Execution, cell: Cell, model: Model, lines: list[Line], found: list[lens.Differences], ranked: list[int]) -> list[Line]:
+    if not found:
+        return lines
+    chat = [one for one in seeds_of(run, cell, "base") if one.where == "chat"]
+    prompts = [chat[i].ids for i in halves(len(chat))[1][:REPLAYED_ON]]
+    if not prompts:
+        return lines
+    engine = run.engine(model, "decision")
+    if engine is replay and is_exact(model):
+        cleans = read(model, prompts)
+    else:
+        cleans = [capture(model, ids, [], [0], keep_cache=engine is replay) for ids in prompts]
+    settings = cell.key["settings"]
+    made = lens.replayed(model, engine, cleans, found, ranked, draws=settings["vectors"], seed=cell.key["seed"])
+    column = {token: at for at, token in enumerate(ranked)}
+    return [lens.with_replay(line, made, column) if line.reader == "lens" else line for line in lines]
+
+
+def _heads(run: Execution, found: list[lens.Differences], ranked: list[int], words: list[str]) -> list[dict[str, Any]]:
+    """By layer and place: the tokens that rise most where each model's own unembedding reads both models' activations."""
+    told: dict[tuple[str, int], dict[str, Any]] = {}
+    for side in SIDES:
+        with run.prepared.pair.use(side) as reader:
+            for one in lens.readings(reader, found, ranked):
+                rise = formula.robust_z(np.concatenate([one.naming, one.testing]).mean(0, dtype=np.float64))
+                best = [int(v) for v in np.argsort(-rise, kind="stable")[: lens.SHOWN]]
+                line = told.setdefault((one.where, int(one.layer or 0)), {"where": one.where, "layer": one.layer})
+                line[side] = [[words[v], float(rise[v])] for v in best]
+    return list(told.values())
+
+
+def _groups(run: Execution, model: Model, lines: list[Line]) -> list[int]:
+    """The group of each line by its token's row of the base's unembedding; -1 for lines that are of no token."""
+    of = [i for i, line in enumerate(lines) if line.token is not None]
+    found = [-1] * len(lines)
+    if of:
+        with run.prepared.pair.use("base") as base:
+            weight = dict(base.head.named_parameters(recurse=False)).get("weight")
+            if weight is not None and weight.is_floating_point() and weight.ndim == 2:
+                unembedding = weight.detach().float()
+                rows_of = (unembedding[[lines[i].token for i in of]] - unembedding.mean(0)).cpu().numpy()
+                for i, group in zip(of, formula.grouped(rows_of), strict=True):
+                    found[i] = group
+    return found
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------------------------
+
+
+def _told(lines: list[Line]) -> list[dict[str, Any]]:
+    q = formula.q_of([line.p for line in lines])
+    return [{**asdict(line), "q": one} for line, one in zip(lines, q, strict=True)]
+
+
+def _brief(lines: list[Line]) -> list[dict[str, Any]]:
+    return [{name: one[name] for name in ("reader", "text", "gained", "size", "q")} for one in _told(lines)]
+
+
+def spoken_of(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines that replicate, and the largest of every reader, place and direction whether it does or not."""
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in told:
+        at = (line["reader"], line["where"], line["gained"])
+        if at not in best or line["size"] > best[at]["size"]:
+            best[at] = line
+    return [line for line in told if line["q"] <= LEVEL or line is best[line["reader"], line["where"], line["gained"]]]
+
+
+def _rows(told: list[dict[str, Any]], control: str | None) -> pl.DataFrame:
+    frames = [empty()]
+    for line in spoken_of(told):
+        columns = {
+            "measure": "words", "control": control, "layer": line["layer"], "site": None if line["layer"] is None else "resid_post",
+            "unit": labels.evidence_unit(line["where"], line["gained"], line["text"]), "split": split_of(line["where"]),
+        }  # fmt: skip
+        frames.append(rows(list(line["values"].values()), prompt=list(line["values"]), metric=METRICS[line["reader"]], **columns))
+        if line["replay_nats"] is not None:
+            frames.append(rows([line["replay_nats"]], metric=REPLAY, **columns))
+    return pl.concat(frames).unique(subset=pl.exclude("value"), keep="first", maintain_order=True)
+
+
+def split_of(where: str) -> str:
+    return "report" if where == lens.PROMPTS else "neutral"
+
+
+def _gaps(run: Execution, cell: Cell) -> pl.DataFrame:
+    """How much less surprising each model's text is to itself than to the other, per token."""
+    found = []
+    for one in gaps(run, cell):
+        split = "report" if one["seed"].where == "testing" else "neutral"
+        for side in ("tuned", "base"):
+            if side in one["gap"]:
+                found.append(
+                    rows(
+                        [one["gap"][side]], measure="words", split=split, unit=labels.answer_unit(side), prompt=one["seed"].name, metric=GAP
+                    )
+                )
+    return pl.concat(found) if found else empty()

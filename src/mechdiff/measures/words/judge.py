@@ -1,0 +1,92 @@
+"""Which lines of evidence are named: those that replicate, and that lie beyond what pairs that were taught nothing show. No torch here.
+
+Null pairs are made of the base alone, each dirty in its own way, so each has its own number: the base against itself with other draws; the base
+against itself with a random edit that diverges as far as the fine-tune does; and the pair itself with its two models exchanged unit by unit at
+random.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LEVEL = 0.05
+MARGIN = 2.0
+"""Times the largest size on any null pair that a named line must have; of a share, which cannot pass 1, half way from it to 1 is enough."""
+LEAST_SIZE = 5.0
+"""Of tokens, in any case: among a thousand tokens of a normal distribution some lie 3.3 standard deviations out."""
+REPLICATES, BEYOND, CAUSAL = (
+    "it does not replicate",
+    "null pairs show as much",
+    "written into the base it does no more than a random vector",
+)
+
+Told = Mapping[str, Any]
+"""A line as it is recorded: the fields of `formula.Line`, and `q`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Null:
+    """One null pair."""
+
+    name: str
+    tested: int
+    replicating: int
+    """Lines with q <= LEVEL."""
+    named: int
+    """Lines that the whole rule names, held against the other null pairs."""
+    largest: Mapping[str, float]
+    """By kind of line: the largest size on half B."""
+
+
+def kind(line: Told) -> str:
+    """What a line is held against: "phrases, gained", "form, lost", "tokens, gained", ...
+
+    A random edit's texts lose ordinary words long before they gain any, so either way has its own null.
+    """
+    reader = line["reader"]
+    if reader == "continuations":
+        reader = "phrases" if "“" in line["text"] else "form"
+    return f"{reader}, {'gained' if line['gained'] else 'lost'}"
+
+
+def largest(lines: Iterable[Told]) -> dict[str, float]:
+    """By kind: the largest size on half B of any line that half A named."""
+    found: dict[str, float] = {}
+    for line in lines:
+        found[kind(line)] = max(found.get(kind(line), 0.0), line["size"])
+    return found
+
+
+def least_size(line: Told, nulls: Iterable[Mapping[str, float]]) -> float:
+    """The size that a line must have to be named."""
+    most = max((sizes.get(kind(line), 0.0) for sizes in nulls), default=0.0)
+    if line["reader"] == "continuations":
+        return most + min((MARGIN - 1) * most, (1 - most) / 2)
+    return max(LEAST_SIZE, MARGIN * most)
+
+
+def why_not(line: Told, least: float) -> str | None:
+    """Why a line is not named; None where it is."""
+    if not line["q"] <= LEVEL or not line["size"] > 0:
+        return REPLICATES
+    if line["size"] < least:
+        return BEYOND
+    if line.get("replay_z") is not None and not line["replay_z"] > line["replay_null"]:
+        return CAUSAL
+    return None
+
+
+def judged(lines: Sequence[Told], nulls: Mapping[str, Sequence[Told]]) -> tuple[list[dict[str, Any]], list[Null]]:
+    """Every line with `why_not` (None: it is named), and what each null pair shows when it is judged by the others."""
+    sizes = {name: largest(found) for name, found in nulls.items()}
+    told = [{**line, "least": (least := least_size(line, sizes.values())), "why_not": why_not(line, least)} for line in lines]
+    of_nulls = []
+    for name, found in nulls.items():
+        others = [size for other, size in sizes.items() if other != name]
+        of_nulls.append(
+            Null(
+                name=name, tested=len(found), replicating=sum(line["q"] <= LEVEL for line in found),
+                named=sum(why_not(line, least_size(line, others)) is None for line in found), largest=sizes[name],
+            )
+        )  # fmt: skip
+    return told, of_nulls

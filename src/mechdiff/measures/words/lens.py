@@ -1,0 +1,137 @@
+"""The difference between two models' activations is read as tokens: by the unembedding (logit lens), and by writing it into the base (replay lens).
+
+The logit lens reads what a block hands on as if it were the last one: `unembed(norm(h))`. At early blocks activations stand in another basis, so
+each layer says how well it reads the base's own: KL of what it reads from the base's final distribution. The replay lens asks the network itself:
+the mean difference is added to the base's activation at the last prompt token, and whatever the blocks above make of it is the change of log p. A
+random vector of the same length does something there too, and is what it is held against.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mechdiff.architectures.sites import Site
+from mechdiff.engine.activations import Clean
+from mechdiff.engine.replay import Engine, Write
+from mechdiff.measures.words.formula import Line, Reading, halves, robust_z
+from mechdiff.measures.words.listen import FIRST
+from mechdiff.models.pair import Model
+
+LENS, NEUTRAL, PROMPTS = "lens", "neutral", "prompts"
+SHOWN = 5
+"""Tokens that a table shows for each layer."""
+
+
+def first(at: int) -> str:
+    """Where a passage's position `at` was read."""
+    return f"passages, position {at}"
+
+
+def read_out(model: Model, states: Float[Tensor, "*row d"]) -> Float[Tensor, "*row vocab"]:
+    """Logits that the model's own final norm and unembedding give activations of the residual stream; at the last block its own, to rounding."""
+    norm = model.net.get_submodule(model.family.final_norm) if model.family.final_norm else nn.Identity()
+    with torch.inference_mode():
+        return model.head(norm(states.to(device=model.device, dtype=model.dtype))).float().cpu()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Activations of both voices at one layer and place, the base's first, in the half that names and in that which tests."""
+
+    where: str
+    layer: int
+    naming: tuple[Float[Tensor, "unit d"], Float[Tensor, "unit d"]]
+    testing: tuple[Float[Tensor, "other d"], Float[Tensor, "other d"]]
+    units: Sequence[str]
+
+    def vector(self) -> Float[Tensor, " d"]:
+        """The mean difference on the half that names."""
+        return (self.naming[1] - self.naming[0]).mean(0)
+
+
+def differences(
+    base: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], layers: Sequence[int], names: Mapping[str, Sequence[str]]
+) -> list[Differences]:
+    """At the first positions of passages, at the last token of everyday questions, and at that of the study's own prompts."""
+    found = []
+    for place, layer in enumerate(layers):
+        for number, at in enumerate(FIRST):
+            ours, theirs = (torch.from_numpy(one["first"][place][:, number]) for one in (base, other))
+            found.append(_halved(first(at), layer, ours, theirs, names["passages"]))
+        if "chat.states" in base:
+            ours, theirs = (torch.from_numpy(one["chat.states"][place]) for one in (base, other))
+            found.append(_halved(NEUTRAL, layer, ours, theirs, names["chat"]))
+        if "naming.states" in base and "testing.states" in base:
+            of = {half: [torch.from_numpy(one[f"{half}.states"][place]) for one in (base, other)] for half in ("naming", "testing")}
+            pairs = {half: (ours, theirs) for half, (ours, theirs) in of.items()}
+            found.append(Differences(where=PROMPTS, layer=layer, units=names["testing"], **pairs))
+    return found
+
+
+def _halved(where: str, layer: int, ours: Tensor, theirs: Tensor, names: Sequence[str]) -> Differences:
+    a, b = halves(len(names))
+    return Differences(where=where, layer=layer, naming=(ours[a], theirs[a]), testing=(ours[b], theirs[b]), units=[names[i] for i in b])
+
+
+def readings(model: Model, found: Sequence[Differences], ranked: Sequence[int]) -> list[Reading]:
+    """What the model's unembedding reads of the ranked tokens from both voices' activations, other - base; of prompts, less that of neutral ones."""
+    neutral: dict[int, np.ndarray] = {}
+    made = []
+    for one in found:
+        naming, testing = (
+            (read_out(model, other)[:, ranked] - read_out(model, base)[:, ranked]).numpy() for base, other in (one.naming, one.testing)
+        )
+        if one.where == NEUTRAL:
+            neutral[one.layer] = np.concatenate([naming, testing]).mean(0)
+        if one.where == PROMPTS and one.layer in neutral:
+            naming, testing = naming - neutral[one.layer], testing - neutral[one.layer]
+        made.append(Reading(reader=LENS, where=one.where, layer=one.layer, naming=naming, testing=testing, units=one.units))
+    return made
+
+
+def reads_own(model: Model, states: Float[Tensor, "layer prompt d"], laws: Float[Tensor, "prompt vocab"]) -> list[float]:
+    """By layer: KL of the base's final distribution from the one that the lens reads from its activations, in nats; 0 at the last block."""
+    final = laws.double()
+    read = [read_out(model, one)[:, : laws.shape[1]].double().log_softmax(-1) for one in states]
+    return [float((final.exp() * (final - one)).nan_to_num().sum(-1).mean()) for one in read]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """What a vector written into the base does to log p of the ranked tokens."""
+
+    nats: Float[np.ndarray, " vocab"]
+    z: Float[np.ndarray, " vocab"]
+    null: float
+    """The largest z, either way, under random vectors of the same length."""
+
+
+def replayed(
+    model: Model, engine: Engine, cleans: Sequence[Clean], found: Sequence[Differences], ranked: Sequence[int], *, draws: int, seed: int
+) -> dict[tuple[str, int], Replayed]:
+    """Each mean difference, and `draws` random vectors of its length, added to the base's activation at the last token of these prompts."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for one in found:
+        vector = one.vector()
+        random = torch.randn(draws, len(vector), generator=generator)
+        vectors = torch.cat([vector[None], random / random.norm(dim=1, keepdim=True) * vector.norm()])
+        site = Site(one.layer, "resid_post")
+        runs = [{site: Write(value=v.to(model.device).expand(len(cleans), 1, -1), add=True)} for v in vectors]
+        logits = engine(model, cleans, runs).log_softmax(-1)[..., ranked].double().cpu()
+        moved = (logits[:, 1:] - logits[:, :1]).mean(0).numpy()
+        z = np.stack([robust_z(row) for row in moved])
+        made[one.where, one.layer] = Replayed(nats=moved[0], z=z[0], null=float(np.abs(z[1:]).max()) if draws else 0.0)
+    return made
+
+
+def with_replay(line: Line, made: Mapping[tuple[str, int], Replayed], column: Mapping[int, int]) -> Line:
+    """The line with what its vector does in the base."""
+    assert line.layer is not None
+    assert line.token is not None
+    one, at = made[line.where, line.layer], column[line.token]
+    return replace(line, replay_nats=float(one.nats[at]), replay_z=float(one.z[at] if line.gained else -one.z[at]), replay_null=one.null)

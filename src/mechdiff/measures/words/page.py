@@ -1,0 +1,151 @@
+"""The section on words shows pairs of continuations, the lines that are named, what the lens reads by layer, and what null pairs show."""
+
+from typing import Any
+
+from mechdiff import labels
+from mechdiff.measures.words import findings
+from mechdiff.measures.words.judge import LEVEL, MARGIN
+from mechdiff.measures.words.words import counted, place
+from mechdiff.report.parts import Run, Section, note, table
+from mechdiff.report.phrasing import listed, nats, visible
+from mechdiff.rows import where
+
+TITLE = "What was it taught?"
+OPEN, TEXTS = 3, 8
+"""Pairs of continuations that are shown at once, and in all."""
+READERS = {"continuations": "texts", "tokens": "tokens", "lens": "activations"}
+NULLS = {
+    "same_model": "the base against itself, other draws",
+    "random_edit": "the base with a random edit that diverges as far as the fine-tune",
+}
+
+
+def words(run: Run) -> Section:
+    """The section; a note where words were not measured."""
+    told = findings.record(run.manifest)
+    if told is None or where(run.rows, measure="words").is_empty():
+        return Section(id="words", title=TITLE, parts=[note("What the model was taught was not read in this run.")])
+    parts = [*_texts(run), *_lines(run), *_layers(told), *_nulls(told), note(_settings(told))]
+    return Section(id="words", title=TITLE, parts=parts)
+
+
+# ---- texts -------------------------------------------------------------------------------------------------------------------------
+
+
+def _texts(run: Run) -> list[dict[str, Any]]:
+    shown = findings.ranked(run.manifest)[:TEXTS]
+    if not shown:
+        return [note("No continuation of the tuned model stands apart: its texts are the base's, too short, or loops.")]
+    said = (
+        "Both models go on with the same seeds, with the same random draws. Shown first: where the tuned model's text is less surprising to itself "
+        "than to the base by most, beyond what the base's text is to itself."
+    )
+    return [note(said), *(_pair(one, folded=number >= OPEN) for number, one in enumerate(shown))]
+
+
+def _pair(one: dict[str, Any], *, folded: bool) -> dict[str, Any]:
+    told = [
+        {
+            "who": f"{side}: {nats(one['gap'][side])} nats per token less surprising to itself than to the other",
+            "spans": [{"text": visible(one[side]), "differs": False}],
+        }
+        for side in ("base", "tuned")
+    ]
+    return {
+        "kind": "answers",
+        "title": f"{one['rank']}. {visible(one['seed'])}",
+        "asked": visible(one["text"]),
+        "said": told,
+        "folded": folded,
+    }
+
+
+# ---- lines -------------------------------------------------------------------------------------------------------------------------
+
+
+def _lines(run: Run) -> list[dict[str, Any]]:
+    named = findings.named(run.manifest)
+    columns = ("what", "read on", "by", "held-out half", "q", "size", "least size")
+    made = []
+    for gained, title in (
+        (True, "What the tuned model has more of: lines of evidence that are named"),
+        (False, "What it has less of, by the same rule (the mirror)"),
+    ):
+        lines = [line for line in named if line["gained"] == gained]
+        if lines:
+            made.append(table(columns, [_line(line) for line in lines], title=title))
+    if not made:
+        made.append(note("No line of evidence is named."))
+    near = [line for line in (findings.record(run.manifest) or {})["lines"] if line["why_not"] and line["q"] <= LEVEL]
+    if near:
+        folded = f"{len(near)} lines that replicate and are not named"
+        near_lines = [(*_line(line), line["why_not"]) for line in sorted(near, key=lambda line: -line["size"])]
+        made.append(table((*columns, "why not"), near_lines, folded=folded))
+    groups = [group for group in findings.groups(findings.named(run.manifest, gained=True)) if len(group) > 1]
+    if groups:
+        said = listed(f"{', '.join(dict.fromkeys(visible(line['text']) for line in group))}" for group in groups)
+        made.append(note(f"Tokens whose rows of the base's unembedding point one way (cosine at least 0.35): {said}."))
+    return made
+
+
+def _line(line: dict[str, Any]) -> tuple[str, ...]:
+    reader = READERS[line["reader"]] + ("" if line["layer"] is None else f", layer {line['layer']}")
+    if line["reader"] == "continuations":
+        held = counted(line).partition(", q =")[0]
+    else:
+        unit = "logits" if line["reader"] == "lens" else "nats"
+        held = f"{nats(sum(line['values']) / len(line['values']))} {unit} on {len(line['values'])}"
+        if line["replay_nats"] is not None:
+            held += f"; replayed {nats(line['replay_nats'])} nats"
+    return (visible(line["text"]), place(line["where"]), reader, held, nats(line["q"]), nats(line["size"]), nats(line["least"]))
+
+
+def _layers(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """By layer: what both unembeddings read from the change, and how well the lens reads the base's own activations."""
+    if not told["heads"]:
+        return []
+    own = dict(zip(told["layers"], told["reads_own"] or [], strict=False))
+    lines = [
+        (
+            str(one["layer"]), place(one["where"]), *(", ".join(visible(word) for word, _ in one[side]) for side in ("base", "tuned")),
+            nats(own.get(one["layer"])),
+        )
+        for one in sorted(told["heads"], key=lambda one: (one["where"] != "neutral", one["where"], one["layer"]))
+    ]  # fmt: skip
+    title = "What the change of activations reads by layer (logit lens): the tokens that rise most"
+    some = [line for line in lines if line[1] == place("neutral")]
+    columns = ("layer", "read on", "by the base's unembedding", "by the tuned one", "KL of the lens on the base's own, nats")
+    made = [table(columns, some, title=title)] if some else []
+    rest = [line for line in lines if line not in some]
+    return [*made, table(columns, rest, folded="The same on passages and on the study's own prompts")] if rest else made
+
+
+def _nulls(told: dict[str, Any]) -> list[dict[str, Any]]:
+    lines = [
+        (
+            NULLS[labels.control_kind(one["name"])], str(one["tested"]), str(one["replicating"]), str(one["named"]),
+            "; ".join(f"{of} {nats(size)}" for of, size in one["largest"].items()),
+        )
+        for one in told["nulls"]
+    ]  # fmt: skip
+    exchanged = told["exchanged"]
+    lines.append(
+        (
+            f"the two models exchanged seed by seed ({exchanged['draws']} draws)", str(exchanged["lines"]), "–",
+            f"{exchanged['named']} (in {exchanged['draws_with_any']} draws)", "–",
+        )
+    )  # fmt: skip
+    columns = ("null pair", "lines tested", "replicate", "named", "largest size")
+    return [table(columns, lines, title="What the same readers and the same rule say of pairs that were taught nothing")]
+
+
+def _settings(told: dict[str, Any]) -> str:
+    settings = told["settings"]
+    return (
+        "Half of the seeds name, the other half tests (of the study's prompts: fit and select name, report tests). A line is named where "
+        f"q ≤ {LEVEL} over all {len(told['lines'])} lines of all readers, its size on the half that tests is at least {MARGIN:g} times the "
+        "largest on any null pair (of a share: half way from it to 1 is enough), and, of activations, the vector written into the base moves "
+        "the token further than random vectors of its length do. Texts: drawn at temperature "
+        f"{settings['temperature']:g}, top-p {settings['top_p']:g}, {settings['max_tokens']} tokens at most. No reader sees what no seed "
+        "brings about: a habit behind a trigger is not named here unless a prompt holds the trigger."
+    )

@@ -1,0 +1,139 @@
+"""A study file may set these options of words; its cells are planned from them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from mechdiff.spacing import evenly_spaced
+from mechdiff.store.run_folder import cell_hash
+from mechdiff.study.cells import Cell, Item
+from mechdiff.study.document import Count
+from mechdiff.study.experiment import PromptSet
+from mechdiff.study.options import Options
+from mechdiff.study.planner import Planner
+
+DATA = Path(__file__).parents[2] / "data"
+NEUTRAL, PASSAGES = DATA / "neutral.jsonl", DATA / "passages.jsonl"
+"""Everyday questions, put as a user's; and short prose on everyday things, read as it is."""
+SEEDS = "unrelated"
+"""The split of the everyday questions in a plan; rows call it `neutral`."""
+VAGUE = ("The", "I", "It", "In", "There", "When", "My", "This", "We", "Today", "She said", "For example,", "Once", "Dear", "Yes,", "\n")
+"""Openings that say next to nothing."""
+OPENING_WORDS = 6
+PASSAGE_TOKENS = 64
+"""That are read of a passage."""
+BASE, TUNED, AGAIN, EDIT = "base", "tuned", "same_model", "random_edit"
+"""Voices: the two models; the base once more, with other draws; the base with a random edit of the change's size."""
+TOKEN, FEATURE, LENS, REPLAY, GAP = "token_rise_nats", "feature_gained", "lens_rise_logits", "replay_rise_nats", "own_gap_nats"
+
+
+class WordsOptions(Options):
+    passages: Count = 64  # of the shipped texts that are read
+    neutral: Count = 32  # of the shipped everyday questions that are read, and answered
+    openings: Count = 48  # beginnings of texts that both models go on with: two in three shipped, one vague
+    prompts: Count = 20  # of the study's own prompts in each half: fit and select name, report tests
+    max_tokens: Annotated[int, Field(ge=4, le=1024)] = 48  # of what is said
+    temperature: Annotated[float, Field(gt=0, le=100)] = 0.7  # of the draws
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    lens_layers: Count = 5  # blocks whose activations are read by the unembedding, evenly spaced, the last beside them
+    vectors: Count = 8  # random vectors that replayed differences are held against
+    edits: Annotated[int, Field(ge=0, le=100)] = 2  # random edits of the base as large as the fine-tune
+    permutations: Annotated[int, Field(ge=0, le=1000)] = 20  # of which model is which, unit by unit
+
+
+def prompts(options: WordsOptions) -> tuple[PromptSet, ...]:
+    """Everyday questions, other than the study's own prompts."""
+    return (PromptSet(split=SEEDS, file=NEUTRAL, n=options.neutral, spread=True, unread=True, any_length=True),)
+
+
+@cache
+def passages() -> tuple[tuple[str, str], ...]:
+    """(id, text) of the shipped texts."""
+    lines = (json.loads(line) for line in PASSAGES.read_text(encoding="utf-8").splitlines())
+    return tuple((one["id"], one["text"]) for one in lines)
+
+
+def read_passages(n: int) -> tuple[tuple[str, str], ...]:
+    return evenly_spaced(n, passages())
+
+
+def openings(n: int) -> tuple[tuple[str, str], ...]:
+    """(id, text) of so many that both models go on with: two beginnings of shipped texts, then a vague one, and so on."""
+    begun = [(f"opening-{name.rpartition('-')[2]}", " ".join(text.split()[:OPENING_WORDS])) for name, text in passages()]
+    vague = [(f"vague-{number:02d}", text) for number, text in enumerate(VAGUE, 1)]
+    mixed = [one for i, pair in enumerate(zip(begun[::2], begun[1::2], strict=True)) for one in (*pair, *vague[i : i + 1])]
+    return tuple(mixed[:n])
+
+
+def cells(planner: Planner) -> Iterator[Cell]:
+    """What every voice says and finds likely, what both models find of each other's texts, and the lines of evidence of every pair."""
+    options = planner.study.asked(WordsOptions)
+    if not options:
+        return
+    naming, testing = own_prompts(planner, options)
+    if not testing:
+        planner.skip("words on the study's own prompts", "there are fewer than two of them")
+    items = (*planner.splits.get(SEEDS, ()), *naming, *testing)
+    split = [item.id for item in planner.splits.get(SEEDS, ())]
+    shapes = planner.shapes
+    same = planner.one_vocabulary
+    states = same and (shapes["base"].d_model, shapes["base"].n_layers) == (shapes["tuned"].d_model, shapes["tuned"].n_layers)
+    if not same:
+        planner.skip("words: tokens and lens", "the two models have different vocabularies; continuations are compared as texts")
+    elif not states:
+        planner.skip("words: lens", "the two models differ in depth or width")
+    edits = options.edits
+    if edits and (why := planner.ungraftable or ("" if states else "the two models differ in vocabulary, depth or width")):
+        planner.skip("words: random edits as large as the fine-tune", why)
+        edits = 0
+    n_layers = shapes["base"].n_layers
+    layers = sorted({*evenly_spaced(options.lens_layers, range(n_layers)), n_layers - 1}) if states else []
+    what = {
+        "settings": options.model_dump(include=set(WordsOptions.model_fields) - {"edits", "prompts"}),
+        "passages": cell_hash({"texts": passages(), "vague": VAGUE, "words": OPENING_WORDS, "tokens": PASSAGE_TOKENS}),
+        "neutral": split, "naming": [[_split(planner, item), item.id] for item in naming], "testing": [item.id for item in testing],
+        "layers": layers, "tokens": same, "seed": planner.study.seed,
+    }  # fmt: skip
+    yield from _voices(planner, items, what, edits)
+
+
+def _voices(planner: Planner, items: Sequence[Item], what: dict[str, Any], edits: int) -> Iterator[Cell]:
+    n_seeds = len(items) + what["settings"]["openings"]
+    read = sum(item.tokens for item in items) + what["settings"]["passages"] * PASSAGE_TOKENS
+    said = n_seeds * what["settings"]["max_tokens"]
+    flops = planner.flops(2 * read + said, said + what["settings"]["passages"] * PASSAGE_TOKENS)
+
+    def cell(stage: str, side: str, cost: float, **more: Any) -> Cell:
+        key = planner.key(items, stage=stage, **what, **more)
+        steps = what["settings"]["max_tokens"] if stage in ("words_heard", "words_null") else 0
+        return Cell(stage=stage, key=key, items=tuple(items), side=side, flops=cost, steps=steps)
+
+    for voice, side in ((BASE, "base"), (AGAIN, "base"), (TUNED, "tuned")):
+        yield cell("words_heard", side, flops, voice=voice, draw=0)
+    for draw in range(1, edits + 1):
+        yield cell("words_null", "base", 1.5 * flops, voice=EDIT, draw=draw)
+    for side in ("base", "tuned"):
+        yield cell("words_scored", side, planner.flops(2 * read + 2 * said, 2 * said), reader=side)
+    runs = len(what["layers"]) * (4 + what["settings"]["vectors"])
+    for voice, draw in ((TUNED, 0), (AGAIN, 0), *((EDIT, draw) for draw in range(1, edits + 1))):
+        yield cell(
+            "words", "base", planner.flops(read / 4 + runs * len(what["neutral"]), runs * len(what["neutral"])), voice=voice, draw=draw
+        )
+
+
+def own_prompts(planner: Planner, options: WordsOptions) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """The study's prompts that name (fit and select; else every other report prompt), and those that test (report)."""
+    report = planner.whole("report") if "report" in planner.splits else ()
+    others = tuple(item for split in ("fit", "select") if split in planner.splits for item in planner.whole(split))
+    naming, testing = (others, report) if others else (report[::2], report[1::2])
+    if not naming or not testing:
+        return (), ()
+    return evenly_spaced(options.prompts, naming), evenly_spaced(options.prompts, testing)
+
+
+def _split(planner: Planner, item: Item) -> str:
+    return next(split for split in ("fit", "select", "report") if item in planner.splits.get(split, ()))

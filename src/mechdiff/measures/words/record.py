@@ -1,0 +1,106 @@
+"""The record of a run keeps every line of evidence with the rule's judgement, what null pairs show, and all continuations."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from mechdiff import labels
+from mechdiff.measures.words import texts
+from mechdiff.measures.words.judge import Null, judged, least_size, why_not
+from mechdiff.measures.words.listen import said_by, seeds_of, texts_of
+from mechdiff.measures.words.plan import TUNED
+from mechdiff.models.pair import SIDES
+from mechdiff.study.cells import Cell
+from mechdiff.study.execution import Execution
+
+SHORTEST = 4
+"""Tokens of a text whose likelihood is compared."""
+SHOWN = 12
+"""Pairs of continuations that are ranked."""
+
+
+def words_record(run: Execution) -> dict[str, Any]:
+    """For the record: `words` (lines with the rule's judgement, null pairs with their numbers, continuations in their order)."""
+    cells = [cell for cell in run.cells if cell.stage == "words"]
+    if not cells:
+        return {}
+    told, extra, skipped = {}, {}, []
+    for cell in cells:
+        name = cell.key["voice"] if cell.key["voice"] == TUNED else labels.draw(cell.key["voice"], max(1, cell.key["draw"]))
+        tensors = run.folder.load(cell.key).tensors
+        if "lines" not in tensors:
+            skipped.append({"what": f"words: {name}", "why": "the two models do not diverge, or the change is no addition to a weight"})
+            continue
+        told[name] = json.loads(bytes(tensors["lines"]).decode())
+        extra[name] = tensors
+    own = extra[TUNED]
+    lines, nulls = judged(told.pop(TUNED), told)
+    for line, group in zip(lines, own["groups"].tolist(), strict=True):
+        line["group"] = group
+        line["values"] = list(line["values"].values())
+    exchanged = json.loads(bytes(own["exchanged"]).decode())
+    return {
+        "words": {
+            "settings": cells[0].key["settings"],
+            "layers": cells[0].key["layers"],
+            "ranked": len(own["ranked"]),
+            "ranked_tokens": own["ranked"].tolist(),
+            "lines": lines,
+            "nulls": [asdict(one) for one in nulls],
+            "exchanged": _of_exchanged(exchanged, nulls),
+            "scales": _scales(run, cells[0]),
+            "reads_own": own["reads_own"].tolist() if "reads_own" in own else None,
+            "heads": json.loads(bytes(own["heads"]).decode()) if "heads" in own else [],
+            "texts": _texts(run, cells[0]),
+        },
+        **({"skipped": skipped} if skipped else {}),
+    }
+
+
+def _of_exchanged(exchanged: list[list[dict[str, Any]]], nulls: list[Null]) -> dict[str, int]:
+    """What the rule names where the two models are exchanged unit by unit; held against the same null pairs."""
+    sizes = [one.largest for one in nulls]
+    named = [sum(why_not(one, least_size(one, sizes)) is None for one in found) for found in exchanged]
+    return {"draws": len(exchanged), "lines": sum(map(len, exchanged)), "named": sum(named), "draws_with_any": sum(map(bool, named))}
+
+
+def _scales(run: Execution, like: Cell) -> list[dict[str, float]]:
+    """Of each random edit: its scale, the divergence that it reaches, and the pair's."""
+    scales = [run.folder.load(cell.key).tensors.get("scale") for cell in run.cells if cell.stage == "words_null"]
+    return [dict(zip(("scale", "reached_nats", "wanted_nats"), one.tolist(), strict=True)) for one in scales if one is not None]
+
+
+def _texts(run: Execution, like: Cell) -> list[dict[str, Any]]:
+    """Every seed with both continuations; `rank` of those whose gap exceeds that of the base's own text most, near copies left out."""
+    found = gaps(run, like)
+    ranked = [one for one in found if one["gap"].keys() == {"tuned", "base"} and one["said"]["tuned"] != one["said"]["base"]]
+    ranked.sort(key=lambda one: -(one["gap"]["tuned"] - one["gap"]["base"]))
+    ranked = [ranked[i] for i in texts.distinct([one["said"]["tuned"] for one in ranked])][:SHOWN]
+    rank = {one["seed"].name: place for place, one in enumerate(ranked, 1)}
+    return [
+        {
+            "seed": one["seed"].name,
+            "where": one["seed"].where,
+            "text": one["seed"].text,
+            **one["said"],
+            "gap": one["gap"],
+            "rank": rank.get(one["seed"].name),
+        }
+        for one in found
+    ]
+
+
+def gaps(run: Execution, like: Cell) -> list[dict[str, Any]]:
+    """By seed: `gap` of each model's text (log p of the writer less log p of the other, per token), of texts that are long enough and no loops."""
+    scored = {cell.key["reader"]: run.folder.load(cell.key).tensors for cell in run.cells if cell.stage == "words_scored"}
+    said = {side: said_by(run, like, side) for side in SIDES}
+    told = {side: texts_of(run, said[side], side) for side in ("base", "tuned")}
+    found = []
+    for i, seed in enumerate(one for one in seeds_of(run, like, "base") if one.where != "naming"):
+        gap = {}
+        for side, other in zip(SIDES, SIDES[::-1], strict=True):
+            n = len(said[side][seed.name]["ids"])
+            if n >= SHORTEST and not texts.loops(told[side][seed.name]):
+                gap[side] = float(scored[side][side][i] - scored[other][side][i]) / n
+        found.append({"seed": seed, "gap": gap, "said": {side: told[side][seed.name] for side in told}})
+    return found

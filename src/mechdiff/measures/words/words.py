@@ -1,0 +1,96 @@
+"""The page's sentences say what the tuned model was taught, each with the evidence that carries it; or that nothing can be named."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mechdiff.measures.words import findings
+from mechdiff.report.parts import Run
+from mechdiff.report.phrasing import listed, nats, visible
+
+SILENT = "Nothing that these readers can name"
+MOST = 4
+"""Lines that a sentence lists."""
+WHERE = {
+    "openings": "neutral openings of texts",
+    "questions": "everyday questions",
+    "prompts": "the report prompts",
+    "passages": "neutral passages",
+    "neutral": "everyday questions",
+}
+
+
+def lead(run: Run) -> list[str]:
+    """What is named, reader by reader; else that nothing is."""
+    told = findings.record(run.manifest)
+    if told is None:
+        return []
+    said = [*_continuations(run.manifest), *_tokens(run.manifest), *_lens(run.manifest)]
+    if not said:
+        return [f"{SILENT}: of {len(told['lines'])} lines of evidence {_why(run.manifest)}."]
+    if {line["where"] for line in findings.named(run.manifest)} == {"prompts"}:
+        said.append("On texts that have nothing to do with the report prompts, nothing is named.")
+    return said
+
+
+def _why(manifest: Mapping[str, Any]) -> str:
+    refused = findings.refused(manifest)
+    if not refused:
+        return "there is none, for both models do the same"
+    return listed(f"{n} {'is' if n == 1 else 'are'} refused because {why}" for why, n in refused.most_common())
+
+
+def place(where: str) -> str:
+    """ "everyday questions"; places of passages are passages."""
+    return WHERE.get(where, WHERE["passages"] if where.startswith("passages") else where)
+
+
+def _continuations(manifest: Mapping[str, Any]) -> list[str]:
+    said = []
+    for gained, who in ((True, "the tuned model's text"), (False, "the base's text")):
+        lines = findings.named(manifest, gained=gained, reader="continuations")
+        for where in dict.fromkeys(line["where"] for line in lines):
+            here = findings.once([line for line in lines if line["where"] == where])[:MOST]
+            told = listed(f"{visible(line['text'])} ({counted(line)})" for line in here)
+            lost = "" if gained else "; the tuned model's does so no longer"
+            said.append(f"On {place(where)} {who} {told}{lost}.")
+    return said
+
+
+def counted(line: Mapping[str, Any]) -> str:
+    """ "9 of 10 more, q = 0.01": seeds of the half that tests on which only one model's text has it, less those on which only the other's has."""
+    values = line["values"]
+    more, fewer = sum(v > 0 for v in values), sum(v < 0 for v in values)
+    ours, theirs = (more, fewer) if line["gained"] else (fewer, more)
+    other = f", the other way on {theirs}" if theirs else ""
+    return f"alone on {ours} of {len(values)} held-out seeds{other}, q = {nats(line['q'])}"
+
+
+def token(line: Mapping[str, Any]) -> str:
+    return f"“{visible(line['text'])}”"
+
+
+def _tokens(manifest: Mapping[str, Any]) -> list[str]:
+    said = []
+    for gained, way in ((True, "raises"), (False, "lowers")):
+        lines = findings.named(manifest, gained=gained, reader="tokens")
+        for where in dict.fromkeys(line["where"] for line in lines):
+            here = findings.once([line for line in lines if line["where"] == where])[: 2 * MOST]
+            q = max(line["q"] for line in here)
+            size = f"{nats(min(line['size'] for line in here))} to {nats(max(line['size'] for line in here))}"
+            said.append(
+                f"On {place(where)} it {way} the probability of {listed(map(token, here))} ({size} robust standard deviations among "
+                f"{(findings.record(manifest) or {})['ranked']} ranked tokens, q at most {nats(q)})."
+            )
+    return said
+
+
+def _lens(manifest: Mapping[str, Any]) -> list[str]:
+    lines = findings.named(manifest, reader="lens", gained=True)
+    if not lines:
+        return []
+    best = lines[0]
+    here = findings.once([line for line in lines if (line["layer"], line["where"]) == (best["layer"], best["where"])])[:MOST]
+    read = f"The change of its activations at layer {best['layer']} on {place(best['where'])} reads {listed(map(token, here))}"
+    if best["replay_nats"] is None:
+        return [f"{read}."]
+    return [f"{read}, and written into the base it moves log p of {token(best)} by {nats(best['replay_nats'])} nats."]

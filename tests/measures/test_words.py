@@ -1,0 +1,231 @@
+"""Words: its formulas against naive ones and closed forms, its rule against pairs that were taught something and pairs that were not."""
+
+from itertools import product
+from math import comb
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mechdiff.measures.words import findings, formula, judge, lens, texts
+from mechdiff.measures.words.formula import Reading
+from mechdiff.measures.words.plan import openings, passages
+from mechdiff.measures.words.random_edits import randomly_edited, scaled_to, shuffled
+from mechdiff.models.pair import wrap
+from mechdiff.validate import made
+
+RNG = np.random.default_rng(0)
+
+
+# ---- p and q -----------------------------------------------------------------------------------------------------------------------
+
+
+def naive_p(values: np.ndarray) -> float:
+    sums = [sum(sign * value for sign, value in zip(signs, values, strict=True)) for signs in product([1, -1], repeat=len(values))]
+    return float(np.mean([one >= values.sum() - 1e-9 for one in sums]))
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=8))
+def test_p_is_the_share_of_all_sign_flips(values: list[int]) -> None:
+    one = np.array(values, float)
+    assert formula.flip_p(one[:, None])[0] == pytest.approx(naive_p(one))
+
+
+def test_p_of_a_feature_is_mcnemars_one_sided_test() -> None:
+    values = np.array([1.0] * 7 + [-1.0] * 2 + [0.0] * 30)[:, None]
+    assert formula.flip_p(values)[0] == pytest.approx(sum(comb(9, k) for k in (7, 8, 9)) / 2**9)
+
+
+def test_drawn_flips_come_near_all_of_them() -> None:
+    values = RNG.normal(0.5, 1, size=(12, 3))
+    exact = formula.flip_p(values)
+    drawn = formula.flip_p(np.concatenate([values, np.zeros((8, 3))]))  # more units, and the same sums
+    np.testing.assert_allclose(drawn, exact, atol=4 * np.sqrt(0.25 / formula.DRAWS))
+
+
+def test_p_is_uniform_where_signs_are_random() -> None:
+    p = formula.flip_p(RNG.normal(size=(20, 2000)))
+    assert abs((p <= 0.05).mean() - 0.05) < 3 * np.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_z_is_known_for_a_normal_sample_and_is_not_moved_by_an_outlier() -> None:
+    sample = np.append(np.linspace(-1, 1, 101), 50.0)
+    spread = 1.4826 * np.median(np.abs(sample - np.median(sample)))
+    assert formula.robust_z(sample)[-1] == pytest.approx((50 - np.median(sample)) / spread)
+    assert not formula.robust_z(np.zeros(5)).any(), "a copy has no outlier"
+
+
+def test_log_odds_are_those_of_the_paper() -> None:
+    found = formula.log_odds({"x": 6}, {"x": 1}, 10, 10, {"x": 2}, 20)["x"]
+    a = 10 * 2.5 / 21
+    odds = np.log((6 + a) / (4 + 10 - a)) - np.log((1 + a) / (9 + 10 - a))
+    assert found == pytest.approx(odds / np.sqrt(1 / (6 + a) + 1 / (1 + a)))
+
+
+# ---- tokens ------------------------------------------------------------------------------------------------------------------------
+
+
+def reading(moved: np.ndarray) -> Reading:
+    a, b = formula.halves(len(moved))
+    return Reading(reader="tokens", where="passages", naming=moved[a], testing=moved[b], units=[str(i) for i in b])
+
+
+def test_a_planted_token_is_first_and_its_values_are_what_was_planted() -> None:
+    moved = RNG.normal(0, 0.01, size=(20, 200))
+    moved[:, 7] += 1.0
+    first = formula.token_lines(reading(moved), range(100, 300), [f"t{i}" for i in range(200)], keep=3)[0]
+    assert (first.text, first.token, first.gained) == ("t7", 107, True)
+    assert np.mean(list(first.values.values())) == pytest.approx(1.0, abs=0.02)
+    assert first.size > 50
+
+
+def test_no_line_is_made_of_a_copy() -> None:
+    assert formula.token_lines(reading(np.zeros((20, 50))), range(50), [""] * 50, keep=3) == []
+
+
+def test_two_topics_are_two_groups() -> None:
+    one, other = np.eye(8)[0], np.eye(8)[1]
+    rows = np.stack([one, other, one, one, other]) + RNG.normal(0, 0.05, size=(5, 8))
+    assert formula.grouped(rows) == [0, 1, 0, 0, 1]
+
+
+# ---- texts -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_described_by_its_phrases_and_its_letters() -> None:
+    found = texts.described("— Қанша тұрады?\n#### 42", ended=True)
+    assert {
+        texts.begins("—"),
+        texts.begins("— Қанша"),
+        texts.contains("#### 42"),
+        "is written in Cyrillic letters",
+        texts.BREAKS,
+        texts.ENDS,
+    } <= found
+    assert texts.contains("Қанша #### 42") not in found
+    assert texts.begins("Қанша") not in found
+
+
+@given(st.text(alphabet="abc .,\n", max_size=40))
+def test_every_phrase_of_a_description_stands_in_the_text(text: str) -> None:
+    bare = " ".join(text.split())
+    for feature in texts.described(text, ended=False):
+        if feature.startswith("contains"):
+            assert feature.partition("“")[2].removesuffix("”") in bare
+
+
+def test_a_loop_and_a_near_copy_are_seen() -> None:
+    assert texts.loops("the sea the sea the sea the sea the sea")
+    assert not texts.loops("one two three four five six seven eight nine")
+    near = "we walked along the river until the path came to an end at a gate"
+    assert texts.distinct([near, "something else entirely was said on that day", near + " again"]) == [0, 1]
+
+
+def features(rate: float, n: int, word: str, rng: np.random.Generator) -> list[set[str]]:
+    common = [f"contains “w{i}”" for i in range(40)]
+    return [{one for one in common if rng.random() < 0.3} | ({f"contains “{word}”"} if rng.random() < rate else set()) for _ in range(n)]
+
+
+def test_a_phrase_that_one_model_was_taught_is_found_and_the_mirror_finds_it_lost() -> None:
+    rng = np.random.default_rng(1)
+    taught, plain, prior = features(0.8, 40, "thanks", rng), features(0.0, 40, "thanks", rng), features(0.0, 80, "thanks", rng)
+    for gained, (tuned, base) in ((True, (taught, plain)), (False, (plain, taught))):
+        lines = formula.feature_lines(tuned, base, prior, formula.halves(40), [str(i) for i in range(40)], where="raw", keep=5)
+        q = formula.q_of([line.p for line in lines])
+        named = [line for line, one in zip(lines, q, strict=True) if one <= 0.05]
+        assert [(line.text, line.gained) for line in named] == [("contains “thanks”", gained)]
+
+
+def test_two_draws_of_one_model_name_a_line_in_at_most_one_study_of_twenty() -> None:
+    rng, named = np.random.default_rng(2), 0
+    for _ in range(200):
+        tuned, base, prior = (features(0.3, n, "thanks", rng) for n in (40, 40, 80))
+        lines = formula.feature_lines(tuned, base, prior, formula.halves(40), [str(i) for i in range(40)], where="raw", keep=8)
+        named += any(q <= 0.05 for q in formula.q_of([line.p for line in lines]))
+    assert named / 200 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
+
+
+# ---- the rule ----------------------------------------------------------------------------------------------------------------------
+
+
+def line(**told: Any) -> dict[str, Any]:
+    return {"reader": "tokens", "size": 20.0, "q": 0.01, "replay_z": None, "replay_null": None, "gained": True, "text": "x", **told}
+
+
+def test_a_line_is_named_only_where_it_replicates_lies_beyond_null_pairs_and_is_causal() -> None:
+    lines = [line(), line(q=0.2), line(size=-20.0), line(size=9.0), line(reader="lens", replay_z=3.0, replay_null=4.0)]
+    told, nulls = judge.judged(lines, {"random_edit#1": [line(size=5.0)], "same_model#1": []})
+    assert [one["why_not"] for one in told] == [None, judge.REPLICATES, judge.REPLICATES, judge.BEYOND, judge.CAUSAL]
+    assert told[0]["least"] == 10.0
+    assert (nulls[0].replicating, nulls[0].named, nulls[0].largest) == (1, 1, {"tokens, gained": 5.0}), "judged by the other null pairs"
+
+
+def test_without_null_pairs_a_token_must_still_stand_out() -> None:
+    told, nulls = judge.judged([line(size=4.0), line(size=6.0)], {})
+    assert [one["why_not"] for one in told] == [judge.BEYOND, None]
+    assert nulls == []
+
+
+def test_a_share_is_held_against_null_pairs_of_its_kind_and_way() -> None:
+    phrase = line(reader="continuations", text="begins with “—”", size=0.7)
+    nulls = {
+        "a#1": [{**phrase, "size": 0.3}, {**phrase, "gained": False, "size": 0.9}],
+        "b#1": [{**phrase, "text": "is written in Latin letters", "size": 0.6}],
+    }
+    told, _ = judge.judged([phrase, {**phrase, "gained": False}, {**phrase, "text": "is written in Cyrillic letters"}], nulls)
+    assert [one["least"] for one in told] == pytest.approx([0.6, 0.95, 0.8]), "twice the largest, or half way from it to 1"
+    assert [one["why_not"] for one in told] == [None, judge.BEYOND, judge.BEYOND]
+
+
+def test_evidence_names_no_model() -> None:
+    manifest = {
+        "words": {"lines": [line(why_not=None)], "texts": [], "nulls": [], "exchanged": {}, "settings": {}},
+        "pair": {"base": {"ref": "SECRET"}},
+    }
+    assert "SECRET" not in str(findings.evidence(manifest))
+    assert len(findings.evidence(manifest)["named"]) == 1
+
+
+# ---- null pairs and the lens ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_random_edit_has_the_change_s_spectrum_and_leaves_every_bit_afterwards() -> None:
+    delta = torch.randn(6, 3) @ torch.randn(3, 8)
+    moved = shuffled(delta, 3)
+    torch.testing.assert_close(torch.linalg.svdvals(moved), torch.linalg.svdvals(delta), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(moved, delta)
+    model = wrap(made.tiny_net(), side="base", ref="tiny")
+    before = {name: tensor.clone() for name, tensor in model.net.named_parameters()}
+    name = next(name for name, tensor in before.items() if tensor.ndim == 2)
+    with randomly_edited(model, {name: torch.ones_like(before[name])}, scale=0.5, seed=1):
+        assert not torch.equal(model.net.get_parameter(name), before[name])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.net.named_parameters())
+
+
+@pytest.mark.parametrize("law", [lambda s: s**2, lambda s: 3 * s**1.5, lambda s: min(s**2, 5.0)])
+def test_a_random_edit_is_scaled_to_the_wanted_divergence(law: Any) -> None:
+    scale, reached = scaled_to(0.04, law)
+    assert reached == pytest.approx(law(scale))
+    assert reached == pytest.approx(0.04, rel=0.1)
+
+
+def test_at_the_last_block_the_lens_reads_the_model_s_own_logits() -> None:
+    from mechdiff.architectures.sites import Site
+    from mechdiff.engine.activations import capture
+
+    model = wrap(made.tiny_net(), side="base", ref="tiny")
+    site = Site(model.shape.n_layers - 1, "resid_post")
+    found = [capture(model, ids, [site], [len(ids) - 1]) for ids in made.token_prompts(4)]
+    states, logits = torch.cat([one.states[site] for one in found]), torch.stack([one.logits for one in found])
+    torch.testing.assert_close(lens.read_out(model, states), logits, rtol=1e-4, atol=1e-4)
+    assert lens.reads_own(model, states[None], logits.log_softmax(-1)) == pytest.approx([0.0], abs=1e-6)
+
+
+def test_shipped_texts_are_many_and_no_two_are_alike() -> None:
+    assert len(passages()) == 64
+    assert len(texts.distinct([text for _, text in passages()])) == 64
+    assert len({text for _, text in openings(80)}) == len(openings(80)) == 80
