@@ -178,3 +178,17 @@ def test_stops_are_the_models_the_tokenizers_and_the_templates() -> None:
 
 def _refuse(*args: object, **kwargs: object) -> str:
     raise ValueError("several templates")
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
+def test_a_draw_leaves_unlikely_tokens_unsorted_and_is_the_same(top_p: float) -> None:
+    """Against the whole vocabulary sorted, with the same numbers drawn."""
+    sampling = Sampling(temperature=0.7, top_p=top_p, seed=3)
+    pick, draw = generation._Pick(sampling, [1, 2]), generation._Pick(sampling, [1, 2]).draw
+    for seed in range(50):
+        logits = torch.randn(500, generator=torch.Generator().manual_seed(seed)) * 4
+        mass, order = (logits.double() / 0.7).softmax(-1).sort(descending=True, stable=True)
+        reach = mass.cumsum(-1)
+        reach = reach[: int((reach < top_p).sum()) + 1]
+        place = int(torch.searchsorted(reach, draw() * reach[-1].item()))
+        assert pick(logits) == int(order[min(place, len(reach) - 1)])

@@ -268,7 +268,9 @@ class _Pick:
         if self.sampling is None:
             return int(logits.argmax())
         mass = (logits.cpu().double() / self.sampling.temperature).softmax(-1)
-        likely = (mass >= (1 - self.sampling.top_p) / (2 * len(mass))).nonzero()[:, 0]  # the others together lie beyond top_p: they are not sorted
+        likely = (mass >= (1 - self.sampling.top_p) / (2 * len(mass))).nonzero()[
+            :, 0
+        ]  # the others together lie beyond top_p: they are not sorted
         mass, order = mass[likely].sort(descending=True, stable=True)
         order, reach = likely[order], mass.cumsum(-1)
         n_kept = int((reach < self.sampling.top_p).sum()) + 1

@@ -34,7 +34,7 @@ WORDS = Measure(
         demo=Budget(
             seconds=60,
             options={
-                "passages": 24, "neutral": 16, "openings": 8, "prompts": 10, "max_tokens": 16, "lens_layers": 3, "vectors": 2, "edits": 1,
+                "passages": 16, "neutral": 10, "openings": 12, "prompts": 6, "max_tokens": 12, "lens_layers": 2, "vectors": 2, "edits": 1,
             },
         ),
     ),
