@@ -61,7 +61,7 @@ def test_every_verb_and_target_that_is_named_exists() -> None:
 def test_what_the_pages_link_to_exists() -> None:
     for folder, names in (
         (ROOT, ("README.md", "CONTRIBUTING.md")),
-        (ROOT / "docs", ("USAGE.md", "STUDIES.md", "ARCHITECTURE.md", "MAP.md")),
+        (ROOT / "docs", ("USAGE.md", "STUDIES.md", "STUDY.md", "ARCHITECTURE.md", "MAP.md")),
     ):
         for name in names:
             for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", (folder / name).read_text()):
