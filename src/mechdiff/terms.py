@@ -120,6 +120,15 @@ METRICS: dict[str, Term] = {
     "own_gap_nats": Term(
         "gap of own text, nats per token", "log p that a model gives to its own continuation less that of the other model, per token."
     ),
+    "top1_same_as_tuned": Term(
+        "the tuned model's first choice, share of prompts",
+        "Top-1 agreement with the tuned model: whether the most probable next token of a run is the tuned model's.",
+    ),
+    "repeated_4grams": Term(
+        "repeated 4-grams, share",
+        "Of an answer's sequences of four tokens, the share that it had said before (seq-rep-4).",
+        "Welleck et al. 2019, arXiv 1908.04319",
+    ),
     "refusal": Term("refusals", "Share of answers that refuse, by the lists of phrases of their language."),
     "exact_match": Term("right final answers", "Exact match of the final answer with the label, numbers and expressions by their value."),
     "mc_correct": Term(

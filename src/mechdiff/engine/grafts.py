@@ -1,4 +1,4 @@
-"""A network runs in which some units hold the tuned weights and all others the base's.
+"""A network runs in which some units hold the tuned weights and all others the base's, or all a mixture of both.
 
 A graft puts tuned tensors (or switched-on adapter layers) in place and, whatever happens, puts back what was there: the very tensors, so every
 bit. Nothing is added to a weight and taken off again.
@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechdiff.engine.activations import forward
+from mechdiff.errors import ModelError
 from mechdiff.models.modules import ChangedUnits, Factors, Tensors, Unit
 from mechdiff.models.pair import Model
 from mechdiff.models.switches import Rewritten
@@ -65,6 +66,30 @@ def truncated(base: Model, changes: ChangedUnits, cut: Mapping[Unit, Mapping[str
         yield
 
 
+@contextmanager
+def scaled(base: Model, changes: ChangedUnits, strength: float) -> Iterator[None]:
+    """While open, every changed tensor is base + strength (tuned - base): at 0 and 1 bit for bit that of a model. Afterwards the base's again.
+
+    Raises ModelError for an adapter's layer whose change is not what a factor makes of it.
+    """
+    with ExitStack() as stack:
+        if strength == 1:
+            stack.enter_context(grafted(base, changes, changes.units))
+        for unit in changes.units if strength not in (0, 1) else ():
+            for name, tensor in changes.new_tensors(unit).items():
+                own = base.net.get_parameter(name).detach()
+                stack.enter_context(placed(base, name, towards(own, tensor.to(own), strength), _again(changes, unit)))
+            for layer in changes.switches.get(unit, ()):
+                stack.enter_context(_partly_on(layer, strength))
+        yield
+
+
+def towards(base: Float[Tensor, "*entry"], tuned: Float[Tensor, "*entry"], strength: float) -> Float[Tensor, "*entry"]:
+    """base + strength (tuned - base), in float32 or better: at 0 and 1 exactly the two, and what is the same in both stays so."""
+    wide = torch.promote_types(base.dtype, torch.float32)
+    return torch.where(base == tuned, base, torch.lerp(base.to(wide), tuned.to(wide), strength).to(base.dtype))
+
+
 def _again(changes: ChangedUnits, unit: Unit) -> Tensors | None:
     """Where a unit's base tensors are read again. The embedding stays in memory: it may be two parameters in one."""
     return None if unit.kind == "embed" else changes.base
@@ -91,6 +116,48 @@ def _switched_on(layer: Any) -> Iterator[None]:
         yield
     finally:
         layer.enable_adapters(False)
+
+
+@contextmanager
+def _partly_on(layer: Any, strength: float) -> Iterator[None]:
+    """An adapter's layer, off in the base, does so many times what it does when it is on."""
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if isinstance(layer, Rewritten):
+        with _held(layer.parameter, towards(layer.parameter.data, layer.other, strength)):
+            yield
+    elif isinstance(layer, ModulesToSaveWrapper):
+        saved = layer.modules_to_save[layer.active_adapters[0]]
+        with ExitStack() as stack:
+            for own, other in zip(layer.original_module.parameters(), saved.parameters(), strict=True):
+                stack.enter_context(_held(other, towards(own.data, other.data, strength)))
+            stack.enter_context(_switched_on(layer))
+            yield
+    elif isinstance(layer, LoraLayer) and not layer.lora_variant:
+        kept = dict(layer.scaling)
+        layer.scaling.update({name: strength * scale for name, scale in kept.items()})
+        try:
+            with _switched_on(layer):
+                yield
+        finally:
+            layer.scaling.update(kept)
+    else:
+        raise ModelError(
+            f"an adapter layer of the kind {type(layer).__name__} does not grow with a factor, so its change has no strength. Merge the adapter "
+            "(merge_and_unload) and give the full model as tuned."
+        )
+
+
+@contextmanager
+def _held(parameter: nn.Parameter, numbers: Tensor) -> Iterator[None]:
+    """Other numbers in a parameter; afterwards the very ones that were there."""
+    kept = parameter.data
+    parameter.data = numbers
+    try:
+        yield
+    finally:
+        parameter.data = kept
 
 
 # ---- runs --------------------------------------------------------------------------------------------------------------------------

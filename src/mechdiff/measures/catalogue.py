@@ -17,6 +17,7 @@ PAGES = (
     "mechdiff.measures.transport.measure:TRANSPORT",
     "mechdiff.measures.rank.measure:RANK",
     "mechdiff.measures.steering.measure:STEERING",
+    "mechdiff.measures.interpolation.measure:INTERPOLATION",
     "mechdiff.measures.heads.measure:HEADS",
     "mechdiff.measures.attribution.measure:ATTRIBUTION",
     "mechdiff.measures.behaviour.measure:BEHAVIOUR",

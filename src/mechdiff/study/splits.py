@@ -39,8 +39,12 @@ def read_splits(study: StudyConfig, experiments: Mapping[str, Experiment], *, qu
 
 
 def brought(study: StudyConfig, experiments: Mapping[str, Experiment]) -> list[PromptSet]:
-    """The prompts that measures bring beside the study's own."""
-    return [one for experiment, options in asked(study, experiments) for one in experiment.prompts(options)]
+    """The prompts that measures bring beside the study's own. A split that several bring is that of the first: the others read what is there."""
+    found: dict[str, PromptSet] = {}
+    for experiment, options in asked(study, experiments):
+        for one in experiment.prompts(options):
+            found.setdefault(one.split, one)
+    return list(found.values())
 
 
 def told(prompt: Prompt) -> dict[str, Any]:

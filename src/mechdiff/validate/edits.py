@@ -97,6 +97,18 @@ def edit_unembedding(net: Net) -> None:
     add_noise_to(net.get_output_embeddings().weight, 0.3)
 
 
+TOKEN, TIMES = 7, 3.0
+"""P23: the row of the unembedding that is scaled, and by how much."""
+
+
+def scale_token(net: Net) -> None:
+    """P23: one row of the unembedding, and its bias, times TIMES: one logit of every distribution."""
+    head = net.get_output_embeddings()
+    head.weight[TOKEN].mul_(TIMES)
+    if getattr(head, "bias", None) is not None:
+        head.bias[TOKEN].mul_(TIMES)
+
+
 def edit_embedding(net: Net) -> None:
     """P13: noise on the token embedding alone."""
     add_noise_to(net.get_input_embeddings().weight, 0.3)

@@ -1,4 +1,4 @@
-"""Truths of weights are read from files as a run reads them (METHOD C: P1, P5, P10, P11, P19)."""
+"""Truths of weights are read from files as a run reads them (METHOD C: P1, P5, P10, P11, P19), or hold on the way between two networks (P23)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +12,15 @@ import torch
 
 from mechdiff import labels
 from mechdiff.architectures.network import quiet
+from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.outcome import CleanLogits
 from mechdiff.measures.grafting import formula as grafting_formula
 from mechdiff.measures.grafting.formula import Prompts
+from mechdiff.measures.interpolation import formula as interpolation
 from mechdiff.measures.weights import formula as weights_formula
 from mechdiff.models.changes import open_changes
 from mechdiff.models.lineage import lineage
-from mechdiff.models.modules import changes_of_adapter
+from mechdiff.models.modules import ChangedUnits, changes_between, changes_of_adapter, tensors_of
 from mechdiff.models.pair import wrap
 from mechdiff.models.sources import Source
 from mechdiff.models.switches import attach_adapter
@@ -126,6 +129,47 @@ def p19(bench: Bench) -> Iterator[Check]:
         )
         off = [(across[name] - (v[name] - u[name])).abs().max() for name in across]
         yield at_most("change from sibling to sibling less (V - U), any entry", off, 1e-15)
+
+
+WAY = (-0.5, 0.25, 0.5, 0.75, 1.5, 2.0)
+"""Strengths at which D(a) is held against its closed form."""
+NEAR = (0.2, 0.1, 0.05, 0.025)
+"""Distances from the tuned model on the way to it."""
+
+
+def p23(bench: Bench) -> Iterator[Check]:
+    """One row of the unembedding scaled: one logit z_v becomes z_v + d."""
+    pair = bench.plant(edits.scale_token, prepare=edits.untie)
+    clean = CleanLogits(base=pair.logits("base").float(), tuned=pair.logits("tuned").float())
+    changes = changes_between(pair.base, tensors_of(pair.tuned))
+    d = (edits.TIMES - 1) * pair.logits("base")[:, edits.TOKEN]
+    expected = torch.cat([_one_logit(pair.logits("base"), d, a) for a in WAY])
+    yield above("D in nats", pair.d_nats.mean(), 1e-5)
+    for form, found in (("logits", interpolation.of_logits(clean, WAY)),
+                        ("weights", interpolation.of_weights(pair.base, changes, pair.prompts, WAY))):  # fmt: skip
+        left = torch.cat([kl_nats(clean.tuned, logits.to(clean.tuned.device)) for _, logits in found])
+        off = (left - expected).abs() / (expected + 1e-5)
+        yield at_most(f"D(a) by {form} off its closed form, as a share of itself + 1e-5 nats, at a = {', '.join(map(str, WAY))}", off, 1e-4)
+    for side, strength in (("base", 0.0), ("tuned", 1.0)):
+        network = pair.base if side == "base" else pair.tuned
+        nothing = ChangedUnits(units=())
+        alone = next(logits for _, logits in interpolation.of_weights(network, nothing, pair.prompts, [0.0]))
+        mixed = next(logits for _, logits in interpolation.of_weights(pair.base, changes, pair.prompts, [strength]))
+        between = next(logits for _, logits in interpolation.of_logits(clean, [strength]))
+        other = int((mixed != alone).sum()) + int((between != clean.of(side)).sum())
+        yield same(f"logits at a = {strength:g} that are not the {side} model's to the bit, by weights and logits", other, 0)
+    small = bench.plant(edits.child(3, size=0.1 * float(next(bench.net.parameters()).detach().std())))
+    ways = interpolation.of_weights(small.base, changes_between(small.base, tensors_of(small.tuned)), small.prompts, [1 - e for e in NEAR])
+    falling = [float(kl_nats(small.logits("tuned").float(), logits).mean()) for _, logits in ways]
+    yield near("slope of log D(a) over log (1 - a) near the tuned model, every tensor moved at random",
+               float(np.polyfit(np.log(NEAR), np.log(falling), 1)[0]), 2, 0.15)  # fmt: skip
+
+
+def _one_logit(base: torch.Tensor, d: torch.Tensor, a: float) -> torch.Tensor:
+    """KL of the distribution whose one logit is d higher from that where it is a d higher: from p_v of the base and d alone."""
+    p = base.softmax(-1)[:, edits.TOKEN]
+    whole, here = 1 + p * torch.expm1(d), 1 + p * torch.expm1(a * d)
+    return p * d.exp() / whole * (1 - a) * d - whole.log() + here.log()
 
 
 # ---- what the truths ask ---------------------------------------------------------------------------------------------------------------

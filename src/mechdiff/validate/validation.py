@@ -65,6 +65,7 @@ TRUTHS: dict[str, tuple[Truth, ...]] = {
     "P19": (truths_weights.p19,),
     "P20": (truths_nulls.p20,),
     "P21": (truths_experts.p21,),
+    "P23": (truths_weights.p23,),
 }
 """By METHOD's number, in its order."""
 

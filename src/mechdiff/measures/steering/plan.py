@@ -99,9 +99,10 @@ def _tests(planner: Planner, options: SteeringOptions, kinds: Sequence[str], on:
 
 
 def _neutral(planner: Planner, options: SteeringOptions) -> tuple[Item, ...]:
+    if not options.side_prompts:
+        return ()
     if "neutral" not in planner.splits:
-        if options.side_prompts:
-            planner.skip("side effects of steering", "there are no neutral prompts")
+        planner.skip("side effects of steering", "there are no neutral prompts")
         return ()
     return tuple(sorted(planner.splits["neutral"], key=lambda item: (item.tokens, item.id)))
 

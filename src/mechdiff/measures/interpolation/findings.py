@@ -1,0 +1,211 @@
+"""The numbers on interpolation say how D and the way from the base grow with strength, by form, and what each form leaves of D at one neutral KL.
+
+Between two strengths that were run, a mean KL is read off a straight line through its roots. Intervals: 95 % of resamples of the prompts, drawn alike
+for all forms and strengths, report and neutral prompts each by themselves.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+from numpy import ndarray
+
+from mechdiff.measures.interpolation.plan import FORMS, REPEATED, WEIGHTS
+from mechdiff.report import spoken
+from mechdiff.rows import where
+from mechdiff.statistics import bootstrap, intervals
+from mechdiff.statistics.intervals import FEWEST
+from mechdiff.statistics.memory import once
+from mechdiff.statistics.summary import prompt_matrix
+
+LEFT, GONE = "kl_other_nats", "kl_own_nats"
+"""D(a), and how far the run went from the base."""
+MISSED = 0.025
+"""Share of resamples that may not reach a level: with more there is no interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """A number with its 95 % interval over prompts; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One metric of one form on one split."""
+
+    strengths: Float[ndarray, " strength"]
+    values: Float[ndarray, "prompt strength"]
+
+    @property
+    def means(self) -> Float[ndarray, " strength"]:
+        return self.values.mean(axis=0)
+
+    def drawn(self) -> Float[ndarray, "draw strength"]:
+        """The mean first, then that of each resample; the mean alone of too few prompts."""
+        few = len(self.values) < FEWEST
+        draws = [] if few else [bootstrap.drawn_shares(len(self.values), 0) @ self.values]
+        return np.vstack([self.means, *draws])
+
+    def at(self, strength: float) -> Float[ndarray, " prompt"] | None:
+        """The values at a strength that was run."""
+        place = np.flatnonzero(self.strengths == strength)
+        return self.values[:, place[0]] if len(place) else None
+
+
+@once
+def curve(rows: pl.DataFrame, form: str, metric: str, split: str = "report") -> Curve | None:
+    """None where it was not measured."""
+    _, strengths, table = prompt_matrix(where(rows, measure="interpolation", arm=form, metric=metric, split=split), by="strength")
+    return Curve(strengths=np.array(strengths, dtype=float), values=table) if len(table) and len(strengths) > 1 else None
+
+
+def forms(rows: pl.DataFrame) -> list[str]:
+    """Those that were run."""
+    return [form for form in FORMS if curve(rows, form, LEFT) is not None]
+
+
+# ---- between strengths ---------------------------------------------------------------------------------------------------------------
+
+
+def reach(
+    strengths: Float[ndarray, " strength"], means: Float[ndarray, "draw strength"], level: Float[ndarray, " draw"]
+) -> Float[ndarray, " draw"]:
+    """The first strength from 0 on at which the means are at a level; NaN where no strength that was run is beyond it."""
+    ahead = strengths >= 0
+    x, y, wanted = strengths[ahead], np.sqrt(np.maximum(means[:, ahead], 0)), np.sqrt(np.maximum(level, 0))[:, None]
+    passes = (y[:, :-1] - wanted) * (y[:, 1:] - wanted) <= 0
+    place, lines = passes.argmax(axis=1), np.arange(len(y))
+    start, rise = y[lines, place], y[lines, place + 1] - y[lines, place]
+    part = np.divide(wanted[:, 0] - start, rise, out=np.zeros_like(start), where=rise != 0)
+    return np.where(passes.any(axis=1), x[place] + part * (x[place + 1] - x[place]), np.nan)
+
+
+def between(
+    strengths: Float[ndarray, " strength"], means: Float[ndarray, "draw strength"], at: Float[ndarray, " draw"]
+) -> Float[ndarray, " draw"]:
+    """The means at a strength of each draw; NaN outside of those that were run."""
+    roots = np.sqrt(np.maximum(means, 0))
+    place = np.clip(np.searchsorted(strengths, np.nan_to_num(at), side="right") - 1, 0, len(strengths) - 2)
+    lines = np.arange(len(roots))
+    part = (at - strengths[place]) / (strengths[place + 1] - strengths[place])
+    inside = (at >= strengths[0]) & (at <= strengths[-1])
+    return np.where(inside, (roots[lines, place] + part * (roots[lines, place + 1] - roots[lines, place])) ** 2, np.nan)
+
+
+def _number(draws: Float[ndarray, " draw"]) -> Number:
+    """From the estimate and its resamples."""
+    again = draws[1:]
+    if not len(again) or np.isnan(again).mean() > MISSED or np.isnan(draws[0]):
+        return Number(value=float(draws[0]), low=np.nan, high=np.nan)
+    low, high = np.nanquantile(again, [0.025, 0.975])
+    return Number(value=float(draws[0]), low=float(min(low, draws[0])), high=float(max(high, draws[0])))
+
+
+@once
+def half(rows: pl.DataFrame, form: str) -> Number | None:
+    """The strength at which half of D is gone; NaN where none that was run gets there, None where the form was not run or D is not above 0."""
+    left = curve(rows, form, LEFT)
+    start = None if left is None else left.at(0.0)
+    if left is None or start is None or not np.isfinite(left.values).all() or not start.mean() > 0:
+        return None
+    drawn = left.drawn()
+    return _number(reach(left.strengths, drawn, drawn[:, left.strengths == 0][:, 0] / 2))
+
+
+# ---- at one neutral KL ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """A form at the strength at which it moves neutral prompts as far as the weights do at theirs."""
+
+    form: str
+    weights: float
+    """The strength of the weights."""
+    neutral: float
+    """Their mean KL(base || run) on neutral prompts, in nats."""
+    strength: Number
+    """Of the form; NaN where it does not go so far."""
+    left: Number
+    """D(a) there, in nats."""
+
+
+@once
+def matched(rows: pl.DataFrame) -> list[Matched]:
+    """Every form at every positive strength at which the weights were run; empty without neutral prompts."""
+    price = curve(rows, WEIGHTS, GONE, "neutral")
+    if price is None or not np.isfinite(price.values).all():
+        return []
+    drawn = price.drawn()
+    found = []
+    for form in forms(rows):
+        cost, left = curve(rows, form, GONE, "neutral"), curve(rows, form, LEFT)
+        if cost is None or left is None or not (np.isfinite(cost.values).all() and np.isfinite(left.values).all()):
+            continue
+        costs, lefts = cost.drawn(), left.drawn()
+        draws = min(len(costs), len(lefts), len(drawn))  # all, or where there are few prompts of one kind the estimate alone
+        for place in np.flatnonzero(price.strengths > 0):
+            level = drawn[:draws, place]
+            own = np.full(draws, price.strengths[place])
+            at = own if form == WEIGHTS else reach(cost.strengths, costs[:draws], level)
+            found.append(Matched(
+                form=form, weights=float(price.strengths[place]), neutral=float(level[0]), strength=_number(at),
+                left=_number(between(left.strengths, lefts[:draws], at)),
+            ))  # fmt: skip
+    return found
+
+
+# ---- beyond the tuned model ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beyond:
+    """What the largest strength does beside the tuned model, by weights."""
+
+    strength: float
+    here: Number
+    """KL(base || run) at that strength, in nats."""
+    tuned: float
+    """The same at 1."""
+    p: float
+    """Of their difference; NaN where it is not tested."""
+
+    @property
+    def grows(self) -> bool:
+        return self.p <= 0.05 and self.here.value > self.tuned
+
+
+@once
+def beyond(rows: pl.DataFrame, split: str) -> Beyond | None:
+    """None where no strength beyond 1 was run on the split."""
+    gone = curve(rows, WEIGHTS, GONE, split)
+    if gone is None or gone.strengths[-1] <= 1 or not np.isfinite(gone.values).all():
+        return None
+    here, tuned = gone.values[:, -1], gone.at(1.0)
+    if tuned is None:
+        return None
+    low, high = intervals.mean_intervals(here[:, None])
+    return Beyond(
+        strength=float(gone.strengths[-1]), here=Number(value=float(here.mean()), low=float(low[0]), high=float(high[0])),
+        tuned=float(tuned.mean()), p=spoken.mean_p(rows, here - tuned),
+    )  # fmt: skip
+
+
+@once
+def loops(rows: pl.DataFrame) -> list[tuple[float, float, int]]:
+    """(strength, mean share of repeated 4-grams, answers) of the answers that were spoken."""
+    found = where(rows, measure="interpolation", metric=REPEATED).filter(pl.col("value").is_not_nan())
+    table = found.group_by("strength").agg(pl.col("value").mean(), n=pl.len()).sort("strength")
+    return list(table.iter_rows())
+
+
+def ends(rows: pl.DataFrame) -> float | None:
+    """Nats: the largest KL(tuned || run) of the weights at 1 on any prompt; None where they were not run."""
+    left = curve(rows, WEIGHTS, LEFT)
+    at_one = None if left is None else left.at(1.0)
+    return None if at_one is None else float(at_one.max())

@@ -1,0 +1,85 @@
+"""The section on interpolation walks from the base to the tuned model and beyond: by weights, logits and activations, matched by neutral KL."""
+
+import math
+from typing import Any
+
+from mechdiff.measures.interpolation import findings
+from mechdiff.measures.interpolation.charts import along_the_way
+from mechdiff.measures.interpolation.findings import GONE, LEFT, Matched, Number
+from mechdiff.measures.interpolation.plan import OF_TUNED, WEIGHTS
+from mechdiff.measures.interpolation.words import NAMES
+from mechdiff.report.parts import Drawn, Run, Section, note, table
+from mechdiff.report.phrasing import nats, prompts, share, shown, visible
+
+TITLE = "What lies between the two models, and beyond?"
+
+
+def interpolation(run: Run) -> Section:
+    """The section; a note where nothing was interpolated."""
+    found = findings.forms(run.rows)
+    if not found:
+        return Section(id="interpolation", title=TITLE, parts=[note("Nothing was interpolated between the two models.")])
+    figure = Drawn(name="along_the_way", chart=along_the_way, caption=_caption(run), reading="along_the_way")
+    return Section(id="interpolation", title=TITLE, parts=[figure, *_matched(run), _first_choices(run, found), *_answers(run)])
+
+
+def _caption(run: Run) -> str:
+    sizes = {split: findings.curve(run.rows, findings.forms(run.rows)[0], GONE, split) for split in ("report", "neutral")}
+    said = " and ".join(prompts(len(one.values), split) for split, one in sizes.items() if one is not None)
+    caption = f"By strength, {said}; the forms are the same at 0, weights and logits also at 1"
+    off = findings.ends(run.rows)
+    if off is None:
+        return f"{caption}."
+    return f"{caption}. At 1 the network with all weights moved is {nats(off)} nats from the tuned model on the worst prompt."
+
+
+def _matched(run: Run) -> list[dict]:
+    """Each form at the neutral KL of the weights."""
+    found = findings.matched(run.rows)
+    others = [form for form in findings.forms(run.rows) if form != WEIGHTS and any(one.form == form for one in found)]
+    if not found:
+        return [note("Forms are not matched: no neutral prompts were run with weights in between.")]
+    cells = {(one.form, one.weights): one for one in found}
+    columns = ["weights at", "neutral KL, nats", "D left, nats"]
+    for form in others:
+        columns += [f"{NAMES[form]} at", "D left, nats"]
+    lines = []
+    for strength in sorted({one.weights for one in found}):
+        own = cells[WEIGHTS, strength]
+        line = [f"{strength:g}", nats(own.neutral), _shown(own.left)]
+        for form in others:
+            line += _of(cells.get((form, strength)))
+        lines.append(line)
+    return [table(columns, lines, title="Each form at the strength at which it moves neutral prompts as far as the weights do")]
+
+
+def _of(one: Matched | None) -> list[str]:
+    if one is None or not math.isfinite(one.strength.value):
+        return ["not reached", "–"]
+    return [_shown(one.strength, 2), _shown(one.left)]
+
+
+def _shown(one: Number, digits: int | None = None) -> str:
+    return shown(one.value, one.low, one.high, digits=digits)
+
+
+def _first_choices(run: Run, forms: list[str]) -> dict:
+    """Every strength: what is left of D, and whose first choice the run makes."""
+    columns = ["form", "strength", "D left, nats", "KL(base ‖ run), nats", "the base's first choice", "the tuned model's"]
+    lines = []
+    for form in forms:
+        curves = [findings.curve(run.rows, form, metric) for metric in (LEFT, GONE, "top1_same", OF_TUNED)]
+        left = curves[0]
+        assert left
+        for place, strength in enumerate(left.strengths):
+            numbers: list[Any] = [None if one is None else one.means[place] for one in curves]
+            lines.append([NAMES[form], f"{strength:g}", nats(numbers[0]), nats(numbers[1]), share(numbers[2]), share(numbers[3])])
+    return table(columns, lines, folded="Every strength, on the report prompts")
+
+
+def _answers(run: Run) -> list[dict]:
+    said = (run.manifest.get("interpolation") or {}).get("answers") or []
+    if not said:
+        return []
+    lines = [[f"{one['strength']:g}", f"{visible(one['prompt'])}: {visible(one['text'])}"] for one in said]
+    return [table(["strength", "answer with weights there"], lines, folded="What is said on the way", stacked=True)]

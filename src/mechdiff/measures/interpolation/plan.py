@@ -1,0 +1,149 @@
+"""A study file may set these options of interpolation; its cells are planned from them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from mechdiff.measures.patching.selection import choice
+from mechdiff.measures.steering.plan import NEUTRAL
+from mechdiff.spacing import evenly_spaced
+from mechdiff.study.cells import Cell, Item
+from mechdiff.study.document import Count, listed, some_of, wrong
+from mechdiff.study.experiment import Needs, PromptSet, Window
+from mechdiff.study.options import CloserOptions
+from mechdiff.study.planner import Planner, possible
+
+WEIGHTS, LOGITS, STATES = FORMS = ("weights_path", "logits_path", "states_path")
+"""Arms: what is moved from the base's to the tuned model's and beyond."""
+KIND = "resid_post"
+"""Where activations are moved."""
+SPLITS = ("report", "neutral")
+REPEATED = "repeated_4grams"
+OF_TUNED = "top1_same_as_tuned"
+
+
+def read_grid(given: object) -> tuple[float, ...]:
+    for item in (items := listed(given)):
+        if isinstance(item, bool) or not isinstance(item, (int, float)) or not -10 <= item <= 10:
+            raise wrong(item, "numbers from -10 to 10, such as [-0.5, 0.25, 0.5, 1.5, 2]")
+    return tuple(sorted({float(item) for item in items} | {0.0, 1.0}))
+
+
+def read_said(given: object) -> tuple[float, ...]:
+    return tuple(sorted({a for a in read_grid(given) if a in [float(item) for item in listed(given)]}))
+
+
+class InterpolationOptions(CloserOptions):
+    """`closer`: blocks of which the middle one's output is moved; hot: those that the select prompts choose, without them the middle block."""
+
+    forms: Annotated[tuple[str, ...], BeforeValidator(some_of(FORMS))] = FORMS
+    strengths: Annotated[tuple[float, ...], BeforeValidator(read_grid)] = (
+        -0.5,
+        0.0,
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+        1.5,
+        2.0,
+    )  # 0 and 1 are always there
+    report_prompts: Count | None = None  # report prompts that are run; none: all
+    side_prompts: Annotated[int, Field(ge=0, le=100_000)] = 32  # neutral prompts (those of steering, where it has some), from the top
+    answers: Annotated[int, Field(ge=0, le=64)] = 3  # report prompts that are answered with weights in between and beyond
+    answer_strengths: Annotated[tuple[float, ...], BeforeValidator(read_said)] = (0.0, 0.5, 1.0, 1.5, 2.0)
+    continuation: Count = 48  # tokens of each answer
+
+
+def prompts(options: InterpolationOptions) -> tuple[PromptSet, ...]:
+    """Neutral prompts, by which the forms are matched."""
+    return (PromptSet(split="neutral", file=NEUTRAL, n=options.side_prompts, unread=True),) if options.side_prompts else ()
+
+
+def needs(planner: Planner, options: InterpolationOptions) -> Needs:
+    """What both models say next to neutral prompts, and the activations that are moved."""
+    kinds = (KIND,) if STATES in options.forms else ()
+    return Needs(sites=kinds, windows=(Window(split="neutral", kinds=kinds),) if options.side_prompts else ())
+
+
+def cells(planner: Planner) -> Iterator[Cell]:
+    """A cell a form and split; the activations' in shards of prompts that run side by side; then the answers."""
+    options = planner.study.asked(InterpolationOptions)
+    if not options:
+        return
+    if "report" not in planner.splits:
+        planner.skip("interpolation", "the study has no report prompts")
+        return
+    if not planner.one_vocabulary:
+        planner.skip(
+            "interpolation", "the two tokenizers number their tokens differently: there is no way from the one's logits to the other's"
+        )
+        return
+    forms = _possible(planner, options)
+    for split, items in _prompts(planner, options).items():
+        on = {"split": split, "position": "decision", "strengths": list(options.strengths)}
+        for form in forms:
+            if form == STATES:
+                yield from _states(planner, items, on, options)
+                continue
+            runs, tokens = _networks(planner, options) * (form == WEIGHTS), sum(item.tokens for item in items)
+            key = planner.key(items, stage="interpolation", arm=form, **on)
+            flops = planner.flops(runs * tokens, runs * len(items))
+            yield Cell(stage="interpolation", key=key, items=items, side="base" if form == WEIGHTS else None, flops=flops)
+    if options.answers and options.answer_strengths and WEIGHTS in forms:
+        yield _answers(planner, evenly_spaced(options.answers, planner.whole("report")), options)
+
+
+def _possible(planner: Planner, options: InterpolationOptions) -> list[str]:
+    """The forms that this pair allows; why not the others."""
+    left_out = set()
+    if WEIGHTS in options.forms:
+        why = planner.ungraftable
+        if planner.shapes["base"] != planner.shapes["tuned"]:
+            why = "the two models' tensors have different shapes: there is nothing between them"
+        if why:
+            planner.skip("interpolation of weights", why)
+            left_out.add(WEIGHTS)
+    if STATES in options.forms and not possible(planner, "interpolation of activations", options, ("report",)):
+        left_out.add(STATES)
+    return [form for form in FORMS if form in options.forms and form not in left_out]
+
+
+def _networks(planner: Planner, options: InterpolationOptions) -> float:
+    """Passes of a whole network that the weights' way takes: below the lowest block that changed one serves all strengths."""
+    n_layers = planner.shape.n_layers
+    first = min((n_layers if layer is None else layer for layer, site in planner.touched if site != "embed"), default=n_layers)
+    below = 0 if (None, "embed") in planner.touched else first
+    return (len(options.strengths) - 1) * (1 - below / n_layers) + (below > 0)
+
+
+def _prompts(planner: Planner, options: InterpolationOptions) -> dict[str, tuple[Item, ...]]:
+    """The prompts of each split that are run."""
+    report = evenly_spaced(options.report_prompts or len(planner.whole("report")), planner.whole("report"))
+    found = {"report": tuple(report)}
+    if options.side_prompts and "neutral" in planner.splits:
+        found["neutral"] = tuple(planner.splits["neutral"][: options.side_prompts])
+    elif options.side_prompts:
+        planner.skip("interpolation on neutral prompts", "there are no neutral prompts")
+    return found
+
+
+def _states(planner: Planner, items: Sequence[Item], on: dict[str, Any], options: InterpolationOptions) -> Iterator[Cell]:
+    middle = planner.shape.n_layers // 2
+    for shard in planner.packed(on["split"], "decision"):
+        here = tuple(item for item in shard if item in items)
+        if here:
+            runs = len(options.strengths)
+            what = on | {"direction": "base<-tuned", "arm": STATES, "kind": KIND, "n_variants": runs, "layers": [middle] * runs}
+            made = planner.patch_cell(here, "interpolation", what, 1)
+            key = {name: value for name, value in made.key.items() if name != "layers"} | choice(planner, options)
+            yield Cell(stage="interpolation", key=key, items=here, side="base", flops=made.flops)
+
+
+def _answers(planner: Planner, items: Sequence[Item], options: InterpolationOptions) -> Cell:
+    what = options.model_dump(include={"answer_strengths", "continuation"})
+    key = planner.key(items, stage="interpolated_answers", split="report", arm=WEIGHTS, **what)
+    runs, tokens = len(options.answer_strengths), sum(item.tokens for item in items)
+    said = len(items) * options.continuation
+    flops = planner.flops(runs * (tokens + said), runs * said)
+    return Cell(stage="interpolated_answers", key=key, items=tuple(items), side="base", flops=flops, steps=runs * options.continuation)

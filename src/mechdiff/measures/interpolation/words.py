@@ -1,0 +1,75 @@
+"""The page's sentences say at which strength half of D is gone, and whether the change grows or breaks beyond the tuned model."""
+
+import math
+
+from mechdiff.measures.interpolation import findings
+from mechdiff.measures.interpolation.findings import Beyond, Number
+from mechdiff.measures.interpolation.plan import LOGITS, STATES, WEIGHTS
+from mechdiff.report import spoken
+from mechdiff.report.parts import Run
+from mechdiff.report.phrasing import nats, with_interval
+
+NAMES = {WEIGHTS: "weights", LOGITS: "logits", STATES: "activations"}
+NEUTRAL = "neutral prompts"
+
+
+def lead(run: Run) -> list[str]:
+    """Where half of D is gone, what activations cost, and what lies beyond."""
+    return [*halves(run), *activations(run), *further(run)]
+
+
+def halves(run: Run) -> list[str]:
+    """One sentence of all forms that get there."""
+    found = {form: findings.half(run.rows, form) for form in findings.forms(run.rows)}
+    said = [f"{_strength(one)} by {NAMES[form]}" for form, one in found.items() if one and math.isfinite(one.value)]
+    never = [NAMES[form] for form, one in found.items() if one and not math.isfinite(one.value)]
+    sentences = [f"Half of D is gone at strength {', at '.join(said)} (0: the base, 1: the tuned model)."] if said else []
+    return [*sentences, *(f"By {name} no strength that was run takes off half of D." for name in never)]
+
+
+def _strength(one: Number) -> str:
+    return with_interval(one.value, one.low, one.high, digits=2, coverage=1.0)
+
+
+def activations(run: Run) -> list[str]:
+    """What activations leave of D where they move neutral prompts as the tuned model does."""
+    one = next((one for one in findings.matched(run.rows) if one.form == STATES and one.weights == 1), None)
+    if one is None:
+        return []
+    layer = (run.manifest.get("interpolation") or {}).get("layer")
+    where = f"Activations moved at the output of block {layer}" if layer is not None else "Activations"
+    if not math.isfinite(one.strength.value):
+        return [f"{where} never move {NEUTRAL} as far as the tuned model does ({nats(one.neutral)} nats), at no strength that was run."]
+    left = with_interval(one.left.value, one.left.low, one.left.high, coverage=1.0)
+    cost = f"move {NEUTRAL} as far as the tuned model does ({nats(one.neutral)} nats) at strength {_strength(one.strength)}"
+    return [f"{where} {cost}, and leave {left} nats of D."]
+
+
+def further(run: Run) -> list[str]:
+    """Whether the run goes on beyond the tuned model, on report and on neutral prompts, and what its answers repeat."""
+    found = {split: findings.beyond(run.rows, split) for split in ("report", "neutral")}
+    said = [f"{_beyond(one)} on {NEUTRAL if split == 'neutral' else 'the report prompts'}" for split, one in found.items() if one]
+    strength = next((one.strength for one in found.values() if one), None)
+    if strength is None:
+        return []
+    return [f"Weights at {strength:g} times the change: {'; '.join(said)}{_loops(run)}."]
+
+
+def _beyond(one: Beyond) -> str:
+    sizes = f"KL(base ‖ run) {with_interval(one.here.value, one.here.low, one.here.high)} nats, {nats(one.tuned)} at strength 1"
+    if math.isnan(one.p):
+        return sizes
+    word = (
+        "further from the base than the tuned model"
+        if one.grows
+        else "no further from the base than the tuned model, as far as can be told"
+    )
+    return f"{word} ({sizes}; {spoken.in_words(one.p)})"
+
+
+def _loops(run: Run) -> str:
+    found = findings.loops(run.rows)
+    if not found:
+        return ""
+    said = ", ".join(f"{share:.2f} at {strength:g}" for strength, share, _ in found)
+    return f". Share of 4-grams that an answer repeats, mean of {found[0][2]}: {said}"
