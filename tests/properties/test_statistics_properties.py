@@ -220,7 +220,7 @@ def test_property_21_a_similarity_of_the_report_split_is_gone_when_its_pairing_i
     for split, where in (("select", slice(0, n)), ("report", slice(n, 2 * n))):
         sides = ({site: states[where] for site, states in side.items()} for side in (base, tuned))
         found.append(similarity_formula.measure(*sides, [f"{split}{i}" for i in range(n)], split, orders=pairings(range(n), 100, seed)))
-    chosen = choose_layers(pl.concat(found))
+    chosen = choose_layers(pl.concat(found, rechunk=True))
     assert chosen is not None
     assert chosen["control_layers"] == [2]
     here = found[1].filter(pl.col("layer") == 2, pl.col("metric") == "cka", pl.col("prompt").is_null())

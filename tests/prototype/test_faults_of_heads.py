@@ -50,7 +50,7 @@ def published(direction: str) -> tuple[pl.DataFrame, pl.DataFrame]:
         value, metric = (np.full(4, nats), "kl_own_nats") if direction == BREAKAGE else (d - nats, "kl_other_nats")
         place = {"measure": "heads", "split": "report", "layer": 26, "site": "attn_proj", "arm": "contribution", "prompt": prompts}
         parts.append(make_rows(value, direction=direction, unit=unit, metric=metric, **place))
-    table = pl.concat(parts)
+    table = pl.concat(parts, rechunk=True)
     return table, statistics_summary.summarise(table, NUMBERS)
 
 
@@ -142,7 +142,7 @@ def test_a19_directions_are_compared_by_one_symmetric_measure() -> None:
         parts.append(make_rows(size * moved, direction=direction, metric="kl_own_nats", **place))
         parts.append(make_rows(moved / 8, direction=direction, metric="js_own_nats", **place))
         parts.append(make_rows(7 * moved, direction=direction, metric="kl_other_nats", **place))
-    table = pl.concat(parts)
+    table = pl.concat(parts, rechunk=True)
     summary = statistics_summary.summarise(table, NUMBERS)
     assert patching_asymmetry.by_site(table, summary)["index"].to_list() == pytest.approx([0.0])
     without = table.filter(pl.col("metric") != "js_own_nats")

@@ -50,7 +50,7 @@ def test_a_layer_was_chosen_by_one_dimension() -> None:
         for layer, both in values.items()
         for metric, value in zip(("cka", "cka_without_top3"), both, strict=True)
     ]
-    chosen = choose_layers(pl.concat(table))
+    chosen = choose_layers(pl.concat(table, rechunk=True))
     assert chosen is not None
     assert (chosen["hot_layers"], chosen["control_layers"]) == ([2], [0])
     assert "without its three widest dimensions" in chosen["why"]["L2"]

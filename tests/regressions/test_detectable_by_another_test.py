@@ -46,7 +46,7 @@ def test_a_score_in_which_no_difference_is_shown_says_what_its_own_test_would_ha
         for metric in ("mc_margin_per_byte_nats", "style_per_100_words")
         for side, value in values.items()
     ]
-    one = behaviour_findings.together(behaviour_findings.compared(summary.pl.concat(parts)))[0]
+    one = behaviour_findings.together(behaviour_findings.compared(summary.pl.concat(parts, rechunk=True)))[0]
     difference = values["tuned"] - values["base"]
     size = float(simulated.detectable(difference.std(ddof=1), n, level=0.975))
     assert one.detectable == pytest.approx(size)

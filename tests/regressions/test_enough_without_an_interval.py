@@ -87,7 +87,7 @@ def heads(report: list[float], select: list[float] | None, *, whole: float = 0.8
             parts.append(rows(whole * share * D * noise, unit=unit, split=split, prompt=names(split, len(D)), **place))
         for head in range(n - 1):
             parts.append(rows(whole * 0.1 * D, unit=f"head {head}", split=split, prompt=names(split, len(D)), **place))
-    return pl.concat(parts), {"heads": {"closer_layers": [2], "greedy": {"tuned<-base": {"2": order}}}}
+    return pl.concat(parts, rechunk=True), {"heads": {"closer_layers": [2], "greedy": {"tuned<-base": {"2": order}}}}
 
 
 def test_heads_have_an_interval_and_their_number_is_chosen_on_select() -> None:

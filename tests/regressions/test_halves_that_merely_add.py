@@ -81,7 +81,7 @@ def crossed(tables: dict[str, np.ndarray], whole: float = 1.0) -> pl.DataFrame:
         parts.append(rows(table.T.flatten(), metric="interaction_linear_nats", **place))
         for effect in ("upstream_effect", "downstream_effect"):
             parts.append(rows(np.full(n * points, whole / 2), metric=f"{effect}_linear_nats", **place))
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def drawn(random: np.random.Generator, n: int, correlation: float, mean: float = 0.15, points: int = 28) -> np.ndarray:

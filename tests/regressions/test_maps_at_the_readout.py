@@ -58,7 +58,7 @@ def study(*, select: bool = True, kinds: tuple[str, ...] = ("resid_post",), seed
                 for arm, more in (("shift", 0.0), *((one, 0.0) for one in MAPS)):
                     left = value * (1 - constant[layer] - more) * random.lognormal(0, 0.05, len(value))
                     parts.append(rows(left, direction="base<-base", metric="kl_other_nats", arm=arm, **there))
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 @pytest.mark.parametrize("select", [True, False])
@@ -123,7 +123,7 @@ def close(random: np.random.Generator, n: int, *, better: float = 0.0, sites: in
             at = {"measure": "transport", "split": "report", "layer": layer, "site": "attn_out", "arm": arm, "prompt": prompts("report", n)}
             parts.append(rows(left, direction="tuned<-base", metric="kl_own_nats", **at))
             parts.append(rows(left, direction="base<-base", metric="kl_other_nats", **at))
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 @pytest.mark.parametrize("count", [transport_findings.closer, transport_findings.beaten])

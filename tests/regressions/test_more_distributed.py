@@ -43,7 +43,7 @@ def table_of(base: Tensor, tuned: Tensor, runs: dict[str, dict[tuple[int, str], 
             effect = ("kl_own_nats", kl_nats(own, logits)) if side == "tuned" else ("kl_other_nats", kl_nats(tuned, logits))
             for metric, values in (effect, (OVERLAP, overlap_nats(logits[:, None], own, other)[:, 0])):
                 tables.append(rows(values.numpy(), metric=metric, **at))
-    return pl.concat(tables)
+    return pl.concat(tables, rechunk=True)
 
 
 def linear(strength: float, seed: int = 0) -> pl.DataFrame:

@@ -104,7 +104,7 @@ def measured(**means: float) -> pl.DataFrame:
         place = {"measure": "patching", "split": "report", "prompt": PROMPTS, "direction": direction}
         parts += [made([1e-7] * 12, control="no_op", metric=name, **place) for name in own]
         parts += [made([value] * 12, layer=0, site="resid_post", arm="identity", metric="kl_own_shared_nats", **place) for value in (1e-3,)]
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 @pytest.mark.parametrize(

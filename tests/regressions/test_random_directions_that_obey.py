@@ -66,7 +66,7 @@ def study(
             Reader(prompts=report, **reads), [*tried, *drawn], CleanLogits(**logits), {**columns, "split": "report"}
         )
         parts += [sides, found]
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def obeys(table: pl.DataFrame, allowed: Limits) -> bool:

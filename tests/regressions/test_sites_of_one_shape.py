@@ -25,7 +25,7 @@ def similarities(cka: np.ndarray, split: str, *, spread: float = 0.002) -> pl.Da
         place = {"measure": "similarity", "split": split, "layer": layer, "site": "resid_post"}
         without = value + spread * np.linspace(-1, 1, len(prompts))
         parts += [rows([value], metric="cka", **place), rows(without, metric="cka_without_prompt", prompt=prompts, **place)]
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def said(table: pl.DataFrame) -> tuple[str, str]:

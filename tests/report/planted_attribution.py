@@ -92,7 +92,7 @@ def planted_attribution(
                 at = {"direction": f"{model}<-{model}", "layer": layer, "site": "attn_proj", "unit": f"head {head}"}
                 each = values[layer, head] * rng.lognormal(0, 0.2, len(prompts))
                 add(each, split, prompts, arm="grad_x_diff", metric="attributed_logits", **at)
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def attribution_manifest(

@@ -60,7 +60,7 @@ def planted_behaviour(table: pl.DataFrame, *, n_layers: int, changed: int, seed:
             add("refusal_soft_nats", None, own + moved, names=scored, **where)
             if layer >= changed:
                 add("refusal", None, np.full(SPOKEN, sign > 0), names=spoken, **where)
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def behaviour_manifest(table: pl.DataFrame, *, n_layers: int, changed: int) -> dict:

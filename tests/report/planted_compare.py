@@ -52,7 +52,7 @@ def planted(truth: Planted) -> pl.DataFrame:
             tables.append(rows(np.full(truth.n, 1e-10), metric="kl_own_nats", **unedited))
             tables += [_write(rng, truth, d, prompts, split, direction, layer) for layer in range(N_LAYERS)]
         tables.append(_grafts(rng, truth, d, prompts, split))
-    return pl.concat(tables)
+    return pl.concat(tables, rechunk=True)
 
 
 def _noisy(rng: np.random.Generator, truth: Planted, share: float) -> np.ndarray:
@@ -78,14 +78,14 @@ def _write(
         }
         metric, value = ("kl_own_nats", share * d) if direction == CROSSED[0] else ("kl_other_nats", d * (1 - share))
         parts += [rows(value, metric=metric, **place), rows(share * d, metric=OVERLAP, **place)]
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def _grafts(rng: np.random.Generator, truth: Planted, d: np.ndarray, prompts: list[str], split: str) -> pl.DataFrame:
     def graft(share: np.ndarray | float, **named: object) -> pl.DataFrame:
         values = {"kl_other_nats": d * (1 - share), OVERLAP: d * share}
         found = (rows(value, measure="grafting", split=split, metric=metric, prompt=prompts, **named) for metric, value in values.items())
-        return pl.concat(found)
+        return pl.concat(found, rechunk=True)
 
     parts = [graft(0.0, arm="none"), graft(1.0, arm="all"), graft(0.0, arm="truncate", unit="all", rank=0)]
     parts += [graft(_noisy(rng, truth, share), arm="alone", layer=at, site=KINDS[kind]) for (at, kind), share in truth.sites.items()]
@@ -93,7 +93,7 @@ def _grafts(rng: np.random.Generator, truth: Planted, d: np.ndarray, prompts: li
     reached = np.cumsum(sorted(truth.sites.values(), reverse=True)) / sum(truth.sites.values())
     names = [f"L{at}.{KINDS[kind]}" for at, kind in truth.sites]
     parts += [graft(share, arm="greedy", rank=k, unit="+".join(names[:k])) for k, share in enumerate(reached, start=1)]
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def manifest_of(name: str, **changed: object) -> dict:

@@ -87,7 +87,7 @@ def planted_heads(table: pl.DataFrame, *, n_layers: int, changed: int, whole: fl
     parts.append(_on_select(table, changed, whole))
     js = {"layer": changed, "unit": "head 3", "arm": None, "metric": "attention_js_nats"}
     add(np.full(len(prompts), 0.25), **js)
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 ORDER = [3, 0, 4, 5, 1, 2]
@@ -104,7 +104,7 @@ def _on_select(table: pl.DataFrame, changed: int, whole: float) -> pl.DataFrame:
             nats = whole * v(one) * d
             values = nats if metric == "kl_own_nats" else d - nats
             parts.append(rows(values, direction=direction, metric=metric, unit=unit(one), **place))
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def heads_manifest(*, n_layers: int, changed: int) -> dict:
@@ -174,4 +174,4 @@ def many_heads(table: pl.DataFrame, *, n_layers: int = 32, n_heads: int = 32, pr
             add(np.ones(1), ["all"], None, site=site, **at)
     ways = {way: {direction: {str(closer): order} for direction in METRICS} for way in ("greedy", "single")}
     record = {"closer_layers": [closer], "n_heads": n_heads, "orders": {direction: {"single": both} for direction in METRICS}}
-    return pl.concat(parts), {"heads": ways | record}
+    return pl.concat(parts, rechunk=True), {"heads": ways | record}

@@ -36,7 +36,7 @@ def planted_rows(
             _similarity(rng, prompts, split, n_layers, changed, permutations),
             *(_patching(rng, d, prompts, split, direction, n_layers, changed) for direction in CROSSED),
         ]
-    return pl.concat(tables)
+    return pl.concat(tables, rechunk=True)
 
 
 def planted_manifest(*, n_layers: int = 30, n_prompts: int = 32, changed: int = CHANGED) -> dict:
@@ -110,7 +110,7 @@ def _divergence(rng: np.random.Generator, d: np.ndarray, prompts: list[str], spl
         "top1_same": (d < np.quantile(d, 0.06)).astype(float),
     }
     parts = [rows(value, measure="divergence", split=split, prompt=prompts, metric=name) for name, value in values.items()]
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def _similarity(rng: np.random.Generator, prompts: list[str], split: str, n_layers: int, changed: int, permutations: int) -> pl.DataFrame:
@@ -137,7 +137,7 @@ def _similarity(rng: np.random.Generator, prompts: list[str], split: str, n_laye
                 rows(without, metric="cka_without_prompt", prompt=prompts, **place),
                 rows(null, metric="cka", control=[f"permuted#{i}" for i in range(permutations)], **place),
             ]
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def _distance(layer: int, kind: str, changed: int) -> float:
@@ -174,7 +174,7 @@ def _patching(
                     rows((own < 0.8).astype(float), metric="top1_same", **shared),
                     rows(defined, metric="logit_diff_divergent", **shared),
                 ]
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def _carried(layer: int, kind: str, changed: int, arm: str, direction: str) -> float:

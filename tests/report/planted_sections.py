@@ -51,7 +51,7 @@ def planted_texts(table: pl.DataFrame, *, split: str = "report", seed: int = 1) 
         first = float("nan") if i == 0 else n - 1 + (3 if i == 1 else 0)
         whole = {"first_divergence": first, "bits_per_byte_base": 1.5 + 0.01 * i, "bits_per_byte_tuned": 1.0 + 0.01 * i}
         parts.append(rows(list(whole.values()), metric=list(whole), prompt=[prompt] * 3, **place))
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def texts_manifest(table: pl.DataFrame, *, split: str = "report", n: int = 3) -> dict:
@@ -103,7 +103,7 @@ def planted_weights(*, n_layers: int, changed: int) -> pl.DataFrame:
         said |= {f"energy_rank_{percent}": max(1, rank * percent // 100) for percent in (50, 90, 99)}
         said |= {"intruder_dimensions": 1, "changed": 1.0}
         parts.append(rows(list(said.values()), layer=layer, site=site, unit=unit, metric=list(said), measure="weights"))
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def weights_manifest(*, changed: int) -> dict:
@@ -160,7 +160,7 @@ def planted_js(table: pl.DataFrame) -> pl.DataFrame:
         "rank": pl.lit(None, pl.Int64),
         "strength": pl.lit(None, pl.Float64),
     }
-    return pl.concat(both).with_columns(**shared).select(table.columns)
+    return pl.concat(both, rechunk=True).with_columns(**shared).select(table.columns)
 
 
 def planted_factorial(table: pl.DataFrame, *, n_layers: int, changed: int, split: str = "report", seed: int = 3) -> pl.DataFrame:
@@ -187,7 +187,7 @@ def planted_factorial(table: pl.DataFrame, *, n_layers: int, changed: int, split
                 parts += [rows(value, arm=arm, prompt=prompts, metric=name, **place) for arm, value in of.items()]
                 for effect, value in effects.items():
                     parts.append(rows(value, prompt=prompts, metric=f"{effect}_{metric}", **place))
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 MAPPED_SITES = ("attn_out", "mlp_out", "resid_post")
@@ -263,7 +263,7 @@ def planted_transport(table: pl.DataFrame, *, n_layers: int, changed: int, seed:
                 write(layer, site, arm, 0.1, control="permuted")
                 for draw in range(3):
                     write(layer, site, arm, 0.02, control=f"random_subspace#{draw}")
-    return pl.concat([*parts, _planted_other_splits(table, changed)])
+    return pl.concat([*parts, _planted_other_splits(table, changed)], rechunk=True)
 
 
 def _rank_of(arm: str) -> int | None:
@@ -298,7 +298,7 @@ def _planted_other_splits(table: pl.DataFrame, changed: int) -> pl.DataFrame:
         parts.append(rows(d * (1 - best), direction="base<-base", metric="kl_other_nats", split="select", **at))
         parts.append(rows(d * 0.05, direction="tuned<-base", metric="kl_own_nats", split="fit", **at))
     parts.append(rows(d, direction="tuned<-base", metric="kl_own_nats", split="fit", arm="identity", rank=0, prompt=prompts, **shared))
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def planted_rank(table: pl.DataFrame, *, n_layers: int, changed: int, seed: int = 5) -> pl.DataFrame:
@@ -326,7 +326,7 @@ def planted_rank(table: pl.DataFrame, *, n_layers: int, changed: int, seed: int 
                 parts.append(rows(values, metric=metric, split=split, rank=list(RANKS), **place))
             if layer in CLOSER[1:] and amount:
                 parts += _planted_curves(rng, layer, site, amount, prompts, d)
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def _planted_curves(
@@ -407,7 +407,7 @@ def planted_steering(table: pl.DataFrame, *, changed: int, seed: int = 6) -> pl.
     for i in range(DRAWS):
         at = {"site": "attn_out", "arm": "add", "rank": 1, "strength": 0.5, "control": f"random_vector#{i}"}
         edit(CHANCE + 0.001 * i, None, "base<-base", ("all_pos",), **at)
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def steering_manifest(table: pl.DataFrame) -> dict:

@@ -31,7 +31,7 @@ def answered(base: Mapping[str, ndarray], tuned: Mapping[str, ndarray]) -> pl.Da
         for side, of in (("base", base), ("tuned", tuned))
         for metric, values in of.items()
     ]
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def asked(n: int) -> dict:
@@ -58,4 +58,4 @@ def grafted(shares: Mapping[str, Mapping[str, float]], d: ndarray, *, split: str
             layer, _, site = unit.removeprefix("L").partition(".")
             where = {"unit": unit, "rank": unit.count("+") + 1} if arm == "greedy" else {"layer": int(layer), "site": site}
             parts.append(rows(v, arm=arm, **where, **shared))
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)

@@ -51,7 +51,7 @@ def run() -> Run:
     under = {"measure": "behaviour", "split": "report", "prompt": ["r000"], "metric": "refusal", "direction": "base<-tuned"}
     table.append(rows([0.0], control="no_op", **under))
     table.append(rows([1.0], layer=3, site="resid_post", arm="identity", **under))
-    both, manifest = pl.concat(table), asked(n)
+    both, manifest = pl.concat(table, rechunk=True), asked(n)
     manifest["behaviour"]["groups"] |= {kind: {"en": [f"{kind}{i}" for i in range(size)]} for kind, size in groups.items()}
     manifest["behaviour"]["closer_layers"] = [3]
     return Run(rows=both, summary=summary.summarise(both, NUMBERS), manifest=manifest)

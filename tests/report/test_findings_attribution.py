@@ -146,7 +146,7 @@ def test_completeness_is_the_distance_of_the_sum_from_the_whole() -> None:
             for i, each in enumerate(heads)
         ]
         parts.append(make(whole, layer=layer, unit="all", arm="contribution", metric="effect_logits", **at))
-    table = attribution_findings.completeness(pl.concat(parts))
+    table = attribution_findings.completeness(pl.concat(parts, rechunk=True))
     assert table["error"].to_list() == [pytest.approx(1 / 3), pytest.approx(1 / 2), None]
     assert table["summed"].to_list() == [3.0, 0.5, 1.0]
     whole = attribution_findings.complete(table).row(0, named=True)

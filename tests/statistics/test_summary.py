@@ -219,7 +219,7 @@ def test_equal_models_have_no_effect_and_no_ratio_even_without_a_floor(floor: fl
     ]
     if floor is not None:
         parts.append(rows([floor] * 4, control="no_op", **OWN))
-    table = pl.concat(parts)
+    table = pl.concat(parts, rechunk=True)
     assert "no_effect" in one(table, metric="kl_tuned_base_nats")["flag"]
     assert one(table, measure="divergence", metric="top1_same")["flag"] == "few_prompts"
     cells = statistics_summary.summarise(table, NUMBERS).filter(pl.col("arm").is_not_null())
@@ -341,7 +341,7 @@ def test_tokens_are_one_row_a_metric_over_the_prompts_means() -> None:
         for prompt, n in lengths.items():
             values = [float(i == 0) for i in range(n)]
             parts.append(rows(values, unit=[f"token {i}" for i in range(n)], prompt=prompt, metric=metric, **token))
-    table = pl.concat(parts)
+    table = pl.concat(parts, rechunk=True)
     found = statistics_summary.summarise(table, NUMBERS)
     assert found["unit"].to_list() == ["tokens", "tokens", None]
     expected = np.mean([1 / n for n in lengths.values()])
@@ -389,7 +389,9 @@ def test_effects_of_a_factorial_that_are_rounding_are_flagged() -> None:
         rows([1e-6, 1e-6], measure="factorial", layer=0, metric="interaction_nats", prompt=prompts, **place),
         rows([1e-4, 2e-4], measure="factorial", layer=1, metric="interaction_nats", prompt=prompts, **place),
     ]
-    found = statistics_summary.summarise(pl.concat(parts), NUMBERS).filter(pl.col("metric") == "interaction_nats").sort("layer")
+    found = (
+        statistics_summary.summarise(pl.concat(parts, rechunk=True), NUMBERS).filter(pl.col("metric") == "interaction_nats").sort("layer")
+    )
     assert found["floor"].to_list() == pytest.approx([4e-6, 4e-6])
     assert ["below_floor" in flag for flag in found["flag"]] == [True, False]
 

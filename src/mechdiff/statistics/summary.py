@@ -70,7 +70,7 @@ def summarise(rows: pl.DataFrame, numbers: Mapping[str, Numbers], *, prompts: Pr
     """
     known = facts(numbers)
     refuse_undeclared(rows, known)
-    rows = clustered(_tokens_together(rows), prompts)
+    rows = clustered(_tokens_together(rows.rechunk()), prompts)
     codes = rows.select(pl.col("prompt").unique().drop_nulls().sort()).with_row_index("code")
     coded = rows.filter(~_null_draw()).join(codes, on="prompt", how="left", maintain_order="left").sort("code")
     groups = coded.group_by(GROUP).agg("code", "value").sort(GROUP, nulls_last=True)

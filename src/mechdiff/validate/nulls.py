@@ -50,7 +50,7 @@ def similarity_of_strangers(repeats: int, random: np.random.Generator) -> Iterat
         names = [str(i) for i in range(PROMPTS)]
         measured = similarity_formula.measure(base, tuned, names, "report", orders=pairings(names, DRAWS, int(random.integers(2**31))))
         found.append(with_q(permutation_p(measured, facts(NUMBERS))))
-    table = pl.concat(found)
+    table = pl.concat(found, rechunk=True)
     for name in table["metric"].unique().sort():
         yield false_alarms(
             f"{name}: the models are alike beyond chance (permuted pairs)", table.filter(pl.col("metric") == name)["p"].to_numpy()
@@ -165,7 +165,7 @@ def _twins(n: int, random: np.random.Generator) -> pl.DataFrame:
         }
         place = {"measure": "behaviour", "split": "report", "unit": side, "prompt": [f"p{i:03d}" for i in range(n)]}
         parts += [rows(value.astype(float), metric=metric, **place) for metric, value in values.items()]
-    return pl.concat(parts)
+    return pl.concat(parts, rechunk=True)
 
 
 def means(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
