@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from mechdiff import api, demo
 from mechdiff.cli import main as cli
 from mechdiff.errors import StudyError
 from mechdiff.labels import CROSSED, MAPS, PATCHES, WITHIN
@@ -164,3 +165,27 @@ def test_a_study_is_planned_with_every_measure_that_it_asks_for(path: Path) -> N
     for measure in study.measures:
         own = {stage.name for stage in EXPERIMENTS[measure].stages}
         assert own & planned, f"{measure} has no cell"
+
+
+EMBEDDED = {"cultural": "kazakh", "cognitive": "arithmetic"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_runs_on_the_embedded_pair_of_its_kind(path: Path, tmp_path: Path) -> None:
+    """Its layers (or the last but one, where the small model has none so high), few prompts and few draws: a page, and rows of every measure."""
+    said = yaml.safe_load(path.read_text())
+    said["pair"] = {"base": str(demo.embedded_model()), "tuned": str(demo.DATA / "adapters" / EMBEDDED[path.stem.partition("_")[2]])}
+    said["prompts"] = {**said["prompts"], "template": "tuned", "at_most": {"fit": 8, "select": 4, "report": 6}}
+    said |= {"dtype": "float32", "measures": [few(one) for one in said["measures"]]}
+    study = make_study(said, name=path.stem, folder=path.parent)
+    run = api.run(study, out=tmp_path / path.stem)
+    assert (run.path / "report.html").is_file()
+    assert set(run.rows()["measure"]) >= set(study.measures)
+    assert run.manifest()["skipped"] == []
+
+
+def few(measure: str | dict) -> dict:
+    (name, asked) = (measure, {}) if isinstance(measure, str) else next(iter(measure.items()))
+    layers = {key: sorted({min(layer, 28) for layer in asked[key]}) for key in ("layers", "closer") if key in asked}
+    return {name: {**asked, **EXPERIMENTS[name].few, **layers}}
