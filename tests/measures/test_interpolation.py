@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from torch import nn
 import adapters_made
 from every_measure import made
 from mechdiff.architectures.network import quiet
+from mechdiff.comparison.comparable import Loaded
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.grafts import scaled, towards
 from mechdiff.engine.outcome import CleanLogits
 from mechdiff.errors import ModelError, StudyError
 from mechdiff.measures.catalogue import EXPERIMENTS, load_study, make_study
 from mechdiff.measures.interpolation import findings, formula, words
+from mechdiff.measures.interpolation.compare import axis
 from mechdiff.measures.interpolation.formula import Label, of_logits, of_weights, repeated
 from mechdiff.measures.interpolation.page import interpolation
 from mechdiff.measures.interpolation.plan import FORMS, LOGITS, OF_TUNED, REPEATED, STATES, WEIGHTS, InterpolationOptions
@@ -308,6 +311,47 @@ def test_loops_are_counted_beside_the_strengths_of_answers() -> None:
     ]
     run = run_of(pl.concat([planted(squares), *said]))
     assert words.further(run)[0].endswith("mean of 2: 0.25 at 0, 0.25 at 2.")
+
+
+# ---- several runs --------------------------------------------------------------------------------------------------------------------
+
+
+def loaded(name: str, size: float, texts: str = "the same") -> Loaded:
+    """A run whose neutral KL is size a^2 and whose KLs on its own prompts are the planted squares."""
+
+    def of(form: str, split: str, metric: str, a: float) -> Any:
+        return size * a**2 if (split, metric) == ("neutral", "kl_own_nats") else squares(form, split, metric, a)
+
+    names = {("neutral", f"neutral{i}"): f"{texts} {i}" for i in range(16)}
+    return Loaded(name=name, folder=Path(name), content=run_of(planted(of)), texts=names)
+
+
+def test_each_change_is_brought_to_the_size_of_the_other() -> None:
+    """A cost of c a^2 is another's c' at a = sqrt(c' / c), by construction."""
+    small, large = loaded("small", 0.04), loaded("large", 0.09)
+    up, down = findings.at_size_of(small.content.rows, large.content.rows), findings.at_size_of(large.content.rows, small.content.rows)
+    assert up
+    assert down
+    for found, size, strength in ((up, 0.09, 1.5), (down, 0.04, 2 / 3)):
+        assert found.size == pytest.approx(size)
+        assert found.strength.value == pytest.approx(strength)
+        assert found.left.value == pytest.approx(3 * (1 - strength) ** 2)
+        assert found.gone.value == pytest.approx(0.2 * strength**2)
+    section = axis(SimpleNamespace(runs=[small, large]))  # type: ignore[arg-type]
+    (part,) = section.parts
+    said = [[*row[:3], row[3][:4]] for row in part["rows"]]
+    assert said == [["small", "large", "0.0900", "1.50"], ["large", "small", "0.0400", "0.67"]]
+
+
+def test_sizes_that_cannot_be_had_are_said_so() -> None:
+    small, huge = loaded("small", 0.04), loaded("huge", 4.0)
+    elsewhere = loaded("elsewhere", 0.04, texts="others")
+    without = Loaded(name="without", folder=Path("w"), content=run_of(empty()), texts={})
+    rows_of, said = axis(SimpleNamespace(runs=[small, huge, elsewhere, without])).parts  # type: ignore[arg-type]
+    cells = {(row[0], row[1]): row[2:] for row in rows_of["rows"]}
+    assert cells["small", "huge"] == ["4.00", "not reached", "–", "–"]
+    assert cells["small", "elsewhere"] == ["other neutral prompts", "–", "–", "–"]
+    assert said["text"].startswith("No size is known of without")
 
 
 # ---- whole studies -------------------------------------------------------------------------------------------------------------------

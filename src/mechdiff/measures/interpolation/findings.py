@@ -11,7 +11,7 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
-from mechdiff.measures.interpolation.plan import FORMS, REPEATED, WEIGHTS
+from mechdiff.measures.interpolation.plan import FORMS, LOGITS, REPEATED, WEIGHTS
 from mechdiff.report import spoken
 from mechdiff.rows import where
 from mechdiff.statistics import bootstrap, intervals
@@ -209,3 +209,45 @@ def ends(rows: pl.DataFrame) -> float | None:
     left = curve(rows, WEIGHTS, LEFT)
     at_one = None if left is None else left.at(1.0)
     return None if at_one is None else float(at_one.max())
+
+
+# ---- at the size of another fine-tune ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized:
+    """A fine-tune at the strength at which it moves neutral prompts as far as another one does."""
+
+    size: float
+    """KL(base || tuned) of the other one on neutral prompts, in nats."""
+    strength: Number
+    """NaN where no strength that was run goes so far."""
+    gone: Number
+    """KL(base || run) there on its own report prompts, in nats."""
+    left: Number
+    """D(a) there, in nats."""
+
+
+def moving(rows: pl.DataFrame) -> str | None:
+    """The form by which a run is made larger and smaller: weights where they were run; None where neither weights nor logits were."""
+    return next((form for form in (WEIGHTS, LOGITS) if curve(rows, form, GONE, "neutral") is not None), None)
+
+
+def at_size_of(rows: pl.DataFrame, other: pl.DataFrame) -> Sized | None:
+    """One run at the size of another on the same neutral prompts, which are drawn alike for both; None where they cannot be had."""
+    form, theirs = moving(rows), moving(other)
+    if form is None or theirs is None:
+        return None
+    cost, size = curve(rows, form, GONE, "neutral"), curve(other, theirs, GONE, "neutral")
+    gone, left = curve(rows, form, GONE), curve(rows, form, LEFT)
+    curves = [one for one in (cost, size, gone, left) if one is not None and np.isfinite(one.values).all()]
+    if len(curves) < 4 or not (curves[1].strengths == 1).any():
+        return None
+    draws = min(len(one.drawn()) for one in curves)
+    costs, sizes, far, near = (one.drawn()[:draws] for one in curves)
+    level = sizes[:, curves[1].strengths == 1][:, 0]
+    at = reach(curves[0].strengths, costs, level)
+    return Sized(
+        size=float(level[0]), strength=_number(at), gone=_number(between(curves[2].strengths, far, at)),
+        left=_number(between(curves[3].strengths, near, at)),
+    )  # fmt: skip

@@ -30,7 +30,14 @@ INTERPOLATION = Measure(
         few={"side_prompts": 3, "report_prompts": 5, "strengths": [0.5, 2], "answers": 1, "answer_strengths": [1], "continuation": 8},
         demo=Budget(
             seconds=20,
-            options={"report_prompts": 5, "side_prompts": 6, "strengths": [0.25, 0.5, 2], "answers": 0},
+            options={
+                "report_prompts": 5,
+                "side_prompts": 6,
+                "strengths": [0.25, 0.5, 2],
+                "answers": 2,
+                "answer_strengths": [1, 2],
+                "continuation": 16,
+            },
         ),
     ),
     # what statistics read
@@ -54,7 +61,7 @@ INTERPOLATION = Measure(
         tile="how_complicated",
     ),
     # what several runs are compared in
-    between_runs=BetweenRuns(),
+    between_runs=BetweenRuns(place=9, axis=Later("mechdiff.measures.interpolation.compare:axis")),
     # a second way
     again=Later("mechdiff.measures.interpolation.verify:again"),
 )
