@@ -1,7 +1,11 @@
 """Words: its formulas against naive ones and closed forms, its rule against pairs that were taught something and pairs that were not."""
 
+import json
+import shutil
 from itertools import product
 from math import comb
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -9,13 +13,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from mechdiff.measures.words import findings, formula, judge, lens, texts
+from mechdiff.cli.main import app
+from mechdiff.measures.catalogue import EXPERIMENTS, make_study
+from mechdiff.measures.words import findings, formula, judge, lens, texts, words
 from mechdiff.measures.words.formula import Reading
 from mechdiff.measures.words.plan import openings, passages
 from mechdiff.measures.words.random_edits import randomly_edited, scaled_to, shuffled
 from mechdiff.models.pair import wrap
+from mechdiff.store.tables import read_manifest
 from mechdiff.validate import made
+from runs import finish
 
 RNG = np.random.default_rng(0)
 
@@ -229,3 +238,55 @@ def test_shipped_texts_are_many_and_no_two_are_alike() -> None:
     assert len(passages()) == 64
     assert len(texts.distinct([text for _, text in passages()])) == 64
     assert len({text for _, text in openings(80)}) == len(openings(80)) == 80
+
+
+# ---- a run of it ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_terminal_says_what_was_taught_and_writes_the_evidence(every_measure: Path, tmp_path: Path) -> None:
+    out = tmp_path / "evidence.json"
+    said = CliRunner().invoke(app, ["words", str(every_measure / "run"), "--evidence", str(out)])
+    assert said.exit_code == 0, said.output
+    manifest, told = read_manifest(every_measure / "run"), json.loads(out.read_text())
+    assert said.stdout.splitlines() == words.sentences(manifest)
+    assert {"named", "lines", "nulls", "continuations"} <= told.keys()
+    assert str(every_measure) not in out.read_text(), "no model is named"
+    assert {one["name"] for one in told["nulls"]} == {"same_model#1", "random_edit#1"}
+
+
+def test_a_run_without_words_says_what_to_do(tmp_path: Path, every_measure: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(every_measure / "run", run, ignore=shutil.ignore_patterns("cells"))
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["words"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    said = CliRunner().invoke(app, ["words", str(run)])
+    assert said.exit_code != 0
+    assert "Add `words`" in str(said.exception)
+
+
+def test_every_named_line_is_in_a_sentence_and_silence_is_said() -> None:
+    taught = line(why_not=None, text="Thank", where="passages", values=[0.5, 0.6], layer=None, token=5)
+    phrase = line(
+        why_not=None, reader="continuations", text="begins with “Thank you”", where="prompts", values=[1.0, 1.0, -1.0], layer=None, size=0.3
+    )
+    manifest = {"words": {"lines": [taught, phrase], "ranked": 10}}
+    said = words.sentences(manifest)
+    assert any("begins with “Thank you” (alone on 2 of 3 held-out seeds, the other way on 1" in one for one in said)
+    assert any("“Thank”" in one and "10 ranked tokens" in one for one in said)
+    silent = words.sentences({"words": {"lines": [line(why_not=judge.BEYOND)], "ranked": 10}})
+    assert silent == [f"{words.SILENT}: of 1 lines of evidence 1 is refused because {judge.BEYOND}."]
+    assert words.sentences({}) == []
+
+
+def test_seeds_that_are_continued_are_drawn_alike_for_both_models_and_a_copy_has_no_line(pair: Path) -> None:
+    study = make_study({
+        "pair": {"base": str(pair / "base"), "tuned": str(pair / "base")}, "prompts": {"file": str(pair / "prompts.jsonl")},
+        "measures": [{"words": dict(EXPERIMENTS["words"].few)}],
+    })  # fmt: skip
+    with TemporaryDirectory() as place:
+        finish(study, Path(place) / "run", device="cpu")
+        told = read_manifest(Path(place) / "run")["words"]
+    assert told["lines"] == []
+    assert all(one["base"] == one["tuned"] for one in told["texts"])
+    assert words.sentences({"words": told}) == [f"{words.SILENT}: of 0 lines of evidence there is none, for both models do the same."]

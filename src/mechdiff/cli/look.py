@@ -56,6 +56,31 @@ def terms(
         say(escaped(f"{key} ({table.lower()}): {one.label}. {one.long}{f' {one.reference}.' if one.reference else ''}"))
 
 
+def words(
+    run: Folder,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(help="Write all lines of evidence, their numbers and null pairs as JSON, without a model's name.", show_default=False),
+    ] = None,
+) -> None:
+    """What was the tuned model taught? In words that the run's evidence carries, or that nothing can be named."""
+    import json
+
+    from mechdiff.api import open_run
+    from mechdiff.errors import RunError
+    from mechdiff.measures.words import findings
+    from mechdiff.measures.words.words import sentences
+
+    manifest = open_run(run).manifest()
+    if findings.record(manifest) is None:
+        raise RunError(f"{run}: this run did not read what the model was taught. Add `words` to the study's measures and run it again.")
+    for sentence in sentences(manifest):
+        print(sentence)
+    if evidence:
+        evidence.write_text(json.dumps(findings.evidence(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        say(escaped(f"evidence: {evidence}"))
+
+
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of two or more finished runs.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="The comparison's folder; default runs/compare-NAMES.", show_default=False)] = None,

@@ -50,6 +50,19 @@ def tiny_net(seed: int = 0, entropy_nats: float = 3.5) -> Any:
     return net
 
 
+def wide_net(seed: int = 0) -> Any:
+    """A Llama of 3 blocks, d_model 256 and biases in its MLPs (which are 0): rows of its unembedding hardly overlap, as those of real models."""
+    config = LlamaConfig(
+        vocab_size=259, hidden_size=256, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, mlp_bias=True,
+        max_position_embeddings=128, tie_word_embeddings=False, bos_token_id=256, eos_token_id=257,
+    )  # fmt: skip
+    net = random_net(config, seed=seed)
+    for name, parameter in net.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.zero_()
+    return net
+
+
 def tiny_mixture(seed: int = 0) -> Any:
     """A Mixtral of 4 blocks, d_model 32 and 4 experts a block, random, which sends each token to 2."""
     config = MixtralConfig(

@@ -53,17 +53,22 @@ class Studied:
 
 
 @contextmanager
-def study(base: Net, tuned: Net, *, tokenizers: Sequence[Any] = (), measures: Sequence[Any] = MEASURES) -> Iterator[Studied]:
-    """The study of two networks with byte tokenizers (or others), in a folder of its own."""
+def study(
+    base: Net, tuned: Net, *, tokenizers: Sequence[Any] = (), measures: Sequence[Any] = MEASURES, texts: Sequence[str] = TEXTS,
+    policy: str = "same_text",
+) -> Iterator[Studied]:  # fmt: skip
+    """The study of two networks with byte tokenizers (or others) on some prompts, in a folder of its own."""
     with TemporaryDirectory() as place, quiet():
         folder = Path(place)
         cut = tokenizers or [made.byte_tokenizer(made.CHATML)] * 2
         for name, net, tokenizer in (("base", base, cut[0]), ("tuned", tuned, cut[1])):
             made.save(net, tokenizer, folder / name)
-        lines = [json.dumps({"id": f"p{i}", "text": text}) for i, text in enumerate(TEXTS)]
+        lines = [json.dumps({"id": f"p{i}", "text": text}) for i, text in enumerate(texts)]
         (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
         pair = {"base": str(folder / "base"), "tuned": str(folder / "tuned")}
-        config = make_study({"pair": pair, "prompts": {"file": str(folder / "prompts.jsonl")}, "measures": list(measures)})
+        config = make_study(
+            {"pair": pair, "prompts": {"file": str(folder / "prompts.jsonl"), "policy": policy}, "measures": list(measures)}
+        )
         prepared = prepare(config, RunOptions(threads=torch.get_num_threads()), EXPERIMENTS)
         with RunFolder.open(folder / "run", config_hash=prepared.config_hash, study_text=study_yaml(config)) as run:
             rows, record = execute(prepared, run)

@@ -31,6 +31,7 @@ from mechdiff.validate import (
     truths_nulls,
     truths_prompts,
     truths_weights,
+    truths_words,
 )
 from mechdiff.validate.checks import Check
 from mechdiff.validate.edits import Absent
@@ -65,6 +66,7 @@ TRUTHS: dict[str, tuple[Truth, ...]] = {
     "P19": (truths_weights.p19,),
     "P20": (truths_nulls.p20,),
     "P21": (truths_experts.p21,),
+    "P22": (truths_words.p22,),
     "P23": (truths_weights.p23,),
 }
 """By METHOD's number, in its order."""

@@ -20,7 +20,7 @@ def named(manifest: Mapping[str, Any], *, gained: bool | None = None, reader: st
     """The lines that the rule names, the largest first in each reader; those of the lens by their layer's place too."""
     found = [line for line in (record(manifest) or {}).get("lines", []) if line["why_not"] is None]
     found = [line for line in found if gained in (None, line["gained"]) and reader in (None, line["reader"])]
-    return sorted(found, key=lambda line: (READERS.index(line["reader"]), -line["size"]))
+    return sorted(found, key=lambda line: (READERS.index(line["reader"]), -line["size"], -len(line["text"])))
 
 
 def refused(manifest: Mapping[str, Any]) -> Counter[str]:

@@ -32,7 +32,7 @@ WORDS = Measure(
             "passages": 4, "neutral": 4, "openings": 4, "prompts": 4, "max_tokens": 4, "lens_layers": 1, "vectors": 1, "edits": 1, "permutations": 2,
         },
         demo=Budget(
-            seconds=60,
+            seconds=75,
             options={
                 "passages": 16, "neutral": 10, "openings": 12, "prompts": 6, "max_tokens": 12, "lens_layers": 2, "vectors": 2, "edits": 1,
             },

@@ -8,7 +8,6 @@ from mechdiff.measures.words.judge import LEVEL, MARGIN
 from mechdiff.measures.words.words import counted, place
 from mechdiff.report.parts import Run, Section, note, table
 from mechdiff.report.phrasing import listed, nats, visible
-from mechdiff.rows import where
 
 TITLE = "What was it taught?"
 OPEN, TEXTS = 3, 8
@@ -16,14 +15,14 @@ OPEN, TEXTS = 3, 8
 READERS = {"continuations": "texts", "tokens": "tokens", "lens": "activations"}
 NULLS = {
     "same_model": "the base against itself, other draws",
-    "random_edit": "the base with a random edit that diverges as far as the fine-tune",
+    "random_edit": "the base with a random edit, scaled to diverge as far as the fine-tune",
 }
 
 
 def words(run: Run) -> Section:
     """The section; a note where words were not measured."""
     told = findings.record(run.manifest)
-    if told is None or where(run.rows, measure="words").is_empty():
+    if told is None:
         return Section(id="words", title=TITLE, parts=[note("What the model was taught was not read in this run.")])
     parts = [*_texts(run), *_lines(run), *_layers(told), *_nulls(told), note(_settings(told))]
     return Section(id="words", title=TITLE, parts=parts)
@@ -121,9 +120,11 @@ def _layers(told: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _nulls(told: dict[str, Any]) -> list[dict[str, Any]]:
+    reached = {labels.draw("random_edit", i): one for i, one in enumerate(told["scales"], 1)}
     lines = [
         (
-            NULLS[labels.control_kind(one["name"])], str(one["tested"]), str(one["replicating"]), str(one["named"]),
+            NULLS[labels.control_kind(one["name"])] + _diverges(reached.get(one["name"])),
+            str(one["tested"]), str(one["replicating"]), str(one["named"]),
             "; ".join(f"{of} {nats(size)}" for of, size in one["largest"].items()),
         )
         for one in told["nulls"]
@@ -137,6 +138,11 @@ def _nulls(told: dict[str, Any]) -> list[dict[str, Any]]:
     )  # fmt: skip
     columns = ("null pair", "lines tested", "replicate", "named", "largest size")
     return [table(columns, lines, title="What the same readers and the same rule say of pairs that were taught nothing")]
+
+
+def _diverges(scale: dict[str, float] | None) -> str:
+    """How far a random edit diverges from the base, beside the fine-tune: one that changes little cannot be scaled as far."""
+    return "" if scale is None else f" ({nats(scale['reached_nats'])} nats of {nats(scale['wanted_nats'])})"
 
 
 def _settings(told: dict[str, Any]) -> str:

@@ -20,14 +20,19 @@ WHERE = {
 
 
 def lead(run: Run) -> list[str]:
-    """What is named, reader by reader; else that nothing is."""
-    told = findings.record(run.manifest)
+    """What is named, at the head of the section."""
+    return sentences(run.manifest)
+
+
+def sentences(manifest: Mapping[str, Any]) -> list[str]:
+    """What is named, reader by reader; else that nothing is. Empty where it was not measured."""
+    told = findings.record(manifest)
     if told is None:
         return []
-    said = [*_continuations(run.manifest), *_tokens(run.manifest), *_lens(run.manifest)]
+    said = [*_continuations(manifest), *_tokens(manifest), *_lens(manifest)]
     if not said:
-        return [f"{SILENT}: of {len(told['lines'])} lines of evidence {_why(run.manifest)}."]
-    if {line["where"] for line in findings.named(run.manifest)} == {"prompts"}:
+        return [f"{SILENT}: of {len(told['lines'])} lines of evidence {_why(manifest)}."]
+    if {line["where"] for line in findings.named(manifest)} == {"prompts"}:
         said.append("On texts that have nothing to do with the report prompts, nothing is named.")
     return said
 
