@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+import decoders
 from mechdiff.architectures.sites import Site
 from mechdiff.engine import parallel_attention
 from mechdiff.engine.activations import capture
 from mechdiff.engine.prefix import Prefix, side_by_side
-from mechdiff.engine.replay import Write, later_born, parallel, replay
+from mechdiff.engine.replay import Write, full, later_born, parallel, replay
+from mechdiff.engine.rounding import nats_between
+from mechdiff.models.pair import wrap
 from pico import CONFIGS, RELAYED, each, pico, prompts
 
 PROMPTS = prompts(3, shortest=5, longest=21)
@@ -35,6 +38,22 @@ def test_it_is_attention_behind_a_mask(name, n_pos, monkeypatch):
     expected = parallel(model, Prefix.of(cleans, n_pos), variants, wanted)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert (found[:, 1:] - found[:, :1]).abs().amax(-1).min() > 1e-3, "every variant does something"
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v2", "deepseek_v3", "minicpm3", "glm4_moe_lite", "youtu"])
+def test_a_cache_of_latents_is_not_attended_to_as_keys(kind, monkeypatch):
+    """transformers caches what keys and values are made of: the latent, normed, and one rotated key for all heads."""
+    model = wrap(decoders.tiny_decoder(kind), side="base", ref=kind)
+    cleans = [capture(model, ids, [], [0], keep_cache=True) for ids in PROMPTS[:2]]
+    config, (first, second) = model.config, cleans[0].cache[1]
+    assert first.shape[1:] == (1, len(PROMPTS[0]), config.kv_lora_rank)
+    assert second.shape[1:] == (1, len(PROMPTS[0]), config.qk_rope_head_dim)
+    variants = of_every_site(model, 1, n_prompts=2)
+    assert not parallel_attention.is_possible(model)
+    assert nats_between(full(model, cleans, variants), replay(model, cleans, variants)).max() <= 1e-8
+    monkeypatch.setattr(parallel_attention, "is_possible", lambda model: True)
+    with pytest.raises(RuntimeError, match=r"invalid for input of size|Expected size for first two dimensions"):
+        replay(model, cleans, variants)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
