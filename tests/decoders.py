@@ -14,7 +14,7 @@ from mechdiff.architectures.network import auto_class, network_of, quiet
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture, forward
 from mechdiff.engine.choice import engine_for
-from mechdiff.engine.grafts import grafted
+from mechdiff.engine.grafts import batches, grafted, resume, trace
 from mechdiff.engine.replay import ENGINES, Write, full
 from mechdiff.engine.rounding import nats_between
 from mechdiff.engine.routers import ask, routed
@@ -46,7 +46,7 @@ SIZES: dict[str, Any] = {
     "num_kv_shared_layers": 0, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128, "n_inner": 48, "d_model": 32, "n_heads": 4, "n_layers": 4,
     "max_seq_len": 128, "ffn_dim": 48, "word_embed_proj_dim": 32, "attention_hidden_size": 32, "context_length": 128, "seq_length": 128,
     "decoder_layers": 4, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "embedding_size": 32, "num_memory_blocks": 1, "adapter_rank": 8,
-    "num_global_key_value_heads": 2, "global_head_dim": 8, "attention_chunk_size": 64, "interleave_moe_layer_step": 2, "intermediate_size_mlp": 48,
+    "num_global_key_value_heads": 2, "attention_chunk_size": 64, "interleave_moe_layer_step": 2, "intermediate_size_mlp": 48,
     "dim_model": 32, "dim_ff": 48, "dim_head": 8, "num_blocks": 4, "kv_channels": 8, "mrope_section": [2, 1, 1],
 }  # fmt: skip
 """What a config's other sizes become where it states them."""
@@ -68,6 +68,10 @@ OTHER: dict[str, dict[str, Any]] = {
     "xglm": {"pad_token_id": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "longcat_flash": {"num_layers": 2},
+    "deepseek_v4": {"n_routed_experts": 4},
+    "gemma3n_text": {"num_kv_shared_layers": 2},
+    "gemma4_text": {"global_head_dim": 16},
+    "gemma4_unified_text": {"global_head_dim": 16},
     "jetmoe": {"kv_channels": 8, "num_key_value_heads": 4},
 }
 """Of types whose sizes hang together in another way."""
@@ -98,8 +102,15 @@ def wrappers() -> list[str]:
     return [kind for kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if kind not in {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *OF_IMAGES}]
 
 
-def tiny_config(kind: str) -> Any:
-    """A config of this type with four blocks of width 32."""
+def tiny_config(kind: str, **stated: Any) -> Any:
+    """A config of this type with four blocks of width 32, and with these fields."""
+    config = _tiny_config(kind)
+    for name, value in stated.items():
+        setattr(config, name, value)
+    return config
+
+
+def _tiny_config(kind: str) -> Any:
     made = CONFIG_MAPPING[kind]
     default = made()
     inner = default.get_text_config()
@@ -136,14 +147,12 @@ def mixtures(kinds: list[str]) -> list[str]:
 
 def tiny_decoder(kind: str, seed: int = 0, **stated: Any) -> Any:
     """A random network of this type whose states and logits have spread enough for effects to be seen; with these fields of its config."""
-    config = tiny_config(kind)
-    for name, value in stated.items():
-        setattr(config, name, value)
+    config = tiny_config(kind, **stated)
     if (size := sum(one.numel() for one in network_of(config).parameters())) > MOST:
         raise ValueError(f"its sizes do not shrink: {size:,} parameters")
     torch.manual_seed(seed)
     with quiet():
-        net = auto_class(config).from_config(config).eval().float()
+        net = auto_class(config).from_config(config).eval().float().requires_grad_(False)
     for parameter in net.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
     return net
@@ -174,8 +183,8 @@ class Walked:
 STEPS = ("self-check", "divergence", "weights", "grafting", "patching", "heads")
 
 
-def walk(kind: str, folder: Path) -> Walked:
-    """Every step on a tiny random pair of this type, up to the one that fails."""
+def walk(kind: str, folder: Path, **stated: Any) -> Walked:
+    """Every step on a tiny random pair of this type (with these fields of its config), up to the one that fails."""
     found = Walked(kind=kind)
     steps = {
         "self-check": _checked,
@@ -187,8 +196,8 @@ def walk(kind: str, folder: Path) -> Walked:
     }
     step = "a tiny model of it"
     try:
-        config = tiny_config(kind)
-        nets = [tiny_decoder(kind, seed=0), tiny_decoder(kind, seed=1)]
+        config = tiny_config(kind, **stated)
+        nets = [tiny_decoder(kind, seed=seed, **stated) for seed in range(2)]
         step = "row"
         found.row = "proposed" if family_of(config).by_layer else "listed"
         pair = tuple(wrap(net, side=side, ref=kind, config=config) for net, side in zip(nets, SIDES, strict=True))
@@ -256,6 +265,10 @@ def _grafts(pair: Two, folder: Path) -> Any:
         base.net.get_buffer(name).copy_(value)
     assert torch.equal(whole, _logits(tuned)), "all units grafted are not the tuned model"
     assert torch.equal(_logits(base), before), "after grafting the base is not itself"
+    [batch] = batches(base, token_prompts(2))
+    start = trace(base, batch)
+    for layer in (-1, 0) if base.family.tangled else range(-1, base.shape.n_layers + 1):
+        assert torch.equal(resume(base, batch, start, layer), start.logits), f"a pass that begins at block {layer} is not the whole one"
     return True
 
 
@@ -313,16 +326,19 @@ def _adds_up_by_head(pair: Two, folder: Path) -> Any:
     base = pair[0]
     if "z" not in base.kinds():
         return None
-    ids, last = token_prompts(3)[0], base.shape.n_layers - 1
+    ids = token_prompts(3)[0]
     layout = layout_of(base.family, base.config)
     weights = {
         name: tensor.detach().T if base.family.conv1d and tensor.ndim == 2 else tensor.detach()
         for name, tensor in base.net.named_parameters()
     }
-    states = capture(base, ids, [Site(last, "z"), Site(last, "attn_proj")], [len(ids) - 1]).states
-    output = layout.output(last, weights.get)
-    assert not isinstance(output, str), output
-    z = states[Site(last, "z")].reshape(layout.n_heads, layout.d_head)
-    added = torch.einsum("hk,hkd->hd", z, output[0]).sum(0) + output[1]
-    assert torch.allclose(added, states[Site(last, "attn_proj")][0], rtol=1e-4, atol=1e-5), "the heads do not add up to attention's output"
+    for layer in (0, base.shape.n_layers - 1):
+        states = capture(base, ids, [Site(layer, "z"), Site(layer, "attn_proj")], [len(ids) - 1]).states
+        output = layout.output(layer, weights.get)
+        assert not isinstance(output, str), output
+        z = states[Site(layer, "z")].reshape(layout.n_heads, layout.d_head)
+        added = torch.einsum("hk,hkd->hd", z, output[0]).sum(0) + output[1]
+        assert torch.allclose(added, states[Site(layer, "attn_proj")][0], rtol=1e-4, atol=1e-5), (
+            "the heads do not add up to attention's output"
+        )
     return True

@@ -78,7 +78,20 @@ def test_types_without_a_row_are_studied(kind: str, tmp_path: Path) -> None:
     found = decoders.walk(kind, tmp_path)
     assert found.whole, found.reason
     assert found.row == "proposed"
-    assert ("heads" in found.done) == (kind in ("apertus", "falcon_h1", "deepseek_v2", "gemma3"))
+    assert ("heads" in found.done) == (kind != "mamba")
+
+
+@pytest.mark.parametrize("kind", ["gemma4_text", pytest.param("gemma3n_text", marks=pytest.mark.slow)])
+def test_blocks_that_share_keys_and_values_are_studied(kind: str, tmp_path: Path) -> None:
+    """As in Gemma 3n and the small Gemma 4: what earlier blocks made is read by later ones, so no pass can begin in the middle, and in a batch it
+    grows with it. Where a number says how many logits are wanted, Gemma 4 gives its upper blocks so many positions alone."""
+    found = decoders.walk(kind, tmp_path, num_kv_shared_layers=2)
+    assert found.whole, found.reason
+    assert found.engine == "relay"
+    assert {"z", "attn_proj", "attn_out", "mlp_out"} < set(found.sites)
+    assert "heads" in found.done
+    assert decoders.family_of(decoders.tiny_config(kind, num_kv_shared_layers=2)).tangled
+    assert not decoders.family_of(decoders.tiny_config(kind, num_kv_shared_layers=0)).tangled
 
 
 @pytest.mark.slow

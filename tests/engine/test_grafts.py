@@ -123,7 +123,7 @@ def test_a_pass_that_fails_leaves_no_block_skipped():
     base, _, _ = pair("llama")
     (batch,) = batches(base, PROMPTS[:1])
     clean = trace(base, batch)
-    broken = type(clean)(residuals=[state[..., :-1] for state in clean.residuals], logits=clean.logits, tuples=clean.tuples)
+    broken = type(clean)(residuals=[state[..., :-1] for state in clean.residuals], logits=clean.logits, form=clean.form)
     with pytest.raises(RuntimeError):
         resume(base, batch, broken, 2)
     assert torch.equal(trace(base, batch).logits, clean.logits)

@@ -1,6 +1,7 @@
 """One block's row is read from a recorded pass: its sites, its heads, and which half each matrix belongs to."""
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import nn
 
@@ -9,6 +10,8 @@ from mechdiff.architectures.families import Block
 from mechdiff.architectures.routers import router_in
 from mechdiff.architectures.stream import SAME, Stream, Term, is_matrix, is_norm, shortest
 
+MOST_WEIGHTS = 0.75
+"""Of the weights of all that a block adds beside attention: the MLP's, where there is more than an MLP."""
 _TURNED = ("transpose", "permute", "t")
 _PRODUCTS = ("bmm", "baddbmm", "matmul", "mm", "einsum")
 _ATTENTION = "scaled_dot_product"
@@ -20,6 +23,9 @@ def read_block(net: nn.Module, flow: Dataflow, call: Call) -> Block:
     """The row of the block whose run is `call`."""
     stream = Stream(net, flow, call)
     return _Reader(stream, _Attention(stream)).block()
+
+
+One = TypeVar("One")
 
 
 @dataclass
@@ -36,7 +42,10 @@ class _Reader:
         other = [term for term in stream.terms if term not in mixing]
         places: dict[str, tuple[str, str]] = {"resid_pre": ("", "input"), "resid_post": ("", "output")}
         scales = self._outputs(places, {"attn_out": mixing, "mlp_out": other})
-        projection, norm = self.attention.projection(mixing, "attn_out" in places)
+        projection, norm = self.attention.projection(mixing, bool(mixing) and "attn_out" in places)
+        given = self._beside_streams(places) if stream.n_streams > 1 else None
+        if given and projection and stream.flow.root(given.outputs[0]) == stream.flow.root(projection.outputs[0]):
+            norm = path if (path := places["attn_out"][0]) != stream.inside(given.path) else None
         heads = self.attention.heads(projection) if projection else None
         if projection:
             places["attn_proj"] = (stream.inside(projection.path), "output")
@@ -47,8 +56,8 @@ class _Reader:
         mid = stream.between(mixing[0], other) if len(mixing) == 1 and other and "attn_out" in places else None
         if mid:
             places["resid_mid"] = (stream.inside(mid.path), "input")
-        attention, mlp = self._parts(mixing, projection)
-        entry = stream.norm_of(stream.entered)
+        attention, mlp = self._parts(mixing, given or projection)
+        entry = stream.norm_of(stream.entered) if stream.n_streams == 1 else None
         return Block(
             places=places,
             inputs=self.attention.inputs(),
@@ -62,18 +71,24 @@ class _Reader:
             parallel=self.attention.is_plain(mixing),
             flat=any(self._is_flat(*place) for place in places.values()),
             router=router_in(stream),
-            adds=tuple(scales) if stream.terms and len(scales) == len(stream.terms) else None,
+            adds=tuple(scales)
+            if stream.terms and len(scales) == len(stream.terms) and stream.total == stream.flow.root(stream.left)
+            else None,
             reasons=tuple(self.reasons),
         )
 
     def _outputs(self, places: dict[str, tuple[str, str]], of: dict[str, list[Term]]) -> dict[str, float]:
         """Puts the places of attention's and the MLP's outputs into `places`, and gives what each is multiplied by."""
         scales: dict[str, float] = {}
-        if not self.stream.terms:
+        if not self.stream.terms and self.stream.n_streams == 1:
             self.reasons.append("attn_out, mlp_out, resid_mid: the block does more to the residual stream than to add to it")
         for kind, terms in of.items():
-            if found := self.stream.maker(terms[0].node) if len(terms) == 1 else None:
-                places[kind], scales[kind] = (self.stream.inside(found[0].path), "output"), terms[0].scale * found[1]
+            apart = len(of["attn_out"]) == 1 and len({term.at for term in terms}) == len(terms)  # one after the other, no parts of one sum
+            some = terms if len(terms) == 1 or apart else []
+            term = self._most(kind, some, [self.stream.n_weights(term.node) for term in some])
+            found = self.stream.maker(term.node) if term else None
+            if term and found:
+                places[kind], scales[kind] = (self.stream.inside(found[0].path), "output"), term.scale * found[1]
             elif terms:
                 self.reasons.append(f"{kind}: {len(terms)} terms, or no module gives the term")
         if len(set(scales.values())) > 1:
@@ -81,17 +96,54 @@ class _Reader:
             del places["mlp_out"], scales["mlp_out"]
         return scales
 
+    def _beside_streams(self, places: dict[str, tuple[str, str]]) -> Call | None:
+        """Puts what attention and the MLP give, before it is weighed into several residual streams, into `places`; the module that attention is."""
+        stream = self.stream
+        whole = [call for call in stream.within if stream.gives(call, stream.flow.root(call.outputs[0])) and self._has_matrices(call)]
+        outer = [call for call in whole if not any(call.path.startswith(f"{other.path}.") for other in whole)]
+        halves = {
+            kind: [call for call in outer if self.attention.is_in(call) is mixes]
+            for kind, mixes in (("attn_out", True), ("mlp_out", False))
+        }
+        self.reasons.append(f"resid_mid: {stream.n_streams} residual streams run side by side")
+        for kind, calls in halves.items():
+            call = self._most(kind, calls, [sum(one.numel() for one in stream.module(call).parameters()) for call in calls])
+            if call is None:
+                self.reasons.append(f"{kind}: {len(calls)} modules give such a state to the {stream.n_streams} residual streams")
+                continue
+            norm = stream.norm_of(call.outputs[0])
+            places[kind] = (stream.inside((norm or call).path), "output")
+        return halves["attn_out"][0] if len(halves["attn_out"]) == 1 else None
+
+    def _most(self, kind: str, of: list[One], weights: list[int]) -> One | None:
+        """What stands for attention or the MLP: the only one, or of what stands beside the MLP (embeddings of each layer) the one with nearly all
+        weights."""
+        if len(of) < 2 or kind != "mlp_out":
+            return of[0] if len(of) == 1 else None
+        most = weights.index(max(weights))
+        if weights[most] < MOST_WEIGHTS * sum(weights):
+            return None
+        self.reasons.append(
+            f"mlp_out is one of {len(of)} terms beside attention, the one with {weights[most] / sum(weights):.0%} of their weights"
+        )
+        return of[most]
+
+    def _has_matrices(self, call: Call) -> bool:
+        return any(one.ndim > 1 for one in self.stream.module(call).parameters())
+
     def _is_flat(self, path: str, end: str) -> bool:
         """Whether a site's tensor is one table of all texts' positions."""
         calls = [call for call in self.stream.within if self.stream.inside(call.path) == path]
         return any(len(self.stream.flow.nodes[(call.inputs if end == "input" else call.outputs)[0]].shape) == 2 for call in calls)
 
-    def _parts(self, mixing: list[Term], projection: Call | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Paths of the modules that hold matrices of attention, and of all others."""
+    def _parts(self, mixing: list[Term], end: Call | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Paths of the modules that hold matrices of attention, which the module of the run `end` ends, and of all others."""
         stream, nodes = self.stream, self.stream.flow.nodes
-        sources = [term.node for term in mixing] or ([projection.outputs[0]] if projection else [])
+        sources = [term.node for term in mixing] or ([end.outputs[0]] if end else [])
         own = stream.flow.ancestors(sources, until=stream.chain if mixing else [stream.entered])
         attention = {stream.inside(nodes[one].module) for one in own if nodes[one].op == PARAMETER}
+        if end:
+            attention |= {".".join(filter(None, (stream.inside(end.path), path))) for path, _ in stream.module(end).named_modules()}
         matrices = [
             path
             for path, module in stream.module(stream.call).named_modules()
@@ -121,6 +173,10 @@ class _Attention:
     def _is_attention(self, index: int) -> bool:
         return self._over_positions(index) and not self.stream.flow.nodes[index].op.startswith(_RUNNING)
 
+    def is_in(self, call: Call) -> bool:
+        """Whether it runs inside a module."""
+        return any(self._is_attention(index) for index in range(call.first, call.last))
+
     def _active(self, index: int) -> bool:
         """Whether a tensor depends on what enters the block as numbers, not as an index alone."""
         if index not in self._activity:
@@ -149,7 +205,8 @@ class _Attention:
         behind = (
             call for call in sorted(stream.within, key=lambda call: call.first) if call.first > last and is_matrix(stream.module(call))
         )
-        return next((call for call in behind if last in stream.own(call.inputs[0])), None), None
+        first = next((call for call in behind if last in stream.own(call.inputs[0])), None)
+        return (first if first and stream.gives(first, stream.flow.root(first.outputs[0])) else None), None
 
     def heads(self, projection: Call) -> tuple[int, int] | None:
         """How many heads the projection's input was put together from, and how wide each is there."""

@@ -68,6 +68,8 @@ class Dataflow:
     """In the order in which they ended."""
     opaque: Mapping[str, int]
     """Modules that could not be looked into, and whether they give a tensor (0) or a tuple (1)."""
+    written: Mapping[int, list[int]] = field(default_factory=dict)
+    """What was written into the memory of a root afterwards, in place."""
 
     def root(self, node: int) -> int:
         return self.nodes[node].root
@@ -79,18 +81,22 @@ class Dataflow:
             found.setdefault(call.path, []).append(call)
         return found
 
-    def ancestors(self, of: Iterable[int], until: Iterable[int] = ()) -> set[int]:
-        """The nodes that some nodes were made of, themselves included; what lies behind the nodes `until` (and their views) is left out."""
+    def ancestors(self, of: Iterable[int], until: Iterable[int] = (), before: int = 0) -> set[int]:
+        """The nodes that some nodes were made of, themselves included; what lies behind the nodes `until` (and their views) is left out.
+
+        What was written into a tensor's memory counts where it was written before the tensor was read, and into `of` before the node `before`.
+        """
         stop = {self.root(node) for node in until}
-        found: set[int] = set()
-        todo = list(of)
+        found: dict[int, int] = {}
+        todo = [(node, before) for node in of]
         while todo:
-            node = todo.pop()
-            if node in found or self.root(node) in stop:
+            node, read = todo.pop()
+            if found.get(node, -1) >= read or self.root(node) in stop:
                 continue
-            found.add(node)
-            todo += self.nodes[node].inputs
-        return found
+            found[node] = read
+            todo += ((one, node) for one in self.nodes[node].inputs)
+            todo += ((one, one) for one in self.written.get(self.root(node), ()) if node < one < read)
+        return set(found)
 
 
 @dataclass(kw_only=True)
@@ -102,6 +108,7 @@ class _Recorder:
     of: dict[int, int] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list)
     running: list[str] = field(default_factory=lambda: [""])
+    written: dict[int, list[int]] = field(default_factory=dict)
 
     def node(self, tensor: Tensor) -> int:
         return self.of[id(tensor)] if id(tensor) in self.of else self.add(tensor, "input", ())
@@ -137,6 +144,9 @@ class _Mode(TorchDispatchMode):
         numbers = [one for one in args if isinstance(one, int | float) and not isinstance(one, bool)]
         aliases = [returned.alias_info for returned in func._schema.returns]
         view = bool(aliases and aliases[0] is not None and not aliases[0].is_write)
+        if aliases and aliases[0] is not None and aliases[0].is_write and inputs:
+            root = self.recorder.nodes[inputs[0]].root
+            self.recorder.written.setdefault(root, []).append(len(self.recorder.nodes))
         for one in tree_leaves(out):
             if isinstance(one, Tensor):
                 self.recorder.add(
@@ -149,7 +159,7 @@ class _Mode(TorchDispatchMode):
         return out
 
 
-def trace(net: nn.Module) -> Dataflow:
+def trace(net: nn.Module, n_tokens: int = N_TOKENS) -> Dataflow:
     """The dataflow of one pass of a network that lies on the meta device.
 
     Raises ModelError where not even its outer modules run there.
@@ -161,8 +171,8 @@ def trace(net: nn.Module) -> Dataflow:
             recorder.add(tensor, PARAMETER, (), module=name.rpartition(".")[0])
         try:
             with torch.inference_mode(), _recorded(net, recorder, opaque), _Mode(recorder):
-                net(input_ids=torch.zeros(1, N_TOKENS, dtype=torch.long, device="meta"), use_cache=False)
-            return Dataflow(nodes=recorder.nodes, calls=recorder.calls, opaque=opaque)
+                net(input_ids=torch.zeros(1, n_tokens, dtype=torch.long, device="meta"), use_cache=False)
+            return Dataflow(nodes=recorder.nodes, calls=recorder.calls, opaque=opaque, written=recorder.written)
         except Exception as error:  # whatever a model's own code raises where it finds no numbers
             path = recorder.running[-1]
             if not path or len(opaque) >= _MOST_OPAQUE:

@@ -72,6 +72,8 @@ class Family:
     head: str = "lm_head"
     embed_parts: tuple[str, ...] = ()
     """Other modules that make the first state of the residual stream: a table of positions, a norm."""
+    end_parts: tuple[str, ...] = ()
+    """Other modules between the last block and the unembedding: what makes one stream of several, a further layer."""
     fused: tuple[str, str] | None = None
     """Queries, keys and values in one matrix: its name beside the projection, and its layout: "stacked" (all queries, all keys, all
     values) or "by_group" (for each key-value head: its queries, its key, its value). None: q_proj, k_proj and v_proj."""
@@ -103,6 +105,13 @@ class Family:
     """Of a proposed row: modules that do not run without numbers, and whether they give a tensor (0) or a tuple (1)."""
     unread: tuple[str, ...] = ()
     """Of a proposed row: modules that text does not reach (what sees images)."""
+    streams: int = 1
+    """Of a proposed row: how many residual streams run side by side, as in hyper-connections and AltUp. A state of the residual stream is all of
+    them."""
+    streams_first: bool = False
+    """Whether blocks hand them on as [stream, text, position, d]; else as [text, position, stream, d]."""
+    tangled: bool = False
+    """Of a proposed row: blocks read more of earlier ones than the residual stream (shared keys and values), so no pass can begin in the middle."""
 
     def as_in(self, other: "Family", name: str) -> str:
         """The name that `other` has for a tensor of this architecture, where the two differ in where the same modules are: a language model by
@@ -140,6 +149,11 @@ class Family:
     def adds(self, layer: int) -> tuple[str, ...] | None:
         """The sites whose states, added to `resid_pre`, make `resid_post`; None where no sites do."""
         return self.by_layer[layer].adds if self.by_layer else ("attn_out", "mlp_out")
+
+    def head_width(self, layer: int) -> int | None:
+        """How wide each head's part of z is in this block; None: as everywhere."""
+        heads = self.by_layer[layer].heads if self.by_layer else None
+        return heads[1] if heads else None
 
     def scale_of(self, config: Any, layer: int) -> float:
         """What attention's and the MLP's outputs are multiplied by before they are added to the residual stream."""

@@ -35,11 +35,20 @@ def auto_class(config: Any) -> Any:
     return AutoModelForImageTextToText if wrapped else AutoModelForCausalLM
 
 
+_OWN: dict[type, Any] = {}
+"""The class of a network whose own config is of a type that no class is looked up by: of the text model inside a wrapper (Emu3)."""
+
+
 def network_of(config: Any) -> Any:
     """The network of a config without weights, on the meta device, in evaluation mode."""
     own = type(config).__module__.startswith("transformers_modules")  # code that the user has trusted, or the config would not be here
     with quiet(), torch.device("meta"):
-        return auto_class(config).from_config(config, trust_remote_code=own).eval()
+        if made := _OWN.get(type(config)):
+            return made._from_config(config).eval()
+        net = auto_class(config).from_config(config, trust_remote_code=own).eval()
+    if type(net.config) is not type(config):
+        _OWN[type(net.config)] = type(net)
+    return net
 
 
 def names_in(net: Any) -> Callable[[str], str]:
@@ -50,4 +59,9 @@ def names_in(net: Any) -> Callable[[str], str]:
 
     renamings = [one for one in get_model_conversion_mapping(net) if isinstance(one, WeightRenaming)]
     there = net.state_dict()
-    return lambda key: str(rename_source_key(key, renamings, [], net.base_model_prefix, there)[0])
+
+    def named(key: str) -> str:
+        found = str(rename_source_key(key, renamings, [], net.base_model_prefix, there)[0])
+        return key if found not in there and key in there else found
+
+    return named

@@ -22,11 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from mechdiff.architectures.blocks import read_block
-from mechdiff.architectures.dataflow import N_TOKENS, PARAMETER, Call, Dataflow, trace
+from mechdiff.architectures.dataflow import PARAMETER, Call, Dataflow, trace
 from mechdiff.architectures.families import Block, Family
 from mechdiff.architectures.sizes import Shape
-from mechdiff.architectures.stream import is_matrix, is_norm, shortest
+from mechdiff.architectures.stream import is_matrix, is_norm, shortest, streams_of
 from mechdiff.errors import ModelError
+
+LONGER = 300
+"""Tokens of a second pass, where the first leaves modules of blocks unread."""
 
 
 def propose(net: Any, config: Any) -> Family:
@@ -34,29 +37,33 @@ def propose(net: Any, config: Any) -> Family:
     flow = trace(net)
     path, calls = _block_list(net, flow)
     blocks = _of_one_width(tuple(read_block(net, flow, call) for call in calls))
-    left, width = calls[-1].outputs[0], flow.nodes[calls[0].inputs[0]].shape[-1]
+    left, state = calls[-1].outputs[0], flow.nodes[calls[0].inputs[0]].shape
+    n_streams, streams_first = streams_of(state) or (1, False)
+    width = state[-1]
     embed, head = _path_of(net, net.get_input_embeddings()), _path_of(net, net.get_output_embeddings()) or _last_matrix(net, flow)
     behind = (call for call in sorted(flow.calls, key=lambda call: call.first) if call.first >= calls[-1].last and call.inputs)
-    final = next(
-        (call.path for call in behind if flow.root(call.inputs[0]) == flow.root(left) and is_norm(net.get_submodule(call.path))), ""
-    )
+    norms = (call.path for call in behind if flow.root(call.inputs[0]) == flow.root(left) and is_norm(net.get_submodule(call.path)))
+    final = next(norms, "") if n_streams == 1 else ""
     if embed is None or head is None:
         raise ModelError(f"no module is its {'embedding' if embed is None else 'unembedding'}")
-    read = {flow.nodes[node].module for node in flow.ancestors([left]) if flow.nodes[node].op == PARAMETER}
-    outside = {owner for owner in read if not owner.startswith(f"{path}.")}
+    outside = {owner for owner in _weights_of(net, flow, [left]) if not owner.startswith(f"{path}.")}
     return Family(
         blocks=path,
         by_layer=blocks,
         embed=embed,
         embed_parts=tuple(sorted(outside - {embed, head})),
+        end_parts=tuple(sorted(_weights_of(net, flow, _entered(flow, head), until=[left]) - outside - {embed, head, final})),
         final_norm=final,
         head=head,
         norm=norm_kind(net.get_submodule(final), width) if final else "rms",
         conv1d=any(type(module).__name__ == "Conv1D" for module in net.modules()),
         flat=any(block.flat for block in blocks),
         opaque=flow.opaque,
-        unread=_unread(net, flow),
-        shape=_shape(blocks, width, net.get_submodule(embed).weight.shape[0], config.get_text_config()),
+        unread=_unread(net, flow, path),
+        streams=n_streams,
+        streams_first=streams_first,
+        tangled=_tangled(flow, calls),
+        shape=replace(_shape(blocks, width, net.get_submodule(embed).weight.shape[0], config.get_text_config()), streams=n_streams),
     )
 
 
@@ -64,7 +71,7 @@ def propose(net: Any, config: Any) -> Family:
 
 
 def _block_list(net: nn.Module, flow: Dataflow) -> tuple[str, list[Call]]:
-    """The longest list of modules that run one after the other on a state `[1, pos, d]`, and their runs."""
+    """The longest list of modules that run one after the other on a state `[1, pos, d]` (or several side by side), and their runs."""
     found: list[tuple[int, int, str, list[Call]]] = []
     for path, module in net.named_modules():
         if not isinstance(module, nn.ModuleList):
@@ -85,7 +92,31 @@ def _chained(flow: Dataflow, line: list[Call]) -> bool:
         return False
     shapes = {flow.nodes[node].shape for call in line for node in (call.inputs[0], call.outputs[0])}
     passed = all(flow.root(one.outputs[0]) == flow.root(other.inputs[0]) for one, other in pairwise(line))
-    return passed and len(shapes) == 1 and next(iter(shapes))[:-1] == (1, N_TOKENS)
+    return passed and len(shapes) == 1 and streams_of(next(iter(shapes))) is not None
+
+
+def _entered(flow: Dataflow, path: str) -> list[int]:
+    """What enters a module."""
+    return [call.inputs[0] for call in flow.by_path.get(path, ()) if call.inputs]
+
+
+def _weights_of(net: nn.Module, flow: Dataflow, nodes: list[int], until: list[int] | None = None) -> set[str]:
+    """The modules of whose weights some nodes were made, behind the nodes `until`."""
+    made_of = flow.ancestors(nodes, until=until or (), before=len(flow.nodes))
+    owners = {flow.nodes[node].module for node in made_of if flow.nodes[node].op == PARAMETER}
+    return {owner for owner in owners if any(True for _ in net.get_submodule(owner).parameters(recurse=False))}
+
+
+def _tangled(flow: Dataflow, calls: list[Call]) -> bool:
+    """Whether a block reads what an earlier one made, other than what that one gave to the next."""
+    made = [range(call.first, call.last) for call in calls]
+    for at in range(1, len(calls)):
+        given = {flow.root(node) for one in calls[:at] for node in one.outputs[:1]}
+        for index in made[at]:
+            earlier = (one for one in flow.nodes[index].inputs if flow.root(one) not in given and flow.nodes[one].op != PARAMETER)
+            if any(one in before or flow.root(one) in before for one in earlier for before in made[:at]):
+                return True
+    return False
 
 
 def _path_of(net: nn.Module, module: nn.Module | None) -> str | None:
@@ -96,10 +127,11 @@ def _last_matrix(net: nn.Module, flow: Dataflow) -> str | None:
     return next((call.path for call in reversed(flow.calls) if is_matrix(net.get_submodule(call.path))), None)
 
 
-def _unread(net: nn.Module, flow: Dataflow) -> tuple[str, ...]:
-    """The modules whose weights nothing was made of."""
-    used = {at for node in flow.nodes for at in node.inputs}
-    read = {node.module for at, node in enumerate(flow.nodes) if node.op == PARAMETER and at in used}
+def _unread(net: nn.Module, flow: Dataflow, blocks: str) -> tuple[str, ...]:
+    """The modules whose weights nothing was made of; inside the blocks neither in a text of LONGER tokens (what compresses distant positions)."""
+    read = _read(flow)
+    if any(path not in read and path.startswith(f"{blocks}.") and [*one.parameters(recurse=False)] for path, one in net.named_modules()):
+        read |= _read(trace(net, LONGER))
     seen = {
         id(one) for path in read for one in net.get_submodule(path).parameters(recurse=False)
     }  # tied weights have one owner in the record
@@ -107,15 +139,22 @@ def _unread(net: nn.Module, flow: Dataflow) -> tuple[str, ...]:
     return tuple(shortest({path: any(one in seen for one in its) for path, its in owned.items() if its}, False))
 
 
+def _read(flow: Dataflow) -> set[str]:
+    used = {at for node in flow.nodes for at in node.inputs}
+    return {node.module for at, node in enumerate(flow.nodes) if node.op == PARAMETER and at in used}
+
+
 # ---- sizes and norms ---------------------------------------------------------------------------------------------------------------
 
 
 def _of_one_width(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
-    """The blocks, without the site z where they differ in their heads."""
-    if len({block.heads for block in blocks}) == 1:
+    """The blocks, without the site z where they differ in how many heads they have."""
+    if all(block.heads for block in blocks) and len({block.heads[0] for block in blocks if block.heads}) == 1:
+        return blocks
+    if not any(block.heads for block in blocks):
         return blocks
     without = ({kind: place for kind, place in block.places.items() if kind != "z"} for block in blocks)
-    why = "z: blocks differ in their heads"
+    why = "z: blocks differ in how many heads they have"
     return tuple(
         replace(block, heads=None, places=places, reasons=(*block.reasons, why)) for block, places in zip(blocks, without, strict=True)
     )
@@ -128,7 +167,7 @@ def _shape(blocks: tuple[Block, ...], d_model: int, vocab: int, config: Any) -> 
         values = (stated.get(name, stated.get(config.attribute_map.get(name))) for name in names)
         return next((value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0), None)
 
-    n_heads, d_head = blocks[0].heads or (0, 0)
+    n_heads, d_head = max(block.heads or (0, 0) for block in blocks)
     return Shape(
         n_layers=len(blocks),
         d_model=d_model,

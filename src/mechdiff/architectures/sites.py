@@ -11,6 +11,11 @@ What each kind holds, at one position of one block:
 | `resid_mid` | the residual stream between attention and MLP; absent where both are added in parallel | d_model |
 | `mlp_out` | what the MLP adds to the residual stream, after any post-norm | d_model |
 | `resid_post` | the residual stream as it leaves the block | d_model |
+
+Where blocks differ in how wide their heads are, each head's part of `z` is as wide as the widest, with zeros behind what a narrower one has.
+
+Where several residual streams run side by side (hyper-connections, AltUp), a state of `resid_pre` and `resid_post` is all of them, n_streams *
+d_model wide, and `attn_out` and `mlp_out` are what the halves give before it is weighed into each stream; there is no `resid_mid`.
 """
 
 import re

@@ -51,10 +51,14 @@ class Shape:
     vocab: int
     context: int
     """Most tokens of one prompt."""
+    streams: int = 1
+    """Residual streams that run side by side."""
 
     def width(self, kind: str) -> int:
         """Width of a site kind's states."""
-        return self.n_heads * self.d_head if kind == "z" else self.d_model
+        if kind == "z":
+            return self.n_heads * self.d_head
+        return self.d_model * (self.streams if kind.startswith("resid") else 1)
 
     @property
     def matrices(self) -> int:

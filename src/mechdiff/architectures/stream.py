@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import torch
 from torch import nn
 
-from mechdiff.architectures.dataflow import Call, Dataflow
+from mechdiff.architectures.dataflow import N_TOKENS, PARAMETER, Call, Dataflow
 
 SAME = (
     "view", "reshape", "flatten", "unflatten", "clone", "to", "to_copy", "type_as", "detach", "alias", "contiguous", "expand", "squeeze",
@@ -15,6 +16,7 @@ SAME = (
 )  # fmt: skip
 """Operations that leave the numbers as they are."""
 _SUMS = ("add", "add_")
+_PRODUCTS = ("mul", "mul_")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,16 @@ class Stream:
     @property
     def left(self) -> int:
         return self.call.outputs[0]
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The shape [text, position, d] of one state, where several streams run side by side of one of them."""
+        return (1, N_TOKENS, self.flow.nodes[self.entered].shape[-1])
+
+    @property
+    def n_streams(self) -> int:
+        """How many states of that shape enter side by side."""
+        return (streams_of(self.flow.nodes[self.entered].shape) or (1, False))[0]
 
     def inside(self, path: str) -> str:
         """A module's path relative to the block."""
@@ -82,10 +94,24 @@ class Stream:
         return node.inputs[:1] if node.op in SAME else ()
 
     @cached_property
+    def total(self) -> int:
+        """The root of the sum that leaves the block: what leaves, or what a factor of weights alone (a scalar of the layer) makes that of."""
+        left = self.flow.nodes[self.flow.root(self.left)]
+        if left.op in _PRODUCTS and len(left.inputs) == 2:
+            entered = self.flow.root(self.entered)
+            sums = [one for one in left.inputs if self.flow.root(one) in self.chain]
+            factors = [one for one in left.inputs if entered not in map(self.flow.root, self.flow.ancestors([one]))]
+            if len(sums) == len(factors) == 1:
+                return self.flow.root(sums[0])
+        return self.flow.root(self.left)
+
+    @cached_property
     def terms(self) -> list[Term]:
-        """What is added to what enters; none where what leaves is no such sum."""
+        """What is added to what enters; none where what leaves is no such sum, or several streams run side by side."""
+        if self.n_streams > 1:
+            return []
         found: list[Term] = []
-        todo, seen, entered = [self.flow.root(self.left)], set[int](), self.flow.root(self.entered)
+        todo, seen, entered = [self.total], set[int](), self.flow.root(self.entered)
         while todo:
             at = todo.pop()
             if at in seen or at not in self.chain:
@@ -115,6 +141,11 @@ class Stream:
         """What a tensor was made of inside the block, down to the residual stream."""
         return self.flow.ancestors([node], until=self.chain)
 
+    def n_weights(self, node: int) -> int:
+        """How many of the block's weights it was made of there."""
+        read = (self.flow.nodes[one] for one in self.own(node))
+        return sum(prod(one.shape) for one in read if one.op == PARAMETER and one.module.startswith(f"{self.call.path}."))
+
     def maker(self, node: int) -> tuple[Call, float] | None:
         """The innermost module whose output is this tensor (but for views, copies and a number it is multiplied by), and the number."""
         scale = 1.0
@@ -134,8 +165,7 @@ class Stream:
         """Whether a module's output is the tensor at `root`, in the form [text, position, d] or [text and position, d]."""
         if not call.outputs or self.flow.root(call.outputs[0]) != root:
             return False
-        shape, whole = self.flow.nodes[call.outputs[0]].shape, self.flow.nodes[self.entered].shape
-        return shape in (whole, (whole[0] * whole[1], whole[2]))
+        return self.flow.nodes[call.outputs[0]].shape in (self.shape, self.shape[1:])
 
     # ---- who reads it
 
@@ -158,6 +188,15 @@ class Stream:
         others = (index for index in range(stream + 1, self.call.last) if index not in views)
         readers = [index for index in others if any(self.flow.root(one) == stream for one in self.flow.nodes[index].inputs)]
         return first if first and readers and min(readers) >= first.first else None
+
+
+def streams_of(shape: tuple[int, ...]) -> tuple[int, bool] | None:
+    """How many residual streams a state of this shape holds in the traced pass, and whether that is its first axis; None: it is no state."""
+    if shape[:-1] == (1, N_TOKENS):
+        return 1, False
+    if len(shape) == 4 and shape[1:3] == (1, N_TOKENS):
+        return shape[0], True
+    return (shape[2], False) if len(shape) == 4 and shape[:2] == (1, N_TOKENS) else None
 
 
 def is_matrix(module: nn.Module) -> bool:

@@ -190,7 +190,8 @@ class Rerun:
                 weight = held_matrix(getattr(module, "base_layer", module)).float()
                 if side == "tuned" and hasattr(module, "get_delta_weight"):
                     weight = weight + module.get_delta_weight("default").float()
-        return weight.reshape(len(weight), model.shape.n_heads, -1).permute(1, 2, 0)
+        by_head = weight.reshape(len(weight), model.shape.n_heads, -1).permute(1, 2, 0)
+        return torch.cat([by_head, by_head.new_zeros(len(by_head), model.shape.d_head - by_head.shape[1], by_head.shape[2])], 1)
 
 
 def merged(adapted: Any, *, tied: bool) -> nn.Module:

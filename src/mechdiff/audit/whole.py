@@ -91,10 +91,11 @@ def touched(model: Model, touches: Mapping[Site, Touch]) -> Iterator[None]:
             module, end = model.place(site)
             scale = model.scale(site)
 
-            def changed(tensor: Tensor, touch: Touch = touch, scale: float = scale) -> Tensor | None:
-                table = tensor.reshape(-1, tensor.shape[-1]) * scale
-                new = touch(table)
-                return None if new is None else (new / scale).reshape(tensor.shape)
+            table, back = _table(model, site)
+
+            def changed(tensor: Tensor, touch: Touch = touch, scale: float = scale, table: Any = table, back: Any = back) -> Tensor | None:
+                new = touch(table(tensor) * scale)
+                return None if new is None else back(new / scale, tensor)
 
             if end == "input":
                 # The residual stream is added to what comes out later: the very tensor has to change.
@@ -112,16 +113,40 @@ def touched(model: Model, touches: Mapping[Site, Touch]) -> Iterator[None]:
             else:
 
                 def after(module: Any, args: tuple, output: Any, changed: Any = changed) -> Any:
-                    new = changed(output[0] if isinstance(output, tuple) else output)
+                    new = changed(output[0] if isinstance(output, tuple | list) else output)
                     if new is None:
                         return None
-                    return (new, *output[1:]) if isinstance(output, tuple) else new
+                    return type(output)((new, *output[1:])) if isinstance(output, tuple | list) else new
 
                 handles.append(module.register_forward_hook(after))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _table(model: Model, site: Site) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+    """What makes `[pos, d]` of a tensor at a site, and what makes such a tensor of that again: several residual streams lie side by side, and
+    heads that are narrower than others have zeros behind them."""
+    heads, wide = model.shape.n_heads, model.shape.d_head
+    own = model.family.head_width(site.layer) if site.kind == "z" else None
+    if own and own < wide:
+        chosen = [head * wide + at for head in range(heads) for at in range(own)]
+
+        def widened(one: Tensor) -> Tensor:
+            table = one.new_zeros(one.numel() // (heads * own), heads * wide)
+            table[:, chosen] = one.reshape(len(table), -1)
+            return table
+
+        return widened, lambda new, one: new[:, chosen].reshape(one.shape)
+    n = model.family.streams if site.kind.startswith("resid") else 1
+    if n == 1 or not model.family.streams_first:
+        width = n * model.shape.d_model if n > 1 else None
+        return lambda one: one.reshape(-1, width or one.shape[-1]), lambda new, one: new.reshape(one.shape)
+    return (
+        lambda one: torch.cat(list(one.flatten(1, 2)), -1),
+        lambda new, one: torch.stack(new.chunk(n, -1)).reshape(one.shape),
+    )
 
 
 def norms(model: Model, ids: Sequence[int]) -> list[tuple[str, Tensor]]:

@@ -36,6 +36,10 @@ def edited(model: Model, edits: Mapping[Site, Edit]) -> Iterator[None]:
         for site in sorted(edits):
             module, end = model.place(site)
             edit = _scaled(edits[site], model.scale(site))
+            if model.family.streams > 1 and site.kind.startswith("resid"):
+                edit = _over_streams(model, edit)
+            if site.kind == "z" and (width := model.family.head_width(site.layer) or model.shape.d_head) < model.shape.d_head:
+                edit = _over_widened(model, width, edit)
             if model.family.flat:
                 edit, handle = _unflattened(edit, model.blocks[site.layer])
                 handles.append(handle)
@@ -63,6 +67,44 @@ def _scaled(edit: Edit, scale: float) -> Edit:
     return scaled
 
 
+def as_one(model: Model, state: Tensor) -> Tensor:
+    """What a block is given or gives as `[text, pos, d]`: where several residual streams run side by side, one next to the other."""
+    if model.family.streams == 1:
+        return state
+    return (state.movedim(0, 2) if model.family.streams_first else state).flatten(2)
+
+
+def as_streams(model: Model, state: Tensor) -> Tensor:
+    """The reverse of `as_one`."""
+    if model.family.streams == 1:
+        return state
+    streams = state.unflatten(2, (model.family.streams, -1))
+    return streams.movedim(2, 0) if model.family.streams_first else streams
+
+
+def _over_streams(model: Model, edit: Edit) -> Edit:
+    """The same edit where the block hands on several residual streams."""
+
+    def together(tensor: Tensor) -> None:
+        state = as_one(model, tensor).clone()
+        edit(state)
+        tensor.copy_(as_streams(model, state))
+
+    return together
+
+
+def _over_widened(model: Model, width: int, edit: Edit) -> Edit:
+    """The same edit at a site z whose heads are narrower than the widest block's: behind each stand zeros."""
+
+    def widened(tensor: Tensor) -> None:
+        heads = tensor.unflatten(-1, (model.shape.n_heads, width))
+        state = nn.functional.pad(heads, (0, model.shape.d_head - width)).flatten(-2)
+        edit(state)
+        tensor.copy_(state.unflatten(-1, (model.shape.n_heads, -1))[..., :width].flatten(-2))
+
+    return widened
+
+
 def _unflattened(edit: Edit, block: nn.Module) -> tuple[Edit, Any]:
     """The same edit where the block handles `[batch, pos, d]` as one table, and the handle of the hook that notes the batch's size."""
     n_batch = 1
@@ -86,13 +128,13 @@ def _hook(module: nn.Module, end: str, edit: Edit) -> Any:
         return module.register_forward_pre_hook(before, with_kwargs=True)
 
     def after(module: nn.Module, args: tuple, output: Any) -> Any:
-        state = output[0] if isinstance(output, tuple) else output
+        state = output[0] if isinstance(output, tuple | list) else output
         if not (torch.is_grad_enabled() and state._is_view()):
             edit(state)
             return None
         state = state.clone()  # a function of its own made this view (int8's layers): autograd refuses changes in place
         edit(state)
-        return (state, *output[1:]) if isinstance(output, tuple) else state
+        return type(output)((state, *output[1:])) if isinstance(output, tuple | list) else state
 
     return module.register_forward_hook(after)
 
@@ -116,7 +158,9 @@ class Clean:
 def forward(model: Model, ids: Tensor, **kwargs: Any) -> Any:
     """One pass of `ids` `[batch, pos]`, with logits for the last position only. Keeps nothing for gradients unless `gradients.py` runs it."""
     if "logits_to_keep" in signature(model.net.forward).parameters:
-        kwargs.setdefault("logits_to_keep", 1)
+        wanted = kwargs.setdefault("logits_to_keep", 1)
+        if model.family.tangled and wanted:  # by a number, Gemma 4 leaves the other positions out of all blocks that share keys and values
+            kwargs["logits_to_keep"] = torch.arange(-wanted, 0, device=ids.device)
     handle = model.head.register_forward_pre_hook(_contiguous)
     try:
         with torch.inference_mode(not differentiated.get()):

@@ -51,7 +51,7 @@ def _for_proposed(config: Any, family: Family) -> tuple[str, str]:
     """As `engine_for`, of a row that was proposed: what its blocks allow, and what a pass without weights runs through."""
     parallel = all(block.parallel for block in family.by_layer)
     limit = _limit_of_attention(config.get_text_config())
-    names = ["replay", "relay", "full"] if parallel and not limit else ["relay", "full"]
+    names = ["replay", "relay", "full"] if parallel and not limit and not family.tangled else ["relay", "full"]
     if _TRIED.get(id(family), (None,))[0] is not family:
         _TRIED[id(family)] = family, next(name for name in names if name == "full" or _runs(config, family, name))
     name = _TRIED[id(family)][1]
@@ -71,7 +71,7 @@ def _runs(config: Any, family: Family, name: str) -> bool:
     """Whether an engine gets through passes of two prompts and two variants, in shapes alone."""
     net = network_of(config)
     model = wrap(net, side="base", ref="without weights", config=config)
-    value = torch.zeros(2, 1, model.shape.d_model, device="meta")
+    value = torch.zeros(2, 1, model.shape.width("resid_post"), device="meta")
     variants = [{Site(layer, "resid_post"): Write(value=value)} for layer in (0, model.shape.n_layers - 1)]
     try:
         with without_numbers(net, family.opaque):

@@ -180,11 +180,11 @@ class Trace:
     """One pass of a batch: where other passes can start from."""
 
     residuals: list[Float[Tensor, "prompt pos d"]]
-    """The residual stream as it enters each block and, last, the final norm. Positions behind a prompt's last are meaningless."""
+    """What enters each block and, last, what leaves the last one. Positions behind a prompt's last are meaningless."""
     logits: Float[Tensor, "prompt vocab"]
     """At the decision position, float32."""
-    tuples: bool
-    """Whether this family's blocks return a tuple."""
+    form: type
+    """In which this family's blocks return it: a tensor, a tuple or a list."""
 
 
 def batches(model: Model, prompts: Sequence[Sequence[int]], max_tokens: int | None = None) -> list[Batch]:
@@ -209,38 +209,41 @@ def _padded(model: Model, prompts: Sequence[Sequence[int]], rows: list[int]) -> 
 def trace(model: Model, batch: Batch) -> Trace:
     """One pass of the network as its weights now are."""
     residuals: list[Tensor] = []
-    tuples: list[bool] = []
+    forms: list[type] = []
 
     def enters(module: nn.Module, args: tuple, kwargs: dict) -> None:
         residuals.append((args[0] if args else kwargs["hidden_states"]).clone())
 
     def leaves(module: nn.Module, args: tuple, output: Any) -> None:
-        tuples.append(isinstance(output, tuple))
+        forms.append(type(output))
+        residuals.append((output[0] if isinstance(output, tuple | list) else output).clone())
 
-    handles = [module.register_forward_pre_hook(enters, with_kwargs=True) for module in _stations(model)]
-    handles.append(model.blocks[0].register_forward_hook(leaves))
+    handles = [block.register_forward_pre_hook(enters, with_kwargs=True) for block in model.blocks]
+    handles.append(model.blocks[-1].register_forward_hook(leaves))
     try:
         logits = decision_logits(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(residuals=residuals, logits=logits, tuples=tuples[0])
+    return Trace(residuals=residuals, logits=logits, form=forms[0])
 
 
 def resume(model: Model, batch: Batch, start: Trace, layer: int) -> Float[Tensor, "prompt vocab"]:
     """Logits at the decision position, float32, of the network as its weights now are from block `layer` up, on top of a trace's residual stream.
 
-    `layer` may be the number of blocks: then only the final norm and the unembedding run.
+    `layer` may be the number of blocks: then only the final norm and the unembedding run; or -1: then all of it runs.
     """
+    if layer < 0:
+        return decision_logits(model, batch)
     hidden = start.residuals[layer]
 
     def substitute(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
 
     def untouched(*args: Any, **kwargs: Any) -> Any:
-        return (hidden, None) if start.tuples else hidden
+        return start.form((hidden, None)) if start.form in (tuple, list) else hidden
 
-    handle = _stations(model)[layer].register_forward_pre_hook(substitute, with_kwargs=True)
+    handle = model.blocks[0].register_forward_pre_hook(substitute, with_kwargs=True)
     skipped = [(block, block.__dict__.get("forward")) for block in model.blocks[:layer]]
     try:
         for block, _ in skipped:
@@ -253,11 +256,6 @@ def resume(model: Model, batch: Batch, start: Trace, layer: int) -> Float[Tensor
                 block.__dict__.pop("forward", None)
             else:
                 block.forward = own
-
-
-def _stations(model: Model) -> list[nn.Module]:
-    """The modules that the residual stream enters one after the other: the blocks, and the final norm (the unembedding where there is none)."""
-    return [*model.blocks, model.net.get_submodule(model.family.final_norm or model.family.head)]
 
 
 def decision_logits(model: Model, batch: Batch, *, cache: Any = None) -> Float[Tensor, "prompt vocab"]:

@@ -17,7 +17,7 @@ Three engines with one signature, `(model, cleans, variants) -> logits [prompt, 
 - `full`: a whole hooked forward pass for each variant. Slow; what the others are tested against.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -30,7 +30,7 @@ from torch import Tensor
 from mechdiff.architectures.families import sliding_window
 from mechdiff.architectures.sites import Site
 from mechdiff.engine import parallel_attention
-from mechdiff.engine.activations import Clean, Edit, edited, forward
+from mechdiff.engine.activations import Clean, Edit, as_one, as_streams, edited, forward
 from mechdiff.engine.prefix import KeysValues, Prefix
 from mechdiff.models.pair import Model
 
@@ -90,8 +90,8 @@ def parallel(
         if masked and window not in masks:
             masks[window] = prefix.mask(n_rows, window, model.dtype)
         kwargs["attention_mask"] = masks[window][:, :, : rows * n_pos, : prefix.longest + rows * n_pos] if masked else None
-        for name in ("position_ids", "position_embeddings"):
-            if (one := kwargs.get(name)) is not None:
+        for name, one in kwargs.items():
+            if name != "attention_mask" and _by_position(one, n_pos):
                 if id(one) not in tables:
                     tables[id(one)] = one, _repeat(one, n_rows)
                 kwargs[name] = _first(tables[id(one)][1], rows * n_pos)
@@ -245,6 +245,13 @@ def later_born(variant: Variant, n_layers: int) -> Variant:
     return {after: variant[first], **{site: write for site, write in variant.items() if site != first}}
 
 
+def _by_position(value: Any, n_pos: int) -> bool:
+    """Whether this is such a table, or a tuple of such tables: of positions, or what a block is given beside the residual stream for each token."""
+    if isinstance(value, tuple):
+        return bool(value) and all(_by_position(part, n_pos) for part in value)
+    return isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == n_pos
+
+
 def _repeat(value: Any, rows: int) -> Any:
     """Tables of shape `[prompt, pos, ...]` repeated once for each row."""
     if isinstance(value, tuple):
@@ -257,18 +264,36 @@ def _first(value: Any, n: int) -> Any:
     return tuple(_first(part, n) for part in value) if isinstance(value, tuple) else value[:, :n]
 
 
+def _beside(value: Any, rows: int, sizes: Collection[int]) -> Any:
+    """What a block is given beside its input, for so many sequences: tensors of as many sequences as earlier blocks had get copies of the first."""
+    if isinstance(value, Tensor):
+        if value.ndim < 2 or value.shape[0] >= rows or value.shape[0] not in sizes:
+            return value
+        return torch.cat([value, value[:1].expand(rows - len(value), *value.shape[1:])])
+    if isinstance(value, MutableMapping):  # in its place: blocks write into it
+        value.update({name: _beside(one, rows, sizes) for name, one in value.items()})
+        return value
+    return type(value)(_beside(one, rows, sizes) for one in value) if type(value) in (tuple, list) else value
+
+
 @contextmanager
 def growing(model: Model, grow: Callable[[int, Tensor, dict[str, Any]], Tensor]) -> Iterator[None]:
-    """While open, `grow(layer, hidden, kwargs)` runs at each block's input, before any edit there, and gives the block's new input."""
+    """While open, `grow(layer, hidden, kwargs)` runs at each block's input, before any edit there, and gives the block's new input. Where blocks read
+    more of earlier ones than that, it grows with it."""
     handles = []
+    sizes = set[int]()
     try:
         for layer, block in enumerate(model.blocks):
             names = list(signature(block.forward).parameters)
 
             def before(block: Any, args: tuple, kwargs: dict, layer: int = layer, names: list[str] = names) -> tuple[tuple, dict]:
                 named = {**dict(zip(names, args, strict=False)), **kwargs}
-                hidden = grow(layer, named.pop(names[0]), named)
-                return (hidden,), named
+                entered = as_one(model, named.pop(names[0]))
+                hidden = grow(layer, entered, named)
+                sizes.add(len(entered))
+                if model.family.tangled and len(hidden) > min(sizes):
+                    named = _beside(named, len(hidden), sizes)
+                return (as_streams(model, hidden),), named
 
             handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
         yield

@@ -135,7 +135,9 @@ def _claims(model: Model, states: dict[Site, Tensor]) -> Iterator[tuple[Site, Te
 def _by_head(model: Model, layer: int, z: Tensor) -> Tensor:
     """What each head's part of z adds through the output projection, summed: the projection of the whole where it is a linear map of its input."""
     projection = model.place(Site(layer, "z"))[0]
-    parts = torch.block_diag(*z.new_ones(model.shape.n_heads, 1, model.shape.d_head))
+    width = model.family.head_width(layer) or model.shape.d_head
+    z = z.unflatten(-1, (model.shape.n_heads, -1))[..., :width].flatten(-2)
+    parts = torch.block_diag(*z.new_ones(model.shape.n_heads, 1, width))
     with torch.inference_mode():
         nothing = projection(torch.zeros_like(z))
         return sum((projection(z * mask) - nothing for mask in parts), nothing)

@@ -42,9 +42,9 @@ def load_vector(path: Path) -> tuple[Site, Float[Tensor, " d"], dict[str, str]]:
         return Site.parse(name), vector, dict(file.metadata())
 
 
-def has_control_vector(site: Site) -> bool:
-    """Whether llama.cpp has a place for a vector at this site."""
-    return site.kind == "resid_post" and site.layer > 0
+def has_control_vector(site: Site, streams: int = 1) -> bool:
+    """Whether llama.cpp has a place for a vector at this site of a model with so many residual streams."""
+    return site.kind == "resid_post" and site.layer > 0 and streams == 1
 
 
 def save_control_vector(path: Path, vectors: Mapping[Site, Float[Tensor, " d"]], *, model_hint: str) -> None:

@@ -6,7 +6,7 @@
 | `L3.attn` | the attention module of block 3, with norms inside it (of queries and keys) |
 | `L3.mlp` | the MLP of block 3, with its router where it has experts |
 | `L3.norm` | the other norms of block 3: before attention and MLP, and behind them where there are such |
-| `final_norm` | the norm after the last block |
+| `final_norm` | the norm after the last block, and what else stands before the unembedding |
 | `head` | the unembedding |
 
 What changed is kept as a way to get the tuned tensors by name (from the other loaded model, or from its files where only one model fits into

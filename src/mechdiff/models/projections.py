@@ -78,9 +78,11 @@ class Layout:
         weight, bias = read(name), read(name.removesuffix("weight") + "bias")
         if weight is None:
             return f"{name} is not compared"
-        if weight.shape[1] != self.n_heads * self.d_head:
-            return f"{name} has {weight.shape[1]} input columns, where the config has {self.n_heads} heads of {self.d_head}"
-        by_head = weight.reshape(len(weight), self.n_heads, self.d_head).permute(1, 2, 0)
+        width = self.family.head_width(layer) or self.d_head
+        if weight.shape[1] != self.n_heads * width:
+            return f"{name} has {weight.shape[1]} input columns, where the config has {self.n_heads} heads of {width}"
+        by_head = weight.reshape(len(weight), self.n_heads, width).permute(1, 2, 0)
+        by_head = torch.nn.functional.pad(by_head, (0, 0, 0, self.d_head - width))  # as z is where blocks differ
         return by_head, weight.new_zeros(len(weight)) if bias is None else bias
 
     def _split(self, rows: Float[Tensor, "row d_plus_one"]) -> tuple[Tensor, Tensor, Tensor]:

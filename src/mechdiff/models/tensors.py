@@ -121,17 +121,14 @@ def place(name: str, family: Family, n_axes: int) -> tuple[int | None, str] | No
 
     Inside a block, what is neither attention nor MLP and has one axis is a norm. Norms of queries and keys belong to attention.
     """
-    embeds = (("embed", path) for path in (family.embed, *family.embed_parts))
-    for site, path in (*embeds, ("final_norm", family.final_norm), ("head", family.head)):
-        if path and name.startswith(f"{path}."):
-            return None, site
     index, _, rest = name.removeprefix(f"{family.blocks}.").partition(".")
-    if not name.startswith(f"{family.blocks}.") or not index.isdigit():
-        return None
-    for site, path in family.parts(int(index)):
-        if rest.startswith(f"{path}."):
-            return int(index), site
-    return (int(index), "norm") if n_axes == 1 else None
+    if name.startswith(f"{family.blocks}.") and index.isdigit():
+        found = next((site for site, path in family.parts(int(index)) if rest.startswith(f"{path}.")), "norm" if n_axes == 1 else None)
+        return (int(index), found) if found else None
+    ends = (("final_norm", path) for path in (family.final_norm, *family.end_parts))
+    embeds = (("embed", path) for path in family.embed_parts)  # last, for a module around all others may hold a table itself
+    named = (("embed", family.embed), *ends, ("head", family.head), *embeds)
+    return next(((None, site) for site, path in named if path and name.startswith(f"{path}.")), None)
 
 
 def reading_order(names: Iterable[str], places: dict[str, tuple[int | None, str]]) -> list[str]:

@@ -90,7 +90,8 @@ class _Check:
         kinds = family.kinds(config)
         adapter = ", an adapter on the base" if side == "tuned" and self.pair.tuned.adapter else ""
         heads = f"{shape.n_heads} heads, {shape.n_kv_heads} key-value heads"
-        sizes = f"{shape.n_layers} blocks, d_model {shape.d_model}, {heads}, vocabulary {shape.vocab}"
+        streams = f" in each of {shape.streams} residual streams" if shape.streams > 1 else ""
+        sizes = f"{shape.n_layers} blocks, d_model {shape.d_model}{streams}, {heads}, vocabulary {shape.vocab}"
         counted = self.pair.weights(side).said(self.study.dtype)
         absent = [kind for kind in KINDS if kind not in kinds]
         without = f"; it has no {' and no '.join(absent)}" if absent else ""
@@ -99,7 +100,7 @@ class _Check:
 
     def _sizes(self) -> Iterator[Finding]:
         base, tuned = self.shapes.values()
-        same = all(getattr(base, size) == getattr(tuned, size) for size in ("n_layers", "d_model", "n_heads", "d_head"))
+        same = all(getattr(base, size) == getattr(tuned, size) for size in ("n_layers", "d_model", "streams", "n_heads", "d_head"))
         differ = Finding("note", "sizes", "they differ in depth or width: no state of one fits into the other, so none can be patched in")
         yield Finding("ok", "sizes", "equal") if same else differ
 

@@ -104,8 +104,11 @@ class Lattice:
     def start(self, units: Sequence[Unit], tuned_below: bool = True) -> tuple[str, int]:
         """The highest block that a run with these grafts can start from, and on which model's residual stream.
 
-        Below the lowest grafted unit the network is the base; below the lowest changed unit that is not grafted it is the tuned model.
+        Below the lowest grafted unit the network is the base; below the lowest changed unit that is not grafted it is the tuned model. A network
+        whose blocks read more of earlier ones than that stream always runs whole.
         """
+        if self.model.family.tangled:
+            return "base", -1
         n_layers = self.model.shape.n_layers
         base = min((unit.first(n_layers) for unit in units), default=n_layers)
         tuned = min((unit.first(n_layers) for unit in self.changes.units if unit not in units), default=n_layers) if tuned_below else -1
@@ -115,10 +118,7 @@ class Lattice:
         """What the network says of each prompt with some units' weights in it."""
         side, layer = self.start(units, tuned_below)
         with weights:
-            found = [
-                resume(self.model, batch, start, layer) if layer >= 0 else trace(self.model, batch).logits
-                for batch, start in zip(self.batches, self.below[side], strict=True)
-            ]
+            found = [resume(self.model, batch, start, layer) for batch, start in zip(self.batches, self.below[side], strict=True)]
         return _in_order(self.prompts, self.batches, found)
 
 
@@ -133,7 +133,7 @@ def lattice(model: Model, changes: ChangedUnits, prompts: Prompts, *, max_tokens
     base = [trace(model, batch) for batch in packed]
     with grafted(model, changes, changes.units):
         tuned = [trace(model, batch) for batch in packed]
-    middle = model.shape.n_layers // 2
+    middle = -1 if model.family.tangled else model.shape.n_layers // 2
     empty = [resume(model, batch, start, middle) for batch, start in zip(packed, base, strict=True)]
     nothing, all_of_it = _in_order(prompts, packed, empty), _in_order(prompts, packed, [start.logits for start in tuned])
     floor = float(_against(prompts.base_logits, nothing).max())

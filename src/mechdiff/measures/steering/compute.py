@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.architectures.lookup import shape_of
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.counterfactuals import labelled
 from mechdiff.engine.outcome import CleanLogits
@@ -228,7 +229,7 @@ def _save(run: Execution, site: Site, one: Subspace) -> list[str]:
     pair, names = run.prepared.pair, [f"steering/{site}.safetensors"]
     of = {"base": pair.base.ref, "tuned": pair.tuned.ref, "fit_prompts": str(len(run.prepared.rendered["fit"]))}
     save_vector(run.folder.place(names[0]), site, one.mean, contrast=str(_options(run).contrast).lower(), **of)
-    if has_control_vector(site):
+    if has_control_vector(site, shape_of(pair.config("base")).streams):
         names.append(f"steering/{site}.gguf")
         save_control_vector(run.folder.place(names[1]), {site: one.mean}, model_hint=pair.config("base").model_type)
     return names

@@ -75,6 +75,7 @@ class TransportOptions(CloserOptions):
 
 def needs(planner: Planner, options: TransportOptions) -> Needs:
     """States at its sites; of each fit prompt several positions, where maps are fitted on more than one."""
+    _refuse_other_widths(planner, options)
     if options.rows_per_prompt == 1 or "fit" not in planner.splits:
         return Needs(sites=options.sites)
     short = min(planner.splits["fit"], key=lambda item: item.pairs)
@@ -89,6 +90,18 @@ def needs(planner: Planner, options: TransportOptions) -> Needs:
         sites=options.sites,
         windows=(Window(split="fit", position=f"spread_{options.rows_per_prompt}", kinds=options.sites, layers=layers),),
     )
+
+
+def _refuse_other_widths(planner: Planner, options: TransportOptions) -> None:
+    """Raises StudyError where a map reads states by the unembedding that are not as wide as what it reads (heads, several residual streams)."""
+    d_model = planner.shape.d_model
+    other = [kind for kind in options.sites if kind in planner.kinds and planner.shape.width(kind) != d_model]
+    by_logits = [name for name in options.maps if name.startswith("logit_subspace")]
+    if other and by_logits:
+        raise StudyError(
+            f"transport.maps: given {by_logits[0]} and the site {other[0]}, whose states are {planner.shape.width(other[0])} wide; it takes "
+            f"directions of the unembedding, which reads {d_model}. Leave the map out, or the site out of transport.sites."
+        )
 
 
 def _closer_runs(options: TransportOptions, split: str) -> int:
