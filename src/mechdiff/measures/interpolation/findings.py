@@ -1,7 +1,8 @@
 """The numbers on interpolation say how D and the way from the base grow with strength, by form, and what each form leaves of D at one neutral KL.
 
 Between two strengths that were run, a mean KL is read off a straight line through its roots. Intervals: 95 % of resamples of the prompts, drawn alike
-for all forms and strengths, report and neutral prompts each by themselves.
+for all forms and strengths, report and neutral prompts each by themselves, widened for few prompts as a t interval is (Hesterberg 2015,
+arXiv 1411.5279).
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
+from scipy.special import ndtr
+from scipy.stats import t as student
 
 from mechdiff.measures.interpolation.plan import FORMS, LOGITS, REPEATED, WEIGHTS
 from mechdiff.report import spoken
@@ -21,8 +24,6 @@ from mechdiff.statistics.summary import prompt_matrix
 
 LEFT, GONE = "kl_other_nats", "kl_own_nats"
 """D(a), and how far the run went from the base."""
-MISSED = 0.025
-"""Share of resamples that may not reach a level: with more there is no interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +98,17 @@ def between(
     return np.where(inside, (roots[lines, place] + part * (roots[lines, place + 1] - roots[lines, place])) ** 2, np.nan)
 
 
-def _number(draws: Float[ndarray, " draw"]) -> Number:
-    """From the estimate and its resamples."""
+def tail(n: int) -> float:
+    """Share of resamples of n prompts beyond either end of a 95 % interval: less than 0.025, for resamples vary less than samples do."""
+    return float(ndtr(-np.sqrt(n / (n - 1)) * student.ppf(0.975, n - 1)))
+
+
+def number(draws: Float[ndarray, " draw"], n: int) -> Number:
+    """From the estimate and its resamples of n prompts; without an interval where more resamples have no number than lie beyond an end."""
     again = draws[1:]
-    if not len(again) or np.isnan(again).mean() > MISSED or np.isnan(draws[0]):
+    if not len(again) or np.isnan(again).mean() > tail(n) or np.isnan(draws[0]):
         return Number(value=float(draws[0]), low=np.nan, high=np.nan)
-    low, high = np.nanquantile(again, [0.025, 0.975])
+    low, high = np.nanquantile(again, [tail(n), 1 - tail(n)])
     return Number(value=float(draws[0]), low=float(min(low, draws[0])), high=float(max(high, draws[0])))
 
 
@@ -114,7 +120,7 @@ def half(rows: pl.DataFrame, form: str) -> Number | None:
     if left is None or start is None or not np.isfinite(left.values).all() or not start.mean() > 0:
         return None
     drawn = left.drawn()
-    return _number(reach(left.strengths, drawn, drawn[:, left.strengths == 0][:, 0] / 2))
+    return number(reach(left.strengths, drawn, drawn[:, left.strengths == 0][:, 0] / 2), len(left.values))
 
 
 # ---- at one neutral KL ---------------------------------------------------------------------------------------------------------------
@@ -148,14 +154,15 @@ def matched(rows: pl.DataFrame) -> list[Matched]:
         if cost is None or left is None or not (np.isfinite(cost.values).all() and np.isfinite(left.values).all()):
             continue
         costs, lefts = cost.drawn(), left.drawn()
+        n = min(len(price.values), len(cost.values), len(left.values))
         draws = min(len(costs), len(lefts), len(drawn))  # all, or where there are few prompts of one kind the estimate alone
         for place in np.flatnonzero(price.strengths > 0):
             level = drawn[:draws, place]
             own = np.full(draws, price.strengths[place])
             at = own if form == WEIGHTS else reach(cost.strengths, costs[:draws], level)
             found.append(Matched(
-                form=form, weights=float(price.strengths[place]), neutral=float(level[0]), strength=_number(at),
-                left=_number(between(left.strengths, lefts[:draws], at)),
+                form=form, weights=float(price.strengths[place]), neutral=float(level[0]), strength=number(at, n),
+                left=number(between(left.strengths, lefts[:draws], at), n),
             ))  # fmt: skip
     return found
 
@@ -243,11 +250,11 @@ def at_size_of(rows: pl.DataFrame, other: pl.DataFrame) -> Sized | None:
     curves = [one for one in (cost, size, gone, left) if one is not None and np.isfinite(one.values).all()]
     if len(curves) < 4 or not (curves[1].strengths == 1).any():
         return None
-    draws = min(len(one.drawn()) for one in curves)
+    draws, n = min(len(one.drawn()) for one in curves), min(len(one.values) for one in curves)
     costs, sizes, far, near = (one.drawn()[:draws] for one in curves)
     level = sizes[:, curves[1].strengths == 1][:, 0]
     at = reach(curves[0].strengths, costs, level)
     return Sized(
-        size=float(level[0]), strength=_number(at), gone=_number(between(curves[2].strengths, far, at)),
-        left=_number(between(curves[3].strengths, near, at)),
+        size=float(level[0]), strength=number(at, n), gone=number(between(curves[2].strengths, far, at), n),
+        left=number(between(curves[3].strengths, near, at), n),
     )  # fmt: skip
