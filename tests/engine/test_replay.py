@@ -94,11 +94,11 @@ def n_hooks(net: nn.Module) -> int:
 
 @pytest.mark.parametrize(("name", "attention", "n_pos"), each(CONFIGS, None, 1) + each(list(CONFIGS)[:10], "eager", 3))
 def test_replay_and_relay_are_the_full_forward_pass(name, attention, n_pos):
-    model = loaded(name, attention)
-    cleans = cleans_of(model)
-    variants = all_sorts_of_variants(model, states_of(foreign(name), n_pos))
+    model, prompts = loaded(name, attention), TWO if attention else PROMPTS
+    cleans = cleans_of(model, prompts)
+    variants = all_sorts_of_variants(model, states_of(foreign(name), n_pos, prompts))
     expected = full(model, cleans, variants)
-    assert expected.shape == (len(PROMPTS), 1 + len(variants), model.shape.vocab)
+    assert expected.shape == (len(prompts), 1 + len(variants), model.shape.vocab)
     moved = (expected[:, 1:] - expected[:, :1]).abs().amax((0, 2))
     assert moved.min() > 0.02, "each variant does something, so that agreement says something"
     for engine in fast_engines(name):

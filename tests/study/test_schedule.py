@@ -52,7 +52,11 @@ def too_early(order: list[Group]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("n", range(len(OWN) + 1))
+FEW_OR_ALMOST_ALL = (0, 1, 2, 3, len(OWN) - 2, len(OWN) - 1, len(OWN))
+"""Of how many measures every choice is tried in `make test`: all 2^n choices double with each measure that is added."""
+
+
+@pytest.mark.parametrize("n", [pytest.param(n, marks=() if n in FEW_OR_ALMOST_ALL else pytest.mark.slow) for n in range(len(OWN) + 1)])
 def test_no_stage_comes_before_what_it_needs(cells: list[Cell], n: int) -> None:
     for measures in combinations(OWN, n):
         asked = of(cells, measures)
