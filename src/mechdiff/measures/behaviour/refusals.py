@@ -28,8 +28,8 @@ _NAMES = {"mean": "points", "low": "low", "high": "high"}
 
 
 def effects_by_layer(run: Run) -> list[dict]:
-    """The table, a line a layer and both directions beside one another; none where no answers were given under patches."""
-    found = per_layer(run.rows)
+    """The table, a line a layer and both directions beside one another; none where too few answers were given under patches."""
+    found = per_layer(run.rows).filter(pl.col("n") >= intervals.FEWEST)
     if found.is_empty():
         return []
     n = int(found["n"].min() or 0)  # type: ignore[arg-type]
