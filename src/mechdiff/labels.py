@@ -145,6 +145,16 @@ POOLED = "words"
 """A study's word for all positions as one, their mean taken word by word."""
 
 
+def answer_position(n_tokens: int) -> str:
+    """The decision position and every token of an answer of `n_tokens` but its last, as a study's word for positions, and as a unit."""
+    return f"answer_{n_tokens}"
+
+
+def is_over_answer() -> pl.Expr:
+    """Whether a row is of a write at every place of an answer."""
+    return pl.col("unit").str.contains(r"^answer_\d+$").fill_null(False)
+
+
 class Window(NamedTuple):
     """How many neighbouring blocks are written at, and at which positions."""
 
@@ -175,6 +185,31 @@ def window_of(unit: str | None) -> Window:
 def window_words() -> pl.Expr:
     """The words of a unit that name several blocks ("window 3"); null where it names one."""
     return pl.col("unit").str.extract(r"(window \d+)")
+
+
+POSITIONS = ("template before", "first words", "words", "last words", "template after", "decision")
+"""Parts of a prompt, in its order: what all prompts open with, the user's own words (the first three tokens, the last three, and what is between),
+what all prompts end with, and the decision position."""
+
+
+def position_unit(part: str | int) -> str:
+    """One part of a prompt (of POSITIONS) or one position of it, where alone something is written."""
+    return f"position {part}" if isinstance(part, int) else f"positions: {part}"
+
+
+def is_position() -> pl.Expr:
+    """Whether a row is of a write at one part of a prompt, or at one position of it."""
+    return pl.col("unit").str.contains(r"^positions?:? ").fill_null(False)
+
+
+def position_part() -> pl.Expr:
+    """The part of a prompt that a row is of; null for other rows."""
+    return pl.col("unit").str.extract(r"^positions: (.+)$")
+
+
+def position_number() -> pl.Expr:
+    """The single position of a prompt that a row is of; null for other rows."""
+    return pl.col("unit").str.extract(r"^position (\d+)$").cast(pl.Int64)
 
 
 def is_everywhere() -> pl.Expr:

@@ -156,6 +156,35 @@ METRICS: dict[str, Term] = {
 }
 """Metrics of rows and of the page."""
 
+_OF_ANSWERS = {
+    "kl_tuned_base": ("D", "KL(p_tuned ‖ p_base)"),
+    "kl_base_tuned": ("KL(base ‖ tuned)", "KL(p_base ‖ p_tuned)"),
+    "kl_own": ("KL from the running model's own distribution", "KL from the running model's own distribution"),
+    "kl_other": ("KL from the other model's distribution", "KL from the other model's distribution"),
+    "log_ratio": ("log p(tuned's top-1 token) − log p(base's)", "Log-probability of the tuned model's top-1 token less that of the base's"),
+    "fisher_overlap": ("Fisher overlap", "The Fisher overlap of a run with the whole change"),
+    "fisher_total": ("Fisher total", "Half the sum of both KL divergences between the models"),
+    "log_ratio_base": ("log ratio in the base", "log_ratio of the base, unedited"),
+    "log_ratio_tuned": ("log ratio in the tuned model", "log_ratio of the tuned model, unedited"),
+}
+METRICS |= {
+    f"{name}_{what}_nats": Term(f"{label}, {words}, nats", f"{long}, {rest}.", PATCHING)
+    for name, (label, long) in _OF_ANSWERS.items()
+    for what, words, rest in (
+        ("answer", "per answer token", "mean over the first tokens of an answer that both models read (teacher-forced)"),
+        ("divergent", "where the two models part", "at the first token of an answer at which the two models' top-1 tokens differ"),
+    )
+}
+METRICS |= {
+    "top1_same_answer": Term(
+        "same top-1 token, share of answer tokens", "Top-1 agreement of the two models over the first tokens of an answer that both read."
+    ),
+    "divergent_place": Term(
+        "first divergent token of the answer",
+        "Place in the answer (0: its first token) at which the two models' top-1 tokens first differ.",
+    ),
+}
+
 CONDITIONS: dict[str, Term] = {
     "identity": Term("the other model's state", "Patch: the other model's activation on the same prompt.", PATCHING),
     "shift": Term(

@@ -92,7 +92,10 @@ def test_paths_count_from_the_study_file(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"mesures": []}, r"study: mesures: unknown key; known here: pair, prompts, seed, dtype, measures\. Did you mean measures\?"),
+        (
+            {"mesures": []},
+            r"study: mesures: unknown key; known here: pair, prompts, seed, dtype, answers, measures\. Did you mean measures\?",
+        ),
         ({"pair": {"base": "a", "tunned": "b", "tuned": "c"}}, r"pair\.tunned: unknown key.*Did you mean tuned\?"),
         ({"pair": {"base": "a"}}, r"pair\.tuned: missing; expected a Hub id"),
         ({"pair": {"base": "", "tuned": "b"}}, r"pair\.base: given '', expected a text that is not empty"),
@@ -262,5 +265,5 @@ def test_shipped_studies(path: Path) -> None:
     assert len(_hash(study)) == 64
 
 
-def test_four_studies_ship() -> None:
-    assert len(STUDIES) == 4
+def test_twelve_studies_ship() -> None:
+    assert len(STUDIES) == 12, "four pairs, and a study a question of the original for either of its kinds"

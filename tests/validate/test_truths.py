@@ -18,7 +18,7 @@ from mechdiff.errors import MechdiffError, ModelError
 from mechdiff.measures.heads import formula as heads_formula
 from mechdiff.measures.patching import formula as patching_formula
 from mechdiff.measures.similarity import formula as similarity_formula
-from mechdiff.validate import edits, organism, planted, power, studies, truths, truths_heads, truths_nulls, truths_words, validation
+from mechdiff.validate import edits, nulls, organism, planted, power, studies, truths, truths_heads, truths_words, validation
 from mechdiff.validate.checks import above, at_most, near, said, same
 from mechdiff.validate.planted import Bench, tiny_bench
 from tokenizers_made import CHATML, byte_tokenizer
@@ -34,7 +34,7 @@ def bench() -> Bench:
 
 
 WHOLE = {
-    studies.p0: "ci", studies.p1: "slow", studies.p2: "ci", studies.p6: "slow", studies.p7: "slow", truths_nulls.p20: "ci", organism.p17: "ci",
+    studies.p0: "ci", studies.p1: "slow", studies.p2: "ci", studies.p6: "slow", studies.p7: "slow", nulls.p20: "ci", organism.p17: "ci",
     truths_words.p22: "ci",
 }  # fmt: skip
 """Truths of whole studies, of hundreds of simulated ones, or of a network that is trained for them: ten seconds and more each."""

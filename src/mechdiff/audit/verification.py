@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mechdiff import labels
+from mechdiff import labels, shares
 from mechdiff.audit.distributions import LOGITS_APART, NotRecomputed, SecondWay
 from mechdiff.audit.rerun import Rerun
 from mechdiff.errors import RunError
@@ -41,9 +41,12 @@ def tolerance(row: dict[str, Any], value: float, floor: float, n_terms: int) -> 
         return 0.6 if value == 0.5 else 1e-9
     if metric.startswith("cka") or metric == "procrustes_distance":
         return RELATIVE * max(1.0, size)
-    if metric.endswith("_logits") or metric == "logit_diff_divergent":
+    if metric.endswith("_logits") or metric == "logit_diff_divergent" or metric.startswith("log_ratio_"):
         return n_terms * LOGITS_APART * r + RELATIVE * size
-    if metric == OVERLAP:  # linear in the logits, by weights that add up to at most 1 on either side
+    if metric in (
+        OVERLAP,
+        *(shares.over(OVERLAP, what) for what in shares.OVER),
+    ):  # linear in the logits, by weights that add up to at most 1 on either side
         return 3 * r * (1 + size) + RELATIVE * size
     if metric.endswith("_nats") or metric.startswith("bits_per_byte"):
         total = size + (row["value"] if math.isfinite(row["value"]) and row["value"] > 0 else 0.0)

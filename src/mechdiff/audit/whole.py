@@ -20,11 +20,12 @@ Touch = Callable[[Tensor], Tensor | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Put:
-    """What is written over the last positions of a prompt."""
+    """What is written over some positions of a prompt: the last ones, unless the first of them is named."""
 
     value: Tensor
     """`[pos, d]`"""
     add: bool = False
+    start: int | None = None
 
 
 def logits(model: Model, ids: Sequence[int], puts: Mapping[Site, Put] | None = None, *, everywhere: bool = False) -> Tensor:
@@ -32,8 +33,9 @@ def logits(model: Model, ids: Sequence[int], puts: Mapping[Site, Put] | None = N
 
     def write(put: Put) -> Touch:
         def touch(states: Tensor) -> Tensor:
-            new, n_pos = states.clone(), len(put.value)
-            new[-n_pos:] = (states[-n_pos:] if put.add else 0) + put.value.to(states)
+            new, start = states.clone(), len(states) - len(put.value) if put.start is None else put.start
+            places = slice(start, start + len(put.value))
+            new[places] = (states[places] if put.add else 0) + put.value.to(states)
             return new
 
         return touch

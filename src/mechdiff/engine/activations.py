@@ -174,8 +174,13 @@ def _contiguous(head: nn.Module, args: tuple) -> tuple[Tensor]:
     return (args[0].contiguous(),)
 
 
-def capture(model: Model, ids: Sequence[int], sites: Sequence[Site], positions: Sequence[int], *, keep_cache: bool = False) -> Clean:
-    """One forward pass of one prompt: its states at `sites` and `positions` (token indices), last logits, and cache if asked for."""
+def capture(
+    model: Model, ids: Sequence[int], sites: Sequence[Site], positions: Sequence[int], *, keep_cache: bool = False, every: bool = False
+) -> Clean:
+    """One forward pass of one prompt: its states at `sites` and `positions` (token indices), last logits, and cache if asked for.
+
+    `every`: the logits are of each of `positions`, which are the last ones, `[pos, vocab]`.
+    """
     from transformers import DynamicCache
 
     states: dict[Site, Tensor] = {}
@@ -190,9 +195,12 @@ def capture(model: Model, ids: Sequence[int], sites: Sequence[Site], positions: 
     tokens = torch.tensor([ids], device=model.device)
     cache = DynamicCache() if keep_cache else None
     with edited(model, {site: reader(site) for site in sites}):
-        output = forward(model, tokens, use_cache=keep_cache, past_key_values=cache)
+        output = forward(
+            model, tokens, use_cache=keep_cache, past_key_values=cache, **({"logits_to_keep": len(positions)} if every else {})
+        )
     kept = [(layer.keys, layer.values) for layer in cache.layers] if cache is not None else None
-    return Clean(logits=output.logits[0, -1].float().clone(), states=states, cache=kept, ids=tokens[0])
+    logits = output.logits[0, -len(positions) :] if every else output.logits[0, -1]
+    return Clean(logits=logits.float().clone(), states=states, cache=kept, ids=tokens[0])
 
 
 def matrix_inputs(model: Model, ids: Sequence[int], names: Sequence[str], positions: Sequence[int]) -> dict[str, Tensor]:

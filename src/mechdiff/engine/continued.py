@@ -9,7 +9,7 @@ Edits that are open around a call (`steering`, `grafted`) hold for the prefix an
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -84,7 +84,7 @@ def likelihoods(
                 blocks = [continuations[i] for i in part]
                 owners = [one.prompt for one in blocks]
                 written = [{site: write.of(owners) for site, write in one.items()} for one in variants[runs]]
-                logits = _RUNS[engine](model, [cleans[i] for i in owners], [one.ids for one in blocks], written)
+                logits = RUNS[engine](model, [cleans[i] for i in owners], [one.ids for one in blocks], written)
                 found[:, torch.tensor(part)[:, None], torch.tensor(where)] = _scored(logits, [one.ids for one in blocks], kept)
 
     for batch in batches(model, prompts):
@@ -171,7 +171,10 @@ def _cleans(model: Model, engine: Engine, prompts: Sequence[Sequence[int]]) -> l
 # ---- three ways to run blocks, one answer ------------------------------------------------------------------------------------------
 
 Blocks = Callable[[Model, Sequence[Clean], Sequence[Sequence[int]], Sequence[Variant]], Tensor]
-"""From clean runs, a continuation of each, and variants to logits `[token, 1 + variant, vocab]`, float32, the blocks' tokens in a row."""
+"""From clean runs, a continuation of each, and variants to logits `[token, 1 + variant, vocab]`, float32, the blocks' tokens in a row.
+
+A variant writes at the first tokens of each block, as many as its values have (what a shorter block has no token for is not written).
+"""
 
 
 def _as_parallel_tokens(model: Model, cleans: Sequence[Clean], blocks: Sequence[Sequence[int]], variants: Sequence[Variant]) -> Tensor:
@@ -191,7 +194,8 @@ def _as_sequences(model: Model, cleans: Sequence[Clean], blocks: Sequence[Sequen
         def rows_of(tensor: Tensor, variant: int, n_pos: int, at: int = at) -> Tensor:
             return tensor[stairs.row[variant], at : at + n_pos]
 
-        with growing(model, stairs.grow_sequences), edited(model, writing(variants, rows_of, prompt=i)):
+        here = [_cut(variant, len(ids)) for variant in variants]
+        with growing(model, stairs.grow_sequences), edited(model, writing(here, rows_of, prompt=i)):
             logits = _whole(model, clean, ids)[[0, *stairs.row]]
         found.append(logits.transpose(0, 1))
     return torch.cat(found)
@@ -207,10 +211,15 @@ def _one_by_one(model: Model, cleans: Sequence[Clean], blocks: Sequence[Sequence
             return tensor[0, at : at + n_pos]
 
         for variant in ({}, *variants):
-            with edited(model, writing([variant], rows_of, prompt=i)):
+            with edited(model, writing([_cut(variant, len(ids))], rows_of, prompt=i)):
                 runs.append(_whole(model, clean, ids)[0])
         found.append(torch.stack(runs, 1))
     return torch.cat(found)
+
+
+def _cut(variant: Variant, n_tokens: int) -> Variant:
+    """The same variant where a block has no more tokens."""
+    return {site: replace(write, value=write.value[:, :n_tokens]) for site, write in variant.items()}
 
 
 def _whole(model: Model, clean: Clean, ids: Sequence[int]) -> Tensor:
@@ -223,4 +232,4 @@ def ids_of(model: Model, ids: Sequence[int]) -> Tensor:
     return torch.tensor(ids, device=model.device)
 
 
-_RUNS: dict[Engine, Blocks] = {replay: _as_parallel_tokens, relay: _as_sequences, full: _one_by_one}
+RUNS: dict[Engine, Blocks] = {replay: _as_parallel_tokens, relay: _as_sequences, full: _one_by_one}

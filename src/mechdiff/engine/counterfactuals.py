@@ -1,7 +1,8 @@
 """Many counterfactual runs are scored: each prompt under each variant, by every metric of `engine.distributions`.
 
 What all causal measures share: a measure says what is written where (variants) and what each of them is called (labels); here the model runs,
-and the laws that come out are held against the clean laws of both models.
+and the distributions that come out are held against the clean ones of both models: at the decision position, or at every token of an answer that
+both models read (`shares.OVER`).
 """
 
 from collections import Counter
@@ -13,7 +14,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from mechdiff import shares
 from mechdiff.engine.activations import Clean
+from mechdiff.engine.continued import RUNS
 from mechdiff.engine.distributions import EVERY
 from mechdiff.engine.outcome import CleanLogits, outcomes
 from mechdiff.engine.overlap import overlap_nats
@@ -63,10 +66,21 @@ class Subject:
     cleans: Sequence[Clean]
     """Its unedited run of each prompt."""
     tokens: Tokens
+    answers: Sequence[Sequence[int]] | None = None
+    """What follows each prompt: then a run is looked at before each of these tokens, all of which are *places*."""
 
-    def logits(self, variants: Sequence[Variant]) -> Float[Tensor, "prompt run vocab"]:
+    def logits(self, variants: Sequence[Variant]) -> Float[Tensor, "place run vocab"]:
         """What the unedited run and each variant say next, over the tokens of both models."""
-        return self.tokens.place(self.engine(self.model, self.cleans, variants), self.model.side)
+        if self.answers is None:
+            found = self.engine(self.model, self.cleans, variants)
+        else:
+            found = RUNS[self.engine](self.model, self.cleans, self.answers, variants)
+        return self.tokens.place(found, self.model.side)
+
+    @property
+    def rows(self) -> int:
+        """Rows that one run of all prompts takes in a pass."""
+        return len(self.cleans) * max(map(len, self.answers or [[0]]))
 
 
 def scores(
@@ -78,23 +92,54 @@ def scores(
     metrics: Collection[str] = EVERY,
     along: Along | None = None,
 ) -> Scores:
-    """What every variant does to each prompt's law. No pass has more than about `max_rows` rows.
+    """What every variant does to each prompt's distribution. No pass has more than about `max_rows` rows.
 
+    With answers, of each prompt's places (`clean` has a row for each of them, prompt by prompt): the relatives of the metrics in `shares.OVER`.
     A variant that adds nothing anywhere is not run: it is the unedited run.
     """
     side = subject.model.side
     busy = [i for i, variant in enumerate(variants) if not adds_nothing(variant)]
     parts: list[Scores] = []
-    for part in chunks(max(1, len(busy)), max(1, max_rows // len(subject.cleans) - 1)):
+    for part in chunks(max(1, len(busy)), max(1, max_rows // subject.rows - 1)):
         logits = subject.logits([variants[i] for i in busy[part]])
         found = outcomes(logits, clean, side, metrics=metrics)
         if OVERLAP in metrics and OVERLAP not in found:
             found[OVERLAP] = overlap_nats(logits, clean.of(side), clean.beside(side), clean.n_shared)
         if along:
             found[along.name] = along.values(logits, [along.which[i] for i in busy[part]])
+        if subject.answers is not None:
+            found = over_answers(found, [len(ids) for ids in subject.answers], first_parting(clean, list(map(len, subject.answers))))
         parts.append(found if not parts else {name: values[:, 1:] for name, values in found.items()})
     run_of = [0, *(1 + busy.index(i) if i in busy else 0 for i in range(len(variants)))]
     return {name: torch.cat([part[name] for part in parts], 1)[:, run_of] for name in parts[0]}
+
+
+def over_answers(found: Scores, lengths: Sequence[int], parting: Sequence[int | None]) -> Scores:
+    """From a value a place to two a prompt: the mean over its places, and that at its `parting` one (NaN where there is none).
+
+    `lengths` are the places of each prompt. Of a pair with two vocabularies the metric on the tokens that both have is taken.
+    """
+    asked = {
+        name: found[name] for name in ("kl_own_nats", "kl_own_shared_nats", shares.OTHER, "logit_diff_divergent", OVERLAP) if name in found
+    }
+    together: Scores = {}
+    for name, values in asked.items():
+        split = values.split(list(lengths))
+        if name == "logit_diff_divergent":  # the difference of two tokens' log-probabilities is that of their logits; one token: 0
+            together[shares.over(name, shares.ANSWER)] = torch.stack([one.nan_to_num(nan=0.0).mean(0) for one in split])
+        else:
+            together[shares.over(name, shares.ANSWER)] = torch.stack([one.mean(0) for one in split])
+        nowhere = torch.full_like(values[0], torch.nan)
+        at = [nowhere if place is None else one[place] for one, place in zip(split, parting, strict=True)]
+        together[shares.over(name, shares.DIVERGENT)] = torch.stack(at)
+    return together
+
+
+def first_parting(clean: CleanLogits, lengths: Sequence[int]) -> list[int | None]:
+    """The first place of each prompt's answer (of so many) where the two models' top-1 tokens differ, of those that both have; None: nowhere."""
+    tops = [laws[:, : clean.n_shared].argmax(-1) for laws in (clean.base, clean.tuned)]
+    differ = (tops[0] != tops[1]).cpu().split(list(lengths))
+    return [int(one.int().argmax()) if one.any() else None for one in differ]
 
 
 def adds_nothing(variant: Variant) -> bool:
@@ -126,7 +171,7 @@ def score_rows(found: Scores, labels: pl.DataFrame, prompt_ids: Sequence[str], *
     frames = []
     for metric, values in found.items():
         frames.append(rows(values[:, 1:].flatten().numpy(), metric=metric, prompt=prompts, **named))
-        if floor and metric in LOCATING:
+        if floor and metric in (*LOCATING, *shares.OF_ANSWERS):
             constant = {name: labels[name][0] for name in ("measure", "direction", "split")}
             frames.append(rows(values[:, 0].numpy(), metric=metric, prompt=list(prompt_ids), control="no_op", **constant))
     return pl.concat(frames)

@@ -172,7 +172,9 @@ class Batch:
     ids: Int[Tensor, "prompt pos"]
     """Tokens, padded on the right."""
     last: Int[Tensor, " prompt"]
-    """The decision position of each."""
+    """The last position of each."""
+    places: Int[Tensor, "place 2"]
+    """Where logits are asked for, prompt by prompt (its row in the batch, the position): the last position of each, or its last few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,14 +183,19 @@ class Trace:
 
     residuals: list[Float[Tensor, "prompt pos d"]]
     """What enters each block and, last, what leaves the last one. Positions behind a prompt's last are meaningless."""
-    logits: Float[Tensor, "prompt vocab"]
-    """At the decision position, float32."""
+    logits: Float[Tensor, "place vocab"]
+    """At the batch's places, float32."""
     form: type
     """In which this family's blocks return it: a tensor, a tuple or a list."""
 
 
-def batches(model: Model, prompts: Sequence[Sequence[int]], max_tokens: int | None = None) -> list[Batch]:
-    """All prompts, neighbours in length together, in passes of at most `max_tokens` (at least one prompt); a function of the prompts alone."""
+def batches(
+    model: Model, prompts: Sequence[Sequence[int]], max_tokens: int | None = None, n_places: Sequence[int] | None = None
+) -> list[Batch]:
+    """All prompts, neighbours in length together, in passes of at most `max_tokens` (at least one prompt); a function of the prompts alone.
+
+    Logits are asked for at the last position of each prompt, or at its last `n_places`.
+    """
     limit = max_tokens or PASS_TOKENS.get(model.device.type, PASS_TOKENS["cuda"])
     by_length = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
     groups: list[list[int]] = []
@@ -197,13 +204,15 @@ def batches(model: Model, prompts: Sequence[Sequence[int]], max_tokens: int | No
             groups[-1].append(row)
         else:
             groups.append([row])
-    return [_padded(model, prompts, rows) for rows in groups]
+    return [_padded(model, prompts, rows, n_places or [1] * len(prompts)) for rows in groups]
 
 
-def _padded(model: Model, prompts: Sequence[Sequence[int]], rows: list[int]) -> Batch:
+def _padded(model: Model, prompts: Sequence[Sequence[int]], rows: list[int], n_places: Sequence[int]) -> Batch:
     longest = max(len(prompts[row]) for row in rows)
+    places = [(place, at) for place, row in enumerate(rows) for at in range(len(prompts[row]) - n_places[row], len(prompts[row]))]
     ids = torch.tensor([[*prompts[row], *[0] * (longest - len(prompts[row]))] for row in rows], device=model.device)
-    return Batch(rows=rows, ids=ids, last=torch.tensor([len(prompts[row]) - 1 for row in rows], device=model.device))
+    last = torch.tensor([len(prompts[row]) - 1 for row in rows], device=model.device)
+    return Batch(rows=rows, ids=ids, last=last, places=torch.tensor(places, device=model.device))
 
 
 def trace(model: Model, batch: Batch) -> Trace:
@@ -221,20 +230,20 @@ def trace(model: Model, batch: Batch) -> Trace:
     handles = [block.register_forward_pre_hook(enters, with_kwargs=True) for block in model.blocks]
     handles.append(model.blocks[-1].register_forward_hook(leaves))
     try:
-        logits = decision_logits(model, batch)
+        logits = logits_at(model, batch)
     finally:
         for handle in handles:
             handle.remove()
     return Trace(residuals=residuals, logits=logits, form=forms[0])
 
 
-def resume(model: Model, batch: Batch, start: Trace, layer: int) -> Float[Tensor, "prompt vocab"]:
-    """Logits at the decision position, float32, of the network as its weights now are from block `layer` up, on top of a trace's residual stream.
+def resume(model: Model, batch: Batch, start: Trace, layer: int) -> Float[Tensor, "place vocab"]:
+    """Logits at the batch's places, float32, of the network as its weights now are from block `layer` up, on top of a trace's residual stream.
 
     `layer` may be the number of blocks: then only the final norm and the unembedding run; or -1: then all of it runs.
     """
     if layer < 0:
-        return decision_logits(model, batch)
+        return logits_at(model, batch)
     hidden = start.residuals[layer]
 
     def substitute(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -248,7 +257,7 @@ def resume(model: Model, batch: Batch, start: Trace, layer: int) -> Float[Tensor
     try:
         for block, _ in skipped:
             block.forward = untouched
-        return decision_logits(model, batch)
+        return logits_at(model, batch)
     finally:
         handle.remove()
         for block, own in skipped:
@@ -258,11 +267,12 @@ def resume(model: Model, batch: Batch, start: Trace, layer: int) -> Float[Tensor
                 block.forward = own
 
 
-def decision_logits(model: Model, batch: Batch, *, cache: Any = None) -> Float[Tensor, "prompt vocab"]:
-    """Logits at the decision position of each prompt, float32. `cache` holds what comes before the batch's tokens, and takes what they add."""
+def logits_at(model: Model, batch: Batch, *, cache: Any = None) -> Float[Tensor, "place vocab"]:
+    """Logits at the batch's places, float32. `cache` holds what comes before the batch's tokens, and takes what they add."""
+    row, position = batch.places.T
 
     def decisions(head: nn.Module, args: tuple) -> tuple[Tensor]:
-        return (args[0][torch.arange(len(batch.last), device=batch.last.device), batch.last][:, None],)
+        return (args[0][row, position][:, None],)
 
     handle = model.head.register_forward_pre_hook(decisions)
     try:

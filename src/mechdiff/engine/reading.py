@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, Edit, edited, forward
-from mechdiff.engine.grafts import batches, decision_logits
+from mechdiff.engine.grafts import batches, logits_at
 from mechdiff.engine.steered import opening
 from mechdiff.models.pair import Model
 
@@ -23,10 +23,12 @@ def is_exact(model: Model) -> bool:
     return model.dtype == torch.float32 and getattr(model.config, "quantization_config", None) is None
 
 
-def captures(model: Model, prompts: Sequence[Sequence[int]], sites: Sequence[Site], positions: Sequence[Sequence[int]]) -> list[Clean]:
+def captures(
+    model: Model, prompts: Sequence[Sequence[int]], sites: Sequence[Site], positions: Sequence[Sequence[int]], *, every: bool = False
+) -> list[Clean]:
     """As `activations.capture` of each prompt, without caches; `positions` are token indices, of each prompt its own."""
     found: dict[int, Clean] = {}
-    for batch in batches(model, prompts):
+    for batch in batches(model, prompts, n_places=[len(places) for places in positions] if every else None):
         where = [torch.tensor(positions[row], device=model.device) for row in batch.rows]
         states: list[dict[Site, Tensor]] = [{} for _ in batch.rows]
 
@@ -38,9 +40,10 @@ def captures(model: Model, prompts: Sequence[Sequence[int]], sites: Sequence[Sit
             return read_states
 
         with edited(model, {site: reader(site) for site in sites}):
-            logits = decision_logits(model, batch)
+            logits = logits_at(model, batch)
+        of_row = logits.split(torch.bincount(batch.places[:, 0]).tolist()) if every else logits
         for place, (row, last) in enumerate(zip(batch.rows, batch.last.tolist(), strict=True)):
-            found[row] = Clean(logits=logits[place].clone(), states=states[place], cache=None, ids=batch.ids[place, : last + 1])
+            found[row] = Clean(logits=of_row[place].clone(), states=states[place], cache=None, ids=batch.ids[place, : last + 1])
     return [found[row] for row in range(len(prompts))]
 
 
@@ -53,7 +56,8 @@ def read(model: Model, prompts: Sequence[Sequence[int]]) -> list[Clean]:
     if n_shared:
         forward(model, batch.ids[:1, :n_shared], past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(len(prompts))
-    logits = decision_logits(model, replace(batch, ids=batch.ids[:, n_shared:], last=batch.last - n_shared), cache=cache)
+    behind = batch.places - torch.tensor([0, n_shared], device=model.device)
+    logits = logits_at(model, replace(batch, ids=batch.ids[:, n_shared:], places=behind), cache=cache)
     found: dict[int, Clean] = {}
     for place, (row, last) in enumerate(zip(batch.rows, batch.last.tolist(), strict=True)):
         kept = [(layer.keys[place : place + 1, :, : last + 1], layer.values[place : place + 1, :, : last + 1]) for layer in cache.layers]

@@ -129,7 +129,9 @@ def plain(summary: pl.DataFrame, unit: str | None = None) -> pl.DataFrame:
 
 
 @once
-def totals(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
-    """`prompt total of`: D of each prompt, and the metric that it is."""
-    chosen = where(rows, measure=shares.OF_THE_PAIR, split=split, control=None, unit=None).filter(pl.col("metric") == floors.d_metric(rows))
-    return chosen.filter(pl.col("prompt").is_not_null()).select("prompt", total="value", of="metric").sort("prompt")
+def totals(rows: pl.DataFrame, split: str | None, what: str | None = None) -> pl.DataFrame:
+    """`prompt total of`: D of each prompt, and the metric that it is; `what`: over its answer, where it is known (one of `shares.OVER`)."""
+    metric = floors.d_metric(rows, what)
+    chosen = where(rows, measure=shares.OF_THE_PAIR, split=split, control=None, unit=None).filter(pl.col("metric") == metric)
+    known = chosen.filter(pl.col("prompt").is_not_null(), pl.col("value").is_not_nan())
+    return known.select("prompt", total="value", of="metric").sort("prompt")

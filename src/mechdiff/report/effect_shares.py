@@ -6,8 +6,8 @@ import polars as pl
 from mechdiff import labels
 from mechdiff.architectures.sites import KINDS
 from mechdiff.report import difference
-from mechdiff.rows import where
-from mechdiff.shares import OF_THE_PAIR, refuse_two_supports
+from mechdiff.rows import TOTAL, where
+from mechdiff.shares import OF_THE_PAIR, over, refuse_two_supports
 from mechdiff.statistics import floors, intervals, summary
 from mechdiff.statistics.memory import once
 
@@ -70,6 +70,18 @@ def cells(values: pl.DataFrame, of: pl.DataFrame | None = None) -> tuple[pl.Data
         return found.clear(), np.zeros((0, 0)), np.zeros(0)
     total = np.ones(len(prompts)) if of is None else of.filter(pl.col("prompt").is_in(prompts)).sort("prompt")["total"].to_numpy()
     return found, matrix, total
+
+
+@once
+def additive(rows: pl.DataFrame, values: pl.DataFrame, what: str | None = None) -> pl.DataFrame:
+    """`name additive`: the mean of overlaps (`values`, with a column `name`) over the mean of their total: shares that add to first order.
+
+    `what`: at the next token, or over answers (one of `shares.OVER`).
+    """
+    metric = over(TOTAL, what) if what else TOTAL
+    total = where(rows, measure=OF_THE_PAIR, metric=metric, control=None, unit=None).select("prompt", "split", of="value")
+    both = values.join(total, on=["prompt", "split"]).filter(pl.col("value").is_finite(), pl.col("of").is_finite())
+    return both.group_by("name").agg(additive=pl.col("value").mean() / pl.col("of").mean()).sort("name")
 
 
 def kind_place() -> pl.Expr:

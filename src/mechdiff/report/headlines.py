@@ -122,11 +122,16 @@ def sentence(candidates: Sequence[Candidate]) -> str | None:
     passed = spoken(candidates)
     if not passed:
         return None
-    text = _short("; ".join(one.text.removesuffix(".") for one in passed))
+    text = _short("; ".join(_within(one.text.removesuffix("."), place) for place, one in enumerate(passed)))
     few = min((one.n for one in passed if one.n is not None), default=FEW)
     said = re.search(rf"\b{few} (\w+ )?(prompt|cluster)", text)
     beside = f" ({prompts(few)} only)" if few < FEW and not said else ""
     return f"{text[0].upper()}{text[1:]}{beside}."
+
+
+def _within(text: str, place: int) -> str:
+    """A clause behind others does not open with a capital, unless a name or a letter does: "Along the answers", but "D" and "L4.mlp_out"."""
+    return f"{text[0].lower()}{text[1:]}" if place and text[1:2].islower() else text
 
 
 def spoken(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -93,6 +93,10 @@ class Chapter:
     """What there must be for the lead: nothing, any difference between the two models, or a D to take shares of (`sections.lead`)."""
     clause: Callable[[Run], list["Candidate"]] = nothing
     """What it adds to the verdict ..."""
+    over_answers: Callable[[Run], list[str]] = nothing
+    """Its lead where the two models' next tokens do not differ, and their whole answers may."""
+    clause_over_answers: Callable[[Run], list["Candidate"]] = nothing
+    """What it then adds to the verdict."""
     clause_of: Literal[1, 2, 3, 4, 5]
     """... and to which of its sentences (`verdict`)."""
     reading: Path

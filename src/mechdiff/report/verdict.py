@@ -3,8 +3,9 @@
 1. Do they behave differently?  2. Which weights changed, and which module's change matters?  3. Where does it matter?
 4. Can a map carry it, how many dimensions has it, does it obey?  5. Which heads carry it?
 
-Every clause is a candidate, and only those that pass all gates of `headlines` are spoken. Where D is not above the noise floor there is no effect to
-take shares of: then the first two are all there is. What each measure found beside this stands at the head of its section (`sections.lead`).
+Every clause is a candidate, and only those that pass all gates of `headlines` are spoken. Where D is not above the noise floor there is no effect on
+the next token to take shares of: then the first two are all there is, but for what is said of whole answers. What each measure found beside this
+stands at the head of its section (`sections.lead`).
 """
 
 from collections.abc import Mapping
@@ -35,7 +36,11 @@ def refused(run: Run, chapters: Mapping[str, Chapter]) -> list[str]:
 def candidates(run: Run, chapters: Mapping[str, Chapter]) -> list[list[Candidate]]:
     """What might be said, a list for each of the five sentences: the clauses of its measures, in the order of the page."""
     found = difference.difference(run.rows, run.summary)
-    sentences = [number for number in SENTENCES if number < OF_SHARES or found is None or found.divides]
     ordered = sorted(chapters.values(), key=lambda chapter: chapter.place)
+
+    def clauses(chapter: Chapter, number: int) -> list[Candidate]:
+        there = number < OF_SHARES or found is None or found.divides
+        return chapter.clause(run) if there else chapter.clause_over_answers(run)
+
     with spoken.in_measured_words(run.rows):
-        return [[clause for chapter in ordered if chapter.clause_of == number for clause in chapter.clause(run)] for number in sentences]
+        return [[one for chapter in ordered if chapter.clause_of == number for one in clauses(chapter, number)] for number in SENTENCES]

@@ -13,6 +13,14 @@ FLOORS = 3
 TOTALS = ("total", "total_reverse")
 """What effects are held against: D, and the divergence the other way round (see `between_models`)."""
 
+OVER = (None, *shares.OVER)
+"""What a metric is of: the decision position, an answer, the place where the two models part."""
+
+
+def totals_of(what: str | None) -> tuple[str, str]:
+    """TOTALS of one of OVER, as names of columns."""
+    return (TOTALS[0], TOTALS[1]) if what is None else (f"{TOTALS[0]}_{what}", f"{TOTALS[1]}_{what}")
+
 
 @once
 def on_shared(rows: pl.DataFrame) -> bool:
@@ -20,19 +28,22 @@ def on_shared(rows: pl.DataFrame) -> bool:
     return shares.on_shared(set(rows["metric"].unique()))
 
 
-def between_models(rows: pl.DataFrame) -> dict[str, str]:
-    """The metric that `kl_other_nats` of an unedited run has, by the model that runs; the base's is D, as shares of an effect mean it."""
-    return {side: shares.total(side, shared=on_shared(rows)) for side in shares.BETWEEN}
+def between_models(rows: pl.DataFrame, what: str | None = None) -> dict[str, str]:
+    """The metric that `kl_other_nats` of an unedited run has, by the model that runs; the base's is D, as shares of an effect mean it.
+
+    `what`: one of OVER, here and below.
+    """
+    return {side: shares.total(side, shared=on_shared(rows), what=what) for side in shares.BETWEEN}
 
 
-def d_metric(rows: pl.DataFrame) -> str:
+def d_metric(rows: pl.DataFrame, what: str | None = None) -> str:
     """The metric that is D."""
-    return between_models(rows)["base"]
+    return between_models(rows, what)["base"]
 
 
-def effect_metric(rows: pl.DataFrame, direction: str) -> str:
+def effect_metric(rows: pl.DataFrame, direction: str, what: str | None = None) -> str:
     """The metric whose share of D says what a write in this direction does; it is on the tokens of D."""
-    return shares.effect(direction, shared=on_shared(rows))
+    return shares.effect(direction, shared=on_shared(rows), what=what)
 
 
 @once
@@ -45,13 +56,22 @@ def noise_floors(rows: pl.DataFrame) -> pl.DataFrame:
     """
     clean = of_the_pair(rows).select("split", "prompt", pl.col("metric").alias("between"), clean="value")
     unedited = rows.filter(pl.col("control") == "no_op").with_columns(labels.runner_column())
-    unedited = unedited.with_columns(between=pl.col("runner").replace_strict(between_models(rows), default=None, return_dtype=pl.String))
-    unedited = unedited.join(clean, on=["split", "prompt", "between"], how="left")
-    own, other = pl.col("metric").is_in([*shares.OWN, *shares.OWN_JS]), pl.col("metric") == shares.OTHER
-    strays = pl.when(own).then("value").when(pl.col("metric") == OVERLAP).then(pl.col("value").abs())
+    between = {
+        side: {_named(shares.OTHER, what): name for what in OVER for name in [between_models(rows, what)[side]]} for side in shares.BETWEEN
+    }
+    of_side = [pl.when(pl.col("runner") == side).then(pl.col("metric").replace_strict(names, default=None, return_dtype=pl.String))
+               for side, names in between.items()]  # fmt: skip
+    unedited = unedited.with_columns(between=pl.coalesce(of_side)).join(clean, on=["split", "prompt", "between"], how="left")
+    own = pl.col("metric").is_in([*shares.OWN, *shares.OWN_JS, *(_named(shares.OWN[0], what) for what in OVER)])
+    other, size = (pl.col("metric").is_in([_named(name, what) for what in OVER]) for name in (shares.OTHER, OVERLAP))
+    strays = pl.when(own).then("value").when(size).then(pl.col("value").abs())
     strays = strays.when(other).then((pl.col("value") - pl.col("clean")).abs())
     found = unedited.with_columns(floor=strays).filter(pl.col("floor").is_finite())
     return found.group_by("runner", "split", "metric").agg(pl.col("floor").max()).sort("runner", "split", "metric")
+
+
+def _named(metric: str, what: str | None) -> str:
+    return shares.over(metric, what) if what else metric
 
 
 def differs_outside(table: pl.DataFrame) -> list[str]:

@@ -49,8 +49,8 @@ def metrics(*names: str, unit: Literal["nats", "logits", "bits", "share", "count
     return tuple(Metric(name=name, unit=unit, nearer=nearer, binary=binary, signed=signed) for name in names)
 
 
-def of_edited_runs(*, drops: bool = False) -> tuple[Metric, ...]:
-    """What every edited run is scored by; `drops`: where the other model's state is mapped before it is written."""
+def of_edited_runs(*, drops: bool = False, answers: bool = False) -> tuple[Metric, ...]:
+    """What every edited run is scored by; `drops`: where the other model's state is mapped before it is written; `answers`: also over answers."""
     return (
         *(Metric(name=name, unit="nats", floor="own", share="breakage", drops=drops) for name in shares.OWN),
         *(Metric(name=name, unit="nats", floor="own") for name in shares.OWN_JS),
@@ -58,6 +58,17 @@ def of_edited_runs(*, drops: bool = False) -> tuple[Metric, ...]:
         Metric(name=OVERLAP, unit="nats", floor="size"),
         Metric(name="top1_same", unit="share", binary=True),
         Metric(name="logit_diff_divergent", unit="logits", signed=True, undefined="same_top_token"),
+        *(one for what in shares.OVER if answers for one in _over_answers(what)),
+    )
+
+
+def _over_answers(what: str) -> tuple[Metric, ...]:
+    undefined: Literal["undefined", "same_top_token"] = "same_top_token" if what == shares.DIVERGENT else "undefined"
+    return (
+        Metric(name=shares.own(shared=False, what=what), unit="nats", floor="own", share="breakage", undefined=undefined),
+        Metric(name=shares.over(shares.OTHER, what), unit="nats", floor="other", share="recovery", undefined=undefined),
+        Metric(name=shares.over(OVERLAP, what), unit="nats", floor="size", undefined=undefined),
+        Metric(name=shares.over(shares.LOG_RATIO, what), unit="nats", signed=True, undefined=undefined),
     )
 
 

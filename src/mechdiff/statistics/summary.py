@@ -34,7 +34,17 @@ from mechdiff import labels, shares
 from mechdiff.rows import KEY, SCHEMA
 from mechdiff.statistics import intervals, simulated
 from mechdiff.statistics.clusters import Prompts, clustered, delete_one
-from mechdiff.statistics.floors import FLOORS, TOTALS, between_models, differs_outside, noise_floors, of_the_pair, on_shared
+from mechdiff.statistics.floors import (
+    FLOORS,
+    OVER,
+    TOTALS,
+    between_models,
+    differs_outside,
+    noise_floors,
+    of_the_pair,
+    on_shared,
+    totals_of,
+)
 from mechdiff.statistics.intervals import FEW, FEWEST
 from mechdiff.statistics.metric import Numbers, facts, refuse_undeclared
 from mechdiff.statistics.nulls import GROUP, permutation_p, with_q
@@ -121,7 +131,8 @@ def _totals(coded: pl.DataFrame, n_codes: int) -> dict[tuple[str, str], np.ndarr
     """Each prompt's divergence, by (one of TOTALS, split): NaN where it was not measured."""
     found = {}
     pair = of_the_pair(coded)
-    for name, metric in zip(TOTALS, between_models(coded).values(), strict=True):
+    named = [pair for what in OVER for pair in zip(totals_of(what), between_models(coded, what).values(), strict=True)]
+    for name, metric in named:
         for (split,), part in pair.filter(pl.col("metric") == metric).group_by("split"):
             values = np.full(n_codes, np.nan)
             values[part["code"].to_numpy()] = part["value"].to_numpy()
@@ -132,6 +143,7 @@ def _totals(coded: pl.DataFrame, n_codes: int) -> dict[tuple[str, str], np.ndarr
 def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], seed: int) -> pl.DataFrame:
     """n, mean, sd, interval, log_mean, median and the mean D over the same prompts, one row per group; `partial`: NaN on a prompt."""
     names = ("n", "mean", "sd", "ci_low", "ci_high", "log_mean", "log_low", "log_high", "median", "coverage", "p_of_mean", *TOTALS)
+    groups_over = _over(groups)
     found = {name: np.full(len(groups), np.nan) for name in names}
     whole = groups.select(pl.col("code").list.first().is_null()).to_series().to_numpy()
     found["n"][~whole] = 0
@@ -150,9 +162,9 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
         spoken = np.array([of_split.get(splits[member], False) for member in members], bool)
         tested = crossed[members] & spoken & np.isfinite(values).all(axis=0)
         found["p_of_mean"][members[tested]] = intervals.mean_p(values[:, tested], seed=seed)
-        for name in TOTALS:
-            of_split = {split: d[codes].mean() for (which, split), d in totals.items() if which == name}
-            found[name][members] = [of_split.get(splits[member], np.nan) for member in members]
+        for place, name in enumerate(TOTALS):
+            of_split = {key: d[codes].mean() for key, d in totals.items()}
+            found[name][members] = [of_split.get((totals_of(groups_over[m])[place], str(splits[m])), np.nan) for m in members]
     positive = groups["in_nats"].to_numpy()
     for name in ("log_mean", "log_low", "log_high"):
         found[name][~positive] = np.nan
@@ -161,6 +173,11 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
         found[name][undefined.to_numpy()] = np.nan
     partial = groups.select(partial=pl.col("value").list.eval(pl.element().is_nan()).list.any())
     return pl.DataFrame(found).with_columns(pl.exclude("mean").fill_nan(None)).with_columns(partial)
+
+
+def _over(groups: pl.DataFrame) -> list[str | None]:
+    """What each group's metric is of: one of OVER."""
+    return [next((what for what in shares.OVER if name.endswith(f"_{what}_nats")), None) for name in groups["metric"].to_list()]
 
 
 def _speaks(totals: dict[tuple[str, str], np.ndarray], split: str | None, codes: np.ndarray) -> bool:
@@ -214,7 +231,8 @@ def _with_floors(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     on_both = pl.col("metric").str.contains("^(kl|js)_own_shared|^kl_shared") | (
         pl.lit(on_shared(rows)) & (pl.col("metric") == shares.OTHER)
     )
-    own_of = pl.col("metric").str.extract("^(kl|js)_") + "_own" + pl.when(on_both).then(pl.lit("_shared")).otherwise(pl.lit("")) + "_nats"
+    over = pl.col("metric").str.extract(f"(_(?:{'|'.join(shares.OVER)}))_nats$").fill_null("")
+    own_of = pl.col("metric").str.extract("^(kl|js)_") + "_own" + pl.when(on_both).then(pl.lit("_shared")).otherwise(over) + "_nats"
     table = table.with_columns(labels.runner_column(), kl_or_js=own_of)
     of_metric = floors.rename({"floor": "floor_of_metric"})
     table = table.join(of_metric, on=["runner", "split", "metric"], how="left", maintain_order="left")
@@ -232,7 +250,7 @@ def _with_floors(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 def _with_share(table: pl.DataFrame, *, shared: bool) -> pl.DataFrame:
     """`share`, and `reduced`: the effect in nats that is held against the floor."""
-    breakage = (pl.col("share_of") == "breakage") & (pl.col("metric") == shares.own(shared=shared))
+    breakage = (pl.col("share_of") == "breakage") & pl.col("metric").is_in([shares.own(shared=shared, what=what) for what in OVER])
     recovery = pl.col("share_of") == "recovery"
     of_d = (breakage & (pl.col("runner") == "tuned")) | (recovery & pl.col("runner").ne_missing("tuned"))
     clean_other = pl.when(pl.col("runner") == "tuned").then("total_reverse").otherwise("total")
@@ -274,13 +292,16 @@ def _detectable(table: pl.DataFrame) -> pl.Series:
     return pl.Series(np.where(table["signed"].to_numpy(), smallest, np.nan)).fill_nan(None)
 
 
+_D_OVER = [shares.total("base", shared=False, what=what) for what in shares.OVER]
+
+
 def _flag() -> pl.Expr:
     """The words of FLAGS that hold, joined by ";"."""
     undefined = pl.col("mean").is_nan() | pl.col("partial")
     no_token = pl.col("undefined_as") == "same_top_token"
     unedited = (pl.col("control") == "no_op").fill_null(False) | (pl.col("arm") == "none").fill_null(False)
     quiet = pl.col("effect") <= FLOORS * pl.col("floor").fill_null(0)
-    nothing = (pl.col("no_total") & ~unedited) | (pl.col("metric").is_in(shares.BETWEEN["base"]) & quiet)
+    nothing = (pl.col("no_total") & ~unedited) | (pl.col("metric").is_in([*shares.BETWEEN["base"], *_D_OVER]) & quiet)
     holds = {
         "below_floor": quiet & ~unedited,
         "no_effect": nothing & ~pl.col("elsewhere").fill_null(False),

@@ -24,6 +24,8 @@ class Item:
     """Of what the models read."""
     tokens: int
     """In the model that cuts it into fewer."""
+    longest: int = 0
+    """In the model that cuts it into more."""
     pairs: int
     """Places where both models have read the same bytes."""
     tail: int

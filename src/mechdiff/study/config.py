@@ -115,6 +115,14 @@ class Prompts(Section):
         return {name: path for name, path in given.items() if path}
 
 
+class Answers(Section):
+    """Whole answers are looked at too, beside the decision position: what one model says after some report prompts, read by both."""
+
+    tokens: Annotated[int, Field(ge=0, le=512)] = 16  # of each answer; 0: no answers
+    prompts: Count = 8  # report prompts
+    of: Literal["tuned", "base"] = "tuned"  # the model that says it
+
+
 def _by_name(given: object, info: ValidationInfo) -> dict[str, tuple[type[Options], object]]:
     """A file's list (names, or one-key mappings from a name to its options), in the order of the measures: name -> class, what it is told."""
     assert info.context is not None, "a study is made by make_study, which says what measures there are"
@@ -147,6 +155,7 @@ class StudyConfig(Section):
     prompts: Prompts = Field(description="{file: prompts.jsonl}, or {fit: ..., select: ..., report: ...}")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dtype: Literal["float32", "bfloat16", "float16", "int8", "nf4"] = "float32"
+    answers: Answers = Answers()
     measures: Annotated[dict[str, Annotated[SerializeAsAny[Options], BeforeValidator(_told)]], BeforeValidator(_by_name)]
 
     def asked(self, kind: type[Asked]) -> Asked | None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.architectures.lookup import shape_of
 from mechdiff.engine import counterfactuals
 from mechdiff.engine.activations import Clean, capture
@@ -23,7 +24,7 @@ from mechdiff.engine.replay import ENGINES, Engine, Variant
 from mechdiff.errors import RunError, StudyError
 from mechdiff.labels import n_positions
 from mechdiff.models.changes import Changes, open_changes
-from mechdiff.models.pair import Model
+from mechdiff.models.pair import SIDES, Model
 from mechdiff.prompts.rendering import Rendered
 from mechdiff.prompts.sets import clusters_of
 from mechdiff.spacing import evenly_spaced
@@ -47,7 +48,8 @@ class States:
     layers: tuple[int, ...]
     kinds: dict[str, Float[Tensor, "layer prompt pos d"]]
     """One entry for each of `layers`."""
-    logits: Float[Tensor, "prompt vocab"]
+    logits: Float[Tensor, "prompt *place vocab"]
+    """After each prompt; over answers at every place."""
     norms: dict[str, Norms]
     """By site kind, where a norm may read it: at the decision position."""
 
@@ -96,7 +98,19 @@ class Execution:
     def captures(self, side: str, split: str, position: str) -> list[Cell]:
         """The capture cells of one model on one split, in the order of its shards."""
         wanted = (side, split, position)
-        return [cell for cell in self.cells if cell.stage == "capture" and (cell.side, cell.key["split"], cell.key["position"]) == wanted]
+        stages = ("capture", "answer_states")
+        return [cell for cell in self.cells if cell.stage in stages and (cell.side, cell.key["split"], cell.key["position"]) == wanted]
+
+    def answers(self, side: str, names: Sequence[str]) -> list[tuple[int, ...]]:
+        """What follows these prompts (study/answers.py) in one model's tokens, as many as there are places."""
+
+        def load() -> dict[str, tuple[int, ...]]:
+            (cell,) = [one for one in self.cells if one.stage == "answer"]
+            table = self.folder.load(cell.key).tensors[side].tolist()
+            return {name: tuple(one for one in ids if one >= 0) for name, ids in zip(cell.key["ids"], table, strict=True)}
+
+        found = self.once(("answers", side), load) if names else {}
+        return [found[name] for name in names]
 
     def states(self, side: str, split: str, position: str, ids: Sequence[str] | None = None) -> States:
         """The captured states of a split (in the order of its shards), or of the prompts `ids`."""
@@ -162,18 +176,34 @@ class Execution:
     def scores(
         self, cell: Cell, model: Model, variants: Sequence[Variant], metrics: Collection[str] = EVERY, along: Along | None = None
     ) -> Scores:
-        """What these variants do to the laws of a cell's prompts; with too little memory, of half the prompts at a time."""
-        key, engine = cell.key, self.engine(model, cell.key["position"])
-        base, tuned = (self.states(side, key["split"], key["position"], key["ids"]).logits for side in ("base", "tuned"))
+        """What these variants do to the distributions of a cell's prompts; with too little memory, of half the prompts at a time.
+
+        Of a cell whose key names an `answer`, over the places of the answers.
+        """
+        engine, answers = (
+            self.engine(model, cell.key["position"]),
+            self.answers(model.side, cell.key["ids"]) if "answer" in cell.key else None,
+        )
+        base, tuned = self._clean_logits(cell, answers)
         tokens = self.prepared.tokens
 
         def score(cleans: Sequence[Clean], here: Sequence[Variant], part: slice) -> Scores:
-            clean = CleanLogits(base=base[part].to(model.device), tuned=tuned[part].to(model.device), n_shared=tokens.n_shared)
-            subject, on = Subject(model=model, engine=engine, cleans=cleans, tokens=tokens), along and along.at(part)
-            return scores(subject, here, clean, max_rows=self.max_rows, metrics=metrics, along=on)
+            laws = (torch.cat(list(of[part])) if answers else of[part] for of in (base, tuned))
+            clean = CleanLogits(**dict(zip(SIDES, (law.to(model.device) for law in laws), strict=True)), n_shared=tokens.n_shared)
+            subject = Subject(model=model, engine=engine, cleans=cleans, tokens=tokens, answers=answers and answers[part])
+            return scores(subject, here, clean, max_rows=self.max_rows, metrics=metrics, along=along and along.at(part))
 
         found = self._in_parts(cell, model, variants, score)
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+    def _clean_logits(self, cell: Cell, answers: Sequence[Sequence[int]] | None) -> list[Any]:
+        """Of the base and the tuned model: `[prompt, vocab]`, or of every prompt `[place, vocab]` of its answer."""
+        key, ids = cell.key, cell.key["ids"]
+        if answers is None:
+            return [self.states(side, key["split"], key["position"], ids).logits for side in SIDES]
+        position = labels.answer_position(key["answer"]["tokens"])
+        found = [self.states(side, key["split"], position, ids).logits for side in SIDES]
+        return [[law[: len(said)] for law, said in zip(of, answers, strict=True)] for of in found]
 
     def moved(self, cell: Cell, model: Model, variants: Sequence[Variant]) -> Float[Tensor, "prompt variant vocab"]:
         """How far these variants move the logits of a cell's prompts, on the CPU."""

@@ -1,8 +1,11 @@
 """A study becomes a list of cells: what will be computed, in which order and packing, and what it will cost. No torch here."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from mechdiff import labels
 from mechdiff.prompts.sets import SPLITS
+from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell, Item, Plan
 from mechdiff.study.config import StudyConfig
 from mechdiff.study.experiment import Experiment, Window, asked
@@ -31,8 +34,10 @@ def plan(
     planner.total_effect = any(experiment.total_effect for experiment, _ in measures)
     windows = [*(Window(split=split) for split in SPLITS), *(window for one in needs for window in one.windows)]
     captures = [cell for side in ("base", "tuned") for cell in _captures(planner, side, windows)]
+    answers = list(_answers(planner, [one.over_answers for one in needs if one.over_answers is not None]))
+    captures += (cell for cell in answers if cell.stage == "answer_states")
     checks = [_selfcheck(planner, side) for side in ("base", "tuned") if planner.wanted]
-    cells = [*checks, *captures, *(cell for experiment in experiments.values() for cell in experiment.cells(planner))]
+    cells = [*checks, *answers[:1], *captures, *(cell for experiment in experiments.values() for cell in experiment.cells(planner))]
     weights = [one.bytes(study.dtype) for one in pair.weights.values()]
     states = sum(_states_bytes(planner, cell) for cell in captures)
     return Plan(
@@ -47,7 +52,8 @@ def plan(
 
 def _states_bytes(planner: Planner, cell: Cell) -> int:
     wide = sum(planner.shape.width(kind) for kind in cell.key["kinds"])
-    return 4 * len(cell.items) * planner.n_pos(cell) * len(cell.key["layers"]) * wide
+    logits = planner.shape.vocab if "answer" in cell.key else 0
+    return 4 * len(cell.items) * planner.n_pos(cell) * (len(cell.key["layers"]) * wide + logits)
 
 
 def _selfcheck(planner: Planner, side: str) -> Cell:
@@ -67,6 +73,41 @@ def _captures(planner: Planner, side: str, windows: Sequence[Window]) -> Iterato
             what = {"split": split, "position": position, "kinds": kinds, "layers": layers}
             key = planner.key(shard, stage="capture", side=side, **what)
             yield Cell(stage="capture", key=key, items=shard, side=side, flops=planner.flops(sum(i.tokens for i in shard), len(shard)))
+
+
+def _answers(planner: Planner, asked: Sequence[tuple[str, ...]]) -> Iterator[Cell]:
+    """The answers to some report prompts, and both models' reading of them, where a measure asks for it (with these kinds of site)."""
+    told = planner.study.answers
+    if not asked or not told.tokens:
+        return
+    if "report" not in planner.splits:
+        planner.skip("answers", "the study has no report prompts")
+        return
+    if planner.study.prompts.position == "last_user":
+        planner.skip("answers", "the prompts end where the user's own text ends (position last_user), and no answer begins there")
+        return
+    context = min(shape.context for shape in planner.shapes.values())
+    fit = [item for item in planner.whole("report") if item.longest + told.tokens <= context]
+    if len(fit) < len(planner.whole("report")):
+        planner.skip(
+            "answers to some prompts", f"behind {len(planner.whole('report')) - len(fit)} report prompts {told.tokens} tokens have no room"
+        )
+    planner.answered = items = evenly_spaced(told.prompts, fit)
+    if not items:
+        return
+    what: dict[str, Any] = {"split": "report", "position": "decision", "answer": planner.answer}
+    tokens = sum(item.tokens for item in items)
+    yield Cell(
+        stage="answer", key=planner.key(items, stage="answer", **what), items=items, side=told.of,
+        flops=planner.flops(tokens + told.tokens * len(items), told.tokens * len(items)), steps=told.tokens,
+    )  # fmt: skip
+    kinds = tuple(kind for kind in planner.wanted if any(kind in one for one in asked))
+    what |= {"position": labels.answer_position(told.tokens), "kinds": kinds, "layers": tuple(range(planner.shape.n_layers))}
+    for side in ("base", "tuned"):
+        for shard in planner.answer_shards():
+            n_tokens = sum(item.tokens + told.tokens for item in shard)
+            key = planner.key(shard, stage="answer_states", side=side, **what)
+            yield Cell(stage="answer_states", key=key, items=shard, side=side, flops=planner.flops(n_tokens, told.tokens * len(shard)))
 
 
 def _joined(planner: Planner, windows: Sequence[Window]) -> dict[tuple[str, str], tuple[tuple[str, ...], tuple[int, ...]]]:

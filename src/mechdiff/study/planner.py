@@ -69,6 +69,8 @@ class Planner:
         """Edits of one prompt that run side by side."""
         self.total_effect = False
         """Whether D of every split is computed."""
+        self.answered: tuple[Item, ...] = ()
+        """Report prompts whose answers both models read."""
 
     def capture(self, kinds: Collection[str]) -> None:
         """States of these kinds of site are wanted; what these models do not have is skipped."""
@@ -101,6 +103,15 @@ class Planner:
     def packed(self, split: str, position: str) -> list[tuple[Item, ...]]:
         return shards(self.splits[split], self.side_by_side, n_positions(position), self.max_rows)
 
+    def answer_shards(self) -> list[tuple[Item, ...]]:
+        """The prompts whose answers are read, as they are packed."""
+        return shards(self.answered, self.side_by_side, self.study.answers.tokens, self.max_rows) if self.answered else []
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """What of a cell's key says which answers it is about."""
+        return self.study.answers.model_dump(include={"tokens", "of"})
+
     def key(self, items: Sequence[Item], **what: Any) -> dict[str, Any]:
         return {"models": self.identity, "prompts": [item.sha256 for item in items], "ids": [item.id for item in items], **what}
 
@@ -120,7 +131,7 @@ class Planner:
             key=self.key(shard, stage=stage, states=[item.sha256 for item in others], **what),
             items=shard,
             side=labels.runner(what["direction"]),
-            flops=self.flops(tokens * networks, len(shard) * (1 + what["n_variants"])),
+            flops=self.flops(tokens * networks, (len(shard) if "answer" not in what else tokens) * (1 + what["n_variants"])),
         )
 
     def common_tail(self, position: str, split: str) -> str | None:

@@ -216,6 +216,7 @@ def _items(split: str, prompts: Mapping[str, Rendered], reading: Reading) -> lis
             id=name,
             sha256=one.sha256,
             tokens=min(len(one.ids_base), len(one.ids_tuned)),
+            longest=max(len(one.ids_base), len(one.ids_tuned)),
             pairs=len(one.positions),
             tail=tail(one),
             room=(split, name) not in reading.full,

@@ -16,13 +16,12 @@ import numpy as np
 import polars as pl
 
 from mechdiff.store.run_folder import RunFolder, cell_hash
-from mechdiff.study.capture import decoded
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.manifest import rendered_lines, run_record
 from mechdiff.study.prepare import Broken, Prepared, prepare
 from mechdiff.study.schedule import first_stages, schedule
-from mechdiff.study.stages import stages_of
+from mechdiff.study.stages import decoded, stages_of
 
 Progress = Callable[[str, float], None]
 """Called with what is running now, and the share of the whole that is done (0 to 1)."""

@@ -30,6 +30,8 @@ from mechdiff.statistics.metric import facts
 from mechdiff.statistics.nulls import permutation_p, with_q
 from mechdiff.statistics.summary import summarise
 from mechdiff.validate import edits, planted, skewed, spreads
+from mechdiff.validate.checks import Check, above, at_most, near
+from mechdiff.validate.planted import Bench
 from mechdiff.validate.rates import FAMILY, LEVEL, WRONG, Rate, coverage, false_alarms
 
 PROMPTS = 24
@@ -251,3 +253,21 @@ def _p_of(real: float, draws: list[float]) -> float:
     named = rows(draws, control=[labels.draw("permuted", i) for i in range(len(draws))], **place)
     p = permutation_p(pl.concat([rows([real], **place), named]), facts(NUMBERS))["p"].item()
     return 1.0 if p is None else float(p)  # every refit is the same map: nothing is said
+
+
+REPEATS, COSTLY = 200, 100
+"""Simulated studies; `make validate-long` takes many more."""
+
+
+def p20(bench: Bench) -> Iterator[Check]:
+    """Null pairs: other prompts for each model, exchanged labels, runs of one law, values of a known mean."""
+    for rate in rates(REPEATS, COSTLY):
+        what = f"{rate.kind}: {rate.what}"
+        if rate.kind == "false alarms":
+            yield at_most(what, rate.found, rate.most)
+        elif rate.least == rate.most:
+            yield near(what, rate.found, rate.least, 0.0)
+        elif rate.most < 1:
+            yield near(what, rate.found, (rate.least + rate.most) / 2, (rate.most - rate.least) / 2)
+        else:
+            yield above(what, rate.found, rate.least)

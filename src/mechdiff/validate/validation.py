@@ -22,13 +22,14 @@ from mechdiff.prompts.rendering import render
 from mechdiff.prompts.sets import read_prompts
 from mechdiff.prompts.templates import PromptPolicy
 from mechdiff.validate import (
+    nulls,
     organism,
     studies,
     truths,
+    truths_answers,
     truths_experts,
     truths_heads,
     truths_maps,
-    truths_nulls,
     truths_prompts,
     truths_weights,
     truths_words,
@@ -64,10 +65,11 @@ TRUTHS: dict[str, tuple[Truth, ...]] = {
     "P17": (organism.p17,),
     "P18": (truths_prompts.p18,),
     "P19": (truths_weights.p19,),
-    "P20": (truths_nulls.p20,),
+    "P20": (nulls.p20,),
     "P21": (truths_experts.p21,),
     "P22": (truths_words.p22,),
     "P23": (truths_weights.p23,),
+    "P24": (truths_answers.p24,),
 }
 """By METHOD's number, in its order."""
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.engine.activations import forward
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.generation import Speech, speak, stop_ids
@@ -199,6 +200,16 @@ def diverge(run: Execution, cell: Cell, model: Model | None) -> Result:
     cut = {side: run.prepared.pair.tokenizer(side)(texts, add_special_tokens=False)["input_ids"] for side in ("base", "tuned")}
     counts = {side: [len(ids) for ids in of_side] for side, of_side in cut.items()}
     return pl.concat([found, formula.fragmentation(texts, counts, cell.key["ids"], split)]), {}
+
+
+def over_answers(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """D and its relatives over the places of the answers, which both models have read."""
+    names = cell.key["ids"]
+    answers, position = run.answers("tuned", names), labels.answer_position(cell.key["answer"]["tokens"])
+    laws = [run.states(side, cell.key["split"], position, names).logits for side in ("base", "tuned")]
+    lengths = list(map(len, answers))
+    base, tuned = (torch.cat([law[:n] for law, n in zip(of, lengths, strict=True)]) for of in laws)
+    return formula.over_answers(base, tuned, lengths, names, cell.key["split"], run.prepared.tokens.n_shared), {}
 
 
 def native(run: Execution, cell: Cell, model: Model | None) -> Result:

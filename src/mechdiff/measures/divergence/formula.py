@@ -30,6 +30,14 @@ tuned model's own greedy one), token by token, and for each prompt
     first_divergence      the first position from the decision on at which the two most likely tokens differ: up to there both have said the same
     bits_per_byte_*       -log2 p(continuation) / its bytes, by each model: how surprising this continuation is to it
 
+**Over answers**, at every place of the first tokens that the tuned model says (`answers` of a study), which both models have read. Each prompt's
+value is the mean over its places, so that a long answer counts as much as a short one:
+
+    kl_tuned_base_answer_nats, kl_base_tuned_answer_nats, fisher_total_answer_nats      what shares over answers are shares of
+    log_ratio_*_answer_nats    log p(tuned model's top-1 token) - log p(the base's) in either model: negative in the base, positive in the tuned one
+    top1_same_answer           the share of places at which both have the same top-1 token
+    divergent_place            the first place at which they have not (0 is the decision position); `*_divergent_nats` are the values there
+
 When it misleads: one position is one token. A fine-tune that changes how an answer opens has a large D at the first token whatever else it
 learned, and one that changes only the fifth token has D = 0 here. D differs widely between prompts, often with a standard deviation above
 its mean, so read the mean with its interval and beside the median. How the divergences are computed: `outcome.py`.
@@ -44,8 +52,10 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-from mechdiff import labels
-from mechdiff.engine.distributions import kl_and_js_nats, kl_nats, top1_same
+from mechdiff import labels, shares
+from mechdiff.engine.counterfactuals import first_parting
+from mechdiff.engine.distributions import kl_and_js_nats, kl_nats, logit_diff_divergent, top1_same
+from mechdiff.engine.outcome import CleanLogits
 from mechdiff.engine.overlap import total_nats
 from mechdiff.prompts.sets import n_words
 from mechdiff.prompts.vocabularies import Tokens
@@ -70,6 +80,36 @@ def measure(
         rows(value.numpy(), measure="divergence", split=split, unit=unit, prompt=prompt_ids, metric=metric)
         for metric, value in found.items()
     )
+
+
+def over_answers(
+    base_logits: Float[Tensor, "place vocab"],
+    tuned_logits: Float[Tensor, "place vocab"],
+    lengths: Sequence[int],
+    prompt_ids: Sequence[str],
+    split: str,
+    n_shared: int | None = None,
+) -> pl.DataFrame:
+    """Rows of each prompt over its answer, from both models' logits at every place (`lengths` of them a prompt), on the tokens that both have."""
+    base, tuned = base_logits[:, :n_shared], tuned_logits[:, :n_shared]
+    parting = first_parting(CleanLogits(base=base, tuned=tuned), lengths)
+    same = top1_same(base, tuned).double()
+    at = {side: logit_diff_divergent(law, tuned, base).nan_to_num(nan=0.0) for side, law in (("base", base), ("tuned", tuned))}
+    by_place = {
+        "kl_tuned_base_nats": kl_nats(tuned, base),
+        "kl_base_tuned_nats": kl_nats(base, tuned),
+        TOTAL: total_nats(base, tuned),
+        **{f"log_ratio_{side}_nats": values.cpu() for side, values in at.items()},
+    }
+    found = {"top1_same_answer": [float(one.mean()) for one in same.split(list(lengths))]}
+    found["divergent_place"] = [math.nan if place is None else float(place) for place in parting]
+    for name, values in by_place.items():
+        split_up = values.split(list(lengths))
+        found[shares.over(name, shares.ANSWER)] = [float(one.mean()) for one in split_up]
+        places = zip(split_up, parting, strict=True)
+        found[shares.over(name, shares.DIVERGENT)] = [math.nan if place is None else float(one[place]) for one, place in places]
+    columns = {"measure": "divergence", "split": split, "prompt": list(prompt_ids)}
+    return pl.concat(rows(values, metric=metric, **columns) for metric, values in found.items())
 
 
 def total_effect(

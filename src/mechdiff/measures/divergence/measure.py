@@ -11,6 +11,16 @@ from mechdiff.rows import TOTAL
 from mechdiff.statistics.metric import Metric, Numbers, metrics
 from mechdiff.study.experiment import Budget, Experiment, Stage
 
+
+def _over_answers(what: str) -> tuple[Metric, ...]:
+    own = tuple(
+        Metric(name=shares.over(f"log_ratio_{side}_nats", what), unit="nats", signed=True, undefined="same_top_token")
+        for side in ("base", "tuned")
+    )
+    totals = (Metric(name=shares.total(side, shared=False, what=what), unit="nats", floor="either") for side in shares.BETWEEN)
+    return (*totals, Metric(name=shares.over(TOTAL, what), unit="nats"), *own)
+
+
 DIVERGENCE = Measure(
     name="divergence",
     question="How differently do they predict, and at which token?",
@@ -23,6 +33,7 @@ DIVERGENCE = Measure(
         record=Later("mechdiff.measures.divergence.compute:texts_record"),
         stages=(
             Stage(name="divergence", compute=Later("mechdiff.measures.divergence.compute:diverge")),
+            Stage(name="answer_divergence", compute=Later("mechdiff.measures.divergence.compute:over_answers"), needs=("answer_states",)),
             Stage(name="native", compute=Later("mechdiff.measures.divergence.compute:native")),
             Stage(
                 name="texts",
@@ -45,6 +56,9 @@ DIVERGENCE = Measure(
             Metric(name=TOTAL, unit="nats"),
             *metrics("bits_per_byte_base", "bits_per_byte_tuned", unit="bits"),
             Metric(name="first_divergence", unit="count"),
+            *(one for what in shares.OVER for one in _over_answers(what)),
+            *metrics("top1_same_answer", unit="share"),
+            Metric(name="divergent_place", unit="count"),
             *metrics("tokens_per_word_base", "tokens_per_word_tuned", "tokens_per_byte_base", "tokens_per_byte_tuned", unit="ratio"),
         ),
     ),

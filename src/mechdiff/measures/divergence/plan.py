@@ -26,12 +26,15 @@ TEXTS_AT_A_TIME = 8
 
 def needs(planner: Planner, options: DivergenceOptions) -> Needs:
     """Laws of the prompts by each model's own template, where there are some."""
-    return Needs(windows=(Window(split="native", kinds=(), layers=()),) if "native" in planner.splits else ())
+    return Needs(windows=(Window(split="native", kinds=(), layers=()),) if "native" in planner.splits else (), over_answers=())
 
 
 def cells(planner: Planner) -> Iterator[Cell]:
-    """D at the decision position, then over text."""
+    """D at the decision position, over answers, then over text."""
     yield from divergence_cells(planner)
+    if items := planner.answered:
+        key = planner.key(items, stage="answer_divergence", split="report", position="decision", answer=planner.answer)
+        yield Cell(stage="answer_divergence", key=key, items=items, side=None, flops=0)
     yield from texts_cells(planner)
 
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from mechdiff import labels
-from mechdiff.audit import whole
+from mechdiff.audit import answers, whole
 from mechdiff.audit.distributions import NotRecomputed, Row, between
 from mechdiff.audit.rerun import Rerun
 from mechdiff.engine.generation import stop_ids
@@ -22,6 +22,8 @@ def again(run: Rerun, row: Row) -> float:
         text = run.prepared.rendered[split][prompt].prompt.text
         n_tokens = len(run.prepared.pair.tokenizer(side)(text, add_special_tokens=False)["input_ids"])
         return n_tokens / (len(text.encode()) if what == "byte" else len(text.split()))
+    if answers.what_of(metric):
+        return answers.of_pair(run, row)
     if unit == "native":
         if metric.startswith("kl_native"):
             side = metric.removeprefix("kl_native_").removesuffix("_nats")

@@ -8,32 +8,58 @@ from mechdiff.report.difference import Difference
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import between, level, listed, nats, prompts, share, with_interval
+from mechdiff.rows import where
+from mechdiff.shares import ANSWER
+from mechdiff.statistics import floors
 from mechdiff.statistics.clusters import n_prompts
 from mechdiff.statistics.intervals import FEW, FEWEST
 
 
 def lead(run: Run) -> list[str]:
     """D in words, or why there is none."""
-    return [how_different(difference.difference(run.rows, run.summary), run.manifest)]
+    found = difference.difference(run.rows, run.summary)
+    return [how_different(found, run.manifest, behind=answers_differ(run)), *over_answers(run)]
 
 
 def clause(run: Run) -> list[Candidate]:
     """The same for the verdict."""
     found = difference.difference(run.rows, run.summary)
-    return [Candidate(text=how_different(found, run.manifest), n=None if found is None else found.n, needed=1)]
+    text = how_different(found, run.manifest, behind=answers_differ(run))
+    said = [Candidate(text=text, n=None if found is None else found.n, needed=1)]
+    return [*said, *(Candidate(text=text, needed=1) for text in over_answers(run))]
 
 
-def how_different(found: Difference | None, manifest: dict | None = None) -> str:
+def answers_differ(run: Run) -> bool:
+    """Whether D over whole answers was measured, and is above three times the noise floor."""
+    d = where(run.summary, measure="divergence", metric=floors.d_metric(run.rows, ANSWER), control=None, unit=None)
+    return len(d) > 0 and "no_effect" not in (d["flag"][0] or "")
+
+
+def over_answers(run: Run) -> list[str]:
+    """How far apart the two models are along whole answers; nothing where these were not read."""
+    plain = where(run.summary, measure="divergence", control=None, unit=None)
+    by_metric = {row["metric"]: row for row in plain.iter_rows(named=True)}
+    d, same = (by_metric.get(name) for name in (floors.d_metric(run.rows, ANSWER), "top1_same_answer"))
+    if d is None or same is None:
+        return []
+    quiet = "" if answers_differ(run) else ", which is not above three times the noise floor"
+    size = with_interval(d["mean"], d["ci_low"], d["ci_high"], coverage=d["coverage"])
+    tokens = f"the top-1 tokens are the same at {share(same['mean'])} of places"
+    return [f"Along the answers ({prompts(d['n'])}) D is {size} nats a token{quiet}, and {tokens}."]
+
+
+def how_different(found: Difference | None, manifest: dict | None = None, *, behind: bool = False) -> str:
     """D with its interval; of two vocabularies also what lies on tokens that one model lacks. Where there is nothing, or nothing to share, that.
 
-    With the manifest, prompts that share a cluster are counted as prompts and as clusters.
+    With the manifest, prompts that share a cluster are counted as prompts and as clusters. `behind`: the two models differ along whole answers.
     """
     if found is None:
         return "How differently the two models behave was not measured, so no effect can be given as a share of it."
     on, clustered = counted(found, manifest or {})
     if not found.counts:
         floor = f" is not above three times the noise floor of {nats(found.floor)} nats" if found.mean else ""
-        return f"There is no effect to explain: D = {nats(found.mean)} nats{floor}, on {on}. No share is given below."
+        opening = "At the next token there is no effect to explain" if behind else "There is no effect to explain"
+        return f"{opening}: D = {nats(found.mean)} nats{floor}, on {on}. No share{' of it' * behind} is given below."
     choice = "" if found.other_token is None else f"; their top-1 tokens differ on {found.other_token} of them"
     if clustered and found.other_share is not None:
         choice = f"; their top-1 tokens differ on {share(found.other_share)} of them"

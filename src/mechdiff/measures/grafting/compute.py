@@ -1,7 +1,11 @@
 """Modules of the tuned model are put into the base, alone, greedily and in order."""
 
-import polars as pl
+from typing import Any
 
+import polars as pl
+import torch
+
+from mechdiff import labels
 from mechdiff.errors import ModelError
 from mechdiff.measures.grafting import formula
 from mechdiff.models.modules import ChangedUnits, changes_of
@@ -40,10 +44,21 @@ def _lattice(run: Execution, split: str, model: Model, cell: Cell) -> formula.La
         names = [name for shard in run.captures("base", split, "decision") for name in shard.key["ids"]]
         kept = [name for name in names if name in cell.key[split]]
         at = [names.index(name) for name in kept]
-        logits = {side: run.states(side, split, "decision").logits[at] for side in ("base", "tuned")}
+        ids = [run.prompt(split, name).ids_base for name in kept]
+        logits: dict[str, Any] = {side: run.states(side, split, "decision").logits[at] for side in ("base", "tuned")}
+        read = cell.key["answer"]["ids"] if split == "report" and "answer" in cell.key else []
+        said = dict(zip(read, run.answers("base", read), strict=True))
+        if said:
+            position = labels.answer_position(cell.key["answer"]["tokens"])
+            for side, laws in logits.items():
+                over = dict(zip(read, run.states(side, split, position, read).logits, strict=True))
+                logits[side] = torch.cat(
+                    [over[name][: len(said[name])] if name in said else law[None] for name, law in zip(kept, laws, strict=True)]
+                )
         prompts = formula.Prompts(
-            split=split, names=kept, ids=[run.prompt(split, name).ids_base for name in kept],
+            split=split, names=kept, ids=[(*one, *said.get(name, ())[:-1]) for name, one in zip(kept, ids, strict=True)],
             base_logits=logits["base"], tuned_logits=logits["tuned"],
+            n_places=[len(said.get(name, [0])) for name in kept], answered=[name in said for name in kept],
         )  # fmt: skip
         return formula.lattice(model, units_changed(run, model), prompts)
 

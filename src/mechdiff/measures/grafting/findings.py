@@ -10,7 +10,8 @@ import polars as pl
 
 from mechdiff import labels
 from mechdiff.report import difference, effect_shares
-from mechdiff.rows import where
+from mechdiff.rows import OVERLAP, where
+from mechdiff.shares import ANSWER, OTHER, over
 from mechdiff.statistics import floors, intervals, stability, summary
 from mechdiff.statistics.memory import once
 
@@ -41,14 +42,15 @@ def place(layer: int | None, site: str) -> tuple[int, int]:
 
 
 @once
-def shares(rows: pl.DataFrame, arm: str, *, split: str | None = None) -> pl.DataFrame:
+def shares(rows: pl.DataFrame, arm: str, *, split: str | None = None, what: str | None = None) -> pl.DataFrame:
     """`name layer site unit rank share low high nats`: recovered shares of an arm's sets, in network order.
 
-    Empty where the arm was not run or D is not above 0. `nats` is what is recovered.
+    Empty where the arm was not run or D is not above 0. `nats` is what is recovered. `what`: at the next token, or over answers (of `shares.OVER`).
     """
     split = split or difference.reported(rows, "grafting")
-    values = scores(rows, split).filter(pl.col("arm") == arm)
-    total = _nothing(rows, split)
+    metric = over(OTHER, what) if what else OTHER
+    values = scores(rows, split, metric).filter(pl.col("arm") == arm)
+    total = _nothing(rows, split, metric)
     key = ["layer", "site", "unit", "rank"]
     cells = values.select(key).unique().sort(key, nulls_last=True).with_row_index("cell")
     coded = values.join(cells, on=key, nulls_equal=True).join(total, on="prompt")
@@ -150,9 +152,24 @@ def checked(rows: pl.DataFrame) -> Checked:
     return Checked(none_from_d=largest[0], largest_all=largest[1])
 
 
-def _nothing(rows: pl.DataFrame, split: str | None) -> pl.DataFrame:
+@once
+def first_and_answer(rows: pl.DataFrame) -> pl.DataFrame:
+    """`name first answer low high additive n`: what each module alone recovers at the next token and over answers, on the same prompts."""
+    answer = shares(rows, "alone", what=ANSWER)
+    if answer.is_empty():
+        return pl.DataFrame()
+    split = difference.reported(rows, "grafting")
+    answered = scores(rows, split, over(OTHER, ANSWER)).select("prompt").unique()
+    first = shares(rows.join(answered, on="prompt"), "alone", split=split).select("name", first="share")
+    overlaps = scores(rows, split, over(OVERLAP, ANSWER)).filter(pl.col("arm") == "alone").with_columns(name=module_name())
+    joined = answer.select("name", "low", "high", "n", answer="share").join(first, on="name", how="left")
+    joined = joined.join(effect_shares.additive(rows, overlaps, ANSWER), on="name", how="left")
+    return joined.sort("answer", "name", descending=[True, False])
+
+
+def _nothing(rows: pl.DataFrame, split: str | None, metric: str = OTHER) -> pl.DataFrame:
     """`prompt total`: v(nothing), or D itself, which it is, where that set was not run."""
-    none = scores(rows, split).filter(pl.col("arm") == "none").select("prompt", total="value")
+    none = scores(rows, split, metric).filter(pl.col("arm") == "none").select("prompt", total="value")
     return none if not none.is_empty() else effect_shares.totals(rows, split)
 
 

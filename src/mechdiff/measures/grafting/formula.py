@@ -5,6 +5,8 @@ into the base, and the network runs. With dW_S the change of these units and p_t
 
     v(S) = KL( p_t || p_{base + dW_S} )       in nats, at the decision position
 
+Over an answer that follows the prompt (`answers` of a study) it is the mean over its places, from the same pass: kl_other_answer_nats.
+
 0: S is all of the fine-tune that matters on this prompt. D = v(nothing): S does nothing. More than D: S alone leads away from the tuned model,
 which happens where two units only work together. No state is written, no map is fitted, no position is chosen: what is grafted is the fine-tune
 itself, so this is the exact statement that patching and maps are held against (a graft of all blocks above one is what patching of its
@@ -34,6 +36,7 @@ Shuttleworth 2024 (arXiv 2410.21228).
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import polars as pl
 import torch
@@ -41,8 +44,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.engine.counterfactuals import first_parting, over_answers
 from mechdiff.engine.distributions import ROUNDING_NATS, kl_nats
 from mechdiff.engine.grafts import Batch, Trace, batches, grafted, resume, trace, truncated
+from mechdiff.engine.outcome import CleanLogits
 from mechdiff.engine.overlap import overlap_nats
 from mechdiff.errors import SelfCheckError
 from mechdiff.models.modules import ChangedUnits, Factors, Unit, factors
@@ -64,9 +69,22 @@ class Prompts:
     split: str
     names: Sequence[str]
     ids: Sequence[Sequence[int]]
-    """Tokens, the same for both models."""
-    base_logits: Float[Tensor, "prompt vocab"]
-    tuned_logits: Float[Tensor, "prompt vocab"]
+    """Tokens, the same for both models; behind the prompt those of its answer, where one is looked at."""
+    base_logits: Float[Tensor, "place vocab"]
+    tuned_logits: Float[Tensor, "place vocab"]
+    n_places: Sequence[int] = ()
+    """Of each prompt: its last positions that are looked at, the decision position and those of its answer; none given: one of each."""
+    answered: Sequence[bool] = ()
+    """Whether a prompt's places are those of an answer."""
+
+    @property
+    def lengths(self) -> list[int]:
+        return list(self.n_places or [1] * len(self.names))
+
+    @property
+    def decisions(self) -> list[int]:
+        """The place of each prompt's decision position."""
+        return [0, *accumulate(self.lengths)][:-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +99,12 @@ class Lattice:
     """The traces of each batch that a run can start from: of the base, and of everything grafted ("tuned")."""
     floor_nats: float
     """Largest KL(base || base, by way of an empty graft) of any prompt."""
-    known: dict[frozenset[Unit], Float64[Tensor, " prompt"]] = field(default_factory=dict, repr=False)
-    overlaps: dict[frozenset[Unit], Float64[Tensor, " prompt"]] = field(default_factory=dict, repr=False)
+    known: dict[frozenset[Unit], Float64[Tensor, " place"]] = field(default_factory=dict, repr=False)
+    overlaps: dict[frozenset[Unit], Float64[Tensor, " place"]] = field(default_factory=dict, repr=False)
     """How far each set that was run moves the logits towards the tuned model's (overlap.py)."""
 
-    def value(self, units: Iterable[Unit]) -> Float64[Tensor, " prompt"]:
-        """v(S) of each prompt."""
+    def value(self, units: Iterable[Unit]) -> Float64[Tensor, " place"]:
+        """v(S) at each place."""
         chosen = frozenset(units)
         if chosen not in self.known:
             logits = self._run(sorted(chosen), grafted(self.model, self.changes, sorted(chosen)))
@@ -94,8 +112,8 @@ class Lattice:
             self.overlaps[chosen] = _overlap(self.prompts, logits)
         return self.known[chosen]
 
-    def truncated(self, cut: dict[Unit, dict[str, Factors]], rank: int) -> tuple[Float64[Tensor, " prompt"], Float64[Tensor, " prompt"]]:
-        """v and the overlap of each prompt with the change of these units cut to `rank`; rank 0 is the base."""
+    def truncated(self, cut: dict[Unit, dict[str, Factors]], rank: int) -> tuple[Float64[Tensor, " place"], Float64[Tensor, " place"]]:
+        """v and the overlap at each place with the change of these units cut to `rank`; rank 0 is the base."""
         if not rank:
             return self.value(()), self.overlaps[frozenset()]
         logits = self._run(sorted(cut), truncated(self.model, self.changes, cut, rank), tuned_below=False)
@@ -114,8 +132,8 @@ class Lattice:
         tuned = min((unit.first(n_layers) for unit in self.changes.units if unit not in units), default=n_layers) if tuned_below else -1
         return ("base", base) if base >= tuned else ("tuned", tuned)
 
-    def _run(self, units: Sequence[Unit], weights: AbstractContextManager[None], tuned_below: bool = True) -> Float[Tensor, "prompt vocab"]:
-        """What the network says of each prompt with some units' weights in it."""
+    def _run(self, units: Sequence[Unit], weights: AbstractContextManager[None], tuned_below: bool = True) -> Float[Tensor, "place vocab"]:
+        """What the network says at each place with some units' weights in it."""
         side, layer = self.start(units, tuned_below)
         with weights:
             found = [resume(self.model, batch, start, layer) for batch, start in zip(self.batches, self.below[side], strict=True)]
@@ -129,7 +147,7 @@ def lattice(model: Model, changes: ChangedUnits, prompts: Prompts, *, max_tokens
 
     Raises SelfCheckError where nothing grafted is not D, or everything grafted is not the tuned model.
     """
-    packed = batches(model, prompts.ids, max_tokens)
+    packed = batches(model, prompts.ids, max_tokens, prompts.lengths)
     base = [trace(model, batch) for batch in packed]
     with grafted(model, changes, changes.units):
         tuned = [trace(model, batch) for batch in packed]
@@ -149,19 +167,20 @@ def lattice(model: Model, changes: ChangedUnits, prompts: Prompts, *, max_tokens
     )  # fmt: skip
 
 
-def _in_order(prompts: Prompts, packed: Sequence[Batch], logits: Sequence[Tensor]) -> Float[Tensor, "prompt vocab"]:
+def _in_order(prompts: Prompts, packed: Sequence[Batch], logits: Sequence[Tensor]) -> Float[Tensor, "place vocab"]:
     """The logits of all batches in the order of the prompts."""
-    rows_of = torch.tensor([row for batch in packed for row in batch.rows])
-    return torch.cat([part[:, : prompts.tuned_logits.shape[-1]] for part in logits])[rows_of.argsort().to(logits[0].device)]
+    rows_of = torch.tensor([row for batch in packed for row in batch.rows for _ in range(prompts.lengths[row])])
+    order = rows_of.argsort(stable=True).to(logits[0].device)
+    return torch.cat([part[:, : prompts.tuned_logits.shape[-1]] for part in logits])[order]
 
 
-def _against(reference: Float[Tensor, "prompt vocab"], logits: Float[Tensor, "prompt vocab"]) -> Float64[Tensor, " prompt"]:
-    """KL(reference || run) of each prompt."""
+def _against(reference: Float[Tensor, "place vocab"], logits: Float[Tensor, "place vocab"]) -> Float64[Tensor, " place"]:
+    """KL(reference || run) at each place."""
     return kl_nats(reference.to(logits.device), logits)
 
 
-def _overlap(prompts: Prompts, logits: Float[Tensor, "prompt vocab"]) -> Float64[Tensor, " prompt"]:
-    """The overlap of each prompt's run, the base being the model that runs."""
+def _overlap(prompts: Prompts, logits: Float[Tensor, "place vocab"]) -> Float64[Tensor, " place"]:
+    """The overlap of the run at each place, the base being the model that runs."""
     base, tuned = (law.to(logits.device) for law in (prompts.base_logits, prompts.tuned_logits))
     return overlap_nats(logits[:, None], base, tuned)[:, 0]
 
@@ -171,7 +190,7 @@ def _check_nothing(model: Model, nothing: Tensor, total: Tensor) -> None:
     if not torch.isclose(nothing, total, rtol=share, atol=share).all():
         worst = int((nothing - total).abs().argmax())
         raise SelfCheckError(
-            f"{model.ref}: with nothing grafted v is {float(nothing[worst]):.6g} nats on prompt {worst} and D is {float(total[worst]):.6g}; they "
+            f"{model.ref}: with nothing grafted v is {float(nothing[worst]):.6g} nats at place {worst} and D is {float(total[worst]):.6g}; they "
             "must be equal. Were the logits and the tokens given those of this model, with its adapter off?"
         )
 
@@ -298,12 +317,24 @@ def _of_set(bench: Lattice, units: Iterable[Unit], label: Label) -> pl.DataFrame
     return pl.concat([v, _rows(bench, bench.overlaps[chosen], label, OVERLAP)])
 
 
-def _rows(bench: Lattice, values: Float64[Tensor, " prompt"], label: Label, metric: str = "kl_other_nats") -> pl.DataFrame:
+def _rows(bench: Lattice, values: Float64[Tensor, " place"], label: Label, metric: str = "kl_other_nats") -> pl.DataFrame:
     place = {"layer": label.unit.layer, "site": label.unit.kind} if label.unit else {}
-    return rows(
-        values.numpy(), measure="grafting", split=bench.prompts.split, arm=label.arm, unit=label.name, rank=label.rank,
-        prompt=list(bench.prompts.names), metric=metric, **place,
-    )  # fmt: skip
+    prompts = bench.prompts
+    columns = {"measure": "grafting", "split": prompts.split, "arm": label.arm, "unit": label.name, "rank": label.rank, **place}
+    found = rows(values[prompts.decisions].numpy(), prompt=list(prompts.names), metric=metric, **columns)
+    if not any(prompts.answered):
+        return found
+    names, lengths, parting = _answered(prompts)
+    kept = torch.cat([one for one, answered in zip(values.split(prompts.lengths), prompts.answered, strict=True) if answered])
+    together = over_answers({metric: kept[:, None]}, lengths, parting)
+    return pl.concat([found, *(rows(one[:, 0].numpy(), prompt=names, metric=name, **columns) for name, one in together.items())])
+
+
+def _answered(prompts: Prompts) -> tuple[list[str], list[int], list[int | None]]:
+    """The prompts whose answers are looked at, how many places each has, and the first one at which the two models part."""
+    parting = first_parting(CleanLogits(base=prompts.base_logits, tuned=prompts.tuned_logits), prompts.lengths)
+    which = [i for i, answered in enumerate(prompts.answered) if answered]
+    return [prompts.names[i] for i in which], [prompts.lengths[i] for i in which], [parting[i] for i in which]
 
 
 def few(bench: Lattice, choosing: Lattice | None, n: int = CANDIDATES) -> Sequence[Unit]:

@@ -18,7 +18,8 @@ GRAFTING = Measure(
     experiment=Experiment(
         options=plan.GraftingOptions,
         cells=plan.grafting_cells,
-        stages=(Stage(name="grafting", compute=Later("mechdiff.measures.grafting.compute:graft")),),
+        needs=plan.needs,
+        stages=(Stage(name="grafting", compute=Later("mechdiff.measures.grafting.compute:graft"), needs=("capture", "answer_states")),),
         proof=Later("mechdiff.measures.grafting.compute:proof"),
         parts_changed=True,
         demo=Budget(
@@ -30,6 +31,8 @@ GRAFTING = Measure(
         metrics=(
             Metric(name=shares.OTHER, unit="nats", floor="other", share="recovery"),
             Metric(name=OVERLAP, unit="nats", floor="size"),
+            *(Metric(name=shares.over(shares.OTHER, what), unit="nats", floor="other", share="recovery") for what in shares.OVER),
+            *(Metric(name=shares.over(OVERLAP, what), unit="nats", floor="size") for what in shares.OVER),
         ),
     ),
     # what the page says

@@ -10,7 +10,7 @@ from mechdiff.measures.grafting.charts import MODULES, RAMPS, grafts_alone, graf
 from mechdiff.measures.grafting.words import BIASED, how_many_modules
 from mechdiff.report import difference
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import between, nats, share, with_interval
+from mechdiff.report.phrasing import between, nats, prompts, share, with_interval
 
 TITLE = "Which module's change matters?"
 
@@ -42,7 +42,28 @@ def grafting(run: Run) -> Section:
         parts.append(
             Drawn(name="grafts_in_order", chart=grafts_in_order, caption=_ramp_caption(curves, len(alone)), reading="grafts_in_order")
         )
-    return Section(id="grafting", title=TITLE, parts=[*parts, *_greedy(run), *_truncation(run)])
+    return Section(id="grafting", title=TITLE, parts=[*parts, *_over_answers(run), *_greedy(run), *_truncation(run)])
+
+
+def _over_answers(run: Run) -> list[dict]:
+    """Modules alone, by what they recover over whole answers, beside the next token on the same prompts."""
+    found = findings.first_and_answer(run.rows)
+    if found.is_empty():
+        return []
+    lines = [
+        (
+            row["name"],
+            share(row["first"], 3),
+            share(row["answer"], 3),
+            between(row["low"], row["high"], digits=3),
+            share(row["additive"], 3),
+        )
+        for row in found.head(MODULES).iter_rows(named=True)
+    ]
+    columns = ("module alone", "recovered at the first token", "recovered over the answer", "95 %", "Fisher share over the answer")
+    total = float(found["additive"].to_numpy().sum())
+    said = f"The first token against the whole answer ({prompts(found['n'][0])}); the Fisher shares of all {len(found)} modules sum to {share(total)}"
+    return [table(columns, lines, title=said)]
 
 
 def _alone_caption(run: Run, alone: pl.DataFrame, ranking: str | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell
 from mechdiff.study.document import Count
+from mechdiff.study.experiment import Needs
 from mechdiff.study.options import Options
 from mechdiff.study.planner import Planner
 
@@ -23,6 +24,11 @@ class GraftingOptions(Options):
 
 BLOCKS_A_CELL = 4
 """Blocks whose units are grafted in one cell."""
+
+
+def needs(planner: Planner, options: GraftingOptions) -> Needs:
+    """Both models' distributions over the answers, which grafted models read too."""
+    return Needs(over_answers=())
 
 
 def grafting_cells(planner: Planner) -> Iterator[Cell]:
@@ -46,16 +52,23 @@ def grafting_cells(planner: Planner) -> Iterator[Cell]:
         return
     items = evenly_spaced(options.report_prompts or len(planner.whole("report")), planner.whole("report"))
     chosen_on = evenly_spaced(options.select_prompts, planner.whole("select")) if "select" in planner.splits else ()
-    tokens, few = sum(item.tokens for item in items), sum(item.tokens for item in chosen_on)
+    answered = [item for item in items if item in planner.answered]
+    behind = planner.study.answers.tokens * len(answered)
+    tokens, few = sum(item.tokens for item in items) + behind, sum(item.tokens for item in chosen_on)
     n_layers = planner.shape.n_layers
     costs = {unit: 1 - max(0, _place(unit, n_layers)) / n_layers for unit in planner.touched}
     n_best = min(options.candidates, len(costs))
     first = {"stage": "grafting", "split": "report", "candidates": options.candidates}
     first |= {"report": [item.id for item in items], "select": [item.id for item in chosen_on]}
 
+    if answered:
+        first["answer"] = planner.answer | {"ids": [item.id for item in answered]}
+
     def cell(runs: float, **what: Any) -> Cell:
         key = planner.key((*items, *chosen_on), **first, **what)
-        return Cell(stage="grafting", key=key, items=items, side="base", flops=planner.flops(runs, runs / max(tokens, 1) * len(items)))
+        return Cell(
+            stage="grafting", key=key, items=items, side="base", flops=planner.flops(runs, runs / max(tokens, 1) * (len(items) + behind))
+        )
 
     if options.curves:
         for number, low in enumerate(range(-1, n_layers + 1, BLOCKS_A_CELL)):

@@ -39,7 +39,21 @@ def which_module(rows: pl.DataFrame) -> list[str]:
     recovered = with_interval(best["share"], best["low"], best["high"], digits=2)
     sentence = f"Copied into the base alone, the tuned weights of {best['name']}{chosen} recover {recovered} of D"
     several = how_many_modules(rows)
-    return [f"{sentence}; {several}." if several else f"{sentence}."]
+    return [f"{sentence}; {several}." if several else f"{sentence}.", *over_answers(rows, best["name"])]
+
+
+def over_answers(rows: pl.DataFrame, best: str) -> list[str]:
+    """What the same module recovers over whole answers, and which one recovers most there."""
+    found = findings.first_and_answer(rows)
+    if found.is_empty():
+        return []
+    first = found.row(0, named=True)
+    mine = found.filter(pl.col("name") == best).row(0, named=True)
+    recovered = with_interval(mine["answer"], mine["low"], mine["high"], digits=2)
+    said = f"Over whole answers ({prompts(found['n'][0])}) the weights of {best} recover {recovered} of D"
+    if first["name"] != best:
+        said += f"; most there is {first['name']} ({BIASED}): {with_interval(first['answer'], first['low'], first['high'], digits=2)}"
+    return [f"{said}."]
 
 
 def how_many_modules(rows: pl.DataFrame) -> str:

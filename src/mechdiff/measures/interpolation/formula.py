@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechdiff.engine.grafts import batches, decision_logits, resume, scaled, towards, trace
+from mechdiff.engine.grafts import batches, logits_at, resume, scaled, towards, trace
 from mechdiff.engine.outcome import CleanLogits, outcomes
 from mechdiff.measures.interpolation.plan import OF_TUNED, REPEATED, WEIGHTS
 from mechdiff.models.modules import ChangedUnits
@@ -64,7 +64,7 @@ def of_weights(
             if starts:
                 found = [resume(model, batch, start, first) for batch, start in zip(packed, starts, strict=True)]
             else:
-                found = [decision_logits(model, batch) for batch in packed]
+                found = [logits_at(model, batch) for batch in packed]
         yield strength, torch.cat(found)[order.to(found[0].device)]
 
 

@@ -66,9 +66,11 @@ def kl_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wi
     return curves.panels(table, titles, axes, Look(names=names, colours=SITE_COLOURS, dashes=SITE_DASHES), width)
 
 
-def causal_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, unit: str | None = None) -> Chart | None:
+def causal_map(
+    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, unit: str | None = None, what: str | None = None
+) -> Chart | None:
     """Share of D that writing the other model's state carries over: layer by site, one map per direction."""
-    shares = findings.site_shares(rows, summary, unit=unit).filter(pl.col("layer").is_not_null())
+    shares = findings.site_shares(rows, summary, unit=unit, what=what).filter(pl.col("layer").is_not_null())
     if shares["share"].drop_nulls().is_empty():
         return None
     titles = {
@@ -176,7 +178,7 @@ def _labelled(points: pl.DataFrame, middle: float) -> list[tuple[dict, str, int]
 def _map_panel(table: pl.DataFrame, layers: tuple[int, int], width: int, title: str, *, first: bool) -> alt.LayerChart:
     sites = sorted(table["site"].unique().to_list(), key=lambda kind: list(SITE_COLOURS).index(kind))
     records = [
-        {**row, "says": _cell_says(row), "x": row["layer"] - 0.47, "end": row["layer"] + 0.47, "sign": _sign(row)}
+        {**row, "says": _cell_says(row), "x": row["layer"] - 0.47, "end": row["layer"] + 0.47, "sign": sign_of(row)}
         for row in table.iter_rows(named=True)
     ]
     x = drawing.layer_axis(layers, width, title=not first)
@@ -206,7 +208,7 @@ def _map_panel(table: pl.DataFrame, layers: tuple[int, int], width: int, title: 
     return drawing.layer(cells, signs, empty, width=width - LEFT - 12, height=24 * len(sites), title=drawing.title_of(title))
 
 
-def _sign(row: dict) -> str:
+def sign_of(row: dict) -> str:
     """Marks shares outside the colour scale: the write overshoots, or does the opposite."""
     share = row["share"]
     return "" if share is None else "+" if share > 1.05 else "−" if share < -0.05 else ""

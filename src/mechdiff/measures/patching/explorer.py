@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff import shares, terms
+from mechdiff import labels, shares, terms
 from mechdiff.architectures.sites import KINDS
 from mechdiff.measures.patching import findings
 from mechdiff.report import difference
@@ -29,6 +29,7 @@ def explorer(run: Run) -> dict | None:
     split = difference.reported(run.rows, "patching")
     plain = (pl.col(name).is_null() for name in ("control", "rank", "strength"))
     where = [pl.col("measure") == "patching", pl.col("split").eq_missing(split), pl.col("layer").is_not_null(), *plain]
+    where += [~labels.is_over_answer(), ~labels.is_position()]
     cells = run.summary.filter(*where, pl.col("metric").is_in(list(METRICS)))
     if cells.is_empty():
         return None

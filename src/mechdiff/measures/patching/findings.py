@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from mechdiff import labels
 from mechdiff import shares as mechdiff_shares
 from mechdiff.architectures.sites import KINDS, Site
 from mechdiff.measures.similarity.findings import similarity_by_site
@@ -33,12 +34,18 @@ class Crossing:
 
 @once
 def site_shares(
-    rows: pl.DataFrame, summary: pl.DataFrame, *, split: str | None = None, arm: str = "identity", unit: str | None = None
+    rows: pl.DataFrame,
+    summary: pl.DataFrame,
+    *,
+    split: str | None = None,
+    arm: str = "identity",
+    unit: str | None = None,
+    what: str | None = None,
 ) -> pl.DataFrame:
     """`direction layer site share low high nats floor counts flag`: one row per site written with one arm, both directions.
 
     `nats` is what the share is of (kl_own, or D - kl_other); `counts` is False under three noise floors. Shares are null
-    where there is no effect to share.
+    where there is no effect to share. `what`: of the next token, or over an answer (one of `shares.OVER`).
     """
     split = split or reported(rows, "patching")
     where = [
@@ -51,13 +58,13 @@ def site_shares(
     cells = plain(summary, unit=unit).filter(pl.col("measure") == "patching", *where)
     parts = []
     for direction in BOTH:
-        metric = floors.effect_metric(rows, direction)
+        metric = floors.effect_metric(rows, direction, what)
         of_metric = cells.filter(pl.col("direction") == direction, pl.col("metric") == metric)
         if of_metric.is_empty():
             continue
         values = rows.filter(pl.col("measure") == "patching", pl.col("control").is_null(), *where)
         values = values.filter(pl.col("direction") == direction, pl.col("metric") == metric)
-        parts.append(of_metric.join(_intervals(values, totals(rows, split), direction), on=["layer", "site"], how="left"))
+        parts.append(of_metric.join(_intervals(values, totals(rows, split, what), direction), on=["layer", "site"], how="left"))
     if not parts:
         return pl.DataFrame(schema=_SHARES)
     flags = pl.col("flag").fill_null("")
@@ -112,21 +119,21 @@ def steadiness(rows: pl.DataFrame, split: str | None) -> str:
 
 
 @once
-def peak(rows: pl.DataFrame, direction: str, *, unit: str | None = None) -> tuple[str, list[str]] | None:
+def peak(rows: pl.DataFrame, direction: str, *, unit: str | None = None, what: str | None = None) -> tuple[str, list[str]] | None:
     """The output whose write does most in one direction, and the set of outputs that holds the strongest with 95 %; None without outputs."""
     split = reported(rows, "patching")
     values = where(
         rows,
         measure="patching",
         direction=direction,
-        metric=floors.effect_metric(rows, direction),
+        metric=floors.effect_metric(rows, direction, what),
         split=split,
         unit=unit,
         arm="identity",
     ).filter(
         *(pl.col(name).is_null() for name in ("control", "rank", "strength")), ~pl.col("site").is_in(STREAM), pl.col("layer").is_not_null()
     )
-    aligned = _aligned(values, totals(rows, split))
+    aligned = _aligned(values, totals(rows, split, what))
     if aligned is None:
         return None
     names, table, total = aligned
@@ -168,7 +175,7 @@ def wide_shares(shares: pl.DataFrame) -> pl.DataFrame:
 
 
 @once
-def half_way(rows: pl.DataFrame, direction: str) -> Crossing | None:
+def half_way(rows: pl.DataFrame, direction: str, *, unit: str | None = None, what: str | None = None) -> Crossing | None:
     """The first site of the residual stream, in the order of computation, whose share of D passes one half."""
     split = reported(rows, "patching")
     written = where(
@@ -176,14 +183,14 @@ def half_way(rows: pl.DataFrame, direction: str) -> Crossing | None:
         measure="patching",
         split=split,
         direction=direction,
-        metric=floors.effect_metric(rows, direction),
+        metric=floors.effect_metric(rows, direction, what),
         arm="identity",
         site=STREAM,
-        unit=None,
+        unit=unit,
         control=None,
         strength=None,
     )
-    aligned = _aligned(written, totals(rows, split))
+    aligned = _aligned(written, totals(rows, split, what))
     if aligned is None:
         return None
     names, values, total = aligned
@@ -210,10 +217,11 @@ def similarity_against_effect(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.D
 
 @once
 def units(rows: pl.DataFrame) -> list[str]:
-    """Units other than one layer's whole site that were patched with the identity arm, such as "window 2"."""
+    """Units other than one layer's whole site that were patched with the identity arm, such as "window 2"; scored at the next token."""
     found = rows.filter(
-        pl.col("measure") == "patching", pl.col("arm") == "identity", pl.col("unit").is_not_null(), pl.col("layer").is_not_null()
-    )
+        pl.col("measure") == "patching", pl.col("arm") == "identity", pl.col("unit").is_not_null(), pl.col("layer").is_not_null(),
+        ~labels.is_over_answer(), ~labels.is_position(),
+    )  # fmt: skip
     return found["unit"].unique().sort().to_list()
 
 

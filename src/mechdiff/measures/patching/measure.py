@@ -18,13 +18,16 @@ PATCHING = Measure(
         cells=plan.patching_cells,
         needs=plan.needs,
         record=Later("mechdiff.measures.patching.hot:selection_record"),
-        stages=(Stage(name="patching", compute=Later("mechdiff.measures.patching.compute:patch")),),
+        stages=(
+            Stage(name="patching", compute=Later("mechdiff.measures.patching.compute:patch"), needs=("capture", "answer_states")),
+            Stage(name="position_map", compute=Later("mechdiff.measures.patching.positions:position_map")),
+        ),
         total_effect=True,
-        demo=Budget(seconds=45, options={"sites": ["attn_out", "mlp_out", "resid_post"]}),
+        demo=Budget(seconds=45, options={"sites": ["attn_out", "mlp_out", "resid_post"], "map_prompts": 2, "map_layers": 6}),
     ),
     # what statistics read
     numbers=Numbers(
-        metrics=of_edited_runs(drops=True),
+        metrics=of_edited_runs(drops=True, answers=True),
         edited=True,
     ),
     # what the page says
@@ -36,6 +39,8 @@ PATCHING = Measure(
         lead=Later("mechdiff.measures.patching.words:lead"),
         needs="shares",
         clause=Later("mechdiff.measures.patching.words:clause"),
+        over_answers=Later("mechdiff.measures.patching.answers:lead"),
+        clause_over_answers=Later("mechdiff.measures.patching.answers:clause"),
         clause_of=3,
         reading=Path(__file__).with_name("reading.html"),
         place=6,

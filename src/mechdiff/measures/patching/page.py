@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 from mechdiff import terms
 from mechdiff.measures.divergence.words import why_no_share
-from mechdiff.measures.patching import asymmetry, charts, findings
+from mechdiff.measures.patching import answers, asymmetry, charts, findings, positions_page
 from mechdiff.measures.patching.explorer import explorer
 from mechdiff.measures.patching.words import is_it_where_similarity_is_lowest
 from mechdiff.measures.similarity import findings as similarity_findings
@@ -30,7 +30,7 @@ def patching(run: Run) -> Section:
     if shares["share"].drop_nulls().is_empty():
         why = why_no_share(difference.difference(run.rows, run.summary)) or "D is not above 0, or not finite"
         said = note(f"No share of D can be given: {why}. The values in nats are in summary.parquet.")
-        return Section(id="patching", title=title, parts=[said, *_kl_by_layer(run)])
+        return Section(id="patching", title=title, parts=[said, *answers.parts(run), *_kl_by_layer(run)])
     ranked, _ = findings.ranked_outputs(run.rows, run.summary)
     quiet = shares.filter(~pl.col("counts"))
     reading = "causal_map"
@@ -40,6 +40,7 @@ def patching(run: Run) -> Section:
     )
     parts: list[Any] = [Drawn(name="causal_map", chart=charts.causal_map, caption=caption, reading=reading)]
     parts += [closer] if (closer := explorer(run)) else []
+    parts += [*answers.parts(run), *positions_page.parts(run)]
     parts.append(_top_sites(run, ranked))
     for unit in findings.units(run.rows):
         wider = findings.site_shares(run.rows, run.summary, unit=unit)

@@ -1,14 +1,16 @@
 """A study file may set these options of patching; its cells are planned from them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
-from mechdiff.labels import CROSSED, n_positions
+from mechdiff.labels import CROSSED, POSITIONS, answer_position, n_positions
+from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell
-from mechdiff.study.document import some_of, whole_numbers
+from mechdiff.study.document import Count, some_of, whole_numbers
 from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import ARMS, Kinds, LayeredOptions, read_directions, read_positions
 from mechdiff.study.planner import NEED_FIT, Planner, sizes
@@ -22,10 +24,14 @@ class PatchingOptions(LayeredOptions):
     directions: Annotated[tuple[str, ...], BeforeValidator(read_directions)] = CROSSED
     positions: Annotated[tuple[str, ...], BeforeValidator(read_positions)] = ("decision",)
     windows: Annotated[tuple[int, ...], BeforeValidator(lambda given: whole_numbers(given, 2))] = ()  # widths, in layers
+    map_prompts: Annotated[int, Field(ge=0)] = 4  # report prompts of the map of positions, by parts of the prompt; 0: no map
+    map_tokens: Annotated[int, Field(ge=0)] = 0  # of these, so many also token by token
+    map_layers: Count = 8  # layers of that map, evenly spaced
 
 
 def needs(planner: Planner, options: PatchingOptions) -> Needs:
     """States wherever some are written."""
+    sites: tuple[str, ...] = options.sites
     windows = [
         Window(split=split, position=position)
         for position in options.positions
@@ -33,7 +39,25 @@ def needs(planner: Planner, options: PatchingOptions) -> Needs:
         for split in (("fit", "report") if position != "all" else ("report",))
         if split in planner.splits and not planner.common_tail(position, split)
     ]
-    return Needs(sites=options.sites, windows=tuple(windows), side_by_side=len(options.layer_numbers(planner.shape.n_layers)))
+    side_by_side = len(options.layer_numbers(planner.shape.n_layers))
+    if mapped(planner, options):
+        windows.append(Window(split="report", position="all", kinds=("resid_post",), layers=map_layers(planner, options)))
+        sites = (*options.sites, *(("resid_post",) if "resid_post" not in options.sites else ()))
+    return Needs(sites=sites, windows=tuple(windows), side_by_side=side_by_side, over_answers=options.sites)
+
+
+def map_layers(planner: Planner, options: PatchingOptions) -> tuple[int, ...]:
+    return evenly_spaced(options.map_layers, options.layer_numbers(planner.shape.n_layers))
+
+
+def mapped(planner: Planner, options: PatchingOptions) -> bool:
+    """Whether the map of positions can be made: both models read the same tokens."""
+    if not options.map_prompts or "report" not in planner.splits or sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
+        return False
+    if why := planner.common_tail("all", "report"):
+        planner.skip("the map of positions", why)
+        return False
+    return True
 
 
 def patching_cells(planner: Planner) -> Iterator[Cell]:
@@ -52,6 +76,9 @@ def patching_cells(planner: Planner) -> Iterator[Cell]:
             for position in options.positions if split == "report" else ("decision",):
                 if split in planner.splits:
                     yield from _swept(planner, options, direction, split, position)
+        yield from _over_answers(planner, options, direction)
+        if mapped(planner, options):
+            yield from _positions(planner, options, direction)
 
 
 def _swept(planner: Planner, options: PatchingOptions, direction: str, split: str, position: str) -> Iterator[Cell]:
@@ -70,6 +97,28 @@ def _swept(planner: Planner, options: PatchingOptions, direction: str, split: st
             what |= {"layers": first, "shard": number, "n_variants": len(first), "seed": planner.study.seed}
             what["floor"] = (position, width, kind, arm) == (positions[0], 1, kinds[0], arms[0])
             yield planner.patch_cell(shard, "patching", what, n_pos)
+
+
+def _positions(planner: Planner, options: PatchingOptions, direction: str) -> Iterator[Cell]:
+    """The residual stream of one part of a prompt at a time, a prompt a cell."""
+    layers, items = map_layers(planner, options), evenly_spaced(options.map_prompts, planner.whole("report"))
+    for number, item in enumerate(items):
+        what = {"direction": direction, "split": "report", "position": "all", "layers": layers, "n_variants": len(layers) * len(POSITIONS)}
+        what |= {"tokens": number < options.map_tokens, "arm": "identity", "beside": [one.sha256 for one in planner.whole("report")]}
+        made = planner.patch_cell((item,), "position_map", what, item.tokens // 2)
+        yield replace(made, flops=made.flops * (item.tokens / len(POSITIONS) if what["tokens"] else 1))
+
+
+def _over_answers(planner: Planner, options: PatchingOptions, direction: str) -> Iterator[Cell]:
+    """The other model's states at every place of the answers."""
+    position, layers = answer_position(planner.study.answers.tokens), options.layer_numbers(planner.shape.n_layers)
+    kinds = [kind for kind in options.sites if kind in planner.wanted]
+    for number, shard in enumerate(planner.answer_shards()):
+        for kind in kinds:
+            what = {"direction": direction, "split": "report", "position": position, "kind": kind, "arm": "identity", "width": 1}
+            what |= {"layers": layers, "shard": number, "n_variants": len(layers), "seed": planner.study.seed}
+            what |= {"floor": kind == kinds[0], "answer": planner.answer}
+            yield planner.patch_cell(shard, "patching", what, planner.study.answers.tokens)
 
 
 def _possible(planner: Planner, arm: str, split: str, position: str) -> bool:

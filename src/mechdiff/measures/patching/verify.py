@@ -4,15 +4,21 @@ from torch import Tensor
 
 from mechdiff import labels
 from mechdiff.architectures.sites import Site
+from mechdiff.audit import answers
 from mechdiff.audit.distributions import NotRecomputed, Row, of_law, run_with, window
 from mechdiff.audit.rerun import WINDOW, Rerun
 from mechdiff.audit.whole import Put
+from mechdiff.prompts.parts import parts
 
 
 def again(run: Rerun, row: Row) -> float:
-    """A state written at a site, at one position or several, in one block or a window of them."""
+    """A state written at a site, at one position or several, in one block or a window of them; also over an answer."""
+    if answers.what_of(row["metric"]):
+        return _over_answer(run, row)
     if row["control"] == "no_op":
         return of_law(run, row, run_with(run, row, dict))
+    if (row["unit"] or "").startswith("position"):
+        return of_law(run, row, run_with(run, row, lambda: _at_positions(run, row)))
     width, n_pos = window(row["unit"])
     if n_pos and n_pos > WINDOW:
         raise NotRecomputed(f"more than {WINDOW} positions")
@@ -22,6 +28,32 @@ def again(run: Rerun, row: Row) -> float:
         return {site: Put(value=written(run, row, site, n_pos)) for site in sites}
 
     return of_law(run, row, run_with(run, row, puts))
+
+
+def _at_positions(run: Rerun, row: Row) -> dict[Site, Put]:
+    """The other model's states at one part of the prompt, or at one position."""
+    side, source = labels.sides(row["direction"])
+    split, prompt, site = row["split"], row["prompt"], Site(row["layer"], row["site"])
+    ids = run.ids(side, split, prompt)
+    found = {
+        labels.position_unit(part): places for part, places in parts([run.ids(side, split, name) for name in run.names(split)], ids).items()
+    }
+    found |= {labels.position_unit(place): range(place, place + 1) for place in range(len(ids))}
+    places = found[row["unit"]]
+    states = run.state(source, split, prompt, site, None)
+    return {site: Put(value=states[places.start : places.stop], start=places.start)}
+
+
+def _over_answer(run: Rerun, row: Row) -> float:
+    """The other model's states at every place of the answer."""
+
+    def puts() -> dict[Site, Put]:
+        if row["control"] == "no_op":
+            return {}
+        site, source = Site(row["layer"], row["site"]), labels.sides(row["direction"])[1]
+        return {site: Put(value=answers.states(run, source, row["split"], row["prompt"], [site])[site])}
+
+    return answers.of_run(run, row, puts)
 
 
 def written(run: Rerun, row: Row, site: Site, n_pos: int | None) -> Tensor:

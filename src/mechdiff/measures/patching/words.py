@@ -3,9 +3,9 @@
 import polars as pl
 
 from mechdiff.measures.grafting.words import BIASED
-from mechdiff.measures.patching import constant, findings
+from mechdiff.measures.patching import answers, constant, findings
+from mechdiff.measures.patching.answers import crossing
 from mechdiff.measures.patching.constant import Constant
-from mechdiff.measures.patching.findings import Crossing
 from mechdiff.measures.similarity.findings import least_similar
 from mechdiff.report import difference, spoken
 from mechdiff.report.difference import BREAKAGE, RECOVERY
@@ -21,27 +21,34 @@ GUESSES = {
 
 
 def lead(run: Run) -> list[str]:
-    """Where the difference passes, which output carries it, and whether one constant vector does."""
-    return [*where_it_passes(run.rows), *which_output(run.rows, run.summary), *what_it_depends_on(run.rows, run.summary)]
+    """Where the difference passes, over answers and at their first token; which output carries it, and whether one constant vector does."""
+    first = [*where_it_passes(run.rows), *which_output(run.rows, run.summary), *what_it_depends_on(run.rows, run.summary)]
+    return [*answers.lead(run), *first]
 
 
 def clause(run: Run) -> list[Candidate]:
     """From where on more than half of D is carried over, the strongest single output, and how much of that is one constant vector."""
     rows, summary, n = run.rows, run.summary, difference.d_per_prompt(run.rows).height
-    said = [Candidate(text=text, n=n) for text in (_passes(rows), _strongest(rows, summary)) if text]
+    over = answers.clause(run)
+    said = [*over, *(Candidate(text=text, n=n) for text in (_passes(rows, again=bool(over)), _strongest(rows, summary)) if text)]
     vector = constant.constant(rows, summary)
     if vector is not None:
         said.append(Candidate(text=in_short(vector), n=vector.n, tested=vector.recovers))
     return said
 
 
-def _passes(rows: pl.DataFrame) -> str:
-    """ "patches of the residual stream carry more than half of D from L2.resid_post on (base into tuned)"; empty where none does."""
+def _passes(rows: pl.DataFrame, *, again: bool = False) -> str:
+    """ "patches of the residual stream carry more than half of D from L2.resid_post on (base into tuned)"; empty where none does.
+
+    `again`: behind the same of whole answers, so that it says "at the first token".
+    """
     crossings = {words: findings.half_way(rows, way) for way, words in ((BREAKAGE, "base into tuned"), (RECOVERY, "tuned into base"))}
     there = {words: one for words, one in crossings.items() if one is not None}
     passed = [f"{crossing(one, brief=True)} ({words})" for words, one in there.items()]
     if len(there) > 1 and len({one.site for one in there.values()}) == 1:
         passed = [f"{crossing(next(iter(there.values())), brief=True)}, in both directions"]
+    if again:
+        return f"at the first token {' and '.join(passed)}" if passed else ""
     return f"patches of the residual stream carry more than half of D {' and '.join(passed)}" if passed else ""
 
 
@@ -128,17 +135,6 @@ def in_short(found: Constant) -> str:
         return f"{fraction}, the rest depends on the prompt {p}"
     rest = "any of it" if found.fraction >= 1 else "the rest"
     return f"{fraction}; that {rest} depends on the prompt could not be shown {p}"
-
-
-def crossing(found: Crossing, *, brief: bool = False) -> str:
-    """ "from L26.resid_mid on (95 % set: L25.resid_post to L26.resid_mid)", or between which of a few sites it lies."""
-    if brief:
-        ends = "" if found.earliest == found.latest else f" [{found.earliest}, {found.latest}]"
-        return f"from between {found.after} and {found.site}{ends} on" if found.after else f"from {found.site}{ends} on"
-    ends = "the same site in 95 % of resamples" if found.earliest == found.latest else f"95 % set: {found.earliest} to {found.latest}"
-    if found.after is not None:
-        return f"from a place between {found.after} and {found.site} on (blocks between were not patched; {ends})"
-    return f"from {found.site} on ({ends})"
 
 
 def both_shares(row: dict, *, interval: bool = True) -> str:

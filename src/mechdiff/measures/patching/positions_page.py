@@ -1,0 +1,83 @@
+"""The map of layers and positions says where in a prompt the difference lies before it arrives at the decision position."""
+
+import altair as alt
+import polars as pl
+
+from mechdiff import labels
+from mechdiff.labels import POSITIONS
+from mechdiff.measures.patching import findings
+from mechdiff.measures.patching.charts import sign_of
+from mechdiff.report import drawing
+from mechdiff.report.difference import BREAKAGE, RECOVERY
+from mechdiff.report.drawing import SHARE_RANGE, WIDE, Chart
+from mechdiff.report.parts import Drawn, Run
+from mechdiff.report.phrasing import listed, prompts, with_interval
+from mechdiff.rows import where
+
+TITLES = {BREAKAGE: "Base's activation into the tuned model", RECOVERY: "Tuned activation into the base"}
+CELL = 26
+"""Height of a layer's row of cells."""
+
+
+def shares(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
+    """`direction part layer share low high counts` of the parts of prompts, each patched alone."""
+    units = rows.filter(pl.col("measure") == "patching", pl.col("unit").str.starts_with("positions: "))["unit"].unique().to_list()
+    found = [
+        findings.site_shares(rows, summary, unit=unit).with_columns(part=pl.lit(unit.removeprefix("positions: ")))
+        for unit in sorted(units, key=lambda unit: POSITIONS.index(unit.removeprefix("positions: ")))
+    ]
+    return pl.concat(found).filter(pl.col("share").is_not_null()) if found else pl.DataFrame()
+
+
+def parts(run: Run) -> list[Drawn]:
+    """The map, where it was made."""
+    found = shares(run.rows, run.summary)
+    if found.is_empty():
+        return []
+    n = where(run.rows, measure="patching").filter(labels.is_position())["prompt"].n_unique()
+    caption = f"Share of D by layer and part of the prompt ({prompts(n)}): the residual stream after a block is patched at one part alone. "
+    caption += _arrives(found)
+    return [Drawn(name="position_map", chart=position_map, caption=caption.strip(), reading="position_map")]
+
+
+def _arrives(found: pl.DataFrame) -> str:
+    """The part outside the decision position that carries most, by direction; nothing where none does."""
+    said = []
+    for direction, words in ((BREAKAGE, "base into tuned"), (RECOVERY, "tuned into base")):
+        elsewhere = found.filter(pl.col("direction") == direction, pl.col("part") != "decision", pl.col("counts"))
+        for row in elsewhere.sort("share", descending=True).head(1).iter_rows(named=True):
+            share = with_interval(row["share"], row["low"], row["high"], digits=2)
+            said.append(f"{row['part']} after block {row['layer']} ({words}): {share}")
+    return f"Outside the decision position most is carried at {listed(said)}." if said else ""
+
+
+def position_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
+    """Layers up, parts of the prompt from left to right, a map a direction."""
+    found = shares(rows, summary)
+    if found.is_empty():
+        return None
+    there = [part for part in POSITIONS if part in found["part"].unique().to_list()]
+    panels: list[alt.LayerChart] = []
+    for direction, title in TITLES.items():
+        of = found.filter(pl.col("direction") == direction)
+        if of.is_empty():
+            continue
+        records = [{**row, "says": _says(row), "sign": sign_of(row)} for row in of.iter_rows(named=True)]
+        x = alt.X("part:N", sort=there, title=None, axis=alt.Axis(labelAngle=0, labelLimit=110, ticks=False, domain=False))
+        y = alt.Y("layer:O", sort="descending", title="after block", axis=drawing.left_axis(ticks=False, domain=False))
+        legend = alt.Legend(
+            orient="top", direction="horizontal", gradientLength=180, gradientThickness=9, titleOrient="left", title="share of D"
+        )
+        scale = alt.Scale(domain=[0, 1], range=SHARE_RANGE, clamp=True)
+        colour = alt.Color("share:Q", scale=scale, legend=legend if not panels else None)
+        base = alt.Chart(drawing.inline(records)).encode(x=x, y=y)
+        cells = base.mark_rect(stroke="#c3ccd6", strokeWidth=0.5).encode(color=colour, description=alt.Description("says:N"))
+        signs = base.mark_text(aria=False, fontSize=11, fontWeight=700, color="#b03a00").encode(text=alt.Text("sign:N"))
+        height = CELL * of["layer"].n_unique()
+        panels.append(drawing.layer(cells, signs, width=width - drawing.LEFT - 12, height=height, title=drawing.title_of(title)))
+    return drawing.styled(drawing.vconcat(*panels, spacing=14))
+
+
+def _says(row: dict) -> str:
+    where = f"{row['part']}, after block {row['layer']}"
+    return f"{where}: share {with_interval(row['share'], row['low'], row['high'], digits=2)}"
