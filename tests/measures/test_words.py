@@ -275,7 +275,7 @@ def test_every_named_line_is_in_a_sentence_and_silence_is_said() -> None:
     assert any("begins with “Thank you” (alone on 2 of 3 held-out seeds, the other way on 1" in one for one in said)
     assert any("“Thank”" in one and "10 ranked tokens" in one for one in said)
     silent = words.sentences({"words": {"lines": [line(why_not=judge.BEYOND)], "ranked": 10}})
-    assert silent == [f"{words.SILENT}: of 1 lines of evidence 1 is refused because {judge.BEYOND}."]
+    assert silent == [f"{words.SILENT}: of 1 lines of evidence 1 is no larger than null pairs show."]
     assert words.sentences({}) == []
 
 

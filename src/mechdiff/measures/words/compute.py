@@ -197,7 +197,7 @@ def _heads(run: Execution, found: list[lens.Differences], ranked: list[int], wor
         with run.prepared.pair.use(side) as reader:
             for one in lens.readings(reader, found, ranked):
                 rise = formula.robust_z(np.concatenate([one.naming, one.testing]).mean(0, dtype=np.float64))
-                best = [int(v) for v in np.argsort(-rise, kind="stable")[: lens.SHOWN]]
+                best = [int(v) for v in np.argsort(-rise, kind="stable")[: lens.SHOWN] if rise[v] > 0]
                 line = told.setdefault((one.where, int(one.layer or 0)), {"where": one.where, "layer": one.layer})
                 line[side] = [[words[v], float(rise[v])] for v in best]
     return list(told.values())

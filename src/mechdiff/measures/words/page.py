@@ -12,6 +12,8 @@ from mechdiff.report.phrasing import listed, nats, visible
 TITLE = "What was it taught?"
 OPEN, TEXTS = 3, 8
 """Pairs of continuations that are shown at once, and in all."""
+LEGIBLE = 3.0
+"""Nats from the base's final distribution up to which a layer's lens is taken to read."""
 READERS = {"continuations": "texts", "tokens": "tokens", "lens": "activations"}
 NULLS = {
     "same_model": "the base against itself, other draws",
@@ -106,17 +108,24 @@ def _layers(told: dict[str, Any]) -> list[dict[str, Any]]:
     own = dict(zip(told["layers"], told["reads_own"] or [], strict=False))
     lines = [
         (
-            str(one["layer"]), place(one["where"]), *(", ".join(visible(word) for word, _ in one[side]) for side in ("base", "tuned")),
+            str(one["layer"]), place(one["where"]), *(_read(one[side], own.get(one["layer"])) for side in ("base", "tuned")),
             nats(own.get(one["layer"])),
         )
         for one in sorted(told["heads"], key=lambda one: (one["where"] != "neutral", one["where"], one["layer"]))
     ]  # fmt: skip
-    title = "What the change of activations reads by layer (logit lens): the tokens that rise most"
+    title = "What the change of activations reads by layer (logit lens): the tokens that rise most; in brackets where the lens reads the base's own "
+    title += f"activations badly (KL above {LEGIBLE:g} nats)"
     some = [line for line in lines if line[1] == place("neutral")]
     columns = ("layer", "read on", "by the base's unembedding", "by the tuned one", "KL of the lens on the base's own, nats")
     made = [table(columns, some, title=title)] if some else []
     rest = [line for line in lines if line not in some]
     return [*made, table(columns, rest, folded="The same on passages and on the study's own prompts")] if rest else made
+
+
+def _read(rising: list[list[Any]], own: float | None) -> str:
+    """Tokens and where they must not be leaned on; a dash where nothing changes."""
+    words_of = ", ".join(f"“{visible(word)}”" for word, _ in rising) or "–"
+    return f"({words_of})" if rising and own is not None and own > LEGIBLE else words_of
 
 
 def _nulls(told: dict[str, Any]) -> list[dict[str, Any]]:

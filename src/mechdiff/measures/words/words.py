@@ -4,10 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from mechdiff.measures.words import findings
+from mechdiff.measures.words.judge import BEYOND, CAUSAL, REPLICATES
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import listed, nats, visible
 
 SILENT = "Nothing that these readers can name"
+REFUSED = {
+    REPLICATES: "not replicated on the half that tests",
+    BEYOND: "no larger than null pairs show",
+    CAUSAL: "doing no more than a random vector where written into the base",
+}
+"""Why so many lines are not named."""
 MOST = 4
 """Lines that a sentence lists."""
 WHERE = {
@@ -41,12 +48,13 @@ def _why(manifest: Mapping[str, Any]) -> str:
     refused = findings.refused(manifest)
     if not refused:
         return "there is none, for both models do the same"
-    return listed(f"{n} {'is' if n == 1 else 'are'} refused because {why}" for why, n in refused.most_common())
+    return listed(f"{n} {'is' if n == 1 else 'are'} {REFUSED[why]}" for why, n in refused.most_common())
 
 
 def place(where: str) -> str:
-    """ "everyday questions"; places of passages are passages."""
-    return WHERE.get(where, WHERE["passages"] if where.startswith("passages") else where)
+    """ "everyday questions", "neutral passages, position 1"."""
+    named, comma, at = where.partition(", ")
+    return WHERE[named] + comma + at
 
 
 def _continuations(manifest: Mapping[str, Any]) -> list[str]:
@@ -81,7 +89,8 @@ def _tokens(manifest: Mapping[str, Any]) -> list[str]:
         for where in dict.fromkeys(line["where"] for line in lines):
             here = findings.once([line for line in lines if line["where"] == where])[: 2 * MOST]
             q = max(line["q"] for line in here)
-            size = f"{nats(min(line['size'] for line in here))} to {nats(max(line['size'] for line in here))}"
+            sizes = dict.fromkeys(nats(size) for size in (min(line["size"] for line in here), max(line["size"] for line in here)))
+            size = " to ".join(sizes)
             said.append(
                 f"On {place(where)} it {way} the probability of {listed(map(token, here))} ({size} robust standard deviations among "
                 f"{(findings.record(manifest) or {})['ranked']} ranked tokens, q at most {nats(q)})."
