@@ -1,5 +1,6 @@
 """Words: its formulas against naive ones and closed forms, its rule against pairs that were taught something and pairs that were not."""
 
+import contextlib
 import json
 import shutil
 from itertools import product
@@ -9,20 +10,23 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from mechdiff.audit.distributions import NotRecomputed
+from mechdiff.audit.rerun import Rerun
 from mechdiff.cli.main import app
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
-from mechdiff.measures.words import findings, formula, judge, lens, texts, words
+from mechdiff.measures.words import findings, formula, judge, lens, texts, verify, words
 from mechdiff.measures.words.formula import Reading
-from mechdiff.measures.words.plan import openings, passages
+from mechdiff.measures.words.plan import FEATURE, LENS, TOKEN, openings, passages
 from mechdiff.measures.words.random_edits import randomly_edited, scaled_to, shuffled
 from mechdiff.models.pair import wrap
-from mechdiff.store.tables import read_manifest
+from mechdiff.store.tables import read_manifest, read_rows
 from mechdiff.validate import made
 from runs import finish
 
@@ -290,3 +294,15 @@ def test_seeds_that_are_continued_are_drawn_alike_for_both_models_and_a_copy_has
     assert told["lines"] == []
     assert all(one["base"] == one["tuned"] for one in told["texts"])
     assert words.sentences({"words": told}) == [f"{words.SILENT}: of 0 lines of evidence there is none, for both models do the same."]
+
+
+def test_lines_are_what_whole_passes_and_recorded_texts_say(every_measure: Path) -> None:
+    run = Rerun(every_measure / "run", EXPERIMENTS, "cpu")
+    rows = read_rows(every_measure / "run").filter(pl.col("measure") == "words", pl.col("control").is_null())
+    held: dict[str, int] = {}
+    for row in rows.sort("metric", "unit", "prompt").iter_rows(named=True):
+        if held.get(row["metric"], 0) < 12:
+            with contextlib.suppress(NotRecomputed):
+                assert verify.again(run, row) == pytest.approx(row["value"], abs=2e-4), row
+                held[row["metric"]] = held.get(row["metric"], 0) + 1
+    assert held.keys() == {TOKEN, LENS, FEATURE}

@@ -1,5 +1,6 @@
 """Lines of evidence are made of what two voices were heard to say: the pair's own, and by the very same steps those of null pairs."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -126,8 +127,15 @@ def _evidence(run: Execution, cell: Cell, model: Model) -> tuple[Evidence, list[
     readings = _token_readings(base, other, ranked, names)
     found = lens.differences(base, other, key["layers"], names) if key["layers"] else []
     readings += lens.readings(model, found, ranked)
-    words = [run.prepared.tokens.text(token) for token in ranked]
+    words = _names(run, ranked)
     return Evidence(written=written, prior=prior, readings=readings, tokens=ranked, words=words), found, ranked
+
+
+def _names(run: Execution, ranked: list[int]) -> list[str]:
+    """Each token as text; with its number where several tokens have that text, as parts of characters have."""
+    told = [run.prepared.tokens.text(token) for token in ranked]
+    alone = {text for text, n in Counter(told).items() if n == 1 and "\N{REPLACEMENT CHARACTER}" not in text}
+    return [text if text in alone else f"{text}#{token}" for text, token in zip(told, ranked, strict=True)]
 
 
 def _token_readings(base: Any, other: Any, ranked: list[int], names: dict[str, list[str]]) -> list[Reading]:
