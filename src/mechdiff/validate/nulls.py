@@ -255,13 +255,13 @@ def _p_of(real: float, draws: list[float]) -> float:
     return 1.0 if p is None else float(p)  # every refit is the same map: nothing is said
 
 
-REPEATS, COSTLY = 200, 100
-"""Simulated studies; `make validate-long` takes many more."""
+FEW = 200, 100
+"""Simulated studies, and of those that take longer; `make validate-long` takes many more."""
 
 
 def p20(bench: Bench) -> Iterator[Check]:
     """Null pairs: other prompts for each model, exchanged labels, runs of one law, values of a known mean."""
-    for rate in rates(REPEATS, COSTLY):
+    for rate in rates(*FEW):
         what = f"{rate.kind}: {rate.what}"
         if rate.kind == "false alarms":
             yield at_most(what, rate.found, rate.most)
