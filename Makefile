@@ -30,7 +30,7 @@ test-avx2: .venv/embedded-model  ## what compares bits, computed as on a process
 	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(SPREAD) -m 'bits and not slow'
 
 test-ci: .venv/embedded-model  ## what CI runs beside make test: whole studies end to end, planted truths, clusters, the browser
-	$(BIN)/python -m pytest $(SPREAD) -m ci $$(grep -rl 'mark\.ci' tests --include='test_*.py')  # the other files need not be imported
+	$(BIN)/python -m pytest $(SPREAD) -m 'ci and not slow' $$(grep -rl 'mark\.ci' tests --include='test_*.py')  # the other files need not be imported
 
 # bitsandbytes as users run it, with what it compiles
 test-slow: export TORCHDYNAMO_DISABLE = 0
