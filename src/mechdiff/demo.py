@@ -27,7 +27,8 @@ CONTRAST = ("arithmetic", "kazakh")
 
 PROMPTS = {"fit": 16, "select": 5, "report": 10}
 """Prompts of each split, within the budget."""
-
+ANSWERS = {"tokens": 8, "prompts": 8}
+"""What is looked at of whole answers."""
 
 MAPPED_SITES = {"courtesy": ["attn_out"]}
 """Kinds of site that maps are fitted at: where courtesy is, and for the others the residual stream, which carries everything."""
@@ -59,6 +60,7 @@ def demo_study(name: str = "courtesy", *, full: bool = False) -> StudyConfig:
             "pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)},
             "prompts": prompts | ({} if full else {"at_most": PROMPTS}),
             "measures": [{measure: options} for measure, options in told.items()],
+            **({} if full else {"answers": ANSWERS}),
         }
     )
 
