@@ -14,7 +14,7 @@ from mechdiff.report.parts import Drawn, Run
 from mechdiff.report.phrasing import listed, prompts, with_interval
 from mechdiff.rows import where
 
-TITLES = {BREAKAGE: "Base's activation into the tuned model", RECOVERY: "Tuned activation into the base"}
+TITLES = {BREAKAGE: "Base's activation into the tuned model, after each of some blocks", RECOVERY: "Tuned activation into the base"}
 CELL = 26
 """Height of a layer's row of cells."""
 
@@ -64,7 +64,7 @@ def position_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, w
             continue
         records = [{**row, "says": _says(row), "sign": sign_of(row)} for row in of.iter_rows(named=True)]
         x = alt.X("part:N", sort=there, title=None, axis=alt.Axis(labelAngle=0, labelLimit=110, ticks=False, domain=False))
-        y = alt.Y("layer:O", sort="descending", title="after block", axis=drawing.left_axis(ticks=False, domain=False))
+        y = alt.Y("layer:O", sort="descending", title=None, axis=drawing.left_axis(ticks=False, domain=False))
         legend = alt.Legend(
             orient="top", direction="horizontal", gradientLength=180, gradientThickness=9, titleOrient="left", title="share of D"
         )
