@@ -157,6 +157,6 @@ def test_every_second_of_a_run_has_a_budget_and_every_measure_is_in_the_demo() -
 
     seconds = dict.fromkeys(stages_of(EXPERIMENTS), 1.0)
     assert sum(took for took, _ in demo.spent(seconds).values()) == len(seconds)
-    assert demo.spent(seconds)["states"] == (2.0, demo.SHARED)
+    assert demo.spent(seconds)["states"] == (4.0, demo.SHARED)
     assert list(demo.demo_study("kazakh").measures) == list(EXPERIMENTS)
     assert demo.demo_study("kazakh", full=True).prompts.at_most is None

@@ -120,3 +120,15 @@ def test_logits_at_every_place_are_those_of_one_prompt_by_itself(name: str) -> N
         torch.testing.assert_close(one.logits, whole[places.start :], rtol=0, atol=2e-5)
         torch.testing.assert_close(alone.logits, whole[places.start :], rtol=0, atol=2e-5)
         torch.testing.assert_close(one.states[sites[0]], alone.states[sites[0]], rtol=0, atol=2e-5)
+
+
+def test_what_is_written_may_be_longer_than_every_answer_of_a_pass() -> None:
+    model, variants = loaded("llama"), variants_of("llama")
+    few = [replace_values(variant, [1, 2]) for variant in variants]
+    cleans = [cleans_of(model)[i] for i in (1, 2)]
+    found = RUNS[ENGINES["replay"]](model, cleans, [ANSWERS[1], ANSWERS[2]], few)
+    torch.testing.assert_close(found, slowly(model, variants)[4:7], **CLOSE)
+
+
+def replace_values(variant: Variant, prompts: list[int]) -> Variant:
+    return {site: write.of(prompts) for site, write in variant.items()}

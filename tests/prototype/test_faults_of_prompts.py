@@ -172,14 +172,16 @@ def test_a21_within_a_model_nothing_is_masked(tmp_path: Path) -> None:
     found = finish(study(tmp_path, PLAIN, {"patching": asked}), tmp_path / "run")
     texts = {one["id"]: one["text"] for one in map(json.loads, (tmp_path / "prompts.jsonl").read_text().splitlines())}
     site, tuned = Site(1, "attn_out"), wrap(tuned.net, side="tuned", ref="grown")
-    for prompt, value in found.of("patching", "kl_own_nats", arm="identity", control=None).select("prompt", "value").iter_rows():
+    for prompt, value in (
+        found.of("patching", "kl_own_nats", site="attn_out", arm="identity", control=None).select("prompt", "value").iter_rows()
+    ):
         ids = tokenizer(texts[prompt])["input_ids"]
         clean, other = (capture(one, ids, [site], [len(ids) - 1], keep_cache=True) for one in (tuned, base))
         moved = replay(tuned, [clean], [{site: Write(value=other.states[site][None])}])[0, 1]
         assert value == pytest.approx(float(kl_nats(clean.logits, moved)), rel=1e-4)
         assert value != pytest.approx(float(kl_nats(clean.logits[:259], moved[:259])), rel=1e-2), "cut to the tokens of both"
     assert found.one("divergence", "mass_outside", unit=None)["mean"] > 1e-3, "what is outside stands beside what is shared"
-    whole, cut = (found.one("patching", f"kl_own{name}_nats", arm="identity", control=None) for name in ("", "_shared"))
+    whole, cut = (found.one("patching", f"kl_own{name}_nats", site="attn_out", arm="identity", control=None) for name in ("", "_shared"))
     assert (whole["flag"], whole["share"]) == ("few_prompts", None), "it is no share of a D on shared tokens"
     assert cut["flag"] == "shared_tokens;few_prompts"
 

@@ -184,7 +184,7 @@ def writing_copies(variants: Sequence[Variant], stairs: "Stairs", n_pos: int) ->
         def edit(tensor: Tensor) -> None:
             copies = tensor.unflatten(1, (-1, n_pos))
             for rows, write in groups:
-                value = write.value.to(tensor)
+                value = write.value[:, :, :n_pos].to(tensor)  # of a shorter copy the rest is not there
                 here = copies[:, rows, : value.shape[2]]
                 new = _written(here, value, write)
                 copies[:, rows, : value.shape[2]] = new

@@ -26,7 +26,8 @@ def clause(run: Run) -> list[Candidate]:
     found = difference.difference(run.rows, run.summary)
     text = how_different(found, run.manifest, behind=answers_differ(run))
     said = [Candidate(text=text, n=None if found is None else found.n, needed=1)]
-    return [*said, *(Candidate(text=text, needed=1) for text in over_answers(run))]
+    behind = found is not None and not found.counts  # else it stands beside what carries it over answers
+    return [*said, *(Candidate(text=text, needed=1) for text in over_answers(run, brief=True) if behind)]
 
 
 def answers_differ(run: Run) -> bool:
@@ -35,7 +36,7 @@ def answers_differ(run: Run) -> bool:
     return len(d) > 0 and "no_effect" not in (d["flag"][0] or "")
 
 
-def over_answers(run: Run) -> list[str]:
+def over_answers(run: Run, *, brief: bool = False) -> list[str]:
     """How far apart the two models are along whole answers; nothing where these were not read."""
     plain = where(run.summary, measure="divergence", control=None, unit=None)
     by_metric = {row["metric"]: row for row in plain.iter_rows(named=True)}
@@ -44,8 +45,15 @@ def over_answers(run: Run) -> list[str]:
         return []
     quiet = "" if answers_differ(run) else ", which is not above three times the noise floor"
     size = with_interval(d["mean"], d["ci_low"], d["ci_high"], coverage=d["coverage"])
-    tokens = f"the top-1 tokens are the same at {share(same['mean'])} of places"
-    return [f"Along the answers ({prompts(d['n'])}) D is {size} nats a token{quiet}, and {tokens}."]
+    tokens = "" if brief else f", and the top-1 tokens are the same at {share(same['mean'])} of places"
+    return [f"Along the answers ({answered_by(run, d['n'])}) D is {size} nats a token{quiet}{tokens}."]
+
+
+def answered_by(run: Run, n: int) -> str:
+    """ "8 prompts", or where prompts share clusters "5 clusters": whose answers are read."""
+    split = difference.reported(run.rows, "divergence")
+    clustered = n_prompts(run.manifest, split, n) != n
+    return f"{n} cluster{'s' * (n != 1)}" if clustered else prompts(n)
 
 
 def how_different(found: Difference | None, manifest: dict | None = None, *, behind: bool = False) -> str:

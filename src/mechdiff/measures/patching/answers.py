@@ -10,13 +10,14 @@ import numpy as np
 import polars as pl
 
 from mechdiff import labels
+from mechdiff.measures.divergence.words import answered_by
 from mechdiff.measures.patching import charts, findings
 from mechdiff.measures.patching.findings import Crossing
 from mechdiff.report import difference, effect_shares
 from mechdiff.report.difference import BOTH, BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Drawn, Run, table
-from mechdiff.report.phrasing import between, listed, nats, prompts, share, with_interval
+from mechdiff.report.phrasing import between, listed, nats, share, with_interval
 from mechdiff.rows import OVERLAP, where
 from mechdiff.shares import ANSWER, over
 from mechdiff.statistics import floors, intervals, simulated, summary
@@ -124,7 +125,7 @@ def parts(run: Run) -> list[Drawn | dict]:
         return []
     caption = (
         f"The same over whole answers: the activation is written at every place of the first {found.n_tokens} tokens of the answer, and a share is "
-        f"of D over them ({nats(found.d)} nats a token on {prompts(found.n)}; at the first token {nats(found.first)})."
+        f"of D over them ({nats(found.d)} nats a token on {answered_by(run, found.n)}; at the first token {nats(found.first)})."
     )
     drawn = Drawn(
         name="causal_map_answer", chart=charts.causal_map, options={"unit": found.unit, "what": ANSWER}, caption=caption, reading="causal_map_answer"
@@ -159,7 +160,7 @@ def lead(run: Run) -> list[str]:
         return []
     mean = with_interval(found.d, found.low, found.high, coverage=found.coverage)
     size = f"D is {mean} nats a token, at the first token {nats(found.first)} (same prompts)"
-    opening = f"Over the first {found.n_tokens} tokens of the answers to {prompts(found.n)}"
+    opening = f"Over the first {found.n_tokens} tokens of the answers to {answered_by(run, found.n)}"
     if not found.counts:
         return [f"{opening} D = {nats(found.d)} nats a token is not above three times the noise floor: no share of it is given."]
     said = [f"{opening} {size}."]
@@ -181,7 +182,7 @@ def clause(run: Run) -> list[Candidate]:
     passed = [f"{crossing(one, brief=True)} ({ways[way]})" for way, one in there.items()]
     if len(there) > 1 and len({one.site for one in there.values()}) == 1:
         passed = [f"{crossing(next(iter(there.values())), brief=True)}, in both directions"]
-    text = f"over {found.n_tokens} answer tokens, patches of the residual stream carry more than half of D {' and '.join(passed)}"
+    text = f"over {found.n_tokens} answer tokens (D {nats(found.d)} nats a token) patches of the residual stream carry more than half of D {' and '.join(passed)}"
     return [Candidate(text=text, n=found.n)] if passed else []
 
 

@@ -23,7 +23,7 @@ PATCHING = Measure(
             Stage(name="position_map", compute=Later("mechdiff.measures.patching.positions:position_map")),
         ),
         total_effect=True,
-        demo=Budget(seconds=45, options={"sites": ["attn_out", "mlp_out", "resid_post"], "map_prompts": 2, "map_layers": 6}),
+        demo=Budget(seconds=90, options={"sites": ["attn_out", "mlp_out", "resid_post"], "map_prompts": 5, "map_layers": 4}),
     ),
     # what statistics read
     numbers=Numbers(

@@ -24,7 +24,7 @@ class PatchingOptions(LayeredOptions):
     directions: Annotated[tuple[str, ...], BeforeValidator(read_directions)] = CROSSED
     positions: Annotated[tuple[str, ...], BeforeValidator(read_positions)] = ("decision",)
     windows: Annotated[tuple[int, ...], BeforeValidator(lambda given: whole_numbers(given, 2))] = ()  # widths, in layers
-    map_prompts: Annotated[int, Field(ge=0)] = 4  # report prompts of the map of positions, by parts of the prompt; 0: no map
+    map_prompts: Annotated[int, Field(ge=0)] = 6  # report prompts of the map of positions, by parts of the prompt; 0: no map
     map_tokens: Annotated[int, Field(ge=0)] = 0  # of these, so many also token by token
     map_layers: Count = 8  # layers of that map, evenly spaced
 
