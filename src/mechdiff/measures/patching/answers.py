@@ -182,7 +182,8 @@ def clause(run: Run) -> list[Candidate]:
     passed = [f"{crossing(one, brief=True)} ({ways[way]})" for way, one in there.items()]
     if len(there) > 1 and len({one.site for one in there.values()}) == 1:
         passed = [f"{crossing(next(iter(there.values())), brief=True)}, in both directions"]
-    text = f"over {found.n_tokens} answer tokens (D {nats(found.d)} nats a token) patches of the residual stream carry more than half of D {' and '.join(passed)}"
+    opening = f"over {found.n_tokens} answer tokens (D {nats(found.d)} nats a token)"
+    text = f"{opening} patches of the residual stream carry more than half of D {' and '.join(passed)}"
     return [Candidate(text=text, n=found.n)] if passed else []
 
 
