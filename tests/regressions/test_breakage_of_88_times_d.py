@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from grown import CAUSAL, HEADS, LAST, OTHER, a_pair, studied
 
-from mechdiff import shares
+from mechdiff import labels, shares
 from mechdiff.api import Run, compare, verify
 from mechdiff.comparison import effects
 from mechdiff.comparison.comparable import load
@@ -53,7 +53,7 @@ def test_writing_all_of_the_base_s_state_broke_95_times_d(runs: dict[str, Run], 
     means = dict(run.summary().filter(measure="divergence", split="report").select("metric", "mean").iter_rows())
     assert least < means["mass_outside"] < most
     assert ("mass_outside_base" in means) == (name == "overlapping")
-    last = pl.col("site") == "resid_post", pl.col("layer") == LAST, pl.col("arm") == "identity"
+    last = pl.col("site") == "resid_post", pl.col("layer") == LAST, pl.col("arm") == "identity", ~labels.is_position()
     everything = shares_of(run, pl.col("measure") == "patching", *last)
     assert set(everything["direction"]) == {"tuned<-base", "base<-tuned"}
     assert everything["share"].to_list() == pytest.approx([1.0] * len(everything), abs=NOTHING_BUT_ROUNDING)
@@ -71,7 +71,7 @@ def test_no_share_of_d_is_far_above_1(runs: dict[str, Run], name: str) -> None:
     given = shares_of(run, pl.col("measure") != "steering", pl.col("direction") != "tuned<-tuned")
     assert len(given)
     assert given.filter(pl.col("share") > limit).is_empty(), given.filter(pl.col("share") > limit).to_dicts()
-    assert set(given.filter(pl.col("direction") == "tuned<-base")["metric"]) == {"kl_own_shared_nats"}
+    assert set(given.filter(pl.col("direction") == "tuned<-base", ~labels.is_over_answer())["metric"]) == {"kl_own_shared_nats"}
     seen = [patching_findings.site_shares(rows, summary)]
     if name != "4 %":
         seen += [heads_findings.map_of_heads(rows, summary), heads_findings.arms_of_all(rows)]
@@ -149,7 +149,9 @@ def test_a_share_of_two_supports_cannot_be_made(runs: dict[str, Run]) -> None:
 def test_a_run_without_the_cut_numbers_gives_no_breakage(runs: dict[str, Run]) -> None:
     """Rows as they were written before: D on shared tokens, nothing above the line to go with it."""
     run = runs["26 %"]
-    rows = run.rows().filter(~pl.col("metric").is_in(["kl_own_shared_nats", "js_own_shared_nats", "shapley_nats"]))
+    rows = run.rows().filter(
+        ~pl.col("metric").is_in(["kl_own_shared_nats", "js_own_shared_nats", "shapley_nats"]), ~labels.is_over_answer()
+    )
     summary = statistics_summary.summarise(rows, NUMBERS)
     assert summary.filter(pl.col("share").is_not_null(), pl.col("direction").str.starts_with("tuned").fill_null(False)).is_empty()
     assert not re.search("breakage|KL increase [0-9]", " ".join(verdict(rows, summary, run.manifest())))

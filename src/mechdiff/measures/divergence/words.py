@@ -33,7 +33,7 @@ def clause(run: Run) -> list[Candidate]:
 def answers_differ(run: Run) -> bool:
     """Whether D over whole answers was measured, and is above three times the noise floor."""
     d = where(run.summary, measure="divergence", metric=floors.d_metric(run.rows, ANSWER), control=None, unit=None)
-    return len(d) > 0 and "no_effect" not in (d["flag"][0] or "")
+    return len(d) > 0 and not {"no_effect", "outside_only"} & set((d["flag"][0] or "").split(";"))
 
 
 def over_answers(run: Run, *, brief: bool = False) -> list[str]:

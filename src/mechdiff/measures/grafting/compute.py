@@ -52,9 +52,8 @@ def _lattice(run: Execution, split: str, model: Model, cell: Cell) -> formula.La
             position = labels.answer_position(cell.key["answer"]["tokens"])
             for side, laws in logits.items():
                 over = dict(zip(read, run.states(side, split, position, read).logits, strict=True))
-                logits[side] = torch.cat(
-                    [over[name][: len(said[name])] if name in said else law[None] for name, law in zip(kept, laws, strict=True)]
-                )
+                rest = [over[name][1 : len(said[name])] if name in said else law[:0] for name, law in zip(kept, laws[:, None], strict=True)]
+                logits[side] = torch.cat([part for law, behind in zip(laws, rest, strict=True) for part in (law[None], behind)])
         prompts = formula.Prompts(
             split=split, names=kept, ids=[(*one, *said.get(name, ())[:-1]) for name, one in zip(kept, ids, strict=True)],
             base_logits=logits["base"], tuned_logits=logits["tuned"],

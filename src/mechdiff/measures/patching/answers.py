@@ -25,6 +25,8 @@ from mechdiff.statistics.memory import once
 
 LEVEL = 0.05
 """Family-wise, over all outputs of a direction."""
+QUIET = {"no_effect", "outside_only"}
+"""Flags of a D over answers that there is no share of."""
 LEAST = 0.05
 """Shares that are less apart are not spoken of, however sure that is."""
 SPOKEN = 4
@@ -74,7 +76,7 @@ def answered(rows: pl.DataFrame, table: pl.DataFrame) -> Answered | None:
         high=one["ci_high"],
         coverage=one["coverage"],
         first=float(both["total_first"].to_numpy().mean()),
-        counts="no_effect" not in (one["flag"] or ""),
+        counts=not QUIET & set((one["flag"] or "").split(";")),
     )
 
 
@@ -169,6 +171,12 @@ def lead(run: Run) -> list[str]:
     if passed := [f"{crossing(one)} ({ways[way]})" for way, one in crossings.items() if one]:
         said.append(f"Patched at every place of the answer, the residual stream carries more than half of that D {' and '.join(passed)}.")
     return [*said, *_disagreement(run.rows)]
+
+
+def alone(run: Run) -> list[str]:
+    """The same where the next tokens do not differ: nothing unless whole answers do."""
+    found = answered(run.rows, run.summary)
+    return lead(run) if found and found.counts else []
 
 
 def clause(run: Run) -> list[Candidate]:
