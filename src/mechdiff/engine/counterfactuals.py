@@ -100,6 +100,8 @@ def scores(
     side = subject.model.side
     busy = [i for i, variant in enumerate(variants) if not adds_nothing(variant)]
     parts: list[Scores] = []
+    lengths = [len(ids) for ids in subject.answers or ()]
+    parting = first_parting(clean, lengths) if subject.answers is not None else []
     for part in chunks(max(1, len(busy)), max(1, max_rows // subject.rows - 1)):
         logits = subject.logits([variants[i] for i in busy[part]])
         found = outcomes(logits, clean, side, metrics=metrics)
@@ -108,7 +110,7 @@ def scores(
         if along:
             found[along.name] = along.values(logits, [along.which[i] for i in busy[part]])
         if subject.answers is not None:
-            found = over_answers(found, [len(ids) for ids in subject.answers], first_parting(clean, list(map(len, subject.answers))))
+            found = over_answers(found, lengths, parting)
         parts.append(found if not parts else {name: values[:, 1:] for name, values in found.items()})
     run_of = [0, *(1 + busy.index(i) if i in busy else 0 for i in range(len(variants)))]
     return {name: torch.cat([part[name] for part in parts], 1)[:, run_of] for name in parts[0]}

@@ -162,9 +162,9 @@ def _per_group(groups: pl.DataFrame, totals: dict[tuple[str, str], np.ndarray], 
         spoken = np.array([of_split.get(splits[member], False) for member in members], bool)
         tested = crossed[members] & spoken & np.isfinite(values).all(axis=0)
         found["p_of_mean"][members[tested]] = intervals.mean_p(values[:, tested], seed=seed)
+        mean_d = {key: d[codes].mean() for key, d in totals.items()}
         for place, name in enumerate(TOTALS):
-            of_split = {key: d[codes].mean() for key, d in totals.items()}
-            found[name][members] = [of_split.get((totals_of(groups_over[m])[place], str(splits[m])), np.nan) for m in members]
+            found[name][members] = [mean_d.get((totals_of(groups_over[m])[place], str(splits[m])), np.nan) for m in members]
     positive = groups["in_nats"].to_numpy()
     for name in ("log_mean", "log_low", "log_high"):
         found[name][~positive] = np.nan

@@ -14,6 +14,9 @@ from mechdiff.statistics import floors
 from mechdiff.statistics.clusters import n_prompts
 from mechdiff.statistics.intervals import FEW, FEWEST
 
+NO_SHARE = {"no_effect", "outside_only"}
+"""Flags of a D that there is no share of."""
+
 
 def lead(run: Run) -> list[str]:
     """D in words, or why there is none."""
@@ -33,7 +36,7 @@ def clause(run: Run) -> list[Candidate]:
 def answers_differ(run: Run) -> bool:
     """Whether D over whole answers was measured, and is above three times the noise floor."""
     d = where(run.summary, measure="divergence", metric=floors.d_metric(run.rows, ANSWER), control=None, unit=None)
-    return len(d) > 0 and not {"no_effect", "outside_only"} & set((d["flag"][0] or "").split(";"))
+    return len(d) > 0 and not NO_SHARE & set((d["flag"][0] or "").split(";"))
 
 
 def over_answers(run: Run, *, brief: bool = False) -> list[str]:

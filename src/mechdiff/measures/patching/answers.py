@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.measures.divergence.words import answered_by
+from mechdiff.measures.divergence.words import NO_SHARE, answered_by
 from mechdiff.measures.patching import charts, findings
 from mechdiff.measures.patching.findings import Crossing
 from mechdiff.report import difference, effect_shares
@@ -25,8 +25,6 @@ from mechdiff.statistics.memory import once
 
 LEVEL = 0.05
 """Family-wise, over all outputs of a direction."""
-QUIET = {"no_effect", "outside_only"}
-"""Flags of a D over answers that there is no share of."""
 LEAST = 0.05
 """Shares that are less apart are not spoken of, however sure that is."""
 SPOKEN = 4
@@ -34,6 +32,7 @@ TOP = 5
 """Outputs of each outcome in the table."""
 
 
+WAYS = {BREAKAGE: "base into tuned", RECOVERY: "tuned into base"}
 COLUMNS = ("output", "patch", "share at the first token", "share over the answer", "95 %", "Fisher share", "difference", "p (family-wise)")
 
 
@@ -76,7 +75,7 @@ def answered(rows: pl.DataFrame, table: pl.DataFrame) -> Answered | None:
         high=one["ci_high"],
         coverage=one["coverage"],
         first=float(both["total_first"].to_numpy().mean()),
-        counts=not QUIET & set((one["flag"] or "").split(";")),
+        counts=not NO_SHARE & set((one["flag"] or "").split(";")),
     )
 
 
@@ -137,7 +136,7 @@ def parts(run: Run) -> list[Drawn | dict]:
 
 def _table(run: Run, found: Answered) -> list[dict]:
     lines = []
-    for direction, word in ((BREAKAGE, "base into tuned"), (RECOVERY, "tuned into base")):
+    for direction, word in WAYS.items():
         both = against_first(run.rows, direction)
         chosen = {name for by in ("first", "answer") for name in both.sort(by, descending=True).head(TOP)["name"]}
         ends = findings.site_shares(run.rows, run.summary, unit=found.unit, what=ANSWER).filter(pl.col("direction") == direction)
@@ -166,9 +165,7 @@ def lead(run: Run) -> list[str]:
     if not found.counts:
         return [f"{opening} D = {nats(found.d)} nats a token is not above three times the noise floor: no share of it is given."]
     said = [f"{opening} {size}."]
-    crossings = {way: findings.half_way(run.rows, way, unit=found.unit, what=ANSWER) for way in BOTH}
-    ways = {BREAKAGE: "base into tuned", RECOVERY: "tuned into base"}
-    if passed := [f"{crossing(one)} ({ways[way]})" for way, one in crossings.items() if one]:
+    if passed := [f"{crossing(one)} ({WAYS[way]})" for way, one in half_ways(run.rows, unit=found.unit, what=ANSWER).items()]:
         said.append(f"Patched at every place of the answer, the residual stream carries more than half of that D {' and '.join(passed)}.")
     return [*said, *_disagreement(run.rows)]
 
@@ -184,14 +181,9 @@ def clause(run: Run) -> list[Candidate]:
     found = answered(run.rows, run.summary)
     if found is None or not found.counts:
         return []
-    crossings = {way: findings.half_way(run.rows, way, unit=found.unit, what=ANSWER) for way in BOTH}
-    ways = {BREAKAGE: "base into tuned", RECOVERY: "tuned into base"}
-    there = {way: one for way, one in crossings.items() if one}
-    passed = [f"{crossing(one, brief=True)} ({ways[way]})" for way, one in there.items()]
-    if len(there) > 1 and len({one.site for one in there.values()}) == 1:
-        passed = [f"{crossing(next(iter(there.values())), brief=True)}, in both directions"]
+    passed = in_brief(run.rows, unit=found.unit, what=ANSWER)
     opening = f"over {found.n_tokens} answer tokens (D {nats(found.d)} nats a token)"
-    text = f"{opening} patches of the residual stream carry more than half of D {' and '.join(passed)}"
+    text = f"{opening} patches of the residual stream carry more than half of D {passed}"
     return [Candidate(text=text, n=found.n)] if passed else []
 
 
@@ -199,7 +191,7 @@ def _disagreement(rows: pl.DataFrame) -> list[str]:
     """Which outputs carry another share of D over the answer than at the first token, by a test; else that none was shown to."""
     apart: list[tuple[float, str]] = []
     tested = 0
-    for way, word in ((BREAKAGE, "base into tuned"), (RECOVERY, "tuned into base")):
+    for way, word in WAYS.items():
         both = against_first(rows, way).filter(pl.col("p").is_not_null())
         tested += len(both)
         for row in both.filter(pl.col("p") < LEVEL, pl.col("apart").abs() >= LEAST).iter_rows(named=True):
@@ -210,6 +202,20 @@ def _disagreement(rows: pl.DataFrame) -> list[str]:
     if tested:
         return [f"No single output was shown to carry a share of D over the answer that is {LEAST:g} or more from that at its first token."]
     return ["Whether single outputs carry another share of D over the answer than at its first token cannot be tested on so few prompts."]
+
+
+def half_ways(rows: pl.DataFrame, *, unit: str | None = None, what: str | None = None) -> dict[str, Crossing]:
+    """By direction: where along the residual stream a share of D passes one half, where it does."""
+    found = {way: findings.half_way(rows, way, unit=unit, what=what) for way in BOTH}
+    return {way: one for way, one in found.items() if one is not None}
+
+
+def in_brief(rows: pl.DataFrame, *, unit: str | None = None, what: str | None = None) -> str:
+    """ "from L2.resid_post on (base into tuned) and from ...", or "from L2.resid_post on, in both directions"; empty where none passes one half."""
+    there = half_ways(rows, unit=unit, what=what)
+    if len(there) > 1 and len({one.site for one in there.values()}) == 1:
+        return f"{crossing(next(iter(there.values())), brief=True)}, in both directions"
+    return " and ".join(f"{crossing(one, brief=True)} ({WAYS[way]})" for way, one in there.items())
 
 
 def crossing(found: Crossing, *, brief: bool = False) -> str:

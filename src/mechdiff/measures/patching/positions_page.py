@@ -6,6 +6,7 @@ import polars as pl
 from mechdiff import labels
 from mechdiff.labels import POSITIONS
 from mechdiff.measures.patching import findings
+from mechdiff.measures.patching.answers import WAYS
 from mechdiff.measures.patching.charts import sign_of
 from mechdiff.report import drawing
 from mechdiff.report.difference import BREAKAGE, RECOVERY
@@ -43,7 +44,7 @@ def parts(run: Run) -> list[Drawn]:
 def _arrives(found: pl.DataFrame) -> str:
     """The part outside the decision position that carries most, by direction; nothing where none does."""
     said = []
-    for direction, words in ((BREAKAGE, "base into tuned"), (RECOVERY, "tuned into base")):
+    for direction, words in WAYS.items():
         elsewhere = found.filter(pl.col("direction") == direction, pl.col("part") != "decision", pl.col("counts"))
         for row in elsewhere.sort("share", descending=True).head(1).iter_rows(named=True):
             share = with_interval(row["share"], row["low"], row["high"], digits=2)

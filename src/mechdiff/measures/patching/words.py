@@ -42,14 +42,9 @@ def _passes(rows: pl.DataFrame, *, again: bool = False) -> str:
 
     `again`: behind the same of whole answers, so that it says "at the first token".
     """
-    crossings = {words: findings.half_way(rows, way) for way, words in ((BREAKAGE, "base into tuned"), (RECOVERY, "tuned into base"))}
-    there = {words: one for words, one in crossings.items() if one is not None}
-    passed = [f"{crossing(one, brief=True)} ({words})" for words, one in there.items()]
-    if len(there) > 1 and len({one.site for one in there.values()}) == 1:
-        passed = [f"{crossing(next(iter(there.values())), brief=True)}, in both directions"]
-    if again:
-        return f"at the first token {' and '.join(passed)}" if passed else ""
-    return f"patches of the residual stream carry more than half of D {' and '.join(passed)}" if passed else ""
+    passed = answers.in_brief(rows)
+    opening = "at the first token" if again else "patches of the residual stream carry more than half of D"
+    return f"{opening} {passed}" if passed else ""
 
 
 def _strongest(rows: pl.DataFrame, summary: pl.DataFrame) -> str:
