@@ -1,5 +1,6 @@
-"""Groups of fifty texts hold what they say: keys, lengths, right answers, and no text twice, nor one that mechdiff ships elsewhere."""
+"""Twelve groups of fifty hold what they say: keys, lengths, right answers, and no text twice, nor one that mechdiff ships elsewhere."""
 
+import ast
 import json
 import re
 from collections import Counter, defaultdict
@@ -11,9 +12,16 @@ import pytest
 from mechdiff import errors
 
 DATA = Path(errors.__file__).parent / "data"
+TEXT = ["id", "text"]
 KEYS = {
     "chat": ["id", "prompt", "answer"],
-    "encyclopaedia": ["id", "text"],
+    "encyclopaedia": TEXT,
+    "news": TEXT,
+    "code": TEXT,
+    "kazakh": TEXT,
+    "russian": TEXT,
+    "spanish": TEXT,
+    "turkish": TEXT,
     "arithmetic": ["id", "prompt", "choices", "right"],
     "multiple_choice": ["id", "prompt", "choices", "right"],
     "harmful": ["id", "prompt"],
@@ -23,10 +31,23 @@ WORDS = {
     ("chat", "prompt"): (3, 25),
     ("chat", "answer"): (15, 30),
     ("encyclopaedia", "text"): (30, 45),
+    ("news", "text"): (30, 45),
+    ("kazakh", "text"): (12, 28),
+    ("russian", "text"): (15, 28),
+    ("spanish", "text"): (20, 32),
+    ("turkish", "text"): (12, 28),
     ("arithmetic", "prompt"): (1, 25),
     ("multiple_choice", "prompt"): (3, 25),
     ("harmful", "prompt"): (5, 25),
     ("borderline", "prompt"): (5, 25),
+}
+CYRILLIC, LATIN = "абвгдеёжзийклмнопрстуфхцчшщъыьэюя", "abcdefghijklmnopqrstuvwxyz"
+OWN_LETTERS = {"kazakh": "әіңғүұқө", "russian": "ёэ", "spanish": "áéíóúñ", "turkish": "çğıöşü"}
+ALPHABETS = {
+    "kazakh": CYRILLIC + OWN_LETTERS["kazakh"],
+    "russian": CYRILLIC,
+    "spanish": LATIN + OWN_LETTERS["spanish"],
+    "turkish": LATIN + OWN_LETTERS["turkish"] + "âî",
 }
 TOLD = {
     "arithmetic-02": "14 * 5",
@@ -72,6 +93,14 @@ def n_words(text):
 
 def value(expression):
     return eval(re.sub(r"[\d.]+", r"Fraction('\g<0>')", expression.replace("×", "*")), {"Fraction": Fraction})
+
+
+def is_python(text):
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
 
 
 def grams(text):
@@ -130,6 +159,20 @@ def test_sums_come_out_at_the_right_choice_alone():
         assert len({len(choice) for choice in item["choices"]}) == 1, item
         if told:
             assert not SUM.search(item["prompt"]), item
+
+
+@pytest.mark.parametrize("group", ALPHABETS)
+def test_each_language_is_written_in_its_own_letters(group):
+    written = {letter for item in items(group) for letter in item["text"].lower() if letter.isalpha()}
+    assert written <= set(ALPHABETS[group])
+    assert written >= set(OWN_LETTERS[group])
+
+
+def test_thirty_snippets_are_python_and_all_are_short():
+    snippets = [item["text"] for item in items("code")]
+    assert sum(map(is_python, snippets)) == 30
+    assert [text for text in snippets if not 120 <= len(text) <= 420 or text != text.strip()] == []
+    assert not is_python(snippets[1])
 
 
 def test_no_text_is_nearly_another():
