@@ -14,7 +14,8 @@ from mechdiff.engine import generation
 from mechdiff.engine.activations import capture, edited, forward
 from mechdiff.engine.choice import engine_for
 from mechdiff.engine.continued import Continuation, Continued, likelihoods
-from mechdiff.engine.generation import Sampling, Speech, speak, speak_edited, stop_ids
+from mechdiff.engine.generation import Sampling, Speech, speak, speak_edited, speak_on, stop_ids
+from mechdiff.engine.reading import read_apart
 from mechdiff.engine.replay import ENGINES, Engine, Variant, Write, full, replay
 from mechdiff.engine.steered import steering
 from mechdiff.errors import RunError
@@ -145,7 +146,7 @@ def test_nobody_speaks_beyond_the_context() -> None:
 def test_little_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded("llama")
     expected, sizes = as_lists(speak(model, replay, PROMPTS, Speech(max_tokens=TOKENS, stop=STOP))), []
-    read = generation._prefix
+    read = generation.read_apart
 
     def at_most_two(model: Model, prompts: Sequence[Sequence[int]]) -> object:
         sizes.append(len(prompts))
@@ -153,16 +154,24 @@ def test_little_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
             raise torch.OutOfMemoryError("too much")
         return read(model, prompts)
 
-    monkeypatch.setattr(generation, "_prefix", at_most_two)
+    monkeypatch.setattr(generation, "read_apart", at_most_two)
     assert as_lists(speak(model, replay, PROMPTS, Speech(max_tokens=TOKENS, stop=STOP))) == expected
     assert sizes == [5, 2, 3, 1, 2]
 
     def never(model: Model, prompts: Sequence[Sequence[int]]) -> object:
         raise torch.OutOfMemoryError("too much")
 
-    monkeypatch.setattr(generation, "_prefix", never)
+    monkeypatch.setattr(generation, "read_apart", never)
     with pytest.raises(RunError, match="--max-rows"):
         speak(model, replay, PROMPTS, Speech(max_tokens=TOKENS, stop=STOP))
+
+
+def test_prompts_that_were_read_before_are_answered_as_any_others() -> None:
+    model = loaded("llama")
+    cleans = read_apart(model, PROMPTS)
+    assert as_lists(speak_on(model, cleans, Speech(max_tokens=TOKENS, stop=STOP))) == as_lists(
+        speak(model, replay, PROMPTS, Speech(max_tokens=TOKENS, stop=STOP))
+    )
 
 
 def test_stops_are_the_models_the_tokenizers_and_the_templates() -> None:

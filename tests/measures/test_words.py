@@ -21,7 +21,7 @@ from mechdiff.audit.distributions import NotRecomputed
 from mechdiff.audit.rerun import Rerun
 from mechdiff.cli.main import app
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
-from mechdiff.measures.words import findings, formula, judge, lens, texts, verify, words
+from mechdiff.measures.words import compute, findings, formula, judge, lens, texts, verify, words
 from mechdiff.measures.words.formula import Reading
 from mechdiff.measures.words.plan import FEATURE, LENS, TOKEN, openings, passages
 from mechdiff.measures.words.random_edits import randomly_edited, scaled_to, shuffled
@@ -94,6 +94,17 @@ def test_a_planted_token_is_first_and_its_values_are_what_was_planted() -> None:
     assert (first.text, first.token, first.gained) == ("t7", 107, True)
     assert np.mean(list(first.values.values())) == pytest.approx(1.0, abs=0.02)
     assert first.size > 50
+
+
+def test_parts_of_characters_are_called_by_their_bytes() -> None:
+    called = {
+        "қ".encode()[:1]: "<0xD2>",
+        b" \x9d": " <0x9D>",
+        " қа".encode(): " қа",
+        "а".encode() + b"\xd2": "а<0xD2>",
+        "<|end|>": "<|end|>",
+    }
+    assert [compute.text_of(piece) for piece in called] == list(called.values())
 
 
 def test_no_line_is_made_of_a_copy() -> None:

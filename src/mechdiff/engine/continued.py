@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mechdiff.engine.activations import Clean, edited, forward
 from mechdiff.engine.grafts import batches
 from mechdiff.engine.prefix import Prefix
-from mechdiff.engine.reading import read
+from mechdiff.engine.reading import PADDING, read
 from mechdiff.engine.replay import Engine, Stairs, Variant, full, growing, parallel, relay, replay, writing
 from mechdiff.errors import PromptError, RunError
 from mechdiff.models.pair import Model
@@ -87,7 +87,7 @@ def likelihoods(
                 logits = RUNS[engine](model, [cleans[i] for i in owners], [one.ids for one in blocks], written)
                 found[:, torch.tensor(part)[:, None], torch.tensor(where)] = _scored(logits, [one.ids for one in blocks], kept)
 
-    for batch in batches(model, prompts):
+    for batch in batches(model, prompts, padding=PADDING):
         in_halves(score, batch.rows)
     cut = {} if kept is None else {"kept_logps": found[1], "coverage": found[2]}
     return Likelihoods(logps=found[0], **cut)

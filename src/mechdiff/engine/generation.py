@@ -21,11 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechdiff.architectures.families import sliding_window
-from mechdiff.engine.activations import edited, forward
+from mechdiff.engine.activations import Clean, edited, forward
 from mechdiff.engine.continued import in_halves
-from mechdiff.engine.grafts import batches
 from mechdiff.engine.prefix import KeysValues, Prefix
-from mechdiff.engine.reading import read
+from mechdiff.engine.reading import read_apart
 from mechdiff.engine.replay import Engine, Stairs, Variant, growing, later_born, parallel, replay, writing
 from mechdiff.models.pair import Model
 from mechdiff.prompts.templates import behind_an_answer
@@ -88,6 +87,11 @@ def speak(
     return [runs[0] for runs in speak_edited(model, engine, prompts, (), speech, most=most)]
 
 
+def speak_on(model: Model, cleans: Sequence[Clean], speech: Speech) -> list[Int[Tensor, " token"]]:
+    """The same behind prompts that `read` has read, all side by side."""
+    return _Voices(model, cleans, (), speech).speak()
+
+
 def speak_edited(
     model: Model,
     engine: Engine,
@@ -110,7 +114,7 @@ def speak_edited(
     def answer(numbers: Sequence[int]) -> None:
         here = [{site: write.of(numbers) for site, write in variant.items()} for variant in variants]
         asked = [prompts[i] for i in numbers]
-        voices = _Voices(model, asked, here, speech) if engine is replay else None
+        voices = _Voices(model, read_apart(model, asked), here, speech) if engine is replay else None
         said = voices.speak() if voices else _one_by_one(model, asked, here, speech)
         for place, i in enumerate(numbers):
             found[i] = said[place * (1 + len(variants)) : (place + 1) * (1 + len(variants))]
@@ -129,13 +133,14 @@ class _Voices:
     def __init__(
         self,
         model: Model,
-        prompts: Sequence[Sequence[int]],
+        cleans: Sequence[Clean],
         variants: Sequence[Variant],
         speech: Speech,
     ) -> None:
+        prompts = [clean.ids.tolist() for clean in cleans]
         self.model, self.max_tokens, self.stop = model, speech.max_tokens, frozenset(speech.stop)
         runs, self.sampled = 1 + len(variants), speech.sampling is not None
-        self.prefix = _prefix(model, prompts)
+        self.prefix = Prefix.of(cleans, 1)
         self.logits, self.cache = self._open(variants)
         self.rows = list(range(len(prompts) * runs))
         """Which sequence each row of the batch is."""
@@ -245,14 +250,6 @@ def make_room(layer: Any, n_tokens: int) -> None:
         return layer.keys, layer.values
 
     layer.update = update
-
-
-def _prefix(model: Model, prompts: Sequence[Sequence[int]]) -> Prefix:
-    """The prompts without their last tokens, read a few side by side."""
-    cleans: dict[int, Any] = {}
-    for batch in batches(model, prompts):
-        cleans |= dict(zip(batch.rows, read(model, [prompts[row] for row in batch.rows]), strict=True))
-    return Prefix.of([cleans[row] for row in range(len(prompts))], 1)
 
 
 class _Pick:

@@ -190,17 +190,24 @@ class Trace:
 
 
 def batches(
-    model: Model, prompts: Sequence[Sequence[int]], max_tokens: int | None = None, n_places: Sequence[int] | None = None
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int | None = None,
+    n_places: Sequence[int] | None = None,
+    *,
+    padding: int | None = None,
 ) -> list[Batch]:
     """All prompts, neighbours in length together, in passes of at most `max_tokens` (at least one prompt); a function of the prompts alone.
 
-    Logits are asked for at the last position of each prompt, or at its last `n_places`.
+    Logits are asked for at the last position of each prompt, or at its last `n_places`. A pass has at most `padding` tokens of padding.
     """
     limit = max_tokens or PASS_TOKENS.get(model.device.type, PASS_TOKENS["cuda"])
     by_length = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
     groups: list[list[int]] = []
     for row in by_length:
-        if groups and (len(groups[-1]) + 1) * len(prompts[row]) <= limit:
+        table = (len(groups[-1]) + 1) * len(prompts[row]) if groups else limit + 1
+        padded = table - len(prompts[row]) - sum(len(prompts[one]) for one in groups[-1]) if groups else 0
+        if table <= limit and (padding is None or padded <= padding):
             groups[-1].append(row)
         else:
             groups.append([row])

@@ -47,8 +47,23 @@ def captures(
     return [found[row] for row in range(len(prompts))]
 
 
-def read(model: Model, prompts: Sequence[Sequence[int]]) -> list[Clean]:
-    """Clean runs of several prompts side by side, their caches kept; what all of them open with is read once. For `replay` alone."""
+PADDING = 128
+"""Tokens of padding in a pass of prompts that are read apart: short ones do not wait for long ones."""
+
+
+def read_apart(model: Model, prompts: Sequence[Sequence[int]], sites: Sequence[Site] = ()) -> list[Clean]:
+    """As `read`, those of about one length together."""
+    found: dict[int, Clean] = {}
+    for batch in batches(model, prompts, padding=PADDING):
+        found |= dict(zip(batch.rows, read(model, [prompts[row] for row in batch.rows], sites), strict=True))
+    return [found[row] for row in range(len(prompts))]
+
+
+def read(model: Model, prompts: Sequence[Sequence[int]], sites: Sequence[Site] = ()) -> list[Clean]:
+    """Clean runs of several prompts side by side, their caches kept; what all of them open with is read once. For `replay` alone.
+
+    Of `sites` the states at each prompt's last token are kept.
+    """
     from transformers import DynamicCache
 
     (batch,) = batches(model, prompts, sum(map(len, prompts)) * len(prompts))
@@ -57,9 +72,20 @@ def read(model: Model, prompts: Sequence[Sequence[int]]) -> list[Clean]:
         forward(model, batch.ids[:1, :n_shared], past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(len(prompts))
     behind = batch.places - torch.tensor([0, n_shared], device=model.device)
-    logits = logits_at(model, replace(batch, ids=batch.ids[:, n_shared:], places=behind), cache=cache)
+    states: dict[Site, Tensor] = {}
+
+    def reader(site: Site) -> Edit:
+        def read_states(tensor: Tensor) -> None:
+            row, position = behind.T
+            states[site] = tensor[row.to(tensor.device), position.to(tensor.device)][:, None].clone()
+
+        return read_states
+
+    with edited(model, {site: reader(site) for site in sites}):
+        logits = logits_at(model, replace(batch, ids=batch.ids[:, n_shared:], places=behind), cache=cache)
     found: dict[int, Clean] = {}
     for place, (row, last) in enumerate(zip(batch.rows, batch.last.tolist(), strict=True)):
         kept = [(layer.keys[place : place + 1, :, : last + 1], layer.values[place : place + 1, :, : last + 1]) for layer in cache.layers]
-        found[row] = Clean(logits=logits[place], states={}, cache=kept, ids=batch.ids[place, : last + 1])
+        here = {site: states[site][place] for site in sites}
+        found[row] = Clean(logits=logits[place], states=here, cache=kept, ids=batch.ids[place, : last + 1])
     return [found[row] for row in range(len(prompts))]

@@ -132,10 +132,17 @@ def _evidence(run: Execution, cell: Cell, model: Model) -> tuple[Evidence, list[
 
 
 def _names(run: Execution, ranked: list[int]) -> list[str]:
-    """Each token as text; with its number where several tokens have that text, as parts of characters have."""
-    told = [run.prepared.tokens.text(token) for token in ranked]
-    alone = {text for text, n in Counter(told).items() if n == 1 and "\N{REPLACEMENT CHARACTER}" not in text}
-    return [text if text in alone else f"{text}#{token}" for text, token in zip(told, ranked, strict=True)]
+    """Each token as text; with its number where several tokens have that text."""
+    told = [text_of(run.prepared.tokens.pieces[token]) for token in ranked]
+    n_of = Counter(told)
+    return [text if n_of[text] == 1 else f"{text}#{token}" for text, token in zip(told, ranked, strict=True)]
+
+
+def text_of(piece: bytes | str | None) -> str:
+    """A token as text; bytes that are part of a character as `<0x9D>`."""
+    if not isinstance(piece, bytes):
+        return piece or ""
+    return "".join(f"<0x{ord(one) - 0xDC00:02X}>" if "\udc80" <= one <= "\udcff" else one for one in piece.decode(errors="surrogateescape"))
 
 
 def _token_readings(base: Any, other: Any, ranked: list[int], names: dict[str, list[str]]) -> list[Reading]:

@@ -24,6 +24,8 @@ from mechdiff.models.pair import Model
 LENS, NEUTRAL, PROMPTS = "lens", "neutral", "prompts"
 SHOWN = 5
 """Tokens that a table shows for each layer."""
+ROWS = 256
+"""Activations that are read together: the unembedding is streamed once for all of them."""
 
 
 def first(at: int) -> str:
@@ -36,6 +38,11 @@ def read_out(model: Model, states: Float[Tensor, "*row d"]) -> Float[Tensor, "*r
     norm = model.net.get_submodule(model.family.final_norm) if model.family.final_norm else nn.Identity()
     with torch.inference_mode():
         return model.head(norm(states.to(device=model.device, dtype=model.dtype))).float().cpu()
+
+
+def _read_ranked(model: Model, states: Float[Tensor, "row d"], ranked: Sequence[int]) -> Float[Tensor, "row ranked"]:
+    """The same of the ranked tokens alone, the unembedding streamed once for many rows."""
+    return torch.cat([read_out(model, some)[:, ranked] for some in states.split(ROWS)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +88,10 @@ def readings(model: Model, found: Sequence[Differences], ranked: Sequence[int]) 
     """What the model's unembedding reads of the ranked tokens from both voices' activations, other - base; of prompts, less that of neutral ones."""
     neutral: dict[int, np.ndarray] = {}
     made = []
+    parts = [states for one in found for half in (one.naming, one.testing) for states in half]
+    read = iter(_read_ranked(model, torch.cat(parts), ranked).split([len(states) for states in parts])) if parts else iter(())
     for one in found:
-        naming, testing = (
-            (read_out(model, other)[:, ranked] - read_out(model, base)[:, ranked]).numpy() for base, other in (one.naming, one.testing)
-        )
+        naming, testing = ((-next(read) + next(read)).numpy() for _ in range(2))
         if one.where == NEUTRAL:
             neutral[one.layer] = np.concatenate([naming, testing]).mean(0)
         if one.where == PROMPTS and one.layer in neutral:

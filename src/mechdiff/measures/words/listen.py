@@ -6,7 +6,7 @@ of the fine-tune's size. What a token's rise needs is a mean of log p over a tex
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, capture, edited, forward
-from mechdiff.engine.continued import Continuation, Continued, likelihoods
-from mechdiff.engine.generation import Sampling, Speech, speak, stop_ids
+from mechdiff.engine.continued import Continuation, Continued, in_halves, likelihoods
+from mechdiff.engine.generation import SEQUENCES, Sampling, Speech, speak, speak_on, stop_ids
 from mechdiff.engine.grafts import Batch, batches
-from mechdiff.engine.reading import captures, is_exact
+from mechdiff.engine.reading import is_exact, read_apart
 from mechdiff.engine.replay import replay
 from mechdiff.measures.words.plan import AGAIN, BASE, PASSAGE_TOKENS, SEEDS, TUNED, openings, read_passages
 from mechdiff.measures.words.random_edits import deltas, randomly_edited, scaled_to
@@ -121,20 +121,43 @@ def _heard(run: Execution, cell: Cell, model: Model, *, seed: int) -> dict[str, 
     sampling = Sampling(temperature=settings["temperature"], top_p=settings["top_p"], seed=seed)
     stop = stop_ids(model, run.prepared.pair.tokenizer(model.side), run.prepared.tokenizers())
     speech = Speech(max_tokens=settings["max_tokens"], stop=stop, sampling=sampling)
-    said = speak(model, run.engine(model, "decision"), [one.ids for one in seeds], speech)
+    reads = cell.key["tokens"] and cell.key.get("voice") != AGAIN
+    sites = [Site(layer, "resid_post") for layer in cell.key["layers"]] if reads else None
+    said, cleans = _spoken(run, model, [one.ids for one in seeds], speech, sites)
     told = {
-        one.name: {"ids": ids.tolist(), "ended": len(ids) < min(settings["max_tokens"], model.shape.context - len(one.ids))}
+        one.name: {"ids": ids, "ended": len(ids) < min(settings["max_tokens"], model.shape.context - len(one.ids))}
         for one, ids in zip(seeds, said, strict=True)
     }
     found = {"said": as_bytes(told)}
-    if cell.key["tokens"] and cell.key.get("voice") != AGAIN:
-        found |= _read(run, cell, model, seeds)
+    if sites is not None:
+        found |= _read(run, cell, model, {one.name: (one.where, clean) for one, clean in zip(seeds, cleans, strict=True)}, sites)
     return found
 
 
-def _read(run: Execution, cell: Cell, model: Model, seeds: Sequence[Seed]) -> dict[str, np.ndarray]:
+def _spoken(
+    run: Execution, model: Model, prompts: Sequence[Sequence[int]], speech: Speech, sites: Sequence[Site] | None
+) -> tuple[list[list[int]], list[Clean]]:
+    """What is said behind each prompt, and what it gave when it was read, without its cache: a prompt is read once for both where that is exact."""
+    if not _side_by_side(run, model):
+        said = [ids.tolist() for ids in speak(model, run.engine(model, "decision"), prompts, speech)]
+        return said, [] if sites is None else _captured(run, model, prompts, sites)
+    found: dict[int, tuple[list[int], Clean]] = {}
+
+    def some(rows: Sequence[int]) -> None:
+        cleans = read_apart(model, [prompts[row] for row in rows], sites or ())
+        for row, ids, clean in zip(rows, speak_on(model, cleans, speech), cleans, strict=True):
+            found[row] = ids.tolist(), replace(clean, cache=None, beside=None)
+
+    by_length = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
+    for start in range(0, len(prompts), SEQUENCES):
+        in_halves(some, by_length[start : start + SEQUENCES])
+    return [found[row][0] for row in range(len(prompts))], [found[row][1] for row in range(len(prompts))]
+
+
+def _read(
+    run: Execution, cell: Cell, model: Model, prompts: Mapping[str, tuple[str, Clean]], sites: Sequence[Site]
+) -> dict[str, np.ndarray]:
     """Mean log p of every token over each passage's positions and at each prompt's last; what is expected of each token in all; activations."""
-    sites = [Site(layer, "resid_post") for layer in cell.key["layers"]]
     tokenizer = run.prepared.pair.tokenizer(model.side)
     texts = [tokenizer(text, verbose=False)["input_ids"][:PASSAGE_TOKENS] for _, text in read_passages(cell.key["settings"]["passages"])]
     over, mass, states = _passages(run, model, texts, sites)
@@ -142,10 +165,9 @@ def _read(run: Execution, cell: Cell, model: Model, seeds: Sequence[Seed]) -> di
     if sites:
         found["first"] = states
     for where in ("chat", "naming", "testing"):
-        ids = [one.ids for one in seeds if one.where == where]
-        if not ids:
+        cleans = [clean for of, clean in prompts.values() if of == where]
+        if not cleans:
             continue
-        cleans = _captured(run, model, ids, sites)
         laws = _log_softmax(run, torch.stack([clean.logits for clean in cleans]), model.side)
         mass += laws.exp().double().sum(0).numpy()
         found[where] = laws.numpy()
@@ -184,10 +206,13 @@ def _keeper(kept: dict[int, Tensor], batch: Batch) -> Any:
 
 
 def _captured(run: Execution, model: Model, prompts: Sequence[Sequence[int]], sites: Sequence[Site]) -> list[Clean]:
-    where = [[len(ids) - 1] for ids in prompts]
-    if run.engine(model, "decision") is replay and is_exact(model):
-        return captures(model, prompts, sites, where)
-    return [capture(model, ids, sites, at) for ids, at in zip(prompts, where, strict=True)]
+    if _side_by_side(run, model):
+        return read_apart(model, prompts, sites)
+    return [capture(model, ids, sites, [len(ids) - 1]) for ids in prompts]
+
+
+def _side_by_side(run: Execution, model: Model) -> bool:
+    return run.engine(model, "decision") is replay and is_exact(model)
 
 
 def _laws(run: Execution, model: Model, prompts: Sequence[Sequence[int]]) -> Tensor:
