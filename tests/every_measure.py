@@ -18,6 +18,7 @@ MEASURES: list[Any] = [
     {"patching": {"sites": ["attn_out", "resid_post"], "arms": ["identity", "shift", "mean", "resample", "oracle"],
         "positions": ["decision", "last_2", "all"], "windows": [2]}},
     {"factorial": {"all_positions_layers": 2}},
+    "chat_template",
     {"transport": {
         "sites": ["resid_post", "z"], "layers": [1, 2], "closer": [1, 2], "strengths": [0.5], "rows_per_prompt": 4, "permutations": 10,
         "dimensions": 2, "clusters": 2,
@@ -62,7 +63,7 @@ def made(folder: Path) -> Path:
     base.save_pretrained(folder / "base")
     for number, layer in enumerate(base.model.layers):
         change(layer, np.random.default_rng(100 + number))
-    tokenizer(CHAT.replace("<|assistant|>", "<|model|>")).save_pretrained(folder / "tuned")  # another template: the stage `native` runs too
+    tokenizer(CHAT.replace("<|assistant|>", "<|model|>")).save_pretrained(folder / "tuned")  # another template: templates are crossed too
     base.save_pretrained(folder / "tuned")
     for split, numbers in SPLITS.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(prompt(number)) + "\n" for number in numbers))

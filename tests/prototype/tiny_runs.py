@@ -15,7 +15,7 @@ from mechdiff.measures.catalogue import make_study
 from mechdiff.report.parts import Drawn, Run, Section
 from tokenizers_made import byte_tokenizer
 
-PLAIN = {"divergence": {"over_text": False, "native": False}}
+PLAIN = {"divergence": {"over_text": False}}
 """Divergence at the decision position alone."""
 
 

@@ -27,7 +27,7 @@ OTHER: list[Any] = [
     {"attribution": {"steps": 1, "validated": 2}},
 ]
 HEADS = {"heads": {"closer": [1, LAST], "draws": 2, "network_draws": 1, "permutations": 2, "null_edits": 1}}
-CAUSAL: list[Any] = [{"divergence": {"over_text": False, "native": False}}, {"patching": {"sites": ["resid_post", "attn_out", "mlp_out"]}}]
+CAUSAL: list[Any] = [{"divergence": {"over_text": False}}, {"patching": {"sites": ["resid_post", "attn_out", "mlp_out"]}}]
 
 
 def with_new_rows(net: nn.Module, rows: torch.Tensor, seed: int) -> None:

@@ -25,9 +25,6 @@ def run(rows: pl.DataFrame, manifest: dict) -> Run:
         "mass_outside": 0.2 + n / 1000,
     }
     more = [rows_of(value, metric=metric, **here) for metric, value in values.items()]
-    more += [
-        rows_of(np.full(len(n), 0.5), metric=metric, unit="native", **here) for metric in ("kl_tuned_base_nats", "kl_native_base_nats")
-    ]
     words = {"measure": "similarity", "metric": "cka", "unit": "words", "site": "resid_post", "split": "report"}
     more += [rows_of([0.25], layer=layer, **words) for layer in (0, 1)]
     both = pl.concat([rows, *more])
@@ -47,8 +44,6 @@ def test_everything_that_makes_the_input_unequal_is_said(run: Run) -> None:
     assert cut["next-token mass on tokens that the other lacks"][1].startswith("0.212\n(")
     (apart,) = tables["The prompts that are cut most differently, in tokens per word"]
     assert apart == [d_of(run.rows, "report")[0][5], "4.05", "1.00", "0.25"]
-    own = dict(tables["What the templates alone do, in nats at the decision position"])
-    assert own["D, each reads its own template"] == own["the base, its own template against the same text"] == "0.500"
     (words,) = (rows for title, rows in tables.items() if title.startswith("CKA of states averaged"))
     assert [row[0] for row in words] == ["L0.resid_post", "L1.resid_post"]
 

@@ -24,7 +24,7 @@ from mechdiff.study.config import RunOptions
 NEW, PROMPTS, LAYERS = 200, 5, [0, 29]
 CLOSER = {"layers": LAYERS, "closer": [29]}
 MEASURES: list[Any] = [
-    {"divergence": {"continuation": 4, "native": False}},
+    {"divergence": {"continuation": 4}},
     {"weights": {"heads": False, "input_prompts": 0, "exact_up_to": 64}},
     "grafting",
     {"similarity": {"layers": LAYERS, "sites": ["resid_post"], "permutations": 20}},

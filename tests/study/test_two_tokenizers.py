@@ -14,14 +14,13 @@ from transformers import AutoModelForCausalLM
 import pico
 import runs
 from mechdiff import api
-from mechdiff.measures.catalogue import EXPERIMENTS, NUMBERS, make_study
+from mechdiff.measures.catalogue import NUMBERS, make_study
 from mechdiff.measures.divergence import compute as divergence_compute
 from mechdiff.statistics.summary import summarise
 from mechdiff.study.config import RunOptions
-from mechdiff.study.prepare import prepare
 from mechdiff.validate import edits
 from mechdiff.validate.studies import with_rows
-from tokenizers_made import BOS, CHATML, byte_tokenizer, piece_tokenizer
+from tokenizers_made import CHATML, byte_tokenizer, piece_tokenizer
 
 pytestmark = pytest.mark.ci
 
@@ -144,37 +143,6 @@ def test_both_models_read_an_answer_each_in_its_own_tokens(folder: Path, tmp_pat
     assert one.filter(metric="bits_per_byte_tuned")["value"].item() > 0
     n_places = len(one.filter(pl.col("unit").is_not_null(), pl.col("metric") == "js_nats"))
     assert n_places == record["n_prompt_tokens"]["p1"] + len(tuned_ids) - 1, "each of its tokens ends where the base's bytes do"
-
-
-def test_what_the_template_alone_does_is_an_arm_of_its_own(folder: Path, tmp_path: Path) -> None:
-    """`same_text` against `native`: the tuned model's template is the study's, so only the base is moved by its own."""
-    other = byte_tokenizer("{% for message in messages %}[{{ message.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}")
-    base = AutoModelForCausalLM.from_pretrained(folder / "base")
-    pico.save(base, other, tmp_path / "base")
-    (tmp_path / "prompts.jsonl").write_bytes((folder / "prompts.jsonl").read_bytes())
-    pico.save(AutoModelForCausalLM.from_pretrained(folder / "tuned"), byte_tokenizer(CHATML), tmp_path / "tuned")
-    rows, _record = execute(tmp_path, "tuned", tmp_path / "run", [{"divergence": {"over_text": False}}])
-    native = {metric: part["value"] for (metric,), part in rows.filter(pl.col("unit") == "native").group_by("metric")}
-    assert native["kl_native_tuned_nats"].max() <= 1e-12  # type: ignore[operator]
-    assert native["kl_native_base_nats"].min() > 1e-4  # type: ignore[operator]
-    plain = rows.filter(pl.col("unit").is_null(), pl.col("split") == "report", pl.col("metric") == "kl_tuned_base_nats")["value"]
-    assert (native["kl_tuned_base_nats"].sort() - plain.sort()).abs().min() > 1e-6  # type: ignore[operator]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "prompts.jsonl").read_text().splitlines()]
-    assert {line["split"] for line in lines} == {"fit", "select", "report", "native"}
-    one = next(line for line in lines if line["split"] == "native")
-    assert one["text_base"].startswith("[Say something")
-    assert one["text_tuned"].startswith(BOS)
-    same = next(line for line in lines if line["split"] == "report")
-    assert "text_tuned" not in same
-    assert byte_tokenizer()(same["text_base"], add_special_tokens=False)["input_ids"] == same["ids_base"]
-    bare = byte_tokenizer()
-    pico.save(base, bare, tmp_path / "bare")
-    data = {
-        "pair": {"base": str(tmp_path / "bare"), "tuned": str(tmp_path / "tuned")},
-        "prompts": {"file": str(tmp_path / "prompts.jsonl")},
-    }
-    prepared = prepare(make_study({**data, "measures": ["divergence"]}), RunOptions(), EXPERIMENTS)
-    assert {"what": "divergence: native templates", "why": "the tokenizer of base has no chat template of its own"} in prepared.plan.skipped
 
 
 def test_check_says_how_the_vocabularies_relate(folder: Path) -> None:

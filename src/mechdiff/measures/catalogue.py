@@ -14,6 +14,7 @@ PAGES = (
     "mechdiff.measures.routing.measure:ROUTING",
     "mechdiff.measures.patching.measure:PATCHING",
     "mechdiff.measures.factorial.measure:FACTORIAL",
+    "mechdiff.measures.chat_template.measure:CHAT_TEMPLATE",
     "mechdiff.measures.transport.measure:TRANSPORT",
     "mechdiff.measures.rank.measure:RANK",
     "mechdiff.measures.steering.measure:STEERING",

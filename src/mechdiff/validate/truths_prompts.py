@@ -1,8 +1,10 @@
-"""Faults of prompts are errors by name, and other tokens are seen for what they are (METHOD C: P7b, P18)."""
+"""Faults of prompts are errors by name, other tokens are seen for what they are, and templates are told from weights (METHOD C: P7b, P18, P25)."""
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
@@ -11,6 +13,7 @@ from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.generation import Speech, speak
 from mechdiff.engine.replay import replay
 from mechdiff.errors import PromptError
+from mechdiff.measures.chat_template import formula as chat_template_formula
 from mechdiff.measures.divergence import formula as divergence_formula
 from mechdiff.models.pair import wrap
 from mechdiff.prompts.matching import Vocabulary
@@ -18,12 +21,15 @@ from mechdiff.prompts.rendering import render
 from mechdiff.prompts.sets import Prompt
 from mechdiff.prompts.templates import PromptPolicy
 from mechdiff.prompts.vocabularies import Tokens, shared_tokens
-from mechdiff.validate import made
+from mechdiff.rows import where
+from mechdiff.validate import edits, made, planted, studies
 from mechdiff.validate.checks import Check, above, at_most, near, same
 from mechdiff.validate.planted import Bench
 
 TEXT = "Қазақ тілі – түркі тілдерінің бірі 😀."
 LENGTHS = {"max_base": 512, "max_tuned": 512}
+SAID = {"template": "of it is the template's", "weights": "the weights'"}
+"""How the verdict gives a part of D to what changed."""
 
 
 def p7b(bench: Bench) -> Iterator[Check]:
@@ -55,6 +61,37 @@ def p18(bench: Bench) -> Iterator[Check]:
     ends = [chat.decode(one.ids_base[: i + 1]) == coarse.decode(one.ids_tuned[: j + 1]) for i, j in one.positions[1:]]
     yield above("places that two tokenizers both have, of the coarser one's tokens", len(one.positions) / len(one.ids_tuned), 0.5)
     yield same("each ends where the other's text ends", all(ends) and len(one.ids_base) > len(one.ids_tuned), True)
+
+
+def p25(bench: Bench) -> Iterator[Check]:
+    """The chat template alone changed; the weights alone, of networks that no template reaches; both, which add in the logits."""
+    brackets = "{{ bos_token }}{% for message in messages %}[{{ message.content }}]{% endfor %}{{ '\\n' }}"
+    cut, measures = [made.byte_tokenizer(brackets), made.byte_tokenizer(made.CHATML)], ["divergence", "chat_template"]
+    deaf = planted.edited(bench.net, _deaf)
+    tuned = planted.edited(deaf, lambda net: edits.edit_mlp(net, bench.layer))
+    template, weights = ("template_effect", "weights_effect")
+    for what, pair, mine, others in (("template", [bench.net] * 2, template, weights), ("weights", [deaf, tuned], weights, template)):
+        with studies.study(*pair, tokenizers=cut, measures=measures) as found:
+            d = found.values("kl_tuned_nats", measure="chat_template", arm="bb")
+            yield above(f"D of a change of the {what} alone in nats", d, 0.01)
+            yield near("all of it is in its effect", found.values(f"{mine}_nats"), d, 1e-6)
+            effects = [found.values(f"{name}_{score}") for name in (others, "interaction") for score in ("nats", "linear_nats")]
+            yield at_most(
+                "the other's effect and the interaction, in nats of KL and of the linear score", np.abs(np.concatenate(effects)), 1e-6
+            )
+            yield same("the verdict gives all of D to it", f"1.000 [1.000, 1.000] {SAID[what]}" in " ".join(found.verdict), True)
+    laws = {arm: edits.noise((6, 40), seed).double() for seed, arm in enumerate(("bb", "bt", "tb"))}
+    laws["tt"] = laws["tb"] + laws["bt"] - laws["bb"]
+    rows = chat_template_formula.measure(laws, [f"p{i}" for i in range(6)], split="report", n_shared=40)
+    values = {metric: where(rows, metric=metric, arm=None)["value"].to_numpy() for metric in rows["metric"].unique()}
+    yield at_most("interaction of changes that add in the logits, linear score", np.abs(values["interaction_linear_nats"]), 1e-9)
+    yield above("which in nats of KL they seem to have", np.abs(values["interaction_nats"]), 1e-3)
+
+
+def _deaf(net: Any) -> None:
+    """No position hears of another: what the network says next depends on the last token alone."""
+    for layer in net.model.layers:
+        layer.self_attn.o_proj.weight.zero_()
 
 
 def _listed(base: tuple, tuned: tuple) -> Tokens:

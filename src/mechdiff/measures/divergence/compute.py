@@ -13,12 +13,10 @@ from torch import Tensor
 
 from mechdiff import labels
 from mechdiff.engine.activations import forward
-from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.generation import Speech, speak, stop_ids
 from mechdiff.measures.divergence import formula
 from mechdiff.models.pair import Model
 from mechdiff.prompts.rendering import Rendered
-from mechdiff.rows import rows
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.experiment import Result
@@ -210,15 +208,3 @@ def over_answers(run: Execution, cell: Cell, model: Model | None) -> Result:
     lengths = list(map(len, answers))
     base, tuned = (torch.cat([law[:n] for law, n in zip(of, lengths, strict=True)]) for of in laws)
     return formula.over_answers(base, tuned, lengths, names, cell.key["split"], run.prepared.tokens.n_shared), {}
-
-
-def native(run: Execution, cell: Cell, model: Model | None) -> Result:
-    """D under each model's own template, and how far that template alone moves each model from the study's text."""
-    names, split = cell.key["ids"], cell.key["split"]
-    own = {side: run.states(side, "native", "decision", names).logits for side in ("base", "tuned")}
-    frames = [formula.measure(own["base"], own["tuned"], names, split, run.prepared.tokens, unit="native")]
-    for side, laws in own.items():
-        moved = kl_nats(laws, run.states(side, split, "decision", names).logits)
-        columns = {"measure": "divergence", "split": split, "unit": "native", "prompt": names}
-        frames.append(rows(moved.numpy(), metric=f"kl_native_{side}_nats", **columns))
-    return pl.concat(frames), {}

@@ -29,12 +29,10 @@ DIVERGENCE = Measure(
         options=plan.DivergenceOptions,
         cells=plan.cells,
         needs=plan.needs,
-        read=plan.read,
         record=Later("mechdiff.measures.divergence.compute:texts_record"),
         stages=(
             Stage(name="divergence", compute=Later("mechdiff.measures.divergence.compute:diverge")),
             Stage(name="answer_divergence", compute=Later("mechdiff.measures.divergence.compute:over_answers"), needs=("answer_states",)),
-            Stage(name="native", compute=Later("mechdiff.measures.divergence.compute:native")),
             Stage(
                 name="texts",
                 compute=Later("mechdiff.measures.divergence.compute:texts"),
@@ -50,7 +48,7 @@ DIVERGENCE = Measure(
     numbers=Numbers(
         metrics=(
             *(Metric(name=name, unit="nats", floor="either") for name in (*sum(shares.BETWEEN.values(), ()), "js_nats")),
-            *(Metric(name=name, unit="nats", floor="zero") for name in ("kl_byte_nats", "kl_native_base_nats", "kl_native_tuned_nats")),
+            Metric(name="kl_byte_nats", unit="nats", floor="zero"),
             Metric(name="top1_same", unit="share", binary=True),
             *metrics("mass_outside", "mass_outside_base", unit="share"),
             Metric(name=TOTAL, unit="nats"),

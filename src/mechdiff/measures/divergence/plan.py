@@ -1,23 +1,24 @@
 """A study file may set these options of divergence; its cells are planned from them."""
 
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from mechdiff.prompts.rendering import render
 from mechdiff.prompts.sets import SPLITS
 from mechdiff.study.cells import Cell
-from mechdiff.study.experiment import Needs, Reading, Window
+from mechdiff.study.experiment import Needs
 from mechdiff.study.options import Options
 from mechdiff.study.planner import Planner
 
 
 class DivergenceOptions(Options):
+    gone: ClassVar[Mapping[str, str]] = {
+        "native": "this option is gone: what chat templates do alone is asked by the measure chat_template; leave it out."
+    }
+
     over_text: bool = True  # beside the decision position: every position of the prompts and of a continuation
     continuation: Annotated[int, Field(ge=0, le=4096)] = 16  # tokens of the tuned model's own greedy answer that both models read
-    native: bool = True  # with policy same_text: D once more with each model's own template, and what the template alone does to each
 
 
 TEXTS_AT_A_TIME = 8
@@ -25,8 +26,8 @@ TEXTS_AT_A_TIME = 8
 
 
 def needs(planner: Planner, options: DivergenceOptions) -> Needs:
-    """Laws of the prompts by each model's own template, where there are some."""
-    return Needs(windows=(Window(split="native", kinds=(), layers=()),) if "native" in planner.splits else (), over_answers=())
+    """Both models' distributions over the answers."""
+    return Needs(over_answers=())
 
 
 def cells(planner: Planner) -> Iterator[Cell]:
@@ -44,14 +45,11 @@ def laws_over_text(cell: Cell) -> int:
 
 
 def divergence_cells(planner: Planner) -> Iterator[Cell]:
-    """D of every split, wherever a measure of the study needs it; D once more by the models' own templates."""
+    """D of every split, wherever a measure of the study needs it."""
     for split in SPLITS if planner.total_effect else ():
         if split in planner.splits:
             items = planner.whole(split)
             yield Cell(stage="divergence", key=planner.key(items, stage="divergence", split=split), items=items, side=None, flops=0)
-    if "native" in planner.splits:
-        items = planner.whole("native")
-        yield Cell(stage="native", key=planner.key(items, stage="native", split="report"), items=items, side=None, flops=0)
 
 
 def texts_cells(planner: Planner) -> Iterator[Cell]:
@@ -67,18 +65,3 @@ def texts_cells(planner: Planner) -> Iterator[Cell]:
         tokens = sum(item.tokens for item in shard) + options.continuation * len(shard)
         key = planner.key(shard, stage="texts", split="report", continuation=options.continuation)
         yield Cell(stage="texts", key=key, items=shard, side=None, flops=planner.flops(2 * tokens, 2 * tokens), steps=options.continuation)
-
-
-def read(reading: Reading) -> None:
-    """Adds the report prompts by each model's own template, as the split `native`, where that is another text."""
-    options, policy, report = reading.study.asked(DivergenceOptions), reading.policy, reading.rendered.get("report")
-    if not (options and options.native and policy.policy == "same_text" and report is not None):
-        return
-    if bare := [side for side, tokenizer in reading.tokenizers.items() if not tokenizer.chat_template]:
-        why = f"the tokenizer of {' and '.join(bare)} has no chat template of its own"
-        reading.left_out.append({"what": "divergence: native templates", "why": why})
-        return
-    base, tuned, native = reading.tokenizers["base"], reading.tokenizers["tuned"], replace(policy, policy="native", position="decision")
-    own = render([one.prompt for one in report.values()], base, tuned, native, **reading.lengths)
-    if any(one.sha256 != report[one.prompt.id].sha256 for one in own):
-        reading.rendered["native"] = {one.prompt.id: one for one in own}

@@ -1,6 +1,6 @@
 """Do both models get the same input?
 
-Compared are vocabularies, how finely each tokenizer cuts, what templates do alone, and activations over whole words.
+Compared are vocabularies, how finely each tokenizer cuts, and activations over whole words.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ CUT_APART = 10
 def tokenizers(run: Run) -> Section:
     """Fairness of the input."""
     parts: list[Any] = [note(text) for text in _policy(run.manifest)]
-    parts += [*_fragmentation(run), *_templates(run), *_words(run), *_cut_apart(run)]
+    parts += [*_fragmentation(run), *_words(run), *_cut_apart(run)]
     return Section(id="divergence.tokenizers", title=TITLE, parts=parts, place=14)
 
 
@@ -69,9 +69,9 @@ def _fragmentation(run: Run) -> list[dict]:
     return [table(("split", "", "base (95 %)", "tuned (95 %)"), lines, title="How each model reads the prompts", stacked=True), note(why)]
 
 
-def _means(run: Run, split: str, unit: str | None = None) -> dict[str, dict]:
+def _means(run: Run, split: str) -> dict[str, dict]:
     of_split = run.summary.filter(pl.col("measure") == "divergence", pl.col("split") == split, pl.col("control").is_null())
-    return {row["metric"]: row for row in of_split.filter(pl.col("unit").eq_missing(unit)).iter_rows(named=True)}
+    return {row["metric"]: row for row in of_split.filter(pl.col("unit").is_null()).iter_rows(named=True)}
 
 
 def _estimate(row: dict | None) -> str:
@@ -79,24 +79,6 @@ def _estimate(row: dict | None) -> str:
         return "–"
     ends = between(row["ci_low"], row["ci_high"]) if row["ci_low"] != row["ci_high"] else ""
     return f"{nats(row['mean'])}\n({ends})".replace(" ", "\u00a0") if ends else nats(row["mean"])
-
-
-def _templates(run: Run) -> list[dict]:
-    """D by each model's own template, and what the template alone does to each."""
-    split = difference.reported(run.rows, "divergence")
-    own = _means(run, split, "native") if split else {}
-    if not own:
-        return []
-    plain = _means(run, split or "")
-    d = "kl_tuned_base_nats" if "kl_shared_nats" not in own else "kl_shared_nats"
-    lines = [
-        ("D, both read the same text", _estimate(plain.get(d))),
-        ("D, each reads its own template", _estimate(own.get(d))),
-        ("the base, its own template against the same text", _estimate(own.get("kl_native_base_nats"))),
-        ("the tuned model, its own template against the same text", _estimate(own.get("kl_native_tuned_nats"))),
-    ]
-    title = "What the templates alone do, in nats at the decision position"
-    return [table(("", "mean (95 %)"), [(name, value.replace("\n", " ")) for name, value in lines], title=title)]
 
 
 def _words(run: Run) -> list[dict]:

@@ -24,11 +24,6 @@ def again(run: Rerun, row: Row) -> float:
         return n_tokens / (len(text.encode()) if what == "byte" else len(text.split()))
     if answers.what_of(metric):
         return answers.of_pair(run, row)
-    if unit == "native":
-        if metric.startswith("kl_native"):
-            side = metric.removeprefix("kl_native_").removesuffix("_nats")
-            return whole.kl(run.law(side, "native", prompt), run.law(side, split, prompt))
-        return between(run, metric, run.law("base", "native", prompt), run.law("tuned", "native", prompt))
     if unit is None and not metric.startswith(("bits_per_byte", "first_divergence")):
         return between(run, metric, run.law("base", split, prompt), run.law("tuned", split, prompt))
     base, tuned = _texts(run, split, prompt)
