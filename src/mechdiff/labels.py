@@ -2,7 +2,7 @@
 
     direction   "tuned<-base"       the tuned model runs, the base's state is written into it
     arm         "rrr"               how the state was made that is written, by a patch or a map; other measures have other arms
-    unit        "head 3", "heads 1,4", "group 0", "all"     heads of one block
+    unit        "head 3", "heads 1,4", "group 0", "all"     heads of one block; "head 3, answer_16": at every position of an answer
                 "L3.head 1+L5.mlp"  players of the whole network; "L3.attn+L5.mlp": its modules
                 "window 2, last_4"  neighbouring blocks and several positions; "all_pos": every position
                 "experts, all_pos"  the experts that a block's tokens are sent to, at every position; "experts": at the decision position
@@ -150,9 +150,25 @@ def answer_position(n_tokens: int) -> str:
     return f"answer_{n_tokens}"
 
 
+def along_answer(unit: str, n_tokens: int) -> str:
+    """The same unit ("head 3"), written at every position of an answer."""
+    return f"{unit}, {answer_position(n_tokens)}"
+
+
 def is_over_answer() -> pl.Expr:
-    """Whether a row is of a write at every place of an answer."""
-    return pl.col("unit").str.contains(r"^answer_\d+$").fill_null(False)
+    """Whether a row is of a write at every position of an answer."""
+    return pl.col("unit").str.contains(r"(^|, )answer_\d+$").fill_null(False)
+
+
+def answer_words() -> pl.Expr:
+    """The words of a unit that name the positions of an answer ("answer_16"); null for other rows."""
+    return pl.col("unit").str.extract(r"(answer_\d+)$")
+
+
+def beside_answer() -> pl.Expr:
+    """The unit without the words that name the positions of an answer; null where it is nothing else."""
+    stripped = pl.col("unit").str.replace(r"(, )?answer_\d+$", "")
+    return pl.when(stripped != "").then(stripped)
 
 
 class Window(NamedTuple):

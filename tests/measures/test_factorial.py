@@ -109,7 +109,8 @@ def test_prompts_without_a_divergent_token_have_no_logits() -> None:
 def test_unedited_rows_stand_beside_as_the_floor() -> None:
     value = torch.ones(1, 2).double()
     runs = {arm: {"kl_tuned_nats": value, "logit_diff_divergent": value, "linear_nats": value} for arm in factorial_formula.ARMS}
-    unedited = {"bb": torch.tensor([1.0, 1.5]).double(), "tt": torch.tensor([0.0, 0.25]).double()}
+    strayed = {"bb": torch.tensor([1.0, 1.5]).double(), "tt": torch.tensor([0.0, 0.25]).double()}
+    unedited = {arm: {"kl_tuned_nats": values} for arm, values in strayed.items()}
     rows = factorial_formula.measure(runs, [0], ["a", "b"], columns={"split": "report", "unit": None}, unedited=unedited)
     found = rows.filter(pl.col("control") == "no_op").select("arm", "prompt", "metric", "value").rows()
     assert found == [

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import every_measure
+from mechdiff.audit.rerun import Rerun
 from mechdiff.errors import StudyError
-from mechdiff.measures.catalogue import CHAPTERS, make_study
+from mechdiff.measures.catalogue import AGAIN, CHAPTERS, EXPERIMENTS, make_study
 from mechdiff.report import parts
 from mechdiff.report.sections import all_sections
 from mechdiff.report.verdict import verdict
@@ -21,6 +22,19 @@ MEASURES: list[Any] = [
     {"divergence": {"over_text": False}},
     {"grafting": {"candidates": 2, "picks": 1, "select_prompts": 2, "truncate": False}},
     {"patching": {"sites": ["attn_out", "resid_post"], "arms": ["identity"]}},
+    {"factorial": {"positions": ["decision"]}},
+    {
+        "heads": {
+            "hot": 1,
+            "select_prompts": 2,
+            "draws": 0,
+            "picks": 1,
+            "top": 2,
+            "null_edits": 0,
+            "network_draws": 0,
+            "attention_prompts": 0,
+        }
+    },
 ]
 
 
@@ -178,3 +192,54 @@ def test_a_change_behind_the_first_token_is_found(pair: Path) -> None:
     assert any(isinstance(part, parts.Drawn) and part.name == "causal_map_answer" for part in sections["patching"].parts)
     graft = found.summary.filter(measure="grafting", arm="alone", site="embed", metric="kl_other_answer_nats")
     assert graft["share"][0] == pytest.approx(1, abs=1e-6)
+
+
+def over_answers(finished: Any, measure: str) -> pl.DataFrame:
+    return finished.rows.filter(pl.col("measure") == measure, pl.col("metric").str.contains("_(answer|divergent)_nats$"))
+
+
+@pytest.mark.parametrize("measure", ["factorial", "heads"])
+def test_rows_over_answers_are_those_of_whole_passes(pair: Path, finished: Any, measure: str) -> None:
+    """Computed once more by hooks on whole forward passes of prompt and answer, by none of the measure's code."""
+    rows = over_answers(finished, measure)
+    rerun, again = Rerun(pair / "run", EXPERIMENTS, "cpu"), AGAIN[measure]
+    some = rows.sample(60, seed=1, shuffle=True)
+    assert some["metric"].n_unique() > 5
+    for row in some.iter_rows(named=True):
+        assert again(rerun, row) == pytest.approx(row["value"], rel=2e-3, abs=2e-5, nan_ok=True), row
+
+
+def test_all_heads_at_every_position_are_the_whole_output(finished: Any) -> None:
+    """All heads of a block are the whole of `attn_out`, where nothing stands between a block's heads and its output."""
+    metric, key = "kl_own_answer_nats", ["prompt", "layer", "direction"]
+    rows = finished.rows.filter(metric=metric).filter(pl.col("control").is_null())
+    heads = rows.filter(measure="heads", unit=f"all, answer_{TOKENS}").select(*key, heads="value")
+    patches = rows.filter(measure="patching", site="attn_out", unit=f"answer_{TOKENS}").select(*key, "value")
+    both = heads.join(patches, on=key)
+    assert len(both) == 4 * 3 * 2
+    np.testing.assert_allclose(both["heads"], both["value"], rtol=1e-3, atol=1e-6)
+    single = rows.filter(measure="heads").filter(pl.col("unit").str.starts_with("head "))
+    assert single["value"].min() >= 0
+    assert single["unit"].n_unique() > 1
+
+
+def test_the_halves_of_an_answer_sum_to_d_over_it(finished: Any) -> None:
+    """Over an answer too: both effects in nats of KL sum to D, and in the linear score to D and its reverse together."""
+    rows = over_answers(finished, "factorial").filter(unit=f"answer_{TOKENS}")
+    for what in ("answer", "divergent"):
+        effects = rows.filter(pl.col("metric").is_in([f"{half}_effect_{what}_nats" for half in ("upstream", "downstream")]))
+        summed = effects.group_by("layer", "prompt").agg(pl.col("value").sum())
+        d = finished.rows.filter(measure="divergence", metric=f"kl_tuned_base_{what}_nats").select("prompt", d="value")
+        both = summed.join(d, on="prompt").filter(pl.col("d").is_finite())
+        assert len(both) == len(summed.filter(pl.col("value").is_finite())) > 0
+        np.testing.assert_allclose(both["value"], both["d"], rtol=1e-4)
+    linear = rows.filter(pl.col("metric").is_in([f"{half}_effect_linear_answer_nats" for half in ("upstream", "downstream")]))
+    summed = linear.group_by("layer", "prompt").agg(pl.col("value").sum())
+    ways = finished.rows.filter(measure="divergence").filter(
+        pl.col("metric").is_in(["kl_tuned_base_answer_nats", "kl_base_tuned_answer_nats"])
+    )
+    both = summed.join(ways.group_by("prompt").agg(d=pl.col("value").sum()), on="prompt")
+    np.testing.assert_allclose(both["value"], both["d"], rtol=1e-4)
+    floors = finished.summary.filter(measure="factorial", unit=f"answer_{TOKENS}", metric="interaction_answer_nats")["floor"]
+    assert floors.null_count() == 0
+    assert floors.max() < 1e-4

@@ -91,7 +91,7 @@ def of_laws(run: Rerun, row: Row, own: str, edited: Tensor) -> float:
     what = what_of(row["metric"])
     assert what
     way = next(way for name, way in ways.items() if shares.over(name, what) == row["metric"])
-    return _together(what, base, tuned, [way(*laws) for laws in zip(base, tuned, mine, other, edited, strict=True)])
+    return together(what, base, tuned, [way(*laws) for laws in zip(base, tuned, mine, other, edited, strict=True)])
 
 
 def of_pair(run: Rerun, row: Row) -> float:
@@ -112,10 +112,10 @@ def of_pair(run: Rerun, row: Row) -> float:
     what = what_of(row["metric"])
     assert what
     way = next(way for name, way in ways.items() if shares.over(name, what) == row["metric"])
-    return _together(what, base, tuned, [way(b, t) for b, t in zip(base, tuned, strict=True)])
+    return together(what, base, tuned, [way(b, t) for b, t in zip(base, tuned, strict=True)])
 
 
-def _together(what: str, base: Tensor, tuned: Tensor, values: list[float]) -> float:
+def together(what: str, base: Tensor, tuned: Tensor, values: list[float]) -> float:
     """The mean over places, or the value at the first one where the two models part."""
     if what == shares.ANSWER:
         return sum(values) / len(values)

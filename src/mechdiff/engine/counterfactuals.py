@@ -28,6 +28,9 @@ from mechdiff.rows import KEY, OVERLAP, rows
 LOCATING = (*EVERY, OVERLAP)
 """Of runs that say where a change is: patching and heads."""
 
+OVER_ANSWERS = ("kl_own_nats", "kl_own_shared_nats", shares.OTHER, "logit_diff_divergent", OVERLAP)
+"""Metrics that have relatives over an answer; of a pair with two vocabularies the one on the tokens that both have."""
+
 Scores = dict[str, Float64[Tensor, "prompt run"]]
 """By metric; run 0 is the unedited one, the others are the variants."""
 
@@ -110,7 +113,7 @@ def scores(
         if along:
             found[along.name] = along.values(logits, [along.which[i] for i in busy[part]])
         if subject.answers is not None:
-            found = over_answers(found, lengths, parting)
+            found = over_answers({name: found[name] for name in OVER_ANSWERS if name in found}, lengths, parting)
         parts.append(found if not parts else {name: values[:, 1:] for name, values in found.items()})
     run_of = [0, *(1 + busy.index(i) if i in busy else 0 for i in range(len(variants)))]
     return {name: torch.cat([part[name] for part in parts], 1)[:, run_of] for name in parts[0]}
@@ -119,13 +122,10 @@ def scores(
 def over_answers(found: Scores, lengths: Sequence[int], parting: Sequence[int | None]) -> Scores:
     """From a value a place to two a prompt: the mean over its places, and that at its `parting` one (NaN where there is none).
 
-    `lengths` are the places of each prompt. Of a pair with two vocabularies the metric on the tokens that both have is taken.
+    `lengths` are the places of each prompt.
     """
-    asked = {
-        name: found[name] for name in ("kl_own_nats", "kl_own_shared_nats", shares.OTHER, "logit_diff_divergent", OVERLAP) if name in found
-    }
     together: Scores = {}
-    for name, values in asked.items():
+    for name, values in found.items():
         split = values.split(list(lengths))
         if name == "logit_diff_divergent":  # the difference of two tokens' log-probabilities is that of their logits; one token: 0
             together[shares.over(name, shares.ANSWER)] = torch.stack([one.nan_to_num(nan=0.0).mean(0) for one in split])

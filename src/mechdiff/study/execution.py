@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechdiff import labels
 from mechdiff.architectures.lookup import shape_of
 from mechdiff.engine import counterfactuals
 from mechdiff.engine.activations import Clean, capture
@@ -37,6 +36,7 @@ from mechdiff.study.prepare import Prepared
 T = TypeVar("T")
 
 
+ALL = slice(None)
 HELD_BYTES = 1 << 28
 """Keys and values of clean passes that are kept from one stage to the next."""
 
@@ -180,30 +180,36 @@ class Execution:
 
         Of a cell whose key names an `answer`, over the places of the answers.
         """
-        engine, answers = (
-            self.engine(model, cell.key["position"]),
-            self.answers(model.side, cell.key["ids"]) if "answer" in cell.key else None,
-        )
-        base, tuned = self._clean_logits(cell, answers)
-        tokens = self.prepared.tokens
 
         def score(cleans: Sequence[Clean], here: Sequence[Variant], part: slice) -> Scores:
-            laws = (torch.cat(list(of[part])) if answers else of[part] for of in (base, tuned))
-            clean = CleanLogits(**dict(zip(SIDES, (law.to(model.device) for law in laws), strict=True)), n_shared=tokens.n_shared)
-            subject = Subject(model=model, engine=engine, cleans=cleans, tokens=tokens, answers=answers and answers[part])
+            subject, clean = self.subject(cell, model, cleans, part), self.clean(cell, part, str(model.device))
             return scores(subject, here, clean, max_rows=self.max_rows, metrics=metrics, along=along and along.at(part))
 
         found = self._in_parts(cell, model, variants, score)
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
-    def _clean_logits(self, cell: Cell, answers: Sequence[Sequence[int]] | None) -> list[Any]:
-        """Of the base and the tuned model: `[prompt, vocab]`, or of every prompt `[place, vocab]` of its answer."""
-        key, ids = cell.key, cell.key["ids"]
-        if answers is None:
-            return [self.states(side, key["split"], key["position"], ids).logits for side in SIDES]
-        position = labels.answer_position(key["answer"]["tokens"])
-        found = [self.states(side, key["split"], position, ids).logits for side in SIDES]
-        return [[law[: len(said)] for law, said in zip(of, answers, strict=True)] for of in found]
+    def subject(self, cell: Cell, model: Model, cleans: Sequence[Clean], part: slice = ALL) -> Subject:
+        """The running model with some of a cell's prompts, whose clean runs these are; with their answers, where the cell's key names an `answer`."""
+        answers = self.answers(model.side, cell.key["ids"])[part] if "answer" in cell.key else None
+        engine = self.engine(model, cell.key["position"])
+        return Subject(model=model, engine=engine, cleans=cleans, tokens=self.prepared.tokens, answers=answers)
+
+    def clean(self, cell: Cell, part: slice = ALL, device: str = "cpu", *, position: str | None = None) -> CleanLogits:
+        """What both models predict, unedited, after some of a cell's prompts; where its key names an `answer`, at every position of it, in turn.
+
+        `position`: as what was captured there (None: where the cell is about) says.
+        """
+        key, laws = cell.key, dict[str, Tensor]()
+        for side in SIDES:
+            found = self.states(side, key["split"], position or key["position"], key["ids"]).logits[part]
+            if "answer" in key:
+                found = torch.cat([law[:n] for law, n in zip(found, self.lengths(cell)[part], strict=True)])
+            laws[side] = found.to(device)
+        return CleanLogits(base=laws["base"], tuned=laws["tuned"], n_shared=self.prepared.tokens.n_shared)
+
+    def lengths(self, cell: Cell) -> list[int]:
+        """Positions of the answers to a cell's prompts."""
+        return [len(said) for said in self.answers("tuned", cell.key["ids"])]
 
     def moved(self, cell: Cell, model: Model, variants: Sequence[Variant]) -> Float[Tensor, "prompt variant vocab"]:
         """How far these variants move the logits of a cell's prompts, on the CPU."""

@@ -1,7 +1,7 @@
 """The cells of every measure need the prompts and how they are packed, keys, costs, and the list of what is left out. No torch here."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mechdiff import labels
@@ -133,6 +133,15 @@ class Planner:
             side=labels.runner(what["direction"]),
             flops=self.flops(tokens * networks, (len(shard) if "answer" not in what else tokens) * (1 + what["n_variants"])),
         )
+
+    def over_answers(self, stage: str, what: dict[str, Any], layers: Sequence[int], runs: int = 1) -> Iterator[Cell]:
+        """Cells of runs that are edited at every position of the answers and scored over them (`Execution.scores`): so many at each of `layers`."""
+        tokens = self.study.answers.tokens
+        where = {"split": "report", "position": labels.answer_position(tokens), "answer": self.answer}
+        for number, shard in enumerate(self.answer_shards()):
+            told = {**what, **where, "layers": [*layers] * runs, "shard": number, "n_variants": len(layers) * runs}
+            made = self.patch_cell(shard, stage, told, tokens)
+            yield replace(made, key={**made.key, "layers": layers})
 
     def common_tail(self, position: str, split: str) -> str | None:
         """Why a window of last positions cannot be written on a split; None where it can: both models cut these tokens alike."""

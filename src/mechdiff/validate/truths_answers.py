@@ -1,24 +1,30 @@
 """Outcomes over whole answers are held against a change that no next token shows: one that acts from the third token of an answer on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from mechdiff import labels
 from mechdiff.architectures.sites import Site
+from mechdiff.engine.activations import Clean
 from mechdiff.engine.counterfactuals import Subject, scores
+from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.generation import Speech, speak
 from mechdiff.engine.outcome import CleanLogits
 from mechdiff.engine.reading import captures, read
 from mechdiff.engine.replay import Variant, replay
 from mechdiff.measures.divergence.formula import over_answers
+from mechdiff.measures.factorial import formula as factorial
+from mechdiff.measures.heads.formula import Block, swap
 from mechdiff.measures.patching.formula import variants
 from mechdiff.models.pair import Model, wrap
 from mechdiff.prompts.vocabularies import Tokens
 from mechdiff.validate import edits
 from mechdiff.validate.checks import Check, above, at_most, near
 from mechdiff.validate.planted import Bench, edited
+from mechdiff.validate.truths_heads import by_head
 
 N_TOKENS = 6
 """Of each answer."""
@@ -26,8 +32,108 @@ LATE = 1
 """The answer's token whose embedding is changed: what follows it is the third token."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Late:
+    """A pair that differs in what follows every answer's second token alone, read along the answers."""
+
+    models: dict[str, Model]
+    prompts: list[list[int]]
+    answers: list[list[int]]
+    seen: dict[str, list[Clean]]
+    """By model: what was captured at every position of each answer."""
+    clean: CleanLogits
+    total: float
+    """Mean D over the answers."""
+    within: float
+    """How far rounding moves a share."""
+
+    @property
+    def n_layers(self) -> int:
+        return self.models["base"].shape.n_layers
+
+    def states(self, side: str, kind: str) -> torch.Tensor:
+        """`[layer, prompt, place, d]`"""
+        return torch.stack([torch.stack([one.states[Site(layer, kind)] for one in self.seen[side]]) for layer in range(self.n_layers)])
+
+    def subject(self, side: str, *, over_answers: bool = True) -> Subject:
+        size = self.clean.base.shape[-1]
+        tokens = Tokens(relation="equal", pieces=(None,) * size, ids={}, n_shared=size)
+        cleans = read(self.models[side], self.prompts)
+        return Subject(model=self.models[side], engine=replay, cleans=cleans, tokens=tokens, answers=self.answers if over_answers else None)
+
+    def shares(self, side: str, variants: Sequence[Variant]) -> torch.Tensor:
+        """Of D over the answers, of every run of one model: what the tuned one breaks, what the base recovers."""
+        found = scores(self.subject(side), variants, self.clean, max_rows=512)
+        moved = found["kl_own_answer_nats" if side == "tuned" else "kl_other_answer_nats"][:, 1:].mean(0) / self.total
+        return moved if side == "tuned" else 1 - moved
+
+
 def p24(bench: Bench) -> Iterator[Check]:
     """The embedding of every answer's second token changed; prompts and first tokens have none of these."""
+    late = _planted(bench)
+    lengths, names = [N_TOKENS] * len(late.prompts), [str(i) for i in range(len(late.prompts))]
+    rows = over_answers(late.clean.base, late.clean.tuned, lengths, names, "report")
+    by_metric = {metric: part["value"].to_numpy() for (metric,), part in rows.group_by("metric")}
+    early = (late.clean.base - late.clean.tuned).unflatten(0, (-1, N_TOKENS))[:, : LATE + 1]
+    yield at_most("difference of any logit of the first two tokens", early.abs().max(), 0)
+    yield above("mean D over the answers in nats", late.total, 1e-3)
+    yield above("first place at which the top-1 tokens differ, any prompt", np.nanmin(by_metric["divergent_place"]), LATE)
+    for direction in labels.CROSSED:
+        own, other = labels.sides(direction)
+
+        def run(kind: str, n_pos: int, of: str = other, own: str = own) -> list[float]:
+            return late.shares(own, variants(kind, range(late.n_layers), late.states(of, kind)[:, :, :n_pos])).tolist()
+
+        yield near(
+            f"{direction}: share over the answers of resid_post, written at every place, every block",
+            run("resid_post", N_TOKENS),
+            1,
+            late.within,
+        )
+        yield near(f"{direction}: the same, written at the decision position alone", run("resid_post", 1), 0, late.within)
+        yield near(f"{direction}: the running model's own states, written at every position", run("mlp_out", N_TOKENS, own), 0, 1e-6)
+        yield from _heads(late, direction)
+    yield from _halves(late)
+
+
+def _heads(late: Late, direction: str) -> Iterator[Check]:
+    """All heads of a block are its attention's output; at the decision position none of them is another head."""
+    own, other = labels.sides(direction)
+    if "z" not in late.models[own].kinds():
+        return
+    z = {side: late.states(side, "z") for side in late.models}
+    swaps: dict[int, list[Variant]] = {}
+    for n_pos in (1, N_TOKENS):
+        swaps[n_pos] = []
+        for layer in range(late.n_layers):
+            weights = {side: by_head(model, layer) for side, model in late.models.items()}
+            mine, theirs = (z[side][layer, :, :n_pos].unflatten(-1, weights[side].shape[:2]) for side in (own, other))
+            block = Block(layer=layer, own=mine, other=theirs, w_own=weights[own], w_other=weights[other])
+            swaps[n_pos].append(swap(layer, block.change(), range(block.n_heads)))
+    first = CleanLogits(base=late.clean.base[::N_TOKENS], tuned=late.clean.tuned[::N_TOKENS])
+    moved = scores(late.subject(own, over_answers=False), swaps[1], first, max_rows=512)["kl_own_nats"]
+    yield at_most(f"{direction}: what all heads of any block do to the first token, in nats", moved.max(), 1e-9)
+    yield above(f"{direction}: largest share over the answers of all heads of a block", late.shares(own, swaps[N_TOKENS]).max(), 0.1)
+
+
+def _halves(late: Late) -> Iterator[Check]:
+    """What an embedding changes comes out of the lower half, at every split point."""
+    runs: dict[str, torch.Tensor] = {}
+    for arm, own, other in (("bt", "tuned", "base"), ("tb", "base", "tuned")):
+        found = factorial.crossed(late.subject(own), range(late.n_layers), late.states(other, "resid_post"), late.clean)
+        runs[arm] = found["kl_tuned_answer_nats"][1:].mean(1) / late.total
+    nothing = torch.zeros_like(runs["bt"])
+    effects = factorial.effects(*(-run[:, None] for run in (nothing + 1, runs["bt"], runs["tb"], nothing)))
+    for effect, share in (("upstream_effect", 1), ("downstream_effect", 0), ("interaction", 0)):
+        yield near(
+            f"{effect.replace('_', ' ')} over the answers, a share of D, every block",
+            effects[effect].flatten().tolist(),
+            share,
+            late.within,
+        )
+
+
+def _planted(bench: Bench) -> Late:
     base = wrap(bench.net, side="base", ref="planted base")
     prompts, answers, late = _apart(base, bench)
 
@@ -39,40 +145,14 @@ def p24(bench: Bench) -> Iterator[Check]:
     models = {"base": base, "tuned": wrap(edited(bench.net, change), side="tuned", ref="planted tuned")}
     whole = [[*ids, *said[:-1]] for ids, said in zip(prompts, answers, strict=True)]
     places = [range(len(ids) - 1, len(both)) for ids, both in zip(prompts, whole, strict=True)]
-    kinds, n_layers = ("resid_post", "attn_out", "mlp_out"), base.shape.n_layers
-    sites = [Site(layer, kind) for layer in range(n_layers) for kind in kinds]
+    sites = [Site(layer, kind) for layer in range(base.shape.n_layers) for kind in ("resid_post", "mlp_out", "z") if kind in base.kinds()]
     seen = {side: captures(model, whole, sites, places, every=True) for side, model in models.items()}
     base_logits, tuned_logits = (torch.cat([one.logits for one in seen[side]]) for side in ("base", "tuned"))
     clean = CleanLogits(base=base_logits, tuned=tuned_logits)
-    lengths, names = [N_TOKENS] * len(prompts), [str(i) for i in range(len(prompts))]
-    rows = over_answers(clean.base, clean.tuned, lengths, names, "report")
-    by_metric = {metric: part["value"].to_numpy() for (metric,), part in rows.group_by("metric")}
-    total, apart = by_metric["kl_tuned_base_answer_nats"].mean(), np.nanmin(by_metric["divergent_place"])
-    early = (clean.base - clean.tuned).unflatten(0, (-1, N_TOKENS))[:, : LATE + 1]
-    yield at_most("difference of any logit of the first two tokens", early.abs().max(), 0)
-    yield above("mean D over the answers in nats", total, 1e-3)
-    yield above("first place at which the top-1 tokens differ, any prompt", apart, LATE)
-
-    tokens = Tokens(relation="equal", pieces=(None,) * clean.base.shape[-1], ids={}, n_shared=clean.base.shape[-1])
-    for direction in labels.CROSSED:
-        own, other = labels.sides(direction)
-        model = models[own]
-        subject = Subject(model=model, engine=replay, cleans=read(model, prompts), tokens=tokens, answers=answers)
-
-        def run(kind: str, n_pos: int, of: str = other, subject: Subject = subject) -> torch.Tensor:
-            states = torch.stack([torch.stack([one.states[Site(layer, kind)] for one in seen[of]]) for layer in range(n_layers)])
-            written: list[Variant] = variants(kind, range(n_layers), states[:, :, :n_pos])
-            found = scores(subject, written, clean, max_rows=512)
-            metric = "kl_own_answer_nats" if subject.model.side == "tuned" else "kl_other_answer_nats"
-            moved = found[metric][:, 1:].mean(0) / total
-            return moved if subject.model.side == "tuned" else 1 - moved
-
-        yield near(f"{direction}: share over the answers of resid_post, written at every place, every block", run("resid_post", N_TOKENS).tolist(),
-                   1, 10 * bench.rounding + 1e-6)  # fmt: skip
-        yield near(
-            f"{direction}: the same, written at the decision position alone", run("resid_post", 1).tolist(), 0, 10 * bench.rounding + 1e-6
-        )
-        yield near(f"{direction}: the running model's own states, written at every place", run("mlp_out", N_TOKENS, own).tolist(), 0, 1e-6)
+    total = float(kl_nats(clean.tuned, clean.base).mean())
+    return Late(
+        models=models, prompts=prompts, answers=answers, seen=seen, clean=clean, total=total, within=10 * bench.rounding + 1e-6
+    )  # fmt: skip
 
 
 def _apart(base: Model, bench: Bench) -> tuple[list[list[int]], list[list[int]], list[int]]:

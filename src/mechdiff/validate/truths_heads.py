@@ -27,6 +27,12 @@ EXACT_UP_TO = 12
 """Heads of a block up to which Shapley values are exact."""
 
 
+def by_head(model: Model, layer: int) -> Tensor:
+    """`[head, d_head, d]`: one block's output projection."""
+    weight = edits.attention_output(model.net, layer).detach()
+    return weight.reshape(len(weight), model.shape.n_heads, model.shape.d_head).permute(1, 2, 0)
+
+
 @dataclass
 class Heads:
     """One direction of a planted pair: what heads contribute, and what swapping them does."""
@@ -54,13 +60,8 @@ class Heads:
         width = self.own.shape.d_head
         if "z" not in self.own.kinds():
             raise edits.Absent("its blocks do not all have heads")
-
-        def output(model: Model) -> Tensor:
-            weight = edits.attention_output(model.net, layer).detach()
-            return weight.reshape(len(weight), self.n_heads, width).permute(1, 2, 0)
-
         own, other = (self.pair.states(model.side, "z")[layer].unflatten(1, (self.n_heads, width)) for model in (self.own, self.other))
-        return Block(layer=layer, own=own, other=other, w_own=output(self.own), w_other=output(self.other))
+        return Block(layer=layer, own=own, other=other, w_own=by_head(self.own, layer), w_other=by_head(self.other, layer))
 
     def logits(self, variants: Sequence[Variant]) -> Tensor:
         """`[prompt, variant, vocab]`, one prompt a pass."""

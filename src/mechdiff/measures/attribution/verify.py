@@ -28,7 +28,7 @@ def again(run: Rerun, row: Row) -> float:
         raise NotRecomputed("two vocabularies")
     weights = tuned.softmax(-1) - base.softmax(-1)
     if row["metric"] == "effect_logits":
-        return float(weights @ (run_with_heads(run, row, players(run, row)) - run.law(side, split, prompt)))
+        return float(weights @ (run_with_heads(run, row, players(run, row))[-1] - run.law(side, split, prompt)))
     site, by_id = Site(row["layer"], row["site"]), _by_id(run, side, weights)
     both = {one: run.state(one, split, prompt, site)[-1].double() for one in (side, other)}
     change = both[other] - both[side]

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechdiff import labels
 from mechdiff.engine.activations import forward
 from mechdiff.engine.generation import Speech, speak, stop_ids
 from mechdiff.measures.divergence import formula
@@ -201,10 +200,6 @@ def diverge(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 
 def over_answers(run: Execution, cell: Cell, model: Model | None) -> Result:
-    """D and its relatives over the places of the answers, which both models have read."""
-    names = cell.key["ids"]
-    answers, position = run.answers("tuned", names), labels.answer_position(cell.key["answer"]["tokens"])
-    laws = [run.states(side, cell.key["split"], position, names).logits for side in ("base", "tuned")]
-    lengths = list(map(len, answers))
-    base, tuned = (torch.cat([law[:n] for law, n in zip(of, lengths, strict=True)]) for of in laws)
-    return formula.over_answers(base, tuned, lengths, names, cell.key["split"], run.prepared.tokens.n_shared), {}
+    """D and its relatives over the positions of the answers, which both models have read."""
+    clean = run.clean(cell)
+    return formula.over_answers(clean.base, clean.tuned, run.lengths(cell), cell.key["ids"], cell.key["split"], clean.n_shared), {}

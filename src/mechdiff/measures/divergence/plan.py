@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from mechdiff import labels
 from mechdiff.prompts.sets import SPLITS
 from mechdiff.study.cells import Cell
 from mechdiff.study.experiment import Needs
@@ -34,7 +35,8 @@ def cells(planner: Planner) -> Iterator[Cell]:
     """D at the decision position, over answers, then over text."""
     yield from divergence_cells(planner)
     if items := planner.answered:
-        key = planner.key(items, stage="answer_divergence", split="report", position="decision", answer=planner.answer)
+        where = labels.answer_position(planner.study.answers.tokens)
+        key = planner.key(items, stage="answer_divergence", split="report", position=where, answer=planner.answer)
         yield Cell(stage="answer_divergence", key=key, items=items, side=None, flops=0)
     yield from texts_cells(planner)
 

@@ -4,7 +4,7 @@ import altair as alt
 import polars as pl
 
 from mechdiff.measures.factorial import findings
-from mechdiff.measures.factorial.findings import UNITS
+from mechdiff.measures.factorial.findings import where_exchanged
 from mechdiff.report import drawing
 from mechdiff.report.drawing import BLACK, BLUE, LEFT, VERMILLION, WIDE, Chart
 from mechdiff.report.phrasing import with_interval
@@ -28,7 +28,7 @@ def effects_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, 
     layers = drawing.layer_range(every)
     panels = []
     for place, (unit, table) in enumerate(tables.items()):
-        where = UNITS[unit] if width < WIDE else f"Activations exchanged at {UNITS[unit]}"
+        where = where_exchanged(unit) if width < WIDE else f"Activations exchanged at {where_exchanged(unit)}"
         x = drawing.layer_axis(layers, width, title=place == len(units) - 1)
         panels.append(_panel(table, scale, x, width, f"{where[0].upper()}{where[1:]}: {WORDS[score]}", legend=place == 0))
     return drawing.styled(drawing.vconcat(*panels, spacing=12))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from mechdiff import labels, shares
 from mechdiff.report import difference, spoken
 from mechdiff.rows import where
 from mechdiff.statistics import floors, intervals
@@ -20,7 +21,6 @@ from mechdiff.statistics import summary as statistics_summary
 from mechdiff.statistics.memory import once
 
 EFFECTS = {"upstream_effect": "upstream", "downstream_effect": "downstream", "interaction": "interaction"}
-UNITS = {None: "the last prompt token", "all_pos": "all positions"}
 TERMS = 4
 """Runs that an effect is a sum over."""
 LINEAR = ("linear_nats", "logits")
@@ -63,7 +63,7 @@ def effects(rows: pl.DataFrame, summary: pl.DataFrame, unit: str | None, metric:
 
     Where too few prompts give no interval, its ends are null.
     """
-    names = {f"{name}_{metric}": word for name, word in EFFECTS.items()}
+    names = {_metric(name, metric, unit): word for name, word in EFFECTS.items()}
     found = where(
         summary, measure="factorial", metric=list(names), split=difference.reported(rows, "factorial"), unit=unit, control=None, arm=None
     ).filter(pl.col("layer").is_not_null(), pl.col("mean").is_finite())
@@ -77,14 +77,32 @@ def effects(rows: pl.DataFrame, summary: pl.DataFrame, unit: str | None, metric:
 
 @once
 def units(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str | None]:
-    """The positions that were exchanged: `None` for the decision position alone, then `all_pos`."""
-    return [unit for unit in UNITS if not effects(rows, summary, unit, shown_score(rows, unit)).is_empty()]
+    """The positions that were exchanged: `None` for the decision position alone, then `all_pos`, then those of the answers."""
+    answered = rows.filter(pl.col("measure") == "factorial", labels.is_over_answer())["unit"].unique().to_list()
+    known = (None, labels.ALL_POSITIONS, *answered)
+    return [unit for unit in known if not effects(rows, summary, unit, shown_score(rows, unit)).is_empty()]
+
+
+def over_answer(unit: str | None) -> bool:
+    """Whether a unit is the positions of an answer, and scores are means over them."""
+    return unit not in (None, labels.ALL_POSITIONS)
+
+
+def where_exchanged(unit: str | None) -> str:
+    """The positions of a unit, in words."""
+    return {None: "the last prompt token", labels.ALL_POSITIONS: "all positions"}.get(unit, "every position of the answer")
+
+
+def _metric(effect: str, score: str, unit: str | None) -> str:
+    """The name of an effect in one score, as rows have it."""
+    name = f"{effect}_{score}"
+    return shares.over(name, shares.ANSWER) if over_answer(unit) else name
 
 
 def linear(rows: pl.DataFrame, unit: str | None) -> str | None:
     """The linear score that was measured; None without one."""
     measured = rows.filter(pl.col("measure") == "factorial", pl.col("unit").eq_missing(unit))["metric"].unique().to_list()
-    return next((score for score in LINEAR if f"interaction_{score}" in measured), None)
+    return next((score for score in LINEAR if _metric("interaction", score, unit) in measured), None)
 
 
 def shown_score(rows: pl.DataFrame, unit: str | None) -> str:
@@ -95,7 +113,7 @@ def shown_score(rows: pl.DataFrame, unit: str | None) -> str:
 def per_prompt(rows: pl.DataFrame, unit: str | None, effect: str, score: str, split: str | None) -> tuple[list[int], np.ndarray]:
     """Split points, and one effect's values [prompt, split point]; prompts without a value are left out."""
     found = where(rows, measure="factorial", split=split, unit=unit, control=None, arm=None).filter(
-        pl.col("metric") == f"{effect}_{score}", pl.col("layer").is_not_null()
+        pl.col("metric") == _metric(effect, score, unit), pl.col("layer").is_not_null()
     )
     _, layers, table = statistics_summary.prompt_matrix(found)
     return layers, table
@@ -145,15 +163,24 @@ def interaction(rows: pl.DataFrame, unit: str | None) -> Interaction | None:
 
 def with_crossing_floors(summary: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     """The summary, effects in nats held against four times what one unedited row strays: they are sums of four scores."""
-    found = summary.join(_crossing_floors(rows), on=["split", "unit"], how="left", nulls_equal=True, maintain_order="left")
+    key = ["split", "unit", "what"]
+    found = summary.with_columns(what=_what()).join(_crossing_floors(rows), on=key, how="left", nulls_equal=True, maintain_order="left")
     of_four = (pl.col("measure") == "factorial") & (pl.col("floor_of") == "size")
-    return found.with_columns(floor=pl.when(of_four).then(TERMS * pl.col("floor_of_crossing")).otherwise("floor"))
+    return found.with_columns(floor=pl.when(of_four).then(TERMS * pl.col("floor_of_crossing")).otherwise("floor")).drop("what")
 
 
 def _crossing_floors(rows: pl.DataFrame) -> pl.DataFrame:
-    """`split unit floor_of_crossing`: how far KL(p_tuned || run) of an unedited row strays from D (where the base runs) and from 0."""
-    d = floors.of_the_pair(rows).filter(pl.col("metric") == floors.d_metric(rows)).select("split", "prompt", clean="value")
-    unedited = rows.filter(pl.col("measure") == "factorial", pl.col("control") == "no_op").join(d, on=["split", "prompt"], how="left")
+    """`split unit what floor_of_crossing`: how far KL(p_tuned || run) of an unedited row strays from D (where the base runs) and from 0."""
+    names = {floors.d_metric(rows, what): what or "" for what in floors.OVER}
+    d = floors.of_the_pair(rows).filter(pl.col("metric").is_in(list(names)))
+    d = d.select("split", "prompt", clean="value", what=pl.col("metric").replace_strict(names))
+    unedited = rows.filter(pl.col("measure") == "factorial", pl.col("control") == "no_op").with_columns(what=_what())
+    unedited = unedited.join(d, on=["split", "prompt", "what"], how="left")
     strays = (pl.col("value") - pl.when(pl.col("arm") == "bb").then("clean").otherwise(0.0)).abs()
     found = unedited.with_columns(strays=strays).filter(pl.col("strays").is_finite())
-    return found.group_by("split", "unit").agg(floor_of_crossing=pl.col("strays").max())
+    return found.group_by("split", "unit", "what").agg(floor_of_crossing=pl.col("strays").max())
+
+
+def _what() -> pl.Expr:
+    """What a row's metric is of: one of `shares.OVER`, or "" at the decision position."""
+    return pl.col("metric").str.extract(f"_({'|'.join(shares.OVER)})_nats$").fill_null("")

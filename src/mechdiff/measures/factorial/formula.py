@@ -19,7 +19,8 @@ score alone**: halves whose changes of the logits du and dd merely add have an i
 changes, gives them -2 <du, dd>_F: half of D for two equal steps. In `linear_nats` an interaction over 0 means that the halves build on each other
 (both alone do nothing: interaction = the whole), one under 0 that they are redundant (either suffices: interaction = minus the whole). At `all_pos`
 the states of all positions are crossed, so the runs are the hybrid networks base[0..L] + tuned[L+1..] and the reverse, exactly; at the decision
-position the tuned keys and values of earlier positions stay behind, and what flows through them counts as downstream.
+position the tuned keys and values of earlier positions stay behind, and what flows through them counts as downstream. Over an answer the states of
+all its positions are crossed, and the first and the last score are means over them; the prompt's keys and values stay the running model's.
 
 **Null.** The effects are differences of runs on the same prompts and are tested as such: is their mean over prompts apart from 0? They are skewed (tt
 costs nothing and bb costs D), so no test may take them for symmetric; and exchanging the names base and tuned is no null either, since the two main
@@ -36,7 +37,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from mechdiff.engine.counterfactuals import Subject
+from mechdiff import shares
+from mechdiff.engine.counterfactuals import Subject, chunks, first_parting, over_answers
 from mechdiff.engine.distributions import kl_nats, logit_diff_divergent
 from mechdiff.engine.outcome import CleanLogits
 from mechdiff.measures.patching.formula import variants
@@ -46,6 +48,8 @@ ARMS = ("bb", "bt", "tb", "tt")
 SCORES = ("kl_tuned_nats", "logit_diff_divergent", "linear_nats")
 UNITS = ("nats", "logits", "linear_nats")
 """What effects in each score are called by: `interaction_nats` and so on."""
+OVER_ANSWERS = ("kl_tuned_nats", "linear_nats")
+"""Scores that are taken over answers too."""
 EFFECTS = ("upstream_effect", "downstream_effect", "interaction")
 
 Scores = dict[str, Float[Tensor, "run prompt"]]
@@ -66,13 +70,29 @@ def effects(
     }
 
 
-def crossed(subject: Subject, layers: Sequence[int], written: Float[Tensor, "layer prompt pos d"], clean: CleanLogits) -> Scores:
+def crossed(
+    subject: Subject, layers: Sequence[int], written: Float[Tensor, "layer prompt pos d"], clean: CleanLogits, max_rows: int = 512
+) -> Scores:
     """Scores of the unedited run (first) and of the runs of the subject on top of the other model's residual stream after each of `layers`.
 
-    `written` has one entry for each of `layers`, at the last `pos` positions. The result is `bt` where the tuned model runs, else `tb`.
+    `written` has one entry for each of `layers`, at the last `pos` positions, or at every position of the answers. The result is `bt` where the
+    tuned model runs, else `tb`. No pass has more than about `max_rows` rows.
     """
     chosen = variants("resid_post", layers, dict(zip(layers, written, strict=True)))
-    return scores(subject.logits(chosen), clean)
+    lengths = None if subject.answers is None else [len(said) for said in subject.answers]
+    parts = [
+        scored(subject.logits(chosen[part]), clean, lengths) for part in chunks(len(chosen), max(1, max_rows // subject.rows - 1))
+    ]  # the unedited run leads each of them
+    return {name: torch.cat([one[name][min(i, 1) :] for i, one in enumerate(parts)]) for name in parts[0]}
+
+
+def scored(logits: Float[Tensor, "place run vocab"], clean: CleanLogits, lengths: Sequence[int] | None) -> Scores:
+    """All scores of each run: at the decision position, or over answers of so many positions those that have relatives there."""
+    found = scores(logits, clean)
+    if lengths is None:
+        return found
+    together = over_answers({name: found[name].T for name in OVER_ANSWERS}, lengths, first_parting(clean, lengths))
+    return {name: values.T for name, values in together.items()}
 
 
 def scores(logits: Float[Tensor, "prompt run vocab"], clean: CleanLogits) -> Scores:
@@ -102,11 +122,12 @@ def measure(
     prompt_ids: Sequence[str],
     *,
     columns: dict[str, str | None],
-    unedited: Mapping[str, Float[Tensor, " prompt"]] | None = None,
+    unedited: Mapping[str, Mapping[str, Float[Tensor, " prompt"]]] | None = None,
 ) -> pl.DataFrame:
     """Rows of all four runs and of the effects, per prompt; `runs` by arm.
 
-    `unedited` is kl_tuned_nats of both models' unedited rows in the same passes, by arm (`bb`, `tt`): how far they stray from D and 0 is the floor.
+    `unedited` is kl_tuned_nats of both models' unedited rows in the same passes, by arm (`bb`, `tt`) and name (over answers it has others): how
+    far they stray from D and 0 is the floor.
     """
     place = {"layer": [layer for layer in layers for _ in prompt_ids], "prompt": list(prompt_ids) * len(layers), "measure": "factorial"}
     frames = [
@@ -115,10 +136,15 @@ def measure(
         for score, found in by_score.items()
     ]
     for arm, strayed in (unedited or {}).items():
-        same = {"measure": "factorial", "arm": arm, "control": "no_op", "metric": SCORES[0], "prompt": list(prompt_ids)}
-        frames.append(rows(strayed.numpy(), **same, **columns))
+        for score, values in strayed.items():
+            same = {"measure": "factorial", "arm": arm, "control": "no_op", "metric": score, "prompt": list(prompt_ids)}
+            frames.append(rows(values.numpy(), **same, **columns))
     for score, unit, sign in zip(SCORES, UNITS, (-1, 1, 1), strict=True):
-        found = effects(*(sign * runs[arm][score].double() for arm in ARMS))
-        for name, values in found.items():
-            frames.append(rows(values.flatten().numpy(), metric=f"{name}_{unit}", **place, **columns))
+        for what in (None, *shares.OVER):
+            here = shares.over(score, what) if what else score
+            if here not in runs["bb"]:
+                continue
+            for name, values in effects(*(sign * runs[arm][here].double() for arm in ARMS)).items():
+                metric = shares.over(f"{name}_{unit}", what) if what else f"{name}_{unit}"
+                frames.append(rows(values.flatten().numpy(), metric=metric, **place, **columns))
     return pl.concat(frames)

@@ -1,11 +1,13 @@
 """The factorial asks whether a behaviour is made below a block, above it, or only by both together."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.factorial import plan
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.report.parts import Chapter
+from mechdiff.shares import DIVERGENT, OVER, over
 from mechdiff.statistics.metric import Metric, Numbers
 from mechdiff.study.experiment import Budget, Experiment, Stage
 
@@ -14,6 +16,19 @@ RUNS = 4
 """An effect is a sum over so many."""
 MEANS = 2
 """`linear_nats` is so many means of what the logits moved by: under the tuned model's law, less under the base's."""
+
+
+def _over_answers(what: str) -> tuple[Metric, ...]:
+    """The scores that add over an answer, at all of its positions (`answer`) or where the models part (`divergent`)."""
+    undefined: Literal["undefined", "same_top_token"] = "same_top_token" if what == DIVERGENT else "undefined"
+    tested: dict[str, Any] = {"unit": "nats", "signed": True, "tested": True, "terms": RUNS, "undefined": undefined}
+    return (
+        Metric(name=over("kl_tuned_nats", what), unit="nats", undefined=undefined),
+        Metric(name=over("linear_nats", what), unit="nats", terms=MEANS, undefined=undefined),
+        *(Metric(name=over(f"{one}_nats", what), floor="size", **tested) for one in EFFECTS),
+        *(Metric(name=over(f"{one}_linear_nats", what), **tested) for one in EFFECTS),
+    )
+
 
 FACTORIAL = Measure(
     name="factorial",
@@ -24,8 +39,10 @@ FACTORIAL = Measure(
         cells=plan.factorial_cells,
         needs=plan.needs,
         stages=(
-            Stage(name="crossing", compute=Later("mechdiff.measures.factorial.compute:crossing")),
-            Stage(name="factorial", compute=Later("mechdiff.measures.factorial.compute:cross"), needs=("capture", "crossing")),
+            Stage(name="crossing", compute=Later("mechdiff.measures.factorial.compute:crossing"), needs=("capture", "answer_states")),
+            Stage(
+                name="factorial", compute=Later("mechdiff.measures.factorial.compute:cross"), needs=("capture", "answer_states", "crossing")
+            ),
         ),
         demo=Budget(seconds=15, options={"all_positions_layers": 2}),
     ),
@@ -41,6 +58,7 @@ FACTORIAL = Measure(
                 Metric(name=f"{one}_logits", unit="logits", signed=True, tested=True, terms=RUNS, undefined="same_top_token")
                 for one in EFFECTS
             ),
+            *(one for what in OVER for one in _over_answers(what)),
         ),
         refine=Later("mechdiff.measures.factorial.findings:with_crossing_floors"),
     ),

@@ -4,7 +4,7 @@ from typing import Any
 
 from mechdiff.measures.factorial import findings, words
 from mechdiff.measures.factorial.charts import COLOURS, WORDS, effects_by_layer
-from mechdiff.measures.factorial.findings import UNITS
+from mechdiff.measures.factorial.findings import over_answer, where_exchanged
 from mechdiff.report import spoken
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, nats, with_interval
@@ -42,10 +42,11 @@ def _of_unit(run: Run, unit: str | None) -> str:
     said = [words.which_half(findings.halves(run.rows, unit))]
     if one is not None:
         size = f"{with_interval(one.mean, one.low, one.high)} of {nats(one.whole)} {'nats' if one.score == 'linear_nats' else 'logits'}"
+        size += " a token" * over_answer(unit)
         said.append(f"interaction at L = {one.layer} ({words.how_chosen(one)}): {size}, {spoken.in_words(one.p)}")
     else:
         said.append("no interaction is given: too few prompts have a linear score")
-    return f"Exchanged at {UNITS[unit]}: {'; '.join(said)}"
+    return f"Exchanged at {where_exchanged(unit)}: {'; '.join(said)}"
 
 
 def _effects(run: Run, unit: str | None) -> dict:
@@ -69,4 +70,4 @@ def _effects(run: Run, unit: str | None) -> dict:
             )
             row += ([nats(other["mean"]) if other else "–"]) if extra else []
         rows.append(row)
-    return table(columns, rows, folded=f"Every split point, each by itself, exchanged at {UNITS[unit]}")
+    return table(columns, rows, folded=f"Every split point, each by itself, exchanged at {where_exchanged(unit)}")

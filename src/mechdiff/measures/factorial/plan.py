@@ -1,6 +1,6 @@
 """A study file may set these options of the factorial; its cells are planned from them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
@@ -34,7 +34,7 @@ def needs(planner: Planner, options: FactorialOptions) -> Needs:
         return Needs()
     window = Window(split="report", position="all", kinds=("resid_post",), layers=options.layers_at("all", planner.shape.n_layers))
     whole = "all" in options.positions and "report" in planner.splits and not planner.common_tail("all", "report")
-    return Needs(sites=("resid_post",), windows=(window,) if whole else ())
+    return Needs(sites=("resid_post",), windows=(window,) if whole else (), over_answers=("resid_post",))
 
 
 def factorial_cells(planner: Planner) -> Iterator[Cell]:
@@ -64,3 +64,14 @@ def factorial_cells(planner: Planner) -> Iterator[Cell]:
         items = planner.whole(split)
         key = planner.key(items, stage="factorial", **what)
         yield Cell(stage="factorial", key=key, items=items, side=None, flops=0)
+    yield from _over_answers(planner, options.layer_numbers(planner.shape.n_layers))
+
+
+def _over_answers(planner: Planner, layers: Sequence[int]) -> Iterator[Cell]:
+    """The same with the residual stream of every position of the answers."""
+    crossed = [cell for direction in CROSSED for cell in planner.over_answers("crossing", {"direction": direction}, layers)]
+    yield from crossed
+    if crossed:
+        what = {name: crossed[0].key[name] for name in ("split", "position", "answer", "layers")}
+        key = planner.key(planner.answered, stage="factorial", **what)
+        yield Cell(stage="factorial", key=key, items=planner.answered, side=None, flops=0)

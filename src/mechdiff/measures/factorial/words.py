@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from mechdiff.measures.factorial import findings
-from mechdiff.measures.factorial.findings import UNITS, Halves, Interaction
+from mechdiff.measures.factorial.findings import Halves, Interaction, over_answer, where_exchanged
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import nats, with_interval
 from mechdiff.statistics import intervals
@@ -36,9 +36,9 @@ def _counts(one: Interaction) -> bool:
 
 def _said(one: Interaction, unit: str | None) -> str:
     words = "build on each other" if one.mean > 0 else "are partly redundant"
-    in_words = "nats" if one.score == "linear_nats" else "logits"
+    in_words = ("nats" if one.score == "linear_nats" else "logits") + " a token" * over_answer(unit)
     size = f"interaction {with_interval(one.mean, one.low, one.high)} of {nats(one.whole)} {in_words}"
-    return f"Layers 0 to {one.layer} and those above {words} (activations exchanged at {UNITS[unit]}: {size}; {how_chosen(one)})"
+    return f"Layers 0 to {one.layer} and those above {words} (activations exchanged at {where_exchanged(unit)}: {size}; {how_chosen(one)})"
 
 
 def how_chosen(one: Interaction) -> str:

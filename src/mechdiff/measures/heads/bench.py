@@ -84,12 +84,12 @@ class Bench:
         return self.run.scores(self.cell, self.model, variants, metrics, along)
 
 
-def block(run: Execution, layer: int, z: Mapping[str, Float[Tensor, "prompt z"]], runs: str) -> Block:
-    """One block's heads from both models' z; `runs` is the side of the running model."""
+def block(run: Execution, layer: int, z: Mapping[str, Float[Tensor, "prompt *pos z"]], runs: str) -> Block:
+    """One block's heads from both models' z, at the decision position or at several; `runs` is the side of the running model."""
     other = "base" if runs == "tuned" else "tuned"
     weights = {side: output_of(run, side, layer)[0] for side in ("base", "tuned")}
     n_heads = len(weights[runs])
-    own, theirs = (z[side].unflatten(1, (n_heads, -1)) for side in (runs, other))
+    own, theirs = (z[side].unflatten(-1, (n_heads, -1)) for side in (runs, other))
     return Block(layer=layer, own=own, other=theirs, w_own=weights[runs], w_other=weights[other])
 
 

@@ -20,7 +20,7 @@ from mechdiff.measures.heads.bench import Bench, block, columns, output_of, unit
 from mechdiff.measures.heads.choices import closer_layers, greedy_order, network_orders, within
 from mechdiff.measures.heads.formula import Block
 from mechdiff.measures.transport.compute import maps_at, per_prompt
-from mechdiff.models.pair import Model
+from mechdiff.models.pair import SIDES, Model
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
@@ -52,6 +52,22 @@ def every_head(run: Execution, cell: Cell, model: Model | None) -> Result:
         score_rows(bench.scores(mlps, metrics), columns([{"layer": layer, "site": "mlp_out"} for layer in layers], **asked), key["ids"])
     )
     return pl.concat(frames), {}
+
+
+def heads_over_answers(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of each head of every layer, and of all heads of a layer, swapped at every position of the answers."""
+    assert model
+    key = cell.key
+    states = {side: run.states(side, key["split"], key["position"], key["ids"]).kinds["z"] for side in SIDES}
+    variants: list[Variant] = []
+    places: list[dict[str, Any]] = []
+    for layer in key["layers"]:
+        change = block(run, layer, {side: held[layer] for side, held in states.items()}, model.side).change()
+        for unit, chosen in units(run, change.shape[-2], groups=False):
+            variants.append(formula.swap(layer, change, chosen))
+            places.append({"layer": layer, "unit": labels.along_answer(unit, key["answer"]["tokens"])})
+    named = columns(places, measure="heads", direction=key["direction"], split=key["split"], site="attn_proj", arm="contribution")
+    return run.variants(cell, model, variants, named, floor=True, metrics=LOCATING), {}
 
 
 def _checked(bench: Bench, layers: Sequence[int], everyone: Sequence[Variant]) -> Tensor:

@@ -65,17 +65,17 @@ class Block:
     """One block's attention by head: what the running model (`own`) and the other have there, on some prompts."""
 
     layer: int
-    own: Float[Tensor, "prompt head d_head"]
-    """z, the input of the output projection."""
-    other: Float[Tensor, "prompt head d_head"]
+    own: Float[Tensor, "prompt *pos head d_head"]
+    """z, the input of the output projection: at the decision position, or at several."""
+    other: Float[Tensor, "prompt *pos head d_head"]
     w_own: Float[Tensor, "head d_head d"]
     w_other: Float[Tensor, "head d_head d"]
 
     @property
     def n_heads(self) -> int:
-        return self.own.shape[1]
+        return self.own.shape[-2]
 
-    def change(self, arm: str = "contribution") -> Float[Tensor, "prompt head d"]:
+    def change(self, arm: str = "contribution") -> Float[Tensor, "prompt *pos head d"]:
         """What an arm adds for each head at `attn_proj`."""
         if arm == "routing":
             return written(self.other - self.own, self.w_own)
@@ -84,14 +84,15 @@ class Block:
         return written(self.other, self.w_other) - written(self.own, self.w_own)
 
 
-def written(z: Float[Tensor, "prompt head d_head"], output: Float[Tensor, "head d_head d"]) -> Float[Tensor, "prompt head d"]:
+def written(z: Float[Tensor, "prompt *pos head d_head"], output: Float[Tensor, "head d_head d"]) -> Float[Tensor, "prompt *pos head d"]:
     """Each head's contribution z_h W_O^h."""
-    return torch.einsum("phk,hkd->phd", z, output)
+    return torch.einsum("...hk,hkd->...hd", z, output)
 
 
-def swap(layer: int, change: Float[Tensor, "prompt head d"], heads: Iterable[int]) -> Variant:
-    """The run in which these heads of one block contribute what `change` says."""
-    return {Site(layer, "attn_proj"): Write(value=change[:, sorted(heads)].sum(1, keepdim=True), add=True)}
+def swap(layer: int, change: Float[Tensor, "prompt *pos head d"], heads: Iterable[int]) -> Variant:
+    """The run in which these heads of one block contribute what `change` says, at the decision position or at several."""
+    given = change[..., sorted(heads), :].sum(-2)
+    return {Site(layer, "attn_proj"): Write(value=given if given.ndim == 3 else given[:, None], add=True)}
 
 
 def swap_z(block: Block, heads: Iterable[int], strength: float = 1.0) -> Variant:

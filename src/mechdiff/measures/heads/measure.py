@@ -22,6 +22,11 @@ HEADS = Measure(
         stages=(
             Stage(name="heads", compute=Later("mechdiff.measures.heads.compute:every_head")),
             Stage(
+                name="heads_over_answers",
+                compute=Later("mechdiff.measures.heads.compute:heads_over_answers"),
+                needs=("capture", "answer_states"),
+            ),
+            Stage(
                 name="head_orders",
                 compute=Later("mechdiff.measures.heads.compute:head_orders"),
                 needs=("capture", "heads"),
@@ -62,7 +67,7 @@ HEADS = Measure(
     # what statistics read
     numbers=Numbers(
         metrics=(
-            *of_edited_runs(),
+            *of_edited_runs(answers=True),
             *metrics("shapley_nats", "fisher_nats", "attention_js_nats", unit="nats"),
         ),
         edited=True,
@@ -71,6 +76,7 @@ HEADS = Measure(
     chapter=Chapter(
         sections=(Later("mechdiff.measures.heads.page:heads"),),
         lead=Later("mechdiff.measures.heads.words:lead"),
+        over_answers=Later("mechdiff.measures.heads.over_answers:lead"),
         needs="shares",
         clause=Later("mechdiff.measures.heads.words:clause"),
         clause_of=5,

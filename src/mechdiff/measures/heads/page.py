@@ -6,7 +6,7 @@ import polars as pl
 
 from mechdiff import labels
 from mechdiff.measures.divergence.words import why_no_share
-from mechdiff.measures.heads import both_formulas, charts, coverage, findings, sets
+from mechdiff.measures.heads import both_formulas, charts, coverage, findings, over_answers, sets
 from mechdiff.measures.heads.sets import Game
 from mechdiff.measures.heads.words import effective, how_many, per_cent
 from mechdiff.report import difference, phrasing
@@ -27,9 +27,10 @@ def heads(run: Run) -> Section:
         return Section(id="heads", title=TITLE, parts=[note("Heads were not swapped in this run.")])
     known = difference.difference(run.rows, run.summary)
     if why := why_no_share(known):
-        return Section(id="heads", title=TITLE, parts=[note(f"No effect to explain: {why}. The values in nats are in summary.parquet.")])
+        said = note(f"No effect to explain at the next token: {why}. The values in nats are in summary.parquet.")
+        return Section(id="heads", title=TITLE, parts=[said, *over_answers.parts(run)])
     found = findings.map_of_heads(run.rows, run.summary)
-    parts: list[Any] = [*_map(run, found)]
+    parts: list[Any] = [*_map(run, found), *over_answers.parts(run)]
     for direction in WORDS:
         parts += _sets(run, direction, found)
     parts += [*_arms(run), *_pairs(run), *_network(run), *_attention(run)]

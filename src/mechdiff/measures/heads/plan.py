@@ -49,6 +49,7 @@ def heads_cells(planner: Planner) -> Iterator[Cell]:
             for number, shard in enumerate(shards):
                 what = {"direction": direction, "split": split, "shard": number, "floor": number == 0, "layers": layers}
                 yield run_cell(planner, shard, "heads", what, layers, singles)
+        yield from planner.over_answers("heads_over_answers", {"direction": direction}, layers, shape.n_heads + 1)
     for direction in CROSSED:
         if chosen_on:
             what = {"direction": direction, "split": "select", "picks": options.picks} | chosen
@@ -111,7 +112,7 @@ class HeadsOptions(CloserOptions):
 
 def needs(planner: Planner, options: HeadsOptions) -> Needs:
     """States of heads, where blocks have some."""
-    return Needs(sites=HEAD_SITES if "z" in planner.kinds else ())
+    return Needs(sites=HEAD_SITES, over_answers=("z",)) if "z" in planner.kinds else Needs()
 
 
 def _closer(planner: Planner, options: HeadsOptions) -> list[int]:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mechdiff import labels
 from mechdiff.architectures.sites import Site
-from mechdiff.audit import whole
+from mechdiff.audit import answers, whole
 from mechdiff.audit.distributions import NotRecomputed, Row, of_law, run_with
 from mechdiff.audit.rerun import Rerun
 from mechdiff.engine.counterfactuals import LOCATING as LAW_METRICS
@@ -14,7 +14,15 @@ from mechdiff.measures.heads.plan import HeadsOptions
 
 
 def again(run: Rerun, row: Row) -> float:
-    """Contributions of heads exchanged, single, in sets, across blocks; and what a whole MLP gives."""
+    """Contributions of heads exchanged, single, in sets, across blocks, also over an answer; and what a whole MLP gives."""
+    if answers.what_of(row["metric"]):
+        side = labels.runner(row["direction"])
+        if row["control"] == "no_op":
+            return answers.of_laws(run, row, side, answers.clean(run, side, row["split"], row["prompt"]))
+        unit = row["unit"].removesuffix(f", {labels.answer_position(run.prepared.study.answers.tokens)}")
+        return answers.of_laws(
+            run, row, side, run_with_heads(run, row, players(run, {**row, "unit": unit}))[:, : run.prepared.tokens.n_shared]
+        )
     if row["metric"] not in (*LAW_METRICS, "fisher_nats"):
         raise NotRecomputed("Shapley values are means over many sets; attention patterns have no second way here")
     if row["control"] == "no_op":
@@ -23,10 +31,12 @@ def again(run: Rerun, row: Row) -> float:
         raise NotRecomputed("random edits are draws")
     if row["arm"] not in ("contribution", "routing", "write"):
         raise NotRecomputed(f"the arm {row['arm']}")
-    law = run_with_heads(run, row, players(run, row))
+    law = run_with_heads(run, row, players(run, row))[-1]
     if row["metric"] != "fisher_nats":
         return of_law(run, row, law)
-    everyone = run_with_heads(run, {**row, "unit": labels.ALL}, [(row["layer"], head) for head in range(run.nets["base"].shape.n_heads)])
+    everyone = run_with_heads(run, {**row, "unit": labels.ALL}, [(row["layer"], head) for head in range(run.nets["base"].shape.n_heads)])[
+        -1
+    ]
     own = run.law(labels.runner(row["direction"]), row["split"], row["prompt"])
     own, law, everyone = (one[: run.prepared.tokens.n_shared] for one in (own, law, everyone))
     p, moved = own.softmax(-1), everyone - own
@@ -53,21 +63,29 @@ def players(run: Rerun, row: Row) -> list[labels.Player]:
 
 
 def run_with_heads(run: Rerun, row: Row, chosen: list[labels.Player]) -> Tensor:
-    """The law of a run in which these heads and MLPs give what the other model's give: their own part is taken out as it is by then."""
+    """Logits `[pos, vocab]` of a run in which these heads and MLPs give what the other model's give: their own part is taken out as it is by then.
+
+    At the decision position, or of a row over an answer at every position of it.
+    """
     side, other = labels.sides(row["direction"])
-    split, prompt, arm = row["split"], row["prompt"], row["arm"]
-    key = ("heads", row["direction"], split, prompt, arm, tuple(chosen))
+    split, prompt, arm, over = row["split"], row["prompt"], row["arm"], answers.what_of(row["metric"]) is not None
+    key = ("heads", row["direction"], split, prompt, arm, tuple(chosen), over)
     if key in run.cached:
         return run.cached[key]
+    ids, n_pos = answers.read(run, side, split, prompt) if over else (run.ids(side, split, prompt), 1)
+
+    def given(site: Site) -> Tensor:
+        return answers.states(run, other, split, prompt, [site])[site] if over else run.state(other, split, prompt, site)
+
     z_now: dict[int, Tensor] = {}
     touches: dict[Site, whole.Touch] = {}
     for layer in sorted({layer for layer, head in chosen if head is not None}):
         mine = [head for block, head in chosen if block == layer and head is not None]
-        theirs = run.state(other, split, prompt, Site(layer, "z"))[-1].reshape(run.nets["base"].shape.n_heads, -1)
+        theirs = given(Site(layer, "z")).reshape(n_pos, run.nets["base"].shape.n_heads, -1)
         w_own, w_other = run.output(side, layer).double(), run.output(other, layer).double()
 
         def note(states: Tensor, layer: int = layer) -> None:
-            z_now[layer] = states[-1].detach().clone()
+            z_now[layer] = states[-n_pos:].detach().clone()
 
         def swap(
             states: Tensor, layer: int = layer, mine: list = mine, theirs: Any = theirs, w_own: Any = w_own, w_other: Any = w_other
@@ -78,23 +96,23 @@ def run_with_heads(run: Rerun, row: Row, chosen: list[labels.Player]) -> Tensor:
             new = states.clone()
             for head in mine:
                 if arm == "write":
-                    change = there[head] @ (w_other[head] - w_own[head])
+                    change = there[:, head] @ (w_other[head] - w_own[head])
                 else:
                     assert ends
-                    change = there[head] @ ends[0][head] - own[head] @ ends[1][head]
-                new[-1] += change.to(new)
+                    change = there[:, head] @ ends[0][head] - own[:, head] @ ends[1][head]
+                new[-n_pos:] += change.to(new)
             return new
 
         touches[Site(layer, "z")], touches[Site(layer, "attn_proj")] = note, swap
     for layer in (layer for layer, head in chosen if head is None):
-        value = run.state(other, split, prompt, Site(layer, "mlp_out"))[-1]
+        value = given(Site(layer, "mlp_out"))
 
         def put(states: Tensor, value: Tensor = value) -> Tensor:
             new = states.clone()
-            new[-1] = value
+            new[-n_pos:] = value
             return new
 
         touches[Site(layer, "mlp_out")] = put
     with run.model(side) as model, whole.touched(model, touches):
-        run.cached[key] = run.prepared.tokens.place(whole.logits(model, run.ids(side, split, prompt)), side)
+        run.cached[key] = run.prepared.tokens.place(whole.logits(model, ids, everywhere=True)[-n_pos:], side)
     return run.cached[key]

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from mechdiff.measures.heads import findings, sets
+from mechdiff.measures.heads import findings, over_answers, sets
 from mechdiff.report.difference import BREAKAGE
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
@@ -15,7 +15,7 @@ LEAST = 0.001
 
 def lead(run: Run) -> list[str]:
     """Which heads carry it."""
-    return which_heads(run.rows, run.summary, run.manifest)
+    return [*which_heads(run.rows, run.summary, run.manifest), *over_answers.lead(run)]
 
 
 def clause(run: Run) -> list[Candidate]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from mechdiff.labels import CROSSED, POSITIONS, answer_position, n_positions
+from mechdiff.labels import CROSSED, POSITIONS, n_positions
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell
 from mechdiff.study.document import Count, some_of, whole_numbers
@@ -110,15 +110,11 @@ def _positions(planner: Planner, options: PatchingOptions, direction: str) -> It
 
 
 def _over_answers(planner: Planner, options: PatchingOptions, direction: str) -> Iterator[Cell]:
-    """The other model's states at every place of the answers."""
-    position, layers = answer_position(planner.study.answers.tokens), options.layer_numbers(planner.shape.n_layers)
-    kinds = [kind for kind in options.sites if kind in planner.wanted]
-    for number, shard in enumerate(planner.answer_shards()):
-        for kind in kinds:
-            what = {"direction": direction, "split": "report", "position": position, "kind": kind, "arm": "identity", "width": 1}
-            what |= {"layers": layers, "shard": number, "n_variants": len(layers), "seed": planner.study.seed}
-            what |= {"floor": kind == kinds[0], "answer": planner.answer}
-            yield planner.patch_cell(shard, "patching", what, planner.study.answers.tokens)
+    """The other model's states at every position of the answers."""
+    layers, kinds = options.layer_numbers(planner.shape.n_layers), [kind for kind in options.sites if kind in planner.wanted]
+    for kind in kinds:
+        what = {"direction": direction, "kind": kind, "arm": "identity", "width": 1, "seed": planner.study.seed, "floor": kind == kinds[0]}
+        yield from planner.over_answers("patching", what, layers)
 
 
 def _possible(planner: Planner, arm: str, split: str, position: str) -> bool:

@@ -5,8 +5,8 @@ import polars as pl
 
 from mechdiff import labels
 from mechdiff.labels import POSITIONS
+from mechdiff.measures.divergence.over_answers import WAYS
 from mechdiff.measures.patching import findings
-from mechdiff.measures.patching.answers import WAYS
 from mechdiff.measures.patching.charts import sign_of
 from mechdiff.report import drawing
 from mechdiff.report.difference import BREAKAGE, RECOVERY

@@ -1,0 +1,209 @@
+"""Shares of D over whole answers stand beside those at their first token, on the same prompts, with their difference tested.
+
+What is edited at every position of an answer is scored at every position of it (study/answers.py), and a share is the mean effect over these
+positions, of D over the same positions. Both outcomes are compared on the prompts that have both, so that their difference is no other set of
+prompts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from mechdiff import labels
+from mechdiff.measures.divergence.words import NO_SHARE, answered_by, why_no_share
+from mechdiff.report import difference, effect_shares
+from mechdiff.report.difference import BREAKAGE, RECOVERY
+from mechdiff.report.parts import Run, table
+from mechdiff.report.phrasing import between, listed, nats, share, with_interval
+from mechdiff.rows import OVERLAP, where
+from mechdiff.shares import ANSWER, OF_THE_PAIR, over
+from mechdiff.statistics import floors, intervals, simulated, summary
+from mechdiff.statistics.memory import once
+
+WAYS = {BREAKAGE: "base into tuned", RECOVERY: "tuned into base"}
+LEVEL = 0.05
+"""Family-wise, over everything that is compared in one direction."""
+LEAST = 0.05
+"""Shares that are less apart are not spoken of, however sure that is."""
+SPOKEN = 4
+TOP = 5
+"""Of each outcome in the table."""
+AGAINST = {
+    "name": pl.String,
+    "first": pl.Float64,
+    "answer": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "apart": pl.Float64,
+    "p": pl.Float64,
+}
+"""What `against_first` gives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """The outcome over answers, where a measure has it."""
+
+    unit: str
+    """The positions, as rows have them: answer_16."""
+    n_tokens: int
+    n: int
+    """Prompts (clusters) with an answer."""
+    d: float
+    """Mean D over the positions of the answers, in nats a token."""
+    low: float | None
+    high: float | None
+    coverage: float | None
+    first: float
+    """D at the next token, on the same prompts."""
+    counts: bool
+    """Whether D over answers is above three noise floors."""
+
+
+@once
+def answered(rows: pl.DataFrame, table: pl.DataFrame, measure: str) -> Answered | None:
+    """What stands behind a measure's shares over answers; None where it has none. `table`: the summary."""
+    written = rows.filter(pl.col("measure") == measure, labels.is_over_answer())
+    units = written.select(labels.answer_words()).to_series().unique().to_list()
+    d = where(table, measure=OF_THE_PAIR, metric=floors.d_metric(rows, ANSWER), control=None, unit=None)
+    if not units or d.is_empty():
+        return None
+    split = difference.reported(rows, measure)
+    both = difference.totals(rows, split, ANSWER).join(difference.totals(rows, split), on="prompt", suffix="_first")
+    one = d.row(0, named=True)
+    return Answered(
+        unit=units[0],
+        n_tokens=labels.n_positions(units[0]) or 0,
+        n=one["n"],
+        d=one["mean"],
+        low=one["ci_low"],
+        high=one["ci_high"],
+        coverage=one["coverage"],
+        first=float(both["total_first"].to_numpy().mean()),
+        counts=not NO_SHARE & set((one["flag"] or "").split(";")),
+    )
+
+
+def how_large(run: Run, found: Answered) -> str:
+    """ "Over the first 16 tokens of the answers to 8 prompts D is 1.9 (...) nats a token, at the first token 8.1 (same prompts)." """
+    opening = f"Over the first {found.n_tokens} tokens of the answers to {answered_by(run, found.n)}"
+    if not found.counts:
+        return f"{opening} D = {nats(found.d)} nats a token is not above three times the noise floor: no share of it is given."
+    mean = with_interval(found.d, found.low, found.high, coverage=found.coverage)
+    return f"{opening} D is {mean} nats a token, at the first token {nats(found.first)} (same prompts)."
+
+
+def against_first(run: Run, first: pl.DataFrame, answer: pl.DataFrame, *, runner: str = "base", recovered: bool) -> pl.DataFrame:
+    """AGAINST for everything with a name: shares of D at the next token and over answers, and whether their difference can be told from 0.
+
+    `first` and `answer` are rows of effects, each with a column `name`; both are cut to the names and prompts that they have in common. `p` is
+    family-wise over names, null where the test does not speak at so few prompts. Where there is no D at the next token `first` is null, and what
+    depends on it. `recovered`: an effect takes off from the divergence of the two models, instead of adding to it.
+    """
+    there = not why_no_share(difference.difference(run.rows, run.summary))
+    tables: dict[str | None, pl.DataFrame] = {ANSWER: answer} | ({None: first} if there else {})
+    named = answer.select("name", "prompt").join(first.select("name", "prompt"), on=["name", "prompt"]) if there else answer
+    if named.is_empty():
+        return pl.DataFrame(schema=AGAINST)
+    shares: dict[str | None, np.ndarray] = {}
+    moved: dict[str | None, np.ndarray] = {}
+    ends: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
+    names: Sequence[str] = ()
+    d = np.zeros(0)
+    for what, of in tables.items():
+        total = _totals(run.rows, named["prompt"].unique().to_list(), runner, what)
+        kept = of.join(named.select("name", "prompt").unique(), on=["name", "prompt"]).join(total, on="prompt")
+        _, names, effect = summary.prompt_matrix(kept, by="name")
+        d = kept.unique("prompt").sort("prompt")["total"].to_numpy()
+        if not len(d) or d.mean() <= 0:
+            return pl.DataFrame(schema=AGAINST)
+        effect = d[:, None] - effect if recovered else effect
+        shares[what], low, high = intervals.share_intervals(effect, d)
+        moved[what] = (effect - shares[what] * d[:, None]) / d.mean()  # each prompt's influence on the share
+        ends = (low, high) if what == ANSWER else ends
+    nothing = np.full(len(names), np.nan)
+    apart, p = (shares[ANSWER] - shares[None], nothing) if there else (nothing, nothing)
+    if there and simulated.speaks("mean_p", len(moved[None]), float(simulated.cv_of(d[:, None])[0])):
+        p = intervals.family_p(moved[ANSWER] - moved[None] + apart)
+    columns = {
+        "name": names,
+        "first": shares.get(None, nothing),
+        "answer": shares[ANSWER],
+        "low": ends[0],
+        "high": ends[1],
+        "apart": apart,
+        "p": p,
+    }
+    return pl.DataFrame(columns, schema=AGAINST).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+Rows = Callable[[pl.DataFrame, str, str, str | None], pl.DataFrame]
+"""From a run's rows, a direction, a metric and one of `shares.OVER` (None: the next token) to the rows of effects, each with a `name`."""
+
+
+@once
+def both_ways(run: Run, effects: Rows) -> dict[str, pl.DataFrame]:
+    """`against_first` of either direction in which one model runs with activations of the other, by its words."""
+    found = {}
+    for direction, word in WAYS.items():
+        first, answer = (effects(run.rows, direction, floors.effect_metric(run.rows, direction, what), what) for what in (None, ANSWER))
+        found[word] = against_first(run, first, answer, recovered=direction == RECOVERY)
+    return found
+
+
+def fisher(run: Run, effects: Rows) -> dict[str, dict[str, float]]:
+    """By direction, in words, and name: shares of D over the answer that add to first order."""
+    metric = over(OVERLAP, ANSWER)
+    return {
+        word: dict(effect_shares.additive(run.rows, effects(run.rows, direction, metric, ANSWER), ANSWER).iter_rows())
+        for direction, word in WAYS.items()
+    }
+
+
+def _totals(rows: pl.DataFrame, prompts: Sequence[str], runner: str, what: str | None) -> pl.DataFrame:
+    """`prompt total`: D of each of these prompts; or where the tuned model runs and is led to the base, its reverse."""
+    found = where(rows, measure=OF_THE_PAIR, metric=floors.between_models(rows, what)[runner], control=None, unit=None)
+    return found.filter(pl.col("prompt").is_in(prompts)).select("prompt", total="value")
+
+
+def beside(
+    found: Mapping[str, pl.DataFrame], what: str, *, added: Mapping[str, Mapping[str, float]] | None = None, top: int = TOP
+) -> list[dict]:
+    """The table of what does most by either outcome. `found`: AGAINST by direction, in words; `what` a name is ("output", "head").
+
+    `added`: by direction and name, shares over the answer that add to first order.
+    """
+    lines = []
+    for way, both in found.items():
+        chosen = {name for by in ("first", "answer") for name in both.sort(by, descending=True, nulls_last=True).head(top)["name"]}
+        for row in both.filter(pl.col("name").is_in(chosen)).sort("answer", descending=True).iter_rows(named=True):
+            lines.append((
+                row["name"], way, share(row["first"], 3), share(row["answer"], 3), between(row["low"], row["high"], digits=3) or "–",
+                *([share(added[way].get(row["name"]), 3)] if added else []), share(row["apart"], 3),
+                "–" if row["p"] is None else f"{row['p']:.2g}",
+            ))  # fmt: skip
+    extra = ("Fisher share",) if added else ()
+    columns = (what, "direction", "share at the first token", "share over the answer", "95 %", *extra, "difference", "p (family-wise)")
+    return [table(columns, lines, title="The first token against the whole answer, on the same prompts")] if lines else []
+
+
+def disagreement(found: Mapping[str, pl.DataFrame], noun: str) -> list[str]:
+    """Which of these have another share of D over the answer than at the first token, by a test; else that none was shown to."""
+    tested = pl.concat([both.with_columns(way=pl.lit(way)) for way, both in found.items()]).filter(pl.col("p").is_not_null())
+    if tested.is_empty():
+        if all(both["first"].null_count() == len(both) for both in found.values()):
+            return []
+        return [
+            f"Whether a single {noun} carries another share of D over the answer than at its first token cannot be tested on so few prompts."
+        ]
+    apart = tested.filter(pl.col("p") < LEVEL, pl.col("apart").abs() >= LEAST).sort(-pl.col("apart").abs(), "name").head(SPOKEN)
+    if apart.is_empty():
+        return [f"No single {noun} was shown to carry a share of D over the answer that is {LEAST:g} or more from that at its first token."]
+    return [f"The first token misleads at {listed(_apart(apart))} (family-wise p < {LEVEL:g})."]
+
+
+def _apart(found: pl.DataFrame) -> Iterator[str]:
+    for row in found.iter_rows(named=True):
+        yield f"{row['name']} ({row['way']}: {share(row['answer'])} over the answer, {share(row['first'])} at its first token)"

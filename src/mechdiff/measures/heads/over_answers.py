@@ -1,0 +1,42 @@
+"""Over whole answers other heads may carry the change than at the next token: every head, swapped at every position of the answer."""
+
+import polars as pl
+
+from mechdiff import labels
+from mechdiff.measures.divergence import over_answers
+from mechdiff.report import difference
+from mechdiff.report.parts import Run
+from mechdiff.report.phrasing import with_interval
+from mechdiff.rows import where
+
+
+def _heads(rows: pl.DataFrame, direction: str, metric: str, what: str | None) -> pl.DataFrame:
+    """Rows of every single head, with its `name`."""
+    split = difference.reported(rows, "heads")
+    rows = where(rows, measure="heads", direction=direction, metric=metric, split=split, arm="contribution", control=None)
+    rows = rows.filter(labels.is_over_answer()).with_columns(unit=labels.beside_answer()) if what else rows
+    return rows.filter(labels.is_head()).with_columns(name=pl.format("L{}.{}", "layer", "unit"))
+
+
+def parts(run: Run) -> list[dict]:
+    """The heads that do most by either outcome, side by side."""
+    found = over_answers.answered(run.rows, run.summary, "heads")
+    if found is None or not found.counts:
+        return []
+    return over_answers.beside(over_answers.both_ways(run, _heads), "head", added=over_answers.fisher(run, _heads))
+
+
+def lead(run: Run) -> list[str]:
+    """The head that does most over answers, and where the first token says otherwise; nothing where D over answers is not above the floor."""
+    found = over_answers.answered(run.rows, run.summary, "heads")
+    if found is None or not found.counts:
+        return []
+    both = over_answers.both_ways(run, _heads)
+    every = pl.concat([of.with_columns(way=pl.lit(way)) for way, of in both.items()])
+    if every.is_empty():
+        return []
+    most = every.sort(-pl.col("answer"), "name").row(0, named=True)
+    size = with_interval(most["answer"], most["low"], most["high"], digits=2)
+    said = f"Swapped at every position of the answer ({found.n_tokens} tokens), {most['name']} does most ({most['way']}): {size} of D over the answer"
+    chosen = f"the largest of {every['name'].n_unique()} heads in two directions on these prompts, so optimistically biased"
+    return [f"{said} ({chosen}).", *over_answers.disagreement(both, "head")]
