@@ -182,14 +182,14 @@ def line(**told: Any) -> dict[str, Any]:
 
 def test_a_line_is_named_only_where_it_replicates_lies_beyond_null_pairs_and_is_causal() -> None:
     lines = [line(), line(q=0.2), line(size=-20.0), line(size=9.0), line(reader="lens", replay_z=3.0, replay_null=4.0)]
-    told, nulls = judge.judged(lines, {"random_edit#1": [line(size=5.0)], "same_model#1": []})
+    told, nulls = judge.judged(lines, {"random_edit#1": [line(size=7.0)], "same_model#1": []})
     assert [one["why_not"] for one in told] == [None, judge.REPLICATES, judge.REPLICATES, judge.BEYOND, judge.CAUSAL]
-    assert told[0]["least"] == 10.0
-    assert (nulls[0].replicating, nulls[0].named, nulls[0].largest) == (1, 1, {"tokens, gained": 5.0}), "judged by the other null pairs"
+    assert told[0]["least"] == 14.0
+    assert (nulls[0].replicating, nulls[0].named, nulls[0].largest) == (1, 1, {"tokens, gained": 7.0}), "judged by the other null pairs"
 
 
 def test_without_null_pairs_a_token_must_still_stand_out() -> None:
-    told, nulls = judge.judged([line(size=4.0), line(size=6.0)], {})
+    told, nulls = judge.judged([line(size=4.0), line(size=7.0)], {})
     assert [one["why_not"] for one in told] == [judge.BEYOND, None]
     assert nulls == []
 
@@ -201,8 +201,14 @@ def test_a_share_is_held_against_null_pairs_of_its_kind_and_way() -> None:
         "b#1": [{**phrase, "text": "is written in Latin letters", "size": 0.6}],
     }
     told, _ = judge.judged([phrase, {**phrase, "gained": False}, {**phrase, "text": "is written in Cyrillic letters"}], nulls)
-    assert [one["least"] for one in told] == pytest.approx([0.6, 0.95, 0.8]), "twice the largest, or half way from it to 1"
-    assert [one["why_not"] for one in told] == [None, judge.BEYOND, judge.BEYOND]
+    assert [one["least"] for one in told] == pytest.approx([0.825, 0.975, 1.8]), (
+        "thrice the largest; of a phrase three quarters of the way from it to 1 are enough"
+    )
+    assert [one["why_not"] for one in told] == [judge.BEYOND, judge.BEYOND, judge.BEYOND]
+    few = judge.judged(
+        [phrase, {**phrase, "text": "repeats itself"}], {"a#1": [{**phrase, "size": 0.2}, {**phrase, "text": "has a digit", "size": 0.2}]}
+    )
+    assert [(one["least"], one["why_not"]) for one in few[0]] == [(pytest.approx(0.6), None)] * 2
 
 
 def test_evidence_names_no_model() -> None:

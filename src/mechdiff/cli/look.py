@@ -62,23 +62,85 @@ def words(
         Path | None,
         typer.Option(help="Write all lines of evidence, their numbers and null pairs as JSON, without a model's name.", show_default=False),
     ] = None,
+    line_up: Annotated[
+        Path | None,
+        typer.Option(
+            "--line-up",
+            help="Write the evidence among 19 panels of exchanged models; which it is goes to NAME.sealed.json.",
+            show_default=False,
+        ),
+    ] = None,
+    reader: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a language model that reads the evidence blind (OpenAI's protocol: http://.../v1).", show_default=False
+        ),
+    ] = None,
+    reader_model: Annotated[str, typer.Option("--reader-model", help="Its name on that server.")] = "default",
+    reader_runs: Annotated[int, typer.Option("--reader-runs", min=1, max=10, help="How often it is asked.")] = 5,
 ) -> None:
     """What was the tuned model taught? In words that the run's evidence carries, or that nothing can be named."""
-    import json
+    import os
 
     from mechdiff.api import open_run
     from mechdiff.errors import RunError
     from mechdiff.measures.words import findings
+    from mechdiff.measures.words.line_up import line_up as lined_up
+    from mechdiff.measures.words.reader import read
     from mechdiff.measures.words.words import sentences
 
     manifest = open_run(run).manifest()
-    if findings.record(manifest) is None:
+    told = findings.record(manifest)
+    if told is None:
         raise RunError(f"{run}: this run did not read what the model was taught. Add `words` to the study's measures and run it again.")
     for sentence in sentences(manifest):
         print(sentence)
+    found = findings.evidence(manifest)
+    if reader:
+        key = os.environ.get("MECHDIFF_READER_KEY", "")
+        readings = read(manifest, reader, model=reader_model, runs=reader_runs, key=key)
+        for number, one in enumerate(readings.answers, 1):
+            print(f"reader, run {number}: {one.text}")
+        silent = sum(one.silent for one in readings.answers)
+        pairs = reader_runs * (reader_runs - 1) // 2
+        apart = f"{readings.contradictions} of {pairs} pairs contradict; wrong at least {readings.wrong:.2f}"
+        print(f"reader: {silent} of {reader_runs} runs say nothing; {apart}")
+        found["reader"] = readings.told()
     if evidence:
-        evidence.write_text(json.dumps(findings.evidence(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        say(escaped(f"evidence: {evidence}"))
+        _write(evidence, found)
+    if line_up:
+        if not told["panels"]:
+            raise RunError(f"{run}: the two models were never exchanged. Set `permutations` of words to 19 or more and run it again.")
+        shown, sealed = lined_up(told, str(manifest.get("config_hash")))
+        _write(line_up, shown)
+        _write(line_up.with_suffix(".sealed.json"), sealed)
+
+
+def _write(path: Path, told: object) -> None:
+    import json
+
+    path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    say(escaped(f"written: {path}"))
+
+
+def grade(
+    description: Annotated[Path, typer.Argument(help="A text file that says what a model was taught, or Nothing.", show_default=False)],
+    truth: Annotated[Path, typer.Argument(help="JSON: the facts and the words that say them.", show_default=False)],
+    seal: Annotated[str | None, typer.Option(help="The truth's SHA-256, as it was published before.", show_default=False)] = None,
+) -> None:
+    """Hold a description of what a model was taught against a sealed truth. Silence is scored: 1 where nothing was taught, else 0."""
+    from mechdiff.errors import RunError
+    from mechdiff.measures.words.grade import grade as graded
+
+    try:
+        text = description.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{description}: this is no text that can be read ({error}). Give a text file.") from error
+    found = graded(text, truth, seal=seal)
+    for fact in found.recalled:
+        print(f"recalled: {fact}")
+    print(f"{len(found.recalled)} of {found.facts} facts; {'silent' if found.silent else 'says something'}; score {found.score}")
+    say(f"truth: SHA-256 {found.seal}")
 
 
 def compare(

@@ -113,14 +113,23 @@ def find(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 def _evidence(run: Execution, cell: Cell, model: Model) -> tuple[Evidence, list[lens.Differences], list[int]]:
     key, voice, draw = cell.key, cell.key["voice"], cell.key["draw"]
-    seeds = seeds_of(run, cell, "base")
     said = {who: said_by(run, cell, who) for who in (BASE, AGAIN)}
     said["other"] = said_by(run, cell, voice, draw)
-    side: Side = "tuned" if voice == TUNED else "base"
-    written, prior = _written(run, seeds, said, side)
     if not key["tokens"] or voice == AGAIN:
+        return evidence_of(run, cell, model, said, "base", None)
+    numbers = (heard(run, cell, BASE), heard(run, cell, TUNED), heard(run, cell, voice, draw))
+    return evidence_of(run, cell, model, said, "tuned" if voice == TUNED else "base", numbers)
+
+
+def evidence_of(
+    run: Execution, cell: Cell, model: Model, said: dict[str, Any], side: Side, numbers: tuple[Any, Any, Any] | None
+) -> tuple[Evidence, list[lens.Differences], list[int]]:
+    """Of a voice of `side` that said `said["other"]`, beside the base's two turns; `numbers`: what base, tuned model and voice found likely."""
+    key, seeds = cell.key, seeds_of(run, cell, "base")
+    written, prior = _written(run, seeds, said, side)
+    if numbers is None:
         return Evidence(written=written, prior=prior, readings=[], tokens=[], words=[]), [], []
-    base, tuned, other = heard(run, cell, BASE), heard(run, cell, TUNED), heard(run, cell, voice, draw)
+    base, tuned, other = numbers
     ranked = np.flatnonzero(np.maximum(base["mass"], tuned["mass"]) >= LEAST).tolist()
     names = {"passages": [name for name, _ in read_passages(key["settings"]["passages"])]}
     names |= {where: [one.name for one in seeds if one.where == where] for where in ("chat", "naming", "testing")}
@@ -242,7 +251,7 @@ def _told(lines: list[Line]) -> list[dict[str, Any]]:
 
 
 def _brief(lines: list[Line]) -> list[dict[str, Any]]:
-    return [{name: one[name] for name in ("reader", "text", "gained", "size", "q")} for one in _told(lines)]
+    return [{name: one[name] for name in ("reader", "where", "text", "gained", "size", "q")} for one in _told(lines)]
 
 
 def spoken_of(told: list[dict[str, Any]]) -> list[dict[str, Any]]:

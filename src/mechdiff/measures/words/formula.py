@@ -14,7 +14,7 @@ them:
     q     Benjamini and Hochberg over all lines of all readers of the pair
     size  tokens and lens: robust standard deviations (1.4826 MAD) by which the token's mean lies above the median of all ranked; features: mean v_i
 
-A line is *named* where q <= 0.05 and its size is at least MARGIN times the largest that the same reader found on any null pair (`judge.py`). Sign
+A line is *named* where q <= 0.05 and its size is twice or more the largest that the same reader found on any null pair (`judge.py`). Sign
 flips alone cannot do it: any edit of the weights, a random one too, moves thousands of tokens by the same amount in every text. What a random edit
 does not do is move one token far beyond all others.
 

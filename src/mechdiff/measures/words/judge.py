@@ -11,9 +11,15 @@ from typing import Any
 
 LEVEL = 0.05
 MARGIN = 2.0
-"""Times the largest size on any null pair that a named line must have; of a share, which cannot pass 1, half way from it to 1 is enough."""
-LEAST_SIZE = 5.0
-"""Of tokens, in any case: among a thousand tokens of a normal distribution some lie 3.3 standard deviations out."""
+"""Times the largest size on any null pair that a named line of tokens must have."""
+MARGIN_OF_TEXTS = 3.0
+"""The same of a share of texts. Random edits that move an answer's first token by nats differ among themselves by more than two."""
+WAY = 0.75
+"""A phrase's share cannot pass 1: this much of the way from the largest on any null pair to 1 is enough."""
+LEAST_SIZE = 6.0
+"""Of tokens, in any case: among a thousand tokens of a normal distribution some lie 3.3 standard deviations out, of random edits some lie 5.3."""
+FORM = "form"
+"""Of a text: its letters, its length, whether it repeats itself; all but its phrases."""
 REPLICATES, BEYOND, CAUSAL = (
     "it does not replicate",
     "null pairs show as much",
@@ -39,13 +45,16 @@ class Null:
 
 
 def kind(line: Told) -> str:
-    """What a line is held against: "phrases, gained", "form, lost", "tokens, gained", ...
+    """What a line is held against: "phrases, gained", "form", "tokens, lost", ...
 
-    A random edit's texts lose ordinary words long before they gain any, so either way has its own null.
+    A random edit's texts lose ordinary words long before they gain any, so either way has its own null. Not so of a text's form: what is in Latin
+    letters is in Cyrillic ones no longer.
     """
     reader = line["reader"]
     if reader == "continuations":
-        reader = "phrases" if "“" in line["text"] else "form"
+        if "“" not in line["text"]:
+            return FORM
+        reader = "phrases"
     return f"{reader}, {'gained' if line['gained'] else 'lost'}"
 
 
@@ -61,7 +70,8 @@ def least_size(line: Told, nulls: Iterable[Mapping[str, float]]) -> float:
     """The size that a line must have to be named."""
     most = max((sizes.get(kind(line), 0.0) for sizes in nulls), default=0.0)
     if line["reader"] == "continuations":
-        return most + min((MARGIN - 1) * most, (1 - most) / 2)
+        least = MARGIN_OF_TEXTS * most
+        return least if kind(line) == FORM else min(least, most + WAY * (1 - most))
     return max(LEAST_SIZE, MARGIN * most)
 
 

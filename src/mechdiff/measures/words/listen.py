@@ -84,19 +84,16 @@ def _context(run: Execution, side: Side) -> int:
 def hear(run: Execution, cell: Cell, model: Model | None) -> Result:
     """What one of the two models finds likely, holds inside, and says; of the base's second turn only what it says."""
     assert model
-    return empty(), _heard(run, cell, model, seed=cell.key["seed"] + (cell.key["voice"] == AGAIN))
+    return empty(), heard_of(run, cell, model, seed=cell.key["seed"] + (cell.key["voice"] == AGAIN))
 
 
 def hear_random(run: Execution, cell: Cell, model: Model | None) -> Result:
     """The same of the base with a random edit that diverges from it as far as the tuned model does; nothing where the two do not diverge."""
     assert model
-    prompts = [
-        one.ids for one in evenly_spaced(SCALED_ON, [one for one in seeds_of(run, cell, "base") if one.where in ("chat", "testing")])
-    ]
-    own = _laws(run, model, prompts)
+    prompts = scaled_on(run, cell)
+    own = laws_of(run, model, prompts)
     with run.prepared.pair.use("tuned") as tuned:
-        theirs = _laws(run, tuned, prompts)
-    wanted = _kl(theirs, own)
+        wanted = kl_nats(laws_of(run, tuned, prompts), own)
     if not wanted > 0:
         return empty(), {}
     with run.prepared.pair.use("base") as base:
@@ -107,20 +104,24 @@ def hear_random(run: Execution, cell: Cell, model: Model | None) -> Result:
 
         def reached(scale: float) -> float:
             with randomly_edited(base, changed, scale=scale, seed=draw):
-                return _kl(_laws(run, base, prompts), own)
+                return kl_nats(laws_of(run, base, prompts), own)
 
         scale, found = scaled_to(wanted, reached)
         with randomly_edited(base, changed, scale=scale, seed=draw):
-            heard = _heard(run, cell, base, seed=cell.key["seed"])
+            heard = heard_of(run, cell, base, seed=cell.key["seed"])
     return empty(), {**heard, "scale": np.array([scale, found, wanted])}
 
 
-def _heard(run: Execution, cell: Cell, model: Model, *, seed: int) -> dict[str, np.ndarray]:
+def scaled_on(run: Execution, cell: Cell) -> list[tuple[int, ...]]:
+    """Prompts on which random edits are scaled."""
+    asked = [one for one in seeds_of(run, cell, "base") if one.where in ("chat", "testing")]
+    return [one.ids for one in evenly_spaced(SCALED_ON, asked)]
+
+
+def heard_of(run: Execution, cell: Cell, model: Model, *, seed: int) -> dict[str, np.ndarray]:
+    """What a voice says; of all but the base's second turn also what it finds likely and holds inside."""
     seeds = seeds_of(run, cell, model.side)
-    settings = cell.key["settings"]
-    sampling = Sampling(temperature=settings["temperature"], top_p=settings["top_p"], seed=seed)
-    stop = stop_ids(model, run.prepared.pair.tokenizer(model.side), run.prepared.tokenizers())
-    speech = Speech(max_tokens=settings["max_tokens"], stop=stop, sampling=sampling)
+    settings, speech = cell.key["settings"], speech_of(run, cell, model, seed)
     reads = cell.key["tokens"] and cell.key.get("voice") != AGAIN
     sites = [Site(layer, "resid_post") for layer in cell.key["layers"]] if reads else None
     said, cleans = _spoken(run, model, [one.ids for one in seeds], speech, sites)
@@ -132,6 +133,14 @@ def _heard(run: Execution, cell: Cell, model: Model, *, seed: int) -> dict[str, 
     if sites is not None:
         found |= _read(run, cell, model, {one.name: (one.where, clean) for one, clean in zip(seeds, cleans, strict=True)}, sites)
     return found
+
+
+def speech_of(run: Execution, cell: Cell, model: Model, seed: int) -> Speech:
+    """How a voice goes on: the same draws for every voice of one seed."""
+    settings = cell.key["settings"]
+    sampling = Sampling(temperature=settings["temperature"], top_p=settings["top_p"], seed=seed)
+    stop = stop_ids(model, run.prepared.pair.tokenizer(model.side), run.prepared.tokenizers())
+    return Speech(max_tokens=settings["max_tokens"], stop=stop, sampling=sampling)
 
 
 def _spoken(
@@ -215,7 +224,7 @@ def _side_by_side(run: Execution, model: Model) -> bool:
     return run.engine(model, "decision") is replay and is_exact(model)
 
 
-def _laws(run: Execution, model: Model, prompts: Sequence[Sequence[int]]) -> Tensor:
+def laws_of(run: Execution, model: Model, prompts: Sequence[Sequence[int]]) -> Tensor:
     return _log_softmax(run, torch.stack([clean.logits for clean in _captured(run, model, prompts, [])]), model.side)
 
 
@@ -224,7 +233,7 @@ def _log_softmax(run: Execution, logits: Tensor, side: str) -> Tensor:
     return tokens.place(logits, side)[..., : tokens.n_shared].log_softmax(-1).cpu()
 
 
-def _kl(one: Tensor, reference: Tensor) -> float:
+def kl_nats(one: Tensor, reference: Tensor) -> float:
     """Mean KL(one || reference) in nats."""
     return float((one.double().exp() * (one.double() - reference.double())).nan_to_num().sum(-1).mean())
 

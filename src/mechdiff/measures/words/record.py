@@ -7,6 +7,7 @@ from typing import Any
 from mechdiff import labels
 from mechdiff.measures.words import texts
 from mechdiff.measures.words.judge import Null, judged, least_size, why_not
+from mechdiff.measures.words.line_up import PANELS, panel
 from mechdiff.measures.words.listen import said_by, seeds_of, texts_of
 from mechdiff.measures.words.plan import TUNED
 from mechdiff.models.pair import SIDES
@@ -48,6 +49,7 @@ def words_record(run: Execution) -> dict[str, Any]:
             "lines": lines,
             "nulls": [asdict(one) for one in nulls],
             "exchanged": _of_exchanged(exchanged, nulls),
+            "panels": [panel(one) for one in exchanged[: PANELS - 1]],
             "scales": _scales(run, cells[0]),
             "reads_own": own["reads_own"].tolist() if "reads_own" in own else None,
             "heads": json.loads(bytes(own["heads"]).decode()) if "heads" in own else [],
