@@ -7,6 +7,7 @@ from itertools import product
 from math import comb
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from mechdiff.audit.distributions import NotRecomputed
 from mechdiff.audit.rerun import Rerun
 from mechdiff.cli.main import app
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
-from mechdiff.measures.words import compute, findings, formula, judge, lens, texts, verify, words
+from mechdiff.measures.words import depth, findings, formula, judge, listen, page, texts, verify, words
 from mechdiff.measures.words.formula import Reading
 from mechdiff.measures.words.plan import FEATURE, LENS, TOKEN, openings, passages
 from mechdiff.measures.words.random_edits import randomly_edited, scaled_to, shuffled
@@ -104,7 +105,7 @@ def test_parts_of_characters_are_called_by_their_bytes() -> None:
         "а".encode() + b"\xd2": "а<0xD2>",
         "<|end|>": "<|end|>",
     }
-    assert [compute.text_of(piece) for piece in called] == list(called.values())
+    assert [listen.token_name(piece) for piece in called] == list(called.values())
 
 
 def test_no_line_is_made_of_a_copy() -> None:
@@ -251,8 +252,34 @@ def test_at_the_last_block_the_lens_reads_the_model_s_own_logits() -> None:
     site = Site(model.shape.n_layers - 1, "resid_post")
     found = [capture(model, ids, [site], [len(ids) - 1]) for ids in made.token_prompts(4)]
     states, logits = torch.cat([one.states[site] for one in found]), torch.stack([one.logits for one in found])
-    torch.testing.assert_close(lens.read_out(model, states), logits, rtol=1e-4, atol=1e-4)
-    assert lens.reads_own(model, states[None], logits.log_softmax(-1)) == pytest.approx([0.0], abs=1e-6)
+    torch.testing.assert_close(depth.read_out(model, states), logits, rtol=1e-4, atol=1e-4)
+    kl, top = depth.by_depth(model, states[None], logits.log_softmax(-1), lambda one: one)
+    assert kl == pytest.approx([0.0], abs=1e-6)
+    assert top.tolist() == [logits.argmax(-1).tolist()]
+
+
+def test_by_depth_is_what_transformers_hidden_states_give() -> None:
+    from mechdiff.architectures.sites import Site
+    from mechdiff.engine.activations import capture
+
+    net = made.tiny_net()
+    model, prompts = wrap(net, side="base", ref="tiny"), made.token_prompts(3)
+    sites = [Site(layer, "resid_post") for layer in range(model.shape.n_layers)]
+    found = [capture(model, ids, sites, [len(ids) - 1]) for ids in prompts]
+    states = torch.stack([torch.cat([one.states[site] for one in found]) for site in sites])
+    laws = torch.stack([one.logits for one in found]).log_softmax(-1)
+    kl, top = depth.by_depth(model, states, laws, lambda one: one)
+    for layer in range(model.shape.n_layers - 1):
+        divergences, first = [], []
+        for ids in prompts:
+            with torch.no_grad():
+                out = net(torch.tensor([ids]), output_hidden_states=True)
+                read = net.lm_head(net.model.norm(out.hidden_states[layer + 1][0, -1])).log_softmax(-1)
+                final = out.logits[0, -1].log_softmax(-1)
+            divergences.append(float(sum(p.exp() * (p - q) for p, q in zip(final.double(), read.double(), strict=True))))
+            first.append(int(read.argmax()))
+        assert kl[layer] == pytest.approx(np.mean(divergences), rel=1e-4, abs=1e-6)
+        assert top[layer].tolist() == first
 
 
 def test_shipped_texts_are_many_and_no_two_are_alike() -> None:
@@ -323,3 +350,17 @@ def test_lines_are_what_whole_passes_and_recorded_texts_say(every_measure: Path)
                 assert verify.again(run, row) == pytest.approx(row["value"], abs=2e-4), row
                 held[row["metric"]] = held.get(row["metric"], 0) + 1
     assert held.keys() == {TOKEN, LENS, FEATURE}
+
+
+def test_a_run_says_by_depth_what_both_models_decide(every_measure: Path) -> None:
+    told = read_manifest(every_measure / "run")["words"]
+    assert [one["where"] for one in told["depth"]] == ["neutral", "prompts"]
+    for one in told["depth"]:
+        for side in ("base", "tuned"):
+            assert len(one[side]["kl_nats"]) == len(one[side]["top1_share"]) == len(one[side]["tops"]) > 1
+            assert one[side]["kl_nats"][-1] == pytest.approx(0, abs=1e-5)
+            assert one[side]["top1_share"][-1] == 1.0
+            assert all(len(layer) == len(one["prompts"]) for layer in one[side]["tops"])
+    titles = [part.get("folded") for part in page.words(SimpleNamespace(manifest={"words": told})).parts]  # type: ignore[arg-type]
+    assert sum("How early each model decides" in str(title) for title in titles) == 2
+    assert sum("The token that is read at each layer" in str(title) for title in titles) == 2

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from mechdiff import labels
 from mechdiff.engine.activations import capture
@@ -16,7 +15,7 @@ from mechdiff.engine.replay import replay
 from mechdiff.measures.words import formula, lens, texts
 from mechdiff.measures.words.formula import LEAST, Line, Reading, halves
 from mechdiff.measures.words.judge import LEVEL
-from mechdiff.measures.words.listen import Seed, heard, said_by, seeds_of, texts_of
+from mechdiff.measures.words.listen import Seed, heard, said_by, seeds_of, texts_of, token_name
 from mechdiff.measures.words.plan import AGAIN, BASE, EDIT, FEATURE, GAP, LENS, REPLAY, TOKEN, TUNED, read_passages
 from mechdiff.measures.words.record import gaps
 from mechdiff.models.pair import SIDES, Model, Side
@@ -100,8 +99,7 @@ def find(run: Execution, cell: Cell, model: Model | None) -> Result:
     if voice == TUNED:
         lines = _replayed(run, cell, model, lines, found, ranked)
         extra = {"exchanged": as_bytes([_brief(evidence.exchanged(n).lines(n)) for n in range(key["settings"]["permutations"])])}
-        if found and "chat" in (base := heard(run, cell, BASE)):
-            extra["reads_own"] = np.array(lens.reads_own(model, torch.from_numpy(base["chat.states"]), torch.from_numpy(base["chat"])))
+        if found and "chat" in heard(run, cell, BASE):
             extra["heads"] = as_bytes(_heads(run, found, ranked, evidence.words))
         extra["groups"] = np.array(_groups(run, model, lines))
     told = _told(lines)
@@ -142,16 +140,9 @@ def evidence_of(
 
 def _names(run: Execution, ranked: list[int]) -> list[str]:
     """Each token as text; with its number where several tokens have that text."""
-    told = [text_of(run.prepared.tokens.pieces[token]) for token in ranked]
+    told = [token_name(run.prepared.tokens.pieces[token]) for token in ranked]
     n_of = Counter(told)
     return [text if n_of[text] == 1 else f"{text}#{token}" for text, token in zip(told, ranked, strict=True)]
-
-
-def text_of(piece: bytes | str | None) -> str:
-    """A token as text; bytes that are part of a character as `<0x9D>`."""
-    if not isinstance(piece, bytes):
-        return piece or ""
-    return "".join(f"<0x{ord(one) - 0xDC00:02X}>" if "\udc80" <= one <= "\udcff" else one for one in piece.decode(errors="surrogateescape"))
 
 
 def _token_readings(base: Any, other: Any, ranked: list[int], names: dict[str, list[str]]) -> list[Reading]:

@@ -1,7 +1,7 @@
 """The difference between two models' activations is read as tokens: by the unembedding (logit lens), and by writing it into the base (replay lens).
 
 The logit lens reads what a block hands on as if it were the last one: `unembed(norm(h))`. At early blocks activations stand in another basis, so
-each layer says how well it reads the base's own: KL of what it reads from the base's final distribution. The replay lens asks the network itself:
+each layer says how well it reads the base's own (`depth.py`). The replay lens asks the network itself:
 the mean difference is added to the base's activation at the last prompt token, and whatever the blocks above make of it is the change of log p. A
 random vector of the same length does something there too, and is what it is held against.
 """
@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean
 from mechdiff.engine.replay import Engine, Write
+from mechdiff.measures.words.depth import read_out
 from mechdiff.measures.words.formula import Line, Reading, halves, robust_z
 from mechdiff.measures.words.listen import FIRST
 from mechdiff.models.pair import Model
@@ -31,13 +32,6 @@ ROWS = 256
 def first(at: int) -> str:
     """Where a passage's position `at` was read."""
     return f"passages, position {at}"
-
-
-def read_out(model: Model, states: Float[Tensor, "*row d"]) -> Float[Tensor, "*row vocab"]:
-    """Logits that the model's own final norm and unembedding give activations of the residual stream; at the last block its own, to rounding."""
-    norm = model.net.get_submodule(model.family.final_norm) if model.family.final_norm else nn.Identity()
-    with torch.inference_mode():
-        return model.head(norm(states.to(device=model.device, dtype=model.dtype))).float().cpu()
 
 
 def _read_ranked(model: Model, states: Float[Tensor, "row d"], ranked: Sequence[int]) -> Float[Tensor, "row ranked"]:
@@ -98,13 +92,6 @@ def readings(model: Model, found: Sequence[Differences], ranked: Sequence[int]) 
             naming, testing = naming - neutral[one.layer], testing - neutral[one.layer]
         made.append(Reading(reader=LENS, where=one.where, layer=one.layer, naming=naming, testing=testing, units=one.units))
     return made
-
-
-def reads_own(model: Model, states: Float[Tensor, "layer prompt d"], laws: Float[Tensor, "prompt vocab"]) -> list[float]:
-    """By layer: KL of the base's final distribution from the one that the lens reads from its activations, in nats; 0 at the last block."""
-    final = laws.double()
-    read = [read_out(model, one)[:, : laws.shape[1]].double().log_softmax(-1) for one in states]
-    return [float((final.exp() * (final - one)).nan_to_num().sum(-1).mean()) for one in read]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from mechdiff.engine.generation import SEQUENCES, Sampling, Speech, speak, speak
 from mechdiff.engine.grafts import Batch, batches
 from mechdiff.engine.reading import is_exact, read_apart
 from mechdiff.engine.replay import replay
+from mechdiff.measures.words.depth import by_depth
 from mechdiff.measures.words.plan import AGAIN, BASE, PASSAGE_TOKENS, SEEDS, TUNED, openings, read_passages
 from mechdiff.measures.words.random_edits import deltas, randomly_edited, scaled_to
 from mechdiff.models.modules import changes_of
@@ -37,6 +38,8 @@ PASS_TOKENS = 512
 """Tokens whose distributions are in memory together."""
 SCALED_ON = 6
 """Prompts on which a random edit is scaled."""
+DEPTH_ON = 8
+"""Prompts of each place on which every block is read."""
 ROOM = 4
 """Tokens that must fit behind a seed."""
 Said = dict[str, dict[str, Any]]
@@ -123,7 +126,7 @@ def heard_of(run: Execution, cell: Cell, model: Model, *, seed: int) -> dict[str
     seeds = seeds_of(run, cell, model.side)
     settings, speech = cell.key["settings"], speech_of(run, cell, model, seed)
     reads = cell.key["tokens"] and cell.key.get("voice") != AGAIN
-    sites = [Site(layer, "resid_post") for layer in cell.key["layers"]] if reads else None
+    sites = [Site(layer, "resid_post") for layer in range(model.shape.n_layers if cell.key["layers"] else 0)] if reads else None
     said, cleans = _spoken(run, model, [one.ids for one in seeds], speech, sites)
     told = {
         one.name: {"ids": ids, "ended": len(ids) < min(settings["max_tokens"], model.shape.context - len(one.ids))}
@@ -131,7 +134,7 @@ def heard_of(run: Execution, cell: Cell, model: Model, *, seed: int) -> dict[str
     }
     found = {"said": as_bytes(told)}
     if sites is not None:
-        found |= _read(run, cell, model, {one.name: (one.where, clean) for one, clean in zip(seeds, cleans, strict=True)}, sites)
+        found |= _read(run, cell, model, {one.name: (one.where, clean) for one, clean in zip(seeds, cleans, strict=True)})
     return found
 
 
@@ -163,12 +166,11 @@ def _spoken(
     return [found[row][0] for row in range(len(prompts))], [found[row][1] for row in range(len(prompts))]
 
 
-def _read(
-    run: Execution, cell: Cell, model: Model, prompts: Mapping[str, tuple[str, Clean]], sites: Sequence[Site]
-) -> dict[str, np.ndarray]:
+def _read(run: Execution, cell: Cell, model: Model, prompts: Mapping[str, tuple[str, Clean]]) -> dict[str, np.ndarray]:
     """Mean log p of every token over each passage's positions and at each prompt's last; what is expected of each token in all; activations."""
     tokenizer = run.prepared.pair.tokenizer(model.side)
     texts = [tokenizer(text, verbose=False)["input_ids"][:PASSAGE_TOKENS] for _, text in read_passages(cell.key["settings"]["passages"])]
+    sites = [Site(layer, "resid_post") for layer in cell.key["layers"]]
     over, mass, states = _passages(run, model, texts, sites)
     found = {"passages": over}
     if sites:
@@ -184,7 +186,17 @@ def _read(
             found[f"{where}.states"] = (
                 torch.stack([torch.stack([clean.states[site][-1] for clean in cleans]) for site in sites]).float().cpu().numpy()
             )
+        if sites and where != "naming" and cell.key.get("voice") in (BASE, TUNED):
+            found |= _by_depth(run, model, where, cleans, laws)
     return {**found, "mass": mass}
+
+
+def _by_depth(run: Execution, model: Model, where: str, cleans: Sequence[Clean], laws: Tensor) -> dict[str, np.ndarray]:
+    """Of every block, on the first of these prompts: how far what it hands on is from what comes out, and the token that is read from it."""
+    tokens, every = run.prepared.tokens, [Site(layer, "resid_post") for layer in range(model.shape.n_layers)]
+    states = torch.stack([torch.stack([clean.states[site][-1] for clean in cleans[:DEPTH_ON]]) for site in every])
+    kl, top = by_depth(model, states, laws[:DEPTH_ON], lambda logits: tokens.place(logits, model.side)[..., : tokens.n_shared])
+    return {f"{where}.depth": kl, f"{where}.tops": top}
 
 
 def _passages(
@@ -277,6 +289,13 @@ def tokens_of(run: Execution, said: Said, writer: str, reader: Side) -> dict[str
 def texts_of(run: Execution, said: Said, side: Side) -> dict[str, str]:
     tokenizer = run.prepared.pair.tokenizer(side)
     return {name: str(tokenizer.decode(one["ids"], skip_special_tokens=True)) for name, one in said.items()}
+
+
+def token_name(piece: bytes | str | None) -> str:
+    """A token as text; bytes that are part of a character as `<0x9D>`."""
+    if not isinstance(piece, bytes):
+        return piece or ""
+    return "".join(f"<0x{ord(one) - 0xDC00:02X}>" if "\udc80" <= one <= "\udcff" else one for one in piece.decode(errors="surrogateescape"))
 
 
 def cell_of(run: Execution, like: Cell, voice: str, draw: int = 0) -> Cell:

@@ -12,6 +12,8 @@ from mechdiff.report.phrasing import listed, nats, visible
 TITLE = "What was it taught?"
 OPEN, TEXTS = 3, 8
 """Pairs of continuations that are shown at once, and in all."""
+TOPS, LETTERS = 3, 40
+"""Prompts whose tokens are shown layer by layer, and what a column's head has of each."""
 LEGIBLE = 3.0
 """Nats from the base's final distribution up to which a layer's lens is taken to read."""
 READERS = {"continuations": "texts", "tokens": "tokens", "lens": "activations"}
@@ -26,7 +28,7 @@ def words(run: Run) -> Section:
     told = findings.record(run.manifest)
     if told is None:
         return Section(id="words", title=TITLE, parts=[note("What the model was taught was not read in this run.")])
-    parts = [*_texts(run), *_lines(run), *_layers(told), *_nulls(told), note(_settings(told))]
+    parts = [*_texts(run), *_lines(run), *_layers(told), *_depth(told), *_nulls(told), note(_settings(told))]
     return Section(id="words", title=TITLE, parts=parts)
 
 
@@ -105,7 +107,7 @@ def _layers(told: dict[str, Any]) -> list[dict[str, Any]]:
     """By layer: what both unembeddings read from the change, and how well the lens reads the base's own activations."""
     if not told["heads"]:
         return []
-    own = dict(zip(told["layers"], told["reads_own"] or [], strict=False))
+    own = dict(enumerate(next((one["base"]["kl_nats"] for one in told["depth"] if one["where"] == "neutral"), [])))
     lines = [
         (
             str(one["layer"]), place(one["where"]), *(_read(one[side], own.get(one["layer"])) for side in ("base", "tuned")),
@@ -120,6 +122,29 @@ def _layers(told: dict[str, Any]) -> list[dict[str, Any]]:
     made = [table(columns, some, title=title)] if some else []
     rest = [line for line in lines if line not in some]
     return [*made, table(columns, rest, folded="The same on passages and on the study's own prompts")] if rest else made
+
+
+def _depth(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of every block of both models, how far it is from what comes out; and the token that is read from it, side by side."""
+    made = []
+    for one in told["depth"]:
+        sides = ("base", "tuned")
+        lines = [
+            (
+                str(layer), *(nats(one[side]["kl_nats"][layer]) for side in sides),
+                *(f"{one[side]['top1_share'][layer]:.2f}" for side in sides),
+            )
+            for layer in range(len(one["base"]["kl_nats"]))
+        ]  # fmt: skip
+        columns = ("layer", "KL, base", "KL, tuned", "same top token, base", "same top token, tuned")
+        n = len(one["prompts"])
+        title = f"How early each model decides, on {place(one['where'])}: each layer's lens against the model's own final distribution ({n} prompts)"
+        made.append(table(columns, lines, folded=title))
+        shown = range(min(TOPS, n))
+        tops = [(str(layer), *(visible(one[side]["tops"][layer][i]) for i in shown for side in sides)) for layer in range(len(lines))]
+        heads = [f"{side}: {visible(one['prompts'][i])[:LETTERS]}" for i in shown for side in sides]
+        made.append(table(("layer", *heads), tops, folded=f"The token that is read at each layer, on {place(one['where'])}"))
+    return made
 
 
 def _read(rising: list[list[Any]], own: float | None) -> str:

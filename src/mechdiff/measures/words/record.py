@@ -8,7 +8,7 @@ from mechdiff import labels
 from mechdiff.measures.words import texts
 from mechdiff.measures.words.judge import Null, judged, least_size, why_not
 from mechdiff.measures.words.line_up import PANELS, panel
-from mechdiff.measures.words.listen import said_by, seeds_of, texts_of
+from mechdiff.measures.words.listen import heard, said_by, seeds_of, texts_of, token_name
 from mechdiff.measures.words.plan import TUNED
 from mechdiff.models.pair import SIDES
 from mechdiff.study.cells import Cell
@@ -51,7 +51,7 @@ def words_record(run: Execution) -> dict[str, Any]:
             "exchanged": _of_exchanged(exchanged, nulls),
             "panels": [panel(one) for one in exchanged[: PANELS - 1]],
             "scales": _scales(run, cells[0]),
-            "reads_own": own["reads_own"].tolist() if "reads_own" in own else None,
+            "depth": _by_depth(run, cells[0]),
             "heads": json.loads(bytes(own["heads"]).decode()) if "heads" in own else [],
             "texts": _texts(run, cells[0]),
         },
@@ -70,6 +70,27 @@ def _scales(run: Execution, like: Cell) -> list[dict[str, float]]:
     """Of each random edit: its scale, the divergence that it reaches, and the pair's."""
     scales = [run.folder.load(cell.key).tensors.get("scale") for cell in run.cells if cell.stage == "words_null"]
     return [dict(zip(("scale", "reached_nats", "wanted_nats"), one.tolist(), strict=True)) for one in scales if one is not None]
+
+
+def _by_depth(run: Execution, like: Cell) -> list[dict[str, Any]]:
+    """By place: of every block of both models how far it is from what comes out, and the tokens that are read from it on some prompts."""
+    found, seeds = [], seeds_of(run, like, "base")
+    for where, name in (("chat", "neutral"), ("testing", "prompts")):
+        told = {side: heard(run, like, side) for side in SIDES}
+        if not all(f"{where}.depth" in one for one in told.values()):
+            continue
+        tops = {side: one[f"{where}.tops"] for side, one in told.items()}
+        names = [one for one in seeds if one.where == where][: tops["base"].shape[1]]
+        place: dict[str, Any] = {"where": name, "prompts": [one.text for one in names]}
+        for side in SIDES:
+            words = [[token_name(run.prepared.tokens.pieces[token]) for token in layer] for layer in tops[side]]
+            place[side] = {
+                "kl_nats": told[side][f"{where}.depth"].tolist(),
+                "top1_share": (tops[side] == tops[side][-1]).mean(1).tolist(),
+                "tops": words,
+            }
+        found.append(place)
+    return found
 
 
 def _texts(run: Execution, like: Cell) -> list[dict[str, Any]]:
