@@ -1,5 +1,7 @@
 """What the page says, against what was planted."""
 
+import re
+
 import numpy as np
 import polars as pl
 import pytest
@@ -11,6 +13,8 @@ from mechdiff.measures.patching import words as patching_words
 from mechdiff.report import difference, phrasing
 from mechdiff.report.difference import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Run
+from mechdiff.rows import OVERLAP, TOTAL
+from mechdiff.rows import rows as rows_of
 from mechdiff.statistics import summary as statistics_summary
 from report.conftest import CHANGED
 from report.planted_run import planted_rows
@@ -136,3 +140,59 @@ def test_shares_and_lists_in_words() -> None:
     assert [phrasing.share(value) for value in (0.974, -0.001, -0.2, None)] == ["0.97", "0.00", "−0.20", "–"]
     assert phrasing.with_interval(0.97, 0.966, 0.973, digits=2) == "0.970 (95 %: 0.966 to 0.973)"
     assert [phrasing.listed(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["none", "a", "a and b", "a, b and c"]
+
+
+# ---- shares that add ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_the_way(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, np.ndarray]]:
+    """The planted run with overlaps: each output moves either model a part of the way, one of them half of it; and these parts by site, by prompt."""
+    plain = rows.filter(measure="patching", metric="kl_own_nats", arm="identity", split="report", direction=RECOVERY)
+    plain = plain.filter(
+        pl.all_horizontal(pl.col("unit", "control", "rank", "strength").is_null()), pl.col("site").is_in(["attn_out", "mlp_out"])
+    )
+    cells, prompts = plain.select("layer", "site").unique(maintain_order=True), plain["prompt"].unique().sort().to_list()
+    generator = np.random.default_rng(0)
+    total = generator.uniform(1, 3, len(prompts))
+    more = [rows_of(total, measure="divergence", metric=TOTAL, split="report", prompt=prompts)]
+    parts = {}
+    for layer, site in cells.iter_rows():
+        parts[f"L{layer}.{site}"] = (0.5 if f"L{layer}.{site}" == f"L{CHANGED}.attn_out" else 0.05) + 0.01 * generator.standard_normal(
+            len(prompts)
+        )
+        for direction in (BREAKAGE, RECOVERY):
+            place = {"measure": "patching", "metric": OVERLAP, "split": "report", "direction": direction, "arm": "identity", "layer": layer}
+            more.append(rows_of(total * parts[f"L{layer}.{site}"], site=site, prompt=prompts, **place))
+    return pl.concat([rows, *more]), parts | {"total": total}
+
+
+def test_a_part_of_the_way_is_a_ratio_of_means(on_the_way: tuple[pl.DataFrame, dict[str, np.ndarray]]) -> None:
+    rows, parts = on_the_way
+    total = parts.pop("total")
+    found = {row["name"]: row for row in patching_findings.way(rows, RECOVERY).iter_rows(named=True)}
+    assert set(found) == set(parts)
+    for name, part in parts.items():
+        assert found[name]["additive"] == pytest.approx((part * total).mean() / total.mean(), rel=1e-12)
+        assert found[name]["additive_low"] < found[name]["additive"] < found[name]["additive_high"]
+
+
+def test_the_verdict_speaks_in_shares_that_add_and_the_table_shows_how_a_divergence_bends(
+    on_the_way: tuple[pl.DataFrame, dict[str, np.ndarray]], summary: pl.DataFrame, manifest: dict
+) -> None:
+    rows, parts = on_the_way
+    total = parts.pop("total")
+    said = verdict(rows, summary, manifest)[1]
+    name, number = rf"strongest output: L{CHANGED}\.attn_out \(selected on other prompts\)", r"0\.(?:50|49)\d* \[.*?\]"
+    assert re.search(rf"{name}, {number} of the way in logits, {number} back", said)
+    assert "KL increase" not in said
+    n_effective = sum(part.mean() for part in parts.values()) ** 2 / sum(part.mean() ** 2 for part in parts.values())
+    spread = patching_findings.spread_of_outputs(rows)
+    assert spread is not None
+    assert spread.number.value == pytest.approx(n_effective, rel=0.05)
+    assert f"spread over {spread.number.value:.1f} (" in patching_words.over_how_many(rows)
+    run = Run(rows=rows, summary=summary, manifest=manifest)
+    (table,) = [part for part in patching_page.patching(run).parts if isinstance(part, dict) and "part of the way" in part.get("title", "")]
+    line = dict(zip(range(13), next(row for row in table["rows"] if row[0] == f"L{CHANGED}.attn_out"), strict=True))
+    s = (parts[f"L{CHANGED}.attn_out"] * total).mean() / total.mean()
+    assert (line[1], line[3], line[6]) == (f"{s:.3f}", f"{1 - (1 - s) ** 2:.3f}", f"{s**2:.3f}")

@@ -134,7 +134,7 @@ def test_the_verdict_of_a_run_with_all_of_these_says_none_of_them() -> None:
         "rank",
     ):
         assert misled not in everything, misled
-    assert " of that recovery; that the rest depends on the prompt could not be shown" in everything  # row e
+    assert " of what is recovered there; that the rest depends on the prompt could not be shown" in everything  # row e
     assert [one.rpartition(": ")[2] for one in kept] == [
         "neither model ever does what this scores", "the search stopped at its budget", "the whole that it is a part of has 0.05 of D",
     ]  # fmt: skip

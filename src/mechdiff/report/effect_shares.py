@@ -74,14 +74,30 @@ def cells(values: pl.DataFrame, of: pl.DataFrame | None = None) -> tuple[pl.Data
 
 @once
 def additive(rows: pl.DataFrame, values: pl.DataFrame, what: str | None = None) -> pl.DataFrame:
-    """`name additive`: the mean of overlaps (`values`, with a column `name`) over the mean of their total: shares that add to first order.
+    """`name additive additive_low additive_high`: the mean of overlaps (`values`, with a column `name`) over the mean of their total.
 
+    On the same prompts; shares that add to first order, each the part of the way from one model's logits to the other's. Ends are null under FEWEST.
     `what`: at the next token, or over answers (one of `shares.OVER`).
     """
+    found = overlaps(rows, values, what)
+    if found is None:
+        return pl.DataFrame(schema={"name": pl.String, "additive": pl.Float64, "additive_low": pl.Float64, "additive_high": pl.Float64})
+    names, matrix, total = found
+    share, low, high = intervals.share_intervals(matrix, total)
+    table = pl.DataFrame({"name": names, "additive": share, "additive_low": low, "additive_high": high})
+    return table.with_columns(pl.col("additive_low", "additive_high").fill_nan(None))
+
+
+def overlaps(rows: pl.DataFrame, values: pl.DataFrame, what: str | None = None) -> tuple[list[str], np.ndarray, np.ndarray] | None:
+    """Names, overlaps [prompt, name] and each prompt's total [prompt], as `additive` takes them; None where no prompt has all, or the total is 0."""
     metric = over(TOTAL, what) if what else TOTAL
-    total = where(rows, measure=OF_THE_PAIR, metric=metric, control=None, unit=None).select("prompt", "split", of="value")
-    both = values.join(total, on=["prompt", "split"]).filter(pl.col("value").is_finite(), pl.col("of").is_finite())
-    return both.group_by("name").agg(additive=pl.col("value").mean() / pl.col("of").mean()).sort("name")
+    of = where(rows, measure=OF_THE_PAIR, metric=metric, control=None, unit=None).select("prompt", "split", of="value")
+    both = values.join(of, on=["prompt", "split"]).filter(pl.col("value").is_finite(), pl.col("of").is_finite())
+    prompts, names, matrix = summary.prompt_matrix(both, by="name")
+    if not prompts:
+        return None
+    total = both.filter(pl.col("prompt").is_in(prompts)).unique("prompt").sort("prompt")["of"].to_numpy()
+    return (names, matrix, total) if total.mean() > 0 else None
 
 
 def kind_place() -> pl.Expr:

@@ -17,6 +17,7 @@ from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.choice import engine_for
 from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.overlap import overlap_nats, total_nats
 from mechdiff.engine.replay import ENGINES
 from mechdiff.measures.patching.formula import variants
 from mechdiff.models.pair import Model, wrap
@@ -74,6 +75,12 @@ class Planted:
         """`[layer]` 1 - KL(tuned || base[site <- tuned]) / D, a ratio of means over prompts."""
         kl = kl_nats(self.logits("tuned")[:, None], self.patched("base<-tuned", kind, **how))
         return 1 - kl.mean(0) / self.d_nats.mean()
+
+    def way(self, direction: str, kind: str, **how: Any) -> Tensor:
+        """`[layer]` the part of the way to the other model's logits that a patch moves the one that runs: a ratio of mean overlaps."""
+        own, other = ("tuned", "base") if direction == "tuned<-base" else ("base", "tuned")
+        moved = overlap_nats(self.patched(direction, kind, **how), self.logits(own), self.logits(other))
+        return moved.mean(0) / total_nats(self.logits("base"), self.logits("tuned")).mean()
 
 
 def plant(

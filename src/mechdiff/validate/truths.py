@@ -11,12 +11,15 @@ import torch
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import capture
 from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.overlap import total_nats
+from mechdiff.labels import CROSSED
 from mechdiff.measures.grafting import formula as grafting_formula
 from mechdiff.measures.grafting.formula import Prompts
 from mechdiff.measures.similarity import formula as similarity_formula
 from mechdiff.measures.weights import spectra as weights_spectra
 from mechdiff.models.modules import changes_between, tensors_of
 from mechdiff.models.pair import wrap
+from mechdiff.statistics.spread import root
 from mechdiff.validate import edits, planted
 from mechdiff.validate.checks import Check, above, at_most, names, near, same
 from mechdiff.validate.edits import Edit
@@ -72,6 +75,9 @@ def _one_matrix(bench: Bench, edit: Edit, kind: str, unit: str) -> Iterator[Chec
         bench.rounding,
     )
     yield near(f"share recovered by all positions of {kind} of block {here}", recovered(kind, [here]), 1, bench.rounding)
+    for direction in CROSSED:
+        moved = few.way(direction, kind, positions="all", engine="full", layers=[here])
+        yield near(f"{direction}: part of the way in logits that the same moves, a share that adds", moved, 1, first_order(bench, few))
     if "z" in pair.base.kinds():
         yield near(f"share recovered by all positions of z of block {here}", recovered("z", [here]), 0, bench.rounding)
     if kind == "mlp_out":
@@ -117,12 +123,27 @@ def p8(bench: Bench) -> Iterator[Check]:
     lattice = grafts(largest)
     alone = [float(lattice.value([unit]).mean()) / d for unit in lattice.changes.units]
     yield above("share of D that stays with any one unit grafted: none carries it", alone, 0.2)
+    if bench.tiny:
+        yield from _even(pairs[0])
     floor = [weights_spectra.spectral_norm_null(float(one.norm()), *one.shape) for one in matrices(largest)]
     found = [weights_spectra.spectrum(one, exact_up_to=8192) for one in matrices(largest)]
     sizes = np.array([float(one.values[0]) for one in found])
     yield near("largest singular value of each change, over that of noise of its norm", sizes / floor, 1, 0.15)
     yield above(
         "dimensions that hold half of a change, of all: no knee", [(one.energy_rank(50) or 0) / len(one.values) for one in found], 0.1
+    )
+
+
+def _even(even: Planted) -> Iterator[Check]:
+    """Shares that add, of a change that is alike everywhere."""
+    small, total = grafts(even), float(total_nats(even.logits("base"), even.logits("tuned")).mean())
+    nats = [float(small.value([unit]).mean()) for unit in small.changes.units]
+    ways = np.array([float(small.overlaps[frozenset([unit])].mean()) for unit in small.changes.units]) / total
+    yield near("parts of the way in logits, of all units alone, summed: shares that add, of an even change", ways.sum(), 1, 0.02)
+    yield above("effective number of units by them, of all", float(root(ways)) ** 2 / len(ways), 0.4)
+    over = 1 - np.array(nats) / float(even.d_nats.mean()) - (1 - (1 - ways) ** 2)
+    yield at_most(
+        "share of D that a unit recovers, above 1 - (1 - s)^2 of its part s of the way: the known bend of a divergence", over, 0.01
     )
 
 

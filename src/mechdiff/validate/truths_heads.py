@@ -11,6 +11,7 @@ from torch import Tensor
 from mechdiff import labels
 from mechdiff.engine.choice import engine_for
 from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.overlap import overlap_nats, total_nats
 from mechdiff.engine.replay import ENGINES, Variant, Write
 from mechdiff.measures.heads import shapley as heads_shapley
 from mechdiff.measures.heads.formula import Block, fisher_weights, swap, swap_z
@@ -82,6 +83,13 @@ class Heads:
         change = self.block(layer).change(arm)
         return self.effect([swap(layer, change, [head]) for head in range(self.n_heads)])
 
+    def ways(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Overlap with the difference of the models, a share that adds: of each head `[prompt, head]` and of all `[prompt]`, in nats."""
+        change = self.block(layer).change()
+        moved = self.logits([swap(layer, change, one) for one in [*([head] for head in range(self.n_heads)), range(self.n_heads)]])
+        found = overlap_nats(moved.double(), self.pair.logits(self.own.side), self.pair.logits(self.other.side))
+        return found[:, :-1], found[:, -1]
+
     def everyone(self, layer: int) -> Tensor:
         """v of all heads of a block together, `[prompt]`."""
         return self.effect([swap(layer, self.block(layer).change(), range(self.n_heads))])[:, 0]
@@ -132,6 +140,9 @@ def _one_head(bench: Bench, edit: Edit, *, zero: str, all_of_it: str) -> Iterato
         yield above(f"{direction}: effect of all heads in nats", everyone.mean(), 3 * rounding)
         within = max(1e-3, rounding / float(everyone.mean()))
         yield near(f"{direction}: the edited head's effect, over that of all", singles[:, HEAD].mean() / everyone.mean(), 1, within)
+        ways, together = here.ways(layer)
+        felt = max(1e-3, first_order_nats(bench, pair) / float(together.mean()))
+        yield near(f"{direction}: the same of its part of the way in logits", ways[:, HEAD].mean() / together.mean(), 1, felt)
         others = np.delete(singles.numpy(), HEAD, 1)
         yield at_most(f"{direction}: any other head's effect in nats", np.abs(others), rounding)
     here = Heads(pair)
@@ -162,6 +173,8 @@ def p8(bench: Bench) -> Iterator[Check]:
     yield above("effective number of heads, of all", effective(shapley_of(here.game(bench.layer))) / here.n_heads, 0.8)
     fisher = here.fisher(bench.layer)[0].mean(0).numpy()
     yield at_most("largest share of a head", np.abs(fisher).max() / np.abs(fisher).sum(), 0.5)
+    ways, together = here.ways(bench.layer)
+    yield near("heads' parts of the way in logits, summed, over that of all heads", ways.sum(1).mean() / together.mean(), 1, 0.02)
 
 
 def p10(bench: Bench) -> Iterator[Check]:
@@ -187,6 +200,8 @@ def p14(bench: Bench) -> Iterator[Check]:
     yield above("effect of each alone in nats", [first, second], 0.01)
     yield at_most("effect of both in nats", both, 1e-9)
     yield at_most("effect of all heads in nats: no coverage can be given", game.value(game.everyone).mean(), 1e-9)
+    total = total_nats(here.pair.logits("base"), here.pair.logits("tuned"))
+    yield at_most("nats that their parts of the way in logits would be shares of: none can be given", total, 1e-9)
     yield near("their interaction, over minus the sum of both", heads_shapley.interaction(game, 0, 1).mean() / -(first + second), 1, 1e-6)
 
 
@@ -197,6 +212,8 @@ def p15(bench: Bench) -> Iterator[Check]:
     here = Heads(bench.plant(edits.scale_heads(0.02), n_prompts=MANY))
     single, everyone = here.fisher(bench.layer)
     yield near("Fisher-projected coverages of all heads, summed", single.sum(1).mean() / everyone.mean(), 1, 0.02)
+    ways, together = here.ways(bench.layer)
+    yield near("heads' parts of the way in logits, summed, over that of all heads", ways.sum(1).mean() / together.mean(), 1, 0.02)
     if bench.tiny:  # whose heads are all of about one size
         game = here.game(bench.layer)
         shapley = shapley_of(game)

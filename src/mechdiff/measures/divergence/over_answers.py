@@ -157,7 +157,9 @@ def fisher(run: Run, effects: Rows) -> dict[str, dict[str, float]]:
     """By direction, in words, and name: shares of D over the answer that add to first order."""
     metric = over(OVERLAP, ANSWER)
     return {
-        word: dict(effect_shares.additive(run.rows, effects(run.rows, direction, metric, ANSWER), ANSWER).iter_rows())
+        word: dict(
+            effect_shares.additive(run.rows, effects(run.rows, direction, metric, ANSWER), ANSWER).select("name", "additive").iter_rows()
+        )
         for direction, word in WAYS.items()
     }
 

@@ -163,8 +163,20 @@ def first_and_answer(rows: pl.DataFrame) -> pl.DataFrame:
     first = shares(rows.join(answered, on="prompt"), "alone", split=split).select("name", first="share")
     overlaps = scores(rows, split, over(OVERLAP, ANSWER)).filter(pl.col("arm") == "alone").with_columns(name=module_name())
     joined = answer.select("name", "low", "high", "n", answer="share").join(first, on="name", how="left")
-    joined = joined.join(effect_shares.additive(rows, overlaps, ANSWER), on="name", how="left")
+    joined = joined.join(effect_shares.additive(rows, overlaps, ANSWER).select("name", "additive"), on="name", how="left")
     return joined.sort("answer", "name", descending=[True, False])
+
+
+@once
+def way(rows: pl.DataFrame) -> pl.DataFrame:
+    """`name additive additive_low additive_high`: the part of the way to the tuned logits that each module's weights alone move the base."""
+    alone = scores(rows, difference.reported(rows, "grafting"), OVERLAP).filter(pl.col("arm") == "alone")
+    return effect_shares.additive(rows, alone.with_columns(name=module_name()))
+
+
+def on_the_way(rows: pl.DataFrame, name: str) -> dict | None:
+    """The line of `way` for one module; None where there is none."""
+    return next(way(rows).filter(pl.col("name") == name).iter_rows(named=True), None)
 
 
 def _nothing(rows: pl.DataFrame, split: str | None, metric: str = OTHER) -> pl.DataFrame:

@@ -13,9 +13,10 @@ from mechdiff import labels
 from mechdiff import shares as mechdiff_shares
 from mechdiff.architectures.sites import KINDS, Site
 from mechdiff.measures.similarity.findings import similarity_by_site
+from mechdiff.report import effect_shares
 from mechdiff.report.difference import BOTH, BREAKAGE, RECOVERY, STREAM, plain, reported, site_name, splits, totals
-from mechdiff.rows import where
-from mechdiff.statistics import floors, intervals, stability
+from mechdiff.rows import OVERLAP, where
+from mechdiff.statistics import floors, intervals, spread, stability
 from mechdiff.statistics import summary as statistics_summary
 from mechdiff.statistics.memory import once
 
@@ -95,6 +96,43 @@ def ranked_outputs(rows: pl.DataFrame, summary: pl.DataFrame) -> tuple[pl.DataFr
     single = joined.filter(~pl.col("site").is_in(STREAM))
     joined = joined if single.is_empty() else single
     return joined.sort("rank", descending=True, maintain_order=True), ranking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Over how many outputs of attention and MLPs the way from the base's logits to the tuned model's is spread, where the base runs."""
+
+    number: spread.Estimate
+    of: int
+    total: float
+    """What the shares of all sum to."""
+    silent: str
+    """Why no sentence is made of the number; empty where one may be."""
+
+
+@once
+def way(rows: pl.DataFrame, direction: str) -> pl.DataFrame:
+    """`name additive additive_low additive_high`: the part of the way between the two models' logits that the other model's activation at each site
+    moves the model that runs. Shares that add, where those of a divergence bend (`engine/overlap.py`)."""
+    return effect_shares.additive(rows, _overlaps(rows, direction))
+
+
+@once
+def spread_of_outputs(rows: pl.DataFrame) -> Spread | None:
+    """The effective number of outputs, by shares that add; None where they were not measured."""
+    found = effect_shares.overlaps(rows, _overlaps(rows, RECOVERY).filter(~pl.col("site").is_in(STREAM)))
+    if found is None or len(found[0]) < 2:
+        return None
+    names, matrix, total = found
+    number = spread.number_of_parts(matrix, [str(i) for i in range(len(matrix))], level=spread.COVERAGE)
+    return Spread(number=number, of=len(names), total=float(matrix.sum(axis=1).mean() / total.mean()), silent=spread.silence(matrix))
+
+
+def _overlaps(rows: pl.DataFrame, direction: str) -> pl.DataFrame:
+    """Overlaps of one whole site's patch at the next token, on the reported prompts, with the site's `name`."""
+    plain = {"unit": None, "control": None, "rank": None, "strength": None}
+    found = where(rows, measure="patching", metric=OVERLAP, direction=direction, split=reported(rows, "patching"), arm="identity", **plain)
+    return found.filter(pl.col("layer").is_not_null(), pl.col("prompt").is_not_null()).with_columns(name=site_name())
 
 
 @once

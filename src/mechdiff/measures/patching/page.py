@@ -91,13 +91,37 @@ def _top_sites(run: Run, ranked: pl.DataFrame) -> dict:
         similar = cka.get(row["name"], {"cka": None, "low": None, "high": None})
         ends = (between(row[f"{word}_low"], row[f"{word}_high"], digits=3) for word in ("breakage", "recovery"))
         shown = [text for word, end in zip(("breakage", "recovery"), ends, strict=True) for text in (share(row[word], 3), end)]
-        rows.append((row["name"], *shown, share(similar["cka"], 3), between(similar["low"], similar["high"], digits=3)))
-    columns = ("site", "breakage", "95 %", "recovery", "95 %", "CKA", "95 %")
+        rows.append(
+            (row["name"], *_way(run, row["name"]), *shown, share(similar["cka"], 3), between(similar["low"], similar["high"], digits=3))
+        )
+    along = [text for model in ("base", "tuned model") for text in (f"{model} moved of the way", "95 %", BENT[model])] * bool(_way(run, ""))
+    columns = ("site", *along, "breakage", "95 %", "recovery", "95 %", "CKA", "95 %")
     left = len(ranked) - len(rows)
-    title = (
-        "The strongest single sites (shares of D)" if not left else f"The strongest single sites (shares of D); {left} others are weaker"
-    )
-    return table(columns, rows, title=title)
+    title = "The strongest single sites (shares of D)" if not along else WAY
+    return table(columns, rows, title=f"{title}; {left} others are weaker" if left else title)
+
+
+WAY = (
+    "The strongest single sites: s, the part of the way between the two models' logits, which adds over sites that do not meet; and shares of D, "
+    "which bend: of a small change breakage is s² at least, recovery 1 − (1 − s)² at most"
+)
+BENT = {"base": "1 − (1 − s)²", "tuned model": "s²"}
+
+
+def _way(run: Run, name: str) -> list[str]:
+    """How far the patch at a site moves each model on the way to the other's logits, with its interval, and what BENT is of it.
+
+    Nothing where no overlap was measured at any site.
+    """
+    ways = [(findings.way(run.rows, RECOVERY), lambda s: 1 - (1 - s) ** 2), (findings.way(run.rows, BREAKAGE), lambda s: s**2)]
+    if all(found.is_empty() for found, _ in ways):
+        return []
+    cells = []
+    for found, bent in ways:
+        one = next(found.filter(pl.col("name") == name).iter_rows(named=True), None)
+        ends = between(one["additive_low"], one["additive_high"], digits=3) if one else ""
+        cells += [share(one["additive"], 3), ends, share(bent(one["additive"]), 3)] if one else ["–", "", "–"]
+    return cells
 
 
 def _arms(run: Run, ranked: pl.DataFrame) -> list[Any]:

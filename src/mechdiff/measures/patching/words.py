@@ -11,7 +11,8 @@ from mechdiff.report import difference, spoken
 from mechdiff.report.difference import BREAKAGE, RECOVERY
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
-from mechdiff.report.phrasing import listed, share, with_interval
+from mechdiff.report.phrasing import level, listed, share, with_interval
+from mechdiff.statistics import spread
 
 GUESSES = {
     "shift": "the base's activation plus the mean difference recovers",
@@ -34,6 +35,8 @@ def clause(run: Run) -> list[Candidate]:
     vector = constant.constant(rows, summary)
     if vector is not None:
         said.append(Candidate(text=in_short(vector), n=vector.n, tested=vector.recovers))
+    if many := over_how_many(rows):
+        said.append(Candidate(text=many, n=n))
     return said
 
 
@@ -54,7 +57,26 @@ def _strongest(rows: pl.DataFrame, summary: pl.DataFrame) -> str:
         return ""
     first = ranked.row(0, named=True)
     chosen = "selected on other prompts" if ranking != difference.reported(rows, "patching") else BIASED
-    return f"strongest output: {first['name']} ({chosen}), {both_shares(first)}"
+    moved = on_the_way(rows, first["name"])
+    return f"strongest output: {first['name']} ({chosen}), {', '.join(moved) or both_shares(first)}"
+
+
+def on_the_way(rows: pl.DataFrame, name: str) -> list[str]:
+    """ "0.31 (95 %: ...) of the way in logits", "0.29 (...) back": how far the base is moved, and the tuned model; shares that add."""
+    said = []
+    for direction, text in ((RECOVERY, "{} of the way in logits"), (BREAKAGE, "{} back")):
+        for row in findings.way(rows, direction).filter(pl.col("name") == name).iter_rows(named=True):
+            said.append(text.format(with_interval(row["additive"], row["additive_low"], row["additive_high"], digits=2)))
+    return said
+
+
+def over_how_many(rows: pl.DataFrame) -> str:
+    """ "by shares that add ... over 13.7 (90 % interval: ...) effective outputs of 60"; empty where nothing may be said."""
+    found = findings.spread_of_outputs(rows)
+    if found is None or found.silent:
+        return ""
+    number = f"{found.number.value:.1f} ({level(spread.COVERAGE)}: {found.number.low:.1f} to {found.number.high:.1f})"
+    return f"by shares that add, the way to the tuned model's logits is spread over {number} effective outputs of {found.of}"
 
 
 def is_it_where_similarity_is_lowest(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
@@ -89,11 +111,13 @@ def which_output(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     steady = findings.steadiness(rows, ranking)
     chosen = f"(chosen on the {ranking} prompts{steady})" if ranking != reported else f"({BIASED}{steady})"
     of_what = "single sites" if ranked["site"].is_in(difference.STREAM).any() else "outputs of attention and MLPs"
-    sentence = f"Of the {of_what} the strongest is {first['name']} {chosen}: {both_shares(first)}"
+    moved = ", ".join(on_the_way(rows, first["name"]))
+    sentence = f"Of the {of_what} the strongest is {first['name']} {chosen}: {moved + '; ' if moved else ''}{both_shares(first)}"
     if len(ranked) > 1:
         second = ranked.row(1, named=True)
         sentence += f". Next is {second['name']}, {both_shares(second, interval=False)}"
-    return [sentence + "."]
+    many = over_how_many(rows)
+    return [sentence + ".", *([f"{many[0].upper()}{many[1:]}."] if many else [])]
 
 
 def what_it_depends_on(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
@@ -123,8 +147,10 @@ def one_constant(found: Constant) -> str:
 
 
 def in_short(found: Constant) -> str:
-    """The same for the verdict: "one constant vector has 0.77 (95 %: 0.20 to 1.01) of that recovery; that the rest depends ..."."""
-    fraction = f"one constant vector has {with_interval(max(found.fraction, 0.0), found.low, found.high, digits=2)} of that recovery"
+    """The same for the verdict: "one constant vector has 0.77 (95 %: 0.20 to 1.01) of what is recovered there; that the rest depends ..."."""
+    fraction = (
+        f"one constant vector has {with_interval(max(found.fraction, 0.0), found.low, found.high, digits=2)} of what is recovered there"
+    )
     p = f"({spoken.in_words(found.p)})"
     if found.depends:
         return f"{fraction}, the rest depends on the prompt {p}"
