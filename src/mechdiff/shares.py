@@ -12,8 +12,8 @@ that both models have, and renormalised, above the line as well as below it:
     how far it moved, by JS       js_own_nats            js_own_shared_nats
 
 The first token of an answer is not the answer. Beside the decision position every metric of a run has two relatives, both on the tokens that both
-models have: its mean over the places of an answer that both models read (`kl_own_answer_nats`), and its value at the first of these places where
-their top-1 tokens differ (`kl_own_divergent_nats`). The line below a share is then D over the same places (`kl_tuned_base_answer_nats`).
+models have: its mean over the positions of an answer that both models read (`kl_own_answer_nats`), and its value at the first of these positions
+where their top-1 tokens differ (`kl_own_divergent_nats`). The line below a share is then D over the same positions (`kl_tuned_base_answer_nats`).
 
 So writing all of the base's state into the tuned model breaks exactly D, a share of 1, whatever mass the tuned model gives to tokens of its own:
 the run is then the base's law on the shared tokens, and its KL from the tuned model's law there is D. The KL over all tokens (`kl_own_nats`) stays
@@ -41,14 +41,14 @@ OTHER = "kl_other_nats"
 
 
 ANSWER, DIVERGENT = OVER = ("answer", "divergent")
-"""What a metric is of where it is not of the decision position: the mean over an answer's places, and the first place where the two models part."""
+"""What a metric is of where it is not of the decision position: the mean over an answer's positions, and the first one where the two models part."""
 
 LOG_RATIO = "log_ratio_nats"
 """log p(the tuned model's top-1 token) - log p(the base's), 0 where they are one: over an answer."""
 
 
 def over(metric: str, what: str) -> str:
-    """The relative of a metric of the decision position over an answer, or at its divergent place (`what`: one of OVER)."""
+    """The relative of a metric of the decision position over an answer, or at its divergent position (`what`: one of OVER)."""
     name = {"kl_own_shared_nats": "kl_own_nats", "logit_diff_divergent": LOG_RATIO, "kl_shared_nats": "kl_tuned_base_nats"}.get(
         metric, metric
     )

@@ -181,7 +181,7 @@ METRICS |= {
     ),
     "divergent_place": Term(
         "first divergent token of the answer",
-        "Place in the answer (0: its first token) at which the two models' top-1 tokens first differ.",
+        "Position in the answer (0: its first token) at which the two models' top-1 tokens first differ.",
     ),
 }
 

@@ -15,6 +15,7 @@ from mechdiff.measures.catalogue import AGAIN, CHAPTERS, EXPERIMENTS, make_study
 from mechdiff.report import parts
 from mechdiff.report.sections import all_sections
 from mechdiff.report.verdict import verdict
+from mechdiff.study.answers import others
 from runs import opened, run
 
 TOKENS = 5
@@ -23,6 +24,8 @@ MEASURES: list[Any] = [
     {"grafting": {"candidates": 2, "picks": 1, "select_prompts": 2, "truncate": False}},
     {"patching": {"sites": ["attn_out", "resid_post"], "arms": ["identity"]}},
     {"factorial": {"positions": ["decision"]}},
+    {"transport": {"sites": ["resid_post"], "closer": [1], "maps": ["anchored_ridge"], "strengths": [], "permutations": 2}},
+    {"steering": {"sites": ["resid_post"], "closer": [1], "strengths": [0.5], "draws": 1, "side_prompts": 0, "texts": 0}},
     {
         "heads": {
             "hot": 1,
@@ -131,6 +134,17 @@ def test_the_page_says_where_first_token_and_answer_disagree_or_that_it_cannot_b
     titles = [part.get("title") for part in sections["patching"].parts if isinstance(part, dict)]
     assert "The first token against the whole answer, on the same prompts" in titles
     assert "Along the answers (4 prompts) D is " in " ".join(sections["divergence"].lead)
+    words = {
+        "heads": "does most (",
+        "steering": "the mean difference along other prompts' answers",
+        "transport": "Fitted on other prompts' answers",
+    }
+    for name, text in words.items():
+        assert text in " ".join(sections[name].lead)
+        titles = [part.get("title") for part in sections[name].parts if isinstance(part, dict)]
+        assert "The first token against the whole answer, on the same prompts" in titles
+    captions = [part.caption for part in sections["factorial"].parts if isinstance(part, parts.Drawn)]
+    assert "Exchanged at every position of the answer" in captions[0]
 
 
 def test_answers_are_left_out_where_none_are_wanted_or_none_can_be(pair: Path) -> None:
@@ -198,12 +212,14 @@ def over_answers(finished: Any, measure: str) -> pl.DataFrame:
     return finished.rows.filter(pl.col("measure") == measure, pl.col("metric").str.contains("_(answer|divergent)_nats$"))
 
 
-@pytest.mark.parametrize("measure", ["factorial", "heads"])
+@pytest.mark.parametrize("measure", ["factorial", "heads", "steering", "transport"])
 def test_rows_over_answers_are_those_of_whole_passes(pair: Path, finished: Any, measure: str) -> None:
     """Computed once more by hooks on whole forward passes of prompt and answer, by none of the measure's code."""
-    rows = over_answers(finished, measure)
+    rows = over_answers(finished, measure).filter(
+        ~pl.col("control").fill_null("").str.contains("random"), pl.col("arm").ne_missing("anchored_ridge")
+    )
     rerun, again = Rerun(pair / "run", EXPERIMENTS, "cpu"), AGAIN[measure]
-    some = rows.sample(60, seed=1, shuffle=True)
+    some = rows.sample(min(60, len(rows)), seed=1, shuffle=True)
     assert some["metric"].n_unique() > 5
     for row in some.iter_rows(named=True):
         assert again(rerun, row) == pytest.approx(row["value"], rel=2e-3, abs=2e-5, nan_ok=True), row
@@ -243,3 +259,28 @@ def test_the_halves_of_an_answer_sum_to_d_over_it(finished: Any) -> None:
     floors = finished.summary.filter(measure="factorial", unit=f"answer_{TOKENS}", metric="interaction_answer_nats")["floor"]
     assert floors.null_count() == 0
     assert floors.max() < 1e-4
+
+
+def test_one_vector_over_answers_is_the_constant_shift_of_the_other_answers(finished: Any) -> None:
+    """Steering adds what transport writes as the shift; a map that learns stands beside it, and random vectors beside both."""
+    key, metric = ["prompt", "layer", "site"], "kl_other_answer_nats"
+    rows = finished.rows.filter(metric=metric, direction="base<-base", unit=f"answer_{TOKENS}")
+    added = rows.filter(measure="steering", arm="add").filter(pl.col("strength").is_null(), pl.col("control").is_null())
+    shifted = rows.filter(measure="transport", arm="shift")
+    both = added.select(*key, "value").join(shifted.select(*key, shift="value"), on=key)
+    assert len(both) == 4
+    np.testing.assert_allclose(both["value"], both["shift"], rtol=1e-4)
+    assert set(rows.filter(measure="transport")["arm"]) == {"shift", "mean", "anchored_ridge"}
+    assert len(rows.filter(measure="steering", control="random_vector#0")) == 4
+    half = rows.filter(measure="steering", strength=0.5)
+    assert not np.allclose(half["value"], added["value"])
+
+
+def test_what_is_fitted_on_answers_has_not_seen_the_prompt() -> None:
+    clusters = {"a": "x", "b": "y", "c": "x", "d": "z", "e": "u", "f": "v", "g": "w"}
+    for name, cluster in clusters.items():
+        seen = others(clusters, name)
+        assert seen
+        assert cluster not in {clusters[one] for one in seen}
+    assert others({"a": "x", "b": "x"}, "a") == []
+    assert others({"a": "x", "b": "y"}, "a") == ["b"]

@@ -13,6 +13,8 @@ from mechdiff.audit.distributions import NotRecomputed, Row
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.whole import Put
 from mechdiff.engine.generation import stop_ids
+from mechdiff.prompts.sets import clusters_of
+from mechdiff.study.answers import others
 
 
 def what_of(metric: str) -> str | None:
@@ -23,7 +25,7 @@ def what_of(metric: str) -> str | None:
 
 
 def read(run: Rerun, side: str, split: str, prompt: str) -> tuple[list[int], int]:
-    """What a model reads of a prompt and its answer, and how many places there are: the last positions of it."""
+    """What a model reads of a prompt and its answer, and how many positions its answer has: the last ones of it."""
     told = run.prepared.study.answers
     tokens = run.prepared.tokens
     if not tokens.all_shared:
@@ -66,6 +68,19 @@ def states(run: Rerun, side: str, split: str, prompt: str, sites: Sequence[Site]
         return whole.states(model, ids, sites, n_places)
 
 
+def mean_of_others(run: Rerun, side: str, split: str, prompt: str, site: Site) -> Tensor:
+    """`[d]`: the mean over all positions of the answers to the prompts that something used on this one is made of, in float64."""
+    names = next(cell.key["ids"] for cell in run.prepared.plan.cells if cell.stage == "answer")
+    known = [run.prepared.rendered[split][name].prompt for name in names]
+    found = []
+    for name in others(dict(zip(names, clusters_of(known), strict=True)), prompt):
+        key = ("answer states", side, split, name, site)
+        if key not in run.cached:
+            run.cached[key] = states(run, side, split, name, [site])[site].double()
+        found.append(run.cached[key])
+    return torch.cat(found).mean(0)
+
+
 def of_run(run: Rerun, row: Row, puts: Callable[[], dict[Site, Put]]) -> float:
     """A metric over an answer of a run with these writes; rows that differ in the metric alone share it."""
     split, prompt, own = row["split"], row["prompt"], labels.runner(row["direction"])
@@ -79,7 +94,7 @@ def of_run(run: Rerun, row: Row, puts: Callable[[], dict[Site, Put]]) -> float:
 
 
 def of_laws(run: Rerun, row: Row, own: str, edited: Tensor) -> float:
-    """A metric over an answer of a run of the model `own` whose logits at every place are `edited`."""
+    """A metric over an answer of a run of the model `own` whose logits at every position are `edited`."""
     base, tuned = (clean(run, side, row["split"], row["prompt"]) for side in ("base", "tuned"))
     mine, other = (tuned, base) if own == "tuned" else (base, tuned)
     ways: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], float]] = {
@@ -116,7 +131,7 @@ def of_pair(run: Rerun, row: Row) -> float:
 
 
 def together(what: str, base: Tensor, tuned: Tensor, values: list[float]) -> float:
-    """The mean over places, or the value at the first one where the two models part."""
+    """The mean over positions, or the value at the first one where the two models part."""
     if what == shares.ANSWER:
         return sum(values) / len(values)
     apart = torch.nonzero(base.argmax(-1) != tuned.argmax(-1))[:, 0].tolist()

@@ -70,7 +70,7 @@ class Subject:
     """Its unedited run of each prompt."""
     tokens: Tokens
     answers: Sequence[Sequence[int]] | None = None
-    """What follows each prompt: then a run is looked at before each of these tokens, all of which are *places*."""
+    """What follows each prompt: then a run is looked at before each of these tokens, at its positions (the axis `place`)."""
 
     def logits(self, variants: Sequence[Variant]) -> Float[Tensor, "place run vocab"]:
         """What the unedited run and each variant say next, over the tokens of both models."""
@@ -97,7 +97,7 @@ def scores(
 ) -> Scores:
     """What every variant does to each prompt's distribution. No pass has more than about `max_rows` rows.
 
-    With answers, of each prompt's places (`clean` has a row for each of them, prompt by prompt): the relatives of the metrics in `shares.OVER`.
+    With answers, over the positions of each prompt's answer (`clean` has a row for each of them, in turn): the relatives in `shares.OVER`.
     A variant that adds nothing anywhere is not run: it is the unedited run.
     """
     side = subject.model.side
@@ -120,9 +120,9 @@ def scores(
 
 
 def over_answers(found: Scores, lengths: Sequence[int], parting: Sequence[int | None]) -> Scores:
-    """From a value a place to two a prompt: the mean over its places, and that at its `parting` one (NaN where there is none).
+    """From a value a position to two a prompt: the mean over its positions, and that at its `parting` one (NaN where there is none).
 
-    `lengths` are the places of each prompt.
+    `lengths` are the positions of each prompt.
     """
     together: Scores = {}
     for name, values in found.items():
@@ -138,7 +138,7 @@ def over_answers(found: Scores, lengths: Sequence[int], parting: Sequence[int | 
 
 
 def first_parting(clean: CleanLogits, lengths: Sequence[int]) -> list[int | None]:
-    """The first place of each prompt's answer (of so many) where the two models' top-1 tokens differ, of those that both have; None: nowhere."""
+    """The first position of each prompt's answer (of so many) where the two models' top-1 tokens differ, of those that both have; None: nowhere."""
     tops = [laws[:, : clean.n_shared].argmax(-1) for laws in (clean.base, clean.tuned)]
     differ = (tops[0] != tops[1]).cpu().split(list(lengths))
     return [int(one.int().argmax()) if one.any() else None for one in differ]

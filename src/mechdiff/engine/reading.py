@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from mechdiff.architectures.sites import Site
-from mechdiff.engine.activations import Clean, Edit, edited, forward
+from mechdiff.engine.activations import Clean, Edit, capture, edited, forward
 from mechdiff.engine.grafts import batches, logits_at
+from mechdiff.engine.replay import Engine, replay
 from mechdiff.engine.steered import opening
 from mechdiff.models.pair import Model
 
@@ -21,6 +22,33 @@ from mechdiff.models.pair import Model
 def is_exact(model: Model) -> bool:
     """Whether what a prompt gives beside others is what it gives by itself, but for rounding that no published number shows: float32 throughout."""
     return model.dtype == torch.float32 and getattr(model.config, "quantization_config", None) is None
+
+
+def side_by_side(model: Model, engine: Engine) -> bool:
+    """Whether prompts of this model are read side by side: `replay` suits it, and a prompt gives there what it gives by itself."""
+    return engine is replay and is_exact(model)
+
+
+def seen(
+    model: Model,
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    sites: Sequence[Site],
+    positions: Sequence[Sequence[int]],
+    *,
+    every: bool = False,
+) -> list[Clean]:
+    """`activations.capture` of each prompt, without caches: side by side where that is the same, else one prompt a pass."""
+    if side_by_side(model, engine):
+        return captures(model, prompts, sites, positions, every=every)
+    return [capture(model, ids, sites, places, every=every) for ids, places in zip(prompts, positions, strict=True)]
+
+
+def cleans(model: Model, engine: Engine, prompts: Sequence[Sequence[int]]) -> list[Clean]:
+    """Clean runs of each prompt, with the caches that `replay` goes on from: side by side where that is the same, else one prompt a pass."""
+    if side_by_side(model, engine):
+        return read(model, prompts)
+    return [capture(model, ids, [], [0], keep_cache=engine is replay) for ids in prompts]
 
 
 def captures(

@@ -14,7 +14,7 @@ TOTALS = ("total", "total_reverse")
 """What effects are held against: D, and the divergence the other way round (see `between_models`)."""
 
 OVER = (None, *shares.OVER)
-"""What a metric is of: the decision position, an answer, the place where the two models part."""
+"""What a metric is of: the decision position, an answer, the position where the two models part."""
 
 
 def totals_of(what: str | None) -> tuple[str, str]:

@@ -1,13 +1,13 @@
 """What one model says after a prompt is read by both, token by token: their activations there, and what either would say next.
 
 The first token of an answer is where a fine-tune often differs most and says least (how an answer opens). So some report prompts are followed by
-the greedy answer of one model, and both models read the same tokens. A *place* is a position after which a token of the answer comes: the
-decision position, then every token of the answer but its last. An answer that ends early has one place more, behind which it ends.
+the greedy answer of one model, and both models read the same tokens. The positions of an answer are those after which a token of it
+comes: the decision position, then every token of the answer but its last. An answer that ends early has one position more, behind which it ends.
 
 Where the two tokenizers write the answer in different tokens, or one lacks a token, the answer is cut there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.architectures.sites import Site
-from mechdiff.engine.activations import Clean, capture
+from mechdiff.engine.activations import Clean
 from mechdiff.engine.generation import Speech, speak, stop_ids
-from mechdiff.engine.reading import captures, is_exact
-from mechdiff.engine.replay import ENGINES
+from mechdiff.engine.reading import seen
 from mechdiff.models.pair import SIDES, Model, Side
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
@@ -28,7 +28,7 @@ from mechdiff.study.experiment import Result
 
 
 def answer(run: Execution, cell: Cell, model: Model | None) -> Result:
-    """Tensors: `base` and `tuned`, each prompt's answer in that model's tokens `[prompt, place]`, -1 behind its end. The last place's token is the
+    """Tensors: `base` and `tuned`, each prompt's answer in that model's tokens `[prompt, place]`, -1 behind its end. The last position's token is the
     one that would come there (any, where the answer has ended): nobody reads it."""
     assert model
     prompts, n_tokens = [run.ids(cell, name) for name in cell.key["ids"]], cell.key["answer"]["tokens"]
@@ -59,6 +59,34 @@ def _other(side: Side) -> Side:
     return "base" if side == "tuned" else "tuned"
 
 
+FOLDS = 4
+"""Parts of the answered prompts: what is fitted on answers is used on the prompts of the part that it has not seen."""
+
+
+def others(clusters: Mapping[str, str], prompt: str) -> list[str]:
+    """The answered prompts that a direction or map is made of which is used on this one; `clusters`: the cluster of each answered prompt, by name.
+
+    Clusters are dealt in turn to FOLDS parts (of fewer clusters, as many parts); these are the prompts of the other parts.
+    """
+    parts = {cluster: i % FOLDS for i, cluster in enumerate(dict.fromkeys(clusters.values()))}
+    return [name for name, cluster in clusters.items() if parts[cluster] != parts[clusters[prompt]]]
+
+
+def unseen(run: Execution, prompt: str) -> tuple[str, ...]:
+    """`others` of this prompt in a run."""
+    (cell,) = [one for one in run.cells if one.stage == "answer"]
+    names = cell.key["ids"]
+    return tuple(others(dict(zip(names, run.clusters(cell.key["split"], names), strict=True)), prompt))
+
+
+def along(run: Execution, side: str, kind: str, layer: int, names: Sequence[str]) -> list[Float[Tensor, "place d"]]:
+    """One model's activations at one site, at every position of the answers to these prompts."""
+    (cell,) = [one for one in run.cells if one.stage == "answer"]
+    found = run.states(side, cell.key["split"], labels.answer_position(cell.key["answer"]["tokens"]), names)
+    lengths = [len(said) for said in run.answers("tuned", names)]
+    return [state[:n] for state, n in zip(found.kinds[kind][found.layers.index(layer)], lengths, strict=True)]
+
+
 def answer_states(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Tensors: activations by kind `[layer, prompt, place, d]`, and `logits` `[prompt, place, vocab]`; 0 behind an answer's end."""
     assert model
@@ -67,10 +95,7 @@ def answer_states(run: Execution, cell: Cell, model: Model | None) -> Result:
     prompts, answers = [run.ids(cell, name) for name in cell.key["ids"]], run.answers(model.side, cell.key["ids"])
     read = [(*ids, *said[:-1]) for ids, said in zip(prompts, answers, strict=True)]
     where = [range(len(ids) - 1, len(whole)) for ids, whole in zip(prompts, read, strict=True)]
-    if run.engine(model, "decision") is ENGINES["replay"] and is_exact(model):
-        cleans = captures(model, read, sites, where, every=True)
-    else:
-        cleans = [capture(model, ids, sites, places, every=True) for ids, places in zip(read, where, strict=True)]
+    cleans = seen(model, run.engine(model, "decision"), read, sites, where, every=True)
 
     def padded(clean: Clean, site: Site) -> Float[Tensor, "place d"]:
         state = clean.states[site].float().cpu()

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from mechdiff.architectures.lookup import shape_of
 from mechdiff.engine import counterfactuals
-from mechdiff.engine.activations import Clean, capture
+from mechdiff.engine.activations import Clean
 from mechdiff.engine.counterfactuals import Along, Scores, Subject, moved_logits, score_rows, scores
 from mechdiff.engine.distributions import EVERY
 from mechdiff.engine.norms import Norms, norms_in
 from mechdiff.engine.outcome import CleanLogits
-from mechdiff.engine.reading import is_exact, read
+from mechdiff.engine.reading import cleans
 from mechdiff.engine.replay import ENGINES, Engine, Variant
 from mechdiff.errors import RunError, StudyError
 from mechdiff.labels import n_positions
@@ -49,7 +49,7 @@ class States:
     kinds: dict[str, Float[Tensor, "layer prompt pos d"]]
     """One entry for each of `layers`."""
     logits: Float[Tensor, "prompt *place vocab"]
-    """After each prompt; over answers at every place."""
+    """After each prompt; over answers at every position."""
     norms: dict[str, Norms]
     """By site kind, where a norm may read it: at the decision position."""
 
@@ -102,7 +102,7 @@ class Execution:
         return [cell for cell in self.cells if cell.stage in stages and (cell.side, cell.key["split"], cell.key["position"]) == wanted]
 
     def answers(self, side: str, names: Sequence[str]) -> list[tuple[int, ...]]:
-        """What follows these prompts (study/answers.py) in one model's tokens, as many as there are places."""
+        """What follows these prompts (study/answers.py) in one model's tokens, as many as there are positions."""
 
         def load() -> dict[str, tuple[int, ...]]:
             (cell,) = [one for one in self.cells if one.stage == "answer"]
@@ -178,7 +178,7 @@ class Execution:
     ) -> Scores:
         """What these variants do to the distributions of a cell's prompts; with too little memory, of half the prompts at a time.
 
-        Of a cell whose key names an `answer`, over the places of the answers.
+        Of a cell whose key names an `answer`, over the positions of the answers.
         """
 
         def score(cleans: Sequence[Clean], here: Sequence[Variant], part: slice) -> Scores:
@@ -247,16 +247,12 @@ class Execution:
 
     def cleans(self, cell: Cell, model: Model) -> list[Clean]:
         """The running model's clean passes of a cell's prompts, kept for later cells as far as HELD_BYTES go."""
-        keep = self.engine(model, cell.key["position"]) is ENGINES["replay"]
-        wanted = (model.side, keep, cell.key["split"], tuple(cell.key["ids"]))
+        engine = self.engine(model, cell.key["position"])
+        wanted = (model.side, engine, cell.key["split"], tuple(cell.key["ids"]))
         if wanted not in self._cleans:
             while sum(t.nbytes for held in self._cleans.values() for one in held for block in one.cache or () for t in block) > HELD_BYTES:
                 del self._cleans[next(iter(self._cleans))]
-            prompts = [self.ids(cell, name) for name in cell.key["ids"]]
-            if keep and is_exact(model):
-                self._cleans[wanted] = read(model, prompts)
-            else:
-                self._cleans[wanted] = [capture(model, ids, [], [0], keep_cache=keep) for ids in prompts]
+            self._cleans[wanted] = cleans(model, engine, [self.ids(cell, name) for name in cell.key["ids"]])
         return self._cleans[wanted]
 
 

@@ -66,7 +66,7 @@ class Needs:
     side_by_side: int | None = None
     """Edits of one prompt that run side by side; None: as the others have it."""
     over_answers: tuple[str, ...] | None = None
-    """Kinds of site whose states are captured at every place of the answers; none: both models' distributions there; None: no answers."""
+    """Kinds of site whose states are captured at every position of the answers; none: both models' distributions there; None: no answers."""
 
 
 @dataclass(frozen=True, kw_only=True)

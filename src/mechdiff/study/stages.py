@@ -10,8 +10,7 @@ import torch
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, capture
 from mechdiff.engine.norms import NORMED, norms_of
-from mechdiff.engine.reading import captures, is_exact
-from mechdiff.engine.replay import ENGINES
+from mechdiff.engine.reading import seen
 from mechdiff.engine.selfcheck import self_check
 from mechdiff.labels import POOLED
 from mechdiff.models.pair import Model
@@ -55,10 +54,7 @@ def capture_states(run: Execution, cell: Cell, model: Model | None) -> Result:
     where = [
         range(len(ids)) if words else positions(one, cell.key["position"], model.side) for ids, one in zip(prompts, rendered, strict=True)
     ]
-    if run.engine(model, "decision") is ENGINES["replay"] and is_exact(model):
-        cleans = captures(model, prompts, sites, where)
-    else:
-        cleans = [capture(model, ids, sites, places) for ids, places in zip(prompts, where, strict=True)]
+    cleans = seen(model, run.engine(model, "decision"), prompts, sites, where)
     if words:
         cleans = [_pooled(clean, spans(one, model.side)) for clean, one in zip(cleans, rendered, strict=True)]
     tensors = {

@@ -14,15 +14,18 @@ from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.generation import Speech, speak
 from mechdiff.engine.outcome import CleanLogits
 from mechdiff.engine.reading import captures, read
-from mechdiff.engine.replay import Variant, replay
+from mechdiff.engine.replay import Variant, Write, replay
 from mechdiff.measures.divergence.formula import over_answers
 from mechdiff.measures.factorial import formula as factorial
 from mechdiff.measures.heads.formula import Block, swap
 from mechdiff.measures.patching.formula import variants
+from mechdiff.measures.steering.formula import add
+from mechdiff.measures.steering.subspaces import Subspace, change_subspace
 from mechdiff.models.pair import Model, wrap
 from mechdiff.prompts.vocabularies import Tokens
+from mechdiff.study.answers import others as unseen
 from mechdiff.validate import edits
-from mechdiff.validate.checks import Check, above, at_most, near
+from mechdiff.validate.checks import Check, above, at_most, near, same
 from mechdiff.validate.planted import Bench, edited
 from mechdiff.validate.truths_heads import by_head
 
@@ -34,7 +37,7 @@ LATE = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Late:
-    """A pair that differs in what follows every answer's second token alone, read along the answers."""
+    """A pair that is read along its answers: P24 differs in what follows every answer's second token alone."""
 
     models: dict[str, Model]
     prompts: list[list[int]]
@@ -54,6 +57,12 @@ class Late:
     def states(self, side: str, kind: str) -> torch.Tensor:
         """`[layer, prompt, place, d]`"""
         return torch.stack([torch.stack([one.states[Site(layer, kind)] for one in self.seen[side]]) for layer in range(self.n_layers)])
+
+    def mean_difference(self, layer: int, n_pos: int, *, kind: str = "resid_post", prompts: Sequence[int] | None = None) -> Subspace:
+        """Of the first positions along the answers to these prompts (None: all)."""
+        which = list(range(len(self.prompts))) if prompts is None else list(prompts)
+        base, tuned = (self.states(side, kind)[layer, which, :n_pos].flatten(0, 1) for side in ("base", "tuned"))
+        return change_subspace(base, tuned, 1)
 
     def subject(self, side: str, *, over_answers: bool = True) -> Subject:
         size = self.clean.base.shape[-1]
@@ -77,7 +86,7 @@ def p24(bench: Bench) -> Iterator[Check]:
     early = (late.clean.base - late.clean.tuned).unflatten(0, (-1, N_TOKENS))[:, : LATE + 1]
     yield at_most("difference of any logit of the first two tokens", early.abs().max(), 0)
     yield above("mean D over the answers in nats", late.total, 1e-3)
-    yield above("first place at which the top-1 tokens differ, any prompt", np.nanmin(by_metric["divergent_place"]), LATE)
+    yield above("first position at which the top-1 tokens differ, any prompt", np.nanmin(by_metric["divergent_place"]), LATE)
     for direction in labels.CROSSED:
         own, other = labels.sides(direction)
 
@@ -85,7 +94,7 @@ def p24(bench: Bench) -> Iterator[Check]:
             return late.shares(own, variants(kind, range(late.n_layers), late.states(of, kind)[:, :, :n_pos])).tolist()
 
         yield near(
-            f"{direction}: share over the answers of resid_post, written at every place, every block",
+            f"{direction}: share over the answers of resid_post, written at every position, every block",
             run("resid_post", N_TOKENS),
             1,
             late.within,
@@ -94,6 +103,25 @@ def p24(bench: Bench) -> Iterator[Check]:
         yield near(f"{direction}: the running model's own states, written at every position", run("mlp_out", N_TOKENS, own), 0, 1e-6)
         yield from _heads(late, direction)
     yield from _halves(late)
+    ranks = {n_pos: [late.mean_difference(layer, n_pos).rank for layer in range(late.n_layers)] for n_pos in (1, N_TOKENS)}
+    yield same("directions of the mean difference at the decision position, every block", ranks[1], [0] * late.n_layers)
+    yield same("the same along the answers", ranks[N_TOKENS], [1] * late.n_layers)
+
+
+def p24_constant(bench: Bench) -> Iterator[Check]:
+    """A constant added to what the last MLP writes: one vector, made of the answers to other prompts, is all of it over an answer."""
+    pair = bench.plant(edits.add_mlp_bias, prepare=edits.give_mlp_bias)
+    prompts = [list(ids) for ids in bench.prompts[: bench.n_prompts]]
+    answers = [said.tolist() for said in speak(pair.tuned, replay, prompts, Speech(max_tokens=N_TOKENS, stop=()))]
+    late, layer = _read({"base": pair.base, "tuned": pair.tuned}, prompts, answers, bench), edits.BIASED
+    others = {name: name for name in map(str, range(len(prompts)))}
+    pushes = []
+    for i in range(len(prompts)):
+        one = late.mean_difference(layer, N_TOKENS, kind="mlp_out", prompts=[int(name) for name in unseen(others, str(i))])
+        pushes.append(add(one.mean)(late.states("base", "mlp_out")[layer, i].double()).float())
+    added: list[Variant] = [{Site(layer, "mlp_out"): Write(value=torch.stack(pushes), add=True)}]
+    yield above("mean D over the answers in nats", late.total, 1e-3)
+    yield near("share over the answers of the vector, added at every position", late.shares("base", added), 1, late.within)
 
 
 def _heads(late: Late, direction: str) -> Iterator[Check]:
@@ -143,15 +171,19 @@ def _planted(bench: Bench) -> Late:
         weight[late] += torch.randn(len(late), weight.shape[1], generator=noise) * weight.std()
 
     models = {"base": base, "tuned": wrap(edited(bench.net, change), side="tuned", ref="planted tuned")}
+    return _read(models, prompts, answers, bench)
+
+
+def _read(models: dict[str, Model], prompts: list[list[int]], answers: list[list[int]], bench: Bench) -> Late:
+    base = models["base"]
     whole = [[*ids, *said[:-1]] for ids, said in zip(prompts, answers, strict=True)]
     places = [range(len(ids) - 1, len(both)) for ids, both in zip(prompts, whole, strict=True)]
     sites = [Site(layer, kind) for layer in range(base.shape.n_layers) for kind in ("resid_post", "mlp_out", "z") if kind in base.kinds()]
     seen = {side: captures(model, whole, sites, places, every=True) for side, model in models.items()}
     base_logits, tuned_logits = (torch.cat([one.logits for one in seen[side]]) for side in ("base", "tuned"))
-    clean = CleanLogits(base=base_logits, tuned=tuned_logits)
-    total = float(kl_nats(clean.tuned, clean.base).mean())
     return Late(
-        models=models, prompts=prompts, answers=answers, seen=seen, clean=clean, total=total, within=10 * bench.rounding + 1e-6
+        models=models, prompts=prompts, answers=answers, seen=seen, clean=CleanLogits(base=base_logits, tuned=tuned_logits),
+        total=float(kl_nats(tuned_logits, base_logits).mean()), within=10 * bench.rounding + 1e-6,
     )  # fmt: skip
 
 

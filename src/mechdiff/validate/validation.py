@@ -69,7 +69,7 @@ TRUTHS: dict[str, tuple[Truth, ...]] = {
     "P21": (truths_experts.p21,),
     "P22": (truths_words.p22,),
     "P23": (truths_weights.p23,),
-    "P24": (truths_answers.p24,),
+    "P24": (truths_answers.p24, truths_answers.p24_constant),
     "P25": (truths_prompts.p25,),
 }
 """By METHOD's number, in its order."""

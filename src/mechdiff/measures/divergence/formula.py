@@ -30,13 +30,13 @@ tuned model's own greedy one), token by token, and for each prompt
     first_divergence      the first position from the decision on at which the two most likely tokens differ: up to there both have said the same
     bits_per_byte_*       -log2 p(continuation) / its bytes, by each model: how surprising this continuation is to it
 
-**Over answers**, at every place of the first tokens that the tuned model says (`answers` of a study), which both models have read. Each prompt's
-value is the mean over its places, so that a long answer counts as much as a short one:
+**Over answers**, at every position of the first tokens that the tuned model says (`answers` of a study), which both models have read. Each prompt's
+value is the mean over its positions, so that a long answer counts as much as a short one:
 
     kl_tuned_base_answer_nats, kl_base_tuned_answer_nats, fisher_total_answer_nats      what shares over answers are shares of
     log_ratio_*_answer_nats    log p(tuned model's top-1 token) - log p(the base's) in either model: negative in the base, positive in the tuned one
-    top1_same_answer           the share of places at which both have the same top-1 token
-    divergent_place            the first place at which they have not (0 is the decision position); `*_divergent_nats` are the values there
+    top1_same_answer           the share of positions at which both have the same top-1 token
+    divergent_place            the first position at which they have not (0 is the decision position); `*_divergent_nats` are the values there
 
 When it misleads: one position is one token. A fine-tune that changes how an answer opens has a large D at the first token whatever else it
 learned, and one that changes only the fifth token has D = 0 here. D differs widely between prompts, often with a standard deviation above
@@ -90,7 +90,7 @@ def over_answers(
     split: str,
     n_shared: int | None = None,
 ) -> pl.DataFrame:
-    """Rows of each prompt over its answer, from both models' logits at every place (`lengths` of them a prompt), on the tokens that both have."""
+    """Rows of each prompt over its answer, from both models' logits at every position (`lengths` of them a prompt), on the tokens that both have."""
     base, tuned = base_logits[:, :n_shared], tuned_logits[:, :n_shared]
     parting = first_parting(CleanLogits(base=base, tuned=tuned), lengths)
     same = top1_same(base, tuned).double()

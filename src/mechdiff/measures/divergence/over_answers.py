@@ -18,7 +18,7 @@ from mechdiff.report.difference import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Run, table
 from mechdiff.report.phrasing import between, listed, nats, share, with_interval
 from mechdiff.rows import OVERLAP, where
-from mechdiff.shares import ANSWER, OF_THE_PAIR, over
+from mechdiff.shares import ANSWER, OF_THE_PAIR, OTHER, over
 from mechdiff.statistics import floors, intervals, simulated, summary
 from mechdiff.statistics.memory import once
 
@@ -86,6 +86,28 @@ def answered(rows: pl.DataFrame, table: pl.DataFrame, measure: str) -> Answered 
     )
 
 
+def counted(run: Run, measure: str) -> Answered | None:
+    """`answered`, where there is a D over answers to take shares of."""
+    found = answered(run.rows, run.summary, measure)
+    return found if found and found.counts else None
+
+
+def effects(rows: pl.DataFrame, measure: str, direction: str, metric: str, what: str | None, **columns: object) -> pl.DataFrame:
+    """Rows of a measure's runs at whole sites, on the reported prompts, with a `name` for each site: at the next token (None), or over answers."""
+    found = where(rows, measure=measure, direction=direction, metric=metric, split=difference.reported(rows, measure), **columns)
+    there = labels.is_over_answer() if what else pl.col("unit").is_null()
+    return found.filter(there, pl.col("layer").is_not_null()).with_columns(name=difference.site_name())
+
+
+def strongest(found: pl.DataFrame, last: str) -> tuple[dict, int] | None:
+    """What has the largest share over answers, and of how many; not at the site `last` unless there is no other: it is the one that is read from."""
+    inner = found.filter(~pl.col("name").str.starts_with(last))
+    candidates = found if inner.is_empty() else inner
+    if candidates.is_empty():
+        return None
+    return candidates.sort(-pl.col("answer"), "name").row(0, named=True), len(candidates)
+
+
 def how_large(run: Run, found: Answered) -> str:
     """ "Over the first 16 tokens of the answers to 8 prompts D is 1.9 (...) nats a token, at the first token 8.1 (same prompts)." """
     opening = f"Over the first {found.n_tokens} tokens of the answers to {answered_by(run, found.n)}"
@@ -144,12 +166,21 @@ Rows = Callable[[pl.DataFrame, str, str, str | None], pl.DataFrame]
 
 
 @once
-def both_ways(run: Run, effects: Rows) -> dict[str, pl.DataFrame]:
-    """`against_first` of either direction in which one model runs with activations of the other, by its words."""
+def both_ways(run: Run, effects: Rows, ways: Mapping[str, str] = WAYS) -> dict[str, pl.DataFrame]:
+    """`against_first` of each of these directions, by its words.
+
+    Where a model writes an edited state of its own, an effect is what that takes off its divergence from the other model.
+    """
     found = {}
-    for direction, word in WAYS.items():
-        first, answer = (effects(run.rows, direction, floors.effect_metric(run.rows, direction, what), what) for what in (None, ANSWER))
-        found[word] = against_first(run, first, answer, recovered=direction == RECOVERY)
+    for direction, word in ways.items():
+        within = direction in labels.WITHIN
+        metrics = {
+            what: (over(OTHER, what) if what else OTHER) if within else floors.effect_metric(run.rows, direction, what)
+            for what in (None, ANSWER)
+        }
+        first, answer = (effects(run.rows, direction, metric, what) for what, metric in metrics.items())
+        runner = labels.runner(direction) if within else "base"
+        found[word] = against_first(run, first, answer, runner=runner, recovered=direction != BREAKAGE)
     return found
 
 

@@ -48,7 +48,7 @@ def over_answers(run: Run, *, brief: bool = False) -> list[str]:
         return []
     quiet = "" if answers_differ(run) else ", which is not above three times the noise floor"
     size = with_interval(d["mean"], d["ci_low"], d["ci_high"], coverage=d["coverage"])
-    tokens = "" if brief else f", and the top-1 tokens are the same at {share(same['mean'])} of places"
+    tokens = "" if brief else f", and the top-1 tokens are the same at {share(same['mean'])} of positions"
     return [f"Along the answers ({answered_by(run, d['n'])}) D is {size} nats a token{quiet}{tokens}."]
 
 

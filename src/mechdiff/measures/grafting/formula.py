@@ -5,7 +5,7 @@ into the base, and the network runs. With dW_S the change of these units and p_t
 
     v(S) = KL( p_t || p_{base + dW_S} )       in nats, at the decision position
 
-Over an answer that follows the prompt (`answers` of a study) it is the mean over its places, from the same pass: kl_other_answer_nats.
+Over an answer that follows the prompt (`answers` of a study) it is the mean over its positions, from the same pass: kl_other_answer_nats.
 
 0: S is all of the fine-tune that matters on this prompt. D = v(nothing): S does nothing. More than D: S alone leads away from the tuned model,
 which happens where two units only work together. No state is written, no map is fitted, no position is chosen: what is grafted is the fine-tune

@@ -20,16 +20,16 @@ def _heads(rows: pl.DataFrame, direction: str, metric: str, what: str | None) ->
 
 def parts(run: Run) -> list[dict]:
     """The heads that do most by either outcome, side by side."""
-    found = over_answers.answered(run.rows, run.summary, "heads")
-    if found is None or not found.counts:
+    found = over_answers.counted(run, "heads")
+    if found is None:
         return []
     return over_answers.beside(over_answers.both_ways(run, _heads), "head", added=over_answers.fisher(run, _heads))
 
 
 def lead(run: Run) -> list[str]:
     """The head that does most over answers, and where the first token says otherwise; nothing where D over answers is not above the floor."""
-    found = over_answers.answered(run.rows, run.summary, "heads")
-    if found is None or not found.counts:
+    found = over_answers.counted(run, "heads")
+    if found is None:
         return []
     both = over_answers.both_ways(run, _heads)
     every = pl.concat([of.with_columns(way=pl.lit(way)) for way, of in both.items()])

@@ -5,18 +5,15 @@ The other model's activation is written at every position of an answer (divergen
 
 import polars as pl
 
-from mechdiff import labels
 from mechdiff.measures.divergence import over_answers
 from mechdiff.measures.divergence.over_answers import WAYS, Answered
 from mechdiff.measures.divergence.words import answered_by
 from mechdiff.measures.patching import charts, findings
 from mechdiff.measures.patching.findings import Crossing
-from mechdiff.report import difference
 from mechdiff.report.difference import BOTH, STREAM
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.report.phrasing import nats
-from mechdiff.rows import where
 from mechdiff.shares import ANSWER
 
 
@@ -27,11 +24,8 @@ def answered(run: Run) -> Answered | None:
 
 def _outputs(rows: pl.DataFrame, direction: str, metric: str, what: str | None) -> pl.DataFrame:
     """Rows of every output patched by itself, with its `name`."""
-    written = where(
-        rows, measure="patching", direction=direction, metric=metric, split=difference.reported(rows, "patching"), arm="identity",
-        control=None, strength=None,
-    ).filter(~pl.col("site").is_in(STREAM), pl.col("layer").is_not_null(), labels.is_over_answer() if what else pl.col("unit").is_null())  # fmt: skip
-    return written.with_columns(name=difference.site_name())
+    written = over_answers.effects(rows, "patching", direction, metric, what, arm="identity", control=None, strength=None)
+    return written.filter(~pl.col("site").is_in(STREAM))
 
 
 def parts(run: Run) -> list[Drawn | dict]:

@@ -1,5 +1,7 @@
 """Which layers do later measures look at? Chosen on the `select` split alone, they are carried by name into what is reported."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -65,6 +67,19 @@ def closer_cell(planner: Planner, shard: tuple[Item, ...], stage: str, what: dic
     made = planner.patch_cell(shard, stage, what | {"layers": layers * runs, "n_variants": len(layers) * runs}, 1)
     key = {name: value for name, value in made.key.items() if name != "layers"}
     return Cell(stage=stage, key={**key, **choice(planner, options)}, items=shard, side=made.side, flops=made.flops)
+
+
+def closer_over_answers(
+    planner: Planner, stage: str, what: dict[str, Any], options: CloserOptions, runs: int, *, fitted: bool = True
+) -> Iterator[Cell]:
+    """Cells of `runs` edits over the answers at each of the closer layers; `fitted`: by what is made of the other answers (study/answers.py)."""
+    if fitted and len(planner.answered) < 2:
+        return
+    layers = list(options.closer) if options.closer != "hot" else [planner.shape.n_layers // 2] * N_CLOSER
+    on = {"answered": [item.sha256 for item in planner.answered]} if fitted else {}
+    for made in planner.over_answers(stage, what | on, layers, runs):
+        key = {name: value for name, value in made.key.items() if name != "layers"}
+        yield replace(made, key={**key, **choice(planner, options)})
 
 
 def choice(planner: Planner, options: CloserOptions) -> dict[str, Any]:

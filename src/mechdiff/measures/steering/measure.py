@@ -30,6 +30,11 @@ STEERING = Measure(
                 needs=("capture", "side_effects@same"),
             ),
             Stage(
+                name="steered_answers",
+                compute=Later("mechdiff.measures.steering.over_answers:steer"),
+                needs=(*CLOSER, "answer_states"),
+            ),
+            Stage(
                 name="steered_texts",
                 compute=Later("mechdiff.measures.steering.compute:steered_texts"),
                 needs=CLOSER,
@@ -43,7 +48,7 @@ STEERING = Measure(
     # what statistics read
     numbers=Numbers(
         metrics=(
-            *of_edited_runs(),
+            *of_edited_runs(answers=True),
             *metrics("side_kl_nats", "side_log_perplexity_ratio_nats", unit="nats"),
             *metrics("side_top1_same", unit="share"),
         ),
@@ -53,6 +58,7 @@ STEERING = Measure(
     chapter=Chapter(
         sections=(Later("mechdiff.measures.steering.page:steering"),),
         lead=Later("mechdiff.measures.steering.words:lead"),
+        over_answers=Later("mechdiff.measures.steering.answers_page:lead"),
         needs="shares",
         clause=Later("mechdiff.measures.steering.words:clause"),
         clause_of=4,

@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from mechdiff.measures.divergence.words import why_no_share
-from mechdiff.measures.steering import findings, words
+from mechdiff.measures.steering import answers_page, findings, words
 from mechdiff.measures.steering.charts import SHOWN, added_by_strength, directions, effect_by_rank, frontier_of_edits, name
 from mechdiff.measures.steering.findings import EDITS, Limits
 from mechdiff.report import difference, phrasing
@@ -30,7 +30,7 @@ def steering(run: Run) -> Section:
     else:
         found = findings.effects(run.rows)
         parts += [*_effect(run, found), *_strength(run, found), *_frontier(run, found)]
-    return Section(id="steering", title=TITLE, parts=[*parts, *_answers(run)])
+    return Section(id="steering", title=TITLE, parts=[*parts, *answers_page.parts(run), *_answers(run)])
 
 
 def _effect(run: Run, found: pl.DataFrame) -> list[Any]:

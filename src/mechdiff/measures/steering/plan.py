@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from mechdiff import labels
 from mechdiff.errors import StudyError
-from mechdiff.measures.patching.selection import N_CLOSER, closer_cell
+from mechdiff.measures.patching.selection import N_CLOSER, closer_cell, closer_over_answers
 from mechdiff.measures.steering.doses import QUESTIONS
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.document import Count, whole_numbers
@@ -47,6 +47,12 @@ def steering_cells(planner: Planner) -> Iterator[Cell]:
             yield _whole(planner, neutral, "side_effects", what | everywhere, options)
     if neutral and options.test_draws:
         yield from _tests(planner, options, kinds, on | everywhere, neutral)
+    for direction in labels.WITHIN:
+        for kind in kinds:
+            what = {"direction": direction, "kind": kind, "seed": planner.study.seed, "floor": kind == kinds[0]}
+            what["settings"] = options.model_dump(include={"strengths", "draws"})
+            runs = (len(options.strengths) if direction == labels.WITHIN[0] else 0) + 1 + options.draws
+            yield from closer_over_answers(planner, "steered_answers", what, options, runs)
     if options.texts and kinds:
         items = planner.whole("report")[: options.texts]
         what = {"direction": "base<-base", "split": "report", "kind": kinds[0], "continuation": options.continuation} | on
@@ -84,7 +90,8 @@ def prompts(options: SteeringOptions) -> tuple[PromptSet, ...]:
 def needs(planner: Planner, options: SteeringOptions) -> Needs:
     """States at its sites; of neutral prompts too, where their mean difference is taken off."""
     contrast = options.contrast and "neutral" in planner.splits
-    return Needs(sites=options.sites, windows=(Window(split="neutral", kinds=options.sites),) if contrast else ())
+    windows = (Window(split="neutral", kinds=options.sites),) if contrast else ()
+    return Needs(sites=options.sites, windows=windows, over_answers=options.sites)
 
 
 def _tests(planner: Planner, options: SteeringOptions, kinds: Sequence[str], on: dict[str, Any], neutral: Sequence[Item]) -> Iterator[Cell]:

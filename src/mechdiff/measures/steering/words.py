@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from mechdiff.measures.steering import findings
+from mechdiff.measures.steering import answers_page, findings
 from mechdiff.measures.steering.doses import QUESTIONS
 from mechdiff.measures.steering.findings import LEVEL, Limits, Tested
 from mechdiff.report.headlines import Candidate
@@ -14,8 +14,8 @@ TRIED = {"add": "the mean difference added to the base", "ablate": "the change's
 
 
 def lead(run: Run) -> list[str]:
-    """Whether an edit obeys."""
-    return does_it_obey(run.rows, run.summary, run.manifest)
+    """Whether an edit obeys, and what one vector does over whole answers."""
+    return [*does_it_obey(run.rows, run.summary, run.manifest), *answers_page.lead(run)]
 
 
 def clause(run: Run) -> list[Candidate]:

@@ -72,10 +72,10 @@ def fitted(run: Execution, cell: Cell, kind: str, layer: int, shuffled: bool = F
     arms = (*formula.TRIVIAL, *cell.key["settings"]["maps"])
     with few_threads(len(fit.base)):
         on_select = decision_sample(run, "select", kind, layer)
-        return formula.fit_maps(arms, fit, on_select, settings=_settings(run, cell), seed=cell.key["seed"])
+        return formula.fit_maps(arms, fit, on_select, settings=map_settings(run, cell), seed=cell.key["seed"])
 
 
-def _settings(run: Execution, cell: Cell) -> dict[str, dict[str, Any]]:
+def map_settings(run: Execution, cell: Cell) -> dict[str, dict[str, Any]]:
     """Constructor arguments by arm."""
     asked, seed = cell.key["settings"], cell.key["seed"]
     found: dict[str, dict[str, Any]] = {

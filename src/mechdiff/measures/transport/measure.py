@@ -25,6 +25,11 @@ TRANSPORT = Measure(
                 name="transport", compute=Later("mechdiff.measures.transport.compute:patched"), needs=("capture", "fits", "patching@same")
             ),
             Stage(name="closer", compute=Later("mechdiff.measures.transport.closer:closer"), needs=CLOSER),
+            Stage(
+                name="mapped_answers",
+                compute=Later("mechdiff.measures.transport.over_answers:mapped"),
+                needs=(*CLOSER, "answer_states"),
+            ),
         ),
         total_effect=True,
         few={"permutations": 20},
@@ -33,7 +38,7 @@ TRANSPORT = Measure(
     # what statistics read
     numbers=Numbers(
         metrics=(
-            *of_edited_runs(drops=True),
+            *of_edited_runs(drops=True, answers=True),
             *metrics("r2_change", unit="ratio", nearer="higher"),
             *metrics("r2", "cka_mapped", "cosine", "cosine_centred", "cosine_of_mean", "norm_ratio", "cycle_error", unit="ratio"),
         ),
@@ -43,6 +48,7 @@ TRANSPORT = Measure(
     chapter=Chapter(
         sections=(Later("mechdiff.measures.transport.page:transport"),),
         lead=Later("mechdiff.measures.transport.words:lead"),
+        over_answers=Later("mechdiff.measures.transport.answers_page:lead"),
         needs="shares",
         clause=Later("mechdiff.measures.transport.words:clause"),
         clause_of=4,

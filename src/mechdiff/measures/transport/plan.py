@@ -7,13 +7,15 @@ from pydantic import BeforeValidator, Field
 
 from mechdiff.errors import StudyError
 from mechdiff.labels import BASE_INTO_TUNED, MAPS, PATCHES, TUNED_INTO_BASE, WITHIN
-from mechdiff.measures.patching.selection import N_CLOSER, closer_cell
+from mechdiff.measures.patching.selection import N_CLOSER, closer_cell, closer_over_answers
 from mechdiff.study.cells import Cell
 from mechdiff.study.document import Count, some_of
 from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import CloserOptions, Kinds, read_strengths
 from mechdiff.study.planner import LAST_LEFT_OUT, Planner, possible, prompt_hashes
 
+CONSTANT = ("shift", "mean")
+"""What is written without a map that learns, where maps are fitted on answers."""
 MAPPED = (BASE_INTO_TUNED, *WITHIN)
 """Directions of mapped patches: closeness, transport proper, and the change removed."""
 
@@ -48,6 +50,7 @@ def transport_cells(planner: Planner) -> Iterator[Cell]:
                 for kind in kinds:
                     what = {"direction": direction, "split": split, "position": "decision", "kind": kind, "shard": number}
                     yield closer_cell(planner, shard, "closer", what | _fitted_on(planner, options), options, _closer_runs(options, split))
+    yield from _over_answers(planner, options, kinds)
 
 
 def _from_nothing(given: object) -> tuple[float, ...]:
@@ -77,7 +80,7 @@ def needs(planner: Planner, options: TransportOptions) -> Needs:
     """States at its sites; of each fit prompt several positions, where maps are fitted on more than one."""
     _refuse_other_widths(planner, options)
     if options.rows_per_prompt == 1 or "fit" not in planner.splits:
-        return Needs(sites=options.sites)
+        return Needs(sites=options.sites, over_answers=options.sites)
     short = min(planner.splits["fit"], key=lambda item: item.pairs)
     if short.pairs - LAST_LEFT_OUT < options.rows_per_prompt:
         raise StudyError(
@@ -89,6 +92,7 @@ def needs(planner: Planner, options: TransportOptions) -> Needs:
     return Needs(
         sites=options.sites,
         windows=(Window(split="fit", position=f"spread_{options.rows_per_prompt}", kinds=options.sites, layers=layers),),
+        over_answers=options.sites,
     )
 
 
@@ -118,6 +122,14 @@ def _arms(planner: Planner, options: TransportOptions, direction: str) -> list[s
         return ["identity"]
     learn_nothing = PATCHES if direction == BASE_INTO_TUNED else PATCHES[1:]
     return [arm for arm in learn_nothing if arm != "resample" or len(planner.splits["report"]) > 1] + list(options.maps)
+
+
+def _over_answers(planner: Planner, options: TransportOptions, kinds: Sequence[str]) -> Iterator[Cell]:
+    """The base's own states, as maps of other prompts' answers make them, at every position of the answers."""
+    settings = options.model_dump(include={"maps", "dimensions", "clusters", "shrinkage", "cut"})
+    for kind in kinds:
+        what = {"direction": WITHIN[0], "kind": kind, "settings": settings, "seed": planner.study.seed, "floor": kind == kinds[0]}
+        yield from closer_over_answers(planner, "mapped_answers", what, options, len(CONSTANT) + len(options.maps))
 
 
 def _fits(planner: Planner, options: TransportOptions, kind: str, layers: Sequence[int]) -> Cell:

@@ -1,17 +1,20 @@
 """Mapped patches are computed once more by whole forward passes."""
 
 from mechdiff.architectures.sites import Site
+from mechdiff.audit import answers
 from mechdiff.audit.distributions import NotRecomputed, Row, of_law, run_with
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.whole import Put
 from mechdiff.engine.counterfactuals import LOCATING as LAW_METRICS
 from mechdiff.maps.maps import load_map
 from mechdiff.measures.patching.verify import written
-from mechdiff.measures.transport.plan import TransportOptions
+from mechdiff.measures.transport.plan import CONSTANT, TransportOptions
 
 
 def again(run: Rerun, row: Row) -> float:
     """Mapped states written into a running model, by the maps that the run kept."""
+    if answers.what_of(row["metric"]):
+        return _over_answer(run, row)
     if row["metric"] not in LAW_METRICS:
         raise NotRecomputed("qualities of fits")
     if row["control"] == "no_op":
@@ -36,3 +39,20 @@ def again(run: Rerun, row: Row) -> float:
         raise NotRecomputed("maps of other ranks are not kept")
     source = run.state("tuned" if back else "base", row["split"], row["prompt"], site)
     return of_law(run, row, run_with(run, row, lambda: {site: Put(value=one.transform(source).float())}))
+
+
+def _over_answer(run: Rerun, row: Row) -> float:
+    """The base's own states moved by the mean difference along other prompts' answers, or the tuned model's mean state there."""
+    if row["control"] != "no_op" and row["arm"] not in CONSTANT:
+        raise NotRecomputed("maps of answers are fits that are not kept")
+    split, prompt = row["split"], row["prompt"]
+
+    def puts() -> dict[Site, Put]:
+        if row["control"] == "no_op":
+            return {}
+        site = Site(row["layer"], row["site"])
+        base, tuned = (answers.mean_of_others(run, side, split, prompt, site) for side in ("base", "tuned"))
+        own = answers.states(run, "base", split, prompt, [site])[site].double()
+        return {site: Put(value=own + tuned - base if row["arm"] == "shift" else tuned.expand(len(own), -1))}
+
+    return answers.of_run(run, row, puts)

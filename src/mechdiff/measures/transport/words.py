@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from mechdiff.measures.transport import findings
+from mechdiff.measures.transport import answers_page, findings
 from mechdiff.measures.transport.findings import Beaten, Carried, Part
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
@@ -18,8 +18,8 @@ SURE = 0.05
 
 
 def lead(run: Run) -> list[str]:
-    """Whether one vector, or a map, carries it."""
-    return carried(run.rows, run.summary)
+    """Whether one vector, or a map, carries it; also over whole answers."""
+    return [*carried(run.rows, run.summary), *answers_page.lead(run)]
 
 
 def clause(run: Run) -> list[Candidate]:

@@ -9,9 +9,7 @@ import numpy as np
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.engine.activations import capture
-from mechdiff.engine.reading import is_exact, read
-from mechdiff.engine.replay import replay
+from mechdiff.engine.reading import cleans
 from mechdiff.measures.words import formula, lens, texts
 from mechdiff.measures.words.formula import LEAST, Line, Reading, halves
 from mechdiff.measures.words.judge import LEVEL
@@ -195,12 +193,8 @@ def _replayed(run: Execution, cell: Cell, model: Model, lines: list[Line], found
     if not prompts:
         return lines
     engine = run.engine(model, "decision")
-    if engine is replay and is_exact(model):
-        cleans = read(model, prompts)
-    else:
-        cleans = [capture(model, ids, [], [0], keep_cache=engine is replay) for ids in prompts]
     settings = cell.key["settings"]
-    made = lens.replayed(model, engine, cleans, found, ranked, draws=settings["vectors"], seed=cell.key["seed"])
+    made = lens.replayed(model, engine, cleans(model, engine, prompts), found, ranked, draws=settings["vectors"], seed=cell.key["seed"])
     column = {token: at for at, token in enumerate(ranked)}
     return [lens.with_replay(line, made, column) if line.reader == "lens" else line for line in lines]
 

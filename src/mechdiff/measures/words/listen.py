@@ -18,7 +18,7 @@ from mechdiff.engine.activations import Clean, capture, edited, forward
 from mechdiff.engine.continued import Continuation, Continued, in_halves, likelihoods
 from mechdiff.engine.generation import SEQUENCES, Sampling, Speech, speak, speak_on, stop_ids
 from mechdiff.engine.grafts import Batch, batches
-from mechdiff.engine.reading import is_exact, read_apart
+from mechdiff.engine.reading import read_apart, side_by_side
 from mechdiff.engine.replay import replay
 from mechdiff.measures.words.depth import by_depth
 from mechdiff.measures.words.plan import AGAIN, BASE, PASSAGE_TOKENS, SEEDS, TUNED, openings, read_passages
@@ -150,7 +150,7 @@ def _spoken(
     run: Execution, model: Model, prompts: Sequence[Sequence[int]], speech: Speech, sites: Sequence[Site] | None
 ) -> tuple[list[list[int]], list[Clean]]:
     """What is said behind each prompt, and what it gave when it was read, without its cache: a prompt is read once for both where that is exact."""
-    if not _side_by_side(run, model):
+    if not side_by_side(model, run.engine(model, "decision")):
         said = [ids.tolist() for ids in speak(model, run.engine(model, "decision"), prompts, speech)]
         return said, [] if sites is None else _captured(run, model, prompts, sites)
     found: dict[int, tuple[list[int], Clean]] = {}
@@ -227,13 +227,9 @@ def _keeper(kept: dict[int, Tensor], batch: Batch) -> Any:
 
 
 def _captured(run: Execution, model: Model, prompts: Sequence[Sequence[int]], sites: Sequence[Site]) -> list[Clean]:
-    if _side_by_side(run, model):
+    if side_by_side(model, run.engine(model, "decision")):
         return read_apart(model, prompts, sites)
     return [capture(model, ids, sites, [len(ids) - 1]) for ids in prompts]
-
-
-def _side_by_side(run: Execution, model: Model) -> bool:
-    return run.engine(model, "decision") is replay and is_exact(model)
 
 
 def laws_of(run: Execution, model: Model, prompts: Sequence[Sequence[int]]) -> Tensor:
