@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from collections import Counter
 from itertools import product
 from math import comb
 from pathlib import Path
@@ -18,11 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from mechdiff.architectures.sites import Site
 from mechdiff.audit.distributions import NotRecomputed
 from mechdiff.audit.rerun import Rerun
 from mechdiff.cli.main import app
+from mechdiff.engine.activations import capture, edited, forward
+from mechdiff.engine.replay import full, replay
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
-from mechdiff.measures.words import depth, findings, formula, judge, listen, page, texts, verify, words
+from mechdiff.measures.words import depth, findings, formula, judge, lens, listen, page, texts, verify, words
 from mechdiff.measures.words.formula import Reading
 from mechdiff.measures.words.plan import FEATURE, LENS, TOKEN, openings, passages
 from mechdiff.measures.words.random_edits import randomly_edited, scaled_to, shuffled
@@ -245,9 +249,6 @@ def test_a_random_edit_is_scaled_to_the_wanted_divergence(law: Any) -> None:
 
 
 def test_at_the_last_block_the_lens_reads_the_model_s_own_logits() -> None:
-    from mechdiff.architectures.sites import Site
-    from mechdiff.engine.activations import capture
-
     model = wrap(made.tiny_net(), side="base", ref="tiny")
     site = Site(model.shape.n_layers - 1, "resid_post")
     found = [capture(model, ids, [site], [len(ids) - 1]) for ids in made.token_prompts(4)]
@@ -259,9 +260,6 @@ def test_at_the_last_block_the_lens_reads_the_model_s_own_logits() -> None:
 
 
 def test_by_depth_is_what_transformers_hidden_states_give() -> None:
-    from mechdiff.architectures.sites import Site
-    from mechdiff.engine.activations import capture
-
     net = made.tiny_net()
     model, prompts = wrap(net, side="base", ref="tiny"), made.token_prompts(3)
     sites = [Site(layer, "resid_post") for layer in range(model.shape.n_layers)]
@@ -280,6 +278,29 @@ def test_by_depth_is_what_transformers_hidden_states_give() -> None:
             first.append(int(read.argmax()))
         assert kl[layer] == pytest.approx(np.mean(divergences), rel=1e-4, abs=1e-6)
         assert top[layer].tolist() == first
+
+
+@pytest.mark.parametrize("engine", [replay, full])
+def test_a_patchscope_repeats_a_planted_token_at_every_length(engine: Any) -> None:
+    net = made.wide_net()
+    model, ids = wrap(net, side="base", ref="wide"), list(b"a a b b c")
+    planted, last = ord("Q"), net.config.num_hidden_layers - 1
+    sites = [Site(layer, "resid_post") for layer in (0, last)]
+    clean = capture(model, ids, sites, [len(ids) - 1], keep_cache=True)
+    nothing, row = torch.zeros(3, net.config.hidden_size), net.lm_head.weight[planted].detach().expand(3, -1)
+    at = {"where": "neutral", "units": ["1", "2", "3"], "testing": (nothing, nothing)}
+    found = [lens.Differences(layer=layer, naming=(nothing, row), **at) for layer in (0, last)]  # type: ignore[arg-type]
+    found.append(lens.Differences(layer=last, naming=(nothing, nothing), **at))  # type: ignore[arg-type]
+    early, late = lens.patchscopes(model, engine, clean, found, draws=2, seed=0)
+    assert late[1] == {planted: len(lens.SCALES)}
+    assert late[2].total() == 2 * len(lens.SCALES)
+    assert planted not in late[2]
+    by_hand = Counter[int]()
+    for scale in lens.SCALES:
+        vector = scale * torch.nn.functional.normalize(row[0], dim=0) * clean.states[sites[0]][-1].norm()
+        with edited(model, {sites[0]: lambda tensor, vector=vector: tensor[:, -1].copy_(vector)}):
+            by_hand[int(forward(model, torch.tensor([ids])).logits[0, -1].argmax())] += 1
+    assert early[1] == by_hand
 
 
 def test_shipped_texts_are_many_and_no_two_are_alike() -> None:
@@ -361,6 +382,11 @@ def test_a_run_says_by_depth_what_both_models_decide(every_measure: Path) -> Non
             assert one[side]["kl_nats"][-1] == pytest.approx(0, abs=1e-5)
             assert one[side]["top1_share"][-1] == 1.0
             assert all(len(layer) == len(one["prompts"]) for layer in one[side]["tops"])
+    assert {(one["layer"], one["where"]) for one in told["scopes"]} <= {(one["layer"], one["where"]) for one in told["heads"]}
+    for one in told["scopes"]:
+        assert 0 < sum(n for _, n in one["read"]) <= one["of"] == 12
+        assert sum(n for _, n in one["random"]) <= 12 * one["draws"]
     titles = [part.get("folded") for part in page.words(SimpleNamespace(manifest={"words": told})).parts]  # type: ignore[arg-type]
     assert sum("How early each model decides" in str(title) for title in titles) == 2
+    assert sum("(patchscope), at 12 lengths" in str(title) for title in titles) == 1
     assert sum("The token that is read at each layer" in str(title) for title in titles) == 2

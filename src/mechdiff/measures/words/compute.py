@@ -9,7 +9,10 @@ import numpy as np
 import polars as pl
 
 from mechdiff import labels
+from mechdiff.architectures.sites import Site
+from mechdiff.engine.activations import capture
 from mechdiff.engine.reading import cleans
+from mechdiff.engine.replay import replay
 from mechdiff.measures.words import formula, lens, texts
 from mechdiff.measures.words.formula import LEAST, Line, Reading, halves
 from mechdiff.measures.words.judge import LEVEL
@@ -26,6 +29,8 @@ from mechdiff.study.experiment import Result
 KEEP = {"tokens": 8, "lens": 4, "continuations": 8}
 """Lines that each reader names at each place, either way."""
 METRICS = {"tokens": TOKEN, "lens": LENS, "continuations": FEATURE}
+SCOPED = 2
+"""Random vectors that a patchscope reads beside each difference."""
 REPLAYED_ON = 8
 """Everyday questions on which differences are replayed."""
 WHERE = {"raw": "openings", "chat": "questions", "prompts": "prompts"}
@@ -99,8 +104,9 @@ def find(run: Execution, cell: Cell, model: Model | None) -> Result:
         extra = {"exchanged": as_bytes([_brief(evidence.exchanged(n).lines(n)) for n in range(key["settings"]["permutations"])])}
         if found and "chat" in heard(run, cell, BASE):
             extra["heads"] = as_bytes(_heads(run, found, ranked, evidence.words))
+        extra["scopes"] = as_bytes(_scopes(run, cell, model, found))
         extra["groups"] = np.array(_groups(run, model, lines))
-    told = _told(lines)
+    told = with_q(lines)
     frames = [_rows(told, None if voice == TUNED else labels.draw(voice, max(1, draw)))]
     if voice == TUNED:
         frames.append(_gaps(run, cell))
@@ -199,6 +205,25 @@ def _replayed(run: Execution, cell: Cell, model: Model, lines: list[Line], found
     return [lens.with_replay(line, made, column) if line.reader == "lens" else line for line in lines]
 
 
+def _scopes(run: Execution, cell: Cell, model: Model, found: list[lens.Differences]) -> list[dict[str, Any]]:
+    """By layer and place: the tokens that a patchscope reads from the difference, and those that it reads from random vectors."""
+    if not found:
+        return []
+    ids, tokens = run.prepared.pair.tokenizer("base")(lens.REPEATS, verbose=False)["input_ids"], run.prepared.tokens
+    sites = [Site(layer, "resid_post") for layer in cell.key["layers"]]
+    engine = run.engine(model, "decision")
+    clean = capture(model, ids, sites, [len(ids) - 1], keep_cache=engine is replay)
+    draws = min(SCOPED, cell.key["settings"]["vectors"])
+    made = []
+    for one, read_there, random in lens.patchscopes(model, engine, clean, found, draws=draws, seed=cell.key["seed"]):
+        told = [
+            [[token_name(tokens.pieces[tokens.places("base", [v])[0]]), n] for v, n in of.most_common(lens.SHOWN)]
+            for of in (read_there, random)
+        ]
+        made.append({"where": one.where, "layer": one.layer, "read": told[0], "random": told[1], "of": len(lens.SCALES), "draws": draws})
+    return made
+
+
 def _heads(run: Execution, found: list[lens.Differences], ranked: list[int], words: list[str]) -> list[dict[str, Any]]:
     """By layer and place: the tokens that rise most where each model's own unembedding reads both models' activations."""
     told: dict[tuple[str, int], dict[str, Any]] = {}
@@ -230,13 +255,13 @@ def _groups(run: Execution, model: Model, lines: list[Line]) -> list[int]:
 # ---- rows --------------------------------------------------------------------------------------------------------------------------
 
 
-def _told(lines: list[Line]) -> list[dict[str, Any]]:
+def with_q(lines: Sequence[Line]) -> list[dict[str, Any]]:
     q = formula.q_of([line.p for line in lines])
     return [{**asdict(line), "q": one} for line, one in zip(lines, q, strict=True)]
 
 
 def _brief(lines: list[Line]) -> list[dict[str, Any]]:
-    return [{name: one[name] for name in ("reader", "where", "text", "gained", "size", "q")} for one in _told(lines)]
+    return [{name: one[name] for name in ("reader", "where", "text", "gained", "size", "q")} for one in with_q(lines)]
 
 
 def spoken_of(told: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,8 +4,14 @@ The logit lens reads what a block hands on as if it were the last one: `unembed(
 each layer says how well it reads the base's own (`depth.py`). The replay lens asks the network itself:
 the mean difference is added to the base's activation at the last prompt token, and whatever the blocks above make of it is the change of log p. A
 random vector of the same length does something there too, and is what it is held against.
+
+A patchscope (Ghandeharioun et al. 2024) asks the network to repeat what it is given: in a prompt that repeats words the difference takes the place
+of the last token's activation, and the next token is what the network makes of it. How long the difference is written decides much, and a scale that
+somebody picks is a free parameter: here it is written at SCALES fixed multiples of the length of the activation that it replaces, and what counts is
+at how many of them a token comes first. Random vectors are written likewise.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +31,10 @@ from mechdiff.models.pair import Model
 LENS, NEUTRAL, PROMPTS = "lens", "neutral", "prompts"
 SHOWN = 5
 """Tokens that a table shows for each layer."""
+REPEATS = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
+"""A prompt that repeats words; the next token says what stands at the last."""
+SCALES = tuple(2.0 ** (number / 2 - 2.5) for number in range(12))
+"""Lengths at which a difference is written, in lengths of the activation that it replaces: 0.18 to 8."""
 ROWS = 256
 """Activations that are read together: the unembedding is streamed once for all of them."""
 
@@ -120,6 +130,27 @@ def replayed(
         moved = (logits[:, 1:] - logits[:, :1]).mean(0).numpy()
         z = np.stack([robust_z(row) for row in moved])
         made[one.where, one.layer] = Replayed(nats=moved[0], z=z[0], null=float(np.abs(z[1:]).max()) if draws else 0.0)
+    return made
+
+
+def patchscopes(
+    model: Model, engine: Engine, clean: Clean, found: Sequence[Differences], *, draws: int, seed: int
+) -> list[tuple[Differences, Counter[int], Counter[int]]]:
+    """Of each mean difference that is any: at how many of the scales a token comes first, and the same of `draws` random vectors.
+
+    `clean`: a run of a prompt that repeats words, with its last token's states.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for one in found:
+        vector, site = one.vector(), Site(one.layer, "resid_post")
+        random = torch.randn(draws, len(vector), generator=generator)
+        if not vector.norm() > 0:
+            continue
+        vectors = torch.nn.functional.normalize(torch.cat([vector[None], random]), dim=1) * clean.states[site][-1].float().norm().cpu()
+        runs = [{site: Write(value=(scale * v).to(clean.states[site])[None, None])} for v in vectors for scale in SCALES]
+        first = engine(model, [clean], runs)[0, 1:].argmax(-1).tolist()
+        made.append((one, Counter(first[: len(SCALES)]), Counter(first[len(SCALES) :])))
     return made
 
 

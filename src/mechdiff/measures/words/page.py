@@ -28,7 +28,7 @@ def words(run: Run) -> Section:
     told = findings.record(run.manifest)
     if told is None:
         return Section(id="words", title=TITLE, parts=[note("What the model was taught was not read in this run.")])
-    parts = [*_texts(run), *_lines(run), *_layers(told), *_depth(told), *_nulls(told), note(_settings(told))]
+    parts = [*_texts(run), *_lines(run), *_layers(told), *_scopes(told), *_depth(told), *_nulls(told), note(_settings(told))]
     return Section(id="words", title=TITLE, parts=parts)
 
 
@@ -122,6 +122,22 @@ def _layers(told: dict[str, Any]) -> list[dict[str, Any]]:
     made = [table(columns, some, title=title)] if some else []
     rest = [line for line in lines if line not in some]
     return [*made, table(columns, rest, folded="The same on passages and on the study's own prompts")] if rest else made
+
+
+def _scopes(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the network makes of the difference where it is asked to repeat it."""
+    if not told["scopes"]:
+        return []
+
+    def listed_of(found: list[list[Any]], of: int) -> str:
+        return ", ".join(f"“{visible(word)}” {n} of {of}" for word, n in found) or "–"
+
+    lines = [
+        (str(one["layer"]), place(one["where"]), listed_of(one["read"], one["of"]), listed_of(one["random"], one["of"] * one["draws"]))
+        for one in told["scopes"]
+    ]
+    title = f"What the base repeats where the change of activations stands for a word (patchscope), at {told['scopes'][0]['of']} lengths"
+    return [table(("layer", "read on", "first at so many lengths", "of random vectors"), lines, folded=title)]
 
 
 def _depth(told: dict[str, Any]) -> list[dict[str, Any]]:

@@ -51,6 +51,7 @@ def words_record(run: Execution) -> dict[str, Any]:
             "exchanged": _of_exchanged(exchanged, nulls),
             "panels": [panel(one) for one in exchanged[: PANELS - 1]],
             "scales": _scales(run, cells[0]),
+            "scopes": json.loads(bytes(own["scopes"]).decode()),
             "depth": _by_depth(run, cells[0]),
             "heads": json.loads(bytes(own["heads"]).decode()) if "heads" in own else [],
             "texts": _texts(run, cells[0]),
