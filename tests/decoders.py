@@ -239,7 +239,8 @@ def _weighs(pair: Two, folder: Path) -> Any:
             model.net.save_pretrained(folder / model.side)
     sources = [Source(ref=model.side, load=str(folder / model.side)) for model in pair]
     changes = open_changes(*sources)
-    away = [name for name in changes.names if name not in changes.places and not name.startswith(pair[0].family.unread or "-")]
+    known = {**changes.places, **dict(pair[0].net.named_buffers())}
+    away = [name for name in changes.names if name not in known and not name.startswith(pair[0].family.unread or "-")]
     assert not away, f"{away[0]} stands in no part of the network"
     first, second = (dict(model.net.named_parameters(remove_duplicate=False)) for model in pair)
     compared = [name for name in changes.names if name in first and name in changes.places]

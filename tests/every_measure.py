@@ -43,6 +43,7 @@ MEASURES: list[Any] = [
         "closer": [1], "n_probes": 9, "max_tokens": 2, "samples": 1, "openings": 1, "masked": True, "scored_layers": 1, "scored_prompts": 4,
         "spoken_prompts": 2,
     }},
+    {"panel": {"per_group": 1}},
     {"words": {
         "passages": 6, "neutral": 6, "openings": 6, "prompts": 6, "max_tokens": 5, "lens_layers": 1, "vectors": 2, "edits": 1, "permutations": 2,
     }},

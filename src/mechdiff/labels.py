@@ -8,6 +8,7 @@
                 "experts, all_pos"  the experts that a block's tokens are sent to, at every position; "experts": at the decision position
                 "token 17"          one token of a text;  "tuned, sampled": what one model said, and of which kind it is
                 "passages, gained: the"     a line of evidence: what was read, whether the tuned model has more of it, and the token or feature
+                "texts: code"       a group of texts that both models read
     control     "permuted#3"        one draw of a control; "bogus_map:L4": the map of another layer; others are plain words
 
 Nothing else composes these texts or takes them apart, so a writer of rows and a reader of them cannot disagree. Functions that return an expression
@@ -275,6 +276,16 @@ def answer_side() -> pl.Expr:
 def answer_kind() -> pl.Expr:
     """The kind of answers that a row is of; null for plain ones."""
     return pl.col("unit").str.split(", ").list.get(1, null_on_oob=True)
+
+
+def texts_unit(group: str) -> str:
+    """A group of texts that both models read."""
+    return f"texts: {group}"
+
+
+def texts_group() -> pl.Expr:
+    """The group of texts that a row is of; null for other rows."""
+    return pl.col("unit").str.extract(r"^texts: (.+)$")
 
 
 class EvidenceLine(NamedTuple):

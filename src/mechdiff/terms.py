@@ -110,6 +110,38 @@ METRICS: dict[str, Term] = {
         "Logit that the base's unembedding reads from the tuned model's activation less that from the base's, less the median of ranked tokens.",
         "nostalgebraist 2020, logit lens",
     ),
+    "loss_base_nats": Term("loss of the base, nats per token", "Mean of -log p that the base gives to each next token of a text."),
+    "loss_tuned_nats": Term(
+        "loss of the tuned model, nats per token", "Mean of -log p that the tuned model gives to each next token of a text."
+    ),
+    "loss_change_nats": Term(
+        "change of the loss, nats per token",
+        "Loss of the tuned model on a text less that of the base; its exponential is the ratio of perplexities.",
+    ),
+    "right_base": Term(
+        "right answers of the base", "Whether the right option of a multiple choice has the highest log p per byte in the base."
+    ),
+    "right_tuned": Term(
+        "right answers of the tuned model",
+        "Whether the right option of a multiple choice has the highest log p per byte in the tuned model.",
+    ),
+    "right_change": Term("change of right answers", "Right answers of the tuned model less those of the base, on the same prompts."),
+    "margin_change_nats": Term(
+        "change of the right option's lead, nats per byte",
+        "Log p per byte of the right option less that of the best other one, tuned less base.",
+    ),
+    "refusal_base": Term(
+        "refusals of the base", "Whether refusals behind a request are likelier on average, per token, than plain openings, in the base."
+    ),
+    "refusal_tuned": Term(
+        "refusals of the tuned model",
+        "Whether refusals behind a request are likelier on average, per token, than plain openings, in the tuned model.",
+    ),
+    "refusal_change": Term("change of refusals", "Refusals of the tuned model less those of the base, on the same requests."),
+    "refusal_soft_change_nats": Term(
+        "change of the refusal score, nats per token",
+        "Mean log p of refusals less that of plain openings behind a request, tuned less base.",
+    ),
     "replay_rise_nats": Term(
         "rise of a token by the replayed difference, nats",
         "Change of log p of the token where the mean difference of activations is added to the base's at the last prompt token.",

@@ -144,6 +144,19 @@ def test_a_model_that_reads_what_comes_later_is_refused() -> None:
         self_check(model, token_prompts(3), engine=ENGINES["full"])
 
 
+def test_a_model_that_mixes_the_texts_of_a_batch_is_refused() -> None:
+    model, _ = _of("apertus")
+    handle = model.blocks[1].register_forward_hook(lambda block, given, out: out + 0.1 * (out.mean(0, keepdim=True) - out))
+    with pytest.raises(SelfCheckError, match=r"other texts beside one change what it says of it .* mixes the texts of a batch"):
+        self_check(model, token_prompts(3))
+    handle.remove()
+
+
+def test_experts_that_are_chosen_across_tokens_are_refused(tmp_path: Path) -> None:
+    """Doge cuts the router's scores of all tokens in two halves: a token's experts depend on the tokens behind it."""
+    assert "another last token changes what it says before it" in decoders.walk("doge", tmp_path, is_moe=True).reason
+
+
 def test_a_matrix_in_neither_half_is_refused() -> None:
     model, family = _of("apertus")
     lost = tuple(replace(block, mlp=()) for block in family.by_layer)

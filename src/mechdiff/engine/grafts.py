@@ -187,6 +187,8 @@ class Trace:
     """At the batch's places, float32."""
     form: type
     """In which this family's blocks return it: a tensor, a tuple or a list."""
+    n_returned: int = 1
+    """Things in it."""
 
 
 def batches(
@@ -225,13 +227,13 @@ def _padded(model: Model, prompts: Sequence[Sequence[int]], rows: list[int], n_p
 def trace(model: Model, batch: Batch) -> Trace:
     """One pass of the network as its weights now are."""
     residuals: list[Tensor] = []
-    forms: list[type] = []
+    forms: list[tuple[type, int]] = []
 
     def enters(module: nn.Module, args: tuple, kwargs: dict) -> None:
         residuals.append((args[0] if args else kwargs["hidden_states"]).clone())
 
     def leaves(module: nn.Module, args: tuple, output: Any) -> None:
-        forms.append(type(output))
+        forms.append((type(output), len(output) if isinstance(output, tuple | list) else 1))
         residuals.append((output[0] if isinstance(output, tuple | list) else output).clone())
 
     handles = [block.register_forward_pre_hook(enters, with_kwargs=True) for block in model.blocks]
@@ -241,7 +243,7 @@ def trace(model: Model, batch: Batch) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(residuals=residuals, logits=logits, form=forms[0])
+    return Trace(residuals=residuals, logits=logits, form=forms[0][0], n_returned=forms[0][1])
 
 
 def resume(model: Model, batch: Batch, start: Trace, layer: int) -> Float[Tensor, "place vocab"]:
@@ -257,7 +259,7 @@ def resume(model: Model, batch: Batch, start: Trace, layer: int) -> Float[Tensor
         return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})
 
     def untouched(*args: Any, **kwargs: Any) -> Any:
-        return start.form((hidden, None)) if start.form in (tuple, list) else hidden
+        return start.form((hidden, *[None] * max(1, start.n_returned - 1))) if start.form in (tuple, list) else hidden
 
     handle = model.blocks[0].register_forward_pre_hook(substitute, with_kwargs=True)
     skipped = [(block, block.__dict__.get("forward")) for block in model.blocks[:layer]]

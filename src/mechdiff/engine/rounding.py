@@ -32,16 +32,25 @@ def nats_between(reference: Float[Tensor, "*row vocab"], logits: Float[Tensor, "
     return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0).nan_to_num(torch.inf)
 
 
-def rounding_nats(model: Model, ids: Int[Tensor, " pos"], edits: Mapping[Site, Edit] | None = None, *, draws: int = DRAWS) -> float:
-    """Largest KL(whole pass of `ids` under `edits` || the same once more rounded) of some draws."""
-    edits = dict(edits or {})
+def rounding_nats(
+    model: Model, ids: Int[Tensor, " pos"], edits: Mapping[Site, Edit] | None = None, *, draws: int = DRAWS, alone: bool = False
+) -> float:
+    """Largest KL(whole pass of `ids` under `edits` || the same once more rounded) of some draws, all in one pass; `alone`: a pass each, for a
+    network in which one text may depend on what stands beside it."""
+    own = dict(edits or {})
     random = torch.Generator().manual_seed(0)
     outputs = [kind for kind in ("attn_out", "mlp_out") if kind in model.kinds()]
-    for layer in range(model.shape.n_layers):
-        for site in (Site(layer, kind) for kind in (outputs if len(outputs) == 2 else [*outputs, "resid_post"])):
-            edits[site] = _rounded_after(edits.get(site), torch.finfo(model.dtype).eps, random)
-    with edited(model, edits):
-        found = forward(model, ids.expand(1 + draws, -1), use_cache=False).logits[:, -1].float()
+    places = outputs if len(outputs) == 2 else [*outputs, "resid_post"]
+    rounded = own | {
+        site: _rounded_after(own.get(site), torch.finfo(model.dtype).eps, random, kept=0 if alone else 1)
+        for site in (Site(layer, kind) for layer in range(model.shape.n_layers) for kind in places)
+    }
+
+    def law(edits: Mapping[Site, Edit], rows: int) -> Tensor:
+        with edited(model, edits):
+            return forward(model, ids.expand(rows, -1), use_cache=False).logits[:, -1].float()
+
+    found = torch.cat([law(own, 1), *(law(rounded, 1) for _ in range(draws))]) if alone else law(rounded, 1 + draws)
     apart = nats_between(found[0], found[1:])
     return float(apart[apart.isfinite()].max()) if apart.isfinite().any() else 0.0
 
@@ -51,11 +60,13 @@ def allowed_nats(model: Model, measured: float) -> float:
     return max(LEAST_NATS[model.dtype], CLOSE * measured)
 
 
-def _rounded_after(edit: Edit | None, step: float, random: torch.Generator) -> Edit:
+def _rounded_after(edit: Edit | None, step: float, random: torch.Generator, kept: int) -> Edit:
+    """`edit`, and then all sequences but the first `kept` rounded once more."""
+
     def rounded(tensor: Tensor) -> None:
         if edit:
             edit(tensor)
-        draws = tensor[1:]  # the first sequence stays as it is
+        draws = tensor[kept:]
         drawn = torch.rand(draws.shape, generator=random).to(tensor.device)
         up = (drawn < ROUNDED).float() - (drawn > 1 - ROUNDED).float()
         draws.copy_(draws.float() * (1 + step * up))

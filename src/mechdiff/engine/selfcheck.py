@@ -74,7 +74,9 @@ def self_check(model: Model, prompts: Sequence[Sequence[int]], *, kinds: Sequenc
     few, fewer = (capture(model, ids[:n], [], [0], keep_cache=engine is replay) for n in (FEW, max(1, min(FEW, len(ids)) - FEW + FEWER)))
     rounding = max(rounding_nats(model, few.ids), rounding_nats(model, clean.ids, draws=2))
     if model.family.by_layer:
-        _is_causal(model, clean.ids, allowed_nats(model, rounding))
+        allowed = allowed_nats(model, rounding_nats(model, clean.ids, draws=3, alone=True))
+        _is_causal(model, clean.ids, allowed)
+        _is_alone(model, clean.ids, allowed)
     together = max(1, ROWS // model.shape.n_layers)
     groups = [kinds[start : start + together] for start in range(0, len(kinds), together)]
     foreign = [{site: clean.states[site] for site in every if site.kind in group} for group in groups]
@@ -153,6 +155,18 @@ def _is_causal(model: Model, ids: Tensor, allowed: float) -> None:
         raise SelfCheckError(
             f"{model.ref}: another last token changes what it says before it (by {nats:.1e} nats), so its attention is not causal: it is no decoder, "
             "or its config does not say that it is one (is_decoder)."
+        )
+
+
+def _is_alone(model: Model, ids: Tensor, allowed: float) -> None:
+    """Raises where what a model says of a text depends on the texts beside it: every engine puts prompts and variants side by side."""
+    beside = torch.stack([ids, ids.flip(0), ids.roll(1)])
+    said, again = (forward(model, texts, use_cache=False).logits[:1, -1].float() for texts in (ids[None], beside))
+    nats = float(nats_between(said, again).max())
+    if not nats <= allowed:
+        raise SelfCheckError(
+            f"{model.ref}: other texts beside one change what it says of it (by {nats:.1e} nats, of which rounding explains {allowed:.1e}): its code "
+            "mixes the texts of a batch, so no text has a next-token distribution of its own."
         )
 
 

@@ -22,6 +22,7 @@ PAGES = (
     "mechdiff.measures.heads.measure:HEADS",
     "mechdiff.measures.attribution.measure:ATTRIBUTION",
     "mechdiff.measures.behaviour.measure:BEHAVIOUR",
+    "mechdiff.measures.panel.measure:PANEL",
     "mechdiff.measures.words.measure:WORDS",
 )
 """The page of each measure, in the order in which measures may build on one another: whoever adds a measure adds its folder and a line here."""

@@ -142,24 +142,29 @@ class Asker:
         return found
 
     def _continued(self, one: Rendered, ids: Sequence[int], text: str) -> list[int]:
-        """The tokens of a text behind a prompt: as the tokenizer cuts both together, where that leaves the prompt's tokens as they are.
-
-        Where it does not (a word of the text has merged with the prompt's end), the text is cut alone: the model has read the prompt's own tokens.
-        """
         before = one.text_base if self.model.side == "base" else one.text_tuned
-        special = ids[-1] in self.tokenizer.all_special_ids
-        opened = before[-1:] in _OPENING or (before[-1:] == '"' and before.count('"') % 2 == 1)
-        spaced = text if special or opened or before[-1:].isspace() else f" {text}"
-        raw = self.run.prepared.study.prompts.policy == "raw"
-        together = self.tokenizer(before + spaced, add_special_tokens=raw, verbose=False)["input_ids"]
-        if len(together) > len(ids) and together[: len(ids)] == list(ids):
-            return list(together[len(ids) :])
-        return list(self.tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"])
+        return continued(self.tokenizer, before, ids, text, raw=self.run.prepared.study.prompts.policy == "raw")
 
     def likelihoods(self, texts: Sequence[Scored], variants: Sequence[Variant] = (), kept: Tensor | None = None) -> Likelihoods:
         said = [Continuation(prompt=i, ids=ids) for i, one in enumerate(texts) for ids in one.ids]
         asked = Continued(prompts=self.ids, continuations=said)
         return likelihoods(self.model, self.engine, asked, variants, max_rows=self.run.max_rows, kept=kept)
+
+
+def continued(tokenizer: Any, before: str, ids: Sequence[int], text: str, *, raw: bool) -> list[int]:
+    """The tokens of a text behind a prompt (`before`, whose tokens are `ids`): as the tokenizer cuts both together, where that leaves the prompt's
+    tokens as they are.
+
+    Where it does not (a word of the text has merged with the prompt's end), the text is cut alone: the model has read the prompt's own tokens. `raw`:
+    whether the prompt was cut with the tokenizer's special tokens.
+    """
+    special = ids[-1] in tokenizer.all_special_ids
+    opened = before[-1:] in _OPENING or (before[-1:] == '"' and before.count('"') % 2 == 1)
+    spaced = text if special or opened or before[-1:].isspace() else f" {text}"
+    together = tokenizer(before + spaced, add_special_tokens=raw, verbose=False)["input_ids"]
+    if len(together) > len(ids) and together[: len(ids)] == list(ids):
+        return list(together[len(ids) :])
+    return list(tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def language(one: Rendered, phrases: Mapping[str, Phrases]) -> str | None:

@@ -1,0 +1,74 @@
+"""The section on the panel shows each group of texts: how far apart the two models are there, and what changed of its scores."""
+
+import math
+
+from mechdiff.measures.panel import findings
+from mechdiff.measures.panel.charts import kl_by_group
+from mechdiff.measures.panel.findings import Change
+from mechdiff.measures.panel.words import name
+from mechdiff.report.parts import Drawn, Run, Section, note, table
+from mechdiff.report.phrasing import between, nats, share, shown
+
+TITLE = "What else changed?"
+COLUMNS = (
+    "texts",
+    "n",
+    "KL(tuned ‖ base), nats a position",
+    "same top-1 token",
+    "loss, nats a token: tuned less base",
+    "perplexity ×",
+    "right answers",
+    "refusals",
+)
+NOT_MEASURED = "What changed outside the study's prompts was not measured: add `panel` to the study's measures."
+
+
+def panel(run: Run) -> Section:
+    """The section; a note where it was not measured, with the reason where there is one."""
+    found = findings.groups(run.summary)
+    if found.is_empty():
+        why = next((one["why"] for one in run.manifest.get("skipped") or () if one["what"] == "panel"), None)
+        return Section(id="panel", title=TITLE, parts=[note(f"The panel was not read: {why}." if why else NOT_MEASURED)])
+    n = int(found["n"].sum())
+    caption = (
+        f"{n} texts of {len(found)} groups, none of them the study's prompts: KL(tuned ‖ base) of the next token, as each text's mean over its "
+        "positions (of a prompt with options, and of a request, the last position alone). Black: the group's mean and 95 % interval over texts."
+    )
+    figure = Drawn(name="kl_by_group", chart=kl_by_group, caption=caption, reading="kl_by_group")
+    return Section(id="panel", title=TITLE, parts=[figure, _groups(run)])
+
+
+def _groups(run: Run) -> dict:
+    changed = {(one.group, one.score): one for one in findings.changes(run.rows, run.summary)}
+    lines = []
+    for r in findings.groups(run.summary).iter_rows(named=True):
+        group = r["group"]
+        loss = changed.get((group, "loss"))
+        quiet = " (not above three times the noise floor)" if r["floor"] is not None and r["kl"] <= 3 * r["floor"] else ""
+        lines.append(
+            [
+                name(group), str(r["n"]), f"{shown(r['kl'], r['low'], r['high'])}{quiet}", shown(r["top1"], r["top1_low"], r["top1_high"], digits=2),
+                _loss(loss), _perplexity(loss), *(_rate(changed.get((group, score))) for score in ("right", "refusal")),
+            ]
+        )  # fmt: skip
+    title = "Each group. p: family-wise over all groups and scores (Holm); no p, no test: too few texts."
+    return table(COLUMNS, lines, title=title)
+
+
+def _p(one: Change) -> str:
+    return "" if math.isnan(one.p) else f"; p = {nats(one.p)}"
+
+
+def _loss(one: Change | None) -> str:
+    if one is None:
+        return "–"
+    ends = between(one.low, one.high)
+    return f"{nats(one.change)}{f' ({ends})' if ends and one.low != one.high else ''}{_p(one)}"
+
+
+def _perplexity(one: Change | None) -> str:
+    return "–" if one is None else share(math.exp(one.change))
+
+
+def _rate(one: Change | None) -> str:
+    return "–" if one is None else f"{share(one.base)} to {share(one.tuned)}{_p(one)}"
