@@ -17,6 +17,7 @@ MEASURES: list[Any] = [
     {"similarity": {"permutations": 3, "words": True}},
     {"patching": {"sites": ["attn_out", "resid_post"], "arms": ["identity", "shift", "mean", "resample", "oracle"],
         "positions": ["decision", "last_2", "all"], "windows": [2]}},
+    {"self_repair": {"closer": [1]}},
     {"factorial": {"all_positions_layers": 2}},
     "chat_template",
     {"transport": {

@@ -13,6 +13,7 @@ PAGES = (
     "mechdiff.measures.similarity.measure:SIMILARITY",
     "mechdiff.measures.routing.measure:ROUTING",
     "mechdiff.measures.patching.measure:PATCHING",
+    "mechdiff.measures.self_repair.measure:SELF_REPAIR",
     "mechdiff.measures.factorial.measure:FACTORIAL",
     "mechdiff.measures.chat_template.measure:CHAT_TEMPLATE",
     "mechdiff.measures.transport.measure:TRANSPORT",

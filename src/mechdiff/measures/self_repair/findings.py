@@ -1,0 +1,49 @@
+"""The numbers on self-repair are what an output writes by itself, what comes of it, and what later blocks take off, as parts of the way in logits."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from mechdiff.measures.self_repair.plan import DIRECT, TOTAL
+from mechdiff.report import difference, effect_shares, spoken
+from mechdiff.report.difference import BREAKAGE, RECOVERY
+from mechdiff.rows import OVERLAP, where
+from mechdiff.statistics import intervals
+from mechdiff.statistics.memory import once
+
+ENDS = ("", "_low", "_high")
+SCHEMA = {
+    "direction": pl.String, "name": pl.String, "n": pl.Int64, "p": pl.Float64, "sure": pl.Boolean,
+    **{f"{what}{end}": pl.Float64 for what in (DIRECT, TOTAL, "repaired") for end in ENDS},
+}  # fmt: skip
+SURE = 0.05
+
+
+@once
+def sites(rows: pl.DataFrame) -> pl.DataFrame:
+    """A line a direction and site (SCHEMA): `direct`, `total` and `repaired` as parts of the way in logits, with ends; `p` of `repaired` against 0.
+
+    `sure`: after Holm over all lines p is at most SURE, and the interval leaves 0 out.
+    """
+    lines: list[dict[str, Any]] = []
+    for direction in (RECOVERY, BREAKAGE):
+        direct, total = (effect_shares.overlaps(rows, _overlaps(rows, direction, arm)) for arm in (DIRECT, TOTAL))
+        if direct is None or total is None or direct[0] != total[0]:
+            continue
+        columns = {DIRECT: direct[1], TOTAL: total[1], "repaired": direct[1] - total[1]}
+        shares = {what: intervals.share_intervals(matrix, direct[2]) for what, matrix in columns.items()}
+        for i, name in enumerate(direct[0]):
+            p = spoken.mean_p(rows, columns["repaired"][:, i])
+            line = {f"{what}{end}": float(one[i]) for what, found in shares.items() for end, one in zip(ENDS, found, strict=True)}
+            lines.append({"direction": direction, "name": name, "n": len(direct[2]), "p": p, "sure": False, **line})
+    tested = [line for line in lines if not np.isnan(line["p"])]
+    for line, p in zip(tested, intervals.holm(np.array([line["p"] for line in tested])) if tested else (), strict=True):
+        line["sure"] = bool(p <= SURE and line["repaired_low"] * line["repaired_high"] > 0)
+    return pl.DataFrame(lines, schema=SCHEMA).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def _overlaps(rows: pl.DataFrame, direction: str, arm: str) -> pl.DataFrame:
+    split = difference.reported(rows, "self_repair")
+    here = where(rows, measure="self_repair", metric=OVERLAP, direction=direction, arm=arm, control=None, split=split)
+    return here.with_columns(name=difference.site_name())

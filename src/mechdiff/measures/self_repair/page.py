@@ -1,0 +1,33 @@
+"""The section on self-repair sets the direct effect of each output beside its total one."""
+
+from mechdiff.measures.self_repair import findings
+from mechdiff.report.difference import RECOVERY
+from mechdiff.report.parts import Run, Section, note, table
+from mechdiff.report.phrasing import nats, with_interval
+
+TITLE = "Do later blocks undo what an output writes?"
+HOW = (
+    "Direct: the other model's output is written, and all later outputs of attention and MLPs stay what they were, so that it reaches the logits "
+    "through the residual stream alone. Total: they compute on. Undone is the difference: above 0 later blocks take off what was written "
+    "(self-repair), below 0 they add to it. It misleads where the final norm, which is computed anew, divides a longer stream by more."
+)
+
+
+def self_repair(run: Run) -> Section:
+    """The section; a note with the reason where it was not measured."""
+    found = findings.sites(run.rows)
+    if found.is_empty():
+        why = next((one["why"] for one in run.manifest.get("skipped") or () if one["what"] == "self_repair"), None)
+        return Section(id="self_repair", title=TITLE, parts=[note(f"Direct effects were not measured{f': {why}' if why else ''}.")])
+    lines = [
+        [
+            row["name"],
+            "the base" if row["direction"] == RECOVERY else "the tuned model",
+            *(with_interval(row[what], row[f"{what}_low"], row[f"{what}_high"], digits=2) for what in ("direct", "total", "repaired")),
+            "not tested" if row["p"] is None else nats(row["p"]),
+            "yes" if row["sure"] else "no",
+        ]
+        for row in found.iter_rows(named=True)
+    ]
+    columns = ["output", "runs", "direct", "total", "undone by later blocks", "p", "after Holm over all"]
+    return Section(id="self_repair", title=TITLE, parts=[table(columns, lines, title="Parts of the way in logits"), note(HOW)])
