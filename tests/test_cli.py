@@ -14,7 +14,9 @@ import pytest
 
 from mechdiff import api
 from mechdiff.cli import main as cli
+from mechdiff.cli.study import Flags, _asked
 from mechdiff.errors import StudyError
+from mechdiff.measures.catalogue import OPTIONS
 from mechdiff.report import drawing
 
 CONTRACT = Path(__file__).parents[2] / "shared" / "rows_contract.py"
@@ -238,7 +240,9 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(broken: Path, mechdi
     assert "file" in err
 
 
-@pytest.mark.parametrize("flag", [("--base", "x"), ("--measures", "weights"), ("--seed", "3"), ("--dtype", "nf4"), ("--policy", "raw")])
+@pytest.mark.parametrize(
+    "flag", [("--base", "x"), ("--measures", "weights"), ("--seed", "3"), ("--dtype", "nf4"), ("--policy", "raw"), ("--panel", "full")]
+)
 @pytest.mark.parametrize("verb", ["run", "plan"])
 def test_a_file_and_what_a_file_says_are_refused_together(verb: str, flag: tuple[str, str], broken: Path, mechdiff) -> None:
     code, _, err = mechdiff(verb, broken / "study.yaml", *flag)
@@ -246,6 +250,18 @@ def test_a_file_and_what_a_file_says_are_refused_together(verb: str, flag: tuple
     assert f"and also {flag[0]}. A study says all of that" in err
     if verb == "run":
         assert mechdiff(verb, broken / "study.yaml", broken / "other.yaml", *flag)[2].count(f"also {flag[0]}") == 1
+
+
+def test_flags_ask_for_more_of_the_panel_and_for_a_users_own_file(tmp_path: Path) -> None:
+    given = dict.fromkeys(("base", "tuned", "policy", "template"), "x") | {"prompts": tmp_path / "p.jsonl", "seed": 0, "dtype": "float32"}
+    given |= {"policy": "same_text", "template": "tuned"}
+    study = _asked(None, Flags(**given, measures=None, panel="full", also=tmp_path / "own.jsonl"))
+    assert list(study.measures) == list(OPTIONS)
+    assert study.measures["panel"].model_dump() == {"per_group": 50, "also": str(tmp_path / "own.jsonl")}
+    study = _asked(None, Flags(**given, measures="weights", panel="quick", also=None))
+    assert list(study.measures) == ["weights", "panel"]
+    with pytest.raises(StudyError, match="--panel fulll: expected quick, standard, full"):
+        _asked(None, Flags(**given, measures=None, panel="fulll", also=None))
 
 
 @pytest.mark.parametrize("given", [{"seed": 3}, {"dtype": "nf4"}, {"measures": ["weights"]}, {"tuned": "x", "base": "y"}])

@@ -14,6 +14,15 @@ Prompts = Annotated[
 Policy = Annotated[str, typer.Option(help="same_text (one rendered string for both), native (each its own template), raw (the bare text).")]
 Template = Annotated[str, typer.Option(help="For same_text: tuned, base, tuned:NAME (one of several), or a Jinja file.")]
 Measures = Annotated[str | None, typer.Option(help="Comma-separated names; default: all.", show_default=False)]
+Panel = Annotated[
+    str | None,
+    typer.Option(
+        help="Shipped texts that are read to see what else changed: quick (4 a group), standard (12), full (50).", show_default=False
+    ),
+]
+Also = Annotated[
+    Path | None, typer.Option(help="JSONL of prompts of your own that must not change, read beside the panel.", show_default=False)
+]
 Seed = Annotated[int, typer.Option(help="Splits, permutations, donors.")]
 Dtype = Annotated[
     str, typer.Option(help="float32, bfloat16 or float16; int8 or nf4: matrices in 8 or 4 bits (bitsandbytes), the rest bfloat16.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mechdiff.cli.flags import (
+    Also,
     AtOnce,
     Base,
     Cells,
@@ -19,6 +20,7 @@ from mechdiff.cli.flags import (
     Memory,
     OnRay,
     Out,
+    Panel,
     Policy,
     Prompts,
     Quick,
@@ -35,6 +37,9 @@ from mechdiff.cli.flags import (
     say,
 )
 
+PANEL, SIZES = "panel", {"quick": 4, "standard": 12, "full": 50}
+"""The measure that flags of its own ask for, and its texts of each group."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
@@ -46,6 +51,8 @@ class Flags:
     policy: str
     template: str
     measures: str | None
+    panel: str | None
+    also: Path | None
     seed: int
     dtype: str
 
@@ -53,6 +60,7 @@ class Flags:
         """Flag -> something true where it was given."""
         return {
             "--base": self.base, "--tuned": self.tuned, "--prompts": self.prompts, "--measures": self.measures,
+            "--panel": self.panel, "--also": self.also,
             "--policy": self.policy != "same_text", "--template": self.template != "tuned", "--seed": self.seed, "--dtype": self.dtype != "float32",
         }  # fmt: skip
 
@@ -60,7 +68,7 @@ class Flags:
 def _asked(study: Path | None, flags: Flags) -> Any:
     """The study that its file or the flags describe."""
     from mechdiff.errors import StudyError
-    from mechdiff.measures.catalogue import load_study, make_study
+    from mechdiff.measures.catalogue import OPTIONS, load_study, make_study
     from mechdiff.study.config import refuse_beside
 
     told = flags.told()
@@ -76,9 +84,20 @@ def _asked(study: Path | None, flags: Flags) -> Any:
         "seed": flags.seed,
         "dtype": flags.dtype,
     }
-    if flags.measures:
-        data["measures"] = [name.strip() for name in flags.measures.split(",")]
+    names = [name.strip() for name in flags.measures.split(",")] if flags.measures else list(OPTIONS)
+    if flags.measures or flags.panel or flags.also:
+        data["measures"] = [name for name in names if not (flags.panel or flags.also) or name != PANEL] + _panel(flags)
     return make_study(data, name="flags")
+
+
+def _panel(flags: Flags) -> list[Any]:
+    """The panel as `--panel` and `--also` ask for it; nothing where neither is given."""
+    from mechdiff.errors import StudyError
+
+    if flags.panel is not None and flags.panel not in SIZES:
+        raise StudyError(f"--panel {flags.panel}: expected {', '.join(SIZES)}.")
+    told = {"per_group": SIZES[flags.panel or "standard"]} | ({"also": str(flags.also)} if flags.also else {})
+    return [{PANEL: told}] if flags.panel or flags.also else []
 
 
 def demo(
@@ -112,7 +131,8 @@ def run(
         list[Path] | None, typer.Argument(help="Study files (YAML); several: a sweep. Or --base, --tuned, --prompts.", show_default=False)
     ] = None,
     base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "same_text", template: Template = "tuned",
-    measures: Measures = None, seed: Seed = 0, dtype: Dtype = "float32", out: Out = None, device: Device = "auto", memory: Memory = "auto",
+    measures: Measures = None, panel: Panel = None, also: Also = None, seed: Seed = 0, dtype: Dtype = "float32",
+    out: Out = None, device: Device = "auto", memory: Memory = "auto",
     max_rows: MaxRows = None, threads: Threads = None, engine: Engine = "auto", quick: Quick = False, trust_remote_code: Trust = None,
     ray: OnRay = None, workers: Workers = None, gpus_per_worker: Gpus = 0.0, cells: Cells = None, at_once: AtOnce = 1, verbose: Verbose = False,
 ) -> None:  # fmt: skip
@@ -123,7 +143,9 @@ def run(
         out=out, device=device, memory=memory, max_rows=max_rows, threads=threads, engine=engine, quick=quick,  # type: ignore[arg-type]
         trust_remote_code=tuple(trust_remote_code or ()), ray=ray, workers=workers, gpus_per_worker=gpus_per_worker, cells=cells,
     )  # fmt: skip
-    flags = Flags(base=base, tuned=tuned, prompts=prompts, policy=policy, template=template, measures=measures, seed=seed, dtype=dtype)
+    flags = Flags(
+        base=base, tuned=tuned, prompts=prompts, policy=policy, template=template, measures=measures, panel=panel, also=also, seed=seed, dtype=dtype
+    )  # fmt: skip
     files: list[Path | None] = [*study] if study else [None]
     configs = [_asked(file, flags) for file in files]
     if study and len(study) > 1:
@@ -243,14 +265,16 @@ def _run(study: Any, options: Any, verbose: bool = False) -> None:
 
 def plan(
     study: Study = None, base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "same_text", template: Template = "tuned",
-    measures: Measures = None, seed: Seed = 0, dtype: Dtype = "float32", max_rows: MaxRows = None,
+    measures: Measures = None, panel: Panel = None, also: Also = None, seed: Seed = 0, dtype: Dtype = "float32", max_rows: MaxRows = None,
 ) -> None:  # fmt: skip
     """What a study would compute: cells, memory, time. No model is loaded."""
     from rich.console import Console
 
     from mechdiff.cli.printing import show_plan
 
-    flags = Flags(base=base, tuned=tuned, prompts=prompts, policy=policy, template=template, measures=measures, seed=seed, dtype=dtype)
+    flags = Flags(
+        base=base, tuned=tuned, prompts=prompts, policy=policy, template=template, measures=measures, panel=panel, also=also, seed=seed, dtype=dtype
+    )  # fmt: skip
     show_plan(_asked(study, flags), max_rows, Console())
 
 
