@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from every_measure import made
 from mechdiff.errors import PromptError
 from mechdiff.measures.catalogue import make_study
-from mechdiff.measures.panel import findings, words
+from mechdiff.measures.panel import compare, findings, words
 from mechdiff.measures.panel.charts import kl_by_group
 from mechdiff.measures.panel.plan import GROUPS, PanelOptions, entries
 from mechdiff.report import parts
@@ -138,6 +139,15 @@ def test_a_copy_changes_nothing(folder: Path) -> None:
         "large changes would show.",
     ]
     assert kl_by_group(found.rows, found.summary, found.manifest) is None
+
+
+def test_fine_tunes_stand_beside_one_another(run: parts.Run) -> None:
+    """Two runs, one without a panel: a line a group, and the other named."""
+    bare = parts.Run(rows=run.rows.clear(), summary=run.summary.clear(), manifest={})
+    runs = [SimpleNamespace(name="one", content=run), SimpleNamespace(name="other", content=bare)]
+    shown, said = compare.axis(SimpleNamespace(runs=runs)).parts
+    assert [line[0] for line in shown["rows"]] == [words.name(group) for group in [*GROUPS, "also"]]
+    assert said["text"] == "No panel was read for other."
 
 
 def test_changes_are_corrected_over_all_groups() -> None:

@@ -10,7 +10,7 @@ from mechdiff.report.drawing import BLACK, BLUE, WIDE, Chart
 from mechdiff.report.phrasing import nats, with_interval
 
 ROW = 24
-LABELS = 176
+LABELS = 128
 """Pixels of the groups' names."""
 
 

@@ -47,7 +47,7 @@ PANEL = Measure(
         tile="what_else",
     ),
     # what several runs are compared in
-    between_runs=BetweenRuns(),
+    between_runs=BetweenRuns(place=10, axis=Later("mechdiff.measures.panel.compare:axis"), without_effect=True),
     # a second way
     again=Later("mechdiff.measures.panel.verify:again"),
 )

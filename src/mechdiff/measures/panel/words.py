@@ -13,7 +13,7 @@ from mechdiff.statistics import intervals
 
 NAMES = {
     "chat": "everyday chat", "encyclopaedia": "encyclopaedia", "news": "news", "code": "code", "arithmetic": "arithmetic",
-    "multiple_choice": "multiple choice", "harmful": "harmful requests", "borderline": "harmless requests that sound harmful",
+    "multiple_choice": "multiple choice", "harmful": "harmful requests", "borderline": "borderline requests",
     "kazakh": "Kazakh", "russian": "Russian", "spanish": "Spanish", "turkish": "Turkish", ALSO: "your own prompts",
 }  # fmt: skip
 MOST = 4
