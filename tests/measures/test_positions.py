@@ -9,8 +9,13 @@ from mechdiff.engine.activations import edited, forward
 from mechdiff.engine.choice import engine_for
 from mechdiff.engine.replay import ENGINES, Variant, Write, relay
 from mechdiff.labels import POSITIONS
+from mechdiff.measures.patching import positions_page
 from mechdiff.measures.patching.positions import behind
 from mechdiff.prompts.parts import parts
+from mechdiff.report import drawing
+from mechdiff.report.parts import Run
+from mechdiff.validate import edits, made, planted
+from mechdiff.validate.studies import study
 from pico import pico
 
 IDS = [256, 5, 6, 7, 8, 9, 10, 11]
@@ -51,3 +56,24 @@ def test_parts_are_what_all_prompts_share_and_the_words_between() -> None:
     for everyone, one in ((prompts, prompts[1]), ([[5]], [5]), ([[5, 6], [5, 6]], [5, 6])):
         covered = [place for places in parts(everyone, one).values() for place in places]
         assert covered == list(range(len(one)))
+
+
+def test_an_example_is_drawn_token_by_token_with_its_tokens_beside_it() -> None:
+    base = made.tiny_net()
+    measures = ["divergence", {"patching": {"sites": ["resid_post"], "arms": ["identity"], "map_tokens": 1, "map_layers": 2}}]
+    with study(base, planted.edited(base, edits.edit_attention), measures=measures) as found:
+        run = Run(rows=found.rows, summary=found.summary, manifest=found.record)
+    (name,) = run.manifest["mapped_tokens"]
+    texts, table = run.manifest["mapped_tokens"][name], positions_page.by_token(run.rows)
+    assert "".join(texts).endswith("<|assistant|>\n")
+    assert sorted(set(table["place"])) == list(range(len(texts)))
+    d = float(run.rows.filter(metric="kl_tuned_base_nats", prompt=name, split="report", measure="divergence")["value"][0])
+    one = table.filter(direction="base<-tuned", place=len(texts) - 1, layer=table["layer"].max())["share"].item()
+    unit = run.rows.filter(
+        measure="patching", direction="base<-tuned", metric="kl_other_nats", prompt=name, unit=f"position {len(texts) - 1}"
+    )
+    assert one == pytest.approx(1 - float(unit.filter(layer=table["layer"].max())["value"].item()) / d)
+    drawn = [part for part in positions_page.parts(run) if part.name == "token_map_0"]
+    svg = drawing.to_svg(drawn[0].chart(run.rows, run.summary, run.manifest, width=700, **drawn[0].options))
+    assert f"token {len(texts) - 1} \u21b5" in svg or f"token {len(texts) - 1} " in svg
+    assert svg.count("after block") == 2 * 2 * min(len(texts), positions_page.TOKENS)

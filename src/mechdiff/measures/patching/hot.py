@@ -33,5 +33,8 @@ def closer_layers(run: Execution, options: CloserOptions) -> list[int]:
 
 
 def selection_record(run: Execution) -> dict[str, Any]:
-    """For the record: `selection`."""
-    return {"selection": selection(run)}
+    """For the record: `selection`, and `mapped_tokens`, the tokens of each prompt that was patched token by token."""
+    tokenizer = run.prepared.pair.tokenizer("tuned")
+    mapped = dict.fromkeys(cell.key["ids"][0] for cell in run.cells if cell.stage == "position_map" and cell.key["tokens"])
+    texts = {name: [tokenizer.decode([token]) for token in run.prompt("report", name).ids_tuned] for name in mapped}
+    return {"selection": selection(run), **({"mapped_tokens": texts} if texts else {})}
