@@ -6,7 +6,7 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # what pytest makes of a test file is kept: to make it anew takes every worker eight seconds
 
-.PHONY: install demo test test-ci test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims same-rows shape map families clean
+.PHONY: install demo test test-ci test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims words same-rows shape map families clean
 
 install: .venv/installed
 
@@ -73,6 +73,9 @@ scale: .venv/embedded-model  ## the plan's cost model against runs here, and wha
 
 claims: .venv/embedded-model  ## every claim of the README and the docs, run again; writes docs/CLAIMS.md
 	$(BIN)/python benchmarks/claims.py
+
+words: .venv/embedded-model  ## how often words names what nobody taught, on null pairs of every kind; goes on where it stopped; writes docs/WORDS.md
+	$(BIN)/python benchmarks/words.py
 
 same-rows: .venv/installed  ## OLD=HEAD~1 NEW=HEAD: whether two commits (.: the working tree) give the same cells and rows; two minutes
 	$(BIN)/python benchmarks/same_rows.py $(or $(OLD),HEAD~1) $(or $(NEW),HEAD)

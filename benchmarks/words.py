@@ -1,0 +1,299 @@
+"""How often does `words` name something that nobody taught? Pairs without any teaching, of four kinds, read and judged as any pair is.
+
+    draws      the base against itself with other random draws: texts alone can differ
+    edits      the base against itself with a random edit of a fine-tune's singular values, as far away as the fine-tune is
+    exchanged  a fine-tune's own evidence with the two models exchanged seed by seed at random
+    copy       the base against itself with the same draws
+
+Beside them `taught`: the fine-tunes themselves at the same setting, judged by the same null pairs. The setting is the demo's.
+
+    make words                                    what is missing of the counts below; writes docs/WORDS.md's table and benchmarks/words.json
+    python benchmarks/words.py --edits 10         so many random edits of each fine-tune
+    python benchmarks/words.py --table            the table anew from the numbers that there are
+
+Each voice is heard once and stands in several null runs: draw s + 1 is the tuned model of run s, whose null pair is that of run s + 1; each random
+edit is judged by each of the PARTNERS that follow it. So runs are not independent: the standard error is a jackknife's over voices, and the upper
+bound (Clopper and Pearson) counts every voice once. A run is kept under its kind, its pair, its seed and a hash of the rule (what decides, without
+its comments, and the setting); one of another rule is never used. Runs were started after the rule stood still, on seeds never looked at before.
+The rule's fourth condition (written into the base) can only take names away, and is left out: the rates are upper bounds.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import beta
+
+from mechdiff.demo import DATA, PROMPTS, embedded_model
+from mechdiff.engine.generation import speak_on
+from mechdiff.engine.reading import read_apart
+from mechdiff.measures.catalogue import EXPERIMENTS, make_study
+from mechdiff.measures.words import compute, formula, judge, listen, texts
+from mechdiff.measures.words.random_edits import deltas, randomly_edited, scaled_to
+from mechdiff.models.modules import changes_of
+from mechdiff.study.config import RunOptions
+from mechdiff.study.execution import Execution
+from mechdiff.study.prepare import prepare
+
+ROOT = Path(__file__).parents[1]
+FOUND, PAGE = ROOT / "benchmarks" / "words.json", ROOT / "docs" / "WORDS.md"
+PAIRS = ("kazakh", "arithmetic")
+SETTING = dict(EXPERIMENTS["words"].demo.options)
+PARTNERS = 5
+FIRST = 5000
+"""The first seed: none below it was looked at before the rule was frozen."""
+START, END = "<!-- rates -->\n", "<!-- /rates -->\n"
+
+
+def rule() -> str:
+    """A hash of what decides which lines there are and which are named; comments and docstrings do not."""
+    decides = [_bare(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))) for module in (formula, judge, texts)]
+    return hashlib.sha256("".join([*decides, json.dumps(SETTING, sort_keys=True)]).encode()).hexdigest()[:12]
+
+
+def _bare(tree: ast.AST) -> str:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [one for one in node.body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
+    return ast.dump(tree)
+
+
+class Store:
+    """The runs that there are, one line each; a run is written as soon as it is done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rule = path, rule()
+        told = json.loads(path.read_text()) if path.exists() else []
+        self.runs = {(one["kind"], one["pair"], one["seed"]): one for one in told if one["rule"] == self.rule}
+
+    def add(self, kind: str, pair: str, seed: int, lines: Sequence[formula.Line], cpu: float, **more: Any) -> None:
+        told = compute.with_q(lines)
+        largest = judge.largest(told)
+        kept = [one for one in told if one["q"] <= judge.LEVEL or one["size"] >= largest[judge.kind(one)]]
+        self.runs[kind, pair, seed] = {
+            "rule": self.rule, "kind": kind, "pair": pair, "seed": seed, "tested": len(told), "cpu_seconds": round(cpu, 1), **more,
+            "lines": [[one["reader"], one["text"], one["gained"], round(one["size"], 4), round(one["q"], 5)] for one in kept],
+        }  # fmt: skip
+        lines_of = [json.dumps(one, ensure_ascii=False) for one in self.runs.values()]
+        self.path.write_text("[\n" + ",\n".join(lines_of) + "\n]\n", encoding="utf-8")
+
+    def lines(self, one: dict[str, Any]) -> list[dict[str, Any]]:
+        return [dict(zip(("reader", "text", "gained", "size", "q"), line, strict=True)) for line in one["lines"]]
+
+    def of(self, kind: str, pair: str) -> list[dict[str, Any]]:
+        return sorted((one for (k, p, _), one in self.runs.items() if (k, p) == (kind, pair)), key=lambda one: one["seed"])
+
+
+# ---- hearing -----------------------------------------------------------------------------------------------------------------------
+
+
+class Heard:
+    """One embedded pair, whose base speaks with any seed and takes any random edit."""
+
+    def __init__(self, name: str) -> None:
+        told = {split: str(DATA / "prompts" / f"{name}_{split}.jsonl") for split in PROMPTS}
+        study = make_study({
+            "pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)}, "prompts": {**told, "at_most": PROMPTS},
+            "measures": [{"words": SETTING}],
+        })  # fmt: skip
+        self.name = name
+        self.run = Execution(prepare(study, RunOptions(device="cpu"), EXPERIMENTS), None)
+        self.cell = next(one for one in self.run.cells if one.stage == "words_heard" and one.side == "base")
+        self.pair = self.run.prepared.pair
+        self.seeds = listen.seeds_of(self.run, self.cell, "base")
+        self.said: dict[int, dict[str, Any]] = {}
+        with self.pair.use("base") as base:
+            self.cleans = read_apart(base, [one.ids for one in self.seeds])
+            self.base = listen.heard_of(self.run, self.cell, base, seed=FIRST)
+            self.said[FIRST] = _said(self.base)
+            self.prompts = listen.scaled_on(self.run, self.cell)
+            self.own = listen.laws_of(self.run, base, self.prompts)
+        with self.pair.use("tuned") as tuned:
+            self.tuned = listen.heard_of(self.run, self.cell, tuned, seed=FIRST)
+            self.wanted = listen.kl_nats(listen.laws_of(self.run, tuned, self.prompts), self.own)
+        with self.pair.use("base") as base:
+            self.changed = deltas(base, changes_of(self.pair, base))
+        self.scale = 1.0
+
+    def draw(self, seed: int) -> dict[str, Any]:
+        """What the base says with this seed."""
+        if seed not in self.said:
+            with self.pair.use("base") as base:
+                said = speak_on(base, self.cleans, listen.speech_of(self.run, self.cell, base, seed))
+            most = SETTING["max_tokens"]
+            self.said[seed] = {one.name: {"ids": ids.tolist(), "ended": len(ids) < most} for one, ids in zip(self.seeds, said, strict=True)}
+        return self.said[seed]
+
+    def evidence(
+        self, said: dict[str, Any], seed: int, numbers: Any, side: Any = "base", *, base_seed: int | None = None
+    ) -> compute.Evidence:
+        """Of a voice that said this beside the base's draw of `base_seed`; another draw of the base is its prior."""
+        here = seed if base_seed is None else base_seed
+        told = {"base": self.draw(here), "same_model": self.draw(here + 1), "other": said}
+        with self.pair.use("base") as base:
+            return compute.evidence_of(self.run, self.cell, base, told, side, numbers)[0]
+
+    def edit(self, seed: int) -> tuple[compute.Evidence, dict[str, float]]:
+        """Of a random edit that diverges as far as the fine-tune."""
+        with self.pair.use("base") as base:
+
+            def reached(scale: float) -> float:
+                with randomly_edited(base, self.changed, scale=scale * self.scale, seed=seed):
+                    return listen.kl_nats(listen.laws_of(self.run, base, self.prompts), self.own)
+
+            scale, found = scaled_to(self.wanted, reached)
+            self.scale *= scale
+            with randomly_edited(base, self.changed, scale=self.scale, seed=seed):
+                heard = listen.heard_of(self.run, self.cell, base, seed=FIRST)
+        told = {"scale": self.scale, "reached_nats": found, "wanted_nats": self.wanted}
+        return self.evidence(_said(heard), FIRST, (self.base, heard, heard)), told
+
+    def taught(self) -> compute.Evidence:
+        return self.evidence(_said(self.tuned), FIRST, (self.base, self.tuned, self.tuned), "tuned")
+
+
+def _said(heard: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(bytes(heard["said"]).decode())
+    return found
+
+
+def hear(store: Store, name: str, wanted: dict[str, int]) -> None:
+    """The missing runs of one pair, those that cost least first."""
+    missing = {
+        kind: [FIRST + i for i in range(n) if (kind, name, FIRST + i) not in store.runs]
+        for kind, n in {**wanted, "taught": 1, "nulls": 1}.items()
+    }
+    if not any(missing.values()):
+        return
+    heard = Heard(name)
+    taught = heard.taught()
+    for kind, seed in _in_turn(missing):
+        began = time.process_time()
+        more: dict[str, Any] = {}
+        if kind == "taught":
+            evidence = taught
+        elif kind == "nulls":
+            evidence = heard.evidence(heard.draw(FIRST + 1), FIRST, None)
+        elif kind == "exchanged":
+            evidence = taught.exchanged(seed)
+        elif kind == "copy":
+            evidence = heard.evidence(heard.draw(seed), seed, (heard.base,) * 3)
+        elif kind == "draws":
+            evidence = heard.evidence(heard.draw(seed + 1), seed, None)
+        else:
+            evidence, more = heard.edit(seed)
+        store.add(kind, name, seed, evidence.lines(seed), time.process_time() - began, **more)
+        print(f"{name} {kind} {seed}: {time.process_time() - began:.1f} CPU seconds", flush=True)
+
+
+def _in_turn(missing: dict[str, list[int]]) -> Iterator[tuple[str, int]]:
+    for kind in ("taught", "nulls", "copy", "exchanged"):
+        yield from ((kind, seed) for seed in missing.get(kind, []))
+    for i in range(max(map(len, missing.values()))):
+        yield from ((kind, missing[kind][i]) for kind in ("edits", "draws") if i < len(missing.get(kind, [])))
+
+
+# ---- judging -----------------------------------------------------------------------------------------------------------------------
+
+
+def judged(store: Store, kind: str, pair: str) -> list[list[list[str]]]:
+    """By voice and null run: the texts that are named."""
+    found = []
+    for one in store.of(kind, pair):
+        nulls = [{name: store.lines(other) for name, other in null.items()} for null in _nulls(store, kind, pair, one["seed"])]
+        found.append([[line["text"] for line in judge.judged(store.lines(one), null)[0] if line["why_not"] is None] for null in nulls])
+    return [one for one in found if one]
+
+
+def _nulls(store: Store, kind: str, pair: str, seed: int) -> list[dict[str, dict[str, Any]]]:
+    """The null pairs by which a voice is judged, one set for each run that it stands in."""
+    if kind == "copy":
+        return [{}]
+    if kind == "draws":
+        after = store.runs.get((kind, pair, seed + 1))
+        return [{"same_model#1": after}] if after else []
+    again, edits = store.of("nulls", pair), [one for one in store.of("edits", pair) if kind != "edits" or one["seed"] != seed]
+    if not again:
+        return []
+    if kind == "edits":
+        behind = sum(one["seed"] < seed for one in edits)
+        edits = (edits[behind:] + edits[:behind])[:PARTNERS]
+    elif kind == "exchanged" and edits:
+        edits = [edits[seed % len(edits)]]
+    return [{"random_edit#1": one, "same_model#1": again[0]} for one in edits]
+
+
+def rate(found: list[list[list[str]]]) -> tuple[int, int, float, float]:
+    """Null runs, those in which something is named, their share, and its standard error by a jackknife over voices."""
+    named = [[bool(texts) for texts in one] for one in found]
+    n, k = sum(map(len, named)), sum(map(sum, named))
+    if not n:
+        return 0, 0, float("nan"), float("nan")
+    left = np.array([(k - sum(one)) / (n - len(one)) for one in named if n > len(one)])
+    error = float(np.sqrt((len(left) - 1) / len(left) * ((left - left.mean()) ** 2).sum())) if len(left) > 1 else float("nan")
+    return n, k, k / n, error
+
+
+SAYS = {
+    "draws": "the base against itself, other draws",
+    "edits": "a random edit, as far from the base as the fine-tune",
+    "exchanged": "the two models exchanged",
+    "copy": "a copy",
+    "taught": "the fine-tune itself",
+}
+
+
+def table(store: Store) -> str:
+    lines = [
+        "| kind | pair | voices | runs | that name something | share ± standard error | at most (95 %) |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    nulls = 0
+    for kind, says in SAYS.items():
+        of_pairs = {pair: judged(store, kind, pair) for pair in PAIRS}
+        is_null = kind not in ("copy", "taught")
+        for pair, found in {**of_pairs, **({"both": [one for of in of_pairs.values() for one in of]} if is_null else {})}.items():
+            n, k, share, error = rate(found)
+            if n:
+                told = f"{share:.3f} ± {error:.3f} | {bound(share, len(found)):.3f}" if is_null else " | "
+                lines.append(f"| {says} | {pair} | {len(found)} | {n} | {k} | {told} |")
+                nulls += n * (pair == "both")
+    seconds = sum(one["cpu_seconds"] for one in store.runs.values())
+    return "\n".join([*lines, "", f"{nulls} null runs in all, {seconds:,.0f} CPU seconds; rule {store.rule}.", ""])
+
+
+def bound(share: float, voices: int) -> float:
+    """The largest share that so many independent voices leave possible, at 95 %."""
+    return 1.0 if share >= 1 else float(beta.ppf(0.95, share * voices + 1, voices * (1 - share)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for kind, n in (("edits", 20), ("draws", 40), ("exchanged", 50), ("copy", 5)):
+        parser.add_argument(f"--{kind}", type=int, default=n, help="of each fine-tune")
+    parser.add_argument("--pairs", default=",".join(PAIRS))
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--found", type=Path, default=FOUND)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    store = Store(given.found)
+    if not given.table:
+        for name in given.pairs.split(","):
+            hear(store, name, {kind: getattr(given, kind) for kind in ("edits", "draws", "exchanged", "copy")})
+    told = table(store)
+    print(told)
+    if given.found == FOUND:
+        page = PAGE.read_text(encoding="utf-8")
+        before, rest = page.split(START)
+        PAGE.write_text(before + START + told + END + rest.split(END)[1], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
