@@ -3,8 +3,8 @@
 python benchmarks/answers.py [--prompts 4] [--tokens 16] [--pairs 4]
 
 A *cell* is one patch of one prompt, scored at every token of its answer. The plain way is what a notebook does: for each cell one forward pass of
-prompt and answer with a hook, logits of the answer's positions alone. Two edits: at every place of the answer, and at one place that is itself scored
-(the place where the two models part), for which a pass of one row is enough. Prompts of 60 to 200 tokens.
+prompt and answer with a hook, logits of the answer's positions alone. Two edits: at every position of the answer, and at one that is itself scored
+(the position where the two models part), for which a pass of one row is enough. Prompts of 60 to 200 tokens.
 """
 
 import argparse
@@ -84,22 +84,25 @@ def _ratios(
                 n_cells += n_layers
         return n_cells
 
-    def at_one_place() -> int:
-        """The prompt goes on to the place before the last; there the edit is, and there it is scored."""
+    def at_one_position(together: bool) -> int:
+        """The prompt goes on to the position before the last; there the edit is, and there it is scored; all kinds of site `together`, or in turn."""
         place = n_tokens - 1
         whole = [[*ids, *said[:place]] for ids, said in zip(prompts, answers, strict=True)]
         laws = {of: torch.stack([one.logits[place] for one in states[of]]) for of in states}
         clean = CleanLogits(base=laws["base"], tuned=laws["tuned"])
-        subject = Subject(model=model, engine=replay, cleans=read(model, whole), tokens=tokens)
+        started = time.process_time()
+        cleans = read(model, whole)
+        spent["reading"] += time.process_time() - started
+        subject = Subject(model=model, engine=replay, cleans=cleans, tokens=tokens)
+        edits: list[Variant] = []
         for kind in KINDS:
             at = (torch.stack([one.states[Site(layer, kind)][place:][:1] for one in states[other]]) for layer in range(n_layers))
-            scores(
-                subject,
-                variants(kind, range(n_layers), torch.stack(list(at))),
-                clean,
-                max_rows=512,
-                metrics=("kl_own_nats", "kl_other_nats"),
-            )
+            edits += variants(kind, range(n_layers), torch.stack(list(at)))
+        groups = [edits] if together else [edits[i * n_layers : (i + 1) * n_layers] for i in range(len(KINDS))]
+        started = time.process_time()
+        for group in groups:
+            scores(subject, group, clean, max_rows=512, metrics=("kl_own_nats", "kl_other_nats"))
+        spent["rows"] += time.process_time() - started
         return len(prompts) * len(KINDS) * n_layers
 
     def plain(n_scored: int) -> int:
@@ -130,11 +133,18 @@ def _ratios(
         n_cells = work()
         return (time.process_time() - started) / n_cells
 
-    over_answers(), at_one_place()
-    found: dict[str, list[float]] = {"edit at every place, scored over the answer": [], "edit at the scored place": []}
+    spent = {"reading": 0.0, "rows": 0.0}
+    names = ("edit at every position, scored over the answer", "edit at the scored position", "the same, all kinds of site in one pass")
+    over_answers(), at_one_position(False), at_one_position(True)
+    found: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(pairs):
-        found["edit at every place, scored over the answer"].append(seconds(lambda: plain(n_tokens)) / seconds(over_answers))
-        found["edit at the scored place"].append(seconds(lambda: plain(1)) / seconds(at_one_place))
+        found[names[0]].append(seconds(lambda: plain(n_tokens)) / seconds(over_answers))
+        one = seconds(lambda: plain(1))
+        for name, together in zip(names[1:], (False, True), strict=True):
+            spent.update(dict.fromkeys(spent, 0.0))
+            found[name].append(one / seconds(lambda together=together: at_one_position(together)))
+            of_it = spent["reading"] / sum(spent.values())
+            print(f"{name}: {of_it:.2f} of the time reads the prompts up to there")
     print(side, {name: [round(value, 1) for value in values] for name, values in found.items()}, flush=True)
     return found
 

@@ -54,13 +54,13 @@ def steering(finished: Run, **where: Any) -> pl.DataFrame:
 
 def test_every_direction_and_arm_has_its_rows(shifted: tuple[Run, torch.Tensor]) -> None:
     finished, _ = shifted
-    rows = steering(finished)
+    rows = steering(finished).filter(pl.col("control").ne_missing("no_op"))
     assert len(rows.unique(subset=rows.columns[:-1])) == len(rows)
     arms: dict[str, set[str]] = {}
     for direction, arm in rows.select("direction", "arm").unique().rows():
         arms.setdefault(direction, set()).add(arm)
     assert arms == {direction: set(names) for direction, names in ARMS.items()}
-    assert set(rows["unit"]) == {None, "all_pos", "window 2", "window 2, all_pos"}
+    assert set(rows["unit"]) == {None, "all_pos", "window 2", "window 2, all_pos", "answer_16"}
     side = rows.filter(pl.col("metric").str.starts_with("side_"))
     assert side["split"].null_count() == len(side), "neutral prompts are in no split"
     assert set(side["unit"]) == {"all_pos", "window 2, all_pos"}
@@ -113,7 +113,7 @@ def test_one_model_twice_is_said_to_have_nothing_to_steer_with(pair: Path, tmp_p
     finished = finish(pair / "base", pair / "base", pair / "prompts.jsonl", tmp_path / "run")
     sites = finished.manifest()["steering"]["sites"]
     assert all(one["rank"] == 0 and "nothing to steer with" in one["empty"] for one in sites.values())
-    rows = steering(finished)
+    rows = steering(finished).filter(pl.col("control").ne_missing("no_op"))
     assert set(rows["rank"]) == {0}
     assert rows.filter(pl.col("metric").str.contains("kl_"))["value"].max() < 1e-10  # type: ignore[operator]
     assert finished.manifest()["steering"]["files"] == []

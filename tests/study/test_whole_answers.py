@@ -168,6 +168,14 @@ def test_answers_have_room_in_the_context(pair: Path) -> None:
         assert all(item.longest + 490 <= 512 for item in answered)
 
 
+def test_heads_over_answers_may_be_those_of_fewer_layers(pair: Path) -> None:
+    few = study(pair, measures=[{"heads": {"answer_layers": 1}}])
+    with opened(few, pair / "few", device="cpu") as (prepared, _):
+        here = [cell for cell in prepared.plan.cells if cell.stage in ("heads", "heads_over_answers")]
+    layers = {cell.stage: tuple(cell.key["layers"]) for cell in here}
+    assert layers == {"heads": (0, 1, 2), "heads_over_answers": (1,)}
+
+
 def test_a_change_behind_the_first_token_is_found(pair: Path) -> None:
     """The embedding of what answers have second: no next token shows it, and the page says so, and what patches of whole answers find."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

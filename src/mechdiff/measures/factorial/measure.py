@@ -44,7 +44,7 @@ FACTORIAL = Measure(
                 name="factorial", compute=Later("mechdiff.measures.factorial.compute:cross"), needs=("capture", "answer_states", "crossing")
             ),
         ),
-        demo=Budget(seconds=15, options={"all_positions_layers": 2}),
+        demo=Budget(seconds=25, options={"all_positions_layers": 2}),
     ),
     # what statistics read
     numbers=Numbers(

@@ -51,9 +51,10 @@ HEADS = Measure(
         total_effect=True,
         few={"draws": 5, "network_draws": 1, "null_edits": 2},
         demo=Budget(
-            seconds=65,
+            seconds=100,
             options={
                 "hot": 1,
+                "answer_layers": 10,
                 "select_prompts": 4,
                 "draws": 20,
                 "network_draws": 5,

@@ -49,7 +49,8 @@ def heads_cells(planner: Planner) -> Iterator[Cell]:
             for number, shard in enumerate(shards):
                 what = {"direction": direction, "split": split, "shard": number, "floor": number == 0, "layers": layers}
                 yield run_cell(planner, shard, "heads", what, layers, singles)
-        yield from planner.over_answers("heads_over_answers", {"direction": direction}, layers, shape.n_heads + 1)
+        few = evenly_spaced(options.answer_layers or len(layers), layers)
+        yield from planner.over_answers("heads_over_answers", {"direction": direction}, few, shape.n_heads + 1)
     for direction in CROSSED:
         if chosen_on:
             what = {"direction": direction, "split": "select", "picks": options.picks} | chosen
@@ -106,6 +107,7 @@ class HeadsOptions(CloserOptions):
     top: Annotated[int, Field(ge=2, le=64)] = 6  # heads whose pairs are run, and whose attention is looked at
     null_edits: Annotated[int, Field(ge=0, le=1000)] = 10  # random edits that the effective number of heads is held against
     network_draws: Annotated[int, Field(ge=0, le=10_000)] = 20  # random sets of each size across the network
+    answer_layers: Count | None = None  # layers whose heads are swapped over answers, evenly spaced; none: all
     z_swap: Annotated[tuple[float, ...], BeforeValidator(_blend)] = ()  # strengths at which z alone is swapped, as others do it
     attention_prompts: Annotated[int, Field(ge=0, le=100_000)] = 8  # report prompts on which attention is looked at; 0: none
 
