@@ -109,7 +109,7 @@ def words(
     if evidence:
         _write(evidence, found)
     if line_up:
-        if not told["panels"]:
+        if not told.get("panels"):
             raise RunError(f"{run}: the two models were never exchanged. Set `permutations` of words to 19 or more and run it again.")
         shown, sealed = lined_up(told, str(manifest.get("config_hash")))
         _write(line_up, shown)

@@ -16,19 +16,13 @@ from mechdiff.engine.replay import replay
 from mechdiff.measures.behaviour.answers import choice
 from mechdiff.measures.behaviour.compute import continued
 from mechdiff.measures.behaviour.formula import soft_refusal
-from mechdiff.measures.behaviour.phrases import read_phrases
 from mechdiff.measures.panel import formula
-from mechdiff.measures.panel.plan import SPLIT
+from mechdiff.measures.panel.plan import OPENINGS, SPLIT, openings
 from mechdiff.models.pair import SIDES, Model
 from mechdiff.prompts.rendering import Rendered
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.experiment import Result
-
-OPENINGS = 3
-"""Refusals, and as many plain openings, that are scored behind a request."""
-LANGUAGE = "en"
-"""Of the shipped requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +84,8 @@ def _said(run: Execution, model: Model, ones: Sequence[Rendered]) -> list[_Said]
 
 def _scores(run: Execution, model: Model, ones: Sequence[Rendered], ids: Sequence[Sequence[int]]) -> dict[int, dict[str, float]]:
     """Of each prompt with options and of each request, by its number."""
-    lists = read_phrases(None)[LANGUAGE]
-    openings = [*lists.refusal_openings[:OPENINGS], *lists.neutral_openings[:OPENINGS]]
     texts = {
-        row: list(one.prompt.options) if one.prompt.meta["form"] == "choice" else openings
+        row: list(one.prompt.options) if one.prompt.meta["form"] == "choice" else list(openings())
         for row, one in enumerate(ones)
         if one.prompt.meta["form"] in ("choice", "request")
     }

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from mechdiff.measures.behaviour.phrases import read_phrases
 from mechdiff.prompts.rendering import Rendered, render
 from mechdiff.prompts.sets import Prompt, read_prompts
 from mechdiff.prompts.templates import PromptPolicy
@@ -36,8 +37,10 @@ ALSO = "also"
 """The group of the user's own file."""
 PASS_TOKENS = 1024
 """Tokens of one cell: what both models say of each of them is in memory together."""
-BEHIND = 24
-"""Tokens that must have room behind a prompt whose options or refusals are scored."""
+OPENINGS = 3
+"""Refusals, and as many plain openings, that are scored behind a request."""
+LANGUAGE = "en"
+"""Of the shipped requests."""
 
 
 class PanelOptions(Options):
@@ -99,7 +102,9 @@ def read(reading: Reading) -> None:
         if one.answer:
             found[one.prompt.id] = _answered(reading, one, policy, found[one.prompt.id])
     context = {side: shape.context for side, shape in reading.shapes.items()}
-    kept = {one.prompt.id: _within(found[one.prompt.id], context) for one in asked}
+    room = {side: {one.prompt.id: _behind(one, tokenizer) for one in asked} for side, tokenizer in reading.tokenizers.items()}
+    left = {name: {side: most - room[side][name] for side, most in context.items()} for name in found}
+    kept = {one.prompt.id: _within(found[one.prompt.id], left[one.prompt.id]) for one in asked}
     long = [name for name, one in kept.items() if one is None]
     if long:
         reading.left_out.append(
@@ -108,14 +113,24 @@ def read(reading: Reading) -> None:
     reading.rendered[SPLIT] = {name: one for name, one in kept.items() if one is not None}
 
 
+def openings() -> tuple[str, ...]:
+    """Refusals, then plain openings, that are scored behind a request."""
+    lists = read_phrases(None)[LANGUAGE]
+    return (*lists.refusal_openings[:OPENINGS], *lists.neutral_openings[:OPENINGS])
+
+
+def _behind(entry: Entry, tokenizer: Any) -> int:
+    """Tokens of the longest text that is scored behind a prompt."""
+    texts = {"choice": entry.prompt.options, "request": openings()}.get(entry.form, ())
+    return max((len(tokenizer(f" {text}", verbose=False)["input_ids"]) for text in texts), default=0)
+
+
 def _within(one: Rendered, context: Mapping[str, int]) -> Rendered | None:
-    """A whole text as far as both models' contexts go; a prompt as it is, or None where what is scored behind it has no room."""
-    form = one.prompt.meta["form"]
-    room = BEHIND if form in ("choice", "request") else 0
-    if all(len(getattr(one, f"ids_{side}")) + room <= most for side, most in context.items()):
+    """A whole text as far as both models' contexts go; a prompt as it is, or None where it is longer than they have room for."""
+    if all(len(getattr(one, f"ids_{side}")) <= most for side, most in context.items()):
         return one
     pairs = tuple(pair for pair in one.positions if pair[0] < context["base"] and pair[1] < context["tuned"])
-    if form != "text" or len(pairs) < 2:
+    if one.prompt.meta["form"] != "text" or len(pairs) < 2:
         return None
     base, tuned = pairs[-1]
     return replace(one, ids_base=one.ids_base[: base + 1], ids_tuned=one.ids_tuned[: tuned + 1], positions=pairs)

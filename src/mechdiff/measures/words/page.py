@@ -107,7 +107,7 @@ def _layers(told: dict[str, Any]) -> list[dict[str, Any]]:
     """By layer: what both unembeddings read from the change, and how well the lens reads the base's own activations."""
     if not told["heads"]:
         return []
-    own = dict(enumerate(next((one["base"]["kl_nats"] for one in told["depth"] if one["where"] == "neutral"), [])))
+    own = dict(enumerate(next((one["base"]["kl_nats"] for one in told.get("depth", []) if one["where"] == "neutral"), [])))
     lines = [
         (
             str(one["layer"]), place(one["where"]), *(_read(one[side], own.get(one["layer"])) for side in ("base", "tuned")),
@@ -126,7 +126,7 @@ def _layers(told: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _scopes(told: dict[str, Any]) -> list[dict[str, Any]]:
     """What the network makes of the difference where it is asked to repeat it."""
-    if not told["scopes"]:
+    if not told.get("scopes"):
         return []
 
     def listed_of(found: list[list[Any]], of: int) -> str:
@@ -143,7 +143,7 @@ def _scopes(told: dict[str, Any]) -> list[dict[str, Any]]:
 def _depth(told: dict[str, Any]) -> list[dict[str, Any]]:
     """Of every block of both models, how far it is from what comes out; and the token that is read from it, side by side."""
     made = []
-    for one in told["depth"]:
+    for one in told.get("depth", []):
         sides = ("base", "tuned")
         lines = [
             (
