@@ -75,7 +75,7 @@ def test_along_the_residual_stream_half_lies_between_two_patched_blocks(layers: 
     (said,) = patching_words.where_it_passes(table)
     if len(layers) == 3:
         assert (found.after, found.site) == ("L2.resid_post", "L8.resid_post")
-        assert "from a place between L2.resid_post and L8.resid_post on (blocks between were not patched; " in said
+        assert "from a site between L2.resid_post and L8.resid_post on (blocks between were not patched; " in said
     else:
         assert (found.after, found.site) == (None, "L7.resid_post")
         assert "from L7.resid_post on (" in said

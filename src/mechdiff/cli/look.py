@@ -88,6 +88,7 @@ def words(
     from mechdiff.measures.words.line_up import line_up as lined_up
     from mechdiff.measures.words.reader import read
     from mechdiff.measures.words.words import sentences
+    from mechdiff.report.phrasing import share
 
     manifest = open_run(run).manifest()
     told = findings.record(manifest)
@@ -103,7 +104,7 @@ def words(
             print(f"reader, run {number}: {one.text}")
         silent = sum(one.silent for one in readings.answers)
         pairs = reader_runs * (reader_runs - 1) // 2
-        apart = f"{readings.contradictions} of {pairs} pairs contradict; wrong at least {readings.wrong:.2f}"
+        apart = f"{readings.contradictions} of {pairs} pairs contradict; wrong at least {share(readings.wrong)}"
         print(f"reader: {silent} of {reader_runs} runs say nothing; {apart}")
         found["reader"] = readings.told()
     if evidence:

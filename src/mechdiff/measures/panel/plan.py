@@ -113,6 +113,7 @@ def read(reading: Reading) -> None:
     reading.rendered[SPLIT] = {name: one for name, one in kept.items() if one is not None}
 
 
+@cache
 def openings() -> tuple[str, ...]:
     """Refusals, then plain openings, that are scored behind a request."""
     lists = read_phrases(None)[LANGUAGE]

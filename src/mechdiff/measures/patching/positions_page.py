@@ -121,7 +121,7 @@ def token_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, widt
             {
                 **row,
                 "token": names[row["place"]],
-                "says": f"token {names[row['place']]}, after block {row['layer']}: share {row['share']:.2f}",
+                "says": f"after block {row['layer']}, {names[row['place']]}: share {row['share']:.2f}",
             }
             for row in found.filter(pl.col("direction") == direction).iter_rows(named=True)
         ]
