@@ -75,5 +75,5 @@ def test_an_example_is_drawn_token_by_token_with_its_tokens_beside_it() -> None:
     assert one == pytest.approx(1 - float(unit.filter(layer=table["layer"].max())["value"].item()) / d)
     drawn = [part for part in positions_page.parts(run) if part.name == "token_map_0"]
     svg = drawing.to_svg(drawn[0].chart(run.rows, run.summary, run.manifest, width=700, **drawn[0].options))
-    assert f"token {len(texts) - 1} \u21b5" in svg or f"token {len(texts) - 1} " in svg
+    assert f", {len(texts) - 1} \u21b5" in svg or f", {len(texts) - 1}: share" in svg
     assert svg.count("after block") == 2 * 2 * min(len(texts), positions_page.TOKENS)
