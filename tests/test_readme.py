@@ -19,7 +19,7 @@ def blocks(language: str, pages: list[str] = PAGES) -> list[str]:
     return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)]
 
 
-@pytest.mark.parametrize("measures", ["divergence, patching", pytest.param("all of them", marks=pytest.mark.ci)])
+@pytest.mark.parametrize("measures", ["divergence, patching", pytest.param("all of them", marks=pytest.mark.slow)])
 def test_the_python_block_runs(
     pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], measures: str
 ) -> None:
