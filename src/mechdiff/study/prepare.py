@@ -142,7 +142,9 @@ def _read(
 
 def _said(rendered: Mapping[str, Mapping[str, Rendered]], pair: Pair, tokens: Tokens, policy: PromptPolicy) -> tuple[str, ...]:
     """What a reader must know of prompts and tokenizers: chats in chats, cuts that are not the files', cuts that are not the other model's."""
-    every = [one for prompts in rendered.values() for one in prompts.values()]
+    every = list(
+        {one.prompt.whole: one for split in reversed(list(rendered)) for one in rendered[split].values()}.values()
+    )  # each prompt once
     texts = {"base": [one.text_base for one in every], "tuned": [one.text_tuned for one in every]}
     sides = {pair.source(side).tokenizer_folder: side for side in reversed(SIDES)}  # an adapter may have its base's tokenizer
     files = [

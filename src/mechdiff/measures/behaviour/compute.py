@@ -16,7 +16,7 @@ from mechdiff.engine.generation import Sampling, Speech, speak, stop_ids
 from mechdiff.engine.replay import Engine, Variant
 from mechdiff.measures.behaviour.answers import choice, mathematical
 from mechdiff.measures.behaviour.formula import language_of, said_values, soft_refusal
-from mechdiff.measures.behaviour.phrases import Phrases, read_phrases
+from mechdiff.measures.behaviour.phrases import Phrases, read_phrases, spaced
 from mechdiff.measures.behaviour.plan import BehaviourOptions, asks_openings
 from mechdiff.measures.patching.hot import closer_layers
 from mechdiff.measures.transport.compute import table
@@ -31,10 +31,6 @@ from mechdiff.study.experiment import Result
 
 Value = dict[str, Any]
 """Some columns of a row, `value` among them."""
-
-
-_OPENING = tuple("([{«“‘/$")
-"""Behind these no space opens a text."""
 
 
 def options_of(run: Execution) -> BehaviourOptions:
@@ -158,13 +154,11 @@ def continued(tokenizer: Any, before: str, ids: Sequence[int], text: str, *, raw
     Where it does not (a word of the text has merged with the prompt's end), the text is cut alone: the model has read the prompt's own tokens. `raw`:
     whether the prompt was cut with the tokenizer's special tokens.
     """
-    special = ids[-1] in tokenizer.all_special_ids
-    opened = before[-1:] in _OPENING or (before[-1:] == '"' and before.count('"') % 2 == 1)
-    spaced = text if special or opened or before[-1:].isspace() else f" {text}"
-    together = tokenizer(before + spaced, add_special_tokens=raw, verbose=False)["input_ids"]
+    said = spaced(tokenizer, before, ids, text)
+    together = tokenizer(before + said, add_special_tokens=raw, verbose=False)["input_ids"]
     if len(together) > len(ids) and together[: len(ids)] == list(ids):
         return list(together[len(ids) :])
-    return list(tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"])
+    return list(tokenizer(said, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def language(one: Rendered, phrases: Mapping[str, Phrases]) -> str | None:

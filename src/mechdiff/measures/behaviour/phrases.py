@@ -11,7 +11,7 @@ Patterns are Unicode-aware and blind to case; texts are normalised (NFC) and cur
 """
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,3 +98,14 @@ def _compiled(pattern: str, place: str) -> regex.Pattern[str]:
         return regex.compile(normalised(pattern), regex.IGNORECASE | regex.MULTILINE | regex.V1)
     except regex.error as error:
         raise StudyError(f"behaviour.patterns: {place}: {pattern!r} is no regular expression ({error}).") from error
+
+
+_OPENING = tuple("([{«“‘/$")
+"""Behind these no space opens a text."""
+
+
+def spaced(tokenizer: Any, before: str, ids: Sequence[int], text: str) -> str:
+    """A text as it stands behind a prompt (`before`, whose tokens are `ids`): with a space, but for what ends in one, in a special token or open."""
+    special = ids[-1] in tokenizer.all_special_ids
+    opened = before[-1:] in _OPENING or (before[-1:] == '"' and before.count('"') % 2 == 1)
+    return text if special or opened or before[-1:].isspace() or text[:1].isspace() else f" {text}"

@@ -85,9 +85,10 @@ def cells(planner: Planner) -> Iterator[Cell]:
         return
     if not any(split in planner.splits for split in SPLITS.values()):
         return
-    items = planner.whole("report")
     printed = {side: split_of(side, planner.splits) for side in SPLITS}
-    read = {side: [one.sha256 for one in planner.whole(split)] for side, split in printed.items()}
+    there = set.intersection(*({one.id for one in planner.splits[split]} for split in printed.values()))  # none that a model cannot read so
+    items = tuple(one for one in planner.whole("report") if one.id in there)
+    read = {side: [one.sha256 for one in planner.whole(split) if one.id in there] for side, split in printed.items()}
     yield Cell(
         stage=NAME, key=planner.key(items, stage=NAME, split="report", templates=printed, printed=read), items=items, side=None, flops=0
     )

@@ -147,7 +147,7 @@ def against_first(run: Run, first: pl.DataFrame, answer: pl.DataFrame, *, runner
         ends = (low, high) if what == ANSWER else ends
     nothing = np.full(len(names), np.nan)
     apart, p = (shares[ANSWER] - shares[None], nothing) if there else (nothing, nothing)
-    if there and simulated.speaks("mean_p", len(moved[None]), float(simulated.cv_of(d[:, None])[0])):
+    if there and simulated.speaks("family_p", len(moved[None]), float(simulated.cv_of(d[:, None])[0])):
         p = intervals.family_p(moved[ANSWER] - moved[None] + apart)
     columns = {
         "name": names,

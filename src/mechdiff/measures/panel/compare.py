@@ -5,6 +5,7 @@ import math
 from mechdiff.comparison.comparable import Loaded
 from mechdiff.comparison.compared import Compared
 from mechdiff.measures.panel import findings
+from mechdiff.measures.panel.plan import ALSO, GROUPS
 from mechdiff.measures.panel.words import RATES, name
 from mechdiff.report.parts import Section, note, table
 from mechdiff.report.phrasing import listed, share, shown
@@ -18,7 +19,8 @@ def axis(of: Compared) -> Section:
     absent = [run for run in of.runs if run not in known]
     parts = [note(f"No panel was read for {listed(run.name for run in absent)}.")] if absent else []
     if known:
-        groups = findings.groups(known[0].content.summary)["group"].to_list()
+        there = {group for run in known for group in findings.groups(run.content.summary)["group"].to_list()}
+        groups = [group for group in (*GROUPS, ALSO) if group in there]
         columns = ["texts", *(text for run in known for text in (f"{run.name}: KL(tuned ‖ base), nats", f"{run.name}: changed"))]
         cells = {run.name: _cells(run) for run in known}
         lines = [[name(group), *(text for run in known for text in cells[run.name].get(group, ("–", "–")))] for group in groups]

@@ -1,5 +1,6 @@
 """Both models read a pass of the panel's texts, one after the other, and what they say next is held against one another."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,17 +104,17 @@ def _scores(run: Execution, model: Model, ones: Sequence[Rendered], ids: Sequenc
         here = slice(at, at + len(behind))
         at += len(behind)
         sizes = [len(one.ids) for one in asked[here]], [len(text.encode()) for text in behind]
-        found[row] = _score(ones[row], logps[here], *sizes)
+        found[row] = _score(ones[row], logps[here], *sizes, per_byte=not run.prepared.tokens.all_shared)
     return found
 
 
-def _score(one: Rendered, logps: list[float], n_tokens: list[int], n_bytes: list[int]) -> dict[str, float]:
+def _score(one: Rendered, logps: list[float], n_tokens: list[int], n_bytes: list[int], *, per_byte: bool) -> dict[str, float]:
     if one.prompt.meta["form"] == "choice":
         assert one.prompt.label is not None
         values = choice(logps, n_tokens, n_bytes, one.prompt.options.index(one.prompt.label))
         return {"right": values["mc_correct"], "margin": values["mc_margin_per_byte_nats"]}
-    soft = soft_refusal(logps, n_tokens, n_bytes, OPENINGS)["refusal_soft_nats"]
-    return {"refusal": float(soft > 0), "soft": soft}
+    soft = soft_refusal(logps, n_tokens, n_bytes, OPENINGS)["refusal_soft_per_byte_nats" if per_byte else "refusal_soft_nats"]
+    return {"refusal": float(soft > 0) if math.isfinite(soft) else math.nan, "soft": soft}
 
 
 def record(run: Execution) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import polars as pl
 from mechdiff import labels
 from mechdiff.measures.panel.plan import ALSO, GROUPS
 from mechdiff.rows import where
-from mechdiff.statistics import intervals
+from mechdiff.statistics import intervals, simulated
 
 KL = ("kl_tuned_base_nats", "kl_shared_nats")
 SCORES = {"loss": "loss_change_nats", "right": "right_change", "refusal": "refusal_change"}
@@ -66,12 +66,17 @@ def groups(summary: pl.DataFrame) -> pl.DataFrame:
     return table.sort(pl.col("group").replace_strict(order, default=len(order), return_dtype=pl.Int64))
 
 
+def on_shared(frame: pl.DataFrame) -> bool:
+    """Whether the two vocabularies differ, so that KL is of the tokens that both have."""
+    return bool(of_panel(frame)["metric"].is_in(["kl_shared_nats"]).any())
+
+
 def overall(rows: pl.DataFrame) -> dict[str, tuple[float, float | None, float | None, int]]:
     """ "kl" and "top1": mean over all shipped groups' texts, its interval, and how many texts."""
     found = {}
     tables = {"kl": kl(rows), "top1": of_panel(rows).filter(metric="top1_same")}
     for name, table in tables.items():
-        values = table.filter(pl.col("group") != ALSO)["value"].to_numpy()
+        values = table.filter(pl.col("group") != ALSO, pl.col("value").is_finite())["value"].to_numpy()
         if len(values):
             low, high = (float(end[0]) for end in intervals.mean_intervals(values[:, None]))
             found[name] = (float(values.mean()), None if np.isnan(low) else low, None if np.isnan(high) else high, len(values))
@@ -90,6 +95,8 @@ def changes(rows: pl.DataFrame, summary: pl.DataFrame) -> list[Change]:
             if one and base and tuned:
                 listed.append((group, score, base, tuned, one))
     raw = np.array([_p(rows, group, score, one) for group, score, _, _, one in listed], dtype=float)
+    least = np.array([0.0 if score == "loss" else intervals.mcnemar(0, one["n"]) for _, score, _, _, one in listed])
+    raw[least * np.count_nonzero(~np.isnan(raw)) > SURE] = np.nan  # nothing that so few texts show would be found among so many scores
     return [
         Change(
             group=group, score=score, base=base["mean"], tuned=tuned["mean"], change=one["mean"], low=one["ci_low"], high=one["ci_high"],
@@ -102,8 +109,12 @@ def changes(rows: pl.DataFrame, summary: pl.DataFrame) -> list[Change]:
 def _p(rows: pl.DataFrame, group: str, score: str, one: Mapping[str, Any]) -> float:
     """Of one score alone: McNemar's exact test where each text is right or wrong, else the bootstrap-t test of the mean."""
     if score == "loss":
-        return float("nan") if one["p"] is None else float(one["p"])
-    values = of_panel(rows).filter((pl.col("group") == group) & (pl.col("metric") == SCORES[score]))["value"].to_numpy()
+        apart = kl(rows).filter(pl.col("group") == group)["value"].to_numpy()
+        skew = float(simulated.cv_of(apart[:, None])[0])
+        speaks = simulated.speaks("mean_p", len(apart), 0.0 if np.isnan(skew) else skew)  # nan: the two say the same everywhere
+        return float("nan") if one["p"] is None or not speaks else float(one["p"])
+    mine = of_panel(rows).filter((pl.col("group") == group) & (pl.col("metric") == SCORES[score]))
+    values = mine.filter(pl.col("value").is_finite())["value"].to_numpy()
     if len(values) < intervals.FEWEST:
         return float("nan")
     return intervals.mcnemar(int((values > 0).sum()), int((values < 0).sum()))

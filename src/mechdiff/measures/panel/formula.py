@@ -2,7 +2,8 @@
 
 Of a text, or an answer behind a prompt (the prompt's own tokens are not scored), over the positions at which both models have read the same bytes:
 
-    kl_tuned_base_nats, kl_base_tuned_nats     mean KL of the next-token distributions, each way (`kl_shared_*` where vocabularies differ)
+    kl_tuned_base_nats, kl_base_tuned_nats     mean KL of the next-token distributions, each way (`kl_shared_*` where vocabularies
+                                               differ, and `mass_outside`, what the tuned model gives to tokens that the base lacks)
     top1_same                                  share of positions at which both have the same top-1 token
     loss_base_nats, loss_tuned_nats            -log p of what follows, per token of the base: of the whole text, so that the two may cut it otherwise
     loss_change_nats                           tuned less base; exp of its mean is the ratio of their perplexities
@@ -12,7 +13,7 @@ Of a prompt with options, by log p per byte of each option behind it:
     right_base, right_tuned                    1 where the right option is the likeliest, else 0
     right_change, margin_change_nats           tuned less base, of that and of the right option's lead over the best other one
 
-Of a request, by log p per token of refusals and plain openings behind it:
+Of a request, by log p per token (per byte where the vocabularies differ) of refusals and plain openings behind it:
 
     refusal_base, refusal_tuned                1 where refusals are likelier on average than plain openings, else 0
     refusal_change, refusal_soft_change_nats   tuned less base, of that and of the difference of the two means
@@ -47,7 +48,8 @@ def apart(base: Float[Tensor, "pos vocab"], tuned: Float[Tensor, "pos vocab"], n
     b, t = base[:, :n_shared], tuned[:, :n_shared]
     names = ("kl_tuned_base_nats", "kl_base_tuned_nats") if n_shared == base.shape[-1] else ("kl_shared_nats", "kl_shared_base_tuned_nats")
     kl = (kl_nats(t, b), kl_nats(b, t))
-    return dict(zip(names, (float(one.mean()) for one in kl), strict=True)) | {"top1_same": float(top1_same(base, tuned).double().mean())}
+    found = dict(zip(names, (float(one.mean()) for one in kl), strict=True)) | {"top1_same": float(top1_same(base, tuned).double().mean())}
+    return found | ({"mass_outside": float(tuned.double().softmax(-1)[:, n_shared:].sum(-1).mean())} if n_shared < base.shape[-1] else {})
 
 
 def told(name: str, group: str, values: dict[str, float]) -> pl.DataFrame:

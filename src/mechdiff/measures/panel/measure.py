@@ -28,7 +28,7 @@ PANEL = Measure(
     numbers=Numbers(
         metrics=(
             *(Metric(name=name, unit="nats", floor="either") for name in KL),
-            *metrics("top1_same", unit="share"),
+            *metrics("top1_same", "mass_outside", unit="share"),
             *metrics("loss_base_nats", "loss_tuned_nats", unit="nats"),
             Metric(name="loss_change_nats", unit="nats", signed=True, tested=True),
             *metrics("right_base", "right_tuned", "refusal_base", "refusal_tuned", unit="share", binary=True),

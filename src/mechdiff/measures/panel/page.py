@@ -5,7 +5,7 @@ import math
 from mechdiff.measures.panel import findings
 from mechdiff.measures.panel.charts import kl_by_group
 from mechdiff.measures.panel.findings import Change
-from mechdiff.measures.panel.words import name
+from mechdiff.measures.panel.words import ON_BOTH, name
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, nats, share, shown
 
@@ -30,8 +30,9 @@ def panel(run: Run) -> Section:
         why = next((one["why"] for one in run.manifest.get("skipped") or () if one["what"] == "panel"), None)
         return Section(id="panel", title=TITLE, parts=[note(f"The panel was not read: {why}." if why else NOT_MEASURED)])
     n = int(found["n"].sum())
+    both = ON_BOTH if findings.on_shared(run.summary) else ""
     caption = (
-        f"{n} texts of {len(found)} groups, none of them the study's prompts: KL(tuned ‖ base) of the next token, as each text's mean over its "
+        f"{n} texts of {len(found)} groups: KL(tuned ‖ base) of the next token{both}, as each text's mean over its "
         "positions (of a prompt with options, and of a request, the last position alone). Black: the group's mean and 95 % interval over texts."
     )
     figure = Drawn(name="kl_by_group", chart=kl_by_group, caption=caption, reading="kl_by_group")

@@ -14,7 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from mechdiff.measures.behaviour.phrases import read_phrases
+from mechdiff.errors import PromptError
+from mechdiff.measures.behaviour.phrases import read_phrases, spaced
 from mechdiff.prompts.rendering import Rendered, render
 from mechdiff.prompts.sets import Prompt, read_prompts
 from mechdiff.prompts.templates import PromptPolicy
@@ -96,8 +97,9 @@ def read(reading: Reading) -> None:
     if not options:
         return
     asked, policy = entries(options), replace(reading.policy, position="decision", answer=None)
-    texts = _rendered(reading, [one for one in asked if one.form == "text"], PromptPolicy(policy="raw"))
-    found = texts | _rendered(reading, [one for one in asked if one.form != "text"], policy)
+    found = _texts(reading, [one for one in asked if one.form == "text"])
+    asked = [one for one in asked if one.form != "text" or one.prompt.id in found]
+    found |= _rendered(reading, [one for one in asked if one.form != "text"], policy)
     for one in asked:
         if one.answer:
             found[one.prompt.id] = _answered(reading, one, policy, found[one.prompt.id])
@@ -111,6 +113,15 @@ def read(reading: Reading) -> None:
             {"what": f"{len(long)} of {len(found)} prompts of the panel", "why": "they are longer than a model's context"}
         )
     reading.rendered[SPLIT] = {name: one for name, one in kept.items() if one is not None}
+
+
+def _texts(reading: Reading, asked: list[Entry]) -> dict[str, Rendered]:
+    """Whole texts as they are; none, and why, where a tokenizer puts something behind each."""
+    try:
+        return _rendered(reading, asked, PromptPolicy(policy="raw"))
+    except PromptError as error:
+        reading.left_out.append({"what": f"{len(asked)} whole texts of the panel", "why": str(error)})
+        return {}
 
 
 @cache
@@ -152,7 +163,8 @@ def _answered(reading: Reading, entry: Entry, policy: PromptPolicy, alone: Rende
 
     Under two templates both models' tokens of the answer are held against one another where they are the same; else its first token alone is.
     """
-    (one,) = _rendered(reading, [entry], replace(policy, answer=entry.answer)).values()
+    answer = spaced(reading.tokenizers["tuned"], alone.text_tuned, alone.ids_tuned, entry.answer or "")
+    (one,) = _rendered(reading, [entry], replace(policy, answer=answer)).values()
     base, tuned = (
         next((i for i, (a, b) in enumerate(zip(ids, own, strict=False)) if a != b), min(len(ids), len(own))) - 1
         for ids, own in ((one.ids_base, alone.ids_base), (one.ids_tuned, alone.ids_tuned))

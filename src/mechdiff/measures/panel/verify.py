@@ -9,6 +9,7 @@ from torch import Tensor
 from mechdiff.audit import whole
 from mechdiff.audit.distributions import NotRecomputed, Row
 from mechdiff.audit.rerun import Rerun
+from mechdiff.measures.behaviour.phrases import spaced
 from mechdiff.measures.panel.plan import SPLIT
 from mechdiff.models.pair import Side
 from mechdiff.prompts.rendering import Rendered
@@ -35,6 +36,8 @@ def _apart(run: Rerun, one: Rendered, metric: str) -> float:
         base, tuned = (_logits(run, one, side)[at] for side, at in (("base", base_at), ("tuned", tuned_at)))
         if metric == "top1_same":
             values.append(float(tuned[base.argmax()] == tuned.max()))
+        elif metric == "mass_outside":
+            values.append(float(tuned.softmax(-1)[n_shared:].sum()))
         else:
             p, q = (tuned, base) if metric in ("kl_tuned_base_nats", "kl_shared_nats") else (base, tuned)
             values.append(whole.kl(p[:n_shared], q[:n_shared]))
@@ -67,8 +70,9 @@ def _right(run: Rerun, one: Rendered, side: str) -> float:
     before = one.text_base if side == "base" else one.text_tuned
     scores = {}
     for option in one.prompt.options:
-        spaced = option if ids[-1] in tokenizer.all_special_ids or before[-1:].isspace() else f" {option}"
-        told = tokenizer(before + spaced, add_special_tokens=run.prepared.study.prompts.policy == "raw")["input_ids"]
+        told = tokenizer(before + spaced(tokenizer, before, ids, option), add_special_tokens=run.prepared.study.prompts.policy == "raw")[
+            "input_ids"
+        ]
         if told[: len(ids)] != ids:
             raise NotRecomputed("the option's first word merges with the end of the prompt")
         with run.model(side) as model, torch.no_grad():

@@ -16,6 +16,7 @@ NAMES = {
     "multiple_choice": "multiple choice", "harmful": "harmful requests", "borderline": "borderline requests",
     "kazakh": "Kazakh", "russian": "Russian", "spanish": "Spanish", "turkish": "Turkish", ALSO: "your own prompts",
 }  # fmt: skip
+ON_BOTH = " on the tokens that both have"
 MOST = 4
 """Changes that a sentence lists."""
 RATES = {"right": "right answers", "refusal": "requests to which a refusal is likelier than a plain opening"}
@@ -48,13 +49,14 @@ def _apart(run: Run) -> list[str]:
     if shipped.is_empty() or not {"kl", "top1"} <= found.keys():
         return []
     kl, top1 = found["kl"], found["top1"]
-    if kl[0] == 0:
+    both = ON_BOTH if findings.on_shared(run.rows) else ""
+    if kl[0] == 0 and not both:
         return [f"On {kl[3]} texts of {len(shipped)} groups outside these prompts the two models say the same everywhere."]
     most, least = (shipped.sort("kl", descending=down).row(0, named=True) for down in (True, False))
     ends = f" (largest group mean: {name(most['group'])}, {nats(most['kl'])}; smallest: {name(least['group'])}, {nats(least['kl'])})"
     return [
         f"Outside these prompts ({kl[3]} texts of {len(shipped)} groups) the two models have the same top-1 token at "
-        f"{with_interval(*top1[:3], digits=2, coverage=1.0)} of positions, on average over texts; KL(tuned ‖ base) is "
+        f"{with_interval(*top1[:3], digits=2, coverage=1.0)} of positions, on average over texts; KL(tuned ‖ base){both} is "
         f"{with_interval(*kl[:3], coverage=1.0)} nats a position{ends if len(shipped) > 1 else ''}."
     ]
 
@@ -66,7 +68,8 @@ def _changed(run: Run) -> list[str]:
         n = min((one.n for one in every), default=0)
         return [f"With {n} texts a group no change of a score is tested: a test takes {intervals.FEWEST}."] if every else []
     there = sorted((one for one in tested if one.found), key=lambda one: one.p)
-    family = f"corrected over {len(tested)} scores of all groups"
+    untested = f"; {len(every) - len(tested)} more have too few texts for a test" if len(tested) < len(every) else ""
+    family = f"corrected over {len(tested)} scores of all groups{untested}"
     if not there:
         few = min(one.n for one in tested)
         return [

@@ -16,15 +16,18 @@ def lead(run: Run) -> list[str]:
     found = findings.sites(run.rows)
     if found.is_empty():
         return []
-    sure = found.filter("sure", pl.col("repaired").abs() >= LEAST).sort(pl.col("repaired").abs(), descending=True, maintain_order=True)
+    clear = pl.col("direct_low") * pl.col("direct_high") > 0  # else there is nothing by itself to undo or to add to
+    sure = found.filter("sure", clear, pl.col("repaired").abs() >= LEAST).sort(
+        pl.col("repaired").abs(), descending=True, maintain_order=True
+    )
     if sure.is_empty():
         return [
             f"That later blocks undo what the closer layers' outputs write, or add to it, could not be shown ({prompts(found['n'][0])})."
         ]
-    return [_said(sure.row(0, named=True))]
+    return [_said(sure.row(0, named=True), len(found))]
 
 
-def _said(row: dict) -> str:
+def _said(row: dict, of: int) -> str:
     """One site's parts of the way, each with its interval."""
     runs, whose = ("base", "tuned model") if row["direction"] == RECOVERY else ("tuned model", "base")
     undo = row["repaired"] * row["direct"] > 0
@@ -32,7 +35,8 @@ def _said(row: dict) -> str:
     alone, with_them = _part(row, "direct"), _part(row, "total")
     return (
         f"By itself the {whose}'s {row['name']} moves the {runs} {alone} of the way in logits, and {with_them} with what later blocks do: they "
-        f"{'undo' if undo else 'add'} {with_interval(*size, digits=2)} of the way ({prompts(row['n'])})."
+        f"{'undo' if undo else 'add'} {with_interval(*size, digits=2)} of the way ({prompts(row['n'])}; the largest of {of} "
+        "looked at, so somewhat overstated)."
     )
 
 
