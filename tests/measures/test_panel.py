@@ -177,6 +177,23 @@ def _rows(group: str, values: list[float]) -> pl.DataFrame:
     return rows(np.array(values), measure="panel", split="panel", unit=f"texts: {group}", prompt=names, metric="right_change")
 
 
+def test_texts_are_left_out_and_said_where_a_tokenizer_ends_each_by_itself(folder: Path, tmp_path: Path) -> None:
+    """Prompts stand in a template, which no tokenizer ends: they are read all the same."""
+    for side in ("base", "tuned"):
+        shutil.copytree(folder / side, tmp_path / side)
+        file = tmp_path / side / "tokenizer.json"
+        made_of = json.loads(file.read_text())
+        eos = made_of["added_tokens"][1]
+        made_of["post_processor"]["single"].append({"SpecialToken": {"id": eos["content"], "type_id": 0}})
+        made_of["post_processor"]["special_tokens"][eos["content"]] = {"id": eos["content"], "ids": [eos["id"]], "tokens": [eos["content"]]}
+        file.write_text(json.dumps(made_of))
+    shutil.copy(folder / "report.jsonl", tmp_path / "report.jsonl")
+    found, record = of_pair(tmp_path, "tuned", per_group=1)
+    assert findings.groups(found.summary)["group"].to_list() == [name for name, form in GROUPS.items() if form != "text"]
+    (said,) = [one["why"] for one in record["skipped"] if one["what"] == "7 whole texts of the panel"]
+    assert "behind the text" in said
+
+
 def test_a_file_that_is_not_there_is_an_error(folder: Path) -> None:
     with pytest.raises(PromptError, match=r"nowhere\.jsonl cannot be read"):
         of_pair(folder, "tuned", per_group=1, also=str(folder / "nowhere.jsonl"))
