@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mechdiff.engine.continued import Continuation, Continued, likelihoods
 from mechdiff.engine.grafts import batches, logits_at
-from mechdiff.engine.reading import is_exact
-from mechdiff.engine.replay import replay
+from mechdiff.engine.reading import side_by_side
 from mechdiff.measures.behaviour.answers import choice
 from mechdiff.measures.behaviour.compute import continued
 from mechdiff.measures.behaviour.formula import soft_refusal
@@ -68,7 +67,7 @@ def _said(run: Execution, model: Model, ones: Sequence[Rendered]) -> list[_Said]
     starts = [one.positions[0][which] for one in ones]
     scores = _scores(run, model, ones, ids)
     found: dict[int, _Said] = {}
-    together = run.engine(model, "decision") is replay and is_exact(model)
+    together = side_by_side(model, run.engine(model, "decision"))
     n_places = [len(each) - start for each, start in zip(ids, starts, strict=True)]
     for batch in batches(model, ids, None if together else 1, n_places):
         for row, logits in zip(batch.rows, logits_at(model, batch).split([n_places[row] for row in batch.rows]), strict=True):

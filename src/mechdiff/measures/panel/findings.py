@@ -13,9 +13,11 @@ import polars as pl
 from mechdiff import labels
 from mechdiff.measures.panel.plan import ALSO, GROUPS
 from mechdiff.rows import where
+from mechdiff.shares import BETWEEN
 from mechdiff.statistics import intervals, simulated
+from mechdiff.statistics.memory import once
 
-KL = ("kl_tuned_base_nats", "kl_shared_nats")
+KL = BETWEEN["base"]
 SCORES = {"loss": "loss_change_nats", "right": "right_change", "refusal": "refusal_change"}
 """What is tested of each group, by name."""
 SURE = 0.05
@@ -83,6 +85,7 @@ def overall(rows: pl.DataFrame) -> dict[str, tuple[float, float | None, float | 
     return found
 
 
+@once
 def changes(rows: pl.DataFrame, summary: pl.DataFrame) -> list[Change]:
     """Every score of every group, in the panel's order; p family-wise over all of them."""
     table = of_panel(summary)

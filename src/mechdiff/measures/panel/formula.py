@@ -29,12 +29,9 @@ import polars as pl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechdiff import labels
+from mechdiff import labels, shares
 from mechdiff.engine.distributions import kl_nats, top1_same
 from mechdiff.rows import rows
-
-CHANGES = ("loss_change_nats", "right_change", "refusal_change", "margin_change_nats", "refusal_soft_change_nats")
-"""Tuned less base."""
 
 
 def losses(logits: Float[Tensor, "pos vocab"], said: Int[Tensor, " pos"]) -> float:
@@ -46,9 +43,10 @@ def losses(logits: Float[Tensor, "pos vocab"], said: Int[Tensor, " pos"]) -> flo
 def apart(base: Float[Tensor, "pos vocab"], tuned: Float[Tensor, "pos vocab"], n_shared: int) -> dict[str, float]:
     """Means over positions of what both models say next, on the tokens that both have: the first `n_shared`."""
     b, t = base[:, :n_shared], tuned[:, :n_shared]
-    names = ("kl_tuned_base_nats", "kl_base_tuned_nats") if n_shared == base.shape[-1] else ("kl_shared_nats", "kl_shared_base_tuned_nats")
-    kl = (kl_nats(t, b), kl_nats(b, t))
-    found = dict(zip(names, (float(one.mean()) for one in kl), strict=True)) | {"top1_same": float(top1_same(base, tuned).double().mean())}
+    names = [shares.BETWEEN[side][n_shared < base.shape[-1]] for side in ("base", "tuned")]
+    found = dict(zip(names, (float(one.mean()) for one in (kl_nats(t, b), kl_nats(b, t))), strict=True)) | {
+        "top1_same": float(top1_same(base, tuned).double().mean())
+    }
     return found | ({"mass_outside": float(tuned.double().softmax(-1)[:, n_shared:].sum(-1).mean())} if n_shared < base.shape[-1] else {})
 
 

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
+from mechdiff import shares
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.measures.panel import plan
 from mechdiff.report.parts import Chapter
 from mechdiff.statistics.metric import Metric, Numbers, metrics
 from mechdiff.study.experiment import Budget, Experiment, Stage
-
-KL = ("kl_tuned_base_nats", "kl_base_tuned_nats", "kl_shared_nats", "kl_shared_base_tuned_nats")
 
 PANEL = Measure(
     name="panel",
@@ -27,7 +26,7 @@ PANEL = Measure(
     # what statistics read
     numbers=Numbers(
         metrics=(
-            *(Metric(name=name, unit="nats", floor="either") for name in KL),
+            *(Metric(name=name, unit="nats", floor="either") for name in sum(shares.BETWEEN.values(), ())),
             *metrics("top1_same", "mass_outside", unit="share"),
             *metrics("loss_base_nats", "loss_tuned_nats", unit="nats"),
             Metric(name="loss_change_nats", unit="nats", signed=True, tested=True),

@@ -8,6 +8,7 @@ from mechdiff.measures.panel.findings import Change
 from mechdiff.measures.panel.words import ON_BOTH, name
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import between, nats, share, shown
+from mechdiff.statistics.floors import FLOORS
 
 TITLE = "What else changed?"
 COLUMNS = (
@@ -45,7 +46,7 @@ def _groups(run: Run) -> dict:
     for r in findings.groups(run.summary).iter_rows(named=True):
         group = r["group"]
         loss = changed.get((group, "loss"))
-        quiet = " (not above three times the noise floor)" if r["floor"] is not None and r["kl"] <= 3 * r["floor"] else ""
+        quiet = " (not above three times the noise floor)" if r["floor"] is not None and r["kl"] <= FLOORS * r["floor"] else ""
         lines.append(
             [
                 name(group), str(r["n"]), f"{shown(r['kl'], r['low'], r['high'])}{quiet}", shown(r["top1"], r["top1_low"], r["top1_high"], digits=2),
