@@ -31,6 +31,7 @@ MEASURES: list[Any] = [
         "closer": [1], "strengths": [0.5], "windows": [2], "draws": 1, "contrast": True, "side_prompts": 3, "test_draws": 2, "texts": 1,
         "continuation": 2, "max_side_kl_nats": 100.0, "max_perplexity_ratio": 100.0,
     }},
+    {"off_manifold": {"folds": 4}},
     {"interpolation": {
         "closer": [1], "strengths": [-0.5, 0.5, 2], "report_prompts": 5, "side_prompts": 2, "answers": 1, "answer_strengths": [0, 1.5],
         "continuation": 4,

@@ -208,6 +208,12 @@ METRICS |= {
     )
 }
 METRICS |= {
+    "mahalanobis_sd": Term(
+        "distance from own activations, standard deviations",
+        "Mahalanobis distance of an activation from the running model's own clean ones on other prompts, by their shrunk covariance.",
+        "Mahalanobis 1936; Ledoit & Wolf 2004",
+    ),
+    "norm_ratio": Term("norm over the own norm", "Norm of a written or mapped activation over that of the activation it is compared with."),
     "top1_same_answer": Term(
         "same top-1 token, share of answer tokens", "Top-1 agreement of the two models over the first tokens of an answer that both read."
     ),

@@ -19,6 +19,7 @@ PAGES = (
     "mechdiff.measures.transport.measure:TRANSPORT",
     "mechdiff.measures.rank.measure:RANK",
     "mechdiff.measures.steering.measure:STEERING",
+    "mechdiff.measures.off_manifold.measure:OFF_MANIFOLD",
     "mechdiff.measures.interpolation.measure:INTERPOLATION",
     "mechdiff.measures.heads.measure:HEADS",
     "mechdiff.measures.attribution.measure:ATTRIBUTION",

@@ -1,5 +1,8 @@
 """Activations of one model are patched into the other, site by site."""
 
+from jaxtyping import Float
+from torch import Tensor
+
 from mechdiff import labels
 from mechdiff.engine.counterfactuals import LOCATING, labelled
 from mechdiff.measures.patching import formula
@@ -14,16 +17,21 @@ from mechdiff.study.planner import NEED_FIT
 def patch(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert model
     key = cell.key
-    states = Both(**{side: run.states(side, key["split"], key["position"], key["ids"]).kinds[key["kind"]] for side in ("base", "tuned")})
-    means = _means(run, cell) if key["arm"] in NEED_FIT else None
-    donor = run.donors("tuned", cell) if key["arm"] == "resample" else None
-    written = formula.written_state(key["arm"], key["direction"], states, means=means, donor=donor)
-    variants = formula.variants(key["kind"], key["layers"], written, key["width"])
+    variants = formula.variants(key["kind"], key["layers"], written(run, cell), key["width"])
     named = labelled(
         len(variants), measure="patching", direction=key["direction"], split=key["split"], arm=key["arm"], layer=list(key["layers"]),
         site=key["kind"], unit=labels.window_unit(key["width"], key["position"]),
     )  # fmt: skip
     return run.variants(cell, model, variants, named, floor=key["floor"], metrics=LOCATING), {}
+
+
+def written(run: Execution, cell: Cell) -> Float[Tensor, "layer prompt pos d"]:
+    """The states that a cell writes, at every layer."""
+    key = cell.key
+    states = Both(**{side: run.states(side, key["split"], key["position"], key["ids"]).kinds[key["kind"]] for side in ("base", "tuned")})
+    means = _means(run, cell) if key["arm"] in NEED_FIT else None
+    donor = run.donors("tuned", cell) if key["arm"] == "resample" else None
+    return formula.written_state(key["arm"], key["direction"], states, means=means, donor=donor)
 
 
 def _means(run: Execution, cell: Cell) -> Both:

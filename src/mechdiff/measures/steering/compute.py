@@ -96,7 +96,7 @@ def _places(run: Execution, cell: Cell, layers: Sequence[int], width: int = 1) -
     return found
 
 
-def _edits(run: Execution, cell: Cell, layers: Sequence[int], width: int = 1) -> list[Edit]:
+def edits_of(run: Execution, cell: Cell, layers: Sequence[int], width: int = 1) -> list[Edit]:
     options, key = _options(run), cell.key
     return [
         edit
@@ -112,7 +112,7 @@ def steer(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of every edit at the decision position."""
     assert model
     key, layers = cell.key, closer_layers(run, _options(run))
-    edits = _edits(run, cell, layers)
+    edits = edits_of(run, cell, layers)
     if not edits:
         return empty(), {}
     states = run.states(model.side, key["split"], "decision", key["ids"]).kinds[key["kind"]]
@@ -133,7 +133,7 @@ def steered_prompts(run: Execution, cell: Cell, model: Model | None) -> Result:
     reader, clean, columns = _reader(run, cell, model), _clean(run, cell, model), {"direction": key["direction"], "split": key["split"]}
     frames = [empty()]
     for width in (1, *key["windows"]):
-        edits = formula.few(_edits(run, cell, strongest(run, key["kind"]), width))
+        edits = formula.few(edits_of(run, cell, strongest(run, key["kind"]), width))
         frames.append(formula.measure_effects(reader, edits, clean, columns))
         if width > 1:
             frames.append(formula.measure_effects(reader, edits, clean, columns, all_positions=False))
@@ -144,7 +144,7 @@ def side_effects(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of what the same edits do to neutral prompts."""
     assert model
     layers = strongest(run, cell.key["kind"])
-    edits = [edit for width in (1, *cell.key["windows"]) for edit in formula.few(_edits(run, cell, layers, width))]
+    edits = [edit for width in (1, *cell.key["windows"]) for edit in formula.few(edits_of(run, cell, layers, width))]
     return formula.measure_side_effects(_reader(run, cell, model), edits, {"direction": cell.key["direction"]}), {}
 
 

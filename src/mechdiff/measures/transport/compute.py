@@ -218,12 +218,12 @@ def patched(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of one map written at every layer of one running model."""
     assert model
     key = cell.key
-    written, ranks = _written(run, cell)
+    states, ranks = written(run, cell)
     if (done := _patched_already(run, cell)) is not None:
         rank_of = pl.DataFrame({"layer": list(key["layers"]), "rank": ranks}, schema={"layer": pl.Int64, "rank": pl.Int64})
         same = done.drop("rank").join(rank_of, on="layer", how="left", maintain_order="left").select(done.columns)
         return same.with_columns(measure=pl.lit("transport"), direction=pl.lit(key["direction"])), {}
-    variants = patching_formula.variants(key["kind"], key["layers"], dict(zip(key["layers"], written, strict=True)))
+    variants = patching_formula.variants(key["kind"], key["layers"], dict(zip(key["layers"], states, strict=True)))
     named = labelled(
         len(variants), measure="transport", direction=key["direction"], split=key["split"], layer=list(key["layers"]), site=key["kind"],
         arm=key["arm"], rank=ranks,
@@ -243,7 +243,7 @@ def _patched_already(run: Execution, cell: Cell) -> pl.DataFrame | None:
     return run.folder.load(found[0].key).frame.filter(pl.col("control").is_null()) if found else None
 
 
-def _written(run: Execution, cell: Cell) -> tuple[Tensor, list[int | None]]:
+def written(run: Execution, cell: Cell) -> tuple[Tensor, list[int | None]]:
     """`[layer, prompt, pos, d]` that an arm writes, and the measured rank of each layer's map."""
     key = cell.key
     arm, kind, layers = key["arm"], key["kind"], key["layers"]

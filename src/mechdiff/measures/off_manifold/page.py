@@ -1,0 +1,82 @@
+"""The section on writes off the manifold sets each write's distance from the running model's own states beside what it does."""
+
+from mechdiff import terms
+from mechdiff.measures.off_manifold import findings
+from mechdiff.measures.off_manifold.findings import FEWEST_OWN
+from mechdiff.measures.off_manifold.words import by_chance, reach
+from mechdiff.report.difference import site_name
+from mechdiff.report.parts import Run, Section, note, table
+from mechdiff.report.phrasing import nats, share, with_ends
+
+TITLE = "Does the running model have activations like those written?"
+SITES = 12
+"""Sites that are shown, the largest effect first."""
+HOW = (
+    "Each written activation is held against the running model's own clean ones at that site and at the decision position, on prompts of other "
+    "parts than its own (Mahalanobis distance, Ledoit-Wolf covariance), and so is each of its own. Limit: the distance that {keeps} keep. Looked at "
+    "are patches of one site, maps at strength 1 and steering without controls, on the report prompts; not windows, several positions, answers or "
+    "heads. It misleads where own activations are few or of one kind of prompt: the model may have others."
+)
+DIRECTIONS = {"base<-base": "within the base", "tuned<-tuned": "within the tuned model"}
+
+
+def off_manifold(run: Run) -> Section:
+    """The section; a note with the reason where it was not measured."""
+    found = findings.by_edit(run.rows)
+    if found.is_empty():
+        why = next((one["why"] for one in run.manifest.get("skipped") or () if one["what"] == "off_manifold"), None)
+        return Section(
+            id="off_manifold", title=TITLE, parts=[note(f"Written activations were not held against own ones{f': {why}' if why else ''}.")]
+        )
+    own = found["own"].min()
+    assert isinstance(own, int)
+    if own < FEWEST_OWN:
+        return Section(id="off_manifold", title=TITLE, parts=[_edits(run), note(
+            f"{own} own activations are too few to call any write beyond them ({FEWEST_OWN} are needed); distances are in the table."
+        )])  # fmt: skip
+    how = HOW.format(keeps=f"{reach(own)} ({share(by_chance(own), 3)} of states like them pass it by chance)")
+    return Section(id="off_manifold", title=TITLE, parts=[*_sites(run), _edits(run), note(how)])
+
+
+def _sites(run: Run) -> list[dict]:
+    found = findings.by_site(run.rows, run.summary)
+    lines = [
+        [
+            row["name"],
+            terms.DIRECTIONS[row["direction"]].label,
+            share(row["share"]),
+            f"{row['beyond']} of {row['writes']}",
+            share(row["ratio"]),
+            share(row["far"]),
+        ]
+        for row in found.with_columns(name=site_name()).head(SITES).iter_rows(named=True)
+    ]
+    columns = ["site", "direction", "share of D", "beyond own", "norm / own norm", "distance / limit"]
+    more = f"; the {SITES} with the largest share of D, of {len(found)}" if len(found) > SITES else ""
+    return [table(columns, lines, title=f"The other model's activation, by site (medians over prompts){more}")] if lines else []
+
+
+def _edits(run: Run) -> dict:
+    lines = [
+        [
+            _name(row),
+            terms.DIRECTIONS[row["direction"]].label if row["direction"] in terms.DIRECTIONS else DIRECTIONS[row["direction"]],
+            str(row["writes"]),
+            "–" if row["beyond"] is None else str(row["beyond"]),
+            with_ends(row["part"], row["low"], row["high"]),
+            share(row["ratio"]),
+            share(row["far"]),
+        ]
+        for row in findings.by_edit(run.rows).iter_rows(named=True)
+    ]
+    columns = ["written", "direction", "writes", "beyond own", "share (95\u00a0%)", "norm / own norm", "distance / limit"]
+    return table(columns, lines, folded="By what was written, all sites together (medians over writes)")
+
+
+def _name(row: dict) -> str:
+    """An edit's arm with its rank, of subspaces, and its strength."""
+    if row["arm"] in terms.CONDITIONS:
+        return terms.CONDITIONS[row["arm"]].label
+    steered = row["arm"] in ("add", "amplify", "ablate", "interchange")
+    rank = f", {row['rank']} dimensions" if steered and row["arm"] != "add" else ""
+    return f"{row['arm']}{rank}" + ("" if row["strength"] is None else f" × {nats(row['strength'])}")

@@ -1,0 +1,63 @@
+"""Activations written at the decision position are held against the running model's own: a cell a model and kind of site."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import Field
+
+from mechdiff.measures.patching.plan import PatchingOptions
+from mechdiff.measures.patching.selection import choice
+from mechdiff.measures.steering.plan import SteeringOptions
+from mechdiff.measures.transport.plan import TransportOptions
+from mechdiff.study.cells import Cell
+from mechdiff.study.options import Options
+from mechdiff.study.planner import Planner, prompt_hashes, sizes
+
+SPLITS = ("fit", "select", "report")
+"""Whose prompts own activations are of, as far as a study has them."""
+FEWEST = 6
+"""Prompts under which nothing is measured."""
+
+
+class OffManifoldOptions(Options):
+    folds: Annotated[int, Field(ge=2)] = 10  # parts of the prompts: a write is held against own activations on the other parts
+
+
+def cells(planner: Planner) -> Iterator[Cell]:
+    """One cell for each model that runs and kind of site that something is written at."""
+    options = planner.study.asked(OffManifoldOptions)
+    if not options:
+        return
+    patching, transport, steering = (
+        planner.study.asked(PatchingOptions),
+        planner.study.asked(TransportOptions),
+        planner.study.asked(SteeringOptions),
+    )
+    asked = [one for one in (patching, transport, steering) if one]
+    if not asked:
+        planner.skip("off_manifold", "the study asks for none of patching, transport and steering, which write the activations it looks at")
+        return
+    if "report" not in planner.splits or sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
+        planner.skip("off_manifold", "nothing is written: there are no report prompts, or a state of one model does not fit into the other")
+        return
+    n = sum(len(planner.splits[split]) for split in SPLITS if split in planner.splits)
+    if n < FEWEST:
+        planner.skip("off_manifold", f"{n} prompts give no covariance of activations; {FEWEST} are needed")
+        return
+    kinds = [kind for kind in planner.wanted if any(kind in one.sites for one in asked)]
+    items = planner.whole("report")
+    on = {split: prompt_hashes(planner, split) for split in SPLITS if split != "report"}
+    layers = [choice(planner, one) for one in (transport, steering) if one]
+    for side in planner.shapes:
+        for kind in kinds:
+            what = {
+                "runs": side,
+                "kind": kind,
+                "split": "report",
+                "position": "decision",
+                "folds": options.folds,
+                "seed": planner.study.seed,
+            }
+            what |= {"own": on, "written": [one.model_dump(mode="json") for one in asked], "closer": layers}
+            flops = 40.0 * planner.shape.n_layers * len(items) * n * planner.shape.width(kind)
+            yield Cell(stage="off_manifold", key=planner.key(items, stage="off_manifold", **what), items=items, side=None, flops=flops)
