@@ -22,9 +22,9 @@ MEASURES: list[Any] = [
     "chat_template",
     {"transport": {
         "sites": ["resid_post", "z"], "layers": [1, 2], "closer": [1, 2], "strengths": [0.5], "rows_per_prompt": 4, "permutations": 10,
-        "dimensions": 2, "clusters": 2,
-        "maps": ["diag_affine", "anchored_ridge", "anchored_procrustes", "rrr", "ridge", "pca", "procrustes", "whitened_procrustes",
-                 "logit_subspace", "logit_subspace_joint", "per_cluster", "rank_truncated", "rescaled", "norm_matched"],
+        "dimensions": 2, "clusters": 2, "cuts": [2, "full"], "positions": ["last_2"],
+        "maps": ["diag_affine", "anchored_ridge", "anchored_procrustes", "rrr", "ridge", "standardised_ridge", "pca", "procrustes",
+                 "whitened_procrustes", "logit_subspace", "logit_subspace_joint", "per_cluster", "rank_truncated", "rescaled", "norm_matched"],
     }},
     {"rank": {"sites": ["attn_out", "resid_post"], "closer": [1], "strengths": [0.5], "fisher_samples": 1, "draws": 1}},
     {"steering": {

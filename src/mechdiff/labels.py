@@ -9,6 +9,7 @@
                 "token 17"          one token of a text;  "tuned, sampled": what one model said, and of which kind it is
                 "passages, gained: the"     a line of evidence: what was read, whether the tuned model has more of it, and the token or feature
                 "texts: code"       a group of texts that both models read
+                "cut 8", "cut full" a map between so many principal components of each side, or between all
     control     "permuted#3"        one draw of a control; "bogus_map:L4": the map of another layer; others are plain words
 
 Nothing else composes these texts or takes them apart, so a writer of rows and a reader of them cannot disagree. Functions that return an expression
@@ -55,9 +56,20 @@ def runner_column() -> pl.Expr:
 
 PATCHES = ("identity", "shift", "mean", "resample")
 """What is written without learning anything about the single prompt: see measures/patching/formula.py."""
-MAPS = ("diag_affine", "anchored_ridge", "anchored_procrustes", "rrr", "ridge", "pca", "procrustes", "whitened_procrustes", "logit_subspace",
-        "logit_subspace_joint", "per_cluster", "rank_truncated", "rescaled", "norm_matched")  # fmt: skip
+MAPS = ("diag_affine", "anchored_ridge", "anchored_procrustes", "rrr", "ridge", "standardised_ridge", "pca", "procrustes", "whitened_procrustes",
+        "logit_subspace", "logit_subspace_joint", "per_cluster", "rank_truncated", "rescaled", "norm_matched")  # fmt: skip
 """Maps that are learned: see maps/maps.py. The first four are the default; unanchored ones run by name only."""
+
+
+def cut_unit(cut: int | str) -> str:
+    """A map between the first `cut` principal components of each side, or between all ("full")."""
+    return f"cut {cut}"
+
+
+def cut_words() -> pl.Expr:
+    """The components that a cut map is between, as a study says them; null for other rows."""
+    return pl.col("unit").str.extract(r"^cut (\d+|full)$")
+
 
 # ---- units: heads of one block, and players of the network ----------------------------------------------------------------------------
 
@@ -139,7 +151,7 @@ def set_of(unit: str | None) -> list[str]:
     return (unit or "").split("+")
 
 
-# ---- units: blocks, positions and tokens ----------------------------------------------------------------------------------------------
+# ---- units: blocks, positions and tokens, and what a model says -----------------------------------------------------------------------
 
 ALL_POSITIONS = "all_pos"
 POOLED = "words"
@@ -173,11 +185,10 @@ def beside_answer() -> pl.Expr:
 
 
 class Window(NamedTuple):
-    """How many neighbouring blocks are written at, and at which positions."""
+    """How many neighbouring blocks are written at, and at which positions in a study's word: "decision", "last_4", "all"."""
 
     width: int
     position: str
-    """A study's word: "decision", "last_4", "all"."""
 
 
 def window_unit(width: int, position: str) -> str | None:
@@ -219,11 +230,6 @@ def is_position() -> pl.Expr:
     return pl.col("unit").str.contains(r"^positions?:? ").fill_null(False)
 
 
-def position_part() -> pl.Expr:
-    """The part of a prompt that a row is of; null for other rows."""
-    return pl.col("unit").str.extract(r"^positions: (.+)$")
-
-
 def position_number() -> pl.Expr:
     """The single position of a prompt that a row is of; null for other rows."""
     return pl.col("unit").str.extract(r"^position (\d+)$").cast(pl.Int64)
@@ -258,8 +264,6 @@ def is_token() -> pl.Expr:
     return pl.col("unit").str.contains(r"^token \d+$").fill_null(False)
 
 
-# ---- units: what a model says ---------------------------------------------------------------------------------------------------------
-
 SAMPLED, SHARED_TOKENS = "sampled", "shared tokens"
 
 
@@ -289,14 +293,11 @@ def texts_group() -> pl.Expr:
 
 
 class EvidenceLine(NamedTuple):
-    """One line of evidence of what was taught."""
+    """One line of evidence of what was taught: what was read, whether the tuned model has more of it, and the token or feature of texts."""
 
     where: str
-    """What was read."""
     gained: bool
-    """Whether the tuned model has more of it."""
     text: str
-    """A token, or a feature of texts."""
 
 
 def evidence_unit(where: str, gained: bool, text: str) -> str:

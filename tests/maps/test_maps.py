@@ -8,6 +8,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.linalg import orthogonal_procrustes
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from mechdiff import load_map
@@ -19,7 +23,7 @@ from mechdiff.maps.maps import DEFAULT, FAMILIES, WIDTHS_MAY_DIFFER, Map, check_
 from oracles import maps as oracle
 
 D = 50
-ANCHORED = [name for name in FAMILIES if name not in ("mean", "ridge", "pca", "procrustes", "whitened_procrustes")]
+ANCHORED = [name for name in FAMILIES if name not in ("mean", "ridge", "standardised_ridge", "pca", "procrustes", "whitened_procrustes")]
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -85,7 +89,7 @@ def test_widths_that_differ_where_they_may(family: str) -> None:
     one = make(family).fit(source, source @ matrix + 1)
     moved = one.transform(random(5, 20, seed=4))
     assert moved.shape == (5, 8)
-    if family in ("ridge", "pca"):
+    if family in ("ridge", "standardised_ridge", "pca"):
         torch.testing.assert_close(moved, random(5, 20, seed=4) @ matrix + 1, atol=1e-3, rtol=1e-3)
 
 
@@ -134,7 +138,7 @@ def test_anchored_maps_of_identical_models_are_the_identity_whatever_the_rows(fa
         assert one.rank_ == 0
 
 
-@pytest.mark.parametrize("family", ["ridge", "procrustes", "whitened_procrustes", "pca"])
+@pytest.mark.parametrize("family", ["ridge", "standardised_ridge", "procrustes", "whitened_procrustes", "pca"])
 def test_maps_that_are_not_anchored_fail_on_identical_models_with_few_rows_and_say_so(family: str) -> None:
     states, others = random(30, D), random(200, D, seed=1)
     one = make(family).fit(states, states)
@@ -178,6 +182,22 @@ def test_procrustes_is_scipys() -> None:
     expected = target.mean(0) + x @ torch.from_numpy(turn) * (total / x.square().sum())
     torch.testing.assert_close(Map("procrustes").fit(source, target).transform(source), expected)
     torch.testing.assert_close(Map("anchored_procrustes", lam=0.0).fit(source, target).transform(source), expected)
+
+
+@pytest.mark.parametrize("n", [30, 120])
+def test_a_standardised_ridge_is_that_of_scikit_learn_and_the_width_of_a_feature_is_nothing_to_it(n: int) -> None:
+    """Its lambda is in units of tr(X'X)/d, which of standardised states is the number of rows."""
+    wide = torch.logspace(-2, 2, D).double()
+    source, target, held_out = random(n, D) * wide + 3, random(n, D, seed=1) * wide.flip(0), random(9, D, seed=2) * wide
+    for lam in (0.01, 1.0):
+        by_side = TransformedTargetRegressor(make_pipeline(StandardScaler(), Ridge(alpha=lam * n)), transformer=StandardScaler())
+        expected = torch.from_numpy(by_side.fit(source.numpy(), target.numpy()).predict(held_out.numpy()))
+        found = Map("standardised_ridge", lam=lam).fit(source, target).transform(held_out)
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+        scaled = Map("standardised_ridge", lam=lam).fit(source / wide, target / wide.flip(0)).transform(held_out / wide)
+        torch.testing.assert_close(scaled * wide.flip(0), found, rtol=1e-8, atol=1e-8)
+        plain = Map("ridge", lam=lam).fit(source, target).transform(held_out)
+        assert (plain - found).norm() > 0.1 * (found - target.mean(0)).norm()
 
 
 @pytest.mark.parametrize("family", ["procrustes", "whitened_procrustes"])

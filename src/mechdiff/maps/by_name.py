@@ -4,6 +4,7 @@ Not anchored: they predict the target itself, so with few rows they fail even wh
 feature, and gives the held-out R2 that it reaches between the source and itself (1 for an estimator that can be believed).
 
     ridge                 ridge regression of the target (lambda by cross-validation)
+    standardised_ridge    the same between standardised states: each side less its mean, over its standard deviation, feature by feature
     pca                   least squares between the top q principal components of both
     procrustes            the rotation and scale of least squares (Schoenemann 1966), between widths that may differ
     whitened_procrustes   whiten, rotate, scale, colour: covariances shrunk towards a multiple of the identity, eigenvalues kept above a floor
@@ -74,6 +75,24 @@ def _projected_target(pairs: Pairs) -> Tensor:
 def plain_ridge(pairs: Pairs, lam: float | None = None) -> Fit:
     lam = cross_validated(pairs.source, pairs.target, pairs.groups).lambda_ if lam is None else lam
     return _judged(pairs, lambda part: _linear(part, *ridge(part.decomposed, _projected_target(part), lam)), lam)
+
+
+def standardised_ridge(pairs: Pairs, lam: float | None = None) -> Fit:
+    """Every feature counts alike, however wide it is: on the source's side for the penalty, on the target's for the choice of it."""
+
+    def standardised(part: Pairs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        spread, spread_target = part.source.std(0, correction=0), part.target.std(0, correction=0)
+        return (part.source - part.mean_source) / spread, (part.target - part.mean_target) / spread_target, spread, spread_target
+
+    def solve(part: Pairs) -> Affine:
+        x, y, spread, spread_target = standardised(part)
+        found = decompose(x)
+        assert found.left is not None
+        left, right = ridge(found, found.left.T @ y, penalty)
+        return _linear(part, left / spread[:, None], right * spread_target)
+
+    penalty = cross_validated(*standardised(pairs)[:2], pairs.groups).lambda_ if lam is None else lam
+    return _judged(pairs, solve, penalty)
 
 
 def pca(pairs: Pairs, q: int = 64) -> Fit:

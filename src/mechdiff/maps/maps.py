@@ -33,6 +33,7 @@ FAMILIES: dict[str, Callable[..., Fit]] = {
     "anchored_procrustes": anchored.anchored_procrustes,
     "rrr": anchored.reduced_rank,
     "ridge": by_name.plain_ridge,
+    "standardised_ridge": by_name.standardised_ridge,
     "pca": by_name.pca,
     "procrustes": by_name.procrustes,
     "whitened_procrustes": by_name.whitened_procrustes,
@@ -44,7 +45,7 @@ FAMILIES: dict[str, Callable[..., Fit]] = {
     "norm_matched": by_name.norm_matched,
 }
 DEFAULT = (*PATCHES[:3], *MAPS[:4])
-WIDTHS_MAY_DIFFER = ("mean", "ridge", "pca", "procrustes")
+WIDTHS_MAY_DIFFER = ("mean", "ridge", "standardised_ridge", "pca", "procrustes")
 NEXT_TO_NOTHING = 0.05
 """A map that explains less of the variance of the states it was fitted on writes all but the mean."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mechdiff import labels
 from mechdiff.architectures.sites import Site
+from mechdiff.engine.counterfactuals import LOCATING
 from mechdiff.engine.gradients import fisher_samples
 from mechdiff.measures.patching.hot import closer_layers
 from mechdiff.measures.rank import formula
@@ -71,7 +72,7 @@ def rank_curve(run: Execution, cell: Cell, model: Model | None) -> Result:
         with few_threads(len(fit.base)):
             maps = formula.curve_maps(fit, None if gradients is None else torch.from_numpy(gradients), seed=cell.key["seed"])
         _write_curve(look, layer, maps, options, cell.key["seed"])
-    found = look.rows(run, cell, model, "rank")
+    found = look.rows(run, cell, model, "rank", LOCATING)
     if (look.direction, cell.key["shard"]) != ("tuned<-base", 0):
         return found, {}
     at = {

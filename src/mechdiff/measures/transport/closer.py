@@ -1,6 +1,6 @@
 """At a few selected layers, maps are applied at several strengths and beside their controls."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import polars as pl
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mechdiff import labels
 from mechdiff.architectures.sites import Site
-from mechdiff.engine.counterfactuals import LOCATING, labelled
+from mechdiff.engine.counterfactuals import labelled
 from mechdiff.engine.distributions import EVERY
 from mechdiff.engine.replay import Variant, Write
 from mechdiff.maps.maps import Map
@@ -44,10 +44,10 @@ class Look:
         self.variants.append({Site(layer, self.kind): Write(value=state[:, None].float())})
         self.labels.append({"layer": layer, **named})
 
-    def rows(self, run: Execution, cell: Cell, model: Model, measure: str) -> pl.DataFrame:
+    def rows(self, run: Execution, cell: Cell, model: Model, measure: str, metrics: Collection[str] = EVERY) -> pl.DataFrame:
         columns = {name: [label.get(name) for label in self.labels] for name in ("layer", "arm", "rank", "strength", "control", "unit")}
         named = labelled(len(self.labels), measure=measure, direction=self.direction, split=self.split, site=self.kind, **columns)
-        return run.variants(cell, model, self.variants, named, metrics=LOCATING if measure == "rank" else EVERY)
+        return run.variants(cell, model, self.variants, named, metrics=metrics)
 
 
 def closer(run: Execution, cell: Cell, model: Model | None) -> Result:

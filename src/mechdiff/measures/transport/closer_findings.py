@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.measures.transport.findings import CLOSENESS
+from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
 from mechdiff.report import difference, spoken
 from mechdiff.report.effect_shares import arm_place, cells, kind_place, plain, shares, totals, written
 from mechdiff.rows import where
@@ -137,3 +137,82 @@ def drop_by_split(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     found = plain(found).with_columns(name=difference.site_name()).sort("layer", kind_place(), arm_place())
     both = found.group_by("name", "arm").agg(pl.col("split").n_unique().alias("splits")).filter(pl.col("splits") > 1)
     return found.join(both, on=["name", "arm"], how="semi", maintain_order="left").select("name", "arm", "split", "drop")
+
+
+def swept(rows: pl.DataFrame, direction: str, metric: str, split: str | None = None) -> pl.DataFrame:
+    """The rows of the sweep over cuts, per prompt, with `name`, `cut` as a study says it, `k` (null: full), the strength `s`, and `itself`."""
+    values = written(rows, direction, metric, measure="transport", split=split).with_columns(cut=labels.cut_words())
+    return values.filter(pl.col("cut").is_not_null()).with_columns(
+        name=difference.site_name(),
+        k=pl.col("cut").cast(pl.Int64, strict=False),
+        s=pl.col("strength").fill_null(1.0),
+        itself=pl.col("control").is_not_null(),
+    )
+
+
+LAST = "last_"
+"""What a study's word for several last positions begins with."""
+PLACE = ("name", "layer", "site", "arm", "cut", "k", "s")
+"""What tells one write of the sweep from another."""
+
+
+def sweep(rows: pl.DataFrame) -> pl.DataFrame:
+    """One row per site, map, cut and strength: `... raw kl drop low high itself apart apart_low apart_high p fit_kl fit_drop moved moved_itself`.
+
+    Closeness: `kl` in nats on the reported prompts, `raw` with the base's own state, `drop` = 1 - kl/raw with its interval; `itself` with the
+    same cut between the tuned model and itself, `apart` = kl - itself with its interval and its p (all of the sweep one family: max-t); `fit_kl`
+    and `fit_drop` on the prompts of the fit. Transport proper: `moved`, the share of D that the base recovers, and what its own cut does.
+    """
+    split = difference.reported(rows, "transport")
+    values = swept(rows, CLOSENESS, "kl_own_nats", split)
+    order = [pl.col("layer"), kind_place(), arm_place(), pl.col("k").fill_null(np.iinfo(np.int64).max), pl.col("s")]
+    found = values.select(PLACE).unique().sort(order).with_row_index("cell")
+    numbered = values.join(found, on=PLACE, nulls_equal=True)
+    tables = {itself: statistics_summary.prompt_matrix(part, by="cell") for (itself,), part in numbered.group_by("itself")}
+    if set(tables) != {True, False}:
+        return found.clear().drop("cell")
+    kl, itself = tables[False][2], tables[True][2]
+    raw = _raw(rows, found, tables[False][0], split)
+    columns = dict(zip(("drop", "low", "high"), intervals.share_intervals(raw - kl, raw), strict=True))
+    columns |= {"raw": raw.mean(axis=0), "kl": kl.mean(axis=0), "itself": itself.mean(axis=0), "apart": (kl - itself).mean(axis=0)}
+    columns |= dict(zip(("apart_low", "apart_high"), intervals.mean_intervals(kl - itself), strict=True))
+    columns["p"] = spoken.family_p(rows, kl - itself)
+    found = found.with_columns(pl.Series(name, column, dtype=pl.Float64).fill_nan(None) for name, column in columns.items())
+    on_fit = swept(rows, CLOSENESS, "kl_own_nats", "fit").group_by(PLACE).agg(fit_kl=pl.col("value").mean())
+    fit_raw = where(written(rows, CLOSENESS, "kl_own_nats", measure="transport", split="fit"), arm="identity", control=None, unit=None)
+    fit_raw = fit_raw.group_by("layer", "site").agg(fit_raw=pl.col("value").mean())
+    found = found.join(on_fit, on=PLACE, how="left", nulls_equal=True).join(fit_raw, on=["layer", "site"], how="left")
+    found = found.with_columns(fit_drop=pl.when(pl.col("fit_raw") > 0).then(1 - pl.col("fit_kl") / pl.col("fit_raw")))
+    total, moved = totals(rows, split), swept(rows, TRANSPORT, "kl_other_nats", split)
+    for name, part in (("moved", moved.filter(~pl.col("itself"))), ("moved_itself", moved.filter("itself"))):
+        of_d = shares(part, total).with_columns(cut=labels.cut_words(), s=pl.col("strength").fill_null(1.0))
+        found = found.join(of_d.select("name", "arm", "cut", "s", pl.col("share").alias(name)), on=["name", "arm", "cut", "s"], how="left")
+    return found.sort("cell").drop("cell", "fit_raw")
+
+
+def _raw(rows: pl.DataFrame, found: pl.DataFrame, prompts: Sequence[str], split: str | None) -> np.ndarray:
+    """`[prompt, write]`: KL with the base's own state at the site of each write."""
+    own = where(plain(written(rows, CLOSENESS, "kl_own_nats", measure="transport", split=split)), arm="identity")
+    sites = found.select("layer", "site").unique(maintain_order=True).with_row_index("at")
+    named, places, table = statistics_summary.prompt_matrix(own.join(sites, on=["layer", "site"]), by="at")
+    of = found.join(sites, on=["layer", "site"], maintain_order="left")["at"].to_list()
+    return table[np.ix_([list(named).index(name) for name in prompts], [list(places).index(place) for place in of])]
+
+
+def at_positions(rows: pl.DataFrame) -> pl.DataFrame:
+    """`name layer site arm unit kl here_kl moved low high here_moved`: mapped states at several positions, beside the decision position alone.
+
+    `kl` is closeness in nats; `moved` the share of D that the base recovers with its own mapped states, with its interval.
+    """
+    split = difference.reported(rows, "transport")
+    key = ["layer", "site", "arm"]
+    close = where(written(rows, CLOSENESS, "kl_own_nats", measure="transport", split=split), control=None, strength=None)
+    found = close.with_columns(name=difference.site_name()).group_by("name", *key, "unit").agg(kl=pl.col("value").mean())
+    several = pl.col("unit").is_in([unit for unit in found["unit"].unique().drop_nulls() if unit.startswith(LAST)])
+    here = found.filter(pl.col("unit").is_null()).select(*key, here_kl="kl")
+    mapped = where(written(rows, TRANSPORT, "kl_other_nats", measure="transport", split=split), control=None, strength=None)
+    moved = shares(mapped, totals(rows, split))
+    here_moved = moved.filter(pl.col("unit").is_null()).select(*key, here_moved="share")
+    found = found.filter(several).join(here, on=key, how="left").join(here_moved, on=key, how="left")
+    found = found.join(moved.select(*key, "unit", "low", "high", moved="share"), on=[*key, "unit"], how="left")
+    return found.sort("layer", kind_place(), arm_place(), "unit")

@@ -1,6 +1,5 @@
-"""Linear maps between activations are fitted, applied in a running model, and looked at closely at a few layers."""
+"""Linear maps between activations are fitted, and applied in a running model."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,18 +16,15 @@ from mechdiff.engine.counterfactuals import labelled
 from mechdiff.maps.by_name import logit_directions
 from mechdiff.maps.maps import Map, is_the_mean
 from mechdiff.measures.patching import formula as patching_formula
-from mechdiff.measures.patching.hot import closer_layers
 from mechdiff.measures.transport import formula
 from mechdiff.measures.transport.formula import Maps, Sample
-from mechdiff.measures.transport.plan import TransportOptions
 from mechdiff.measures.weights.formula import readout
 from mechdiff.models.pair import Model
 from mechdiff.rows import empty, rows
 from mechdiff.store.disk import as_bytes
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution, positions
+from mechdiff.study.execution import Execution
 from mechdiff.study.experiment import Result
-from mechdiff.study.planner import LAST_LEFT_OUT
 
 ROWS_FOR_THREADS = 128
 """Rows from which linear algebra gains by several threads."""
@@ -256,46 +252,3 @@ def written(run: Execution, cell: Cell) -> tuple[Tensor, list[int | None]]:
     way = "there" if source == "base" else "back"
     at = [owner.key["ids"].index(name) for name in key["ids"]]
     return torch.from_numpy(held[f"{arm}.{way}"][:, at])[:, :, None], [int(r) for r in held[f"{arm}.{way}.rank"]]
-
-
-def maps_record(run: Execution) -> dict[str, Any]:
-    """For the record: `transport` (what each fit chose, the rows it was given, the saved maps). Saves the closer layers' maps."""
-    options = run.prepared.study.asked(TransportOptions)
-    cells = [cell for cell in run.cells if cell.stage == "fits"]
-    if not options or not cells:
-        return {}
-    layers = closer_layers(run, options)
-    files = [name for cell in cells for layer in layers for name in save(run, cell, layer)]
-    said = {cell.key["kind"]: json.loads(bytes(run.tensors(cell)["said"]).decode()) for cell in cells}
-    records = [one for site in said.values() for arm in site.values() for one in arm.values()]
-    warnings = sorted({text for one in records for text in one["warnings"]})
-    if means := sum("is_the_mean" in one for one in records):
-        warnings.append(f"{means} maps explain no more of what they were fitted to than noise would: they are the mean, or the mean shift")
-    rows_given = {
-        "per_prompt": options.rows_per_prompt,
-        "prompts": len(run.prepared.rendered["fit"]),
-        **_spread(run, options.rows_per_prompt),
-    }
-    return {
-        "transport": {"closer_layers": layers, "fits": said, "rows": rows_given, "maps": files, "warnings": warnings},
-        "warnings": warnings,
-    }
-
-
-def save(run: Execution, cell: Cell, layer: int) -> list[str]:
-    """Puts the maps of one site into the run's folder, for `mechdiff.load_map`; returns their names in it."""
-    names = []
-    for way, maps in (("base_to_tuned", maps_at(run, cell, layer).there), ("tuned_to_base", maps_at(run, cell, layer).back)):
-        for arm in cell.key["settings"]["maps"]:
-            name = f"maps/L{layer}.{cell.key['kind']}.{arm}.{way}.safetensors"
-            maps[arm].save(run.folder.place(name), site=f"L{layer}.{cell.key['kind']}", direction=way)
-            names.append(name)
-    return names
-
-
-def _spread(run: Execution, k: int) -> dict[str, Any]:
-    """Where in the prompts the rows stand that maps are fitted on, in tokens from the start."""
-    if k == 1:
-        return {"positions": "decision"}
-    found = [place for one in run.prepared.rendered["fit"].values() for place in positions(one, f"spread_{k}", "base")]
-    return {"positions": f"spread_{k}", "left_out": LAST_LEFT_OUT, "first": min(found), "last": max(found), "mean": sum(found) / len(found)}

@@ -18,13 +18,15 @@ TRANSPORT = Measure(
         options=plan.TransportOptions,
         cells=plan.transport_cells,
         needs=plan.needs,
-        record=Later("mechdiff.measures.transport.compute:maps_record"),
+        record=Later("mechdiff.measures.transport.record:maps_record"),
         stages=(
             Stage(name="fits", compute=Later("mechdiff.measures.transport.compute:fits")),
             Stage(
                 name="transport", compute=Later("mechdiff.measures.transport.compute:patched"), needs=("capture", "fits", "patching@same")
             ),
             Stage(name="closer", compute=Later("mechdiff.measures.transport.closer:closer"), needs=CLOSER),
+            Stage(name="cuts", compute=Later("mechdiff.measures.transport.cuts:cuts"), needs=CLOSER),
+            Stage(name="mapped_positions", compute=Later("mechdiff.measures.transport.at_positions:mapped"), needs=CLOSER),
             Stage(
                 name="mapped_answers",
                 compute=Later("mechdiff.measures.transport.over_answers:mapped"),

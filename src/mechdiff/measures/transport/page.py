@@ -6,7 +6,7 @@ import polars as pl
 
 from mechdiff import labels
 from mechdiff.measures.divergence.words import why_no_share
-from mechdiff.measures.transport import answers_page, charts, closer_findings, findings, words
+from mechdiff.measures.transport import answers_page, charts, closer_findings, closer_page, findings, words
 from mechdiff.measures.transport.findings import CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report import difference, effect_shares
 from mechdiff.report.parts import Drawn, Run, Section, note, table
@@ -29,7 +29,8 @@ def transport(run: Run) -> Section:
     else:
         parts += _carried(run)
     parts += answers_page.parts(run)
-    return Section(id="transport", title=TITLE, parts=[*parts, *_closeness(run), *_fits(run), *_strength(run), *_controls(run)])
+    found_out = [*_closeness(run), *_fits(run), *_strength(run), *closer_page.parts(run), *_controls(run)]
+    return Section(id="transport", title=TITLE, parts=[*parts, *found_out])
 
 
 def _carried(run: Run) -> list[Any]:

@@ -1,23 +1,28 @@
 """A study file may set these options of transport; its cells are planned from them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from mechdiff.errors import StudyError
-from mechdiff.labels import BASE_INTO_TUNED, MAPS, PATCHES, TUNED_INTO_BASE, WITHIN
+from mechdiff.labels import BASE_INTO_TUNED, MAPS, PATCHES, TUNED_INTO_BASE, WITHIN, n_positions
 from mechdiff.measures.patching.selection import N_CLOSER, closer_cell, closer_over_answers
 from mechdiff.study.cells import Cell
-from mechdiff.study.document import Count, some_of
+from mechdiff.study.document import Count, listed, some_of, whole_numbers, wrong
 from mechdiff.study.experiment import Needs, Window
-from mechdiff.study.options import CloserOptions, Kinds, read_strengths
+from mechdiff.study.options import CloserOptions, Kinds, read_positions, read_strengths
 from mechdiff.study.planner import LAST_LEFT_OUT, Planner, possible, prompt_hashes
 
 CONSTANT = ("shift", "mean")
 """What is written without a map that learns, where maps are fitted on answers."""
 MAPPED = (BASE_INTO_TUNED, *WITHIN)
 """Directions of mapped patches: closeness, transport proper, and the change removed."""
+CUTTABLE = ("procrustes", "whitened_procrustes")
+"""Maps that can be fitted between the first principal components of each side."""
+FULL = "full"
+"""A study's word for a map between all principal components."""
 
 
 def transport_cells(planner: Planner) -> Iterator[Cell]:
@@ -50,12 +55,31 @@ def transport_cells(planner: Planner) -> Iterator[Cell]:
                 for kind in kinds:
                     what = {"direction": direction, "split": split, "position": "decision", "kind": kind, "shard": number}
                     yield closer_cell(planner, shard, "closer", what | _fitted_on(planner, options), options, _closer_runs(options, split))
+    for kind in kinds:
+        yield from _cuts(planner, options, kind)
+        yield from _at_positions(planner, options, kind)
     yield from _over_answers(planner, options, kinds)
 
 
 def _from_nothing(given: object) -> tuple[float, ...]:
     """With 0 where there are any: a curve of strengths shows what writing nothing does."""
     return tuple(sorted({0.0, *found})) if (found := read_strengths(given)) else ()
+
+
+def _read_cuts(given: object) -> tuple[int | str, ...]:
+    """Whole numbers ascending, then `FULL`."""
+    items = listed(given)
+    if wrongly := [item for item in items if item != FULL and (type(item) is not int or item < 1)]:
+        raise wrong(wrongly[0], f"numbers of principal components from 1, and {FULL} for all of them, such as [1, 8, 32, {FULL}]")
+    return (*whole_numbers([item for item in items if item != FULL], 1), *([FULL] if FULL in items else []))
+
+
+def _several(given: object) -> tuple[str, ...]:
+    """Positions beside the decision position, each the same number of tokens on every prompt."""
+    found = read_positions(given) if given else ()
+    if "all" in found:
+        raise wrong("all", "last_2, last_3, ...: maps are written at the same number of positions on every prompt")
+    return tuple(one for one in found if one != "decision")
 
 
 class TransportOptions(CloserOptions):
@@ -74,13 +98,34 @@ class TransportOptions(CloserOptions):
     clusters: Count = 4  # of per_cluster
     shrinkage: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of whitened_procrustes: of covariances, towards a multiple of the identity
     cut: Count | None = None  # of procrustes and whitened_procrustes: so many principal components of each side; none: all
+    cuts: Annotated[
+        tuple[int | str, ...], BeforeValidator(_read_cuts)
+    ] = ()  # a sweep: these maps with each of these cuts, at every strength
+    positions: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()  # last_2, ...: at the closer layers maps are written there too
+
+    @model_validator(mode="after")
+    def _something_to_cut(self) -> "TransportOptions":
+        if self.cuts and not self.cut_maps:
+            raise wrong(list(self.cuts), f"cuts only with {' or '.join(CUTTABLE)} among the maps")
+        return self
+
+    @property
+    def cut_maps(self) -> tuple[str, ...]:
+        """The maps of the sweep."""
+        return tuple(arm for arm in self.maps if arm in CUTTABLE)
 
 
 def needs(planner: Planner, options: TransportOptions) -> Needs:
     """States at its sites; of each fit prompt several positions, where maps are fitted on more than one."""
     _refuse_other_widths(planner, options)
+    layers = options.layer_numbers(planner.shape.n_layers)
+    windows = [
+        Window(split="report", position=position, kinds=options.sites, layers=layers)
+        for position in options.positions
+        if "report" in planner.splits and not planner.common_tail(position, "report")
+    ]
     if options.rows_per_prompt == 1 or "fit" not in planner.splits:
-        return Needs(sites=options.sites, over_answers=options.sites)
+        return Needs(sites=options.sites, windows=tuple(windows), over_answers=options.sites)
     short = min(planner.splits["fit"], key=lambda item: item.pairs)
     if short.pairs - LAST_LEFT_OUT < options.rows_per_prompt:
         raise StudyError(
@@ -88,12 +133,8 @@ def needs(planner: Planner, options: TransportOptions) -> Needs:
             f"at the same byte for both models, of which {LAST_LEFT_OUT} before the last are left out. Give at most "
             f"{max(1, short.pairs - LAST_LEFT_OUT)}, or longer prompts."
         )
-    layers = options.layer_numbers(planner.shape.n_layers)
-    return Needs(
-        sites=options.sites,
-        windows=(Window(split="fit", position=f"spread_{options.rows_per_prompt}", kinds=options.sites, layers=layers),),
-        over_answers=options.sites,
-    )
+    windows.append(Window(split="fit", position=f"spread_{options.rows_per_prompt}", kinds=options.sites, layers=layers))
+    return Needs(sites=options.sites, windows=tuple(windows), over_answers=options.sites)
 
 
 def _refuse_other_widths(planner: Planner, options: TransportOptions) -> None:
@@ -122,6 +163,34 @@ def _arms(planner: Planner, options: TransportOptions, direction: str) -> list[s
         return ["identity"]
     learn_nothing = PATCHES if direction == BASE_INTO_TUNED else PATCHES[1:]
     return [arm for arm in learn_nothing if arm != "resample" or len(planner.splits["report"]) > 1] + list(options.maps)
+
+
+def _cuts(planner: Planner, options: TransportOptions, kind: str) -> Iterator[Cell]:
+    """Every cut at every strength, on the prompts of the fit and on those of the report; on these beside what a cut does between equals."""
+    if not options.cuts:
+        return
+    strengths = [*(one for one in options.strengths if one), 1.0]
+    for direction in MAPPED[:2]:
+        for split in ("fit", "report"):
+            for number, shard in enumerate(planner.packed(split, "decision")):
+                what: dict[str, Any] = {"direction": direction, "split": split, "position": "decision", "kind": kind, "shard": number}
+                what |= {"cut_maps": options.cut_maps, "cuts": options.cuts, "strengths": sorted(strengths)}
+                runs = len(options.cut_maps) * len(options.cuts) * len(strengths) * (2 if split == "report" else 1)
+                yield closer_cell(planner, shard, "cuts", what | _fitted_on(planner, options), options, runs)
+
+
+def _at_positions(planner: Planner, options: TransportOptions, kind: str) -> Iterator[Cell]:
+    """Maps written at the last few positions of the report prompts together."""
+    for position in options.positions:
+        if why := planner.common_tail(position, "report"):
+            planner.skip(f"transport at {position}", why)
+            continue
+        for direction in (*MAPPED, TUNED_INTO_BASE):
+            arms = _arms(planner, options, direction)
+            for number, shard in enumerate(planner.packed("report", position)):
+                what = {"direction": direction, "split": "report", "position": position, "kind": kind, "shard": number, "arms": arms}
+                made = closer_cell(planner, shard, "mapped_positions", what | _fitted_on(planner, options), options, len(arms))
+                yield replace(made, flops=made.flops * (n_positions(position) or 1))
 
 
 def _over_answers(planner: Planner, options: TransportOptions, kinds: Sequence[str]) -> Iterator[Cell]:

@@ -1,11 +1,15 @@
 """Mapped patches are computed once more by whole forward passes."""
 
+from torch import Tensor
+
+from mechdiff import labels
 from mechdiff.architectures.sites import Site
 from mechdiff.audit import answers
-from mechdiff.audit.distributions import NotRecomputed, Row, of_law, run_with
-from mechdiff.audit.rerun import Rerun
+from mechdiff.audit.distributions import NotRecomputed, Row, of_law, run_with, window
+from mechdiff.audit.rerun import WINDOW, Rerun
 from mechdiff.audit.whole import Put
 from mechdiff.engine.counterfactuals import LOCATING as LAW_METRICS
+from mechdiff.labels import PATCHES
 from mechdiff.maps.maps import load_map
 from mechdiff.measures.patching.verify import written
 from mechdiff.measures.transport.plan import CONSTANT, TransportOptions
@@ -21,24 +25,48 @@ def again(run: Rerun, row: Row) -> float:
         return of_law(run, row, run_with(run, row, dict))
     if row["control"] is not None:
         raise NotRecomputed("controls by fits that are not kept")
-    if row["strength"] is not None:
-        raise NotRecomputed("strengths of a map")
     if row["unit"] == "interchange":
         raise NotRecomputed("interchanges, whose directions are not kept")
-    site = Site(row["layer"], row["site"])
-    if row["arm"] in ("identity", "shift", "mean", "resample"):
-        if (options := run.prepared.study.asked(TransportOptions)) and options.rows_per_prompt > 1:
+    return of_law(run, row, run_with(run, row, lambda: {Site(row["layer"], row["site"]): Put(value=_state(run, row))}))
+
+
+def _state(run: Rerun, row: Row) -> Tensor:
+    """`[pos, d]`: the running model's own state, moved towards the mapped one by the row's strength."""
+    n_pos = None if (row["unit"] or "").startswith("cut ") else window(row["unit"])[1]
+    if (n_pos or 1) > WINDOW:
+        raise NotRecomputed(f"more than {WINDOW} positions")
+    target = _target(run, row, n_pos or 1)
+    if row["strength"] is None:
+        return target.float()
+    own = run.state(labels.runner(row["direction"]), row["split"], row["prompt"], Site(row["layer"], row["site"]), n_pos or 1)
+    return (own + row["strength"] * (target - own)).float()
+
+
+def _target(run: Rerun, row: Row, n_pos: int) -> Tensor:
+    """What the row's map makes of the states at the last `n_pos` positions, at full strength."""
+    site, arm, back = Site(row["layer"], row["site"]), row["arm"], row["direction"] == "tuned<-tuned"
+    if arm in PATCHES:
+        options = run.prepared.study.asked(TransportOptions)
+        if arm in ("shift", "mean") and options and options.rows_per_prompt > 1:
             raise NotRecomputed("means over positions spread along the prompts")
-        return of_law(run, row, run_with(run, row, lambda: {site: Put(value=written(run, row, site, 1))}))
-    back = row["direction"] == "tuned<-tuned"
-    file = run.path / "maps" / f"{site}.{row['arm']}.{'tuned_to_base' if back else 'base_to_tuned'}.safetensors"
+        if arm in ("shift", "mean") and n_pos > 1:  # of the decision position, where maps were fitted
+            return _constant(run, row, site, n_pos)
+        return written(run, row, site, n_pos)
+    cut = f".{row['unit'].replace(' ', '_')}" if (row["unit"] or "").startswith("cut ") else ""
+    file = run.path / "maps" / f"{site}.{arm}{cut}.{'tuned_to_base' if back else 'base_to_tuned'}.safetensors"
     if not file.is_file():
         raise NotRecomputed("maps are kept at the closer layers alone")
     one = load_map(file)
     if row["rank"] != one.rank_:
         raise NotRecomputed("maps of other ranks are not kept")
-    source = run.state("tuned" if back else "base", row["split"], row["prompt"], site)
-    return of_law(run, row, run_with(run, row, lambda: {site: Put(value=one.transform(source).float())}))
+    return one.transform(run.state("tuned" if back else "base", row["split"], row["prompt"], site, n_pos))
+
+
+def _constant(run: Rerun, row: Row, site: Site, n_pos: int) -> Tensor:
+    """The mean state of the fit prompts' decision positions at each position, or the state there moved by the difference of the means."""
+    away, towards = ("tuned", "base") if row["direction"] == "tuned<-tuned" else ("base", "tuned")
+    states, mean = run.state(away, row["split"], row["prompt"], site, n_pos), run.mean(towards, site, 1)
+    return states + mean - run.mean(away, site, 1) if row["arm"] == "shift" else mean.expand_as(states)
 
 
 def _over_answer(run: Rerun, row: Row) -> float:
