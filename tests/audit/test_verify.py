@@ -46,7 +46,7 @@ def rerun(made: Path) -> Rerun:
 
 @pytest.fixture(scope="module")
 def found(rerun: Rerun) -> Verification:
-    return verify(rerun, AGAIN, ANSWERS, NUMBERS, n_rows=480)
+    return verify(rerun, AGAIN, ANSWERS, NUMBERS, n_rows=608)
 
 
 def copied(made: Path, tmp_path: Path) -> Path:
@@ -134,7 +134,7 @@ def test_rows_that_were_changed_are_named_and_no_others(made: Path, tmp_path: Pa
     assert not found.compared
     assert not found.passed
     reseal(run, "rows.parquet")
-    found = verify(Rerun(run, EXPERIMENTS), AGAIN, ANSWERS, NUMBERS, n_rows=240)
+    found = verify(Rerun(run, EXPERIMENTS), AGAIN, ANSWERS, NUMBERS, n_rows=260)
     assert found.files == []
     assert not found.passed
     assert {(one.row["measure"], one.row["metric"]) for one in found.differing} == CHANGED

@@ -84,6 +84,21 @@ def gradients(
     return {site: one.double().cpu() for site, one in zip(sites, found, strict=True)}
 
 
+def gradients_along(model: Model, ids: Sequence[int], site: Site, weights: Tensor) -> Tensor:
+    """d m / d state `[place, d]` at the last places, m = sum over these places of `weights` `[place, vocab]` times their logits."""
+    leaf: list[Tensor] = []
+    n_places = len(weights)
+
+    def touch(here: Tensor) -> Tensor:
+        leaf.append(torch.zeros_like(here[-n_places:]).requires_grad_(True))
+        return here + torch.cat([torch.zeros_like(here[:-n_places]), leaf[0]])
+
+    with touched(model, {site: touch}), torch.enable_grad():
+        laws = model.net(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False).logits[0, -n_places:]
+        (found,) = torch.autograd.grad((laws.double() * weights.to(laws.device)).sum(), leaf)
+    return found.double().cpu()
+
+
 @contextmanager
 def touched(model: Model, touches: Mapping[Site, Touch]) -> Iterator[None]:
     """While open, each function sees the states at its site, in the order of computation, and may give others."""

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, differentiated
+from mechdiff.engine.continued import RUNS
 from mechdiff.engine.replay import Engine, Write
 from mechdiff.models.pair import Model
 
-Push = Mapping[Site, Float[Tensor, "prompt d"]]
+Push = Mapping[Site, Float[Tensor, "prompt *place d"]]
 
 
 def gradients(
@@ -31,15 +32,20 @@ def gradients(
     engine: Engine,
     cleans: Sequence[Clean],
     pushes: Sequence[Push],
-    objective: Callable[[Float[Tensor, "prompt push vocab"]], Float[Tensor, "prompt push"]],
-) -> list[dict[Site, Float[Tensor, "prompt d"]]]:
+    objective: Callable[[Float[Tensor, "row push vocab"]], Float[Tensor, "row push"]],
+    *,
+    answers: Sequence[Sequence[int]] | None = None,
+) -> list[dict[Site, Float[Tensor, "prompt *place d"]]]:
     """d objective / d state at the last position of each push's sites, where its states have been added; float32, on the CPU.
 
-    A run's objective must depend on its own logits alone.
+    With `answers`, what follows each prompt: at every position of these, where a push has a state too; the objective then gets a row a position, one
+    prompt's after another's. A run's objective must depend on its own logits alone.
     """
     with _differentiable(model):
         leaves = [{site: _leaf(model, state) for site, state in push.items()} for push in pushes]
-        logits = engine(model, cleans, [{site: Write(value=leaf[:, None], add=True) for site, leaf in one.items()} for one in leaves])
+        values = [{site: leaf if answers else leaf[:, None] for site, leaf in one.items()} for one in leaves]
+        variants = [{site: Write(value=value, add=True) for site, value in one.items()} for one in values]
+        logits = RUNS[engine](model, cleans, answers, variants) if answers else engine(model, cleans, variants)
         total = objective(logits[:, 1:]).sum()
         found = iter(torch.autograd.grad(total, [leaf for one in leaves for leaf in one.values()]))
     return [{site: next(found).float().cpu() for site in one} for one in leaves]

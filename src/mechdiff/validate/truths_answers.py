@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,9 +13,11 @@ from mechdiff.engine.activations import Clean
 from mechdiff.engine.counterfactuals import Subject, scores
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.generation import Speech, speak
+from mechdiff.engine.gradients import gradients
 from mechdiff.engine.outcome import CleanLogits
 from mechdiff.engine.reading import captures, read
 from mechdiff.engine.replay import Variant, Write, replay
+from mechdiff.measures.attribution.formula import over_places
 from mechdiff.measures.divergence.formula import over_answers
 from mechdiff.measures.factorial import formula as factorial
 from mechdiff.measures.heads.formula import Block, swap
@@ -31,6 +34,8 @@ from mechdiff.validate.truths_heads import by_head
 
 N_TOKENS = 6
 """Of each answer."""
+STEP = 0.02
+"""Of the way to the other model's states: small enough for a straight line."""
 LATE = 1
 """The answer's token whose embedding is changed: what follows it is the third token."""
 
@@ -102,6 +107,7 @@ def p24(bench: Bench) -> Iterator[Check]:
         yield near(f"{direction}: the same, written at the decision position alone", run("resid_post", 1), 0, late.within)
         yield near(f"{direction}: the running model's own states, written at every position", run("mlp_out", N_TOKENS, own), 0, 1e-6)
         yield from _heads(late, direction)
+        yield from _gradients(late, direction)
     yield from _halves(late)
     ranks = {n_pos: [late.mean_difference(layer, n_pos).rank for layer in range(late.n_layers)] for n_pos in (1, N_TOKENS)}
     yield same("directions of the mean difference at the decision position, every block", ranks[1], [0] * late.n_layers)
@@ -142,6 +148,29 @@ def _heads(late: Late, direction: str) -> Iterator[Check]:
     moved = scores(late.subject(own, over_answers=False), swaps[1], first, max_rows=512)["kl_own_nats"]
     yield at_most(f"{direction}: what all heads of any block do to the first token, in nats", moved.max(), 1e-9)
     yield above(f"{direction}: largest share over the answers of all heads of a block", late.shares(own, swaps[N_TOKENS]).max(), 0.1)
+
+
+def _gradients(late: Late, direction: str) -> Iterator[Check]:
+    """Gradients over the answers say what small steps along the same patches do, and that the first two tokens have nothing to be patched."""
+    own, other = labels.sides(direction)
+    sites = [Site(layer, "resid_post") for layer in range(late.n_layers)]
+    change = {site: late.states(other, "resid_post")[site.layer] - late.states(own, "resid_post")[site.layer] for site in sites}
+    weights = over_places(late.clean, [N_TOKENS] * len(late.prompts))
+    subject, ends = late.subject(own), []
+    push = {site: torch.zeros_like(moved) for site, moved in change.items()}
+    objective = partial(torch.einsum, "rpv,rv->rp")
+    (found,) = gradients(subject.model, replay, subject.cleans, [push], lambda logits: objective(logits, weights), answers=late.answers)
+    estimates = [(found[site] * change[site]).sum((-2, -1)) for site in sites]
+    for sign in (STEP, -STEP):
+        moved = subject.logits([{site: Write(value=sign * change[site], add=True)} for site in sites])
+        ends.append(objective(moved[:, 1:].double(), weights.double()).unflatten(0, (-1, N_TOKENS)).sum(1))
+    slopes = ((ends[0] - ends[1]) / (2 * STEP)).T
+    size = slopes.abs().mean()
+    missed = [(estimate - slope).abs().mean() / size for estimate, slope in zip(estimates, slopes, strict=True)]
+    yield above(f"{direction}: mean size of what gradients attribute to resid_post over the answers, logits", size, 1e-2)
+    yield at_most(f"{direction}: how far from small steps of the same patches, as a part of that, every block", max(missed), 0.02)
+    early = max((found[site] * change[site]).sum(-1)[:, :LATE].abs().max() for site in sites)
+    yield at_most(f"{direction}: attributed to the positions before the change, logits", early, 1e-6)
 
 
 def _halves(late: Late) -> Iterator[Check]:

@@ -206,7 +206,18 @@ _AGREEMENT = {"direction": pl.String, "arm": pl.String, "group": pl.String, "hea
 
 
 def _of_measure(table: pl.DataFrame) -> pl.DataFrame:
-    return table.filter(pl.col("measure") == "attribution", pl.col("control").is_null(), pl.col("layer").is_not_null())
+    here = table.filter(pl.col("measure") == "attribution", pl.col("control").is_null(), pl.col("layer").is_not_null())
+    return here.filter(~labels.is_over_answer())
+
+
+@once
+def as_at_first(table: pl.DataFrame) -> pl.DataFrame:
+    """Rows or a summary in which what was attributed over answers stands where that of the next token stood: all functions here read it so."""
+    mine = pl.col("measure") == "attribution"
+    over = table.filter(mine, labels.is_over_answer()).with_columns(
+        unit=labels.beside_answer(), metric=pl.col("metric").str.replace("_answer_logits", "_logits", literal=True)
+    )
+    return pl.concat([table.filter(~mine), over])
 
 
 def _name() -> pl.Expr:

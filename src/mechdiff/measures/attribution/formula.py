@@ -19,6 +19,9 @@ m must be linear in the logits: the gradient of a KL divergence at its own refer
 So in `tuned<-base` what carries the change is negative, in `base<-tuned` positive. Estimates are held against true patches on every run, for the top
 heads and for random ones: where the rank correlation is low, believe the patches.
 
+**Over answers** (study/answers.py) m is the mean over an answer's positions of what `law` is at each of them, D is written at all of these positions,
+and g . D is a sum over them. It is always `law`, which is linear at every position; its true effect is twice the Fisher overlap of patched runs.
+
 **Importance of a head in each model** (directions base<-base and tuned<-tuned): the same gradient against the head's own mean over the fit prompts,
 as if its contribution were replaced by that mean (mean ablation). Heads that are important in one model and not in the other are the *churn*.
 
@@ -31,6 +34,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechdiff.engine.outcome import CleanLogits
 from mechdiff.errors import PromptError
 
 
@@ -75,9 +79,17 @@ def label_token(prompt: str, label: str | None, tokenizer: object) -> int:
     return int(ids[0])
 
 
-def by_head(gradient: Float[Tensor, "prompt d"], change: Float[Tensor, "prompt head d"]) -> Float[Tensor, "prompt head"]:
-    """g . D of each head."""
-    return torch.einsum("pd,phd->ph", gradient.double(), change.double())
+def by_head(gradient: Float[Tensor, "prompt *place d"], change: Float[Tensor, "prompt *place head d"]) -> Float[Tensor, "prompt head"]:
+    """g . D of each head, summed over places."""
+    found = torch.einsum("p...d,p...hd->p...h", gradient.double(), change.double())
+    return found.flatten(1, -2).sum(1) if found.ndim > 2 else found
+
+
+def over_places(clean: CleanLogits, lengths: Sequence[int]) -> Float[Tensor, "row vocab"]:
+    """The weights of m over answers, of so many positions each: `law` at each position, as its part of the mean."""
+    weights = weights_of("law", clean.base, clean.tuned, n_shared=clean.n_shared)
+    parts = torch.tensor([1 / n for n in lengths for _ in range(n)], device=weights.device)
+    return weights * parts[:, None]
 
 
 def midpoints(steps: int) -> list[float]:

@@ -24,6 +24,11 @@ ATTRIBUTION = Measure(
                 compute=Later("mechdiff.measures.attribution.compute:attribute"),
                 needs=("capture", "attribution/select@same"),
             ),
+            Stage(
+                name="attribution_over_answers",
+                compute=Later("mechdiff.measures.attribution.along_answers:attribute"),
+                needs=("answer_states", "attribution/select@same"),
+            ),
         ),
         total_effect=True,
         few={"steps": 1},
@@ -34,12 +39,15 @@ ATTRIBUTION = Measure(
         metrics=(
             Metric(name="attributed_logits", unit="logits", terms=4),
             Metric(name="effect_logits", unit="logits", terms=4),
+            Metric(name="attributed_answer_logits", unit="logits", terms=4),
+            Metric(name="effect_answer_logits", unit="logits", terms=4),
         ),
     ),
     # what the page says
     chapter=Chapter(
         sections=(Later("mechdiff.measures.attribution.page:attribution"),),
         lead=Later("mechdiff.measures.attribution.words:lead"),
+        over_answers=Later("mechdiff.measures.attribution.words:over_answers"),
         needs="shares",
         clause_of=5,
         reading=Path(__file__).with_name("reading.html"),

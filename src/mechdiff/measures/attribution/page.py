@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.measures.attribution import charts, churn, findings
+from mechdiff.measures.attribution import answers_page, charts, churn, findings
 from mechdiff.measures.attribution.churn import OUTLIER, SURE, TOP_K
 from mechdiff.measures.attribution.findings import ESTIMATES, RANDOM, TOGETHER, TOP
 from mechdiff.measures.attribution.words import WAYS, written
@@ -35,7 +35,7 @@ def attribution(run: Run) -> Section:
         parts.append(note(f"There is no effect of exchanged states to estimate: {why}."))
     else:
         parts += [*_validation(run), *_top_heads(run), *_top_sites(run)]
-    return Section(id="attribution", title=TITLE, parts=[*parts, *_churn(run)])
+    return Section(id="attribution", title=TITLE, parts=[*parts, *answers_page.parts(run), *_churn(run)])
 
 
 def _what_is_attributed(run: Run) -> list[dict]:

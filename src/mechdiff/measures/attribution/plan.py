@@ -25,7 +25,9 @@ class AttributionOptions(LayeredOptions):
 
 def needs(planner: Planner, options: AttributionOptions) -> Needs:
     """States of heads and of its whole sites, where blocks have heads."""
-    return Needs(sites=(*HEAD_SITES, *options.sites) if "z" in planner.kinds else ())
+    if "z" not in planner.kinds:
+        return Needs()
+    return Needs(sites=(*HEAD_SITES, *options.sites), over_answers=("z", *options.sites) if options.metric == "law" else None)
 
 
 def attribution_cells(planner: Planner) -> Iterator[Cell]:
@@ -46,3 +48,9 @@ def attribution_cells(planner: Planner) -> Iterator[Cell]:
                 what["ranked_on"] = [item.sha256 for item in chosen_on]
                 runs = 1 if split == "select" else 3 * 2 * options.steps + 1
                 yield run_cell(planner, shard, "attribution", what, layers, runs)
+        what = {"direction": direction, "settings": options.model_dump(include={"sites", "validated"}), "seed": planner.study.seed}
+        what["ranked_on"] = [item.sha256 for item in chosen_on]
+        if options.metric == "law":
+            yield from planner.over_answers("attribution_over_answers", what, layers, 3 + 2 * options.validated // len(layers))
+    if options.metric != "law" and planner.answered:
+        planner.skip("attribution over answers", f"its metric there is law, and the study asks for {options.metric}")

@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
-from mechdiff import labels
+from mechdiff import labels, shares
 from mechdiff.architectures.sites import Site
-from mechdiff.audit import whole
+from mechdiff.audit import answers, whole
 from mechdiff.audit.distributions import NotRecomputed, Row
 from mechdiff.audit.rerun import Rerun
 from mechdiff.measures.attribution.plan import AttributionOptions
+from mechdiff.measures.heads.verify import again as heads_again
 from mechdiff.measures.heads.verify import players, run_with_heads
+from mechdiff.rows import OVERLAP
 
 
 def again(run: Rerun, row: Row) -> float:
@@ -20,6 +22,8 @@ def again(run: Rerun, row: Row) -> float:
         raise NotRecomputed(f"attribution's metric {options.metric}")
     if row["direction"] in labels.WITHIN:
         raise NotRecomputed("heads against their own mean")
+    if row["metric"].endswith("_answer_logits"):
+        return _over_answer(run, row)
     split, prompt = row["split"], row["prompt"]
     side, other = labels.sides(row["direction"])
     shared = run.prepared.tokens.n_shared
@@ -48,6 +52,36 @@ def again(run: Rerun, row: Row) -> float:
             found = [whole.gradients(model, ids, [site], by_id, {site: (step * path).float()})[site] for step in steps]
         run.cached[key] = torch.stack(found).mean(0)
     return float(run.cached[key] @ change)
+
+
+def _over_answer(run: Rerun, row: Row) -> float:
+    """The sum over an answer's positions of gradient times difference; a true effect as twice the overlap of the patched run."""
+    side, other = labels.sides(row["direction"])
+    if row["metric"] == "effect_answer_logits":
+        overlap = heads_again(run, row | {"metric": shares.over(OVERLAP, shares.ANSWER)})
+        return 2 * overlap if side == "base" else -2 * overlap
+    split, prompt, site = row["split"], row["prompt"], Site(row["layer"], row["site"])
+    ids, n_places = answers.read(run, side, split, prompt)
+    key = ("gradient over an answer", side, split, prompt, site)
+    if key not in run.cached:
+        base, tuned = (answers.clean(run, one, split, prompt) for one in ("base", "tuned"))
+        weights = (tuned.double().softmax(-1) - base.double().softmax(-1)) / n_places
+        by_id = torch.stack([_by_id(run, side, one) for one in weights])
+        with run.model(side) as model:
+            run.cached[key] = whole.gradients_along(model, ids, site, by_id)
+    if row["site"] != "attn_proj":
+        moved = (
+            answers.states(run, other, split, prompt, [site])[site].double()
+            - answers.states(run, side, split, prompt, [site])[site].double()
+        )
+        return float((run.cached[key] * moved).sum())
+    z = {one: answers.states(run, one, split, prompt, [Site(row["layer"], "z")])[Site(row["layer"], "z")].double() for one in (side, other)}
+    head = labels.head_of(row["unit"].partition(",")[0])
+    given = {
+        one: z[one].reshape(n_places, len(run.output(one, row["layer"])), -1)[:, head] @ run.output(one, row["layer"])[head].double()
+        for one in z
+    }
+    return float((run.cached[key] * (given[other] - given[side])).sum())
 
 
 def _by_id(run: Rerun, side: str, weights: Tensor) -> Tensor:

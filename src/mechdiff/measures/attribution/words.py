@@ -4,6 +4,7 @@ import polars as pl
 
 from mechdiff.measures.attribution import churn, findings
 from mechdiff.measures.attribution.findings import ESTIMATES, TOGETHER
+from mechdiff.measures.divergence.over_answers import counted
 from mechdiff.report.difference import BREAKAGE
 from mechdiff.report.parts import Run
 
@@ -14,8 +15,15 @@ WELL, POORLY = 0.8, 0.5
 
 
 def lead(run: Run) -> list[str]:
-    """What gradients say of heads."""
-    return what_gradients_say(run.rows, run.summary, run.manifest)
+    """What gradients say of heads, at the next token and over answers."""
+    return [*what_gradients_say(run.rows, run.summary, run.manifest), *over_answers(run)]
+
+
+def over_answers(run: Run) -> list[str]:
+    """How far gradients rank heads as patching does over whole answers; nothing where D over answers is not above the floor."""
+    found = counted(run, "attribution")
+    ranking = _ranking(findings.as_at_first(run.rows), run.manifest) if found else ""
+    return [f"Over the first {found.n_tokens} tokens of answers {ranking}."] if found and ranking else []
 
 
 def what_gradients_say(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:

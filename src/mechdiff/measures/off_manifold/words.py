@@ -31,7 +31,7 @@ def by_chance(n: int) -> float:
 def reach(n: int) -> str:
     """What a write is beyond, of n own states."""
     return (
-        f"{LEVEL:.0%} of the running model's own activations"
+        f"{100 * LEVEL:.0f} % of the running model's own activations"
         if n >= LEVEL / (1 - LEVEL) - 1e-9
         else f"all {n} of the running model's own activations"
     )
