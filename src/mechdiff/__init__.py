@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mechdiff.api import Run, compare, moments, open_run, run, verify
+    from mechdiff.api import Run, compare, moments, open_run, run, scan, verify
     from mechdiff.architectures.sites import Site
     from mechdiff.comparison.compare import Comparison
     from mechdiff.errors import MechdiffError
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "run": "api", "open_run": "api", "Run": "api", "Site": "architectures.sites", "MechdiffError": "errors", "load_map": "maps.maps",
-    "verify": "api", "moments": "api", "compare": "api", "Comparison": "comparison.compare",
+    "verify": "api", "moments": "api", "scan": "api", "compare": "api", "Comparison": "comparison.compare",
 }  # fmt: skip
-__all__ = ["Comparison", "MechdiffError", "Run", "Site", "compare", "load_map", "moments", "open_run", "run", "verify"]
+__all__ = ["Comparison", "MechdiffError", "Run", "Site", "compare", "load_map", "moments", "open_run", "run", "scan", "verify"]
 
 
 def __getattr__(name: str) -> Any:

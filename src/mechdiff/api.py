@@ -216,6 +216,45 @@ def moments(
         return write(read, folder, out)
 
 
+def scan(
+    corpus: str | Path, *, base: str, tuned: str, out: str | Path, dtype: str = "float32", options: RunOptions | None = None,
+    progress: "Progress" = lambda what, share: None, **asked: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Both models read every text of a corpus: where they part, on which kinds of text, and which texts hold a direction of the change.
+
+    `corpus`: JSON Lines, text, CSV, Parquet, a folder saved by `datasets`, or a Hub id. `asked`: field, longest, chunk, matrices, vectors, as in
+    `mechdiff scan`. Returns the record of OUT/scan.json (docs/SCAN.md); texts.parquet, a row a text, and report.html lie beside it.
+    Raises MechdiffError for what a user can put right.
+    """
+    from mechdiff.scanning import scan as scanning
+
+    options, out = options or RunOptions(), Path(out)
+    given = {
+        "pair": {
+            "base": base, "tuned": tuned, "dtype": dtype, "device": options.device, "memory": options.memory, "trusted": options.trust_remote_code,
+        },
+        "asked": {"corpus": str(corpus), **asked},
+    }  # fmt: skip
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    read = scanning.open_scan(given)
+    with ExitStack() as stack:
+        folder = stack.enter_context(RunFolder.open(out, config_hash=read.hash, study_text=read.said(), cells=options.cells))
+        crew: Any = scanning.here(read, folder)
+        if options.ray is not None:
+            from mechdiff.study.on_ray import workers_for
+
+            crew = stack.enter_context(workers_for(scanning.task(given), folder, options.ray, options, read.bytes))
+        done = sum(folder.has(cell.key) for cell in read.cells)
+        for cells in ((read.directions,), read.chunks):  # texts are held against directions
+            for cell in crew.compute([cell for cell in cells if not folder.has(cell.key)], lambda cell: None):
+                done += 1
+                progress(f"{cell.stage}: {done} of {len(read.cells)}", done / len(read.cells))
+        return scanning.write(read, folder, out)
+
+
 def run_job(job: tuple[StudyConfig, RunOptions], threads: int, progress: "Progress") -> Run:
     """A study as a job among others: with so many threads where its options name none."""
     study, options = job

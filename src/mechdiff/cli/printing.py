@@ -165,6 +165,20 @@ def show_moments(found: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def show_scan(found: dict[str, Any], console: Console) -> None:
+    """What a scan found: its sentences, and domains by KL."""
+    from mechdiff.scanning.words import sentences
+
+    for sentence in sentences(found):
+        console.print(f"- {escape(sentence)}")
+    table = _table("By domain", "its words", "texts", "KL, nats a token", "95 %", "loss, tuned - base", "95 %")
+    for one in found["domains"]:
+        ends = (f"{fixed(one[f'{name}_low'])} to {fixed(one[f'{name}_high'])}" for name in ("kl", "loss_change"))
+        low, high = ends
+        table.add_row(escape(one["domain"]), str(one["texts"]), fixed(one["kl"]), low, fixed(one["loss_change"]), high)
+    console.print(table)
+
+
 # ---- a run on its way ---------------------------------------------------------------------------------------------------------------
 
 

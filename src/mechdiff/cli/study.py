@@ -154,39 +154,6 @@ def run(
         _run(files[0] or configs[0], options, verbose)
 
 
-def moments(
-    base: Annotated[str, typer.Argument(help="Base model.", show_default=False)],
-    tuned: Annotated[str, typer.Argument(help="Tuned model, or an adapter.", show_default=False)],
-    corpus: Annotated[Path, typer.Argument(help="JSON Lines of any size, a `text` in every line.", show_default=False)],
-    sites: Annotated[str, typer.Option(help="Comma-separated, such as L3.resid_post,L5.attn_out.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="A folder for sums, maps and moments.json.", show_default=False)],
-    positions: Annotated[str, typer.Option(help="all: every token but a text's first; last: its last one.")] = "all",
-    longest: Annotated[int, typer.Option(min=2, help="Tokens of a text that are read.")] = 512,
-    shard: Annotated[int, typer.Option(min=1, help="Texts of one unit of work and of storage.")] = 1024,
-    dtype: Dtype = "float32", device: Device = "auto", memory: Memory = "auto", threads: Threads = None, trust_remote_code: Trust = None,
-    ray: OnRay = None, workers: Workers = None, gpus_per_worker: Gpus = 0.0, cells: Cells = None,
-) -> None:  # fmt: skip
-    """Fits, CKA and mean differences over a corpus larger than memory, by sums. A killed one goes on; the last line is the folder's record."""
-    from rich.console import Console
-
-    from mechdiff import api
-    from mechdiff.cli.printing import show_moments
-    from mechdiff.study.config import RunOptions
-
-    options = RunOptions(
-        device=device, memory=memory, threads=threads, ray=ray, workers=workers, gpus_per_worker=gpus_per_worker, cells=cells,  # type: ignore[arg-type]
-        trust_remote_code=tuple(trust_remote_code or ()),
-    )  # fmt: skip
-    with progress() as bar:
-        task = bar.add_task("preparing", total=1.0)
-        found = api.moments(
-            base, tuned, corpus, [site.strip() for site in sites.split(",")], out=out, positions=positions, longest=longest, shard=shard, dtype=dtype,
-            options=options, progress=lambda what, share: bar.update(task, description=what, completed=share),
-        )  # fmt: skip
-    show_moments(found, Console(stderr=True))
-    print(out / "moments.json")
-
-
 def status(folder: Annotated[Path, typer.Argument(help="The folder of a run: running, dead or finished.", show_default=False)]) -> None:
     """How far has a run come? Read from its folder, while it runs or after it died."""
     from rich.console import Console

@@ -45,7 +45,8 @@ def open_source(given: str, *, paragraphs: bool = False) -> Source:
             raise PromptError(
                 f"{given}: given a {kind or 'nameless'} file, expected one of {', '.join(_READERS)}, or a folder saved by `datasets`."
             )
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         read = _READERS[kind]
         return Source(
             name=path.name, kind=kind[1:], rows=lambda: _paragraphs(path) if paragraphs and kind == ".txt" else read(path), sha256=digest

@@ -52,8 +52,8 @@ def code_hash() -> str:
 class Task:
     """What every process of a run does: which cells there are, and how one is computed."""
 
-    kind: str
-    """A name of OPENERS, by which a worker makes the same task of `given`."""
+    opened_by: Callable[[dict[str, Any]], "Task"]
+    """A function of a module, by which a worker makes the same task of `given`."""
     given: dict[str, Any]
     cells: Sequence[Cell]
     compute: Callable[[RunFolder, Cell], None]
@@ -77,7 +77,7 @@ def run_task(prepared: Prepared, sent: dict[str, Any]) -> Task:
     broken = [list(one) for one in prepared.broken]
     given = {"study": study.model_dump_json(), "experiments": prepared.experiments, "options": sent, "broken": broken}
     same = {"study and its files": prepared.config_hash, "models": prepared.identity}
-    return Task(kind="run", given=given, cells=prepared.plan.cells, compute=compute, same=same)
+    return Task(opened_by=_open_run, given=given, cells=prepared.plan.cells, compute=compute, same=same)
 
 
 def _open_run(given: dict[str, Any]) -> Task:
@@ -91,7 +91,7 @@ def _open_run(given: dict[str, Any]) -> Task:
 def corpus_task(corpus: Corpus, given: dict[str, Any]) -> Task:
     """The shards of a corpus; `given` are the arguments of `open_pair` (pair) and of `open_corpus` (texts)."""
     return Task(
-        kind="moments", given=given, cells=corpus.cells, compute=lambda folder, cell: compute_sums(corpus, folder, cell), same={},
+        opened_by=_open_moments, given=given, cells=corpus.cells, compute=lambda folder, cell: compute_sums(corpus, folder, cell), same={},
     )  # fmt: skip
 
 
@@ -99,14 +99,13 @@ def _open_moments(given: dict[str, Any]) -> Task:
     return corpus_task(open_corpus(open_pair(**given["pair"]), **given["texts"]), given)
 
 
-OPENERS: dict[str, Callable[[dict[str, Any]], Task]] = {"run": _open_run, "moments": _open_moments}
-
-
 class Worker:
     """One process of a run: its task, and the run's cells. What a user can put right comes back as text."""
 
-    def __init__(self, kind: str, given: dict[str, Any], folder: str, cells: str | None, at: str, threads: int) -> None:
-        self.kind, self.given, self.place, self.cells, self.at, self.threads = kind, given, folder, cells, at, threads
+    def __init__(
+        self, opened_by: Callable[..., Task], given: dict[str, Any], folder: str, cells: str | None, at: str, threads: int
+    ) -> None:
+        self.opened_by, self.given, self.place, self.cells, self.at, self.threads = opened_by, given, folder, cells, at, threads
 
     def ready(self) -> dict[str, Any]:
         """Opens the task; what this process is."""
@@ -114,7 +113,7 @@ class Worker:
             os.chdir(self.at)  # paths count from where the run was started
         torch.set_num_threads(self.threads)
         try:
-            self.task = OPENERS[self.kind](self.given)
+            self.task = self.opened_by(self.given)
         except MechdiffError as error:
             return {"error": str(error)}
         self.folder = RunFolder.joined(self.place, self.cells)
@@ -173,7 +172,7 @@ class RayCrew:
             num_cpus=self.threads, num_gpus=self.gpus, max_restarts=0, scheduling_strategy="SPREAD"
         )  # fmt: skip
         place, here = str(self.folder.path.absolute()), os.getcwd()
-        actor = of_actor.remote(self.task.kind, self.task.given, place, self.cells, here, self.threads)
+        actor = of_actor.remote(self.task.opened_by, self.task.given, place, self.cells, here, self.threads)
         return _Hand(actor=actor, starting=actor.ready.remote())
 
     def compute(self, cells: Sequence[Cell], started: Callable[[Cell], None]) -> Iterator[Cell]:

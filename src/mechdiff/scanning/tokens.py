@@ -1,0 +1,172 @@
+"""What two models say next is held against one another at each token, and reduced as it comes: no table of tokens by vocabulary ever exists.
+
+Of a scored token with the base's distribution p and the tuned model's q, and the token v that follows in the text:
+
+    kl_tuned_base     KL(q || p) in nats                  kl_base_tuned     KL(p || q), which llama.cpp calls KLD
+    loss_base         -log p(v)                           loss_tuned        -log q(v)
+    same              both have the same top-1 token (which llama.cpp calls same top p)
+
+Both unembeddings are swept in tiles of the vocabulary, base and tuned of the same rows together: a tile's logits are added to running sums
+S = sum exp(z - m), A = sum exp(z - m) (z_tuned - z_base), m the largest logit so far, and forgotten. Then log-sums are Z = m + log S, and
+
+    KL(p || q) = (Z_q - Z_p) - A_p / S_p,     KL(q || p) = A_q / S_q - (Z_q - Z_p)
+
+Sums over tiles are in float64, so of equal logits both are exactly 0, and else within 1e-6 nats of the definition in float64 (a test). A model
+whose logits are more than one product of its last state (capped or scaled ones), or two vocabularies, take the slow way: a text's whole
+logits by `engine/distributions.py`.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+from torch.nn.functional import linear
+
+from mechdiff.engine.activations import forward
+from mechdiff.engine.distributions import kl_nats, top1_same
+from mechdiff.engine.grafts import Batch, batches, logits_at
+from mechdiff.models.pair import Model
+
+TILE = {"cpu": 512, "cuda": 4096}
+"""Tokens of the vocabulary that are swept at a time: on a CPU few enough that a pass's tile stays in its cache."""
+_CLOSE = 1e-5
+"""Of the largest logit: further apart a product of the last state is not what the model says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """One number a scored token."""
+
+    kl_tuned_base: Float64[Tensor, " token"]
+    kl_base_tuned: Float64[Tensor, " token"]
+    loss_base: Float64[Tensor, " token"]
+    loss_tuned: Float64[Tensor, " token"]
+    same: Bool[Tensor, " token"]
+
+    @classmethod
+    def of(cls, parts: Iterable["Numbers"]) -> "Numbers":
+        """Those of several passes, one behind the other."""
+        parts = list(parts)
+        return cls(**{one.name: torch.cat([getattr(part, one.name) for part in parts]) for one in fields(cls)})
+
+    def at(self, where: slice) -> "Numbers":
+        return Numbers(**{one.name: getattr(self, one.name)[where] for one in fields(self)})
+
+    @property
+    def loss_change(self) -> Float64[Tensor, " token"]:
+        return self.loss_tuned - self.loss_base
+
+    @property
+    def dp(self) -> Float64[Tensor, " token"]:
+        """The following token's probability, tuned less base: llama.cpp's Δp, there in per cent."""
+        return (-self.loss_tuned).exp() - (-self.loss_base).exp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """An unembedding that is all there is between a model's last state and its logits."""
+
+    weight: Float[Tensor, "vocab d"]
+    bias: Float[Tensor, " vocab"] | None
+
+    def logits(self, states: Float[Tensor, "token d"], at: slice) -> Float[Tensor, "token tile"]:
+        return linear(states, self.weight[at], None if self.bias is None else self.bias[at]).float()
+
+    def chosen(self, states: Float[Tensor, "token d"], said: Int[Tensor, " token"]) -> Float64[Tensor, " token"]:
+        """The logit of one token each."""
+        found = torch.linalg.vecdot(states.float(), self.weight[said].float())
+        return (found if self.bias is None else found + self.bias[said]).double()
+
+
+@torch.inference_mode()
+def head_of(model: Model, *, kept: bool = False) -> Head | None:
+    """The model's unembedding; None where its logits are not that of its last state alone. `kept`: a copy, for a model that will be gone."""
+    (batch,) = batches(model, [[1, 2, 3, 4]], n_places=[4])
+    weight, bias = getattr(model.head, "weight", None), getattr(model.head, "bias", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        return None
+    states, logits = last_states(model, batch), logits_at(model, batch)
+    head = Head(weight=weight, bias=bias)
+    if logits.shape[-1] != len(weight) or weight.shape[1] != states.shape[-1]:
+        return None
+    off = (head.logits(states, slice(None)) - logits).abs().amax()
+    close = _CLOSE if weight.dtype == torch.float32 else 2**-6
+    if not off <= close * logits.abs().amax():
+        return None
+    return Head(weight=weight.clone(), bias=None if bias is None else bias.clone()) if kept else head
+
+
+def last_states(model: Model, batch: Batch) -> Float[Tensor, "place d"]:
+    """What enters the unembedding at the batch's places; it is asked for one product, of one state."""
+    row, position = batch.places.T
+    kept: list[Tensor] = []
+
+    def keep(head: torch.nn.Module, args: tuple) -> tuple[Tensor]:
+        kept.append(args[0][row, position].clone())
+        return (args[0][:1, :1],)
+
+    handle = model.head.register_forward_pre_hook(keep)
+    try:
+        forward(model, batch.ids, logits_to_keep=0, use_cache=False)
+    finally:
+        handle.remove()
+    return kept[0]
+
+
+@torch.inference_mode()
+def apart(
+    base: Float[Tensor, "token d"], tuned: Float[Tensor, "token d"], heads: tuple[Head, Head], said: Int[Tensor, " token"]
+) -> Numbers:
+    """The numbers at tokens whose last states are these, `said` the token that follows each."""
+    n, device = len(base), base.device
+    largest = torch.full((2, n), -torch.inf, device=device)
+    sums, weighted = torch.zeros(2, 2, n, dtype=torch.float64, device=device).unbind()
+    top = torch.zeros(2, n, dtype=torch.int64, device=device)
+    for start, z, u in _tiles(base, tuned, heads):
+        high, where = z.max(-1)
+        top = torch.where(high > largest, where + start, top)
+        now = torch.maximum(largest, high)
+        shrunk = (largest - now).exp().double()
+        z.sub_(now[..., None]).exp_()
+        sums = sums * shrunk + z.sum(-1)
+        weighted = weighted * shrunk + torch.linalg.vecdot(z, u)
+        largest = now
+    total, expected = largest.double() + sums.log(), weighted / sums
+    more = total[1] - total[0]
+    return Numbers(
+        kl_tuned_base=(expected[1] - more).clamp_min(0).cpu(),
+        kl_base_tuned=(more - expected[0]).clamp_min(0).cpu(),
+        loss_base=(total[0] - heads[0].chosen(base, said)).cpu(),
+        loss_tuned=(total[1] - heads[1].chosen(tuned, said)).cpu(),
+        same=(top[0] == top[1]).cpu(),
+    )
+
+
+def _tiles(
+    base: Float[Tensor, "token d"], tuned: Float[Tensor, "token d"], heads: tuple[Head, Head]
+) -> Iterator[tuple[int, Float[Tensor, "2 token tile"], Float[Tensor, "token tile"]]]:
+    """Where a tile starts, both models' logits there, and tuned less base."""
+    step = TILE.get(base.device.type, TILE["cuda"])
+    vocab = min(len(head.weight) for head in heads)
+    for start in range(0, vocab, step):
+        at = slice(start, min(start + step, vocab))
+        z = torch.stack([heads[0].logits(base, at), heads[1].logits(tuned, at).to(base.device)])
+        yield start, z, z[1] - z[0]
+
+
+def of_whole_logits(
+    base: Float[Tensor, "token vocab"], tuned: Float[Tensor, "token vocab"], losses: tuple[Tensor, Tensor], n_shared: int
+) -> Numbers:
+    """The same from both models' logits on one list of tokens, of which both have the first `n_shared`; `losses` are known."""
+    b, t = base[:, :n_shared], tuned[:, :n_shared]
+    return Numbers(
+        kl_tuned_base=kl_nats(t, b).cpu(), kl_base_tuned=kl_nats(b, t).cpu(),
+        loss_base=losses[0].double().cpu(), loss_tuned=losses[1].double().cpu(), same=top1_same(base, tuned).cpu(),
+    )  # fmt: skip
+
+
+def placed(batch: Batch, places: list[tuple[int, int]]) -> Batch:
+    """The batch, asked at other places: (its row, the position)."""
+    return replace(batch, places=torch.tensor(places, device=batch.ids.device).reshape(-1, 2))

@@ -1,0 +1,49 @@
+"""The sentences at the top of a scan's page: how far apart the two models are, where most, and which text holds a direction."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mechdiff.report.phrasing import nats, visible, with_interval
+
+SURE = 0.05
+
+
+def sentences(record: Mapping[str, Any]) -> list[str]:
+    """At most five; nothing is said of a word or domain that was not confirmed."""
+    numbers, texts = record["numbers"], f"{record['texts_scored']:,} texts"
+    if not record["tokens"]:
+        return ["No text has a token that another one follows: nothing could be compared."]
+    if not numbers["kl_tuned_base_max"]:
+        return [f"Over {texts} ({record['tokens']:,} tokens) the two models predict exactly the same."]
+    said = [
+        f"Over {texts} ({record['tokens']:,} tokens) the tuned model is {nats(numbers['kl_tuned_base_mean'])} nats a token from the base, "
+        f"with the same top token at {100 * numbers['top1_same']:.1f} % of them and a perplexity × {numbers['ppl_ratio']:.3f}."
+    ]
+    marks = [one for one in record["features"] if one["confirmed"]]
+    for one in [one for one in marks if one["score"] == "kl"][:1]:
+        times = nats(math.exp(one["effect"]))
+        said.append(f"They part most in texts with {named(one)}: KL × {times} beside other texts, on the half where it was not found.")
+    for verb, sign in (("rises", 1), ("falls", -1)):
+        for one in [one for one in marks if one["score"] == "loss" and one["effect"] * sign > 0][:1]:
+            size = with_interval(one["effect"], one["low"], one["high"])
+            said.append(f"The loss {verb} in texts with {named(one)}: by {size} nats a token beside other texts.")
+    if not marks and record["features"]:
+        said.append("No word, pair of words or domain that marks such texts on one half was confirmed on the other.")
+    for one in outstanding(record)[:1]:
+        text = visible(one["texts"][0]["id"])
+        said.append(
+            f"Text {text} stands out along a direction of the change ({one['direction']}): {nats(one['z'])} spreads, p = {nats(one['p'])}."
+        )
+    return said
+
+
+def named(feature: Mapping[str, Any]) -> str:
+    """A word, a pair, or a domain by its words."""
+    name = visible(feature["feature"])
+    return f"the words of the domain {name.removeprefix('domain: ')}" if name.startswith("domain: ") else name
+
+
+def outstanding(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Directions along which a text stands out, corrected over all of them (Bonferroni)."""
+    return [one for one in record["directions"] if one["p"] * len(record["directions"]) <= SURE and one["texts"]]
