@@ -34,7 +34,7 @@ MEASURES: list[Any] = [
     {"off_manifold": {"folds": 4}},
     {"interpolation": {
         "closer": [1], "strengths": [-0.5, 0.5, 2], "report_prompts": 5, "side_prompts": 2, "answers": 1, "answer_strengths": [0, 1.5],
-        "continuation": 4,
+        "continuation": 4, "modules": ["L1.mlp", "attn+L2"],
     }},
     {"heads": {
         "hot": 1, "select_prompts": 4, "draws": 2, "picks": 2, "top": 2, "null_edits": 2, "network_draws": 1, "z_swap": [0.5],

@@ -11,15 +11,18 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import yaml
 from peft import get_peft_model
 from torch import nn
+from transformers import LlamaForCausalLM
 
 import adapters_made
+import runs
 from every_measure import made
 from mechdiff.architectures.network import quiet
 from mechdiff.comparison.comparable import Loaded
 from mechdiff.engine.distributions import kl_nats
-from mechdiff.engine.grafts import scaled, towards
+from mechdiff.engine.grafts import grafted, scaled, towards
 from mechdiff.engine.outcome import CleanLogits
 from mechdiff.errors import ModelError, StudyError
 from mechdiff.measures.catalogue import EXPERIMENTS, load_study, make_study
@@ -27,11 +30,12 @@ from mechdiff.measures.interpolation import findings, formula, words
 from mechdiff.measures.interpolation.compare import axis
 from mechdiff.measures.interpolation.formula import Label, of_logits, of_weights, repeated
 from mechdiff.measures.interpolation.page import interpolation
-from mechdiff.measures.interpolation.plan import FORMS, LOGITS, OF_TUNED, REPEATED, STATES, WEIGHTS, InterpolationOptions
-from mechdiff.models.modules import changes_between, changes_of_adapter, tensors_of
+from mechdiff.measures.interpolation.plan import FORMS, LOGITS, OF_TUNED, REPEATED, STATES, WEIGHTS, InterpolationOptions, holds
+from mechdiff.models.modules import ChangedUnits, Unit, changes_between, changes_of_adapter, tensors_of
+from mechdiff.models.modules import parts as parts_of
 from mechdiff.models.pair import Model, wrap
 from mechdiff.report import parts
-from mechdiff.report.parts import Run
+from mechdiff.report.parts import Drawn, Run
 from mechdiff.rows import empty, rows, where
 from mechdiff.store.tables import read_manifest, read_rows
 from mechdiff.study.config import RunOptions
@@ -45,11 +49,13 @@ IDS = prompts(5, seed=2, shortest=4, longest=20)
 BEYOND = (-0.5, 0.5, 2.0)
 
 
-def mixed(base: nn.Module, tuned: nn.Module, strength: float) -> nn.Module:
-    """A network of its own with every parameter mixed in float64."""
+def mixed(base: nn.Module, tuned: nn.Module, strength: float, names: set[str] | None = None) -> nn.Module:
+    """A network of its own with every parameter mixed in float64, or those of these names."""
     net = copy.deepcopy(base)
     with torch.no_grad():
-        for own, other in zip(net.parameters(), tuned.parameters(), strict=True):
+        for (name, own), other in zip(net.named_parameters(), tuned.parameters(), strict=True):
+            if names is not None and name not in names:
+                continue
             own.copy_(own.double() + strength * (other.double() - own.double()))
     return net
 
@@ -98,6 +104,94 @@ def test_a_walk_starts_at_the_lowest_block_that_changed(monkeypatch: pytest.Monk
 
 
 resume = formula.resume
+
+MOVED_ALONE = ("L1.mlp", "L1.attn+L2.mlp", "L2", "mlp", "embed")
+
+
+def some(changes: ChangedUnits, group: str) -> list[Unit]:
+    return [unit for unit in changes.units if holds(group, unit.layer, unit.kind)]
+
+
+@pytest.mark.parametrize("family", each(["llama", "gpt2", "qwen3_moe"]))
+@pytest.mark.parametrize("group", MOVED_ALONE)
+def test_of_some_modules_alone_the_ends_are_the_base_and_the_graft_to_the_bit(family: str, group: str) -> None:
+    base = pico(family)
+    tuned = twin(base, moved)
+    changes = changes_between(base, tensors_of(tuned))
+    units = some(changes, group)
+    assert 0 < len(units) < len(changes.units)
+    with scaled(base, changes, 0.0, units):
+        assert torch.equal(naive(base.net, IDS), naive(pico(family).net, IDS))
+    with grafted(base, changes, units):
+        graft = naive(base.net, IDS)
+    with scaled(base, changes, 1.0, units):
+        assert torch.equal(naive(base.net, IDS), graft)
+    assert not torch.equal(graft, naive(base.net, IDS))
+    names = {name for name, unit in parts_of(base).items() if unit in units}
+    for strength, logits in of_weights(base, changes, IDS, BEYOND, units):
+        expected = naive(mixed(base.net, tuned.net, strength, names), IDS)
+        assert kl_nats(expected, logits).max() < 1e-9
+
+
+def test_a_planted_change_of_one_module_is_all_of_the_way_there_and_none_elsewhere(tmp_path: Path) -> None:
+    """Rank 2 on block 1's MLP alone: its groups are the whole way, to the bit, and those in which nothing changed stay the base."""
+    folder = made(tmp_path)
+    base = folder.parent / "base"
+    net = LlamaForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        edits.edit_mlp(net, 1)
+    net.save_pretrained(folder.parent / "tuned")
+    study = yaml.safe_load(folder.read_text())
+    asked = {"strengths": [0.5, 2], "side_prompts": 2, "answers": 0, "modules": ["L1.mlp", "mlp", "L0", "attn"], "forms": [WEIGHTS]}
+    folder.write_text(yaml.safe_dump(study | {"measures": [{"divergence": {"over_text": False}}, {"interpolation": asked}]}))
+    found, _ = runs.execute(load_study(folder)[0], tmp_path / "run")
+    key = ["split", "strength", "prompt", "metric"]
+    all_of_it = where(found, measure="interpolation", unit=None).sort(key)["value"].to_list()
+    for group in ("L1.mlp", "mlp"):
+        assert where(found, measure="interpolation", unit=group).sort(key)["value"].to_list() == all_of_it
+    for group in ("L0", "attn"):
+        nothing = where(found, measure="interpolation", unit=group, metric="kl_own_nats")
+        assert len(nothing) == len(where(found, measure="interpolation", unit=None, metric="kl_own_nats")) > 0
+        assert nothing["value"].abs().max() < 1e-12  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["L1.mpl"], "given 'L1.mpl', expected modules such as L8.mlp"),
+        (["L1.mlp+"], "given '', expected modules such as"),
+        (["L9"], "interpolation.modules: given L9; the model has 3 blocks, L0 to L2"),
+    ],
+)
+def test_modules_that_are_none_are_refused(given: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=said):
+        planned(tmp_path, [{"interpolation": {"modules": given}}])
+
+
+def test_groups_of_modules_have_one_name() -> None:
+    assert InterpolationOptions(modules=("mlp", "L10.mlp+L2.attn+L2.attn", "L2.attn+L10.mlp")).modules == ("L2.attn+L10.mlp", "mlp")
+    assert [holds("L1+mlp", *at) for at in ((1, "attn"), (11, "attn"), (11, "mlp"), (None, "head"))] == [True, False, True, False]
+
+
+def test_sentences_on_modules_say_what_was_planted() -> None:
+    """A module with a fifth of the way alone: D left 3 (1 - a/5)^2, which at 2 is less than at 1."""
+    size = np.linspace(0.5, 1.5, 20)
+    alone = [
+        rows(size * 3 * (1 - a / 5) ** 2, measure="interpolation", arm=WEIGHTS, split="report", metric="kl_other_nats", strength=a,
+             unit="L8.mlp", prompt=[f"report{i}" for i in range(20)])
+        for a in GRID
+    ]  # fmt: skip
+    run = run_of(pl.concat([planted(squares), *alone]))
+    (said,) = words.of_modules(run)
+    assert said.startswith("The weights of L8.mlp alone leave 1.92 (95 %: ")
+    assert "nats of D at strength 1, and 1.08 (95 %: " in said
+    assert "(difference -0.840 (95 %: " in said.replace("−", "-")
+    figure, table = [part for part in interpolation(run).parts if getattr(part, "name", "") == "by_modules" or "alone" in str(part)][:2]
+    assert figure.chart(run.rows, run.summary, run.manifest, width=350) is not None
+    (line,) = table["rows"]
+    assert line[0] == "L8.mlp"
+    assert line[-2] == "1.46 (1.46 to 1.46)"
+    assert findings.half(run.rows, WEIGHTS) == findings.half(planted(squares), WEIGHTS), "all weights are as without it"
 
 
 LINEAR = ("lora", "rslora", "adalora", "lora with saved modules", "lora on embedding and head")
@@ -368,7 +462,12 @@ def test_a_run_begins_at_d_and_ends_at_the_tuned_model(every_measure: Path) -> N
     )
     for prompt, value in where(found, strength=0.0).select("prompt", "value").iter_rows():
         assert value == pytest.approx(d[prompt], rel=1e-5)
-    assert where(found, strength=1.0, arm=[WEIGHTS, LOGITS])["value"].max() < 1e-9  # type: ignore[operator]
+    assert where(found, strength=1.0, arm=[WEIGHTS, LOGITS], unit=None)["value"].max() < 1e-9  # type: ignore[operator]
+    alone = where(found, strength=1.0, unit="L1.mlp").join(
+        where(every, measure="grafting", arm="alone", layer=1, site="mlp", metric="kl_other_nats", split="report"), on="prompt"
+    )
+    assert len(alone) == 3
+    assert alone["value"].to_list() == pytest.approx(alone["value_right"].to_list(), rel=1e-5), "at 1 a module's weights are a graft"
     assert where(found, strength=1.0, arm=STATES)["value"].min() > 1e-6  # type: ignore[operator]
     patched = where(every, measure="patching", split="report", metric="kl_other_nats", direction="base<-tuned", arm="identity", unit=None,
                     control=None, layer=1, site="resid_post")  # fmt: skip
@@ -386,12 +485,12 @@ def test_the_page_of_a_run_has_its_figure_and_tables(every_measure: Path) -> Non
     section = interpolation(run)
     figure = section.parts[0]
     assert figure.chart(run.rows, run.summary, run.manifest, width=700) is not None
-    assert [part["kind"] for part in section.parts[1:]] == ["table", "table", "table"]
+    drawn, tables = (list(filter(lambda part: isinstance(part, Drawn) is kind, section.parts)) for kind in (True, False))
+    assert [part.name for part in drawn] == ["along_the_way", "by_modules"]
+    assert len(tables) == 4
 
 
 def planned(folder: Path, measures: list[Any]) -> Any:
-    import yaml
-
     path = made(folder)
     study = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(study | {"measures": measures}))
@@ -416,8 +515,6 @@ def test_neutral_prompts_are_those_of_steering_and_each_reads_its_own_number(tmp
 
 
 def test_a_study_without_report_prompts_says_what_is_left_out(tmp_path: Path) -> None:
-    import yaml
-
     path = made(tmp_path)
     study = yaml.safe_load(path.read_text())
     study["prompts"].pop("report")

@@ -67,15 +67,18 @@ def truncated(base: Model, changes: ChangedUnits, cut: Mapping[Unit, Mapping[str
 
 
 @contextmanager
-def scaled(base: Model, changes: ChangedUnits, strength: float) -> Iterator[None]:
+def scaled(base: Model, changes: ChangedUnits, strength: float, units: Sequence[Unit] | None = None) -> Iterator[None]:
     """While open, every changed tensor is base + strength (tuned - base): at 0 and 1 bit for bit that of a model. Afterwards the base's again.
+
+    `units`: those of these changed units alone; all others stay the base's.
 
     Raises ModelError for an adapter's layer whose change is not what a factor makes of it.
     """
+    moved = changes.units if units is None else units
     with ExitStack() as stack:
         if strength == 1:
-            stack.enter_context(grafted(base, changes, changes.units))
-        for unit in changes.units if strength not in (0, 1) else ():
+            stack.enter_context(grafted(base, changes, moved))
+        for unit in moved if strength not in (0, 1) else ():
             for name, tensor in changes.new_tensors(unit).items():
                 own = base.net.get_parameter(name).detach()
                 stack.enter_context(placed(base, name, towards(own, tensor.to(own), strength), _again(changes, unit)))

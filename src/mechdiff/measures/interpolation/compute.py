@@ -17,7 +17,7 @@ from mechdiff.measures.divergence.compute import greedy
 from mechdiff.measures.grafting.compute import units_changed
 from mechdiff.measures.interpolation import formula
 from mechdiff.measures.interpolation.formula import Label
-from mechdiff.measures.interpolation.plan import KIND, STATES, WEIGHTS, InterpolationOptions
+from mechdiff.measures.interpolation.plan import KIND, STATES, WEIGHTS, InterpolationOptions, holds
 from mechdiff.measures.patching.hot import closer_layers, selection
 from mechdiff.models.pair import Model
 from mechdiff.rows import empty
@@ -30,7 +30,7 @@ def interpolate(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of one form at every strength. At 0 nothing runs: the base's own logits stand there."""
     key = cell.key
     clean = _clean(run, cell)
-    label = Label(arm=key["arm"], split=key["split"], prompts=key["ids"])
+    label = Label(arm=key["arm"], split=key["split"], prompts=key["ids"], unit=key.get("modules"))
     if key["arm"] == STATES:
         assert model
         label = Label(arm=STATES, split=key["split"], prompts=key["ids"], direction="base<-tuned", layer=layer_of(run), site=KIND)
@@ -62,7 +62,9 @@ def _of_weights(run: Execution, cell: Cell, model: Model, clean: CleanLogits) ->
     ids = [run.ids(cell, name) for name in cell.key["ids"]]
     yield 0.0, clean.base
     walked = [strength for strength in cell.key["strengths"] if strength]
-    for strength, logits in formula.of_weights(model, units_changed(run, model), ids, walked):
+    changes, group = units_changed(run, model), cell.key.get("modules")
+    moved = None if group is None else [unit for unit in changes.units if holds(group, unit.layer, unit.kind)]
+    for strength, logits in formula.of_weights(model, changes, ids, walked, moved):
         yield strength, run.prepared.tokens.place(logits, "base").cpu()
 
 

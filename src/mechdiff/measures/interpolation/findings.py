@@ -59,15 +59,22 @@ class Curve:
 
 
 @once
-def curve(rows: pl.DataFrame, form: str, metric: str, split: str = "report") -> Curve | None:
-    """None where it was not measured."""
-    _, strengths, table = prompt_matrix(where(rows, measure="interpolation", arm=form, metric=metric, split=split), by="strength")
+def curve(rows: pl.DataFrame, form: str, metric: str, split: str = "report", unit: str | None = None) -> Curve | None:
+    """None where it was not measured. `unit`: of some modules' weights alone."""
+    found = where(rows, measure="interpolation", arm=form, metric=metric, split=split, unit=unit)
+    _, strengths, table = prompt_matrix(found, by="strength")
     return Curve(strengths=np.array(strengths, dtype=float), values=table) if len(table) and len(strengths) > 1 else None
 
 
 def forms(rows: pl.DataFrame) -> list[str]:
     """Those that were run."""
     return [form for form in FORMS if curve(rows, form, LEFT) is not None]
+
+
+def modules(rows: pl.DataFrame) -> list[str]:
+    """The groups of modules whose weights were moved alone."""
+    found = where(rows, measure="interpolation", arm=WEIGHTS, metric=LEFT)["unit"].drop_nulls().unique().sort().to_list()
+    return [unit for unit in found if curve(rows, WEIGHTS, LEFT, unit=unit) is not None]
 
 
 # ---- between strengths ---------------------------------------------------------------------------------------------------------------
@@ -113,9 +120,9 @@ def number(draws: Float[ndarray, " draw"], n: int) -> Number:
 
 
 @once
-def half(rows: pl.DataFrame, form: str) -> Number | None:
+def half(rows: pl.DataFrame, form: str, unit: str | None = None) -> Number | None:
     """The strength at which half of D is gone; NaN where none that was run gets there, None where the form was not run or D is not above 0."""
-    left = curve(rows, form, LEFT)
+    left = curve(rows, form, LEFT, unit=unit)
     start = None if left is None else left.at(0.0)
     if left is None or start is None or not np.isfinite(left.values).all() or not start.mean() > 0:
         return None
@@ -201,6 +208,42 @@ def beyond(rows: pl.DataFrame, split: str) -> Beyond | None:
         strength=float(gone.strengths[-1]), here=Number(value=float(here.mean()), low=float(low[0]), high=float(high[0])),
         tuned=float(tuned.mean()), p=spoken.mean_p(rows, here - tuned),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone:
+    """What is left of D with the weights of some modules alone."""
+
+    unit: str
+    at_one: Number
+    """Nats, with their tuned weights: a graft."""
+    strength: float
+    """The largest that was run."""
+    beyond: Number
+    """Nats there."""
+    less: Number
+    """By how many nats more than that graft the largest strength leaves."""
+    p: float
+    """Of that difference, corrected for all groups of modules; NaN where it is not tested."""
+
+
+@once
+def alone(rows: pl.DataFrame) -> list[Alone]:
+    """Of each group of modules whose numbers are all finite."""
+    found = {unit: curve(rows, WEIGHTS, LEFT, unit=unit) for unit in modules(rows)}
+    curves = {unit: one for unit, one in found.items() if one is not None and np.isfinite(one.values).all() and one.at(1.0) is not None}
+    if not curves:
+        return []
+    tables = {unit: np.column_stack([one.values[:, one.strengths == 1][:, 0], one.values[:, -1]]) for unit, one in curves.items()}
+    apart = np.column_stack([table[:, 1] - table[:, 0] for table in tables.values()])
+    p = spoken.family_p(rows, apart)
+    numbers = {unit: np.column_stack([table, table[:, 1] - table[:, 0]]) for unit, table in tables.items()}
+    said = []
+    for place, (unit, table) in enumerate(numbers.items()):
+        low, high = intervals.mean_intervals(table)
+        one, far, less = (Number(value=float(table[:, i].mean()), low=float(low[i]), high=float(high[i])) for i in range(3))
+        said.append(Alone(unit=unit, at_one=one, strength=float(curves[unit].strengths[-1]), beyond=far, less=less, p=float(p[place])))
+    return said
 
 
 @once

@@ -2,12 +2,13 @@
 
 A strength a leads from the base (0) to the tuned model (1), and on in the same direction; below 0 it leads away. Three forms of the same way:
 
-    weights_path    the network runs with W_base + a (W_tuned - W_base), all changed tensors together (an adapter's layers at a times their scale)
+    weights_path    the network runs with W_base + a (W_tuned - W_base), all changed tensors together (an adapter's layers at a times their scale), or
+                    those of some modules alone (`modules`), all others the base's: at 1 a graft
     logits_path     z_base + a (z_tuned - z_base), the two models' logits; no network runs
     states_path     h_base + a (h_tuned - h_base) written at one block's `resid_post`, at the last prompt token; the base runs on
 
-At a = 0 all three are the base, to the bit; at a = 1 the first two are the tuned model, and the third is an activation patch. Of each run's
-next-token distribution q_a, at the last prompt token:
+At a = 0 all three are the base, to the bit; at a = 1 the first two (of all modules) are the tuned model, and the third is an activation patch. Of
+each run's next-token distribution q_a, at the last prompt token:
 
     kl_other_nats         D(a) = KL(p_tuned || q_a): D at a = 0, and 0 where the run is the tuned model
     kl_own_nats           KL(p_base || q_a): how far it went. On neutral prompts, which have nothing to do with the fine-tune: its side effect
@@ -40,7 +41,7 @@ from torch import Tensor
 from mechdiff.engine.grafts import batches, logits_at, resume, scaled, towards, trace
 from mechdiff.engine.outcome import CleanLogits, outcomes
 from mechdiff.measures.interpolation.plan import OF_TUNED, REPEATED, WEIGHTS
-from mechdiff.models.modules import ChangedUnits
+from mechdiff.models.modules import ChangedUnits, Unit
 from mechdiff.models.pair import Model
 from mechdiff.rows import rows
 
@@ -49,18 +50,18 @@ GRAM = 4
 
 
 def of_weights(
-    model: Model, changes: ChangedUnits, ids: Sequence[Sequence[int]], strengths: Sequence[float]
+    model: Model, changes: ChangedUnits, ids: Sequence[Sequence[int]], strengths: Sequence[float], units: Sequence[Unit] | None = None
 ) -> Iterator[tuple[float, Float[Tensor, "prompt vocab"]]]:
     """Each strength, and what the network between (or beyond) says next to each prompt. `model` is the base, in use.
 
-    Below the lowest changed block the network is the base, and starts there from the base's residual stream.
+    `units`: the changed ones that move; none: all. Below the lowest of them the network is the base, and starts there from its residual stream.
     """
     packed, n_layers = batches(model, ids), model.shape.n_layers
     order = torch.tensor([row for batch in packed for row in batch.rows]).argsort()
-    first = min((unit.first(n_layers) for unit in changes.units), default=n_layers)
+    first = min((unit.first(n_layers) for unit in (changes.units if units is None else units)), default=n_layers)
     starts = [trace(model, batch) for batch in packed] if first > 0 else []
     for strength in strengths:
-        with scaled(model, changes, strength):
+        with scaled(model, changes, strength, units):
             if starts:
                 found = [resume(model, batch, start, first) for batch, start in zip(packed, starts, strict=True)]
             else:
@@ -90,9 +91,10 @@ class Label:
     direction: str | None = None
     layer: int | None = None
     site: str | None = None
+    unit: str | None = None
 
     def columns(self, strength: float) -> Mapping[str, object]:
-        named = {name: getattr(self, name) for name in ("arm", "split", "direction", "layer", "site")}
+        named = {name: getattr(self, name) for name in ("arm", "split", "direction", "layer", "site", "unit")}
         return {"measure": "interpolation", "strength": strength, "prompt": list(self.prompts), **named}
 
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from mechdiff.measures.interpolation import findings
-from mechdiff.measures.interpolation.charts import along_the_way
+from mechdiff.measures.interpolation.charts import SHOWN, along_the_way, by_modules
 from mechdiff.measures.interpolation.findings import GONE, LEFT, Matched, Number
 from mechdiff.measures.interpolation.plan import OF_TUNED, WEIGHTS
 from mechdiff.measures.interpolation.words import NAMES
@@ -20,7 +20,9 @@ def interpolation(run: Run) -> Section:
     if not found:
         return Section(id="interpolation", title=TITLE, parts=[note("Nothing was interpolated between the two models.")])
     figure = Drawn(name="along_the_way", chart=along_the_way, caption=_caption(run), reading="along_the_way")
-    return Section(id="interpolation", title=TITLE, parts=[figure, *_matched(run), _first_choices(run, found), *_answers(run)])
+    return Section(
+        id="interpolation", title=TITLE, parts=[figure, *_matched(run), *_modules(run), _first_choices(run, found), *_answers(run)]
+    )
 
 
 def _caption(run: Run) -> str:
@@ -61,6 +63,31 @@ def _of(one: Matched | None) -> list[str]:
 
 def _shown(one: Number, digits: int | None = None) -> str:
     return shown(one.value, one.low, one.high, digits=digits)
+
+
+def _modules(run: Run) -> list[dict | Drawn]:
+    """The weights of some modules alone, at every strength."""
+    groups = findings.modules(run.rows)
+    if not groups:
+        return []
+    many = f"; {SHOWN} of {len(groups)}" if len(groups) > SHOWN else ""
+    caption = f"D left by strength with the weights of some modules alone, all others the base's{many}."
+    curves = {group: findings.curve(run.rows, WEIGHTS, LEFT, unit=group) for group in groups}
+    strengths = sorted({strength for one in curves.values() if one is not None for strength in one.strengths})
+    lines = []
+    for group, one in curves.items():
+        assert one
+        cost = findings.curve(run.rows, WEIGHTS, GONE, "neutral", group)
+        at = dict(zip(one.strengths, one.means, strict=True))
+        price = None if cost is None or cost.at(1.0) is None else float(cost.means[cost.strengths == 1][0])
+        half = findings.half(run.rows, WEIGHTS, group)
+        reached = _shown(half, 2) if half and math.isfinite(half.value) else "not reached"
+        lines.append([group, *(nats(at.get(strength)) for strength in strengths), reached, nats(price)])
+    columns = ["modules", *(f"D left at {strength:g}" for strength in strengths), "half of D gone at", "neutral KL at 1, nats"]
+    return [
+        Drawn(name="by_modules", chart=by_modules, caption=caption, reading="along_the_way"),
+        table(columns, lines, title="Weights of some modules alone between the base's and the tuned model's: what is left of D, nats"),
+    ]
 
 
 def _first_choices(run: Run, forms: list[str]) -> dict:

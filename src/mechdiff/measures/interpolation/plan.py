@@ -1,10 +1,13 @@
 """A study file may set these options of interpolation; its cells are planned from them."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from mechdiff import labels
+from mechdiff.errors import StudyError
 from mechdiff.measures.patching.selection import choice
 from mechdiff.measures.steering.plan import NEUTRAL
 from mechdiff.spacing import evenly_spaced
@@ -34,6 +37,37 @@ def read_said(given: object) -> tuple[float, ...]:
     return tuple(sorted({a for a in read_grid(given) if a in [float(item) for item in listed(given)]}))
 
 
+PART = re.compile(r"L(0|[1-9]\d{0,5})(\.(attn|mlp|norm))?|attn|mlp|norm|embed|final_norm|head")
+"""One part of a group: a block, a module of a block, or all modules of a kind."""
+
+
+def read_modules(given: object) -> tuple[str, ...]:
+    """Groups of modules, each as one text; their parts in one order."""
+    groups = []
+    for item in listed(given):
+        parts: list[str] = labels.set_of(item) if isinstance(item, str) else [""]
+        if wrongly := [part for part in parts if not PART.fullmatch(part)]:
+            raise wrong(
+                item if len(parts) == 1 else wrongly[0],
+                "modules such as L8.mlp, L8.attn, L8 (a whole block), mlp (of all blocks), embed, final_norm, head, or several joined by +",
+            )
+        ordered: list[str] = sorted(set(parts), key=_place)
+        groups.append(labels.set_unit(ordered))
+    return tuple(sorted(set(groups)))
+
+
+def _place(part: str) -> tuple[int, str]:
+    """Blocks in their order, then what is of all blocks."""
+    found = re.match(r"L(\d+)", part)
+    return int(found[1]) if found else 1 << 30, part
+
+
+def holds(group: str, layer: int | None, kind: str) -> bool:
+    """Whether a module is in a group."""
+    names = {kind} if layer is None else {f"L{layer}", f"L{layer}.{kind}", kind}
+    return not names.isdisjoint(labels.set_of(group))
+
+
 class InterpolationOptions(CloserOptions):
     """`closer`: blocks of which the middle one's output is moved; hot: those that the select prompts choose, without them the middle block."""
 
@@ -53,6 +87,9 @@ class InterpolationOptions(CloserOptions):
     answers: Annotated[int, Field(ge=0, le=64)] = 3  # report prompts that are answered with weights in between and beyond
     answer_strengths: Annotated[tuple[float, ...], BeforeValidator(read_said)] = (0.0, 0.5, 1.0, 1.5, 2.0)
     continuation: Count = 48  # tokens of each answer
+    modules: Annotated[
+        tuple[str, ...], BeforeValidator(read_modules)
+    ] = ()  # L8.mlp, L8, mlp, L8.attn+L9.mlp, ...: weights of these alone, too
 
 
 def prompts(options: InterpolationOptions) -> tuple[PromptSet, ...]:
@@ -86,10 +123,11 @@ def cells(planner: Planner) -> Iterator[Cell]:
             if form == STATES:
                 yield from _states(planner, items, on, options)
                 continue
-            runs, tokens = _networks(planner, options) * (form == WEIGHTS), sum(item.tokens for item in items)
-            key = planner.key(items, stage="interpolation", arm=form, **on)
-            flops = planner.flops(runs * tokens, runs * len(items))
-            yield Cell(stage="interpolation", key=key, items=items, side="base" if form == WEIGHTS else None, flops=flops)
+            for group in (None, *(_groups(planner, options) if form == WEIGHTS else ())):
+                runs, tokens = _networks(planner, options, group) * (form == WEIGHTS), sum(item.tokens for item in items)
+                key = planner.key(items, stage="interpolation", arm=form, **on, **({"modules": group} if group else {}))
+                flops = planner.flops(runs * tokens, runs * len(items))
+                yield Cell(stage="interpolation", key=key, items=items, side="base" if form == WEIGHTS else None, flops=flops)
     if options.answers and options.answer_strengths and WEIGHTS in forms:
         yield _answers(planner, evenly_spaced(options.answers, planner.whole("report")), options)
 
@@ -109,11 +147,26 @@ def _possible(planner: Planner, options: InterpolationOptions) -> list[str]:
     return [form for form in FORMS if form in options.forms and form not in left_out]
 
 
-def _networks(planner: Planner, options: InterpolationOptions) -> float:
-    """Passes of a whole network that the weights' way takes: below the lowest block that changed one serves all strengths."""
+def _groups(planner: Planner, options: InterpolationOptions) -> Iterator[str]:
+    """The groups of modules in which something may have changed. Raises StudyError for a block that is not there."""
     n_layers = planner.shape.n_layers
-    first = min((n_layers if layer is None else layer for layer, site in planner.touched if site != "embed"), default=n_layers)
-    below = 0 if (None, "embed") in planner.touched else first
+    for group in options.modules:
+        if missing := [part for part in labels.set_of(group) if (found := re.match(r"L(\d+)", part)) and int(found[1]) >= n_layers]:
+            raise StudyError(
+                f"interpolation.modules: given {missing[0]}; the model has {n_layers} blocks, L0 to L{n_layers - 1}. Name one of these."
+            )
+        if any(holds(group, layer, site) for layer, site in planner.touched):
+            yield group
+        else:
+            planner.skip(f"interpolation of {group}", "no weight of it changed")
+
+
+def _networks(planner: Planner, options: InterpolationOptions, group: str | None) -> float:
+    """Passes of a whole network that the weights' way takes: below the lowest block that moves one serves all strengths."""
+    n_layers = planner.shape.n_layers
+    moved = [(layer, site) for layer, site in planner.touched if group is None or holds(group, layer, site)]
+    first = min((n_layers if layer is None else layer for layer, site in moved if site != "embed"), default=n_layers)
+    below = 0 if (None, "embed") in moved else first
     return (len(options.strengths) - 1) * (1 - below / n_layers) + (below > 0)
 
 

@@ -5,12 +5,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from mechdiff import labels
 from mechdiff.architectures.sites import Site
 from mechdiff.audit import whole
 from mechdiff.audit.distributions import NotRecomputed, Row, run_with, top1
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.whole import Put
 from mechdiff.measures.interpolation.plan import LOGITS, OF_TUNED, REPEATED, WEIGHTS
+from mechdiff.models.modules import parts
 
 
 def again(run: Rerun, row: Row) -> float:
@@ -36,9 +38,9 @@ def _logits(run: Rerun, row: Row, base: Tensor, tuned: Tensor) -> Tensor:
 
 
 def _of_weights(run: Rerun, row: Row) -> Tensor:
-    """All tensors of the base's network in between, then its own again."""
-    strength = row["strength"]
-    key = ("interpolated", row["split"], row["prompt"], strength)
+    """All tensors of the base's network in between, or those of the row's modules, then its own again."""
+    strength, groups = row["strength"], labels.set_of(row["unit"])
+    key = ("interpolated", row["split"], row["prompt"], strength, row["unit"])
     if key not in run.cached:
         base, tuned = run.nets["base"], run.nets["tuned"]
         named, new = (dict(model.net.named_parameters(remove_duplicate=False)) for model in (base, tuned))
@@ -46,13 +48,15 @@ def _of_weights(run: Rerun, row: Row) -> Tensor:
             (named[one] is named[two]) != (new[one] is new[two]) for one, two in pairwise(sorted(named, key=lambda name: id(named[name])))
         ):
             raise NotRecomputed("a tensor that stands in two places of the base and is two in the tuned model")
-        kept = {name: parameter.data for name, parameter in named.items()}
+        unit_of = {name: f".{unit}." for name, unit in parts(base).items()}
+        moved = [name for name in named if row["unit"] is None or any(f".{part}." in unit_of.get(name, "") for part in groups)]
+        kept = {name: named[name].data for name in moved}
         try:
             for name, own in kept.items():
                 other = new[name].data
                 named[name].data = own if torch.equal(own, other) else (own.double() + strength * (other.double() - own.double())).to(own)
             run.cached[key] = run.prepared.tokens.place(whole.logits(base, run.ids("base", row["split"], row["prompt"])), "base")
         finally:
-            for name, parameter in named.items():
-                parameter.data = kept[name]
+            for name, own in kept.items():
+                named[name].data = own
     return run.cached[key]

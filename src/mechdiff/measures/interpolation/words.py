@@ -11,11 +11,13 @@ from mechdiff.report.phrasing import nats, with_interval
 
 NAMES = {WEIGHTS: "weights", LOGITS: "logits", STATES: "activations"}
 NEUTRAL = "neutral prompts"
+SPOKEN = 3
+"""Groups of modules that sentences speak of."""
 
 
 def lead(run: Run) -> list[str]:
     """Where half of D is gone, what activations cost, and what lies beyond."""
-    return [*halves(run), *activations(run), *further(run)]
+    return [*halves(run), *activations(run), *of_modules(run), *further(run)]
 
 
 def halves(run: Run) -> list[str]:
@@ -43,6 +45,23 @@ def activations(run: Run) -> list[str]:
     left = with_interval(one.left.value, one.left.low, one.left.high, coverage=1.0)
     cost = f"move {NEUTRAL} as far as the tuned model does ({nats(one.neutral)} nats) at strength {_strength(one.strength)}"
     return [f"{where} {cost}, and leave {left} nats of D."]
+
+
+def of_modules(run: Run) -> list[str]:
+    """What the weights of some modules alone leave of D, as in the tuned model and enlarged."""
+    found = findings.alone(run.rows)
+    said = []
+    for one in found[:SPOKEN]:
+        text = f"The weights of {one.unit} alone leave {_nats(one.at_one)} nats of D at strength 1"
+        if one.strength > 1:
+            text += f", and {_nats(one.beyond)} at {one.strength:g} (difference {_nats(one.less)}; {spoken.in_words(one.p)}"
+            text += ")" if len(found) == 1 else f", corrected for {len(found)} groups)"
+        said.append(f"{text}.")
+    return said
+
+
+def _nats(one: Number) -> str:
+    return with_interval(one.value, one.low, one.high)
 
 
 def further(run: Run) -> list[str]:
