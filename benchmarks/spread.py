@@ -102,7 +102,9 @@ def opened(name: str) -> Any:
     """The pair of one embedded fine-tune with its report prompts."""
     prompts = {"report": str(DATA / "prompts" / f"{name}_report.jsonl"), "at_most": {"report": N_PROMPTS}}
     pair = {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)}
-    return prepare(make_study({"pair": pair, "prompts": prompts, "measures": ["divergence"]}), RunOptions(device="cpu"), EXPERIMENTS)
+    return prepare(
+        make_study({"pair": pair, "prompts": prompts, "measures": ["divergence"]}), RunOptions(device="cpu", memory="one"), EXPERIMENTS
+    )
 
 
 def at_strengths(name: str, strengths: Sequence[float]) -> Iterator[Effects]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["MECHDIFF_PROOFS"] = "off"  # the engine proves itself in every test
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that tests start share the cores with the other workers
 os.environ.setdefault("POLARS_MAX_THREADS", "1")  # and tables of tests are small
 os.environ.setdefault(

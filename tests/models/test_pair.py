@@ -235,7 +235,7 @@ def use(folders: Path, adapter: Path) -> None:
 
 
 @pytest.mark.parametrize("memory", ["both", "one"])
-def test_an_adapter_pair_is_one_network_and_its_base_is_untouched_to_the_bit(folders, adapter, memory):
+def test_an_adapter_pair_shares_its_tensors_and_its_base_is_untouched_to_the_bit(folders, adapter, memory):
     untouched = load(folders / "base")
     expected, states = logits(untouched), capture(untouched, IDS, [Site(3, "resid_post")], [-1]).states
     pair = open_with(folders, adapter, memory=memory)
@@ -246,7 +246,11 @@ def test_an_adapter_pair_is_one_network_and_its_base_is_untouched_to_the_bit(fol
                 capture(base, IDS, [Site(3, "resid_post")], [-1]).states[Site(3, "resid_post")], states[Site(3, "resid_post")]
             )
         with pair.use("tuned") as tuned:
-            assert tuned.net is base.net
+            assert (tuned.net is base.net) == (memory == "one")
+            own = {id(parameter) for parameter in base.net.parameters()}
+            touched = [name for name, parameter in tuned.net.named_parameters() if id(parameter) not in own]
+            assert all(any(target in name for target in LORA["target_modules"]) for name in touched)
+            assert bool(touched) == (memory == "both")
             assert (base.side, tuned.side, tuned.ref) == ("base", "tuned", str(adapter))
             assert (logits(tuned) - expected).abs().max() > 0.1
     pair.release()

@@ -57,7 +57,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def opened(folder: Path) -> Pair:
-    return open_pair(str(folder / "base"), str(folder / "adapter"), device="cpu")
+    """Switched, not merged into copies (merged.py), so that bits can be compared."""
+    return open_pair(str(folder / "base"), str(folder / "adapter"), device="cpu", memory="one")
 
 
 def logits(pair: Pair, side: Any) -> torch.Tensor:

@@ -48,7 +48,7 @@ def test_factors_in_blocks_were_said_to_be_for_a_model_of_another_size(tmp_path:
     blocks = BdLoraConfig(target_modules_bd_a=["o_proj"], target_modules_bd_b=["q_proj"], nblocks=2)
     made = make_pair(tmp_path, LoraConfig(**LORA, use_bdlora=blocks))
     ids = torch.tensor([[256, 5, 90, 17]])
-    with open_pair(str(tmp_path / "base"), str(tmp_path / "adapter"), device="cpu").use("tuned") as tuned, torch.no_grad():
+    with open_pair(str(tmp_path / "base"), str(tmp_path / "adapter"), device="cpu", memory="one").use("tuned") as tuned, torch.no_grad():
         assert torch.equal(tuned.net(input_ids=ids).logits, made(input_ids=ids).logits)
 
 

@@ -1,6 +1,7 @@
 """A pair of models is loaded: base and tuned, one at a time or both.
 
-An adapter pair is one loaded base whose adapter is switched on and off, so base and tuned share every weight that they have in common.
+An adapter pair is one loaded base whose adapter is switched on and off, or merged into copies of the matrices that it changes (merged.py): base and
+tuned share every weight that they have in common.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from mechdiff.errors import ModelError
 from mechdiff.models.alignment import align
 from mechdiff.models.checkpoint import is_decoded, is_found, said_of_unplaced
 from mechdiff.models.decoded import cannot_run, decoded_state
+from mechdiff.models.merged import merged
 from mechdiff.models.quantization import drop, keep_rounding, quantizing, weights_of
 from mechdiff.models.sources import Source, load_config, load_tokenizer, resolve
 from mechdiff.models.switches import attach_adapter, refuse_nan, refuse_unswitchable
@@ -194,6 +196,8 @@ class Pair:
     device: torch.device | None = field(default_factory=lambda: torch.device("cpu"))
     """None: split over all there are."""
     one_at_a_time: bool = False
+    merges: bool = False
+    """Whether an adapter is merged into private copies of the matrices that it changes, where that is exact."""
     trusted: tuple[str, ...] = ()
     """References of the models whose own Python code may run (an adapter runs its base's)."""
     told: list[str] = field(default_factory=list)
@@ -253,8 +257,9 @@ class Pair:
         if self._adapted is None:
             self._adapted = attach_adapter(self._load("base"), adapter, base=self.base.ref)
             inner = self._adapted.get_base_model()
-            self._held = {s: wrap(inner, side=s, ref=self.source(s).ref, config=self.config("base")) for s in SIDES}
-        if side == "base":
+            nets = {"base": inner, "tuned": (merged(self._adapted) if self.merges else None) or inner}
+            self._held = {s: wrap(nets[s], side=s, ref=self.source(s).ref, config=self.config("base")) for s in SIDES}
+        if side == "base" or self._held["tuned"].net is not self._held["base"].net:
             self._adapted.base_model.disable_adapter_layers()
         else:
             self._adapted.base_model.enable_adapter_layers()
@@ -294,6 +299,8 @@ def open_pair(
     weights = sum(pair.weights(side).bytes(dtype) for side in (SIDES[:1] if tuned_source.adapter else SIDES))
     free = free_memory(place) if place else sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
     pair.one_at_a_time = memory == "one" or (memory == "auto" and weights * 1.5 > free)
+    if tuned_source.adapter and dtype == "float32" and place and memory != "one":
+        pair.merges = 6 * weights <= all_memory(place)  # never of what is free now: a run that is resumed must find the same bits
     return pair
 
 
@@ -317,8 +324,15 @@ def _device(name: str) -> torch.device | None:
 
 def free_memory(device: torch.device) -> int:
     """Bytes that a model could take on the device now (8 GiB where the system does not say)."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else _memory("MemAvailable")
+
+
+def all_memory(device: torch.device) -> int:
+    """Bytes of memory that the device has (8 GiB where the system does not say)."""
+    return int(torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else _memory("MemTotal")
+
+
+def _memory(what: str) -> int:
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text().splitlines() if meminfo.is_file() else []
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), 8 << 30)
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(what)), 8 << 30)

@@ -56,7 +56,7 @@ def attach_adapter(net: nn.Module, adapter: Path, *, base: str = "BASE") -> nn.M
 
     adapter_file(adapter)
     config = refuse_unswitchable(adapter, base)
-    before, said = _sums(net), _logits(net)
+    before, said = _sums(net), logits_of(net)
     try:
         _refuse_misfit(net, adapter, vars(config))
         own = _kept(net, adapter, vars(config))
@@ -284,9 +284,9 @@ def _prove(
         tuner.disable_adapter_layers()
         there = {id(parameter) for parameter in adapted.parameters()}
         other = [name for name, (own, sums) in before.items() if id(own) not in there or not torch.equal(row_sums(own), sums)]
-        again = _logits(net)
+        again = logits_of(net)
         tuner.enable_adapter_layers()
-        tuned, twice, by_peft = _logits(net), _logits(net), _logits(adapted)
+        tuned, twice, by_peft = logits_of(net), logits_of(net), logits_of(adapted)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{adapter}: the network does not run with and without this adapter but through peft's own {type(tuner).__name__} ({error}), so its "
@@ -296,19 +296,19 @@ def _prove(
         why = f"changes {len(other)} of the base's {len(before)} tensors when peft puts it on, the first {other[0]}, and they stay so without it"
         raise ModelError(f"{adapter}: this adapter {why}: with it switched off the network is not the base. {way_out(adapter, base)}")
     limit = SAME_NATS[_dtype(adapted)]
-    if not (nats := _apart(said, again)) <= limit:
+    if not (nats := apart(said, again)) <= limit:
         why = f"cannot be switched off: a forward pass without it is {nats:.1e} nats from what the base said before it was put on"
         raise ModelError(f"{adapter}: this adapter {why}. {way_out(adapter, base)}")
-    if not (nats := _apart(tuned, twice)) <= limit:
+    if not (nats := apart(tuned, twice)) <= limit:
         raise ModelError(
             f"{adapter}: this adapter draws random numbers in each pass: two of them are {nats:.1e} nats apart. It cannot be studied."
         )
-    if not (nats := _apart(by_peft, tuned)) <= limit:
+    if not (nats := apart(by_peft, tuned)) <= limit:
         why = f"peft's own pass with this adapter is {nats:.1e} nats from that of the network with its layers in it"
         raise ModelError(f"{adapter}: {why}, so its states cannot be read and it cannot be studied.")
 
 
-def _apart(one: Float[Tensor, "pos vocab"], other: Float[Tensor, "pos vocab"]) -> float:
+def apart(one: Float[Tensor, "pos vocab"], other: Float[Tensor, "pos vocab"]) -> float:
     """0 for the same bits, else the largest KL(one || other)."""
     return 0.0 if torch.equal(one, other) else _kl_nats(one, other)
 
@@ -339,7 +339,7 @@ def row_sums(tensor: Tensor) -> Int[Tensor, " row"]:
 
 
 @torch.no_grad()
-def _logits(net: Any) -> Float[Tensor, "pos vocab"]:
+def logits_of(net: Any) -> Float[Tensor, "pos vocab"]:
     """Logits behind each of sixteen tokens that are spread over the vocabulary."""
     config = net.config.get_text_config()
     place = next((parameter.device for parameter in net.parameters() if not parameter.is_meta), torch.device("cpu"))

@@ -86,6 +86,7 @@ CHECKS = {
     "replay_nats": "replay against whole forward passes, largest KL, nats",
     "worst_site": "the site where it is largest",
     "floor_nats": "unedited row against its own model, largest KL, nats",
+    "held_since": "held since, for the same weights, code, versions and device",
 }
 
 

@@ -1,5 +1,6 @@
 """A run's record says what machine it ran on, and never a host name, a user or a secret. No torch here."""
 
+import hashlib
 import importlib.metadata
 import math
 import os
@@ -7,6 +8,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,15 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def code_hash() -> str:
+    """Of every Python file of mechdiff as it is installed here."""
+    root = Path(__file__).parents[1]
+    found = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        found.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()
 
 
 def environment() -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Plan:
     cells: tuple[Cell, ...]
     skipped: tuple[dict[str, str], ...]
     weights_bytes: int
-    """Both models; one, where tuned is an adapter on base."""
+    """Both models; one, where tuned is an adapter that is switched on and off on base."""
     shared_weights: bool
     states_bytes: int
     """Captured states and logits, on disk and at most in memory."""

@@ -15,14 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mechdiff.errors import MechdiffError, RunError
 from mechdiff.models.pair import open_pair
-from mechdiff.store.record import versions
+from mechdiff.store.record import code_hash, versions
 from mechdiff.store.run_folder import RunFolder, cell_hash
 from mechdiff.study.cells import Cell
 from mechdiff.study.config import RunOptions, StudyConfig
@@ -37,15 +36,6 @@ DEATHS = 3
 """Workers that may die of one cell before the run gives up on it; and that may die while they start, where none is left."""
 PATIENCE = 300.0
 """Seconds without any worker, while one is being started, before the run gives up."""
-
-
-def code_hash() -> str:
-    """Of every Python file of mechdiff as it is installed here."""
-    root = Path(__file__).parents[1]
-    found = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        found.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return found.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

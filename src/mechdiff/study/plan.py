@@ -43,8 +43,8 @@ def plan(
     return Plan(
         cells=tuple(cells),
         skipped=tuple(planner.skipped),
-        weights_bytes=weights[0] if pair.adapter else sum(weights),
-        shared_weights=pair.adapter,
+        weights_bytes=weights[0] if pair.adapter and not pair.merges else sum(weights),
+        shared_weights=pair.adapter and not pair.merges,
         states_bytes=states + sum(8 * len(items) * planner.shape.vocab for items in splits.values()),
         pass_bytes=max((4 * 3 * planner.shape.vocab * planner.rows(cell) for cell in cells if "n_variants" in cell.key), default=0),
     )

@@ -37,6 +37,8 @@ class PairFacts:
     """Hash of the models and the dtype."""
     adapter: bool = False
     """Whether the tuned model is an adapter on the base."""
+    merges: bool = False
+    """Whether it is merged into copies of the matrices that it changes: of all of them at most."""
     touched: Sequence[tuple[int | None, str]] | None = None
     """(block, site) whose weights may have changed; None: all."""
     one_vocabulary: bool = True

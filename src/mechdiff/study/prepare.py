@@ -29,7 +29,7 @@ from mechdiff.study.plan import plan
 from mechdiff.study.planner import MAX_ROWS, PairFacts
 from mechdiff.study.splits import brought, read_splits, told
 
-ENGINE_VERSION = 8
+ENGINE_VERSION = 9
 """Part of every cell's key: raised when the same cell would come out with other bits."""
 
 
@@ -175,6 +175,7 @@ def _facts(study: StudyConfig, experiments: Mapping[str, Experiment], pair: Pair
         kinds=[kind for kind in kinds[0] if kind in kinds[1]],
         identity=identity,
         adapter=pair.tuned.adapter is not None,
+        merges=pair.merges,
         touched=open_changes(pair.base, pair.tuned).touched() if by_weights else None,
         one_vocabulary=one_vocabulary,
         quantized=[side for side, config in configs.items() if is_quantized(config)],
