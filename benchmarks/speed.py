@@ -59,9 +59,9 @@ class Bench:
         return [Site(layer, kind) for kind in kinds for layer in self.layers]
 
 
-def prepare(n_prompts: int, dtype: str, folder: Path) -> Bench:
+def prepare(n_prompts: int, dtype: str, folder: Path, device: str = "auto") -> Bench:
     """The merged tuned model on disk and in memory, and both models' clean passes of prompts of 60 to 200 tokens."""
-    pair = open_pair(str(embedded_model()), str(DATA / "adapters" / "courtesy"), dtype=dtype, device="auto")
+    pair = open_pair(str(embedded_model()), str(DATA / "adapters" / "courtesy"), dtype=dtype, device=device)
     tokenizer = pair.tokenizer("tuned")
     files = [DATA / "prompts" / f"{name}_{split}.jsonl" for name in ("arithmetic", "kazakh") for split in ("fit", "report")]
     single = [json.loads(line)["text"] for file in files for line in file.read_text("utf-8").splitlines()]
@@ -74,10 +74,10 @@ def prepare(n_prompts: int, dtype: str, folder: Path) -> Bench:
     with pair.use("base") as base:
         captured = [capture(base, one, sites, [len(one) - 1]) for one in ids]
     with pair.use("tuned"):
-        merged = pair._adapted.merge_and_unload()
+        merged = copy.deepcopy(pair._adapted).merge_and_unload()
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    plain = open_pair(str(folder), str(folder), dtype=dtype, device="auto")
+    plain = open_pair(str(folder), str(folder), dtype=dtype, device=device)
     with plain.use("tuned") as tuned:
         cleans = [capture(tuned, one, [], [0], keep_cache=True) for one in ids]
     states = {site: [clean.states[site] for clean in captured] for site in sites}
@@ -192,8 +192,8 @@ def matrix_rate(bench: Bench) -> float:
 def flops_a_cell(bench: Bench) -> float:
     """Multiplications and additions that a cell needs: half the blocks on average (a variant is born where it is edited), and the unembedding."""
     shape = bench.tuned.shape
-    head = shape.vocab * shape.d_model
-    return 2 * ((shape.parameters - head) * (shape.n_layers + 1) / (2 * shape.n_layers) + head)
+    head, body = shape.vocab * shape.d_model, sum(one.numel() for block in bench.tuned.blocks for one in block.parameters())
+    return 2 * (body * (shape.n_layers + 1) / (2 * shape.n_layers) + head)
 
 
 def peak_bytes(work: Callable[[], object]) -> int:

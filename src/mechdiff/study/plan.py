@@ -11,7 +11,7 @@ from mechdiff.study.config import StudyConfig
 from mechdiff.study.experiment import Experiment, Window, asked
 from mechdiff.study.planner import MAX_ROWS, PairFacts, Planner
 
-SELFCHECK_TOKENS = 5
+SELFCHECK_TOKENS = 2
 """Tokens on which the self-check tries every site."""
 
 

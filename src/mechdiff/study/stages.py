@@ -45,7 +45,7 @@ def _proved(run: Execution, cell: Cell, model: Model, ends: Sequence[Sequence[in
     hashes, device = run.prepared.hashes, model.device
     pair = {**hashes, "side": model.side}  # of an adapter: it lies on the base's network, and is switched off for the base
     return {
-        "weights": pair if run.prepared.pair.tuned.adapter else hashes[model.side],
+        "files": pair if run.prepared.pair.tuned.adapter else hashes[model.side],
         "dtype": run.prepared.study.dtype,
         "engine": run.engines[model.side][0],
         "kinds": list(cell.key["kinds"]),
@@ -105,9 +105,9 @@ def _pooled(clean: Clean, pieces: list[range]) -> Clean:
 
 
 CHECK = Stage(name="selfcheck", compute=check_itself, needs=(), rate=0.6)
-CAPTURE = Stage(name="capture", compute=capture_states, needs=("selfcheck@same",), rate=0.6)
+CAPTURE = Stage(name="capture", compute=capture_states, needs=("selfcheck@same",))
 ANSWER = Stage(name="answer", compute=answer, needs=("selfcheck@same",))
-ANSWER_STATES = Stage(name="answer_states", compute=answer_states, needs=("answer",), rate=0.6)
+ANSWER_STATES = Stage(name="answer_states", compute=answer_states, needs=("answer",))
 
 
 def stages_of(experiments: Mapping[str, Experiment]) -> dict[str, Stage]:

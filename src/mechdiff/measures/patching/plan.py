@@ -105,8 +105,8 @@ def _positions(planner: Planner, options: PatchingOptions, direction: str) -> It
     for number, item in enumerate(items):
         what = {"direction": direction, "split": "report", "position": "all", "layers": layers, "n_variants": len(layers) * len(POSITIONS)}
         what |= {"tokens": number < options.map_tokens, "arm": "identity", "beside": [one.sha256 for one in planner.whole("report")]}
-        made = planner.patch_cell((item,), "position_map", what, item.tokens // 2)
-        yield replace(made, flops=made.flops * (item.tokens / len(POSITIONS) if what["tokens"] else 1))
+        made = planner.patch_cell((item,), "position_map", what, item.tokens)
+        yield replace(made, flops=made.flops * (item.tokens if what["tokens"] else len(POSITIONS)))
 
 
 def _over_answers(planner: Planner, options: PatchingOptions, direction: str) -> Iterator[Cell]:

@@ -38,7 +38,7 @@ def rank_cells(planner: Planner) -> Iterator[Cell]:
         yield Cell(stage="rank", key=key, items=items, side=None, flops=len(layers) * 200.0 * len(fit) ** 2 * planner.shape.width(kind))
     if options.fisher_samples:
         key = planner.key(fit, stage="fisher", split="fit", kinds=kinds, samples=options.fisher_samples, **on, **choice(planner, options))
-        tokens = sum(item.tokens for item in fit) * (1 + 2 * options.fisher_samples)
+        tokens = sum(item.tokens for item in fit) + 3 * options.fisher_samples * len(fit)  # gradients are of copies of the last token
         yield Cell(stage="fisher", key=key, items=fit, side="tuned", flops=planner.flops(tokens, tokens / 10))
     n_ranks = 2 + max(1, min(len(fit), planner.shape.d_model)).bit_length()
     runs = n_ranks * (2 + bool(options.fisher_samples) + options.draws + len(options.strengths))

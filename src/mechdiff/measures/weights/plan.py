@@ -30,4 +30,4 @@ def weights_cells(planner: Planner) -> Iterator[Cell]:
     key = planner.key(items, stage="weights", heads=options.heads, exact_up_to=options.exact_up_to)
     low, high = sorted((planner.shape.d_model, planner.shape.d_mlp))
     matrices = 7 * sum(site in ("attn", "mlp") for _, site in planner.touched) / 2
-    yield Cell(stage="weights", key=key, items=items, side=None, flops=matrices * (7 if planner.adapter else 40) * low * low * high)
+    yield Cell(stage="weights", key=key, items=items, side=None, flops=matrices * (0.6 if planner.adapter else 40) * low * low * high)

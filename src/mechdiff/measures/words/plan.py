@@ -105,7 +105,7 @@ def _voices(planner: Planner, items: Sequence[Item], what: dict[str, Any], edits
     n_seeds = len(items) + what["settings"]["openings"]
     read = sum(item.tokens for item in items) + what["settings"]["passages"] * PASSAGE_TOKENS
     said = n_seeds * what["settings"]["max_tokens"]
-    flops = planner.flops(2 * read + said, said + what["settings"]["passages"] * PASSAGE_TOKENS)
+    flops = planner.flops(read + said, said + what["settings"]["passages"] * PASSAGE_TOKENS)
 
     def cell(stage: str, side: str, cost: float, **more: Any) -> Cell:
         key = planner.key(items, stage=stage, **what, **more)
@@ -117,7 +117,7 @@ def _voices(planner: Planner, items: Sequence[Item], what: dict[str, Any], edits
     for draw in range(1, edits + 1):
         yield cell("words_null", "base", 1.5 * flops, voice=EDIT, draw=draw)
     for side in ("base", "tuned"):
-        yield cell("words_scored", side, planner.flops(2 * read + 2 * said, 2 * said), reader=side)
+        yield cell("words_scored", side, planner.flops(sum(item.tokens for item in items) + 2 * said, 2 * said), reader=side)
     runs = len(what["layers"]) * (4 + what["settings"]["vectors"])
     for voice, draw in ((TUNED, 0), (AGAIN, 0), *((EDIT, draw) for draw in range(1, edits + 1))):
         yield cell(
