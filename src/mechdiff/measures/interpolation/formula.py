@@ -7,7 +7,8 @@ A strength a leads from the base (0) to the tuned model (1), and on in the same 
     logits_path     z_base + a (z_tuned - z_base), the two models' logits; no network runs
     states_path     h_base + a (h_tuned - h_base) written at one block's `resid_post`, at the last prompt token; the base runs on
 
-At a = 0 all three are the base, to the bit; at a = 1 the first two (of all modules) are the tuned model, and the third is an activation patch. Of
+At a = 0 all three are the base, to the bit; at a = 1 the first two (of all modules) are the tuned model (to the bit too, but for an adapter that runs
+merged into copies, models/merged.py: within rounding), and the third is an activation patch. Of
 each run's next-token distribution q_a, at the last prompt token:
 
     kl_other_nats         D(a) = KL(p_tuned || q_a): D at a = 0, and 0 where the run is the tuned model
