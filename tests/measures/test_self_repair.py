@@ -1,8 +1,6 @@
 """Direct effects: a later block that undoes half of what is written, the naive way to the logits, and blocks that nothing is behind."""
 
-import math
 from collections.abc import Iterator
-from typing import Any
 
 import polars as pl
 import pytest
@@ -15,68 +13,28 @@ from mechdiff.labels import CROSSED
 from mechdiff.measures.catalogue import CHAPTERS
 from mechdiff.measures.self_repair import findings, formula
 from mechdiff.measures.self_repair.page import self_repair
-from mechdiff.report.difference import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Run
 from mechdiff.report.sections import lead
 from mechdiff.validate import edits, made
 from mechdiff.validate.planted import edited
-from mechdiff.validate.studies import TEXTS, study
+from mechdiff.validate.studies import TEXTS, p26_of, study
 from pico import pico, prompts, twin
-
-LENGTH, WRITTEN = 4.0, 0.8
-"""Of the embeddings, and of what block 0 writes in the tuned model; block 1 of both takes half of that away."""
-
-
-def halving_net() -> Any:
-    """Embeddings, then an MLP whose bias the tuned model sets, then one neuron that takes half off, and logits that read its direction alone."""
-    net = made.wide_net()
-    with torch.no_grad():
-        for block in net.model.layers:
-            block.self_attn.o_proj.weight.zero_()
-            block.mlp.down_proj.weight.zero_()
-            for norm in (block.input_layernorm, block.post_attention_layernorm):
-                norm.weight.fill_(1)
-        net.model.norm.weight.fill_(1)
-        embedding = net.model.embed_tokens.weight
-        embedding[:, 0] = 0
-        embedding.mul_(LENGTH / embedding.norm(dim=1, keepdim=True))
-        seen = WRITTEN / rms(WRITTEN)
-        mlp = net.model.layers[1].mlp
-        for weight, gain in ((mlp.gate_proj.weight, 10.0), (mlp.up_proj.weight, 1.0)):
-            weight[0] = 0
-            weight[0, 0] = gain
-        fired = seen * torch.nn.functional.silu(torch.tensor(10 * seen)).item()
-        mlp.down_proj.weight[0, 0] = -WRITTEN / 2 / fired
-        net.lm_head.weight[:, 1:] = 0
-        net.lm_head.weight[:, 0] = torch.linspace(-0.5, 0.5, len(net.lm_head.weight))
-    return net
-
-
-def rms(written: float, d: int = 256) -> float:
-    """Of a state with this much of what is written."""
-    return math.sqrt((LENGTH**2 + written**2) / d + 1e-6)
-
-
-def write(net: Any) -> None:
-    net.model.layers[0].mlp.down_proj.bias[0] = WRITTEN
 
 
 def test_a_block_that_undoes_half_of_what_is_written_is_seen_to() -> None:
-    base = halving_net()
-    measures = ["divergence", {"self_repair": {"closer": [0, 2]}}]
-    with study(base, edited(base, write), measures=measures) as found:
+    """The planted truth of `mechdiff validate`, and that the page's family holds what is written alone."""
+    base = made.halving_net()
+    with study(base, edited(base, made.write_for_halving), measures=["divergence", {"self_repair": {"closer": [0, 2]}}]) as found:
         run = Run(rows=found.rows, summary=found.summary, manifest=found.record)
+    checks = list(p26_of(run.rows))
+    assert len(checks) == 8
+    assert [one for one in checks if not one.passed] == []
     lines = {(row["direction"], row["name"]): row for row in findings.sites(run.rows).iter_rows(named=True)}
-    into_base, into_tuned = lines[RECOVERY, "L0.mlp_out"], lines[BREAKAGE, "L0.mlp_out"]
-    assert into_base["total"] == pytest.approx(1, abs=1e-4)
-    assert into_base["direct"] == pytest.approx(2 * rms(WRITTEN / 2) / rms(WRITTEN), rel=1e-4)
-    assert into_tuned["total"] == pytest.approx(1, abs=1e-4)
-    assert into_tuned["direct"] == pytest.approx(2, abs=1e-4), (
-        "what block 1 takes off stays, of a tuned model that has nothing to take it off"
-    )
-    for direction in CROSSED:
-        assert lines[direction, "L0.attn_out"]["repaired"] == 0
-        assert lines[direction, "L2.mlp_out"]["repaired"] == 0, "nothing is behind the last output"
+    assert len(lines) == 8
+    assert {key for key, row in lines.items() if row["written"]} == {(direction, "L0.mlp_out") for direction in CROSSED}
+    assert all((row["p"] is not None) == row["written"] for row in lines.values())
+    table = self_repair(run).parts[0]
+    assert sum("both write the same" in line for line in table["rows"]) == 6
 
 
 @pytest.mark.parametrize("direction", CROSSED)
@@ -130,11 +88,11 @@ def test_the_page_says_what_later_blocks_do_where_an_interval_carries_it(ordinar
         undo = most["repaired"] * most["direct"] > 0
         assert f"{most['name']} moves the" in said
         assert f"they {'undo' if undo else 'add'} " in said
-    flat = ordinary.rows.with_columns(
-        value=pl.when(pl.col("measure") == "self_repair", pl.col("arm") == "direct").then(0.0).otherwise("value")
-    )
-    flat = flat.with_columns(value=pl.when(pl.col("measure") == "self_repair", pl.col("arm") == "total").then(0.0).otherwise("value"))
-    (said,) = lead(Run(rows=flat, summary=ordinary.summary, manifest=ordinary.manifest), CHAPTERS["self_repair"])
-    assert "could not be shown" in said
+    both = (pl.col("measure") == "self_repair") & pl.col("arm").is_not_null()
+    for value, sentences in ((0.5, 1), (0.0, 0)):  # nothing undone, and nothing written
+        flat = ordinary.rows.with_columns(value=pl.when(both).then(value).otherwise("value"))
+        said_now = lead(Run(rows=flat, summary=ordinary.summary, manifest=ordinary.manifest), CHAPTERS["self_repair"])
+        assert len(said_now) == sentences
+        assert all("could not be shown" in one for one in said_now)
     (shown, _how) = self_repair(ordinary).parts
     assert len(shown["rows"]) == 4

@@ -196,3 +196,30 @@ def test_the_verdict_speaks_in_shares_that_add_and_the_table_shows_how_a_diverge
     line = dict(zip(range(13), next(row for row in table["rows"] if row[0] == f"L{CHANGED}.attn_out"), strict=True))
     s = (parts[f"L{CHANGED}.attn_out"] * total).mean() / total.mean()
     assert (line[1], line[3], line[6]) == (f"{s:.3f}", f"{1 - (1 - s) ** 2:.3f}", f"{s**2:.3f}")
+
+
+# ---- neighbouring blocks ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_two_neighbours_do_beyond_each_alone_is_in_parts_of_the_way() -> None:
+    """Planted: at blocks 1 and 2 both together do 0.3 of the way more than each alone, at 2 and 3 the sum; a residual stream is no output."""
+    total = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    names = [f"p{i}" for i in range(len(total))]
+
+    def moved(share: float, layer: int, site: str = "attn_out", unit: str | None = None) -> pl.DataFrame:
+        at = {"measure": "patching", "split": "report", "direction": "base<-tuned", "arm": "identity", "metric": "fisher_overlap_nats"}
+        return rows_of(share * total, layer=layer, site=site, unit=unit, prompt=names, **at)
+
+    both = [
+        moved(0.7, 1, unit="window 2"),
+        moved(0.5, 2, unit="window 2"),
+        moved(0.9, 1, "resid_post", "window 2"),
+        moved(0.9, 1, "resid_post"),
+    ]
+    whole = rows_of(total, measure="divergence", split="report", prompt=names, metric="fisher_total_nats")
+    found = patching_findings.of_neighbours(pl.concat([whole, moved(0.3, 1), moved(0.1, 2), moved(0.4, 3), *both]))
+    assert found["name"].to_list() == ["L1.attn_out and L2.attn_out", "L2.attn_out and L3.attn_out"]
+    assert found["value"].to_list() == pytest.approx([0.3, 0.0])
+    assert found["alone"].to_list() == pytest.approx([0.4, 0.5])
+    assert found["low"].to_list() == pytest.approx([0.3, 0.0], abs=1e-9)
+    assert patching_findings.of_neighbours(pl.concat([whole, moved(0.3, 1)])).is_empty()

@@ -98,6 +98,23 @@ def test_two_heads_need_each_other_two_stand_in_for_each_other() -> None:
     assert heads_sets.interactions(nothing, [0, 1]).is_empty(), "P14: no share of nothing"
 
 
+def test_heads_that_add_in_the_logits_have_no_interaction_there_and_one_of_kl() -> None:
+    """Two even heads: each moves the logits half of the way, and so takes a quarter of the KL, which grows as a square."""
+    pairs = {"head 0": 0.25, "head 1": 0.25, "heads 0,1": 1.0, "head 2": 0.0, "heads 0,2": 0.25, "heads 1,2": 0.25, "all": 1.0}
+    ways = {"head 0": 0.5, "head 1": 0.5, "heads 0,1": 1.0, "head 2": 0.0, "heads 0,2": 0.5, "heads 1,2": 0.9, "all": 1.0}
+    of_kl, added = swapped(pairs), swapped(ways, metric="fisher_nats")
+    table = pl.concat([pair(), of_kl, added])
+    found = heads_sets.both_interactions(table, game(of_kl, added), [0, 1, 2])
+    lines = {(r["i"], r["j"]): r for r in found.iter_rows(named=True)}
+    assert next(iter(lines)) == (1, 2), "the largest first, of those that add"
+    assert (lines[0, 1]["value"], lines[0, 1]["kl"]) == (pytest.approx(0), pytest.approx(0.5))
+    assert (lines[1, 2]["value"], lines[1, 2]["kl"]) == (pytest.approx(0.4), pytest.approx(0))
+    assert lines[0, 1]["alone"] == pytest.approx(1)
+    without = heads_sets.both_interactions(pl.concat([pair(), of_kl]), game(of_kl), [0, 1])
+    assert without["value"].to_list() == [None]
+    assert without["kl"].to_list() == pytest.approx([0.5])
+
+
 def test_the_band_is_of_sets_not_of_prompts() -> None:
     shares = np.linspace(0, 0.8, 41)
     drawn = [swapped({"head 0": share}, control=f"random_set#{i}", rank=1) for i, share in enumerate(shares)]

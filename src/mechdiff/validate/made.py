@@ -63,6 +63,44 @@ def wide_net(seed: int = 0) -> Any:
     return net
 
 
+LENGTH, WRITTEN = 4.0, 0.8
+"""Of the embeddings of `halving_net`, and of what block 0 writes in its tuned model."""
+
+
+def halving_net() -> Any:
+    """Embeddings, then an MLP whose bias the tuned model sets, then one neuron that takes half off, and logits that read its direction alone."""
+    net = wide_net()
+    with torch.no_grad():
+        for block in net.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+            for norm in (block.input_layernorm, block.post_attention_layernorm):
+                norm.weight.fill_(1)
+        net.model.norm.weight.fill_(1)
+        embedding = net.model.embed_tokens.weight
+        embedding[:, 0] = 0
+        embedding.mul_(LENGTH / embedding.norm(dim=1, keepdim=True))
+        seen = WRITTEN / stream_rms(WRITTEN)
+        mlp = net.model.layers[1].mlp
+        for weight, gain in ((mlp.gate_proj.weight, 10.0), (mlp.up_proj.weight, 1.0)):
+            weight[0] = 0
+            weight[0, 0] = gain
+        fired = seen * torch.nn.functional.silu(torch.tensor(10 * seen)).item()
+        mlp.down_proj.weight[0, 0] = -WRITTEN / 2 / fired
+        net.lm_head.weight[:, 1:] = 0
+        net.lm_head.weight[:, 0] = torch.linspace(-0.5, 0.5, len(net.lm_head.weight))
+    return net
+
+
+def stream_rms(written: float) -> float:
+    """Of a residual stream of `halving_net` with this much of what block 0 writes."""
+    return float(((LENGTH**2 + written**2) / 256 + 1e-6) ** 0.5)
+
+
+def write_for_halving(net: Any) -> None:
+    net.model.layers[0].mlp.down_proj.bias[0] = WRITTEN
+
+
 def tiny_mixture(seed: int = 0) -> Any:
     """A Mixtral of 4 blocks, d_model 32 and 4 experts a block, random, which sends each token to 2."""
     config = MixtralConfig(

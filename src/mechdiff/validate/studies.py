@@ -16,7 +16,9 @@ from torch import nn
 
 from mechdiff.architectures.network import quiet
 from mechdiff.engine.distributions import kl_nats
+from mechdiff.labels import BASE_INTO_TUNED, TUNED_INTO_BASE
 from mechdiff.measures.catalogue import CHAPTERS, EXPERIMENTS, NUMBERS, make_study
+from mechdiff.measures.self_repair import findings as self_repair
 from mechdiff.report.parts import Run
 from mechdiff.report.verdict import verdict
 from mechdiff.rows import where
@@ -166,6 +168,25 @@ def p7(bench: Bench) -> Iterator[Check]:
         kl_nats(torch.stack(laws[::2]), torch.stack(laws[1::2])),
         1,
     )
+
+
+def p26(bench: Bench) -> Iterator[Check]:
+    """A constant that block 0's MLP writes and block 1 takes half away from, in a network made for it."""
+    base = made.halving_net()
+    with study(base, planted.edited(base, made.write_for_halving), measures=["divergence", {"self_repair": {"closer": [0, 2]}}]) as found:
+        yield from p26_of(found.rows)
+
+
+def p26_of(rows: pl.DataFrame) -> Iterator[Check]:
+    """What its rows must say, in parts of the way: the final norm is the one thing that direct effects have besides the sum."""
+    lines = {(row["direction"], row["name"]): row for row in self_repair.sites(rows).iter_rows(named=True)}
+    longer = made.stream_rms(made.WRITTEN / 2) / made.stream_rms(made.WRITTEN)
+    for direction, direct in ((TUNED_INTO_BASE, 2 * longer), (BASE_INTO_TUNED, 2.0)):
+        row = lines[direction, "L0.mlp_out"]
+        yield near(f"{direction}: total effect of L0.mlp_out", row["total"], 1, 1e-4)
+        yield near(f"{direction}: direct effect, what block 1 does held as it was", row["direct"], direct, 2e-4)
+        yield near(f"{direction}: what later blocks undo", row["repaired"], direct - 1, 2e-4)
+        yield near(f"{direction}: the same where nothing is behind", lines[direction, "L2.mlp_out"]["repaired"], 0, 0)
 
 
 def with_rows(net: Net, ids: torch.Tensor) -> None:

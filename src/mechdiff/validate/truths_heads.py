@@ -98,10 +98,10 @@ class Heads:
         change = self.block(layer).change()
         return heads_shapley.Game(self.n_heads, lambda sets: self.effect([swap(layer, change, one) for one in sets]).T.numpy())
 
-    def fisher(self, layer: int) -> tuple[Tensor, Tensor]:
-        """`fisher_nats` of each head `[prompt, head]` and of all `[prompt]`."""
+    def fisher(self, layer: int, more: Sequence[Sequence[int]] = ()) -> tuple[Tensor, Tensor]:
+        """`fisher_nats` of each head and of `more` sets `[prompt, set]`, and of all `[prompt]`."""
         change = self.block(layer).change()
-        sets = [*([head] for head in range(self.n_heads)), range(self.n_heads)]
+        sets = [*([head] for head in range(self.n_heads)), *more, range(self.n_heads)]
         moved = self.logits([swap(layer, change, one) for one in sets]) - self.clean[:, None]
         found = torch.einsum("prv,pv->pr", moved, fisher_weights(moved[:, -1], self.clean))
         return found[:, :-1], found[:, -1]
@@ -165,6 +165,11 @@ def p4c(bench: Bench) -> Iterator[Check]:
     yield at_most("effect of any other head in nats", np.delete(singles.numpy(), members, 1), 1e-9)
     group = here.effect([swap(bench.layer, change, members)])[:, 0]
     yield near("effect of the group as one, over that of all heads", group.mean() / here.everyone(bench.layer).mean(), 1, 1e-5)
+    ways, together = here.ways(bench.layer)
+    yield above("part of the way in logits of each of the group's heads, over that of all", ways[:, members].mean(0) / together.mean(), 0)
+    felt = max(1e-3, first_order_nats(bench, here.pair) / float(together.mean()))
+    others = np.delete(ways.mean(0).numpy(), members) / float(together.mean())
+    yield near("any other head's part of the way in logits, over that of all", others, 0, felt)
 
 
 def p8(bench: Bench) -> Iterator[Check]:
@@ -210,8 +215,12 @@ def p15(bench: Bench) -> Iterator[Check]:
     if wrap(bench.net, side="base", ref="base").family.attn_norm:
         raise edits.Absent("a norm behind the attention's output takes its scale away")
     here = Heads(bench.plant(edits.scale_heads(0.02), n_prompts=MANY))
-    single, everyone = here.fisher(bench.layer)
+    pairs = [(i, i + 1) for i in range(0, here.n_heads - 1, 2)]
+    found, everyone = here.fisher(bench.layer, pairs)
+    single, both = found[:, : here.n_heads], found[:, here.n_heads :]
     yield near("Fisher-projected coverages of all heads, summed", single.sum(1).mean() / everyone.mean(), 1, 0.02)
+    beyond = [float((both[:, at] - single[:, i] - single[:, j]).mean() / everyone.mean()) for at, (i, j) in enumerate(pairs)]
+    yield near("interaction of any two heads in that currency, over all heads: changes that add", beyond, 0, 0.02)
     ways, together = here.ways(bench.layer)
     yield near("heads' parts of the way in logits, summed, over that of all heads", ways.sum(1).mean() / together.mean(), 1, 0.02)
     if bench.tiny:  # whose heads are all of about one size

@@ -71,6 +71,7 @@ TRUTHS: dict[str, tuple[Truth, ...]] = {
     "P23": (truths_weights.p23,),
     "P24": (truths_answers.p24, truths_answers.p24_constant),
     "P25": (truths_prompts.p25,),
+    "P26": (studies.p26,),
 }
 """By METHOD's number, in its order."""
 

@@ -178,12 +178,13 @@ def _pairs(run: Run) -> list[dict]:
             order = sets.orders(run.manifest, direction, layer).get("single")
             if one is None or not order or not one.whole.counts:
                 continue
-            for r in sets.interactions(one, order[:6]).head(PAIRS // 2).iter_rows(named=True):
-                lines.append(
-                    (f"L{layer}: {r['i']}, {r['j']}", WORDS[direction], share(r["alone"]), with_ends(r["value"], r["low"], r["high"]))
-                )
-    columns = ("heads", "direction", "v(i) + v(j)", "interaction (95 %)")
-    title = "Interactions of top heads, v(i, j) − v(i) − v(j), as shares of v(all): under 0 either will do, over 0 they need each other"
+            for r in sets.both_interactions(run.rows, one, order[:6]).head(PAIRS // 2).iter_rows(named=True):
+                of_kl = share(r["kl_alone"]), with_ends(r["kl"], r["kl_low"], r["kl_high"])
+                added = share(r["alone"]), with_ends(r["value"], r["low"], r["high"])
+                lines.append((f"L{layer}: {r['i']}, {r['j']}", WORDS[direction], *added, *of_kl))
+    columns = ("heads", "direction", "v(i) + v(j)", "interaction (95 %)", "of KL: v(i) + v(j)", "of KL: interaction (95 %)")
+    title = "Interactions of top heads, v(i, j) − v(i) − v(j), as parts of how far all heads of the layer move the logits: under 0 either will do, "
+    title += "over 0 they need each other. Of KL beside it two heads that add seem to need each other, for a divergence grows as a square"
     return [table(columns, lines, folded=title)] if lines else []
 
 

@@ -208,6 +208,18 @@ class Shares:
 
 
 @once
+def projected(rows: pl.DataFrame, one: Game) -> Game | None:
+    """The same sets in a currency that adds: how far each moves the logits the way that all heads of the block together do; None without."""
+    here = where(rows, measure="heads", direction=one.direction, control=None, split=difference.reported(rows, "heads"), arm="contribution",
+                 site="attn_proj", metric="fisher_nats").filter(pl.col("layer") == one.layer)  # fmt: skip
+    sets = {str(unit): np.array(v) for unit, v in _together(here.with_columns(v=pl.col("value")), "unit")}
+    if labels.ALL not in sets:
+        return None
+    whole = Whole(values=sets[labels.ALL], floor=one.whole.floor)
+    return Game(direction=one.direction, layer=one.layer, n=one.n, whole=whole, sets=sets, drawn={})
+
+
+@once
 def head_shares(rows: pl.DataFrame, one: Game) -> Shares | None:
     """None where Shapley values were not computed."""
     here = where(
@@ -222,10 +234,9 @@ def head_shares(rows: pl.DataFrame, one: Game) -> Shares | None:
     phi = _by_head(here.filter(pl.col("metric") == "shapley_nats"), one.n)
     if phi is None:
         return None
-    projected = here.filter(pl.col("metric") == "fisher_nats")
-    of_heads, of_all = _by_head(projected, one.n), projected.filter(pl.col("unit") == labels.ALL)["value"].to_numpy()
-    enough = of_heads is not None and len(of_all) and of_all.mean() > coverage.FLOORS * one.whole.floor and of_all.mean() > 0
-    fisher = of_heads.mean(0) / of_all.mean() if enough and of_heads is not None else np.full(one.n, np.nan)
+    ways, of_heads = projected(rows, one), _by_head(here.filter(pl.col("metric") == "fisher_nats"), one.n)
+    enough = ways is not None and ways.whole.counts and of_heads is not None
+    fisher = of_heads.mean(0) / ways.whole.mean if enough and ways is not None and of_heads is not None else np.full(one.n, np.nan)
     amount = spread.number_of_parts(phi, [str(i) for i in range(len(phi))])
     return Shares(
         shapley=coverage.coverage(phi, one.whole),
@@ -281,6 +292,18 @@ def interactions(one: Game, top: Sequence[int]) -> pl.DataFrame:
     schema = {"i": pl.Int64, "j": pl.Int64, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "alone": pl.Float64}
     table = pl.DataFrame(lines, schema=schema).with_columns(pl.col("low", "high").fill_nan(None))
     return table.sort(pl.col("value").abs(), descending=True, maintain_order=True)
+
+
+def both_interactions(rows: pl.DataFrame, one: Game, top: Sequence[int]) -> pl.DataFrame:
+    """`interactions` in the currency that adds, the largest first, with `kl kl_low kl_high kl_alone`, those of KL, beside.
+
+    A divergence grows as the square of what is done, so of two heads that add in the logits it says that they need each other.
+    """
+    ways = projected(rows, one)
+    of_kl = interactions(one, top).rename({"value": "kl", "low": "kl_low", "high": "kl_high", "alone": "kl_alone"})
+    added = interactions(ways, top) if ways is not None else interactions(one, top).clear()
+    both = of_kl.join(added, on=["i", "j"], how="left", maintain_order="left")
+    return both.sort(pl.col("value").abs(), descending=True, nulls_last=True, maintain_order=True)
 
 
 def alone(one: Game, head: int) -> float:

@@ -136,6 +136,36 @@ def _overlaps(rows: pl.DataFrame, direction: str) -> pl.DataFrame:
 
 
 @once
+def of_neighbours(rows: pl.DataFrame) -> pl.DataFrame:
+    """`direction name alone alone_low alone_high value low high`: what the outputs of two neighbouring blocks do together beyond the sum of both.
+
+    Parts of the way in logits, which add where the network is linear in between: `alone` is that sum, `value` overlap(both) - overlap(L) -
+    overlap(L + 1) over the total, the largest first. Under 0: either will do; over 0: they need each other. Empty without windows of two blocks.
+    """
+    lines = []
+    for direction in (RECOVERY, BREAKAGE):
+        written = {"direction": direction, "arm": "identity", "control": None, "split": reported(rows, "patching")}
+        values = where(rows, measure="patching", metric=OVERLAP, **written).filter(~pl.col("site").is_in(STREAM))
+        values = values.filter(pl.col("unit").is_null() | (pl.col("unit") == labels.window_unit(2, "decision")))
+        found = effect_shares.overlaps(rows, values.with_columns(name=pl.concat_str(site_name(), pl.col("unit").fill_null(""))))
+        if found is None:
+            continue
+        moved, total = dict(zip(found[0], found[1].T, strict=True)), found[2]
+        for name, together in moved.items():
+            site, _, both = name.partition("window")
+            block, _, kind = site.partition(".")
+            other = f"L{int(block[1:]) + 1}.{kind}"
+            if both and site in moved and other in moved:
+                summed = moved[site] + moved[other]
+                share, low, high = intervals.share_intervals(np.column_stack([summed, together - summed]), total)
+                lines.append((direction, f"{site} and {other}", *(float(end[i]) for i in (0, 1) for end in (share, low, high))))
+    numbers = ("alone", "alone_low", "alone_high", "value", "low", "high")
+    schema = {"direction": pl.String, "name": pl.String, **dict.fromkeys(numbers, pl.Float64)}
+    table = pl.DataFrame(lines, schema=schema, orient="row").with_columns(pl.col(numbers).fill_nan(None))
+    return table.sort(pl.col("value").abs(), descending=True, maintain_order=True)
+
+
+@once
 def steadiness(rows: pl.DataFrame, split: str | None) -> str:
     """How often two halves of the prompts that ranked the outputs choose the same strongest one, in words; empty where it is not known."""
     total = totals(rows, split)

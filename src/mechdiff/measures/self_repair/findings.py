@@ -14,17 +14,20 @@ from mechdiff.statistics.memory import once
 
 ENDS = ("", "_low", "_high")
 SCHEMA = {
-    "direction": pl.String, "name": pl.String, "n": pl.Int64, "p": pl.Float64, "sure": pl.Boolean,
+    "direction": pl.String, "name": pl.String, "n": pl.Int64, "written": pl.Boolean, "p": pl.Float64, "sure": pl.Boolean,
     **{f"{what}{end}": pl.Float64 for what in (DIRECT, TOTAL, "repaired") for end in ENDS},
 }  # fmt: skip
 SURE = 0.05
+NOTHING = 1e-6
+"""Part of the way that rounding makes of an output that both models have alike. Nothing is written there, so there is nothing to test."""
 
 
 @once
 def sites(rows: pl.DataFrame) -> pl.DataFrame:
     """A line a direction and site (SCHEMA): `direct`, `total` and `repaired` as parts of the way in logits, with ends; `p` of `repaired` against 0.
 
-    `sure`: after Holm over all lines p is at most SURE, and the interval leaves 0 out.
+    `written`: the two models' outputs differ there; else there is no p, and the line is no part of the family. `sure`: after Holm over all lines
+    with a p it is at most SURE, and the interval leaves 0 out.
     """
     lines: list[dict[str, Any]] = []
     for direction in (RECOVERY, BREAKAGE):
@@ -34,9 +37,11 @@ def sites(rows: pl.DataFrame) -> pl.DataFrame:
         columns = {DIRECT: direct[1], TOTAL: total[1], "repaired": direct[1] - total[1]}
         shares = {what: intervals.share_intervals(matrix, direct[2]) for what, matrix in columns.items()}
         for i, name in enumerate(direct[0]):
-            p = spoken.mean_p(rows, columns["repaired"][:, i])
+            moved = max(np.abs(columns[arm][:, i]).mean() for arm in (DIRECT, TOTAL))
+            written = bool(moved > NOTHING * direct[2].mean())
+            p = spoken.mean_p(rows, columns["repaired"][:, i]) if written else np.nan
             line = {f"{what}{end}": float(one[i]) for what, found in shares.items() for end, one in zip(ENDS, found, strict=True)}
-            lines.append({"direction": direction, "name": name, "n": len(direct[2]), "p": p, "sure": False, **line})
+            lines.append({"direction": direction, "name": name, "n": len(direct[2]), "written": written, "p": p, "sure": False, **line})
     tested = [line for line in lines if not np.isnan(line["p"])]
     for line, p in zip(tested, intervals.holm(np.array([line["p"] for line in tested])) if tested else (), strict=True):
         line["sure"] = bool(p <= SURE and line["repaired_low"] * line["repaired_high"] > 0)

@@ -24,7 +24,7 @@ def self_repair(run: Run) -> Section:
             row["name"],
             "the base" if row["direction"] == RECOVERY else "the tuned model",
             *(with_interval(row[what], row[f"{what}_low"], row[f"{what}_high"], digits=2) for what in ("direct", "total", "repaired")),
-            "not tested" if row["p"] is None else nats(row["p"]),
+            "both write the same" if not row["written"] else "not tested" if row["p"] is None else nats(row["p"]),
             "yes" if row["sure"] else "no",
         ]
         for row in found.iter_rows(named=True)

@@ -13,7 +13,7 @@ LEAST = 0.01
 
 def lead(run: Run) -> list[str]:
     """Where later blocks surely take most off what is written, or add most to it; that nothing was shown, where nothing is sure."""
-    found = findings.sites(run.rows)
+    found = findings.sites(run.rows).filter("written")
     if found.is_empty():
         return []
     clear = pl.col("direct_low") * pl.col("direct_high") > 0  # else there is nothing by itself to undo or to add to
