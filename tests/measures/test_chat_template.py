@@ -197,6 +197,17 @@ def test_what_the_study_prints_already_is_not_read_twice(policy: dict, splits: s
         assert ("[Say" in one.text_base) == (side == "base")
 
 
+def test_a_template_none_of_whose_prompts_can_be_read_is_not_taken_for_the_studys_own(tmp_path: Path) -> None:
+    first = planned(tmp_path, OTHER, made.CHATML)
+    broken = [("template of base", name, "its logits are not finite") for name in first.rendered["template of base"]]
+    prepared = prepare(first.study, RunOptions(device="cpu"), EXPERIMENTS, broken=broken)
+    assert "chat_template" not in {cell.stage for cell in prepared.plan.cells}
+    (said,) = [one["why"] for one in prepared.plan.skipped if one["what"] == "chat_template"]
+    assert said == "every prompt printed with the template of base was left out"
+    empty = Run(rows=pl.DataFrame(schema={}), summary=pl.DataFrame(), manifest={"skipped": prepared.plan.skipped})
+    assert words.why_not(empty) == f"Template against weights was not measured: {said}."
+
+
 def planned(folder: Path, base: str | None, tuned: str, **policy: str) -> Prepared:
     net = made.tiny_net()
     made.save(net, made.byte_tokenizer(base), folder / "base")

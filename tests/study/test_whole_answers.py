@@ -1,5 +1,6 @@
 """Whole answers: what the tuned model says is read by both; D, patches and grafts over it are those of plain forward passes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,22 @@ def test_answers_have_room_in_the_context(pair: Path) -> None:
         answered = [item for cell in prepared.plan.cells if cell.stage == "answer" for item in cell.items]
         assert told
         assert all(item.longest + 490 <= 512 for item in answered)
+
+
+def test_what_is_made_of_other_answers_is_left_out_by_name_where_all_say_the_same(pair: Path, tmp_path: Path) -> None:
+    """Report prompts of one cluster, and one answered prompt: steering and transport over answers have nothing to be made of."""
+    lines = [json.loads(line) for line in (pair / "report.jsonl").read_text().splitlines()]
+    same = [{**line, "meta": {**line.get("meta", {}), "cluster": "one"}} for line in lines]
+    (tmp_path / "report.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in same))
+    prompts = {**{split: str(pair / f"{split}.jsonl") for split in every_measure.SPLITS}, "report": str(tmp_path / "report.jsonl")}
+    alike, single = study(pair, prompts=prompts), study(pair, answers={"tokens": TOKENS, "prompts": 1})
+    for config, why in ((alike, "all answered prompts say the same (one cluster)"), (single, "there is one answered prompt")):
+        with opened(config, tmp_path / why[:3], device="cpu") as (prepared, _):
+            said = {one["what"]: one["why"] for one in prepared.plan.skipped}
+            stages = {cell.stage for cell in prepared.plan.cells}
+        for measure, stage in (("steering", "steered_answers"), ("transport", "mapped_answers")):
+            assert said[f"{measure} over answers"] == f"{why}, and what is written is made of the answers to others"
+            assert stage not in stages
 
 
 def test_heads_over_answers_may_be_those_of_fewer_layers(pair: Path) -> None:

@@ -37,7 +37,7 @@ from mechdiff.cli.flags import (
     say,
 )
 
-PANEL, SIZES = "panel", {"quick": 4, "standard": 12, "full": 50}
+SIZES = {"quick": 4, "standard": 12, "full": 50}
 """The measure that flags of its own ask for, and its texts of each group."""
 
 
@@ -86,18 +86,20 @@ def _asked(study: Path | None, flags: Flags) -> Any:
     }
     names = [name.strip() for name in flags.measures.split(",")] if flags.measures else list(OPTIONS)
     if flags.measures or flags.panel or flags.also:
-        data["measures"] = [name for name in names if not (flags.panel or flags.also) or name != PANEL] + _panel(flags)
+        panel = _panel(flags)
+        data["measures"] = [name for name in names if name not in panel] + [{name: told} for name, told in panel.items()]
     return make_study(data, name="flags")
 
 
-def _panel(flags: Flags) -> list[Any]:
-    """The panel as `--panel` and `--also` ask for it; nothing where neither is given."""
+def _panel(flags: Flags) -> dict[str, Any]:
+    """The panel as `--panel` and `--also` ask for it, by the measure's name; nothing where neither is given."""
     from mechdiff.errors import StudyError
+    from mechdiff.measures.panel.measure import PANEL
 
     if flags.panel is not None and flags.panel not in SIZES:
         raise StudyError(f"--panel {flags.panel}: expected {', '.join(SIZES)}.")
     told = {"per_group": SIZES[flags.panel or "standard"]} | ({"also": str(flags.also)} if flags.also else {})
-    return [{PANEL: told}] if flags.panel or flags.also else []
+    return {PANEL.name: told} if flags.panel or flags.also else {}
 
 
 def demo(

@@ -36,6 +36,11 @@ class Run:
         if self.prompt_rows is None:
             object.__setattr__(self, "prompt_rows", self.rows)
 
+    def why_not(self, what: str) -> str:
+        """What a section says behind its first words where a measure, or a part of one, was left out: ": " and the reasons; nothing without any."""
+        reasons = list(dict.fromkeys(one["why"] for one in self.manifest.get("skipped") or () if one["what"] == what))
+        return f": {'; '.join(reasons)}" if reasons else ""
+
 
 def load(folder: str | Path) -> Run:
     """A finished run as its page and comparisons read it. Raises RunError where there is none, or its tables cannot be read."""

@@ -42,6 +42,8 @@ class Item:
     """Whether every text that behaviour scores has room behind it."""
     text_tokens: float = TEXT_TOKENS
     """Of such a text, on average."""
+    cluster: str | None = None
+    """The name of the prompts that say the same as it; None where that is not known yet."""
 
 
 @dataclass(frozen=True, kw_only=True)

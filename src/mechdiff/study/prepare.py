@@ -19,6 +19,7 @@ from mechdiff.models.pair import SIDES, Pair, is_quantized, open_pair
 from mechdiff.prompts.cuts import said_of_cuts, said_of_file
 from mechdiff.prompts.matching import Vocabulary, agreed
 from mechdiff.prompts.rendering import Rendered, render, tail
+from mechdiff.prompts.sets import clusters_of
 from mechdiff.prompts.templates import PromptPolicy, said_of_chats
 from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
 from mechdiff.store.run_folder import cell_hash
@@ -214,6 +215,7 @@ def _refuse_beyond(rendered: Mapping[str, Mapping[str, Rendered]], shapes: Mappi
 
 
 def _items(split: str, prompts: Mapping[str, Rendered], reading: Reading) -> list[Item]:
+    clusters = clusters_of([one.prompt for one in prompts.values()])
     return [
         Item(
             id=name,
@@ -224,7 +226,8 @@ def _items(split: str, prompts: Mapping[str, Rendered], reading: Reading) -> lis
             tail=tail(one),
             room=(split, name) not in reading.full,
             text_tokens=statistics.fmean(reading.text_tokens.get((split, name)) or [TEXT_TOKENS]),
+            cluster=cluster,
             **told(one.prompt),
         )
-        for name, one in prompts.items()
+        for (name, one), cluster in zip(prompts.items(), clusters, strict=True)
     ]

@@ -34,6 +34,7 @@ from mechdiff.measures.grafting.formula import Prompts
 from mechdiff.measures.patching.formula import variants
 from mechdiff.models.modules import Unit, changes_between, tensors_of
 from mechdiff.models.pair import Model, wrap
+from mechdiff.statistics.floors import FLOORS
 from mechdiff.statistics.intervals import wilson
 from mechdiff.validate import edits as validate_edits
 from mechdiff.validate import planted
@@ -45,7 +46,6 @@ BESIDE = (0.01, 0.032, 0.1, 0.32, 1.0)
 BACKGROUND = 0.003
 DRAWS, PROMPTS, GRAFTED = 10, 6, 2
 """Edits of each size; prompts, and those on which parts of the network are grafted, one after the other."""
-FLOORS = 3
 WANTED, HOPELESS = 0.8, 0.5
 """The share that is asked for; smaller edits are not tried where fewer than this share were found."""
 

@@ -71,6 +71,11 @@ def split_of(side: str, splits: object) -> str:
     return SPLITS[side] if SPLITS[side] in splits else "report"  # type: ignore[operator]
 
 
+def _left_out(planner: Planner, split: str) -> bool:
+    """Whether prompts were printed so, and left out since; else the study prints them so itself."""
+    return any(one["what"].endswith(f"({split})") for one in planner.skipped)
+
+
 def needs(planner: Planner, options: ChatTemplateOptions) -> Needs:
     """Both models' distributions behind either template."""
     return Needs(windows=tuple(Window(split=split, kinds=(), layers=()) for split in SPLITS.values() if split in planner.splits))
@@ -82,6 +87,9 @@ def cells(planner: Planner) -> Iterator[Cell]:
         return
     if "report" not in planner.splits:
         planner.skip(NAME, "the study has no report prompts")
+        return
+    if lost := [side for side, split in SPLITS.items() if split not in planner.splits and _left_out(planner, split)]:
+        planner.skip(NAME, f"every prompt printed with the template of {' and of '.join(lost)} was left out")
         return
     if not any(split in planner.splits for split in SPLITS.values()):
         return

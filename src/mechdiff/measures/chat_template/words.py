@@ -7,7 +7,7 @@ from mechdiff.measures.chat_template.findings import Estimate, Split
 from mechdiff.report import spoken
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
-from mechdiff.report.phrasing import listed, nats, prompts, with_interval
+from mechdiff.report.phrasing import nats, prompts, with_interval
 
 SURE = 0.05
 LEAST = 0.1
@@ -68,5 +68,4 @@ def _sure(one: Estimate) -> bool:
 
 def why_not(run: Run) -> str:
     """What the section says where nothing was crossed, with the reason where there is one."""
-    reasons = [one["why"] for one in run.manifest.get("skipped") or () if one["what"] == findings.MEASURE]
-    return f"Template against weights was not measured{f': {listed(reasons)}' if reasons else ''}."
+    return f"Template against weights was not measured{run.why_not(findings.MEASURE)}."

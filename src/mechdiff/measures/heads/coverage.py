@@ -19,9 +19,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from mechdiff.statistics import intervals
-
-FLOORS = 3
-"""An effect counts above three noise floors."""
+from mechdiff.statistics.floors import FLOORS
 
 ENDS = 1e-6
 """How far c(all) may lie from 1, as a share."""

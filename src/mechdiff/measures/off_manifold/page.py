@@ -24,10 +24,8 @@ def off_manifold(run: Run) -> Section:
     """The section; a note with the reason where it was not measured."""
     found = findings.by_edit(run.rows)
     if found.is_empty():
-        why = next((one["why"] for one in run.manifest.get("skipped") or () if one["what"] == "off_manifold"), None)
-        return Section(
-            id="off_manifold", title=TITLE, parts=[note(f"Written activations were not held against own ones{f': {why}' if why else ''}.")]
-        )
+        said = f"Written activations were not held against own ones{run.why_not('off_manifold')}."
+        return Section(id="off_manifold", title=TITLE, parts=[note(said)])
     own = found["own"].min()
     assert isinstance(own, int)
     if own < FEWEST_OWN:

@@ -28,8 +28,8 @@ def panel(run: Run) -> Section:
     """The section; a note where it was not measured, with the reason where there is one."""
     found = findings.groups(run.summary)
     if found.is_empty():
-        why = next((one["why"] for one in run.manifest.get("skipped") or () if one["what"] == "panel"), None)
-        return Section(id="panel", title=TITLE, parts=[note(f"The panel was not read: {why}." if why else NOT_MEASURED)])
+        why = run.why_not("panel")
+        return Section(id="panel", title=TITLE, parts=[note(f"The panel was not read{why}." if why else NOT_MEASURED)])
     n = int(found["n"].sum())
     both = ON_BOTH if findings.on_shared(run.summary) else ""
     caption = (

@@ -53,12 +53,18 @@ def _apart(run: Run) -> list[str]:
     if kl[0] == 0 and not both:
         return [f"On {kl[3]} texts of {len(shipped)} groups outside these prompts the two models say the same everywhere."]
     most, least = (shipped.sort("kl", descending=down).row(0, named=True) for down in (True, False))
-    ends = f" (largest group mean: {name(most['group'])}, {nats(most['kl'])}; smallest: {name(least['group'])}, {nats(least['kl'])})"
+    ends = f" (largest of {len(shipped)} group means: {_mean(most)}; smallest: {_mean(least)}; picked on these texts, so somewhat further apart than "
+    ends += "they are)"
     return [
         f"Outside these prompts ({kl[3]} texts of {len(shipped)} groups) the two models have the same top-1 token at "
         f"{with_interval(*top1[:3], digits=2, coverage=1.0)} of positions, on average over texts; KL(tuned ‖ base){both} is "
         f"{with_interval(*kl[:3], coverage=1.0)} nats a position{ends if len(shipped) > 1 else ''}."
     ]
+
+
+def _mean(group: dict) -> str:
+    """A group's mean with its interval."""
+    return f"{name(group['group'])}, {with_interval(group['kl'], group['low'], group['high'], coverage=1.0)}"
 
 
 def _changed(run: Run) -> list[str]:

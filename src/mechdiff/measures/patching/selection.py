@@ -70,13 +70,15 @@ def closer_cell(planner: Planner, shard: tuple[Item, ...], stage: str, what: dic
 
 
 def closer_over_answers(
-    planner: Planner, stage: str, what: dict[str, Any], options: CloserOptions, runs: int, *, fitted: bool = True
+    planner: Planner, stage: str, what: dict[str, Any], options: CloserOptions, runs: int, *, fitted: str
 ) -> Iterator[Cell]:
-    """Cells of `runs` edits over the answers at each of the closer layers; `fitted`: by what is made of the other answers (study/answers.py)."""
-    if fitted and len(planner.answered) < 2:
+    """Cells of `runs` edits over the answers at each of the closer layers; `fitted`: what is made of the answers to others (study/answers.py)."""
+    if planner.answered and len({item.cluster or item.id for item in planner.answered}) < 2:
+        many = "all answered prompts say the same (one cluster)" if len(planner.answered) > 1 else "there is one answered prompt"
+        planner.skip(f"{fitted} over answers", f"{many}, and what is written is made of the answers to others")
         return
     layers = list(options.closer) if options.closer != "hot" else [planner.shape.n_layers // 2] * N_CLOSER
-    on = {"answered": [item.sha256 for item in planner.answered]} if fitted else {}
+    on = {"answered": [item.sha256 for item in planner.answered]}
     for made in planner.over_answers(stage, what | on, layers, runs):
         key = {name: value for name, value in made.key.items() if name != "layers"}
         yield replace(made, key={**key, **choice(planner, options)})

@@ -20,8 +20,7 @@ GATES = {
 def routing(run: Run) -> Section:
     """The section; a note where it was not measured, with the reason where there is one."""
     if findings.by_layer(run.rows, run.summary).is_empty():
-        why = next((one["why"] for one in run.manifest.get("skipped") or () if one["what"] == "routing"), None)
-        return Section(id="routing", title=TITLE, parts=[note(f"Routing was not measured{f': {why}' if why else ''}.")])
+        return Section(id="routing", title=TITLE, parts=[note(f"Routing was not measured{run.why_not('routing')}.")])
     figure = Drawn(name="experts_by_layer", chart=experts_by_layer, caption=_caption(run), reading="experts_by_layer")
     parts: list[Any] = [figure, *_layers(run)]
     return Section(id="routing", title=TITLE, parts=parts)

@@ -17,8 +17,7 @@ def self_repair(run: Run) -> Section:
     """The section; a note with the reason where it was not measured."""
     found = findings.sites(run.rows)
     if found.is_empty():
-        why = next((one["why"] for one in run.manifest.get("skipped") or () if one["what"] == "self_repair"), None)
-        return Section(id="self_repair", title=TITLE, parts=[note(f"Direct effects were not measured{f': {why}' if why else ''}.")])
+        return Section(id="self_repair", title=TITLE, parts=[note(f"Direct effects were not measured{run.why_not('self_repair')}.")])
     lines = [
         [
             row["name"],

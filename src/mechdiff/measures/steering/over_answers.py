@@ -27,7 +27,6 @@ from mechdiff.measures.steering.formula import Push
 from mechdiff.measures.steering.plan import SteeringOptions
 from mechdiff.measures.steering.subspaces import Subspace, change_subspace, random_basis, random_vector
 from mechdiff.models.pair import Model
-from mechdiff.rows import empty
 from mechdiff.study.answers import along, unseen
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
@@ -42,8 +41,6 @@ def steer(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert model
     key, options = cell.key, run.prepared.study.asked(SteeringOptions)
     assert options
-    if not all(unseen(run, name) for name in key["ids"]):
-        return empty(), {}  # all answered prompts are of one cluster
     states = run.states(model.side, key["split"], key["position"], key["ids"])
     own = states.kinds[key["kind"]].double()
     variants: list[Variant] = []

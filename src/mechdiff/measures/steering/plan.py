@@ -52,7 +52,7 @@ def steering_cells(planner: Planner) -> Iterator[Cell]:
             what = {"direction": direction, "kind": kind, "seed": planner.study.seed, "floor": kind == kinds[0]}
             what["settings"] = options.model_dump(include={"strengths", "draws"})
             runs = (len(options.strengths) if direction == labels.WITHIN[0] else 0) + 1 + options.draws
-            yield from closer_over_answers(planner, "steered_answers", what, options, runs)
+            yield from closer_over_answers(planner, "steered_answers", what, options, runs, fitted="steering")
     if options.texts and kinds:
         items = planner.whole("report")[: options.texts]
         what = {"direction": "base<-base", "split": "report", "kind": kinds[0], "continuation": options.continuation} | on

@@ -18,7 +18,6 @@ from mechdiff.measures.transport.compute import few_threads, map_settings
 from mechdiff.measures.transport.formula import Maps, Sample
 from mechdiff.measures.transport.plan import CONSTANT, TransportOptions
 from mechdiff.models.pair import Model
-from mechdiff.rows import empty
 from mechdiff.study.answers import along, unseen
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
@@ -31,8 +30,6 @@ def mapped(run: Execution, cell: Cell, model: Model | None) -> Result:
     options = run.prepared.study.asked(TransportOptions)
     assert options
     key, on = cell.key, [unseen(run, name) for name in cell.key["ids"]]
-    if not all(on):
-        return empty(), {}  # all answered prompts are of one cluster
     states, named = run.states("base", key["split"], key["position"], key["ids"]), list[dict[str, Any]]()
     variants: list[Variant] = []
     for layer in closer_layers(run, options):

@@ -198,7 +198,7 @@ def _over_answers(planner: Planner, options: TransportOptions, kinds: Sequence[s
     settings = options.model_dump(include={"maps", "dimensions", "clusters", "shrinkage", "cut"})
     for kind in kinds:
         what = {"direction": WITHIN[0], "kind": kind, "settings": settings, "seed": planner.study.seed, "floor": kind == kinds[0]}
-        yield from closer_over_answers(planner, "mapped_answers", what, options, len(CONSTANT) + len(options.maps))
+        yield from closer_over_answers(planner, "mapped_answers", what, options, len(CONSTANT) + len(options.maps), fitted="transport")
 
 
 def _fits(planner: Planner, options: TransportOptions, kind: str, layers: Sequence[int]) -> Cell:
