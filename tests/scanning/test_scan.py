@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from tokenizers import AddedToken
 from torch import Tensor
 
 import mechdiff
@@ -18,6 +19,9 @@ from mechdiff.models.pair import open_pair
 from mechdiff.scanning.record import LLAMA_CPP
 from mechdiff.scanning.words import sentences
 from mechdiff.study.config import RunOptions
+from mechdiff.validate import edits
+from mechdiff.validate.studies import with_rows
+from tokenizers_made import byte_tokenizer
 
 PANEL = Path(mechdiff.__file__).parent / "data" / "panel"
 
@@ -162,6 +166,45 @@ def test_workers_on_ray_give_the_same(pair: Path, tmp_path: Path) -> None:
     there = scanned(pair, shipped(24), tmp_path / "there", chunk=8, ray="local", workers=2)
     assert {**alone, "corpus": ""} == {**there, "corpus": ""}
     assert " worker=" in (tmp_path / "there" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["gemma2", "bloom"])
+def test_whole_logits_and_texts_read_alone_give_the_same_numbers(name: str, tmp_path: Path) -> None:
+    """Gemma 2 caps its logits, Bloom's texts are read one by one."""
+    base = pico.pico(name)
+    for side, model in (("base", base), ("tuned", pico.twin(base, edits.edit_attention))):
+        pico.save(model.net, byte_tokenizer(), tmp_path / side)
+    texts = shipped(12)
+    scanned(tmp_path, texts, tmp_path / "out", matrices=0)
+    expected, table = list(naively(tmp_path, texts, 60)), pl.read_parquet(tmp_path / "out" / "texts.parquet")
+    for what in ("kl_tuned_base", "kl_base_tuned", "loss_base", "loss_tuned"):
+        np.testing.assert_allclose(table[what], [one[what].mean() for one in expected], rtol=2e-5, atol=1e-6)
+
+
+def test_two_tokenizers_are_compared_where_both_have_read_the_same(pair: Path, tmp_path: Path) -> None:
+    """Other ids change no number; tokens that cut a text otherwise leave each model's loss of the whole text as it is by itself."""
+    base, order = pico.pico("llama"), torch.randperm(259, generator=torch.Generator().manual_seed(0))
+    extended = byte_tokenizer()
+    extended.add_tokens([AddedToken(text, normalized=False) for text in ("the", "tion", " a")])
+    ends = (("permuted", byte_tokenizer(order=order.tolist()), order), ("extended", extended, torch.tensor([*range(259), -1, -1, -1])))
+    pico.save(base.net, byte_tokenizer(), tmp_path / "base")
+    pico.save(pico.twin(base, edits.edit_attention).net, byte_tokenizer(), tmp_path / "tuned")
+    for name, tokenizer, ids in ends:
+        net = pico.twin(base, edits.edit_attention).net
+        with_rows(net, ids)
+        pico.save(net, tokenizer, tmp_path / name)
+    texts = [text[:50] for text in shipped(24)]
+    same, other = (scanned(tmp_path, texts, tmp_path / f"of-{name}", tuned=name, matrices=0)["numbers"] for name in ("tuned", "permuted"))
+    assert other == pytest.approx(same, rel=2e-3, abs=1e-6)
+    scanned(tmp_path, texts, tmp_path / "of-extended", tuned="extended", matrices=0)
+    table = pl.read_parquet(tmp_path / "of-extended" / "texts.parquet")
+    opened = open_pair(str(tmp_path / "base"), str(tmp_path / "extended"), device="cpu")
+    for text, row in zip(texts, table.iter_rows(named=True), strict=True):
+        for side in ("base", "tuned"):
+            ids = torch.tensor(opened.tokenizer(side)(text)["input_ids"][:60])  # type: ignore[arg-type]
+            with opened.use(side) as model, torch.inference_mode():  # type: ignore[arg-type]
+                each = torch.nn.functional.cross_entropy(model.net(ids[None]).logits[0, :-1].double(), ids[1:], reduction="sum")
+            assert row[f"loss_{side}"] * row["n_tokens"] == pytest.approx(float(each), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", pico.each(pico.FEW))

@@ -32,7 +32,7 @@ def compute(scan: Scan, folder: RunFolder, cell: Cell) -> None:
         tensors, notes, name = *_directions(scan), "directions"
     else:
         number = cell.key["number"]
-        tensors, notes = _chunk(scan, number, load_places(scan, folder))
+        tensors, notes = chunk(scan, number, load_places(scan, folder))
         name = f"chunk {number}"
     folder.store(cell.key, empty(), tensors, notes=notes)
     folder.log("computed", cell=name, name=cell_hash(cell.key)[:12])
@@ -104,7 +104,8 @@ class _Kept:
     """By place and text: the largest cosine along each direction and its opposite, `[2, direction]`, and at which token."""
 
 
-def _chunk(scan: Scan, number: int, at: Sequence[Aimed]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def chunk(scan: Scan, number: int, at: Sequence[Aimed]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Of one chunk the numbers of each text, counts and sums of all tokens, and cosines; and, for the record, ids and sums."""
     ones = scan.read(scan.texts.of(number))
     kept = _Kept(counts={name: quantiles.counted(np.zeros(0)) for name in COUNTED})
     for group, numbers in _numbers(scan, ones, at, kept):

@@ -6,7 +6,8 @@ matrix reads, those of its outputs where it writes, in the tuned model. Steering
     cos = max over tokens of  x . v / (|x| |v|)          x: the state at that token; the first token, an attention sink in most models, is left out
 
 and the same of -v, since a singular vector has no sign. How far the first text stands out, z = (its cos - mean) / spread over all texts, is held
-against that of RANDOM directions drawn from the base's own states there (sums of their deviations from the mean with random weights), both signs:
+against that of RANDOM directions drawn from the base's own states there, both signs (each the sum of eight states' deviations from the mean, with
+random weights: of one, its own text would stand out; of very many, no text would, for such sums have no tails):
 
     p = (1 + how many random ones stand out as far) / (1 + how many there are)
 
@@ -36,8 +37,8 @@ from mechdiff.models.adapters import Factors
 from mechdiff.models.changes import Change, open_changes
 from mechdiff.models.pair import Model, Pair
 
-RANDOM, STATES = 512, 2048
-"""Random directions at a place, and states of the base that they are drawn from at most."""
+RANDOM, STATES, OF_STATES = 512, 2048, 8
+"""Random directions at a place, states of the base that they are drawn from at most, and states that one is the sum of."""
 OF_A_MATRIX = 2
 """Singular vectors of each end of a matrix."""
 
@@ -136,8 +137,10 @@ def _hooked(module: nn.Module, end: str, keep: Callable[[Tensor], None]) -> Any:
 
 
 def random_directions(states: Float[Tensor, "token d"], n: int, *, seed: int) -> Float[Tensor, "draw d"]:
-    """Directions of norm 1: sums of the states' deviations from their mean, with random weights."""
-    weights = torch.randn(n, len(states), generator=torch.Generator().manual_seed(seed))
+    """Directions of norm 1: each the sum of a few states' deviations from their mean, with random weights."""
+    random = torch.Generator().manual_seed(seed)
+    which = torch.randint(len(states), (n, OF_STATES), generator=random)
+    weights = torch.zeros(n, len(states)).scatter_add_(1, which, torch.randn(n, OF_STATES, generator=random))
     return _unit(weights @ (states - states.mean(0)))
 
 

@@ -5,12 +5,13 @@ go into two halves by what they are; near copies (a Jaccard similarity of their 
 and a cluster is in one half. On the half where things are found:
 
 - domains: TF-IDF of words, reduced to 32 dimensions (LSA), k-means; every text of both halves is put into the nearest;
-- of each text what the base's own loss and the text's length do not predict: the residual of log KL (of the loss change) after a linear fit;
-- features whose texts have the largest such residual (Welch's t), those that stand in the same texts as one.
+- of each text the change of its loss, and of its log KL what the base's own loss does not predict (the residual of a linear fit): an unsure base is
+  moved further by anything;
+- features whose texts have most of it (Welch's t), those that stand in the same texts as one.
 
 **Confirmed** is a feature if on the other half, with the same fit, the clusters with it lie above those without it: p <= 0.05 by Welch's t test,
 one-sided, corrected over all that were tested (Holm), and an effect whose 95 % interval lies beyond LEAST: 1.5 times the KL, or 0.02 nats a token
-of loss. So of a copy nothing is.
+of loss, by which the loss of these texts must have changed by itself, too. So of a copy nothing is.
 
 When it misleads: a feature marks texts and need not be the cause; what stands in less than five texts of a half cannot be confirmed. A random edit
 too moves some kinds of text more than others: that is a finding about the edit, true, and no sign of training.
@@ -53,15 +54,16 @@ class Sample:
     """Mean KL(tuned || base), nats."""
     loss_base: Float[ndarray, " text"]
     loss_change: Float[ndarray, " text"]
-    n_tokens: Float[ndarray, " text"]
     clusters: Int[ndarray, " text"]
     found: Bool[ndarray, " text"]
     """In the half where things are found."""
 
     def residual(self, score: Score) -> Float[ndarray, " text"]:
-        """What loss and length do not predict of the score, by a fit on the half where things are found."""
-        y = np.log(np.maximum(self.kl, ROUNDING)) if score == "kl" else self.loss_change
-        x = np.stack([np.ones_like(y), self.loss_base, np.log(self.n_tokens)], 1)
+        """The change of the loss; or what the base's loss does not predict of log KL, by a fit on the half where things are found."""
+        if score == "loss":
+            return self.loss_change
+        y = np.log(np.maximum(self.kl, ROUNDING))
+        x = np.stack([np.ones_like(y), self.loss_base], 1)
         fit, *_ = np.linalg.lstsq(x[self.found], y[self.found], rcond=None)
         return y - x @ fit
 
@@ -197,10 +199,10 @@ def _tested(sample: Sample, table: csr_matrix, names: Sequence[str], score: Scor
             "texts": int((here & has).sum()),
             "texts_found_on": int((sample.found & has).sum()),
         }
-        lines.append(line | _welch(with_it, without, float(up)))
+        lines.append(line | _welch(with_it, without, float(up)) | {"itself": score == "kl" or _moved(with_it, float(up), LEAST[score])})
     for line, p in zip(lines, holm(np.array([line["p"] for line in lines], float)).tolist(), strict=True):
         beyond = (line["low"] if line["sign"] > 0 else -line["high"]) > LEAST[score]
-        line |= {"p_holm": p, "confirmed": bool(p <= SURE and beyond)}
+        line |= {"p_holm": p, "confirmed": bool(line.pop("itself") and p <= SURE and beyond)}
     return lines
 
 
@@ -224,6 +226,14 @@ def _chosen(table: csr_matrix, residual: Float[ndarray, " text"], *, both_ways: 
             chosen.append(int(column))
             taken.append(texts)
     return chosen
+
+
+def _moved(values: Float[ndarray, " cluster"], sign: float, least: float) -> bool:
+    """Whether the mean by itself, beside no others, lies beyond `least` by its 95 % interval."""
+    if len(values) < FEWEST:
+        return False
+    low, high = mean_intervals(values[:, None])
+    return bool((low[0] if sign > 0 else -high[0]) > least)
 
 
 def _welch(one: Float[ndarray, " cluster"], other: Float[ndarray, " cluster"], sign: float) -> dict[str, float]:

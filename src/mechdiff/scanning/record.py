@@ -103,7 +103,7 @@ def _take(found: Gathered, table: pl.DataFrame, tensors: Mapping[str, ndarray], 
 
 def _sample(found: Gathered, row: Mapping[str, Any]) -> None:
     rank = int.from_bytes(hashlib.sha256(f"{row['number']}\0{row['id']}".encode()).digest()[:8])
-    numbers = tuple(float(row[name]) for name in ("kl_tuned_base", "loss_base", "loss_change", "n_tokens"))
+    numbers = tuple(float(row[name]) for name in ("kl_tuned_base", "loss_base", "loss_change"))
     (heapq.heappush if len(found.sample) < SAMPLE else heapq.heappushpop)(found.sample, (-rank, row["number"], numbers))
 
 
@@ -187,9 +187,7 @@ def _evidence(scan: Scan, found: Gathered) -> dict[str, Any]:
         words = [texts[number].text for number, _ in chosen]
         clusters = evidence.near_copies(words)
         half = np.array([hashlib.sha256(words[one].encode()).digest()[0] % 2 == 0 for one in clusters])
-        sample = evidence.Sample(
-            texts=words, kl=columns[0], loss_base=columns[1], loss_change=columns[2], n_tokens=columns[3], clusters=clusters, found=half
-        )
+        sample = evidence.Sample(texts=words, kl=columns[0], loss_base=columns[1], loss_change=columns[2], clusters=clusters, found=half)
         labels, names = evidence.domains(sample)
         told |= {"domains": evidence.by_domain(sample, labels, names), "features": evidence.features(sample, labels, names)}
     marks = [one for one in told["features"] if one["confirmed"]]
