@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +20,11 @@ from mechdiff.measures.catalogue import make_study
 from mechdiff.measures.panel import compare, findings, words
 from mechdiff.measures.panel.charts import kl_by_group
 from mechdiff.measures.panel.plan import GROUPS, PanelOptions, entries
+from mechdiff.models.pair import Pair
 from mechdiff.report import parts
 from mechdiff.rows import where
-from runs import finish
+from mechdiff.study import run as study_run
+from runs import execute, finish, opened
 
 OWN = [
     {"id": "mine", "text": "Say yes", "label": "yes, of course"},
@@ -54,6 +57,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder: Path) -> parts.Run:
     return of_pair(folder, "tuned", per_group=2, also=str(folder / "own.jsonl"))[0]
+
+
+def test_with_one_model_in_memory_a_pass_loads_one_model_and_gives_the_same_rows(folder: Path, tmp_path: Path) -> None:
+    """Whose turn it is first is whose weights are there: of so many passes each after the first loads one model."""
+    study = make_study({
+        "pair": {"base": str(folder / "base"), "tuned": str(folder / "tuned")}, "prompts": {"report": str(folder / "report.jsonl")},
+        "measures": [{"panel": {"per_group": 2}}],
+    })  # fmt: skip
+    loaded: list[str] = []
+    with pytest.MonkeyPatch.context() as patched:
+        load = Pair._load
+        patched.setattr(Pair, "_load", lambda self, side: loaded.append(side) or load(self, side))
+        alone, _ = execute(study, tmp_path / "one", device="cpu", memory="one")
+    with opened(study, tmp_path / "both", device="cpu") as (prepared, folder_of):
+        passes = sum(cell.stage == "panel" for cell in prepared.plan.cells)
+        both, _ = study_run.execute(prepared, folder_of)
+    here = {"measure": "panel"}
+    assert where(alone, **here).equals(where(both, **here))
+    assert passes > 2
+    assert all(one != other for one, other in pairwise(loaded)), "no model is loaded that is there"
+    assert len(loaded) <= passes + 4, "both for what comes before, then one a pass"
 
 
 def value(run: parts.Run, prompt: str, metric: str) -> float:

@@ -247,6 +247,12 @@ class Pair:
             self._held[side] = wrap(self._load(side), side=side, ref=self.source(side).ref, config=self.config(side))
         yield self._held[side]
 
+    @property
+    def in_turn(self) -> tuple[Side, ...]:
+        """Both sides; with `one_at_a_time` first the one that is in memory: who asks both again and again loads one model each time, not two."""
+        held = self.one_at_a_time and "tuned" in self._held and "base" not in self._held
+        return ("tuned", "base") if held else ("base", "tuned")
+
     def _load(self, side: Side) -> nn.Module:
         told: list[str] = []
         net = load_net(self.source(side), dtype=self.dtype, device=self.device, trust=self._trusts(side), told=told)

@@ -146,8 +146,9 @@ class Corpus:
         """By site, the pair of states of each text of a shard, `[row, d]`, in the order of the texts."""
         found: dict[str, list[dict[Site, Tensor]]] = {}
         read = self.rendered(number)
-        for side, which in (("base", 0), ("tuned", 1)):
-            with self.pair.use(side) as model:  # type: ignore[arg-type]
+        for side in self.pair.in_turn:
+            which = 0 if side == "base" else 1
+            with self.pair.use(side) as model:
                 longest, found[side] = min(self.longest, model.shape.context), []
                 for one in read:
                     pairs = [pair for pair in one.positions if max(pair) < longest and min(pair) > 0] or [one.positions[0]]

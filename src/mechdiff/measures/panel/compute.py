@@ -18,7 +18,7 @@ from mechdiff.measures.behaviour.compute import continued
 from mechdiff.measures.behaviour.formula import soft_refusal
 from mechdiff.measures.panel import formula
 from mechdiff.measures.panel.plan import OPENINGS, SPLIT, openings
-from mechdiff.models.pair import SIDES, Model
+from mechdiff.models.pair import Model
 from mechdiff.prompts.rendering import Rendered
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
@@ -41,7 +41,7 @@ def compare(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of every text and prompt of a pass."""
     ones = [run.prompt(SPLIT, name) for name in cell.key["ids"]]
     said: dict[str, list[_Said]] = {}
-    for side in SIDES:
+    for side in run.prepared.pair.in_turn:
         with run.prepared.pair.use(side) as reader:
             said[side] = _said(run, reader, ones)
     return pl.concat(_rows(run, *each) for each in zip(ones, said["base"], said["tuned"], strict=True)), {}
