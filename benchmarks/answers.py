@@ -22,7 +22,7 @@ from mechdiff.engine.activations import Clean, edited, forward
 from mechdiff.engine.counterfactuals import Subject, scores
 from mechdiff.engine.generation import Speech, speak
 from mechdiff.engine.outcome import CleanLogits
-from mechdiff.engine.reading import captures, read
+from mechdiff.engine.reading import captures, read, read_on
 from mechdiff.engine.replay import Variant, replay
 from mechdiff.measures.patching.formula import variants
 from mechdiff.models.pair import Model, open_pair
@@ -73,6 +73,8 @@ def _ratios(
     size = model.shape.vocab
     tokens = Tokens(relation="equal", pieces=(None,) * size, ids={}, n_shared=size)
 
+    held = read(model, prompts)
+
     def over_answers() -> int:
         n_cells = 0
         for i, (ids, said) in enumerate(zip(prompts, answers, strict=True)):  # one prompt a pass, as the plan packs them
@@ -85,13 +87,13 @@ def _ratios(
         return n_cells
 
     def at_one_position(together: bool) -> int:
-        """The prompt goes on to the position before the last; there the edit is, and there it is scored; all kinds of site `together`, or in turn."""
+        """On from the prompt's cache, which runs over answers hold, to the position before the last; there the edit is, and there it is scored; all
+        kinds of site `together`, or in turn."""
         place = n_tokens - 1
-        whole = [[*ids, *said[:place]] for ids, said in zip(prompts, answers, strict=True)]
         laws = {of: torch.stack([one.logits[place] for one in states[of]]) for of in states}
         clean = CleanLogits(base=laws["base"], tuned=laws["tuned"])
         started = time.process_time()
-        cleans = read(model, whole)
+        cleans = read_on(model, replay, held, [said[:place] for said in answers])
         spent["reading"] += time.process_time() - started
         subject = Subject(model=model, engine=replay, cleans=cleans, tokens=tokens)
         edits: list[Variant] = []
@@ -144,7 +146,7 @@ def _ratios(
             spent.update(dict.fromkeys(spent, 0.0))
             found[name].append(one / seconds(lambda together=together: at_one_position(together)))
             of_it = spent["reading"] / sum(spent.values())
-            print(f"{name}: {of_it:.2f} of the time reads the prompts up to there")
+            print(f"{name}: {of_it:.2f} of the time reads the answers up to there")
     print(side, {name: [round(value, 1) for value in values] for name, values in found.items()}, flush=True)
     return found
 

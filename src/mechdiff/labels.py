@@ -75,7 +75,6 @@ def cut_words() -> pl.Expr:
 
 ALL = "all"
 """All heads of a block, or all modules or players of the network."""
-
 Player = tuple[int, int | None]
 """(block, head), or (block, None): the block's MLP."""
 
@@ -153,9 +152,10 @@ def set_of(unit: str | None) -> list[str]:
 
 # ---- units: blocks, positions and tokens, and what a model says -----------------------------------------------------------------------
 
-ALL_POSITIONS = "all_pos"
-POOLED = "words"
-"""A study's word for all positions as one, their mean taken word by word."""
+ALL_POSITIONS, POOLED = "all_pos", "words"
+"""Every position; a study's word for all positions as one, their mean taken word by word."""
+PARTING = "divergent"
+"""A unit `along_answer`: what is written at one of its positions alone, the first one at which the two models' top-1 tokens differ."""
 
 
 def answer_position(n_tokens: int) -> str:

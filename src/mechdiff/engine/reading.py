@@ -10,11 +10,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean, Edit, capture, edited, forward
 from mechdiff.engine.grafts import batches, logits_at
-from mechdiff.engine.replay import Engine, replay
+from mechdiff.engine.prefix import KeysValues, Prefix
+from mechdiff.engine.replay import Engine, parallel, replay
 from mechdiff.engine.steered import opening
 from mechdiff.models.pair import Model
 
@@ -117,3 +119,29 @@ def read(model: Model, prompts: Sequence[Sequence[int]], sites: Sequence[Site] =
         here = {site: states[site][place] for site in sites}
         found[row] = Clean(logits=logits[place], states=here, cache=kept, ids=batch.ids[place, : last + 1])
     return [found[row] for row in range(len(prompts))]
+
+
+def read_on(model: Model, engine: Engine, cleans: Sequence[Clean], behind: Sequence[Sequence[int]]) -> list[Clean]:
+    """Clean runs of each prompt with these tokens behind it: `replay` goes on from the prompt's cache, and no prompt is read again."""
+    ids = [
+        torch.cat([clean.ids, torch.tensor(one, dtype=clean.ids.dtype, device=model.device)])
+        for clean, one in zip(cleans, behind, strict=True)
+    ]
+    if engine is not replay:
+        return [Clean(logits=torch.empty(0), states={}, cache=None, ids=one) for one in ids]
+    suffix = pad_sequence([one[len(clean.ids) - 1 :] for one, clean in zip(ids, cleans, strict=True)], True)
+    last = torch.tensor([len(one) for one in behind], device=model.device)
+    own: list[KeysValues] = []
+    prefix = Prefix.of(cleans, 1, suffix)
+    logits = parallel(model, prefix, [], torch.arange(suffix.shape[1], device=model.device) == last[:, None], own)[:, 0]
+    read_before = zip(prefix.keys, prefix.values, strict=True)
+    blocks = [tuple(zip(before, here, strict=True)) for before, here in zip(read_before, own, strict=True)]
+
+    def joined(row: int, before: Tensor, here: Tensor) -> Tensor:
+        return torch.cat([before[row : row + 1, :, : len(cleans[row].ids) - 1], here[row : row + 1, :, : len(behind[row]) + 1]], 2)
+
+    found = []
+    for row, one in enumerate(ids):
+        cache = [(joined(row, *keys), joined(row, *values)) for keys, values in blocks]
+        found.append(Clean(logits=logits[row], states={}, cache=cache, ids=one))
+    return found

@@ -1,7 +1,7 @@
 """Outcomes over whole answers are held against a change that no next token shows: one that acts from the third token of an answer on."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -10,13 +10,13 @@ import torch
 from mechdiff import labels
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean
-from mechdiff.engine.counterfactuals import Subject, scores
+from mechdiff.engine.counterfactuals import Subject, first_parting, scores
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.engine.generation import Speech, speak
 from mechdiff.engine.gradients import gradients
 from mechdiff.engine.outcome import CleanLogits
-from mechdiff.engine.reading import captures, read
-from mechdiff.engine.replay import Variant, Write, replay
+from mechdiff.engine.reading import captures, read, read_on
+from mechdiff.engine.replay import Variant, Write, full, replay
 from mechdiff.measures.attribution.formula import over_places
 from mechdiff.measures.divergence.formula import over_answers
 from mechdiff.measures.factorial import formula as factorial
@@ -106,6 +106,7 @@ def p24(bench: Bench) -> Iterator[Check]:
         )
         yield near(f"{direction}: the same, written at the decision position alone", run("resid_post", 1), 0, late.within)
         yield near(f"{direction}: the running model's own states, written at every position", run("mlp_out", N_TOKENS, own), 0, 1e-6)
+        yield from _where_they_part(late, direction)
         yield from _heads(late, direction)
         yield from _gradients(late, direction)
     yield from _halves(late)
@@ -148,6 +149,31 @@ def _heads(late: Late, direction: str) -> Iterator[Check]:
     moved = scores(late.subject(own, over_answers=False), swaps[1], first, max_rows=512)["kl_own_nats"]
     yield at_most(f"{direction}: what all heads of any block do to the first token, in nats", moved.max(), 1e-9)
     yield above(f"{direction}: largest share over the answers of all heads of a block", late.shares(own, swaps[N_TOKENS]).max(), 0.1)
+
+
+def _where_they_part(late: Late, direction: str) -> Iterator[Check]:
+    """One position is written, where the models part: whole passes say the same, and the last block's output carries all of D there."""
+    own, other = labels.sides(direction)
+    places = [place or 0 for place in first_parting(late.clean, [N_TOKENS] * len(late.prompts))]
+    rows = [i * N_TOKENS + place for i, place in enumerate(places)]
+    law = CleanLogits(base=late.clean.base[rows], tuned=late.clean.tuned[rows])
+    states = late.states(other, "resid_post")
+    written = torch.stack([states[:, i, place] for i, place in enumerate(places)], 1)[:, :, None]
+    subject, edits_there = late.subject(own), variants("resid_post", range(late.n_layers), written)
+    behind = [said[:place] for said, place in zip(late.answers, places, strict=True)]
+    on = replace(subject, answers=None, cleans=read_on(subject.model, replay, subject.cleans, behind))
+    whole = replace(on, engine=full)
+    found, again = (scores(one, edits_there, law, max_rows=512)["kl_own_nats"][:, 1:] for one in (on, whole))
+    d = kl_nats(law.of(own), law.beside(own))
+    yield near(
+        f"{direction}: at the position where the models part alone, resid_post of the last block",
+        float(found[:, -1].mean() / d.mean()),
+        1,
+        late.within,
+    )
+    yield at_most(
+        f"{direction}: the same at every block, how far from whole passes, in nats", (found - again).abs().max(), 10 * late.within
+    )
 
 
 def _gradients(late: Late, direction: str) -> Iterator[Check]:

@@ -5,16 +5,20 @@ The other model's activation is written at every position of an answer (divergen
 
 import polars as pl
 
+from mechdiff import labels
 from mechdiff.measures.divergence import over_answers
 from mechdiff.measures.divergence.over_answers import WAYS, Answered
 from mechdiff.measures.divergence.words import answered_by
 from mechdiff.measures.patching import charts, findings
 from mechdiff.measures.patching.findings import Crossing
-from mechdiff.report.difference import BOTH, STREAM
+from mechdiff.report.difference import BOTH, STREAM, site_name
 from mechdiff.report.headlines import Candidate
-from mechdiff.report.parts import Drawn, Run
-from mechdiff.report.phrasing import nats
-from mechdiff.shares import ANSWER
+from mechdiff.report.parts import Drawn, Run, table
+from mechdiff.report.phrasing import nats, with_ends
+from mechdiff.shares import ANSWER, DIVERGENT
+
+PARTING = 8
+"""Sites that are shown where the two models part."""
 
 
 def answered(run: Run) -> Answered | None:
@@ -43,7 +47,32 @@ def parts(run: Run) -> list[Drawn | dict]:
     drawn = Drawn(
         name="causal_map_answer", chart=charts.causal_map, options={"unit": found.unit, "what": ANSWER}, caption=caption, reading="causal_map_answer"
     )  # fmt: skip
-    return [drawn, *over_answers.beside(over_answers.both_ways(run, _outputs), "output", added=over_answers.fisher(run, _outputs))]
+    beside = over_answers.beside(over_answers.both_ways(run, _outputs), "output", added=over_answers.fisher(run, _outputs))
+    return [drawn, *beside, *_where_they_part(run, found)]
+
+
+def _where_they_part(run: Run, found: Answered) -> list[dict]:
+    """Shares of D at the first position where the two models part: of what is written there alone, beside the same written at every position."""
+    alone, along = (
+        findings.site_shares(run.rows, run.summary, unit=unit, what=DIVERGENT)
+        for unit in (labels.along_answer(labels.PARTING, found.n_tokens), found.unit)
+    )
+    both = alone.join(along, on=["direction", "layer", "site"], suffix="_along", maintain_order="left").filter(
+        pl.col("share").is_not_null()
+    )
+    largest = both.sort(pl.max_horizontal("share", "share_along"), descending=True, nulls_last=True, maintain_order=True)
+    inner = largest.filter(pl.col("layer") < pl.col("layer").max())  # the last block's output is what is read from
+    lines = [
+        [
+            row["name"],
+            WAYS[row["direction"]],
+            *(with_ends(*(row[f"{what}{of}"] for what in ("share", "low", "high"))) for of in ("", "_along")),
+        ]
+        for row in (largest if inner.is_empty() else inner).with_columns(name=site_name()).head(PARTING).iter_rows(named=True)
+    ]
+    columns = ["site", "direction", "written there alone (95\u00a0%)", "at every position of the answer (95\u00a0%)"]
+    title = f"Share of D at the first position of the answer where the two models part ({len(lines)} largest of {len(both)}: optimistic)"
+    return [table(columns, lines, title=title)] if lines else []
 
 
 def lead(run: Run) -> list[str]:

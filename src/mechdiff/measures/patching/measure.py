@@ -20,6 +20,11 @@ PATCHING = Measure(
         record=Later("mechdiff.measures.patching.hot:selection_record"),
         stages=(
             Stage(name="patching", compute=Later("mechdiff.measures.patching.compute:patch"), needs=("capture", "answer_states")),
+            Stage(
+                name="divergent_patching",
+                compute=Later("mechdiff.measures.patching.compute:patch_at_divergence"),
+                needs=("capture", "answer_states"),
+            ),
             Stage(name="position_map", compute=Later("mechdiff.measures.patching.positions:position_map")),
         ),
         total_effect=True,

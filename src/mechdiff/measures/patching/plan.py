@@ -110,11 +110,15 @@ def _positions(planner: Planner, options: PatchingOptions, direction: str) -> It
 
 
 def _over_answers(planner: Planner, options: PatchingOptions, direction: str) -> Iterator[Cell]:
-    """The other model's states at every position of the answers."""
+    """The other model's states at every position of the answers, and at the one alone where the two models part."""
     layers, kinds = options.layer_numbers(planner.shape.n_layers), [kind for kind in options.sites if kind in planner.wanted]
     for kind in kinds:
         what = {"direction": direction, "kind": kind, "arm": "identity", "width": 1, "seed": planner.study.seed, "floor": kind == kinds[0]}
         yield from planner.over_answers("patching", what, layers)
+    if kinds:
+        what = {"direction": direction, "kinds": kinds, "arm": "identity"}
+        for made in planner.over_answers("divergent_patching", what, layers, len(kinds)):
+            yield replace(made, flops=made.flops / planner.study.answers.tokens)
 
 
 def _possible(planner: Planner, arm: str, split: str, position: str) -> bool:

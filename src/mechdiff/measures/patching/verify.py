@@ -45,13 +45,20 @@ def _at_positions(run: Rerun, row: Row) -> dict[Site, Put]:
 
 
 def _over_answer(run: Rerun, row: Row) -> float:
-    """The other model's states at every place of the answer."""
+    """The other model's states at every place of the answer, or at the one alone where the two models part."""
 
     def puts() -> dict[Site, Put]:
         if row["control"] == "no_op":
             return {}
-        site, source = Site(row["layer"], row["site"]), labels.sides(row["direction"])[1]
-        return {site: Put(value=answers.states(run, source, row["split"], row["prompt"], [site])[site])}
+        site, (side, source) = Site(row["layer"], row["site"]), labels.sides(row["direction"])
+        split, prompt = row["split"], row["prompt"]
+        there = answers.states(run, source, split, prompt, [site])[site]
+        if row["unit"] != labels.along_answer(labels.PARTING, run.prepared.study.answers.tokens):
+            return {site: Put(value=there)}
+        tops = [answers.clean(run, one, split, prompt).argmax(-1).tolist() for one in (side, source)]
+        place = next(i for i, (mine, other) in enumerate(zip(*tops, strict=True)) if mine != other)
+        ids, n_places = answers.read(run, side, split, prompt)
+        return {site: Put(value=there[place : place + 1], start=len(ids) - n_places + place)}
 
     return answers.of_run(run, row, puts)
 

@@ -1,0 +1,59 @@
+"""Patches at the one position of an answer where the two models part: which prompts have rows, what they must be, and the page's table."""
+
+from collections.abc import Iterator
+
+import polars as pl
+import pytest
+
+from mechdiff import labels
+from mechdiff.labels import CROSSED
+from mechdiff.measures.patching import answers, findings
+from mechdiff.report.difference import RECOVERY
+from mechdiff.report.parts import Run
+from mechdiff.rows import where
+from mechdiff.validate import edits, made
+from mechdiff.validate.planted import edited
+from mechdiff.validate.studies import TEXTS, study
+
+UNIT = labels.along_answer(labels.PARTING, 16)
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    base = made.tiny_net()
+    measures = ["divergence", {"patching": {"sites": ["mlp_out", "resid_post"], "arms": ["identity"], "map_prompts": 0}}]
+    with study(base, edited(base, edits.edit_mlp), measures=measures, texts=[f"{one} {i}" for i, one in enumerate(TEXTS * 2)]) as found:
+        yield Run(rows=found.rows, summary=found.summary, manifest=found.record)
+
+
+def test_the_unit_is_of_an_answer_and_says_so() -> None:
+    assert UNIT == "divergent, answer_16"
+    assert pl.DataFrame({"unit": [UNIT]}).filter(labels.is_over_answer()).height == 1
+
+
+@pytest.mark.parametrize("direction", CROSSED)
+def test_prompts_where_the_models_part_have_rows_and_the_last_state_carries_all(run: Run, direction: str) -> None:
+    rows = where(run.rows, measure="patching", direction=direction, unit=UNIT)
+    place = where(run.rows, measure="divergence", metric="divergent_place").filter(pl.col("value").is_not_nan())
+    assert set(rows["prompt"]) == set(place["prompt"]) != set()
+    assert not rows["value"].is_nan().any()
+    last = rows.filter(pl.col("layer") == rows["layer"].max(), pl.col("site") == "resid_post")
+    total = where(run.rows, measure="divergence", metric="kl_tuned_base_divergent_nats").select("prompt", total="value")
+    if direction == RECOVERY:
+        assert last.filter(pl.col("metric") == "kl_other_divergent_nats")["value"].max() < 1e-6  # type: ignore[operator]
+    else:
+        own = last.filter(pl.col("metric") == "kl_own_divergent_nats").join(total, on="prompt")
+        assert own["value"].to_list() == pytest.approx(own["total"].to_list(), rel=1e-4)
+    below = rows.filter(pl.col("layer") == 0, pl.col("metric") == "kl_own_divergent_nats")
+    assert below["value"].max() < 1e-9  # type: ignore[operator]
+
+
+def test_the_table_sets_it_beside_the_same_written_everywhere(run: Run) -> None:
+    table = answers.parts(run)[-1]
+    assert table["title"].startswith("Share of D at the first position of the answer where the two models part")
+    alone = findings.site_shares(run.rows, run.summary, unit=UNIT, what="divergent")
+    for name, way, there, everywhere in table["rows"]:
+        direction = next(one for one, word in answers.WAYS.items() if word == way)
+        one = alone.filter(pl.col("direction") == direction, pl.format("L{}.{}", "layer", "site") == name).row(0, named=True)
+        assert there.startswith(f"{one['share']:.2f}".replace("-", "−"))
+        assert everywhere != "–"
