@@ -13,6 +13,7 @@ import torch
 from mechdiff import labels
 from mechdiff.architectures.network import quiet
 from mechdiff.engine.distributions import kl_nats
+from mechdiff.engine.grafts import grafted
 from mechdiff.engine.outcome import CleanLogits
 from mechdiff.measures.grafting import formula as grafting_formula
 from mechdiff.measures.grafting.formula import Prompts
@@ -159,7 +160,19 @@ def p23(bench: Bench) -> Iterator[Check]:
         other = int((mixed != alone).sum()) + int((between != clean.of(side)).sum())
         yield same(f"logits at a = {strength:g} that are not the {side} model's to the bit, by weights and logits", other, 0)
     small = bench.plant(edits.child(3, size=0.1 * float(next(bench.net.parameters()).detach().std())))
-    ways = interpolation.of_weights(small.base, changes_between(small.base, tensors_of(small.tuned)), small.prompts, [1 - e for e in NEAR])
+    moved = changes_between(small.base, tensors_of(small.tuned))
+    alone_at = dict(interpolation.of_weights(small.base, moved, small.prompts, [0.0, 1.0], moved.units[1:2]))
+    still = next(logits for _, logits in interpolation.of_weights(small.base, ChangedUnits(units=()), small.prompts, [0.0]))
+    with grafted(small.base, moved, moved.units[1:2]):
+        graft = next(logits for _, logits in interpolation.of_weights(small.base, ChangedUnits(units=()), small.prompts, [0.0]))
+    apart = [int((alone_at[0.0] != still).sum()), int((alone_at[1.0] != graft).sum())]
+    yield same(
+        f"logits with {moved.units[1]} moved alone that at a = 0 are not the base's, and at a = 1 not its graft's, to the bit",
+        apart,
+        [0, 0],
+    )
+    yield above("KL of that graft from the base in nats", kl_nats(still, graft).mean(), 0)
+    ways = interpolation.of_weights(small.base, moved, small.prompts, [1 - e for e in NEAR])
     falling = [float(kl_nats(small.logits("tuned").float(), logits).mean()) for _, logits in ways]
     yield near("slope of log D(a) over log (1 - a) near the tuned model, every tensor moved at random",
                float(np.polyfit(np.log(NEAR), np.log(falling), 1)[0]), 2, 0.15)  # fmt: skip
