@@ -1,7 +1,7 @@
 """What a GPU makes of the engine, in one go of at most six minutes: time and utilisation in two dtypes, and a study's rows beside the CPU's.
 
     python benchmarks/gpu.py                       where a GPU is at hand: prints the tables of docs/SPEED.md
-    python benchmarks/gpu.py --device cpu --prompts 2      tries the script itself, without a GPU
+    python benchmarks/gpu.py --device cpu --prompts 2 --dtypes float32      tries the script itself, without a GPU
 
 A cell is that of benchmarks/speed.py: a base's state written at one site of the tuned model, at the last token, and the KL of what comes out. The
 utilisation is the share of the rate that matrix products of the model's own sizes reach on the device in the same run.
@@ -78,11 +78,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--dtypes", default="float32,bfloat16")
     chosen = parser.parse_args()
     started = time.perf_counter()
     name = torch.cuda.get_device_name() if chosen.device.startswith("cuda") else "the CPU"
     print(f"On {name}:\n\n| dtype | tool | ms a cell | plain hooks / this | utilisation |\n|---|---|---|---|---|", flush=True)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in chosen.dtypes.split(","):
         print("\n".join(timed(dtype, chosen.device, chosen.prompts)), flush=True)
     print(f"\n{beside_the_cpu(chosen.device)}\n\n{time.perf_counter() - started:.0f} s in all.")
 

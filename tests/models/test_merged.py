@@ -76,8 +76,21 @@ def test_a_merge_that_is_another_model_is_not_used(tmp_path: Path, monkeypatch: 
     assert merged(adapted) is None
 
 
+def test_without_memory_for_the_copies_an_adapter_is_switched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(layer: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    make_pair(tmp_path, peft.LoraConfig(**LORA))
+    monkeypatch.setattr("mechdiff.models.merged._own", full)
+    pair = opened(tmp_path)
+    assert logits(pair, "tuned").isfinite().all()
+    assert pair.switched
+
+
 def test_in_sixteen_bits_and_without_room_an_adapter_is_switched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_pair(tmp_path, peft.LoraConfig(**LORA))
     assert not opened(tmp_path, dtype="bfloat16").merges
+    monkeypatch.setattr(pairs, "free_memory", lambda device: 1 << 10)
+    assert not opened(tmp_path).merges
     monkeypatch.setattr(pairs, "all_memory", lambda device: 1 << 10)
     assert not opened(tmp_path, memory="both").merges

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 
 import pico
+from adapters_made import LORA, make_pair
 from mechdiff.errors import SelfCheckError
 from mechdiff.measures.catalogue import make_study
 from mechdiff.store.proofs import Proofs
@@ -121,6 +123,17 @@ def test_it_is_made_again_where_anything_changed(pair: Path, proved: Path, tmp_p
     monkeypatch.setattr(stages, "self_check", _refused)
     with pytest.raises(SelfCheckError, match="asked to prove"):
         execute(changed, tmp_path / "run")
+
+
+def test_a_proof_of_merged_copies_is_none_of_an_adapter_that_is_switched(pair: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    make_pair(tmp_path, peft.LoraConfig(**LORA))
+    monkeypatch.setenv("MECHDIFF_PROOFS", str(tmp_path / "proofs"))
+    adapted = _study(pair, base=str(tmp_path / "base"), tuned=str(tmp_path / "adapter"))
+    execute(adapted, tmp_path / "merged", memory="both")
+    monkeypatch.setattr(stages, "self_check", _refused)
+    execute(adapted, tmp_path / "again", memory="both")
+    with pytest.raises(SelfCheckError, match="asked to prove"):
+        execute(adapted, tmp_path / "switched", memory="one")
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ def merged(adapted: Any) -> nn.Module | None:
     """The network with the change in its matrices, of a network that holds an adapter (peft's model, switched on) in float32.
 
     None where the adapter changes more than linear layers and what it rewrote (an embedding, experts, saved modules: a pass of a few tokens would
-    not show a mistake there), where peft cannot merge its kind, or where a pass differs from that with the adapter's layers by more than rounding
-    (`switches.SAME_NATS`): merged into bfloat16, a change is rounded away.
+    not show a mistake there), where peft cannot merge its kind or memory has no room for the copies, or where a pass differs from that with the
+    adapter's layers by more than rounding (`switches.SAME_NATS`): merged into bfloat16, a change is rounded away.
     """
     if not all(_is_matrix(layer) for layer in switches_in(adapted)):
         return None
@@ -31,16 +31,15 @@ def merged(adapted: Any) -> nn.Module | None:
         if isinstance(layer, Rewritten):  # switched off, its parameter takes the base's numbers
             shared[id(layer.parameter)] = nn.Parameter(layer.parameter.data, requires_grad=False)
     twin = copy.deepcopy(adapted, shared)  # all of the network but its tensors
-    for layer in switches_in(twin):
-        if not isinstance(layer, Rewritten):
-            _own(layer.get_base_layer())
     for module in list(twin.modules()):
         for name in [name for name, child in module.named_children() if isinstance(child, Rewritten)]:
             delattr(module, name)
     try:
+        for layer in switches_in(twin):
+            _own(layer.get_base_layer())
         with quiet():
             whole: nn.Module = twin.merge_and_unload().eval().requires_grad_(False)
-    except (NotImplementedError, AttributeError, ValueError, TypeError, RuntimeError):
+    except (NotImplementedError, AttributeError, ValueError, TypeError, RuntimeError):  # a RuntimeError is torch's lack of memory too
         return None
     align(whole)
     return whole if apart(logits_of(adapted.get_base_model()), logits_of(whole)) <= SAME_NATS[torch.float32] else None

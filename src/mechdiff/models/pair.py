@@ -230,6 +230,11 @@ class Pair:
             self._weights[side] = weights_of(self.config(side))
         return self._weights[side]
 
+    @property
+    def switched(self) -> bool:
+        """Whether the tuned model is the base's very network with an adapter switched on. Known once a model was used."""
+        return bool(self._adapted) and self._held["tuned"].net is self._held["base"].net
+
     def _trusts(self, side: Side) -> bool:
         return (self.base if self.tuned.adapter else self.source(side)).ref in self.trusted
 
@@ -265,7 +270,7 @@ class Pair:
             inner = self._adapted.get_base_model()
             nets = {"base": inner, "tuned": (merged(self._adapted) if self.merges else None) or inner}
             self._held = {s: wrap(nets[s], side=s, ref=self.source(s).ref, config=self.config("base")) for s in SIDES}
-        if side == "base" or self._held["tuned"].net is not self._held["base"].net:
+        if side == "base" or not self.switched:
             self._adapted.base_model.disable_adapter_layers()
         else:
             self._adapted.base_model.enable_adapter_layers()
@@ -305,8 +310,8 @@ def open_pair(
     weights = sum(pair.weights(side).bytes(dtype) for side in (SIDES[:1] if tuned_source.adapter else SIDES))
     free = free_memory(place) if place else sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
     pair.one_at_a_time = memory == "one" or (memory == "auto" and weights * 1.5 > free)
-    if tuned_source.adapter and dtype == "float32" and place and memory != "one":
-        pair.merges = 6 * weights <= all_memory(place)  # never of what is free now: a run that is resumed must find the same bits
+    if tuned_source.adapter and dtype == "float32" and place and not pair.one_at_a_time:
+        pair.merges = 6 * weights <= all_memory(place)  # not of what is free now: a run that is resumed must find the same bits
     return pair
 
 

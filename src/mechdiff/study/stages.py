@@ -42,10 +42,14 @@ def check_itself(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 def _proved(run: Execution, cell: Cell, model: Model, ends: Sequence[Sequence[int]]) -> dict[str, Any]:
     """All that the self-check's result depends on: a proof that is held under the same is this one."""
-    hashes, device = run.prepared.hashes, model.device
-    pair = {**hashes, "side": model.side}  # of an adapter: it lies on the base's network, and is switched off for the base
+    hashes, device, pair = run.prepared.hashes, model.device, run.prepared.pair
+    of_adapter = {
+        **hashes,
+        "side": model.side,
+        "switched": pair.switched,
+    }  # it lies on the base's network, on or off, or is merged into copies
     return {
-        "files": pair if run.prepared.pair.tuned.adapter else hashes[model.side],
+        "files": of_adapter if pair.tuned.adapter else hashes[model.side],
         "dtype": run.prepared.study.dtype,
         "engine": run.engines[model.side][0],
         "kinds": list(cell.key["kinds"]),
@@ -53,6 +57,7 @@ def _proved(run: Execution, cell: Cell, model: Model, ends: Sequence[Sequence[in
         "code": code_hash(),
         "versions": versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} {torch.backends.cpu.get_cpu_capability()}",
+        "split": str(getattr(model.net, "hf_device_map", None)),
         "threads": torch.get_num_threads(),
     }
 
