@@ -1,6 +1,7 @@
 """A study file may set these options of attribution; its cells are planned from them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -12,6 +13,9 @@ from mechdiff.study.document import Count
 from mechdiff.study.experiment import Needs
 from mechdiff.study.options import Kinds, LayeredOptions
 from mechdiff.study.planner import Planner, prompt_hashes
+
+PASSES = 4
+"""Runs that forward and backward pass over an answer take as long as."""
 
 
 class AttributionOptions(LayeredOptions):
@@ -51,6 +55,7 @@ def attribution_cells(planner: Planner) -> Iterator[Cell]:
         what = {"direction": direction, "settings": options.model_dump(include={"sites", "validated"}), "seed": planner.study.seed}
         what["ranked_on"] = [item.sha256 for item in chosen_on]
         if options.metric == "law":
-            yield from planner.over_answers("attribution_over_answers", what, layers, 3 + 2 * options.validated // len(layers))
+            for made in planner.over_answers("attribution_over_answers", what, layers, 3 + 2 * options.validated // len(layers)):
+                yield replace(made, flops=made.flops * (PASSES + 2 * options.validated) / made.key["n_variants"])
     if options.metric != "law" and planner.answered:
         planner.skip("attribution over answers", f"its metric there is law, and the study asks for {options.metric}")
