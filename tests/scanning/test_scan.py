@@ -128,6 +128,7 @@ def test_copies_say_nothing(pair: Path, tmp_path: Path) -> None:
     assert sentences(told) == [f"Over 48 texts ({told['tokens']:,} tokens) the two models predict exactly the same."]
 
 
+@pytest.mark.slow
 def test_every_source_and_both_ways_of_memory_give_the_same(pair: Path, tmp_path: Path) -> None:
     texts = [text.replace("\n", " ").replace("\r", " ").strip() for text in shipped(24)]
     plain, table, folder = tmp_path / "t.txt", tmp_path / "t.parquet", tmp_path / "set"
@@ -168,7 +169,7 @@ def test_workers_on_ray_give_the_same(pair: Path, tmp_path: Path) -> None:
     assert " worker=" in (tmp_path / "there" / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("name", ["gemma2", "bloom"])
+@pytest.mark.parametrize("name", ["gemma2", pytest.param("bloom", marks=pytest.mark.slow)])
 def test_whole_logits_and_texts_read_alone_give_the_same_numbers(name: str, tmp_path: Path) -> None:
     """Gemma 2 caps its logits, Bloom's texts are read one by one."""
     base = pico.pico(name)
@@ -193,7 +194,7 @@ def test_two_tokenizers_are_compared_where_both_have_read_the_same(pair: Path, t
         net = pico.twin(base, edits.edit_attention).net
         with_rows(net, ids)
         pico.save(net, tokenizer, tmp_path / name)
-    texts = [text[:50] for text in shipped(24)]
+    texts = [text[:50] for text in shipped(12)]
     same, other = (scanned(tmp_path, texts, tmp_path / f"of-{name}", tuned=name, matrices=0)["numbers"] for name in ("tuned", "permuted"))
     assert other == pytest.approx(same, rel=2e-3, abs=1e-6)
     scanned(tmp_path, texts, tmp_path / "of-extended", tuned="extended", matrices=0)
