@@ -21,6 +21,8 @@ from mechdiff.store.run_folder import RunFolder, cell_hash
 from mechdiff.study.cells import Cell
 
 COUNTED = ("kl_tuned_base", "kl_base_tuned")
+PASS, PADDING = {"cpu": 384}, 24
+"""Tokens of a pass, where the engine's own number is not the best, and of them padding: what a block makes of so few stays in the cache."""
 OF_A_TEXT = (
     "kl_tuned_base", "kl_base_tuned", "kl_max", "kl_max_at", "loss_base", "loss_tuned", "loss_change_max", "loss_change_max_at", "top1_same",
 )  # fmt: skip
@@ -168,9 +170,8 @@ def _of_directions(kept: _Kept, ones: Sequence[Read], at: Sequence[Aimed]) -> di
 def _groups(scan: Scan, model: Model, ones: Sequence[Read]) -> Iterator[list[Read]]:
     """Texts of a pass, of about one length; each alone where the models want that, or where they cut it otherwise."""
     alike = [one for one in ones if one.alike]
-    for batch in (
-        batches(model, [one.ids["base"] for one in alike], 1 if scan.alone or None in scan.heads.values() else None) if alike else ()
-    ):
+    most = 1 if scan.alone or None in scan.heads.values() else PASS.get(model.device.type)
+    for batch in batches(model, [one.ids["base"] for one in alike], most, padding=PADDING) if alike else ():
         yield [alike[row] for row in batch.rows]
     yield from ([one] for one in ones if not one.alike)
 
