@@ -50,10 +50,23 @@ def test_prompts_where_the_models_part_have_rows_and_the_last_state_carries_all(
 
 def test_the_table_sets_it_beside_the_same_written_everywhere(run: Run) -> None:
     table = answers.parts(run)[-1]
-    assert table["title"].startswith("Share of D at the first position of the answer where the two models part")
     alone = findings.site_shares(run.rows, run.summary, unit=UNIT, what="divergent")
     for name, way, there, everywhere in table["rows"]:
         direction = next(one for one, word in answers.WAYS.items() if word == way)
         one = alone.filter(pl.col("direction") == direction, pl.format("L{}.{}", "layer", "site") == name).row(0, named=True)
         assert there.startswith(f"{one['share']:.2f}".replace("-", "−"))
         assert everywhere != "–"
+
+
+def test_the_table_leaves_out_the_readout_alone_and_says_of_how_many_prompts_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last block's output is what is read from; what its MLP writes is a site like any other."""
+    monkeypatch.setattr(answers, "PARTING", 99)
+    table = answers.parts(run)[-1]
+    last = run.manifest["pair"]["base"]["n_layers"] - 1
+    sites = {f"L{layer}.{kind}" for layer in range(last + 1) for kind in ("mlp_out", "resid_post")}
+    assert {row[0] for row in table["rows"]} == sites - {f"L{last}.resid_post"}
+    n = where(run.rows, measure="divergence", metric="divergent_place").filter(pl.col("value").is_not_nan())["prompt"].n_unique()
+    assert table["title"].startswith(
+        f"Share of D at the first position of the answer where the two models part, on the {n} prompts where they do "
+    )
+    assert f"({len(table['rows'])} largest of {2 * len(sites) - 2}: optimistic" in table["title"]

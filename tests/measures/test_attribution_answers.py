@@ -13,6 +13,8 @@ from mechdiff.measures.catalogue import CHAPTERS
 from mechdiff.report.parts import Run
 from mechdiff.report.sections import lead
 from mechdiff.rows import where
+from mechdiff.shares import OF_THE_PAIR
+from mechdiff.statistics import floors
 from mechdiff.validate import edits, made
 from mechdiff.validate.planted import edited
 from mechdiff.validate.studies import TEXTS, study
@@ -56,6 +58,7 @@ def test_the_sentence_and_the_tables_have_the_numbers_of_the_rows(run: Run) -> N
     assert said.startswith("Over the first 16 tokens of answers gradients ")
     assert f"gradient × difference has a rank correlation of {lowest['rho']:.2f} with the effects" in said
     correlations, heads = answers_page.parts(run)
+    assert correlations["columns"][3] == "largest at the next token"
     assert [line[1] for line in correlations["rows"]] == [str(n) for n in agreed.sort("direction", descending=True)["heads"]]
     first = heads["rows"][0]
     values = where(over, measure="attribution", direction=CROSSED[0], metric="attributed_logits", arm="grad_x_diff", split="report")
@@ -69,3 +72,13 @@ def test_what_is_of_answers_does_not_stand_among_what_is_of_the_next_token(run: 
     real = findings.real(run.rows)
     assert set(real["metric"]) == {"attributed_logits", "effect_logits"}
     assert real.filter(labels.is_over_answer()).is_empty()
+
+
+def test_what_is_rounding_is_judged_by_d_over_answers(run: Run) -> None:
+    """A D at the next token that is as large as a million of those over answers changes nothing."""
+    first = (pl.col("measure") == OF_THE_PAIR) & (pl.col("metric") == floors.d_metric(run.rows))
+    large = run.rows.with_columns(value=pl.when(first).then(1e6).otherwise("value"))
+    here, there = (findings.agreement(findings.as_at_first(rows), run.manifest) for rows in (run.rows, large))
+    assert here["rho"].null_count() == 0
+    assert here.equals(there)
+    assert findings.agreement(large, run.manifest)["rho"].null_count() > 0

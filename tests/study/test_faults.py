@@ -15,6 +15,7 @@ import torch
 
 from mechdiff.errors import RunError
 from mechdiff.measures.catalogue import make_study
+from mechdiff.measures.patching import compute as patching
 from mechdiff.models import pair as models_pair
 from mechdiff.store.tables import read_manifest, read_status
 from mechdiff.study import execution
@@ -78,6 +79,7 @@ def test_the_page_names_tests_that_there_are(reliability: ModuleType) -> None:
 
 
 def test_too_little_memory_halves_the_pass(pair: Path, whole: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patches where two answers part too: they halve their prompts, of which some have no such place."""
     score, most = execution.scores, 2
 
     def small(subject: Any, *of: Any, **how: Any) -> Any:
@@ -85,7 +87,8 @@ def test_too_little_memory_halves_the_pass(pair: Path, whole: pl.DataFrame, tmp_
             raise torch.OutOfMemoryError("too much")
         return score(subject, *of, **how)
 
-    monkeypatch.setattr(execution, "scores", small)
+    for module in (execution, patching):
+        monkeypatch.setattr(module, "scores", small)
     rows, _ = execute(study(pair), tmp_path / "run")
     key = [name for name in rows.columns if name != "value"]
     assert rows.select(key).equals(whole.select(key), null_equal=True)
@@ -93,7 +96,9 @@ def test_too_little_memory_halves_the_pass(pair: Path, whole: pl.DataFrame, tmp_
     here, there = (found.filter(~floor.fill_null(False))["value"] for found in (rows, whole))
     np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-8)
     assert rows.filter(floor & pl.col("metric").str.contains("own|overlap"))["value"].abs().max() < 1e-7
-    assert "out_of_memory" in (tmp_path / "run" / "log.txt").read_text()
+    log = (tmp_path / "run" / "log.txt").read_text()
+    halved = [line.split("cell=")[1].strip('"').split()[0] for line in log.splitlines() if "out_of_memory" in line]
+    assert {"patching", "divergent_patching"} <= set(halved)
     most = 0
     with pytest.raises(RunError, match=r"one prompt's .* variants do not fit on cpu. Lower --max-rows"):
         execute(study(pair), tmp_path / "none")

@@ -185,7 +185,7 @@ class Execution:
             subject, clean = self.subject(cell, model, cleans, part), self.clean(cell, part, str(model.device))
             return scores(subject, here, clean, max_rows=self.max_rows, metrics=metrics, along=along and along.at(part))
 
-        found = self._in_parts(cell, model, variants, score)
+        found = self.in_parts(cell, model, variants, score)
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
     def subject(self, cell: Cell, model: Model, cleans: Sequence[Clean], part: slice = ALL) -> Subject:
@@ -219,9 +219,9 @@ class Execution:
             subject = Subject(model=model, engine=engine, cleans=cleans, tokens=self.prepared.tokens)
             return moved_logits(subject, here, max_rows=self.max_rows)
 
-        return torch.cat(self._in_parts(cell, model, variants, move))
+        return torch.cat(self.in_parts(cell, model, variants, move))
 
-    def _in_parts(
+    def in_parts(
         self, cell: Cell, model: Model, variants: Sequence[Variant], compute: Callable[[Sequence[Clean], Sequence[Variant], slice], T]
     ) -> list[T]:
         """What `compute` gives for all prompts of a cell, or with too little memory for half of them at a time."""

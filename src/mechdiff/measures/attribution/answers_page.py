@@ -27,8 +27,11 @@ def parts(run: Run) -> list[dict]:
         if any(groups):
             cells = [with_ends(one["rho"], one["rho_low"], one["rho_high"]) if one else "–" for one in groups]
             lines.append([written(direction), str(groups[0]["heads"] if groups[0] else 0), *cells])
-    columns = ["direction", "patched heads", "all of them (95\u00a0%)", "largest estimates", "random others"]
-    title = f"Over {found.n_tokens} tokens of answers: rank correlation of gradient × difference with true effects"
+    columns = ["direction", "patched heads", "all of them (95\u00a0%)", "largest at the next token", "random others"]
+    title = (
+        f"Over {found.n_tokens} tokens of answers: rank correlation of gradient × difference with true effects "
+        "(which heads have the largest estimates was found at the next token of select prompts, not over answers)"
+    )
     tables = [table(columns, lines, title=title)] if lines else []
     return tables + _heads(run, over, summary, found.n_tokens)
 

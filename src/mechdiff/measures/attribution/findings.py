@@ -23,7 +23,8 @@ from scipy.stats import rankdata
 from mechdiff import labels
 from mechdiff.report import difference
 from mechdiff.report.difference import BREAKAGE
-from mechdiff.statistics import bootstrap, intervals
+from mechdiff.shares import ANSWER, OF_THE_PAIR
+from mechdiff.statistics import bootstrap, floors, intervals
 from mechdiff.statistics import summary as statistics_summary
 from mechdiff.statistics.intervals import FEWEST
 from mechdiff.statistics.memory import once
@@ -212,12 +213,15 @@ def _of_measure(table: pl.DataFrame) -> pl.DataFrame:
 
 @once
 def as_at_first(table: pl.DataFrame) -> pl.DataFrame:
-    """Rows or a summary in which what was attributed over answers stands where that of the next token stood: all functions here read it so."""
-    mine = pl.col("measure") == "attribution"
+    """Rows or a summary in which what was attributed over answers stands where that of the next token stood, and so does D: all functions here
+    read it so."""
+    mine, first, along = pl.col("measure") == "attribution", floors.d_metric(table), floors.d_metric(table, ANSWER)
+    d = (pl.col("measure") == OF_THE_PAIR) & pl.col("metric").is_in([first, along])
     over = table.filter(mine, labels.is_over_answer()).with_columns(
         unit=labels.beside_answer(), metric=pl.col("metric").str.replace("_answer_logits", "_logits", literal=True)
     )
-    return pl.concat([table.filter(~mine), over])
+    size = table.filter(d, pl.col("metric") == along).with_columns(metric=pl.lit(first))
+    return pl.concat([table.filter(~mine & ~d), over, size])
 
 
 def _name() -> pl.Expr:

@@ -91,6 +91,11 @@ def _own(states: Float64[Tensor, "prompt d"], parts: Sequence[Sequence[int]]) ->
     return Own(states=states, clouds=[one for one in clouds if one])
 
 
+def own_kind(arm: str, side: str) -> bool:
+    """Whether a patch writes states of the running model itself, which are among those that writes are held against: it cannot be far from them."""
+    return arm == "oracle" or (arm == "resample" and side == "tuned")
+
+
 def _writes(run: Execution, side: str, kind: str) -> Iterator[Written]:
     """What cells of the study write into this model at sites of this kind, at the decision position of the report prompts."""
     here = {"kind": kind, "split": "report", "position": "decision"}
@@ -99,7 +104,7 @@ def _writes(run: Execution, side: str, kind: str) -> Iterator[Written]:
         if {name: key.get(name) for name in here} != here or "direction" not in key or labels.runner(key["direction"]) != side:
             continue
         columns = {"direction": key["direction"], "arm": key.get("arm")}
-        if cell.stage == "patching" and key["width"] == 1 and "answer" not in key and key["arm"] != "oracle":
+        if cell.stage == "patching" and key["width"] == 1 and "answer" not in key and not own_kind(key["arm"], side):
             states = patching.written(run, cell)[:, :, 0]
             for layer in key["layers"]:
                 yield Written(columns={**columns, "layer": layer}, names=key["ids"], states=states[layer])

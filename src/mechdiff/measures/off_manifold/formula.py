@@ -15,8 +15,9 @@ of n held-out own distances it passes all with probability 1 / (n + 1) at most i
 
     0: the mean own state.  1 in each of d directions: about sqrt(d).  Only the comparison with own distances says what is far.
 
-When it misleads: within the covariance there may be states that the model never has (activations are no Gaussian), so a write that is not far is not
-proved to be natural; and few prompts of one kind have few own states, beyond which the same model on other prompts may lie too.
+When it misleads: a mean of own states is near 0 by construction, and the model may never be there; within the covariance there may be states that
+the model never has (activations are no Gaussian), so a write that is not far is not proved to be natural; and few prompts of one kind have few own
+states, beyond which the same model on other prompts may lie too.
 """
 
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ from mechdiff.maps.affine import ROUNDING
 
 SMALLEST = 1e-12
 """Of the largest variance: below lies rounding."""
+FEWEST = 3
+"""States: of two, both lie equally far from their mean, so that nothing is shrunk and no variance is left in other directions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class Cloud:
     basis: Float64[Tensor, "d rank"]
     variances: Float64[Tensor, " rank"]
     rest: float
-    """NaN where all states are the same: nothing has a distance from them."""
+    """NaN where all states are the same, or fewer than FEWEST: nothing has a distance from them."""
 
     def distance(self, states: Float64[Tensor, "prompt d"]) -> Float64[Tensor, " prompt"]:
         """Mahalanobis distance of each state."""
@@ -57,7 +60,7 @@ def cloud(states: Float64[Tensor, "prompt d"]) -> Cloud:
     centred = states - mean
     gram = centred @ centred.T
     trace = float(gram.trace()) / n
-    if trace <= (ROUNDING * float(mean.norm())) ** 2:
+    if n < FEWEST or trace <= (ROUNDING * float(mean.norm())) ** 2:
         return Cloud(mean=mean, basis=mean.new_zeros(d, 0), variances=mean.new_zeros(0), rest=float("nan"))
     shrinkage = ledoit_wolf(gram, d)
     values, vectors = torch.linalg.eigh(gram)

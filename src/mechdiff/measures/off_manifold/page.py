@@ -2,8 +2,8 @@
 
 from mechdiff import terms
 from mechdiff.measures.off_manifold import findings
-from mechdiff.measures.off_manifold.findings import FEWEST_OWN
-from mechdiff.measures.off_manifold.words import by_chance, reach
+from mechdiff.measures.off_manifold.findings import FEWEST_OWN, by_chance
+from mechdiff.measures.off_manifold.words import reach
 from mechdiff.report.difference import site_name
 from mechdiff.report.parts import Run, Section, note, table
 from mechdiff.report.phrasing import nats, share, with_ends
@@ -15,29 +15,32 @@ HOW = (
     "Each written activation is held against the running model's own clean ones at that site and at the decision position, on prompts of other "
     "parts than its own (Mahalanobis distance, Ledoit-Wolf covariance), and so is each of its own. Limit: the distance that {keeps} keep. Looked at "
     "are patches of one site, maps at strength 1 and steering without controls, on the report prompts; not windows, several positions, answers or "
-    "heads. It misleads where own activations are few or of one kind of prompt: the model may have others."
+    "heads, nor the tuned model's activations on other prompts in the tuned model, which are its own. Intervals are over prompts, or clusters of "
+    "them. It misleads where own activations are few or of one kind of prompt: the model may have others."
 )
 DIRECTIONS = {"base<-base": "within the base", "tuned<-tuned": "within the tuned model"}
 
 
 def off_manifold(run: Run) -> Section:
     """The section; a note with the reason where it was not measured."""
-    found = findings.by_edit(run.rows)
+    found = findings.by_edit(run.prompt_rows, run.manifest)
     if found.is_empty():
         said = f"Written activations were not held against own ones{run.why_not('off_manifold')}."
         return Section(id="off_manifold", title=TITLE, parts=[note(said)])
-    own = found["own"].min()
+    own, clusters = found["own"].min(), found["own_clusters"].min()
     assert isinstance(own, int)
-    if own < FEWEST_OWN:
+    assert isinstance(clusters, int)
+    if clusters < FEWEST_OWN:
         return Section(id="off_manifold", title=TITLE, parts=[_edits(run), note(
-            f"{own} own activations are too few to call any write beyond them ({FEWEST_OWN} are needed); distances are in the table."
+            f"Own activations on {clusters} prompts (clusters of them) are too few to call any write beyond them ({FEWEST_OWN} are needed); "
+            "distances are in the table."
         )])  # fmt: skip
-    how = HOW.format(keeps=f"{reach(own)} ({share(by_chance(own), 3)} of states like them pass it by chance)")
+    how = HOW.format(keeps=f"{reach(own, clusters)} ({share(by_chance(clusters), 3)} of states like them pass it by chance)")
     return Section(id="off_manifold", title=TITLE, parts=[*_sites(run), _edits(run), note(how)])
 
 
 def _sites(run: Run) -> list[dict]:
-    found = findings.by_site(run.rows, run.summary)
+    found = findings.by_site(run.prompt_rows, run.summary, run.manifest)
     lines = [
         [
             row["name"],
@@ -65,7 +68,7 @@ def _edits(run: Run) -> dict:
             share(row["ratio"]),
             share(row["far"]),
         ]
-        for row in findings.by_edit(run.rows).iter_rows(named=True)
+        for row in findings.by_edit(run.prompt_rows, run.manifest).iter_rows(named=True)
     ]
     columns = ["written", "direction", "writes", "beyond own", "share (95\u00a0%)", "norm / own norm", "distance / limit"]
     return table(columns, lines, folded="By what was written, all sites together (medians over writes)")

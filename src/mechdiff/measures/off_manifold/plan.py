@@ -46,7 +46,8 @@ def cells(planner: Planner) -> Iterator[Cell]:
         return
     kinds = [kind for kind in planner.wanted if any(kind in one.sites for one in asked)]
     items = planner.whole("report")
-    on = {split: prompt_hashes(planner, split) for split in SPLITS if split != "report"}
+    on = {split: [[item.id, item.sha256, item.told] for item in planner.whole(split)] for split in SPLITS if split in planner.splits}
+    neutral = prompt_hashes(planner, "neutral") if steering and steering.contrast else []
     layers = [choice(planner, one) for one in (transport, steering) if one]
     for side in planner.shapes:
         for kind in kinds:
@@ -58,6 +59,6 @@ def cells(planner: Planner) -> Iterator[Cell]:
                 "folds": options.folds,
                 "seed": planner.study.seed,
             }
-            what |= {"own": on, "written": [one.model_dump(mode="json") for one in asked], "closer": layers}
+            what |= {"own": on, "neutral": neutral, "written": [one.model_dump(mode="json") for one in asked], "closer": layers}
             flops = 40.0 * planner.shape.n_layers * len(items) * n * planner.shape.width(kind)
             yield Cell(stage="off_manifold", key=planner.key(items, stage="off_manifold", **what), items=items, side=None, flops=flops)

@@ -65,8 +65,13 @@ def _others(run: Rerun, side: str, site: Site, prompt: tuple[str, str]) -> tuple
 
 
 def shrunk(centred: Tensor) -> Tensor:
-    """Ledoit and Wolf's covariance of centred states, from its definition: the estimate's squared error against its distance from the target."""
+    """Ledoit and Wolf's covariance of centred states, from its definition: the estimate's squared error against its distance from the target.
+
+    NaN under three states.
+    """
     n, d = centred.shape
+    if n < 3:  # two states lie equally far from their mean: no error of their covariance can be seen
+        return torch.full((d, d), torch.nan, dtype=centred.dtype)
     sample = centred.T @ centred / n
     target = torch.eye(d, dtype=sample.dtype) * sample.trace() / d
     away = (sample - target).square().sum()

@@ -15,6 +15,7 @@ from mechdiff.report.difference import BOTH, STREAM, site_name
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Drawn, Run, table
 from mechdiff.report.phrasing import nats, with_ends
+from mechdiff.rows import where
 from mechdiff.shares import ANSWER, DIVERGENT
 
 PARTING = 8
@@ -61,17 +62,23 @@ def _where_they_part(run: Run, found: Answered) -> list[dict]:
         pl.col("share").is_not_null()
     )
     largest = both.sort(pl.max_horizontal("share", "share_along"), descending=True, nulls_last=True, maintain_order=True)
-    inner = largest.filter(pl.col("layer") < pl.col("layer").max())  # the last block's output is what is read from
+    known = where(run.rows, measure="patching", unit=labels.along_answer(labels.PARTING, found.n_tokens), control=None)
+    n = known.filter(pl.col("layer").is_not_null())["prompt"].n_unique()
+    read_from = (pl.col("layer") == run.manifest["pair"]["base"]["n_layers"] - 1) & (pl.col("site") == "resid_post")
+    inner = largest.filter(~read_from)
     lines = [
         [
             row["name"],
             WAYS[row["direction"]],
             *(with_ends(*(row[f"{what}{of}"] for what in ("share", "low", "high"))) for of in ("", "_along")),
         ]
-        for row in (largest if inner.is_empty() else inner).with_columns(name=site_name()).head(PARTING).iter_rows(named=True)
+        for row in inner.with_columns(name=site_name()).head(PARTING).iter_rows(named=True)
     ]
     columns = ["site", "direction", "written there alone (95\u00a0%)", "at every position of the answer (95\u00a0%)"]
-    title = f"Share of D at the first position of the answer where the two models part ({len(lines)} largest of {len(both)}: optimistic)"
+    title = (
+        f"Share of D at the first position of the answer where the two models part, on the {answered_by(run, n)} where they do "
+        f"({len(lines)} largest of {len(inner)}: optimistic; without the last block's output, which carries all of D by construction)"
+    )
     return [table(columns, lines, title=title)] if lines else []
 
 

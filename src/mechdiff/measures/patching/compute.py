@@ -1,13 +1,18 @@
 """Activations of one model are patched into the other, site by site."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechdiff import labels, shares
-from mechdiff.engine.counterfactuals import LOCATING, OVER_ANSWERS, Subject, first_parting, labelled, score_rows, scores
+from mechdiff.engine.activations import Clean
+from mechdiff.engine.counterfactuals import LOCATING, OVER_ANSWERS, Scores, Subject, first_parting, labelled, score_rows, scores
 from mechdiff.engine.outcome import CleanLogits
 from mechdiff.engine.reading import read_on
+from mechdiff.engine.replay import Variant
 from mechdiff.measures.patching import formula
 from mechdiff.measures.patching.formula import Both
 from mechdiff.models.pair import Model
@@ -41,20 +46,30 @@ def written(run: Execution, cell: Cell) -> Float[Tensor, "layer prompt pos d"]:
 def patch_at_divergence(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of every site, written and scored at one position alone: the first of the answer where the models part. Without one, no rows."""
     assert model
-    key, lengths, clean = cell.key, run.lengths(cell), run.clean(cell, device=str(model.device))
+    key, lengths, clean = cell.key, run.lengths(cell), run.clean(cell)
     parting = {i: place for i, place in enumerate(first_parting(clean, lengths)) if place is not None}
     if not parting:
         return empty(), {}
-    engine, cleans, answers = run.engine(model, key["position"]), run.cleans(cell, model), run.answers(model.side, key["ids"])
-    told = read_on(model, engine, [cleans[i] for i in parting], [answers[i][:place] for i, place in parting.items()])
-    rows = [sum(lengths[:i]) + place for i, place in parting.items()]
+    engine, answers = run.engine(model, key["position"]), run.answers(model.side, key["ids"])
     states = run.states(labels.sides(key["direction"])[1], key["split"], key["position"], key["ids"]).kinds
-    there = {kind: torch.stack([states[kind][:, i, place] for i, place in parting.items()], 1)[:, :, None] for kind in key["kinds"]}
-    found = scores(
-        Subject(model=model, engine=engine, cleans=told, tokens=run.prepared.tokens),
-        [one for kind, written in there.items() for one in formula.variants(kind, key["layers"], written)],
-        CleanLogits(base=clean.base[rows], tuned=clean.tuned[rows], n_shared=clean.n_shared), max_rows=run.max_rows, metrics=LOCATING,
-    )  # fmt: skip
+    places = [parting.get(i, 0) for i in range(len(lengths))]  # of prompts without one nothing is written
+    there = {kind: torch.stack([states[kind][:, i, place] for i, place in enumerate(places)], 1)[:, :, None] for kind in key["kinds"]}
+    variants = [one for kind, written in there.items() for one in formula.variants(kind, key["layers"], written)]
+
+    def score(cleans: Sequence[Clean], here: Sequence[Variant], part: slice) -> Scores:
+        chosen = [i for i in range(part.start, part.stop) if i in parting]
+        if not chosen:
+            return {}
+        among = [i - part.start for i in chosen]
+        told = read_on(model, engine, [cleans[i] for i in among], [answers[i][: parting[i]] for i in chosen])
+        subject = Subject(model=model, engine=engine, cleans=told, tokens=run.prepared.tokens)
+        written = [{site: replace(write, value=write.value[among]) for site, write in one.items()} for one in here]
+        rows = [sum(lengths[:i]) + parting[i] for i in chosen]
+        laws = CleanLogits(base=clean.base[rows].to(model.device), tuned=clean.tuned[rows].to(model.device), n_shared=clean.n_shared)
+        return scores(subject, written, laws, max_rows=run.max_rows, metrics=LOCATING)
+
+    parts = [one for one in run.in_parts(cell, model, variants, score) if one]
+    found = {name: torch.cat([one[name] for one in parts]) for name in parts[0]}
     named = labelled(
         len(key["layers"]) * len(there), measure="patching", direction=key["direction"], split=key["split"], arm=key["arm"],
         layer=[*key["layers"]] * len(there), site=[kind for kind in there for _ in key["layers"]],
