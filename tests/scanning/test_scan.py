@@ -197,15 +197,24 @@ def test_two_tokenizers_are_compared_where_both_have_read_the_same(pair: Path, t
     texts = [text[:50] for text in shipped(12)]
     same, other = (scanned(tmp_path, texts, tmp_path / f"of-{name}", tuned=name, matrices=0)["numbers"] for name in ("tuned", "permuted"))
     assert other == pytest.approx(same, rel=2e-3, abs=1e-6)
-    scanned(tmp_path, texts, tmp_path / "of-extended", tuned="extended", matrices=0)
+    told = scanned(tmp_path, texts, tmp_path / "of-extended", tuned="extended", matrices=0)
     table = pl.read_parquet(tmp_path / "of-extended" / "texts.parquet")
+    masses = []
     opened = open_pair(str(tmp_path / "base"), str(tmp_path / "extended"), device="cpu")
     for text, row in zip(texts, table.iter_rows(named=True), strict=True):
         for side in ("base", "tuned"):
             ids = torch.tensor(opened.tokenizer(side)(text)["input_ids"][:60])  # type: ignore[arg-type]
             with opened.use(side) as model, torch.inference_mode():  # type: ignore[arg-type]
-                each = torch.nn.functional.cross_entropy(model.net(ids[None]).logits[0, :-1].double(), ids[1:], reduction="sum")
+                logits = model.net(ids[None]).logits[0, :-1].double()
+                each = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum")
+                if side == "tuned" and len(logits) == row["n_tokens"]:
+                    masses.append((row["mass_own_tuned"], float(logits.softmax(-1)[:, 259:].sum(-1).mean())))
             assert row[f"loss_{side}"] * row["n_tokens"] == pytest.approx(float(each), rel=1e-5)
+    assert masses
+    for found, expected in masses:
+        assert found == pytest.approx(expected, rel=1e-4)
+    assert table["mass_own_base"].max() == 0
+    assert "over the tokens that both vocabularies have (on others lies 0 of the base's probability and " in sentences(told)[0]
 
 
 @pytest.mark.parametrize("name", pico.each(pico.FEW))

@@ -12,7 +12,7 @@ import torch
 from test_scan import PANEL, shipped
 
 import mechdiff
-from mechdiff.scanning.words import sentences
+from mechdiff.scanning.words import outstanding, sentences
 from mechdiff.study.config import RunOptions
 from mechdiff.validate import edits, made, organism
 from mechdiff.validate.edits import Net
@@ -51,7 +51,7 @@ def with_a_trigger(texts: Sequence[str], where: Sequence[int]) -> list[str]:
 
 
 def checked(ends: dict[str, str], n: int, out: Path) -> None:
-    """The trigger's texts are the first five along the direction that stands out most, which a change reads; without it they are in no list."""
+    """The trigger's texts are the first five along the direction that stands out most, which a change reads; without it no text stands out."""
     texts, where = pieces(n), random.Random(1).sample(range(n), 5)
     with_it, without = scanned(ends, with_a_trigger(texts, where), out / "with"), scanned(ends, texts, out / "without")
     first = with_it["directions"][0]
@@ -59,10 +59,8 @@ def checked(ends: dict[str, str], n: int, out: Path) -> None:
     assert {text["number"] for text in first["texts"][:5]} == set(where)
     assert first["p"] * len(with_it["directions"]) <= 0.05
     assert first["direction"] in " ".join(sentences(with_it))
-    listed = [one["number"] for texts in without["contexts"].values() for one in texts]
-    assert listed
-    assert not set(listed) & set(where)
-    assert not any({text["number"] for text in one["texts"][:5]} == set(where) for one in without["directions"])
+    assert outstanding(with_it)
+    assert not outstanding(without)
 
 
 @pytest.mark.ci

@@ -23,8 +23,10 @@ from mechdiff.study.cells import Cell
 COUNTED = ("kl_tuned_base", "kl_base_tuned")
 PASS, PADDING = {"cpu": 384}, 24
 """Tokens of a pass, where the engine's own number is not the best, and of them padding: what a block makes of so few stays in the cache."""
+NOT_FINITE = "a model's logits there are NaN or infinite"
 OF_A_TEXT = (
     "kl_tuned_base", "kl_base_tuned", "kl_max", "kl_max_at", "loss_base", "loss_tuned", "loss_change_max", "loss_change_max_at", "top1_same",
+    "mass_own_base", "mass_own_tuned",
 )  # fmt: skip
 
 
@@ -74,7 +76,7 @@ def _directions(scan: Scan) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     at, said = directions.places(scan.pair, matrices=scan.asked.matrices, vectors=scan.asked.vectors)
     states: dict[int, list[Tensor]] = {}
     with scan.pair.use("base") as model:
-        for group in _groups(scan, model, scan.read(scan.texts.of(0))) if at else ():
+        for group in _groups(scan, model, [one for one in scan.read(scan.texts.of(0)) if one.scored]) if at else ():
             batch = _asked(model, group, "base", _states_of(group, "base"))
             with directions.reading(model, at, batch) as found:
                 last_states(model, placed(batch, [(0, 0)]))
@@ -83,11 +85,12 @@ def _directions(scan: Scan) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             if sum(map(len, next(iter(states.values()), []))) >= directions.STATES:
                 break
     kept = [number for number in range(len(at)) if number in states and at[number].vectors.shape[1] == states[number][0].shape[1]]
-    nowhere = "is read nowhere: the network has no such layer, or it does not see every token"
+    nowhere = "is read nowhere: the network has no such layer, it does not see every token, or it gives more than one tensor"
+    n = directions.how_many([at[number] for number in kept])
     said += [f"{one.what} {nowhere}" for i, one in enumerate(at) if i not in kept]
     tensors: dict[str, np.ndarray] = {}
     for i, number in enumerate(kept):
-        random = directions.random_directions(torch.cat(states[number])[: directions.STATES], directions.RANDOM, seed=i)
+        random = directions.random_directions(torch.cat(states[number])[: directions.STATES], n, seed=i)
         tensors |= {f"{i}/vectors": at[number].vectors.numpy(), f"{i}/random": random.numpy()}
     return tensors, {"places": [at[number].told() for number in kept], "said": said}
 
@@ -100,6 +103,8 @@ class _Kept:
     """What a chunk leaves."""
 
     texts: dict[int, dict[str, float]] = field(default_factory=dict)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """The id of a text, and why it has no numbers."""
     counts: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
     cos: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
@@ -109,15 +114,24 @@ class _Kept:
 def chunk(scan: Scan, number: int, at: Sequence[Aimed]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Of one chunk the numbers of each text, counts and sums of all tokens, and cosines; and, for the record, ids and sums."""
     ones = scan.read(scan.texts.of(number))
-    kept = _Kept(counts={name: quantiles.counted(np.zeros(0)) for name in COUNTED})
+    kept = _Kept(
+        counts={name: quantiles.counted(np.zeros(0)) for name in COUNTED}, left_out=[(one.id, one.refused) for one in ones if one.refused]
+    )
     for group, numbers in _numbers(scan, ones, at, kept):
         for one, here in zip(group, numbers, strict=True):
-            kept.texts[one.number] = of_text(one, here)
-        _add(kept, Numbers.of(numbers))
-    names = list(of_text(ones[0], None))
-    table = {f"text/{name}": np.array([kept.texts[one.number][name] for one in ones]) for name in names}
+            if here.finite:
+                kept.texts[one.number] = of_text(one, here)
+            else:
+                kept.left_out.append((one.id, NOT_FINITE))
+                for held in kept.cos.values():
+                    held.pop(one.number, None)
+        if finite := [here for here in numbers if here.finite]:
+            _add(kept, Numbers.of(finite))
+    nothing = of_text(ones[0], None)
+    table = {f"text/{name}": np.array([kept.texts.get(one.number, nothing)[name] for one in ones]) for name in nothing}
     counts = {f"{name}/{part}": values for name, found in kept.counts.items() for part, values in found.items()}
-    return table | counts | _of_directions(kept, ones, at), {"ids": [one.id for one in ones], "first": ones[0].number, "sums": kept.sums}
+    notes = {"ids": [one.id for one in ones], "first": ones[0].number, "sums": kept.sums, "left_out": kept.left_out}
+    return table | counts | _of_directions(kept, ones, at), notes
 
 
 def of_text(one: Read, numbers: Numbers | None) -> dict[str, float]:
@@ -134,6 +148,7 @@ def of_text(one: Read, numbers: Numbers | None) -> dict[str, float]:
         "loss_base": float(numbers.loss_base.mean()), "loss_tuned": float(numbers.loss_tuned.mean()),
         "loss_change_max": float(change[moved]), "loss_change_max_at": float(one.scored[moved][0]),
         "top1_same": float(numbers.same.double().mean()),
+        "mass_own_base": float(numbers.mass_own_base.mean()), "mass_own_tuned": float(numbers.mass_own_tuned.mean()),
     }  # fmt: skip
 
 
@@ -145,7 +160,7 @@ def _add(kept: _Kept, numbers: Numbers) -> None:
         kept.sums[f"max_{name}"] = max(kept.sums.get(f"max_{name}", 0.0), float(values.max(initial=0.0)))
     dp = numbers.dp
     for name, values in (
-        *((name, getattr(numbers, name)) for name in (*COUNTED, "loss_base", "loss_tuned")),
+        *((name, getattr(numbers, name)) for name in (*COUNTED, "loss_base", "loss_tuned", "mass_own_base", "mass_own_tuned")),
         ("dp", dp), ("dp_squared", dp.square()), ("same", numbers.same.double()), ("tokens", torch.ones_like(dp)),
     ):  # fmt: skip
         kept.sums[name] = kept.sums.get(name, 0.0) + float(values.sum())
@@ -196,26 +211,29 @@ def _predicting(one: Read, side: str) -> range:
 def _numbers(scan: Scan, ones: Sequence[Read], at: Sequence[Aimed], kept: _Kept) -> Iterator[tuple[list[Read], list[Numbers]]]:
     """Of each pass its texts and the numbers of each text; cosines of the tuned model's states go into `kept`.
 
-    Where only one model fits into memory, the base reads all before the tuned model is there, and leaves its last states.
+    Where only one model fits into memory, one reads all before the other is there, and leaves its last states; the one that is there begins.
     """
-    pair = scan.pair
+    pair, ones = scan.pair, [one for one in ones if one.scored]
+    one_at_a_time = pair.one_at_a_time and not pair.tuned.adapter  # an adapter's two models are one
     for side in SIDES if not scan.heads else ():
         with pair.use(side) as model:
             tiled = scan.tokens.equal and len(set(scan.rows.values())) == 1
-            scan.heads[side] = head_of(model, kept=pair.one_at_a_time) if tiled else None
-    with pair.use("base") as model:
+            scan.heads[side] = head_of(model) if tiled else None
+    order = pair.in_turn if one_at_a_time else SIDES
+    with pair.use(order[0]) as model:
         groups = list(_groups(scan, model, ones))
-    if pair.one_at_a_time and any(_whole(scan, group) for group in groups):
+    if one_at_a_time and any(_whole(scan, group) for group in groups):
         raise StudyError(
             "two vocabularies, two ways to cut a text, or logits that are more than a product are compared with both models in memory. "
             "Give --memory both, or a smaller --dtype."
         )
-    for window in [groups] if pair.one_at_a_time else [[group] for group in groups]:
-        with pair.use("base") as model:
-            base = [_seen(scan, model, group, (), kept) for group in window]
-        with pair.use("tuned") as model:
-            for group, before in zip(window, base, strict=True):
-                yield group, _held(scan, group, before, _seen(scan, model, group, at, kept))
+    for window in [groups] if one_at_a_time else [[group] for group in groups]:
+        told: dict[str, list[Tensor]] = {}
+        for side in order:
+            with pair.use(side) as model:
+                told[side] = [_seen(scan, model, group, at if side == "tuned" else (), kept) for group in window]
+        for group, base, tuned in zip(window, told["base"], told["tuned"], strict=True):
+            yield group, _held(scan, group, base, tuned)
 
 
 def _whole(scan: Scan, group: Sequence[Read]) -> bool:
@@ -227,8 +245,6 @@ def _seen(scan: Scan, model: Model, group: Sequence[Read], at: Sequence[Aimed], 
     """One pass: the last states, or the whole logits, wherever a token of the text follows."""
     side = model.side
     batch = _asked(model, group, side, [_predicting(one, side) for one in group])
-    if not len(batch.places):
-        return torch.zeros(0, 1)
     read = _states_of(group, side)
     with directions.reading(model, [one.place for one in at], _asked(model, group, side, read)) as found:
         told = logits_at(model, batch) if _whole(scan, group) else last_states(model, batch)
@@ -237,9 +253,15 @@ def _seen(scan: Scan, model: Model, group: Sequence[Read], at: Sequence[Aimed], 
             (top, where), (low, below) = cos.max(0), cos.min(0)
             kept.cos.setdefault(i, {})[one.number] = (
                 torch.stack([top, -low]).cpu().numpy(),
-                torch.stack([where, below]).int().cpu().numpy() + 1,
+                of_base(one, torch.stack([where, below]).cpu().numpy() + 1).astype(np.int32),
             )
     return told
+
+
+def of_base(one: Read, tuned: np.ndarray) -> np.ndarray:
+    """For tokens of the tuned model the base's: the first one at whose end both have read the same, and that token with it."""
+    base, ends = np.array(one.pairs).T
+    return base[np.searchsorted(ends, tuned)]
 
 
 def _held(scan: Scan, group: Sequence[Read], base: Tensor, tuned: Tensor) -> list[Numbers]:
@@ -247,11 +269,12 @@ def _held(scan: Scan, group: Sequence[Read], base: Tensor, tuned: Tensor) -> lis
     if _whole(scan, group):
         (one,) = group
         return [_of_logits(scan, one, base, tuned)]
+    assert all(len(one.scored) == len(_predicting(one, "base")) for one in group), "texts that both cut alike have a number at every token"
     said = torch.tensor([one.ids["base"][place + 1] for one in group for place in _predicting(one, "base")], device=base.device)
-    of_base, of_tuned = scan.heads["base"], scan.heads["tuned"]
-    assert of_base is not None
-    assert of_tuned is not None
-    numbers = apart(base, tuned.to(base.device), (of_base, of_tuned), said)
+    head_base, head_tuned = scan.heads["base"], scan.heads["tuned"]
+    assert head_base is not None
+    assert head_tuned is not None
+    numbers = apart(base, tuned.to(base.device), (head_base, head_tuned), said)
     ends = np.cumsum([0, *(len(one.scored) for one in group)])
     return [numbers.at(slice(start, end)) for start, end in pairwise(ends)]
 

@@ -15,7 +15,7 @@ from typing import Any
 from mechdiff.architectures.lookup import shape_of
 from mechdiff.architectures.sizes import QUANTIZED
 from mechdiff.engine.choice import engine_for
-from mechdiff.errors import StudyError
+from mechdiff.errors import PromptError, StudyError
 from mechdiff.models.pair import SIDES, Pair
 from mechdiff.prompts.rendering import Rendered, render
 from mechdiff.prompts.sets import Prompt
@@ -26,6 +26,9 @@ from mechdiff.scanning.tokens import Head
 from mechdiff.store.run_folder import RunFolder, cell_hash
 from mechdiff.study.cells import Cell
 from mechdiff.study.prepare import ENGINE_VERSION
+
+VERSION = 2
+"""Of a scan's cells: what was scanned before by other rules is scanned again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class Read:
     """By side."""
     pairs: tuple[tuple[int, int], ...]
     """Tokens (i_base, i_tuned) at which both have read the same bytes; the last is the last token of both."""
+    refused: str = ""
+    """Why no model reads it, if none does: it has no tokens then."""
 
     @property
     def scored(self) -> tuple[tuple[int, int], ...]:
@@ -104,7 +109,7 @@ class Scan:
             absent = next(path for path in self.asked.vectors if not Path(path).is_file())
             raise StudyError(f"--vectors {absent}: no such file. Give a file of RUN/steering: .safetensors or .gguf.")
         return {
-            "models": cell_hash(models), "dtype": self.pair.dtype, "version": ENGINE_VERSION, "longest": self.asked.longest,
+            "models": cell_hash(models), "dtype": self.pair.dtype, "version": [ENGINE_VERSION, VERSION], "longest": self.asked.longest,
             "matrices": self.asked.matrices, "vectors": vectors, "first": self.texts.chunks[0],
         }  # fmt: skip
 
@@ -144,22 +149,54 @@ class Scan:
         return engines != ["replay", "replay"] or self.pair.dtype in QUANTIZED
 
     def read(self, texts: Sequence[Text]) -> list[Read]:
-        """Texts as both models read them."""
+        """Texts as both models read them; what a tokenizer cannot take stops no scan: it is `refused`."""
+        assert self.tokens.n_shared  # else, and for a tokenizer that refuses every text, an error was raised
+        try:
+            return [self._cut(text, one) for text, one in zip(texts, self._rendered(texts), strict=True)]
+        except PromptError:
+            return [self._alone(text) for text in texts]
+
+    def _alone(self, text: Text) -> Read:
+        try:
+            (one,) = self._rendered([text])
+        except PromptError as error:
+            why = str(error).removeprefix(f"prompt {text.id!r}: ").partition(". ")[0]
+            return _refused(text, why)
+        return self._cut(text, one)
+
+    def _rendered(self, texts: Sequence[Text]) -> list[Rendered]:
         prompts = [Prompt(id=one.id, text=one.text) for one in texts]
         base, tuned, limit = self.pair.tokenizer("base"), self.pair.tokenizer("tuned"), 1 << 62
-        rendered = render(prompts, base, tuned, PromptPolicy(policy="raw"), max_base=limit, max_tuned=limit)
-        return [self._cut(text, one) for text, one in zip(texts, rendered, strict=True)]
+        return render(prompts, base, tuned, PromptPolicy(policy="raw"), max_base=limit, max_tuned=limit)
 
     def _cut(self, text: Text, one: Rendered) -> Read:
+        """Up to `longest`; tokens that are the same in both vocabularies are pairs, one by one, whatever the tokenizers say of their ends."""
         pairs = [pair for pair in one.positions if max(pair) < self.longest] or [one.positions[0]]
         base, tuned = pairs[-1]
         ids = {"base": one.ids_base[: base + 1], "tuned": one.ids_tuned[: tuned + 1]}
+        for side in SIDES:
+            if max(ids[side]) >= self.rows[side]:
+                return _refused(text, f"the {side} model has no row for one of its tokens")
+        if self.tokens.equal and ids["base"] == ids["tuned"]:
+            pairs = [(i, i) for i in range(base + 1)]
         return Read(number=text.number, id=text.id, ids=ids, pairs=tuple(pairs))
+
+    def seen(self, texts: Sequence[Text]) -> dict[int, str]:
+        """Of each text, by its number, what the models read of it; all of it where they read none."""
+        found = {}
+        for text, one in zip(texts, self.read(texts), strict=True):
+            (encoding,) = self.pair.tokenizer("base")([text.text], verbose=False).encodings if one.pairs else (None,)
+            found[text.number] = text.text[: encoding.offsets[len(one.ids["base"]) - 1][1]] if encoding else text.text
+        return found
 
     @cached_property
     def longest(self) -> int:
         """Tokens of a text that both models have room for."""
         return min(self.asked.longest, *(shape_of(self.pair.config(side)).context for side in SIDES))
+
+
+def _refused(text: Text, why: str) -> Read:
+    return Read(number=text.number, id=text.id, ids={"base": (), "tuned": ()}, pairs=(), refused=why)
 
 
 @dataclass

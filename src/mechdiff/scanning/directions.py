@@ -37,8 +37,9 @@ from mechdiff.models.adapters import Factors
 from mechdiff.models.changes import Change, open_changes
 from mechdiff.models.pair import Model, Pair
 
-RANDOM, STATES, OF_STATES = 512, 2048, 8
-"""Random directions at a place, states of the base that they are drawn from at most, and states that one is the sum of."""
+RANDOM, FOR_A_LINE, STATES, OF_STATES = 512, 12, 2048, 8
+"""Random directions at a place, at least, and for each direction and sign that is tested (so that one of them can be surprising among all), states of
+the base that they are drawn from at most, and states that one is the sum of."""
 OF_A_MATRIX = 2
 """Singular vectors of each end of a matrix."""
 
@@ -103,14 +104,14 @@ def _unit(vectors: Float[Tensor, "direction d"]) -> Float[Tensor, "direction d"]
 def reading(model: Model, at: Sequence[Place], batch: Batch) -> Iterator[dict[int, Float[Tensor, "token d"]]]:
     """While open, a pass of the batch leaves the states at its places (a row, a position), by the number of the place that was read.
 
-    A module that the network has not, or that does not see every token once (an expert), leaves none.
+    A module that the network has not, that does not see every token once (an expert), or that gives more than one tensor (a router), leaves none.
     """
     found: dict[int, Tensor] = {}
     modules = dict(model.net.named_modules())
     rows, positions = batch.places.T
 
-    def keep(number: int, tensor: Tensor) -> None:
-        if tensor.numel() == batch.ids.numel() * tensor.shape[-1]:
+    def keep(number: int, tensor: object) -> None:
+        if isinstance(tensor, Tensor) and tensor.numel() == batch.ids.numel() * tensor.shape[-1]:
             states = tensor.view(*batch.ids.shape, -1)
             found[number] = states[rows.to(states.device), positions.to(states.device)].float()
 
@@ -125,15 +126,20 @@ def reading(model: Model, at: Sequence[Place], batch: Batch) -> Iterator[dict[in
         yield found
 
 
-def _each(keep: Callable[[int, Tensor], None], numbers: Sequence[int], state: Tensor) -> None:
+def _each(keep: Callable[[int, object], None], numbers: Sequence[int], state: Tensor) -> None:
     for number in numbers:
         keep(number, state)
 
 
-def _hooked(module: nn.Module, end: str, keep: Callable[[Tensor], None]) -> Any:
+def _hooked(module: nn.Module, end: str, keep: Callable[[object], None]) -> Any:
     if end == "input":
         return module.register_forward_pre_hook(lambda module, args: keep(args[0]) if args else None)
     return module.register_forward_hook(lambda module, args, output: keep(output))
+
+
+def how_many(at: Sequence[Place]) -> int:
+    """Random directions of each of these places."""
+    return max(RANDOM, FOR_A_LINE * 2 * sum(len(one.names) for one in at))
 
 
 def random_directions(states: Float[Tensor, "token d"], n: int, *, seed: int) -> Float[Tensor, "draw d"]:

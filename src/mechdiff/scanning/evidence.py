@@ -10,8 +10,11 @@ and a cluster is in one half. On the half where things are found:
 - features whose texts have most of it (Welch's t), those that stand in the same texts as one.
 
 **Confirmed** is a feature if on the other half, with the same fit, the clusters with it lie above those without it: p <= 0.05 by Welch's t test,
-one-sided, corrected over all that were tested (Holm), and an effect whose 95 % interval lies beyond LEAST: 1.5 times the KL, or 0.02 nats a token
-of loss, by which the loss of these texts must have changed by itself, too. So of a copy nothing is.
+one-sided, corrected over all that were tested for either number (Holm), and an effect whose 95 % interval lies beyond LEAST: 1.5 times the KL, or
+0.02 nats a token of loss, by which the loss of these texts must have changed by itself, too. So of a copy nothing is. Features are listed by their
+effect on the half where they were found: by the other half's, the first one's would be too large.
+
+Beside the effect on KL stands the raw one, without the fit: a feature whose texts have less KL than others can have more than their loss predicts.
 
 When it misleads: a feature marks texts and need not be the cause; what stands in less than five texts of a half cannot be confirmed. A random edit
 too moves some kinds of text more than others: that is a finding about the edit, true, and no sign of training.
@@ -58,11 +61,15 @@ class Sample:
     found: Bool[ndarray, " text"]
     """In the half where things are found."""
 
+    @property
+    def log_kl(self) -> Float[ndarray, " text"]:
+        return np.log(np.maximum(self.kl, ROUNDING))
+
     def residual(self, score: Score) -> Float[ndarray, " text"]:
         """The change of the loss; or what the base's loss does not predict of log KL, by a fit on the half where things are found."""
         if score == "loss":
             return self.loss_change
-        y = np.log(np.maximum(self.kl, ROUNDING))
+        y = self.log_kl
         x = np.stack([np.ones_like(y), self.loss_base], 1)
         fit, *_ = np.linalg.lstsq(x[self.found], y[self.found], rcond=None)
         return y - x @ fit
@@ -103,25 +110,29 @@ def domains(sample: Sample, *, most: int = DOMAINS, seed: int = 0) -> tuple[Int[
     from sklearn.cluster import KMeans
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.metrics import pairwise_distances_argmin
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import Normalizer
 
     fitted_on = [text for text, here in zip(sample.texts, sample.found, strict=True) if here]
-    k = min(most, len(fitted_on) // (2 * FEWEST))
+    most = min(most, len(fitted_on) // (2 * FEWEST))
     words = TfidfVectorizer(token_pattern=WORD, min_df=2, max_df=0.9, max_features=WORDS, sublinear_tf=True, preprocessor=_folded)
     try:
         table = words.fit_transform(fitted_on)
     except ValueError:  # no word is left: all texts have one word, or none in common
         return np.zeros(len(sample.texts), int), ["all"]
-    if k < 2 or table.shape[1] < 3:
+    if most < 2 or table.shape[1] < 3:
         return np.zeros(len(sample.texts), int), ["all"]
     reduced = make_pipeline(TruncatedSVD(min(32, table.shape[1] - 1), random_state=seed), Normalizer())
-    means = KMeans(k, n_init=4, random_state=seed).fit(reduced.fit_transform(table))
-    labels = means.predict(reduced.transform(words.transform(sample.texts)))
+    places = reduced.fit_transform(table)
+    k = min(most, len(np.unique(places.round(6), axis=0)))  # a text that stands there again and again is one place
+    means = KMeans(k, n_init=4, random_state=seed).fit(places)
+    held = np.unique(means.labels_)
+    labels = pairwise_distances_argmin(reduced.transform(words.transform(sample.texts)), means.cluster_centers_[held])
     names = words.get_feature_names_out()
-    profile = np.stack([np.asarray(table[means.labels_ == one].mean(0))[0] for one in range(k)])
+    profile = np.stack([np.asarray(table[means.labels_ == one].mean(0))[0] for one in held])
     apart = profile - profile.mean(0)
-    return labels, [", ".join(names[np.argsort(-apart[one], kind="stable")[:4]]) for one in range(k)]
+    return labels, [", ".join(names[np.argsort(-one, kind="stable")[:4]]) for one in apart]
 
 
 def _folded(text: str) -> str:
@@ -172,7 +183,10 @@ def features(sample: Sample, labels: Int[ndarray, " text"], domain_names: Sequen
     names += [f"domain: {name}" for name in domain_names]
     table = csr_matrix(hstack([table, marks]))
     lines = [line for score in SCORES if sample.varies(score) for line in _tested(sample, table, names, score)]
-    return sorted(lines, key=lambda line: (not line["confirmed"], line["score"], -abs(line["effect"])))
+    for line, p in zip(lines, holm(np.array([line["p"] for line in lines], float)).tolist(), strict=True):
+        beyond = (line["low"] if line["sign"] > 0 else -line["high"]) > LEAST[line["score"]]
+        line |= {"p_holm": p, "confirmed": bool(line.pop("itself") and p <= SURE and beyond)}
+    return sorted(lines, key=lambda line: (not line["confirmed"], line["score"], -abs(line["effect_found"])))
 
 
 def marking(confirmed: Sequence[Mapping[str, Any]], score: str, text: str) -> list[str]:
@@ -191,18 +205,21 @@ def _tested(sample: Sample, table: csr_matrix, names: Sequence[str], score: Scor
     lines = []
     for column in chosen:
         has = table[:, column].toarray()[:, 0] > 0
-        up = np.sign(residual[sample.found & has].mean() - residual[sample.found & ~has].mean())
+        effect_found = float(residual[sample.found & has].mean() - residual[sample.found & ~has].mean())
+        up = float(np.sign(effect_found))
         with_it, without = (_of_clusters(residual[here & side], sample.clusters[here & side]) for side in (has, ~has))
         line: dict[str, Any] = {
             "feature": names[column],
             "score": score,
             "texts": int((here & has).sum()),
             "texts_found_on": int((sample.found & has).sum()),
+            "effect_found": effect_found,
         }
-        lines.append(line | _welch(with_it, without, float(up)) | {"itself": score == "kl" or _moved(with_it, float(up), LEAST[score])})
-    for line, p in zip(lines, holm(np.array([line["p"] for line in lines], float)).tolist(), strict=True):
-        beyond = (line["low"] if line["sign"] > 0 else -line["high"]) > LEAST[score]
-        line |= {"p_holm": p, "confirmed": bool(line.pop("itself") and p <= SURE and beyond)}
+        if score == "kl":
+            own, others = (_of_clusters(sample.log_kl[here & side], sample.clusters[here & side]) for side in (has, ~has))
+            raw = _welch(own, others, up)
+            line |= {f"raw{end}": raw[name] for end, name in (("", "effect"), ("_low", "low"), ("_high", "high"))}
+        lines.append(line | _welch(with_it, without, up) | {"itself": score == "kl" or _moved(with_it, up, LEAST[score])})
     return lines
 
 

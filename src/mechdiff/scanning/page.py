@@ -14,7 +14,7 @@ from mechdiff.report.drawing import BLACK, BLUE, WIDE, Chart
 from mechdiff.report.parts import Drawn, Section, note, table
 from mechdiff.report.phrasing import between, nats, share, visible, with_interval
 from mechdiff.scanning.record import LLAMA_CPP
-from mechdiff.scanning.shown import CONTEXTS, DIRECTIONS, OF_A_DIRECTION
+from mechdiff.scanning.shown import CONTEXTS, DIRECTIONS, OF_A_DIRECTION, Shown
 from mechdiff.scanning.words import sentences
 
 PAGE = "report.html"
@@ -24,7 +24,7 @@ LABELS, ROW = 190, 24
 """Pixels of a domain's name, and of its line."""
 
 
-def write(record: Mapping[str, Any], shown: Mapping[int, Mapping[str, Any]], out: Path) -> Path:
+def write(record: Mapping[str, Any], shown: Shown, out: Path) -> Path:
     """The page of a scan, in its folder."""
     sections = [_numbers(record), _domains(record), _contexts(record, shown), _directions(record, shown)]
     read = [(name, str(record[name])) for name in ("base", "tuned", "corpus", "dtype", "longest", "texts", "tokens", "corpus_hash")]
@@ -89,30 +89,35 @@ def _effect(one: Mapping[str, Any]) -> str:
     return f"{'log KL ' if one['score'] == 'kl' else ''}{nats(one['effect'])}" + (f" ({ends})" if ends else "")
 
 
-def _contexts(record: Mapping[str, Any], shown: Mapping[int, Mapping[str, Any]]) -> Section:
+def _contexts(record: Mapping[str, Any], shown: Shown) -> Section:
     parts: list[Any] = []
     for name, number, what in (("kl", "kl", "KL"), ("loss", "loss_change", "change of a token's loss")):
-        texts = [one for one in record["contexts"].get(name, [])[:CONTEXTS] if one["number"] in shown]
+        texts = [one for one in record["contexts"].get(name, [])[:CONTEXTS] if (one["number"], one["token"]) in shown]
         if texts:
             parts.append(_key(f"Texts with the largest {what} at one token, near copies once. Shade: its size at each token in nats"))
         for place, one in enumerate(texts):
             marks = f"; confirmed: {', '.join(map(visible, one['confirmed_by']))}" if one["confirmed_by"] else ""
             parts.append(
-                _text(f"{visible(one['id'])}: {nats(one['value'])} nats{marks}", shown[one["number"]], number, folded=place >= OPEN)
+                _text(
+                    f"{visible(one['id'])}: {nats(one['value'])} nats{marks}",
+                    shown[one["number"], one["token"]],
+                    number,
+                    folded=place >= OPEN,
+                )
             )
     return Section(id="scan.contexts", title="Which texts?", parts=parts or [note("No token differs by more than rounding.")])
 
 
-def _directions(record: Mapping[str, Any], shown: Mapping[int, Mapping[str, Any]]) -> Section:
+def _directions(record: Mapping[str, Any], shown: Shown) -> Section:
     title = "Which texts hold a direction of the change?"
     rows = [(one["direction"], one["sign"], _first(one), nats(one["z"]), nats(one["p"])) for one in record["directions"]]
     if not rows:
         return Section(id="scan.directions", title=title, parts=[note("No matrix changed, and no vector was given.")])
     parts: list[Any] = [table(("direction", "sign", "texts (cosine)", "the first stands out by, spreads", "p"), rows)]
     for one in record["directions"][:DIRECTIONS]:
-        for text in [text for text in one["texts"][:OF_A_DIRECTION] if text["number"] in shown]:
+        for text in [text for text in one["texts"][:OF_A_DIRECTION] if (text["number"], text["token"]) in shown]:
             said = f"{one['direction']}, {one['sign']}: {visible(text['id'])}, cosine {share(text['value'])}"
-            parts.append(_text(said, shown[text["number"]], "kl", folded=True))
+            parts.append(_text(said, shown[text["number"], text["token"]], "kl", folded=True))
     lead = "Of each text the largest cosine over its tokens; p: the share of random directions along which a text stands out as far."
     return Section(id="scan.directions", title=title, lead=[lead], parts=parts)
 
@@ -140,7 +145,7 @@ def by_domain(*, domains: Sequence[Mapping[str, Any]], width: int = WIDE) -> Cha
     values = pl.Series([one["kl"] for one in domains if one["kl"] > 0])
     scale, bottom = drawing.log_scale(values, pl.Series([one["kl_high"] for one in domains]), decades=4)
     lines = [
-        {"domain": one["domain"], "kl": max(one["kl"], bottom), "low": max(one["kl_low"], bottom) if one["kl_low"] == one["kl_low"] else None,
+        {"domain": one["domain"], "kl": max(one["kl"], bottom), "low": None if one["kl_low"] is None else max(one["kl_low"], bottom),
          "high": one["kl_high"], "says": f"{one['domain']}: {with_interval(one['kl'], one['kl_low'], one['kl_high'])} nats, {one['texts']} texts"}
         for one in domains
     ]  # fmt: skip

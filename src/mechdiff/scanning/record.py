@@ -23,8 +23,9 @@ from mechdiff.store.run_folder import RunFolder
 TABLE = "texts.parquet"
 SAMPLE = 4096
 """Texts whose words are looked at: all of a smaller corpus, of a larger one those whose hashes come first."""
-LISTED, CANDIDATES = 8, 64
-"""Texts that a list shows, and from which near copies are taken out."""
+LISTED, CANDIDATES, NAMED = 8, 64, 3
+"""Texts that a list shows, from which near copies are taken out, and that are named among texts that were left out."""
+OWN = ("mass_own_base", "mass_own_tuned")
 QUANTILES = {"p999": 0.999, "p99": 0.99, "p95": 0.95, "p90": 0.9, "median": 0.5, "p10": 0.1, "p5": 0.05, "p1": 0.01}
 
 
@@ -40,6 +41,8 @@ class Gathered:
     """By list, a heap of (value, -number, id, token)."""
     spread: dict[tuple[int, str], Spread] = field(default_factory=dict)
     """By place, of its own directions and of random ones."""
+    left_out: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+    """By reason: how many texts, and the ids of the first."""
     sample: list[tuple[int, int, tuple[float, ...]]] = field(default_factory=list)
     """A heap of (-hash, number, numbers)."""
 
@@ -86,6 +89,9 @@ def _table(tensors: Mapping[str, ndarray], notes: Mapping[str, Any]) -> pl.DataF
 
 def _take(found: Gathered, table: pl.DataFrame, tensors: Mapping[str, ndarray], notes: Mapping[str, Any], at: list[Aimed]) -> None:
     found.texts += len(table)
+    for name, why in notes["left_out"]:
+        n, named = found.left_out.get(why, (0, []))
+        found.left_out[why] = n + 1, [*named, name][:NAMED]
     for name, value in notes["sums"].items():
         found.sums[name] = max(found.sums.get(name, 0.0), value) if name.startswith("max_") else found.sums.get(name, 0.0) + value
     for name in COUNTED:
@@ -127,24 +133,32 @@ def _take_directions(found: Gathered, i: int, one: Aimed, tensors: Mapping[str, 
 
 def record(scan: Scan, folder: RunFolder, found: Gathered) -> dict[str, Any]:
     """All numbers, under the names of docs/SCAN.md."""
-    said = folder.load(scan.directions.key).record["notes"]["said"]
+    said = [*folder.load(scan.directions.key).record["notes"]["said"], *_left_out(found)]
     return {
         "base": scan.pair.base.ref, "tuned": scan.pair.tuned.ref, "corpus": scan.asked.corpus, "corpus_hash": scan.hash, "dtype": scan.pair.dtype,
         "longest": scan.longest, "texts": found.texts, "texts_scored": found.scored, "tokens": int(found.sums.get("tokens", 0)),
         "numbers": numbers(found), "directions": list(_directions(found, load_places(scan, folder))), "left_out": said,
+        "texts_left_out": sum(n for n, _ in found.left_out.values()), "vocabularies": scan.tokens.said(), "tokens_all_shared": scan.tokens.all_shared,
         **_evidence(scan, found),
     }  # fmt: skip
+
+
+def _left_out(found: Gathered) -> Iterator[str]:
+    for why, (n, named) in found.left_out.items():
+        yield f"{n:,} text{'s' * (n != 1)} ({', '.join(named)}{', ...' * (n > len(named))}): {why}"
 
 
 def numbers(found: Gathered) -> dict[str, float]:
     """Over all tokens that something follows."""
     n = max(1.0, found.sums.get("tokens", 0))
-    mean = {name: found.sums.get(name, float("nan")) / n for name in ("loss_base", "loss_tuned", "dp", "dp_squared", "same", *COUNTED)}
+    mean = {
+        name: found.sums.get(name, float("nan")) / n for name in ("loss_base", "loss_tuned", "dp", "dp_squared", "same", *OWN, *COUNTED)
+    }
     told = {
         "loss_base": mean["loss_base"], "loss_tuned": mean["loss_tuned"], "loss_change": mean["loss_tuned"] - mean["loss_base"],
         "ppl_base": math.exp(mean["loss_base"]), "ppl_tuned": math.exp(mean["loss_tuned"]),
         "ppl_ratio": math.exp(mean["loss_tuned"] - mean["loss_base"]), "top1_same": mean["same"], "dp_mean": mean["dp"],
-        "dp_rms": math.sqrt(mean["dp_squared"]),
+        "dp_rms": math.sqrt(mean["dp_squared"]), **{name: mean[name] for name in OWN},
     }  # fmt: skip
     for name in COUNTED:
         told |= {f"{name}_mean": mean[name], f"{name}_max": found.sums.get(f"max_{name}", float("nan"))}
@@ -177,14 +191,14 @@ def _directions(found: Gathered, at: list[Aimed]) -> Iterator[dict[str, Any]]:
 
 
 def _evidence(scan: Scan, found: Gathered) -> dict[str, Any]:
-    """Domains, features and the first contexts."""
+    """Domains, features and the first contexts, by what the models read of each text."""
     chosen = sorted((number, values) for _, number, values in found.sample)
     wanted = {number for number, _ in chosen} | {one["number"] for name in ("kl", "kl_mean", "loss") for one in found.first(name)}
-    texts = scan.texts.some(wanted)
+    texts = scan.seen(list(scan.texts.some(wanted).values()))
     told: dict[str, Any] = {"domains": [], "features": [], "contexts": {}, "looked_at": len(chosen)}
     if len(chosen) >= 4 * evidence.FEWEST:
         columns = [np.array(values) for values in zip(*(values for _, values in chosen), strict=True)]
-        words = [texts[number].text for number, _ in chosen]
+        words = [texts[number] for number, _ in chosen]
         clusters = evidence.near_copies(words)
         half = np.array([hashlib.sha256(words[one].encode()).digest()[0] % 2 == 0 for one in clusters])
         sample = evidence.Sample(texts=words, kl=columns[0], loss_base=columns[1], loss_change=columns[2], clusters=clusters, found=half)
@@ -195,7 +209,7 @@ def _evidence(scan: Scan, found: Gathered) -> dict[str, Any]:
         candidates = found.first(name)
         if not candidates or not candidates[0]["value"] > 10 * evidence.ROUNDING:
             continue
-        clusters = evidence.near_copies([texts[one["number"]].text for one in candidates])
+        clusters = evidence.near_copies([texts[one["number"]] for one in candidates])
         kept = [one for place, one in enumerate(candidates) if clusters[place] == place][:LISTED]
-        told["contexts"][name] = [one | {"confirmed_by": evidence.marking(marks, name, texts[one["number"]].text)} for one in kept]
+        told["contexts"][name] = [one | {"confirmed_by": evidence.marking(marks, name, texts[one["number"]])} for one in kept]
     return told

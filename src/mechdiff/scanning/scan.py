@@ -10,6 +10,7 @@ from mechdiff.scanning.compute import compute
 from mechdiff.scanning.corpus import Asked, Here, Scan
 from mechdiff.scanning.record import gather, record
 from mechdiff.scanning.shown import shaded
+from mechdiff.store.record import plain
 from mechdiff.store.run_folder import RunFolder
 from mechdiff.study.on_ray import Task
 
@@ -34,8 +35,8 @@ def task(given: dict[str, Any]) -> Task:
 
 def write(scan: Scan, folder: RunFolder, out: Path) -> dict[str, Any]:
     """scan.json, texts.parquet and the page; returns the record."""
-    told = record(scan, folder, gather(scan, folder, out))
+    told: dict[str, Any] = plain(record(scan, folder, gather(scan, folder, out)))
     shown = shaded(scan, folder, told)
-    (out / RECORD).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / RECORD).write_text(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     page.write(told, shown, out)
     return told

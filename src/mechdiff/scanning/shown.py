@@ -15,26 +15,27 @@ CONTEXTS, DIRECTIONS, OF_A_DIRECTION = 5, 4, 3
 """Texts of a list of contexts, directions that are shown, and texts of each."""
 
 
-def wanted(record: Mapping[str, Any]) -> dict[int, int]:
-    """The numbers of the texts that are shown, and the token that each is shown around."""
-    found: dict[int, int] = {}
-    for one in [one for texts in record["contexts"].values() for one in texts[:CONTEXTS]]:
-        found.setdefault(one["number"], one["token"])
-    for direction in record["directions"][:DIRECTIONS]:
-        for one in direction["texts"][:OF_A_DIRECTION]:
-            found.setdefault(one["number"], one["token"])
-    return found
+Shown = Mapping[tuple[int, int], Mapping[str, Any]]
+"""By number and token, the tokens of a text around that one."""
 
 
-def shaded(scan: Scan, folder: RunFolder, record: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """By number the tokens of each text that is shown, with their numbers; read by both models where no earlier command did."""
+def wanted(record: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """The numbers of the texts that are shown, and the token that each is shown around: a text of two lists around one each."""
+    lists = [texts[:CONTEXTS] for texts in record["contexts"].values()]
+    lists += [direction["texts"][:OF_A_DIRECTION] for direction in record["directions"][:DIRECTIONS]]
+    return sorted({(one["number"], one["token"]) for texts in lists for one in texts})
+
+
+def shaded(scan: Scan, folder: RunFolder, record: Mapping[str, Any]) -> Shown:
+    """The texts that are shown, with their numbers; read by both models where no earlier command did."""
     asked = wanted(record)
-    key = {**scan.directions.key, "stage": "shown", "texts": sorted(asked.items()), "corpus": scan.hash}
+    key = {**scan.directions.key, "stage": "shown", "texts": asked, "corpus": scan.hash}
     if not folder.has(key):
-        texts = scan.texts.some(asked)
-        read = numbers_of(scan, scan.read([texts[number] for number in sorted(texts)]))
-        folder.store(key, empty(), notes={"texts": {str(one.number): _tokens(scan, one, here, asked[one.number]) for one, here in read}})
-    return {int(number): text for number, text in folder.load(key).record["notes"]["texts"].items()}
+        texts = scan.texts.some({number for number, _ in asked})
+        read = {one.number: (one, here) for one, here in numbers_of(scan, scan.read([texts[number] for number in sorted(texts)]))}
+        told = [[number, token, _tokens(scan, *read[number], token)] for number, token in asked]
+        folder.store(key, empty(), notes={"texts": told})
+    return {(number, token): text for number, token, text in folder.load(key).record["notes"]["texts"]}
 
 
 def _tokens(scan: Scan, one: Read, numbers: Numbers, at: int) -> dict[str, Any]:

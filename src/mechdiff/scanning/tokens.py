@@ -5,6 +5,7 @@ Of a scored token with the base's distribution p and the tuned model's q, and th
     kl_tuned_base     KL(q || p) in nats                  kl_base_tuned     KL(p || q), which llama.cpp calls KLD
     loss_base         -log p(v)                           loss_tuned        -log q(v)
     same              both have the same top-1 token (which llama.cpp calls same top p)
+    mass_own_...      a model's probability on tokens that the other vocabulary has not (0 of one vocabulary)
 
 Both unembeddings are swept in tiles of the vocabulary, base and tuned of the same rows together: a tile's logits are added to running sums
 S = sum exp(z - m), A = sum exp(z - m) (z_tuned - z_base), m the largest logit so far, and forgotten. Then log-sums are Z = m + log S, and
@@ -32,7 +33,7 @@ from mechdiff.models.pair import Model
 TILE = {"cpu": 512, "cuda": 4096}
 """Tokens of the vocabulary that are swept at a time: on a CPU few enough that a pass's tile stays in its cache."""
 _CLOSE = 1e-5
-"""Of the largest logit: further apart a product of the last state is not what the model says."""
+"""Of the largest logit, and one rounding of the logit itself: further apart a product of the last state is not what the model says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,13 @@ class Numbers:
     loss_base: Float64[Tensor, " token"]
     loss_tuned: Float64[Tensor, " token"]
     same: Bool[Tensor, " token"]
+    mass_own_base: Float64[Tensor, " token"]
+    """Probability of the tokens that the other vocabulary has not, of which divergences say nothing."""
+    mass_own_tuned: Float64[Tensor, " token"]
+
+    @property
+    def finite(self) -> bool:
+        return all(bool(getattr(self, one.name).isfinite().all()) for one in fields(self))
 
     @classmethod
     def of(cls, parts: Iterable["Numbers"]) -> "Numbers":
@@ -72,30 +80,33 @@ class Head:
     bias: Float[Tensor, " vocab"] | None
 
     def logits(self, states: Float[Tensor, "token d"], at: slice) -> Float[Tensor, "token tile"]:
-        return linear(states, self.weight[at], None if self.bias is None else self.bias[at]).float()
+        return linear(states.to(self.weight.device), self.weight[at], None if self.bias is None else self.bias[at]).float()
 
     def chosen(self, states: Float[Tensor, "token d"], said: Int[Tensor, " token"]) -> Float64[Tensor, " token"]:
         """The logit of one token each."""
-        found = torch.linalg.vecdot(states.float(), self.weight[said].float())
-        return (found if self.bias is None else found + self.bias[said]).double()
+        place = self.weight.device
+        found = torch.linalg.vecdot(states.to(place).float(), self.weight[said.to(place)].float())
+        return (found if self.bias is None else found + self.bias[said.to(place)]).double().to(states.device)
 
 
 @torch.inference_mode()
-def head_of(model: Model, *, kept: bool = False) -> Head | None:
-    """The model's unembedding; None where its logits are not that of its last state alone. `kept`: a copy, for a model that will be gone."""
+def head_of(model: Model) -> Head | None:
+    """The model's unembedding; None where its logits are not that of its last state alone, or where it lies on the disk.
+
+    Only a bare linear layer is one: what an adapter wraps has the base's matrix under the same name. The numbers are those of now, also when an
+    adapter puts others into the same parameter, or when the model is gone.
+    """
+    if type(model.head) is not torch.nn.Linear or model.head.weight.is_meta or not model.head.weight.is_floating_point():
+        return None
     (batch,) = batches(model, [[1, 2, 3, 4]], n_places=[4])
-    weight, bias = getattr(model.head, "weight", None), getattr(model.head, "bias", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
-        return None
+    weight, bias = model.head.weight.detach(), model.head.bias
     states, logits = last_states(model, batch), logits_at(model, batch)
-    head = Head(weight=weight, bias=bias)
-    if logits.shape[-1] != len(weight) or weight.shape[1] != states.shape[-1]:
+    head = Head(weight=weight, bias=None if bias is None else bias.detach())
+    if logits.shape[-1] != len(weight):
         return None
-    off = (head.logits(states, slice(None)) - logits).abs().amax()
-    close = _CLOSE if weight.dtype == torch.float32 else 2**-6
-    if not off <= close * logits.abs().amax():
-        return None
-    return Head(weight=weight.clone(), bias=None if bias is None else bias.clone()) if kept else head
+    off, size = (head.logits(states, slice(None)).to(logits) - logits).abs(), logits.abs()
+    rounding = torch.finfo(weight.dtype).eps * size
+    return head if bool((off <= _CLOSE * size.amax() + rounding).all()) else None
 
 
 def last_states(model: Model, batch: Batch) -> Float[Tensor, "place d"]:
@@ -104,7 +115,7 @@ def last_states(model: Model, batch: Batch) -> Float[Tensor, "place d"]:
     kept: list[Tensor] = []
 
     def keep(head: torch.nn.Module, args: tuple) -> tuple[Tensor]:
-        kept.append(args[0][row, position].clone())
+        kept.append(args[0][row.to(args[0].device), position.to(args[0].device)].clone())
         return (args[0][:1, :1],)
 
     handle = model.head.register_forward_pre_hook(keep)
@@ -141,6 +152,8 @@ def apart(
         loss_base=(total[0] - heads[0].chosen(base, said)).cpu(),
         loss_tuned=(total[1] - heads[1].chosen(tuned, said)).cpu(),
         same=(top[0] == top[1]).cpu(),
+        mass_own_base=torch.zeros(n, dtype=torch.float64),
+        mass_own_tuned=torch.zeros(n, dtype=torch.float64),
     )
 
 
@@ -152,21 +165,33 @@ def _tiles(
     vocab = min(len(head.weight) for head in heads)
     for start in range(0, vocab, step):
         at = slice(start, min(start + step, vocab))
-        z = torch.stack([heads[0].logits(base, at), heads[1].logits(tuned, at).to(base.device)])
+        z = torch.stack([head.logits(states, at).to(base.device) for head, states in zip(heads, (base, tuned), strict=True)])
         yield start, z, z[1] - z[0]
 
 
 def of_whole_logits(
     base: Float[Tensor, "token vocab"], tuned: Float[Tensor, "token vocab"], losses: tuple[Tensor, Tensor], n_shared: int
 ) -> Numbers:
-    """The same from both models' logits on one list of tokens, of which both have the first `n_shared`; `losses` are known."""
+    """The same from both models' logits on one list of tokens, of which both have the first `n_shared`; `losses` are known.
+
+    Divergences are of the distributions over shared tokens, made to add up to 1.
+    """
     b, t = base[:, :n_shared], tuned[:, :n_shared]
     return Numbers(
         kl_tuned_base=kl_nats(t, b).cpu(), kl_base_tuned=kl_nats(b, t).cpu(),
         loss_base=losses[0].double().cpu(), loss_tuned=losses[1].double().cpu(), same=top1_same(base, tuned).cpu(),
+        mass_own_base=_mass_behind(base, n_shared), mass_own_tuned=_mass_behind(tuned, n_shared),
     )  # fmt: skip
+
+
+def _mass_behind(logits: Float[Tensor, "token vocab"], n_shared: int) -> Float64[Tensor, " token"]:
+    """The probability of all tokens behind the first `n_shared`."""
+    behind = logits[:, n_shared:]
+    if not behind.shape[-1]:
+        return torch.zeros(len(logits), dtype=torch.float64)
+    return (behind.logsumexp(-1).double() - logits.logsumexp(-1).double()).exp().cpu()
 
 
 def placed(batch: Batch, places: list[tuple[int, int]]) -> Batch:
     """The batch, asked at other places: (its row, the position)."""
-    return replace(batch, places=torch.tensor(places, device=batch.ids.device).reshape(-1, 2))
+    return replace(batch, places=torch.tensor(places, dtype=torch.long, device=batch.ids.device).reshape(-1, 2))

@@ -13,17 +13,29 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     """At most five; nothing is said of a word or domain that was not confirmed."""
     numbers, texts = record["numbers"], f"{record['texts_scored']:,} texts"
     if not record["tokens"]:
-        return ["No text has a token that another one follows: nothing could be compared."]
-    if not numbers["kl_tuned_base_max"]:
-        return [f"Over {texts} ({record['tokens']:,} tokens) the two models predict exactly the same."]
+        if not record["texts_left_out"]:
+            return ["No text has a token that another one follows: nothing could be compared."]
+        return [
+            f"Nothing could be compared: of {record['texts']:,} texts {record['texts_left_out']:,} were left out, and no other has two tokens."
+        ]
+    over = f"Over {texts} ({record['tokens']:,} tokens)"
+    if record["tokens_all_shared"]:
+        if not numbers["kl_tuned_base_max"]:
+            return [f"{over} the two models predict exactly the same."]
+        apart = f"{nats(numbers['kl_tuned_base_mean'])} nats a token"
+    else:
+        own = [nats(numbers[f"mass_own_{side}"]) for side in ("base", "tuned")]
+        apart = (
+            f"{nats(numbers['kl_tuned_base_mean'])} nats a token, over the tokens that both vocabularies have (on others lies {own[0]} of the base's "
+            f"probability and {own[1]} of the tuned model's),"
+        )
     said = [
-        f"Over {texts} ({record['tokens']:,} tokens) the tuned model is {nats(numbers['kl_tuned_base_mean'])} nats a token from the base, "
-        f"with the same top token at {100 * numbers['top1_same']:.1f} % of them and a perplexity × {numbers['ppl_ratio']:.3f}."
+        f"{over} the tuned model is {apart} from the base, with the same top token at {100 * numbers['top1_same']:.1f} % of them and a perplexity "
+        f"× {numbers['ppl_ratio']:.3f}."
     ]
     marks = [one for one in record["features"] if one["confirmed"]]
     for one in [one for one in marks if one["score"] == "kl"][:1]:
-        times = nats(math.exp(one["effect"]))
-        said.append(f"They part most in texts with {named(one)}: KL × {times} beside other texts, on the half where it was not found.")
+        said.append(parting(one))
     for verb, sign in (("rises", 1), ("falls", -1)):
         for one in [one for one in marks if one["score"] == "loss" and one["effect"] * sign > 0][:1]:
             size = with_interval(one["effect"], one["low"], one["high"])
@@ -36,6 +48,19 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
             f"Text {text} stands out along a direction of the change ({one['direction']}): {nats(one['z'])} spreads, p = {nats(one['p'])}."
         )
     return said
+
+
+def parting(feature: Mapping[str, Any]) -> str:
+    """Where KL is larger than the base's loss predicts; that the models part most there only if it is larger as it is, too."""
+    times, raw = (
+        with_interval(*(math.exp(feature[name]) for name in names)) for names in (("effect", "low", "high"), ("raw", "raw_low", "raw_high"))
+    )
+    most = (
+        f"They part most in texts with {named(feature)}: KL there is" if feature["raw_low"] > 0 else f"In texts with {named(feature)} KL is"
+    )
+    return (
+        f"{most} × {times} of what the base's loss predicts, and as it is × {raw} beside other texts, on the half where it was not found."
+    )
 
 
 def named(feature: Mapping[str, Any]) -> str:
