@@ -58,7 +58,7 @@ def page_of(folder: Path) -> Page:
 def test_the_page_is_whole_and_names_the_planted_site(run: Path) -> None:
     page = page_of(run)
     assert page.tags.count("svg") == 6
-    assert page.tags.count("h2") == 23
+    assert page.tags.count("h2") == 24
     assert page.tags.count("data") == 6 + 1  # behind each figure, and behind the map's explorer
     assert f"L{CHANGED}.attn_out" in page.text
     assert "SmolLM2-135M-Instruct" in page.text
