@@ -1,5 +1,6 @@
 """Texts, tokenizers and adapters that a scan got wrong or stopped at."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_an_adapter_s_unembedding_is_that_of_its_side(on: str, pair: Path, tmp_p
     if on == "q_proj":
         held = load_file(file)
         save_file({**held, "base_model.model.lm_head.weight": 1.5 * net.state_dict()["lm_head.weight"]}, file, metadata={"format": "pt"})
-    scan = opened(pair / "base", tmp_path, dtype="bfloat16", memory="one")
+    scan = opened(pair / "base", tmp_path, dtype="bfloat16", memory="one" if on == "lm_head" else "both")
     for text, numbers in zip(TEXTS, of_texts(scan), strict=True):
         expected = losses(scan, text)
         assert float(numbers.loss_base.mean()) == pytest.approx(expected["base"], abs=0.01)
@@ -93,9 +94,9 @@ def test_texts_with_numbers_that_are_not_finite_are_left_out_and_named(pair: Pat
             for one, here in zip(group, numbers, strict=True)
         ]
 
-    whole = scanned(pair, TEXTS[:3] + TEXTS[4:], tmp_path / "without", chunk=3)
+    whole = scanned(pair, TEXTS[:3] + TEXTS[4:], tmp_path / "without", chunk=3, matrices=1)
     monkeypatch.setattr(compute, "_held", broken)
-    told = scanned(pair, TEXTS, tmp_path / "with", chunk=3)
+    told = scanned(pair, TEXTS, tmp_path / "with", chunk=3, matrices=1)
     assert told["numbers"] == pytest.approx(whole["numbers"], rel=1e-5, abs=1e-7)
     assert told["texts_left_out"] == 1
     assert "1 text (text-4): a model's logits there are NaN or infinite" in told["left_out"]
@@ -113,17 +114,17 @@ def test_texts_of_one_token_and_texts_that_no_model_can_read_stop_no_scan(tmp_pa
     base = pico.pico("llama")
     for side, model in (("base", base), ("tuned", pico.twin(base, edits.edit_attention))):
         pico.save(model.net, tokenizer, tmp_path / side)
-    alone = scanned(tmp_path, ["a", "b"], tmp_path / "alone")
+    alone = scanned(tmp_path, ["a", "b"], tmp_path / "alone", matrices=1)
     json.loads((tmp_path / "alone" / "scan.json").read_text(), parse_constant=refused)
     assert sentences(alone) == ["No text has a token that another one follows: nothing could be compared."]
     twice = f"{tokenizer.bos_token}{tokenizer.bos_token}xyz"
     texts = ["a", *TEXTS, "a zebra", twice]
-    told = scanned(tmp_path, texts, tmp_path / "out", chunk=4)
+    told = scanned(tmp_path, texts, tmp_path / "out", chunk=4, matrices=1)
     json.loads((tmp_path / "out" / "scan.json").read_text(), parse_constant=refused)
     assert (told["texts"], told["texts_scored"], told["texts_left_out"]) == (9, 6, 2)
     assert "1 text (text-8): the base model has no row for one of its tokens" in told["left_out"]
     assert f"1 text (text-9): two {tokenizer.bos_token!r} at the start for the base model's tokenizer" in told["left_out"]
-    none = scanned(tmp_path, [twice], tmp_path / "none")
+    none = scanned(tmp_path, [twice], tmp_path / "none", matrices=0)
     assert sentences(none) == ["Nothing could be compared: of 1 texts 1 were left out, and no other has two tokens."]
 
 
@@ -186,6 +187,19 @@ def test_a_corpus_of_few_texts_again_and_again_has_domains() -> None:
     assert len({(text, label) for text, label in zip(texts, labels.tolist(), strict=True)}) == 3
 
 
+def test_a_corpus_of_few_texts_is_read_written_and_printed(pair: Path, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from mechdiff.cli.printing import show_scan
+
+    told = scanned(pair, TEXTS[:3] * 8, tmp_path / "out", matrices=0, chunk=24)
+    json.loads((tmp_path / "out" / "scan.json").read_text(), parse_constant=refused)
+    assert [one["kl_low"] for one in told["domains"]] == [None] * len(told["domains"])
+    console = Console(record=True, width=200, file=io.StringIO())
+    show_scan(told, console)
+    assert "–" in console.export_text()
+
+
 def test_among_more_directions_there_are_more_random_ones() -> None:
     for places in (2, 16, 80):
         at = [Place(what="w", end="input", names=("one", "other"), vectors=torch.eye(2))] * places
@@ -204,8 +218,8 @@ def test_a_text_of_two_lists_is_shown_around_a_token_each_and_these_are_the_base
 def test_with_one_model_in_memory_a_chunk_takes_one_load(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads, load = [], Pair._load
     monkeypatch.setattr(Pair, "_load", lambda self, side: loads.append(side) or load(self, side))
-    scanned(pair, TEXTS, tmp_path / "out", chunk=1, memory="one", matrices=0)
-    assert len(loads) <= len(TEXTS) + 3
+    scanned(pair, TEXTS[:4], tmp_path / "out", chunk=1, memory="one", matrices=0)
+    assert len(loads) <= 4 + 3
 
 
 def test_an_unembedding_on_the_disk_is_swept_in_no_tiles(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:

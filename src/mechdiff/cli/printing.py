@@ -173,9 +173,9 @@ def show_scan(found: dict[str, Any], console: Console) -> None:
         console.print(f"- {escape(sentence)}")
     table = _table("By domain", "its words", "texts", "KL, nats a token", "95 %", "loss, tuned - base", "95 %")
     for one in found["domains"]:
-        ends = (f"{fixed(one[f'{name}_low'])} to {fixed(one[f'{name}_high'])}" for name in ("kl", "loss_change"))
-        low, high = ends
-        table.add_row(escape(one["domain"]), str(one["texts"]), fixed(one["kl"]), low, fixed(one["loss_change"]), high)
+        ends = [[one[f"{name}_{end}"] for end in ("low", "high")] for name in ("kl", "loss_change")]
+        kl, loss = ["–" if None in both else " to ".join(map(fixed, both)) for both in ends]  # of few clusters there is no interval
+        table.add_row(escape(one["domain"]), str(one["texts"]), fixed(one["kl"]), kl, fixed(one["loss_change"]), loss)
     console.print(table)
 
 
