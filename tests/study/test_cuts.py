@@ -16,7 +16,7 @@ from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.verification import same, tolerance
 from mechdiff.errors import StudyError
 from mechdiff.labels import CROSSED, PATCHES, WITHIN
-from mechdiff.maps.maps import load_map
+from mechdiff.maps.maps import Map, load_map
 from mechdiff.measures.catalogue import AGAIN, EXPERIMENTS
 from mechdiff.measures.transport import closer_findings, closer_page
 from mechdiff.report import drawing
@@ -28,7 +28,7 @@ from prototype.tiny_runs import PLAIN, Finished, finish, save_pair, study
 BLOCK = 1
 CLOSE, TRANSPORT = "tuned<-base", WITHIN[0]
 ASKED = {"sites": ["resid_post"], "layers": [BLOCK], "closer": [BLOCK], "maps": ["procrustes", "whitened_procrustes"], "shrinkage": 0.05,
-         "strengths": [0.3, 1.2], "permutations": 0, "cuts": ["full", 8, 1], "positions": ["last_3"]}  # fmt: skip
+         "strengths": [0.3, 1.2], "permutations": 0, "cuts": ["full", 30, 8, 1], "positions": ["last_3"]}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("swept")
     base = pico.pico("llama")
     save_pair(folder, base.net, pico.twin(base, edits.edit_attention).net)
-    patches = {"sites": ["resid_post"], "layers": [BLOCK], "arms": ["identity"], "positions": ["decision", "last_3"], "map_prompts": 0}
+    patches = {"sites": ["resid_post"], "layers": [BLOCK], "arms": ["identity", "shift", "mean"], "positions": ["decision", "last_3"],
+               "map_prompts": 0}  # fmt: skip
     return finish(study(folder, PLAIN, {"patching": patches}, {"transport": ASKED}), folder / "run")
 
 
@@ -117,13 +118,67 @@ def test_whole_passes_give_the_rows_of_the_sweep_of_strengths_and_of_several_pos
     assert {0.0, 0.3, 1.2, None} == set(found.filter(pl.col("unit").is_null())["strength"])
 
 
-def test_an_unmapped_state_at_several_positions_is_what_patching_writes_there(swept: Finished) -> None:
-    of = {"direction": CLOSE, "unit": "last_3", "control": None, "arm": "identity", "layer": BLOCK, "site": "resid_post"}
+@pytest.mark.parametrize("arm", ["identity", "shift", "mean"])
+def test_what_learns_nothing_at_several_positions_is_what_patching_writes_there(arm: str, swept: Finished) -> None:
+    of = {"direction": CLOSE, "unit": "last_3", "control": None, "arm": arm, "layer": BLOCK, "site": "resid_post"}
     ours, other = (swept.of(measure, "kl_own_nats", **of) for measure in ("transport", "patching"))
     assert len(ours) == len(other) > 0
-    np.testing.assert_allclose(values(ours), values(other), rtol=1e-6)
-    alone = swept.of("transport", "kl_own_nats", **{**of, "unit": None})
+    np.testing.assert_allclose(values(ours), values(other), rtol=1e-5)
+    alone = swept.of("transport", "kl_own_nats", **{**of, "unit": None, "strength": None})
     assert (values(ours) != values(alone)).all()
+
+
+def test_a_map_at_several_positions_is_fitted_on_these_positions(swept: Finished, rerun: Rerun) -> None:
+    place = Site(BLOCK, "resid_post")
+    names = rerun.names("fit")
+    base, tuned = (torch.cat([rerun.state(side, "fit", name, place, 3) for name in names]) for side in ("base", "tuned"))
+    expected = Map("procrustes").fit(base, tuned)
+    found = load_map(swept.path / "maps" / f"{place}.procrustes.last_3.base_to_tuned.safetensors")
+    assert found.n_ == 3 * len(names)
+    torch.testing.assert_close(found.transform(base), expected.transform(base), rtol=1e-4, atol=1e-4)
+    alone = load_map(swept.path / "maps" / f"{place}.procrustes.base_to_tuned.safetensors")
+    assert not torch.allclose(found.transform(base), alone.transform(base), rtol=1e-2, atol=1e-2)
+
+
+def test_a_cut_above_what_the_fit_spans_is_skipped_with_its_reason(swept: Finished, tmp_path: Path) -> None:
+    """30 of so few prompts in the plan; and in the run, where an MLP writes three features alone."""
+    skipped = {one["what"]: one["why"] for one in swept.manifest["skipped"]}
+    n_fit = len(set(swept.rows.filter(pl.col("split") == "fit")["prompt"].drop_nulls()))
+    assert f"spans {n_fit - 1} principal components at most" in skipped["transport cut at 30, resid_post"]
+
+    def narrow(net: nn.Module) -> None:
+        net.transformer.h[BLOCK].mlp.c_proj.weight[:, 3:] = 0
+
+    base = pico.twin(pico.pico("gpt2"), narrow)
+    save_pair(
+        tmp_path, base.net, pico.twin(base, lambda net: net.transformer.h[BLOCK].mlp.c_proj.bias.add_(edits.noise((32,)))).net, n_prompts=16
+    )
+    asked = {**ASKED, "sites": ["mlp_out"], "cuts": [1, 8], "positions": [], "maps": ["procrustes"], "strengths": [0.5]}
+    found = finish(study(tmp_path, PLAIN, {"transport": asked}), tmp_path / "run")
+    assert {"cut 1"} == set(found.of("transport", "kl_own_nats").filter(pl.col("unit").is_not_null())["unit"])
+    assert found.manifest["transport"]["spanned"] == {f"L{BLOCK}.mlp_out": 3}
+    assert any("has no cut at 8: what the maps are fitted on spans 3" in text for text in found.manifest["warnings"])
+
+
+def test_ratios_are_given_above_three_noise_floors_alone(swept: Finished) -> None:
+    raw = (pl.col("measure") == "transport") & (pl.col("direction") == CLOSE) & (pl.col("arm") == "identity") & pl.col("unit").is_null()
+    raw &= (pl.col("metric") == "kl_own_nats") & pl.col("control").is_null()
+    no_op = (pl.col("control") == "no_op") & (pl.col("metric") == "kl_own_nats")
+    small = pl.when(raw).then(2e-6).when(no_op).then(1e-6).otherwise("value")
+    found = closer_findings.sweep(swept.rows.with_columns(value=small), swept.summary)
+    assert found["drop"].is_null().all()
+    assert found["low"].is_null().all()
+    assert found["fit_drop"].is_null().all()
+    assert found["moved"].is_not_null().all()
+    no_effect = pl.when(pl.col("measure") == "divergence").then(pl.lit("no_effect")).otherwise("flag")
+    nothing = swept.summary.with_columns(flag=no_effect)
+    found = closer_findings.sweep(swept.rows, nothing)
+    assert found["moved"].is_null().all()
+    assert found["moved_itself"].is_null().all()
+    assert found["drop"].is_not_null().all()
+    at = closer_findings.at_positions(swept.rows, nothing)
+    assert len(at) > 0
+    assert all(at[name].is_null().all() for name in ("moved", "low", "high", "here_moved"))
 
 
 def test_of_a_constant_change_the_sweep_shows_what_a_cut_does_where_nothing_differs(tmp_path: Path) -> None:
@@ -136,7 +191,7 @@ def test_of_a_constant_change_the_sweep_shows_what_a_cut_does_where_nothing_diff
     save_pair(tmp_path, base.net, pico.twin(base, push).net)
     asked = {**ASKED, "sites": ["mlp_out"], "cuts": [1, 8], "positions": [], "maps": ["whitened_procrustes"]}
     found = finish(study(tmp_path, PLAIN, {"transport": asked}), tmp_path / "run")
-    table = closer_findings.sweep(found.rows)
+    table = closer_findings.sweep(found.rows, found.summary)
     assert len(table) == 2 * 3
     np.testing.assert_allclose(table["kl"], table["itself"], rtol=1e-3, atol=1e-8)
     assert (table["kl"] > 1e-5).all(), "a cut costs something"
@@ -159,7 +214,9 @@ def test_the_page_has_heat_maps_curves_and_all_writes(swept: Finished) -> None:
             assert part.chart(swept.rows, swept.summary, swept.manifest, width=width) is not None
     cells = [one for data in drawing.records(heat.chart(swept.rows, swept.summary, {})) for one in data if "k" in one]
     assert {one["k"] for one in cells} == {"1", "8", "full"}
-    table = closer_findings.sweep(swept.rows)
+    assert "Drawn: 1 of 2 maps; the table has all." in heat.caption
+    assert "Drawn: 1 of 2 maps; the table has all." in curves.caption
+    table = closer_findings.sweep(swept.rows, swept.summary)
     assert len(writes["rows"]) == len(table) == 2 * 3 * 3
     one = table.filter(pl.col("cut") == "8", pl.col("s") == 0.3, pl.col("arm") == "procrustes").row(0, named=True)
     of = {"direction": CLOSE, "arm": "procrustes", "strength": 0.3, "unit": "cut 8"}
@@ -174,6 +231,14 @@ def test_the_page_has_heat_maps_curves_and_all_writes(swept: Finished) -> None:
     fit_raw = swept.of("transport", "kl_own_nats", direction=CLOSE, arm="identity", split="fit", unit=None, control=None)["value"].mean()
     assert one["fit_drop"] == pytest.approx(1 - fit / fit_raw)
     assert {line[1] for line in positions["rows"]} == {"last 3"}
+
+
+def test_what_is_drawn_and_the_whole_sweep_are_counted_apart(swept: Finished) -> None:
+    apart = pl.col("arm") == "procrustes"
+    found = closer_findings.sweep(swept.rows, swept.summary).with_columns(p=pl.when(apart).then(0.01).otherwise(0.5), apart=pl.lit(1.0))
+    text = closer_page._beyond(found, found.filter(~apart))
+    assert "Of 9 writes drawn 0 come out farther" in text
+    assert "and 0 closer, of all 18 of the sweep 9 and 0 (p ≤ 0.05" in text
 
 
 @pytest.mark.parametrize(

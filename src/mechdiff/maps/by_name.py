@@ -114,7 +114,7 @@ def procrustes(pairs: Pairs, cut: int | None = None) -> Fit:
         scale = values.sum() / one.singular[:cut].square().sum()
         return _linear(part, one.right[:cut].T @ u * scale, vh @ other.right[:cut])
 
-    return _judged(pairs, solve)
+    return _cut(_judged(pairs, solve), pairs, cut)
 
 
 def whitened_procrustes(pairs: Pairs, shrinkage: float = 0.1, floor: float = 1e-3, cut: int | None = None) -> Fit:
@@ -129,7 +129,17 @@ def whitened_procrustes(pairs: Pairs, shrinkage: float = 0.1, floor: float = 1e-
         left, right = _whitened(x @ axes[:kept].T, y @ axes_target[:kept].T, shrinkage, floor)
         return _linear(part, axes[:kept].T @ left, right @ axes_target[:kept])
 
-    return _judged(pairs, solve)
+    return _cut(_judged(pairs, solve), pairs, cut)
+
+
+def _cut(found: Fit, pairs: Pairs, cut: int | None) -> Fit:
+    """With a warning where the states have fewer principal components than were asked for."""
+    spanned = min(len(pairs.decomposed.singular), len(decompose(pairs.target).singular)) if cut else 0
+    if not cut or cut <= spanned:
+        return found
+    return replace(
+        found, warnings=(f"cut at {cut} principal components, of which the states it is fitted on have {spanned}", *found.warnings)
+    )
 
 
 def _whitened(

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
+from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT, least_closeness
 from mechdiff.report import difference, spoken
 from mechdiff.report.effect_shares import arm_place, cells, kind_place, plain, shares, totals, written
 from mechdiff.rows import where
@@ -77,8 +77,9 @@ def bogus_values(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
 def bogus_drops(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
     """`patched fitted own raw nats drop low high`: that square as drops 1 - KL_mapped / KL_raw.
 
-    KL_raw is of the base's own state at the patched layer; where it is 0 there is no drop.
+    KL_raw is of the base's own state at the patched layer; where it is not above three noise floors there is no drop.
     """
+    least = least_closeness(rows, difference.reported(rows, "transport"))
     values = bogus_values(rows, arm, site)
     plain_raw = plain(written(rows, CLOSENESS, "kl_own_nats", measure="transport"))
     raw = where(plain_raw, arm="identity", site=site).select("prompt", patched="layer", raw="value")
@@ -88,7 +89,7 @@ def bogus_drops(rows: pl.DataFrame, arm: str, site: str) -> pl.DataFrame:
     ):
         mapped, unmapped = part["value"].to_numpy(), part["raw"].to_numpy()
         ends: list[float | None] = [None, None, None]
-        if unmapped.mean() > 0:
+        if unmapped.mean() > least:
             ends = [float(end[0]) for end in intervals.share_intervals((unmapped - mapped)[:, None], unmapped)]
         found.append((patched, fitted, patched == fitted, unmapped.mean(), mapped.mean(), *ends))
     schema = {
@@ -156,12 +157,13 @@ PLACE = ("name", "layer", "site", "arm", "cut", "k", "s")
 """What tells one write of the sweep from another."""
 
 
-def sweep(rows: pl.DataFrame) -> pl.DataFrame:
+def sweep(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     """One row per site, map, cut and strength: `... raw kl drop low high itself apart apart_low apart_high p fit_kl fit_drop moved moved_itself`.
 
     Closeness: `kl` in nats on the reported prompts, `raw` with the base's own state, `drop` = 1 - kl/raw with its interval; `itself` with the
     same cut between the tuned model and itself, `apart` = kl - itself with its interval and its p (all of the sweep one family: max-t); `fit_kl`
     and `fit_drop` on the prompts of the fit. Transport proper: `moved`, the share of D that the base recovers, and what its own cut does.
+    There is no drop where `raw` is not above three noise floors, and no share where D is not.
     """
     split = difference.reported(rows, "transport")
     values = swept(rows, CLOSENESS, "kl_own_nats", split)
@@ -173,7 +175,10 @@ def sweep(rows: pl.DataFrame) -> pl.DataFrame:
         return found.clear().drop("cell")
     kl, itself = tables[False][2], tables[True][2]
     raw = _raw(rows, found, tables[False][0], split)
-    columns = dict(zip(("drop", "low", "high"), intervals.share_intervals(raw - kl, raw), strict=True))
+    drops, known = np.full((3, len(found)), np.nan), raw.mean(axis=0) > least_closeness(rows, split)
+    if known.any():
+        drops[:, known] = intervals.share_intervals((raw - kl)[:, known], raw[:, known])
+    columns = dict(zip(("drop", "low", "high"), drops, strict=True))
     columns |= {"raw": raw.mean(axis=0), "kl": kl.mean(axis=0), "itself": itself.mean(axis=0), "apart": (kl - itself).mean(axis=0)}
     columns |= dict(zip(("apart_low", "apart_high"), intervals.mean_intervals(kl - itself), strict=True))
     columns["p"] = spoken.family_p(rows, kl - itself)
@@ -182,12 +187,20 @@ def sweep(rows: pl.DataFrame) -> pl.DataFrame:
     fit_raw = where(written(rows, CLOSENESS, "kl_own_nats", measure="transport", split="fit"), arm="identity", control=None, unit=None)
     fit_raw = fit_raw.group_by("layer", "site").agg(fit_raw=pl.col("value").mean())
     found = found.join(on_fit, on=PLACE, how="left", nulls_equal=True).join(fit_raw, on=["layer", "site"], how="left")
-    found = found.with_columns(fit_drop=pl.when(pl.col("fit_raw") > 0).then(1 - pl.col("fit_kl") / pl.col("fit_raw")))
+    found = found.with_columns(
+        fit_drop=pl.when(pl.col("fit_raw") > least_closeness(rows, "fit")).then(1 - pl.col("fit_kl") / pl.col("fit_raw"))
+    )
     total, moved = totals(rows, split), swept(rows, TRANSPORT, "kl_other_nats", split)
     for name, part in (("moved", moved.filter(~pl.col("itself"))), ("moved_itself", moved.filter("itself"))):
         of_d = shares(part, total).with_columns(cut=labels.cut_words(), s=pl.col("strength").fill_null(1.0))
         found = found.join(of_d.select("name", "arm", "cut", "s", pl.col("share").alias(name)), on=["name", "arm", "cut", "s"], how="left")
-    return found.sort("cell").drop("cell", "fit_raw")
+    return _of_d(found, ("moved", "moved_itself"), rows, summary).sort("cell").drop("cell", "fit_raw")
+
+
+def _of_d(found: pl.DataFrame, shares_of_d: Sequence[str], rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
+    """Without these shares where there is no D to take them of."""
+    known = difference.difference(rows, summary)
+    return found if known and known.divides else found.with_columns(pl.lit(None, pl.Float64).alias(name) for name in shares_of_d)
 
 
 def _raw(rows: pl.DataFrame, found: pl.DataFrame, prompts: Sequence[str], split: str | None) -> np.ndarray:
@@ -199,7 +212,7 @@ def _raw(rows: pl.DataFrame, found: pl.DataFrame, prompts: Sequence[str], split:
     return table[np.ix_([list(named).index(name) for name in prompts], [list(places).index(place) for place in of])]
 
 
-def at_positions(rows: pl.DataFrame) -> pl.DataFrame:
+def at_positions(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     """`name layer site arm unit kl here_kl moved low high here_moved`: mapped states at several positions, beside the decision position alone.
 
     `kl` is closeness in nats; `moved` the share of D that the base recovers with its own mapped states, with its interval.
@@ -215,4 +228,5 @@ def at_positions(rows: pl.DataFrame) -> pl.DataFrame:
     here_moved = moved.filter(pl.col("unit").is_null()).select(*key, here_moved="share")
     found = found.filter(several).join(here, on=key, how="left").join(here_moved, on=key, how="left")
     found = found.join(moved.select(*key, "unit", "low", "high", moved="share"), on=[*key, "unit"], how="left")
+    found = _of_d(found, ("moved", "low", "high", "here_moved"), rows, summary)
     return found.sort("layer", kind_place(), arm_place(), "unit")

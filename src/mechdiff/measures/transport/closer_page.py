@@ -25,7 +25,7 @@ def parts(run: Run) -> list[dict | Drawn]:
 
 def _shown(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     """The sweep of the map and the sites that are drawn: the estimator with a whitening where it was asked for, the sites that maps matter at."""
-    found = closer_findings.sweep(rows)
+    found = closer_findings.sweep(rows, summary)
     if found.is_empty():
         return found
     arms, names = found["arm"].unique().sort(descending=True).to_list(), found["name"].unique(maintain_order=True).to_list()
@@ -36,7 +36,7 @@ def _shown(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
 
 
 def _sweep(run: Run) -> list[dict | Drawn]:
-    found = closer_findings.sweep(run.rows)
+    found = closer_findings.sweep(run.rows, run.summary)
     if found.is_empty():
         return []
     shown = _shown(run.rows, run.summary)
@@ -45,22 +45,40 @@ def _sweep(run: Run) -> list[dict | Drawn]:
         f"The sweep ({arm}): maps between the first k principal components of each side, times strength. Drop = 1 − KL_mapped / KL_raw, on "
     )
     caption += (
-        "the prompts of the fit and on those that the maps have not seen; no drop is drawn where the base's own activation does no harm."
+        "the prompts of the fit and on those that the maps have not seen; no drop is drawn where the base's own activation does no more harm "
+        f"than three noise floors.{_of_all(found, shown)}"
     )
     parts: list[dict | Drawn] = [Drawn(name="transport_cuts", chart=drops, caption=caption, reading="transport_cuts")]
-    parts.append(Drawn(name="transport_cut_curves", chart=by_strength, caption=_beyond(found), reading="transport_cut_curves"))
+    parts.append(Drawn(name="transport_cut_curves", chart=by_strength, caption=_beyond(found, shown), reading="transport_cut_curves"))
     return [*parts, _table(found)]
 
 
-def _beyond(found: pl.DataFrame) -> str:
+def _of_all(found: pl.DataFrame, shown: pl.DataFrame) -> str:
+    """How much of the sweep is drawn, where that is not all of it."""
+    counts = {words: tuple(one[column].n_unique() for one in (shown, found)) for column, words in (("name", "sites"), ("arm", "maps"))}
+    left = [f"{n} of {of} {words}" for words, (n, of) in counts.items() if n < of]
+    return f" Drawn: {' and '.join(left)}; the table has all." if left else ""
+
+
+def _beyond(found: pl.DataFrame, shown: pl.DataFrame) -> str:
     """What the sweep shows beside the same cuts between the tuned model and itself, where nothing differs."""
     text = "KL of the tuned model by strength, a line for each k; dotted: the same k between the tuned model and itself, where nothing differs. "
     if found["p"].is_null().all():
-        return f"{text}So few prompts have no test of whether they differ."
+        return f"{text}So few prompts have no test of whether they differ.{_of_all(found, shown)}"
+    further, closer = _apart(shown)
+    text += (
+        f"Of {len(shown)} writes drawn {further} come out farther from the tuned model than its own cut activations do, and {closer} closer"
+    )
+    if len(shown) < len(found):
+        text += ", of all {} of the sweep {} and {}".format(len(found), *_apart(found))
+    return f"{text} (p ≤ {SURE}, corrected for all of the sweep).{_of_all(found, shown)}"
+
+
+def _apart(found: pl.DataFrame) -> tuple[int, int]:
+    """How many writes are surely farther than their control, and how many closer."""
     sure = found.filter(pl.col("p") <= SURE)
     further = int((sure["apart"] > 0).sum())
-    text += f"Of {len(found)} writes {further} come out farther from the tuned model than its own cut activations do, and "
-    return f"{text}{len(sure) - further} closer (p ≤ {SURE}, corrected for all of them)."
+    return further, len(sure) - further
 
 
 def _table(found: pl.DataFrame) -> dict:
@@ -135,12 +153,13 @@ def by_strength(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wi
 
 def _positions(run: Run) -> list[dict | Drawn]:
     """Mapped states at several positions together, beside the decision position alone."""
-    found = closer_findings.at_positions(run.rows)
+    found = closer_findings.at_positions(run.rows, run.summary)
     if found.is_empty():
         return []
     columns = ("site, map", "positions", "KL, decision alone", "KL, all these", "recovery, decision alone", "recovery, all (95 %)")
-    title = "Maps written at several positions together, each position's own activation mapped: closeness in nats, and the share of D that the base "
-    return [table(columns, map(_at, found.iter_rows(named=True)), title=f"{title}recovers")]
+    title = "Maps written at several positions together, each position's own activation mapped by a map of all these positions of the fit prompts "
+    title += "(shift and mean: of each position): closeness in nats, and the share of D that the base recovers. Beside it the decision position alone"
+    return [table(columns, map(_at, found.iter_rows(named=True)), title=title)]
 
 
 def _at(r: dict[str, Any]) -> tuple[str, ...]:

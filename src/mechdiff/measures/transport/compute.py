@@ -35,10 +35,10 @@ LOGIT_SUBSPACES = ("logit_subspace", "logit_subspace_joint")
 # ---- what maps are fitted on -------------------------------------------------------------------------------------------------------
 
 
-def sample(run: Execution, cell: Cell, kind: str, layer: int) -> Sample:
-    """The rows that maps are fitted on at one site."""
-    k = cell.key["settings"]["rows_per_prompt"] if "settings" in cell.key else 1
-    position = "decision" if k == 1 else f"spread_{k}"
+def sample(run: Execution, cell: Cell, kind: str, layer: int, position: str | None = None) -> Sample:
+    """The rows that maps are fitted on at one site; `position`: at these of each prompt, whatever the study's `rows_per_prompt`."""
+    k = cell.key["settings"].get("rows_per_prompt", 1) if "settings" in cell.key else 1
+    position = position or ("decision" if k == 1 else f"spread_{k}")
     states = {side: run.states(side, "fit", position) for side in ("base", "tuned")}
     base, tuned = (one.kinds[kind][one.layers.index(layer)] for one in states.values())
     return Sample(base=base.flatten(0, 1), tuned=tuned.flatten(0, 1), groups=groups(run, "fit").repeat_interleave(base.shape[1]))

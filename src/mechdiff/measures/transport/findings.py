@@ -110,10 +110,7 @@ def closeness(rows: pl.DataFrame, *, split: str | None = None) -> pl.DataFrame:
     """
     split = split or difference.reported(rows, "transport")
     found, matrix, _ = cells(plain(written(rows, CLOSENESS, "kl_own_nats", measure="transport", split=split)))
-    floors = statistics_floors.noise_floors(rows).filter(
-        pl.col("runner") == "tuned", pl.col("split").eq_missing(split), pl.col("metric") == "kl_own_nats"
-    )
-    least = statistics_floors.FLOORS * (float(floors["floor"][0]) if len(floors) else 0.0)
+    least = least_closeness(rows, split)
     numbers = np.full((6, len(found)), np.nan)
     mean = matrix.mean(axis=0) if matrix.size else np.zeros(0)
     names, arms = found["name"].to_list(), found["arm"].to_list()
@@ -133,6 +130,13 @@ def closeness(rows: pl.DataFrame, *, split: str | None = None) -> pl.DataFrame:
     content += [pl.Series("kl", mean, dtype=pl.Float64), pl.Series("raw", [mean[i] if i >= 0 else None for i in raw], dtype=pl.Float64)]
     trivial = pl.Series("trivial", [arms[i] if i >= 0 else None for i in best], dtype=pl.String)
     return found.with_columns(*content, trivial, counts=pl.Series(mean > least if len(found) else [], dtype=pl.Boolean))
+
+
+def least_closeness(rows: pl.DataFrame, split: str | None) -> float:
+    """What a KL must be above to be divided by: three noise floors of a split, or the largest of any where it has none of its own."""
+    found = statistics_floors.noise_floors(rows).filter(pl.col("runner") == "tuned", pl.col("metric") == "kl_own_nats")
+    here = found.filter(pl.col("split").eq_missing(split))
+    return statistics_floors.FLOORS * max((here if len(here) else found)["floor"].to_list(), default=0.0)
 
 
 def worth_mapping(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:

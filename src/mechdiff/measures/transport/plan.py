@@ -101,7 +101,9 @@ class TransportOptions(CloserOptions):
     cuts: Annotated[
         tuple[int | str, ...], BeforeValidator(_read_cuts)
     ] = ()  # a sweep: these maps with each of these cuts, at every strength
-    positions: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()  # last_2, ...: at the closer layers maps are written there too
+    positions: Annotated[
+        tuple[str, ...], BeforeValidator(_several)
+    ] = ()  # last_2, ...: at the closer layers maps are fitted and written there too
 
     @model_validator(mode="after")
     def _something_to_cut(self) -> "TransportOptions":
@@ -120,9 +122,10 @@ def needs(planner: Planner, options: TransportOptions) -> Needs:
     _refuse_other_widths(planner, options)
     layers = options.layer_numbers(planner.shape.n_layers)
     windows = [
-        Window(split="report", position=position, kinds=options.sites, layers=layers)
+        Window(split=split, position=position, kinds=options.sites, layers=layers)
         for position in options.positions
-        if "report" in planner.splits and not planner.common_tail(position, "report")
+        if not _no_window(planner, position)
+        for split in ("fit", "report")
     ]
     if options.rows_per_prompt == 1 or "fit" not in planner.splits:
         return Needs(sites=options.sites, windows=tuple(windows), over_answers=options.sites)
@@ -167,30 +170,43 @@ def _arms(planner: Planner, options: TransportOptions, direction: str) -> list[s
 
 def _cuts(planner: Planner, options: TransportOptions, kind: str) -> Iterator[Cell]:
     """Every cut at every strength, on the prompts of the fit and on those of the report; on these beside what a cut does between equals."""
-    if not options.cuts:
+    spanned = min(len(planner.splits["fit"]) * options.rows_per_prompt - 1, planner.shape.width(kind))
+    allowed = [cut for cut in options.cuts if cut == FULL or int(cut) <= spanned]
+    if beyond := [str(cut) for cut in options.cuts if cut not in allowed]:
+        planner.skip(
+            f"transport cut at {', '.join(beyond)}, {kind}", f"what the maps are fitted on spans {spanned} principal components at most"
+        )
+    if not allowed:
         return
     strengths = [*(one for one in options.strengths if one), 1.0]
     for direction in MAPPED[:2]:
         for split in ("fit", "report"):
             for number, shard in enumerate(planner.packed(split, "decision")):
                 what: dict[str, Any] = {"direction": direction, "split": split, "position": "decision", "kind": kind, "shard": number}
-                what |= {"cut_maps": options.cut_maps, "cuts": options.cuts, "strengths": sorted(strengths)}
-                runs = len(options.cut_maps) * len(options.cuts) * len(strengths) * (2 if split == "report" else 1)
+                what |= {"cut_maps": options.cut_maps, "cuts": allowed, "strengths": sorted(strengths)}
+                runs = len(options.cut_maps) * len(allowed) * len(strengths) * (2 if split == "report" else 1)
                 yield closer_cell(planner, shard, "cuts", what | _fitted_on(planner, options), options, runs)
 
 
 def _at_positions(planner: Planner, options: TransportOptions, kind: str) -> Iterator[Cell]:
     """Maps written at the last few positions of the report prompts together."""
     for position in options.positions:
-        if why := planner.common_tail(position, "report"):
+        if why := _no_window(planner, position):
             planner.skip(f"transport at {position}", why)
             continue
         for direction in (*MAPPED, TUNED_INTO_BASE):
             arms = _arms(planner, options, direction)
             for number, shard in enumerate(planner.packed("report", position)):
                 what = {"direction": direction, "split": "report", "position": position, "kind": kind, "shard": number, "arms": arms}
-                made = closer_cell(planner, shard, "mapped_positions", what | _fitted_on(planner, options), options, len(arms))
+                fitted_on = _fitted_on(planner, options, position)
+                made = closer_cell(planner, shard, "mapped_positions", what | fitted_on, options, len(arms))
                 yield replace(made, flops=made.flops * (n_positions(position) or 1))
+
+
+def _no_window(planner: Planner, position: str) -> str | None:
+    """Why maps cannot be fitted or written at a window of last positions."""
+    split = next((one for one in ("fit", "report") if one not in planner.splits), None)
+    return f"the study has no {split} prompts" if split else planner.common_tail(position, "report") or planner.common_tail(position, "fit")
 
 
 def _over_answers(planner: Planner, options: TransportOptions, kinds: Sequence[str]) -> Iterator[Cell]:
@@ -211,8 +227,11 @@ def _fits(planner: Planner, options: TransportOptions, kind: str, layers: Sequen
     return Cell(stage="fits", key=key, items=items, side=None, flops=2 * len(layers) * len(options.maps) * one)
 
 
-def _fitted_on(planner: Planner, options: TransportOptions) -> dict[str, Any]:
-    """What maps are made of: prompts by their texts, and every setting."""
+def _fitted_on(planner: Planner, options: TransportOptions, window: str | None = None) -> dict[str, Any]:
+    """What maps are made of: prompts by their texts, and every setting; `window`: at which last positions, where it is there."""
     settings = options.model_dump(include={"maps", "rows_per_prompt", "dimensions", "clusters", "shrinkage", "cut"})
+    if window:
+        settings["rows_per_prompt"] = n_positions(window)
+        return {"fitted_on": prompt_hashes(planner, "fit"), "fitted_at": window, "seed": planner.study.seed, "settings": settings}
     on = {"fitted_on": prompt_hashes(planner, "fit"), "chosen_on": prompt_hashes(planner, "select"), "seed": planner.study.seed}
     return {**on, "settings": settings}

@@ -8,9 +8,10 @@ from typing import Any
 from mechdiff import labels
 from mechdiff.maps.maps import Map
 from mechdiff.measures.patching.hot import closer_layers
+from mechdiff.measures.transport.at_positions import window_maps
 from mechdiff.measures.transport.compute import maps_at
-from mechdiff.measures.transport.cuts import cut_map
-from mechdiff.measures.transport.plan import TransportOptions
+from mechdiff.measures.transport.cuts import cut_map, spanned, within_span
+from mechdiff.measures.transport.plan import FULL, TransportOptions
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution, positions
 from mechdiff.study.planner import LAST_LEFT_OUT
@@ -26,18 +27,23 @@ def maps_record(run: Execution) -> dict[str, Any]:
     files = [name for cell in cells for layer in layers for name in _save(run, cell, layer)]
     said = {cell.key["kind"]: json.loads(bytes(run.tensors(cell)["said"]).decode()) for cell in cells}
     records = [one for site in said.values() for arm in site.values() for one in arm.values()]
+    spans = {f"L{layer}.{one.key['kind']}": (one, spanned(run, one, layer)) for one in _sweeps(run) for layer in layers}
     warnings = sorted({text for one in records for text in one["warnings"]})
     if means := sum("is_the_mean" in one for one in records):
         warnings.append(f"{means} maps explain no more of what they were fitted to than noise would: they are the mean, or the mean shift")
+    for site, (one, span) in spans.items():
+        if beyond := [str(cut) for cut in one.key["cuts"] if cut != FULL and cut > span]:
+            said_of_it = f"what the maps are fitted on spans {span} principal components"
+            warnings.append(f"the sweep at {site} has no cut at {', '.join(beyond)}: {said_of_it}")
     rows_given = {
         "per_prompt": options.rows_per_prompt,
         "prompts": len(run.prepared.rendered["fit"]),
         **_spread(run, options.rows_per_prompt),
     }
-    return {
-        "transport": {"closer_layers": layers, "fits": said, "rows": rows_given, "maps": files, "warnings": warnings},
-        "warnings": warnings,
-    }
+    found = {"closer_layers": layers, "fits": said, "rows": rows_given, "maps": files, "warnings": warnings}
+    if spans:
+        found["spanned"] = {site: span for site, (_, span) in spans.items()}
+    return {"transport": found, "warnings": warnings}
 
 
 def _save(run: Execution, cell: Cell, layer: int) -> list[str]:
@@ -53,9 +59,20 @@ def _of_site(run: Execution, cell: Cell, layer: int) -> Iterator[tuple[str, str,
     """Name, way and map of all that were fitted at one site, those of a sweep over cuts among them."""
     for way, maps in (("base_to_tuned", maps_at(run, cell, layer).there), ("tuned_to_base", maps_at(run, cell, layer).back)):
         yield from ((arm, way, maps[arm]) for arm in cell.key["settings"]["maps"])
-    for swept in [one for one in run.cells if one.stage == "cuts" and one.key["kind"] == cell.key["kind"]][:1]:
-        for arm, cut in product(swept.key["cut_maps"], swept.key["cuts"]):
+    for window in {
+        one.key["position"]: one for one in run.cells if one.stage == "mapped_positions" and one.key["kind"] == cell.key["kind"]
+    }.values():
+        maps_there = window_maps(run, window, layer)
+        for way, maps in (("base_to_tuned", maps_there.there), ("tuned_to_base", maps_there.back)):
+            yield from ((f"{arm}.{window.key['position']}", way, one) for arm, one in maps.items())
+    for swept in [one for one in _sweeps(run) if one.key["kind"] == cell.key["kind"]]:
+        for arm, cut in product(swept.key["cut_maps"], within_span(run, swept, layer)):
             yield f"{arm}.{labels.cut_unit(cut).replace(' ', '_')}", "base_to_tuned", cut_map(run, swept, layer, arm, cut)
+
+
+def _sweeps(run: Execution) -> list[Cell]:
+    """A cell of each kind of site that cuts were swept at."""
+    return list({one.key["kind"]: one for one in reversed(run.cells) if one.stage == "cuts"}.values())[::-1]
 
 
 def _spread(run: Execution, k: int) -> dict[str, Any]:

@@ -47,26 +47,17 @@ def _target(run: Rerun, row: Row, n_pos: int) -> Tensor:
     site, arm, back = Site(row["layer"], row["site"]), row["arm"], row["direction"] == "tuned<-tuned"
     if arm in PATCHES:
         options = run.prepared.study.asked(TransportOptions)
-        if arm in ("shift", "mean") and options and options.rows_per_prompt > 1:
+        if arm in ("shift", "mean") and n_pos == 1 and options and options.rows_per_prompt > 1:
             raise NotRecomputed("means over positions spread along the prompts")
-        if arm in ("shift", "mean") and n_pos > 1:  # of the decision position, where maps were fitted
-            return _constant(run, row, site, n_pos)
         return written(run, row, site, n_pos)
-    cut = f".{row['unit'].replace(' ', '_')}" if (row["unit"] or "").startswith("cut ") else ""
-    file = run.path / "maps" / f"{site}.{arm}{cut}.{'tuned_to_base' if back else 'base_to_tuned'}.safetensors"
+    of = f".{row['unit'].replace(' ', '_')}" if row["unit"] else ""  # a cut, or a window with a map of its own
+    file = run.path / "maps" / f"{site}.{arm}{of}.{'tuned_to_base' if back else 'base_to_tuned'}.safetensors"
     if not file.is_file():
         raise NotRecomputed("maps are kept at the closer layers alone")
     one = load_map(file)
     if row["rank"] != one.rank_:
         raise NotRecomputed("maps of other ranks are not kept")
     return one.transform(run.state("tuned" if back else "base", row["split"], row["prompt"], site, n_pos))
-
-
-def _constant(run: Rerun, row: Row, site: Site, n_pos: int) -> Tensor:
-    """The mean state of the fit prompts' decision positions at each position, or the state there moved by the difference of the means."""
-    away, towards = ("tuned", "base") if row["direction"] == "tuned<-tuned" else ("base", "tuned")
-    states, mean = run.state(away, row["split"], row["prompt"], site, n_pos), run.mean(towards, site, 1)
-    return states + mean - run.mean(away, site, 1) if row["arm"] == "shift" else mean.expand_as(states)
 
 
 def _over_answer(run: Rerun, row: Row) -> float:
