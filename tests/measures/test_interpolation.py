@@ -168,6 +168,26 @@ def test_modules_that_are_none_are_refused(given: list[str], said: str, tmp_path
         planned(tmp_path, [{"interpolation": {"modules": given}}])
 
 
+def test_a_tied_unembedding_is_said_where_embed_or_head_is_moved_alone(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    for side in ("base", "tuned"):
+        net = LlamaForCausalLM.from_pretrained(folder.parent / side)
+        net.config.tie_word_embeddings = True
+        net.tie_weights()
+        net.save_pretrained(folder.parent / side)
+    study = yaml.safe_load(folder.read_text()) | {"measures": [{"interpolation": {"modules": ["head", "embed"], "side_prompts": 0}}]}
+    folder.write_text(yaml.safe_dump(study))
+    plan = prepare(load_study(folder)[0], RunOptions(device="cpu"), EXPERIMENTS).plan
+    why = {one["what"]: one["why"] for one in plan.skipped}["interpolation of head"]
+    assert "the unembedding is the embedding, one tied tensor, and moves with embed" in why
+    assert "interpolation of embed" not in {one["what"] for one in plan.skipped}
+    run = run_of(planted(squares), tied=True)
+    assert words.named(run, "embed") == "embed (the unembedding moves with it: one tied tensor)"
+    assert words.named(run, "L1+head") == "L1+head (head is the embedding here and stays: one tied tensor)"
+    assert words.named(run, "L1") == "L1"
+    assert words.named(run_of(planted(squares)), "embed") == "embed"
+
+
 def test_groups_of_modules_have_one_name() -> None:
     assert InterpolationOptions(modules=("mlp", "L10.mlp+L2.attn+L2.attn", "L2.attn+L10.mlp")).modules == ("L2.attn+L10.mlp", "mlp")
     assert [holds("L1+mlp", *at) for at in ((1, "attn"), (11, "attn"), (11, "mlp"), (None, "head"))] == [True, False, True, False]

@@ -15,6 +15,7 @@ from mechdiff.measures.self_repair import findings, formula
 from mechdiff.measures.self_repair.page import self_repair
 from mechdiff.report.parts import Run
 from mechdiff.report.sections import lead
+from mechdiff.rows import OVERLAP
 from mechdiff.validate import edits, made
 from mechdiff.validate.planted import edited
 from mechdiff.validate.studies import TEXTS, p26_of, study
@@ -96,3 +97,24 @@ def test_the_page_says_what_later_blocks_do_where_an_interval_carries_it(ordinar
         assert all("could not be shown" in one for one in said_now)
     (shown, _how) = self_repair(ordinary).parts
     assert len(shown["rows"]) == 4
+
+
+def test_what_is_not_finite_is_not_defined_and_takes_no_other_site_with_it(ordinary: Run) -> None:
+    attention = (pl.col("measure") == "self_repair") & (pl.col("site") == "attn_out") & (pl.col("arm") == "total")
+    broken = ordinary.rows.with_columns(value=pl.when(attention).then(float("nan")).otherwise("value"))
+    table = findings.sites(broken)
+    assert {row["name"]: row["written"] for row in table.iter_rows(named=True)} == {"L1.attn_out": None, "L1.mlp_out": True}
+    before = findings.sites(ordinary.rows).filter(pl.col("name") == "L1.mlp_out")["direct"].to_list()
+    assert table.filter(pl.col("name") == "L1.mlp_out")["direct"].to_list() == before
+    shown = self_repair(Run(rows=broken, summary=ordinary.summary, manifest=ordinary.manifest)).parts[0]
+    assert [line[-2] for line in shown["rows"] if line[0] == "L1.attn_out"] == ["not defined"] * 2
+
+
+def test_what_an_unedited_run_moves_too_is_nothing_written(ordinary: Run) -> None:
+    """An unedited run of the base strays by as much as the largest effect there: with three such floors nothing is left to test."""
+    written = findings.sites(ordinary.rows).filter(pl.col("direction") == CROSSED[1])["written"]
+    assert written.any()
+    overlaps = ordinary.rows.filter(pl.col("measure") == "self_repair", pl.col("metric") == OVERLAP, pl.col("direction") == CROSSED[1])
+    stray = overlaps.sort(pl.col("value").abs()).tail(1).with_columns(control=pl.lit("no_op"), arm=pl.lit(None, pl.String))
+    table = findings.sites(pl.concat([ordinary.rows, stray.select(ordinary.rows.columns)]))
+    assert {row["direction"] for row in table.iter_rows(named=True) if row["written"]} == {CROSSED[0]}

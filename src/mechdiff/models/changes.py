@@ -127,6 +127,11 @@ class Changes:
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
+    @property
+    def tied(self) -> bool:
+        """Whether the unembedding is the embedding in both models, one unit `embed`."""
+        return self.base.tied and self.tuned.tied
+
     def touched(self) -> list[tuple[int | None, str]]:
         """(block, site) of all that may have changed, in the order of computation: what an adapter holds something for, else everything."""
         tuned = self.tuned

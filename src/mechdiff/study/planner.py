@@ -41,6 +41,8 @@ class PairFacts:
     """Whether it is merged into copies of the matrices that it changes: of all of them at most."""
     touched: Sequence[tuple[int | None, str]] | None = None
     """(block, site) whose weights may have changed; None: all."""
+    tied: bool = False
+    """Whether the unembedding is the embedding in both models: what changes is then called embed."""
     one_vocabulary: bool = True
     """Whether a token id means the same to both."""
     quantized: Sequence[str] = ()
@@ -59,7 +61,7 @@ class Planner:
     def __init__(self, study: StudyConfig, pair: PairFacts, splits: Mapping[str, Sequence[Item]], max_rows: int) -> None:
         self.study, self.splits, self.max_rows = study, splits, max_rows
         self.shape, self.shapes, self.kinds, self.identity = pair.shapes["base"], pair.shapes, pair.kinds, pair.identity
-        self.adapter, self.one_vocabulary, self.quantized = pair.adapter, pair.one_vocabulary, pair.quantized
+        self.adapter, self.tied, self.one_vocabulary, self.quantized = pair.adapter, pair.tied, pair.one_vocabulary, pair.quantized
         self.functions, self.unread, self.body = pair.functions, pair.unread, pair.weights["base"].body
         self.routers, self.mixture = pair.routers, any(one.active < one.stored for one in pair.weights.values())
         self.skipped: list[dict[str, str]] = []

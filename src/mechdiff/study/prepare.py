@@ -169,6 +169,7 @@ def _facts(study: StudyConfig, experiments: Mapping[str, Experiment], pair: Pair
     configs = {side: pair.config(side) for side in SIDES}
     kinds = [family_of(config, pair.base.ref).kinds(config) for config in configs.values()]
     by_weights = any(experiment.parts_changed for experiment, _ in asked(study, experiments))
+    changes = open_changes(pair.base, pair.tuned) if by_weights else None
     routed = any(experiment.routers for experiment, _ in asked(study, experiments))
     return PairFacts(
         shapes={side: shape_of(config) for side, config in configs.items()},
@@ -177,7 +178,8 @@ def _facts(study: StudyConfig, experiments: Mapping[str, Experiment], pair: Pair
         identity=identity,
         adapter=pair.tuned.adapter is not None,
         merges=pair.merges,
-        touched=open_changes(pair.base, pair.tuned).touched() if by_weights else None,
+        touched=changes.touched() if changes else None,
+        tied=changes is not None and changes.tied,
         one_vocabulary=one_vocabulary,
         quantized=[side for side, config in configs.items() if is_quantized(config)],
         functions=function_differences(configs["base"], configs["tuned"]),

@@ -171,20 +171,24 @@ def _arms(run: Run) -> list[dict]:
 
 def _pairs(run: Run) -> list[dict]:
     """What pairs of top heads do beyond the sum of both."""
-    lines = []
+    lines, of = [], 0
     for direction in WORDS:
         for layer in findings.closer_layers(run.manifest):
             one = sets.game(run.rows, run.summary, direction, layer)
             order = sets.orders(run.manifest, direction, layer).get("single")
             if one is None or not order or not one.whole.counts:
                 continue
-            for r in sets.both_interactions(run.rows, one, order[:6]).head(PAIRS // 2).iter_rows(named=True):
+            both = sets.both_interactions(run.rows, one, order[:6])
+            of += len(both)
+            for r in both.head(PAIRS // 2).iter_rows(named=True):
                 of_kl = share(r["kl_alone"]), with_ends(r["kl"], r["kl_low"], r["kl_high"])
                 added = share(r["alone"]), with_ends(r["value"], r["low"], r["high"])
                 lines.append((f"L{layer}: {r['i']}, {r['j']}", WORDS[direction], *added, *of_kl))
     columns = ("heads", "direction", "v(i) + v(j)", "interaction (95 %)", "of KL: v(i) + v(j)", "of KL: interaction (95 %)")
     title = "Interactions of top heads, v(i, j) − v(i) − v(j), as parts of how far all heads of the layer move the logits: under 0 either will do, "
-    title += "over 0 they need each other. Of KL beside it two heads that add seem to need each other, for a divergence grows as a square"
+    title += "over 0 they need each other"
+    title += f"; the {len(lines)} largest of {of}, so somewhat overstated. " if len(lines) < of else ". "
+    title += "Of KL beside it two heads that add seem to need each other, for a divergence grows as a square"
     return [table(columns, lines, folded=title)] if lines else []
 
 

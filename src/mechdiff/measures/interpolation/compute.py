@@ -108,12 +108,13 @@ def answer(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 
 def record(run: Execution) -> dict[str, Any]:
-    """For the record: `interpolation` (the block whose activations were moved, and what was said at each strength)."""
+    """For the record: `interpolation` (the block where activations were moved, whether embed is the unembedding too, what was said by strength)."""
     cells = [cell for cell in run.cells if cell.stage in ("interpolation", "interpolated_answers")]
     if not cells:
         return {}
     moved = any(cell.key["arm"] == STATES for cell in cells)
-    return {"interpolation": {"layer": layer_of(run) if moved else None, "answers": [one for cell in cells for one in _answers(run, cell)]}}
+    said = {"layer": layer_of(run) if moved else None, "tied": run.changes.tied}
+    return {"interpolation": said | {"answers": [one for cell in cells for one in _answers(run, cell)]}}
 
 
 def _answers(run: Execution, cell: Cell) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from mechdiff.measures.interpolation import findings
 from mechdiff.measures.interpolation.charts import SHOWN, along_the_way, by_modules
 from mechdiff.measures.interpolation.findings import GONE, LEFT, Matched, Number
 from mechdiff.measures.interpolation.plan import OF_TUNED, WEIGHTS
-from mechdiff.measures.interpolation.words import NAMES
+from mechdiff.measures.interpolation.words import NAMES, named
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import nats, prompts, share, shown, visible
 
@@ -82,7 +82,7 @@ def _modules(run: Run) -> list[dict | Drawn]:
         price = None if cost is None or cost.at(1.0) is None else float(cost.means[cost.strengths == 1][0])
         half = findings.half(run.rows, WEIGHTS, group)
         reached = _shown(half, 2) if half and math.isfinite(half.value) else "not reached"
-        lines.append([group, *(nats(at.get(strength)) for strength in strengths), reached, nats(price)])
+        lines.append([named(run, group), *(nats(at.get(strength)) for strength in strengths), reached, nats(price)])
     columns = ["modules", *(f"D left at {strength:g}" for strength in strengths), "half of D gone at", "neutral KL at 1, nats"]
     return [
         Drawn(name="by_modules", chart=by_modules, caption=caption, reading="along_the_way"),

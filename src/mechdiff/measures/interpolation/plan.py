@@ -158,7 +158,9 @@ def _groups(planner: Planner, options: InterpolationOptions) -> Iterator[str]:
         if any(holds(group, layer, site) for layer, site in planner.touched):
             yield group
         else:
-            planner.skip(f"interpolation of {group}", "no weight of it changed")
+            tied = planner.tied and "head" in labels.set_of(group)
+            why = "; the unembedding is the embedding, one tied tensor, and moves with embed" if tied else ""
+            planner.skip(f"interpolation of {group}", f"no weight of its own changed{why}")
 
 
 def _networks(planner: Planner, options: InterpolationOptions, group: str | None) -> float:

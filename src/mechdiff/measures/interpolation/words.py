@@ -2,6 +2,7 @@
 
 import math
 
+from mechdiff import labels
 from mechdiff.measures.interpolation import findings
 from mechdiff.measures.interpolation.findings import Beyond, Number
 from mechdiff.measures.interpolation.plan import LOGITS, STATES, WEIGHTS
@@ -52,12 +53,20 @@ def of_modules(run: Run) -> list[str]:
     found = findings.alone(run.rows)
     said = []
     for one in found[:SPOKEN]:
-        text = f"The weights of {one.unit} alone leave {_nats(one.at_one)} nats of D at strength 1"
+        text = f"The weights of {named(run, one.unit)} alone leave {_nats(one.at_one)} nats of D at strength 1"
         if one.strength > 1:
             text += f", and {_nats(one.beyond)} at {one.strength:g} (difference {_nats(one.less)}; {spoken.in_words(one.p)}"
             text += ")" if len(found) == 1 else f", corrected for {len(found)} groups)"
         said.append(f"{text}.")
     return said
+
+
+def named(run: Run, group: str) -> str:
+    """A group of modules, with what moves along with it, or stays, where embedding and unembedding are one tensor."""
+    parts = labels.set_of(group)
+    if not (run.manifest.get("interpolation") or {}).get("tied") or not {"embed", "head"} & set(parts):
+        return group
+    return f"{group} ({'the unembedding moves with it' if 'embed' in parts else 'head is the embedding here and stays'}: one tied tensor)"
 
 
 def _nats(one: Number) -> str:

@@ -1,5 +1,7 @@
 """The section on self-repair sets the direct effect of each output beside its total one."""
 
+from typing import Any
+
 from mechdiff.measures.self_repair import findings
 from mechdiff.report.difference import RECOVERY
 from mechdiff.report.parts import Run, Section, note, table
@@ -23,10 +25,17 @@ def self_repair(run: Run) -> Section:
             row["name"],
             "the base" if row["direction"] == RECOVERY else "the tuned model",
             *(with_interval(row[what], row[f"{what}_low"], row[f"{what}_high"], digits=2) for what in ("direct", "total", "repaired")),
-            "both write the same" if not row["written"] else "not tested" if row["p"] is None else nats(row["p"]),
+            _tested(row),
             "yes" if row["sure"] else "no",
         ]
         for row in found.iter_rows(named=True)
     ]
     columns = ["output", "runs", "direct", "total", "undone by later blocks", "p", "after Holm over all"]
     return Section(id="self_repair", title=TITLE, parts=[table(columns, lines, title="Parts of the way in logits"), note(HOW)])
+
+
+def _tested(row: dict[str, Any]) -> str:
+    """The p of what later blocks undo, or why there is none."""
+    if row["written"] is None:
+        return "not defined"
+    return "both write the same" if not row["written"] else "not tested" if row["p"] is None else nats(row["p"])
