@@ -11,11 +11,13 @@ import peft
 import polars as pl
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from test_scan import scanned, shipped
 from tokenizers import AddedToken
 
 import pico
+from mechdiff.cli.printing import show_scan
 from mechdiff.models import pair as models_pair
 from mechdiff.models.pair import Pair, open_pair
 from mechdiff.scanning import compute, directions, evidence, shown
@@ -125,7 +127,11 @@ def test_texts_of_one_token_and_texts_that_no_model_can_read_stop_no_scan(tmp_pa
     assert "1 text (text-8): the base model has no row for one of its tokens" in told["left_out"]
     assert f"1 text (text-9): two {tokenizer.bos_token!r} at the start for the base model's tokenizer" in told["left_out"]
     none = scanned(tmp_path, [twice], tmp_path / "none", matrices=0)
-    assert sentences(none) == ["Nothing could be compared: of 1 texts 1 were left out, and no other has two tokens."]
+    why = f"1 text (text-1): two {tokenizer.bos_token!r} at the start for the base model's tokenizer"
+    assert sentences(none) == [f"Nothing could be compared: of 1 texts 1 were left out, and no other has two tokens ({why})."]
+    console = Console(record=True, width=200, file=io.StringIO())
+    show_scan(none, console)
+    assert f"left out: {why}" in console.export_text()
 
 
 def test_a_router_that_changed_is_read_where_it_reads_and_nowhere_else(tmp_path: Path) -> None:
@@ -188,10 +194,6 @@ def test_a_corpus_of_few_texts_again_and_again_has_domains() -> None:
 
 
 def test_a_corpus_of_few_texts_is_read_written_and_printed(pair: Path, tmp_path: Path) -> None:
-    from rich.console import Console
-
-    from mechdiff.cli.printing import show_scan
-
     told = scanned(pair, TEXTS[:3] * 8, tmp_path / "out", matrices=0, chunk=24)
     json.loads((tmp_path / "out" / "scan.json").read_text(), parse_constant=refused)
     assert [one["kl_low"] for one in told["domains"]] == [None] * len(told["domains"])

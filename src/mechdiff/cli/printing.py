@@ -177,6 +177,8 @@ def show_scan(found: dict[str, Any], console: Console) -> None:
         kl, loss = ["–" if None in both else " to ".join(map(fixed, both)) for both in ends]  # of few clusters there is no interval
         table.add_row(escape(one["domain"]), str(one["texts"]), fixed(one["kl"]), kl, fixed(one["loss_change"]), loss)
     console.print(table)
+    for said in found["left_out"]:
+        console.print(f"left out: {said}", style="dim", markup=False, highlight=False)
 
 
 # ---- a run on its way ---------------------------------------------------------------------------------------------------------------

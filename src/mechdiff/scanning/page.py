@@ -27,8 +27,11 @@ LABELS, ROW = 190, 24
 def write(record: Mapping[str, Any], shown: Shown, out: Path) -> Path:
     """The page of a scan, in its folder."""
     sections = [_numbers(record), _domains(record), _contexts(record, shown), _directions(record, shown)]
-    read = [(name, str(record[name])) for name in ("base", "tuned", "corpus", "dtype", "longest", "texts", "tokens", "corpus_hash")]
-    left_out = [table(("left out",), [(one,) for one in record["left_out"]])] if record["left_out"] else []
+    read = [
+        (name, str(record[name]))
+        for name in ("base", "tuned", "corpus", "dtype", "longest", "texts", "texts_left_out", "tokens", "vocabularies", "corpus_hash")
+    ]
+    left_out = [table(("left out",), [(visible(one),) for one in record["left_out"]])] if record["left_out"] else []
     return page.write_page(
         out / PAGE,
         readings=[Path(__file__).with_name("reading.html")],
@@ -86,7 +89,8 @@ def _domains(record: Mapping[str, Any]) -> Section:
 
 def _effect(one: Mapping[str, Any]) -> str:
     ends = between(one["low"], one["high"])
-    return f"{'log KL ' if one['score'] == 'kl' else ''}{nats(one['effect'])}" + (f" ({ends})" if ends else "")
+    said = nats(one["effect"]) + (f" ({ends})" if ends else "")
+    return f"log KL {said}; as it is {nats(one['raw'])}" if one["score"] == "kl" else said
 
 
 def _contexts(record: Mapping[str, Any], shown: Shown) -> Section:

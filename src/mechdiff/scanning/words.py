@@ -15,9 +15,9 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     if not record["tokens"]:
         if not record["texts_left_out"]:
             return ["No text has a token that another one follows: nothing could be compared."]
-        return [
-            f"Nothing could be compared: of {record['texts']:,} texts {record['texts_left_out']:,} were left out, and no other has two tokens."
-        ]
+        why = visible(record["left_out"][-1])
+        n, of = f"{record['texts_left_out']:,}", f"{record['texts']:,}"
+        return [f"Nothing could be compared: of {of} texts {n} were left out, and no other has two tokens ({why})."]
     over = f"Over {texts} ({record['tokens']:,} tokens)"
     if record["tokens_all_shared"]:
         if not numbers["kl_tuned_base_max"]:
