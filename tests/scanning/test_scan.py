@@ -222,3 +222,11 @@ def test_tiles_are_used_where_a_product_is_all_there_is(name: str) -> None:
     from mechdiff.scanning.tokens import head_of
 
     assert (head_of(pico.pico(name)) is None) == (name == "gemma2"), "gemma 2 caps its logits"
+
+
+def test_the_page_shows_means_at_once_and_folds_quantiles(found: Path) -> None:
+    page = (found / "report.html").read_text()
+    shown, folded = page.split("Quantiles over tokens", 1)
+    assert "ppl_ratio" in shown
+    assert "kl_tuned_base_p99" not in shown
+    assert "kl_tuned_base_p99" in folded

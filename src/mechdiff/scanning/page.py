@@ -13,7 +13,7 @@ from mechdiff.report import drawing, page
 from mechdiff.report.drawing import BLACK, BLUE, WIDE, Chart
 from mechdiff.report.parts import Drawn, Section, note, table
 from mechdiff.report.phrasing import between, nats, share, visible, with_interval
-from mechdiff.scanning.record import LLAMA_CPP
+from mechdiff.scanning.record import LLAMA_CPP, QUANTILES
 from mechdiff.scanning.shown import CONTEXTS, DIRECTIONS, OF_A_DIRECTION, Shown
 from mechdiff.scanning.words import sentences
 
@@ -53,7 +53,9 @@ def _numbers(record: Mapping[str, Any]) -> Section:
     names = {name: said for said, name in LLAMA_CPP.items()}
     rows = [(name, names.get(name, ""), nats(value)) for name, value in record["numbers"].items()]
     lead = f"All tokens that another one follows: {record['tokens']:,} of {record['texts_scored']:,} texts; quantiles to a thousandth of themselves."
-    parts = [table(("number", "in llama.cpp", "value"), rows)]
+    quantiles = [row for row in rows if row[0].rpartition("_")[2] in (*QUANTILES, "max")]
+    columns = ("number", "in llama.cpp", "value")
+    parts = [table(columns, [row for row in rows if row not in quantiles]), table(columns, quantiles, folded="Quantiles over tokens")]
     return Section(id="scan.numbers", title="How far apart are they over all texts?", lead=[lead], parts=parts)
 
 
