@@ -30,7 +30,11 @@ def opened(folder: Path, **how: Any) -> Pair:
     return open_pair(str(folder / "base"), str(folder / "adapter"), device="cpu", **how)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "shadow"])  # refused: it does not run without peft's own model
+FEW = ("lora", "dora", "adalora", "ia3", "oft", "randlora", "lora with saved modules", "lora on a parameter")
+TAKEN = [kind for kind in KINDS if kind != "shadow"]  # that one is refused: it does not run without peft's own model
+
+
+@pytest.mark.parametrize("kind", [kind if kind in FEW else pytest.param(kind, marks=pytest.mark.slow) for kind in TAKEN])
 def test_every_kind_is_the_same_model_merged_or_switched(kind: str, tmp_path: Path) -> None:
     make_pair(tmp_path, KINDS[kind]())
     pair, switched = opened(tmp_path), opened(tmp_path, memory="one")

@@ -103,7 +103,7 @@ def test_tables_say_what_a_head_has_alone_in_its_group_and_when_it_is_missing(ru
 def test_pairs_chosen_by_size_are_said_to_be_overstated(run: Run) -> None:
     (one,) = (part for part in heads_page.heads(run).parts if isinstance(part, dict) and part.get("folded", "").startswith("Interactions"))
     shown = len(one["rows"])
-    many = re.search(r"; the (\d+) largest of (\d+), so somewhat overstated", one["folded"])
+    many = re.search(r"; the largest of each layer and direction, (\d+) of (\d+), so somewhat overstated", one["folded"])
     assert many
     assert int(many[1]) == shown < int(many[2])
 

@@ -173,7 +173,7 @@ def test_where_kl_is_more_than_predicted_is_not_where_the_models_part_most() -> 
     assert zebra["raw"] == pytest.approx(raw)
     assert parting(zebra).startswith("In texts with “zebra” KL is × ")
     assert parting({**zebra, "raw": 1.0, "raw_low": 0.5, "raw_high": 1.5}).startswith(
-        "They part most in texts with “zebra”: KL there is × "
+        "They part more in texts with “zebra”: KL there is × "
     )
 
 
@@ -238,3 +238,25 @@ def test_an_unembedding_on_the_disk_is_swept_in_no_tiles(pair: Path, monkeypatch
 def test_what_is_said_of_a_text_is_of_what_was_read(pair: Path) -> None:
     scan = Scan(pair=open_pair(str(pair / "base"), str(pair / "tuned"), device="cpu"), asked=Asked(corpus="none", longest=5))
     assert scan.seen([Text(number=4, id="", text="abcdefgh"), Text(number=6, id="", text="ab")]) == {4: "abcd", 6: "ab"}
+
+
+def test_random_directions_that_are_not_known_let_no_text_stand_out() -> None:
+    z = np.array([[3.0], [1.0]])
+    assert np.isnan(directions.empirical_p(z, np.array([[np.nan, 1.0]]))).all()
+    assert directions.empirical_p(z, np.array([[2.0, 1.5]])).tolist() == [[1 / 3], [1.0]]
+    spread = directions.Spread(n=4, total=np.full((2, 1), np.nan), squares=np.ones((2, 1)), top=np.ones((2, 1)))
+    assert np.isnan(spread.standing_out()).all()
+    assert outstanding({"directions": [{"p": None, "texts": [1]}]}) == []
+
+
+def test_a_first_chunk_of_too_few_tokens_gives_no_directions_and_says_so(pair: Path, tmp_path: Path) -> None:
+    told = scanned(pair, ["ab", *shipped(20)], tmp_path / "out", chunk=1)
+    assert told["directions"] == []
+    assert any("the first chunk has too few tokens" in one for one in told["left_out"])
+    assert "or what was left out says why" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_one_text_again_and_again_is_one_domain() -> None:
+    n = 60
+    same = replace(sample(), texts=["the same words again"] * n, found=np.ones(n, bool))
+    assert evidence.domains(same)[1] == ["all"]

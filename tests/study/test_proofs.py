@@ -125,6 +125,7 @@ def test_it_is_made_again_where_anything_changed(pair: Path, proved: Path, tmp_p
         execute(changed, tmp_path / "run")
 
 
+@pytest.mark.ci
 def test_a_proof_of_merged_copies_is_none_of_an_adapter_that_is_switched(pair: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     make_pair(tmp_path, peft.LoraConfig(**LORA))
     monkeypatch.setenv("MECHDIFF_PROOFS", str(tmp_path / "proofs"))

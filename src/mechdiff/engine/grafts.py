@@ -284,7 +284,8 @@ def logits_at(model: Model, batch: Batch, *, cache: Any = None) -> Float[Tensor,
     row, position = batch.places.T
 
     def decisions(head: nn.Module, args: tuple) -> tuple[Tensor]:
-        return (args[0][row, position][:, None],)
+        at = args[0].device  # of a network that is split, not always that of its first layer
+        return (args[0][row.to(at), position.to(at)][:, None],)
 
     handle = model.head.register_forward_pre_hook(decisions)
     try:

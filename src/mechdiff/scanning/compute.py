@@ -81,11 +81,15 @@ def _directions(scan: Scan) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             with directions.reading(model, at, batch) as found:
                 last_states(model, placed(batch, [(0, 0)]))
             for number, here in found.items():
-                states.setdefault(number, []).append(here.cpu())
+                states.setdefault(number, []).append(here[here.isfinite().all(-1)].cpu())
             if sum(map(len, next(iter(states.values()), []))) >= directions.STATES:
                 break
-    kept = [number for number in range(len(at)) if number in states and at[number].vectors.shape[1] == states[number][0].shape[1]]
-    nowhere = "is read nowhere: the network has no such layer, it does not see every token, or it gives more than one tensor"
+    enough = {number for number, parts in states.items() if sum(map(len, parts)) > directions.OF_STATES}
+    kept = [number for number in sorted(enough) if at[number].vectors.shape[1] == states[number][0].shape[1]]
+    nowhere = (
+        "is read nowhere: the first chunk has too few tokens, the network has no such layer, it does not see every token, or it gives more than one "
+        "tensor"
+    )
     n = directions.how_many([at[number] for number in kept])
     said += [f"{one.what} {nowhere}" for i, one in enumerate(at) if i not in kept]
     tensors: dict[str, np.ndarray] = {}

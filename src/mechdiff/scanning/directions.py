@@ -175,13 +175,15 @@ class Spread:
         return Spread(n=self.n + other.n, total=self.total + other.total, squares=self.squares + other.squares, top=top)
 
     def standing_out(self) -> Float[ndarray, "2 direction"]:
-        """z of the first text: how many spreads it lies above the mean; 0 where nothing varies."""
+        """z of the first text: how many spreads it lies above the mean; 0 where nothing varies, NaN of what is not finite."""
         mean = self.total / self.n
         spread = np.sqrt(np.maximum(self.squares / self.n - mean**2, 0))
-        return np.divide(self.top - mean, spread, out=np.zeros_like(mean), where=spread > 1e-9)
+        return np.divide(self.top - mean, spread, out=np.zeros_like(mean), where=~(spread <= 1e-9))
 
 
 def empirical_p(z: Float[ndarray, "2 direction"], at_random: Float[ndarray, "2 draw"]) -> Float[ndarray, "2 direction"]:
-    """Which share of random directions, both signs, have a first text that stands out as far."""
+    """Which share of random directions, both signs, have a first text that stands out as far; NaN where that of one is not known."""
+    if np.isnan(at_random).any():
+        return np.full(z.shape, np.nan)
     beyond = (at_random.reshape(-1) >= z[..., None]).sum(-1)
     return (1 + beyond) / (1 + at_random.size)

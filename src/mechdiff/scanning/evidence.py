@@ -128,6 +128,8 @@ def domains(sample: Sample, *, most: int = DOMAINS, seed: int = 0) -> tuple[Int[
     k = min(most, len(np.unique(places.round(6), axis=0)))  # a text that stands there again and again is one place
     means = KMeans(k, n_init=4, random_state=seed).fit(places)
     held = np.unique(means.labels_)
+    if len(held) < 2:
+        return np.zeros(len(sample.texts), int), ["all"]
     labels = pairwise_distances_argmin(reduced.transform(words.transform(sample.texts)), means.cluster_centers_[held])
     names = words.get_feature_names_out()
     profile = np.stack([np.asarray(table[means.labels_ == one].mean(0))[0] for one in held])

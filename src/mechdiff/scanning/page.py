@@ -118,7 +118,11 @@ def _directions(record: Mapping[str, Any], shown: Shown) -> Section:
     title = "Which texts hold a direction of the change?"
     rows = [(one["direction"], one["sign"], _first(one), nats(one["z"]), nats(one["p"])) for one in record["directions"]]
     if not rows:
-        return Section(id="scan.directions", title=title, parts=[note("No matrix changed, and no vector was given.")])
+        return Section(
+            id="scan.directions",
+            title=title,
+            parts=[note("No direction was read: no matrix changed and no vector was given, or what was left out says why.")],
+        )
     parts: list[Any] = [table(("direction", "sign", "texts (cosine)", "the first stands out by, spreads", "p"), rows)]
     for one in record["directions"][:DIRECTIONS]:
         for text in [text for text in one["texts"][:OF_A_DIRECTION] if (text["number"], text["token"]) in shown]:

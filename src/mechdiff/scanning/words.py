@@ -51,16 +51,14 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
 
 
 def parting(feature: Mapping[str, Any]) -> str:
-    """Where KL is larger than the base's loss predicts; that the models part most there only if it is larger as it is, too."""
+    """Where KL is larger than in other texts of the same base loss; that the models part more there only if it is larger as it is, too."""
     times, raw = (
         with_interval(*(math.exp(feature[name]) for name in names)) for names in (("effect", "low", "high"), ("raw", "raw_low", "raw_high"))
     )
     most = (
-        f"They part most in texts with {named(feature)}: KL there is" if feature["raw_low"] > 0 else f"In texts with {named(feature)} KL is"
+        f"They part more in texts with {named(feature)}: KL there is" if feature["raw_low"] > 0 else f"In texts with {named(feature)} KL is"
     )
-    return (
-        f"{most} × {times} of what the base's loss predicts, and as it is × {raw} beside other texts, on the half where it was not found."
-    )
+    return f"{most} × {times} that of other texts of the same base loss, and as it is × {raw}, on the half where it was not found."
 
 
 def named(feature: Mapping[str, Any]) -> str:
@@ -71,4 +69,4 @@ def named(feature: Mapping[str, Any]) -> str:
 
 def outstanding(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Directions along which a text stands out, corrected over all of them (Bonferroni)."""
-    return [one for one in record["directions"] if one["p"] * len(record["directions"]) <= SURE and one["texts"]]
+    return [one for one in record["directions"] if one["p"] is not None and one["p"] * len(record["directions"]) <= SURE and one["texts"]]

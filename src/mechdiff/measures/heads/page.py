@@ -187,7 +187,7 @@ def _pairs(run: Run) -> list[dict]:
     columns = ("heads", "direction", "v(i) + v(j)", "interaction (95 %)", "of KL: v(i) + v(j)", "of KL: interaction (95 %)")
     title = "Interactions of top heads, v(i, j) − v(i) − v(j), as parts of how far all heads of the layer move the logits: under 0 either will do, "
     title += "over 0 they need each other"
-    title += f"; the {len(lines)} largest of {of}, so somewhat overstated. " if len(lines) < of else ". "
+    title += f"; the largest of each layer and direction, {len(lines)} of {of}, so somewhat overstated. " if len(lines) < of else ". "
     title += "Of KL beside it two heads that add seem to need each other, for a divergence grows as a square"
     return [table(columns, lines, folded=title)] if lines else []
 

@@ -15,7 +15,8 @@ HOW = (
     "Each written activation is held against the running model's own clean ones at that site and at the decision position, on prompts of other "
     "parts than its own (Mahalanobis distance, Ledoit-Wolf covariance), and so is each of its own. Limit: the distance that {keeps} keep. Looked at "
     "are patches of one site, maps at strength 1 and steering without controls, on the report prompts; not windows, several positions, answers or "
-    "heads, nor the tuned model's activations on other prompts in the tuned model, which are its own. Intervals are over prompts, or clusters of "
+    "heads, nor the tuned model's activations on other prompts in the tuned model, which are its own (a mean of own activations lies near their "
+    "middle by construction). Intervals are over prompts, or clusters of "
     "them. It misleads where own activations are few or of one kind of prompt: the model may have others."
 )
 DIRECTIONS = {"base<-base": "within the base", "tuned<-tuned": "within the tuned model"}

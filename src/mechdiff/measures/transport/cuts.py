@@ -23,8 +23,9 @@ from mechdiff.measures.patching.hot import closer_layers
 from mechdiff.measures.transport.closer import Look
 from mechdiff.measures.transport.compute import few_threads, map_settings, sample
 from mechdiff.measures.transport.formula import Sample, fit_maps
-from mechdiff.measures.transport.plan import FULL, TransportOptions
+from mechdiff.measures.transport.plan import FULL, TransportOptions, allowed_cuts
 from mechdiff.models.pair import Model
+from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.experiment import Result
@@ -45,7 +46,7 @@ def cuts(run: Execution, cell: Cell, model: Model | None) -> Result:
             target, at = one.transform(source), None if strength == 1 else strength
             state = target if at is None else own + at * (target - own)
             look.write(layer, state, arm=arm, rank=one.rank_, strength=at, control=control, unit=labels.cut_unit(cut))
-    return look.rows(run, cell, model, "transport"), {}
+    return (look.rows(run, cell, model, "transport") if look.variants else empty()), {}
 
 
 def _asked(run: Execution, cell: Cell, options: TransportOptions) -> Iterator[tuple[int, str, int | str]]:
@@ -56,7 +57,7 @@ def _asked(run: Execution, cell: Cell, options: TransportOptions) -> Iterator[tu
 
 def within_span(run: Execution, cell: Cell, layer: int) -> list[int | str]:
     """The cuts of a cell that what its maps are fitted on allows at a layer."""
-    return [cut for cut in cell.key["cuts"] if cut == FULL or cut <= spanned(run, cell, layer)]
+    return allowed_cuts(cell.key["cuts"], spanned(run, cell, layer))
 
 
 def spanned(run: Execution, cell: Cell, layer: int) -> int:

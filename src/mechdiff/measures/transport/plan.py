@@ -171,7 +171,7 @@ def _arms(planner: Planner, options: TransportOptions, direction: str) -> list[s
 def _cuts(planner: Planner, options: TransportOptions, kind: str) -> Iterator[Cell]:
     """Every cut at every strength, on the prompts of the fit and on those of the report; on these beside what a cut does between equals."""
     spanned = min(len(planner.splits["fit"]) * options.rows_per_prompt - 1, planner.shape.width(kind))
-    allowed = [cut for cut in options.cuts if cut == FULL or int(cut) <= spanned]
+    allowed = allowed_cuts(options.cuts, spanned)
     if beyond := [str(cut) for cut in options.cuts if cut not in allowed]:
         planner.skip(
             f"transport cut at {', '.join(beyond)}, {kind}", f"what the maps are fitted on spans {spanned} principal components at most"
@@ -186,6 +186,12 @@ def _cuts(planner: Planner, options: TransportOptions, kind: str) -> Iterator[Ce
                 what |= {"cut_maps": options.cut_maps, "cuts": allowed, "strengths": sorted(strengths)}
                 runs = len(options.cut_maps) * len(allowed) * len(strengths) * (2 if split == "report" else 1)
                 yield closer_cell(planner, shard, "cuts", what | _fitted_on(planner, options), options, runs)
+
+
+def allowed_cuts(cuts: Sequence[int | str], spanned: int) -> list[int | str]:
+    """Those of no more components than there are; beside the full map of fewer, for at all of them it is that map."""
+    most = spanned - (FULL in cuts)
+    return [cut for cut in cuts if cut == FULL or int(cut) <= most]
 
 
 def _at_positions(planner: Planner, options: TransportOptions, kind: str) -> Iterator[Cell]:
