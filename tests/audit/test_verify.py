@@ -127,6 +127,7 @@ def test_rows_that_were_changed_are_named_and_no_others(made: Path, tmp_path: Pa
     rows = pl.read_parquet(run / "rows.parquet")
     here = pl.any_horizontal((pl.col("measure") == measure) & (pl.col("metric") == metric) for measure, metric in CHANGED)
     here &= pl.col("control").is_null()
+    rows = rows.filter(here | (pl.int_range(pl.len()) % 5 == 0))  # few enough others that each changed metric is among those drawn
     rows = rows.with_columns(value=pl.when(here).then(pl.col("value") * 1.02 + 1e-3).otherwise("value"))
     rows.write_parquet(run / "rows.parquet")
     found = verify(Rerun(run, EXPERIMENTS), AGAIN, ANSWERS, NUMBERS, n_rows=12)
