@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
     from mechdiff.audit.verification import Verification
     from mechdiff.comparison.compare import Comparison
+    from mechdiff.study.cells import Cell
     from mechdiff.study.check import Finding
+    from mechdiff.study.on_ray import Task
     from mechdiff.study.prepare import Prepared
     from mechdiff.study.run import Crew, Progress
 
@@ -191,28 +193,18 @@ def moments(
     sums and the maps (`mechdiff.load_map`) lie beside it. Raises MechdiffError for what a user can put right.
     """
     from mechdiff.models.pair import open_pair
-    from mechdiff.study.corpus import Here, open_corpus, write
+    from mechdiff.study.corpus import open_corpus, write
+    from mechdiff.study.on_ray import corpus_task
 
     options, out = options or RunOptions(), Path(out)
-    pair: dict[str, Any] = {
-        "base": base, "tuned": tuned, "dtype": dtype, "device": options.device, "memory": options.memory, "trusted": options.trust_remote_code,
-    }  # fmt: skip
-    texts: dict[str, Any] = {"path": str(corpus), "sites": sites, "positions": positions, "longest": longest, "shard": shard}
-    read = open_corpus(open_pair(**pair), **texts)
-    with ExitStack() as stack:
-        folder = stack.enter_context(RunFolder.open(out, config_hash=read.hash, study_text=read.text(), cells=options.cells))
-        crew: Any = Here(read, folder)
-        if options.ray is not None:
-            from mechdiff.study.on_ray import corpus_task, workers_for
-
-            crew = stack.enter_context(
-                workers_for(corpus_task(read, {"pair": pair, "texts": texts}), folder, options.ray, options, read.bytes)
-            )
-        done, shards = sum(folder.has(cell.key) for cell in read.cells), read.levels[0]
-        for cells in (shards[:1], shards[1:], *read.levels[1:]):  # the first shard gives the centre
-            for _ in crew.compute([cell for cell in cells if not folder.has(cell.key)], lambda cell: None):
-                done += 1
-                progress(cells[0].stage, done / len(read.cells))
+    texts = {"path": str(corpus), "sites": sites, "positions": positions, "longest": longest, "shard": shard}
+    given: dict[str, Any] = {"pair": _opened_by(base, tuned, dtype, options), "texts": texts}
+    read = open_corpus(open_pair(**given["pair"]), **given["texts"])
+    shards = read.levels[0]
+    steps = (shards[:1], shards[1:], *read.levels[1:])  # the first shard gives the centre
+    with _computed(
+        read, corpus_task(read, given), steps, out, options, lambda cell, done: progress(cell.stage, done / len(read.cells))
+    ) as folder:
         return write(read, folder, out)
 
 
@@ -229,30 +221,46 @@ def scan(
     from mechdiff.scanning import scan as scanning
 
     options, out = options or RunOptions(), Path(out)
-    given = {
-        "pair": {
-            "base": base, "tuned": tuned, "dtype": dtype, "device": options.device, "memory": options.memory, "trusted": options.trust_remote_code,
-        },
-        "asked": {"corpus": str(corpus), **asked},
-    }  # fmt: skip
+    given = {"pair": _opened_by(base, tuned, dtype, options), "asked": {"corpus": str(corpus), **asked}}
     if options.threads:
         import torch
 
         torch.set_num_threads(options.threads)
     read = scanning.open_scan(given)
-    with ExitStack() as stack:
-        folder = stack.enter_context(RunFolder.open(out, config_hash=read.hash, study_text=read.said(), cells=options.cells))
-        crew: Any = scanning.here(read, folder)
-        if options.ray is not None:
-            from mechdiff.study.on_ray import workers_for
+    n, steps = len(read.cells), ((read.directions,), read.chunks)  # texts are held against directions
 
-            crew = stack.enter_context(workers_for(scanning.task(given), folder, options.ray, options, read.bytes))
-        done = sum(folder.has(cell.key) for cell in read.cells)
-        for cells in ((read.directions,), read.chunks):  # texts are held against directions
+    def computed(cell: "Cell", done: int) -> None:
+        progress(f"{cell.stage}: {done} of {n}", done / n)
+
+    with _computed(read, scanning.task(read, given), steps, out, options, computed) as folder:
+        return scanning.write(read, folder, out)
+
+
+def _opened_by(base: str, tuned: str, dtype: str, options: RunOptions) -> dict[str, Any]:
+    """The arguments of `open_pair`."""
+    how = {"device": options.device, "memory": options.memory, "trusted": options.trust_remote_code}
+    return {"base": base, "tuned": tuned, "dtype": dtype, **how}
+
+
+@contextmanager
+def _computed(
+    read: Any, task: "Task", steps: Sequence[Sequence["Cell"]], out: Path, options: RunOptions, computed: Callable[["Cell", int], None]
+) -> Iterator[RunFolder]:
+    """The folder of a corpus with all its cells, computed step by step, here or on Ray. `computed` hears of each, and how many there are by then."""
+    from mechdiff.study.corpus import Here
+    from mechdiff.study.on_ray import workers_for
+
+    with ExitStack() as stack:
+        folder = stack.enter_context(RunFolder.open(out, config_hash=read.hash, study_text=read.text(), cells=options.cells))
+        crew: Any = Here(folder, task.compute)
+        if options.ray is not None:
+            crew = stack.enter_context(workers_for(task, folder, options.ray, options, read.bytes))
+        done = sum(folder.has(cell.key) for cell in task.cells)
+        for cells in steps:
             for cell in crew.compute([cell for cell in cells if not folder.has(cell.key)], lambda cell: None):
                 done += 1
-                progress(f"{cell.stage}: {done} of {len(read.cells)}", done / len(read.cells))
-        return scanning.write(read, folder, out)
+                computed(cell, done)
+        yield folder
 
 
 def run_job(job: tuple[StudyConfig, RunOptions], threads: int, progress: "Progress") -> Run:

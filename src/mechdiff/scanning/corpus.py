@@ -6,7 +6,7 @@ again by the next command. One cell before them holds the directions that texts 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from mechdiff.prompts.templates import PromptPolicy
 from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
 from mechdiff.scanning.texts import Text, Texts
 from mechdiff.scanning.tokens import Head
-from mechdiff.store.run_folder import RunFolder, cell_hash
+from mechdiff.store.run_folder import cell_hash
 from mechdiff.study.cells import Cell
 from mechdiff.study.prepare import ENGINE_VERSION
 
@@ -132,7 +132,7 @@ class Scan:
         """Of all that decides the numbers."""
         return cell_hash({**self._key, "stage": "corpus", "chunks": list(self.texts.chunks)})
 
-    def said(self) -> str:
+    def text(self) -> str:
         """What is scanned, in YAML, for the folder."""
         told = {"base": self.pair.base.ref, "tuned": self.pair.tuned.ref, "dtype": self.pair.dtype, **asdict(self.asked)}
         return "".join(f"{name}: {json.dumps(value)}\n" for name, value in told.items())
@@ -197,18 +197,3 @@ class Scan:
 
 def _refused(text: Text, why: str) -> Read:
     return Read(number=text.number, id=text.id, ids={"base": (), "tuned": ()}, pairs=(), refused=why)
-
-
-@dataclass
-class Here:
-    """This process scans, one chunk after the other."""
-
-    scan: Scan
-    folder: RunFolder
-    compute_cell: Callable[[Scan, RunFolder, Cell], None]
-
-    def compute(self, cells: Sequence[Cell], started: Callable[[Cell], None]) -> Iterator[Cell]:
-        for cell in cells:
-            started(cell)
-            self.compute_cell(self.scan, self.folder, cell)
-            yield cell

@@ -7,7 +7,7 @@ from typing import Any
 from mechdiff.models.pair import open_pair
 from mechdiff.scanning import page
 from mechdiff.scanning.compute import compute
-from mechdiff.scanning.corpus import Asked, Here, Scan
+from mechdiff.scanning.corpus import Asked, Scan
 from mechdiff.scanning.record import gather, record
 from mechdiff.scanning.shown import shaded
 from mechdiff.store.record import plain
@@ -22,15 +22,13 @@ def open_scan(given: dict[str, Any]) -> Scan:
     return Scan(pair=open_pair(**given["pair"]), asked=Asked(**given["asked"]))
 
 
-def here(scan: Scan, folder: RunFolder) -> Here:
-    """This process as the one that computes."""
-    return Here(scan, folder, compute)
+def task(scan: Scan, given: dict[str, Any]) -> Task:
+    """The cells of a scan; `given` as in `open_scan`."""
+    return Task(opened_by=_open, given=given, cells=scan.cells, compute=lambda folder, cell: compute(scan, folder, cell), same={})
 
 
-def task(given: dict[str, Any]) -> Task:
-    """The cells of a scan, for workers elsewhere."""
-    scan = open_scan(given)
-    return Task(opened_by=task, given=given, cells=scan.cells, compute=lambda folder, cell: compute(scan, folder, cell), same={})
+def _open(given: dict[str, Any]) -> Task:
+    return task(open_scan(given), given)
 
 
 def write(scan: Scan, folder: RunFolder, out: Path) -> dict[str, Any]:

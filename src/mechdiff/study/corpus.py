@@ -215,15 +215,15 @@ def _stored(sums: Moments, site: Site, fold: int) -> dict[str, np.ndarray]:
 
 @dataclass
 class Here:
-    """This process sums, one shard after the other."""
+    """This process computes, one cell after the other."""
 
-    corpus: Corpus
     folder: RunFolder
+    compute_cell: Callable[[RunFolder, Cell], None]
 
     def compute(self, cells: Sequence[Cell], started: Callable[[Cell], None]) -> Iterator[Cell]:
         for cell in cells:
             started(cell)
-            compute_sums(self.corpus, self.folder, cell)
+            self.compute_cell(self.folder, cell)
             yield cell
 
 

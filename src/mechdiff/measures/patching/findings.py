@@ -147,18 +147,21 @@ def of_neighbours(rows: pl.DataFrame) -> pl.DataFrame:
         written = {"direction": direction, "arm": "identity", "control": None, "split": reported(rows, "patching")}
         values = where(rows, measure="patching", metric=OVERLAP, **written).filter(~pl.col("site").is_in(STREAM))
         values = values.filter(pl.col("unit").is_null() | (pl.col("unit") == labels.window_unit(2, "decision")))
-        found = effect_shares.overlaps(rows, values.with_columns(name=pl.concat_str(site_name(), pl.col("unit").fill_null(""))))
+        values = values.with_columns(name=pl.concat_str(site_name(), pl.col("unit").fill_null("")))
+        found = effect_shares.overlaps(rows, values)
         if found is None:
             continue
         moved, total = dict(zip(found[0], found[1].T, strict=True)), found[2]
-        for name, together in moved.items():
-            site, _, both = name.partition("window")
-            block, _, kind = site.partition(".")
-            other = f"L{int(block[1:]) + 1}.{kind}"
-            if both and site in moved and other in moved:
-                summed = moved[site] + moved[other]
-                share, low, high = intervals.share_intervals(np.column_stack([summed, together - summed]), total)
-                lines.append((direction, f"{site} and {other}", *(float(end[i]) for i in (0, 1) for end in (share, low, high))))
+        names = {
+            (r["layer"], r["site"], r["unit"] is not None): r["name"]
+            for r in values.unique("name", maintain_order=True).iter_rows(named=True)
+        }
+        for (layer, site, both), together in names.items():
+            alone = [names[block, site, False] for block in (layer, layer + 1) if (block, site, False) in names]
+            if both and len(alone) == 2 and {together, *alone} <= moved.keys():
+                summed = moved[alone[0]] + moved[alone[1]]
+                share, low, high = intervals.share_intervals(np.column_stack([summed, moved[together] - summed]), total)
+                lines.append((direction, " and ".join(alone), *(float(end[i]) for i in (0, 1) for end in (share, low, high))))
     numbers = ("alone", "alone_low", "alone_high", "value", "low", "high")
     schema = {"direction": pl.String, "name": pl.String, **dict.fromkeys(numbers, pl.Float64)}
     table = pl.DataFrame(lines, schema=schema, orient="row").with_columns(pl.col(numbers).fill_nan(None))
