@@ -188,4 +188,5 @@ def test_a_study_runs_on_the_embedded_pair_of_its_kind(path: Path, tmp_path: Pat
 def few(measure: str | dict) -> dict:
     (name, asked) = (measure, {}) if isinstance(measure, str) else next(iter(measure.items()))
     layers = {key: sorted({min(layer, 28) for layer in asked[key]}) for key in ("layers", "closer") if key in asked}
-    return {name: {**asked, **EXPERIMENTS[name].few, **layers}}
+    cuts = {"cuts": [1, 4, "full"]} if "cuts" in asked else {}  # eight fit prompts span seven components
+    return {name: {**asked, **EXPERIMENTS[name].few, **layers, **cuts}}

@@ -44,6 +44,9 @@ def test_the_terminal_says_a_term_or_which_was_meant() -> None:
 
     said = CliRunner().invoke(app, ["terms", "resample"])
     assert said.exit_code == 0
+    of_base = CliRunner().invoke(app, ["terms", "kl_own_answer_of_base_nats"])
+    assert of_base.exit_code == 0
+    assert "Over the base's answers, of a study that reads both models'." in " ".join(of_base.output.split())
     wrong = CliRunner().invoke(app, ["terms", "kl_own_nat"])
     assert wrong.exit_code != 0
     assert "kl_own_nats" in str(wrong.exception)

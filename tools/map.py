@@ -45,6 +45,9 @@ def terms_page() -> str:
     """docs/TERMS.md: what each key of a table is called."""
     tables: dict[str, dict[str, terms.Term]] = terms.TABLES
     said = "What a key of rows and study files is called on the page. `mechdiff terms KEY` says one; `make map` writes this page."
+    said += (
+        "\nWhere a study reads both models' answers, what is over the base's has `_of_base` before its unit (`kl_own_answer_of_base_nats`)."
+    )
     page = [f"# Terms\n\n{said}\n"]
     for name, table in tables.items():
         page.append(f"## {name}\n\n| key | label | what it means | source |\n|---|---|---|---|")

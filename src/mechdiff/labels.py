@@ -3,7 +3,7 @@
     direction   "tuned<-base"       the tuned model runs, the base's state is written into it
     arm         "rrr"               how the state was made that is written, by a patch or a map; other measures have other arms
     unit        "head 3", "heads 1,4", "group 0", "all"     heads of one block; "head 3, answer_16": at every position of an answer
-                "L3.head 1+L5.mlp"  players of the whole network; "L3.attn+L5.mlp": its modules
+                "L3.head 1+L5.mlp"  players of the whole network; "L3.attn+L5.mlp": its modules; "L3.attn_out+L5.mlp_out": two sites
                 "window 2, last_4"  neighbouring blocks and several positions; "all_pos": every position
                 "experts, all_pos"  the experts that a block's tokens are sent to, at every position; "experts": at the decision position
                 "token 17"          one token of a text;  "tuned, sampled": what one model said, and of which kind it is

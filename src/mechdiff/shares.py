@@ -15,12 +15,18 @@ The first token of an answer is not the answer. Beside the decision position eve
 models have: its mean over the positions of an answer that both models read (`kl_own_answer_nats`), and its value at the first of these positions
 where their top-1 tokens differ (`kl_own_divergent_nats`). The line below a share is then D over the same positions (`kl_tuned_base_answer_nats`).
 
+A study may read both models' answers. What is scored over the base's then ends in `_of_base` before its unit (`kl_own_answer_of_base_nats`), and in
+all else is what it would be if the base's answers alone were read (`answers_of`).
+
 So writing all of the base's state into the tuned model breaks exactly D, a share of 1, whatever mass the tuned model gives to tokens of its own:
 the run is then the base's law on the shared tokens, and its KL from the tuned model's law there is D. The KL over all tokens (`kl_own_nats`) stays
 in the rows, and is never divided by D.
 """
 
+import re
 from collections.abc import Collection
+
+import polars as pl
 
 from mechdiff.labels import runner
 from mechdiff.rows import OVERLAP
@@ -57,6 +63,40 @@ def over(metric: str, what: str) -> str:
 
 OF_ANSWERS = tuple(over(name, what) for what in OVER for name in ("kl_own_nats", OTHER, LOG_RATIO, OVERLAP))
 """What an edited run is scored by over an answer."""
+
+
+_OVER = r"(_(?:answer|divergent))(_nats|_logits)$|^(top1_same_answer|divergent_place)$"
+_OF_BASE = r"_of_base(_nats|_logits)?$"
+
+
+def over_base(metric: str) -> str | None:
+    """The same metric over an answer of a study that reads one model's answers; None for one that is not over the base's of two."""
+    return re.sub(_OF_BASE, r"\1", metric) if re.search(_OF_BASE, metric) else None
+
+
+def as_of_base(table: pl.DataFrame) -> pl.DataFrame:
+    """Rows, or lines of a summary, of a study that reads the base's answers, as they stand in one that reads both: those over answers."""
+    metric = pl.col("metric").str.replace(_OVER, "${1}${3}_of_base${2}")
+    return table.filter(is_over_answer()).with_columns(metric)
+
+
+def answers_of(table: pl.DataFrame, side: str) -> pl.DataFrame:
+    """Rows, or lines of a summary, as if of two models' answers one's alone had been read. What is over no answer is as it was."""
+    of_base = pl.col("metric").str.contains(_OF_BASE)
+    if side == "tuned":
+        return table.filter(~of_base)
+    kept = table.filter(of_base | ~is_over_answer())
+    return kept.with_columns(pl.col("metric").str.replace(_OF_BASE, "${1}"))
+
+
+def is_over_answer() -> pl.Expr:
+    """Whether a metric is over an answer, or at its divergent position."""
+    return pl.col("metric").str.contains(_OVER)
+
+
+def both_answers(table: pl.DataFrame) -> bool:
+    """Whether rows, or lines of a summary, are over both models' answers."""
+    return bool(table.select(pl.col("metric").str.contains(_OF_BASE).any()).item())
 
 
 def on_shared(metrics: Collection[str]) -> bool:

@@ -30,6 +30,11 @@ def shapley() -> np.ndarray:
     return DIRECTIONS @ DIRECTIONS.sum(0) / (DIRECTIONS.sum(0) ** 2).sum()
 
 
+def way(heads: Iterable[int]) -> float:
+    """How far a set moves the law the way that all heads do, as a share: it adds."""
+    return float(shapley()[sorted(heads)].sum())
+
+
 def unit(heads: Iterable[int]) -> str:
     chosen = sorted(heads)
     return "all" if len(chosen) == N_HEADS else f"head {chosen[0]}" if len(chosen) == 1 else f"heads {','.join(map(str, chosen))}"
@@ -58,24 +63,27 @@ def planted_heads(table: pl.DataFrame, *, n_layers: int, changed: int, whole: fl
         for layer in range(n_layers):
             for one in sets if layer == changed else [*((head,) for head in everyone), tuple(everyone)]:
                 add(effect(v(one) if layer == changed else 0.0), layer=layer, unit=unit(one), **at)
+                if layer == changed:
+                    add(whole * way(one) * d * spread, layer=layer, unit=unit(one), **at | {"metric": "fisher_nats"})
             add(effect(0.2 if layer == changed + 1 else 0.0), layer=layer, **at | {"site": "mlp_out"})
         for group in range(N_HEADS // PER_GROUP):
             add(effect(v(range(group * PER_GROUP, (group + 1) * PER_GROUP))), layer=changed, unit=f"group {group}", **at)
         for head in everyone:
             here = {"layer": changed, "direction": direction, "unit": f"head {head}"}
             add(whole * shapley()[head] * d * spread, metric="shapley_nats", **here)
-            add(whole * shapley()[head] * d * spread, metric="fisher_nats", **here)
             add(effect(v([head])), arm="write", metric=metric, **here)
-        add(whole * d * spread, metric="fisher_nats", layer=changed, direction=direction, unit="all")
         add(effect(1.0), arm="write", unit="all", layer=changed, **at)
         for k in range(1, N_HEADS):
             for i, one in enumerate(combinations(everyone, k)):
-                add(effect(v(one)), layer=changed, unit=unit(one), rank=k, control=f"random_set#{i}", **at)
+                drawn = {"layer": changed, "unit": unit(one), "rank": k, "control": f"random_set#{i}"}
+                add(effect(v(one)), **drawn, **at)
+                add(whole * way(one) * d * spread, **drawn, **at | {"metric": "fisher_nats"})
         for draw in range(3):
             for one in (*((head,) for head in everyone), *combinations(everyone, N_HEADS - 1), tuple(everyone)):
                 values = whole * (len(one) / N_HEADS) ** 2 * d
                 null = {"layer": changed, "direction": direction, "control": f"random_vector#{draw}", "metric": "kl_own_nats"}
                 add(values, unit=unit(one), **null)
+                add(whole * len(one) / N_HEADS * d, unit=unit(one), **null | {"metric": "fisher_nats"})
         for site, mlp in (("attn_proj", []), (None, [f"L{changed + 1}.mlp"])):
             names = [f"L{changed}.head 3", *mlp, f"L{changed}.head 0"]
             for k, share in zip((1, 2), (0.6, 0.9), strict=True):
@@ -104,6 +112,7 @@ def _on_select(table: pl.DataFrame, changed: int, whole: float) -> pl.DataFrame:
             nats = whole * v(one) * d
             values = nats if metric == "kl_own_nats" else d - nats
             parts.append(rows(values, direction=direction, metric=metric, unit=unit(one), **place))
+            parts.append(rows(whole * way(one) * d, direction=direction, metric="fisher_nats", unit=unit(one), **place))
     return pl.concat(parts, rechunk=True)
 
 

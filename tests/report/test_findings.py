@@ -9,6 +9,7 @@ import pytest
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.patching import findings as patching_findings
 from mechdiff.measures.patching import page as patching_page
+from mechdiff.measures.patching import pairs
 from mechdiff.measures.patching import words as patching_words
 from mechdiff.report import difference, phrasing
 from mechdiff.report.difference import BREAKAGE, RECOVERY
@@ -217,9 +218,9 @@ def test_what_two_neighbours_do_beyond_each_alone_is_in_parts_of_the_way() -> No
         moved(0.9, 1, "resid_post"),
     ]
     whole = rows_of(total, measure="divergence", split="report", prompt=names, metric="fisher_total_nats")
-    found = patching_findings.of_neighbours(pl.concat([whole, moved(0.3, 1), moved(0.1, 2), moved(0.4, 3), *both]))
+    found = pairs.of_neighbours(pl.concat([whole, moved(0.3, 1), moved(0.1, 2), moved(0.4, 3), *both]))
     assert found["name"].to_list() == ["L1.attn_out and L2.attn_out", "L2.attn_out and L3.attn_out"]
     assert found["value"].to_list() == pytest.approx([0.3, 0.0])
     assert found["alone"].to_list() == pytest.approx([0.4, 0.5])
     assert found["low"].to_list() == pytest.approx([0.3, 0.0], abs=1e-9)
-    assert patching_findings.of_neighbours(pl.concat([whole, moved(0.3, 1)])).is_empty()
+    assert pairs.of_neighbours(pl.concat([whole, moved(0.3, 1)])).is_empty()

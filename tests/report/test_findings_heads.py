@@ -150,7 +150,7 @@ def test_effective_number_stands_beside_that_of_random_edits() -> None:
     assert shares.shapley.share.sum() == pytest.approx(1), "efficiency"
     assert shares.effective[0] == pytest.approx(0.64 / (0.25 + 2 * 0.0225))
     assert shares.null == (pytest.approx(1), pytest.approx(3), 2)
-    assert np.isnan(shares.fisher).all(), "no Fisher rows, no Fisher shares"
+    assert np.isnan(shares.fisher.share).all(), "no Fisher rows, no Fisher shares"
     assert heads_sets.head_shares(pair(), one) is None
 
 

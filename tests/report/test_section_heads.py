@@ -55,7 +55,7 @@ def test_shares_of_heads(run: Run) -> None:
     shares = heads_sets.head_shares(run.rows, one)
     assert shares is not None
     np.testing.assert_allclose(shares.shapley.share, planted.shapley(), atol=1e-9)
-    np.testing.assert_allclose(shares.fisher, planted.shapley(), atol=1e-9)
+    np.testing.assert_allclose(shares.fisher.share, planted.shapley(), atol=1e-9)
     assert shares.fisher_sum == pytest.approx(1)
     size = np.abs(planted.shapley())
     assert shares.effective[0] == pytest.approx(size.sum() ** 2 / (size**2).sum())
@@ -96,8 +96,8 @@ def test_tables_say_what_a_head_has_alone_in_its_group_and_when_it_is_missing(ru
         first = dict(zip(one["columns"], one["rows"][0], strict=True))
         assert first["head"] == f"L{CHANGED}.head\u00a03"
         assert first["effect / D"] == first["write / D"]
-        assert first["needed"] == phrasing.share(1 - planted.v([0, 1, 2, 4, 5]))
-        assert first["Shapley"] == phrasing.share(planted.shapley()[3])
+        assert first["needed (KL)"] == phrasing.share(1 - planted.v([0, 1, 2, 4, 5]))
+        assert first["Fisher"] == first["Shapley (KL)"] == phrasing.share(planted.shapley()[3])
 
 
 def test_pairs_chosen_by_size_are_said_to_be_overstated(run: Run) -> None:
@@ -129,11 +129,13 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
         "head_effects", "head_coverage_breakage", "head_bars_breakage", "head_coverage_recovery", "head_bars_recovery", "head_network_breakage",
         "head_network_recovery",
     ]  # fmt: skip
-    alone = round(100 * planted.v([3]))
+    alone, of_kl = (round(100 * one([3])) for one in (planted.way, planted.v))
+    assert alone > of_kl
+    assert f"; in KL {of_kl} %)" in said["head_coverage_breakage"]
     assert re.search(
         f"L{CHANGED}: head 3 alone has {alone} % [(]95 %: .* to .*; order and number chosen on select", said["head_coverage_breakage"]
     )
-    assert "(3 random edits of this size: 6.0 to 6.0)" in said["head_bars_breakage"]
+    assert "(3 random edits of this size: 6.0 to 6.0; by Shapley values of KL " in said["head_bars_breakage"]
     assert "Fisher-projected coverages add up to 1.000" in said["head_bars_breakage"]
     assert "by single effect the first alone reaches half (1 random: 1 % to 1 %)" in said["head_network_breakage"]
     texts = str([part for part in section.parts if isinstance(part, dict)])
@@ -176,7 +178,7 @@ def test_figures_hold_every_head(run: Run, width: int) -> None:
     assert ">MLP<" in svg
     options = {"direction": "tuned<-base", "layers": [CHANGED], "width": width}
     assert "all heads" in drawing.to_svg(heads_charts.coverage_by_heads(*arguments, **options))
-    assert f"L{CHANGED}.head 3: Shapley" in drawing.to_svg(heads_charts.single_heads(*arguments, **options))
+    assert f"L{CHANGED}.head 3: Fisher-projected" in drawing.to_svg(heads_charts.single_heads(*arguments, **options))
     assert "players swapped together" in drawing.to_svg(heads_charts.network_coverage(*arguments, width=width))
 
 
@@ -230,7 +232,7 @@ def test_more_bars_than_fit_are_said_to_be_left_out(rows: pl.DataFrame) -> None:
 def test_random_sets_are_drawn_with_their_mean(run: Run) -> None:
     options = {"direction": "tuned<-base", "layers": [CHANGED]}
     svg = drawing.to_svg(heads_charts.coverage_by_heads(run.rows, run.summary, run.manifest, **options))
-    mean = phrasing.share(np.mean([planted.v([head]) for head in range(planted.N_HEADS)]))
+    mean = phrasing.share(np.mean([planted.way([head]) for head in range(planted.N_HEADS)]))
     assert f"L{CHANGED}, mean of random sets, 1 heads: {mean}" in svg
     assert ">random<" in svg
     without = run.rows.filter(~pl.col("control").str.starts_with("random_set").fill_null(False))

@@ -157,8 +157,8 @@ def test_answers_are_left_out_where_none_are_wanted_or_none_can_be(pair: Path) -
         assert [one["why"] for one in prepared.plan.skipped if one["what"] == "answers"] == [
             "the prompts end where the user's own text ends (position last_user), and no answer begins there"
         ]
-    with pytest.raises(StudyError, match=r"answers\.of: given 'both', expected"):
-        study(pair, answers={"of": "both"})
+    with pytest.raises(StudyError, match=r"answers\.of: given 'all', expected"):
+        study(pair, answers={"of": "all"})
 
 
 def test_answers_have_room_in_the_context(pair: Path) -> None:

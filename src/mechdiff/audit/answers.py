@@ -32,15 +32,15 @@ def read(run: Rerun, side: str, split: str, prompt: str) -> tuple[list[int], int
         raise NotRecomputed("an answer that two tokenizers write in other tokens is cut by the run's own code")
     key = ("answer", split, prompt)
     if key not in run.cached:
-        ids, said = list(run.ids(told.of, split, prompt)), list[int]()
-        with run.model(told.of) as model:
+        ids, said = list(run.ids(run.answered_by, split, prompt)), list[int]()
+        with run.model(run.answered_by) as model:
             ends = stop_ids(model, run.prepared.pair.tokenizer(model.side), run.prepared.tokenizers())
             while len(said) < told.tokens - 1:
                 token = int(whole.logits(model, [*ids, *said]).argmax())
                 if token in ends:
                     break
                 said.append(token)
-        run.cached[key] = tokens.places(told.of, said)
+        run.cached[key] = tokens.places(run.answered_by, said)
     listed = run.cached[key]
     return [*run.ids(side, split, prompt), *(int(tokens.ids[side][one]) for one in listed)], 1 + len(listed)
 

@@ -52,6 +52,18 @@ class Rerun:
         self._states: dict[tuple[str, str, str], dict[Site, Tensor]] = {}
         self.cached: dict[Any, Any] = {}
         """What several rows share, by what it is."""
+        self.answered_by = "base" if study.answers.of == "base" else "tuned"
+        """The model whose answers are read."""
+
+    @contextmanager
+    def answers_of(self, side: str) -> Iterator[None]:
+        """Within, this model's answers are read: of a study that reads both models'."""
+        before = self.answered_by, self.cached
+        self.answered_by, self.cached = side, before[1].setdefault(("answers of", side), {})
+        try:
+            yield
+        finally:
+            self.answered_by, self.cached = before
 
     # ---- what was recorded, and what is there now ------------------------------------------------------------------------------------
 

@@ -47,13 +47,16 @@ def terms(
     """What a key of a run's tables is called, what it means, and where the field defines it."""
     from mechdiff import terms as known
     from mechdiff.errors import StudyError
+    from mechdiff.shares import over_base
     from mechdiff.study.document import nearest
 
-    if not (found := known.find(key)):
+    plain = over_base(key)
+    if not (found := known.find(plain or key)):
         every = [name for table in known.TABLES.values() for name in table]
         raise StudyError(f"{key!r}: no such term. docs/TERMS.md lists all of them.{nearest(key, every)}")
+    beside = " Over the base's answers, of a study that reads both models'." if plain else ""
     for table, one in found:
-        say(escaped(f"{key} ({table.lower()}): {one.label}. {one.long}{f' {one.reference}.' if one.reference else ''}"))
+        say(escaped(f"{key} ({table.lower()}): {one.label}. {one.long}{beside}{f' {one.reference}.' if one.reference else ''}"))
 
 
 def words(

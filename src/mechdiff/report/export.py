@@ -32,7 +32,8 @@ def drawn_figures(found: Iterable[Section]) -> dict[str, Drawn]:
 
 def chart(run: Run, drawn: Drawn, width: int = drawing.WIDE) -> drawing.Chart | None:
     """A figure as an altair chart, which notebooks show; None where its rows are absent."""
-    return drawn.chart(run.rows, run.summary, run.manifest, width=width, **drawn.options)
+    of = drawn.of or run
+    return drawn.chart(of.rows, of.summary, of.manifest, width=width, **drawn.options)
 
 
 def export(

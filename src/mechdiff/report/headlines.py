@@ -3,7 +3,7 @@
 Each clause of the verdict is a `Candidate`: its words, and beside them what a reader would have to know to weigh them. `admit` says which gate of
 GATES it fails; the verdict is built from those that fail none. What is refused stays in its own section, and the section on trust says why.
 
-    the whole    a part is named beside its whole, and the whole is at least LEAST_WHOLE of D ("65 % of a block that has 5 % of D" is no headline)
+    the whole    a part is named beside its whole, which is at least LEAST_WHOLE of D, or of the way in logits ("65 % of a block that has 5 %": none)
     prompts      at least `needed` prompts stand behind it; with fewer than FEW the sentence says so
     test         a claim that something is there has a test or an interval that leaves 0 out
     budget       a search that stopped at its budget has found nothing but its budget
@@ -22,7 +22,7 @@ from mechdiff.statistics.intervals import FEW, FEWEST
 WORDS = 60
 """Of a sentence, without its intervals and numbers of clusters, beyond which no clause is added: what comes later stays in its section."""
 LEAST_WHOLE = 0.2
-"""Share of D under which what a whole has is too little to name its parts."""
+"""Share of D, or of the way in logits, under which what a whole has is too little to name its parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,9 @@ class Candidate:
     needed: int = FEWEST
     """Prompts that it takes."""
     whole: float | None = None
-    """Share of D of the whole that it names a part of; None where it gives shares of D itself."""
+    """Share of D, or of the way in logits, of the whole that it names a part of; None where it gives shares of these itself."""
+    of: str = "D"
+    """What `whole` is a share of."""
     tested: bool = True
     """Whether a test, or an interval, stands behind the claim."""
     at_budget: bool = False
@@ -75,9 +77,9 @@ GATES = (
     ),
     Gate(
         name="whole",
-        rule=f"a part is named beside its whole, which has at least {LEAST_WHOLE} of D",
+        rule=f"a part is named beside its whole, which has at least {LEAST_WHOLE} of D, or of the way in logits",
         fails=lambda one: one.whole is not None and not one.whole >= LEAST_WHOLE,
-        why="the whole that it is a part of has {whole:.2g} of D",
+        why="the whole that it is a part of has {whole:.2g} of {of}",
     ),
     Gate(
         name="budget",
@@ -114,7 +116,7 @@ def admit(one: Candidate) -> Gate | None:
 def reason(one: Candidate) -> str:
     """Why a candidate was refused; empty where it was not."""
     gate = admit(one)
-    return "" if gate is None else gate.why.format(prompts=prompts(one.n or 0), needed=one.needed, whole=one.whole or 0.0)
+    return "" if gate is None else gate.why.format(prompts=prompts(one.n or 0), needed=one.needed, whole=one.whole or 0.0, of=one.of)
 
 
 def sentence(candidates: Sequence[Candidate]) -> str | None:
@@ -180,4 +182,4 @@ def table() -> list[str]:
 
 
 def _plain(why: str) -> str:
-    return why.replace("{prompts}", "n prompts").replace("{needed}", "m").replace("{whole:.2g}", "x")
+    return why.replace("{prompts}", "n prompts").replace("{needed}", "m").replace("{whole:.2g}", "x").replace("{of}", "D")

@@ -89,6 +89,7 @@ def draw_section(section: Section, folder: Path, *tables: Any) -> dict:
 
 def _figure(drawn: Drawn, folder: Path, tables: tuple) -> list[dict]:
     """The figure for the template, which the style sheet fits to the window; nothing if its rows are absent."""
+    tables = (drawn.of.rows, drawn.of.summary, drawn.of.manifest) if drawn.of else tables
     with debug_mode(False):  # no part of a chart is held against the schema: that takes longer than making it
         chart = drawn.chart(*tables, width=drawing.WIDE, **drawn.options)
         if chart is None:

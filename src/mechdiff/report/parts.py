@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
+from mechdiff.shares import answers_of, both_answers
 from mechdiff.statistics.clusters import clustered, unit_names
 from mechdiff.store.tables import read_manifest, read_prompts, read_rows, read_summary
 
@@ -31,10 +32,17 @@ class Run:
     """What the models read: `split id cluster sha256 text_base ...`, as in prompts.jsonl."""
     prompt_rows: pl.DataFrame = field(default=None)  # type: ignore[assignment]
     """One row a prompt, for what shows single prompts; the same table where no two prompts share a cluster."""
+    over_base: "Run | None" = None
+    """Of a study that reads both models' answers (all else here is over the tuned model's): the same run, as if the base's alone had been read."""
 
     def __post_init__(self) -> None:
         if self.prompt_rows is None:
             object.__setattr__(self, "prompt_rows", self.rows)
+
+    @property
+    def by_answers(self) -> tuple["Run", ...]:
+        """This run, and beside it where both models' answers were read the same over the base's."""
+        return (self, self.over_base) if self.over_base else (self,)
 
     def why_not(self, what: str) -> str:
         """What a section says behind its first words where a measure, or a part of one, was left out: ": " and the reasons; nothing without any."""
@@ -46,7 +54,16 @@ def load(folder: str | Path) -> Run:
     """A finished run as its page and comparisons read it. Raises RunError where there is none, or its tables cannot be read."""
     place = Path(folder)
     raw, prompts = read_rows(place), read_prompts(place)
-    return Run(rows=clustered(raw, prompts), summary=read_summary(place), manifest=manifest_of(place), prompts=prompts, prompt_rows=raw)
+    rows, summary, manifest = clustered(raw, prompts), read_summary(place), manifest_of(place)
+    if not both_answers(raw):
+        return Run(rows=rows, summary=summary, manifest=manifest, prompts=prompts, prompt_rows=raw)
+
+    def over(side: str, beside: Run | None = None) -> Run:
+        tables = {name: answers_of(of, side) for name, of in (("rows", rows), ("summary", summary), ("prompt_rows", raw))}
+        config = manifest["config"] | {"answers": manifest["config"]["answers"] | {"of": side}}
+        return Run(**tables, manifest=manifest | {"config": config}, prompts=prompts, over_base=beside)
+
+    return over("tuned", over("base"))
 
 
 def manifest_of(place: Path) -> dict:
@@ -67,6 +84,8 @@ class Drawn:
     caption: str
     reading: str
     """Which explanation of its folder's reading.html belongs to it; empty: none."""
+    of: Run | None = None
+    """Whose tables it is drawn from; None: those of the page's run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ _MEASURED: ContextVar[tuple[float | None, float | None]] = ContextVar("coverage 
 
 SHOWN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+INTERACTION = "under 0 either will do, over 0 they need each other"
+"""What an interaction of two parts means: what both do together less the sum of each alone."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 

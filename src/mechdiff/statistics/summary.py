@@ -78,6 +78,11 @@ def summarise(rows: pl.DataFrame, numbers: Mapping[str, Numbers], *, prompts: Pr
 
     The order of the rows changes no byte of it. Raises KeyError where the rows have a metric that no measure declares.
     """
+    if shares.both_answers(rows):  # as two studies would have it: floors and families are each answer's own
+        tuned, base = (shares.answers_of(rows, side) for side in ("tuned", "base"))
+        base = base.filter((pl.col("measure") == shares.OF_THE_PAIR) | shares.is_over_answer())
+        tables = [summarise(one, numbers, prompts=prompts, seed=seed) for one in (tuned, base)]
+        return pl.concat([tables[0], shares.as_of_base(tables[1])])
     known = facts(numbers)
     refuse_undeclared(rows, known)
     rows = clustered(_tokens_together(rows.rechunk()), prompts)

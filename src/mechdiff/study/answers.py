@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechdiff import labels
 from mechdiff.architectures.sites import Site
 from mechdiff.engine.activations import Clean
 from mechdiff.engine.generation import Speech, speak, stop_ids
@@ -23,7 +22,7 @@ from mechdiff.engine.reading import seen
 from mechdiff.models.pair import SIDES, Model, Side
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, answered
 from mechdiff.study.experiment import Result
 
 
@@ -74,16 +73,16 @@ def others(clusters: Mapping[str, str], prompt: str) -> list[str]:
 
 def unseen(run: Execution, prompt: str) -> tuple[str, ...]:
     """`others` of this prompt in a run."""
-    (cell,) = [one for one in run.cells if one.stage == "answer"]
+    cell = next(one for one in run.cells if one.stage == "answer")  # where both models answer, they answer the same prompts
     names = cell.key["ids"]
     return tuple(others(dict(zip(names, run.clusters(cell.key["split"], names), strict=True)), prompt))
 
 
-def along(run: Execution, side: str, kind: str, layer: int, names: Sequence[str]) -> list[Float[Tensor, "place d"]]:
-    """One model's activations at one site, at every position of the answers to these prompts."""
-    (cell,) = [one for one in run.cells if one.stage == "answer"]
-    found = run.states(side, cell.key["split"], labels.answer_position(cell.key["answer"]["tokens"]), names)
-    lengths = [len(said) for said in run.answers("tuned", names)]
+def along(run: Execution, cell: Cell, side: str, layer: int, names: Sequence[str]) -> list[Float[Tensor, "place d"]]:
+    """One model's activations at a cell's kind of site in one block, at every position of the answers to these prompts that the cell is about."""
+    kind, of = cell.key["kind"], answered(cell)
+    found = run.states(side, cell.key["split"], cell.key["position"], names, of)
+    lengths = [len(said) for said in run.answers("tuned", names, of)]
     return [state[:n] for state, n in zip(found.kinds[kind][found.layers.index(layer)], lengths, strict=True)]
 
 
@@ -92,7 +91,7 @@ def answer_states(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert model
     kinds, layers, n_places = cell.key["kinds"], cell.key["layers"], cell.key["answer"]["tokens"]
     sites = [Site(layer, kind) for layer in layers for kind in kinds]
-    prompts, answers = [run.ids(cell, name) for name in cell.key["ids"]], run.answers(model.side, cell.key["ids"])
+    prompts, answers = [run.ids(cell, name) for name in cell.key["ids"]], run.answers(model.side, cell.key["ids"], answered(cell))
     read = [(*ids, *said[:-1]) for ids, said in zip(prompts, answers, strict=True)]
     where = [range(len(ids) - 1, len(whole)) for ids, whole in zip(prompts, read, strict=True)]
     cleans = seen(model, run.engine(model, "decision"), read, sites, where, every=True)

@@ -120,7 +120,7 @@ class Answers(Section):
 
     tokens: Annotated[int, Field(ge=0, le=512)] = 16  # of each answer; 0: no answers
     prompts: Count = 8  # report prompts
-    of: Literal["tuned", "base"] = "tuned"  # the model that says it
+    of: Literal["tuned", "base", "both"] = "tuned"  # the model that says it; both: each, and effects over either's answers
 
 
 def _by_name(given: object, info: ValidationInfo) -> dict[str, tuple[type[Options], object]]:

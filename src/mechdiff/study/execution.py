@@ -66,7 +66,7 @@ class Execution:
         self.prepared, self._folder = prepared, folder
         self.cells = prepared.plan.cells
         self.engines = engines(prepared)
-        self._states: dict[tuple[str, str, str], States] = {}
+        self._states: dict[tuple[str, str, str, str | None], States] = {}
         self._cleans: dict[Any, list[Clean]] = {}
         self._held: tuple[Any, dict[str, np.ndarray]] = (None, {})
         self._once: dict[Hashable, Any] = {}
@@ -95,33 +95,39 @@ class Execution:
         one = self.prompt(cell.key["split"], name)
         return one.ids_base if cell.side == "base" else one.ids_tuned
 
-    def captures(self, side: str, split: str, position: str) -> list[Cell]:
-        """The capture cells of one model on one split, in the order of its shards."""
-        wanted = (side, split, position)
+    def captures(self, side: str, split: str, position: str, of: str | None = None) -> list[Cell]:
+        """The capture cells of one model on one split, in the order of its shards; `of`: of the answers of this model."""
+        wanted = (side, split, position, of)
         stages = ("capture", "answer_states")
-        return [cell for cell in self.cells if cell.stage in stages and (cell.side, cell.key["split"], cell.key["position"]) == wanted]
+        return [
+            one for one in self.cells if one.stage in stages and (one.side, one.key["split"], one.key["position"], answered(one)) == wanted
+        ]
 
-    def answers(self, side: str, names: Sequence[str]) -> list[tuple[int, ...]]:
-        """What follows these prompts (study/answers.py) in one model's tokens, as many as there are positions."""
+    def answers(self, side: str, names: Sequence[str], of: str | None) -> list[tuple[int, ...]]:
+        """What the model `of` says after these prompts (study/answers.py) in one model's tokens, as many as there are positions."""
 
         def load() -> dict[str, tuple[int, ...]]:
-            (cell,) = [one for one in self.cells if one.stage == "answer"]
+            (cell,) = [one for one in self.cells if one.stage == "answer" and answered(one) == of]
             table = self.folder.load(cell.key).tensors[side].tolist()
             return {name: tuple(one for one in ids if one >= 0) for name, ids in zip(cell.key["ids"], table, strict=True)}
 
-        found = self.once(("answers", side), load) if names else {}
+        found = self.once(("answers", side, of), load) if names else {}
         return [found[name] for name in names]
 
-    def states(self, side: str, split: str, position: str, ids: Sequence[str] | None = None) -> States:
-        """The captured states of a split (in the order of its shards), or of the prompts `ids`."""
-        shards = self.captures(side, split, position)
+    def states_of(self, cell: Cell, side: str) -> States:
+        """One model's captured states where a cell is about: on its prompts, at its position, along the answers that its key names."""
+        return self.states(side, cell.key["split"], cell.key["position"], cell.key["ids"], answered(cell))
+
+    def states(self, side: str, split: str, position: str, ids: Sequence[str] | None = None, of: str | None = None) -> States:
+        """The captured states of a split (in the order of its shards), or of the prompts `ids`; `of`: along the answers of this model."""
+        shards = self.captures(side, split, position, of)
         if ids is not None:
             here = [cell for cell in shards if cell.key["ids"] == ids]
             everyone = [name for cell in shards for name in cell.key["ids"]]
-            return self._joined(here) if here else self.states(side, split, position).at([everyone.index(name) for name in ids])
-        if (side, split, position) not in self._states:
-            self._states[side, split, position] = self._joined(shards)
-        return self._states[side, split, position]
+            return self._joined(here) if here else self.states(side, split, position, of=of).at([everyone.index(name) for name in ids])
+        if (side, split, position, of) not in self._states:
+            self._states[side, split, position, of] = self._joined(shards)
+        return self._states[side, split, position, of]
 
     def _joined(self, shards: Sequence[Cell]) -> States:
         loaded = [self.folder.load(cell.key).tensors for cell in shards]
@@ -190,7 +196,7 @@ class Execution:
 
     def subject(self, cell: Cell, model: Model, cleans: Sequence[Clean], part: slice = ALL) -> Subject:
         """The running model with some of a cell's prompts, whose clean runs these are; with their answers, where the cell's key names an `answer`."""
-        answers = self.answers(model.side, cell.key["ids"])[part] if "answer" in cell.key else None
+        answers = self.answers(model.side, cell.key["ids"], answered(cell))[part] if "answer" in cell.key else None
         engine = self.engine(model, cell.key["position"])
         return Subject(model=model, engine=engine, cleans=cleans, tokens=self.prepared.tokens, answers=answers)
 
@@ -201,7 +207,7 @@ class Execution:
         """
         key, laws = cell.key, dict[str, Tensor]()
         for side in SIDES:
-            found = self.states(side, key["split"], position or key["position"], key["ids"]).logits[part]
+            found = self.states(side, key["split"], position or key["position"], key["ids"], answered(cell)).logits[part]
             if "answer" in key:
                 found = torch.cat([law[:n] for law, n in zip(found, self.lengths(cell)[part], strict=True)])
             laws[side] = found.to(device)
@@ -209,7 +215,7 @@ class Execution:
 
     def lengths(self, cell: Cell) -> list[int]:
         """Positions of the answers to a cell's prompts."""
-        return [len(said) for said in self.answers("tuned", cell.key["ids"])]
+        return [len(said) for said in self.answers("tuned", cell.key["ids"], answered(cell))]
 
     def moved(self, cell: Cell, model: Model, variants: Sequence[Variant]) -> Float[Tensor, "prompt variant vocab"]:
         """How far these variants move the logits of a cell's prompts, on the CPU."""
@@ -254,6 +260,12 @@ class Execution:
                 del self._cleans[next(iter(self._cleans))]
             self._cleans[wanted] = cleans(model, engine, [self.ids(cell, name) for name in cell.key["ids"]])
         return self._cleans[wanted]
+
+
+def answered(cell: Cell) -> str | None:
+    """The model whose answers a cell is about; None where it is about none."""
+    of: str | None = cell.key.get("answer", {}).get("of")
+    return of
 
 
 def positions(one: Rendered, position: str, side: str) -> list[int]:

@@ -37,7 +37,12 @@ def plan(
     answers = list(_answers(planner, [one.over_answers for one in needs if one.over_answers is not None]))
     captures += (cell for cell in answers if cell.stage == "answer_states")
     checks = [_selfcheck(planner, side) for side in ("base", "tuned") if planner.wanted]
-    cells = [*checks, *answers[:1], *captures, *(cell for experiment in experiments.values() for cell in experiment.cells(planner))]
+    cells = [
+        *checks,
+        *(cell for cell in answers if cell.stage == "answer"),
+        *captures,
+        *(cell for experiment in experiments.values() for cell in experiment.cells(planner)),
+    ]
     weights = [one.bytes(study.dtype) for one in pair.weights.values()]
     states = sum(_states_bytes(planner, cell) for cell in captures)
     return Plan(
@@ -95,13 +100,20 @@ def _answers(planner: Planner, asked: Sequence[tuple[str, ...]]) -> Iterator[Cel
     planner.answered = items = evenly_spaced(told.prompts, fit)
     if not items:
         return
-    what: dict[str, Any] = {"split": "report", "position": "decision", "answer": planner.answer}
+    kinds = tuple(kind for kind in planner.wanted if any(kind in one for one in asked))
+    for answer in planner.answers:
+        yield from _read(planner, answer, kinds)
+
+
+def _read(planner: Planner, answer: dict[str, Any], kinds: tuple[str, ...]) -> Iterator[Cell]:
+    """One model's answers, and both models' reading of them."""
+    told, items = planner.study.answers, planner.answered
+    what: dict[str, Any] = {"split": "report", "position": "decision", "answer": answer}
     tokens = sum(item.tokens for item in items)
     yield Cell(
-        stage="answer", key=planner.key(items, stage="answer", **what), items=items, side=told.of,
+        stage="answer", key=planner.key(items, stage="answer", **what), items=items, side=answer["of"],
         flops=planner.flops(tokens + told.tokens * len(items), told.tokens * len(items)), steps=told.tokens,
     )  # fmt: skip
-    kinds = tuple(kind for kind in planner.wanted if any(kind in one for one in asked))
     what |= {"position": labels.answer_position(told.tokens), "kinds": kinds, "layers": tuple(range(planner.shape.n_layers))}
     for side in ("base", "tuned"):
         for shard in planner.answer_shards():

@@ -112,9 +112,10 @@ class Planner:
         return shards(self.answered, self.side_by_side, self.study.answers.tokens, self.max_rows) if self.answered else []
 
     @property
-    def answer(self) -> dict[str, Any]:
-        """What of a cell's key says which answers it is about."""
-        return self.study.answers.model_dump(include={"tokens", "of"})
+    def answers(self) -> list[dict[str, Any]]:
+        """What of a cell's key says which answers it is about: an entry for each model whose answers are read, the tuned model's first."""
+        told = self.study.answers
+        return [{"tokens": told.tokens, "of": of} for of in (("tuned", "base") if told.of == "both" else (told.of,))]
 
     def key(self, items: Sequence[Item], **what: Any) -> dict[str, Any]:
         return {"models": self.identity, "prompts": [item.sha256 for item in items], "ids": [item.id for item in items], **what}
@@ -132,7 +133,7 @@ class Planner:
         others = (self.whole(what["split"]) if arm == "resample" else ()) + (self.whole("fit") if arm in NEED_FIT else ())
         return Cell(
             stage=stage,
-            key=self.key(shard, stage=stage, states=[item.sha256 for item in others], **what),
+            key=self.key(shard, stage=stage, states=told_apart(others), **what),
             items=shard,
             side=labels.runner(what["direction"]),
             flops=self.flops(tokens * networks, (len(shard) if "answer" not in what else tokens) * (1 + what["n_variants"])),
@@ -141,11 +142,12 @@ class Planner:
     def over_answers(self, stage: str, what: dict[str, Any], layers: Sequence[int], runs: int = 1) -> Iterator[Cell]:
         """Cells of runs that are edited at every position of the answers and scored over them (`Execution.scores`): so many at each of `layers`."""
         tokens = self.study.answers.tokens
-        where = {"split": "report", "position": labels.answer_position(tokens), "answer": self.answer}
-        for number, shard in enumerate(self.answer_shards()):
-            told = {**what, **where, "layers": [*layers] * runs, "shard": number, "n_variants": len(layers) * runs}
-            made = self.patch_cell(shard, stage, told, tokens)
-            yield replace(made, key={**made.key, "layers": layers})
+        where = {"split": "report", "position": labels.answer_position(tokens)}
+        for answer in self.answers:
+            for number, shard in enumerate(self.answer_shards()):
+                told = {**what, **where, "answer": answer, "layers": [*layers] * runs, "shard": number, "n_variants": len(layers) * runs}
+                made = self.patch_cell(shard, stage, told, tokens)
+                yield replace(made, key={**made.key, "layers": layers})
 
     def common_tail(self, position: str, split: str) -> str | None:
         """Why a window of last positions cannot be written on a split; None where it can: both models cut these tokens alike."""
@@ -164,8 +166,20 @@ def sizes(shape: Shape) -> tuple[int, int, int]:
 
 
 def prompt_hashes(planner: Planner, split: str) -> list[str]:
-    """Of what the models read, in a split; nothing where the study lacks it."""
-    return [item.sha256 for item in planner.whole(split)] if split in planner.splits else []
+    """`told_apart` of a split; nothing where the study lacks it."""
+    return told_apart(planner.whole(split)) if split in planner.splits else []
+
+
+def told_apart(items: Sequence[Item]) -> list[str]:
+    """Hashes of what the models read; behind them which prompts share a cluster, where some do: whose state stands in, and parts, are by cluster."""
+    return [*(item.sha256 for item in items), *map(str, shared_clusters(items))]
+
+
+def shared_clusters(items: Sequence[Item]) -> list[int]:
+    """The number of each prompt's cluster, in the order in which they come; empty where no two prompts share one."""
+    names = [item.cluster or item.id for item in items]
+    order = list(dict.fromkeys(names))
+    return [order.index(name) for name in names] if len(order) < len(names) else []
 
 
 def possible(planner: Planner, measure: str, options: LayeredOptions, splits: Sequence[str] = ("fit", "report")) -> bool:

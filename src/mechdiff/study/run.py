@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
+from mechdiff.shares import as_of_base
 from mechdiff.store.run_folder import RunFolder, cell_hash
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, answered
 from mechdiff.study.manifest import rendered_lines, run_record
 from mechdiff.study.prepare import Broken, Prepared, prepare
 from mechdiff.study.schedule import first_stages, schedule
@@ -103,7 +104,9 @@ class _Run:
         self._compute(self.stages)
         finished = [self.folder.load(cell.key) for cell in self.cells]
         self.folder.log("all_there", cells=len(self.cells))
-        rows = pl.concat([cell.frame for cell in finished], rechunk=True)  # in hundreds of pieces a look takes fifty times as long
+        rows = pl.concat(
+            [self._told(cell, one.frame) for cell, one in zip(self.cells, finished, strict=True)], rechunk=True
+        )  # in hundreds of pieces a look takes fifty times as long
         seconds: Counter[str] = Counter()
         for cell, one in zip(self.cells, finished, strict=True):
             seconds[cell.stage] += one.record["seconds"]
@@ -124,6 +127,10 @@ class _Run:
             "left_out": [list(one) for one in self.prepared.broken],
             "warnings": list(dict.fromkeys([*record["warnings"], *lost, *told])),
         }
+
+    def _told(self, cell: Cell, frame: pl.DataFrame) -> pl.DataFrame:
+        """A cell's rows as they stand in the run's: what is over the base's answers is named so where both models' are read."""
+        return as_of_base(frame) if self.prepared.study.answers.of == "both" and answered(cell) == "base" else frame
 
     def _compute(self, stages: Collection[str]) -> None:
         """The missing cells of these stages."""

@@ -18,7 +18,7 @@ from mechdiff.measures.transport.compute import per_prompt
 from mechdiff.models.pair import SIDES, Model
 from mechdiff.rows import OVERLAP
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, answered
 from mechdiff.study.experiment import Result
 
 
@@ -26,7 +26,7 @@ def attribute(run: Execution, cell: Cell, model: Model | None) -> Result:
     """Rows of every head and site by gradient times difference, and of what true swaps of the validated heads do."""
     assert model
     key, layers = cell.key, list(cell.key["layers"])
-    states = {side: run.states(side, key["split"], key["position"], key["ids"]).kinds for side in SIDES}
+    states = {side: run.states_of(cell, side).kinds for side in SIDES}
     own, other = states[model.side], states["base" if model.side == "tuned" else "tuned"]
     changes = {layer: block(run, layer, {side: one["z"][layer] for side, one in states.items()}, model.side).change() for layer in layers}
     kinds = [kind for kind in key["settings"]["sites"] if kind in own]
@@ -56,7 +56,7 @@ def _gradients(run: Execution, cell: Cell, model: Model, like: dict[Site, Tensor
         return torch.einsum("rpv,rv->rp", tokens.shared(logits, model.side).float(), weights)
 
     push = {site: torch.zeros_like(state) for site, state in like.items()}
-    engine, answers = run.engine(model, cell.key["position"]), run.answers(model.side, cell.key["ids"])
+    engine, answers = run.engine(model, cell.key["position"]), run.answers(model.side, cell.key["ids"], answered(cell))
     (found,) = gradients(model, engine, run.cleans(cell, model), [push], metric, answers=answers)
     return found
 

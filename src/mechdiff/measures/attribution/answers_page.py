@@ -7,6 +7,7 @@ from mechdiff.measures.attribution import findings
 from mechdiff.measures.attribution.findings import RANDOM, TOGETHER, TOP
 from mechdiff.measures.attribution.words import written
 from mechdiff.measures.divergence.over_answers import counted
+from mechdiff.measures.divergence.words import whose
 from mechdiff.report.parts import Run, table
 from mechdiff.report.phrasing import shown, with_ends
 
@@ -16,6 +17,10 @@ HEADS = 5
 
 def parts(run: Run) -> list[dict]:
     """Rank correlations with true effects, and the heads with the largest estimates; nothing where there is no D over answers."""
+    return [part for one in run.by_answers for part in _parts(one)]
+
+
+def _parts(run: Run) -> list[dict]:
     found = counted(run, "attribution")
     if found is None:
         return []
@@ -29,7 +34,7 @@ def parts(run: Run) -> list[dict]:
             lines.append([written(direction), str(groups[0]["heads"] if groups[0] else 0), *cells])
     columns = ["direction", "patched heads", "all of them (95\u00a0%)", "largest at the next token", "random others"]
     title = (
-        f"Over {found.n_tokens} tokens of answers: rank correlation of gradient × difference with true effects "
+        f"Over {found.n_tokens} tokens of {whose(run)}: rank correlation of gradient × difference with true effects "
         "(which heads have the largest estimates was found at the next token of select prompts, not over answers)"
     )
     tables = [table(columns, lines, title=title)] if lines else []
@@ -45,5 +50,6 @@ def _heads(run: Run, over: pl.DataFrame, summary: pl.DataFrame, n_tokens: int) -
             estimate, effect = shown(row["estimate"], row["low"], row["high"]), shown(row["effect"], row["effect_low"], row["effect_high"])
             lines.append([row["name"], written(direction), estimate, effect, shown(first.get(row["name"]))])
     columns = ["head", "direction", "gradient × difference (95\u00a0%)", "true effect (95\u00a0%)", "at the first token"]
-    title = f"Heads with the largest estimates over {n_tokens} tokens of answers, logits a token (ranked on these prompts, so optimistically biased)"
+    title = f"Heads with the largest estimates over {n_tokens} tokens of {whose(run)}, logits a token "
+    title += "(ranked on these prompts, so optimistically biased)"
     return [table(columns, lines, title=title)] if lines else []

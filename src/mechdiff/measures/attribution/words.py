@@ -5,6 +5,7 @@ import polars as pl
 from mechdiff.measures.attribution import churn, findings
 from mechdiff.measures.attribution.findings import ESTIMATES, TOGETHER
 from mechdiff.measures.divergence.over_answers import counted
+from mechdiff.measures.divergence.words import whose
 from mechdiff.report.difference import BREAKAGE
 from mechdiff.report.parts import Run
 
@@ -21,9 +22,13 @@ def lead(run: Run) -> list[str]:
 
 def over_answers(run: Run) -> list[str]:
     """How far gradients rank heads as patching does over whole answers; nothing where D over answers is not above the floor."""
+    return [said for one in run.by_answers for said in _over_answers(one)]
+
+
+def _over_answers(run: Run) -> list[str]:
     found = counted(run, "attribution")
     ranking = _ranking(findings.as_at_first(run.rows), run.manifest) if found else ""
-    return [f"Over the first {found.n_tokens} tokens of answers {ranking}."] if found and ranking else []
+    return [f"Over the first {found.n_tokens} tokens of {whose(run)} {ranking}."] if found and ranking else []
 
 
 def what_gradients_say(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> list[str]:

@@ -5,14 +5,14 @@ positions, of D over the same positions. Both outcomes are compared on the promp
 prompts.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.measures.divergence.words import NO_SHARE, answered_by, why_no_share
+from mechdiff.measures.divergence.words import NO_SHARE, answered_by, whose, why_no_share
 from mechdiff.report import difference, effect_shares
 from mechdiff.report.difference import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Run, table
@@ -110,7 +110,7 @@ def strongest(found: pl.DataFrame, last: str) -> tuple[dict, int] | None:
 
 def how_large(run: Run, found: Answered) -> str:
     """ "Over the first 16 tokens of the answers to 8 prompts D is 1.9 (...) nats a token, at the first token 8.1 (same prompts)." """
-    opening = f"Over the first {found.n_tokens} tokens of the answers to {answered_by(run, found.n)}"
+    opening = f"Over the first {found.n_tokens} tokens of {whose(run)} to {answered_by(run, found.n)}"
     if not found.counts:
         return f"{opening} D = {nats(found.d)} nats a token is not above three times the noise floor: no share of it is given."
     mean = with_interval(found.d, found.low, found.high, coverage=found.coverage)
@@ -125,36 +125,44 @@ def against_first(run: Run, first: pl.DataFrame, answer: pl.DataFrame, *, runner
     depends on it. `recovered`: an effect takes off from the divergence of the two models, instead of adding to it.
     """
     there = not why_no_share(difference.difference(run.rows, run.summary))
-    tables: dict[str | None, pl.DataFrame] = {ANSWER: answer} | ({None: first} if there else {})
-    named = answer.select("name", "prompt").join(first.select("name", "prompt"), on=["name", "prompt"]) if there else answer
+    of_answer, of_first = (answer, _totals(run.rows, runner, ANSWER)), (first, _totals(run.rows, runner, None))
+    return beside_each_other(of_first if there else None, of_answer, recovered=recovered)
+
+
+Effects = tuple[pl.DataFrame, pl.DataFrame]
+"""Rows of effects with a column `name`, and `prompt total`: what each prompt's are a share of."""
+
+
+def beside_each_other(first: Effects | None, answer: Effects, *, recovered: bool) -> pl.DataFrame:
+    """AGAINST for two kinds of effects, each a share of its own total, on the names and prompts that both have; see `against_first`."""
+    named = answer[0].select("name", "prompt")
+    named = named.join(first[0].select("name", "prompt"), on=["name", "prompt"]).unique() if first else named.unique()
     if named.is_empty():
         return pl.DataFrame(schema=AGAINST)
-    shares: dict[str | None, np.ndarray] = {}
-    moved: dict[str | None, np.ndarray] = {}
-    ends: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
-    names: Sequence[str] = ()
-    d = np.zeros(0)
-    for what, of in tables.items():
-        total = _totals(run.rows, named["prompt"].unique().to_list(), runner, what)
-        kept = of.join(named.select("name", "prompt").unique(), on=["name", "prompt"]).join(total, on="prompt")
+    shares: list[np.ndarray] = []
+    moved: list[np.ndarray] = []
+    skew = 0.0
+    for of, total in (first, answer) if first else (answer,):
+        kept = of.join(named, on=["name", "prompt"]).join(total, on="prompt")
         _, names, effect = summary.prompt_matrix(kept, by="name")
         d = kept.unique("prompt").sort("prompt")["total"].to_numpy()
         if not len(d) or d.mean() <= 0:
             return pl.DataFrame(schema=AGAINST)
         effect = d[:, None] - effect if recovered else effect
-        shares[what], low, high = intervals.share_intervals(effect, d)
-        moved[what] = (effect - shares[what] * d[:, None]) / d.mean()  # each prompt's influence on the share
-        ends = (low, high) if what == ANSWER else ends
+        share, low, high = intervals.share_intervals(effect, d)
+        shares.append(share)
+        moved.append((effect - share * d[:, None]) / d.mean())  # each prompt's influence on the share
+        skew = max(skew, float(simulated.cv_of(d[:, None])[0]))
     nothing = np.full(len(names), np.nan)
-    apart, p = (shares[ANSWER] - shares[None], nothing) if there else (nothing, nothing)
-    if there and simulated.speaks("family_p", len(moved[None]), float(simulated.cv_of(d[:, None])[0])):
-        p = intervals.family_p(moved[ANSWER] - moved[None] + apart)
+    apart, p = (shares[-1] - shares[0], nothing) if first else (nothing, nothing)
+    if first and simulated.speaks("family_p", len(moved[0]), skew):
+        p = intervals.family_p(moved[-1] - moved[0] + apart)
     columns = {
         "name": names,
-        "first": shares.get(None, nothing),
-        "answer": shares[ANSWER],
-        "low": ends[0],
-        "high": ends[1],
+        "first": shares[0] if first else nothing,
+        "answer": shares[-1],
+        "low": low,
+        "high": high,
         "apart": apart,
         "p": p,
     }
@@ -195,16 +203,21 @@ def fisher(run: Run, effects: Rows) -> dict[str, dict[str, float]]:
     }
 
 
-def _totals(rows: pl.DataFrame, prompts: Sequence[str], runner: str, what: str | None) -> pl.DataFrame:
-    """`prompt total`: D of each of these prompts; or where the tuned model runs and is led to the base, its reverse."""
+def _totals(rows: pl.DataFrame, runner: str, what: str | None) -> pl.DataFrame:
+    """`prompt total`: D of each prompt; or where the tuned model runs and is led to the base, its reverse."""
     found = where(rows, measure=OF_THE_PAIR, metric=floors.between_models(rows, what)[runner], control=None, unit=None)
-    return found.filter(pl.col("prompt").is_in(prompts)).select("prompt", total="value")
+    return found.select("prompt", total="value")
 
 
 def beside(
-    found: Mapping[str, pl.DataFrame], what: str, *, added: Mapping[str, Mapping[str, float]] | None = None, top: int = TOP
+    found: Mapping[str, pl.DataFrame],
+    what: str,
+    whose: str = "the answers",
+    *,
+    added: Mapping[str, Mapping[str, float]] | None = None,
+    top: int = TOP,
 ) -> list[dict]:
-    """The table of what does most by either outcome. `found`: AGAINST by direction, in words; `what` a name is ("output", "head").
+    """The table of what does most by either outcome. `found`: AGAINST by direction; `what` a name is ("output", "head"); `whose` the answers are.
 
     `added`: by direction and name, shares over the answer that add to first order.
     """
@@ -219,7 +232,8 @@ def beside(
             ))  # fmt: skip
     extra = ("Fisher share",) if added else ()
     columns = (what, "direction", "share at the first token", "share over the answer", "95 %", *extra, "difference", "p (family-wise)")
-    return [table(columns, lines, title="The first token against the whole answer, on the same prompts")] if lines else []
+    of = "" if whose == "the answers" else f" ({whose})"
+    return [table(columns, lines, title=f"The first token against the whole answer, on the same prompts{of}")] if lines else []
 
 
 def disagreement(found: Mapping[str, pl.DataFrame], noun: str) -> list[str]:

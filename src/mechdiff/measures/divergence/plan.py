@@ -34,9 +34,9 @@ def needs(planner: Planner, options: DivergenceOptions) -> Needs:
 def cells(planner: Planner) -> Iterator[Cell]:
     """D at the decision position, over answers, then over text."""
     yield from divergence_cells(planner)
-    if items := planner.answered:
-        where = labels.answer_position(planner.study.answers.tokens)
-        key = planner.key(items, stage="answer_divergence", split="report", position=where, answer=planner.answer)
+    for answer in planner.answers if planner.answered else ():
+        items, where = planner.answered, labels.answer_position(planner.study.answers.tokens)
+        key = planner.key(items, stage="answer_divergence", split="report", position=where, answer=answer)
         yield Cell(stage="answer_divergence", key=key, items=items, side=None, flops=0)
     yield from texts_cells(planner)
 

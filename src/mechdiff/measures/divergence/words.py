@@ -21,16 +21,17 @@ NO_SHARE = {"no_effect", "outside_only"}
 def lead(run: Run) -> list[str]:
     """D in words, or why there is none."""
     found = difference.difference(run.rows, run.summary)
-    return [how_different(found, run.manifest, behind=answers_differ(run)), *over_answers(run)]
+    behind = any(map(answers_differ, run.by_answers))
+    return [how_different(found, run.manifest, behind=behind), *(said for one in run.by_answers for said in over_answers(one))]
 
 
 def clause(run: Run) -> list[Candidate]:
     """The same for the verdict."""
     found = difference.difference(run.rows, run.summary)
-    text = how_different(found, run.manifest, behind=answers_differ(run))
+    text = how_different(found, run.manifest, behind=any(map(answers_differ, run.by_answers)))
     said = [Candidate(text=text, n=None if found is None else found.n, needed=1)]
     behind = found is not None and not found.counts  # else it stands beside what carries it over answers
-    return [*said, *(Candidate(text=text, needed=1) for text in over_answers(run, brief=True) if behind)]
+    return [*said, *(Candidate(text=text, needed=1) for one in run.by_answers for text in over_answers(one, brief=True) if behind)]
 
 
 def answers_differ(run: Run) -> bool:
@@ -49,7 +50,14 @@ def over_answers(run: Run, *, brief: bool = False) -> list[str]:
     quiet = "" if answers_differ(run) else ", which is not above three times the noise floor"
     size = with_interval(d["mean"], d["ci_low"], d["ci_high"], coverage=d["coverage"])
     tokens = "" if brief else f", and the top-1 tokens are the same at {share(same['mean'])} of positions"
-    return [f"Along the answers ({answered_by(run, d['n'])}) D is {size} nats a token{quiet}{tokens}."]
+    return [f"Along {whose(run)} ({answered_by(run, d['n'])}) D is {size} nats a token{quiet}{tokens}."]
+
+
+def whose(run: Run) -> str:
+    """ "the answers", or of which model they are: where it is the base, or where both models' answers are read."""
+    if run.manifest.get("config", {}).get("answers", {}).get("of") == "base":
+        return "the base's answers"
+    return "the tuned model's answers" if run.over_base else "the answers"
 
 
 def answered_by(run: Run, n: int) -> str:

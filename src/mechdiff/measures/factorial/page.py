@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mechdiff.measures.divergence.words import whose
 from mechdiff.measures.factorial import findings, words
 from mechdiff.measures.factorial.charts import COLOURS, WORDS, effects_by_layer
 from mechdiff.measures.factorial.findings import over_answer, where_exchanged
@@ -20,7 +21,12 @@ def factorial(run: Run) -> Section:
     parts: list[Any] = [
         Drawn(name="factorial_by_layer", chart=effects_by_layer, caption=_caption(run, units), reading="factorial_by_layer")
     ]
-    return Section(id="factorial", title=TITLE, parts=[*parts, *(_effects(run, unit) for unit in units)])
+    parts += [_effects(run, unit) for unit in units]
+    for one in run.by_answers[1:]:
+        over = [unit for unit in findings.units(one.rows, one.summary) if over_answer(unit)]
+        parts += [note(f"Over {whose(one)}: {_of_unit(one, unit)}.") for unit in over]
+        parts += [_effects(one, unit, f", over {whose(one)}") for unit in over]
+    return Section(id="factorial", title=TITLE, parts=parts)
 
 
 def _caption(run: Run, units: list[str | None]) -> str:
@@ -49,7 +55,7 @@ def _of_unit(run: Run, unit: str | None) -> str:
     return f"Exchanged at {where_exchanged(unit)}: {'; '.join(said)}"
 
 
-def _effects(run: Run, unit: str | None) -> dict:
+def _effects(run: Run, unit: str | None, of: str = "") -> dict:
     """The three effects at every split point, each with its interval and p, beside the other score."""
     scores = ["linear_nats", "nats"] if findings.shown_score(run.rows, unit) == "linear_nats" else ["nats", "logits"]
     found, beside = (findings.effects(run.rows, run.summary, unit, score) for score in scores)
@@ -70,4 +76,4 @@ def _effects(run: Run, unit: str | None) -> dict:
             )
             row += ([nats(other["mean"]) if other else "–"]) if extra else []
         rows.append(row)
-    return table(columns, rows, folded=f"Every split point, each by itself, exchanged at {where_exchanged(unit)}")
+    return table(columns, rows, folded=f"Every split point, each by itself, exchanged at {where_exchanged(unit)}{of}")

@@ -71,7 +71,7 @@ def _over_answers(planner: Planner, layers: Sequence[int]) -> Iterator[Cell]:
     """The same with the residual stream of every position of the answers."""
     crossed = [cell for direction in CROSSED for cell in planner.over_answers("crossing", {"direction": direction}, layers)]
     yield from crossed
-    if crossed:
-        what = {name: crossed[0].key[name] for name in ("split", "position", "answer", "layers")}
-        key = planner.key(planner.answered, stage="factorial", **what)
+    for answer in planner.answers if crossed else ():
+        what = {name: crossed[0].key[name] for name in ("split", "position", "layers")}
+        key = planner.key(planner.answered, stage="factorial", **what, answer=answer)
         yield Cell(stage="factorial", key=key, items=planner.answered, side=None, flops=0)

@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 
+from mechdiff.measures.divergence.words import whose
 from mechdiff.measures.factorial import findings
 from mechdiff.measures.factorial.findings import Halves, Interaction, over_answer, where_exchanged
 from mechdiff.report.parts import Run
@@ -16,12 +17,24 @@ LEAST = 0.1
 
 def lead(run: Run) -> list[str]:
     """Where lower and upper layers build on each other."""
-    return early_or_late(run.rows, run.summary)
+    return [*early_or_late(run.rows, run.summary), *over_base(run)]
+
+
+def over_base(run: Run) -> list[str]:
+    """The same over the base's answers, where both models' were read."""
+    one = run.over_base
+    if one is None:
+        return []
+    answered = [unit for unit in findings.units(one.rows, one.summary) if over_answer(unit)]
+    return [f"Over {whose(one)}: {said}" for said in _spoken(one.rows, answered)]
 
 
 def early_or_late(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     """Where lower and upper layers build on each other, or are redundant: in a linear score, a tenth of the whole at least, and no chance."""
-    units = findings.units(rows, summary)
+    return _spoken(rows, findings.units(rows, summary))
+
+
+def _spoken(rows: pl.DataFrame, units: list[str | None]) -> list[str]:
     known = [(unit, one) for unit in units if (one := findings.interaction(rows, unit)) is not None]
     if not known:
         return []

@@ -12,7 +12,7 @@ from mechdiff.models.modules import ChangedUnits, changes_of
 from mechdiff.models.pair import Model
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, answered
 from mechdiff.study.experiment import Result
 
 
@@ -47,11 +47,11 @@ def _lattice(run: Execution, split: str, model: Model, cell: Cell) -> formula.La
         ids = [run.prompt(split, name).ids_base for name in kept]
         logits: dict[str, Any] = {side: run.states(side, split, "decision").logits[at] for side in ("base", "tuned")}
         read = cell.key["answer"]["ids"] if split == "report" and "answer" in cell.key else []
-        said = dict(zip(read, run.answers("base", read), strict=True))
+        said = dict(zip(read, run.answers("base", read, answered(cell)), strict=True))
         if said:
             position = labels.answer_position(cell.key["answer"]["tokens"])
             for side, laws in logits.items():
-                over = dict(zip(read, run.states(side, split, position, read).logits, strict=True))
+                over = dict(zip(read, run.states(side, split, position, read, answered(cell)).logits, strict=True))
                 rest = [over[name][1 : len(said[name])] if name in said else law[:0] for name, law in zip(kept, laws[:, None], strict=True)]
                 logits[side] = torch.cat([part for law, behind in zip(laws, rest, strict=True) for part in (law[None], behind)])
         prompts = formula.Prompts(
@@ -61,7 +61,7 @@ def _lattice(run: Execution, split: str, model: Model, cell: Cell) -> formula.La
         )  # fmt: skip
         return formula.lattice(model, units_changed(run, model), prompts)
 
-    return run.once(("lattice", split), made)
+    return run.once(("lattice", split, answered(cell) if split == "report" else None), made)
 
 
 def proof(run: Execution) -> None:

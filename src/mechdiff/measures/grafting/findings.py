@@ -167,6 +167,15 @@ def first_and_answer(rows: pl.DataFrame) -> pl.DataFrame:
     return joined.sort("answer", "name", descending=[True, False])
 
 
+INTO_BASE = {labels.CROSSED[1]: "tuned weights into base"}
+"""The one way in which weights are copied, in words."""
+
+
+def over_answers(rows: pl.DataFrame, direction: str, metric: str, what: str | None) -> pl.DataFrame:
+    """Rows of each module alone by a metric over answers, with its `name`."""
+    return scores(rows, difference.reported(rows, "grafting"), metric).filter(pl.col("arm") == "alone").with_columns(name=module_name())
+
+
 @once
 def way(rows: pl.DataFrame) -> pl.DataFrame:
     """`name additive additive_low additive_high`: the part of the way to the tuned logits that each module's weights alone move the base."""
@@ -177,6 +186,12 @@ def way(rows: pl.DataFrame) -> pl.DataFrame:
 def on_the_way(rows: pl.DataFrame, name: str) -> dict | None:
     """The line of `way` for one module; None where there is none."""
     return next(way(rows).filter(pl.col("name") == name).iter_rows(named=True), None)
+
+
+def set_on_the_way(rows: pl.DataFrame, unit: str) -> dict | None:
+    """The same of a greedy set of modules, by its name."""
+    greedily = scores(rows, difference.reported(rows, "grafting"), OVERLAP).filter(pl.col("arm") == "greedy", pl.col("unit") == unit)
+    return next(effect_shares.additive(rows, greedily.with_columns(name="unit")).iter_rows(named=True), None)
 
 
 def _nothing(rows: pl.DataFrame, split: str | None, metric: str = OTHER) -> pl.DataFrame:

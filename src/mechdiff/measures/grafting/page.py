@@ -4,7 +4,8 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff.measures.divergence.words import why_no_share
+from mechdiff.measures.divergence import both_answers
+from mechdiff.measures.divergence.words import whose, why_no_share
 from mechdiff.measures.grafting import findings
 from mechdiff.measures.grafting.charts import MODULES, RAMPS, grafts_alone, grafts_by_rank, grafts_greedy, grafts_in_order
 from mechdiff.measures.grafting.words import BIASED, how_many_modules
@@ -42,7 +43,9 @@ def grafting(run: Run) -> Section:
         parts.append(
             Drawn(name="grafts_in_order", chart=grafts_in_order, caption=_ramp_caption(curves, len(alone)), reading="grafts_in_order")
         )
-    return Section(id="grafting", title=TITLE, parts=[*parts, *_over_answers(run), *_greedy(run), *_truncation(run)])
+    over = [part for one in run.by_answers for part in _over_answers(one)]
+    over += both_answers.parts(run, findings.over_answers, "module alone", findings.INTO_BASE)
+    return Section(id="grafting", title=TITLE, parts=[*parts, *over, *_greedy(run), *_truncation(run)])
 
 
 def _over_answers(run: Run) -> list[dict]:
@@ -62,7 +65,9 @@ def _over_answers(run: Run) -> list[dict]:
     ]
     columns = ("module alone", "recovered at the first token", "recovered over the answer", "95 %", "Fisher share over the answer")
     total = float(found["additive"].to_numpy().sum())
-    said = f"The first token against the whole answer ({prompts(found['n'][0])}); the Fisher shares of all {len(found)} modules sum to {share(total)}"
+    of = whose(run)
+    against = f"The first token against {'the whole answer' if of == 'the answers' else of}"
+    said = f"{against} ({prompts(found['n'][0])}); the Fisher shares of all {len(found)} modules sum to {share(total)}"
     return [table(columns, lines, title=said)]
 
 

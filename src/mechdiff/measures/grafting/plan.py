@@ -1,10 +1,10 @@
 """A study file may set these options of grafting; its cells are planned from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mechdiff.spacing import evenly_spaced
-from mechdiff.study.cells import Cell
+from mechdiff.study.cells import Cell, Item
 from mechdiff.study.document import Count
 from mechdiff.study.experiment import Needs
 from mechdiff.study.options import Options
@@ -51,8 +51,16 @@ def grafting_cells(planner: Planner) -> Iterator[Cell]:
         )
         return
     items = evenly_spaced(options.report_prompts or len(planner.whole("report")), planner.whole("report"))
-    chosen_on = evenly_spaced(options.select_prompts, planner.whole("select")) if "select" in planner.splits else ()
     answered = [item for item in items if item in planner.answered]
+    for answer in planner.answers if answered else (None,):
+        yield from _grafted(planner, options, tuple(items if answer in (None, planner.answers[0]) else answered), answered, answer)
+
+
+def _grafted(
+    planner: Planner, options: GraftingOptions, items: tuple[Item, ...], answered: Sequence[Item], answer: dict[str, Any] | None
+) -> Iterator[Cell]:
+    """On these report prompts; `answer`: whose answers are read behind some of them. What a second model answers is read behind those alone."""
+    chosen_on = evenly_spaced(options.select_prompts, planner.whole("select")) if "select" in planner.splits else ()
     behind = planner.study.answers.tokens * len(answered)
     tokens, few = sum(item.tokens for item in items) + behind, sum(item.tokens for item in chosen_on)
     n_layers = planner.shape.n_layers
@@ -60,9 +68,8 @@ def grafting_cells(planner: Planner) -> Iterator[Cell]:
     n_best = min(options.candidates, len(costs))
     first = {"stage": "grafting", "split": "report", "candidates": options.candidates}
     first |= {"report": [item.id for item in items], "select": [item.id for item in chosen_on]}
-
-    if answered:
-        first["answer"] = planner.answer | {"ids": [item.id for item in answered]}
+    if answer:
+        first["answer"] = answer | {"ids": [item.id for item in answered]}
 
     def cell(runs: float, **what: Any) -> Cell:
         key = planner.key((*items, *chosen_on), **first, **what)

@@ -68,14 +68,21 @@ class Bench:
         """Those of `fisher_nats` towards a run that moved the logits so."""
         return formula.fisher_weights(moved, self.states[self.model.side].logits, self.tokens.n_shared)
 
-    def game(self, layer: int, change: Float[Tensor, "prompt head d"]) -> shapley.Game:
-        """The game of one block's heads."""
+    def game(
+        self, layer: int, change: Float[Tensor, "prompt head d"], ways: dict[shapley.Coalition, np.ndarray] | None = None
+    ) -> shapley.Game:
+        """The game of one block's heads. `ways` is given `fisher_nats` `[prompt]` of each set that is run: how far it goes the way of all heads."""
+        towards = None if ways is None else self.fisher([formula.swap(layer, change, range(change.shape[1]))])
 
         def evaluate(coalitions: Sequence[shapley.Coalition]) -> np.ndarray:
             parts = []
             for start in range(0, len(coalitions), AT_ONCE):
-                variants = [formula.swap(layer, change, one) for one in coalitions[start : start + AT_ONCE]]
-                parts.append(self.effect(self.scores(variants, (self.metric,))))
+                here = coalitions[start : start + AT_ONCE]
+                along = None if towards is None else Along(name="fisher_nats", weights=towards, which=[0] * len(here))
+                found = self.scores([formula.swap(layer, change, one) for one in here], (self.metric,), along)
+                if ways is not None:
+                    ways.update(zip(here, found["fisher_nats"][:, 1:].T.numpy(), strict=True))
+                parts.append(self.effect(found))
             return torch.cat(parts, 1).T.numpy()
 
         return shapley.Game(change.shape[1], evaluate)

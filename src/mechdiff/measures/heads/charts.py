@@ -89,7 +89,7 @@ def coverage_by_heads(
     """Coverage by the first k heads of each order, one panel a closer layer; grey: the middle 95 % of random sets of k heads."""
     tables, bands = [], []
     for layer in layers:
-        one = sets.game(rows, summary, direction, layer)
+        one = sets.spoken_of(rows, summary, direction, layer)
         if one is None or not one.whole.counts:
             continue
         panel = f"L{layer}"
@@ -151,7 +151,9 @@ def _sizes(sizes: Sequence[int], width: int) -> Callable[[bool], alt.X]:
 def single_heads(
     rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, direction: str = BREAKAGE, layers: Sequence[int] = ()
 ) -> Chart | None:
-    """Each head of the closer layers: alone (v(h)/v(all)), its Shapley share with an interval, and its Fisher-projected coverage."""
+    """Each head of the closer layers: its Fisher-projected coverage, which adds, with an interval; and of KL alone (v(h)/v(all)) and Shapley's share.
+
+    Where the first was not measured, Shapley's share has the interval."""
     panels: list[Chart] = []
     for layer in layers:
         one = sets.game(rows, summary, direction, layer)
@@ -159,7 +161,7 @@ def single_heads(
         if one is None or shares is None:
             continue
         room = one.n if one.n <= MANY else MANY if width >= WIDE else MANY // 2
-        order = np.argsort(-np.abs(shares.shapley.share), kind="stable")[:room]
+        order = np.argsort(-np.abs((shares.fisher if shares.in_logits else shares.shapley).share), kind="stable")[:room]
         names = [labels.head_unit(head) for head in sorted(order)]
         bars = [_bar_of(one, shares, head) for head in sorted(order.tolist())]
         title = f"L{layer}: share of all heads' {WORDS[direction]}" + (f" ({room} of {one.n})" if room < one.n else "")
@@ -169,27 +171,37 @@ def single_heads(
 
 def _bar_of(one: Game, shares: Shares, head: int) -> dict:
     name = labels.head_unit(head)
-    found, alone, fisher = shares.shapley, sets.alone(one, head), float(shares.fisher[head])
-    value, low, high = (float(end[head]) if np.isfinite(end[head]) else None for end in (found.share, found.low, found.high))
-    says = f"L{one.layer}.{name}: Shapley {with_interval(value, low, high, digits=2)}, alone {share(alone)}, Fisher {share(fisher)}"
+    drawn, beside = (shares.fisher, shares.shapley) if shares.in_logits else (shares.shapley, shares.fisher)
+    alone, other = sets.alone(one, head), float(beside.share[head])
+    value, low, high = (float(end[head]) if np.isfinite(end[head]) else None for end in (drawn.share, drawn.low, drawn.high))
+    bar, dot = KINDS if shares.in_logits else KINDS[::-1]
+    says = f"L{one.layer}.{name}: {bar} {with_interval(value, low, high, digits=2)}, of KL alone {share(alone)}, {dot} {share(other)}"
     ends = {"low": low, "high": high}  # none for a single prompt
     return {
         "name": name,
         "value": value,
         **ends,
         "alone": alone,
-        "fisher": fisher if np.isfinite(fisher) else None,
+        "other": other if np.isfinite(other) else None,
+        "bar": bar,
+        "dot": dot,
         "says": says,
     }
 
 
+KINDS = ("Fisher-projected", "Shapley (KL)")
+"""The bar, where shares that add were measured, and the dot beside it."""
+ALONE = "alone (KL)"
+
+
 def _bars(bars: list[dict], names: list[str], width: int, title: str, *, legend: bool) -> Chart:
-    reach = [bar[end] for bar in bars for end in ("low", "high", "alone", "value") if bar[end] is not None]
+    reach = [bar[end] for bar in bars for end in ("low", "high", "alone", "value", "other") if bar[end] is not None]
     low, high = min(0.0, *reach), max(0.1, *reach)
     scale, axis = alt.Scale(domain=[low, high], nice=True), drawing.left_axis(tickCount=5, format=".2~f")
     x = alt.X("name:N", sort=names, axis=_head_axis(names, width), scale=alt.Scale(paddingInner=0.3))
     base = alt.Chart(drawing.inline(bars))
-    kinds = ["Shapley", "alone", "Fisher-projected"]
+    first, dot = bars[0]["bar"], bars[0]["dot"]
+    kinds = [first, ALONE, dot]
     shown = drawing.legend_of(kinds, width) if legend else None
     colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds, range=["#8fb8d8", ORANGE, INK]), legend=shown)
     shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=kinds, range=["square", "circle", "diamond"]), legend=shown)
@@ -197,12 +209,12 @@ def _bars(bars: list[dict], names: list[str], width: int, title: str, *, legend:
     ends = base.mark_rule(aria=False, color=BLUE, strokeWidth=1.4).encode(
         x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2=alt.Y2("high:Q")
     )
-    dots = [{"name": b["name"], "value": b[key], "kind": kind} for b in bars for key, kind in (("alone", "alone"), ("fisher", "Fisher-projected"))
+    dots = [{"name": b["name"], "value": b[key], "kind": kind} for b in bars for key, kind in (("alone", ALONE), ("other", dot))
             if b[key] is not None]  # fmt: skip
-    keyed = [*dots, *({"name": b["name"], "value": 0.0, "kind": "Shapley"} for b in bars[:1])]
+    keyed = [*dots, *({"name": b["name"], "value": 0.0, "kind": first} for b in bars[:1])]
     points = alt.Chart(drawing.inline(keyed)).mark_point(aria=False, filled=True, size=42, opacity=1)
     marks = points.encode(x=x, y=alt.Y("value:Q", scale=scale, axis=axis), color=colour, shape=shape,
-                          opacity=alt.OpacityValue(1, condition={"test": "datum.kind == 'Shapley'", "value": 0}))  # fmt: skip
+                          opacity=alt.OpacityValue(1, condition={"test": f"datum.kind == '{first}'", "value": 0}))  # fmt: skip
     zero = curves.zero(scale, axis)
     return drawing.layer(zero, bar, ends, marks, width=width - LEFT - 12, height=150, title=drawing.title_of(title))
 
@@ -227,7 +239,7 @@ def network_coverage(
     """Coverage across the network by the two orders: heads alone, and heads and MLPs; grey: random sets of heads."""
     tables, bands = [], []
     for site, panel in (("attn_proj", "heads"), (None, "heads and MLPs")):
-        one = sets.game(rows, summary, direction, None, site=site)
+        one = sets.spoken_of(rows, summary, direction, None, site=site)
         if one is None or not one.whole.counts:
             continue
         for way, order in sets.network_orders(manifest, direction, only_heads=site is not None).items():

@@ -58,7 +58,7 @@ def heads_over_answers(run: Execution, cell: Cell, model: Model | None) -> Resul
     """Rows of each head of every layer, and of all heads of a layer, swapped at every position of the answers."""
     assert model
     key = cell.key
-    states = {side: run.states(side, key["split"], key["position"], key["ids"]).kinds["z"] for side in SIDES}
+    states = {side: run.states_of(cell, side).kinds["z"] for side in SIDES}
     variants: list[Variant] = []
     places: list[dict[str, Any]] = []
     for layer in key["layers"]:
@@ -87,17 +87,21 @@ def _checked(bench: Bench, layers: Sequence[int], everyone: Sequence[Variant]) -
 
 
 def head_orders(run: Execution, cell: Cell, model: Model | None) -> Result:
-    """Tensors: the greedy order of the heads of each closer layer on select, by the layer's number. Rows: what its first 2, 3, ... do there."""
+    """Tensors: the greedy order of the heads of each closer layer on select, by the layer's number. Rows: what its first 1, 2, ... do there."""
     assert model
     bench = Bench(run, cell, model)
     found, frames = {}, [empty()]
     for layer in closer_layers(run)[0]:
-        game = bench.game(layer, bench.block(layer).change())
+        ways: dict[heads_shapley.Coalition, np.ndarray] = {}
+        game = bench.game(layer, bench.block(layer).change(), ways)
         order = heads_shapley.greedy(game, min(cell.key["picks"], game.n))
         found[str(layer)] = np.array(order)
-        several = [one for one in heads_shapley.prefixes(order) if 1 < len(one) < game.n]  # single heads, and all, are rows of `every_head`
-        named = [({"unit": labels.heads_unit(one, game.n), "metric": bench.metric}, bench.as_metric(game.value(one))) for one in several]
-        frames += [_as_rows(bench, layer, named)] if named else []
+        sets = list(dict.fromkeys([*heads_shapley.prefixes(order), game.everyone]))
+        values = dict(zip(sets, game.values(sets), strict=True))
+        several = [one for one in sets if 1 < len(one) < game.n]  # v of single heads, and of all, are rows of `every_head`
+        named = [({"unit": labels.heads_unit(one, game.n), "metric": bench.metric}, bench.as_metric(values[one])) for one in several]
+        named += [({"unit": labels.heads_unit(one, game.n), "metric": "fisher_nats"}, ways[one]) for one in sets]
+        frames.append(_as_rows(bench, layer, named))
     return pl.concat(frames), found
 
 
@@ -117,10 +121,11 @@ def head_sets(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 
 def _sets(bench: Bench, here: Block) -> pl.DataFrame:
-    """Rows of the sets of one block's heads, by the direction's metric; of those that are no draws also their projection on all."""
+    """Rows of the sets of one block's heads, by the direction's metric and by their projection on what all of them do."""
     run, settings, seed = bench.run, bench.cell.key["settings"], bench.cell.key["seed"]
     n, change = here.n_heads, here.change()
-    game = bench.game(here.layer, change)
+    ways: dict[heads_shapley.Coalition, np.ndarray] = {}
+    game = bench.game(here.layer, change, ways)
     exact = n <= settings["exact_up_to"]
     draws = {
         k: heads_shapley.random_coalitions(n, k, settings["draws"], seed)
@@ -136,15 +141,10 @@ def _sets(bench: Bench, here: Block) -> pl.DataFrame:
     ]
     found += [({"unit": labels.head_unit(head), "metric": "shapley_nats"}, values) for head, values in enumerate(shapley)]
     for k, drawn in draws.items():
-        found += [
-            ({"unit": labels.heads_unit(one, n), "metric": bench.metric, "rank": k, "control": labels.draw("random_set", i)},
-             bench.as_metric(game.value(one)))
-            for i, one in enumerate(drawn)
-        ]  # fmt: skip
-    variants = [formula.swap(here.layer, change, one) for one in named]
-    along = Along(name="fisher_nats", weights=bench.fisher([formula.swap(here.layer, change, range(n))]), which=[0] * len(variants))
-    projected = bench.scores(variants, (), along)["fisher_nats"][:, 1:].numpy() if variants else np.empty((0, 0))
-    found += [({"unit": labels.heads_unit(one, n), "metric": "fisher_nats"}, projected[:, i]) for i, one in enumerate(named)]
+        for i, one in enumerate(drawn):
+            what = {"unit": labels.heads_unit(one, n), "rank": k, "control": labels.draw("random_set", i)}
+            found += [(what | {"metric": bench.metric}, bench.as_metric(game.value(one))), (what | {"metric": "fisher_nats"}, ways[one])]
+    found += [({"unit": labels.heads_unit(one, n), "metric": "fisher_nats"}, ways[one]) for one in named]
     return _as_rows(bench, here.layer, found)
 
 
@@ -222,11 +222,10 @@ def _null_edits(bench: Bench, layer: int) -> pl.DataFrame:
     everyone = frozenset(range(n))
     coalitions = [*(frozenset({head}) for head in range(n)), *(everyone - {head} for head in range(n)), everyone]
     for draw in range(key["settings"]["null_edits"] if n > 1 and whole.change().any() else 0):
-        game = bench.game(layer, formula.noise_like(whole, key["seed"] + draw)[at])
-        values = game.values(coalitions)
-        what = {"metric": bench.metric, "control": labels.draw("random_vector", draw)}
-        found += [
-            (what | {"unit": unit}, v)
-            for unit, v in {labels.heads_unit(one, n): v for one, v in zip(coalitions, values, strict=True)}.items()
-        ]
+        ways: dict[heads_shapley.Coalition, np.ndarray] = {}
+        values = bench.game(layer, formula.noise_like(whole, key["seed"] + draw)[at], ways).values(coalitions)
+        what = {"control": labels.draw("random_vector", draw)}
+        for unit, (one, v) in {labels.heads_unit(one, n): (one, v) for one, v in zip(coalitions, values, strict=True)}.items():
+            found.append((what | {"metric": bench.metric, "unit": unit}, v))
+            found += [(what | {"metric": "fisher_nats", "unit": unit}, ways[one])] if len(one) in (1, n) else []
     return _as_rows(bench, layer, found)

@@ -11,7 +11,7 @@ import polars as pl
 from mechdiff import labels
 from mechdiff.report import difference, effect_shares
 from mechdiff.report.difference import BOTH, BREAKAGE, RECOVERY, WORDS
-from mechdiff.rows import where
+from mechdiff.rows import OVERLAP, where
 from mechdiff.statistics import floors, stability
 from mechdiff.statistics import summary as statistics_summary
 from mechdiff.statistics.memory import once
@@ -38,6 +38,14 @@ def map_of_heads(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     quiet = quiet.select(key).unique().with_columns(counts=pl.lit(False))
     found = pl.concat(parts).join(quiet, on=key, how="left", nulls_equal=True, maintain_order="left")
     return found.with_columns(pl.col("counts").fill_null(True), head=labels.head_number())
+
+
+@once
+def way(rows: pl.DataFrame, direction: str) -> pl.DataFrame:
+    """`name additive additive_low additive_high`: the part of the way to the other model's logits that each head alone goes; shares that add."""
+    here = where(rows, measure="heads", direction=direction, metric=OVERLAP, split=difference.reported(rows, "heads"), arm="contribution",
+                 site="attn_proj", control=None, strength=None)  # fmt: skip
+    return effect_shares.additive(rows, here.filter(labels.is_head()).with_columns(name=pl.format("L{}.{}", "layer", "unit")))
 
 
 def arms_of_all(rows: pl.DataFrame) -> pl.DataFrame:

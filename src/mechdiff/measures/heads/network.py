@@ -18,7 +18,7 @@ from mechdiff.measures.heads.bench import AT_ONCE, Bench, columns, head_layout
 from mechdiff.measures.heads.choices import closer_layers, greedy_order, heads_options, network_orders, top_heads, within
 from mechdiff.measures.transport.compute import table
 from mechdiff.models.pair import Model
-from mechdiff.rows import empty
+from mechdiff.rows import OVERLAP, empty
 from mechdiff.store.disk import as_bytes
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
@@ -63,7 +63,7 @@ def head_network(run: Execution, cell: Cell, model: Model | None) -> Result:
         part = slice(start, start + AT_ONCE)
         variants = [formula.swap_across(one, blocks, mlps) for one in sets[part]]
         named = columns(places[part], measure="heads", direction=key["direction"], split=key["split"], arm="contribution")
-        frames.append(score_rows(bench.scores(variants, (bench.metric,)), named, key["ids"]))
+        frames.append(score_rows(bench.scores(variants, (bench.metric, OVERLAP)), named, key["ids"]))
     return pl.concat(frames), {}
 
 

@@ -12,7 +12,7 @@ from mechdiff.measures.heads.words import effective, how_many, per_cent
 from mechdiff.report import difference, phrasing
 from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import listed, nats, share, with_ends
+from mechdiff.report.phrasing import INTERACTION, listed, nats, share, with_ends
 
 TITLE = "Which heads carry it?"
 TOP = 12
@@ -55,34 +55,53 @@ def _top(run: Run, found: pl.DataFrame, top: pl.DataFrame) -> dict:
     js = findings.attention_js(run.summary)
     per_group = int((run.manifest.get("heads") or {}).get("heads_per_group") or 1)
     groups = findings.groups(found)
+    ways = {
+        direction: {row["name"]: row for row in findings.way(run.rows, direction).iter_rows(named=True)}
+        for direction in (RECOVERY, BREAKAGE)
+    }
+    along = [direction for direction, known in ways.items() if known]
     lines = []
     for r in top.iter_rows(named=True):
         group = r["head"] // per_group
         of_group = " / ".join(share(groups.get((d, r["layer"], group))) for d in WORDS)
         ends = (with_ends(r[word], r[f"{word}_low"], r[f"{word}_high"]) for word in WORDS.values())
+        moved = [ways[direction].get(r["name"]) for direction in along]
+        way = (with_ends(one["additive"], one["additive_low"], one["additive_high"]) if one else "–" for one in moved)
         lines.append(
-            (_unbroken(r["name"]), *ends, f"{group}: {of_group}" if per_group > 1 else "–", nats(js[r["name"]]) if r["name"] in js else "–")
+            (
+                _unbroken(r["name"]),
+                *way,
+                *ends,
+                f"{group}: {of_group}" if per_group > 1 else "–",
+                nats(js[r["name"]]) if r["name"] in js else "–",
+            )
         )
-    columns = ("head", "breakage (95\u00a0%)", "recovery (95\u00a0%)", "its group", "attention JS, nats")
-    title = f"The {len(lines)} heads of the largest effect, as shares of D; beside them all heads of their key-value group (breakage / recovery)"
+    moves = {RECOVERY: "base moved of the way (95\u00a0%)", BREAKAGE: "tuned model moved (95\u00a0%)"}
+    columns = ("head", *(moves[one] for one in along), "breakage (95\u00a0%)", "recovery (95\u00a0%)", "its group", "attention JS, nats")
+    title = f"The {len(lines)} heads of the largest effect: " + "s, the part of the way in logits, which adds; and " * bool(along)
+    title += "shares of D" + ", which bend (of a small change s² at least, and 1 − (1 − s)² at most)" * bool(along)
+    title += "; beside them all heads of their key-value group (breakage / recovery)"
     return table(columns, lines, title=title)
 
 
 def _inside(run: Run, one: Game, found: pl.DataFrame) -> list[dict]:
     """Each head of a closer layer: what it reads, what it writes, and its part in the effect of all."""
-    shares, missed = sets.head_shares(run.rows, one), sets.needed(one)
-    if shares is None:
+    of_kl = sets.game(run.rows, run.summary, one.direction, one.layer)
+    shares = sets.head_shares(run.rows, of_kl) if of_kl else None
+    if of_kl is None or shares is None:
         return []
+    missed = sets.needed(of_kl)
     here = found.filter(pl.col("layer") == one.layer, pl.col("direction") == one.direction)
     arms = {(r["unit"], r["arm"]): share(r["share"]) for r in here.iter_rows(named=True)}
     lines = []
-    for head in sorted(range(one.n), key=lambda head: -abs(shares.shapley.share[head]))[:TOP]:
+    by = shares.fisher.share if shares.in_logits else shares.shapley.share
+    for head in sorted(range(one.n), key=lambda head: -abs(by[head]))[:TOP]:
         split = (arms.get((labels.head_unit(head), arm), "–") for arm in ("contribution", "routing", "write"))
-        of_all = (share(v) if v == v else "–" for v in (shares.shapley.share[head], shares.fisher[head]))
+        of_all = (share(v) if v == v else "–" for v in (shares.fisher.share[head], shares.shapley.share[head]))
         lines.append((_unbroken(f"L{one.layer}.{labels.head_unit(head)}"), *split, *of_all, share(missed.share[head]) if missed else "–"))
-    columns = ("head", "effect / D", "routing / D", "write / D", "Shapley", "Fisher", "needed")
+    columns = ("head", "effect / D", "routing / D", "write / D", "Fisher", "Shapley (KL)", "needed (KL)")
     title = f"{WORDS[one.direction].capitalize()} by the heads of L{one.layer}. "
-    title += "Shapley, Fisher and needed (what is lost without the head): shares of the effect of all"
+    title += "Fisher (adds), and of KL Shapley values and needed (what is lost without the head): shares of the effect of all"
     return [table(columns, lines, folded=title)]
 
 
@@ -93,7 +112,7 @@ def _unbroken(text: str) -> str:
 def _sets(run: Run, direction: str, found: pl.DataFrame) -> list[Any]:
     """Coverage and single heads at the closer layers, in one direction."""
     layers = findings.closer_layers(run.manifest)
-    games = [one for one in (sets.game(run.rows, run.summary, direction, layer) for layer in layers) if one and one.n > 1]
+    games = [one for one in (sets.spoken_of(run.rows, run.summary, direction, layer) for layer in layers) if one and one.n > 1]
     nothing = [one for one in games if not one.whole.counts]
     parts: list[Any] = []
     if nothing:
@@ -123,7 +142,8 @@ def _sets(run: Run, direction: str, found: pl.DataFrame) -> list[Any]:
     )
     said = []
     for one in games:
-        shares = sets.head_shares(run.rows, one)
+        of_kl = sets.game(run.rows, run.summary, direction, one.layer)
+        shares = sets.head_shares(run.rows, of_kl) if of_kl else None
         if shares:
             fisher = (
                 f"Fisher-projected coverages add up to {shares.fisher_sum:.3f}"
@@ -144,7 +164,8 @@ def _sets(run: Run, direction: str, found: pl.DataFrame) -> list[Any]:
         )
     for one in games:
         order = sets.orders(run.manifest, direction, one.layer or 0).get("greedy") or []
-        parts += [*_inside(run, one, found), *both_formulas.side_by_side(one, order)]
+        of_kl = sets.game(run.rows, run.summary, direction, one.layer)
+        parts += [*_inside(run, one, found), *(both_formulas.side_by_side(of_kl, order) if of_kl else [])]
     return parts
 
 
@@ -185,8 +206,7 @@ def _pairs(run: Run) -> list[dict]:
                 added = share(r["alone"]), with_ends(r["value"], r["low"], r["high"])
                 lines.append((f"L{layer}: {r['i']}, {r['j']}", WORDS[direction], *added, *of_kl))
     columns = ("heads", "direction", "v(i) + v(j)", "interaction (95 %)", "of KL: v(i) + v(j)", "of KL: interaction (95 %)")
-    title = "Interactions of top heads, v(i, j) − v(i) − v(j), as parts of how far all heads of the layer move the logits: under 0 either will do, "
-    title += "over 0 they need each other"
+    title = f"Interactions of top heads, v(i, j) − v(i) − v(j), as parts of how far all heads of the layer move the logits: {INTERACTION}"
     title += f"; the largest of each layer and direction, {len(lines)} of {of}, so somewhat overstated. " if len(lines) < of else ". "
     title += "Of KL beside it two heads that add seem to need each other, for a divergence grows as a square"
     return [table(columns, lines, folded=title)] if lines else []
@@ -198,7 +218,7 @@ def _network(run: Run) -> list[Any]:
     for direction in (BREAKAGE, RECOVERY):
         said = []
         for site, word in (("attn_proj", "heads"), (None, "heads and MLPs")):
-            one = sets.game(run.rows, run.summary, direction, None, site=site)
+            one = sets.spoken_of(run.rows, run.summary, direction, None, site=site)
             orders = sets.network_orders(run.manifest, direction, only_heads=site is not None)
             if one is None or not orders.get("single"):
                 continue
@@ -208,7 +228,8 @@ def _network(run: Run) -> list[Any]:
             curve, n = sets.network_curve(one, orders["single"]), len(orders["single"])
             k = coverage.first_to(curve["share"].to_numpy(), curve["k"].to_list(), 0.5)
             half = ("the first alone reaches half" if k == 1 else f"the first {k} reach half") if k else "half is not reached"
-            said.append(f"all {n} {word} together {nats(one.whole.mean)} nats; by single effect {half}{_random(one, k)}")
+            does = "of the overlap with the way to the other model" if one.in_logits else "of KL"
+            said.append(f"all {n} {word} together {nats(one.whole.mean)} nats {does}; by single effect {half}{_random(one, k)}")
         if said:
             caption = f"{WORDS[direction].capitalize()} across the network: {'; '.join(said)}."
             options, reading = {"direction": direction}, "head_network" if direction == BREAKAGE else ""

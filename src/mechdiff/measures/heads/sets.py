@@ -14,7 +14,7 @@ from mechdiff.measures.heads.coverage import Covered, Whole
 from mechdiff.measures.heads.findings import map_of_heads
 from mechdiff.report import difference, effect_shares, spoken
 from mechdiff.report.difference import BREAKAGE
-from mechdiff.rows import where
+from mechdiff.rows import OVERLAP, where
 from mechdiff.shares import refuse_two_supports
 from mechdiff.statistics import floors, intervals, spread
 from mechdiff.statistics.memory import once
@@ -38,6 +38,8 @@ class Game:
     """v by the rows' unit."""
     drawn: Mapping[int, Float[ndarray, "prompt draw"]] = field(repr=False)
     """v of random sets, by size."""
+    in_logits: bool = False
+    """Whether v is how far the logits are moved, in a currency that adds; else nats of KL, which bend."""
 
     def value(self, heads: Sequence[int]) -> Float[ndarray, " prompt"] | None:
         """v of a set of one block's heads, where it was run."""
@@ -56,10 +58,12 @@ def game(
     *,
     site: str | None = "attn_proj",
     split: str | None = None,
+    added: bool = False,
 ) -> Game | None:
     """The sets that were run at one layer, or across the network (layer None; site None: with MLPs among the players); None without.
 
-    On the reported split, unless another is named: on `select` those that were run to choose.
+    On the reported split, unless another is named: on `select` those that were run to choose. `added`: in the currency that adds, of one layer how
+    far each set moves the logits the way that all its heads do (`fisher_nats`), of the network the way to the other model's (the overlap).
     """
     split, metric = split or difference.reported(rows, "heads"), floors.effect_metric(rows, direction)
     where = [
@@ -69,10 +73,14 @@ def game(
         pl.col("arm") == "contribution",
     ]
     where += [pl.col("layer").eq_missing(pl.lit(layer, dtype=pl.Int64)), pl.col("site").eq_missing(pl.lit(site, dtype=pl.String))]
-    values = rows.filter(*where, pl.col("metric") == metric, pl.col("prompt").is_not_null(), pl.col("strength").is_null())
-    d = effect_shares.totals(rows, split)
-    refuse_two_supports([metric], d["of"].unique())
-    values = values.join(d, on="prompt").with_columns(v=pl.col("value") if direction == BREAKAGE else pl.col("total") - pl.col("value"))
+    kept = rows.filter(*where, pl.col("prompt").is_not_null(), pl.col("strength").is_null())
+    if added:
+        values = kept.filter(pl.col("metric") == (OVERLAP if layer is None else "fisher_nats")).with_columns(v=pl.col("value"))
+    else:
+        d = effect_shares.totals(rows, split)
+        refuse_two_supports([metric], d["of"].unique())
+        values = kept.filter(pl.col("metric") == metric).join(d, on="prompt")
+        values = values.with_columns(v=pl.col("value") if direction == BREAKAGE else pl.col("total") - pl.col("value"))
     plain = values.filter(pl.col("control").is_null())
     if plain.filter(pl.col("unit") == labels.ALL).is_empty():
         return None
@@ -84,7 +92,16 @@ def game(
     floor = cell["floor"].fill_null(0.0).to_list()
     whole = Whole(values=sets[labels.ALL], floor=float(floor[0]) if floor else 0.0)
     n = sum(labels.head_of(name) is not None for name in sets) if layer is not None else 0
-    return Game(direction=direction, layer=layer, n=n, whole=whole, sets=sets, drawn={k: np.column_stack(v) for k, v in draws.items()})
+    drawn = {k: np.column_stack(v) for k, v in draws.items()}
+    return Game(direction=direction, layer=layer, n=n, whole=whole, sets=sets, drawn=drawn, in_logits=added)
+
+
+def spoken_of(
+    rows: pl.DataFrame, summary: pl.DataFrame, direction: str, layer: int | None, *, site: str | None = "attn_proj"
+) -> Game | None:
+    """The same in the currency that adds; where that was not measured, in KL."""
+    one = game(rows, summary, direction, layer, site=site, added=True)
+    return one or game(rows, summary, direction, layer, site=site)
 
 
 def _together(values: pl.DataFrame, *by: str) -> Iterator[tuple]:
@@ -129,7 +146,7 @@ class Prefix:
 def half(rows: pl.DataFrame, summary: pl.DataFrame, one: Game, order: Sequence[int], threshold: float = 0.5) -> Prefix | None:
     """How many heads are named is decided on `select` where their sets were run there; None where the order ends before half."""
     reported = difference.reported(rows, "heads")
-    there = None if reported == "select" else game(rows, summary, one.direction, one.layer, split="select")
+    there = None if reported == "select" else game(rows, summary, one.direction, one.layer, split="select", added=one.in_logits)
     sizes = range(1, min(len(order), one.n - 1) + 1)
     if there is not None and there.whole.mean > 0 and all(there.value(order[:k]) is not None for k in sizes):
         share = [float(values.mean()) / there.whole.mean for k in sizes if (values := there.value(order[:k])) is not None]
@@ -151,6 +168,14 @@ def of_d(rows: pl.DataFrame, summary: pl.DataFrame, one: Game) -> tuple[float, f
         pl.col("layer") == one.layer
     )
     return None if found.is_empty() else found.select("share", "low", "high").row(0)
+
+
+def of_way(rows: pl.DataFrame, one: Game) -> tuple[float, float | None, float | None] | None:
+    """The part of the way to the other model's logits that all heads of a game's layer go together, and its ends; None where it was not measured."""
+    here = where(rows, measure="heads", direction=one.direction, split=difference.reported(rows, "heads"), unit=labels.ALL, arm="contribution",
+                 site="attn_proj", metric=OVERLAP, control=None, strength=None).filter(pl.col("layer") == one.layer)  # fmt: skip
+    found = effect_shares.additive(rows, here.with_columns(name="unit"))
+    return None if found.is_empty() else found.select("additive", "additive_low", "additive_high").row(0)
 
 
 @once
@@ -193,10 +218,13 @@ class Shares:
 
     shapley: Covered
     """Shapley values as shares of v(all)."""
-    fisher: Float[ndarray, " head"]
-    """Fisher-projected coverage; NaN where all heads together move nothing."""
+    fisher: Covered
+    """Fisher-projected coverage, which adds; NaN where all heads together move nothing."""
     effective: tuple[float, float, float]
-    """Number of heads that share the effect, and its interval."""
+    """Number of heads that share the effect, and its interval: by shares that add, or where these were not measured by Shapley values of KL."""
+    by_kl: tuple[float, float, float]
+    """The same by Shapley values of KL."""
+    in_logits: bool
     silent: str
     """Why no sentence may be made of that number; empty where one may."""
     null: tuple[float, float, int] | None
@@ -204,7 +232,7 @@ class Shares:
 
     @property
     def fisher_sum(self) -> float:
-        return float(self.fisher.sum())
+        return float(self.fisher.share.sum())
 
 
 @once
@@ -216,7 +244,7 @@ def projected(rows: pl.DataFrame, one: Game) -> Game | None:
     if labels.ALL not in sets:
         return None
     whole = Whole(values=sets[labels.ALL], floor=one.whole.floor)
-    return Game(direction=one.direction, layer=one.layer, n=one.n, whole=whole, sets=sets, drawn={})
+    return Game(direction=one.direction, layer=one.layer, n=one.n, whole=whole, sets=sets, drawn={}, in_logits=True)
 
 
 @once
@@ -234,17 +262,25 @@ def head_shares(rows: pl.DataFrame, one: Game) -> Shares | None:
     phi = _by_head(here.filter(pl.col("metric") == "shapley_nats"), one.n)
     if phi is None:
         return None
-    ways, of_heads = projected(rows, one), _by_head(here.filter(pl.col("metric") == "fisher_nats"), one.n)
-    enough = ways is not None and ways.whole.counts and of_heads is not None
-    fisher = of_heads.mean(0) / ways.whole.mean if enough and ways is not None and of_heads is not None else np.full(one.n, np.nan)
-    amount = spread.number_of_parts(phi, [str(i) for i in range(len(phi))])
+    ways, moved = projected(rows, one), _by_head(here.filter(pl.col("metric") == "fisher_nats"), one.n)
+    nothing = np.full(one.n, np.nan)
+    fisher = coverage.coverage(moved, ways.whole) if ways and moved is not None else Covered(share=nothing, low=nothing, high=nothing)
+    in_logits = moved is not None
+    parts = phi if moved is None else moved
     return Shares(
         shapley=coverage.coverage(phi, one.whole),
         fisher=fisher,
-        effective=(amount.value, amount.low, amount.high) if one.whole.counts else (float("nan"),) * 3,
-        silent=spread.silence(phi, skew=spoken.skew(rows)) if one.whole.counts else "all heads together have no effect",
-        null=_null(rows, one),
+        effective=_number(parts) if one.whole.counts else (float("nan"),) * 3,
+        by_kl=_number(phi) if one.whole.counts else (float("nan"),) * 3,
+        in_logits=in_logits,
+        silent=spread.silence(parts, skew=spoken.skew(rows)) if one.whole.counts else "all heads together have no effect",
+        null=_null(rows, one, added=in_logits),
     )
+
+
+def _number(parts: Float[ndarray, "prompt head"]) -> tuple[float, float, float]:
+    amount = spread.number_of_parts(parts, [str(i) for i in range(len(parts))])
+    return amount.value, amount.low, amount.high
 
 
 def needed(one: Game) -> Covered | None:
@@ -262,20 +298,21 @@ def _by_head(rows: pl.DataFrame, n: int) -> Float[ndarray, "prompt head"] | None
     return wide.select([labels.head_unit(head) for head in range(n)]).to_numpy()
 
 
-def _null(rows: pl.DataFrame, one: Game) -> tuple[float, float, int] | None:
-    """The effective number of heads of random edits, by the two-point formula."""
-    drawn = where(rows, measure="heads", direction=one.direction, metric=floors.effect_metric(rows, one.direction)).filter(
+def _null(rows: pl.DataFrame, one: Game, *, added: bool) -> tuple[float, float, int] | None:
+    """The effective number of heads of random edits: by shares that add, or by the two-point formula of KL."""
+    metric = "fisher_nats" if added else floors.effect_metric(rows, one.direction)
+    drawn = where(rows, measure="heads", direction=one.direction, metric=metric).filter(
         pl.col("layer") == one.layer, labels.is_draw("random_vector")
     )
     numbers = []
     for _, part in drawn.group_by("control", maintain_order=True):
         wide = part.sort("prompt").pivot(on="unit", index="prompt", values="value")
-        rest = [[other for other in range(one.n) if other != head] for head in range(one.n)]
-        names = [labels.heads_unit(others, one.n) for others in rest]
-        alone = wide.select([labels.head_unit(head) for head in range(one.n)]).to_numpy()
-        phi = coverage.two_point(alone, wide.select([pl.col(name).alias(f"without {i}") for i, name in enumerate(names)]).to_numpy(),
-                                 wide[labels.ALL].to_numpy())  # fmt: skip
-        numbers.append(spread.number_of_parts(phi, wide["prompt"].to_list()).value)
+        parts = wide.select([labels.head_unit(head) for head in range(one.n)]).to_numpy()
+        if not added:
+            rest = [[other for other in range(one.n) if other != head] for head in range(one.n)]
+            without = wide.select([pl.col(labels.heads_unit(others, one.n)).alias(f"without {i}") for i, others in enumerate(rest)])
+            parts = coverage.two_point(parts, without.to_numpy(), wide[labels.ALL].to_numpy())
+        numbers.append(spread.number_of_parts(parts, wide["prompt"].to_list()).value)
     return (min(numbers), max(numbers), len(numbers)) if numbers else None
 
 

@@ -9,6 +9,8 @@ from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import level, with_interval
 from mechdiff.statistics import spread
 
+Ends = tuple[float, float | None, float | None]
+"""A share and the ends of its interval."""
 LEAST = 0.001
 """Per cent under which no digits are given."""
 
@@ -30,7 +32,7 @@ def which_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> li
 
 def headlines(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, all_of_it: bool = False) -> list[Candidate]:
     """What may be said of heads: the whole of the strongest layer beside the part that a few of them have; `all_of_it` adds what is beside that."""
-    games = [sets.game(rows, summary, BREAKAGE, layer) for layer in findings.closer_layers(manifest)]
+    games = [sets.spoken_of(rows, summary, BREAKAGE, layer) for layer in findings.closer_layers(manifest)]
     known = [one for one in games if one is not None]
     if not known:
         return []
@@ -40,26 +42,39 @@ def headlines(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, all_
         names = " and ".join(f"L{game.layer}" for game in known)
         return [Candidate(text=f"heads: no effect to explain at {names}; what patching all of them does cannot be told from 0", n=n)]
     layer, split = findings.strongest_layer(rows, list(counted))
-    one, whole = counted[layer], sets.of_d(rows, summary, counted[layer])
+    one = counted[layer]
+    way, of_d = sets.of_way(rows, one), sets.of_d(rows, summary, one)
     order = sets.orders(manifest, one.direction, layer).get("greedy") or []
     few = sets.half(rows, summary, one, order) if order else None
     how = _layer_chosen(rows, list(counted), split, all_of_it=all_of_it)
-    text = f"of what all {one.n} heads of L{layer}{how} do together{_of_d(whole)}, {how_many(rows, summary, one, manifest, all_of_it=all_of_it)}"
-    shares = sets.head_shares(rows, one) if all_of_it else None
+    together = f"of what all {one.n} heads of L{layer}{how} do together{_of_whole(way, of_d, all_of_it=all_of_it)}"
+    text = f"{together}, {how_many(rows, summary, one, manifest, all_of_it=all_of_it)}"
+    of_kl = sets.game(rows, summary, BREAKAGE, layer) if all_of_it else None
+    shares = sets.head_shares(rows, of_kl) if of_kl else None
     return [
         Candidate(
             text=f"{text}{f'; {effective(shares, one.n)}' if shares else ''}",
             n=n,
-            whole=None if whole is None else whole[0],
+            whole=next((share[0] for share in (way, of_d) if share), None),
+            of="the way in logits" if way else "D",
             tested=bool(few and few.low is not None and few.chosen_on),
             at_budget=few is None and 0 < len(order) < one.n,
         )
     ]
 
 
-def _of_d(whole: tuple[float, float | None, float | None] | None) -> str:
-    """ " (the base's, patched into the tuned model, raise KL by 0.42 (95 %: 0.31 to 0.50) of D)"."""
-    return "" if whole is None else f" (the base's, patched into the tuned model, raise KL by {with_interval(*whole, digits=2)} of D)"
+def _of_whole(way: Ends | None, of_d: Ends | None, *, all_of_it: bool) -> str:
+    """ " (the base's, patched into the tuned model, move it 0.65 (95 %: 0.55 to 0.71) of the way back in logits)", and what that is in KL.
+
+    In KL alone where that way was not measured.
+    """
+    who = "the base's, patched into the tuned model,"
+    if way is None:
+        return "" if of_d is None else f" ({who} raise KL by {with_interval(*of_d, digits=2)} of D)"
+    bent = (
+        f"; in KL, which bends to s² = {way[0] ** 2:.2f} at least of a small change, {with_interval(*of_d, digits=2)} of D" if of_d else ""
+    )
+    return f" ({who} move it {with_interval(*way, digits=2)} of the way back in logits{bent if all_of_it else ''})"
 
 
 def _layer_chosen(rows: pl.DataFrame, layers: list[int], split: str | None, *, all_of_it: bool) -> str:
@@ -72,7 +87,7 @@ def _layer_chosen(rows: pl.DataFrame, layers: list[int], split: str | None, *, a
 
 
 def how_many(rows: pl.DataFrame, summary: pl.DataFrame, one: sets.Game, manifest: dict, *, all_of_it: bool = True) -> str:
-    """ "heads 5 and 4 have 64 % (95 %: 50 % to 77 %; order and number chosen on select; 2 random: 8 % to 14 %)"."""
+    """ "heads 5 and 4 have 64 % (95 %: 50 % to 77 %; order and number chosen on select; 2 random: 8 % to 14 %; in KL 41 %)"."""
     order = sets.orders(manifest, one.direction, one.layer or 0).get("greedy")
     if not order:
         return "no order of heads was chosen: there were no select prompts"
@@ -90,19 +105,27 @@ def how_many(rows: pl.DataFrame, summary: pl.DataFrame, one: sets.Game, manifest
     biased = "" if found.chosen_on else ", number on these prompts, so optimistically biased"
     random = sets.band(one).filter(pl.col("k") == k)
     beside = f"; {k} random: {per_cent(random['low'][0])} to {per_cent(random['high'][0])}" if len(random) and all_of_it else ""
-    return f"{words} {per_cent(found.share)} ({ends}{number} chosen on select{biased}{beside})"
+    of_kl = sets.game(rows, summary, one.direction, one.layer) if one.in_logits and all_of_it else None
+    bent = _in_kl(of_kl, found.heads) if of_kl else ""
+    return f"{words} {per_cent(found.share)} ({ends}{number} chosen on select{biased}{beside}{bent})"
+
+
+def _in_kl(of_kl: sets.Game, heads: list[int]) -> str:
+    """ "; in KL 41 %": coverage by the same heads in KL, of which small parts are less than they are of the way."""
+    values = of_kl.value(heads)
+    return f"; in KL {per_cent(float(values.mean()) / of_kl.whole.mean)}" if values is not None and of_kl.whole.counts else ""
 
 
 def effective(shares: sets.Shares, n: int) -> str:
-    """ "effective number of heads 6.1 (90 % interval: 4.0 to 9.2) of 9 (10 random edits of this size: 8.1 to 8.9)"; a range to look at, no test."""
+    """ "effective number of heads 6.1 (90 % interval: 4.0 to 9.2) of 9 (10 random edits of this size: 8.1 to 8.9; by Shapley values of KL 5.2)"; a
+    range to look at, no test."""
     point, low, high = shares.effective
     if shares.silent:
         return f"no number of heads is given ({shares.silent})"
     text = f"effective number of heads {point:.1f} ({level(spread.COVERAGE)}: {low:.1f} to {high:.1f}) of {n}"
-    if not shares.null:
-        return text
-    least, most, draws = shares.null
-    return f"{text} ({draws} random edits of this size: {least:.1f} to {most:.1f})"
+    beside = [f"{shares.null[2]} random edits of this size: {shares.null[0]:.1f} to {shares.null[1]:.1f}"] if shares.null else []
+    beside += [f"by Shapley values of KL {shares.by_kl[0]:.1f}"] if shares.in_logits else []
+    return f"{text} ({'; '.join(beside)})" if beside else text
 
 
 def per_cent(value: float) -> str:

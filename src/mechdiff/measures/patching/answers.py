@@ -6,9 +6,9 @@ The other model's activation is written at every position of an answer (divergen
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.measures.divergence import over_answers
+from mechdiff.measures.divergence import both_answers, over_answers
 from mechdiff.measures.divergence.over_answers import WAYS, Answered
-from mechdiff.measures.divergence.words import answered_by
+from mechdiff.measures.divergence.words import answered_by, whose
 from mechdiff.measures.patching import charts, findings
 from mechdiff.measures.patching.findings import Crossing
 from mechdiff.report.difference import BOTH, STREAM, site_name
@@ -34,7 +34,13 @@ def _outputs(rows: pl.DataFrame, direction: str, metric: str, what: str | None) 
 
 
 def parts(run: Run) -> list[Drawn | dict]:
-    """The map over answers, and a table of the outputs that do most by either outcome."""
+    """The map over answers, and a table of the outputs that do most by either outcome; the same over the base's answers, where both were read."""
+    beside = both_answers.parts(run, _outputs, "output")
+    return [*(part for one in run.by_answers for part in _parts(one, of=None if one is run else one)), *beside]
+
+
+def _parts(run: Run, of: Run | None) -> list[Drawn | dict]:
+    """Over one model's answers; `of`: the run that figures are drawn from, where it is not the page's."""
     found = answered(run)
     if found is None or not found.counts:
         return []
@@ -42,13 +48,14 @@ def parts(run: Run) -> list[Drawn | dict]:
     if shares["share"].drop_nulls().is_empty():
         return []
     caption = (
-        f"The same over whole answers: the activation is written at every position of the first {found.n_tokens} tokens of the answer, and a share "
+        f"The same over {whose(run)}: the activation is written at every position of the first {found.n_tokens} tokens, and a share "
         f"is of D over them ({nats(found.d)} nats a token on {answered_by(run, found.n)}; at the first token {nats(found.first)})."
     )
     drawn = Drawn(
-        name="causal_map_answer", chart=charts.causal_map, options={"unit": found.unit, "what": ANSWER}, caption=caption, reading="causal_map_answer"
+        name="causal_map_answer" if of is None else "causal_map_answer_of_base", chart=charts.causal_map,
+        options={"unit": found.unit, "what": ANSWER}, caption=caption, reading="causal_map_answer", of=of,
     )  # fmt: skip
-    beside = over_answers.beside(over_answers.both_ways(run, _outputs), "output", added=over_answers.fisher(run, _outputs))
+    beside = over_answers.beside(over_answers.both_ways(run, _outputs), "output", whose(run), added=over_answers.fisher(run, _outputs))
     return [drawn, *beside, *_where_they_part(run, found)]
 
 
@@ -83,46 +90,74 @@ def _where_they_part(run: Run, found: Answered) -> list[dict]:
 
 
 def lead(run: Run) -> list[str]:
-    """How large D is over answers, from where on more than half of it is carried over, and whether the first token says the same."""
+    """How large D is over answers, from where on more than half of it is carried over, and whether the first token says the same.
+
+    Where both models' answers were read, over either's, and where they disagree.
+    """
+    return [*(said for one in run.by_answers for said in _lead(one)), *both_answers.disagreement(run, _outputs, "output")]
+
+
+def _lead(run: Run) -> list[str]:
     found = answered(run)
     if found is None:
         return []
     said = [over_answers.how_large(run, found)]
     if not found.counts:
         return said
-    if passed := [f"{crossing(one)} ({WAYS[way]})" for way, one in half_ways(run.rows, unit=found.unit, what=ANSWER).items()]:
-        said.append(
-            f"Patched at every position of the answer, the residual stream carries more than half of that D {' and '.join(passed)}."
-        )
+    there = half_ways(run.rows, unit=found.unit, what=ANSWER)
+    if there:
+        passed = " and ".join(f"{crossing(one)} ({WAYS[way]})" for way, one in there.items())
+        does = "goes more than half of the way in logits" if in_logits(there) else "carries more than half of that D"
+        said.append(f"Patched at every position of the answer, the residual stream {does} {passed}.")
     return [*said, *over_answers.disagreement(over_answers.both_ways(run, _outputs), "output")]
 
 
 def alone(run: Run) -> list[str]:
     """The same where the next tokens do not differ: nothing unless whole answers do."""
-    found = answered(run)
-    return lead(run) if found and found.counts else []
+    return lead(run) if any(found and found.counts for found in map(answered, run.by_answers)) else []
 
 
 def clause(run: Run) -> list[Candidate]:
-    """From where on more than half of D over answers is carried over, for the verdict; nothing where answers were not looked at."""
-    found = answered(run)
-    if found is None or not found.counts:
-        return []
-    passed = in_brief(run.rows, unit=found.unit, what=ANSWER)
-    opening = f"over {found.n_tokens} answer tokens (D {nats(found.d)} nats a token)"
-    text = f"{opening} patches of the residual stream carry more than half of D {passed}"
-    return [Candidate(text=text, n=found.n)] if passed else []
+    """From where on more than half of D over answers is carried over, for the verdict; nothing where answers were not looked at.
+
+    Where both models' were read, over either's, and the outputs at which it matters whose they are.
+    """
+    said: list[Candidate] = []
+    for one in run.by_answers:
+        found = answered(one)
+        passed = in_brief(one.rows, unit=found.unit, what=ANSWER) if found and found.counts else ""
+        if found and passed:
+            tokens = f"{found.n_tokens} tokens of {whose(one)}" if run.over_base else f"{found.n_tokens} answer tokens"
+            does = "" if said else f" patches of the residual stream {how_far(half_ways(one.rows, unit=found.unit, what=ANSWER))}"
+            said.append(Candidate(text=f"over {tokens} (D {nats(found.d)} nats a token){does} {passed}", n=found.n))
+    return [*said, *_disagree(run, said)]
 
 
-def half_ways(rows: pl.DataFrame, *, unit: str | None = None, what: str | None = None) -> dict[str, Crossing]:
-    """By direction: where along the residual stream a share of D passes one half, where it does."""
-    found = {way: findings.half_way(rows, way, unit=unit, what=what) for way in BOTH}
+def _disagree(run: Run, said: list[Candidate]) -> list[Candidate]:
+    """Whether single outputs carry another share over the base's answers, of what is spoken of over either's."""
+    apart = [one for one in both_answers.disagreement(run, _outputs, "output") if said]
+    return [Candidate(text=one[0].lower() + one[1:], n=said[0].n, tested="cannot be tested" not in one) for one in apart]
+
+
+def half_ways(rows: pl.DataFrame, *, unit: str | None = None, what: str | None = None, of_kl: bool = False) -> dict[str, Crossing]:
+    """By direction: where along the residual stream half of the way in logits (or `of_kl`, of D) is passed, where it is."""
+    found = {way: findings.half_way(rows, way, unit=unit, what=what, of_kl=of_kl) for way in BOTH}
     return {way: one for way, one in found.items() if one is not None}
 
 
-def in_brief(rows: pl.DataFrame, *, unit: str | None = None, what: str | None = None) -> str:
+def in_logits(found: dict[str, Crossing]) -> bool:
+    """Whether crossings are of the way in logits."""
+    return any(one.in_logits for one in found.values())
+
+
+def how_far(found: dict[str, Crossing]) -> str:
+    """What is said of patches that pass one half."""
+    return "go more than half of the way in logits" if in_logits(found) else "carry more than half of D"
+
+
+def in_brief(rows: pl.DataFrame, *, unit: str | None = None, what: str | None = None, of_kl: bool = False) -> str:
     """ "from L2.resid_post on (base into tuned) and from ...", or "from L2.resid_post on, in both directions"; empty where none passes one half."""
-    there = half_ways(rows, unit=unit, what=what)
+    there = half_ways(rows, unit=unit, what=what, of_kl=of_kl)
     if len(there) > 1 and len({one.site for one in there.values()}) == 1:
         return f"{crossing(next(iter(there.values())), brief=True)}, in both directions"
     return " and ".join(f"{crossing(one, brief=True)} ({WAYS[way]})" for way, one in there.items())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import torch
 from jaxtyping import Float
@@ -12,13 +13,14 @@ from mechdiff.engine.activations import Clean
 from mechdiff.engine.counterfactuals import LOCATING, OVER_ANSWERS, Scores, Subject, first_parting, labelled, score_rows, scores
 from mechdiff.engine.outcome import CleanLogits
 from mechdiff.engine.reading import read_on
-from mechdiff.engine.replay import Variant
+from mechdiff.engine.replay import Variant, Write
 from mechdiff.measures.patching import formula
 from mechdiff.measures.patching.formula import Both
+from mechdiff.measures.patching.hot import strongest_outputs
 from mechdiff.models.pair import Model
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, answered
 from mechdiff.study.experiment import Result
 from mechdiff.study.planner import NEED_FIT
 
@@ -37,10 +39,29 @@ def patch(run: Execution, cell: Cell, model: Model | None) -> Result:
 def written(run: Execution, cell: Cell) -> Float[Tensor, "layer prompt pos d"]:
     """The states that a cell writes, at every layer."""
     key = cell.key
-    states = Both(**{side: run.states(side, key["split"], key["position"], key["ids"]).kinds[key["kind"]] for side in ("base", "tuned")})
+    states = Both(**{side: run.states_of(cell, side).kinds[key["kind"]] for side in ("base", "tuned")})
     means = _means(run, cell) if key["arm"] in NEED_FIT else None
     donor = run.donors("tuned", cell) if key["arm"] == "resample" else None
     return formula.written_state(key["arm"], key["direction"], states, means=means, donor=donor)
+
+
+def write_pairs(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of every two of the strongest outputs, written together as the other model has them."""
+    assert model
+    key = cell.key
+    sites = strongest_outputs(run, key["kinds"], key["layers"], key["strongest"])
+    other = run.states_of(cell, labels.sides(key["direction"])[1])
+    writes = {site: Write(value=other.kinds[site.kind][other.layers.index(site.layer)]) for site in sites}
+    chosen = list(combinations(sites, 2))
+    named = labelled(
+        len(chosen),
+        measure="patching",
+        direction=key["direction"],
+        split=key["split"],
+        arm=key["arm"],
+        unit=[labels.set_unit(two) for two in chosen],
+    )
+    return run.variants(cell, model, [{site: writes[site] for site in two} for two in chosen], named, metrics=LOCATING), {}
 
 
 def patch_at_divergence(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -50,8 +71,8 @@ def patch_at_divergence(run: Execution, cell: Cell, model: Model | None) -> Resu
     parting = {i: place for i, place in enumerate(first_parting(clean, lengths)) if place is not None}
     if not parting:
         return empty(), {}
-    engine, answers = run.engine(model, key["position"]), run.answers(model.side, key["ids"])
-    states = run.states(labels.sides(key["direction"])[1], key["split"], key["position"], key["ids"]).kinds
+    engine, answers = run.engine(model, key["position"]), run.answers(model.side, key["ids"], answered(cell))
+    states = run.states_of(cell, labels.sides(key["direction"])[1]).kinds
     places = [parting.get(i, 0) for i in range(len(lengths))]  # of prompts without one nothing is written
     there = {kind: torch.stack([states[kind][:, i, place] for i, place in enumerate(places)], 1)[:, :, None] for kind in key["kinds"]}
     variants = [one for kind, written in there.items() for one in formula.variants(kind, key["layers"], written)]

@@ -15,7 +15,7 @@ from mechdiff.architectures.sites import KINDS, Site
 from mechdiff.measures.similarity.findings import similarity_by_site
 from mechdiff.report import effect_shares
 from mechdiff.report.difference import BOTH, BREAKAGE, RECOVERY, STREAM, plain, reported, site_name, splits, totals
-from mechdiff.rows import OVERLAP, where
+from mechdiff.rows import OVERLAP, TOTAL, where
 from mechdiff.statistics import floors, intervals, spread, stability
 from mechdiff.statistics import summary as statistics_summary
 from mechdiff.statistics.memory import once
@@ -23,8 +23,10 @@ from mechdiff.statistics.memory import once
 
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
-    """Where along the residual stream a share of D passes one half for the first time."""
+    """Where along the residual stream half of the way in logits, or of D, is passed for the first time."""
 
+    in_logits: bool
+    """Whether it is the way in logits, a share that adds; else D."""
     site: str
     earliest: str
     latest: str
@@ -117,6 +119,14 @@ def way(rows: pl.DataFrame, direction: str) -> pl.DataFrame:
     return effect_shares.additive(rows, _overlaps(rows, direction))
 
 
+def ways(rows: pl.DataFrame, split: str | None, what: str | None = None) -> pl.DataFrame:
+    """`prompt total of`: the whole way between the two models' logits on each prompt, which overlaps are parts of."""
+    metric = mechdiff_shares.over(TOTAL, what) if what else TOTAL
+    known = where(rows, measure=mechdiff_shares.OF_THE_PAIR, metric=metric, split=split, control=None, unit=None)
+    known = known.filter(pl.col("prompt").is_not_null(), pl.col("value").is_not_nan())
+    return known.select("prompt", total="value", of="metric").sort("prompt")
+
+
 @once
 def spread_of_outputs(rows: pl.DataFrame) -> Spread | None:
     """The effective number of outputs, by shares that add; None where they were not measured."""
@@ -133,39 +143,6 @@ def _overlaps(rows: pl.DataFrame, direction: str) -> pl.DataFrame:
     plain = {"unit": None, "control": None, "rank": None, "strength": None}
     found = where(rows, measure="patching", metric=OVERLAP, direction=direction, split=reported(rows, "patching"), arm="identity", **plain)
     return found.filter(pl.col("layer").is_not_null(), pl.col("prompt").is_not_null()).with_columns(name=site_name())
-
-
-@once
-def of_neighbours(rows: pl.DataFrame) -> pl.DataFrame:
-    """`direction name alone alone_low alone_high value low high`: what the outputs of two neighbouring blocks do together beyond the sum of both.
-
-    Parts of the way in logits, which add where the network is linear in between: `alone` is that sum, `value` overlap(both) - overlap(L) -
-    overlap(L + 1) over the total, the largest first. Under 0: either will do; over 0: they need each other. Empty without windows of two blocks.
-    """
-    lines = []
-    for direction in (RECOVERY, BREAKAGE):
-        written = {"direction": direction, "arm": "identity", "control": None, "split": reported(rows, "patching")}
-        values = where(rows, measure="patching", metric=OVERLAP, **written).filter(~pl.col("site").is_in(STREAM))
-        values = values.filter(pl.col("unit").is_null() | (pl.col("unit") == labels.window_unit(2, "decision")))
-        values = values.with_columns(name=pl.concat_str(site_name(), pl.col("unit").fill_null("")))
-        found = effect_shares.overlaps(rows, values)
-        if found is None:
-            continue
-        moved, total = dict(zip(found[0], found[1].T, strict=True)), found[2]
-        names = {
-            (r["layer"], r["site"], r["unit"] is not None): r["name"]
-            for r in values.unique("name", maintain_order=True).iter_rows(named=True)
-        }
-        for (layer, site, both), together in names.items():
-            alone = [names[block, site, False] for block in (layer, layer + 1) if (block, site, False) in names]
-            if both and len(alone) == 2 and {together, *alone} <= moved.keys():
-                summed = moved[alone[0]] + moved[alone[1]]
-                share, low, high = intervals.share_intervals(np.column_stack([summed, moved[together] - summed]), total)
-                lines.append((direction, " and ".join(alone), *(float(end[i]) for i in (0, 1) for end in (share, low, high))))
-    numbers = ("alone", "alone_low", "alone_high", "value", "low", "high")
-    schema = {"direction": pl.String, "name": pl.String, **dict.fromkeys(numbers, pl.Float64)}
-    table = pl.DataFrame(lines, schema=schema, orient="row").with_columns(pl.col(numbers).fill_nan(None))
-    return table.sort(pl.col("value").abs(), descending=True, maintain_order=True)
 
 
 @once
@@ -246,34 +223,43 @@ def wide_shares(shares: pl.DataFrame) -> pl.DataFrame:
 
 
 @once
-def half_way(rows: pl.DataFrame, direction: str, *, unit: str | None = None, what: str | None = None) -> Crossing | None:
-    """The first site of the residual stream, in the order of computation, whose share of D passes one half."""
+def half_way(
+    rows: pl.DataFrame, direction: str, *, unit: str | None = None, what: str | None = None, of_kl: bool = False
+) -> Crossing | None:
+    """The first site of the residual stream, in the order of computation, that moves the running model more than half of the way in logits.
+
+    Where that was not measured, or `of_kl`: whose share of D passes one half.
+    """
     split = reported(rows, "patching")
     written = where(
         rows,
         measure="patching",
         split=split,
         direction=direction,
-        metric=floors.effect_metric(rows, direction, what),
         arm="identity",
         site=STREAM,
         unit=unit,
         control=None,
         strength=None,
     )
-    aligned = _aligned(written, totals(rows, split, what))
+    overlaps = written.filter(pl.col("metric") == (mechdiff_shares.over(OVERLAP, what) if what else OVERLAP))
+    in_logits = not of_kl and not overlaps.is_empty()
+    if in_logits:
+        aligned = _aligned(overlaps, ways(rows, split, what))
+    else:
+        aligned = _aligned(written.filter(pl.col("metric") == floors.effect_metric(rows, direction, what)), totals(rows, split, what))
     if aligned is None:
         return None
     names, values, total = aligned
     order = sorted(range(len(names)), key=lambda i: Site.parse(names[i]))
-    effect = values if direction == BREAKAGE else total[:, None] - values
+    effect = values if in_logits or direction == BREAKAGE else total[:, None] - values
     past = intervals.first_past(effect[:, order], total)
     if past is None:
         return None
     point, low, high = (names[order[i]] if i < len(order) else "nowhere" for i in past)
     before = names[order[past[0] - 1]] if past[0] else None
     apart = before is not None and Site.parse(point).layer - Site.parse(before).layer > 1
-    return Crossing(site=point, earliest=low, latest=high, after=before if apart else None)
+    return Crossing(in_logits=in_logits, site=point, earliest=low, latest=high, after=before if apart else None)
 
 
 @once

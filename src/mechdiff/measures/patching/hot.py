@@ -1,10 +1,13 @@
 """The layers that later measures look at more closely are read from the finished cells of the select prompts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
+from mechdiff.architectures.sites import Site
 from mechdiff.measures.patching.selection import CHOOSING, choose_layers
+from mechdiff.rows import OVERLAP, where
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.execution import Execution
 from mechdiff.study.options import CloserOptions
@@ -30,6 +33,25 @@ def closer_layers(run: Execution, options: CloserOptions) -> list[int]:
     layers = options.layer_numbers(run.n_layers)
     hot = [layer for layer in (selection(run) or {}).get("hot_layers", []) if layer in layers]
     return hot or list(evenly_spaced(FEW, layers))
+
+
+def strongest_outputs(run: Execution, kinds: Sequence[str], layers: Sequence[int], n: int) -> list[Site]:
+    """The `n` outputs that move the logits furthest on the select prompts (the mean overlap of both directions), in network order."""
+
+    def choose() -> list[Site]:
+        cells = [cell for cell in run.cells if cell.stage == "patching" and cell.key["split"] == "select" and cell.key["kind"] in kinds]
+        every = pl.concat([run.folder.load(cell.key).frame for cell in cells])
+        moved = where(every, metric=OVERLAP, arm="identity", control=None, unit=None).filter(pl.col("layer").is_in(list(layers)))
+        means = (
+            moved.group_by("layer", "site", "direction")
+            .agg(pl.col("value").mean().abs())
+            .group_by("layer", "site")
+            .agg(pl.col("value").mean())
+        )
+        first = means.sort("value", "layer", "site", descending=[True, False, False]).head(n)
+        return sorted(Site(layer, kind) for layer, kind in first.select("layer", "site").iter_rows())
+
+    return run.once(("strongest outputs", tuple(kinds), tuple(layers), n), choose)
 
 
 def selection_record(run: Execution) -> dict[str, Any]:

@@ -25,6 +25,11 @@ PATCHING = Measure(
                 compute=Later("mechdiff.measures.patching.compute:patch_at_divergence"),
                 needs=("capture", "answer_states"),
             ),
+            Stage(
+                name="pairs",
+                compute=Later("mechdiff.measures.patching.compute:write_pairs"),
+                needs=("capture", "patching/select"),
+            ),
             Stage(name="position_map", compute=Later("mechdiff.measures.patching.positions:position_map")),
         ),
         total_effect=True,

@@ -7,20 +7,18 @@ from scipy.stats import spearmanr
 
 from mechdiff import terms
 from mechdiff.measures.divergence.words import why_no_share
-from mechdiff.measures.patching import answers, asymmetry, charts, findings, positions_page
+from mechdiff.measures.patching import answers, asymmetry, charts, findings, pairs, positions_page
 from mechdiff.measures.patching.explorer import explorer
 from mechdiff.measures.patching.words import is_it_where_similarity_is_lowest
 from mechdiff.measures.similarity import findings as similarity_findings
 from mechdiff.report import difference
 from mechdiff.report.difference import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import between, listed, nats, share, with_ends, with_interval
+from mechdiff.report.phrasing import between, listed, nats, share, with_interval
 from mechdiff.statistics import floors
 
 ARMS = terms.labels_of(terms.CONDITIONS)
 TOP_SITES = 10
-NEIGHBOURS = 12
-"""Interactions in the table."""
 
 
 def patching(run: Run) -> Section:
@@ -49,26 +47,8 @@ def patching(run: Run) -> Section:
         name = "causal_map_" + "".join(letter if letter.isalnum() else "_" for letter in unit)
         text = f"The same with wider writes: {unit}. {_strongest(wider)}"
         parts.append(Drawn(name=name, chart=charts.causal_map, options={"unit": unit}, caption=text, reading=""))
-    parts += [*_neighbours(run), *_kl_by_layer(run), *_arms(run, ranked), *asymmetry.parts(run)]
+    parts += [*pairs.parts(run), *_kl_by_layer(run), *_arms(run, ranked), *asymmetry.parts(run)]
     return Section(id="patching", title=title, parts=parts)
-
-
-def _neighbours(run: Run) -> list[dict]:
-    """Interactions of the outputs of neighbouring blocks, where windows of two blocks were written."""
-    found = findings.of_neighbours(run.rows)
-    lines = [
-        (r["name"], "the base" if r["direction"] == RECOVERY else "the tuned model", with_ends(r["alone"], r["alone_low"], r["alone_high"]),
-         with_ends(r["value"], r["low"], r["high"]))
-        for r in found.head(NEIGHBOURS).iter_rows(named=True)
-    ]  # fmt: skip
-    title = "Interactions of neighbouring blocks, both written less each alone, as parts of the way in logits: under 0 either will do, over 0 they "
-    title += (
-        f"need each other; the {len(lines)} largest of {len(found)}, so somewhat overstated"
-        if len(lines) < len(found)
-        else "need each other"
-    )
-    columns = ("outputs", "runs", "each alone, summed (95 %)", "interaction (95 %)")
-    return [table(columns, lines, folded=title)] if lines else []
 
 
 def _kl_by_layer(run: Run) -> list[Drawn]:

@@ -13,8 +13,10 @@ from mechdiff.study.cells import Cell
 from mechdiff.study.document import Count, some_of, whole_numbers
 from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import ARMS, Kinds, LayeredOptions, read_directions, read_positions
-from mechdiff.study.planner import NEED_FIT, Planner, sizes
+from mechdiff.study.planner import NEED_FIT, Planner, prompt_hashes, sizes
 
+OUTPUTS = ("attn_out", "mlp_out")
+"""What adds to the residual stream."""
 NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
 
 
@@ -24,6 +26,7 @@ class PatchingOptions(LayeredOptions):
     directions: Annotated[tuple[str, ...], BeforeValidator(read_directions)] = CROSSED
     positions: Annotated[tuple[str, ...], BeforeValidator(read_positions)] = ("decision",)
     windows: Annotated[tuple[int, ...], BeforeValidator(lambda given: whole_numbers(given, 2))] = ()  # widths, in layers
+    pairs: Annotated[int, Field(ge=0, le=32)] = 4  # strongest outputs, chosen on select, of which every two are written together; 0: none
     map_prompts: Annotated[int, Field(ge=0)] = 6  # report prompts of the map of positions, by parts of the prompt; 0: no map
     map_tokens: Annotated[int, Field(ge=0)] = 0  # of these, so many also token by token
     map_layers: Count = 8  # layers of that map, evenly spaced
@@ -77,6 +80,7 @@ def patching_cells(planner: Planner) -> Iterator[Cell]:
                 if split in planner.splits:
                     yield from _swept(planner, options, direction, split, position)
         yield from _over_answers(planner, options, direction)
+        yield from _pairs(planner, options, direction)
         if mapped(planner, options):
             yield from _positions(planner, options, direction)
 
@@ -97,6 +101,26 @@ def _swept(planner: Planner, options: PatchingOptions, direction: str, split: st
             what |= {"layers": first, "shard": number, "n_variants": len(first), "seed": planner.study.seed}
             what["floor"] = (position, width, kind, arm) == (positions[0], 1, kinds[0], arms[0])
             yield planner.patch_cell(shard, "patching", what, n_pos)
+
+
+def _pairs(planner: Planner, options: PatchingOptions, direction: str) -> Iterator[Cell]:
+    """Every two of the strongest outputs at the decision position, on the report prompts; they are known when the select prompts are done."""
+    kinds, layers = (
+        [kind for kind in OUTPUTS if kind in options.sites and kind in planner.wanted],
+        options.layer_numbers(planner.shape.n_layers),
+    )
+    n = min(options.pairs, len(kinds) * len(layers))
+    if n < 2 or "report" not in planner.splits or "decision" not in options.positions:
+        return
+    if "select" not in planner.splits:
+        planner.skip("pairs of the strongest outputs", "the study has no select prompts, on which they are chosen")
+        return
+    runs = n * (n - 1) // 2
+    for number, shard in enumerate(planner.packed("report", "decision")):
+        what = {"direction": direction, "split": "report", "position": "decision", "arm": "identity", "kinds": kinds, "strongest": n}
+        what |= {"chosen_on": prompt_hashes(planner, "select"), "shard": number, "n_variants": runs, "layers": [0] * runs}
+        made = planner.patch_cell(shard, "pairs", what, 1)
+        yield replace(made, key={**made.key, "layers": layers})
 
 
 def _positions(planner: Planner, options: PatchingOptions, direction: str) -> Iterator[Cell]:

@@ -13,7 +13,7 @@ from mechdiff.measures.similarity.plan import SimilarityOptions
 from mechdiff.rows import where
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.options import CloserOptions
-from mechdiff.study.planner import Planner, prompt_hashes
+from mechdiff.study.planner import Planner, prompt_hashes, told_apart
 
 N_HOT = 3
 ROBUST = "cka_without_top3"
@@ -78,7 +78,7 @@ def closer_over_answers(
         planner.skip(f"{fitted} over answers", f"{many}, and what is written is made of the answers to others")
         return
     layers = list(options.closer) if options.closer != "hot" else [planner.shape.n_layers // 2] * N_CLOSER
-    on = {"answered": [item.sha256 for item in planner.answered]}
+    on = {"answered": told_apart(planner.answered)}
     for made in planner.over_answers(stage, what | on, layers, runs):
         key = {name: value for name, value in made.key.items() if name != "layers"}
         yield replace(made, key={**key, **choice(planner, options)})

@@ -19,6 +19,9 @@ def again(run: Rerun, row: Row) -> float:
         return of_law(run, row, run_with(run, row, dict))
     if (row["unit"] or "").startswith("position"):
         return of_law(run, row, run_with(run, row, lambda: _at_positions(run, row)))
+    if row["layer"] is None:
+        sites = [Site.parse(name) for name in labels.set_of(row["unit"])]
+        return of_law(run, row, run_with(run, row, lambda: {site: Put(value=written(run, row, site, 1)) for site in sites}))
     width, n_pos = window(row["unit"])
     if n_pos and n_pos > WINDOW:
         raise NotRecomputed(f"more than {WINDOW} positions")

@@ -3,7 +3,7 @@
 import polars as pl
 
 from mechdiff.measures.grafting.words import BIASED
-from mechdiff.measures.patching import answers, constant, findings
+from mechdiff.measures.patching import answers, constant, findings, pairs
 from mechdiff.measures.patching.answers import crossing
 from mechdiff.measures.patching.constant import Constant
 from mechdiff.measures.similarity.findings import least_similar
@@ -24,11 +24,11 @@ GUESSES = {
 def lead(run: Run) -> list[str]:
     """Where the difference passes, over answers and at their first token; which output carries it, and whether one constant vector does."""
     first = [*where_it_passes(run.rows), *which_output(run.rows, run.summary), *what_it_depends_on(run.rows, run.summary)]
-    return [*answers.lead(run), *first]
+    return [*answers.lead(run), *first, *pairs.lead(run)]
 
 
 def clause(run: Run) -> list[Candidate]:
-    """From where on more than half of D is carried over, the strongest single output, and how much of that is one constant vector."""
+    """From where on half of the way in logits is passed, the strongest single output, and how much of that is one constant vector."""
     rows, summary, n = run.rows, run.summary, difference.d_per_prompt(run.rows).height
     over = answers.clause(run)
     said = [*over, *(Candidate(text=text, n=n) for text in (_passes(rows, again=bool(over)), _strongest(rows, summary)) if text)]
@@ -41,12 +41,12 @@ def clause(run: Run) -> list[Candidate]:
 
 
 def _passes(rows: pl.DataFrame, *, again: bool = False) -> str:
-    """ "patches of the residual stream carry more than half of D from L2.resid_post on (base into tuned)"; empty where none does.
+    """ "patches of the residual stream go more than half of the way in logits from L2.resid_post on (base into tuned)"; empty where none does.
 
     `again`: behind the same of whole answers, so that it says "at the first token".
     """
     passed = answers.in_brief(rows)
-    opening = "at the first token" if again else "patches of the residual stream carry more than half of D"
+    opening = "at the first token" if again else f"patches of the residual stream {answers.how_far(answers.half_ways(rows))}"
     return f"{opening} {passed}" if passed else ""
 
 
@@ -89,7 +89,11 @@ def is_it_where_similarity_is_lowest(rows: pl.DataFrame, summary: pl.DataFrame) 
 
 
 def where_it_passes(rows: pl.DataFrame) -> list[str]:
-    """Where along the residual stream more than half of D has been carried over, by direction."""
+    """Where along the residual stream half of the way in logits has been gone, by direction, and half of D beside it, which bends."""
+    if answers.in_logits(answers.half_ways(rows)):
+        bent = answers.in_brief(rows, of_kl=True)
+        beside = f" (half of D, which bends, is passed {bent})" if bent else ""
+        return [f"Patches of the residual stream go more than half of the way in logits {answers.in_brief(rows)}{beside}."]
     broken, recovered = findings.half_way(rows, BREAKAGE), findings.half_way(rows, RECOVERY)
     if broken and recovered and broken.site == recovered.site:
         return [f"Along the residual stream more than half of D is carried over {crossing(broken)}, in both directions."]
@@ -126,6 +130,13 @@ def what_it_depends_on(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     if found is None:
         return []
     _, shares = findings.recovery_by_arm(rows, summary)
+    if found.in_logits:
+        said = listed(
+            f"{words.replace('recovers', 'goes')} {share(found.arms[arm], 3)}" for arm, words in GUESSES.items() if arm in found.arms
+        )
+        of_d = listed(f"{arm} {share(shares[arm], 3)}" for arm in ("identity", *GUESSES) if arm in shares)
+        sentence = f"At {found.name}, in place of this prompt's own tuned activation ({share(found.own, 3)} of the way in logits), {said}"
+        return [f"{sentence} (recovered of D: {of_d}): {one_constant(found)}."]
     said = listed(f"{words} {share(shares[arm], 3)}" for arm, words in GUESSES.items() if arm in shares)
     sentence = f"At {found.name}, in place of this prompt's own tuned activation (recovery {share(found.own, 3)}), {said}"
     return [f"{sentence}: {one_constant(found)}."]
@@ -133,13 +144,14 @@ def what_it_depends_on(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
 
 def one_constant(found: Constant) -> str:
     """The fraction that is one vector, and what the paired test says of the rest."""
+    does = "does" if found.in_logits else "recovers"
     if not found.recovers:
-        return "what the patch recovers there cannot be told from 0, so that no fraction of it is given"
+        return f"what the patch {does} there cannot be told from 0, so that no fraction of it is given"
     vector = "one vector, the mean difference" if found.arm == "shift" else "one vector, the mean tuned activation"
     if found.fraction <= 0:
-        fraction = f"{vector}, recovers nothing of what the patch does there"
+        fraction = f"{vector}, {does} nothing of what the patch does there"
     else:
-        fraction = f"{with_interval(found.fraction, found.low, found.high, digits=2)} of what the patch recovers there is {vector}"
+        fraction = f"{with_interval(found.fraction, found.low, found.high, digits=2)} of what the patch {does} there is {vector}"
     if found.depends:
         return f"{fraction}, and the rest depends on the prompt (paired {spoken.in_words(found.p)})"
     rest = "it" if found.fraction >= 1 else "the rest"
@@ -148,9 +160,8 @@ def one_constant(found: Constant) -> str:
 
 def in_short(found: Constant) -> str:
     """The same for the verdict: "one constant vector has 0.77 (95 %: 0.20 to 1.01) of what is recovered there; that the rest depends ..."."""
-    fraction = (
-        f"one constant vector has {with_interval(max(found.fraction, 0.0), found.low, found.high, digits=2)} of what is recovered there"
-    )
+    what = "the patch does" if found.in_logits else "is recovered"
+    fraction = f"one constant vector has {with_interval(max(found.fraction, 0.0), found.low, found.high, digits=2)} of what {what} there"
     p = f"({spoken.in_words(found.p)})"
     if found.depends:
         return f"{fraction}, the rest depends on the prompt {p}"

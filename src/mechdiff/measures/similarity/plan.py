@@ -1,14 +1,14 @@
 """A study file may set these options of similarity; its cells are planned from them."""
 
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from mechdiff.study.cells import Cell
+from mechdiff.study.cells import Cell, Item
 from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import Kinds, LayeredOptions
-from mechdiff.study.planner import Planner
+from mechdiff.study.planner import Planner, shared_clusters
 
 
 class SimilarityOptions(LayeredOptions):
@@ -31,6 +31,12 @@ def _words(planner: Planner, options: SimilarityOptions) -> bool:
     return any(item.tail < item.tokens for item in planner.splits["report"]) if options.words is None else options.words
 
 
+def _paired_by(items: Sequence[Item], draws: int) -> dict[str, Any]:
+    """Which prompts share a cluster, where some do: pairings exchange whole ones."""
+    shared = shared_clusters(items) if draws else []
+    return {"clusters": shared} if shared else {}
+
+
 def similarity_cells(planner: Planner) -> Iterator[Cell]:
     options = planner.study.asked(SimilarityOptions)
     if not options:
@@ -51,5 +57,5 @@ def similarity_cells(planner: Planner) -> Iterator[Cell]:
             for kind in options.sites:
                 if kind in planner.wanted:
                     what = {"kind": kind, "layers": layers, "position": position, "permutations": draws, "seed": planner.study.seed}
-                    key = planner.key(items, stage="similarity", split=split, **what)
+                    key = planner.key(items, stage="similarity", split=split, **what, **_paired_by(items, draws))
                     yield Cell(stage="similarity", key=key, items=items, side=None, flops=0)

@@ -3,7 +3,8 @@
 import polars as pl
 
 from mechdiff import labels
-from mechdiff.measures.divergence import over_answers
+from mechdiff.measures.divergence import both_answers, over_answers
+from mechdiff.measures.divergence.words import whose
 from mechdiff.measures.transport.findings import readout_site
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import share, with_interval
@@ -25,15 +26,26 @@ def _edits(rows: pl.DataFrame, direction: str, metric: str, what: str | None) ->
     return pl.concat([part.select("name", "prompt", "value") for part in (real, random)])
 
 
+def _single(rows: pl.DataFrame, direction: str, metric: str, what: str | None) -> pl.DataFrame:
+    """The same without random directions and other strengths than 1."""
+    return _edits(rows, direction, metric, what).filter(~pl.col("name").str.contains(","))
+
+
 def parts(run: Run) -> list[dict]:
-    """The edits that do most by either outcome, side by side."""
-    return (
-        over_answers.beside(over_answers.both_ways(run, _edits, WAYS), "edit", top=SHOWN) if over_answers.counted(run, "steering") else []
-    )
+    """The edits that do most by either outcome, side by side; the same over the base's answers, where both models' were read."""
+    counted = [one for one in run.by_answers if over_answers.counted(one, "steering")]
+    tables = [
+        part for one in counted for part in over_answers.beside(over_answers.both_ways(one, _edits, WAYS), "edit", whose(one), top=SHOWN)
+    ]
+    return [*tables, *both_answers.parts(run, _edits, "edit", WAYS, top=SHOWN)]
 
 
 def lead(run: Run) -> list[str]:
     """How far the answers' mean difference leads over the answer; nothing where D over answers is not above the floor."""
+    return [*(said for one in run.by_answers for said in _lead(one)), *both_answers.disagreement(run, _single, "edit", WAYS)]
+
+
+def _lead(run: Run) -> list[str]:
     found, both = over_answers.counted(run, "steering"), over_answers.both_ways(run, _edits, WAYS)
     added = both[WAYS["base<-base"]]
     top = over_answers.strongest(added.filter(~pl.col("name").str.contains(",")), readout_site(run.rows))
@@ -43,7 +55,7 @@ def lead(run: Run) -> list[str]:
     random = added.filter(pl.col("name") == best["name"] + RANDOM)["answer"]
     beside = f", random ones as long {share(random[0])}" if len(random) else ""
     chosen = f"; the best of {n} sites, so optimistically biased" if n > 1 else ""
-    said = f"Added at every position of the answer ({found.n_tokens} tokens), the mean difference along other prompts' answers at {best['name']} "
+    said = f"Added at every position of {whose(run)} ({found.n_tokens} tokens), the mean difference along other prompts' answers at {best['name']} "
     said += f"recovers {with_interval(best['answer'], best['low'], best['high'], digits=2)} of D over the answer{beside}{chosen}"
     first = (
         ""

@@ -29,7 +29,7 @@ from mechdiff.measures.steering.subspaces import Subspace, change_subspace, rand
 from mechdiff.models.pair import Model
 from mechdiff.study.answers import along, unseen
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, answered
 from mechdiff.study.experiment import Result
 
 Made = Callable[[Subspace], Push]
@@ -41,12 +41,12 @@ def steer(run: Execution, cell: Cell, model: Model | None) -> Result:
     assert model
     key, options = cell.key, run.prepared.study.asked(SteeringOptions)
     assert options
-    states = run.states(model.side, key["split"], key["position"], key["ids"])
+    states = run.states_of(cell, model.side)
     own = states.kinds[key["kind"]].double()
     variants: list[Variant] = []
     named: list[dict[str, Any]] = []
     for layer in closer_layers(run, options):
-        found = [_subspace(run, key["kind"], layer, unseen(run, name)) for name in key["ids"]]
+        found = [_subspace(run, cell, layer, unseen(run, name)) for name in key["ids"]]
         at = own[states.layers.index(layer)]
         for label, made in _edits(key["direction"], options, layer, key["seed"]):
             value = torch.stack([made(one)(state) for one, state in zip(found, at, strict=True)]).float()
@@ -59,12 +59,12 @@ def steer(run: Execution, cell: Cell, model: Model | None) -> Result:
     return run.variants(cell, model, variants, told, floor=key["floor"], metrics=LOCATING), {}
 
 
-def _subspace(run: Execution, kind: str, layer: int, names: tuple[str, ...]) -> Subspace:
+def _subspace(run: Execution, cell: Cell, layer: int, names: tuple[str, ...]) -> Subspace:
     def made() -> Subspace:
-        base, tuned = (torch.cat(along(run, side, kind, layer, names)) for side in ("base", "tuned"))
+        base, tuned = (torch.cat(along(run, cell, side, layer, names)) for side in ("base", "tuned"))
         return change_subspace(base, tuned, 1)
 
-    return run.once(("mean difference of answers", kind, layer, names), made)
+    return run.once(("mean difference of answers", answered(cell), cell.key["kind"], layer, names), made)
 
 
 def _edits(direction: str, options: SteeringOptions, layer: int, seed: int) -> list[tuple[dict[str, Any], Made]]:

@@ -2,7 +2,8 @@
 
 import polars as pl
 
-from mechdiff.measures.divergence import over_answers
+from mechdiff.measures.divergence import both_answers, over_answers
+from mechdiff.measures.divergence.words import whose
 from mechdiff.measures.transport import findings
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import share, with_interval
@@ -21,13 +22,22 @@ def _maps(rows: pl.DataFrame, direction: str, metric: str, what: str | None) -> 
 
 
 def parts(run: Run) -> list[dict]:
-    """The maps that do most by either outcome, side by side."""
-    found = over_answers.counted(run, "transport")
-    return over_answers.beside(over_answers.both_ways(run, _maps, WAYS), "site, map", top=SHOWN) if found else []
+    """The maps that do most by either outcome, side by side; the same over the base's answers, where both models' were read."""
+    counted = [one for one in run.by_answers if over_answers.counted(one, "transport")]
+    tables = [
+        part
+        for one in counted
+        for part in over_answers.beside(over_answers.both_ways(one, _maps, WAYS), "site, map", whose(one), top=SHOWN)
+    ]
+    return [*tables, *both_answers.parts(run, _maps, "site, map", WAYS, top=SHOWN)]
 
 
 def lead(run: Run) -> list[str]:
     """What the best map recovers over answers, and what one constant shift does there."""
+    return [*(said for one in run.by_answers for said in _lead(one)), *both_answers.disagreement(run, _maps, "map", WAYS)]
+
+
+def _lead(run: Run) -> list[str]:
     if (found := over_answers.counted(run, "transport")) is None:
         return []
     both = over_answers.both_ways(run, _maps, WAYS)
@@ -36,7 +46,8 @@ def lead(run: Run) -> list[str]:
         return []
     best, n = top
     site, _, arm = best["name"].partition(BETWEEN)
-    said = f"Fitted on other prompts' answers and written at every position of the answer ({found.n_tokens} tokens), {arm} at {site} recovers most: "
+    where = f"written at every position of {whose(run)} ({found.n_tokens} tokens)"
+    said = f"Fitted on other prompts' answers and {where}, {arm} at {site} recovers most: "
     said += f"{with_interval(best['answer'], best['low'], best['high'], digits=2)} of D over the answer (the best of {n}, so "
     said += "optimistically biased)"
     shift = every.filter(pl.col("name") == f"{site}{BETWEEN}shift")["answer"]

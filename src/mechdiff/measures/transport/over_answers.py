@@ -20,7 +20,7 @@ from mechdiff.measures.transport.plan import CONSTANT, TransportOptions
 from mechdiff.models.pair import Model
 from mechdiff.study.answers import along, unseen
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, answered
 from mechdiff.study.experiment import Result
 
 
@@ -30,7 +30,7 @@ def mapped(run: Execution, cell: Cell, model: Model | None) -> Result:
     options = run.prepared.study.asked(TransportOptions)
     assert options
     key, on = cell.key, [unseen(run, name) for name in cell.key["ids"]]
-    states, named = run.states("base", key["split"], key["position"], key["ids"]), list[dict[str, Any]]()
+    states, named = run.states_of(cell, "base"), list[dict[str, Any]]()
     variants: list[Variant] = []
     for layer in closer_layers(run, options):
         at = states.kinds[key["kind"]][states.layers.index(layer)]
@@ -47,10 +47,8 @@ def mapped(run: Execution, cell: Cell, model: Model | None) -> Result:
 
 
 def _fitted(run: Execution, cell: Cell, layer: int, names: tuple[str, ...]) -> Maps:
-    kind = cell.key["kind"]
-
     def made() -> Maps:
-        base, tuned = (along(run, side, kind, layer, names) for side in ("base", "tuned"))
+        base, tuned = (along(run, cell, side, layer, names) for side in ("base", "tuned"))
         clusters = run.clusters(cell.key["split"], names)
         groups = torch.tensor([list(dict.fromkeys(clusters)).index(one) for one, rows in zip(clusters, base, strict=True) for _ in rows])
         fit = Sample(base=torch.cat(base), tuned=torch.cat(tuned), groups=groups)
@@ -58,4 +56,4 @@ def _fitted(run: Execution, cell: Cell, layer: int, names: tuple[str, ...]) -> M
         with few_threads(len(fit.base)):
             return formula.fit_maps(arms, fit, None, settings=map_settings(run, cell), back=False, seed=cell.key["seed"])
 
-    return run.once(("maps of answers", kind, layer, names), made)
+    return run.once(("maps of answers", answered(cell), cell.key["kind"], layer, names), made)

@@ -13,7 +13,7 @@ from mechdiff.study.cells import Cell
 from mechdiff.study.document import Count, listed, some_of, whole_numbers, wrong
 from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import CloserOptions, Kinds, read_positions, read_strengths
-from mechdiff.study.planner import LAST_LEFT_OUT, Planner, possible, prompt_hashes
+from mechdiff.study.planner import LAST_LEFT_OUT, Planner, possible, prompt_hashes, shared_clusters
 
 CONSTANT = ("shift", "mean")
 """What is written without a map that learns, where maps are fitted on answers."""
@@ -204,7 +204,7 @@ def _at_positions(planner: Planner, options: TransportOptions, kind: str) -> Ite
             arms = _arms(planner, options, direction)
             for number, shard in enumerate(planner.packed("report", position)):
                 what = {"direction": direction, "split": "report", "position": position, "kind": kind, "shard": number, "arms": arms}
-                fitted_on = _fitted_on(planner, options, position)
+                fitted_on = _fitted_on(planner, options, position) | {"others": prompt_hashes(planner, "report")}
                 made = closer_cell(planner, shard, "mapped_positions", what | fitted_on, options, len(arms))
                 yield replace(made, flops=made.flops * (n_positions(position) or 1))
 
@@ -225,8 +225,9 @@ def _over_answers(planner: Planner, options: TransportOptions, kinds: Sequence[s
 
 def _fits(planner: Planner, options: TransportOptions, kind: str, layers: Sequence[int]) -> Cell:
     items = planner.whole("report")
+    shared = shared_clusters(items)  # states of other prompts are of other clusters
     key = planner.key(items, stage="fits", kind=kind, layers=layers, permutations=options.permutations,
-                      **_fitted_on(planner, options))  # fmt: skip
+                      **_fitted_on(planner, options), **({"clusters": shared} if shared else {}))  # fmt: skip
     rows, width = len(planner.splits["fit"]) * options.rows_per_prompt, planner.shape.width(kind)
     small = min(rows, width)
     one = small * width * (12 * small + 40 * rows) + 60.0 * (2 * small) ** 3
