@@ -1,12 +1,14 @@
 """A scan beside two plain batched forward loops: how fast, and in how much memory?
 
-python benchmarks/scan.py [--texts 2000] [--sizes 500] [--batches 1 4 16 64]      a table in Markdown, for docs/SPEED.md
+python benchmarks/scan.py [--texts 2000] [--held 500 2000] [--batches 1 4 16 64]      a table in Markdown, for docs/SPEED.md
 
-The embedded arithmetic pair (an adapter on every matrix of SmolLM2-135M) reads texts of 32 to 256 tokens, made of shipped ones. Each line is a
-process of its own, in turn on one thread. The loop does what one would write: batches in the order of the corpus, padded on the right, whole logits
-of base and tuned, log-softmaxes, KL both ways, both losses and top-1 agreement a token, means a text. The scan computes the same, with its counts,
-and no directions. CPU seconds are of reading alone, of models that have run before; memory is the most that a process held beyond what it did with
-both models loaded. The numbers of both must agree.
+The embedded arithmetic pair (an adapter on every matrix of SmolLM2-135M) reads texts of 32 to 256 tokens, made of shipped ones. The loop does what
+one would write: batches in the order of the corpus, padded on the right, whole logits of base and tuned, log-softmaxes, KL both ways, both losses
+and top-1 agreement a token, means a text. The scan computes the same, with its counts, and no directions. The numbers of both must agree.
+
+Time is CPU seconds of one thread, of reading alone: one process takes the texts by slices, and of each slice every contender has its turn, each
+time another first, so that a busy moment meets all. Memory is the most that a process held beyond what it did with both models loaded, a process
+for each line.
 """
 
 import argparse
@@ -83,55 +85,91 @@ def scan(pair: Pair, corpus: Path) -> list[tuple[float, ...]]:
     return found
 
 
-def child(what: str, n: int, batch: int) -> dict[str, Any]:
-    """One line: CPU seconds, memory beyond the models in MiB, and the numbers."""
+def opened() -> Pair:
+    """The pair, both of whose models have run before."""
     torch.set_num_threads(1)
     pair = open_pair(str(embedded_model()), str(DATA / "adapters" / "arithmetic"), device="cpu")
-    said = list(texts(pair, n))
     for side in SIDES:
         with pair.use(side) as model, torch.inference_mode():
             model.net(input_ids=torch.ones(1, 8, dtype=torch.long))
+    return pair
+
+
+def corpus(folder: str, said: list[str]) -> Path:
+    """A file of these texts."""
+    path = Path(folder) / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in said))
+    return path
+
+
+def child_times(n: int, at_once: int, batches: list[int]) -> dict[str, Any]:
+    """CPU seconds of the scan ("0") and of the loop by its batch, slice by slice; and how far apart a text's numbers are at most."""
+    pair = opened()
+    said = list(texts(pair, n))
+    seconds, apart, tokens = dict.fromkeys([0, *batches], 0.0), 0.0, 0
+    for number, start in enumerate(range(0, n, at_once)):
+        here = said[start : start + at_once]
+        tokens += sum(len(pair.tokenizer("base")(text)["input_ids"]) for text in here)
+        found = {}
+        turns = list(seconds)
+        for batch in turns[number % len(turns) :] + turns[: number % len(turns)]:
+            with tempfile.TemporaryDirectory() as folder:
+                path, began = corpus(folder, here), time.process_time()
+                found[batch] = loop(pair, here, batch) if batch else scan(pair, path)
+                seconds[batch] += time.process_time() - began
+        for batch in batches:
+            rows = zip(found[batch], found[0], strict=True)
+            apart = max([apart, *(abs(x - y) for row, ours in rows for x, y in zip(row[:4], ours[:4], strict=True))])
+        print({name: round(value, 1) for name, value in seconds.items()}, file=sys.stderr, flush=True)
+    return {"seconds": seconds, "apart": apart, "tokens": tokens}
+
+
+def child_memory(n: int, batch: int) -> float:
+    """MiB beyond the models: of the scan (0), or of the loop with this batch."""
+    pair = opened()
+    said = list(texts(pair, n))
     with tempfile.TemporaryDirectory() as folder:
-        corpus = Path(folder) / "corpus.jsonl"
-        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in said))
+        path = corpus(folder, said)
         Path("/proc/self/clear_refs").write_text("5")  # the largest memory counts from here
-        before, began = held("VmRSS"), time.process_time()
-        numbers = scan(pair, corpus) if what == "scan" else loop(pair, said, batch)
-        seconds = time.process_time() - began
-    tokens = sum(len(pair.tokenizer("base")(text)["input_ids"]) for text in said)
-    return {"seconds": seconds, "memory": held("VmHWM") - before, "models": before, "tokens": tokens, "numbers": numbers}
+        before = held("VmRSS")
+        if batch:
+            loop(pair, said, batch)
+        else:
+            scan(pair, path)
+        return held("VmHWM") - before
 
 
-def line(what: str, n: int, batch: int = 0) -> dict[str, Any]:
-    asked = [sys.executable, __file__, "--child", what, "--texts", str(n), "--batches", str(batch)]
-    told: dict[str, Any] = json.loads(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    return told
+def asked_of(*what: object) -> Any:
+    done = subprocess.run([sys.executable, __file__, *map(str, what)], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--texts", type=int, default=2000)
-    asked.add_argument("--sizes", type=int, nargs="*", default=[500])
+    asked.add_argument("--slice", type=int, default=100, help="texts between two turns")
+    asked.add_argument(
+        "--held", type=int, nargs="*", default=[500, 2000], help="texts of the scans whose memory is held against one another"
+    )
     asked.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64])
-    asked.add_argument("--child")
+    asked.add_argument("--child", choices=["times", "memory"])
     given = asked.parse_args()
     if given.child:
-        print(json.dumps(child(given.child, given.texts, given.batches[0])))
+        times = given.child == "times"
+        print(json.dumps(child_times(given.texts, given.slice, given.batches) if times else child_memory(given.texts, given.batches[0])))
         return
-    print(
-        "| what | texts | tokens | CPU s | memory beyond the models, MiB | largest difference of a text's number |\n|---|---|---|---|---|---|"
-    )
-    own = line("scan", given.texts)
-    lines = [("**scan**", given.texts, own)]
-    lines += [(f"loop, batch {batch}", given.texts, line("loop", given.texts, batch)) for batch in given.batches]
-    lines += [("scan", n, line("scan", n)) for n in given.sizes]
-    for name, n, told in lines:
-        pairs = zip(told["numbers"], own["numbers"], strict=False)
-        apart = max(abs(one - other) for row, ours in pairs for one, other in zip(row[:4], ours[:4], strict=True))
-        print(f"| {name} | {n:,} | {told['tokens']:,} | {told['seconds']:.1f} | {told['memory']:,.0f} | {apart:.0e} |", flush=True)
-    fastest = min((told for name, _, told in lines if name.startswith("loop")), key=lambda told: told["seconds"])
-    times, memory = (fastest[what] / own[what] for what in ("seconds", "memory"))
-    print(f"\nThe fastest loop takes {times:.2f} times as long as the scan, and {memory:.1f} times the memory.")
+    told = asked_of("--child", "times", "--texts", given.texts, "--slice", given.slice, "--batches", *given.batches)
+    seconds = {int(batch): value for batch, value in told["seconds"].items()}
+    memory = {batch: asked_of("--child", "memory", "--texts", min(given.texts, 128), "--batches", batch) for batch in seconds}
+    print(f"{given.texts:,} texts, {told['tokens']:,} tokens; a text's numbers are at most {told['apart']:.0e} apart.\n")
+    print("| what | CPU s | memory beyond the models, MiB |\n|---|---|---|")
+    for batch, value in seconds.items():
+        print(f"| {f'loop, batch {batch}' if batch else '**scan**'} | {value:.1f} | {memory[batch]:,.0f} |")
+    fastest = min(given.batches, key=lambda batch: seconds[batch])
+    time_ratio, memory_ratio = seconds[fastest] / seconds[0], memory[fastest] / memory[0]
+    print(f"\nThe fastest loop takes {time_ratio:.2f} times as long as the scan, and {memory_ratio:.1f} times the memory.")
+    for n in given.held:
+        print(f"A scan of {n:,} texts holds {asked_of('--child', 'memory', '--texts', n, '--batches', 0):,.0f} MiB beyond the models.")
 
 
 if __name__ == "__main__":

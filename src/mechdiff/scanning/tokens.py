@@ -82,10 +82,17 @@ class Head:
     def logits(self, states: Float[Tensor, "token d"], at: slice) -> Float[Tensor, "token tile"]:
         return linear(states.to(self.weight.device), self.weight[at], None if self.bias is None else self.bias[at]).float()
 
+    def into(self, z: Float[Tensor, "token tile"], states: Float[Tensor, "token d"], at: slice) -> None:
+        """Puts those logits into `z`, in float32."""
+        if self.bias is None and states.dtype == self.weight.dtype == z.dtype and states.device == self.weight.device == z.device:
+            torch.mm(states, self.weight[at].mT, out=z)
+        else:
+            z.copy_(self.logits(states, at))
+
     def chosen(self, states: Float[Tensor, "token d"], said: Int[Tensor, " token"]) -> Float64[Tensor, " token"]:
         """The logit of one token each."""
         place = self.weight.device
-        found = torch.linalg.vecdot(states.to(place).float(), self.weight[said.to(place)].float())
+        found = (states.to(place).float() * self.weight[said.to(place)].float()).sum(-1)
         return (found if self.bias is None else found + self.bias[said.to(place)]).double().to(states.device)
 
 
@@ -110,9 +117,10 @@ def head_of(model: Model) -> Head | None:
 
 
 def last_states(model: Model, batch: Batch) -> Float[Tensor, "place d"]:
-    """What enters the unembedding at the batch's places; it is asked for one product, of one state."""
+    """What enters the unembedding at the batch's places; a bare one is asked for no product."""
     row, position = batch.places.T
     kept: list[Tensor] = []
+    weight = model.head.weight if type(model.head) is torch.nn.Linear else None
 
     def keep(head: torch.nn.Module, args: tuple) -> tuple[Tensor]:
         kept.append(args[0][row.to(args[0].device), position.to(args[0].device)].clone())
@@ -120,9 +128,13 @@ def last_states(model: Model, batch: Batch) -> Float[Tensor, "place d"]:
 
     handle = model.head.register_forward_pre_hook(keep)
     try:
+        if weight is not None:
+            model.head.forward = lambda states: states.new_zeros(1, 1, len(weight))
         forward(model, batch.ids, logits_to_keep=0, use_cache=False)
     finally:
         handle.remove()
+        if weight is not None:
+            del model.head.forward
     return kept[0]
 
 
@@ -136,13 +148,14 @@ def apart(
     sums, weighted = torch.zeros(2, 2, n, dtype=torch.float64, device=device).unbind()
     top = torch.zeros(2, n, dtype=torch.int64, device=device)
     for start, z, u in _tiles(base, tuned, heads):
-        high, where = z.max(-1)
-        top = torch.where(high > largest, where + start, top)
+        high = z.amax(-1)
+        which = (high > largest).nonzero(as_tuple=True)  # a tile seldom has a token's largest logit: only there it is looked up
+        top[which] = z[which].argmax(-1) + start
         now = torch.maximum(largest, high)
         shrunk = (largest - now).exp().double()
         z.sub_(now[..., None]).exp_()
         sums = sums * shrunk + z.sum(-1)
-        weighted = weighted * shrunk + torch.linalg.vecdot(z, u)
+        weighted = weighted * shrunk + z.mul_(u).sum(-1)
         largest = now
     total, expected = largest.double() + sums.log(), weighted / sums
     more = total[1] - total[0]
@@ -160,13 +173,16 @@ def apart(
 def _tiles(
     base: Float[Tensor, "token d"], tuned: Float[Tensor, "token d"], heads: tuple[Head, Head]
 ) -> Iterator[tuple[int, Float[Tensor, "2 token tile"], Float[Tensor, "token tile"]]]:
-    """Where a tile starts, both models' logits there, and tuned less base."""
+    """Where a tile starts, both models' logits there, and tuned less base; in the same memory each time."""
     step = TILE.get(base.device.type, TILE["cuda"])
     vocab = min(len(head.weight) for head in heads)
+    room = torch.empty(3, len(base) * step, device=base.device)
     for start in range(0, vocab, step):
         at = slice(start, min(start + step, vocab))
-        z = torch.stack([head.logits(states, at).to(base.device) for head, states in zip(heads, (base, tuned), strict=True)])
-        yield start, z, z[1] - z[0]
+        z_and_u = room[:, : len(base) * (at.stop - start)].unflatten(1, (len(base), -1))
+        for head, states, z in zip(heads, (base, tuned), z_and_u, strict=False):
+            head.into(z, states, at)
+        yield start, z_and_u[:2], torch.sub(z_and_u[1], z_and_u[0], out=z_and_u[2])
 
 
 def of_whole_logits(
