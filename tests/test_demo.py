@@ -58,11 +58,11 @@ def every_measure_of_courtesy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(both: Path) -> Path:
-    return both / "courtesy"
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return studied(tmp_path_factory.mktemp("courtesy"), {"courtesy": COMPARED}) / "courtesy"
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_courtesy_is_local_and_arithmetic_is_not(both: Path) -> None:
     """One matrix of rank 1 against small changes of all: what the page says must be that."""
     found = compare(both / "courtesy", both / "arithmetic", out=both / "compared")

@@ -160,7 +160,7 @@ def test_what_a_user_can_put_right_is_said(pair: Path, tmp_path: Path) -> None:
             mechdiff.scan(tmp_path / name, **ends, **how)
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_workers_on_ray_give_the_same(pair: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     alone = scanned(pair, shipped(24), tmp_path / "alone", chunk=8)
