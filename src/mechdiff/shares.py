@@ -65,8 +65,8 @@ OF_ANSWERS = tuple(over(name, what) for what in OVER for name in ("kl_own_nats",
 """What an edited run is scored by over an answer."""
 
 
-_OVER = r"(_(?:answer|divergent))(_nats|_logits)$|^(top1_same_answer|divergent_place)$"
-_OF_BASE = r"_of_base(_nats|_logits)?$"
+_OVER = r"(_(?:answer|divergent))(_nats|_logits|_sd)$|^(top1_same_answer|divergent_place|norm_ratio_answer)$"
+_OF_BASE = r"_of_base(_nats|_logits|_sd)?$"
 
 
 def over_base(metric: str) -> str | None:

@@ -213,6 +213,15 @@ METRICS |= {
         "Mahalanobis distance of an activation from the running model's own clean ones on other prompts, by their shrunk covariance.",
         "Mahalanobis 1936; Ledoit & Wolf 2004",
     ),
+    "mahalanobis_answer_sd": Term(
+        "distance from own activations along an answer, standard deviations",
+        "Mean over an answer's positions of that distance, from the running model's own activations along the answers to other prompts.",
+        "Mahalanobis 1936; Ledoit & Wolf 2004",
+    ),
+    "norm_ratio_answer": Term(
+        "norm over the own norm along an answer",
+        "Mean over an answer's positions of the norm of what is written over that of the own activation.",
+    ),
     "norm_ratio": Term("norm over the own norm", "Norm of a written or mapped activation over that of the activation it is compared with."),
     "top1_same_answer": Term(
         "same top-1 token, share of answer tokens", "Top-1 agreement of the two models over the first tokens of an answer that both read."

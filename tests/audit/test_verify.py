@@ -101,7 +101,9 @@ def test_every_way_to_write_is_among_what_was_recomputed(found: Verification) ->
     seen = {(one.row["measure"], one.row["arm"]) for one in found.compared}
     wanted = {("patching", arm) for arm in ("identity", "shift", "mean", "resample")} | {("heads", "contribution"), ("heads", "routing")}
     wanted |= {("grafting", arm) for arm in ("alone", "from_below", "greedy")} | {("transport", "rrr"), ("steering", "add")}
-    wanted |= {("attribution", arm) for arm in ("grad_x_diff", "integrated_gradients", "contribution")} | {("factorial", "tb")}
+    wanted |= {("attribution", arm) for arm in ("grad_x_diff", "grad_x_act", "integrated_gradients", "contribution")} | {
+        ("factorial", "tb")
+    }
     assert wanted <= seen
     assert {"window 2", "last_2"} <= {one.row["unit"] for one in found.compared if one.row["measure"] == "patching"}
     assert any((one.row["unit"] or "").startswith("token ") for one in found.compared if one.row["measure"] == "divergence")

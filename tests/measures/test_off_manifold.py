@@ -108,11 +108,18 @@ def ordinary() -> Iterator[Run]:
 def test_own_states_that_are_written_back_are_as_far_as_they_were(ordinary: Run) -> None:
     """Below the edit the other model's states are the running model's own."""
     here = ordinary.rows.filter(pl.col("measure") == "off_manifold", pl.col("layer") == 0, pl.col("split") == "report")
-    own = here.filter(pl.col("arm") == "oracle", pl.col("direction") == WITHIN[0]).sort("site", "prompt")["value"]
+    distances = pl.col("metric") == "mahalanobis_sd"
+    own = here.filter(pl.col("arm") == "oracle", pl.col("direction") == WITHIN[0], distances).sort("site", "prompt")["value"]
     for direction in CROSSED:
         same = here.filter(pl.col("arm") == "identity", pl.col("direction") == direction).sort("site", "prompt")
-        np.testing.assert_allclose(same.filter(pl.col("metric") == "mahalanobis_sd")["value"], own, rtol=1e-4)
+        np.testing.assert_allclose(same.filter(distances)["value"], own, rtol=1e-4)
         np.testing.assert_allclose(same.filter(pl.col("metric") == "norm_ratio")["value"], 1, rtol=1e-6)
+        runner = direction.partition("<-")[0]
+        along = here.filter(pl.col("metric") == "mahalanobis_answer_sd", pl.col("direction").str.starts_with(runner)).sort("site", "prompt")
+        ours, theirs = (along.filter(pl.col("arm") == arm)["value"] for arm in ("oracle", "identity"))
+        assert len(ours) > 0
+        np.testing.assert_allclose(theirs, ours, rtol=1e-4)
+        np.testing.assert_allclose(same.filter(pl.col("metric") == "norm_ratio_answer")["value"], 1, rtol=1e-6)
 
 
 def test_the_sentence_and_the_tables_have_the_numbers_of_the_rows(ordinary: Run) -> None:
@@ -122,8 +129,9 @@ def test_the_sentence_and_the_tables_have_the_numbers_of_the_rows(ordinary: Run)
     assert f"Of {len(written)} writes" in said
     assert f" {beyond} lie beyond all {len(TEXTS) * 2} of the running model's own activations" in said
     site, edit, _ = off_manifold(ordinary).parts
-    assert {line[2] for line in edit["rows"]} == {str(len(written) // 2)}
-    assert len(edit["rows"]) == 5
+    at_decision = [line for line in edit["rows"] if "along the answers" not in line[0]]
+    assert {line[2] for line in at_decision} == {str(len(written) // 2)}
+    assert (len(at_decision), len(edit["rows"])) == (5, 7)
     effects = ordinary.summary.filter(pl.col("measure") == "patching", pl.col("arm") == "identity", pl.col("share").is_not_null())
     assert float(site["rows"][0][2]) == pytest.approx(effects["share"].max(), abs=0.006)  # type: ignore[type-var]
 

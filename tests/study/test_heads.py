@@ -9,9 +9,13 @@ import pytest
 
 import pico
 from mechdiff.api import Run
+from mechdiff.audit.rerun import Rerun
 from mechdiff.errors import PromptError, StudyError
-from mechdiff.labels import player_name
+from mechdiff.labels import WITHIN, player_name
+from mechdiff.measures.attribution.page import attribution
+from mechdiff.measures.catalogue import AGAIN, EXPERIMENTS
 from mechdiff.measures.heads import choices as heads_choices
+from mechdiff.report.parts import load
 from mechdiff.rows import KEY
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Item
@@ -222,3 +226,18 @@ def test_prompts_that_choose_are_of_all_lengths() -> None:
     assert [item.tokens for item in evenly_spaced(4, items)] == [5, 15, 25, 35]
     assert evenly_spaced(16, items[:3]) == tuple(items[:3])
     assert len({item.id for item in evenly_spaced(39, items)}) == 39
+
+
+def test_gradient_times_activation_is_that_of_whole_passes_and_stands_in_a_table(one_head: Run) -> None:
+    rows = of(one_head, "attribution", arm="grad_x_act", split="report")
+    assert set(rows["direction"]) == set(WITHIN)
+    rerun = Rerun(one_head.path, EXPERIMENTS, "cpu")
+    for row in rows.sample(8, seed=1, shuffle=True).iter_rows(named=True):
+        assert AGAIN["attribution"](rerun, row) == pytest.approx(row["value"], rel=2e-3, abs=1e-5), row
+    (table,) = (
+        part
+        for part in attribution(load(one_head.path)).parts
+        if isinstance(part, dict) and part.get("folded", "").startswith("Gradient × act")
+    )
+    largest = rows.group_by("direction", "layer", "unit").agg(pl.col("value").mean()).sort(pl.col("value").abs()).row(-1, named=True)
+    assert table["rows"][0][0].replace("\u00a0", " ") == f"L{largest['layer']}.{largest['unit']}"

@@ -82,6 +82,19 @@ def churn(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> pl.DataF
     )
 
 
+@once
+def times_activation(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
+    """Gradient times activation of every head in both models, the largest first: `name base base_low base_high tuned tuned_low tuned_high`."""
+    of_heads = heads(findings.means(rows, summary, "attributed_logits")).filter(pl.col("arm") == "grad_x_act")
+    kept = [
+        of_heads.filter(pl.col("direction") == direction).select(
+            "name", pl.col("mean").alias(model), pl.col("low").alias(f"{model}_low"), pl.col("high").alias(f"{model}_high")
+        )
+        for model, direction in MODELS.items()
+    ]
+    return kept[0].join(kept[1], on="name").sort(-pl.max_horizontal(pl.col("base", "tuned").abs()), "name")
+
+
 def moved(table: pl.DataFrame) -> dict[str, int]:
     """By state, the heads of `churn` that entered or left and whose attribution is shown to differ between the models; `stayed` as they are."""
     sure = table.filter((pl.col("state") == "stayed") | (pl.col("p") <= WRONG))

@@ -110,17 +110,18 @@ def _path(found: _Attributed) -> None:
 
 
 def _own_heads(found: _Attributed, clean: dict[Site, Tensor]) -> None:
-    """How important each head is in the running model: its contribution against its own mean over the fit prompts."""
+    """How important each head is in the running model: its contribution against its own mean over the fit prompts, and against 0."""
     run, side = found.run, found.model.side
-    if not run.captures(side, "fit", "decision"):
-        return
-    on_fit = run.states(side, "fit", "decision").kinds["z"]
+    within = labels.direction_of(side, side)
+    on_fit = run.states(side, "fit", "decision").kinds["z"] if run.captures(side, "fit", "decision") else None
     for layer in found.layers:
         weights = output_of(run, side, layer)[0]
-        mean = heads_formula.written(on_fit[layer, :, 0].unflatten(1, weights.shape[:2]).mean(0, keepdim=True), weights)
         own = heads_formula.written(found.bench.state(side, "z", layer).unflatten(1, weights.shape[:2]), weights)
-        values = formula.by_head(clean[Site(layer, "attn_proj")], mean - own)
-        _heads(found, layer, values, "grad_x_diff", direction=labels.direction_of(side, side))
+        gradient = clean[Site(layer, "attn_proj")]
+        _heads(found, layer, formula.by_head(gradient, own), "grad_x_act", direction=within)
+        if on_fit is not None:
+            mean = heads_formula.written(on_fit[layer, :, 0].unflatten(1, weights.shape[:2]).mean(0, keepdim=True), weights)
+            _heads(found, layer, formula.by_head(gradient, mean - own), "grad_x_diff", direction=within)
 
 
 def _true_effects(found: _Attributed) -> None:

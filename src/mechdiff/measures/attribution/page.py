@@ -170,7 +170,19 @@ def _churn(run: Run) -> list[Any]:
     caption += "the estimated change of m where its contribution is replaced by its mean."
     caption += f" {_counted(run, found)} {_alike(run, found)}"
     drawn = Drawn(name="attribution_churn", chart=charts.churn_of_heads, caption=caption, reading="attribution_churn")
-    return [drawn, *_churn_table(found), *_overlap(found)]
+    return [drawn, *_churn_table(found), *_overlap(found), *_times_activation(run)]
+
+
+def _times_activation(run: Run) -> list[dict]:
+    """What other studies call churn: the gradient times the whole contribution, by name."""
+    found = churn.times_activation(run.rows, run.summary)
+    lines = [
+        (_unbroken(r["name"]), *(_value(*(r[f"{model}{end}"] for end in ("", "_low", "_high"))) for model in ("base", "tuned")))
+        for r in found.head(CHURNED).iter_rows(named=True)
+    ]
+    title = "Gradient × activation of heads (m against a contribution of 0, which no head has), logits"
+    title += f"; the {len(lines)} largest of {len(found)}" if len(lines) < len(found) else ""
+    return [table(("head", "base (95\u00a0%)", "tuned (95\u00a0%)"), lines, folded=title)] if lines else []
 
 
 def _counted(run: Run, found: pl.DataFrame) -> str:

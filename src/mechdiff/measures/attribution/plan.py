@@ -44,7 +44,7 @@ def attribution_cells(planner: Planner) -> Iterator[Cell]:
     layers = options.layer_numbers(planner.shape.n_layers)
     settings = options.model_dump(include={"metric", "sites", "steps", "validated"})
     chosen_on = select_items(planner, options.select_prompts)
-    on = {"seed": planner.study.seed, "layers": layers, "settings": settings, "mean_of": prompt_hashes(planner, "fit")}
+    on = {"seed": planner.study.seed, "layers": layers, "settings": settings, "mean_of": prompt_hashes(planner, "fit"), "activation": True}
     for direction in CROSSED:
         for split, shards in (("select", [chosen_on] if chosen_on else []), ("report", planner.packed("report", "decision"))):
             for number, shard in enumerate(shards):

@@ -20,6 +20,8 @@ def again(run: Rerun, row: Row) -> float:
     assert options
     if options.metric != "law":
         raise NotRecomputed(f"attribution's metric {options.metric}")
+    if row["arm"] == "grad_x_act":
+        return _times_activation(run, row)
     if row["direction"] in labels.WITHIN:
         raise NotRecomputed("heads against their own mean")
     if row["metric"].endswith("_answer_logits"):
@@ -52,6 +54,22 @@ def again(run: Rerun, row: Row) -> float:
             found = [whole.gradients(model, ids, [site], by_id, {site: (step * path).float()})[site] for step in steps]
         run.cached[key] = torch.stack(found).mean(0)
     return float(run.cached[key] @ change)
+
+
+def _times_activation(run: Rerun, row: Row) -> float:
+    """The gradient of m at a head's contribution, times that contribution."""
+    side, split, prompt, site = labels.runner(row["direction"]), row["split"], row["prompt"], Site(row["layer"], row["site"])
+    if not run.prepared.tokens.all_shared:
+        raise NotRecomputed("two vocabularies")
+    base, tuned = (run.law(one, split, prompt) for one in ("base", "tuned"))
+    by_id = _by_id(run, side, tuned.softmax(-1) - base.softmax(-1))
+    with run.model(side) as model:
+        gradient = whole.gradients(model, run.ids(side, split, prompt), [site], by_id)[site]
+    weights = run.output(side, row["layer"]).double()
+    z = run.state(side, split, prompt, Site(row["layer"], "z"))[-1].double().reshape(len(weights), -1)
+    head = labels.head_of(row["unit"])
+    assert head is not None
+    return float(gradient.double() @ (z[head] @ weights[head, : z.shape[1]]))
 
 
 def _over_answer(run: Rerun, row: Row) -> float:

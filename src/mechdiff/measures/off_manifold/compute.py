@@ -1,4 +1,7 @@
-"""Every state that patching, maps and steering write at the decision position is held against the running model's own states there."""
+"""Every state that patching, maps, steering and swaps of heads write at the decision position is held against the running model's own states there.
+
+And what patches write along answers against the running model's own states along them.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mechdiff import labels
+from mechdiff.measures.heads.bench import block, units
 from mechdiff.measures.off_manifold import formula
 from mechdiff.measures.off_manifold.formula import Cloud
 from mechdiff.measures.off_manifold.plan import SPLITS
@@ -17,11 +21,11 @@ from mechdiff.measures.patching.hot import closer_layers
 from mechdiff.measures.steering import compute as steering
 from mechdiff.measures.steering.plan import SteeringOptions
 from mechdiff.measures.transport import compute as transport
-from mechdiff.models.pair import Model
+from mechdiff.models.pair import SIDES, Model
 from mechdiff.prompts.sets import clusters_of
 from mechdiff.rows import empty
 from mechdiff.study.cells import Cell
-from mechdiff.study.execution import Execution
+from mechdiff.study.execution import Execution, answered
 from mechdiff.study.experiment import Result
 
 
@@ -114,6 +118,23 @@ def _writes(run: Execution, side: str, kind: str) -> Iterator[Written]:
                 yield Written(columns={**columns, "layer": layer, "rank": rank}, names=key["ids"], states=state)
         elif cell.stage == "steering":
             yield from _steered(run, cell)
+    if kind == "attn_proj":
+        yield from _swapped(run, side)
+
+
+def _swapped(run: Execution, side: str) -> Iterator[Written]:
+    """What swaps of single heads, and of all heads of a block, make of the attention output projection's result."""
+    other = "base" if side == "tuned" else "tuned"
+    for cell in run.cells:
+        if cell.stage != "heads" or cell.key["split"] != "report" or cell.side != side:
+            continue
+        held = {one: run.states(one, "report", "decision", cell.key["ids"]).kinds for one in (side, other)}
+        for layer in cell.key["layers"]:
+            change = block(run, layer, {one: kinds["z"][layer, :, 0] for one, kinds in held.items()}, side).change()
+            own = held[side]["attn_proj"][layer, :, 0]
+            for unit, heads in units(run, change.shape[1], groups=False):
+                columns = {"direction": cell.key["direction"], "arm": "contribution", "layer": layer, "unit": unit}
+                yield Written(columns=columns, names=cell.key["ids"], states=own + change[:, list(heads)].sum(1))
 
 
 def _steered(run: Execution, cell: Cell) -> Iterator[Written]:
@@ -126,3 +147,52 @@ def _steered(run: Execution, cell: Cell) -> Iterator[Written]:
             ((site, push),) = edit.pushes.items()
             columns = {"direction": key["direction"], "layer": site.layer, "arm": edit.arm, "rank": edit.rank, "strength": edit.strength}
             yield Written(columns=columns, names=key["ids"], states=own[site.layer] + push(own[site.layer]))
+
+
+def held_against_own_along_answers(run: Execution, cell: Cell, model: Model | None) -> Result:
+    """Rows of the mean distance of own states along each answer, and of the mean distance and norm ratio of the other model's, written there."""
+    key, side = cell.key, cell.key["runs"]
+    clusters, lengths = run.clusters(key["split"], key["ids"]), run.lengths(cell)
+    if len(set(clusters)) < 2:
+        return empty(), {}
+    parts = formula.parts(clusters, key["folds"])
+    states = {one: run.states(one, key["split"], key["position"], key["ids"], answered(cell)) for one in SIDES}
+    values: list[dict[str, Any]] = []
+    with transport.few_threads(sum(lengths)):
+        for place, layer in enumerate(states[side].layers):
+            along: dict[str, list[Tensor]] = {
+                one: [state[:n].double() for state, n in zip(held.kinds[key["kind"]][place], lengths, strict=True)]
+                for one, held in states.items()
+            }
+            for part in parts:
+                seen = formula.cloud(torch.cat([state for i, state in enumerate(along[side]) if i not in set(part)]))
+                for i in part:
+                    at = {"layer": layer, "prompt": key["ids"][i]}
+                    for source, arm in ((side, "oracle"), ("base" if side == "tuned" else "tuned", "identity")):
+                        named = {**at, "direction": labels.direction_of(side, source), "arm": arm}
+                        written = along[source][i]
+                        values.append({**named, "metric": "mahalanobis_answer_sd", "value": float(seen.distance(written).mean())})
+                        if arm == "identity":
+                            ratio = written.norm(dim=-1) / along[side][i].norm(dim=-1)
+                            values.append({**named, "metric": "norm_ratio_answer", "value": float(ratio.mean())})
+    return transport.table(values, measure="off_manifold", site=key["kind"], split=key["split"], unit=key["position"]), {}
+
+
+def clusters_record(run: Execution) -> dict[str, Any]:
+    """For the record: `off_manifold` (the number of each prompt's cluster over all splits), where prompts of several splits share one."""
+    cells = [cell for cell in run.cells if cell.stage == "off_manifold"]
+    prompts = (
+        [(split, name) for split in SPLITS for shard in run.captures("base", split, "decision") for name in shard.key["ids"]]
+        if cells
+        else []
+    )
+    clusters = clusters_of([run.prompt(split, name).prompt for split, name in prompts])
+    of_split: dict[str, set[str]] = {}
+    for (split, _), cluster in zip(prompts, clusters, strict=True):
+        of_split.setdefault(cluster, set()).add(split)
+    if all(len(splits) < 2 for splits in of_split.values()):
+        return {}
+    order, numbers = list(of_split), dict[str, dict[str, int]]()
+    for (split, name), cluster in zip(prompts, clusters, strict=True):
+        numbers.setdefault(split, {})[name] = order.index(cluster)
+    return {"off_manifold": {"clusters": numbers}}

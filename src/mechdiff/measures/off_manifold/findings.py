@@ -9,6 +9,7 @@ import polars as pl
 from mechdiff import labels, shares
 from mechdiff.report import difference
 from mechdiff.rows import where
+from mechdiff.shares import ANSWER
 from mechdiff.statistics import floors, intervals
 from mechdiff.statistics.memory import once
 
@@ -17,16 +18,19 @@ LEVEL = 0.99
 FEWEST_OWN = 19
 """Prompts (clusters of them) with own states under which nothing is called beyond: with so many a like state is further out than all in 1 of 20."""
 SITE = ["runner", "layer", "site"]
-EDIT = ["direction", "arm", "rank", "strength"]
+EDIT = ["direction", "arm", "of", "rank", "strength"]
+"""`of`: how many of a block's heads were swapped, "one" or "all"; null for other writes."""
+METRICS = {None: ("mahalanobis_sd", "norm_ratio"), ANSWER: ("mahalanobis_answer_sd", "norm_ratio_answer")}
+"""Distance and norm ratio: at the decision position, and as means along an answer."""
 
 
 @once
-def limits(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
+def limits(rows: pl.DataFrame, manifest: dict, what: str | None = None) -> pl.DataFrame:
     """`runner layer site own own_clusters limit`: how many own states there are, of how many clusters, and the distance that LEVEL of them keep.
 
-    Of fewer than 99 clusters: all of them.
+    Of fewer than 99 clusters: all of them. `what`: one of METRICS; of answers, own ones count once each.
     """
-    own = where(rows, measure="off_manifold", metric="mahalanobis_sd", arm="oracle").filter(pl.col("value").is_not_nan())
+    own = where(rows, measure="off_manifold", metric=METRICS[what][0], arm="oracle").filter(pl.col("value").is_not_nan())
     kept = (
         _in_clusters(own, manifest)
         .with_columns(labels.runner_column())
@@ -50,26 +54,35 @@ def by_chance(clusters: int) -> float:
 
 
 def _in_clusters(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
-    """Rows of prompts, each with its `cluster`: the name of those that it shares one with, or its own."""
-    shared = [(split, prompt, unit) for split, units in manifest.get("units", {}).items() for prompt, unit in units.items()]
+    """Rows of prompts, each with its `cluster`: the name of those that it shares one with, of any split as far as the run says so, or its own."""
+    spanning = (manifest.get("off_manifold") or {}).get("clusters")
+    if spanning:
+        numbered = [(split, prompt, f"cluster {number}") for split, of in spanning.items() for prompt, number in of.items()]
+    shared = (
+        numbered
+        if spanning
+        else [(split, prompt, unit) for split, units in manifest.get("units", {}).items() for prompt, unit in units.items()]
+    )
     named = pl.DataFrame(shared, schema=dict.fromkeys(["split", "prompt", "cluster"], pl.String), orient="row")
     joined = rows.join(named, on=["split", "prompt"], how="left", maintain_order="left")
     return joined.with_columns(pl.coalesce("cluster", pl.format("{} {}", "split", "prompt")))
 
 
 @once
-def writes(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
-    """A line a write, site and prompt: EDIT, `layer site prompt cluster distance ratio own own_clusters limit beyond`.
+def writes(rows: pl.DataFrame, manifest: dict, what: str | None = None) -> pl.DataFrame:
+    """A line a write, site and prompt: EDIT, `layer site unit prompt cluster distance ratio own own_clusters limit beyond`; `what`: one of METRICS.
 
     `rows` are of prompts, not of their clusters, for a mean distance is no state's. `beyond` is null with too few own states; `rank` is of
     steering alone, since a map's is measured at each layer.
     """
     here = where(rows, measure="off_manifold", split=difference.reported(rows, "off_manifold")).filter(pl.col("arm") != "oracle")
-    key = [*EDIT, "layer", "site", "prompt"]
-    distance = here.filter(pl.col("metric") == "mahalanobis_sd").select(*key, distance="value")
-    ratio = here.filter(pl.col("metric") == "norm_ratio").select(*key, ratio="value")
+    here = here.with_columns(of=pl.when(labels.is_head()).then(pl.lit("one")).when(pl.col("unit") == labels.ALL).then(pl.lit("all")))
+    key = [*EDIT, "layer", "site", "unit", "prompt"]
+    distance, ratio = (here.filter(pl.col("metric") == metric).select(*key, value) for metric, value in (
+        (METRICS[what][0], pl.col("value").alias("distance")), (METRICS[what][1], pl.col("value").alias("ratio"))
+    ))  # fmt: skip
     both = distance.join(ratio, on=key, nulls_equal=True, maintain_order="left").with_columns(labels.runner_column())
-    both = both.join(limits(rows, manifest), on=SITE, maintain_order="left").filter(pl.col("distance").is_not_nan())
+    both = both.join(limits(rows, manifest, what), on=SITE, maintain_order="left").filter(pl.col("distance").is_not_nan())
     both = _in_clusters(both.with_columns(split=pl.lit(here["split"].first(), pl.String)), manifest).drop("split")
     enough = pl.col("own_clusters") >= FEWEST_OWN
     return both.with_columns(
@@ -78,12 +91,33 @@ def writes(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
 
 
 @once
-def by_edit(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
+def by_edit(rows: pl.DataFrame, manifest: dict, what: str | None = None) -> pl.DataFrame:
     """A line an edit: EDIT, `writes prompts clusters sites beyond part low high ratio far own own_clusters`, `part` of the writes being beyond.
 
     `ratio` and `far` are medians: of the norm over the own norm, and of the distance over the limit. Ends are over clusters of prompts.
     """
-    return _counted(writes(rows, manifest), EDIT)
+    return _counted(writes(rows, manifest, what), EDIT)
+
+
+@once
+def by_window(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
+    """The same a direction and `width` of windows of blocks into which the other model's states were written: beyond where any of them is.
+
+    `far` is of the furthest block, `ratio` of the one whose norm is furthest from the own norm.
+    """
+    written = where(rows, measure="patching", arm="identity").filter(pl.col("unit") == labels.window_words())  # at the decision position
+    written = written.select("direction", "site", "unit", first="layer").unique(maintain_order=True)
+    written = written.with_columns(width=pl.col("unit").map_elements(lambda one: labels.window_of(one).width, return_dtype=pl.Int64))
+    blocks = written.with_columns(layer=pl.int_ranges("first", pl.col("first") + pl.col("width"))).explode("layer")
+    single = writes(rows, manifest).filter(pl.col("arm") == "identity", pl.col("unit").is_null())
+    joined = blocks.join(single.drop("unit"), on=["direction", "site", "layer"], how="inner", maintain_order="left")
+    by_prompt = joined.group_by("direction", "width", "site", "first", "prompt", "cluster", maintain_order=True)
+    together = by_prompt.agg(
+        pl.col("beyond").any(ignore_nulls=False), (pl.col("distance") / pl.col("limit")).max().alias("distance"),
+        pl.col("ratio").sort_by(pl.col("ratio").log().abs()).last(), pl.col("own", "own_clusters").min(), n=pl.len(),
+    )  # fmt: skip
+    whole = together.filter(pl.col("n") == pl.col("width")).rename({"first": "layer"}).with_columns(limit=pl.lit(1.0))
+    return _counted(whole, ["direction", "width"])
 
 
 @once

@@ -17,13 +17,19 @@ OFF_MANIFOLD = Measure(
     experiment=Experiment(
         options=plan.OffManifoldOptions,
         cells=plan.cells,
+        record=Later("mechdiff.measures.off_manifold.compute:clusters_record"),
         stages=(
+            Stage(
+                name="off_manifold_answers",
+                compute=Later("mechdiff.measures.off_manifold.compute:held_against_own_along_answers"),
+                needs=("answer_states",),
+            ),
             Stage(name="off_manifold", compute=Later("mechdiff.measures.off_manifold.compute:held_against_own"), needs=(*CLOSER, "fits")),
         ),
         demo=Budget(seconds=10),
     ),
     # what statistics read
-    numbers=Numbers(metrics=metrics("mahalanobis_sd", "norm_ratio", unit="ratio")),
+    numbers=Numbers(metrics=metrics("mahalanobis_sd", "norm_ratio", "mahalanobis_answer_sd", "norm_ratio_answer", unit="ratio")),
     # what the page says
     chapter=Chapter(
         sections=(Later("mechdiff.measures.off_manifold.page:off_manifold"),),

@@ -1,12 +1,14 @@
 """The section on writes off the manifold sets each write's distance from the running model's own states beside what it does."""
 
 from mechdiff import terms
+from mechdiff.measures.divergence.words import whose
 from mechdiff.measures.off_manifold import findings
 from mechdiff.measures.off_manifold.findings import FEWEST_OWN, by_chance
 from mechdiff.measures.off_manifold.words import reach
 from mechdiff.report.difference import site_name
 from mechdiff.report.parts import Run, Section, note, table
 from mechdiff.report.phrasing import nats, share, with_ends
+from mechdiff.shares import ANSWER
 
 TITLE = "Does the running model have activations like those written?"
 SITES = 12
@@ -14,8 +16,10 @@ SITES = 12
 HOW = (
     "Each written activation is held against the running model's own clean ones at that site and at the decision position, on prompts of other "
     "parts than its own (Mahalanobis distance, Ledoit-Wolf covariance), and so is each of its own. Limit: the distance that {keeps} keep. Looked at "
-    "are patches of one site, maps at strength 1 and steering without controls, on the report prompts; not windows, several positions, answers or "
-    "heads, nor the tuned model's activations on other prompts in the tuned model, which are its own (a mean of own activations lies near their "
+    "are patches of one site and of windows of blocks (beyond where any block is), maps at strength 1, steering without controls and swaps of heads "
+    "(the result of the output projection), on the report prompts; along answers patches of one site, by the mean distance and norm ratio over an "
+    "answer's positions against such means of own activations. Not several positions of a prompt, "
+    "nor the tuned model's activations on other prompts in the tuned model, which are its own (a mean of own activations lies near their "
     "middle by construction). Intervals are over prompts, or clusters of "
     "them. It misleads where own activations are few or of one kind of prompt: the model may have others."
 )
@@ -59,26 +63,34 @@ def _sites(run: Run) -> list[dict]:
 
 
 def _edits(run: Run) -> dict:
-    lines = [
-        [
-            _name(row),
-            terms.DIRECTIONS[row["direction"]].label if row["direction"] in terms.DIRECTIONS else DIRECTIONS[row["direction"]],
-            str(row["writes"]),
-            "–" if row["beyond"] is None else str(row["beyond"]),
-            with_ends(row["part"], row["low"], row["high"]),
-            share(row["ratio"]),
-            share(row["far"]),
-        ]
-        for row in findings.by_edit(run.prompt_rows, run.manifest).iter_rows(named=True)
-    ]
+    lines = [_line(_name(row), row) for row in findings.by_edit(run.prompt_rows, run.manifest).iter_rows(named=True)]
+    wide = findings.by_window(run.prompt_rows, run.manifest).iter_rows(named=True)
+    lines += [_line(f"{terms.CONDITIONS['identity'].label}, windows of {row['width']} blocks", row) for row in wide]
+    for one in run.by_answers:
+        along = findings.by_edit(one.prompt_rows, one.manifest, ANSWER).iter_rows(named=True)
+        lines += [_line(f"{terms.CONDITIONS['identity'].label}, along {whose(one)}", row) for row in along]
     columns = ["written", "direction", "writes", "beyond own", "share (95\u00a0%)", "norm / own norm", "distance / limit"]
     return table(columns, lines, folded="By what was written, all sites together (medians over writes)")
+
+
+def _line(name: str, row: dict) -> list[str]:
+    return [
+        name,
+        terms.DIRECTIONS[row["direction"]].label if row["direction"] in terms.DIRECTIONS else DIRECTIONS[row["direction"]],
+        str(row["writes"]),
+        "–" if row["beyond"] is None else str(row["beyond"]),
+        with_ends(row["part"], row["low"], row["high"]),
+        share(row["ratio"]),
+        share(row["far"]),
+    ]
 
 
 def _name(row: dict) -> str:
     """An edit's arm with its rank, of subspaces, and its strength."""
     if row["arm"] in terms.CONDITIONS:
         return terms.CONDITIONS[row["arm"]].label
+    if row["of"]:
+        return "the other model's contribution, one head" if row["of"] == "one" else "the other model's contributions, all heads of a block"
     steered = row["arm"] in ("add", "amplify", "ablate", "interchange")
     rank = f", {row['rank']} dimensions" if steered and row["arm"] != "add" else ""
     return f"{row['arm']}{rank}" + ("" if row["strength"] is None else f" × {nats(row['strength'])}")

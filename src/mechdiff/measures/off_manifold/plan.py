@@ -1,17 +1,19 @@
-"""Activations written at the decision position are held against the running model's own: a cell a model and kind of site."""
+"""Activations written at the decision position, and along answers, are held against the running model's own: a cell a model and kind of site."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 from pydantic import Field
 
+from mechdiff.labels import answer_position
+from mechdiff.measures.heads.plan import HeadsOptions
 from mechdiff.measures.patching.plan import PatchingOptions
 from mechdiff.measures.patching.selection import choice
 from mechdiff.measures.steering.plan import SteeringOptions
 from mechdiff.measures.transport.plan import TransportOptions
 from mechdiff.study.cells import Cell
 from mechdiff.study.options import Options
-from mechdiff.study.planner import Planner, prompt_hashes, sizes
+from mechdiff.study.planner import Planner, prompt_hashes, sizes, told_apart
 
 SPLITS = ("fit", "select", "report")
 """Whose prompts own activations are of, as far as a study has them."""
@@ -33,9 +35,12 @@ def cells(planner: Planner) -> Iterator[Cell]:
         planner.study.asked(TransportOptions),
         planner.study.asked(SteeringOptions),
     )
-    asked = [one for one in (patching, transport, steering) if one]
+    heads = planner.study.asked(HeadsOptions) if "z" in planner.wanted else None
+    at_sites = [one for one in (patching, transport, steering) if one]
+    asked: list[Options] = [*at_sites, *([heads] if heads else [])]
     if not asked:
-        planner.skip("off_manifold", "the study asks for none of patching, transport and steering, which write the activations it looks at")
+        why = "the study asks for none of patching, transport, steering and heads, which write the activations it looks at"
+        planner.skip("off_manifold", why)
         return
     if "report" not in planner.splits or sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
         planner.skip("off_manifold", "nothing is written: there are no report prompts, or a state of one model does not fit into the other")
@@ -44,7 +49,7 @@ def cells(planner: Planner) -> Iterator[Cell]:
     if n < FEWEST:
         planner.skip("off_manifold", f"{n} prompts give no covariance of activations; {FEWEST} are needed")
         return
-    kinds = [kind for kind in planner.wanted if any(kind in one.sites for one in asked)]
+    kinds = [kind for kind in planner.wanted if any(kind in one.sites for one in at_sites) or (heads and kind == "attn_proj")]
     items = planner.whole("report")
     on = {split: [[item.id, item.sha256, item.told] for item in planner.whole(split)] for split in SPLITS if split in planner.splits}
     neutral = prompt_hashes(planner, "neutral") if steering and steering.contrast else []
@@ -62,3 +67,23 @@ def cells(planner: Planner) -> Iterator[Cell]:
             what |= {"own": on, "neutral": neutral, "written": [one.model_dump(mode="json") for one in asked], "closer": layers}
             flops = 40.0 * planner.shape.n_layers * len(items) * n * planner.shape.width(kind)
             yield Cell(stage="off_manifold", key=planner.key(items, stage="off_manifold", **what), items=items, side=None, flops=flops)
+    if patching:
+        yield from _along_answers(planner, options, [kind for kind in patching.sites if kind in planner.wanted])
+
+
+def _along_answers(planner: Planner, options: OffManifoldOptions, kinds: Sequence[str]) -> Iterator[Cell]:
+    """The same of what patches write at every position of the answers."""
+    items, tokens = planner.answered, planner.study.answers.tokens
+    for answer in planner.answers if items else ():
+        what = {
+            "split": "report",
+            "position": answer_position(tokens),
+            "answer": answer,
+            "folds": options.folds,
+            "beside": told_apart(items),
+        }
+        for side in planner.shapes:
+            for kind in kinds:
+                key = planner.key(items, stage="off_manifold_answers", runs=side, kind=kind, **what)
+                flops = 40.0 * planner.shape.n_layers * (tokens * len(items)) ** 2 * planner.shape.width(kind)
+                yield Cell(stage="off_manifold_answers", key=key, items=items, side=None, flops=flops)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mechdiff import labels
 from mechdiff.architectures.sites import Site
+from mechdiff.audit import answers
 from mechdiff.audit.distributions import NotRecomputed, Row
 from mechdiff.audit.rerun import Rerun
 from mechdiff.maps.maps import load_map
@@ -19,6 +20,8 @@ from mechdiff.prompts.sets import clusters_of
 def again(run: Rerun, row: Row) -> float:
     """The norm ratio, or the distance by the definition."""
     site, side = Site(row["layer"], row["site"]), labels.runner(row["direction"])
+    if row["metric"] in ("mahalanobis_answer_sd", "norm_ratio_answer"):
+        return _along_answer(run, row, site)
     state = _written(run, row, site)
     if row["metric"] == "norm_ratio":
         return float(state.norm() / run.state(side, row["split"], row["prompt"], site)[-1].double().norm())
@@ -33,6 +36,8 @@ def _written(run: Rerun, row: Row, site: Site) -> Tensor:
     own = run.state(side, row["split"], row["prompt"], site)[-1].double()
     if row["arm"] == "oracle":
         return own
+    if row["arm"] == "contribution":
+        return own + _swapped(run, row)
     if row["arm"] in labels.PATCHES:
         return patched(run, row, site, 1)[-1].double()
     if row["arm"] == "add":
@@ -46,6 +51,43 @@ def _written(run: Rerun, row: Row, site: Site) -> Tensor:
         raise NotRecomputed("maps are kept at the closer layers alone")
     source = run.state("tuned" if way == "tuned_to_base" else "base", row["split"], row["prompt"], site)
     return load_map(file).transform(source)[-1].double()
+
+
+def _swapped(run: Rerun, row: Row) -> Tensor:
+    """`[d]`: what the other model's contributions of these heads are more than the running model's."""
+    side, other = labels.sides(row["direction"])
+    found = {}
+    for one in (side, other):
+        weights = run.output(one, row["layer"]).double()
+        z = run.state(one, row["split"], row["prompt"], Site(row["layer"], "z"))[-1].double().reshape(len(weights), -1)
+        found[one] = torch.einsum("hk,hkd->hd", z, weights[:, : z.shape[1]])
+    heads = labels.heads_of(row["unit"], len(found[side]))
+    return (found[other] - found[side])[heads].sum(0)
+
+
+def _along_answer(run: Rerun, row: Row, site: Site) -> float:
+    """The mean over the positions of an answer, of the norm ratio or of the distance from own states along the answers of other parts."""
+    options = run.prepared.study.asked(OffManifoldOptions)
+    assert options
+    side, source = labels.sides(row["direction"])
+    names = next(cell.key["ids"] for cell in run.prepared.plan.cells if cell.stage == "answer")
+
+    def along(one: str, name: str) -> Tensor:
+        key: Any = ("answer states", one, row["split"], name, site)
+        if key not in run.cached:
+            run.cached[key] = answers.states(run, one, row["split"], name, [site])[site].double()
+        found: Tensor = run.cached[key]
+        return found
+
+    written = along(source, row["prompt"])
+    if row["metric"] == "norm_ratio_answer":
+        return float((written.norm(dim=-1) / along(side, row["prompt"]).norm(dim=-1)).mean())
+    clusters = clusters_of([run.prepared.rendered[row["split"]][name].prompt for name in names])
+    order = list(dict.fromkeys(clusters))
+    part = {name: order.index(cluster) % options.folds for name, cluster in zip(names, clusters, strict=True)}
+    others = torch.cat([along(side, name) for name in names if part[name] != part[row["prompt"]]])
+    moved, covariance = written - others.mean(0), shrunk(others - others.mean(0))
+    return float((moved @ torch.linalg.solve(covariance, moved.T)).diagonal().sqrt().mean())
 
 
 def _others(run: Rerun, side: str, site: Site, prompt: tuple[str, str]) -> tuple[Tensor, Tensor]:
