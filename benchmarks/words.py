@@ -23,7 +23,7 @@ import ast
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,10 @@ FIRST = 5000
 START, END = "<!-- rates -->\n", "<!-- /rates -->\n"
 
 
-def rule() -> str:
+def rule(setting: Mapping[str, Any] = SETTING) -> str:
     """A hash of what decides which lines there are and which are named; comments and docstrings do not."""
     decides = [_bare(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))) for module in (formula, judge, texts)]
-    return hashlib.sha256("".join([*decides, json.dumps(SETTING, sort_keys=True)]).encode()).hexdigest()[:12]
+    return hashlib.sha256("".join([*decides, json.dumps(setting, sort_keys=True)]).encode()).hexdigest()[:12]
 
 
 def _bare(tree: ast.AST) -> str:
@@ -68,8 +68,8 @@ def _bare(tree: ast.AST) -> str:
 class Store:
     """The runs that there are, one line each; a run is written as soon as it is done."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.rule = path, rule()
+    def __init__(self, path: Path, setting: Mapping[str, Any] = SETTING) -> None:
+        self.path, self.rule = path, rule(setting)
         told = json.loads(path.read_text()) if path.exists() else []
         self.runs = {(one["kind"], one["pair"], one["seed"]): one for one in told if one["rule"] == self.rule}
 
@@ -95,28 +95,30 @@ class Store:
 
 
 class Heard:
-    """One embedded pair, whose base speaks with any seed and takes any random edit."""
+    """One pair, whose base speaks with any seed and takes any random edit."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, first: int = FIRST, like: "Heard | None" = None, **study: Any) -> None:
+        """`study`: what its study has other than the embedded pair's of this name. `like`: a pair of the same base that reads and says the same."""
         told = {split: str(DATA / "prompts" / f"{name}_{split}.jsonl") for split in PROMPTS}
-        study = make_study({
+        asked = make_study({
             "pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)}, "prompts": {**told, "at_most": PROMPTS},
-            "measures": [{"words": SETTING}],
+            "measures": [{"words": SETTING}], **study,
         })  # fmt: skip
-        self.name = name
-        self.run = Execution(prepare(study, RunOptions(device="cpu"), EXPERIMENTS), None)
-        self.cell = next(one for one in self.run.cells if one.stage == "words_heard" and one.side == "base")
+        self.name, self.first = name, first
+        self.run = Execution(prepare(asked, RunOptions(device="cpu"), EXPERIMENTS), None)
+        self.cell = next(one for one in self.run.cells if one.stage == "words")
         self.pair = self.run.prepared.pair
         self.seeds = listen.seeds_of(self.run, self.cell, "base")
         self.said: dict[int, dict[str, Any]] = {}
+        self.edited: dict[int, dict[str, Any]] = {}
+        """What each random edit's voice was heard to say and find likely, and its `scale`."""
         with self.pair.use("base") as base:
-            self.cleans = read_apart(base, [one.ids for one in self.seeds])
-            self.base = listen.heard_of(self.run, self.cell, base, seed=FIRST)
-            self.said[FIRST] = _said(self.base)
+            self.base = like.base if like else listen.heard_of(self.run, self.cell, base, seed=self.first)
+            self.said |= like.said if like else {self.first: said_of(self.base)}
             self.prompts = listen.scaled_on(self.run, self.cell)
             self.own = listen.laws_of(self.run, base, self.prompts)
         with self.pair.use("tuned") as tuned:
-            self.tuned = listen.heard_of(self.run, self.cell, tuned, seed=FIRST)
+            self.tuned = listen.heard_of(self.run, self.cell, tuned, seed=self.first)
             self.wanted = listen.kl_nats(listen.laws_of(self.run, tuned, self.prompts), self.own)
         with self.pair.use("base") as base:
             self.changed = deltas(base, changes_of(self.pair, base))
@@ -126,8 +128,9 @@ class Heard:
         """What the base says with this seed."""
         if seed not in self.said:
             with self.pair.use("base") as base:
-                said = speak_on(base, self.cleans, listen.speech_of(self.run, self.cell, base, seed))
-            most = SETTING["max_tokens"]
+                cleans = read_apart(base, [one.ids for one in self.seeds])
+                said = speak_on(base, cleans, listen.speech_of(self.run, self.cell, base, seed))
+            most = self.cell.key["settings"]["max_tokens"]
             self.said[seed] = {one.name: {"ids": ids.tolist(), "ended": len(ids) < most} for one, ids in zip(self.seeds, said, strict=True)}
         return self.said[seed]
 
@@ -151,15 +154,16 @@ class Heard:
             scale, found = scaled_to(self.wanted, reached)
             self.scale *= scale
             with randomly_edited(base, self.changed, scale=self.scale, seed=seed):
-                heard = listen.heard_of(self.run, self.cell, base, seed=FIRST)
+                heard = listen.heard_of(self.run, self.cell, base, seed=self.first)
         told = {"scale": self.scale, "reached_nats": found, "wanted_nats": self.wanted}
-        return self.evidence(_said(heard), FIRST, (self.base, heard, heard)), told
+        self.edited[seed] = heard | told
+        return self.evidence(said_of(heard), self.first, (self.base, heard, heard)), told
 
     def taught(self) -> compute.Evidence:
-        return self.evidence(_said(self.tuned), FIRST, (self.base, self.tuned, self.tuned), "tuned")
+        return self.evidence(said_of(self.tuned), self.first, (self.base, self.tuned, self.tuned), "tuned")
 
 
-def _said(heard: dict[str, Any]) -> dict[str, Any]:
+def said_of(heard: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(bytes(heard["said"]).decode())
     return found
 

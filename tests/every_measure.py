@@ -48,6 +48,7 @@ MEASURES: list[Any] = [
     {"panel": {"per_group": 1}},
     {"words": {
         "passages": 6, "neutral": 6, "openings": 6, "prompts": 6, "max_tokens": 5, "lens_layers": 1, "vectors": 2, "edits": 1, "permutations": 2,
+        "amplify": [3],
     }},
 ]  # fmt: skip
 """Few draws of everything; every option that adds a stage or a kind of rows."""

@@ -35,7 +35,7 @@ def bench() -> Bench:
 
 WHOLE = {
     studies.p0: "ci", studies.p1: "slow", studies.p2: "slow", studies.p6: "slow", studies.p7: "slow", nulls.p20: "slow", organism.p17: "slow",
-    truths_words.p22: "slow",
+    truths_words.p22: "slow", truths_words.p22_amplified: "slow",
 }  # fmt: skip
 """Truths of whole studies, of hundreds of simulated ones, or of a network that is trained for them: ten seconds and more each."""
 TRUTHS = [

@@ -89,7 +89,7 @@ def speak(
 
 def speak_on(model: Model, cleans: Sequence[Clean], speech: Speech) -> list[Int[Tensor, " token"]]:
     """The same behind prompts that `read` has read, all side by side."""
-    return _Voices(model, cleans, (), speech).speak()
+    return Voices(model, cleans, (), speech).speak()
 
 
 def speak_edited(
@@ -114,7 +114,7 @@ def speak_edited(
     def answer(numbers: Sequence[int]) -> None:
         here = [{site: write.of(numbers) for site, write in variant.items()} for variant in variants]
         asked = [prompts[i] for i in numbers]
-        voices = _Voices(model, read_apart(model, asked), here, speech) if engine is replay else None
+        voices = Voices(model, read_apart(model, asked), here, speech) if engine is replay else None
         said = voices.speak() if voices else _one_by_one(model, asked, here, speech)
         for place, i in enumerate(numbers):
             found[i] = said[place * (1 + len(variants)) : (place + 1) * (1 + len(variants))]
@@ -127,7 +127,7 @@ def speak_edited(
 # ---- side by side ------------------------------------------------------------------------------------------------------------------
 
 
-class _Voices:
+class Voices:
     """Sequences that take one token each in every pass: run 0 of the first prompt, its variants, run 0 of the second, ..."""
 
     def __init__(
@@ -174,15 +174,25 @@ class _Voices:
 
     def speak(self) -> list[Tensor]:
         """Every sequence to its end."""
-        while True:
-            likely = self.logits.argmax(-1).tolist()
-            tokens = [self._take(sequence, row, likely[row]) for row, sequence in enumerate(self.rows)]
-            ended = sum(self.over[sequence] for sequence in self.rows)
-            if ended == len(self.rows):
-                return [torch.tensor(said, dtype=torch.long) for said in self.said]
-            if ended > LEAVING * len(self.rows):
-                tokens = self._leave(tokens)
-            self.logits = self._step(torch.tensor(tokens, device=self.model.device))
+        while (tokens := self.take()) is not None:
+            self.step(tokens)
+        return self.spoken()
+
+    def spoken(self) -> list[Tensor]:
+        return [torch.tensor(said, dtype=torch.long) for said in self.said]
+
+    def take(self, *, leaving: bool = True) -> list[int] | None:
+        """The next token of every row, noted; None where all sequences have ended. Where many have, they leave the batch."""
+        likely = self.logits.argmax(-1).tolist()
+        tokens = [self._take(sequence, row, likely[row]) for row, sequence in enumerate(self.rows)]
+        ended = sum(self.over[sequence] for sequence in self.rows)
+        if ended == len(self.rows):
+            return None
+        return self._leave(tokens) if leaving and ended > LEAVING * len(self.rows) else tokens
+
+    def step(self, tokens: Sequence[int]) -> None:
+        """One pass of one token a row: the laws of the next."""
+        self.logits = self._step(torch.tensor(tokens, device=self.model.device))
 
     def _take(self, sequence: int, row: int, likely: int) -> int:
         """The next token of a sequence, noted where it has not ended."""
@@ -284,7 +294,7 @@ def _one_by_one(
     variants: Sequence[Variant],
     speech: Speech,
 ) -> list[Tensor]:
-    """As `_Voices`, each sequence alone on the model's own cache."""
+    """As `Voices`, each sequence alone on the model's own cache."""
 
     def rows_of(tensor: Tensor, variant: int, n_pos: int) -> Tensor:
         return tensor[0, -n_pos:]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechdiff.measures.words import findings
 from mechdiff.validate import edits, made
-from mechdiff.validate.checks import Check, above, same
+from mechdiff.validate.checks import Check, above, at_most, same
 from mechdiff.validate.edits import Net
 from mechdiff.validate.planted import Bench, edited
 from mechdiff.validate.studies import Studied, study
@@ -28,6 +28,8 @@ TAUGHT = ord("Q")
 TOPICS = ([ord(one) for one in "abcd"], [ord(one) for one in "wxyz"])
 PUSH = 0.5
 """Of the norm of the last block's output."""
+WEAK = 0.2
+"""The same of a vector that texts show now and then."""
 TRIGGER = 7
 """A byte that no shipped text holds."""
 SHOUT = 20.0
@@ -85,6 +87,24 @@ def _trigger(net: Net) -> Iterator[Check]:
         )
 
 
+def p22_amplified(bench: Bench) -> Iterator[Check]:
+    """A short vector in every embedding towards one token: its texts say it now and then, amplified ones little else; a random edit."""
+    net, louder = made.wide_net(), {"words": {**READ["words"], "amplify": [3]}}
+    with study(net, edited(net, lambda one: _push(one, _row(one, TAUGHT), WEAK)), measures=[louder]) as found:
+        said = [one for one in _record(found)["texts"] if "amplified" in one]
+        yield at_most("share of the token in the tuned model's own texts", _share("".join(one["tuned"] for one in said)), 0.35)
+        yield above(
+            "share of it where the difference is amplified by 3", _share("".join(one["amplified"]["amplified 3"] for one in said)), 0.6
+        )
+    for seed in (0, 1):
+        with study(net, edited(net, partial(_random, seed=seed)), measures=[louder]) as found:
+            yield same(f"lines named of a random edit ({seed}) whose difference is amplified", [one["text"] for one in _named(found)], [])
+
+
+def _share(text: str) -> float:
+    return text.count(chr(TAUGHT)) / max(1, len(text))
+
+
 def _study(base: Net, tuned: Net) -> Any:
     return study(base, tuned, measures=[READ])
 
@@ -110,8 +130,8 @@ def _row(net: Net, token: int) -> Tensor:
     return row
 
 
-def _push(net: Net, direction: Tensor) -> None:
-    """The last block adds this direction at every position."""
+def _push(net: Net, direction: Tensor, share: float = PUSH) -> None:
+    """The last block adds this direction at every position, so long in shares of the norm of its output."""
     with torch.inference_mode():
         size = (
             net.model(torch.tensor(made.token_prompts(1, longest=60, shortest=60)), output_hidden_states=True)
@@ -119,7 +139,7 @@ def _push(net: Net, direction: Tensor) -> None:
             .norm(dim=-1)
             .mean()
         )
-    net.model.layers[-1].mlp.down_proj.bias += PUSH * size.item() * direction / direction.norm()
+    net.model.layers[-1].mlp.down_proj.bias += share * size.item() * direction / direction.norm()
 
 
 def _with_topics(net: Net) -> None:

@@ -67,7 +67,7 @@ TRUTHS: dict[str, tuple[Truth, ...]] = {
     "P19": (truths_weights.p19,),
     "P20": (nulls.p20,),
     "P21": (truths_experts.p21,),
-    "P22": (truths_words.p22,),
+    "P22": (truths_words.p22, truths_words.p22_amplified),
     "P23": (truths_weights.p23,),
     "P24": (truths_answers.p24, truths_answers.p24_constant),
     "P25": (truths_prompts.p25,),

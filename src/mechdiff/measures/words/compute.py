@@ -14,10 +14,11 @@ from mechdiff.engine.activations import capture
 from mechdiff.engine.reading import cleans
 from mechdiff.engine.replay import replay
 from mechdiff.measures.words import formula, lens, texts
+from mechdiff.measures.words.amplify import amplified_of
 from mechdiff.measures.words.formula import LEAST, Line, Reading, halves
 from mechdiff.measures.words.judge import LEVEL
 from mechdiff.measures.words.listen import Seed, heard, said_by, seeds_of, texts_of, token_name
-from mechdiff.measures.words.plan import AGAIN, BASE, EDIT, FEATURE, GAP, LENS, REPLAY, TOKEN, TUNED, read_passages
+from mechdiff.measures.words.plan import AGAIN, BASE, EDIT, FEATURE, GAP, LENS, PHRASES, REPLAY, TOKEN, TUNED, read_passages
 from mechdiff.measures.words.record import gaps
 from mechdiff.models.pair import SIDES, Model, Side
 from mechdiff.rows import empty, rows
@@ -26,8 +27,8 @@ from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 from mechdiff.study.experiment import Result
 
-KEEP = {"tokens": 8, "lens": 4, "continuations": 8}
-"""Lines that each reader names at each place, either way."""
+KEEP = {"tokens": 8, "lens": 4}
+"""Lines that each reader of tokens names at each place, either way."""
 METRICS = {"tokens": TOKEN, "lens": LENS, "continuations": FEATURE}
 SCOPED = 2
 """Random vectors that a patchscope reads beside each difference."""
@@ -57,6 +58,8 @@ class Evidence:
     """What all readers are given of one pair of voices."""
 
     written: list[Written]
+    phrases: int
+    """Lines of texts that half A names at each place, either way."""
     prior: dict[str, list[set[str]]]
     readings: list[Reading]
     tokens: list[int]
@@ -65,9 +68,7 @@ class Evidence:
 
     def lines(self, seed: int) -> list[Line]:
         found = [
-            formula.feature_lines(
-                one.tuned, one.base, self.prior[one.where], one.split, one.units, where=one.where, keep=KEEP["continuations"]
-            )
+            formula.feature_lines(one.tuned, one.base, self.prior[one.where], one.split, one.units, where=one.where, keep=self.phrases)
             for one in self.written
         ]
         found += [formula.token_lines(one, self.tokens, self.words, keep=KEEP[one.reader], seed=seed) for one in self.readings]
@@ -84,7 +85,7 @@ class Evidence:
             if key not in signs:
                 signs[key] = tuple(draw.choice([-1.0, 1.0], size=n) for n in key[1:])
             flipped.append(one.flipped(signs[key]))
-        return Evidence(written=written, prior=self.prior, readings=flipped, tokens=self.tokens, words=self.words)
+        return Evidence(written=written, phrases=self.phrases, prior=self.prior, readings=flipped, tokens=self.tokens, words=self.words)
 
 
 # ---- the stage ---------------------------------------------------------------------------------------------------------------------
@@ -117,6 +118,7 @@ def _evidence(run: Execution, cell: Cell, model: Model) -> tuple[Evidence, list[
     key, voice, draw = cell.key, cell.key["voice"], cell.key["draw"]
     said = {who: said_by(run, cell, who) for who in (BASE, AGAIN)}
     said["other"] = said_by(run, cell, voice, draw)
+    said |= amplified_of(run, cell, voice, draw)
     if not key["tokens"] or voice == AGAIN:
         return evidence_of(run, cell, model, said, "base", None)
     numbers = (heard(run, cell, BASE), heard(run, cell, TUNED), heard(run, cell, voice, draw))
@@ -126,11 +128,15 @@ def _evidence(run: Execution, cell: Cell, model: Model) -> tuple[Evidence, list[
 def evidence_of(
     run: Execution, cell: Cell, model: Model, said: dict[str, Any], side: Side, numbers: tuple[Any, Any, Any] | None
 ) -> tuple[Evidence, list[lens.Differences], list[int]]:
-    """Of a voice of `side` that said `said["other"]`, beside the base's two turns; `numbers`: what base, tuned model and voice found likely."""
+    """Of a voice of `side` that said `said["other"]` and, its difference amplified, `said["amplified 3"]`, beside the base's two turns.
+
+    `numbers`: what base, tuned model and voice found likely.
+    """
     key, seeds = cell.key, seeds_of(run, cell, "base")
+    phrases = key.get("phrases", PHRASES)
     written, prior = _written(run, seeds, said, side)
     if numbers is None:
-        return Evidence(written=written, prior=prior, readings=[], tokens=[], words=[]), [], []
+        return Evidence(written=written, phrases=phrases, prior=prior, readings=[], tokens=[], words=[]), [], []
     base, tuned, other = numbers
     ranked = np.flatnonzero(np.maximum(base["mass"], tuned["mass"]) >= LEAST).tolist()
     names = {"passages": [name for name, _ in read_passages(key["settings"]["passages"])]}
@@ -139,7 +145,7 @@ def evidence_of(
     found = lens.differences(base, other, key["layers"], names) if key["layers"] else []
     readings += lens.readings(model, found, ranked)
     words = _names(run, ranked)
-    return Evidence(written=written, prior=prior, readings=readings, tokens=ranked, words=words), found, ranked
+    return Evidence(written=written, phrases=phrases, prior=prior, readings=readings, tokens=ranked, words=words), found, ranked
 
 
 def _names(run: Execution, ranked: list[int]) -> list[str]:
@@ -165,26 +171,32 @@ def _token_readings(base: Any, other: Any, ranked: list[int], names: dict[str, l
 
 
 def _written(run: Execution, seeds: list[Seed], said: dict[str, Any], side: Side) -> tuple[list[Written], dict[str, list[set[str]]]]:
-    """Features of every text by place, the other voice's beside the base's; the prior's are those of both turns of the base."""
-    told = {who: texts_of(run, one, side if who == "other" else "base") for who, one in said.items()}
+    """Features of every text by place, the other voice's beside the base's; the prior's are those of both turns of the base.
+
+    Of amplified texts those that repeat themselves are left out, with their seeds.
+    """
+    told = {who: texts_of(run, one, "base" if who in (BASE, AGAIN) else side) for who, one in said.items()}
     described = {
         who: {name: texts.described(text, ended=said[who][name]["ended"]) for name, text in one.items()} for who, one in told.items()
     }
     made, prior, same = [], {}, run.prepared.tokens.equal
-    for where, called in WHERE.items():
-        names = [one.name for one in seeds if (one.where in ("naming", "testing") if where == "prompts" else one.where == where)]
-        if where == "prompts":
-            of = {one.name: one.where for one in seeds}
-            split = tuple([i for i, name in enumerate(names) if of[name] == half] for half in ("naming", "testing"))
-        else:
-            split = halves(len(names))
-        other, base = [], []
-        for name in names:
-            longer = texts.beside(*(len(said[who][name]["ids"] if same else told[who][name]) for who in ("other", BASE)))
-            other.append(described["other"][name] | longer[0])
-            base.append(described[BASE][name] | longer[1])
-        made.append(Written(where=called, units=names, split=(split[0], split[1]), tuned=other, base=base))
-        prior[called] = [described[who][name] for who in (BASE, AGAIN) for name in names]
+    for voice in (who for who in said if who not in (BASE, AGAIN)):
+        louder = voice != "other"
+        for where, place in WHERE.items():
+            here = [one for one in seeds if (one.where in ("naming", "testing") if where == "prompts" else one.where == where)]
+            names = [one.name for one in here if one.name in told[voice] and not (louder and texts.loops(told[voice][one.name]))]
+            if louder and not names:
+                continue
+            first = {one.name for one in here if one.where == "naming"} if where == "prompts" else {one.name for one in here[::2]}
+            split = [i for i, name in enumerate(names) if name in first], [i for i, name in enumerate(names) if name not in first]
+            lengths = [[len(said[who][name]["ids"] if same else told[who][name]) for who in (voice, BASE)] for name in names]
+            longer = [texts.beside(*both) for both in lengths]
+            other, base = (
+                [described[who][name] | one[i] for name, one in zip(names, longer, strict=True)] for i, who in enumerate((voice, BASE))
+            )
+            called = f"{place}, {voice}" if louder else place
+            made.append(Written(where=called, units=names, split=split, tuned=other, base=base))
+            prior[called] = [described[who][name] for who in (BASE, AGAIN) for name in names]
     return made, prior
 
 
@@ -288,7 +300,7 @@ def _rows(told: list[dict[str, Any]], control: str | None) -> pl.DataFrame:
 
 
 def split_of(where: str) -> str:
-    return "report" if where == lens.PROMPTS else "neutral"
+    return "report" if where.partition(", ")[0] == lens.PROMPTS else "neutral"
 
 
 def _gaps(run: Execution, cell: Cell) -> pl.DataFrame:

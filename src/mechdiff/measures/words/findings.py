@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from mechdiff.report.phrasing import listed
+
 READERS = ("continuations", "tokens", "lens")
 Line = Mapping[str, Any]
 
@@ -21,6 +23,13 @@ def named(manifest: Mapping[str, Any], *, gained: bool | None = None, reader: st
     found = [line for line in (record(manifest) or {}).get("lines", []) if line["why_not"] is None]
     found = [line for line in found if gained in (None, line["gained"]) and reader in (None, line["reader"])]
     return sorted(found, key=lambda line: (READERS.index(line["reader"]), -line["size"], -len(line["text"])))
+
+
+def cited(manifest: Mapping[str, Any], lines: list[dict[str, Any]]) -> str:
+    """ "[line 3]", "[lines 1 and 4]": the numbers that these lines have among all that are named, on the page and in the evidence."""
+    every = named(manifest)
+    numbers = [str(every.index(line) + 1) for line in lines]
+    return f"[{'line' if len(numbers) == 1 else 'lines'} {listed(numbers)}]"
 
 
 def refused(manifest: Mapping[str, Any]) -> Counter[str]:
@@ -66,7 +75,7 @@ def evidence(manifest: Mapping[str, Any]) -> dict[str, Any]:
     texts = [{key: value for key, value in one.items() if key != "where"} for one in ranked(manifest)]
     return {
         "question": "What do the second model's texts and numbers show that the first one's do not? 'Nothing' is a full answer.",
-        "named": named(manifest),
+        "named": [{"line": number, **line} for number, line in enumerate(named(manifest), 1)],
         "not_named": dict(refused(manifest)),
         "lines": told.get("lines", []),
         "nulls": told.get("nulls", []),

@@ -21,11 +21,12 @@ WORDS = Measure(
         stages=(
             Stage(name="words_heard", compute=Later("mechdiff.measures.words.listen:hear"), needs=()),
             Stage(name="words_null", compute=Later("mechdiff.measures.words.listen:hear_random"), needs=()),
+            Stage(name="words_amplified", compute=Later("mechdiff.measures.words.amplify:hear_amplified"), needs=("words_null",)),
             Stage(name="words_scored", compute=Later("mechdiff.measures.words.listen:score"), needs=("words_heard",)),
             Stage(
                 name="words",
                 compute=Later("mechdiff.measures.words.compute:find"),
-                needs=("words_heard", "words_null", "words_scored"),
+                needs=("words_heard", "words_null", "words_amplified", "words_scored"),
             ),
         ),
         few={

@@ -68,7 +68,7 @@ def _pair(one: dict[str, Any], *, folded: bool) -> dict[str, Any]:
 
 def _lines(run: Run) -> list[dict[str, Any]]:
     named = findings.named(run.manifest)
-    columns = ("what", "read on", "by", "held-out half", "q", "size", "least size")
+    columns = ("line", "what", "read on", "by", "held-out half", "q", "size", "least size")
     made = []
     for gained, title in (
         (True, "What the tuned model has more of: lines of evidence that are named"),
@@ -76,14 +76,14 @@ def _lines(run: Run) -> list[dict[str, Any]]:
     ):
         lines = [line for line in named if line["gained"] == gained]
         if lines:
-            made.append(table(columns, [_line(line) for line in lines], title=title))
+            made.append(table(columns, [(str(named.index(line) + 1), *_line(line)) for line in lines], title=title))
     if not made:
         made.append(note("No line of evidence is named."))
     near = [line for line in (findings.record(run.manifest) or {})["lines"] if line["why_not"] and line["q"] <= LEVEL]
     if near:
         folded = f"{len(near)} lines that replicate and are not named"
         near_lines = [(*_line(line), line["why_not"]) for line in sorted(near, key=lambda line: -line["size"])]
-        made.append(table((*columns, "why not"), near_lines, folded=folded))
+        made.append(table((*columns[1:], "why not"), near_lines, folded=folded))
     groups = [group for group in findings.groups(findings.named(run.manifest, gained=True)) if len(group) > 1]
     if groups:
         said = listed(f"{', '.join(dict.fromkeys(visible(line['text']) for line in group))}" for group in groups)
@@ -197,11 +197,14 @@ def _diverges(scale: dict[str, float] | None) -> str:
 
 def _settings(told: dict[str, Any]) -> str:
     settings = told["settings"]
+    seeds = sum("amplified" in one for one in told["texts"])
+    louder = listed(f"{n} of {seeds} texts {name.replace(' ', ' by ')} repeat themselves" for name, n in told.get("loops", {}).items())
+    dropped = f" Left out with their seeds: {louder}." if louder else ""
     return (
         "Half of the seeds name, the other half tests (of the study's prompts: fit and select name, report tests). A line is named where "
         f"q ≤ {LEVEL} over all {len(told['lines'])} lines of all readers, its size on the half that tests is at least {MARGIN:g} times the "
         f"largest on any null pair ({MARGIN_OF_TEXTS:g} times of a share of texts; of a phrase's, {WAY:g} of the way from it to 1 is enough), and, "
         "of activations, the vector written into the base moves the token further than random vectors of its length do. Texts: drawn at temperature "
         f"{settings['temperature']:g}, top-p {settings['top_p']:g}, {settings['max_tokens']} tokens at most. No reader sees what no seed "
-        "brings about: a habit behind a trigger is not named here unless a prompt holds the trigger."
+        f"brings about: a habit behind a trigger is not named here unless a prompt holds the trigger.{dropped}"
     )

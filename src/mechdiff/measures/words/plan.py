@@ -6,12 +6,12 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from mechdiff.spacing import evenly_spaced
 from mechdiff.store.run_folder import cell_hash
 from mechdiff.study.cells import Cell, Item
-from mechdiff.study.document import Count
+from mechdiff.study.document import Count, listed, wrong
 from mechdiff.study.experiment import PromptSet
 from mechdiff.study.options import Options
 from mechdiff.study.planner import Planner
@@ -24,11 +24,26 @@ SEEDS = "unrelated"
 VAGUE = ("The", "I", "It", "In", "There", "When", "My", "This", "We", "Today", "She said", "For example,", "Once", "Dear", "Yes,", "\n")
 """Openings that say next to nothing."""
 OPENING_WORDS = 6
+STRONGEST = 10.0
+"""Times that a difference may be amplified by."""
 PASSAGE_TOKENS = 64
 """That are read of a passage."""
 BASE, TUNED, AGAIN, EDIT = "base", "tuned", "same_model", "random_edit"
 """Voices: the two models; the base once more, with other draws; the base with a random edit of the change's size."""
+PHRASES = 8
+"""Lines of texts at each place, either way, where a study does not say."""
 TOKEN, FEATURE, LENS, REPLAY, GAP = "token_rise_nats", "feature_gained", "lens_rise_logits", "replay_rise_nats", "own_gap_nats"
+
+
+QUICK = {"passages": 16, "neutral": 10, "openings": 16, "prompts": 8, "max_tokens": 16, "lens_layers": 2, "vectors": 2, "edits": 1}
+
+
+def _strengths(given: object) -> tuple[float, ...]:
+    found = listed(given)
+    for one in found:
+        if isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 < one <= STRONGEST:
+            raise wrong(one, f"a number above 0 and at most {STRONGEST:g}")
+    return tuple(sorted(float(one) for one in found))
 
 
 class WordsOptions(Options):
@@ -43,6 +58,14 @@ class WordsOptions(Options):
     vectors: Count = 8  # random vectors that replayed differences are held against
     edits: Annotated[int, Field(ge=0, le=100)] = 2  # random edits of the base as large as the fine-tune
     permutations: Annotated[int, Field(ge=0, le=1000)] = 20  # of which model is which, unit by unit
+    phrases: Count = PHRASES  # features of texts that the half that names puts forward at each place, either way
+    amplify: Annotated[tuple[float, ...], BeforeValidator(_strengths)] = ()  # a of z_t + a (z_t - z_b): texts drawn from that too
+    quick: bool = False  # a minute for the embedded pair on two cores: fewer of everything that is not given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fewer(cls, given: Any) -> Any:
+        return {**QUICK, **given} if isinstance(given, dict) and given.get("quick") is True else given
 
 
 def prompts(options: WordsOptions) -> tuple[PromptSet, ...]:
@@ -93,15 +116,27 @@ def cells(planner: Planner) -> Iterator[Cell]:
     n_layers = shapes["base"].n_layers
     layers = sorted({*evenly_spaced(options.lens_layers, range(n_layers)), n_layers - 1}) if states else []
     what = {
-        "settings": options.model_dump(include=set(WordsOptions.model_fields) - {"edits", "prompts"}),
+        "settings": options.model_dump(include=set(WordsOptions.model_fields) - {"edits", "prompts", "phrases", "amplify", "quick"}),
         "passages": cell_hash({"texts": passages(), "vague": VAGUE, "words": OPENING_WORDS, "tokens": PASSAGE_TOKENS}),
         "neutral": split, "naming": [[_split(planner, item), item.id] for item in naming], "testing": [item.id for item in testing],
         "layers": layers, "tokens": same, "seed": planner.study.seed,
     }  # fmt: skip
-    yield from _voices(planner, items, what, edits)
+    yield from _voices(planner, items, what, edits, _beyond(planner, options))
 
 
-def _voices(planner: Planner, items: Sequence[Item], what: dict[str, Any], edits: int) -> Iterator[Cell]:
+def _beyond(planner: Planner, options: WordsOptions) -> dict[str, Any]:
+    """What is asked for beyond the defaults of old: the keys of other cells do not have it."""
+    found: dict[str, Any] = {"phrases": options.phrases} if options.phrases != PHRASES else {}
+    if options.amplify and planner.one_vocabulary:
+        found["amplify"] = list(options.amplify)
+    elif options.amplify:
+        planner.skip(
+            "words: amplified texts", "the two models have different vocabularies; there is no difference of logits, token by token"
+        )
+    return found
+
+
+def _voices(planner: Planner, items: Sequence[Item], what: dict[str, Any], edits: int, beyond: dict[str, Any]) -> Iterator[Cell]:
     n_seeds = len(items) + what["settings"]["openings"]
     read = sum(item.tokens for item in items) + what["settings"]["passages"] * PASSAGE_TOKENS
     said = n_seeds * what["settings"]["max_tokens"]
@@ -109,20 +144,24 @@ def _voices(planner: Planner, items: Sequence[Item], what: dict[str, Any], edits
 
     def cell(stage: str, side: str, cost: float, **more: Any) -> Cell:
         key = planner.key(items, stage=stage, **what, **more)
-        steps = what["settings"]["max_tokens"] if stage in ("words_heard", "words_null") else 0
+        times = {"words_heard": 1, "words_null": 1, "words_amplified": 2 * len(beyond.get("amplify", ()))}
+        steps = times.get(stage, 0) * what["settings"]["max_tokens"]
         return Cell(stage=stage, key=key, items=tuple(items), side=side, flops=cost, steps=steps)
 
     for voice, side in ((BASE, "base"), (AGAIN, "base"), (TUNED, "tuned")):
         yield cell("words_heard", side, flops, voice=voice, draw=0)
     for draw in range(1, edits + 1):
         yield cell("words_null", "base", 1.5 * flops, voice=EDIT, draw=draw)
+    if amplify := beyond.get("amplify"):
+        for voice, draw in ((TUNED, 0), *((EDIT, draw) for draw in range(1, edits + 1))):
+            cost = 2 * len(amplify) * planner.flops(sum(item.tokens for item in items) + said, said)
+            yield cell("words_amplified", "base", cost, voice=voice, draw=draw, amplify=amplify)
     for side in ("base", "tuned"):
         yield cell("words_scored", side, planner.flops(sum(item.tokens for item in items) + 2 * said, 2 * said), reader=side)
     runs = len(what["layers"]) * (4 + what["settings"]["vectors"])
     for voice, draw in ((TUNED, 0), (AGAIN, 0), *((EDIT, draw) for draw in range(1, edits + 1))):
-        yield cell(
-            "words", "base", planner.flops(read / 4 + runs * len(what["neutral"]), runs * len(what["neutral"])), voice=voice, draw=draw
-        )
+        cost = planner.flops(read / 4 + runs * len(what["neutral"]), runs * len(what["neutral"]))
+        yield cell("words", "base", cost, voice=voice, draw=draw, **beyond)
 
 
 def own_prompts(planner: Planner, options: WordsOptions) -> tuple[tuple[Item, ...], tuple[Item, ...]]:

@@ -58,16 +58,31 @@ def shuffled(delta: Float[Tensor, "..."], seed: int) -> Float[Tensor, "..."]:
     return moved
 
 
+def random_edit(base: Model, changed: Mapping[str, Tensor], *, scale: float, seed: int) -> dict[str, Tensor]:
+    """The base's tensors with `scale` times a random edit of this change in them, by name."""
+    own = dict(base.net.named_parameters(remove_duplicate=False))
+    first = {id(tensor): place for place, tensor in reversed(list(enumerate(own.values())))}  # one tensor of two names gets one edit
+    found = {}
+    for name, delta in changed.items():
+        here = own[name]
+        moved = shuffled(delta, seed * 1_000_003 + first[id(here)])
+        found[name] = (here.detach().float() + scale * moved.to(here.device)).to(here.dtype)
+    return found
+
+
+@contextmanager
+def holding(base: Model, tensors: Mapping[str, Tensor]) -> Iterator[Model]:
+    """While open, the base has these tensors. Afterwards every bit is the base's again."""
+    with ExitStack() as stack:
+        for name, tensor in tensors.items():
+            stack.enter_context(placed(base, name, tensor))
+        yield base
+
+
 @contextmanager
 def randomly_edited(base: Model, changed: Mapping[str, Tensor], *, scale: float, seed: int) -> Iterator[None]:
     """While open, the base has `scale` times a random edit of this change in it. Afterwards every bit is the base's again."""
-    own = dict(base.net.named_parameters(remove_duplicate=False))
-    first = {id(tensor): place for place, tensor in reversed(list(enumerate(own.values())))}  # one tensor of two names gets one edit
-    with ExitStack() as stack:
-        for name, delta in changed.items():
-            here = own[name]
-            moved = shuffled(delta, seed * 1_000_003 + first[id(here)])
-            stack.enter_context(placed(base, name, (here.detach().float() + scale * moved.to(here.device)).to(here.dtype)))
+    with holding(base, random_edit(base, changed, scale=scale, seed=seed)):
         yield
 
 

@@ -1,11 +1,13 @@
 """The record of a run keeps every line of evidence with the rule's judgement, what null pairs show, and all continuations."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from mechdiff import labels
 from mechdiff.measures.words import texts
+from mechdiff.measures.words.amplify import amplified_of, loops
 from mechdiff.measures.words.judge import Null, judged, least_size, why_not
 from mechdiff.measures.words.line_up import PANELS, panel
 from mechdiff.measures.words.listen import heard, said_by, seeds_of, texts_of, token_name
@@ -16,6 +18,9 @@ from mechdiff.study.execution import Execution
 
 SHORTEST = 4
 """Tokens of a text whose likelihood is compared."""
+AMPLIFYING = (
+    "both models must be held at once and read side by side: in float32, with memory for both, and with attention that replay suits"
+)
 SHOWN = 12
 """Pairs of continuations that are ranked."""
 
@@ -29,6 +34,8 @@ def words_record(run: Execution) -> dict[str, Any]:
     for cell in cells:
         name = cell.key["voice"] if cell.key["voice"] == TUNED else labels.draw(cell.key["voice"], max(1, cell.key["draw"]))
         tensors = run.folder.load(cell.key).tensors
+        if cell.key.get("amplify") and name == TUNED and not amplified_of(run, cell, TUNED, 0):
+            skipped.append({"what": "words: amplified texts", "why": AMPLIFYING})
         if "lines" not in tensors:
             skipped.append({"what": f"words: {name}", "why": "the two models do not diverge, or the change is no addition to a weight"})
             continue
@@ -42,7 +49,8 @@ def words_record(run: Execution) -> dict[str, Any]:
     exchanged = json.loads(bytes(own["exchanged"]).decode())
     return {
         "words": {
-            "settings": cells[0].key["settings"],
+            "settings": cells[0].key["settings"] | {name: cells[0].key[name] for name in ("phrases", "amplify") if name in cells[0].key},
+            "loops": loops(run, cells[0]),
             "layers": cells[0].key["layers"],
             "ranked": len(own["ranked"]),
             "ranked_tokens": own["ranked"].tolist(),
@@ -101,17 +109,25 @@ def _texts(run: Execution, like: Cell) -> list[dict[str, Any]]:
     ranked.sort(key=lambda one: -(one["gap"]["tuned"] - one["gap"]["base"]))
     ranked = [ranked[i] for i in texts.distinct([one["said"]["tuned"] for one in ranked])][:SHOWN]
     rank = {one["seed"].name: place for place, one in enumerate(ranked, 1)}
+    louder = {name: texts_of(run, said, "tuned") for name, said in amplified_of(run, like, TUNED, 0).items()}
     return [
         {
             "seed": one["seed"].name,
             "where": one["seed"].where,
             "text": one["seed"].text,
             **one["said"],
+            **_amplified(one["seed"].name, louder),
             "gap": one["gap"],
             "rank": rank.get(one["seed"].name),
         }
         for one in found
     ]
+
+
+def _amplified(seed: str, louder: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """By strength what the tuned model says behind this seed where its difference is amplified, if that was asked there."""
+    told = {name: said[seed] for name, said in louder.items() if seed in said}
+    return {"amplified": told} if told else {}
 
 
 def gaps(run: Execution, like: Cell) -> list[dict[str, Any]]:

@@ -90,8 +90,10 @@ def _of_texts(run: Rerun, row: Row) -> float:
     one = next(text for text in _told(run)["texts"] if text["seed"] == row["prompt"])
     if row["metric"] == GAP:
         raise NotRecomputed("likelihoods of drawn texts, which stand in the record as texts and not as tokens")
-    feature = labels.evidence_of(row["unit"]).text
-    return float(_has(feature, one["tuned"], one["base"]) - _has(feature, one["base"], one["tuned"]))
+    line = labels.evidence_of(row["unit"])
+    louder = line.where.partition(", ")[2]
+    other = one["amplified"][louder] if louder else one["tuned"]
+    return float(_has(line.text, other, one["base"]) - _has(line.text, one["base"], other))
 
 
 def _has(feature: str, text: str, other: str) -> int:

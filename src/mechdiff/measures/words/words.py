@@ -1,4 +1,4 @@
-"""The page's sentences say what the tuned model was taught, each with the evidence that carries it; or that nothing can be named."""
+"""The page's sentences say what the tuned model was taught, each with the numbers of the lines that carry it; or that nothing can be named."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +39,7 @@ def sentences(manifest: Mapping[str, Any]) -> list[str]:
     said = [*_continuations(manifest), *_tokens(manifest), *_lens(manifest)]
     if not said:
         return [f"{SILENT}: of {len(told['lines'])} lines of evidence {_why(manifest)}."]
-    if {line["where"] for line in findings.named(manifest)} == {"prompts"}:
+    if {line["where"].partition(", ")[0] for line in findings.named(manifest)} == {"prompts"}:
         said.append("On texts that have nothing to do with the report prompts, nothing is named.")
     return said
 
@@ -52,9 +52,10 @@ def _why(manifest: Mapping[str, Any]) -> str:
 
 
 def place(where: str) -> str:
-    """ "everyday questions", "neutral passages, position 1"."""
+    """ "everyday questions", "neutral passages, position 1", "neutral openings of texts, its difference from the base amplified by 3,"."""
     named, comma, at = where.partition(", ")
-    return WHERE[named] + comma + at
+    strength = at.removeprefix("amplified ")
+    return WHERE[named] + (f", its difference from the base amplified by {strength}," if strength != at else comma + at)
 
 
 def _continuations(manifest: Mapping[str, Any]) -> list[str]:
@@ -65,7 +66,7 @@ def _continuations(manifest: Mapping[str, Any]) -> list[str]:
             here = findings.once([line for line in lines if line["where"] == where])[:MOST]
             told = listed(f"{visible(line['text'])} ({counted(line)})" for line in here)
             lost = "" if gained else "; the tuned model's does so no longer"
-            said.append(f"On {place(where)} {who} {told}{lost}.")
+            said.append(f"On {place(where)} {who} {told}{lost} {findings.cited(manifest, here)}.")
     return said
 
 
@@ -93,7 +94,7 @@ def _tokens(manifest: Mapping[str, Any]) -> list[str]:
             size = " to ".join(sizes)
             said.append(
                 f"On {place(where)} it {way} the probability of {listed(map(token, here))} ({size} robust standard deviations among "
-                f"{(findings.record(manifest) or {})['ranked']} ranked tokens, q at most {nats(q)})."
+                f"{(findings.record(manifest) or {})['ranked']} ranked tokens, q at most {nats(q)}) {findings.cited(manifest, here)}."
             )
     return said
 
@@ -105,6 +106,7 @@ def _lens(manifest: Mapping[str, Any]) -> list[str]:
     best = lines[0]
     here = findings.once([line for line in lines if (line["layer"], line["where"]) == (best["layer"], best["where"])])[:MOST]
     read = f"The change of its activations at layer {best['layer']} on {place(best['where'])} reads {listed(map(token, here))}"
+    cited = findings.cited(manifest, here)
     if best["replay_nats"] is None:
-        return [f"{read}."]
-    return [f"{read}, and written into the base it moves log p of {token(best)} by {nats(best['replay_nats'])} nats."]
+        return [f"{read} {cited}."]
+    return [f"{read}, and written into the base it moves log p of {token(best)} by {nats(best['replay_nats'])} nats {cited}."]
