@@ -41,13 +41,11 @@ def mechdiff(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     return lambda *words: call(*words, capsys=capsys, monkeypatch=monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def finished(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of three measures, made by the command line; its figures are blank."""
-    out = tmp_path_factory.mktemp("cli") / "run"
+def run_of(pair: Path, out: Path, *more: str) -> Path:
+    """The folder of a finished run, made by the command line; its figures are blank."""
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(drawing, "to_svg", lambda chart: "<svg/>")
-        changed.setattr(sys, "argv", ["mechdiff", *asked(pair, out), "--measures", "divergence,weights,patching"])
+        changed.setattr(sys, "argv", ["mechdiff", *asked(pair, out), *more])
         with pytest.raises(SystemExit) as ended:
             cli.main()
     assert ended.value.code == 0
@@ -55,13 +53,15 @@ def finished(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def finished(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of three measures."""
+    return run_of(pair, tmp_path_factory.mktemp("cli") / "run", "--measures", "divergence,weights,patching")
+
+
+@pytest.fixture(scope="module")
 def whole(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of every measure with its defaults, in a process of its own: a minute."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    done = subprocess.run([sys.executable, "-m", "mechdiff.cli.main", *asked(pair, out)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(out / "report.html")
-    return out
+    """Of every measure with its defaults: half a minute."""
+    return run_of(pair, tmp_path_factory.mktemp("whole") / "run")
 
 
 def asked(pair: Path, out: Path) -> list[str]:
