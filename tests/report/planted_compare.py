@@ -117,8 +117,9 @@ def write_planted(folder: Path, truth: Planted, *, manifest: dict | None = None,
 
 
 def with_overlaps(table: pl.DataFrame) -> pl.DataFrame:
-    """The same with shares that add, as if each run that recovers a share of D had moved the logits by that share."""
+    """The same with shares that add, as if each run that recovers a share of D had moved the logits by that share; in place of others."""
     place = ["split", "prompt"]
+    table = table.filter(pl.col("metric") != OVERLAP)
     d = table.filter(pl.col("measure") == "divergence", pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_null())
     total = d.with_columns(metric=pl.lit(TOTAL))
     towards = pl.col("direction").fill_null("base<-tuned").is_in(["base<-tuned", "base<-base"])

@@ -15,6 +15,7 @@ from report.planted_sections import d_of
 
 N_HEADS, PER_GROUP, WHOLE, TOP = 6, 2, 0.8, 3
 METRICS = {"tuned<-base": "kl_own_nats", "base<-tuned": "kl_other_nats"}
+WAYS = {"tuned<-base": "fisher_nats", "base<-tuned": "fisher_overlap_nats"}
 DIRECTIONS = np.zeros((N_HEADS, 4))
 DIRECTIONS[:, 0] = 0.1, 0.0, 0.0, 0.8, 0.1, 0.1
 DIRECTIONS[1, 1], DIRECTIONS[2, 1] = 0.3, -0.3
@@ -64,7 +65,7 @@ def planted_heads(table: pl.DataFrame, *, n_layers: int, changed: int, whole: fl
             for one in sets if layer == changed else [*((head,) for head in everyone), tuple(everyone)]:
                 add(effect(v(one) if layer == changed else 0.0), layer=layer, unit=unit(one), **at)
                 if layer == changed:
-                    add(whole * way(one) * d * spread, layer=layer, unit=unit(one), **at | {"metric": "fisher_nats"})
+                    add(whole * way(one) * d * spread, layer=layer, unit=unit(one), **at | {"metric": WAYS[direction]})
             add(effect(0.2 if layer == changed + 1 else 0.0), layer=layer, **at | {"site": "mlp_out"})
         for group in range(N_HEADS // PER_GROUP):
             add(effect(v(range(group * PER_GROUP, (group + 1) * PER_GROUP))), layer=changed, unit=f"group {group}", **at)
@@ -77,13 +78,13 @@ def planted_heads(table: pl.DataFrame, *, n_layers: int, changed: int, whole: fl
             for i, one in enumerate(combinations(everyone, k)):
                 drawn = {"layer": changed, "unit": unit(one), "rank": k, "control": f"random_set#{i}"}
                 add(effect(v(one)), **drawn, **at)
-                add(whole * way(one) * d * spread, **drawn, **at | {"metric": "fisher_nats"})
+                add(whole * way(one) * d * spread, **drawn, **at | {"metric": WAYS[direction]})
         for draw in range(3):
             for one in (*((head,) for head in everyone), *combinations(everyone, N_HEADS - 1), tuple(everyone)):
                 values = whole * (len(one) / N_HEADS) ** 2 * d
                 null = {"layer": changed, "direction": direction, "control": f"random_vector#{draw}", "metric": "kl_own_nats"}
                 add(values, unit=unit(one), **null)
-                add(whole * len(one) / N_HEADS * d, unit=unit(one), **null | {"metric": "fisher_nats"})
+                add(whole * len(one) / N_HEADS * d, unit=unit(one), **null | {"metric": WAYS[direction]})
         for site, mlp in (("attn_proj", []), (None, [f"L{changed + 1}.mlp"])):
             names = [f"L{changed}.head 3", *mlp, f"L{changed}.head 0"]
             for k, share in zip((1, 2), (0.6, 0.9), strict=True):
@@ -112,7 +113,7 @@ def _on_select(table: pl.DataFrame, changed: int, whole: float) -> pl.DataFrame:
             nats = whole * v(one) * d
             values = nats if metric == "kl_own_nats" else d - nats
             parts.append(rows(values, direction=direction, metric=metric, unit=unit(one), **place))
-            parts.append(rows(whole * way(one) * d, direction=direction, metric="fisher_nats", unit=unit(one), **place))
+            parts.append(rows(whole * way(one) * d, direction=direction, metric=WAYS[direction], unit=unit(one), **place))
     return pl.concat(parts, rechunk=True)
 
 
@@ -173,9 +174,9 @@ def many_heads(table: pl.DataFrame, *, n_layers: int = 32, n_heads: int = 32, pr
         add(size.sum(1), ["all"] * n_layers, layers, **at)
         add(size.max(1), [None] * n_layers, layers, **at | {"site": "mlp_out"})
         add(steps(order)[1], steps(order)[0], closer, **at)
-        for kind in ("shapley_nats", "fisher_nats"):
+        for kind in ("shapley_nats", WAYS[direction]):
             add(size[closer], everyone, closer, direction=direction, metric=kind)
-        add(size[closer].sum(keepdims=True), ["all"], closer, direction=direction, metric="fisher_nats")
+        add(size[closer].sum(keepdims=True), ["all"], closer, direction=direction, metric=WAYS[direction])
         for site, names_of in (("attn_proj", players), (None, both)):
             counts = [k for k in (1, 2, 3, 5, 8, 12, 20, 32, 50, 80, 120, 200, 320, 500, 800) if k < len(players)]
             units = ["+".join(names_of[:k]) for k in counts]

@@ -120,9 +120,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert f", {phrasing.with_interval(add['share'], add['low'], add['high'], digits=2)} at s = 1" in said["steering_strength"]
     (one,) = steering_findings.tested(run.rows, steering_findings.limits(run.manifest))
     goes = phrasing.with_interval(one.share, one.low, one.high, digits=2)
-    first = (
-        f"Adding the mean difference at {SITE}, at all positions, at strength 0.5, goes {goes} of the way from the base to the tuned model"
-    )
+    first = f"Adding the mean difference at {SITE}, at all positions, at strength 0.5, recovers {goes} of D"
     assert (
         f"{first} (39 random ones: mean 0.04, highest 0.06; p = 0.0250); on 12 neutral prompts it has a KL of 0.01"
         in said["steering_frontier"]

@@ -127,7 +127,7 @@ def test_the_page_says_whose_answers_and_where_they_disagree(runs: dict[str, Pat
     assert "tokens of the base's answers" in " ".join(sections["attribution"].lead + [str(one) for one in sections["attribution"].parts])
     third = " ".join(one.text for one in candidates(content, CHAPTERS)[2])
     assert "over 4 tokens of the tuned model's answers (D " in third
-    assert "over 4 tokens of the base's answers (D " in third
+    assert "; over the base's (D " in third
     alone = parts.load(runs["base"])
     assert alone.over_base is None
     assert "Along the base's answers (4 prompts) D is " in " ".join(
@@ -182,10 +182,16 @@ def test_the_site_that_matters_over_one_model_s_answers_alone_is_named() -> None
     (sentence,) = both_answers.disagreement(ours, effects, "output", ways)
     assert "L1.mlp_out (tuned into base: 0.50 over the tuned model's, 0.10 over the base's)" in sentence
     assert "L0" not in sentence
+    brief = both_answers.in_brief(ours, effects, ways)
+    assert (
+        brief
+        == "whose answers are read matters at L1.mlp_out (tuned into base: 0.50 of the way over the tuned model's, 0.10 over the base's)"
+    )
     same = Run(rows=either[0], summary=summary, manifest={}, over_base=Run(rows=either[0], summary=summary, manifest={}))
     (sentence,) = both_answers.disagreement(same, effects, "output", ways)
     assert sentence.startswith("No single output was shown to go a part of the way in logits over the base's answers that is 0.05 or more")
     assert both_answers.compared(base, effects, ways) == {}
+    assert both_answers.in_brief(same, effects, ways) == both_answers.in_brief(base, effects, ways) == ""
 
 
 def test_names_over_the_base_s_answers_come_and_go_by_one_rule() -> None:

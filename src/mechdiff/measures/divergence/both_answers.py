@@ -54,22 +54,39 @@ def parts(run: Run, effects: Rows, noun: str, ways: Mapping[str, str] = WAYS, *,
     return [table(columns, lines, title=TITLE)] if lines else []
 
 
+def in_brief(run: Run, effects: Rows, ways: Mapping[str, str] = WAYS) -> str:
+    """ "whose answers are read matters most at L24.attn_out (0.06 of the way over the tuned model's, 0.17 over the base's)"; empty if nowhere."""
+    apart = _apart(run, effects, ways)
+    if apart is None or apart.is_empty():
+        return ""
+    row = apart.row(0, named=True)
+    ends = f"{share(row['first'])} of the way over the tuned model's, {share(row['answer'])} over the base's"
+    return f"whose answers are read matters{' most' * (len(apart) > 1)} at {row['name']} ({row['way']}: {ends})"
+
+
+def _apart(run: Run, effects: Rows, ways: Mapping[str, str]) -> pl.DataFrame | None:
+    """What surely has another share over the base's answers, the furthest first; None where nothing was tested."""
+    found = [both.with_columns(way=pl.lit(way)) for way, both in compared(run, effects, ways).items() if not both.is_empty()]
+    tested = pl.concat(found).filter(pl.col("p").is_not_null()) if found else None
+    if tested is None or tested.is_empty():
+        return None
+    return tested.filter(pl.col("p") < LEVEL, pl.col("apart").abs() >= LEAST).sort(-pl.col("apart").abs(), "name")
+
+
 def disagreement(run: Run, effects: Rows, noun: str, ways: Mapping[str, str] = WAYS) -> list[str]:
     """Which of these have another share over the base's answers, by a test; else that none was shown to, or that it cannot be tested."""
-    found = [both.with_columns(way=pl.lit(way)) for way, both in compared(run, effects, ways).items() if not both.is_empty()]
-    if not found:
+    if not any(len(both) for both in compared(run, effects, ways).values()):
         return []
-    tested = pl.concat(found).filter(pl.col("p").is_not_null())
-    if tested.is_empty():
+    apart = _apart(run, effects, ways)
+    if apart is None:
         return [
             f"Whether a single {noun} goes another part of the way in logits over the base's answers cannot be tested on so few prompts."
         ]
-    apart = tested.filter(pl.col("p") < LEVEL, pl.col("apart").abs() >= LEAST).sort(-pl.col("apart").abs(), "name").head(SPOKEN)
     if apart.is_empty():
         where = f"over the base's answers that is {LEAST:g} or more from that over the tuned model's"
         return [f"No single {noun} was shown to go a part of the way in logits {where}."]
     names = [
         f"{row['name']} ({row['way']}: {share(row['first'])} over the tuned model's, {share(row['answer'])} over the base's)"
-        for row in apart.iter_rows(named=True)
+        for row in apart.head(SPOKEN).iter_rows(named=True)
     ]
     return [f"Whose answers are read makes a difference at {listed(names)} (parts of the way in logits, family-wise p < {LEVEL:g})."]

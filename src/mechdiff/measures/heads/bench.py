@@ -22,6 +22,7 @@ from mechdiff.models.changes import Change
 from mechdiff.models.pair import DTYPES, SIDES, Model, Pair, Side, is_quantized
 from mechdiff.models.projections import Layout, layout_of
 from mechdiff.models.quantization import rounded
+from mechdiff.rows import OVERLAP
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
 
@@ -40,6 +41,9 @@ class Bench:
         self.metric = shares.effect(self.direction, shared=not self.tokens.all_shared)
         """What v is made of."""
         self.breaks = self.metric != shares.OTHER
+        self.way = "fisher_nats" if self.breaks else OVERLAP
+        """What sets of one block's heads are measured by in a currency that adds: away from its own law how far they go the way of all heads, by that
+        law; towards the other's, how far they go there: what the base's own law hardly says is most of that."""
         self.total = total_effect(self.states["base"].logits, self.states["tuned"].logits, self.tokens)
         """`[prompt]`: D."""
 
@@ -71,17 +75,19 @@ class Bench:
     def game(
         self, layer: int, change: Float[Tensor, "prompt head d"], ways: dict[shapley.Coalition, np.ndarray] | None = None
     ) -> shapley.Game:
-        """The game of one block's heads. `ways` is given `fisher_nats` `[prompt]` of each set that is run: how far it goes the way of all heads."""
-        towards = None if ways is None else self.fisher([formula.swap(layer, change, range(change.shape[1]))])
+        """The game of one block's heads. `ways` is given `self.way` `[prompt]` of each set that is run: how far it goes."""
+        everyone = range(change.shape[1])
+        towards = self.fisher([formula.swap(layer, change, everyone)]) if ways is not None and self.breaks else None
+        metrics = (self.metric,) if ways is None or self.breaks else (self.metric, self.way)
 
         def evaluate(coalitions: Sequence[shapley.Coalition]) -> np.ndarray:
             parts = []
             for start in range(0, len(coalitions), AT_ONCE):
                 here = coalitions[start : start + AT_ONCE]
                 along = None if towards is None else Along(name="fisher_nats", weights=towards, which=[0] * len(here))
-                found = self.scores([formula.swap(layer, change, one) for one in here], (self.metric,), along)
+                found = self.scores([formula.swap(layer, change, one) for one in here], metrics, along)
                 if ways is not None:
-                    ways.update(zip(here, found["fisher_nats"][:, 1:].T.numpy(), strict=True))
+                    ways.update(zip(here, found[self.way][:, 1:].T.numpy(), strict=True))
                 parts.append(self.effect(found))
             return torch.cat(parts, 1).T.numpy()
 

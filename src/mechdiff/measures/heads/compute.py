@@ -100,7 +100,7 @@ def head_orders(run: Execution, cell: Cell, model: Model | None) -> Result:
         values = dict(zip(sets, game.values(sets), strict=True))
         several = [one for one in sets if 1 < len(one) < game.n]  # v of single heads, and of all, are rows of `every_head`
         named = [({"unit": labels.heads_unit(one, game.n), "metric": bench.metric}, bench.as_metric(values[one])) for one in several]
-        named += [({"unit": labels.heads_unit(one, game.n), "metric": "fisher_nats"}, ways[one]) for one in sets]
+        named += [({"unit": labels.heads_unit(one, game.n), "metric": bench.way}, ways[one]) for one in sets]
         frames.append(_as_rows(bench, layer, named))
     return pl.concat(frames), found
 
@@ -143,8 +143,8 @@ def _sets(bench: Bench, here: Block) -> pl.DataFrame:
     for k, drawn in draws.items():
         for i, one in enumerate(drawn):
             what = {"unit": labels.heads_unit(one, n), "rank": k, "control": labels.draw("random_set", i)}
-            found += [(what | {"metric": bench.metric}, bench.as_metric(game.value(one))), (what | {"metric": "fisher_nats"}, ways[one])]
-    found += [({"unit": labels.heads_unit(one, n), "metric": "fisher_nats"}, ways[one]) for one in named]
+            found += [(what | {"metric": bench.metric}, bench.as_metric(game.value(one))), (what | {"metric": bench.way}, ways[one])]
+    found += [({"unit": labels.heads_unit(one, n), "metric": bench.way}, ways[one]) for one in named]
     return _as_rows(bench, here.layer, found)
 
 
@@ -227,5 +227,5 @@ def _null_edits(bench: Bench, layer: int) -> pl.DataFrame:
         what = {"control": labels.draw("random_vector", draw)}
         for unit, (one, v) in {labels.heads_unit(one, n): (one, v) for one, v in zip(coalitions, values, strict=True)}.items():
             found.append((what | {"metric": bench.metric, "unit": unit}, v))
-            found += [(what | {"metric": "fisher_nats", "unit": unit}, ways[one])] if len(one) in (1, n) else []
+            found += [(what | {"metric": bench.way, "unit": unit}, ways[one])] if len(one) in (1, n) else []
     return _as_rows(bench, layer, found)

@@ -48,6 +48,24 @@ def way(rows: pl.DataFrame, direction: str) -> pl.DataFrame:
     return effect_shares.additive(rows, here.filter(labels.is_head()).with_columns(name=pl.format("L{}.{}", "layer", "unit")))
 
 
+Ends = tuple[float, float | None, float | None]
+"""A share and the ends of its interval."""
+
+
+def of_d(rows: pl.DataFrame, summary: pl.DataFrame, direction: str, layer: int) -> Ends | None:
+    """The share of D that all heads of a layer have together; None where D has no share."""
+    found = where(map_of_heads(rows, summary), direction=direction, unit=labels.ALL, arm="contribution").filter(pl.col("layer") == layer)
+    return None if found.is_empty() else found.select("share", "low", "high").row(0)
+
+
+def of_way(rows: pl.DataFrame, direction: str, layer: int) -> Ends | None:
+    """The part of the way to the other model's logits that all heads of a layer go together; None where it was not measured."""
+    here = where(rows, measure="heads", direction=direction, split=difference.reported(rows, "heads"), unit=labels.ALL, arm="contribution",
+                 site="attn_proj", metric=OVERLAP, control=None, strength=None).filter(pl.col("layer") == layer)  # fmt: skip
+    found = effect_shares.additive(rows, here.with_columns(name="unit"))
+    return None if found.is_empty() else found.select("additive", "additive_low", "additive_high").row(0)
+
+
 def arms_of_all(rows: pl.DataFrame) -> pl.DataFrame:
     """`direction layer site arm strength rank share low high`: all heads of a closer layer by every arm that was run, mapped heads among them.
 

@@ -53,11 +53,11 @@ def heads_cells(planner: Planner) -> Iterator[Cell]:
         yield from planner.over_answers("heads_over_answers", {"direction": direction}, few, shape.n_heads + 1)
     for direction in CROSSED:
         if chosen_on:
-            what = {"direction": direction, "split": "select", "picks": options.picks, "projected": True} | chosen
+            what = {"direction": direction, "split": "select", "picks": options.picks, "ways": True} | chosen
             yield run_cell(planner, chosen_on, "head_orders", what, _closer(planner, options), options.picks * shape.n_heads)
         settings = options.model_dump(include={"draws", "permutations", "exact_up_to", "picks", "top", "null_edits", "z_swap"})
         for number, shard in enumerate(planner.packed("report", "decision")):
-            what = {"direction": direction, "split": "report", "shard": number, "settings": settings, "projected": True} | chosen
+            what = {"direction": direction, "split": "report", "shard": number, "settings": settings, "ways": True} | chosen
             what["noise_from"] = prompt_hashes(planner, "report")
             yield run_cell(planner, shard, "head_sets", what | _mapped(planner), _closer(planner, options), _sets(planner, options))
             if chosen_on:

@@ -11,7 +11,6 @@ from numpy import ndarray
 from mechdiff import labels
 from mechdiff.measures.heads import coverage
 from mechdiff.measures.heads.coverage import Covered, Whole
-from mechdiff.measures.heads.findings import map_of_heads
 from mechdiff.report import difference, effect_shares, spoken
 from mechdiff.report.difference import BREAKAGE
 from mechdiff.rows import OVERLAP, where
@@ -49,6 +48,11 @@ class Game:
         return self.sets.get(labels.heads_unit(chosen, self.n))
 
 
+def way_metric(direction: str, layer: int | None) -> str:
+    """The metric of sets of heads in a currency that adds."""
+    return OVERLAP if layer is None or direction != BREAKAGE else "fisher_nats"
+
+
 @once
 def game(
     rows: pl.DataFrame,
@@ -63,7 +67,8 @@ def game(
     """The sets that were run at one layer, or across the network (layer None; site None: with MLPs among the players); None without.
 
     On the reported split, unless another is named: on `select` those that were run to choose. `added`: in the currency that adds, of one layer how
-    far each set moves the logits the way that all its heads do (`fisher_nats`), of the network the way to the other model's (the overlap).
+    far each set moves the tuned model's logits the way that all its heads do (`fisher_nats`); of the base, and of the network, how far the way to the
+    other model's (overlap).
     """
     split, metric = split or difference.reported(rows, "heads"), floors.effect_metric(rows, direction)
     where = [
@@ -75,7 +80,7 @@ def game(
     where += [pl.col("layer").eq_missing(pl.lit(layer, dtype=pl.Int64)), pl.col("site").eq_missing(pl.lit(site, dtype=pl.String))]
     kept = rows.filter(*where, pl.col("prompt").is_not_null(), pl.col("strength").is_null())
     if added:
-        values = kept.filter(pl.col("metric") == (OVERLAP if layer is None else "fisher_nats")).with_columns(v=pl.col("value"))
+        values = kept.filter(pl.col("metric") == way_metric(direction, layer)).with_columns(v=pl.col("value"))
     else:
         d = effect_shares.totals(rows, split)
         refuse_two_supports([metric], d["of"].unique())
@@ -162,22 +167,6 @@ def half(rows: pl.DataFrame, summary: pl.DataFrame, one: Game, order: Sequence[i
     return Prefix(heads=list(order[:k]), share=at["share"][0], low=at["low"][0], high=at["high"][0], chosen_on=chosen_on)
 
 
-def of_d(rows: pl.DataFrame, summary: pl.DataFrame, one: Game) -> tuple[float, float | None, float | None] | None:
-    """The share of D that all heads of a game's layer have together, and the ends of its interval; None where D has no share."""
-    found = where(map_of_heads(rows, summary), direction=one.direction, unit=labels.ALL, arm="contribution").filter(
-        pl.col("layer") == one.layer
-    )
-    return None if found.is_empty() else found.select("share", "low", "high").row(0)
-
-
-def of_way(rows: pl.DataFrame, one: Game) -> tuple[float, float | None, float | None] | None:
-    """The part of the way to the other model's logits that all heads of a game's layer go together, and its ends; None where it was not measured."""
-    here = where(rows, measure="heads", direction=one.direction, split=difference.reported(rows, "heads"), unit=labels.ALL, arm="contribution",
-                 site="attn_proj", metric=OVERLAP, control=None, strength=None).filter(pl.col("layer") == one.layer)  # fmt: skip
-    found = effect_shares.additive(rows, here.with_columns(name="unit"))
-    return None if found.is_empty() else found.select("additive", "additive_low", "additive_high").row(0)
-
-
 @once
 def band(one: Game) -> pl.DataFrame:
     """`k mean low high draws`: coverage by random sets of k players: mean and the middle 95 % over the sets."""
@@ -237,9 +226,9 @@ class Shares:
 
 @once
 def projected(rows: pl.DataFrame, one: Game) -> Game | None:
-    """The same sets in a currency that adds: how far each moves the logits the way that all heads of the block together do; None without."""
+    """The same sets in a currency that adds (see `game`); None without."""
     here = where(rows, measure="heads", direction=one.direction, control=None, split=difference.reported(rows, "heads"), arm="contribution",
-                 site="attn_proj", metric="fisher_nats").filter(pl.col("layer") == one.layer)  # fmt: skip
+                 site="attn_proj", metric=way_metric(one.direction, one.layer), strength=None).filter(pl.col("layer") == one.layer)  # fmt: skip
     sets = {str(unit): np.array(v) for unit, v in _together(here.with_columns(v=pl.col("value")), "unit")}
     if labels.ALL not in sets:
         return None
@@ -262,7 +251,10 @@ def head_shares(rows: pl.DataFrame, one: Game) -> Shares | None:
     phi = _by_head(here.filter(pl.col("metric") == "shapley_nats"), one.n)
     if phi is None:
         return None
-    ways, moved = projected(rows, one), _by_head(here.filter(pl.col("metric") == "fisher_nats"), one.n)
+    ways, moved = (
+        projected(rows, one),
+        _by_head(here.filter(pl.col("metric") == way_metric(one.direction, one.layer), pl.col("strength").is_null()), one.n),
+    )
     nothing = np.full(one.n, np.nan)
     fisher = coverage.coverage(moved, ways.whole) if ways and moved is not None else Covered(share=nothing, low=nothing, high=nothing)
     in_logits = moved is not None
@@ -300,7 +292,7 @@ def _by_head(rows: pl.DataFrame, n: int) -> Float[ndarray, "prompt head"] | None
 
 def _null(rows: pl.DataFrame, one: Game, *, added: bool) -> tuple[float, float, int] | None:
     """The effective number of heads of random edits: by shares that add, or by the two-point formula of KL."""
-    metric = "fisher_nats" if added else floors.effect_metric(rows, one.direction)
+    metric = way_metric(one.direction, one.layer) if added else floors.effect_metric(rows, one.direction)
     drawn = where(rows, measure="heads", direction=one.direction, metric=metric).filter(
         pl.col("layer") == one.layer, labels.is_draw("random_vector")
     )

@@ -9,8 +9,6 @@ from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import level, with_interval
 from mechdiff.statistics import spread
 
-Ends = tuple[float, float | None, float | None]
-"""A share and the ends of its interval."""
 LEAST = 0.001
 """Per cent under which no digits are given."""
 
@@ -43,7 +41,7 @@ def headlines(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, all_
         return [Candidate(text=f"heads: no effect to explain at {names}; what patching all of them does cannot be told from 0", n=n)]
     layer, split = findings.strongest_layer(rows, list(counted))
     one = counted[layer]
-    way, of_d = sets.of_way(rows, one), sets.of_d(rows, summary, one)
+    way, of_d = findings.of_way(rows, BREAKAGE, layer), findings.of_d(rows, summary, BREAKAGE, layer)
     order = sets.orders(manifest, one.direction, layer).get("greedy") or []
     few = sets.half(rows, summary, one, order) if order else None
     how = _layer_chosen(rows, list(counted), split, all_of_it=all_of_it)
@@ -63,7 +61,7 @@ def headlines(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, all_
     ]
 
 
-def _of_whole(way: Ends | None, of_d: Ends | None, *, all_of_it: bool) -> str:
+def _of_whole(way: findings.Ends | None, of_d: findings.Ends | None, *, all_of_it: bool) -> str:
     """ " (the base's, patched into the tuned model, move it 0.65 (95 %: 0.55 to 0.71) of the way back in logits)", and what that is in KL.
 
     In KL alone where that way was not measured.

@@ -122,21 +122,19 @@ def clause(run: Run) -> list[Candidate]:
 
     Where both models' were read, over either's, and the outputs at which it matters whose they are.
     """
-    said: list[Candidate] = []
+    said: list[str] = []
+    n = 0
     for one in run.by_answers:
         found = answered(one)
         passed = in_brief(one.rows, unit=found.unit, what=ANSWER) if found and found.counts else ""
         if found and passed:
             tokens = f"{found.n_tokens} tokens of {whose(one)}" if run.over_base else f"{found.n_tokens} answer tokens"
             does = "" if said else f" patches of the residual stream {how_far(half_ways(one.rows, unit=found.unit, what=ANSWER))}"
-            said.append(Candidate(text=f"over {tokens} (D {nats(found.d)} nats a token){does} {passed}", n=found.n))
-    return [*said, *_disagree(run, said)]
-
-
-def _disagree(run: Run, said: list[Candidate]) -> list[Candidate]:
-    """Whether single outputs carry another share over the base's answers, of what is spoken of over either's."""
-    apart = [one for one in both_answers.disagreement(run, _outputs, "output") if said]
-    return [Candidate(text=one[0].lower() + one[1:], n=said[0].n, tested="cannot be tested" not in one) for one in apart]
+            opening = f"over the base's (D {nats(found.d)})" if said else f"over {tokens} (D {nats(found.d)} nats a token)"
+            said.append(f"{opening}{does} {passed}")
+            n = found.n
+    brief = both_answers.in_brief(run, _outputs) if said else ""
+    return [Candidate(text="; ".join([*said, *([brief] if brief else [])]), n=n)] if said else []
 
 
 def half_ways(rows: pl.DataFrame, *, unit: str | None = None, what: str | None = None, of_kl: bool = False) -> dict[str, Crossing]:

@@ -53,6 +53,11 @@ class Constant:
     n: int
 
     @property
+    def exceeds(self) -> bool:
+        """Whether it is shown that the constant does more than the own activation."""
+        return self.p <= WRONG and self.fraction > 1
+
+    @property
     def depends(self) -> bool:
         """Whether it is shown that the own activation does more than the constant."""
         return self.p <= WRONG and self.fraction < 1

@@ -152,6 +152,8 @@ def one_constant(found: Constant) -> str:
         fraction = f"{vector}, {does} nothing of what the patch does there"
     else:
         fraction = f"{with_interval(found.fraction, found.low, found.high, digits=2)} of what the patch {does} there is {vector}"
+    if found.exceeds:
+        return f"{fraction}: more than the patch itself does (paired {spoken.in_words(found.p)})"
     if found.depends:
         return f"{fraction}, and the rest depends on the prompt (paired {spoken.in_words(found.p)})"
     rest = "it" if found.fraction >= 1 else "the rest"
@@ -163,6 +165,8 @@ def in_short(found: Constant) -> str:
     what = "the patch does" if found.in_logits else "is recovered"
     fraction = f"one constant vector has {with_interval(max(found.fraction, 0.0), found.low, found.high, digits=2)} of what {what} there"
     p = f"({spoken.in_words(found.p)})"
+    if found.exceeds:
+        return f"{fraction}, more than the patch itself {p}"
     if found.depends:
         return f"{fraction}, the rest depends on the prompt {p}"
     rest = "any of it" if found.fraction >= 1 else "the rest"

@@ -9,7 +9,8 @@ from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import listed, nats, share, with_interval
 
-WAYS = {"base<-base": "of the way from the base to the tuned model", "tuned<-tuned": "of the way from the tuned model to the base"}
+WAYS = {"base<-base": "recovers {} of D", "tuned<-tuned": "takes {} off KL(base ‖ tuned)"}
+"""Shares of KL: what a vector recovers is no part of a whole that others have."""
 TRIED = {"add": "the mean difference added to the base", "ablate": "the change's directions ablated in the tuned model"}
 
 
@@ -58,7 +59,7 @@ def _sentence(one: Tested) -> str:
 
 
 def _does(one: Tested) -> str:
-    way = f"goes {with_interval(one.share, one.low, one.high, digits=2)} {WAYS[one.direction]}"
+    way = WAYS[one.direction].format(with_interval(one.share, one.low, one.high, digits=2))
     where = f"at {one.name}, at all positions"
     if one.edit == "add":
         return f"adding the mean difference {where}, at strength {one.strength:g}, {way}"
