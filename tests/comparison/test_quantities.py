@@ -101,8 +101,8 @@ def test_heads_are_those_of_the_game(run: Loaded, found: dict[str, Quantity]) ->
     assert found["effective heads of the network"].estimate.value == pytest.approx(singles.sum() ** 2 / (singles**2).sum(), rel=0.02)
     order = next(iter(heads_sets.orders(run.content.manifest, BREAKAGE, CHANGED).values()))
     for k in (1, 3, 5):
-        assert found[f"coverage by the top {k}"].estimate.value == pytest.approx(planted_heads.v(order[:k]), abs=1e-6)
-        assert found[f"necessity of the top {k}"].estimate.value == pytest.approx(1 - planted_heads.v(order[k:]), abs=1e-6)
+        assert found[f"coverage by the top {k}"].estimate.value == pytest.approx(planted_heads.way(order[:k]), abs=1e-6)
+        assert found[f"necessity of the top {k}"].estimate.value == pytest.approx(1 - planted_heads.way(order[k:]), abs=1e-6)
 
 
 def test_weights_are_those_of_the_files(run: Loaded, found: dict[str, Quantity]) -> None:

@@ -123,6 +123,7 @@ def test_the_page_says_whose_answers_and_where_they_disagree(runs: dict[str, Pat
         titles = [part.get("title") for part in sections[name].parts if isinstance(part, dict)]
         assert both_answers.TITLE in titles, name
         assert "over the base's answers cannot be tested on so few prompts" in " ".join(sections[name].lead)
+    assert " of the way in logits (the largest of 4 heads in two directions" in " ".join(sections["heads"].lead)
     assert any(part.name == "causal_map_answer_of_base" for part in sections["patching"].parts if isinstance(part, parts.Drawn))
     assert "tokens of the base's answers" in " ".join(sections["attribution"].lead + [str(one) for one in sections["attribution"].parts])
     third = " ".join(one.text for one in candidates(content, CHAPTERS)[2])

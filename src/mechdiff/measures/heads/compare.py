@@ -41,6 +41,12 @@ def shapley(run: Loaded, direction: str, layer: int) -> Table | None:
     return table(run, of_layer.with_columns(name=pl.col("unit")), recovered=False)
 
 
+def along_the_way(run: Loaded, direction: str, layer: int) -> Table | None:
+    """How far each head of a block goes the way of all, on each prompt: shares that add; names are units."""
+    of_layer = _of_block(run, direction, layer).filter(pl.col("metric") == sets.way_metric(direction, layer), labels.is_head())
+    return table(run, of_layer.with_columns(name=pl.col("unit")), recovered=False)
+
+
 def head_prompts(run: Loaded, direction: str, layer: int) -> list[str]:
     """What the prompts are called across runs on which sets of one block's heads were swapped, by their own names."""
     split = difference.reported(run.content.rows, "heads")
@@ -74,17 +80,18 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
         if (alone := heads_alone(run, direction)) is not None:
             yield by_divergence("heads", f"effective heads of the network by KL, {word}", alone)
     rows, summary, manifest = run.content.rows, run.content.summary, run.content.manifest
-    games = {layer: sets.game(rows, summary, BREAKAGE, layer) for layer in findings.closer_layers(manifest)}
+    games = {layer: sets.spoken_of(rows, summary, BREAKAGE, layer) for layer in findings.closer_layers(manifest)}
     known = [layer for layer, one in games.items() if one and one.n > 1 and one.whole.counts]
     if not known:
         return
     layer, _ = findings.strongest_layer(rows, known)
-    phi = shapley(run, BREAKAGE, layer)
-    if phi is not None:
-        yield replace(number("heads", "effective heads of the strongest layer", phi, where=f"L{layer}"), layer=layer)
     game, keys = games[layer], head_prompts(run, BREAKAGE, layer)
-    order = next(iter(sets.orders(manifest, BREAKAGE, layer).values()), [])
     assert game is not None
+    by = "" if game.in_logits else " by KL"  # another currency is another number
+    phi = (along_the_way if game.in_logits else shapley)(run, BREAKAGE, layer)
+    if phi is not None:
+        yield replace(number("heads", f"effective heads of the strongest layer{by}", phi, where=f"L{layer}"), layer=layer)
+    order = next(iter(sets.orders(manifest, BREAKAGE, layer).values()), [])
     for k in TOPS:
         together, without = game.value(order[:k]), game.value([head for head in range(game.n) if head not in order[:k]])
         if not k <= len(order) or k >= game.n or len(keys) != len(game.whole.values):
@@ -92,7 +99,9 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
         for word, part in (("coverage by", together), ("necessity of", None if without is None else game.whole.values - without)):
             if part is not None:
                 share = ratio(part, game.whole.values, keys)
-                yield Quantity(axis="heads", name=f"{word} the top {k}", estimate=share, unit="share", where=f"of L{layer}", layer=layer)
+                yield Quantity(
+                    axis="heads", name=f"{word} the top {k}{by}", estimate=share, unit="share", where=f"of L{layer}", layer=layer
+                )
 
 
 def axis(of: Compared) -> Section:
@@ -116,7 +125,7 @@ def axis(of: Compared) -> Section:
 def _coverage(run: Any) -> pl.DataFrame | None:
     """`panel line rank value low high` of one run's strongest layer."""
     rows, summary, manifest = run.content.rows, run.content.summary, run.content.manifest
-    games = {layer: sets.game(rows, summary, BREAKAGE, layer) for layer in findings.closer_layers(manifest)}
+    games = {layer: sets.spoken_of(rows, summary, BREAKAGE, layer) for layer in findings.closer_layers(manifest)}
     known = [layer for layer, one in games.items() if one and one.n > 1 and one.whole.counts]
     if not known:
         return None
@@ -124,6 +133,5 @@ def _coverage(run: Any) -> pl.DataFrame | None:
     order, game = next(iter(sets.orders(manifest, BREAKAGE, layer).values()), []), games[layer]
     assert game is not None
     curve = sets.curve(game, order).select("low", "high", rank="k", value="share")
-    return curve.with_columns(panel=pl.lit("Share of what all heads break"), line=pl.lit(run.name)).select(
-        "panel", "line", "rank", "value", "low", "high"
-    )
+    panel = "Share of how far all heads move the logits" if game.in_logits else "Share of what all heads break"
+    return curve.with_columns(panel=pl.lit(panel), line=pl.lit(run.name)).select("panel", "line", "rank", "value", "low", "high")

@@ -7,7 +7,7 @@ from mechdiff.measures.divergence import both_answers, over_answers
 from mechdiff.measures.divergence.words import whose
 from mechdiff.report import difference
 from mechdiff.report.parts import Run
-from mechdiff.report.phrasing import with_interval
+from mechdiff.report.phrasing import share, with_interval
 from mechdiff.rows import where
 
 
@@ -47,6 +47,8 @@ def _lead(run: Run) -> list[str]:
     most = every.sort(-pl.col("answer"), "name").row(0, named=True)
     size = with_interval(most["answer"], most["low"], most["high"], digits=2)
     where = f"Swapped at every position of {whose(run)} ({found.n_tokens} tokens)"
-    said = f"{where}, {most['name']} does most ({most['way']}): {size} of D over the answer"
+    added = over_answers.fisher(run, _heads)[most["way"]].get(most["name"])
+    way = "" if added is None else f", {share(added)} of the way in logits"
+    said = f"{where}, {most['name']} does most ({most['way']}): {size} of D over the answer{way}"
     chosen = f"the largest of {every['name'].n_unique()} heads in two directions on these prompts, so optimistically biased"
     return [f"{said} ({chosen}).", *over_answers.disagreement(both, "head")]
