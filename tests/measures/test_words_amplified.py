@@ -12,7 +12,7 @@ from mechdiff import labels
 from mechdiff.audit.distributions import NotRecomputed
 from mechdiff.audit.rerun import Rerun
 from mechdiff.measures.catalogue import EXPERIMENTS
-from mechdiff.measures.words import judge, texts, verify, words
+from mechdiff.measures.words import judge, record, texts, verify, words
 from mechdiff.measures.words.plan import QUICK, WordsOptions
 from mechdiff.store.tables import read_manifest, read_rows
 
@@ -77,7 +77,16 @@ def test_a_sentence_says_that_the_difference_was_amplified() -> None:
         "On neutral openings of texts, its difference from the base amplified by 3, the tuned model's text contains “sea” "
         "(alone on 2 of 3 held-out seeds, q = 0.0100) [line 1]."
     ]
-    assert judge.kind(line) == "phrases, gained", "held against the same null pairs"
+
+
+def test_a_loud_null_silences_amplified_texts_alone() -> None:
+    def line(where: str, size: float) -> dict[str, Any]:
+        return {"reader": "continuations", "where": where, "text": "contains “sea”", "gained": True, "size": size, "q": 0.01}
+
+    random_edit = [line("openings", 0.05), line("openings, amplified 3", 0.9)]
+    told, nulls = record.judged_apart([line("openings", 0.7), line("openings, amplified 3", 0.7)], {"random_edit": random_edit})
+    assert [one["why_not"] for one in told] == [None, judge.BEYOND]
+    assert [one.largest for one in nulls["3"]] == [{"phrases, gained": 0.9}]
 
 
 def test_quick_is_fewer_of_everything_that_is_not_given() -> None:

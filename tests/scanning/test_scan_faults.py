@@ -18,13 +18,14 @@ from tokenizers import AddedToken
 
 import pico
 from mechdiff.cli.printing import show_scan
+from mechdiff.engine.grafts import batches, logits_at
 from mechdiff.models import pair as models_pair
 from mechdiff.models.pair import Pair, open_pair
 from mechdiff.scanning import compute, directions, evidence, shown
 from mechdiff.scanning.corpus import Asked, Read, Scan
 from mechdiff.scanning.directions import Place
 from mechdiff.scanning.texts import Text
-from mechdiff.scanning.tokens import Numbers, head_of
+from mechdiff.scanning.tokens import Numbers, head_of, last_states
 from mechdiff.scanning.words import outstanding, parting, sentences
 from mechdiff.statistics.intervals import holm
 from mechdiff.validate import edits
@@ -260,3 +261,16 @@ def test_one_text_again_and_again_is_one_domain() -> None:
     n = 60
     same = replace(sample(), texts=["the same words again"] * n, found=np.ones(n, bool))
     assert evidence.domains(same)[1] == ["all"]
+
+
+def test_an_unembedding_that_is_moved_for_each_pass_is_moved_afterwards_too() -> None:
+    """accelerate stands in the place of its forward where a network is split; only of a bare one the product is left out."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    model = pico.pico("llama")
+    (batch,) = batches(model, [[1, 2, 3, 4]], n_places=[3])
+    expected, logits = last_states(model, batch), logits_at(model, batch)
+    add_hook_to_module(model.head, AlignDevicesHook(execution_device="cpu", offload=True))
+    assert model.head.weight.is_meta
+    torch.testing.assert_close(last_states(model, batch), expected, rtol=0, atol=0)
+    torch.testing.assert_close(logits_at(model, batch), logits, rtol=0, atol=0)

@@ -1,8 +1,8 @@
 """The record of a run keeps every line of evidence with the rule's judgement, what null pairs show, and all continuations."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from mechdiff import labels
@@ -42,7 +42,7 @@ def words_record(run: Execution) -> dict[str, Any]:
         told[name] = json.loads(bytes(tensors["lines"]).decode())
         extra[name] = tensors
     own = extra[TUNED]
-    lines, nulls = judged(told.pop(TUNED), told)
+    lines, nulls = judged_apart(told.pop(TUNED), told)
     for line, group in zip(lines, own["groups"].tolist(), strict=True):
         line["group"] = group
         line["values"] = list(line["values"].values())
@@ -55,7 +55,7 @@ def words_record(run: Execution) -> dict[str, Any]:
             "ranked": len(own["ranked"]),
             "ranked_tokens": own["ranked"].tolist(),
             "lines": lines,
-            "nulls": [asdict(one) for one in nulls],
+            "nulls": [asdict(one) for one in _together(nulls)],
             "exchanged": _of_exchanged(exchanged, nulls),
             "panels": [panel(one) for one in exchanged[: PANELS - 1]],
             "scales": _scales(run, cells[0]),
@@ -68,10 +68,36 @@ def words_record(run: Execution) -> dict[str, Any]:
     }
 
 
-def _of_exchanged(exchanged: list[list[dict[str, Any]]], nulls: list[Null]) -> dict[str, int]:
+def _strength(line: Mapping[str, Any]) -> str:
+    """ "3" of a text in which the difference is amplified by 3; "" of all else."""
+    return str(line["where"]).partition(", amplified ")[2]
+
+
+def judged_apart(
+    lines: Sequence[dict[str, Any]], nulls: Mapping[str, Sequence[dict[str, Any]]]
+) -> tuple[list[dict[str, Any]], dict[str, list[Null]]]:
+    """As `judged`, in the lines' order; the null pairs by strength: a random edit's difference is loud where it is amplified, and not where it is not."""
+    found, of_nulls = {}, {}
+    for strength in sorted({"", *map(_strength, lines)}):
+        here = [at for at, line in enumerate(lines) if _strength(line) == strength]
+        alike = {name: [line for line in of if _strength(line) == strength] for name, of in nulls.items()}
+        told, of_nulls[strength] = judged([lines[at] for at in here], alike)
+        found |= dict(zip(here, told, strict=True))
+    return [found[at] for at in range(len(lines))], of_nulls
+
+
+def _together(nulls: Mapping[str, list[Null]]) -> list[Null]:
+    """Each null pair over all strengths; the largest sizes are of texts that nothing amplifies."""
+    return [
+        replace(of[0], **{name: sum(getattr(one, name) for one in of) for name in ("tested", "replicating", "named")})
+        for of in zip(*nulls.values(), strict=True)
+    ]
+
+
+def _of_exchanged(exchanged: list[list[dict[str, Any]]], nulls: Mapping[str, list[Null]]) -> dict[str, int]:
     """What the rule names where the two models are exchanged unit by unit; held against the same null pairs."""
-    sizes = [one.largest for one in nulls]
-    named = [sum(why_not(one, least_size(one, sizes)) is None for one in found) for found in exchanged]
+    sizes = {strength: [one.largest for one in of] for strength, of in nulls.items()}
+    named = [sum(why_not(one, least_size(one, sizes.get(_strength(one), []))) is None for one in found) for found in exchanged]
     return {"draws": len(exchanged), "lines": sum(map(len, exchanged)), "named": sum(named), "draws_with_any": sum(map(bool, named))}
 
 
