@@ -120,8 +120,8 @@ def last_states(model: Model, batch: Batch) -> Float[Tensor, "place d"]:
     """What enters the unembedding at the batch's places; a bare one makes no product."""
     row, position = batch.places.T
     kept: list[Tensor] = []
-    bare = type(model.head) is torch.nn.Linear and "forward" not in vars(model.head)  # what moves weights of a split network stands there
-    weight = model.head.weight if bare else None
+    moved = "forward" in vars(model.head)  # of a network that is split
+    weight = model.head.weight if type(model.head) is torch.nn.Linear and not moved else None
 
     def keep(head: torch.nn.Module, args: tuple) -> tuple[Tensor]:
         kept.append(args[0][row.to(args[0].device), position.to(args[0].device)].clone())

@@ -76,8 +76,9 @@ def _strength(line: Mapping[str, Any]) -> str:
 def judged_apart(
     lines: Sequence[dict[str, Any]], nulls: Mapping[str, Sequence[dict[str, Any]]]
 ) -> tuple[list[dict[str, Any]], dict[str, list[Null]]]:
-    """As `judged`, in the lines' order; the null pairs by strength: a random edit's difference is loud where it is amplified, and not where it is not."""
-    found, of_nulls = {}, {}
+    """As `judged`, in the lines' order; the null pairs by strength: a random edit's difference is loud where it is amplified."""
+    found: dict[int, dict[str, Any]] = {}
+    of_nulls: dict[str, list[Null]] = {}
     for strength in sorted({"", *map(_strength, lines)}):
         here = [at for at, line in enumerate(lines) if _strength(line) == strength]
         alike = {name: [line for line in of if _strength(line) == strength] for name, of in nulls.items()}
