@@ -25,8 +25,9 @@ and g . D is a sum over them. It is always `law`, which is linear at every posit
 **Importance of a head in each model** (directions base<-base and tuned<-tuned): the same gradient against the head's own mean over the fit prompts,
 as if its contribution were replaced by that mean (mean ablation). Heads that are important in one model and not in the other are the *churn*.
 
-**Gradient times activation** (`grad_x_act`, the same directions) is the gradient against the head's whole contribution: as if it were replaced
-by 0, which no head's is. It is what other studies call a head's churn, and stands beside the other by name.
+**Gradient times activation** (`grad_x_act`, the same directions) is the gradient against the head's whole contribution: what m would lose if it
+were replaced by 0, which no head's is; so it has the sign of what the head adds, the other that of what the mean in its place adds. It is what other
+studies call a head's churn, and stands beside the other by name.
 
 When it misleads: a saturated softmax has no gradient where a patch has an effect, and effects of opposite sign cancel (Kramar 2024, AtP*).
 """

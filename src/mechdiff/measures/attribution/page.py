@@ -180,7 +180,7 @@ def _times_activation(run: Run) -> list[dict]:
         (_unbroken(r["name"]), *(_value(*(r[f"{model}{end}"] for end in ("", "_low", "_high"))) for model in ("base", "tuned")))
         for r in found.head(CHURNED).iter_rows(named=True)
     ]
-    title = "Gradient × activation of heads (m against a contribution of 0, which no head has), logits"
+    title = "Gradient × activation of heads (what m would lose without the contribution), logits"
     title += f"; the {len(lines)} largest of {len(found)}" if len(lines) < len(found) else ""
     return [table(("head", "base (95\u00a0%)", "tuned (95\u00a0%)"), lines, folded=title)] if lines else []
 
