@@ -77,6 +77,30 @@ def test_along_answers_own_states_that_are_written_back_are_as_far_as_they_were(
     assert not np.allclose(theirs["value"], own["value"])
 
 
+def test_along_answers_only_what_patches_write_is_held_against_own_activations(finished: Path) -> None:
+    """Patches of block 1 alone, in one direction: no other block's activations are written, and none into the tuned model."""
+    folder = finished.parent
+    asked = {"sites": ["resid_post"], "layers": [1], "directions": ["base<-tuned"], "arms": ["identity"], "pairs": 0, "map_prompts": 0}
+    study = make_study({
+        "pair": {"base": str(folder / "base"), "tuned": str(folder / "tuned")},
+        "prompts": {"report": str(folder / "report.jsonl")},
+        "measures": [{"divergence": {"over_text": False}}, {"patching": asked}, {"off_manifold": {"folds": 3}}],
+        "answers": {"tokens": TOKENS, "prompts": 4},
+    })  # fmt: skip
+    run(study, out=folder / "few", page=False)
+    here, patched = (where(read_rows(folder / "few"), measure=measure, arm="identity") for measure in ("off_manifold", "patching"))
+    key = ["direction", "layer", "site", "unit", "prompt"]
+    along = where(here, metric="mahalanobis_answer_sd").select(key)
+    assert len(along) == 4
+    assert along.sort(key).equals(where(patched, metric="kl_own_answer_nats").select(key).sort(key))
+    own = of(read_rows(folder / "few"), arm="oracle", metric="mahalanobis_answer_sd").select("direction", "layer").unique()
+    assert own.rows() == [("base<-base", 1)]
+    both = pl.concat([here.with_columns(run=pl.lit("few")), of(read_rows(finished), arm="identity").with_columns(run=pl.lit("all"))])
+    mine = both.filter(pl.col("metric") == "mahalanobis_answer_sd").pivot(on="run", index=key, values="value").drop_nulls()
+    assert len(mine) == 4
+    np.testing.assert_allclose(mine["few"], mine["all"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("of_base", [False, True])
 def test_distances_along_answers_and_of_heads_are_those_of_whole_passes(finished: Path, *, of_base: bool) -> None:
     rerun, again = Rerun(finished, EXPERIMENTS, "cpu"), AGAIN["off_manifold"]

@@ -159,7 +159,8 @@ def held_against_own_along_answers(run: Execution, cell: Cell, model: Model | No
     states = {one: run.states(one, key["split"], key["position"], key["ids"], answered(cell)) for one in SIDES}
     values: list[dict[str, Any]] = []
     with transport.few_threads(sum(lengths)):
-        for place, layer in enumerate(states[side].layers):
+        for layer in key["layers"]:
+            place = states[side].layers.index(layer)
             along: dict[str, list[Tensor]] = {
                 one: [state[:n].double() for state, n in zip(held.kinds[key["kind"]][place], lengths, strict=True)]
                 for one, held in states.items()

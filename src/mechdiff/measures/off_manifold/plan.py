@@ -1,11 +1,11 @@
 """Activations written at the decision position, and along answers, are held against the running model's own: a cell a model and kind of site."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field
 
-from mechdiff.labels import answer_position
+from mechdiff.labels import answer_position, runner
 from mechdiff.measures.heads.plan import HeadsOptions
 from mechdiff.measures.patching.plan import PatchingOptions
 from mechdiff.measures.patching.selection import choice
@@ -68,12 +68,13 @@ def cells(planner: Planner) -> Iterator[Cell]:
             flops = 40.0 * planner.shape.n_layers * len(items) * n * planner.shape.width(kind)
             yield Cell(stage="off_manifold", key=planner.key(items, stage="off_manifold", **what), items=items, side=None, flops=flops)
     if patching:
-        yield from _along_answers(planner, options, [kind for kind in patching.sites if kind in planner.wanted])
+        yield from _along_answers(planner, options, patching)
 
 
-def _along_answers(planner: Planner, options: OffManifoldOptions, kinds: Sequence[str]) -> Iterator[Cell]:
-    """The same of what patches write at every position of the answers."""
+def _along_answers(planner: Planner, options: OffManifoldOptions, patching: PatchingOptions) -> Iterator[Cell]:
+    """The same of what patches write at every position of the answers: at their sites and layers, into the models that run in their directions."""
     items, tokens = planner.answered, planner.study.answers.tokens
+    layers = patching.layer_numbers(planner.shape.n_layers)
     for answer in planner.answers if items else ():
         what = {
             "split": "report",
@@ -81,9 +82,10 @@ def _along_answers(planner: Planner, options: OffManifoldOptions, kinds: Sequenc
             "answer": answer,
             "folds": options.folds,
             "beside": told_apart(items),
+            "layers": layers,
         }
-        for side in planner.shapes:
-            for kind in kinds:
+        for side in map(runner, patching.directions):
+            for kind in (kind for kind in patching.sites if kind in planner.wanted):
                 key = planner.key(items, stage="off_manifold_answers", runs=side, kind=kind, **what)
-                flops = 40.0 * planner.shape.n_layers * (tokens * len(items)) ** 2 * planner.shape.width(kind)
+                flops = 40.0 * len(layers) * (tokens * len(items)) ** 2 * planner.shape.width(kind)
                 yield Cell(stage="off_manifold_answers", key=key, items=items, side=None, flops=flops)
