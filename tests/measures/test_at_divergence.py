@@ -67,6 +67,6 @@ def test_the_table_leaves_out_the_readout_alone_and_says_of_how_many_prompts_it_
     assert {row[0] for row in table["rows"]} == sites - {f"L{last}.resid_post"}
     n = where(run.rows, measure="divergence", metric="divergent_place").filter(pl.col("value").is_not_nan())["prompt"].n_unique()
     assert table["title"].startswith(
-        f"Share of D at the first position of the answer where the two models part, on the {n} prompts where they do "
+        f"Share of D at the first position of the answers where the two models part, on the {n} prompts where they do "
     )
     assert f"({len(table['rows'])} largest of {2 * len(sites) - 2}: optimistic" in table["title"]

@@ -119,6 +119,15 @@ def test_the_page_says_whose_answers_and_where_they_disagree(runs: dict[str, Pat
     said = " ".join(sections["divergence"].lead)
     assert "Along the tuned model's answers (4 prompts) D is " in said
     assert "Along the base's answers (4 prompts) D is " in said
+    for section in sections.values():
+        titles = [part["title"] for part in section.parts if isinstance(part, dict) and part.get("title")]
+        drawn = [part.caption for part in section.parts if isinstance(part, parts.Drawn)]
+        assert not {one for one in section.lead + titles + drawn if (section.lead + titles + drawn).count(one) > 1}, section.id
+    grafted, patched = (" ".join(sections[name].lead) for name in ("grafting", "patching"))
+    assert "Over whole answers" not in grafted
+    for of in ("the tuned model's answers", "the base's answers"):
+        assert f"Over {of} (4 prompts) the weights of " in grafted
+        assert f"carries another share of D over {of} than at their first token cannot be tested" in patched
     for name in ("patching", "heads", "steering", "transport", "grafting"):
         titles = [part.get("title") for part in sections[name].parts if isinstance(part, dict)]
         assert both_answers.TITLE in titles, name

@@ -5,7 +5,7 @@ positions, of D over the same positions. Both outcomes are compared on the promp
 prompts.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -236,21 +236,22 @@ def beside(
     return [table(columns, lines, title=f"The first token against the whole answer, on the same prompts{of}")] if lines else []
 
 
-def disagreement(found: Mapping[str, pl.DataFrame], noun: str) -> list[str]:
-    """Which of these have another share of D over the answer than at the first token, by a test; else that none was shown to."""
+def disagreement(found: Mapping[str, pl.DataFrame], noun: str, whose: str = "the answers") -> list[str]:
+    """Which of these have another share of D over the answer than at the first token, by a test; else that none was shown to.
+
+    `whose` the answers are: the sentence names the model where that is said.
+    """
+    over, first = ("the answer", "its first token") if whose == "the answers" else (whose, "their first token")
     tested = pl.concat([both.with_columns(way=pl.lit(way)) for way, both in found.items()]).filter(pl.col("p").is_not_null())
     if tested.is_empty():
         if all(both["first"].null_count() == len(both) for both in found.values()):
             return []
-        return [
-            f"Whether a single {noun} carries another share of D over the answer than at its first token cannot be tested on so few prompts."
-        ]
+        return [f"Whether a single {noun} carries another share of D over {over} than at {first} cannot be tested on so few prompts."]
     apart = tested.filter(pl.col("p") < LEVEL, pl.col("apart").abs() >= LEAST).sort(-pl.col("apart").abs(), "name").head(SPOKEN)
     if apart.is_empty():
-        return [f"No single {noun} was shown to carry a share of D over the answer that is {LEAST:g} or more from that at its first token."]
-    return [f"The first token misleads at {listed(_apart(apart))} (family-wise p < {LEVEL:g})."]
-
-
-def _apart(found: pl.DataFrame) -> Iterator[str]:
-    for row in found.iter_rows(named=True):
-        yield f"{row['name']} ({row['way']}: {share(row['answer'])} over the answer, {share(row['first'])} at its first token)"
+        return [f"No single {noun} was shown to carry a share of D over {over} that is {LEAST:g} or more from that at {first}."]
+    names = [
+        f"{row['name']} ({row['way']}: {share(row['answer'])} over {over}, {share(row['first'])} at {first})"
+        for row in apart.iter_rows(named=True)
+    ]
+    return [f"The first token misleads at {listed(names)} (family-wise p < {LEVEL:g})."]

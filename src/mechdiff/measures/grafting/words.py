@@ -19,8 +19,12 @@ BIASED = "chosen on these prompts, so optimistically biased"
 def lead(run: Run) -> list[str]:
     """The module that does most, and the smallest set that does nearly all."""
     best = findings.ranked(run.rows)[0]["name"].to_list()[:1]
-    beside = [said for one in run.by_answers[1:] for name in best for said in over_answers(one.rows, name, opening=f"Over {whose(one)}")]
-    return [*which_module(run.rows), *beside, *both_answers.disagreement(run, findings.over_answers, "module", findings.INTO_BASE)]
+    beside = [said for one in run.by_answers[1:] for name in best for said in over_answers(one.rows, name, opening=_opening(one))]
+    return [
+        *which_module(run.rows, opening=_opening(run)),
+        *beside,
+        *both_answers.disagreement(run, findings.over_answers, "module", findings.INTO_BASE),
+    ]
 
 
 def clause(run: Run) -> list[Candidate]:
@@ -31,7 +35,11 @@ def clause(run: Run) -> list[Candidate]:
     return modules(run.rows)
 
 
-def which_module(rows: pl.DataFrame) -> list[str]:
+def _opening(run: Run) -> str:
+    return "Over whole answers" if (of := whose(run)) == "the answers" else f"Over {of}"
+
+
+def which_module(rows: pl.DataFrame, *, opening: str = "Over whole answers") -> list[str]:
     """The module whose tuned weights alone make the base most like the tuned model, and what a small set of them does."""
     alone, ranking = findings.ranked(rows)
     if alone.is_empty():
@@ -45,7 +53,7 @@ def which_module(rows: pl.DataFrame) -> list[str]:
     does = f"bring it {moved}; in KL they recover {recovered} of D" if moved else f"recover {recovered} of D"
     sentence = f"Copied into the base alone, the tuned weights of {best['name']}{chosen} {does}"
     several = how_many_modules(rows)
-    return [f"{sentence}; {several}." if several else f"{sentence}.", *over_answers(rows, best["name"])]
+    return [f"{sentence}; {several}." if several else f"{sentence}.", *over_answers(rows, best["name"], opening=opening)]
 
 
 def on_the_way(rows: pl.DataFrame, name: str) -> str:

@@ -51,4 +51,4 @@ def _lead(run: Run) -> list[str]:
     way = "" if added is None else f", {share(added)} of the way in logits"
     said = f"{where}, {most['name']} does most ({most['way']}): {size} of D over the answer{way}"
     chosen = f"the largest of {every['name'].n_unique()} heads in two directions on these prompts, so optimistically biased"
-    return [f"{said} ({chosen}).", *over_answers.disagreement(both, "head")]
+    return [f"{said} ({chosen}).", *over_answers.disagreement(both, "head", whose(run))]

@@ -83,7 +83,7 @@ def _where_they_part(run: Run, found: Answered) -> list[dict]:
     ]
     columns = ["site", "direction", "written there alone (95\u00a0%)", "at every position of the answer (95\u00a0%)"]
     title = (
-        f"Share of D at the first position of the answer where the two models part, on the {answered_by(run, n)} where they do "
+        f"Share of D at the first position of {whose(run)} where the two models part, on the {answered_by(run, n)} where they do "
         f"({len(lines)} largest of {len(inner)}: optimistic; without the last block's output, which carries all of D by construction)"
     )
     return [table(columns, lines, title=title)] if lines else []
@@ -108,8 +108,8 @@ def _lead(run: Run) -> list[str]:
     if there:
         passed = " and ".join(f"{crossing(one)} ({WAYS[way]})" for way, one in there.items())
         does = "goes more than half of the way in logits" if in_logits(there) else "carries more than half of that D"
-        said.append(f"Patched at every position of the answer, the residual stream {does} {passed}.")
-    return [*said, *over_answers.disagreement(over_answers.both_ways(run, _outputs), "output")]
+        said.append(f"Patched at every position of {whose(run)}, the residual stream {does} {passed}.")
+    return [*said, *over_answers.disagreement(over_answers.both_ways(run, _outputs), "output", whose(run))]
 
 
 def alone(run: Run) -> list[str]:

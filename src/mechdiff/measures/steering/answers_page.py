@@ -63,4 +63,4 @@ def _lead(run: Run) -> list[str]:
         else f"; the mean difference at the last prompt token recovers {share(best['first'])} at the first token"
     )
     alone = {way: of.filter(~pl.col("name").str.contains(",")) for way, of in both.items()}
-    return [f"{said}{first}.", *over_answers.disagreement(alone, "edit")]
+    return [f"{said}{first}.", *over_answers.disagreement(alone, "edit", whose(run))]

@@ -55,4 +55,4 @@ def _lead(run: Run) -> list[str]:
     first = (
         "" if best["first"] is None else f"; fitted on the last prompt token {arm} recovers {share(best['first'])} there at the first token"
     )
-    return [f"{said}{first}.", *over_answers.disagreement(both, "map")]
+    return [f"{said}{first}.", *over_answers.disagreement(both, "map", whose(run))]
