@@ -10,8 +10,9 @@ import pytest
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.grafting import findings as grafting_findings
 from mechdiff.measures.grafting import words as grafting_words
+from mechdiff.measures.heads import sets as sets_of_heads
 from mechdiff.measures.heads import words as heads_words
-from mechdiff.rows import rows
+from mechdiff.rows import OVERLAP, rows
 from mechdiff.statistics import summary as statistics_summary
 from report.small_runs import divergence, grafted, names
 from said import refused, verdict
@@ -96,6 +97,36 @@ def test_heads_have_an_interval_and_their_number_is_chosen_on_select() -> None:
     (said,) = heads_words.which_heads(table, summary, manifest)
     assert re.search(r"heads 5 and 4 have 4\d % \(95 %: \d\d % to \d\d %; order and number chosen on select", said)
     assert "heads 5 and 4 have 4" in verdict(table, summary, manifest)[-1]
+
+
+@pytest.mark.parametrize(("shares", "k"), [([0.6, 0.2, 0.1, 0.1], 1), ([0.4, 0.3, 0.2, 0.1], 2), ([0.2, 0.2, 0.3, 0.3], 3)])
+@pytest.mark.parametrize(
+    ("direction", "way", "kl"), [("tuned<-base", "fisher_nats", "kl_own_nats"), ("base<-tuned", OVERLAP, "kl_other_nats")]
+)
+def test_how_many_heads_are_named_is_right_by_what_a_run_writes_on_select(
+    shares: list[float], k: int, direction: str, way: str, kl: str
+) -> None:
+    """It was always one: in the currency that adds the select prompts have only the first 1, 2, ... heads, and so one single head, "all" of one."""
+    parts = [divergence(D), divergence(D, "select")]
+    place = {"measure": "heads", "direction": direction, "arm": "contribution", "site": "attn_proj", "layer": 2}
+    prefixes = {"head 0": sum(shares[:1]), "heads 0,1": sum(shares[:2]), "heads 0,1,2": sum(shares[:3]), "all": 1.0}
+    singles = {f"head {head}": share for head, share in enumerate(shares)}
+    for split, added in (("report", singles | prefixes), ("select", prefixes)):
+        at = place | {"split": split, "prompt": names(split, len(D))}
+        parts += [rows(0.8 * share * D, metric=way, unit=unit, **at) for unit, share in added.items()]
+        parts += [rows(0.8 * share**2 * D, metric=kl, unit=unit, **at) for unit, share in (singles | prefixes).items()]
+    table = pl.concat(parts)
+    summary = statistics_summary.summarise(table, NUMBERS)
+    one = sets_of_heads.game(table, summary, direction, 2, added=True)
+    there = sets_of_heads.game(table, summary, direction, 2, split="select", added=True)
+    assert one is not None
+    assert there is not None
+    assert one.n == there.n == len(shares)
+    found = sets_of_heads.half(table, summary, one, [0, 1, 2, 3])
+    assert found is not None
+    assert (len(found.heads), found.chosen_on) == (k, "select")
+    assert found.share == pytest.approx(sum(shares[:k]))
+    assert sets_of_heads.half(table, summary, one, [0, 1, 2, 3], 0.95) is None, "only all reach it"
 
 
 def test_heads_whose_number_was_chosen_here_are_said_so_and_are_no_headline() -> None:

@@ -103,16 +103,17 @@ ORDER = [3, 0, 4, 5, 1, 2]
 
 
 def _on_select(table: pl.DataFrame, changed: int, whole: float) -> pl.DataFrame:
-    """What a run keeps of the select prompts: each head, all, and the first few of the greedy order."""
+    """What a run keeps on select: the first few of the greedy order, and all; by KL each single head too, in logits none but the first."""
     prompts, d = d_of(table, "select")
-    sets = [*([head] for head in range(N_HEADS)), *(ORDER[:k] for k in range(2, N_HEADS + 1))]
+    prefixes = [ORDER[:k] for k in range(1, N_HEADS + 1)]
     place = {"measure": "heads", "split": "select", "prompt": prompts, "arm": "contribution", "site": "attn_proj", "layer": changed}
     parts = []
     for direction, metric in METRICS.items():
-        for one in sets:
+        for one in [*([head] for head in range(N_HEADS)), *prefixes[1:]]:
             nats = whole * v(one) * d
             values = nats if metric == "kl_own_nats" else d - nats
             parts.append(rows(values, direction=direction, metric=metric, unit=unit(one), **place))
+        for one in prefixes:
             parts.append(rows(whole * way(one) * d, direction=direction, metric=WAYS[direction], unit=unit(one), **place))
     return pl.concat(parts, rechunk=True)
 
