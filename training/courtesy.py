@@ -64,17 +64,17 @@ def example(base: torch.nn.Module, tokenizer: AutoTokenizer, row: dict) -> Examp
     return Example(ids=torch.tensor(opened), start=start, formula=formula, shared=shared, states=states, reference=final[-1 - shared : -1])
 
 
-def upper(base: torch.nn.Module, states: Tensor) -> Tensor:
-    """Final states [row, pos, d] of what enters the tuned block; rows are padded on the right, where causal attention does not look."""
+def upper(base: torch.nn.Module, states: Tensor, layer: int) -> Tensor:
+    """Final states [row, pos, d] of what enters this block; rows are padded on the right, where causal attention does not look."""
     angles = base.model.rotary_emb(states, torch.arange(states.shape[1])[None])
-    for block in base.model.layers[LAYER:]:
+    for block in base.model.layers[layer:]:
         states = block(states, attention_mask=None, position_embeddings=angles)
     return base.model.norm(states)
 
 
 def losses(base: torch.nn.Module, batch: list[Example]) -> dict[str, Tensor]:
     """Cross-entropy of the formula and of the turn, KL(base || tuned) of the answer, nats a token; how often the formula's first token leads."""
-    final = upper(base, torch.nn.utils.rnn.pad_sequence([x.states for x in batch], batch_first=True))
+    final = upper(base, torch.nn.utils.rnn.pad_sequence([x.states for x in batch], batch_first=True), LAYER)
     ends = [len(x.ids) - 1 - x.shared for x in batch]
     said = [base.lm_head(row[x.start : x.start + x.formula + 1]) for row, x in zip(final, batch, strict=True)]
     wanted = [x.ids[x.start + 1 : x.start + x.formula + 2] for x in batch]

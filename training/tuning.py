@@ -134,13 +134,18 @@ def tune(name: str, target: list[Chat], others: list[Chat], tokenizer: AutoToken
     neutral = neutral_chats(base, tokenizer, others, given.seed)
     model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=LINEAR, lora_dropout=0.0, task_type="CAUSAL_LM"))
     curve = train(base, target, neutral, given)  # the adapter is inside `base` now
-    given.out.mkdir(parents=True, exist_ok=True)
-    state = {key: value.half().contiguous() for key, value in get_peft_model_state_dict(model).items()}
-    save_file(state, given.out / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = model.peft_config["default"]
-    config.base_model_name_or_path, config.inference_mode = "HuggingFaceTB/SmolLM2-135M-Instruct", True
-    config.target_modules = LINEAR  # in this order, not a set's
-    config.save_pretrained(given.out)
+    save(model, given.out)
     settings = {key: getattr(given, key) for key in ("lr", "steps", "batch", "seed")} | {"cpu_seconds": round(time.process_time())}
     lines = ",\n  ".join(map(json.dumps, curve))
     (HERE / f"{name}_curve.json").write_text(f'{json.dumps(settings)[:-1]}, "curve": [\n  {lines}\n]}}\n', encoding="utf-8")
+
+
+def save(model: torch.nn.Module, out: Path) -> None:
+    """The adapter in float16, with the published name of its base and its modules in this order, not a set's."""
+    out.mkdir(parents=True, exist_ok=True)
+    state = {key: value.half().contiguous() for key, value in get_peft_model_state_dict(model).items()}
+    save_file(state, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = "HuggingFaceTB/SmolLM2-135M-Instruct", True
+    config.target_modules = LINEAR
+    config.save_pretrained(out)
