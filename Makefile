@@ -74,8 +74,9 @@ scale: .venv/embedded-model  ## the plan's cost model against runs here, and wha
 claims: .venv/embedded-model  ## every claim of the README and the docs, run again; writes docs/CLAIMS.md
 	$(BIN)/python benchmarks/claims.py
 
-words: .venv/embedded-model  ## how often words names what nobody taught, on null pairs of every kind; goes on where it stopped; writes docs/WORDS.md
+words: .venv/embedded-model  ## how often words names what nobody taught and what was taught, beside two published readers; goes on where it stopped; writes docs/WORDS.md
 	$(BIN)/python benchmarks/words.py
+	$(BIN)/python benchmarks/words_taught.py
 
 same-rows: .venv/installed  ## OLD=HEAD~1 NEW=HEAD: whether two commits (.: the working tree) give the same cells and rows; two minutes
 	$(BIN)/python benchmarks/same_rows.py $(or $(OLD),HEAD~1) $(or $(NEW),HEAD)

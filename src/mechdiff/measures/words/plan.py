@@ -60,7 +60,7 @@ class WordsOptions(Options):
     permutations: Annotated[int, Field(ge=0, le=1000)] = 20  # of which model is which, unit by unit
     phrases: Count = PHRASES  # features of texts that the half that names puts forward at each place, either way
     amplify: Annotated[tuple[float, ...], BeforeValidator(_strengths)] = ()  # a of z_t + a (z_t - z_b): texts drawn from that too
-    quick: bool = False  # a minute for the embedded pair on two cores: fewer of everything that is not given
+    quick: bool = False  # fewer of everything that is not given
 
     @model_validator(mode="before")
     @classmethod
