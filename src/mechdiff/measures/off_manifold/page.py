@@ -19,10 +19,10 @@ HOW = (
     "are patches of one site and of windows of blocks (beyond where any block is), maps at strength 1, steering without controls and swaps of heads "
     "(the result of the output projection), on the report prompts; along answers patches of one site, by the mean distance and norm ratio over an "
     "answer's positions against such means of own activations. A window of w blocks passes the limit by chance up to w times as often as a block; "
-    "along answers own means are fewer, and where they are of less than {fewest} prompts (clusters of them) none is called beyond (–). Not several positions of a prompt, "
-    "nor the tuned model's activations on other prompts in the tuned model, which are its own (a mean of own activations lies near their "
-    "middle by construction). Intervals are over prompts, or clusters of "
-    "them. It misleads where own activations are few or of one kind of prompt: the model may have others."
+    "along answers own means are fewer, and where they are of less than {fewest} prompts (clusters of them) none is called beyond (–). "
+    "Not several positions of a prompt, nor the tuned model's activations on other prompts in the tuned model, which are its own (a mean of own "
+    "activations lies near their middle by construction). Intervals are over prompts, or clusters of them. It misleads where own activations are "
+    "few or of one kind of prompt: the model may have others."
 )
 DIRECTIONS = {"base<-base": "within the base", "tuned<-tuned": "within the tuned model"}
 
@@ -41,7 +41,9 @@ def off_manifold(run: Run) -> Section:
             f"Own activations on {clusters} prompts (clusters of them) are too few to call any write beyond them ({FEWEST_OWN} are needed); "
             "distances are in the table."
         )])  # fmt: skip
-    how = HOW.format(keeps=f"{reach(own, clusters)} ({share(by_chance(clusters), 3)} of states like them pass it by chance)", fewest=FEWEST_OWN)
+    how = HOW.format(
+        keeps=f"{reach(own, clusters)} ({share(by_chance(clusters), 3)} of states like them pass it by chance)", fewest=FEWEST_OWN
+    )
     return Section(id="off_manifold", title=TITLE, parts=[*_sites(run), _edits(run), note(how)])
 
 
