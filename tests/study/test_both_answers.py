@@ -10,7 +10,7 @@ import pytest
 import every_measure
 from mechdiff.audit.rerun import Rerun
 from mechdiff.measures.catalogue import AGAIN, CHAPTERS, EXPERIMENTS, make_study
-from mechdiff.measures.divergence import both_answers
+from mechdiff.measures.divergence import both_answers, over_answers
 from mechdiff.report import parts
 from mechdiff.report.parts import Run
 from mechdiff.report.sections import all_sections
@@ -171,6 +171,12 @@ def made(parts_of_way: dict[str, float], seed: int) -> pl.DataFrame:
     return pl.concat(frames)
 
 
+DIFFERS = pl.DataFrame(
+    {"measure": ["divergence"], "metric": ["kl_tuned_base_answer_nats"], "flag": [None], "control": [None], "unit": [None]},
+    schema_overrides={"flag": pl.String, "control": pl.String, "unit": pl.String},
+)
+
+
 def effects(table: pl.DataFrame, direction: str, metric: str, what: str | None) -> pl.DataFrame:
     found = table.filter(pl.col("measure") == "patching", pl.col("direction") == direction, pl.col("metric") == metric)
     return found.with_columns(name=pl.format("L{}.mlp_out", "layer"))
@@ -179,10 +185,8 @@ def effects(table: pl.DataFrame, direction: str, metric: str, what: str | None) 
 def test_the_site_that_matters_over_one_model_s_answers_alone_is_named() -> None:
     """L1 goes half of the way over the tuned model's answers and a tenth over the base's; L0 the same over both."""
     either = [made({"L0": 0.3, "L1": 0.5}, 1), made({"L0": 0.3, "L1": 0.1}, 2)]
-    summary = pl.DataFrame({"measure": ["divergence"], "metric": ["kl_tuned_base_answer_nats"], "flag": [None], "control": [None], "unit": [None]},
-                           schema_overrides={"flag": pl.String, "control": pl.String, "unit": pl.String})  # fmt: skip
-    base = Run(rows=either[1], summary=summary, manifest={})
-    ours = Run(rows=either[0], summary=summary, manifest={}, over_base=base)
+    base = Run(rows=either[1], summary=DIFFERS, manifest={})
+    ours = Run(rows=either[0], summary=DIFFERS, manifest={}, over_base=base)
     ways = {"base<-tuned": "tuned into base"}
     table = both_answers.compared(ours, effects, ways)["tuned into base"]
     for column, of in (("first", either[0]), ("answer", either[1])):
@@ -190,18 +194,42 @@ def test_the_site_that_matters_over_one_model_s_answers_alone_is_named() -> None
         means = of.filter(metric="fisher_overlap_answer_nats").group_by("layer").agg(pl.col("value").mean()).sort("layer")["value"]
         np.testing.assert_allclose(table[column], means / total, rtol=1e-12)
     (sentence,) = both_answers.disagreement(ours, effects, "output", ways)
-    assert "L1.mlp_out (tuned into base: 0.50 over the tuned model's, 0.10 over the base's)" in sentence
+    assert "L1.mlp_out (tuned into base: 0.50 over the tuned model's, 0.10 over the base's; difference −0.397 (95 %: " in sentence
+    assert "the largest of 2 differences on these prompts, so optimistically biased" in sentence
     assert "L0" not in sentence
-    brief = both_answers.in_brief(ours, effects, ways)
-    assert (
-        brief
-        == "whose answers are read matters at L1.mlp_out (tuned into base: 0.50 of the way over the tuned model's, 0.10 over the base's)"
-    )
-    same = Run(rows=either[0], summary=summary, manifest={}, over_base=Run(rows=either[0], summary=summary, manifest={}))
+    (brief,) = both_answers.clause(ours, effects, ways)
+    at = "L1.mlp_out (tuned into base: 0.50 of the way in logits over the tuned model's, 0.10 over the base's; difference −0.397 (95 %: "
+    assert brief.text.startswith(f"whose answers are read matters at {at}")
+    assert brief.text.endswith("), the largest of 2 differences on these prompts, so optimistically biased")
+    assert (brief.n, brief.tested) == (16, True)
+    row = table.filter(name="L1.mlp_out").row(0, named=True)
+    way = [(one.filter(layer=1, metric="fisher_overlap_answer_nats"), one.filter(metric="fisher_total_answer_nats")) for one in either]
+    theirs, mine = (effect["value"].to_numpy() / total["value"].mean() for effect, total in reversed(way))
+    assert row["apart"] == pytest.approx((theirs - mine).mean())
+    assert row["apart_low"] < row["apart"] < row["apart_high"] < -0.35
+    same = Run(rows=either[0], summary=DIFFERS, manifest={}, over_base=Run(rows=either[0], summary=DIFFERS, manifest={}))
     (sentence,) = both_answers.disagreement(same, effects, "output", ways)
     assert sentence.startswith("No single output was shown to go a part of the way in logits over the base's answers that is 0.05 or more")
     assert both_answers.compared(base, effects, ways) == {}
-    assert both_answers.in_brief(same, effects, ways) == both_answers.in_brief(base, effects, ways) == ""
+    assert both_answers.clause(same, effects, ways) == both_answers.clause(base, effects, ways) == []
+
+
+def test_both_directions_are_one_family_of_tests() -> None:
+    """A sentence that speaks of two directions errs in one of twenty studies, not in one of ten: p is twice that of either direction alone."""
+    back = pl.col("direction").replace("base<-tuned", "tuned<-base")
+    either = [
+        pl.concat([one, one.filter(pl.col("measure") == "patching").with_columns(back)])
+        for one in (made({"L0": 0.31}, 1), made({"L0": 0.3}, 2))
+    ]
+    ours = Run(rows=either[0], summary=DIFFERS, manifest={}, over_base=Run(rows=either[1], summary=DIFFERS, manifest={}))
+    ways = {"base<-tuned": "tuned into base", "tuned<-base": "base into tuned"}
+    both = both_answers.compared(ours, effects, ways)
+    for direction, word in ways.items():
+        (alone,) = both_answers.compared(ours, effects, {direction: word}).values()
+        assert 0.001 < alone["p"][0] < 0.5
+        assert both[word]["p"][0] == pytest.approx(2 * alone["p"][0])
+    capped = over_answers.across({"one": alone.with_columns(p=0.7), "other": alone.with_columns(p=0.01), "none": alone.clear()})
+    assert [one["p"].to_list() for one in capped.values()] == [[1.0], [0.02], []]
 
 
 def test_names_over_the_base_s_answers_come_and_go_by_one_rule() -> None:

@@ -24,7 +24,7 @@ from mechdiff.statistics.memory import once
 
 WAYS = {BREAKAGE: "base into tuned", RECOVERY: "tuned into base"}
 LEVEL = 0.05
-"""Family-wise, over everything that is compared in one direction."""
+"""Family-wise, over everything that is compared, in all directions together."""
 LEAST = 0.05
 """Shares that are less apart are not spoken of, however sure that is."""
 SPOKEN = 4
@@ -37,9 +37,12 @@ AGAINST = {
     "low": pl.Float64,
     "high": pl.Float64,
     "apart": pl.Float64,
+    "apart_low": pl.Float64,
+    "apart_high": pl.Float64,
     "p": pl.Float64,
+    "n": pl.Int64,
 }
-"""What `against_first` gives."""
+"""What `against_first` gives: `low high` of `answer`, `apart` the answer's share less the first's with its ends, on `n` prompts (clusters)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +157,11 @@ def beside_each_other(first: Effects | None, answer: Effects, *, recovered: bool
         moved.append((effect - share * d[:, None]) / d.mean())  # each prompt's influence on the share
         skew = max(skew, float(simulated.cv_of(d[:, None])[0]))
     nothing = np.full(len(names), np.nan)
-    apart, p = (shares[-1] - shares[0], nothing) if first else (nothing, nothing)
-    if first and simulated.speaks("family_p", len(moved[0]), skew):
-        p = intervals.family_p(moved[-1] - moved[0] + apart)
+    apart, ends, p = (shares[-1] - shares[0] if first else nothing), (nothing, nothing), nothing
+    if first:
+        by_prompt = moved[-1] - moved[0] + apart
+        ends = intervals.mean_intervals(by_prompt)
+        p = intervals.family_p(by_prompt) if simulated.speaks("family_p", len(by_prompt), skew) else nothing
     columns = {
         "name": names,
         "first": shares[0] if first else nothing,
@@ -164,7 +169,10 @@ def beside_each_other(first: Effects | None, answer: Effects, *, recovered: bool
         "low": low,
         "high": high,
         "apart": apart,
+        "apart_low": ends[0],
+        "apart_high": ends[1],
         "p": p,
+        "n": [len(moved[-1])] * len(names),
     }
     return pl.DataFrame(columns, schema=AGAINST).with_columns(pl.col(pl.Float64).fill_nan(None))
 
@@ -175,7 +183,7 @@ Rows = Callable[[pl.DataFrame, str, str, str | None], pl.DataFrame]
 
 @once
 def both_ways(run: Run, effects: Rows, ways: Mapping[str, str] = WAYS) -> dict[str, pl.DataFrame]:
-    """`against_first` of each of these directions, by its words.
+    """`against_first` of each of these directions, by its words, with one family of tests (`across`).
 
     Where a model writes an edited state of its own, an effect is what that takes off its divergence from the other model.
     """
@@ -189,7 +197,13 @@ def both_ways(run: Run, effects: Rows, ways: Mapping[str, str] = WAYS) -> dict[s
         first, answer = (effects(run.rows, direction, metric, what) for what, metric in metrics.items())
         runner = labels.runner(direction) if within else "base"
         found[word] = against_first(run, first, answer, runner=runner, recovered=direction != BREAKAGE)
-    return found
+    return across(found)
+
+
+def across(found: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    """The same with `p` family-wise over all directions, for sentences speak of them together: times how many families are tested (Bonferroni)."""
+    families = sum(both["p"].null_count() < len(both) for both in found.values())
+    return {way: both.with_columns((pl.col("p") * families).clip(upper_bound=1.0)) for way, both in found.items()}
 
 
 def fisher(run: Run, effects: Rows) -> dict[str, dict[str, float]]:

@@ -133,8 +133,7 @@ def clause(run: Run) -> list[Candidate]:
             opening = f"over the base's (D {nats(found.d)})" if said else f"over {tokens} (D {nats(found.d)} nats a token)"
             said.append(f"{opening}{does} {passed}")
             n = found.n
-    brief = both_answers.in_brief(run, _outputs) if said else ""
-    return [Candidate(text="; ".join([*said, *([brief] if brief else [])]), n=n)] if said else []
+    return [Candidate(text="; ".join(said), n=n), *both_answers.clause(run, _outputs)] if said else []
 
 
 def half_ways(rows: pl.DataFrame, *, unit: str | None = None, what: str | None = None, of_kl: bool = False) -> dict[str, Crossing]:
