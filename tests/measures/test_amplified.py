@@ -62,6 +62,16 @@ def test_at_strength_0_and_of_a_copy_the_tuned_model_says_its_own_text() -> None
         assert [one.tolist() for one in found] == own
 
 
+def test_an_amplified_copy_says_what_the_base_says_under_the_cut() -> None:
+    base, copy = pico("llama"), pico("llama")
+    how = Speech(max_tokens=TOKENS, stop=STOP, sampling=Sampling(temperature=1.5, top_p=0.95, seed=2))
+    under_cut = [one.tolist() for one in speak_amplified(partial(nullcontext, base), None, PROMPTS, how, strength=0)]
+    louder = speak_amplified(partial(nullcontext, copy), partial(nullcontext, base), PROMPTS, how, strength=3)
+    assert [one.tolist() for one in louder] == under_cut
+    assert under_cut == [naive(base, base, list(ids), 3, CUT, how.sampling) for ids in PROMPTS]
+    assert under_cut != [one.tolist() for one in speak(base, replay, PROMPTS, how)], "the cut is at work without a difference"
+
+
 def test_a_tilt_is_raised_to_1_plus_a_within_the_cut_and_nothing_beyond_it_is_said() -> None:
     base, tilt = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)).double(), torch.zeros(50).double()
     tilt[7], tilt[9] = 0.5, 0.4

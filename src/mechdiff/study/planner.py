@@ -51,6 +51,8 @@ class PairFacts:
     """What differs and is no weight."""
     routers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """By side: the blocks whose router, which chooses each token's experts, is known."""
+    in_turn: bool = False
+    """Whether one of the two models is in memory at a time, and each is loaded anew whenever it is its turn."""
     unread: str = ""
     """Why tensors cannot be read again from the files while one model is in memory; empty where they can be, or need not."""
 
@@ -63,6 +65,7 @@ class Planner:
         self.shape, self.shapes, self.kinds, self.identity = pair.shapes["base"], pair.shapes, pair.kinds, pair.identity
         self.adapter, self.tied, self.one_vocabulary, self.quantized = pair.adapter, pair.tied, pair.one_vocabulary, pair.quantized
         self.functions, self.unread, self.body = pair.functions, pair.unread, pair.weights["base"].body
+        self.in_turn = pair.in_turn
         self.routers, self.mixture = pair.routers, any(one.active < one.stored for one in pair.weights.values())
         self.skipped: list[dict[str, str]] = []
         every = [(layer, site) for layer in range(self.shape.n_layers) for site in ("attn", "mlp", "norm")]

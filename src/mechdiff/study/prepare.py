@@ -184,6 +184,7 @@ def _facts(study: StudyConfig, experiments: Mapping[str, Experiment], pair: Pair
         quantized=[side for side, config in configs.items() if is_quantized(config)],
         functions=function_differences(configs["base"], configs["tuned"]),
         routers={side: tuple(routers_of(config)) for side, config in configs.items()} if routed else {},
+        in_turn=pair.one_at_a_time and not pair.tuned.adapter,  # an adapter's two models are one network
         unread=_unread(pair) if by_weights else "",
     )
 

@@ -96,6 +96,14 @@ def p22_amplified(bench: Bench) -> Iterator[Check]:
         yield above(
             "share of it where the difference is amplified by 3", _share("".join(one["amplified"]["amplified 3"] for one in said)), 0.6
         )
+    with study(net, net, measures=[{"words": louder["words"] | {"edits": 0}}]) as found:
+        said = [one for one in _record(found)["texts"] if "amplified" in one]
+        other = [one["seed"] for one in said if one["amplified"]["amplified 3"] != one["base_under_cut"]]
+        yield same("seeds on which an amplified copy says other than the base under the cut", other, [])
+        yield above(
+            "share of the base's texts that the cut changes", sum(one["base"] != one["base_under_cut"] for one in said) / len(said), 0.5
+        )
+        yield same("lines of evidence of an amplified copy", len(_record(found)["lines"]), 0)
     for seed in (0, 1):
         with study(net, edited(net, partial(_random, seed=seed)), measures=[louder]) as found:
             yield same(f"lines named of a random edit ({seed}) whose difference is amplified", [one["text"] for one in _named(found)], [])

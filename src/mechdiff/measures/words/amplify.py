@@ -1,9 +1,10 @@
 """What a voice says where its difference from the base is amplified: z + a (z - z_base), token by token, brings up what it seldom says by itself.
 
-Of each token that it gives at least a tenth of its likeliest one's probability: else amplifying would say what both find absurd, one more than the
-other (Li et al. 2023; Liu et al. 2021). The draws are those of its own texts. What is said so often falls into loops: such texts are counted, and
-their seeds are left out of both halves. Lines of evidence are made of these texts by the same steps as of its own, beside the base's own text, and
-are held against the same null pairs: a random edit's difference is amplified just as much, and the base's difference from itself is none.
+Of the tokens alone that it gives at least a tenth of its likeliest one's probability: else amplifying would say what both find absurd, one more
+than the other (Li et al. 2023; Liu et al. 2021). The draws are those of its own texts. The base speaks beside it under the same cut, and so does its
+second turn: its difference from itself is none, but the cut is not, and a text that is cut differs from one that is not. What is said so often falls
+into loops: seeds behind which either text does are counted, and left out of both halves. Lines of evidence are made of these texts by the same steps
+as of its own, and are held against the same null pairs: a random edit's difference is amplified just as much.
 
 It takes both models side by side at every token, and one vocabulary.
 """
@@ -21,8 +22,8 @@ from mechdiff.engine.continued import in_halves
 from mechdiff.engine.generation import SEQUENCES, Speech, Voices
 from mechdiff.engine.reading import read_apart, side_by_side
 from mechdiff.measures.words import texts
-from mechdiff.measures.words.listen import Said, heard, said_by, seeds_of, speech_of, texts_of
-from mechdiff.measures.words.plan import AGAIN, EDIT, TUNED
+from mechdiff.measures.words.listen import Said, heard, seeds_of, speech_of, texts_of
+from mechdiff.measures.words.plan import AGAIN, BASE, CUT, EDIT, TUNED
 from mechdiff.measures.words.random_edits import deltas, holding, random_edit
 from mechdiff.models.modules import changes_of
 from mechdiff.models.pair import Model
@@ -34,18 +35,21 @@ from mechdiff.study.experiment import Result
 
 Opened = Callable[[], AbstractContextManager[Model]]
 """Opens a model, ready to run."""
-CUT = 0.1
-"""Share of the likeliest token's probability from which a token may be said where a difference is amplified."""
 PLACES = ("raw", "naming", "testing")
 """Seeds that are gone on with: openings, and the study's own prompts."""
 
 
 def hear_amplified(run: Execution, cell: Cell, model: Model | None) -> Result:
-    """By strength what the tuned model, or the base with a random edit, says behind each seed; nothing where both models cannot be held at once."""
+    """By strength what the tuned model, or the base with a random edit, says behind each seed; what the base and its second turn say under the cut.
+
+    Nothing where a model of this dtype and engine, which every key names, is not read side by side; of a random edit nothing where there is none.
+    """
     assert model
     pair = run.prepared.pair
-    if pair.one_at_a_time or not side_by_side(model, run.engine(model, "decision")):
+    if not side_by_side(model, run.engine(model, "decision")):
         return empty(), {}
+    if cell.key["voice"] in (BASE, AGAIN):
+        return empty(), _said(run, cell, model, None)
     if cell.key["voice"] == TUNED:
         return empty(), _said(run, cell, model, lambda: pair.use("tuned"))
     null = heard(run, cell, EDIT, cell.key["draw"])
@@ -62,16 +66,26 @@ def hear_amplified(run: Execution, cell: Cell, model: Model | None) -> Result:
     return empty(), _said(run, cell, model, edited)
 
 
-def _said(run: Execution, cell: Cell, model: Model, tuned: Opened) -> dict[str, Any]:
-    """Strength -> seed -> what is said, as bytes."""
-    seeds = [one for one in seeds_of(run, cell, "base") if one.where in PLACES]
-    speech, found = speech_of(run, cell, model, cell.key["seed"]), {}
-    for strength in cell.key["amplify"]:
-        said = speak_amplified(tuned, lambda: run.prepared.pair.use("base"), [one.ids for one in seeds], speech, strength=strength)
-        found[called(strength)] = {
+def _said(run: Execution, cell: Cell, model: Model, tuned: Opened | None) -> dict[str, Any]:
+    """Strength -> seed -> what is said, as bytes; without `tuned` what the base says under the cut, at every strength the same."""
+    seeds, found = [one for one in seeds_of(run, cell, "base") if one.where in PLACES], {}
+    speech, cut = speech_of(run, cell, model, cell.key["seed"] + (cell.key["voice"] == AGAIN)), cell.key["cut"]
+    prompts, names = [one.ids for one in seeds], [called(strength) for strength in cell.key["amplify"]]
+
+    def base() -> AbstractContextManager[Model]:
+        return run.prepared.pair.use("base")
+
+    def told(said: Sequence[Tensor]) -> Said:
+        return {
             one.name: {"ids": ids.tolist(), "ended": len(ids) < min(speech.max_tokens, model.shape.context - len(one.ids))}
             for one, ids in zip(seeds, said, strict=True)
         }
+
+    if tuned is None:
+        found = dict.fromkeys(names, told(speak_amplified(base, None, prompts, speech, strength=0, cut=cut)))
+    else:
+        for name, strength in zip(names, cell.key["amplify"], strict=True):
+            found[name] = told(speak_amplified(tuned, base, prompts, speech, strength=strength, cut=cut))
     return {"amplified": as_bytes(found)}
 
 
@@ -80,21 +94,32 @@ def called(strength: float) -> str:
     return f"amplified {strength:g}"
 
 
-def amplified_of(run: Execution, cell: Cell, voice: str, draw: int) -> dict[str, Said]:
-    """By strength what a voice said so. The base's difference from itself is none: amplified it is its second turn. Empty where it was not asked."""
-    strengths = cell.key.get("amplify", ())
-    if voice == AGAIN:
-        names = [one.name for one in seeds_of(run, cell, "base") if one.where in PLACES]
-        said = said_by(run, cell, AGAIN)
-        return {called(strength): {name: said[name] for name in names} for strength in strengths}
-    told = next((one for one in run.cells if one.stage == "words_amplified" and (one.key["voice"], one.key["draw"]) == (voice, draw)), None)
-    tensors = run.folder.load(told.key).tensors if told else {}
-    return json.loads(bytes(tensors["amplified"]).decode()) if "amplified" in tensors else {}
+def amplified_of(run: Execution, voice: str, draw: int = 0) -> dict[str, Said]:
+    """By strength what a voice said so; of the base and its second turn what they say under the cut.
+
+    Empty for every voice where it was not asked, or where any voice that was planned has none: texts are not judged without their null pairs.
+    """
+    return run.once("words amplified", lambda: _every(run)).get((voice, draw), {})
 
 
-def loops(run: Execution, cell: Cell) -> dict[str, int]:
-    """By strength how many of the tuned model's texts repeat themselves, and are left out."""
-    return {name: sum(map(texts.loops, texts_of(run, said, "tuned").values())) for name, said in amplified_of(run, cell, TUNED, 0).items()}
+def _every(run: Execution) -> dict[tuple[str, int], dict[str, Said]]:
+    found = {}
+    for one in run.cells:
+        if one.stage == "words_amplified":
+            tensors = run.folder.load(one.key).tensors
+            if "amplified" not in tensors:
+                return {}
+            found[one.key["voice"], one.key["draw"]] = json.loads(bytes(tensors["amplified"]).decode())
+    return found
+
+
+def loops(run: Execution) -> dict[str, int]:
+    """By strength behind how many seeds the tuned model's text, or the base's beside it, repeats itself: they are left out."""
+    found = {}
+    for name, said in amplified_of(run, TUNED).items():
+        both = texts_of(run, said, "tuned"), texts_of(run, amplified_of(run, BASE)[name], "base")
+        found[name] = sum(any(texts.loops(one[seed]) for one in both) for seed in said)
+    return found
 
 
 # ---- both models side by side ---------------------------------------------------------------------------------------------------------
@@ -112,27 +137,28 @@ def amplified(
 
 
 def speak_amplified(
-    tuned: Opened, base: Opened, prompts: Sequence[Sequence[int]], speech: Speech, *, strength: float, cut: float = CUT
+    tuned: Opened, base: Opened | None, prompts: Sequence[Sequence[int]], speech: Speech, *, strength: float, cut: float = CUT
 ) -> list[Int[Tensor, " token"]]:
     """What is said behind each prompt where the tuned model's difference from the base is amplified at every token; strength 0 is its own text
-    but for the cut.
+    but for the cut, and so it is without a base.
 
     Both models have one vocabulary and speak side by side (`replay`); at every token each is opened in turn.
     """
     found: dict[int, Tensor] = {}
+    both = (tuned,) if base is None else (tuned, base)
 
     def some(numbers: Sequence[int]) -> None:
         asked, voices = [prompts[i] for i in numbers], []
-        for opened in (tuned, base):
+        for opened in both:
             with opened() as model:
                 voices.append(Voices(model, read_apart(model, asked), (), speech))
-        ours, theirs = voices
+        ours, theirs = voices[0], voices[-1]
         while True:
             n = min(ours.logits.shape[-1], theirs.logits.shape[-1])
             ours.logits = amplified(ours.logits[:, :n], theirs.logits[:, :n], strength=strength, cut=cut)
             if (tokens := ours.take(leaving=False)) is None:
                 break
-            for opened, one in ((tuned, ours), (base, theirs)):
+            for opened, one in zip(both, voices, strict=True):
                 with opened():
                     one.step(tokens)
         found.update(zip(numbers, ours.spoken(), strict=True))

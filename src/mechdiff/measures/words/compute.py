@@ -34,6 +34,8 @@ SCOPED = 2
 """Random vectors that a patchscope reads beside each difference."""
 REPLAYED_ON = 8
 """Everyday questions on which differences are replayed."""
+UNDER_CUT = ("base, cut", "same_model, cut")
+"""The base's two turns beside amplified texts: at every strength the same."""
 WHERE = {"raw": "openings", "chat": "questions", "prompts": "prompts"}
 """What both models go on with, as the record calls it."""
 
@@ -118,7 +120,8 @@ def _evidence(run: Execution, cell: Cell, model: Model) -> tuple[Evidence, list[
     key, voice, draw = cell.key, cell.key["voice"], cell.key["draw"]
     said = {who: said_by(run, cell, who) for who in (BASE, AGAIN)}
     said["other"] = said_by(run, cell, voice, draw)
-    said |= amplified_of(run, cell, voice, draw)
+    said |= amplified_of(run, voice, draw)
+    said |= {cut: said for who, cut in zip((BASE, AGAIN), UNDER_CUT, strict=True) for said in amplified_of(run, who).values()}
     if not key["tokens"] or voice == AGAIN:
         return evidence_of(run, cell, model, said, "base", None)
     numbers = (heard(run, cell, BASE), heard(run, cell, TUNED), heard(run, cell, voice, draw))
@@ -128,7 +131,7 @@ def _evidence(run: Execution, cell: Cell, model: Model) -> tuple[Evidence, list[
 def evidence_of(
     run: Execution, cell: Cell, model: Model, said: dict[str, Any], side: Side, numbers: tuple[Any, Any, Any] | None
 ) -> tuple[Evidence, list[lens.Differences], list[int]]:
-    """Of a voice of `side` that said `said["other"]` and, its difference amplified, `said["amplified 3"]`, beside the base's two turns.
+    """Of a voice of `side` that said `said["other"]` and, its difference amplified, `said["amplified 3"]`, beside the base's two turns of either.
 
     `numbers`: what base, tuned model and voice found likely.
     """
@@ -173,30 +176,32 @@ def _token_readings(base: Any, other: Any, ranked: list[int], names: dict[str, l
 def _written(run: Execution, seeds: list[Seed], said: dict[str, Any], side: Side) -> tuple[list[Written], dict[str, list[set[str]]]]:
     """Features of every text by place, the other voice's beside the base's; the prior's are those of both turns of the base.
 
-    Of amplified texts those that repeat themselves are left out, with their seeds.
+    Amplified texts stand beside the base's under the cut; seeds behind which either repeats itself are left out.
     """
-    told = {who: texts_of(run, one, "base" if who in (BASE, AGAIN) else side) for who, one in said.items()}
+    told = {who: texts_of(run, one, "base" if who in (BASE, AGAIN, *UNDER_CUT) else side) for who, one in said.items()}
     described = {
         who: {name: texts.described(text, ended=said[who][name]["ended"]) for name, text in one.items()} for who, one in told.items()
     }
     made, prior, same = [], {}, run.prepared.tokens.equal
-    for voice in (who for who in said if who not in (BASE, AGAIN)):
+    for voice in (who for who in said if who not in (BASE, AGAIN, *UNDER_CUT)):
         louder = voice != "other"
+        turns = UNDER_CUT if louder else (BASE, AGAIN)
+        looping = {name for name in told[voice] if louder and any(texts.loops(told[who][name]) for who in (voice, turns[0]))}
         for where, place in WHERE.items():
             here = [one for one in seeds if (one.where in ("naming", "testing") if where == "prompts" else one.where == where)]
-            names = [one.name for one in here if one.name in told[voice] and not (louder and texts.loops(told[voice][one.name]))]
+            names = [one.name for one in here if one.name in told[voice] and one.name not in looping]
             if louder and not names:
                 continue
             first = {one.name for one in here if one.where == "naming"} if where == "prompts" else {one.name for one in here[::2]}
             split = [i for i, name in enumerate(names) if name in first], [i for i, name in enumerate(names) if name not in first]
-            lengths = [[len(said[who][name]["ids"] if same else told[who][name]) for who in (voice, BASE)] for name in names]
+            lengths = [[len(said[who][name]["ids"] if same else told[who][name]) for who in (voice, turns[0])] for name in names]
             longer = [texts.beside(*both) for both in lengths]
             other, base = (
-                [described[who][name] | one[i] for name, one in zip(names, longer, strict=True)] for i, who in enumerate((voice, BASE))
+                [described[who][name] | one[i] for name, one in zip(names, longer, strict=True)] for i, who in enumerate((voice, turns[0]))
             )
             called = f"{place}, {voice}" if louder else place
             made.append(Written(where=called, units=names, split=split, tuned=other, base=base))
-            prior[called] = [described[who][name] for who in (BASE, AGAIN) for name in names]
+            prior[called] = [described[who][name] for who in turns for name in names]
     return made, prior
 
 

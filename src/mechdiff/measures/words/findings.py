@@ -32,6 +32,11 @@ def cited(manifest: Mapping[str, Any], lines: list[dict[str, Any]]) -> str:
     return f"[{'line' if len(numbers) == 1 else 'lines'} {listed(numbers)}]"
 
 
+def strength_of(line: Line) -> str:
+    """ "3" of a text in which the tuned model's difference from the base is amplified by 3; "" of all else."""
+    return str(line["where"]).partition(", amplified ")[2]
+
+
 def refused(manifest: Mapping[str, Any]) -> Counter[str]:
     """How many lines were not named, by the reason."""
     return Counter(line["why_not"] for line in (record(manifest) or {}).get("lines", []) if line["why_not"])

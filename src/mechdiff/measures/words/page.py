@@ -197,9 +197,8 @@ def _diverges(scale: dict[str, float] | None) -> str:
 
 def _settings(told: dict[str, Any]) -> str:
     settings = told["settings"]
-    seeds = sum("amplified" in one for one in told["texts"])
-    louder = listed(f"{n} of {seeds} texts {name.replace(' ', ' by ')} repeat themselves" for name, n in told.get("loops", {}).items())
-    dropped = f" Left out with their seeds: {louder}." if louder else ""
+    louder = listed(f"{n} of texts {name.replace(' ', ' by ')}" for name, n in told.get("loops", {}).items())
+    dropped = f" Seeds left out, as one of the two texts repeats itself: {louder}." if louder else ""
     return (
         "Half of the seeds name, the other half tests (of the study's prompts: fit and select name, report tests). A line is named where "
         f"q ≤ {LEVEL} over all {len(told['lines'])} lines of all readers, its size on the half that tests is at least {MARGIN:g} times the "

@@ -26,10 +26,14 @@ VAGUE = ("The", "I", "It", "In", "There", "When", "My", "This", "We", "Today", "
 OPENING_WORDS = 6
 STRONGEST = 10.0
 """Times that a difference may be amplified by."""
+CUT = 0.1
+"""Share of the likeliest token's probability from which a token may be said where a difference is amplified."""
 PASSAGE_TOKENS = 64
 """That are read of a passage."""
 BASE, TUNED, AGAIN, EDIT = "base", "tuned", "same_model", "random_edit"
 """Voices: the two models; the base once more, with other draws; the base with a random edit of the change's size."""
+AMPLIFIED = "words: amplified texts"
+"""What is left out, as a record calls it."""
 PHRASES = 8
 """Lines of texts at each place, either way, where a study does not say."""
 TOKEN, FEATURE, LENS, REPLAY, GAP = "token_rise_nats", "feature_gained", "lens_rise_logits", "replay_rise_nats", "own_gap_nats"
@@ -127,12 +131,12 @@ def cells(planner: Planner) -> Iterator[Cell]:
 def _beyond(planner: Planner, options: WordsOptions) -> dict[str, Any]:
     """What is asked for beyond the defaults of old: the keys of other cells do not have it."""
     found: dict[str, Any] = {"phrases": options.phrases} if options.phrases != PHRASES else {}
-    if options.amplify and planner.one_vocabulary:
-        found["amplify"] = list(options.amplify)
+    if options.amplify and not planner.one_vocabulary:
+        planner.skip(AMPLIFIED, "the two models have different vocabularies; there is no difference of logits, token by token")
+    elif options.amplify and planner.in_turn:
+        planner.skip(AMPLIFIED, "both models are read at every token, and memory holds one of them at a time. Give --memory both")
     elif options.amplify:
-        planner.skip(
-            "words: amplified texts", "the two models have different vocabularies; there is no difference of logits, token by token"
-        )
+        found |= {"amplify": list(options.amplify), "cut": CUT}
     return found
 
 
@@ -144,18 +148,23 @@ def _voices(planner: Planner, items: Sequence[Item], what: dict[str, Any], edits
 
     def cell(stage: str, side: str, cost: float, **more: Any) -> Cell:
         key = planner.key(items, stage=stage, **what, **more)
-        times = {"words_heard": 1, "words_null": 1, "words_amplified": 2 * len(beyond.get("amplify", ()))}
+        times = {"words_heard": 1, "words_null": 1, "words_amplified": passes(more.get("voice"))}
         steps = times.get(stage, 0) * what["settings"]["max_tokens"]
         return Cell(stage=stage, key=key, items=tuple(items), side=side, flops=cost, steps=steps)
+
+    def passes(voice: str | None) -> int:
+        """A token of amplified texts: of both models for each strength; of the base and its second turn, whose difference is none, one."""
+        return 1 if voice in (BASE, AGAIN) else 2 * len(beyond.get("amplify", ()))
 
     for voice, side in ((BASE, "base"), (AGAIN, "base"), (TUNED, "tuned")):
         yield cell("words_heard", side, flops, voice=voice, draw=0)
     for draw in range(1, edits + 1):
         yield cell("words_null", "base", 1.5 * flops, voice=EDIT, draw=draw)
-    if amplify := beyond.get("amplify"):
-        for voice, draw in ((TUNED, 0), *((EDIT, draw) for draw in range(1, edits + 1))):
-            cost = 2 * len(amplify) * planner.flops(sum(item.tokens for item in items) + said, said)
-            yield cell("words_amplified", "base", cost, voice=voice, draw=draw, amplify=amplify)
+    if "amplify" in beyond:
+        louder = {name: beyond[name] for name in ("amplify", "cut")}
+        for voice, draw in ((BASE, 0), (AGAIN, 0), (TUNED, 0), *((EDIT, draw) for draw in range(1, edits + 1))):
+            cost = passes(voice) * planner.flops(sum(item.tokens for item in items) + said, said)
+            yield cell("words_amplified", "base", cost, voice=voice, draw=draw, **louder)
     for side in ("base", "tuned"):
         yield cell("words_scored", side, planner.flops(sum(item.tokens for item in items) + 2 * said, 2 * said), reader=side)
     runs = len(what["layers"]) * (4 + what["settings"]["vectors"])

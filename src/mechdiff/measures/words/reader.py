@@ -30,6 +30,10 @@ exceed what pairs of equal models show, q the share of such lines that chance wo
 What, if anything, does one of them do that the other does not? Many such pairs differ in nothing that can be named: "Nothing" is a full answer.
 Answer in one sentence. Then write, on a line of its own, "Lines:" and the numbers of the lines that carry your answer."""
 
+AMPLIFIED = """Some lines are of amplified texts: not what either model says by itself, but what comes out where at every token the logits z of
+one are moved away from the other's, to z + a (z - z_other), among its likelier tokens alone. They stand beside the other model's text, drawn from its
+likelier tokens alone as well. Such a line shows a tendency, which the model's own texts need not show."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -103,7 +107,8 @@ def _asked(lines: Sequence[Mapping[str, Any]], texts: Sequence[Mapping[str, Any]
     for one in texts:
         said = sorted((names[side], one[side]) for side in ("base", "tuned"))
         told.append("\n".join([f"\nText: {one['text']}", *(f"{name} goes on: {text}" for name, text in said)]))
-    raw = _reply(url, model, key, f"{QUESTION}\n\n" + "\n".join(told or ["There is no line of evidence."]))
+    asked = f"{QUESTION}\n{AMPLIFIED}" if any(map(findings.strength_of, lines)) else QUESTION
+    raw = _reply(url, model, key, f"{asked}\n\n" + "\n".join(told or ["There is no line of evidence."]))
     text, _, cited = raw.partition("Lines:")
     places = [int(one) for one in re.findall(r"\d+", cited)]
     leans = tuple(sorted({order[place - 1] for place in places if 0 < place <= len(order)}))
@@ -111,9 +116,14 @@ def _asked(lines: Sequence[Mapping[str, Any]], texts: Sequence[Mapping[str, Any]
 
 
 def _line(line: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    numbers = f"size {line['size']:.2f}, bar {line['least']:.2f}, q {line['q']:.3f}"
+    if strength := findings.strength_of(line):
+        ours, theirs, often = names["tuned"], names["base"], "more" if line["gained"] else "less"
+        on = line["where"].partition(", ")[0]
+        return f"Amplified, {ours} away from {theirs} by {strength}: the text {often} often {line['text']} than {theirs}'s (on {on}; {numbers})"
     more = names["tuned" if line["gained"] else "base"]
     what = f"its text {line['text']}" if line["reader"] == "continuations" else f"the token {json.dumps(line['text'], ensure_ascii=False)}"
-    return f"{more} has more of: {what} (on {line['where']}; size {line['size']:.2f}, bar {line['least']:.2f}, q {line['q']:.3f})"
+    return f"{more} has more of: {what} (on {line['where']}; {numbers})"
 
 
 def _reply(url: str, model: str, key: str, prompt: str) -> str:

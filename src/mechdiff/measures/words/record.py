@@ -8,10 +8,11 @@ from typing import Any
 from mechdiff import labels
 from mechdiff.measures.words import texts
 from mechdiff.measures.words.amplify import amplified_of, loops
+from mechdiff.measures.words.findings import strength_of
 from mechdiff.measures.words.judge import Null, judged, least_size, why_not
 from mechdiff.measures.words.line_up import PANELS, panel
 from mechdiff.measures.words.listen import heard, said_by, seeds_of, texts_of, token_name
-from mechdiff.measures.words.plan import TUNED
+from mechdiff.measures.words.plan import AMPLIFIED, BASE, TUNED
 from mechdiff.models.pair import SIDES
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
@@ -19,7 +20,8 @@ from mechdiff.study.execution import Execution
 SHORTEST = 4
 """Tokens of a text whose likelihood is compared."""
 AMPLIFYING = (
-    "both models must be held at once and read side by side: in float32, with memory for both, and with attention that replay suits"
+    "the two models and every random edit must be read side by side, in float32 and with attention that replay suits; where one of them has no "
+    "such texts, or a random edit cannot be made, the others' are not judged"
 )
 SHOWN = 12
 """Pairs of continuations that are ranked."""
@@ -34,8 +36,8 @@ def words_record(run: Execution) -> dict[str, Any]:
     for cell in cells:
         name = cell.key["voice"] if cell.key["voice"] == TUNED else labels.draw(cell.key["voice"], max(1, cell.key["draw"]))
         tensors = run.folder.load(cell.key).tensors
-        if cell.key.get("amplify") and name == TUNED and not amplified_of(run, cell, TUNED, 0):
-            skipped.append({"what": "words: amplified texts", "why": AMPLIFYING})
+        if cell.key.get("amplify") and name == TUNED and not amplified_of(run, TUNED):
+            skipped.append({"what": AMPLIFIED, "why": AMPLIFYING})
         if "lines" not in tensors:
             skipped.append({"what": f"words: {name}", "why": "the two models do not diverge, or the change is no addition to a weight"})
             continue
@@ -50,7 +52,7 @@ def words_record(run: Execution) -> dict[str, Any]:
     return {
         "words": {
             "settings": cells[0].key["settings"] | {name: cells[0].key[name] for name in ("phrases", "amplify") if name in cells[0].key},
-            "loops": loops(run, cells[0]),
+            "loops": loops(run),
             "layers": cells[0].key["layers"],
             "ranked": len(own["ranked"]),
             "ranked_tokens": own["ranked"].tolist(),
@@ -68,20 +70,15 @@ def words_record(run: Execution) -> dict[str, Any]:
     }
 
 
-def _strength(line: Mapping[str, Any]) -> str:
-    """ "3" of a text in which the difference is amplified by 3; "" of all else."""
-    return str(line["where"]).partition(", amplified ")[2]
-
-
 def judged_apart(
     lines: Sequence[dict[str, Any]], nulls: Mapping[str, Sequence[dict[str, Any]]]
 ) -> tuple[list[dict[str, Any]], dict[str, list[Null]]]:
     """As `judged`, in the lines' order; the null pairs by strength: a random edit's difference is loud where it is amplified."""
     found: dict[int, dict[str, Any]] = {}
     of_nulls: dict[str, list[Null]] = {}
-    for strength in sorted({"", *map(_strength, lines)}):
-        here = [at for at, line in enumerate(lines) if _strength(line) == strength]
-        alike = {name: [line for line in of if _strength(line) == strength] for name, of in nulls.items()}
+    for strength in sorted({"", *map(strength_of, lines)}):
+        here = [at for at, line in enumerate(lines) if strength_of(line) == strength]
+        alike = {name: [line for line in of if strength_of(line) == strength] for name, of in nulls.items()}
         told, of_nulls[strength] = judged([lines[at] for at in here], alike)
         found |= dict(zip(here, told, strict=True))
     return [found[at] for at in range(len(lines))], of_nulls
@@ -98,7 +95,7 @@ def _together(nulls: Mapping[str, list[Null]]) -> list[Null]:
 def _of_exchanged(exchanged: list[list[dict[str, Any]]], nulls: Mapping[str, list[Null]]) -> dict[str, int]:
     """What the rule names where the two models are exchanged unit by unit; held against the same null pairs."""
     sizes = {strength: [one.largest for one in of] for strength, of in nulls.items()}
-    named = [sum(why_not(one, least_size(one, sizes.get(_strength(one), []))) is None for one in found) for found in exchanged]
+    named = [sum(why_not(one, least_size(one, sizes.get(strength_of(one), []))) is None for one in found) for found in exchanged]
     return {"draws": len(exchanged), "lines": sum(map(len, exchanged)), "named": sum(named), "draws_with_any": sum(map(bool, named))}
 
 
@@ -136,14 +133,15 @@ def _texts(run: Execution, like: Cell) -> list[dict[str, Any]]:
     ranked.sort(key=lambda one: -(one["gap"]["tuned"] - one["gap"]["base"]))
     ranked = [ranked[i] for i in texts.distinct([one["said"]["tuned"] for one in ranked])][:SHOWN]
     rank = {one["seed"].name: place for place, one in enumerate(ranked, 1)}
-    louder = {name: texts_of(run, said, "tuned") for name, said in amplified_of(run, like, TUNED, 0).items()}
+    louder = {name: texts_of(run, said, "tuned") for name, said in amplified_of(run, TUNED).items()}
+    beside = next((texts_of(run, said, "base") for said in amplified_of(run, BASE).values()), {})
     return [
         {
             "seed": one["seed"].name,
             "where": one["seed"].where,
             "text": one["seed"].text,
             **one["said"],
-            **_amplified(one["seed"].name, louder),
+            **_amplified(one["seed"].name, louder, beside),
             "gap": one["gap"],
             "rank": rank.get(one["seed"].name),
         }
@@ -151,10 +149,10 @@ def _texts(run: Execution, like: Cell) -> list[dict[str, Any]]:
     ]
 
 
-def _amplified(seed: str, louder: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """By strength what the tuned model says behind this seed where its difference is amplified, if that was asked there."""
+def _amplified(seed: str, louder: Mapping[str, Mapping[str, str]], beside: Mapping[str, str]) -> dict[str, Any]:
+    """By strength what the tuned model says behind this seed where its difference is amplified, if that was asked there; the base's under the cut."""
     told = {name: said[seed] for name, said in louder.items() if seed in said}
-    return {"amplified": told} if told else {}
+    return {"amplified": told, "base_under_cut": beside[seed]} if told else {}
 
 
 def gaps(run: Execution, like: Cell) -> list[dict[str, Any]]:

@@ -92,8 +92,8 @@ def _of_texts(run: Rerun, row: Row) -> float:
         raise NotRecomputed("likelihoods of drawn texts, which stand in the record as texts and not as tokens")
     line = labels.evidence_of(row["unit"])
     louder = line.where.partition(", ")[2]
-    other = one["amplified"][louder] if louder else one["tuned"]
-    return float(_has(line.text, other, one["base"]) - _has(line.text, one["base"], other))
+    other, base = (one["amplified"][louder], one["base_under_cut"]) if louder else (one["tuned"], one["base"])
+    return float(_has(line.text, other, base) - _has(line.text, base, other))
 
 
 def _has(feature: str, text: str, other: str) -> int:

@@ -52,22 +52,32 @@ def _why(manifest: Mapping[str, Any]) -> str:
 
 
 def place(where: str) -> str:
-    """ "everyday questions", "neutral passages, position 1", "neutral openings of texts, its difference from the base amplified by 3,"."""
+    """ "everyday questions", "neutral passages, position 1", "neutral openings of texts, difference amplified by 3"."""
     named, comma, at = where.partition(", ")
-    strength = at.removeprefix("amplified ")
-    return WHERE[named] + (f", its difference from the base amplified by {strength}," if strength != at else comma + at)
+    return WHERE[named] + comma + at.replace("amplified ", "difference amplified by ")
 
 
 def _continuations(manifest: Mapping[str, Any]) -> list[str]:
     said = []
-    for gained, who in ((True, "the tuned model's text"), (False, "the base's text")):
+    for gained in (True, False):
         lines = findings.named(manifest, gained=gained, reader="continuations")
         for where in dict.fromkeys(line["where"] for line in lines):
             here = findings.once([line for line in lines if line["where"] == where])[:MOST]
             told = listed(f"{visible(line['text'])} ({counted(line)})" for line in here)
-            lost = "" if gained else "; the tuned model's does so no longer"
-            said.append(f"On {place(where)} {who} {told}{lost} {findings.cited(manifest, here)}.")
+            said.append(f"{_of_texts(where, told, findings.strength_of(here[0]), gained=gained)} {findings.cited(manifest, here)}.")
     return said
+
+
+def _of_texts(where: str, told: str, strength: str, *, gained: bool) -> str:
+    """What one of the two texts has and the other does not. An amplified text is not what the tuned model says, nor a cut one what the base says."""
+    if not strength:
+        return f"On {place(where)} " + (
+            f"the tuned model's text {told}" if gained else f"the base's text {told}; the tuned model's does so no longer"
+        )
+    on, louder = WHERE[where.partition(", ")[0]], f"where the tuned model's difference from the base is amplified by {strength},"
+    if gained:
+        return f"On {on}, {louder} the text {told}"
+    return f"On {on} the base's text, drawn from its likelier tokens alone, {told}; {louder} the text does so no longer"
 
 
 def counted(line: Mapping[str, Any]) -> str:
