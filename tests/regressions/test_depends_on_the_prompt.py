@@ -8,6 +8,7 @@ from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.patching import constant as patching_constant
 from mechdiff.measures.patching import words as patching_words
 from mechdiff.measures.patching.constant import constant
+from mechdiff.statistics import intervals
 from mechdiff.statistics import summary as statistics_summary
 from report.small_runs import divergence, patched
 from said import verdict
@@ -71,18 +72,24 @@ def test_a_constant_that_makes_it_worse_recovers_nothing() -> None:
     assert "recovers nothing of what the patch does there, and the rest depends on the prompt" in page
 
 
-def test_the_constant_is_chosen_on_other_prompts_than_those_that_it_is_reported_on() -> None:
-    own, better, worse = np.full(12, 0.5), np.linspace(0.4, 0.45, 12), np.linspace(0.3, 0.35, 12)
-    d = np.ones(12)
-    rows = pl.concat(
-        [
-            divergence(d), divergence(d, "select"), patched({"identity": own, "shift": better, "mean": worse}, d),
-            patched({"identity": own, "shift": worse, "mean": better}, d, split="select"),
-        ]
-    )  # fmt: skip
-    found = constant(rows, statistics_summary.summarise(rows, NUMBERS))
+def test_the_better_of_two_constants_is_said_to_be_chosen_here_and_both_are_tested() -> None:
+    """No constant is patched on other prompts: the better of two is taken on the very prompts that it is given for."""
+    random = np.random.default_rng(3)
+    own = random.uniform(0.5, 0.8, 16)
+    worse, better = own * random.uniform(0.2, 1.1, 16), own * random.uniform(0.6, 1.1, 16)
+    table = run(own, worse, mean=better)
+    found = constant(table, statistics_summary.summarise(table, NUMBERS))
     assert found is not None
-    assert found.arm == "mean", "better on select, though worse here"
+    assert (found.arm, found.chosen) == ("mean", True)
+    assert found.p == pytest.approx(intervals.family_p(np.stack([own - worse, own - better], axis=1))[1])
+    for text in said(table):
+        assert "(the better of two on these prompts, so optimistically biased)" in text
+    alone = run(own, better)
+    one = constant(alone, statistics_summary.summarise(alone, NUMBERS))
+    assert one is not None
+    assert one.p == pytest.approx(intervals.mean_p((own - better)[:, None])[0])
+    assert one.p < found.p
+    assert "better of two" not in " ".join(said(alone))
 
 
 @pytest.mark.parametrize("studies", [60, pytest.param(200, marks=pytest.mark.slow)])

@@ -57,7 +57,26 @@ def test_a_search_that_stopped_at_its_budget_is_no_headline() -> None:
     assert not any("2 modules" in sentence for sentence in verdict(table, summary, {}))
     (why,) = (one for one in refused(table, summary, {}) if "2 modules" in one)
     assert why.endswith("the search stopped at its budget")
-    assert "2 modules, the most that the search was allowed, stay under 0.9 on the select prompts: L5.mlp + L3.attn, 0.2" in why
+    assert (
+        "2 modules, the most that the search was allowed, stay under 0.9 of D on the select prompts: L5.mlp + L3.attn recover 0.27 (" in why
+    )
+
+
+def test_a_set_that_stays_under_its_target_has_its_share_of_d_beside_the_way() -> None:
+    """ "Stay under 0.9: L5.mlp + L3.attn, 0.93 of the way" gave the one number and named the other."""
+    table = grafts(sets(0.4, 0.71), sets(0.4, 0.71))
+    both = table.filter(pl.col("arm") == "greedy", pl.col("unit") == "L5.mlp+L3.attn", pl.col("split") == "report")
+    way = both.with_columns(metric=pl.lit("fisher_overlap_nats"), value=pl.lit(0.93))
+    whole = way.with_columns(measure=pl.lit("divergence"), metric=pl.lit("fisher_total_nats"), value=pl.lit(1.0))
+    whole = whole.with_columns(
+        pl.lit(None).cast(table.schema[name]).alias(name) for name in ("arm", "unit", "rank", "direction", "site", "layer")
+    )
+    said = grafting_words.how_many_modules(pl.concat([table, way, whole]))
+    share = grafting_findings.needed(table)
+    assert share is not None
+    opening = "2 modules, the most that the search was allowed, stay under 0.9 of D on the select prompts: L5.mlp + L3.attn"
+    assert said.startswith(f"{opening} recover {share.row['share']:.2f} (95 %: ")
+    assert re.search(r"\) of D and bring the base 0\.930? .*of the way in logits$", said)
 
 
 def test_all_modules_that_changed_are_no_budget() -> None:

@@ -97,8 +97,9 @@ def how_many_modules(rows: pl.DataFrame) -> str:
         does = f"bring{'s' * one} the base {moved}, and recover{'s' * one} {recovers} of D" if moved else f"recover{'s' * one} {recovers}"
         return f"{size}, the smallest greedy set with {wanted} of D on {on} prompts ({names}), {does}"
     tried = "one module" if one else f"{row['rank']} modules"
-    why = f"the most that the search was allowed, stay under {wanted}" if found.at_budget else f"all that changed, stay under {wanted}"
-    return f"{tried}, {why} on {on} prompts: {names}, {moved or recovers}"
+    why = "the most that the search was allowed" if found.at_budget else "all that changed"
+    does = f"recover{'s' * one} {recovers} of D" + (f" and bring{'s' * one} the base {moved}" if moved else "")
+    return f"{tried}, {why}, stay{'s' * one} under {wanted} of D on {on} prompts: {names} {does}"
 
 
 def modules(rows: pl.DataFrame) -> list[Candidate]:

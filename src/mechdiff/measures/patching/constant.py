@@ -1,7 +1,8 @@
 """Is what a patch carries over the same on every prompt? The tuned model's own activation held against one constant vector, at the strongest output.
 
 own: the base runs with this prompt's tuned activation. constant: it runs with its own activation plus the mean difference (`shift`), or with the mean
-tuned activation (`mean`), whichever goes further on the select prompts. Both go a part of the way to the tuned model's logits on the same prompts (in
+tuned activation (`mean`), whichever goes further on these very prompts (constants are patched on no others): where both were patched, sentences say
+so, and p is family-wise over both. Own and constant go a part of the way to the tuned model's logits on the same prompts (in
 older runs, recover nats of D), so
 
     fraction    mean(constant) / mean(own): how much of what the patch does is one constant vector
@@ -49,8 +50,13 @@ class Constant:
     high: float
     """Ends of its 95 % interval; NaN with fewer than FEWEST prompts."""
     p: float
-    """Paired; NaN where so few prompts of this skew have no test."""
+    """Paired, family-wise over all constants; NaN where so few prompts of this skew have no test."""
     n: int
+
+    @property
+    def chosen(self) -> bool:
+        """Whether it is the better of several on the prompts that it is given for."""
+        return len(self.arms) > 1
 
     @property
     def exceeds(self) -> bool:
@@ -77,8 +83,7 @@ def constant(rows: pl.DataFrame, summary: pl.DataFrame) -> Constant | None:
     own, total = found["identity"], found["total"]
     if own.mean() < LEAST_TO_SPLIT * total.mean():
         return None
-    chooser, _ = _gained(rows, "select", layer, site)
-    arm = max(arms, key=lambda one: (chooser if one in chooser else found)[one].mean())
+    arm = max(arms, key=lambda one: found[one].mean())
     taken = found[arm]
     least = float(intervals.share_intervals(own[:, None], total)[1][0])
     fraction, low, high = (float(end[0]) for end in intervals.share_intervals(taken[:, None], own))
@@ -93,9 +98,14 @@ def constant(rows: pl.DataFrame, summary: pl.DataFrame) -> Constant | None:
         fraction=fraction,
         low=low,
         high=high,
-        p=spoken.mean_p(rows, own - taken),
+        p=_p(rows, np.stack([own - found[one] for one in arms], axis=1), arms.index(arm)),
         n=len(own),
     )
+
+
+def _p(rows: pl.DataFrame, left: np.ndarray, taken: int) -> float:
+    """Of what one constant leaves, `[prompt, constant]`: family-wise over all where it was chosen among several."""
+    return float(spoken.family_p(rows, left)[taken]) if left.shape[1] > 1 else spoken.mean_p(rows, left[:, 0])
 
 
 def _gained(rows: pl.DataFrame, split: str | None, layer: int, site: str) -> tuple[dict[str, np.ndarray], bool]:

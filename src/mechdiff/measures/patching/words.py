@@ -20,6 +20,8 @@ GUESSES = {
     "resample": "another prompt's tuned activation",
 }
 
+BETTER = "the better of two on these prompts, so optimistically biased"
+
 
 def lead(run: Run) -> list[str]:
     """Where the difference passes, over answers and at their first token; which output carries it, and whether one constant vector does."""
@@ -148,6 +150,7 @@ def one_constant(found: Constant) -> str:
     if not found.recovers:
         return f"what the patch {does} there cannot be told from 0, so that no fraction of it is given"
     vector = "one vector, the mean difference" if found.arm == "shift" else "one vector, the mean tuned activation"
+    vector += f" ({BETTER})" if found.chosen else ""
     if found.fraction <= 0:
         fraction = f"{vector}, {does} nothing of what the patch does there"
     else:
@@ -163,7 +166,10 @@ def one_constant(found: Constant) -> str:
 def in_short(found: Constant) -> str:
     """The same for the verdict: "one constant vector has 0.77 (95 %: 0.20 to 1.01) of what is recovered there; that the rest depends ..."."""
     what = "the patch does" if found.in_logits else "is recovered"
-    fraction = f"one constant vector has {with_interval(max(found.fraction, 0.0), found.low, found.high, digits=2)} of what {what} there"
+    chosen = f" ({BETTER})" if found.chosen else ""
+    fraction = (
+        f"one constant vector{chosen} has {with_interval(max(found.fraction, 0.0), found.low, found.high, digits=2)} of what {what} there"
+    )
     p = f"({spoken.in_words(found.p)})"
     if found.exceeds:
         return f"{fraction}, more than the patch itself {p}"
