@@ -1,5 +1,6 @@
 """Two outputs written together: blocks apart of which one undoes the other, two that add, what is chosen on which prompts, and what is said of it."""
 
+import re
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -19,6 +20,7 @@ from mechdiff.report.parts import Run
 from mechdiff.report.sections import lead
 from mechdiff.rows import rows as rows_of
 from mechdiff.rows import where
+from mechdiff.store.run_folder import cell_hash
 from mechdiff.store.tables import read_rows
 from mechdiff.validate import made
 from mechdiff.validate.planted import edited
@@ -56,8 +58,8 @@ def test_what_a_later_block_undoes_it_does_beyond_the_sum_of_both() -> None:
     lines = {(r["direction"], r["name"]): r for r in pairs.of_strongest(every).iter_rows(named=True)}
     assert set(lines) == {(direction, "L0.mlp_out and L2.mlp_out") for direction in CROSSED}
     one = lines[RECOVERY, "L0.mlp_out and L2.mlp_out"]
-    assert one["alone"] == pytest.approx(0, abs=1e-3)
-    assert one["value"] == pytest.approx(1, abs=1e-3)
+    assert (one["first"], one["second"]) == (pytest.approx(1, abs=1e-3), pytest.approx(-1, abs=1e-3))
+    assert (one["together"], one["value"]) == (pytest.approx(1, abs=1e-3), pytest.approx(1, abs=1e-3))
 
 
 def test_outputs_that_add_have_no_interaction() -> None:
@@ -69,16 +71,16 @@ def test_outputs_that_add_have_no_interaction() -> None:
     lines = {r["direction"]: r for r in pairs.of_strongest(every).iter_rows(named=True)}
     assert set(lines) == set(CROSSED)
     for one in lines.values():
-        assert one["alone"] == pytest.approx(1, abs=0.02)
+        assert one["first"] + one["second"] == pytest.approx(1, abs=0.02)
         assert one["value"] == pytest.approx(0, abs=0.02)
 
 
 def moved(share: float, noise: float, **at: Any) -> pl.DataFrame:
-    """Overlaps of sixteen prompts, of the base that runs."""
+    """Overlaps of sixteen prompts, of the base that runs where no other direction is named."""
     random = np.random.default_rng(crc32(str(at).encode()))
     values = TOTAL * (share + noise * random.standard_normal(16))
     told = {"measure": "patching", "direction": RECOVERY, "split": "report", "arm": "identity", "metric": "fisher_overlap_nats"}
-    return rows_of(values, prompt=[f"p{i}" for i in range(16)], **told, **at)
+    return rows_of(values, prompt=[f"p{i}" for i in range(16)], **(told | at))
 
 
 TOTAL = 2 + np.random.default_rng(0).random(16)
@@ -105,14 +107,62 @@ def test_interactions_are_those_of_plain_sums_and_only_sure_ones_are_spoken_of()
     }
     expected = mean[None, None, "L1.mlp_out+L5.attn_out"] - mean[1, "mlp_out", None] - mean[5, "attn_out", None]
     assert found["value"][0] == pytest.approx(expected / TOTAL.mean(), rel=1e-12)
-    assert found["low"][0] < -0.3 < found["high"][0]
+    assert found["value_low"][0] < -0.3 < found["value_high"][0]
     assert found["p"][0] < 0.01 < found["p"][1]
     (said,) = pairs.lead(Run(rows=table, summary=pl.DataFrame(), manifest={}))
-    assert said.startswith("Together L1.mlp_out and L5.attn_out, written into the base, go 0.3")
-    assert "less than the sum of both: either will do (0.9" in said
+    size = r"0\.\d+ \(95 %: 0\.\d+ to 0\.\d+\)"
+    alone = f"Written into the base, L1.mlp_out alone goes {size} of the way in logits, L5.attn_out {size}, both together {size}"
+    assert re.fullmatch(rf"{alone}: {size} less than the sum of both \(family-wise p = 0\.00\d+, 2 tested\)\.", said)
     quiet = Run(rows=table.filter(pl.col("unit").ne_missing("L1.mlp_out+L5.attn_out")), summary=pl.DataFrame(), manifest={})
     (said,) = pairs.lead(quiet)
     assert said.startswith("Of 1 pairs of the strongest outputs none was shown to do 0.01 of the way")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "together", "says"),
+    [
+        (1.0, -1.0, 1.0, "more than the sum of both ("),  # one goes all of the way, the other undoes it
+        (-0.3, -0.2, -0.6, "less than the sum of both ("),  # both back, and further together
+        (0.05, 0.6, 0.3, "less than the sum of both ("),
+        (0.6, 0.58, 0.62, "less than the sum of both, so either will do ("),
+        (-0.6, -0.58, -0.62, "more than the sum of both, so either will do ("),
+        (0.02, -0.03, 0.8, "more than the sum of both, so they need each other ("),
+        (0.3, 0.3, 0.9, "more than the sum of both ("),
+    ],
+)
+def test_the_sign_of_an_interaction_does_not_say_what_each_alone_does(first: float, second: float, together: float, says: str) -> None:
+    """It was said of the first that they need each other, and of the next two that either will do."""
+    parts = [
+        rows_of(TOTAL, measure="divergence", split="report", prompt=[f"p{i}" for i in range(16)], metric="fisher_total_nats"),
+        moved(first, 0.002, layer=1, site="mlp_out"),
+        moved(second, 0.002, layer=5, site="attn_out"),
+        moved(together, 0.002, unit="L1.mlp_out+L5.attn_out"),
+    ]
+    run = Run(rows=pl.concat(parts), summary=pl.DataFrame(), manifest={})
+    (said,) = pairs.lead(run)
+    plain = re.sub(r" \(95 %: [^)]*\)", "", said).replace("−", "-")
+    assert says in plain
+    said_numbers = [float(number) for number in re.findall(r"(?<= )-?\d\.\d+(?=[ ,:])", plain)]
+    assert said_numbers[:4] == pytest.approx([first, second, together, abs(together - first - second)], abs=0.01)
+    (line,) = pairs.parts(run)[0]["rows"]
+    assert [float(str(cell).split(" (")[0].replace("−", "-")) for cell in line[2:5]] == pytest.approx([first, second, together], abs=0.01)
+
+
+def test_pairs_of_both_directions_are_one_family() -> None:
+    """One sentence is of either direction: under the null p < 0.05 is to come up for any of both in a twentieth of runs, not in a tenth."""
+    both = [
+        moved(0.4, 0.05, layer=layer, site="mlp_out", direction=direction)
+        for direction, layers in zip(CROSSED, (range(6), (1, 5)), strict=True)
+        for layer in layers
+    ]
+    both += [moved(0.8, 0.05, unit=f"L{i}.mlp_out+L{j}.mlp_out", direction=CROSSED[0]) for j in range(6) for i in range(j)]
+    both.append(moved(0.72, 0.05, unit="L1.mlp_out+L5.mlp_out", direction=RECOVERY))
+    total = rows_of(TOTAL, measure="divergence", split="report", prompt=[f"p{i}" for i in range(16)], metric="fisher_total_nats")
+    one = pairs.of_strongest(pl.concat([total, *both[6:8], both[-1]]))
+    two = pairs.of_strongest(pl.concat([total, *both])).filter(pl.col("direction") == CROSSED[1])
+    for name in ("first", "second", "together", "value", "value_low", "value_high"):
+        assert two[name].item() == pytest.approx(one[name].item())
+    assert two["p"].item() > one["p"].item()
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +207,9 @@ def test_the_strongest_outputs_of_the_select_prompts_are_written_and_whole_passe
     tables = pairs.parts(content)
     assert len(tables) == 1
     assert len(tables[0]["rows"]) == 6
-    assert (
-        "pairs of the strongest outputs" in " ".join(lead(content, CHAPTERS["patching"]))
-        or pairs.of_strongest(content.rows)["p"].null_count()
-    )
+    tested = pairs.of_strongest(content.rows).filter(pl.col("p").is_not_null())
+    assert len(pairs.lead(content)) == (not tested.is_empty())
+    assert set(pairs.lead(content)) <= set(lead(content, CHAPTERS["patching"]))
 
 
 def test_pairs_need_prompts_to_be_chosen_on(finished: Path) -> None:
@@ -170,3 +219,32 @@ def test_pairs_need_prompts_to_be_chosen_on(finished: Path) -> None:
         assert not [cell for cell in prepared.plan.cells if cell.stage == "pairs"]
     with opened(config(finished, 0), finished / "none", device="cpu") as (prepared, _):
         assert not [cell for cell in prepared.plan.cells if cell.stage == "pairs"]
+
+
+def keys(finished: Path, **patching: Any) -> dict[str, set[str]]:
+    """By stage, the hashes of the cells' keys that are planned with these options of patching."""
+    prompts = {split: str(finished / f"{split}.jsonl") for split in every_measure.SPLITS}
+    measures: list[Any] = [{"patching": {"arms": ["identity"], "map_prompts": 0} | patching}, "transport", "off_manifold"]
+    models = {"base": str(finished / "base"), "tuned": str(finished / "tuned")}
+    asked = make_study({"pair": models, "prompts": prompts, "measures": measures, "answers": {"tokens": 0}})
+    found: dict[str, set[str]] = {}
+    with opened(asked, finished / f"unrun {len(list(finished.iterdir()))}", device="cpu") as (prepared, _):
+        for cell in prepared.plan.cells:
+            found.setdefault(cell.stage, set()).add(cell_hash(cell.key))
+    return found
+
+
+def test_a_key_holds_what_decides_the_choice_and_nothing_else(finished: Path) -> None:
+    """Pairs chosen over both directions had the key of those chosen over one, and other pairs renewed every cell of the closer layers."""
+    plain, one_way, none, wide, fewer = (
+        keys(finished, **given) for given in ({}, {"directions": [RECOVERY]}, {"pairs": 0}, {"windows": [2]}, {"layers": [0, 1]})
+    )
+    assert plain["pairs"]
+    assert one_way["pairs"]
+    assert not plain["pairs"] & one_way["pairs"], "they are the strongest of both directions, or of one"
+    closer = {stage for stage in plain if stage in ("closer", "steering", "off_manifold", "mapped_positions")}
+    assert {"closer", "off_manifold"} <= closer
+    for stage in closer:
+        assert plain[stage] == none[stage] == wide[stage], stage
+        assert not plain[stage] & one_way[stage], stage
+        assert not plain[stage] & fewer[stage], stage

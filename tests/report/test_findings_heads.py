@@ -93,7 +93,7 @@ def test_two_heads_need_each_other_two_stand_in_for_each_other() -> None:
     np.testing.assert_allclose(found["value"], [0.375, 0.0, 0.0], atol=1e-12)
     spare = game(swapped({"head 0": 0.6, "head 1": 0.6, "heads 0,1": 0.6, "head 2": 0.0, "all": 0.6}))
     (line,) = heads_sets.interactions(spare, [0, 1]).iter_rows(named=True)
-    assert (line["value"], line["alone"]) == (pytest.approx(-1), pytest.approx(2))
+    assert (line["value"], line["v_i"], line["v_j"]) == (pytest.approx(-1), pytest.approx(1), pytest.approx(1))
     nothing = game(swapped({"head 0": 0.5, "head 1": 0.5, "head 2": 0.0, "heads 0,1": 0.0, "all": 0.0}))
     assert heads_sets.interactions(nothing, [0, 1]).is_empty(), "P14: no share of nothing"
 
@@ -109,7 +109,7 @@ def test_heads_that_add_in_the_logits_have_no_interaction_there_and_one_of_kl() 
     assert next(iter(lines)) == (1, 2), "the largest first, of those that add"
     assert (lines[0, 1]["value"], lines[0, 1]["kl"]) == (pytest.approx(0), pytest.approx(0.5))
     assert (lines[1, 2]["value"], lines[1, 2]["kl"]) == (pytest.approx(0.4), pytest.approx(0))
-    assert lines[0, 1]["alone"] == pytest.approx(1)
+    assert (lines[0, 1]["v_i"], lines[0, 1]["v_j"]) == (pytest.approx(0.5), pytest.approx(0.5))
     without = heads_sets.both_interactions(pl.concat([pair(), of_kl]), game(of_kl), [0, 1])
     assert without["value"].to_list() == [None]
     assert without["kl"].to_list() == pytest.approx([0.5])

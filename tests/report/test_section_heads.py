@@ -62,7 +62,9 @@ def test_shares_of_heads(run: Run) -> None:
     assert shares.null == (pytest.approx(6), pytest.approx(6), 3), "noise spread over all heads alike"
     found = heads_sets.interactions(one, [1, 2, 3])
     assert (found["i"][0], found["j"][0]) == (1, 2)
-    assert found["value"][0] == pytest.approx(-found["alone"][0]), "the two cancel, so together they have nothing of what each has"
+    assert found["value"][0] == pytest.approx(-found["v_i"][0] - found["v_j"][0]), (
+        "the two cancel, so together they have nothing of what each has"
+    )
 
 
 def test_the_map_and_the_network(run: Run) -> None:
@@ -133,7 +135,8 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert alone > of_kl
     assert f"; in KL {of_kl} %)" in said["head_coverage_breakage"]
     assert re.search(
-        f"L{CHANGED}: head 3 alone has {alone} % [(]95 %: .* to .*; order and number chosen on select", said["head_coverage_breakage"]
+        f"L{CHANGED}: head 3 alone has {alone} % [(]of the move of the logits by all, wherever it leads; 95 %: .* to .*; order and number chosen",
+        said["head_coverage_breakage"],
     )
     assert "(3 random edits of this size: 6.0 to 6.0; by Shapley values of KL " in said["head_bars_breakage"]
     assert "Fisher-projected coverages add up to 1.000" in said["head_bars_breakage"]
@@ -144,7 +147,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     (sentence,) = which_heads(run.rows, run.summary, run.manifest)
     whole = f"Of what all 6 heads of L{CHANGED} do together (the base's, patched into the tuned model, raise KL by 0."
     assert sentence.startswith(whole)
-    assert f") of D), head 3 alone has {alone} % (95 %: " in sentence
+    assert f") of D), head 3 alone has {alone} % (of the move of the logits by all, wherever it leads; 95 %: " in sentence
     assert leads(run.rows, run.summary, run.manifest)["heads"] == [sentence]
     (headline,) = verdict(run.rows, run.summary, run.manifest)[-1:]
     assert headline.startswith(whole)

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 import every_measure
+from mechdiff.labels import CROSSED
 from mechdiff.measures.catalogue import make_study
 from mechdiff.store.run_folder import cell_hash
 from runs import opened
 
 MEASURES: list[Any] = [
-    {"patching": {"sites": ["resid_post"], "layers": [1], "arms": ["identity", "resample"], "map_prompts": 0}},
+    {"patching": {"sites": ["resid_post", "mlp_out"], "layers": [0, 1], "pairs": 2, "arms": ["identity", "resample"], "map_prompts": 0}},
     {"similarity": {"sites": ["resid_post"], "layers": [1], "permutations": 4}},
     {
         "transport": {
@@ -62,6 +63,7 @@ def test_keys_know_which_prompts_share_a_cluster(pair: Path, tmp_path: Path) -> 
     assert not by_pairs & by_threes
     for keys, of in ((by_pairs, pairs), (by_threes, threes)):
         stages = {of[name].stage for name in keys}
+        assert {(of[name].stage, of[name].key.get("direction")) for name in keys} >= {("pairs", direction) for direction in CROSSED}
         assert {"fits", "similarity", "rank", "rank_curve", "closer", "mapped_positions", "mapped_answers"} <= stages
         patches = {arms(of[name]) for name in keys if of[name].stage == "patching"}
         assert patches == {"resample"}

@@ -16,7 +16,7 @@ _MEASURED: ContextVar[tuple[float | None, float | None]] = ContextVar("coverage 
 
 SHOWN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-INTERACTION = "under 0 either will do, over 0 they need each other"
+INTERACTION = "under 0 both do less together than the sum of each alone, over 0 more"
 """What an interaction of two parts means: what both do together less the sum of each alone."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

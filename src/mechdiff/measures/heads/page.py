@@ -202,10 +202,10 @@ def _pairs(run: Run) -> list[dict]:
             both = sets.both_interactions(run.rows, one, order[:6])
             of += len(both)
             for r in both.head(PAIRS // 2).iter_rows(named=True):
-                of_kl = share(r["kl_alone"]), with_ends(r["kl"], r["kl_low"], r["kl_high"])
-                added = share(r["alone"]), with_ends(r["value"], r["low"], r["high"])
+                of_kl = f"{share(r['kl_i'])}, {share(r['kl_j'])}", with_ends(r["kl"], r["kl_low"], r["kl_high"])
+                added = f"{share(r['v_i'])}, {share(r['v_j'])}", with_ends(r["value"], r["low"], r["high"])
                 lines.append((f"L{layer}: {r['i']}, {r['j']}", WORDS[direction], *added, *of_kl))
-    columns = ("heads", "direction", "v(i) + v(j)", "interaction (95 %)", "of KL: v(i) + v(j)", "of KL: interaction (95 %)")
+    columns = ("heads", "direction", "v(i), v(j)", "interaction (95 %)", "of KL: v(i), v(j)", "of KL: interaction (95 %)")
     title = f"Interactions of top heads, v(i, j) − v(i) − v(j), as parts of how far all heads of the layer move the logits: {INTERACTION}"
     title += f"; the largest of each layer and direction, {len(lines)} of {of}, so somewhat overstated. " if len(lines) < of else ". "
     title += "Of KL beside it two heads that add seem to need each other, for a divergence grows as a square"

@@ -307,27 +307,27 @@ def _null(rows: pl.DataFrame, one: Game, *, added: bool) -> tuple[float, float, 
 
 
 def interactions(one: Game, top: Sequence[int]) -> pl.DataFrame:
-    """`i j value low high alone`: v(ij) - v(i) - v(j) as a share of v(all), the largest first; negative: either will do. `alone`: v(i) + v(j)."""
+    """`i j value low high v_i v_j`: v(ij) - v(i) - v(j) as a share of v(all), the largest first; `v_i`, `v_j`: the share of each alone."""
     lines = []
     for place, j in enumerate(top):
-        for i in top[:place]:
-            both, first, second = one.value([i, j]), one.value([i]), one.value([j])
+        for i, k in (sorted((other, j)) for other in top[:place]):
+            both, first, second = one.value([i, k]), one.value([i]), one.value([k])
             if both is not None and first is not None and second is not None and one.whole.counts:
                 share, low, high = intervals.share_intervals((both - first - second)[:, None], one.whole.values)
-                alone = float((first + second).mean() / one.whole.mean)
-                lines.append({"i": min(i, j), "j": max(i, j), "value": share[0], "low": low[0], "high": high[0], "alone": alone})
-    schema = {"i": pl.Int64, "j": pl.Int64, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "alone": pl.Float64}
+                alone = {name: float(v.mean() / one.whole.mean) for name, v in (("v_i", first), ("v_j", second))}
+                lines.append({"i": i, "j": k, "value": share[0], "low": low[0], "high": high[0], **alone})
+    schema = dict.fromkeys(("i", "j"), pl.Int64) | dict.fromkeys(("value", "low", "high", "v_i", "v_j"), pl.Float64)
     table = pl.DataFrame(lines, schema=schema).with_columns(pl.col("low", "high").fill_nan(None))
     return table.sort(pl.col("value").abs(), descending=True, maintain_order=True)
 
 
 def both_interactions(rows: pl.DataFrame, one: Game, top: Sequence[int]) -> pl.DataFrame:
-    """`interactions` in the currency that adds, the largest first, with `kl kl_low kl_high kl_alone`, those of KL, beside.
+    """`interactions` in the currency that adds, the largest first, with `kl kl_low kl_high kl_i kl_j`, those of KL, beside.
 
     A divergence grows as the square of what is done, so of two heads that add in the logits it says that they need each other.
     """
     ways = projected(rows, one)
-    of_kl = interactions(one, top).rename({"value": "kl", "low": "kl_low", "high": "kl_high", "alone": "kl_alone"})
+    of_kl = interactions(one, top).rename({"value": "kl", "low": "kl_low", "high": "kl_high", "v_i": "kl_i", "v_j": "kl_j"})
     added = interactions(ways, top) if ways is not None else interactions(one, top).clear()
     both = of_kl.join(added, on=["i", "j"], how="left", maintain_order="left")
     return both.sort(pl.col("value").abs(), descending=True, nulls_last=True, maintain_order=True)

@@ -7,6 +7,7 @@ from mechdiff.report.difference import BREAKAGE
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import level, with_interval
+from mechdiff.rows import OVERLAP
 from mechdiff.statistics import spread
 
 LEAST = 0.001
@@ -85,7 +86,10 @@ def _layer_chosen(rows: pl.DataFrame, layers: list[int], split: str | None, *, a
 
 
 def how_many(rows: pl.DataFrame, summary: pl.DataFrame, one: sets.Game, manifest: dict, *, all_of_it: bool = True) -> str:
-    """ "heads 5 and 4 have 64 % (95 %: 50 % to 77 %; order and number chosen on select; 2 random: 8 % to 14 %; in KL 41 %)"."""
+    """ "heads 5 and 4 have 64 % (95 %: 50 % to 77 %; order and number chosen on select; 2 random: 8 % to 14 %; in KL 41 %)".
+
+    Of the tuned model that runs "of the move of the logits by all, wherever it leads" is said: the whole beside it is of the way back alone.
+    """
     order = sets.orders(manifest, one.direction, one.layer or 0).get("greedy")
     if not order:
         return "no order of heads was chosen: there were no select prompts"
@@ -105,7 +109,9 @@ def how_many(rows: pl.DataFrame, summary: pl.DataFrame, one: sets.Game, manifest
     beside = f"; {k} random: {per_cent(random['low'][0])} to {per_cent(random['high'][0])}" if len(random) and all_of_it else ""
     of_kl = sets.game(rows, summary, one.direction, one.layer) if one.in_logits and all_of_it else None
     bent = _in_kl(of_kl, found.heads) if of_kl else ""
-    return f"{words} {per_cent(found.share)} ({ends}{number} chosen on select{biased}{beside}{bent})"
+    move = one.in_logits and sets.way_metric(one.direction, one.layer) != OVERLAP
+    what = "of the move of the logits by all, wherever it leads; " if move else ""
+    return f"{words} {per_cent(found.share)} ({what}{ends}{number} chosen on select{biased}{beside}{bent})"
 
 
 def _in_kl(of_kl: sets.Game, heads: list[int]) -> str:

@@ -1,7 +1,7 @@
 """Activations written at the decision position, and along answers, are held against the running model's own: a cell a model and kind of site."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -64,11 +64,17 @@ def cells(planner: Planner) -> Iterator[Cell]:
                 "folds": options.folds,
                 "seed": planner.study.seed,
             }
-            what |= {"own": on, "neutral": neutral, "written": [one.model_dump(mode="json") for one in asked], "closer": layers}
+            what |= {"own": on, "neutral": neutral, "written": [_what_writes(one) for one in asked], "closer": layers}
             flops = 40.0 * planner.shape.n_layers * len(items) * n * planner.shape.width(kind)
             yield Cell(stage="off_manifold", key=planner.key(items, stage="off_manifold", **what), items=items, side=None, flops=flops)
     if patching:
         yield from _along_answers(planner, options, patching)
+
+
+def _what_writes(options: Options) -> dict[str, Any]:
+    """The options that decide what is written at single sites: of patching not those of windows, pairs and the map of positions."""
+    of_one_site = {"sites", "layers", "stride", "arms", "directions", "positions"}
+    return options.model_dump(mode="json", include=of_one_site if isinstance(options, PatchingOptions) else None)
 
 
 def _along_answers(planner: Planner, options: OffManifoldOptions, patching: PatchingOptions) -> Iterator[Cell]:

@@ -118,7 +118,13 @@ def _pairs(planner: Planner, options: PatchingOptions, direction: str) -> Iterat
     runs = n * (n - 1) // 2
     for number, shard in enumerate(planner.packed("report", "decision")):
         what = {"direction": direction, "split": "report", "position": "decision", "arm": "identity", "kinds": kinds, "strongest": n}
-        what |= {"chosen_on": prompt_hashes(planner, "select"), "shard": number, "n_variants": runs, "layers": [0] * runs}
+        what |= {
+            "chosen_on": prompt_hashes(planner, "select"),
+            "chosen_by": sorted(options.directions),
+            "shard": number,
+            "n_variants": runs,
+            "layers": [0] * runs,
+        }
         made = planner.patch_cell(shard, "pairs", what, 1)
         yield replace(made, key={**made.key, "layers": layers})
 

@@ -54,6 +54,9 @@ def choose_layers(rows: pl.DataFrame) -> dict[str, Any] | None:
 CHOOSING = ("patching", "similarity")
 """Stages whose rows on the select prompts choose the hot layers."""
 
+CHOICE = {"sites", "layers", "stride", "directions"}
+"""Options that say what is run of these on the select prompts: arms, windows, pairs and maps of positions are of the report prompts alone."""
+
 CLOSER = ("capture", *CHOOSING)
 """What must be there before the closer layers are known."""
 
@@ -89,7 +92,7 @@ def choice(planner: Planner, options: CloserOptions) -> dict[str, Any]:
     if options.closer != "hot":
         return {"closer": options.closer}
     patching, similarity = planner.study.asked(PatchingOptions), planner.study.asked(SimilarityOptions)
-    by = {name: one.model_dump() for name, one in (("patching", patching), ("similarity", similarity)) if one}
+    by = {name: one.model_dump(include=CHOICE) for name, one in (("patching", patching), ("similarity", similarity)) if one}
     return {
         "closer": "hot",
         "closer_by": by,
