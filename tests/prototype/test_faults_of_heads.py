@@ -212,11 +212,13 @@ def test_a27_there_is_no_share_of_what_is_under_three_floors(rows: pl.DataFrame)
     d_and_floor = rows.filter((pl.col("measure") == "divergence") | (pl.col("control") == "no_op"))
     table = pl.concat([d_and_floor, planted_heads(rows, n_layers=7, changed=4)])
     manifest = {"heads": {"closer_layers": [4], "greedy": {BREAKAGE: {"4": [3, 0]}}}}
-    of_heads = (pl.col("measure") == "heads") & (pl.col("direction") == BREAKAGE) & (pl.col("metric") == "kl_own_nats")
+    of_heads = (pl.col("measure") == "heads") & (pl.col("direction") == BREAKAGE) & pl.col("metric").is_in(["kl_own_nats", "fisher_nats"])
     small = table.with_columns(value=pl.when(of_heads).then(pl.col("value") * 0.0061 / 6.4).otherwise("value"))
     no_op = pl.col("control").eq_missing(pl.lit("no_op"))
     for floor, counts in ((1e-9, True), (0.004, False)):
-        shown = small.with_columns(value=pl.when(no_op & (pl.col("metric") == "kl_own_nats")).then(floor).otherwise("value"))
+        shown = small.with_columns(
+            value=pl.when(no_op & pl.col("metric").is_in(["kl_own_nats", "fisher_nats"])).then(floor).otherwise("value")
+        )
         summary = statistics_summary.summarise(shown, NUMBERS)
         game = heads_sets.game(shown, summary, BREAKAGE, 4)
         assert game is not None

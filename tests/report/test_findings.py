@@ -221,6 +221,7 @@ def test_what_two_neighbours_do_beyond_each_alone_is_in_parts_of_the_way() -> No
     found = pairs.of_neighbours(pl.concat([whole, moved(0.3, 1), moved(0.1, 2), moved(0.4, 3), *both]))
     assert found["name"].to_list() == ["L1.attn_out and L2.attn_out", "L2.attn_out and L3.attn_out"]
     assert found["value"].to_list() == pytest.approx([0.3, 0.0])
-    assert found["alone"].to_list() == pytest.approx([0.4, 0.5])
-    assert found["low"].to_list() == pytest.approx([0.3, 0.0], abs=1e-9)
+    assert found["first"].to_list() == pytest.approx([0.3, 0.1])
+    assert found["second"].to_list() == pytest.approx([0.1, 0.4])
+    assert found["value_low"].to_list() == pytest.approx([0.3, 0.0], abs=1e-9)
     assert pairs.of_neighbours(pl.concat([whole, moved(0.3, 1)])).is_empty()

@@ -4,12 +4,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mechdiff import labels, shares
 from mechdiff.architectures.sites import Site
 from mechdiff.audit import whole
-from mechdiff.audit.distributions import NotRecomputed, Row
+from mechdiff.audit.distributions import LOGITS_APART, NotRecomputed, Row
 from mechdiff.audit.rerun import Rerun
 from mechdiff.audit.whole import Put
 from mechdiff.engine.generation import stop_ids
@@ -109,6 +110,12 @@ def of_laws(run: Rerun, row: Row, own: str, edited: Tensor) -> float:
     return together(what, base, tuned, [way(*laws) for laws in zip(base, tuned, mine, other, edited, strict=True)])
 
 
+def tied(run: Rerun, law: Float[Tensor, " vocab"]) -> bool:
+    """Whether the first two tokens are nearer than the logits of a run done twice."""
+    first, second = law.double().topk(2).values
+    return bool(first - second <= LOGITS_APART * math.sqrt(2 * run.floor) + 2 * torch.finfo(torch.float32).eps * first.abs())
+
+
 def of_pair(run: Rerun, row: Row) -> float:
     """What `divergence` says of the two models over an answer."""
     base, tuned = (clean(run, side, row["split"], row["prompt"]) for side in ("base", "tuned"))
@@ -116,6 +123,8 @@ def of_pair(run: Rerun, row: Row) -> float:
     if row["metric"] == "divergent_place":
         return float(apart.index(True)) if any(apart) else math.nan
     if row["metric"] == "top1_same_answer":
+        if any(tied(run, law) for law in (*base, *tuned)):
+            raise NotRecomputed("at a position of the answer two tokens are so near that rounding says which is the first")
         return 1 - sum(apart) / len(apart)
     ways: dict[str, Callable[[Tensor, Tensor], float]] = {
         "kl_tuned_base_nats": lambda b, t: whole.kl(t, b),
