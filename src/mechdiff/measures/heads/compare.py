@@ -80,7 +80,7 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
         if (alone := heads_alone(run, direction)) is not None:
             yield by_divergence("heads", f"effective heads of the network by KL, {word}", alone)
     rows, summary, manifest = run.content.rows, run.content.summary, run.content.manifest
-    games = {layer: sets.spoken_of(rows, summary, BREAKAGE, layer) for layer in findings.closer_layers(manifest)}
+    games = {layer: sets.spoken_of(rows, summary, BREAKAGE, layer) for layer in findings.measured_layers(rows, manifest)}
     known = [layer for layer, one in games.items() if one and one.n > 1 and one.whole.counts]
     if not known:
         return
@@ -125,7 +125,7 @@ def axis(of: Compared) -> Section:
 def _coverage(run: Any) -> pl.DataFrame | None:
     """`panel line rank value low high` of one run's strongest layer."""
     rows, summary, manifest = run.content.rows, run.content.summary, run.content.manifest
-    games = {layer: sets.spoken_of(rows, summary, BREAKAGE, layer) for layer in findings.closer_layers(manifest)}
+    games = {layer: sets.spoken_of(rows, summary, BREAKAGE, layer) for layer in findings.measured_layers(rows, manifest)}
     known = [layer for layer, one in games.items() if one and one.n > 1 and one.whole.counts]
     if not known:
         return None

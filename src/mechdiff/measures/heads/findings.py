@@ -94,6 +94,11 @@ def closer_layers(manifest: Mapping) -> list[int]:
     return list((manifest.get("heads") or {}).get("closer_layers") or [])
 
 
+def measured_layers(rows: pl.DataFrame, manifest: Mapping) -> list[int]:
+    """Those of which it is known what all heads together break: not of older runs of two vocabularies."""
+    return [layer for layer in closer_layers(manifest) if not _of_layers(rows, [layer]).is_empty()]
+
+
 def strongest_layer(rows: pl.DataFrame, layers: Sequence[int]) -> tuple[int, str | None]:
     """The layer whose heads break most together, and the split that says so: `select` where that was run."""
     whole = _of_layers(rows, layers)

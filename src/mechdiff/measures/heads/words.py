@@ -31,7 +31,7 @@ def which_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> li
 
 def headlines(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, all_of_it: bool = False) -> list[Candidate]:
     """What may be said of heads: the whole of the strongest layer beside the part that a few of them have; `all_of_it` adds what is beside that."""
-    games = [sets.spoken_of(rows, summary, BREAKAGE, layer) for layer in findings.closer_layers(manifest)]
+    games = [sets.spoken_of(rows, summary, BREAKAGE, layer) for layer in findings.measured_layers(rows, manifest)]
     known = [one for one in games if one is not None]
     if not known:
         return []
