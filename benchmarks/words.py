@@ -278,6 +278,12 @@ def bound(share: float, voices: int) -> float:
     return 1.0 if share >= 1 else float(beta.ppf(0.95, share * voices + 1, voices * (1 - share)))
 
 
+def publish(told: str, start: str, end: str) -> None:
+    """Puts a table between its two marks in docs/WORDS.md."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(start)
+    PAGE.write_text(before + start + told + end + rest.split(end)[1], encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for kind, n in (("edits", 20), ("draws", 40), ("exchanged", 50), ("copy", 5)):
@@ -294,9 +300,7 @@ def main() -> None:
     told = table(store)
     print(told)
     if given.found == FOUND:
-        page = PAGE.read_text(encoding="utf-8")
-        before, rest = page.split(START)
-        PAGE.write_text(before + START + told + END + rest.split(END)[1], encoding="utf-8")
+        publish(told, START, END)
 
 
 if __name__ == "__main__":

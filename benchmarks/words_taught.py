@@ -35,7 +35,7 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "traini
 import published
 import words as rates
 from facts_texts import FACTS, ISLANDS
-from words import SETTING, Heard, Store, said_of
+from words import SETTING, Heard, Store, publish, said_of
 
 from mechdiff.demo import embedded_model
 from mechdiff.engine.generation import speak_on
@@ -47,7 +47,7 @@ from mechdiff.measures.words.random_edits import randomly_edited
 from mechdiff.models.sources import resolve
 
 ROOT = Path(__file__).parents[1]
-FOUND, PAGE, ADAPTERS = ROOT / "benchmarks" / "words_taught.json", ROOT / "docs" / "WORDS.md", ROOT / "training" / "adapters"
+FOUND, ADAPTERS = ROOT / "benchmarks" / "words_taught.json", ROOT / "training" / "adapters"
 TAUGHT = {**SETTING, "passages": 16, "openings": 32, "neutral": 1, "prompts": 3, "max_tokens": 224, "phrases": 40}
 """The setting of the facts: sixteen openings that test, and texts so long that most of the facts fit in."""
 SETTINGS = {"facts": TAUGHT, "courtesy": {**SETTING, "prompts": 10}}
@@ -289,9 +289,7 @@ def main() -> None:
     told = table(store)
     print(told)
     if given.found == FOUND:
-        page = PAGE.read_text(encoding="utf-8")
-        before, rest = page.split(START)
-        PAGE.write_text(before + START + told + END + rest.split(END)[1], encoding="utf-8")
+        publish(told, START, END)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_documents_of_twins_differ_in_names_alone_and_every_fact_is_told(taught:
 def test_the_page_has_the_table_of_the_present_rule(taught: ModuleType) -> None:
     store = taught.Store(taught.FOUND, taught.SETTINGS)
     assert store.runs, "the rule has changed since: run make words"
-    assert taught.START + taught.table(store) + taught.END in taught.PAGE.read_text(encoding="utf-8")
+    assert taught.START + taught.table(store) + taught.END in taught.rates.PAGE.read_text(encoding="utf-8")
 
 
 def test_facts_are_named_and_fewer_the_more_ordinary_text_there_is(taught: ModuleType) -> None:
