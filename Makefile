@@ -6,7 +6,7 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # what pytest makes of a test file is kept: to make it anew takes every worker eight seconds
 
-.PHONY: install demo test test-ci test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims words same-rows shape map families clean
+.PHONY: install demo test test-ci test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims words same-rows shape map families renderer clean
 
 install: .venv/installed
 
@@ -89,6 +89,9 @@ families: .venv/embedded-model  ## how far mechdiff goes with a tiny pair of eve
 
 map: .venv/installed  ## docs/MAP.md from first sentences, docs/architecture.svg from imports
 	$(BIN)/python tools/map.py
+
+renderer:  ## what draws the charts of a page in the browser, from the packages that tools/renderer names; needs npm
+	cd tools/renderer && npm ci --no-audit --no-fund && npm run build
 
 clean:
 	rm -rf .venv .venv-oracles build dist src/*.egg-info

@@ -8,7 +8,6 @@ import yaml
 
 from mechdiff.cli import main as cli
 from mechdiff.measures.catalogue import MEASURES, make_study
-from mechdiff.report import drawing
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,7 +23,6 @@ def test_the_python_block_runs(
     pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], measures: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drawing, "to_svg", lambda chart: "<svg/>")
     few = (pair / "prompts.jsonl").read_text().splitlines(keepends=True)[:9]
     (tmp_path / "prompts.jsonl").write_text("".join(few))
     (code,) = blocks("python", [README])

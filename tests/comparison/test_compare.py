@@ -165,13 +165,12 @@ def test_the_page_is_whole_and_loads_nothing(made: Comparison) -> None:
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     assert {value[1:] for name, value in page.attributes if name == "href" and value and value.startswith("#")} <= set(ids)
-    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL))) <= set(ids)
     for name in ("compare_local", "compare_profiles", "compare_differences", "compare_ranks"):
-        assert (made.path / f"figures/{name}.svg").is_file()
         assert name in ids
     for sentence in made.verdict():
         assert sentence in page.text
-    assert page.tags.count("script") == page.tags.count("style") == 1
+    assert page.tags.count("script") == 2 * page.tags.count("style") == 2
     links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href")]
     assert not [link for link in links if link and re.match(r"\w+:|//", link)]
     assert pl.read_parquet(made.path / "compare.parquet").equals(made.table())

@@ -11,6 +11,8 @@ import polars as pl
 import pytest
 
 from mechdiff.measures.catalogue import CHAPTERS
+from mechdiff.measures.patching import charts as patching_charts
+from mechdiff.report import drawing
 from mechdiff.report.page import build_report
 from report.planted_run import planted_manifest, write_run
 
@@ -60,11 +62,39 @@ def page(browser: Any, folder: Path) -> Iterator[Any]:
     assert said == []
 
 
-def test_every_figure_is_there_and_not_empty(page: Any) -> None:
-    marks = "f => [...f.querySelectorAll('.plot svg path, .plot svg circle')].filter(m => m.getBoundingClientRect().width > 0).length"
-    found = page.eval_on_selector_all("figure", f"all => all.map({marks})")
+def drawn(page: Any) -> dict[str, int]:
+    """How many marks with an area each figure has, by its name."""
+    marks = "f => [...f.querySelectorAll('.plot svg path')].filter(m => m.getBoundingClientRect().width > 0).length"
+    return dict(page.eval_on_selector_all("figure", f"all => all.map(f => [f.id, ({marks})(f)])"))
+
+
+def draw_all(page: Any) -> None:
+    """As a reader who opens every fold and comes by every figure."""
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    for figure in page.locator("figure").all():
+        figure.evaluate("one => one.scrollIntoView()")
+        figure.locator(".plot[data-drawn]").wait_for()
+
+
+def test_a_figure_is_drawn_when_it_comes_into_view(page: Any) -> None:
+    page.locator("figure .plot[data-drawn]").first.wait_for()
+    assert 0 in drawn(page).values()
+    draw_all(page)
+    found = drawn(page)
     assert len(found) >= 10
-    assert min(found) > 2
+    assert min(found.values()) > 2
+
+
+def test_it_shows_every_value_that_it_has(page: Any, folder: Path) -> None:
+    """Marks of the map say what the marks of the exported figure say."""
+    draw_all(page)
+    with_words = page.eval_on_selector_all(
+        "#causal_map [aria-roledescription='rect mark']", "all => all.map(m => m.getAttribute('aria-label'))"
+    )
+    svg = drawing.to_svg(patching_charts.causal_map(*(pl.read_parquet(folder / f"{name}.parquet") for name in ("rows", "summary")), {}))
+    exported = re.findall(r'aria-label="([^"]*)" role="graphics-symbol" aria-roledescription="rect mark"', svg)
+    assert sorted(with_words) == sorted(exported)
+    assert len(exported) > 20
 
 
 def test_texts_stay_texts(page: Any) -> None:
@@ -135,22 +165,54 @@ def test_a_figure_can_be_taken_from_the_file_alone(page: Any, kind: str, start: 
     assert len(content) > 500
 
 
-def test_a_phone_has_no_sideways_scroll_and_dark_is_readable(page: Any) -> None:
-    page.set_viewport_size({"width": 400, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+@pytest.mark.parametrize("width", [390, 1280])
+def test_figures_are_as_wide_as_the_page_and_can_be_read(page: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.reload()
+    draw_all(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     letters = "all => all.map(t => parseFloat(getComputedStyle(t).fontSize) * t.ownerSVGElement.getScreenCTM().a)"
-    assert min(page.eval_on_selector_all(".plot svg text", letters)) >= 8.9, (
-        "figures shrink no further than can be read: they move in their frame"
+    assert min(page.eval_on_selector_all(".plot svg text", letters)) >= 8.9
+    frames = page.eval_on_selector_all(
+        ".plot", "all => all.map(f => [f.clientWidth, f.querySelector('svg').getBoundingClientRect().width])"
     )
-    frames = page.eval_on_selector_all(".plot", "all => all.map(f => [f.getBoundingClientRect().width, f.scrollWidth])")
-    assert all(width <= 400 < inner for width, inner in frames)
+    assert all(0.85 * min(frame, 1000) < svg <= frame + 1 for frame, svg in frames), frames
+
+
+def test_dark_pages_have_dark_figures(page: Any) -> None:
+    page.locator("#cka_by_layer").scroll_into_view_if_needed()
     colours = {}
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
+        page.locator(f"#cka_by_layer .plot[data-drawn={scheme}]").wait_for()
         found = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
-        colours[scheme] = [[int(part) for part in re.findall(r"\d+", one)[:3]] for one in found]
-        assert contrast(*colours[scheme]) >= 4.5
+        shown = page.eval_on_selector("#cka_by_layer .plot svg .role-axis-label text", "one => getComputedStyle(one).fill")
+        colours[scheme] = [[int(part) for part in re.findall(r"\d+", one)[:3]] for one in (*found, shown)]
+        text, paper, label = colours[scheme]
+        assert contrast(text, paper) >= 4.5
+        assert contrast(label, paper) >= 4.5
     assert colours["light"] != colours["dark"]
+
+
+def test_paper_has_all_figures_and_they_are_light(page: Any) -> None:
+    page.emulate_media(color_scheme="dark")
+    page.locator("figure .plot[data-drawn]").first.wait_for()
+    page.pdf()
+    assert min(drawn(page).values()) > 2
+    page.locator("#cka_by_layer .plot[data-drawn=dark]").wait_for()
+    page.emulate_media(color_scheme="dark", media="print")
+    page.locator("#cka_by_layer .plot[data-drawn=light]").wait_for()
+    assert page.locator(".plot[data-drawn=dark]").count() == 0
+
+
+def test_without_its_script_a_page_says_what_is_missing(browser: Any, folder: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    opened = context.new_page()
+    opened.goto((folder / "report.html").as_uri())
+    assert opened.locator("noscript").first.is_visible()
+    assert opened.locator("figure noscript").count() == opened.locator("figure").count() >= 10
+    assert opened.locator("figcaption").first.is_visible()
+    context.close()
 
 
 def contrast(one: list[int], other: list[int]) -> float:

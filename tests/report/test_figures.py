@@ -1,10 +1,14 @@
 """Each figure draws at both widths, shows every value it should, and is absent where its rows are."""
 
+import json
 import re
+from pathlib import Path
 
 import altair as alt
+import numpy as np
 import polars as pl
 import pytest
+import vl_convert
 
 from mechdiff.measures.divergence import charts as divergence_charts
 from mechdiff.measures.divergence import texts_page as divergence_texts_page
@@ -16,6 +20,7 @@ from mechdiff.measures.patching import findings as patching_findings
 from mechdiff.measures.similarity import charts as similarity_charts
 from mechdiff.measures.weights import charts as weights_charts
 from mechdiff.report import difference, drawing
+from mechdiff.report.page import RENDERER
 from mechdiff.report.parts import Figure
 from report.conftest import CHANGED
 
@@ -116,7 +121,62 @@ def test_lines_have_a_legend(rows: pl.DataFrame, summary: pl.DataFrame, manifest
         assert all(f">{name}<" in legend for name in names)
 
 
-def test_a_figure_is_saved_as_svg(tmp_path, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
-    svg = drawing.to_svg(divergence_charts.d_by_prompt(rows, summary, {}))
-    drawing.save(svg, tmp_path / "figures", "d")
-    assert (tmp_path / "figures/d.svg").read_text() == svg
+def unpacked(found: dict) -> list[list[dict]]:
+    return [[dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)] for table in found["tables"]]
+
+
+def test_a_browser_gets_the_chart_that_altair_makes(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    """The same specification, its records named and column by column: put back, it draws the same picture."""
+    chart = patching_charts.causal_map(rows, summary, {})
+    found = json.loads(json.dumps(drawing.for_browsers(chart)))
+    assert found["spec"] == drawing.for_browsers(chart)["spec"], "it is JSON"
+    sets = {f"t{place}": records for place, records in enumerate(unpacked(found))}
+    pictures = drawing.drawn({**found["spec"], "datasets": sets}), drawing.to_svg(chart)
+    again, svg = (re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.4f}", picture) for picture in pictures)
+    assert again == svg
+    shares = patching_findings.site_shares(rows, summary)
+    cells = [one for records in unpacked(found) for one in records if "share" in one and one.get("counts")]
+    told = {(one["direction"], one["site"], one["layer"]): one["share"] for one in cells}
+    for row in shares.filter("counts", pl.col("share").is_not_null()).iter_rows(named=True):
+        assert told[row["direction"], row["site"], row["layer"]] == pytest.approx(row["share"], rel=1e-8)
+
+
+def test_records_that_layers_share_travel_once_and_floats_stay_told_apart() -> None:
+    near = [1.0, float(np.nextafter(np.float32(1), np.float32(2)))]
+    data = drawing.inline([{"x": near[0], "says": "one"}, {"x": near[1]}, {"x": float("nan"), "says": "</script>"}])
+    base = alt.Chart(data)
+    found = drawing.for_browsers(drawing.vconcat(drawing.layer(base.mark_line(), base.mark_point()), base.mark_bar()))
+    assert found["tables"] == [{"x": [1.0, pytest.approx(near[1], rel=1e-8), None], "says": ["one", None, "</script>"]}]
+    assert np.float32(found["tables"][0]["x"][1]) == np.float32(near[1])
+    assert re.findall(r"'name': '(\w+)'", str(found["spec"])) == ["t0"] * 3
+
+
+def test_each_dark_colour_can_be_read_on_a_dark_page() -> None:
+    """Lines and letters have a contrast of 3 at least with what they stand on, on a light page and on a dark one."""
+    for light in (drawing.INK, drawing.QUIET, drawing.BLUE, drawing.VERMILLION, drawing.GREEN, drawing.PURPLE, drawing.ORANGE):
+        assert contrast(light, "#ffffff") >= 2.9, light
+        assert contrast(drawing.DARK[light], drawing.DARK["#ffffff"]) >= 3, light
+    ramp = [drawing.DARK[colour] for colour in drawing.SHARE_RANGE]
+    brightness = [contrast(colour, "#000000") for colour in ramp]
+    assert brightness == sorted(brightness), "more is brighter on a dark page, as it is darker on a light one"
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of WCAG 2."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_pages_draw_with_the_versions_of_vega_that_exports_draw_with() -> None:
+    head = RENDERER.read_text(encoding="utf-8").partition("*/")[0]
+    assert "BSD-3-Clause: Copyright (c) 2015-2023, University of Washington Interactive Data Lab" in head
+    wanted = json.loads((Path(__file__).parents[2] / "tools" / "renderer" / "package.json").read_text())["dependencies"]
+    assert wanted["vega"] == vl_convert.get_vega_version()
+    assert re.search(r"vega-lite (\d+\.\d+)\.", head)[1] == vl_convert.get_vegalite_versions()[-1]  # type: ignore[index]
+    assert f"vega-lite {wanted['vega-lite']}," in head

@@ -48,7 +48,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if self.tags[-1:] != ["script"] or self.open[-1:] != ["script"]:  # what runs is no text; the data of figures are
+            self.text += data
 
 
 def page_of(folder: Path) -> Page:
@@ -57,31 +58,34 @@ def page_of(folder: Path) -> Page:
 
 def test_the_page_is_whole_and_names_the_planted_site(run: Path) -> None:
     page = page_of(run)
-    assert page.tags.count("svg") == 6
+    assert page.tags.count("figure") == page.tags.count("noscript") == 6
     assert page.tags.count("h2") == 24
-    assert page.tags.count("data") == 6 + 1  # behind each figure, and behind the map's explorer
+    assert page.tags.count("data") == 6 + 1 + 1  # behind each figure, and behind the map's explorer; and the colours of dark pages
     assert f"L{CHANGED}.attn_out" in page.text
     assert "SmolLM2-135M-Instruct" in page.text
     assert "transport: not asked for by the study" in page.text
     for name in ("d_by_prompt", "cka_by_layer", "causal_map", "arms_by_layer", "cka_against_effect"):
-        assert (run / f"figures/{name}.svg").is_file()
+        assert ("id", name) in page.attributes
+    assert not (run / "figures").exists()
 
 
 def test_the_page_loads_nothing_and_its_policy_says_so(run: Path) -> None:
     page = page_of(run)
     links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset", "action")]
     assert not [link for link in links if link and re.match(r"\w+:|//", link)]
-    assert page.tags.count("script") == page.tags.count("style") == 1
+    assert page.tags.count("script") == 2 * page.tags.count("style") == 2  # Vega and its licences, and ours
+    assert "University of Washington Interactive Data Lab" in (run / "report.html").read_text(encoding="utf-8")
     assert not [name for name, _ in page.attributes if name == "style" or name.startswith("on")]
     policy = next(value for _, value in page.attributes if value and "default-src" in value)
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     text = (run / "report.html").read_text(encoding="utf-8")
     for tag in ("script", "style"):
-        content = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[0]
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        assert f"{tag}-src 'sha256-{digest}'" in policy
-    assert len(text) < 6_000_000
+        contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digests = [base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents]
+        allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+        assert f"{tag}-src {allowed};" in policy
+    assert len(text) < 1_500_000
 
 
 def test_links_within_the_page_lead_somewhere_and_ids_are_unique(run: Path) -> None:
@@ -90,14 +94,14 @@ def test_links_within_the_page_lead_somewhere_and_ids_are_unique(run: Path) -> N
     assert len(ids) == len(set(ids))
     assert {value[1:] for name, value in page.attributes if name == "href" and value and value.startswith("#")} <= set(ids)
     text = (run / "report.html").read_text(encoding="utf-8")
-    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL))) <= set(ids)
 
 
 def test_the_same_folder_gives_the_same_bytes_in_time(run: Path) -> None:
     before = (run / "report.html").read_bytes()
     start = time.process_time()
     assert build_report(run, CHAPTERS) == run / "report.html"
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 4
     assert (run / "report.html").read_bytes() == before
     assert not list(run.glob("*.partial"))
 
@@ -115,9 +119,9 @@ def test_what_comes_from_prompts_and_models_stays_text(tmp_path: Path) -> None:
     (folder / "study.yaml").write_text(EVIL)
     build_report(folder, CHAPTERS)
     page = page_of(folder)
-    assert page.tags.count("script") == 1
+    assert page.tags.count("script") == 2
     assert page.text.count(EVIL) > 8
-    assert "<script>alert" not in (folder / "figures/d_by_prompt.svg").read_text()
+    assert "<script>alert" not in (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kept", [["divergence"], ["similarity"], ["patching"], []])
@@ -137,7 +141,7 @@ def test_equal_models_on_one_split_have_no_shares(tmp_path: Path) -> None:
     text = Page(build_report(write_run(tmp_path, rows, planted_manifest()), CHAPTERS).read_text(encoding="utf-8")).text
     assert "There is no effect to explain: D = 0 nats, on 6 prompts." in text
     assert "strongest" not in text
-    assert not (tmp_path / "figures/causal_map.svg").exists()
+    assert 'id="causal_map"' not in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "nan" not in text.lower().split()
 
 
@@ -145,8 +149,9 @@ def test_wider_writes_have_their_own_map(tmp_path: Path) -> None:
     rows = planted_rows(n_layers=3, n_prompts=6, changed=1, permutations=4).filter(pl.col("measure") != "similarity")
     wider = rows.filter(pl.col("measure") == "patching", pl.col("layer").is_not_null()).with_columns(unit=pl.lit("window 2"))
     folder = write_run(tmp_path, pl.concat([rows, wider]), planted_manifest(n_layers=3, n_prompts=6, changed=1))
-    assert "wider writes: window 2" in Page(build_report(folder, CHAPTERS).read_text(encoding="utf-8")).text
-    assert (folder / "figures/causal_map_window_2.svg").is_file()
+    page = Page(build_report(folder, CHAPTERS).read_text(encoding="utf-8"))
+    assert "wider writes: window 2" in page.text
+    assert ("id", "causal_map_window_2") in page.attributes
 
 
 def test_a_folder_without_a_finished_run_is_an_error(tmp_path: Path) -> None:
@@ -197,9 +202,9 @@ def test_a_run_of_all_measures_has_all_sections_in_order(full_run: Path) -> None
     page = page_of(full_run)
     sections = [value for name, value in page.attributes if name == "id" and value in FULL]
     assert sections == FULL
-    assert page.tags.count("svg") == 16
+    assert page.tags.count("figure") == 16
     for name in ("kl_by_position", "weight_map", "grafts_alone", "factorial_by_layer", "asymmetry"):
-        assert (full_run / f"figures/{name}.svg").is_file()
+        assert ("id", name) in page.attributes
     text = (full_run / "report.html").read_text(encoding="utf-8")
     assert 'class="k5 prompt"' in text
     assert "&lt;|im_start|&gt;" in text
@@ -238,9 +243,8 @@ def test_hostile_tokens_tensors_and_statements_stay_text(tmp_path: Path, full_ro
     folder = write_run(tmp_path, rows.with_columns(unit=unit, site=site), manifest)
     build_report(folder, CHAPTERS)
     page = page_of(folder)
-    assert page.tags.count("script") == 1
+    assert page.tags.count("script") == 2
     assert page.text.count(EVIL) > 6
     assert "\u202e" not in page.text
     assert not [name for name, _ in page.attributes if name == "style" or name.startswith("on")]
-    for figure in (folder / "figures").glob("*.svg"):
-        assert "<script>alert" not in figure.read_text(), figure
+    assert "<script>alert" not in (folder / "report.html").read_text(encoding="utf-8")

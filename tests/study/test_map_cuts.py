@@ -212,8 +212,8 @@ def test_the_page_has_heat_maps_curves_and_all_writes(swept: Finished) -> None:
     for part in (heat, curves):
         for width in (700, 350):
             assert part.chart(swept.rows, swept.summary, swept.manifest, width=width) is not None
-    cells = [one for data in drawing.records(heat.chart(swept.rows, swept.summary, {})) for one in data if "k" in one]
-    assert {one["k"] for one in cells} == {"1", "8", "full"}
+    tables = drawing.for_browsers(heat.chart(swept.rows, swept.summary, {}))["tables"]
+    assert {k for table in tables for k in table.get("k", [])} == {"1", "8", "full"}
     assert "Drawn: 1 of 2 maps; the table has all." in heat.caption
     assert "Drawn: 1 of 2 maps; the table has all." in curves.caption
     table = closer_findings.sweep(swept.rows, swept.summary)

@@ -1,7 +1,7 @@
 """Two or more fine-tunes are compared: is one change local and low-rank, and the other distributed and high-rank?
 
 Reads finished runs' folders, no model. Writes `compare.html` (a verdict of at most five sentences, what is not the same, then an axis a section),
-`compare.parquet` (every number with its interval, every difference with its p) and `figures/`. Runs on one base are held against each other
+and `compare.parquet` (every number with its interval, every difference with its p). Runs on one base are held against each other
 number by number and layer by layer; across bases only how local the changes are, as shares of the parts there are. It misleads where the prompts
 of one run are easier to move than those of the other: that two fine-tunes differ on their own prompts is then a difference of both. Same prompts
 make it paired, and fair.
@@ -116,7 +116,7 @@ def _page(made: Comparison, measures: Mapping[str, BetweenRuns]) -> None:
         alerts=[said] if quick else [],
         warned=0,
         verdict=made.verdict(),
-        sections=[page.draw_section(section, made.path / "figures") for section in sections(of, measures)],
+        sections=[page.draw_section(section) for section in sections(of, measures)],
         record_title="The runs",
         record=[table(("run", "base", "study"), rows)],
         study="",

@@ -124,7 +124,7 @@ def _lines(
     layers.append(base.mark_line(aria=False, strokeWidth=1.8).encode(x=x, y=y, stroke=stroke, strokeDash=dash))
     says = alt.Description("says:N")
     if "sure" in table.columns and not (unsure := table.filter(~pl.col("sure"))).is_empty():
-        hollow = alt.Chart(drawing.inline(unsure.to_dicts())).mark_circle(size=18, opacity=1, color="white", strokeWidth=1.2)
+        hollow = alt.Chart(drawing.inline(unsure.to_dicts())).mark_circle(size=18, opacity=1, color="#ffffff", strokeWidth=1.2)
         layers.append(hollow.encode(x=x, y=y, stroke=stroke, description=says))
         base = alt.Chart(drawing.inline(table.filter("sure").to_dicts()))
     layers.append(base.mark_circle(size=20, opacity=1).encode(x=x, y=y, fill=fill, description=says))

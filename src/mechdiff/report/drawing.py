@@ -1,4 +1,4 @@
-"""All charts of this project look alike: widths, colours, axes, legends, and how they are saved.
+"""All charts of this project look alike: widths, colours, axes, legends, and how they travel to a browser or become an SVG.
 
 Colours are told apart by colour-blind readers (Okabe and Ito 2008; one hue from light to dark in the map), and line
 patterns and shapes repeat what colour says.
@@ -7,9 +7,8 @@ patterns and shapes repeat what colour says.
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -39,6 +38,15 @@ SITE_SHAPES = {"resid_pre": "triangle-up", "resid_mid": "diamond", "resid_post":
 ARM_COLOURS = {"identity": BLACK, "shift": BLUE, "mean": GREEN, "resample": VERMILLION}
 ARM_DASHES = {"shift": [7, 3], "mean": [2, 3], "resample": [7, 3, 2, 3]}
 SHARE_RANGE = ["#eef3f8", "#bcd2e8", "#7fadd4", "#3a7dbb", "#17508f", "#08264d"]
+
+DARK = {
+    "#ffffff": "#14171b", "#fafbfc": "#1a1f25", INK: "#e4e7eb", QUIET: "#a0a9b4", FAINT: "#2b323a",
+    "#9aa4ae": "#7d8792", "#c3ccd6": "#46505b", "#d9dee4": "#3a424c",
+    BLUE: "#5aa9e6", VERMILLION: "#f0844c", GREEN: "#2fc79a", PURPLE: "#d68bbf", ORANGE: "#e8ae3c",
+    "#7b1e3a": "#e0728f", "#6b7a1e": "#b7c95a", "#8a5c00": "#e0b45c", "#b03a00": "#ff9b57", "#8fb8d8": "#3f6f96",
+    **dict(zip(SHARE_RANGE, ["#1c242d", "#24425f", "#2f669a", "#5095cf", "#8fc0e8", "#d9ecfb"], strict=True)),
+}  # fmt: skip
+"""By colour on a light page: the same thing's colour on a dark one, for charts in a browser."""
 
 LEFT = 76
 """Pixels before the first layer, the same in all charts whose x axis is the layer, so that columns line up on the page."""
@@ -82,28 +90,49 @@ def scales(**channels: str) -> alt.Resolve:
     return alt.Resolve(scale=alt.ScaleResolveMap(**channels))
 
 
-def save(svg: str, folder: Path, name: str) -> None:
-    """Writes NAME.svg to `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+def for_browsers(chart: Chart) -> dict[str, Any]:
+    """What a page needs to draw a chart: `spec`, in Vega-Lite, and `tables`, the records that it names as its data, column by column.
+
+    Records that several layers share are there once; a number keeps nine digits, which tell any two values of float32 apart.
+    """
+    tables: dict[str, dict[str, list]] = {}
+
+    def named(part: Any) -> Any:
+        if isinstance(part, list):
+            return [named(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        if isinstance(text := part.get("values"), str):
+            if text not in tables:
+                tables[text] = _columns(json.loads(text))
+            return {"name": f"t{list(tables).index(text)}"}
+        return {key: named(one) for key, one in part.items()}
+
+    return {"spec": named(specification(chart)), "tables": list(tables.values())}
 
 
-def records(chart: Chart) -> list[list[dict]]:
-    """The tables behind a chart, as its layers have them, without what is said of each mark; single rows (rules, words) left out."""
-    found: dict[str, list[dict]] = {}
+def _columns(records: list[dict]) -> dict[str, list]:
+    """Records column by column. A name that a record lacks is null in it, as a null is."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: [_short(record.get(name)) for record in records] for name in names}
 
-    def walk(part: Any) -> None:
-        if isinstance(part, alt.Data):
-            text = part.values
-            if isinstance(text, str) and text not in found:
-                found[text] = [{name: value for name, value in one.items() if name != "says"} for one in json.loads(text)]
-        for inner in (getattr(part, name, alt.Undefined) for name in ("data", "layer", "vconcat", "hconcat")):
-            for one in inner if isinstance(inner, list) else [inner]:
-                if one is not alt.Undefined and not isinstance(one, str):
-                    walk(one)
 
-    walk(chart)
-    return [table for table in found.values() if len(table) > 1]
+def _short(value: Any) -> Any:
+    return float(f"{value:.9g}") if isinstance(value, float) else value
+
+
+def height_of(spec: Mapping[str, Any]) -> float:
+    """About how many pixels a specification is high when drawn: its panels, their titles, axes and legend. A page keeps so much room for it."""
+    return _panels_height(spec) + 45
+
+
+def _panels_height(spec: Mapping[str, Any]) -> float:
+    if "vconcat" in spec:
+        return sum(_panels_height(part) for part in spec["vconcat"])
+    if "hconcat" in spec:
+        return max(_panels_height(part) for part in spec["hconcat"])
+    height = spec.get("height", 0)
+    return (height if isinstance(height, int | float) else 200) + 56
 
 
 def inline(records: Iterable[dict]) -> alt.Data:
@@ -190,7 +219,7 @@ def styled(chart: Chart) -> Chart:
     lines = {"gridColor": FAINT, "domainColor": "#9aa4ae", "tickColor": "#9aa4ae", "tickSize": 4, "labelPadding": 4}
     config = {
         "font": font,
-        "background": "white",
+        "background": "#ffffff",
         "padding": 4,
         "view": {"stroke": None},
         "axis": {**axis, **lines},

@@ -54,45 +54,6 @@ function button(text, action, label) {
   return made;
 }
 
-// ---- figures: to take with one
-
-function picture(figure) {
-  const shown = figure.querySelector(".plot svg"), svg = shown.cloneNode(true);
-  svg.setAttribute("xmlns", "http://www.w3.org/2000/svg");
-  svg.querySelector("rect")?.setAttribute("fill", "white");
-  return { text: new XMLSerializer().serializeToString(svg), box: shown.viewBox.baseVal };
-}
-
-function asPng(figure) {
-  const { text, box } = picture(figure);
-  const image = new Image(), url = URL.createObjectURL(new Blob([text], { type: "image/svg+xml" }));
-  image.onload = () => {
-    const canvas = make("canvas", { width: Math.round(2 * box.width), height: Math.round(2 * box.height) });
-    const brush = canvas.getContext("2d");
-    brush.fillStyle = "white";
-    brush.fillRect(0, 0, canvas.width, canvas.height);
-    brush.drawImage(image, 0, 0, canvas.width, canvas.height);
-    URL.revokeObjectURL(url);
-    canvas.toBlob((blob) => keep(`${figure.id}.png`, blob), "image/png");
-  };
-  image.src = url;
-}
-
-function figureRows(tables) {
-  return tables.flatMap((records, place) => {
-    const names = [...new Set(records.flatMap((record) => Object.keys(record)))];
-    return [...(place ? [[]] : []), names, ...records.map((record) => names.map((name) => record[name]))];
-  });
-}
-
-for (const figure of document.querySelectorAll("figure")) {
-  const data = figure.querySelector("script.data"), tools = make("span", { class: "tools" });
-  tools.append(button("SVG", () => keep(`${figure.id}.svg`, new Blob([picture(figure).text], { type: "image/svg+xml" })), `${figure.id} as SVG`));
-  tools.append(button("PNG", () => asPng(figure), `${figure.id} as PNG`));
-  if (data) tools.append(button("CSV", () => keep(`${figure.id}.csv`, csv(figureRows(JSON.parse(data.textContent)))), `data of ${figure.id} as CSV`));
-  figure.querySelector("figcaption").append(" ", tools);
-}
-
 // ---- tables: sort, search, take
 
 function number(text) {

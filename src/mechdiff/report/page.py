@@ -1,8 +1,8 @@
 """A run's folder becomes `report.html`: one file that opens from disk and loads nothing from anywhere.
 
-Reads `rows.parquet`, `summary.parquet`, `manifest.json` and `study.yaml`; writes `figures/` and the page. Whatever comes
-from models, prompts and file names is untrusted: the template escapes everything but the figures (whose text the SVG
-writer escapes), our own style sheet and our own script, whose hashes are all that the content policy lets through.
+Reads `rows.parquet`, `summary.parquet`, `manifest.json` and `study.yaml`. Figures travel as data, which the page's own renderer
+draws. Whatever comes from models, prompts and file names is untrusted: the template escapes everything but our own style sheet and
+scripts, whose hashes are all that the content policy lets through, and data, in which no text can end the element that holds it.
 """
 
 import base64
@@ -23,11 +23,13 @@ from mechdiff.report.parts import Chapter, Drawn, Section, load
 from mechdiff.report.verdict import verdict
 
 HERE = Path(__file__).parent
+RENDERER = HERE.parent / "data" / "renderer.js"
+"""Vega-Lite and Vega for the browser, and their licences: `make renderer` writes it."""
 BESIDE = ("rows.parquet", "summary.parquet", "manifest.json", "study.yaml", "log.txt")
 
 
 def build_report(run: Path, chapters: Mapping[str, Chapter]) -> Path:
-    """Writes `report.html` and `figures/` into the folder of a finished run, with what `chapters` say of it; returns the page's path.
+    """Writes `report.html` into the folder of a finished run, with what `chapters` say of it; returns the page's path.
 
     The same folder gives the same bytes. Raises RunError where there is no finished run, or its tables cannot be read.
     """
@@ -44,7 +46,7 @@ def build_report(run: Path, chapters: Mapping[str, Chapter]) -> Path:
         alerts=quick,
         warned=len(record.warnings(manifest)),
         verdict=verdict(content, chapters),
-        sections=[draw_section(one, run / "figures", *tables) for one in sections.all_sections(content, chapters)],
+        sections=[draw_section(one, *tables) for one in sections.all_sections(content, chapters)],
         record_title="The run's record",
         record=record.tables(manifest),
         study=(run / "study.yaml").read_text(encoding="utf-8") if (run / "study.yaml").exists() else "",
@@ -54,14 +56,16 @@ def build_report(run: Path, chapters: Mapping[str, Chapter]) -> Path:
 
 def write_page(path: Path, *, readings: Iterable[Path], **content: Any) -> Path:
     """Fills the template with a page's content, its style sheet, its script and what explains its figures; returns the path."""
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, *scripts, renderer = (
+        path.read_text(encoding="utf-8") for path in (HERE / "page.css", HERE / "page.js", HERE / "figures.js", RENDERER)
+    )
+    script = "\n".join(scripts)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    hashes = {"style_hash": policy_hash(style), "script_hash": policy_hash(script)}
-    page = environment.get_template("page.html").render(
-        **content, readings=_macros(environment, readings), style=Markup(style), script=Markup(script), **hashes
-    )
+    hashes = {"style_hash": policy_hash(style), "script_hashes": Markup(" ".join(f"'{policy_hash(one)}'" for one in (renderer, script)))}
+    own = {"style": Markup(style), "renderer": Markup(renderer), "script": Markup(script), "dark": _json(drawing.DARK)}
+    page = environment.get_template("page.html").render(**content, readings=_macros(environment, readings), **own, **hashes)
     return _write(path, page.encode())
 
 
@@ -76,28 +80,27 @@ def policy_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def draw_section(section: Section, folder: Path, *tables: Any) -> dict:
-    """The section for the template, its figures drawn from `tables` and written to `folder`."""
+def draw_section(section: Section, *tables: Any) -> dict:
+    """The section for the template, with its figures' data from `tables`."""
     parts: list[dict] = []
     for part in section.parts:
         if isinstance(part, Drawn):
-            parts += _figure(part, folder, tables)
+            parts += _figure(part, tables)
         else:
             parts.append({**part, "json": _json(part["data"])} if part["kind"] == "explorer" else part)
     return {"id": section.id, "title": section.title, "lead": section.lead, "parts": parts}
 
 
-def _figure(drawn: Drawn, folder: Path, tables: tuple) -> list[dict]:
-    """The figure for the template, which the style sheet fits to the window; nothing if its rows are absent."""
+def _figure(drawn: Drawn, tables: tuple) -> list[dict]:
+    """The figure for the template, which the page's script draws; nothing if its rows are absent."""
     tables = (drawn.of.rows, drawn.of.summary, drawn.of.manifest) if drawn.of else tables
     with debug_mode(False):  # no part of a chart is held against the schema: that takes longer than making it
         chart = drawn.chart(*tables, width=drawing.WIDE, **drawn.options)
         if chart is None:
             return []
-        svg = drawing.to_svg(chart)
-    drawing.save(svg, folder, drawn.name)
+        data = drawing.for_browsers(chart)
     text = {"name": drawn.name, "caption": drawn.caption, "alt": drawn.caption, "reading": drawn.reading}
-    return [{"kind": "figure", "svg": inline(svg, drawn.name), "data": _json(drawing.records(chart)), **text}]
+    return [{"kind": "figure", "data": _json(data), "height": round(drawing.height_of(data["spec"])), **text}]
 
 
 def _json(data: Any) -> Markup:

@@ -41,7 +41,7 @@ def write(record: Mapping[str, Any], shown: Shown, out: Path) -> Path:
         alerts=[],
         warned=len(record["left_out"]),
         verdict=sentences(record),
-        sections=[page.draw_section(one, out / "figures") for one in sections],
+        sections=[page.draw_section(one) for one in sections],
         record_title="What was read",
         record=[table(("", ""), read), *left_out],
         study="",

@@ -244,7 +244,7 @@ def _names(
     named = [records[i] | dict(zip(fields, side, strict=True)) for i, side in chosen.items()]
     base = alt.Chart(drawing.inline(named))
     where: dict[str, Any] = {field: alt.ExprRef(f"datum.{field}") for field in fields}
-    halo: dict[str, Any] = {"stroke": "white", "strokeWidth": 3}
+    halo: dict[str, Any] = {"stroke": "#ffffff", "strokeWidth": 3}
     marks = (base.mark_text(aria=False, fontSize=11, fontWeight=600, color=INK, **where, **look) for look in (halo, {}))
     return [mark.encode(x=x, y=y, text=alt.Text("name:N")) for mark in marks]
 

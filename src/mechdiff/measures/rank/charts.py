@@ -178,7 +178,7 @@ def _heat(found: pl.DataFrame, direction: str, name: str, width: int, *, first: 
     base = alt.Chart(drawing.inline(records))
     layers = [base.mark_rect(stroke="#c3ccd6", strokeWidth=0.5).encode(x=x, y=y, color=colour, description=alt.Description("says:N"))]
     if len(ranks) * (1 if width >= WIDE else 2) <= 16:
-        for dark, ink in ((True, "white"), (False, INK)):
+        for dark, ink in ((True, "#ffffff"), (False, INK)):
             words = alt.Chart(drawing.inline([r for r in records if r["dark"] == dark])).mark_text(aria=False, fontSize=10, color=ink)
             layers.append(words.encode(x=x, y=y, text=alt.Text("text:N")))
     words_of = {CLOSENESS: "KL, nats (dark: close)", TRANSPORT: "share of D recovered (dark: all)"}[direction]

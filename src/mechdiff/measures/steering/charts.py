@@ -142,7 +142,7 @@ def frontier_of_edits(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict,
     layers = _limits(allowed, scale)
     for within in (False, True):
         points = alt.Chart(drawing.inline([r for r in records if r["within"] == within]))
-        dots = points.mark_point(size=56, opacity=0.85, strokeWidth=1.4, filled=within, **({} if within else {"fill": "white"}))
+        dots = points.mark_point(size=56, opacity=0.85, strokeWidth=1.4, filled=within, **({} if within else {"fill": "#ffffff"}))
         layers.append(dots.encode(x=x, y=y, shape=shape, stroke=stroke, description=says, **({"fill": fill} if within else {})))
     return drawing.styled(drawing.layer(*layers, width=width - 72, height=270))
 

@@ -200,7 +200,7 @@ def _square(site: str, square: pl.DataFrame, side: int) -> alt.LayerChart:
     records = [
         {
             "fitted": f"L{r['fitted']}", "patched": f"L{r['patched']}", "shade": r["shade"], "text": f"{r['nats']:.2g}", "best": r["best"],
-            "says": f"fitted at L{r['fitted']}, written at L{r['patched']}: {nats(r['nats'])} nats", "ink": "white" if r["shade"] > 0.55 else INK,
+            "says": f"fitted at L{r['fitted']}, written at L{r['patched']}: {nats(r['nats'])} nats", "ink": "#ffffff" if r["shade"] > 0.55 else INK,
         }
         for r in table.iter_rows(named=True)
     ]  # fmt: skip
@@ -215,7 +215,7 @@ def _square(site: str, square: pl.DataFrame, side: int) -> alt.LayerChart:
     )
     layers_ = [cells, won.encode(x=x, y=y)]
     if len(layers) <= 8:
-        for ink in ("white", INK):
+        for ink in ("#ffffff", INK):
             words = alt.Chart(drawing.inline([r for r in records if r["ink"] == ink])).mark_text(aria=False, fontSize=10, color=ink)
             layers_.append(words.encode(x=x, y=y, text=alt.Text("text:N")))
     title = drawing.title_of(f"{site}: nats")

@@ -115,7 +115,7 @@ def _map(found: pl.DataFrame, title: str, column: str, width: int) -> alt.LayerC
     cuts, strengths = (found[name].unique(maintain_order=True).to_list() for name in ("cut", "s"))
     records = [
         {
-            "k": r["cut"], "s": f"{r['s']:g}", "shade": r[column], "text": share(r[column]), "ink": "white" if r[column] > DARK else INK,
+            "k": r["cut"], "s": f"{r['s']:g}", "shade": r[column], "text": share(r[column]), "ink": "#ffffff" if r[column] > DARK else INK,
             "says": f"{r['name']}, {r['arm']}, k = {r['cut']}, s = {r['s']:g}: {share(r[column])}",
         }
         for r in found.iter_rows(named=True)
@@ -127,7 +127,7 @@ def _map(found: pl.DataFrame, title: str, column: str, width: int) -> alt.LayerC
     colour = alt.Color("shade:Q", scale=alt.Scale(domain=[0, 1], range=SHARE_RANGE, clamp=True), legend=None)
     cells = alt.Chart(drawing.inline(records)).mark_rect(stroke="#c3ccd6", strokeWidth=0.5)
     layers = [cells.encode(x=x, y=y, color=colour, description=alt.Description("says:N"))]
-    for ink in ("white", INK):
+    for ink in ("#ffffff", INK):
         words = alt.Chart(drawing.inline([r for r in records if r["ink"] == ink])).mark_text(aria=False, fontSize=10, color=ink)
         layers.append(words.encode(x=x, y=y, text=alt.Text("text:N")))
     return drawing.layer(*layers, width=max(side, 90), height=max(24 * len(cuts), 30), title=drawing.title_of(title))
