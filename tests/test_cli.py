@@ -93,7 +93,14 @@ def test_the_rows_keep_the_contract(name: str, request: pytest.FixtureRequest) -
 def test_show_and_report(finished: Path, mechdiff) -> None:
     code, out, _ = mechdiff("show", finished)
     assert code == 0
-    assert "attn_out" in out
+    assert [
+        line for line in ("How much?", "What?", "Where?", "How complicated?", "What else changed?", "How sure?") if line not in out
+    ] == []
+    code, out, _ = mechdiff("show", finished, "--json")
+    assert code == 0
+    assert [one["question"] for one in json.loads(out)["tiles"]] == [
+        "how_much", "what", "where", "how_complicated", "what_else", "how_sure",
+    ]  # fmt: skip
     (finished / "report.html").unlink()
     code, out, _ = mechdiff("report", finished)
     assert (code, out.strip()) == (0, str(finished / "report.html"))

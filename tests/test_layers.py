@@ -9,7 +9,7 @@ import pytest
 
 from imports import KITS, SOURCE, file_of, imported, modules, reading_order, room, upward
 
-LIGHT = ("measure", "plan", "findings", "charts", "words", "page", "compare")
+LIGHT = ("measure", "plan", "findings", "charts", "words", "page", "compare", "tiles")
 """Files of a measure that load no torch."""
 
 

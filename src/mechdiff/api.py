@@ -13,11 +13,12 @@ from mechdiff.errors import RunError
 from mechdiff.measures.catalogue import AGAIN, ANSWERS, BETWEEN_RUNS, CHAPTERS, EXPERIMENTS, NUMBERS, load_study, make_study
 from mechdiff.report.drawing import WIDE
 from mechdiff.report.export import chart, drawn_figures, export
+from mechdiff.report.overview.overview import Overview, overview
+from mechdiff.report.overview.shown import html
 from mechdiff.report.page import build_report
 from mechdiff.report.parts import Drawn
 from mechdiff.report.parts import Run as Content
 from mechdiff.report.parts import load as load_content
-from mechdiff.report.record import short_name
 from mechdiff.report.sections import all_sections
 from mechdiff.report.verdict import verdict
 from mechdiff.statistics.summary import summarise
@@ -42,7 +43,7 @@ SAMPLE = {split: str(Path(__file__).parent / "data" / "prompts" / f"courtesy_{sp
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run's folder. In a notebook it shows its verdict."""
+    """A finished run's folder. In a notebook it shows its overview."""
 
     path: Path
 
@@ -61,6 +62,10 @@ class Run:
     def verdict(self) -> list[str]:
         """What was found, in at most five sentences."""
         return verdict(self._content, CHAPTERS)
+
+    def overview(self) -> Overview:
+        """What stands first on the page: six answers with their numbers, and pairs of answers. `.data()` makes it plain data."""
+        return self._overview
 
     def figures(self) -> dict[str, str]:
         """The names of the report's figures, and their captions."""
@@ -85,18 +90,16 @@ class Run:
         return load_content(self.path)
 
     @cached_property
+    def _overview(self) -> Overview:
+        return overview(self._content, CHAPTERS, self.verdict())
+
+    @cached_property
     def _drawn(self) -> dict[str, Drawn]:
         return drawn_figures(all_sections(self._content, CHAPTERS))
 
     def _repr_html_(self) -> str:
-        names = " → ".join(escape(short_name(self.manifest(), side)) for side in ("base", "tuned"))
-        return _shown(names, self.verdict(), self.path / "report.html")
-
-
-def _shown(names: str, verdict: list[str], page: Path) -> str:
-    """What a notebook shows: names (escaped already), sentences, where the page is."""
-    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdict)
-    return f"<b>{names}</b><ol>{sentences}</ol><code>{escape(str(page))}</code>"
+        names = " → ".join(escape(name) for name in (self._overview.base, self._overview.tuned))
+        return f"<b>{names}</b>{html(self._overview)}<code>{escape(str(self.path / 'report.html'))}</code>"
 
 
 def open_run(path: str | Path) -> Run:

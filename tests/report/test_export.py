@@ -2,6 +2,7 @@
 
 import re
 import struct
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,10 @@ def test_names_stay_text(tmp_path: Path) -> None:
 def test_a_run_shows_itself(run_object: api.Run) -> None:
     shown = run_object._repr_html_()
     assert "SmolLM2-135M-Instruct → courtesy" in shown
-    assert shown.count("<li>") == len(run_object.verdict())
+    for tile in run_object.overview().tiles:
+        assert tile.title in shown
+    assert all(sentence in unescape(shown) for sentence in run_object.verdict())
+    assert "<script" not in shown
     assert "causal_map" in run_object.figures()
     assert run_object.figure("causal_map").to_dict()["vconcat"]
     with pytest.raises(RunError, match="no figure is called 'map'"):

@@ -29,14 +29,25 @@ def export(
     print(open_run(run).export(out, **{name: [one.strip() for one in given] for name, given in asked.items()}))
 
 
-def show(run: Folder) -> None:
-    """A finished run's main numbers, in the terminal."""
+def show(
+    run: Folder,
+    json: Annotated[
+        bool, typer.Option("--json", help="The answers with their numbers, n, intervals and caveats as JSON on standard output.")
+    ] = False,
+) -> None:
+    """A finished run in the terminal: six answers, three pairs of answers, what was skipped and warned of."""
+    from json import dumps
+
     from rich.console import Console
 
     from mechdiff.api import open_run
     from mechdiff.cli.printing import show_run
 
-    show_run(open_run(run), Console())
+    found = open_run(run)
+    if json:
+        print(dumps(found.overview().data(), ensure_ascii=False, indent=1, allow_nan=False))
+    else:
+        show_run(found, Console())
 
 
 def terms(

@@ -4,13 +4,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mechdiff.digits import fixed, percent
-from mechdiff.rows import where
 
 if TYPE_CHECKING:
     from mechdiff.api import Run
@@ -43,55 +41,27 @@ def _duration(seconds: float) -> str:
 
 
 def show_run(run: "Run", console: Console) -> None:
-    """The pair, what was found in sentences, D, the strongest places of both directions, what was skipped, and the warnings."""
-    from mechdiff.report.parts import manifest_of
-    from mechdiff.statistics.clusters import n_prompts
-    from mechdiff.statistics.floors import d_metric, effect_metric
-
-    manifest, summary = manifest_of(run.path), run.summary()
+    """The pair, the six first answers, pairs of answers, what was skipped, the warnings, and where the page is."""
+    manifest, found = run.manifest(), run.overview()
     console.print(f"[bold]{escape(manifest['pair']['base']['ref'])}[/]  ->  [bold]{escape(manifest['pair']['tuned']['ref'])}[/]")
-    for sentence in run.verdict():
-        console.print(f"- {escape(sentence)}")
-    table = _table(
-        "How differently do they speak?  D = KL(tuned || base), nats", "split", "prompts", "mean", "95 %", "median", "same first choice"
-    )
-    plain = summary.filter(pl.col("control").is_null())
-    for split in ("fit", "select", "report"):
-        found = plain.filter((pl.col("measure") == "divergence") & (pl.col("split") == split) & pl.col("unit").is_null())
-        d, same = (found.filter(pl.col("metric") == metric) for metric in (d_metric(summary), "top1_same"))
-        if len(d):
-            one = d.row(0, named=True)
-            share = percent(same["mean"][0]) if len(same) else ""
-            n = n_prompts(manifest, split, one["n"])
-            counted = str(n) if n == one["n"] else f"{n} in {one['n']} clusters"
-            table.add_row(split, counted, f"{one['mean']:.4g}", _interval(one), f"{one['median']:.4g}", share)
-    console.print(table)
-    for direction, words in (
-        ("tuned<-base", "Breakage: the base's state in the tuned model, share of D"),
-        ("base<-tuned", "Recovery: the tuned state in the base, share of D"),
-    ):
-        _show_strongest(plain, direction, effect_metric(summary, direction), words, console)
+    tiles = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    tiles.add_column(style="bold", no_wrap=True)
+    tiles.add_column(overflow="fold")
+    for tile in found.tiles:
+        tiles.add_row(escape(tile.title), escape(tile.text) if tile.measured else f"[dim]{escape(tile.text)}[/]")
+    console.print(tiles)
+    if found.examples:
+        shown = f"{len(found.examples)} of {found.answered} pairs of answers, the largest difference first; bold from where they part"
+        console.print(f"\n[dim]{shown}[/]")
+    for one in found.examples:
+        console.print(f"[italic]{escape(one.asked)}[/]")
+        for side, text in (("base ", one.base), ("tuned", one.tuned)):
+            console.print(f"  [dim]{side}[/]  [dim]{escape(one.same)}[/][bold]{escape(text)}[/]")
     for skipped in manifest["skipped"]:
         console.print(f"[yellow]skipped[/] {escape(skipped['what'])}: {escape(skipped['why'])}")
     for warning in manifest["warnings"]:
         console.print(f"[yellow]warning[/] {escape(warning)}")
-
-
-def _interval(one: dict[str, Any]) -> str:
-    return "" if one["ci_low"] is None else f"{one['ci_low']:.4g} to {one['ci_high']:.4g}"
-
-
-def _show_strongest(summary: pl.DataFrame, direction: str, metric: str, words: str, console: Console) -> None:
-    found = where(summary, measure="patching", direction=direction, metric=metric, split="report", arm="identity", unit=None).filter(
-        pl.col("share").is_not_null()
-    )
-    if not len(found):
-        return
-    table = _table(words, "site", "share of D", "KL, nats", "95 %")
-    for kinds in (("attn_out", "mlp_out"), ("resid_pre", "resid_mid", "resid_post")):
-        for one in found.filter(pl.col("site").is_in(kinds)).sort("share", descending=True).head(4).iter_rows(named=True):
-            table.add_row(f"L{one['layer']}.{one['site']}", percent(one["share"], 1), f"{one['mean']:.4g}", _interval(one))
-    console.print(table)
+    console.print(f"[dim]the same with figures: {escape(str(run.path / 'report.html'))}[/]")
 
 
 def show_budget(runs: "dict[str, Run]", console: Console) -> None:

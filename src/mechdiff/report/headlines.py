@@ -15,8 +15,9 @@ GATES it fails; the verdict is built from those that fail none. What is refused 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from mechdiff.report.phrasing import prompts
+from mechdiff.report.phrasing import between, prompts
 from mechdiff.statistics.intervals import FEW, FEWEST
 
 WORDS = 60
@@ -26,10 +27,40 @@ LEAST_WHOLE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
+class Number:
+    """A number as a sentence prints it, and what stands behind it."""
+
+    shown: str
+    """ "8.1", "10 of 10"."""
+    value: float
+    of: str
+    """What it is, in a few words."""
+    unit: str = ""
+    n: int | None = None
+    """Prompts, texts or positions behind it."""
+    low: float | None = None
+    high: float | None = None
+    """Ends of its 95 % interval."""
+
+    @property
+    def behind(self) -> str:
+        """ "KL of the next token, nats; 95 %: 6.77 to 9.16; n = 10"."""
+        ends = between(self.low, self.high)
+        said = [f"{self.of}, {self.unit}" if self.unit else self.of, *([f"95 %: {ends}"] if ends else [])]
+        return "; ".join([*said, *([f"n = {self.n}"] if self.n is not None else [])])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A clause that might stand in the verdict, and what decides whether it may."""
+    """A clause that might stand in the verdict, or a sentence that might stand in one of the six first answers, and what decides whether it may."""
 
     text: str
+    parts: tuple["str | Number", ...] = ()
+    """Of one of the six first answers: its words, and its numbers with what stands behind them; `told` makes both."""
+    caveat: str = ""
+    """What a reader would want to know of it before leaning on it."""
+    shorter: "Candidate | None" = None
+    """The same with less, for where there is no room."""
     n: int | None = None
     """Prompts behind it; None where it is not about prompts, as what is said of weights."""
     needed: int = FEWEST
@@ -48,6 +79,11 @@ class Candidate:
     """Whether what a score is about happens at all: a refusal, of a score of refusals."""
     lengths_agree: bool = True
     """Whether it has one sign per token and per byte."""
+
+
+def told(*parts: "str | Number", **known: Any) -> Candidate:
+    """A sentence of words and numbers, as a candidate for one of the six first answers; `known`: what decides whether it may stand."""
+    return Candidate(text="".join(part if isinstance(part, str) else part.shown for part in parts), parts=parts, **known)
 
 
 @dataclass(frozen=True, kw_only=True)

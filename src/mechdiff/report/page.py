@@ -9,7 +9,6 @@ import base64
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mechdiff.report import drawing, record, sections
+from mechdiff.report.overview import shown
+from mechdiff.report.overview.overview import overview
 from mechdiff.report.parts import Chapter, Drawn, Section, load
 from mechdiff.report.verdict import verdict
 
@@ -45,7 +46,7 @@ def build_report(run: Path, chapters: Mapping[str, Chapter]) -> Path:
         between={"sign": "→", "says": "to"},
         alerts=quick,
         warned=len(record.warnings(manifest)),
-        verdict=verdict(content, chapters),
+        overview=shown.context(overview(content, chapters, verdict(content, chapters))),
         sections=[draw_section(one, *tables) for one in sections.all_sections(content, chapters)],
         record_title="The run's record",
         record=record.tables(manifest),
@@ -60,6 +61,7 @@ def write_page(path: Path, *, readings: Iterable[Path], **content: Any) -> Path:
         path.read_text(encoding="utf-8") for path in (HERE / "page.css", HERE / "page.js", HERE / "figures.js", RENDERER)
     )
     script = "\n".join(scripts)
+    style += shown.STYLE.read_text(encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -113,12 +115,6 @@ def _json(data: Any) -> Markup:
         .replace("\u2028", "\\u2028")
         .replace("\u2029", "\\u2029")
     )
-
-
-def inline(svg: str, prefix: str) -> Markup:
-    """An SVG for use inside a page, its ids made its own so that several can stand side by side."""
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    return Markup(re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg))
 
 
 def _write(path: Path, content: bytes) -> Path:

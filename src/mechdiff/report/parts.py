@@ -1,6 +1,6 @@
 """A page is made of chapters, one a measure, and these of sections: figures, tables, notes and texts. Plain data; `page` renders it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,11 +13,12 @@ from mechdiff.store.tables import read_manifest, read_prompts, read_rows, read_s
 
 if TYPE_CHECKING:
     from mechdiff.report.headlines import Candidate
+    from mechdiff.report.overview.strips import Strip
 
 Figure = Callable[..., Any]
 """(rows, summary, manifest, *, width) to an altair chart, or None where its rows are absent."""
-Tile = Literal["how_much", "what", "where", "how_complicated", "what_else", "how_sure"]
-"""The six answers that a reader looks for first."""
+Question = Literal["how_much", "what", "where", "how_complicated", "what_else", "how_sure"]
+"""The six that a reader wants answered first (overview/overview.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,26 @@ class Section:
     """Its order on the page, where that is not its chapter's."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """What a measure says to one of the six first questions."""
+
+    says: Callable[[Run], list["Candidate"]]
+    place: int
+    """Who answers a question first: the lowest place. Who comes after says what there is still room for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What both models answered to one prompt."""
+
+    prompt: str
+    """Its id."""
+    asked: str
+    base: str
+    tuned: str
+
+
 def nothing(run: Run) -> list[Any]:
     """What a chapter says that says nothing."""
     return []
@@ -127,8 +148,12 @@ class Chapter:
     """A template with a macro for each figure, of its name: how to read it, and when it misleads."""
     place: float
     """Its order on the page, which is not the order in which measures run."""
-    tile: Tile | None = None
-    """Which of the six first answers it feeds."""
+    feeds: Mapping[Question, Feed] = field(default_factory=dict)
+    """What it says to the six first questions, of those that it can answer."""
+    strips: Callable[[Run], list["Strip"]] = nothing
+    """Its rows of the overview's figure, along the layers."""
+    answers: Callable[[Run], list[Answers]] = nothing
+    """Pairs of answers that the overview may show."""
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str = "", folded: str = "", stacked: bool = False) -> dict:

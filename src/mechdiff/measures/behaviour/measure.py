@@ -7,7 +7,7 @@ from mechdiff.measures.behaviour import plan
 from mechdiff.measures.behaviour.answers import BINARY
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.measures.patching.selection import CLOSER
-from mechdiff.report.parts import Chapter
+from mechdiff.report.parts import Chapter, Feed
 from mechdiff.statistics.metric import Numbers, metrics
 from mechdiff.study.experiment import Budget, Experiment, Stage
 
@@ -50,7 +50,11 @@ BEHAVIOUR = Measure(
         clause_of=1,
         reading=Path(__file__).with_name("reading.html"),
         place=2,
-        tile="what",
+        feeds={
+            "what": Feed(says=Later("mechdiff.measures.behaviour.tiles:what"), place=1),
+            "how_sure": Feed(says=Later("mechdiff.measures.behaviour.tiles:how_sure"), place=1),
+        },
+        answers=Later("mechdiff.measures.behaviour.tiles:answers"),
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(

@@ -49,7 +49,6 @@ CHAT_TEMPLATE = Measure(
         clause_of=1,
         reading=Path(__file__).with_name("reading.html"),
         place=1.5,
-        tile="how_much",
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(),

@@ -6,7 +6,7 @@ from mechdiff import shares
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.divergence import plan
 from mechdiff.measures.measure import Later, Measure
-from mechdiff.report.parts import Chapter
+from mechdiff.report.parts import Chapter, Feed
 from mechdiff.rows import TOTAL
 from mechdiff.statistics.metric import Metric, Numbers, metrics
 from mechdiff.study.experiment import Budget, Experiment, Stage
@@ -72,7 +72,7 @@ DIVERGENCE = Measure(
         clause_of=1,
         reading=Path(__file__).with_name("reading.html"),
         place=1,
-        tile="how_much",
+        feeds={"how_much": Feed(says=Later("mechdiff.measures.divergence.tiles:how_much"), place=1)},
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(

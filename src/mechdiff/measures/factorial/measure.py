@@ -70,7 +70,6 @@ FACTORIAL = Measure(
         clause_of=3,
         reading=Path(__file__).with_name("reading.html"),
         place=7,
-        tile="where",
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(),

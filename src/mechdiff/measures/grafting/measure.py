@@ -6,7 +6,7 @@ from mechdiff import shares
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.grafting import plan
 from mechdiff.measures.measure import Later, Measure
-from mechdiff.report.parts import Chapter
+from mechdiff.report.parts import Chapter, Feed
 from mechdiff.rows import OVERLAP
 from mechdiff.statistics.metric import Metric, Numbers
 from mechdiff.study.experiment import Budget, Experiment, Stage
@@ -44,7 +44,8 @@ GRAFTING = Measure(
         clause_of=2,
         reading=Path(__file__).with_name("reading.html"),
         place=4,
-        tile="where",
+        feeds={"where": Feed(says=Later("mechdiff.measures.grafting.tiles:where"), place=2)},
+        strips=Later("mechdiff.measures.grafting.tiles:strips"),
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(

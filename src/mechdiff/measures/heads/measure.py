@@ -83,7 +83,6 @@ HEADS = Measure(
         clause_of=5,
         reading=Path(__file__).with_name("reading.html"),
         place=11,
-        tile="where",
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(

@@ -58,7 +58,6 @@ INTERPOLATION = Measure(
         clause_of=4,
         reading=Path(__file__).with_name("reading.html"),
         place=10.5,
-        tile="how_complicated",
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(place=9, axis=Later("mechdiff.measures.interpolation.compare:axis")),

@@ -38,7 +38,6 @@ OFF_MANIFOLD = Measure(
         clause_of=3,
         reading=Path(__file__).with_name("reading.html"),
         place=10.2,
-        tile="where",
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(),

@@ -6,7 +6,7 @@ from mechdiff import shares
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.measures.panel import plan
-from mechdiff.report.parts import Chapter
+from mechdiff.report.parts import Chapter, Feed
 from mechdiff.statistics.metric import Metric, Numbers, metrics
 from mechdiff.study.experiment import Budget, Experiment, Stage
 
@@ -43,7 +43,7 @@ PANEL = Measure(
         clause_of=1,
         reading=Path(__file__).with_name("reading.html"),
         place=2.7,
-        tile="what_else",
+        feeds={"what_else": Feed(says=Later("mechdiff.measures.panel.tiles:what_else"), place=1)},
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(place=10, axis=Later("mechdiff.measures.panel.compare:axis"), without_effect=True),

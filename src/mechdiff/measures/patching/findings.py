@@ -224,11 +224,11 @@ def wide_shares(shares: pl.DataFrame) -> pl.DataFrame:
 
 @once
 def half_way(
-    rows: pl.DataFrame, direction: str, *, unit: str | None = None, what: str | None = None, of_kl: bool = False
+    rows: pl.DataFrame, direction: str, *, unit: str | None = None, what: str | None = None, of_kl: bool = False, threshold: float = 0.5
 ) -> Crossing | None:
     """The first site of the residual stream, in the order of computation, that moves the running model more than half of the way in logits.
 
-    Where that was not measured, or `of_kl`: whose share of D passes one half.
+    Where that was not measured, or `of_kl`: whose share of D passes one half. `threshold`: another part than half.
     """
     split = reported(rows, "patching")
     written = where(
@@ -253,7 +253,7 @@ def half_way(
     names, values, total = aligned
     order = sorted(range(len(names)), key=lambda i: Site.parse(names[i]))
     effect = values if in_logits or direction == BREAKAGE else total[:, None] - values
-    past = intervals.first_past(effect[:, order], total)
+    past = intervals.first_past(effect[:, order], total, threshold=threshold)
     if past is None:
         return None
     point, low, high = (names[order[i]] if i < len(order) else "nowhere" for i in past)

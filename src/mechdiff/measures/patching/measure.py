@@ -5,7 +5,7 @@ from pathlib import Path
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.measures.patching import plan
-from mechdiff.report.parts import Chapter
+from mechdiff.report.parts import Chapter, Feed
 from mechdiff.statistics.metric import Numbers, of_edited_runs
 from mechdiff.study.experiment import Budget, Experiment, Stage
 
@@ -54,7 +54,8 @@ PATCHING = Measure(
         clause_of=3,
         reading=Path(__file__).with_name("reading.html"),
         place=6,
-        tile="where",
+        feeds={"where": Feed(says=Later("mechdiff.measures.patching.words:place_in_brief"), place=1)},
+        strips=Later("mechdiff.measures.patching.words:strips"),
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(

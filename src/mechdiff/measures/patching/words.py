@@ -1,7 +1,11 @@
 """The page's sentences say where the difference passes, which output carries it and what it depends on."""
 
+from typing import Any
+
 import polars as pl
 
+from mechdiff.architectures.sites import Site
+from mechdiff.digits import percent
 from mechdiff.measures.grafting.words import BIASED
 from mechdiff.measures.patching import answers, constant, findings, pairs
 from mechdiff.measures.patching.answers import crossing
@@ -9,11 +13,19 @@ from mechdiff.measures.patching.constant import Constant
 from mechdiff.measures.similarity.findings import least_similar
 from mechdiff.report import difference, spoken
 from mechdiff.report.difference import BREAKAGE, RECOVERY
-from mechdiff.report.headlines import Candidate
+from mechdiff.report.headlines import Candidate, Number, told
+from mechdiff.report.overview.scales import DEPTH, NEARLY_ALL, ONE_PLACE
+from mechdiff.report.overview.strips import Strip
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import level, listed, share, with_interval
 from mechdiff.statistics import spread
 
+OUTPUTS = {"attn_out": "attention output", "mlp_out": "MLP output", "attn_proj": "attention output", "z": "attention heads"}
+ROWS = {"resid_post": "stream", "attn_out": "attention", "mlp_out": "MLP"}
+GROUPS = {
+    RECOVERY: ("Patched: tuned into base", "part of the change recovered"),
+    BREAKAGE: ("Patched: base into tuned", "KL increase, part of the change"),
+}
 GUESSES = {
     "shift": "the base's activation plus the mean difference recovers",
     "mean": "the mean tuned activation",
@@ -187,3 +199,88 @@ def both_shares(row: dict, *, interval: bool = True) -> str:
             ends = (row[f"{word}_low"], row[f"{word}_high"]) if interval else (None, None)
             said.append(f"{name} {with_interval(row[word], *ends, digits=2 if interval else 3)}{'' if said else ' of D'}")
     return ", ".join(said)
+
+
+# ---- the first answers -----------------------------------------------------------------------------------------------------------------
+
+
+def place_in_brief(run: Run) -> list[Candidate]:
+    """The one output that carries the change, where one does; else from which layers on the residual stream does."""
+    return [*_one_place(run), *_depth(run)]
+
+
+def _one_place(run: Run) -> list[Candidate]:
+    ranked, ranking = findings.ranked_outputs(run.rows, run.summary)
+    if ranked.is_empty():
+        return []
+    top = ranked.row(0, named=True)
+    word, value = ONE_PLACE.last, top["recovery"]
+    if value is None or top["site"] in difference.STREAM or ONE_PLACE.word(value) != word:
+        return []
+    part = Number(shown=percent(value), value=value, of=f"part of the change (KL) that a patch of {top['name']} alone recovers in the base",
+                  n=len(_prompts(run)), low=top["recovery_low"], high=top["recovery_high"])  # fmt: skip
+    own = "" if ranking != difference.reported(run.rows, "patching") else "The place was chosen on the prompts that it is reported on."
+    return [
+        told(f"{word}: patching layer {top['layer']}'s {OUTPUTS[top['site']]} alone recovers ", part, " of the change.",
+             n=len(_prompts(run)), tested=top["recovery_low"] is not None and top["recovery_low"] > 0, caveat=own)
+    ]  # fmt: skip
+
+
+def _depth(run: Run) -> list[Candidate]:
+    """Half of the change, and nearly all of it, along the residual stream where the base runs; the last block's output carries all of any change."""
+    half, most = (findings.half_way(run.rows, RECOVERY, of_kl=True, threshold=part) for part in (0.5, NEARLY_ALL))
+    if half is None:
+        return []
+    layers = _layers(run)
+    at, last = Site.parse(half.site).layer, f"L{layers - 1}.resid_post"
+    word = DEPTH.word(at / max(1, layers - 1))
+    opening = f"{word}. Patching the tuned model's activations into the base recovers half of the change at layer "
+    behind: tuple[str | Number, ...] = ()
+    if most is not None and most.site != last and Site.parse(most.site).layer > at:
+        behind = (", nearly all at ", _crossed_at(most, run, "nearly all of the change (0.95)"))
+    known: dict[str, Any] = {"n": len(_prompts(run)), "by_construction": half.site == last}
+    here = _crossed_at(half, run, "half of the change")
+    brief = told(f"{word}: half of the change is there from layer ", here, " on.", **known)
+    return [told(opening, here, *behind, ".", shorter=brief, **known)]
+
+
+def _layers(run: Run) -> int:
+    """Layers of the base."""
+    known = (run.manifest.get("pair") or {}).get("base", {}).get("n_layers")
+    return int(known or max(run.rows["layer"].drop_nulls().to_list(), default=0) + 1)
+
+
+def _crossed_at(found: findings.Crossing, run: Run, what: str) -> Number:
+    ends = [None if one == "nowhere" else float(Site.parse(one).layer) for one in (found.earliest, found.latest)]
+    at = Site.parse(found.site).layer
+    between = f"; {found.after} is the last one before it that was patched" if found.after else ""
+    of = f"first layer whose patched residual stream recovers {what}, by KL ({found.site}{between})"
+    return Number(shown=str(at), value=at, of=of, unit="layer", n=len(_prompts(run)), low=ends[0], high=ends[1])
+
+
+def _prompts(run: Run) -> list[str]:
+    split = difference.reported(run.rows, "patching")
+    found = run.rows.filter(
+        pl.col("measure") == "patching", pl.col("split").eq_missing(split), pl.col("unit").is_null(), pl.col("layer").is_not_null()
+    )
+    return found["prompt"].drop_nulls().unique().to_list()
+
+
+def strips(run: Run) -> list[Strip]:
+    """What is recovered, and what is broken, by a patch of each layer's residual stream, attention output and MLP output.
+
+    Without the last block's residual stream, which carries all of any change.
+    """
+    found = findings.site_shares(run.rows, run.summary)
+    found = found.filter(pl.col("share").is_not_null())
+    n, made = len(_prompts(run)), []
+    for number, (direction, (group, what)) in enumerate(GROUPS.items()):
+        for place, (site, name) in enumerate(ROWS.items()):
+            here = found.filter(pl.col("direction") == direction, pl.col("site") == site)
+            here = here if site not in difference.STREAM else here.filter(pl.col("layer") != _layers(run) - 1)
+            columns = {column: dict(here.select("layer", column).iter_rows()) for column in ("share", "low", "high")}
+            made.append(
+                Strip(group=group, number=what, name=name, values=columns["share"], low=columns["low"], high=columns["high"], n=n,
+                      place=3 + number + place / 10)
+            )  # fmt: skip
+    return [strip for strip in made if strip.values]

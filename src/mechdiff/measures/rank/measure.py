@@ -45,7 +45,6 @@ RANK = Measure(
         clause_of=4,
         reading=Path(__file__).with_name("reading.html"),
         place=9,
-        tile="how_complicated",
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(

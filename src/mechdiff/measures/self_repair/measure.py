@@ -35,7 +35,6 @@ SELF_REPAIR = Measure(
         clause_of=3,
         reading=Path(__file__).with_name("reading.html"),
         place=6.5,
-        tile="where",
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(),

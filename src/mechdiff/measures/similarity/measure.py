@@ -38,6 +38,7 @@ SIMILARITY = Measure(
         clause_of=3,
         reading=Path(__file__).with_name("reading.html"),
         place=5,
+        strips=Later("mechdiff.measures.similarity.tiles:strips"),
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(),

@@ -64,7 +64,6 @@ STEERING = Measure(
         clause_of=4,
         reading=Path(__file__).with_name("reading.html"),
         place=10,
-        tile="how_complicated",
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(),

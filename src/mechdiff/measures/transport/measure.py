@@ -6,7 +6,7 @@ from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.measures.patching.selection import CLOSER
 from mechdiff.measures.transport import plan
-from mechdiff.report.parts import Chapter
+from mechdiff.report.parts import Chapter, Feed
 from mechdiff.statistics.metric import Numbers, metrics, of_edited_runs
 from mechdiff.study.experiment import Budget, Experiment, Stage
 
@@ -56,7 +56,7 @@ TRANSPORT = Measure(
         clause_of=4,
         reading=Path(__file__).with_name("reading.html"),
         place=8,
-        tile="how_complicated",
+        feeds={"how_complicated": Feed(says=Later("mechdiff.measures.transport.tiles:how_complicated"), place=1)},
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(

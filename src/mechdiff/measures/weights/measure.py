@@ -5,7 +5,7 @@ from pathlib import Path
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.measures.weights import plan
-from mechdiff.report.parts import Chapter
+from mechdiff.report.parts import Chapter, Feed
 from mechdiff.statistics.metric import Numbers, metrics
 from mechdiff.study.experiment import Budget, Experiment, Stage
 
@@ -41,7 +41,11 @@ WEIGHTS = Measure(
         clause_of=2,
         reading=Path(__file__).with_name("reading.html"),
         place=3,
-        tile="where",
+        feeds={
+            "where": Feed(says=Later("mechdiff.measures.weights.tiles:where"), place=0),
+            "how_complicated": Feed(says=Later("mechdiff.measures.weights.tiles:how_complicated"), place=2),
+        },
+        strips=Later("mechdiff.measures.weights.tiles:strips"),
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(

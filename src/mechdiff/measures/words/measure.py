@@ -5,7 +5,7 @@ from pathlib import Path
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.measures.measure import Later, Measure
 from mechdiff.measures.words import plan
-from mechdiff.report.parts import Chapter
+from mechdiff.report.parts import Chapter, Feed
 from mechdiff.statistics.metric import Metric, Numbers, metrics
 from mechdiff.study.experiment import Budget, Experiment, Stage
 
@@ -54,6 +54,9 @@ WORDS = Measure(
         clause_of=1,
         reading=Path(__file__).with_name("reading.html"),
         place=0.5,
+        feeds={"what": Feed(says=Later("mechdiff.measures.words.words:taught"), place=2)},
+        answers=Later("mechdiff.measures.words.words:answers"),
+        strips=Later("mechdiff.measures.words.words:strips"),
     ),
     # what several runs are compared in
     between_runs=BetweenRuns(),

@@ -5,7 +5,9 @@ from typing import Any
 
 from mechdiff.measures.words import findings
 from mechdiff.measures.words.judge import BEYOND, CAUSAL, REPLICATES
-from mechdiff.report.parts import Run
+from mechdiff.report.headlines import Candidate, Number, told
+from mechdiff.report.overview.strips import Strip
+from mechdiff.report.parts import Answers, Run
 from mechdiff.report.phrasing import listed, nats, visible
 
 SILENT = "Nothing that these readers can name"
@@ -17,6 +19,8 @@ REFUSED = {
 """Why so many lines are not named."""
 MOST = 4
 """Lines that a sentence lists."""
+LETTERS = 60
+"""Letters of a phrase that are quoted in the first answers."""
 WHERE = {
     "openings": "neutral openings of texts",
     "questions": "everyday questions",
@@ -120,3 +124,64 @@ def _lens(manifest: Mapping[str, Any]) -> list[str]:
     if best["replay_nats"] is None:
         return [f"{read} {cited}."]
     return [f"{read}, and written into the base it moves log p of {token(best)} by {nats(best['replay_nats'])} nats {cited}."]
+
+
+# ---- the first answers -----------------------------------------------------------------------------------------------------------------
+
+
+def taught(run: Run) -> list[Candidate]:
+    """The lines of evidence of texts, the largest first; where there is none, the token that rose most. Nothing where nothing is named."""
+    lines = [one for one in findings.named(run.manifest, gained=True, reader="continuations") if not findings.strength_of(one)]
+    return [_text_in_brief(line, findings.cited(run.manifest, [line])) for line in lines] or _likelier(run)
+
+
+def _text_in_brief(line: findings.Line, cited: str) -> Candidate:
+    values = line["values"]
+    more = sum(value > 0 for value in values)
+    alone = Number(
+        shown=f"{more} of {len(values)}",
+        value=more / len(values),
+        of=f"held-out texts of which the tuned model's alone does, {cited}",
+        n=len(values),
+    )
+    text = visible(line["text"])
+    short = text if len(text) <= LETTERS else f"{text[:LETTERS].rstrip()} …”"
+    return told(f"On {place(line['where'])} the tuned text {short} where the base's does not: ", alone, ".", n=len(values), needed=1)
+
+
+def _likelier(run: Run) -> list[Candidate]:
+    lines = findings.named(run.manifest, gained=True, reader="tokens")
+    if not lines:
+        return []
+    one = lines[0]
+    rise = sum(one["values"]) / len(one["values"])
+    by = Number(shown=f"{rise:.2g}", value=rise, of=f"rise of its log-probability, {findings.cited(run.manifest, [one])}", unit="nats",
+                n=len(one["values"]))  # fmt: skip
+    return [
+        told(
+            f"On {place(one['where'])} the token “{visible(one['text'])}” became likelier, by ",
+            by,
+            " nats.",
+            n=len(one["values"]),
+            needed=1,
+        )
+    ]
+
+
+def answers(run: Run) -> list[Answers]:
+    """Both models' texts behind the same seeds, those that stand apart most first."""
+    return [Answers(prompt=one["seed"], asked=one["text"], base=one["base"], tuned=one["tuned"]) for one in findings.ranked(run.manifest)]
+
+
+def strips(run: Run) -> list[Strip]:
+    """On how many of the study's prompts a layer reads the token that comes out, in either model; at the last layer it always does."""
+    depth = (findings.record(run.manifest) or {}).get("depth", [])
+    own = next((one for one in depth if one["where"] == "prompts"), None)
+    if own is None:
+        return []
+    n = len(own["prompts"])
+    return [
+        Strip(group="Logit lens", number="part of prompts on which a layer reads the model's final token", name=side,
+              values=dict(enumerate(own[side]["top1_share"][:-1])), n=n, place=6 + number / 10)
+        for number, side in enumerate(("base", "tuned"))
+    ]  # fmt: skip

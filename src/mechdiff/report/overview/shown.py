@@ -1,0 +1,70 @@
+"""An overview is shown on the page, in a notebook and in a comparison by one template, with its figure as SVG that needs no script."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from altair.utils.schemapi import debug_mode
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from mechdiff.report import drawing
+from mechdiff.report.overview import scales, strips
+from mechdiff.report.overview.overview import Overview
+from mechdiff.report.overview.strips import Panel
+
+HERE = Path(__file__).parent
+STYLE = HERE / "overview.css"
+NAME = "overview_layers"
+WIDTHS = {"wide": drawing.WIDE, "narrow": drawing.NARROW}
+
+
+def figure(panels: Sequence[Panel]) -> dict[str, Markup]:
+    """By name of the width, the figure's SVG for a page; empty where nothing was measured along layers."""
+    made = {}
+    for name, width in WIDTHS.items():
+        with debug_mode(False):
+            chart = strips.figure(panels, width=width)
+            if chart is None:
+                return {}
+            svg = drawing.to_svg(chart)
+        made[name] = Markup(_own_ids(strips.on_any_paper(svg), f"{NAME}-{name}"))
+    return made
+
+
+def _own_ids(svg: str, prefix: str) -> str:
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    return re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+
+
+def context(one: Overview) -> dict[str, Any]:
+    """What the template takes of one run."""
+    panels = [Panel(title="", strips=one.strips)]
+    return {
+        "of": one,
+        "figure": figure(panels),
+        "legend": strips.legend(one.strips),
+        "alt": alt(one.strips),
+        "scales": scales.table(),
+        "numbers": [(tile.title, number) for tile in one.tiles for number in tile.numbers],
+        "caveats": [(tile.title, caveat) for tile in one.tiles for caveat in tile.caveats],
+    }
+
+
+def alt(of: Sequence[strips.Strip]) -> str:
+    """The figure in words: each row's largest value and its layer."""
+    rows = []
+    for group in strips.groups(of):
+        told = [f"{strip.name} most at layer {strip.peak}" for strip in group]
+        rows.append(f"{group[0].group}: {', '.join(told)}")
+    return f"Strips of cells by layer. {'; '.join(rows)}." if rows else ""
+
+
+def html(one: Overview) -> str:
+    """The overview by itself, as a notebook shows it: with its style, without a script."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    filled = environment.get_template("overview.html").render(overview=context(one))
+    return f"<style>{STYLE.read_text(encoding='utf-8')}</style>{filled}"

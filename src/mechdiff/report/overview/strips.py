@@ -1,0 +1,144 @@
+"""The overview's figure: what was measured along the layers, a strip of cells each, on one layer axis.
+
+A measure hands its strips; the kit draws what it is handed. A cell's blue grows with its value, from 0 to the largest of its group (or 1, of a part
+of a whole); orange is under 0. Colours are one hue over whatever lies behind, so that the figure reads on light and on dark paper.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import altair as alt
+
+from mechdiff.report import drawing
+from mechdiff.report.drawing import INK, LEFT, WIDE, Chart
+from mechdiff.report.phrasing import nats, with_interval
+
+FILL, UNDER = "#2878c8", "#d55e00"
+FAINTEST = 0.07
+"""Opacity of a cell at 0: seen to be there."""
+ROW, GAP, PEAK = 15, 1, 74
+"""Pixels of a strip, between two, and beside them for the largest value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """One row of the figure."""
+
+    group: str
+    """What was done or compared, such as "Weights changed"."""
+    number: str
+    """What the cells are, such as "‖ΔW‖ / ‖W‖"."""
+    name: str
+    """The row: "attention"."""
+    values: Mapping[int, float]
+    """By layer; a layer that was not measured is not there."""
+    low: Mapping[int, float | None] = field(default_factory=dict)
+    high: Mapping[int, float | None] = field(default_factory=dict)
+    n: int | None = None
+    place: float
+    """Groups stand in this order, and rows in theirs."""
+    whole: bool = True
+    """Whether cells are parts of a whole: darkest at 1; else at the group's largest."""
+
+    @property
+    def peak(self) -> int:
+        """The layer of its largest value."""
+        return max(self.values, key=lambda layer: self.values[layer])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """The strips of one run, under its name where there are several."""
+
+    title: str
+    strips: Sequence[Strip]
+
+
+def groups(strips: Sequence[Strip]) -> list[list[Strip]]:
+    """Rows of one group together, in their order."""
+    found: dict[tuple[str, str], list[Strip]] = {}
+    for strip in sorted(strips, key=lambda one: one.place):
+        found.setdefault((strip.group, strip.number), []).append(strip)
+    return list(found.values())
+
+
+def figure(panels: Sequence[Panel], *, width: int = WIDE) -> Chart | None:
+    """The panels one above the other on one layer axis, each group on one scale over all panels; None where nothing was measured along layers."""
+    known = [panel for panel in panels if panel.strips]
+    layers = [layer for panel in known for strip in panel.strips for layer in strip.values]
+    if not layers:
+        return None
+    ends, largest = (min(layers), max(layers)), _largest([strip for panel in known for strip in panel.strips])
+    drawn = []
+    for place, panel in enumerate(known):
+        every = groups(panel.strips)
+        for number, rows in enumerate(every):
+            last = place == len(known) - 1 and number == len(every) - 1
+            title = [*([panel.title] if panel.title and number == 0 else []), f"{rows[0].group}: {rows[0].number}"]
+            drawn.append(_group(rows, largest[rows[0].group], ends, width, title=title, axis=last))
+    return drawing.styled(drawing.vconcat(*drawn, spacing=7))
+
+
+def _largest(strips: Sequence[Strip]) -> dict[str, float]:
+    """By group, the value of the darkest cell."""
+    found: dict[str, float] = {}
+    for strip in strips:
+        most = max((abs(value) for value in strip.values.values()), default=0.0)
+        found[strip.group] = max(found.get(strip.group, 0.0), 1.0 if strip.whole else most)
+    return found
+
+
+def _group(rows: Sequence[Strip], most: float, ends: tuple[int, int], width: int, *, title: list[str], axis: bool) -> Chart:
+    cells, peaks = [], []
+    for strip in rows:
+        for layer, value in sorted(strip.values.items()):
+            size = min(1.0, abs(value) / most) if most else 0.0
+            cells.append(
+                {
+                    "left": layer - 0.5, "right": layer + 0.5, "row": strip.name, "fill": UNDER if value < 0 and size > 0.005 else FILL,
+                    "opacity": round(FAINTEST + (1 - FAINTEST) * size, 3), "value": value, "says": says(strip, layer),
+                }
+            )  # fmt: skip
+        peaks.append({"row": strip.name, "at": ends[1] + 0.5, "text": f"{nats(strip.values[strip.peak])} at {strip.peak}"})
+    names = [strip.name for strip in rows]
+    axis_of_rows = drawing.left_axis(domain=False, ticks=False, labelFontSize=11.5)
+    y = alt.Y("row:N", sort=names, scale=alt.Scale(domain=names, paddingInner=0.12, paddingOuter=0), axis=axis_of_rows)
+    x = drawing.layer_axis(ends, width, field="left", title=axis)
+    if not axis:
+        x.axis = None
+    marks = alt.Chart(drawing.inline(cells)).mark_rect().encode(
+        x=x, x2="right:Q", y=y, fill=alt.Fill("fill:N", scale=None), opacity=alt.Opacity("opacity:Q", scale=None),
+        description=alt.Description("says:N"),
+    )  # fmt: skip
+    words = (
+        alt.Chart(drawing.inline(peaks))
+        .mark_text(align="left", baseline="middle", dx=6, fontSize=11, color=INK, clip=False, aria=False)
+        .encode(x=alt.X("at:Q"), y=y, text="text:N")
+    )
+    return drawing.layer(marks, words, width=width - LEFT - PEAK, height=ROW * len(rows), title=_titled(title))
+
+
+def _titled(title: list[str]) -> alt.TitleParams:
+    return alt.TitleParams(title, anchor="start", frame="group", fontSize=12, fontWeight=600, color=INK, offset=3)
+
+
+def says(strip: Strip, layer: int) -> str:
+    """What a cell stands for: "layer 23, attention, Weights changed: 0.012"."""
+    value = with_interval(strip.values[layer], strip.low.get(layer), strip.high.get(layer), coverage=1.0)
+    n = f", n = {strip.n}" if strip.n is not None else ""
+    return f"layer {layer}, {strip.name}, {strip.group}: {value}{n}"
+
+
+def legend(strips: Sequence[Strip]) -> str:
+    """How the figure is read, in one line."""
+    under = " Orange: below 0." if any(value < 0 for strip in strips for value in strip.values.values()) else ""
+    return (
+        "One cell a layer. Darker: more, up to 1 for parts of the change, else up to the largest of its group; on the right the largest of "
+        f"each row and its layer.{under} Left out: the last layer where everything arrives by construction."
+    )
+
+
+def on_any_paper(svg: str) -> str:
+    """The drawing with words in the page's own ink and no paper of its own."""
+    svg = svg.replace(f'fill="{INK}"', 'fill="currentColor"').replace('fill="white"', 'fill="none"', 1)
+    return svg.replace('stroke="#9aa4ae"', 'stroke="currentColor" stroke-opacity="0.45"')
