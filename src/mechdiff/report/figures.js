@@ -57,6 +57,9 @@ function broken(title, width) {
 
 function roomy(channel, width) {
   const made = { ...channel };
+  if (made.axis?.labelAngle === 0 && made.axis.orient !== "left" && Array.isArray(made.sort) && made.sort.join("").length * 7 > width - 100) {
+    made.axis = { ...made.axis, labelAngle: -40, labelAlign: "right" };
+  }
   if (made.axis?.labelOverlap === false) made.axis = { ...made.axis, labelOverlap: "greedy" };
   if (made.axis && typeof made.title === "string" && made.title.length > 40) made.title = lines(made.title, 40);
   if (made.legend?.orient === "top" && made.scale?.domain && typeof made.scale.domain[0] === "string") {

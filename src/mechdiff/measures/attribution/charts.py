@@ -171,7 +171,7 @@ def churn_of_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
         drawing.layer(
             *_zeros(axes, x, y),
             _identity(axes, x, y),
-            *_limit_lines(lines, limit, x, y, inner, height),
+            *_limit_lines(lines, limit, x, y, height),
             *dots,
             *names,
             width=inner,
@@ -180,9 +180,7 @@ def churn_of_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
     )
 
 
-def _limit_lines(
-    lines: dict[str, tuple[float, float]], limit: float | None, x: alt.X, y: alt.Y, width: int, height: int
-) -> list[alt.Chart]:
+def _limit_lines(lines: dict[str, tuple[float, float]], limit: float | None, x: alt.X, y: alt.Y, height: int) -> list[alt.Chart]:
     """Upright lines for the base, flat ones for the tuned model, with what they say at the ends where few heads are."""
     look = {"aria": False, "color": GREEN, "strokeDash": [4, 3], "strokeWidth": 1.2}
     words = {"aria": False, "color": GREEN, "fontSize": 10.5}
@@ -194,7 +192,7 @@ def _limit_lines(
         layers += [upright.mark_rule(**look).encode(x=x), flat.mark_rule(**look).encode(y=y)]
         ends = {"align": "right", "baseline": "top", "dx": -3, "dy": 2}, {"align": "left", "baseline": "bottom", "dx": 3, "dy": -2}
         layers.append(upright.mark_text(**words, **ends[place]).encode(x=x, y=alt.YValue((0, height)[place]), text=alt.TextValue(text)))
-        layers.append(flat.mark_text(**words, **ends[place]).encode(x=alt.XValue((width, 0)[place]), y=y, text=alt.TextValue(text)))
+        layers.append(flat.mark_text(**words, **ends[place]).encode(x=alt.XValue(("width", 0)[place]), y=y, text=alt.TextValue(text)))
     return layers
 
 
