@@ -204,7 +204,7 @@ def test_a_stretched_axis_keeps_order_symmetry_and_room() -> None:
 def test_the_page_shows_both_figures_with_their_readings(run: Run, tmp_path: Path) -> None:
     page = build_report(write_run(tmp_path / "run", run.rows, run.manifest), CHAPTERS).read_text(encoding="utf-8")
     section = page.partition('<section id="attribution">')[2].partition("</section>")[0]
-    assert re.findall(r'<figure id="(\w+)">', section) == ["attribution_validation", "attribution_churn"]
+    assert re.findall(r'<figure id="(\w+)"', section) == ["attribution_validation", "attribution_churn"]
     assert section.count("<summary>How to read this, and when it misleads</summary>") == section.count("<b>It misleads</b>") == 2
     (sentence,) = attribution_words.what_gradients_say(run.rows, run.summary, run.manifest)
     assert f'<p class="lead">{sentence}</p>' in page
