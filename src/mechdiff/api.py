@@ -183,7 +183,7 @@ def compare(*runs: str | Path, out: str | Path | None = None, across_bases: bool
     """Compares finished runs and writes the page; `out`: its folder (default runs/compare-NAMES). Raises RunError where they cannot be compared."""
     from mechdiff.comparison.compare import compare as hold_against_each_other
 
-    return hold_against_each_other(*runs, measures=BETWEEN_RUNS, out=out, across_bases=across_bases)
+    return hold_against_each_other(*runs, measures=BETWEEN_RUNS, chapters=CHAPTERS, out=out, across_bases=across_bases)
 
 
 def moments(

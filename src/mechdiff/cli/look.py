@@ -164,12 +164,18 @@ def compare(
     across_bases: Annotated[
         bool, typer.Option("--across-bases", help="Allow other base models: only how local the changes are is then compared.")
     ] = False,
+    json: Annotated[bool, typer.Option("--json", help="The runs' answers and how they differ as JSON on standard output.")] = False,
 ) -> None:
     """Fine-tunes beside one another: local and low-rank, or distributed and high-rank? Prints the page's path."""
+    from json import dumps
+
     from mechdiff.api import compare as hold_against_each_other
 
     made = hold_against_each_other(*runs, out=out, across_bases=across_bases)
-    for sentence in made.verdict():
+    if json:
+        print(dumps(made.data(), ensure_ascii=False, indent=1, allow_nan=False))
+        return
+    for sentence in [*made.plainly(), *made.verdict()]:
         say(f"- {escaped(sentence)}")
     print(made.report())
 

@@ -12,16 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from mechdiff.comparison import comparable, contrasts, local, profiles, words
+from mechdiff.comparison import comparable, contrasts, first, local, profiles, words
 from mechdiff.comparison.between_runs import BetweenRuns
 from mechdiff.comparison.compared import Compared
+from mechdiff.comparison.first import Column
 from mechdiff.comparison.quantities import quantities
 from mechdiff.errors import RunError
 from mechdiff.report import page, record
-from mechdiff.report.parts import Section, table
+from mechdiff.report.parts import Chapter, Section, table
 from mechdiff.report.phrasing import listed
 
 PAGE, TABLE = "compare.html", "compare.parquet"
@@ -34,6 +36,17 @@ class Comparison:
     path: Path
     """Its folder."""
     content: Compared
+    columns: Sequence[Column] = ()
+    """What each run says first."""
+
+    def plainly(self) -> list[str]:
+        """How they differ, in plain sentences; empty where no such number tells them apart."""
+        return first.plainly(self.content)
+
+    def data(self) -> dict[str, Any]:
+        """The runs' first answers, how they differ and the verdict, as JSON has them."""
+        runs = [{"name": one.name, "report": one.report, **one.overview.data()} for one in self.columns]
+        return {"runs": runs, "differences": self.plainly(), "verdict": self.verdict()}
 
     def verdict(self) -> list[str]:
         """At most five sentences."""
@@ -49,15 +62,21 @@ class Comparison:
         return self.path / PAGE
 
     def _repr_html_(self) -> str:
-        """The verdict, as a notebook shows it."""
-        sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.verdict())
+        """How they differ and the verdict, as a notebook shows it."""
+        sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in [*self.plainly(), *self.verdict()])
         return f"<b>{escape(' · '.join(self.content.names))}</b><ol>{sentences}</ol><code>{escape(str(self.report()))}</code>"
 
 
 def compare(
-    *folders: str | Path, measures: Mapping[str, BetweenRuns], out: str | Path | None = None, across_bases: bool = False
+    *folders: str | Path,
+    measures: Mapping[str, BetweenRuns],
+    chapters: Mapping[str, Chapter],
+    out: str | Path | None = None,
+    across_bases: bool = False,
 ) -> Comparison:
     """Compares finished runs in what these measures can be compared in, and writes the page; `out`: its folder (default runs/compare-NAMES).
+
+    `chapters`: what a page says of each measure, for the runs' first answers.
 
     Raises RunError where they cannot be compared.
     """
@@ -65,7 +84,7 @@ def compare(
     place = Path(out) if out else Path("runs") / default_name(content.names)
     if (place / "manifest.json").exists() or place.is_file():
         raise RunError(f"{place}: given a run's folder or a file, expected a folder for the comparison. Give another --out.")
-    made = Comparison(place, content)
+    made = Comparison(place, content, first.columns(content, chapters, place))
     place.mkdir(parents=True, exist_ok=True)
     made.table().write_parquet(place / TABLE)
     _page(made, measures)
@@ -94,9 +113,16 @@ def default_name(names: Sequence[str]) -> str:
 
 
 def sections(of: Compared, measures: Mapping[str, BetweenRuns]) -> list[Section]:
-    """What is not the same, then an axis a section; across bases only those without a unit of their own."""
+    """An axis a section, across bases only those without a unit of their own; last what is not the same."""
     axes = sorted((one for one in measures.values() if one.axis), key=lambda one: (not one.across_bases, one.place))
-    return [local.unlike(of), local.local(of), *(one.axis(of) for one in axes if one.axis and (one.across_bases or not of.across_bases))]
+    several = first.matrices(of)
+    each = [Section(id="each", title="Each run against each", parts=several)] if several else []
+    return [
+        local.local(of),
+        *each,
+        *(one.axis(of) for one in axes if one.axis and (one.across_bases or not of.across_bases)),
+        local.unlike(of),
+    ]
 
 
 def _page(made: Comparison, measures: Mapping[str, BetweenRuns]) -> None:
@@ -115,7 +141,7 @@ def _page(made: Comparison, measures: Mapping[str, BetweenRuns]) -> None:
         between={"sign": "·", "says": "and"},
         alerts=[said] if quick else [],
         warned=0,
-        verdict=made.verdict(),
+        compared=first.context(of, made.columns, made.verdict()),
         sections=[page.draw_section(section) for section in sections(of, measures)],
         record_title="The runs",
         record=[table(("run", "base", "study"), rows)],

@@ -31,6 +31,16 @@ class Main:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plain:
+    """What a difference in a number is called for a reader of a minute."""
+
+    says: str
+    """Of two runs, with {high} and {low} for their names, {a} and {b} for their numbers, {times} for how many times the one is the other."""
+    order: str
+    """Of several runs: "How much the next token changes, nats"."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantity:
     """One number of one run."""
 
@@ -55,6 +65,8 @@ class Quantity:
     """Bootstrap draws of a number that is no smooth one, such as a layer."""
     main: Main | None = None
     """Of a main number, what makes it one."""
+    plain: Plain | None = None
+    """Its words in the first sentences of a comparison; None: it has none there."""
 
     @property
     def key(self) -> tuple[str, str]:

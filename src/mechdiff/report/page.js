@@ -70,7 +70,7 @@ function order(table, place, up) {
   body.append(...rows.map((one) => one.row));
 }
 
-for (const table of document.querySelectorAll("table")) {
+for (const table of document.querySelectorAll("table:not(.as-is)")) {
   const heads = [...table.tHead.rows[0].cells];
   if (table.tBodies[0].rows.length > 1 && !table.classList.contains("stacked")) {
     for (const [place, head] of heads.entries()) {

@@ -6,10 +6,14 @@ import polars as pl
 
 from mechdiff.comparison.comparable import Loaded
 from mechdiff.comparison.compared import Compared, differences, own, said
-from mechdiff.comparison.quantity import Quantity, mean_of
+from mechdiff.comparison.quantity import Plain, Quantity, mean_of
 from mechdiff.report import difference, effect_shares
 from mechdiff.report.parts import Section
 from mechdiff.statistics import spread
+
+MORE = Plain(
+    says="{high} changes the next token more than {low}: {a} against {b} nats{times}.", order="How much the next token changes, nats"
+)
 
 
 def quantities(run: Loaded) -> Iterator[Quantity]:
@@ -18,7 +22,8 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
     d = effect_shares.totals(run.content.rows, split).filter(pl.col("total").is_finite()).sort("prompt")
     if len(d):
         keys = [run.key(split, prompt) for prompt in d["prompt"]]
-        yield Quantity(axis="size", name="D", estimate=spread.estimate(d["total"].to_numpy()[:, None], mean_of, keys), unit="nats")
+        estimate = spread.estimate(d["total"].to_numpy()[:, None], mean_of, keys)
+        yield Quantity(axis="size", name="D", estimate=estimate, unit="nats", plain=MORE)
 
 
 def axis(of: Compared) -> Section:

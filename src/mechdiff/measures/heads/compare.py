@@ -12,7 +12,7 @@ from mechdiff.comparison.comparable import Loaded
 from mechdiff.comparison.compared import Compared, differences, own, said
 from mechdiff.comparison.effects import Table, table
 from mechdiff.comparison.local import lacking
-from mechdiff.comparison.quantity import Main, Quantity, by_divergence, number, ratio
+from mechdiff.comparison.quantity import Main, Plain, Quantity, by_divergence, number, ratio
 from mechdiff.measures.heads import findings, sets
 from mechdiff.report import difference
 from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
@@ -22,6 +22,7 @@ from mechdiff.statistics import floors
 
 SINGLE = (pl.col("site") == "attn_proj", labels.is_head(), pl.col("arm") == "contribution")
 """Rows of heads swapped alone."""
+HEADS = Plain(says="{high}'s change goes through more heads than {low}'s: about {a} against {b}.", order="Through how many heads it goes")
 NETWORK = Main(axis="heads", name="effective heads of the network", of="parts", noun="effective number of heads")
 
 
@@ -75,7 +76,7 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
     """Heads of the network, each alone; and the heads of the strongest layer, together."""
     singles = head_overlaps(run)
     if singles is not None:
-        yield replace(number(*NETWORK.key, singles, null=True), main=NETWORK)
+        yield replace(number(*NETWORK.key, singles, null=True), main=NETWORK, plain=HEADS)
     for direction, word in WORDS.items():
         if (alone := heads_alone(run, direction)) is not None:
             yield by_divergence("heads", f"effective heads of the network by KL, {word}", alone)

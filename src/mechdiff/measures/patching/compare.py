@@ -11,7 +11,7 @@ from mechdiff.comparison.comparable import Loaded
 from mechdiff.comparison.compared import Compared, differences, own, said
 from mechdiff.comparison.effects import PLAIN, Table
 from mechdiff.comparison.profiles import Profile, shares_along
-from mechdiff.comparison.quantity import Main, Quantity, by_divergence, crossing, number
+from mechdiff.comparison.quantity import Main, Plain, Quantity, by_divergence, crossing, number
 from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
 from mechdiff.report.parts import Drawn, Section, note
 from mechdiff.report.phrasing import nats
@@ -21,6 +21,13 @@ WRITES = ("attn_out", "mlp_out")
 STREAM = "resid_post"
 SITES = Main(axis="where", name="effective sites", of="parts", noun="effective number of sites", leads=True)
 LAYERS = Main(axis="where", name="effective layers", of="parts")
+WIDER = Plain(
+    says="{high}'s change is spread over more attention and MLP outputs than {low}'s: about {a} against {b}.",
+    order="Over how many attention and MLP outputs it is spread",
+)
+LATER = Plain(
+    says="{high}'s change comes later: half of it is recovered at {a}, {low}'s at {b}.", order="At which layer half of it is recovered"
+)
 DRAWN_PAIRS = 3
 """Pairs of runs whose differences along the layers are drawn."""
 
@@ -39,7 +46,7 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
     """Sites and layers that carry it, by shares that add; the same by divergences, at this D; and where half of D is passed."""
     sites, back = overlaps(run, WRITES), overlaps(run, WRITES, BREAKAGE)
     if sites is not None:
-        yield replace(number(*SITES.key, sites, null=True), main=SITES)
+        yield replace(number(*SITES.key, sites, null=True), main=SITES, plain=WIDER)
         yield replace(number(*LAYERS.key, additive.summed(sites, lambda name: name[0]), null=True), main=LAYERS)
     if back is not None:
         yield number("where", "effective sites, where the tuned model runs", back)
@@ -49,7 +56,8 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
         stream = patched(run, direction, (STREAM,))
         if stream is not None and stream.total.mean() > 0:
             layers = [float(layer) for layer, _ in stream.names]
-            yield crossing("where", f"half of D passed, {word}", stream, [*layers, layers[-1] + 1], "layer", threshold=0.5)
+            half = crossing("where", f"half of D passed, {word}", stream, [*layers, layers[-1] + 1], "layer", threshold=0.5)
+            yield replace(half, plain=LATER if direction == RECOVERY else None)
 
 
 def profiles(runs: Sequence[Loaded]) -> list[Profile]:

@@ -11,7 +11,7 @@ from mechdiff.comparison.compared import Compared, differences, own, said
 from mechdiff.comparison.effects import Table
 from mechdiff.comparison.local import lacking
 from mechdiff.comparison.profiles import shares_along
-from mechdiff.comparison.quantity import Main, Quantity, exact, mean_of
+from mechdiff.comparison.quantity import Main, Plain, Quantity, exact, mean_of
 from mechdiff.measures.grafting import compare as grafting_compare
 from mechdiff.measures.rank import findings
 from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
@@ -20,6 +20,10 @@ from mechdiff.report.parts import Drawn, Section
 from mechdiff.rows import OVERLAP
 from mechdiff.statistics import spread
 
+MORE = Plain(
+    says="{high}'s change takes more directions of its activations than {low}'s: about {a} against {b}.",
+    order="How many directions of activations it takes",
+)
 DIMENSIONS = Main(
     axis="rank",
     name="participation ratio of the states' gains by direction, the mean included",
@@ -47,7 +51,9 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
     found = spread.estimate(curve.values, lambda means: spread.effective_rank(means, known, shift=True), curve.prompts, ends=ends)
     at = f"at {site}"
     if recovers(curve):
-        yield Quantity(axis=DIMENSIONS.axis, name=DIMENSIONS.name, estimate=found, unit="parts", parts=ends[1], where=at, main=DIMENSIONS)
+        yield Quantity(
+            axis=DIMENSIONS.axis, name=DIMENSIONS.name, estimate=found, unit="parts", parts=ends[1], where=at, main=DIMENSIONS, plain=MORE
+        )
     for direction, words in ((TRANSPORT, "transport"), (CLOSENESS, "closeness")):
         needed = findings.needed(findings.causal(rows, site, direction), direction) or {}
         for part, k in needed.items():

@@ -64,7 +64,7 @@ def alt(of: Sequence[strips.Strip]) -> str:
 def html(one: Overview) -> str:
     """The overview by itself, as a notebook shows it: with its style, without a script."""
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    filled = environment.get_template("overview.html").render(overview=context(one))
+    filled = environment.get_template("overview/overview.html").render(overview=context(one))
     return f"<style>{STYLE.read_text(encoding='utf-8')}</style>{filled}"

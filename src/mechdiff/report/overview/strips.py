@@ -70,13 +70,12 @@ def figure(panels: Sequence[Panel], *, width: int = WIDE) -> Chart | None:
         return None
     ends, largest = (min(layers), max(layers)), _largest([strip for panel in known for strip in panel.strips])
     drawn = []
-    for place, panel in enumerate(known):
+    for panel in known:
         every = groups(panel.strips)
-        for number, rows in enumerate(every):
-            last = place == len(known) - 1 and number == len(every) - 1
-            title = [*([panel.title] if panel.title and number == 0 else []), f"{rows[0].group}: {rows[0].number}"]
-            drawn.append(_group(rows, largest[rows[0].group], ends, width, title=title, axis=last))
-    return drawing.styled(drawing.vconcat(*drawn, spacing=7))
+        rows = [_group(of, largest[of[0].group], ends, width, axis=panel is known[-1] and of is every[-1]) for of in every]
+        named = {"title": _titled(panel.title, size=14)} if panel.title else {}
+        drawn.append(drawing.vconcat(*rows, spacing=7, **named))
+    return drawing.styled(drawn[0] if len(drawn) == 1 else drawing.vconcat(*drawn, spacing=16))
 
 
 def _largest(strips: Sequence[Strip]) -> dict[str, float]:
@@ -88,7 +87,7 @@ def _largest(strips: Sequence[Strip]) -> dict[str, float]:
     return found
 
 
-def _group(rows: Sequence[Strip], most: float, ends: tuple[int, int], width: int, *, title: list[str], axis: bool) -> Chart:
+def _group(rows: Sequence[Strip], most: float, ends: tuple[int, int], width: int, *, axis: bool) -> Chart:
     cells, peaks = [], []
     for strip in rows:
         for layer, value in sorted(strip.values.items()):
@@ -99,7 +98,8 @@ def _group(rows: Sequence[Strip], most: float, ends: tuple[int, int], width: int
                     "opacity": round(FAINTEST + (1 - FAINTEST) * size, 3), "value": value, "says": says(strip, layer),
                 }
             )  # fmt: skip
-        peaks.append({"row": strip.name, "at": ends[1] + 0.5, "text": f"{nats(strip.values[strip.peak])} at {strip.peak}"})
+        most_here = strip.values[strip.peak]
+        peaks.append({"row": strip.name, "at": ends[1] + 0.5, "text": f"{nats(most_here)} at {strip.peak}" if most_here else "0"})
     names = [strip.name for strip in rows]
     axis_of_rows = drawing.left_axis(domain=False, ticks=False, labelFontSize=11.5)
     y = alt.Y("row:N", sort=names, scale=alt.Scale(domain=names, paddingInner=0.12, paddingOuter=0), axis=axis_of_rows)
@@ -115,11 +115,13 @@ def _group(rows: Sequence[Strip], most: float, ends: tuple[int, int], width: int
         .mark_text(align="left", baseline="middle", dx=6, fontSize=11, color=INK, clip=False, aria=False)
         .encode(x=alt.X("at:Q"), y=y, text="text:N")
     )
-    return drawing.layer(marks, words, width=width - LEFT - PEAK, height=ROW * len(rows), title=_titled(title))
+    return drawing.layer(
+        marks, words, width=width - LEFT - PEAK, height=ROW * len(rows), title=_titled(f"{rows[0].group}: {rows[0].number}")
+    )
 
 
-def _titled(title: list[str]) -> alt.TitleParams:
-    return alt.TitleParams(title, anchor="start", frame="group", fontSize=12, fontWeight=600, color=INK, offset=3)
+def _titled(title: str, size: int = 12) -> alt.TitleParams:
+    return alt.TitleParams(title, anchor="start", frame="group", fontSize=size, fontWeight=600, color=INK, offset=3)
 
 
 def says(strip: Strip, layer: int) -> str:
