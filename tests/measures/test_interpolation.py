@@ -203,14 +203,14 @@ def test_sentences_on_modules_say_what_was_planted() -> None:
     ]  # fmt: skip
     run = run_of(pl.concat([planted(squares), *alone]))
     (said,) = words.of_modules(run)
-    assert said.startswith("The weights of L8.mlp alone leave 1.92 (95 %: ")
-    assert "nats of D at strength 1, and 1.08 (95 %: " in said
-    assert "(difference -0.840 (95 %: " in said.replace("−", "-")
+    assert said.startswith("The weights of L8.mlp alone leave 1.92 [95 % CI: ")
+    assert "nats of D at strength 1, and 1.08 [95 % CI: " in said
+    assert "(difference -0.840 [95 % CI: " in said.replace("−", "-")
     figure, table = [part for part in interpolation(run).parts if getattr(part, "name", "") == "by_modules" or "alone" in str(part)][:2]
     assert figure.chart(run.rows, run.summary, run.manifest, width=350) is not None
     (line,) = table["rows"]
     assert line[0] == "L8.mlp"
-    assert line[-2] == "1.46 (1.46 to 1.46)"
+    assert line[-2] == "1.46 [1.46, 1.46]"
     assert findings.half(run.rows, WEIGHTS) == findings.half(planted(squares), WEIGHTS), "all weights are as without it"
 
 
@@ -385,7 +385,7 @@ def run_of(table: pl.DataFrame, **manifest: Any) -> Run:
 
 def test_sentences_say_what_was_planted() -> None:
     half, states, beyond = words.lead(run_of(planted(squares)))
-    assert half.startswith("Half of D is gone at strength 0.293 (95 %: 0.293 to 0.293) by weights, at 0.293")
+    assert half.startswith("Half of D is gone at strength 0.29 [95 % CI: 0.29, 0.29] by weights, at 0.29")
     assert states.startswith(
         "Activations moved at the output of block 3 move neutral prompts as far as the tuned model does (0.200 nats) at strength"
     )
@@ -425,7 +425,7 @@ def test_loops_are_counted_beside_the_strengths_of_answers() -> None:
         for a in (0.0, 2.0)
     ]
     run = run_of(pl.concat([planted(squares), *said]))
-    assert words.further(run)[0].endswith("mean of 2: 0.25 at 0, 0.25 at 2.")
+    assert words.further(run)[0].endswith("mean of 2: 25 % at 0, 25 % at 2.")
 
 
 # ---- several runs --------------------------------------------------------------------------------------------------------------------

@@ -110,12 +110,12 @@ def test_interactions_are_those_of_plain_sums_and_only_sure_ones_are_spoken_of()
     assert found["value_low"][0] < -0.3 < found["value_high"][0]
     assert found["p"][0] < 0.01 < found["p"][1]
     (said,) = pairs.lead(Run(rows=table, summary=pl.DataFrame(), manifest={}))
-    size = r"0\.\d+ \(95 %: 0\.\d+ to 0\.\d+\)"
+    size = r"\d+(?:\.\d)? % \[95 % CI: [\d.]+, [\d.]+\]"
     alone = f"Written into the base, L1.mlp_out alone goes {size} of the way in logits, L5.attn_out {size}, both together {size}"
     assert re.fullmatch(rf"{alone}: {size} less than the sum of both \(family-wise p = 0\.00\d+, 2 tested\)\.", said)
     quiet = Run(rows=table.filter(pl.col("unit").ne_missing("L1.mlp_out+L5.attn_out")), summary=pl.DataFrame(), manifest={})
     (said,) = pairs.lead(quiet)
-    assert said.startswith("Of 1 pairs of the strongest outputs none was shown to do 0.01 of the way")
+    assert said.startswith("Of 1 pairs of the strongest outputs none was shown to do 1 % of the way")
 
 
 @pytest.mark.parametrize(
@@ -140,12 +140,14 @@ def test_the_sign_of_an_interaction_does_not_say_what_each_alone_does(first: flo
     ]
     run = Run(rows=pl.concat(parts), summary=pl.DataFrame(), manifest={})
     (said,) = pairs.lead(run)
-    plain = re.sub(r" \(95 %: [^)]*\)", "", said).replace("−", "-")
+    plain = re.sub(r" \[95 % CI: [^]]*\]", "", said).replace("−", "-")
     assert says in plain
-    said_numbers = [float(number) for number in re.findall(r"(?<= )-?\d\.\d+(?=[ ,:])", plain)]
+    said_numbers = [float(number) / 100 for number in re.findall(r"(?<= )(-?\d+(?:\.\d)?) %", plain)]
     assert said_numbers[:4] == pytest.approx([first, second, together, abs(together - first - second)], abs=0.01)
     (line,) = pairs.parts(run)[0]["rows"]
-    assert [float(str(cell).split(" (")[0].replace("−", "-")) for cell in line[2:5]] == pytest.approx([first, second, together], abs=0.01)
+    assert [float(str(cell).split(" %")[0].replace("−", "-")) / 100 for cell in line[2:5]] == pytest.approx(
+        [first, second, together], abs=0.01
+    )
 
 
 def test_pairs_of_both_directions_are_one_family() -> None:

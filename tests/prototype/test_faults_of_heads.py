@@ -16,9 +16,10 @@ from mechdiff.measures.heads import page as heads_page
 from mechdiff.measures.heads import sets as heads_sets
 from mechdiff.measures.heads.coverage import Whole, coverage
 from mechdiff.measures.heads.plan import HeadsOptions
-from mechdiff.measures.heads.words import per_cent, which_heads
+from mechdiff.measures.heads.words import which_heads
 from mechdiff.measures.patching import asymmetry as patching_asymmetry
 from mechdiff.report.parts import Run
+from mechdiff.report.phrasing import share
 from mechdiff.rows import rows as make_rows
 from mechdiff.statistics import summary as statistics_summary
 from mechdiff.study import run
@@ -63,10 +64,10 @@ def test_a03_the_published_sets_cover_what_they_cover(direction: str) -> None:
     sets = [game.value(list(heads)) for heads in PUBLISHED]
     assert all(one is not None for one in sets)
     found = coverage(np.column_stack([*sets, game.value([]), game.value(range(32))]), game.whole)
-    for share, (_, said) in zip(found.share, PUBLISHED.values(), strict=False):
-        assert f"{100 * share:.{len(said.partition('.')[2])}f}" == said
+    for one, (_, said) in zip(found.share, PUBLISHED.values(), strict=False):
+        assert f"{100 * one:.{len(said.partition('.')[2])}f}" == said
     assert found.share[-2:].tolist() == [0, 1]
-    assert per_cent(found.share[0]) == "0.0075 %"
+    assert share(found.share[0]) == "0.0075 %"
 
 
 def test_a03_the_sentence_does_not_say_that_one_head_carries_it() -> None:

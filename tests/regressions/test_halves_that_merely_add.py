@@ -126,7 +126,7 @@ def test_an_interval_that_holds_0_is_printed_with_its_signs_and_says_nothing() -
     assert said(crossed({"report": wide})) == []
     below = crossed({"report": -0.5 - 0.02 * np.arange(10.0)[:, None]})
     (sentence,) = early_or_late(below, summary.summarise(below, NUMBERS))
-    assert "interaction −0.590 (95 %: −0." in sentence
+    assert "interaction −0.590 [95 % CI: −0." in sentence
     assert sentence.count("−0.") == 3, "the estimate and both ends keep their sign"
     assert "of 1.00 nats" in sentence, "the whole stands beside the part"
 

@@ -27,16 +27,16 @@ def test_an_interval_of_skewed_values_holds_the_truth_as_often_as_the_page_says(
 
 
 def test_a_sentence_gives_the_measured_coverage_where_it_is_under_93() -> None:
-    assert with_interval(7.69, 6.77, 9.16) == "7.69 (95 %: 6.77 to 9.16)"
-    assert with_interval(7.69, 6.77, 9.16, coverage=0.947) == "7.69 (95 %: 6.77 to 9.16)"
-    assert with_interval(7.69, 6.77, 9.16, coverage=0.883) == "7.69 (88 % interval: 6.77 to 9.16)"
+    assert with_interval(7.69, 6.77, 9.16) == "7.69 [95 % CI: 6.77, 9.16]"
+    assert with_interval(7.69, 6.77, 9.16, coverage=0.947) == "7.69 [95 % CI: 6.77, 9.16]"
+    assert with_interval(7.69, 6.77, 9.16, coverage=0.883) == "7.69 [88 % CI: 6.77, 9.16]"
     values = np.array([0.01, 0.02, 0.02, 0.03, 0.05, 0.08, 0.1, 0.2, 0.9, 4.0, 9.0, 30.0])
     place = {"measure": "divergence", "split": "report", "metric": "kl_tuned_base_nats", "prompt": [f"p{i:02}" for i in range(12)]}
     one = summary.summarise(rows(values, **place), NUMBERS).row(0, named=True)
     assert one["coverage"] < 0.9
     found = Difference(split="report", n=12, mean=one["mean"], low=one["ci_low"], high=one["ci_high"], median=one["median"], log_mean=None,
                        floor=None, flags=(), other_token=None, coverage=one["coverage"])  # fmt: skip
-    assert f"({100 * one['coverage']:.0f} % interval: " in how_different(found)
+    assert f"[{100 * one['coverage']:.0f} % CI: " in how_different(found)
 
 
 @pytest.mark.parametrize("law", list(skewed.NULLS))
@@ -95,5 +95,5 @@ def test_a_prompt_that_has_most_of_d_is_named_beside_it() -> None:
         section = behaviour(Run(rows=table, summary=summary.summarise(table, NUMBERS), manifest={}))
         return " ".join(part["text"] for part in section.parts if isinstance(part, dict) and part["kind"] == "note")
 
-    assert "One prompt, p11, makes up 0.48 of D" in notes([1.0] * 11 + [10.0])
+    assert "One prompt, p11, makes up 48 % of D" in notes([1.0] * 11 + [10.0])
     assert "One prompt" not in notes([1.0] * 11 + [5.0])

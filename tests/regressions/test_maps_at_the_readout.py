@@ -94,7 +94,7 @@ def test_a_constant_that_recovers_nothing_is_no_headline() -> None:
     worse = table.with_columns(value=pl.when(of_shift).then(noise).otherwise("value"))
     (candidate,) = clause(Run(rows=worse, summary=statistics_summary.summarise(worse, NUMBERS), manifest={}))
     assert admit(candidate) is not None
-    assert "(95 %: −" in carried(worse, statistics_summary.summarise(worse, NUMBERS))[0], "the interval keeps its signs"
+    assert "[95 % CI: −" in carried(worse, statistics_summary.summarise(worse, NUMBERS))[0], "the interval keeps its signs"
 
 
 def test_the_rank_is_not_that_of_the_last_blocks_output_either() -> None:

@@ -52,7 +52,7 @@ def test_the_module_that_other_prompts_chose_is_not_called_the_best() -> None:
         grafted({"alone": {"L1.mlp": 0.3, "L2.mlp": 0.14}}, d[:3], split="select"),
     ])  # fmt: skip
     text = " ".join(one.text for one in grafting_words.modules(rows))
-    assert "of single modules, the tuned weights of L1.mlp (selected on 3 other prompts) recover 0.14" in text
+    assert "of single modules, the tuned weights of L1.mlp (selected on 3 other prompts) recover 14.1 %" in text
     assert "best" not in text
 
 

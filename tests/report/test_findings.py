@@ -70,9 +70,9 @@ def test_the_verdict_is_true_of_the_planted_run(rows: pl.DataFrame, summary: pl.
     d = difference.difference(rows, summary)
     assert d
     assert len(said) == 2, "divergence and patching: two of the five questions"
-    assert said[0].startswith(f"On 24 report prompts the two models' next-token distributions differ by D = {phrasing.nats(d.mean)} nats")
+    assert said[0].startswith(f"On 24 report prompts the two models' next-token distributions differ by D = {phrasing.nats(d.mean)} [")
     assert f"Patches of the residual stream carry more than half of D from L{CHANGED}.resid_mid on, in both directions" in said[1]
-    assert f"strongest output: L{CHANGED}.attn_out (selected on other prompts), KL increase 0.9" in said[1]
+    assert f"strongest output: L{CHANGED}.attn_out (selected on other prompts), KL increase 94 % [" in said[1]
     leads = said_leads(rows, summary, manifest)
     assert f"in shape at L{CHANGED}.attn_out (lowest on the select prompts; " in leads["similarity"][0]
     (beside,) = patching_words.is_it_where_similarity_is_lowest(rows, summary)
@@ -138,8 +138,8 @@ def test_nats_in_words(value: float, text: str) -> None:
 
 
 def test_shares_and_lists_in_words() -> None:
-    assert [phrasing.share(value) for value in (0.974, -0.001, -0.2, None)] == ["0.97", "0.00", "−0.20", "–"]
-    assert phrasing.with_interval(0.97, 0.966, 0.973, digits=2) == "0.970 (95 %: 0.966 to 0.973)"
+    assert [phrasing.share(value) for value in (0.974, -0.001, -0.2, None)] == ["97 %", "−0.1 %", "−20 %", "–"]
+    assert phrasing.with_interval(0.97, 0.966, 0.973, digits=2) == "97.0 % [95 % CI: 96.6, 97.3]"
     assert [phrasing.listed(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["none", "a", "a and b", "a, b and c"]
 
 
@@ -184,19 +184,19 @@ def test_the_verdict_speaks_in_shares_that_add_and_the_table_shows_how_a_diverge
     rows, parts = on_the_way
     total = parts.pop("total")
     said = verdict(rows, summary, manifest)[1]
-    name, number = rf"strongest output: L{CHANGED}\.attn_out \(selected on other prompts\)", r"0\.(?:50|49)\d* \[.*?\]"
+    name, number = rf"strongest output: L{CHANGED}\.attn_out \(selected on other prompts\)", r"(?:50|49)(?:\.\d)? % \[.*?\]"
     assert re.search(rf"{name}, {number} of the way in logits, {number} back", said)
     assert "KL increase" not in said
     n_effective = sum(part.mean() for part in parts.values()) ** 2 / sum(part.mean() ** 2 for part in parts.values())
     spread = patching_findings.spread_of_outputs(rows)
     assert spread is not None
     assert spread.number.value == pytest.approx(n_effective, rel=0.05)
-    assert f"spread over {spread.number.value:.1f} (" in patching_words.over_how_many(rows)
+    assert f"spread over {spread.number.value:.1f} [90 % CI: " in patching_words.over_how_many(rows)
     run = Run(rows=rows, summary=summary, manifest=manifest)
     (table,) = [part for part in patching_page.patching(run).parts if isinstance(part, dict) and "part of the way" in part.get("title", "")]
-    line = dict(zip(range(13), next(row for row in table["rows"] if row[0] == f"L{CHANGED}.attn_out"), strict=True))
+    line = [cell.partition(" %")[0] for cell in next(row for row in table["rows"] if row[0] == f"L{CHANGED}.attn_out")]
     s = (parts[f"L{CHANGED}.attn_out"] * total).mean() / total.mean()
-    assert (line[1], line[3], line[6]) == (f"{s:.3f}", f"{1 - (1 - s) ** 2:.3f}", f"{s**2:.3f}")
+    assert (line[1], line[2], line[4]) == (f"{100 * s:.1f}", f"{100 * (1 - (1 - s) ** 2):.1f}", f"{100 * s**2:.1f}")
 
 
 # ---- neighbouring blocks ---------------------------------------------------------------------------------------------------------------

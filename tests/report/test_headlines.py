@@ -16,8 +16,8 @@ from report import planted_heads
 from report.small_runs import answered, asked, divergence, grafted, patched
 from said import refused, verdict
 
-SOUND = Candidate(text="L22.mlp_out recovers 0.42 of D (95 %: 0.31 to 0.55; chosen on select)", n=24, whole=0.6)
-SAID = "L22.mlp_out recovers 0.42 of D [0.31, 0.55] (chosen on select)"
+SOUND = Candidate(text="L22.mlp_out recovers 0.42 of D [95 % CI: 0.31, 0.55] (chosen on select)", n=24, whole=0.6)
+SAID = SOUND.text
 STOPPED = {
     "construction": [{"by_construction": True}],
     "prompts": [{"n": 4}, {"n": 11, "needed": 44}],

@@ -56,10 +56,10 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert "integrated gradients, tuned into base: 1.00" in said["attribution_validation"]
     counted = "Standing out (|z| ≥ 2 over all heads): 1 in both models, 1 in the tuned model alone, 1 in the base alone"
     tested = "; of these last 2, 2 differ between the models by a paired test of all heads together"
-    assert counted + tested + ". The state of 3 of 3 holds in at least 0.95 of resamples" in said["attribution_churn"]
+    assert counted + tested + ". The state of 3 of 3 holds in at least 95 % of resamples" in said["attribution_churn"]
     assert "Of the heads with the largest attribution the models share" in said["attribution_churn"]
     found = attribution_churn.between_models(run.rows)
-    value = phrasing.with_interval(found.rho, found.low, found.high, digits=2)
+    value = phrasing.with_interval(found.rho, found.low, found.high, decimals=2)
     assert f"Rank correlation over all heads {value}." in said["attribution_churn"]
     assert section.parts[0]["text"].startswith("What is attributed is a change of m, in logits; m weighs")
 
@@ -73,7 +73,7 @@ def test_tables_name_the_planted_heads(run: Run) -> None:
         "integrated gradients, base into tuned", "integrated gradients, tuned into base",
     ]  # fmt: skip
     assert [(row[2], row[4]) for row in errors["rows"][2:]] == [("0.0200", "3")] * 2
-    assert [row[1] for row in correlations["rows"][2:]] == ["1.000 (1.000 to 1.000)"] * 2
+    assert [row[1] for row in correlations["rows"][2:]] == ["1.00"] * 2
     assert broken["rows"][0][0] == recovered["rows"][0][0] == f"L{CHANGED}.head\u00a03"
     assert broken["rows"][0][1].startswith("−")
     assert not recovered["rows"][0][1].startswith("−")
@@ -82,8 +82,8 @@ def test_tables_name_the_planted_heads(run: Run) -> None:
     assert sites["title"].endswith("of 6 (ranked on the prompts reported, so optimistically biased)")
     assert {row[0].partition(".")[0] for row in sites["rows"]} == {"L4", "L5", "L6"}  # below the change there is nothing to name
     assert [(row[0].replace("\u00a0", " "), row[1]) for row in churned["rows"]] == [
-        (planted.name(planted.ENTERED), "tuned alone (1.00)"), (planted.name(planted.LEFT), "base alone (1.00)"),
-        (planted.name(planted.STAYED), "both (1.00)"),
+        (planted.name(planted.ENTERED), "tuned alone (100 %)"), (planted.name(planted.LEFT), "base alone (100 %)"),
+        (planted.name(planted.STAYED), "both (100 %)"),
     ]  # fmt: skip
     assert [row[0] for row in overlap["rows"]] == ["top 5", "top 10", "top 20"]
 

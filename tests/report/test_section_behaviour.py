@@ -146,7 +146,7 @@ def test_the_section_says_what_was_planted(run: Run, page: str) -> None:
     main, note = section.parts[:2]
     lines = {(line[0], line[1]): line for line in main["rows"]}
     assert tuple(lines["report prompts", "refusals"][3:]) == (
-        "0.00\n(0.00\u00a0to\u00a00.14)", "0.38\n(0.21\u00a0to\u00a00.57)", lines["report prompts", "refusals"][5], "0.0039", "0.0078",
+        "0\u00a0%\n[0,\u00a014]", "38\u00a0%\n[21,\u00a057]", lines["report prompts", "refusals"][5], "0.0039", "0.0078",
     )  # fmt: skip
     assert ("", "style markers per 100 words: courtesy") in lines
     assert note["kind"] == "table" or "rule of three" not in note["text"], "the tuned model did refuse"

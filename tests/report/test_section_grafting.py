@@ -60,9 +60,9 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert f"{FIRST} (chosen on these prompts" in drawn["grafts_alone"]
     assert f") recovers {phrasing.with_interval(best['share'], best['low'], best['high'], digits=2)}" in drawn["grafts_alone"]
     assert f"half of D is recovered once {FIRST} is in, from the output down once {FIRST} is" in drawn["grafts_in_order"]
-    greedy = f"2 modules, the smallest greedy set with 0.9 of D on these prompts ({FIRST} + {SECOND}), recover 0.99"
+    greedy = f"2 modules, the smallest greedy set with 90 % of D on these prompts ({FIRST} + {SECOND}), recover 99"
     assert greedy in drawn["grafts_greedy"]
-    assert " (95 %: 0.98" in drawn["grafts_greedy"].partition(greedy)[2]
+    assert " % [95 % CI: 98" in drawn["grafts_greedy"].partition(greedy)[2]
     assert "For all modules, k = " in drawn["grafts_by_rank"]
     notes = [part["text"] for part in section.parts if isinstance(part, dict) and part["kind"] == "note"]
     assert notes == [

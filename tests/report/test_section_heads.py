@@ -11,7 +11,7 @@ from mechdiff.measures.heads import charts as heads_charts
 from mechdiff.measures.heads import findings as heads_findings
 from mechdiff.measures.heads import page as heads_page
 from mechdiff.measures.heads import sets as heads_sets
-from mechdiff.measures.heads.words import per_cent, which_heads
+from mechdiff.measures.heads.words import which_heads
 from mechdiff.report import drawing, phrasing
 from mechdiff.report.parts import Drawn, Run
 from mechdiff.statistics import summary as statistics_summary
@@ -91,7 +91,7 @@ def test_tables_say_what_a_head_has_alone_in_its_group_and_when_it_is_missing(ru
     group = phrasing.share(planted.WHOLE * planted.v([2, 3]))
     of_group = heads_findings.groups(heads_findings.map_of_heads(run.rows, run.summary))
     assert of_group["tuned<-base", CHANGED, 1] == pytest.approx(planted.WHOLE * planted.v([2, 3]), rel=0.1)
-    assert re.fullmatch(r"1: (\d\.\d+) / \1", first["its group"]), f"group 1, about {group} in both directions"
+    assert re.fullmatch(r"1: (\d+ %) / \1", first["its group"]), f"group 1, about {group} in both directions"
     inside = [one for one in tables if "by the heads of" in one["folded"]]
     assert [one["folded"].partition(" by")[0] for one in inside] == ["Breakage", "Recovery"]
     for one in inside:
@@ -134,10 +134,10 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     alone, of_kl = (round(100 * one([3])) for one in (planted.way, planted.v))
     assert alone > of_kl
     assert f"; in KL {of_kl} %)" in said["head_coverage_breakage"]
-    assert re.search(
-        f"L{CHANGED}: head 3 alone has {alone} % [(]of the move of the logits by all, wherever it leads; 95 %: .* to .*; order and number chosen",
-        said["head_coverage_breakage"],
-    )
+    chosen = r"\[95 % CI: .*?\] \(of the move of the logits by all, wherever it leads; order and number chosen"
+    number = re.search(rf"L{CHANGED}: head 3 alone has ([\d.]+) % {chosen}", said["head_coverage_breakage"])
+    assert number is not None
+    assert float(number[1]) == pytest.approx(alone, abs=0.5)
     assert "(3 random edits of this size: 6.0 to 6.0; by Shapley values of KL " in said["head_bars_breakage"]
     assert "Fisher-projected coverages add up to 1.000" in said["head_bars_breakage"]
     assert "by single effect the first alone reaches half (1 random: 1 % to 1 %)" in said["head_network_breakage"]
@@ -145,9 +145,11 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert "<b>The</b>" in texts, "escaped by the page, not here"
     assert "\u202e" not in texts, "what turns the direction of reading is made visible"
     (sentence,) = which_heads(run.rows, run.summary, run.manifest)
-    whole = f"Of what all 6 heads of L{CHANGED} do together (the base's, patched into the tuned model, raise KL by 0."
+    whole = f"Of what all 6 heads of L{CHANGED} do together (the base's, patched into the tuned model, raise KL by "
     assert sentence.startswith(whole)
-    assert f") of D), head 3 alone has {alone} % (of the move of the logits by all, wherever it leads; 95 %: " in sentence
+    number = re.search(rf"\] of D\), head 3 alone has ([\d.]+) % {chosen.replace('95 % CI: ', '')}", sentence)
+    assert number is not None
+    assert float(number[1]) == pytest.approx(alone, abs=0.5)
     assert leads(run.rows, run.summary, run.manifest)["heads"] == [sentence]
     (headline,) = verdict(run.rows, run.summary, run.manifest)[-1:]
     assert headline.startswith(whole)
@@ -268,7 +270,7 @@ def test_the_layer_of_the_verdict_is_chosen_on_select(run: Run) -> None:
 
 
 def test_per_cents() -> None:
-    assert [per_cent(value) for value in (0.64, 0.0014, 0.0, 1e-9, -0.2)] == ["64 %", "0.14 %", "0 %", "under 0.001 %", "-20 %"]
+    assert [phrasing.share(value) for value in (0.64, 0.0014, 0.0, 1e-9, -0.2)] == ["64 %", "0.14 %", "0 %", "<0.001 %", "−20 %"]
 
 
 def test_a_greedy_order_that_ends_before_half_is_said_to_end(run: Run) -> None:

@@ -88,7 +88,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert list(said) == ["rank_by_layer", "rank_r2", "rank_closeness", "rank_transport", "rank_strength", "drop_strength"]
     seen = f"Regression sees {planted.RANK} dimensions of the change at {SITE} (R² 0.50 on the report prompts; {planted.FIT_PROMPTS} training prompts"
     assert f"{seen}; {planted.UNCENTRED} with the constant counted; smaller ones may be missed)." in said["rank_by_layer"]
-    assert "0.400 (95 %: 0.400 to 0.400) of its squared length varies from prompt to prompt." in said["rank_by_layer"]
+    assert "40.0 % [95 % CI: 40.0, 40.0] of its squared length varies from prompt to prompt." in said["rank_by_layer"]
     counted = "Of 21 sites: at 1 the rank that is drawn is seen, at 3 too few prompts to tell and at 17 no dimension is seen"
     assert counted in said["rank_by_layer"]
     assert f"{SITE}: rank 2 does 90 % of the gain from rank 0 to the largest, 8" in said["rank_closeness"]
@@ -115,7 +115,7 @@ def test_a_site_without_a_causal_curve_has_its_sentence(run: Run) -> None:
     said = rank_words.how_many_dimensions(only, statistics_summary.summarise(only, NUMBERS))
     assert said == [
         "With 64 training prompts regression sees no dimension of the change at L1.mlp_out that the base's activation predicts.",
-        "It is the same vector on every prompt: 0.010 (95 %: 0.010 to 0.010) of its squared length varies from prompt to prompt.",
+        "It is the same vector on every prompt: 1.0 % [95 % CI: 1.0, 1.0] of its squared length varies from prompt to prompt.",
     ]
 
 

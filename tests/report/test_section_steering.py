@@ -94,7 +94,7 @@ def test_what_is_no_better_than_random_directions_is_said_to_be_so(run: Run) -> 
     better = run.rows.with_columns(value=pl.when(at).then(pl.col("value") * 0.5).otherwise("value"))
     summary = statistics_summary.summarise(better, NUMBERS)
     said = steering_words.does_it_obey(better, summary, run.manifest)
-    assert ", no more than random directions of this size do (39 random ones: mean 0." in said[0]
+    assert ", no more than random directions of this size do (39 random ones: mean " in said[0]
     (candidate,) = steering_words.headline(better, summary, run.manifest)
     assert admit(candidate) is not None
 
@@ -116,13 +116,13 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     found = steering_findings.effects(run.rows)
     add = steering_findings.added(found).filter(pl.col("name") == SITE, pl.col("s") == 1).row(0, named=True)
     value = phrasing.with_interval(add["share"], add["low"], add["high"], digits=2)
-    assert f"At {SITE}: add {value} with one direction (mean of 3 random draws: 0.0" in said["steering_effect"]
+    assert f"At {SITE}: add {value} with one direction (mean of 3 random draws: " in said["steering_effect"]
     assert f", {phrasing.with_interval(add['share'], add['low'], add['high'], digits=2)} at s = 1" in said["steering_strength"]
     (one,) = steering_findings.tested(run.rows, steering_findings.limits(run.manifest))
     goes = phrasing.with_interval(one.share, one.low, one.high, digits=2)
     first = f"Adding the mean difference at {SITE}, at all positions, at strength 0.5, recovers {goes} of D"
     assert (
-        f"{first} (39 random ones: mean 0.04, highest 0.06; p = 0.0250); on 12 neutral prompts it has a KL of 0.01"
+        f"{first} (39 random ones: mean 4 %, highest 6 %; p = 0.0250); on 12 neutral prompts it has a KL of 0.01"
         in said["steering_frontier"]
     )
     none = f"No dose tried of the change's directions ablated in the tuned model at {SITE} and L{CHANGED}.resid_post"

@@ -39,9 +39,9 @@ def test_everything_that_makes_the_input_unequal_is_said(run: Run) -> None:
     assert "both models read one rendered text (template: tuned)" in notes
     tables = {part["title"] or part["folded"]: part["rows"] for part in parts if part["kind"] == "table"}
     cut = {row[1]: row[2:] for row in tables["How each model reads the prompts"]}
-    assert cut["tokens per word"][0].startswith("4.12\n(")
+    assert cut["tokens per word"][0].startswith("4.12\n[")
     assert cut["next-token mass on tokens that the other lacks"][0] == "0"
-    assert cut["next-token mass on tokens that the other lacks"][1].startswith("0.212\n(")
+    assert cut["next-token mass on tokens that the other lacks"][1].startswith("0.212\n[")
     (apart,) = tables["The prompts that are cut most differently, in tokens per word"]
     assert apart == [d_of(run.rows, "report")[0][5], "4.05", "1.00", "0.25"]
     (words,) = (rows for title, rows in tables.items() if title.startswith("CKA of states averaged"))

@@ -41,8 +41,8 @@ def test_the_caption_and_the_verdict_count_what_changed(run: Run) -> None:
 def test_the_table_has_the_ranks(run: Run) -> None:
     table = next(part for part in weights_page.weights(run).parts if isinstance(part, dict) and part["kind"] == "table")
     assert table["rows"] == [
-        [f"L{CHANGED}.self_attn.o_proj", "0.120", "1.000", "1", "0.900", "1, 1, 1", "3.60; 0.360", "1"],
-        [f"L{CHANGED + 1}.mlp.down_proj", "0.00400", "1.000", "16", "14.4", "8, 14, 15", "0.120; 0.0120", "1"],
+        [f"L{CHANGED}.self_attn.o_proj", "0.120", "100.0 %", "1", "0.900", "1, 1, 1", "3.60; 0.360", "1"],
+        [f"L{CHANGED + 1}.mlp.down_proj", "0.00400", "100.0 %", "16", "14.4", "8, 14, 15", "0.120; 0.0120", "1"],
     ]
     assert len(table["columns"]) == len(table["rows"][0]) == 8
 
@@ -71,7 +71,7 @@ def test_the_change_of_the_whole_module_is_used_where_it_was_measured(run: Run) 
     assert found["change"].max() == pytest.approx(0.06)
     caption = weights_page.weights(Run(rows=run.rows, summary=both, manifest={})).parts[0].caption
     assert caption.startswith("‖ΔW‖ / ‖W‖ of each module.")
-    assert f"most in L{CHANGED}.attn, 0.0600, which holds 1.00 of the network's squared change." in caption
+    assert f"most in L{CHANGED}.attn, 0.0600, which holds 100 % of the network's squared change." in caption
 
 
 def test_heads_are_drawn_where_their_products_changed(run: Run) -> None:

@@ -52,9 +52,9 @@ def test_where_nothing_is_there_fewer_than_one_study_in_twenty_speaks() -> None:
 
 def test_sentences_call_an_interval_what_such_intervals_held() -> None:
     with spoken.in_measured_words(run_of(32, 0.5)):
-        assert with_interval(7.69, 6.77, 9.16) == "7.69 (95 %: 6.77 to 9.16)"
+        assert with_interval(7.69, 6.77, 9.16) == "7.69 [95 % CI: 6.77, 9.16]"
     with spoken.in_measured_words(run_of(10, 2.0)):
-        assert with_interval(7.69, 6.77, 9.16) == "7.69 (88 % interval: 6.77 to 9.16)"
-        assert with_interval(0.64, 0.39, 0.84, digits=2) == "0.64 (88 % interval: 0.39 to 0.84)"
-        assert with_interval(0.98, 0.91, 0.99, digits=2, coverage=1.0) == "0.98 (95 %: 0.91 to 0.99)"
-    assert with_interval(7.69, 6.77, 9.16) == "7.69 (95 %: 6.77 to 9.16)"
+        assert with_interval(7.69, 6.77, 9.16) == "7.69 [88 % CI: 6.77, 9.16]"
+        assert with_interval(0.64, 0.39, 0.84, digits=2) == "64 % [88 % CI: 39, 84]"
+        assert with_interval(0.98, 0.91, 0.99, digits=2, coverage=1.0) == "98 % [95 % CI: 91, 99]"
+    assert with_interval(7.69, 6.77, 9.16) == "7.69 [95 % CI: 6.77, 9.16]"

@@ -194,11 +194,13 @@ def test_the_site_that_matters_over_one_model_s_answers_alone_is_named() -> None
         means = of.filter(metric="fisher_overlap_answer_nats").group_by("layer").agg(pl.col("value").mean()).sort("layer")["value"]
         np.testing.assert_allclose(table[column], means / total, rtol=1e-12)
     (sentence,) = both_answers.disagreement(ours, effects, "output", ways)
-    assert "L1.mlp_out (tuned into base: 0.50 over the tuned model's, 0.10 over the base's; difference −0.397 (95 %: " in sentence
+    assert "L1.mlp_out (tuned into base: 50 % over the tuned model's, 10 % over the base's; difference −39.7 % [95 % CI: " in sentence
     assert "the largest of 2 differences on these prompts, so optimistically biased" in sentence
     assert "L0" not in sentence
     (brief,) = both_answers.clause(ours, effects, ways)
-    at = "L1.mlp_out (tuned into base: 0.50 of the way in logits over the tuned model's, 0.10 over the base's; difference −0.397 (95 %: "
+    at = (
+        "L1.mlp_out (tuned into base: 50 % of the way in logits over the tuned model's, 10 % over the base's; difference −39.7 % [95 % CI: "
+    )
     assert brief.text.startswith(f"whose answers are read matters at {at}")
     assert brief.text.endswith("), the largest of 2 differences on these prompts, so optimistically biased")
     assert (brief.n, brief.tested) == (16, True)

@@ -9,7 +9,7 @@ from mechdiff.comparison.comparable import Loaded, Mark
 from mechdiff.comparison.contrasts import Pair, said_n
 from mechdiff.comparison.quantity import Main, Quantity
 from mechdiff.report.parts import table
-from mechdiff.report.phrasing import between, level, listed, nats
+from mechdiff.report.phrasing import between, level, listed, nats, shown
 from mechdiff.statistics import spread
 
 LONG = 18
@@ -84,7 +84,7 @@ def ends_of(one: Quantity) -> str:
     low, high = one.estimate.low, one.estimate.high
     if low != low or low == high:
         return ""
-    return f"L{low:.0f} to L{high:.0f}" if one.unit == "layer" else between(low, high)
+    return f"[L{low:.0f}, L{high:.0f}]" if one.unit == "layer" else between(low, high)
 
 
 def _whole(line: str) -> str:
@@ -96,7 +96,7 @@ def _cell(one: Quantity | None) -> str:
     if one is None:
         return "–"
     ends = ends_of(one)
-    lines = [value_of(one), *([f"({ends})"] if ends else []), *([f"alike: {nats(one.null[0])}"] if one.null else [])]
+    lines = [value_of(one), *([ends] if ends else []), *([f"alike: {nats(one.null[0])}"] if one.null else [])]
     lines += [f"nothing there: {between(*one.nothing[1:])}"] if one.nothing else []
     lines += [f"no finding: {one.silent}"] if one.silent else []
     return "\n".join([*map(_whole, lines), *([one.where] if one.where else [])])
@@ -110,7 +110,7 @@ def differences(of: Compared, keys: Sequence[tuple[str, str]], *, folded: str = 
         q = "" if pair.q is None else nats(pair.q).replace(" ", "\u00a0")
         seen = "" if made.smallest != made.smallest or not made.smallest else nats(made.smallest)
         how = "paired" if made.paired else "unpaired"
-        ends = f"{nats(made.value)}\n({between(made.low, made.high)})".replace(" ", "\u00a0")
+        ends = shown(made.value, made.low, made.high, line="\n").replace(" ", "\u00a0")
         rows.append(
             (
                 pair.key[1],
@@ -123,12 +123,12 @@ def differences(of: Compared, keys: Sequence[tuple[str, str]], *, folded: str = 
             )
         )
     rows = [("" if i and row[0] == rows[i - 1][0] else row[0], *row[1:]) for i, row in enumerate(rows)]
-    columns = ("", "", "difference (95 %)", "p", "q", "seen from", "prompts")
+    columns = ("", "", "difference", "p", "q", "seen from", "prompts")
     return [table(columns, rows, folded=folded, stacked=True)] if rows else []
 
 
 def said(of: Compared, key: tuple[str, str]) -> str:
-    """ "courtesy 1.24 (95 %: 1.21 to 1.27) and kazakh 11.9 (...)"; empty where no run has it."""
+    """ "courtesy 1.24 [95 % CI: 1.21, 1.27] and kazakh 11.9 (...)"; empty where no run has it."""
     known = [(name, one) for name in of.names if (one := of.one(name, key))]
     return listed(f"{name} {with_ends(one)}" for name, one in known) if known else ""
 
@@ -137,7 +137,7 @@ def with_ends(one: Quantity) -> str:
     if one.silent:
         return f"no number ({one.silent})"
     jackknifed = len(one.estimate.contributions) > 0
-    return value_of(one) + (f" ({level(spread.COVERAGE if jackknifed else None)}: {ends_of(one)})" if ends_of(one) else "")
+    return value_of(one) + (f" [{level(spread.COVERAGE if jackknifed else None)}: {ends_of(one)[1:]}" if ends_of(one) else "")
 
 
 def forest(of: Compared, keys: Sequence[tuple[str, str]]) -> pl.DataFrame:

@@ -55,8 +55,10 @@ def _index(of: Compared) -> list[dict]:
             if one.silent or e.value <= 0:
                 continue
             most = nats(1 / e.low) if e.low > 0 else "no end"
-            rows.append((name, nats(1 / e.value), f"{nats(1 / e.high)} to {most}" if e.low == e.low else "", nats(1 / one.parts)))
-    columns = ("", "1 / N", "95 %", "evenly everywhere")
+            rows.append(
+                (name, f"{nats(1 / e.value)} [{nats(1 / e.high)}, {most}]" if e.low == e.low else nats(1 / e.value), nats(1 / one.parts))
+            )
+    columns = ("", "1 / N", "evenly everywhere")
     return (
         [table(columns, rows, folded=f"The same as localisation index, N being {leading.name}: 1 where it is all in one")] if rows else []
     )

@@ -136,12 +136,14 @@ def numbers(main: Main, names: Sequence[str], found: Found, held: Sequence[Pair]
 
 
 def _told_apart(pairs: Sequence[Pair]) -> str:
-    """ "difference 5.1 (95 %: 2.6 to 7.4)", or which of several pairs differ."""
+    """ "difference 5.1 [95 % CI: 2.6, 7.4]", or which of several pairs differ."""
     if not pairs:
         return "no difference can be given"
     if len(pairs) == 1:
         found = pairs[0].contrast
-        size = f"difference {nats(abs(found.value))}" + (f" (95 %: {_ends(pairs[0])})" if found.low < found.high else " on every prompt")
+        size = f"difference {nats(abs(found.value))}" + (
+            f" [95 % CI: {_ends(pairs[0])[1:]}" if found.low < found.high else " on every prompt"
+        )
         return size if pairs[0].apart else f"they cannot be told apart: {size}{seen(pairs[0])}"
     apart = [f"{pair.one} and {pair.other}" for pair in pairs if pair.apart]
     alike = [f"{pair.one} and {pair.other}{seen(pair)}" for pair in pairs if not pair.apart]

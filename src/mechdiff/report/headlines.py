@@ -160,7 +160,7 @@ def sentence(candidates: Sequence[Candidate]) -> str | None:
     passed = spoken(candidates)
     if not passed:
         return None
-    text = _short("; ".join(_within(one.text.removesuffix("."), place) for place, one in enumerate(passed)))
+    text = "; ".join(_within(one.text.removesuffix("."), place) for place, one in enumerate(passed))
     few = min((one.n for one in passed if one.n is not None), default=FEW)
     said = re.search(rf"\b{few} (\w+ )?(prompt|cluster)", text)
     beside = f" ({prompts(few)} only)" if few < FEW and not said else ""
@@ -177,7 +177,7 @@ def spoken(candidates: Iterable[Candidate]) -> list[Candidate]:
     found: list[Candidate] = []
     length = 0
     for one in candidates:
-        words = len(re.sub(r"\[.*?\]|\(\d+ clusters?\)", "", _short(one.text)).split())
+        words = len(re.sub(r"\[.*?\]|\(\d+ clusters?\)", "", one.text).split())
         if admit(one) is None and (not found or length + words <= WORDS):
             found.append(one)
             length += words
@@ -192,20 +192,6 @@ def refused(candidates: Sequence[Candidate]) -> list[str]:
         for one in candidates
         if one not in said
     ]
-
-
-INTERVAL = re.compile(r"\[([−\d][^\[\]]*, [^\[\]]+)\]")
-"""An interval of 95 % in brackets; the first of a verdict says what they are."""
-
-
-def _short(text: str) -> str:
-    """Intervals in brackets: "0.94 (95 %: 0.92 to 0.96)" becomes "0.94 [0.92, 0.96]"."""
-    return re.sub(r"\(95 %: ([^();]+?) to ([^();]+?)(?:; ([^()]*(?:\([^()]*\)[^()]*)*))?\)", _bracketed, text)
-
-
-def _bracketed(found: re.Match) -> str:
-    low, high, beside = found.groups()
-    return f"[{low}, {high}]" + (f" ({beside})" if beside else "")
 
 
 def table() -> list[str]:

@@ -17,7 +17,7 @@ from altair.utils.schemapi import debug_mode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from mechdiff.report import drawing, record, sections
+from mechdiff.report import drawing, phrasing, record, sections
 from mechdiff.report.overview import shown
 from mechdiff.report.overview.overview import overview
 from mechdiff.report.parts import Chapter, Drawn, Section, load
@@ -101,7 +101,8 @@ def _figure(drawn: Drawn, tables: tuple) -> list[dict]:
         if chart is None:
             return []
         data = drawing.for_browsers(chart)
-    text = {"name": drawn.name, "caption": drawn.caption, "alt": drawn.caption, "reading": drawn.reading}
+    (caption,) = phrasing.said_once([drawn.caption])
+    text = {"name": drawn.name, "caption": caption, "alt": caption, "reading": drawn.reading}
     return [{"kind": "figure", "data": _json(data), "height": round(drawing.height_of(data["spec"])), **text}]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
+from mechdiff.report import phrasing
 from mechdiff.shares import answers_of, both_answers
 from mechdiff.statistics.clusters import clustered, unit_names
 from mechdiff.store.tables import read_manifest, read_prompts, read_rows, read_summary
@@ -157,11 +158,16 @@ class Chapter:
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str = "", folded: str = "", stacked: bool = False) -> dict:
-    """A table for the template; `folded` hides it behind a line that opens it, `stacked` breaks cells at line ends, the second column being words."""
+    """A table for the template; `folded` hides it behind a line that opens it, `stacked` breaks cells at line ends, the second column being words.
+
+    What brackets are is said once, below it (`key`), not in its cells.
+    """
+    cells = [list(row) for row in rows]
     return {
         "kind": "table",
         "columns": list(columns),
-        "rows": [list(row) for row in rows],
+        "rows": [[phrasing.bare(cell) for cell in row] for row in cells],
+        "key": phrasing.key_of(cell for row in cells for cell in row),
         "title": title,
         "folded": folded,
         "stacked": stacked,
@@ -169,4 +175,4 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str =
 
 
 def note(text: str) -> dict:
-    return {"kind": "note", "text": text}
+    return {"kind": "note", "text": phrasing.said_once([text])[0]}

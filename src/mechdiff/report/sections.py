@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from mechdiff.report import difference, spoken, verdict
 from mechdiff.report.parts import Chapter, Run, Section, note
+from mechdiff.report.phrasing import said_once
 from mechdiff.report.record import how_sure, trust
 
 
@@ -22,7 +23,7 @@ def lead(run: Run, chapter: Chapter) -> list[str]:
     """A measure's numbers in words. Where the two models do not differ, or there is no D to take shares of, most measures have nothing to say."""
     found = difference.difference(run.rows, run.summary)
     there = found is None or {"nothing": True, "effect": found.counts, "shares": found.divides}[chapter.needs]
-    return chapter.lead(run) if there else chapter.over_answers(run)
+    return said_once(chapter.lead(run) if there else chapter.over_answers(run))
 
 
 def _of_chapter(run: Run, chapter: Chapter) -> list[Section]:

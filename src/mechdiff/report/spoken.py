@@ -45,10 +45,11 @@ def family_p(rows: pl.DataFrame, values: Float[ndarray, "prompt test"]) -> Float
 
 
 def in_measured_words(rows: pl.DataFrame) -> AbstractContextManager[None]:
-    """While open, intervals of means and of shares of D are called what such intervals held in simulations at this run's skew and prompts."""
+    """While open, intervals of means and of shares of D are called what such intervals held in simulations at this run's skew and prompts,
+    and cells that name no other number of prompts are of that many (clusters of) prompts."""
     cv, n = np.array(skew(rows)), np.array(len(difference.d_per_prompt(rows)))
-    found = (float(simulated.coverages(cv, n, of=of)) for of in ("mean", "share"))
-    return phrasing.measured(*(None if np.isnan(one) else one for one in found))
+    mean, share = (float(simulated.coverages(cv, n, of=of)) for of in ("mean", "share"))
+    return phrasing.measured(None if np.isnan(mean) else mean, None if np.isnan(share) else share, int(n) or None)
 
 
 def in_words(p: float) -> str:

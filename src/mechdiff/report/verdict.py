@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from mechdiff.report import difference, headlines, spoken
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Chapter, Run
+from mechdiff.report.phrasing import said_once
 from mechdiff.statistics.memory import once
 
 SENTENCES = (1, 2, 3, 4, 5)
@@ -22,14 +23,12 @@ OF_SHARES = 3
 
 def verdict(run: Run, chapters: Mapping[str, Chapter]) -> list[str]:
     """At most five sentences with their intervals; fewer where measures were left out, or where there is no effect to explain."""
-    said = [sentence for clauses in candidates(run, chapters) if (sentence := headlines.sentence(clauses))]
-    first = next((place for place, sentence in enumerate(said) if headlines.INTERVAL.search(sentence)), None)
-    return [headlines.INTERVAL.sub(r"[95 % CI: \1]", one, count=1) if place == first else one for place, one in enumerate(said)]
+    return said_once(sentence for clauses in candidates(run, chapters) if (sentence := headlines.sentence(clauses)))
 
 
 def refused(run: Run, chapters: Mapping[str, Chapter]) -> list[str]:
     """What might have stood in the verdict and did not pass a gate, each with its reason."""
-    return [text for clauses in candidates(run, chapters) for text in headlines.refused(clauses)]
+    return said_once(text for clauses in candidates(run, chapters) for text in headlines.refused(clauses))
 
 
 @once

@@ -12,7 +12,7 @@ from mechdiff.measures.divergence.texts_page import LEVELS, level
 from mechdiff.report import drawing, page
 from mechdiff.report.drawing import BLACK, BLUE, WIDE, Chart
 from mechdiff.report.parts import Drawn, Section, note, table
-from mechdiff.report.phrasing import between, nats, share, visible, with_interval
+from mechdiff.report.phrasing import decimal, nats, shown, visible, with_interval
 from mechdiff.scanning.record import LLAMA_CPP, QUANTILES
 from mechdiff.scanning.shown import CONTEXTS, DIRECTIONS, OF_A_DIRECTION, Shown
 from mechdiff.scanning.words import sentences
@@ -61,13 +61,13 @@ def _numbers(record: Mapping[str, Any]) -> Section:
 
 def _domains(record: Mapping[str, Any]) -> Section:
     lines = [
-        (visible(one["domain"]), f"{one['texts']} ({one['clusters']})", with_interval(one["kl"], one["kl_low"], one["kl_high"]),
-         with_interval(one["loss_change"], one["loss_change_low"], one["loss_change_high"]), nats(one["loss_base"]))
+        (visible(one["domain"]), f"{one['texts']} ({one['clusters']})", shown(one["kl"], one["kl_low"], one["kl_high"], one["clusters"]),
+         shown(one["loss_change"], one["loss_change_low"], one["loss_change_high"], one["clusters"]), nats(one["loss_base"]))
         for one in record["domains"]
     ]  # fmt: skip
     parts: list[Any] = []
     if any(one["kl"] > 0 for one in record["domains"]):
-        caption = "KL(tuned ‖ base) by domain, mean over clusters of near copies with its 95 % interval."
+        caption = "KL(tuned ‖ base) by domain, mean over clusters of near copies."
         options = {"domains": record["domains"]}
         parts.append(Drawn(name="kl_by_domain", chart=by_domain, options=options, caption=caption, reading="kl_by_domain"))
     if lines:
@@ -81,7 +81,7 @@ def _domains(record: Mapping[str, Any]) -> Section:
     ]  # fmt: skip
     if marks:
         confirmed = sum(one["confirmed"] for one in record["features"])
-        columns = ("marks texts by", "of", "effect on the other half (95 %)", "texts there", "p, corrected", "confirmed")
+        columns = ("marks texts by", "of", "effect on the other half", "texts there", "p, corrected", "confirmed")
         parts.append(
             table(columns, marks, folded=f"What marks these texts, found on one half: {confirmed} of {len(marks)} confirmed on the other")
         )
@@ -90,8 +90,7 @@ def _domains(record: Mapping[str, Any]) -> Section:
 
 
 def _effect(one: Mapping[str, Any]) -> str:
-    ends = between(one["low"], one["high"])
-    said = nats(one["effect"]) + (f" ({ends})" if ends else "")
+    said = shown(one["effect"], one["low"], one["high"])
     return f"log KL {said}; as it is {nats(one['raw'])}" if one["score"] == "kl" else said
 
 
@@ -126,14 +125,14 @@ def _directions(record: Mapping[str, Any], shown: Shown) -> Section:
     parts: list[Any] = [table(("direction", "sign", "texts (cosine)", "the first stands out by, spreads", "p"), rows)]
     for one in record["directions"][:DIRECTIONS]:
         for text in [text for text in one["texts"][:OF_A_DIRECTION] if (text["number"], text["token"]) in shown]:
-            said = f"{one['direction']}, {one['sign']}: {visible(text['id'])}, cosine {share(text['value'])}"
+            said = f"{one['direction']}, {one['sign']}: {visible(text['id'])}, cosine {decimal(text['value'])}"
             parts.append(_text(said, shown[text["number"], text["token"]], "kl", folded=True))
     lead = "Of each text the largest cosine over its tokens; p: the share of random directions along which a text stands out as far."
     return Section(id="scan.directions", title=title, lead=[lead], parts=parts)
 
 
 def _first(one: Mapping[str, Any]) -> str:
-    return ", ".join(f"{visible(text['id'])} ({share(text['value'])})" for text in one["texts"][:5])
+    return ", ".join(f"{visible(text['id'])} ({decimal(text['value'])})" for text in one["texts"][:5])
 
 
 def _key(title: str) -> dict:

@@ -9,7 +9,7 @@ from mechdiff.measures.attribution.words import written
 from mechdiff.measures.divergence.over_answers import counted
 from mechdiff.measures.divergence.words import whose
 from mechdiff.report.parts import Run, table
-from mechdiff.report.phrasing import shown, with_ends
+from mechdiff.report.phrasing import shown
 
 HEADS = 5
 """Of either direction that are named."""
@@ -30,9 +30,9 @@ def _parts(run: Run) -> list[dict]:
     for direction in labels.CROSSED:
         groups = [agreed.get((direction, group)) for group in (TOGETHER, TOP, RANDOM)]
         if any(groups):
-            cells = [with_ends(one["rho"], one["rho_low"], one["rho_high"]) if one else "–" for one in groups]
+            cells = [shown(one["rho"], one["rho_low"], one["rho_high"], decimals=2) if one else "–" for one in groups]
             lines.append([written(direction), str(groups[0]["heads"] if groups[0] else 0), *cells])
-    columns = ["direction", "patched heads", "all of them (95\u00a0%)", "largest at the next token", "random others"]
+    columns = ["direction", "patched heads", "all of them", "largest at the next token", "random others"]
     title = (
         f"Over {found.n_tokens} tokens of {whose(run)}: rank correlation of gradient × difference with true effects "
         "(which heads have the largest estimates was found at the next token of select prompts, not over answers)"
@@ -49,7 +49,7 @@ def _heads(run: Run, over: pl.DataFrame, summary: pl.DataFrame, n_tokens: int) -
         for row in largest.head(HEADS).iter_rows(named=True):
             estimate, effect = shown(row["estimate"], row["low"], row["high"]), shown(row["effect"], row["effect_low"], row["effect_high"])
             lines.append([row["name"], written(direction), estimate, effect, shown(first.get(row["name"]))])
-    columns = ["head", "direction", "gradient × difference (95\u00a0%)", "true effect (95\u00a0%)", "at the first token"]
+    columns = ["head", "direction", "gradient × difference", "true effect", "at the first token"]
     title = f"Heads with the largest estimates over {n_tokens} tokens of {whose(run)}, logits a token "
     title += "(ranked on these prompts, so optimistically biased)"
     return [table(columns, lines, title=title)] if lines else []

@@ -20,7 +20,7 @@ from mechdiff.measures.attribution.words import WAYS, written
 from mechdiff.report import drawing
 from mechdiff.report.curves import GREY
 from mechdiff.report.drawing import BLACK, BLUE, GREEN, INK, QUIET, VERMILLION, WIDE, Chart
-from mechdiff.report.phrasing import nats, share, with_interval
+from mechdiff.report.phrasing import decimal, nats, with_interval
 
 GROUP_LOOKS = {TOP: (VERMILLION, "circle"), RANDOM: (BLUE, "triangle-up")}
 GROUP_WORDS = {TOP: "largest estimates", RANDOM: "random others"}
@@ -150,8 +150,8 @@ def churn_of_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
         _axis("tuned", axes[1], "in the tuned model, logits", apart=24),
     )
     records = [
-        {**row, "looks": STATE_WORDS[row["state"] or "others"], "says": f"{row['name']}: base {nats(row['base'])} (z {share(row['z_base'], 1)}), "
-         f"tuned {nats(row['tuned'])} logits (z {share(row['z_tuned'], 1)})" + (f", {row['state']}" if row["state"] else "")}
+        {**row, "looks": STATE_WORDS[row["state"] or "others"], "says": f"{row['name']}: base {nats(row['base'])} (z {decimal(row['z_base'], 1)}), "
+         f"tuned {nats(row['tuned'])} logits (z {decimal(row['z_tuned'], 1)})" + (f", {row['state']}" if row["state"] else "")}
         for row in found.sort(pl.col("state").is_not_null(), maintain_order=True).iter_rows(named=True)
     ]  # fmt: skip
     shape, fill = _looks("looks", {STATE_WORDS[state]: look for state, look in STATE_LOOKS.items()}, width)
@@ -186,7 +186,7 @@ def _limit_lines(lines: dict[str, tuple[float, float]], limit: float | None, x: 
     words = {"aria": False, "color": GREEN, "fontSize": 10.5}
     layers = []
     for place, sign in enumerate((-1, 1)):
-        text = f"z = {share(sign * OUTLIER, 0)}" if limit is None else nats(sign * limit)
+        text = f"z = {decimal(sign * OUTLIER, 0)}" if limit is None else nats(sign * limit)
         upright = alt.Chart(drawing.inline([{"base": lines["base"][place]}]))
         flat = alt.Chart(drawing.inline([{"tuned": lines["tuned"][place]}]))
         layers += [upright.mark_rule(**look).encode(x=x), flat.mark_rule(**look).encode(y=y)]

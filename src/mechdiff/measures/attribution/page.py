@@ -12,7 +12,7 @@ from mechdiff.measures.attribution.words import WAYS, written
 from mechdiff.measures.divergence.words import why_no_share
 from mechdiff.report import difference
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import listed, nats, prompts, share, shown, with_interval
+from mechdiff.report.phrasing import decimal, listed, nats, prompts, share, shown, with_interval
 from mechdiff.statistics import intervals
 
 TITLE = "What do gradients say of the heads?"
@@ -61,7 +61,7 @@ def _validation(run: Run) -> list[Any]:
     caption = "True and attributed change of m where the other model's contribution of a head is written, "
     caption += f"for {_patched(run, agreed)}, means over {prompts(first['n'])}."
     said = [
-        f"{WAYS[r['arm']]}, {written(r['direction'])}: {with_interval(r['rho'], r['rho_low'], r['rho_high'], digits=2)}"
+        f"{WAYS[r['arm']]}, {written(r['direction'])}: {with_interval(r['rho'], r['rho_low'], r['rho_high'], decimals=2)}"
         for r in together.iter_rows(named=True)
     ]
     still = sorted(set(together["nothing"].to_list()))
@@ -96,9 +96,9 @@ def _correlations(agreed: pl.DataFrame) -> dict:
     for arm, direction in ((arm, direction) for arm in ESTIMATES for direction in labels.CROSSED):
         groups = [by.get((direction, arm, group)) for group in (TOGETHER, TOP, RANDOM)]
         if any(groups):
-            cells = [with_interval(g["rho"], g["rho_low"], g["rho_high"], digits=2) if g else "–" for g in groups]
-            lines.append((f"{WAYS[arm]}, {written(direction)}", *(cell.replace("95 %: ", "") for cell in cells)))
-    columns = ("estimate", "all patched heads (95\u00a0%)", "largest estimates", "random others")
+            cells = [shown(g["rho"], g["rho_low"], g["rho_high"], decimals=2) if g else "–" for g in groups]
+            lines.append((f"{WAYS[arm]}, {written(direction)}", *cells))
+    columns = ("estimate", "all patched heads ", "largest estimates", "random others")
     return table(columns, lines, title="Rank correlation of estimates with true effects")
 
 
@@ -111,14 +111,14 @@ def _errors(run: Run, agreed: pl.DataFrame) -> list[dict]:
     for arm, direction in ((arm, direction) for arm in ESTIMATES for direction in labels.CROSSED):
         one, summed = heads.get((direction, arm)), sums.get((direction, arm))
         if one or summed:
-            error = with_interval(one["error"], one["error_low"], one["error_high"], digits=2).replace("95 %: ", "") if one else "–"
+            error = shown(one["error"], one["error_low"], one["error_high"], decimals=2) if one else "–"
             missed = (
                 [nats(summed["median"]), f"{nats(summed['worst'])} (L{summed['worst_layer']})", str(summed["layers"])]
                 if summed
                 else ["–"] * 3
             )
             lines.append((f"{WAYS[arm]}, {written(direction)}", error, *missed))
-    columns = ("estimate", "patched heads (95\u00a0%)", "sum over a layer's heads: median", "worst", "layers")
+    columns = ("estimate", "patched heads ", "sum over a layer's heads: median", "worst", "layers")
     steps = (run.manifest.get("attribution") or {}).get("steps")
     promise = f"; integrated gradients in {steps} step{'s' * (steps != 1)} promise that the sum has none" if steps else ""
     return [table(columns, lines, title=f"Relative error of the estimates{promise}")] if lines else []
@@ -135,7 +135,7 @@ def _top_heads(run: Run) -> list[dict]:
             for r in found.head(TOP_HEADS).iter_rows(named=True)
         ]  # fmt: skip
         if lines:
-            columns = ("head", "gradient × difference (95\u00a0%)", "integrated gradients", "true effect (95\u00a0%)")
+            columns = ("head", "gradient × difference ", "integrated gradients", "true effect ")
             parts.append(
                 table(columns, lines, title=f"Heads with the largest estimates, {written(direction)}, logits{_ranked_on(run, split)}")
             )
@@ -155,7 +155,7 @@ def _top_sites(run: Run) -> list[dict]:
     for name in names[:TOP_SITES]:
         cells = [found.get(name) for found in known.values()]
         lines.append((name, *(_value(cell["estimate"], cell["low"], cell["high"]) if cell else "–" for cell in cells)))
-    columns = ("site", *(f"{written(direction)} (95\u00a0%)" for direction in labels.CROSSED))
+    columns = ("site", *(f"{written(direction)} " for direction in labels.CROSSED))
     split = next((split for _, split in ranked.values() if split), None)
     title = f"MLPs and other sites with the largest estimates by gradient × difference, logits, of {len(names)}{_ranked_on(run, split)}"
     return [table(columns, lines, title=title)] if lines else []
@@ -182,7 +182,7 @@ def _times_activation(run: Run) -> list[dict]:
     ]
     title = "Gradient × activation of heads (what m would lose without the contribution), logits"
     title += f"; the {len(lines)} largest of {len(found)}" if len(lines) < len(found) else ""
-    return [table(("head", "base (95\u00a0%)", "tuned (95\u00a0%)"), lines, folded=title)] if lines else []
+    return [table(("head", "base ", "tuned "), lines, folded=title)] if lines else []
 
 
 def _counted(run: Run, found: pl.DataFrame) -> str:
@@ -205,8 +205,8 @@ def _alike(run: Run, found: pl.DataFrame) -> str:
     between = churn.between_models(run.rows)
     said = []
     if between.rho is not None:
-        said.append(f"Rank correlation over all heads {with_interval(between.rho, between.low, between.high, digits=2)}.")
-    shared = [f"{r['shared']} of {r['k']} (chance {share(r['k'] * r['chance'])})" for r in churn.overlap(found).iter_rows(named=True)]
+        said.append(f"Rank correlation over all heads {with_interval(between.rho, between.low, between.high, decimals=2)}.")
+    shared = [f"{r['shared']} of {r['k']} (chance {decimal(r['k'] * r['chance'])})" for r in churn.overlap(found).iter_rows(named=True)]
     if shared:
         said.append(f"Of the heads with the largest attribution the models share {listed(shared)}.")
     return " ".join(said)
@@ -220,11 +220,11 @@ def _churn_table(found: pl.DataFrame) -> list[dict]:
     )
     lines = [
         (_unbroken(r["name"]), f"{STATES[r['state']]} ({share(r['holds'])})", nats(r["p"]),
-         _value(r["base"], r["base_low"], r["base_high"]), share(r["z_base"], 1),
-         _value(r["tuned"], r["tuned_low"], r["tuned_high"]), share(r["z_tuned"], 1))
+         _value(r["base"], r["base_low"], r["base_high"]), decimal(r["z_base"], 1),
+         _value(r["tuned"], r["tuned_low"], r["tuned_high"]), decimal(r["z_tuned"], 1))
         for r in said.head(CHURNED).iter_rows(named=True)
     ]  # fmt: skip
-    columns = ("head", "stands out in (holds)", "p, tuned − base", "base (95\u00a0%)", "z", "tuned (95\u00a0%)", "z")
+    columns = ("head", "stands out in (holds)", "p, tuned − base", "base ", "z", "tuned ", "z")
     title = "Heads that stand out (logits), and in what share of resamples that holds"
     title += f"; {len(said) - CHURNED} others in summary.parquet" if len(said) > CHURNED else ""
     return [table(columns, lines, title=title)] if lines else []
@@ -244,7 +244,7 @@ def _unbroken(name: str) -> str:
 
 
 def _value(value: float | None, low: float | None = None, high: float | None = None, n: int | None = None) -> str:
-    """ "−1.20 (−1.31 to −1.11)", or a dash."""
+    """ "−1.20 [−1.31, −1.11]", or a dash."""
     return shown(value, low, high, n)
 
 

@@ -8,6 +8,7 @@ from mechdiff.measures.divergence.over_answers import counted
 from mechdiff.measures.divergence.words import whose
 from mechdiff.report.difference import BREAKAGE
 from mechdiff.report.parts import Run
+from mechdiff.report.phrasing import decimal, with_interval
 
 WAYS = {"grad_x_diff": "gradient × difference", "integrated_gradients": "integrated gradients"}
 WRITTEN = {True: "base into tuned", False: "tuned into base"}
@@ -63,10 +64,9 @@ def _ranking(rows: pl.DataFrame, manifest: dict) -> str:
     )
     both = ", the lower of both directions" if len(lowest[arm]) > 1 else ""
     sentence = f"gradients {how}: over the {one['heads']} heads that were patched, "
-    sentence += f"{WAYS[arm]} has a rank correlation of {_decimals(one['rho'])} with the effects"
-    sentence += f" (95 %: {_decimals(one['rho_low'])} to {_decimals(one['rho_high'])}; " if one["rho_low"] is not None else " ("
-    sentence += f"{written(one['direction'])}{both})"
-    return sentence + "".join(f", {WAYS[other]} {_decimals(line['rho'])}" for other, line in known[1:])
+    correlation = with_interval(one["rho"], one["rho_low"], one["rho_high"], decimals=2)
+    sentence += f"{WAYS[arm]} has a rank correlation of {correlation} with the effects ({written(one['direction'])}{both})"
+    return sentence + "".join(f", {WAYS[other]} {decimal(line['rho'])}" for other, line in known[1:])
 
 
 def _churn(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> str:
@@ -79,8 +79,3 @@ def _churn(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> str:
     if not count["entered"] + count["left"]:
         return f"{stay}; that any head stands out in one of them alone could not be shown (tuned − base, all heads together)"
     return f"{stay}, {count['entered']} in the tuned one alone and {count['left']} in the base alone (tuned − base, p ≤ 0.05, all heads together)"
-
-
-def _decimals(value: float) -> str:
-    """Two decimals, never -0.00."""
-    return f"{value + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")

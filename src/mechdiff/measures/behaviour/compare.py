@@ -59,10 +59,10 @@ def axis(of: Compared) -> Section:
     shown = [key for key in keys if key[1].startswith(FAVOURITES) and all(of.one(name, key) for name in of.names)]
     parts: list[Any] = []
     if shown:
-        caption = f"Change from base to tuned, the mean over prompts with its 95 % interval. {shown[0][1]}: {said(of, shown[0])}."
+        caption = f"Change from base to tuned, the mean over prompts. {shown[0][1]}: {said(of, shown[0])}."
         options = {"table": forest(of, shown), "names": of.names, "log": False, "title": "tuned − base, nats"}
         parts.append(Drawn(name="compare_behaviour", chart=charts.numbers, options=options, caption=caption, reading="compare_behaviour"))
-    title = "Change from base to tuned (95 %); below it both means"
+    title = "Change from base to tuned; below it both means"
     folded = f"All changes in behaviour ({len(keys)})" if len(keys) > 12 else ""
     return Section(
         id="behaviour",

@@ -72,7 +72,7 @@ def _both(run: Run, groups: list[Group]) -> list[Any]:
         main += [_line(group, one) for one in (*spoken, *classes) if whole]
         beside = [one for one in every if (one.metric, one.style) not in told_of and one.happened] if whole else spoken
         more += [_line(group, one) for one in beside]
-    columns = ("prompts", "", "n", "base (95 %)", "tuned (95 %)", "tuned − base (95 %)", "p", "p, Holm")
+    columns = ("prompts", "", "n", "base", "tuned", "tuned − base", "p", "p, Holm")
     languages = listed(f"{LANGUAGES.get(name, name)} ({n})" for name, n in told["languages"].items())
     guess = f", guessed from letters for {told['guessed']} (meta.language says it)" if told.get("guessed") else ""
     said = f"Greedy answers of at most {told['max_tokens']} tokens to prompts in {languages}{guess}. "
@@ -114,14 +114,14 @@ def _line(group: Group, one: Compared) -> tuple[str, ...]:
 
 
 def with_ends(value: findings.Estimate, n: int, digits: int | None) -> str:
-    """ "0.64", and below it "(0.39 to 0.84)"; without ends where there are none, or where every prompt has the same."""
+    """ "64 %", and below it "[39, 84]"; without ends where there are none, or where every prompt has the same."""
     return shown(*value, n, digits=digits, line="\n").replace(" ", "\u00a0")
 
 
 def _nothing_seen(groups: list[Group], soft: str) -> list[dict]:
     """The rule of three, of what neither model did."""
     said = [
-        f"{METRICS[one.metric]} on {one.n} {group_name(group.name, None)}: up to {intervals.rule_of_three(one.n):.2f}"
+        f"{METRICS[one.metric]} on {one.n} {group_name(group.name, None)}: up to {intervals.rule_of_three(one.n):.0%}"
         for group in groups
         if group.language is None and _size(group) >= FEWEST
         for one in findings.to_the_point(group, findings.compared(group.rows), soft)
@@ -180,9 +180,9 @@ def _edits(run: Run) -> list[dict]:
     columns = (
         "edit",
         "edited model",
-        *(f"{METRICS[metric]}{', points' if metric in POINTS else ''} ({prompts(n[metric])})" for metric in metrics),
+        *(f"{METRICS[metric]} ({prompts(n[metric])})" for metric in metrics),
     )
-    title = "What each edit changes, from the unedited run of the same model (95 % intervals over prompts, each by itself)"
+    title = "What each edit changes, from the unedited run of the same model (intervals are each by itself)"
     return [table(columns, lines, title=title, stacked=True), *said]
 
 
@@ -196,12 +196,12 @@ def _change(row: dict | None) -> str:
     if row is None:
         return "–"
     if row["metric"] in POINTS:
-        return _signed(with_ends((100 * row["mean"], 100 * row["low"], 100 * row["high"]), row["n"], 0))
+        return _signed(with_ends((row["mean"], row["low"], row["high"]), row["n"], 2))
     return _signed(with_ends((row["mean"], row["low"], row["high"]), row["n"], None))
 
 
 def _signed(text: str) -> str:
-    return text if text.startswith("−") or text.split(" ")[0] in ("0", "0.00") else f"+{text}"
+    return text if text.startswith("−") or text.split()[0] == "0" else f"+{text}"
 
 
 def _agreement(run: Run) -> list[dict]:
@@ -214,12 +214,12 @@ def _agreement(run: Run) -> list[dict]:
     said = f"Does a patch's effect on the next token say, prompt by prompt, how far the refusal margin moves? Rank correlation over {prompts(n)}: "
     said += f"{len(sure)} of {len(found)} intervals leave out 0." if len(sure) else f"not one of {len(found)} intervals leaves out 0."
     lines = [
-        (f"L{r['layer']}.{r['site']}", MODELS[r["direction"]], with_interval(r["rho"], r["low"], r["high"], digits=2), str(r["n"]))
+        (f"L{r['layer']}.{r['site']}", MODELS[r["direction"]], shown(r["rho"], r["low"], r["high"], r["n"], decimals=2), str(r["n"]))
         for r in found.iter_rows(named=True)
     ]
     return [
         note(said),
-        table(("patch", "direction", "rank correlation (95 %)", "prompts"), lines, folded="Effect on the next token against behaviour"),
+        table(("patch", "direction", "rank correlation", "prompts"), lines, folded="Effect on the next token against behaviour"),
     ]
 
 

@@ -63,5 +63,5 @@ def _kl(r: dict | None) -> str:
 def _points(r: dict | None) -> str:
     if r is None:
         return "–"
-    text = shown(r["points"], r["low"], r["high"], r["n"], digits=0)
+    text = shown(r["points"], r["low"], r["high"], r["n"], decimals=0)
     return f"+{text}" if r["points"] > 0 else text

@@ -7,7 +7,7 @@ from mechdiff.measures.behaviour import findings
 from mechdiff.measures.behaviour.findings import SOFT, Compared, Group
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
-from mechdiff.report.phrasing import between, listed, nats, prompts
+from mechdiff.report.phrasing import listed, nats, prompts, share, with_interval
 from mechdiff.statistics import intervals
 from mechdiff.statistics.intervals import FEWEST
 
@@ -141,20 +141,23 @@ def _seen_and_unseen(found: list[Compared]) -> str:
 
 
 def difference(one: Compared) -> str:
-    """ "4.39 (95 %: 2.22 to 5.83) more style markers per 100 words" """
-    mean, low, high = one.difference
+    """ "4.39 [95 % CI: 2.22, 5.83] more style markers per 100 words" """
+    mean = one.difference[0]
     if one.binary:
         return f"{round(one.tuned[0] * one.n)} {METRICS[one.metric]} where the base has {round(one.base[0] * one.n)} ({_test(one)})"
-    ends = between(low, high) if mean > 0 else between(-high, -low)
-    return f"{nats(abs(mean))} (95 %: {ends}) {'more' if mean > 0 else 'less'} {METRICS[one.metric]}"
+    return f"{_size(one)} {'more' if mean > 0 else 'less'} {METRICS[one.metric]}"
+
+
+def _size(one: Compared) -> str:
+    """The difference without its sign, and its interval turned with it."""
+    mean, low, high = one.difference
+    return with_interval(abs(mean), *((low, high) if mean > 0 else (-high, -low)), coverage=1.0, n=one.n)
 
 
 def _margin(one: Compared) -> str:
-    """ "refusal log-probability margin is 0.4 (95 %: 0.3 to 0.5) nats per token higher" """
-    mean, low, high = one.difference
+    """ "refusal log-probability margin is 0.4 [95 % CI: 0.3, 0.5] nats per token higher" """
     name, _, unit = METRICS[one.metric].partition(", ")
-    ends = between(low, high) if mean > 0 else between(-high, -low)
-    return f"{name} is {nats(abs(mean))} (95 %: {ends}) {unit} {'higher' if mean > 0 else 'lower'}"
+    return f"{name} is {_size(one)} {unit} {'higher' if one.difference[0] > 0 else 'lower'}"
 
 
 def _test(one: Compared) -> str:
@@ -169,12 +172,13 @@ def _unseen(one: Compared) -> str:
     if one.n < findings.FEW and not one.binary:
         return f"{name} ({prompts(one.n)}: too few for an interval)"
     if never(one):
-        return f"{name} (none in either; a rate up to {intervals.rule_of_three(one.n):.2f} cannot be ruled out)"
+        return f"{name} (none in either; a rate up to {share(intervals.rule_of_three(one.n))} cannot be ruled out)"
     if not one.binary and not one.happened:
         return f"{name} (none in either)"
     if not one.binary:
         together = "" if one.family < 2 or one.holm is None else f", {nats(one.holm)} of {one.family} scores"
-        return f"{name} (95 %: {between(*one.difference[1:])}; p = {nats(one.p)}{together}; this study could detect {nats(one.detectable)})"
+        ends = with_interval(*one.difference, coverage=1.0, n=one.n)
+        return f"{name}: {ends} (p = {nats(one.p)}{together}; this study could detect {nats(one.detectable)})"
     least = "no difference at all" if one.smallest is None else f"only {one.smallest} or more of {one.n} prompts, all one way,"
     counts = f"{round(one.tuned[0] * one.n)} against {round(one.base[0] * one.n)}"
     return f"{name} ({counts}, {_test(one)}; {least} would have been seen)"

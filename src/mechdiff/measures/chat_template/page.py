@@ -4,7 +4,7 @@ from mechdiff.measures.chat_template import findings, words
 from mechdiff.measures.chat_template.findings import EFFECTS
 from mechdiff.report import spoken
 from mechdiff.report.parts import Run, Section, note, table
-from mechdiff.report.phrasing import shown, with_interval
+from mechdiff.report.phrasing import shown
 
 TITLE = "Is it the chat template or the weights?"
 NAMES = {"template_effect": "the template", "weights_effect": "the weights", "interaction": "both, beyond the sum of each alone"}
@@ -33,9 +33,9 @@ def _parts(run: Run) -> dict:
             mean = findings.estimates(run.summary, f"{name}_{score}").get(None)
             line.append("–" if mean is None else shown(mean["mean"], mean["ci_low"], mean["ci_high"], mean["n"]))
             share = one.shares[name] if one else None
-            line.append("–" if share is None else with_interval(share.mean, share.low, share.high, digits=2))
+            line.append("–" if share is None else shown(share.mean, share.low, share.high, digits=2))
         lines.append([*line, spoken.in_words(found["linear_nats"].p) if name == "interaction" and found["linear_nats"] else ""])
-    columns = [column for said in SCORES.values() for column in (f"{said} (95 %)", "of the whole")]
+    columns = [column for said in SCORES.values() for column in (said, "of the whole")]
     return table(["what the tuned one brings", *columns, ""], lines, title="What is the template's, and what the weights'")
 
 

@@ -15,7 +15,7 @@ from mechdiff.measures.divergence.over_answers import LEAST, LEVEL, SPOKEN, TOP,
 from mechdiff.measures.divergence.words import answers_differ
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run, table
-from mechdiff.report.phrasing import listed, share, with_ends, with_interval
+from mechdiff.report.phrasing import listed, share, shown, with_interval
 from mechdiff.rows import OVERLAP, TOTAL, where
 from mechdiff.shares import ANSWER, OF_THE_PAIR, over
 from mechdiff.statistics.memory import once
@@ -49,11 +49,11 @@ def parts(run: Run, effects: Rows, noun: str, ways: Mapping[str, str] = WAYS, *,
         chosen = {name for by in ("first", "answer") for name in both.sort(by, descending=True, nulls_last=True).head(top)["name"]}
         for row in both.filter(pl.col("name").is_in(chosen)).sort("first", descending=True).iter_rows(named=True):
             lines.append((
-                row["name"], way, share(row["first"], 3), with_ends(row["answer"], row["low"], row["high"]),
-                with_ends(row["apart"], row["apart_low"], row["apart_high"]), "–" if row["p"] is None else f"{row['p']:.2g}",
+                row["name"], way, share(row["first"], 3), shown(row["answer"], row["low"], row["high"], digits=2),
+                shown(row["apart"], row["apart_low"], row["apart_high"], digits=2), "–" if row["p"] is None else f"{row['p']:.2g}",
             ))  # fmt: skip
-    over = ("over the tuned model's answers", "over the base's (95\u00a0%)")
-    columns = (noun, "direction", *over, "difference (95\u00a0%)", "p (family-wise)")
+    over = ("over the tuned model's answers", "over the base's")
+    columns = (noun, "direction", *over, "difference", "p (family-wise)")
     return [table(columns, lines, title=TITLE)] if lines else []
 
 

@@ -16,7 +16,7 @@ from mechdiff.measures.divergence.words import NO_SHARE, answered_by, whose, why
 from mechdiff.report import difference, effect_shares
 from mechdiff.report.difference import BREAKAGE, RECOVERY
 from mechdiff.report.parts import Run, table
-from mechdiff.report.phrasing import between, listed, nats, share, with_interval
+from mechdiff.report.phrasing import listed, nats, share, shown, with_interval
 from mechdiff.rows import OVERLAP, where
 from mechdiff.shares import ANSWER, OF_THE_PAIR, OTHER, over
 from mechdiff.statistics import floors, intervals, simulated, summary
@@ -240,12 +240,12 @@ def beside(
         chosen = {name for by in ("first", "answer") for name in both.sort(by, descending=True, nulls_last=True).head(top)["name"]}
         for row in both.filter(pl.col("name").is_in(chosen)).sort("answer", descending=True).iter_rows(named=True):
             lines.append((
-                row["name"], way, share(row["first"], 3), share(row["answer"], 3), between(row["low"], row["high"], digits=3) or "–",
+                row["name"], way, share(row["first"], 3), shown(row["answer"], row["low"], row["high"], digits=3),
                 *([share(added[way].get(row["name"]), 3)] if added else []), share(row["apart"], 3),
                 "–" if row["p"] is None else f"{row['p']:.2g}",
             ))  # fmt: skip
     extra = ("Fisher share",) if added else ()
-    columns = (what, "direction", "share at the first token", "share over the answer", "95 %", *extra, "difference", "p (family-wise)")
+    columns = (what, "direction", "share at the first token", "share over the answer", *extra, "difference", "p (family-wise)")
     of = "" if whose == "the answers" else f" ({whose})"
     return [table(columns, lines, title=f"The first token against the whole answer, on the same prompts{of}")] if lines else []
 

@@ -7,7 +7,7 @@ from mechdiff.measures.divergence import charts
 from mechdiff.measures.divergence.words import counted
 from mechdiff.report import difference
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import between, nats, share, visible, with_interval
+from mechdiff.report.phrasing import nats, share, shown, visible, with_interval
 from mechdiff.rows import where
 from mechdiff.statistics import floors
 from mechdiff.statistics.intervals import FEWEST
@@ -50,6 +50,9 @@ def divergence(run: Run) -> Section:
     )
 
 
+SHARES = ("top1_same", "mass_outside", "mass_outside_base")
+
+
 def _divergences(run: Run, split: str) -> dict:
     names = terms.labels_of(
         terms.METRICS,
@@ -68,16 +71,14 @@ def _divergences(run: Run, split: str) -> dict:
     rows = [
         (
             words,
-            nats(row["mean"]),
-            between(row["ci_low"], row["ci_high"]),
-            nats(row["median"]),
-            nats(row["log_mean"]) if row["log_mean"] else "–",
-            between(row.get("log_low"), row.get("log_high")) or "–",
+            shown(row["mean"], row["ci_low"], row["ci_high"], row["n"], digits=2 if metric in SHARES else None),
+            "–" if metric == "top1_same" else shown(row["median"], digits=3 if metric in SHARES else None),
+            shown(row["log_mean"] or None, row.get("log_low"), row.get("log_high"), row["n"]),
         )
         for metric, words in names.items()
         if (row := by_metric.get(metric))
     ]
-    return table(("over prompts", "mean", "95 % interval", "median", "geometric mean", "95 % interval"), rows)
+    return table(("over prompts", "mean", "median", "geometric mean"), rows)
 
 
 def _coverage(run: Run, split: str) -> list[dict]:
@@ -121,7 +122,7 @@ def _other_splits(run: Run, reported: str) -> list[dict]:
     cells = where(run.summary, metric=floors.d_metric(run.rows), control=None, unit=None)
     cells = cells.filter(pl.col("split").is_not_null() & (pl.col("split") != reported)).sort("split")
     rows = [
-        (r["split"], str(r["n"]), nats(r["mean"]), between(r["ci_low"], r["ci_high"]), nats(r["median"]))
+        (r["split"], str(r["n"]), shown(r["mean"], r["ci_low"], r["ci_high"], r["n"]), nats(r["median"]))
         for r in cells.iter_rows(named=True)
     ]
-    return [table(("split", "prompts", "D, nats", "95 % interval", "median"), rows, folded="D on the other splits")] if rows else []
+    return [table(("split", "prompts", "D, nats", "median"), rows, folded="D on the other splits")] if rows else []

@@ -11,7 +11,7 @@ from mechdiff.measures.divergence.words import how_it_goes_on
 from mechdiff.report import drawing, phrasing
 from mechdiff.report.drawing import BLUE, LEFT, ORANGE, QUIET, WIDE, Chart
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import between, nats, visible
+from mechdiff.report.phrasing import nats, shown, visible
 
 TITLE = "Where along a text do they part?"
 LEVELS = (0.01, 0.1, 0.3, 1.0, 3.0)
@@ -60,12 +60,8 @@ def _bits(run: Run) -> list[dict]:
     if not found:
         return []
     names = {"base": "base", "tuned": "tuned", "more": "base − tuned, prompt by prompt"}
-    rows = [
-        (names[name], nats(one.mean), between(one.low, one.high) if one.n > 1 else "–", str(one.n))
-        for name in names
-        if (one := found.get(name))
-    ]
-    return [table(("the continuation, in bits per byte", "mean", "95 % interval", "prompts"), rows)]
+    rows = [(names[name], shown(one.mean, one.low, one.high, one.n), str(one.n)) for name in names if (one := found.get(name))]
+    return [table(("the continuation, in bits per byte", "mean", "prompts"), rows)]
 
 
 def _texts(manifest: dict) -> list[dict]:

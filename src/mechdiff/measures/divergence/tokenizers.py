@@ -9,7 +9,7 @@ import polars as pl
 
 from mechdiff.report import difference
 from mechdiff.report.parts import Run, Section, note, table
-from mechdiff.report.phrasing import between, nats, share
+from mechdiff.report.phrasing import decimal, shown
 from mechdiff.rows import where
 
 TITLE = "Do both models get the same input?"
@@ -66,7 +66,7 @@ def _fragmentation(run: Run) -> list[dict]:
     why = (
         "A model that cuts a text finer reads it in more steps, and one that is asked about tokens it lacks is not asked the same question."
     )
-    return [table(("split", "", "base (95 %)", "tuned (95 %)"), lines, title="How each model reads the prompts", stacked=True), note(why)]
+    return [table(("split", "", "base", "tuned"), lines, title="How each model reads the prompts", stacked=True), note(why)]
 
 
 def _means(run: Run, split: str) -> dict[str, dict]:
@@ -77,8 +77,7 @@ def _means(run: Run, split: str) -> dict[str, dict]:
 def _estimate(row: dict | None) -> str:
     if row is None:
         return "–"
-    ends = between(row["ci_low"], row["ci_high"]) if row["ci_low"] != row["ci_high"] else ""
-    return f"{nats(row['mean'])}\n({ends})".replace(" ", "\u00a0") if ends else nats(row["mean"])
+    return shown(row["mean"], row["ci_low"], row["ci_high"], row["n"], line="\n").replace(" ", "\u00a0")
 
 
 def _words(run: Run) -> list[dict]:
@@ -91,10 +90,10 @@ def _words(run: Run) -> list[dict]:
     plain = {(r["layer"], r["site"]): r["mean"] for r in found.filter(pl.col("unit").is_null()).iter_rows(named=True)}
     lines = []
     for r in words.sort("layer", "site").iter_rows(named=True):
-        ends = between(r["ci_low"], r["ci_high"], digits=3)
-        lines.append((f"L{r['layer']}.{r['site']}", share(plain.get((r["layer"], r["site"])), 3), share(r["mean"], 3), ends))
+        over = shown(r["mean"], r["ci_low"], r["ci_high"], r["n"], decimals=3)
+        lines.append((f"L{r['layer']}.{r['site']}", decimal(plain.get((r["layer"], r["site"])), 3), over))
     title = "CKA of states averaged over the tokens of each word, for words that one tokenizer cuts finer"
-    return [table(("site", "at the decision position", "over words", "95 %"), lines, folded=title)]
+    return [table(("site", "at the decision position", "over words"), lines, folded=title)]
 
 
 def _cut_apart(run: Run) -> list[dict]:
@@ -107,7 +106,7 @@ def _cut_apart(run: Run) -> list[dict]:
     order = [name for name in sorted(ratios, key=lambda name: (-abs(ratios[name] - 1), name)) if ratios[name] != 1]
     if not order:
         return []
-    lines = [(name, share(sides["base"][name]), share(sides["tuned"][name]), share(ratios[name])) for name in order[:CUT_APART]]
+    lines = [(name, *(decimal(one[name]) for one in (sides["base"], sides["tuned"], ratios))) for name in order[:CUT_APART]]
     return [
         table(("prompt", "base", "tuned", "tuned / base"), lines, folded="The prompts that are cut most differently, in tokens per word")
     ]

@@ -7,7 +7,7 @@ from mechdiff.report import difference
 from mechdiff.report.difference import Difference
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
-from mechdiff.report.phrasing import between, level, listed, nats, prompts, share, with_interval
+from mechdiff.report.phrasing import listed, nats, prompts, share, with_interval
 from mechdiff.rows import where
 from mechdiff.shares import ANSWER
 from mechdiff.statistics import floors
@@ -90,14 +90,14 @@ def how_different(found: Difference | None, manifest: dict | None = None, *, beh
             "there is nothing there to take a share of, so no share of D is given below."
         )
     few, units = found.n < FEWEST, "clusters" if clustered else "prompts"
-    ends = f"too few {units} for an interval" if few else f"{level(found.coverage)}: {between(found.low, found.high)}"
-    short = f", from fewer than {FEW} {units}" if "few_prompts" in found.flags and not few else ""
+    size = with_interval(found.mean, found.low, found.high, coverage=found.coverage, n=found.n)
+    short = f"too few {units} for an interval; " if few else f"fewer than {FEW} {units}; " if "few_prompts" in found.flags else ""
     shared, outside = "", ""
     if found.mass_outside is not None:
         shared, outside = " on the tokens that both have", f"; {_outside(found)}{_bytes(found)}"
     said = (
-        f"On {on} the two models' next-token distributions differ by D = {nats(found.mean)} nats{shared} "
-        f"({ends}{short}; D is the KL divergence KL(tuned ‖ base) between them){outside}{choice}."
+        f"On {on} the two models' next-token distributions differ by D = {size} nats{shared} "
+        f"({short}D is the KL divergence KL(tuned ‖ base) between them){outside}{choice}."
     )
     if found.outside > found.mean:
         more = f"(−log(1 − mass) = {nats(found.outside)} nats)"
@@ -149,10 +149,11 @@ def how_it_goes_on(rows: pl.DataFrame, manifest: dict) -> list[str]:
     if "more" in bits:
         more = bits["more"]
         if more.low > 0 or more.high < 0:
-            said, ends = "more" if more.mean >= 0 else "fewer", between(*sorted((abs(more.low), abs(more.high))))
-            sentence += f"; the base needs {nats(abs(more.mean))} (95 %: {ends}) bits per byte {said} for it than the tuned model"
+            said = "more" if more.mean >= 0 else "fewer"
+            size = with_interval(abs(more.mean), *sorted((abs(more.low), abs(more.high))), coverage=1.0, n=more.n)
+            sentence += f"; the base needs {size} bits per byte {said} for it than the tuned model"
         else:
-            ends = between(more.low, more.high)
-            beside = f"base less tuned {nats(more.mean)}, 95 %: {ends}" if ends else f"too few prompts, {more.n}"
+            size = with_interval(more.mean, more.low, more.high, coverage=1.0, n=more.n)
+            beside = f"base less tuned {size}" if more.n >= FEWEST else f"too few prompts, {more.n}"
             sentence += f"; that either model predicts it better, in bits per byte, could not be shown ({beside})"
     return [sentence + "."]

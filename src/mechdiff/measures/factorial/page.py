@@ -8,7 +8,7 @@ from mechdiff.measures.factorial.charts import COLOURS, WORDS, effects_by_layer
 from mechdiff.measures.factorial.findings import over_answer, where_exchanged
 from mechdiff.report import spoken
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import between, nats, with_interval
+from mechdiff.report.phrasing import nats, shown, with_interval
 
 TITLE = "Is it made below or above a block, or only by both?"
 
@@ -63,17 +63,13 @@ def _effects(run: Run, unit: str | None, of: str = "") -> dict:
     extra = {(r["layer"], r["effect"]): r for r in beside.iter_rows(named=True)}
     columns = ["L"]
     for effect in COLOURS:
-        columns += [f"{effect}, {WORDS[scores[0]]}", "95 %", "p"] + ([f"{effect}, {WORDS.get(scores[1], scores[1])}"] if extra else [])
+        columns += [f"{effect}, {WORDS[scores[0]]}", "p"] + ([f"{effect}, {WORDS.get(scores[1], scores[1])}"] if extra else [])
     rows = []
     for layer in found["layer"].unique().sort().to_list():
         row = [f"{layer}"]
         for effect in COLOURS:
             one, other = cells.get((layer, effect)), extra.get((layer, effect))
-            row += (
-                [nats(one["mean"]), between(one["low"], one["high"]) or "–", "–" if one["p"] is None else nats(one["p"])]
-                if one
-                else ["–"] * 3
-            )
+            row += [shown(one["mean"], one["low"], one["high"]), "–" if one["p"] is None else nats(one["p"])] if one else ["–"] * 2
             row += ([nats(other["mean"]) if other else "–"]) if extra else []
         rows.append(row)
     return table(columns, rows, folded=f"Every split point, each by itself, exchanged at {where_exchanged(unit)}{of}")

@@ -11,7 +11,7 @@ from mechdiff.measures.grafting.charts import MODULES, RAMPS, grafts_alone, graf
 from mechdiff.measures.grafting.words import BIASED, how_many_modules
 from mechdiff.report import difference
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import between, nats, prompts, share, with_interval
+from mechdiff.report.phrasing import nats, prompts, share, shown, with_interval
 
 TITLE = "Which module's change matters?"
 
@@ -57,13 +57,12 @@ def _over_answers(run: Run) -> list[dict]:
         (
             row["name"],
             share(row["first"], 3),
-            share(row["answer"], 3),
-            between(row["low"], row["high"], digits=3),
+            shown(row["answer"], row["low"], row["high"], row["n"], digits=3),
             share(row["additive"], 3),
         )
         for row in found.head(MODULES).iter_rows(named=True)
     ]
-    columns = ("module alone", "recovered at the first token", "recovered over the answer", "95 %", "Fisher share over the answer")
+    columns = ("module alone", "recovered at the first token", "recovered over the answer", "Fisher share over the answer")
     total = float(found["additive"].to_numpy().sum())
     of = whose(run)
     against = f"The first token against {'the whole answer' if of == 'the answers' else of}"
@@ -79,7 +78,7 @@ def _alone_caption(run: Run, alone: pl.DataFrame, ranking: str | None) -> str:
     other = ranking != difference.reported(run.rows, "grafting")
     chosen = f"chosen on the {ranking} prompts" if other else BIASED
     said += f". {best['name']} ({chosen}{steady}) recovers "
-    said += with_interval(best["share"], best["low"], best["high"], digits=2)
+    said += with_interval(best["share"], best["low"], best["high"], digits=2, n=best.get("n"))
     return f"{said}. The shares of all sum to {share(float(alone['share'].to_numpy().sum()))}; they need not sum to 1."
 
 
@@ -141,12 +140,12 @@ def _truncation(run: Run) -> list[Any]:
         near = part.filter(pl.col("share") >= findings.WANTED * full)
         enough = str(near["rank"][0]) if full > 0 and len(near) else "–"
         first = part.row(0, named=True)
-        ends = between(part["low"][-1], part["high"][-1], digits=3)
-        rows.append((str(name), share(full, 3), ends, f"{share(first['share'], 3)} ({first['rank']})", enough))
-    columns = ("change cut to its first directions", "at the largest rank", "95 %", "at the smallest (rank)", "rank for 0.9 of that")
+        largest = shown(full, part["low"][-1], part["high"][-1], digits=3)
+        rows.append((str(name), largest, f"{share(first['share'], 3)} ({first['rank']})", enough))
+    columns = ("change cut to its first directions", "at the largest rank", "at the smallest (rank)", "rank for 90 % of that")
     caption = "Recovered share of D when the change of the weights is cut to its first k singular directions. "
     name, *_, enough = rows[0]
     caption += (
-        f"For {name}, k = {enough} recovers 0.9 of what the largest k does." if enough != "–" else f"For {name}, no k recovers anything."
+        f"For {name}, k = {enough} recovers 90 % of what the largest k does." if enough != "–" else f"For {name}, no k recovers anything."
     )
     return [Drawn(name="grafts_by_rank", chart=grafts_by_rank, caption=caption, reading="grafts_by_rank"), table(columns, rows)]

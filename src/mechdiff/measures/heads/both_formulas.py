@@ -13,10 +13,9 @@ import polars as pl
 from mechdiff import labels
 from mechdiff.measures.heads import coverage
 from mechdiff.measures.heads.sets import Game
-from mechdiff.measures.heads.words import per_cent
 from mechdiff.report.difference import WORDS
 from mechdiff.report.parts import table
-from mechdiff.report.phrasing import nats
+from mechdiff.report.phrasing import nats, share, shown
 
 AT_EACH_END = 4
 """Single heads of the largest coverage that are listed, and as many of the smallest."""
@@ -41,13 +40,9 @@ def side_by_side(one: Game, order: Sequence[int]) -> list[dict]:
     ends = alone if len(alone) <= 2 * AT_EACH_END else pl.concat([alone.head(AT_EACH_END), alone.tail(AT_EACH_END)])
     first = figures(one, [order[:k] for k in SIZES if k <= len(order) and k < one.n])
     lines = [
-        (r["unit"], nats(r["nats"]), f"{per_cent(r['share'])}{_ends(r)}", per_cent(r["inverted"]))
+        (r["unit"], nats(r["nats"]), shown(r["share"], r["low"], r["high"], digits=2), share(r["inverted"]))
         for r in pl.concat([ends, first, figures(one, [range(one.n)])]).iter_rows(named=True)
     ]
-    columns = ("heads", "v, nats", "coverage, v / v(all) (95\u00a0%)", "inverted, 1 − v / v(all)")
+    columns = ("heads", "v, nats", "coverage, v / v(all)", "inverted, 1 − v / v(all)")
     title = f"{WORDS[one.direction].capitalize()} at L{one.layer}: coverage beside the inverted formula of the original study"
     return [table(columns, lines, folded=title)]
-
-
-def _ends(r: dict) -> str:
-    return f" ({per_cent(r['low'])} to {per_cent(r['high'])})" if r["low"] == r["low"] else ""

@@ -8,11 +8,11 @@ from mechdiff import labels
 from mechdiff.measures.divergence.words import why_no_share
 from mechdiff.measures.heads import both_formulas, charts, coverage, findings, over_answers, sets
 from mechdiff.measures.heads.sets import Game
-from mechdiff.measures.heads.words import effective, how_many, per_cent
+from mechdiff.measures.heads.words import effective, how_many
 from mechdiff.report import difference, phrasing
 from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import INTERACTION, listed, nats, share, with_ends
+from mechdiff.report.phrasing import INTERACTION, listed, nats, share, shown, with_interval
 
 TITLE = "Which heads carry it?"
 TOP = 12
@@ -44,7 +44,9 @@ def _map(run: Run, found: pl.DataFrame) -> list[Any]:
     n = len(found.filter(pl.col("head").is_not_null(), pl.col("arm") == "contribution").select("layer", "head").unique())
     best = top.row(0, named=True)
     caption = f"{n} heads, each swapped alone, as shares of D. Largest: {best['name']}, "
-    caption += listed(f"{WORDS[d]} {with_ends(best[WORDS[d]], best[f'{WORDS[d]}_low'], best[f'{WORDS[d]}_high'])}" for d in WORDS) + ". "
+    caption += (
+        listed(f"{WORDS[d]} {shown(best[WORDS[d]], best[f'{WORDS[d]}_low'], best[f'{WORDS[d]}_high'], digits=2)}" for d in WORDS) + ". "
+    )
     counted = found.filter(pl.col("head").is_not_null(), pl.col("arm") == "contribution", "counts").select("layer", "head").unique()
     caption += f"{n - len(counted)} heads lie under three noise floors in both directions."
     return [Drawn(name="head_effects", chart=charts.head_map, caption=caption, reading="head_effects"), _top(run, found, top)]
@@ -64,9 +66,9 @@ def _top(run: Run, found: pl.DataFrame, top: pl.DataFrame) -> dict:
     for r in top.iter_rows(named=True):
         group = r["head"] // per_group
         of_group = " / ".join(share(groups.get((d, r["layer"], group))) for d in WORDS)
-        ends = (with_ends(r[word], r[f"{word}_low"], r[f"{word}_high"]) for word in WORDS.values())
+        ends = (shown(r[word], r[f"{word}_low"], r[f"{word}_high"], digits=2) for word in WORDS.values())
         moved = [ways[direction].get(r["name"]) for direction in along]
-        way = (with_ends(one["additive"], one["additive_low"], one["additive_high"]) if one else "–" for one in moved)
+        way = (shown(one["additive"], one["additive_low"], one["additive_high"], digits=2) if one else "–" for one in moved)
         lines.append(
             (
                 _unbroken(r["name"]),
@@ -76,8 +78,8 @@ def _top(run: Run, found: pl.DataFrame, top: pl.DataFrame) -> dict:
                 nats(js[r["name"]]) if r["name"] in js else "–",
             )
         )
-    moves = {RECOVERY: "base moved of the way (95\u00a0%)", BREAKAGE: "tuned model moved (95\u00a0%)"}
-    columns = ("head", *(moves[one] for one in along), "breakage (95\u00a0%)", "recovery (95\u00a0%)", "its group", "attention JS, nats")
+    moves = {RECOVERY: "base moved of the way", BREAKAGE: "tuned model moved"}
+    columns = ("head", *(moves[one] for one in along), "breakage", "recovery", "its group", "attention JS, nats")
     title = f"The {len(lines)} heads of the largest effect: " + "s, the part of the way in logits, which adds; and " * bool(along)
     title += "shares of D" + ", which bend (of a small change s² at least, and 1 − (1 − s)² at most)" * bool(along)
     title += "; beside them all heads of their key-value group (breakage / recovery)"
@@ -170,13 +172,12 @@ def _sets(run: Run, direction: str, found: pl.DataFrame) -> list[Any]:
 
 
 def _ninety(one: Game, run: Run) -> str:
-    """ ", 5 heads 91 % (95 %: 80 % to 97 %)", the first that have 90 % on select; nothing where only all reach that, or the first alone."""
+    """ ", 5 heads 91 % [80, 97]", the first that have 90 % on select; nothing where only all reach that, or the first alone."""
     order = sets.orders(run.manifest, one.direction, one.layer or 0).get("greedy")
     found = sets.half(run.rows, run.summary, one, order, 0.9) if order else None
     if found is None or not 1 < len(found.heads) < one.n:
         return ""
-    ends = "" if found.low is None or found.high is None else f" (95 %: {per_cent(found.low)} to {per_cent(found.high)})"
-    return f", the first {len(found.heads)} of that order {per_cent(found.share)}{ends}"
+    return f", the first {len(found.heads)} of that order {with_interval(found.share, found.low, found.high, digits=2, coverage=1.0)}"
 
 
 def _arms(run: Run) -> list[dict]:
@@ -185,9 +186,9 @@ def _arms(run: Run) -> list[dict]:
     lines = []
     for r in findings.arms_of_all(run.rows).sort("layer", "direction", maintain_order=True).iter_rows(named=True):
         arm = r["arm"] + (f", s = {r['strength']:g}" if r["strength"] is not None else "") + (f", rank {r['rank']}" if r["rank"] else "")
-        lines.append((f"L{r['layer']}", arm, words[r["direction"]], with_ends(r["share"], r["low"], r["high"])))
+        lines.append((f"L{r['layer']}", arm, words[r["direction"]], shown(r["share"], r["low"], r["high"], digits=2)))
     title = "All heads of a layer by each arm, as shares of D"
-    return [table(("layer", "arm", "direction", "share of D (95\u00a0%)"), lines, folded=title)] if lines else []
+    return [table(("layer", "arm", "direction", "share of D"), lines, folded=title)] if lines else []
 
 
 def _pairs(run: Run) -> list[dict]:
@@ -202,10 +203,10 @@ def _pairs(run: Run) -> list[dict]:
             both = sets.both_interactions(run.rows, one, order[:6])
             of += len(both)
             for r in both.head(PAIRS // 2).iter_rows(named=True):
-                of_kl = f"{share(r['kl_i'])}, {share(r['kl_j'])}", with_ends(r["kl"], r["kl_low"], r["kl_high"])
-                added = f"{share(r['v_i'])}, {share(r['v_j'])}", with_ends(r["value"], r["low"], r["high"])
+                of_kl = f"{share(r['kl_i'])}, {share(r['kl_j'])}", shown(r["kl"], r["kl_low"], r["kl_high"], digits=2)
+                added = f"{share(r['v_i'])}, {share(r['v_j'])}", shown(r["value"], r["low"], r["high"], digits=2)
                 lines.append((f"L{layer}: {r['i']}, {r['j']}", WORDS[direction], *added, *of_kl))
-    columns = ("heads", "direction", "v(i), v(j)", "interaction (95 %)", "of KL: v(i), v(j)", "of KL: interaction (95 %)")
+    columns = ("heads", "direction", "v(i), v(j)", "interaction", "of KL: v(i), v(j)", "of KL: interaction")
     title = f"Interactions of top heads, v(i, j) − v(i) − v(j), as parts of how far all heads of the layer move the logits: {INTERACTION}"
     title += f"; the largest of each layer and direction, {len(lines)} of {of}, so somewhat overstated. " if len(lines) < of else ". "
     title += "Of KL beside it two heads that add seem to need each other, for a divergence grows as a square"
@@ -247,7 +248,7 @@ def _network(run: Run) -> list[Any]:
 
 def _random(one: Game, k: int | None) -> str:
     band = sets.band(one).filter(pl.col("k") == k) if k else None
-    return "" if band is None or band.is_empty() else f" ({k} random: {per_cent(band['low'][0])} to {per_cent(band['high'][0])})"
+    return "" if band is None or band.is_empty() else f" ({k} random: {share(band['low'][0])} to {share(band['high'][0])})"
 
 
 def _attention(run: Run) -> list[dict]:

@@ -6,12 +6,9 @@ from mechdiff.measures.heads import findings, over_answers, sets
 from mechdiff.report.difference import BREAKAGE
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
-from mechdiff.report.phrasing import level, with_interval
+from mechdiff.report.phrasing import level, share, with_interval
 from mechdiff.rows import OVERLAP
 from mechdiff.statistics import spread
-
-LEAST = 0.001
-"""Per cent under which no digits are given."""
 
 
 def lead(run: Run) -> list[str]:
@@ -63,7 +60,7 @@ def headlines(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, all_
 
 
 def _of_whole(way: findings.Ends | None, of_d: findings.Ends | None, *, all_of_it: bool) -> str:
-    """ " (the base's, patched into the tuned model, move it 0.65 (95 %: 0.55 to 0.71) of the way back in logits)", and what that is in KL.
+    """ " (the base's, patched into the tuned model, move it 65 % [95 % CI: 55, 71] of the way back in logits)", and what that is in KL.
 
     In KL alone where that way was not measured.
     """
@@ -71,7 +68,9 @@ def _of_whole(way: findings.Ends | None, of_d: findings.Ends | None, *, all_of_i
     if way is None:
         return "" if of_d is None else f" ({who} raise KL by {with_interval(*of_d, digits=2)} of D)"
     bent = (
-        f"; in KL, which bends to s² = {way[0] ** 2:.2f} at least of a small change, {with_interval(*of_d, digits=2)} of D" if of_d else ""
+        f"; in KL, which bends to s² = {share(way[0] ** 2)} at least of a small change, {with_interval(*of_d, digits=2)} of D"
+        if of_d
+        else ""
     )
     return f" ({who} move it {with_interval(*way, digits=2)} of the way back in logits{bent if all_of_it else ''})"
 
@@ -86,7 +85,7 @@ def _layer_chosen(rows: pl.DataFrame, layers: list[int], split: str | None, *, a
 
 
 def how_many(rows: pl.DataFrame, summary: pl.DataFrame, one: sets.Game, manifest: dict, *, all_of_it: bool = True) -> str:
-    """ "heads 5 and 4 have 64 % (95 %: 50 % to 77 %; order and number chosen on select; 2 random: 8 % to 14 %; in KL 41 %)".
+    """ "heads 5 and 4 have 64 % [95 % CI: 50, 77] (order and number chosen on select; 2 random: 8 % to 14 %; in KL 41 %)".
 
     Of the tuned model that runs "of the move of the logits by all, wherever it leads" is said: the whole beside it is of the way back alone.
     """
@@ -102,39 +101,31 @@ def how_many(rows: pl.DataFrame, summary: pl.DataFrame, one: sets.Game, manifest
         )
     k = len(found.heads)
     words = f"head {order[0]} alone has" if k == 1 else f"heads {', '.join(map(str, order[: k - 1]))} and {order[k - 1]} have"
-    ends = "" if found.low is None or found.high is None else f"95 %: {per_cent(found.low)} to {per_cent(found.high)}; "
+    size = with_interval(found.share, found.low, found.high, digits=2, coverage=1.0)
     number = "order and number" if found.chosen_on else "order"
     biased = "" if found.chosen_on else ", number on these prompts, so optimistically biased"
     random = sets.band(one).filter(pl.col("k") == k)
-    beside = f"; {k} random: {per_cent(random['low'][0])} to {per_cent(random['high'][0])}" if len(random) and all_of_it else ""
+    beside = f"; {k} random: {share(random['low'][0])} to {share(random['high'][0])}" if len(random) and all_of_it else ""
     of_kl = sets.game(rows, summary, one.direction, one.layer) if one.in_logits and all_of_it else None
     bent = _in_kl(of_kl, found.heads) if of_kl else ""
     move = one.in_logits and sets.way_metric(one.direction, one.layer) != OVERLAP
     what = "of the move of the logits by all, wherever it leads; " if move else ""
-    return f"{words} {per_cent(found.share)} ({what}{ends}{number} chosen on select{biased}{beside}{bent})"
+    return f"{words} {size} ({what}{number} chosen on select{biased}{beside}{bent})"
 
 
 def _in_kl(of_kl: sets.Game, heads: list[int]) -> str:
     """ "; in KL 41 %": coverage by the same heads in KL, of which small parts are less than they are of the way."""
     values = of_kl.value(heads)
-    return f"; in KL {per_cent(float(values.mean()) / of_kl.whole.mean)}" if values is not None and of_kl.whole.counts else ""
+    return f"; in KL {share(float(values.mean()) / of_kl.whole.mean)}" if values is not None and of_kl.whole.counts else ""
 
 
 def effective(shares: sets.Shares, n: int) -> str:
-    """ "effective number of heads 6.1 (90 % interval: 4.0 to 9.2) of 9 (10 random edits of this size: 8.1 to 8.9; by Shapley values of KL 5.2)"; a
+    """ "effective number of heads 6.1 [90 % CI: 4.0, 9.2] of 9 (10 random edits of this size: 8.1 to 8.9; by Shapley values of KL 5.2)"; a
     range to look at, no test."""
     point, low, high = shares.effective
     if shares.silent:
         return f"no number of heads is given ({shares.silent})"
-    text = f"effective number of heads {point:.1f} ({level(spread.COVERAGE)}: {low:.1f} to {high:.1f}) of {n}"
+    text = f"effective number of heads {point:.1f} [{level(spread.COVERAGE)}: {low:.1f}, {high:.1f}] of {n}"
     beside = [f"{shares.null[2]} random edits of this size: {shares.null[0]:.1f} to {shares.null[1]:.1f}"] if shares.null else []
     beside += [f"by Shapley values of KL {shares.by_kl[0]:.1f}"] if shares.in_logits else []
     return f"{text} ({'; '.join(beside)})" if beside else text
-
-
-def per_cent(value: float) -> str:
-    """ "64 %", "0.14 %", "under 0.001 %"."""
-    percent = 100 * value
-    if 0 < abs(percent) < LEAST:
-        return f"under {LEAST:g} %"
-    return f"{percent:.0f} %" if abs(percent) >= 10 or percent == 0 else f"{percent:.2g} %"

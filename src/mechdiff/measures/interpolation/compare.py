@@ -40,8 +40,8 @@ def _line(one: Loaded, other: Loaded) -> list[str]:
     return [*named, nats(found.size), *numbers]
 
 
-def _shown(one: Number, digits: int | None = None) -> str:
-    return shown(one.value, one.low, one.high, digits=digits)
+def _shown(one: Number, decimals: int | None = None) -> str:
+    return shown(one.value, one.low, one.high, decimals=decimals)
 
 
 def neutral(run: Loaded) -> set[str]:

@@ -9,7 +9,7 @@ from mechdiff.measures.interpolation.findings import GONE, LEFT, Matched, Number
 from mechdiff.measures.interpolation.plan import OF_TUNED, WEIGHTS
 from mechdiff.measures.interpolation.words import NAMES, named
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import nats, prompts, share, shown, visible
+from mechdiff.report.phrasing import nats, plain, prompts, share, shown, visible
 
 TITLE = "What lies between the two models, and beyond?"
 
@@ -48,7 +48,7 @@ def _matched(run: Run) -> list[dict]:
     lines = []
     for strength in sorted({one.weights for one in found}):
         own = cells[WEIGHTS, strength]
-        line = [f"{strength:g}", nats(own.neutral), _shown(own.left)]
+        line = [plain(strength), nats(own.neutral), _shown(own.left)]
         for form in others:
             line += _of(cells.get((form, strength)))
         lines.append(line)
@@ -61,8 +61,8 @@ def _of(one: Matched | None) -> list[str]:
     return [_shown(one.strength, 2), _shown(one.left)]
 
 
-def _shown(one: Number, digits: int | None = None) -> str:
-    return shown(one.value, one.low, one.high, digits=digits)
+def _shown(one: Number, decimals: int | None = None) -> str:
+    return shown(one.value, one.low, one.high, decimals=decimals)
 
 
 def _modules(run: Run) -> list[dict | Drawn]:
@@ -83,7 +83,7 @@ def _modules(run: Run) -> list[dict | Drawn]:
         half = findings.half(run.rows, WEIGHTS, group)
         reached = _shown(half, 2) if half and math.isfinite(half.value) else "not reached"
         lines.append([named(run, group), *(nats(at.get(strength)) for strength in strengths), reached, nats(price)])
-    columns = ["modules", *(f"D left at {strength:g}" for strength in strengths), "half of D gone at", "neutral KL at 1, nats"]
+    columns = ["modules", *(f"D left at {plain(strength)}" for strength in strengths), "half of D gone at", "neutral KL at 1, nats"]
     return [
         Drawn(name="by_modules", chart=by_modules, caption=caption, reading="along_the_way"),
         table(columns, lines, title="Weights of some modules alone between the base's and the tuned model's: what is left of D, nats"),
@@ -100,7 +100,7 @@ def _first_choices(run: Run, forms: list[str]) -> dict:
         assert left
         for place, strength in enumerate(left.strengths):
             numbers: list[Any] = [None if one is None else one.means[place] for one in curves]
-            lines.append([NAMES[form], f"{strength:g}", nats(numbers[0]), nats(numbers[1]), share(numbers[2]), share(numbers[3])])
+            lines.append([NAMES[form], plain(strength), nats(numbers[0]), nats(numbers[1]), share(numbers[2]), share(numbers[3])])
     return table(columns, lines, folded="Every strength, on the report prompts")
 
 
@@ -108,5 +108,5 @@ def _answers(run: Run) -> list[dict]:
     said = (run.manifest.get("interpolation") or {}).get("answers") or []
     if not said:
         return []
-    lines = [[f"{one['strength']:g}", f"{visible(one['prompt'])}: {visible(one['text'])}"] for one in said]
+    lines = [[plain(one["strength"]), f"{visible(one['prompt'])}: {visible(one['text'])}"] for one in said]
     return [table(["strength", "answer with weights there"], lines, folded="What is said on the way", stacked=True)]

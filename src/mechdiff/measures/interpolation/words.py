@@ -8,7 +8,7 @@ from mechdiff.measures.interpolation.findings import Beyond, Number
 from mechdiff.measures.interpolation.plan import LOGITS, STATES, WEIGHTS
 from mechdiff.report import spoken
 from mechdiff.report.parts import Run
-from mechdiff.report.phrasing import nats, with_interval
+from mechdiff.report.phrasing import nats, plain, share, with_interval
 
 NAMES = {WEIGHTS: "weights", LOGITS: "logits", STATES: "activations"}
 NEUTRAL = "neutral prompts"
@@ -31,7 +31,7 @@ def halves(run: Run) -> list[str]:
 
 
 def _strength(one: Number) -> str:
-    return with_interval(one.value, one.low, one.high, digits=2, coverage=1.0)
+    return with_interval(one.value, one.low, one.high, decimals=2, coverage=1.0)
 
 
 def activations(run: Run) -> list[str]:
@@ -55,7 +55,7 @@ def of_modules(run: Run) -> list[str]:
     for one in found[:SPOKEN]:
         text = f"The weights of {named(run, one.unit)} alone leave {_nats(one.at_one)} nats of D at strength 1"
         if one.strength > 1:
-            text += f", and {_nats(one.beyond)} at {one.strength:g} (difference {_nats(one.less)}; {spoken.in_words(one.p)}"
+            text += f", and {_nats(one.beyond)} at {plain(one.strength)} (difference {_nats(one.less)}; {spoken.in_words(one.p)}"
             text += ")" if len(found) == 1 else f", corrected for {len(found)} groups)"
         said.append(f"{text}.")
     return said
@@ -80,7 +80,7 @@ def further(run: Run) -> list[str]:
     strength = next((one.strength for one in found.values() if one), None)
     if strength is None:
         return []
-    return [f"Weights at {strength:g} times the change: {'; '.join(said)}{_loops(run)}."]
+    return [f"Weights at {plain(strength)} times the change: {'; '.join(said)}{_loops(run)}."]
 
 
 def _beyond(one: Beyond) -> str:
@@ -99,5 +99,5 @@ def _loops(run: Run) -> str:
     found = findings.loops(run.rows)
     if not found:
         return ""
-    said = ", ".join(f"{share:.2f} at {strength:g}" for strength, share, _ in found)
+    said = ", ".join(f"{share(part)} at {plain(strength)}" for strength, part, _ in found)
     return f". Share of 4-grams that an answer repeats, mean of {found[0][2]}: {said}"

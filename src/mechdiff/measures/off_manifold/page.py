@@ -7,7 +7,7 @@ from mechdiff.measures.off_manifold.findings import FEWEST_OWN, by_chance
 from mechdiff.measures.off_manifold.words import reach
 from mechdiff.report.difference import site_name
 from mechdiff.report.parts import Run, Section, note, table
-from mechdiff.report.phrasing import nats, share, with_ends
+from mechdiff.report.phrasing import decimal, nats, share, shown
 from mechdiff.shares import ANSWER
 
 TITLE = "Does the running model have activations like those written?"
@@ -55,8 +55,8 @@ def _sites(run: Run) -> list[dict]:
             terms.DIRECTIONS[row["direction"]].label,
             share(row["share"]),
             f"{row['beyond']} of {row['writes']}",
-            share(row["ratio"]),
-            share(row["far"]),
+            decimal(row["ratio"]),
+            decimal(row["far"]),
         ]
         for row in found.with_columns(name=site_name()).head(SITES).iter_rows(named=True)
     ]
@@ -72,7 +72,7 @@ def _edits(run: Run) -> dict:
     for one in run.by_answers:
         along = findings.by_edit(one.prompt_rows, one.manifest, ANSWER).iter_rows(named=True)
         lines += [_line(f"{terms.CONDITIONS['identity'].label}, along {whose(one)}", row) for row in along]
-    columns = ["written", "direction", "writes", "beyond own", "share (95\u00a0%)", "norm / own norm", "distance / limit"]
+    columns = ["written", "direction", "writes", "beyond own", "share", "norm / own norm", "distance / limit"]
     return table(columns, lines, folded="By what was written, all sites together (medians over writes)")
 
 
@@ -82,9 +82,9 @@ def _line(name: str, row: dict) -> list[str]:
         terms.DIRECTIONS[row["direction"]].label if row["direction"] in terms.DIRECTIONS else DIRECTIONS[row["direction"]],
         str(row["writes"]),
         "–" if row["beyond"] is None else str(row["beyond"]),
-        with_ends(row["part"], row["low"], row["high"]),
-        share(row["ratio"]),
-        share(row["far"]),
+        shown(row["part"], row["low"], row["high"], digits=2),
+        decimal(row["ratio"]),
+        decimal(row["far"]),
     ]
 
 

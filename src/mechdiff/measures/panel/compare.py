@@ -8,7 +8,7 @@ from mechdiff.measures.panel import findings
 from mechdiff.measures.panel.plan import ALSO, GROUPS
 from mechdiff.measures.panel.words import RATES, name
 from mechdiff.report.parts import Section, note, table
-from mechdiff.report.phrasing import listed, share, shown
+from mechdiff.report.phrasing import decimal, listed, share, shown
 
 TITLE = "What else did each change?"
 
@@ -36,7 +36,7 @@ def _cells(run: Loaded) -> dict[str, tuple[str, str]]:
     for one in findings.changes(rows, summary):
         if one.found:
             what = (
-                f"perplexity × {share(math.exp(one.change))}"
+                f"perplexity × {decimal(math.exp(one.change))}"
                 if one.score == "loss"
                 else f"{RATES[one.score]} {share(one.base)} to {share(one.tuned)}"
             )

@@ -7,7 +7,7 @@ from mechdiff.measures.panel.charts import kl_by_group
 from mechdiff.measures.panel.findings import Change
 from mechdiff.measures.panel.words import ON_BOTH, name
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import between, nats, share, shown
+from mechdiff.report.phrasing import decimal, nats, share, shown
 from mechdiff.statistics.floors import FLOORS
 
 TITLE = "What else changed?"
@@ -49,7 +49,8 @@ def _groups(run: Run) -> dict:
         quiet = " (not above three times the noise floor)" if r["floor"] is not None and r["kl"] <= FLOORS * r["floor"] else ""
         lines.append(
             [
-                name(group), str(r["n"]), f"{shown(r['kl'], r['low'], r['high'])}{quiet}", shown(r["top1"], r["top1_low"], r["top1_high"], digits=2),
+                name(group), str(r["n"]), f"{shown(r['kl'], r['low'], r['high'], r['n'])}{quiet}",
+                shown(r["top1"], r["top1_low"], r["top1_high"], r["n"], digits=2),
                 _loss(loss), _perplexity(loss), *(_rate(changed.get((group, score))) for score in ("right", "refusal")),
             ]
         )  # fmt: skip
@@ -64,12 +65,11 @@ def _p(one: Change) -> str:
 def _loss(one: Change | None) -> str:
     if one is None:
         return "–"
-    ends = between(one.low, one.high)
-    return f"{nats(one.change)}{f' ({ends})' if ends and one.low != one.high else ''}{_p(one)}"
+    return f"{shown(one.change, one.low, one.high, one.n)}{_p(one)}"
 
 
 def _perplexity(one: Change | None) -> str:
-    return "–" if one is None else share(math.exp(one.change))
+    return "–" if one is None else decimal(math.exp(one.change))
 
 
 def _rate(one: Change | None) -> str:

@@ -8,7 +8,7 @@ from mechdiff.measures.panel.findings import Change
 from mechdiff.measures.panel.plan import ALSO
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
-from mechdiff.report.phrasing import listed, nats, share, with_interval
+from mechdiff.report.phrasing import decimal, listed, nats, share, with_interval
 from mechdiff.statistics import intervals
 
 NAMES = {
@@ -102,7 +102,7 @@ def _sized(one: Change) -> str:
     """ "code by 0.0241 (95 %: ...) nats a token (perplexity × 1.02)", "sums from 0.75 to 0.25 of 12"."""
     if one.score == "loss":
         size = with_interval(abs(one.change), *_ends(one), coverage=1.0)
-        return f"{name(one.group)} by {size} nats a token (perplexity × {share(math.exp(one.change))})"
+        return f"{name(one.group)} by {size} nats a token (perplexity × {decimal(math.exp(one.change))})"
     return f"{name(one.group)} from {share(one.base)} to {share(one.tuned)} of {one.n}"
 
 

@@ -14,7 +14,7 @@ from mechdiff.measures.patching.findings import Crossing
 from mechdiff.report.difference import BOTH, STREAM, site_name
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Drawn, Run, table
-from mechdiff.report.phrasing import nats, with_ends
+from mechdiff.report.phrasing import nats, shown
 from mechdiff.rows import where
 from mechdiff.shares import ANSWER, DIVERGENT
 
@@ -77,11 +77,11 @@ def _where_they_part(run: Run, found: Answered) -> list[dict]:
         [
             row["name"],
             WAYS[row["direction"]],
-            *(with_ends(*(row[f"{what}{of}"] for what in ("share", "low", "high"))) for of in ("", "_along")),
+            *(shown(*(row[f"{what}{of}"] for what in ("share", "low", "high")), digits=2) for of in ("", "_along")),
         ]
         for row in inner.with_columns(name=site_name()).head(PARTING).iter_rows(named=True)
     ]
-    columns = ["site", "direction", "written there alone (95\u00a0%)", "at every position of the answer (95\u00a0%)"]
+    columns = ["site", "direction", "written there alone", "at every position of the answer"]
     title = (
         f"Share of D at the first position of {whose(run)} where the two models part, on the {answered_by(run, n)} where they do "
         f"({len(lines)} largest of {len(inner)}: optimistic; without the last block's output, which carries all of D by construction)"

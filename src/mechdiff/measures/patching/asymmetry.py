@@ -20,7 +20,7 @@ from mechdiff.report import difference, drawing
 from mechdiff.report.difference import BREAKAGE, RECOVERY
 from mechdiff.report.drawing import LEFT, SITE_COLOURS, SITE_DASHES, WIDE, Chart
 from mechdiff.report.parts import Drawn, Run
-from mechdiff.report.phrasing import share, with_interval
+from mechdiff.report.phrasing import with_interval
 from mechdiff.rows import where
 from mechdiff.statistics import floors as statistics_floors
 from mechdiff.statistics import intervals
@@ -100,7 +100,7 @@ def parts(run: Run) -> list[Drawn]:
     ranked, chosen_on = findings.ranked_outputs(run.rows, run.summary)
     first = ranked.select("name").join(known, on="name", maintain_order="left").head(1) if len(ranked) else ranked
     for strongest in first.iter_rows(named=True):
-        value = with_interval(strongest["index"], strongest["low"], strongest["high"], digits=2)
+        value = with_interval(strongest["index"], strongest["low"], strongest["high"], decimals=2)
         caption += f"At {strongest['name']}, the site where both patches together do most on the {chosen_on} prompts, A = {value}."
     return [Drawn(name="asymmetry", chart=asymmetry_by_layer, caption=caption, reading="asymmetry")]
 
@@ -113,7 +113,7 @@ def asymmetry_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
     layers = drawing.layer_range(found)
     known = found.filter(pl.col("index").is_not_null())
     names = [name for name in SITES if name in known["site"].unique().to_list()]
-    says = [f"{r['name']}: A = {share(r['index'])}, 95 % {share(r['low'])} to {share(r['high'])}" for r in known.iter_rows(named=True)]
+    says = [f"{r['name']}: A = {with_interval(r['index'], r['low'], r['high'], decimals=2)}" for r in known.iter_rows(named=True)]
     base = alt.Chart(drawing.inline(known.with_columns(says=pl.Series(says)).to_dicts()))
     x, axis = drawing.layer_axis(layers, width), drawing.left_axis(values=[-1, -0.5, 0, 0.5, 1], format=".1f")
     scale = alt.Scale(domain=[-1, 1], nice=False, clamp=True)

@@ -23,7 +23,7 @@ from mechdiff.report.drawing import (
     WIDE,
     Chart,
 )
-from mechdiff.report.phrasing import between, nats, power_of_ten
+from mechdiff.report.phrasing import power_of_ten, with_interval
 from mechdiff.rows import where
 from mechdiff.statistics import floors
 
@@ -53,7 +53,7 @@ def kl_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wi
     most = drawing.ends(table["high"])[1]
     bottom = 10.0 ** int(pl.Series([max(floors.FLOORS * drawing.ends(table["floor"].fill_null(0))[1], 1e-5 * most)]).log10().floor()[0])
     says = [
-        f"L{r['layer']}.{r['line']}, {r['panel']}: {nats(r['value'])} nats, 95 % {between(r['low'], r['high'])}"
+        f"L{r['layer']}.{r['line']}, {r['panel']}: {with_interval(r['value'], r['low'], r['high'])} nats"
         for r in table.iter_rows(named=True)
     ]
     table = table.with_columns(pl.col("value", "low", "high").clip(lower_bound=bottom), says=pl.Series(says)).drop("floor")

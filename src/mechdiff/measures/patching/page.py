@@ -14,7 +14,7 @@ from mechdiff.measures.similarity import findings as similarity_findings
 from mechdiff.report import difference
 from mechdiff.report.difference import BREAKAGE, RECOVERY, STREAM
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import between, listed, nats, share, with_interval
+from mechdiff.report.phrasing import decimal, listed, nats, share, shown, with_interval
 from mechdiff.statistics import floors
 
 ARMS = terms.labels_of(terms.CONDITIONS)
@@ -90,13 +90,11 @@ def _top_sites(run: Run, ranked: pl.DataFrame) -> dict:
     felt = ranked.filter(pl.max_horizontal(pl.col("^(breakage|recovery)$").abs()) >= 0.005)
     for row in felt.head(TOP_SITES).iter_rows(named=True):
         similar = cka.get(row["name"], {"cka": None, "low": None, "high": None})
-        ends = (between(row[f"{word}_low"], row[f"{word}_high"], digits=3) for word in ("breakage", "recovery"))
-        shown = [text for word, end in zip(("breakage", "recovery"), ends, strict=True) for text in (share(row[word], 3), end)]
-        rows.append(
-            (row["name"], *_way(run, row["name"]), *shown, share(similar["cka"], 3), between(similar["low"], similar["high"], digits=3))
-        )
-    along = [text for model in ("base", "tuned model") for text in (f"{model} moved of the way", "95 %", BENT[model])] * bool(_way(run, ""))
-    columns = ("site", *along, "breakage", "95 %", "recovery", "95 %", "CKA", "95 %")
+        both = (shown(row[word], row[f"{word}_low"], row[f"{word}_high"], digits=3) for word in ("breakage", "recovery"))
+        of_cka = shown(similar["cka"], similar["low"], similar["high"], decimals=3)
+        rows.append((row["name"], *_way(run, row["name"]), *both, of_cka))
+    along = [text for model in ("base", "tuned model") for text in (f"{model} moved of the way", BENT[model])] * bool(_way(run, ""))
+    columns = ("site", *along, "breakage", "recovery", "CKA")
     left = len(ranked) - len(rows)
     title = "The strongest single sites (shares of D)" if not along else WAY
     return table(columns, rows, title=f"{title}; {left} others are weaker" if left else title)
@@ -120,8 +118,8 @@ def _way(run: Run, name: str) -> list[str]:
     cells = []
     for found, bent in ways:
         one = next(found.filter(pl.col("name") == name).iter_rows(named=True), None)
-        ends = between(one["additive_low"], one["additive_high"], digits=3) if one else ""
-        cells += [share(one["additive"], 3), ends, share(bent(one["additive"]), 3)] if one else ["–", "", "–"]
+        ends = [one[f"additive{end}"] for end in ("", "_low", "_high")] if one else []
+        cells += [shown(*ends, digits=3), share(bent(one["additive"]), 3)] if one else ["–", "–"]
     return cells
 
 
@@ -141,9 +139,9 @@ def _arms(run: Run, ranked: pl.DataFrame) -> list[Any]:
         if arm not in own:
             continue
         row, other = own[arm], gained.get(arm, {"share": None})
-        cells = (nats(row["mean"]), between(row["ci_low"], row["ci_high"]), share(row["drop"], 3), share(other["share"], 3))
+        cells = (shown(row["mean"], row["ci_low"], row["ci_high"], row["n"]), share(row["drop"], 3), share(other["share"], 3))
         rows.append((f"{arm}: {words}", *cells))
-    columns = ("written state", "KL in tuned, nats", "95 %", "drop", "recovery in base")
+    columns = ("written state", "KL in tuned, nats", "drop", "recovery in base")
     stream = next((site for site in reversed(STREAM) if site in run.summary["site"].drop_nulls().unique().to_list()), None)
     sites = [site for site in (stream, top["site"]) if site]
     drawn = Drawn(
@@ -182,7 +180,7 @@ def agreement(run: Run) -> Section:
         chosen = points.filter(part).with_columns(pl.col("cka", "share").round(4))  # rounding noise must not be ranked
         if chosen["cka"].n_unique() > 2 and chosen["share"].n_unique() > 2:
             rho = float(spearmanr(chosen["cka"].to_numpy(), chosen["share"].to_numpy()).statistic)
-            caption += f" Rank correlation over {len(chosen)} {'sites of ' if name.startswith('the') else ''}{name}: {share(rho)}."
+            caption += f" Rank correlation over {len(chosen)} {'sites of ' if name.startswith('the') else ''}{name}: {decimal(rho)}."
     piled = points.filter(pl.col("cka") > 0.9995, pl.col("share").abs() < 0.005)
     if len(piled) > 1:
         caption += f" {len(piled)} sites lie on top of one another at CKA 1, share 0."

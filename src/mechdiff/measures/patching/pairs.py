@@ -22,7 +22,7 @@ from mechdiff import labels
 from mechdiff.report import effect_shares
 from mechdiff.report.difference import BREAKAGE, RECOVERY, STREAM, reported, site_name
 from mechdiff.report.parts import Run, table
-from mechdiff.report.phrasing import INTERACTION, nats, with_ends, with_interval
+from mechdiff.report.phrasing import INTERACTION, nats, share, shown, with_interval
 from mechdiff.rows import OVERLAP, where
 from mechdiff.statistics import intervals, simulated
 from mechdiff.statistics.memory import once
@@ -130,9 +130,9 @@ def parts(run: Run) -> list[dict]:
 def _table(found: pl.DataFrame, title: str, tested: bool) -> dict:
     lines = []
     for r in found.iter_rows(named=True):
-        sizes = (with_ends(r[name], r[f"{name}_low"], r[f"{name}_high"]) for name in ("first", "second", "together", "value"))
+        sizes = (shown(r[name], r[f"{name}_low"], r[f"{name}_high"], digits=2) for name in ("first", "second", "together", "value"))
         lines.append((r["name"], WRITTEN[r["direction"]], *sizes, *([("–" if r["p"] is None else nats(r["p"]))] if tested else [])))
-    columns = ("outputs", "runs", "first alone (95\u00a0%)", "second alone (95\u00a0%)", "together (95\u00a0%)", "interaction (95\u00a0%)")
+    columns = ("outputs", "runs", "first alone", "second alone", "together", "interaction")
     return table([*columns, *(["p (family-wise)"] if tested else [])], lines, folded=title)
 
 
@@ -146,7 +146,7 @@ def lead(run: Run) -> list[str]:
     sure, n = tested.filter(pl.col("p") < LEVEL, pl.col("value").abs() >= LEAST), tested["name"].n_unique()
     if sure.is_empty():
         return [
-            f"Of {n} pairs of the strongest outputs none was shown to do {LEAST:g} of the way more or less together than the sum of both."
+            f"Of {n} pairs of the strongest outputs none was shown to do {share(LEAST)} of the way more or less together than the sum of both."
         ]
     first = sure.row(0, named=True)
     alone = [

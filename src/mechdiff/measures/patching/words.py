@@ -89,7 +89,7 @@ def over_how_many(rows: pl.DataFrame) -> str:
     found = findings.spread_of_outputs(rows)
     if found is None or found.silent:
         return ""
-    number = f"{found.number.value:.1f} ({level(spread.COVERAGE)}: {found.number.low:.1f} to {found.number.high:.1f})"
+    number = f"{found.number.value:.1f} [{level(spread.COVERAGE)}: {found.number.low:.1f}, {found.number.high:.1f}]"
     return f"by shares that add, the way to the tuned model's logits is spread over {number} effective outputs of {found.of}"
 
 

@@ -12,7 +12,7 @@ from mechdiff.measures.rank.findings import HALF, MOST, SERIES
 from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
 from mechdiff.report import difference
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import between, listed, nats, share
+from mechdiff.report.phrasing import decimal, listed, nats, share, shown
 
 TITLE = "How many dimensions does the change have?"
 
@@ -105,7 +105,7 @@ def _causal(run: Run, direction: str) -> list[Any]:
 def _fisher(run: Run, shown: Sequence[str]) -> str:
     """Where the metric of the Fisher-weighted curve has not converged."""
     found = findings.fisher_agreement(run.rows, shown)
-    apart = [f"{name} {share(value)}" for name, value in found.items() if value < findings.CONVERGED]
+    apart = [f"{name} {decimal(value)}" for name, value in found.items() if value < findings.CONVERGED]
     if not apart:
         return ""
     return f" The Fisher metrics of two halves of the training prompts do not agree (cosine: {listed(apart)}): more fisher_samples are needed there."
@@ -125,13 +125,12 @@ def _ends(run: Run) -> list[dict]:
             random = curve.filter(pl.col("series") == SERIES[3])
             beside = random.sort("rank")["value"][-1] if len(random) else None
             in_words = nats if direction == CLOSENESS else share
-            digits = None if direction == CLOSENESS else 2
-            ends = between(last["low"], last["high"], digits=digits)
+            largest = shown(last["value"], last["low"], last["high"], digits=None if direction == CLOSENESS else 2)
             lines.append((
                 f"{name}, {'closeness, nats' if direction == CLOSENESS else 'recovery'}", in_words(first["value"]), str(ranks.get(HALF, "–")),
-                str(ranks.get(MOST, "–")), f"{in_words(last['value'])} ({last['rank']})", ends, "–" if beside is None else in_words(beside),
+                str(ranks.get(MOST, "–")), f"{largest}, rank {last['rank']}", "–" if beside is None else in_words(beside),
             ))  # fmt: skip
-    columns = ("site and score", "rank 0", "rank for 50 %", "for 90 %", "largest (rank)", "95 %", "random subspace")
+    columns = ("site and score", "rank 0", "rank for 50 %", "for 90 %", "largest", "random subspace")
     return [table(columns, lines, folded="Maps of each rank, in numbers")] if lines else []
 
 

@@ -6,7 +6,7 @@ from mechdiff.measures.rank import findings
 from mechdiff.measures.rank.findings import Seen
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
-from mechdiff.report.phrasing import share, with_interval
+from mechdiff.report.phrasing import decimal, with_interval
 
 
 def clause(run: Run) -> list[Candidate]:
@@ -30,7 +30,7 @@ def how_many_dimensions(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
 
 def rank_of(one: Seen) -> str:
     """What is said of the rank at one site."""
-    r2 = f"R² {share(one.r2)} on the {one.split} prompts"
+    r2 = f"R² {decimal(one.r2)} on the {one.split} prompts"
     if one.says == "rank":
         extra = "" if one.uncentred is None else f"; {one.uncentred} with the constant counted"
         dimensions = "1 dimension" if one.rank == 1 else f"{one.rank} dimensions"

@@ -5,7 +5,7 @@ from typing import Any
 from mechdiff.measures.self_repair import findings
 from mechdiff.report.difference import RECOVERY
 from mechdiff.report.parts import Run, Section, note, table
-from mechdiff.report.phrasing import nats, with_interval
+from mechdiff.report.phrasing import nats, shown
 
 TITLE = "Do later blocks undo what an output writes?"
 HOW = (
@@ -24,7 +24,7 @@ def self_repair(run: Run) -> Section:
         [
             row["name"],
             "the base" if row["direction"] == RECOVERY else "the tuned model",
-            *(with_interval(row[what], row[f"{what}_low"], row[f"{what}_high"], digits=2) for what in ("direct", "total", "repaired")),
+            *(shown(row[what], row[f"{what}_low"], row[f"{what}_high"], row["n"], digits=2) for what in ("direct", "total", "repaired")),
             _tested(row),
             "yes" if row["sure"] else "no",
         ]

@@ -7,6 +7,7 @@ from mechdiff.measures.similarity import findings
 from mechdiff.report import drawing
 from mechdiff.report.difference import STREAM
 from mechdiff.report.drawing import LEFT, ORANGE, SITE_COLOURS, SITE_DASHES, WIDE, Chart
+from mechdiff.report.phrasing import with_interval
 
 
 def cka_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
@@ -43,7 +44,7 @@ def _outputs(table: pl.DataFrame) -> pl.DataFrame:
 
 def _cka_panel(table: pl.DataFrame, manifest: dict, layers: tuple[int, int], width: int, *, title: bool) -> alt.LayerChart:
     names = [name for name in SITE_COLOURS if name in table["site"].unique().to_list()]
-    says = [f"{row['name']}: CKA {row['cka']:.3f}, 95 % {row['low']:.3f} to {row['high']:.3f}" for row in table.iter_rows(named=True)]
+    says = [f"{row['name']}: CKA {with_interval(row['cka'], row['low'], row['high'], decimals=3)}" for row in table.iter_rows(named=True)]
     data = drawing.inline(table.select("layer", "site", "cka", "low", "high").with_columns(says=pl.Series(says)).to_dicts())
     stroke, dash, fill = drawing.line_channels(names, "site", SITE_COLOURS, SITE_DASHES, width)
     bottom, top = drawing.ends(table["low"])[0], max(drawing.ends(table["high"])[1], 1.0)

@@ -127,4 +127,8 @@ def _other_similarities(run: Run, states: pl.DataFrame) -> list[dict]:
 
 def _cell(row: Mapping[str, Any] | None) -> str:
     """A value with its jackknife interval, where it has one."""
-    return "–" if row is None else shown(row["mean"], row["ci_low"], row["ci_high"], digits=3 if row["ci_low"] is not None else None)
+    return (
+        "–"
+        if row is None
+        else shown(row["mean"], row["ci_low"], row["ci_high"], row["n"], decimals=3 if row["ci_low"] is not None else None)
+    )

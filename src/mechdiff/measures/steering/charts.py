@@ -10,7 +10,7 @@ from mechdiff.measures.steering.findings import EDITS, Limits
 from mechdiff.report import curves, drawing
 from mechdiff.report.curves import Axes, Behind, Look
 from mechdiff.report.drawing import BLUE, GREEN, ORANGE, PURPLE, QUIET, VERMILLION, WIDE, Chart
-from mechdiff.report.phrasing import nats, share, with_interval
+from mechdiff.report.phrasing import decimal, nats, share, with_interval
 
 SHOWN = 3
 """Sites that are drawn."""
@@ -119,7 +119,7 @@ def frontier_of_edits(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict,
     records = [
         {"side": max(r["side_kl"], bottom), "share": r["share"], "within": r["within"], "edit": "control" if r["control"] else r["edit"],
          "says": f"{name(r)}{', ' + r['control'] if r['control'] else ''}: {share(r['share'])} of the way, side KL {nats(r['side_kl'])} nats, "
-                 f"perplexity ratio {share(r['side_ratio'], 3)}"}
+                 f"perplexity ratio {decimal(r['side_ratio'], 3)}"}
         for r in edits.iter_rows(named=True)
     ]  # fmt: skip
     names = [*curves.ordered(sorted({r["edit"] for r in records} - {"control"}), list(EDITS.values()))]

@@ -10,7 +10,7 @@ from mechdiff.measures.steering.charts import SHOWN, added_by_strength, directio
 from mechdiff.measures.steering.findings import EDITS, Limits
 from mechdiff.report import difference, phrasing
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import listed, nats, share, shown, with_interval
+from mechdiff.report.phrasing import decimal, listed, nats, share, shown, with_interval
 
 TITLE = "Can one vector switch it on or off?"
 
@@ -92,11 +92,11 @@ def _sides(found: pl.DataFrame, real: pl.DataFrame, allowed: Limits) -> dict:
         chance = "–" if random.is_empty() else f"{share(float(random.to_numpy().max()))} (of {len(random)})"
         lines.append((
             name(r), shown(r["share"], r["low"], r["high"], r["n"], digits=2), chance, nats(r["side_kl"]),
-            share(r["side_ratio"], 3), share(r["side_top1"], 3), "yes" if r["within"] else "no",
+            decimal(r["side_ratio"], 3), share(r["side_top1"], 3), "yes" if r["within"] else "no",
         ))  # fmt: skip
     columns = (
         "edit",
-        "effect (95 %)",
+        "effect",
         "highest random direction",
         "side KL, nats",
         "perplexity ratio",
@@ -104,7 +104,7 @@ def _sides(found: pl.DataFrame, real: pl.DataFrame, allowed: Limits) -> dict:
         "within limits",
     )
     title = f"Edits by effect on these prompts, a share of the way to the other model, and their side effects (limits: KL {nats(allowed.kl_nats)} "
-    title += f"nats per token, perplexity ratio {share(allowed.perplexity_ratio, 3)})"
+    title += f"nats per token, perplexity ratio {decimal(allowed.perplexity_ratio, 3)})"
     return table(columns, lines, title=title + (f"; {len(real) - TOP} others are weaker" if len(real) > TOP else ""))
 
 

@@ -7,7 +7,7 @@ from mechdiff.measures.steering.doses import QUESTIONS
 from mechdiff.measures.steering.findings import LEVEL, Limits, Tested
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
-from mechdiff.report.phrasing import listed, nats, share, with_interval
+from mechdiff.report.phrasing import decimal, listed, nats, share, with_interval
 
 WAYS = {"base<-base": "recovers {} of D", "tuned<-tuned": "takes {} off KL(base ‖ tuned)"}
 """Shares of KL: what a vector recovers is no part of a whole that others have."""
@@ -71,7 +71,7 @@ def _chance(one: Tested) -> str:
 
 
 def _harm(one: Tested) -> str:
-    ratio = "" if one.side_ratio is None else f" and a perplexity ratio of {share(one.side_ratio, 3)}"
+    ratio = "" if one.side_ratio is None else f" and a perplexity ratio of {decimal(one.side_ratio, 3)}"
     return f"on {one.neutral} neutral prompts it has a KL of {nats(one.side_kl)} nats per token{ratio}"
 
 
@@ -89,5 +89,5 @@ def _untested(tried: pl.DataFrame, direction: str, allowed: Limits) -> str:
     )
     word = "strength" if QUESTIONS[direction] == "add" else "number"
     doses = f"{word}{'s' * (len(set(of)) > 1)}{' of directions' * (word == 'number')} {listed(dict.fromkeys(of))}"
-    bounds = f"KL {nats(allowed.kl_nats)} nats per token, perplexity ratio {share(allowed.perplexity_ratio)}"
+    bounds = f"KL {nats(allowed.kl_nats)} nats per token, perplexity ratio {decimal(allowed.perplexity_ratio)}"
     return f"No dose tried of {what} at {where} ({doses}) keeps the limits on neutral prompts ({bounds})."

@@ -10,7 +10,7 @@ from mechdiff.report import curves, drawing
 from mechdiff.report.curves import Axes, Behind
 from mechdiff.report.drawing import INK, SHARE_RANGE, WIDE, Chart
 from mechdiff.report.parts import Drawn, Run, table
-from mechdiff.report.phrasing import nats, share, with_ends, with_interval
+from mechdiff.report.phrasing import nats, share, shown
 
 SURE = 0.05
 SHOWN = 2
@@ -82,12 +82,12 @@ def _apart(found: pl.DataFrame) -> tuple[int, int]:
 
 
 def _table(found: pl.DataFrame) -> dict:
-    columns = ("site, map", "k", "s", "KL_raw", "KL_mapped", "drop (95 %)", "drop, fit prompts", "KL, tuned with itself", "apart (95 %)",
+    columns = ("site, map", "k", "s", "KL_raw", "KL_mapped", "drop", "drop, fit prompts", "KL, tuned with itself", "apart",
                "recovery", "recovery, base with itself")  # fmt: skip
     lines = [
         (
-            f"{r['name']}, {r['arm']}", r["cut"], f"{r['s']:g}", nats(r["raw"]), nats(r["kl"]), with_ends(r["drop"], r["low"], r["high"]),
-            share(r["fit_drop"]), nats(r["itself"]), with_interval(r["apart"], r["apart_low"], r["apart_high"]), share(r["moved"]),
+            f"{r['name']}, {r['arm']}", r["cut"], f"{r['s']:g}", nats(r["raw"]), nats(r["kl"]), shown(r["drop"], r["low"], r["high"], digits=2),
+            share(r["fit_drop"]), nats(r["itself"]), shown(r["apart"], r["apart_low"], r["apart_high"]), share(r["moved"]),
             share(r["moved_itself"]),
         )
         for r in found.iter_rows(named=True)
@@ -156,7 +156,7 @@ def _positions(run: Run) -> list[dict | Drawn]:
     found = closer_findings.at_positions(run.rows, run.summary)
     if found.is_empty():
         return []
-    columns = ("site, map", "positions", "KL, decision alone", "KL, all these", "recovery, decision alone", "recovery, all (95 %)")
+    columns = ("site, map", "positions", "KL, decision alone", "KL, all these", "recovery, decision alone", "recovery, all")
     title = "Maps written at several positions together, each position's own activation mapped by a map of all these positions of the fit prompts "
     title += "(shift and mean: of each position): closeness in nats, and the share of D that the base recovers. Beside it the decision position alone"
     return [table(columns, map(_at, found.iter_rows(named=True)), title=title)]
@@ -164,5 +164,5 @@ def _positions(run: Run) -> list[dict | Drawn]:
 
 def _at(r: dict[str, Any]) -> tuple[str, ...]:
     """The line of one map at some positions."""
-    beside = nats(r["here_kl"]), nats(r["kl"]), share(r["here_moved"]), with_ends(r["moved"], r["low"], r["high"])
+    beside = nats(r["here_kl"]), nats(r["kl"]), share(r["here_moved"]), shown(r["moved"], r["low"], r["high"], digits=2)
     return f"{r['name']}, {r['arm']}", r["unit"].replace("_", " "), *beside

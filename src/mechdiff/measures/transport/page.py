@@ -10,7 +10,7 @@ from mechdiff.measures.transport import answers_page, charts, closer_findings, c
 from mechdiff.measures.transport.findings import CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report import difference, effect_shares
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import listed, nats, share, with_ends, with_interval
+from mechdiff.report.phrasing import decimal, listed, nats, share, shown, with_interval
 
 TITLE = "Can a linear map carry the change?"
 TOP = 16
@@ -87,17 +87,17 @@ def _ranked(run: Run, close: pl.DataFrame) -> list[dict]:
         said = {metric: values.get((r["name"], r["arm"], metric)) for metric in (*metrics, "cosine_of_mean")}
         beside = {"cka_mapped": values.get((r["name"], "resample", "cka_mapped")), "cosine": said["cosine_of_mean"]}
         fits = (_beside(said[metric], beside.get(metric)) for metric in metrics)
-        gain = with_ends(r["gain"], r["gain_low"], r["gain_high"])
-        moved = with_ends(of_base["share"], of_base["low"], of_base["high"]) if of_base else "–"
-        drop = with_ends(r["drop"], r["low"], r["high"])
+        gain = shown(r["gain"], r["gain_low"], r["gain_high"], digits=2)
+        moved = shown(of_base["share"], of_base["low"], of_base["high"], digits=2) if of_base else "–"
+        drop = shown(r["drop"], r["low"], r["high"], digits=2)
         lines.append((f"{r['name']}, {r['arm']}", nats(r["raw"]), nats(r["kl"]), drop, gain, moved, *fits, r["trivial"] or "–", "1"))
     columns = (
         "site, map",
         "KL_raw",
         "KL_mapped",
-        "drop (95 %)",
-        "gain (95 %)",
-        "recovery (95 %)",
+        "drop",
+        "gain",
+        "recovery",
         "R²",
         "R² of change",
         "CKA (another prompt's state)",
@@ -117,7 +117,7 @@ def _ranked(run: Run, close: pl.DataFrame) -> list[dict]:
 
 def _beside(value: float | None, other: float | None) -> str:
     """ "0.953 (0.021)": a number, and what stands beside it."""
-    return share(value, 3) if value is None or other is None else f"{share(value, 3)} ({share(other, 3)})"
+    return decimal(value, 3) if value is None or other is None else f"{decimal(value, 3)} ({decimal(other, 3)})"
 
 
 def _fits(run: Run) -> list[Any]:
@@ -232,9 +232,9 @@ def _bogus_table(run: Run, arm: str, squares: dict[str, pl.DataFrame]) -> list[d
         found = closer_findings.bogus_drops(run.rows, arm, site).filter(pl.col("patched").is_in(square["patched"].to_list()))
         for r in found.iter_rows(named=True):
             which = "its own" if r["own"] else "bogus"
-            drop = with_ends(r["drop"], r["low"], r["high"])
+            drop = shown(r["drop"], r["low"], r["high"], digits=2)
             lines.append((f"L{r['patched']}.{site}", f"L{r['fitted']}, {which}", nats(r["raw"]), nats(r["nats"]), drop))
-    columns = ("written at", "map fitted at", "KL_raw", "KL_mapped", "drop (95 %)")
+    columns = ("written at", "map fitted at", "KL_raw", "KL_mapped", "drop")
     folded = f"Bogus maps ({arm}): the map of another layer, as the drop 1 − KL_mapped / KL_raw at s = 1"
     return [table(columns, lines, folded=folded)] if lines else []
 
@@ -298,6 +298,6 @@ def _overfit(run: Run) -> list[dict]:
     for name, arm in keys:
         fit, held = by.get((name, arm, "fit")), by.get((name, arm, split or ""))
         correlation = rho.get((name, arm), {"rho": None})["rho"]
-        lines.append((f"{name}, {arm}", share(fit, 3), share(held, 3), share(correlation)))
+        lines.append((f"{name}, {arm}", decimal(fit, 3), decimal(held, 3), decimal(correlation)))
     columns = ("map", "drop, fit prompts", f"drop, {split} prompts", "KL with cosine, rank correlation over prompts")
     return [table(columns, lines, folded="Over-fitting, and whether a cosine tells which prompts a map serves")] if lines else []

@@ -7,7 +7,7 @@ from mechdiff.measures.words import findings
 from mechdiff.measures.words.judge import LEVEL, MARGIN, MARGIN_OF_TEXTS, WAY
 from mechdiff.measures.words.words import counted, place
 from mechdiff.report.parts import Run, Section, note, table
-from mechdiff.report.phrasing import listed, nats, visible
+from mechdiff.report.phrasing import listed, nats, share, visible
 
 TITLE = "What was it taught?"
 OPEN, TEXTS = 3, 8
@@ -148,11 +148,11 @@ def _depth(told: dict[str, Any]) -> list[dict[str, Any]]:
         lines = [
             (
                 str(layer), *(nats(one[side]["kl_nats"][layer]) for side in sides),
-                *(f"{one[side]['top1_share'][layer]:.2f}" for side in sides),
+                *(share(one[side]["top1_share"][layer]) for side in sides),
             )
             for layer in range(len(one["base"]["kl_nats"]))
         ]  # fmt: skip
-        columns = ("layer", "KL, base", "KL, tuned", "same top token, base", "same top token, tuned")
+        columns = ("layer", "KL, base", "KL, tuned", "top-1 agreement, base", "top-1 agreement, tuned")
         n = len(one["prompts"])
         title = f"How early each model decides, on {place(one['where'])}: each layer's lens against the model's own final distribution ({n} prompts)"
         made.append(table(columns, lines, folded=title))
