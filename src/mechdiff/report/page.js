@@ -54,6 +54,70 @@ function button(text, action, label) {
   return made;
 }
 
+// ---- two levels: the summary, or everything; a link to anything opens what folds it
+
+const everything = document.getElementById("everything");
+
+function unfold(target) {
+  for (let fold = target?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+}
+
+function level() {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1))), whole = Boolean(target && everything.contains(target)) || "print" in document.body.dataset;
+  if (whole) everything.removeAttribute("hidden");
+  else everything.setAttribute("hidden", "until-found");
+  for (const link of document.querySelectorAll(".levels a")) {
+    if ((link.hash === "#everything") === whole) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+  if (!whole) return;
+  unfold(target);
+  target?.scrollIntoView();
+}
+
+function all() {
+  document.body.dataset.print = "all";
+  for (const fold of document.querySelectorAll("#everything details")) fold.open = true;
+}
+
+everything.addEventListener("beforematch", () => { history.replaceState(null, "", "#everything"); level(); });
+window.addEventListener("hashchange", level);
+window.addEventListener("beforeprint", () => everything.removeAttribute("hidden")); // before figures are drawn for paper
+window.addEventListener("afterprint", level);
+if (new URLSearchParams(location.search).get("print") === "all") all();
+level();
+
+const printed = button("Print everything", () => {
+  const open = [...document.querySelectorAll("#everything details:not([open])")];
+  all();
+  window.print();
+  delete document.body.dataset.print;
+  for (const fold of open) fold.open = false;
+});
+document.querySelector(".onward").append(" ", make("span", { class: "tools" }, button("Print the summary", () => window.print()), printed));
+
+// which section is read now, in the list of sections
+const here = new IntersectionObserver((seen) => {
+  for (const one of seen) {
+    const link = document.querySelector(`.contents a[href="#${CSS.escape(one.target.id)}"]`);
+    if (one.isIntersecting) link?.setAttribute("aria-current", "true");
+    else link?.removeAttribute("aria-current");
+  }
+}, { rootMargin: "-20% 0px -79% 0px" });
+for (const section of document.querySelectorAll("section[id]")) here.observe(section);
+for (const link of document.querySelectorAll(".contents ol a")) link.addEventListener("click", () => { if (innerWidth < 1100) link.closest("details").open = false; });
+
+// what scrolls sideways or down can be reached by the keyboard, and its first column stays
+const moving = new ResizeObserver((changed) => {
+  for (const { target } of changed) {
+    const moves = target.scrollWidth > target.clientWidth + 1 || (target.scrollHeight > target.clientHeight + 1 && getComputedStyle(target).overflowY === "auto");
+    target.classList.toggle("moves", moves);
+    if (moves) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }
+});
+for (const box of document.querySelectorAll(".scroll, .tokens, .said, pre")) moving.observe(box);
+
 // ---- tables: sort, search, take
 
 function number(text) {
@@ -93,7 +157,7 @@ for (const table of document.querySelectorAll("table:not(.as-is)")) {
     });
     tools.append(search);
   }
-  tools.append(button("CSV", () => keep(`${name}.csv`, csv([...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent.trim())))), `this table of ${name} as CSV`));
+  tools.append(button("CSV", () => keep(`${name}.csv`, csv([...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent.replaceAll("\u00a0", " ").trim())))), `this table of ${name} as CSV`));
   table.parentElement.after(tools);
 }
 
@@ -155,7 +219,7 @@ function explore(place) {
   }
 
   function open(site, layer, cell) {
-    detail.replaceChildren(make("p", { class: "title" }, says(site, layer, cell)));
+    detail.replaceChildren(make("h4", {}, says(site, layer, cell)));
     const recovery = chosen.direction.startsWith("base"), metric = data.effect[chosen.direction];
     const values = cell?.p?.[metric];
     if (!values) { detail.append(make("p", { class: "note" }, "No values prompt by prompt are held for this cell.")); return; }

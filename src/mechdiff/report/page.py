@@ -9,7 +9,9 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,20 @@ from markupsafe import Markup
 from mechdiff.report import drawing, phrasing, record, sections
 from mechdiff.report.overview import shown
 from mechdiff.report.overview.overview import overview
-from mechdiff.report.parts import Chapter, Drawn, Section, load
+from mechdiff.report.parts import Chapter, Drawn, Section, is_absent, load
 from mechdiff.report.verdict import verdict
 
 HERE = Path(__file__).parent
 RENDERER = HERE.parent / "data" / "renderer.js"
 """Vega-Lite and Vega for the browser, and their licences: `make renderer` writes it."""
+STATES = {"effect": "found something", "none": "nothing shown", "absent": "not measured", "waits": "not computed yet"}
+"""What a dot in the list of sections means."""
+BRIEF = 96
+"""Letters of a section's finding in the list of sections."""
+LEAST_HEAD, HEAD = 14, 96
+"""Letters of a heading."""
+NO_NUMBER = ("", "–", "not defined", "not measured")
+"""Cells that say that there is none."""
 BESIDE = ("rows.parquet", "summary.parquet", "manifest.json", "study.yaml", "log.txt")
 
 
@@ -62,12 +72,21 @@ def write_page(path: Path, *, readings: Iterable[Path], **content: Any) -> Path:
     )
     script = "\n".join(scripts)
     style += shown.STYLE.read_text(encoding="utf-8")
+    sections, tables = content["sections"], content["record"]
+    numbered(
+        [*(part for one in sections for parts in (one["main"], one["more"]) for part in parts), *tables],
+        int(bool(content.get("overview", {}).get("figure"))),
+    )
+    kinds = Counter(part["kind"] for one in sections for parts in (one["main"], one["more"]) for part in parts)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals["to_the_right"] = to_the_right
+    environment.filters |= {"without_folders": without_folders, "unbroken": unbroken}
     hashes = {"style_hash": policy_hash(style), "script_hashes": Markup(" ".join(f"'{policy_hash(one)}'" for one in (renderer, script)))}
+    said = {"n_figures": kinds["figure"], "n_tables": kinds["table"], "states": STATES, "readings": _macros(environment, readings)}
     own = {"style": Markup(style), "renderer": Markup(renderer), "script": Markup(script), "dark": _json(drawing.DARK)}
-    page = environment.get_template("page.html").render(**content, readings=_macros(environment, readings), **own, **hashes)
+    page = environment.get_template("page.html").render(**content, **said, **own, **hashes)
     return _write(path, page.encode())
 
 
@@ -87,10 +106,107 @@ def draw_section(section: Section, *tables: Any) -> dict:
     parts: list[dict] = []
     for part in section.parts:
         if isinstance(part, Drawn):
-            parts += _figure(part, tables)
+            parts += [{**drawn, "main": part.main} for drawn in _figure(part, tables)]
         else:
-            parts.append({**part, "json": _json(part["data"])} if part["kind"] == "explorer" else part)
-    return {"id": section.id, "title": section.title, "lead": section.lead, "parts": parts}
+            parts.append({**part, "json": _json(part["data"])} if part["kind"] == "explorer" else {**part})
+    view = in_view(parts)
+    main, more = ([part for place, part in enumerate(parts) if (place in view) == here] for here in (True, False))
+    said = {
+        "brief": brief(section.lead[0]) if section.lead else "",
+        "state": section.state or ("absent" if is_absent(section) else ""),
+        "more_is": _counted(more),
+    }
+    return {"id": section.id, "title": section.title, "lead": section.lead, "main": main, "more": more, **said}
+
+
+def in_view(parts: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Which parts of a section are not folded away: those that say `main`; where none does, the first figure (without one, the first text or pair of
+    answers), the first table that is not folded, and a note before them; all parts, where none of these is there."""
+    if marked := {place for place, part in enumerate(parts) if part.get("main")}:
+        return marked
+    first = {part["kind"]: place for place, part in reversed([*enumerate(parts)]) if not part.get("folded")}
+    kinds = ("figure", "table") if "figure" in first else ("key", "text", "answers", "table")
+    found = {first[kind] for kind in kinds if kind in first}
+    return found | ({0} if parts[0]["kind"] == "note" else set()) if found else set(range(len(parts)))
+
+
+COUNTED = {
+    "figure": "figure",
+    "table": "table",
+    "text": "text",
+    "answers": "pair of answers",
+    "explorer": "map to explore",
+    "list": "list",
+    "note": "note",
+}
+
+
+def _counted(parts: Iterable[Mapping[str, Any]]) -> str:
+    """ "4 figures, 1 table": what is folded away."""
+    kinds = Counter(COUNTED[part["kind"]] for part in parts if part["kind"] in COUNTED)
+    named = [name for name in COUNTED.values() if kinds[name]]
+    several = {"pair of answers": "pairs of answers", "map to explore": "maps to explore"}
+    return ", ".join(f"{kinds[name]} {name if kinds[name] == 1 else several.get(name, name + 's')}" for name in named)
+
+
+def brief(sentence: str) -> str:
+    """A sentence for the list of sections: without what stands in brackets, up to its first semicolon, of at most BRIEF letters."""
+    depth, kept = 0, ""
+    for letter in sentence:
+        depth += letter in "(["
+        if not depth:
+            kept += letter
+        depth -= letter in ")]" and depth > 0
+    text = re.sub(r"\s+([,.;:])", r"\1", " ".join(kept.split(" "))).split("; ")[0]
+    text = re.sub(r" {2,}", " ", text).rstrip(".;, ")
+    return text if len(text) <= BRIEF else text[:BRIEF].rsplit(" ", 1)[0].rstrip(",;: ") + " …"
+
+
+def headed(text: str) -> tuple[str, str]:
+    """The words above a block and what is said under them: a title as it is, of a long one its first sentence or clause of at most HEAD letters;
+    none of a text that has no such clause."""
+    if len(text) <= HEAD:
+        return text.rstrip("."), ""
+    for end in (". ", "; ", ": "):
+        head, _, rest = text.partition(end)
+        if rest and LEAST_HEAD <= len(head) <= HEAD:
+            return head, rest[0].upper() + rest[1:]
+    return "", text
+
+
+def numbered(parts: Iterable[dict[str, Any]], figures: int = 0) -> None:
+    """Gives every figure and table its number, in the order of the page behind so many figures, and every block its heading."""
+    counts: Counter[str] = Counter(figure=figures)
+    for part in parts:
+        kind = part["kind"]
+        if kind in ("figure", "table"):
+            counts[kind] += 1
+            part["number"] = counts[kind]
+        if kind == "figure":
+            part["title"], part["caption"] = headed(part["caption"])
+        else:
+            said = part.get("title") or part.get("folded")
+            part["head"], part["under"] = headed(said) if isinstance(said, str) else ("", "")
+
+
+def to_the_right(table: Mapping[str, Any]) -> set[int]:
+    """Columns whose cells are numbers: they stand right, words left."""
+    columns = [[cell.strip() for cell in column if cell.strip() not in NO_NUMBER] for column in zip(*table["rows"], strict=False)]
+    return {place for place, cells in enumerate(columns) if place and cells and sum(map(_is_number, cells)) > len(cells) / 2}
+
+
+def _is_number(cell: str) -> bool:
+    return bool(re.match(r"[-+−±<>≤≥~≈]?\s?[\d.∞]", cell)) and not re.search(r"[A-Za-zА-Яа-я]{4}", cell)
+
+
+def unbroken(cell: str, whole: bool) -> str:
+    """A number's cell, whose lines do not end inside a number or, where it is `whole`, inside an interval."""
+    return re.sub(r" (?![(\[])", "\u00a0", cell) if whole else cell.replace(" × ", "\u00a0×\u00a0")
+
+
+def without_folders(text: str) -> str:
+    """A text whose paths on this machine are cut to their last parts: a page that is shown to others names nobody's home."""
+    return re.sub(r"(?<![\w.:/<])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"#,;()<>]+[/\\])+([^\s/\\'\"#,;()<>]*)", r"\1", text)
 
 
 def _figure(drawn: Drawn, tables: tuple) -> list[dict]:

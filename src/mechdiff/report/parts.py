@@ -20,6 +20,8 @@ Figure = Callable[..., Any]
 """(rows, summary, manifest, *, width) to an altair chart, or None where its rows are absent."""
 Question = Literal["how_much", "what", "where", "how_complicated", "what_else", "how_sure"]
 """The six that a reader wants answered first (overview/overview.py)."""
+State = Literal["effect", "none", "absent", "waits"]
+"""Of a section: something was found, nothing could be shown, it was not measured, or it is not computed yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,18 +90,30 @@ class Drawn:
     """Which explanation of its folder's reading.html belongs to it; empty: none."""
     of: Run | None = None
     """Whose tables it is drawn from; None: those of the page's run."""
+    main: bool = False
+    """Whether it stands in view (`Section.parts`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
+    """What the page says to one question: one finding, one figure and one table in view, and everything else folded behind them."""
+
     id: str
     title: str
     parts: list[Any] = field(default_factory=list)
-    """Drawn figures, and dicts for the template: tables, lists, notes."""
+    """Drawn figures, and dicts for the template: tables, lists, notes. In view are those that say `main`; where none does, the first figure, the
+    first table that is not folded, and a note before both (`page.in_view`)."""
     lead: list[str] = field(default_factory=list)
     """Sentences at its head."""
     place: float | None = None
     """Its order on the page, where that is not its chapter's."""
+    state: State | None = None
+    """What the list of sections says of it at one look; None: "absent" where nothing but notes is here, else nothing."""
+
+
+def is_absent(section: Section) -> bool:
+    """Whether nothing but notes is here: what it asks was not measured, or has no answer."""
+    return not section.lead and all(isinstance(part, dict) and part["kind"] == "note" for part in section.parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +163,9 @@ class Chapter:
     """A template with a macro for each figure, of its name: how to read it, and when it misleads."""
     place: float
     """Its order on the page, which is not the order in which measures run."""
+    shows: Callable[[Run], bool] | None = None
+    """Whether it found something, as its dot in the list of sections says; None: whether a clause of it passes the gates of the verdict, or, of a
+    measure that offers none, whether it has a lead."""
     feeds: Mapping[Question, Feed] = field(default_factory=dict)
     """What it says to the six first questions, of those that it can answer."""
     strips: Callable[[Run], list["Strip"]] = nothing
@@ -157,8 +174,11 @@ class Chapter:
     """Pairs of answers that the overview may show."""
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str = "", folded: str = "", stacked: bool = False) -> dict:
-    """A table for the template; `folded` hides it behind a line that opens it, `stacked` breaks cells at line ends, the second column being words.
+def table(
+    columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str = "", folded: str = "", stacked: bool = False, main: bool = False
+) -> dict:
+    """A table for the template; `folded` hides it behind a line that opens it, `stacked` breaks cells at line ends, the second column being words,
+    `main` keeps it in view.
 
     What brackets are is said once, below it (`key`), not in its cells.
     """
@@ -171,8 +191,9 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, title: str =
         "title": title,
         "folded": folded,
         "stacked": stacked,
+        "main": main,
     }
 
 
-def note(text: str) -> dict:
-    return {"kind": "note", "text": phrasing.said_once([text])[0]}
+def note(text: str, *, main: bool = False) -> dict:
+    return {"kind": "note", "text": phrasing.said_once([text])[0], "main": main}

@@ -6,8 +6,9 @@ A section whose rows are absent is one sentence that says so.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mechdiff.report import difference, spoken, verdict
-from mechdiff.report.parts import Chapter, Run, Section, note
+from mechdiff.report import difference, headlines, spoken, verdict
+from mechdiff.report.difference import Difference
+from mechdiff.report.parts import Chapter, Run, Section, State, is_absent, note
 from mechdiff.report.phrasing import said_once
 from mechdiff.report.record import how_sure, trust
 
@@ -28,7 +29,21 @@ def lead(run: Run, chapter: Chapter) -> list[str]:
 
 def _of_chapter(run: Run, chapter: Chapter) -> list[Section]:
     first, *others = (make(run) for make in chapter.sections)
-    return [replace(first, lead=lead(run, chapter)), *others]
+    first = replace(first, lead=lead(run, chapter))
+    found = difference.difference(run.rows, run.summary)
+    differs = found is None or found.counts
+    beside = [replace(one, state="effect" if differs else "none") if one.lead and not one.state else one for one in others]
+    return [first if first.state or is_absent(first) else replace(first, state=_state(run, chapter, first, found)), *beside]
+
+
+def _state(run: Run, chapter: Chapter, section: Section, found: Difference | None) -> State:
+    """Whether a chapter that was measured found something."""
+    if chapter.shows:
+        return "effect" if chapter.shows(run) else "none"
+    shares = chapter.clause_of < verdict.OF_SHARES or found is None or found.divides
+    said = chapter.clause(run) if shares else chapter.clause_over_answers(run)
+    passed = any(headlines.admit(one) is None for one in said) if said else bool(section.lead)
+    return "effect" if passed else "none"
 
 
 def _trust(run: Run, chapters: Mapping[str, Chapter]) -> Section:

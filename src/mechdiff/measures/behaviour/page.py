@@ -81,7 +81,7 @@ def _both(run: Run, groups: list[Group]) -> list[Any]:
     )
     folded = "By language, and other scores (classes of markers that neither model used are left out)"
     return [
-        *([table(columns, _once(main), title=said, stacked=True)] if main else []),
+        *([table(columns, _once(main), title=said, stacked=True, main=True)] if main else []),
         *_too_few(groups),
         *_nothing_seen(groups, soft),
         *([table(columns, _once(more), folded=folded, stacked=True)] if more else []),
@@ -253,7 +253,8 @@ def _texts(run: Run) -> list[dict]:
     if not shown:
         return []
     said = "Answers side by side. Marked: the words of the base's answer that the tuned model's lacks, and the reverse; under an edit, what is new."
-    return [note(said), *(_side_by_side(one, folded=place >= OPEN) for place, one in enumerate(shown))]
+    first, *others = [_side_by_side(one, folded=place >= OPEN) for place, one in enumerate(shown)]
+    return [note(said, main=True), {**first, "main": True}, *others]
 
 
 def _side_by_side(one: dict, *, folded: bool) -> dict:
