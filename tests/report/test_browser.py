@@ -54,19 +54,19 @@ def page(chromium: Any, folder: Path) -> Iterator[Any]:
 def drawn(page: Any) -> dict[str, int]:
     """How many marks with an area each figure has, by its name."""
     marks = "f => [...f.querySelectorAll('.plot svg path')].filter(m => m.getBoundingClientRect().width > 0).length"
-    return dict(page.eval_on_selector_all("figure", f"all => all.map(f => [f.id, ({marks})(f)])"))
+    return dict(page.eval_on_selector_all("#everything figure", f"all => all.map(f => [f.id, ({marks})(f)])"))
 
 
 def draw_all(page: Any) -> None:
     """As a reader who opens every fold and comes by every figure."""
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
-    for figure in page.locator("figure").all():
+    for figure in page.locator("#everything figure").all():
         figure.evaluate("one => one.scrollIntoView()")
         figure.locator(".plot[data-drawn]").wait_for()
 
 
 def test_a_figure_is_drawn_when_it_comes_into_view(page: Any) -> None:
-    page.locator("figure .plot[data-drawn]").first.wait_for()
+    page.locator("#everything .plot[data-drawn]").first.wait_for()
     assert 0 in drawn(page).values()
     draw_all(page)
     found = drawn(page)
@@ -161,9 +161,9 @@ def test_figures_are_as_wide_as_the_page_and_can_be_read(page: Any, width: int) 
     draw_all(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     letters = "all => all.map(t => parseFloat(getComputedStyle(t).fontSize) * t.ownerSVGElement.getScreenCTM().a)"
-    assert min(page.eval_on_selector_all(".plot svg text", letters)) >= 8.9
+    assert min(page.eval_on_selector_all("#everything .plot svg text", letters)) >= 8.9
     frames = page.eval_on_selector_all(
-        ".plot", "all => all.map(f => [f.clientWidth, f.querySelector('svg').getBoundingClientRect().width])"
+        "#everything .plot", "all => all.map(f => [f.clientWidth, f.querySelector('svg').getBoundingClientRect().width])"
     )
     assert all(0.85 * min(frame, 1000) < svg <= frame + 1 for frame, svg in frames), frames
 
@@ -185,7 +185,7 @@ def test_dark_pages_have_dark_figures(page: Any) -> None:
 
 def test_paper_has_all_figures_and_they_are_light(page: Any) -> None:
     page.emulate_media(color_scheme="dark")
-    page.locator("figure .plot[data-drawn]").first.wait_for()
+    page.locator("#everything .plot[data-drawn]").first.wait_for()
     page.pdf()
     assert min(drawn(page).values()) > 2
     page.locator("#cka_by_layer .plot[data-drawn=dark]").wait_for()
@@ -199,7 +199,7 @@ def test_without_its_script_a_page_says_what_is_missing(chromium: Any, folder: P
     opened = context.new_page()
     opened.goto((folder / "report.html").as_uri())
     assert opened.locator("noscript").first.is_visible()
-    assert opened.locator("figure noscript").count() == opened.locator("figure").count() >= 10
+    assert opened.locator("figure noscript").count() == opened.locator("#everything figure").count() >= 10
     assert opened.locator("figure h3").first.is_visible()
     context.close()
 
