@@ -10,16 +10,23 @@ import polars as pl
 import pytest
 import vl_convert
 
+from mechdiff.measures.attribution import charts as attribution_charts
+from mechdiff.measures.behaviour import page as behaviour_page
 from mechdiff.measures.divergence import charts as divergence_charts
 from mechdiff.measures.divergence import texts_page as divergence_texts_page
 from mechdiff.measures.factorial import charts as factorial_charts
 from mechdiff.measures.grafting import charts as grafting_charts
+from mechdiff.measures.heads import charts as heads_charts
+from mechdiff.measures.interpolation import charts as interpolation_charts
 from mechdiff.measures.patching import asymmetry as patching_asymmetry
 from mechdiff.measures.patching import charts as patching_charts
 from mechdiff.measures.patching import findings as patching_findings
+from mechdiff.measures.rank import charts as rank_charts
+from mechdiff.measures.routing import charts as routing_charts
 from mechdiff.measures.similarity import charts as similarity_charts
+from mechdiff.measures.steering import charts as steering_charts
 from mechdiff.measures.weights import charts as weights_charts
-from mechdiff.report import difference, drawing
+from mechdiff.report import curves, difference, drawing
 from mechdiff.report.page import RENDERER
 from mechdiff.report.parts import Figure
 from report.conftest import CHANGED
@@ -159,6 +166,32 @@ def test_each_dark_colour_can_be_read_on_a_dark_page() -> None:
     ramp = [drawing.DARK[colour] for colour in drawing.SHARE_RANGE]
     brightness = [contrast(colour, "#000000") for colour in ramp]
     assert brightness == sorted(brightness), "more is brighter on a dark page, as it is darker on a light one"
+
+
+def legends() -> dict[str, dict[str, str]]:
+    """What each figure's table of colours gives a colour to."""
+    return {
+        "conditions": curves.COLOURS, "factorial": factorial_charts.COLOURS, "routing": routing_charts.COLOURS, "heads": heads_charts.COLOURS,
+        "ranks": rank_charts.LOOKS, "fit": rank_charts.R2_LOOKS, "edits": steering_charts.LOOKS, "ways": interpolation_charts.COLOURS,
+        "orders": grafting_charts.RAMP_COLOURS, "cuts": dict(enumerate(grafting_charts.LINES)), "answers": behaviour_page.LOOKS,
+        "gradients": {name: colour for name, (colour, _) in attribution_charts.GROUP_LOOKS.items()},
+    }  # fmt: skip
+
+
+def test_one_colour_stands_for_one_thing() -> None:
+    """Base, tuned, residual stream, attention and MLP keep their colours to themselves; a legend has no colour twice."""
+    sites = drawing.SITE_COLOURS
+    assert {sites["resid_post"], sites["attn_out"], sites["mlp_out"]} == {drawing.THINGS[name] for name in ("resid", "attn", "mlp")}
+    assert len(set(sites.values())) == len(sites)
+    assert not set(drawing.FREE) & set(drawing.THINGS.values())
+    for name, table in legends().items():
+        assert not set(table.values()) & set(drawing.THINGS.values()), name
+        assert not set(table.values()) & set(sites.values()), name
+        assert len(set(table.values())) == len(table), name
+    assert attribution_charts.STATE_LOOKS["entered"][0] == drawing.THINGS["tuned"], "in the tuned model only"
+    assert attribution_charts.STATE_LOOKS["left"][0] == drawing.THINGS["base"]
+    every = {*drawing.THINGS.values(), *drawing.FREE, *sites.values()}
+    assert every - {drawing.SKY} <= set(drawing.DARK), "each has its colour on a dark page"
 
 
 def contrast(one: str, other: str) -> float:

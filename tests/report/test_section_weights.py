@@ -26,11 +26,11 @@ def run(full_rows: pl.DataFrame, full_summary: pl.DataFrame, full_manifest: dict
 def test_the_caption_and_the_verdict_count_what_changed(run: Run) -> None:
     section = weights_page.weights(run)
     drawn = [part for part in section.parts if isinstance(part, Drawn)]
-    assert [part.name for part in drawn] == ["weight_map", "spectra", "head_map"]
+    assert [part.name for part in drawn] == ["weight_map", "matrix_map", "spectra", "head_map"]
     assert f"2 of {N_TENSORS} tensors changed, in 2 of 7 layers; most in L{CHANGED}.attn, 0.120." in drawn[0].caption
     assert drawn[0].caption.startswith("The largest ‖ΔW‖ / ‖W‖ among the tensors")
-    assert f"L{CHANGED}.self_attn.o_proj 1 and L{CHANGED + 1}.mlp.down_proj 16" in drawn[1].caption
-    assert f"head {N_HEADS - 1} of layer {CHANGED}, 0.400 (what it writes)" in drawn[2].caption
+    assert f"L{CHANGED}.self_attn.o_proj 1 and L{CHANGED + 1}.mlp.down_proj 16" in drawn[2].caption
+    assert f"head {N_HEADS - 1} of layer {CHANGED}, 0.400 (what it writes)" in drawn[3].caption
     assert weights_words.which_weights(run.summary, {}) == [
         f"The fine-tune changed 2 of {N_TENSORS} tensors, in 2 of 7 layers. "
         f"Most changed is L{CHANGED}.self_attn.o_proj, by 0.120 of its norm, in a change of rank 1."
@@ -53,6 +53,32 @@ def test_the_map_has_a_cell_for_what_changed_and_a_dot_for_the_rest(run: Run) ->
     assert len(cells) == 2
     assert cells[0] == f"L{CHANGED}.attn: 0.120, most in L{CHANGED}.self_attn.o_proj"
     assert len(dots) == 7 * 3 - 2 + 2
+
+
+def test_the_map_by_matrix_has_every_tensor_of_a_block_in_the_order_of_the_field(run: Run) -> None:
+    found = weights_findings.matrices(run.summary)
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "input_layernorm", "post_attention_layernorm"]
+    assert [name.rpartition(".")[2] for name in found["matrix"].unique(maintain_order=True)] == names
+    assert {tuple(r) for r in found.filter(pl.col("change") > 0).select("layer", "matrix", "change").iter_rows()} == {
+        (CHANGED, "self_attn.o_proj", 0.12), (CHANGED + 1, "mlp.down_proj", 0.004),
+    }  # fmt: skip
+    svg = drawing.to_svg(weights_charts.matrix_map(run.rows, run.summary, run.manifest))
+    assert descriptions(svg, "rect mark") == [f"L{CHANGED}.self_attn.o_proj: 0.120", f"L{CHANGED + 1}.mlp.down_proj: 0.00400"]
+    assert len(descriptions(svg, "circle")) == 7 * 9 - 2
+    said = weights_page.weights(run).parts[1].caption
+    assert "2 of 9 kinds changed anywhere; self_attn.o_proj most, 0.120 in the median of the 1 layers where it changed." in said
+
+
+def test_experts_share_a_row_and_the_most_changed_is_named() -> None:
+    units = [f"model.layers.{layer}.mlp.experts.{expert}.up_proj.weight" for layer in (0, 1) for expert in range(3)]
+    changes = [0.1, 0.3, 0.2, 0.0, 0.0, 0.5]
+    table = made(changes, measure="weights", site="mlp", layer=[0, 0, 0, 1, 1, 1], unit=units, metric="relative_norm")
+    from mechdiff.statistics import summary as statistics
+
+    found = weights_findings.matrices(statistics.summarise(table, NUMBERS))
+    assert found["matrix"].to_list() == ["mlp.experts.*.up_proj"] * 2
+    assert found["change"].to_list() == [0.3, 0.5]
+    assert found["unit"].to_list() == [units[1], units[5]]
 
 
 def test_the_change_of_the_whole_module_is_used_where_it_was_measured(run: Run) -> None:

@@ -6,8 +6,8 @@ import altair as alt
 import polars as pl
 
 from mechdiff.report import curves, drawing
-from mechdiff.report.curves import GREY, OLIVE, WINE, Axes, Behind, Look
-from mechdiff.report.drawing import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, WIDE, Chart
+from mechdiff.report.curves import GREY, Axes, Behind, Look
+from mechdiff.report.drawing import BLUE, GREEN, OLIVE, ORANGE, PURPLE, VERMILLION, WIDE, WINE, Chart
 from mechdiff.report.phrasing import with_interval
 
 RUNS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, WINE, OLIVE)

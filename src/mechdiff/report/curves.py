@@ -11,16 +11,15 @@ import altair as alt
 import polars as pl
 
 from mechdiff.report import drawing
-from mechdiff.report.drawing import BLACK, BLUE, GREEN, LEFT, ORANGE, PURPLE, QUIET, SKY, VERMILLION, WIDE, Chart
+from mechdiff.report.drawing import BROWN, LEFT, OLIVE, PINK, QUIET, TEAL, WIDE, Chart
 
-GREY, WINE, OLIVE = "#9aa4ae", "#7b1e3a", "#6b7a1e"
+GREY = "#9aa4ae"
 COLOURS = {
-    "identity": BLACK, "shift": BLUE, "mean": GREEN, "resample": VERMILLION, "diag_affine": SKY, "anchored_ridge": PURPLE,
-    "anchored_procrustes": ORANGE, "rrr": WINE,
+    **drawing.ARM_COLOURS, "diag_affine": OLIVE, "anchored_ridge": BROWN, "anchored_procrustes": PINK, "rrr": TEAL,
 }  # fmt: skip
 DASHES: dict[str, list[int]] = {"shift": [7, 3], "mean": [2, 3], "resample": [7, 3, 2, 3]}
 """As in the charts of patching; maps that learn more than a mean are solid."""
-OTHERS = (OLIVE, GREY, BLACK, BLUE, GREEN, VERMILLION, SKY, PURPLE, ORANGE, WINE)
+OTHERS = (GREY, *drawing.FREE)
 OTHER_DASHES: tuple[list[int], ...] = ([5, 2, 1, 2], [10, 4], [3, 1], [1, 3])
 
 

@@ -24,18 +24,24 @@ WIDE, NARROW = 700, 350
 
 INK, QUIET, FAINT = "#24292f", "#6a737d", "#e3e6ea"
 BLUE, VERMILLION, GREEN, SKY, PURPLE, ORANGE, BLACK = "#0072b2", "#d55e00", "#009e73", "#56b4e9", "#b5579a", "#c98500", "#24292f"
+WINE, OLIVE, TEAL, PINK, BROWN, BASE = "#7b1e3a", "#6b7a1e", "#17808f", "#c2488b", "#8c6d31", "#6e7781"
+THINGS = {"base": BASE, "tuned": BLUE, "resid": BLACK, "attn": VERMILLION, "mlp": GREEN}
+"""One colour for one thing, on the whole page: in no legend does one of these colours stand for anything else."""
+FREE = (ORANGE, PURPLE, SKY, WINE, OLIVE, TEAL, PINK, BROWN)
+"""What the legends of other things choose from."""
 SITE_COLOURS = {
-    "resid_pre": SKY,
-    "resid_mid": BLUE,
-    "resid_post": BLACK,
-    "attn_out": VERMILLION,
-    "mlp_out": GREEN,
-    "attn_proj": PURPLE,
-    "z": ORANGE,
+    "resid_pre": "#a7adb4",
+    "resid_mid": "#5f6973",
+    "resid_post": THINGS["resid"],
+    "attn_out": THINGS["attn"],
+    "mlp_out": THINGS["mlp"],
+    "attn_proj": "#ef9a63",
+    "z": "#8f3d00",
 }
+"""Places of the residual stream are shades of its colour, those of attention of attention's."""
 SITE_DASHES = {"resid_pre": [2, 3], "resid_mid": [7, 3], "mlp_out": [7, 3], "attn_proj": [2, 3], "z": [5, 2, 1, 2]}
 SITE_SHAPES = {"resid_pre": "triangle-up", "resid_mid": "diamond", "resid_post": "square", "attn_out": "circle", "mlp_out": "cross"}
-ARM_COLOURS = {"identity": BLACK, "shift": BLUE, "mean": GREEN, "resample": VERMILLION}
+ARM_COLOURS = {"identity": WINE, "shift": ORANGE, "mean": SKY, "resample": PURPLE}
 ARM_DASHES = {"shift": [7, 3], "mean": [2, 3], "resample": [7, 3, 2, 3]}
 SHARE_RANGE = ["#eef3f8", "#bcd2e8", "#7fadd4", "#3a7dbb", "#17508f", "#08264d"]
 
@@ -43,7 +49,9 @@ DARK = {
     "#ffffff": "#14171b", "#fafbfc": "#1a1f25", INK: "#e4e7eb", QUIET: "#a0a9b4", FAINT: "#2b323a",
     "#9aa4ae": "#7d8792", "#c3ccd6": "#46505b", "#d9dee4": "#3a424c",
     BLUE: "#5aa9e6", VERMILLION: "#f0844c", GREEN: "#2fc79a", PURPLE: "#d68bbf", ORANGE: "#e8ae3c",
-    "#7b1e3a": "#e0728f", "#6b7a1e": "#b7c95a", "#8a5c00": "#e0b45c", "#b03a00": "#ff9b57", "#8fb8d8": "#3f6f96",
+    WINE: "#e0728f", OLIVE: "#b7c95a", TEAL: "#4fc0d0", PINK: "#ea85b8", BROWN: "#c9a45c", BASE: "#b3bcc6",
+    "#a7adb4": "#848d97", "#5f6973": "#b9c1ca", "#ef9a63": "#ffb98f", "#8f3d00": "#d9722e",
+    "#8a5c00": "#e0b45c", "#b03a00": "#ff9b57", "#8fb8d8": "#3f6f96",
     **dict(zip(SHARE_RANGE, ["#1c242d", "#24425f", "#2f669a", "#5095cf", "#8fc0e8", "#d9ecfb"], strict=True)),
 }  # fmt: skip
 """By colour on a light page: the same thing's colour on a dark one, for charts in a browser."""

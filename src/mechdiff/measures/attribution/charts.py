@@ -19,15 +19,15 @@ from mechdiff.measures.attribution.findings import ESTIMATES, RANDOM, TOP
 from mechdiff.measures.attribution.words import WAYS, written
 from mechdiff.report import drawing
 from mechdiff.report.curves import GREY
-from mechdiff.report.drawing import BLACK, BLUE, GREEN, INK, QUIET, VERMILLION, WIDE, Chart
+from mechdiff.report.drawing import BASE, BLUE, INK, ORANGE, PURPLE, QUIET, SKY, WIDE, WINE, Chart
 from mechdiff.report.phrasing import decimal, nats, with_interval
 
-GROUP_LOOKS = {TOP: (VERMILLION, "circle"), RANDOM: (BLUE, "triangle-up")}
+GROUP_LOOKS = {TOP: (PURPLE, "circle"), RANDOM: (SKY, "triangle-up")}
 GROUP_WORDS = {TOP: "largest estimates", RANDOM: "random others"}
 STATE_LOOKS = {
-    "entered": (VERMILLION, "triangle-up"),
-    "left": (BLUE, "triangle-down"),
-    "stayed": (BLACK, "diamond"),
+    "entered": (BLUE, "triangle-up"),
+    "left": (BASE, "triangle-down"),
+    "stayed": (WINE, "diamond"),
     "others": (GREY, "circle"),
 }
 STATE_WORDS = {"entered": "entered: tuned only", "left": "left: base only", "stayed": "stayed: in both", "others": "others"}
@@ -182,8 +182,8 @@ def churn_of_heads(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
 
 def _limit_lines(lines: dict[str, tuple[float, float]], limit: float | None, x: alt.X, y: alt.Y, height: int) -> list[alt.Chart]:
     """Upright lines for the base, flat ones for the tuned model, with what they say at the ends where few heads are."""
-    look = {"aria": False, "color": GREEN, "strokeDash": [4, 3], "strokeWidth": 1.2}
-    words = {"aria": False, "color": GREEN, "fontSize": 10.5}
+    look = {"aria": False, "color": ORANGE, "strokeDash": [4, 3], "strokeWidth": 1.2}
+    words = {"aria": False, "color": "#8a5c00", "fontSize": 10.5}
     layers = []
     for place, sign in enumerate((-1, 1)):
         text = f"z = {decimal(sign * OUTLIER, 0)}" if limit is None else nats(sign * limit)

@@ -12,7 +12,7 @@ from mechdiff.measures.behaviour.words import LANGUAGES, METRICS, group_name, me
 from mechdiff.report import curves, drawing
 from mechdiff.report.curves import Axes, Behind, Look
 from mechdiff.report.difference import BREAKAGE, RECOVERY
-from mechdiff.report.drawing import BLUE, VERMILLION, WIDE, Chart
+from mechdiff.report.drawing import PURPLE, SKY, WIDE, Chart
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import listed, nats, prompts, share, shown, visible, with_interval
 from mechdiff.statistics import intervals
@@ -33,7 +33,7 @@ ARMS = {
     "add": "mean difference added",
     "ablate": "first direction taken out",
 }
-LOOKS = {MODELS[BREAKAGE]: VERMILLION, MODELS[RECOVERY]: BLUE}
+LOOKS = {MODELS[BREAKAGE]: PURPLE, MODELS[RECOVERY]: SKY}
 OPEN, TEXTS, EDITS = 3, 12, 4
 """Prompts whose answers are shown at once, in all, and the edited answers of one."""
 

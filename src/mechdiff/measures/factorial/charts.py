@@ -6,11 +6,13 @@ import polars as pl
 from mechdiff.measures.factorial import findings
 from mechdiff.measures.factorial.findings import where_exchanged
 from mechdiff.report import drawing
-from mechdiff.report.drawing import BLACK, BLUE, LEFT, VERMILLION, WIDE, Chart
+from mechdiff.report.drawing import LEFT, PURPLE, SKY, WIDE, WINE, Chart
 from mechdiff.report.phrasing import with_interval
 
-COLOURS = {"upstream": BLUE, "downstream": VERMILLION, "interaction": BLACK}
+COLOURS = {"upstream": SKY, "downstream": PURPLE, "interaction": WINE}
 DASHES = {"downstream": [7, 3], "interaction": [2, 3]}
+FEW = 4
+"""Split points from which on there is a curve to draw."""
 WORDS = {"linear_nats": "linear score, nats", "nats": "nats of KL"}
 
 
@@ -20,7 +22,9 @@ def effects_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, 
     if not units:
         return None
     score = findings.shown_score(rows, units[0])
-    tables = {unit: findings.effects(rows, summary, unit, score) for unit in units}
+    each = {unit: findings.effects(rows, summary, unit, score) for unit in units}
+    curves = {unit: table for unit, table in each.items() if table["layer"].n_unique() >= FEW}
+    tables = curves or each  # two points are no curve where others are: they stand in their table
     every = pl.concat(part.select("layer", pl.coalesce("low", "mean"), pl.coalesce("high", "mean")) for part in tables.values())
     low, high = drawing.ends(every["low"])[0], drawing.ends(every["high"])[1]
     pad = 0.04 * (high - low) or 1e-9
@@ -29,7 +33,7 @@ def effects_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, 
     panels = []
     for place, (unit, table) in enumerate(tables.items()):
         where = where_exchanged(unit) if width < WIDE else f"Activations exchanged at {where_exchanged(unit)}"
-        x = drawing.layer_axis(layers, width, title=place == len(units) - 1)
+        x = drawing.layer_axis(layers, width, title=place == len(tables) - 1)
         panels.append(_panel(table, scale, x, width, f"{where[0].upper()}{where[1:]}: {WORDS[score]}", legend=place == 0))
     return drawing.styled(drawing.vconcat(*panels, spacing=12))
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from mechdiff.measures.grafting import findings
 from mechdiff.report import drawing
-from mechdiff.report.drawing import BLACK, BLUE, GREEN, LEFT, ORANGE, PURPLE, SKY, VERMILLION, WIDE, Chart
+from mechdiff.report.drawing import BLACK, LEFT, OLIVE, ORANGE, PURPLE, SKY, TEAL, WIDE, WINE, Chart
 from mechdiff.report.phrasing import with_interval
 
 LINE_FROM = 4
@@ -19,9 +19,9 @@ LINE_FROM = 4
 MODULES = 20
 """Modules alone that are drawn."""
 RAMPS = {"from_below": "from the embedding up", "from_above": "from the output down"}
-RAMP_COLOURS = dict(zip(RAMPS.values(), (BLUE, VERMILLION), strict=True))
+RAMP_COLOURS = dict(zip(RAMPS.values(), (SKY, PURPLE), strict=True))
 RAMP_DASHES = {RAMPS["from_above"]: [7, 3]}
-LINES = (BLACK, VERMILLION, BLUE, GREEN, PURPLE, SKY)
+LINES = (WINE, PURPLE, SKY, ORANGE, OLIVE, TEAL)
 DASHES: tuple[list[int], ...] = ([1, 0], [7, 3], [2, 3], [7, 3, 2, 3], [5, 2, 1, 2], [10, 4])
 
 

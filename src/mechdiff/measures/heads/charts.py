@@ -12,10 +12,10 @@ from mechdiff.measures.heads.sets import ORDER_WORDS, Game, Shares
 from mechdiff.report import curves, drawing
 from mechdiff.report.curves import Axes, Behind, Look
 from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
-from mechdiff.report.drawing import BLUE, GREEN, INK, LEFT, ORANGE, PURPLE, QUIET, SHARE_RANGE, VERMILLION, WIDE, Chart
+from mechdiff.report.drawing import BLUE, INK, LEFT, ORANGE, PURPLE, QUIET, SHARE_RANGE, SKY, TEAL, WIDE, Chart
 from mechdiff.report.phrasing import share, with_interval
 
-COLOURS = {"greedy": VERMILLION, "single": BLUE, "attribution": GREEN, "without them": PURPLE, "random": QUIET}
+COLOURS = {"greedy": PURPLE, "single": SKY, "attribution": TEAL, "without them": ORANGE, "random": QUIET}
 DASHES: dict[str, list[int]] = {"single": [7, 3], "attribution": [2, 3], "without them": [5, 2, 1, 2], "random": [1, 2]}
 TITLES = {BREAKAGE: "Breakage: the base's contribution into the tuned model", RECOVERY: "Recovery: the tuned contribution into the base"}
 SHORT = {BREAKAGE: "Breakage: base's into tuned", RECOVERY: "Recovery: tuned into base"}

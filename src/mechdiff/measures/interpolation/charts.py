@@ -8,11 +8,11 @@ from mechdiff.measures.interpolation.findings import GONE, LEFT
 from mechdiff.measures.interpolation.plan import LOGITS, STATES, WEIGHTS
 from mechdiff.measures.interpolation.words import NAMES
 from mechdiff.report import curves, drawing
-from mechdiff.report.drawing import BLACK, BLUE, VERMILLION, WIDE, Chart
+from mechdiff.report.drawing import PURPLE, SKY, WIDE, WINE, Chart
 from mechdiff.report.phrasing import with_interval
 from mechdiff.statistics import intervals
 
-COLOURS = {NAMES[WEIGHTS]: BLACK, NAMES[LOGITS]: BLUE, NAMES[STATES]: VERMILLION}
+COLOURS = {NAMES[WEIGHTS]: WINE, NAMES[LOGITS]: SKY, NAMES[STATES]: PURPLE}
 DASHES = {NAMES[LOGITS]: [7, 3], NAMES[STATES]: [2, 3]}
 SHOWN = 6
 """Groups of modules that are drawn."""
@@ -43,7 +43,7 @@ def by_modules(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wid
         return None
     named = {NAMES[WEIGHTS]: (WEIGHTS, None), **{group: (WEIGHTS, group) for group in groups}}
     look = curves.look_of([*groups])
-    colours, dashes = {NAMES[WEIGHTS]: BLACK, **look.colours}, {group: look.dashes[group] for group in groups}
+    colours, dashes = {NAMES[WEIGHTS]: WINE, **look.colours}, {group: look.dashes[group] for group in groups}
     panel = _panel(_curves(rows, named, "report", LEFT), width, PANELS["report", LEFT], colours, dashes, legend=True, last=True)
     return drawing.styled(drawing.vconcat(panel, spacing=12))
 

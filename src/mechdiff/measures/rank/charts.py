@@ -10,14 +10,26 @@ from mechdiff.measures.rank import findings
 from mechdiff.measures.rank.findings import SERIES
 from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
 from mechdiff.report import curves, difference, drawing
-from mechdiff.report.curves import GREY, WINE, Axes, Behind, Look
-from mechdiff.report.drawing import BLUE, INK, LEFT, ORANGE, SHARE_RANGE, SITE_COLOURS, SITE_DASHES, VERMILLION, WIDE, Chart
+from mechdiff.report.curves import GREY, Axes, Behind, Look
+from mechdiff.report.drawing import (
+    INK,
+    LEFT,
+    ORANGE,
+    PURPLE,
+    SHARE_RANGE,
+    SITE_COLOURS,
+    SITE_DASHES,
+    SKY,
+    TEAL,
+    WIDE,
+    Chart,
+)
 from mechdiff.report.phrasing import nats, share, with_interval
 
 KINDS = {"rank_chosen": "centred: rank of what differs between prompts", "rank_uncentred": "uncentred: the constant shift counts too"}
-LOOKS = {"rrr": WINE, "rank_truncated": BLUE, "fisher": ORANGE, "random subspace": GREY}
+LOOKS = {"rrr": TEAL, "rank_truncated": PURPLE, "fisher": ORANGE, "random subspace": GREY}
 LOOK_DASHES = {"rank_truncated": [7, 3], "fisher": [5, 2, 1, 2], "random subspace": [2, 3]}
-R2_LOOKS = {"fit prompts": GREY, "cross-validated": BLUE}
+R2_LOOKS = {"fit prompts": GREY, "cross-validated": SKY}
 R2_DASHES = {"fit prompts": [2, 3], "cross-validated": [7, 3]}
 UNITS = {CLOSENESS: "nats", TRANSPORT: "of D"}
 
@@ -75,7 +87,7 @@ def r2_by_rank(
 
     titles = {name: f"{name}: R² of the change" + ("; orange: the rank chosen" if width >= WIDE else "") for name in shown}
     axes = Axes(x=x, scale=scale, ticks=axis, height=120)
-    look = Look(names=names, colours={**R2_LOOKS, held: VERMILLION}, dashes=R2_DASHES, opacity=0.18)
+    look = Look(names=names, colours={**R2_LOOKS, held: PURPLE}, dashes=R2_DASHES, opacity=0.18)
     return curves.panels(table, titles, axes, look, width, Behind(marks=marks))
 
 

@@ -6,10 +6,10 @@ import polars as pl
 from mechdiff.measures.routing import findings
 from mechdiff.measures.routing.plan import JS, TOP
 from mechdiff.report import drawing
-from mechdiff.report.drawing import BLACK, BLUE, LEFT, VERMILLION, WIDE, Chart
+from mechdiff.report.drawing import LEFT, PURPLE, SKY, WIDE, WINE, Chart
 from mechdiff.report.phrasing import with_interval
 
-COLOURS = {"both": BLACK, "inputs alone": BLUE, "router weights alone": VERMILLION}
+COLOURS = {"both": WINE, "inputs alone": SKY, "router weights alone": PURPLE}
 DASHES = {"inputs alone": [7, 3], "router weights alone": [2, 3]}
 PANELS = {TOP: "Share of tokens that go to another top-1 expert", JS: "Jensen-Shannon of the two gates, nats"}
 

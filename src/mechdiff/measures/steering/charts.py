@@ -9,14 +9,14 @@ from mechdiff.measures.steering import findings
 from mechdiff.measures.steering.findings import EDITS, Limits
 from mechdiff.report import curves, drawing
 from mechdiff.report.curves import Axes, Behind, Look
-from mechdiff.report.drawing import BLUE, GREEN, ORANGE, PURPLE, QUIET, VERMILLION, WIDE, Chart
+from mechdiff.report.drawing import ORANGE, PURPLE, QUIET, SKY, TEAL, WIDE, WINE, Chart
 from mechdiff.report.phrasing import decimal, nats, share, with_interval
 
 SHOWN = 3
 """Sites that are drawn."""
 
 
-LOOKS = {"add": VERMILLION, "interchange into base": BLUE, "interchange into tuned": PURPLE, "ablate": GREEN, "amplify": ORANGE}
+LOOKS = {"add": ORANGE, "interchange into base": SKY, "interchange into tuned": WINE, "ablate": PURPLE, "amplify": TEAL}
 LOOK_DASHES = {"interchange into tuned": [7, 3], "ablate": [2, 3], "amplify": [5, 2, 1, 2]}
 SHAPES = {"add": "circle", "interchange into base": "square", "interchange into tuned": "diamond", "ablate": "triangle-down",
           "amplify": "triangle-up"}  # fmt: skip
@@ -127,7 +127,7 @@ def frontier_of_edits(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict,
     legend = drawing.legend_of(names, width)
     legend.columns = 2 if width < WIDE else 0
     colours, shapes = {**LOOKS, "control": curves.GREY}, {**SHAPES, "control": "cross"}
-    domain = [colours.get(name, curves.OLIVE) for name in names]
+    domain = [colours.get(name, drawing.OLIVE) for name in names]
     shape = alt.Shape("edit:N", title=None, scale=alt.Scale(domain=names, range=[shapes.get(n, "stroke") for n in names]), legend=legend)
     x = alt.X(
         "side:Q",

@@ -11,7 +11,7 @@ from mechdiff.measures.transport import closer_findings, findings
 from mechdiff.measures.transport.findings import CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report import curves, difference, drawing, effect_shares
 from mechdiff.report.curves import Axes, Behind
-from mechdiff.report.drawing import BLACK, INK, SHARE_RANGE, WIDE, Chart
+from mechdiff.report.drawing import BLUE, INK, SHARE_RANGE, WIDE, Chart
 from mechdiff.report.effect_shares import ARMS
 from mechdiff.report.phrasing import nats, share, with_interval
 
@@ -47,7 +47,7 @@ def _shares_by_layer(found: pl.DataFrame, words: str, width: int) -> Chart | Non
     table = table.with_columns(says=pl.Series(says))
     scale, axis = curves.share_scale(table), drawing.left_axis(tickCount=5, format=".1f")
     maps = curves.look_of([name for name in names if name != TOP])
-    look = replace(maps, names=names, colours={**maps.colours, TOP: BLACK}, dashes={**maps.dashes, TOP: [3, 3]})
+    look = replace(maps, names=names, colours={**maps.colours, TOP: BLUE}, dashes={**maps.dashes, TOP: [3, 3]})
     titles = {site: f"{site}: {words}" for site in _sites(found)}
     axes = Axes(x=_layers(table, width), scale=scale, ticks=axis)
     return curves.panels(table, titles, axes, look, width, Behind(marks=lambda _: [curves.zero(scale, axis)]))

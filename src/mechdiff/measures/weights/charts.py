@@ -76,6 +76,39 @@ def _block_panel(table: pl.DataFrame, scale: alt.Scale, width: int) -> alt.Layer
     return layered.properties(width=width - LEFT - 12, height=24 * len(sites))
 
 
+ROWS = 18
+"""Matrices of a block that are drawn: of more, the most changed."""
+
+
+def matrix_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
+    """Relative change of every matrix and vector of each block, by layer: queries, keys, values, output, MLP, norms."""
+    found = findings.matrices(summary)
+    changed = found.filter(pl.col("change") > 0, pl.col("change").is_finite())
+    if changed.is_empty():
+        return None
+    most = changed.group_by("matrix").agg(pl.col("change").max()).sort("change", "matrix", descending=[True, False])["matrix"].to_list()
+    shown = found.filter(pl.col("matrix").is_in(most[:ROWS]) if found["matrix"].n_unique() > ROWS else pl.lit(True))
+    scale, names = _colours(changed["change"]), shown["matrix"].unique(maintain_order=True).to_list()
+    records = [
+        {"matrix": r["matrix"], "layer": r["layer"], "x": r["layer"] - 0.47, "end": r["layer"] + 0.47, "change": _drawn(r["change"], scale),
+         "says": f"{short_tensor(r['unit'])}: {nats(r['change'])}"}
+        for r in shown.iter_rows(named=True)
+    ]  # fmt: skip
+    layers = drawing.layer_range(shown)
+    axis = alt.Axis(title=None, ticks=False, domain=False, labelLimit=BESIDE - 12, minExtent=BESIDE - 8, maxExtent=BESIDE - 8)
+    y = alt.Y("matrix:N", sort=names, axis=axis, scale=SNUG)
+    left, x = drawing.layer_axis(layers, width, field="x"), drawing.layer_axis(layers, width)
+    cells = alt.Chart(drawing.inline([r for r in records if r["change"]])).mark_rect(stroke="#c3ccd6", strokeWidth=0.5)
+    dots = alt.Chart(drawing.inline([r for r in records if not r["change"]])).mark_circle(size=6, color=GREY, opacity=1)
+    colour, says = alt.Color("change:Q", scale=scale, legend=_bar()), alt.Description("says:N")
+    cells, dots = cells.encode(x=left, x2=alt.X2("end:Q"), y=y, color=colour, description=says), dots.encode(x=x, y=y, description=says)
+    return drawing.styled(drawing.layer(cells, dots, width=width - BESIDE - 12, height=20 * len(names)))
+
+
+BESIDE = 150
+"""Pixels for the names of matrices."""
+
+
 def _outside_panel(table: pl.DataFrame, scale: alt.Scale, width: int, *, legend: bool) -> alt.LayerChart:
     """Embedding, final norm and unembedding: a cell each, its value beside it."""
     sites = [site for site in OUTSIDE if site in table["site"].unique().to_list()]

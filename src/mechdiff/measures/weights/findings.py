@@ -110,3 +110,30 @@ def short_tensor(name: str) -> str:
     """ "L26.self_attn.o_proj" for "model.layers.26.self_attn.o_proj.weight"."""
     layered = re.sub(r"^(?:\w+\.)*?(?:layers|h|blocks)\.(\d+)\.", r"L\1.", name)
     return layered.removesuffix(".weight").removeprefix("model.")
+
+
+MATRICES = (r"q_proj|wq|query", r"k_proj|wk|key", r"v_proj|wv|value", r"qkv|c_attn|query_key_value", r"o_proj|out_proj|attn\S*c_proj|attn\S*dense",
+            r"gate", r"up_proj|fc1|c_fc|h_to_4h", r"down_proj|fc2|mlp\S*c_proj|4h_to_h", r"norm|ln_")  # fmt: skip
+"""The order of a block's matrices on the page: what of a tensor's name says which it is; others after the matrices, norms last."""
+
+
+@once
+def matrices(summary: pl.DataFrame) -> pl.DataFrame:
+    """`layer matrix change unit` of each tensor in a block, by its name within the block, in the order of MATRICES.
+
+    Of tensors that share a name but for a number (experts) the largest change, and the tensor that has it.
+    """
+    inside = tensors(summary).filter(pl.col("layer").is_not_null())
+    names = [re.sub(r"\.\d+\.", ".*.", short_tensor(unit).partition(".")[2]) for unit in inside["unit"]]
+    named = inside.with_columns(matrix=pl.Series(names, dtype=pl.String), change=pl.col("relative_norm"))
+    most = named.group_by("layer", "matrix", maintain_order=True).agg(pl.col("change", "unit").first())  # `tensors` has the largest first
+    place = {name: (_place_of(name), name) for name in most["matrix"].unique()}
+    order = pl.col("matrix").replace_strict(
+        {name: at for at, name in enumerate(sorted(place, key=lambda n: place[n]))}, return_dtype=pl.Int64
+    )
+    return most.select("layer", "matrix", "change", "unit").sort(order, "layer")
+
+
+def _place_of(name: str) -> float:
+    found = [place for place, words in enumerate(MATRICES) if re.search(words, name)]
+    return (found[-1] if found[-1:] == [len(MATRICES) - 1] else found[0]) if found else len(MATRICES) - 1.5

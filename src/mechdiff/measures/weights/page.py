@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from mechdiff.measures.weights import findings
-from mechdiff.measures.weights.charts import head_map, spectra_of, weight_map
+from mechdiff.measures.weights.charts import ROWS, head_map, matrix_map, spectra_of, weight_map
 from mechdiff.measures.weights.findings import short_tensor
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import listed, nats, share, visible
@@ -25,6 +25,8 @@ def weights(run: Run) -> Section:
         said = f"{said[0].upper()}{said[1:]}."
         return Section(id="weights", title=TITLE, parts=[note(said), *statements])
     parts: list[Any] = [Drawn(name="weight_map", chart=weight_map, caption=_caption(run, found), reading="weight_map")]
+    if said := _matrices(run):
+        parts.append(Drawn(name="matrix_map", chart=matrix_map, caption=said, reading="matrix_map"))
     spectra = findings.spectra(run.summary, run.manifest)
     if spectra:
         said = listed(f"{short_tensor(one['unit'])} {one['rank']:.0f}" for one in spectra if one["rank"])
@@ -51,6 +53,18 @@ def _caption(run: Run, found: findings.Changed) -> str:
     if top["share"] is not None:
         said += f", which holds {share(top['share'])} of the network's squared change"
     return said + "."
+
+
+def _matrices(run: Run) -> str:
+    """The caption of the map by matrix: which kinds changed, and how unevenly; empty where no tensor of a block changed."""
+    found = findings.matrices(run.summary)
+    by_kind = found.filter(pl.col("change") > 0).group_by("matrix", maintain_order=True).agg(pl.len().alias("n"), pl.col("change").median())
+    if by_kind.is_empty():
+        return ""
+    n, top = found["matrix"].n_unique(), by_kind.sort("change", descending=True, maintain_order=True).row(0, named=True)
+    caption = f"‖ΔW‖ / ‖W‖ of each tensor of a block, by layer: {len(by_kind)} of {n} kinds changed anywhere"
+    caption += f"; {top['matrix']} most, {nats(top['change'])} in the median of the {top['n']} layers where it changed."
+    return caption + (f" The {ROWS} kinds that changed most are drawn." if n > ROWS else "")
 
 
 def _tensors(run: Run) -> dict:
