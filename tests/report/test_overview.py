@@ -76,7 +76,7 @@ def test_a_planted_change_is_sized_and_placed(planted: Run) -> None:
     )
     assert how_much.numbers[1].shown == f"{int((same['value'] < 0.5).sum())} of 24"
     assert tiles["where"].text == (
-        "Only 2 of 65 weight tensors changed, most L4.self_attn.o_proj. One place: patching layer 4's attention output alone recovers 94% of the "
+        "Only 2 of 65 weight tensors changed, most L4.self_attn.o_proj. One place: patching layer 4's attention output alone recovers 94 % of the "
         "change."
     )
     assert tiles["where"].section == "weights"

@@ -44,9 +44,9 @@ class Number:
 
     @property
     def behind(self) -> str:
-        """ "KL of the next token, nats; 95 %: 6.77 to 9.16; n = 10"."""
+        """ "KL of the next token, nats; 95 % CI [6.77, 9.16]; n = 10"."""
         ends = between(self.low, self.high)
-        said = [f"{self.of}, {self.unit}" if self.unit else self.of, *([f"95 %: {ends}"] if ends else [])]
+        said = [f"{self.of}, {self.unit}" if self.unit else self.of, *([f"95 % CI {ends}"] if ends else [])]
         return "; ".join([*said, *([f"n = {self.n}"] if self.n is not None else [])])
 
 

@@ -2,12 +2,12 @@
 
 import polars as pl
 
-from mechdiff.digits import percent
 from mechdiff.measures.grafting import findings
 from mechdiff.report import difference
 from mechdiff.report.headlines import Candidate, Number, told
 from mechdiff.report.overview.strips import Strip
 from mechdiff.report.parts import Run
+from mechdiff.report.phrasing import share
 
 MODULES = {"attn": "attention", "mlp": "MLP"}
 LEAST = 0.2
@@ -21,7 +21,7 @@ def where(run: Run) -> list[Candidate]:
         return []
     top = alone.row(0, named=True)
     name = f"layer {top['layer']}'s {MODULES[top['site']]}" if top["site"] in MODULES and top["layer"] is not None else top["name"]
-    part = Number(shown=percent(top["share"]), value=top["share"], of=f"part of the change (KL) that {top['name']}'s copied weights alone recover",
+    part = Number(shown=share(top["share"]), value=top["share"], of=f"part of the change (KL) that {top['name']}'s copied weights alone recover",
                   n=top["n"], low=top["low"], high=top["high"])  # fmt: skip
     own = "" if ranking != difference.reported(run.rows, "grafting") else "The module was chosen on the prompts that it is reported on."
     return [

@@ -1,13 +1,12 @@
 """What changed on texts that have nothing to do with the study, in one sentence for a reader who has a minute."""
 
-from mechdiff.digits import percent
 from mechdiff.measures.panel import findings
 from mechdiff.measures.panel.plan import ALSO
 from mechdiff.measures.panel.words import name
 from mechdiff.report.headlines import Candidate, Number, told
 from mechdiff.report.overview.scales import KL
 from mechdiff.report.parts import Run
-from mechdiff.report.phrasing import listed, nats
+from mechdiff.report.phrasing import listed, nats, share
 
 CHANGES = {
     ("loss", True): "Worse predicted",
@@ -38,7 +37,7 @@ def what_else(run: Run) -> list[Candidate]:
         low=ends[0],
         high=ends[1],
     )
-    same = Number(shown=percent(top1), value=top1, of="part of positions with the same likeliest token, mean over texts", n=m, low=top1_ends[0],
+    same = Number(shown=share(top1), value=top1, of="part of positions with the same likeliest token, mean over texts", n=m, low=top1_ends[0],
                   high=top1_ends[1])  # fmt: skip
     said = told(f"{KL.word(kl)}. On unrelated texts predictions differ by ", apart, " nats per token; the likeliest token is the same at ", same,
                 " of positions.", n=n)  # fmt: skip

@@ -5,7 +5,6 @@ from typing import Any
 import polars as pl
 
 from mechdiff.architectures.sites import Site
-from mechdiff.digits import percent
 from mechdiff.measures.grafting.words import BIASED
 from mechdiff.measures.patching import answers, constant, findings, pairs
 from mechdiff.measures.patching.answers import crossing
@@ -217,7 +216,7 @@ def _one_place(run: Run) -> list[Candidate]:
     word, value = ONE_PLACE.last, top["recovery"]
     if value is None or top["site"] in difference.STREAM or ONE_PLACE.word(value) != word:
         return []
-    part = Number(shown=percent(value), value=value, of=f"part of the change (KL) that a patch of {top['name']} alone recovers in the base",
+    part = Number(shown=share(value), value=value, of=f"part of the change (KL) that a patch of {top['name']} alone recovers in the base",
                   n=len(_prompts(run)), low=top["recovery_low"], high=top["recovery_high"])  # fmt: skip
     own = "" if ranking != difference.reported(run.rows, "patching") else "The place was chosen on the prompts that it is reported on."
     return [
@@ -237,7 +236,7 @@ def _depth(run: Run) -> list[Candidate]:
     opening = f"{word}. Patching the tuned model's activations into the base recovers half of the change at layer "
     behind: tuple[str | Number, ...] = ()
     if most is not None and most.site != last and Site.parse(most.site).layer > at:
-        behind = (", nearly all at ", _crossed_at(most, run, "nearly all of the change (0.95)"))
+        behind = (", nearly all at ", _crossed_at(most, run, f"nearly all of the change ({NEARLY_ALL:g})"))
     known: dict[str, Any] = {"n": len(_prompts(run)), "by_construction": half.site == last}
     here = _crossed_at(half, run, "half of the change")
     brief = told(f"{word}: half of the change is there from layer ", here, " on.", **known)

@@ -1,10 +1,10 @@
 """Whether one fixed vector is the change, in one sentence for a reader who has a minute."""
 
-from mechdiff.digits import percent
 from mechdiff.measures.transport import findings
 from mechdiff.report.headlines import Candidate, Number, told
 from mechdiff.report.overview.scales import ONE_VECTOR
 from mechdiff.report.parts import Run
+from mechdiff.report.phrasing import share
 
 WAYS = {"shift": "one fixed vector added at layer {} recovers ", "mean": "one fixed activation patched in at layer {} recovers "}
 
@@ -16,13 +16,13 @@ def how_complicated(run: Run) -> list[Candidate]:
         return []
     one, top = best.trivial, best.ceiling
     value = max(0.0, one.share)
-    part = Number(shown=percent(value), value=one.share, of=f"part of the change (KL) recovered in the base by {one.arm} at {best.name}",
+    part = Number(shown=share(value), value=one.share, of=f"part of the change (KL) recovered in the base by {one.arm} at {best.name}",
                   n=best.n, low=one.low, high=one.high)  # fmt: skip
     beside: tuple[str | Number, ...] = ()
     if top is not None:
-        whole = Number(shown=percent(top.share), value=top.share, of=f"part recovered by each prompt's own tuned activation at {best.name}", n=best.n,
+        whole = Number(shown=share(top.share), value=top.share, of=f"part recovered by each prompt's own tuned activation at {best.name}", n=best.n,
                        low=top.low, high=top.high)  # fmt: skip
-        beside = (" of the change; each prompt's own activation there ", whole)
+        beside = (" of the change; its own activation there ", whole)
     else:
         beside = (" of the change",)
     word = ONE_VECTOR.word(value)

@@ -209,11 +209,11 @@ def _how_many(run: Run) -> list[Candidate]:
     if found is None:
         return []
     n = n_prompts(run.manifest, found.split, found.n)
-    number = Number(shown=str(n), value=n, of="test prompts", n=n)
-    in_clusters = Number(shown=str(found.n), value=found.n, of="clusters of test prompts", n=found.n)
-    clusters = () if n == found.n else (" in ", in_clusters, " clusters")
+    of = "test prompts" if n == found.n else f"clusters that the {n} test prompts form: prompts of one cluster count once"
+    number = Number(shown=str(found.n), value=found.n, of=of, n=found.n)
     few = ", so intervals are wide" if found.n < FEW + 1 else ""
-    return [told(f"{PROMPTS.word(found.n)}. ", number, f" test prompt{'s' * (n != 1)}", *clusters, f"{few}.")]
+    kind = "test" if n == found.n else "independent test"
+    return [told(f"{PROMPTS.word(found.n)}. ", number, f" {kind} prompt{'s' * (found.n != 1)}{few}.")]
 
 
 def _warned(run: Run) -> list[Candidate]:

@@ -49,7 +49,7 @@ PROMPTS = Scale(
     steps=((5, "Hardly"), (20, "Roughly"), (100, "Fairly")),
     last="Well",
 )
-NEARLY_ALL = 0.95
+NEARLY_ALL = 0.9
 """Part of the change that "nearly all" stands for."""
 
 PRINTED = {"How much? What else changed?": KL, "Where? (depth)": DEPTH, "Where? (one place)": ONE_PLACE, "How complicated?": ONE_VECTOR,
