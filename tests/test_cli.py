@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from mechdiff import api
 from mechdiff.cli import main as cli
-from mechdiff.cli.study import Flags, _asked
+from mechdiff.cli.study import Flags, _asked, _read
 from mechdiff.errors import StudyError
 from mechdiff.measures.catalogue import OPTIONS
 
@@ -213,7 +214,7 @@ def broken(pair: Path, tmp_path: Path) -> Path:
         ({"--base": "no/such/model/here"}, ["no such model"]),
         ({"--base": "no_config"}, ["config.json"]),
         ({"--tuned": "unknown"}, ["hrm_text", "llama", "gpt2"]),
-        ({"--tuned": "no_template"}, ["template", "raw"]),
+        ({"--tuned": "no_template", "--policy": "same_text"}, ["template", "raw"]),
         ({"--prompts": "absent.jsonl"}, ["absent.jsonl"]),
         ({"--prompts": "empty.jsonl"}, ["empty"]),
         ({"--prompts": "malformed.jsonl"}, ["malformed.jsonl", "2"]),
@@ -261,8 +262,8 @@ def test_a_file_and_what_a_file_says_are_refused_together(verb: str, flag: tuple
 
 
 def test_flags_ask_for_more_of_the_panel_and_for_a_users_own_file(tmp_path: Path) -> None:
-    given = dict.fromkeys(("base", "tuned", "policy", "template"), "x") | {"prompts": tmp_path / "p.jsonl", "seed": 0, "dtype": "float32"}
-    given |= {"policy": "same_text", "template": "tuned"}
+    given = dict.fromkeys(("base", "tuned", "policy", "template"), "x") | {"prompts": "What is 2+2?", "seed": 0, "dtype": "float32"}
+    given |= {"policy": "auto", "template": "tuned"}
     study = _asked(None, Flags(**given, measures=None, panel="full", also=tmp_path / "own.jsonl"))
     assert list(study.measures) == list(OPTIONS)
     assert study.measures["panel"].model_dump() == {"per_group": 50, "also": str(tmp_path / "own.jsonl")}
@@ -270,6 +271,44 @@ def test_flags_ask_for_more_of_the_panel_and_for_a_users_own_file(tmp_path: Path
     assert list(study.measures) == ["weights", "panel"]
     with pytest.raises(StudyError, match="--panel fulll: expected quick, standard, full"):
         _asked(None, Flags(**given, measures=None, panel="fulll", also=None))
+
+
+def test_two_models_are_a_pair_and_their_prompts_are_whatever_is_given(tmp_path: Path) -> None:
+    flags = Flags(
+        base=None,
+        tuned=None,
+        prompts="What is 2+2?",
+        policy="auto",
+        template="tuned",
+        measures=None,
+        panel=None,
+        also=None,
+        seed=0,
+        dtype="float32",
+    )
+    (study,) = _read(["BASE", "TUNED"], flags).values()
+    assert (study.pair.base, study.pair.tuned, study.prompts.policy) == ("BASE", "TUNED", "auto")
+    assert "What is 2+2?" in Path(study.prompts.file).read_text(encoding="utf-8")
+    (shipped,) = _read(["BASE", "TUNED"], replace(flags, prompts=None)).values()
+    assert set(shipped.prompts.sources()) == {"fit", "select", "report"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "no pair is given. Use: mechdiff run BASE TUNED"),
+        (["BASE"], "given BASE, expected two models"),
+        (["BASE", "TUNED", "OTHER"], "expected two models"),
+        (["study.yaml", "TUNED"], "expected two models"),
+        (["BASE", "TUNED", "--base", "x"], "name each model once"),
+        (["BASE", "TUNED", "--prompts", "prompts"], "given 'prompts', expected a file"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_what_is_no_pair_and_no_study_is_said_with_what_is(verb: str, given: list[str], said: str, mechdiff) -> None:
+    code, _, err = mechdiff(verb, *given)
+    assert code == 1
+    assert said in " ".join(err.split())
 
 
 @pytest.mark.parametrize("given", [{"seed": 3}, {"dtype": "nf4"}, {"measures": ["weights"]}, {"tuned": "x", "base": "y"}])

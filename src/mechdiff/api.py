@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from mechdiff.audit.verification import Verification
     from mechdiff.comparison.compare import Comparison
+    from mechdiff.curate.given import Prompts
     from mechdiff.study.cells import Cell
     from mechdiff.study.check import Finding
     from mechdiff.study.on_ray import Task
@@ -111,9 +113,9 @@ def open_run(path: str | Path) -> Run:
 def run(
     study: str | Path | StudyConfig | None = None,
     *,
-    base: str | None = None,
-    tuned: str | None = None,
-    prompts: str | Path | dict[str, Any] | None = None,
+    base: str | Path | None = None,
+    tuned: str | Path | None = None,
+    prompts: "Prompts | dict[str, Any] | None" = None,
     measures: list[Any] | None = None,
     seed: int = 0,
     dtype: str = "float32",
@@ -124,7 +126,8 @@ def run(
 ) -> Run:
     """Runs a study (a file, a StudyConfig, or a pair and prompts) and returns its Run. What is there already is not computed again.
 
-    `prompts`: a JSONL file (split by the seed), or a mapping as in a study file. `out`: the run's folder (default: runs/NAME-HASH).
+    `prompts`: a file of any form that `mechdiff run --prompts` takes, a Hub id, a list of texts, of objects or of conversations (all split by the
+    seed), or a mapping as in a study file; none: everyday questions that ship. `out`: the run's folder (default: runs/NAME-HASH).
     `progress` is called with what runs now and the share that is done, `listener` with every line of the log.
     Raises MechdiffError for what a user can put right.
     """
@@ -132,7 +135,7 @@ def run(
     from mechdiff.study.run import execute
 
     options = options or RunOptions()
-    config, text = _study(study, base=base, tuned=tuned, prompts=prompts, measures=measures, seed=seed, dtype=dtype)
+    config, text = _study(study, base=base, tuned=tuned, prompts=prompts, measures=measures, seed=seed, dtype=dtype, listener=listener)
     prepared, progress = prepare(config, options, EXPERIMENTS), progress or (lambda what, share: None)
     place = Path(out or options.out or Path("runs") / _name(config, prepared.config_hash))
     with RunFolder.open(place, config_hash=prepared.config_hash, study_text=text, cells=options.cells) as folder:
@@ -156,16 +159,19 @@ def _crew(prepared: "Prepared", folder: RunFolder) -> "AbstractContextManager[Cr
 
 
 def check(
-    base: str, tuned: str, *, prompts: str | Path | None = None, policy: str = "same_text", template: str = "tuned", dtype: str = "float32",
+    base: str, tuned: str, *, prompts: "Prompts | None" = None, policy: str = "auto", template: str = "tuned", dtype: str = "float32",
     alternatives: Sequence[str] = (), options: RunOptions | None = None,
 ) -> "Iterator[Finding]":  # fmt: skip
-    """Does this pair fit? Findings, each as it comes: every step that a run takes before its first number, on `prompts` (a JSONL file) or, without
+    """Does this pair fit? Findings, each as it comes: every step that a run takes before its first number, on `prompts` (as in `run`) or, without
     them, on questions that ship with mechdiff. A study of the pair runs where none of them is a "fail"."""
+    from mechdiff.study.check import Finding
     from mechdiff.study.check import check as steps
 
-    asked = {**({"file": str(prompts)} if prompts else SAMPLE), "policy": policy, "template": template}
+    said: list[str] = []
+    asked = {**prompt_files(prompts, said.append), "policy": policy, "template": template}
     study = make_study({"pair": {"base": base, "tuned": tuned}, "prompts": asked, "dtype": dtype})
-    return steps(study, replace(options or RunOptions(), quick=prompts is None), EXPERIMENTS, alternatives)
+    found = steps(study, replace(options or RunOptions(), quick=prompts is None), EXPERIMENTS, alternatives)
+    return chain((Finding("note", "prompts", line) for line in said), found)
 
 
 def verify(path: str | Path, *, rows: int | None = 200, seed: int = 0, device: str = "cpu") -> "Verification":
@@ -272,7 +278,7 @@ def run_job(job: tuple[StudyConfig, RunOptions], threads: int, progress: "Progre
     return run(study, options=replace(options, threads=options.threads or threads), progress=progress)
 
 
-def _study(study: str | Path | StudyConfig | None, **given: Any) -> tuple[StudyConfig, str]:
+def _study(study: str | Path | StudyConfig | None, *, listener: Callable[[str], None], **given: Any) -> tuple[StudyConfig, str]:
     if study is not None:
         named = study if isinstance(study, str | Path) else "as a StudyConfig"
         refuse_beside(named, {name: value not in (None, {"seed": 0, "dtype": "float32"}.get(name)) for name, value in given.items()})
@@ -280,15 +286,29 @@ def _study(study: str | Path | StudyConfig | None, **given: Any) -> tuple[StudyC
         return study, study_yaml(study)
     if study is not None:
         return load_study(study)
-    prompts = given["prompts"]
     data = {
-        "pair": {"base": given["base"], "tuned": given["tuned"]},
-        "prompts": prompts if isinstance(prompts, dict) else {"file": str(prompts)} if prompts is not None else None,
+        "pair": {side: None if given[side] is None else str(given[side]) for side in ("base", "tuned")},
+        "prompts": prompt_files(given["prompts"], listener),
         "seed": given["seed"],
         "dtype": given["dtype"],
     } | ({"measures": given["measures"]} if given["measures"] is not None else {})
     config = make_study(data)
     return config, study_yaml(config)
+
+
+def prompt_files(prompts: "Prompts | dict[str, Any] | None", say: Callable[[str], None]) -> dict[str, Any]:
+    """Prompt files as a study names them; `say` hears what was made of other forms."""
+    from mechdiff.curate.given import prompt_file
+
+    if isinstance(prompts, dict):
+        return prompts
+    if prompts is None:
+        say("no prompts are given: everyday questions that ship with mechdiff are asked")
+        return SAMPLE
+    found = prompt_file(prompts)
+    for line in found.said:
+        say(line)
+    return {"file": str(found.path)}
 
 
 def _name(config: StudyConfig, config_hash: str) -> str:

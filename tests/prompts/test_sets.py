@@ -182,16 +182,15 @@ def test_a_shared_text_joins_two_clusters():
 @pytest.mark.parametrize(
     "prompts",
     [
-        [],
+        set_of(1),
         set_of(2),
         set_of(9, cluster="one"),
         [Prompt(id=str(i), text="the same") for i in range(9)],
         [*set_of(5, cluster="one"), Prompt(id="x", text="other")],
     ],
 )
-def test_fewer_than_three_clusters_cannot_be_split(prompts):
-    with pytest.raises(PromptError, match=r"prompts in \d clusters .* cannot fill fit, select, report\. Give at least 3"):
-        split_prompts(prompts, seed=0)
+def test_fewer_than_three_clusters_are_all_reported(prompts):
+    assert split_prompts(prompts, seed=0) == {"report": prompts}
 
 
 def test_prompts_with_metadata_can_stand_in_sets():

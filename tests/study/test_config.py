@@ -33,7 +33,7 @@ def test_the_least_study_runs_every_measure_with_its_defaults(tmp_path: Path) ->
     assert text == path.read_text()
     assert list(study.measures) == list(EXPERIMENTS)
     assert (study.seed, study.dtype, study.prompts.policy, study.prompts.template, study.prompts.position) == (
-        *(0, "float32", "same_text"),
+        *(0, "float32", "auto"),
         *("tuned", "decision"),
     )
 

@@ -5,13 +5,28 @@ from typing import Annotated, Any
 
 import typer
 
-Study = Annotated[Path | None, typer.Argument(help="A study file (YAML). Or give --base, --tuned and --prompts.", show_default=False)]
+Asked = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="BASE TUNED | STUDY.yaml ...", help="Two models; or a study file (YAML); several files: a sweep.", show_default=False
+    ),
+]
 Base = Annotated[str | None, typer.Option(help="Base model: a folder, a .gguf file or a Hub id.", show_default=False)]
 Tuned = Annotated[str | None, typer.Option(help="Tuned model: the same, or a PEFT adapter's folder.", show_default=False)]
 Prompts = Annotated[
-    Path | None, typer.Option(help="JSONL, a `text` in every line; split into fit, select, report by the seed.", show_default=False)
+    str | None,
+    typer.Option(
+        help="JSONL (text, prompt, messages, conversations, instruction), .txt, .csv, .parquet, a data set's folder or Hub id, or a text in quotes. "
+        "Default: everyday questions that ship.",
+        show_default=False,
+    ),
 ]
-Policy = Annotated[str, typer.Option(help="same_text (one rendered string for both), native (each its own template), raw (the bare text).")]
+Policy = Annotated[
+    str,
+    typer.Option(
+        help="same_text (one rendered string for both), native (each its own template), raw (the bare text); auto: same_text, raw without template."
+    ),
+]
 Template = Annotated[str, typer.Option(help="For same_text: tuned, base, tuned:NAME (one of several), or a Jinja file.")]
 Measures = Annotated[str | None, typer.Option(help="Comma-separated names; default: all.", show_default=False)]
 Panel = Annotated[

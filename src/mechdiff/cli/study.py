@@ -1,6 +1,6 @@
 """These verbs run, plan and check studies. Everything heavy is imported inside the verb."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +8,7 @@ import typer
 
 from mechdiff.cli.flags import (
     Also,
+    Asked,
     AtOnce,
     Base,
     Cells,
@@ -25,7 +26,6 @@ from mechdiff.cli.flags import (
     Prompts,
     Quick,
     Seed,
-    Study,
     Template,
     Threads,
     Trust,
@@ -47,7 +47,7 @@ class Flags:
 
     base: str | None
     tuned: str | None
-    prompts: Path | None
+    prompts: str | None
     policy: str
     template: str
     measures: str | None
@@ -61,7 +61,7 @@ class Flags:
         return {
             "--base": self.base, "--tuned": self.tuned, "--prompts": self.prompts, "--measures": self.measures,
             "--panel": self.panel, "--also": self.also,
-            "--policy": self.policy != "same_text", "--template": self.template != "tuned", "--seed": self.seed, "--dtype": self.dtype != "float32",
+            "--policy": self.policy != "auto", "--template": self.template != "tuned", "--seed": self.seed, "--dtype": self.dtype != "float32",
         }  # fmt: skip
 
 
@@ -75,12 +75,11 @@ def _asked(study: Path | None, flags: Flags) -> Any:
     if study is not None:
         refuse_beside(study, told)
         return load_study(study)[0]
-    absent = [flag for flag in ("--base", "--tuned", "--prompts") if not told[flag]]
-    if absent:
-        raise StudyError(f"no study file, and {', '.join(absent)} not given. Give STUDY.yaml, or all of --base, --tuned and --prompts.")
+    if flags.base is None or flags.tuned is None:
+        raise StudyError("no pair is given. Use: mechdiff run BASE TUNED [--prompts PROMPTS], or mechdiff run STUDY.yaml.")
     data: dict[str, Any] = {
         "pair": {"base": flags.base, "tuned": flags.tuned},
-        "prompts": {"file": str(flags.prompts), "policy": flags.policy, "template": flags.template},
+        "prompts": {**_prompts(flags.prompts), "policy": flags.policy, "template": flags.template},
         "seed": flags.seed,
         "dtype": flags.dtype,
     }
@@ -89,6 +88,30 @@ def _asked(study: Path | None, flags: Flags) -> Any:
         panel = _panel(flags)
         data["measures"] = [name for name in names if name not in panel] + [{name: told} for name, told in panel.items()]
     return make_study(data, name="flags")
+
+
+def _prompts(given: str | None) -> dict[str, Any]:
+    """Prompt files as a study names them; what was made of what was given is said on standard error."""
+    from mechdiff.api import prompt_files
+
+    return prompt_files(given, lambda line: say(escaped(line)))
+
+
+def _read(asked: list[str] | None, flags: Flags) -> dict[Path | None, Any]:
+    """The studies that are asked for, by file; None: the one of two models, given as BASE TUNED or by flags."""
+    from mechdiff.errors import StudyError
+
+    given = asked or []
+    files = [one for one in given if Path(one).suffix.lower() in (".yaml", ".yml")]
+    if given and len(files) == len(given):
+        return {Path(one): _asked(Path(one), flags) for one in files}
+    if len(given) == 2 and not files:
+        if flags.base or flags.tuned:
+            raise StudyError(f"given BASE TUNED ({given[0]} {given[1]}) and --base or --tuned: name each model once.")
+        flags = replace(flags, base=given[0], tuned=given[1])
+    elif given:
+        raise StudyError(f"given {' '.join(given)}, expected two models (mechdiff run BASE TUNED), or study files that end in .yaml.")
+    return {None: _asked(None, flags)}
 
 
 def _panel(flags: Flags) -> dict[str, Any]:
@@ -129,16 +152,15 @@ def demo(
 
 
 def run(
-    study: Annotated[
-        list[Path] | None, typer.Argument(help="Study files (YAML); several: a sweep. Or --base, --tuned, --prompts.", show_default=False)
-    ] = None,
-    base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "same_text", template: Template = "tuned",
+    asked: Asked = None, base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "auto", template: Template = "tuned",
     measures: Measures = None, panel: Panel = None, also: Also = None, seed: Seed = 0, dtype: Dtype = "float32",
     out: Out = None, device: Device = "auto", memory: Memory = "auto",
     max_rows: MaxRows = None, threads: Threads = None, engine: Engine = "auto", quick: Quick = False, trust_remote_code: Trust = None,
     ray: OnRay = None, workers: Workers = None, gpus_per_worker: Gpus = 0.0, cells: Cells = None, at_once: AtOnce = 1, verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Run a study of a pair, or several. Finished cells are never computed again; the last line printed is the report's path."""
+    """What did the fine-tune change? Runs every measure on BASE and TUNED, or the studies of some files. The last line printed is the page's path.
+
+    The same command goes on where a run was stopped."""
     from mechdiff.study.config import RunOptions
 
     options = RunOptions(
@@ -148,12 +170,12 @@ def run(
     flags = Flags(
         base=base, tuned=tuned, prompts=prompts, policy=policy, template=template, measures=measures, panel=panel, also=also, seed=seed, dtype=dtype
     )  # fmt: skip
-    files: list[Path | None] = [*study] if study else [None]
-    configs = [_asked(file, flags) for file in files]
-    if study and len(study) > 1:
-        _sweep(dict(zip(study, configs, strict=True)), options, at_once)
+    studies = _read(asked, flags)
+    if len(studies) > 1:
+        _sweep(studies, options, at_once)
     else:
-        _run(files[0] or configs[0], options, verbose)
+        ((file, config),) = studies.items()
+        _run(file or config, options, verbose)
 
 
 def status(folder: Annotated[Path, typer.Argument(help="The folder of a run: running, dead or finished.", show_default=False)]) -> None:
@@ -189,7 +211,7 @@ def _contrast(pairs: dict[str, Any], place: Path, *, stated: bool) -> None:
     print(compared.report())
 
 
-def _sweep(studies: dict[Path, Any], options: Any, at_once: int) -> None:
+def _sweep(studies: dict[Any, Any], options: Any, at_once: int) -> None:
     """Several studies, each in a folder of its own under --out; on one cluster, where there is one."""
     from dataclasses import replace
 
@@ -233,10 +255,10 @@ def _run(study: Any, options: Any, verbose: bool = False) -> None:
 
 
 def plan(
-    study: Study = None, base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "same_text", template: Template = "tuned",
+    asked: Asked = None, base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "auto", template: Template = "tuned",
     measures: Measures = None, panel: Panel = None, also: Also = None, seed: Seed = 0, dtype: Dtype = "float32", max_rows: MaxRows = None,
 ) -> None:  # fmt: skip
-    """What a study would compute: cells, memory, time. No model is loaded."""
+    """What would a study of BASE and TUNED, or of a file, compute? Its tasks, memory and time; no model is loaded."""
     from rich.console import Console
 
     from mechdiff.cli.printing import show_plan
@@ -244,7 +266,8 @@ def plan(
     flags = Flags(
         base=base, tuned=tuned, prompts=prompts, policy=policy, template=template, measures=measures, panel=panel, also=also, seed=seed, dtype=dtype
     )  # fmt: skip
-    show_plan(_asked(study, flags), max_rows, Console())
+    for config in _read(asked, flags).values():
+        show_plan(config, max_rows, Console())
 
 
 def check(
@@ -253,7 +276,7 @@ def check(
     alternative: Annotated[
         list[str] | None, typer.Option(help="Another model that may be the tuned one's base; may be given again.", show_default=False)
     ] = None,
-    prompts: Prompts = None, policy: Policy = "same_text", template: Template = "tuned", dtype: Dtype = "float32", device: Device = "auto",
+    prompts: Prompts = None, policy: Policy = "auto", template: Template = "tuned", dtype: Dtype = "float32", device: Device = "auto",
     memory: Memory = "auto", trust_remote_code: Trust = None,
 ) -> None:  # fmt: skip
     """Does this pair fit? Models, tokenizers, templates, prompts, what will be left out, lineage, and the engine's self-check on both."""

@@ -32,10 +32,10 @@ import regex
 
 from mechdiff.curate.copies import RELATED, Copies
 from mechdiff.curate.fairness import Cut, Fairness, Tokenizers
-from mechdiff.curate.fields import Candidate, Fields, candidate, told_of
+from mechdiff.curate.fields import Candidate, Fields, candidate, not_used, told_of
 from mechdiff.curate.raw import Row, Source, open_source
 from mechdiff.errors import PromptError
-from mechdiff.prompts.sets import SPLITS, Prompt, clusters_of, read_prompts, split_prompts
+from mechdiff.prompts.sets import SPLITS, Prompt, read_prompts, split_prompts
 
 SHIPPED = Path(__file__).parent.parent / "data"
 FALLBACK = ("neutral.jsonl", "prompts/kazakh_fit.jsonl", "prompts/kazakh_select.jsonl", "prompts/kazakh_report.jsonl")
@@ -73,6 +73,8 @@ class Recipe:
     language: str | None = None
     """Noted as `meta.language` of every prompt."""
     paragraphs: bool = False
+    keep_fields: bool = False
+    """Fields of a row that no prompt is made of go to its `meta`."""
 
     def __post_init__(self) -> None:
         for name, given, least, most in (("n", self.n, 1, None), ("near", self.near, RELATED, 1), ("min_shared", self.min_shared, 0, 1)):
@@ -98,13 +100,14 @@ class Curation:
 
 
 def curate(
-    sources: Sequence[str], recipe: Recipe, *, tokenizers: Tokenizers | None = None, progress: Progress = lambda read, kept: None
+    sources: Sequence[str | Source], recipe: Recipe, *, tokenizers: Tokenizers | None = None, progress: Progress = lambda read, kept: None
 ) -> Curation:
     """The prompt set of some sources (none: the one that ships). PromptError: a source that cannot be read, a recipe that keeps nothing."""
     if (recipe.min_shared is not None or recipe.tokens != (None, None)) and tokenizers is None:
         raise PromptError("limits in tokens and in shared tokens need both tokenizers. Give --base and --tuned.")
     shipped = not sources
-    opened = [open_source(one, paragraphs=recipe.paragraphs) for one in (sources or [str(SHIPPED / name) for name in FALLBACK])]
+    named = sources or [str(SHIPPED / name) for name in FALLBACK]
+    opened = [one if isinstance(one, Source) else open_source(one, paragraphs=recipe.paragraphs) for one in named]
     work = _Work(recipe, tokenizers)
     read = dict.fromkeys(range(len(opened)), 0)
     for which, number, row in _turns(opened, recipe):
@@ -115,8 +118,7 @@ def curate(
             break
     work.refuse_empty(sum(read.values()))
     prompts = work.prompts()
-    enough = len(set(clusters_of(prompts))) >= len(SPLITS)
-    splits = split_prompts(prompts, recipe.seed) if enough else {"report": prompts}
+    splits = split_prompts(prompts, recipe.seed)
     listed = [{"name": one.name, "kind": one.kind, "sha256": one.sha256, "rows_read": read[i]} for i, one in enumerate(opened)]
     record = {
         "recipe": json.loads(json.dumps(asdict(recipe))),
@@ -126,6 +128,7 @@ def curate(
         "stopped_early": recipe.n is not None and len(work.kept) >= recipe.n,
         "steps": work.steps(),
         "kept": len(prompts),
+        "kept_fields": sorted(work.beside),
         "clusters": len({str(one.meta.get("cluster", one.id)) for one in prompts}),
         "splits": {name: len(part) for name, part in splits.items()},
         "fairness": work.fairness.record(tokenizers.tokens, recipe.min_shared) if tokenizers else {},
@@ -172,6 +175,7 @@ class _Work:
         self.dropped: dict[str, dict[str, Any]] = {step: {"dropped": 0, "reasons": {}} for step in STEPS}
         self.kept: dict[str, tuple[Candidate, dict[str, Any]]] = {}
         self.columns: set[str] = set()
+        self.beside: set[str] = set()
         self.clusters: dict[str, str] = {}
 
     def look(self, row: Row, place: str, source: str) -> None:
@@ -225,7 +229,9 @@ class _Work:
     def _keep(self, found: Candidate, row: Row, place: str, source: str, related: list[str], cut: Cut | None) -> None:
         digest = hashlib.sha256(json.dumps([found.question, found.options]).encode()).hexdigest()[:12]
         name = found.id if found.id and found.id not in self.kept else f"{found.id}-{digest}" if found.id else digest
-        told = told_of(row.get("meta"))
+        beside = not_used(row) if self.recipe.keep_fields else {}
+        self.beside |= beside.keys()
+        told = beside | told_of(row.get("meta"))
         if told.get("cluster") is not None:
             first = self.clusters.setdefault(f"{source}\0{told['cluster']}", name)
             related = related + ([first] if first != name else [])

@@ -172,21 +172,37 @@ def _text(row: Mapping[str, Any], fields: Fields) -> Any:
     """The text of a row: the field that is named; else the first of the usual ones, with the field that it is about beside it."""
     if fields.text:
         return _first(row, fields.text, ())
+    name, text, about = _parts(row)
+    if name is None or not isinstance(text, str):
+        return text
+    in_front, behind = ([value for _, there, value in about if there == where] for where in ("in front", "behind"))
+    return "\n\n".join([*in_front, text.strip(), *behind])
+
+
+def not_used(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row that no prompt of it is made of (by the usual names), as a record can hold them."""
+    name, _, about = _parts(row)
+    answer, category = (next((one for one in names if _value(row, one) is not None), None) for names in (ANSWER, CATEGORY))
+    used = {"id", "meta", "before", *SYSTEM, name, answer, category, *(field for field, _, _ in about)}
+    return {str(key): value for key, value in told_of(dict(row)).items() if key not in used and value is not None}
+
+
+def _parts(row: Mapping[str, Any]) -> tuple[str | None, Any, list[tuple[str, str, str]]]:
+    """The name of the field that is the text, what it holds, and the fields that it is about: name, where it stands, what it holds."""
     name = next((name for name in TEXT if _value(row, name) is not None), None)
     text = None if name is None else _value(row, name)
     instruction = _value(row, "instruction")
     if name == "text" and isinstance(instruction, str) and instruction.strip() and instruction.strip() in str(text):
         name, text = "instruction", instruction  # the text is that instruction in another tool's frame, often with its answer
     if name is None or not isinstance(text, str):
-        return text
+        return name, text, []
     about = [
-        (there, value.strip())
+        (other, there, value.strip())
         for there, beside in (("behind", BEHIND), ("in front", IN_FRONT))
         for other in beside.get(name, ())
         if isinstance(value := _value(row, other), str) and value.strip()
     ]
-    in_front, behind = ([value for there, value in about if there == where] for where in ("in front", "behind"))
-    return "\n\n".join([*in_front, text.strip(), *behind])
+    return name, text, about
 
 
 def _said(row: Mapping[str, Any], text: Any) -> list[Any] | None:

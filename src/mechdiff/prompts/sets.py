@@ -22,7 +22,8 @@ SPLITS = ("fit", "select", "report")
 """`fit` for maps and subspaces, `select` for every choice, `report` for every published number."""
 
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
-_KEYS = ("text", "id", "label", "options", "meta", "system", "before")
+KEYS = ("text", "id", "label", "options", "meta", "system", "before")
+"""Of a line of a prompt file."""
 _FOREIGN = (
     "messages", "conversations", "conversation", "question", "questions", "prompt", "instruction", "input", "output", "problem", "query", "answer",
     "choices", "response", "completion", "chosen", "rejected", "solution", "target",
@@ -111,7 +112,7 @@ def read_line(line: bytes, number: int, place: str) -> Prompt:
         raise PromptError(f"{place}: a JSON {type(record).__name__}, not an object. Write one object a line: {_EXAMPLE}")
     _refuse_keys(record, place)
     given = {key: value for key, value in record.items() if value is not None}
-    text, name, label, options, meta, system, before = (given.get(key) for key in _KEYS)
+    text, name, label, options, meta, system, before = (given.get(key) for key in KEYS)
     if not isinstance(text, str) or not text.strip():
         raise PromptError(f"{place}: `text` is {text!r}; it must be a string that is not empty. {_EXAMPLE}")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int) or name == ""):
@@ -139,7 +140,7 @@ def read_line(line: bytes, number: int, place: str) -> Prompt:
 
 def _refuse_keys(record: dict[str, Any], place: str) -> None:
     """Raises PromptError for keys that no prompt has; a file of another tool is told by its own."""
-    unknown = sorted(record.keys() - set(_KEYS))
+    unknown = sorted(record.keys() - set(KEYS))
     if not unknown:
         return
     foreign = [key for key in unknown if key in _FOREIGN]
@@ -148,9 +149,9 @@ def _refuse_keys(record: dict[str, Any], place: str) -> None:
             f"{place}: the keys are {', '.join(sorted(record))}, as in a file of another tool; a prompt's text is its `text`. "
             f"`mechdiff curate {place.rpartition(', line')[0] or 'FILE'} --out prompts` makes prompts of it: give the files that it writes."
         )
-    near = difflib.get_close_matches(unknown[0], _KEYS, n=1)
+    near = difflib.get_close_matches(unknown[0], KEYS, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else "Put what else belongs to a prompt into meta."
-    raise PromptError(f"{place}: unknown key {unknown[0]!r}; known keys: {', '.join(_KEYS)}. {hint}")
+    raise PromptError(f"{place}: unknown key {unknown[0]!r}; known keys: {', '.join(KEYS)}. {hint}")
 
 
 def _earlier(before: object, place: str) -> tuple[Turn, ...]:
@@ -181,15 +182,13 @@ def split_prompts(prompts: Sequence[Prompt], seed: int) -> dict[str, list[Prompt
     """The prompts in three splits, 60/20/20 % of the clusters, each in the order given.
 
     A cluster is what must not be spread over splits: prompts with the same `meta["cluster"]`, and prompts with the same text.
-    Clusters are put in the order of a hash of seed and content, so that neither the file's order nor the ids matter.
+    Clusters are put in the order of a hash of seed and content, so that neither the file's order nor the ids matter. Fewer clusters than splits are
+    all reported: what is fitted or chosen on other prompts is then left out of the study, each with the reason.
     """
     clusters = clusters_of(prompts)
     ranked = sorted(set(clusters), key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
     if len(ranked) < len(SPLITS):
-        raise PromptError(
-            f"{len(prompts)} prompts in {len(ranked)} clusters (same text or same meta.cluster) cannot fill {', '.join(SPLITS)}. "
-            "Give at least 3 different prompts, or a file for each split."
-        )
+        return {"report": list(prompts)} if prompts else {}
     held_out = round(len(ranked) / 5)
     split = (
         dict.fromkeys(ranked, "fit")

@@ -194,6 +194,16 @@ def templates_of(base: Any, tuned: Any, policy: PromptPolicy) -> Pair[Template] 
     return template, template
 
 
+def chosen(template: str, base: Any, tuned: Any) -> tuple[Literal["same_text", "raw"], str, str]:
+    """Policy and template where neither was chosen, and what is to be said: the template that is named; else the tuned model's; where it has none
+    the base's; where neither has one the bare text."""
+    if template != "tuned" or tuned.chat_template:
+        return "same_text", template, ""
+    if base.chat_template:
+        return "same_text", "base", "The tuned model has no chat template: both models read the prompts in the base model's."
+    return "raw", template, "Neither model has a chat template: both read the prompts as bare text (policy raw)."
+
+
 def own_template(model: str, tokenizer: Any, policy: PromptPolicy, name: str = "") -> Template:
     """The chat template that a tokenizer brings; where it brings several, the one of this name, or the one named `default`."""
     named: Mapping[str, str] = (

@@ -20,12 +20,12 @@ from mechdiff.models.lineage import lineage
 from mechdiff.models.pair import SIDES, Pair, Side, open_pair
 from mechdiff.models.sources import resolve
 from mechdiff.prompts.rendering import Rendered
-from mechdiff.prompts.templates import PromptPolicy, said_of_template, several_templates
+from mechdiff.prompts.templates import said_of_template, several_templates
 from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
 from mechdiff.study.config import RunOptions, StudyConfig
 from mechdiff.study.execution import Execution
 from mechdiff.study.experiment import Experiment
-from mechdiff.study.prepare import Prepared, prepare
+from mechdiff.study.prepare import Prepared, policy_of, prepare, with_policy
 
 _TEXTS = ("The quick brown fox jumps over the lazy dog.", "How many legs do two spiders and a dog have together? Count them one by one.")
 """What the engines read where the prompts cannot be rendered."""
@@ -123,14 +123,12 @@ class _Check:
             yield Finding("note", "tokenizers", renamed)
 
     def _templates(self) -> Iterator[Finding]:
-        tokenizers = {side: self.pair.tokenizer(side) for side in SIDES}
+        tokenizers: dict[str, Any] = {side: self.pair.tokenizer(side) for side in SIDES}
         base, tuned = (tokenizer.chat_template for tokenizer in tokenizers.values())
         if not base and not tuned:
-            yield Finding(
-                "note", "templates", "neither model has a chat template: use prompt policy raw, or same_text with a template file"
-            )
+            yield Finding("note", "templates", "neither model has a chat template: by default prompts are read as bare text")
         elif not tuned:
-            yield Finding("note", "templates", "only the base has one: use prompt policy same_text with template base, or raw")
+            yield Finding("note", "templates", "only the base has one: by default both models read prompts in it")
         elif not base:
             yield Finding(
                 "ok", "templates", "only the tuned model has one, and same_text (the default) renders both models' prompts with it"
@@ -140,9 +138,8 @@ class _Check:
             yield Finding("ok" if base == tuned else "note", "templates", said)
         for side, tokenizer in tokenizers.items():
             yield from (Finding("note", "templates", said) for said in several_templates(side, tokenizer))
-        given = self.study.prompts
-        policy = PromptPolicy(**given.model_dump(include={"policy", "template", "position", "system", "date", "answer"}))
         with suppress(PromptError):  # one that cannot be rendered ends the next step, in the words that a run ends with
+            policy = policy_of(with_policy(self.study, tokenizers)[0])
             for said in said_of_template((tokenizers["base"], tokenizers["tuned"]), policy):
                 yield Finding("note", "templates", said)
 

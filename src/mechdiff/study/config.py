@@ -88,7 +88,7 @@ class Prompts(Section):
     at_most: Annotated[dict[Split, Count], BeforeValidator(_of_each)] | None = (
         None  # prompts of each split, from the top; one number is for all
     )
-    policy: Literal["same_text", "native", "raw"] = "same_text"
+    policy: Literal["auto", "same_text", "native", "raw"] = "auto"  # auto: same_text where a model has a chat template, else raw
     template: Text = "tuned"  # "tuned", "base", "tuned:NAME" (one of several), or a jinja file
     position: Literal["decision", "last_user"] = "decision"
     system: str | None = None
@@ -101,7 +101,7 @@ class Prompts(Section):
             raise wrong(sorted(self.sources()), "either file (split by the seed) or fit, select and report, not both")
         if not self.sources():
             raise wrong("no prompts", "file: prompts.jsonl, or any of fit, select and report")
-        if self.policy != "same_text" and self.template != "tuned":
+        if self.policy in ("native", "raw") and self.template != "tuned":
             raise wrong(self.template, f"no template: policy {self.policy} renders with none of its own choice; only same_text has one")
         if self.policy == "raw" and (self.system is not None or self.date is not None):
             raise wrong(self.system or self.date, "no system and no date: policy raw renders no template that could print them")

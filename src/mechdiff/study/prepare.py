@@ -11,7 +11,7 @@ import torch
 
 from mechdiff.architectures.lookup import family_of, routers_of, shape_of
 from mechdiff.architectures.sizes import QUANTIZED, Shape
-from mechdiff.errors import ModelError
+from mechdiff.errors import ModelError, PromptError
 from mechdiff.models.changes import open_changes
 from mechdiff.models.functions import function_differences
 from mechdiff.models.modules import not_in_files
@@ -20,7 +20,7 @@ from mechdiff.prompts.cuts import said_of_cuts, said_of_file
 from mechdiff.prompts.matching import Vocabulary, agreed
 from mechdiff.prompts.rendering import Rendered, render, tail
 from mechdiff.prompts.sets import clusters_of
-from mechdiff.prompts.templates import PromptPolicy, said_of_chats
+from mechdiff.prompts.templates import PromptPolicy, chosen, said_of_chats
 from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
 from mechdiff.store.run_folder import cell_hash
 from mechdiff.study.cells import TEXT_TOKENS, Item, Plan
@@ -86,6 +86,7 @@ def prepare(study: StudyConfig, options: RunOptions, experiments: Mapping[str, E
     )
     shapes: dict[str, Shape] = {side: shape_of(pair.config(side)) for side in SIDES}
     tokenizers: dict[str, Any] = {side: pair.tokenizer(side) for side in SIDES}
+    study, chose = with_policy(study, tokenizers)
     both = agreed(vocabulary_of(tokenizers["base"]), vocabulary_of(tokenizers["tuned"]))
     rows = {f"rows_{side}": shape.vocab for side, shape in shapes.items()}
     tokens = replace(shared_tokens(both.base, both.tuned, **rows, same_rows=study.pair.same_rows), flags=both.flags)
@@ -112,11 +113,31 @@ def prepare(study: StudyConfig, options: RunOptions, experiments: Mapping[str, E
         experiments=experiments,
         vocabularies={"base": both.base, "tuned": both.tuned},
         tokens=tokens,
-        said=_said(rendered, pair, tokens, reading.policy),
+        said=(*chose, *_said(rendered, pair, tokens, reading.policy)),
         identity=identity,
         config_hash=cell_hash({"study": config_hash(study, content_hashes(study) | contents), "quick": options.quick}),
         broken=tuple(broken),
     )
+
+
+def with_policy(study: StudyConfig, tokenizers: Mapping[str, Any]) -> tuple[StudyConfig, list[str]]:
+    """The study with a policy, which `auto` leaves to the tokenizers, and what is to be said of the choice."""
+    prompts = study.prompts
+    if prompts.policy != "auto":
+        return study, []
+    policy, template, said = chosen(prompts.template, tokenizers["base"], tokenizers["tuned"])
+    if policy == "raw" and (asked := prompts.system or prompts.date):
+        raise PromptError(
+            f"prompts: given {'system' if prompts.system else 'date'} {asked!r}, and neither model has a chat template that prints it. "
+            "Take it out, or give a template (a Jinja file)."
+        )
+    settled = prompts.model_copy(update={"policy": policy, "template": template})
+    return study.model_copy(update={"prompts": settled}), [said] if said else []
+
+
+def policy_of(study: StudyConfig) -> PromptPolicy:
+    """How the study's prompts become what the models read."""
+    return PromptPolicy(**study.prompts.model_dump(include={"policy", "template", "position", "system", "date", "answer"}))
 
 
 def _read(
@@ -128,7 +149,7 @@ def _read(
     shapes: Mapping[str, Shape],
 ) -> Reading:
     """All prompts as both models read them, and what the measures make of them."""
-    policy = PromptPolicy(**study.prompts.model_dump(include={"policy", "template", "position", "system", "date", "answer"}))
+    policy = policy_of(study)
     lengths = {"max_base": shapes["base"].context, "max_tuned": shapes["tuned"].context}
     reading = Reading(study=study, rendered={}, tokenizers=tokenizers, policy=policy, lengths=lengths, shapes=shapes)
     any_length = {one.split for one in brought(study, experiments) if one.any_length}
