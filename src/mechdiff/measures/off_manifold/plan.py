@@ -47,7 +47,7 @@ def cells(planner: Planner) -> Iterator[Cell]:
         return
     n = sum(len(planner.splits[split]) for split in SPLITS if split in planner.splits)
     if n < FEWEST:
-        planner.skip("off_manifold", f"{n} prompts give no covariance of activations; {FEWEST} are needed")
+        planner.skip("off_manifold", f"{n} prompt{'s' * (n != 1)} give{'s' * (n == 1)} no covariance of activations; {FEWEST} are needed")
         return
     kinds = [kind for kind in planner.wanted if any(kind in one.sites for one in at_sites) or (heads and kind == "attn_proj")]
     items = planner.whole("report")
