@@ -245,3 +245,14 @@ def test_the_estimate_knows_what_answers_cost(study: dict[str, Any]) -> None:
 def test_bad_input_is_said_before_anything_is_computed(study: dict[str, Any], options: dict[str, Any], error: type, message: str) -> None:
     with pytest.raises(error, match=f"(?s){message}"):
         prepare(make_study({**study, "measures": [{"behaviour": options}]}), RunOptions(), EXPERIMENTS)
+
+
+def test_answers_under_edits_may_be_shorter_than_answers(study: dict[str, Any]) -> None:
+    def tokens(**options: Any) -> dict[str, set[int]]:
+        asked = {**study, "measures": [{"behaviour": {**OPTIONS, **options}}]}
+        cells = prepare(make_study(asked), RunOptions(), EXPERIMENTS).plan.cells
+        stages = ("behaviour", "behaviour_edits")
+        return {stage: {cell.key["settings"]["max_tokens"] for cell in cells if cell.stage == stage} for stage in stages}
+
+    assert tokens() == {"behaviour": {5}, "behaviour_edits": {5}}
+    assert tokens(max_tokens=9, edited_tokens=2) == {"behaviour": {9}, "behaviour_edits": {2}}

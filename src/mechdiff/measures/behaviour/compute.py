@@ -262,6 +262,7 @@ def behaviour_record(run: Execution) -> dict[str, Any]:
             "groups": groups,
             "probes": {"file": file, "n": len(probes)} if probes else None,
             "max_tokens": options.max_tokens,
+            **({"edited_tokens": options.edited_tokens} if options.edited_tokens is not None else {}),
             "samples": options.samples,
             "openings": options.openings,
             "layers": sorted({layer for cell in edits for layer in (*cell.key["layers"], *closer_layers(run, options))}),

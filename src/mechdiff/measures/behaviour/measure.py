@@ -28,8 +28,16 @@ BEHAVIOUR = Measure(
         ),
         few={"max_tokens": 3, "probes": False, "openings": 1, "scored_layers": 1, "scored_prompts": 2, "spoken_prompts": 1},
         demo=Budget(
-            seconds=60,
-            options={"n_probes": 4, "max_tokens": 10, "openings": 2, "scored_layers": 1, "scored_prompts": 2, "spoken_prompts": 1},
+            seconds=90,
+            options={
+                "n_probes": 4,
+                "max_tokens": 96,
+                "edited_tokens": 10,
+                "openings": 2,
+                "scored_layers": 1,
+                "scored_prompts": 2,
+                "spoken_prompts": 1,
+            },
         ),
     ),
     # what statistics read

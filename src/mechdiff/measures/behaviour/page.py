@@ -75,7 +75,8 @@ def _both(run: Run, groups: list[Group]) -> list[Any]:
     columns = ("prompts", "", "n", "base", "tuned", "tuned − base", "p", "p, Holm")
     languages = listed(f"{LANGUAGES.get(name, name)} ({n})" for name, n in told["languages"].items())
     guess = f", guessed from letters for {told['guessed']} (meta.language says it)" if told.get("guessed") else ""
-    said = f"Greedy answers of at most {told['max_tokens']} tokens to prompts in {languages}{guess}. "
+    under = f" (under edits {told['edited_tokens']})" if told.get("edited_tokens") else ""
+    said = f"Greedy answers of at most {told['max_tokens']} tokens{under} to prompts in {languages}{guess}. "
     said += (
         "p: McNemar's exact test of rates, else of a mean difference of 0, each by itself; Holm: among the spoken scores of its prompts."
     )

@@ -73,6 +73,7 @@ class BehaviourOptions(CloserOptions):
     probes: Annotated[bool | str, BeforeValidator(_probes)] = True  # beside the report prompts: those that come with mechdiff, or a file
     patterns: str | None = None  # lists of refusals and styles beside those that come with mechdiff: LANGUAGE.yaml, or a folder of some
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 48  # of an answer
+    edited_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None  # of an answer under an edit; none: as many
     stop: Annotated[tuple[str, ...], BeforeValidator(_ends)] = ()  # texts that end an answer, beside the models' own end tokens
     samples: Annotated[int, Field(ge=0, le=1000)] = 0  # drawn answers to each prompt beside the greedy one
     temperature: Annotated[float, Field(gt=0, le=100)] = 0.7  # of drawn answers
@@ -157,6 +158,8 @@ def _edited(planner: Planner, options: BehaviourOptions, on: dict[str, Any]) -> 
     for side in ("base", "tuned") if probes else ():
         key = planner.key(probes, stage="capture", side=side, split="probes", position="decision", kinds=kinds, layers=every)
         yield Cell(stage="capture", key=key, items=probes, side=side, flops=planner.flops(sum(item.tokens for item in probes), len(probes)))
+    if options.edited_tokens is not None:
+        on = {**on, "settings": {**on["settings"], "max_tokens": options.edited_tokens}}
     on = {**on, "kinds": kinds, "layers": options.scored(planner.shape.n_layers), **choice(planner, options), **_made_of(planner, options)}
     for direction in _directions(planner, options):
         for split in SPLITS:
@@ -244,7 +247,7 @@ def _cell(planner: Planner, scored: Sequence[Item], spoken: Sequence[Item], what
     rows = 1 + sum(planner.shape.n_layers - layer for layer in layers) / planner.shape.n_layers * len(what["kinds"])
     around = (AROUND - 2) if what["direction"] == labels.TUNED_INTO_BASE and what["grafts"] else own * 1
     read = sum(item.tokens for item in scored) + tokens
-    said = len(spoken) * options.max_tokens * (1 + n_closer + around)
+    said = len(spoken) * what["settings"]["max_tokens"] * (1 + n_closer + around)
     runs = len(layers) * len(what["kinds"])
     key = planner.key(scored, stage="behaviour_edits", told=[item.told for item in scored], spoken=[item.id for item in spoken], **what)
     return Cell(
@@ -253,5 +256,5 @@ def _cell(planner: Planner, scored: Sequence[Item], spoken: Sequence[Item], what
         items=tuple(scored),
         side=labels.runner(what["direction"]),
         flops=planner.flops(tokens * rows + read * (1 + around) + said, tokens * (1 + runs + around) + said),
-        steps=options.max_tokens * (1 + around) * bool(spoken),
+        steps=what["settings"]["max_tokens"] * (1 + around) * bool(spoken),
     )

@@ -3,12 +3,14 @@
 Features of an answer: how it begins (its first one to four words or signs), signs that are no words in it ("####"), whether it has a digit or a line
 break, the letters it is mostly written in, and whether it is longer or shorter than the other model's.
 
-    x_ij = 1 where the tuned model's answer to prompt i has feature j and the base's does not, -1 the other way, else 0
-    p_j  = share of the 2^n exchanges of the two answers within prompts in which max_k |sum_i x_ik| is at least |sum_i x_ij|
+    x_ij = 1 where the tuned model's answer to prompt i has feature j and the base's does not, -1 the other way, else 0; of prompts that share a
+           cluster their mean
+    p_j  = share of the 2^n exchanges of the two models' answers within prompts (clusters) in which the largest |sum_i x_ik|, over all features k
+           that are seen no more often than j, is at least |sum_i x_ij|; never under the p of a feature before it
 
-If it made no difference which model answers, an exchange within a prompt would be as likely as what was seen, so that the largest of all features is
-as large in a share of 0.05 of studies at most: p is exact (n up to EXACT; else of DRAWS exchanges) and family-wise over every feature, however many.
-It misleads where answers were cut off: what comes later is not seen. (Westfall and Young 1993, the max-T method.)
+If it made no difference which model answers, an exchange within a prompt would be as likely as what was seen. So p is exact (n up to EXACT; else of
+DRAWS exchanges) and family-wise over every feature, however many: of studies without a difference a share of 0.05 names anything. It misleads
+where answers were cut off: what comes later is not seen. (Westfall and Young 1993: max-T, stepping down.)
 """
 
 import re
@@ -33,7 +35,7 @@ class Said:
     """One feature of the answers."""
 
     kind: str
-    """begin, contain, has, written, longer."""
+    """begin, contain, has, written, than."""
     text: str
     base: int
     tuned: int
@@ -59,8 +61,8 @@ def features(text: str, other: str) -> set[tuple[str, str]]:
     letters = [name for name in map(_letters, text) if name]
     if letters:
         found.add(("written", max(sorted(set(letters)), key=letters.count)))
-    if len(text.split()) != len(other.split()):
-        found.add(("longer", "longer" if len(text.split()) > len(other.split()) else "shorter"))
+    if len(text.split()) < len(other.split()):
+        found.add(("than", "shorter"))
     return found
 
 
@@ -68,15 +70,18 @@ def _letters(letter: str) -> str | None:
     return unicodedata.name(letter, "").partition(" ")[0].capitalize() or None if letter.isalpha() else None
 
 
-def apart(base: Sequence[str], tuned: Sequence[str], *, seed: int = 0) -> list[Said]:
-    """Every feature by its p, of features that are in the same answers the most telling alone; `base` and `tuned`: answers to the same prompts."""
+def apart(base: Sequence[str], tuned: Sequence[str], clusters: Sequence[str] = (), *, seed: int = 0) -> list[Said]:
+    """Every feature by its p; of features that are in the same answers the most telling alone.
+
+    `base` and `tuned`: answers to the same prompts. `clusters`: the cluster of each prompt; empty: every prompt is one.
+    """
     theirs = [features(one, other) for one, other in zip(base, tuned, strict=True)]
     ours = [features(one, other) for other, one in zip(base, tuned, strict=True)]
     names = sorted(set().union(*theirs, *ours))
     if not names:
         return []
     in_base, in_tuned = (np.array([[name in one for name in names] for one in of], dtype=int) for of in (theirs, ours))
-    p = exchanged(in_tuned - in_base, seed=seed)
+    p = exchanged(_by_cluster(in_tuned - in_base, clusters or [str(i) for i in range(len(base))]), seed=seed)
     best: dict[tuple, Said] = {}
     for place, (kind, text) in enumerate(names):
         one = Said(
@@ -88,7 +93,12 @@ def apart(base: Sequence[str], tuned: Sequence[str], *, seed: int = 0) -> list[S
     return sorted(best.values(), key=lambda one: (one.p, -abs(one.tuned - one.base), *(-part for part in _telling(one)), one.text))
 
 
-KINDS = ("longer", "has", "written", "contain", "begin")
+def _by_cluster(x: Int[ndarray, "prompt feature"], clusters: Sequence[str]) -> Float[ndarray, "cluster feature"]:
+    """The mean of each cluster's prompts."""
+    return np.array([x[[name == one for name in clusters]].mean(axis=0) for one in dict.fromkeys(clusters)])
+
+
+KINDS = ("than", "has", "written", "contain", "begin")
 """From the least telling to the most."""
 
 
@@ -96,13 +106,17 @@ def _telling(one: Said) -> tuple[int, int]:
     return KINDS.index(one.kind), len(one.text)
 
 
-def exchanged(x: Int[ndarray, "prompt feature"], *, seed: int = 0) -> Float[ndarray, " feature"]:
-    """Family-wise p of each column's sum under exchanges of sign within rows."""
-    n = len(x)
+def exchanged(x: Float[ndarray, "unit feature"], *, seed: int = 0) -> Float[ndarray, " feature"]:
+    """Family-wise p of each column's sum under exchanges of sign within rows, stepping down from the largest sum."""
+    n, seen = len(x), np.abs(x.sum(axis=0))
     if n <= EXACT:
         signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
     else:
         drawn = np.random.default_rng(seed).choice((-1, 1), size=(DRAWS, n))
         signs = np.concatenate([np.ones((1, n), int), drawn])
-    largest = np.abs(signs @ x).max(axis=1)
-    return (largest[:, None] >= np.abs(x.sum(axis=0))[None]).mean(axis=0)
+    order = np.argsort(-seen, kind="stable")
+    sums = np.abs(signs @ x[:, order])
+    largest = np.maximum.accumulate(sums[:, ::-1], axis=1)[:, ::-1]  # over this feature and all that are seen no more often
+    first = np.searchsorted(-seen[order], -seen[order])  # features that are seen as often are tested together
+    p = np.maximum.accumulate((largest[:, first] >= seen[order] - 1e-9).mean(axis=0))
+    return p[np.argsort(order)]

@@ -16,7 +16,7 @@ GAINED = {
     "contain": "contain “{}”",
     "has": "have {}",
     "written": "are written in {} letters",
-    "longer": "are {}",
+    "than": "are {} than the base's",
 }
 MOST_OF = 0.8
 """Part of the answers from which they are said to do something, else to do it more often."""
@@ -36,11 +36,10 @@ def what(run: Run) -> list[Candidate]:
 
 @once
 def apart(run: Run) -> list[Said]:
-    """Features of the answers to the test prompts, prompts that share a cluster counting as one: the first of each answers for it."""
-    names = (run.manifest.get("units") or {}).get("report", {})
-    firsts = {names.get(one["prompt"], one["prompt"]): one for one in reversed(_texts(run))}
-    own = [firsts[name] for name in sorted(firsts)]
-    return said.apart([one["base"] for one in own], [one["tuned"] for one in own]) if own else []
+    """Features of the answers to the test prompts; prompts of one cluster count as one in the test."""
+    names, own = (run.manifest.get("units") or {}).get("report", {}), _texts(run)
+    clusters = [names.get(one["prompt"], one["prompt"]) for one in own]
+    return said.apart([one["base"] for one in own], [one["tuned"] for one in own], clusters) if own else []
 
 
 def _texts(run: Run) -> list[dict]:
@@ -57,8 +56,9 @@ def _said(one: Said, run: Run) -> Candidate:
     limit = _limit(run)
     caveat = f"Answers were cut at {limit} tokens: what comes later was not seen." if limit else ""
     known: dict[str, Any] = {"n": one.n, "needed": FEWEST, "caveat": caveat}
-    if one.kind == "longer":
-        return told(f"Answers are {one.text} than the base's: ", tuned, ".", **known)
+    if one.kind == "than":
+        more, fewer = (tuned, "shorter") if one.gained else (base, "longer")
+        return told(f"Answers are {fewer} than the base's on ", more, ".", **known)
     does = GAINED[one.kind].format(text)
     if one.gained:
         words = f"Answers now {does}" if one.tuned >= MOST_OF * one.n else f"More answers {does}"
