@@ -10,7 +10,7 @@ from torch import Tensor
 import pico
 from mechdiff.architectures.families import sliding_window
 from mechdiff.engine.activations import Clean, capture, forward
-from mechdiff.engine.attention_patterns import attention_at_decision, pattern_js_nats
+from mechdiff.engine.attention_patterns import attention_at_decision, attention_at_end, pattern_js_nats
 from mechdiff.errors import ModelError
 from mechdiff.models.pair import Model
 
@@ -48,6 +48,20 @@ def test_patterns_are_those_of_a_whole_eager_pass(name: str, keep_cache: bool) -
         assert found[layer].shape == (model.shape.n_heads, len(IDS)), "one weight for each token up to its own"
         torch.testing.assert_close(found[layer], expected, atol=2e-6, rtol=2e-5)
         assert (found[layer].std(0) > 0).any(), "heads differ, so that a mix-up of heads would show"
+
+
+@pytest.mark.parametrize("keep_cache", [True, False])
+@pytest.mark.parametrize("n_last", [7, 99])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
+def test_patterns_of_the_last_tokens_are_the_rows_of_a_whole_pass(name: str, n_last: int, keep_cache: bool) -> None:
+    model, eager = pico.pico(name), pico.pico(name, attention="eager")
+    found = attention_at_end(model, clean_of(model, keep_cache=keep_cache), LAYERS, n_last)
+    whole_pass = forward(eager, torch.tensor([IDS]), use_cache=False, output_attentions=True).attentions
+    for layer in LAYERS:
+        rows = min(n_last, len(IDS))
+        assert found[layer].shape == (model.shape.n_heads, rows, len(IDS))
+        torch.testing.assert_close(found[layer], whole_pass[layer][0, :, -rows:], atol=2e-6, rtol=2e-5)
+        assert (found[layer].triu(len(IDS) - rows + 1) == 0).all(), "no token sees one behind it"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

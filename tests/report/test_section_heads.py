@@ -10,6 +10,7 @@ from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.measures.heads import charts as heads_charts
 from mechdiff.measures.heads import findings as heads_findings
 from mechdiff.measures.heads import page as heads_page
+from mechdiff.measures.heads import patterns
 from mechdiff.measures.heads import sets as heads_sets
 from mechdiff.measures.heads.words import which_heads
 from mechdiff.report import drawing, phrasing
@@ -17,6 +18,7 @@ from mechdiff.report.parts import Drawn, Run
 from mechdiff.statistics import summary as statistics_summary
 from report import planted_heads as planted
 from report.conftest import CHANGED
+from report.test_figures import descriptions
 from said import leads, verdict
 
 SIZE = {"n_layers": 7, "changed": CHANGED}
@@ -304,3 +306,31 @@ def test_a_head_under_0_takes_no_label_from_the_map(run: Run, width: int) -> Non
     plain = words_on_axes(drawing.to_svg(heads_charts.head_map(run.rows, run.summary, run.manifest, width=width)))
     for word in (*(f"head {head}" for head in range(planted.N_HEADS)), "MLP", "layer", *map(str, range(SIZE["n_layers"]))):
         assert words.count(word) == plain.count(word) > 0, word
+
+
+PATTERNS = {
+    "prompt": "r001", "tokens": ["<s>", "a", "b"],
+    "heads": [
+        {"head": "L4.head 1", "base": [[1.0], [0.7, 0.3], [0.2, 0.3, 0.5]], "tuned": [[1.0], [0.7, 0.3], [0.8, 0.1, 0.1]]},
+        {"head": "L2.head 0", "base": [[1.0], [0.5, 0.5], [0.4, 0.3, 0.3]], "tuned": [[1.0], [0.4, 0.6], [0.4, 0.3, 0.3]]},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
+def test_attention_patterns_have_a_cell_for_each_pair_of_tokens(width: int, rows: pl.DataFrame, summary: pl.DataFrame) -> None:
+    manifest = {"heads": {"attention_patterns": PATTERNS}}
+    (part,) = patterns.parts(Run(rows=rows, summary=summary, manifest=manifest))
+    assert (
+        "the last 3 tokens of r001. Largest changes: L4.head 1 +0.60 from “b” to “<s>” and L2.head 0 −0.10 from “a” to “<s>”."
+        in part.caption
+    )
+    svg = drawing.to_svg(part.chart(rows, summary, manifest, width=width))
+    cells = descriptions(svg, "rect mark")
+    assert len(cells) == 2 * 3 * 6
+    assert "L4.head 1, base: 2 b attends to 0 &lt;s&gt;: 0.200" in cells
+    assert "L4.head 1, tuned: 2 b attends to 0 &lt;s&gt;: 0.800" in cells
+    assert "L4.head 1, tuned − base: 2 b attends to 0 &lt;s&gt;: 0.600" in cells
+    assert 0.8 * width < int(re.search(r'<svg[^>]* width="(\d+)"', svg)[1]) <= width + 15  # type: ignore[index]
+    assert patterns.attention_patterns(rows, summary, {}) is None
+    assert patterns.parts(Run(rows=rows, summary=summary, manifest={})) == []

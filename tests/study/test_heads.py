@@ -109,6 +109,24 @@ def test_what_is_chosen_on_select_names_the_head(one_head: Run) -> None:
         assert sum(weight for _, weight in one["tuned"]) <= 1.001
 
 
+def test_whole_patterns_of_the_top_heads_are_kept_and_end_in_those_of_the_last_token(one_head: Run) -> None:
+    said = one_head.manifest()["heads"]
+    kept = said["attention_patterns"]
+    assert 0 < len(kept["tokens"]) <= 24
+    assert f"L{LAYER}.head {HEAD}" in [head["head"] for head in kept["heads"]]
+    for head in kept["heads"]:
+        of_last = next(one for one in said["attention"] if (one["head"], one["prompt"]) == (head["head"], kept["prompt"]))
+        for side in ("base", "tuned"):
+            assert [len(row) for row in head[side]] == list(range(1, len(kept["tokens"]) + 1)), "a token sees itself and those before it"
+            assert all(0 <= weight <= 1 and sum(row) <= 1.01 for row in head[side] for weight in row)
+            largest = [weight for _, weight in of_last[side]]
+            known = [weight for weight in head[side][-1] if weight > min(largest) + 1e-3]
+            assert known, "some of the tokens of the largest weights are among the last of the prompt"
+            assert all(min(abs(weight - other) for other in largest) < 1e-3 for weight in known)
+        if head["head"] == f"L{LAYER}.head {HEAD}":
+            np.testing.assert_allclose(head["base"][-1], head["tuned"][-1], atol=2e-3)
+
+
 def test_write_carries_what_routing_does_not_and_mapped_heads_are_close(one_head: Run) -> None:
     here = of(one_head, direction="tuned<-base", split="report", layer=LAYER, unit=f"head {HEAD}", metric="kl_own_nats", control=None)
     arms = {(arm, strength): value for arm, strength, value in here.group_by("arm", "strength").agg(pl.col("value").mean()).iter_rows()}

@@ -31,25 +31,31 @@ ROUNDING = 0.02
 
 
 def attention_at_decision(model: Model, clean: Clean, layers: Sequence[int]) -> dict[int, Float[Tensor, "head key"]]:
-    """The attention of a prompt's last token on all its tokens, by layer; float32, on the CPU. Keys outside a layer's window have 0.
+    """The attention of a prompt's last token on all its tokens, by layer: `attention_at_end` of one token."""
+    return {layer: pattern[:, 0] for layer, pattern in attention_at_end(model, clean, layers, 1).items()}
 
-    One pass of the last token on the clean run's cache (after a pass of the prefix where none was kept). Raises ModelError where the
-    model gives no attention weights, or none that are those of the model as it runs.
+
+def attention_at_end(model: Model, clean: Clean, layers: Sequence[int], n_last: int) -> dict[int, Float[Tensor, "head last key"]]:
+    """The attention of each of a prompt's last tokens on all its tokens, by layer; float32, on the CPU. Keys that a token does not see have 0.
+
+    `n_last`: how many tokens, or all where the prompt has fewer. One pass of these tokens on the clean run's cache (after a pass of the prefix where
+    none was kept). Raises ModelError where the model gives no attention weights, or none that are those of the model as it runs.
     """
     _refuse_unreadable(model)
-    prefix = _prefix(model, clean)
+    n_last = min(n_last, len(clean.ids))
+    prefix = _prefix(model, clean, len(clean.ids) - n_last)
     with _eager(model):
-        output = forward(model, clean.ids[None, -1:], past_key_values=prefix, use_cache=prefix is not None, output_attentions=True)
+        output = forward(model, clean.ids[None, -n_last:], past_key_values=prefix, use_cache=prefix is not None, output_attentions=True)
     _refuse_another_law(model, clean, output.logits[0, -1].float())
     given = output.attentions or ()
-    expected = (1, model.shape.n_heads, 1, len(clean.ids))
+    expected = (1, model.shape.n_heads, n_last, len(clean.ids))
     shapes = [tuple(pattern.shape) for pattern in given if pattern is not None]
     if shapes != [expected] * model.shape.n_layers:
         raise ModelError(
             f"{model.ref}: its blocks give no attention weights that can be read: {sorted(set(shapes)) or 'none'} from {len(shapes)} of "
             f"{model.shape.n_layers} blocks, where {expected} (prompts, heads, positions, keys) from each is expected. Leave attention out."
         )
-    return {layer: _pattern(model, layer, given[layer][0, :, 0]) for layer in layers}
+    return {layer: _pattern(model, layer, given[layer][0]) for layer in layers}
 
 
 def _refuse_unreadable(model: Model) -> None:
@@ -64,11 +70,10 @@ def _refuse_unreadable(model: Model) -> None:
     raise ModelError(f"{model.ref}: attention patterns cannot be read: {why}. Leave attention out.")
 
 
-def _prefix(model: Model, clean: Clean) -> Any:
-    """The keys and values of all tokens but the last; None for a prompt of one token."""
+def _prefix(model: Model, clean: Clean, n_before: int) -> Any:
+    """The keys and values of a prompt's first tokens; None for none."""
     from transformers import DynamicCache
 
-    n_before = len(clean.ids) - 1
     if n_before == 0:
         return None
     kept = clean.cache or capture(model, clean.ids[:-1].tolist(), [], [0], keep_cache=True).cache
@@ -102,7 +107,7 @@ def _refuse_another_law(model: Model, clean: Clean, logits: Float[Tensor, " voca
         )
 
 
-def _pattern(model: Model, layer: int, given: Float[Tensor, "head key"]) -> Float[Tensor, "head key"]:
+def _pattern(model: Model, layer: int, given: Float[Tensor, "head last key"]) -> Float[Tensor, "head last key"]:
     """Without a sink, rounding is taken out of the sum: a comparison would take what is missing to 1 for a sink."""
     pattern = given.float().cpu()
     if any(name.endswith("sinks") for name, _ in model.blocks[layer].named_parameters()):

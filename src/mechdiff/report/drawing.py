@@ -51,6 +51,7 @@ DARK = {
     BLUE: "#5aa9e6", VERMILLION: "#f0844c", GREEN: "#2fc79a", PURPLE: "#d68bbf", ORANGE: "#e8ae3c",
     WINE: "#e0728f", OLIVE: "#b7c95a", TEAL: "#4fc0d0", PINK: "#ea85b8", BROWN: "#c9a45c", BASE: "#b3bcc6",
     "#a7adb4": "#848d97", "#5f6973": "#b9c1ca", "#ef9a63": "#ffb98f", "#8f3d00": "#d9722e",
+    "#a24a0c": "#ff9b57", "#f6c99b": "#7d4a24", "#9cc3e4": "#2a567d",
     "#8a5c00": "#e0b45c", "#b03a00": "#ff9b57", "#8fb8d8": "#3f6f96",
     **dict(zip(SHARE_RANGE, ["#1c242d", "#24425f", "#2f669a", "#5095cf", "#8fc0e8", "#d9ecfb"], strict=True)),
 }  # fmt: skip

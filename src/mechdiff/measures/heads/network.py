@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mechdiff import labels
-from mechdiff.engine.attention_patterns import attention_at_decision, pattern_js_nats
+from mechdiff.engine.attention_patterns import attention_at_decision, attention_at_end, pattern_js_nats
 from mechdiff.engine.counterfactuals import score_rows
 from mechdiff.errors import ModelError
 from mechdiff.labels import CROSSED, Player
@@ -32,6 +32,11 @@ AT_RANDOM = 5
 
 SHOWN = 5
 """Tokens that the record names of what a head looks at."""
+
+DRAWN, TOKENS, LONGEST = 3, 24, 1024
+"""Of how many top heads whole patterns are kept, on how many last tokens of one prompt, and how long that prompt may be."""
+WHOLE = "whole "
+"""Starts the name of a whole pattern among the tensors of `looks`."""
 
 
 # ---- across the network ------------------------------------------------------------------------------------------------------------
@@ -75,7 +80,8 @@ def _place(player: Player) -> tuple[int, int]:
 
 
 def looks(run: Execution, cell: Cell, model: Model | None) -> Result:
-    """Tensors: where the top heads look at the decision position, `[prompt, token]` by the head's name, 0 behind the end of a prompt.
+    """Tensors: where the top heads look at the decision position, `[prompt, token]` by the head's name, 0 behind the end of a prompt; and of the
+    first of them, by WHOLE and the name, `[last token, token]` of the first prompt.
 
     A family that does not say where its heads look gives its reason instead.
     """
@@ -93,7 +99,16 @@ def looks(run: Execution, cell: Cell, model: Model | None) -> Result:
     for layer, head in chosen:
         rows = [torch.nn.functional.pad(one[layer][head or 0], (0, longest - one[layer].shape[1])) for one in patterns]
         found[labels.player_name((layer, head))] = torch.stack(rows).numpy()
-    return empty(), found
+    return empty(), found | _whole(run, cell, model, chosen[:DRAWN])
+
+
+def _whole(run: Execution, cell: Cell, model: Model, chosen: Sequence[Player]) -> dict[str, Any]:
+    """The patterns of a few heads over the last tokens of the first prompt; nothing for a prompt that is too long to keep all heads' patterns."""
+    clean = next(iter(run.cleans(cell, model)))
+    if len(clean.ids) > LONGEST:
+        return {}
+    kept = attention_at_end(model, clean, sorted({layer for layer, _ in chosen}), TOKENS)
+    return {f"{WHOLE}{labels.player_name((layer, head))}": kept[layer][head or 0].numpy() for layer, head in chosen}
 
 
 def attention(run: Execution, cell: Cell, model: Model | None) -> Result:
@@ -160,6 +175,7 @@ def heads_record(run: Execution) -> dict[str, Any]:
                 for way in ("single", "attribution")
             },
             "attention": _looked_at(run),
+            "attention_patterns": _patterns(run),
             "attention_refused": refused(run),
         }
     }
@@ -177,6 +193,29 @@ def _looked_at(run: Execution) -> list[dict[str, Any]]:
                 said = {side: _most(weights, ids, tokenizer) for side, weights in (("base", base), ("tuned", tuned))}
                 found.append({"head": labels.player_name(player), "prompt": name, **said, "js": js})
     return found
+
+
+def _patterns(run: Execution) -> dict[str, Any]:
+    """Of a few top heads the whole patterns of both models over the aligned tokens at the end of one prompt: who attends to whom."""
+    held = {one.side: run.folder.load(one.key).tensors for one in run.cells if one.stage == "looks"}
+    names = [name.removeprefix(WHOLE) for name in held.get("tuned", {}) if name.startswith(WHOLE) and name in held.get("base", {})]
+    cell = next((one for one in run.cells if one.stage == "attention"), None)
+    if not names or cell is None:
+        return {}
+    prompt = cell.key["ids"][0]
+    one, heads = run.prompt(cell.key["split"], prompt), []
+    ids = (one.ids_base, one.ids_tuned)
+    least = [len(ids[which]) - len(held[side][WHOLE + names[0]]) for which, side in enumerate(("base", "tuned"))]
+    places = torch.tensor([place for place in one.positions if place[0] >= least[0] and place[1] >= least[1]])
+    for name in names:
+        both = {}
+        for which, side in enumerate(("base", "tuned")):
+            at = places[:, which]
+            pattern = torch.from_numpy(held[side][WHOLE + name])[at - least[which]][:, at]
+            both[side] = [[round(float(w), 3) for w in row[: i + 1]] for i, row in enumerate(pattern)]
+        heads.append({"head": name, **both})
+    tokenizer = run.prepared.pair.tokenizer("tuned")
+    return {"prompt": prompt, "tokens": [tokenizer.decode([ids[1][at]]) for at in places[:, 1].tolist()], "heads": heads}
 
 
 def _most(weights: Tensor, ids: Sequence[int], tokenizer: Any) -> list[tuple[str, float]]:

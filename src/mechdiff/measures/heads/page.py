@@ -6,7 +6,7 @@ import polars as pl
 
 from mechdiff import labels
 from mechdiff.measures.divergence.words import why_no_share
-from mechdiff.measures.heads import both_formulas, charts, coverage, findings, over_answers, sets
+from mechdiff.measures.heads import both_formulas, charts, coverage, findings, over_answers, patterns, sets
 from mechdiff.measures.heads.sets import Game
 from mechdiff.measures.heads.words import effective, how_many
 from mechdiff.report import difference, phrasing
@@ -33,7 +33,7 @@ def heads(run: Run) -> Section:
     parts: list[Any] = [*_map(run, found), *over_answers.parts(run)]
     for direction in WORDS:
         parts += _sets(run, direction, found)
-    parts += [*_arms(run), *_pairs(run), *_network(run), *_attention(run)]
+    parts += [*_arms(run), *_pairs(run), *_network(run), *patterns.parts(run), *_attention(run)]
     return Section(id="heads", title=TITLE, parts=parts)
 
 
