@@ -95,7 +95,7 @@ def test_half_and_nearly_all_of_a_change_are_placed_along_the_layers(rows: pl.Da
     """Without single outputs: the residual stream carries everything from the planted layer on."""
     stream = rows.filter((pl.col("measure") != "patching") | pl.col("site").is_null() | pl.col("site").str.starts_with("resid"))
     where = tiles_of(run_of(stream, manifest))["where"]
-    assert where.text == f"Late. Patching the tuned model's activations into the base recovers half of the change at layer {CHANGED}."
+    assert where.text == f"Late. Copying the tuned model's activations into the base recovers half of the change at layer {CHANGED}."
     assert where.numbers[0].low == where.numbers[0].high == CHANGED
     assert where.numbers[0].n == 24
 

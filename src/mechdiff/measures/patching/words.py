@@ -233,7 +233,7 @@ def _depth(run: Run) -> list[Candidate]:
     layers = _layers(run)
     at, last = Site.parse(half.site).layer, f"L{layers - 1}.resid_post"
     word = DEPTH.word(at / max(1, layers - 1))
-    opening = f"{word}. Patching the tuned model's activations into the base recovers half of the change at layer "
+    opening = f"{word}. Copying the tuned model's activations into the base recovers half of the change at layer "
     behind: tuple[str | Number, ...] = ()
     if most is not None and most.site != last and Site.parse(most.site).layer > at:
         behind = (", nearly all at ", _crossed_at(most, run, f"nearly all of the change ({NEARLY_ALL:g})"))

@@ -22,7 +22,7 @@ def how_complicated(run: Run) -> list[Candidate]:
     if top is not None:
         whole = Number(shown=share(top.share), value=top.share, of=f"part recovered by each prompt's own tuned activation at {best.name}", n=best.n,
                        low=top.low, high=top.high)  # fmt: skip
-        beside = (" of the change; its own activation there ", whole)
+        beside = (" of the change, the full patch there ", whole)
     else:
         beside = (" of the change",)
     word = ONE_VECTOR.word(value)
