@@ -1,7 +1,7 @@
 """Studies are run for tests: only computed, finished, or as `mechdiff.run` leaves them with the figures blank."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,4 +48,5 @@ def run(*study: Any, page: bool = True, **how: Any) -> api.Run:
     with pytest.MonkeyPatch.context() as changed:
         if not page:
             changed.setattr(api, "build_report", lambda place, chapters: None)
+            changed.setattr(api, "_live", lambda folder, prepared, opened: nullcontext(lambda look: None))
         return api.run(*study, **how)

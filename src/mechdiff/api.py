@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mechdiff.study.check import Finding
     from mechdiff.study.on_ray import Task
     from mechdiff.study.prepare import Prepared
-    from mechdiff.study.run import Crew, Progress
+    from mechdiff.study.run import Crew, Progress, SoFar, Step
 
 SAMPLE = {split: str(Path(__file__).parent / "data" / "prompts" / f"courtesy_{split}.jsonl") for split in ("fit", "select", "report")}
 """What is asked where no prompts are given."""
@@ -123,12 +123,14 @@ def run(
     options: RunOptions | None = None,
     progress: "Progress | None" = None,
     listener: Callable[[str], None] = lambda line: None,
+    opened: Callable[[Path], None] = lambda page: None,
 ) -> Run:
     """Runs a study (a file, a StudyConfig, or a pair and prompts) and returns its Run. What is there already is not computed again.
 
     `prompts`: a file of any form that `mechdiff run --prompts` takes, a Hub id, a list of texts, of objects or of conversations (all split by the
     seed), or a mapping as in a study file; none: everyday questions that ship. `out`: the run's folder (default: runs/NAME-HASH).
-    `progress` is called with what runs now and the share that is done, `listener` with every line of the log.
+    `progress` is called with what runs now and the share that is done, `listener` with every line of the log,
+    `opened` with the path of the page once it stands, before the first number: it fills in as stages finish.
     Raises MechdiffError for what a user can put right.
     """
     from mechdiff.study.prepare import prepare
@@ -140,13 +142,34 @@ def run(
     place = Path(out or options.out or Path("runs") / _name(config, prepared.config_hash))
     with RunFolder.open(place, config_hash=prepared.config_hash, study_text=text, cells=options.cells) as folder:
         folder.listener = listener
-        with _crew(prepared, folder) as crew:
-            rows, record = execute(prepared, folder, progress, crew)
+        with _crew(prepared, folder) as crew, _live(folder, prepared, opened) as step:
+            rows, record = execute(prepared, folder, progress, crew, step)
         progress("intervals and figures", 1.0)
         folder.write_summary(summarise(rows, NUMBERS, prompts=read_prompts(place), seed=config.seed))
         folder.write_manifest(record)
     build_report(place, CHAPTERS)
     return Run(place)
+
+
+@contextmanager
+def _live(folder: RunFolder, prepared: "Prepared", opened: Callable[[Path], None]) -> "Iterator[Step]":
+    """What keeps the run's page up to date; where the run ends early, the page says so."""
+    from mechdiff.live import LivePage
+
+    page, told = LivePage(folder.path, prepared, folder.log), False
+
+    def step(look: "Callable[[], SoFar]") -> None:
+        nonlocal told
+        page.step(look)
+        if not told:
+            opened(page.folder / "report.html")
+        told = True
+
+    try:
+        yield step
+    except BaseException as error:
+        page.stopped(error)
+        raise
 
 
 def _crew(prepared: "Prepared", folder: RunFolder) -> "AbstractContextManager[Crew | None]":

@@ -71,6 +71,17 @@ def test_the_model_changes_less_often_than_in_the_order_by_hand(cells: list[Cell
     assert n_loads(schedule(STAGES, cells)) <= 5, "also with two stages that load both models themselves"
 
 
+def test_what_a_reader_asks_for_first_comes_first(cells: list[Cell]) -> None:
+    """Where both models stay in memory: before everything that it does not need. Else as early as no more loads allow."""
+    order = schedule(STAGES, cells, both=True)
+    assert not too_early(order)
+    soon = [place for place, group in enumerate(order) if group.stage.soon]
+    names = [group.stage.name for group in order]
+    assert {"weights", "behaviour", "divergence", "texts"} <= {order[place].stage.name for place in soon}
+    assert max(soon) < min(names.index(name) for name in ("patching", "heads", "grafting", "steering"))
+    assert n_loads(schedule(STAGES, cells)) <= n_loads(order)
+
+
 def test_what_is_there_already_is_no_load(cells: list[Cell]) -> None:
     tuned = [one for one in cells if one.side == "tuned"]
     assert n_loads(schedule(STAGES, tuned, "tuned"), "tuned") == 0

@@ -246,6 +246,7 @@ def _run(study: Any, options: Any, verbose: bool = False) -> None:
         finished = api.run(
             study, options=options, progress=lambda what, share: bar.update(task, description=what[:34], completed=share),
             listener=lambda line: bar.console.print(line, style="dim", markup=False, highlight=False) if verbose else None,
+            opened=lambda page: bar.console.print(f"page, which fills in: {page}", markup=False, highlight=False, soft_wrap=True),
         )  # fmt: skip
         bar.update(task, description="done", completed=1.0)
     from mechdiff.cli.printing import show_run

@@ -102,6 +102,7 @@ async function draw(figure) {
     if (over <= 1 || last || drawn.get(figure) !== asked) break;
     inner -= over;
   }
+  for (const group of plot.querySelectorAll('[role="graphics-symbol"]:not([aria-label])')) group.removeAttribute("role"); // of marks of which there are none
   plot.dataset.drawn = dark ? "dark" : "light";
 }
 

@@ -105,7 +105,10 @@ const here = new IntersectionObserver((seen) => {
   }
 }, { rootMargin: "-20% 0px -79% 0px" });
 for (const section of document.querySelectorAll("section[id]")) here.observe(section);
-for (const link of document.querySelectorAll(".contents ol a")) link.addEventListener("click", () => { if (innerWidth < 1100) link.closest("details").open = false; });
+const list = document.querySelector(".contents details"), beside = matchMedia("(min-width: 1100px)");
+list.open = beside.matches;
+beside.addEventListener("change", () => { list.open = beside.matches; });
+for (const link of document.querySelectorAll(".contents ol a")) link.addEventListener("click", () => { if (!beside.matches) list.open = false; });
 
 // what scrolls sideways or down can be reached by the keyboard, and its first column stays
 const moving = new ResizeObserver((changed) => {
@@ -204,18 +207,19 @@ function explore(place) {
     grid.style.gridTemplateColumns = `auto repeat(${data.layers.length}, minmax(0, 1fr))`;
     grid.replaceChildren();
     for (const [y, site] of data.sites.entries()) {
-      grid.append(make("span", { class: "site" }, site));
+      const line = make("div", { class: "line", role: "row" }, make("span", { class: "site", role: "rowheader" }, site));
+      grid.append(line);
       for (const [x, layer] of data.layers.entries()) {
         const cell = read(site, layer), found = value(cell), text = says(site, layer, cell);
         const one = make("button", { type: "button", role: "gridcell", tabindex: y === at[0] && x === at[1] ? "0" : "-1", "aria-label": text, "data-says": text, "data-at": `${y},${x}` });
         if (found !== null && !cell.quiet) one.style.backgroundColor = colour(found < 0 ? WARM : RAMP, Math.abs(found) / most);
         else one.classList.add("quiet");
         one.addEventListener("click", () => { at = [y, x]; open(site, layer, cell); });
-        grid.append(one);
+        line.append(one);
       }
     }
-    grid.append(make("span", { class: "site" }, "layer"));
-    for (const layer of data.layers) grid.append(make("span", { class: "layer" }, data.layers.length > 16 && layer % 5 ? "" : String(layer)));
+    const foot = data.layers.map((layer) => make("span", { class: "layer", role: "columnheader", "aria-label": `layer ${layer}` }, data.layers.length > 16 && layer % 5 ? "" : String(layer)));
+    grid.append(make("div", { class: "line", role: "row" }, make("span", { class: "site", role: "rowheader" }, "layer"), ...foot));
   }
 
   function open(site, layer, cell) {

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from mechdiff.report import drawing, phrasing, record, sections
 from mechdiff.report.overview import shown
 from mechdiff.report.overview.overview import overview
-from mechdiff.report.parts import Chapter, Drawn, Section, is_absent, load
+from mechdiff.report.parts import Chapter, Drawn, Run, Section, is_absent, load
 from mechdiff.report.verdict import verdict
 
 HERE = Path(__file__).parent
@@ -44,28 +44,33 @@ def build_report(run: Path, chapters: Mapping[str, Chapter]) -> Path:
 
     The same folder gives the same bytes. Raises RunError where there is no finished run, or its tables cannot be read.
     """
-    run = Path(run)
-    content = load(run)
+    return page_of(load(run), chapters, Path(run))
+
+
+def page_of(content: Run, chapters: Mapping[str, Chapter], folder: Path, *, alerts: Sequence[str] = (), refresh: int = 0) -> Path:
+    """The page of a run's tables, finished or as far as they go, in its folder; `refresh`: after so many seconds a browser loads it anew."""
     manifest, tables = content.manifest, (content.rows, content.summary, content.manifest)
     quick = ["A quick run: only the first prompts of each split were used, so intervals are wide."] if manifest.get("quick") else []
+    ready = sections.computed(content, chapters)
     return write_page(
-        run / "report.html",
+        folder / "report.html",
         readings=[chapter.reading for chapter in chapters.values()],
         kicker="mechdiff: what a fine-tune changed",
         names=[record.short_name(manifest, "base"), record.short_name(manifest, "tuned")],
         between={"sign": "→", "says": "to"},
-        alerts=quick,
+        alerts=[*alerts, *quick],
         warned=len(record.warnings(manifest)),
-        overview=shown.context(overview(content, chapters, verdict(content, chapters))),
+        overview=shown.context(overview(content, chapters, verdict(content, ready))),
         sections=[draw_section(one, *tables) for one in sections.all_sections(content, chapters)],
         record_title="The run's record",
         record=record.tables(manifest),
-        study=(run / "study.yaml").read_text(encoding="utf-8") if (run / "study.yaml").exists() else "",
-        files=[name for name in BESIDE if (run / name).exists()],
+        study=(folder / "study.yaml").read_text(encoding="utf-8") if (folder / "study.yaml").exists() else "",
+        files=[name for name in BESIDE if (folder / name).exists()],
+        refresh=refresh,
     )
 
 
-def write_page(path: Path, *, readings: Iterable[Path], **content: Any) -> Path:
+def write_page(path: Path, *, readings: Iterable[Path], refresh: int = 0, **content: Any) -> Path:
     """Fills the template with a page's content, its style sheet, its script and what explains its figures; returns the path."""
     style, *scripts, renderer = (
         path.read_text(encoding="utf-8") for path in (HERE / "page.css", HERE / "page.js", HERE / "figures.js", RENDERER)
@@ -84,7 +89,13 @@ def write_page(path: Path, *, readings: Iterable[Path], **content: Any) -> Path:
     environment.globals["to_the_right"] = to_the_right
     environment.filters |= {"without_folders": without_folders, "unbroken": unbroken}
     hashes = {"style_hash": policy_hash(style), "script_hashes": Markup(" ".join(f"'{policy_hash(one)}'" for one in (renderer, script)))}
-    said = {"n_figures": kinds["figure"], "n_tables": kinds["table"], "states": STATES, "readings": _macros(environment, readings)}
+    said = {
+        "n_figures": kinds["figure"],
+        "n_tables": kinds["table"],
+        "states": STATES,
+        "refresh": refresh,
+        "readings": _macros(environment, readings),
+    }
     own = {"style": Markup(style), "renderer": Markup(renderer), "script": Markup(script), "dark": _json(drawing.DARK)}
     page = environment.get_template("page.html").render(**content, **said, **own, **hashes)
     return _write(path, page.encode())

@@ -57,8 +57,12 @@ class Run:
 def load(folder: str | Path) -> Run:
     """A finished run as its page and comparisons read it. Raises RunError where there is none, or its tables cannot be read."""
     place = Path(folder)
-    raw, prompts = read_rows(place), read_prompts(place)
-    rows, summary, manifest = clustered(raw, prompts), read_summary(place), manifest_of(place)
+    return assembled(read_rows(place), read_prompts(place), read_summary(place), read_manifest(place))
+
+
+def assembled(raw: pl.DataFrame, prompts: list[dict], summary: pl.DataFrame, manifest: dict) -> Run:
+    """A run of its tables: rows prompt by prompt, prompts as in prompts.jsonl, and what was made of both."""
+    rows, manifest = clustered(raw, prompts), manifest | _units(prompts)
     if not both_answers(raw):
         return Run(rows=rows, summary=summary, manifest=manifest, prompts=prompts, prompt_rows=raw)
 
@@ -72,10 +76,14 @@ def load(folder: str | Path) -> Run:
 
 def manifest_of(place: Path) -> dict:
     """A run's record, and as `units` the name of each prompt's cluster by split and prompt, where prompts of a split share one."""
+    return read_manifest(place) | _units(read_prompts(place))
+
+
+def _units(prompts: list[dict]) -> dict[str, Any]:
     names: dict[str, dict[str, str]] = {}
-    for (split, prompt), unit in unit_names(read_prompts(place)).items():
+    for (split, prompt), unit in unit_names(prompts).items():
         names.setdefault(split, {})[prompt] = unit
-    return read_manifest(place) | ({"units": names} if names else {})
+    return {"units": names} if names else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,15 @@ from mechdiff.report.record import how_sure, trust
 def all_sections(run: Run, chapters: Mapping[str, Chapter]) -> list[Section]:
     """What the run found, in the order of its questions, and how far to trust it; each with what its measure found in words at its head."""
     with spoken.in_measured_words(run.rows):
-        placed = [(section.place or chapter.place, section) for chapter in chapters.values() for section in _of_chapter(run, chapter)]
-        return [*(section for _, section in sorted(placed, key=lambda one: one[0])), _trust(run, chapters)]
+        ready = computed(run, chapters)
+        made = {name: (_of_chapter if name in ready else _of_waiting)(run, chapter) for name, chapter in chapters.items()}
+        placed = [(section.place or chapters[name].place, section) for name, sections in made.items() for section in sections]
+        return [*(section for _, section in sorted(placed, key=lambda one: one[0])), _trust(run, ready)]
+
+
+def computed(run: Run, chapters: Mapping[str, Chapter]) -> dict[str, Chapter]:
+    """The chapters that a run that is not finished has all of; of a finished run all."""
+    return {name: chapter for name, chapter in chapters.items() if name not in run.manifest.get("waits", ())}
 
 
 def lead(run: Run, chapter: Chapter) -> list[str]:
@@ -34,6 +41,10 @@ def _of_chapter(run: Run, chapter: Chapter) -> list[Section]:
     differs = found is None or found.counts
     beside = [replace(one, state="effect" if differs else "none") if one.lead and not one.state else one for one in others]
     return [first if first.state or is_absent(first) else replace(first, state=_state(run, chapter, first, found)), *beside]
+
+
+def _of_waiting(run: Run, chapter: Chapter) -> list[Section]:
+    return [replace(make(run), lead=[], parts=[note("Not computed yet.")], state="waits") for make in chapter.sections]
 
 
 def _state(run: Run, chapter: Chapter, section: Section, found: Difference | None) -> State:

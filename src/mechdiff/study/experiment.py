@@ -37,6 +37,8 @@ class Stage:
     """Stages all of whose cells come first. "heads@same": those of the same model; "attribution/select": those on that split."""
     loads: tuple[str, ...] = ()
     """Models that a cell that belongs to no side loads by itself, in this order."""
+    soon: bool = False
+    """Whether a reader asks for its result first: it runs before stages that could run as well."""
     rate: float = 1.0
     """Share that it reaches of the speed at which most stages compute: what an estimate divides by."""
     laws: Callable[[Cell], int] = runs_of

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
+from mechdiff.rows import empty
 from mechdiff.shares import as_of_base
 from mechdiff.store.run_folder import RunFolder, cell_hash
 from mechdiff.study.cells import Cell
@@ -40,6 +41,26 @@ class Crew(Protocol):
 
     def record(self) -> dict[str, Any]:
         """What the run's record says of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoFar:
+    """How far a run has come."""
+
+    done: int
+    cells: int
+    share: float
+    """Of its work, by operations."""
+    now: str
+    """What was computed last."""
+    waits: frozenset[str]
+    """Measures that have nothing for a reader yet."""
+    tables: Callable[[], tuple[pl.DataFrame, list[dict[str, Any]], dict[str, Any]]]
+    """Rows of the stages that are finished, prompts as in prompts.jsonl, and the record that goes with these; loads every finished cell."""
+
+
+Step = Callable[[Callable[[], SoFar]], None]
+"""Called before the first cell, and after each group of cells that belong together, with what says how far the run has come by then."""
 
 
 def compute_cell(run: Execution, cell: Cell) -> None:
@@ -74,20 +95,24 @@ class Here:
 
 
 def execute(
-    prepared: Prepared, folder: RunFolder, progress: Progress = lambda what, share: None, crew: Crew | None = None
+    prepared: Prepared,
+    folder: RunFolder,
+    progress: Progress = lambda what, share: None,
+    crew: Crew | None = None,
+    step: Step = lambda look: None,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Computes the missing cells and writes rows.parquet; returns the rows and the run's record, which the caller writes last.
 
     Raises SelfCheckError, ModelError, RunError. What was finished before an exception stays, and is not computed again.
     """
-    return _Run(prepared, folder, progress, crew).execute()
+    return _Run(prepared, folder, progress, crew, step).execute()
 
 
 class _Run:
     """How far an execution has come."""
 
-    def __init__(self, prepared: Prepared, folder: RunFolder, progress: Progress, crew: Crew | None) -> None:
-        self.prepared, self.folder, self.progress = prepared, folder, progress
+    def __init__(self, prepared: Prepared, folder: RunFolder, progress: Progress, crew: Crew | None, step: Step) -> None:
+        self.prepared, self.folder, self.progress, self.step = prepared, folder, progress, step
         self.cells, self.stages = prepared.plan.cells, stages_of(prepared.experiments)
         self.execution = Execution(prepared, folder)
         self.crew = crew or Here(self.execution)
@@ -95,38 +120,79 @@ class _Run:
         self.left = 0.0
         self.loaded: str | None = None
         """The model that ran last."""
+        self.now = ""
+        """The cell that was begun or finished last."""
 
     def execute(self) -> tuple[pl.DataFrame, dict[str, Any]]:
         self.folder.log("started", cells=len(self.cells), missing=sum(not self.folder.has(cell.key) for cell in self.cells))
+        self.step(self._so_far)
         self._compute(first_stages(self.stages, "capture"))
         if broken := broken_prompts(self.execution):
             self._leave_out(broken)
         self._compute(self.stages)
-        finished = [self.folder.load(cell.key) for cell in self.cells]
         self.folder.log("all_there", cells=len(self.cells))
-        rows = pl.concat(
-            [self._told(cell, one.frame) for cell, one in zip(self.cells, finished, strict=True)], rechunk=True
-        )  # in hundreds of pieces a look takes fifty times as long
-        seconds: Counter[str] = Counter()
-        for cell, one in zip(self.cells, finished, strict=True):
-            seconds[cell.stage] += one.record["seconds"]
+        rows, seconds, kept = self._collected(self.cells)
         self.folder.write_rows([rows])
         self.folder.write_prompts(rendered_lines(self.prepared))
-        checks = {cell.key["side"]: decoded(self.folder.load(cell.key).tensors) for cell in self.cells if cell.stage == "selfcheck"}
+        return rows, self._record(rows, seconds, kept, self.execution, frozenset())
+
+    def _collected(self, cells: Sequence[Cell]) -> tuple[pl.DataFrame, Counter[str], list[str]]:
+        """The rows of finished cells, the seconds that each stage took, and what they warned of."""
+        finished = [self.folder.load(cell.key) for cell in cells]
+        frames = [self._told(cell, one.frame) for cell, one in zip(cells, finished, strict=True)]
+        rows = pl.concat([empty(), *frames], rechunk=True)  # in hundreds of pieces a look takes fifty times as long
+        seconds: Counter[str] = Counter()
+        for cell, one in zip(cells, finished, strict=True):
+            seconds[cell.stage] += one.record["seconds"]
+        return rows, seconds, [warning for one in finished for warning in one.record["notes"].get("warnings", ())]
+
+    def _record(
+        self, rows: pl.DataFrame, seconds: Counter[str], kept: Sequence[str], execution: Execution, waits: frozenset[str]
+    ) -> dict[str, Any]:
+        """The run's record, without the measures that wait."""
+        checks = {cell.key["side"]: decoded(self.folder.load(cell.key).tensors) for cell in execution.cells if cell.stage == "selfcheck"}
         record = run_record(self.prepared, rows, engines=self.execution.engines, selfcheck=checks, seconds=seconds, started=self.started)
-        records = [experiment.record(self.execution) for experiment in self.prepared.experiments.values()]
+        records = [one.record(execution) for name, one in self.prepared.experiments.items() if name not in waits]
         lost = [f"prompt {name} ({split}) is left out of everything: {why}" for split, name, why in self.prepared.broken]
-        kept = [warning for one in finished for warning in one.record["notes"].get("warnings", ())]
         skipped = [*record["skipped"], *(one for each in records for one in each.pop("skipped", ()))]
         told = [*(warning for one in records for warning in one.pop("warnings", ())), *kept, *self.folder.warnings]
-        return rows, {
+        asked = [name for name in self.prepared.study.measures if name not in waits]
+        return {
             **record,
             **{name: value for one in records for name, value in one.items()},
             **self.crew.record(),
-            "skipped": [*skipped, *silent(self.prepared.study.measures, rows, skipped)],
+            "skipped": [*skipped, *silent(asked, rows, skipped)],
             "left_out": [list(one) for one in self.prepared.broken],
             "warnings": list(dict.fromkeys([*record["warnings"], *lost, *told])),
         }
+
+    def _so_far(self) -> SoFar:
+        """How far it has come. A measure waits while a stage that readers want first is missing or, of one that has none, any."""
+        there = Counter(cell.stage for cell in self.cells if self.folder.has(cell.key))
+        missing = {cell.stage for cell in self.cells} - {
+            stage for stage, n in Counter(cell.stage for cell in self.cells).items() if there[stage] == n
+        }
+        own = {name: [stage for stage in one.stages if stage.name in missing] for name, one in self.prepared.experiments.items()}
+        first = {name: any(stage.soon for stage in one.stages) for name, one in self.prepared.experiments.items()}
+        waits = frozenset(name for name, left in own.items() if any(stage.soon or not first[name] for stage in left))
+        without = missing | {stage.name for name in waits for stage in self.prepared.experiments[name].stages}
+
+        def tables() -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, Any]]:
+            finished = [cell for cell in self.cells if cell.stage not in without]
+            rows, seconds, kept = self._collected(finished)
+            execution = Execution(self.prepared, self.folder)
+            execution.cells = tuple(finished)
+            return rows, list(rendered_lines(self.prepared)), self._record(rows, seconds, kept, execution, waits)
+
+        total = sum(cell.flops for cell in self.cells)
+        return SoFar(
+            done=there.total(),
+            cells=len(self.cells),
+            share=1 - self.left / total if total else 0.0,
+            now=self.now,
+            waits=waits,
+            tables=tables,
+        )
 
     def _told(self, cell: Cell, frame: pl.DataFrame) -> pl.DataFrame:
         """A cell's rows as they stand in the run's: what is over the base's answers is named so where both models' are read."""
@@ -138,11 +204,13 @@ class _Run:
         planned = [{"name": cell_hash(cell.key), "stage": cell.stage, "side": cell.side, "flops": cell.flops} for cell in self.cells]
         self.folder.write_plan({"cells": planned, "cells_at": self.prepared.options.cells, "started": self.started})
         self.left = sum(cell.flops for cell in missing)
-        for group in [group for group in schedule(self.stages, missing, self.loaded) if group.stage.name in stages]:
+        both = not self.prepared.pair.one_at_a_time
+        for group in [group for group in schedule(self.stages, missing, self.loaded, both=both) if group.stage.name in stages]:
             self.loaded = (self.loaded, *group.models)[-1]
             for cell in self.crew.compute(group.cells, self._say):
                 self.left -= cell.flops
                 self._say(cell)
+            self.step(self._so_far)
 
     def _leave_out(self, broken: Broken) -> None:
         """Goes on as the same study without these prompts."""
@@ -156,6 +224,7 @@ class _Run:
         self.crew = self.crew.anew(self.execution)
 
     def _say(self, cell: Cell) -> None:
+        self.now = cell.title
         self.progress(cell.title, 1 - self.left / sum(one.flops for one in self.cells))
 
 

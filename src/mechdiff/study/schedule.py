@@ -1,10 +1,11 @@
 """The order of a run is computed from what its stages need, so that the loaded model changes as rarely as it can. No torch here.
 
 Cells of one stage and model are a *group*, and are computed one after the other. All groups run that are ready for the model that is loaded, or that
-need none; then the model changes. A stage whose cells load both models themselves waits for such a change and makes it.
+need none; then the model changes. A stage whose cells load both models themselves waits for such a change and makes it. Of those
+that are ready, what a reader asks for first comes first; where models change at no cost, with all that it needs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -51,8 +52,9 @@ class Need:
         return here and self.part in ("", needed.part) and (not self.same or needed.side == of.side)
 
 
-def schedule(stages: Mapping[str, Stage], cells: Sequence[Cell], loaded: str | None = None) -> list[Group]:
-    """The groups of these cells in an order in which none comes before one that it needs; `loaded` is the model that is there already.
+def schedule(stages: Mapping[str, Stage], cells: Sequence[Cell], loaded: str | None = None, *, both: bool = False) -> list[Group]:
+    """The groups of these cells in an order in which none comes before one that it needs; `loaded` is the model that is there already, `both`: both
+    models stay in memory, so that a change costs nothing.
 
     A need of which there are no cells is met. Raises ValueError for a stage that nobody knows, and for stages that wait for each other.
     """
@@ -64,8 +66,28 @@ def schedule(stages: Mapping[str, Stage], cells: Sequence[Cell], loaded: str | N
             raise ValueError(f"the stage {stage.name!r} needs {unknown[0]!r}, which is no stage; there are {', '.join(stages)}.")
     found = groups(stages, cells)
     waits = {group: [other for need in map(Need.of, group.stage.needs) for other in found if need.means(other, group)] for group in found}
-    orders = [_greedy(found, waits, first) for first in ([loaded] if loaded else SIDES)]
-    return min(orders, key=lambda order: n_loads(order, loaded))
+    early = _with_needs([group for group in found if group.stage.soon], waits)
+    orders = [
+        order for first in ([loaded] if loaded else SIDES) for order in (_phases(found, early, waits, first), _greedy(found, waits, first))
+    ]
+    return orders[0] if both else min(orders, key=lambda order: n_loads(order, loaded))
+
+
+def _with_needs(wanted: Sequence[Group], waits: Mapping[Group, Sequence[Group]]) -> set[Group]:
+    """Groups and all that they wait for."""
+    found: set[Group] = set()
+    more = set(wanted)
+    while more:
+        found |= more
+        more = {other for group in more for other in waits[group]} - found
+    return found
+
+
+def _phases(found: Sequence[Group], early: set[Group], waits: Mapping[Group, Sequence[Group]], loaded: str) -> list[Group]:
+    """Some groups, which wait for none of the others, in their order, and then all others in theirs."""
+    first = _greedy([group for group in found if group in early], waits, loaded)
+    last = [model for group in first for model in group.models][-1:] or [loaded]
+    return [*first, *_greedy([group for group in found if group not in early], waits, last[0], first)]
 
 
 def groups(stages: Mapping[str, Stage], cells: Sequence[Cell]) -> list[Group]:
@@ -92,9 +114,9 @@ def first_stages(stages: Mapping[str, Stage], last: str) -> set[str]:
     return before
 
 
-def _greedy(found: Sequence[Group], waits: Mapping[Group, Sequence[Group]], loaded: str) -> list[Group]:
+def _greedy(found: Sequence[Group], waits: Mapping[Group, Sequence[Group]], loaded: str, before: Collection[Group] = ()) -> list[Group]:
     order: list[Group] = []
-    done: set[Group] = set()
+    done = set(before)
     while len(order) < len(found):
         ready = [group for group in found if group not in done and done.issuperset(waits[group])]
         if not ready:
@@ -104,6 +126,7 @@ def _greedy(found: Sequence[Group], waits: Mapping[Group, Sequence[Group]], load
         if not now:
             now = [group for group in ready if group.models[0] == loaded][:1] or ready[:1]
             loaded = now[0].models[-1]
+        now.sort(key=lambda group: not group.stage.soon)
         order += now
         done.update(now)
     return order

@@ -23,7 +23,7 @@ BEHAVIOUR = Measure(
         read=Later("mechdiff.measures.behaviour.probes:read"),
         record=Later("mechdiff.measures.behaviour.compute:behaviour_record"),
         stages=(
-            Stage(name="behaviour", compute=Later("mechdiff.measures.behaviour.compute:behave")),
+            Stage(name="behaviour", compute=Later("mechdiff.measures.behaviour.compute:behave"), soon=True),
             Stage(name="behaviour_edits", compute=Later("mechdiff.measures.behaviour.edited:sway"), needs=CLOSER),
         ),
         few={"max_tokens": 3, "probes": False, "openings": 1, "scored_layers": 1, "scored_prompts": 2, "spoken_prompts": 1},

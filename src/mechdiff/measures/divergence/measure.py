@@ -31,13 +31,14 @@ DIVERGENCE = Measure(
         needs=plan.needs,
         record=Later("mechdiff.measures.divergence.compute:texts_record"),
         stages=(
-            Stage(name="divergence", compute=Later("mechdiff.measures.divergence.compute:diverge")),
+            Stage(name="divergence", compute=Later("mechdiff.measures.divergence.compute:diverge"), soon=True),
             Stage(name="answer_divergence", compute=Later("mechdiff.measures.divergence.compute:over_answers"), needs=("answer_states",)),
             Stage(
                 name="texts",
                 compute=Later("mechdiff.measures.divergence.compute:texts"),
                 loads=("tuned", "base"),
                 rate=0.6,
+                soon=True,
                 laws=plan.laws_over_text,
             ),
         ),

@@ -18,8 +18,10 @@ WEIGHTS = Measure(
         cells=plan.weights_cells,
         record=Later("mechdiff.measures.weights.compute:weights_record"),
         stages=(
-            Stage(name="inputs", compute=Later("mechdiff.measures.weights.compute:inputs"), rate=0.6),
-            Stage(name="weights", compute=Later("mechdiff.measures.weights.compute:weigh"), needs=("capture", "inputs"), rate=0.33),
+            Stage(name="inputs", compute=Later("mechdiff.measures.weights.compute:inputs"), rate=0.6, soon=True),
+            Stage(
+                name="weights", compute=Later("mechdiff.measures.weights.compute:weigh"), needs=("capture", "inputs"), rate=0.33, soon=True
+            ),
         ),
         parts_changed=True,
         demo=Budget(seconds=10, options={"input_prompts": 8, "exact_up_to": 512}),

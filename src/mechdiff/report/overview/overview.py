@@ -196,6 +196,8 @@ def _caveats(one: Candidate) -> list[str]:
 
 def _unsaid(run: Run, question: Question, names: Sequence[str], measured: Sequence[str]) -> str:
     """Why there is no answer: not measured, no change to ask it of, or nothing that passes the gates."""
+    if not measured and set(names) & set(run.manifest.get("waits", ())):
+        return "Not computed yet."
     if not measured:
         return f"Not measured. To measure it, run with --measures {names[0]}." if names else "Not measured."
     found = difference.difference(run.rows, run.summary)
