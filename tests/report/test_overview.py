@@ -18,12 +18,13 @@ from mechdiff.report.overview import scales
 from mechdiff.report.overview.overview import NUMBERS as MOST_NUMBERS
 from mechdiff.report.overview.overview import TITLES, WORDS, Tile, chosen, overview, parting
 from mechdiff.report.overview.strips import Panel, Strip, figure, groups
-from mechdiff.report.parts import Run
+from mechdiff.report.parts import Run, load
 from mechdiff.rows import rows as made
 from mechdiff.statistics import summary as statistics_summary
+from mechdiff.store.tables import VERIFIED, write_verified
 from report.conftest import CHANGED
 from report.planted_behaviour import behaviour_manifest, planted_behaviour
-from report.planted_run import planted_manifest, planted_rows
+from report.planted_run import planted_manifest, planted_rows, write_run
 from report.small_runs import answered, asked, divergence, names
 
 
@@ -221,6 +222,26 @@ def test_chance_alone_is_named_in_one_of_twenty_studies_at_most() -> None:
         found = said.apart([f"{w} yes" for w in words[0]], [f"{w} yes" for w in words[1]], seed=study)
         wrong += any(one.p <= said.LEVEL for one in found)
     assert wrong <= 17  # 200 studies at 5 %: 17 or fewer in 98 % of such counts
+
+
+# ---- whether it was checked ---------------------------------------------------------------------------------------------------------
+
+
+def test_whether_rows_were_checked_is_said_and_a_failed_check_first(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", divergence(np.linspace(0.5, 1.5, 24)), planted_manifest(n_layers=5, n_prompts=24))
+    passed = {"passed": True, "rows": 200, "differing": 0}
+
+    def sure() -> str:
+        return tiles_of(replace(load(folder)))["how_sure"].text
+
+    assert sure() == "Fairly. 24 test prompts. One warning. Not rechecked yet."
+    write_verified(folder, passed)
+    assert sure() == "Fairly. 24 test prompts. One warning. Rechecked."
+    write_verified(folder, passed | {"passed": False, "differing": 3})
+    assert sure().startswith("Not to be relied on: mechdiff verify found differences (rows: 3 of 200). Fairly. 24 test prompts.")
+    note = json.loads((folder / VERIFIED).read_text())
+    (folder / VERIFIED).write_text(json.dumps(note | {"rows_sha256": "of other rows"}))
+    assert sure().endswith("Not rechecked yet.")
 
 
 # ---- how much has room --------------------------------------------------------------------------------------------------------------

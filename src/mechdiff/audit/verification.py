@@ -117,6 +117,11 @@ class Verification:
                 found.append((measure, len(here), out, max(ratios, default=0.0), sum(one.differs for one in here)))
         return found
 
+    def in_brief(self) -> dict[str, Any]:
+        """What a page says of it."""
+        return {"passed": self.passed, "rows": len(self.compared), "differing": len(self.differing), "answers": len(self.answers),
+                "other_answers": len(self.other_answers), "files": len(self.files) + len(self.models)}  # fmt: skip
+
     def to_json(self) -> str:
         """Everything, for other programs."""
         record = {

@@ -188,18 +188,23 @@ def verify(
     device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON on standard output.")] = False,
 ) -> None:
-    """Recompute rows of a run by whole forward passes; hold every file against its hash. Exit code 1 where something differs."""
+    """Recompute rows of a run by whole forward passes; hold every file against its hash; note what was found in the run's folder.
+
+    Exit code 1 where something differs.
+    """
     from rich.console import Console
 
     from mechdiff.audit.rerun import Rerun
     from mechdiff.audit.verification import verify as recompute
     from mechdiff.cli.printing import show_verification
     from mechdiff.measures.catalogue import AGAIN, ANSWERS, EXPERIMENTS, NUMBERS
+    from mechdiff.store.tables import write_verified
 
     with Console(stderr=True).status("opening the run") as status:
         opened = Rerun(run, EXPERIMENTS, device)
         n_rows = None if every else rows
         found = recompute(opened, AGAIN, ANSWERS, NUMBERS, n_rows=n_rows, seed=seed, progress=lambda what: status.update(what))
+    write_verified(run, found.in_brief())
     if json:
         print(found.to_json())
     else:

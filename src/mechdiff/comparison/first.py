@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from mechdiff.comparison.comparable import FEW_PROMPTS
 from mechdiff.comparison.compared import Compared, ends_of, value_of
 from mechdiff.comparison.contrasts import ALPHA, Pair
 from mechdiff.comparison.quantity import Plain, Quantity
@@ -137,5 +138,5 @@ def context(of: Compared, made: Sequence[Column], verdict: Sequence[str]) -> dic
         "legend": strips.legend(every),
         "alt": "; ".join(f"{one.name}: {shown.alt(one.overview.strips)}" for one in made),
         "scales": scales.table(),
-        "unlike": listed(mark.field for mark in of.marks) if of.marks else "",
+        "unlike": listed(fields) if (fields := [mark.field for mark in of.marks if mark.field != FEW_PROMPTS]) else "",
     }

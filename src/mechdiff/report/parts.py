@@ -10,7 +10,7 @@ import polars as pl
 from mechdiff.report import phrasing
 from mechdiff.shares import answers_of, both_answers
 from mechdiff.statistics.clusters import clustered, unit_names
-from mechdiff.store.tables import read_manifest, read_prompts, read_rows, read_summary
+from mechdiff.store.tables import read_manifest, read_prompts, read_rows, read_summary, read_verified
 
 if TYPE_CHECKING:
     from mechdiff.report.headlines import Candidate
@@ -36,6 +36,8 @@ class Run:
     """What the models read: `split id cluster sha256 text_base ...`, as in prompts.jsonl."""
     prompt_rows: pl.DataFrame = field(default=None)  # type: ignore[assignment]
     """One row a prompt, for what shows single prompts; the same table where no two prompts share a cluster."""
+    verified: dict[str, Any] | None = None
+    """What `mechdiff verify` found of these rows; None where they were never checked."""
     over_base: "Run | None" = None
     """Of a study that reads both models' answers (all else here is over the tuned model's): the same run, as if the base's alone had been read."""
 
@@ -64,12 +66,12 @@ def assembled(raw: pl.DataFrame, prompts: list[dict], summary: pl.DataFrame, man
     """A run of its tables: rows prompt by prompt, prompts as in prompts.jsonl, and what was made of both."""
     rows, manifest = clustered(raw, prompts), manifest | _units(prompts)
     if not both_answers(raw):
-        return Run(rows=rows, summary=summary, manifest=manifest, prompts=prompts, prompt_rows=raw)
+        return Run(rows=rows, summary=summary, manifest=manifest, prompts=prompts, prompt_rows=raw, verified=read_verified(place))
 
     def over(side: str, beside: Run | None = None) -> Run:
         tables = {name: answers_of(of, side) for name, of in (("rows", rows), ("summary", summary), ("prompt_rows", raw))}
         config = manifest["config"] | {"answers": manifest["config"]["answers"] | {"of": side}}
-        return Run(**tables, manifest=manifest | {"config": config}, prompts=prompts, over_base=beside)
+        return Run(**tables, manifest=manifest | {"config": config}, prompts=prompts, verified=read_verified(place), over_base=beside)
 
     return over("tuned", over("base"))
 

@@ -30,6 +30,27 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     raise RunError(f"{path}: no mechdiff run: it holds no manifest.json. Give the folder of a finished run.")
 
 
+VERIFIED = "verified.json"
+
+
+def write_verified(path: str | Path, found: dict[str, Any]) -> Path:
+    """Notes in a run's folder what checking it found, and of which rows; returns the file. Raises RunError where it cannot be written."""
+    place = Path(path) / VERIFIED
+    of = read_manifest(path).get("files", {}).get("rows.parquet")
+    try:
+        place.write_text(json.dumps({**found, "rows_sha256": of}, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{place}: what was found cannot be noted there ({error}).") from error
+    return place
+
+
+def read_verified(path: str | Path) -> dict[str, Any] | None:
+    """What was found when these rows were last checked (`mechdiff verify`); None where they never were."""
+    place = Path(path) / VERIFIED
+    found = read_json(place) if place.is_file() else None
+    return found if found and found.get("rows_sha256") == read_manifest(path).get("files", {}).get("rows.parquet") else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Status:
     """How far a run has come, as its folder says."""

@@ -181,7 +181,7 @@ def strips(run: Run) -> list[Strip]:
         return []
     n = len(own["prompts"])
     return [
-        Strip(group="Logit lens", number="part of prompts on which a layer reads the model's final token", name=side,
+        Strip(group="Logit lens", number="part of prompts whose final token it reads", name=side,
               values=dict(enumerate(own[side]["top1_share"][:-1])), n=n, place=6 + number / 10)
         for number, side in enumerate(("base", "tuned"))
     ]  # fmt: skip

@@ -122,7 +122,8 @@ def overview(run: Run, chapters: Mapping[str, Chapter], verdict: Sequence[str] =
     """What a run found, for a reader of one minute; `verdict`: its five sentences, to stand beside."""
     with spoken.in_measured_words(run.rows):
         tiles = tuple(tile(run, chapters, question) for question in TITLES)
-        strips = tuple(strip for chapter in chapters.values() for strip in chapter.strips(run) if strip.values)
+        rows = [strip for chapter in chapters.values() for strip in chapter.strips(run) if strip.values]
+        strips = tuple(strip for strip in rows if any(any(other.values.values()) for other in rows if other.group == strip.group))
         said = next((found for chapter in chapters.values() if (found := chapter.answers(run))), [])
     return Overview(
         base=record.short_name(run.manifest, "base"),
@@ -142,7 +143,8 @@ def tile(run: Run, chapters: Mapping[str, Chapter], question: Question) -> Tile:
     measured = [name for name in names if was_measured(run, name)]
     candidates = [(name, one) for name in measured for one in _said(run, chapters[name], question)]
     if question == "how_sure":
-        candidates = [*(("trust", one) for one in _how_many(run)), *candidates, *(("trust", one) for one in _warned(run))]
+        checked, ends = _checked(run), [*_warned(run), *_not_checked(run)]
+        candidates = [*(("trust", one) for one in [*checked, *_how_many(run)]), *candidates, *(("trust", one) for one in ends)]
     taken = chosen(candidates)
     section = taken[0][0] if taken else (measured or names or ["trust"])[0]
     return Tile(
@@ -222,8 +224,30 @@ def _warned(run: Run) -> list[Candidate]:
     """Warnings, in a word: the number is in the record."""
     n = len(record.warnings(run.manifest))
     count = SMALL_COUNTS[n] if n < len(SMALL_COUNTS) else "Many"
-    said = [told(f"{count} warning{'s' * (n != 1)}.", caveat=" ".join(record.warnings(run.manifest)))]
-    return [*said, told("Recheck with mechdiff verify.")]
+    return [told(f"{count} warning{'s' * (n != 1)}.", caveat=" ".join(record.warnings(run.manifest)))]
+
+
+def _checked(run: Run) -> list[Candidate]:
+    """That rows were computed again and do not agree, before all else."""
+    found = run.verified
+    if found is None or found["passed"]:
+        return []
+    differ = Number(
+        shown=f"{found['differing']} of {found['rows']}",
+        value=found["differing"],
+        of="rows that were computed again and differ",
+        n=found["rows"],
+    )
+    return [told("Not to be relied on: mechdiff verify found differences (rows: ", differ, ").")]
+
+
+def _not_checked(run: Run) -> list[Candidate]:
+    """Whether rows were computed again another way."""
+    if run.verified is None:
+        return [told("Not rechecked yet.", caveat="mechdiff verify computes a sample of the run's rows again, another way.")]
+    if not run.verified["passed"]:
+        return []
+    return [told("Rechecked.", caveat=f"mechdiff verify computed {run.verified['rows']} rows again, another way: all agree.")]
 
 
 def examples(run: Run, answered: Sequence[Answers], most: int = EXAMPLES) -> list[Example]:
