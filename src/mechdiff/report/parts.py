@@ -1,7 +1,7 @@
 """A page is made of chapters, one a measure, and these of sections: figures, tables, notes and texts. Plain data; `page` renders it."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,19 +59,20 @@ class Run:
 def load(folder: str | Path) -> Run:
     """A finished run as its page and comparisons read it. Raises RunError where there is none, or its tables cannot be read."""
     place = Path(folder)
-    return assembled(read_rows(place), read_prompts(place), read_summary(place), read_manifest(place))
+    found = assembled(read_rows(place), read_prompts(place), read_summary(place), read_manifest(place))
+    return replace(found, verified=read_verified(place))
 
 
 def assembled(raw: pl.DataFrame, prompts: list[dict], summary: pl.DataFrame, manifest: dict) -> Run:
     """A run of its tables: rows prompt by prompt, prompts as in prompts.jsonl, and what was made of both."""
     rows, manifest = clustered(raw, prompts), manifest | _units(prompts)
     if not both_answers(raw):
-        return Run(rows=rows, summary=summary, manifest=manifest, prompts=prompts, prompt_rows=raw, verified=read_verified(place))
+        return Run(rows=rows, summary=summary, manifest=manifest, prompts=prompts, prompt_rows=raw)
 
     def over(side: str, beside: Run | None = None) -> Run:
-        tables = {name: answers_of(of, side) for name, of in (("rows", rows), ("summary", summary), ("prompt_rows", raw))}
+        tables: dict[str, Any] = {name: answers_of(of, side) for name, of in (("rows", rows), ("summary", summary), ("prompt_rows", raw))}
         config = manifest["config"] | {"answers": manifest["config"]["answers"] | {"of": side}}
-        return Run(**tables, manifest=manifest | {"config": config}, prompts=prompts, verified=read_verified(place), over_base=beside)
+        return Run(**tables, manifest=manifest | {"config": config}, prompts=prompts, over_base=beside)
 
     return over("tuned", over("base"))
 
