@@ -1,6 +1,5 @@
 """The row contract: thirteen columns, always all of them, in one order and of one type."""
 
-import gc
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from mechdiff.rows import COLUMNS, KEY, LARGE, SCHEMA, _cut, empty, rows, where
+from mechdiff.rows import COLUMNS, KEY, SCHEMA, empty, rows, where
 
 TEXT = st.one_of(st.none(), st.text("aℓé7", max_size=5))
 VALUES = {
@@ -92,24 +91,3 @@ def test_rows_are_found_by_a_value_by_null_and_by_several_values():
     assert where(frame, layer=[]).is_empty()
     with pytest.raises(KeyError, match="no such columns"):
         where(frame, value=1.0)
-
-
-def test_large_tables_are_cut_once_and_give_the_same_rows() -> None:
-    """The very rows of a filter, in their order; another table at the same place in memory is not taken for the first."""
-    for turn in range(3):
-        n = LARGE + 10
-        frame = rows(
-            [float(i + turn) for i in range(n)],
-            measure=[("patching", "heads", "words")[i % 3] for i in range(n)],
-            layer=[i % 5 for i in range(n)],
-        )
-        for measure in ("heads", "rank"):
-            asked = frame.filter(pl.col("measure") == measure, pl.col("layer") == 2)
-            assert where(frame, measure=measure, layer=2).equals(asked)
-            assert where(frame, layer=2, measure=measure).equals(asked)
-        assert where(frame, measure=["heads", "words"]).equals(frame.filter(pl.col("measure") != "patching"))
-        with pytest.raises(KeyError, match="no such columns"):
-            where(frame, measure="heads", value=1.0)
-        del frame
-    gc.collect()
-    assert len(_cut) == 0 or all(owner() is not None for owner, _ in _cut.values())

@@ -4,7 +4,6 @@ The twelve columns before `value` are a unique key. Measures write rows, reports
 this file and nothing else. No torch here.
 """
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,10 +30,6 @@ WITHOUT = "_without_prompt"
 """Ends the name of a metric's delete-one values: the metric of all prompts but this one."""
 COLUMNS = list(SCHEMA)
 KEY = COLUMNS[:-1]
-LARGE = 10_000
-"""Rows from which on a table is cut by measure when it is asked for one."""
-_cut: dict[int, tuple[Any, dict[str, pl.DataFrame]]] = {}
-"""By a table's identity: whose it is, and its parts by measure."""
 _NULL = {name: pl.Series(name, [None], dtype=kind) for name, kind in SCHEMA.items()}
 
 
@@ -72,8 +67,6 @@ def where(frame: pl.DataFrame, **columns: Any) -> pl.DataFrame:
     if unknown:
         raise KeyError(f"no such columns in the row contract: {sorted(unknown)}")
     asked = []
-    if len(frame) > LARGE and isinstance(columns.get("measure"), str):
-        frame = _of_measure(frame, columns.pop("measure"))
     for name, content in columns.items():
         if isinstance(content, (list, tuple)):
             asked.append(pl.col(name).is_in([one for one in content if one is not None]))
@@ -81,14 +74,4 @@ def where(frame: pl.DataFrame, **columns: Any) -> pl.DataFrame:
                 asked[-1] |= pl.col(name).is_null()
         else:
             asked.append(pl.col(name).is_null() if content is None else pl.col(name) == content)
-    return frame.filter(asked) if asked else frame
-
-
-def _of_measure(frame: pl.DataFrame, measure: str) -> pl.DataFrame:
-    """A large table's rows of one measure. It is cut by measure once, for as long as it lives: a page asks hundreds of times for a few rows."""
-    owner, parts = _cut.get(id(frame), (None, {}))
-    if owner is None or owner() is not frame:
-        parts = {str(name): part for (name,), part in frame.partition_by("measure", as_dict=True, maintain_order=True).items()}
-        place = id(frame)
-        _cut[place] = (weakref.ref(frame, lambda _: _cut.pop(place, None)), parts)
-    return parts.get(measure, frame.clear())
+    return frame.filter(asked)

@@ -7,11 +7,14 @@ import polars as pl
 import pytest
 
 from mechdiff.measures.divergence import findings as divergence_findings
+from mechdiff.measures.divergence import kinds
 from mechdiff.measures.divergence import texts_page as divergence_texts_page
 from mechdiff.measures.divergence import words as divergence_words
+from mechdiff.measures.divergence.formula import kind_of
 from mechdiff.report import drawing, phrasing
 from mechdiff.report.parts import Drawn, Run
 from report.planted_sections import CONTINUATION, d_of, prompt_length
+from report.test_figures import descriptions
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def test_the_numbers_of_the_caption_are_those_planted(run: Run) -> None:
     behind = 0.5 * np.exp(-np.arange(CONTINUATION) / 6).mean()
     assert f"behind it {phrasing.nats(behind)} [95 % CI:" in drawn.caption
     assert "at the decision position on 22, later on 1, already inside the prompt on 0, nowhere on 1." in drawn.caption
-    bits = section.parts[1]["rows"]
+    bits = next(part for part in section.parts if isinstance(part, dict) and part["kind"] == "table")["rows"]
     assert [row[1].partition(" ")[0] for row in bits] == [phrasing.nats(1.5 + 0.115), phrasing.nats(1.0 + 0.115), "0.500"]
     said = divergence_words.how_it_goes_on(run.rows, run.manifest)[0]
     assert f"{phrasing.nats(behind)} [95 % CI:" in said
@@ -77,3 +80,38 @@ def test_infinite_values_are_left_out_of_the_figure(run: Run) -> None:
 def test_texts_that_were_not_measured_are_a_sentence(rows: pl.DataFrame, summary: pl.DataFrame) -> None:
     section = divergence_texts_page.texts(Run(rows=rows, summary=summary, manifest={}))
     assert [part["kind"] for part in section.parts] == ["note"]
+
+
+def test_the_histogram_counts_each_prompt_where_it_parts(run: Run) -> None:
+    found = divergence_findings.partings(run.rows, run.manifest)
+    assert len(found) == 24
+    counts = dict(found.group_by("offset").len().iter_rows())
+    assert (counts[0], counts[None]) == (22, 1)
+    part = next(one for one in divergence_texts_page.texts(run).parts if isinstance(one, Drawn) and one.name == "first_divergence")
+    assert "over 24 prompts: on 22 the first of the answer or before, on 1 none." in part.caption
+    said = descriptions(drawing.to_svg(kinds.first_divergence(run.rows, run.summary, run.manifest)), "bar")
+    heights = {one.partition(":")[0]: int(one.split()[-2]) for one in said}
+    assert sum(heights.values()) == 24
+    assert (heights["1"], heights["never"]) == (22, 1)
+
+
+def test_kinds_of_tokens_are_told_apart_and_each_prompt_has_its_dot(run: Run) -> None:
+    told = {
+        " 12": "digits",
+        "\n": "spaces and line ends",
+        " the": "words",
+        "сау": "words",
+        ".": "punctuation",
+        "4th": "words",
+        "—": "punctuation",
+    }
+    assert {text: kind_of(text) for text in told} == told
+    sizes = {"first token": 1.0, "digits": 0.01}
+    kept = [{"prompt": f"p{i}", "kind": kind, "n": 1 + i, "kl": size * (1 + i)} for kind, size in sizes.items() for i in range(3)]
+    manifest = {"kl_by_kind": [*kept, {"prompt": "p3", "kind": "digits", "n": 2, "kl": 0.0}]}
+    (part,) = kinds.parts(Run(rows=run.rows.filter(pl.col("measure") == "weights"), summary=run.summary, manifest=manifest))
+    assert "first token 2.00 (3 prompts) and digits 0.0150 (4 prompts)" in part.caption
+    svg = drawing.to_svg(kinds.kl_by_kind(run.rows, run.summary, manifest))
+    assert "p2, digits: 0.0300 nats, 3 tokens" in descriptions(svg, "circle")
+    assert len(descriptions(svg, "circle")) == 6, "a log scale has no place for 0"
+    assert kinds.kl_by_kind(run.rows, run.summary, {}) is None

@@ -13,6 +13,7 @@ from mechdiff.engine.activations import forward
 from mechdiff.engine.generation import Speech, speak, stop_ids
 from mechdiff.engine.replay import full
 from mechdiff.measures.divergence.compute import MOVED, TEXTS
+from mechdiff.measures.divergence.formula import kind_of
 from mechdiff.models.pair import open_pair
 from runs import run
 
@@ -72,3 +73,11 @@ def test_the_record_keeps_the_most_divergent_texts_and_the_tokens_that_moved(fin
     assert all(one["tuned"] > one["base"] for one in moved["up"])
     assert all(one["tuned"] < one["base"] for one in moved["down"])
     json.dumps(manifest["texts"])
+    for text in manifest["texts"]:
+        last, by_kind = text["n_prompt_tokens"] - 1, {}
+        for place in range(last, len(text["tokens"]) - 1):  # what a token's place says is how differently the next one is predicted
+            kind = "first token" if place == last else kind_of(text["tokens"][place + 1]["text"])
+            by_kind.setdefault(kind, []).append(text["tokens"][place]["kl"])
+        kept = {one["kind"]: (one["n"], one["kl"]) for one in manifest["kl_by_kind"] if one["prompt"] == text["prompt"]}
+        assert kept == {kind: (len(kl), pytest.approx(sum(kl) / len(kl), abs=2e-6)) for kind, kl in by_kind.items()}
+        assert "first token" in kept

@@ -22,6 +22,8 @@ from mechdiff.study.experiment import Result
 
 TEXTS = 6
 """Most divergent prompts whose texts the record keeps."""
+FIRST = "first token"
+"""The kind of an answer's first token, whatever it is."""
 MOVED = 12
 """Tokens whose probability rose (fell) most that the record keeps."""
 
@@ -128,8 +130,8 @@ def _laws(model: Model, prompt: Tensor, said: Tensor) -> Tensor:
 
 def texts_record(run: Execution) -> dict[str, Any]:
     """For the record: `texts` (the most divergent prompts with their tokens, KL after each, and what each model would say next),
-    `n_prompt_tokens` (of every prompt: the last of them is the decision position) and `moved_tokens` (the tokens whose mean probability
-    at the decision position rose and fell most)."""
+    `n_prompt_tokens` (of every prompt: the last of them is the decision position), `kl_by_kind` (of every answer, by kind of token) and
+    `moved_tokens` (the tokens whose mean probability at the decision position rose and fell most)."""
     cells = [cell for cell in run.cells if cell.stage == "texts"]
     if not cells:
         return {}
@@ -156,7 +158,18 @@ def texts_record(run: Execution) -> dict[str, Any]:
         "texts": said,
         "n_prompt_tokens": lengths,
         "moved_tokens": _moved(run, cells[0].key["split"]),
+        "kl_by_kind": [kept for one in every for kept in _by_kind(one, tokenizer)],
     }
+
+
+def _by_kind(one: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
+    """KL before the tokens of a prompt's answer by their kind, mean over the tokens: a place's divergence is that of the token that follows."""
+    pieces, last = _pieces(one), one["n_prompt_tokens"] - 1
+    found: dict[str, list[float]] = {}
+    for place in range(last, len(pieces) - 1):
+        kind = FIRST if place == last else formula.kind_of(tokenizer.decode(pieces[place + 1]))
+        found.setdefault(kind, []).append(float(one["kl"][place]))
+    return [{"prompt": one["prompt"], "kind": kind, "n": len(kl), "kl": round(float(np.mean(kl)), 6)} for kind, kl in found.items()]
 
 
 def _read(tensors: dict[str, np.ndarray], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -110,15 +110,23 @@ def bits_per_byte(rows: pl.DataFrame) -> dict[str, Interval]:
     return {name: interval for name, interval in found.items() if interval}
 
 
+def partings(rows: pl.DataFrame, manifest: dict) -> pl.DataFrame:
+    """`prompt offset`: where the two top-1 tokens differ for the first time, counted from the decision position; null where they never do."""
+    places = decision_places(rows, manifest)
+    first = _whole(rows, "first_divergence").filter(pl.col("prompt").is_in(list(places)) | pl.col("value").is_nan())
+    known = pl.DataFrame(list(places.items()), schema={"prompt": pl.String, "at": pl.Int64}, orient="row")
+    return first.join(known, on="prompt", how="left", maintain_order="left").select(
+        "prompt", offset=(pl.col("value").fill_nan(None) - pl.col("at")).cast(pl.Int64)
+    )
+
+
 def parting(rows: pl.DataFrame, manifest: dict) -> Parting | None:
     """Where the two first choices differ for the first time; None where that was not measured."""
-    places = decision_places(rows, manifest)
-    first = {r["prompt"]: r["value"] for r in _whole(rows, "first_divergence").iter_rows(named=True)}
-    away = [value - places[name] for name, value in first.items() if value == value and name in places]
-    if not first:
+    if _whole(rows, "first_divergence").is_empty():
         return None
-    never = sum(value != value for value in first.values())
-    return Parting(before=sum(a < 0 for a in away), at=sum(a == 0 for a in away), after=sum(a > 0 for a in away), never=never)
+    away = partings(rows, manifest)["offset"]
+    counts = {"before": (away < 0).sum(), "at": (away == 0).sum(), "after": (away > 0).sum(), "never": away.null_count()}
+    return Parting(**{name: int(count) for name, count in counts.items()})
 
 
 def _of_tokens(rows: pl.DataFrame, metric: str) -> pl.DataFrame:

@@ -205,3 +205,13 @@ def bits(logits: Float[Tensor, "said vocab"], tokens: Int[Tensor, " said"]) -> f
     """-log2 of the probability that these laws give to these tokens, one after the other."""
     log_p = logits.double().log_softmax(-1).gather(-1, tokens[:, None].to(logits.device))
     return float(-log_p.sum() / math.log(2))
+
+
+def kind_of(token: str) -> str:
+    """What kind of token a text is: "spaces and line ends", "digits", "words" (whatever has a letter) or "punctuation"."""
+    bare = token.strip()
+    if not bare:
+        return "spaces and line ends"
+    if any(one.isalpha() for one in bare):
+        return "words"
+    return "digits" if any(one.isdigit() for one in bare) else "punctuation"

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from mechdiff.measures.divergence import findings
+from mechdiff.measures.divergence import findings, kinds
 from mechdiff.measures.divergence.words import how_it_goes_on
 from mechdiff.report import drawing, phrasing
 from mechdiff.report.drawing import BLUE, LEFT, ORANGE, QUIET, WIDE, Chart
@@ -27,7 +27,7 @@ def texts(run: Run) -> Section:
     profile = findings.by_offset(run.rows, run.manifest)
     if not profile.is_empty():
         parts.append(Drawn(name="kl_by_position", chart=kl_by_position, caption=_caption(run, profile), reading="kl_by_position"))
-    parts += [*_bits(run), *_texts(run.manifest), *_moved(run.manifest)]
+    parts += [*kinds.parts(run), *_bits(run), *_texts(run.manifest), *_moved(run.manifest)]
     parts = parts or [note("Divergence along whole texts was not measured in this run.")]
     return Section(id="divergence.texts", title=TITLE, parts=parts, lead=how_it_goes_on(run.rows, run.manifest))
 
