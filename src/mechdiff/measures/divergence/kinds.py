@@ -21,7 +21,7 @@ def parts(run: Run) -> list[Drawn]:
     """The figures whose numbers there are."""
     made = []
     found = findings.partings(run.prompt_rows, run.manifest)
-    if not found.is_empty() and found["offset"].null_count() < len(found):
+    if found["offset"].n_unique() > 1:  # where all prompts part at one token, the caption of the figure above says so
         first = int((found["offset"] <= 0).sum())
         caption = f"The first token at which the two top-1 tokens differ, over {prompts(len(found))}: on {first} the first of the answer or before"
         caption += f", on {found['offset'].null_count()} none."
