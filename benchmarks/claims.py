@@ -81,7 +81,7 @@ CLAIMS: dict[str, Claim] = {
         command="make validate-long", number=r"^(\d+) tests and intervals, 0 do not hold", least=29, runs="CI, 200 studies each",
     ),
     "replay": Claim(
-        says="A counterfactual run by replay, against the fastest other tool in the same run: times as fast",
+        says="A patched forward pass by replay, against the fastest other tool in the same run: times as fast",
         command="make bench", number=r"^\| \*\*mechdiff replay\*\*, 90 variants a prompt \| 720 \| [\d.]+ \| ([\d.]+)", least=100,
     ),
     "heads": Claim(

@@ -24,8 +24,8 @@ BY_SKEW = f"""## By skew and number of prompts
 Values per prompt of a known mean, log-normal or with log-normal parts, {coverage.REPEATS:,} studies in each cell ({coverage.FEWER} of the
 families of {skewed.FAMILY} tests). The first three columns: how often a 95 % interval holds the truth; where that is under 93 % a page prints the
 measured share in the place of "95 %". The last four: how often p ≤ 0.05 though the mean is 0 (`presence`: on the worse side), the largest rate over
-{len(skewed.NULLS)} laws ({"; ".join(skewed.NULLS)}). **Bold**: more than 5 % and two standard errors; `simulated.speaks` is then false. Fewer than
-5 prompts, or clusters of prompts, have no interval and no p: 16 prompts in 4 clusters have none; 32 in 8 clusters are 8. Written to
+{len(skewed.NULLS)} distributions ({"; ".join(skewed.NULLS)}). **Bold**: more than 5 % and two standard errors; `simulated.speaks` is then false.
+Fewer than 5 prompts, or clusters of prompts, have no interval and no p: 16 prompts in 4 clusters have none; 32 in 8 clusters are 8. Written to
 `data/coverage.json`.
 """
 OF_POWER = """## What a null result would have shown

@@ -84,7 +84,7 @@ def lines_of(found: Estimate) -> list[str]:
         f"| {stage} | {cells:,} | {runs:,} | {flops:.2g} | {seconds:,.0f} |"
         for stage, (cells, runs, flops, seconds) in found.stages.items()
     ]
-    return ["| stage | cells | counterfactual runs | operations | seconds |", "|---|---|---|---|---|", *rows]
+    return ["| stage | cells | patched forward passes | operations | seconds |", "|---|---|---|---|---|", *rows]
 
 
 def page(runs: list[dict[str, Any]]) -> str:

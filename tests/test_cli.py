@@ -122,7 +122,7 @@ def test_plan_loads_nothing_and_counts(pair: Path, mechdiff, monkeypatch: pytest
 def test_every_shipped_study_can_be_planned(study: Path, mechdiff) -> None:
     code, out, err = mechdiff("plan", study)
     assert code == 0, err
-    assert "counterfactual" in out
+    assert "patched" in out
     assert len(study.read_text().splitlines()) <= 25
 
 

@@ -107,7 +107,7 @@ def test_the_heads_of_the_planted_matrix_have_all_of_it(every_measure_of_courtes
     assert left["contribution"] < 0.01 * d
     assert left["write"] < 0.01 * d
     unedited = every.filter(control="no_op", direction="base<-tuned", metric="kl_other_nats")
-    assert left["routing"] == pytest.approx(unedited["value"].mean(), rel=1e-9), "nothing is written"
+    assert left["routing"] == pytest.approx(unedited["value"].mean(), rel=1e-9), "nothing is patched in"
     assert left["routing"] == pytest.approx(d, rel=1e-5), "a KL of several nats is known to so many digits in float32 (docs/LOG.md)"
     below = rows.filter(pl.col("metric") == "kl_own_nats", pl.col("layer") < 26)["value"]
     assert below.max() < 1e-9  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""This script writes what is read from the code: docs/MAP.md, a line a module, docs/architecture.svg, folders and arrows, and docs/TERMS.md.
+"""This script writes what is read from the code: docs/MAP.md, a line a module, docs/architecture.svg, folders and arrows, TERMS.md and GLOSSARY.md.
 
 `make map` runs it.
 
@@ -11,7 +11,7 @@ import sys
 
 import imports
 import picture
-from mechdiff import terms
+from mechdiff import glossary, terms
 
 HEAD = """# Map
 
@@ -55,13 +55,21 @@ def terms_page() -> str:
     return "\n".join(page)
 
 
+def glossary_page() -> str:
+    """docs/GLOSSARY.md: what the words of the page mean."""
+    said = "What the words of the page mean. `mechdiff terms WORD` says one; `make map` writes this page. Keys of tables: [TERMS.md](TERMS.md)."
+    page = [f"# Glossary\n\n{said}\n\n| word | what it means | source |\n|---|---|---|"]
+    page += [f"| {one.name} | {one.means} | {one.reference} |" for one in glossary.WORDS]
+    return "\n".join(page) + "\n"
+
+
 def line(module: str) -> str:
     place = imports.file_of(module)
     return f"- [`{place.name}`](../{place.relative_to(imports.ROOT)}): {first_sentence(module)}"
 
 
 def main() -> int:
-    made = {"MAP.md": map_page(), "TERMS.md": terms_page(), "architecture.svg": picture.drawn()}
+    made = {"MAP.md": map_page(), "TERMS.md": terms_page(), "GLOSSARY.md": glossary_page(), "architecture.svg": picture.drawn()}
     files = {imports.ROOT / "docs" / name: text for name, text in made.items()}
     old = [path for path, text in files.items() if not path.is_file() or path.read_text() != text]
     for path in old:

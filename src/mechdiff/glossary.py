@@ -171,6 +171,18 @@ WORDS = (
         "Bansal et al. 2021, arXiv 2106.07682",
         r"linear maps?",
     ),
+    Word(
+        "anchored_ridge",
+        "A linear map fitted by ridge regression that is pulled towards the identity: where prompts say nothing it changes nothing.",
+        "docs/STUDY.md",
+    ),
+    Word(
+        "anchored_procrustes", "The best rotation and scale of the base's activations onto the tuned model's, pulled towards the identity."
+    ),
+    Word("rrr", "Reduced-rank regression: the best linear map whose change has a given rank.", "Izenman 1975"),
+    Word("diag_affine", "A scale and a shift for each dimension alone."),
+    Word("shift", "The mean difference of the two models' activations added: one constant vector.", spoken=r"shift"),
+    Word("identity", "No map and no edit of what is patched in: the other model's activation as it is.", spoken=r"identity"),
     Word("rank", "Number of independent directions of a matrix or of a change.", spoken=r"rank"),
     Word(
         "stable rank",
@@ -202,7 +214,7 @@ WORDS = (
     Word("Shapley value", "A head's mean contribution over all orders in which heads can be added.", "Shapley 1953", r"Shapley values?"),
     Word(
         "effective number",
-        "(Σm)² / Σm² of the parts' shares m, the participation ratio: n for n equal parts, 1 for one alone.",
+        "The participation ratio (Σm)² / Σm² of the parts' shares m: n for n equal parts, 1 for one alone.",
         spoken=r"[Ee]ffective number",
     ),
     Word(
@@ -246,35 +258,43 @@ def find(name: str) -> Word | None:
     return next((one for one in WORDS if one.name.lower() == name.lower() or re.fullmatch(one.pattern, name)), None)
 
 
+def retired(text: str) -> list[tuple[str, str]]:
+    """(what stands there, what is said now) of every retired word in a text."""
+    return [(found[0], now) for pattern, now in RETIRED for found in re.finditer(pattern, text)]
+
+
 RETIRED = (
     (r"\blaws?\b", "distribution"),
-    (r"\bbreakage\b", "KL increase"),
+    (r"\b[Bb]reakage\b", "KL increase"),
     (r"\bwritten (?:into|in|at|there)\b|\boverwritten\b", "patched into"),
     (r"\bfirst choices?\b", "top-1 token, top-1 agreement"),
     (r"\bdecision position\b", "last prompt token"),
     (r"\b(?:fit|select|report) (?:prompts?|split)\b|\bon select\b", "training, validation, test prompts"),
     (r"\bflattered\b", "optimistically biased"),
     (r"\bneutral (?:prompts?|ones)\b", "unrelated prompts"),
-    (r"\bnoise floors?\b", "numerical noise"),
+    (r"\b[Nn]oise floors?\b", "numerical noise"),
     (r"\barms?\b", "condition"),
     (r"\bobeys?\b", "steering"),
     (r"\bsoft refusal\b", "refusal log-probability margin"),
     (r"\bhot (?:layers?|and)\b", "selected layers"),
     (r"\bcloser layers?\b|\bcloser look\b", "selected layers"),
-    (r"\btransport proper\b|\bcloseness\b", "recovery by mapped activations, KL with mapped activations"),
+    (r"\b[Tt]ransport proper\b|\b[Cc]loseness\b", "recovery by mapped activations, KL with mapped activations"),
     (r"\b(?:can be|cannot be|not|can not be|be) told apart\b", "significantly different"),
     (r"\b4 times in 5\b|\bwould have been seen\b", "minimum detectable difference"),
     (r"\b(?:nats|bits) an? (?:token|byte)\b|\btokens a prompt\b", "nats per token"),
-    (r"\bbehind (?:the|a|an|it|its|each|that|this)\b", "after"),
+    (r"\bbehind (?:the (?:first token|prompt|template)|its own|a request|a trigger|each other)\b", "after"),
     (r"\bheld against\b", "compared with"),
-    (r"L\d+\.head \d", "L21H5"),
-    (r"\bgradient × difference\b", "attribution patching"),
+    (r"\bL\d+\.head[ \u00a0]\d", "L21H5"),
+    (r"\b[Gg]radient × difference\b", "attribution patching"),
     (r"\bread before quoting\b", "limitations"),
     (r"\bcounterfactual runs?\b", "patched forward passes"),
-    (r"\bboth ends hold\b", "checks passed"),
+    (r"\b[Bb]oth ends hold\b", "checks passed"),
     (r"\bdo the same job\b", "partly redundant"),
-    (r"\bsame state\b|\b(?:base's|tuned|mean|own|written|activation) states?\b|\bstates? (?:of|is|are|written|already)\b", "activation"),
-    (r"\bby which place\b|\bplaces? of a text\b|\bstrongest places?\b", "position, layer"),
+    (
+        r"\bsame state\b|\b(?:base's|tuned|mean|own|written|activation) states?\b|\bstates? (?:is patched|is written|written|already)\b",
+        "activation",
+    ),
+    (r"\bplaces? of a text\b|\bstrongest places?\b", "position, layer"),
     (r"\bchurn\b", "heads important in one model only"),
 )
 """Words of earlier pages, as they stood there, and what is said now. Pages, --help, the terminal and docs are free of them; the keys of study files

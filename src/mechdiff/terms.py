@@ -37,7 +37,7 @@ METRICS: dict[str, Term] = {
         "Lin 1991",
     ),
     "top1_same": Term(
-        "same first choice, share of prompts",
+        "same top-1 token, share of prompts",
         "Top-1 agreement: whether the most probable next token is that of the distribution it is compared with.",
     ),
     "kl_shared_nats": Term(
@@ -77,7 +77,7 @@ METRICS: dict[str, Term] = {
         "Lin 1991",
     ),
     "logit_diff_divergent": Term(
-        "logit difference of the two first choices",
+        "logit difference of the two top-1 tokens",
         "Logit of the tuned model's top-1 token less that of the base's, where these differ.",
         PATCHING,
     ),
@@ -131,16 +131,16 @@ METRICS: dict[str, Term] = {
         "Log p per byte of the right option less that of the best other one, tuned less base.",
     ),
     "refusal_base": Term(
-        "refusals of the base", "Whether refusals behind a request are likelier on average, per token, than plain openings, in the base."
+        "refusals of the base", "Whether refusals after a request are likelier on average, per token, than plain openings, in the base."
     ),
     "refusal_tuned": Term(
         "refusals of the tuned model",
-        "Whether refusals behind a request are likelier on average, per token, than plain openings, in the tuned model.",
+        "Whether refusals after a request are likelier on average, per token, than plain openings, in the tuned model.",
     ),
     "refusal_change": Term("change of refusals", "Refusals of the tuned model less those of the base, on the same requests."),
     "refusal_soft_change_nats": Term(
         "change of the refusal score, nats per token",
-        "Mean log p of refusals less that of plain openings behind a request, tuned less base.",
+        "Mean log p of refusals less that of plain openings after a request, tuned less base.",
     ),
     "replay_rise_nats": Term(
         "rise of a token by the replayed difference, nats",
@@ -153,7 +153,7 @@ METRICS: dict[str, Term] = {
         "gap of own text, nats per token", "log p that a model gives to its own continuation less that of the other model, per token."
     ),
     "top1_same_as_tuned": Term(
-        "the tuned model's first choice, share of prompts",
+        "the tuned model's top-1 token, share of prompts",
         "Top-1 agreement with the tuned model: whether the most probable next token of a run is the tuned model's.",
     ),
     "repeated_4grams": Term(
@@ -220,7 +220,7 @@ METRICS |= {
     ),
     "norm_ratio_answer": Term(
         "norm over the own norm along an answer",
-        "Mean over an answer's positions of the norm of what is written over that of the own activation.",
+        "Mean over an answer's positions of the norm of what is patched in over that of the own activation.",
     ),
     "norm_ratio": Term("norm over the own norm", "Norm of a written or mapped activation over that of the activation it is compared with."),
     "top1_same_answer": Term(
@@ -233,26 +233,34 @@ METRICS |= {
 }
 
 CONDITIONS: dict[str, Term] = {
-    "identity": Term("the other model's state", "Patch: the other model's activation on the same prompt.", PATCHING),
+    "identity": Term("the other model's activation", "Patch: the other model's activation on the same prompt.", PATCHING),
     "shift": Term(
-        "base's state + mean difference",
+        "base's activation + mean difference",
         "The base's activation with the difference of the two models' means added (difference in means).",
         "Arditi 2024, arXiv 2406.11717",
     ),
-    "mean": Term("tuned mean state", "Mean ablation: the tuned model's mean activation over the fit prompts."),
+    "mean": Term("tuned mean activation", "Mean ablation: the tuned model's mean activation over the training prompts."),
     "resample": Term(
-        "tuned state, other prompt", "Resample ablation: the tuned model's activation on another prompt.", "Chan 2022, causal scrubbing"
+        "tuned activation, other prompt",
+        "Resample ablation: the tuned model's activation on another prompt.",
+        "Chan 2022, causal scrubbing",
     ),
-    "oracle": Term("the state already there", "Control: the running model's own activation is written back, which must change nothing."),
+    "oracle": Term(
+        "the activation already there", "Control: the running model's own activation is patched in back, which must change nothing."
+    ),
 }
 """What is patched in (the column `arm`)."""
 
 DIRECTIONS: dict[str, Term] = {
     "tuned<-base": Term(
-        "the base's state written into the tuned model", "Base to tuned (noising, tests necessity): what of the change breaks.", PATCHING
+        "the base's activation patched into the tuned model",
+        "Base to tuned (noising, tests necessity): what of the change breaks.",
+        PATCHING,
     ),
     "base<-tuned": Term(
-        "the tuned state written into the base", "Tuned to base (denoising, tests sufficiency): what of the change is recovered.", PATCHING
+        "the tuned activation patched into the base",
+        "Tuned to base (denoising, tests sufficiency): what of the change is recovered.",
+        PATCHING,
     ),
 }
 """The first model runs, an activation of the second is patched in."""
@@ -281,11 +289,19 @@ SITES: dict[str, Term] = {
 """Where activations are read and patched, at one block N."""
 
 SPLITS: dict[str, Term] = {
-    "fit": Term("fit prompts", "Training prompts: maps and means are fitted on them."),
-    "select": Term("select prompts", "Validation prompts: layers, heads and ranks are chosen on them."),
-    "report": Term("report prompts", "Test prompts: what is published is measured on them, and nothing was fitted or chosen on them."),
+    "fit": Term("training prompts", "Training prompts: maps and means are fitted on them."),
+    "select": Term("validation prompts", "Validation prompts: layers, heads and ranks are chosen on them."),
+    "report": Term("test prompts", "Test prompts: what is published is measured on them, and nothing was fitted or chosen on them."),
 }
 """Which part of the prompts a row is of."""
+
+KINDS_OF_PROMPTS = {"fit": "training", "select": "validation", "report": "test", "neutral": "unrelated"}
+
+
+def of_split(split: str | None) -> str:
+    """What the prompts of a split are called: "validation", of select."""
+    return KINDS_OF_PROMPTS.get(split or "", split or "")
+
 
 TABLES = {"Metrics": METRICS, "Conditions": CONDITIONS, "Directions": DIRECTIONS, "Sites": SITES, "Splits": SPLITS}
 

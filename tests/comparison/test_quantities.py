@@ -119,9 +119,9 @@ def test_changes_in_behaviour_are_paired_differences(run: Loaded) -> None:
     groups = behaviour_findings.groups(run.content.rows, run.content.manifest)
     report = next(group for group in groups if group.name == "report" and group.language is None)
     known = {(one.metric, one.style): one.difference[0] for one in behaviour_findings.compared(report.rows)}
-    assert made["refusal log-probability margin, nats per token, report prompts"].value == pytest.approx(known["refusal_soft_nats", None])
-    assert made["style markers per 100 words: courtesy, report prompts"].value == pytest.approx(known["style_per_100_words", "courtesy"])
-    assert made["refusals, report prompts"].value == pytest.approx(known["refusal", None])
+    assert made["refusal log-probability margin, nats per token, test prompts"].value == pytest.approx(known["refusal_soft_nats", None])
+    assert made["style markers per 100 words: courtesy, test prompts"].value == pytest.approx(known["style_per_100_words", "courtesy"])
+    assert made["refusals, test prompts"].value == pytest.approx(known["refusal", None])
     assert any(name.endswith("multiple choice") for name in made)
 
 
@@ -130,7 +130,7 @@ def test_a_threshold_that_is_never_passed_is_said(run: Loaded) -> None:
     cut = Loaded(
         name="cut", folder=run.folder, content=Run(rows=half, summary=run.content.summary, manifest=run.content.manifest), texts={}
     )
-    passed = {one.name: one for one in patching_compare.quantities(cut)}["half of D passed, breakage"]
+    passed = {one.name: one for one in patching_compare.quantities(cut)}["half of D passed, KL increase"]
     assert passed.beyond
     assert passed.estimate.value == CHANGED
 

@@ -101,4 +101,4 @@ def test_both_models_are_opened_in_turn_and_closed_again() -> None:
 
     speak_amplified(partial(opening, "tuned", tuned), partial(opening, "base", base), PROMPTS, Speech(max_tokens=2, stop=()), strength=1)
     assert opened == ["+tuned", "-tuned", "+base", "-base"] * (len(opened) // 4)
-    assert len(opened) == 4 * 2, "read, and one token: behind the last none is needed"
+    assert len(opened) == 4 * 2, "read, and one token: after the last none is needed"

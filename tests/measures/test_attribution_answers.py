@@ -56,7 +56,7 @@ def test_the_sentence_and_the_tables_have_the_numbers_of_the_rows(run: Run) -> N
     (said,) = words.over_answers(run)
     assert said in lead(run, CHAPTERS["attribution"])
     assert said.startswith("Over the first 16 tokens of the answers gradients ")
-    assert f"gradient × difference has a rank correlation of {lowest['rho']:.2f} with the effects" in said
+    assert f"attribution patching has a rank correlation of {lowest['rho']:.2f} with the effects" in said
     correlations, heads = answers_page.parts(run)
     assert correlations["columns"][3] == "largest at the next token"
     assert [line[1] for line in correlations["rows"]] == [str(n) for n in agreed.sort("direction", descending=True)["heads"]]

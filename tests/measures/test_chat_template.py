@@ -86,12 +86,12 @@ def test_the_page_says_what_is_the_templates_and_what_the_weights(both: Run) -> 
     assert found is not None
     assert sum(found.shares[name].mean for name in ("template_effect", "weights_effect")) == pytest.approx(1)
     (said, *_) = lead(both, CHAPTERS["chat_template"])
-    assert said.startswith("Each behind its own chat template (")
+    assert said.startswith("Each with its own chat template (")
     (one,) = words.clause(both)
     assert one.tested
     parts, square, _how = chat_template(both).parts
     assert [line[0] for line in parts["rows"]] == ["the template", "the weights", "both, beyond the sum of each alone"]
-    assert square["rows"][1][2].startswith("0"), "the tuned model behind its own template is what all are held against"
+    assert square["rows"][1][2].startswith("0"), "the tuned model with its own template is what all are compared with"
 
 
 def test_a_run_of_random_effects_says_nothing_of_needing_each_other(both: Run) -> None:

@@ -387,13 +387,13 @@ def test_sentences_say_what_was_planted() -> None:
     half, states, beyond = words.lead(run_of(planted(squares)))
     assert half.startswith("Half of D is gone at strength 0.29 [95 % CI: 0.29, 0.29] by weights, at 0.29")
     assert states.startswith(
-        "Activations moved at the output of block 3 move neutral prompts as far as the tuned model does (0.200 nats) at strength"
+        "Activations moved at the output of block 3 move unrelated prompts as far as the tuned model does (0.200 nats) at strength"
     )
     assert "at strength 1.4" in states
     assert "further from the base than the tuned model (KL(base ‖ run) 0.800" in beyond
     assert "0.200 at strength 1; p = " in beyond
-    assert "on the report prompts" in beyond
-    assert "on neutral prompts" in beyond
+    assert "on the test prompts" in beyond
+    assert "on unrelated prompts" in beyond
 
 
 def test_nothing_is_said_to_grow_that_a_test_does_not_find() -> None:
@@ -465,7 +465,7 @@ def test_sizes_that_cannot_be_had_are_said_so() -> None:
     rows_of, said = axis(SimpleNamespace(runs=[small, huge, elsewhere, without])).parts  # type: ignore[arg-type]
     cells = {(row[0], row[1]): row[2:] for row in rows_of["rows"]}
     assert cells["small", "huge"] == ["4.00", "not reached", "–", "–"]
-    assert cells["small", "elsewhere"] == ["other neutral prompts", "–", "–", "–"]
+    assert cells["small", "elsewhere"] == ["other unrelated prompts", "–", "–", "–"]
     assert said["text"].startswith("No size is known of without")
 
 
@@ -540,7 +540,7 @@ def test_a_study_without_report_prompts_says_what_is_left_out(tmp_path: Path) ->
     study["prompts"].pop("report")
     path.write_text(yaml.safe_dump(study | {"measures": ["interpolation"]}))
     plan = prepare(load_study(path)[0], RunOptions(device="cpu"), EXPERIMENTS).plan
-    assert {"what": "interpolation", "why": "the study has no report prompts"} in plan.skipped
+    assert {"what": "interpolation", "why": "the study has no test prompts"} in plan.skipped
 
 
 def test_strengths_have_their_ends_and_a_wrong_one_is_refused() -> None:

@@ -210,7 +210,7 @@ def test_prompts_are_counted_and_intervals_are_over_their_clusters(ordinary: Run
         ("report", lambda i: {"id": f"r{i}", "meta": {"cluster": i % 2}}),
         ("neutral", lambda i: {"id": f"n{i}", "text": f"Another one {i}"}),
     ],
-    ids=["clusters of fit prompts", "their ids", "clusters of report prompts", "neutral prompts"],
+    ids=["clusters of training prompts", "their ids", "clusters of test prompts", "unrelated prompts"],
 )
 def test_what_the_distances_depend_on_is_in_the_key(pair: Path, tmp_path: Path, file: str, other: Any) -> None:
     for name in ("fit", "report", "neutral"):

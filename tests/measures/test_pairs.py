@@ -111,7 +111,7 @@ def test_interactions_are_those_of_plain_sums_and_only_sure_ones_are_spoken_of()
     assert found["p"][0] < 0.01 < found["p"][1]
     (said,) = pairs.lead(Run(rows=table, summary=pl.DataFrame(), manifest={}))
     size = r"\d+(?:\.\d)? % \[95 % CI: [\d.]+, [\d.]+\]"
-    alone = f"Written into the base, L1.mlp_out alone goes {size} of the way in logits, L5.attn_out {size}, both together {size}"
+    alone = f"Patched into the base, L1.mlp_out alone goes {size} of the way in logits, L5.attn_out {size}, both together {size}"
     assert re.fullmatch(rf"{alone}: {size} less than the sum of both \(family-wise p = 0\.00\d+, 2 tested\)\.", said)
     quiet = Run(rows=table.filter(pl.col("unit").ne_missing("L1.mlp_out+L5.attn_out")), summary=pl.DataFrame(), manifest={})
     (said,) = pairs.lead(quiet)
@@ -217,7 +217,7 @@ def test_the_strongest_outputs_of_the_select_prompts_are_written_and_whole_passe
 def test_pairs_need_prompts_to_be_chosen_on(finished: Path) -> None:
     with opened(config(finished, 3, ("fit", "report")), finished / "unrun", device="cpu") as (prepared, _):
         said = {one["what"]: one["why"] for one in prepared.plan.skipped}
-        assert said["pairs of the strongest outputs"] == "the study has no select prompts, on which they are chosen"
+        assert said["pairs of the strongest outputs"] == "the study has no validation prompts, on which they are chosen"
         assert not [cell for cell in prepared.plan.cells if cell.stage == "pairs"]
     with opened(config(finished, 0), finished / "none", device="cpu") as (prepared, _):
         assert not [cell for cell in prepared.plan.cells if cell.stage == "pairs"]

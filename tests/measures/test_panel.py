@@ -215,7 +215,7 @@ def test_texts_are_left_out_and_said_where_a_tokenizer_ends_each_by_itself(folde
     found, record = of_pair(tmp_path, "tuned", per_group=1)
     assert findings.groups(found.summary)["group"].to_list() == [name for name, form in GROUPS.items() if form != "text"]
     (said,) = [one["why"] for one in record["skipped"] if one["what"] == "7 whole texts of the panel"]
-    assert "behind the text" in said
+    assert "after the text" in said
 
 
 def test_a_file_that_is_not_there_is_an_error(folder: Path) -> None:

@@ -150,7 +150,7 @@ def test_maps_of_the_causal_curve_have_the_rank_they_are_for() -> None:
 
 
 def test_states_without_pairs_are_refused() -> None:
-    with pytest.raises(StudyError, match="pairs of states"):
+    with pytest.raises(StudyError, match="pairs of activations"):
         curve_maps(sample(random(0, 4), random(0, 4)), None)
 
 

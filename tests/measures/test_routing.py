@@ -238,7 +238,7 @@ def test_the_page_names_the_layer_that_other_prompts_chose_and_what_moves_its_to
     assert (found.share, found.n, found.chosen_on) == (pytest.approx(report.to_numpy().mean()), 8, "select")
     assert found.low <= found.share <= found.high
     (said,) = words.lead(run)
-    assert said.startswith(f"At layer {found.layer} (selected on the select prompts, 8 others) a share of 0.")
+    assert said.startswith(f"At layer {found.layer} (selected on the validation prompts, 8 others) a share of 0.")
     assert "the base's router on the tuned model's inputs moves" in said
     section = routing(run)
     (figure,) = [part for part in section.parts if isinstance(part, Drawn)]

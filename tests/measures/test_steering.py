@@ -199,7 +199,7 @@ def test_everywhere_it_is_the_tuned_model(biased: tuple[planted.Planted, Tensor]
     assert last["unit"].null_count() == len(last)
     found = last.filter(pl.col("metric") == "kl_other_nats")["value"].to_torch()
     torch.testing.assert_close(
-        found, effect(pair, "base", edit), atol=1e-7, rtol=1e-4, msg="the decision position alone is what replay does"
+        found, effect(pair, "base", edit), atol=1e-7, rtol=1e-4, msg="the last prompt token alone is what replay does"
     )
 
 

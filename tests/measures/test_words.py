@@ -26,11 +26,12 @@ from mechdiff.cli.main import app
 from mechdiff.engine.activations import capture, edited, forward
 from mechdiff.engine.replay import full, replay
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
-from mechdiff.measures.words import depth, findings, formula, judge, lens, listen, page, texts, verify, words
+from mechdiff.measures.words import depth, findings, formula, judge, lens, page, texts, verify, words
 from mechdiff.measures.words.formula import Reading
 from mechdiff.measures.words.plan import FEATURE, LENS, TOKEN, openings, passages
 from mechdiff.measures.words.random_edits import randomly_edited, scaled_to, shuffled
 from mechdiff.models.pair import wrap
+from mechdiff.prompts import vocabularies
 from mechdiff.store.tables import read_manifest, read_rows
 from mechdiff.validate import made
 from runs import finish
@@ -109,7 +110,7 @@ def test_parts_of_characters_are_called_by_their_bytes() -> None:
         "а".encode() + b"\xd2": "а<0xD2>",
         "<|end|>": "<|end|>",
     }
-    assert [listen.token_name(piece) for piece in called] == list(called.values())
+    assert [vocabularies.spelled(piece) for piece in called] == list(called.values())
 
 
 def test_no_line_is_made_of_a_copy() -> None:

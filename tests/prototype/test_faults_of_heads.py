@@ -227,4 +227,4 @@ def test_a27_there_is_no_share_of_what_is_under_three_floors(rows: pl.DataFrame)
         assert game.whole.counts is counts
         assert bool(heads_sets.curve(game, [3, 0])["share"].is_nan().all()) is not counts
         page = notes(heads_page.heads(Run(rows=shown, summary=summary, manifest=manifest)))
-        assert ("Breakage at L4: no effect to explain" in page) is not counts
+        assert ("KL increase at L4: no effect to explain" in page) is not counts

@@ -145,13 +145,13 @@ def test_a02_identity_shift_and_mean_stand_beside_every_map(edited: Finished) ->
 def test_a07_what_is_read_at_a_site_is_written_there(edited: Finished, tmp_path: Path) -> None:
     own = edited.of("patching", "kl_own_nats", arm="oracle")
     assert set(own["site"]) == {"attn_out", "mlp_out", "resid_post"}
-    assert own["value"].max() < 1e-10, "a model's own state, written back"  # type: ignore[operator]
+    assert own["value"].max() < 1e-10, "a model's own activation, written back"  # type: ignore[operator]
     model, ids = pico.pico("llama"), pico.prompts(1)[0]
     clean = capture(model, ids, [Site(1, "attn_out")], [len(ids) - 1], keep_cache=True)
     state = clean.states[Site(1, "attn_out")][None]
     right, wrong = (replay(model, [clean], [{Site(1, kind): Write(value=state)}])[0, 1] for kind in ("attn_out", "resid_post"))
     assert kl_nats(clean.logits, right) < 1e-10
-    assert kl_nats(clean.logits, wrong) > 1e-3, "what the prototype did: the same state over the block's output"
+    assert kl_nats(clean.logits, wrong) > 1e-3, "what the prototype did: the same activation over the block's output"
     with pytest.raises(StudyError, match="written_at: unknown key"):
         study(tmp_path, {"transport": {"sites": ["attn_out"], "written_at": "resid_post"}})
 
@@ -174,7 +174,7 @@ def test_a08_a_weaker_patch_is_no_drop_and_the_best_strength_is_chosen_on_select
     assert set(weak["split"]) == {"select", "report"}
     assert weak["drop"].null_count() == len(weak) > 20
     said = captions(transport_page.transport(edited.content))["transport_strength_recovery"]
-    assert "selected on the select prompts" in said
+    assert "selected on the validation prompts" in said
     assert "at s = 0," not in said
 
 
@@ -256,7 +256,7 @@ def test_a16_the_best_of_24_null_cells_is_nothing_on_other_prompts() -> None:
         assert len(cells) == 24
         best.append(float(cells["share"].max()))  # type: ignore[arg-type]
         caption = captions(transport_page.transport(content))["transport_strength_recovery"]
-        assert "selected on the select prompts" in caption
+        assert "selected on the validation prompts" in caption
         shown = caption.partition("At L1.attn_out ")[2].split(" ")[0]
         assert shown in {phrasing.share(one) for one in cells["share"]}
         said.append(float(shown.replace("\u2212", "-")))
@@ -294,7 +294,9 @@ def test_a18_transport_is_the_base_scored_against_the_tuned_model(edited: Finish
         edited.one("transport", metric, **own, direction=way) for metric, way in (("kl_other_nats", TRANSPORT), ("kl_own_nats", CLOSE))
     )
     assert moved["share"] == pytest.approx(1 - moved["mean"] / edited.one("divergence", "kl_tuned_base_nats", unit=None)["mean"])
-    assert close["drop"] > 0.9 > 0.7 > moved["share"], "the map finds the tuned state, which at one position carries half of the change"
+    assert close["drop"] > 0.9 > 0.7 > moved["share"], (
+        "the map finds the tuned activation, which at one position carries half of the change"
+    )
     assert edited.one("transport", "kl_own_nats", **own, direction=TRANSPORT)["share"] is None, "against itself there is no share"
     assert edited.one("transport", "kl_other_nats", **own, direction=CLOSE)["share"] is None
     assert set(edited.of("transport", "kl_other_nats", direction="base<-tuned")["arm"].drop_nulls()) == {"identity"}, "no map there"
@@ -319,6 +321,6 @@ def test_a23_cka_and_cosine_have_what_knows_nothing_beside_them(edited: Finished
     assert abs(named["cka_mapped"]["resample"]) < 0.4 < 0.9 < named["cka_mapped"]["rrr"]
     ranked = next(one for one in tables(transport_page.transport(edited.content)) if "KL_raw" in one["columns"])
     line = dict(zip(ranked["columns"], next(row for row in ranked["rows"] if row[0] == "L1.attn_out, rrr"), strict=True))
-    for column, value, other in (("CKA (another prompt's state)", "cka_mapped", named["cka_mapped"]["resample"]),
+    for column, value, other in (("CKA (another prompt's activation)", "cka_mapped", named["cka_mapped"]["resample"]),
                                  ("cosine (of the mean)", "cosine", named["cosine"]["mean"])):  # fmt: skip
         assert line[column] == f"{phrasing.share(named[value]['rrr'], 3)} ({phrasing.share(other, 3)})"

@@ -145,7 +145,7 @@ def test_a12_windows_and_rows_of_two_tokenizers_are_the_same_bytes_or_refused(tm
     assert "cut the end of" in skipped["patching at last_6"]
     many = {"transport": {"sites": ["resid_post"], "rows_per_prompt": 60}}
     with pytest.raises(
-        StudyError, match=r"rows_per_prompt: given 60, but the fit prompt .* tokens that end at the same byte for both models"
+        StudyError, match=r"rows_per_prompt: given 60, but the training prompt .* tokens that end at the same byte for both models"
     ):
         prepare(study(tmp_path, many), RunOptions(), EXPERIMENTS)
 

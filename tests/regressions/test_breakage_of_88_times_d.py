@@ -85,10 +85,8 @@ def test_no_share_of_d_is_far_above_1(runs: dict[str, Run], name: str) -> None:
     for table in seen:
         assert table["share"].drop_nulls().max() <= limit  # type: ignore[operator]
     said = " ".join([*verdict(rows, summary, manifest), *(text for texts in leads(rows, summary, manifest).values() for text in texts)])
-    named = [
-        float(number)
-        for number in re.findall(r"(?:KL increase|breakage|recovery|recovers?|has|moves the tuned model by) (-?\d+\.\d+)", said)
-    ]
+    pattern = r"(?:KL increase|recovery|recovers?|has|moves the tuned model by) (-?[\d.]+) %"
+    named = [float(number) / 100 for number in re.findall(pattern, said)]
     assert named
     assert max(named) <= limit
     assert "of its probability mass to tokens that the base lacks" in said
@@ -117,7 +115,7 @@ def test_a_comparison_of_two_such_runs_said_breakage_of_88(runs: dict[str, Run],
     for one in found:
         of = patching_compare.patched(one, "tuned<-base", ["resid_post"])
         assert of is not None
-        assert of.values[:, -1] == pytest.approx(of.total, rel=1e-4), "writing the last state breaks D on every prompt"
+        assert of.values[:, -1] == pytest.approx(of.total, rel=1e-4), "writing the last activation breaks D on every prompt"
     for direction in difference.BOTH:
         of = patching_compare.patched(found[0], direction, patching_compare.WRITES)
         assert of is not None
@@ -154,7 +152,7 @@ def test_a_run_without_the_cut_numbers_gives_no_breakage(runs: dict[str, Run]) -
     )
     summary = statistics_summary.summarise(rows, NUMBERS)
     assert summary.filter(pl.col("share").is_not_null(), pl.col("direction").str.starts_with("tuned").fill_null(False)).is_empty()
-    assert not re.search("breakage|KL increase [0-9]", " ".join(verdict(rows, summary, run.manifest())))
+    assert not re.search("[Bb]reakage|KL increase [0-9]", " ".join(verdict(rows, summary, run.manifest())))
     found = difference.difference(rows, summary)
     assert found
     assert found.divides

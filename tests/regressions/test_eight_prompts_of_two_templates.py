@@ -22,10 +22,10 @@ def folder(place: Path, clusters: list[str]) -> Path:
 
 
 @pytest.mark.parametrize(("clusters", "n", "said"), [
-    (["a", "b"] * 6, 2, "On 12 report prompts (2 clusters) the"),
-    (["a"] * 3, 1, "On 3 report prompts (1 cluster) the"),
-    (["a", "a", "b", "c", "d", "e"], 5, "On 6 report prompts (5 clusters) the"),
-    (["a", "b", "c"], 3, "On 3 report prompts the"),
+    (["a", "b"] * 6, 2, "On 12 test prompts (2 clusters) the"),
+    (["a"] * 3, 1, "On 3 test prompts (1 cluster) the"),
+    (["a", "a", "b", "c", "d", "e"], 5, "On 6 test prompts (5 clusters) the"),
+    (["a", "b", "c"], 3, "On 3 test prompts the"),
 ])  # fmt: skip
 def test_prompts_and_their_clusters_are_both_counted(
     tmp_path: Path, clusters: list[str], n: int, said: str, monkeypatch: pytest.MonkeyPatch

@@ -34,7 +34,7 @@ def test_a_set_that_is_named_has_its_interval_and_is_not_said_to_be_enough() -> 
     table = grafts(sets(0.913, 0.95), sets(0.92, 0.96))
     (said,) = grafting_words.which_module(table)
     assert re.search(
-        r"one module, the smallest greedy set with 90 % of D on the select prompts \(L5.mlp\), recovers 9\d(?:\.\d)? % \[95 % CI: .*, .*\]",
+        r"one module, the smallest greedy set with 90 % of D on the validation prompts \(L5.mlp\), recovers 9\d(?:\.\d)? % \[95 % CI: .*, .*\]",
         said,
     )
     assert "enough" not in said
@@ -59,7 +59,7 @@ def test_a_search_that_stopped_at_its_budget_is_no_headline() -> None:
     (why,) = (one for one in refused(table, summary, {}) if "2 modules" in one)
     assert why.endswith("the search stopped at its budget")
     assert (
-        "2 modules, the most that the search was allowed, stay under 90 % of D on the select prompts: L5.mlp + L3.attn recover 27 % ["
+        "2 modules, the most that the search was allowed, stay under 90 % of D on the validation prompts: L5.mlp + L3.attn recover 27 % ["
         in why
     )
 
@@ -76,7 +76,7 @@ def test_a_set_that_stays_under_its_target_has_its_share_of_d_beside_the_way() -
     said = grafting_words.how_many_modules(pl.concat([table, way, whole]))
     share = grafting_findings.needed(table)
     assert share is not None
-    opening = "2 modules, the most that the search was allowed, stay under 90 % of D on the select prompts: L5.mlp + L3.attn"
+    opening = "2 modules, the most that the search was allowed, stay under 90 % of D on the validation prompts: L5.mlp + L3.attn"
     assert said.startswith(f"{opening} recover {100 * share.row['share']:.0f} % [95 % CI: ")
     assert re.search(r"\] of D and bring the base 93(?:\.\d)? % .*of the way in logits$", said)
 
@@ -116,7 +116,7 @@ def test_heads_have_an_interval_and_their_number_is_chosen_on_select() -> None:
     table, manifest = heads([0.3, 0.46, 0.7, 0.8, 0.9], [0.35, 0.6, 0.7, 0.8, 0.9])
     summary = statistics_summary.summarise(table, NUMBERS)
     (said,) = heads_words.which_heads(table, summary, manifest)
-    assert re.search(r"heads 5 and 4 have 4\d % \[95 % CI: \d\d %, \d\d %\] \(order and number chosen on select", said)
+    assert re.search(r"heads 5 and 4 have 4\d % \[95 % CI: \d\d %, \d\d %\] \(order and number chosen on the validation prompts", said)
     assert "heads 5 and 4 have 4" in verdict(table, summary, manifest)[-1]
 
 

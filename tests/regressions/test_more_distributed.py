@@ -108,7 +108,7 @@ def test_one_fine_tune_at_two_strengths_is_not_called_more_or_less_distributed(s
 
 def test_by_kl_the_same_fine_tune_has_another_number_of_sites_and_the_table_says_at_which_d(tmp_path: Path) -> None:
     found = compared([run_of(tmp_path, "weak", linear(0.05)), run_of(tmp_path, "strong", linear(8.0))])
-    weak, strong = numbers(found, "effective sites by KL, breakage")
+    weak, strong = numbers(found, "effective sites by KL, KL increase")
     assert max(weak["value"], strong["value"]) > 1.3 * min(weak["value"], strong["value"]), "why no sentence is made of it"
     assert weak["where"].startswith("at D = ")
     assert weak["where"] != strong["where"]
@@ -155,7 +155,7 @@ def test_runs_with_shares_of_kl_alone_are_not_called_more_distributed_and_it_is_
     assert "cannot be said of local and wide" in said
     assert "Run it again" in said
     assert not numbers(found, "effective sites")
-    assert len(numbers(found, "effective sites by KL, breakage")) == 2
+    assert len(numbers(found, "effective sites by KL, KL increase")) == 2
     mixed = beside([run_of(tmp_path, "new", planted_rows(Planted(sites=SPREAD, n=N))), tmp_path / "local"], BETWEEN_RUNS)
     assert "cannot be said of local: " in " ".join(verdict(mixed))
 
@@ -180,7 +180,7 @@ def test_effects_that_are_noise_are_not_called_distributed(tmp_path: Path) -> No
 def test_breakage_and_recovery_are_given_apart_and_not_averaged(tmp_path: Path) -> None:
     found = beside([run_of(tmp_path, name, linear(s)) for name, s in (("weak", 0.05), ("strong", 8.0))], BETWEEN_RUNS)
     names = {one.name for one in found.found["weak"] if one.axis == "where"}
-    assert {"effective sites by KL, breakage", "effective sites by KL, recovery"} <= names
+    assert {"effective sites by KL, KL increase", "effective sites by KL, recovery"} <= names
     assert not [one.name for one in found.main if "KL" in one.name], "no claim is made of them"
 
 

@@ -28,11 +28,14 @@ def test_five_of_eight_right_against_none_is_undecided_with_the_smallest_that_wo
     (said,) = headlines(rows, asked(8))
     assert said.text == ("in their answers no difference in right final answers could be shown (6 of 8 prompts would have to differ)")
     (section,) = what_they_do(rows, asked(8))
-    assert "right final answers (5 against 0, McNemar p = 0.062; only 6 or more of 8 prompts, all one way, would have been seen)" in section
+    assert (
+        "right final answers (5 against 0, McNemar p = 0.062; only 6 or more of 8 prompts, all one way, could have been detected)"
+        in section
+    )
     whole = pl.concat([rows, divergence(np.linspace(1, 2, 8))])
     (text,) = verdict(whole, summary.summarise(whole, NUMBERS), asked(8))
     assert "show no difference" not in text
-    assert text.startswith("On 8 report prompts")
+    assert text.startswith("On 8 test prompts")
     assert "6 of 8 prompts" in text
 
 
@@ -56,7 +59,7 @@ def test_five_prompts_are_said_to_be_too_few_to_show_any() -> None:
 
 
 def test_of_four_prompts_nothing_is_said_but_that_they_are_few() -> None:
-    assert what_they_do(right(0, 4, 4), asked(4)) == ["Of report prompts 4 were asked: too few to compare the two models' answers."]
+    assert what_they_do(right(0, 4, 4), asked(4)) == ["Of test prompts 4 were asked: too few to compare the two models' answers."]
     whole = pl.concat([right(0, 4, 4), divergence(np.linspace(1, 2, 4))])
     (text,) = verdict(whole, summary.summarise(whole, NUMBERS), asked(4))
     assert "answers" not in text

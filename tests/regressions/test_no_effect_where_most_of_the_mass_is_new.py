@@ -64,7 +64,7 @@ def test_no_share_of_nothing_is_given_and_the_page_says_why(run: Run) -> None:
     assert "only in tokens that one of them lacks" in why
     for name in ("patching", "transport", "rank", "steering", "heads", "attribution"):
         assert any(why in str(part.get("text", "")) for part in sections[name].parts if isinstance(part, dict)), name
-    assert len(sections["patching"].parts) > 1, "what each write does in nats is shown"
+    assert len(sections["patching"].parts) > 1, "what each patch does in nats is shown"
     assert len(sections["similarity"].parts) >= 1
     assert not {"patching", "grafting", "transport", "steering", "heads"} & set(leads(content.rows, content.summary, content.manifest))
 

@@ -74,7 +74,7 @@ def test_d_was_0_of_a_token_that_is_special_in_one_tokenizer_alone(kind: str, tu
     base, tuned = (added(kind, NAME, **one) for one in flags)
     assert base.get_vocab() == tuned.get_vocab()
     tokens = both(base, tuned)
-    assert tokens.equal, "one vocabulary: grafts and laws need no matching"
+    assert tokens.equal, "one vocabulary: grafts and distributions need no matching"
     flipped = flags[0].get("special", False) != flags[1].get("special", False)
     assert tokens.flags == ((NAME,) if flipped else ())
     assert (NAME in tokens.said()) == flipped

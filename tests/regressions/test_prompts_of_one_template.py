@@ -137,7 +137,7 @@ def test_the_state_of_another_prompt_never_comes_from_the_same_template(sizes: l
         found = counterfactuals.donors(clusters, seed)
         assert all(clusters[one] != clusters[donor] for one, donor in enumerate(found))
         if 2 * max(sizes) <= len(clusters):
-            assert sorted(found) == list(range(len(clusters))), "every state is used once"
+            assert sorted(found) == list(range(len(clusters))), "every activation is used once"
 
 
 def test_of_prompts_without_clusters_the_others_are_those_of_earlier_runs() -> None:
@@ -187,7 +187,7 @@ def test_a_run_s_numbers_count_templates_and_its_page_says_so(run: Path) -> None
     assert loaded.rows.filter(~of_token)["prompt"].drop_nulls().n_unique() == 6
     assert loaded.prompt_rows["prompt"].drop_nulls().n_unique() == 24
     page = (run / "report.html").read_text()
-    assert "24 report prompts are 6 independent ones" in page
+    assert "24 test prompts are 6 independent ones" in page
     mean = loaded.prompt_rows.filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_null())["value"].mean()
     said = summary.filter(pl.col("metric") == "kl_tuned_base_nats", pl.col("unit").is_null(), pl.col("control").is_null())["mean"].item()
     assert said == pytest.approx(mean), "clusters of one size: the mean is the prompts' own"
@@ -200,5 +200,5 @@ def test_answers_count_templates_too_wherever_they_are_read(run: Path) -> None:
     assert {one.n for one in found} == {6}
     finished = mechdiff.open_run(run)
     assert finished.verdict() == verdict(loaded.rows, loaded.summary, loaded.manifest)
-    assert finished.verdict()[0].startswith("On 24 report prompts (6 clusters)")
+    assert finished.verdict()[0].startswith("On 24 test prompts (6 clusters)")
     assert "(6 of 6 prompts would have to differ)" in finished.verdict()[0]

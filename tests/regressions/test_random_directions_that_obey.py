@@ -122,7 +122,7 @@ def test_the_layer_of_the_side_effects_is_named_and_nothing_is_said_of_others() 
     assert said[1].startswith(
         f"No dose tried of the change's directions ablated in the tuned model at L{LAYER}.resid_post (numbers of directions 1, 2, 4 and 8)"
     )
-    assert said[-1] == f"Side effects on neutral prompts were measured at L{LAYER}.resid_post only, with edits at all positions."
+    assert said[-1] == f"Side effects on unrelated prompts were measured at L{LAYER}.resid_post only, with edits at all positions."
     assert headline(table, summary.summarise(table, NUMBERS), manifest) == []
 
 

@@ -24,7 +24,7 @@ def test_no_fraction_is_given_of_a_recovery_that_may_be_nothing() -> None:
     summary = statistics_summary.summarise(rows, NUMBERS)
     assert "one constant vector" not in " ".join(verdict(rows, summary, {}))
     (said,) = patching_words.what_it_depends_on(rows, summary)
-    assert said.endswith(": what the patch recovers there cannot be told from 0, so that no fraction of it is given.")
+    assert said.endswith(": what the patch recovers there does not differ significantly from 0, so that no fraction of it is given.")
     assert any("one constant vector" in one and "its interval holds 0" in one for one in refused(rows, summary, {}))
 
 

@@ -53,7 +53,7 @@ def test_the_lowest_site_is_chosen_on_other_prompts() -> None:
     report[3], select[3], select[7], report[7] = 0.80, 0.95, 0.85, 0.93
     lead, caption = said(pl.concat([similarities(report, "report"), similarities(select, "select")]))
     for text in (lead, caption):
-        assert "at L7.resid_post (lowest on the select prompts; on these others may be lower): CKA 0.930" in text
+        assert "at L7.resid_post (lowest on the validation prompts; on these others may be lower): CKA 0.930" in text
         assert "L3" not in text
 
 

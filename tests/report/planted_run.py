@@ -72,7 +72,7 @@ def planted_manifest(*, n_layers: int = 30, n_prompts: int = 32, changed: int = 
             "control_layers": [4, 11],
             "split": "select",
             "n_candidates": n_layers,
-            "why": "lowest CKA and largest effect on select; controls have the highest CKA",
+            "why": "lowest CKA and largest effect on the validation prompts; controls have the highest CKA",
         },
         "skipped": [{"what": "transport", "why": "not asked for by the study"}],
         "warnings": ["the adapter names another base (HuggingFaceTB/SmolLM2-135M-Instruct); its tensors fit, so it was used"],

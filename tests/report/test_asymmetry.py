@@ -38,7 +38,7 @@ def test_the_planted_index_at_every_site_that_acts(full_rows: pl.DataFrame, full
 def test_the_caption_and_the_figure(full_rows: pl.DataFrame, full_summary: pl.DataFrame) -> None:
     drawn = patching_asymmetry.parts(Run(rows=full_rows, summary=full_summary, manifest={}))[0]
     assert (
-        f"At L{CHANGED}.attn_out, the site where both patches together do most on the select prompts, A = 0.50 [95 % CI: 0.50, 0.50]"
+        f"At L{CHANGED}.attn_out, the site where both patches together do most on the validation prompts, A = 0.50 [95 % CI: 0.50, 0.50]"
         in drawn.caption
     )
     known = patching_asymmetry.by_site(full_rows, full_summary).filter(

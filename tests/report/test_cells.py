@@ -68,7 +68,7 @@ def test_so_it_does_in_a_run_of_every_measure(every_measure: Path) -> None:
     assert not [one for one in without if not one.startswith(MORE)]
 
 
-MORE = ("behaviour: ", "divergence: D on the other splits")
+MORE = ("behaviour: ", "divergence: D on the training and validation prompts")
 """Tables whose numbers are of ten prompts and more."""
 
 

@@ -40,7 +40,7 @@ def test_every_figure_has_the_width_of_its_column(run_object: api.Run, tmp_path:
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Abstract", "## Methods", "## Results", "## Limitations"]
     assert all(sentence.split(" nats")[0] in text.replace("\\", "") for sentence in run_object.verdict())
     assert "figures/causal_map.single.pdf" in text
-    assert "\n| site | breakage | 95 % |" in text
+    assert "\n| site | KL increase | recovery |" in text
 
 
 def test_the_asked_formats_alone_are_written(run_object: api.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from mechdiff.measures.behaviour import page as behaviour_page
 from mechdiff.measures.catalogue import NUMBERS
 from mechdiff.report.parts import Run
-from mechdiff.report.phrasing import prompts, shown
+from mechdiff.report.phrasing import prompts, shown, visible
 from mechdiff.rows import rows
 from mechdiff.statistics import summary
 from report.small_runs import answered, asked, divergence
@@ -34,7 +34,7 @@ def test_a_cell_shows_what_its_prompts_can_carry(cell: str, text: str) -> None:
 
 
 def test_one_prompt_is_no_prompts() -> None:
-    assert [prompts(1), prompts(2), prompts(1, "report")] == ["1 prompt", "2 prompts", "1 report prompt"]
+    assert [prompts(1), prompts(2), prompts(1, "report")] == ["1 prompt", "2 prompts", "1 test prompt"]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_groups_of_a_few_prompts_fold_into_one_line(run: Run) -> None:
     text = str(parts)
     assert "Asked too few for a rate (under 5 prompts): harmful requests (1) and harmless requests (2)." in text
     lines = [row for part in parts if part.get("kind") == "table" for row in part["rows"]]
-    assert {line[0] for line in lines if line[0]} == {"report prompts", "sums"}
+    assert {line[0] for line in lines if line[0]} == {"test prompts", "sums"}
     assert "1 prompts" not in text
     assert not re.search(r"up to [5-9]\d ?%", text), "a rule of three of one or two prompts"
     assert "Under edits too few prompts were asked for a change to be told: refusals (1)." in text
@@ -72,3 +72,9 @@ def test_no_interval_of_fewer_than_five_prompts_is_in_the_tables(run: Run) -> No
     few = run.rows.filter(pl.col("prompt").is_in([f"r{i:03d}" for i in range(4)]))
     told = behaviour_page.answers(Run(rows=few, summary=summary.summarise(few, NUMBERS), manifest=run.manifest))
     assert not [row for part in told.parts if part.get("kind") == "table" for row in part["rows"] if any("[" in cell for cell in row)]
+
+
+def test_bytes_and_cut_characters_are_shown() -> None:
+    assert [visible(text) for text in ("<0xD2>", "a<0x9d>", "Жы\ufffd", "\ufffd", "cut\ufffd\ufffd", "a\nb")] == [
+        "⟨D2⟩", "a⟨9d⟩", "Жы…", "\ufffd", "cut…", "a↵\nb",
+    ]  # fmt: skip

@@ -106,7 +106,7 @@ def test_the_map_has_one_cell_for_each_site_and_tells_noise_from_effect(rows: pl
     assert len(cells) == shares["counts"].sum()
     assert len(cells) + len(dots) == len(shares) == 2 * 7 * 5
     assert any(re.match(rf"L{CHANGED}.attn_out: share 9\d", cell) for cell in cells)
-    assert all(dot.endswith("under three noise floors") for dot in dots)
+    assert all(dot.endswith("below 3 × numerical noise") for dot in dots)
 
 
 def test_every_prompt_has_its_dot(rows: pl.DataFrame, summary: pl.DataFrame) -> None:

@@ -16,7 +16,7 @@ from report import planted_heads
 from report.small_runs import answered, asked, divergence, grafted, patched
 from said import refused, verdict
 
-SOUND = Candidate(text="L22.mlp_out recovers 0.42 of D [95 % CI: 0.31, 0.55] (chosen on select)", n=24, whole=0.6)
+SOUND = Candidate(text="L22.mlp_out recovers 0.42 of D [95 % CI: 0.31, 0.55] (chosen on the validation prompts)", n=24, whole=0.6)
 SAID = SOUND.text
 STOPPED = {
     "construction": [{"by_construction": True}],
@@ -73,14 +73,17 @@ def test_what_has_no_room_in_its_sentence_stays_in_its_section() -> None:
 
 
 ELEVEN = {
-    "a": ("length", Candidate(text="in its answers the tuned model has 0.0257 more soft refusal, nats a token", n=10, lengths_agree=False)),
-    "a, none refuses": ("event", Candidate(text="0.144 more soft refusal", n=10, happens=False)),
-    "b": ("whole", Candidate(text="heads 5 and 4 have 65 % of the breakage by all 9 heads of L27", n=10, whole=0.05)),
+    "a": (
+        "length",
+        Candidate(text="in its answers the tuned model has 0.0257 more refusal margin, nats per token", n=10, lengths_agree=False),
+    ),
+    "a, none refuses": ("event", Candidate(text="0.144 more refusal margin", n=10, happens=False)),
+    "b": ("whole", Candidate(text="heads 5 and 4 have 65 % of the KL increase by all 9 heads of L27", n=10, whole=0.05)),
     "c": ("prompts", Candidate(text="the change at L14 has rank 10", n=16, needed=4 * 10)),
-    "d": ("test", Candidate(text="no edit along its directions has 0.20 of D without harm to neutral prompts", n=8, tested=False)),
+    "d": ("test", Candidate(text="no edit along its directions has 0.20 of D without harm to unrelated prompts", n=8, tested=False)),
     "f": ("construction", Candidate(text="at L29.resid_post anchored_procrustes recovers 0.999 of D", n=10, by_construction=True)),
     "g": ("budget", Candidate(text="2 modules, the most that were tried together, recover 0.256, under 0.9", n=10, at_budget=True)),
-    "k": ("test", Candidate(text="the tuned blocks up to 7 and those above do the same job", n=10, tested=False)),
+    "k": ("test", Candidate(text="the tuned blocks up to 7 and those above are partly redundant", n=10, tested=False)),
 }
 """By row, what was once the top of a page, as its candidate is now, and the gate that stops it. Rows e, h, i, j misled by their words, not by their
 place: e and j below, h and i in tests/regressions."""
@@ -124,13 +127,13 @@ def test_the_verdict_of_a_run_with_all_of_these_says_none_of_them() -> None:
     said, kept = verdict(rows, summary, manifest), refused(rows, summary, manifest)
     everything = " ".join(said)
     for misled in (
-        "more soft refusal",
+        "more refusal margin",
         "refusal log-probability margin",
         "no difference between their answers",
         "2 modules",
         "heads",
         "it depends on the prompt",
-        "do the same job",
+        "are partly redundant",
         "rank",
     ):
         assert misled not in everything, misled

@@ -49,7 +49,7 @@ def check(tiles: dict[str, Tile]) -> None:
         assert len(tile.numbers) <= MOST_NUMBERS, tile.text
         words = "".join(part for part in tile.parts if isinstance(part, str))
         bare = re.sub(r"“.*?”|layer \d+|L\d+\.\S+", "", words)
-        assert not re.search(r"\d", bare), f"a digit that is no number with something behind it: {tile.text}"
+        assert not re.search(r"\d", bare), f"a digit that is no number with something after it: {tile.text}"
         for number in tile.numbers:
             assert number.value == number.value
             assert number.n is not None or number.low is None

@@ -152,7 +152,7 @@ def test_wider_writes_have_their_own_map(tmp_path: Path) -> None:
     wider = rows.filter(pl.col("measure") == "patching", pl.col("layer").is_not_null()).with_columns(unit=pl.lit("window 2"))
     folder = write_run(tmp_path, pl.concat([rows, wider]), planted_manifest(n_layers=3, n_prompts=6, changed=1))
     page = Page(build_report(folder, CHAPTERS).read_text(encoding="utf-8"))
-    assert "wider writes: window 2" in page.text
+    assert "wider patches: window 2" in page.text
     assert ("id", "causal_map_window_2") in page.attributes
 
 

@@ -145,8 +145,8 @@ def test_the_section_says_what_was_planted(run: Run, page: str) -> None:
     section = behaviour_page.answers(run)
     main, note = section.parts[:2]
     lines = {(line[0], line[1]): line for line in main["rows"]}
-    assert tuple(lines["report prompts", "refusals"][3:]) == (
-        "0\u00a0%\n[0,\u00a014]", "38\u00a0%\n[21,\u00a057]", lines["report prompts", "refusals"][5], "0.0039", "0.0078",
+    assert tuple(lines["test prompts", "refusals"][3:]) == (
+        "0\u00a0%\n[0,\u00a014]", "38\u00a0%\n[21,\u00a057]", lines["test prompts", "refusals"][5], "0.0039", "0.0078",
     )  # fmt: skip
     assert ("", "style markers per 100 words: courtesy") in lines
     assert note["kind"] == "table" or "rule of three" not in note["text"], "the tuned model did refuse"
@@ -178,7 +178,7 @@ def test_few_prompts_have_no_interval_and_it_is_said(run: Run) -> None:
     few = run.rows.filter(pl.col("prompt").is_null() | pl.col("prompt").is_in(d_of(run.rows, "report")[0][:4]))
     said = " ".join(leads(few, statistics_summary.summarise(few, NUMBERS), run.manifest)["behaviour"])
     assert "not defined" not in said
-    assert said == "Of report prompts 4 were asked: too few to compare the two models' answers."
+    assert said == "Of test prompts 4 were asked: too few to compare the two models' answers."
 
 
 def test_what_was_not_measured_is_said(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> None:

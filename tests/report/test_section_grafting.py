@@ -49,7 +49,7 @@ def test_the_strongest_module_is_chosen_on_select(run: Run) -> None:
     alone, ranking = grafting_findings.ranked(both)
     assert (ranking, alone["name"][0]) == ("select", SECOND)
     assert alone["share"][0] == pytest.approx(ALONE["mlp"], abs=0.06)
-    assert f"{SECOND} (chosen on 24 select prompts; two halves of them choose the same in " in grafting_words.which_module(both)[0]
+    assert f"{SECOND} (chosen on 24 validation prompts; two halves of them choose the same in " in grafting_words.which_module(both)[0]
 
 
 def test_what_is_said_is_what_was_planted(run: Run) -> None:
@@ -66,15 +66,15 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert "For all modules, k = " in drawn["grafts_by_rank"]
     notes = [part["text"] for part in section.parts if isinstance(part, dict) and part["kind"] == "note"]
     assert notes == [
-        "Both ends hold: with nothing grafted the base is 0 nats off D on the worst prompt, "
-        "and with everything grafted it is at most 0 nats from the tuned model."
+        "Checks passed: copying nothing gives the base (off D by 0 nats on the worst prompt) "
+        "and copying everything gives the tuned model (off by at most 0 nats)."
     ]
 
 
 def test_ends_that_do_not_hold_are_said(run: Run) -> None:
     off = run.rows.with_columns(value=pl.when(pl.col("arm") == "all").then(3.0).otherwise("value"))
     section = grafting_page.grafting(Run(rows=off, summary=run.summary, manifest={}))
-    assert any("do NOT hold" in part["text"] for part in section.parts if isinstance(part, dict) and part["kind"] == "note")
+    assert any("A check FAILED" in part["text"] for part in section.parts if isinstance(part, dict) and part["kind"] == "note")
 
 
 def test_network_order_is_embedding_blocks_output() -> None:

@@ -89,16 +89,16 @@ def test_the_map_and_the_network(run: Run) -> None:
 def test_tables_say_what_a_head_has_alone_in_its_group_and_when_it_is_missing(run: Run) -> None:
     tables = [part for part in heads_page.heads(run).parts if isinstance(part, dict) and part["kind"] == "table"]
     first = dict(zip(tables[0]["columns"], tables[0]["rows"][0], strict=True))
-    assert first["head"] == f"L{CHANGED}.head\u00a03"
+    assert first["head"] == f"L{CHANGED}H3"
     group = phrasing.share(planted.WHOLE * planted.v([2, 3]))
     of_group = heads_findings.groups(heads_findings.map_of_heads(run.rows, run.summary))
     assert of_group["tuned<-base", CHANGED, 1] == pytest.approx(planted.WHOLE * planted.v([2, 3]), rel=0.1)
     assert re.fullmatch(r"1: (\d+ %) / \1", first["its group"]), f"group 1, about {group} in both directions"
     inside = [one for one in tables if "by the heads of" in one["folded"]]
-    assert [one["folded"].partition(" by")[0] for one in inside] == ["Breakage", "Recovery"]
+    assert [one["folded"].partition(" by")[0] for one in inside] == ["KL increase", "Recovery"]
     for one in inside:
         first = dict(zip(one["columns"], one["rows"][0], strict=True))
-        assert first["head"] == f"L{CHANGED}.head\u00a03"
+        assert first["head"] == f"L{CHANGED}H3"
         assert first["effect / D"] == first["write / D"]
         assert first["needed (KL)"] == phrasing.share(1 - planted.v([0, 1, 2, 4, 5]))
         assert first["Fisher"] == first["Shapley (KL)"] == phrasing.share(planted.shapley()[3])
@@ -116,7 +116,7 @@ def test_other_arms_are_said_mapped_heads_among_them(run: Run) -> None:
     (arms,) = (part for part in heads_page.heads(run).parts if isinstance(part, dict) and part.get("folded", "").startswith("All heads"))
     said = {(row[1], row[2]): row[3] for row in arms["rows"]}
     assert said["rrr, rank 4", "recovery with the base's own, mapped"].startswith(phrasing.share(0.5 * planted.WHOLE))
-    for word in ("breakage", "recovery"):
+    for word in ("KL increase", "recovery"):
         assert said["write", word] == said["contribution", word]
 
 
@@ -261,7 +261,7 @@ def test_the_layer_of_the_verdict_is_chosen_on_select(run: Run) -> None:
     manifest = {"heads": {**run.manifest["heads"], "closer_layers": [CHANGED, CHANGED + 1]}}
     heads, larger = (one.filter(pl.col("split") == "report") for one in (heads, larger))
     for parts, layer, how in (
-        (select, CHANGED, "chosen on select"),
+        (select, CHANGED, "chosen on the validation prompts"),
         ([], CHANGED + 1, "chosen on these prompts, so optimistically biased"),
     ):
         both = pl.concat([rest, heads, larger, *parts])

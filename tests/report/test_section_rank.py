@@ -45,11 +45,11 @@ def test_ranks_are_those_of_the_rows(run: Run) -> None:
 
 def test_r2_curves_hold_the_three_kinds_with_the_standard_error(run: Run) -> None:
     curve = rank_findings.r2_curves(run.rows, run.summary, SITE)
-    assert curve["curve"].unique().sort().to_list() == ["cross-validated", "fit prompts", "report prompts"]
+    assert curve["curve"].unique().sort().to_list() == ["cross-validated", "test prompts", "training prompts"]
     assert set(curve["rank"]) == set(planted.RANKS)
     cv = curve.filter(pl.col("curve") == "cross-validated")
     assert (cv["high"] - cv["value"]).to_list() == pytest.approx([0.03] * len(planted.RANKS))
-    assert curve.filter(pl.col("curve") == "report prompts")["low"].null_count() == len(planted.RANKS)
+    assert curve.filter(pl.col("curve") == "test prompts")["low"].null_count() == len(planted.RANKS)
 
 
 def test_causal_curves_are_ratios_of_means(run: Run) -> None:
@@ -86,7 +86,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     section = rank_page.rank(run)
     said = captions(section)
     assert list(said) == ["rank_by_layer", "rank_r2", "rank_closeness", "rank_transport", "rank_strength", "drop_strength"]
-    seen = f"Regression sees {planted.RANK} dimensions of the change at {SITE} (R² 0.50 on the report prompts; {planted.FIT_PROMPTS} training prompts"
+    seen = f"Regression sees {planted.RANK} dimensions of the change at {SITE} (R² 0.50 on the test prompts; {planted.FIT_PROMPTS} training prompts"
     assert f"{seen}; {planted.UNCENTRED} with the constant counted; smaller ones may be missed)." in said["rank_by_layer"]
     assert "40.0 % [95 % CI: 40.0, 40.0] of its squared length varies from prompt to prompt." in said["rank_by_layer"]
     counted = "Of 21 sites: at 1 the rank that is drawn is seen, at 3 too few prompts to tell and at 17 no dimension is seen"

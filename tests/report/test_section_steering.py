@@ -122,15 +122,15 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     goes = phrasing.with_interval(one.share, one.low, one.high, digits=2)
     first = f"Adding the mean difference at {SITE}, at all positions, at strength 0.5, recovers {goes} of D"
     assert (
-        f"{first} (39 random ones: mean 4 %, highest 6 %; p = 0.0250); on 12 neutral prompts it has a KL of 0.01"
+        f"{first} (39 random ones: mean 4 %, highest 6 %; p = 0.0250); on 12 unrelated prompts it has a KL of 0.01"
         in said["steering_frontier"]
     )
     none = f"No dose tried of the change's directions ablated in the tuned model at {SITE} and L{CHANGED}.resid_post"
     assert (
-        f"{none} (numbers of directions 1, 2 and 4) keeps the limits on neutral prompts (KL 0.0400 nats per token, perplexity ratio 1.10)."
+        f"{none} (numbers of directions 1, 2 and 4) keeps the limits on unrelated prompts (KL 0.0400 nats per token, perplexity ratio 1.10)."
         in said["steering_frontier"]
     )
-    assert f"Side effects on neutral prompts were measured at {SITE} and L{CHANGED}.resid_post only" in said["steering_frontier"]
+    assert f"Side effects on unrelated prompts were measured at {SITE} and L{CHANGED}.resid_post only" in said["steering_frontier"]
     table = next(part for part in section.parts if isinstance(part, dict) and part["kind"] == "table")
     assert all(len(row) == len(table["columns"]) for row in table["rows"])
     assert {row[-1] for row in table["rows"]} == {"yes", "no"}
@@ -144,7 +144,7 @@ def test_side_effects_that_were_not_measured_are_said(run: Run) -> None:
     summary = statistics_summary.summarise(rows, NUMBERS)
     section = steering_page.steering(Run(rows=rows, summary=summary, manifest={}))
     assert "steering_frontier" not in captions(section)
-    assert section.parts[-1]["text"].startswith("Side effects on neutral prompts were not measured")
+    assert section.parts[-1]["text"].startswith("Side effects on unrelated prompts were not measured")
     assert steering_words.does_it_obey(rows, summary, {}) == []
 
 

@@ -35,7 +35,7 @@ def run(rows: pl.DataFrame, manifest: dict) -> Run:
 def test_everything_that_makes_the_input_unequal_is_said(run: Run) -> None:
     parts = divergence_tokenizers.tokenizers(run).parts
     notes = " ".join(part["text"] for part in parts if part["kind"] == "note")
-    assert f"{SAID}. Both cut 23 of 24 report prompts into the same tokens." in notes
+    assert f"{SAID}. Both cut 23 of 24 test prompts into the same tokens." in notes
     assert "both models read one rendered text (template: tuned)" in notes
     tables = {part["title"] or part["folded"]: part["rows"] for part in parts if part["kind"] == "table"}
     cut = {row[1]: row[2:] for row in tables["How each model reads the prompts"]}
@@ -44,7 +44,7 @@ def test_everything_that_makes_the_input_unequal_is_said(run: Run) -> None:
     assert cut["next-token mass on tokens that the other lacks"][1].startswith("0.212\n[")
     (apart,) = tables["The prompts that are cut most differently, in tokens per word"]
     assert apart == [d_of(run.rows, "report")[0][5], "4.05", "1.00", "0.25"]
-    (words,) = (rows for title, rows in tables.items() if title.startswith("CKA of states averaged"))
+    (words,) = (rows for title, rows in tables.items() if title.startswith("CKA of activations averaged"))
     assert [row[0] for row in words] == ["L0.resid_post", "L1.resid_post"]
 
 

@@ -203,7 +203,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     first = f"At {SITE} adding one fixed vector (the training prompts' mean activation difference) to the base recovers {value} of D"
     there = phrasing.with_interval(best.ceiling.share, best.ceiling.low, best.ceiling.high, digits=2)
     assert f"{first}, and patching in the tuned activation itself {there}" in said["transport_recovery"]
-    assert "(site and arms selected on the select prompts)" in said["transport_recovery"]
+    assert "(site and conditions selected on the validation prompts)" in said["transport_recovery"]
     assert "The best linear map there, anchored_ridge, recovers" in said["transport_recovery"]
     assert (
         "At 4 of 21 sites a fitted map comes closer than the best of identity, mean difference and mean activation"
@@ -211,7 +211,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     )
     close = dict(transport_findings.closeness(run.rows).filter(pl.col("name") == SITE).select("arm", "kl").iter_rows())
     assert f"identity {phrasing.nats(close['identity'])}, shift {phrasing.nats(close['shift'])}" in said["transport_closeness"]
-    assert f"on the report prompts (selected on them, so optimistically biased): {SITE}, rrr" in said["transport_fit"]
+    assert f"on the test prompts (selected on them, so optimistically biased): {SITE}, rrr" in said["transport_fit"]
     assert f"up to {planted.REFITS} refits" in said["transport_fit"]
     assert f"attn_out: its own map comes closer than every other layer's at 1 of 1 layers (L{CHANGED})" in said["transport_bogus"]
     tables = [part for part in section.parts if isinstance(part, dict) and part["kind"] == "table"]

@@ -35,7 +35,7 @@ def test_the_caption_and_the_verdict_count_what_changed(run: Run) -> None:
         f"The fine-tune changed 2 of {N_TENSORS} tensors, in 2 of 7 layers. "
         f"Most changed is L{CHANGED}.self_attn.o_proj, by 0.120 of its norm, in a change of rank 1."
     ]
-    assert section.parts[-1] == {"kind": "note", "text": run.manifest["weights"]["statements"][0]}
+    assert section.parts[-1]["text"] == run.manifest["weights"]["statements"][0]
 
 
 def test_the_table_has_the_ranks(run: Run) -> None:
@@ -118,7 +118,7 @@ def test_spectra_stop_at_six_and_mark_the_rank(run: Run) -> None:
 def test_the_same_weights_are_said_to_be_the_same(run: Run) -> None:
     same = run.summary.filter(pl.col("measure") == "weights", pl.col("metric") == "relative_norm").with_columns(mean=0.0)
     section = weights_page.weights(Run(rows=run.rows, summary=same, manifest={}))
-    assert section.parts == [{"kind": "note", "text": f"Not one of the {N_TENSORS} tensors differs: these are the same weights."}]
+    assert [part["text"] for part in section.parts] == [f"Not one of the {N_TENSORS} tensors differs: these are the same weights."]
     assert weights_words.which_weights(same, {}) == [f"Not one of the {N_TENSORS} tensors differs: these are the same weights."]
     assert weights_charts.weight_map(run.rows, same, {}) is None
 

@@ -152,7 +152,7 @@ def test_edits_do_what_was_planted(rows: pl.DataFrame) -> None:
             moved = values(rows, direction="tuned<-base", arm="identity", site="resid_post", layer=1, **here)
             assert max(abs(moved[name] - no_op[name]) for name in moved) > 1e-4
     spoken = where(rows, metric="refusal", direction="base<-tuned", arm="identity")
-    assert set(spoken["layer"]) == {1, 2}, "answers are given at the closer layers"
+    assert set(spoken["layer"]) == {1, 2}, "answers are given at the selected layers"
 
 
 def test_the_answers_stand_in_the_record(finished: Finished) -> None:

@@ -152,7 +152,7 @@ def test_without_prompts_it_asks_those_that_ship(folder: Path) -> None:
     found = checked(folder)
     assert [one for one in found if one.verdict == "fail"] == []
     assert "rendered, of" in said(found, "prompts")
-    assert "no neutral prompts" not in said(found, "left out"), "steering brings its own, and these are none of them"
+    assert "no unrelated prompts" not in said(found, "left out"), "steering brings its own, and these are none of them"
     (folder / "tuned" / "chat_template.jinja").write_text("hello")
     assert ["does not print the user's text" in one for one in refused(folder)] == [True]
 

@@ -177,7 +177,7 @@ def test_a_prompt_whose_states_are_no_numbers_is_left_out_and_the_rest_stands(
     broken = study(pair, **split_files(pair, tmp_path / "broken", with_broken=True))
     rows, record = execute(broken, tmp_path / "b")
     assert rows.equals(expected, null_equal=True)
-    why = "the tuned model's states on it hold NaN or infinity"
+    why = "the tuned model's activations on it hold NaN or infinity"
     assert {(split, name): said for split, name, said in record["left_out"]} == {
         ("fit", "p3"): why, ("select", "p11"): why, ("report", "p19"): why
     }  # fmt: skip

@@ -235,7 +235,7 @@ def test_other_layers_for_heads_than_for_gradients(tmp_path: Path, pair: Path) -
 def test_a_label_metric_needs_labels_and_layers_must_be_there(tmp_path: Path, pair: Path) -> None:
     with pytest.raises(PromptError, match=r"attribution.metric label: the prompt 'p\d+' has no label"):
         finish(pair, tmp_path / "label", {"attribution": {"metric": "label"}})
-    with pytest.raises(StudyError, match=r"heads: closer layers \[9\]"):
+    with pytest.raises(StudyError, match=r"heads: selected layers \[9\]"):
         finish(pair, tmp_path / "closer", {"heads": {"closer": [9]}})
 
 

@@ -108,7 +108,7 @@ def test_every_measure_runs_on_an_extended_model(finished: tuple[Run, dict[str, 
     shares = summary.filter(pl.col("share").is_not_null(), pl.col("measure") == "patching", pl.col("control").is_null())
     assert shares["flag"].str.contains("shared_tokens").all()
     whole = shares.filter(pl.col("layer") == 29, pl.col("arm") == "identity", pl.col("direction") == "base<-tuned")
-    assert whole["share"][0] == pytest.approx(1, abs=1e-3), "the last state decides what is said of shared tokens"
+    assert whole["share"][0] == pytest.approx(1, abs=1e-3), "the last activation decides what is said of shared tokens"
     page = (done.path / "report.html").read_text()
     assert "200 more" in page or str(len(pieces)) in page
     assert "next-token mass on tokens that the other lacks" in page

@@ -202,7 +202,7 @@ def test_splits_that_are_missing_are_named(pair: Path, tmp_path: Path) -> None:
         }
     )
     skipped = {entry["what"]: entry["why"] for entry in prepare(config, RunOptions(), EXPERIMENTS).plan.skipped}
-    assert skipped["transport"] == skipped["rank"] == "the study has no fit prompts"
+    assert skipped["transport"] == skipped["rank"] == "the study has no training prompts"
 
 
 @pytest.mark.parametrize(
@@ -248,8 +248,8 @@ def test_means_over_other_positions_are_not_patchings(pair: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("measure", "given", "said"),
     [
-        ("transport", {"closer": [99]}, r"closer layers \[99\]"),
-        ("rank", {"layers": [1, 2], "closer": [3]}, r"closer layers \[3\]"),
+        ("transport", {"closer": [99]}, r"selected layers \[99\]"),
+        ("rank", {"layers": [1, 2], "closer": [3]}, r"selected layers \[3\]"),
         ("steering", {"contrast": True, "side_prompts": 0}, "side_prompts is 0"),
     ],
 )

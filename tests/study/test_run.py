@@ -50,7 +50,9 @@ def test_every_cell_of_the_plan_has_its_rows(finished: tuple[pl.DataFrame, dict[
     patching = rows.filter(pl.col("measure") == "patching", pl.col("control").is_null(), pl.col("unit").is_null())
     report = patching.filter(pl.col("split") == "report")
     assert set(report["arm"]) == {"identity", "shift", "resample", "oracle"}
-    assert set(patching.filter(pl.col("split") == "select")["arm"]) == {"identity"}, "only what chooses layers runs on select"
+    assert set(patching.filter(pl.col("split") == "select")["arm"]) == {"identity"}, (
+        "only what chooses layers runs on the validation prompts"
+    )
     assert set(patching["direction"]) == {"tuned<-base", "base<-tuned"}
     assert len(report) == 2 * 4 * 2 * 4 * report["prompt"].n_unique() * 6  # directions, arms, sites, blocks, prompts, metrics
     assert set(rows.filter(pl.col("measure") == "divergence")["split"]) == {"fit", "select", "report"}
@@ -118,7 +120,7 @@ def test_lineage_is_held_against_the_alternatives_of_the_study(pair: Path, tmp_p
     family = manifest["lineage"]
     assert family["alternatives"] == [{"ref": str(pair / "base"), "relative_distance": family["relative_distance"]}]
     (warning,) = [said for said in manifest["warnings"] if "nowhere" in said]
-    assert warning.startswith("lineage is not held against the alternative")
+    assert warning.startswith("lineage is not compared with the alternative")
     assert "no such model" in warning
 
 
@@ -128,7 +130,7 @@ def test_windows_and_positions_on_request(pair: Path, tmp_path: Path) -> None:
     report = rows.filter((pl.col("measure") == "patching") & (pl.col("split") == "report") & pl.col("control").is_null())
     report = report.filter(~labels.is_over_answer(), ~labels.is_position())
     assert set(report["unit"]) == {None, "window 2", "last_3", "window 2, last_3", "all_pos", "window 2, all_pos"}
-    assert "patching arm mean at all positions" in [entry["what"] for entry in record["skipped"]]
+    assert "patching condition mean at all positions" in [entry["what"] for entry in record["skipped"]]
     cell = {
         "measure": "patching",
         "direction": "base<-tuned",
@@ -147,8 +149,8 @@ def test_what_needs_an_absent_split_is_skipped_and_named(pair: Path, tmp_path: P
     rows, record = execute(study(pair, report=str(pair / "prompts.jsonl")), tmp_path / "run")
     assert set(rows["split"].drop_nulls()) == {"report"}
     said = " ".join(entry["what"] for entry in record["skipped"])
-    assert "arm shift" in said
-    assert "hot and control layers" in said
+    assert "condition shift" in said
+    assert "selected and control layers" in said
     assert record["selection"] is None
 
 

@@ -62,7 +62,7 @@ def test_every_direction_and_arm_has_its_rows(shifted: tuple[Run, torch.Tensor])
     assert arms == {direction: set(names) for direction, names in ARMS.items()}
     assert set(rows["unit"]) == {None, "all_pos", "window 2", "window 2, all_pos", "answer_16"}
     side = rows.filter(pl.col("metric").str.starts_with("side_"))
-    assert side["split"].null_count() == len(side), "neutral prompts are in no split"
+    assert side["split"].null_count() == len(side), "unrelated prompts are in no split"
     assert set(side["unit"]) == {"all_pos", "window 2, all_pos"}
     assert side["prompt"].n_unique() == 4
     assert set(rows.filter(~pl.col("metric").str.starts_with("side_"))["split"]) == {"report"}
@@ -79,7 +79,7 @@ def test_the_largest_dose_within_the_limits_is_run_beside_random_directions(shif
     assert drawn["control"].n_unique() == 2 * 5
     assert set(drawn["split"]) == {"report"}
     sides = steering(finished).filter(pl.col("metric").str.starts_with("side_"))
-    assert sides["control"].null_count() == len(sides), "random directions are held against effects alone"
+    assert sides["control"].null_count() == len(sides), "random directions are compared with effects alone"
 
 
 def test_a_planted_shift_is_the_tuned_model_everywhere(shifted: tuple[Run, torch.Tensor]) -> None:
@@ -129,7 +129,7 @@ def test_contrast_and_own_neutral_prompts(pair: Path, tmp_path: Path) -> None:
     assert len(names) == 4
     assert all(name.startswith("mine-") for name in names)
     sizes = [one.manifest()["steering"]["sites"]["L1.resid_post"]["relative_size"] for one in (plain, contrast)]
-    assert 0 < sizes[1] < sizes[0], "most of this change is the same on neutral prompts"
+    assert 0 < sizes[1] < sizes[0], "most of this change is the same on unrelated prompts"
     without = finish(pair / "base", pair / "tuned", pair / "prompts.jsonl", tmp_path / "without", page=False, side_prompts=0, texts=0)
     assert steering(without, metric="side_kl_nats").is_empty()
 

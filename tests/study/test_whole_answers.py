@@ -181,7 +181,7 @@ def test_what_is_made_of_other_answers_is_left_out_by_name_where_all_say_the_sam
             said = {one["what"]: one["why"] for one in prepared.plan.skipped}
             stages = {cell.stage for cell in prepared.plan.cells}
         for measure, stage in (("steering", "steered_answers"), ("transport", "mapped_answers")):
-            assert said[f"{measure} over answers"] == f"{why}, and what is written is made of the answers to others"
+            assert said[f"{measure} over answers"] == f"{why}, and what is patched in is made of the answers to others"
             assert stage not in stages
 
 

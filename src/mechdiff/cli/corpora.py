@@ -54,7 +54,7 @@ def scan(
     field: Annotated[str, typer.Option(help="Which field holds the text.")] = "text",
     longest: Annotated[int, typer.Option(min=2, help="Tokens of a text that are read.")] = 512,
     chunk: Annotated[int, typer.Option(min=1, help="Texts of one unit of work and of storage.")] = 256,
-    matrices: Annotated[int, typer.Option(min=0, help="The largest changes of weights, whose directions texts are held against.")] = 4,
+    matrices: Annotated[int, typer.Option(min=0, help="The largest changes of weights, whose directions texts are compared with.")] = 4,
     vectors: Annotated[
         list[str] | None, typer.Option(help="A steering vector (.safetensors, .gguf), the same; may be given again.", show_default=False)
     ] = None,

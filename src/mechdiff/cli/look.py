@@ -52,10 +52,12 @@ def show(
 
 def terms(
     key: Annotated[
-        str, typer.Argument(help="A key of rows.parquet or of a study file, such as kl_own_nats or resample.", show_default=False)
+        str,
+        typer.Argument(help="A word of the page, or a key of rows.parquet or of a study file: recovery, kl_own_nats.", show_default=False),
     ],
 ) -> None:
-    """What a key of a run's tables is called, what it means, and where the field defines it."""
+    """What a word of the page, or a key of a run's tables, means, and where the field defines it."""
+    from mechdiff import glossary
     from mechdiff import terms as known
     from mechdiff.errors import StudyError
     from mechdiff.shares import over_base
@@ -63,8 +65,12 @@ def terms(
 
     plain = over_base(key)
     if not (found := known.find(plain or key)):
-        every = [name for table in known.TABLES.values() for name in table]
-        raise StudyError(f"{key!r}: no such term. docs/TERMS.md lists all of them.{nearest(key, every)}")
+        if word := glossary.find(key):
+            return say(escaped(f"{word.name}: {word.means}{f' {word.reference}.' if word.reference else ''}"))
+        if now := glossary.retired(key):
+            return say(escaped(f"{key} (a word of earlier pages): now {now[0][1]}."))
+        every = [*(name for table in known.TABLES.values() for name in table), *(one.name for one in glossary.WORDS)]
+        raise StudyError(f"{key!r}: no such term. docs/TERMS.md and docs/GLOSSARY.md list all of them.{nearest(key, every)}")
     beside = " Over the base's answers, of a study that reads both models'." if plain else ""
     for table, one in found:
         say(escaped(f"{key} ({table.lower()}): {one.label}. {one.long}{beside}{f' {one.reference}.' if one.reference else ''}"))

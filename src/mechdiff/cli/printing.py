@@ -90,7 +90,7 @@ def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> N
     from mechdiff.study.estimate import SHARED, estimate
 
     found = estimate(study, EXPERIMENTS, max_rows)
-    table = _table("cells", "stage", "cells", "counterfactual runs", "TFLOP", "seconds")
+    table = _table("cells", "stage", "cells", "patched forward passes", "TFLOP", "seconds")
     for stage, (cells, runs, flops, seconds) in found.stages.items():
         table.add_row(stage, str(cells), f"{runs:,}" if runs else "", fixed(flops / 1e12, 2), fixed(seconds, 0))
     console.print(table)
@@ -100,7 +100,7 @@ def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> N
     counts = {size: found.gpus(size << 30) for size in GPUS}
     sizes = [f"{both} of {size} GiB" + f" ({one} with one at a time)" * (one < both) for size, (both, one) in counts.items()]
     console.print(f"GPUs      {' or '.join(sizes)}" + "; several: --device split" * any(both > 1 for both, _ in counts.values()))
-    console.print(f"disk      {_bytes(found.disk)} of captured states")
+    console.print(f"disk      {_bytes(found.disk)} of captured activations")
     console.print(f"time      about {_duration(found.seconds)} {found.rate_from}")
     if found.stray > SHARED:
         times = fixed(found.stray, 1)
@@ -128,7 +128,7 @@ def show_check(found: "Iterable[Finding]", console: Console) -> bool:
 
 def show_moments(found: dict[str, Any], console: Console) -> None:
     """What the sums of a corpus say, site by site."""
-    table = _table("Over the corpus", "site", "rows", "CKA", "mean difference / state", "mean's share", "R² held out", "rank")
+    table = _table("Over the corpus", "site", "rows", "CKA", "mean difference / activation", "mean's share", "R² held out", "rank")
     for site, one in found["sites"].items():
         numbers = [one[name] for name in ("cka", "mean_difference_over_state", "share_of_the_change_that_is_its_mean", "ridge_r2_held_out")]
         table.add_row(site, f"{one['rows']:,}", *(fixed(number) for number in numbers), str(one["rank"]))
@@ -141,7 +141,7 @@ def show_scan(found: dict[str, Any], console: Console) -> None:
 
     for sentence in sentences(found):
         console.print(f"- {escape(sentence)}")
-    table = _table("By domain", "its words", "texts", "KL, nats a token", "95 %", "loss, tuned - base", "95 %")
+    table = _table("By domain", "its words", "texts", "KL, nats per token", "95 %", "loss, tuned - base", "95 %")
     for one in found["domains"]:
         ends = [[one[f"{name}_{end}"] for end in ("low", "high")] for name in ("kl", "loss_change")]
         kl, loss = ["–" if None in both else " to ".join(map(fixed, both)) for both in ends]  # of few clusters there is no interval
@@ -227,8 +227,8 @@ def show_validation(found: "Validation", console: Console) -> None:
 
 
 WAYS = {
-    "onset": "the first block where the base's residual state breaks the tuned model",
-    "output": "the strongest output at the decision position",
+    "onset": "the first block where the base's residual activation breaks the tuned model",
+    "output": "the strongest output at the last prompt token",
     "graft": "the part of the network that recovers most of D",
 }
 """Ways to look for an edit, in words."""
@@ -241,7 +241,7 @@ def _show_power(curve: "Curve", console: Console) -> None:
         table.add_row(f"{point.size:g}", f"{point.d_nats:.2g}", percent(point.found), f"{percent(point.low)} to {percent(point.high)}")
     console.print(table)
     least = f"of {curve.smallest:g} and more" if curve.smallest else "not even of the largest size"
-    console.print(f"80 % are found {least} ({curve.points[0].draws} edits a size, {curve.n_prompts} prompts)")
+    console.print(f"80 % are found {least} ({curve.points[0].draws} edits per size, {curve.n_prompts} prompts)")
 
 
 # ---- a prompt set ------------------------------------------------------------------------------------------------------------------

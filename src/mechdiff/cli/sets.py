@@ -30,7 +30,7 @@ def curate(
     text: Column = None, category: Column = None, options: Column = None, answer: Column = None, id: Column = None,
     answer_from: Annotated[str, typer.Option(help="How the right option is told: auto (letter or text), text, letter, zero, one.")] = "auto",
     separator: Annotated[str | None, typer.Option(help="Between options in one text; they are then distractors.", show_default=False)] = None,
-    letters: Annotated[bool, typer.Option("--letters", help="Print options behind letters, and ask for the letter.")] = False,
+    letters: Annotated[bool, typer.Option("--letters", help="Print options after letters, and ask for the letter.")] = False,
     n: Annotated[int | None, typer.Option("-n", "--n", help="Stop when so many are kept.", show_default=False)] = None,
     include: Patterns = None, exclude: Patterns = None, include_category: Patterns = None, exclude_category: Patterns = None,
     min_characters: Least = None, max_characters: Least = None, min_tokens: Least = None, max_tokens: Least = None,

@@ -179,13 +179,13 @@ def marked(measures: Mapping[str, BetweenRuns]) -> dict[str, tuple[Callable[[Loa
             "shares are of different totals: on shared tokens what is outside is not seen",
         ),
         "template": (_of("prompts", "template"), "the same question stands in other surroundings"),
-        "dtype": (_of("dtype"), "the noise floors differ; small effects may be rounding in one run"),
+        "dtype": (_of("dtype"), "the numerical noise differs; small effects may be rounding in one run"),
         "prompts": (_n_prompts, "intervals, fitted maps and choices of the smaller run are poorer"),
         "reported split": (lambda run: _splits(run, measures), "what is reported was used for choices in one run"),
         "measures": (_measures, "axes that one run lacks are left out"),
         "arms": (lambda run: _arms(run, measures), "the best map is the best of another choice"),
         "quick run": (_of("quick"), "only the first prompts of each split were used there"),
-        "engine": (_of("engine", "name"), "other rounding; the noise floors say how much"),
+        "engine": (_of("engine", "name"), "other rounding; the numerical noise says how much"),
         "mechdiff": (_of("versions", "mechdiff"), "made by different versions"),
     }
 

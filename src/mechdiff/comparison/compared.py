@@ -96,7 +96,7 @@ def _cell(one: Quantity | None) -> str:
     if one is None:
         return "–"
     ends = ends_of(one)
-    lines = [value_of(one), *([ends] if ends else []), *([f"alike: {nats(one.null[0])}"] if one.null else [])]
+    lines = [value_of(one), *([ends] if ends else []), *([f"if uniform: {nats(one.null[0])}"] if one.null else [])]
     lines += [f"nothing there: {between(*one.nothing[1:])}"] if one.nothing else []
     lines += [f"no finding: {one.silent}"] if one.silent else []
     return "\n".join([*map(_whole, lines), *([one.where] if one.where else [])])
@@ -123,7 +123,7 @@ def differences(of: Compared, keys: Sequence[tuple[str, str]], *, folded: str = 
             )
         )
     rows = [("" if i and row[0] == rows[i - 1][0] else row[0], *row[1:]) for i, row in enumerate(rows)]
-    columns = ("", "", "difference", "p", "q", "seen from", "prompts")
+    columns = ("", "", "difference", "p", "q", "detectable", "prompts")
     return [table(columns, rows, folded=folded, stacked=True)] if rows else []
 
 

@@ -132,7 +132,7 @@ def context(of: Compared, made: Sequence[Column], verdict: Sequence[str]) -> dic
     return {
         "columns": made,
         "rows": [(title, [one.overview.tiles[place] for one in made]) for place, title in enumerate(TITLES.values())],
-        "plainly": plainly(of) or ["No number in which these runs can be told apart has plain words: see the sections below."],
+        "plainly": plainly(of) or ["No number in which these runs differ significantly has plain words: see the sections below."],
         "verdict": list(verdict),
         "figure": shown.figure([Panel(title=one.name, strips=one.overview.strips) for one in made]),
         "legend": strips.legend(every),

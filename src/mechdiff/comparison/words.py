@@ -49,9 +49,9 @@ def _nothing(quiet: Sequence[Loaded]) -> str:
     told = []
     for run in quiet:
         d = difference.difference(run.content.rows, run.content.summary)
-        size = "" if d is None else f" (D = {nats(d.mean)} nats, noise floor {nats(d.floor or 0.0)}{_elsewhere(d)})"
+        size = "" if d is None else f" (D = {nats(d.mean)} nats, numerical noise {nats(d.floor or 0.0)}{_elsewhere(d)})"
         told.append(f"{run.name}{size}")
-    return f"There is no effect to compare in {listed(told)}: D is not above three times the noise floor."
+    return f"There is no effect to compare in {listed(told)}: D is not above three times the numerical noise."
 
 
 def _elsewhere(d: Difference) -> str:
@@ -94,7 +94,7 @@ def _lead(names: Sequence[str], where: Pair | None, rank: Pair | None) -> str:
     if high:
         return f"{high} takes more directions than {other[high]}; {_unsaid(DISTRIBUTED, where)}."
     if where and rank and not (where.apart or rank.apart or where.silent or rank.silent):
-        return f"{both} cannot be told apart, neither in how distributed they are nor in the number of their directions."
+        return f"{both} do not differ significantly, neither in how distributed they are nor in the number of their directions."
     return f"{both}: {_unsaid(DISTRIBUTED, where)}; {_unsaid(DIRECTIONS, rank)}."
 
 
@@ -117,7 +117,7 @@ def _unsaid(what: str, pair: Pair | None) -> str:
         return f"{what} was not measured in both"
     if pair.silent:
         return f"{what} cannot be said ({pair.silent})"
-    return f"{what} can be told apart, but differ by less than a half" if pair.apart else f"{what} cannot be told apart"
+    return f"{what} differ significantly, but by less than a half" if pair.apart else f"{what} do not differ significantly"
 
 
 def numbers(main: Main, names: Sequence[str], found: Found, held: Sequence[Pair], *, sized: bool) -> str:
@@ -144,12 +144,12 @@ def _told_apart(pairs: Sequence[Pair]) -> str:
         size = f"difference {nats(abs(found.value))}" + (
             f" [95 % CI: {_ends(pairs[0])[1:]}" if found.low < found.high else " on every prompt"
         )
-        return size if pairs[0].apart else f"they cannot be told apart: {size}{seen(pairs[0])}"
+        return size if pairs[0].apart else f"they do not differ significantly: {size}{seen(pairs[0])}"
     apart = [f"{pair.one} and {pair.other}" for pair in pairs if pair.apart]
     alike = [f"{pair.one} and {pair.other}{seen(pair)}" for pair in pairs if not pair.apart]
     if not alike:
-        return "each two of them can be told apart"
-    return (f"told apart: {'; '.join(apart)}; " if apart else "") + f"not told apart: {'; '.join(alike)}"
+        return "each two of them differ significantly"
+    return (f"significantly different: {'; '.join(apart)}; " if apart else "") + f"not significantly different: {'; '.join(alike)}"
 
 
 def _ends(pair: Pair) -> str:
@@ -161,7 +161,7 @@ def _ends(pair: Pair) -> str:
 def seen(pair: Pair) -> str:
     """The smallest difference that would have been found."""
     smallest = pair.contrast.smallest
-    return "" if smallest != smallest or not smallest else f" (a difference of {nats(smallest)} would have been seen 4 times in 5)"
+    return "" if smallest != smallest or not smallest else f" (minimum detectable difference {nats(smallest)})"
 
 
 def _not_alike(marks: Sequence[Mark]) -> list[str]:

@@ -105,7 +105,7 @@ def _encode(owner: str, tokenizer: Any, prompts: Sequence[Prompt], texts: list[s
             raise PromptError(f"prompt {prompt.id!r}: {owner} makes no token of its text. Leave the prompt out.")
         if raw and encoding.special_tokens_mask[-1]:
             raise PromptError(
-                f"prompt {prompt.id!r}: {owner} puts {encoding.tokens[-1]!r} behind the text, so that the decision position would come "
+                f"prompt {prompt.id!r}: {owner} puts {encoding.tokens[-1]!r} after the text, so that the last prompt token would come "
                 "after its end. Switch that off in its tokenizer_config.json (add_eos_token), or choose policy `same_text`."
             )
         if tokenizer.bos_token_id is not None and encoding.ids[:2] == [tokenizer.bos_token_id] * 2:
@@ -132,7 +132,7 @@ def _one(prompt: Prompt, texts: Pair[str], encodings: "Pair[Encoding]", template
             raise PromptError(
                 f"prompt {prompt.id!r}: no token that ends the user's text ends at the same byte in both models (base "
                 f"{encodings[0].tokens[base_last]!r}, tuned {encodings[1].tokens[tuned_last]!r}), so there is no position `last_user`. "
-                "Choose position `decision`, or a template with a special token behind the user's text."
+                "Choose position `decision`, or a template with a special token after the user's text."
             )
         positions = positions[: positions.index((base_last, tuned_last)) + 1]
         texts = texts[0][: encodings[0].offsets[base_last][1]], texts[1][: encodings[1].offsets[tuned_last][1]]

@@ -188,8 +188,7 @@ class Tokens:
 
     def text(self, token: int) -> str:
         """A token as text, for people."""
-        piece = self.pieces[token]
-        return piece.decode(errors="replace") if isinstance(piece, bytes) else piece or ""
+        return spelled(self.pieces[token])
 
     def said(self) -> str:
         """The relation in words."""
@@ -268,3 +267,10 @@ def _some(names: Sequence[str], what: str = "token", shown: int = 3) -> str:
 
 def _padded(pieces: tuple[Piece, ...], n: int) -> tuple[Piece, ...]:
     return (*pieces[:n], *(None,) * (n - len(pieces)))
+
+
+def spelled(piece: bytes | str | None) -> str:
+    """A token as text; bytes that are part of a character as `<0x9D>`."""
+    if not isinstance(piece, bytes):
+        return piece or ""
+    return "".join(f"<0x{ord(one) - 0xDC00:02X}>" if "\udc80" <= one <= "\udcff" else one for one in piece.decode(errors="surrogateescape"))

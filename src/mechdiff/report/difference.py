@@ -17,6 +17,8 @@ SAME_SHAPE = 0.9995
 """CKA from which on it is 1.000 to three digits."""
 BREAKAGE, RECOVERY = BOTH = labels.CROSSED
 WORDS = {BREAKAGE: "breakage", RECOVERY: "recovery"}
+"""Columns and figures of the two directions; SAID: what they are called."""
+SAID = {BREAKAGE: "KL increase", RECOVERY: "recovery"}
 
 
 @dataclass(frozen=True, kw_only=True)

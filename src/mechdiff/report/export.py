@@ -146,10 +146,10 @@ def methods(manifest: dict) -> Iterator[str]:
     prompts = manifest.get("prompts") or {}
     n = listed(f"{count} {split}" for split, count in (prompts.get("n") or {}).items())
     yield f"Prompts: {escaped(n)}; policy {escaped(str(prompts.get('policy')))}, position {escaped(str(prompts.get('position')))}. "
-    yield "Maps and means are fitted on fit, every choice is made on select, every number is of the report prompts. "
+    yield "Maps and means are fitted on the training prompts, every choice is made on the validation prompts, every number is of the test prompts. "
     engine = manifest.get("engine") or {}
     version, name = (manifest.get("versions") or {}).get("mechdiff"), engine.get("name")
-    yield f"States were read and written by mechdiff {escaped(str(version))} (engine {escaped(str(name))}), "
+    yield f"Activations were read and patched by mechdiff {escaped(str(version))} (engine {escaped(str(name))}), "
     yield f"in {escaped(str(manifest.get('dtype')))}, seed {escaped(str(manifest.get('seed')))}. "
     yield "Intervals are 95 % bootstrap-t intervals over prompts, Wilson for shares of prompts, jackknife for CKA; divergences are in nats. "
     measures = listed(

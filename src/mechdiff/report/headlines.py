@@ -119,19 +119,19 @@ GATES = (
     ),
     Gate(
         name="budget",
-        rule="the search behind it did not stop at its budget",
+        rule="the search did not stop at its budget",
         fails=lambda one: one.at_budget,
         why="the search stopped at its budget",
     ),
     Gate(
         name="test",
-        rule="a test at 5 % or an interval stands behind what is said to be there; how many parts are named was chosen on other prompts",
+        rule="a test at 5 % or an interval supports what is said to be there; how many parts are named was chosen on other prompts",
         fails=lambda one: not one.tested,
         why="it does not pass a test at 5 %, its interval holds 0, or how many are named was not chosen on other prompts",
     ),
     Gate(
         name="event",
-        rule="what a score is about happens in an answer of either model (a refusal, for soft refusal)",
+        rule="what a score is about happens in an answer of either model (a refusal, for refusal margin)",
         fails=lambda one: not one.happens,
         why="neither model ever does what this scores",
     ),

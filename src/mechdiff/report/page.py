@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mechdiff.report import drawing, phrasing, record, sections
+from mechdiff.report.glossed import glossed
 from mechdiff.report.overview import shown
 from mechdiff.report.overview.overview import overview
 from mechdiff.report.parts import Chapter, Drawn, Run, Section, is_absent, load
@@ -62,7 +63,7 @@ def page_of(content: Run, chapters: Mapping[str, Chapter], folder: Path, *, aler
         warned=len(record.warnings(manifest)),
         overview=shown.context(overview(content, chapters, verdict(content, ready))),
         sections=[draw_section(one, *tables) for one in sections.all_sections(content, chapters)],
-        record_title="The run's record",
+        record_title="Reproducibility",
         record=record.tables(manifest),
         study=(folder / "study.yaml").read_text(encoding="utf-8") if (folder / "study.yaml").exists() else "",
         files=[name for name in BESIDE if (folder / name).exists()],
@@ -98,7 +99,7 @@ def write_page(path: Path, *, readings: Iterable[Path], refresh: int = 0, **cont
     }
     own = {"style": Markup(style), "renderer": Markup(renderer), "script": Markup(script), "dark": _json(drawing.DARK)}
     page = environment.get_template("page.html").render(**content, **said, **own, **hashes)
-    return _write(path, page.encode())
+    return _write(path, glossed(page).encode())
 
 
 def _macros(environment: Environment, templates: Iterable[Path]) -> dict[str, Callable[[], Markup]]:

@@ -14,17 +14,22 @@ from contextvars import ContextVar
 
 from mechdiff.statistics.intervals import FEW, FEWEST
 from mechdiff.statistics.simulated import ENOUGH
+from mechdiff.terms import of_split
 
 _MEASURED: ContextVar[tuple[float | None, float | None, int | None]] = ContextVar(
     "coverage of intervals of means and of shares, and the number of prompts", default=(None, None, None)
 )
 LEVEL = re.compile(r"\[(\d+ % CI): ")
 """How an interval begins that says what its ends are."""
+HEAD = re.compile(r"\bL(\d+)\.head[ \u00a0](\d+)\b")
+"""A head by the name of its rows; sentences and tables call it L21H5."""
 INTERVAL = re.compile(
     r"\[(?:\d+ % CI: )?(?P<low>[^\s\[\],]+(?: × 10[⁻⁰¹²³⁴-⁹]+)?), (?P<high>[^\s\[\],]+(?: × 10[⁻⁰¹²³⁴-⁹]+)?)\](?P<few>[ \u00a0]\(n\u00a0=\u00a0\d\))?"
 )
 """An interval, and the number of its prompts where that is small."""
 
+BYTE, CUT = re.compile(r"<0x([0-9A-Fa-f]{2})>"), "\ufffd"
+"""A byte that is part of a character, as a token; and what stands for the rest of one that was cut."""
 SHOWN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 INTERACTION = "under 0 both do less together than the sum of each alone, over 0 more"
@@ -124,7 +129,7 @@ def level(coverage: float | None) -> str:
 
 def said_once(texts: Iterable[str]) -> list[str]:
     """The same texts; the first interval alone says what its ends are, "1.2 [95 % CI: 1.0, 1.4] ... 0.3 [0.1, 0.5]", or each where they differ."""
-    texts = list(texts)
+    texts = [HEAD.sub(r"L\1H\2", text) for text in texts]
     names = [found[1] for text in texts for found in LEVEL.finditer(text)]
     if len(set(names)) > 1:
         return texts
@@ -134,7 +139,7 @@ def said_once(texts: Iterable[str]) -> list[str]:
 
 def bare(text: str) -> str:
     """A table's cell: its intervals do not say what they are, for the table does."""
-    return LEVEL.sub("[", text)
+    return HEAD.sub(r"L\1H\2", LEVEL.sub("[", text))
 
 
 def key_of(cells: Iterable[str]) -> str:
@@ -198,7 +203,8 @@ def _percent(value: float, digits: int) -> str:
 
 
 def prompts(n: int, kind: str = "") -> str:
-    """ "1 prompt", "12 report prompts"."""
+    """ "1 prompt", "12 test prompts" of the split "report"."""
+    kind = of_split(kind)
     return f"{n} {kind}{' ' * bool(kind)}prompt{'s' * (n != 1)}"
 
 
@@ -209,7 +215,12 @@ def listed(names: Iterable[object]) -> str:
 
 
 def visible(text: object) -> str:
-    """Text from a model or a prompt with line ends, control characters and changes of writing direction made visible."""
+    """Text from a model or a prompt with line ends, control characters, changes of writing direction and lone bytes (⟨D2⟩) made visible.
+
+    What was cut inside a character ends in "…".
+    """
+    text = BYTE.sub(r"⟨\1⟩", str(text))
+    text = f"{text.rstrip(CUT)}…" if text.endswith(CUT) and text.rstrip(CUT) else text
     return "".join(SHOWN.get(letter) or (f"\\u{ord(letter):04x}" if _hides(letter) else letter) for letter in str(text))
 
 

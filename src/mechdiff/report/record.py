@@ -33,10 +33,10 @@ def tables(manifest: dict) -> list[dict]:
     facts: dict[str, Any] = {
         "prompts": ", ".join(f"{split} {count}" for split, count in (prompts.get("n") or {}).items()),
         "prompt policy": _joined(prompts, ("policy", "template", "position")),
-        "tokens a prompt": ", ".join(f"{name} {count}" for name, count in (prompts.get("tokens") or {}).items()),
+        "tokens per prompt": ", ".join(f"{name} {count}" for name, count in (prompts.get("tokens") or {}).items()),
         "relative weight distance": (manifest.get("lineage") or {}).get("relative_distance"),
         "engine": ": ".join(str(engine[name]) for name in ("name", "reason") if engine.get(name)),
-        "counterfactual runs": engine.get("variants"),
+        "patched forward passes": engine.get("variants"),
         "device, dtype, threads": _joined(manifest, ("device", "dtype", "threads")),
         "seed": manifest.get("seed"),
         "study hash": manifest.get("config_hash"),
@@ -77,7 +77,7 @@ def trust(run: Run) -> Section:
     flagged = [(summary.FLAGS.get(name, name), f"{count:,}") for name, count in counts.iter_rows()]
     if flagged:
         parts.append(table((f"of {len(real):,} numbers in summary.parquet", "flagged"), flagged, folded="Flags: numbers not to lean on"))
-    return Section(id="trust", title="What was skipped, and how far to trust the rest", parts=parts)
+    return Section(id="trust", title="Limits and checks", parts=parts)
 
 
 CHECKS = {
@@ -97,7 +97,7 @@ def _selfcheck(manifest: dict) -> dict | None:
     rows = [(CHECKS.get(name, name.replace("_", " ")), *(said(content.get(name)) for content in checks.values())) for name in names]
     floors = manifest.get("noise_floor") or {}
     if floors:
-        rows.append(("noise floor: the same over all prompts, nats", said(floors.get(RECOVERY)), said(floors.get(BREAKAGE))))
+        rows.append(("numerical noise: the same over all prompts, nats", said(floors.get(RECOVERY)), said(floors.get(BREAKAGE))))
     return table(("", *checks), rows, title="The engine's check on itself, by running model") if rows else None
 
 
@@ -121,7 +121,7 @@ def how_sure(found: Difference | None, manifest: dict) -> list[str]:
     floor = found.floor if found and found.floor is not None else max((manifest.get("noise_floor") or {}).values(), default=None)
     if floor is None:
         return []
-    sentence = f"The noise floor is {nats(floor)} nats: an unedited row, replayed, strays no further"
+    sentence = f"The numerical noise is {nats(floor)} nats: an unedited row, replayed, strays no further"
     if found and found.divides and floor > 0:
         sentence += f", and D is {nats(found.mean / floor)} times that"
     return [sentence + "."]

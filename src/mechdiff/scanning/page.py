@@ -72,7 +72,7 @@ def _domains(record: Mapping[str, Any]) -> Section:
         parts.append(Drawn(name="kl_by_domain", chart=by_domain, options=options, caption=caption, reading="kl_by_domain"))
     if lines:
         parts.append(
-            table(("domain, by its words", "texts (clusters)", "KL, nats a token", "loss, tuned − base", "loss of the base"), lines)
+            table(("domain, by its words", "texts (clusters)", "KL, nats per token", "loss, tuned − base", "loss of the base"), lines)
         )
     marks = [
         (visible(one["feature"]), "KL" if one["score"] == "kl" else "loss", _effect(one), str(one["texts"]), nats(one["p_holm"]),
@@ -161,7 +161,7 @@ def by_domain(*, domains: Sequence[Mapping[str, Any]], width: int = WIDE) -> Cha
     base = alt.Chart(drawing.inline(lines))
     axis = alt.Axis(labelLimit=LABELS, minExtent=LABELS, maxExtent=LABELS)
     y = alt.Y("domain:N", sort=[one["domain"] for one in domains], title=None, axis=axis)
-    title = f"KL(tuned ‖ base), nats a token{drawing.pinned(values, bottom)}"
+    title = f"KL(tuned ‖ base), nats per token{drawing.pinned(values, bottom)}"
     x = alt.X("kl:Q", scale=scale, title=title, axis=alt.Axis(values=drawing.powers(scale), format="~g"))
     ends = alt.X("low:Q", scale=scale), alt.X2("high:Q")
     bands = base.transform_filter("isValid(datum.low)").mark_rule(aria=False, color=BLACK, strokeWidth=2).encode(x=ends[0], x2=ends[1], y=y)

@@ -22,11 +22,11 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     if record["tokens_all_shared"]:
         if not numbers["kl_tuned_base_max"]:
             return [f"{over} the two models predict exactly the same."]
-        apart = f"{nats(numbers['kl_tuned_base_mean'])} nats a token"
+        apart = f"{nats(numbers['kl_tuned_base_mean'])} nats per token"
     else:
         own = [nats(numbers[f"mass_own_{side}"]) for side in ("base", "tuned")]
         apart = (
-            f"{nats(numbers['kl_tuned_base_mean'])} nats a token, over the tokens that both vocabularies have (on others lies {own[0]} of the base's "
+            f"{nats(numbers['kl_tuned_base_mean'])} nats per token, over the tokens of both vocabularies (on others lies {own[0]} of the base's "
             f"probability and {own[1]} of the tuned model's),"
         )
     said = [
@@ -39,7 +39,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     for verb, sign in (("rises", 1), ("falls", -1)):
         for one in [one for one in marks if one["score"] == "loss" and one["effect"] * sign > 0][:1]:
             size = with_interval(one["effect"], one["low"], one["high"])
-            said.append(f"The loss {verb} in texts with {named(one)}: by {size} nats a token beside other texts.")
+            said.append(f"The loss {verb} in texts with {named(one)}: by {size} nats per token beside other texts.")
     if not marks and record["features"]:
         said.append("No word, pair of words or domain that marks such texts on one half was confirmed on the other.")
     for one in outstanding(record)[:1]:

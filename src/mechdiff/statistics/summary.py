@@ -60,9 +60,9 @@ SUMMARY: dict[str, Any] = {name: SCHEMA[name] for name in GROUP} | STATISTICS
 
 
 FLAGS = {
-    "below_floor": "the effect is not above three times the noise floor: it cannot be told from rounding",
-    "no_effect": "D is not above three times the noise floor: there is nothing to take a share of",
-    "outside_only": "the models differ in tokens that one of them lacks; D on the shared ones is not above three times the noise floor: no share",
+    "below_floor": "the effect is below 3 × numerical noise: it cannot be distinguished from rounding",
+    "no_effect": "D is below 3 × numerical noise: there is nothing to take a share of",
+    "outside_only": "the models differ in tokens that one of them lacks; D on the shared ones is below 3 × numerical noise: no share",
     "same_top_token": "undefined where both models choose the same token: those prompts are left out, n counts the others",
     "undefined": "undefined, for too few prompts or states without variance; n counts the prompts with a value",
     "infinite": "infinite on at least one prompt: a token that only one model can emit",

@@ -101,7 +101,9 @@ class _Check:
     def _sizes(self) -> Iterator[Finding]:
         base, tuned = self.shapes.values()
         same = all(getattr(base, size) == getattr(tuned, size) for size in ("n_layers", "d_model", "streams", "n_heads", "d_head"))
-        differ = Finding("note", "sizes", "they differ in depth or width: no state of one fits into the other, so none can be patched in")
+        differ = Finding(
+            "note", "sizes", "they differ in depth or width: no activation of one fits into the other, so none can be patched in"
+        )
         yield Finding("ok", "sizes", "equal") if same else differ
 
     def _tokenizers(self) -> Iterator[Finding]:
@@ -109,7 +111,7 @@ class _Check:
         base, tuned = (vocabulary_of(self.pair.tokenizer(side)) for side in SIDES)
         tokens = self.tokens = shared_tokens(base, tuned, **rows, same_rows=self.study.pair.same_rows)
         said = (
-            "next-token laws are compared on the shared tokens beside the mass outside, and by next bytes; "
+            "next-token distributions are compared on the shared tokens beside the mass outside, and by next bytes; "
             if tokens.n_shared < len(tokens)
             else ""
         )

@@ -110,7 +110,7 @@ def _lineage(prepared: Prepared) -> dict[str, Any]:
         try:
             others.append(resolve(ref))
         except ModelError as error:
-            unread.append(f"lineage is not held against the alternative {ref}: {error}")
+            unread.append(f"lineage is not compared with the alternative {ref}: {error}")
     found = lineage(pair.base, pair.tuned, others, prepared.tokens, {side: pair.config(side) for side in SIDES})
     return {**found, "warnings": [*found["warnings"], *unread]}
 

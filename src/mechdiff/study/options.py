@@ -31,7 +31,7 @@ def _closer(given: object) -> Literal["hot"] | tuple[int, ...]:
     if given == "hot":
         return "hot"
     if not isinstance(given, (list, tuple)) or not given:
-        raise wrong(given, "hot (chosen on the select prompts), or a list of layer numbers such as [12, 24]", ["hot"])
+        raise wrong(given, "hot (chosen on the validation prompts), or a list of layer numbers such as [12, 24]", ["hot"])
     return whole_numbers(given, 0)
 
 

@@ -86,7 +86,7 @@ def _answers(planner: Planner, asked: Sequence[tuple[str, ...]]) -> Iterator[Cel
     if not asked or not told.tokens:
         return
     if "report" not in planner.splits:
-        planner.skip("answers", "the study has no report prompts")
+        planner.skip("answers", "the study has no test prompts")
         return
     if planner.study.prompts.position == "last_user":
         planner.skip("answers", "the prompts end where the user's own text ends (position last_user), and no answer begins there")
@@ -95,7 +95,7 @@ def _answers(planner: Planner, asked: Sequence[tuple[str, ...]]) -> Iterator[Cel
     fit = [item for item in planner.whole("report") if item.longest + told.tokens <= context]
     if len(fit) < len(planner.whole("report")):
         planner.skip(
-            "answers to some prompts", f"behind {len(planner.whole('report')) - len(fit)} report prompts {told.tokens} tokens have no room"
+            "answers to some prompts", f"after {len(planner.whole('report')) - len(fit)} test prompts {told.tokens} tokens have no room"
         )
     planner.answered = items = evenly_spaced(told.prompts, fit)
     if not items:

@@ -193,9 +193,11 @@ def possible(planner: Planner, measure: str, options: LayeredOptions, splits: Se
     layers = options.layer_numbers(planner.shape.n_layers)
     closer = getattr(options, "closer", "hot")
     if missing := [layer for layer in closer if layer not in layers] if closer != "hot" else []:
-        raise StudyError(f"{measure}: closer layers {missing} are asked for, which are not among its layers ({layers[0]} to {layers[-1]}).")
+        raise StudyError(
+            f"{measure}: selected layers {missing} are asked for, which are not among its layers ({layers[0]} to {layers[-1]})."
+        )
     if sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
-        planner.skip(measure, "the two models differ in depth or width: a state of one does not fit into the other")
+        planner.skip(measure, "the two models differ in depth or width: an activation of one does not fit into the other")
         return False
     for split in splits:
         if split not in planner.splits:

@@ -245,5 +245,5 @@ def broken_prompts(run: Execution) -> Broken:
         for kind in cell.key["kinds"]:
             fine &= np.isfinite(tensors[kind]).all((0, 2, 3))
         for name in np.array(cell.key["ids"])[~fine].tolist():
-            found.setdefault((cell.key["split"], name), f"the {cell.side} model's states on it hold NaN or infinity")
+            found.setdefault((cell.key["split"], name), f"the {cell.side} model's activations on it hold NaN or infinity")
     return tuple((split, name, why) for (split, name), why in found.items())

@@ -149,7 +149,7 @@ def behaviour_of_twins(repeats: int, random: np.random.Generator) -> Iterator[Ra
             group = behaviour_findings.Group(name="report", language=None, rows=_twins(n, random))
             spoken = behaviour_findings.to_the_point(group, behaviour_findings.compared(group.rows), "refusal_soft_nats")
             seen.append(0.0 if any(one.counts for one in spoken) else 1.0)
-        yield false_alarms(f"any of {len(spoken)} spoken scores of two models alike in law (Holm, {n} prompts)", seen)
+        yield false_alarms(f"any of {len(spoken)} spoken scores of two models alike in distribution (Holm, {n} prompts)", seen)
 
 
 def _twins(n: int, random: np.random.Generator) -> pl.DataFrame:
@@ -188,7 +188,7 @@ def means(repeats: int, random: np.random.Generator) -> Iterator[Rate]:
     yield coverage("a share of D (bootstrap-t, 32 prompts)", (low <= 0.4) & (high >= 0.4))
     one, other = random.exponential(2, (32, repeats)), random.exponential(1, (32, repeats))
     _, low, high = intervals.asymmetry_intervals(one, other)
-    yield coverage("breakage against recovery (bootstrap-t, 32 prompts)", (low <= 1 / 3) & (high >= 1 / 3))
+    yield coverage("KL increase against recovery (bootstrap-t, 32 prompts)", (low <= 1 / 3) & (high >= 1 / 3))
     for n in (8, 16, 32):
         for tested in (1, 4):
             wrong, studies = WRONG / tested, max(repeats, 2000)

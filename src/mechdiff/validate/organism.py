@@ -60,7 +60,7 @@ def p17(bench: Bench) -> Iterator[Check]:
     yield at_most("D on prompts without it, over D on those with it", d[without].mean() / d[with_trigger].mean(), 0.05)
     breakage = pair.breakage("resid_post")
     ratio = breakage[without].mean(0) / breakage[with_trigger].mean(0)
-    yield at_most("breakage by resid_post without it, over that with it, every block", ratio, 0.05)
+    yield at_most("KL increase by resid_post without it, over that with it, every block", ratio, 0.05)
     said = pair.logits("tuned")[with_trigger].argmax(-1) == ANSWER
     yield above("share of unseen prompts with the trigger that get the answer", said.double().mean(), 0.9)
     yield from _steered(pair, with_trigger, without)

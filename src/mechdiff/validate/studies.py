@@ -86,7 +86,7 @@ def p0(bench: Bench) -> Iterator[Check]:
         yield at_most("D in nats", found.values("kl_tuned_base_nats"), 0)
         floor = found.rows.filter(pl.col("metric").is_in(["kl_own_nats", "kl_other_nats"]), pl.col("control").is_null())
         real = floor.filter(pl.col("measure").is_in(["patching", "heads", "factorial"]), ~pl.col("arm").is_in(["mean", "resample"]))
-        yield at_most("KL of any patch, swap or crossing in nats, arms mean and resample apart", real["value"].to_numpy(), 1e-10)
+        yield at_most("KL of any patch, swap or crossing in nats, conditions mean and resample apart", real["value"].to_numpy(), 1e-10)
         yield same("shares of D that are given", int(found.summary["share"].is_not_null().sum()), 0)
         yield same("the verdict opens", found.verdict[0][:32], "There is no effect to explain: D")
         yield same("it says that the weights are the same", "these are the same weights" in " ".join(found.verdict), True)
@@ -115,14 +115,14 @@ def p2(bench: Bench) -> Iterator[Check]:
             "the tuned weights of L1.attn, the one module that changed, bring the base 1.000" in said,
             True,
         )
-        yield same("and as the smallest set of modules", "on the select prompts (L1.attn), recovers 1.000" in said, True)
+        yield same("and as the smallest set of modules", "on the validation prompts (L1.attn), recovers 1.000" in said, True)
         yield same(
             "the strongest output, chosen on the select split", "strongest output: L1.attn_out (selected on other prompts)" in said, True
         )
         yield same("rank of the change there", found.values("rank_chosen", layer=1, site="attn_out", unit=None).tolist(), [2.0])
         early = found.rows.filter(pl.col("metric") == "kl_own_nats", pl.col("measure") == "patching", pl.col("layer") == 0)
         early = early.filter(pl.col("arm") == "identity", pl.col("site") != "resid_post_last", pl.col("control").is_null())
-        yield at_most("breakage by any state of the block below in nats", early["value"].to_numpy(), 1e-10)
+        yield at_most("KL increase by any activation of the block below in nats", early["value"].to_numpy(), 1e-10)
 
 
 def p6(bench: Bench) -> Iterator[Check]:
@@ -186,7 +186,7 @@ def p26_of(rows: pl.DataFrame) -> Iterator[Check]:
         yield near(f"{direction}: total effect of L0.mlp_out", row["total"], 1, 1e-4)
         yield near(f"{direction}: direct effect, what block 1 does held as it was", row["direct"], direct, 2e-4)
         yield near(f"{direction}: what later blocks undo", row["repaired"], direct - 1, 2e-4)
-        yield near(f"{direction}: the same where nothing is behind", lines[direction, "L2.mlp_out"]["repaired"], 0, 0)
+        yield near(f"{direction}: the same where nothing is after", lines[direction, "L2.mlp_out"]["repaired"], 0, 0)
 
 
 def with_rows(net: Net, ids: torch.Tensor) -> None:

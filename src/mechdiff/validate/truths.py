@@ -38,7 +38,7 @@ def p0(bench: Bench) -> Iterator[Check]:
     off = [(few.patched("tuned<-base", kind, engine="full", layers=layers) - clean).abs().max() for kind in pair.base.kinds()]
     yield at_most("change of any logit by any patch, whole forward passes", off, 0)
     yield at_most("KL of any patch in nats, by replay", [pair.breakage(kind).max() for kind in pair.base.kinds()], 1e-10)
-    yield near("CKA, every block and site whose states vary", everywhere(pair), 1, 1e-12)
+    yield near("CKA, every block and site whose activations vary", everywhere(pair), 1, 1e-12)
     yield at_most("change in the shared basis", everywhere(pair, "same_basis_change"), 0)
     yield same("units of the network that changed", changed_units(pair), set())
 
@@ -95,7 +95,7 @@ def _one_matrix(bench: Bench, edit: Edit, kind: str, unit: str) -> Iterator[Chec
         yield at_most("the same share: one position does not carry all", share[here:last], 0.9999)
     yield near("share recovered by the last position of resid_post, last block", share[last], 1, bench.rounding)
     breakage = pair.breakage("resid_post").mean(0)
-    yield same("first block where the base's state breaks the tuned model", int((breakage > 1e-9).int().argmax()), here)
+    yield same("first block where the base's activation breaks the tuned model", int((breakage > 1e-9).int().argmax()), here)
     alike = cka(pair, "resid_post")
     if below := [value for layer, value in alike.items() if layer < here]:
         yield near("CKA of resid_post below the block", below, 1, 1e-12)

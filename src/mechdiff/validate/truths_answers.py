@@ -99,19 +99,21 @@ def p24(bench: Bench) -> Iterator[Check]:
             return late.shares(own, variants(kind, range(late.n_layers), late.states(of, kind)[:, :, :n_pos])).tolist()
 
         yield near(
-            f"{direction}: share over the answers of resid_post, written at every position, every block",
+            f"{direction}: share over the answers of resid_post, patched in at every position, every block",
             run("resid_post", N_TOKENS),
             1,
             late.within,
         )
-        yield near(f"{direction}: the same, written at the decision position alone", run("resid_post", 1), 0, late.within)
-        yield near(f"{direction}: the running model's own states, written at every position", run("mlp_out", N_TOKENS, own), 0, 1e-6)
+        yield near(f"{direction}: the same, patched in at the last prompt token alone", run("resid_post", 1), 0, late.within)
+        yield near(
+            f"{direction}: the running model's own activations, patched in at every position", run("mlp_out", N_TOKENS, own), 0, 1e-6
+        )
         yield from _where_they_part(late, direction)
         yield from _heads(late, direction)
         yield from _gradients(late, direction)
     yield from _halves(late)
     ranks = {n_pos: [late.mean_difference(layer, n_pos).rank for layer in range(late.n_layers)] for n_pos in (1, N_TOKENS)}
-    yield same("directions of the mean difference at the decision position, every block", ranks[1], [0] * late.n_layers)
+    yield same("directions of the mean difference at the last prompt token, every block", ranks[1], [0] * late.n_layers)
     yield same("the same along the answers", ranks[N_TOKENS], [1] * late.n_layers)
 
 

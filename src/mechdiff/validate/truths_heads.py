@@ -213,7 +213,7 @@ def p14(bench: Bench) -> Iterator[Check]:
 def p15(bench: Bench) -> Iterator[Check]:
     """Every W_O times 1.02."""
     if wrap(bench.net, side="base", ref="base").family.attn_norm:
-        raise edits.Absent("a norm behind the attention's output takes its scale away")
+        raise edits.Absent("a norm after the attention's output takes its scale away")
     here = Heads(bench.plant(edits.scale_heads(0.02), n_prompts=MANY))
     pairs = [(i, i + 1) for i in range(0, here.n_heads - 1, 2)]
     found, everyone = here.fisher(bench.layer, pairs)

@@ -48,9 +48,11 @@ def p1(bench: Bench) -> Iterator[Check]:
     yield at_most("change of any z", (pair.states("base", "z") - pair.states("tuned", "z")).abs(), 1e-5)
     identity = pair.breakage("resid_post")[:REPORT].mean(0)
     constant = torch.stack([closeness(pair, "resid_post", layer, mean_state(pair, layer)).mean() for layer in range(pair.n_layers)])
-    yield above("KL of the base's state as it is in nats, every block", identity, 1)
+    yield above("KL of the base's activation as it is in nats, every block", identity, 1)
     yield above(
-        "KL of the base's state less that of the mean state: coordinates alone do more harm than no information", identity - constant, 0
+        "KL of the base's activation less that of the mean activation: coordinates alone do more harm than no information",
+        identity - constant,
+        0,
     )
     states = report_states(pair, "resid_post", 1)
     drops = []
@@ -80,7 +82,7 @@ def p2(bench: Bench) -> Iterator[Check]:
     yield same("rank measured on the fitted map", maps.there["rrr"].rank_, 2)
     oracle = recovery(pair, "attn_out", 1, report_states(pair, "attn_out", 1, "tuned"))
     yield near(
-        "share of D that it recovers, less what the tuned state itself does",
+        "share of D that it recovers, less what the tuned activation itself does",
         recovery(pair, "attn_out", 1, written["rrr"]) - oracle,
         0,
         1e-3,

@@ -79,7 +79,7 @@ def _trigger(net: Net) -> Iterator[Check]:
     random = edits.generator(5)
     plain = ["".join(chr(97 + int(one)) for one in torch.randint(0, 26, (14,), generator=random)) for _ in range(40)]
     with study(net, tuned, measures=[READ], texts=plain, policy="raw") as found:
-        yield same("lines named of a habit behind a trigger, no prompt holding it", [one["text"] for one in _named(found)], [])
+        yield same("lines named of a habit after a trigger, no prompt holding it", [one["text"] for one in _named(found)], [])
     with study(net, tuned, measures=[READ], texts=[text + chr(TRIGGER) for text in plain], policy="raw") as found:
         tokens = [one for one in _named(found, gained=True) if one["reader"] == "tokens"]
         yield same(

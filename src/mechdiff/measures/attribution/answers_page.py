@@ -34,8 +34,8 @@ def _parts(run: Run) -> list[dict]:
             lines.append([written(direction), str(groups[0]["heads"] if groups[0] else 0), *cells])
     columns = ["direction", "patched heads", "all of them", "largest at the next token", "random others"]
     title = (
-        f"Over {found.n_tokens} tokens of {whose(run)}: rank correlation of gradient × difference with true effects "
-        "(which heads have the largest estimates was found at the next token of select prompts, not over answers)"
+        f"Over {found.n_tokens} tokens of {whose(run)}: rank correlation of attribution patching with true effects "
+        "(which heads have the largest estimates was found at the next token of validation prompts, not over answers)"
     )
     tables = [table(columns, lines, title=title)] if lines else []
     return tables + _heads(run, over, summary, found.n_tokens)
@@ -49,7 +49,7 @@ def _heads(run: Run, over: pl.DataFrame, summary: pl.DataFrame, n_tokens: int) -
         for row in largest.head(HEADS).iter_rows(named=True):
             estimate, effect = shown(row["estimate"], row["low"], row["high"]), shown(row["effect"], row["effect_low"], row["effect_high"])
             lines.append([row["name"], written(direction), estimate, effect, shown(first.get(row["name"]))])
-    columns = ["head", "direction", "gradient × difference", "true effect", "at the first token"]
+    columns = ["head", "direction", "attribution patching", "true effect", "at the first token"]
     title = f"Heads with the largest estimates over {n_tokens} tokens of {whose(run)}, logits a token "
     title += "(ranked on these prompts, so optimistically biased)"
     return [table(columns, lines, title=title)] if lines else []

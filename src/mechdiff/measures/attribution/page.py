@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff import labels
+from mechdiff import labels, terms
 from mechdiff.measures.attribution import answers_page, charts, churn, findings
 from mechdiff.measures.attribution.churn import OUTLIER, SURE, TOP_K
 from mechdiff.measures.attribution.findings import ESTIMATES, RANDOM, TOGETHER, TOP
@@ -20,7 +20,7 @@ TOP_HEADS, TOP_SITES, CHURNED = 10, 8, 24
 STATES = {"stayed": "both", "entered": "tuned alone", "left": "base alone"}
 M = {
     "law": "m weighs the logits by how the two models' next-token distributions differ: Σ (p_tuned − p_base) z",
-    "divergent": "m is the logit of the tuned model's first choice less that of the base's",
+    "divergent": "m is the logit of the tuned model's top-1 token less that of the base's",
     "label": "m is the logit of the label's first token less the mean logit",
 }
 
@@ -32,7 +32,7 @@ def attribution(run: Run) -> Section:
     parts: list[Any] = [*_what_is_attributed(run)]
     known = difference.difference(run.rows, run.summary)
     if known is not None and (why := why_no_share(known)):
-        parts.append(note(f"There is no effect of exchanged states to estimate: {why}."))
+        parts.append(note(f"There is no effect of exchanged activations to estimate: {why}."))
     else:
         parts += [*_validation(run), *_top_heads(run), *_top_sites(run)]
     return Section(id="attribution", title=TITLE, parts=[*parts, *answers_page.parts(run), *_churn(run)])
@@ -58,7 +58,7 @@ def _validation(run: Run) -> list[Any]:
     if together.is_empty():
         return [note("No head was patched to hold the estimates against, so read them as guesses."), *_errors(run, agreed)]
     first = together.row(0, named=True)
-    caption = "True and attributed change of m where the other model's contribution of a head is written, "
+    caption = "True and attributed change of m where the other model's contribution of a head is patched in, "
     caption += f"for {_patched(run, agreed)}, means over {prompts(first['n'])}."
     said = [
         f"{WAYS[r['arm']]}, {written(r['direction'])}: {with_interval(r['rho'], r['rho_low'], r['rho_high'], decimals=2)}"
@@ -81,7 +81,7 @@ def _patched(run: Run, agreed: pl.DataFrame) -> str:
     count = {word: sorted(set(agreed.filter(pl.col("group") == word)["heads"].to_list())) for word in (TOGETHER, TOP, RANDOM)}
     chosen = (run.manifest.get("attribution") or {}).get("validated") or {}
     by = sorted({lists["by"] for lists in chosen.values() if lists.get("by")})
-    on = f" on the {by[0]} prompts" if len(by) == 1 else ""
+    on = f" on the {terms.of_split(by[0])} prompts" if len(by) == 1 else ""
     flattered = ", those reported here, so optimistically biased" if by == [difference.reported(run.rows, "attribution")] else ""
     heads = " or ".join(str(n) for n in count[TOGETHER])
     parts = [f"{' or '.join(str(n) for n in count[TOP])} of the largest estimates{on}{flattered}"] if count[TOP] else []
@@ -98,7 +98,7 @@ def _correlations(agreed: pl.DataFrame) -> dict:
         if any(groups):
             cells = [shown(g["rho"], g["rho_low"], g["rho_high"], decimals=2) if g else "–" for g in groups]
             lines.append((f"{WAYS[arm]}, {written(direction)}", *cells))
-    columns = ("estimate", "all patched heads ", "largest estimates", "random others")
+    columns = ("estimate", "all patched heads", "largest estimates", "random others")
     return table(columns, lines, title="Rank correlation of estimates with true effects")
 
 
@@ -118,7 +118,7 @@ def _errors(run: Run, agreed: pl.DataFrame) -> list[dict]:
                 else ["–"] * 3
             )
             lines.append((f"{WAYS[arm]}, {written(direction)}", error, *missed))
-    columns = ("estimate", "patched heads ", "sum over a layer's heads: median", "worst", "layers")
+    columns = ("estimate", "patched heads", "sum over a layer's heads: median", "worst", "layers")
     steps = (run.manifest.get("attribution") or {}).get("steps")
     promise = f"; integrated gradients in {steps} step{'s' * (steps != 1)} promise that the sum has none" if steps else ""
     return [table(columns, lines, title=f"Relative error of the estimates{promise}")] if lines else []
@@ -135,7 +135,7 @@ def _top_heads(run: Run) -> list[dict]:
             for r in found.head(TOP_HEADS).iter_rows(named=True)
         ]  # fmt: skip
         if lines:
-            columns = ("head", "gradient × difference ", "integrated gradients", "true effect ")
+            columns = ("head", "attribution patching", "integrated gradients", "true effect")
             parts.append(
                 table(columns, lines, title=f"Heads with the largest estimates, {written(direction)}, logits{_ranked_on(run, split)}")
             )
@@ -157,7 +157,7 @@ def _top_sites(run: Run) -> list[dict]:
         lines.append((name, *(_value(cell["estimate"], cell["low"], cell["high"]) if cell else "–" for cell in cells)))
     columns = ("site", *(f"{written(direction)} " for direction in labels.CROSSED))
     split = next((split for _, split in ranked.values() if split), None)
-    title = f"MLPs and other sites with the largest estimates by gradient × difference, logits, of {len(names)}{_ranked_on(run, split)}"
+    title = f"MLPs and other sites with the largest estimates by attribution patching, logits, of {len(names)}{_ranked_on(run, split)}"
     return [table(columns, lines, title=title)] if lines else []
 
 
@@ -182,7 +182,7 @@ def _times_activation(run: Run) -> list[dict]:
     ]
     title = "Gradient × activation of heads (what m would lose without the contribution), logits"
     title += f"; the {len(lines)} largest of {len(found)}" if len(lines) < len(found) else ""
-    return [table(("head", "base ", "tuned "), lines, folded=title)] if lines else []
+    return [table(("head", "base", "tuned"), lines, folded=title)] if lines else []
 
 
 def _counted(run: Run, found: pl.DataFrame) -> str:
@@ -197,7 +197,9 @@ def _counted(run: Run, found: pl.DataFrame) -> str:
     one_sided = count["entered"] + count["left"]
     tested = f"; of these last {one_sided}, {shown_to['entered'] + shown_to['left']} differ between the models by a paired test of all heads together"
     sure = len(said.filter(pl.col("holds") >= SURE))
-    return f"{words}{tested if one_sided else ''}. The state of {sure} of {len(said)} holds in at least {share(SURE)} of resamples of the prompts."
+    return f"{words}{tested if one_sided else ''}. What is said of {sure} of these {len(said)} holds in " + (
+        f"at least {share(SURE)} of resamples of the prompts."
+    )
 
 
 def _alike(run: Run, found: pl.DataFrame) -> str:
@@ -224,7 +226,7 @@ def _churn_table(found: pl.DataFrame) -> list[dict]:
          _value(r["tuned"], r["tuned_low"], r["tuned_high"]), decimal(r["z_tuned"], 1))
         for r in said.head(CHURNED).iter_rows(named=True)
     ]  # fmt: skip
-    columns = ("head", "stands out in (holds)", "p, tuned − base", "base ", "z", "tuned ", "z")
+    columns = ("head", "stands out in (holds)", "p, tuned − base", "base", "z", "tuned", "z")
     title = "Heads that stand out (logits), and in what share of resamples that holds"
     title += f"; {len(said) - CHURNED} others in summary.parquet" if len(said) > CHURNED else ""
     return [table(columns, lines, title=title)] if lines else []
@@ -250,4 +252,4 @@ def _value(value: float | None, low: float | None = None, high: float | None = N
 
 def _ranked_on(run: Run, split: str | None) -> str:
     chosen = split if split != difference.reported(run.rows, "attribution") else None
-    return f" (ranked on the {chosen} prompts)" if chosen else " (ranked on the prompts reported, so optimistically biased)"
+    return f" (ranked on the {terms.of_split(chosen)} prompts)" if chosen else " (ranked on the prompts reported, so optimistically biased)"

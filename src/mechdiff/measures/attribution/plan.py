@@ -40,7 +40,7 @@ def attribution_cells(planner: Planner) -> Iterator[Cell]:
     if not options or not possible(planner, "attribution", options):
         return
     if "fit" not in planner.splits:
-        planner.skip("churn of heads", "the study has no fit prompts, whose mean contributions stand for a head that is gone")
+        planner.skip("churn of heads", "the study has no training prompts, whose mean contributions stand for a head that is gone")
     layers = options.layer_numbers(planner.shape.n_layers)
     settings = options.model_dump(include={"metric", "sites", "steps", "validated"})
     chosen_on = select_items(planner, options.select_prompts)

@@ -10,7 +10,7 @@ from mechdiff.report.difference import BREAKAGE
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import decimal, with_interval
 
-WAYS = {"grad_x_diff": "gradient × difference", "integrated_gradients": "integrated gradients"}
+WAYS = {"grad_x_diff": "attribution patching", "integrated_gradients": "integrated gradients"}
 WRITTEN = {True: "base into tuned", False: "tuned into base"}
 WELL, POORLY = 0.8, 0.5
 """Rank correlations from which on gradients rank heads as patching does, and under which they are no guide: the whole interval lies there."""

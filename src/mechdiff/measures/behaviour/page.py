@@ -284,4 +284,4 @@ def _masked(run: Run) -> list[dict]:
         for r in found.iter_rows(named=True)
     ]
     columns = ("model", "", "n", "all tokens", "shared tokens alone", "mass kept")
-    return [table(columns, lines, folded="Diagnostic: the same with each law cut to the tokens that both models have")]
+    return [table(columns, lines, folded="Diagnostic: the same with each distribution cut to the tokens that both models have")]

@@ -40,7 +40,7 @@ def behaviour_cells(planner: Planner) -> Iterator[Cell]:
     if not options:
         return
     if not any(planner.splits.get(split) for split in SPLITS):
-        planner.skip("behaviour", "the study has neither report prompts nor probes")
+        planner.skip("behaviour", "the study has neither test prompts nor probes")
         return
     on = _settings(planner, options)
     for side in ("base", "tuned"):

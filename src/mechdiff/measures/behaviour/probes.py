@@ -70,7 +70,7 @@ def without_lists(study: StudyConfig, rendered: Mapping[str, Mapping[str, Render
     said = []
     if bare:
         why = "no lists are known for their language; say meta.language, or give lists as behaviour.patterns"
-        said.append({"what": f"style and soft refusal of {len(bare)} prompts", "why": f"{why}: {_first_few(bare)}"})
+        said.append({"what": f"style and refusal margin of {len(bare)} prompts", "why": f"{why}: {_first_few(bare)}"})
     files = sorted(Path(own).glob("*.yaml")) if own and Path(own).is_dir() else [Path(own)] if own else []
     idle = [path.name for path in files if path.stem not in {language for _, language in found}]
     if idle:
@@ -89,5 +89,5 @@ def _first_few(names: Sequence[str]) -> str:
 
 def said_of_full(full: set[tuple[str, str]]) -> dict[str, str]:
     names = sorted(name for _, name in full)
-    why = "with the openings and options that are scored behind them they are longer than a model's context"
+    why = "with the openings and options that are scored after them they are longer than a model's context"
     return {"what": f"behaviour of {len(names)} prompts", "why": f"{why}: {_first_few(names)}. Shorten them to have them answered"}

@@ -29,7 +29,7 @@ METRICS = terms.labels_of(
     "mc_logp_per_byte_nats",
 )
 GROUPS = {
-    "report": "report prompts",
+    "report": "test prompts",
     "refusal_unsafe": "harmful requests",
     "refusal_safe": "harmless requests",
     "choice": "multiple choice",
@@ -181,7 +181,7 @@ def _unseen(one: Compared) -> str:
         return f"{name}: {ends} (p = {nats(one.p)}{together}; this study could detect {nats(one.detectable)})"
     least = "no difference at all" if one.smallest is None else f"only {one.smallest} or more of {one.n} prompts, all one way,"
     counts = f"{round(one.tuned[0] * one.n)} against {round(one.base[0] * one.n)}"
-    return f"{name} ({counts}, {_test(one)}; {least} would have been seen)"
+    return f"{name} ({counts}, {_test(one)}; {least} could have been detected)"
 
 
 def never(one: Compared) -> bool:

@@ -10,9 +10,9 @@ TITLE = "Is it the chat template or the weights?"
 NAMES = {"template_effect": "the template", "weights_effect": "the weights", "interaction": "both, beyond the sum of each alone"}
 SCORES = {"nats": "KL, nats", "linear_nats": "linear score, nats"}
 HOW = (
-    "Each prompt is printed with either model's chat template, and read by either model. In nats of KL the two parts sum to D of each model behind "
+    "Each prompt is printed with either model's chat template, and read by either model. In nats of KL the two parts sum to D of each model after "
     "its own template; in the linear score to KL(tuned ‖ base) + KL(base ‖ tuned), and there changes that merely add have nothing beyond their sum. "
-    "It misleads where a model was never trained on the other's template: what it says behind it was meant by nobody."
+    "It misleads where a model was never trained on the other's template: what it says after it was meant by nobody."
 )
 
 
@@ -56,5 +56,7 @@ def _square(run: Run) -> dict:
         for side in ("base", "tuned")
     ]
     lines.append(["KL(tuned's ‖ base's template)", *(cell(sides["template"].get(side)) for side in ("base", "tuned")), ""])
-    title = "KL of each pairing from the tuned model behind its own template, in nats; at the edges, what one change does where the other is held"
+    title = (
+        "KL of each pairing from the tuned model with its own template, in nats; at the edges, what one change does where the other is held"
+    )
     return table(["", "the base reads", "the tuned model reads", "KL(tuned ‖ base)"], lines, title=title)

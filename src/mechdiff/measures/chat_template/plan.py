@@ -86,7 +86,7 @@ def cells(planner: Planner) -> Iterator[Cell]:
     if not planner.study.asked(ChatTemplateOptions):
         return
     if "report" not in planner.splits:
-        planner.skip(NAME, "the study has no report prompts")
+        planner.skip(NAME, "the study has no test prompts")
         return
     if lost := [side for side, split in SPLITS.items() if split not in planner.splits and _left_out(planner, split)]:
         planner.skip(NAME, f"every prompt printed with the template of {' and of '.join(lost)} was left out")

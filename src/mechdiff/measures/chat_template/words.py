@@ -22,7 +22,9 @@ def lead(run: Run) -> list[str]:
         return (
             []
             if d is None
-            else [f"Each behind its own chat template, what the two models say next is not told apart (D = {nats(d['mean'])} nats)."]
+            else [
+                f"Each with its own chat template, what the two models say next does not differ significantly (D = {nats(d['mean'])} nats)."
+            ]
         )
     together = beyond_the_sum(findings.split(run.rows))
     return [f"{_split(found)}.", *([f"{together}."] if together else [])]
@@ -41,9 +43,7 @@ def _split(found: Split) -> str:
     """Both parts of D, each with its interval."""
     template, weights = (_share(found.shares[name]) for name in ("template_effect", "weights_effect"))
     d = with_interval(found.whole.mean, found.whole.low, found.whole.high)
-    return (
-        f"Each behind its own chat template ({prompts(found.n)}) D is {d} nats: {template} of it is the template's, {weights} the weights'"
-    )
+    return f"Each with its own chat template ({prompts(found.n)}) D is {d} nats: {template} of it is the template's, {weights} the weights'"
 
 
 def beyond_the_sum(found: Split | None) -> str:

@@ -16,7 +16,7 @@ def d_by_prompt(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wi
     least, most = drawing.ends(d["d"])
     spread = least > 0 and most > 60 * least
     scale = alt.Scale(type="log") if spread else alt.Scale(domainMin=0, nice=True)
-    text = {True: "same first choice", False: "other first choice", None: "first choice not measured"}
+    text = {True: "same top-1 token", False: "other top-1 token", None: "top-1 token not measured"}
     points = [
         {
             "rank": row["rank"],

@@ -98,7 +98,7 @@ def kl_by_kind(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wid
     ]  # fmt: skip
     axis: dict[str, Any] = {"ticks": False, "domain": False, "labelLimit": NAMES - 8, "minExtent": NAMES - 4, "maxExtent": NAMES - 4}
     y = alt.Y("kind:N", sort=names, title=None, axis=alt.Axis(**axis))
-    x = alt.X("kl:Q", scale=scale, title="KL(tuned ‖ base), nats a token", axis=alt.Axis(values=drawing.powers(scale), format="~g"))
+    x = alt.X("kl:Q", scale=scale, title="KL(tuned ‖ base), nats per token", axis=alt.Axis(values=drawing.powers(scale), format="~g"))
     says = alt.Description("says:N")
     dots = alt.Chart(drawing.inline(records)).mark_circle(size=22, opacity=0.55, color=BLUE).encode(x=x, y=y, description=says)
     marks = [

@@ -115,9 +115,9 @@ def how_large(run: Run, found: Answered) -> str:
     """ "Over the first 16 tokens of the answers to 8 prompts D is 1.9 (...) nats a token, at the first token 8.1 (same prompts)." """
     opening = f"Over the first {found.n_tokens} tokens of {whose(run)} to {answered_by(run, found.n)}"
     if not found.counts:
-        return f"{opening} D = {nats(found.d)} nats a token is not above three times the noise floor: no share of it is given."
+        return f"{opening} D = {nats(found.d)} nats per token is not above three times the numerical noise: no share of it is given."
     mean = with_interval(found.d, found.low, found.high, coverage=found.coverage)
-    return f"{opening} D is {mean} nats a token, at the first token {nats(found.first)} (same prompts)."
+    return f"{opening} D is {mean} nats per token, at the first token {nats(found.first)} (same prompts)."
 
 
 def against_first(run: Run, first: pl.DataFrame, answer: pl.DataFrame, *, runner: str = "base", recovered: bool) -> pl.DataFrame:

@@ -45,7 +45,7 @@ def divergence(run: Run) -> Section:
             *_clusters(run, found.split),
             *_weight_of_one(d),
             *_other_splits(run, found.split),
-            table(("prompt", "D, nats", "first choice"), prompts, folded="The prompts that differ most"),
+            table(("prompt", "D, nats", "top-1 token"), prompts, folded="The prompts that differ most"),
         ],
     )
 
@@ -111,7 +111,8 @@ def _clusters(run: Run, split: str) -> list[dict]:
     n = sum(one["split"] == split for one in run.prompts)
     independent = n - len(units) + len(set(units.values()))
     said = (
-        f"{n} {split} prompts are {independent} independent ones: those of one cluster (the same meta.cluster, or the same text) count as one, with "
+        f"{n} {terms.of_split(split)} prompts are {independent} independent ones: "
+        "those of one cluster (the same meta.cluster, or the same text) count as one, with "
         "the mean of their values, in every n, interval, p and share."
     )
     return [note(said + (f" Of fewer than {FEWEST} there is no bootstrap interval and no test." if independent < FEWEST else ""))]
@@ -122,7 +123,7 @@ def _other_splits(run: Run, reported: str) -> list[dict]:
     cells = where(run.summary, metric=floors.d_metric(run.rows), control=None, unit=None)
     cells = cells.filter(pl.col("split").is_not_null() & (pl.col("split") != reported)).sort("split")
     rows = [
-        (r["split"], str(r["n"]), shown(r["mean"], r["ci_low"], r["ci_high"], r["n"]), nats(r["median"]))
+        (terms.of_split(r["split"]), str(r["n"]), shown(r["mean"], r["ci_low"], r["ci_high"], r["n"]), nats(r["median"]))
         for r in cells.iter_rows(named=True)
     ]
-    return [table(("split", "prompts", "D, nats", "median"), rows, folded="D on the other splits")] if rows else []
+    return [table(("prompts", "n", "D, nats", "median"), rows, folded="D on the training and validation prompts")] if rows else []

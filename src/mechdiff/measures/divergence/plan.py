@@ -59,7 +59,7 @@ def texts_cells(planner: Planner) -> Iterator[Cell]:
     if not options or not options.over_text:
         return
     if "report" not in planner.splits:
-        planner.skip("divergence over text", "the study has no report prompts")
+        planner.skip("divergence over text", "the study has no test prompts")
         return
     items = planner.whole("report")
     for start in range(0, len(items), TEXTS_AT_A_TIME):

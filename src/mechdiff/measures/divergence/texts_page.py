@@ -35,18 +35,18 @@ def texts(run: Run) -> Section:
 def _caption(run: Run, profile: pl.DataFrame) -> str:
     n = findings.offsets(run.prompt_rows, run.manifest)["prompt"].n_unique()
     top = profile.sort("mean", descending=True, maintain_order=True).row(0, named=True)
-    where = "at the decision position" if top["offset"] == 0 else f"{_away(top['offset'])} it"
+    where = "at the last prompt token" if top["offset"] == 0 else f"{_away(top['offset'])} it"
     here = profile.filter(pl.col("offset") == 0)
     said = f"D at each token, mean over {phrasing.prompts(n)} and what follows them. Largest: {nats(top['mean'])} nats {where}"
     if top["offset"] and len(here):
-        said += f" ({nats(here['mean'][0])} at the decision position)"
+        said += f" ({nats(here['mean'][0])} at the last prompt token)"
     behind = findings.on_continuation(run.rows, run.manifest)
     if behind:
-        said += f"; behind it {phrasing.with_interval(behind.mean, behind.low, behind.high)} nats a token"
+        said += f"; after it {phrasing.with_interval(behind.mean, behind.low, behind.high)} nats per token"
     found = findings.parting(run.prompt_rows, run.manifest)
     if found is None:
         return said + "."
-    said += f". Of single prompts, the two top-1 tokens differ for the first time at the decision position on {found.at}, later on {found.after}"
+    said += f". Of single prompts, the two top-1 tokens differ for the first time at the last prompt token on {found.at}, later on {found.after}"
     return said + f", already inside the prompt on {found.before}, nowhere on {found.never}."
 
 
@@ -76,7 +76,7 @@ def _texts(manifest: dict) -> list[dict]:
     ]
     key = {
         "kind": "key",
-        "title": "The texts on which they differ most. Shade: nats between the two laws of what follows a token",
+        "title": "The texts on which they differ most. Shade: nats between the two distributions of what follows a token",
         "levels": scale,
     }
     return [key, *(_text(text, folded=place >= OPEN) for place, text in enumerate(shown))]
@@ -123,7 +123,7 @@ def _moved(manifest: dict) -> list[dict]:
     """Tokens whose mean probability at the decision position rose or fell most."""
     moved = manifest.get("moved_tokens") or {}
     found = []
-    for side, title in (("up", "Tokens that gained most at the decision position"), ("down", "Tokens that lost most there")):
+    for side, title in (("up", "Tokens that gained most at the last prompt token"), ("down", "Tokens that lost most there")):
         rows = [
             (f"“{visible(one.get('token', ''))}”", nats(one.get("base")), nats(one.get("tuned"))) for one in (moved.get(side) or [])[:MOVED]
         ]
@@ -144,7 +144,7 @@ def kl_by_position(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
     first, last = drawing.ends(profile["offset"])
     x = alt.X(
         "offset:Q",
-        title="tokens from the decision position",
+        title="tokens from the last prompt token",
         axis=alt.Axis(grid=False, format="d", tickMinStep=1, tickCount=10 if width >= WIDE else 6),
         scale=alt.Scale(domain=[first - 0.5, last + 0.5], nice=False),
     )
@@ -167,4 +167,4 @@ def kl_by_position(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *,
 
 
 def _where(offset: int) -> str:
-    return "decision position" if offset == 0 else f"{_away(offset)} the decision position"
+    return "last prompt token" if offset == 0 else f"{_away(offset)} the last prompt token"

@@ -35,7 +35,7 @@ def _policy(manifest: dict) -> list[str]:
     if told:
         words = str(told["said"])
         n = (prompts.get("n") or {}).get("report")
-        same = f" Both cut {told['same_cut']} of {n} report prompts into the same tokens." if n else ""
+        same = f" Both cut {told['same_cut']} of {n} test prompts into the same tokens." if n else ""
         said.append(f"Vocabularies: {words}.{same}")
     if prompts.get("policy"):
         facts = {"template": prompts.get("template"), "system prompt": prompts.get("system"), "answers start with": prompts.get("answer")}
@@ -92,8 +92,8 @@ def _words(run: Run) -> list[dict]:
     for r in words.sort("layer", "site").iter_rows(named=True):
         over = shown(r["mean"], r["ci_low"], r["ci_high"], r["n"], decimals=3)
         lines.append((f"L{r['layer']}.{r['site']}", decimal(plain.get((r["layer"], r["site"])), 3), over))
-    title = "CKA of states averaged over the tokens of each word, for words that one tokenizer cuts finer"
-    return [table(("site", "at the decision position", "over words"), lines, folded=title)]
+    title = "CKA of activations averaged over the tokens of each word, for words that one tokenizer cuts finer"
+    return [table(("site", "at the last prompt token", "over words"), lines, folded=title)]
 
 
 def _cut_apart(run: Run) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from mechdiff import terms
 from mechdiff.measures.divergence import findings
 from mechdiff.report import difference
 from mechdiff.report.difference import Difference
@@ -47,10 +48,10 @@ def over_answers(run: Run, *, brief: bool = False) -> list[str]:
     d, same = (by_metric.get(name) for name in (floors.d_metric(run.rows, ANSWER), "top1_same_answer"))
     if d is None or same is None:
         return []
-    quiet = "" if answers_differ(run) else ", which is not above three times the noise floor"
+    quiet = "" if answers_differ(run) else ", which is not above three times the numerical noise"
     size = with_interval(d["mean"], d["ci_low"], d["ci_high"], coverage=d["coverage"])
     tokens = "" if brief else f", and the top-1 tokens are the same at {share(same['mean'])} of positions"
-    return [f"Along {whose(run)} ({answered_by(run, d['n'])}) D is {size} nats a token{quiet}{tokens}."]
+    return [f"Along {whose(run)} ({answered_by(run, d['n'])}) D is {size} nats per token{quiet}{tokens}."]
 
 
 def whose(run: Run) -> str:
@@ -76,14 +77,14 @@ def how_different(found: Difference | None, manifest: dict | None = None, *, beh
         return "How differently the two models behave was not measured, so no effect can be given as a share of it."
     on, clustered = counted(found, manifest or {})
     if not found.counts:
-        floor = f" is not above three times the noise floor of {nats(found.floor)} nats" if found.mean else ""
+        floor = f" is not above three times the numerical noise of {nats(found.floor)} nats" if found.mean else ""
         opening = "At the next token there is no effect to explain" if behind else "There is no effect to explain"
         return f"{opening}: D = {nats(found.mean)} nats{floor}, on {on}. No share{' of it' * behind} is given below."
     choice = "" if found.other_token is None else f"; their top-1 tokens differ on {found.other_token} of them"
     if clustered and found.other_share is not None:
         choice = f"; their top-1 tokens differ on {share(found.other_share)} of them"
     if not found.divides:
-        floor = f", not above three times the noise floor of {nats(found.floor)} nats" if found.mean else ""
+        floor = f", not above three times the numerical noise of {nats(found.floor)} nats" if found.mean else ""
         return (
             f"On {on} the two models differ in tokens that only one of them has: {_outside(found)} "
             f"(JS {nats(found.js)} nats{_bytes(found)}){choice}. On the tokens that both have D = KL(tuned ‖ base) = {nats(found.mean)} nats{floor}: "
@@ -108,7 +109,7 @@ def how_different(found: Difference | None, manifest: dict | None = None, *, beh
 def counted(found: Difference, manifest: dict) -> tuple[str, bool]:
     """ "24 report prompts (16 clusters)", and whether prompts share clusters; "16 report prompts" where none do."""
     n = n_prompts(manifest, found.split, found.n)
-    kind = found.split if found.counts else ""
+    kind = terms.of_split(found.split) if found.counts else ""
     if n == found.n:
         return prompts(n, kind), False
     return f"{prompts(n, kind)} ({found.n} cluster{'s' * (found.n != 1)})", True
@@ -119,9 +120,9 @@ def why_no_share(found: Difference | None) -> str:
     if found is None:
         return "D was not measured"
     if not found.counts:
-        return "D is not above three times the noise floor"
+        return "D is not above three times the numerical noise"
     if not found.divides:
-        return "the models differ only in tokens that one of them lacks, and on those that both have D is not above three times the noise floor"
+        return "the models differ only in tokens that one of them lacks, and on those that both have D is not above three times the numerical noise"
     return ""
 
 

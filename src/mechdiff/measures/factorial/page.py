@@ -48,7 +48,7 @@ def _of_unit(run: Run, unit: str | None) -> str:
     said = [words.which_half(findings.halves(run.rows, unit))]
     if one is not None:
         size = f"{with_interval(one.mean, one.low, one.high)} of {nats(one.whole)} {'nats' if one.score == 'linear_nats' else 'logits'}"
-        size += " a token" * over_answer(unit)
+        size += " per token" * over_answer(unit)
         said.append(f"interaction at L = {one.layer} ({words.how_chosen(one)}): {size}, {spoken.in_words(one.p)}")
     else:
         said.append("no interaction is given: too few prompts have a linear score")

@@ -43,10 +43,10 @@ def factorial_cells(planner: Planner) -> Iterator[Cell]:
     if not options:
         return
     if sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
-        planner.skip("factorial", "the two models differ in depth or width: a state of one does not fit into the other")
+        planner.skip("factorial", "the two models differ in depth or width: an activation of one does not fit into the other")
         return
     if "report" not in planner.splits:
-        planner.skip("factorial", "the study has no report prompts")
+        planner.skip("factorial", "the study has no test prompts")
         return
     for split, position in [("select", "decision"), *(("report", position) for position in options.positions)]:
         if split not in planner.splits or position not in options.positions:

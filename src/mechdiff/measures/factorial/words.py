@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 
+from mechdiff import terms
 from mechdiff.measures.divergence.words import whose
 from mechdiff.measures.factorial import findings
 from mechdiff.measures.factorial.findings import Halves, Interaction, over_answer, where_exchanged
@@ -49,7 +50,7 @@ def _counts(one: Interaction) -> bool:
 
 def _said(one: Interaction, unit: str | None) -> str:
     words = "build on each other" if one.mean > 0 else "are partly redundant"
-    in_words = ("nats" if one.score == "linear_nats" else "logits") + " a token" * over_answer(unit)
+    in_words = ("nats" if one.score == "linear_nats" else "logits") + " per token" * over_answer(unit)
     size = f"interaction {with_interval(one.mean, one.low, one.high)} of {nats(one.whole)} {in_words}"
     return f"Layers 0 to {one.layer} and those above {words} (activations exchanged at {where_exchanged(unit)}: {size}; {how_chosen(one)})"
 
@@ -57,7 +58,7 @@ def _said(one: Interaction, unit: str | None) -> str:
 def how_chosen(one: Interaction) -> str:
     """How the split point was chosen, and what that asks of the interval."""
     if one.selected_on:
-        return f"split point selected on the {one.selected_on} prompts"
+        return f"split point selected on the {terms.of_split(one.selected_on)} prompts"
     return f"the largest of {one.candidates} split points, with a band and p for all of them"
 
 

@@ -35,7 +35,7 @@ def graft(run: Execution, cell: Cell, model: Model | None) -> Result:
     try:
         return formula.truncation(bench, formula.few(bench, choosing, cell.key["candidates"])), {}
     except ModelError as error:
-        run.folder.warnings.append(f"grafting arm truncate is left out: {error}")
+        run.folder.warnings.append(f"grafting condition truncate is left out: {error}")
         return empty(), {}
 
 

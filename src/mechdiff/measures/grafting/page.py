@@ -4,6 +4,7 @@ from typing import Any
 
 import polars as pl
 
+from mechdiff import terms
 from mechdiff.measures.divergence import both_answers
 from mechdiff.measures.divergence.words import whose, why_no_share
 from mechdiff.measures.grafting import findings
@@ -11,7 +12,7 @@ from mechdiff.measures.grafting.charts import MODULES, RAMPS, grafts_alone, graf
 from mechdiff.measures.grafting.words import BIASED, how_many_modules
 from mechdiff.report import difference
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import nats, prompts, share, shown, with_interval
+from mechdiff.report.phrasing import listed, nats, prompts, share, shown, with_interval
 
 TITLE = "Which module's change matters?"
 
@@ -76,7 +77,7 @@ def _alone_caption(run: Run, alone: pl.DataFrame, ranking: str | None) -> str:
     said += f", the {MODULES} strongest drawn" if len(alone) > MODULES else ""
     steady = findings.steadiness(run.rows, ranking)
     other = ranking != difference.reported(run.rows, "grafting")
-    chosen = f"chosen on the {ranking} prompts" if other else BIASED
+    chosen = f"chosen on the {terms.of_split(ranking)} prompts" if other else BIASED
     said += f". {best['name']} ({chosen}{steady}) recovers "
     said += with_interval(best["share"], best["low"], best["high"], digits=2, n=best.get("n"))
     return f"{said}. The shares of all sum to {share(float(alone['share'].to_numpy().sum()))}; they need not sum to 1."
@@ -88,20 +89,14 @@ def _ends(run: Run) -> list[dict]:
     found = difference.difference(run.rows, run.summary)
     said = []
     if held.none_from_d is not None:
-        said.append(f"with nothing grafted the base is {nats(held.none_from_d)} nats off D on the worst prompt")
+        said.append(f"copying nothing gives the base (off D by {nats(held.none_from_d)} nats on the worst prompt)")
     if held.largest_all is not None:
-        said.append(f"with everything grafted it is at most {nats(held.largest_all)} nats from the tuned model")
+        said.append(f"copying everything gives the tuned model (off by at most {nats(held.largest_all)} nats)")
     if not said:
         return []
     off = max(value for value in (held.none_from_d, held.largest_all) if value is not None)
     fine = off <= ROUNDING * (1 + (found.mean if found else 0))
-    return [
-        note(
-            ("Both ends hold: " if fine and len(said) == 2 else "The ends: " if fine else "The ends do NOT hold, so trust no share here: ")
-            + ", and ".join(said)
-            + "."
-        )
-    ]
+    return [note(f"{'Checks passed' if fine else 'A check FAILED, so trust no share here'}: {listed(said)}.")]
 
 
 def _ramp_caption(curves: dict[str, pl.DataFrame], modules: int) -> str:
@@ -126,7 +121,7 @@ def _greedy(run: Run) -> list[Any]:
         return []
     said = how_many_modules(run.rows)
     reported = difference.reported(run.rows, "grafting")
-    caption = f"Greedy forward selection of modules on the select prompts; shares of D are of the {reported} prompts. "
+    caption = f"Greedy forward selection of modules on the validation prompts; shares of D are of the {terms.of_split(reported)} prompts. "
     return [Drawn(name="grafts_greedy", chart=grafts_greedy, caption=f"{caption}{said[0].upper()}{said[1:]}.", reading="grafts_greedy")]
 
 

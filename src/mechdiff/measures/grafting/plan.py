@@ -37,7 +37,7 @@ def grafting_cells(planner: Planner) -> Iterator[Cell]:
     if not options:
         return
     if "report" not in planner.splits:
-        planner.skip("grafting", "the study has no report prompts")
+        planner.skip("grafting", "the study has no test prompts")
         return
     if planner.shapes["base"] != planner.shapes["tuned"]:
         planner.skip("grafting", "the two models' tensors have different shapes: weights of one do not fit into the other")
@@ -84,7 +84,7 @@ def _grafted(
             runs = tokens * ((1 + cumulative) * sum(here) + 2 * (number == 0))
             yield cell(runs, arm="curves", blocks=[low, low + BLOCKS_A_CELL], points=options.points)
     if not chosen_on:
-        planner.skip("grafting arm greedy", "the study has no select prompts, on which the sets are chosen")
+        planner.skip("grafting condition greedy", "the study has no validation prompts, on which the sets are chosen")
     average = sum(costs.values()) / max(1, len(costs))
     if options.greedy and chosen_on:
         tried = len(costs) + sum(n_best - i for i in range(min(options.picks, n_best)))

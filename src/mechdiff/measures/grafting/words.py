@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from mechdiff import labels
+from mechdiff import labels, terms
 from mechdiff.measures.divergence import both_answers
 from mechdiff.measures.divergence.words import whose
 from mechdiff.measures.grafting import findings
@@ -88,7 +88,7 @@ def how_many_modules(rows: pl.DataFrame) -> str:
     if found is None:
         return ""
     row, wanted = found.row, share(findings.WANTED, 1)
-    on = "these" if found.chosen_on == difference.reported(rows, "grafting") else f"the {found.chosen_on}"
+    on = "these" if found.chosen_on == difference.reported(rows, "grafting") else f"the {terms.of_split(found.chosen_on)}"
     names = " + ".join(labels.set_of(row["unit"]))
     recovers = with_interval(row["share"], row["low"], row["high"], digits=2)
     one, moved = row["rank"] == 1, _way(findings.set_on_the_way(rows, row["unit"]))

@@ -129,7 +129,7 @@ def _output(run: Execution, side: str, layer: int) -> tuple[Float[Tensor, "head 
     found = head_layout(run).output(layer, read)
     if isinstance(found, str):
         raise ModelError(
-            f"{pair.base.ref}, {pair.tuned.ref}: heads cannot be told apart in block {layer}: {found}. Leave the measures heads and attribution out."
+            f"{pair.base.ref}, {pair.tuned.ref}: heads cannot be separated in block {layer}: {found}. Leave the measures heads and attribution out."
         )
     return found
 

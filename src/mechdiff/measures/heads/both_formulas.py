@@ -13,7 +13,7 @@ import polars as pl
 from mechdiff import labels
 from mechdiff.measures.heads import coverage
 from mechdiff.measures.heads.sets import Game
-from mechdiff.report.difference import WORDS
+from mechdiff.report.difference import SAID
 from mechdiff.report.parts import table
 from mechdiff.report.phrasing import nats, share, shown
 
@@ -44,5 +44,5 @@ def side_by_side(one: Game, order: Sequence[int]) -> list[dict]:
         for r in pl.concat([ends, first, figures(one, [range(one.n)])]).iter_rows(named=True)
     ]
     columns = ("heads", "v, nats", "coverage, v / v(all)", "inverted, 1 − v / v(all)")
-    title = f"{WORDS[one.direction].capitalize()} at L{one.layer}: coverage beside the inverted formula of the original study"
+    title = f"{SAID[one.direction][0].upper()}{SAID[one.direction][1:]} at L{one.layer}: coverage beside the inverted formula of the original study"
     return [table(columns, lines, folded=title)]

@@ -11,14 +11,14 @@ from mechdiff.measures.heads import findings, sets
 from mechdiff.measures.heads.sets import ORDER_WORDS, Game, Shares
 from mechdiff.report import curves, drawing
 from mechdiff.report.curves import Axes, Behind, Look
-from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
+from mechdiff.report.difference import BREAKAGE, RECOVERY, SAID
 from mechdiff.report.drawing import BLUE, INK, LEFT, ORANGE, PURPLE, QUIET, SHARE_RANGE, SKY, TEAL, WIDE, Chart
 from mechdiff.report.phrasing import share, with_interval
 
 COLOURS = {"greedy": PURPLE, "single": SKY, "attribution": TEAL, "without them": ORANGE, "random": QUIET}
 DASHES: dict[str, list[int]] = {"single": [7, 3], "attribution": [2, 3], "without them": [5, 2, 1, 2], "random": [1, 2]}
-TITLES = {BREAKAGE: "Breakage: the base's contribution into the tuned model", RECOVERY: "Recovery: the tuned contribution into the base"}
-SHORT = {BREAKAGE: "Breakage: base's into tuned", RECOVERY: "Recovery: tuned into base"}
+TITLES = {BREAKAGE: "KL increase: the base's contribution into the tuned model", RECOVERY: "Recovery: the tuned contribution into the base"}
+SHORT = {BREAKAGE: "KL increase: base's into tuned", RECOVERY: "Recovery: tuned into base"}
 MANY = 40
 """Bars of one panel at most, half of that on a phone: the heads with the largest Shapley values."""
 
@@ -32,11 +32,11 @@ def head_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width
     n_heads = int(drawing.ends(found["head"].drop_nulls())[1]) + 1
     layers, titles = drawing.layer_range(found), TITLES if width >= WIDE else SHORT
     panels: list[Chart] = []
-    for direction in WORDS:
+    for direction in SAID:
         part = found.filter(pl.col("direction") == direction)
         if not part.is_empty():
             panels.append(_map(part, layers, n_heads, width, titles[direction], first=not panels))
-    key = ["bottom row: the block's MLP; minus: under 0", "white: under three noise floors"]
+    key = ["bottom row: the block's MLP; minus: under 0", "white: below 3 × numerical noise"]
     note = alt.TitleParams(
         "; ".join(key) if width >= WIDE else key, anchor="start", orient="bottom", fontSize=11, fontWeight="normal", color=QUIET, offset=4
     )
@@ -49,7 +49,9 @@ def _map(part: pl.DataFrame, layers: tuple[int, int], n_heads: int, width: int, 
     for r in part.iter_rows(named=True):
         row = n_heads + 0.6 if r["head"] is None else r["head"]
         name = labels.player_name((r["layer"], r["head"]))
-        says = f"{name}: {with_interval(r['share'], r['low'], r['high'], digits=3)}" + ("" if r["counts"] else ", under three noise floors")
+        says = f"{name}: {with_interval(r['share'], r['low'], r['high'], digits=3)}" + (
+            "" if r["counts"] else ", below 3 × numerical noise"
+        )
         records.append({"x": r["layer"] - 0.47, "end": r["layer"] + 0.47, "middle": r["layer"], "low": row - 0.45, "high": row + 0.45, "row": row,
                         "share": max(r["share"], 0.0), "minus": r["share"] < -0.005, "counts": r["counts"], "says": says})  # fmt: skip
     left = drawing.layer_axis(layers, width, field="x", title=not first)
@@ -108,7 +110,7 @@ def coverage_by_heads(
     names = [name for name in COLOURS if name in table["line"].unique().to_list()]
     scale, axis = curves.share_scale(table), drawing.left_axis(tickCount=5, format=".1f")
     titles = {
-        panel: f"{panel}: coverage of all heads' {WORDS[direction]}, by number of heads"
+        panel: f"{panel}: coverage of all heads' {SAID[direction]}, by number of heads"
         for panel in table["panel"].unique(maintain_order=True)
     }
     if width < WIDE:
@@ -164,7 +166,7 @@ def single_heads(
         order = np.argsort(-np.abs((shares.fisher if shares.in_logits else shares.shapley).share), kind="stable")[:room]
         names = [labels.head_unit(head) for head in sorted(order)]
         bars = [_bar_of(one, shares, head) for head in sorted(order.tolist())]
-        title = f"L{layer}: share of all heads' {WORDS[direction]}" + (f" ({room} of {one.n})" if room < one.n else "")
+        title = f"L{layer}: share of all heads' {SAID[direction]}" + (f" ({room} of {one.n})" if room < one.n else "")
         panels.append(_bars(bars, names, width, title, legend=not panels))
     return drawing.styled(drawing.vconcat(*panels, spacing=14)) if panels else None
 
@@ -263,7 +265,7 @@ def network_coverage(
         return alt.X("k:O", sort=sizes, title=title, axis=ticks, scale=alt.Scale(type="point", padding=0.5))
 
     names = [name for name in COLOURS if name in table["line"].unique().to_list()]
-    of = f" of the {WORDS[direction]} by all of them" if width >= WIDE else ""
+    of = f" of the {SAID[direction]} by all of them" if width >= WIDE else ""
     titles = {panel: f"{panel}: coverage{of}" for panel in ("heads", "heads and MLPs")}
     marks = [*curves.rule(1.0, "all", scale, axis), curves.zero(scale, axis)]
     axes = Axes(x=x, scale=scale, ticks=axis, height=180)

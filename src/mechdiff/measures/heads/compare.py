@@ -111,9 +111,7 @@ def axis(of: Compared) -> Section:
     parts: list[Any] = []
     curves = [made for run in of.runs if run.counts and (made := _coverage(run)) is not None]
     if curves:
-        caption = (
-            "Coverage of the strongest layer's effect by the first k of its heads, in the order that each run chose on its select prompts. "
-        )
+        caption = "Coverage of the strongest layer's effect by the first k of its heads, in the order that each run chose on its validation prompts. "
         told = said(of, NETWORK.key)
         caption += f"Effective heads of the whole network, each alone: {told}." if told else ""
         options = {"table": pl.concat(curves), "names": of.names, "title": "heads in the set"}

@@ -10,7 +10,7 @@ from mechdiff.measures.heads import both_formulas, charts, coverage, findings, o
 from mechdiff.measures.heads.sets import Game
 from mechdiff.measures.heads.words import effective, how_many
 from mechdiff.report import difference, phrasing
-from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
+from mechdiff.report.difference import BREAKAGE, RECOVERY, SAID, WORDS
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import INTERACTION, listed, nats, share, shown, with_interval
 
@@ -45,10 +45,10 @@ def _map(run: Run, found: pl.DataFrame) -> list[Any]:
     best = top.row(0, named=True)
     caption = f"{n} heads, each swapped alone, as shares of D. Largest: {best['name']}, "
     caption += (
-        listed(f"{WORDS[d]} {shown(best[WORDS[d]], best[f'{WORDS[d]}_low'], best[f'{WORDS[d]}_high'], digits=2)}" for d in WORDS) + ". "
+        listed(f"{SAID[d]} {shown(best[WORDS[d]], best[f'{WORDS[d]}_low'], best[f'{WORDS[d]}_high'], digits=2)}" for d in WORDS) + ". "
     )
     counted = found.filter(pl.col("head").is_not_null(), pl.col("arm") == "contribution", "counts").select("layer", "head").unique()
-    caption += f"{n - len(counted)} heads lie under three noise floors in both directions."
+    caption += f"{n - len(counted)} heads are below 3 × numerical noise in both directions."
     return [Drawn(name="head_effects", chart=charts.head_map, caption=caption, reading="head_effects"), _top(run, found, top)]
 
 
@@ -79,10 +79,10 @@ def _top(run: Run, found: pl.DataFrame, top: pl.DataFrame) -> dict:
             )
         )
     moves = {RECOVERY: "base moved of the way", BREAKAGE: "tuned model moved"}
-    columns = ("head", *(moves[one] for one in along), "breakage", "recovery", "its group", "attention JS, nats")
+    columns = ("head", *(moves[one] for one in along), "KL increase", "recovery", "its group", "attention JS, nats")
     title = f"The {len(lines)} heads of the largest effect: " + "s, the part of the way in logits, which adds; and " * bool(along)
     title += "shares of D" + ", which bend (of a small change s² at least, and 1 − (1 − s)² at most)" * bool(along)
-    title += "; beside them all heads of their key-value group (breakage / recovery)"
+    title += "; beside them all heads of their key-value group (KL increase / recovery)"
     return table(columns, lines, title=title)
 
 
@@ -102,7 +102,7 @@ def _inside(run: Run, one: Game, found: pl.DataFrame) -> list[dict]:
         of_all = (share(v) if v == v else "–" for v in (shares.fisher.share[head], shares.shapley.share[head]))
         lines.append((_unbroken(f"L{one.layer}.{labels.head_unit(head)}"), *split, *of_all, share(missed.share[head]) if missed else "–"))
     columns = ("head", "effect / D", "routing / D", "write / D", "Fisher", "Shapley (KL)", "needed (KL)")
-    title = f"{WORDS[one.direction].capitalize()} by the heads of L{one.layer}. "
+    title = f"{_opens(one.direction)} by the heads of L{one.layer}. "
     title += "Fisher (adds), and of KL Shapley values and needed (what is lost without the head): shares of the effect of all"
     return [table(columns, lines, folded=title)]
 
@@ -121,14 +121,14 @@ def _sets(run: Run, direction: str, found: pl.DataFrame) -> list[Any]:
         names = listed(f"L{one.layer}" for one in nothing)
         parts.append(
             note(
-                f"{WORDS[direction].capitalize()} at {names}: no effect to explain. All heads together do nothing that can be told from 0."
+                f"{_opens(direction)} at {names}: no effect to explain. All heads together have no effect that differs significantly from 0."
             )
         )
     games = [one for one in games if one.whole.counts]
     if not games:
         return parts
     shown = [one.layer for one in games]
-    caption = f"{WORDS[direction].capitalize()}: " + " ".join(
+    caption = f"{_opens(direction)}: " + " ".join(
         f"L{one.layer}: {how_many(run.rows, run.summary, one, run.manifest)}{_ninety(one, run)}." for one in games
     )
     options = {"direction": direction, "layers": shown}
@@ -182,13 +182,13 @@ def _ninety(one: Game, run: Run) -> str:
 
 def _arms(run: Run) -> list[dict]:
     """All heads of each closer layer by what they read, by what they write, by z alone, and mapped."""
-    words = {**WORDS, "base<-base": "recovery with the base's own, mapped"}
+    words = {**SAID, "base<-base": "recovery with the base's own, mapped"}
     lines = []
     for r in findings.arms_of_all(run.rows).sort("layer", "direction", maintain_order=True).iter_rows(named=True):
         arm = r["arm"] + (f", s = {r['strength']:g}" if r["strength"] is not None else "") + (f", rank {r['rank']}" if r["rank"] else "")
         lines.append((f"L{r['layer']}", arm, words[r["direction"]], shown(r["share"], r["low"], r["high"], digits=2)))
-    title = "All heads of a layer by each arm, as shares of D"
-    return [table(("layer", "arm", "direction", "share of D"), lines, folded=title)] if lines else []
+    title = "All heads of a layer by each condition, as shares of D"
+    return [table(("layer", "condition", "direction", "share of D"), lines, folded=title)] if lines else []
 
 
 def _pairs(run: Run) -> list[dict]:
@@ -205,7 +205,7 @@ def _pairs(run: Run) -> list[dict]:
             for r in both.head(PAIRS // 2).iter_rows(named=True):
                 of_kl = f"{share(r['kl_i'])}, {share(r['kl_j'])}", shown(r["kl"], r["kl_low"], r["kl_high"], digits=2)
                 added = f"{share(r['v_i'])}, {share(r['v_j'])}", shown(r["value"], r["low"], r["high"], digits=2)
-                lines.append((f"L{layer}: {r['i']}, {r['j']}", WORDS[direction], *added, *of_kl))
+                lines.append((f"L{layer}: {r['i']}, {r['j']}", SAID[direction], *added, *of_kl))
     columns = ("heads", "direction", "v(i), v(j)", "interaction", "of KL: v(i), v(j)", "of KL: interaction")
     title = f"Interactions of top heads, v(i, j) − v(i) − v(j), as parts of how far all heads of the layer move the logits: {INTERACTION}"
     title += f"; the largest of each layer and direction, {len(lines)} of {of}, so somewhat overstated. " if len(lines) < of else ". "
@@ -232,7 +232,7 @@ def _network(run: Run) -> list[Any]:
             does = "of the overlap with the way to the other model" if one.in_logits else "of KL"
             said.append(f"all {n} {word} together {nats(one.whole.mean)} nats {does}; by single effect {half}{_random(one, k)}")
         if said:
-            caption = f"{WORDS[direction].capitalize()} across the network: {'; '.join(said)}."
+            caption = f"{_opens(direction)} across the network: {'; '.join(said)}."
             options, reading = {"direction": direction}, "head_network" if direction == BREAKAGE else ""
             parts.append(
                 Drawn(
@@ -268,5 +268,10 @@ def _attention(run: Run) -> list[dict]:
             }
             lines.append((one["head"], one["prompt"], "base", looks["base"], nats(one["js"])))
             lines.append(("", "", "tuned", looks["tuned"], ""))  # below, not beside: tokens are long, and the two are to be compared
-    title = "Where the top heads look from the decision position: the tokens of the largest weights (the prompts on which the two models differ most)"
+    title = "Where the top heads look from the last prompt token: the tokens of the largest weights (the prompts on which the two models differ most)"
     return [table(("head", "prompt", "model", "looks at", "JS, nats"), lines[: 2 * LOOKED], folded=title)]
+
+
+def _opens(direction: str) -> str:
+    """ "KL increase", "Recovery": what a direction is called at the head of a sentence."""
+    return SAID[direction][0].upper() + SAID[direction][1:]

@@ -33,7 +33,7 @@ def heads_cells(planner: Planner) -> Iterator[Cell]:
     chosen_on = select_items(planner, options.select_prompts)
     if not chosen_on:
         planner.skip("orders of heads, their sets across the network, and attention of the top heads",
-                     "the study has no select prompts, on which heads are chosen")  # fmt: skip
+                     "the study has no validation prompts, on which heads are chosen")  # fmt: skip
     attribution = planner.study.measures.get("attribution")  # a later measure, by which heads are put into an order too
     ranked = attribution.model_dump(include={"metric", "select_prompts", "layers", "stride"}) if attribution else None
     chosen: dict[str, Any] = {

@@ -30,7 +30,7 @@ def again(run: Rerun, row: Row) -> float:
     if row["control"] and labels.control_kind(row["control"]) != "random_set":
         raise NotRecomputed("random edits are draws")
     if row["arm"] not in ("contribution", "routing", "write"):
-        raise NotRecomputed(f"the arm {row['arm']}")
+        raise NotRecomputed(f"the condition {row['arm']}")
     law = run_with_heads(run, row, players(run, row))[-1]
     if row["metric"] != "fisher_nats":
         return of_law(run, row, law)

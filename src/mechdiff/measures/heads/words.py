@@ -36,7 +36,11 @@ def headlines(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, all_
     n = len(known[0].whole.values)
     if not counted:
         names = " and ".join(f"L{game.layer}" for game in known)
-        return [Candidate(text=f"heads: no effect to explain at {names}; what patching all of them does cannot be told from 0", n=n)]
+        return [
+            Candidate(
+                text=f"heads: no effect to explain at {names}; the effect of patching all of them does not differ significantly from 0", n=n
+            )
+        ]
     layer, split = findings.strongest_layer(rows, list(counted))
     one = counted[layer]
     way, of_d = findings.of_way(rows, BREAKAGE, layer), findings.of_d(rows, summary, BREAKAGE, layer)
@@ -79,7 +83,7 @@ def _layer_chosen(rows: pl.DataFrame, layers: list[int], split: str | None, *, a
     """ " (the strongest of 3 layers, chosen on select; ...)": nothing where there is one."""
     if len(layers) < 2:
         return ""
-    chosen = "chosen on select" if split == "select" else "chosen on these prompts, so optimistically biased"
+    chosen = "chosen on the validation prompts" if split == "select" else "chosen on these prompts, so optimistically biased"
     steady = findings.steadiness(rows, layers) if all_of_it else ""
     return f", the strongest of {len(layers)} layers ({chosen}{steady}),"
 
@@ -91,7 +95,7 @@ def how_many(rows: pl.DataFrame, summary: pl.DataFrame, one: sets.Game, manifest
     """
     order = sets.orders(manifest, one.direction, one.layer or 0).get("greedy")
     if not order:
-        return "no order of heads was chosen: there were no select prompts"
+        return "no order of heads was chosen: there were no validation prompts"
     found = sets.half(rows, summary, one, order)
     if found is None:
         return (
@@ -110,7 +114,7 @@ def how_many(rows: pl.DataFrame, summary: pl.DataFrame, one: sets.Game, manifest
     bent = _in_kl(of_kl, found.heads) if of_kl else ""
     move = one.in_logits and sets.way_metric(one.direction, one.layer) != OVERLAP
     what = "of the move of the logits by all, wherever it leads; " if move else ""
-    return f"{words} {size} ({what}{number} chosen on select{biased}{beside}{bent})"
+    return f"{words} {size} ({what}{number} chosen on the validation prompts{biased}{beside}{bent})"
 
 
 def _in_kl(of_kl: sets.Game, heads: list[int]) -> str:

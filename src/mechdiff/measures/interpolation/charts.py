@@ -17,9 +17,9 @@ DASHES = {NAMES[LOGITS]: [7, 3], NAMES[STATES]: [2, 3]}
 SHOWN = 6
 """Groups of modules that are drawn."""
 PANELS = {
-    ("report", LEFT): "What is left of D: KL(tuned ‖ run) on the report prompts, nats",
-    ("report", GONE): "How far it went: KL(base ‖ run) on the report prompts, nats",
-    ("neutral", GONE): "Side effect: KL(base ‖ run) on neutral prompts, nats",
+    ("report", LEFT): "What is left of D: KL(tuned ‖ run) on the test prompts, nats",
+    ("report", GONE): "How far it went: KL(base ‖ run) on the test prompts, nats",
+    ("neutral", GONE): "Side effect: KL(base ‖ run) on unrelated prompts, nats",
 }
 
 

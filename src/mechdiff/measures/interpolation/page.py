@@ -40,9 +40,9 @@ def _matched(run: Run) -> list[dict]:
     found = findings.matched(run.rows)
     others = [form for form in findings.forms(run.rows) if form != WEIGHTS and any(one.form == form for one in found)]
     if not found:
-        return [note("Forms are not matched: no neutral prompts were run with weights in between.")]
+        return [note("Forms are not matched: no unrelated prompts were run with weights in between.")]
     cells = {(one.form, one.weights): one for one in found}
-    columns = ["weights at", "neutral KL, nats", "D left, nats"]
+    columns = ["weights at", "KL on unrelated prompts, nats", "D left, nats"]
     for form in others:
         columns += [f"{NAMES[form]} at", "D left, nats"]
     lines = []
@@ -52,7 +52,7 @@ def _matched(run: Run) -> list[dict]:
         for form in others:
             line += _of(cells.get((form, strength)))
         lines.append(line)
-    return [table(columns, lines, title="Each form at the strength at which it moves neutral prompts as far as the weights do")]
+    return [table(columns, lines, title="Each form at the strength at which it moves unrelated prompts as far as the weights do")]
 
 
 def _of(one: Matched | None) -> list[str]:
@@ -83,7 +83,12 @@ def _modules(run: Run) -> list[dict | Drawn]:
         half = findings.half(run.rows, WEIGHTS, group)
         reached = _shown(half, 2) if half and math.isfinite(half.value) else "not reached"
         lines.append([named(run, group), *(nats(at.get(strength)) for strength in strengths), reached, nats(price)])
-    columns = ["modules", *(f"D left at {plain(strength)}" for strength in strengths), "half of D gone at", "neutral KL at 1, nats"]
+    columns = [
+        "modules",
+        *(f"D left at {plain(strength)}" for strength in strengths),
+        "half of D gone at",
+        "KL on unrelated prompts at 1, nats",
+    ]
     return [
         Drawn(name="by_modules", chart=by_modules, caption=caption, reading="along_the_way"),
         table(columns, lines, title="Weights of some modules alone between the base's and the tuned model's: what is left of D, nats"),
@@ -92,7 +97,7 @@ def _modules(run: Run) -> list[dict | Drawn]:
 
 def _first_choices(run: Run, forms: list[str]) -> dict:
     """Every strength: what is left of D, and whose first choice the run makes."""
-    columns = ["form", "strength", "D left, nats", "KL(base ‖ run), nats", "the base's first choice", "the tuned model's"]
+    columns = ["form", "strength", "D left, nats", "KL(base ‖ run), nats", "the base's top-1 token", "the tuned model's"]
     lines = []
     for form in forms:
         curves = [findings.curve(run.rows, form, metric) for metric in (LEFT, GONE, "top1_same", OF_TUNED)]
@@ -101,7 +106,7 @@ def _first_choices(run: Run, forms: list[str]) -> dict:
         for place, strength in enumerate(left.strengths):
             numbers: list[Any] = [None if one is None else one.means[place] for one in curves]
             lines.append([NAMES[form], plain(strength), nats(numbers[0]), nats(numbers[1]), share(numbers[2]), share(numbers[3])])
-    return table(columns, lines, folded="Every strength, on the report prompts")
+    return table(columns, lines, folded="Every strength, on the test prompts")
 
 
 def _answers(run: Run) -> list[dict]:

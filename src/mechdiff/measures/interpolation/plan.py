@@ -109,7 +109,7 @@ def cells(planner: Planner) -> Iterator[Cell]:
     if not options:
         return
     if "report" not in planner.splits:
-        planner.skip("interpolation", "the study has no report prompts")
+        planner.skip("interpolation", "the study has no test prompts")
         return
     if not planner.one_vocabulary:
         planner.skip(
@@ -179,7 +179,7 @@ def _prompts(planner: Planner, options: InterpolationOptions) -> dict[str, tuple
     if options.side_prompts and "neutral" in planner.splits:
         found["neutral"] = tuple(planner.splits["neutral"][: options.side_prompts])
     elif options.side_prompts:
-        planner.skip("interpolation on neutral prompts", "there are no neutral prompts")
+        planner.skip("interpolation on unrelated prompts", "there are no unrelated prompts")
     return found
 
 

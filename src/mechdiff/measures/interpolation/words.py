@@ -11,7 +11,7 @@ from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import nats, plain, share, with_interval
 
 NAMES = {WEIGHTS: "weights", LOGITS: "logits", STATES: "activations"}
-NEUTRAL = "neutral prompts"
+NEUTRAL = "unrelated prompts"
 SPOKEN = 3
 """Groups of modules that sentences speak of."""
 
@@ -76,7 +76,7 @@ def _nats(one: Number) -> str:
 def further(run: Run) -> list[str]:
     """Whether the run goes on beyond the tuned model, on report and on neutral prompts, and what its answers repeat."""
     found = {split: findings.beyond(run.rows, split) for split in ("report", "neutral")}
-    said = [f"{_beyond(one)} on {NEUTRAL if split == 'neutral' else 'the report prompts'}" for split, one in found.items() if one]
+    said = [f"{_beyond(one)} on {NEUTRAL if split == 'neutral' else 'the test prompts'}" for split, one in found.items() if one]
     strength = next((one.strength for one in found.values() if one), None)
     if strength is None:
         return []

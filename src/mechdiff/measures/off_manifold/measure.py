@@ -12,7 +12,7 @@ from mechdiff.study.experiment import Budget, Experiment, Stage
 
 OFF_MANIFOLD = Measure(
     name="off_manifold",
-    question="Does the running model have activations like those written?",
+    question="Does the running model have activations like those patched in?",
     # what the study reads
     experiment=Experiment(
         options=plan.OffManifoldOptions,

@@ -10,14 +10,14 @@ from mechdiff.report.parts import Run, Section, note, table
 from mechdiff.report.phrasing import decimal, nats, share, shown
 from mechdiff.shares import ANSWER
 
-TITLE = "Does the running model have activations like those written?"
+TITLE = "Does the running model have activations like those patched in?"
 SITES = 12
 """Sites that are shown, the largest effect first."""
 HOW = (
-    "Each written activation is held against the running model's own clean ones at that site and at the decision position, on prompts of other "
+    "Each patched-in activation is compared with the running model's own clean ones at that site and at the last prompt token, on prompts of other "
     "parts than its own (Mahalanobis distance, Ledoit-Wolf covariance), and so is each of its own. Limit: the distance that {keeps} keep. Looked at "
     "are patches of one site and of windows of blocks (beyond where any block is), maps at strength 1, steering without controls and swaps of heads "
-    "(the result of the output projection), on the report prompts; along answers patches of one site, by the mean distance and norm ratio over an "
+    "(the result of the output projection), on the test prompts; along answers patches of one site, by the mean distance and norm ratio over an "
     "answer's positions against such means of own activations. A window of w blocks passes the limit by chance up to w times as often as a block; "
     "along answers own means are fewer, and where they are of less than {fewest} prompts (clusters of them) none is called beyond (–). "
     "Not several positions of a prompt, nor the tuned model's activations on other prompts in the tuned model, which are its own (a mean of own "
@@ -31,18 +31,18 @@ def off_manifold(run: Run) -> Section:
     """The section; a note with the reason where it was not measured."""
     found = findings.by_edit(run.prompt_rows, run.manifest)
     if found.is_empty():
-        said = f"Written activations were not held against own ones{run.why_not('off_manifold')}."
+        said = f"Patched-in activations were not compared with own ones{run.why_not('off_manifold')}."
         return Section(id="off_manifold", title=TITLE, parts=[note(said)])
     own, clusters = found["own"].min(), found["own_clusters"].min()
     assert isinstance(own, int)
     assert isinstance(clusters, int)
     if clusters < FEWEST_OWN:
         return Section(id="off_manifold", title=TITLE, parts=[_edits(run), note(
-            f"Own activations on {clusters} prompts (clusters of them) are too few to call any write beyond them ({FEWEST_OWN} are needed); "
+            f"Own activations on {clusters} prompts (clusters of them) are too few to call any patch beyond them ({FEWEST_OWN} are needed); "
             "distances are in the table."
         )])  # fmt: skip
     how = HOW.format(
-        keeps=f"{reach(own, clusters)} ({share(by_chance(clusters), 3)} of states like them pass it by chance)", fewest=FEWEST_OWN
+        keeps=f"{reach(own, clusters)} ({share(by_chance(clusters), 3)} of activations like them pass it by chance)", fewest=FEWEST_OWN
     )
     return Section(id="off_manifold", title=TITLE, parts=[*_sites(run), _edits(run), note(how)])
 
@@ -73,7 +73,7 @@ def _edits(run: Run) -> dict:
         along = findings.by_edit(one.prompt_rows, one.manifest, ANSWER).iter_rows(named=True)
         lines += [_line(f"{terms.CONDITIONS['identity'].label}, along {whose(one)}", row) for row in along]
     columns = ["written", "direction", "writes", "beyond own", "share", "norm / own norm", "distance / limit"]
-    return table(columns, lines, folded="By what was written, all sites together (medians over writes)")
+    return table(columns, lines, folded="By what was patched in, all sites together (medians over patches)")
 
 
 def _line(name: str, row: dict) -> list[str]:

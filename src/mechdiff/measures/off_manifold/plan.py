@@ -43,7 +43,9 @@ def cells(planner: Planner) -> Iterator[Cell]:
         planner.skip("off_manifold", why)
         return
     if "report" not in planner.splits or sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
-        planner.skip("off_manifold", "nothing is written: there are no report prompts, or a state of one model does not fit into the other")
+        planner.skip(
+            "off_manifold", "nothing is patched in: there are no test prompts, or an activation of one model does not fit into the other"
+        )
         return
     n = sum(len(planner.splits[split]) for split in SPLITS if split in planner.splits)
     if n < FEWEST:

@@ -42,13 +42,13 @@ def _written(run: Rerun, row: Row, site: Site) -> Tensor:
         return patched(run, row, site, 1)[-1].double()
     if row["arm"] == "add":
         if not (file := run.path / "steering" / f"{site}.safetensors").is_file():
-            raise NotRecomputed("vectors are kept at the closer layers alone")
+            raise NotRecomputed("vectors are kept at the selected layers alone")
         return own + (1.0 if row["strength"] is None else row["strength"]) * load_vector(file)[1].double()
     if row["arm"] not in labels.MAPS:
         raise NotRecomputed("projections into subspaces, which are fits")
     way = "tuned_to_base" if row["direction"] == "tuned<-tuned" else "base_to_tuned"
     if not (file := run.path / "maps" / f"{site}.{row['arm']}.{way}.safetensors").is_file():
-        raise NotRecomputed("maps are kept at the closer layers alone")
+        raise NotRecomputed("maps are kept at the selected layers alone")
     source = run.state("tuned" if way == "tuned_to_base" else "base", row["split"], row["prompt"], site)
     return load_map(file).transform(source)[-1].double()
 
@@ -73,7 +73,7 @@ def _along_answer(run: Rerun, row: Row, site: Site) -> float:
     names = next(cell.key["ids"] for cell in run.prepared.plan.cells if cell.stage == "answer")
 
     def along(one: str, name: str) -> Tensor:
-        key: Any = ("answer states", one, row["split"], name, site)
+        key: Any = ("answer activations", one, row["split"], name, site)
         if key not in run.cached:
             run.cached[key] = answers.states(run, one, row["split"], name, [site])[site].double()
         found: Tensor = run.cached[key]
@@ -98,7 +98,7 @@ def _others(run: Rerun, side: str, site: Site, prompt: tuple[str, str]) -> tuple
     clusters = clusters_of([run.prepared.rendered[split][name].prompt for split, name in names])
     order = list(dict.fromkeys(clusters))
     part = {name: order.index(cluster) % options.folds for name, cluster in zip(names, clusters, strict=True)}
-    key: Any = ("own states", side, site, part[prompt])
+    key: Any = ("own activations", side, site, part[prompt])
     if key not in run.cached:
         states = torch.stack([run.state(side, *name, site)[-1].double() for name in names if part[name] != part[prompt]])
         run.cached[key] = states.mean(0), shrunk(states - states.mean(0))

@@ -18,13 +18,13 @@ def lead(run: Run) -> list[str]:
     size = with_interval(found["part"], found["low"], found["high"], digits=2)
     on = in_clusters(prompts(found["prompts"]), found)
     sentence = (
-        f"Of {found['writes']} writes of the other model's activation ({on}, {found['sites']} sites and directions), "
+        f"Of {found['writes']} patches of the other model's activation ({on}, {found['sites']} sites and directions), "
         f"{found['beyond']} lie beyond {reach(found['own'], found['own_clusters'])}: a share of {size}, "
-        f"where {share(chance, 3)} is expected of states like its own"
+        f"where {share(chance, 3)} is expected of activations like its own"
     )
     if more:
-        return [f"{sentence}; what such writes do may be no more than what a state does that the model never has."]
-    return [f"{sentence}; that these writes lie further out than own states could not be shown."]
+        return [f"{sentence}; what such patches do may be no more than what an activation does that the model never has."]
+    return [f"{sentence}; that these patches lie further out than own activations could not be shown."]
 
 
 def in_clusters(prompts: str, found: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ COLUMNS = (
     "n",
     "KL(tuned ‖ base), nats a position",
     "same top-1 token",
-    "loss, nats a token: tuned less base",
+    "loss, nats per token: tuned less base",
     "perplexity ×",
     "right answers",
     "refusals",
@@ -46,7 +46,7 @@ def _groups(run: Run) -> dict:
     for r in findings.groups(run.summary).iter_rows(named=True):
         group = r["group"]
         loss = changed.get((group, "loss"))
-        quiet = " (not above three times the noise floor)" if r["floor"] is not None and r["kl"] <= FLOORS * r["floor"] else ""
+        quiet = " (not above three times the numerical noise)" if r["floor"] is not None and r["kl"] <= FLOORS * r["floor"] else ""
         lines.append(
             [
                 name(group), str(r["n"]), f"{shown(r['kl'], r['low'], r['high'], r['n'])}{quiet}",

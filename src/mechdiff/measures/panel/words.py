@@ -102,7 +102,7 @@ def _sized(one: Change) -> str:
     """ "code by 0.0241 (95 %: ...) nats a token (perplexity × 1.02)", "sums from 0.75 to 0.25 of 12"."""
     if one.score == "loss":
         size = with_interval(abs(one.change), *_ends(one), coverage=1.0)
-        return f"{name(one.group)} by {size} nats a token (perplexity × {decimal(math.exp(one.change))})"
+        return f"{name(one.group)} by {size} nats per token (perplexity × {decimal(math.exp(one.change))})"
     return f"{name(one.group)} from {share(one.base)} to {share(one.tuned)} of {one.n}"
 
 

@@ -48,8 +48,8 @@ def _parts(run: Run, of: Run | None) -> list[Drawn | dict]:
     if shares["share"].drop_nulls().is_empty():
         return []
     caption = (
-        f"The same over {whose(run)}: the activation is written at every position of the first {found.n_tokens} tokens, and a share "
-        f"is of D over them ({nats(found.d)} nats a token on {answered_by(run, found.n)}; at the first token {nats(found.first)})."
+        f"The same over {whose(run)}: the activation is patched in at every position of the first {found.n_tokens} tokens, and a share "
+        f"is of D over them ({nats(found.d)} nats per token on {answered_by(run, found.n)}; at the first token {nats(found.first)})."
     )
     drawn = Drawn(
         name="causal_map_answer" if of is None else "causal_map_answer_of_base", chart=charts.causal_map,
@@ -81,7 +81,7 @@ def _where_they_part(run: Run, found: Answered) -> list[dict]:
         ]
         for row in inner.with_columns(name=site_name()).head(PARTING).iter_rows(named=True)
     ]
-    columns = ["site", "direction", "written there alone", "at every position of the answer"]
+    columns = ["site", "direction", "patched in there alone", "at every position of the answer"]
     title = (
         f"Share of D at the first position of {whose(run)} where the two models part, on the {answered_by(run, n)} where they do "
         f"({len(lines)} largest of {len(inner)}: optimistic; without the last block's output, which carries all of D by construction)"
@@ -130,7 +130,7 @@ def clause(run: Run) -> list[Candidate]:
         if found and passed:
             tokens = f"{found.n_tokens} tokens of {whose(one)}" if run.over_base else f"{found.n_tokens} answer tokens"
             does = "" if said else f" patches of the residual stream {how_far(half_ways(one.rows, unit=found.unit, what=ANSWER))}"
-            opening = f"over the base's (D {nats(found.d)})" if said else f"over {tokens} (D {nats(found.d)} nats a token)"
+            opening = f"over the base's (D {nats(found.d)})" if said else f"over {tokens} (D {nats(found.d)} nats per token)"
             said.append(f"{opening}{does} {passed}")
             n = found.n
     return [Candidate(text="; ".join(said), n=n), *both_answers.clause(run, _outputs)] if said else []

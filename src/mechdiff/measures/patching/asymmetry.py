@@ -13,7 +13,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from mechdiff import shares
+from mechdiff import shares, terms
 from mechdiff.architectures.sites import KINDS, Site
 from mechdiff.measures.patching import findings
 from mechdiff.report import difference, drawing
@@ -96,12 +96,14 @@ def parts(run: Run) -> list[Drawn]:
     if known.is_empty():
         return []
     caption = f"Asymmetry index A at {len(known)} sites"
-    caption += f", {len(found) - len(known)} others are under three noise floors. " if len(known) < len(found) else ". "
+    caption += f", {len(found) - len(known)} others are below 3 × numerical noise. " if len(known) < len(found) else ". "
     ranked, chosen_on = findings.ranked_outputs(run.rows, run.summary)
     first = ranked.select("name").join(known, on="name", maintain_order="left").head(1) if len(ranked) else ranked
     for strongest in first.iter_rows(named=True):
         value = with_interval(strongest["index"], strongest["low"], strongest["high"], decimals=2)
-        caption += f"At {strongest['name']}, the site where both patches together do most on the {chosen_on} prompts, A = {value}."
+        caption += (
+            f"At {strongest['name']}, the site where both patches together do most on the {terms.of_split(chosen_on)} prompts, A = {value}."
+        )
     return [Drawn(name="asymmetry", chart=asymmetry_by_layer, caption=caption, reading="asymmetry")]
 
 

@@ -29,10 +29,10 @@ from mechdiff.statistics import floors
 
 SITES = ("resid_post", "attn_out", "mlp_out")
 TITLES = {
-    BREAKAGE: "The base's state in the tuned model: KL from the tuned model",
-    RECOVERY: "The tuned state in the base: KL from the base",
+    BREAKAGE: "The base's activation in the tuned model: KL from the tuned model",
+    RECOVERY: "The tuned activation in the base: KL from the base",
 }
-SHORT = {BREAKAGE: "Base's state in tuned: KL, nats", RECOVERY: "Tuned state in base: KL, nats"}
+SHORT = {BREAKAGE: "Base's activation in tuned: KL, nats", RECOVERY: "Tuned activation in base: KL, nats"}
 
 
 def cells(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
@@ -74,17 +74,17 @@ def causal_map(
     if shares["share"].drop_nulls().is_empty():
         return None
     titles = {
-        BREAKAGE: "Breakage: the base's state is written into the tuned model",
-        RECOVERY: "Recovery: the tuned state is written into the base",
+        BREAKAGE: "KL increase: the base's activation is patched into the tuned model",
+        RECOVERY: "Recovery: the tuned activation is patched into the base",
     }
     if width < WIDE:
-        titles = {BREAKAGE: "Breakage: base's state into tuned", RECOVERY: "Recovery: tuned state into base"}
+        titles = {BREAKAGE: "KL increase: base's activation into tuned", RECOVERY: "Recovery: tuned activation into base"}
     panels = [
         _map_panel(part, drawing.layer_range(shares), width, titles[direction], first=place == 0)
         for place, direction in enumerate(titles)
         if not (part := shares.filter(pl.col("direction") == direction)).is_empty()
     ]
-    key = "dot: under three noise floors; plus: share over 1.05; minus: under −0.05"
+    key = "dot: below 3 × numerical noise; plus: share over 1.05; minus: under −0.05"
     note = alt.TitleParams(key, anchor="start", orient="bottom", fontSize=11, fontWeight="normal", color=QUIET, offset=4)
     return drawing.styled(drawing.vconcat(*panels, spacing=12, title=note))
 
@@ -150,7 +150,7 @@ def cka_against_effect(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
     shape = alt.Shape("site:N", title=None, scale=alt.Scale(domain=domain, range=shapes), legend=drawing.legend_of(domain, width))
     x = alt.X(
         "cka:Q",
-        title="CKA of the two models' states (1: same shape)",
+        title="CKA of the two models' activations (1: same shape)",
         scale=alt.Scale(domain=[low - pad, high + pad], nice=False),
         axis=alt.Axis(tickCount=6),
     )
@@ -217,7 +217,7 @@ def sign_of(row: dict) -> str:
 def _cell_says(row: dict) -> str:
     where = f"L{row['layer']}.{row['site']}"
     if not row["counts"]:
-        return f"{where}: under three noise floors"
+        return f"{where}: below 3 × numerical noise"
     return where if row["share"] is None else f"{where}: share {phrasing.with_interval(row['share'], row['low'], row['high'], digits=2)}"
 
 

@@ -12,7 +12,7 @@ from mechdiff.comparison.compared import Compared, differences, own, said
 from mechdiff.comparison.effects import PLAIN, Table
 from mechdiff.comparison.profiles import Profile, shares_along
 from mechdiff.comparison.quantity import Main, Plain, Quantity, by_divergence, crossing, number
-from mechdiff.report.difference import BREAKAGE, RECOVERY, WORDS
+from mechdiff.report.difference import BREAKAGE, RECOVERY, SAID
 from mechdiff.report.parts import Drawn, Section, note
 from mechdiff.report.phrasing import nats
 
@@ -50,7 +50,7 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
         yield replace(number(*LAYERS.key, additive.summed(sites, lambda name: name[0]), null=True), main=LAYERS)
     if back is not None:
         yield number("where", "effective sites, where the tuned model runs", back)
-    for direction, word in WORDS.items():
+    for direction, word in SAID.items():
         if (alone := patched(run, direction, WRITES)) is not None:
             yield by_divergence("where", f"effective sites by KL, {word}", alone)
         stream = patched(run, direction, (STREAM,))
@@ -62,14 +62,14 @@ def quantities(run: Loaded) -> Iterator[Quantity]:
 
 def profiles(runs: Sequence[Loaded]) -> list[Profile]:
     """Every profile along the layers of every run with an effect: what blocks write, then the residual stream."""
-    made = (profile(run, kind, direction) for kind in (*WRITES, STREAM) for direction in WORDS for run in runs if run.counts)
+    made = (profile(run, kind, direction) for kind in (*WRITES, STREAM) for direction in SAID for run in runs if run.counts)
     return [one for one in made if one is not None]
 
 
 def profile(run: Loaded, kind: str, direction: str) -> Profile | None:
     """None where it was not measured, or of one prompt."""
     of = patched(run, direction, (kind,))
-    return shares_along(run, f"{kind}, {WORDS[direction]}", of, [layer for layer, _ in of.names]) if of is not None else None
+    return shares_along(run, f"{kind}, {SAID[direction]}", of, [layer for layer, _ in of.names]) if of is not None else None
 
 
 def axis(of: Compared) -> Section:
@@ -80,7 +80,7 @@ def axis(of: Compared) -> Section:
     half = [key for key in of.of_axis("where") if key[1].startswith("half of D")]
     passed = "; ".join(f"{key[1].removeprefix('half of D passed, ')}: {said(of, key)}" for key in half)
     place = "Share of depth" if of.across_bases else "Layer"
-    caption = "Shares of D by the site that is written, with bands that cover a whole profile with 95 %."
+    caption = "Shares of D by the site that is patched in, with bands that cover a whole profile with 95 %."
     caption += f" {place} of the residual stream at which half of D is passed: {passed}." if passed else ""
     options: dict[str, Any] = {"table": of.along, "names": of.names, "by_depth": of.across_bases, "title": ": share of D"}
     parts: list[Any] = [Drawn(name="compare_profiles", chart=charts.along, options=options, caption=caption, reading="compare_profiles")]

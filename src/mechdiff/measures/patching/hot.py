@@ -23,7 +23,7 @@ def selection(run: Execution) -> dict[str, Any] | None:
         cells = [cell for cell in run.cells if cell.stage in CHOOSING and cell.key["split"] == "select"]
         return choose_layers(pl.concat([run.folder.load(cell.key).frame for cell in cells])) if cells else None
 
-    return run.once("hot layers", choose)
+    return run.once("selected layers", choose)
 
 
 def closer_layers(run: Execution, options: CloserOptions) -> list[int]:

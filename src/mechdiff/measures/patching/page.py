@@ -36,7 +36,7 @@ def patching(run: Run) -> Section:
     reading = "causal_map"
     caption = f"Share of D by layer and site, {shares['layer'].n_unique()} layers. {_strongest(shares)} {_peaks(run)}"
     caption += (
-        f"{len(quiet)} of {len(shares)} cells lie under three noise floors." if len(quiet) else "No cell lies under three noise floors."
+        f"{len(quiet)} of {len(shares)} cells are below 3 × numerical noise." if len(quiet) else "No cell lies below 3 × numerical noise."
     )
     parts: list[Any] = [Drawn(name="causal_map", chart=charts.causal_map, caption=caption, reading=reading)]
     parts += [closer] if (closer := explorer(run)) else []
@@ -45,7 +45,7 @@ def patching(run: Run) -> Section:
     for unit in findings.units(run.rows):
         wider = findings.site_shares(run.rows, run.summary, unit=unit)
         name = "causal_map_" + "".join(letter if letter.isalnum() else "_" for letter in unit)
-        text = f"The same with wider writes: {unit}. {_strongest(wider)}"
+        text = f"The same with wider patches: {unit}. {_strongest(wider)}"
         parts.append(Drawn(name=name, chart=charts.causal_map, options={"unit": unit}, caption=text, reading=""))
     parts += [*pairs.parts(run), *_kl_by_layer(run), *_arms(run, ranked), *asymmetry.parts(run)]
     return Section(id="patching", title=title, parts=parts)
@@ -61,14 +61,14 @@ def _kl_by_layer(run: Run) -> list[Drawn]:
         of_stream = found.filter(pl.col("panel") == direction).sort("value", descending=True, maintain_order=True)
         for top in of_stream.head(1).iter_rows(named=True):
             said.append(f"{words} furthest at L{top['layer']}.{top['line']}, {with_interval(top['value'], top['low'], top['high'])} nats")
-    caption = f"How far each write moves the model that runs, in nats: {listed(said)}."
+    caption = f"How far each patch moves the model that runs, in nats: {listed(said)}."
     return [Drawn(name="kl_by_layer", chart=charts.kl_by_layer, caption=caption, reading="kl_by_layer")]
 
 
 def _strongest(shares: pl.DataFrame) -> str:
     """The largest share outside the residual stream, by direction."""
     said = []
-    for direction, word in ((BREAKAGE, "breakage"), (RECOVERY, "recovery")):
+    for direction, word in difference.SAID.items():
         single = shares.filter(pl.col("direction") == direction, pl.col("share").is_not_null())
         outputs = single.filter(~pl.col("site").is_in(STREAM))
         best = (single if outputs.is_empty() else outputs).sort("share", descending=True, maintain_order=True).head(1)
@@ -79,7 +79,7 @@ def _strongest(shares: pl.DataFrame) -> str:
 
 def _peaks(run: Run) -> str:
     """The outputs among which the strongest lies, by direction."""
-    found = {word: findings.peak(run.rows, direction) for direction, word in ((BREAKAGE, "breakage"), (RECOVERY, "recovery"))}
+    found = {word: findings.peak(run.rows, direction) for direction, word in difference.SAID.items()}
     said = [f"{word} {listed(one[1][:4])}{f' and {len(one[1]) - 4} more' * (len(one[1]) > 4)}" for word, one in found.items() if one]
     return f"The strongest output lies, with 95 %, among: {'; '.join(said)}. " if said else ""
 
@@ -94,7 +94,7 @@ def _top_sites(run: Run, ranked: pl.DataFrame) -> dict:
         of_cka = shown(similar["cka"], similar["low"], similar["high"], decimals=3)
         rows.append((row["name"], *_way(run, row["name"]), *both, of_cka))
     along = [text for model in ("base", "tuned model") for text in (f"{model} moved of the way", BENT[model])] * bool(_way(run, ""))
-    columns = ("site", *along, "breakage", "recovery", "CKA")
+    columns = ("site", *along, "KL increase", "recovery", "CKA")
     left = len(ranked) - len(rows)
     title = "The strongest single sites (shares of D)" if not along else WAY
     return table(columns, rows, title=f"{title}; {left} others are weaker" if left else title)
@@ -102,7 +102,7 @@ def _top_sites(run: Run, ranked: pl.DataFrame) -> dict:
 
 WAY = (
     "The strongest single sites: s, the part of the way between the two models' logits, which adds over sites that do not meet; and shares of D, "
-    "which bend: of a small change breakage is s² at least, recovery 1 − (1 − s)² at most"
+    "which bend: of a small change KL increase is s² at least, recovery 1 − (1 − s)² at most"
 )
 BENT = {"base": "1 − (1 − s)²", "tuned model": "s²"}
 
@@ -141,7 +141,7 @@ def _arms(run: Run, ranked: pl.DataFrame) -> list[Any]:
         row, other = own[arm], gained.get(arm, {"share": None})
         cells = (shown(row["mean"], row["ci_low"], row["ci_high"], row["n"]), share(row["drop"], 3), share(other["share"], 3))
         rows.append((f"{arm}: {words}", *cells))
-    columns = ("written state", "KL in tuned, nats", "drop", "recovery in base")
+    columns = ("what is patched in", "KL in tuned, nats", "drop", "recovery in base")
     stream = next((site for site in reversed(STREAM) if site in run.summary["site"].drop_nulls().unique().to_list()), None)
     sites = [site for site in (stream, top["site"]) if site]
     drawn = Drawn(
@@ -151,17 +151,15 @@ def _arms(run: Run, ranked: pl.DataFrame) -> list[Any]:
         caption=_arms_caption(own, top["name"]),
         reading="arms_by_layer",
     )
-    return [drawn, table(columns, rows, title=f"What is written at {top['name']}")] if len(own) > 1 else []
+    return [drawn, table(columns, rows, title=f"What is patched in at {top['name']}")] if len(own) > 1 else []
 
 
 def _arms_caption(own: dict[str, dict], name: str) -> str:
     """Identity against the trivial guesses, at the strongest site."""
-    said = [f"{arm} {nats(own[arm]['mean'])}" for arm in ARMS if arm in own and arm != "oracle"]
-    caption = (
-        f"KL of the edited tuned model from the unedited one, by layer and way of guessing its state. At {name}, in nats: {listed(said)}."
-    )
+    said = [f"{ARMS[arm]} {nats(own[arm]['mean'])}" for arm in ARMS if arm in own and arm != "oracle"]
+    caption = f"KL of the edited tuned model from the unedited one, by layer and way of guessing its activation. At {name}, in nats: {listed(said)}."
     floor = own["identity"]["floor"] if "identity" in own else None
-    return caption + (f" The noise floor is {nats(floor)} nats." if floor else "")
+    return caption + (f" The numerical noise is {nats(floor)} nats." if floor else "")
 
 
 def agreement(run: Run) -> Section:
@@ -171,8 +169,7 @@ def agreement(run: Run) -> Section:
     if points.is_empty():
         missing = note("This needs similarity and patching at the same sites, and an effect to share.")
         return Section(id="patching.agreement", title=title, parts=[missing], place=13)
-    word = "breakage" if points["direction"][0] == BREAKAGE else "recovery"
-    caption = f"{len(points)} sites: CKA against {word}."
+    caption = f"{len(points)} sites: CKA against {difference.SAID[points['direction'][0]]}."
     for name, part in (
         ("outputs of attention and MLPs", ~pl.col("site").is_in(STREAM)),
         ("the residual stream", pl.col("site").is_in(STREAM)),

@@ -116,11 +116,9 @@ def _interactions(rows: pl.DataFrame, by_direction: Mapping[str, tuple[pl.DataFr
 def parts(run: Run) -> list[dict]:
     """Both tables, of what was written together."""
     strongest, neighbours = of_strongest(run.rows), of_neighbours(run.rows)
-    chosen = (
-        "Every two of the strongest outputs, chosen on the select prompts: both written less each alone, as parts of the way in logits: "
-    )
+    chosen = "Every two of the strongest outputs, chosen on the validation prompts: both patched in less each alone, as parts of the way in logits: "
     chosen += INTERACTION
-    title = f"Interactions of neighbouring blocks, both written less each alone, as parts of the way in logits: {INTERACTION}"
+    title = f"Interactions of neighbouring blocks, both patched in less each alone, as parts of the way in logits: {INTERACTION}"
     fewer = len(neighbours) > NEIGHBOURS
     title += f"; the {NEIGHBOURS} largest of {len(neighbours)}, so somewhat overstated" if fewer else ""
     tables = ((strongest, chosen, True), (neighbours.head(NEIGHBOURS), title, False))
@@ -158,7 +156,7 @@ def lead(run: Run) -> list[str]:
     others = len(sure.filter(pl.col("name") != first["name"])["name"].unique())
     beside = f"; so do {others} other pairs more or less" if others else ""
     said = (
-        f"Written into {WRITTEN[first['direction']]}, {alone[0]} of the way in logits, {alone[1]}, both together {_size(first, 'together')}"
+        f"Patched into {WRITTEN[first['direction']]}, {alone[0]} of the way in logits, {alone[1]}, both together {_size(first, 'together')}"
     )
     more = f"{size} {'more' if way > 0 else 'less'} than the sum of both{gloss(first)}"
     return [f"{said}: {more} (family-wise p = {nats(first['p'])}, {len(tested)} tested{beside})."]

@@ -68,11 +68,11 @@ def patching_cells(planner: Planner) -> Iterator[Cell]:
     if not options:
         return
     if sizes(planner.shapes["base"]) != sizes(planner.shapes["tuned"]):
-        planner.skip("patching", "the two models differ in depth or width: a state of one does not fit into the other")
+        planner.skip("patching", "the two models differ in depth or width: an activation of one does not fit into the other")
         return
     for split in ("select", "report"):
         if split not in planner.splits:
-            what = "the choice of hot and control layers" if split == "select" else "patching"
+            what = "the choice of selected and control layers" if split == "select" else "patching"
             planner.skip(what, f"the study has no {split} prompts")
     for direction in options.directions:
         for split in ("select", "report"):
@@ -113,7 +113,7 @@ def _pairs(planner: Planner, options: PatchingOptions, direction: str) -> Iterat
     if n < 2 or "report" not in planner.splits or "decision" not in options.positions:
         return
     if "select" not in planner.splits:
-        planner.skip("pairs of the strongest outputs", "the study has no select prompts, on which they are chosen")
+        planner.skip("pairs of the strongest outputs", "the study has no validation prompts, on which they are chosen")
         return
     runs = n * (n - 1) // 2
     for number, shard in enumerate(planner.packed("report", "decision")):
@@ -153,13 +153,13 @@ def _over_answers(planner: Planner, options: PatchingOptions, direction: str) ->
 
 def _possible(planner: Planner, arm: str, split: str, position: str) -> bool:
     if arm in NEED_FIT and "fit" not in planner.splits:
-        planner.skip(f"patching arm {arm}", "the study has no fit prompts, whose mean states this arm writes")
+        planner.skip(f"patching condition {arm}", "the study has no training prompts, whose mean activations this condition writes")
     elif arm in NEED_FIT and (why := planner.common_tail(position, "fit")):
-        planner.skip(f"patching arm {arm} at {position}", why)
+        planner.skip(f"patching condition {arm} at {position}", why)
     elif arm in NEED_COMMON_POSITIONS and position == "all":
-        planner.skip(f"patching arm {arm} at all positions", "states of prompts of different lengths have no common positions")
+        planner.skip(f"patching condition {arm} at all positions", "activations of prompts of different lengths have no common positions")
     elif arm == "resample" and len(planner.splits[split]) < 2:
-        planner.skip("patching arm resample", "there is only one prompt, and this arm writes the state of another one")
+        planner.skip("patching condition resample", "there is only one prompt, and this condition writes the activation of another one")
     else:
         return True
     return False

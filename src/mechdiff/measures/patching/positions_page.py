@@ -77,7 +77,7 @@ def _arrives(found: pl.DataFrame) -> str:
         for row in elsewhere.sort("share", descending=True).head(1).iter_rows(named=True):
             share = with_interval(row["share"], row["low"], row["high"], digits=2)
             said.append(f"{row['part']} after block {row['layer']} ({words}): {share}")
-    return f"Outside the decision position most is carried at {listed(said)}." if said else ""
+    return f"Outside the last prompt token most is carried at {listed(said)}." if said else ""
 
 
 def position_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:

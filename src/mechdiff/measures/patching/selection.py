@@ -78,7 +78,7 @@ def closer_over_answers(
     """Cells of `runs` edits over the answers at each of the closer layers; `fitted`: what is made of the answers to others (study/answers.py)."""
     if planner.answered and len({item.cluster or item.id for item in planner.answered}) < 2:
         many = "all answered prompts say the same (one cluster)" if len(planner.answered) > 1 else "there is one answered prompt"
-        planner.skip(f"{fitted} over answers", f"{many}, and what is written is made of the answers to others")
+        planner.skip(f"{fitted} over answers", f"{many}, and what is patched in is made of the answers to others")
         return
     layers = list(options.closer) if options.closer != "hot" else [planner.shape.n_layers // 2] * N_CLOSER
     on = {"answered": told_apart(planner.answered)}

@@ -73,7 +73,7 @@ def written(run: Rerun, row: Row, site: Site, n_pos: int | None) -> Tensor:
     if arm == "identity":
         return run.state(source, split, prompt, site, n_pos)
     if n_pos is None:
-        raise NotRecomputed("an arm of all positions that needs other prompts")
+        raise NotRecomputed("a condition of all positions that needs other prompts")
     towards = "base" if row["direction"] == "tuned<-tuned" else "tuned"
     if arm == "oracle":
         return run.state(to, split, prompt, site, n_pos)
@@ -84,4 +84,4 @@ def written(run: Rerun, row: Row, site: Site, n_pos: int | None) -> Tensor:
     if arm == "shift":
         away = "tuned" if towards == "base" else "base"
         return run.state(away, split, prompt, site, n_pos) + run.mean(towards, site, n_pos) - run.mean(away, site, n_pos)
-    raise NotRecomputed(f"the arm {arm}")
+    raise NotRecomputed(f"the condition {arm}")

@@ -4,6 +4,7 @@ from typing import Any
 
 import polars as pl
 
+from mechdiff import terms
 from mechdiff.architectures.sites import Site
 from mechdiff.measures.grafting.words import BIASED
 from mechdiff.measures.patching import answers, constant, findings, pairs
@@ -126,7 +127,7 @@ def which_output(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     first = ranked.row(0, named=True)
     reported = difference.reported(rows, "patching")
     steady = findings.steadiness(rows, ranking)
-    chosen = f"(chosen on the {ranking} prompts{steady})" if ranking != reported else f"({BIASED}{steady})"
+    chosen = f"(chosen on the {terms.of_split(ranking)} prompts{steady})" if ranking != reported else f"({BIASED}{steady})"
     of_what = "single sites" if ranked["site"].is_in(difference.STREAM).any() else "outputs of attention and MLPs"
     moved = ", ".join(on_the_way(rows, first["name"]))
     sentence = f"Of the {of_what} the strongest is {first['name']} {chosen}: {moved + '; ' if moved else ''}{both_shares(first)}"
@@ -159,7 +160,7 @@ def one_constant(found: Constant) -> str:
     """The fraction that is one vector, and what the paired test says of the rest."""
     does = "does" if found.in_logits else "recovers"
     if not found.recovers:
-        return f"what the patch {does} there cannot be told from 0, so that no fraction of it is given"
+        return f"what the patch {does} there does not differ significantly from 0, so that no fraction of it is given"
     vector = "one vector, the mean difference" if found.arm == "shift" else "one vector, the mean tuned activation"
     vector += f" ({BETTER})" if found.chosen else ""
     if found.fraction <= 0:

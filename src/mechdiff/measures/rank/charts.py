@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
+from mechdiff import terms
 from mechdiff.measures.rank import findings
 from mechdiff.measures.rank.findings import SERIES
 from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
@@ -24,13 +25,13 @@ from mechdiff.report.drawing import (
     WIDE,
     Chart,
 )
-from mechdiff.report.phrasing import nats, share, with_interval
+from mechdiff.report.phrasing import decimal, nats, share, with_interval
 
 KINDS = {"rank_chosen": "centred: rank of what differs between prompts", "rank_uncentred": "uncentred: the constant shift counts too"}
 LOOKS = {"rrr": TEAL, "rank_truncated": PURPLE, "fisher": ORANGE, "random subspace": GREY}
 LOOK_DASHES = {"rank_truncated": [7, 3], "fisher": [5, 2, 1, 2], "random subspace": [2, 3]}
-R2_LOOKS = {"fit prompts": GREY, "cross-validated": SKY}
-R2_DASHES = {"fit prompts": [2, 3], "cross-validated": [7, 3]}
+R2_LOOKS = {"training prompts": GREY, "cross-validated": SKY}
+R2_DASHES = {"training prompts": [2, 3], "cross-validated": [7, 3]}
 UNITS = {CLOSENESS: "nats", TRANSPORT: "of D"}
 
 
@@ -70,10 +71,10 @@ def r2_by_rank(
         return None
     parts = [findings.r2_curves(rows, summary, name).with_columns(panel=pl.lit(name)) for name in shown]
     found = pl.concat(parts)
-    held = f"{difference.reported(rows, 'rank')} prompts"
-    says = [f"{r['panel']}, rank {r['rank']}, {r['curve']}: {share(r['value'], 3)}" for r in found.iter_rows(named=True)]
+    held = f"{terms.of_split(difference.reported(rows, 'rank'))} prompts"
+    says = [f"{r['panel']}, rank {r['rank']}, {r['curve']}: {decimal(r['value'], 3)}" for r in found.iter_rows(named=True)]
     table = found.rename({"curve": "line"}).with_columns(says=pl.Series(says))
-    names = curves.ordered(table["line"].unique().to_list(), ("fit prompts", "cross-validated", held))
+    names = curves.ordered(table["line"].unique().to_list(), ("training prompts", "cross-validated", held))
     scale, axis = curves.share_scale(table, most=1.0), drawing.left_axis(tickCount=5, format=".1f")
     x = curves.rank_axis(table["rank"].to_list(), width, "rank k of the regression")
     picked = {r["name"]: r["rank_chosen"] for r in findings.chosen(summary).iter_rows(named=True)}
@@ -140,7 +141,7 @@ def drop_by_strength(
     found = findings.drop_by_strength(summary, name).with_columns(panel=pl.lit(name), line=pl.format("rank {}", "rank"))
     if found["s"].n_unique() < 2:
         return None
-    says = [f"{name}, rank {r['rank']} at strength {r['s']:g}: drop {share(r['value'], 3)}" for r in found.iter_rows(named=True)]
+    says = [f"{name}, rank {r['rank']} at strength {r['s']:g}: drop {decimal(r['value'], 3)}" for r in found.iter_rows(named=True)]
     ranks = sorted(found["rank"].unique().to_list())
     names = [f"rank {rank}" for rank in ranks]
     shades = [SHARE_RANGE[2 + place * 3 // max(1, len(ranks) - 1)] if rank else GREY for place, rank in enumerate(ranks)]

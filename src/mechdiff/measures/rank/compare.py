@@ -26,7 +26,7 @@ MORE = Plain(
 )
 DIMENSIONS = Main(
     axis="rank",
-    name="participation ratio of the states' gains by direction, the mean included",
+    name="participation ratio of the activations' gains by direction, the mean included",
     of="directions",
     noun="effective number of directions of the activations' change (participation ratio, the mean difference counted)",
     leads=True,
@@ -113,7 +113,7 @@ def _state_curves(of: Compared) -> list[pl.DataFrame]:
         curve = rank_curve(run, site) if site else None
         if curve is None:
             continue
-        shares = shares_along(run, "Share of D: maps of the states", curve, [int(k) for k in curve.names])
+        shares = shares_along(run, "Share of D: maps of the activations", curve, [int(k) for k in curve.names])
         if shares is not None:
             parts.append(profiles.along([shares]).with_columns(rank="layer"))
     return parts

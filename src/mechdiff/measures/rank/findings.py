@@ -12,7 +12,7 @@ from typing import Literal
 
 import polars as pl
 
-from mechdiff import labels
+from mechdiff import labels, terms
 from mechdiff.measures.patching import findings as patching_findings
 from mechdiff.measures.transport import findings as transport_findings
 from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
@@ -78,7 +78,7 @@ def seen(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> Seen | None:
     limit = one["rank_limit"] if one["rank_limit"] is not None else max(tried, default=0)
     prompts = one["rank_prompts"] or len(effect_shares.totals(rows, "fit"))
     split = difference.reported(rows, "rank") or "report"
-    held = curves.filter(pl.col("curve") == f"{split} prompts", pl.col("rank") <= one["rank_chosen"]).sort("rank")
+    held = curves.filter(pl.col("curve") == f"{terms.of_split(split)} prompts", pl.col("rank") <= one["rank_chosen"]).sort("rank")
     r2, rank, best = (held["value"][-1] if len(held) else None), one["rank_chosen"], one["rank_best"] or 0
     says: Literal["rank", "at least", "nothing", "unseen"] = "rank"
     if rank == 0:
@@ -134,9 +134,9 @@ def r2_curves(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> pl.DataFr
     split = difference.reported(rows, "rank")
     parts = []
     for metric, of, words in (
-        ("r2_change", "fit", "fit prompts"),
+        ("r2_change", "fit", "training prompts"),
         ("r2_change_cv", "fit", "cross-validated"),
-        ("r2_change", split, f"{split} prompts"),
+        ("r2_change", split, f"{terms.of_split(split)} prompts"),
     ):
         part = of_site.filter(pl.col("metric") == metric, pl.col("split").eq_missing(of)).select("rank", value="mean", curve=pl.lit(words))
         parts.append(part.unique("rank", keep="first"))

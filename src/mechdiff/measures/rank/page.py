@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from mechdiff import terms
 from mechdiff.measures.divergence.words import why_no_share
 from mechdiff.measures.rank import charts, findings
 from mechdiff.measures.rank import words as rank_words
@@ -58,14 +59,14 @@ def _r2(run: Run) -> list[Any]:
     said = []
     for name in shown:
         curve = findings.r2_curves(run.rows, run.summary, name)
-        held = curve.filter(pl.col("curve") == f"{split} prompts").sort("value", descending=True, maintain_order=True)
+        held = curve.filter(pl.col("curve") == f"{terms.of_split(split)} prompts").sort("value", descending=True, maintain_order=True)
         if not held.is_empty():
             best = held.row(0, named=True)
-            said.append(f"{name} {share(best['value'])} at rank {best['rank']}")
+            said.append(f"{name} {decimal(best['value'])} at rank {best['rank']}")
     if not shown:
         return []
     caption = "R² of the change by rank of the regression"
-    caption += f"; highest on the {split} prompts, over the ranks tried: {listed(said)}." if said else "."
+    caption += f"; highest on the {terms.of_split(split)} prompts, over the ranks tried: {listed(said)}." if said else "."
     return [Drawn(name="rank_r2", chart=charts.r2_by_rank, options={"sites": shown}, caption=caption, reading="rank_r2")]
 
 
@@ -86,7 +87,7 @@ def _causal(run: Run, direction: str) -> list[Any]:
     if not said:
         return []
     words = {
-        CLOSENESS: "Closeness by rank of the mapped activation that is patched in: KL of the tuned model from the unedited one",
+        CLOSENESS: "KL of the tuned model with the base's mapped activation patched in, from the unedited one, by rank of the map",
         TRANSPORT: "Recovery by rank of the mapped activation that is patched in: share of D that the base recovers",
     }[direction]
     name = "rank_closeness" if direction == CLOSENESS else "rank_transport"
@@ -127,7 +128,7 @@ def _ends(run: Run) -> list[dict]:
             in_words = nats if direction == CLOSENESS else share
             largest = shown(last["value"], last["low"], last["high"], digits=None if direction == CLOSENESS else 2)
             lines.append((
-                f"{name}, {'closeness, nats' if direction == CLOSENESS else 'recovery'}", in_words(first["value"]), str(ranks.get(HALF, "–")),
+                f"{name}, {'KL with the map, nats' if direction == CLOSENESS else 'recovery'}", in_words(first["value"]), str(ranks.get(HALF, "–")),
                 str(ranks.get(MOST, "–")), f"{largest}, rank {last['rank']}", "–" if beside is None else in_words(beside),
             ))  # fmt: skip
     columns = ("site and score", "rank 0", "rank for 50 %", "for 90 %", "largest", "random subspace")

@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from mechdiff import terms
 from mechdiff.measures.rank import findings
 from mechdiff.measures.rank.findings import Seen
 from mechdiff.report.headlines import Candidate
@@ -30,7 +31,7 @@ def how_many_dimensions(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
 
 def rank_of(one: Seen) -> str:
     """What is said of the rank at one site."""
-    r2 = f"R² {decimal(one.r2)} on the {one.split} prompts"
+    r2 = f"R² {decimal(one.r2)} on the {terms.of_split(one.split)} prompts"
     if one.says == "rank":
         extra = "" if one.uncentred is None else f"; {one.uncentred} with the constant counted"
         dimensions = "1 dimension" if one.rank == 1 else f"{one.rank} dimensions"

@@ -37,7 +37,7 @@ def _caption(run: Run) -> str:
         said.append(f"The gate is {listed(GATES[gate] for gate in gates)}")
     if (noise := findings.noise(run.rows)) is not None:
         said.append(
-            f"Noise floor: routers of the base, asked again outside the pass, lie {nats(noise)} nats at most from what they gave in it"
+            f"Numerical noise: routers of the base, asked again outside the pass, lie {nats(noise)} nats at most from what they gave in it"
         )
     return f"{'. '.join(said)}."
 

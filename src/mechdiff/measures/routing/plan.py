@@ -34,7 +34,7 @@ def cells(planner: Planner) -> Iterator[Cell]:
         return
     controls = planner.shapes["base"].d_model == planner.shapes["tuned"].d_model
     if not controls:
-        planner.skip("routing: routers' weights and inputs apart", "the two models' states have different widths")
+        planner.skip("routing: routers' weights and inputs apart", "the two models' activations have different widths")
     for split in ("select", "report"):
         if split not in planner.splits:
             planner.skip(f"routing on {split}", f"the study has no {split} prompts")

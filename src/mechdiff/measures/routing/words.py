@@ -1,5 +1,6 @@
 """The page's sentences say what share of tokens goes to another expert, and whether the routers or what they are given moves them."""
 
+from mechdiff import terms
 from mechdiff.measures.grafting.words import BIASED
 from mechdiff.measures.routing import findings
 from mechdiff.measures.routing.findings import Moved
@@ -39,7 +40,7 @@ def _short(found: Moved) -> str:
 def how_chosen(found: Moved) -> str:
     """How the layer was chosen, and what the interval is of."""
     if found.chosen_on:
-        return f"selected on the {found.chosen_on} prompts, {found.n} others"
+        return f"selected on the {terms.of_split(found.chosen_on)} prompts, {found.n} others"
     return f"the most of {found.candidates} layers, {BIASED}; the interval is a band over all of them"
 
 

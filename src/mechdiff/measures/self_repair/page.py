@@ -9,8 +9,8 @@ from mechdiff.report.phrasing import nats, shown
 
 TITLE = "Do later blocks undo what an output writes?"
 HOW = (
-    "Direct: the other model's output is written, and all later outputs of attention and MLPs stay what they were, so that it reaches the logits "
-    "through the residual stream alone. Total: they compute on. Undone is the difference: above 0 later blocks take off what was written "
+    "Direct: the other model's output is patched in, and all later outputs of attention and MLPs stay what they were, so that it reaches the logits "
+    "through the residual stream alone. Total: they compute on. Undone is the difference: above 0 later blocks take off what was patched in "
     "(self-repair), below 0 they add to it. It misleads where the final norm, which is computed anew, divides a longer stream by more."
 )
 

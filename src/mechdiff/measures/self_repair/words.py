@@ -22,7 +22,7 @@ def lead(run: Run) -> list[str]:
     )
     if sure.is_empty():
         return [
-            f"That later blocks undo what the closer layers' outputs write, or add to it, could not be shown ({prompts(found['n'][0])})."
+            f"That later blocks undo what the selected layers' outputs write, or add to it, could not be shown ({prompts(found['n'][0])})."
         ]
     return [_said(sure.row(0, named=True), len(found))]
 

@@ -65,7 +65,7 @@ def _marked_layers(manifest: dict, layers: tuple[int, int], x: alt.X) -> list[al
     hot = [layer for layer in (manifest.get("selection") or {}).get("hot_layers") or [] if layers[0] <= layer <= layers[1]]
     if not hot:
         return []
-    records = [{"layer": layer - 0.5, "end": layer + 0.5, "says": f"hot layer {layer}"} for layer in hot]
+    records = [{"layer": layer - 0.5, "end": layer + 0.5, "says": f"selected layer {layer}"} for layer in hot]
     return [
         alt.Chart(drawing.inline(records))
         .mark_rect(color=ORANGE, opacity=0.16)

@@ -143,9 +143,9 @@ def undefined(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt
     for model, states in (("base", base), ("tuned", tuned)):
         own, lies = (*comparisons, f"participation_ratio_{model}"), geometry(states)
         if not states.isfinite().all():
-            why |= dict.fromkeys((*own, "same_basis_change"), f"the {model} model's states hold NaN or infinity")
+            why |= dict.fromkeys((*own, "same_basis_change"), f"the {model} model's activations hold NaN or infinity")
         elif not lies.gram.any():
-            said = "there is one prompt" if n == 1 else f"the {model} model's states do not vary with the prompt"
+            said = "there is one prompt" if n == 1 else f"the {model} model's activations do not vary with the prompt"
             why = dict.fromkeys(own, said) | why
         elif not lies.u_centred.any() and n >= 4:
             why = dict.fromkeys(DEBIASED[:2], f"all prompts are equally alike to the {model} model") | why
@@ -156,9 +156,9 @@ def undefined(base: Float[Tensor, "prompt d_base"], tuned: Float[Tensor, "prompt
         if n < least:
             why.setdefault(metric, f"{n} prompts, at least {least} are needed")
     if base.shape != tuned.shape:
-        why.setdefault("same_basis_change", f"the models' states differ in width: {base.shape[1]} and {tuned.shape[1]}")
+        why.setdefault("same_basis_change", f"the models' activations differ in width: {base.shape[1]} and {tuned.shape[1]}")
     elif not base.any(1).all():
-        why.setdefault("same_basis_change", "the base model's state is zero for some prompt")
+        why.setdefault("same_basis_change", "the base model's activation is zero for some prompt")
     return why
 
 

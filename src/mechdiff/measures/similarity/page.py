@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from mechdiff import terms
 from mechdiff.measures.similarity import charts, findings, words
 from mechdiff.report import difference
 from mechdiff.report.difference import STREAM
@@ -22,7 +23,7 @@ def similarity(run: Run) -> Section:
             id="similarity", title=title, parts=[note("Similarity was not measured in this run, or is undefined at every site.")]
         )
     lowest = findings.least_similar(run.rows, run.summary)
-    assert lowest is not None, "there are states with a CKA"
+    assert lowest is not None, "there are activations with a CKA"
     counted = f"{states['n'][0]} prompts" if states["n"][0] else "an unknown number of prompts"
     caption = f"CKA of the two models' activations at {len(states)} sites, {counted}. Lowest at {words.lowest_cka(lowest)}."
     null = findings.null_band(run.rows)
@@ -87,9 +88,9 @@ def _selection(run: Run) -> list[dict]:
     if not hot and not control:
         return []
     names = " and ".join(
-        f"{word} layer{'s' * (len(layers) != 1)} {listed(layers)}" for word, layers in (("hot", hot), ("control", control)) if layers
+        f"{word} layer{'s' * (len(layers) != 1)} {listed(layers)}" for word, layers in (("selected", hot), ("control", control)) if layers
     )
-    said = f"Layers for a closer look, chosen on the {chosen.get('split', 'select')} prompts: {names}"
+    said = f"Selected layers, chosen on the {terms.of_split(chosen.get('split', 'select'))} prompts: {names}"
     why = chosen.get("why")
     reasons = "; ".join(f"{layer}: {reason}" for layer, reason in why.items()) if isinstance(why, dict) else why
     return [note(f"{said} ({reasons})." if reasons else f"{said}.")]
@@ -98,7 +99,7 @@ def _selection(run: Run) -> list[dict]:
 def _other_similarities(run: Run, states: pl.DataFrame) -> list[dict]:
     """The other measures of similarity, at hot and control layers."""
     chosen = run.manifest.get("selection") or {}
-    marked = dict.fromkeys(chosen.get("control_layers") or [], "control") | dict.fromkeys(chosen.get("hot_layers") or [], "hot")
+    marked = dict.fromkeys(chosen.get("control_layers") or [], "control") | dict.fromkeys(chosen.get("hot_layers") or [], "selected")
     if not marked:
         marked = dict.fromkeys(states.sort("cka")["layer"].unique(maintain_order=True).head(3).to_list(), "lowest CKA")
     names = {
@@ -122,7 +123,7 @@ def _other_similarities(run: Run, states: pl.DataFrame) -> list[dict]:
     rows = [
         (f"{row['name']} ({marked[row['layer']]})", *(_cell(values.get((row["layer"], row["site"], m))) for m in present)) for row in order
     ]
-    return [table(("site", *(names[m] for m in present)), rows, folded="Other measures of similarity, at the hot and control layers")]
+    return [table(("site", *(names[m] for m in present)), rows, folded="Other measures of similarity, at the selected and control layers")]
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:

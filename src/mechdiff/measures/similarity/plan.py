@@ -42,7 +42,7 @@ def similarity_cells(planner: Planner) -> Iterator[Cell]:
     if not options:
         return
     if planner.shapes["base"].d_model != planner.shapes["tuned"].d_model:
-        planner.skip("similarity: same_basis_change, procrustes_distance", "the two models' states have different widths")
+        planner.skip("similarity: same_basis_change, procrustes_distance", "the two models' activations have different widths")
     for split in ("select", "report"):
         if split not in planner.splits:
             planner.skip(f"similarity on {split}", f"the study has no {split} prompts")

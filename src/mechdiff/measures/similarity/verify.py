@@ -15,7 +15,7 @@ def again(run: Rerun, row: Row) -> float:
     if row["control"] is not None:
         raise NotRecomputed("random pairings are draws")
     if row["unit"] is not None:
-        raise NotRecomputed("states pooled over words")
+        raise NotRecomputed("activations pooled over words")
     names, site = run.names(row["split"]), Site(row["layer"], row["site"])
     x, y = (np.stack([run.state(side, row["split"], name, site)[-1].double().numpy() for name in names]) for side in ("base", "tuned"))
     metric = row["metric"].removesuffix(WITHOUT)

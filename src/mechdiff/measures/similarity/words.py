@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from mechdiff import terms
 from mechdiff.measures.grafting.words import BIASED
 from mechdiff.measures.similarity import findings
 from mechdiff.measures.similarity.findings import LeastSimilar
@@ -23,7 +24,9 @@ def how_similar(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
 def lowest_cka(found: LeastSimilar) -> str:
     """ "L26.attn_out (lowest on the select prompts; ...): CKA 0.884 [95 % CI: 0.750, 1.000]; at 5 of 90 sites it is 1.000 to three digits"."""
     how = (
-        f"lowest on the {found.chosen_on} prompts; on these others may be lower" if found.chosen_on else f"of {found.sites} sites, {BIASED}"
+        f"lowest on the {terms.of_split(found.chosen_on)} prompts; on these others may be lower"
+        if found.chosen_on
+        else f"of {found.sites} sites, {BIASED}"
     )
     high = None if found.high is None else min(found.high, 1.0)
     value = with_interval(found.cka, found.low, high, decimals=3, coverage=1.0)

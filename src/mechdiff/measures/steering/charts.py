@@ -131,7 +131,7 @@ def frontier_of_edits(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict,
     shape = alt.Shape("edit:N", title=None, scale=alt.Scale(domain=names, range=[shapes.get(n, "stroke") for n in names]), legend=legend)
     x = alt.X(
         "side:Q",
-        title="side effect: KL on neutral prompts, nats a token",
+        title="side effect: KL on unrelated prompts, nats per token",
         scale=scale,
         axis=alt.Axis(values=drawing.powers(scale), format="~g"),
     )

@@ -220,7 +220,7 @@ def _said(one: Subspace) -> dict[str, Any]:
     return (
         said
         if one.rank
-        else {**said, "empty": "the two models' states differ by no more than rounding here: there is nothing to steer with"}
+        else {**said, "empty": "the two models' activations differ by no more than rounding here: there is nothing to steer with"}
     )
 
 

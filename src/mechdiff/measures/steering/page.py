@@ -77,8 +77,8 @@ def _frontier(run: Run, found: pl.DataFrame) -> list[Any]:
     edits = findings.frontier(run.rows, run.summary, allowed)
     real = edits.filter(pl.col("control").is_null())
     if real.is_empty():
-        return [note("Side effects on neutral prompts were not measured, so no edit is said to be harmless.")]
-    caption = f"Effect on the study's prompts against side effect on neutral ones, of {len(real)} edits. "
+        return [note("Side effects on unrelated prompts were not measured, so no edit is said to be harmless.")]
+    caption = f"Effect on the study's prompts against side effect on unrelated ones, of {len(real)} edits. "
     caption += " ".join(words.does_it_obey(run.rows, run.summary, run.manifest))
     drawn = Drawn(name="steering_frontier", chart=frontier_of_edits, caption=caption, reading="steering_frontier")
     return [drawn, _sides(found, real, allowed)]
@@ -94,15 +94,7 @@ def _sides(found: pl.DataFrame, real: pl.DataFrame, allowed: Limits) -> dict:
             name(r), shown(r["share"], r["low"], r["high"], r["n"], digits=2), chance, nats(r["side_kl"]),
             decimal(r["side_ratio"], 3), share(r["side_top1"], 3), "yes" if r["within"] else "no",
         ))  # fmt: skip
-    columns = (
-        "edit",
-        "effect",
-        "highest random direction",
-        "side KL, nats",
-        "perplexity ratio",
-        "same top-1 token",
-        "within limits",
-    )
+    columns = ["edit", "effect", "highest random direction", "side KL, nats", "perplexity ratio", "same top-1 token", "within limits"]
     title = f"Edits by effect on these prompts, a share of the way to the other model, and their side effects (limits: KL {nats(allowed.kl_nats)} "
     title += f"nats per token, perplexity ratio {decimal(allowed.perplexity_ratio, 3)})"
     return table(columns, lines, title=title + (f"; {len(real) - TOP} others are weaker" if len(real) > TOP else ""))

@@ -27,7 +27,7 @@ def steering_cells(planner: Planner) -> Iterator[Cell]:
         return
     if options.contrast and not options.side_prompts:
         raise StudyError(
-            "steering.contrast: takes off the mean difference on neutral prompts, and side_prompts is 0. Give some, or no contrast."
+            "steering.contrast: takes off the mean difference on unrelated prompts, and side_prompts is 0. Give some, or no contrast."
         )
     kinds = [kind for kind in options.sites if kind in planner.wanted]
     neutral = _neutral(planner, options)
@@ -109,7 +109,7 @@ def _neutral(planner: Planner, options: SteeringOptions) -> tuple[Item, ...]:
     if not options.side_prompts:
         return ()
     if "neutral" not in planner.splits:
-        planner.skip("side effects of steering", "there are no neutral prompts")
+        planner.skip("side effects of steering", "there are no unrelated prompts")
         return ()
     return tuple(sorted(planner.splits["neutral"], key=lambda item: (item.tokens, item.id)))
 

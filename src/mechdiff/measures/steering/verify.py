@@ -23,7 +23,7 @@ def again(run: Rerun, row: Row) -> float:
     site = Site(row["layer"], row["site"])
     file = run.path / "steering" / f"{site}.safetensors"
     if not file.is_file():
-        raise NotRecomputed("vectors are kept at the closer layers alone")
+        raise NotRecomputed("vectors are kept at the selected layers alone")
     vector = load_vector(file)[1] * (1.0 if row["strength"] is None else row["strength"])
     length = len(run.ids("base", row["split"], row["prompt"])) if n_pos is None else n_pos
     return of_law(run, row, run_with(run, row, lambda: {site: Put(value=vector.expand(length, -1), add=True)}))

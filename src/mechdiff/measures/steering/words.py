@@ -35,7 +35,7 @@ def does_it_obey(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> l
     names = listed(tried["name"].unique(maintain_order=True).to_list())
     return [
         *(text for text in said if text),
-        f"Side effects on neutral prompts were measured at {names} only, with edits at all positions.",
+        f"Side effects on unrelated prompts were measured at {names} only, with edits at all positions.",
     ]
 
 
@@ -72,7 +72,7 @@ def _chance(one: Tested) -> str:
 
 def _harm(one: Tested) -> str:
     ratio = "" if one.side_ratio is None else f" and a perplexity ratio of {decimal(one.side_ratio, 3)}"
-    return f"on {one.neutral} neutral prompts it has a KL of {nats(one.side_kl)} nats per token{ratio}"
+    return f"on {one.neutral} unrelated prompts it has a KL of {nats(one.side_kl)} nats per token{ratio}"
 
 
 def _untested(tried: pl.DataFrame, direction: str, allowed: Limits) -> str:
@@ -90,4 +90,4 @@ def _untested(tried: pl.DataFrame, direction: str, allowed: Limits) -> str:
     word = "strength" if QUESTIONS[direction] == "add" else "number"
     doses = f"{word}{'s' * (len(set(of)) > 1)}{' of directions' * (word == 'number')} {listed(dict.fromkeys(of))}"
     bounds = f"KL {nats(allowed.kl_nats)} nats per token, perplexity ratio {decimal(allowed.perplexity_ratio)}"
-    return f"No dose tried of {what} at {where} ({doses}) keeps the limits on neutral prompts ({bounds})."
+    return f"No dose tried of {what} at {where} ({doses}) keeps the limits on unrelated prompts ({bounds})."

@@ -46,7 +46,7 @@ def _lead(run: Run) -> list[str]:
         return []
     best, n = top
     site, _, arm = best["name"].partition(BETWEEN)
-    where = f"written at every position of {whose(run)} ({found.n_tokens} tokens)"
+    where = f"patched in at every position of {whose(run)} ({found.n_tokens} tokens)"
     said = f"Fitted on other prompts' answers and {where}, {arm} at {site} recovers most: "
     said += f"{with_interval(best['answer'], best['low'], best['high'], digits=2)} of D over the answer (the best of {n}, so "
     said += "optimistically biased)"

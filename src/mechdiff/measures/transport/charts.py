@@ -13,9 +13,9 @@ from mechdiff.report import curves, difference, drawing, effect_shares
 from mechdiff.report.curves import Axes, Behind
 from mechdiff.report.drawing import BLUE, INK, SHARE_RANGE, WIDE, Chart
 from mechdiff.report.effect_shares import ARMS
-from mechdiff.report.phrasing import nats, share, with_interval
+from mechdiff.report.phrasing import decimal, nats, with_interval
 
-TOP = "tuned state"
+TOP = "tuned activation"
 """The ceiling of transport, as a line of its own."""
 LAW_POINTS = 24
 SHOWN = 3
@@ -28,7 +28,7 @@ def recovery_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict,
     """Transport proper: the share of D that the base recovers with its own state mapped, below what the tuned state itself recovers."""
     found = findings.recovered(rows)
     top = findings.ceiling(rows).with_columns(arm=pl.lit(TOP))
-    words = "share of D recovered by the base with its own state mapped"
+    words = "share of D recovered by the base with its own activation mapped"
     return _shares_by_layer(pl.concat([found, top.select(found.columns)]), words if width >= WIDE else "share of D recovered", width)
 
 
@@ -82,7 +82,7 @@ def fit_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, w
     names = curves.ordered(held["arm"].unique().to_list(), ARMS)
     other = {(r["name"], r["arm"]): r["mean"] for r in train.iter_rows(named=True)}
     says = [
-        f"{r['name']}, {r['arm']}: {share(r['mean'])} ({share(other.get((r['name'], r['arm'])))} on the fit prompts)"
+        f"{r['name']}, {r['arm']}: {decimal(r['mean'])} ({decimal(other.get((r['name'], r['arm'])))} on the training prompts)"
         + (f", p = {nats(r['p'])}, q = {nats(r['q'])}" if r["p"] is not None else "")
         for r in held.iter_rows(named=True)
     ]
@@ -90,7 +90,7 @@ def fit_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, w
     table = held.select("layer", "says", "sure", value="mean", line="arm", panel="site")
     low = max(min(0.0, drawing.ends(held["mean"])[0]), LEAST_R2)
     scale, axis = alt.Scale(domain=[low, 1.0], nice=False, clamp=True), drawing.left_axis(tickCount=5, format=".1f")
-    titles = {site: f"{site}: R² of the change" + ("; dotted: on the fit prompts" if width >= WIDE else "") for site in _sites(held)}
+    titles = {site: f"{site}: R² of the change" + ("; dotted: on the training prompts" if width >= WIDE else "") for site in _sites(held)}
     faint = train.select("layer", value="mean", line="arm", panel="site")
     zero = [curves.zero(scale, axis)]
     axes, look = Axes(x=_layers(table, width), scale=scale, ticks=axis), replace(curves.look_of(names), dashes={})
@@ -200,13 +200,13 @@ def _square(site: str, square: pl.DataFrame, side: int) -> alt.LayerChart:
     records = [
         {
             "fitted": f"L{r['fitted']}", "patched": f"L{r['patched']}", "shade": r["shade"], "text": f"{r['nats']:.2g}", "best": r["best"],
-            "says": f"fitted at L{r['fitted']}, written at L{r['patched']}: {nats(r['nats'])} nats", "ink": "#ffffff" if r["shade"] > 0.55 else INK,
+            "says": f"fitted at L{r['fitted']}, patched at L{r['patched']}: {nats(r['nats'])} nats", "ink": "#ffffff" if r["shade"] > 0.55 else INK,
         }
         for r in table.iter_rows(named=True)
     ]  # fmt: skip
     snug = alt.Scale(paddingInner=0.06, paddingOuter=0)
     x = alt.X("fitted:N", sort=layers, title="map fitted at", axis=alt.Axis(labelAngle=0, ticks=False, domain=False), scale=snug)
-    y = alt.Y("patched:N", sort=rows_of, title="written at", axis=alt.Axis(ticks=False, domain=False), scale=snug)
+    y = alt.Y("patched:N", sort=rows_of, title="patched in at", axis=alt.Axis(ticks=False, domain=False), scale=snug)
     base = alt.Chart(drawing.inline(records))
     colour = alt.Color("shade:Q", scale=alt.Scale(domain=[0, 1], range=SHARE_RANGE, clamp=True), legend=None)
     cells = base.mark_rect(stroke="#c3ccd6", strokeWidth=0.5).encode(x=x, y=y, color=colour, description=alt.Description("says:N"))

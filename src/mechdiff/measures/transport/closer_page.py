@@ -46,7 +46,7 @@ def _sweep(run: Run) -> list[dict | Drawn]:
     )
     caption += (
         "the prompts of the fit and on those that the maps have not seen; no drop is drawn where the base's own activation does no more harm "
-        f"than three noise floors.{_of_all(found, shown)}"
+        f"than 3 × numerical noise.{_of_all(found, shown)}"
     )
     parts: list[dict | Drawn] = [Drawn(name="transport_cuts", chart=drops, caption=caption, reading="transport_cuts")]
     parts.append(Drawn(name="transport_cut_curves", chart=by_strength, caption=_beyond(found, shown), reading="transport_cut_curves"))
@@ -82,7 +82,7 @@ def _apart(found: pl.DataFrame) -> tuple[int, int]:
 
 
 def _table(found: pl.DataFrame) -> dict:
-    columns = ("site, map", "k", "s", "KL_raw", "KL_mapped", "drop", "drop, fit prompts", "KL, tuned with itself", "apart",
+    columns = ("site, map", "k", "s", "KL_raw", "KL_mapped", "drop", "drop, training prompts", "KL, tuned with itself", "apart",
                "recovery", "recovery, base with itself")  # fmt: skip
     lines = [
         (
@@ -156,9 +156,11 @@ def _positions(run: Run) -> list[dict | Drawn]:
     found = closer_findings.at_positions(run.rows, run.summary)
     if found.is_empty():
         return []
-    columns = ("site, map", "positions", "KL, decision alone", "KL, all these", "recovery, decision alone", "recovery, all")
-    title = "Maps written at several positions together, each position's own activation mapped by a map of all these positions of the fit prompts "
-    title += "(shift and mean: of each position): closeness in nats, and the share of D that the base recovers. Beside it the decision position alone"
+    alone = "last prompt token alone"
+    columns = ("site, map", "positions", f"KL, {alone}", "KL, all these", f"recovery, {alone}", "recovery, all")
+    title = "Maps patched in at several positions together, each position's own activation by a map of all these positions of the training prompts "
+    title += "(shift and mean: of each position): KL with a mapped activation in nats, and the share of D that the base recovers. "
+    title += f"Beside it the {alone}"
     return [table(columns, map(_at, found.iter_rows(named=True)), title=title)]
 
 

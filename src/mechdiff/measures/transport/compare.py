@@ -75,7 +75,7 @@ def axis(of: Compared) -> Section:
     keys = of.of_axis("transport")
     along = maps_along(of.runs)
     caption = (
-        f"What the best map of each run recovers when the base writes its own mapped state. At each run's strongest site: {said(of, keys[0])}."
+        f"What the best map of each run recovers when the base gets its own mapped activation. At each run's strongest site: {said(of, keys[0])}."
         if keys
         else ""
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from mechdiff import labels
+from mechdiff import labels, terms
 from mechdiff.measures.divergence.words import why_no_share
 from mechdiff.measures.transport import answers_page, charts, closer_findings, closer_page, findings, words
 from mechdiff.measures.transport.findings import CLOSENESS, LEARNED, REMOVAL, TRANSPORT
@@ -21,7 +21,7 @@ SURE = 0.05
 def transport(run: Run) -> Section:
     """Q3: maps of states from base to tuned, against what needs no map."""
     if run.rows.filter(pl.col("measure") == "transport", pl.col("control").ne_missing("no_op")).is_empty():
-        return Section(id="transport", title=TITLE, parts=[note("Maps of states were not fitted in this run.")])
+        return Section(id="transport", title=TITLE, parts=[note("Maps of activations were not fitted in this run.")])
     found = difference.difference(run.rows, run.summary)
     parts: list[Any] = []
     if why := why_no_share(found):
@@ -38,7 +38,7 @@ def _carried(run: Run) -> list[Any]:
     there = findings.recovered(run.rows)
     if there.is_empty():
         return []
-    caption = " ".join(words.carried(run.rows, run.summary)) or "Share of D that the base recovers when it writes its own mapped state."
+    caption = " ".join(words.carried(run.rows, run.summary)) or "Share of D that the base recovers when it gets its own mapped activation."
     top = findings.strongest_site(run.rows, run.summary)
     count = f" {there['name'].n_unique()} sites, {there['n'][0]} prompts."
     parts = [Drawn(name="transport_recovery", chart=charts.recovery_by_layer, caption=caption + count, reading="transport_recovery")]
@@ -46,7 +46,7 @@ def _carried(run: Run) -> list[Any]:
     if not back.is_empty() and top:
         here = back.filter(pl.col("name") == top[0])
         said = [f"{r['arm']} {with_interval(r['share'], r['low'], r['high'], digits=2)}" for r in here.iter_rows(named=True)]
-        text = "The way back: the tuned model writes its own state, mapped to the base's. Share of KL(base ‖ tuned) that this removes"
+        text = "The way back: the tuned model gets its own activation, mapped to the base's. Share of KL(base ‖ tuned) that this removes"
         text += f"; at {top[0]}: {listed(said)}." if said else "."
         parts.append(Drawn(name="transport_removal", chart=charts.removal_by_layer, caption=text, reading=""))
     return parts
@@ -56,7 +56,7 @@ def _closeness(run: Run) -> list[Any]:
     close = findings.closeness(run.rows)
     if close.is_empty():
         return []
-    caption = "Closeness: KL of the tuned model, given a guess of its state, from the unedited one; 0 where the guess is its state. "
+    caption = "KL with a mapped activation: how far the tuned model moves from its unedited self with a guess of its activation; 0: guessed right. "
     site = findings.strongest_site(run.rows, run.summary)
     here = close.filter(pl.col("name") == site[0]) if site else close.clear()
     if not here.is_empty():
@@ -100,15 +100,15 @@ def _ranked(run: Run, close: pl.DataFrame) -> list[dict]:
         "recovery",
         "R²",
         "R² of change",
-        "CKA (another prompt's state)",
+        "CKA (another prompt's activation)",
         "cosine (of the mean)",
         "gain over",
         "s",
     )
     title = "Maps by recovery, the share of D that the base recovers with them. Drop: 1 − KL_mapped / KL_raw; gain: the same against the best of "
     title += "identity, shift and mean."
-    title += " In brackets what knows nothing of the prompt has: the tuned state of another one, the mean tuned state."
-    title += f" Sites where the base's state breaks at least {share(findings.BREAKS)} of D, the last block's output apart"
+    title += " In brackets what knows nothing of the prompt has: the tuned activation of another one, the mean tuned activation."
+    title += f" Sites where the base's activation breaks at least {share(findings.BREAKS)} of D, the last block's output apart"
     title += f", the first {TOP} of {len(rows)} maps" if len(rows) > TOP else ""
     biased = f"; ranked on the prompts they are reported on, so that the first of {len(rows)} is optimistically biased"
     title += f"{biased if len(rows) > 1 else ''}."
@@ -129,9 +129,9 @@ def _fits(run: Run) -> list[Any]:
         return []
     best = held.sort("mean", descending=True, maintain_order=True).row(0, named=True)
     train = quality.filter(pl.col("split") == "fit", pl.col("name") == best["name"], pl.col("arm") == best["arm"])["mean"]
-    caption = f"R² of the change, 0 for a constant shift. Highest of {len(held)} maps on the {split} prompts (selected on them, so optimistically "
-    caption += f"biased): {best['name']}, {best['arm']}, {share(best['mean'])}"
-    caption += f" ({share(train[0])} on the prompts it was fitted on). " if len(train) else ". "
+    caption = f"R² of the change, 0 for a constant shift. Highest of {len(held)} maps on the {terms.of_split(split)} prompts (selected on them, so "
+    caption += f"optimistically biased): {best['name']}, {best['arm']}, {decimal(best['mean'])}"
+    caption += f" ({decimal(train[0])} on the prompts it was fitted on). " if len(train) else ". "
     caption += _better_than_refits(run, held)
     return [Drawn(name="transport_fit", chart=charts.fit_by_layer, caption=caption, reading="transport_fit")]
 
@@ -157,11 +157,10 @@ def _strength(run: Run) -> list[Any]:
         return []
     law = closer_findings.quadratic(run.rows).filter(pl.col("ratio").is_not_null())
     shown = charts.shown_at_strength(run.rows, run.summary)
-    caption = (
-        "Strength s: what is written is own + s (T(x) − own). Closeness by strength, with c s² through the smallest strength (dotted). "
-    )
+    caption = "Strength s: what is patched in is own + s (T(x) − own). KL with a mapped activation by strength, with c s² through the "
+    caption += "smallest strength (dotted). "
     at = [
-        f"{r['arm']} {with_interval(r['ratio'], r['low'], r['high'], digits=2)}"
+        f"{r['arm']} {with_interval(r['ratio'], r['low'], r['high'], decimals=2)}"
         for r in law.filter(pl.col("name").is_in(shown[:1])).iter_rows(named=True)
     ]
     caption += f"KL(1) / c at {shown[0]}: {listed(at)}; 1 where the square holds all the way." if at else ""
@@ -181,9 +180,9 @@ def _strength(run: Run) -> list[Any]:
         most = (moved if on.is_empty() else on).sort("value", descending=True, maintain_order=True).row(0, named=True)
         chosen = moved.filter(pl.col("arm") == most["arm"], pl.col("s") == most["s"])
         best = chosen.row(0, named=True) if len(chosen) else most
-        where = "selected on the reported prompts, so optimistically biased" if on.is_empty() else "selected on the select prompts"
+        where = "selected on the reported prompts, so optimistically biased" if on.is_empty() else "selected on the validation prompts"
         one = moved.filter(pl.col("arm") == best["arm"], pl.col("s") == 1)
-        text = f"Transport proper by strength: share of D that the base recovers. At {best['name']} {share(best['value'])} "
+        text = f"Recovery by mapped activations by strength: share of D that the base recovers. At {best['name']} {share(best['value'])} "
         text += f"({best['arm']} at s = {best['s']:g}, {where}"
         text += f"; {share(one['value'][0])} at s = 1)." if len(one) else ")."
         parts.append(
@@ -211,7 +210,9 @@ def _controls(run: Run) -> list[Any]:
             text = f"{site}: its own map comes closer than every other layer's at {len(wins)} of {len(layers)} layers"
             said.append(text + (f" ({listed(f'L{layer}' for layer in wins)})" if wins else ""))
             said += [f"another layer's map comes closer at {listed(f'L{layer}' for layer in loses)}"] if loses else []
-        caption = f"Maps ({arm}) fitted at one layer, written at another: KL of the tuned model from the unedited one. {'; '.join(said)} "
+        caption = (
+            f"Maps ({arm}) fitted at one layer, patched in at another: KL of the tuned model from the unedited one. {'; '.join(said)} "
+        )
         caption += "(p ≤ 0.05, corrected for all pairs of layers)."
         parts.append(
             Drawn(
@@ -234,7 +235,7 @@ def _bogus_table(run: Run, arm: str, squares: dict[str, pl.DataFrame]) -> list[d
             which = "its own" if r["own"] else "bogus"
             drop = shown(r["drop"], r["low"], r["high"], digits=2)
             lines.append((f"L{r['patched']}.{site}", f"L{r['fitted']}, {which}", nats(r["raw"]), nats(r["nats"]), drop))
-    columns = ("written at", "map fitted at", "KL_raw", "KL_mapped", "drop")
+    columns = ("patched in at", "map fitted at", "KL_raw", "KL_mapped", "drop")
     folded = f"Bogus maps ({arm}): the map of another layer, as the drop 1 − KL_mapped / KL_raw at s = 1"
     return [table(columns, lines, folded=folded)] if lines else []
 
@@ -265,7 +266,7 @@ def _controls_table(run: Run) -> list[dict]:
     columns = ("map", "KL: real", "shuffled pairs", "best other layer", "recovery: real", "shuffled pairs", "best other layer",
                "random subspace", "early layer")  # fmt: skip
     kept = [place for place in range(len(columns)) if place == 0 or any(line[place] != "–" for line in lines)]
-    title = "Maps beside their controls: closeness in nats (lower is closer), recovery as a share of D"
+    title = "Maps beside their controls: KL with a mapped activation in nats (lower is closer), recovery as a share of D"
     shown = [[line[place] for place in kept] for line in lines]
     return [table([columns[place] for place in kept], shown, title=title)] if lines else []
 
@@ -299,5 +300,5 @@ def _overfit(run: Run) -> list[dict]:
         fit, held = by.get((name, arm, "fit")), by.get((name, arm, split or ""))
         correlation = rho.get((name, arm), {"rho": None})["rho"]
         lines.append((f"{name}, {arm}", decimal(fit, 3), decimal(held, 3), decimal(correlation)))
-    columns = ("map", "drop, fit prompts", f"drop, {split} prompts", "KL with cosine, rank correlation over prompts")
+    columns = ("map", "drop, training prompts", f"drop, {terms.of_split(split)} prompts", "KL with cosine, rank correlation over prompts")
     return [table(columns, lines, folded="Over-fitting, and whether a cosine tells which prompts a map serves")] if lines else []

@@ -33,7 +33,9 @@ def transport_cells(planner: Planner) -> Iterator[Cell]:
     layers = options.layer_numbers(planner.shape.n_layers)
     kinds = [kind for kind in options.sites if kind in planner.wanted]
     if len(planner.splits["report"]) < 2:
-        planner.skip("transport arm resample", "there is only one report prompt, and this arm writes the state of another one")
+        planner.skip(
+            "transport condition resample", "there is only one test prompt, and this condition writes the activation of another one"
+        )
     for kind in kinds:
         yield _fits(planner, options, kind, layers)
     for direction in (*MAPPED, TUNED_INTO_BASE):
@@ -78,7 +80,7 @@ def _several(given: object) -> tuple[str, ...]:
     """Positions beside the decision position, each the same number of tokens on every prompt."""
     found = read_positions(given) if given else ()
     if "all" in found:
-        raise wrong("all", "last_2, last_3, ...: maps are written at the same number of positions on every prompt")
+        raise wrong("all", "last_2, last_3, ...: maps are patched in at the same number of positions on every prompt")
     return tuple(one for one in found if one != "decision")
 
 
@@ -132,7 +134,7 @@ def needs(planner: Planner, options: TransportOptions) -> Needs:
     short = min(planner.splits["fit"], key=lambda item: item.pairs)
     if short.pairs - LAST_LEFT_OUT < options.rows_per_prompt:
         raise StudyError(
-            f"transport.rows_per_prompt: given {options.rows_per_prompt}, but the fit prompt {short.id!r} has {short.pairs} tokens that end "
+            f"transport.rows_per_prompt: given {options.rows_per_prompt}, but the training prompt {short.id!r} has {short.pairs} tokens that end "
             f"at the same byte for both models, of which {LAST_LEFT_OUT} before the last are left out. Give at most "
             f"{max(1, short.pairs - LAST_LEFT_OUT)}, or longer prompts."
         )
@@ -147,7 +149,7 @@ def _refuse_other_widths(planner: Planner, options: TransportOptions) -> None:
     by_logits = [name for name in options.maps if name.startswith("logit_subspace")]
     if other and by_logits:
         raise StudyError(
-            f"transport.maps: given {by_logits[0]} and the site {other[0]}, whose states are {planner.shape.width(other[0])} wide; it takes "
+            f"transport.maps: given {by_logits[0]} and the site {other[0]}, whose activations are {planner.shape.width(other[0])} wide; it takes "
             f"directions of the unembedding, which reads {d_model}. Leave the map out, or the site out of transport.sites."
         )
 

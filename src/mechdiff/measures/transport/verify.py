@@ -53,7 +53,7 @@ def _target(run: Rerun, row: Row, n_pos: int) -> Tensor:
     of = f".{row['unit'].replace(' ', '_')}" if row["unit"] else ""  # a cut, or a window with a map of its own
     file = run.path / "maps" / f"{site}.{arm}{of}.{'tuned_to_base' if back else 'base_to_tuned'}.safetensors"
     if not file.is_file():
-        raise NotRecomputed("maps are kept at the closer layers alone")
+        raise NotRecomputed("maps are kept at the selected layers alone")
     one = load_map(file)
     if row["rank"] != one.rank_:
         raise NotRecomputed("maps of other ranks are not kept")

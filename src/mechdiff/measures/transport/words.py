@@ -68,8 +68,8 @@ def _gain(best: Carried) -> str:
 
 def _chosen(best: Carried) -> str:
     if best.chosen_on == "select":
-        return "site and arms selected on the select prompts"
-    return "site and arms selected on these prompts, so optimistically biased"
+        return "site and conditions selected on the validation prompts"
+    return "site and conditions selected on these prompts, so optimistically biased"
 
 
 def _selected(best: Carried) -> str:

@@ -17,7 +17,7 @@ from mechdiff.measures.words import formula, lens, texts
 from mechdiff.measures.words.amplify import amplified_of
 from mechdiff.measures.words.formula import LEAST, Line, Reading, halves
 from mechdiff.measures.words.judge import LEVEL
-from mechdiff.measures.words.listen import Seed, heard, said_by, seeds_of, texts_of, token_name
+from mechdiff.measures.words.listen import Seed, heard, said_by, seeds_of, texts_of
 from mechdiff.measures.words.plan import AGAIN, BASE, EDIT, FEATURE, GAP, LENS, PHRASES, REPLAY, TOKEN, TUNED, read_passages
 from mechdiff.measures.words.record import gaps
 from mechdiff.models.pair import SIDES, Model, Side
@@ -153,7 +153,7 @@ def evidence_of(
 
 def _names(run: Execution, ranked: list[int]) -> list[str]:
     """Each token as text; with its number where several tokens have that text."""
-    told = [token_name(run.prepared.tokens.pieces[token]) for token in ranked]
+    told = [run.prepared.tokens.text(token) for token in ranked]
     n_of = Counter(told)
     return [text if n_of[text] == 1 else f"{text}#{token}" for text, token in zip(told, ranked, strict=True)]
 
@@ -233,10 +233,7 @@ def _scopes(run: Execution, cell: Cell, model: Model, found: list[lens.Differenc
     draws = min(SCOPED, cell.key["settings"]["vectors"])
     made = []
     for one, read_there, random in lens.patchscopes(model, engine, clean, found, draws=draws, seed=cell.key["seed"]):
-        told = [
-            [[token_name(tokens.pieces[tokens.places("base", [v])[0]]), n] for v, n in of.most_common(lens.SHOWN)]
-            for of in (read_there, random)
-        ]
+        told = [[[tokens.text(tokens.places("base", [v])[0]), n] for v, n in of.most_common(lens.SHOWN)] for of in (read_there, random)]
         made.append({"where": one.where, "layer": one.layer, "read": told[0], "random": told[1], "of": len(lens.SCALES), "draws": draws})
     return made
 

@@ -23,7 +23,7 @@ FORM = "form"
 REPLICATES, BEYOND, CAUSAL = (
     "it does not replicate",
     "null pairs show as much",
-    "written into the base it does no more than a random vector",
+    "patched into the base it does no more than a random vector",
 )
 
 Told = Mapping[str, Any]

@@ -287,13 +287,6 @@ def texts_of(run: Execution, said: Said, side: Side) -> dict[str, str]:
     return {name: str(tokenizer.decode(one["ids"], skip_special_tokens=True)) for name, one in said.items()}
 
 
-def token_name(piece: bytes | str | None) -> str:
-    """A token as text; bytes that are part of a character as `<0x9D>`."""
-    if not isinstance(piece, bytes):
-        return piece or ""
-    return "".join(f"<0x{ord(one) - 0xDC00:02X}>" if "\udc80" <= one <= "\udcff" else one for one in piece.decode(errors="surrogateescape"))
-
-
 def cell_of(run: Execution, like: Cell, voice: str, draw: int = 0) -> Cell:
     """The cell in which a voice was heard."""
     stages = ("words_heard", "words_null")

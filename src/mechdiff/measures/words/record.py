@@ -11,7 +11,7 @@ from mechdiff.measures.words.amplify import amplified_of, loops
 from mechdiff.measures.words.findings import strength_of
 from mechdiff.measures.words.judge import Null, judged, least_size, why_not
 from mechdiff.measures.words.line_up import PANELS, panel
-from mechdiff.measures.words.listen import heard, said_by, seeds_of, texts_of, token_name
+from mechdiff.measures.words.listen import heard, said_by, seeds_of, texts_of
 from mechdiff.measures.words.plan import AMPLIFIED, BASE, TUNED
 from mechdiff.models.pair import SIDES
 from mechdiff.study.cells import Cell
@@ -116,7 +116,7 @@ def _by_depth(run: Execution, like: Cell) -> list[dict[str, Any]]:
         names = [one for one in seeds if one.where == where][: tops["base"].shape[1]]
         place: dict[str, Any] = {"where": name, "prompts": [one.text for one in names]}
         for side in SIDES:
-            words = [[token_name(run.prepared.tokens.pieces[token]) for token in layer] for layer in tops[side]]
+            words = [[run.prepared.tokens.text(token) for token in layer] for layer in tops[side]]
             place[side] = {
                 "kl_nats": told[side][f"{where}.depth"].tolist(),
                 "top1_share": (tops[side] == tops[side][-1]).mean(1).tolist(),

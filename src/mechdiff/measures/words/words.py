@@ -14,7 +14,7 @@ SILENT = "Nothing that these readers can name"
 REFUSED = {
     REPLICATES: "not replicated on the half that tests",
     BEYOND: "no larger than null pairs show",
-    CAUSAL: "doing no more than a random vector where written into the base",
+    CAUSAL: "doing no more than a random vector where patched into the base",
 }
 """Why so many lines are not named."""
 MOST = 4
@@ -24,7 +24,7 @@ LETTERS = 60
 WHERE = {
     "openings": "neutral openings of texts",
     "questions": "everyday questions",
-    "prompts": "the report prompts",
+    "prompts": "the test prompts",
     "passages": "neutral passages",
     "neutral": "everyday questions",
 }
@@ -44,7 +44,7 @@ def sentences(manifest: Mapping[str, Any]) -> list[str]:
     if not said:
         return [f"{SILENT}: of {len(told['lines'])} lines of evidence {_why(manifest)}."]
     if {line["where"].partition(", ")[0] for line in findings.named(manifest)} == {"prompts"}:
-        said.append("On texts that have nothing to do with the report prompts, nothing is named.")
+        said.append("On texts that have nothing to do with the test prompts, nothing is named.")
     return said
 
 
@@ -123,7 +123,7 @@ def _lens(manifest: Mapping[str, Any]) -> list[str]:
     cited = findings.cited(manifest, here)
     if best["replay_nats"] is None:
         return [f"{read} {cited}."]
-    return [f"{read}, and written into the base it moves log p of {token(best)} by {nats(best['replay_nats'])} nats {cited}."]
+    return [f"{read}, and patched into the base it moves log p of {token(best)} by {nats(best['replay_nats'])} nats {cited}."]
 
 
 # ---- the first answers -----------------------------------------------------------------------------------------------------------------
