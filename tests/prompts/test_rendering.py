@@ -406,7 +406,7 @@ def test_a_tokenizer_that_ends_every_text_is_an_error():
     ending.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=single, pair=f"{single} $B", special_tokens=[(BOS, 256), (EOS, 257)]
     )
-    with pytest.raises(PromptError, match=r"prompt 'p': the tuned model's tokenizer puts '<\|eos\|>' behind the text.*add_eos_token"):
+    with pytest.raises(PromptError, match=r"prompt 'p': the tuned model's tokenizer puts '<\|eos\|>' after the text.*add_eos_token"):
         one("hi", BYTES, ending, policy="raw")
 
 

@@ -47,7 +47,7 @@ KINDS_HERE = (
 """Low-rank, scaling, rotating, of other modules, and one that cannot be studied."""
 REFUSED = {
     "shadow": r"does not run with and without this adapter but through peft's own ShadowModel .* cannot be studied",
-    "lily": r"replay and a whole forward pass disagree .*\. This model keeps activation that parallel tokens share",
+    "lily": r"replay and a whole forward pass disagree .*\. This model keeps state that parallel tokens share",
 }
 """Shadow is no change of the network. Lily mixes its factors by a mean over all tokens of a pass: what runs beside a token changes it."""
 

@@ -23,5 +23,5 @@ def test_one_text_in_quotes_is_a_study(pair: Path, tmp_path: Path, monkeypatch: 
     assert {"divergence", "weights", "patching"} <= set(rows["measure"].unique())
     assert set(rows["split"].drop_nulls().unique()) == {"report"}
     reasons = {one["what"]: one["why"] for one in run.manifest()["skipped"]}
-    assert reasons["transport"] == reasons["rank"] == "the study has no fit prompts"
-    assert reasons["patching arm resample"].startswith("there is only one prompt")
+    assert reasons["transport"] == reasons["rank"] == "the study has no training prompts"
+    assert reasons["patching condition resample"].startswith("there is only one prompt")

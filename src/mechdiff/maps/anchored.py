@@ -54,7 +54,7 @@ class Pairs:
     def of(cls, source: Tensor, target: Tensor, groups: Tensor | None = None, select: Rows | None = None, *, seed: int = 0) -> "Pairs":
         x, y = source.double(), target.double()
         if len(x) != len(y) or not len(x):
-            raise StudyError(f"a map is fitted on pairs of states: given {len(x)} rows of the source and {len(y)} of the target.")
+            raise StudyError(f"a map is fitted on pairs of activations: given {len(x)} rows of the source and {len(y)} of the target.")
         kept = (_varies(x), _varies(y))
         if x.shape[1] == y.shape[1]:
             kept = (kept[0] & kept[1],) * 2
@@ -254,5 +254,5 @@ def nearest_rotation(cross: Float64[Tensor, "d d"], penalty: float) -> Float64[T
 
 def few_rows(pairs: Pairs) -> tuple[str, ...]:
     n, d = pairs.source.shape
-    said = f"{n} rows for {d} features: the map is learned on the span of these rows alone and leaves the rest of each state as it is"
+    said = f"{n} rows for {d} features: the map is learned on the span of these rows alone and leaves the rest of each activation as it is"
     return (said,) if n < d else ()

@@ -49,7 +49,7 @@ def lineage(
         try:
             others.append({"ref": other.ref, **distance(other, tuned)})
         except ModelError as error:
-            unread.append(f"lineage is not held against the alternative {other.ref}: {error}")
+            unread.append(f"lineage is not compared with the alternative {other.ref}: {error}")
     warnings = _of_folders(base, tuned) + _warnings(base, tuned, named, found) + _nearer(base, found, others) + unread
     told = [{name: other[name] for name in ("ref", "relative_distance")} for other in others]
     return {**found, "alternatives": told, "stated_base": named, "warnings": warnings}
@@ -106,7 +106,7 @@ def _first_few(differences: Sequence[str], n: int = 4) -> str:
 
 
 def _nearer(base: Source, found: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[str]:
-    """A warning where the nearest alternative is nearer than base. One that shares fewer tensors with tuned than base does is not held against it."""
+    """A warning where the nearest alternative is nearer than base. One that shares fewer tensors with tuned than base does is not compared to it."""
     here = found["relative_distance"]
     compared = found["changed_tensors"] + found["equal_tensors"]
     rivals = [other for other in others if other["relative_distance"] is not None]
