@@ -15,7 +15,7 @@ from mechdiff.measures.catalogue import AGAIN, ANSWERS, BETWEEN_RUNS, CHAPTERS, 
 from mechdiff.report.drawing import WIDE
 from mechdiff.report.export import chart, drawn_figures, export
 from mechdiff.report.overview.overview import Overview, overview
-from mechdiff.report.overview.shown import html
+from mechdiff.report.overview.shown import html, section
 from mechdiff.report.page import build_report
 from mechdiff.report.parts import Drawn
 from mechdiff.report.parts import Run as Content
@@ -97,7 +97,7 @@ class Run:
 
     @cached_property
     def _drawn(self) -> dict[str, Drawn]:
-        return drawn_figures(all_sections(self._content, CHAPTERS))
+        return drawn_figures([section(self._overview), *all_sections(self._content, CHAPTERS)])
 
     def _repr_html_(self) -> str:
         names = " → ".join(escape(name) for name in (self._overview.base, self._overview.tuned))

@@ -40,6 +40,7 @@ def test_every_figure_has_the_width_of_its_column(run_object: api.Run, tmp_path:
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Abstract", "## Methods", "## Results", "## Limitations"]
     assert all(sentence.split(" nats")[0] in text.replace("\\", "") for sentence in run_object.verdict())
     assert "figures/causal_map.single.pdf" in text
+    assert all(escaped(tile.text) in text for tile in run_object.overview().tiles)
     assert "\n| site | KL increase | recovery |" in text
 
 
@@ -65,7 +66,8 @@ def test_a_run_shows_itself(run_object: api.Run) -> None:
         assert tile.title in shown
     assert all(sentence in unescape(shown) for sentence in run_object.verdict())
     assert "<script" not in shown
-    assert "causal_map" in run_object.figures()
+    assert {"causal_map", "overview_layers"} <= run_object.figures().keys()
+    assert run_object.figure("overview_layers", width=350).to_dict()["vconcat"]
     assert run_object.figure("causal_map").to_dict()["vconcat"]
     with pytest.raises(RunError, match="no figure is called 'map'"):
         run_object.figure("map")

@@ -13,6 +13,8 @@ import vl_convert
 
 from mechdiff.errors import RunError
 from mechdiff.report import drawing, record, sections
+from mechdiff.report.overview import shown
+from mechdiff.report.overview.overview import overview
 from mechdiff.report.parts import Chapter, Drawn, Run, Section
 from mechdiff.report.phrasing import listed
 from mechdiff.report.verdict import verdict
@@ -43,7 +45,7 @@ def export(
     for what, given, known in (("format", formats, FORMATS), ("columns", columns, tuple(COLUMNS))):
         if unknown := [name for name in given if name not in known]:
             raise RunError(f"{what}: given {', '.join(unknown)}, expected some of {', '.join(known)}.")
-    found = sections.all_sections(run, chapters)
+    found = [shown.section(overview(run, chapters)), *sections.all_sections(run, chapters)]
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawn = {name: _written(run, figure, folder / "figures", formats, columns) for name, figure in drawn_figures(found).items()}
     text = "\n".join(_document(run, verdict(run, chapters), found, {name for name, there in drawn.items() if there}, formats, columns))

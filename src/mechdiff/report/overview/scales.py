@@ -58,7 +58,7 @@ PRINTED = {"How much? What else changed?": KL, "Where? (depth)": DEPTH, "Where? 
 
 
 def table() -> list[tuple[str, str, str]]:
-    """(question, number, words) of every scale, as the page and docs/READING.md print them."""
+    """(question, number, words) of every scale, as the page prints them."""
     beside = {"Where? (depth)": f"; nearly all: {NEARLY_ALL:g} of it"}
     return [(question, scale.of, f"{scale.line()}{beside.get(question, '')}".replace("0.333333", "1/3").replace("0.666667", "2/3"))
             for question, scale in PRINTED.items()]  # fmt: skip

@@ -13,6 +13,7 @@ from mechdiff.report import drawing
 from mechdiff.report.overview import scales, strips
 from mechdiff.report.overview.overview import Overview
 from mechdiff.report.overview.strips import Panel
+from mechdiff.report.parts import Drawn, Section
 
 HERE = Path(__file__).parent
 STYLE = HERE / "overview.css"
@@ -59,6 +60,17 @@ def alt(of: Sequence[strips.Strip]) -> str:
         told = [f"{strip.name} most at layer {strip.peak}" for strip in group]
         rows.append(f"{group[0].group}: {', '.join(told)}")
     return f"Strips of cells by layer. {'; '.join(rows)}." if rows else ""
+
+
+def section(one: Overview) -> Section:
+    """The overview as a section of a paper's summary: its sentences, and its figure at any width."""
+
+    def chart(*tables: Any, width: int = drawing.WIDE) -> drawing.Chart | None:
+        return strips.figure([Panel(title="", strips=one.strips)], width=width)
+
+    caption = f"Where the change is, by layer. {strips.legend(one.strips)}"
+    figures = [Drawn(name=NAME, chart=chart, caption=caption, reading="")] if one.strips else []
+    return Section(id="overview", title="At a glance", lead=[f"{tile.title} {tile.text}" for tile in one.tiles], parts=figures)
 
 
 def html(one: Overview) -> str:
