@@ -28,7 +28,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, full_rows: pl.DataFrame) ->
     manifest["pair"]["tuned"]["ref"] = EVIL
     made = write_run(tmp_path_factory.mktemp("browser"), rows, manifest)
     names = rows.filter(pl.col("split") == "report")["prompt"].drop_nulls().unique().sort()
-    lines = [{"split": "report", "id": name, "sha256": name, "text_base": f"{name} says {EVIL} to {name}"} for name in names]
+    lines = [
+        {
+            "split": "report",
+            "id": name,
+            "sha256": name,
+            "text_base": f"<|im_start|>user\nHe: {name} says {EVIL} to {name}?<|im_end|>\n<|im_start|>assistant\n",
+        }
+        for name in names
+    ]
     (made / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     build_report(made, CHAPTERS)
     return made
@@ -116,7 +124,7 @@ def test_a_cell_opens_its_prompts_by_click_and_by_key(page: Any, folder: Path) -
     entries = page.locator(".prompts li").all_inner_texts()
     assert len(entries) == len(rows) == 24
     assert entries[0].startswith(rows["prompt"][0])
-    assert f"{rows['prompt'][0]} says {EVIL}" in entries[0]
+    assert entries[0].endswith(f"He: {rows['prompt'][0]} says {EVIL} to {rows['prompt'][0]}?"), "all of it but the template's words"
     for entry, value in zip(entries, rows["value"], strict=True):
         assert float(re.search(r" ([\d.]+) of ", entry)[1]) == pytest.approx(value, rel=0.006)  # type: ignore[index]
     cell.focus()

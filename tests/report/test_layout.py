@@ -5,10 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
-from mechdiff.report.page import brief, headed, in_view, to_the_right, unbroken, without_folders
-from mechdiff.report.parts import table
+from mechdiff.measures.catalogue import CHAPTERS, NUMBERS
+from mechdiff.report.page import brief, draw_section, headed, in_view, to_the_right, unbroken, without_folders
+from mechdiff.report.parts import assembled, table
+from mechdiff.report.sections import all_sections
+from mechdiff.statistics.summary import summarise
+from report.planted_run import planted_manifest
 
 # ---- what is in view, and what it is called: no browser ------------------------------------------------------------------------------
 
@@ -65,6 +70,25 @@ def test_numbers_stand_right_and_words_left() -> None:
 )
 def test_paths_of_this_machine_are_cut_to_their_last_parts(given: str, shown: str) -> None:
     assert without_folders(given) == shown
+
+
+def test_a_dot_says_whether_anything_was_found(rows: pl.DataFrame, full_rows: pl.DataFrame, full_manifest: dict) -> None:
+    """Of models that differ, and of models whose predictions are the same while nobody looked at more."""
+
+    def states(rows: pl.DataFrame, manifest: dict) -> dict[str, str]:
+        run = assembled(rows, [], summarise(rows, NUMBERS), manifest)
+        return {one.id: draw_section(one, run.rows, run.summary, run.manifest)["state"] for one in all_sections(run, CHAPTERS)}
+
+    there = states(full_rows, full_manifest)
+    assert {there[name] for name in ("divergence", "weights", "patching", "similarity")} == {"effect"}
+    assert {there[name] for name in ("rank", "panel", "words")} == {"absent"}
+    assert there["trust"] == ""
+    equal = rows.filter(pl.col("measure") == "divergence").with_columns(
+        value=pl.when(pl.col("metric").str.ends_with("_nats")).then(0.0).otherwise("value")
+    )
+    assert states(equal, planted_manifest())["divergence"] == "none"
+    waiting = states(full_rows.filter(pl.col("measure") != "patching"), full_manifest | {"waits": ["patching"]})
+    assert waiting["patching"] == waiting["patching.agreement"] == "waits"
 
 
 # ---- in the browser ----------------------------------------------------------------------------------------------------------------------

@@ -41,10 +41,10 @@ def test_the_caption_and_the_verdict_count_what_changed(run: Run) -> None:
 def test_the_table_has_the_ranks(run: Run) -> None:
     table = next(part for part in weights_page.weights(run).parts if isinstance(part, dict) and part["kind"] == "table")
     assert table["rows"] == [
-        [f"L{CHANGED}.self_attn.o_proj", "0.120", "100.0 %", "1", "0.900", "1, 1, 1", "3.60; 0.360", "1"],
-        [f"L{CHANGED + 1}.mlp.down_proj", "0.00400", "100.0 %", "16", "14.4", "8, 14, 15", "0.120; 0.0120", "1"],
+        [f"L{CHANGED}.self_attn.o_proj", "0.120", "100.0 %", "1", "0.900", "1", "1", "1", "3.60", "0.360", "1"],
+        [f"L{CHANGED + 1}.mlp.down_proj", "0.00400", "100.0 %", "16", "14.4", "8", "14", "15", "0.120", "0.0120", "1"],
     ]
-    assert len(table["columns"]) == len(table["rows"][0]) == 8
+    assert len(table["columns"]) == len(table["rows"][0]) == 11
 
 
 def test_the_map_has_a_cell_for_what_changed_and_a_dot_for_the_rest(run: Run) -> None:

@@ -202,9 +202,13 @@ def table(
         "title": title,
         "folded": folded,
         "stacked": stacked,
-        "main": main,
+        **_in_view(main),
     }
 
 
 def note(text: str, *, main: bool = False) -> dict:
-    return {"kind": "note", "text": phrasing.said_once([text])[0], "main": main}
+    return {"kind": "note", "text": phrasing.said_once([text])[0], **_in_view(main)}
+
+
+def _in_view(main: bool) -> dict[str, bool]:
+    return {"main": True} if main else {}

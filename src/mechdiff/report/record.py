@@ -44,8 +44,8 @@ def tables(manifest: dict) -> list[dict]:
         "started, finished": _joined(manifest, ("started", "finished")),
         "git": (str(git.get("commit") or "") + (" with uncommitted changes" if git.get("dirty") else "")) if git else None,
     }
-    found = [table(("", "base", "tuned"), models)] if models else []
-    found.append(table(("", ""), [(name, said(value)) for name, value in facts.items() if value not in (None, "")]))
+    found = [table(("", "base", "tuned"), models, title="The two models")] if models else []
+    found.append(table(("", ""), [(name, said(value)) for name, value in facts.items() if value not in (None, "")], title="The run"))
     hashes = [(name, side, digest) for side, content in sides.items() for name, digest in (content.get("files") or {}).items()]
     versions = [(name, str(version)) for name, version in (manifest.get("versions") or {}).items()]
     if hashes:
@@ -65,9 +65,10 @@ def trust(run: Run) -> Section:
     manifest = run.manifest
     parts: list[Any] = []
     skipped = [{"what": item.get("what", ""), "why": item.get("why", "")} for item in manifest.get("skipped") or []]
-    parts.append({"kind": "list", "entries": skipped} if skipped else note("Nothing that the study asked for was skipped."))
+    listed = {"kind": "list", "main": True}
+    parts.append(listed | {"entries": skipped} if skipped else note("Nothing that the study asked for was skipped.", main=True))
     warned = warnings(manifest)
-    parts.append({"kind": "list", "entries": [{"what": "Warning", "why": text} for text in warned]} if warned else note("No warnings."))
+    parts.append(listed | {"entries": [{"what": "Warning", "why": text} for text in warned]} if warned else note("No warnings.", main=True))
     if checks := _selfcheck(manifest):
         parts.append(checks)
     if quiet := spoken.silent(run.rows):

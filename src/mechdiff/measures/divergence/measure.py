@@ -70,6 +70,7 @@ DIVERGENCE = Measure(
         ),
         lead=Later("mechdiff.measures.divergence.words:lead"),
         clause=Later("mechdiff.measures.divergence.words:clause"),
+        shows=Later("mechdiff.measures.divergence.words:differ"),
         clause_of=1,
         reading=Path(__file__).with_name("reading.html"),
         place=1,

@@ -35,6 +35,12 @@ def clause(run: Run) -> list[Candidate]:
     return [*said, *(Candidate(text=text, needed=1) for one in run.by_answers for text in over_answers(one, brief=True) if behind)]
 
 
+def differ(run: Run) -> bool:
+    """Whether the two models' predictions differ at the next token, or along whole answers."""
+    found = difference.difference(run.rows, run.summary)
+    return (found is not None and found.counts) or any(map(answers_differ, run.by_answers))
+
+
 def answers_differ(run: Run) -> bool:
     """Whether D over whole answers was measured, and is above three times the noise floor."""
     d = where(run.summary, measure="divergence", metric=floors.d_metric(run.rows, ANSWER), control=None, unit=None)

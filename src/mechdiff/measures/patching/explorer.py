@@ -66,12 +66,16 @@ def explorer(run: Run) -> dict | None:
 
 
 def _texts(run: Run, split: str | None) -> dict[str, str]:
-    """What each prompt says, without what all of them begin and end with: the template's words."""
+    """What each prompt says, without the template's words: the lines and special tokens that all of them begin and end with."""
     texts = {one["id"]: one.get("text_base") or one.get("text") or "" for one in run.prompts if one["split"] == split}
     if len(texts) < 2:
         return texts
-    start = _common(list(texts.values()))
-    end = _common([text[start:][::-1] for text in texts.values()])
+    first = next(iter(texts.values()))
+    before = first[: _common(list(texts.values()))]
+    start = max((place + len(mark) for mark in ("\n", "|>") if (place := before.rfind(mark)) >= 0), default=0)
+    shared = _common([text[start:][::-1] for text in texts.values()])
+    behind = first[len(first) - shared :]
+    end = shared - min((place for mark in ("\n", "<|") if (place := behind.find(mark)) >= 0), default=shared)
     return {name: text[start : len(text) - end] for name, text in texts.items()}
 
 

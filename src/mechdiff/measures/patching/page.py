@@ -38,7 +38,7 @@ def patching(run: Run) -> Section:
     caption += (
         f"{len(quiet)} of {len(shares)} cells are below 3 × numerical noise." if len(quiet) else "No cell lies below 3 × numerical noise."
     )
-    parts: list[Any] = [Drawn(name="causal_map", chart=charts.causal_map, caption=caption, reading=reading)]
+    parts: list[Any] = [Drawn(name="causal_map", chart=charts.causal_map, caption=caption, reading=reading, main=True)]
     parts += [closer] if (closer := explorer(run)) else []
     parts += [*answers.parts(run), *positions_page.parts(run)]
     parts.append(_top_sites(run, ranked))
@@ -97,7 +97,7 @@ def _top_sites(run: Run, ranked: pl.DataFrame) -> dict:
     columns = ("site", *along, "KL increase", "recovery", "CKA")
     left = len(ranked) - len(rows)
     title = "The strongest single sites (shares of D)" if not along else WAY
-    return table(columns, rows, title=f"{title}; {left} others are weaker" if left else title)
+    return table(columns, rows, title=f"{title}; {left} others are weaker" if left else title, main=True)
 
 
 WAY = (

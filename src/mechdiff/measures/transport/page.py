@@ -41,7 +41,9 @@ def _carried(run: Run) -> list[Any]:
     caption = " ".join(words.carried(run.rows, run.summary)) or "Share of D that the base recovers when it gets its own mapped activation."
     top = findings.strongest_site(run.rows, run.summary)
     count = f" {there['name'].n_unique()} sites, {there['n'][0]} prompts."
-    parts = [Drawn(name="transport_recovery", chart=charts.recovery_by_layer, caption=caption + count, reading="transport_recovery")]
+    parts = [
+        Drawn(name="transport_recovery", chart=charts.recovery_by_layer, caption=caption + count, reading="transport_recovery", main=True)
+    ]
     back = findings.recovered(run.rows, REMOVAL)
     if not back.is_empty() and top:
         here = back.filter(pl.col("name") == top[0])
@@ -112,7 +114,7 @@ def _ranked(run: Run, close: pl.DataFrame) -> list[dict]:
     title += f", the first {TOP} of {len(rows)} maps" if len(rows) > TOP else ""
     biased = f"; ranked on the prompts they are reported on, so that the first of {len(rows)} is optimistically biased"
     title += f"{biased if len(rows) > 1 else ''}."
-    return [table(columns, lines, title=title)] if lines else []
+    return [table(columns, lines, title=title, main=True)] if lines else []
 
 
 def _beside(value: float | None, other: float | None) -> str:

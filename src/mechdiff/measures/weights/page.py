@@ -103,8 +103,11 @@ COLUMNS = {
     "entries": ("share of entries changed", ("changed",)),
     "rank": ("rank", ("numerical_rank",)),
     "stable": ("stable rank", ("stable_rank",)),
-    "energy": ("directions for 0.5, 0.9, 0.99 of ‖ΔW‖²", ("energy_rank_50", "energy_rank_90", "energy_rank_99")),
-    "largest": ("largest singular value; of noise", ("spectral_norm", "spectral_norm_null")),
+    "energy50": ("components for 50 % of ‖ΔW‖²", ("energy_rank_50",)),
+    "energy90": ("for 90 %", ("energy_rank_90",)),
+    "energy99": ("for 99 %", ("energy_rank_99",)),
+    "largest": ("largest singular value", ("spectral_norm",)),
+    "noise": ("of noise of this size", ("spectral_norm_null",)),
     "intruders": ("intruders", ("intruder_dimensions",)),
 }
 """Columns of the table of tensors: their words, and the metrics that stand in one."""
@@ -115,7 +118,7 @@ def _cell(row: dict, metrics: tuple[str, ...]) -> str:
     values = [(metric, row.get(metric)) for metric in metrics]
     if all(value is None or value != value for _, value in values):
         return "–"
-    return ("; " if metrics[0] == "spectral_norm" else ", ").join(_number(metric, value) for metric, value in values)
+    return ", ".join(_number(metric, value) for metric, value in values)
 
 
 def _number(metric: str, value: float | None) -> str:
