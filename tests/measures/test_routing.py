@@ -27,6 +27,7 @@ from mechdiff.measures.routing.plan import INPUTS_ALONE, JS, REPLACED, SET, TOP,
 from mechdiff.models.pair import wrap
 from mechdiff.report import parts
 from mechdiff.report.parts import Drawn, Run
+from mechdiff.report.phrasing import with_interval
 from mechdiff.rows import empty, rows, where
 from mechdiff.statistics.intervals import wilson
 from mechdiff.statistics.summary import summarise
@@ -238,7 +239,8 @@ def test_the_page_names_the_layer_that_other_prompts_chose_and_what_moves_its_to
     assert (found.share, found.n, found.chosen_on) == (pytest.approx(report.to_numpy().mean()), 8, "select")
     assert found.low <= found.share <= found.high
     (said,) = words.lead(run)
-    assert said.startswith(f"At layer {found.layer} (selected on the validation prompts, 8 others) a share of 0.")
+    size = with_interval(found.share, found.low, found.high, digits=2, coverage=1.0)
+    assert said.startswith(f"At layer {found.layer} (selected on the validation prompts, 8 others) a share of {size} ")
     assert "the base's router on the tuned model's inputs moves" in said
     section = routing(run)
     (figure,) = [part for part in section.parts if isinstance(part, Drawn)]

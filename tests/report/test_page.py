@@ -61,7 +61,7 @@ def test_the_page_is_whole_and_names_the_planted_site(run: Path) -> None:
     assert page.tags.count("noscript") == 6
     assert page.tags.count("figure") == 6 + 1  # the overview's, which needs no script: for a page and for a phone
     assert page.tags.count("svg") == 2
-    assert page.tags.count("h2") == 24 + 1
+    assert page.tags.count("h2") == 24 + 2
     assert page.tags.count("data") == 6 + 1 + 1  # behind each figure, and behind the map's explorer; and the colours of dark pages
     assert f"L{CHANGED}.attn_out" in page.text
     assert "SmolLM2-135M-Instruct" in page.text
