@@ -178,6 +178,16 @@ def test_answers_that_differ_without_a_pattern_have_none() -> None:
     assert what.measured
 
 
+@pytest.mark.parametrize("differ", [True, False])
+def test_the_section_on_answers_opens_with_what_the_first_answer_says_and_its_dot_with_it(differ: bool) -> None:
+    base = [f"{word} it is" for word in ("So", "Yes", "Now", "Here", "Well", "This", "Then", "Thus", "Once", "Indeed")]
+    run = behaving(base, [f"Well met. {one}" for one in base] if differ else base)
+    chapter = CHAPTERS["behaviour"]
+    assert chapter.shows is not None
+    assert chapter.shows(run) is differ
+    assert (tiles_of(run)["what"].text in chapter.lead(run)) is differ
+
+
 def test_cut_answers_are_said_to_be_cut() -> None:
     plain = [f"{name} is a country." for name in COUNTRIES]
     sure = tiles_of(behaving(plain, plain, cut=True))["how_sure"]

@@ -59,6 +59,7 @@ BEHAVIOUR = Measure(
         clause_of=1,
         reading=Path(__file__).with_name("reading.html"),
         place=2,
+        shows=Later("mechdiff.measures.behaviour.words:shows"),
         feeds={
             "what": Feed(says=Later("mechdiff.measures.behaviour.tiles:what"), place=1),
             "how_sure": Feed(says=Later("mechdiff.measures.behaviour.tiles:how_sure"), place=1),

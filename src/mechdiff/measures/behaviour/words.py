@@ -3,9 +3,9 @@
 import polars as pl
 
 from mechdiff import terms
-from mechdiff.measures.behaviour import findings
+from mechdiff.measures.behaviour import findings, tiles
 from mechdiff.measures.behaviour.findings import SOFT, Compared, Group
-from mechdiff.report.headlines import Candidate
+from mechdiff.report.headlines import Candidate, admit
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import listed, nats, prompts, share, with_interval
 from mechdiff.statistics import intervals
@@ -36,6 +36,8 @@ GROUPS = {
     "maths": "sums",
     "probes": "probes",
 }
+MOST = 3
+"""Features of answers that are named in words."""
 LANGUAGES = {"en": "English", "kk": "Kazakh", "ru": "Russian", "other": "languages without lists"}
 
 
@@ -60,8 +62,18 @@ def on_report(rows: pl.DataFrame, manifest: dict) -> tuple[Group | None, list[Co
 
 
 def lead(run: Run) -> list[str]:
-    """What both models do, beside one another."""
-    return what_they_do(run.rows, run.manifest)
+    """What the answers of the one do that the other's do not, and what both models do, beside one another."""
+    return [*(f"{one.text[0].upper()}{one.text[1:]}" for one in _named(run)[:MOST]), *what_they_do(run.rows, run.manifest)]
+
+
+def _named(run: Run) -> list[Candidate]:
+    """Features of the answers that pass the gates of headlines."""
+    return [one for one in tiles.what(run) if admit(one) is None]
+
+
+def shows(run: Run) -> bool:
+    """Whether the answers differ in anything."""
+    return bool(_named(run)) or any(one.counts for one in on_report(run.rows, run.manifest)[1])
 
 
 def clause(run: Run) -> list[Candidate]:
