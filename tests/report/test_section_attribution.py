@@ -207,4 +207,4 @@ def test_the_page_shows_both_figures_with_their_readings(run: Run, tmp_path: Pat
     assert re.findall(r'<figure id="(\w+)"', section) == ["attribution_validation", "attribution_churn"]
     assert section.count("<summary>How to read this, and when it misleads</summary>") == section.count("<b>It misleads</b>") == 2
     (sentence,) = attribution_words.what_gradients_say(run.rows, run.summary, run.manifest)
-    assert f'<p class="lead">{sentence}</p>' in re.sub(r"</?dfn[^>]*>", "", page)
+    assert f'<p class="lead">{sentence}</p>' in re.sub(r"</?(dfn|span)\b[^>]*>", "", page)

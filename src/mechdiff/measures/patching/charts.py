@@ -78,13 +78,14 @@ def causal_map(
         RECOVERY: "Recovery: the tuned activation is patched into the base",
     }
     if width < WIDE:
-        titles = {BREAKAGE: "KL increase: base's activation into tuned", RECOVERY: "Recovery: tuned activation into base"}
+        titles = {BREAKAGE: "KL increase: base patched into tuned", RECOVERY: "Recovery: tuned patched into base"}
     panels = [
         _map_panel(part, drawing.layer_range(shares), width, titles[direction], first=place == 0)
         for place, direction in enumerate(titles)
         if not (part := shares.filter(pl.col("direction") == direction)).is_empty()
     ]
-    key = "dot: below 3 × numerical noise; plus: share over 1.05; minus: under −0.05"
+    keys = ("dot: below 3 × numerical noise", "plus: share over 1.05", "minus: under −0.05")
+    key = "; ".join(keys) if width >= WIDE else [*keys]
     note = alt.TitleParams(key, anchor="start", orient="bottom", fontSize=11, fontWeight="normal", color=QUIET, offset=4)
     return drawing.styled(drawing.vconcat(*panels, spacing=12, title=note))
 
