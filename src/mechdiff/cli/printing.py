@@ -51,7 +51,7 @@ def show_run(run: "Run", console: Console) -> None:
         tiles.add_row(escape(tile.title), escape(tile.text) if tile.measured else f"[dim]{escape(tile.text)}[/]")
     console.print(tiles)
     if found.examples:
-        shown = f"{len(found.examples)} of {found.answered} pairs of answers, the largest difference first; bold from where they part"
+        shown = f"{len(found.examples)} of {found.answered} pairs of answers, the largest difference first"
         console.print(f"\n[dim]{shown}[/]")
     for one in found.examples:
         console.print(f"[italic]{escape(one.asked)}[/]")

@@ -35,7 +35,7 @@ def how_complicated(run: Run) -> list[Candidate]:
         shown=f"{max(ranks):.0f}", value=max(ranks), of=f"largest numerical rank of the change among {len(ranks)} changed matrices"
     )
     each = "Its one changed matrix" if len(ranks) == 1 else "Each changed matrix"
-    return [told(f"{each} changed by a rank of {'' if len(ranks) == 1 else 'at most '}", rank, ".")]
+    return [told(f"{each} has a change of rank {'' if len(ranks) == 1 else 'at most '}", rank, ".")]
 
 
 def strips(run: Run) -> list[Strip]:
