@@ -55,7 +55,6 @@ BEHAVIOUR = Measure(
         sections=(Later("mechdiff.measures.behaviour.page:answers"),),
         lead=Later("mechdiff.measures.behaviour.words:lead"),
         clause=Later("mechdiff.measures.behaviour.words:clause"),
-        shows=Later("mechdiff.measures.behaviour.tiles:shows"),
         clause_of=1,
         reading=Path(__file__).with_name("reading.html"),
         place=2,

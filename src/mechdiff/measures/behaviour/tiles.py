@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mechdiff.measures.behaviour import findings, said, words
+from mechdiff.measures.behaviour import findings, said
 from mechdiff.measures.behaviour.said import Said
 from mechdiff.report.headlines import Candidate, Number, told
 from mechdiff.report.parts import Answers, Run
@@ -32,11 +32,6 @@ def what(run: Run) -> list[Candidate]:
         if not any(one.text in other.text or other.text in one.text for other in once_each):
             once_each.append(one)
     return [_said(one, run) for one in once_each]
-
-
-def shows(run: Run) -> bool:
-    """Whether any difference of the answers is shown: what more of them do than chance explains, or a score that is tested."""
-    return bool(what(run)) or any(one.counts for one in words.on_report(run.rows, run.manifest)[1])
 
 
 @once

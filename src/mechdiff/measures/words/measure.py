@@ -51,7 +51,6 @@ WORDS = Measure(
     chapter=Chapter(
         sections=(Later("mechdiff.measures.words.page:words"),),
         lead=Later("mechdiff.measures.words.words:lead"),
-        shows=Later("mechdiff.measures.words.words:names_something"),
         clause_of=1,
         reading=Path(__file__).with_name("reading.html"),
         place=0.5,

@@ -35,11 +35,6 @@ def lead(run: Run) -> list[str]:
     return sentences(run.manifest)
 
 
-def names_something(run: Run) -> bool:
-    """Whether any line of evidence is named."""
-    return bool(findings.named(run.manifest))
-
-
 def sentences(manifest: Mapping[str, Any]) -> list[str]:
     """What is named, reader by reader; else that nothing is. Empty where it was not measured."""
     told = findings.record(manifest)
