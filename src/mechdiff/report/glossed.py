@@ -21,12 +21,12 @@ TEXT = re.compile(r"([^<]*)(<[^>]*>)?")
 
 
 def glossed(html: str) -> str:
-    """The page with tooltips, greyed intervals of few prompts, and its glossary folded at the end of `main`."""
+    """The page with tooltips, greyed intervals of few prompts, and its glossary folded at the end of everything."""
     used: dict[str, glossary.Word] = {}
     html = SECTION.sub(lambda found: _section(found[0], used), html)
     html = CELL.sub(lambda found: found[1] + INTERVAL.sub(_grey, found[2]) + found[3], html)
     words = [word for word in glossary.WORDS if word.name in used]
-    return html.replace("</main>", f"{_table(words)}</main>", 1) if words else html
+    return html.replace("</div>\n</main>", f"{_table(words)}</div>\n</main>", 1) if words else html
 
 
 def _section(html: str, used: dict[str, glossary.Word]) -> str:
