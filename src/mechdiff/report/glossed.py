@@ -26,7 +26,7 @@ def glossed(html: str) -> str:
     html = SECTION.sub(lambda found: _section(found[0], used), html)
     html = CELL.sub(lambda found: found[1] + INTERVAL.sub(_grey, found[2]) + found[3], html)
     words = [word for word in glossary.WORDS if word.name in used]
-    return html.replace("</div>\n</main>", f"{_table(words)}</div>\n</main>", 1) if words else html
+    return re.sub(r"(</div>\s*)?</main>", lambda end: _table(words) + end[0], html, count=1) if words else html
 
 
 def _section(html: str, used: dict[str, glossary.Word]) -> str:
