@@ -188,6 +188,14 @@ def test_the_section_on_answers_opens_with_what_the_first_answer_says_and_its_do
     assert (tiles_of(run)["what"].text in chapter.lead(run)) is differ
 
 
+@pytest.mark.parametrize("why_not", [None, "replicates"])
+def test_the_dot_of_words_is_empty_where_nothing_is_named(why_not: str | None) -> None:
+    line = {"reader": "tokens", "where": "passages", "text": "a", "gained": True, "size": 9.0, "q": 0.01, "least": 5.0, "why_not": why_not}
+    shows = CHAPTERS["words"].shows
+    assert shows is not None
+    assert shows(Run(rows=pl.DataFrame(), summary=pl.DataFrame(), manifest={"words": {"lines": [line]}})) is (why_not is None)
+
+
 def test_cut_answers_are_said_to_be_cut() -> None:
     plain = [f"{name} is a country." for name in COUNTRIES]
     sure = tiles_of(behaving(plain, plain, cut=True))["how_sure"]

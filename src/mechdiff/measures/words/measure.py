@@ -54,6 +54,7 @@ WORDS = Measure(
         clause_of=1,
         reading=Path(__file__).with_name("reading.html"),
         place=0.5,
+        shows=Later("mechdiff.measures.words.words:names_something"),
         feeds={"what": Feed(says=Later("mechdiff.measures.words.words:taught"), place=2)},
         answers=Later("mechdiff.measures.words.words:answers"),
         strips=Later("mechdiff.measures.words.words:strips"),

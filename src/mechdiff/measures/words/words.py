@@ -168,6 +168,11 @@ def _likelier(run: Run) -> list[Candidate]:
     ]
 
 
+def names_something(run: Run) -> bool:
+    """Whether any line of evidence is named."""
+    return bool(findings.named(run.manifest))
+
+
 def answers(run: Run) -> list[Answers]:
     """Both models' texts behind the same seeds, those that stand apart most first."""
     return [Answers(prompt=one["seed"], asked=one["text"], base=one["base"], tuned=one["tuned"]) for one in findings.ranked(run.manifest)]
