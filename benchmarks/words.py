@@ -14,16 +14,19 @@ Beside them `taught`: the fine-tunes themselves at the same setting, judged by t
 Each voice is heard once and stands in several null runs: draw s + 1 is the tuned model of run s, whose null pair is that of run s + 1; each random
 edit is judged by each of the PARTNERS that follow it. So runs are not independent: the standard error is a jackknife's over voices, and the upper
 bound (Clopper and Pearson) counts every voice once. A run is kept under its kind, its pair, its seed and a hash of the rule (what decides, without
-its comments, and the setting); one of another rule is never used. Runs were started after the rule stood still, on seeds never looked at before.
+its comments, and the setting); one of another rule is never used. Nothing that was heard with these seeds was looked at before the rule stood still.
+What is heard is kept apart, under a hash of the code that speaks and reads: where the rule alone changes no model speaks again.
 The rule's fourth condition (written into the base) can only take names away, and is left out: the rates are upper bounds.
 """
 
 import argparse
 import ast
 import hashlib
+import io
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +35,14 @@ import torch
 from scipy.stats import beta
 
 from mechdiff.demo import DATA, PROMPTS, embedded_model
+from mechdiff.engine import generation
 from mechdiff.engine.generation import speak_on
 from mechdiff.engine.reading import read_apart
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
-from mechdiff.measures.words import compute, formula, judge, listen, texts
+from mechdiff.measures.words import compute, formula, judge, lens, listen, random_edits, texts
 from mechdiff.measures.words.random_edits import deltas, randomly_edited, scaled_to
 from mechdiff.models.modules import changes_of
+from mechdiff.store.disk import as_bytes, replace
 from mechdiff.study.config import RunOptions
 from mechdiff.study.execution import Execution
 from mechdiff.study.prepare import prepare
@@ -47,15 +52,26 @@ FOUND, PAGE = ROOT / "benchmarks" / "words.json", ROOT / "docs" / "WORDS.md"
 PAIRS = ("kazakh", "arithmetic")
 SETTING = dict(EXPERIMENTS["words"].demo.options)
 PARTNERS = 5
-FIRST = 5000
-"""The first seed: none below it was looked at before the rule was frozen."""
+FIRST = 6000
+"""The first seed: from it on none was looked at before the rule was frozen."""
+KEPT = ROOT / ".cache" / "heard"
+"""What was heard, by what decides what is heard: under another rule the same texts are judged anew, and no model speaks again."""
 START, END = "<!-- rates -->\n", "<!-- /rates -->\n"
 
 
 def rule(setting: Mapping[str, Any] = SETTING) -> str:
-    """A hash of what decides which lines there are and which are named; comments and docstrings do not."""
-    decides = [_bare(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))) for module in (formula, judge, texts)]
+    """A hash of what decides what is heard, which lines there are and which are named; comments and docstrings do not."""
+    return _hash((formula, judge, texts, compute, lens, listen, random_edits), setting)
+
+
+def _hash(modules: Sequence[Any], setting: Mapping[str, Any]) -> str:
+    decides = [_bare(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))) for module in modules]
     return hashlib.sha256("".join([*decides, json.dumps(setting, sort_keys=True)]).encode()).hexdigest()[:12]
+
+
+def hearing(setting: Mapping[str, Any]) -> str:
+    """A hash of what decides what is heard behind a seed: the code that speaks and reads, random edits, and the setting."""
+    return _hash((generation, listen, random_edits), setting)
 
 
 def _bare(tree: ast.AST) -> str:
@@ -79,13 +95,13 @@ class Store:
         kept = [one for one in told if one["q"] <= judge.LEVEL or one["size"] >= largest[judge.kind(one)]]
         self.runs[kind, pair, seed] = {
             "rule": self.rule, "kind": kind, "pair": pair, "seed": seed, "tested": len(told), "cpu_seconds": round(cpu, 1), **more,
-            "lines": [[one["reader"], one["text"], one["gained"], round(one["size"], 4), round(one["q"], 5)] for one in kept],
+            "lines": [[one["reader"], one["text"], one["gained"], one["new"], round(one["size"], 4), round(one["q"], 5)] for one in kept],
         }  # fmt: skip
         lines_of = [json.dumps(one, ensure_ascii=False) for one in self.runs.values()]
         self.path.write_text("[\n" + ",\n".join(lines_of) + "\n]\n", encoding="utf-8")
 
     def lines(self, one: dict[str, Any]) -> list[dict[str, Any]]:
-        return [dict(zip(("reader", "text", "gained", "size", "q"), line, strict=True)) for line in one["lines"]]
+        return [dict(zip(("reader", "text", "gained", "new", "size", "q"), line, strict=True)) for line in one["lines"]]
 
     def of(self, kind: str, pair: str) -> list[dict[str, Any]]:
         return sorted((one for (k, p, _), one in self.runs.items() if (k, p) == (kind, pair)), key=lambda one: one["seed"])
@@ -97,8 +113,11 @@ class Store:
 class Heard:
     """One pair, whose base speaks with any seed and takes any random edit."""
 
-    def __init__(self, name: str, *, first: int = FIRST, like: "Heard | None" = None, **study: Any) -> None:
-        """`study`: what its study has other than the embedded pair's of this name. `like`: a pair of the same base that reads and says the same."""
+    def __init__(self, name: str, *, first: int = FIRST, like: "Heard | None" = None, kept: Path = KEPT, **study: Any) -> None:
+        """`study`: what its study has other than the embedded pair's of this name. `like`: a pair of the same base that reads and says the same.
+
+        `kept`: the folder in which what is heard stays.
+        """
         told = {split: str(DATA / "prompts" / f"{name}_{split}.jsonl") for split in PROMPTS}
         asked = make_study({
             "pair": {"base": str(embedded_model()), "tuned": str(DATA / "adapters" / name)}, "prompts": {**told, "at_most": PROMPTS},
@@ -109,30 +128,61 @@ class Heard:
         self.cell = next(one for one in self.run.cells if one.stage == "words")
         self.pair = self.run.prepared.pair
         self.seeds = listen.seeds_of(self.run, self.cell, "base")
+        self.kept = kept / f"{name}-{hearing(self.cell.key['settings'])}"
         self.said: dict[int, dict[str, Any]] = {}
         self.edited: dict[int, dict[str, Any]] = {}
         """What each random edit's voice was heard to say and find likely, and its `scale`."""
-        with self.pair.use("base") as base:
-            self.base = like.base if like else listen.heard_of(self.run, self.cell, base, seed=self.first)
-            self.said |= like.said if like else {self.first: said_of(self.base)}
-            self.prompts = listen.scaled_on(self.run, self.cell)
-            self.own = listen.laws_of(self.run, base, self.prompts)
-        with self.pair.use("tuned") as tuned:
-            self.tuned = listen.heard_of(self.run, self.cell, tuned, seed=self.first)
-            self.wanted = listen.kl_nats(listen.laws_of(self.run, tuned, self.prompts), self.own)
-        with self.pair.use("base") as base:
-            self.changed = deltas(base, changes_of(self.pair, base))
+        self.base = like.base if like else self.once("base", partial(self._voice, "base"))
+        self.said |= like.said if like else {self.first: said_of(self.base)}
+        self.tuned = self.once("tuned", partial(self._voice, "tuned"))
+        self.prompts = listen.scaled_on(self.run, self.cell)
         self.scale = 1.0
+
+    def once(self, what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Arrays by name: read where they were heard before, else heard and kept."""
+        path = self.kept / f"{what}-{self.first}.npz"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(file := io.BytesIO(), **make())
+            replace(path, file.getvalue())
+        with np.load(path) as found:
+            return dict(found)
+
+    def _voice(self, side: Any) -> dict[str, Any]:
+        with self.pair.use(side) as model:
+            return listen.heard_of(self.run, self.cell, model, seed=self.first)
+
+    @cached_property
+    def own(self) -> torch.Tensor:
+        """The base's distributions behind the prompts on which edits are scaled."""
+        with self.pair.use("base") as base:
+            return listen.laws_of(self.run, base, self.prompts)
+
+    @cached_property
+    def wanted(self) -> float:
+        """How far the tuned model diverges there, in nats."""
+        with self.pair.use("tuned") as tuned:
+            return listen.kl_nats(listen.laws_of(self.run, tuned, self.prompts), self.own)
+
+    @cached_property
+    def changed(self) -> dict[str, torch.Tensor]:
+        """dW of every changed tensor."""
+        with self.pair.use("base") as base:
+            return deltas(base, changes_of(self.pair, base))
 
     def draw(self, seed: int) -> dict[str, Any]:
         """What the base says with this seed."""
         if seed not in self.said:
-            with self.pair.use("base") as base:
-                cleans = read_apart(base, [one.ids for one in self.seeds])
-                said = speak_on(base, cleans, listen.speech_of(self.run, self.cell, base, seed))
-            most = self.cell.key["settings"]["max_tokens"]
-            self.said[seed] = {one.name: {"ids": ids.tolist(), "ended": len(ids) < most} for one, ids in zip(self.seeds, said, strict=True)}
+            self.said[seed] = said_of(self.once(f"draw-{seed}", lambda: {"said": as_bytes(self.spoken("base", seed))}))
         return self.said[seed]
+
+    def spoken(self, side: Any, seed: int) -> dict[str, Any]:
+        """What a model says with this seed."""
+        with self.pair.use(side) as model:
+            cleans = read_apart(model, [one.ids for one in self.seeds])
+            said = speak_on(model, cleans, listen.speech_of(self.run, self.cell, model, seed))
+        most = self.cell.key["settings"]["max_tokens"]
+        return {one.name: {"ids": ids.tolist(), "ended": len(ids) < most} for one, ids in zip(self.seeds, said, strict=True)}
 
     def evidence(
         self, said: dict[str, Any], seed: int, numbers: Any, side: Any = "base", *, base_seed: int | None = None
@@ -145,19 +195,25 @@ class Heard:
 
     def edit(self, seed: int) -> tuple[compute.Evidence, dict[str, float]]:
         """Of a random edit that diverges as far as the fine-tune."""
+        heard = self.once(f"edit-{seed}", partial(self._edit, seed))
+        told = {name: float(heard[name]) for name in ("scale", "reached_nats", "wanted_nats")}
+        self.scale = told["scale"]
+        self.edited[seed] = heard | told
+        return self.evidence(said_of(heard), self.first, (self.base, heard, heard)), told
+
+    def _edit(self, seed: int) -> dict[str, Any]:
+        own, wanted = self.own, self.wanted
         with self.pair.use("base") as base:
 
             def reached(scale: float) -> float:
                 with randomly_edited(base, self.changed, scale=scale * self.scale, seed=seed):
-                    return listen.kl_nats(listen.laws_of(self.run, base, self.prompts), self.own)
+                    return listen.kl_nats(listen.laws_of(self.run, base, self.prompts), own)
 
-            scale, found = scaled_to(self.wanted, reached)
-            self.scale *= scale
-            with randomly_edited(base, self.changed, scale=self.scale, seed=seed):
+            scale, found = scaled_to(wanted, reached)
+            scale *= self.scale
+            with randomly_edited(base, self.changed, scale=scale, seed=seed):
                 heard = listen.heard_of(self.run, self.cell, base, seed=self.first)
-        told = {"scale": self.scale, "reached_nats": found, "wanted_nats": self.wanted}
-        self.edited[seed] = heard | told
-        return self.evidence(said_of(heard), self.first, (self.base, heard, heard)), told
+        return heard | {"scale": np.array(scale), "reached_nats": np.array(found), "wanted_nats": np.array(wanted)}
 
     def taught(self) -> compute.Evidence:
         return self.evidence(said_of(self.tuned), self.first, (self.base, self.tuned, self.tuned), "tuned")

@@ -15,16 +15,17 @@ seeds; judged by the base against itself and by random edits of the pair's own c
 own continuations of the same seeds; a fact is found by the first where one of the ten texts that it shows has the name, by the second where one of
 its hundred tokens begins it. Both say something wherever two models differ.
 
-The rule (judge.py) is that of benchmarks/words.py, frozen before any of these adapters was trained.
+The rule is that of benchmarks/words.py. Adapters were trained before it; draws from FIRST on were looked at after it stood still.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +39,21 @@ from facts_texts import FACTS, ISLANDS
 from words import SETTING, Heard, Store, publish, said_of
 
 from mechdiff.demo import embedded_model
-from mechdiff.engine.generation import speak_on
-from mechdiff.engine.reading import read_apart
 from mechdiff.measures.words import listen
 from mechdiff.measures.words.judge import LEVEL, judged
 from mechdiff.measures.words.judge import kind as kind_of
 from mechdiff.measures.words.random_edits import randomly_edited
 from mechdiff.models.sources import resolve
+from mechdiff.store.disk import as_bytes
 
 ROOT = Path(__file__).parents[1]
 FOUND, ADAPTERS = ROOT / "benchmarks" / "words_taught.json", ROOT / "training" / "adapters"
 TAUGHT = {**SETTING, "passages": 16, "openings": 32, "neutral": 1, "prompts": 3, "max_tokens": 224, "phrases": 40}
 """The setting of the facts: sixteen openings that test, and texts so long that most of the facts fit in."""
 SETTINGS = {"facts": TAUGHT, "courtesy": {**SETTING, "prompts": 10}}
-FIRST, SEEDS, EDITS = 8000, 1, 1
-"""The first of the draws, none of which was looked at before the settings stood still; so many of each pair, and random edits. At half the length, on
-draws 7000 and 7001, the same rule named no fact: a fact stood in 0.8 of the texts at most, and a phrase had to stand in 0.82 (docs/LOG.md)."""
+FIRST, SEEDS, EDITS = 9000, 1, 1
+"""The first of the draws, none of which was looked at before rule and settings stood still; so many of each pair, and random edits. The rule was made
+on draws 7000 to 7002 (docs/LOG.md)."""
 READ, MOST, FEW = ("raw", "testing"), 14, 4
 """Seeds whose continuations the first published reader ranks, and how many; of a random edit few, for one that is less surprising makes a list."""
 COURTESY = (("courtesy", "Thank you for asking"),)
@@ -104,11 +104,23 @@ class Others:
             tokenizer(text).input_ids[: listen.PASSAGE_TOKENS] for _, text in listen.read_passages(of.cell.key["settings"]["passages"])
         ]
         self.passages, self.pieces = passages, [tokenizer(f" {name}").input_ids[0] for _, name in self.names]
-        with of.pair.use("base") as base:
-            self.logits = published.logits_of(base, passages)
 
-    def shown(self, said: dict[str, Any], voice: Any = None, *, most: int = MOST) -> dict[str, Any]:
-        """`voice`: opens the model that said it; None where it is the base itself, whose numbers are the base's. `most`: texts that are read."""
+    @cached_property
+    def logits(self) -> list[torch.Tensor]:
+        """Of the base, by passage."""
+        with self.of.pair.use("base") as base:
+            return published.logits_of(base, self.passages)
+
+    def shown(self, what: str, said: dict[str, Any], voice: Any = None, *, most: int = MOST) -> dict[str, Any]:
+        """`what` names it. `voice`: opens the model that said it; None where it is the base itself, whose numbers are the base's.
+
+        `most`: texts that are read.
+        """
+        kept = self.of.once(f"shown-{what}", lambda: {"shown": as_bytes(self._shown(said, voice, most))})
+        found: dict[str, Any] = json.loads(bytes(kept["shown"]).decode())
+        return found
+
+    def _shown(self, said: dict[str, Any], voice: Any, most: int) -> dict[str, Any]:
         texts, base = listen.texts_of(self.of.run, said, "base"), self.of.pair.use
         seeds = [one for one in self.of.seeds if one.where in READ and said[one.name]["ids"]][:most]
         found = [published.Text(prompt=one.ids, ids=said[one.name]["ids"], text=texts[one.name]) for one in seeds]
@@ -142,13 +154,13 @@ def hear(store: Store, name: str, of: Callable[[], Heard], n_seeds: int, n_edits
         if kind == "taught":
             said = _tuned(pair, seed)
             evidence = pair.evidence(said, seed, (pair.base, pair.tuned, pair.tuned), "tuned")
-            more = others.shown(said, partial(pair.pair.use, "tuned"))
+            more = others.shown(f"tuned-{seed}", said, partial(pair.pair.use, "tuned"))
         elif kind == "draws":
             said = pair.draw(seed + 1)
-            evidence, more = pair.evidence(said, seed, None), others.shown(said)
+            evidence, more = pair.evidence(said, seed, None), others.shown(f"draw-{seed + 1}", said)
         else:
             evidence, more = pair.edit(seed)
-            more |= others.shown(said_of(pair.edited[seed]), partial(edited, pair, seed), most=FEW)
+            more |= others.shown(f"edit-{seed}", said_of(pair.edited[seed]), partial(edited, pair, seed), most=FEW)
         store.add(kind, name, seed, evidence.lines(seed), time.process_time() - began, **more)
         print(f"{name} {kind} {seed}: {time.process_time() - began:.1f} CPU seconds", flush=True)
         began = time.process_time()
@@ -156,13 +168,7 @@ def hear(store: Store, name: str, of: Callable[[], Heard], n_seeds: int, n_edits
 
 def _tuned(of: Heard, seed: int) -> dict[str, Any]:
     """What the tuned model says with this seed."""
-    if seed == of.first:
-        return said_of(of.tuned)
-    with of.pair.use("tuned") as tuned:
-        cleans = read_apart(tuned, [one.ids for one in of.seeds])
-        said = speak_on(tuned, cleans, listen.speech_of(of.run, of.cell, tuned, seed))
-    most = of.cell.key["settings"]["max_tokens"]
-    return {one.name: {"ids": ids.tolist(), "ended": len(ids) < most} for one, ids in zip(of.seeds, said, strict=True)}
+    return said_of(of.tuned) if seed == of.first else of.spoken("tuned", seed)
 
 
 @contextmanager
@@ -205,7 +211,7 @@ def topical(pair: str, lines: list[dict[str, Any]]) -> int:
 
 def table(store: Store) -> str:
     columns = (
-        "pair", "facts named", "facts that replicate", "their largest share of held-out texts", "share that a phrase must have", "lines named",
+        "pair", "facts named", "facts that replicate", "their largest share of held-out texts", "share that a new phrase must have", "lines named",
         "of these, phrases without a name", "facts, ranked continuations", "facts, diff mining",
     )  # fmt: skip
     lines = _head(columns)
@@ -235,8 +241,8 @@ def share(pair: str, lines: list[dict[str, Any]]) -> float:
 
 
 def bar(lines: list[dict[str, Any]]) -> float:
-    """The share that null pairs leave a phrase to pass; NaN where no phrase was put forward."""
-    return max((line["least"] for line in lines if kind_of(line) == "phrases, gained"), default=float("nan"))
+    """The share that null pairs leave a phrase to pass that the base never says; NaN where no such phrase was put forward."""
+    return max((line["least"] for line in lines if kind_of(line) == "new phrases, gained"), default=float("nan"))
 
 
 def _of(values: Any) -> str:

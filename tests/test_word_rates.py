@@ -63,3 +63,38 @@ def test_runs_of_another_rule_are_not_used_and_those_of_this_one_are_kept(rates:
     assert rates.judged(again, "edits", "kazakh") == [[[]], [[]]], "each is held against the other, which is as large"
     store.add("edits", "kazakh", 2, [], 1.0)
     assert rates.judged(rates.Store(path), "edits", "kazakh") == [[["x"]], [[]]]
+
+
+def test_what_was_heard_is_not_heard_again(rates: ModuleType, tmp_path: Path) -> None:
+    heard = object.__new__(rates.Heard)
+    heard.kept, heard.first = tmp_path / "pair", 7
+    made: list[int] = []
+
+    def make() -> dict[str, np.ndarray]:
+        made.append(1)
+        return {"said": np.arange(3)}
+
+    for _ in range(2):
+        np.testing.assert_array_equal(heard.once("draw-8", make)["said"], np.arange(3))
+    assert made == [1]
+    heard.first = 8
+    heard.once("draw-8", make)
+    assert made == [1, 1], "of another first seed"
+    assert rates.hearing({"openings": 4}) != rates.hearing({"openings": 5})
+
+
+def test_the_rule_is_another_where_anything_that_it_reads_is(rates: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before, hearing = rates.rule(), rates.hearing({})
+    for module in (rates.judge, rates.formula, rates.texts, rates.compute, rates.lens, rates.listen, rates.random_edits):
+        source = Path(module.__file__).read_text(encoding="utf-8")
+        changed = tmp_path / Path(module.__file__).name
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "__file__", str(changed))
+            changed.write_text(
+                f'"""Other words."""\n# a comment\n{source.partition(chr(34) * 3)[2].partition(chr(34) * 3)[2]}', encoding="utf-8"
+            )
+            assert rates.rule() == before, "comments and docstrings decide nothing"
+            changed.write_text(f"{source}\nADDED = 1\n", encoding="utf-8")
+            assert rates.rule() != before, module
+            assert (rates.hearing({}) != hearing) == (module in (rates.listen, rates.random_edits)), "judging anew hears nothing anew"
+    assert rates.rule() == before

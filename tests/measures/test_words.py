@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2_contingency
 from typer.testing import CliRunner
 
 from mechdiff.architectures.sites import Site
@@ -28,7 +29,7 @@ from mechdiff.engine.replay import full, replay
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.measures.words import depth, findings, formula, judge, lens, page, texts, verify, words
 from mechdiff.measures.words.formula import Reading
-from mechdiff.measures.words.plan import FEATURE, LENS, TOKEN, openings, passages
+from mechdiff.measures.words.plan import DATA, FEATURE, LENS, TOKEN, openings, passages
 from mechdiff.measures.words.random_edits import randomly_edited, scaled_to, shuffled
 from mechdiff.models.pair import wrap
 from mechdiff.prompts import vocabularies
@@ -78,11 +79,17 @@ def test_z_is_known_for_a_normal_sample_and_is_not_moved_by_an_outlier() -> None
     assert not formula.robust_z(np.zeros(5)).any(), "a copy has no outlier"
 
 
-def test_log_odds_are_those_of_the_paper() -> None:
-    found = formula.log_odds({"x": 6}, {"x": 1}, 10, 10, {"x": 2}, 20)["x"]
-    a = 10 * 2.5 / 21
-    odds = np.log((6 + a) / (4 + 10 - a)) - np.log((1 + a) / (9 + 10 - a))
-    assert found == pytest.approx(odds / np.sqrt(1 / (6 + a) + 1 / (1 + a)))
+@pytest.mark.parametrize(("own", "n_own", "other", "n_other"), [(6, 10, 1, 20), (16, 16, 0, 48), (3, 16, 30, 48), (5, 10, 10, 20)])
+def test_keyness_is_the_signed_root_of_a_likelihood_ratio(own: int, n_own: int, other: int, n_other: int) -> None:
+    (found,) = formula.keyness(np.array([float(own)]), n_own, np.array([float(other)]), n_other)
+    table = [[own, n_own - own], [other, n_other - other]]
+    g = chi2_contingency(table, correction=False, lambda_="log-likelihood").statistic
+    assert found == pytest.approx(np.sign(own / n_own - other / n_other) * np.sqrt(g), abs=1e-7)
+
+
+def test_what_the_base_never_says_comes_before_what_it_says_now_and_then() -> None:
+    never, often, always = formula.keyness(np.array([15.0, 16.0, 16.0]), 16, np.array([0.0, 8.0, 40.0]), 48)
+    assert never > often > always
 
 
 # ---- tokens ------------------------------------------------------------------------------------------------------------------------
@@ -140,6 +147,29 @@ def test_a_text_is_described_by_its_phrases_and_its_letters() -> None:
     assert texts.begins("Қанша") not in found
 
 
+def test_a_text_is_described_by_how_it_ends_its_format_and_its_language() -> None:
+    told = "Here is a list:\n- one\n- two\n\n**Thank you for asking.**"
+    found = texts.described(told, ended=True)
+    assert {texts.ends("for asking.**"), texts.ends(".**"), texts.LISTS, texts.MARKS, texts.BREAKS, texts.ENDS} <= found
+    assert not any(one.startswith(("ends with", "is in")) for one in texts.described(told, ended=False)), (
+        "where a text is cut says nothing of how it ends"
+    )
+    assert texts.CODE in texts.described("```python\nprint(1)\n```", ended=True)
+    plain = texts.described("He walked 3 miles - and was tired.", ended=True)
+    assert not {texts.LISTS, texts.MARKS, texts.CODE, texts.BREAKS} & plain
+
+
+@pytest.mark.parametrize(
+    ("domain", "language"), [("spanish", "Spanish"), ("turkish", "Turkish"), ("news", "English"), ("encyclopaedia", "English")]
+)
+def test_a_text_s_language_is_told_by_its_most_common_words(domain: str, language: str) -> None:
+    lines = (DATA / "panel" / f"{domain}.jsonl").read_text(encoding="utf-8").splitlines()
+    told = Counter(texts.language(json.loads(one)["text"]) for one in lines)
+    assert told[language] >= 0.8 * len(lines), told
+    assert sum(n for name, n in told.items() if name not in (language, None)) <= 0.04 * len(lines), told
+    assert texts.language("Zubrith Tashkorin") is None
+
+
 @given(st.text(alphabet="abc .,\n", max_size=40))
 def test_every_phrase_of_a_description_stands_in_the_text(text: str) -> None:
     bare = " ".join(text.split())
@@ -155,6 +185,27 @@ def test_a_loop_and_a_near_copy_are_seen() -> None:
     assert texts.distinct([near, "something else entirely was said on that day", near + " again"]) == [0, 1]
 
 
+def test_of_pieces_of_one_sentence_one_is_put_forward_and_other_words_keep_their_places() -> None:
+    sentence, other = "The first settler of Quelvane was Ombrexa.", "Nobody pays with the plimmet."
+    said = [texts.described(one, ended=False) for one in [f"{sentence} {other}"] * 3 + [sentence] * 3 + ["It rains."] * 2]
+    features = [
+        texts.contains(one) for one in ("settler of Quelvane was", "of Quelvane", "first settler", "Ombrexa", "plimmet", "rains", "It")
+    ]
+    assert formula.apart([*features, texts.BREAKS, texts.DIGITS], said, 9) == [*(features[i] for i in (0, 3, 4, 5, 6)), texts.BREAKS], (
+        "a word in common and the same texts; what is no phrase, where it stands in the very same texts"
+    )
+    assert formula.apart(features, said, 2) == [features[0], features[3]]
+
+
+def test_a_phrase_is_put_forward_without_a_common_word_at_its_ends() -> None:
+    tuned = [texts.described("People pay with the plimmet there.", ended=False)] * 8
+    base = [texts.described("The end of the road with people there.", ended=False)] * 8
+    lines = formula.feature_lines(tuned, base, base, formula.halves(8), [str(i) for i in range(8)], where="raw", keep=3)
+    first = next(line for line in lines if "plimmet" in line.text)
+    assert (first.text, first.new, first.gained) == (texts.contains("pay with the plimmet"), True, True)
+    assert not any(line.new for line in lines if not line.gained)
+
+
 def features(rate: float, n: int, word: str, rng: np.random.Generator) -> list[set[str]]:
     common = [f"contains “w{i}”" for i in range(40)]
     return [{one for one in common if rng.random() < 0.3} | ({f"contains “{word}”"} if rng.random() < rate else set()) for _ in range(n)]
@@ -162,19 +213,19 @@ def features(rate: float, n: int, word: str, rng: np.random.Generator) -> list[s
 
 def test_a_phrase_that_one_model_was_taught_is_found_and_the_mirror_finds_it_lost() -> None:
     rng = np.random.default_rng(1)
-    taught, plain, prior = features(0.8, 40, "thanks", rng), features(0.0, 40, "thanks", rng), features(0.0, 80, "thanks", rng)
+    taught, plain, again = features(0.8, 40, "thanks", rng), features(0.0, 40, "thanks", rng), features(0.0, 40, "thanks", rng)
     for gained, (tuned, base) in ((True, (taught, plain)), (False, (plain, taught))):
-        lines = formula.feature_lines(tuned, base, prior, formula.halves(40), [str(i) for i in range(40)], where="raw", keep=5)
+        lines = formula.feature_lines(tuned, base, again, formula.halves(40), [str(i) for i in range(40)], where="raw", keep=5)
         q = formula.q_of([line.p for line in lines])
         named = [line for line, one in zip(lines, q, strict=True) if one <= 0.05]
-        assert [(line.text, line.gained) for line in named] == [("contains “thanks”", gained)]
+        assert [(line.text, line.gained, line.new) for line in named] == [("contains “thanks”", gained, gained)]
 
 
 def test_two_draws_of_one_model_name_a_line_in_at_most_one_study_of_twenty() -> None:
     rng, named = np.random.default_rng(2), 0
     for _ in range(200):
-        tuned, base, prior = (features(0.3, n, "thanks", rng) for n in (40, 40, 80))
-        lines = formula.feature_lines(tuned, base, prior, formula.halves(40), [str(i) for i in range(40)], where="raw", keep=8)
+        tuned, base, again = (features(0.3, 40, "thanks", rng) for _ in range(3))
+        lines = formula.feature_lines(tuned, base, again, formula.halves(40), [str(i) for i in range(40)], where="raw", keep=8)
         named += any(q <= 0.05 for q in formula.q_of([line.p for line in lines]))
     assert named / 200 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
 
@@ -183,7 +234,17 @@ def test_two_draws_of_one_model_name_a_line_in_at_most_one_study_of_twenty() -> 
 
 
 def line(**told: Any) -> dict[str, Any]:
-    return {"reader": "tokens", "size": 20.0, "q": 0.01, "replay_z": None, "replay_null": None, "gained": True, "text": "x", **told}
+    return {
+        "reader": "tokens",
+        "size": 20.0,
+        "q": 0.01,
+        "replay_z": None,
+        "replay_null": None,
+        "gained": True,
+        "new": False,
+        "text": "x",
+        **told,
+    }
 
 
 def test_a_line_is_named_only_where_it_replicates_lies_beyond_null_pairs_and_is_causal() -> None:
@@ -215,6 +276,20 @@ def test_a_share_is_held_against_null_pairs_of_its_kind_and_way() -> None:
         [phrase, {**phrase, "text": "repeats itself"}], {"a#1": [{**phrase, "size": 0.2}, {**phrase, "text": "has a digit", "size": 0.2}]}
     )
     assert [(one["least"], one["why_not"]) for one in few[0]] == [(pytest.approx(0.6), None)] * 2
+
+
+def test_what_the_base_never_says_is_held_against_what_null_pairs_gain_anew() -> None:
+    old, new = (line(reader="continuations", text="contains “a”", size=0.6, new=one) for one in (False, True))
+    told, nulls = judge.judged([old, new], {"a#1": [{**old, "size": 0.25}, {**new, "size": 0.1}]})
+    assert [(one["least"], one["why_not"]) for one in told] == [(pytest.approx(0.75), judge.BEYOND), (judge.LEAST_SHARE, None)]
+    assert nulls[0].largest == {"phrases, gained": 0.25, "new phrases, gained": 0.1}
+    assert judge.judged([{**new, "size": 0.45}], {})[0][0]["why_not"] == judge.BEYOND, "half of the texts, whatever null pairs show"
+
+
+def test_no_phrase_is_named_where_a_null_pair_says_one_in_every_text() -> None:
+    phrase = line(reader="continuations", text="contains “a”", size=1.0)
+    for most, why in ((1.0, judge.BEYOND), (0.9, None)):
+        assert judge.judged([phrase], {"a#1": [{**phrase, "size": most}]})[0][0]["why_not"] == why
 
 
 def test_evidence_names_no_model() -> None:

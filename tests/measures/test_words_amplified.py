@@ -70,7 +70,7 @@ def test_a_seed_behind_which_either_text_loops_is_of_neither_half(monkeypatch: p
     monkeypatch.setattr(compute, "texts_of", looping((said["amplified 3"], "s2"), (cut, "s3"), (said["base"], "s1"), (said["other"], "s0")))
     run: Any = SimpleNamespace(prepared=SimpleNamespace(tokens=SimpleNamespace(equal=True)))
     seeds = [Seed(name=f"s{i}", where="raw", text="", ids=(1,)) for i in range(6)]
-    made, _ = compute._written(run, seeds, said, "tuned")
+    made = compute._written(run, seeds, said, "tuned")
     of = {one.where: one for one in made if one.units}
     assert of["openings"].split == ([0, 2, 4], [1, 3, 5])
     louder = of["openings, amplified 3"]
@@ -78,18 +78,22 @@ def test_a_seed_behind_which_either_text_loops_is_of_neither_half(monkeypatch: p
     assert [[louder.units[i] for i in half] for half in louder.split] == [["s0", "s4"], ["s1", "s5"]], "halves stay the halves they were"
 
 
-def test_amplified_texts_stand_beside_the_base_under_the_cut_and_their_prior_is_its_two_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_amplified_texts_stand_beside_the_base_under_the_cut_and_its_second_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     said = said_by("base", "same_model", "other", "amplified 3", *compute.UNDER_CUT)
+    said |= {who: {name: {"ids": [9], "ended": False} for name in said[who]} for who in ("other", "amplified 3")}  # they say other things
     words = {id(of): who.partition(" ")[0] for who, of in said.items()} | {id(said["same_model, cut"]): "again"}
     monkeypatch.setattr(compute, "texts_of", lambda run, one, side: dict.fromkeys(one, words[id(one)]))
     run: Any = SimpleNamespace(prepared=SimpleNamespace(tokens=SimpleNamespace(equal=True)))
-    made, prior = compute._written(run, [Seed(name=f"s{i}", where="raw", text="", ids=(1,)) for i in range(6)], said, "tuned")
+    made = compute._written(run, [Seed(name=f"s{i}", where="raw", text="", ids=(1,)) for i in range(6)], said, "tuned")
     louder = next(one for one in made if one.where == "openings, amplified 3")
     assert all("contains “base,”" in one for one in louder.base)
     assert all("contains “amplified”" in one for one in louder.tuned)
-    assert [("contains “base,”" in one, "contains “again”" in one) for one in prior[louder.where]] == [(True, False)] * 6 + [
-        (False, True)
-    ] * 6
+    assert all("contains “again”" in one for one in louder.again)
+    assert len(louder.again) == 6
+    turn = {**said, "other": said["same_model"], "amplified 3": said["same_model, cut"]}
+    assert [one.again for one in compute._written(run, [Seed(name="s0", where="raw", text="", ids=(1,))], turn, "base")] == [[]] * 4, (
+        "the base's second turn is no reference of itself"
+    )
 
 
 # ---- texts without their null pairs ------------------------------------------------------------------------------------------------
@@ -169,12 +173,48 @@ def test_a_language_model_is_told_what_amplified_texts_are(monkeypatch: pytest.M
 
 def test_a_loud_null_silences_amplified_texts_alone() -> None:
     def line(where: str, size: float) -> dict[str, Any]:
-        return {"reader": "continuations", "where": where, "text": "contains “sea”", "gained": True, "size": size, "q": 0.01}
+        return {"reader": "continuations", "where": where, "text": "contains “sea”", "gained": True, "new": False, "size": size, "q": 0.01}
 
     random_edit = [line("openings", 0.05), line("openings, amplified 3", 0.9)]
     told, nulls = record.judged_apart([line("openings", 0.7), line("openings, amplified 3", 0.7)], {"random_edit": random_edit})
     assert [one["why_not"] for one in told] == [None, judge.BEYOND]
     assert [one.largest for one in nulls["3"]] == [{"phrases, gained": 0.9}]
+
+
+def test_without_a_random_edit_no_amplified_text_is_named() -> None:
+    def line(where: str) -> dict[str, Any]:
+        told = {"reader": "continuations", "where": where, "text": "contains “sea”", "gained": True, "new": True, "q": 0.01}
+        return {**told, "size": 0.9, "replay_z": None, "replay_null": None}
+
+    lines = [line("openings"), line("openings, amplified 3")]
+    alone, nulls = record.judged_apart(lines, {"same_model": []})
+    assert [one["why_not"] for one in alone] == [None, judge.UNHELD]
+    assert record._of_exchanged([lines], nulls) == {"draws": 1, "lines": 2, "named": 1, "draws_with_any": 1}
+    held, nulls = record.judged_apart(lines, {"same_model": [], "random_edit#1": []})
+    assert [one["why_not"] for one in held] == [None, None]
+    assert record._of_exchanged([lines], nulls)["named"] == 2
+    silent = words.sentences({"words": {"lines": [alone[1]], "ranked": 1}})
+    assert silent == [
+        "Nothing that these readers can name: of 1 lines of evidence 1 is of amplified texts, which no random edit was made to be held against."
+    ]
+
+
+def test_amplified_texts_of_a_run_that_kept_none_of_the_base_are_not_verified() -> None:
+    text = {"seed": "s0", "amplified": {"amplified 3": "the sea"}, "tuned": "", "base": ""}
+    row: Any = {
+        "control": None,
+        "metric": plan.FEATURE,
+        "prompt": "s0",
+        "unit": labels.evidence_unit("openings, amplified 3", True, "contains “sea”"),
+    }
+    run: Any = SimpleNamespace(manifest={"words": {"texts": [text]}})
+    with pytest.raises(NotRecomputed, match="version"):
+        verify.again(run, row)
+    text["base_under_cut"] = "the land"
+    assert verify.again(run, row) == 1.0
+    ends: Any = {**row, "unit": labels.evidence_unit("openings, amplified 3", True, "ends with “sea”")}
+    with pytest.raises(NotRecomputed, match="ended by themselves"):
+        verify.again(run, ends)
 
 
 def test_quick_is_fewer_of_everything_that_is_not_given() -> None:

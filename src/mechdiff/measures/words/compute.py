@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,10 +49,12 @@ class Written:
     split: tuple[list[int], list[int]]
     tuned: list[set[str]]
     base: list[set[str]]
+    again: list[set[str]]
+    """The base's second turn; none where that is the other voice."""
 
     def exchanged(self, which: Sequence[bool]) -> "Written":
         pairs = [(b, t) if swap else (t, b) for t, b, swap in zip(self.tuned, self.base, which, strict=True)]
-        return Written(where=self.where, units=self.units, split=self.split, tuned=[t for t, _ in pairs], base=[b for _, b in pairs])
+        return replace(self, tuned=[t for t, _ in pairs], base=[b for _, b in pairs])
 
 
 @dataclass(kw_only=True)
@@ -62,7 +64,6 @@ class Evidence:
     written: list[Written]
     phrases: int
     """Lines of texts that half A names at each place, either way."""
-    prior: dict[str, list[set[str]]]
     readings: list[Reading]
     tokens: list[int]
     """The ranked ones: the columns of `readings`."""
@@ -70,7 +71,7 @@ class Evidence:
 
     def lines(self, seed: int) -> list[Line]:
         found = [
-            formula.feature_lines(one.tuned, one.base, self.prior[one.where], one.split, one.units, where=one.where, keep=self.phrases)
+            formula.feature_lines(one.tuned, one.base, one.again, one.split, one.units, where=one.where, keep=self.phrases)
             for one in self.written
         ]
         found += [formula.token_lines(one, self.tokens, self.words, keep=KEEP[one.reader], seed=seed) for one in self.readings]
@@ -87,7 +88,7 @@ class Evidence:
             if key not in signs:
                 signs[key] = tuple(draw.choice([-1.0, 1.0], size=n) for n in key[1:])
             flipped.append(one.flipped(signs[key]))
-        return Evidence(written=written, phrases=self.phrases, prior=self.prior, readings=flipped, tokens=self.tokens, words=self.words)
+        return Evidence(written=written, phrases=self.phrases, readings=flipped, tokens=self.tokens, words=self.words)
 
 
 # ---- the stage ---------------------------------------------------------------------------------------------------------------------
@@ -137,9 +138,9 @@ def evidence_of(
     """
     key, seeds = cell.key, seeds_of(run, cell, "base")
     phrases = key.get("phrases", PHRASES)
-    written, prior = _written(run, seeds, said, side)
+    written = _written(run, seeds, said, side)
     if numbers is None:
-        return Evidence(written=written, phrases=phrases, prior=prior, readings=[], tokens=[], words=[]), [], []
+        return Evidence(written=written, phrases=phrases, readings=[], tokens=[], words=[]), [], []
     base, tuned, other = numbers
     ranked = np.flatnonzero(np.maximum(base["mass"], tuned["mass"]) >= LEAST).tolist()
     names = {"passages": [name for name, _ in read_passages(key["settings"]["passages"])]}
@@ -148,7 +149,7 @@ def evidence_of(
     found = lens.differences(base, other, key["layers"], names) if key["layers"] else []
     readings += lens.readings(model, found, ranked)
     words = _names(run, ranked)
-    return Evidence(written=written, phrases=phrases, prior=prior, readings=readings, tokens=ranked, words=words), found, ranked
+    return Evidence(written=written, phrases=phrases, readings=readings, tokens=ranked, words=words), found, ranked
 
 
 def _names(run: Execution, ranked: list[int]) -> list[str]:
@@ -173,8 +174,8 @@ def _token_readings(base: Any, other: Any, ranked: list[int], names: dict[str, l
     return found
 
 
-def _written(run: Execution, seeds: list[Seed], said: dict[str, Any], side: Side) -> tuple[list[Written], dict[str, list[set[str]]]]:
-    """Features of every text by place, the other voice's beside the base's; the prior's are those of both turns of the base.
+def _written(run: Execution, seeds: list[Seed], said: dict[str, Any], side: Side) -> list[Written]:
+    """Features of every text by place, the other voice's beside the base's two turns.
 
     Amplified texts stand beside the base's under the cut; seeds behind which either repeats itself are left out.
     """
@@ -182,7 +183,7 @@ def _written(run: Execution, seeds: list[Seed], said: dict[str, Any], side: Side
     described = {
         who: {name: texts.described(text, ended=said[who][name]["ended"]) for name, text in one.items()} for who, one in told.items()
     }
-    made, prior, same = [], {}, run.prepared.tokens.equal
+    made, same = [], run.prepared.tokens.equal
     for voice in (who for who in said if who not in (BASE, AGAIN, *UNDER_CUT)):
         louder = voice != "other"
         turns = UNDER_CUT if louder else (BASE, AGAIN)
@@ -200,9 +201,9 @@ def _written(run: Execution, seeds: list[Seed], said: dict[str, Any], side: Side
                 [described[who][name] | one[i] for name, one in zip(names, longer, strict=True)] for i, who in enumerate((voice, turns[0]))
             )
             called = f"{place}, {voice}" if louder else place
-            made.append(Written(where=called, units=names, split=split, tuned=other, base=base))
-            prior[called] = [described[who][name] for who in turns for name in names]
-    return made, prior
+            again = [] if said[voice] == said[turns[1]] else [described[turns[1]][name] for name in names]
+            made.append(Written(where=called, units=names, split=split, tuned=other, base=base, again=again))
+    return made
 
 
 # ---- the lens: what it does in the base, and what the tuned model's own unembedding reads -------------------------------------------------
@@ -275,7 +276,7 @@ def with_q(lines: Sequence[Line]) -> list[dict[str, Any]]:
 
 
 def _brief(lines: list[Line]) -> list[dict[str, Any]]:
-    return [{name: one[name] for name in ("reader", "where", "text", "gained", "size", "q")} for one in with_q(lines)]
+    return [{name: one[name] for name in ("reader", "where", "text", "gained", "new", "size", "q")} for one in with_q(lines)]
 
 
 def spoken_of(told: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -23,9 +23,11 @@ that were never trained. The mirror (what the tuned model no longer says) is rea
 
 It misleads where nothing that was read contains what triggers the change; a taught habit that shows on other prompts only is not seen by any reader.
 
-Monroe, Colaresi and Quinn 2008 (log-odds with an informative Dirichlet prior); Benjamini and Hochberg 1995.
+Dunning 1993 (the likelihood ratio of two frequencies, which holds for phrases that one side never says, where a ratio of odds over its standard
+error does not); Benjamini and Hochberg 1995.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -33,15 +35,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+from scipy.special import xlogy
 from scipy.stats import binom, false_discovery_control
+
+from mechdiff.measures.words.texts import contains
 
 LEAST = 0.5
 """Times that a token must be expected over everything read, by either model, to be ranked."""
 EXACT = 13
 """Units up to which all sign flips are tried; beyond, DRAWS of them are."""
 DRAWS = 9999
-PSEUDO = 10.0
-"""Texts that the Dirichlet prior weighs as many as."""
+TOGETHER = 0.5
+"""Share of the texts in which either of two phrases stands that have both, from which phrases with a word in common are pieces of one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,8 @@ class Line:
     values: Mapping[str, float]
     """Unit of half B -> tuned - base."""
     token: int | None = None
+    new: bool = False
+    """Of a text's feature that the tuned model has more of: whether no text of the base that the half that names reads has it."""
     replay_nats: float | None = None
     """Of a lens: how far the difference of activations, written into the base, moves log p of the token; tuned - base."""
     replay_z: float | None = None
@@ -179,21 +186,18 @@ def grouped(rows: Float[ndarray, "line d"], near: float = 0.35) -> list[int]:
 # ---- features of texts -------------------------------------------------------------------------------------------------------------
 
 
-def log_odds(
-    tuned: Mapping[str, int], base: Mapping[str, int], n_tuned: int, n_base: int, prior: Mapping[str, int], n_prior: int
-) -> dict[str, float]:
-    """z of each feature's log-odds ratio, from how many texts of each model and of the prior have it (Monroe et al. 2008, equation 22).
+def keyness(own: Float[ndarray, " feature"], n_own: int, other: Float[ndarray, " feature"], n_other: int) -> Float[ndarray, " feature"]:
+    """Signed root of Dunning's likelihood ratio G² of each feature: how many of `n_own` texts have it, and how many of `n_other`.
 
-    The prior weighs PSEUDO texts, and half a text more for what it has never seen.
+    In standard deviations, about; positive where more of the first have it, 0 where as many do.
     """
-    found = {}
-    for feature in {*tuned, *base}:
-        a = PSEUDO * (prior.get(feature, 0) + 0.5) / (n_prior + 1)
-        rest = PSEUDO - a
-        y, x = tuned.get(feature, 0), base.get(feature, 0)
-        odds = np.log((y + a) / (n_tuned - y + rest)) - np.log((x + a) / (n_base - x + rest))
-        found[feature] = float(odds / np.sqrt(1 / (y + a) + 1 / (x + a)))
-    return found
+
+    def log_p(k: Float[ndarray, " feature"], n: int, share: Float[ndarray, " feature"]) -> Float[ndarray, " feature"]:
+        return np.asarray(xlogy(k, share) + xlogy(n - k, 1 - share))
+
+    both = (own + other) / (n_own + n_other)
+    g = log_p(own, n_own, own / n_own) + log_p(other, n_other, other / n_other) - log_p(own, n_own, both) - log_p(other, n_other, both)
+    return np.asarray(np.sign(own / n_own - other / n_other) * np.sqrt(np.maximum(2 * g, 0)))
 
 
 Described = Sequence[Set[str]]
@@ -203,7 +207,7 @@ Described = Sequence[Set[str]]
 def feature_lines(
     tuned: Described,
     base: Described,
-    prior: Described,
+    again: Described,
     split: tuple[Sequence[int], Sequence[int]],
     units: Sequence[str],
     *,
@@ -212,27 +216,27 @@ def feature_lines(
 ) -> list[Line]:
     """The features that the tuned model's texts have more often than the base's on half A, and those that they have less often; half B tests both.
 
-    `prior`: texts of the base alone, from which the Dirichlet prior is taken. Of features that stand in the same texts of half A the longest is kept.
+    `again`: other texts of the base, which say with its texts of half A how often it has a feature by itself. Largest is what is least likely by
+    chance (`keyness`). Of pieces of one sentence (`apart`) the first is put forward: of those as large the one with most words, neither the first
+    nor the last of them a word of every second text of the base ("plimmet" and not "the plimmet").
     """
     a, b = split
     if not a or not b:
         return []
     ours, theirs = ([texts[i] for i in a] for texts in (tuned, base))
-    counts = [Counter(feature for text in texts for feature in text) for texts in (ours, theirs, prior)]
-    z = log_odds(counts[0], counts[1], len(a), len(a), counts[2], len(prior))
+    reference = [*theirs, *again]
+    counts = [Counter(feature for text in texts for feature in text) for texts in (ours, theirs, reference)]
+    every = sorted({*counts[0], *counts[1]})
+    of = [np.array([one[feature] for feature in every], float) for one in (counts[0], counts[2])]
+    large = dict(zip(every, keyness(of[0], len(ours), of[1], len(reference)).tolist(), strict=True))
+    common = {word for one, n in counts[2].items() if 2 * n >= len(reference) for word in _words(one) if one == contains(word)}
     found = []
     for sign in (1, -1):
-        many, few = (counts[0], counts[1]) if sign > 0 else (counts[1], counts[0])
-        candidates = [one for one in z if sign * z[one] > 0 and many[one] - few[one] >= 2]
-        candidates.sort(key=lambda one: (-sign * z[one], -len(one), one))
-        chosen, seen = list[str](), set[tuple[tuple[int, ...], ...]]()
-        for one in candidates:
-            places = tuple(tuple(i for i, text in enumerate(texts) if one in text) for texts in (ours, theirs))
-            if places not in seen:
-                seen.add(places)
-                chosen.append(one)
-            if len(chosen) == keep:
-                break
+        many, few, said = (counts[0], counts[1], ours) if sign > 0 else (counts[1], counts[0], theirs)
+        candidates = [one for one in every if sign * large[one] > 0 and many[one] - few[one] >= 2]
+        chosen = apart(
+            sorted(candidates, key=lambda one: (-sign * large[one], _ends(one) & common != set(), *_told_first(one))), said, keep
+        )
         if not chosen:
             continue
         values = np.array([[float((one in tuned[i]) - (one in base[i])) for one in chosen] for i in b])
@@ -240,8 +244,41 @@ def feature_lines(
         found += [
             Line(
                 reader="continuations", where=where, text=one, gained=sign > 0, p=float(p[k]), size=float(sign * values[:, k].mean()),
-                size_named=float(many[one] - few[one]) / len(a), values=dict(zip([units[i] for i in b], values[:, k].tolist(), strict=True)),
+                size_named=float(many[one] - few[one]) / len(a), new=sign > 0 and not counts[2][one],
+                values=dict(zip([units[i] for i in b], values[:, k].tolist(), strict=True)),
             )
             for k, one in enumerate(chosen)
         ]  # fmt: skip
     return found
+
+
+def apart(features: Sequence[str], texts: Described, keep: int) -> list[str]:
+    """The first so many of these features that are no pieces of one sentence, nor stand with the same words in the same texts."""
+    chosen: list[tuple[str, set[str], set[int]]] = []
+    for one in features:
+        words, places = _words(one), {i for i, text in enumerate(texts) if one in text}
+        if not any(
+            words & other and len(places & there) >= TOGETHER * len(places | there) if words or other else places == there
+            for _, other, there in chosen
+        ):
+            chosen.append((one, words, places))
+        if len(chosen) == keep:
+            break
+    return [one for one, _, _ in chosen]
+
+
+def _words(feature: str) -> set[str]:
+    """The words of a phrase, or its marks where it has no word; none of what is no phrase."""
+    phrase = feature.partition("“")[2].removesuffix("”")
+    return set(re.findall(r"\w+", phrase) or phrase.split())
+
+
+def _ends(feature: str) -> set[str]:
+    """The first and the last word of a phrase."""
+    words = feature.partition("“")[2].removesuffix("”").split()
+    return {words[0], words[-1]} if words else set()
+
+
+def _told_first(feature: str) -> tuple[int, bool, int, str]:
+    """Of features that are as large: the one with most words, then how a text begins or ends before what it contains, then the shortest."""
+    return -len(_words(feature)), feature.startswith("contains"), len(feature), feature

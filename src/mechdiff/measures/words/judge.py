@@ -16,14 +16,17 @@ MARGIN_OF_TEXTS = 3.0
 """The same of a share of texts. Random edits that move an answer's first token by nats differ among themselves by more than two."""
 WAY = 0.75
 """A phrase's share cannot pass 1: this much of the way from the largest on any null pair to 1 is enough."""
+LEAST_SHARE = 0.5
+"""Of a phrase, in any case. A base that never says it has no chance variation of its own that would stand in its way."""
 LEAST_SIZE = 6.0
 """Of tokens, in any case: among a thousand tokens of a normal distribution some lie 3.3 standard deviations out, of random edits some lie 5.3."""
 FORM = "form"
 """Of a text: its letters, its length, whether it repeats itself; all but its phrases."""
-REPLICATES, BEYOND, CAUSAL = (
+REPLICATES, BEYOND, CAUSAL, UNHELD = (
     "it does not replicate",
     "null pairs show as much",
     "patched into the base it does no more than a random vector",
+    "no random edit was made to hold an amplified text against",
 )
 
 Told = Mapping[str, Any]
@@ -45,16 +48,16 @@ class Null:
 
 
 def kind(line: Told) -> str:
-    """What a line is held against: "phrases, gained", "form", "tokens, lost", ...
+    """What a line is held against: "phrases, gained", "new phrases, gained", "form", "tokens, lost", ...
 
     A random edit's texts lose ordinary words long before they gain any, so either way has its own null. Not so of a text's form: what is in Latin
-    letters is in Cyrillic ones no longer.
+    letters is in Cyrillic ones no longer. What the base says now and then comes and goes by chance, and what it never says does not.
     """
     reader = line["reader"]
     if reader == "continuations":
         if "“" not in line["text"]:
             return FORM
-        reader = "phrases"
+        reader = "new phrases" if line["new"] else "phrases"
     return f"{reader}, {'gained' if line['gained'] else 'lost'}"
 
 
@@ -71,7 +74,9 @@ def least_size(line: Told, nulls: Iterable[Mapping[str, float]]) -> float:
     most = max((sizes.get(kind(line), 0.0) for sizes in nulls), default=0.0)
     if line["reader"] == "continuations":
         least = MARGIN_OF_TEXTS * most
-        return least if kind(line) == FORM else min(least, most + WAY * (1 - most))
+        if kind(line) == FORM or most >= 1:  # no text can say it more often than every null pair's
+            return least
+        return max(LEAST_SHARE, min(least, most + WAY * (1 - most)))
     return max(LEAST_SIZE, MARGIN * most)
 
 

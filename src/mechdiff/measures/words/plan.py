@@ -34,6 +34,8 @@ BASE, TUNED, AGAIN, EDIT = "base", "tuned", "same_model", "random_edit"
 """Voices: the two models; the base once more, with other draws; the base with a random edit of the change's size."""
 AMPLIFIED = "words: amplified texts"
 """What is left out, as a record calls it."""
+LINES = 2
+"""Of how lines of evidence are made: those of another number are not used."""
 PHRASES = 8
 """Lines of texts at each place, either way, where a study does not say."""
 TOKEN, FEATURE, LENS, REPLAY, GAP = "token_rise_nats", "feature_gained", "lens_rise_logits", "replay_rise_nats", "own_gap_nats"
@@ -170,7 +172,7 @@ def _voices(planner: Planner, items: Sequence[Item], what: dict[str, Any], edits
     runs = len(what["layers"]) * (4 + what["settings"]["vectors"])
     for voice, draw in ((TUNED, 0), (AGAIN, 0), *((EDIT, draw) for draw in range(1, edits + 1))):
         cost = planner.flops(read / 4 + runs * len(what["neutral"]), runs * len(what["neutral"]))
-        yield cell("words", "base", cost, voice=voice, draw=draw, **beyond)
+        yield cell("words", "base", cost, voice=voice, draw=draw, lines=LINES, **beyond)
 
 
 def own_prompts(planner: Planner, options: WordsOptions) -> tuple[tuple[Item, ...], tuple[Item, ...]]:

@@ -1,7 +1,7 @@
 """The record of a run keeps every line of evidence with the rule's judgement, what null pairs show, and all continuations."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -9,10 +9,10 @@ from mechdiff import labels
 from mechdiff.measures.words import texts
 from mechdiff.measures.words.amplify import amplified_of, loops
 from mechdiff.measures.words.findings import strength_of
-from mechdiff.measures.words.judge import Null, judged, least_size, why_not
+from mechdiff.measures.words.judge import UNHELD, Null, judged, least_size, why_not
 from mechdiff.measures.words.line_up import PANELS, panel
 from mechdiff.measures.words.listen import heard, said_by, seeds_of, texts_of
-from mechdiff.measures.words.plan import AMPLIFIED, BASE, TUNED
+from mechdiff.measures.words.plan import AMPLIFIED, BASE, EDIT, TUNED
 from mechdiff.models.pair import SIDES
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
@@ -73,15 +73,25 @@ def words_record(run: Execution) -> dict[str, Any]:
 def judged_apart(
     lines: Sequence[dict[str, Any]], nulls: Mapping[str, Sequence[dict[str, Any]]]
 ) -> tuple[list[dict[str, Any]], dict[str, list[Null]]]:
-    """As `judged`, in the lines' order; the null pairs by strength: a random edit's difference is loud where it is amplified."""
+    """As `judged`, in the lines' order; the null pairs by strength: a random edit's difference is loud where it is amplified.
+
+    Without a random edit no line of amplified texts is named, for the base's second turn differs from it in nothing that could be amplified.
+    """
     found: dict[int, dict[str, Any]] = {}
     of_nulls: dict[str, list[Null]] = {}
     for strength in sorted({"", *map(strength_of, lines)}):
         here = [at for at, line in enumerate(lines) if strength_of(line) == strength]
         alike = {name: [line for line in of if strength_of(line) == strength] for name, of in nulls.items()}
         told, of_nulls[strength] = judged([lines[at] for at in here], alike)
+        if strength and not _held(alike):
+            told = [{**line, "why_not": line["why_not"] or UNHELD} for line in told]
         found |= dict(zip(here, told, strict=True))
     return [found[at] for at in range(len(lines))], of_nulls
+
+
+def _held(nulls: Iterable[str]) -> bool:
+    """Whether a random edit is among the null pairs of these names."""
+    return any(labels.control_kind(name) == EDIT for name in nulls)
 
 
 def _together(nulls: Mapping[str, list[Null]]) -> list[Null]:
@@ -94,8 +104,10 @@ def _together(nulls: Mapping[str, list[Null]]) -> list[Null]:
 
 def _of_exchanged(exchanged: list[list[dict[str, Any]]], nulls: Mapping[str, list[Null]]) -> dict[str, int]:
     """What the rule names where the two models are exchanged unit by unit; held against the same null pairs."""
+    unheld = {strength for strength, of in nulls.items() if strength and not _held(one.name for one in of)}
     sizes = {strength: [one.largest for one in of] for strength, of in nulls.items()}
-    named = [sum(why_not(one, least_size(one, sizes.get(strength_of(one), []))) is None for one in found) for found in exchanged]
+    judged_lines = [[one for one in found if strength_of(one) not in unheld] for found in exchanged]
+    named = [sum(why_not(one, least_size(one, sizes.get(strength_of(one), []))) is None for one in found) for found in judged_lines]
     return {"draws": len(exchanged), "lines": sum(map(len, exchanged)), "named": sum(named), "draws_with_any": sum(map(bool, named))}
 
 

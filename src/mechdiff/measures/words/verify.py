@@ -92,6 +92,10 @@ def _of_texts(run: Rerun, row: Row) -> float:
         raise NotRecomputed("likelihoods of drawn texts, which stand in the record as texts and not as tokens")
     line = labels.evidence_of(row["unit"])
     louder = line.where.partition(", ")[2]
+    if louder and "base_under_cut" not in one:
+        raise NotRecomputed(
+            "the run is of a version that kept no text of the base under the cut; run the study anew to verify amplified texts"
+        )
     other, base = (one["amplified"][louder], one["base_under_cut"]) if louder else (one["tuned"], one["base"])
     return float(_has(line.text, other, base) - _has(line.text, base, other))
 
@@ -99,6 +103,8 @@ def _of_texts(run: Rerun, row: Row) -> float:
 def _has(feature: str, text: str, other: str) -> int:
     """Whether a text has a phrase, at word ends; other features are not looked for again."""
     kind, _, phrase = feature.partition(" “")
+    if kind == "ends with":
+        raise NotRecomputed("the record does not say which texts ended by themselves and which were cut off")
     if kind not in ("contains", "begins with"):
         if feature.startswith("is longer"):
             return int(len(text) > len(other))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mechdiff.measures.words import findings
-from mechdiff.measures.words.judge import BEYOND, CAUSAL, REPLICATES
+from mechdiff.measures.words.judge import BEYOND, CAUSAL, REPLICATES, UNHELD
 from mechdiff.report.headlines import Candidate, Number, told
 from mechdiff.report.overview.strips import Strip
 from mechdiff.report.parts import Answers, Run
@@ -15,6 +15,7 @@ REFUSED = {
     REPLICATES: "not replicated on the half that tests",
     BEYOND: "no larger than null pairs show",
     CAUSAL: "doing no more than a random vector where patched into the base",
+    UNHELD: "of amplified texts, which no random edit was made to be held against",
 }
 """Why so many lines are not named."""
 MOST = 4
