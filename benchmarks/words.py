@@ -89,12 +89,12 @@ class Store:
         told = json.loads(path.read_text()) if path.exists() else []
         self.runs = {(one["kind"], one["pair"], one["seed"]): one for one in told if one["rule"] == self.rule}
 
-    def add(self, kind: str, pair: str, seed: int, lines: Sequence[formula.Line], cpu: float, **more: Any) -> None:
+    def add(self, kind: str, pair: str, seed: int, lines: Sequence[formula.Line], **more: Any) -> None:
         told = compute.with_q(lines)
         largest = judge.largest(told)
         kept = [one for one in told if one["q"] <= judge.LEVEL or one["size"] >= largest[judge.kind(one)]]
         self.runs[kind, pair, seed] = {
-            "rule": self.rule, "kind": kind, "pair": pair, "seed": seed, "tested": len(told), "cpu_seconds": round(cpu, 1), **more,
+            "rule": self.rule, "kind": kind, "pair": pair, "seed": seed, "tested": len(told), **more,
             "lines": [[one["reader"], one["text"], one["gained"], one["new"], round(one["size"], 4), round(one["q"], 5)] for one in kept],
         }  # fmt: skip
         lines_of = [json.dumps(one, ensure_ascii=False) for one in self.runs.values()]
@@ -249,7 +249,7 @@ def hear(store: Store, name: str, wanted: dict[str, int]) -> None:
             evidence = heard.evidence(heard.draw(seed + 1), seed, None)
         else:
             evidence, more = heard.edit(seed)
-        store.add(kind, name, seed, evidence.lines(seed), time.process_time() - began, **more)
+        store.add(kind, name, seed, evidence.lines(seed), **more)
         print(f"{name} {kind} {seed}: {time.process_time() - began:.1f} CPU seconds", flush=True)
 
 
@@ -325,8 +325,7 @@ def table(store: Store) -> str:
                 told = f"{share:.3f} ± {error:.3f} | {bound(share, len(found)):.3f}" if is_null else " | "
                 lines.append(f"| {says} | {pair} | {len(found)} | {n} | {k} | {told} |")
                 nulls += n * (pair == "both")
-    seconds = sum(one["cpu_seconds"] for one in store.runs.values())
-    return "\n".join([*lines, "", f"{nulls} null runs in all, {seconds:,.0f} CPU seconds; rule {store.rule}.", ""])
+    return "\n".join([*lines, "", f"{nulls} null runs in all; rule {store.rule}.", ""])
 
 
 def bound(share: float, voices: int) -> float:

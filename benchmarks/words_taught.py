@@ -161,7 +161,7 @@ def hear(store: Store, name: str, of: Callable[[], Heard], n_seeds: int, n_edits
         else:
             evidence, more = pair.edit(seed)
             more |= others.shown(f"edit-{seed}", said_of(pair.edited[seed]), partial(edited, pair, seed), most=FEW)
-        store.add(kind, name, seed, evidence.lines(seed), time.process_time() - began, **more)
+        store.add(kind, name, seed, evidence.lines(seed), **more)
         print(f"{name} {kind} {seed}: {time.process_time() - began:.1f} CPU seconds", flush=True)
         began = time.process_time()
 
@@ -264,8 +264,7 @@ def _nulls(store: Store) -> list[str]:
             lists = [bool(run[reader][0]) for run in runs]
             cells.append(f"{sum(lists)} of {len(lists)} (at least {least(sum(lists), len(lists)):.2f})" if lists else "")
         lines.append(f"| {rates.SAYS[kind]} | {' | '.join(cells)} |")
-    seconds = sum(one["cpu_seconds"] for one in store.runs.values())
-    return [*lines, "", f"{seconds:,.0f} CPU seconds; rule {counted.rule}, with these settings {store.rule}."]
+    return [*lines, "", f"Rule {counted.rule}, with these settings {store.rule}."]
 
 
 def least(k: int, n: int) -> float:

@@ -56,12 +56,12 @@ def test_runs_of_another_rule_are_not_used_and_those_of_this_one_are_kept(rates:
     assert not store.runs
     line = rates.formula.Line(reader="tokens", where="passages", text="x", gained=True, size=9.0, size_named=9.0, p=0.001, values={})
     for seed in (1, 2):
-        store.add("edits", "kazakh", seed, [line], 1.0)
-    store.add("nulls", "kazakh", 1, [], 1.0)
+        store.add("edits", "kazakh", seed, [line])
+    store.add("nulls", "kazakh", 1, [])
     again = rates.Store(path)
     assert again.runs == store.runs
     assert rates.judged(again, "edits", "kazakh") == [[[]], [[]]], "each is held against the other, which is as large"
-    store.add("edits", "kazakh", 2, [], 1.0)
+    store.add("edits", "kazakh", 2, [])
     assert rates.judged(rates.Store(path), "edits", "kazakh") == [[["x"]], [[]]]
 
 
