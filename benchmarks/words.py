@@ -36,6 +36,7 @@ from scipy.stats import beta
 
 from mechdiff.demo import DATA, PROMPTS, embedded_model
 from mechdiff.engine import generation
+from mechdiff.engine.activations import Clean
 from mechdiff.engine.generation import speak_on
 from mechdiff.engine.reading import read_apart
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
@@ -130,6 +131,7 @@ class Heard:
         self.seeds = listen.seeds_of(self.run, self.cell, "base")
         self.kept = kept / f"{name}-{hearing(self.cell.key['settings'])}"
         self.said: dict[int, dict[str, Any]] = {}
+        self.read: dict[str, list[Clean]] = {}
         self.edited: dict[int, dict[str, Any]] = {}
         """What each random edit's voice was heard to say and find likely, and its `scale`."""
         self.base = like.base if like else self.once("base", partial(self._voice, "base"))
@@ -179,8 +181,9 @@ class Heard:
     def spoken(self, side: Any, seed: int) -> dict[str, Any]:
         """What a model says with this seed."""
         with self.pair.use(side) as model:
-            cleans = read_apart(model, [one.ids for one in self.seeds])
-            said = speak_on(model, cleans, listen.speech_of(self.run, self.cell, model, seed))
+            if side not in self.read:  # once, whatever the draws
+                self.read[side] = read_apart(model, [one.ids for one in self.seeds])
+            said = speak_on(model, self.read[side], listen.speech_of(self.run, self.cell, model, seed))
         most = self.cell.key["settings"]["max_tokens"]
         return {one.name: {"ids": ids.tolist(), "ended": len(ids) < most} for one, ids in zip(self.seeds, said, strict=True)}
 

@@ -115,7 +115,17 @@ def test_the_page_has_the_table_of_the_present_rule(taught: ModuleType) -> None:
     assert taught.START + taught.table(store) + taught.END in taught.rates.PAGE.read_text(encoding="utf-8")
 
 
-def test_facts_are_named_and_fewer_the_more_ordinary_text_there_is(taught: ModuleType) -> None:
+def test_at_one_to_zero_facts_are_named_as_often_as_nine_in_ten_of_what_the_published_readers_hold(taught: ModuleType) -> None:
+    store = taught.Store(taught.FOUND, taught.SETTINGS)
+    runs = store.of("taught", "facts_1_0")
+    assert runs
+    for run in runs:
+        named = taught.facts_of("facts_1_0", taught.named(store, "taught", "facts_1_0", run))
+        assert len(named) >= 5
+        assert all(len(named) >= 0.9 * len(run[reader][1]) for reader in ("ranked", "mined"))
+
+
+def test_fewer_facts_are_named_and_less_is_said_of_them_the_more_ordinary_text_there_is(taught: ModuleType) -> None:
     store = taught.Store(taught.FOUND, taught.SETTINGS)
     found, shares = [], []
     for pair in ("facts_1_0", "facts_1_1", "facts_1_4"):
@@ -123,12 +133,8 @@ def test_facts_are_named_and_fewer_the_more_ordinary_text_there_is(taught: Modul
         if told:  # of what has been run
             found.append(np.mean([len(taught.facts_of(pair, one)) for one in told]))
             shares.append(np.mean([taught.share(pair, one) for one in told]))
-    assert len(found) >= 2
-    assert found[0] >= 4
     assert found == sorted(found, reverse=True)
     assert shares == sorted(shares, reverse=True), "what is said of them falls with them"
-    assert found[0] > found[-1]
-    assert shares[0] > shares[-1]
 
 
 def test_where_nothing_was_taught_words_names_a_fifth_as_often_as_the_others_show_a_list(taught: ModuleType) -> None:
