@@ -139,7 +139,7 @@ def test_the_terminal_lines_up_and_asks_a_reader(every_measure: Path, tmp_path: 
         said = CliRunner().invoke(app, ["words", str(run), *options])
     assert said.exit_code == 0, said.output
     assert len(asked) == 2
-    assert "reader: 2 of 2 runs say nothing; 0 of 1 pairs contradict; wrong at least 0.00" in said.stdout
+    assert "reader: 2 of 2 runs say nothing; 0 of 1 pairs contradict; wrong at least 0 %" in said.stdout
     assert json.loads(evidence.read_text())["reader"]["answers"][0]["raw"] == "Nothing that I can name."
     panels, sealed = json.loads(shown.read_text())["panels"], json.loads((tmp_path / "line-up.sealed.json").read_text())
     told = read_manifest(run)["words"]
