@@ -27,7 +27,8 @@ def texts(run: Run) -> Section:
     profile = findings.by_offset(run.rows, run.manifest)
     if not profile.is_empty():
         parts.append(Drawn(name="kl_by_position", chart=kl_by_position, caption=_caption(run, profile), reading="kl_by_position"))
-    parts += [*kinds.parts(run), *_bits(run), *_texts(run.manifest), *_moved(run.manifest)]
+        parts += kinds.parts(run)
+    parts += [*_bits(run), *_texts(run.manifest), *_moved(run.manifest)]
     parts = parts or [note("Divergence along whole texts was not measured in this run.")]
     return Section(id="divergence.texts", title=TITLE, parts=parts, lead=how_it_goes_on(run.rows, run.manifest))
 
