@@ -53,7 +53,7 @@ def test_the_lowest_site_is_chosen_on_other_prompts() -> None:
     report[3], select[3], select[7], report[7] = 0.80, 0.95, 0.85, 0.93
     lead, caption = said(pl.concat([similarities(report, "report"), similarities(select, "select")]))
     for text in (lead, caption):
-        assert "at L7.resid_post (lowest on the validation prompts; on these others may be lower): CKA 0.930" in text
+        assert "at L7.resid_post (lowest CKA on the validation prompts; on these others may be lower): CKA 0.930" in text
         assert "L3" not in text
 
 
@@ -66,7 +66,7 @@ def test_without_other_prompts_the_lowest_of_many_is_said_to_be_biased() -> None
 def test_no_interval_of_a_cka_passes_1() -> None:
     lead, caption = said(similarities(np.linspace(0.9, 0.99, SITES), "report", spread=0.05))
     for text in (lead, caption):
-        (high,) = re.findall(r"95 %: [\d.−]+ to ([\d.]+)", text)
+        (high,) = re.findall(r"CKA [\d.]+ \[(?:95 % CI: )?[\d.−]+, ([\d.]+)\]", text)
         assert float(high) <= 1
 
 

@@ -74,7 +74,7 @@ def test_the_verdict_is_true_of_the_planted_run(rows: pl.DataFrame, summary: pl.
     assert f"Patches of the residual stream carry more than half of D from L{CHANGED}.resid_mid on, in both directions" in said[1]
     assert f"strongest output: L{CHANGED}.attn_out (selected on other prompts), KL increase 94 % [" in said[1]
     leads = said_leads(rows, summary, manifest)
-    assert f"in shape at L{CHANGED}.attn_out (lowest on the validation prompts; " in leads["similarity"][0]
+    assert f"in shape at L{CHANGED}.attn_out (lowest CKA on the validation prompts; " in leads["similarity"][0]
     (beside,) = patching_words.is_it_where_similarity_is_lowest(rows, summary)
     assert beside == f"The strongest output, L{CHANGED}.attn_out, is also where CKA is lowest."
     everything = " ".join([*said, *(sentence for lead in leads.values() for sentence in lead)])

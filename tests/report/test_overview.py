@@ -196,6 +196,14 @@ def test_the_dot_of_words_is_empty_where_nothing_is_named(why_not: str | None) -
     assert shows(Run(rows=pl.DataFrame(), summary=pl.DataFrame(), manifest={"words": {"lines": [line]}})) is (why_not is None)
 
 
+def test_prompts_that_are_alike_are_counted_beside_their_clusters() -> None:
+    run = behaving(["So"] * 10, ["Yes"] * 10)
+    units = {"report": {name: f"cluster-{place // 2}" for place, name in enumerate(names("report", 10))}}
+    rows = run.rows.filter(pl.col("prompt").is_null() | pl.col("prompt").is_in(names("report", 10)[:5]))
+    sure = tiles_of(run_of(rows, run.manifest | {"units": units}))["how_sure"]
+    assert sure.text.startswith("Roughly. 10 test prompts that count as 5 (some are alike), so intervals are wide.")
+
+
 def test_cut_answers_are_said_to_be_cut() -> None:
     plain = [f"{name} is a country." for name in COUNTRIES]
     sure = tiles_of(behaving(plain, plain, cut=True))["how_sure"]

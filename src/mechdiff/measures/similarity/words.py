@@ -18,13 +18,17 @@ def lead(run: Run) -> list[str]:
 def how_similar(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     """The site of the lowest CKA, by other prompts where there are some, and at how many sites CKA is 1 to three digits."""
     found = findings.least_similar(rows, summary)
-    return [] if found is None else [f"By CKA, activations differ most in shape at {lowest_cka(found)}."]
+    return [] if found is None else [f"{_where(found)} activations differ most in shape at {lowest_cka(found)}."]
+
+
+def _where(found: LeastSimilar) -> str:
+    return f"On the {terms.of_split(found.chosen_on)} prompts" if found.chosen_on else "By CKA,"
 
 
 def lowest_cka(found: LeastSimilar) -> str:
     """ "L26.attn_out (lowest on the select prompts; ...): CKA 0.884 [95 % CI: 0.750, 1.000]; at 5 of 90 sites it is 1.000 to three digits"."""
     how = (
-        f"lowest on the {terms.of_split(found.chosen_on)} prompts; on these others may be lower"
+        f"lowest CKA on the {terms.of_split(found.chosen_on)} prompts; on these others may be lower"
         if found.chosen_on
         else f"of {found.sites} sites, {BIASED}"
     )

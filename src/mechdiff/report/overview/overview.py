@@ -213,11 +213,11 @@ def _how_many(run: Run) -> list[Candidate]:
     if found is None:
         return []
     n = n_prompts(run.manifest, found.split, found.n)
-    of = "test prompts" if n == found.n else f"clusters that the {n} test prompts form: prompts of one cluster count once"
-    number = Number(shown=str(found.n), value=found.n, of=of, n=found.n)
+    number = Number(shown=str(n), value=n, of="test prompts", n=n)
+    clusters = Number(shown=str(found.n), value=found.n, of="clusters of test prompts: prompts of one cluster count once", n=found.n)
+    alike = () if n == found.n else (" that count as ", clusters, " (some are alike)")
     few = ", so intervals are wide" if found.n < FEW + 1 else ""
-    kind = "test" if n == found.n else "independent test"
-    return [told(f"{PROMPTS.word(found.n)}. ", number, f" {kind} prompt{'s' * (found.n != 1)}{few}.")]
+    return [told(f"{PROMPTS.word(found.n)}. ", number, f" test prompt{'s' * (n != 1)}", *alike, f"{few}.")]
 
 
 def _warned(run: Run) -> list[Candidate]:

@@ -136,7 +136,8 @@ def legend(strips: Sequence[Strip]) -> str:
     under = " Orange: below 0." if any(value < 0 for strip in strips for value in strip.values.values()) else ""
     return (
         "One cell a layer. The bluer the more, up to 1 for parts of the change, else up to the largest of its group; on the right the largest of "
-        f"each row and its layer.{under} Left out: the last layer where everything arrives by construction."
+        f"each row on the test prompts, and its layer (sections name the layer that the validation prompts choose).{under} Left out: the last layer "
+        "where everything arrives by construction."
     )
 
 
