@@ -125,10 +125,10 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
         f"{first} (39 random ones: mean 4 %, highest 6 %; p = 0.0250); on 12 unrelated prompts it has a KL of 0.01"
         in said["steering_frontier"]
     )
-    none = f"No dose tried of the change's directions ablated in the tuned model at {SITE} and L{CHANGED}.resid_post"
+    every = "Unrelated prompts change beyond the limits under every dose tried of"
+    none = f"{every} the change's directions ablated in the tuned model at {SITE} and L{CHANGED}.resid_post"
     assert (
-        f"{none} (numbers of directions 1, 2 and 4) keeps the limits on unrelated prompts (KL 0.0400 nats per token, perplexity ratio 1.10)."
-        in said["steering_frontier"]
+        f"{none} (numbers of directions 1, 2 and 4; limits: KL 0.0400 nats per token, perplexity ratio 1.10)." in said["steering_frontier"]
     )
     assert f"Side effects on unrelated prompts were measured at {SITE} and L{CHANGED}.resid_post only" in said["steering_frontier"]
     table = next(part for part in section.parts if isinstance(part, dict) and part["kind"] == "table")

@@ -90,4 +90,4 @@ def _untested(tried: pl.DataFrame, direction: str, allowed: Limits) -> str:
     word = "strength" if QUESTIONS[direction] == "add" else "number"
     doses = f"{word}{'s' * (len(set(of)) > 1)}{' of directions' * (word == 'number')} {listed(dict.fromkeys(of))}"
     bounds = f"KL {nats(allowed.kl_nats)} nats per token, perplexity ratio {decimal(allowed.perplexity_ratio)}"
-    return f"No dose tried of {what} at {where} ({doses}) keeps the limits on unrelated prompts ({bounds})."
+    return f"Unrelated prompts change beyond the limits under every dose tried of {what} at {where} ({doses}; limits: {bounds})."

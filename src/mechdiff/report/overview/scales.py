@@ -42,7 +42,7 @@ ONE_PLACE = Scale(
     of="part of the change that one attention or MLP output alone recovers", steps=((0.8, "Several places"),), last="One place"
 )
 ONE_VECTOR = Scale(
-    of="part of the change that one fixed vector recovers", steps=((0.5, "Not one vector"), (0.8, "Mostly simple")), last="Simple"
+    of="part of the change that one fixed vector recovers", steps=((0.5, "Not one vector"), (0.8, "Partly simple")), last="Simple"
 )
 PROMPTS = Scale(
     of="test prompts (units that count as one: clusters)",
