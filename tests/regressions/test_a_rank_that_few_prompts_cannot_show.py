@@ -73,7 +73,8 @@ def test_a_planted_rank_is_found_and_said_where_there_are_prompts_enough(planted
         assert admit(candidate) is None
     else:
         assert "regression sees no dimension of the change at L3.mlp_out" in sentence
-        assert "It is the same vector on every prompt: 0.0" in sentence
+        varies = {0.05: "<0.001 %", 0.5: "0.0015 %"}[noise]
+        assert f"It is the same vector on every prompt: {varies} [95 % CI: " in sentence
 
 
 @pytest.mark.parametrize("planted", [1, 2, 4])

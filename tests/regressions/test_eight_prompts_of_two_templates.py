@@ -37,7 +37,7 @@ def test_prompts_and_their_clusters_are_both_counted(
 
 def test_a_cluster_in_which_only_some_first_choices_differ_counts_with_its_share() -> None:
     shared = {"units": {"report": {f"p{i}": "ab"[i % 2] for i in range(12)}}}
-    assert "differ on 0.40 of them" in how_different(FOUND, shared)
+    assert "differ on 40 % of them" in how_different(FOUND, shared)
     assert "too few clusters for an interval" in how_different(FOUND, shared)
     assert "differ on 1 of them" in how_different(FOUND)
     assert "too few prompts for an interval" in how_different(FOUND)

@@ -116,7 +116,7 @@ def test_heads_have_an_interval_and_their_number_is_chosen_on_select() -> None:
     table, manifest = heads([0.3, 0.46, 0.7, 0.8, 0.9], [0.35, 0.6, 0.7, 0.8, 0.9])
     summary = statistics_summary.summarise(table, NUMBERS)
     (said,) = heads_words.which_heads(table, summary, manifest)
-    assert re.search(r"heads 5 and 4 have 4\d % \[95 % CI: \d\d %, \d\d %\] \(order and number chosen on the validation prompts", said)
+    assert re.search(r"heads 5 and 4 have 4\d % \[95 % CI: \d\d, \d\d\] \(order and number chosen on the validation prompts", said)
     assert "heads 5 and 4 have 4" in verdict(table, summary, manifest)[-1]
 
 

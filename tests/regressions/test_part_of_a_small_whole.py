@@ -14,7 +14,7 @@ SHARES = [0.3, 0.65, 0.7, 0.8, 0.9]
 def test_the_whole_stands_beside_the_part() -> None:
     table, manifest = heads(SHARES, SHARES, whole=0.8)
     sentence = verdict(table, statistics_summary.summarise(table, NUMBERS), manifest)[-1]
-    assert "Of what all 6 heads of L2 do together (the base's, patched into the tuned model, raise KL by 0.80" in sentence
+    assert "Of what all 6 heads of L2 do together (the base's, patched into the tuned model, raise KL by 80.0 % [" in sentence
     assert "heads 5 and 4 have 6" in sentence
 
 
@@ -26,5 +26,5 @@ def test_a_part_of_a_whole_under_a_fifth_of_d_is_no_headline_but_stands_in_its_s
     (why,) = refused(table, summary, manifest)
     assert why.endswith(f"the whole that it is a part of has {whole:.2g} of D")
     (said,) = heads_words.which_heads(table, summary, manifest)
-    assert f"raise KL by {whole:.2f}" in said
+    assert f"raise KL by {100 * whole:.1f} % [95 % CI: " in said
     assert "heads 5 and 4 have 6" in said

@@ -50,7 +50,10 @@ def test_a_measure_that_was_asked_for_and_gave_no_row_is_named_on_the_terminal_i
     shown = StringIO()
     show_run(done, Console(file=shown, width=200))
     assert "skipped weights: this adapter" in shown.getvalue()
-    assert "its change is not compared" in done.report().read_text().partition("What was skipped")[2]
+    checks = done.report().read_text().partition('<section id="trust"')[2].partition("</section>")[0]
+    assert "Limits and checks" in checks
+    assert "<b>weights</b>: this adapter" in checks
+    assert "its change is not compared" in checks
 
 
 def test_any_measure_without_a_row_is_named() -> None:

@@ -120,7 +120,7 @@ def test_lineage_is_held_against_the_alternatives_of_the_study(pair: Path, tmp_p
     family = manifest["lineage"]
     assert family["alternatives"] == [{"ref": str(pair / "base"), "relative_distance": family["relative_distance"]}]
     (warning,) = [said for said in manifest["warnings"] if "nowhere" in said]
-    assert warning.startswith("lineage is not compared to the alternative")
+    assert warning.startswith("lineage is not compared with the alternative")
     assert "no such model" in warning
 
 
