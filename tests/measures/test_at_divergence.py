@@ -8,6 +8,7 @@ import pytest
 from mechdiff import labels
 from mechdiff.labels import CROSSED
 from mechdiff.measures.patching import answers, findings
+from mechdiff.report import phrasing
 from mechdiff.report.difference import RECOVERY
 from mechdiff.report.parts import Run
 from mechdiff.rows import where
@@ -54,7 +55,7 @@ def test_the_table_sets_it_beside_the_same_written_everywhere(run: Run) -> None:
     for name, way, there, everywhere in table["rows"]:
         direction = next(one for one, word in answers.WAYS.items() if word == way)
         one = alone.filter(pl.col("direction") == direction, pl.format("L{}.{}", "layer", "site") == name).row(0, named=True)
-        assert there.startswith(f"{one['share']:.2f}".replace("-", "−"))
+        assert there.startswith(phrasing.share(one["share"]))
         assert everywhere != "–"
 
 

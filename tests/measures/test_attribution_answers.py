@@ -10,6 +10,7 @@ from mechdiff import labels
 from mechdiff.labels import CROSSED
 from mechdiff.measures.attribution import answers_page, findings, words
 from mechdiff.measures.catalogue import CHAPTERS
+from mechdiff.report import phrasing
 from mechdiff.report.parts import Run
 from mechdiff.report.sections import lead
 from mechdiff.rows import where
@@ -54,9 +55,11 @@ def test_the_sentence_and_the_tables_have_the_numbers_of_the_rows(run: Run) -> N
     assert set(agreed["arm"]) == {"grad_x_diff"}
     lowest = agreed.sort("rho").row(0, named=True)
     (said,) = words.over_answers(run)
-    assert said in lead(run, CHAPTERS["attribution"])
+    at_first, again = lead(run, CHAPTERS["attribution"])
+    assert phrasing.said_once([at_first, said]) == [at_first, again], "what the ends of an interval are is said once, in the first sentence"
     assert said.startswith("Over the first 16 tokens of the answers gradients ")
-    assert f"attribution patching has a rank correlation of {lowest['rho']:.2f} with the effects" in said
+    sure = f"{lowest['rho']:.2f} [95 % CI: {lowest['rho_low']:.2f}, {lowest['rho_high']:.2f}]"
+    assert f"attribution patching has a rank correlation of {sure} with the effects" in said
     correlations, heads = answers_page.parts(run)
     assert correlations["columns"][3] == "largest at the next token"
     assert [line[1] for line in correlations["rows"]] == [str(n) for n in agreed.sort("direction", descending=True)["heads"]]
@@ -64,7 +67,7 @@ def test_the_sentence_and_the_tables_have_the_numbers_of_the_rows(run: Run) -> N
     values = where(over, measure="attribution", direction=CROSSED[0], metric="attributed_logits", arm="grad_x_diff", split="report")
     means = values.filter(labels.is_head()).group_by("layer", "unit").agg(pl.col("value").mean())
     largest = means.sort(pl.col("value").abs(), descending=True).row(0, named=True)
-    assert first[0] == f"L{largest['layer']}.{largest['unit']}"
+    assert first[0] == f"L{largest['layer']}H{largest['unit'].removeprefix('head ')}"
     assert float(first[2].split(" ")[0].replace("−", "-")) == pytest.approx(largest["value"], rel=0.01)
 
 

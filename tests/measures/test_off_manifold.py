@@ -126,7 +126,7 @@ def test_the_sentence_and_the_tables_have_the_numbers_of_the_rows(ordinary: Run)
     written = findings.writes(ordinary.rows, ordinary.manifest).filter(pl.col("arm") == "identity")
     beyond = int((written["distance"] > written["limit"]).sum())
     (said,) = lead(ordinary, CHAPTERS["off_manifold"])
-    assert f"Of {len(written)} writes" in said
+    assert f"Of {len(written)} patches of the other model's activation" in said
     assert f" {beyond} lie beyond all {len(TEXTS) * 2} of the running model's own activations" in said
     site, edit, _ = off_manifold(ordinary).parts
     at_decision = [line for line in edit["rows"] if "along the answers" not in line[0]]

@@ -143,7 +143,7 @@ def test_an_alternative_that_is_broken_is_warned_of(base, tmp_path):
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:1000])
     (warning,) = lineage(base, edited(one_matrix, tmp_path / "edited"), [resolve(str(broken))])["warnings"]
     assert warning.startswith(
-        f"lineage is not compared to the alternative {broken}: the weights in {broken}/model.safetensors cannot be read"
+        f"lineage is not compared with the alternative {broken}: the weights in {broken}/model.safetensors cannot be read"
     )
 
 

@@ -257,9 +257,9 @@ def test_a16_the_best_of_24_null_cells_is_nothing_on_other_prompts() -> None:
         best.append(float(cells["share"].max()))  # type: ignore[arg-type]
         caption = captions(transport_page.transport(content))["transport_strength_recovery"]
         assert "selected on the validation prompts" in caption
-        shown = caption.partition("At L1.attn_out ")[2].split(" ")[0]
+        shown = caption.partition("At L1.attn_out ")[2].partition(" (")[0]
         assert shown in {phrasing.share(one) for one in cells["share"]}
-        said.append(float(shown.replace("\u2212", "-")))
+        said.append(float(shown.removesuffix(" %").replace("\u2212", "-")) / 100)
     assert np.mean(best) > 0.05, "chosen where it is reported, noise recovers 6 % of D"
     assert abs(np.mean(said)) < 0.025
 
@@ -301,7 +301,7 @@ def test_a18_transport_is_the_base_scored_against_the_tuned_model(edited: Finish
     assert edited.one("transport", "kl_other_nats", **own, direction=CLOSE)["share"] is None
     assert set(edited.of("transport", "kl_other_nats", direction="base<-tuned")["arm"].drop_nulls()) == {"identity"}, "no map there"
     said = captions(transport_page.transport(edited.content))["transport_recovery"]
-    assert f"The best linear map there, rrr, recovers {phrasing.share(moved['share'])} (95 %: " in said
+    assert f"The best linear map there, rrr, recovers {phrasing.share(moved['share'])} [95 % CI: " in said
     assert "more than the vector (no test: too few prompts for this skew)" in said, "no p stands for a test that was not made"
     assert "Whether a linear map recovers more than the best fixed vector" in said
     assert "p = 1" not in said
@@ -323,4 +323,4 @@ def test_a23_cka_and_cosine_have_what_knows_nothing_beside_them(edited: Finished
     line = dict(zip(ranked["columns"], next(row for row in ranked["rows"] if row[0] == "L1.attn_out, rrr"), strict=True))
     for column, value, other in (("CKA (another prompt's activation)", "cka_mapped", named["cka_mapped"]["resample"]),
                                  ("cosine (of the mean)", "cosine", named["cosine"]["mean"])):  # fmt: skip
-        assert line[column] == f"{phrasing.share(named[value]['rrr'], 3)} ({phrasing.share(other, 3)})"
+        assert line[column] == f"{phrasing.decimal(named[value]['rrr'], 3)} ({phrasing.decimal(other, 3)})"

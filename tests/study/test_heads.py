@@ -258,4 +258,4 @@ def test_gradient_times_activation_is_that_of_whole_passes_and_stands_in_a_table
         if isinstance(part, dict) and part.get("folded", "").startswith("Gradient × act")
     )
     largest = rows.group_by("direction", "layer", "unit").agg(pl.col("value").mean()).sort(pl.col("value").abs()).row(-1, named=True)
-    assert table["rows"][0][0].replace("\u00a0", " ") == f"L{largest['layer']}.{largest['unit']}"
+    assert table["rows"][0][0] == f"L{largest['layer']}H{largest['unit'].removeprefix('head ')}"

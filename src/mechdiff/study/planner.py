@@ -12,6 +12,7 @@ from mechdiff.labels import n_positions
 from mechdiff.study.cells import Cell, Item, shards
 from mechdiff.study.config import StudyConfig
 from mechdiff.study.options import LayeredOptions
+from mechdiff.terms import of_split
 
 MAX_ROWS = 512
 """Rows of one replayed pass, unless the user says otherwise."""
@@ -157,10 +158,12 @@ class Planner:
         n_pos = n_positions(position)
         short = [item for item in self.splits[split] if n_pos and item.tokens < n_pos]
         if short:
-            return f"{len(short)} {split} prompts have fewer tokens than that, the first {short[0].id!r}"
+            return f"{len(short)} {of_split(split)} prompts have fewer tokens than that, the first {short[0].id!r}"
         unlike = [item for item in self.splits[split] if item.tail < (n_pos or item.tokens)] if n_pos != 1 else []
         if unlike:
-            return f"the two models cut the end of {len(unlike)} {split} prompts into different tokens, the first {unlike[0].id!r}"
+            return (
+                f"the two models cut the end of {len(unlike)} {of_split(split)} prompts into different tokens, the first {unlike[0].id!r}"
+            )
         return None
 
 
@@ -185,6 +188,11 @@ def shared_clusters(items: Sequence[Item]) -> list[int]:
     return [order.index(name) for name in names] if len(order) < len(names) else []
 
 
+def lacks(split: str) -> str:
+    """Why something is left out of a study that has no prompts of a split, by the name that the page gives them."""
+    return f"the study has no {of_split(split)} prompts"
+
+
 def possible(planner: Planner, measure: str, options: LayeredOptions, splits: Sequence[str] = ("fit", "report")) -> bool:
     """Whether states of one model fit into the other and there are the prompts that are needed (to fit on, to report).
 
@@ -201,6 +209,6 @@ def possible(planner: Planner, measure: str, options: LayeredOptions, splits: Se
         return False
     for split in splits:
         if split not in planner.splits:
-            planner.skip(measure, f"the study has no {split} prompts")
+            planner.skip(measure, lacks(split))
             return False
     return True

@@ -13,7 +13,7 @@ from mechdiff.study.cells import Cell
 from mechdiff.study.document import Count, some_of, whole_numbers
 from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import ARMS, Kinds, LayeredOptions, read_directions, read_positions
-from mechdiff.study.planner import NEED_FIT, Planner, prompt_hashes, sizes
+from mechdiff.study.planner import NEED_FIT, Planner, lacks, prompt_hashes, sizes
 
 OUTPUTS = ("attn_out", "mlp_out")
 """What adds to the residual stream."""
@@ -73,7 +73,7 @@ def patching_cells(planner: Planner) -> Iterator[Cell]:
     for split in ("select", "report"):
         if split not in planner.splits:
             what = "the choice of selected and control layers" if split == "select" else "patching"
-            planner.skip(what, f"the study has no {split} prompts")
+            planner.skip(what, lacks(split))
     for direction in options.directions:
         for split in ("select", "report"):
             for position in options.positions if split == "report" else ("decision",):

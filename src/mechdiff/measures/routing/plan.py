@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from mechdiff.study.cells import Cell
 from mechdiff.study.options import LayeredOptions
-from mechdiff.study.planner import Planner
+from mechdiff.study.planner import Planner, lacks
 
 TOP, SET, REPLACED, JS = "top1_expert_changed", "expert_set_changed", "experts_replaced", "gate_js_nats"
 WEIGHTS_ALONE, INPUTS_ALONE = "router_weights_alone", "inputs_alone"
@@ -37,7 +37,7 @@ def cells(planner: Planner) -> Iterator[Cell]:
         planner.skip("routing: routers' weights and inputs apart", "the two models' activations have different widths")
     for split in ("select", "report"):
         if split not in planner.splits:
-            planner.skip(f"routing on {split}", f"the study has no {split} prompts")
+            planner.skip(f"routing on {split}", lacks(split))
             continue
         items = planner.whole(split)
         for start in range(0, len(items), AT_A_TIME):

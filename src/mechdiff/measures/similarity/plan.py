@@ -8,7 +8,7 @@ from pydantic import Field
 from mechdiff.study.cells import Cell, Item
 from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import Kinds, LayeredOptions
-from mechdiff.study.planner import Planner, shared_clusters
+from mechdiff.study.planner import Planner, lacks, shared_clusters
 
 
 class SimilarityOptions(LayeredOptions):
@@ -45,7 +45,7 @@ def similarity_cells(planner: Planner) -> Iterator[Cell]:
         planner.skip("similarity: same_basis_change, procrustes_distance", "the two models' activations have different widths")
     for split in ("select", "report"):
         if split not in planner.splits:
-            planner.skip(f"similarity on {split}", f"the study has no {split} prompts")
+            planner.skip(f"similarity on {split}", lacks(split))
             continue
         items = planner.whole(split)
         if len(items) < 4:

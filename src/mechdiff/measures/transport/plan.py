@@ -13,7 +13,7 @@ from mechdiff.study.cells import Cell
 from mechdiff.study.document import Count, listed, some_of, whole_numbers, wrong
 from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import CloserOptions, Kinds, read_positions, read_strengths
-from mechdiff.study.planner import LAST_LEFT_OUT, Planner, possible, prompt_hashes, shared_clusters
+from mechdiff.study.planner import LAST_LEFT_OUT, Planner, lacks, possible, prompt_hashes, shared_clusters
 
 CONSTANT = ("shift", "mean")
 """What is written without a map that learns, where maps are fitted on answers."""
@@ -214,7 +214,7 @@ def _at_positions(planner: Planner, options: TransportOptions, kind: str) -> Ite
 def _no_window(planner: Planner, position: str) -> str | None:
     """Why maps cannot be fitted or written at a window of last positions."""
     split = next((one for one in ("fit", "report") if one not in planner.splits), None)
-    return f"the study has no {split} prompts" if split else planner.common_tail(position, "report") or planner.common_tail(position, "fit")
+    return lacks(split) if split else planner.common_tail(position, "report") or planner.common_tail(position, "fit")
 
 
 def _over_answers(planner: Planner, options: TransportOptions, kinds: Sequence[str]) -> Iterator[Cell]:
