@@ -1,6 +1,8 @@
 """What `check` passes ends a run in no error that `check` could have seen: each broken pair is refused in the sentence that a run of it ends with."""
 
+import html
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -100,7 +102,7 @@ def _prompt_tuning(folder: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no template": (lambda f: (f / "tuned" / "chat_template.jinja").unlink(), "has none"),
+    "no template": (lambda f: (f / "tuned" / "chat_template.jinja").unlink(), "has none"),  # where the tuned model's is asked for
     "a template that cannot be parsed": (lambda f: (f / "tuned" / "chat_template.jinja").write_text("{% for %}"), "cannot be rendered"),
     "a template that drops the text": (
         lambda f: (f / "tuned" / "chat_template.jinja").write_text("hello"),
@@ -126,6 +128,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+BEGUN = {"a weight that is NaN", "a tensor that is not there", "a tensor of another shape", "no weights"}
+"""What a run sees when it loads the models: its page stands by then."""
+
+
 def _letters() -> str:
     """A tokenizer of Kazakh letters alone."""
     tokenizer = piece_tokenizer(["қазақ"], 30)
@@ -140,12 +146,28 @@ def _letters() -> str:
 def test_what_a_run_ends_in_is_said_by_check_in_the_same_sentence(fault: str, folder: Path) -> None:
     breaks, part = BROKEN[fault]
     breaks(folder)
-    prompts = folder / "p.jsonl"
+    prompts, policy = folder / "p.jsonl", "same_text" if fault == "no template" else "auto"
+    asked = {"file": str(prompts), "policy": policy}
     with pytest.raises(MechdiffError) as ended:
-        run(base=str(folder / "base"), tuned=str(folder / "tuned"), prompts=prompts, out=folder / "run", options=CPU)
+        run(base=str(folder / "base"), tuned=str(folder / "tuned"), prompts=asked, out=folder / "run", options=CPU)
     assert part in str(ended.value)
-    assert not list(folder.glob("run/report.html"))
-    assert str(ended.value) in refused(folder, prompts=prompts)
+    page = folder / "run/report.html"
+    assert page.exists() == (fault in BEGUN)
+    assert not list(folder.glob("run/manifest.json")), "no run has finished"
+    if page.exists():
+        written = page.read_text(encoding="utf-8")
+        (alert,) = re.findall(r'<p class="alert">(.*?)</p>', written)
+        assert re.match(r"This run stopped after \d+ of \d+ tasks, at selfcheck \(", alert)
+        assert part in html.unescape(alert), "the page says why there is no number on it"
+        assert not re.findall(r'<section id="[\w.]+" class="(?:effect|none|plain)">', written.partition('<section id="trust"')[0])
+    assert str(ended.value) in refused(folder, prompts=prompts, policy=policy)
+
+
+def test_a_tuned_model_without_a_template_reads_the_base_s_and_is_said_to(folder: Path) -> None:
+    (folder / "tuned" / "chat_template.jinja").unlink()
+    found = checked(folder, prompts=folder / "p.jsonl")
+    assert [one for one in found if one.verdict == "fail"] == []
+    assert "The tuned model has no chat template: both models read the prompts in the base model's." in [one.said for one in found]
 
 
 def test_without_prompts_it_asks_those_that_ship(folder: Path) -> None:
