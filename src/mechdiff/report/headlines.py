@@ -22,6 +22,8 @@ from mechdiff.statistics.intervals import FEW, FEWEST
 
 WORDS = 60
 """Of a sentence, without its intervals and numbers of clusters, beyond which no clause is added: what comes later stays in its section."""
+UNCOUNTED = r"\[.*?\]|\(\d+ clusters?\)|\bfewer than \d+ (?:clusters|prompts); "
+"""Intervals, and of how many prompts or clusters they are: that an interval is of few costs no clause its room."""
 LEAST_WHOLE = 0.2
 """Share of D, or of the way in logits, under which what a whole has is too little to name its parts."""
 
@@ -177,7 +179,7 @@ def spoken(candidates: Iterable[Candidate]) -> list[Candidate]:
     found: list[Candidate] = []
     length = 0
     for one in candidates:
-        words = len(re.sub(r"\[.*?\]|\(\d+ clusters?\)", "", one.text).split())
+        words = len(re.sub(UNCOUNTED, "", one.text).split())
         if admit(one) is None and (not found or length + words <= WORDS):
             found.append(one)
             length += words
