@@ -1,13 +1,19 @@
-"""The section on words shows pairs of continuations, the lines that are named, what the lens reads by layer, and what null pairs show."""
+"""The section on words shows pairs of continuations, the lines that are named, what the lens reads at each layer, and what null pairs show."""
 
 from typing import Any
+
+import altair as alt
+import polars as pl
 
 from mechdiff import labels
 from mechdiff.measures.words import findings
 from mechdiff.measures.words.judge import LEAST_SHARE, LEVEL, MARGIN, MARGIN_OF_TEXTS, WAY
 from mechdiff.measures.words.words import counted, place
-from mechdiff.report.parts import Run, Section, note, table
+from mechdiff.report import drawing
+from mechdiff.report.drawing import INK, LEFT, SHARE_RANGE, WIDE, Chart
+from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import listed, nats, share, visible
+from mechdiff.spacing import evenly_spaced
 
 TITLE = "What was it taught?"
 OPEN, TEXTS = 3, 8
@@ -17,6 +23,14 @@ TOPS, LETTERS = 3, 40
 LEGIBLE = 3.0
 """Nats from the base's final distribution up to which a layer's lens is taken to read."""
 READERS = {"continuations": "texts", "tokens": "tokens", "lens": "activations"}
+SIDE_BY_SIDE = {WIDE: 3}
+"""Prompts side by side, by width; on a phone one."""
+ROWS = 40
+"""Layers that are drawn at most, evenly spaced, the last among them."""
+HEIGHT, TOKEN, NAME = 16, 12, 28
+"""Of that figure: pixels of a row, letters of a token and of a prompt."""
+DARK = 0.55
+"""Part from which letters on a cell are white."""
 NULLS = {
     "same_model": "the base against itself, other draws",
     "random_edit": "the base with a random edit, scaled to diverge as far as the fine-tune",
@@ -28,7 +42,16 @@ def words(run: Run) -> Section:
     told = findings.record(run.manifest)
     if told is None:
         return Section(id="words", title=TITLE, parts=[note("What the model was taught was not read in this run.")])
-    parts = [*_texts(run), *_lines(run), *_layers(told), *_scopes(told), *_depth(told), *_nulls(told), note(_settings(told))]
+    parts = [
+        *_texts(run),
+        *_lines(run),
+        *_lens(run, told),
+        *_layers(told),
+        *_scopes(told),
+        *_depth(told),
+        *_nulls(told),
+        note(_settings(told)),
+    ]
     return Section(id="words", title=TITLE, parts=parts)
 
 
@@ -101,6 +124,61 @@ def _line(line: dict[str, Any]) -> tuple[str, ...]:
         if line["replay_nats"] is not None:
             held += f"; replayed {nats(line['replay_nats'])} nats"
     return (visible(line["text"]), place(line["where"]), reader, held, nats(line["q"]), nats(line["size"]), nats(line["least"]))
+
+
+def _lens(run: Run, told: dict[str, Any]) -> list[Drawn]:
+    """What both models' lenses read at each layer: on the study's own prompts where these were read, else on everyday questions."""
+    found = {one["where"]: len(one["prompts"]) for one in told.get("depth", [])}
+    where = next((one for one in ("prompts", "neutral") if one in found), None)
+    if where is None or "words" not in run.rows["measure"]:
+        return []
+    caption = (
+        f"The token that each layer's lens reads at the last token of {place(where)}, both models side by side. Shade: part of {found[where]} "
+        "prompts on which the layer reads the token that comes out."
+    )
+    return [Drawn(name="logit_lens", chart=logit_lens, options={"where": where}, caption=caption, reading="logit_lens")]
+
+
+def logit_lens(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, where: str, width: int = WIDE) -> Chart | None:
+    """The top token of each layer of both models at the last token of some prompts, shaded by the part of all prompts read there on which this
+    layer's top token is already the one that comes out."""
+    told = lens_of(manifest, where)
+    if told is None:
+        return None
+    n = min(SIDE_BY_SIDE.get(width, 1), len(told["prompts"]))
+    step = (width - LEFT - 16) / n
+    panels = [_panel(told, prompt, step, first=prompt == 0) for prompt in range(n)]
+    return drawing.styled(drawing.hconcat(*panels, spacing=6, resolve=drawing.scales(y="shared", color="shared")))
+
+
+def lens_of(manifest: dict, where: str) -> dict[str, Any] | None:
+    """What the lens read on one kind of prompt, as the run's record has it."""
+    return next((one for one in (findings.record(manifest) or {}).get("depth", []) if one["where"] == where), None)
+
+
+def _panel(told: dict[str, Any], prompt: int, width: float, *, first: bool) -> Chart:
+    depth = len(told["base"]["tops"])
+    layers = sorted({*evenly_spaced(ROWS - 1, range(depth)), depth - 1})
+    records = [_cell(told, side, layer, prompt) for side in ("base", "tuned") for layer in layers]
+    names = [str(layer) for layer in reversed(layers)]
+    axis = drawing.left_axis(ticks=False, domain=False, labelOverlap=True) if first else None
+    y = alt.Y("layer:N", sort=names, axis=axis, scale=alt.Scale(paddingInner=0.04))
+    x = alt.X("model:N", sort=["base", "tuned"], title=None, axis=alt.Axis(orient="top", labelAngle=0, ticks=False, domain=False))
+    colour = alt.Color("share:Q", scale=alt.Scale(domain=[0, 1], range=SHARE_RANGE), legend=None)
+    data = drawing.inline(records)
+    cells = alt.Chart(data).mark_rect().encode(x=x, y=y, color=colour, description=alt.Description("says:N"))
+    ink = alt.condition(f"datum.share >= {DARK}", alt.value("white"), alt.value(INK))
+    words = alt.Chart(data).mark_text(fontSize=10.5).encode(x=x, y=y, text="token:N", color=ink)
+    asked = told["prompts"][prompt]
+    title = drawing.title_of(visible(asked if len(asked) <= NAME else f"{asked[:NAME].rstrip()}…"))
+    return drawing.layer(cells, words, width=width - 6, height=HEIGHT * len(layers), title=title)
+
+
+def _cell(told: dict[str, Any], side: str, layer: int, prompt: int) -> dict[str, Any]:
+    token, part = visible(told[side]["tops"][layer][prompt]), told[side]["top1_share"][layer]
+    says = f"{side}, layer {layer}: “{token}”; on {share(part)} of prompts this layer reads the token that comes out"
+    short = token if len(token) <= TOKEN else f"{token[:TOKEN]}…"
+    return {"model": side, "layer": str(layer), "token": short, "share": part, "says": says}
 
 
 def _layers(told: dict[str, Any]) -> list[dict[str, Any]]:
