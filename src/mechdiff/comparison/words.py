@@ -117,7 +117,7 @@ def _unsaid(what: str, pair: Pair | None) -> str:
         return f"{what} was not measured in both"
     if pair.silent:
         return f"{what} cannot be said ({pair.silent})"
-    return f"{what} differ significantly, but by less than a half" if pair.apart else f"{what} do not differ significantly"
+    return f"{what} differs significantly, but by less than a half" if pair.apart else f"{what} does not differ significantly"
 
 
 def numbers(main: Main, names: Sequence[str], found: Found, held: Sequence[Pair], *, sized: bool) -> str:
