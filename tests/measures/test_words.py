@@ -462,7 +462,11 @@ def test_a_run_says_by_depth_what_both_models_decide(every_measure: Path) -> Non
     for one in told["scopes"]:
         assert 0 < sum(n for _, n in one["read"]) <= one["of"] == 12
         assert sum(n for _, n in one["random"]) <= 12 * one["draws"]
-    titles = [part.get("folded") for part in page.words(SimpleNamespace(manifest={"words": told})).parts]  # type: ignore[arg-type]
+    titles = [
+        part.get("folded")
+        for part in page.words(SimpleNamespace(manifest={"words": told}, rows=pl.DataFrame({"measure": ["words"]}))).parts
+        if isinstance(part, dict)
+    ]  # type: ignore[arg-type]
     assert sum("How early each model decides" in str(title) for title in titles) == 2
     assert sum("(patchscope), at 12 lengths" in str(title) for title in titles) == 1
     assert sum("The token that is read at each layer" in str(title) for title in titles) == 2

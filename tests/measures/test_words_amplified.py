@@ -195,7 +195,7 @@ def test_without_a_random_edit_no_amplified_text_is_named() -> None:
     assert record._of_exchanged([lines], nulls)["named"] == 2
     silent = words.sentences({"words": {"lines": [alone[1]], "ranked": 1}})
     assert silent == [
-        "Nothing that these readers can name: of 1 lines of evidence 1 is of amplified texts, which no random edit was made to be held against."
+        "Nothing that these readers can name: of 1 lines of evidence 1 is of amplified texts, which no random edit was made to be compared with."
     ]
 
 

@@ -281,7 +281,7 @@ def _settings(told: dict[str, Any]) -> str:
         "Half of the seeds name, the other half tests (of the study's prompts: fit and select name, report tests). A line is named where "
         f"q ≤ {LEVEL} over all {len(told['lines'])} lines of all readers, its size on the half that tests is at least {MARGIN:g} times the "
         f"largest on any null pair ({MARGIN_OF_TEXTS:g} times of a share of texts; of a phrase's, {WAY:g} of the way from it to 1 is enough, and "
-        f"{LEAST_SHARE:g} needed; what the base never says is held against what null pairs say that it never does), and, "
+        f"{LEAST_SHARE:g} needed; what the base never says is compared with what null pairs say that it never does), and, "
         "of activations, the vector patched into the base moves the token further than random vectors of its length do. Texts: drawn at temperature "
         f"{settings['temperature']:g}, top-p {settings['top_p']:g}, {settings['max_tokens']} tokens at most. No reader sees what no seed "
         f"brings about: a habit after a trigger is not named here unless a prompt holds the trigger.{dropped}"

@@ -15,7 +15,7 @@ REFUSED = {
     REPLICATES: "not replicated on the half that tests",
     BEYOND: "no larger than null pairs show",
     CAUSAL: "doing no more than a random vector where patched into the base",
-    UNHELD: "of amplified texts, which no random edit was made to be held against",
+    UNHELD: "of amplified texts, which no random edit was made to be compared with",
 }
 """Why so many lines are not named."""
 MOST = 4
