@@ -82,7 +82,7 @@ def test_profiles_are_in_the_table_and_differ_where_it_was_planted(made: Compari
 
 def test_half_of_d_is_passed_where_it_was_planted(made: Comparison) -> None:
     table = made.table()
-    for direction in ("breakage", "recovery"):
+    for direction in ("KL increase", "recovery"):
         assert number(table, "local", f"half of D passed, {direction}")["value"] == 4
         assert number(table, "spread", f"half of D passed, {direction}")["value"] == 3
     assert number(table, "local", "modules for 0.9 of D, added greedily")["value"] == 1

@@ -101,7 +101,7 @@ def test_its_rows_are_summarised_by_kind(place: Path) -> None:
 
 def test_its_section_stands_on_the_page(place: Path) -> None:
     page = (place / "run" / "report.html").read_text()
-    section = page[page.index('<section id="kinds">') :].partition("</section>")[0]
+    section = page[page.index('<section id="kinds"') :].partition("</section>")[0]
     assert "On which kinds of prompt do they differ?" in section
     assert 'id="d_by_kind"' in section
     assert "How to read this" in section

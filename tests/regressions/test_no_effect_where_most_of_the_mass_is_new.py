@@ -45,7 +45,7 @@ def test_the_verdict_said_no_effect_where_most_of_the_mass_was_new(run: Run) -> 
     assert (found.counts, found.divides) == (True, False)
     first = verdict(run.rows(), run.summary(), run.manifest())[0]
     assert "no effect" not in first
-    assert f"the tuned model gives {found.mass_outside:.2f} of its probability mass to tokens that the base lacks" in first
+    assert f"the tuned model gives {100 * found.mass_outside:.0f} % of its probability mass to tokens that the base lacks" in first
     assert "KL(tuned ‖ base) of the next byte is" in first
     assert "no share of D is given below" in first
     assert found.byte is not None
@@ -140,7 +140,7 @@ def test_shares_are_said_to_be_of_the_smaller_part_where_more_lies_outside() -> 
         found = report_difference.difference(rows, statistics_summary.summarise(rows, NUMBERS))
         said = how_different(found)
         assert ("shares of D are of the smaller part" in said) == smaller
-        assert f"the tuned model gives {mass:.2f} of its probability mass" in said
+        assert f"the tuned model gives {100 * mass:.0f} % of its probability mass" in said
         assert "of the next byte is 0.700 nats" in said
 
 

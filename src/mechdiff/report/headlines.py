@@ -179,7 +179,7 @@ def spoken(candidates: Iterable[Candidate]) -> list[Candidate]:
     found: list[Candidate] = []
     length = 0
     for one in candidates:
-        words = len(re.sub(UNCOUNTED, "", one.text).split())
+        words = len(re.sub(UNCOUNTED, "", one.text).replace(" %", "%").split())
         if admit(one) is None and (not found or length + words <= WORDS):
             found.append(one)
             length += words

@@ -25,6 +25,7 @@ from mechdiff.report.overview import shown
 from mechdiff.report.overview.overview import overview
 from mechdiff.report.parts import Chapter, Drawn, Run, Section, is_absent, load
 from mechdiff.report.verdict import verdict
+from mechdiff.store.disk import writing
 
 HERE = Path(__file__).parent
 RENDERER = HERE.parent / "data" / "renderer.js"
@@ -248,6 +249,7 @@ def _json(data: Any) -> Markup:
 
 def _write(path: Path, content: bytes) -> Path:
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with writing(path.parent):
+        partial.write_bytes(content)
+        os.replace(partial, path)
     return path

@@ -1,6 +1,7 @@
 """Faults of prompts are errors by name, other tokens are seen for what they are, and templates are told from weights (METHOD C: P7b, P18, P25)."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -79,7 +80,8 @@ def p25(bench: Bench) -> Iterator[Check]:
             yield at_most(
                 "the other's effect and the interaction, in nats of KL and of the linear score", np.abs(np.concatenate(effects)), 1e-6
             )
-            yield same("the verdict gives all of D to it", f"1.000 [1.000, 1.000] {SAID[what]}" in " ".join(found.verdict), True)
+            whole = rf"100(\.0)? % \[(95 % CI: )?100(\.0)?, 100(\.0)?\] {re.escape(SAID[what])}"
+            yield same("the verdict gives all of D to it", re.search(whole, " ".join(found.verdict)) is not None, True)
     laws = {arm: edits.noise((6, 40), seed).double() for seed, arm in enumerate(("bb", "bt", "tb"))}
     laws["tt"] = laws["tb"] + laws["bt"] - laws["bb"]
     rows = chat_template_formula.measure(laws, [f"p{i}" for i in range(6)], split="report", n_shared=40)
