@@ -88,6 +88,7 @@ def test_the_same_prompts_lie_in_the_same_file() -> None:
     [
         ("prompts", "given 'prompts', expected a file .* or a text"),
         ("absent.jsonl", "absent.jsonl: no such file"),
+        ("my prompts.jsonl", "my prompts.jsonl: no such file"),
         ("./no such folder/x", "no such file"),
         ([3], "entry 1: given 3, expected a text"),
         ([], "hold no rows"),

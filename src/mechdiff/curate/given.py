@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mechdiff.curate.curation import Curation, Recipe, curate, write
-from mechdiff.curate.raw import Row, Source, open_source
+from mechdiff.curate.raw import READERS, Row, Source, open_source
 from mechdiff.errors import PromptError
 from mechdiff.models.sources import cache_folder
 from mechdiff.prompts.sets import KEYS
@@ -63,12 +63,13 @@ def _source(given: Prompts) -> Source | Path:
 
 
 def _is_text(given: str) -> bool:
-    """Whether this is a text and no name of a file or a data set: it has white space, and nothing of its name is there."""
+    """Whether this is a text and no name of a file or a data set: it has white space, no ending of a file, and nothing of its name is there."""
     try:
         there = Path(given).expanduser().exists()
     except OSError:  # a name that is too long for any file
         there = False
-    return not there and any(letter.isspace() for letter in given.strip()) and not _PATH.match(given)
+    named = bool(_PATH.match(given)) or Path(given).suffix.lower() in READERS
+    return not there and not named and any(letter.isspace() for letter in given.strip())
 
 
 def _row(one: Any, place: int) -> Row:

@@ -41,18 +41,18 @@ def open_source(given: str, *, paragraphs: bool = False) -> Source:
         return Source(name=path.name, kind="data set on disk", rows=lambda: _from_disk(path), sha256=None)
     if path.is_file():
         kind = path.suffix.lower()
-        if kind not in _READERS:
+        if kind not in READERS:
             raise PromptError(
-                f"{given}: given a {kind or 'nameless'} file, expected one of {', '.join(_READERS)}, or a folder saved by `datasets`."
+                f"{given}: given a {kind or 'nameless'} file, expected one of {', '.join(READERS)}, or a folder saved by `datasets`."
             )
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        read = _READERS[kind]
+        read = READERS[kind]
         return Source(
             name=path.name, kind=kind[1:], rows=lambda: _paragraphs(path) if paragraphs and kind == ".txt" else read(path), sha256=digest
         )
-    if given.startswith((".", "/", "~")) or path.suffix.lower() in _READERS:
-        raise PromptError(f"{given}: no such file. Give a path to {', '.join(_READERS)}, a folder saved by `datasets`, or a Hub id.")
+    if given.startswith((".", "/", "~")) or path.suffix.lower() in READERS:
+        raise PromptError(f"{given}: no such file. Give a path to {', '.join(READERS)}, a folder saved by `datasets`, or a Hub id.")
     return Source(name=given, kind="Hub data set", rows=lambda: _from_hub(given), sha256=None)
 
 
@@ -140,7 +140,7 @@ def _decoded(read: Callable[[Path], Iterator[Row]]) -> Callable[[Path], Iterator
     return rows
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _decoded(_json_lines),
     ".json": _decoded(_json),
     ".csv": _decoded(_separated(",")),
