@@ -10,19 +10,19 @@ from typing import Any
 import polars as pl
 
 SCHEMA: dict[str, Any] = {
-    "measure": pl.String,
-    "direction": pl.String,  # "tuned<-base": the tuned model runs, the base's state is written
-    "split": pl.String,  # fit, select, report; null for weights
+    "measure": pl.String,  # as in a study file
+    "direction": pl.String,  # "tuned<-base": the tuned model runs, the base's activation is patched in
+    "split": pl.String,  # fit (training), select (validation), report (test); null for weights
     "layer": pl.Int64,  # block index from 0
-    "site": pl.String,
+    "site": pl.String,  # attn_out, mlp_out, resid_post, ...
     "unit": pl.String,  # null: the whole site at one layer, at the study's position
-    "arm": pl.String,  # how the written state was made
-    "rank": pl.Int64,
-    "strength": pl.Float64,
+    "arm": pl.String,  # how the patched-in activation was made
+    "rank": pl.Int64,  # of a map, an update or a set, where there is one
+    "strength": pl.Float64,  # of an edit, where there is one
     "control": pl.String,  # null: the real thing
     "prompt": pl.String,  # null: a value of the whole set
     "metric": pl.String,  # the unit is in the name
-    "value": pl.Float64,
+    "value": pl.Float64,  # one number
 }
 OVERLAP, TOTAL = "fisher_overlap_nats", "fisher_total_nats"
 """Metrics of shares that add (engine/overlap.py): of a run, and what they are shares of (rows of `divergence`)."""

@@ -12,16 +12,16 @@ value in one row with the unit `tokens`, so that `n`, intervals and the rest are
 | `ci_low`, `ci_high` | 95 %: bootstrap-t over prompts for means (none under FEWEST), Wilson for shares of prompts, delete-one jackknife for CKA |
 | `log_mean` | geometric mean exp(mean log x), in nats: only for `*_nats` metrics that are positive on every prompt |
 | `median` | over prompts |
-| `share` | of D = KL(p_tuned || p_base), ratio of means: breakage kl_own/D (tuned runs), recovery 1 - kl_other/D (base runs, grafts): shares.py |
-| `drop` | 1 - kl_own(arm)/kl_own(identity), at the same strength, where the other model's state is written |
+| `share` | of D = KL(p_tuned || p_base), ratio of means: KL increase kl_own/D (tuned runs), recovery 1 - kl_other/D (base runs, grafts): shares.py |
+| `drop` | 1 - kl_own(condition)/kl_own(identity), at the same strength, where the other model's activation is patched in |
 | `p`, `q` | permuted pairs (`nulls.py`); of a factorial's effects the bootstrap-t's. q within measure, metric, direction, split, site |
-| `floor` | the metric's noise floor in that direction: how far an unedited replayed row strays (see `noise_floors`) |
+| `floor` | numerical noise of the metric in that direction: how far an unedited replayed row strays (see `noise_floors`) |
 | `flag` | words of `FLAGS`, joined by ";"; null if there is nothing to say |
 | `log_low`, `log_high` | t interval of `log_mean` on the scale of logarithms: the one that keeps its coverage at skew (docs/STATISTICS.md) |
 | `coverage` | how often such an interval held the truth in simulations, at this skew and n (`simulated.py`): of values that are never negative |
 | `detectable` | the smallest mean that would have been told from 0 with 80 % power at 5 %, two-sided: of metrics with a sign, such as differences |
 
-No share where D is not above three floors of the noisier model, no drop where the identity arm is not: a ratio of noise is not a number.
+No share where D is not above three floors of the noisier model, no drop where the condition identity is not: a ratio of noise is not a number.
 """
 
 from collections.abc import Iterator, Mapping

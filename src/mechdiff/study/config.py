@@ -46,12 +46,12 @@ Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: tuple(listed(gi
 class Shape(Section):
     """What `plan` uses when the model is not on this machine; it decides no result and is not hashed."""
 
-    n_layers: Count
-    d_model: Count
-    n_heads: Count
-    n_kv_heads: Count
+    n_layers: Count  # blocks
+    d_model: Count  # width of the residual stream
+    n_heads: Count  # attention heads of a block
+    n_kv_heads: Count  # key-value heads of a block
     d_mlp: Count  # of one expert, where there are several
-    vocab: Count
+    vocab: Count  # tokens
     vocab_tuned: Count | None = None  # where the tuned model's vocabulary is larger or smaller
     experts: Count = 1  # in each block
     experts_used: Count = 1  # by one token
@@ -74,25 +74,25 @@ class Pair(Section):
     base: Text = Field(description="a Hub id, a model folder or a GGUF file")
     tuned: Annotated[Text, BeforeValidator(_one)] = Field(description="a Hub id, a model folder, a GGUF file or an adapter")
     same_rows: bool = False  # a token that has another name in the tuned model's tokenizer, at the same row, is one token
-    alternatives: Names = ()  # other models that may be nearer to tuned than base is: lineage is held against them too
-    shape: Shape | None = None
+    alternatives: Names = ()  # other models that may be nearer to tuned than base is: lineage is compared with them too
+    shape: Shape | None = None  # of a model that is not on this machine, for `plan` alone
 
 
 class Prompts(Section):
     """Where the prompts are (one file, split by the seed, or a file a split) and how both models see them."""
 
-    file: Text | None = None
-    fit: Text | None = None
-    select: Text | None = None
-    report: Text | None = None
+    file: Text | None = None  # one file, split by the seed
+    fit: Text | None = None  # training prompts
+    select: Text | None = None  # validation prompts
+    report: Text | None = None  # test prompts
     at_most: Annotated[dict[Split, Count], BeforeValidator(_of_each)] | None = (
         None  # prompts of each split, from the top; one number is for all
     )
     policy: Literal["auto", "same_text", "native", "raw"] = "auto"  # auto: same_text where a model has a chat template, else raw
     template: Text = "tuned"  # "tuned", "base", "tuned:NAME" (one of several), or a jinja file
-    position: Literal["decision", "last_user"] = "decision"
-    system: str | None = None
-    date: Text | None = None
+    position: Literal["decision", "last_user"] = "decision"  # the last prompt token, or the last one of the user's own text
+    system: str | None = None  # a system message; none: what the template prints by itself
+    date: Text | None = None  # the day that a template prints; none: a fixed one where it would look at the clock
     answer: Text | None = None  # what the answer is made to begin with
 
     @model_validator(mode="after")
@@ -116,10 +116,10 @@ class Prompts(Section):
 
 
 class Answers(Section):
-    """Whole answers are looked at too, beside the decision position: what one model says after some report prompts, read by both."""
+    """Whole answers are looked at too, beside the last prompt token: what one model says after some test prompts, read by both."""
 
     tokens: Annotated[int, Field(ge=0, le=512)] = 16  # of each answer; 0: no answers
-    prompts: Count = 8  # report prompts
+    prompts: Count = 8  # test prompts
     of: Literal["tuned", "base", "both"] = "tuned"  # the model that says it; both: each, and effects over either's answers
 
 
@@ -153,10 +153,11 @@ class StudyConfig(Section):
 
     pair: Pair = Field(description="{base: ..., tuned: ...}")
     prompts: Prompts = Field(description="{file: prompts.jsonl}, or {fit: ..., select: ..., report: ...}")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    dtype: Literal["float32", "bfloat16", "float16", "int8", "nf4"] = "float32"
-    answers: Answers = Answers()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of splits, permutations and draws
+    dtype: Literal["float32", "bfloat16", "float16", "int8", "nf4"] = "float32"  # in which both networks run
+    answers: Answers = Answers()  # what is looked at of whole answers
     measures: Annotated[dict[str, Annotated[SerializeAsAny[Options], BeforeValidator(_told)]], BeforeValidator(_by_name)]
+    """Names of measures, each alone or with its options (`name: {option: value}`); left out: all."""
 
     def asked(self, kind: type[Asked]) -> Asked | None:
         """The options of the measure whose options are of this class; None where the study does not ask for it."""

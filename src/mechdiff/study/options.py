@@ -70,7 +70,7 @@ class Options(Section):
 
 
 class LayeredOptions(Options):
-    layers: Annotated[Literal["all"] | tuple[int, ...], BeforeValidator(_layers)] = "all"
+    layers: Annotated[Literal["all"] | tuple[int, ...], BeforeValidator(_layers)] = "all"  # or numbers of blocks, from 0
     stride: Count = 1  # with layers: all, every stride-th layer from 0
 
     @model_validator(mode="after")

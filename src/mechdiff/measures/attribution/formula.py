@@ -6,28 +6,30 @@ moved by D to what the other model has there, m would change by about
     grad_x_diff            g . D,              g = dm/da at the running model's clean run: one backward pass for all components
     integrated_gradients   mean_s g(s) . D,    g(s) at own + s D_all, s at the midpoints of [0, 1], the heads of one block moved together
 
-The first is attribution patching (Nanda 2023; Syed 2023, arXiv 2310.10348), wrong by the curvature: its relative error grows with the size of D. The
-second is integrated gradients (Sundararajan 2017, arXiv 1703.01365) along the joint path of a block's heads, which is the Aumann-Shapley value of the
-game "swap these heads": over the heads of a block it adds up to m(all heads swapped) - m(clean), up to the step size (completeness).
+The first is attribution patching (Nanda 2023; Syed 2023, arXiv 2310.10348), wrong by the curvature: its relative error grows with the size of D.
+The second is integrated gradients (Sundararajan 2017, arXiv 1703.01365) along the joint path of a block's heads, which is the Aumann-Shapley value
+of the game "swap these heads": over the heads of a block it adds up to m(all heads swapped) - m(clean), up to the step size (completeness).
 
 m must be linear in the logits: the gradient of a KL divergence at its own reference is 0. Three are offered, each pointing to the tuned model:
 
     law         sum_v (p_tuned(v) - p_base(v)) z_v     always defined; between the two models it differs by KL(t||b) + KL(b||t)
-    divergent   z[tuned's first choice] - z[base's]    undefined (NaN) where both choose the same token
+    divergent   z[tuned's top-1 token] - z[base's]                undefined (NaN) where both choose the same token
     label       z[first token of the label] - mean z
 
-So in `tuned<-base` what carries the change is negative, in `base<-tuned` positive. Estimates are held against true patches on every run, for the top
-heads and for random ones: where the rank correlation is low, believe the patches.
+So in `tuned<-base` what carries the change is negative, in `base<-tuned` positive. Estimates are compared with true patches on every run, for the
+top heads and for random ones: where the rank correlation is low, believe the patches.
 
-**Over answers** (study/answers.py) m is the mean over an answer's positions of what `law` is at each of them, D is written at all of these positions,
-and g . D is a sum over them. It is always `law`, which is linear at every position; its true effect is twice the Fisher overlap of patched runs.
+**Over answers** (study/answers.py) m is the mean over an answer's positions of what `law` is at each of them, D is patched at all of these
+positions, and g . D is a sum over them. It is always `law`, which is linear at every position; its true effect is twice the Fisher overlap of
+patched runs.
 
-**Importance of a head in each model** (directions base<-base and tuned<-tuned): the same gradient against the head's own mean over the fit prompts,
-as if its contribution were replaced by that mean (mean ablation). Heads that are important in one model and not in the other are the *churn*.
+**Importance of a head in each model** (directions base<-base and tuned<-tuned): the same gradient against the head's own mean over the training
+prompts, as if its contribution were replaced by that mean (mean ablation). Heads that are important in one model and not in the other are the
+model's own heads.
 
 **Gradient times activation** (`grad_x_act`, the same directions) is the gradient against the head's whole contribution: what m would lose if it
-were replaced by 0, which no head's is; so it has the sign of what the head adds, the other that of what the mean in its place adds. It is what other
-studies call a head's churn, and stands beside the other by name.
+were replaced by 0, which no head's is; so it has the sign of what the head adds, the other that of what the mean in its place adds. It is what
+other studies call a head's change of importance, and stands beside the other by name.
 
 When it misleads: a saturated softmax has no gradient where a patch has an effect, and effects of opposite sign cancel (Kramar 2024, AtP*).
 """

@@ -23,7 +23,7 @@ class AttributionOptions(LayeredOptions):
     sites: Kinds = ("attn_out", "mlp_out", "resid_post")  # whole sites beside heads and MLPs
     steps: Count = 3  # midpoints of the path of integrated gradients
     validated: Annotated[int, Field(ge=2, le=1000)] = 20  # top heads, and as many random ones, whose effect is measured by true patches
-    threshold: Annotated[float | None, Field(gt=0)] = None  # attribution (in logits) from which a head counts in the churn; none: |z| >= 2
+    threshold: Annotated[float | None, Field(gt=0)] = None  # attribution (in logits) from which a head counts as important; none: |z| >= 2
     select_prompts: Count = 16  # on which heads are ranked
 
 

@@ -1,6 +1,7 @@
 """What do the models do? Refusals, style, and answers, of what they say and of what they would say.
 
-Numbers of states and laws are about one token. This measure lets both models answer (the same prompts, greedy, so many tokens) and counts
+Numbers of activations and distributions are about one token. This measure lets both models answer (the same prompts, greedy, so many tokens) and
+counts
 
     refusal                1 if the answer's opening matches a refusal in any language that has lists (patterns: phrases.py), else 0
     cut_off                1 if the answer had not ended after so many tokens, else 0
@@ -14,14 +15,14 @@ and asks how likely they find texts that they are given:
                            the tokenizer: between two tokenizers read that.
     mc_*                   multiple choice (answers.py)
 
-**Masked** variants cut every next-token law to the tokens that both models have. They are diagnostics, for pairs whose vocabularies differ:
-`mask_coverage` is the mass that the cut keeps, and where it is small the masked number is about another model.
+**Masked** variants cut every next-token distribution to the tokens that both models have. They are diagnostics, for pairs whose vocabularies
+differ: `mask_coverage` is the mass that the cut keeps, and where it is small the masked number is about another model.
 
 A word is a run of letters, marks and digits (Unicode); a script without spaces counts as few long words, so compare within a language.
 
 When it misleads: a refusal in other words than the list's is not seen, and an apology that helps may be; look at the texts beside the rate. An
-answer that was cut after so many tokens may not have come to its final answer: see how many were. Style per 100 words of a two-word answer is noise.
-One sample an answer says nothing of how often.
+answer that was cut after so many tokens may not have come to its final answer: see how many were. Style per 100 words of a two-word answer is
+noise. One sample an answer says nothing of how often.
 """
 
 import math

@@ -70,24 +70,24 @@ class BehaviourOptions(CloserOptions):
     paths: ClassVar[Mapping[str, str]] = {"probes": "", "patterns": "*.yaml"}
 
     n_probes: Count | None = None  # of the probes: so many, of every kind; none: all
-    probes: Annotated[bool | str, BeforeValidator(_probes)] = True  # beside the report prompts: those that come with mechdiff, or a file
+    probes: Annotated[bool | str, BeforeValidator(_probes)] = True  # beside the test prompts: those that come with mechdiff, or a file
     patterns: str | None = None  # lists of refusals and styles beside those that come with mechdiff: LANGUAGE.yaml, or a folder of some
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 48  # of an answer
     edited_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None  # of an answer under an edit; none: as many
     stop: Annotated[tuple[str, ...], BeforeValidator(_ends)] = ()  # texts that end an answer, beside the models' own end tokens
     samples: Annotated[int, Field(ge=0, le=1000)] = 0  # drawn answers to each prompt beside the greedy one
     temperature: Annotated[float, Field(gt=0, le=100)] = 0.7  # of drawn answers
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    openings: Count = 3  # refusals, and as many neutral openings, whose probability is the soft refusal
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95  # of these draws: the likeliest tokens that have so much probability
+    openings: Count = 3  # refusals, and as many neutral openings, whose log-probability margin is the refusal score
     exact_match: Literal["auto"] | bool = (
         "auto"  # labels of prompts without options are final answers; auto: those that are numbers or formulas
     )
-    masked: Literal["auto"] | bool = "auto"  # also laws cut to the tokens that both models have; auto: where these are not all
+    masked: Literal["auto"] | bool = "auto"  # also distributions cut to the tokens that both models have; auto: where these are not all
     sites: Kinds = ("resid_post",)  # where states are written while texts are scored and answers given
     maps: Annotated[tuple[str, ...], BeforeValidator(some_of(labels.MAPS))] = ("anchored_ridge",)  # of those that transport fits
     scored_layers: Count = 10  # of the layers: so many, evenly spaced, beside the closer ones
-    scored_prompts: Annotated[int, Field(ge=0, le=100_000)] = 16  # on which texts are scored under edits: report prompts and probes
-    spoken_prompts: Annotated[int, Field(ge=0, le=100_000)] = 6  # of these: so many are answered under edits at the closer layers
+    scored_prompts: Annotated[int, Field(ge=0, le=100_000)] = 16  # on which texts are scored under edits: test prompts and probes
+    spoken_prompts: Annotated[int, Field(ge=0, le=100_000)] = 6  # of these: so many are answered under edits at the selected layers
 
     def scored(self, n_layers: int) -> tuple[int, ...]:
         """The evenly spaced layers."""

@@ -15,14 +15,14 @@ others,
     weights_effect  = ((g_bt - g_bb) + (g_tt - g_tb)) / 2     what the tuned weights bring, averaged over both templates
     interaction     = g_tt - g_tb - g_bt + g_bb               what both bring together beyond the sum of each alone
 
-The two effects add up to D in nats of KL. A change of the template alone (or of weights that no template can reach) has all of D in its effect, 0 in
-the other and in the interaction. Whether they build on each other is a question to the linear score: there changes that merely add do not interact,
-while KL is quadratic. Beside them stand the four sides of the square, each a KL:
+The two effects add up to D in nats of KL. A change of the template alone (or of weights that no template can reach) has all of D in its effect, 0
+in the other and in the interaction. Whether they build on each other is a question to the linear score: there changes that merely add do not
+interact, while KL is quadratic. Beside them stand the four sides of the square, each a KL:
 
     kl_template_nats      KL(p under the tuned model's template || under the base's), of the model in `arm`
-    kl_weights_nats       KL(p_tuned || p_base), both behind the template of the model in `arm`
+    kl_weights_nats       KL(p_tuned || p_base), both after the template of the model in `arm`
 
-When it misleads: this D is of each model behind its own template, not that of the rest of a run, whose models read one text; a model may never have
+When it misleads: this D is of each model after its own template, not that of the rest of a run, whose models read one text; a model may never have
 been trained on the other's template, and what it says behind it is then no one's intention; where a tokenizer lacks the other template's special
 tokens it reads them as plain text. On two vocabularies all is of the tokens that both have.
 """

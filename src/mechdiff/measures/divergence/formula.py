@@ -1,17 +1,17 @@
 """Do the two models predict different things next, and by how much?
 
-At the decision position of each prompt, with p_t the tuned model's next-token law and p_b the base's, in nats:
+At the last prompt token of each prompt, with p_t the tuned model's next-token distribution and p_b the base's, in nats:
 
     kl_tuned_base_nats = KL(p_t || p_b)       this is D, the total effect of the fine-tune: what patching has to explain
     kl_base_tuned_nats = KL(p_b || p_t)
     js_nats            = Jensen-Shannon divergence, symmetric, at most ln 2: for comparing the two directions
     top1_same          = 1 if both have the same most likely token, else 0
 
-0 nats: the same law. The other end is open: each nat is a factor of e between the probabilities of what the tuned model says, on average.
+0 nats: the same distribution. The other end is open: each nat is a factor of e between the probabilities of what the tuned model says, on average.
 D is infinite where the base excludes (logit -inf) a token that the tuned model allows: where their vocabularies differ it nearly always is.
 Then two numbers say together what one cannot, and neither is published alone:
 
-    kl_shared_nats     = KL(p_t || p_b) of both laws cut to the tokens that both have, and renormalised; shares of an effect are shares of this
+    kl_shared_nats     = KL(p_t || p_b) of both distributions on the tokens that both have, renormalised; shares of an effect are of this
     mass_outside       = what the tuned model gives to tokens that the base does not have (mass_outside_base: the reverse)
 
 With nothing outside in the base, KL(p_b || p_t) = kl_shared_base_tuned_nats - log(1 - mass_outside), exactly. A token that the base would say in
@@ -36,7 +36,7 @@ value is the mean over its positions, so that a long answer counts as much as a 
     kl_tuned_base_answer_nats, kl_base_tuned_answer_nats, fisher_total_answer_nats      what shares over answers are shares of
     log_ratio_*_answer_nats    log p(tuned model's top-1 token) - log p(the base's) in either model: negative in the base, positive in the tuned one
     top1_same_answer           the share of positions at which both have the same top-1 token
-    divergent_place            the first position at which they have not (0 is the decision position); `*_divergent_nats` are the values there
+    divergent_place            the first position at which they have not (0 is the last prompt token); `*_divergent_nats` are the values there
 
 When it misleads: one position is one token. A fine-tune that changes how an answer opens has a large D at the first token whatever else it
 learned, and one that changes only the fifth token has D = 0 here. D differs widely between prompts, often with a standard deviation above

@@ -18,7 +18,7 @@ class DivergenceOptions(Options):
         "native": "this option is gone: what chat templates do alone is asked by the measure chat_template; leave it out."
     }
 
-    over_text: bool = True  # beside the decision position: every position of the prompts and of a continuation
+    over_text: bool = True  # beside the last prompt token: every position of the prompts and of a continuation
     continuation: Annotated[int, Field(ge=0, le=4096)] = 16  # tokens of the tuned model's own greedy answer that both models read
 
 

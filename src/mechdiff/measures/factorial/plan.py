@@ -19,7 +19,7 @@ class FactorialOptions(LayeredOptions):
         "swaps": "this option is gone, the p of a factorial draws no label swaps any more (docs/STATISTICS.md); leave it out."
     }
 
-    positions: Annotated[tuple[Literal["decision", "all"], ...], BeforeValidator(read_positions)] = ("decision", "all")
+    positions: Annotated[tuple[Literal["decision", "all"], ...], BeforeValidator(read_positions)] = ("decision", "all")  # of tokens
     all_positions_layers: Count = 6  # at all positions: so many splits, evenly spaced (their states are kept on disk)
 
     def layers_at(self, position: str, n_layers: int) -> tuple[int, ...]:

@@ -1,33 +1,33 @@
 """Which part of the weights carries the fine-tune?
 
 The tuned weights of a set S of units (`models/modules.py`: a block's attention, MLP or norms, the embedding, the final norm, the head) are put
-into the base, and the network runs. With dW_S the change of these units and p_t the tuned model's next-token law,
+into the base, and the network runs. With dW_S the change of these units and p_t the tuned model's next-token distribution,
 
-    v(S) = KL( p_t || p_{base + dW_S} )       in nats, at the decision position
+    v(S) = KL( p_t || p_{base + dW_S} )       in nats, at the last prompt token
 
 Over an answer that follows the prompt (`answers` of a study) it is the mean over its positions, from the same pass: kl_other_answer_nats.
 
 0: S is all of the fine-tune that matters on this prompt. D = v(nothing): S does nothing. More than D: S alone leads away from the tuned model,
-which happens where two units only work together. No state is written, no map is fitted, no position is chosen: what is grafted is the fine-tune
-itself, so this is the exact statement that patching and maps are held against (a graft of all blocks above one is what patching of its
+which happens where two units only work together. No activation is patched, no map is fitted, no position is chosen: what is grafted is the
+fine-tune itself, so this is the exact statement that patching and maps are compared with (a graft of all blocks above one is what patching of its
 `resid_post` at all positions does).
 
-Arms:
+Conditions:
 
     none          the base as it is: D
     all           every changed unit: 0, to rounding. Checked in every run, before anything else is said
     alone         one unit: is it sufficient?
     from_below    this unit and all before it in network order: embed, each block's attn, mlp, norm, then final_norm, head
     from_above    this unit and all behind it
-    greedy        the best set found by adding the best next unit, on prompts of the select split; `rank` is how many units it has
+    greedy        the best set found by adding the best next unit, on prompts of the validation split; `rank` is how many units it has
     truncate      the change of one unit's matrices, or of all (`all`), cut to their first `rank` singular vectors: the causal rank of the update
 
 A unit that did not change is in no set, and costs nothing. Curves `from_below` and `from_above` say in which order of the network the fine-tune
 comes together: where the first falls to 0, the rest above is not needed; where the second does, the rest below is not.
 
-When it misleads: v is not additive (two units that do the same job are each worthless once the other is in), and v > D is no error. A greedy set
+When it misleads: v is not additive (two units that are redundant are each worthless once the other is in), and v > D is no error. A greedy set
 is one good set, not the only one. A tied embedding is one unit `embed`: what its rows do when tokens are read and when they are predicted
-cannot be told apart. Truncation to a rank is by size of the weights' change, which need not be the order of what matters.
+cannot be separated. Truncation to a rank is by size of the weights' change, which need not be the order of what matters.
 
 Weight grafting as a way to localise: Panigrahi 2023 (arXiv 2302.06600); low-rank truncation of the update: Sharma 2023 (LASER, arXiv 2312.13558),
 Shuttleworth 2024 (arXiv 2410.21228).

@@ -14,8 +14,8 @@ from mechdiff.study.planner import Planner
 class GraftingOptions(Options):
     curves: bool = True  # each changed unit alone, and both cumulative curves
     points: Count | None = None  # of each cumulative curve: so many units, evenly spaced; none: every changed one
-    report_prompts: Count | None = None  # report prompts on which weights are grafted; none: all
-    greedy: bool = True  # nested sets, chosen on the select split
+    report_prompts: Count | None = None  # test prompts on which weights are grafted; none: all
+    greedy: bool = True  # nested sets, chosen on the validation split
     candidates: Count = 12  # units that the greedy search tries, and that are cut to a rank: the best alone
     picks: Count = 8  # units that the greedy search picks
     select_prompts: Count = 8  # prompts that it looks at

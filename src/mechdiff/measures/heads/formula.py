@@ -9,36 +9,37 @@ so a change of what the head attends to or reads counts, and a change of what it
 D_h of all heads add up to the difference of the two models' `attn_proj`, biases apart. Swapping z alone, as is often done, misses every edit of W_O
 and invents effects where only the head's own basis differs (METHOD A24, P10).
 
-Arms:
+Conditions:
 
     contribution   D_h, the default
     routing        (z_h^other - z_h^own) W_O^{own,h}         what the head reads and mixes
     write          z_h^other (W_O^{other,h} - W_O^{own,h})   what it makes of that; routing and write add up to D_h
-    z_swap         z_h^own + s (z_h^other - z_h^own) written at `z`: what others report, on request
+    z_swap         z_h^own + s (z_h^other - z_h^own) patched at `z`: what others report, on request
     a map's name   z_h^other is what a map of `z` makes of the base's z (on the tuned model's side): mapped heads
 
 A set of heads is a coalition and its effect a game v (games.py), in nats of each prompt, 0 for no head:
 
-    tuned<-base    v(S) = KL(p_tuned || run)               breakage, a share of D
+    tuned<-base    v(S) = KL(p_tuned || run)               KL increase, a share of D
     base<-tuned    v(S) = D - KL(p_tuned || run)           recovery, a share of D
 
-Where the vocabularies differ all laws of a game, as D, are of the tokens that both models have (shares.py).
+Where the vocabularies differ all distributions of a game, as D, are of the tokens that both models have (shares.py).
 
-Sufficiency of S is v(S)/v(all), its necessity 1 - v(all without S)/v(all). KL grows as the square of a small edit, so shares of single heads need not
-add up to 1. To first order this adds up, and has a sign:
+Sufficiency of S is v(S)/v(all), its necessity 1 - v(all without S)/v(all). KL grows as the square of a small edit, so shares of single heads need
+not add up to 1. To first order this adds up, and has a sign:
 
     Fisher-projected coverage   <d_S, d_all> / <d_all, d_all>,    d = change of the logits, <x, y> = Cov_{p own}(x, y)
 
-`fisher_nats` is <d_S, d_all>/2: that of `all` is KL(p own || run) for a small edit, which is v(all) where the tuned model runs (on the same tokens).
+`fisher_nats` is <d_S, d_all>/2: that of `all` is KL(p own || run) for a small edit, which is v(all) where the tuned model runs (on the same
+tokens).
 
-**Across the network** the players are all heads (and whole MLPs beside them), and a set of several blocks writes the other model's own contributions
-in each: the running model's, as it is there by then, is taken out.
+**Across the network** the players are all heads (and whole MLPs beside them), and a set of several blocks writes the other model's own
+contributions in each: the running model's, as it is there by then, is taken out.
 
 When it misleads: routing and write are a split in the head's own coordinates, which are free: another basis of them moves effect from one to the
 other, and only their sum does not hang on it. Read them where the two models share a basis, as fine-tunes do. A head can be worthless alone and
 needed with another (see interactions); a set's coverage can pass 1 where the rest works against it; with v(all) at the floor there is no effect to
-explain, and no ratio is given. One position is studied: heads that carry a change to the decision position from earlier ones count there, those that
-act at earlier positions do not.
+explain, and no ratio is given. One position is studied: heads that carry a change to the last prompt token from earlier ones count there, those
+that act at earlier positions do not.
 
 Contributions: Elhage 2021 (a mathematical framework); coverage and Shapley values of heads: METHOD B14.
 """

@@ -99,18 +99,18 @@ def _blend(given: object) -> tuple[float, ...]:
 
 
 class HeadsOptions(CloserOptions):
-    hot: Count = 2  # closer layers that the select prompts choose: where all heads together do most
-    select_prompts: Count = 16  # on which closer layers, orders of heads and top heads are chosen
-    draws: Annotated[int, Field(ge=0, le=10_000)] = 200  # random sets of each size at a closer layer (all, where there are fewer)
+    hot: Count = 2  # selected layers that the validation prompts choose: where all heads together do most
+    select_prompts: Count = 16  # on which selected layers, orders of heads and top heads are chosen
+    draws: Annotated[int, Field(ge=0, le=10_000)] = 200  # random sets of each size at a selected layer (all, where there are fewer)
     permutations: Annotated[int, Field(ge=2, multiple_of=2)] = 64  # sampled for Shapley values where there are more heads than exact_up_to
     exact_up_to: Annotated[int, Field(ge=1, le=16)] = 12  # heads of a block up to which every set of them is run
     picks: Count = 8  # heads that the greedy search picks
     top: Annotated[int, Field(ge=2, le=64)] = 6  # heads whose pairs are run, and whose attention is looked at
-    null_edits: Annotated[int, Field(ge=0, le=1000)] = 10  # random edits that the effective number of heads is held against
+    null_edits: Annotated[int, Field(ge=0, le=1000)] = 10  # random edits that the effective number of heads is compared with
     network_draws: Annotated[int, Field(ge=0, le=10_000)] = 20  # random sets of each size across the network
     answer_layers: Count | None = None  # layers whose heads are swapped over answers, evenly spaced; none: all
     z_swap: Annotated[tuple[float, ...], BeforeValidator(_blend)] = ()  # strengths at which z alone is swapped, as others do it
-    attention_prompts: Annotated[int, Field(ge=0, le=100_000)] = 8  # report prompts on which attention is looked at; 0: none
+    attention_prompts: Annotated[int, Field(ge=0, le=100_000)] = 8  # test prompts on which attention is looked at; 0: none
 
 
 def needs(planner: Planner, options: HeadsOptions) -> Needs:

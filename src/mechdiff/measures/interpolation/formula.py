@@ -5,30 +5,30 @@ A strength a leads from the base (0) to the tuned model (1), and on in the same 
     weights_path    the network runs with W_base + a (W_tuned - W_base), all changed tensors together (an adapter's layers at a times their scale), or
                     those of some modules alone (`modules`), all others the base's: at 1 a graft
     logits_path     z_base + a (z_tuned - z_base), the two models' logits; no network runs
-    states_path     h_base + a (h_tuned - h_base) written at one block's `resid_post`, at the last prompt token; the base runs on
+    states_path     h_base + a (h_tuned - h_base) patched at one block's `resid_post`, at the last prompt token; the base runs on
 
-At a = 0 all three are the base, to the bit; at a = 1 the first two (of all modules) are the tuned model (to the bit too, but for an adapter that runs
-merged into copies, models/merged.py: within rounding), and the third is an activation patch. Of
-each run's next-token distribution q_a, at the last prompt token:
+At a = 0 all three are the base, to the bit; at a = 1 the first two (of all modules) are the tuned model (to the bit too, but for an adapter that
+runs merged into copies, models/merged.py: within rounding), and the third is an activation patch. Of each run's next-token distribution q_a, at the
+last prompt token:
 
     kl_other_nats         D(a) = KL(p_tuned || q_a): D at a = 0, and 0 where the run is the tuned model
-    kl_own_nats           KL(p_base || q_a): how far it went. On neutral prompts, which have nothing to do with the fine-tune: its side effect
-    top1_same             1: the base's first choice is the first choice still
-    top1_same_as_tuned    1: the first choice is the tuned model's
+    kl_own_nats           KL(p_base || q_a): how far it went. On unrelated prompts, which have nothing to do with the fine-tune: its side effect
+    top1_same             1: the base's top-1 token is the top-1 token still
+    top1_same_as_tuned    1: the top-1 token is the tuned model's
     repeated_4grams       of an answer that is spoken with weights at a: the share of its 4-grams that it had said before (seq-rep-4, Welleck 2019)
 
 Near either end a KL grows as the square of the way from there, so its root is nearly straight, and what lies between two strengths that were run is
 read off straight lines through roots: exact where KL is c (a - a0)^2.
 
-**Matched by neutral KL.** One strength does not mean the same in three forms. What can be compared is the effect at one price: the strengths at which
-the forms move neutral prompts alike, and what each leaves of D there.
+**Matched by KL on unrelated prompts.** One strength does not mean the same in three forms. What can be compared is the effect at one price: the
+strengths at which the forms move unrelated prompts alike, and what each leaves of D there.
 
-When it misleads: neutral prompts are few and everyday, so what a fine-tune does elsewhere is not in them; a change that shows on every prompt has a
-neutral KL that is the change itself. Beyond 1 nothing was trained: a growing KL from the base says that a run goes on, not that it still speaks
+When it misleads: unrelated prompts are few and everyday, so what a fine-tune does elsewhere is not in them; a change that shows on every prompt has
+a KL there that is the change itself. Beyond 1 nothing was trained: a growing KL from the base says that a run goes on, not that it still speaks
 (loops are counted for that). Weights in between need not be on a path that training took.
 
-Interpolating weights: Wortsman 2022 (WiSE-FT, arXiv 2109.01903), Ilharco 2023 (task arithmetic, arXiv 2212.04089); logits: Liu 2021 (DExperts, arXiv
-2105.03023); repetition: Welleck 2019 (arXiv 1908.04319).
+Interpolating weights: Wortsman 2022 (WiSE-FT, arXiv 2109.01903), Ilharco 2023 (task arithmetic, arXiv 2212.04089); logits: Liu 2021 (DExperts,
+arXiv 2105.03023); repetition: Welleck 2019 (arXiv 1908.04319).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -71,7 +71,7 @@ def holds(group: str, layer: int | None, kind: str) -> bool:
 class InterpolationOptions(CloserOptions):
     """`closer`: blocks of which the middle one's output is moved; hot: those that the select prompts choose, without them the middle block."""
 
-    forms: Annotated[tuple[str, ...], BeforeValidator(some_of(FORMS))] = FORMS
+    forms: Annotated[tuple[str, ...], BeforeValidator(some_of(FORMS))] = FORMS  # what is interpolated
     strengths: Annotated[tuple[float, ...], BeforeValidator(read_grid)] = (
         -0.5,
         0.0,
@@ -82,10 +82,10 @@ class InterpolationOptions(CloserOptions):
         1.5,
         2.0,
     )  # 0 and 1 are always there
-    report_prompts: Count | None = None  # report prompts that are run; none: all
-    side_prompts: Annotated[int, Field(ge=0, le=100_000)] = 32  # neutral prompts (those of steering, where it has some), from the top
-    answers: Annotated[int, Field(ge=0, le=64)] = 3  # report prompts that are answered with weights in between and beyond
-    answer_strengths: Annotated[tuple[float, ...], BeforeValidator(read_said)] = (0.0, 0.5, 1.0, 1.5, 2.0)
+    report_prompts: Count | None = None  # test prompts that are run; none: all
+    side_prompts: Annotated[int, Field(ge=0, le=100_000)] = 32  # unrelated prompts (those of steering, where it has some), from the top
+    answers: Annotated[int, Field(ge=0, le=64)] = 3  # test prompts that are answered with weights in between and beyond
+    answer_strengths: Annotated[tuple[float, ...], BeforeValidator(read_said)] = (0.0, 0.5, 1.0, 1.5, 2.0)  # it answers at these
     continuation: Count = 48  # tokens of each answer
     modules: Annotated[
         tuple[str, ...], BeforeValidator(read_modules)

@@ -1,23 +1,24 @@
-"""Does the running model have activations like those that are written into it?
+"""Does the running model have activations like those that are patched into it?
 
-A patch can write a state that the running model never has; what such a write does may be no more than what damage does (Makelov et al. 2023,
-arXiv 2311.17030; Heimersheim & Nanda 2024, arXiv 2404.15255). With x the running model's own clean states at one site and position over prompts,
-mu their mean and S their covariance,
+A patch can put in an activation that the running model never has; what such a patch does may be no more than what damage does (Makelov et al. 2023,
+arXiv 2311.17030; Heimersheim & Nanda 2024, arXiv 2404.15255). With x the running model's own clean activations at one site and position over
+prompts, mu their mean and S their covariance,
 
     distance     d(w) = sqrt((w - mu)' C^-1 (w - mu)),     C = (1 - a) S + a (tr S / d) I
-    norm ratio   ||w|| / ||own||                           of the running model's own state on the same prompt
+    norm ratio   ||w|| / ||own||                           of the running model's own activation on the same prompt
 
-for a written state w. `a` is Ledoit and Wolf's (2004), which makes C invertible where there are fewer prompts than dimensions.
+for a patched-in activation w. `a` is Ledoit and Wolf's (2004), which makes C invertible where there are fewer prompts than dimensions.
 
-A state is far from a mean and a covariance that it had no part in, so own states are held out too: prompts are dealt to parts, by cluster, and every
-state on a prompt, own or written, is held against the own states on all other parts. So a write is as far as an own state where it is like one:
-of n held-out own distances it passes all with probability 1 / (n + 1) at most if it is exchangeable with them (conformal prediction, Vovk 2005).
+An activation is far from a mean and a covariance that it had no part in, so own activations are held out too: prompts are dealt to parts, by
+cluster, and every activation on a prompt, own or patched in, is compared with the own activations on all other parts. So a patch is as far as an
+own activation where it is like one: of n held-out own distances it passes all with probability 1 / (n + 1) at most if it is exchangeable with them
+(conformal prediction, Vovk 2005).
 
-    0: the mean own state.  1 in each of d directions: about sqrt(d).  Only the comparison with own distances says what is far.
+    0: the mean own activation.  1 in each of d directions: about sqrt(d).  Only the comparison with own distances says what is far.
 
-When it misleads: a mean of own states is near 0 by construction, and the model may never be there; within the covariance there may be states that
-the model never has (activations are no Gaussian), so a write that is not far is not proved to be natural; and few prompts of one kind have few own
-states, beyond which the same model on other prompts may lie too.
+When it misleads: a mean of own activations is near 0 by construction, and the model may never be there; within the covariance there may be
+activations that the model never has (activations are no Gaussian), so a patch that is not far is not proved to be natural; and few prompts of one
+kind have few own activations, beyond which the same model on other prompts may lie too.
 """
 
 from collections.abc import Sequence

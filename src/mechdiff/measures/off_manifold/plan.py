@@ -22,7 +22,7 @@ FEWEST = 6
 
 
 class OffManifoldOptions(Options):
-    folds: Annotated[int, Field(ge=2)] = 10  # parts of the prompts: a write is held against own activations on the other parts
+    folds: Annotated[int, Field(ge=2)] = 10  # parts of the prompts: a write is compared with own activations on the other parts
 
 
 def cells(planner: Planner) -> Iterator[Cell]:

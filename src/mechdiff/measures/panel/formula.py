@@ -1,4 +1,4 @@
-"""What else did a fine-tune change? Both models read the same texts, and each token's distributions are held against one another.
+"""What else did a fine-tune change? Both models read the same texts, and each token's distributions are compared with one another.
 
 Of a text, or an answer behind a prompt (the prompt's own tokens are not scored), over the positions at which both models have read the same bytes:
 

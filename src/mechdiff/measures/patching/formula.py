@@ -1,27 +1,27 @@
 """Where does the difference between the two models' activations matter for what they predict next?
 
-One model runs, and at one place its state at the studied position is replaced (Vig 2020; Meng 2022; across models with the prompt held
+One model runs, and at one site its activation at the studied position is replaced (Vig 2020; Meng 2022; across models with the prompt held
 fixed: Prakash 2024, arXiv 2402.14811). With D = KL(p_tuned || p_base), the total effect:
 
-    tuned<-base, breakage   KL(p_tuned || p_tuned[site <- a_base]) / D       is the tuned state there necessary?
-    base<-tuned, recovery   1 - KL(p_tuned || p_base[site <- a_tuned]) / D   is the tuned state there sufficient?
+    tuned<-base, KL increase   KL(p_tuned || p_tuned[site <- a_base]) / D      is the tuned activation there necessary?
+    base<-tuned, recovery      1 - KL(p_tuned || p_base[site <- a_tuned]) / D  is the tuned activation there sufficient?
 
-0: the place does not matter. 1: it carries all of the change that reaches this position (after the last block `resid_post` is always near 1).
-The two are not complements: where either of two places suffices, recovery is 1 at both and breakage 0 at both.
+0: the site does not matter. 1: it carries all of the change that reaches this position (after the last block `resid_post` is always near 1).
+The two are not complements: where either of two sites suffices, recovery is 1 at both and KL increase 0 at both.
 
-**Arms** say how the written state was made; each is a way to guess the tuned model's state:
+**Conditions** say how the patched-in activation was made; each is a way to guess the tuned model's activation:
 
-    identity    the other model's own state on this prompt
-    shift       a_base + (mu_tuned - mu_base): the base's state, moved by the mean difference over the fit split
+    identity    the other model's own activation on this prompt
+    shift       a_base + (mu_tuned - mu_base): the base's activation, moved by the mean difference over the training split
     mean        mu_tuned: what the tuned model has on average, the same on every prompt
-    resample    the tuned model's state on another prompt
-    oracle      the running model's own state: changes nothing, to rounding
+    resample    the tuned model's activation on another prompt
+    oracle      the running model's own activation: changes nothing, to rounding
 
 In `tuned<-base` a guess that is right breaks nothing, so shift far below identity means that the change is mostly one constant vector. In
 `base<-tuned` mean and resample near identity mean that what recovers the tuned behaviour is not about this prompt.
 
-When it misleads: a single place hides behind others that do the same job (self-repair, McGrath 2023), so look at windows of blocks too; an effect
-at one position is not the effect at all of them; and a written state can be one that the running model never has (compare `resample`).
+When it misleads: a single site hides behind others that are redundant (self-repair, McGrath 2023), so look at windows of blocks too; an effect
+at one position is not the effect at all of them; and a patched-in activation can be one that the running model never has (compare `resample`).
 Logit differences are linear where KL saturates (Heimersheim & Nanda 2024, arXiv 2404.15255), so both are given.
 """
 

@@ -23,11 +23,15 @@ NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
 class PatchingOptions(LayeredOptions):
     sites: Kinds = ("attn_out", "resid_mid", "mlp_out", "resid_post")  # resid_pre is the resid_post of the block before
     arms: Annotated[tuple[str, ...], BeforeValidator(some_of(ARMS))] = ("identity", "shift", "mean", "resample")
+    """How a patched-in activation is made."""
     directions: Annotated[tuple[str, ...], BeforeValidator(read_directions)] = CROSSED
+    """Both, or one: the model that runs <- the model whose activation is patched in."""
     positions: Annotated[tuple[str, ...], BeforeValidator(read_positions)] = ("decision",)
+    """`decision`: the last prompt token; `last_4`: it and the three before it; `all`."""
     windows: Annotated[tuple[int, ...], BeforeValidator(lambda given: whole_numbers(given, 2))] = ()  # widths, in layers
-    pairs: Annotated[int, Field(ge=0, le=32)] = 4  # strongest outputs, chosen on select, of which every two are written together; 0: none
-    map_prompts: Annotated[int, Field(ge=0)] = 6  # report prompts of the map of positions, by parts of the prompt; 0: no map
+    pairs: Annotated[int, Field(ge=0, le=32)] = 4
+    """Strongest outputs, chosen on validation prompts, of which every two are patched together; 0: none."""
+    map_prompts: Annotated[int, Field(ge=0)] = 6  # test prompts of the map of positions, by parts of the prompt; 0: no map
     map_tokens: Annotated[int, Field(ge=0)] = 0  # of these, so many also token by token
     map_layers: Count = 8  # layers of that map, evenly spaced
 

@@ -5,14 +5,14 @@ predicts most of it from the state,
 
     argmin over rank(B) <= k of |D - mean D - (X - mean X) B|^2,
 
-by cross-validation on the fit split: the rank is the smallest k whose error is within one standard error of the best (regression.py). A constant
-shift is free, so an added bias has rank 0, a rank-2 edit of W_O has rank 2 at that block's `attn_out`. Two numbers stand beside it:
+by cross-validation on the training split: the rank is the smallest k whose error is within one standard error of the best (regression.py). A
+constant shift is free, so an added bias has rank 0, a rank-2 edit of W_O has rank 2 at that block's `attn_out`. Two numbers stand beside it:
 
     rank_uncentred   the mean change counted as a direction too: 0 for no change, 1 for a bias, and 1 for one direction written with a strength
                      that varies from prompt to prompt, if its mean stands out, whether or not the state predicts how
     the causal curve what maps of rank 0, 1, 2, 4, ... do in the running model: how many dimensions does the *behaviour* need? `rank_truncated`
                      is the older recipe (the largest singular values of the coefficients, which are not what fits best), and unit `fisher`
-                     chooses dimensions by what they do to the next-token law: the error in the metric F = J'(diag p - pp')J (gradients.py)
+                     chooses dimensions by what they do to the next-token distribution: the error in the metric F = J'(diag p - pp')J (gradients.py)
 
 r2_change is a share of the change's variance; `r2_change_cv` is 1 - error(k) / error(0), both cross-validated, so 0 at rank 0.
 

@@ -14,9 +14,9 @@ from mechdiff.study.planner import Planner, possible, prompt_hashes
 
 
 class RankOptions(CloserOptions):
-    sites: Kinds = ("attn_out", "mlp_out", "resid_post")
+    sites: Kinds = ("attn_out", "mlp_out", "resid_post")  # where: kinds of site in every block
     strengths: Annotated[tuple[float, ...], BeforeValidator(read_strengths)] = (0.5, 1.5)  # beside 1, at each rank
-    fisher_samples: Annotated[int, Field(ge=0, le=1024)] = 4  # gradients a fit prompt for the Fisher-weighted variant; 0: none
+    fisher_samples: Annotated[int, Field(ge=0, le=1024)] = 4  # gradients a training prompt for the Fisher-weighted variant; 0: none
     draws: Annotated[int, Field(ge=0, le=1000)] = 3  # random subspaces at each rank
 
 

@@ -1,14 +1,14 @@
 """Does a fine-tune send tokens to other experts, and is that the routers' doing or that of what they are given?
 
-A router gives each of E experts a score at every position and sends the token to k of them. With c_b and c_t the sets of experts that the two models
-choose, and g_b and g_t their gates over all E experts (engine/routers.py says what the gate of a softmax and of a sigmoid router is):
+A router gives each of E experts a score at every position and sends the token to k of them. With c_b and c_t the sets of experts that the two
+models choose, and g_b and g_t their gates over all E experts (engine/routers.py says what the gate of a softmax and of a sigmoid router is):
 
     top1_expert_changed  = 1 where the chosen expert of the largest weight is another one
     expert_set_changed   = 1 where c_b and c_t are not the same set
     experts_replaced     = |c_b without c_t| / k
     gate_js_nats         = JS(g_t, g_b), at most ln 2 = 0.693 nats
 
-each at the decision position, and as the mean over all positions that both models cut alike. 0: every token goes where it went; the gates are
+each at the last prompt token, and as the mean over all positions that both models cut alike. 0: every token goes where it went; the gates are
 the same.
 
 The trivial explanation is that the router is the same and reads another state, or the reverse. With R_m(x) what model m's router makes of x:
@@ -19,9 +19,9 @@ The trivial explanation is that the router is the same and reads another state, 
 
 The two need not add up to the whole: a token moves once, whichever of them would do.
 
-When it misleads: experts that do nearly the same make a move without a meaning, so the share of tokens that move says nothing of what the model then
-does; a small change of the gate moves a token whose two best experts tie (read JS beside it); shared experts are not routed and not seen; of experts
-whose weights changed, but not the choice of them, this says nothing.
+When it misleads: experts that do nearly the same make a move without a meaning, so the share of tokens that move says nothing of what the model
+then does; a small change of the gate moves a token whose two best experts tie (read JS beside it); shared experts are not routed and not seen; of
+experts whose weights changed, but not the choice of them, this says nothing.
 """
 
 import polars as pl

@@ -20,7 +20,7 @@ TOTAL, DIRECT = "total", "direct"
 
 
 class SelfRepairOptions(CloserOptions):
-    sites: Annotated[tuple[str, ...], BeforeValidator(some_of(OUTPUTS))] = OUTPUTS
+    sites: Annotated[tuple[str, ...], BeforeValidator(some_of(OUTPUTS))] = OUTPUTS  # whose output is patched
 
 
 def needs(planner: Planner, options: SelfRepairOptions) -> Needs:

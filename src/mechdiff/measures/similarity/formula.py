@@ -9,9 +9,9 @@ X and Y hold the two models' states at one site, a row for each prompt; K = XX�
   the models: over random pairings of prompts its mean is exactly √(PR_base · PR_tuned)/(N−1).
 - `cka_without_top3`: `cka` without the three coordinates of largest variance (as shares of each model's whole variance, added; the same three in
   both models, or each model's own where their widths differ). A network may have a coordinate that is a hundred times as wide as the others
-  and hardly read: it alone makes `cka`, whatever the rest does. Layers for a closer look are chosen by this value.
+  and hardly read: it alone makes `cka`, whatever the rest does. Layers for selection are chosen by this value.
 - `cka_normed`: `cka` of what the model reads there: each model's states after its own norm that reads the site (`engine/norms.py` says which). Only
-  of the residual stream, at the decision position, where both models have such a norm.
+  of the residual stream, at the last prompt token, where both models have such a norm.
 - `participation_ratio_base`, `_tuned`: PR = (Σλ)²/Σλ² over the eigenvalues of the states' sample covariance: how many directions they
   use, between 1 and N−1. A PR near N says that N, not the model, limits what is seen.
 - `procrustes_distance`: ‖XQ − Y‖ for the best rotation Q, both centred and of unit norm; 0 for the same shape, at most √2. More

@@ -12,7 +12,7 @@ from mechdiff.study.planner import Planner, lacks, shared_clusters
 
 
 class SimilarityOptions(LayeredOptions):
-    sites: Kinds = ("attn_out", "mlp_out", "resid_post")
+    sites: Kinds = ("attn_out", "mlp_out", "resid_post")  # where: kinds of site in every block
     permutations: Annotated[int, Field(ge=0, le=1_000_000)] = 500  # null draws a site; 0: none
     words: bool | None = None  # also states averaged over each prompt's words; none: where the two models cut the prompts differently
 

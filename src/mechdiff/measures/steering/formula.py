@@ -2,8 +2,8 @@
 
 Directions of the base-to-tuned difference are added, amplified, removed and exchanged; what does that do elsewhere?
 
-With the directions of subspaces.py at one site (U_k orthonormal, P_k = U_k U_k', m the mean difference, mu_b the base's mean state) and h the state
-of the model that runs:
+With the directions of subspaces.py at one site (U_k orthonormal, P_k = U_k U_k', m the mean difference, mu_b the base's mean activation) and h the
+state of the model that runs:
 
     add          h + s m                        the base runs: does the mean difference make it behave like the tuned model?
     amplify      h + s P_k (h - mu_b)           the tuned model runs: further from the base's mean along these directions
@@ -13,29 +13,29 @@ of the model that runs:
 s = 0 changes nothing. `amplify` at s = 1 doubles how far h lies from mu_b along P_k: the change, and with it how the base itself varies there.
 `ablate` is its inverse in direction; ablation to 0 (Arditi 2024, arXiv 2406.11717) would take the base's own mean off too, and is other damage. For
 small s every KL from the unedited run grows as s squared. `interchange` with as many directions as the site is wide is the full patch of
-patching.py; the mean difference added at the decision position is its arm `shift` where the running model's states differ by just that.
+patching.py; the mean difference added at the last prompt token is its condition `shift` where the running model's states differ by just that.
 
-**Effect**: the metrics of outcome.py, edited at the decision position; at `all_pos`, every token of the prompt is read under the edit, as it would be
-if the model spoke that way. As a share of the way to the other model, 1 - kl_other / (kl_other of the unedited run): where the base runs
-1 - KL(p_tuned || run)/D (1: it behaves like the tuned model), where the tuned model runs 1 - KL(p_base || run)/KL(p_base || p_tuned) (1: like the
+**Effect**: the metrics of outcome.py, edited at the last prompt token; at `all_pos`, every token of the prompt is read under the edit, as it would
+be if the model spoke that way. As a share of the way to the other model, 1 - kl_other / (kl_other of the unedited run): where the base runs 1 -
+KL(p_tuned || run)/D (1: it behaves like the tuned model), where the tuned model runs 1 - KL(p_base || run)/KL(p_base || p_tuned) (1: like the
 base). Any damage has a large kl_own; only an edit along the change has a large share of the way.
 
-**Side effects**, on neutral prompts and always at all positions, from each prompt's own tokens (what all prompts open with, the template, is read
+**Side effects**, on unrelated prompts and always at all positions, from each prompt's own tokens (what all prompts open with, the template, is read
 under the edit too, and not counted); means over these positions:
 
-    side_kl_nats                   KL(clean || steered) of the next-token law; 0: nothing changed
+    side_kl_nats                   KL(clean || steered) of the next-token distribution; 0: nothing changed
     side_top1_same                 share of positions whose top token is the same; 1: nothing changed
     side_log_perplexity_ratio_nats log p_clean - log p_steered of the token that comes next; its exp is the ratio of perplexities: over 0, worse
 
-The **frontier** holds effect against side effect: a direction is of use where it gains much of D and moves neutral prompts little.
+The **frontier** holds effect against side effect: a direction is of use where it gains much of D and moves unrelated prompts little.
 
 **Controls**: `random_vector` (as long as m), `random_subspace` (as many dimensions; what it writes is stretched, state by state, to the length of
-what U_k writes): of the same size, at the same strength and positions. `label_swap` (m of exchanged names) comes as long as chance makes it: it says
-how long a mean would be by chance, and is no control of a direction.
+what U_k writes): of the same size, at the same strength and positions. `label_swap` (m of exchanged names) comes as long as chance makes it: it
+says how long a mean would be by chance, and is no control of a direction.
 
 **The test.** Two questions, fixed before anything is seen: does `add` make the base behave like the tuned model, and does `ablate` make the tuned
-model behave like the base? The dose of each (the strength of one, the dimensions of the other) is the largest that neutral prompts allow
-(doses.py): no effect is looked at to choose it. Then `TEST_DRAWS` random directions of exactly that dose are run on the report prompts. p = (1 +
+model behave like the base? The dose of each (the strength of one, the dimensions of the other) is the largest that unrelated prompts allow
+(doses.py): no effect is looked at to choose it. Then `TEST_DRAWS` random directions of exactly that dose are run on the test prompts. p = (1 +
 draws that go as far) / (1 + draws), corrected for two questions. A random direction passes in 5 % of studies, however small D.
 
 When it misleads: ablation can wake what was silent (Makelov 2023, arXiv 2311.17030), so hold an interchange beside it; a vector that works at one

@@ -65,18 +65,18 @@ def steering_cells(planner: Planner) -> Iterator[Cell]:
 class SteeringOptions(CloserOptions):
     paths: ClassVar[Mapping[str, str]] = {"neutral": ""}
 
-    sites: Kinds = ("resid_post",)
+    sites: Kinds = ("resid_post",)  # where: kinds of site in every block
     strengths: Annotated[tuple[float, ...], BeforeValidator(read_strengths)] = (0.5, 1.5, 2.0)  # of add and amplify, beside 1
     windows: Annotated[tuple[int, ...], BeforeValidator(lambda given: whole_numbers(given, 2))] = ()  # widths, in layers
     draws: Annotated[int, Field(ge=0, le=1000)] = 5  # random vectors and subspaces, and label swaps
-    contrast: bool = False  # take off the mean difference on neutral prompts
+    contrast: bool = False  # take off the mean difference on unrelated prompts
     neutral: str | None = None  # prompts whose side effects are measured, as a file; none: those that come with mechdiff
-    all_positions_layers: Count = 1  # of the closer layers: so many are steered at every position, where the mean difference is largest
+    all_positions_layers: Count = 1  # of the selected layers: so many are steered at every position, where the mean difference is largest
     side_prompts: Annotated[int, Field(ge=0, le=100_000)] = 32  # how many of them, from the top; 0: no side effects
-    texts: Annotated[int, Field(ge=0, le=64)] = 3  # report prompts that the steered base answers
+    texts: Annotated[int, Field(ge=0, le=64)] = 3  # test prompts that the steered base answers
     continuation: Count = 24  # tokens of each answer
-    test_draws: Annotated[int, Field(ge=0, le=10_000)] = 39  # random directions that the largest harmless dose is held against; 0: no test
-    max_side_kl_nats: Annotated[float, Field(ge=0)] = 0.05  # the most that a direction of use may move neutral prompts
+    test_draws: Annotated[int, Field(ge=0, le=10_000)] = 39  # random directions that the largest harmless dose is compared with; 0: no test
+    max_side_kl_nats: Annotated[float, Field(ge=0)] = 0.05  # the most that a direction of use may move unrelated prompts
     max_perplexity_ratio: Annotated[float, Field(ge=1)] = 1.05  # and worsen their perplexity
 
 

@@ -1,33 +1,34 @@
 """Can a linear map of activations carry the change from one model to the other?
 
-At one site, x is a state of the base on a prompt and y the tuned model's state on the same. A map T is fitted on the `fit` split (maps.py) and
-asked two questions that must not be mixed (Lenc & Vedaldi 2015; Csiszárik 2021; direct matching: Balogh & Jelasity 2025, arXiv 2412.11299):
+At one site, x is the base's activation on a prompt and y the tuned model's activation on the same. A map T is fitted on the training split
+(maps.py) and asked two questions that must not be mixed (Lenc & Vedaldi 2015; Csiszárik 2021; direct matching: Balogh & Jelasity 2025, arXiv
+2412.11299):
 
-    closeness, tuned<-base        KL(p_tuned || p_tuned[site <- T(x)]) in nats         0: the map found the tuned state
-    transport proper, base<-base  1 - KL(p_tuned || p_base[site <- T(x)]) / D          1: the base, mapped, speaks like the tuned model
+    KL with the map, tuned<-base   KL(p_tuned || p_tuned[site <- T(x)]) in nats         0: the map found the tuned activation
+    recovery, base<-base           1 - KL(p_tuned || p_base[site <- T(x)]) / D          1: the base, mapped, predicts as the tuned model does
 
-and `tuned<-tuned` writes the map back, fitted from tuned to base, into the tuned model: it should remove the change. In closeness the arm
-`identity` writes x itself (KL_raw, what patching calls breakage); in transport proper it writes what is there already and recovers nothing.
-The ceiling of transport proper is the tuned state itself, written into the base (`base<-tuned`, identity).
+and `tuned<-tuned` patches the map back, fitted from tuned to base, into the tuned model: it should remove the change. With tuned<-base the
+condition `identity` patches in x itself (KL_raw, which over D is patching's KL increase); with base<-base it patches in what is there already and
+recovers nothing. The ceiling of recovery is the tuned activation itself, patched into the base (`base<-tuned`, identity).
 
-**Strength** s writes own + s (T(x) - own), own being the running model's clean state: 0 changes nothing, 1 is the map. Near 0 the KL grows as
-s^2 for any map, so that "a weaker patch does less harm" is no finding about a map.
+**Strength** s patches in own + s (T(x) - own), own being the running model's clean activation: 0 changes nothing, 1 is the map. Near 0 the KL grows
+as s^2 for any map, so that "a weaker patch does less harm" is no finding about a map.
 
 How well T fits, on the prompts it was fitted on and on others:
 
-    r2             1 - |Y - T(X)|^2 / |Y - mean Y|^2         of the states: near 1 for the identity already, where a fine-tune changed little
+    r2             1 - |Y - T(X)|^2 / |Y - mean Y|^2         of the activations: near 1 for the identity already, where a fine-tune changed little
     r2_change      1 - |Y - T(X)|^2 / |D - mean D|^2         of the change D = Y - X: 0 for a constant shift, NaN where D does not vary
     cosine         of T(x) and y; `cosine_centred` both less the mean of y; `cosine_of_mean` of y and that mean: what no map explains
     cka_mapped     debiased CKA of T(X) and Y (blind to rotations, scale and shift: similarity.py)
-                   Beside both: the arm `resample`, the tuned state of another prompt, which has the tuned mean and covariance and nothing more
+                   Beside both: the condition `resample`, the tuned activation of another prompt: the tuned mean and covariance, nothing more
     norm_ratio     mean |T(x)| / mean |y|
     cycle_error    |T_back(T(X)) - X| / |X - mean X|
 
 A map is a finding only if it beats the best of identity, shift and mean on prompts that it has not seen, beats refits with the changes permuted
-against the states (control `permuted`), and its own layer beats the map of another one written there (`bogus_map`).
+against the activations (control `permuted`), and its own layer beats the map of another one patched there (`bogus_map`).
 
-When it misleads: with fewer rows than dimensions a map sees the change only inside the span of its states; and a written state of small error
-may still leave the path that the model reads (Makelov 2023, arXiv 2311.17030): compare with `random_subspace`.
+When it misleads: with fewer rows than dimensions a map sees the change only inside the span of its activations; and a patched-in activation of
+small error may still leave the path that the model reads (Makelov 2023, arXiv 2311.17030): compare with `random_subspace`.
 """
 
 import math

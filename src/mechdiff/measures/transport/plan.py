@@ -85,7 +85,7 @@ def _several(given: object) -> tuple[str, ...]:
 
 
 class TransportOptions(CloserOptions):
-    sites: Kinds = ("attn_out", "mlp_out", "resid_post")
+    sites: Kinds = ("attn_out", "mlp_out", "resid_post")  # where: kinds of site in every block
     maps: Annotated[tuple[str, ...], BeforeValidator(some_of(MAPS))] = MAPS[:4]  # beside identity, shift, mean and resample
     strengths: Annotated[tuple[float, ...], BeforeValidator(_from_nothing)] = (
         0.0,
@@ -93,8 +93,8 @@ class TransportOptions(CloserOptions):
         0.5,
         0.75,
         1.5,
-    )  # at the closer layers, beside 0 and 1
-    rows_per_prompt: Count = 1  # aligned positions of each fit prompt that maps are fitted on; the decision position is one
+    )  # at the selected layers, beside 0 and 1
+    rows_per_prompt: Count = 1  # aligned positions of each training prompt that maps are fitted on; the last prompt token is one
     permutations: Annotated[int, Field(ge=0, le=100_000)] = 200  # refits on permuted pairs; a tenth for Procrustes
     dimensions: Count = 64  # of pca and the logit subspaces
     clusters: Count = 4  # of per_cluster
@@ -105,7 +105,7 @@ class TransportOptions(CloserOptions):
     ] = ()  # a sweep: these maps with each of these cuts, at every strength
     positions: Annotated[
         tuple[str, ...], BeforeValidator(_several)
-    ] = ()  # last_2, ...: at the closer layers maps are fitted and written there too
+    ] = ()  # last_2, ...: at the selected layers maps are fitted and patched there too
 
     @model_validator(mode="after")
     def _something_to_cut(self) -> "TransportOptions":

@@ -15,7 +15,7 @@ from mechdiff.study.planner import Planner
 class WeightsOptions(Options):
     heads: bool = True  # each head's OV and QK products
     exact_up_to: Count = 1024  # matrices with both sides above this get the top of their spectrum, with its error
-    input_prompts: Annotated[int, Field(ge=0, le=4096)] = 16  # report prompts whose states weigh each change; 0: none
+    input_prompts: Annotated[int, Field(ge=0, le=4096)] = 16  # test prompts whose states weigh each change; 0: none
 
 
 def weights_cells(planner: Planner) -> Iterator[Cell]:

@@ -59,9 +59,9 @@ class WordsOptions(Options):
     prompts: Count = 20  # of the study's own prompts in each half: fit and select name, report tests
     max_tokens: Annotated[int, Field(ge=4, le=1024)] = 48  # of what is said
     temperature: Annotated[float, Field(gt=0, le=100)] = 0.7  # of the draws
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95  # of these draws: the likeliest tokens that have so much probability
     lens_layers: Count = 5  # blocks whose activations are read by the unembedding, evenly spaced, the last beside them
-    vectors: Count = 8  # random vectors that replayed differences are held against
+    vectors: Count = 8  # random vectors that replayed differences are compared with
     edits: Annotated[int, Field(ge=0, le=100)] = 2  # random edits of the base as large as the fine-tune
     permutations: Annotated[int, Field(ge=0, le=1000)] = 20  # of which model is which, unit by unit
     phrases: Count = PHRASES  # features of texts that the half that names puts forward at each place, either way
