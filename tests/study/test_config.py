@@ -94,7 +94,7 @@ def test_paths_count_from_the_study_file(tmp_path: Path, monkeypatch: pytest.Mon
     [
         (
             {"mesures": []},
-            r"study: mesures: unknown key; known here: pair, prompts, seed, dtype, answers, measures\. Did you mean measures\?",
+            r"study: mesures: unknown key; known here: pair, prompts, preset, seed, dtype, answers, measures\. Did you mean measures\?",
         ),
         ({"pair": {"base": "a", "tunned": "b", "tuned": "c"}}, r"pair\.tunned: unknown key.*Did you mean tuned\?"),
         ({"pair": {"base": "a"}}, r"pair\.tuned: missing; expected a Hub id"),

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mechdiff.study.presets import PRESETS
+
 Asked = Annotated[
     list[str] | None,
     typer.Argument(
@@ -37,6 +39,10 @@ Panel = Annotated[
 ]
 Also = Annotated[
     Path | None, typer.Option(help="JSONL of prompts of your own that must not change, read beside the panel.", show_default=False)
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(help=" ".join([*(f"{name}: {one.line}." for name, one in PRESETS.items()), "Flags beside it win."]), show_default=False),
 ]
 Seed = Annotated[int, typer.Option(help="Splits, permutations, donors.")]
 Dtype = Annotated[

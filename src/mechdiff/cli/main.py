@@ -8,6 +8,7 @@ import typer
 from mechdiff.cli.corpora import moments, scan
 from mechdiff.cli.flags import escaped, say
 from mechdiff.cli.look import compare, export, grade, report, show, terms, validate, verify, words
+from mechdiff.cli.presets import init, presets
 from mechdiff.cli.sets import curate
 from mechdiff.cli.study import check, demo, plan, run, status
 from mechdiff.errors import MechdiffError
@@ -16,7 +17,27 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False,
     help="What did a fine-tune change inside a language model, where, and does it matter?",
 )  # fmt: skip
-for verb in (demo, run, scan, moments, status, plan, check, curate, report, export, show, terms, words, grade, compare, verify, validate):
+for verb in (
+    demo,
+    run,
+    presets,
+    init,
+    scan,
+    moments,
+    status,
+    plan,
+    check,
+    curate,
+    report,
+    export,
+    show,
+    terms,
+    words,
+    grade,
+    compare,
+    verify,
+    validate,
+):
     app.command()(verb)
 
 

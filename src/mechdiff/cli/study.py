@@ -23,6 +23,7 @@ from mechdiff.cli.flags import (
     Out,
     Panel,
     Policy,
+    Preset,
     Prompts,
     Quick,
     Seed,
@@ -55,12 +56,13 @@ class Flags:
     also: Path | None
     seed: int
     dtype: str
+    preset: str | None = None
 
     def told(self) -> dict[str, Any]:
         """Flag -> something true where it was given."""
         return {
             "--base": self.base, "--tuned": self.tuned, "--prompts": self.prompts, "--measures": self.measures,
-            "--panel": self.panel, "--also": self.also,
+            "--panel": self.panel, "--also": self.also, "--preset": self.preset,
             "--policy": self.policy != "auto", "--template": self.template != "tuned", "--seed": self.seed, "--dtype": self.dtype != "float32",
         }  # fmt: skip
 
@@ -82,12 +84,20 @@ def _asked(study: Path | None, flags: Flags) -> Any:
         "prompts": {**_prompts(flags.prompts), "policy": flags.policy, "template": flags.template},
         "seed": flags.seed,
         "dtype": flags.dtype,
+        "preset": flags.preset,
     }
-    names = [name.strip() for name in flags.measures.split(",")] if flags.measures else list(OPTIONS)
+    names = [name.strip() for name in flags.measures.split(",")] if flags.measures else _of_preset(flags.preset, OPTIONS)
     if flags.measures or flags.panel or flags.also:
         panel = _panel(flags)
         data["measures"] = [name for name in names if name not in panel] + [{name: told} for name, told in panel.items()]
     return make_study(data, name="flags")
+
+
+def _of_preset(name: str | None, options: Any) -> list[str]:
+    """The measures of a preset; all of them without one, or for a name that the study will refuse."""
+    from mechdiff.study.presets import PRESETS
+
+    return list(PRESETS[name].measures(options) if name in PRESETS else options)
 
 
 def _prompts(given: str | None) -> dict[str, Any]:
@@ -153,7 +163,7 @@ def demo(
 
 def run(
     asked: Asked = None, base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "auto", template: Template = "tuned",
-    measures: Measures = None, panel: Panel = None, also: Also = None, seed: Seed = 0, dtype: Dtype = "float32",
+    measures: Measures = None, panel: Panel = None, also: Also = None, preset: Preset = None, seed: Seed = 0, dtype: Dtype = "float32",
     out: Out = None, device: Device = "auto", memory: Memory = "auto",
     max_rows: MaxRows = None, threads: Threads = None, engine: Engine = "auto", quick: Quick = False, trust_remote_code: Trust = None,
     ray: OnRay = None, workers: Workers = None, gpus_per_worker: Gpus = 0.0, cells: Cells = None, at_once: AtOnce = 1, verbose: Verbose = False,
@@ -168,7 +178,8 @@ def run(
         trust_remote_code=tuple(trust_remote_code or ()), ray=ray, workers=workers, gpus_per_worker=gpus_per_worker, cells=cells,
     )  # fmt: skip
     flags = Flags(
-        base=base, tuned=tuned, prompts=prompts, policy=policy, template=template, measures=measures, panel=panel, also=also, seed=seed, dtype=dtype
+        base=base, tuned=tuned, prompts=prompts, policy=policy, template=template, measures=measures, panel=panel, also=also, preset=preset,
+        seed=seed, dtype=dtype,
     )  # fmt: skip
     studies = _read(asked, flags)
     if len(studies) > 1:
@@ -257,7 +268,8 @@ def _run(study: Any, options: Any, verbose: bool = False) -> None:
 
 def plan(
     asked: Asked = None, base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "auto", template: Template = "tuned",
-    measures: Measures = None, panel: Panel = None, also: Also = None, seed: Seed = 0, dtype: Dtype = "float32", max_rows: MaxRows = None,
+    measures: Measures = None, panel: Panel = None, also: Also = None, preset: Preset = None, seed: Seed = 0,
+    dtype: Dtype = "float32", max_rows: MaxRows = None,
 ) -> None:  # fmt: skip
     """What would a study of BASE and TUNED, or of a file, compute? Its tasks, memory and time; no model is loaded."""
     from rich.console import Console
@@ -265,7 +277,8 @@ def plan(
     from mechdiff.cli.printing import show_plan
 
     flags = Flags(
-        base=base, tuned=tuned, prompts=prompts, policy=policy, template=template, measures=measures, panel=panel, also=also, seed=seed, dtype=dtype
+        base=base, tuned=tuned, prompts=prompts, policy=policy, template=template, measures=measures, panel=panel, also=also, preset=preset,
+        seed=seed, dtype=dtype,
     )  # fmt: skip
     for config in _read(asked, flags).values():
         show_plan(config, max_rows, Console())

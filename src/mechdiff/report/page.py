@@ -26,6 +26,7 @@ from mechdiff.report.overview.overview import overview
 from mechdiff.report.parts import Chapter, Drawn, Run, Section, is_absent, load
 from mechdiff.report.verdict import verdict
 from mechdiff.store.disk import writing
+from mechdiff.study.presets import sentences
 
 HERE = Path(__file__).parent
 RENDERER = HERE.parent / "data" / "renderer.js"
@@ -60,7 +61,7 @@ def page_of(content: Run, chapters: Mapping[str, Chapter], folder: Path, *, aler
         kicker="mechdiff: what a fine-tune changed",
         names=[record.short_name(manifest, "base"), record.short_name(manifest, "tuned")],
         between={"sign": "→", "says": "to"},
-        alerts=[*alerts, *quick],
+        alerts=[*alerts, *quick, *sentences(manifest.get("preset"))],
         warned=len(record.warnings(manifest)),
         overview=shown.context(overview(content, chapters, verdict(content, ready))),
         sections=[draw_section(one, *tables) for one in sections.all_sections(content, chapters)],

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     SerializeAsAny,
@@ -28,6 +29,7 @@ from mechdiff.prompts.templates import of_a_model
 from mechdiff.store.disk import canonical, sha256
 from mechdiff.study.document import Count, Known, Section, Text, explained, listed, nearest, read_yaml, short, wrong
 from mechdiff.study.options import Options
+from mechdiff.study.presets import PRESETS, filled
 
 Split = Literal["fit", "select", "report"]
 MeasureOptions = Mapping[str, type[Options]]
@@ -41,6 +43,12 @@ def _of_each(given: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: tuple(listed(given)))]
+
+
+def _known(preset: str | None) -> str | None:
+    if preset is not None and preset not in PRESETS:
+        raise wrong(preset, f"one of {', '.join(PRESETS)}", PRESETS)
+    return preset
 
 
 class Shape(Section):
@@ -153,6 +161,7 @@ class StudyConfig(Section):
 
     pair: Pair = Field(description="{base: ..., tuned: ...}")
     prompts: Prompts = Field(description="{file: prompts.jsonl}, or {fit: ..., select: ..., report: ...}")
+    preset: Annotated[str | None, AfterValidator(_known)] = None  # what is not given is as this preset has it
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of splits, permutations and draws
     dtype: Literal["float32", "bfloat16", "float16", "int8", "nf4"] = "float32"  # in which both networks run
     answers: Answers = Answers()  # what is looked at of whole answers
@@ -181,14 +190,14 @@ def load_study(path: str | Path, options: MeasureOptions) -> tuple[StudyConfig, 
 def make_study(data: object, options: MeasureOptions, *, name: str = "study", folder: Path | None = None) -> StudyConfig:
     """The study that `data` describes (a mapping as in a file); paths count from `folder`. `name` opens error messages.
 
-    Where `data` names no measures, the study asks for all.
+    Where `data` names no measures, the study asks for those of its preset, or without one for all.
     """
     if data is None or data == {}:
         raise StudyError(f"{name}: empty. A study needs at least pair: {{base: ..., tuned: ...}} and prompts: {{file: ...}}.")
     if not isinstance(data, dict):
         raise StudyError(f"{name}: given {short(data)}, expected a mapping with pair and prompts.")
     try:
-        study = StudyConfig.model_validate({"measures": list(options), **data}, context=options)
+        study = StudyConfig.model_validate({"measures": list(options), **filled(data, options)}, context=options)
     except ValidationError as error:
         known: Known = {("measures", measure): kind for measure, kind in options.items()}
         said = [explained(detail, StudyConfig, known) for detail in error.errors(include_url=False)]
@@ -258,9 +267,9 @@ def config_hash(study: StudyConfig, contents: Mapping[str, str]) -> str:
     """The study's identity: SHA-256 of what it asks, in which each path (or model) named in `contents` counts as its content.
 
     `contents` is `content_hashes(study)`, to which a caller who has hashed a model's files may add that model. So a study
-    keeps its identity when its files move, and loses it when they change. `pair.shape` is no part of it.
+    keeps its identity when its files move, and loses it when they change. `pair.shape` is no part of it, nor is a preset's name: what it fills in is.
     """
-    what = study.model_dump(mode="json", exclude={"pair": {"shape"}})
+    what = study.model_dump(mode="json", exclude={"pair": {"shape"}, "preset": True})
     for section, names in (("pair", ("base", "tuned")), ("prompts", ("file", "fit", "select", "report", "template"))):
         for name in names:
             if (given := what[section][name]) in contents:

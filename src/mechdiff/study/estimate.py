@@ -21,8 +21,7 @@ from mechdiff.study.config import RunOptions, StudyConfig
 from mechdiff.study.experiment import Experiment, runs_of
 from mechdiff.study.plan import plan
 from mechdiff.study.planner import MAX_ROWS, PairFacts
-from mechdiff.study.prepare import prepare
-from mechdiff.study.splits import read_splits, told
+from mechdiff.study.prepare import prepare, read_splits, told
 from mechdiff.study.stages import stages_of
 
 SHARED = 1.3

@@ -17,6 +17,7 @@ from mechdiff.prompts.cuts import same_cut
 from mechdiff.prompts.sets import cluster_names
 from mechdiff.store.record import environment
 from mechdiff.study.prepare import Prepared
+from mechdiff.study.presets import PRESETS
 
 
 def run_record(
@@ -39,6 +40,7 @@ def run_record(
         "config": study.model_dump(mode="json"),
         "config_hash": prepared.config_hash,
         "quick": options.quick,
+        **_preset_record(prepared),
         "pair": {side: _model_record(prepared, side) for side in ("base", "tuned")},
         "lineage": family,
         "prompts": {
@@ -135,3 +137,9 @@ def _noise_floor(rows: pl.DataFrame) -> dict[str, float]:
     """Direction -> the largest KL of an unedited replayed row against the model's own forward pass, in nats."""
     floor = rows.filter((pl.col("control") == "no_op") & (pl.col("metric") == "kl_own_nats"))
     return dict(floor.group_by("direction").agg(pl.col("value").max()).sort("direction").iter_rows())
+
+
+def _preset_record(prepared: Prepared) -> dict[str, Any]:
+    """Under "preset", where the study has one."""
+    study, options = prepared.study, {name: one.options for name, one in prepared.experiments.items()}
+    return {"preset": PRESETS[study.preset].record(tuple(study.measures), options)} if study.preset else {}

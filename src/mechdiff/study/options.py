@@ -6,7 +6,7 @@ so it must not change a study's identity either.
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, model_validator
 
@@ -62,6 +62,8 @@ class Options(Section):
 
     paths: ClassVar[Mapping[str, str]] = {}
     """Options that name a file -> which files count where a folder is named; empty: it may be none."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
+    """Presets (study/presets.py) that ask for the measure -> what they tell it."""
 
     def files(self) -> dict[str, str]:
         """The files and folders that are named, by option."""

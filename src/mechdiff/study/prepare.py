@@ -19,19 +19,21 @@ from mechdiff.models.pair import SIDES, Pair, is_quantized, open_pair
 from mechdiff.prompts.cuts import said_of_cuts, said_of_file
 from mechdiff.prompts.matching import Vocabulary, agreed
 from mechdiff.prompts.rendering import Rendered, render, tail
-from mechdiff.prompts.sets import clusters_of
+from mechdiff.prompts.sets import SPLITS, Prompt, clusters_of, read_prompts, split_prompts
 from mechdiff.prompts.templates import PromptPolicy, chosen, said_of_chats
 from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
+from mechdiff.spacing import evenly_spaced
 from mechdiff.store.run_folder import cell_hash
 from mechdiff.study.cells import TEXT_TOKENS, Item, Plan
 from mechdiff.study.config import RunOptions, StudyConfig, config_hash, content_hashes
-from mechdiff.study.experiment import Experiment, Reading, asked
+from mechdiff.study.experiment import Experiment, PromptSet, Reading, asked
 from mechdiff.study.plan import plan
 from mechdiff.study.planner import MAX_ROWS, PairFacts
-from mechdiff.study.splits import brought, read_splits, told
 
 ENGINE_VERSION = 9
 """Part of every cell's key: raised when the same cell would come out with other bits."""
+QUICK = 6
+"""Prompts of each split that a quick run keeps."""
 
 
 Broken = Sequence[tuple[str, str, str]]
@@ -255,3 +257,48 @@ def _items(split: str, prompts: Mapping[str, Rendered], reading: Reading) -> lis
         )
         for (name, one), cluster in zip(prompts.items(), clusters, strict=True)
     ]
+
+
+def read_splits(study: StudyConfig, experiments: Mapping[str, Experiment], *, quick: bool = False) -> dict[str, list[Prompt]]:
+    """The study's prompts by split. Raises PromptError where a text stands in two splits: what is chosen on one is reported on the other."""
+    sources = study.prompts.sources()
+    if "file" in sources:
+        found = split_prompts(read_prompts(sources["file"]), study.seed)
+    else:
+        found = {split: read_prompts(sources[split]) for split in SPLITS if split in sources}
+    most = {str(split): n for split, n in (study.prompts.at_most or {}).items()}
+    found = {split: prompts[: most.get(split)] for split, prompts in found.items()}
+    split_of: dict[str, str] = {}
+    for split, prompts in found.items():
+        for prompt in prompts:
+            if split_of.setdefault(prompt.whole, split) != split:
+                raise PromptError(
+                    f"the text of prompt {prompt.id!r} stands in both {split_of[prompt.whole]} and {split}: what is chosen on one split would be "
+                    "reported on the same prompt. Take it out of one of them."
+                )
+    for one in brought(study, experiments):  # last: a study's own splits come first
+        prompts = [prompt for prompt in read_prompts(one.file) if not (one.unread and prompt.whole in split_of)]
+        n = QUICK if quick and one.spread else one.n
+        found[one.split] = list(evenly_spaced(n or len(prompts), prompts)) if one.spread else prompts[:n]
+    return {split: prompts[:QUICK] if quick else prompts for split, prompts in found.items()}
+
+
+def brought(study: StudyConfig, experiments: Mapping[str, Experiment]) -> list[PromptSet]:
+    """The prompts that measures bring beside the study's own. A split that several bring is that of the first: the others read what is there."""
+    found: dict[str, PromptSet] = {}
+    for experiment, options in asked(study, experiments):
+        for one in experiment.prompts(options):
+            found.setdefault(one.split, one)
+    return list(found.values())
+
+
+def told(prompt: Prompt) -> dict[str, Any]:
+    """What the plan sees of what comes with a prompt."""
+    kind = prompt.meta.get("kind")
+    hashed = cell_hash({"label": prompt.label, "options": prompt.options, "meta": prompt.meta, "text": prompt.text})
+    return {
+        "kind": None if kind is None else str(kind),
+        "told": hashed,
+        "options": len(prompt.options),
+        "label": prompt.label is not None,
+    }

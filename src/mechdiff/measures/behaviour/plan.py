@@ -68,6 +68,7 @@ def _ends(given: object) -> tuple[str, ...]:
 
 class BehaviourOptions(CloserOptions):
     paths: ClassVar[Mapping[str, str]] = {"probes": "", "patterns": "*.yaml"}
+    presets: ClassVar = {"quick": {"n_probes": 4, "max_tokens": 32}, "standard": {"n_probes": 16}, "paper": {}, "audit": {}}
 
     n_probes: Count | None = None  # of the probes: so many, of every kind; none: all
     probes: Annotated[bool | str, BeforeValidator(_probes)] = True  # beside the test prompts: those that come with mechdiff, or a file

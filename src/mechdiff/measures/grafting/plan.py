@@ -1,7 +1,7 @@
 """A study file may set these options of grafting; its cells are planned from them."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from mechdiff.spacing import evenly_spaced
 from mechdiff.study.cells import Cell, Item
@@ -12,6 +12,8 @@ from mechdiff.study.planner import Planner
 
 
 class GraftingOptions(Options):
+    presets: ClassVar = {"standard": {"points": 3, "report_prompts": 6, "greedy": False, "truncate": False}, "paper": {}}
+
     curves: bool = True  # each changed unit alone, and both cumulative curves
     points: Count | None = None  # of each cumulative curve: so many units, evenly spaced; none: every changed one
     report_prompts: Count | None = None  # test prompts on which weights are grafted; none: all

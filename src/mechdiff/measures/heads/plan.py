@@ -1,7 +1,7 @@
 """A study file may set these options of heads; its cells are planned from them."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
@@ -99,6 +99,8 @@ def _blend(given: object) -> tuple[float, ...]:
 
 
 class HeadsOptions(CloserOptions):
+    presets: ClassVar = {"standard": {"hot": 1}, "paper": {}}
+
     hot: Count = 2  # selected layers that the validation prompts choose: where all heads together do most
     select_prompts: Count = 16  # on which selected layers, orders of heads and top heads are chosen
     draws: Annotated[int, Field(ge=0, le=10_000)] = 200  # random sets of each size at a selected layer (all, where there are fewer)

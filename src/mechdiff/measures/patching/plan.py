@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field
 
@@ -21,6 +21,8 @@ NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
 
 
 class PatchingOptions(LayeredOptions):
+    presets: ClassVar = {"standard": {"sites": ["attn_out", "mlp_out", "resid_post"], "map_prompts": 2, "map_layers": 4}, "paper": {}}
+
     sites: Kinds = ("attn_out", "resid_mid", "mlp_out", "resid_post")  # resid_pre is the resid_post of the block before
     arms: Annotated[tuple[str, ...], BeforeValidator(some_of(ARMS))] = ("identity", "shift", "mean", "resample")
     """How a patched-in activation is made."""

@@ -1,6 +1,7 @@
 """A study file may set these options of routing; its cells are planned from them."""
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from mechdiff.study.cells import Cell
 from mechdiff.study.options import LayeredOptions
@@ -15,6 +16,8 @@ AT_A_TIME = 8
 
 class RoutingOptions(LayeredOptions):
     """`layers` and `stride`: blocks whose router is read, of those that have one."""
+
+    presets: ClassVar = {"standard": {}, "paper": {}}
 
 
 def cells(planner: Planner) -> Iterator[Cell]:

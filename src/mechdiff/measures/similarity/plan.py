@@ -1,7 +1,7 @@
 """A study file may set these options of similarity; its cells are planned from them."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ from mechdiff.study.planner import Planner, lacks, shared_clusters
 
 
 class SimilarityOptions(LayeredOptions):
+    presets: ClassVar = {"standard": {"permutations": 100}, "paper": {}}
+
     sites: Kinds = ("attn_out", "mlp_out", "resid_post")  # where: kinds of site in every block
     permutations: Annotated[int, Field(ge=0, le=1_000_000)] = 500  # null draws a site; 0: none
     words: bool | None = None  # also states averaged over each prompt's words; none: where the two models cut the prompts differently

@@ -1,7 +1,7 @@
 """A study file may set these options of the weights; their cells are planned from them."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ from mechdiff.study.planner import Planner
 
 
 class WeightsOptions(Options):
+    presets: ClassVar = {"quick": {"input_prompts": 4}, "standard": {}, "paper": {}, "audit": {}}
+
     heads: bool = True  # each head's OV and QK products
     exact_up_to: Count = 1024  # matrices with both sides above this get the top of their spectrum, with its error
     input_prompts: Annotated[int, Field(ge=0, le=4096)] = 16  # test prompts whose states weigh each change; 0: none

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -53,6 +53,8 @@ def _strengths(given: object) -> tuple[float, ...]:
 
 
 class WordsOptions(Options):
+    presets: ClassVar = {"paper": {}, "audit": {}}
+
     passages: Count = 64  # of the shipped texts that are read
     neutral: Count = 32  # of the shipped everyday questions that are read, and answered
     openings: Count = 48  # beginnings of texts that both models go on with: two in three shipped, one vague
