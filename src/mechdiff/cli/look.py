@@ -16,19 +16,6 @@ def report(run: Folder) -> None:
     print(open_run(run).report())
 
 
-def export(
-    run: Folder,
-    out: Annotated[Path, typer.Option(help="Folder for figures/ and summary.md.")] = Path("paper"),
-    formats: Annotated[str, typer.Option("--format", help="Comma-separated: pdf, svg, png.")] = "pdf,svg,png",
-    columns: Annotated[str, typer.Option(help="Comma-separated widths: single (3.3 inches), double (6.9).")] = "single,double",
-) -> None:
-    """For a paper: every figure at column widths, every table and a summary in Markdown. Prints the summary's path."""
-    from mechdiff.api import open_run
-
-    asked = {"formats": formats.split(","), "columns": columns.split(",")}
-    print(open_run(run).export(out, **{name: [one.strip() for one in given] for name, given in asked.items()}))
-
-
 def show(
     run: Folder,
     json: Annotated[

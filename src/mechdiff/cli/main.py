@@ -6,8 +6,9 @@ import sys
 import typer
 
 from mechdiff.cli.corpora import moments, scan
+from mechdiff.cli.exchange import compare_evals, export
 from mechdiff.cli.flags import escaped, say
-from mechdiff.cli.look import compare, export, grade, report, show, terms, validate, verify, words
+from mechdiff.cli.look import compare, grade, report, show, terms, validate, verify, words
 from mechdiff.cli.presets import init, presets
 from mechdiff.cli.sets import curate
 from mechdiff.cli.study import check, demo, plan, run, status
@@ -35,6 +36,7 @@ for verb in (
     words,
     grade,
     compare,
+    compare_evals,
     verify,
     validate,
 ):

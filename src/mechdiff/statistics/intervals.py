@@ -147,6 +147,24 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return 1.0 if not differing else float(binomtest(only_first, differing, 0.5).pvalue)
 
 
+def paired_shares(both: int, first: int, second: int, neither: int, *, level: float = LEVEL) -> tuple[float, float]:
+    """Interval of (share of the second - share of the first) on the same prompts, from how many have both, only the first, only the second, none.
+
+    Newcombe 1998 (Statistics in Medicine 17:2635, method 10): Wilson's ends of each share, joined by the correlation of the two. It holds where no
+    prompt differs, and stays within -1 and 1, where a bootstrap of differences says "exactly 0".
+    """
+    n = both + first + second + neither
+    one, other = (both + first) / n, (both + second) / n
+    (low_one, high_one), (low_other, high_other) = (tuple(float(end) for end in wilson(np.array(p), n, level=level)) for p in (one, other))
+    margins = float((both + first) * (second + neither) * (both + second) * (first + neither))
+    apart = both * neither - first * second
+    excess = max(apart - n / 2, 0.0) if apart > 0 else float(apart)  # his continuity correction, of positive correlations only
+    phi = excess / np.sqrt(margins) if margins else 0.0
+    below = (other - low_other) ** 2 - 2 * phi * (other - low_other) * (high_one - one) + (high_one - one) ** 2
+    above = (high_other - other) ** 2 - 2 * phi * (high_other - other) * (one - low_one) + (one - low_one) ** 2
+    return other - one - float(np.sqrt(max(below, 0))), other - one + float(np.sqrt(max(above, 0)))
+
+
 def rule_of_three(n_prompts: int, *, level: float = LEVEL) -> float:
     """The largest rate at which no event in so many prompts is not surprising: about 3/n."""
     return float(1 - (1 - level) ** (1 / n_prompts))
