@@ -156,7 +156,8 @@ def test_a_gguf_file_is_converted_once_into_the_same_network(tmp_path, monkeypat
     for (name, mine), theirs in zip(net.state_dict().items(), loaded.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", None)
-    assert resolve(str(tmp_path / "small.gguf")) == source, "the second time nothing is converted"
+    monkeypatch.setattr("mechdiff.models.sources.parts", None)
+    assert resolve(str(tmp_path / "small.gguf")) == source, "the second time nothing is converted, nor the keys read"
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):

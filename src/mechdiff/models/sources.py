@@ -126,9 +126,14 @@ def _converted(gguf: Path) -> Path:
     """A folder with the GGUF file's model in Hugging Face form, float32, made once and kept under the hash of all its parts."""
     from filelock import FileLock
 
+    def kept(files: list[Path]) -> Path:
+        identity = hashlib.sha256("".join([str(_CONVERSION), *map(sha256, files)]).encode()).hexdigest()
+        return cache_folder() / f"gguf-{identity[:16]}"
+
+    if (kept([gguf]) / "config.json").is_file():  # whole, or it would not have been converted alone; to read its keys takes seconds
+        return kept([gguf])
     files = parts(gguf)
-    identity = hashlib.sha256("".join([str(_CONVERSION), *map(sha256, files)]).encode()).hexdigest()
-    folder = cache_folder() / f"gguf-{identity[:16]}"
+    folder = kept(files)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if (folder / "config.json").is_file():

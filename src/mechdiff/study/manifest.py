@@ -28,10 +28,13 @@ def run_record(
     selfcheck: Mapping[str, Any],
     seconds: Mapping[str, float],
     started: str,
+    family: dict[str, Any],
 ) -> dict[str, Any]:
-    """The manifest's content: what was asked, of which files, rendered how, computed by what, checked how, and what was left out."""
+    """The manifest's content: what was asked, of which files, rendered how, computed by what, checked how, and what was left out.
+
+    `family`: the pair's lineage.
+    """
     study, options, pair = prepared.study, prepared.options, prepared.pair
-    family = _lineage(prepared)
     tokens = sorted(len(one.ids_tuned) for prompts in prepared.rendered.values() for one in prompts.values())
     listed = prepared.tokens
     names = {side: name for side, (name, _) in engines.items()}
@@ -105,7 +108,7 @@ def rendered_lines(prepared: Prepared) -> Iterator[dict[str, Any]]:
             yield line
 
 
-def _lineage(prepared: Prepared) -> dict[str, Any]:
+def lineage_of(prepared: Prepared) -> dict[str, Any]:
     """The pair's lineage, held against the study's alternatives too; one that is not found is warned of and costs nobody a finished run."""
     pair, others, unread = prepared.pair, [], []
     for ref in prepared.study.pair.alternatives:

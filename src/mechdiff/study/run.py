@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +21,7 @@ from mechdiff.shares import as_of_base
 from mechdiff.store.run_folder import RunFolder, cell_hash
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution, answered
-from mechdiff.study.manifest import rendered_lines, run_record
+from mechdiff.study.manifest import lineage_of, rendered_lines, run_record
 from mechdiff.study.prepare import Broken, Prepared, prepare
 from mechdiff.study.schedule import first_stages, schedule
 from mechdiff.study.stages import decoded, stages_of
@@ -146,12 +147,25 @@ class _Run:
             seconds[cell.stage] += one.record["seconds"]
         return rows, seconds, [warning for one in finished for warning in one.record["notes"].get("warnings", ())]
 
+    @cached_property
+    def _family(self) -> dict[str, Any]:
+        """The pair's lineage, for which all weights are read: once, and not for each look at a run that goes on."""
+        return lineage_of(self.prepared)
+
     def _record(
         self, rows: pl.DataFrame, seconds: Counter[str], kept: Sequence[str], execution: Execution, waits: frozenset[str]
     ) -> dict[str, Any]:
         """The run's record, without the measures that wait."""
         checks = {cell.key["side"]: decoded(self.folder.load(cell.key).tensors) for cell in execution.cells if cell.stage == "selfcheck"}
-        record = run_record(self.prepared, rows, engines=self.execution.engines, selfcheck=checks, seconds=seconds, started=self.started)
+        record = run_record(
+            self.prepared,
+            rows,
+            engines=self.execution.engines,
+            selfcheck=checks,
+            seconds=seconds,
+            started=self.started,
+            family=self._family,
+        )
         records = [one.record(execution) for name, one in self.prepared.experiments.items() if name not in waits]
         lost = [f"prompt {name} ({split}) is left out of everything: {why}" for split, name, why in self.prepared.broken]
         skipped = [*record["skipped"], *(one for each in records for one in each.pop("skipped", ()))]

@@ -41,7 +41,7 @@ PHRASES = 8
 TOKEN, FEATURE, LENS, REPLAY, GAP = "token_rise_nats", "feature_gained", "lens_rise_logits", "replay_rise_nats", "own_gap_nats"
 
 
-QUICK = {"passages": 16, "neutral": 10, "openings": 16, "prompts": 8, "max_tokens": 16, "lens_layers": 2, "vectors": 2, "edits": 1}
+QUICK = {"passages": 12, "neutral": 8, "openings": 8, "prompts": 8, "max_tokens": 12, "lens_layers": 1, "vectors": 2, "edits": 1}
 
 
 def _strengths(given: object) -> tuple[float, ...]:
