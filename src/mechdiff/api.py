@@ -3,111 +3,106 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import cached_property
-from html import escape
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechdiff.errors import RunError
+from mechdiff.corpora import moments, scan
+from mechdiff.errors import StudyError
 from mechdiff.measures.catalogue import AGAIN, ANSWERS, BETWEEN_RUNS, CHAPTERS, EXPERIMENTS, NUMBERS, load_study, make_study
-from mechdiff.report.drawing import WIDE
-from mechdiff.report.export import chart, drawn_figures, export
-from mechdiff.report.overview.overview import Overview, overview
-from mechdiff.report.overview.shown import html, section
 from mechdiff.report.page import build_report
-from mechdiff.report.parts import Drawn
-from mechdiff.report.parts import Run as Content
-from mechdiff.report.parts import load as load_content
-from mechdiff.report.sections import all_sections
-from mechdiff.report.verdict import verdict
+from mechdiff.results.finished import Run, open_run
 from mechdiff.statistics.summary import summarise
 from mechdiff.store.run_folder import RunFolder
-from mechdiff.store.tables import read_manifest, read_prompts, read_rows, read_summary
+from mechdiff.store.tables import read_prompts
+from mechdiff.study.config import Prompts as PromptSettings
 from mechdiff.study.config import RunOptions, StudyConfig, refuse_beside, study_yaml
+from mechdiff.study.document import nearest
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from mechdiff.audit.verification import Verification
     from mechdiff.comparison.compare import Comparison
     from mechdiff.curate.given import Prompts
-    from mechdiff.study.cells import Cell
     from mechdiff.study.check import Finding
-    from mechdiff.study.on_ray import Task
     from mechdiff.study.prepare import Prepared
     from mechdiff.study.run import Crew, Progress, SoFar, Step
 
+__all__ = ["Event", "Run", "check", "compare", "diff", "moments", "open_run", "prompt_files", "run", "run_job", "scan", "verify"]
+
+Event = Callable[[int, dict[str, float]], None]
+"""Called as a run goes on with a step, which grows, and numbers by name: "mechdiff/done" (0 to 1), and at the end those of `Run.results`."""
 SAMPLE = {split: str(Path(__file__).parent / "data" / "prompts" / f"courtesy_{split}.jsonl") for split in ("fit", "select", "report")}
 """What is asked where no prompts are given."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run's folder. In a notebook it shows its overview."""
+def diff(
+    base: Any = None,
+    tuned: Any = None,
+    prompts: "Prompts | dict[str, Any] | None" = None,
+    *,
+    tokenizer: Any = None,
+    preset: str | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+    on_event: Event | None = None,
+    **settings: Any,
+) -> Run:
+    """What did the fine-tune change? Runs a study of two models on some prompts and returns its Run, which a notebook shows as a page.
 
-    path: Path
+    `base`, `tuned`: a folder, a Hub id, a .gguf file, an adapter's folder (tuned); or a model in memory: a transformers model (with `tokenizer`, or
+    as (model, tokenizer)), or as tuned a PeftModel, whose adapter is then switched off and on (base None). Models in memory are not copied, stay on
+    their device and in their dtype, and are to the bit as before afterwards: weights, hooks, training mode, gradients, active adapter.
+    `prompts`: texts, lists of messages, objects as in a file; or a file, a Hub id; none: everyday questions that ship.
+    `preset`: quick, standard, paper or audit (`mechdiff presets`); none: every measure. `out`: the run's folder (runs/NAME-HASH); what is there
+    already is not computed again. `progress`: shown while it runs.
+    `on_event`: called with (step, {name: number}) as the run goes on: `lambda step, numbers: wandb.log(numbers, step=step)`.
+    `settings`: anything that a study file or `mechdiff run` takes: measures, seed, answers, policy, template, system, position, threads, memory, ...
+    Raises MechdiffError for what a user can put right.
 
-    def rows(self) -> "pl.DataFrame":
-        """Every value, by the row contract: one a row, per prompt. A polars data frame; `.to_pandas()` makes it one of pandas."""
-        return read_rows(self.path)
+    >>> run = mechdiff.diff(model, tuned, prompts=["What is 2+2?", "Name a river."], tokenizer=tokenizer,
+    ...                     measures=["divergence", "weights"], out=folder, progress=False)
+    >>> run.results.filter(section="divergence")["prompts"][0]
+    'test prompts'
+    """
+    from mechdiff.models.in_memory import is_model, lent
+    from mechdiff.models.sources import HELD
+    from mechdiff.progress import shown
 
-    def summary(self) -> "pl.DataFrame":
-        """Means, intervals, shares and floors, one line for each value that is not per prompt. A polars data frame, as `rows`."""
-        return read_summary(self.path)
-
-    def manifest(self) -> dict[str, Any]:
-        """The run's record: models, prompts, versions, self-check, noise floor, what was skipped."""
-        return read_manifest(self.path)
-
-    def verdict(self) -> list[str]:
-        """What was found, in at most five sentences."""
-        return verdict(self._content, CHAPTERS)
-
-    def overview(self) -> Overview:
-        """What stands first on the page: six answers with their numbers, and pairs of answers. `.data()` makes it plain data."""
-        return self._overview
-
-    def figures(self) -> dict[str, str]:
-        """The names of the report's figures, and their captions."""
-        return {name: drawn.caption for name, drawn in self._drawn.items()}
-
-    def figure(self, name: str, *, width: int = WIDE) -> Any:
-        """One of the report's figures as an altair chart, which notebooks show and `.save` writes. Raises RunError for a name that is not there."""
-        if name not in self._drawn:
-            raise RunError(f"no figure is called {name!r} in {self.path}. There are: {', '.join(self._drawn)}.")
-        return chart(self._content, self._drawn[name], width)
-
-    def report(self) -> Path:
-        """Builds report.html anew from the folder; returns the page's path."""
-        return build_report(self.path, CHAPTERS)
-
-    def export(self, out: str | Path, **options: Any) -> Path:
-        """Every figure at column widths, and summary.md with every table, into a folder: see `report/export.py`. Returns the summary's path."""
-        return export(self._content, CHAPTERS, Path(out), **options)
-
-    @cached_property
-    def _content(self) -> Content:
-        return load_content(self.path)
-
-    @cached_property
-    def _overview(self) -> Overview:
-        return overview(self._content, CHAPTERS, self.verdict())
-
-    @cached_property
-    def _drawn(self) -> dict[str, Drawn]:
-        return drawn_figures([section(self._overview), *all_sections(self._content, CHAPTERS)])
-
-    def _repr_html_(self) -> str:
-        names = " → ".join(escape(name) for name in (self._overview.base, self._overview.tuned))
-        return f"<b>{names}</b>{html(self._overview)}<code>{escape(str(self.path / 'report.html'))}</code>"
+    if tuned is None:
+        raise StudyError("diff: no tuned model is given. Use: mechdiff.diff(base, tuned, prompts=[...]).")
+    options, asked = _settings(settings, device=device, out=out)
+    with ExitStack() as stack:
+        show, say = stack.enter_context(shown(progress))
+        refs: tuple[Any, Any] = (base, tuned)
+        if is_model(base) or is_model(tuned):
+            if options.ray is not None:
+                raise StudyError("diff: a model in memory cannot be sent to Ray's workers. Give names or folders, or leave ray out.")
+            refs = stack.enter_context(lent(base, tuned, tokenizer))
+            dtype = dtype or next((HELD[ref].held.dtype for ref in refs if ref in HELD and HELD[ref].held), None)
+        data = {
+            "pair": {side: ref if ref is None else str(ref) for side, ref in zip(("base", "tuned"), refs, strict=True)},
+            **asked,
+            "prompts": {**prompt_files(prompts, say), **asked.get("prompts", {})},
+            **({"dtype": dtype} if dtype else {}),
+            **({"preset": preset} if preset else {}),
+        }
+        study = make_study(data, name="diff")
+        return run(study, options=options, progress=show, on_event=on_event, opened=lambda page: say(f"page, which fills in: {page}"))
 
 
-def open_run(path: str | Path) -> Run:
-    """The finished run in a folder. Raises RunError where there is none."""
-    read_manifest(path)
-    return Run(Path(path))
+def _settings(settings: dict[str, Any], *, device: str, out: str | Path | None) -> tuple[RunOptions, dict[str, Any]]:
+    """Keyword arguments as options of a run, and as sections of a study."""
+    how, of_prompts = {one.name for one in fields(RunOptions)}, set(PromptSettings.model_fields) - {"file", "fit", "select", "report"}
+    sections = set(StudyConfig.model_fields) - {"pair", "prompts", "dtype", "preset"}
+    known = how | of_prompts | sections
+    if unknown := sorted(settings.keys() - known):
+        raise StudyError(f"diff: given {unknown[0]}, expected some of {', '.join(sorted(known))}.{nearest(unknown[0], known)}")
+    options = RunOptions(**{"device": device, "out": Path(out) if out else None} | {name: settings[name] for name in how & settings.keys()})
+    told = {name: settings[name] for name in of_prompts & settings.keys()}
+    return options, {name: settings[name] for name in sections & settings.keys()} | ({"prompts": told} if told else {})
 
 
 def run(
@@ -124,13 +119,14 @@ def run(
     progress: "Progress | None" = None,
     listener: Callable[[str], None] = lambda line: None,
     opened: Callable[[Path], None] = lambda page: None,
+    on_event: Event | None = None,
 ) -> Run:
     """Runs a study (a file, a StudyConfig, or a pair and prompts) and returns its Run. What is there already is not computed again.
 
     `prompts`: a file of any form that `mechdiff run --prompts` takes, a Hub id, a list of texts, of objects or of conversations (all split by the
     seed), or a mapping as in a study file; none: everyday questions that ship. `out`: the run's folder (default: runs/NAME-HASH).
     `progress` is called with what runs now and the share that is done, `listener` with every line of the log,
-    `opened` with the path of the page once it stands, before the first number: it fills in as stages finish.
+    `opened` with the path of the page once it stands, before the first number: it fills in as stages finish; `on_event` as in `diff`.
     Raises MechdiffError for what a user can put right.
     """
     from mechdiff.study.prepare import prepare
@@ -143,12 +139,36 @@ def run(
     with RunFolder.open(place, config_hash=prepared.config_hash, study_text=text, cells=options.cells) as folder:
         folder.listener = listener
         with _crew(prepared, folder) as crew, _live(folder, prepared, opened) as step:
-            rows, record = execute(prepared, folder, progress, crew, step)
+            rows, record = execute(prepared, folder, progress, crew, _heard(step, on_event))
         progress("intervals and figures", 1.0)
         folder.write_summary(summarise(rows, NUMBERS, prompts=read_prompts(place), seed=config.seed))
         folder.write_manifest(record)
     build_report(place, CHAPTERS)
-    return Run(place)
+    finished = Run(place)
+    _written(finished)
+    if on_event:
+        found = finished.results
+        on_event(
+            len(prepared.plan.cells) + 1,
+            {"mechdiff/done": 1.0} | {f"mechdiff/{key}": v for key, v in found.select("key", "value").iter_rows()},
+        )
+    return finished
+
+
+def _written(finished: Run) -> None:
+    finished.write_results()
+
+
+def _heard(step: "Step", on_event: Event | None) -> "Step":
+    """The same step, of which `on_event` hears too."""
+
+    def both(look: "Callable[[], SoFar]") -> None:
+        step(look)
+        if on_event:
+            so_far = look()
+            on_event(so_far.done, {"mechdiff/done": so_far.share})
+
+    return both
 
 
 @contextmanager
@@ -197,15 +217,22 @@ def check(
     return chain((Finding("note", "prompts", line) for line in said), found)
 
 
-def verify(path: str | Path, *, rows: int | None = 200, seed: int = 0, device: str = "cpu") -> "Verification":
-    """Recomputes `rows` rows of a finished run by whole forward passes (None: all), and holds every file against its hash.
+def verify(
+    path: "str | Path | Run", *, rows: int | None = 200, seed: int = 0, device: str = "cpu", models: tuple[Any, Any] | None = None,
+    tokenizer: Any = None,
+) -> "Verification":  # fmt: skip
+    """Recomputes `rows` rows of a finished run by whole forward passes (None: all), and compares every file with its hash.
 
-    Raises RunError where there is no run. What was found: `.passed`, `.differing`, `.files`, `.models`, `.table()`.
+    `models`, `tokenizer`: of a run of models in memory, the same base and tuned once more. Raises RunError where there is no run. What was found:
+    `.passed`, `.differing`, `.files`, `.models`, `.table()`.
     """
     from mechdiff.audit.rerun import Rerun
     from mechdiff.audit.verification import verify as recompute
+    from mechdiff.models.in_memory import lent
 
-    return recompute(Rerun(Path(path), EXPERIMENTS, device), AGAIN, ANSWERS, NUMBERS, n_rows=rows, seed=seed)
+    with lent(*models, tokenizer) if models else nullcontext():
+        opened = Rerun(path.path if isinstance(path, Run) else Path(path), EXPERIMENTS, "auto" if models else device)
+        return recompute(opened, AGAIN, ANSWERS, NUMBERS, n_rows=rows, seed=seed)
 
 
 def compare(*runs: str | Path, out: str | Path | None = None, across_bases: bool = False) -> "Comparison":
@@ -213,86 +240,6 @@ def compare(*runs: str | Path, out: str | Path | None = None, across_bases: bool
     from mechdiff.comparison.compare import compare as hold_against_each_other
 
     return hold_against_each_other(*runs, measures=BETWEEN_RUNS, chapters=CHAPTERS, out=out, across_bases=across_bases)
-
-
-def moments(
-    base: str, tuned: str, corpus: str | Path, sites: list[str], *, out: str | Path, positions: str = "all", longest: int = 512, shard: int = 1024,
-    dtype: str = "float32", options: RunOptions | None = None, progress: "Progress" = lambda what, share: None,
-) -> dict[str, Any]:  # fmt: skip
-    """Sums of both models' states over a corpus of any size, at some sites ("L3.resid_post"), and what they say: CKA, mean difference, maps, rank.
-
-    `corpus`: JSON Lines with a `text` in every line. `shard` texts are one unit of work and of storage. Returns the record of OUT/moments.json; the
-    sums and the maps (`mechdiff.load_map`) lie beside it. Raises MechdiffError for what a user can put right.
-    """
-    from mechdiff.models.pair import open_pair
-    from mechdiff.study.corpus import open_corpus, write
-    from mechdiff.study.on_ray import corpus_task
-
-    options, out = options or RunOptions(), Path(out)
-    texts = {"path": str(corpus), "sites": sites, "positions": positions, "longest": longest, "shard": shard}
-    given: dict[str, Any] = {"pair": _opened_by(base, tuned, dtype, options), "texts": texts}
-    read = open_corpus(open_pair(**given["pair"]), **given["texts"])
-    shards = read.levels[0]
-    steps = (shards[:1], shards[1:], *read.levels[1:])  # the first shard gives the centre
-    with _computed(
-        read, corpus_task(read, given), steps, out, options, lambda cell, done: progress(cell.stage, done / len(read.cells))
-    ) as folder:
-        return write(read, folder, out)
-
-
-def scan(
-    corpus: str | Path, *, base: str, tuned: str, out: str | Path, dtype: str = "float32", options: RunOptions | None = None,
-    progress: "Progress" = lambda what, share: None, **asked: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """Both models read every text of a corpus: where they part, on which kinds of text, and which texts hold a direction of the change.
-
-    `corpus`: JSON Lines, text, CSV, Parquet, a folder saved by `datasets`, or a Hub id. `asked`: field, longest, chunk, matrices, vectors, as in
-    `mechdiff scan`. Returns the record of OUT/scan.json (docs/SCAN.md); texts.parquet, a row a text, and report.html lie beside it.
-    Raises MechdiffError for what a user can put right.
-    """
-    from mechdiff.scanning import scan as scanning
-
-    options, out = options or RunOptions(), Path(out)
-    given = {"pair": _opened_by(base, tuned, dtype, options), "asked": {"corpus": str(corpus), **asked}}
-    if options.threads:
-        import torch
-
-        torch.set_num_threads(options.threads)
-    read = scanning.open_scan(given)
-    n, steps = len(read.cells), ((read.directions,), read.chunks)  # texts are held against directions
-
-    def computed(cell: "Cell", done: int) -> None:
-        progress(f"{cell.stage}: {done} of {n}", done / n)
-
-    with _computed(read, scanning.task(read, given), steps, out, options, computed) as folder:
-        return scanning.write(read, folder, out)
-
-
-def _opened_by(base: str, tuned: str, dtype: str, options: RunOptions) -> dict[str, Any]:
-    """The arguments of `open_pair`."""
-    how = {"device": options.device, "memory": options.memory, "trusted": options.trust_remote_code}
-    return {"base": base, "tuned": tuned, "dtype": dtype, **how}
-
-
-@contextmanager
-def _computed(
-    read: Any, task: "Task", steps: Sequence[Sequence["Cell"]], out: Path, options: RunOptions, computed: Callable[["Cell", int], None]
-) -> Iterator[RunFolder]:
-    """The folder of a corpus with all its cells, computed step by step, here or on Ray. `computed` hears of each, and how many there are by then."""
-    from mechdiff.study.corpus import Here
-    from mechdiff.study.on_ray import workers_for
-
-    with ExitStack() as stack:
-        folder = stack.enter_context(RunFolder.open(out, config_hash=read.hash, study_text=read.text(), cells=options.cells))
-        crew: Any = Here(folder, task.compute)
-        if options.ray is not None:
-            crew = stack.enter_context(workers_for(task, folder, options.ray, options, read.bytes))
-        done = sum(folder.has(cell.key) for cell in task.cells)
-        for cells in steps:
-            for cell in crew.compute([cell for cell in cells if not folder.has(cell.key)], lambda cell: None):
-                done += 1
-                computed(cell, done)
-        yield folder
 
 
 def run_job(job: tuple[StudyConfig, RunOptions], threads: int, progress: "Progress") -> Run:
@@ -336,7 +283,10 @@ def prompt_files(prompts: "Prompts | dict[str, Any] | None", say: Callable[[str]
 
 def _name(config: StudyConfig, config_hash: str) -> str:
     """A folder name that says whose run it is: the tuned model's name and the start of the study's hash."""
-    return f"{_safe(Path(config.pair.tuned.rstrip('/')).name or 'run')}-{config_hash[:8]}"
+    from mechdiff.models.sources import IN_MEMORY
+
+    tuned = config.pair.tuned.partition(IN_MEMORY)[0]
+    return f"{_safe(Path(tuned.rstrip('/')).name or 'run')}-{config_hash[:8]}"
 
 
 def _safe(name: str) -> str:

@@ -105,7 +105,7 @@ def test_memory_is_looked_at_when_nothing_is_said(folders, monkeypatch):
 def test_free_memory_is_what_the_system_says(tmp_path, monkeypatch):
     device = torch.device("cpu")
     assert 1 << 20 < free_memory(device) < 1 << 50
-    monkeypatch.setattr(models_pair, "Path", lambda path: tmp_path / "none")
+    monkeypatch.setattr("mechdiff.models.devices.Path", lambda path: tmp_path / "none")
     assert free_memory(device) == 8 << 30
     (tmp_path / "none").write_text("MemTotal:       200 kB\nMemAvailable:       100 kB\n")
     assert free_memory(device) == 100 * 1024

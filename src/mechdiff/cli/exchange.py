@@ -7,7 +7,7 @@ import typer
 
 from mechdiff.cli.flags import Folder, escaped, say
 
-To = Literal["paper", "lm-eval", "inspect", "every-eval", "control-vector", "peft"]
+To = Literal["paper", "lm-eval", "inspect", "every-eval"]
 
 
 def export(
@@ -15,54 +15,29 @@ def export(
     to: Annotated[
         To,
         typer.Option(
-            help="paper: figures and a summary. Both models' answers: lm-eval (samples), inspect (logs), every-eval (Every Eval Ever). A steering "
-            "vector: control-vector (GGUF, for llama.cpp), peft (an adapter)."
+            help="paper: figures and a summary. The answers of both models: lm-eval (samples), inspect (logs), every-eval (Every Eval Ever)."
         ),
     ] = "paper",
-    out: Annotated[
-        Path | None, typer.Option(help="The folder, or a control vector's file; default: the form's name.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder; default: the form's name.", show_default=False)] = None,
     formats: Annotated[str, typer.Option("--format", help="Of a paper, comma-separated: pdf, svg, png.")] = "pdf,svg,png",
     columns: Annotated[str, typer.Option(help="Of a paper, comma-separated widths: single (3.3 inches), double (6.9).")] = "single,double",
-    site: Annotated[
-        str | None, typer.Option(help="Of a vector: L27.resid_post; default: where the run steered at all positions.", show_default=False)
-    ] = None,
-    strength: Annotated[float, typer.Option(help="Of a vector: how many times it is added.")] = 1.0,
-    base: Annotated[str | None, typer.Option(help="Of a vector for peft: where the run's base now is.", show_default=False)] = None,
 ) -> None:
-    """A run for a paper (figures at column widths, tables, a summary), its answers as evaluation harnesses log them, or a steering vector to serve.
+    """A run for a paper (figures at column widths, tables, a summary), or its answers in the form of an evaluation harness.
 
-    Prints the path of what was written.
+    Prints the summary's path, or the folder's.
 
     Examples:
     mechdiff export runs/mine --out paper --format pdf
     mechdiff export runs/mine --to lm-eval --out logs
-    mechdiff export runs/mine --to peft --site L27.resid_post --out steer
     """
+    out = out or Path(to)
     if to == "paper":
         from mechdiff.api import open_run
 
         asked = {"formats": formats.split(","), "columns": columns.split(",")}
-        print(open_run(run).export(out or "paper", **{name: [one.strip() for one in given] for name, given in asked.items()}))
-    elif to in ("control-vector", "peft"):
-        _vector(run, to, out, site, strength, base)
+        print(open_run(run).export(out, **{name: [one.strip() for one in given] for name, given in asked.items()}))
     else:
-        _answers(run, to, out or Path(to))
-
-
-def _vector(run: Path, to: str, out: Path | None, site: str | None, strength: float, base: str | None) -> None:
-    from mechdiff.exchange import vectors
-
-    if to == "peft":
-        made = vectors.write_adapter(run, out or Path("peft"), site=site, strength=strength, base=base)
-        say(
-            f"{made.site}: a bias of {made.module}; its logits are those of steering to {made.largest_logit_difference:.1g} "
-            f"(KL {made.kl_nats:.1g} nats)"
-        )
-    else:
-        made = vectors.write_control_vector(run, out or Path("control-vector.gguf"), site=site, strength=strength)
-        say(f"{made.site}: llama.cpp adds it behind block {made.site.layer} (--control-vector {made.path.name})")
-    print(made.path)
+        _answers(run, to, out)
 
 
 def _answers(run: Path, to: str, out: Path) -> None:

@@ -11,6 +11,7 @@ from mechdiff.cli.flags import escaped, say
 from mechdiff.cli.look import compare, grade, report, show, terms, validate, verify, words
 from mechdiff.cli.presets import init, presets
 from mechdiff.cli.sets import curate
+from mechdiff.cli.share import card
 from mechdiff.cli.study import check, demo, plan, run, status
 from mechdiff.errors import MechdiffError
 
@@ -31,6 +32,7 @@ for verb in (
     curate,
     report,
     export,
+    card,
     show,
     terms,
     words,

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mechdiff.errors import ModelError
+from mechdiff.files.in_memory import LENT
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3",
@@ -39,7 +40,7 @@ def contents(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 def read(path: Path, key: str) -> Shaped[Tensor, "..."]:
     """One tensor, in the dtype of the file. ModelError where it cannot be read."""
     if path.suffix != ".safetensors":
-        return _pickled(path)[key].clone(memory_format=torch.contiguous_format)
+        return _pickled(path)[key].detach().cpu().clone(memory_format=torch.contiguous_format)
     try:
         with safe_open(path, "pt") as file:
             return file.get_tensor(key)
@@ -63,6 +64,9 @@ def unreadable(path: Path, error: Exception) -> ModelError:
 
 
 def _pickled(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a file that is no safetensors, or that stands for a model in memory."""
+    if path in LENT:
+        return LENT[path]
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UnpicklingError as error:

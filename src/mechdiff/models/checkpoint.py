@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mechdiff.errors import ModelError
+from mechdiff.files import in_memory
 from mechdiff.files.containers import contents, read
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -32,6 +33,8 @@ DECODED = ("gptq", "awq", "compressed-tensors", "modelopt", "fbgemm_fp8")
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that a model of this folder is loaded from; none where there are none. ModelError: one of them is missing."""
+    if (folder / in_memory.NAME).is_file():
+        return [folder / in_memory.NAME]
     if named := _named(folder):
         return _listed(folder / named) if named.endswith(".index.json") else [_there(folder / named)]
     for name in _SINGLE:

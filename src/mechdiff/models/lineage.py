@@ -21,7 +21,7 @@ from mechdiff.models.adapters import said_of_patterns
 from mechdiff.models.changes import open_changes
 from mechdiff.models.checkpoint import said_of_both, said_of_rotation, said_of_unread
 from mechdiff.models.functions import function_differences
-from mechdiff.models.sources import Source
+from mechdiff.models.sources import IN_MEMORY, Source
 from mechdiff.prompts.vocabularies import Tokens
 
 FAR = 0.5
@@ -122,7 +122,7 @@ def _nearer(base: Source, found: dict[str, Any], others: Sequence[dict[str, Any]
 
 def _bare(name: str) -> str:
     """A model's name without owner, folder and case, and a GGUF file's without its ending and quantisation."""
-    bare = Path(name.rstrip("/")).name.lower()
+    bare = Path(name.partition(IN_MEMORY)[0].rstrip("/")).name.lower()
     return re.sub(r"[.-](i?q|b?f)\d\w*$", "", bare.removesuffix(".gguf")) if bare.endswith(".gguf") else bare
 
 

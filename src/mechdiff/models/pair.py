@@ -24,6 +24,7 @@ from mechdiff.errors import ModelError
 from mechdiff.models.alignment import align
 from mechdiff.models.checkpoint import is_decoded, is_found, said_of_unplaced
 from mechdiff.models.decoded import cannot_run, decoded_state
+from mechdiff.models.devices import all_memory, device_of, free_memory
 from mechdiff.models.merged import merged
 from mechdiff.models.quantization import drop, keep_rounding, quantizing, weights_of
 from mechdiff.models.sources import Source, load_config, load_tokenizer, resolve
@@ -102,19 +103,19 @@ def wrap(net: nn.Module, *, side: Side, ref: str, config: Any = None) -> Model:
 # ---- weights -----------------------------------------------------------------------------------------------------------------------
 
 
-SPLIT = "split"
-"""The device that is all of them: blocks on one GPU after the other, what does not fit in memory, the rest on disk (accelerate)."""
 MOST: dict[int | str, int | str] | None = None
 """What a split model may take on each; None: what is free."""
 
 
 def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: bool = False, told: list[str] | None = None) -> nn.Module:
-    """The network in evaluation mode, without its adapter; `dtype` as in a study; `device` None: split. Raises ModelError: unreadable, incomplete, of
-    other shapes, or NaN weights (of those in memory). Warnings on what was loaded are added to `told`."""
+    """The network in evaluation mode, without its adapter; of a model in memory a copy. `dtype` as in a study; `device` None: split. Raises
+    ModelError: unreadable, incomplete, of other shapes, or NaN weights (of those in memory). Warnings on what was loaded go into `told`."""
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
 
+    if source.held:
+        return source.held.copied(DTYPES[dtype])
     try:
         with quiet():
             net, loading = _loader(source, DTYPES[dtype], trust=trust)(
@@ -214,14 +215,18 @@ class Pair:
     def config(self, side: Side) -> Any:
         """Read once."""
         if side not in self._configs:
-            self._configs[side] = load_config(self.source(side), trust=self._trusts(side))
+            held = self.source(side).held
+            self._configs[side] = held.config if held else load_config(self.source(side), trust=self._trusts(side))
             family_of(self._configs[side], self.source(side).ref)
         return self._configs[side]
 
     def tokenizer(self, side: Side) -> Any:
         """Read once: a tokenizer of 50,000 tokens takes half a second."""
         if side not in self._tokenizers:
-            self._tokenizers[side] = load_tokenizer(self.source(side), trust=self._trusts(side), base=self.base.ref)
+            held = self.source(side).held
+            self._tokenizers[side] = (
+                held.tokenizer if held else load_tokenizer(self.source(side), trust=self._trusts(side), base=self.base.ref)
+            )
         return self._tokenizers[side]
 
     def weights(self, side: Side) -> Weights:
@@ -259,6 +264,8 @@ class Pair:
         return ("tuned", "base") if held else ("base", "tuned")
 
     def _load(self, side: Side) -> nn.Module:
+        if held := self.source(side).held:
+            return held.net
         told: list[str] = []
         net = load_net(self.source(side), dtype=self.dtype, device=self.device, trust=self._trusts(side), told=told)
         self.told += [said for said in told if said not in self.told]
@@ -266,7 +273,8 @@ class Pair:
 
     def _switch(self, side: Side, adapter: Path) -> None:
         if self._adapted is None:
-            self._adapted = attach_adapter(self._load("base"), adapter, base=self.base.ref)
+            held = self.tuned.held
+            self._adapted = held.net if held else attach_adapter(self._load("base"), adapter, base=self.base.ref)
             inner = self._adapted.get_base_model()
             nets = {"base": inner, "tuned": (merged(self._adapted) if self.merges else None) or inner}
             self._held = {s: wrap(nets[s], side=s, ref=self.source(s).ref, config=self.config("base")) for s in SIDES}
@@ -277,7 +285,9 @@ class Pair:
 
     def release(self) -> None:
         """Give the memory of loaded models back."""
-        for model in self._held.values():
+        for side, model in self._held.items():
+            if self.source(side).held:  # another's
+                continue
             if is_quantized(model.config):
                 drop(model.net)
             elif self.device:
@@ -293,13 +303,14 @@ def open_pair(
 ) -> Pair:
     """A pair whose files are found and whose configs fit; nothing is loaded yet. `memory`: "both", "one" at a time, or "auto".
 
-    Raises ModelError where a model is missing, its family unknown, or the device is not there.
+    Raises ModelError where a model is missing, its family unknown, or the device is not there. A model that a program holds stays where it is.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}.")
-    place = _device(device)
     base_source = resolve(base)
     tuned_source = resolve(tuned, base=base_source)
+    held = [source.held for source in (base_source, tuned_source) if source.held]
+    place = held[0].placed(device, dtype, held[1:]) if held else device_of(device)
     if tuned_source.adapter:
         refuse_unswitchable(tuned_source.adapter, base_source.ref)
     pair = Pair(base=base_source, tuned=tuned_source, dtype=dtype, device=place, trusted=trusted)
@@ -309,41 +320,7 @@ def open_pair(
         )
     weights = sum(pair.weights(side).bytes(dtype) for side in (SIDES[:1] if tuned_source.adapter else SIDES))
     free = free_memory(place) if place else sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
-    pair.one_at_a_time = memory == "one" or (memory == "auto" and weights * 1.5 > free)
-    if tuned_source.adapter and dtype == "float32" and place and not pair.one_at_a_time:
+    pair.one_at_a_time = not held and (memory == "one" or (memory == "auto" and weights * 1.5 > free))
+    if tuned_source.adapter and dtype == "float32" and place and not (pair.one_at_a_time or held):
         pair.merges = 6 * weights <= all_memory(place)  # not of what is free now: a run that is resumed must find the same bits
     return pair
-
-
-def _device(name: str) -> torch.device | None:
-    """None for SPLIT."""
-    if name == SPLIT:
-        return None
-    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        name = "cuda" if n_cuda else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ModelError(f"--device {name}: no such device. Give cpu, cuda, cuda:1, split or auto.") from error
-    if device.type == "cuda" and (device.index or 0) >= n_cuda:
-        raise ModelError(
-            f"--device {name}: this machine has {n_cuda or 'no'} CUDA device{'s' * (n_cuda > 1)}. Use --device cpu or another."
-        )
-    return device
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a model could take on the device now (8 GiB where the system does not say)."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else _memory("MemAvailable")
-
-
-def all_memory(device: torch.device) -> int:
-    """Bytes of memory that the device has (8 GiB where the system does not say)."""
-    return int(torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else _memory("MemTotal")
-
-
-def _memory(what: str) -> int:
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if meminfo.is_file() else []
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(what)), 8 << 30)

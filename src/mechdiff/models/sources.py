@@ -6,7 +6,7 @@ Nothing here loads weights, and nothing runs Python code from a model's folder u
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from mechdiff.architectures.network import quiet
 from mechdiff.errors import ModelError
 from mechdiff.files.foreign_adapters import FOREIGN_FILES, foreign, in_peft_form, is_gguf_adapter
+from mechdiff.files.in_memory import LENT
 from mechdiff.files.llama_cpp import convert, parts
 from mechdiff.files.trainers import said_of
 from mechdiff.models.checkpoint import adapter_file, is_decoded, weight_files
@@ -27,14 +28,17 @@ class Source:
     load: str
     """The folder that transformers loads."""
     adapter: Path | None = None
+    held: Any = None
+    """The `in_memory.Held` of a model that a program has in memory; `load` then has what stands beside its weights."""
 
     def files(self) -> dict[str, str]:
-        """File name -> sha256 of every file that is read: the weights that are loaded, and all of config and tokenizer."""
+        """File name -> sha256 of every file that is read: the weights that are loaded, and all of config and tokenizer. Of a model in memory the
+        weights' is the digest of its tensors."""
         folder = Path(self.load)
         found = {path.name: path for path in (*weight_files(folder), *_stated(folder))}
         if self.adapter:
             found |= {f"adapter/{path.name}": path for path in (adapter_file(self.adapter), *_stated(self.adapter))}
-        return {name: sha256(found[name]) for name in sorted(found)}
+        return {name: found[name].read_text() if found[name] in LENT else sha256(found[name]) for name in sorted(found)}
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -58,12 +62,25 @@ def sha256(path: Path) -> str:
 # ---- from a reference to a folder --------------------------------------------------------------------------------------------------
 
 
+IN_MEMORY = " (in memory, "
+"""Between the name of a model that a program has in memory and the start of its tensors' digest."""
+HELD: dict[str, Source] = {}
+"""Models in memory while they are lent, by reference; of an adapter for a base by its name, without `load`."""
+
+
 def resolve(ref: str, *, base: Source | None = None) -> Source:
     """Where `ref` loads from. A GGUF file, and an adapter that another program than peft saved, is converted once into the cache; an adapter needs
     the `base` that it is put on.
 
     Raises ModelError: a path that is not there, a folder that holds no model, an adapter without a base.
     """
+    if (source := HELD.get(ref)) is not None:
+        return source if source.load or base is None else replace(source, load=base.load)
+    if IN_MEMORY in ref:
+        raise ModelError(
+            f"{ref}: this model was in a program's memory, and no file has it. Hand it over again: mechdiff.diff(base, tuned), "
+            "or mechdiff.verify(run, models=(base, tuned)), with the same models."
+        )
     path = Path(ref).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -10,8 +10,9 @@ import torch
 from mechdiff.architectures.lookup import family_of, shape_of
 from mechdiff.engine.choice import engine_for
 from mechdiff.errors import ModelError
+from mechdiff.models.devices import SPLIT
 from mechdiff.models.lineage import lineage
-from mechdiff.models.pair import SIDES, SPLIT
+from mechdiff.models.pair import SIDES
 from mechdiff.models.sources import resolve
 from mechdiff.prompts.cuts import same_cut
 from mechdiff.prompts.sets import cluster_names

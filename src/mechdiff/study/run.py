@@ -118,7 +118,7 @@ class _Run:
         self.execution = Execution(prepared, folder)
         self.crew = crew or Here(self.execution)
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
-        self.left = 0.0
+        self.left = sum(cell.flops for cell in self.cells if not folder.has(cell.key))
         self.loaded: str | None = None
         """The model that ran last."""
         self.now = ""

@@ -138,14 +138,9 @@ def overview(run: Run, chapters: Mapping[str, Chapter], verdict: Sequence[str] =
 
 def tile(run: Run, chapters: Mapping[str, Chapter], question: Question) -> Tile:
     """The answer to one question: of what passes the gates the first, and what there is room for after it."""
-    feeders = sorted((chapter.feeds[question].place, name) for name, chapter in chapters.items() if question in chapter.feeds)
-    names = [name for _, name in feeders]
+    names = feeders(chapters, question)
     measured = [name for name in names if was_measured(run, name)]
-    candidates = [(name, one) for name in measured for one in _said(run, chapters[name], question)]
-    if question == "how_sure":
-        checked, ends = _checked(run), [*_warned(run), *_not_checked(run)]
-        candidates = [*(("trust", one) for one in [*checked, *_how_many(run)]), *candidates, *(("trust", one) for one in ends)]
-    taken = chosen(candidates)
+    taken = chosen(candidates(run, chapters, question))
     section = taken[0][0] if taken else (measured or names or ["trust"])[0]
     return Tile(
         question=question,
@@ -155,6 +150,22 @@ def tile(run: Run, chapters: Mapping[str, Chapter], question: Question) -> Tile:
         section=section,
         caveats=tuple(dict.fromkeys(caveat for _, one in taken for caveat in _caveats(one))),
     )
+
+
+def feeders(chapters: Mapping[str, Chapter], question: Question) -> list[str]:
+    """The measures that have something to say to a question, who speaks first first."""
+    return [
+        name for _, name in sorted((chapter.feeds[question].place, name) for name, chapter in chapters.items() if question in chapter.feeds)
+    ]
+
+
+def candidates(run: Run, chapters: Mapping[str, Chapter], question: Question) -> list[tuple[str, Candidate]]:
+    """All that could be said to a question, each with the section that has more; gates and room decide what stands in its tile."""
+    found = [(name, one) for name in feeders(chapters, question) if was_measured(run, name) for one in _said(run, chapters[name], question)]
+    if question == "how_sure":
+        checked, ends = _checked(run), [*_warned(run), *_not_checked(run)]
+        found = [*(("trust", one) for one in [*checked, *_how_many(run)]), *found, *(("trust", one) for one in ends)]
+    return found
 
 
 def was_measured(run: Run, name: str) -> bool:
