@@ -16,7 +16,7 @@ import pytest
 
 from mechdiff import api
 from mechdiff.cli import main as cli
-from mechdiff.cli.study import Flags, _asked, _read
+from mechdiff.cli.asked import Flags, studies_of, study_of
 from mechdiff.errors import StudyError
 from mechdiff.measures.catalogue import OPTIONS
 
@@ -233,7 +233,7 @@ def test_bad_input_gets_one_clear_message(changed: dict[str, str], said: list[st
     asked = {"--base": pair / "base", "--tuned": pair / "tuned", "--prompts": pair / "prompts.jsonl", "--out": broken / "run"}
     asked |= {flag: broken / value if (broken / value).exists() else value for flag, value in changed.items()}
     code, out, err = mechdiff("run", *[word for pair_of in asked.items() for word in pair_of])
-    assert code == 1, err
+    assert code == (3 if "--device" in changed else 2), err
     assert not out.strip()
     assert err.count("error:") == 1
     assert "Traceback" not in err
@@ -244,7 +244,7 @@ def test_bad_input_gets_one_clear_message(changed: dict[str, str], said: list[st
 
 def test_an_unknown_key_is_named_with_the_nearest_known_one(broken: Path, mechdiff) -> None:
     code, _, err = mechdiff("run", broken / "study.yaml")
-    assert code == 1
+    assert code == 2
     assert "prompts.flie" in err
     assert "file" in err
 
@@ -255,7 +255,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(broken: Path, mechdi
 @pytest.mark.parametrize("verb", ["run", "plan"])
 def test_a_file_and_what_a_file_says_are_refused_together(verb: str, flag: tuple[str, str], broken: Path, mechdiff) -> None:
     code, _, err = mechdiff(verb, broken / "study.yaml", *flag)
-    assert code == 1
+    assert code == 2
     assert f"and also {flag[0]}. A study says all of that" in err
     if verb == "run":
         assert mechdiff(verb, broken / "study.yaml", broken / "other.yaml", *flag)[2].count(f"also {flag[0]}") == 1
@@ -264,13 +264,11 @@ def test_a_file_and_what_a_file_says_are_refused_together(verb: str, flag: tuple
 def test_flags_ask_for_more_of_the_panel_and_for_a_users_own_file(tmp_path: Path) -> None:
     given = dict.fromkeys(("base", "tuned", "policy", "template"), "x") | {"prompts": "What is 2+2?", "seed": 0, "dtype": "float32"}
     given |= {"policy": "auto", "template": "tuned"}
-    study = _asked(None, Flags(**given, measures=None, panel="full", also=tmp_path / "own.jsonl"))
+    study = study_of(None, Flags(**given, measures=None, panel="full", also=tmp_path / "own.jsonl"))
     assert list(study.measures) == list(OPTIONS)
     assert study.measures["panel"].model_dump() == {"per_group": 50, "also": str(tmp_path / "own.jsonl")}
-    study = _asked(None, Flags(**given, measures="weights", panel="quick", also=None))
+    study = study_of(None, Flags(**given, measures="weights", panel="quick", also=None))
     assert list(study.measures) == ["weights", "panel"]
-    with pytest.raises(StudyError, match="--panel fulll: expected quick, standard, full"):
-        _asked(None, Flags(**given, measures=None, panel="fulll", also=None))
 
 
 def test_two_models_are_a_pair_and_their_prompts_are_whatever_is_given(tmp_path: Path) -> None:
@@ -286,10 +284,10 @@ def test_two_models_are_a_pair_and_their_prompts_are_whatever_is_given(tmp_path:
         seed=0,
         dtype="float32",
     )
-    (study,) = _read(["BASE", "TUNED"], flags).values()
+    (study,) = studies_of(["BASE", "TUNED"], flags).values()
     assert (study.pair.base, study.pair.tuned, study.prompts.policy) == ("BASE", "TUNED", "auto")
     assert "What is 2+2?" in Path(study.prompts.file).read_text(encoding="utf-8")
-    (shipped,) = _read(["BASE", "TUNED"], replace(flags, prompts=None)).values()
+    (shipped,) = studies_of(["BASE", "TUNED"], replace(flags, prompts=None)).values()
     assert set(shipped.prompts.sources()) == {"fit", "select", "report"}
 
 
@@ -307,7 +305,7 @@ def test_two_models_are_a_pair_and_their_prompts_are_whatever_is_given(tmp_path:
 @pytest.mark.parametrize("verb", ["run", "plan"])
 def test_what_is_no_pair_and_no_study_is_said_with_what_is(verb: str, given: list[str], said: str, mechdiff) -> None:
     code, _, err = mechdiff(verb, *given)
-    assert code == 1
+    assert code == 2
     assert said in " ".join(err.split())
 
 
@@ -329,7 +327,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(pair: Path, tmp_path: Path) -> 
     code = "import resource, sys, os; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); os.execv(sys.argv[1], sys.argv[1:])"
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     full = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False, env=environment)
-    assert full.returncode == 1, full.stderr
+    assert full.returncode == 3, full.stderr
     assert "error:" in full.stderr
     assert "Traceback" not in full.stderr
     assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0

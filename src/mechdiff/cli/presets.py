@@ -1,19 +1,20 @@
 """These verbs help to begin: which presets there are, and a study file of one."""
 
-from typing import Annotated
-
-import typer
-
-from mechdiff.cli.flags import Preset, Prompts, escaped
+from mechdiff.cli.flags import AsJson, BaseModel, Preset, Prompts, TunedModel, as_typed, escaped, say
 
 
-def presets(json: Annotated[bool, typer.Option("--json", help="With every setting as JSON on standard output.")] = False) -> None:
-    """Which presets there are: what each measures, how long it takes, and what it cannot answer."""
+def presets(json: AsJson = False) -> None:
+    """Which presets are there? What each measures, how long it takes, and what it cannot answer.
+
+    Examples:
+      mechdiff presets
+      mechdiff presets --json
+    """
     from mechdiff.measures.catalogue import MEASURES, OPTIONS
     from mechdiff.study.presets import PRESETS
 
     if json:
-        from json import dumps
+        from mechdiff.cli.json_output import print_json
 
         questions = {one.name: one.question for one in MEASURES}
         told = {
@@ -26,8 +27,7 @@ def presets(json: Annotated[bool, typer.Option("--json", help="With every settin
             }
             for name, one in PRESETS.items()
         }
-        print(dumps(told, indent=1))
-        return
+        return print_json("presets", {"presets": told})
     for name, one in PRESETS.items():
         print(f"{name}: {one.purpose}; {one.time}")
         print(f"  measures: {', '.join(one.measures(OPTIONS))}")
@@ -36,16 +36,21 @@ def presets(json: Annotated[bool, typer.Option("--json", help="With every settin
 
 
 def init(
-    base: Annotated[str, typer.Argument(help="Base model: a folder, a .gguf file or a Hub id.", show_default=False)],
-    tuned: Annotated[str, typer.Argument(help="Tuned model: the same, or a PEFT adapter's folder.", show_default=False)],
+    base: BaseModel,
+    tuned: TunedModel,
     prompts: Prompts = None,
     preset: Preset = None,
 ) -> None:
-    """A study file of BASE and TUNED, with every setting written out, on standard output: mechdiff init BASE TUNED > study.yaml."""
+    """A study file of BASE and TUNED, with every setting written out, on standard output.
+
+    Examples:
+      mechdiff init BASE TUNED > study.yaml
+      mechdiff init BASE TUNED --preset audit --prompts mine.jsonl > study.yaml
+    """
     from mechdiff.api import prompt_files
-    from mechdiff.cli.flags import say
     from mechdiff.measures.catalogue import make_study
     from mechdiff.study.config import study_yaml
 
-    asked = prompt_files(prompts, lambda line: say(escaped(line)))
-    print(study_yaml(make_study({"pair": {"base": base, "tuned": tuned}, "prompts": asked, "preset": preset}, name="flags")), end="")
+    with as_typed():
+        asked = prompt_files(prompts, lambda line: say(escaped(line)))
+        print(study_yaml(make_study({"pair": {"base": base, "tuned": tuned}, "prompts": asked, "preset": preset}, name="flags")), end="")

@@ -1,6 +1,7 @@
 """The command line prints a plan, a check or a finished run as tables."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,32 +9,34 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mechdiff.cli.flags import errors
 from mechdiff.digits import fixed, percent
 
 if TYPE_CHECKING:
     from mechdiff.api import Run
     from mechdiff.audit.verification import Verification
+    from mechdiff.cli.gates import Verdict
     from mechdiff.curate.curation import Recipe
     from mechdiff.curate.fairness import Tokenizers
-    from mechdiff.store.tables import Status
     from mechdiff.study.check import Finding
     from mechdiff.study.config import StudyConfig
+    from mechdiff.study.estimate import Estimate
     from mechdiff.validate.power import Curve
     from mechdiff.validate.validation import Validation
 
 
-def _table(title: str, *columns: str) -> Table:
+def titled(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
     return table
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{fixed(count / 2**20, 0)} MiB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     return f"{fixed(seconds, 0)} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
@@ -64,12 +67,21 @@ def show_run(run: "Run", console: Console) -> None:
     console.print(f"[dim]the same with figures: {escape(str(run.path / 'report.html'))}[/]")
 
 
+def show_gates(verdicts: "Sequence[Verdict]", console: Console) -> None:
+    """A line for each condition of --fail-on: whether it fails, the number with its interval, and what was compared."""
+    for one in verdicts:
+        mark = "[bold red]FAIL[/]" if one.failed else "[green]pass[/]"
+        ends = "" if one.low is None or one.high is None else f" (95 % interval {one.low:.4g} to {one.high:.4g})"
+        number = "" if one.value is None else f"{one.value:.4g}{ends}, n = {one.n}; "
+        console.print(f"{mark}  {escape(one.gate)}: {number}{escape(one.said)}", soft_wrap=True, highlight=False)
+
+
 def show_budget(runs: "dict[str, Run]", console: Console) -> None:
     """What each measure of the demo took, beside its budget."""
     from mechdiff.demo import spent
 
     by_run = {name: spent(run.manifest()["seconds"]) for name, run in runs.items()}
-    table = _table("seconds of one core, by measure", "measure", "budget", *by_run)
+    table = titled("seconds of one core, by measure", "measure", "budget", *by_run)
     for measure, (_, budget) in next(iter(by_run.values())).items():
         table.add_row(measure, str(budget), *(fixed(took[measure][0], 0) for took in by_run.values()))
     totals = [fixed(sum(took for took, _ in one.values()), 0) for one in by_run.values()]
@@ -84,24 +96,39 @@ GPUS = (80, 24)
 """GiB of memory: what `plan` counts in."""
 
 
-def show_plan(study: "StudyConfig", max_rows: int | None, console: Console) -> None:
-    """Cells by measure, memory, and time on this machine's processor; models that are not here are planned from the study's `shape`."""
+def planned(study: "StudyConfig", max_rows: int | None) -> "Estimate":
+    """What a study takes; models that are not here are planned from the study's `shape`."""
     from mechdiff.measures.catalogue import EXPERIMENTS
-    from mechdiff.study.estimate import SHARED, estimate
+    from mechdiff.study.estimate import estimate
 
-    found = estimate(study, EXPERIMENTS, max_rows)
-    table = _table("cells", "stage", "cells", "patched forward passes", "TFLOP", "seconds")
+    return estimate(study, EXPERIMENTS, max_rows)
+
+
+def plan_data(found: "Estimate") -> dict[str, Any]:
+    """An estimate as plain data: seconds, bytes, operations."""
+    stages = [
+        {"stage": name, "cells": cells, "patched_passes": runs, "flops": flops, "seconds": seconds}
+        for name, (cells, runs, flops, seconds) in found.stages.items()
+    ]
+    return {**asdict(found), "stages": stages, "gpus": {str(size): found.gpus(size << 30) for size in GPUS}}
+
+
+def show_plan(found: "Estimate", console: Console) -> None:
+    """Cells by measure, memory, and time on this machine's processor."""
+    from mechdiff.study.estimate import SHARED
+
+    table = titled("cells", "stage", "cells", "patched forward passes", "TFLOP", "seconds")
     for stage, (cells, runs, flops, seconds) in found.stages.items():
         table.add_row(stage, str(cells), f"{runs:,}" if runs else "", fixed(flops / 1e12, 2), fixed(seconds, 0))
     console.print(table)
     console.print(f"prompts   {', '.join(f'{split} {n}' for split, n in found.prompts.items())}   ({found.tokens_from})")
     console.print(f"sizes     {found.weights}   ({found.sizes_from})")
-    console.print(f"memory    {_bytes(found.memory)} with both models, {_bytes(found.memory_one)} with one at a time")
+    console.print(f"memory    {in_bytes(found.memory)} with both models, {in_bytes(found.memory_one)} with one at a time")
     counts = {size: found.gpus(size << 30) for size in GPUS}
     sizes = [f"{both} of {size} GiB" + f" ({one} with one at a time)" * (one < both) for size, (both, one) in counts.items()]
     console.print(f"GPUs      {' or '.join(sizes)}" + "; several: --device split" * any(both > 1 for both, _ in counts.values()))
-    console.print(f"disk      {_bytes(found.disk)} of captured activations")
-    console.print(f"time      about {_duration(found.seconds)} {found.rate_from}")
+    console.print(f"disk      {in_bytes(found.disk)} of captured activations")
+    console.print(f"time      about {duration(found.seconds)} {found.rate_from}")
     if found.stray > SHARED:
         times = fixed(found.stray, 1)
         said = f"that time is of a quiet machine. Other programs, or a limit on processors, make a product take {times} times as long now."
@@ -128,7 +155,7 @@ def show_check(found: "Iterable[Finding]", console: Console) -> bool:
 
 def show_moments(found: dict[str, Any], console: Console) -> None:
     """What the sums of a corpus say, site by site."""
-    table = _table("Over the corpus", "site", "rows", "CKA", "mean difference / activation", "mean's share", "R² held out", "rank")
+    table = titled("Over the corpus", "site", "rows", "CKA", "mean difference / activation", "mean's share", "R² held out", "rank")
     for site, one in found["sites"].items():
         numbers = [one[name] for name in ("cka", "mean_difference_over_state", "share_of_the_change_that_is_its_mean", "ridge_r2_held_out")]
         table.add_row(site, f"{one['rows']:,}", *(fixed(number) for number in numbers), str(one["rank"]))
@@ -141,7 +168,7 @@ def show_scan(found: dict[str, Any], console: Console) -> None:
 
     for sentence in sentences(found):
         console.print(f"- {escape(sentence)}")
-    table = _table("By domain", "its words", "texts", "KL, nats per token", "95 %", "loss, tuned - base", "95 %")
+    table = titled("By domain", "its words", "texts", "KL, nats per token", "95 %", "loss, tuned - base", "95 %")
     for one in found["domains"]:
         ends = [[one[f"{name}_{end}"] for end in ("low", "high")] for name in ("kl", "loss_change")]
         kl, loss = ["–" if None in both else " to ".join(map(fixed, both)) for both in ends]  # of few clusters there is no interval
@@ -149,22 +176,6 @@ def show_scan(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     for said in found["left_out"]:
         console.print(f"left out: {said}", style="dim", markup=False, highlight=False)
-
-
-# ---- a run on its way ---------------------------------------------------------------------------------------------------------------
-
-
-def show_status(found: "Status", console: Console) -> None:
-    """How far a run has come, stage by stage."""
-    said = {"running": "is running", "stopped": "has stopped: the same command goes on from here", "finished": "is finished"}[found.state]
-    left = f"; about {_duration(found.left)} left for one process" if found.left and found.state != "finished" else ""
-    console.print(f"[bold]{percent(found.share)}[/] of the work is done; the run {said}{left}")
-    table = _table("Stages", "stage", "cells", "of", "seconds")
-    for stage, (done, cells, seconds) in found.stages.items():
-        table.add_row(stage, str(done), str(cells), fixed(seconds, 1))
-    console.print(table)
-    for line in found.log:
-        console.print(line, style="dim", markup=False, highlight=False)
 
 
 # ---- a run, computed again ---------------------------------------------------------------------------------------------------------
@@ -179,7 +190,7 @@ def show_verification(found: "Verification", console: Console) -> None:
     if not found.compared and (found.models or found.files):
         console.print("nothing was recomputed: these numbers are not those that this run wrote, or its models and prompts are others now")
     else:
-        table = _table(f"{len(found.compared)} of {found.n_rows:,} rows again, by whole forward passes", "measure", "recomputed", "not recomputed",
+        table = titled(f"{len(found.compared)} of {found.n_rows:,} rows again, by whole forward passes", "measure", "recomputed", "not recomputed",
                        "worst, of its tolerance", "differ")  # fmt: skip
         for measure, n, out, worst, differ in found.table():
             table.add_row(measure, str(n), str(out), f"{worst:.2g}" if n else "", f"[bold red]{differ}[/]" if differ else "0")
@@ -236,7 +247,7 @@ WAYS = {
 
 def _show_power(curve: "Curve", console: Console) -> None:
     alone = "alone" if not curve.background else f"beside noise of {curve.background:g} on every matrix"
-    table = _table(f"random rank-1 edits {alone}, found by {WAYS[curve.way]}", "size, of the matrix's norm", "D, nats", "found", "95 %")
+    table = titled(f"random rank-1 edits {alone}, found by {WAYS[curve.way]}", "size, of the matrix's norm", "D, nats", "found", "95 %")
     for point in curve.points:
         table.add_row(f"{point.size:g}", f"{point.d_nats:.2g}", percent(point.found), f"{percent(point.low)} to {percent(point.high)}")
     console.print(table)
@@ -249,13 +260,13 @@ def _show_power(curve: "Curve", console: Console) -> None:
 
 def show_curation(
     sources: Sequence[str], recipe: "Recipe", tokenizers: "Tokenizers | None", out: Path, *, one_file: bool, overwrite: bool
-) -> Path:
-    """Makes and writes a prompt set, and prints on standard error what each step did; returns its folder."""
+) -> dict[str, Any]:
+    """Makes and writes a prompt set, and prints on standard error what each step did; returns its record."""
     from rich.progress import Progress, TextColumn
 
     from mechdiff.curate.curation import curate, write
 
-    console = Console(stderr=True, highlight=False)
+    console = errors()
     with Progress(TextColumn("{task.description}"), console=console, transient=True) as bar:
         task = bar.add_task("reading")
         made = curate(
@@ -268,7 +279,7 @@ def show_curation(
     record = made.record
     if record["shipped_set"]:
         console.print("no source given: the set that ships (everyday questions in English, questions about Kazakh culture in Kazakh)")
-    table = _table(f"{record['rows_read']} rows read, {record['kept']} prompts kept", "step", "came", "dropped", "why", "the first")
+    table = titled(f"{record['rows_read']} rows read, {record['kept']} prompts kept", "step", "came", "dropped", "why", "the first")
     for step in record["steps"]:
         reasons = "; ".join(f"{reason}: {n}" for reason, n in step["reasons"].items())
         table.add_row(step["step"], str(step["came"]), str(step["dropped"]), escape(reasons), escape(step.get("first", "")))
@@ -283,14 +294,14 @@ def show_curation(
     if set(record["splits"]) == {"report"}:
         console.print("[yellow]too few clusters for three splits: all are in report[/]")
     console.print(f"written: {', '.join(path.name for path in files)}")
-    return out
+    return record
 
 
 def _show_fairness(found: dict[str, Any], console: Console) -> None:
     if not found:
         return
     console.print(escape(f"tokenizers: {found['tokenizers']}"))
-    table = _table(
+    table = titled(
         "share of a prompt's tokens that both vocabularies have", "tokenizer", "mean", "least", "5 %", "median", "95 %", "tokens per word"
     )
     for side in ("base", "tuned"):
@@ -302,7 +313,7 @@ def _show_fairness(found: dict[str, Any], console: Console) -> None:
         return
     console.print(f"[yellow]a limit of {found['limit']:g} keeps {found['kept']} of {found['n']}: {escape(found['said'])}[/]")
     for what in ("by_script", "by_category"):
-        groups = _table(f"the limit {what.replace('_', ' ')}", what[3:], "kept", "dropped", "mean shared, base", "mean shared, tuned")
+        groups = titled(f"the limit {what.replace('_', ' ')}", what[3:], "kept", "dropped", "mean shared, base", "mean shared, tuned")
         for name, one in list(found[what].items())[:8]:
             groups.add_row(
                 escape(name), str(one["kept"]), str(one["dropped"]), fixed(one["mean_shared_base"], 3), fixed(one["mean_shared_tuned"], 3)

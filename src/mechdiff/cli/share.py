@@ -23,7 +23,12 @@ def card(
         str | None, typer.Option("--base-model", help="The base's id on the Hub, where the run was given a folder.", show_default=False)
     ] = None,
 ) -> None:
-    """A model card for the Hub: its front matter, and the six first answers with links to the page. Prints the card, or the path of the file."""
+    """A model card for the Hub: its front matter, and the six first answers with links to the page. Prints the card, or the path of the file.
+
+    Examples:
+      mechdiff card runs/demo
+      mechdiff card runs/demo --into README.md --base-model HuggingFaceTB/SmolLM2-135M-Instruct
+    """
     from mechdiff.api import open_run
 
     made = open_run(run).card(into, page=page, base_model=base_model)

@@ -21,7 +21,7 @@ from mechdiff.engine.grafts import batches
 from mechdiff.engine.prefix import Prefix
 from mechdiff.engine.reading import PADDING, read
 from mechdiff.engine.replay import Engine, Stairs, Variant, full, growing, parallel, relay, replay, writing
-from mechdiff.errors import PromptError, RunError
+from mechdiff.errors import MachineError, PromptError
 from mechdiff.models.pair import Model
 
 LAWS = 4
@@ -127,7 +127,7 @@ def in_halves(compute: Callable[[Sequence[int]], None], numbers: Sequence[int]) 
         return compute(numbers)
     except torch.OutOfMemoryError as error:
         if len(numbers) == 1:
-            raise RunError("what one prompt needs does not fit into memory. Lower --max-rows, or take a smaller dtype.") from error
+            raise MachineError("what one prompt needs does not fit into memory. Lower --max-rows, or take a smaller dtype.") from error
     middle = len(numbers) // 2
     in_halves(compute, numbers[:middle])
     in_halves(compute, numbers[middle:])

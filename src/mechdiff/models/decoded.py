@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mechdiff.errors import ModelError
+from mechdiff.errors import MachineError, ModelError
 from mechdiff.models.checkpoint import method_of
 from mechdiff.models.tensors import open_tensors
 
@@ -35,10 +35,10 @@ def decoded_state(folder: Path, ref: str, dtype: torch.dtype) -> dict[str, Tenso
     return state
 
 
-def cannot_run(ref: str, folder: Path, error: Exception) -> ModelError:
+def cannot_run(ref: str, folder: Path, error: Exception) -> MachineError:
     """The error of a quantised model that needs a package that is not installed."""
     wanted = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ModelError(
+    return MachineError(
         f"{ref}: its matrices are quantised by {method_of(folder) or 'another library'}, and transformers cannot run them here: "
         f"{wanted.rstrip('.')}. Install what it asks for, or take the unquantised model."
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mechdiff.errors import ModelError
+from mechdiff.errors import MachineError, ModelError
 
 SPLIT = "split"
 """The device that is all of them: blocks on one GPU after the other, what does not fit in memory, the rest on disk (accelerate)."""
@@ -22,7 +22,7 @@ def device_of(name: str) -> torch.device | None:
     except RuntimeError as error:
         raise ModelError(f"--device {name}: no such device. Give cpu, cuda, cuda:1, split or auto.") from error
     if device.type == "cuda" and (device.index or 0) >= n_cuda:
-        raise ModelError(
+        raise MachineError(
             f"--device {name}: this machine has {n_cuda or 'no'} CUDA device{'s' * (n_cuda > 1)}. Use --device cpu or another."
         )
     return device

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mechdiff.architectures.network import network_of
 from mechdiff.architectures.sizes import Weights
-from mechdiff.errors import ModelError
+from mechdiff.errors import MachineError
 
 for said in ("autograd._functions", "backends.cpu.ops"):  # that int8 reads float16, and (to whoever loads peft) of kernels on a hub
     logging.getLogger(f"bitsandbytes.{said}").setLevel(logging.ERROR)
@@ -150,7 +150,7 @@ def _library(dtype: str) -> Any:
     try:
         import bitsandbytes
     except ImportError as error:
-        raise ModelError(
+        raise MachineError(
             f"dtype {dtype}: bitsandbytes is not installed. pip install 'mechdiff[quantization]', or take float32, bfloat16 or float16."
         ) from error
     return bitsandbytes

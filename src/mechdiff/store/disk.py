@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mechdiff.errors import RunError
+from mechdiff.errors import MachineError, RunError
 
 TEMPORARY = ".part-"
 """What begins so was never finished: no reader takes it, and the next run sweeps it."""
@@ -57,13 +57,13 @@ def replace(path: Path, content: bytes) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turns what the disk says into a RunError that says what is lost (nothing) and what to do."""
+    """Turns what the disk says into a MachineError that says what is lost (nothing) and what to do."""
     try:
         yield
     except OSError as error:
         existing = next(place for place in (folder, *folder.absolute().parents) if os.path.exists(place))
         free = shutil.disk_usage(existing).free / 2**20
-        raise RunError(
+        raise MachineError(
             f"{folder}: cannot be read or written ({error.strerror or error}); {free:,.0f} MiB are free there. "
             "Make room, or check that the folder may be written. Finished cells are kept: the same command goes on from there."
         ) from error

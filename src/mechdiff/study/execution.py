@@ -20,7 +20,7 @@ from mechdiff.engine.norms import Norms, norms_in
 from mechdiff.engine.outcome import CleanLogits
 from mechdiff.engine.reading import cleans
 from mechdiff.engine.replay import ENGINES, Engine, Variant
-from mechdiff.errors import RunError, StudyError
+from mechdiff.errors import MachineError, StudyError
 from mechdiff.labels import n_positions
 from mechdiff.models.changes import Changes, open_changes
 from mechdiff.models.pair import SIDES, Model
@@ -240,7 +240,7 @@ class Execution:
             except torch.OutOfMemoryError as error:
                 n = part.stop - part.start
                 if n == 1:
-                    raise RunError(f"one prompt's {len(variants)} variants do not fit on {model.device}. Lower --max-rows.") from error
+                    raise MachineError(f"one prompt's {len(variants)} variants do not fit on {model.device}. Lower --max-rows.") from error
                 self.folder.log("out_of_memory", cell=cell.title, prompts=n, then="halved")
                 middle = part.start + n // 2
                 return sweep(slice(part.start, middle)) + sweep(slice(middle, part.stop))

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mechdiff.errors import MechdiffError, RunError
+from mechdiff.errors import MachineError, MechdiffError, RunError
 from mechdiff.models.pair import open_pair
 from mechdiff.store.record import code_hash, versions
 from mechdiff.store.run_folder import RunFolder, cell_hash
@@ -174,7 +174,7 @@ class RayCrew:
             if any(not hand.starting for hand in self.hands):
                 alone_since = time.monotonic()
             elif time.monotonic() - alone_since > PATIENCE:
-                raise RunError(f"no worker in {PATIENCE:.0f} seconds. Are {self.threads} CPUs free for one? `ray status` says what is.")
+                raise MachineError(f"no worker in {PATIENCE:.0f} seconds. Are {self.threads} CPUs free for one? `ray status` says what is.")
             for reference in ready:
                 hand = next(one for one in self.hands if reference is one.starting or reference in one.given)
                 for cell in self._heard(hand, reference, waiting):
@@ -217,7 +217,7 @@ class RayCrew:
             f"{name}: {there[:12]} there, {here[name][:12]} here" for name, there in told["fingerprint"].items() if there != here[name]
         ]
         if differing:
-            raise RunError(
+            raise MachineError(
                 f"the worker {told['worker']} is not what this run is ({'; '.join(differing)}). "
                 "Install the same mechdiff and versions on every node, and let all of them see the same files."
             )
@@ -229,7 +229,7 @@ class RayCrew:
         self.folder.log("worker_lost", cells=len(hand.given), why=why)
         self.unstarted += hand.starting is not None
         if not self.hands and self.unstarted >= DEATHS:
-            raise RunError(
+            raise MachineError(
                 f"{self.unstarted} workers died while they were starting, and none is left: {why}. Is the same mechdiff installed on every node?"
             )
         for order, cell in enumerate(hand.given.values()):
@@ -241,7 +241,7 @@ class RayCrew:
                 name = cell_hash(cell.key)
                 self.deaths[name] = self.deaths.get(name, 0) + 1
                 if self.deaths[name] == DEATHS:
-                    raise RunError(
+                    raise MachineError(
                         f"{DEATHS} workers died of the same cell ({cell.title}, {len(cell.items)} prompts): {why} "
                         "If it is memory, lower --max-rows or the number of --workers."
                     )
@@ -281,7 +281,7 @@ def cluster(address: str) -> Iterator[Any]:
         import ray
         import ray.exceptions
     except ImportError as error:
-        raise RunError("--ray: Ray is not installed. Run: pip install 'mechdiff[ray]'") from error
+        raise MachineError("--ray: Ray is not installed. Run: pip install 'mechdiff[ray]'") from error
     if ray.is_initialized():  # somebody's: it stays
         yield ray
         return
@@ -290,14 +290,14 @@ def cluster(address: str) -> Iterator[Any]:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         if re.search(r"authentication token|InvalidAuthToken|unauthenticated", f"{error}\n{error.__cause__}", re.IGNORECASE):
-            raise RunError(
+            raise MachineError(
                 f"--ray {address}: the cluster there wants a token and refuses the one given, or that none is ({cause(error)}). Give its own: "
                 "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
             ) from error
         if not isinstance(error, ConnectionError):
             raise
         if address != "auto":
-            raise RunError(
+            raise MachineError(
                 f"--ray {address}: no Ray cluster answers there ({error}). Start one with `ray start --head`, or give auto."
             ) from error
         ray.init(include_dashboard=False, **quiet)
@@ -309,7 +309,7 @@ def cluster(address: str) -> Iterator[Any]:
 
 @contextmanager
 def ray_crew(prepared: Prepared, folder: RunFolder, address: str) -> Iterator[RayCrew]:
-    """Workers for one run, gone when it ends. RunError where there is no Ray, no cluster, or no room for a worker."""
+    """Workers for one run, gone when it ends. MachineError where there is no Ray, no cluster, or no room for a worker."""
     options, plan = prepared.options, prepared.plan
     sent = {**asdict(options), "threads": options.threads or 1, "out": None, "ray": None, "workers": None, "gpus_per_worker": 0.0}
     if options.gpus_per_worker:
@@ -328,7 +328,7 @@ def workers_for(task: Task, folder: RunFolder, address: str, options: RunOptions
         if not workers:
             has = ", ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
             asked = f"{threads} CPUs and {options.gpus_per_worker:g} GPUs"
-            raise RunError(f"--ray: the cluster has {has}, a worker takes {asked}. Lower --threads or --gpus-per-worker.")
+            raise MachineError(f"--ray: the cluster has {has}, a worker takes {asked}. Lower --threads or --gpus-per-worker.")
         crew = RayCrew(ray, task, folder, options, workers=workers)
         try:
             yield crew

@@ -30,7 +30,7 @@ def along_the_way(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, 
     if not tables:
         return None
     panels = [
-        _panel(table, width, PANELS[key], COLOURS, DASHES, legend=place == 1, last=place == len(tables))
+        _panel(table, width, PANELS[key], (COLOURS, DASHES), legend=place == 1, last=place == len(tables))
         for place, (key, table) in enumerate(tables.items(), start=1)
     ]
     return drawing.styled(drawing.vconcat(*panels, spacing=12))
@@ -44,7 +44,7 @@ def by_modules(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wid
     named = {NAMES[WEIGHTS]: (WEIGHTS, None), **{group: (WEIGHTS, group) for group in groups}}
     look = curves.look_of([*groups])
     colours, dashes = {NAMES[WEIGHTS]: WINE, **look.colours}, {group: look.dashes[group] for group in groups}
-    panel = _panel(_curves(rows, named, "report", LEFT), width, PANELS["report", LEFT], colours, dashes, legend=True, last=True)
+    panel = _panel(_curves(rows, named, "report", LEFT), width, PANELS["report", LEFT], (colours, dashes), legend=True, last=True)
     return drawing.styled(drawing.vconcat(panel, spacing=12))
 
 
@@ -65,8 +65,9 @@ def _curves(rows: pl.DataFrame, named: dict[str, tuple[str, str | None]], split:
 
 
 def _panel(
-    table: pl.DataFrame, width: int, title: str, colours: dict[str, str], dashes: dict[str, list[int]], *, legend: bool, last: bool
+    table: pl.DataFrame, width: int, title: str, look: tuple[dict[str, str], dict[str, list[int]]], *, legend: bool, last: bool
 ) -> alt.LayerChart:
+    colours, dashes = look
     names = [name for name in colours if name in table["form"].unique().to_list()]
     says = [f"{r['form']} at {r['strength']:g}: {with_interval(r['mean'], r['low'], r['high'])} nats" for r in table.iter_rows(named=True)]
     base = alt.Chart(drawing.inline(table.with_columns(says=pl.Series(says)).to_dicts()))
