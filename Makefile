@@ -6,7 +6,7 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # what pytest makes of a test file is kept: to make it anew takes every worker eight seconds
 
-.PHONY: install demo test test-ci test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims words same-rows shape map families renderer clean
+.PHONY: install demo test test-ci test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims words same-rows shape map families renderer site tutorials gallery clean
 
 install: .venv/installed
 
@@ -92,6 +92,15 @@ map: .venv/installed  ## docs/MAP.md from first sentences, docs/architecture.svg
 
 renderer:  ## what draws the charts of a page in the browser, from the packages that tools/renderer names; needs npm
 	cd tools/renderer && npm ci --no-audit --no-fund && npm run build
+
+site: .venv/installed  ## the documents as a site in build/site, with the reference made from the code; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+tutorials: .venv/embedded-model  ## runs the notebooks of docs/tutorials and writes what their cells print into them
+	$(BIN)/python tools/docsite/notebooks.py docs/tutorials/lora.ipynb $(filter-out docs/tutorials/lora.ipynb,$(wildcard docs/tutorials/*.ipynb))
+
+gallery: .venv/installed  ## RUNS="RUN ...": pictures and first answers of finished runs, for the site's gallery; needs chromium
+	$(BIN)/python tools/gallery.py $(RUNS)
 
 clean:
 	rm -rf .venv .venv-oracles build dist src/*.egg-info

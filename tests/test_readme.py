@@ -19,19 +19,16 @@ def blocks(language: str, pages: list[str] = PAGES) -> list[str]:
 
 
 @pytest.mark.parametrize("measures", ["divergence, patching", pytest.param("all of them", marks=pytest.mark.slow)])
-def test_the_python_block_runs(
-    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], measures: str
-) -> None:
+def test_the_python_block_runs(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measures: str) -> None:
     monkeypatch.chdir(tmp_path)
-    few = (pair / "prompts.jsonl").read_text().splitlines(keepends=True)[:9]
-    (tmp_path / "prompts.jsonl").write_text("".join(few))
     (code,) = blocks("python", [README])
     if measures != "all of them":
-        code = code.replace('"prompts.jsonl"', f'"prompts.jsonl", measures={measures.split(", ")}')
+        code = code.replace(' river."]', f' river."], measures={measures.split(", ")}')
     scope: dict[str, object] = {}
     exec(code.replace("BASE", str(pair / "base")).replace("TUNED", str(pair / "tuned")), scope)
     assert "kl_tuned_base_nats" in str(scope["run"].summary()["metric"].to_list())  # type: ignore[attr-defined]
-    assert "shape:" in capsys.readouterr().out
+    assert scope["run"].results["question"][0] == "how_much"  # type: ignore[attr-defined]
+    assert (tmp_path / "figure1.pdf").read_bytes().startswith(b"%PDF")
     assert (scope["run"].path / "report.html").is_file()  # type: ignore[attr-defined]
     assert callable(scope["run"].report), "it builds this page once more"  # type: ignore[attr-defined]
 
@@ -44,7 +41,8 @@ def test_the_study_file_is_one_and_asks_everything() -> None:
 
 
 def test_the_table_asks_what_the_measures_ask() -> None:
-    rows = re.findall(r"^\| (.+?) \| `(\w+)` \|", README, re.MULTILINE)
+    table = (ROOT / "docs" / "measures" / "index.md").read_text()
+    rows = re.findall(r"^\| (.+?) \| \[`(\w+)`\]", table, re.MULTILINE)
     assert rows == [(one.question, one.name) for one in MEASURES]
 
 
@@ -59,11 +57,21 @@ def test_every_verb_and_target_that_is_named_exists() -> None:
 def test_what_the_pages_link_to_exists() -> None:
     for folder, names in (
         (ROOT, ("README.md", "CONTRIBUTING.md")),
-        (ROOT / "docs", ("USAGE.md", "STUDIES.md", "STUDY.md", "ARCHITECTURE.md", "MAP.md")),
+        (
+            ROOT / "docs",
+            ("USAGE.md", "STUDIES.md", "STUDY.md", "ARCHITECTURE.md", "MAP.md", "start/index.md", "start/first-page.md", "start/faq.md"),
+        ),
+        (ROOT / "docs", ("tutorials/index.md", "measures/index.md")),
     ):
         for name in names:
             for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", (folder / name).read_text()):
-                assert link.startswith("https://") or (folder / link).exists(), f"{name} links to {link}"
+                assert link.startswith("https://") or ((folder / name).parent / link).exists(), f"{name} links to {link}"
+
+
+def test_the_readme_is_one_screen_of_text_with_one_picture() -> None:
+    assert len(README.splitlines()) <= 80
+    (picture,) = re.findall(r"!\[[^\]]{20,}\]\(([^)]+\.png)\)", README)
+    assert (ROOT / picture).stat().st_size < 150_000
 
 
 def test_code_comes_within_the_first_35_lines() -> None:

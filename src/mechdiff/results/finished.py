@@ -141,7 +141,7 @@ class Run:
         return read_summary(self.path)
 
     def manifest(self) -> dict[str, Any]:
-        """The run's record: models, prompts, versions, self-check, noise floor, what was skipped."""
+        """The run's record: models, prompts, versions, self-check, numerical noise, what was skipped."""
         return read_manifest(self.path)
 
     def report(self) -> Path:
