@@ -44,6 +44,8 @@ def test_the_hub_s_own_reader_reads_the_card(finished: mechdiff.Run) -> None:
     for tile in finished.overview().tiles:
         assert f"[{tile.title}](https://example.org/r.html#{tile.section})" in card.text
     assert card.text.count("\n| ") == 1 + 6
+    assert "Compared with [owner/base](https://huggingface.co/owner/base) on 2 test prompts" in card.text
+    assert "in memory" not in finished.card()
 
 
 def test_a_card_gets_a_block_once_and_keeps_its_own_words(finished: mechdiff.Run, tmp_path: Path) -> None:
@@ -120,4 +122,4 @@ def test_the_verb_prints_a_card_or_writes_it(
     out, err = call(finished.path, "--into", tmp_path / "README.md", "--base-model", "owner/base", "--page", "p.html")
     assert out == f"{tmp_path / 'README.md'}\n"
     assert err == ""
-    assert (tmp_path / "README.md").read_text().endswith(finished.card(page="p.html").partition("---\n\n")[2])
+    assert (tmp_path / "README.md").read_text().endswith(finished.card(page="p.html", base_model="owner/base").partition("---\n\n")[2])

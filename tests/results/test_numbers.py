@@ -24,6 +24,7 @@ def test_every_number_of_a_tile_is_a_row_with_its_interval(finished: mechdiff.Ru
         for number in tile.numbers:
             row = found.filter(question=tile.question, name=number.of).row(0, named=True)
             assert (row["value"], row["low"], row["high"], row["n"]) == (number.value, number.low, number.high, number.n)
+            assert row["sentence"] in tile.text
     assert found.columns == list(numbers.COLUMNS)
     assert found["key"].is_unique().all()
     assert found["value"].is_finite().all()

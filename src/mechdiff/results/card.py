@@ -37,9 +37,10 @@ def front_matter(manifest: dict[str, Any], base_model: str | None = None) -> dic
     }
 
 
-def block(overview: Overview, manifest: dict[str, Any], page: str = "report.html") -> str:
-    """The six answers as a table of Markdown, each with a link to its section of the page."""
-    base = _IN_MEMORY.sub("", record.short_name(manifest, "base"))
+def block(overview: Overview, manifest: dict[str, Any], page: str = "report.html", base_model: str | None = None) -> str:
+    """The six answers as a table of Markdown, each with a link to its section of the page; `base_model`: the base's id on the Hub."""
+    base = _text(_IN_MEMORY.sub("", record.short_name(manifest, "base")))
+    base = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else base
     n = (manifest.get("prompts") or {}).get("n", {})
     asked = f"{n['report']} test prompts of {sum(n.values())}" if "report" in n else f"{sum(n.values())} prompts"
     version = (manifest.get("versions") or {}).get("mechdiff", "")
@@ -47,7 +48,7 @@ def block(overview: Overview, manifest: dict[str, Any], page: str = "report.html
         START,
         "## What this fine-tune changed",
         "",
-        f"Compared with {_text(base)} on {asked}, by mechdiff {version}. [Full report]({page})",
+        f"Compared with {base} on {asked}, by mechdiff {version}. [Full report]({page})",
         "",
         "| Question | Answer |",
         "|---|---|",

@@ -37,6 +37,7 @@ class ResultLine(_Strict):
     n: int | None = Field(description="prompts, texts or clusters behind it")
     prompts: str = Field(description="which: test prompts, unrelated texts, held-out texts, none")
     section: str = Field(description="id of the page's section that has more")
+    sentence: str = Field(description='the sentence that it stands in; "" of what stands in none')
     caveat: str
     key: str = Field(pattern=r"^[a-z_]+/[a-z_0-9]+$", description="a name without places, phrases and sizes, for tables of several runs")
 

@@ -42,7 +42,8 @@ class Run:
 
     @property
     def results(self) -> "pl.DataFrame":
-        """The numbers of the six first answers, about twenty: `question name value unit low high n prompts section caveat key`.
+        """The numbers of the six first answers, about twenty: `question name value unit low high n prompts section sentence
+        caveat key`.
 
         `low` and `high` are the ends of the 95 % interval; shares are 0 to 1; `prompts` says which texts a number is of. results.json has the same.
 
@@ -164,7 +165,8 @@ class Run:
         base_model: owner/base
         """
         manifest = self.manifest()
-        fields, told = card.front_matter(manifest, base_model), card.block(self._overview, manifest, page)
+        fields = card.front_matter(manifest, base_model)
+        told = card.block(self._overview, manifest, page, fields.get("base_model"))
         if into is not None:
             card.into(Path(into), fields, told)
         return card.card(fields, told)

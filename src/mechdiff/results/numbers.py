@@ -22,7 +22,7 @@ PROMPTS = {"panel": "unrelated texts", "words": "held-out texts", "weights": "no
 """What a measure's numbers are of, where that is not the test prompts."""
 COLUMNS = {
     "question": pl.String, "name": pl.String, "value": pl.Float64, "unit": pl.String, "low": pl.Float64, "high": pl.Float64, "n": pl.Int64,
-    "prompts": pl.String, "section": pl.String, "caveat": pl.String, "key": pl.String,
+    "prompts": pl.String, "section": pl.String, "sentence": pl.String, "caveat": pl.String, "key": pl.String,
 }  # fmt: skip
 LONGEST = 60
 """Letters of a key."""
@@ -47,6 +47,8 @@ class Result:
     """Which: "test prompts", "unrelated texts", "held-out texts", or "none" of weights."""
     section: str
     """Id of the page's section that has more."""
+    sentence: str = ""
+    """The sentence that it stands in; "" of what stands in none."""
     caveat: str = ""
     """What to know before quoting it."""
     key: str
@@ -84,6 +86,7 @@ def _result(number: Number, question: Question, section: str, said: Candidate) -
         n=number.n,
         prompts=PROMPTS.get(section, "test prompts"),
         section=section,
+        sentence=said.text,
         caveat=said.caveat,
         key=f"{question}/{slug(number.of)}",
     )

@@ -77,7 +77,10 @@ def _heads(run: Run) -> pl.DataFrame:
 
 
 def _patching(run: Run) -> pl.DataFrame:
-    found = patching.site_shares(run.rows, run.summary).with_columns(name=difference.site_name())
+    of = difference.difference(run.rows, run.summary)
+    found = patching.site_shares(run.rows, run.summary).with_columns(
+        name=difference.site_name(), n=pl.lit(of.n if of else None, dtype=pl.Int64)
+    )
     return _columns(found, "name", "layer", "component", *EFFECT)
 
 
