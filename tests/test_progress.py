@@ -9,16 +9,15 @@ import pytest
 from mechdiff import progress
 
 
-def test_without_a_terminal_a_line_comes_every_ten_seconds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 3.0, 10.5, 12.0, 21.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+def test_without_a_terminal_a_line_comes_where_a_stage_begins(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.shown() as (show, say):
-        for what, share in (("capture", 0.1), ("patching L3", 0.41), ("patching L4", 0.5), ("heads L1", 0.9)):
+        for what, share in (("capture base", 0.1), ("patching L3", 0.41), ("patching L4", 0.5), ("heads L1", 0.9)):
             show(what, share)
-        say("a note")
+        say("a note [1]")
     out, err = capsys.readouterr()
-    lines = [" ".join(line.split()) for line in err.splitlines()]
-    assert lines == ["patching L3 41%, 10 s", "heads L1 90%, 21 s", "a note"]
+    lines = [line.partition(", about")[0].split(maxsplit=1)[1] for line in err.splitlines()[:-1]]
+    assert lines == ["preparing", "10 %  capture base", "41 %  patching L3", "90 %  heads L1"]
+    assert err.endswith("a note [1]\n")
     assert out == ""
 
 
@@ -41,7 +40,7 @@ def test_a_notebook_has_one_line_that_renews_itself(monkeypatch: pytest.MonkeyPa
     ipython.get_ipython = lambda: SimpleNamespace(kernel=object())  # type: ignore[attr-defined]
     ipython.display = SimpleNamespace(display=display)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython", ipython)
-    clock = iter([0.0, 1.0, 1.2, 2.0, 2.1])
+    clock = iter([0.0, 1.0, 1.2, 2.0, 2.1, 2.2])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with progress.shown() as (show, say):
         show("a<b", 0.25)
@@ -57,7 +56,8 @@ def test_a_notebook_has_one_line_that_renews_itself(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_terminal_has_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress.Console, "is_terminal", True)
+    monkeypatch.setattr(progress.Console, "is_dumb_terminal", False)
     with progress.shown() as (show, say):
         show("patching L3", 0.4)
         say("a [note]")

@@ -228,7 +228,7 @@ def waiting(what: str) -> Iterator[Callable[[str], None]]:
 
 def progress() -> Any:
     """Bars on a terminal, else lines (`progress.Lines`); nothing with -q."""
-    from mechdiff.cli.progress import bars, lines
+    from mechdiff.progress import bars, lines
 
     console = errors()
     return bars(console) if console.is_terminal and not console.is_dumb_terminal else lines(console)
