@@ -16,8 +16,8 @@ import pytest
 import typer
 from rich.console import Console
 
-from mechdiff import __version__, api
-from mechdiff.cli import folders, gates, help, progress
+from mechdiff import __version__, api, progress
+from mechdiff.cli import folders, gates, help
 from mechdiff.cli import main as cli
 from mechdiff.cli.flags import KEYS, PANELS
 from mechdiff.errors import MachineError, MechdiffError, SelfCheckError, StudyError
