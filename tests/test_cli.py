@@ -262,7 +262,7 @@ def test_a_file_and_what_a_file_says_are_refused_together(verb: str, flag: tuple
 
 
 def test_flags_ask_for_more_of_the_panel_and_for_a_users_own_file(tmp_path: Path) -> None:
-    given = dict.fromkeys(("base", "tuned", "policy", "template"), "x") | {"prompts": "What is 2+2?", "seed": 0, "dtype": "float32"}
+    given = dict.fromkeys(("base", "tuned", "policy", "template"), "x") | {"prompts": "What is 2+2?", "seed": 0, "dtype": "auto"}
     given |= {"policy": "auto", "template": "tuned"}
     study = study_of(None, Flags(**given, measures=None, panel="full", also=tmp_path / "own.jsonl"))
     assert list(study.measures) == list(OPTIONS)
@@ -282,7 +282,7 @@ def test_two_models_are_a_pair_and_their_prompts_are_whatever_is_given(tmp_path:
         panel=None,
         also=None,
         seed=0,
-        dtype="float32",
+        dtype="auto",
     )
     (study,) = studies_of(["BASE", "TUNED"], flags).values()
     assert (study.pair.base, study.pair.tuned, study.prompts.policy) == ("BASE", "TUNED", "auto")

@@ -255,7 +255,8 @@ def _study(study: str | Path | StudyConfig | None, *, listener: Callable[[str], 
     if isinstance(study, StudyConfig):
         return study, study_yaml(study)
     if study is not None:
-        return load_study(study)
+        config, text = load_study(study)
+        return with_prompt_files(config, listener), text
     data = {
         "pair": {side: None if given[side] is None else str(given[side]) for side in ("base", "tuned")},
         "prompts": prompt_files(given["prompts"], listener),
@@ -279,6 +280,18 @@ def prompt_files(prompts: "Prompts | dict[str, Any] | None", say: Callable[[str]
     for line in found.said:
         say(line)
     return {"file": str(found.path)}
+
+
+def with_prompt_files(study: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
+    """The study whose prompt files of other forms (.csv, .txt, JSON Lines of other keys, ...) are read as `prompt_files` reads them."""
+    from mechdiff.curate.given import prompt_file
+
+    found = {name: prompt_file(path) for name, path in study.prompts.sources().items() if Path(path).exists()}
+    for one in found.values():
+        for line in one.said:
+            say(line)
+    files = {name: str(one.path) for name, one in found.items()}
+    return study.model_copy(update={"prompts": study.prompts.model_copy(update=files)})
 
 
 def _name(config: StudyConfig, config_hash: str) -> str:

@@ -98,3 +98,28 @@ def test_the_same_prompts_lie_in_the_same_file() -> None:
 def test_what_cannot_be_asked_is_said(given: object, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         prompt_file(given)  # type: ignore[arg-type]
+
+
+def test_a_study_file_names_prompts_of_any_form(tmp_path: Path) -> None:
+    """As --prompts takes them: the study of a CSV file is that of the prompts in it, and what was made of them is said."""
+    from mechdiff.api import with_prompt_files
+    from mechdiff.cli.asked import Flags, study_of
+    from mechdiff.measures.catalogue import load_study
+    from mechdiff.study.config import config_hash, content_hashes
+
+    (tmp_path / "mine.csv").write_text("prompt,source\nName a river.,atlas\nName a hill.,atlas\nName a river.,atlas\n", encoding="utf-8")
+    lines(tmp_path / "plain.jsonl", {"text": "Name a lake."})
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        "pair: {base: a, tuned: b}\nprompts: {report: mine.csv, select: plain.jsonl}\nmeasures: [divergence]\n", encoding="utf-8"
+    )
+    said: list[str] = []
+    study = with_prompt_files(load_study(file)[0], said.append)
+    assert [prompt.text for prompt in read_prompts(Path(study.prompts.report))] == ["Name a river.", "Name a hill."]
+    assert study.prompts.select == str(tmp_path / "plain.jsonl")
+    assert "2 prompts of 3 rows" in " ".join(said)
+    none = Flags(
+        base=None, tuned=None, prompts=None, policy="auto", template="tuned", measures=None, panel=None, also=None, seed=0, dtype="auto"
+    )
+    asked = study_of(file, none)
+    assert config_hash(asked, content_hashes(asked)) == config_hash(study, content_hashes(study))

@@ -116,7 +116,7 @@ def test_paths_count_from_the_study_file(tmp_path: Path, monkeypatch: pytest.Mon
         ({"prompts": {"file": "a", "position": "last"}}, r"prompts\.position: given 'last', expected 'decision' or 'last_user'"),
         ({"seed": True}, r"seed: given True, expected a whole number"),
         ({"seed": -1}, r"seed: given -1, expected greater than or equal to 0"),
-        ({"dtype": "fp16"}, r"dtype: given 'fp16', expected 'float32', 'bfloat16', 'float16', 'int8' or 'nf4'"),
+        ({"dtype": "fp16"}, r"dtype: given 'fp16', expected 'auto', 'float32', 'bfloat16', 'float16', 'int8' or 'nf4'"),
         ({"measures": []}, r"measures: given \[\], expected a list of some of divergence"),
         ({"measures": {"patching": {}}}, r"measures: given .*, expected a list"),
         ({"measures": ["patchng"]}, r"measures: given 'patchng', expected some of .*Did you mean patching\?"),

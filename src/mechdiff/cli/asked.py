@@ -31,12 +31,13 @@ class Flags:
         return {
             "--base": self.base, "--tuned": self.tuned, "--prompts": self.prompts, "--measures": self.measures,
             "--panel": self.panel, "--also": self.also, "--preset": self.preset,
-            "--policy": self.policy != "auto", "--template": self.template != "tuned", "--seed": self.seed, "--dtype": self.dtype != "float32",
+            "--policy": self.policy != "auto", "--template": self.template != "tuned", "--seed": self.seed, "--dtype": self.dtype != "auto",
         }  # fmt: skip
 
 
 def study_of(study: Path | None, flags: Flags) -> Any:
     """The study that its file or the flags describe."""
+    from mechdiff.api import with_prompt_files
     from mechdiff.errors import StudyError
     from mechdiff.measures.catalogue import OPTIONS, load_study, make_study
     from mechdiff.study.config import refuse_beside
@@ -44,7 +45,7 @@ def study_of(study: Path | None, flags: Flags) -> Any:
     told = flags.told()
     if study is not None:
         refuse_beside(study, told)
-        return load_study(study)[0]
+        return with_prompt_files(load_study(study)[0], lambda line: say(escaped(line)))
     if flags.base is None or flags.tuned is None:
         raise StudyError("no pair is given. Use: mechdiff run BASE TUNED [--prompts PROMPTS], or mechdiff run STUDY.yaml.")
     data: dict[str, Any] = {

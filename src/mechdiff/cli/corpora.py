@@ -39,7 +39,7 @@ def moments(
     positions: Annotated[Literal["all", "last"], typer.Option(help="all: every token but a text's first; last: its last one.")] = "all",
     longest: Annotated[int, typer.Option(min=2, help="Tokens of a text that are read.")] = 512,
     shard: Annotated[int, typer.Option(min=1, help="Texts of one unit of work and of storage.")] = 1024,
-    dtype: Dtype = "float32", device: Device = "auto", memory: Memory = "auto", threads: Threads = None, trust_remote_code: Trust = None,
+    dtype: Dtype = "auto", device: Device = "auto", memory: Memory = "auto", threads: Threads = None, trust_remote_code: Trust = None,
     ray: OnRay = None, workers: Workers = None, gpus_per_worker: Gpus = 0.0, cells: Cells = None, json: AsJson = False,
 ) -> None:  # fmt: skip
     """Linear maps, CKA and mean differences over a corpus larger than memory, by sums. The last line printed is the folder's record.
@@ -79,7 +79,7 @@ def scan(
     vectors: Annotated[
         list[str] | None, typer.Option(help="A steering vector (.safetensors, .gguf), the same; may be given again.", show_default=False)
     ] = None,
-    dtype: Dtype = "float32", device: Device = "auto", memory: Memory = "auto", threads: Threads = None, trust_remote_code: Trust = None,
+    dtype: Dtype = "auto", device: Device = "auto", memory: Memory = "auto", threads: Threads = None, trust_remote_code: Trust = None,
     json: AsJson = False,
 ) -> None:  # fmt: skip
     """In which texts of a corpus do two models part? KL, loss, domains, contexts, and texts that hold a direction of the change.

@@ -17,7 +17,7 @@ INPUT, WHAT, COMPUTE, CLUSTER, OUTPUT = PANELS = ("Input", "What to measure", "C
 """Headings under which --help lists options, in this order."""
 
 Policies = Literal["auto", "same_text", "native", "raw"]
-Dtypes = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
+Dtypes = Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"]
 Memories = Literal["auto", "both", "one"]
 Engines = Literal["auto", "full"]
 Sizes = Literal["quick", "standard", "full"]
@@ -86,7 +86,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="Only the first 8 prompts o
 Dtype = Annotated[
     Dtypes,
     typer.Option(
-        help="int8, nf4: matrices in 8 or 4 bits (bitsandbytes), the rest bfloat16.",
+        help="auto: float32 on a CPU, as the models are stored on a GPU; int8, nf4: matrices in 8 or 4 bits (bitsandbytes), the rest bfloat16.",
         rich_help_panel=COMPUTE,
     ),
 ]

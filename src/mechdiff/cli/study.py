@@ -78,7 +78,7 @@ def demo(
 
 def run(
     asked: Asked = None, base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "auto", template: Template = "tuned",
-    measures: Measures = None, panel: Panel = None, also: Also = None, preset: Preset = None, seed: Seed = 0, dtype: Dtype = "float32",
+    measures: Measures = None, panel: Panel = None, also: Also = None, preset: Preset = None, seed: Seed = 0, dtype: Dtype = "auto",
     out: Out = None, device: Device = "auto", memory: Memory = "auto",
     max_rows: MaxRows = None, threads: Threads = None, engine: Engine = "auto", quick: Quick = False, trust_remote_code: Trust = None,
     ray: OnRay = None, workers: Workers = None, gpus_per_worker: Gpus = 0.0, cells: Cells = None, at_once: AtOnce = 1,
@@ -204,7 +204,7 @@ def _run(study: Any, options: Any, verbose: bool = False) -> Any:
 
 def plan(
     asked: Asked = None, base: Base = None, tuned: Tuned = None, prompts: Prompts = None, policy: Policy = "auto", template: Template = "tuned",
-    measures: Measures = None, panel: Panel = None, also: Also = None, preset: Preset = None, seed: Seed = 0, dtype: Dtype = "float32",
+    measures: Measures = None, panel: Panel = None, also: Also = None, preset: Preset = None, seed: Seed = 0, dtype: Dtype = "auto",
     max_rows: MaxRows = None,
     json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -235,7 +235,7 @@ def check(
     alternative: Annotated[
         list[str] | None, typer.Option(help="Another model that may be the tuned one's base; may be given again.", show_default=False)
     ] = None,
-    prompts: Prompts = None, policy: Policy = "auto", template: Template = "tuned", dtype: Dtype = "float32", device: Device = "auto",
+    prompts: Prompts = None, policy: Policy = "auto", template: Template = "tuned", dtype: Dtype = "auto", device: Device = "auto",
     memory: Memory = "auto", trust_remote_code: Trust = None, json: AsJson = False,
 ) -> None:  # fmt: skip
     """Does this pair fit? Models, tokenizers, templates, prompts, what will be left out, lineage, and the engine's self-check on both.

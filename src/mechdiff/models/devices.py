@@ -1,5 +1,6 @@
-"""A model's device is found by its name, and how much memory is there."""
+"""A model's device is found by its name, how much memory is there, and in which dtype a model runs where nobody says."""
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -26,6 +27,24 @@ def device_of(name: str) -> torch.device | None:
             f"--device {name}: this machine has {n_cuda or 'no'} CUDA device{'s' * (n_cuda > 1)}. Use --device cpu or another."
         )
     return device
+
+
+AUTO = "auto"
+"""The dtype that `settled` chooses."""
+SHORT = ("bfloat16", "float16")
+"""Dtypes in which checkpoints are stored that run on GPUs as they are."""
+ROOM = 0.8
+"""Share of a machine's memory that the weights of one model in float32 may take."""
+
+
+def settled(device: torch.device | None, stored: Collection[torch.dtype | None], float32_bytes: Callable[[], int]) -> str:
+    """The dtype of `auto`: on a CPU float32, unless one model's weights then exceed ROOM of its memory; else as both models are stored, where that is
+    one of SHORT, and float32 where it is not. It depends on nothing that changes while the machine runs. `device` None: split over all."""
+    names = {str(one).removeprefix("torch.") for one in stored}
+    name = names.pop() if len(names) == 1 else ""
+    if name not in SHORT or (device and device.type == "cpu" and float32_bytes() <= ROOM * all_memory(device)):
+        return "float32"
+    return name
 
 
 def free_memory(device: torch.device) -> int:

@@ -24,7 +24,7 @@ from mechdiff.errors import ModelError
 from mechdiff.models.alignment import align
 from mechdiff.models.checkpoint import is_decoded, is_found, said_of_unplaced
 from mechdiff.models.decoded import cannot_run, decoded_state
-from mechdiff.models.devices import all_memory, device_of, free_memory
+from mechdiff.models.devices import AUTO, all_memory, device_of, free_memory, settled
 from mechdiff.models.merged import merged
 from mechdiff.models.quantization import drop, keep_rounding, quantizing, weights_of
 from mechdiff.models.sources import Source, load_config, load_tokenizer, resolve
@@ -301,24 +301,30 @@ class Pair:
 def open_pair(
     base: str, tuned: str, *, dtype: str = "float32", device: str = "auto", memory: str = "auto", trusted: tuple[str, ...] = ()
 ) -> Pair:
-    """A pair whose files are found and whose configs fit; nothing is loaded yet. `memory`: "both", "one" at a time, or "auto".
+    """A pair whose files are found and whose configs fit; nothing is loaded yet. `memory`: "both", "one" at a time, or "auto";
+    `dtype` "auto": as devices.settled chooses, and as the pair then says.
 
     Raises ModelError where a model is missing, its family unknown, or the device is not there. A model that a program holds stays where it is.
     """
-    if dtype not in DTYPES:
-        raise ModelError(f"dtype {dtype}: expected one of {', '.join(DTYPES)}.")
+    if dtype not in (AUTO, *DTYPES):
+        raise ModelError(f"dtype {dtype}: expected one of {', '.join((AUTO, *DTYPES))}.")
     base_source = resolve(base)
     tuned_source = resolve(tuned, base=base_source)
     held = [source.held for source in (base_source, tuned_source) if source.held]
+    dtype = held[0].dtype if held and dtype == AUTO else dtype
     place = held[0].placed(device, dtype, held[1:]) if held else device_of(device)
     if tuned_source.adapter:
         refuse_unswitchable(tuned_source.adapter, base_source.ref)
     pair = Pair(base=base_source, tuned=tuned_source, dtype=dtype, device=place, trusted=trusted)
+    sides = SIDES[:1] if tuned_source.adapter else SIDES
+    if dtype == AUTO:
+        stored = [getattr(pair.config(side), "dtype", None) for side in sides]
+        pair.dtype = dtype = settled(place, stored, lambda: max(pair.weights(side).bytes("float32") for side in sides))
     if already := [pair.source(side).ref for side in SIDES if dtype in QUANTIZED and is_quantized(pair.config(side))]:
         raise ModelError(
             f"dtype {dtype}: the files of {already[0]} hold quantised matrices already. Give bfloat16 for what is not quantised."
         )
-    weights = sum(pair.weights(side).bytes(dtype) for side in (SIDES[:1] if tuned_source.adapter else SIDES))
+    weights = sum(pair.weights(side).bytes(dtype) for side in sides)
     free = free_memory(place) if place else sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
     pair.one_at_a_time = not held and (memory == "one" or (memory == "auto" and weights * 1.5 > free))
     if tuned_source.adapter and dtype == "float32" and place and not (pair.one_at_a_time or held):

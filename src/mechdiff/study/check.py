@@ -25,7 +25,7 @@ from mechdiff.prompts.vocabularies import Tokens, shared_tokens, vocabulary_of
 from mechdiff.study.config import RunOptions, StudyConfig
 from mechdiff.study.execution import Execution
 from mechdiff.study.experiment import Experiment
-from mechdiff.study.prepare import Prepared, policy_of, prepare, with_policy
+from mechdiff.study.prepare import Prepared, policy_of, prepare, with_dtype, with_policy
 
 _TEXTS = ("The quick brown fox jumps over the lazy dog.", "How many legs do two spiders and a dog have together? Count them one by one.")
 """What the engines read where the prompts cannot be rendered."""
@@ -50,6 +50,8 @@ def check(
         pair = open_pair(
             given.base, given.tuned, dtype=study.dtype, device=options.device, memory=options.memory, trusted=options.trust_remote_code
         )
+        study, said = with_dtype(study, pair)
+        yield from (Finding("note", "dtype", one) for one in said)
         tried = _Check(study, options, experiments, pair)
         steps = tried.steps(alternatives)
     except MechdiffError as error:

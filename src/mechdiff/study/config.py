@@ -163,7 +163,9 @@ class StudyConfig(Section):
     prompts: Prompts = Field(description="{file: prompts.jsonl}, or {fit: ..., select: ..., report: ...}")
     preset: Annotated[str | None, AfterValidator(_known)] = None  # what is not given is as this preset has it
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of splits, permutations and draws
-    dtype: Literal["float32", "bfloat16", "float16", "int8", "nf4"] = "float32"  # in which both networks run
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"] = (
+        "float32"  # in which both networks run; auto: float32 on a CPU, as the models are stored on a GPU
+    )
     answers: Answers = Answers()  # what is looked at of whole answers
     measures: Annotated[dict[str, Annotated[SerializeAsAny[Options], BeforeValidator(_told)]], BeforeValidator(_by_name)]
     """Names of measures, each alone or with its options (`name: {option: value}`); left out: all."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from mechdiff.architectures.sites import KINDS
 from mechdiff.architectures.sizes import Shape, Weights
 from mechdiff.errors import ModelError, PromptError
+from mechdiff.models.devices import AUTO
 from mechdiff.models.pair import DTYPES
 from mechdiff.prompts.sets import Prompt
 from mechdiff.study.cells import Item, Plan
@@ -97,7 +98,7 @@ def estimate(
 
     Raises ModelError where the sizes are nowhere to be found.
     """
-    planned, splits, tokens_from, sizes_from, vocab, weights = _planned(study, experiments, max_rows or MAX_ROWS)
+    study, planned, splits, tokens_from, sizes_from, vocab, weights = _planned(study, experiments, max_rows or MAX_ROWS)
     machine = machine or this_machine(study.dtype)
     stages: dict[str, tuple[int, int, float, float]] = {}
     known = stages_of(experiments)
@@ -130,7 +131,8 @@ def estimate(
 
 def _planned(
     study: StudyConfig, experiments: Mapping[str, Experiment], max_rows: int
-) -> tuple[Plan, dict[str, int], str, str, int, Weights]:
+) -> tuple[StudyConfig, Plan, dict[str, int], str, str, int, Weights]:
+    """The study in its dtype (`auto` of models that are not here: float32), and its plan."""
     shape = study.pair.shape
     try:
         prepared = prepare(study, RunOptions(max_rows=max_rows, device="cpu"), experiments)
@@ -140,10 +142,11 @@ def _planned(
     else:
         counts = {split: len(prompts) for split, prompts in prepared.rendered.items()}
         counted = prepared.pair.weights("base")
-        return prepared.plan, counts, "tokens counted", "from the models' own networks", len(prepared.tokens), counted
+        return prepared.study, prepared.plan, counts, "tokens counted", "from the models' own networks", len(prepared.tokens), counted
     common = {"n_layers": shape.n_layers, "d_model": shape.d_model, "n_heads": shape.n_heads, "n_kv_heads": shape.n_kv_heads,
               "d_head": shape.d_model // shape.n_heads, "d_mlp": shape.d_mlp, "context": 1 << 20}  # fmt: skip
     shapes = {"base": Shape(**common, vocab=shape.vocab), "tuned": Shape(**common, vocab=shape.vocab_tuned or shape.vocab)}
+    study = study if study.dtype != AUTO else study.model_copy(update={"dtype": "float32"})
     splits = read_splits(study, experiments)
     items = {split: [_guessed(p) for p in prompts] for split, prompts in splits.items()}
     weights = {side: one.guessed(shape.experts, shape.experts_used) for side, one in shapes.items()}
@@ -151,6 +154,7 @@ def _planned(
     planned = plan(study, experiments, PairFacts(shapes=shapes, kinds=KINDS, weights=weights, routers=routers), items, max_rows=max_rows)
     counts = {split: len(prompts) for split, prompts in splits.items()}
     return (
+        study,
         planned,
         counts,
         "tokens guessed from the texts' lengths",

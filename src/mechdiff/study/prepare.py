@@ -89,6 +89,8 @@ def prepare(study: StudyConfig, options: RunOptions, experiments: Mapping[str, E
     shapes: dict[str, Shape] = {side: shape_of(pair.config(side)) for side in SIDES}
     tokenizers: dict[str, Any] = {side: pair.tokenizer(side) for side in SIDES}
     study, chose = with_policy(study, tokenizers)
+    study, also = with_dtype(study, pair)
+    chose += also
     both = agreed(vocabulary_of(tokenizers["base"]), vocabulary_of(tokenizers["tuned"]))
     rows = {f"rows_{side}": shape.vocab for side, shape in shapes.items()}
     tokens = replace(shared_tokens(both.base, both.tuned, **rows, same_rows=study.pair.same_rows), flags=both.flags)
@@ -135,6 +137,15 @@ def with_policy(study: StudyConfig, tokenizers: Mapping[str, Any]) -> tuple[Stud
         )
     settled = prompts.model_copy(update={"policy": policy, "template": template})
     return study.model_copy(update={"prompts": settled}), [said] if said else []
+
+
+def with_dtype(study: StudyConfig, pair: Pair) -> tuple[StudyConfig, list[str]]:
+    """The study with the dtype in which its pair runs, which `auto` leaves to the device and the files, and what is to be said of the choice."""
+    if study.dtype == pair.dtype:
+        return study, []
+    where = pair.device or "all devices"
+    said = f"dtype auto: both models run in {pair.dtype}, as they are stored, on {where}; effects near its rounding are less sure than in float32"
+    return study.model_copy(update={"dtype": pair.dtype}), [said] if pair.dtype != "float32" else []
 
 
 def policy_of(study: StudyConfig) -> PromptPolicy:
