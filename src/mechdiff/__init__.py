@@ -15,13 +15,29 @@ if TYPE_CHECKING:
     from mechdiff.architectures.sites import Site
     from mechdiff.comparison.compare import Comparison
     from mechdiff.errors import MechdiffError
+    from mechdiff.exchange.trainer import MechdiffCallback
     from mechdiff.maps.maps import load_map
 
 _HOME = {
     "diff": "api", "run": "api", "open_run": "api", "Run": "api", "Site": "architectures.sites", "MechdiffError": "errors", "load_map": "maps.maps",
     "verify": "api", "moments": "api", "scan": "api", "compare": "api", "Comparison": "comparison.compare",
+    "MechdiffCallback": "exchange.trainer",
 }  # fmt: skip
-__all__ = ["Comparison", "MechdiffError", "Run", "Site", "compare", "diff", "load_map", "moments", "open_run", "run", "scan", "verify"]
+__all__ = [
+    "Comparison",
+    "MechdiffCallback",
+    "MechdiffError",
+    "Run",
+    "Site",
+    "compare",
+    "diff",
+    "load_map",
+    "moments",
+    "open_run",
+    "run",
+    "scan",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -250,5 +250,17 @@ def test_the_commands_print_and_write(logs: Path, run: Path, tmp_path: Path, cap
     with pytest.raises(StudyError, match="given --base alone"):
         compare_evals(logs / "base", logs / "tuned", **{**how, "run": None, "base": "b"}, out=None, json=False)
     for to, many in (("lm-eval", 6), ("inspect", 4), ("every-eval", 4)):
-        export(run, to=to, out=tmp_path / to, formats="pdf", columns="single")
+        export(
+            run,
+            to=to,
+            out=tmp_path / to,
+            formats="pdf",
+            columns="single",
+            figures=None,
+            width=3.3,
+            latex=False,
+            site=None,
+            strength=1.0,
+            base=None,
+        )
         assert len([path for path in (tmp_path / to).rglob("*") if path.is_file()]) == many

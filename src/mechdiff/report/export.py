@@ -61,12 +61,22 @@ def _written(run: Run, drawn: Drawn, folder: Path, formats: Sequence[str], colum
         made = chart(run, drawn, laid_out)
         if made is None:
             return False
-        svg = drawing.to_svg(made)
-        svg = _scaled(svg, inches * PIXELS_PER_INCH / _width(svg))
-        files: dict[str, Callable[[str], bytes]] = {"svg": str.encode, "pdf": vl_convert.svg_to_pdf, "png": _png}
+        svg = sized(made, inches)
         for kind in formats:
-            (folder / f"{drawn.name}.{column}.{kind}").write_bytes(files[kind](svg))
+            (folder / f"{drawn.name}.{column}.{kind}").write_bytes(as_file(svg, kind))
     return True
+
+
+def sized(made: drawing.Chart, inches: float) -> str:
+    """A chart as an SVG of this width."""
+    svg = drawing.to_svg(made)
+    return _scaled(svg, inches * PIXELS_PER_INCH / _width(svg))
+
+
+def as_file(svg: str, kind: str) -> bytes:
+    """The content of a file of one of FORMATS."""
+    files: dict[str, Callable[[str], bytes]] = {"svg": str.encode, "pdf": vl_convert.svg_to_pdf, "png": _png}
+    return files[kind](svg)
 
 
 def _png(svg: str) -> bytes:
