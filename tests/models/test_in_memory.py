@@ -113,7 +113,7 @@ def diff(*models: Any, out: Path, asked: list[Any] | None = None, **more: Any) -
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(api, "build_report", lambda place, chapters: None)
         changed.setattr(api, "_live", lambda folder, prepared, opened: nullcontext(lambda look: None))
-        return api.diff(*models, PROMPTS, out=out, measures=asked or MEASURES, progress=False, answers={"tokens": 0}, **more)
+        return api.diff(*models, prompts=PROMPTS, out=out, measures=asked or MEASURES, progress=False, answers={"tokens": 0}, **more)
 
 
 # ---- the numbers of files, and models as they were ------------------------------------------------------------------------------------
@@ -281,3 +281,7 @@ def test_models_that_cannot_be_lent_say_why(tmp_path: Path, tokenizer: Any) -> N
         diff(base, base, out=tmp_path / "no", tokenizer=tokenizer, ray="auto")
     with pytest.raises(StudyError, match="Did you mean measures"):
         diff(base, base, out=tmp_path / "no", tokenizer=tokenizer, measure=["weights"])
+    with pytest.raises(StudyError, match="Did you mean quick"):
+        diff(base, base, out=tmp_path / "no", tokenizer=tokenizer, preset="quik")
+    with pytest.raises(StudyError, match="no tuned model is given"):
+        diff(base, out=tmp_path / "no", tokenizer=tokenizer)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jsonschema
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -60,6 +61,34 @@ def test_a_number_that_is_none_is_no_row_and_two_of_one_name_have_two_keys() -> 
     one = numbers.Result(question="where", name="x", value=1.0, unit="", prompts="none", section="weights", key="where/x")
     told = numbers._named([one, replace(one, value=float("nan")), replace(one, value=2.0)])
     assert [(r.key, r.value) for r in told] == [("where/x", 1.0), ("where/x_2", 2.0)]
+
+
+def test_numbers_that_are_none_or_of_numpy_keep_the_schema(finished: mechdiff.Run) -> None:
+    numbers_ = (
+        Number(shown="x", value=float("inf"), of="“quoted”", n=np.int64(3)),
+        Number(shown="y", value=np.float32(2), of="y", low=float("nan"), high=np.float64(3)),
+    )
+    overview = finished.overview()
+    odd = replace(overview, tiles=(replace(overview.tiles[0], parts=numbers_), *overview.tiles[1:]))
+    rows = [
+        numbers.Result(
+            question="where",
+            name="y",
+            value=2.0,
+            unit="",
+            low=float("nan"),
+            n=np.int64(3),
+            prompts="none",
+            section="weights",
+            key=f"where/{slug('7')}",
+        )
+    ]
+    told = document.document(finished._content, odd, rows).model_dump(mode="json")
+    jsonschema.validate(told, document.schema())
+    shown = told["tiles"][0]["numbers"]
+    assert [one["value"] for one in shown] == [None, 2.0]
+    assert (shown[0]["n"], shown[1]["low"], shown[1]["high"]) == (3, None, 3.0)
+    assert (told["results"][0]["low"], told["results"][0]["key"]) == (None, "where/number")
 
 
 def test_what_fails_a_gate_is_no_row(finished: mechdiff.Run, monkeypatch: pytest.MonkeyPatch) -> None:

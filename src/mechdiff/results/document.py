@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from mechdiff.report import record
@@ -142,7 +143,7 @@ def document(run: Run, overview: Overview, results: list[Result]) -> Document:
         tuned=_model(manifest, "tuned"),
         prompts=(manifest.get("prompts") or {}).get("n", {}),
         tiles=[TileLine.model_validate(_finite(one)) for one in told["tiles"]],
-        results=[ResultLine(**{**vars(one), "low": _number(one.low), "high": _number(one.high)}) for one in results],
+        results=[ResultLine.model_validate(_finite(vars(one))) for one in results],
         examples=[ExampleLine.model_validate(_finite(one)) for one in told["examples"]],
         verdict=told["verdict"],
         warnings=record.warnings(manifest),
@@ -191,4 +192,5 @@ def _finite(told: Any) -> Any:
         return {key: _finite(value) for key, value in told.items()}
     if isinstance(told, list):
         return [_finite(value) for value in told]
-    return _number(told) if isinstance(told, float) else told
+    plain = told.item() if isinstance(told, np.generic) else told
+    return _number(plain) if isinstance(plain, float) else plain

@@ -117,7 +117,7 @@ def slug(of: str) -> str:
         if len(cut) + len(word) >= LONGEST:
             break
         cut = f"{cut}_{word}" if cut else word
-    return cut
+    return cut or "number"
 
 
 def _named(found: list[Result]) -> list[Result]:
