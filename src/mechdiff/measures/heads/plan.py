@@ -99,7 +99,19 @@ def _blend(given: object) -> tuple[float, ...]:
 
 
 class HeadsOptions(CloserOptions):
-    presets: ClassVar = {"standard": {"hot": 1}, "paper": {}}
+    presets: ClassVar = {
+        "standard": {
+            "hot": 1,
+            "select_prompts": 4,
+            "draws": 20,
+            "permutations": 8,
+            "exact_up_to": 4,
+            "network_draws": 0,
+            "null_edits": 3,
+            "attention_prompts": 2,
+        },
+        "paper": {},
+    }
 
     hot: Count = 2  # selected layers that the validation prompts choose: where all heads together do most
     select_prompts: Count = 16  # on which selected layers, orders of heads and top heads are chosen

@@ -46,7 +46,7 @@ LANGUAGE = "en"
 
 class PanelOptions(Options):
     paths: ClassVar = {"also": ""}
-    presets: ClassVar = {"quick": {"per_group": 4}, "standard": {}, "paper": {"per_group": 50}, "audit": {"per_group": 50}}
+    presets: ClassVar = {"quick": {"per_group": 2}, "standard": {"per_group": 4}, "paper": {"per_group": 50}, "audit": {"per_group": 50}}
 
     per_group: Annotated[int, Field(ge=1, le=PER_GROUP)] = 12  # of each group's 50 texts or prompts, the first ones
     also: str | None = None  # a file of the user's own prompts that must not change: a label is the answer, options are scored

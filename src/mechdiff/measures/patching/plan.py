@@ -21,7 +21,16 @@ NEED_COMMON_POSITIONS = ("shift", "mean", "resample")
 
 
 class PatchingOptions(LayeredOptions):
-    presets: ClassVar = {"standard": {"sites": ["attn_out", "mlp_out", "resid_post"], "map_prompts": 2, "map_layers": 4}, "paper": {}}
+    presets: ClassVar = {
+        "standard": {
+            "sites": ["attn_out", "mlp_out", "resid_post"],
+            "arms": ["identity", "mean"],
+            "pairs": 0,
+            "map_prompts": 2,
+            "map_layers": 4,
+        },
+        "paper": {},
+    }
 
     sites: Kinds = ("attn_out", "resid_mid", "mlp_out", "resid_post")  # resid_pre is the resid_post of the block before
     arms: Annotated[tuple[str, ...], BeforeValidator(some_of(ARMS))] = ("identity", "shift", "mean", "resample")
