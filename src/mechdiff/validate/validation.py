@@ -75,8 +75,9 @@ TRUTHS: dict[str, tuple[Truth, ...]] = {
 }
 """By METHOD's number, in its order."""
 
-QUICK = ("P0",)
-"""Truths that take a minute together and touch every kind of measure."""
+QUICK = ("P0", "P2", "P4a", "P5", "P16", "P21", "P25", "P26")
+"""Truths that take a minute together: of nothing and of one matrix by a whole study of every measure, then heads, weights, maps, experts, the chat
+template and later blocks, each by a truth of its own."""
 
 ANY_MODEL: dict[str, tuple[Truth, ...]] = {
     "P0": (truths.p0,),
