@@ -78,3 +78,11 @@ def test_paths_of_measures_count_from_the_study(tmp_path: Path) -> None:
     study = make_study({**PAIR, "preset": "audit", "measures": [{"panel": {"also": "mine.jsonl"}}]}, folder=tmp_path)
     assert study.measures["panel"].files() == {"also": str(tmp_path / "mine.jsonl")}
     assert study.measures["panel"].model_dump()["per_group"] == PRESETS["audit"].measures(OPTIONS)["panel"]["per_group"]
+
+
+def test_the_page_on_use_has_each_preset_as_it_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "USAGE.md").read_text(encoding="utf-8")
+    for name, one in PRESETS.items():
+        asked = list(one.measures(OPTIONS))
+        measures = "all" if len(asked) == len(OPTIONS) else ", ".join(f"`{measure}`" for measure in asked)
+        assert f"| `{name}` | {one.purpose} | {measures} | {one.time} | {'; '.join(one.cannot)} |" in page

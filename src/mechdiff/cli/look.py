@@ -175,21 +175,23 @@ def validate(
     from mechdiff.cli.printing import show_validation
     from mechdiff.demo import embedded_model
     from mechdiff.errors import StudyError
+    from mechdiff.validate.validation import ANY_MODEL, QUICK, TRUTHS
     from mechdiff.validate.validation import run as prove
 
     if base and real:
         raise StudyError("given --base and --real. Give one or the other.")
     if quick and only:
         raise StudyError("given --quick and --only. Give one or the other.")
+    chosen = [name for name in QUICK if name in (ANY_MODEL if base or real else TRUTHS)] if quick else only.split(",") if only else []
     with waiting("planting") as tell:
         found = prove(
-            base=str(embedded_model()) if real else base, only=[one.strip() for one in only.split(",")] if only else (), seed=seed,
-            device=device, quick=quick, with_power=power and not (only or quick), progress=tell,
+            base=str(embedded_model()) if real else base, only=[one.strip() for one in chosen], seed=seed,
+            device=device, with_power=power and not (only or quick), progress=tell,
         )  # fmt: skip
     if json:
         print_json("validate", loads(found.to_json()))
     else:
         show_validation(found, Console(width=None if sys.stdout.isatty() else 160))
-        for name, planted in found.left_out.items():
+        for name, planted in found.left_out.items() if quick else ():
             print(f"left out: {name} ({planted.rstrip('.')})")
     raise typer.Exit(0 if found.passed else 1)

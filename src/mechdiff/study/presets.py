@@ -21,7 +21,7 @@ class Preset:
     purpose: str
     """What it is for, in a sentence without its full stop."""
     time: str
-    """How long it took where it was measured."""
+    """How long it takes for the embedded pair, where that was measured: docs/USAGE.md."""
     cannot: tuple[str, ...]
     """What nobody should ask of it."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="quick",
             purpose="a first look at answers, weights and what else changed",
-            time="about 1 minute",
+            time="1 to 2 minutes",
             cannot=(
                 "where in the network it matters, nor whether one vector or a few heads carry it",
                 "small effects: it reads 12 prompts",
@@ -59,20 +59,20 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="standard",
             purpose="quick, and where it matters: layers, modules, heads",
-            time="about 5 minutes",
+            time="about 4 minutes",
             cannot=("how many dimensions the change has, nor whether a vector or a map carries it", "what it was taught, in words"),
             settings={"prompts": {"at_most": {"fit": 16, "select": 6, "report": 12}}, "answers": {"tokens": 0}},
         ),
         Preset(
             name="paper",
             purpose="every measure on all prompts, for numbers that are quoted",
-            time="hours",
+            time="not timed, mechdiff plan says",
             cannot=("anything with fewer than 100 prompts better than its intervals say", "what other prompts would have shown"),
         ),
         Preset(
             name="audit",
             purpose="what changed elsewhere: refusals, 600 texts of 12 kinds, what it was taught, lineage and weights",
-            time="about 15 minutes",
+            time="not timed, mechdiff plan says",
             cannot=(
                 "where in the network it happens",
                 "behaviour that no shipped text and none of yours calls forth: give those with `also`",

@@ -116,7 +116,7 @@ class Validation:
     skipped: dict[str, str] = field(default_factory=dict)
     """Truth -> why it cannot be planted in this model."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Truth -> what it would have planted: those that a quick validation leaves out."""
+    """Truth -> what it would have planted: those that were not asked for."""
     curves: list[Curve] = field(default_factory=list)
 
     @property
@@ -143,10 +143,10 @@ class Validation:
 
 
 def run(
-    *, base: str | None = None, only: Sequence[str] = (), quick: bool = False, seed: int = 0, device: str = "cpu", with_power: bool = True,
+    *, base: str | None = None, only: Sequence[str] = (), seed: int = 0, device: str = "cpu", with_power: bool = True,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Validation:  # fmt: skip
-    """Plants every truth (or `only` some, or with `quick` those of QUICK) and looks for it.
+    """Plants every truth (or `only` some) and looks for it.
 
     `base`: a model's folder, GGUF file or Hub id; None: the tiny network of `seed`.
 
@@ -159,8 +159,7 @@ def run(
     bench = model_bench(base, device=device) if base else tiny_bench(seed)
     proofs: list[Proof] = []
     skipped: dict[str, str] = {}
-    chosen = only or [name for name in table if not quick or name in QUICK]
-    for name in chosen:
+    for name in only or table:
         progress(name)
         started = time.perf_counter()
         try:
@@ -173,7 +172,7 @@ def run(
     for background in (0.0, BACKGROUND) if base and with_power else ():
         progress("power, beside diffuse change" if background else "power")
         curves += power(bench, background=background, seed=seed)
-    left_out = {name: _planted(table[name]) for name in table if quick and name not in chosen}
+    left_out = {name: _planted(table[name]) for name in table if only and name not in only}
     return Validation(model=base or f"tiny network, seed {seed}", proofs=proofs, skipped=skipped, left_out=left_out, curves=curves)
 
 
