@@ -16,6 +16,7 @@ from mechdiff.exchange import citations, latex, paper
 from mechdiff.measures.catalogue import CHAPTERS
 from mechdiff.report.export import PIXELS_PER_INCH
 from mechdiff.report.parts import Run, load
+from mechdiff.results.numbers import results
 from report.planted_run import planted_manifest, planted_rows, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +86,14 @@ def test_macros_are_the_numbers_of_the_first_answers(run: Run, made: paper.Paper
         assert defined.get(f"{name}N") == (None if number.n is None else str(number.n))
         assert (f"{name}Low" in defined) == (number.low is not None and number.low == number.low)
     assert len(defined) == len(re.findall(r"\\newcommand", text)), "no name is defined twice"
+    rows = results(run, CHAPTERS)
+    assert len(rows) >= 5
+    for one in rows:
+        printed = defined[latex.macro(one.key)].replace("$-$", "-")
+        if "%" in printed:
+            assert float(re.match(r"[\d.-]+", printed)[0]) == pytest.approx(100 * one.value, abs=0.51)  # type: ignore[index]
+        elif "times" not in printed:
+            assert float(printed) == pytest.approx(one.value, rel=5e-3)
 
 
 def test_methods_cite_what_ran_and_nothing_else(run: Run, made: paper.Paper) -> None:
