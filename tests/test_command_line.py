@@ -408,3 +408,22 @@ def test_quiet_leaves_results_and_errors(finished: Path, mechdiff) -> None:
 def test_folders_finds_pages_of_comparisons(tmp_path: Path) -> None:
     (tmp_path / "compare.html").write_text("")
     assert folders.page_of(tmp_path) == tmp_path / "compare.html"
+
+
+@pytest.mark.parametrize(("verb", "said"), [("run", True), ("view", False)])
+def test_an_interrupt_says_what_is_kept_where_something_is(verb: str, said: bool, mechdiff, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **how: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mechdiff.cli.folders.page_of", interrupted)
+    monkeypatch.setattr("mechdiff.cli.study.studies_of", interrupted)
+    code, out, err = mechdiff(verb, "somewhere")
+    assert (code, out) == (130, "")
+    assert ("same command goes on" in " ".join(err.split())) == said
+
+
+def test_a_place_that_cannot_be_written_is_no_fault_of_mechdiff(mechdiff, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "open_run", lambda path: (_ for _ in ()).throw(NotADirectoryError(20, "Not a directory", "/dev/null/x")))
+    code, _, err = mechdiff("report", "somewhere")
+    assert code == 3
+    assert " ".join(err.split()) == "error: /dev/null/x: cannot be read or written (Not a directory)"

@@ -31,6 +31,9 @@ VERBS: dict[str, tuple[Callable[..., Any], ...]] = {
 }
 """Every command, under the heading that --help lists it with."""
 
+GO_ON = ("run", "demo", "scan", "moments")
+"""Verbs that keep what they have computed when they are interrupted."""
+
 app = typer.Typer(
     cls=Verbs, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -73,12 +76,17 @@ def main() -> None:
     except BrokenPipeError:  # whoever read the output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"[bold red]error:[/] {escaped(f'{where}cannot be read or written ({error.strerror or error})')}", always=True)
+        sys.exit(3)
     except Exception:  # noqa: BLE001  a fault of mechdiff, which must not be taken for a check that did not hold
         traceback.print_exc()
         say("[bold red]error:[/] this is a fault of mechdiff. Please report it with the lines above and the command.", always=True)
         sys.exit(3)
     if code == 130:
-        say("stopped. Finished cells are kept: the same command goes on from here.", always=True)
+        goes_on = " Finished cells are kept: the same command goes on from here." if sys.argv[1:2] and sys.argv[1] in GO_ON else ""
+        say(f"stopped.{goes_on}", always=True)
     sys.exit(2 if bare else code or 0)
 
 
