@@ -35,8 +35,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def made(run: Run, tmp_path_factory: pytest.TempPathFactory) -> paper.Paper:
     out = tmp_path_factory.mktemp("paper")
-    how: dict[str, Any] = {"formats": ["svg", "pdf"], "latex": True, "version": mechdiff.__version__}
-    return paper.write(run, CHAPTERS, out, figures=["patching", "d_by_prompt"], width=3.25, **how)
+    how: dict[str, Any] = {"formats": ["svg", "pdf"], "latex": True}
+    return paper.write(run, out, figures=["patching", "d_by_prompt"], width=3.25, **how)
 
 
 # ---- figures -----------------------------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def test_letters_are_measured_at_the_size_that_is_printed() -> None:
 ])  # fmt: skip
 def test_what_cannot_be_had_is_said(run: Run, tmp_path: Path, asked: dict[str, Any], words: str) -> None:
     with pytest.raises(RunError, match=words):
-        paper.write(run, CHAPTERS, tmp_path, **asked)
+        paper.write(run, tmp_path, **asked)
 
 
 # ---- numbers, tables, methods ------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_it_compiles(made: paper.Paper, tmp_path: Path) -> None:
 
 
 def test_a_second_export_gives_the_same_bytes(run: Run, made: paper.Paper, tmp_path: Path) -> None:
-    again = paper.write(run, CHAPTERS, tmp_path, figures=[], latex=True, version=mechdiff.__version__)
+    again = paper.write(run, tmp_path, figures=[], latex=True)
     for path in again.files:
         if path.name not in ("figures.tex", "tables.tex"):
             assert path.read_bytes() == (made.folder / path.name).read_bytes(), path.name

@@ -64,14 +64,12 @@ def export(
 
 
 def _paper(run: Path, out: Path, figures: str | None, width: float, formats: str, latex: bool) -> None:
-    from mechdiff import __version__
     from mechdiff.exchange import paper
-    from mechdiff.measures.catalogue import CHAPTERS
     from mechdiff.report.parts import load
 
     names = [name.strip() for name in (figures or "none").split(",") if name.strip() not in ("", "none")]
     kinds = [name.strip() for name in formats.split(",")]
-    made = paper.write(load(run), CHAPTERS, out, figures=names, width=width, formats=kinds, latex=latex, version=__version__)
+    made = paper.write(load(run), out, figures=names, width=width, formats=kinds, latex=latex)
     for sentence in made.said:
         say(escaped(sentence))
     print(made.folder)

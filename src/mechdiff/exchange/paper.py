@@ -8,19 +8,21 @@ the run: a second export gives the same bytes. LaTeX is of the same numbers as t
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mechdiff import __version__
 from mechdiff.errors import RunError
 from mechdiff.exchange import citations
 from mechdiff.exchange.latex import booktabs, defined, escaped, macro, place
+from mechdiff.measures.catalogue import CHAPTERS
 from mechdiff.report import record, sections
 from mechdiff.report.export import FORMATS, PIXELS_PER_INCH, as_file, chart, drawn_figures, sized
 from mechdiff.report.headlines import Number
 from mechdiff.report.overview.overview import Overview, overview, was_measured
 from mechdiff.report.overview.shown import section as overview_section
-from mechdiff.report.parts import Chapter, Drawn, Run, Section
+from mechdiff.report.parts import Drawn, Run, Section
 from mechdiff.report.phrasing import between, listed, nats, share
 from mechdiff.results.numbers import Result, results
 
@@ -67,16 +69,15 @@ class Paper:
 
 
 def write(
-    run: Run, chapters: Mapping[str, Chapter], out: Path, *, figures: Sequence[str], width: float = 3.3, formats: Sequence[str] = ("pdf",),
-    latex: bool = False, version: str = "unknown",
-) -> Paper:  # fmt: skip
+    run: Run, out: Path, *, figures: Sequence[str], width: float = 3.3, formats: Sequence[str] = ("pdf",), latex: bool = False
+) -> Paper:
     """The chosen figures, and the LaTeX beside them. Raises RunError for a figure or format that is not there, or a width that is none."""
     if unknown := [name for name in formats if name not in FORMATS]:
         raise RunError(f"--format: given {', '.join(unknown)}, expected some of {', '.join(FORMATS)}.")
     if not LEAST <= width <= MOST:
         raise RunError(f"--width: given {width:g}, expected {LEAST:g} to {MOST:g} inches (a column of most journals has 3.25 to 3.5).")
-    first = overview(run, chapters)
-    found = [overview_section(first), *sections.all_sections(run, chapters)]
+    first = overview(run, CHAPTERS)
+    found = [overview_section(first), *sections.all_sections(run, CHAPTERS)]
     known = drawn_figures(found)
     figures = [SHORT.get(name, name) for name in figures]
     if missing := [name for name in figures if name not in known]:
@@ -94,7 +95,7 @@ def write(
         drawn.append(known[name])
         files += [_file(out / "figures" / f"{name}.{kind}", as_file(svg, kind)) for kind in formats]
     if latex:
-        files += _latex(run, chapters, first, found, drawn, out, version)
+        files += _latex(run, first, found, drawn, out)
     return Paper(folder=out, files=tuple(files), said=tuple(said))
 
 
@@ -116,17 +117,15 @@ def _file(path: Path, content: bytes) -> Path:
 # ---- LaTeX -------------------------------------------------------------------------------------------------------------------------
 
 
-def _latex(
-    run: Run, chapters: Mapping[str, Chapter], first: Overview, found: Sequence[Section], drawn: Sequence[Drawn], out: Path, version: str
-) -> list[Path]:
+def _latex(run: Run, first: Overview, found: Sequence[Section], drawn: Sequence[Drawn], out: Path) -> list[Path]:
     measured = [name for name in citations.METHODS if was_measured(run, name)]
     cited = [key for name in measured for key in citations.METHODS[name][1]] + list(citations.STATISTICS)
     texts = {
-        "numbers.tex": "\n".join(numbers(run, first, results(run, chapters))),
+        "numbers.tex": "\n".join(numbers(run, first, results(run, CHAPTERS))),
         "tables.tex": "\n".join(_tables(first, found, drawn)),
         "figures.tex": "\n".join(_figures(drawn)),
         "methods.tex": methods(run, measured),
-        "references.bib": citations.bibtex(cited, version),
+        "references.bib": citations.bibtex(cited, __version__),
         "paper.tex": MAIN,
     }
     return [_file(out / name, f"{text.rstrip()}\n".encode()) for name, text in texts.items()]
