@@ -1,5 +1,8 @@
 """Every command that a document shows is one: its verb, its options and its make target exist. Sizes have the words that the page gives them."""
 
+import ast
+import contextlib
+import inspect
 import json
 import re
 from functools import cache
@@ -8,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import mechdiff
 from docsite import notebooks
 from mechdiff.cli.main import app
 from mechdiff.report.overview.scales import table
@@ -61,7 +65,31 @@ def test_a_command_that_is_none_is_found() -> None:
         "rn: mechdiff rn A B",
         "run --promts",
     ]
+    assert [name for name, _ in calls("```python\nrun = mechdiff.diff(a, b)\n```\n`mechdiff.verify(run, rows=3)`")] == ["diff", "verify"]
     assert wrong("say `mechdiff show RUN --jsn`, or `mechdiff show RUN`") == ["show --jsn"]
+
+
+def calls(text: str) -> list[tuple[str, ast.Call]]:
+    """(name, call) of every `mechdiff.name(...)` in the Python of a document."""
+    found = []
+    for block, inline in re.findall(r"```python\n(.*?)```|`(mechdiff\.\w+\([^`\n]*\))`", text, re.DOTALL):
+        with contextlib.suppress(SyntaxError):  # a sketch
+            for node in ast.walk(ast.parse(block or inline)):
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Attribute)
+                    and getattr(node.func.value, "id", "") in ("mechdiff", "md")
+                ):
+                    found.append((node.func.attr, node))
+    return found
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_call_of_a_document_fits_its_function(path: Path) -> None:
+    for name, call in calls(path.read_text()):
+        assert name in mechdiff.__all__, f"mechdiff.{name}"
+        given = {one.arg: None for one in call.keywords if one.arg}
+        inspect.signature(getattr(mechdiff, name)).bind_partial(*(one for one in call.args if ast.unparse(one) != "..."), **given)
 
 
 def test_every_target_of_make_that_is_named_exists() -> None:
