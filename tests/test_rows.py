@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from mechdiff.rows import COLUMNS, KEY, SCHEMA, empty, rows, where
+from mechdiff.rows import _SPANS, COLUMNS, KEY, SCHEMA, empty, of, rows, where
 
 TEXT = st.one_of(st.none(), st.text("aℓé7", max_size=5))
 VALUES = {
@@ -91,3 +91,22 @@ def test_rows_are_found_by_a_value_by_null_and_by_several_values():
     assert where(frame, layer=[]).is_empty()
     with pytest.raises(KeyError, match="no such columns"):
         where(frame, value=1.0)
+
+
+@pytest.mark.parametrize("order", [["b", "a", "c"], ["a", "b", "a"]])
+def test_rows_of_a_measure_are_those_of_a_filter_wherever_they_stand(order):
+    many = pl.concat([rows(range(1000 * i, 1000 * (i + 1)), measure=name, layer=i) for i, name in enumerate(order)])
+    for name in ("a", "b", "c", "absent"):
+        for _ in range(2):
+            assert_frame_equal(of(many, name), many.filter(pl.col("measure") == name))
+    assert where(many, measure="a", layer=order.index("a"))["value"].len() == 1000
+
+
+def test_where_measures_begin_is_forgotten_with_their_table():
+    names = ("a", "b")
+    for start in range(20):  # an identity may come again
+        many = pl.concat([rows([start] * 1500, measure=name) for name in (names if start % 2 else names[::-1])])
+        assert of(many, "a").equals(many.filter(pl.col("measure") == "a"))
+        known = id(many)
+        del many
+        assert known not in _SPANS

@@ -4,7 +4,9 @@ The twelve columns before `value` are a unique key. Measures write rows, reports
 this file and nothing else. No torch here.
 """
 
+import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -30,6 +32,9 @@ WITHOUT = "_without_prompt"
 """Ends the name of a metric's delete-one values: the metric of all prompts but this one."""
 COLUMNS = list(SCHEMA)
 KEY = COLUMNS[:-1]
+WORTH_FINDING = 2000
+"""Rows of a table of which it is worth to know where each measure's begin."""
+_SPANS: dict[int, tuple[Any, dict[str, tuple[int, int]] | None]] = {}
 _NULL = {name: pl.Series(name, [None], dtype=kind) for name, kind in SCHEMA.items()}
 
 
@@ -58,6 +63,35 @@ def empty() -> pl.DataFrame:
     return pl.DataFrame(schema=SCHEMA)
 
 
+def of(frame: pl.DataFrame, measure: str) -> pl.DataFrame:
+    """The rows of one measure, in their order. A run's tables have them one behind the other, so nothing is copied; where each begins is found once
+    a table."""
+    if len(frame) < WORTH_FINDING:
+        return frame.filter(pl.col("measure") == measure)
+    known = _SPANS.get(id(frame))
+    if known is None or known[0]() is not frame:
+        known = _SPANS[id(frame)] = (weakref.ref(frame, partial(_forget, id(frame))), _spans(frame))
+    if known[1] is None:
+        return frame.filter(pl.col("measure") == measure)
+    return frame.slice(*known[1].get(measure, (0, 0)))
+
+
+def _forget(name: int, _: Any) -> None:
+    _SPANS.pop(name, None)
+
+
+def _spans(frame: pl.DataFrame) -> dict[str, tuple[int, int]] | None:
+    """By measure, where its rows begin and how many they are; None where those of one measure do not follow each other."""
+    found: dict[str, tuple[int, int]] = {}
+    start = 0
+    for length, name in frame["measure"].rle().struct.unnest().iter_rows():
+        if name in found:
+            return None
+        found[name] = (start, length)
+        start += length
+    return found
+
+
 def where(frame: pl.DataFrame, **columns: Any) -> pl.DataFrame:
     """The rows of a table whose named columns are a value, null (None), or one of several values (a list or tuple).
 
@@ -67,6 +101,9 @@ def where(frame: pl.DataFrame, **columns: Any) -> pl.DataFrame:
     if unknown:
         raise KeyError(f"no such columns in the row contract: {sorted(unknown)}")
     asked = []
+    if isinstance(measure := columns.get("measure"), str):
+        frame = of(frame, measure)
+        del columns["measure"]
     for name, content in columns.items():
         if isinstance(content, (list, tuple)):
             asked.append(pl.col(name).is_in([one for one in content if one is not None]))
@@ -74,4 +111,4 @@ def where(frame: pl.DataFrame, **columns: Any) -> pl.DataFrame:
                 asked[-1] |= pl.col(name).is_null()
         else:
             asked.append(pl.col(name).is_null() if content is None else pl.col(name) == content)
-    return frame.filter(asked)
+    return frame.filter(asked) if asked else frame

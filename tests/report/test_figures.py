@@ -128,6 +128,9 @@ def test_lines_have_a_legend(rows: pl.DataFrame, summary: pl.DataFrame, manifest
         assert all(f">{name}<" in legend for name in names)
 
 
+NUMBER = r"-?\d+\.?\d*"
+
+
 def unpacked(found: dict) -> list[list[dict]]:
     return [[dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)] for table in found["tables"]]
 
@@ -139,13 +142,15 @@ def test_a_browser_gets_the_chart_that_altair_makes(rows: pl.DataFrame, summary:
     assert found["spec"] == drawing.for_browsers(chart)["spec"], "it is JSON"
     sets = {f"t{place}": records for place, records in enumerate(unpacked(found))}
     pictures = drawing.drawn({**found["spec"], "datasets": sets}), drawing.to_svg(chart)
-    again, svg = (re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.4f}", picture) for picture in pictures)
-    assert again == svg
+    again, svg = (re.split(NUMBER, picture) for picture in pictures)
+    assert again == svg, "all but its numbers"
+    moved = [abs(float(one) - float(other)) for one, other in zip(*(re.findall(NUMBER, picture) for picture in pictures), strict=True)]
+    assert max(moved) <= 1, "a pixel, or one of 255 steps of a colour"
     shares = patching_findings.site_shares(rows, summary)
     cells = [one for records in unpacked(found) for one in records if "share" in one and one.get("counts")]
     told = {(one["direction"], one["site"], one["layer"]): one["share"] for one in cells}
     for row in shares.filter("counts", pl.col("share").is_not_null()).iter_rows(named=True):
-        assert told[row["direction"], row["site"], row["layer"]] == pytest.approx(row["share"], rel=1e-8)
+        assert told[row["direction"], row["site"], row["layer"]] == pytest.approx(row["share"], abs=2e-4)
 
 
 def test_records_that_layers_share_travel_once_and_floats_stay_told_apart() -> None:
@@ -154,6 +159,8 @@ def test_records_that_layers_share_travel_once_and_floats_stay_told_apart() -> N
     base = alt.Chart(data)
     found = drawing.for_browsers(drawing.vconcat(drawing.layer(base.mark_line(), base.mark_point()), base.mark_bar()))
     assert found["tables"] == [{"x": [1.0, pytest.approx(near[1], rel=1e-8), None], "says": ["one", None, "</script>"]}]
+    far = drawing.for_browsers(alt.Chart(drawing.inline({"x": x} for x in (0.123456789, 1234.56789, 1.0, -0.00098765432))).mark_line())
+    assert far["tables"] == [{"x": [0.1235, 1235.0, 1.0, -0.0009877]}] or far["tables"][0]["x"][1] == 1234.56789
     assert np.float32(found["tables"][0]["x"][1]) == np.float32(near[1])
     assert re.findall(r"'name': '(\w+)'", str(found["spec"])) == ["t0"] * 3
 

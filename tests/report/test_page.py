@@ -59,8 +59,8 @@ def page_of(folder: Path) -> Page:
 def test_the_page_is_whole_and_names_the_planted_site(run: Path) -> None:
     page = page_of(run)
     assert page.tags.count("noscript") == 6
-    assert page.tags.count("figure") == 6 + 1  # the overview's, which needs no script: for a page and for a phone
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("figure") == 6 + 1  # the overview's, which needs no script
+    assert page.tags.count("svg") == 9 + 1, "a strip for each row, and their axis"
     assert page.tags.count("h2") == 24 + 2
     assert page.tags.count("data") == 6 + 1 + 1  # behind each figure, and behind the map's explorer; and the colours of dark pages
     assert f"L{CHANGED}.attn_out" in page.text

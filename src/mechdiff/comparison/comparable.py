@@ -24,6 +24,7 @@ from mechdiff.report.parts import Run
 from mechdiff.report.parts import load as load_run
 from mechdiff.report.phrasing import listed
 from mechdiff.report.record import said, short_name
+from mechdiff.rows import where
 from mechdiff.statistics import clusters, floors, intervals
 from mechdiff.store.tables import read_manifest, read_prompts
 
@@ -155,7 +156,7 @@ def _small(run: Loaded) -> str:
 def report_texts(run: Loaded) -> frozenset[str]:
     """What the reported prompts are called across runs."""
     split = difference.reported(run.content.rows, shares.OF_THE_PAIR)
-    of_split = run.content.rows.filter(pl.col("measure") == shares.OF_THE_PAIR, pl.col("split").eq_missing(split))
+    of_split = where(run.content.rows, measure=shares.OF_THE_PAIR).filter(pl.col("split").eq_missing(split))
     of_split = of_split.filter(~labels.is_token())  # single tokens are of prompts, not of units
     return frozenset(run.key(split, prompt) for prompt in of_split["prompt"].drop_nulls().unique().to_list())
 

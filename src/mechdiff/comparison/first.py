@@ -134,7 +134,7 @@ def context(of: Compared, made: Sequence[Column], verdict: Sequence[str]) -> dic
         "rows": [(title, [one.overview.tiles[place] for one in made]) for place, title in enumerate(TITLES.values())],
         "plainly": plainly(of) or ["No number in which these runs differ significantly has plain words: see the sections below."],
         "verdict": list(verdict),
-        "figure": shown.figure([Panel(title=one.name, strips=one.overview.strips) for one in made]),
+        "figure": strips.drawn([Panel(title=one.name, strips=one.overview.strips) for one in made]),
         "legend": strips.legend(every),
         "alt": "; ".join(f"{one.name}: {shown.alt(one.overview.strips)}" for one in made),
         "scales": scales.table(),

@@ -72,7 +72,7 @@ class Difference:
 def splits(rows: pl.DataFrame, measure: str) -> list[str]:
     """Splits on which a measure was taken, the one to report first."""
     order = {"report": 0, "select": 1, "fit": 2}
-    found = rows.filter(pl.col("measure") == measure)["split"].drop_nulls().unique().to_list()
+    found = where(rows, measure=measure)["split"].drop_nulls().unique().to_list()
     return sorted(found, key=lambda split: order.get(split, 3))
 
 
@@ -94,7 +94,7 @@ def d_per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
 @once
 def difference(rows: pl.DataFrame, summary: pl.DataFrame) -> Difference | None:
     """D and its relatives; None where divergence was not measured."""
-    found = plain(summary).filter(pl.col("measure") == shares.OF_THE_PAIR, pl.col("split").eq_missing(reported(rows, shares.OF_THE_PAIR)))
+    found = where(plain(summary), measure=shares.OF_THE_PAIR).filter(pl.col("split").eq_missing(reported(rows, shares.OF_THE_PAIR)))
     d = found.filter(pl.col("metric") == floors.d_metric(rows))
     if d.is_empty():
         return None
@@ -125,6 +125,7 @@ def site_name() -> pl.Expr:
     return pl.format("L{}.{}", "layer", "site")
 
 
+@once
 def plain(summary: pl.DataFrame, unit: str | None = None) -> pl.DataFrame:
     """The real thing: no control, no map."""
     return summary.filter(pl.col("control").is_null() & pl.col("unit").eq_missing(unit))

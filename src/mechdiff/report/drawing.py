@@ -8,12 +8,14 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import altair as alt
+import numpy as np
 import polars as pl
 import vl_convert
+from altair.utils import parse_shorthand
 from altair.utils.schemapi import SchemaBase
 
 Chart = Any
@@ -74,12 +76,38 @@ def drawn(vega_lite: dict[str, Any]) -> str:
 
 
 def specification(chart: Chart) -> dict[str, Any]:
-    """The chart in Vega-Lite: what its `to_dict` gives, read where it stands. altair copies every part of a composed chart, anew at every level."""
-    how = next((name for name, kind in COMPOSED.items() if isinstance(chart, kind)), None)
-    if how is None:
-        return SchemaBase.to_dict(chart, validate=False)
-    made = SchemaBase.to_dict(chart, validate=False, ignore=[how])
-    return made | {how: [specification(part) for part in chart[how]]}
+    """The chart in Vega-Lite: what its `to_dict` gives, read where it stands. altair copies every part of a composed chart, anew at every level, and
+    asks of every value whether it is a table, a date or a map."""
+    made: dict[str, Any] = _plain(chart)
+    return made
+
+
+def _plain(part: Any) -> Any:
+    """A part of a chart as JSON has it."""
+    if isinstance(part, SchemaBase):
+        if part._args:
+            return _plain(part._args[0])
+        said = {key: _plain(one) for key, one in part._kwds.items() if one is not alt.Undefined and key not in NOT_SAID}
+        if isinstance(short := part._kwds.get("shorthand", alt.Undefined), str):
+            said = {**_read(short), **said} if "type" in part._kwds else {"field": _read(short)["field"], **said}
+        if isinstance(said.get("mark"), str):
+            said["mark"] = {"type": said["mark"]}
+        return said
+    if isinstance(part, dict):
+        return {key: _plain(one) for key, one in part.items() if one is not alt.Undefined}
+    if isinstance(part, list | tuple):
+        return [_plain(one) for one in part]
+    return part.item() if isinstance(part, np.generic) else part
+
+
+NOT_SAID = ("shorthand", "_cached_hash")
+
+
+@cache
+def _read(shorthand: str) -> dict[str, Any]:
+    """ "layer:Q" as field and type."""
+    found: dict[str, Any] = parse_shorthand(shorthand)
+    return found
 
 
 def _together(how: str, *charts: Chart, **properties: Any) -> Chart:
@@ -102,7 +130,8 @@ def scales(**channels: str) -> alt.Resolve:
 def for_browsers(chart: Chart) -> dict[str, Any]:
     """What a page needs to draw a chart: `spec`, in Vega-Lite, and `tables`, the records that it names as its data, column by column.
 
-    Records that several layers share are there once; a number keeps nine digits, which tell any two values of float32 apart.
+    Records that several layers share are there once; a number keeps four digits, or nine where four would
+    move it by more than an eye sees (`_short`); tables and rows keep theirs.
     """
     tables: dict[str, dict[str, list]] = {}
 
@@ -123,11 +152,24 @@ def for_browsers(chart: Chart) -> dict[str, Any]:
 def _columns(records: list[dict]) -> dict[str, list]:
     """Records column by column. A name that a record lacks is null in it, as a null is."""
     names = dict.fromkeys(name for record in records for name in record)
-    return {name: [_short(record.get(name)) for record in records] for name in names}
+    return {name: _short([record.get(name) for record in records]) for name in names}
 
 
-def _short(value: Any) -> Any:
-    return float(f"{value:.9g}") if isinstance(value, float) else value
+UNSEEN = 1e-4
+"""Of the span of a column: how far a number may be moved."""
+
+
+def _short(column: list[Any]) -> list[Any]:
+    numbers = [one for one in column if isinstance(one, float)]
+    if not numbers:
+        return column
+    unseen = UNSEEN * (max(numbers) - min(numbers))
+
+    def short(number: Any) -> Any:
+        few = float(f"{number:.4g}") if isinstance(number, float) else number
+        return few if few == number or abs(few - number) <= unseen else float(f"{number:.9g}")
+
+    return [None if one is None else short(one) for one in column]
 
 
 def height_of(spec: Mapping[str, Any]) -> float:
@@ -153,12 +195,17 @@ def inline(records: Iterable[dict]) -> alt.Data:
 def layer_axis(layers: tuple[int, int], width: int, *, field: str = "layer", title: bool = True) -> alt.X:
     """Layers from left to right, half a layer of room at both ends, so that curves and map columns share their places."""
     first, last = layers
-    step = next(step for step in (1, 2, 5, 10, 20, 50) if (last - first) / step <= (16 if width >= WIDE else 8))
-    ticks = list(range(-(-first // step) * step, last + 1, step))
-    axis = alt.Axis(values=ticks, format="d", grid=False, labelOverlap=False)
+    axis = alt.Axis(values=layer_ticks(layers, width), format="d", grid=False, labelOverlap=False)
     return alt.X(
         f"{field}:Q", title="layer" if title else None, axis=axis, scale=alt.Scale(domain=[first - 0.5, last + 0.5], nice=False, zero=False)
     )
+
+
+def layer_ticks(layers: tuple[int, int], width: int) -> list[int]:
+    """The layers that an axis of that width names."""
+    first, last = layers
+    step = next(step for step in (1, 2, 5, 10, 20, 50) if (last - first) / step <= (16 if width >= WIDE else 8))
+    return list(range(-(-first // step) * step, last + 1, step))
 
 
 def log_scale(values: pl.Series, highs: pl.Series, *, decades: float = 5) -> tuple[alt.Scale, float]:

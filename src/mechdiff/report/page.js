@@ -3,7 +3,7 @@
 const tip = document.getElementById("tip");
 
 function mark(target) {
-  const found = target instanceof Element ? target.closest(".plot svg [aria-roledescription][aria-label], .tokens [data-says], .cells [data-says]") : null;
+  const found = target instanceof Element ? target.closest(".plot svg [aria-roledescription][aria-label], .strip-plot [data-says], .tokens [data-says], .cells [data-says]") : null;
   return found && (found.dataset.says || /^(circle|point|bar|rect mark)$/.test(found.getAttribute("aria-roledescription"))) ? found : null;
 }
 

@@ -22,9 +22,10 @@ def all_sections(run: Run, chapters: Mapping[str, Chapter]) -> list[Section]:
         return [*(section for _, section in sorted(placed, key=lambda one: one[0])), _trust(run, ready)]
 
 
-def computed(run: Run, chapters: Mapping[str, Chapter]) -> dict[str, Chapter]:
+def computed(run: Run, chapters: Mapping[str, Chapter]) -> Mapping[str, Chapter]:
     """The chapters that a run that is not finished has all of; of a finished run all."""
-    return {name: chapter for name, chapter in chapters.items() if name not in run.manifest.get("waits", ())}
+    waits = run.manifest.get("waits")
+    return {name: chapter for name, chapter in chapters.items() if name not in waits} if waits else chapters
 
 
 def lead(run: Run, chapter: Chapter) -> list[str]:

@@ -94,4 +94,4 @@ def differs_outside(table: pl.DataFrame) -> list[str]:
 def of_the_pair(rows: pl.DataFrame) -> pl.DataFrame:
     """Divergence of the pair itself at the study's position, per prompt."""
     plain = [pl.col(name).is_null() for name in ("control", "unit")]
-    return rows.filter(pl.col("measure") == shares.OF_THE_PAIR, pl.col("prompt").is_not_null(), *plain)
+    return where(rows, measure=shares.OF_THE_PAIR).filter(pl.col("prompt").is_not_null(), *plain)

@@ -23,6 +23,7 @@ from scipy.stats import rankdata
 from mechdiff import labels
 from mechdiff.report import difference
 from mechdiff.report.difference import BREAKAGE
+from mechdiff.rows import where
 from mechdiff.shares import ANSWER, OF_THE_PAIR
 from mechdiff.statistics import bootstrap, floors, intervals
 from mechdiff.statistics import summary as statistics_summary
@@ -207,7 +208,7 @@ _AGREEMENT = {"direction": pl.String, "arm": pl.String, "group": pl.String, "hea
 
 
 def _of_measure(table: pl.DataFrame) -> pl.DataFrame:
-    here = table.filter(pl.col("measure") == "attribution", pl.col("control").is_null(), pl.col("layer").is_not_null())
+    here = where(table, measure="attribution").filter(pl.col("control").is_null(), pl.col("layer").is_not_null())
     return here.filter(~labels.is_over_answer())
 
 
@@ -216,12 +217,13 @@ def as_at_first(table: pl.DataFrame) -> pl.DataFrame:
     """Rows or a summary in which what was attributed over answers stands where that of the next token stood, and so does D: all functions here
     read it so."""
     mine, first, along = pl.col("measure") == "attribution", floors.d_metric(table), floors.d_metric(table, ANSWER)
-    d = (pl.col("measure") == OF_THE_PAIR) & pl.col("metric").is_in([first, along])
+    of_pair = pl.col("measure") == OF_THE_PAIR
+    d = of_pair & pl.col("metric").is_in([first, along])
     over = table.filter(mine, labels.is_over_answer()).with_columns(
         unit=labels.beside_answer(), metric=pl.col("metric").str.replace("_answer_logits", "_logits", literal=True)
     )
     size = table.filter(d, pl.col("metric") == along).with_columns(metric=pl.lit(first))
-    return pl.concat([table.filter(~mine & ~d), over, size])
+    return pl.concat([table.filter(~mine & ~of_pair), table.filter(of_pair & ~d), size, over])
 
 
 def _name() -> pl.Expr:

@@ -94,7 +94,7 @@ class Group:
 @once
 def groups(rows: pl.DataFrame, manifest: dict) -> list[Group]:
     """The study's report prompts, each kind of probe, and behind each of these the same by language where there are several."""
-    clean = rows.filter(pl.col("measure") == "behaviour", pl.col("direction").is_null(), pl.col("prompt").is_not_null())
+    clean = where(rows, measure="behaviour").filter(pl.col("direction").is_null(), pl.col("prompt").is_not_null())
     units = (manifest.get("units") or {}).get("report", {})
     found = []
     for name, by_language in ((manifest.get("behaviour") or {}).get("groups") or {}).items():
@@ -206,7 +206,7 @@ def _wilson(values: np.ndarray) -> Estimate:
 
 def masked(rows: pl.DataFrame) -> pl.DataFrame:
     """`model metric n plain masked coverage`: what the cut to shared tokens makes of each number, and the mass that it keeps."""
-    clean = rows.filter(pl.col("measure") == "behaviour", pl.col("direction").is_null(), pl.col("unit").is_not_null())
+    clean = where(rows, measure="behaviour").filter(pl.col("direction").is_null(), pl.col("unit").is_not_null())
     told = clean.with_columns(model=labels.answer_side(), cut=labels.answer_kind())
     cut = told.filter(pl.col("cut") == labels.SHARED_TOKENS)
     if cut.is_empty():
@@ -239,7 +239,7 @@ def _table(schema: dict[str, pl.DataType], found: list[tuple]) -> pl.DataFrame:
 
 def per_prompt(rows: pl.DataFrame) -> pl.DataFrame:
     """EDIT, `split prompt metric value clean change`: each prompt under each edit, and in the unedited run of the same model; in network order."""
-    under = rows.filter(pl.col("measure") == "behaviour", pl.col("direction").is_not_null(), pl.col("prompt").is_not_null())
+    under = where(rows, measure="behaviour").filter(pl.col("direction").is_not_null(), pl.col("prompt").is_not_null())
     key = ["direction", "split", "prompt", "metric"]
     clean = under.filter(pl.col("control") == "no_op").select(*key, clean="value").unique(key)
     edited = under.filter(pl.col("control").is_null()).select(*EDIT, "split", "prompt", "metric", "value")

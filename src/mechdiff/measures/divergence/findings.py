@@ -93,7 +93,7 @@ def on_continuation(rows: pl.DataFrame, manifest: dict) -> Interval | None:
 
 def _by_unit(of_prompt: pl.DataFrame, rows: pl.DataFrame, manifest: dict, *by: str) -> pl.DataFrame:
     """The table with the prompts of one cluster made one (`parts.load` puts their names into the manifest)."""
-    split = reported(rows.filter(pl.col("measure") == "divergence"), "divergence")
+    split = reported(where(rows, measure="divergence"), "divergence")
     names = (manifest.get("units") or {}).get(split)
     if not names:
         return of_prompt

@@ -68,7 +68,7 @@ class Answered:
 @once
 def answered(rows: pl.DataFrame, table: pl.DataFrame, measure: str) -> Answered | None:
     """What stands behind a measure's shares over answers; None where it has none. `table`: the summary."""
-    written = rows.filter(pl.col("measure") == measure, labels.is_over_answer())
+    written = where(rows, measure=measure).filter(labels.is_over_answer())
     units = written.select(labels.answer_words()).to_series().unique().to_list()
     d = where(table, measure=OF_THE_PAIR, metric=floors.d_metric(rows, ANSWER), control=None, unit=None)
     if not units or d.is_empty():

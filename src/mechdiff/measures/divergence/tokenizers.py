@@ -70,7 +70,7 @@ def _fragmentation(run: Run) -> list[dict]:
 
 
 def _means(run: Run, split: str) -> dict[str, dict]:
-    of_split = run.summary.filter(pl.col("measure") == "divergence", pl.col("split") == split, pl.col("control").is_null())
+    of_split = where(run.summary, measure="divergence").filter(pl.col("split") == split, pl.col("control").is_null())
     return {row["metric"]: row for row in of_split.filter(pl.col("unit").is_null()).iter_rows(named=True)}
 
 

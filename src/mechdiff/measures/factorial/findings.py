@@ -78,7 +78,7 @@ def effects(rows: pl.DataFrame, summary: pl.DataFrame, unit: str | None, metric:
 @once
 def units(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str | None]:
     """The positions that were exchanged: `None` for the decision position alone, then `all_pos`, then those of the answers."""
-    answered = rows.filter(pl.col("measure") == "factorial", labels.is_over_answer())["unit"].unique().to_list()
+    answered = where(rows, measure="factorial").filter(labels.is_over_answer())["unit"].unique().to_list()
     known = (None, labels.ALL_POSITIONS, *answered)
     return [unit for unit in known if not effects(rows, summary, unit, shown_score(rows, unit)).is_empty()]
 
@@ -101,7 +101,7 @@ def _metric(effect: str, score: str, unit: str | None) -> str:
 
 def linear(rows: pl.DataFrame, unit: str | None) -> str | None:
     """The linear score that was measured; None without one."""
-    measured = rows.filter(pl.col("measure") == "factorial", pl.col("unit").eq_missing(unit))["metric"].unique().to_list()
+    measured = where(rows, measure="factorial").filter(pl.col("unit").eq_missing(unit))["metric"].unique().to_list()
     return next((score for score in LINEAR if _metric("interaction", score, unit) in measured), None)
 
 
@@ -174,7 +174,7 @@ def _crossing_floors(rows: pl.DataFrame) -> pl.DataFrame:
     names = {floors.d_metric(rows, what): what or "" for what in floors.OVER}
     d = floors.of_the_pair(rows).filter(pl.col("metric").is_in(list(names)))
     d = d.select("split", "prompt", clean="value", what=pl.col("metric").replace_strict(names))
-    unedited = rows.filter(pl.col("measure") == "factorial", pl.col("control") == "no_op").with_columns(what=_what())
+    unedited = where(rows, measure="factorial").filter(pl.col("control") == "no_op").with_columns(what=_what())
     unedited = unedited.join(d, on=["split", "prompt", "what"], how="left")
     strays = (pl.col("value") - pl.when(pl.col("arm") == "bb").then("clean").otherwise(0.0)).abs()
     found = unedited.with_columns(strays=strays).filter(pl.col("strays").is_finite())

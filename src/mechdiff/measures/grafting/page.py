@@ -13,6 +13,7 @@ from mechdiff.measures.grafting.words import BIASED, how_many_modules
 from mechdiff.report import difference
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import listed, nats, prompts, share, shown, with_interval
+from mechdiff.rows import where
 
 TITLE = "Which module's change matters?"
 
@@ -23,11 +24,11 @@ ROUNDING = 0.02
 
 def grafting(run: Run) -> Section:
     """Q1, second half: what the change of each module does."""
-    if run.rows.filter(pl.col("measure") == "grafting").is_empty():
+    if where(run.rows, measure="grafting").is_empty():
         return Section(id="grafting", title=TITLE, parts=[note("Grafting was not run.")])
     alone, ranking = findings.ranked(run.rows)
     found = difference.difference(run.rows, run.summary)
-    if run.rows.filter(pl.col("measure") == "grafting", pl.col("arm") == "alone").is_empty():
+    if where(run.rows, measure="grafting").filter(pl.col("arm") == "alone").is_empty():
         return Section(
             id="grafting", title=TITLE, parts=[note("No module of the network changed, so there is nothing to graft."), *_ends(run)]
         )

@@ -124,7 +124,7 @@ def steadiness(rows: pl.DataFrame, layers: Sequence[int]) -> str:
 
 def attention_js(summary: pl.DataFrame) -> dict[str, float]:
     """The mean JS of the two models' attention, by the head's name."""
-    found = summary.filter(pl.col("metric") == "attention_js_nats", pl.col("measure") == "heads")
+    found = where(summary, measure="heads", metric="attention_js_nats")
     return {f"L{layer}.{unit}": mean for layer, unit, mean in found.select("layer", "unit", "mean").iter_rows()}
 
 

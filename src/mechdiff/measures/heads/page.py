@@ -13,6 +13,7 @@ from mechdiff.report import difference, phrasing
 from mechdiff.report.difference import BREAKAGE, RECOVERY, SAID, WORDS
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import INTERACTION, listed, nats, share, shown, with_interval
+from mechdiff.rows import where
 
 TITLE = "Which heads carry it?"
 TOP = 12
@@ -23,7 +24,7 @@ LOOKED = 12
 
 def heads(run: Run) -> Section:
     """Q4: heads."""
-    if run.rows.filter(pl.col("measure") == "heads", pl.col("control").ne_missing("no_op")).is_empty():
+    if where(run.rows, measure="heads").filter(pl.col("control").ne_missing("no_op")).is_empty():
         return Section(id="heads", title=TITLE, parts=[note("Heads were not swapped in this run.")])
     known = difference.difference(run.rows, run.summary)
     if why := why_no_share(known):

@@ -71,9 +71,9 @@ def game(
     other model's (overlap).
     """
     split, metric = split or difference.reported(rows, "heads"), floors.effect_metric(rows, direction)
-    place = [pl.col("measure") == "heads", pl.col("direction") == direction, pl.col("arm") == "contribution"]
+    place = [pl.col("direction") == direction, pl.col("arm") == "contribution"]
     place += [pl.col("layer").eq_missing(pl.lit(layer, dtype=pl.Int64)), pl.col("site").eq_missing(pl.lit(site, dtype=pl.String))]
-    every = rows.filter(*place, pl.col("prompt").is_not_null(), pl.col("strength").is_null())
+    every = where(rows, measure="heads").filter(*place, pl.col("prompt").is_not_null(), pl.col("strength").is_null())
     here = [*place, pl.col("split").eq_missing(split)]
     kept = every.filter(here[-1])
     if added:
@@ -90,7 +90,9 @@ def game(
     draws: dict[int, list[ndarray]] = {}
     for rank, _, v in _together(values.filter(labels.is_draw("random_set")), "rank", "control"):
         draws.setdefault(rank, []).append(np.array(v))
-    cell = summary.filter(*here, pl.col("unit") == labels.ALL, pl.col("metric") == metric, pl.col("control").is_null())
+    cell = where(summary, measure="heads").filter(
+        *here, pl.col("unit") == labels.ALL, pl.col("metric") == metric, pl.col("control").is_null()
+    )
     floor = cell["floor"].fill_null(0.0).to_list()
     whole = Whole(values=sets[labels.ALL], floor=float(floor[0]) if floor else 0.0)
     # of all splits and metrics: on select single heads are run by KL alone, and in the currency that adds only the first 1, 2, ... of an order

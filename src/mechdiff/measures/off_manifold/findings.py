@@ -170,7 +170,7 @@ def by_site(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> pl.Dat
         pl.col("beyond").sum(), pl.col("ratio").median(), writes=pl.len(), far=(pl.col("distance") / pl.col("limit")).median()
     )
     shared = floors.d_metric(rows) == shares.BETWEEN["base"][1]
-    plain = difference.plain(summary).filter(pl.col("measure") == "patching", pl.col("arm") == "identity", pl.col("split") == "report")
+    plain = where(difference.plain(summary), measure="patching").filter(pl.col("arm") == "identity", pl.col("split") == "report")
     of = {direction: shares.effect(direction, shared=shared) for direction in labels.CROSSED}
     effect = pl.concat([plain.filter(pl.col("direction") == direction, pl.col("metric") == metric) for direction, metric in of.items()])
     joined = held.join(effect.select(*key, "share"), on=key, how="left", maintain_order="left")

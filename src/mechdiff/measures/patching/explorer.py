@@ -12,6 +12,7 @@ from mechdiff.architectures.sites import KINDS
 from mechdiff.measures.patching import findings
 from mechdiff.report import difference
 from mechdiff.report.parts import Run
+from mechdiff.rows import where
 from mechdiff.statistics import floors
 
 METRICS = terms.labels_of(
@@ -28,14 +29,18 @@ def explorer(run: Run) -> dict | None:
     """The part of the page, with its data; None where patching was not run."""
     split = difference.reported(run.rows, "patching")
     plain = (pl.col(name).is_null() for name in ("control", "rank", "strength"))
-    where = [pl.col("measure") == "patching", pl.col("split").eq_missing(split), pl.col("layer").is_not_null(), *plain]
-    where += [~labels.is_over_answer(), ~labels.is_position()]
-    cells = run.summary.filter(*where, pl.col("metric").is_in(list(METRICS)))
+    here = [pl.col("split").eq_missing(split), pl.col("layer").is_not_null(), *plain]
+    here += [~labels.is_over_answer(), ~labels.is_position()]
+    cells = where(run.summary, measure="patching").filter(*here, pl.col("metric").is_in(list(METRICS)))
     if cells.is_empty():
         return None
     d = difference.d_per_prompt(run.prompt_rows).sort("prompt")
     prompts = d["prompt"].to_list()
-    values = run.prompt_rows.filter(*where, pl.col("metric").is_in(list(BY_PROMPT)), pl.col("prompt").is_in(prompts)).sort("prompt")
+    values = (
+        where(run.prompt_rows, measure="patching")
+        .filter(*here, pl.col("metric").is_in(list(BY_PROMPT)), pl.col("prompt").is_in(prompts))
+        .sort("prompt")
+    )
     key = ["direction", "arm", "unit", "site", "layer"]
     by_prompt = values.group_by([*key, "metric"]).agg("prompt", "value")
     each = {tuple(row[name] for name in (*key, "metric")): _in_order(row, prompts) for row in by_prompt.iter_rows(named=True)}

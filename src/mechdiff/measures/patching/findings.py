@@ -51,21 +51,21 @@ def site_shares(
     where there is no effect to share. `what`: of the next token, or over an answer (one of `shares.OVER`).
     """
     split = split or reported(rows, "patching")
-    where = [
+    here = [
         pl.col("split").eq_missing(split),
         pl.col("arm") == arm,
         pl.col("unit").eq_missing(unit),
         pl.col("rank").is_null(),
         pl.col("strength").is_null(),
     ]
-    cells = plain(summary, unit=unit).filter(pl.col("measure") == "patching", *where)
+    cells = where(plain(summary, unit=unit), measure="patching").filter(*here)
     parts = []
     for direction in BOTH:
         metric = floors.effect_metric(rows, direction, what)
         of_metric = cells.filter(pl.col("direction") == direction, pl.col("metric") == metric)
         if of_metric.is_empty():
             continue
-        values = rows.filter(pl.col("measure") == "patching", pl.col("control").is_null(), *where)
+        values = where(rows, measure="patching").filter(pl.col("control").is_null(), *here)
         values = values.filter(pl.col("direction") == direction, pl.col("metric") == metric)
         parts.append(of_metric.join(_intervals(values, totals(rows, split, what), direction), on=["layer", "site"], how="left"))
     if not parts:
@@ -275,8 +275,8 @@ def similarity_against_effect(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.D
 @once
 def units(rows: pl.DataFrame) -> list[str]:
     """Units other than one layer's whole site that were patched with the identity arm, such as "window 2"; scored at the next token."""
-    found = rows.filter(
-        pl.col("measure") == "patching", pl.col("arm") == "identity", pl.col("unit").is_not_null(), pl.col("layer").is_not_null(),
+    found = where(rows, measure="patching").filter(
+        pl.col("arm") == "identity", pl.col("unit").is_not_null(), pl.col("layer").is_not_null(),
         ~labels.is_over_answer(), ~labels.is_position(),
     )  # fmt: skip
     return found["unit"].unique().sort().to_list()

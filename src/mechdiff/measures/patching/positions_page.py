@@ -25,7 +25,7 @@ CELL = 26
 
 def shares(rows: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     """`direction part layer share low high counts` of the parts of prompts, each patched alone."""
-    units = rows.filter(pl.col("measure") == "patching", pl.col("unit").str.starts_with("positions: "))["unit"].unique().to_list()
+    units = where(rows, measure="patching").filter(pl.col("unit").str.starts_with("positions: "))["unit"].unique().to_list()
     found = [
         findings.site_shares(rows, summary, unit=unit).with_columns(part=pl.lit(unit.removeprefix("positions: ")))
         for unit in sorted(units, key=lambda unit: POSITIONS.index(unit.removeprefix("positions: ")))

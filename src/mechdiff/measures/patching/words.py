@@ -18,6 +18,7 @@ from mechdiff.report.overview.scales import DEPTH, NEARLY_ALL, ONE_PLACE
 from mechdiff.report.overview.strips import Strip
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import level, listed, share, with_interval
+from mechdiff.rows import where
 from mechdiff.statistics import spread
 
 OUTPUTS = {"attn_out": "attention output", "mlp_out": "MLP output", "attn_proj": "attention output", "z": "attention heads"}
@@ -260,8 +261,8 @@ def _crossed_at(found: findings.Crossing, run: Run, what: str) -> Number:
 
 def _prompts(run: Run) -> list[str]:
     split = difference.reported(run.rows, "patching")
-    found = run.rows.filter(
-        pl.col("measure") == "patching", pl.col("split").eq_missing(split), pl.col("unit").is_null(), pl.col("layer").is_not_null()
+    found = where(run.rows, measure="patching").filter(
+        pl.col("split").eq_missing(split), pl.col("unit").is_null(), pl.col("layer").is_not_null()
     )
     return found["prompt"].drop_nulls().unique().to_list()
 

@@ -5,7 +5,7 @@ mean left in (a constant shift: 0 in the first, 1 in the second). Causal curves 
 proper (`base<-base`, share of D). `k` at 50 and 90 %: the smallest rank with so much of the gain from rank 0 to the largest rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -108,7 +108,7 @@ def varying(rows: pl.DataFrame, name: str) -> tuple[float, float, float] | None:
 @once
 def _squares(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows of the squared change and of what of it varies, on the reported prompts, with the `name` of their site."""
-    found = rows.filter(pl.col("measure") == "rank", pl.col("metric").is_in(["change_squared", "change_varying_squared"]))
+    found = where(rows, measure="rank").filter(pl.col("metric").is_in(["change_squared", "change_varying_squared"]))
     return found.filter(pl.col("split").eq_missing(difference.reported(rows, "rank"))).with_columns(name=difference.site_name())
 
 
@@ -116,9 +116,7 @@ def _squares(rows: pl.DataFrame) -> pl.DataFrame:
 def chosen(summary: pl.DataFrame) -> pl.DataFrame:
     """`name layer site rank_chosen rank_uncentred rank_best rank_limit rank_prompts` by site, null where one was not measured."""
     names = (*CHOSEN, "rank_best", "rank_limit", "rank_prompts")
-    found = summary.filter(
-        pl.col("measure") == "rank", pl.col("metric").is_in(names), pl.col("layer").is_not_null(), pl.col("mean").is_finite()
-    )
+    found = where(summary, measure="rank").filter(pl.col("metric").is_in(names), pl.col("layer").is_not_null(), pl.col("mean").is_finite())
     if found.is_empty():
         return pl.DataFrame(schema={"name": pl.String, "layer": pl.Int64, "site": pl.String, **dict.fromkeys(names, pl.Int64)})
     wide = found.pivot(on="metric", index=["layer", "site"], values="mean", aggregate_function="first")
@@ -127,39 +125,45 @@ def chosen(summary: pl.DataFrame) -> pl.DataFrame:
     return wide.select("name", "layer", "site", *(pl.col(name).cast(pl.Int64) for name in names))
 
 
-@once
 def r2_curves(rows: pl.DataFrame, summary: pl.DataFrame, name: str) -> pl.DataFrame:
     """`rank curve value low high` at one site: `fit prompts`, `cross-validated` (with its standard error) and the reported prompts."""
-    of_site = _by_rank(summary).filter(pl.col("name") == name)
+    return _curves(rows, summary).get(name, pl.DataFrame(schema=CURVE))
+
+
+CURVE = {"rank": pl.Int64, "curve": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+
+
+@once
+def _curves(rows: pl.DataFrame, summary: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """The same by name of every site."""
     split = difference.reported(rows, "rank")
-    parts = []
-    for metric, of, words in (
+    found = where(summary, measure="rank", control=None, unit=None).filter(pl.col("rank").is_not_null(), pl.col("mean").is_finite())
+    means: dict[str, dict[tuple[str, str | None], dict[int, float]]] = {}
+    for name, metric, of, rank, mean in found.select(difference.site_name(), "metric", "split", "rank", "mean").iter_rows():
+        means.setdefault(name, {}).setdefault((metric, of), {}).setdefault(rank, mean)
+    return {
+        name: pl.DataFrame(sorted(_lines(of_site, split), key=lambda row: (row[1], row[0])), schema=CURVE, orient="row")
+        for name, of_site in means.items()
+    }
+
+
+def _lines(of_site: Mapping[tuple[str, str | None], Mapping[int, float]], split: str | None) -> Iterator[tuple]:
+    """Rows of one site's curves."""
+    errors = {rank: mean for (metric, _), ranks in of_site.items() if metric == "r2_change_cv_se" for rank, mean in ranks.items()}
+    for metric, of, curve in (
         ("r2_change", "fit", "training prompts"),
         ("r2_change_cv", "fit", "cross-validated"),
         ("r2_change", split, f"{terms.of_split(split)} prompts"),
     ):
-        part = of_site.filter(pl.col("metric") == metric, pl.col("split").eq_missing(of)).select("rank", value="mean", curve=pl.lit(words))
-        parts.append(part.unique("rank", keep="first"))
-    error = of_site.filter(pl.col("metric") == "r2_change_cv_se").select("rank", error="mean").unique("rank", keep="first")
-    table = pl.concat(parts).join(error, on="rank", how="left")
-    reach = pl.when(pl.col("curve") == "cross-validated").then("error")
-    table = table.with_columns(low=pl.col("value") - reach, high=pl.col("value") + reach)
-    return table.select("rank", "curve", "value", "low", "high").sort("curve", "rank")
-
-
-@once
-def _by_rank(summary: pl.DataFrame) -> pl.DataFrame:
-    """Means by rank, with the `name` of their site."""
-    found = where(summary, measure="rank", control=None, unit=None).filter(pl.col("rank").is_not_null(), pl.col("mean").is_finite())
-    return found.with_columns(name=difference.site_name())
+        for rank, mean in of_site.get((metric, of), {}).items():
+            error = errors.get(rank) if metric == "r2_change_cv" else None
+            yield (rank, curve, mean, *((None, None) if error is None else (mean - error, mean + error)))
 
 
 @once
 def curve_sites(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     """Sites with causal curves: the strongest output first, then single outputs before the stream, in network order."""
-    found = rows.filter(
-        pl.col("measure") == "rank", pl.col("metric").is_in(["kl_own_nats", "kl_other_nats"]), pl.col("layer").is_not_null()
-    )
+    found = where(rows, measure="rank").filter(pl.col("metric").is_in(["kl_own_nats", "kl_other_nats"]), pl.col("layer").is_not_null())
     found = found.filter(pl.col("rank").is_not_null()).with_columns(name=difference.site_name()).unique(["layer", "site"])
     order = found.sort(pl.col("site").is_in(difference.STREAM), "layer", effect_shares.kind_place())["name"].to_list()
     ranked, _ = patching_findings.ranked_outputs(rows, summary)
@@ -264,7 +268,7 @@ def drop_by_strength(summary: pl.DataFrame, name: str) -> pl.DataFrame:
 
 def fisher_agreement(rows: pl.DataFrame, names: Sequence[str]) -> dict[str, float]:
     """By site: the cosine of the Fisher metrics of two halves of the fit prompts; under `CONVERGED` the Fisher-weighted curve is one of chance."""
-    found = rows.filter(pl.col("measure") == "rank", pl.col("metric") == "fisher_agreement", pl.col("value").is_finite())
+    found = where(rows, measure="rank").filter(pl.col("metric") == "fisher_agreement", pl.col("value").is_finite())
     found = found.with_columns(name=difference.site_name()).filter(pl.col("name").is_in(list(names)))
     return dict(found.select("name", "value").iter_rows())
 

@@ -14,13 +14,14 @@ from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
 from mechdiff.report import difference
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import decimal, listed, nats, share, shown
+from mechdiff.rows import where
 
 TITLE = "How many dimensions does the change have?"
 
 
 def rank(run: Run) -> Section:
     """Q3, second half: the rank of the change, and the least rank that does what the whole map does."""
-    if run.rows.filter(pl.col("measure") == "rank", pl.col("control").ne_missing("no_op")).is_empty():
+    if where(run.rows, measure="rank").filter(pl.col("control").ne_missing("no_op")).is_empty():
         return Section(id="rank", title=TITLE, parts=[note("The rank of the change was not measured in this run.")])
     parts: list[Any] = [*_not_applied(run), *_chosen(run), *_r2(run), *_causal(run, CLOSENESS)]
     found = difference.difference(run.rows, run.summary)

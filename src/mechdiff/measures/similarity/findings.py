@@ -67,7 +67,7 @@ def null_band(rows: pl.DataFrame) -> pl.DataFrame:
 def with_jackknife(summary: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     """The summary with the jackknife intervals of CKA, without three dimensions and after the norm too; and n of the whole-set values."""
     place = ["split", "layer", "site", "unit", "control"]
-    without = rows.filter(pl.col("measure") == "similarity", delete_one()).sort("prompt").with_columns(metric=whole_metric())
+    without = where(rows, measure="similarity").filter(delete_one()).sort("prompt").with_columns(metric=whole_metric())
     without = without.group_by("measure", *place, "metric").agg(
         n_states=pl.len(), spread=pl.col("value").std()
     )  # an undefined one: no interval

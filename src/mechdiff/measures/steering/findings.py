@@ -15,6 +15,7 @@ from mechdiff import labels
 from mechdiff.measures.patching import findings as patching_findings
 from mechdiff.measures.steering import doses
 from mechdiff.report import difference, effect_shares
+from mechdiff.rows import where
 from mechdiff.statistics import intervals
 from mechdiff.statistics.memory import once
 
@@ -100,7 +101,7 @@ def effects(rows: pl.DataFrame) -> pl.DataFrame:
 @once
 def sides(summary: pl.DataFrame) -> pl.DataFrame:
     """`KEY side_kl side_top1 side_log_ratio side_ratio`: what each edit does to neutral prompts; null where a number was not measured."""
-    found = summary.filter(pl.col("measure") == "steering", pl.col("metric").is_in(list(SIDES)), pl.col("mean").is_finite())
+    found = where(summary, measure="steering").filter(pl.col("metric").is_in(list(SIDES)), pl.col("mean").is_finite())
     found = found.with_columns(window=labels.window_words(), side=pl.col("metric").replace_strict(SIDES, return_dtype=pl.String))
     groups = [pl.col("mean").filter(pl.col("side") == name).first().alias(name) for name in SIDES.values()]
     return found.group_by(KEY).agg(groups).with_columns(side_ratio=pl.col("side_log_ratio").exp())

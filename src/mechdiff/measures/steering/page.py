@@ -11,6 +11,7 @@ from mechdiff.measures.steering.findings import EDITS, Limits
 from mechdiff.report import difference, phrasing
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import decimal, listed, nats, share, shown, with_interval
+from mechdiff.rows import where
 
 TITLE = "Can one vector switch it on or off?"
 
@@ -21,7 +22,7 @@ ANSWERS = 5
 
 def steering(run: Run) -> Section:
     """Q3, last part: can the change be turned on and off by hand."""
-    if run.rows.filter(pl.col("measure") == "steering", pl.col("control").ne_missing("no_op")).is_empty():
+    if where(run.rows, measure="steering").filter(pl.col("control").ne_missing("no_op")).is_empty():
         return Section(id="steering", title=TITLE, parts=[note("Steering was not tried in this run.")])
     known = difference.difference(run.rows, run.summary)
     parts: list[Any] = []

@@ -14,6 +14,7 @@ from mechdiff.report.curves import Axes, Behind
 from mechdiff.report.drawing import BLUE, INK, SHARE_RANGE, WIDE, Chart
 from mechdiff.report.effect_shares import ARMS
 from mechdiff.report.phrasing import decimal, nats, with_interval
+from mechdiff.rows import where
 
 TOP = "tuned activation"
 """The ceiling of transport, as a line of its own."""
@@ -161,7 +162,7 @@ def _by_strength(
 
 def arm_of_squares(rows: pl.DataFrame, summary: pl.DataFrame) -> str:
     """The map whose misplaced copies are drawn: the one that sentences speak of, if it has any."""
-    crossed = rows.filter(pl.col("measure") == "transport", labels.other_layer_column().is_not_null())
+    crossed = where(rows, measure="transport").filter(labels.other_layer_column().is_not_null())
     arms = curves.ordered(crossed["arm"].unique().to_list(), ARMS)
     best = findings.carried(rows, summary)
     return best.arm if best and best.arm in arms else arms[-1] if arms else ""
@@ -170,7 +171,7 @@ def arm_of_squares(rows: pl.DataFrame, summary: pl.DataFrame) -> str:
 def squares(rows: pl.DataFrame, summary: pl.DataFrame, arm: str = "") -> dict[str, pl.DataFrame]:
     """By kind of site: what maps do at layers they were not fitted at, where a map has something to do."""
     arm = arm or arm_of_squares(rows, summary)
-    kinds = rows.filter(pl.col("measure") == "transport", pl.col("arm") == arm).sort(effect_shares.kind_place())
+    kinds = where(rows, measure="transport").filter(pl.col("arm") == arm).sort(effect_shares.kind_place())
     found = {site: closer_findings.bogus_square(rows, arm, site) for site in kinds["site"].unique(maintain_order=True).to_list()}
     worth = findings.worth_mapping(rows, summary)
     found = {

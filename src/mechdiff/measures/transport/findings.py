@@ -168,7 +168,7 @@ def fit_quality(rows: pl.DataFrame, summary: pl.DataFrame, metrics: tuple[str, .
 
 def n_refits(rows: pl.DataFrame) -> int:
     """The largest number of refits on permuted pairs that a map was held against."""
-    draws = rows.filter(pl.col("measure") == "transport", pl.col("metric") == "r2_change", labels.is_draw("permuted"))
+    draws = where(rows, measure="transport").filter(pl.col("metric") == "r2_change", labels.is_draw("permuted"))
     return 0 if draws.is_empty() else max(draws.group_by("layer", "site", "arm", "direction", "split").len()["len"].to_list())
 
 

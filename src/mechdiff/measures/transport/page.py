@@ -11,6 +11,7 @@ from mechdiff.measures.transport.findings import CLOSENESS, LEARNED, REMOVAL, TR
 from mechdiff.report import difference, effect_shares
 from mechdiff.report.parts import Drawn, Run, Section, note, table
 from mechdiff.report.phrasing import decimal, listed, nats, share, shown, with_interval
+from mechdiff.rows import where
 
 TITLE = "Can a linear map carry the change?"
 TOP = 16
@@ -20,7 +21,7 @@ SURE = 0.05
 
 def transport(run: Run) -> Section:
     """Q3: maps of states from base to tuned, against what needs no map."""
-    if run.rows.filter(pl.col("measure") == "transport", pl.col("control").ne_missing("no_op")).is_empty():
+    if where(run.rows, measure="transport").filter(pl.col("control").ne_missing("no_op")).is_empty():
         return Section(id="transport", title=TITLE, parts=[note("Maps of activations were not fitted in this run.")])
     found = difference.difference(run.rows, run.summary)
     parts: list[Any] = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from mechdiff import labels
+from mechdiff.rows import where
 from mechdiff.statistics.memory import once
 
 IN_BLOCKS = ("attn", "mlp", "norm")
@@ -16,7 +17,7 @@ HEADS = {"ov_relative_norm": "what a head writes (W_V W_O)", "qk_relative_norm":
 @once
 def tensors(summary: pl.DataFrame) -> pl.DataFrame:
     """`unit layer site` and a column per metric of each tensor, the most changed first; empty where weights were not compared."""
-    of_weights = summary.filter(pl.col("measure") == "weights", pl.col("unit").is_not_null(), ~pl.col("metric").is_in(list(HEADS)))
+    of_weights = where(summary, measure="weights").filter(pl.col("unit").is_not_null(), ~pl.col("metric").is_in(list(HEADS)))
     if of_weights.filter(pl.col("metric") == "relative_norm").is_empty():
         return pl.DataFrame(schema={"unit": pl.String, "layer": pl.Int64, "site": pl.String, "relative_norm": pl.Float64})
     wide = of_weights.sort("metric").pivot(on="metric", index=["unit", "layer", "site"], values="mean")
@@ -78,7 +79,7 @@ def modules(summary: pl.DataFrame) -> tuple[pl.DataFrame, bool]:
     """
     each = tensors(summary).filter(pl.col("site").is_not_null())
     most = each.group_by("layer", "site", maintain_order=True).agg(pl.col("unit").first(), largest=pl.col("relative_norm").first())
-    whole = summary.filter(pl.col("measure") == "weights", pl.col("unit").is_null())
+    whole = where(summary, measure="weights").filter(pl.col("unit").is_null())
     for metric, name in (("module_relative_norm", "whole"), ("share_of_change", "share")):
         part = whole.filter(pl.col("metric") == metric).select("layer", "site", pl.col("mean").alias(name))
         most = most.join(part, on=["layer", "site"], how="left", nulls_equal=True, maintain_order="left")
@@ -89,7 +90,7 @@ def modules(summary: pl.DataFrame) -> tuple[pl.DataFrame, bool]:
 
 def heads(summary: pl.DataFrame) -> pl.DataFrame:
     """`layer head metric change` of each head's two products; empty where none changed or none was measured."""
-    found = summary.filter(pl.col("measure") == "weights", pl.col("metric").is_in(list(HEADS)))
+    found = where(summary, measure="weights").filter(pl.col("metric").is_in(list(HEADS)))
     found = found.filter(labels.is_head(), pl.col("layer").is_not_null(), pl.col("mean").is_finite())
     found = found.select("layer", "metric", head=labels.head_number(), change="mean").sort("metric", "layer", "head")
     return found if (found["change"] > 0).any() else found.clear()

@@ -1,13 +1,10 @@
-"""An overview is shown on the page, in a notebook and in a comparison by one template, with its figure as SVG that needs no script."""
+"""An overview is shown on the page, in a notebook and in a comparison by one template, with its figure as marks that need no script."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from altair.utils.schemapi import debug_mode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from mechdiff.report import drawing
 from mechdiff.report.overview import scales, strips
@@ -18,25 +15,6 @@ from mechdiff.report.parts import Drawn, Section
 HERE = Path(__file__).parent
 STYLE = HERE / "overview.css"
 NAME = "overview_layers"
-WIDTHS = {"wide": drawing.WIDE, "narrow": drawing.NARROW}
-
-
-def figure(panels: Sequence[Panel]) -> dict[str, Markup]:
-    """By name of the width, the figure's SVG for a page; empty where nothing was measured along layers."""
-    made = {}
-    for name, width in WIDTHS.items():
-        with debug_mode(False):
-            chart = strips.figure(panels, width=width)
-            if chart is None:
-                return {}
-            svg = drawing.to_svg(chart)
-        made[name] = Markup(_own_ids(strips.on_any_paper(svg), f"{NAME}-{name}"))
-    return made
-
-
-def _own_ids(svg: str, prefix: str) -> str:
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    return re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
 
 
 def context(one: Overview) -> dict[str, Any]:
@@ -44,7 +22,7 @@ def context(one: Overview) -> dict[str, Any]:
     panels = [Panel(title="", strips=one.strips)]
     return {
         "of": one,
-        "figure": figure(panels),
+        "figure": strips.drawn(panels),
         "legend": strips.legend(one.strips),
         "alt": alt(one.strips),
         "scales": scales.table(),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import altair as alt
 
 from mechdiff.report import drawing
-from mechdiff.report.drawing import INK, LEFT, WIDE, Chart
+from mechdiff.report.drawing import INK, LEFT, NARROW, WIDE, Chart
 from mechdiff.report.phrasing import nats, with_interval
 
 FILL, UNDER = "#2878c8", "#d55e00"
@@ -87,37 +87,103 @@ def _largest(strips: Sequence[Strip]) -> dict[str, float]:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A value as it is drawn."""
+
+    layer: int
+    fill: str
+    opacity: float
+    value: float
+    says: str
+
+
+def cells(strip: Strip, most: float) -> list[Cell]:
+    """The strip from its first layer to its last, `most` being the darkest value."""
+    made = []
+    for layer, value in sorted(strip.values.items()):
+        size = min(1.0, abs(value) / most) if most else 0.0
+        fill = UNDER if value < 0 and size > 0.005 else FILL
+        opacity = round(FAINTEST + (1 - FAINTEST) * size, 3)
+        made.append(Cell(layer=layer, fill=fill, opacity=opacity, value=value, says=says(strip, layer)))
+    return made
+
+
+def peak_says(strip: Strip) -> str:
+    """ "0.012 at 27": the largest value and its layer."""
+    most = strip.values[strip.peak]
+    return f"{nats(most)} at {strip.peak}" if most else "0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A strip for the template of `drawn`: its cells, from 0 to 100 along the layers."""
+
+    name: str
+    peak: str
+    cells: Sequence[tuple[float, Cell]]
+    """Where each begins, in percent of the axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """The figure for a template that needs no script."""
+
+    panels: Sequence[tuple[str, Sequence[tuple[str, Sequence[Row]]]]]
+    """Title of a panel, and its groups: a title and rows."""
+    width: float
+    """Of a cell, in percent of the axis."""
+    ticks: Sequence[tuple[float, int]]
+    """The middle of a layer's cells, and the layer."""
+
+
+def drawn(panels: Sequence[Panel]) -> Drawing | None:
+    """The same figure as plain marks, for any width of a page; None where nothing was measured along layers."""
+    known = [panel for panel in panels if panel.strips]
+    layers = [layer for panel in known for strip in panel.strips for layer in strip.values]
+    if not layers:
+        return None
+    first, last = min(layers), max(layers)
+    largest, width = _largest([strip for panel in known for strip in panel.strips]), 100 / (last - first + 1)
+
+    def row(strip: Strip) -> Row:
+        made = cells(strip, largest[strip.group])
+        return Row(name=strip.name, peak=peak_says(strip), cells=[((cell.layer - first) * width, cell) for cell in made])
+
+    made = [(panel.title, [(_title(of), [row(strip) for strip in of]) for of in groups(panel.strips)]) for panel in known]
+    ticks = [((layer - first + 0.5) * width, layer) for layer in drawing.layer_ticks((first, last), NARROW)]
+    return Drawing(panels=made, width=width, ticks=ticks)
+
+
 def _group(rows: Sequence[Strip], most: float, ends: tuple[int, int], width: int, *, axis: bool) -> Chart:
-    cells, peaks = [], []
-    for strip in rows:
-        for layer, value in sorted(strip.values.items()):
-            size = min(1.0, abs(value) / most) if most else 0.0
-            cells.append(
-                {
-                    "left": layer - 0.5, "right": layer + 0.5, "row": strip.name, "fill": UNDER if value < 0 and size > 0.005 else FILL,
-                    "opacity": round(FAINTEST + (1 - FAINTEST) * size, 3), "value": value, "says": says(strip, layer),
-                }
-            )  # fmt: skip
-        most_here = strip.values[strip.peak]
-        peaks.append({"row": strip.name, "at": ends[1] + 0.5, "text": f"{nats(most_here)} at {strip.peak}" if most_here else "0"})
+    marked = [
+        {
+            "left": cell.layer - 0.5, "right": cell.layer + 0.5, "row": strip.name, "fill": cell.fill, "opacity": cell.opacity,
+            "value": cell.value, "says": cell.says,
+        }
+        for strip in rows for cell in cells(strip, most)
+    ]  # fmt: skip
+    peaks = [{"row": strip.name, "at": ends[1] + 0.5, "text": peak_says(strip)} for strip in rows]
     names = [strip.name for strip in rows]
     axis_of_rows = drawing.left_axis(domain=False, ticks=False, labelFontSize=11.5)
     y = alt.Y("row:N", sort=names, scale=alt.Scale(domain=names, paddingInner=0.12, paddingOuter=0), axis=axis_of_rows)
     x = drawing.layer_axis(ends, width, field="left", title=axis)
     if not axis:
         x.axis = None
-    marks = alt.Chart(drawing.inline(cells)).mark_rect().encode(
-        x=x, x2="right:Q", y=y, fill=alt.Fill("fill:N", scale=None), opacity=alt.Opacity("opacity:Q", scale=None),
+    marks = alt.Chart(drawing.inline(marked)).mark_rect().encode(
+        x=x, x2=alt.X2("right:Q"), y=y, fill=alt.Fill("fill:N", scale=None), opacity=alt.Opacity("opacity:Q", scale=None),
         description=alt.Description("says:N"),
     )  # fmt: skip
     words = (
         alt.Chart(drawing.inline(peaks))
         .mark_text(align="left", baseline="middle", dx=6, fontSize=11, color=INK, clip=False, aria=False)
-        .encode(x=alt.X("at:Q"), y=y, text="text:N")
+        .encode(x=alt.X("at:Q"), y=y, text=alt.Text("text:N"))
     )
-    return drawing.layer(
-        marks, words, width=width - LEFT - PEAK, height=ROW * len(rows), title=_titled(f"{rows[0].group}: {rows[0].number}")
-    )
+    return drawing.layer(marks, words, width=width - LEFT - PEAK, height=ROW * len(rows), title=_titled(_title(rows)))
+
+
+def _title(rows: Sequence[Strip]) -> str:
+    return f"{rows[0].group}: {rows[0].number}"
 
 
 def _titled(title: str, size: int = 12) -> alt.TitleParams:
@@ -139,9 +205,3 @@ def legend(strips: Sequence[Strip]) -> str:
         f"each row on the test prompts, and its layer (sections name the layer that the validation prompts choose).{under} Left out: the last layer "
         "where everything arrives by construction."
     )
-
-
-def on_any_paper(svg: str) -> str:
-    """The drawing with words in the page's own ink and no paper of its own."""
-    svg = svg.replace(f'fill="{INK}"', 'fill="currentColor"').replace('fill="white"', 'fill="none"', 1)
-    return svg.replace('stroke="#9aa4ae"', 'stroke="currentColor" stroke-opacity="0.45"')
