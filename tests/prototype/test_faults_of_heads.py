@@ -91,8 +91,8 @@ def test_a03_both_formulas_stand_side_by_side() -> None:
             assert 100 * one["inverted"] == pytest.approx(printed[heads], abs=0.06)
     [shown] = both_formulas.side_by_side(game, [24, 26])
     assert shown["rows"][-1] == ["all", "0.193", "100 %", "0 %"], "of four prompts there is no interval"
-    assert [line[0] for line in shown["rows"][:2]] == ["head 3", "head 0"]
-    assert ["heads 24,26", "4.1 × 10⁻⁵", "0.021 %", "100 %"] in shown["rows"]
+    assert [line[0] for line in shown["rows"][:2]] == ["L26H3", "L26H0"]
+    assert ["L26H24,26", "4.1 × 10⁻⁵", "0.021 %", "100 %"] in shown["rows"]
 
 
 # ---- A4: results found again by the newest file name: the "top heads" were the random controls -----------------------------------------

@@ -18,7 +18,6 @@ from mechdiff.measures.factorial import charts as factorial_charts
 from mechdiff.measures.grafting import charts as grafting_charts
 from mechdiff.measures.heads import charts as heads_charts
 from mechdiff.measures.interpolation import charts as interpolation_charts
-from mechdiff.measures.patching import asymmetry as patching_asymmetry
 from mechdiff.measures.patching import charts as patching_charts
 from mechdiff.measures.patching import findings as patching_findings
 from mechdiff.measures.rank import charts as rank_charts
@@ -78,7 +77,6 @@ SECTIONS = [
     grafting_charts.grafts_greedy,
     grafting_charts.grafts_by_rank,
     factorial_charts.effects_by_layer,
-    patching_asymmetry.asymmetry_by_layer,
 ]
 
 

@@ -139,7 +139,7 @@ def test_the_verdict_of_a_run_with_all_of_these_says_none_of_them() -> None:
         assert misled not in everything, misled
     assert " of what is recovered there; that the rest depends on the prompt could not be shown" in everything  # row e
     assert [one.rpartition(": ")[2] for one in kept] == [
-        "neither model ever does what this scores", "the search stopped at its budget", "the whole that it is a part of has 0.05 of D",
+        "neither model ever does what this scores", "the search stopped at its budget", "the whole that it is a part of has 5 % of D",
     ]  # fmt: skip
     assert len(said) <= 5
     for sentence in said:

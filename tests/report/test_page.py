@@ -204,8 +204,8 @@ def test_a_run_of_all_measures_has_all_sections_in_order(full_run: Path) -> None
     page = page_of(full_run)
     sections = [value for name, value in page.attributes if name == "id" and value in FULL]
     assert sections == FULL
-    assert page.tags.count("figure") == 18 + 1
-    for name in ("kl_by_position", "weight_map", "grafts_alone", "factorial_by_layer", "asymmetry"):
+    assert page.tags.count("figure") == 17 + 1
+    for name in ("kl_by_position", "weight_map", "grafts_alone", "factorial_by_layer"):
         assert ("id", name) in page.attributes
     text = (full_run / "report.html").read_text(encoding="utf-8")
     assert 'class="k5 prompt"' in text

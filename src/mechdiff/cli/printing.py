@@ -171,7 +171,7 @@ def show_scan(found: dict[str, Any], console: Console) -> None:
     table = titled("By domain", "its words", "texts", "KL, nats per token", "95 %", "loss, tuned - base", "95 %")
     for one in found["domains"]:
         ends = [[one[f"{name}_{end}"] for end in ("low", "high")] for name in ("kl", "loss_change")]
-        kl, loss = ["–" if None in both else " to ".join(map(fixed, both)) for both in ends]  # of few clusters there is no interval
+        kl, loss = ["–" if None in both else f"[{', '.join(map(fixed, both))}]" for both in ends]  # of few clusters there is no interval
         table.add_row(escape(one["domain"]), str(one["texts"]), fixed(one["kl"]), kl, fixed(one["loss_change"]), loss)
     console.print(table)
     for said in found["left_out"]:

@@ -60,7 +60,7 @@ def first_row(path: Path, key: str) -> Shaped[Tensor, "..."]:
 
 
 def unreadable(path: Path, error: Exception) -> ModelError:
-    return ModelError(f"the weights in {path} cannot be read: {error}. Is the download complete?")
+    return ModelError(f"the weights in {path} cannot be read: {str(error).rstrip('. ')}. Is the download complete?")
 
 
 def _pickled(path: Path) -> Mapping[str, Tensor]:

@@ -137,7 +137,7 @@ def load_net(source: Source, *, dtype: str, device: torch.device | None, trust: 
                 f"{source.ref}: in {dtype} it does not fit on the devices that compute, and such layers cannot lie elsewhere. Give --memory one, "
                 "more GPUs, or dtype bfloat16, whose layers can."
             ) from error
-        raise ModelError(f"{source.ref}: the model cannot be loaded: {error}. Is the download complete?") from error
+        raise ModelError(f"{source.ref}: the model cannot be loaded: {str(error).rstrip('. ')}. Is the download complete?") from error
     absent, reshaped = sorted(loading["missing_keys"]), sorted(loading["mismatched_keys"])
     if reshaped:
         name, found, wanted = reshaped[0]

@@ -285,4 +285,6 @@ def _unreadable(source: Source, what: str, error: Exception) -> ModelError:
             f"{source.ref}: its {what} wants to run Python code from the model's own folder. mechdiff runs none unless you name the model: "
             f"--trust-remote-code {source.ref}"
         )
-    return ModelError(f"{source.ref}: its {what} cannot be read ({type(error).__name__}: {error}). Is the download complete?")
+    return ModelError(
+        f"{source.ref}: its {what} cannot be read ({type(error).__name__}: {str(error).rstrip('. ')}). Is the download complete?"
+    )

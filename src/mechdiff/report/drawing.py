@@ -18,6 +18,8 @@ import vl_convert
 from altair.utils import parse_shorthand
 from altair.utils.schemapi import SchemaBase
 
+from mechdiff.report.phrasing import HEAD
+
 Chart = Any
 """An altair chart of any composition."""
 
@@ -97,6 +99,8 @@ def _plain(part: Any) -> Any:
         return {key: _plain(one) for key, one in part.items() if one is not alt.Undefined}
     if isinstance(part, list | tuple):
         return [_plain(one) for one in part]
+    if isinstance(part, str):
+        return HEAD.sub(r"L\1H\2", part)
     return part.item() if isinstance(part, np.generic) else part
 
 

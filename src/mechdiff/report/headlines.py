@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mechdiff.report.phrasing import between, prompts
+from mechdiff.report.phrasing import between, prompts, share
 from mechdiff.statistics.intervals import FEW, FEWEST
 
 WORDS = 60
@@ -115,9 +115,9 @@ GATES = (
     ),
     Gate(
         name="whole",
-        rule=f"a part is named beside its whole, which has at least {LEAST_WHOLE} of D, or of the way in logits",
+        rule=f"a part is named beside its whole, which has at least {share(LEAST_WHOLE)} of D, or of the way in logits",
         fails=lambda one: one.whole is not None and not one.whole >= LEAST_WHOLE,
-        why="the whole that it is a part of has {whole:.2g} of {of}",
+        why="the whole that it is a part of has {whole} of {of}",
     ),
     Gate(
         name="budget",
@@ -154,7 +154,7 @@ def admit(one: Candidate) -> Gate | None:
 def reason(one: Candidate) -> str:
     """Why a candidate was refused; empty where it was not."""
     gate = admit(one)
-    return "" if gate is None else gate.why.format(prompts=prompts(one.n or 0), needed=one.needed, whole=one.whole or 0.0, of=one.of)
+    return "" if gate is None else gate.why.format(prompts=prompts(one.n or 0), needed=one.needed, whole=share(one.whole or 0.0), of=one.of)
 
 
 def sentence(candidates: Sequence[Candidate]) -> str | None:
@@ -206,4 +206,4 @@ def table() -> list[str]:
 
 
 def _plain(why: str) -> str:
-    return why.replace("{prompts}", "n prompts").replace("{needed}", "m").replace("{whole:.2g}", "x").replace("{of}", "D")
+    return why.replace("{prompts}", "n prompts").replace("{needed}", "m").replace("{whole}", "x %").replace("{of}", "D")

@@ -196,7 +196,7 @@ function explore(place) {
     const where = `L${layer}.${site}`;
     if (!cell) return `${where}: not run`;
     const [low, high] = chosen.metric === "share" ? cell.ends && chosen.arm === "identity" ? cell.ends : [null, null] : (cell.m[chosen.metric] ?? []).slice(1);
-    const ends = low === null || low === undefined ? "" : `, 95 % ${digits(low)} to ${digits(high)}`;
+    const ends = low === null || low === undefined ? "" : ` [95 % CI: ${digits(low)}, ${digits(high)}]`;
     return `${where}: ${digits(value(cell))}${ends}${cell.quiet ? ` (under ${data.floors} noise floors)` : ""}`;
   }
 

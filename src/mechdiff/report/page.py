@@ -11,12 +11,13 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from altair.utils.schemapi import debug_mode
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from mechdiff.report import drawing, phrasing, record, sections
@@ -86,28 +87,35 @@ def write_page(path: Path, *, readings: Iterable[Path], refresh: int = 0, **cont
         int(bool(content.get("overview", {}).get("figure"))),
     )
     kinds = Counter(part["kind"] for one in sections for parts in (one["main"], one["more"]) for part in parts)
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals["to_the_right"] = to_the_right
-    environment.filters |= {"without_folders": without_folders, "unbroken": unbroken}
     hashes = {"style_hash": policy_hash(style), "script_hashes": Markup(" ".join(f"'{policy_hash(one)}'" for one in (renderer, script)))}
     said = {
         "n_figures": kinds["figure"],
         "n_tables": kinds["table"],
         "states": STATES,
         "refresh": refresh,
-        "readings": _macros(environment, readings),
+        "readings": _readings(readings),
     }
     own = {"style": Markup(style), "renderer": Markup(renderer), "script": Markup(script), "dark": _json(drawing.DARK)}
-    page = environment.get_template("page.html").render(**content, **said, **own, **hashes)
+    page = _template().render(**content, **said, **own, **hashes)
     return _write(path, glossed(page).encode())
 
 
-def _macros(environment: Environment, templates: Iterable[Path]) -> dict[str, Callable[[], Markup]]:
-    """The macros of all templates, by name."""
-    modules = [environment.from_string(path.read_text(encoding="utf-8")).module for path in templates]
-    return {name: macro for module in modules for name, macro in vars(module).items() if not name.startswith("_")}
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["to_the_right"] = to_the_right
+    environment.filters |= {"without_folders": without_folders, "unbroken": unbroken}
+    return environment.get_template("page.html")
+
+
+READING = re.compile(r"{% macro (\w+)\(\) %}\n?(.*?){% endmacro %}", re.DOTALL)
+
+
+def _readings(files: Iterable[Path]) -> dict[str, Markup]:
+    """What explains each figure, by its name: HTML of our own, as it stands in the files."""
+    return {name: Markup(text) for path in files for name, text in READING.findall(path.read_text(encoding="utf-8"))}
 
 
 def policy_hash(text: str) -> str:

@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -96,8 +96,11 @@ def with_interval(
     """ "7.69 [95 % CI: 6.77, 9.16]" for a sentence; "[88 % CI: ...]" where intervals like it held the truth no more often in simulations.
 
     `coverage` says how often; without, it is what `measured` said of means, and of shares where these are given as `digits`. Shares become one
-    more digit where the interval would vanish in them. Under FEWEST prompts there is no interval. In a text, `said_once` leaves the first "95 % CI".
+    more digit where the interval would vanish in them. There is no interval under FEWEST prompts, and where nothing varies. In a text, `said_once`
+    leaves the first "95 % CI".
     """
+    if low is not None and high is not None and math.isclose(low, high, rel_tol=1e-9):  # nothing varies from prompt to prompt
+        return _value(value, digits, decimals)
     if coverage is None:
         coverage = _MEASURED.get()[digits is not None]
     if digits is not None and low is not None and high is not None and high - low < 2 * 10**-digits:
@@ -125,6 +128,11 @@ def measured(means: float | None, shares: float | None, n: int | None = None) ->
 def level(coverage: float | None) -> str:
     """What an interval is called: "95 % CI", or by the share of simulations in which it held the truth, where that is under ENOUGH."""
     return "95 % CI" if coverage is None or coverage >= ENOUGH else f"{100 * coverage:.0f} % CI"
+
+
+def heads_called(layer: int | None, heads: Sequence[int]) -> str:
+    """Heads of one layer as the field calls them: L21H5, and L21H5,7."""
+    return f"L{layer}H{','.join(map(str, sorted(heads)))}"
 
 
 def said_once(texts: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mechdiff.report.phrasing import nats, visible, with_interval
+from mechdiff.report.phrasing import nats, share, visible, with_interval
 
 SURE = 0.05
 
@@ -24,7 +24,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
             return [f"{over} the two models predict exactly the same."]
         apart = f"{nats(numbers['kl_tuned_base_mean'])} nats per token"
     else:
-        own = [nats(numbers[f"mass_own_{side}"]) for side in ("base", "tuned")]
+        own = [share(numbers[f"mass_own_{side}"]) for side in ("base", "tuned")]
         apart = (
             f"{nats(numbers['kl_tuned_base_mean'])} nats per token, over the tokens of both vocabularies (on others lies {own[0]} of the base's "
             f"probability and {own[1]} of the tuned model's),"

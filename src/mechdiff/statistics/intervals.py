@@ -17,6 +17,11 @@ How far they can be trusted at a run's own skew and number of prompts, and what 
 The same seed gives the same bytes. There is no interval, and no p, of fewer than FEWEST rows: NaN.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from hashlib import blake2b
+from typing import Any, TypeVar
+
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
@@ -28,12 +33,35 @@ from mechdiff.statistics import bootstrap
 from mechdiff.statistics.bootstrap import resample_counts
 
 LEVEL = 0.95
+F = TypeVar("F", bound=Callable[..., Any])
+HELD = 1000
+"""Tables whose intervals are remembered."""
 FEWEST = 5
 """With fewer prompts there is no interval: a bootstrap of four has 35 samples."""
 FEW = 10
 """With fewer prompts no headline is spoken without saying so."""
 
 
+def _once(function: F) -> F:
+    """The function, remembering what it gave for the very same numbers: a page asks for some intervals several times."""
+    held: dict[bytes, tuple[ndarray, ...]] = {}
+
+    @wraps(function)
+    def remembering(*arrays: ndarray, **named: Any) -> tuple[ndarray, ...]:
+        told = blake2b(repr([*((one.shape, one.dtype) for one in arrays), sorted(named.items())]).encode())
+        for one in arrays:
+            told.update(np.ascontiguousarray(one).tobytes())
+        key = told.digest()
+        if key not in held:
+            while len(held) >= HELD:
+                del held[next(iter(held))]
+            held[key] = function(*arrays, **named)
+        return tuple(one.copy() for one in held[key])
+
+    return remembering  # type: ignore[return-value]
+
+
+@_once
 def mean_intervals(
     values: Float[ndarray, "prompt column"], *, seed: int = 0, level: float = LEVEL
 ) -> tuple[Float[ndarray, " column"], Float[ndarray, " column"]]:
@@ -53,6 +81,7 @@ def mean_intervals(
     return mean + np.concatenate([low for low, _ in found]), mean + np.concatenate([high for _, high in found])
 
 
+@_once
 def share_intervals(
     values: Float[ndarray, "prompt column"],
     total: Float[ndarray, " prompt"] | Float[ndarray, "prompt column"],

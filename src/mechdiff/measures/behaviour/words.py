@@ -9,6 +9,7 @@ from mechdiff.report.headlines import Candidate, admit
 from mechdiff.report.parts import Run
 from mechdiff.report.phrasing import listed, nats, prompts, share, with_interval
 from mechdiff.statistics import intervals
+from mechdiff.statistics.clusters import n_prompts
 from mechdiff.statistics.intervals import FEWEST
 
 METRICS = terms.labels_of(
@@ -103,6 +104,12 @@ def headlines(rows: pl.DataFrame, manifest: dict) -> list[Candidate]:
     return said
 
 
+def _asked(group: Group, n: int, manifest: dict) -> str:
+    """ "10 test prompts (6 clusters)": how many were asked, and how many of them count where some are alike."""
+    asked = n_prompts(manifest, "report", n) if group.name == "report" else n
+    return f"{asked} {group_name(group.name, None)}" + (f" ({n} cluster{'s' * (n != 1)})" if n < asked else "")
+
+
 def _cut(every: list[Compared]) -> str:
     """ ", all cut off,": what a cut answer would have said, a final answer among it, was not seen."""
     cut = [one for one in every if one.metric == "cut_off"]
@@ -129,7 +136,7 @@ def what_they_do(rows: pl.DataFrame, manifest: dict) -> list[str]:
     if n < FEWEST:
         return [f"Of {group_name(group.name, None)} {n} {'was' if n == 1 else 'were'} asked: too few to compare the two models' answers."]
     answers, every = [one for one in found if one.metric not in SOFT], findings.compared(group.rows)
-    start = f"In their answers to {n} {group_name(group.name, None)}{_cut(every)} "
+    start = f"In their answers to {_asked(group, n, manifest)}{_cut(every)} "
     said = [f"{start}{_seen_and_unseen(answers)}."] if answers else []
     for one in found:
         if one.metric in SOFT:

@@ -15,7 +15,7 @@ from mechdiff.measures.heads import coverage
 from mechdiff.measures.heads.sets import Game
 from mechdiff.report.difference import SAID
 from mechdiff.report.parts import table
-from mechdiff.report.phrasing import nats, share, shown
+from mechdiff.report.phrasing import heads_called, nats, share, shown
 
 AT_EACH_END = 4
 """Single heads of the largest coverage that are listed, and as many of the smallest."""
@@ -25,7 +25,11 @@ SIZES = (2, 4, 8)
 
 def figures(one: Game, sets: Sequence[Sequence[int]]) -> pl.DataFrame:
     """`unit nats share low high inverted`: v(S), c(S) and 1 - c(S) of each set that was run, in the order given."""
-    known = [(labels.heads_unit(chosen, one.n), values) for chosen in sets if (values := one.value(chosen)) is not None]
+    known = [
+        (labels.ALL if len(chosen) == one.n else heads_called(one.layer, chosen), values)
+        for chosen in sets
+        if (values := one.value(chosen)) is not None
+    ]
     matrix = np.column_stack([values for _, values in known]) if known else np.zeros((len(one.whole.values), 0))
     found = coverage.coverage(matrix, one.whole)
     columns = {"nats": matrix.mean(axis=0), "share": found.share, "low": found.low, "high": found.high, "inverted": 1 - found.share}

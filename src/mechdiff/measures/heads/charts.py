@@ -13,7 +13,7 @@ from mechdiff.report import curves, drawing
 from mechdiff.report.curves import Axes, Behind, Look
 from mechdiff.report.difference import BREAKAGE, RECOVERY, SAID
 from mechdiff.report.drawing import BLUE, INK, LEFT, ORANGE, PURPLE, QUIET, SHARE_RANGE, SKY, TEAL, WIDE, Chart
-from mechdiff.report.phrasing import share, with_interval
+from mechdiff.report.phrasing import heads_called, share, with_interval
 
 COLOURS = {"greedy": PURPLE, "single": SKY, "attribution": TEAL, "without them": ORANGE, "random": QUIET}
 DASHES: dict[str, list[int]] = {"single": [7, 3], "attribution": [2, 3], "without them": [5, 2, 1, 2], "random": [1, 2]}
@@ -56,7 +56,7 @@ def _map(part: pl.DataFrame, layers: tuple[int, int], n_heads: int, width: int, 
                         "share": max(r["share"], 0.0), "minus": r["share"] < -0.005, "counts": r["counts"], "says": says})  # fmt: skip
     left = drawing.layer_axis(layers, width, field="x", title=not first)
     ticks = [*range(0, n_heads, 1 if n_heads <= 12 else 4 if n_heads <= 40 else 8), n_heads + 0.6]
-    number = f"datum.value > {n_heads} ? 'MLP' : 'head ' + format(datum.value, 'd')"
+    number = f"datum.value > {n_heads} ? 'MLP' : 'H' + format(datum.value, 'd')"
     axis = drawing.left_axis(values=ticks, labelExpr=number, grid=False, labelOverlap=False)
     scale = alt.Scale(domain=[n_heads + 1.2, -0.6], nice=False)
     y = alt.Y("low:Q", axis=axis, scale=scale)
@@ -164,7 +164,7 @@ def single_heads(
             continue
         room = one.n if one.n <= MANY else MANY if width >= WIDE else MANY // 2
         order = np.argsort(-np.abs((shares.fisher if shares.in_logits else shares.shapley).share), kind="stable")[:room]
-        names = [labels.head_unit(head) for head in sorted(order)]
+        names = [heads_called(layer, [head]) for head in sorted(order)]
         bars = [_bar_of(one, shares, head) for head in sorted(order.tolist())]
         title = f"L{layer}: share of all heads' {SAID[direction]}" + (f" ({room} of {one.n})" if room < one.n else "")
         panels.append(_bars(bars, names, width, title, legend=not panels))
@@ -172,12 +172,12 @@ def single_heads(
 
 
 def _bar_of(one: Game, shares: Shares, head: int) -> dict:
-    name = labels.head_unit(head)
+    name = heads_called(one.layer, [head])
     drawn, beside = (shares.fisher, shares.shapley) if shares.in_logits else (shares.shapley, shares.fisher)
     alone, other = sets.alone(one, head), float(beside.share[head])
     value, low, high = (float(end[head]) if np.isfinite(end[head]) else None for end in (drawn.share, drawn.low, drawn.high))
     bar, dot = KINDS if shares.in_logits else KINDS[::-1]
-    says = f"L{one.layer}.{name}: {bar} {with_interval(value, low, high, digits=2)}, of KL alone {share(alone)}, {dot} {share(other)}"
+    says = f"{name}: {bar} {with_interval(value, low, high, digits=2)}, of KL alone {share(alone)}, {dot} {share(other)}"
     ends = {"low": low, "high": high}  # none for a single prompt
     return {
         "name": name,
@@ -222,12 +222,12 @@ def _bars(bars: list[dict], names: list[str], width: int, title: str, *, legend:
 
 
 def _head_axis(names: list[str], width: int) -> alt.Axis:
-    """ "head 7" under each bar; where that has no room numbers alone, upright where two digits touch, and where even those do only some."""
+    """ "L28H7" under each bar; where that has no room numbers alone, upright where two digits touch, and where even those do only some."""
     if len(names) <= (12 if width >= WIDE else 5):
         return alt.Axis(labelAngle=0, grid=False, title=None, labelOverlap=False)
     room = (width - LEFT - 12) / len(names)
     step = 1 if room >= 13 else next(step for step in (2, 4, 8, 16) if step * room >= 18)
-    number = "replace(datum.value, 'head ', '')"
+    number = "split(datum.value, 'H')[1]"
     angle = 0 if step * room >= 18 else -90
     return alt.Axis(values=names[::step], labelExpr=number, labelAngle=angle, grid=False, title="head", labelOverlap=False)
 

@@ -12,7 +12,7 @@ from mechdiff.measures.heads.words import effective, how_many
 from mechdiff.report import difference, phrasing
 from mechdiff.report.difference import BREAKAGE, RECOVERY, SAID, WORDS
 from mechdiff.report.parts import Drawn, Run, Section, note, table
-from mechdiff.report.phrasing import INTERACTION, listed, nats, share, shown, with_interval
+from mechdiff.report.phrasing import INTERACTION, heads_called, listed, nats, share, shown, with_interval
 from mechdiff.rows import where
 
 TITLE = "Which heads carry it?"
@@ -101,7 +101,7 @@ def _inside(run: Run, one: Game, found: pl.DataFrame) -> list[dict]:
     for head in sorted(range(one.n), key=lambda head: -abs(by[head]))[:TOP]:
         split = (arms.get((labels.head_unit(head), arm), "–") for arm in ("contribution", "routing", "write"))
         of_all = (share(v) if v == v else "–" for v in (shares.fisher.share[head], shares.shapley.share[head]))
-        lines.append((_unbroken(f"L{one.layer}.{labels.head_unit(head)}"), *split, *of_all, share(missed.share[head]) if missed else "–"))
+        lines.append((heads_called(one.layer, [head]), *split, *of_all, share(missed.share[head]) if missed else "–"))
     columns = ("head", "effect / D", "routing / D", "write / D", "Fisher", "Shapley (KL)", "needed (KL)")
     title = f"{_opens(one.direction)} by the heads of L{one.layer}. "
     title += "Fisher (adds), and of KL Shapley values and needed (what is lost without the head): shares of the effect of all"
@@ -206,7 +206,7 @@ def _pairs(run: Run) -> list[dict]:
             for r in both.head(PAIRS // 2).iter_rows(named=True):
                 of_kl = f"{share(r['kl_i'])}, {share(r['kl_j'])}", shown(r["kl"], r["kl_low"], r["kl_high"], digits=2)
                 added = f"{share(r['v_i'])}, {share(r['v_j'])}", shown(r["value"], r["low"], r["high"], digits=2)
-                lines.append((f"L{layer}: {r['i']}, {r['j']}", SAID[direction], *added, *of_kl))
+                lines.append((f"L{layer}H{r['i']}, L{layer}H{r['j']}", SAID[direction], *added, *of_kl))
     columns = ("heads", "direction", "v(i), v(j)", "interaction", "of KL: v(i), v(j)", "of KL: interaction")
     title = f"Interactions of top heads, v(i, j) − v(i) − v(j), as parts of how far all heads of the layer move the logits: {INTERACTION}"
     title += f"; the largest of each layer and direction, {len(lines)} of {of}, so somewhat overstated. " if len(lines) < of else ". "

@@ -6,7 +6,7 @@ from mechdiff.measures.heads import findings, over_answers, sets
 from mechdiff.report.difference import BREAKAGE
 from mechdiff.report.headlines import Candidate
 from mechdiff.report.parts import Run
-from mechdiff.report.phrasing import level, share, with_interval
+from mechdiff.report.phrasing import heads_called, level, listed, share, with_interval
 from mechdiff.rows import OVERLAP
 from mechdiff.statistics import spread
 
@@ -104,7 +104,8 @@ def how_many(rows: pl.DataFrame, summary: pl.DataFrame, one: sets.Game, manifest
             else f"the first {len(order)} of the greedy order do not reach half"
         )
     k = len(found.heads)
-    words = f"head {order[0]} alone has" if k == 1 else f"heads {', '.join(map(str, order[: k - 1]))} and {order[k - 1]} have"
+    names = [heads_called(one.layer, [head]) for head in order[:k]]
+    words = f"{names[0]} alone has" if k == 1 else f"{listed(names)} have"
     size = with_interval(found.share, found.low, found.high, digits=2, coverage=1.0)
     number = "order and number" if found.chosen_on else "order"
     biased = "" if found.chosen_on else ", number on these prompts, so optimistically biased"

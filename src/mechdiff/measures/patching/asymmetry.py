@@ -9,24 +9,23 @@ bootstrap over prompts. No index where J_breakage + J_recovery is under three no
 both J are on the tokens that both models have.
 """
 
-import altair as alt
 import numpy as np
 import polars as pl
 
 from mechdiff import shares, terms
 from mechdiff.architectures.sites import KINDS, Site
 from mechdiff.measures.patching import findings
-from mechdiff.report import difference, drawing
+from mechdiff.report import difference
 from mechdiff.report.difference import BREAKAGE, RECOVERY
-from mechdiff.report.drawing import LEFT, SITE_COLOURS, SITE_DASHES, WIDE, Chart
-from mechdiff.report.parts import Drawn, Run
-from mechdiff.report.phrasing import with_interval
+from mechdiff.report.parts import Run, note, table
+from mechdiff.report.phrasing import nats, shown, with_interval
 from mechdiff.rows import where
 from mechdiff.statistics import floors as statistics_floors
 from mechdiff.statistics import intervals
 from mechdiff.statistics import summary as statistics_summary
 
-SITES = ("resid_post", "attn_out", "mlp_out")
+TOP = 10
+"""Sites that are listed."""
 _SCHEMA = {
     "layer": pl.Int64,
     "site": pl.String,
@@ -89,8 +88,8 @@ def _floor(rows: pl.DataFrame) -> float:
     return 0.0
 
 
-def parts(run: Run) -> list[Drawn]:
-    """The figure with its caption, for the section on patching; nothing where it was not measured in both directions."""
+def parts(run: Run) -> list[dict]:
+    """What the index is and a table of the strongest sites, for the section on patching; nothing where it was not measured in both directions."""
     found = by_site(run.rows, run.summary)
     known = found.filter(pl.col("index").is_not_null())
     if known.is_empty():
@@ -104,26 +103,7 @@ def parts(run: Run) -> list[Drawn]:
         caption += (
             f"At {strongest['name']}, the site where both patches together do most on the {terms.of_split(chosen_on)} prompts, A = {value}."
         )
-    return [Drawn(name="asymmetry", chart=asymmetry_by_layer, caption=caption, reading="asymmetry")]
-
-
-def asymmetry_by_layer(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
-    """A by layer, for the residual stream after each block and for what attention and the MLP add to it."""
-    found = by_site(rows, summary).filter(pl.col("site").is_in(SITES))
-    if found["index"].drop_nulls().is_empty():
-        return None
-    layers = drawing.layer_range(found)
-    known = found.filter(pl.col("index").is_not_null())
-    names = [name for name in SITES if name in known["site"].unique().to_list()]
-    says = [f"{r['name']}: A = {with_interval(r['index'], r['low'], r['high'], decimals=2)}" for r in known.iter_rows(named=True)]
-    base = alt.Chart(drawing.inline(known.with_columns(says=pl.Series(says)).to_dicts()))
-    x, axis = drawing.layer_axis(layers, width), drawing.left_axis(values=[-1, -0.5, 0, 0.5, 1], format=".1f")
-    scale = alt.Scale(domain=[-1, 1], nice=False, clamp=True)
-    stroke, dash, fill = drawing.line_channels(names, "site", SITE_COLOURS, SITE_DASHES, width)
-    y = alt.Y("index:Q", scale=scale, axis=axis)
-    zero = alt.Chart(drawing.inline([{"index": 0}])).mark_rule(aria=False, color="#9aa4ae").encode(y=y)
-    band = base.mark_area(aria=False, opacity=0.14).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2=alt.Y2("high:Q"), fill=fill)
-    line = base.mark_line(aria=False, strokeWidth=1.6).encode(x=x, y=y, stroke=stroke, strokeDash=dash)
-    dots = base.mark_circle(size=26, opacity=1).encode(x=x, y=y, fill=fill, description=alt.Description("says:N"))
-    title = drawing.title_of("A: 1 only the tuned model is moved, −1 only the base" if width >= WIDE else "A: tuned moved 1, base moved −1")
-    return drawing.styled(drawing.layer(zero, band, line, dots, width=width - LEFT - 12, height=130, title=title))
+    most = known.sort("nats", descending=True, maintain_order=True).head(TOP)
+    lines = [(r["name"], shown(r["index"], r["low"], r["high"], r["n"], decimals=2), nats(r["nats"])) for r in most.iter_rows(named=True)]
+    title = "Asymmetry index A: 1 where only the tuned model is moved, −1 only the base; the sites that move both most"
+    return [note(caption), table(("site", "A", "JS of both, nats"), lines, folded=title)]

@@ -13,8 +13,6 @@ from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
 from mechdiff.report import curves, difference, drawing
 from mechdiff.report.curves import GREY, Axes, Behind, Look
 from mechdiff.report.drawing import (
-    INK,
-    LEFT,
     ORANGE,
     PURPLE,
     SHARE_RANGE,
@@ -25,7 +23,7 @@ from mechdiff.report.drawing import (
     WIDE,
     Chart,
 )
-from mechdiff.report.phrasing import decimal, nats, share, with_interval
+from mechdiff.report.phrasing import decimal, with_interval
 
 KINDS = {"rank_chosen": "centred: rank of what differs between prompts", "rank_uncentred": "uncentred: the constant shift counts too"}
 LOOKS = {"rrr": TEAL, "rank_truncated": PURPLE, "fisher": ORANGE, "random subspace": GREY}
@@ -153,47 +151,3 @@ def drop_by_strength(
     table = found.with_columns(says=pl.Series(says)).drop("rank")
     axes = Axes(x=x, scale=scale, ticks=axis)
     return curves.panels(table, titles, axes, look, width, Behind(marks=lambda _: [curves.zero(scale, axis)]))
-
-
-def rank_by_strength(
-    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, sites: Sequence[str] | None = None
-) -> Chart | None:
-    """Rank by strength at one site: closeness in nats, and the share of D recovered."""
-    name = findings.site_of_strengths(rows, summary) if sites is None else "".join(sites)
-    tables = {direction: findings.by_strength(rows, name, direction) for direction in (CLOSENESS, TRANSPORT)} if name else {}
-    known = [
-        _heat(found, direction, name, width, first=direction == CLOSENESS) for direction, found in tables.items() if not found.is_empty()
-    ]
-    return drawing.styled(drawing.vconcat(*known, spacing=12, resolve=drawing.scales(color="independent"))) if known else None
-
-
-def _heat(found: pl.DataFrame, direction: str, name: str, width: int, *, first: bool) -> alt.LayerChart:
-    low, high = drawing.ends(found["value"])
-    dark_high = direction == TRANSPORT
-    domain = [0.0, 1.0] if dark_high else [min(0.0, low), high or 1.0]
-    in_words = (lambda value: f"{nats(value)} nats") if direction == CLOSENESS else (lambda value: f"{share(value)} of D")
-    span = domain[1] - domain[0]
-    records = [
-        {
-            "rank": r["rank"], "s": f"{r['s']:g}", "value": r["value"], "says": f"rank {r['rank']}, s = {r['s']:g}: {in_words(r['value'])}",
-            "text": f"{r['value']:.2g}" if direction == CLOSENESS else share(r["value"]),
-"dark": (r["value"] - domain[0]) / span > 0.55 if dark_high else (r["value"] - domain[0]) / span < 0.45,
-        }
-        for r in found.iter_rows(named=True)
-    ]  # fmt: skip
-    ranks = sorted(set(found["rank"].to_list()))
-    strengths = [f"{s:g}" for s in sorted(set(found["s"].to_list()), reverse=True)]
-    snug = alt.Scale(paddingInner=0.05, paddingOuter=0)
-    x = alt.X("rank:O", sort=ranks, title="rank k of the map", axis=alt.Axis(labelAngle=0, ticks=False, domain=False), scale=snug)
-    y = alt.Y("s:N", sort=strengths, title=None, axis=drawing.left_axis(ticks=False, domain=False), scale=snug)
-    colours = SHARE_RANGE if dark_high else SHARE_RANGE[::-1]
-    colour = alt.Color("value:Q", scale=alt.Scale(domain=domain, range=colours, clamp=True), legend=None)
-    base = alt.Chart(drawing.inline(records))
-    layers = [base.mark_rect(stroke="#c3ccd6", strokeWidth=0.5).encode(x=x, y=y, color=colour, description=alt.Description("says:N"))]
-    if len(ranks) * (1 if width >= WIDE else 2) <= 16:
-        for dark, ink in ((True, "#ffffff"), (False, INK)):
-            words = alt.Chart(drawing.inline([r for r in records if r["dark"] == dark])).mark_text(aria=False, fontSize=10, color=ink)
-            layers.append(words.encode(x=x, y=y, text=alt.Text("text:N")))
-    words_of = {CLOSENESS: "KL, nats (dark: close)", TRANSPORT: "share of D recovered (dark: all)"}[direction]
-    title = drawing.title_of(f"{name}, strength by rank: {words_of}" if width >= WIDE else words_of)
-    return drawing.layer(*layers, width=width - LEFT - 12, height=24 * len(strengths), title=title)

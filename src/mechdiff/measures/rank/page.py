@@ -140,19 +140,27 @@ def _strengths(run: Run) -> list[Any]:
     shown = findings.site_of_strengths(run.rows, run.summary)
     if not shown:
         return []
-    said = []
+    said, tables = [], []
     for direction in (CLOSENESS, TRANSPORT):
         found = findings.by_strength(run.rows, shown, direction).filter(pl.col("rank") > 0)
         if not found.is_empty():
+            tables.append(_grid(findings.by_strength(run.rows, shown, direction), direction, shown))
             best = found.sort("value", descending=direction == TRANSPORT, maintain_order=True).row(0, named=True)
             value = f"{nats(best['value'])} nats" if direction == CLOSENESS else f"{share(best['value'])} of D"
             word = "closest" if direction == CLOSENESS else "recovers most"
             said.append(f"{word}: rank {best['rank']} at strength {best['s']:g}, {value}")
     caption = f"Rank by strength at {shown}. Best cells are selected on these prompts, so optimistically biased: {listed(said)}."
-    return [
-        Drawn(name="rank_strength", chart=charts.rank_by_strength, options={"sites": [shown]}, caption=caption, reading="rank_strength"),
-        *_drops(run, shown),
-    ]
+    return [note(caption), *tables, *_drops(run, shown)]
+
+
+def _grid(found: pl.DataFrame, direction: str, name: str) -> dict:
+    """A row for each rank, a column for each strength."""
+    strengths = sorted(set(found["s"].to_list()))
+    by = {(r["rank"], r["s"]): r["value"] for r in found.iter_rows(named=True)}
+    in_words = nats if direction == CLOSENESS else share
+    lines = [(str(rank), *(in_words(by.get((rank, s))) for s in strengths)) for rank in sorted({rank for rank, _ in by})]
+    title = f"{'KL of the tuned model, nats' if direction == CLOSENESS else 'Share of D recovered'}, by rank and strength at {name}"
+    return table(("rank", *(f"s = {s:g}" for s in strengths)), lines, folded=title)
 
 
 def _drops(run: Run, name: str) -> list[Drawn]:

@@ -9,6 +9,7 @@ from mechdiff.study.cells import Cell, Item
 from mechdiff.study.experiment import Needs, Window
 from mechdiff.study.options import Kinds, LayeredOptions
 from mechdiff.study.planner import Planner, lacks, shared_clusters
+from mechdiff.terms import of_split
 
 
 class SimilarityOptions(LayeredOptions):
@@ -47,11 +48,11 @@ def similarity_cells(planner: Planner) -> Iterator[Cell]:
         planner.skip("similarity: same_basis_change, procrustes_distance", "the two models' activations have different widths")
     for split in ("select", "report"):
         if split not in planner.splits:
-            planner.skip(f"similarity on {split}", lacks(split))
+            planner.skip(f"similarity on the {of_split(split)} prompts", lacks(split))
             continue
         items = planner.whole(split)
         if len(items) < 4:
-            planner.skip(f"similarity on {split}", f"debiased CKA needs 4 prompts, there are {len(items)}")
+            planner.skip(f"similarity on the {of_split(split)} prompts", f"debiased CKA needs 4 prompts, there are {len(items)}")
             continue
         layers = options.layer_numbers(planner.shape.n_layers)
         for position in ("decision", "words") if split == "report" and _words(planner, options) else ("decision",):

@@ -11,7 +11,7 @@ from mechdiff.measures.transport import closer_findings, findings
 from mechdiff.measures.transport.findings import CLOSENESS, LEARNED, REMOVAL, TRANSPORT
 from mechdiff.report import curves, difference, drawing, effect_shares
 from mechdiff.report.curves import Axes, Behind
-from mechdiff.report.drawing import BLUE, INK, SHARE_RANGE, WIDE, Chart
+from mechdiff.report.drawing import BLUE, WIDE, Chart
 from mechdiff.report.effect_shares import ARMS
 from mechdiff.report.phrasing import decimal, nats, with_interval
 from mechdiff.rows import where
@@ -109,30 +109,6 @@ def shown_at_strength(rows: pl.DataFrame, summary: pl.DataFrame) -> list[str]:
     return ([name for name in shown if name in worth] or shown)[:SHOWN]
 
 
-def closeness_by_strength(
-    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, sites: Sequence[str] | None = None
-) -> Chart | None:
-    """KL of the tuned model by strength, with the quadratic law through the smallest strength."""
-    found = closer_findings.rows_of_strength(rows, CLOSENESS, "kl_own_nats")
-    shown = shown_at_strength(rows, summary) if sites is None else list(sites)
-    found = found.filter(pl.col("name").is_in(shown))
-    if found.is_empty():
-        return None
-    most = drawing.ends(found["value"])[1]
-    law = closer_findings.quadratic(rows).filter(pl.col("name").is_in(shown), pl.col("curvature").is_not_null())
-    end = drawing.ends(found["s"])[1]
-    points = [
-        {"panel": r["name"], "line": r["arm"], "s": s, "value": value}
-        for r in law.iter_rows(named=True)
-        for s in (end * i / LAW_POINTS for i in range(LAW_POINTS + 1))
-        if (value := r["curvature"] * s * s) <= 1.15 * most
-    ]
-    faint = pl.DataFrame(points, schema={"panel": pl.String, "line": pl.String, "s": pl.Float64, "value": pl.Float64})
-    scale = alt.Scale(domain=[0, 1.15 * most or 1.0], nice=False, clamp=True)
-    words = "KL, nats" + ("; dotted: c s²" if width >= WIDE else "")
-    return _by_strength(found, {name: f"{name}: {words}" for name in shown}, scale, "nats", width, faint)
-
-
 def recovery_by_strength(
     rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, sites: Sequence[str] | None = None
 ) -> Chart | None:
@@ -178,49 +154,6 @@ def squares(rows: pl.DataFrame, summary: pl.DataFrame, arm: str = "") -> dict[st
         site: square.filter(pl.format("L{}.{}", "patched", pl.lit(site)).is_in(worth)) for site, square in found.items() if len(square)
     }
     return {site: square for site, square in found.items() if not square.is_empty()}
-
-
-def bogus_maps(
-    rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE, found: dict[str, pl.DataFrame] | None = None
-) -> Chart | None:
-    """Fitted layer by patched layer: KL in nats, the lowest of each row framed."""
-    found = squares(rows, summary) if found is None else found
-    if not found:
-        return None
-    abreast = len(found) if width >= WIDE else 1
-    side = (width - 58 * abreast) // abreast
-    panels = [_square(site, square, side) for site, square in found.items()]
-    return drawing.styled(drawing.hconcat(*panels, spacing=16) if width >= WIDE else drawing.vconcat(*panels, spacing=12))
-
-
-def _square(site: str, square: pl.DataFrame, side: int) -> alt.LayerChart:
-    least = square.group_by("patched").agg(least=pl.col("nats").min())
-    ratio = pl.when(pl.col("least") > 0).then((pl.col("nats") / pl.col("least")).log10()).otherwise(0.0)
-    table = square.join(least, on="patched").with_columns(shade=ratio, best=pl.col("nats") == pl.col("least")).sort("patched", "fitted")
-    layers, rows_of = ([f"L{layer}" for layer in sorted(set(square[name].to_list()))] for name in ("fitted", "patched"))
-    records = [
-        {
-            "fitted": f"L{r['fitted']}", "patched": f"L{r['patched']}", "shade": r["shade"], "text": f"{r['nats']:.2g}", "best": r["best"],
-            "says": f"fitted at L{r['fitted']}, patched at L{r['patched']}: {nats(r['nats'])} nats", "ink": "#ffffff" if r["shade"] > 0.55 else INK,
-        }
-        for r in table.iter_rows(named=True)
-    ]  # fmt: skip
-    snug = alt.Scale(paddingInner=0.06, paddingOuter=0)
-    x = alt.X("fitted:N", sort=layers, title="map fitted at", axis=alt.Axis(labelAngle=0, ticks=False, domain=False), scale=snug)
-    y = alt.Y("patched:N", sort=rows_of, title="patched in at", axis=alt.Axis(ticks=False, domain=False), scale=snug)
-    base = alt.Chart(drawing.inline(records))
-    colour = alt.Color("shade:Q", scale=alt.Scale(domain=[0, 1], range=SHARE_RANGE, clamp=True), legend=None)
-    cells = base.mark_rect(stroke="#c3ccd6", strokeWidth=0.5).encode(x=x, y=y, color=colour, description=alt.Description("says:N"))
-    won = alt.Chart(drawing.inline([r for r in records if r["best"]])).mark_rect(
-        aria=False, filled=False, stroke="#d55e00", strokeWidth=2.2
-    )
-    layers_ = [cells, won.encode(x=x, y=y)]
-    if len(layers) <= 8:
-        for ink in ("#ffffff", INK):
-            words = alt.Chart(drawing.inline([r for r in records if r["ink"] == ink])).mark_text(aria=False, fontSize=10, color=ink)
-            layers_.append(words.encode(x=x, y=y, text=alt.Text("text:N")))
-    title = drawing.title_of(f"{site}: nats")
-    return drawing.layer(*layers_, width=max(side, 90), height=max(24 * len(rows_of), 30), title=title)
 
 
 def _sites(found: pl.DataFrame) -> list[str]:

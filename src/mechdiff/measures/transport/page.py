@@ -160,22 +160,14 @@ def _strength(run: Run) -> list[Any]:
         return []
     law = closer_findings.quadratic(run.rows).filter(pl.col("ratio").is_not_null())
     shown = charts.shown_at_strength(run.rows, run.summary)
-    caption = "Strength s: what is patched in is own + s (T(x) − own). KL with a mapped activation by strength, with c s² through the "
-    caption += "smallest strength (dotted). "
+    caption = "Strength s: what is patched in is own + s (T(x) − own). KL with a mapped activation rises at first as c s², c being "
+    caption += "that of the smallest strength. "
     at = [
         f"{r['arm']} {with_interval(r['ratio'], r['low'], r['high'], decimals=2)}"
         for r in law.filter(pl.col("name").is_in(shown[:1])).iter_rows(named=True)
     ]
     caption += f"KL(1) / c at {shown[0]}: {listed(at)}; 1 where the square holds all the way." if at else ""
-    parts = [
-        Drawn(
-            name="transport_strength",
-            chart=charts.closeness_by_strength,
-            options={"sites": shown},
-            caption=caption,
-            reading="transport_strength",
-        )
-    ]
+    parts: list[Any] = [note(caption), _by_strength(close.filter(pl.col("name").is_in(shown)))]
     moved = closer_findings.rows_of_strength(run.rows, TRANSPORT, "kl_other_nats").filter(pl.col("name").is_in(shown[:1]))
     found = difference.difference(run.rows, run.summary)
     if not moved.is_empty() and found and found.divides:
@@ -200,6 +192,18 @@ def _strength(run: Run) -> list[Any]:
     return parts
 
 
+def _by_strength(close: pl.DataFrame) -> dict:
+    """KL with a map's activation in the tuned model, a column for each strength."""
+    strengths = sorted(set(close["s"].to_list()))
+    by: dict[tuple[str, str], dict[float, str]] = {}
+    for r in close.iter_rows(named=True):
+        by.setdefault((r["name"], r["arm"]), {})[r["s"]] = nats(r["value"])
+    lines = [(f"{name}, {arm}", *(values.get(s, "–") for s in strengths)) for (name, arm), values in by.items()]
+    return table(
+        ("map", *(f"s = {s:g}" for s in strengths)), lines, folded="KL of the tuned model with a mapped activation by strength, nats"
+    )
+
+
 def _controls(run: Run) -> list[Any]:
     """Maps of other layers, of shuffled pairs, of an early layer, and random subspaces."""
     parts: list[Any] = []
@@ -217,15 +221,7 @@ def _controls(run: Run) -> list[Any]:
             f"Maps ({arm}) fitted at one layer, patched in at another: KL of the tuned model from the unedited one. {'; '.join(said)} "
         )
         caption += "(p ≤ 0.05, corrected for all pairs of layers)."
-        parts.append(
-            Drawn(
-                name="transport_bogus",
-                chart=charts.bogus_maps,
-                options={"found": squares},
-                caption=caption,
-                reading="transport_bogus",
-            )
-        )
+        parts.append(note(caption))
     return [*parts, *_bogus_table(run, arm, squares), *_controls_table(run), *_overfit(run)]
 
 

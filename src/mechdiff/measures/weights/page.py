@@ -38,7 +38,7 @@ def weights(run: Run) -> Section:
     if not heads.is_empty():
         top = heads.sort("change", descending=True, maintain_order=True).row(0, named=True)
         what = "what it writes" if top["metric"] == "ov_relative_norm" else "where it looks"
-        caption = f"Relative change of each head's two products. Largest: head {top['head']} of layer {top['layer']}, {nats(top['change'])} ({what})."
+        caption = f"Relative change of each head's two products. Largest: L{top['layer']}H{top['head']}, {nats(top['change'])} ({what})."
         parts.append(Drawn(name="head_map", chart=head_map, caption=caption, reading="head_map"))
     return Section(id="weights", title=TITLE, parts=[*parts, *statements])
 
