@@ -13,7 +13,7 @@ import pytest
 
 from mechdiff.errors import RunError
 from mechdiff.measures.catalogue import CHAPTERS
-from mechdiff.report.page import build_report
+from mechdiff.report.page import HEAD, build_report, headed
 from mechdiff.report.record import short_name
 from report.conftest import CHANGED
 from report.planted_run import planted_manifest, planted_rows, write_run
@@ -250,3 +250,28 @@ def test_hostile_tokens_tensors_and_statements_stay_text(tmp_path: Path, full_ro
     assert "\u202e" not in page.text
     assert not [name for name, _ in page.attributes if name == "style" or name.startswith("on")]
     assert "<script>alert" not in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_figure_has_words_beside_its_number(full_run: Path) -> None:
+    text = (full_run / "report.html").read_text(encoding="utf-8")
+    heads = re.findall(r'<figure id="(\w+)"[^>]*>\s*<h3>(.*?)</h3>', text, re.DOTALL)
+    assert len(heads) == 17
+    assert [name for name, head in heads if 'class="words"' not in head] == []
+
+
+@pytest.mark.parametrize(
+    ("caption", "head", "rest"),
+    [
+        ("Short.", "Short", ""),
+        ("The rank of a change at L28.resid_post is 11 (of 16 prompts; R² 0.51), which is much. More of it " + "follows " * 20, "", None),
+        ("One clause (a; b: c), and a second one. " + "And on " * 20, "One clause (a; b: c), and a second one", None),
+    ],
+)  # fmt: skip
+def test_a_caption_is_cut_where_no_bracket_is_open(caption: str, head: str, rest: str | None) -> None:
+    found, under = headed(caption)
+    assert found.count("(") == found.count(")")
+    assert len(found) <= HEAD
+    if head:
+        assert found == head
+    if rest is not None:
+        assert under == rest

@@ -103,6 +103,7 @@ async function draw(figure) {
     inner -= over;
   }
   for (const group of plot.querySelectorAll('[role="graphics-symbol"]:not([aria-label])')) group.removeAttribute("role"); // of marks of which there are none
+  plot.style.minHeight = "0"; // what was kept free for it
   plot.dataset.drawn = dark ? "dark" : "light";
 }
 

@@ -189,11 +189,17 @@ def headed(text: str) -> tuple[str, str]:
     none of a text that has no such clause."""
     if len(text) <= HEAD:
         return text.rstrip("."), ""
-    for end in (". ", "; ", ": "):
-        head, _, rest = text.partition(end)
-        if rest and LEAST_HEAD <= len(head) <= HEAD:
+    for end in (". ", "; ", ": ", ", "):
+        head = next((text[: found.start()] for found in re.finditer(re.escape(end), text) if _closed(text[: found.start()])), "")
+        if LEAST_HEAD <= len(head) <= HEAD:
+            rest = text[len(head) + len(end) :]
             return head, rest[0].upper() + rest[1:]
     return "", text
+
+
+def _closed(text: str) -> bool:
+    """Whether every bracket that opens in it closes in it."""
+    return all(text.count(one) == text.count(other) for one, other in ("()", "[]"))
 
 
 def numbered(parts: Iterable[dict[str, Any]], figures: int = 0) -> None:

@@ -12,7 +12,7 @@ from mechdiff.report.drawing import WIDE
 from mechdiff.report.export import chart, drawn_figures, export
 from mechdiff.report.overview.overview import Overview, overview
 from mechdiff.report.overview.shown import html, section
-from mechdiff.report.page import build_report
+from mechdiff.report.page import page_of
 from mechdiff.report.parts import Drawn
 from mechdiff.report.parts import Run as Content
 from mechdiff.report.parts import load as load_content
@@ -147,7 +147,9 @@ class Run:
 
     def report(self) -> Path:
         """Builds report.html and results.json anew from the folder; returns the page's path."""
-        page = build_report(self.path, CHAPTERS)
+        for name in ("_content", "_overview", "_results"):
+            self.__dict__.pop(name, None)
+        page = page_of(self._content, CHAPTERS, self.path)
         self.write_results()
         return page
 

@@ -32,7 +32,7 @@ def d_by_prompt(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, wi
         axis=alt.Axis(tickMinStep=1, grid=False),
         scale=alt.Scale(domain=[0, len(d) + 1], nice=False),
     )
-    y = alt.Y("d:Q", title="D, nats", scale=scale, axis=alt.Axis(format="~g", tickCount=6))
+    y = alt.Y("d:Q", title="D, nats", scale=scale, axis=alt.Axis(tickCount=6, **({"format": "~g"} if spread else {})))
     kinds = [text[key] for key in (False, True, None) if text[key] in {point["choice"] for point in points}]
     fills = {text[False]: BLUE, text[True]: "#ffffff", text[None]: "#9aa4ae"}
     dots = alt.Chart(drawing.inline(points)).mark_circle(size=46 if len(d) < 150 else 20, stroke=BLUE, strokeWidth=1.3, opacity=1)

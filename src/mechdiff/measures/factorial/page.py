@@ -12,6 +12,8 @@ from mechdiff.report.phrasing import nats, shown, with_interval
 
 TITLE = "Is it made below or above a block, or only by both?"
 
+OPENS = "Lower half, upper half and interaction, by split point. "
+
 
 def factorial(run: Run) -> Section:
     """Two factors: what the blocks up to L and those above them contribute, and what only both together do."""
@@ -32,13 +34,17 @@ def factorial(run: Run) -> Section:
 def _caption(run: Run, units: list[str | None]) -> str:
     if findings.shown_score(run.rows, units[0]) == "linear_nats":
         said = [
-            "How far the lower half (layers 0 to L), the upper half, and both beyond their sum move the logits from the base's to the tuned model's"
+            OPENS
+            + "How far the lower half (layers 0 to L), the upper half, and both beyond their sum move the logits from the base's to the "
+            "tuned model's"
         ]
         said[0] += (
             ", in nats of a linear score: the two halves sum to KL(tuned ‖ base) + KL(base ‖ tuned), and changes that merely add do not interact"
         )
     else:
-        said = ["Nats of KL(tuned ‖ run) taken off by the lower half (layers 0 to L), by the upper half, and by both beyond their sum"]
+        said = [
+            OPENS + "Nats of KL(tuned ‖ run) taken off by the lower half (layers 0 to L), by the upper half, and by both beyond their sum"
+        ]
         said[0] += "; changes that merely add have an interaction under 0 in this unit"
     return ". ".join([*said, *(_of_unit(run, unit) for unit in units)]) + "."
 

@@ -129,7 +129,7 @@ def _sets(run: Run, direction: str, found: pl.DataFrame) -> list[Any]:
     if not games:
         return parts
     shown = [one.layer for one in games]
-    caption = f"{_opens(direction)}: " + " ".join(
+    caption = f"{_opens(direction)} by the first heads of an order, of all of their layer. " + " ".join(
         f"L{one.layer}: {how_many(run.rows, run.summary, one, run.manifest)}{_ninety(one, run)}." for one in games
     )
     options = {"direction": direction, "layers": shown}
@@ -161,7 +161,7 @@ def _sets(run: Run, direction: str, found: pl.DataFrame) -> list[Any]:
                 name=f"head_bars_{WORDS[direction]}",
                 chart=charts.single_heads,
                 options=options,
-                caption=" ".join(said),
+                caption=f"{_opens(direction)} by single heads, of all of their layer. {' '.join(said)}",
                 reading=reading,
             )
         )

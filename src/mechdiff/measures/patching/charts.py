@@ -136,7 +136,7 @@ def cka_against_effect(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict
     if points.is_empty():
         return None
     word = points["direction"][0]
-    label = "breakage" if word == BREAKAGE else "recovery"
+    label = "KL increase" if word == BREAKAGE else "recovery"
     low, high = min(drawing.ends(points["cka"])[0], 0.98), max(drawing.ends(points["cka"])[1], 1.0)
     pad = 0.04 * (high - low)
     records = [{**row, "says": f"{row['name']}: CKA {row['cka']:.3f}, {label} {row['share']:.2f}"} for row in points.iter_rows(named=True)]

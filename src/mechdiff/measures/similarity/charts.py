@@ -47,9 +47,10 @@ def _cka_panel(table: pl.DataFrame, manifest: dict, layers: tuple[int, int], wid
     says = [f"{row['name']}: CKA {with_interval(row['cka'], row['low'], row['high'], decimals=3)}" for row in table.iter_rows(named=True)]
     data = drawing.inline(table.select("layer", "site", "cka", "low", "high").with_columns(says=pl.Series(says)).to_dicts())
     stroke, dash, fill = drawing.line_channels(names, "site", SITE_COLOURS, SITE_DASHES, width)
-    bottom, top = drawing.ends(table["low"])[0], max(drawing.ends(table["high"])[1], 1.0)
+    least = drawing.ends(table["cka"])[0]
+    bottom, top = max(drawing.ends(table["low"])[0], 2 * least - 1), max(drawing.ends(table["high"])[1], 1.0)
     pad = 0.04 * (top - bottom) or 0.02
-    scale = alt.Scale(domain=[bottom - pad, top + pad], nice=False, zero=False)
+    scale = alt.Scale(domain=[bottom - pad, top + pad], nice=False, zero=False, clamp=True)
     x, axis = drawing.layer_axis(layers, width, title=title), drawing.left_axis(tickCount=4)
     base = alt.Chart(data)
     band = base.mark_area(aria=False, opacity=0.16).encode(x=x, y=alt.Y("low:Q", scale=scale, axis=axis), y2=alt.Y2("high:Q"), fill=fill)

@@ -39,11 +39,17 @@ def _carried(run: Run) -> list[Any]:
     there = findings.recovered(run.rows)
     if there.is_empty():
         return []
-    caption = " ".join(words.carried(run.rows, run.summary)) or "Share of D that the base recovers when it gets its own mapped activation."
+    caption = "Share of D that the base recovers when it gets its own mapped activation. " + " ".join(words.carried(run.rows, run.summary))
     top = findings.strongest_site(run.rows, run.summary)
     count = f" {there['name'].n_unique()} sites, {there['n'][0]} prompts."
     parts = [
-        Drawn(name="transport_recovery", chart=charts.recovery_by_layer, caption=caption + count, reading="transport_recovery", main=True)
+        Drawn(
+            name="transport_recovery",
+            chart=charts.recovery_by_layer,
+            caption=caption.rstrip() + count,
+            reading="transport_recovery",
+            main=True,
+        )
     ]
     back = findings.recovered(run.rows, REMOVAL)
     if not back.is_empty() and top:

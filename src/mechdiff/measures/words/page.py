@@ -133,7 +133,7 @@ def _lens(run: Run, told: dict[str, Any]) -> list[Drawn]:
     if where is None or "words" not in run.rows["measure"]:
         return []
     caption = (
-        f"The token that each layer's lens reads at the last token of {place(where)}, both models side by side. Shade: part of {found[where]} "
+        f"What each layer's lens reads at the last token of {place(where)}, both models side by side. Shade: part of {found[where]} "
         "prompts on which the layer reads the token that comes out."
     )
     return [Drawn(name="logit_lens", chart=logit_lens, options={"where": where}, caption=caption, reading="logit_lens")]
