@@ -25,7 +25,7 @@ from mechdiff.measures.routing import charts as routing_charts
 from mechdiff.measures.similarity import charts as similarity_charts
 from mechdiff.measures.steering import charts as steering_charts
 from mechdiff.measures.weights import charts as weights_charts
-from mechdiff.report import curves, difference, drawing
+from mechdiff.report import curves, difference, drawing, phrasing
 from mechdiff.report.page import RENDERER
 from mechdiff.report.parts import Figure
 from report.conftest import CHANGED
@@ -49,7 +49,7 @@ def test_figures_are_valid_and_fit_their_width(
     assert "undefined" not in svg
     if width == drawing.WIDE:
         altairs = figure(rows, summary, manifest, width=width).to_dict()  # altair checks the specification
-        assert svg == drawing.drawn(altairs)
+        assert svg == drawing.drawn(json.loads(phrasing.HEAD.sub(r"L\1H\2", json.dumps(altairs, ensure_ascii=False))))
 
 
 @pytest.mark.parametrize("figure", ALL, ids=lambda figure: figure.__name__)

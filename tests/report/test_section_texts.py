@@ -48,12 +48,12 @@ def test_the_numbers_of_the_caption_are_those_planted(run: Run) -> None:
     drawn = section.parts[0]
     assert isinstance(drawn, Drawn)
     behind = 0.5 * np.exp(-np.arange(CONTINUATION) / 6).mean()
-    assert f"after it {phrasing.nats(behind)} [95 % CI:" in drawn.caption
+    assert f"after it {phrasing.nats(behind)} nats" in drawn.caption
     assert "at the last prompt token on 22, later on 1, already inside the prompt on 0, nowhere on 1." in drawn.caption
     bits = next(part for part in section.parts if isinstance(part, dict) and part["kind"] == "table")["rows"]
     assert [row[1].partition(" ")[0] for row in bits] == [phrasing.nats(1.5 + 0.115), phrasing.nats(1.0 + 0.115), "0.500"]
     said = divergence_words.how_it_goes_on(run.rows, run.manifest)[0]
-    assert f"{phrasing.nats(behind)} [95 % CI:" in said
+    assert f"{phrasing.nats(behind)} nats" in said
     assert "the base needs 0.500 [95 % CI: 0.500, 0.500] bits per byte more" in said
 
 

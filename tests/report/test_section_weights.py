@@ -30,7 +30,7 @@ def test_the_caption_and_the_verdict_count_what_changed(run: Run) -> None:
     assert f"2 of {N_TENSORS} tensors changed, in 2 of 7 layers; most in L{CHANGED}.attn, 0.120." in drawn[0].caption
     assert drawn[0].caption.startswith("The largest ‖ΔW‖ / ‖W‖ among the tensors")
     assert f"L{CHANGED}.self_attn.o_proj 1 and L{CHANGED + 1}.mlp.down_proj 16" in drawn[2].caption
-    assert f"head {N_HEADS - 1} of layer {CHANGED}, 0.400 (what it writes)" in drawn[3].caption
+    assert f"L{CHANGED}H{N_HEADS - 1}, 0.400 (what it writes)" in drawn[3].caption
     assert weights_words.which_weights(run.summary, {}) == [
         f"The fine-tune changed 2 of {N_TENSORS} tensors, in 2 of 7 layers. "
         f"Most changed is L{CHANGED}.self_attn.o_proj, by 0.120 of its norm, in a change of rank 1."
