@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mechdiff.corpora import moments, scan
 from mechdiff.errors import StudyError
 from mechdiff.measures.catalogue import AGAIN, ANSWERS, BETWEEN_RUNS, CHAPTERS, EXPERIMENTS, NUMBERS, load_study, make_study
+from mechdiff.report.page import build_report
 from mechdiff.results.finished import Run, open_run
 from mechdiff.statistics.summary import summarise
 from mechdiff.store.run_folder import RunFolder
@@ -142,8 +143,9 @@ def run(
         progress("intervals and figures", 1.0)
         folder.write_summary(summarise(rows, NUMBERS, prompts=read_prompts(place), seed=config.seed))
         folder.write_manifest(record)
+    build_report(place, CHAPTERS)
     finished = Run(place)
-    finished.report()
+    _written(finished)
     if on_event:
         found = finished.results
         on_event(
@@ -151,6 +153,10 @@ def run(
             {"mechdiff/done": 1.0} | {f"mechdiff/{key}": v for key, v in found.select("key", "value").iter_rows()},
         )
     return finished
+
+
+def _written(finished: Run) -> None:
+    finished.write_results()
 
 
 def _heard(step: "Step", on_event: Event | None) -> "Step":
