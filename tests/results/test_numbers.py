@@ -146,7 +146,7 @@ def test_another_document_does_not_keep_the_schema(wrong: Any, at: str, finished
 def test_results_json_is_made_anew_with_the_report(of_run: mechdiff.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from mechdiff.results import finished as module
 
-    monkeypatch.setattr(module, "build_report", lambda path, chapters: path / "report.html")
+    monkeypatch.setattr(module, "page_of", lambda content, chapters, path: path / "report.html")
     before = (of_run.path / document.NAME).read_bytes()
     (of_run.path / document.NAME).unlink()
     assert of_run.report() == of_run.path / "report.html"
