@@ -78,10 +78,17 @@ def test_the_archive_and_the_wheel_pass_twine_and_hold_every_file(built: tuple[P
 
 @pytest.mark.package
 def test_nothing_but_what_is_declared_lies_beside_the_wheel(commands: Path) -> None:
-    said = subprocess.run([str(commands / "python"), "-c", "import pytest"], capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        [str(commands / "python"), "-c", "import pytest"], capture_output=True, text=True, check=False, env=package.clean()
+    )
     assert "No module named 'pytest'" in said.stderr, "an extra of the tests"
     where = subprocess.run(
-        [str(commands / "python"), "-c", "import mechdiff; print(mechdiff.__file__)"], capture_output=True, text=True, check=True, cwd="/"
+        [str(commands / "python"), "-c", "import mechdiff; print(mechdiff.__file__)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+        env=package.clean(),
     ).stdout
     assert where.startswith(str(commands.parent)), "not the repository's"
 

@@ -6,6 +6,7 @@ The environment lies outside the repository. What the wheel declares is linked i
 a declared one asks for and no other: so a dependency that is not declared is missing there, and nothing is downloaded.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -68,16 +69,18 @@ def environment(place: Path, wheel: Path) -> Path:
             if not (site / top).exists() and target.exists():
                 (site / top).symlink_to(target)
     pip = [sys.executable, "-m", "pip", "--python", str(place), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(pip, check=True)
+    subprocess.run(pip, check=True, env=clean())
     return place / "bin"
+
+
+def clean() -> dict[str, str]:
+    """The variables of this process without those that would lead back into the repository."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV", "MECHDIFF", "COVERAGE"))}
 
 
 def command(commands: Path, *told: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """`mechdiff` from that environment, in a folder outside the repository, without anything that would lead back into it."""
-    import os
-
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV", "MECHDIFF", "COVERAGE"))}
-    return subprocess.run([str(commands / "mechdiff"), *told], cwd=folder, env=kept, capture_output=True, text=True, check=False)
+    return subprocess.run([str(commands / "mechdiff"), *told], cwd=folder, env=clean(), capture_output=True, text=True, check=False)
 
 
 def shipped(archive: Path) -> set[str]:

@@ -14,10 +14,12 @@ import torch
 from tokenizers import AddedToken
 from torch import nn
 
+from mechdiff import labels
 from mechdiff.architectures.network import quiet
 from mechdiff.engine.distributions import kl_nats
 from mechdiff.labels import BASE_INTO_TUNED, TUNED_INTO_BASE
 from mechdiff.measures.catalogue import CHAPTERS, EXPERIMENTS, NUMBERS, make_study
+from mechdiff.measures.grafting import findings as grafts
 from mechdiff.measures.self_repair import findings as self_repair
 from mechdiff.report.parts import Run
 from mechdiff.report.verdict import verdict
@@ -28,7 +30,7 @@ from mechdiff.study.config import RunOptions, study_yaml
 from mechdiff.study.prepare import prepare
 from mechdiff.study.run import execute
 from mechdiff.validate import edits, made, planted
-from mechdiff.validate.checks import Check, above, at_most, near, same
+from mechdiff.validate.checks import Check, above, at_most, names, near, same
 from mechdiff.validate.edits import Net
 from mechdiff.validate.planted import Bench
 
@@ -115,7 +117,10 @@ def p2(bench: Bench) -> Iterator[Check]:
             "the tuned weights of L1.attn, the one module that changed, bring the base 100.0 %" in said,
             True,
         )
-        yield same("and as the smallest set of modules", "on the validation prompts (L1.attn), brings the base 100.0 %" in said, True)
+        needed = grafts.needed(found.rows)
+        assert needed
+        yield same("the smallest set of modules with 90 % of D", names(labels.set_of(needed.row["unit"])), {"L1.attn"})
+        yield near("share of D that it recovers", needed.row["share"], 1, 1e-6)
         yield same(
             "the strongest output, chosen on the select split", "strongest output: L1.attn_out (selected on other prompts)" in said, True
         )
