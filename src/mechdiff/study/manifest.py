@@ -29,12 +29,8 @@ def run_record(
     selfcheck: Mapping[str, Any],
     seconds: Mapping[str, float],
     started: str,
-    family: dict[str, Any],
 ) -> dict[str, Any]:
-    """The manifest's content: what was asked, of which files, rendered how, computed by what, checked how, and what was left out.
-
-    `family`: the pair's lineage.
-    """
+    """The manifest's content but for the lineage: what was asked, of which files, rendered how, computed by what, checked how, what was left out."""
     study, options, pair = prepared.study, prepared.options, prepared.pair
     tokens = sorted(len(one.ids_tuned) for prompts in prepared.rendered.values() for one in prompts.values())
     listed = prepared.tokens
@@ -46,7 +42,6 @@ def run_record(
         "quick": options.quick,
         **_preset_record(prepared),
         "pair": {side: _model_record(prepared, side) for side in ("base", "tuned")},
-        "lineage": family,
         "prompts": {
             **study.prompts.model_dump(mode="json", include={"policy", "template", "position", "system", "date", "answer"}),
             "n": {split: len(prompts) for split, prompts in prepared.rendered.items()},
@@ -70,7 +65,7 @@ def run_record(
         "selfcheck": selfcheck,
         "noise_floor": _noise_floor(rows),
         "skipped": list(prepared.plan.skipped),
-        "warnings": [*family["warnings"], *filter(None, [listed.said_of_renamed()]), *prepared.said],
+        "warnings": [*filter(None, [listed.said_of_renamed()]), *prepared.said],
         "seconds": {stage: round(spent, 2) for stage, spent in seconds.items()},
         "device": str(pair.device or SPLIT),
         "dtype": study.dtype,

@@ -157,15 +157,7 @@ class _Run:
     ) -> dict[str, Any]:
         """The run's record, without the measures that wait."""
         checks = {cell.key["side"]: decoded(self.folder.load(cell.key).tensors) for cell in execution.cells if cell.stage == "selfcheck"}
-        record = run_record(
-            self.prepared,
-            rows,
-            engines=self.execution.engines,
-            selfcheck=checks,
-            seconds=seconds,
-            started=self.started,
-            family=self._family,
-        )
+        record = run_record(self.prepared, rows, engines=self.execution.engines, selfcheck=checks, seconds=seconds, started=self.started)
         records = [one.record(execution) for name, one in self.prepared.experiments.items() if name not in waits]
         lost = [f"prompt {name} ({split}) is left out of everything: {why}" for split, name, why in self.prepared.broken]
         skipped = [*record["skipped"], *(one for each in records for one in each.pop("skipped", ()))]
@@ -173,11 +165,12 @@ class _Run:
         asked = [name for name in self.prepared.study.measures if name not in waits]
         return {
             **record,
+            "lineage": self._family,
             **{name: value for one in records for name, value in one.items()},
             **self.crew.record(),
             "skipped": [*skipped, *silent(asked, rows, skipped)],
             "left_out": [list(one) for one in self.prepared.broken],
-            "warnings": list(dict.fromkeys([*record["warnings"], *lost, *told])),
+            "warnings": list(dict.fromkeys([*self._family["warnings"], *record["warnings"], *lost, *told])),
         }
 
     def _so_far(self) -> SoFar:
