@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from mechdiff.measures.catalogue import CHAPTERS, NUMBERS
-from mechdiff.report.page import brief, draw_section, headed, in_view, to_the_right, unbroken, without_folders
+from mechdiff.report.page import OPEN, brief, draw_section, headed, in_the_open, in_view, to_the_right, unbroken, without_folders
 from mechdiff.report.parts import assembled, table
 from mechdiff.report.sections import all_sections
 from mechdiff.statistics.summary import summarise
@@ -70,6 +70,27 @@ def test_numbers_stand_right_and_words_left() -> None:
 )
 def test_paths_of_this_machine_are_cut_to_their_last_parts(given: str, shown: str) -> None:
     assert without_folders(given) == shown
+
+
+def words(count: int, start: str = "It") -> str:
+    return " ".join([start, *["says"] * (count - 1)])
+
+
+@pytest.mark.parametrize(
+    ("lead", "shown", "folded"),
+    [
+        ([], [], []),
+        ([words(20), words(40)], [words(20), words(40)], []),
+        ([words(20), words(41), words(5)], [words(20)], [words(41), words(5)]),
+        ([f"{words(30)}; {words(40, 'in')}."], [f"{words(30)}."], [f"{words(40, 'In')}."]),
+        ([f"{words(50)} ({words(9)}; {words(9)})."], [f"{words(50)}."], [f"{words(50)} ({words(9)}; {words(9)})."]),
+        ([f"{words(50)} (a (b; {words(9)})).", "Z."], [f"{words(50)}."], [f"{words(50)} (a (b; {words(9)})).", "Z."]),
+        ([words(90)], [f"{words(60)} …"], [words(90)]),
+    ],
+)
+def test_sentences_stand_open_as_far_as_sixty_words_go(lead: list[str], shown: list[str], folded: list[str]) -> None:
+    """Nothing is lost: what is shortened stands whole behind the fold."""
+    assert in_the_open(lead) == (shown, folded)
 
 
 def test_a_dot_says_whether_anything_was_found(rows: pl.DataFrame, full_rows: pl.DataFrame, full_manifest: dict) -> None:
@@ -157,6 +178,23 @@ class TestLayout:
         more.locator("> summary").click()
         assert more.locator("figure").first.is_visible()
 
+    def test_no_section_says_more_than_sixty_words_before_its_first_block(self, opened: Any) -> None:
+        page = opened("#everything")
+        before = """all => all.map(section => {
+            const said = [], block = one => one.matches('figure, .block, .tokens, .answers, .explorer, h3');
+            for (const one of [...section.children].slice(1)) { if (block(one)) break; said.push(one.matches('details') ? '' : one.innerText); }
+            return [section.id, said.join(' ').split(/\\s+/).filter(Boolean).length];
+        })"""
+        counted = dict(page.eval_on_selector_all("section:not(#record)", before))
+        assert {name: count for name, count in counted.items() if count > OPEN} == {}
+        assert max(counted.values()) > 30
+        rest = page.locator("details.rest").first
+        assert not rest.locator("p").first.is_visible()
+        said = int(re.match(r"\d+", rest.locator("summary").inner_text())[0])  # type: ignore[index]
+        assert rest.locator("p").count() == said
+        rest.locator("summary").click()
+        assert rest.locator("p").first.is_visible()
+
     def test_numbers_go_up_by_one_and_their_links_open_what_is_folded(self, opened: Any) -> None:
         page = opened("#everything")
         for kind, blocks in (("Figure", "figure"), ("Table", "[id^=table-]")):
@@ -219,6 +257,20 @@ class TestLayout:
             made = opened(behind).pdf(format="A4", prefer_css_page_size=True)
             pages[behind] = len(re.findall(rb"/Type\s*/Page\b", made))
         assert 2 <= pages[""] <= 8
+        paper = opened("#everything", width=680)
+        paper.pdf(format="A4", prefer_css_page_size=True)
+        paper.emulate_media(media="print")
+        paper.wait_for_timeout(300)
+        sections = ":not(#record):has(> figure)"
+        heights = paper.eval_on_selector_all(f"section{sections}", "all => all.map(one => one.getBoundingClientRect().height)")
+        assert len(heights) >= 8
+        assert sum(heights) / len(heights) <= 1009 / 4, (
+            "four sections a page: with all measures and a summary of two pages that is at most 8"
+        )
+        assert max(heights) <= 1009 / 3
+        beside = paper.locator("section:has(> .lead):has(> figure)").first
+        lead, whole, figure = (one.bounding_box()["width"] for one in (beside.locator("> .lead"), beside, beside.locator("figure")))
+        assert lead < whole / 2 < figure
         assert pages["?print=all"] > pages[""]
 
     def test_without_a_script_text_and_tables_are_there(self, opened: Any) -> None:

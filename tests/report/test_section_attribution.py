@@ -15,7 +15,7 @@ from mechdiff.measures.attribution import words as attribution_words
 from mechdiff.measures.attribution.charts import Stretched, name_box, place_names
 from mechdiff.measures.catalogue import CHAPTERS, NUMBERS
 from mechdiff.report import drawing, phrasing, sections
-from mechdiff.report.page import build_report
+from mechdiff.report.page import build_report, in_the_open
 from mechdiff.report.parts import Drawn, Figure, Run
 from mechdiff.statistics import summary as statistics_summary
 from report import planted_attribution as planted
@@ -209,4 +209,8 @@ def test_the_page_shows_both_figures_with_their_readings(run: Run, tmp_path: Pat
     assert re.findall(r'<figure id="(\w+)"', section) == ["attribution_validation", "attribution_churn"]
     assert section.count("<summary>How to read this, and when it misleads</summary>") == section.count("<b>It misleads</b>") == 2
     (sentence,) = attribution_words.what_gradients_say(run.rows, run.summary, run.manifest)
-    assert f'<p class="lead">{sentence}</p>' in re.sub(r"</?(dfn|span)\b[^>]*>", "", page)
+    (shown,), (rest,) = in_the_open([sentence])
+    said = re.sub(r"</?(dfn|span)\b[^>]*>", "", page)
+    assert f'<p class="lead">{shown}</p>' in said
+    assert f"<p>{rest}</p>" in said
+    assert f"{shown[:-1]}; {rest[0].lower()}{rest[1:]}" == sentence

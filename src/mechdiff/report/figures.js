@@ -83,8 +83,11 @@ function view(figure, width, dark) {
 
 const drawn = new Map(); // by figure: how it is drawn now
 
+let onPaper = false; // the short print: figures stand beside their finding, smaller, and are laid out as on a wide page
+
 function room(figure) {
-  return Math.min(figure.querySelector(".plot").clientWidth, WIDEST);
+  const width = Math.min(figure.querySelector(".plot").clientWidth, WIDEST);
+  return width && (onPaper || printing.matches) && !("print" in document.body.dataset) ? LAID_OUT : width;
 }
 
 async function draw(figure) {
@@ -122,7 +125,8 @@ let waiting = 0;
 window.addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(again, 150); });
 darkness.addEventListener("change", again);
 printing.addEventListener("change", () => { if (!printing.matches) again(); });
-window.addEventListener("beforeprint", () => figures.forEach(draw));
+window.addEventListener("beforeprint", () => { onPaper = true; figures.forEach(draw); });
+window.addEventListener("afterprint", () => { onPaper = false; again(); });
 printing.addEventListener("change", () => { if (printing.matches) figures.forEach(draw); });
 
 // ---- to take with one: as on a light page, as wide as for paper

@@ -38,6 +38,8 @@ BRIEF = 96
 """Letters of a section's finding in the list of sections."""
 LEAST_HEAD, HEAD = 14, 96
 """Letters of a heading."""
+OPEN = 60
+"""Words of a section before its first figure, table or text; what more it says is folded."""
 NO_NUMBER = ("", "–", "not defined", "not measured")
 """Cells that say that there is none."""
 BESIDE = ("rows.parquet", "summary.parquet", "manifest.json", "study.yaml", "log.txt")
@@ -133,12 +135,47 @@ def draw_section(section: Section, *tables: Any) -> dict:
             parts.append({**part, "json": _json(part["data"])} if part["kind"] == "explorer" else {**part})
     view = in_view(parts)
     main, more = ([part for place, part in enumerate(parts) if (place in view) == here] for here in (True, False))
+    lead, rest = in_the_open(section.lead)
+    if lead and main[0]["kind"] == "note" and _words([*lead, main[0]["text"]]) > OPEN and len(main) > 1:
+        rest, main = [*rest, main[0]["text"]], main[1:]
     said = {
+        "lead": lead,
+        "rest": rest,
         "brief": brief(section.lead[0]) if section.lead else "",
         "state": section.state or ("absent" if is_absent(section) else ""),
         "more_is": _counted(more),
     }
-    return {"id": section.id, "title": section.title, "lead": section.lead, "main": main, "more": more, **said}
+    return {"id": section.id, "title": section.title, "main": main, "more": more, **said}
+
+
+def in_the_open(lead: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What a section says before its first block, of at most OPEN words, and what is folded: whole sentences as far as they go.
+
+    A first sentence that is longer is parted at a semicolon outside brackets. Where that leaves too much, it stands without what is in round
+    brackets, and whole behind the fold.
+    """
+    fits = next((n for n in range(len(lead), 0, -1) if _words(lead[:n]) <= OPEN), 0)
+    if fits or not lead:
+        return [*lead[:fits]], [*lead[fits:]]
+    first, *others = lead
+    ends = [found.start() for found in re.finditer("; ", first) if _closed(first[: found.start()])]
+    if end := max((end for end in ends if _words([first[:end]]) <= OPEN), default=0):
+        return [f"{first[:end]}."], [f"{first[end + 2].upper()}{first[end + 3 :]}", *others]
+    short = _without_brackets(first)
+    if _words([short]) > OPEN:
+        short = " ".join(short.split()[:OPEN]).rstrip(",;: ") + " …"
+    return [short], [first, *others]
+
+
+def _words(sentences: Iterable[str]) -> int:
+    return sum(len(one.split()) for one in sentences)
+
+
+def _without_brackets(sentence: str) -> str:
+    """A sentence without what stands in round brackets, inner ones too."""
+    while (shorter := re.sub(r"\s*\([^()]*\)", "", sentence)) != sentence:
+        sentence = shorter
+    return sentence
 
 
 def in_view(parts: Sequence[Mapping[str, Any]]) -> set[int]:
