@@ -107,6 +107,16 @@ def test_methods_cite_what_ran_and_nothing_else(run: Run, made: paper.Paper) -> 
     assert run.manifest["versions"]["mechdiff"] in text
 
 
+def test_methods_say_of_training_and_validation_prompts_only_what_a_run_had(run: Run) -> None:
+    """A run without them was said to have fitted maps on training prompts."""
+    alone = {**run.manifest, "prompts": {**run.manifest["prompts"], "n": {"report": 12}}}
+    text = ". ".join(paper._sentences(alone, []))
+    assert "Both models read 12 test prompts" in text
+    assert "Numbers are of test prompts" in text
+    assert "training" not in text
+    assert "validation" not in text
+
+
 def test_every_measure_has_its_sentence_and_every_entry_its_fields() -> None:
     from mechdiff.measures.catalogue import MEASURES
 

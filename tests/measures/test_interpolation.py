@@ -385,7 +385,7 @@ def run_of(table: pl.DataFrame, **manifest: Any) -> Run:
 
 def test_sentences_say_what_was_planted() -> None:
     half, states, beyond = words.lead(run_of(planted(squares)))
-    assert half.startswith("Half of D is gone at strength 0.29 [95 % CI: 0.29, 0.29] by weights, at 0.29")
+    assert half.startswith("Half of D is gone at strength 0.29 by weights, at 0.29")
     assert states.startswith(
         "Activations moved at the output of block 3 move unrelated prompts as far as the tuned model does (0.200 nats) at strength"
     )

@@ -10,11 +10,14 @@ import polars as pl
 import pytest
 import torch
 from polars.testing import assert_frame_equal
+from transformers import AutoModelForCausalLM
 
 import pico
+from gguf_made import write_gguf
 from mechdiff import api
 from mechdiff.architectures.network import quiet
 from mechdiff.audit.rerun import Rerun
+from mechdiff.engine.reading import is_exact
 from mechdiff.errors import ModelError, StudyError
 from mechdiff.files import in_memory as files
 from mechdiff.measures.catalogue import EXPERIMENTS
@@ -255,6 +258,21 @@ def _two() -> Any:
 )
 def test_an_adapter_without_which_the_model_is_not_the_base_is_refused(made: Callable[[], Any], says: str, tokenizer: Any) -> None:
     with pytest.raises(ModelError, match=says), lent(None, made(), tokenizer):
+        pass
+
+
+def test_a_model_that_transformers_read_from_a_gguf_file_is_in_float_and_one_in_few_bits_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    """transformers keeps the file's mark in the config of a network whose weights it has decoded."""
+    write_gguf(pico.make_net(pico.CONFIGS["llama"]()), tmp_path / "small.gguf")
+    with quiet():
+        read = AutoModelForCausalLM.from_pretrained(str(tmp_path), gguf_file="small.gguf")
+    assert read.config.quantization_config is not None
+    with lent(read, nets()[1], tokenizer) as refs, open_pair(*refs).use("base") as model:
+        assert model.net is read
+        assert is_exact(model), "its rows are those of any float32 model"
+    base, tuned = nets()
+    tuned.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    with pytest.raises(ModelError, match="held in 8 or 4 bits"), lent(base, tuned, tokenizer):
         pass
 
 

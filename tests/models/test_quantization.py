@@ -261,7 +261,7 @@ def test_nan_weights_are_named(pair: Path, tmp_path: Path, dtype: str) -> None:
 
 
 def test_an_unknown_dtype() -> None:
-    with pytest.raises(ModelError, match="dtype 4bit: expected one of float32, bfloat16, float16, int8, nf4"):
+    with pytest.raises(ModelError, match="dtype 4bit: expected one of auto, float32, bfloat16, float16, int8, nf4"):
         open_pair("a", "b", dtype="4bit")
 
 

@@ -214,7 +214,7 @@ def test_two_tokenizers_are_compared_where_both_have_read_the_same(pair: Path, t
     for found, expected in masses:
         assert found == pytest.approx(expected, rel=1e-4)
     assert table["mass_own_base"].max() == 0
-    assert "over the tokens of both vocabularies (on others lies 0 of the base's probability and " in sentences(told)[0]
+    assert "over the tokens of both vocabularies (on others lies 0 % of the base's probability and " in sentences(told)[0]
 
 
 @pytest.mark.parametrize("name", pico.each(pico.FEW))

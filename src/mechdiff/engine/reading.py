@@ -18,12 +18,12 @@ from mechdiff.engine.grafts import batches, logits_at
 from mechdiff.engine.prefix import KeysValues, Prefix
 from mechdiff.engine.replay import Engine, parallel, replay
 from mechdiff.engine.steered import opening
-from mechdiff.models.pair import Model
+from mechdiff.models.pair import Model, is_quantized
 
 
 def is_exact(model: Model) -> bool:
     """Whether what a prompt gives beside others is what it gives by itself, but for rounding that no published number shows: float32 throughout."""
-    return model.dtype == torch.float32 and getattr(model.config, "quantization_config", None) is None
+    return model.dtype == torch.float32 and not is_quantized(model.config)
 
 
 def side_by_side(model: Model, engine: Engine) -> bool:

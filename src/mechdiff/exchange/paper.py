@@ -214,7 +214,10 @@ def _sentences(manifest: dict, measured: Sequence[str]) -> Iterator[str]:
     if used := listed(f"{counts[split]} {name}" for split, name in names.items() if counts.get(split)):
         how = escaped(f"rendering {prompts.get('policy')}, position {prompts.get('position')}")
         yield f"Both models read {used} prompts ({how})"
-        yield "Maps and means were fitted on training prompts, choices were made on validation prompts, and numbers are of test prompts"
+        does = {"fit": "maps and means were fitted on training prompts", "select": "choices were made on validation prompts"}
+        done = [does[split] for split in does if counts.get(split)]
+        said = listed([*done, "numbers are of test prompts"])
+        yield said[0].upper() + said[1:]
     for name in measured:
         said, keys = citations.METHODS[name]
         yield escaped(said) + (f"~\\cite{{{','.join(keys)}}}" if keys else "")

@@ -30,6 +30,7 @@ from mechdiff.files import in_memory
 from mechdiff.models.alignment import align
 from mechdiff.models.devices import SPLIT, device_of
 from mechdiff.models.merged import switches_in
+from mechdiff.models.pair import is_quantized
 from mechdiff.models.sources import HELD, IN_MEMORY, Source
 from mechdiff.models.switches import KEPT, refuse_unswitchable
 
@@ -201,7 +202,7 @@ def _refuse(net: Any) -> None:
         raise ModelError(
             f"given a {name}, expected a model of transformers or peft (of a wrapper, such as DDP or torch.compile, the model inside)."
         )
-    if getattr(net.config, "quantization_config", None) is not None:
+    if is_quantized(net.config):
         raise ModelError(f"{_name(net)}: its matrices are held in 8 or 4 bits. Give the model's name or folder, and dtype='int8' or 'nf4'.")
     if any(tensor.is_meta for tensor in chain(net.parameters(), net.buffers())):
         raise ModelError(f"{_name(net)}: some of its weights are not in memory (on the meta device, or on disk). Give its name or folder.")

@@ -173,8 +173,11 @@ def _loader(source: Source, dtype: torch.dtype, *, trust: bool) -> Callable[...,
 
 
 def is_quantized(config: Any) -> bool:
-    """Whether a model's files hold quantised matrices, whatever the study's dtype."""
-    return getattr(config, "quantization_config", None) is not None
+    """Whether a model's files hold quantised matrices, whatever the study's dtype. What transformers read from a GGUF file does not: it keeps that
+    file's mark in the config and is in float (findings/gguf_counts_as_quantised.sh)."""
+    stated = getattr(config, "quantization_config", None)
+    method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
+    return stated is not None and method != "gguf"
 
 
 @cache
