@@ -43,6 +43,24 @@ class Vocabulary:
         """The bytes of each token; of special ones none, as of rows of the unembedding that no token has."""
         return [piece if isinstance(piece := self.pieces[i] if i < len(self.pieces) else None, bytes) else b"" for i in ids]
 
+    def text(self, *ids: int) -> str:
+        """Tokens that follow one another as text, for people: bytes that are no whole character as `<0xD2>`, special tokens by their names."""
+        said, held = "", b""
+        for i in ids:
+            piece = self.pieces[i] if i < len(self.pieces) else None
+            if isinstance(piece, bytes):
+                held += piece
+            else:
+                said, held = said + spelled(held) + spelled(piece), b""
+        return said + spelled(held)
+
+
+def spelled(piece: bytes | str | None) -> str:
+    """A token as text; bytes that are part of a character as `<0x9D>`."""
+    if not isinstance(piece, bytes):
+        return piece or ""
+    return "".join(f"<0x{ord(one) - 0xDC00:02X}>" if "\udc80" <= one <= "\udcff" else one for one in piece.decode(errors="surrogateescape"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Agreed:

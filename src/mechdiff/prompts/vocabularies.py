@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mechdiff.errors import ModelError
-from mechdiff.prompts.matching import Piece, Vocabulary, agreed, matched
+from mechdiff.prompts.matching import Piece, Vocabulary, agreed, matched, spelled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -267,10 +267,3 @@ def _some(names: Sequence[str], what: str = "token", shown: int = 3) -> str:
 
 def _padded(pieces: tuple[Piece, ...], n: int) -> tuple[Piece, ...]:
     return (*pieces[:n], *(None,) * (n - len(pieces)))
-
-
-def spelled(piece: bytes | str | None) -> str:
-    """A token as text; bytes that are part of a character as `<0x9D>`."""
-    if not isinstance(piece, bytes):
-        return piece or ""
-    return "".join(f"<0x{ord(one) - 0xDC00:02X}>" if "\udc80" <= one <= "\udcff" else one for one in piece.decode(errors="surrogateescape"))

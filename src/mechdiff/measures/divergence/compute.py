@@ -135,7 +135,7 @@ def texts_record(run: Execution) -> dict[str, Any]:
     cells = [cell for cell in run.cells if cell.stage == "texts"]
     if not cells:
         return {}
-    tokenizer, tokens = run.prepared.pair.tokenizer("tuned"), run.prepared.tokens
+    tokenizer, tokens, vocabulary = run.prepared.pair.tokenizer("tuned"), run.prepared.tokens, run.prepared.vocabularies["tuned"]
     every = [one for cell in cells for one in _read(run.folder.load(cell.key).tensors, cell.key["ids"])]
     chosen = sorted(every, key=lambda one: float(one["kl"].mean()), reverse=True)[:TEXTS]
     said = [
@@ -143,7 +143,7 @@ def texts_record(run: Execution) -> dict[str, Any]:
             "prompt": one["prompt"],
             "n_prompt_tokens": one["n_prompt_tokens"],
             "tokens": [
-                {"text": tokenizer.decode(piece), "kl": round(float(kl), 6), "top_base": tokens.text(b), "top_tuned": tokens.text(t)}
+                {"text": vocabulary.text(*piece), "kl": round(float(kl), 6), "top_base": tokens.text(b), "top_tuned": tokens.text(t)}
                 for piece, kl, b, t in zip(_pieces(one), one["kl"], one["top_base"].tolist(), one["top_tuned"].tolist(), strict=True)
             ],
         }

@@ -18,6 +18,7 @@ from mechdiff.measures.heads.bench import AT_ONCE, Bench, columns, head_layout
 from mechdiff.measures.heads.choices import closer_layers, greedy_order, heads_options, network_orders, top_heads, within
 from mechdiff.measures.transport.compute import table
 from mechdiff.models.pair import Model
+from mechdiff.prompts.matching import Vocabulary
 from mechdiff.rows import OVERLAP, empty
 from mechdiff.store.disk import as_bytes
 from mechdiff.study.cells import Cell
@@ -185,12 +186,12 @@ def _looked_at(run: Execution) -> list[dict[str, Any]]:
     """What the top heads look at, on the prompts of the record: the tokens of the largest weights in each model."""
     found = []
     for cell in [one for one in run.cells if one.stage == "attention"]:
-        tokenizer = run.prepared.pair.tokenizer("tuned")
+        vocabulary = run.prepared.vocabularies["tuned"]
         for player, pairs in _pairs(run, cell).items():
             for name, (base, tuned, js) in zip(cell.key["ids"], pairs, strict=True):
                 one = run.prompt(cell.key["split"], name)
                 ids = [one.ids_tuned[place[1]] for place in one.positions]
-                said = {side: _most(weights, ids, tokenizer) for side, weights in (("base", base), ("tuned", tuned))}
+                said = {side: _most(weights, ids, vocabulary) for side, weights in (("base", base), ("tuned", tuned))}
                 found.append({"head": labels.player_name(player), "prompt": name, **said, "js": js})
     return found
 
@@ -214,10 +215,10 @@ def _patterns(run: Execution) -> dict[str, Any]:
             pattern = torch.from_numpy(held[side][WHOLE + name])[at - least[which]][:, at]
             both[side] = [[round(float(w), 3) for w in row[: i + 1]] for i, row in enumerate(pattern)]
         heads.append({"head": name, **both})
-    tokenizer = run.prepared.pair.tokenizer("tuned")
-    return {"prompt": prompt, "tokens": [tokenizer.decode([ids[1][at]]) for at in places[:, 1].tolist()], "heads": heads}
+    text = run.prepared.vocabularies["tuned"].text
+    return {"prompt": prompt, "tokens": [text(ids[1][at]) for at in places[:, 1].tolist()], "heads": heads}
 
 
-def _most(weights: Tensor, ids: Sequence[int], tokenizer: Any) -> list[tuple[str, float]]:
+def _most(weights: Tensor, ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[str, float]]:
     top = weights.topk(min(SHOWN, len(weights)))
-    return [(tokenizer.decode([ids[i]]), round(float(w), 4)) for w, i in zip(top.values, top.indices.tolist(), strict=True)]
+    return [(vocabulary.text(ids[i]), round(float(w), 4)) for w, i in zip(top.values, top.indices.tolist(), strict=True)]

@@ -56,7 +56,7 @@ def strongest_outputs(run: Execution, kinds: Sequence[str], layers: Sequence[int
 
 def selection_record(run: Execution) -> dict[str, Any]:
     """For the record: `selection`, and `mapped_tokens`, the tokens of each prompt that was patched token by token."""
-    tokenizer = run.prepared.pair.tokenizer("tuned")
+    vocabulary = run.prepared.vocabularies["tuned"]
     mapped = dict.fromkeys(cell.key["ids"][0] for cell in run.cells if cell.stage == "position_map" and cell.key["tokens"])
-    texts = {name: [tokenizer.decode([token]) for token in run.prompt("report", name).ids_tuned] for name in mapped}
+    texts = {name: [vocabulary.text(token) for token in run.prompt("report", name).ids_tuned] for name in mapped}
     return {"selection": selection(run), **({"mapped_tokens": texts} if texts else {})}

@@ -71,12 +71,12 @@ def _decoded(run: Execution, changes: Changes, frame: pl.DataFrame) -> list[dict
     writers = [name for name in moved.sort("value", descending=True)["unit"] if _writes(changes, name, d_model)][:DECODED]
     if not writers:
         return []
-    tokenizer, unembedding = run.prepared.pair.tokenizer("tuned"), formula.readout(changes.tuned)
+    vocabulary, unembedding = run.prepared.vocabularies["tuned"], formula.readout(changes.tuned)
     found = []
     for name in writers:
         change = changes.change(name)
         for one in formula.decoded_directions(change.factors or change.delta(), unembedding, k=1, n_tokens=8):
-            up, down = ([tokenizer.decode([token]) for token in end] for end in one.ids.tolist())
+            up, down = ([vocabulary.text(token) for token in end] for end in one.ids.tolist())
             found.append({"tensor": name, "singular_value": one.singular_value, "share": one.share, "up": up, "down": down})
     return found
 
