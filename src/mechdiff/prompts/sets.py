@@ -21,6 +21,8 @@ from mechdiff.errors import PromptError
 SPLITS = ("fit", "select", "report")
 """`fit` for maps and subspaces, `select` for every choice, `report` for every published number."""
 
+LONGEST_FIELD = 60
+"""Letters of a field of `meta` that may be a category."""
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 KEYS = ("text", "id", "label", "options", "meta", "system", "before")
 """Of a line of a prompt file."""
@@ -64,6 +66,12 @@ class Prompt:
         """What makes two prompts the same: the text, and what was said before it."""
         earlier = [*([] if self.system is None else [f"system\0{self.system}"]), *(f"{turn.role}\0{turn.text}" for turn in self.before)]
         return "\0".join([*earlier, self.text])
+
+
+def fields_of(prompt: Prompt) -> dict[str, str]:
+    """What a user said of a prompt in a few words: the fields of its `meta` that are texts of at most LONGEST_FIELD letters, without `cluster`."""
+    told = {name: value.strip() for name, value in prompt.meta.items() if name != "cluster" and isinstance(value, str)}
+    return {name: value for name, value in told.items() if 0 < len(value) <= LONGEST_FIELD}
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:

@@ -15,7 +15,7 @@ from mechdiff.models.lineage import lineage
 from mechdiff.models.pair import SIDES
 from mechdiff.models.sources import resolve
 from mechdiff.prompts.cuts import same_cut
-from mechdiff.prompts.sets import cluster_names
+from mechdiff.prompts.sets import cluster_names, fields_of
 from mechdiff.store.record import environment
 from mechdiff.study.prepare import Prepared
 from mechdiff.study.presets import PRESETS
@@ -87,11 +87,14 @@ def engines(prepared: Prepared) -> dict[str, tuple[str, str]]:
 
 
 def rendered_lines(prepared: Prepared) -> Iterator[dict[str, Any]]:
-    """Every prompt as both models saw it: its cluster, texts, token ids, and their hash. The tuned model's are left out where they are the base's."""
+    """Every prompt as both models saw it: its cluster, the short texts of its `meta`, texts, token ids, and their hash.
+
+    The tuned model's are left out where they are the base's, and `fields` where there are none.
+    """
     for split, prompts in prepared.rendered.items():
         clusters = cluster_names([one.prompt for one in prompts.values()])
         for (name, one), cluster in zip(prompts.items(), clusters, strict=True):
-            line = {
+            line: dict[str, Any] = {
                 "split": split,
                 "id": name,
                 "cluster": cluster,
@@ -99,6 +102,8 @@ def rendered_lines(prepared: Prepared) -> Iterator[dict[str, Any]]:
                 "text_base": one.text_base,
                 "ids_base": one.ids_base,
             }
+            if fields := fields_of(one.prompt):
+                line["fields"] = fields
             if (one.text_base, one.ids_base) != (one.text_tuned, one.ids_tuned):
                 line |= {"text_tuned": one.text_tuned, "ids_tuned": one.ids_tuned, "aligned": one.positions}
             yield line

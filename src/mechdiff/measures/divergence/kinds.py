@@ -79,31 +79,33 @@ def _word(place: int | None) -> str:
 
 def kl_by_kind(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width: int = WIDE) -> Chart | None:
     """A dot for each prompt, and the mean of each kind as a mark, the largest above; on a log scale."""
-    found = by_kind(manifest).filter(pl.col("kl") > 0)
-    if found.is_empty():
+    return dots(by_kind(manifest), "token", "KL(tuned ‖ base), nats per token", width)
+
+
+def dots(found: pl.DataFrame, counted: str, title: str, width: int) -> Chart | None:
+    """`prompt kind n kl`, a dot each, and the mean of each kind as a mark, the largest above; on a log scale. `n` of `counted` stand behind a dot."""
+    drawn = found.filter(pl.col("kl") > 0)
+    if drawn.is_empty():
         return None
-    means = (
-        by_kind(manifest)
-        .group_by("kind", maintain_order=True)
-        .agg(pl.col("kl").mean())
-        .filter(pl.col("kl") > 0)
-        .sort("kl", descending=True)
-    )
+    means = found.group_by("kind", maintain_order=True).agg(pl.col("kl").mean()).filter(pl.col("kl") > 0).sort("kl", descending=True)
     names = means["kind"].to_list()
-    scale, bottom = drawing.log_scale(found["kl"], found["kl"])
-    tokens = {1: "1 token"}
+    scale, bottom = drawing.log_scale(drawn["kl"], drawn["kl"])
     records = [
-        {**r, "kl": max(r["kl"], bottom), "says": f"{r['prompt']}, {r['kind']}: {nats(r['kl'])} nats, {tokens.get(r['n'], str(r['n']) + ' tokens')}"}
-        for r in found.iter_rows(named=True)
-    ]  # fmt: skip
+        {
+            **r,
+            "kl": max(r["kl"], bottom),
+            "says": f"{r['prompt']}, {r['kind']}: {nats(r['kl'])} nats, {r['n']} {counted}{'s' * (r['n'] != 1)}",
+        }
+        for r in drawn.iter_rows(named=True)
+    ]
     axis: dict[str, Any] = {"ticks": False, "domain": False, "labelLimit": NAMES - 8, "minExtent": NAMES - 4, "maxExtent": NAMES - 4}
     y = alt.Y("kind:N", sort=names, title=None, axis=alt.Axis(**axis))
-    x = alt.X("kl:Q", scale=scale, title="KL(tuned ‖ base), nats per token", axis=alt.Axis(values=drawing.powers(scale), format="~g"))
+    x = alt.X("kl:Q", scale=scale, title=title, axis=alt.Axis(values=drawing.powers(scale), format="~g"))
     says = alt.Description("says:N")
-    dots = alt.Chart(drawing.inline(records)).mark_circle(size=22, opacity=0.55, color=BLUE).encode(x=x, y=y, description=says)
+    points = alt.Chart(drawing.inline(records)).mark_circle(size=22, opacity=0.55, color=BLUE).encode(x=x, y=y, description=says)
     marks = [
         {"kind": r["kind"], "kl": max(r["kl"], bottom), "says": f"{r['kind']}, mean: {nats(r['kl'])} nats"}
         for r in means.iter_rows(named=True)
     ]
     ticks = alt.Chart(drawing.inline(marks)).mark_tick(color=BLACK, thickness=3, size=14).encode(x=x, y=y, description=says)
-    return drawing.styled(drawing.layer(dots, ticks, width=width - NAMES - 16, height=26 * len(names)))
+    return drawing.styled(drawing.layer(points, ticks, width=width - NAMES - 16, height=26 * len(names)))

@@ -3,7 +3,7 @@
 import polars as pl
 
 from mechdiff import terms
-from mechdiff.measures.divergence import charts
+from mechdiff.measures.divergence import categories, charts
 from mechdiff.measures.divergence.words import counted
 from mechdiff.report import difference
 from mechdiff.report.parts import Drawn, Run, Section, note, table
@@ -41,6 +41,7 @@ def divergence(run: Run) -> Section:
         parts=[
             drawn,
             _divergences(run, found.split),
+            *categories.parts(run, found.split),
             *_coverage(run, found.split),
             *_clusters(run, found.split),
             *_weight_of_one(d),
