@@ -56,6 +56,17 @@ def test_what_is_given_wins_key_by_key() -> None:
     assert study.measures["weights"].model_dump()["input_prompts"] == told["weights"]["input_prompts"]
 
 
+def test_all_prompts_are_test_prompts_where_a_preset_fits_and_chooses_nothing() -> None:
+    """Of twelve prompts `quick` held ten for what it does not do, and two answers said nothing of a fine-tune whose every answer is changed."""
+    assert make_study({**PAIR, "preset": "quick"}).prompts.sources() == {"report": str(Path("p.jsonl").resolve())}
+    assert make_study({**PAIR, "preset": "quick", "measures": ["weights", "patching"]}).prompts.sources() == {
+        "file": str(Path("p.jsonl").resolve())
+    }
+    assert make_study({**PAIR, "preset": "standard"}).prompts.sources() == {"file": str(Path("p.jsonl").resolve())}
+    with pytest.raises(StudyError, match="either file"):
+        make_study({**PAIR, "preset": "quick", "prompts": {"file": "p.jsonl", "report": "q.jsonl"}})
+
+
 @pytest.mark.parametrize("given", ["fast", 3, ["quick"]])
 def test_an_unknown_preset_is_refused_in_words(given: object) -> None:
     with pytest.raises(StudyError, match="preset: given"):

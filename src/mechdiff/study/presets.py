@@ -24,6 +24,8 @@ class Preset:
     """How long it takes for the embedded pair, where that was measured: docs/USAGE.md."""
     cannot: tuple[str, ...]
     """What nobody should ask of it."""
+    tests_all: bool = False
+    """Its measures fit nothing and choose nothing, so every prompt of one file is a test prompt."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """`prompts` and `answers` of a study; its measures say themselves what it tells them."""
 
@@ -54,6 +56,7 @@ PRESETS: dict[str, Preset] = {
                 "where in the network it matters, nor whether one vector or a few heads carry it",
                 "small effects: it reads 12 prompts",
             ),
+            tests_all=True,
             settings={"prompts": {"at_most": {"fit": 4, "select": 4, "report": 12}}, "answers": {"tokens": 0}},
         ),
         Preset(
@@ -110,6 +113,9 @@ def filled(data: Mapping[str, Any], options: "Mapping[str, type[Options]]") -> d
         given = found.get(section, {})
         if isinstance(given, Mapping):
             found[section] = {**settings, **given}
+    prompts = found.get("prompts")
+    if preset.tests_all and data.get("measures") is None and isinstance(prompts, Mapping) and "file" in prompts:
+        found["prompts"] = {"report" if key == "file" and "report" not in prompts else key: value for key, value in prompts.items()}
     return found
 
 
