@@ -10,6 +10,7 @@ from mechdiff.measures.rank import page as rank_page
 from mechdiff.measures.rank import words as rank_words
 from mechdiff.measures.transport.findings import CLOSENESS, TRANSPORT
 from mechdiff.report import drawing, phrasing
+from mechdiff.report.page import headed
 from mechdiff.report.parts import Drawn, Figure, Run
 from mechdiff.rows import rows as make_rows
 from mechdiff.statistics import summary as statistics_summary
@@ -88,6 +89,7 @@ def test_what_is_said_is_what_was_planted(run: Run) -> None:
     assert list(said) == ["rank_by_layer", "rank_r2", "rank_closeness", "rank_transport", "drop_strength"]
     seen = f"Regression sees {planted.RANK} dimensions of the change at {SITE} (R² 0.50 on the test prompts; {planted.FIT_PROMPTS} training prompts"
     assert f"{seen}; {planted.UNCENTRED} with the constant counted; smaller ones may be missed)." in said["rank_by_layer"]
+    assert headed(said["rank_by_layer"])[0] == "Rank of the change, site by site"
     assert "40 % of its squared length varies from prompt to prompt." in said["rank_by_layer"]
     counted = "Of 21 sites: at 1 the rank that is drawn is seen, at 3 too few prompts to tell and at 17 no dimension is seen"
     assert counted in said["rank_by_layer"]

@@ -66,6 +66,15 @@ def test_limits_are_those_of_the_study_or_the_defaults(run: Run) -> None:
     assert steering_findings.limits(run.manifest) == steering_findings.Limits(kl_nats=0.04, perplexity_ratio=1.1)
 
 
+def test_limits_that_no_dose_keeps_are_said_once_in_words_and_once_in_the_figure(run: Run) -> None:
+    strict = run.manifest | {"steering": {**run.manifest["steering"], "limits": {"max_side_kl_nats": 1e-9, "max_perplexity_ratio": 1.0}}}
+    said = steering_words.does_it_obey(run.rows, run.summary, strict)
+    assert [one.count("beyond the limits") for one in said] == [1, 1, 0]
+    assert [one.count("limits: KL ") for one in said] == [1, 0, 0]
+    svg = drawing.to_svg(steering_charts.frontier_of_edits(run.rows, run.summary, strict))
+    assert svg.count(">limit<") == 1
+
+
 def test_the_largest_dose_that_neutral_prompts_allow_is_tested(run: Run) -> None:
     (one,) = steering_findings.tested(run.rows, steering_findings.limits(run.manifest))
     assert (one.name, one.edit, one.strength, one.direction) == (SITE, "add", 0.5, "base<-base")

@@ -14,6 +14,7 @@ from mechdiff.rows import rows as made
 from report.conftest import CHANGED
 from report.planted_sections import N_HEADS, OV, tensor
 from report.test_figures import descriptions
+from report.test_section_heads import words_on_axes
 
 N_TENSORS = 7 * 9 + 2
 
@@ -105,6 +106,9 @@ def test_heads_are_drawn_where_their_products_changed(run: Run) -> None:
     assert heads["change"].max() == pytest.approx(OV)
     svg = drawing.to_svg(weights_charts.head_map(run.rows, run.summary, {}))
     assert len(descriptions(svg, "rect mark")) == N_HEADS
+    words = words_on_axes(svg)
+    assert [words.count(f"H{head}") for head in range(N_HEADS + 1)] == [words.count("H0")] * N_HEADS + [0]
+    assert words.count("H0") > 0
 
 
 def test_spectra_stop_at_six_and_mark_the_rank(run: Run) -> None:

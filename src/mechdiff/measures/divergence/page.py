@@ -79,7 +79,9 @@ def _divergences(run: Run, split: str) -> dict:
         for metric, words in names.items()
         if (row := by_metric.get(metric))
     ]
-    return table(("over prompts", "mean", "median", "geometric mean"), rows)
+    return table(
+        ("over prompts", "mean", "median", "geometric mean"), rows, title=f"How far apart, over the {terms.of_split(split)} prompts"
+    )
 
 
 def _coverage(run: Run, split: str) -> list[dict]:

@@ -62,7 +62,9 @@ def _bits(run: Run) -> list[dict]:
         return []
     names = {"base": "base", "tuned": "tuned", "more": "base − tuned, prompt by prompt"}
     rows = [(names[name], shown(one.mean, one.low, one.high, one.n), str(one.n)) for name in names if (one := found.get(name))]
-    return [table(("the continuation, in bits per byte", "mean", "prompts"), rows)]
+    return [
+        table(("the continuation, in bits per byte", "mean", "prompts"), rows, title="Bits per byte of the continuation, in both models")
+    ]
 
 
 def _texts(manifest: dict) -> list[dict]:

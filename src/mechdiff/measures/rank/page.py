@@ -45,7 +45,7 @@ def _chosen(run: Run) -> list[Any]:
     found = findings.chosen(run.summary)
     if found.is_empty():
         return []
-    caption = " ".join(rank_words.how_many_dimensions(run.rows, run.summary))
+    caption = " ".join(["Rank of the change, site by site.", *rank_words.how_many_dimensions(run.rows, run.summary)])
     every = [one for name in found["name"].to_list() if (one := findings.seen(run.rows, run.summary, name))]
     counts = {says: sum(one.says == says for one in every) for says in ("rank", "at least", "nothing", "unseen")}
     words = {"rank": "the rank that is drawn is seen", "at least": "it is as large as the prompts can show, so at least that",

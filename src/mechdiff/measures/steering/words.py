@@ -34,7 +34,7 @@ def does_it_obey(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict) -> l
     said = [_sentence(found[direction]) if direction in found else _untested(tried, direction, allowed) for direction in QUESTIONS]
     names = listed(tried["name"].unique(maintain_order=True).to_list())
     return [
-        *(text for text in said if text),
+        *_limits_once([text for text in said if text], allowed),
         f"Side effects on unrelated prompts were measured at {names} only, with edits at all positions.",
     ]
 
@@ -89,5 +89,15 @@ def _untested(tried: pl.DataFrame, direction: str, allowed: Limits) -> str:
     )
     word = "strength" if QUESTIONS[direction] == "add" else "number"
     doses = f"{word}{'s' * (len(set(of)) > 1)}{' of directions' * (word == 'number')} {listed(dict.fromkeys(of))}"
-    bounds = f"KL {nats(allowed.kl_nats)} nats per token, perplexity ratio {decimal(allowed.perplexity_ratio)}"
-    return f"Unrelated prompts change beyond the limits under every dose tried of {what} at {where} ({doses}; limits: {bounds})."
+    return f"Unrelated prompts change beyond the limits under every dose tried of {what} at {where} ({doses}{_bounds(allowed)})."
+
+
+def _bounds(allowed: Limits) -> str:
+    return f"; limits: KL {nats(allowed.kl_nats)} nats per token, perplexity ratio {decimal(allowed.perplexity_ratio)}"
+
+
+def _limits_once(sentences: list[str], allowed: Limits) -> list[str]:
+    """The sentences with what the limits are said in the first that names them alone."""
+    bounds = _bounds(allowed)
+    first = next((place for place, text in enumerate(sentences) if bounds in text), None)
+    return [text if place == first else text.replace(bounds, "") for place, text in enumerate(sentences)]

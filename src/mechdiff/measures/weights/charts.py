@@ -215,7 +215,7 @@ def head_map(rows: pl.DataFrame, summary: pl.DataFrame, manifest: dict, *, width
         ]  # fmt: skip
         left = drawing.layer_axis(layers, width, field="x", title=place == len(HEADS) - 1)
         ticks = list(range(0, n_heads, 1 if n_heads <= 12 else 4 if n_heads <= 40 else 8))
-        axis = drawing.left_axis(values=ticks, format="d", grid=False)
+        axis = drawing.left_axis(values=ticks, labelExpr="'H' + format(datum.value, 'd')", grid=False)
         y = alt.Y("low:Q", axis=axis, scale=alt.Scale(domain=[n_heads - 0.5, -0.5], nice=False))
         legend = _bar() if not panels else None
         colour = alt.Color("change:Q", scale=alt.Scale(domain=[0, most], range=SHARE_RANGE, clamp=True), legend=legend)
