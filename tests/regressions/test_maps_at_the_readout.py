@@ -79,7 +79,7 @@ def test_the_constant_stands_beside_the_patch_with_its_interval() -> None:
     assert first.startswith(
         "At L3.resid_post adding one fixed vector (the training prompts' mean activation difference) to the base recovers 8"
     )
-    assert ", and patching in the tuned activation itself 92.0 %" in first
+    assert ", and patching in the tuned activation itself 92 %" in first
     assert "(site and conditions selected on the validation prompts)" in first
     assert ", not significantly different from the vector: " in second
     (candidate,) = clause(Run(rows=table, summary=summary, manifest={}))

@@ -80,7 +80,7 @@ def p25(bench: Bench) -> Iterator[Check]:
             yield at_most(
                 "the other's effect and the interaction, in nats of KL and of the linear score", np.abs(np.concatenate(effects)), 1e-6
             )
-            whole = rf"100(\.0)? % \[(95 % CI: )?100(\.0)?, 100(\.0)?\] {re.escape(SAID[what])}"
+            whole = rf"\b100(\.0)? %( \[(95 % CI: )?100(\.0)?, 100(\.0)?\])? {re.escape(SAID[what])}"
             yield same("the verdict gives all of D to it", re.search(whole, " ".join(found.verdict)) is not None, True)
     laws = {arm: edits.noise((6, 40), seed).double() for seed, arm in enumerate(("bb", "bt", "tb"))}
     laws["tt"] = laws["tb"] + laws["bt"] - laws["bb"]
