@@ -238,7 +238,7 @@ class TestLayout:
         assert page.eval_on_selector_all(".scroll", wide) == []
         assert page.eval_on_selector_all("figure, .block", "all => all.filter(one => !one.querySelector('h3')).length") == 0
         assert page.locator("p.title").count() == 0
-        bare = "all => all.filter(one => !one.querySelector('h3 .words')).map(one => one.id)"
+        bare = "all => all.filter(one => !one.querySelector('h3 .words, h3.title')).map(one => one.id)"
         assert page.eval_on_selector_all("figure, [id^=table-]", bare) == []
 
     def test_a_phone_moves_nothing_sideways_but_what_scrolls_in_its_box(self, opened: Any) -> None:

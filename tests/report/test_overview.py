@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from html import unescape
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,21 @@ import pytest
 from mechdiff import api
 from mechdiff.measures.behaviour import said
 from mechdiff.measures.catalogue import CHAPTERS, NUMBERS
+from mechdiff.measures.words import words as words_of_words
 from mechdiff.report.headlines import Number, told
 from mechdiff.report.overview import scales
 from mechdiff.report.overview.overview import NUMBERS as MOST_NUMBERS
 from mechdiff.report.overview.overview import TITLES, WORDS, Tile, chosen, overview, parting
 from mechdiff.report.overview.strips import Panel, Strip, figure, groups
 from mechdiff.report.parts import Run, load
+from mechdiff.rows import KEY
 from mechdiff.rows import rows as made
 from mechdiff.statistics import summary as statistics_summary
 from mechdiff.store.tables import VERIFIED, write_verified
 from report.conftest import CHANGED
 from report.planted_behaviour import behaviour_manifest, planted_behaviour
 from report.planted_run import planted_manifest, planted_rows, write_run
+from report.planted_sections import planted_transport
 from report.small_runs import answered, asked, divergence, names
 
 
@@ -374,3 +378,49 @@ def test_every_planted_run_keeps_the_limits(rows: pl.DataFrame, manifest: dict, 
         check(tiles_of(run))
         first = run.rows.filter(pl.col("prompt").is_null() | pl.col("prompt").is_in(["r000", "r001", "r002", "s000", "s001"]))
         check(tiles_of(replace(run, rows=first, prompt_rows=first, summary=statistics_summary.summarise(first, NUMBERS))))
+
+
+@pytest.mark.ci
+def test_answers_keep_the_limits_whatever_was_left_out_and_however_long_names_are(
+    rows: pl.DataFrame, manifest: dict, full_rows: pl.DataFrame, full_manifest: dict
+) -> None:
+    """Each measure left out that answers one of the six, each two of them, and all but each; models and prompts have names of 60 letters."""
+    size = {"n_layers": 7, "changed": CHANGED}
+    parts = [full_rows, planted_behaviour(rows, **size), planted_transport(rows, **size)]
+    table = pl.concat([part.select([*KEY, "value"]) for part in parts]).unique(subset=KEY, maintain_order=True, keep="first")
+    long = (pl.col("prompt") + "-" + "x" * (59 - len("r000"))).alias("prompt")
+    record = full_manifest | behaviour_manifest(rows, **size)
+    record = record | {"pair": {side: record["pair"][side] | {"ref": f"{side}-" + "name" * 14} for side in ("base", "tuned")}}
+    summary, table = statistics_summary.summarise(table, NUMBERS), table.with_columns(long)
+    asked = [name for name, chapter in CHAPTERS.items() if chapter.feeds and name in table["measure"].unique().to_list()]
+    assert len(asked) == 6
+    others = [name for name in table["measure"].unique().to_list() if name not in asked]
+    left_out = [set(out) for n in (0, 1, 2, len(asked) - 1) for out in combinations(asked, n)]
+    said: dict[str, set[str]] = {}
+    for out in left_out:
+        kept = pl.col("measure").is_in([*others, *(name for name in asked if name not in out)])
+        known = {name: value for name, value in record.items() if name not in out}
+        tiles = tiles_of(Run(rows=table.filter(kept), summary=summary.filter(kept), manifest=known))
+        check(tiles)
+        for question, tile in tiles.items():
+            said.setdefault(question, set()).add(tile.text)
+    assert len(said["where"]) >= 5, "the combinations do say different things"
+
+
+@pytest.mark.parametrize("opening", ["x" * 60, "a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d", "ab " * 20])
+def test_an_opening_of_sixty_letters_leaves_room_for_its_counts(opening: str) -> None:
+    plain = [f"{name} is a country." for name in COUNTRIES]
+    tiles = tiles_of(behaving(plain, [f"{opening.strip()} {one}" for one in plain]))
+    assert len(tiles["what"].text.split()) <= WORDS, tiles["what"].text
+    assert tiles["what"].text.endswith(": base 0 of 10, tuned 10 of 10.")
+    assert tiles["what"].text.startswith(f"Answers now begin with “{opening[:3].strip()}")
+
+
+@pytest.mark.parametrize("where", ["openings, amplified 3", "prompts"])
+def test_a_phrase_of_sixty_letters_leaves_room_for_where_it_was_said(where: str) -> None:
+    phrase = "a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d"
+    line = {"where": where, "values": [1.0, 1.0, 0.0], "text": f"begins with “{phrase}”", "citation": "1"}
+    text = words_of_words._text_in_brief(line, "line 1").text
+    assert len(text.split()) <= WORDS, text
+    assert " the tuned text begins with “a b" in text
+    assert "…” where the base's does not: 2 of 3." in text

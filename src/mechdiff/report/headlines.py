@@ -22,6 +22,8 @@ from mechdiff.statistics.intervals import FEW, FEWEST
 
 WORDS = 60
 """Of a sentence, without its intervals and numbers of clusters, beyond which no clause is added: what comes later stays in its section."""
+IN_BRIEF = 25
+"""Words of one of the six first answers."""
 UNCOUNTED = r"\[.*?\]|\(\d+ clusters?\)|\bfewer than \d+ (?:clusters|prompts); "
 """Intervals, and of how many prompts or clusters they are: that an interval is of few costs no clause its room."""
 LEAST_WHOLE = 0.2
@@ -81,6 +83,19 @@ class Candidate:
     """Whether what a score is about happens at all: a refusal, of a score of refusals."""
     lengths_agree: bool = True
     """Whether it has one sign per token and per byte."""
+
+
+def quoting(text: str, letters: int, says: Callable[[str], Candidate], closing: str = "") -> Candidate:
+    """What `says` makes of a quotation, which is cut to so many letters, and then word by word until there are at most IN_BRIEF words in all.
+
+    What was cut ends in "…" and `closing`.
+    """
+    kept = text if len(text) <= letters else text[:letters].rstrip()
+    while True:
+        one = says(text if kept == text else f"{kept} …{closing}")
+        if len(one.text.split()) <= IN_BRIEF or " " not in kept:
+            return one
+        kept = kept.rpartition(" ")[0].rstrip()
 
 
 def told(*parts: "str | Number", **known: Any) -> Candidate:

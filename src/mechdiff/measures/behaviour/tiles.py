@@ -1,10 +1,11 @@
 """What the tuned model's answers do that the base's do not, in one sentence for a reader who has a minute; and the answers themselves."""
 
+from functools import partial
 from typing import Any
 
 from mechdiff.measures.behaviour import findings, said
 from mechdiff.measures.behaviour.said import Said
-from mechdiff.report.headlines import Candidate, Number, told
+from mechdiff.report.headlines import Candidate, Number, quoting, told
 from mechdiff.report.parts import Answers, Run
 from mechdiff.report.phrasing import visible
 from mechdiff.rows import where
@@ -31,7 +32,7 @@ def what(run: Run) -> list[Candidate]:
     for one in sorted(found, key=lambda one: (-said.KINDS.index(one.kind), not one.gained)):
         if not any(one.text in other.text or other.text in one.text for other in once_each):
             once_each.append(one)
-    return [_said(one, run) for one in once_each]
+    return [quoting(one.text, LETTERS, partial(_said, one, run)) for one in once_each]
 
 
 @once
@@ -46,8 +47,8 @@ def _texts(run: Run) -> list[dict]:
     return [one for one in findings.texts(run.manifest) if one["split"] == "report"]
 
 
-def _said(one: Said, run: Run) -> Candidate:
-    text = visible(one.text) if len(one.text) <= LETTERS else f"{visible(one.text[:LETTERS].rstrip())} …"
+def _said(one: Said, run: Run, quoted: str) -> Candidate:
+    text = visible(quoted)
     of = f"answers that {GAINED[one.kind].format(text)}; exact exchange test, family-wise p = {one.p:.2g}"
     base, tuned = (
         Number(shown=f"{k} of {one.n}", value=k / one.n, of=f"the {side}'s {of}", n=one.n)

@@ -144,4 +144,5 @@ def _truncation(run: Run) -> list[Any]:
     caption += (
         f"For {name}, k = {enough} recovers 90 % of what the largest k does." if enough != "–" else f"For {name}, no k recovers anything."
     )
-    return [Drawn(name="grafts_by_rank", chart=grafts_by_rank, caption=caption, reading="grafts_by_rank"), table(columns, rows)]
+    drawn = Drawn(name="grafts_by_rank", chart=grafts_by_rank, caption=caption, reading="grafts_by_rank")
+    return [drawn, table(columns, rows, title="Recovered share of D, by rank of the copied change")]

@@ -5,7 +5,7 @@ from typing import Any
 
 from mechdiff.measures.words import findings
 from mechdiff.measures.words.judge import BEYOND, CAUSAL, REPLICATES, UNHELD
-from mechdiff.report.headlines import Candidate, Number, told
+from mechdiff.report.headlines import Candidate, Number, quoting, told
 from mechdiff.report.overview.strips import Strip
 from mechdiff.report.parts import Answers, Run
 from mechdiff.report.phrasing import listed, nats, visible
@@ -145,9 +145,11 @@ def _text_in_brief(line: findings.Line, cited: str) -> Candidate:
         of=f"held-out texts of which the tuned model's alone does, {cited}",
         n=len(values),
     )
-    text = visible(line["text"])
-    short = text if len(text) <= LETTERS else f"{text[:LETTERS].rstrip()} …”"
-    return told(f"On {place(line['where'])} the tuned text {short} where the base's does not: ", alone, ".", n=len(values), needed=1)
+
+    def says(text: str) -> Candidate:
+        return told(f"On {place(line['where'])} the tuned text {text} where the base's does not: ", alone, ".", n=len(values), needed=1)
+
+    return quoting(visible(line["text"]), LETTERS, says, closing="”")
 
 
 def _likelier(run: Run) -> list[Candidate]:

@@ -21,7 +21,7 @@ from mechdiff.report.phrasing import visible
 from mechdiff.statistics.clusters import n_prompts
 from mechdiff.statistics.intervals import FEW
 
-WORDS, NUMBERS = 25, 2
+WORDS, NUMBERS = headlines.IN_BRIEF, 2
 """Of one answer, at most."""
 EXAMPLES, LETTERS = 3, 220
 """Pairs of answers that are shown, and letters of each."""
