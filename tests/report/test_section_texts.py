@@ -104,6 +104,8 @@ def test_kinds_of_tokens_are_told_apart_and_each_prompt_has_its_dot(run: Run) ->
         ".": "punctuation",
         "4th": "words",
         "—": "punctuation",
+        " <0xD2>": "parts of characters",
+        "<0x9F>.": "punctuation",
     }
     assert {text: kind_of(text) for text in told} == told
     sizes = {"first token": 1.0, "digits": 0.01}

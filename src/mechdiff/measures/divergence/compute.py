@@ -15,6 +15,7 @@ from mechdiff.engine.activations import forward
 from mechdiff.engine.generation import Speech, speak, stop_ids
 from mechdiff.measures.divergence import formula
 from mechdiff.models.pair import Model
+from mechdiff.prompts.matching import Vocabulary
 from mechdiff.prompts.rendering import Rendered
 from mechdiff.study.cells import Cell
 from mechdiff.study.execution import Execution
@@ -135,7 +136,7 @@ def texts_record(run: Execution) -> dict[str, Any]:
     cells = [cell for cell in run.cells if cell.stage == "texts"]
     if not cells:
         return {}
-    tokenizer, tokens, vocabulary = run.prepared.pair.tokenizer("tuned"), run.prepared.tokens, run.prepared.vocabularies["tuned"]
+    tokens, vocabulary = run.prepared.tokens, run.prepared.vocabularies["tuned"]
     every = [one for cell in cells for one in _read(run.folder.load(cell.key).tensors, cell.key["ids"])]
     chosen = sorted(every, key=lambda one: float(one["kl"].mean()), reverse=True)[:TEXTS]
     said = [
@@ -158,16 +159,16 @@ def texts_record(run: Execution) -> dict[str, Any]:
         "texts": said,
         "n_prompt_tokens": lengths,
         "moved_tokens": _moved(run, cells[0].key["split"]),
-        "kl_by_kind": [kept for one in every for kept in _by_kind(one, tokenizer)],
+        "kl_by_kind": [kept for one in every for kept in _by_kind(one, vocabulary)],
     }
 
 
-def _by_kind(one: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
+def _by_kind(one: dict[str, Any], vocabulary: Vocabulary) -> list[dict[str, Any]]:
     """KL before the tokens of a prompt's answer by their kind, mean over the tokens: a place's divergence is that of the token that follows."""
     pieces, last = _pieces(one), one["n_prompt_tokens"] - 1
     found: dict[str, list[float]] = {}
     for place in range(last, len(pieces) - 1):
-        kind = FIRST if place == last else formula.kind_of(tokenizer.decode(pieces[place + 1]))
+        kind = FIRST if place == last else formula.kind_of(vocabulary.text(*pieces[place + 1]))
         found.setdefault(kind, []).append(float(one["kl"][place]))
     return [{"prompt": one["prompt"], "kind": kind, "n": len(kl), "kl": round(float(np.mean(kl)), 6)} for kind, kl in found.items()]
 

@@ -44,6 +44,7 @@ its mean, so read the mean with its interval and beside the median. How the dive
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -60,6 +61,8 @@ from mechdiff.engine.overlap import total_nats
 from mechdiff.prompts.sets import n_words
 from mechdiff.prompts.vocabularies import Tokens
 from mechdiff.rows import TOTAL, rows
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def measure(
@@ -208,8 +211,11 @@ def bits(logits: Float[Tensor, "said vocab"], tokens: Int[Tensor, " said"]) -> f
 
 
 def kind_of(token: str) -> str:
-    """What kind of token a text is: "spaces and line ends", "digits", "words" (whatever has a letter) or "punctuation"."""
-    bare = token.strip()
+    """What kind of token a text is: "spaces and line ends", "digits", "words" (whatever has a letter), "punctuation", or "parts of characters" (bytes
+    alone, as `Vocabulary.text` writes them)."""
+    bare = _BYTE.sub("", token).strip()
+    if not bare and _BYTE.search(token):
+        return "parts of characters"
     if not bare:
         return "spaces and line ends"
     if any(one.isalpha() for one in bare):
