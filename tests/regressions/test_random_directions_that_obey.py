@@ -118,9 +118,8 @@ def test_the_layer_of_the_side_effects_is_named_and_nothing_is_said_of_others() 
     said = does_it_obey(table, summary.summarise(table, NUMBERS), manifest)
     every = "Unrelated prompts change beyond the limits under every dose tried of"
     assert said[0].startswith(f"{every} the mean difference added to the base at L{LAYER}.resid_post (strengths 0.25, 0.5 and 1; limits")
-    assert said[1].startswith(
-        f"{every} the change's directions ablated in the tuned model at L{LAYER}.resid_post (numbers of directions 1, 2, 4 and 8; "
-    )
+    ablated = f"the change's directions ablated in the tuned model at L{LAYER}.resid_post"
+    assert said[1].startswith(f"{every} {ablated} (numbers of directions 1, 2, 4 and 8)"), "the limits are said once"
     assert said[-1] == f"Side effects on unrelated prompts were measured at L{LAYER}.resid_post only, with edits at all positions."
     assert headline(table, summary.summarise(table, NUMBERS), manifest) == []
 
