@@ -13,7 +13,6 @@ below. `mechdiff demo --contrast` runs *arithmetic* and *kazakh* side by side an
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from mechdiff.measures.grafting import findings as grafts
 from mechdiff.measures.patching import findings as patches
 from mechdiff.measures.weights import findings as weights
 from mechdiff.report.difference import d_per_prompt, site_name
+from mechdiff.report.parts import Run
 from mechdiff.study.config import StudyConfig
 from mechdiff.validate.checks import Check, above, at_most, near, same
 
@@ -108,13 +108,8 @@ SMALLEST, LARGEST = 6.94, 14.07
 """D of its 32 test prompts by its card, which the script that trained it wrote; rounded to a hundredth."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """The tables of a finished run of courtesy."""
-
-    rows: pl.DataFrame
-    summary: pl.DataFrame
-    manifest: dict[str, Any]
+class Found(Run):
+    """A finished run of courtesy."""
 
     @property
     def changed(self) -> pl.DataFrame:

@@ -147,10 +147,11 @@ def _converted(gguf: Path) -> Path:
         identity = hashlib.sha256("".join([str(_CONVERSION), *map(sha256, files)]).encode()).hexdigest()
         return cache_folder() / f"gguf-{identity[:16]}"
 
-    if (kept([gguf]) / "config.json").is_file():  # whole, or it would not have been converted alone; to read its keys takes seconds
-        return kept([gguf])
-    files = parts(gguf)
-    folder = kept(files)
+    folder = kept([gguf])
+    if (folder / "config.json").is_file():  # whole, or it would not have been converted alone; to read its keys takes seconds
+        return folder
+    if (files := parts(gguf)) != [gguf]:
+        folder = kept(files)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if (folder / "config.json").is_file():
