@@ -48,6 +48,6 @@ def run(*study: Any, page: bool = True, **how: Any) -> api.Run:
     with pytest.MonkeyPatch.context() as changed:
         if not page:
             changed.setattr(api, "build_report", lambda place, chapters: None)
-            changed.setattr(api, "_written", lambda finished: None)
+            changed.setattr(api.Run, "write_results", lambda finished: None)
             changed.setattr(api, "_live", lambda folder, prepared, opened: nullcontext(lambda look: None))
         return api.run(*study, **how)

@@ -427,3 +427,11 @@ def test_a_place_that_cannot_be_written_is_no_fault_of_mechdiff(mechdiff, monkey
     code, _, err = mechdiff("report", "somewhere")
     assert code == 3
     assert " ".join(err.split()) == "error: /dev/null/x: cannot be read or written (Not a directory)"
+
+
+def test_the_help_of_quick_says_how_many_prompts_are_kept() -> None:
+    """It said eight where six were read."""
+    from mechdiff.cli.flags import Quick
+    from mechdiff.study.prepare import QUICK
+
+    assert Quick.__metadata__[0].help == f"Only the first {QUICK} prompts of each split."

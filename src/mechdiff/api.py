@@ -145,7 +145,7 @@ def run(
         folder.write_manifest(record)
     build_report(place, CHAPTERS)
     finished = Run(place)
-    _written(finished)
+    finished.write_results()
     if on_event:
         found = finished.results
         on_event(
@@ -153,10 +153,6 @@ def run(
             {"mechdiff/done": 1.0} | {f"mechdiff/{key}": v for key, v in found.select("key", "value").iter_rows()},
         )
     return finished
-
-
-def _written(finished: Run) -> None:
-    finished.write_results()
 
 
 def _heard(step: "Step", on_event: Event | None) -> "Step":

@@ -82,7 +82,7 @@ Preset = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Splits, permutations, donors.", rich_help_panel=WHAT)]
-Quick = Annotated[bool, typer.Option("--quick", help="Only the first 8 prompts of each split.", rich_help_panel=WHAT)]
+Quick = Annotated[bool, typer.Option("--quick", help="Only the first 6 prompts of each split.", rich_help_panel=WHAT)]
 Dtype = Annotated[
     Dtypes,
     typer.Option(
